@@ -1,0 +1,42 @@
+"""What can go wrong, as one tree.
+
+::
+
+    FlPeelError                 every mistake a user can mend; the command line prints its one line
+    ├── ScenarioError           a scenario key is unknown, of the wrong type or out of range
+    ├── DataError               a data set cannot be found, fetched, verified or read
+    ├── ProfileError            a device profile or a budget trace makes no sense
+    ├── BudgetError             a memory budget cannot hold what it must hold
+    ├── ArtifactError           a stored elastic embedding is not what it claims to be
+    └── EngineError             the Flower engine failed: no nodes, no replies, mixed-up packages
+
+Messages are one line, name the place (file and line, key path, profile name) and the remedy.
+"""
+
+
+class FlPeelError(Exception):
+    """A mistake the user can mend. Its text is one line that names the place and the remedy."""
+
+
+class ScenarioError(FlPeelError):
+    """A scenario key is unknown, of the wrong type or out of range."""
+
+
+class DataError(FlPeelError):
+    """A data set cannot be found, fetched, verified or read."""
+
+
+class ProfileError(FlPeelError):
+    """A device profile or a budget trace makes no sense."""
+
+
+class BudgetError(FlPeelError):
+    """A memory budget cannot hold what it must hold."""
+
+
+class ArtifactError(FlPeelError):
+    """A stored elastic embedding is not what it claims to be."""
+
+
+class EngineError(FlPeelError):
+    """The Flower engine failed: no nodes, no replies, or packages from two roots."""
