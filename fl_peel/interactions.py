@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.errors import DataError
-from fl_peel.randomness import rng_for
+from fl_peel.randomness import device_seeds, mix64, rng_for
 
 IntArray = NDArray[np.int64]
 
@@ -60,9 +60,8 @@ class UserItems:
 
     def keep(self, mask: NDArray[np.bool_]) -> UserItems:
         """Interactions where ``mask`` (N,) holds; every user stays, some with no item."""
-        counts = np.zeros(self.num_users, dtype=np.int64)
-        np.add.at(counts, self.users()[mask], 1)
-        return UserItems(np.concatenate([[0], np.cumsum(counts)]), self.items[mask])
+        kept = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])  # (N + 1,) kept among the first n
+        return UserItems(kept[self.indptr], self.items[mask])
 
     def popularity(self, num_items: int) -> NDArray[np.int64]:
         """Interactions per item, shape (num_items,)."""
@@ -88,7 +87,7 @@ class Interactions:
 
     pairs: every (user, item) pair once; timestamps: (N,) seconds aligned with ``pairs.items`` or None;
     given_test: pairs that the source itself sets aside for the test, or None;
-    user_labels, item_labels: the source's own names, by number.
+    user_labels, item_labels: the source's own names, by number; empty where the numbers are the names.
     """
 
     name: str
@@ -139,10 +138,11 @@ def split(
 ) -> Splits:
     """Split each user's interactions into train, validation and test. Deterministic in (data, seed).
 
-    Each user's items are put in order: oldest first where there are timestamps (``order`` "time" or "auto"), else
-    a random order that depends on the seed and the user alone. The newest ``test_share`` is the test part (unless
-    the source gives one) and the newest ``validation_share`` of what is left is the validation part. Shares round
-    to the nearest whole number, and a user always keeps at least one train item.
+    Each user's items are put in order: oldest first where there are timestamps (``order`` "time" or "auto"),
+    else a random order that depends on the seed, the user and the items alone. The newest ``test_share`` is the
+    test part (unless the source gives one) and the newest ``validation_share`` of what is left is the validation
+    part. Shares round to the nearest whole number (halves to the even one), and a user who has any item keeps
+    at least one for training.
 
     Raises:
         DataError: "time" was asked for and the data has no timestamps.
@@ -157,11 +157,9 @@ def split(
         # ties in time are broken by item number, not by the order of lines in the file
         rank = np.lexsort((pairs.items, interactions.timestamps, users))
     else:
-        keys = np.concatenate(
-            [rng_for(seed, "split", u).random(int(n)) for u, n in enumerate(pairs.counts())] or [np.zeros(0)]
-        )
-        by_item = np.lexsort((pairs.items, users))
-        rank = by_item[np.lexsort((keys, users[by_item]))]
+        # every pair draws its own key, so that no other pair and no order of lines can move it
+        keys = mix64(device_seeds(seed, "split", devices=users) ^ mix64(pairs.items.astype(np.uint64)))
+        rank = np.lexsort((pairs.items, keys, users))
     items = pairs.items[rank]
     counts = pairs.counts()
     position = np.arange(len(items)) - np.repeat(pairs.indptr[:-1], counts)  # place within the user, oldest 0
@@ -175,17 +173,20 @@ def split(
     is_validation = ~is_test & (position >= np.repeat(left - num_validation, counts))
     ordered = UserItems(pairs.indptr, items)
     test = ordered.keep(is_test) if interactions.given_test is None else interactions.given_test
-    return Splits(ordered.keep(~is_test & ~is_validation), ordered.keep(is_validation), test, interactions.num_items)
+    train = ordered.keep(~is_test & ~is_validation)
+    return Splits(train, ordered.keep(is_validation), test, interactions.num_items)
 
 
 CollectedMode = Literal["users", "oldest"]
 
 
-def collected(train: UserItems, *, seed: int, share: float, mode: CollectedMode) -> tuple[UserItems, NDArray[np.bool_]]:
+def collected(
+    train: UserItems, *, seed: int, share: float, mode: CollectedMode
+) -> tuple[UserItems, NDArray[np.bool_]]:
     """The train interactions the server may see, and which users gave any: (U,) bool.
 
     mode "users": a share of the users consents, chosen at random, each with all of its train interactions.
-    mode "oldest": every user gives the oldest share of its train interactions (at least one).
+    mode "oldest": every user gives the oldest share of its train interactions, rounded up.
     Users who gave nothing have an empty row.
     """
     counts = train.counts()
@@ -197,6 +198,6 @@ def collected(train: UserItems, *, seed: int, share: float, mode: CollectedMode)
         kept = train.keep(np.repeat(consents, counts))
     else:
         position = np.arange(train.num_interactions) - np.repeat(train.indptr[:-1], counts)
-        quota = np.ceil(counts * share).astype(np.int64)
+        quota = np.ceil(counts * share - 1e-9).astype(np.int64)  # 100 * 0.07 is 7.000000000000001
         kept = train.keep(position < np.repeat(quota, counts))
     return kept, kept.counts() > 0

@@ -1,0 +1,273 @@
+"""Text files with one interaction per line: MovieLens, RecBole ``.inter``, CSV -> columns.
+
+Arrow reads the file in one vectorized pass. Only when that fails does a slow pass walk the lines, to name the
+one that is wrong.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+from numpy.typing import NDArray
+
+from fl_peel.errors import DataError
+
+ALIASES = {
+    "user": ("user", "user_id", "userid"),
+    "item": ("item", "item_id", "itemid", "movie_id", "movieid"),
+    "rating": ("rating",),
+    "timestamp": ("timestamp", "time"),
+}
+_BOM = b"\xef\xbb\xbf"
+_INTEGER = re.compile(r"[0-9]+")
+_NEGATIVE = re.compile(r"-[0-9]+")
+_NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+MAX_TIME = 2.0**63
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What one file says, row by row.
+
+    users, items: (N,) Arrow strings, never null or empty; ratings: (N,) float64, finite, or None;
+    timestamps: (N,) int64 seconds, or None.
+    """
+
+    users: Any
+    items: Any
+    ratings: NDArray[np.float64] | None
+    timestamps: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How a text table is written.
+
+    columns: names by position, or None where the first line names them; typed_header: names read
+    ``name:type``; quoted: fields may stand in double quotes; integer_ids: users, items are integers >= 0.
+    """
+
+    delimiter: str
+    columns: tuple[str, ...] | None = None
+    typed_header: bool = False
+    quoted: bool = False
+    integer_ids: bool = False
+
+
+_MOVIELENS = ("user", "item", "rating", "timestamp")
+TEXT_FORMATS = {
+    "movielens-tab": TextFormat("\t", columns=_MOVIELENS, integer_ids=True),
+    "movielens-dat": TextFormat("::", columns=_MOVIELENS, integer_ids=True),
+    "recbole": TextFormat("\t", typed_header=True),
+    "csv": TextFormat(",", quoted=True),
+    "tsv": TextFormat("\t", quoted=True),
+}
+
+
+def check_file(path: Path) -> None:
+    """Raise a DataError where there is no file to read."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file; check the path")
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; name the file inside it")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of a file without a byte-order mark, never blank; every way this can fail is one DataError."""
+    check_file(path)
+    try:
+        raw = path.read_bytes().removeprefix(_BOM)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if not raw.strip():
+        raise DataError(f"{path}: the file is empty; it should hold one interaction per line")
+    return raw
+
+
+def read_text_table(path: Path, text_format: TextFormat) -> Columns:
+    """Read a delimited text file.
+
+    Raises:
+        DataError: the file cannot be read, lacks a column, or has a malformed line, which is named.
+    """
+    raw = read_bytes(path)
+    names = text_format.columns or _header(path, raw, text_format)
+    positions = pick_columns(f"{path}:1" if text_format.columns is None else str(path), names)
+    try:
+        return _read_fast(raw, text_format, len(names), positions)
+    except ValueError as error:  # Arrow's own errors are ValueErrors too
+        _raise_for_bad_line(path, raw, text_format, names, positions)
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: cannot be read ({reason}); check the format and the file") from error
+
+
+def pick_columns(place: str, names: Sequence[str]) -> dict[str, int]:
+    """Position of the user, item, rating and timestamp columns; the last two may be absent.
+
+    Raises:
+        DataError: no user or item column, or two columns that mean the same.
+    """
+    positions: dict[str, int] = {}
+    for meaning, aliases in ALIASES.items():
+        found = [i for i, name in enumerate(names) if name.strip().lower() in aliases]
+        if len(found) > 1:
+            which = " and ".join(repr(names[i]) for i in found)
+            raise DataError(f"{place}: {which} both name the {meaning}; keep one of them")
+        if found:
+            positions[meaning] = found[0]
+        elif meaning in ("user", "item"):
+            have = ", ".join(repr(name) for name in names)
+            raise DataError(f"{place}: no {meaning} column among {have}; call it {' or '.join(aliases[:2])}")
+    return positions
+
+
+def label_fault(label: str | None, *, integer_ids: bool) -> str | None:
+    """What is wrong with a user's or item's label, with the remedy, or None."""
+    if not label:
+        return "is missing; every interaction needs one"
+    if _NEGATIVE.fullmatch(label):
+        return f"is negative ({label}); ids count from 0, so leave out such rows"
+    if integer_ids and not _INTEGER.fullmatch(label):
+        return f"is {label!r}, not an integer; ids here are whole numbers"
+    return None
+
+
+def _number_fault(text: str, *, is_time: bool) -> str | None:
+    text = text.strip(" ")
+    if not _NUMBER.fullmatch(text):
+        return f"is {text!r}, not a number; mend or remove the line"
+    if not math.isfinite(float(text)) or (is_time and abs(float(text)) >= MAX_TIME):
+        return f"is {text!r}, out of range; mend or remove the line"
+    return None
+
+
+def _header(path: Path, raw: bytes, text_format: TextFormat) -> tuple[str, ...]:
+    try:
+        line = raw.splitlines()[0].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:1: not UTF-8 text; save the file as UTF-8") from error
+    if text_format.quoted:
+        names = next(csv.reader([line], delimiter=text_format.delimiter), [])
+    else:
+        names = line.split(text_format.delimiter)
+    if text_format.typed_header:
+        untyped = [name for name in names if ":" not in name]
+        if untyped:
+            raise DataError(
+                f"{path}:1: {untyped[0]!r} has no type; head the columns like user_id:token<TAB>item_id:token"
+            )
+        names = [name.rsplit(":", 1)[0] for name in names]
+    return tuple(name.strip() for name in names)
+
+
+def _read_fast(raw: bytes, text_format: TextFormat, num_fields: int, positions: dict[str, int]) -> Columns:
+    """Read in one vectorized pass; ValueError where anything at all is wrong."""
+    delimiter = text_format.delimiter
+    if len(delimiter) > 1:  # Arrow splits at one character only
+        raw, delimiter = raw.replace(delimiter.encode(), b"\t"), "\t"
+    fields = [str(i) for i in range(num_fields)]
+    wanted = {meaning: fields[i] for meaning, i in positions.items()}
+    table = pa.csv.read_csv(
+        pa.BufferReader(raw),
+        read_options=pa.csv.ReadOptions(column_names=fields, skip_rows=int(text_format.columns is None)),
+        parse_options=pa.csv.ParseOptions(
+            delimiter=delimiter,
+            quote_char='"' if text_format.quoted else False,
+            newlines_in_values=text_format.quoted,
+        ),
+        convert_options=pa.csv.ConvertOptions(
+            include_columns=list(wanted.values()), column_types=dict.fromkeys(wanted.values(), pa.string())
+        ),
+    )
+    if table.num_rows == 0:
+        raise ValueError("no interactions")
+    text = {
+        meaning: pc.utf8_trim(table.column(field).combine_chunks(), characters=" ")
+        for meaning, field in wanted.items()
+    }
+    for meaning in ("user", "item"):
+        for label in pc.unique(text[meaning]).to_pylist():
+            if fault := label_fault(label, integer_ids=text_format.integer_ids):
+                raise ValueError(f"{meaning} {fault}")
+    ratings = pc.cast(text["rating"], pa.float64()).to_numpy() if "rating" in text else None
+    if ratings is not None and not np.isfinite(ratings).all():
+        raise ValueError("a rating is not finite")
+    timestamps = _text_times(text["timestamp"]) if "timestamp" in text else None
+    return Columns(text["user"], text["item"], ratings, timestamps)
+
+
+def _text_times(column: Any) -> NDArray[np.int64]:
+    try:
+        return np.asarray(pc.cast(column, pa.int64()).to_numpy(zero_copy_only=False))
+    except pa.ArrowInvalid:
+        return whole_seconds(pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False))
+
+
+def whole_seconds(times: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Round (N,) times down to whole seconds; ValueError where one is not finite or does not fit."""
+    if not (np.abs(times) < MAX_TIME).all():  # false for NaN too
+        raise ValueError("a timestamp is not a number or out of range")
+    seconds: NDArray[np.int64] = np.floor(times).astype(np.int64)
+    return seconds
+
+
+def _lines(path: Path, raw: bytes, text_format: TextFormat) -> Iterator[tuple[int, list[str]]]:
+    """Line number (from 1) and fields of every record, the header included."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = len(raw[: error.start + 1].splitlines())
+        raise DataError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from error
+    if not text_format.quoted:
+        for line, content in enumerate(raw.splitlines(), start=1):
+            if content:
+                yield line, content.decode("utf-8").split(text_format.delimiter)
+        return
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=text_format.delimiter, strict=True)
+    line = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield line, fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{path}:{line}: {error}; mend the quotes") from error
+
+
+def _raise_for_bad_line(
+    path: Path, raw: bytes, text_format: TextFormat, names: Sequence[str], positions: dict[str, int]
+) -> None:
+    num_records = 0
+    for line, fields in _lines(path, raw, text_format):
+        if text_format.columns is None and line == 1:
+            continue
+        num_records += 1
+        if len(fields) != len(names):
+            have = f"{len(fields)} field" + "s" * (len(fields) != 1)
+            sign = {"\t": "tabs", ",": "commas"}.get(text_format.delimiter, repr(text_format.delimiter))
+            raise DataError(
+                f"{path}:{line}: {have} where {len(names)} belong ({', '.join(names)}), split at {sign}"
+            )
+        for meaning, position in positions.items():
+            text = fields[position]
+            if meaning in ("user", "item"):
+                fault = label_fault(text.strip(" "), integer_ids=text_format.integer_ids)
+            else:
+                fault = _number_fault(text, is_time=meaning == "timestamp")
+            if fault:
+                raise DataError(f"{path}:{line}: {meaning} {fault}")
+    if num_records == 0:
+        raise DataError(
+            f"{path}: names its columns and holds no interaction; check that it was written in full"
+        )
