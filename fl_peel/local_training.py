@@ -1,0 +1,147 @@
+"""Devices train the blocks they keep and their own user embedding on their local train items.
+
+Inner level of PEEL's bi-level optimization (section III-C). The loss of an interaction (u, i) with negatives
+j1..jK drawn uniformly from the items present on the device that it has not interacted with:
+
+- ``bpr``: mean over k of -log sigmoid(u.i - u.jk)  (Rendle et al., UAI 2009)
+- ``sampled-softmax``: -log of the softmax of u.i / t among {i, j1..jK}  (Wu et al., arXiv 2201.02327)
+
+plus l2 / 2 times the squared norms of the embeddings involved. Plain SGD; the gradient of a mini-batch is the sum
+over its interactions, so that an interaction counts the same on a busy device and on a quiet one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel import kernels
+from fl_peel.interactions import UserItems
+from fl_peel.selection import RankedBlocks
+
+LocalLoss = Literal["bpr", "sampled-softmax"]
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a device trains. ``max_norm``: L2 bound of one device's block update, infinite for none."""
+
+    epochs: int = 1
+    batch_size: int = 64
+    num_negatives: int = 1
+    learning_rate: float = 0.05
+    user_learning_rate: float = 0.05
+    l2: float = 0.0
+    loss: LocalLoss = "bpr"
+    temperature: float = 1.0
+    max_norm: float = float("inf")
+
+
+@dataclass(frozen=True)
+class GroupUpdate:
+    """What the devices of one user group return together: sums only.
+
+    sums: (R, d) int64, block updates in units of 1 / FIXED_POINT; touched: (R,) devices that changed the row;
+    holders: (K,) devices that kept each block and trained; row_loss: (R,) int64 in the same units;
+    row_examples: (R,) train interactions. Per device, not sent: loss, examples, touched_rows, norms, each (N,).
+    """
+
+    sums: NDArray[np.int64]
+    touched: NDArray[np.int64]
+    holders: NDArray[np.int64]
+    row_loss: NDArray[np.int64]
+    row_examples: NDArray[np.int64]
+    loss: NDArray[np.float64]
+    examples: NDArray[np.int64]
+    touched_rows: NDArray[np.int64]
+    norms: NDArray[np.float64]
+
+
+def holders_of(cutoffs: NDArray[np.int64], num_blocks: int) -> NDArray[np.int64]:
+    """Devices that keep each ranked block, (K,): those whose cutoff lies beyond it."""
+    counts = np.bincount(cutoffs, minlength=num_blocks + 1)
+    return (len(cutoffs) - np.cumsum(counts))[:num_blocks].astype(np.int64)
+
+
+def train_group(
+    ranked: RankedBlocks,
+    cutoffs: NDArray[np.int64],
+    users: NDArray[np.float32],
+    train: UserItems,
+    seeds: NDArray[np.uint64],
+    how: LocalTraining,
+) -> tuple[NDArray[np.float32], GroupUpdate]:
+    """Train the devices of one user group, each from the same blocks.
+
+    cutoffs: (N,) blocks each keeps; users: (N, d); train: N rows of item numbers; seeds: (N,), one per device.
+    Returns the new user embeddings (N, d), which stay on the devices, and the sums.
+    """
+    num_devices = len(cutoffs)
+    num_rows, dim = ranked.table.shape
+    trained = np.array(users, np.float32, order="C", copy=True)
+    sums = np.zeros((num_rows, dim), np.int64)
+    touched, row_loss, row_examples = (np.zeros(num_rows, np.int64) for _ in range(3))
+    loss, squares = np.zeros(num_devices), np.zeros(num_devices)
+    examples, touched_rows = np.zeros(num_devices, np.int64), np.zeros(num_devices, np.int64)
+    kernels.train_devices(
+        ranked.table,
+        ranked.position,
+        ranked.num_present(cutoffs),
+        cutoffs,
+        trained,
+        train.indptr,
+        ranked.row_of_item[train.items],
+        seeds,
+        how.epochs,
+        how.batch_size,
+        how.num_negatives,
+        how.learning_rate,
+        how.user_learning_rate,
+        how.l2,
+        how.loss == "sampled-softmax",
+        how.temperature,
+        how.max_norm,
+        sums,
+        touched,
+        row_loss,
+        row_examples,
+        loss,
+        examples,
+        touched_rows,
+        squares,
+    )
+    holders = holders_of(cutoffs[examples > 0], len(ranked.blocks))
+    return trained, GroupUpdate(
+        sums, touched, holders, row_loss, row_examples, loss, examples, touched_rows, np.sqrt(squares)
+    )
+
+
+def signals_of_group(
+    ranked: RankedBlocks,
+    cutoffs: NDArray[np.int64],
+    users: NDArray[np.float32],
+    best: NDArray[np.int32],
+    validation: UserItems,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Validation signals of ranked blocks: (hits, shown), each (K,) int64 in units of 1 / FIXED_POINT.
+
+    shown: how much a block appears in the devices' top lists, an item at rank r counting 1 / log2(r + 1), shared
+    among the item's slices by their part in the score; hits: the part of it that validation items account for.
+    best: (N, m) table rows from :func:`fl_peel.ranking.top_rows`.
+    """
+    hits, shown = np.zeros(len(ranked.blocks), np.int64), np.zeros(len(ranked.blocks), np.int64)
+    kernels.block_signals(
+        ranked.table,
+        ranked.position,
+        cutoffs,
+        np.ascontiguousarray(users, np.float32),
+        best,
+        validation.indptr,
+        ranked.row_of_item[validation.items],
+        hits,
+        shown,
+    )
+    return hits, shown

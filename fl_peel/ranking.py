@@ -1,0 +1,106 @@
+"""Full ranking on the device, Recall@n and NDCG@n, and their mergeable sums.
+
+Every item whose block is kept is a candidate, except those the device has already interacted with. Recall@n is the
+share of the device's test items among its n best; NDCG@n has binary gains and an ideal list of min(n, test items).
+Averages are over devices with at least one test item.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel import kernels
+from fl_peel.interactions import UserItems
+from fl_peel.ondevice import stored_user
+from fl_peel.selection import RankedBlocks
+
+SUM_SCALE = float(1 << 32)
+"""Metric sums are int64 in units of 2**-32, so that merging is exact and order-free."""
+
+
+def _rows(ranked: RankedBlocks, items: UserItems) -> NDArray[np.int32]:
+    return ranked.row_of_item[items.items]
+
+
+def top_rows(
+    ranked: RankedBlocks, cutoffs: NDArray[np.int64], users: NDArray[np.float32], exclude: UserItems, n: int
+) -> NDArray[np.int32]:
+    """The n best table rows of each device (N, n), best first, -1 where it has fewer.
+
+    cutoffs: (N,); users: (N, d); exclude: what each device must not be recommended.
+    """
+    best = np.empty((len(cutoffs), n), np.int32)
+    scores = np.empty((len(cutoffs), n), np.float32)
+    kernels.top_rows(
+        ranked.table,
+        ranked.position,
+        ranked.items,
+        ranked.num_present(cutoffs),
+        cutoffs,
+        np.ascontiguousarray(users, np.float32),
+        exclude.indptr,
+        _rows(ranked, exclude),
+        best,
+        scores,
+    )
+    return best
+
+
+def recall_ndcg(
+    ranked: RankedBlocks, best: NDArray[np.int32], wanted: UserItems, n: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Recall@n and NDCG@n of each device, (N,) each; 0 where nothing is wanted."""
+    recall, ndcg = np.empty(len(best), np.float64), np.empty(len(best), np.float64)
+    kernels.hit_sums(best, wanted.indptr, _rows(ranked, wanted), n, len(ranked.items), recall, ndcg)
+    return recall, ndcg
+
+
+def evaluate(
+    ranked: RankedBlocks,
+    cutoffs: NDArray[np.int64],
+    users: NDArray[np.float32],
+    exclude: UserItems,
+    wanted: UserItems,
+    n: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Recall@n and NDCG@n of each device from what it has stored: fp16 user embedding, coded blocks."""
+    best = top_rows(ranked, cutoffs, stored_user(users), exclude, n)
+    return recall_ndcg(ranked, best, wanted, n)
+
+
+@dataclass(frozen=True)
+class MetricSums:
+    """Sums of metrics over devices, per cell (a class, a user group, a budget...): order-free to merge.
+
+    recall, ndcg: int64 in units of 2**-32; devices: int64 counts. All of one shape.
+    """
+
+    recall: NDArray[np.int64]
+    ndcg: NDArray[np.int64]
+    devices: NDArray[np.int64]
+
+    @staticmethod
+    def of(
+        cells: NDArray[np.integer],
+        num_cells: int,
+        recall: NDArray[np.float64],
+        ndcg: NDArray[np.float64],
+        counted: NDArray[np.bool_],
+    ) -> MetricSums:
+        """Add up devices (N,) by cell number; only those where ``counted`` holds."""
+        sums = [np.zeros(num_cells, np.int64) for _ in range(3)]
+        for total, values in zip(sums, (recall, ndcg, np.full(len(recall), 1 / SUM_SCALE)), strict=True):
+            np.add.at(total, cells[counted], np.rint(values[counted] * SUM_SCALE).astype(np.int64))
+        return MetricSums(*sums)
+
+    def __add__(self, other: MetricSums) -> MetricSums:
+        """Merge two disjoint sets of devices."""
+        return MetricSums(self.recall + other.recall, self.ndcg + other.ndcg, self.devices + other.devices)
+
+    def mean(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean recall and NDCG of every cell; 0 for a cell without devices."""
+        devices = np.maximum(self.devices, 1) * SUM_SCALE
+        return self.recall / devices, self.ndcg / devices
