@@ -139,10 +139,10 @@ def split(
     """Split each user's interactions into train, validation and test. Deterministic in (data, seed).
 
     Each user's items are put in order: oldest first where there are timestamps (``order`` "time" or "auto"),
-    else a random order that depends on the seed, the user and the items alone. The newest ``test_share`` is the
-    test part (unless the source gives one) and the newest ``validation_share`` of what is left is the validation
-    part. Shares round to the nearest whole number (halves to the even one), and a user who has any item keeps
-    at least one for training.
+    else a random order that depends on the seed, the user and the items alone. The newest ``test_share`` is
+    the test part (unless the source gives one) and the newest ``validation_share`` of what is left is the
+    validation part. Shares round to the nearest whole number (halves to the even one), and a user who has any
+    item keeps at least one for training.
 
     Raises:
         DataError: "time" was asked for and the data has no timestamps.
