@@ -90,9 +90,7 @@ def _k_means(points: FloatArray, count: int, seed: int) -> FloatArray:
 def unit_rows(table: FloatArray) -> FloatArray:
     """Rows scaled to length 1; zero rows stay zero."""
     lengths = np.linalg.norm(table, axis=1, keepdims=True)
-    unit: FloatArray = np.divide(
-        table, lengths, out=np.zeros_like(table, dtype=np.float32), where=lengths > 0
-    )
+    unit: FloatArray = np.divide(table, lengths, out=np.zeros_like(table, dtype=np.float32), where=lengths > 0)
     return unit
 
 
@@ -121,7 +119,7 @@ def item_groups(
     "popularity": ``count`` runs of near-equal size in order of popularity (num_items,), most popular first,
     ties to the lower item number.
     "interest-popularity": items clustered by ``item_embeddings`` (num_items, d) into count / num_tiers
-    interests (K-means on rows of length 1), each cut into ``num_tiers`` runs of near-equal size by popularity.
+    interests (K-means on rows of length 1), each cut into ``num_tiers`` near-equal runs by popularity.
     "single": every item is its own group; ``count`` is ignored.
 
     Raises:
@@ -130,9 +128,7 @@ def item_groups(
     if kind == "single":
         return np.arange(num_items, dtype=np.int32)
     if not 1 <= count <= num_items:
-        raise ScenarioError(
-            f"item groups: count {count} is not in 1..{num_items}, the number of items; change it"
-        )
+        raise ScenarioError(f"item groups: count {count} is not in 1..{num_items}, the number of items; change it")
     if kind == "contiguous":
         return _runs(num_items, count)
     if popularity is None:

@@ -66,9 +66,7 @@ class _SampledSoftmax(torch.autograd.Function):
         positive = (gathered_users * gathered_items).sum(dim=1) + item_bias[batch.items]  # (P,)
         chunk = max(1, _CHUNK_LOGITS // table.shape[0])
         num_users = users.shape[0]
-        bounds = torch.searchsorted(
-            batch.rows, torch.arange(0, num_users + chunk, chunk, device=users.device)
-        )
+        bounds = torch.searchsorted(batch.rows, torch.arange(0, num_users + chunk, chunk, device=users.device))
         columns = table.T.contiguous()  # (d, M)
         user_gradient = torch.empty_like(users)
         table_gradient = torch.zeros_like(table)
@@ -93,9 +91,7 @@ class _SampledSoftmax(torch.autograd.Function):
                 losses, pull = F.softplus(margin), weights * torch.sigmoid(margin)
             loss += (losses * weights).sum(dtype=torch.float64)
             positive_pull[positives] = pull
-            pushes = torch.zeros(stop - start, dtype=users.dtype, device=users.device).index_add_(
-                0, rows, pull
-            )
+            pushes = torch.zeros(stop - start, dtype=users.dtype, device=users.device).index_add_(0, rows, pull)
             logits *= (pushes / total[:, 0])[:, None]
             torch.mm(logits, table, out=user_gradient[start:stop])
             table_gradient.addmm_(logits.T, scaled[start:stop])
@@ -131,11 +127,7 @@ def sampled_softmax_loss(
     a share of the log popularity (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021) or
     the correction of unevenly drawn candidates (Bengio and Senecal, IEEE TNN 2008).
     """
-    bias = (
-        torch.zeros(items.shape[0], dtype=items.dtype, device=items.device)
-        if item_bias is None
-        else item_bias
-    )
+    bias = torch.zeros(items.shape[0], dtype=items.dtype, device=items.device) if item_bias is None else item_bias
     loss: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]
         users, items, batch, candidates, bias, temperature
     )
@@ -146,8 +138,10 @@ def slice_diversity(items: Tensor, num_slices: int, form: DiversityForm) -> Tens
     """Penalty that keeps the slices of an item from saying the same; items (I, d), d divisible by num_slices.
 
     "cosine": mean over items and pairs of slices of the squared cosine, in [0, 1]; 0 when an item's slices
-    are at right angles. "distance": - sum over neighbouring slices of ||v_n - v_(n+1)||^2, mean over items,
-    as in the authors' release; it has no lower bound, so a large weight makes the table grow without end.
+    are at right angles. N slices of s < N dimensions cannot all be: the least value is then (N/s - 1) / (N
+    - 1) (Welch's bound). "distance": - sum over neighbouring slices of ||v_n - v_(n+1)||^2, mean over
+    items, as in the authors' release; it has no lower bound, so a large weight makes the table grow without
+    end.
     """
     if form == "none" or num_slices < 2:
         return items.new_zeros(())
