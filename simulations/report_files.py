@@ -1,4 +1,4 @@
-"""Values to bytes, bytes to files: strict JSON, CSV, and writing that leaves all old files or all new ones."""
+"""Values to bytes, bytes to files: strict JSON, CSV, and writing that leaves all old or all new files."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def csv_bytes(header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes
 def write_files(out_dir: Path, contents: Mapping[str, bytes]) -> list[Path]:
     """Write `contents` (file name -> bytes) into `out_dir`: all of them or, on any failure, none.
 
-    Files are first written into a temporary folder inside `out_dir` (hence on the same disk, where a move is
-    atomic) and then moved one by one; if a move fails, those already made are undone. Other files in `out_dir`
-    are left alone. Raises `ReportError` when the disk says no.
+    Files are first written into a temporary folder inside `out_dir` (on the same disk: a move is atomic) and
+    then moved one by one; if a move fails, those already made are undone. Other files in `out_dir` are left
+    alone. Raises `ReportError` when the disk says no.
     """
     try:
         out_dir.mkdir(parents=True, exist_ok=True)

@@ -1,21 +1,22 @@
 """What is in a report: the shape and the units of `report.json` and `compare.json`.
 
-The dictionaries are plain (JSON types only). Their types are written once, here, and serve three ends: mypy checks
-the code that fills them, `check_run` and `check_compare` refuse what does not fit before a file is written, and a
-reader learns here what each key means.
+The dictionaries are plain (JSON types only). Their types are written once, here, and serve three ends: mypy
+checks the code that fills them, `check_run` and `check_compare` refuse what does not fit before a file is
+written, and a reader learns here what each key means.
 
-Units: bytes are whole bytes (1 KB = 1000 B wherever they are shown), seconds are wall time unless the key says
-`virtual`, metrics are in 0..1 and averaged over devices, a `share` is a fraction of the bytes of the fp32 full item
-table (0.01 is 1%). Keys that are not listed are kept: `recall@50` beside `recall@20` travels to every file.
+Units: bytes are whole bytes (shown as 1 KB = 1000 B), seconds are wall time unless the key says `virtual`,
+metrics are in 0..1 and averaged over devices, a `share` is a fraction of the bytes of the fp32 full item
+table (0.01 is 1%). Keys that are not listed are kept: `recall@50` beside `recall@20` is in report.json and
+metrics.csv too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from pydantic import Field, TypeAdapter, ValidationError
-from typing_extensions import NotRequired, TypedDict  # pydantic needs this one before Python 3.12
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from fl_peel.errors import FlPeelError
 
@@ -44,9 +45,7 @@ class Quality(_Recall, _Ndcg):
 
 # `global` is a Python keyword, hence the functional form.
 FullTable = TypedDict("FullTable", {"global": Quality, "refined": Quality, "bytes": Bytes})
-FullTable.__doc__ = (
-    """The whole item table in fp32: as pretrained, as refined by the federation, and its bytes."""
-)
+FullTable.__doc__ = """The whole item table in fp32: as pretrained, as refined by the federation, and its bytes."""
 
 
 class BudgetRow(Quality):
@@ -75,7 +74,7 @@ class DeviceClassRow(_MaybeRecall, _MaybeNdcg):
 
 
 class RoundRow(TypedDict):
-    """One federated round: bytes summed over its devices, devices asked, devices that failed, wall seconds."""
+    """One federated round: bytes summed over its devices, devices asked, devices failed, wall seconds."""
 
     download_bytes: Bytes
     upload_bytes: Bytes
@@ -156,7 +155,7 @@ class CompareRow(Quality, _Spread):
 
 
 class Refinement(TypedDict):
-    """The full table after no refinement, federated refinement, and the same refinement done centrally (None: not run)."""
+    """The full table after no refinement, a federated one, and the same done centrally (None: not run)."""
 
     none: Quality
     federated: Quality | None
@@ -187,9 +186,7 @@ def _check(adapter: TypeAdapter[Any], value: object, what: str) -> None:
         where = ".".join(str(step) for step in first["loc"]) or "the whole"
         count = error.error_count()
         more = f" (and {count - 1} more)" if count > 1 else ""
-        raise ReportError(
-            f"{what}: {where}: {first['msg']}{more}; see simulations/report_schema.py"
-        ) from None
+        raise ReportError(f"{what}: {where}: {first['msg']}{more}; see simulations/report_schema.py") from None
 
 
 def check_run(result: object, what: str = "result") -> None:
@@ -199,9 +196,7 @@ def check_run(result: object, what: str = "result") -> None:
     for index, trace in enumerate(result.get("traces", [])):
         lengths = {key: len(trace[key]) for key in ("budget_bytes", "stored_bytes", "kept_blocks")}
         if len(set(lengths.values())) > 1:
-            raise ReportError(
-                f"{what}: traces.{index}: lists of unequal length {lengths}; give one value a round"
-            )
+            raise ReportError(f"{what}: traces.{index}: lists of unequal length {lengths}; give one value a round")
 
 
 def check_compare(result: object, what: str = "comparison") -> None:

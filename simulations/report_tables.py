@@ -1,4 +1,4 @@
-"""Results as tables of text: one `TableView` each, shown alike by the terminal (rich) and by the page (HTML)."""
+"""Results as tables of text: one `TableView` each, shown alike by the terminal (rich) and the page (HTML)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ABSENT = "–"
 
 @dataclass(frozen=True)
 class TableView:
-    """A table ready to print: `rows` of text under `columns`; the first `num_labels` columns are words, not numbers."""
+    """A table ready to print: `rows` of text under `columns`, of which the first `num_labels` are words."""
 
     title: str
     columns: tuple[str, ...]
@@ -27,27 +27,29 @@ class TableView:
 
     def to_rich(self) -> Table:
         """Return the same table for the terminal."""
-        table = Table(
-            title=self.title, caption=self.note or None, title_justify="left", caption_justify="left"
-        )
+        table = Table(title=self.title, caption=self.note or None, title_justify="left", caption_justify="left")
         for index, column in enumerate(self.columns):
             table.add_column(Text(column), justify="left" if index < self.num_labels else "right")
         for i, row in enumerate(self.rows):
-            table.add_row(
-                *(Text(cell, style="bold" if (i, j) in self.best else "") for j, cell in enumerate(row))
-            )
+            table.add_row(*(Text(cell, style="bold" if (i, j) in self.best else "") for j, cell in enumerate(row)))
         return table
 
 
 def format_bytes(num_bytes: float) -> str:
     """Four digits and a decimal unit: 10491136 -> '10.49 MB' (1 KB = 1000 B)."""
-    if num_bytes < 999.5:
+    if num_bytes < 1000:
         return f"{num_bytes:.4g} B"
-    for power, unit in ((1, "KB"), (2, "MB"), (3, "GB")):
-        scaled = num_bytes / 1000**power
-        if scaled < 999.95:
-            break
+    unit, scale = byte_unit(num_bytes)
+    scaled = num_bytes / scale
     return f"{scaled:,.1f} {unit}" if scaled >= 99.995 else f"{scaled:.2f} {unit}"
+
+
+def byte_unit(largest_bytes: float) -> tuple[str, int]:
+    """Return the decimal unit that suits numbers up to `largest_bytes`, and its bytes: ('MB', 1000000)."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6)):
+        if largest_bytes >= scale:
+            return unit, scale
+    return "KB", 1000
 
 
 def format_share(share: float) -> str:
@@ -100,9 +102,7 @@ def budgets_view(result: RunResult) -> TableView:
             format_metric(row["ndcg@20"]),
             _ratio(row["recall@20"], base),
         )
-        for row in sorted(
-            result["budgets"], key=lambda row: (row["precision"], row["selector"], row["share"])
-        )
+        for row in sorted(result["budgets"], key=lambda row: (row["precision"], row["selector"], row["share"]))
     )
     columns = (
         *("precision", "selector", "share", "budget KB", "stored KB, max"),
@@ -151,9 +151,7 @@ def costs_view(result: RunResult) -> TableView:
         ("bytes up, all rounds", format_bytes(sum(row["upload_bytes"] for row in rounds))),
     ]
     if "bytes_per_device" in result:
-        rows.append(
-            ("bytes down per device, mean", format_bytes(result["bytes_per_device"]["download_mean"]))
-        )
+        rows.append(("bytes down per device, mean", format_bytes(result["bytes_per_device"]["download_mean"])))
         rows.append(("bytes up per device, mean", format_bytes(result["bytes_per_device"]["upload_mean"])))
     failures = sum(row["failures"] for row in rounds)
     rows.append(("rounds; failed device turns", f"{len(rounds):,}; {failures:,}"))
@@ -171,7 +169,7 @@ def summary_tables(result: RunResult) -> list[Table]:
 
 
 def nested_views(title: str, values: Mapping[str, Any]) -> list[TableView]:
-    """Show a free-form part (`fairness`, `elasticity`): its scalars in one table, each list of records in its own."""
+    """Show a free-form part (`fairness`): its scalars in one table, each list of records in its own."""
     scalars: list[tuple[str, str]] = []
     views: list[TableView] = []
 
@@ -204,7 +202,7 @@ def _scalar(value: Any) -> str:
 
 
 def compare_view(rows: Sequence[CompareRow], metric: str = "recall@20") -> TableView:
-    """One line a method and precision, one column a budget (share of the fp32 full table), best of a column marked.
+    """One line a method and precision, one column a budget (share of the full table), its best marked.
 
     `metric` is `recall@20` or `ndcg@20`; where seeds gave a spread it follows the mean as '±'.
     """
@@ -220,9 +218,7 @@ def compare_view(rows: Sequence[CompareRow], metric: str = "recall@20") -> Table
     best = set()
     for column in range(len(shares)):
         top = max(value for (_, place), (value, _) in cells.items() if place == column)
-        best |= {
-            (i, place + 3) for (i, place), (value, _) in cells.items() if place == column and value == top
-        }
+        best |= {(i, column + 3) for i in range(len(lines)) if cells.get((i, column), (None, ""))[0] == top}
     body = tuple(
         (
             method,
@@ -275,9 +271,7 @@ def refinement_view(result: CompareResult) -> TableView:
         else:
             recall, ndcg = quality["recall@20"], quality["ndcg@20"]
             rows.append((name, format_metric(recall), format_metric(ndcg), _ratio(recall, base)))
-    return TableView(
-        "Refinement of the full table", ("refinement", "Recall@20", "NDCG@20", "ratio"), tuple(rows)
-    )
+    return TableView("Refinement of the full table", ("refinement", "Recall@20", "NDCG@20", "ratio"), tuple(rows))
 
 
 def metric_name(metric: str) -> str:

@@ -1,0 +1,16 @@
+"""The pages' templates, by file name.
+
+They are Python text and not `.html` files because a Flower app bundle takes no `.html`: under `flwr run` the
+server must find them too.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from simulations.templates.base import BASE, PARTS
+from simulations.templates.compare import COMPARE
+from simulations.templates.report import REPORT
+
+TEMPLATES: Mapping[str, str] = MappingProxyType(
+    {"parts.html": PARTS, "base.html": BASE, "report.html": REPORT, "compare.html": COMPARE}
+)

@@ -1,0 +1,24 @@
+"""The page of a comparison."""
+
+COMPARE = """\
+{% extends "base.html" %}
+{% from "parts.html" import table, figure %}
+{% block content %}
+<section id="quality">
+<h2>Quality against bytes</h2>
+{{ figure(plot, "Solid lines serve each user group its own table, dashed lines one table for all. Error bars: one "
+  "standard deviation over seeds, where there are several.") }}
+{% for view in tables %}
+{{ table(view) }}
+{% endfor %}
+</section>
+<section id="refinement">
+<h2>Refinement</h2>
+{{ table(refinement) }}
+</section>
+<section id="rows">
+<h2>All rows</h2>
+{{ table(details) }}
+</section>
+{% endblock %}
+"""
