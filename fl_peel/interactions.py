@@ -120,9 +120,7 @@ class Splits:
 
     def of(self, users: NDArray[np.integer]) -> Splits:
         """The share of some users, renumbered 0..len(users)-1 in the order given."""
-        return Splits(
-            self.train.select(users), self.validation.select(users), self.test.select(users), self.num_items
-        )
+        return Splits(self.train.select(users), self.validation.select(users), self.test.select(users), self.num_items)
 
 
 SplitOrder = Literal["auto", "time", "random"]
@@ -180,9 +178,7 @@ def split(
 CollectedMode = Literal["users", "oldest"]
 
 
-def collected(
-    train: UserItems, *, seed: int, share: float, mode: CollectedMode
-) -> tuple[UserItems, NDArray[np.bool_]]:
+def collected(train: UserItems, *, seed: int, share: float, mode: CollectedMode) -> tuple[UserItems, NDArray[np.bool_]]:
     """The train interactions the server may see, and which users gave any: (U,) bool.
 
     mode "users": a share of the users consents, chosen at random, each with all of its train interactions.

@@ -68,7 +68,5 @@ def _fault(path: Path, raw: bytes) -> DataError:
             if fault := label_fault(word, integer_ids=True):
                 return DataError(f"{path}:{line}: {what} {fault}")
             if len(word) > len(str(MAX_ID)) or int(word) > MAX_ID:
-                return DataError(
-                    f"{path}:{line}: {what} {word} is above {MAX_ID}; number ids from 0 without gaps"
-                )
+                return DataError(f"{path}:{line}: {what} {word} is above {MAX_ID}; number ids from 0 without gaps")
     return DataError(f"{path}: holds more than numbers and blanks; write lines like: user item item")

@@ -83,9 +83,7 @@ def read_interactions(
             name = name or path.resolve().name
             path, test = path / "train.txt", test or path / "test.txt"
             if path.is_file() and not test.is_file():
-                raise DataError(
-                    f"{test}: no such file; add it, or name {path} alone to have a test split off"
-                )
+                raise DataError(f"{test}: no such file; add it, or name {path} alone to have a test split off")
         if min_rating is not None:
             raise DataError(f"{path}: lists have no ratings; leave out min_rating")
         return _from_lists(path, test, name or path.resolve().parent.name)
@@ -133,9 +131,7 @@ def _count_ids(path: Path, what: str, ids: NDArray[np.int64]) -> int:
     return count
 
 
-def _from_tables(
-    path: Path, test_path: Path | None, chosen: str, min_rating: float | None, name: str
-) -> Interactions:
+def _from_tables(path: Path, test_path: Path | None, chosen: str, min_rating: float | None, name: str) -> Interactions:
     paths = [path] if test_path is None else [path, test_path]
     parts = [_rated(p, _read_table(p, chosen), min_rating) for p in paths]
     users, user_labels = _numbered([part.users for part in parts])
@@ -202,9 +198,7 @@ def _unique_pairs(
     return UserItems.from_pairs(users[rows], items[rows], num_users), timestamps[rows]
 
 
-def _given_test(
-    users: NDArray[np.int64], items: NDArray[np.int64], train: UserItems, num_items: int
-) -> UserItems:
+def _given_test(users: NDArray[np.int64], items: NDArray[np.int64], train: UserItems, num_items: int) -> UserItems:
     pairs, _ = _unique_pairs(users, items, None, train.num_users, num_items)
     known = np.isin(pairs.users() * num_items + pairs.items, train.users() * num_items + train.items)
     return pairs.keep(~known) if known.any() else pairs

@@ -193,8 +193,7 @@ def _read_fast(raw: bytes, text_format: TextFormat, num_fields: int, positions: 
     if table.num_rows == 0:
         raise ValueError("no interactions")
     text = {
-        meaning: pc.utf8_trim(table.column(field).combine_chunks(), characters=" ")
-        for meaning, field in wanted.items()
+        meaning: pc.utf8_trim(table.column(field).combine_chunks(), characters=" ") for meaning, field in wanted.items()
     }
     for meaning in ("user", "item"):
         for label in pc.unique(text[meaning]).to_pylist():
@@ -256,9 +255,7 @@ def _raise_for_bad_line(
         if len(fields) != len(names):
             have = f"{len(fields)} field" + "s" * (len(fields) != 1)
             sign = {"\t": "tabs", ",": "commas"}.get(text_format.delimiter, repr(text_format.delimiter))
-            raise DataError(
-                f"{path}:{line}: {have} where {len(names)} belong ({', '.join(names)}), split at {sign}"
-            )
+            raise DataError(f"{path}:{line}: {have} where {len(names)} belong ({', '.join(names)}), split at {sign}")
         for meaning, position in positions.items():
             text = fields[position]
             if meaning in ("user", "item"):
@@ -268,6 +265,4 @@ def _raise_for_bad_line(
             if fault:
                 raise DataError(f"{path}:{line}: {meaning} {fault}")
     if num_records == 0:
-        raise DataError(
-            f"{path}: names its columns and holds no interaction; check that it was written in full"
-        )
+        raise DataError(f"{path}: names its columns and holds no interaction; check that it was written in full")
