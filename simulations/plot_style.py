@@ -8,6 +8,7 @@ name at its end instead of in a legend.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -127,9 +128,10 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
     figure = axes.get_figure(root=True)
     assert figure is not None
     gap = (LABEL_PT + 3.5) / (axes.bbox.height * 72.0 / figure.dpi)  # of the axes' height
+    axes.get_ylim()  # settles the limits, which are lazy, before places are read off them
     to_axes = axes.transData + axes.transAxes.inverted()
     wanted = [float(to_axes.transform((label.x, label.y))[1]) for label in labels]
-    for label, height in zip(labels, spread(wanted, gap), strict=True):
+    for label, height in zip(labels, spread(wanted, gap, 0.0, 1.0), strict=True):
         axes.annotate(
             label.text,
             xy=(label.x, label.y),
@@ -141,28 +143,38 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
             fontsize=LABEL_PT,
             fontweight="bold" if label.bold else "normal",
             color=darker(label.color),
-            arrowprops={"arrowstyle": "-", "color": label.color, "lw": 0.6, "alpha": 0.55, "shrinkB": 4},
+            arrowprops={
+                "arrowstyle": "-",
+                "relpos": (0, 0.5),
+                "color": label.color,
+                "lw": 0.6,
+                "alpha": 0.55,
+                "shrinkA": 1,
+                "shrinkB": 3,
+            },
             annotation_clip=False,
         )
 
 
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Return places at least `gap` apart, in the order of `wanted` and as near to it as blocks of ties allow.
+def spread(wanted: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf) -> list[float]:
+    """Return places at least `gap` apart, in the order of `wanted` and as near to it as that allows.
 
-    Places that are too near are merged into a block that is centred on their mean (pool adjacent violators).
+    Places that are too near are merged into a block centred on their mean (pool adjacent violators). All stay
+    within `low` and `high`, unless they are too many: then they start at `low` and run over.
     """
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    blocks: list[tuple[float, int]] = []  # (sum of wanted first places, size)
+    blocks: list[tuple[float, int]] = []  # (sum of the block's wanted starts, its size)
     for rank, index in enumerate(order):
         total, size = wanted[index] - rank * gap, 1
         while blocks and blocks[-1][0] / blocks[-1][1] > total / size:
             earlier_total, earlier_size = blocks.pop()
             total, size = total + earlier_total, size + earlier_size
         blocks.append((total, size))
-    bases = [total / size for total, size in blocks for _ in range(size)]
+    last_start = high - (len(wanted) - 1) * gap
+    starts = [max(min(total / size, last_start), low) for total, size in blocks for _ in range(size)]
     places = [0.0] * len(wanted)
     for rank, index in enumerate(order):
-        places[index] = bases[rank] + rank * gap
+        places[index] = starts[rank] + rank * gap
     return places
 
 

@@ -132,6 +132,7 @@ def device_traces(result: RunResult) -> Plot | None:
         left.set_title(f"device {trace['device']}, {trace['device_class']}", fontsize=9)
         right.stairs(_gaps(trace["kept_blocks"]), edges, color=GREEN, fill=True, alpha=0.55, linewidth=0)
         right.set_ylim(bottom=0)
+        right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         right.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         right.set_ylabel("blocks")
         kept = [blocks for blocks in trace["kept_blocks"] if blocks is not None]
@@ -142,7 +143,9 @@ def device_traces(result: RunResult) -> Plot | None:
     figure.align_ylabels(panels)
     for axes in panels[-2:]:
         axes.set_xlabel("round")
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        _round_axis(axes, max(len(trace["budget_bytes"]) for trace in traces))
+    for axes in panels:
+        axes.grid(visible=False, axis="x")
     _key(panels[0], [("budget", INK), ("stored", BLUE)])
     _key(panels[1], [("kept blocks", GREEN)])
     return _finish(
@@ -151,6 +154,14 @@ def device_traces(result: RunResult) -> Plot | None:
         "Budgets that move, and what devices keep",
         f"Step charts of budget, stored bytes and kept blocks by round: {'; '.join(words)}.",
     )
+
+
+def _round_axis(axes: Axes, num_rounds: int) -> None:
+    """Rounds counted from 1, each half a unit to either side."""
+    axes.set_xlim(0.5, num_rounds + 0.5)
+    steps = [step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if num_rounds / step <= 10]
+    step = steps[0] if steps else num_rounds
+    axes.set_xticks([1, *range(step, num_rounds + 1, step)] if step > 1 else range(1, num_rounds + 1))
 
 
 def _gaps(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -190,10 +201,10 @@ def bytes_by_round(result: RunResult) -> Plot | None:
     axes.stairs(-up / scale, edges, fill=True, color=ORANGE)
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    _round_axis(axes, len(rounds))
+    axes.grid(visible=False, axis="x")
     axes.set_xlabel("round")
     axes.set_ylabel(f"{unit} a round, all devices")
-    axes.margins(x=0.01)
     label_ends(
         axes,
         [
@@ -241,7 +252,7 @@ def learning_curves(result: RunResult) -> Plot | None:
         axes.set_xlabel(x_label)
         axes.set_ylabel(unit)
         if over == "server_round":
-            axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+            _round_axis(axes, max(row[over] for row in history))
         label_ends(axes, labels)
     return _finish(figure, "learning", "Learning, round by round", f"Line charts: {'; '.join(words)}.")
 
@@ -290,13 +301,17 @@ def _recall_bars(
         axes.set_xlabel(f"{len(measured)} {x_label}s, sorted by recall")
     if len(measured) <= 10:
         for place, value in zip(x, heights, strict=True):
+            inside = value > 0.15 * max(heights)
             axes.annotate(
                 f"{value:.4f}",
                 (float(place), value),
-                xytext=(0, 2),
+                xytext=(0, -5 if inside else 3),
                 textcoords="offset points",
                 ha="center",
+                va="top" if inside else "bottom",
                 fontsize=LABEL_PT,
+                color="white" if inside else INK,
+                fontweight="bold",
             )
     full = result["full_table"]
     axes.set_ylabel("Recall@20")

@@ -6,9 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from simulations.plot_style import EndLabel, label_ends, line_kwargs, new_figure, short_bytes, styled, to_svg, yardstick
+from simulations.plot_style import (
+    MUTED,
+    EndLabel,
+    label_ends,
+    line_kwargs,
+    new_figure,
+    short_bytes,
+    styled,
+    to_svg,
+    yardstick,
+)
 from simulations.report_schema import CompareFullTable, CompareRow
 from simulations.report_tables import format_share, metric_name
 
@@ -31,8 +41,12 @@ def compare_plot(rows: Sequence[CompareRow], full_table: CompareFullTable | None
         figure, panels = new_figure(2 * max(3.1, 0.22 * (len(lines) + 3)), 2, 1, sharex=True)
         for axes, metric in zip(panels, ("recall@20", "ndcg@20"), strict=True):
             _compare_panel(axes, metric, [(key, lines[key]) for key in order], full_table)
-        panels[-1].set_xlabel("stored bytes on the device (log scale, 1 KB = 1000 B)")
-        panels[0].set_title("solid: a table for each user group; dashed: one table for all", fontsize=8.5)
+        panels[-1].set_xlabel(
+            "stored on the device (log scale; top: % of the fp32 full table)\n"
+            "solid: may serve each user group differently; dashed: one table for all"
+        )
+        if full_table is not None:
+            _share_ticks(panels[0], sorted({row["share"] for row in rows}), full_table["bytes"])
         return to_svg(figure, "compare", compare_alt(rows))
 
 
@@ -61,6 +75,14 @@ def _compare_panel(
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(visible=False, axis="x")
     label_ends(axes, labels)
+
+
+def _share_ticks(axes: Axes, shares: Sequence[float], full_bytes: int) -> None:
+    top = axes.secondary_xaxis("top")
+    top.set_xticks([share * full_bytes for share in shares], [format_share(share) for share in shares])
+    top.xaxis.set_minor_locator(NullLocator())
+    top.tick_params(colors=MUTED, length=2, labelsize=7.5)
+    top.spines["top"].set_visible(False)
 
 
 def compare_alt(rows: Sequence[CompareRow]) -> str:

@@ -28,6 +28,8 @@ from simulations.report_tables import (
 )
 from simulations.templates import TEMPLATES
 
+FIGURES = ("recall", "traces", "bytes", "learning", "classes", "groups", "stages")  # as `plots` names them
+
 
 def run_page(result: RunResult, plots: Sequence[Plot]) -> str:
     """Return the page of a run; parts without data are left out."""
@@ -46,7 +48,7 @@ def run_page(result: RunResult, plots: Sequence[Plot]) -> str:
         device_classes=device_classes_view(result) if result["device_classes"] else None,
         costs=costs_view(result),
         parts=parts,
-        plots={plot.name: plot for plot in plots},
+        plots=dict.fromkeys(FIGURES) | {plot.name: plot for plot in plots},
         environment=nested_views("Environment", result["environment"]) if result.get("environment") else [],
         **_provenance(result, f"fl-peel run scenario.yaml --seed {result['seed']}"),
     )

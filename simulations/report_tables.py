@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -27,7 +28,15 @@ class TableView:
 
     def to_rich(self) -> Table:
         """Return the same table for the terminal."""
-        table = Table(title=self.title, caption=self.note or None, title_justify="left", caption_justify="left")
+        table = Table(
+            title=self.title,
+            caption=self.note or None,
+            title_justify="left",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
         for index, column in enumerate(self.columns):
             table.add_column(Text(column), justify="left" if index < self.num_labels else "right")
         for i, row in enumerate(self.rows):
@@ -97,7 +106,6 @@ def budgets_view(result: RunResult) -> TableView:
             format_share(row["share"]),
             _kilobytes(row["budget_bytes"]),
             _kilobytes(row["stored_bytes_max"]),
-            f"{row['devices']:,}",
             format_metric(row["recall@20"]),
             format_metric(row["ndcg@20"]),
             _ratio(row["recall@20"], base),
@@ -105,10 +113,13 @@ def budgets_view(result: RunResult) -> TableView:
         for row in sorted(result["budgets"], key=lambda row: (row["precision"], row["selector"], row["share"]))
     )
     columns = (
-        *("precision", "selector", "share", "budget KB", "stored KB, max"),
-        *("devices", "Recall@20", "NDCG@20", "ratio"),
+        *("precision", "selector", "share", "budget KB", "stored KB"),
+        *("Recall@20", "NDCG@20", "ratio"),
     )
-    note = "Share: of the fp32 full table. Ratio: Recall@20 over the full global table's. 1 KB = 1000 bytes."
+    note = (
+        "Share: of the fp32 full table. Stored: the largest of any device. "
+        "Ratio: Recall@20 over the full global table's. 1 KB = 1000 bytes."
+    )
     return TableView("Elastic embeddings by budget", columns, rows, 2, note)
 
 
@@ -154,7 +165,8 @@ def costs_view(result: RunResult) -> TableView:
         rows.append(("bytes down per device, mean", format_bytes(result["bytes_per_device"]["download_mean"])))
         rows.append(("bytes up per device, mean", format_bytes(result["bytes_per_device"]["upload_mean"])))
     failures = sum(row["failures"] for row in rounds)
-    rows.append(("rounds; failed device turns", f"{len(rounds):,}; {failures:,}"))
+    rows.append(("rounds", f"{len(rounds):,}"))
+    rows.append(("failed devices, all rounds", f"{failures:,}"))
     rows += [(f"{stage}, s", f"{seconds:,.1f}") for stage, seconds in result["stages"].items()]
     rows.append(("all stages, s", f"{sum(result['stages'].values()):,.1f}"))
     if "peak_rss_bytes" in result:

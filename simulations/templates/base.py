@@ -1,10 +1,10 @@
 """What both pages share: head, styles, heading, tables, figures, and the part on how to reproduce."""
 
 PARTS = """\
-{% macro table(view) %}
+{% macro table(view, bare=false) %}
 <div class="scroll">
-<table>
-<caption>{{ view.title }}</caption>
+<table class="{{ 'narrow' if view.columns | length < 4 }}{{ ' wrap' if view.best }}">
+<caption{% if bare %} class="hidden"{% endif %}>{{ view.title }}</caption>
 <thead><tr>
 {% for column in view.columns %}
 <th scope="col"{% if loop.index0 >= view.num_labels %} class="number"{% endif %}>{{ column }}</th>
@@ -52,7 +52,7 @@ main { max-width: 56rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; }
 h2 { font-size: 1.2rem; margin: 2.75rem 0 .75rem; }
 .lead { font-size: 1.08rem; margin: 0 0 1.25rem; max-width: 44rem; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: .75rem 1.5rem;
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(6.4rem, 1fr)); gap: .75rem 1.5rem;
   margin: 0; padding: .9rem 0; border-block: 1px solid var(--line); }
 .facts dt { color: var(--muted); font-size: .8rem; }
 .facts dd { margin: 0; font-size: 1.15rem; font-weight: 600; font-variant-numeric: tabular-nums; }
@@ -65,6 +65,9 @@ th, td { padding: .32rem .7rem .32rem 0; text-align: left; font-weight: 400; bor
 thead th { color: var(--muted); font-size: .8rem; border-bottom: 1.5px solid var(--ink); vertical-align: bottom; }
 .number { text-align: right; padding: .32rem 0 .32rem .9rem; }
 .best { font-weight: 700; }
+.narrow { width: auto; min-width: 20rem; }
+.wrap .number { white-space: normal; }
+.hidden { position: absolute; width: 1px; height: 1px; padding: 0; overflow: hidden; clip-path: inset(50%); }
 .note, figcaption { color: var(--muted); font-size: .85rem; margin: .25rem 0 1rem; max-width: 46rem; }
 figure { margin: 1rem 0 1.5rem; }
 figure svg { display: block; width: 100%; min-width: 34rem; height: auto; }

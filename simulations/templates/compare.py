@@ -14,11 +14,11 @@ COMPARE = """\
 </section>
 <section id="refinement">
 <h2>Refinement</h2>
-{{ table(refinement) }}
+{{ table(refinement, bare=true) }}
 </section>
 <section id="rows">
 <h2>All rows</h2>
-{{ table(details) }}
+{{ table(details, bare=true) }}
 </section>
 {% endblock %}
 """

@@ -7,12 +7,12 @@ REPORT = """\
 <section id="quality">
 <h2>Quality under a budget</h2>
 {{ table(full_table) }}
-{% if budgets %}
-{{ table(budgets) }}
-{% endif %}
 {% if plots.recall %}
 {{ figure(plots.recall, "Each point is one budget that every device is held to; no retraining between points. "
   "Dashed: the full fp32 item table, as pretrained for all users (global) and as refined by the federation.") }}
+{% endif %}
+{% if budgets %}
+{{ table(budgets) }}
 {% endif %}
 </section>
 {% if plots.traces %}
@@ -26,7 +26,7 @@ REPORT = """\
 <section id="classes">
 <h2>Device classes</h2>
 {% if device_classes %}
-{{ table(device_classes) }}
+{{ table(device_classes, bare=true) }}
 {% endif %}
 {% if plots.classes %}
 {{ figure(plots.classes, "Recall@20 under each class's own moving budget; below each name its devices and mean "
@@ -59,7 +59,7 @@ REPORT = """\
 {% endfor %}
 <section id="costs">
 <h2>Bytes and seconds</h2>
-{{ table(costs) }}
+{{ table(costs, bare=true) }}
 {% if plots.bytes %}
 {{ figure(plots.bytes, "Payload of each round, summed over its devices: download above zero, upload below.") }}
 {% endif %}
@@ -72,7 +72,7 @@ REPORT = """\
 <section id="environment">
 <h2>Environment</h2>
 {% endif %}
-{{ table(view) }}
+{{ table(view, bare=loop.first) }}
 {% if loop.last %}
 </section>
 {% endif %}
