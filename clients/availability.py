@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PlainValidator, ValidationError, ValidationInfo, model_validator
 
-from clients.budgets import Devices, Moment
+from clients.budget_process import Devices, Moment
 from clients.distributions import Constant, NonNegative, Positive, Share
 from clients.specs import FieldError, PositiveFloat, ShareFloat, Spec, did_you_mean, first_problem, folder_of, kind_of
 from clients.tabular import checked_file

@@ -1,110 +1,40 @@
-"""How a device's memory budget moves over time.
+"""How a device's memory budget moves over time: the processes that ship, and the registry that more plug into.
 
-The budget clock ticks in steps: ``step_s`` seconds each, ``steps_per_round`` to a round (see :class:`Clock`). Within
-a step a budget stands still. A process turns a device's *base* budget (from its profile's ``memory``) into its
-budget at a step. Everything random in it is a function of (seed, device id, step), so a state may be reached
-step by step or from scratch, for any devices in any order, and is the same.
-
-A new process is a subclass of :class:`BudgetProcess` whose fields are its keys in the fleet file, registered as an
-entry point of the group ``fl_peel.budgets`` and tested with :class:`clients.contracts.BudgetContract`.
+The interface and the clock are in :mod:`clients.budget_process`, the Markov process in :mod:`clients.markov`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import PlainValidator, ValidationInfo, field_validator, model_validator
+from pydantic import PlainValidator, ValidationInfo, model_validator
 
+from clients.budget_process import BudgetProcess, Clock, Devices, Moment, State
 from clients.distributions import FloatArray, Share
+from clients.markov import MarkovBudget
 from clients.registry import Registry
-from clients.specs import (
-    FieldError,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ShareFloat,
-    Spec,
-    folder_of,
-    in_bounds,
-    kind_of,
-    number,
-)
+from clients.specs import FieldError, NonNegativeFloat, NonNegativeInt, PositiveFloat, ShareFloat, folder_of, kind_of
 from clients.tabular import checked_file
 from clients.traces import AtEnd, Traces, load_traces
 from fl_peel.randomness import device_uniforms
 
-Devices = NDArray[np.int64]
-State = NDArray[Any] | None
-
-
-class Clock(Spec):
-    """The budget clock: ``step_s`` seconds per step, ``steps_per_round`` steps per round."""
-
-    step_s: PositiveFloat = 900.0
-    steps_per_round: PositiveInt = 4
-
-    def step_of(self, server_round: float) -> int:
-        """Step at a time in rounds: round 3 begins at step 3 * steps_per_round; 3.5 is half a round later.
-
-        Raises:
-            ValueError: the time is negative or not finite.
-        """
-        if not (math.isfinite(server_round) and server_round >= 0):
-            raise ValueError(f"a time in rounds must be finite and >= 0 (got {server_round})")
-        return math.floor(server_round * self.steps_per_round + 1e-9)
-
-    def moment(self, step: int) -> Moment:
-        """Return the moment at which a step begins."""
-        return Moment(step, step * self.step_s, step / self.steps_per_round)
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A step, its time in seconds since the start of the run, and its time in rounds."""
-
-    step: int
-    time_s: float
-    server_round: float
-
-
-class BudgetProcess(Spec):
-    """Base of all budget processes. Devices are (N,) int64 ids; a state's first axis is the device.
-
-    ``absolute``: the process knows bytes by itself and does not need the profile's ``memory``.
-    """
-
-    absolute: ClassVar[bool] = False
-
-    def start(self, seed: int, devices: Devices) -> State:
-        """State at step 0; None where no history matters."""
-        return None
-
-    def advance(self, state: State, seed: int, devices: Devices, step: int) -> State:
-        """State at ``step`` from that at ``step - 1``; ``state`` is not changed."""
-        return state
-
-    def state_at(self, seed: int, devices: Devices, step: int) -> State:
-        """State at a step from scratch, equal to the one ``advance`` reaches. Override it for a short cut."""
-        state = self.start(seed, devices)
-        if state is not None:
-            for earlier in range(1, step + 1):
-                state = self.advance(state, seed, devices, earlier)
-        return state
-
-    def budget(self, state: State, seed: int, devices: Devices, base_bytes: FloatArray, now: Moment) -> FloatArray:
-        """Budget in bytes, (N,) float64 >= 0."""
-        raise NotImplementedError
-
-    def ceiling(self, seed: int, devices: Devices, base_bytes: FloatArray) -> FloatArray:
-        """Bytes that the budget never exceeds, (N,)."""
-        raise NotImplementedError
+__all__ = [
+    "BUDGETS",
+    "BudgetProcess",
+    "Clock",
+    "ConstantBudget",
+    "MarkovBudget",
+    "Moment",
+    "PeriodicBudget",
+    "RandomWalkBudget",
+    "ShockBudget",
+    "TraceBudget",
+    "read_budget",
+]
 
 
 class ConstantBudget(BudgetProcess):
@@ -143,140 +73,6 @@ class PeriodicBudget(BudgetProcess):
 
     def _amplitudes(self, seed: int, devices: Devices) -> FloatArray:
         return self.amplitude.draw(device_uniforms(seed, "periodic", "amplitude", devices=devices))
-
-
-def _read_states(value: object) -> dict[str, float]:
-    if not isinstance(value, Mapping) or not value:
-        raise FieldError(f"must be a mapping from state to its factor (got {kind_of(value)})")
-    if len(value) > 100:
-        raise FieldError(f"has {len(value)} states; at most 100")
-    states: dict[str, float] = {}
-    for name, factor in value.items():
-        try:
-            states[str(name)] = in_bounds(number(factor), ge=0, le=1000)
-        except FieldError as error:
-            raise FieldError(str(error), str(name)) from None
-    return states
-
-
-class MarkovBudget(BudgetProcess):
-    """The device is in one of several states (foreground, background, ...), each with its share of the base budget.
-
-    ``states``: state -> factor. ``transitions_per_step``: a row per state, in that order, with the probability of
-    each next state. ``first``: the state at step 0; by default it is drawn from the chain's long-run distribution.
-
-    The next state is looked up by one uniform number in [the part that all rows have in common | the row's own
-    rest]. A number in the common part forgets the past (Murdoch and Green 1998, the multigamma coupler), so that
-    a state can be found from scratch by looking back only to where that last happened.
-    """
-
-    states: Annotated[dict[str, float], PlainValidator(_read_states)]
-    transitions_per_step: Any
-    first: str | None = None
-
-    @field_validator("transitions_per_step", mode="plain")
-    @classmethod
-    def _check_transitions(cls, value: object, info: ValidationInfo) -> tuple[tuple[float, ...], ...]:
-        states = list(info.data.get("states", {}))
-        if not states:
-            return ()
-        if isinstance(value, Mapping):
-            if set(value) != set(states):
-                raise FieldError(f"must have one row per state: {', '.join(states)} (got {', '.join(map(str, value))})")
-            value = [value[state] for state in states]
-        if not isinstance(value, (list, tuple)) or len(value) != len(states):
-            raise FieldError(f"must have {len(states)} rows, one per state (got {_length(value)})")
-        rows = []
-        for i, row in enumerate(value):
-            if isinstance(row, Mapping):
-                row = [row.get(state, 0.0) for state in states] if set(row) <= set(states) else row
-            if not isinstance(row, (list, tuple)) or len(row) != len(states):
-                raise FieldError(f"must have {len(states)} numbers, one per state (got {_length(row)})", i)
-            try:
-                numbers = [in_bounds(number(entry), ge=0, le=1) for entry in row]
-            except FieldError as error:
-                raise FieldError(str(error), i) from None
-            if abs(sum(numbers) - 1.0) > 1e-6:
-                raise FieldError(f"must sum to 1 (got {sum(numbers):g})", i)
-            rows.append(tuple(entry / sum(numbers) for entry in numbers))
-        return tuple(rows)
-
-    @model_validator(mode="after")
-    def _check_first(self) -> MarkovBudget:
-        if self.first is not None and self.first not in self.states:
-            raise FieldError(f"must be one of {', '.join(self.states)} (got {self.first!r})", "first")
-        return self
-
-    def start(self, seed: int, devices: Devices) -> State:
-        """State numbers, (N,) int8."""
-        if self.first is not None:
-            return np.full(len(devices), list(self.states).index(self.first), dtype=np.int8)
-        running = np.cumsum(self.long_run())
-        drawn = device_uniforms(seed, "markov", 0, devices=devices)
-        return np.searchsorted(running / running[-1], drawn, side="right").astype(np.int8)
-
-    def advance(self, state: State, seed: int, devices: Devices, step: int) -> State:
-        """State numbers, (N,) int8."""
-        assert state is not None
-        table, _ = self._lookup()
-        drawn = device_uniforms(seed, "markov", step, devices=devices)
-        place = np.zeros(len(devices), dtype=np.int16)
-        for column in table.T[:-1]:  # how many bins end at or before the number
-            place += drawn >= column[state]
-        return (place % len(self.states)).astype(np.int8)
-
-    def state_at(self, seed: int, devices: Devices, step: int) -> State:
-        """State numbers, (N,) int8, after looking back only as far as needed."""
-        _, common = self._lookup()
-        back, remembering = step, devices
-        while back > 0 and len(remembering):
-            drawn = device_uniforms(seed, "markov", back, devices=remembering)
-            remembering = remembering[drawn >= common]
-            back -= 1
-        state = np.zeros(len(devices), dtype=np.int8) if not len(remembering) else self.start(seed, devices)
-        result: State = state
-        for earlier in range(back + 1, step + 1):
-            result = self.advance(result, seed, devices, earlier)
-        return result
-
-    def budget(self, state: State, seed: int, devices: Devices, base_bytes: FloatArray, now: Moment) -> FloatArray:
-        """(N,) bytes."""
-        assert state is not None
-        factors = np.asarray(list(self.states.values()), dtype=np.float64)
-        return base_bytes * factors[state]
-
-    def ceiling(self, seed: int, devices: Devices, base_bytes: FloatArray) -> FloatArray:
-        """(N,) bytes."""
-        return base_bytes * max(self.states.values())
-
-    def long_run(self) -> FloatArray:
-        """Share of time in each state in the long run, (J,), from an evenly drawn first state."""
-        lazy = (np.asarray(self.transitions_per_step) + np.eye(len(self.states))) / 2.0  # no cycles, same shares
-        for _ in range(60):
-            lazy = lazy @ lazy
-            lazy /= lazy.sum(axis=1, keepdims=True)
-        result: FloatArray = lazy.mean(axis=0)
-        return result
-
-    def _lookup(self) -> tuple[FloatArray, float]:
-        """Bin ends per state, (J, 2J): J bins common to all rows, J of the row's own; and the common part's end."""
-        rows = np.asarray(self.transitions_per_step, dtype=np.float64)
-        least = rows.min(axis=0)
-        common = min(float(least.sum()), 1.0)
-        if common > 1.0 - 1e-12:
-            common = 1.0
-            least = rows[0]
-        shared = np.minimum(np.cumsum(least), common)
-        shared[-1] = common
-        rest = np.cumsum(np.maximum(rows - least, 0.0), axis=1)
-        total = np.where(rest[:, -1:] > 0, rest[:, -1:], 1.0)
-        own = common + (1.0 - common) * rest / total
-        own = np.where(rest >= rest[:, -1:], 1.0, own)  # nothing falls behind the last bin that has any width
-        return np.concatenate([np.broadcast_to(shared, rows.shape), own], axis=1), common
-
-
-def _length(value: object) -> str:
-    return str(len(value)) if isinstance(value, (list, tuple)) else kind_of(value)
 
 
 class RandomWalkBudget(BudgetProcess):
@@ -337,6 +133,10 @@ class TraceBudget(BudgetProcess):
     at_end: AtEnd = "loop"
     random_start: bool = True
 
+    def needs_memory(self) -> bool:
+        """Only a relative trace does."""
+        return self.scale == "relative"
+
     def budget(self, state: State, seed: int, devices: Devices, base_bytes: FloatArray, now: Moment) -> FloatArray:
         """(N,) bytes."""
         memory = self.file.at(seed, devices, now.time_s, at_end=self.at_end, random_start=self.random_start)
@@ -371,6 +171,10 @@ class ShockBudget(BudgetProcess):
         if self.until_round is not None and self.until_round <= self.at_round:
             raise FieldError(f"must be after at_round {self.at_round} (got {self.until_round})", "until_round")
         return self
+
+    def needs_memory(self) -> bool:
+        """As the process below."""
+        return self.of.needs_memory()
 
     def start(self, seed: int, devices: Devices) -> State:
         """State of the process below."""

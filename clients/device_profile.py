@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from pydantic import PlainValidator, field_validator, model_validator
 
 from clients.availability import Availability, RandomAvailability, read_availability
-from clients.budgets import BudgetProcess, ConstantBudget, Devices, Moment, read_budget
+from clients.budget_process import BudgetProcess, Devices, Moment
+from clients.budgets import ConstantBudget, read_budget
 from clients.distributions import (
     Constant,
     Distribution,
@@ -134,16 +135,9 @@ class DeviceProfile(Spec):
     def _check_keys(self) -> DeviceProfile:
         if self.population_share is not None and self.population_count is not None:
             raise FieldError("has population_share and population_count: keep one")
-        if self.memory is None and not self.needs_no_memory():
+        if self.memory is None and self.budget.needs_memory():
             raise FieldError("is missing", "memory")
         return self
-
-    def needs_no_memory(self) -> bool:
-        """Whether the budget process knows bytes by itself."""
-        process: object = self.budget
-        while isinstance(getattr(process, "of", None), BudgetProcess):
-            process = process.of  # type: ignore[attr-defined]
-        return getattr(process, "scale", None) == "absolute" or bool(getattr(process, "absolute", False))
 
     def draw(self, seed: int, devices: Devices) -> Draw:
         """Return what draws this profile's values for these devices."""

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError, field_validator
 
-from clients.budgets import Clock
+from clients.budget_process import Clock
 from clients.device_profile import DeviceProfile
 from clients.registry import Registry
 from clients.specs import (

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from clients.budgets import BudgetProcess, Clock, Devices, ShockBudget, State
+from clients.budgets import Clock, ShockBudget
 from clients.device_profile import DeviceProfile
 from clients.distributions import FloatArray, cumulative
+from clients.fleet_budgets import FleetBudgets, device_ids
 from clients.fleet_files import PROFILES, FleetDocument, population_shares, read_document, read_source, shipped_names
-from clients.specs import did_you_mean
+from clients.specs import did_you_mean, explain
 from fl_peel.errors import ProfileError
 from fl_peel.randomness import device_uniforms, seed_for
 
@@ -31,7 +33,6 @@ __all__ = [
     "load_fleet",
     "shipped_names",
 ]
-_LARGEST_BUDGET = 2.0**62
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Fleet:
 
     def classes(self, seed: int, devices: NDArray[np.integer]) -> NDArray[np.int16]:
         """Class index of each device, (N,), drawn by population share."""
-        drawn = device_uniforms(seed, "fleet", "class", devices=_ids(devices))
+        drawn = device_uniforms(seed, "fleet", "class", devices=device_ids(devices))
         return np.searchsorted(cumulative(self.shares), drawn, side="right").astype(np.int16)
 
     def budget_bytes(
@@ -78,19 +79,19 @@ class Fleet:
         """``samples_per_s``, ``uplink_mbps``, ``downlink_mbps``, ``latency_ms``, ``train_watts``,
         ``radio_joules_per_mb``: (N,) each.
         """
-        ids = _ids(devices)
+        ids = device_ids(devices)
         result: dict[str, FloatArray] = {}
-        for index, profile in self._members(seed, ids):
+        for index, profile in self.members(seed, ids):
             for key, values in profile.rates(seed, ids[index]).items():
                 result.setdefault(key, np.zeros(len(ids)))[index] = values
         return result
 
     def available(self, seed: int, devices: NDArray[np.integer], server_round: float) -> NDArray[np.bool_]:
         """Whether each device can be sampled at a time in rounds, (N,) bool."""
-        ids = _ids(devices)
+        ids = device_ids(devices)
         now = self.clock.moment(self.clock.step_of(server_round))
         result = np.zeros(len(ids), dtype=np.bool_)
-        for index, profile in self._members(seed, ids):
+        for index, profile in self.members(seed, ids):
             result[index] = profile.available(seed_for(seed, "available", profile.name), ids[index], now)
         return result
 
@@ -102,11 +103,11 @@ class Fleet:
         ``device``, ``class`` (index), ``class_name``, ``total_bytes`` (infinite where unknown), ``base_bytes``,
         ``ceiling_bytes``, ``budget_bytes`` and ``available`` at round 0, and the keys of :meth:`rates`.
         """
-        ids = _ids(devices)
+        ids = device_ids(devices)
         classes = self.classes(seed, ids)
         budgets = FleetBudgets(self, seed, ids, full_table_bytes)
         total, base = np.full(len(ids), np.inf), np.zeros(len(ids))
-        for index, profile in self._members(seed, ids):
+        for index, profile in self.members(seed, ids):
             total[index] = profile.limit_bytes(seed, ids[index])
             base[index] = profile.base_bytes(seed, ids[index], full_table_bytes=full_table_bytes)
         return {
@@ -134,128 +135,26 @@ class Fleet:
         return Fleet((alone,), self.clock, self.source)
 
     def with_shock(self, *, at_round: int, factor: float, until_round: int | None = None) -> Fleet:
-        """Return the fleet with all budgets times ``factor`` from ``at_round`` on (until ``until_round``)."""
-        changed = tuple(
-            profile.model_copy(
-                update={
-                    "budget": ShockBudget(at_round=at_round, factor=factor, until_round=until_round, of=profile.budget)
-                }
+        """Return the fleet with all budgets times ``factor`` from ``at_round`` on (until ``until_round``).
+
+        Raises:
+            ProfileError: a negative number, or an end before the start.
+        """
+        keys = {"at_round": at_round, "factor": factor, "until_round": until_round}
+        try:
+            changed = tuple(
+                profile.model_copy(update={"budget": ShockBudget.model_validate({**keys, "of": profile.budget})})
+                for profile in self.profiles
             )
-            for profile in self.profiles
-        )
+        except ValidationError as error:
+            raise ProfileError(f"shock: {explain(error)}") from None
         return replace(self, profiles=changed)
 
-    def _members(self, seed: int, ids: Devices) -> list[tuple[NDArray[np.int64], DeviceProfile]]:
+    def members(self, seed: int, ids: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], DeviceProfile]]:
         """Positions of the devices of each class that has any."""
         classes = self.classes(seed, ids)
         found = [(np.flatnonzero(classes == number), profile) for number, profile in enumerate(self.profiles)]
         return [(index, profile) for index, profile in found if len(index)]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The devices of one class: their place in the answer, ids, and what their budgets derive from."""
-
-    name: str
-    index: NDArray[np.int64]
-    devices: Devices
-    process: BudgetProcess
-    seed: int
-    base_bytes: FloatArray
-    ceiling_bytes: FloatArray
-
-
-class FleetBudgets:
-    """The memory budgets of given devices over time, (N,) int64 bytes in the order the devices were given.
-
-    Times are in rounds and may be fractions: budgets stand still within a step of the fleet's clock
-    (``steps_per_round`` steps to a round). Asking for rising times is fast; going back starts over. The answers
-    do not depend on what was asked before.
-    """
-
-    def __init__(self, fleet: Fleet, seed: int, devices: NDArray[np.integer], full_table_bytes: int) -> None:
-        ids = _ids(devices)
-        self.fleet = fleet
-        self.num_devices = len(ids)
-        self._parts = tuple(
-            self._part(profile, index, ids[index], seed, full_table_bytes)
-            for index, profile in fleet._members(seed, ids)
-        )
-        self._step = -1
-        self._states: tuple[State, ...] = ()
-
-    @staticmethod
-    def _part(
-        profile: DeviceProfile, index: NDArray[np.int64], devices: Devices, seed: int, full_table_bytes: int
-    ) -> _Part:
-        budget_seed = seed_for(seed, "budget", profile.name)
-        base = profile.base_bytes(seed, devices, full_table_bytes=full_table_bytes)
-        limit = profile.limit_bytes(seed, devices)
-        ceiling = profile.budget.ceiling(budget_seed, devices, base)
-        _refuse(profile.name, "ceiling", ~(ceiling >= 0), devices)
-        ceiling = np.minimum(ceiling, np.minimum(limit, _LARGEST_BUDGET))
-        return _Part(profile.name, index, devices, profile.budget, budget_seed, base, ceiling)
-
-    def ceiling(self) -> NDArray[np.int64]:
-        """Bytes that each device's budget never exceeds, whenever it is asked."""
-        result = np.zeros(self.num_devices, dtype=np.int64)
-        for part in self._parts:
-            result[part.index] = np.floor(part.ceiling_bytes).astype(np.int64)
-        return result
-
-    def at(self, server_round: float) -> NDArray[np.int64]:
-        """Budgets at a time in rounds.
-
-        Raises:
-            ProfileError: a plugged-in process gave a budget below 0 or above its own ceiling.
-        """
-        step = self.fleet.clock.step_of(server_round)
-        states = self._states_at(step)
-        self._step, self._states = step, states
-        return self._budgets(step, states)
-
-    def within(self, server_round: float, fractions: Sequence[float]) -> NDArray[np.int64]:
-        """Budgets at ``server_round + fraction`` for each fraction (any order), (F, N).
-
-        Looking ahead does not count as going on: ``at(server_round)`` stays fast afterwards.
-        """
-        result = np.zeros((len(fractions), self.num_devices), dtype=np.int64)
-        steps = [self.fleet.clock.step_of(server_round + fraction) for fraction in fractions]
-        step, states = self._step, self._states
-        for row in np.argsort(steps, kind="stable"):
-            states = self._states_at(steps[row], from_step=step, from_states=states)
-            step = steps[row]
-            result[row] = self._budgets(step, states)
-        return result
-
-    def during(self, server_round: int) -> NDArray[np.int64]:
-        """Budgets at every step of a round, (steps_per_round, N); the first row is ``at(server_round)``."""
-        steps = self.fleet.clock.steps_per_round
-        return self.within(server_round, [step / steps for step in range(steps)])
-
-    def _states_at(
-        self, step: int, *, from_step: int | None = None, from_states: tuple[State, ...] | None = None
-    ) -> tuple[State, ...]:
-        reached = self._step if from_step is None else from_step
-        states = self._states if from_states is None else from_states
-        if reached < 0 or step < reached:
-            return tuple(part.process.state_at(part.seed, part.devices, step) for part in self._parts)
-        for later in range(reached + 1, step + 1):
-            states = tuple(
-                part.process.advance(state, part.seed, part.devices, later)
-                for part, state in zip(self._parts, states, strict=True)
-            )
-        return states
-
-    def _budgets(self, step: int, states: tuple[State, ...]) -> NDArray[np.int64]:
-        now = self.fleet.clock.moment(step)
-        result = np.zeros(self.num_devices, dtype=np.int64)
-        for part, state in zip(self._parts, states, strict=True):
-            budget = part.process.budget(state, part.seed, part.devices, part.base_bytes, now)
-            highest = part.process.ceiling(part.seed, part.devices, part.base_bytes)
-            _refuse(part.name, f"budget at step {step}", ~((budget >= 0) & (budget <= highest)), part.devices)
-            result[part.index] = np.floor(np.minimum(budget, part.ceiling_bytes)).astype(np.int64)
-        return result
 
 
 def load_fleet(source: str | Path | Sequence[str | Path]) -> Fleet:
@@ -316,19 +215,3 @@ def _merged(fleets: list[Fleet]) -> Fleet:
     if twice:
         raise ProfileError(f"{source}: several have a profile {twice[0]!r}; rename one")
     return Fleet(tuple(profiles), fleets[0].clock, source)
-
-
-def _ids(devices: NDArray[np.integer]) -> Devices:
-    ids = np.asarray(devices)
-    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
-        raise TypeError(f"device ids must be a one-dimensional array of integers (got {ids.dtype}, {ids.shape})")
-    return ids.astype(np.int64, copy=False)
-
-
-def _refuse(name: str, what: str, wrong: NDArray[np.bool_], devices: Devices) -> None:
-    if wrong.any():
-        first = int(devices[np.argmax(wrong)])
-        raise ProfileError(
-            f"{name}: its budget process gave a {what} out of range for device {first}; "
-            "test the process with clients.contracts.BudgetContract"
-        )
