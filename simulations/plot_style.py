@@ -209,3 +209,8 @@ def yardstick(axes: Axes, value: float, text: str, color: str = INK) -> EndLabel
     """Draw a dashed horizontal yardstick and return its label."""
     axes.axhline(value, color=color, linewidth=1.1, linestyle=(0, (5, 3)), zorder=2)
     return EndLabel(text, axes.get_xlim()[1], value, color)
+
+
+def finish(figure: Figure, name: str, title: str, alt: str) -> Plot:
+    """Close a figure: its SVG with `alt` as text alternative; call it within `styled()`."""
+    return Plot(name, title, alt, to_svg(figure, name, alt))

@@ -1,7 +1,8 @@
 """What the figures of a run show: each function answers one question with a `Plot`, or None without data.
 
 `report_figures(read_report(path))` gives them all, for slides and papers. Nothing here touches pyplot: figures
-are values, and no window or global state is involved. The figure of a comparison is in `plots_compare`.
+are values, and no window or global state is involved. Bar charts are in `plots_bars`, the figure of a comparison
+is in `plots_compare`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from simulations.plot_style import (
@@ -25,19 +25,19 @@ from simulations.plot_style import (
     EndLabel,
     Plot,
     darker,
+    finish,
     label_ends,
     line_kwargs,
     new_figure,
     short_bytes,
     styled,
-    to_svg,
     yardstick,
 )
+from simulations.plots_bars import recall_by_class, recall_by_group, stage_seconds
 from simulations.report_schema import RunResult
 from simulations.report_tables import byte_unit, format_bytes, format_share, metric_name
 
 MAX_TRACES = 4  # devices drawn over the rounds
-MAX_NAMED_GROUPS = 32  # more user groups than this are not named one by one
 
 
 def report_figures(result: RunResult) -> tuple[Plot, ...]:
@@ -53,10 +53,6 @@ def report_figures(result: RunResult) -> tuple[Plot, ...]:
             stage_seconds(result),
         )
     return tuple(plot for plot in plots if plot is not None)
-
-
-def _finish(figure: Figure, name: str, title: str, alt: str) -> Plot:
-    return Plot(name, title, alt, to_svg(figure, name, alt))
 
 
 def _share_axis(axes: Axes, shares: Sequence[float], full_bytes: float | None) -> None:
@@ -105,7 +101,7 @@ def recall_by_budget(result: RunResult) -> Plot | None:
     axes.set_ylabel("Recall@20 (test, mean over devices)")
     axes.margins(y=0.08)
     label_ends(axes, labels)
-    return _finish(
+    return finish(
         figure,
         "recall",
         "Recall against the budget",
@@ -148,7 +144,7 @@ def device_traces(result: RunResult) -> Plot | None:
         axes.grid(visible=False, axis="x")
     _key(panels[0], [("budget", INK), ("stored", BLUE)])
     _key(panels[1], [("kept blocks", GREEN)])
-    return _finish(
+    return finish(
         figure,
         "traces",
         "Budgets that move, and what devices keep",
@@ -216,7 +212,7 @@ def bytes_by_round(result: RunResult) -> Plot | None:
         f"Bars by round: {len(rounds)} rounds move {format_bytes(down.sum())} down and "
         f"{format_bytes(up.sum())} up in all."
     )
-    return _finish(figure, "bytes", "Bytes on the network", alt)
+    return finish(figure, "bytes", "Bytes on the network", alt)
 
 
 def learning_curves(result: RunResult) -> Plot | None:
@@ -254,104 +250,4 @@ def learning_curves(result: RunResult) -> Plot | None:
         if over == "server_round":
             _round_axis(axes, max(row[over] for row in history))
         label_ends(axes, labels)
-    return _finish(figure, "learning", "Learning, round by round", f"Line charts: {'; '.join(words)}.")
-
-
-def recall_by_class(result: RunResult) -> Plot | None:
-    """Recall@20 of each device class under its own budgets, against the full global table."""
-    named = [
-        (name, row["recall@20"], f"{row['devices']:,} devices\n{format_bytes(row['budget_bytes_mean'])}")
-        for name, row in result["device_classes"].items()
-    ]
-    return _recall_bars(result, named, "classes", "Recall by device class", "device class", BLUE)
-
-
-def recall_by_group(result: RunResult) -> Plot | None:
-    """Recall@20 of each user group; beyond `MAX_NAMED_GROUPS` groups the bars are sorted and unnamed."""
-    rows = result.get("user_groups", [])
-    if len(rows) > MAX_NAMED_GROUPS:
-        rows = sorted(rows, key=lambda row: row["recall@20"] or 0.0)
-    few = len(rows) <= 10
-    named = [(str(row["group"]), row["recall@20"], f"{row['devices']:,} devices" if few else "") for row in rows]
-    return _recall_bars(result, named, "groups", "Recall by user group", "user group", GREEN)
-
-
-def _recall_bars(
-    result: RunResult,
-    named: Sequence[tuple[str, float | None, str]],
-    name: str,
-    title: str,
-    x_label: str,
-    color: str,
-) -> Plot | None:
-    measured = [(label, value, detail) for label, value, detail in named if value is not None]
-    if not measured:
-        return None
-    figure, (axes,) = new_figure(2.8)
-    x = np.arange(len(measured))
-    heights = [value for _, value, _ in measured]
-    axes.bar(x, heights, width=min(0.72, 0.14 * len(measured) + 0.1), color=color)
-    axes.set_xlim(-0.6, len(measured) - 0.4)
-    axes.grid(visible=False, axis="x")
-    if len(measured) <= MAX_NAMED_GROUPS:
-        axes.set_xticks(x, [f"{label}\n{detail}".rstrip() for label, _, detail in measured])
-        axes.set_xlabel(x_label)
-    else:
-        axes.set_xticks([])
-        axes.set_xlabel(f"{len(measured)} {x_label}s, sorted by recall")
-    if len(measured) <= 10:
-        for place, value in zip(x, heights, strict=True):
-            inside = value > 0.15 * max(heights)
-            axes.annotate(
-                f"{value:.4f}",
-                (float(place), value),
-                xytext=(0, -5 if inside else 3),
-                textcoords="offset points",
-                ha="center",
-                va="top" if inside else "bottom",
-                fontsize=LABEL_PT,
-                color="white" if inside else INK,
-                fontweight="bold",
-            )
-    full = result["full_table"]
-    axes.set_ylabel("Recall@20")
-    top = max(*heights, full["global"]["recall@20"], full["refined"]["recall@20"])
-    axes.set_ylim(0, top * 1.12 if top else 1)
-    label_ends(
-        axes,
-        [
-            yardstick(axes, full["refined"]["recall@20"], "full table, refined", INK),
-            yardstick(axes, full["global"]["recall@20"], "full table, global", MUTED),
-        ],
-    )
-    low, high = min(measured, key=lambda bar: bar[1]), max(measured, key=lambda bar: bar[1])
-    alt = (
-        f"Bar chart of Recall@20 for {len(measured)} {x_label}s: from {low[1]:.4f} ({low[0]}) "
-        f"to {high[1]:.4f} ({high[0]})."
-    )
-    return _finish(figure, name, title, alt)
-
-
-def stage_seconds(result: RunResult) -> Plot | None:
-    """Wall seconds of each stage."""
-    stages = result["stages"]
-    if not stages:
-        return None
-    figure, (axes,) = new_figure(0.75 + 0.27 * len(stages))
-    y = np.arange(len(stages))[::-1]
-    axes.barh(y, list(stages.values()), color=MUTED, height=0.65)
-    axes.set_yticks(y, list(stages))
-    axes.grid(visible=False, axis="y")
-    axes.set_xlabel("wall time, s")
-    for place, seconds in zip(y, stages.values(), strict=True):
-        axes.annotate(
-            f"{seconds:,.1f}",
-            (seconds, float(place)),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=LABEL_PT,
-        )
-    axes.margins(x=0.1)
-    alt = "Bar chart of wall seconds: " + ", ".join(f"{name} {s:,.1f}" for name, s in stages.items()) + "."
-    return _finish(figure, "stages", "Where the time went", alt)
+    return finish(figure, "learning", "Learning, round by round", f"Line charts: {'; '.join(words)}.")

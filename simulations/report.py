@@ -1,7 +1,7 @@
-"""From a result to its files: `report.json`, `metrics.csv` and `report.html`, for a run.
+"""From a result to its files: `report.json`, `metrics.csv` and `report.html`; the door to all of reporting.
 
 The shape of a result is in `report_schema`, its tables in `report_tables`, its figures in `plots`; a comparison's
-files are written by `compare_report`. The same result gives the same bytes in every file.
+files are written by `compare_report`, and offered here too. The same result gives the same bytes in every file.
 """
 
 from __future__ import annotations
@@ -11,13 +11,27 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from simulations.compare_report import compare_plot, compare_table, read_compare, write_compare
 from simulations.plots import report_figures
 from simulations.report_files import csv_bytes, json_bytes, to_plain, write_files
 from simulations.report_page import run_page
-from simulations.report_schema import ReportError, RunResult, check_run
+from simulations.report_schema import CompareResult, ReportError, RunResult, check_run
 from simulations.report_tables import summary_tables
 
-__all__ = ["ReportError", "RunResult", "metric_rows", "read_report", "summary_tables", "write_report"]
+__all__ = [
+    "CompareResult",
+    "ReportError",
+    "RunResult",
+    "compare_plot",
+    "compare_table",
+    "metric_rows",
+    "read_compare",
+    "read_report",
+    "report_figures",
+    "summary_tables",
+    "write_compare",
+    "write_report",
+]
 
 CSV_COLUMNS = ("kind", "name", "share", "budget_bytes", "precision", "selector", "metric", "value")
 _BUDGET_KEYS = ("share", "budget_bytes", "precision", "selector")

@@ -29,7 +29,7 @@ REPORT = """\
 {{ table(device_classes, bare=true) }}
 {% endif %}
 {% if plots.classes %}
-{{ figure(plots.classes, "Recall@20 under each class's own moving budget; below each name its devices and mean "
+{{ figure(plots.classes, "Recall@20 under each class's own moving budget; beside each bar its devices and mean "
   "budget.") }}
 {% endif %}
 </section>
