@@ -79,7 +79,7 @@ def train_devices(
     row_examples,  # (R,) int64, added to: train interactions of the row, over epochs
     loss,  # (N,) float64: mean loss in the last epoch
     examples,  # (N,) int64: train interactions used per epoch
-    touched_rows,  # (N,) int64: rows each device changed
+    touched_pieces,  # (N,) int64: row pieces (slices of rows) each device changed
     squared_norms,  # (N,) float64: squared L2 norm of each device's update, before clipping
 ):
     num_rows, dim = table.shape
@@ -127,7 +127,7 @@ def train_devices(
                     distinct += 1
         examples[i] = count
         loss[i] = 0.0
-        touched_rows[i] = 0
+        touched_pieces[i] = 0
         squared_norms[i] = 0.0
         if count == 0 or distinct >= present:
             examples[i] = 0
@@ -237,9 +237,9 @@ def train_devices(
             touched[row] += 1
             for s in range(num_slices):
                 if position[row, s] < cutoff:
+                    touched_pieces[i] += 1
                     for c in range(s * width, (s + 1) * width):
                         sums[row, c] += _fixed(scale * (local[slot, c] - table[row, c]))
-        touched_rows[i] = num_slots
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)

@@ -46,7 +46,7 @@ class GroupUpdate:
 
     sums: (R, d) int64, block updates in units of 1 / FIXED_POINT; touched: (R,) devices that changed the row;
     holders: (K,) devices that kept each block and trained; row_loss: (R,) int64 in the same units;
-    row_examples: (R,) train interactions. Per device, not sent: loss, examples, touched_rows, norms, each (N,).
+    row_examples: (R,) train interactions. Per device, not sent: loss, examples, touched_pieces, norms, each (N,).
     """
 
     sums: NDArray[np.int64]
@@ -56,7 +56,7 @@ class GroupUpdate:
     row_examples: NDArray[np.int64]
     loss: NDArray[np.float64]
     examples: NDArray[np.int64]
-    touched_rows: NDArray[np.int64]
+    touched_pieces: NDArray[np.int64]
     norms: NDArray[np.float64]
 
 
@@ -85,7 +85,7 @@ def train_group(
     sums = np.zeros((num_rows, dim), np.int64)
     touched, row_loss, row_examples = (np.zeros(num_rows, np.int64) for _ in range(3))
     loss, squares = np.zeros(num_devices), np.zeros(num_devices)
-    examples, touched_rows = np.zeros(num_devices, np.int64), np.zeros(num_devices, np.int64)
+    examples, touched_pieces = np.zeros(num_devices, np.int64), np.zeros(num_devices, np.int64)
     kernels.train_devices(
         ranked.table,
         ranked.position,
@@ -110,12 +110,12 @@ def train_group(
         row_examples,
         loss,
         examples,
-        touched_rows,
+        touched_pieces,
         squares,
     )
     holders = holders_of(cutoffs[examples > 0], len(ranked.blocks))
     return trained, GroupUpdate(
-        sums, touched, holders, row_loss, row_examples, loss, examples, touched_rows, np.sqrt(squares)
+        sums, touched, holders, row_loss, row_examples, loss, examples, touched_pieces, np.sqrt(squares)
     )
 
 

@@ -145,24 +145,44 @@ class RankedBlocks:
         )
         return cutoffs, np.where(room >= 0, kept_bytes + overhead, 0), kept_blocks
 
-    def pack(self) -> dict[str, NDArray[np.generic]]:
-        """Arrays to send; :meth:`unpack` reads them. Made by :func:`rank_blocks`, kept for round trips."""
-        return pack_blocks(self.layout, self.precision, self.blocks, self.weights, self._pieces())
-
-    def _pieces(self) -> NDArray[np.float32]:
-        items, slices, _ = self.layout.block_rows(self.blocks)
-        width = self.layout.slice_dim
-        return self.table.reshape(-1, self.layout.num_slices, width)[self.row_of_item[items], slices]
-
     @staticmethod
     def unpack(layout: BlockLayout, precision: Precision, arrays: Mapping[str, NDArray[np.generic]]) -> RankedBlocks:
         """Decode what :func:`pack_blocks` packed."""
         blocks = arrays["blocks"].astype(np.int64)
-        items, slices, place = layout.block_rows(blocks)
+        order = RowOrder.of(layout, blocks)
         width = layout.slice_dim
         codes = arrays["codes"].view(code_dtype(precision)).reshape(-1, code_columns(width, precision))
         scales = arrays["scales"].astype(np.float16) if has_scales(precision) else np.zeros(0, np.float16)
-        pieces = dequantize(_as_codes(codes), scales, precision, width)
+        table = np.zeros((len(order.items), layout.num_slices, width), np.float32)
+        table[order.rows, order.slices] = dequantize(_as_codes(codes), scales, precision, width)
+        return RankedBlocks(
+            layout,
+            precision,
+            blocks,
+            arrays["weights"].astype(np.float32),
+            order.items,
+            table.reshape(len(order.items), layout.embedding_dim),
+            order.position,
+        )
+
+
+@dataclass(frozen=True)
+class RowOrder:
+    """How ranked blocks (K,) fall into table rows.
+
+    items: (R,) int32, the items with a block among them, by the rank of their best block; position: (R, S) int32,
+    rank of each block, K where it is not among them; rows, slices: (T,), where each row piece goes.
+    """
+
+    items: NDArray[np.int32]
+    position: NDArray[np.int32]
+    rows: NDArray[np.int64]
+    slices: NDArray[np.int64]
+
+    @staticmethod
+    def of(layout: BlockLayout, blocks: NDArray[np.int64]) -> RowOrder:
+        """Order rows by their best block; items of one block stay in catalogue order."""
+        items, slices, place = layout.block_rows(blocks)
         if layout.num_slices == 1:
             row_items = items.astype(np.int32)  # one piece a row, already in order of rank
             rows = np.arange(len(items))
@@ -173,19 +193,9 @@ class RankedBlocks:
             row_of = np.empty(layout.num_items, np.int64)
             row_of[row_items] = np.arange(len(row_items))
             rows = row_of[items]
-        table = np.zeros((len(row_items), layout.num_slices, width), np.float32)
-        table[rows, slices] = pieces
         position = np.full((len(row_items), layout.num_slices), len(blocks), np.int32)
         position[rows, slices] = place
-        return RankedBlocks(
-            layout,
-            precision,
-            blocks,
-            arrays["weights"].astype(np.float32),
-            row_items,
-            table.reshape(len(row_items), layout.embedding_dim),
-            position,
-        )
+        return RowOrder(row_items, position, rows, slices)
 
 
 def _as_codes(array: NDArray[np.generic]) -> Codes:

@@ -1,0 +1,70 @@
+"""The device side of the Flower app: unpack a message, do the work, pack the reply."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from clients import work
+from clients.cohort import Cohort, open_cohort
+from fl_peel import wire
+from fl_peel.errors import EngineError, FlPeelError
+
+app = ClientApp()
+
+
+def _partition(context: Context) -> tuple[int, int]:
+    try:
+        return int(context.node_config["partition-id"]), int(context.node_config["num-partitions"])
+    except KeyError as error:
+        raise EngineError(
+            f"node config lacks {error}; start the node with --node-config 'partition-id=0 num-partitions=2'"
+        ) from error
+
+
+def _cohort(context: Context, request: Any) -> Cohort:
+    """A node started with its own data-dir or run-dir uses those: real nodes have their own disks."""
+    data_dir = str(context.node_config.get("data-dir", request.data_dir))
+    run_dir = str(context.node_config.get("run-dir", request.run_dir))
+    return open_cohort(request.scenario, data_dir, run_dir, *_partition(context))
+
+
+def _answer(message: Message, work_for: Callable[[], object]) -> Message:
+    """The reply, or the one line of a user's mistake instead of a traceback."""
+    try:
+        return Message(wire.pack(work_for()), reply_to=message)
+    except FlPeelError as mistake:
+        return Message(Error(wire.USER_MISTAKE, f"{type(mistake).__name__}|{mistake}"), reply_to=message)
+
+
+@app.query("hello")
+def hello(message: Message, context: Context) -> Message:
+    """Say which partition this node hosts."""
+    root = os.fspath(Path(wire.__file__).resolve().parent.parent)
+    return _answer(message, lambda: wire.HelloReply(*_partition(context), root))
+
+
+@app.query("join")
+def join(message: Message, context: Context) -> Message:
+    """Devices take or find their user embedding and group."""
+    request = wire.unpack(wire.JoinRequest, message.content)
+    return _answer(message, lambda: work.join(_cohort(context, request), request))
+
+
+@app.train("round")
+def train_round(message: Message, context: Context) -> Message:
+    """Sampled devices train one round."""
+    request = wire.unpack(wire.RoundRequest, message.content)
+    return _answer(message, lambda: work.train_round(_cohort(context, request), request))
+
+
+@app.evaluate("budgets")
+def evaluate_budgets(message: Message, context: Context) -> Message:
+    """All hosted devices rank under each budget."""
+    request = wire.unpack(wire.EvaluateRequest, message.content)
+    return _answer(message, lambda: work.evaluate_budgets(_cohort(context, request), request))

@@ -1,0 +1,131 @@
+"""The devices that one node hosts, and their state between rounds.
+
+Node p of P hosts the devices p, p + P, p + 2P, ... Their state (user embedding, user group, what they kept last) lies
+in memory-mapped files in the node's folder, not in Flower's context, which is pickled with every message; so whichever
+process answers a message finds it. In simulation, the devices' interactions lie in the same way in the run's folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.profiles import Fleet, FleetBudgets, load_fleet
+from fl_peel.blocks import BlockLayout
+from fl_peel.config import Scenario
+from fl_peel.devices import device_splits
+from fl_peel.errors import EngineError
+from fl_peel.interactions import Splits, UserItems
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """Memory-mapped, one entry per hosted device: users (N, d) float32; groups, kept_blocks (N,) int32."""
+
+    users: NDArray[np.float32]
+    groups: NDArray[np.int32]
+    kept_blocks: NDArray[np.int32]
+
+    @staticmethod
+    def open(folder: Path, mode: str) -> DeviceState:
+        """Open the state of the node in ``folder``; mode "r+" to change it.
+
+        Raises:
+            EngineError: the node has not joined the run.
+        """
+        try:
+            return DeviceState(
+                *(np.load(folder / f"{name}.npy", mmap_mode=mode) for name in ("users", "groups", "kept_blocks"))  # type: ignore[call-overload]
+            )
+        except OSError as error:
+            raise EngineError(
+                f"{folder}: this node's devices have not joined the run ({error}); start it again"
+            ) from error
+
+    @staticmethod
+    def create(folder: Path, users: NDArray[np.float32], groups: NDArray[np.int32]) -> None:
+        """Write the state devices start with; nothing is kept yet (-1)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "users.npy", users)
+        np.save(folder / "groups.npy", groups)
+        np.save(folder / "kept_blocks.npy", np.full(len(groups), -1, np.int32))
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What a node knows about its devices: their numbers, interactions and profiles, and the block layout."""
+
+    scenario: Scenario
+    folder: Path
+    partition: int
+    num_partitions: int
+    devices: NDArray[np.int64]
+    splits: Splits
+    seen: UserItems
+    fleet: Fleet
+    classes: NDArray[np.int16]
+    budgets: FleetBudgets
+    """``budgets.at(server_round)``: memory budget of every hosted device, (N,) bytes."""
+
+    def places(self, devices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Place of each hosted device in this cohort's arrays.
+
+        Raises:
+            EngineError: a device that this node does not host.
+        """
+        if len(devices) and not (devices % self.num_partitions == self.partition).all():
+            raise EngineError(
+                f"node {self.partition} of {self.num_partitions} was asked for devices that it does not host"
+            )
+        return (devices - self.partition) // self.num_partitions
+
+    def save_layout(self, layout: BlockLayout) -> None:
+        """Remember the layout that the server announced."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        np.save(self.folder / "item_group.npy", layout.item_group)
+
+    def layout(self) -> BlockLayout:
+        """The layout of :meth:`save_layout`."""
+        return _layout(
+            str(self.folder / "item_group.npy"),
+            (self.folder / "item_group.npy").stat().st_mtime_ns,
+            self.scenario.pretraining.embedding_dim,
+            self.scenario.blocks.num_slices,
+        )
+
+    def state(self, mode: str = "r+") -> DeviceState:
+        """The devices' state."""
+        return DeviceState.open(self.folder, mode)
+
+
+@lru_cache(maxsize=2)
+def _layout(path: str, stamp: int, embedding_dim: int, num_slices: int) -> BlockLayout:
+    """``stamp`` keeps the cache from answering with an older file."""
+    return BlockLayout(np.load(path), embedding_dim, num_slices)
+
+
+@lru_cache(maxsize=64)
+def open_cohort(scenario_json: str, data_dir: str, run_dir: str, partition: int, num_partitions: int) -> Cohort:
+    """The cohort of node ``partition``: everything but the state that changes, so it may be kept in memory."""
+    scenario = Scenario.from_json(scenario_json)
+    everybody = device_splits(scenario, data_dir, run_dir)
+    devices = np.arange(partition, everybody.num_users, num_partitions, dtype=np.int64)
+    splits = everybody.of(devices)
+    fleet = load_fleet(scenario.fleet)
+    full_table_bytes = 4 * everybody.num_items * scenario.pretraining.embedding_dim
+    return Cohort(
+        scenario,
+        Path(run_dir) / "nodes" / f"{partition}-of-{num_partitions}",
+        partition,
+        num_partitions,
+        devices,
+        splits,
+        splits.train.merged(splits.validation),
+        fleet,
+        fleet.classes(scenario.seed, devices),
+        FleetBudgets(fleet, scenario.seed, devices, full_table_bytes),
+    )

@@ -1,0 +1,225 @@
+"""What a node does for its devices when a message comes: join, train a round, evaluate.
+
+Each device is treated by itself: it has its own budget, selection, randomness and user embedding. Only then are
+updates, signals and metrics added up.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.cohort import Cohort, DeviceState
+from fl_peel.blocks import BlockLayout
+from fl_peel.grouping import choose_group, fit_user_embeddings
+from fl_peel.interactions import UserItems
+from fl_peel.local_training import GroupUpdate, holders_of, signals_of_group, train_group
+from fl_peel.ondevice import overhead_bytes
+from fl_peel.precision import PRECISIONS, Precision
+from fl_peel.randomness import device_seeds
+from fl_peel.ranking import SUM_SCALE, MetricSums, evaluate, recall_ndcg, top_rows
+from fl_peel.selection import ElasticEmbedding, RankedBlocks, check_budget
+from fl_peel.wire import (
+    EVERYBODY,
+    OWN_BUDGET,
+    UNLIMITED,
+    Arrays,
+    EvaluateReply,
+    EvaluateRequest,
+    JoinReply,
+    JoinRequest,
+    RoundReply,
+    RoundRequest,
+)
+
+SIGNAL_BYTES = 12
+"""What a device uploads for each block in its top list: block number, shown, hit."""
+METRIC_BYTES = 32
+"""Loss, recall, NDCG and count."""
+
+
+def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
+    """Devices take their user embedding and group: given by the server, or found locally from the item table.
+
+    Raises:
+        BudgetError: a device's budget can never hold one block.
+    """
+    scenario = cohort.scenario
+    layout = BlockLayout(request.item_group, scenario.pretraining.embedding_dim, scenario.blocks.num_slices)
+    num_devices = len(cohort.devices)
+    users = np.zeros((num_devices, layout.embedding_dim), np.float32)
+    groups = np.full(num_devices, -1, np.int32)
+    known = cohort.places(request.devices)
+    users[known], groups[known] = request.users, request.groups
+    alone = np.flatnonzero(groups < 0)
+    if len(alone):
+        users[alone] = fit_user_embeddings(request.item_table, cohort.splits.train.select(alone))
+        groups[alone] = choose_group(users[alone], request.centroids)
+    ceilings = cohort.budgets.ceiling()
+    if num_devices:
+        poorest = int(ceilings.argmin())
+        name = cohort.fleet.names[cohort.classes[poorest]]
+        check_budget(layout, scenario.blocks.precision, int(ceilings[poorest]), f"device profile {name}")
+    cohort.save_layout(layout)
+    DeviceState.create(cohort.folder, users, groups)
+    by_group = np.zeros(len(request.centroids), np.int64)
+    np.maximum.at(by_group, groups, ceilings)
+    return JoinReply("\n".join(cohort.fleet.names), cohort.devices, groups, by_group)
+
+
+def train_round(cohort: Cohort, request: RoundRequest) -> RoundReply:
+    """One round for the sampled devices of this node."""
+    scenario, state, layout = cohort.scenario, cohort.state(), cohort.layout()
+    precision = scenario.blocks.precision
+    places = cohort.places(request.devices)
+    budgets = cohort.budgets.at(request.server_round)
+    seeds = device_seeds(scenario.seed, "local-training", request.server_round, devices=cohort.devices)
+    how = scenario.refinement.local.config(request.temperature)
+    groups = np.asarray(state.groups)
+    replies: dict[int, Arrays] = {}
+    classes = np.zeros((len(cohort.fleet.names), 7), np.int64)
+    loss = recall = ndcg = trained = evaluated = 0
+    traces: list[list[int]] = []
+    new_users: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+    for group, payload in request.groups.items():
+        members = places[groups[places] == group]
+        if not len(members):
+            continue
+        ranked = RankedBlocks.unpack(layout, precision, payload)
+        cutoffs = ranked.cutoffs(budgets[members])
+        users, update = train_group(
+            ranked, cutoffs, np.asarray(state.users[members]), cohort.splits.train.select(members), seeds[members], how
+        )
+        new_users.append((members, users))
+        reply = _update_arrays(update)
+        upload = METRIC_BYTES + update.touched_pieces * (layout.id_dtype.itemsize + 4 * layout.slice_dim)
+        if request.signals:
+            validation = cohort.splits.validation.select(members)
+            best = top_rows(
+                ranked, cutoffs, users, cohort.splits.train.select(members), max(scenario.controller.list_length, 20)
+            )
+            hits, shown = signals_of_group(ranked, cutoffs, users, best, validation)
+            reply |= {"hits": hits, "shown": shown, "exposed": holders_of(cutoffs, len(ranked.blocks))}
+            upload = upload + SIGNAL_BYTES * (best >= 0).sum(axis=1)
+            per_device = recall_ndcg(ranked, best, validation, 20)
+            counted = validation.counts() > 0
+            sums = MetricSums.of(np.zeros(len(members), np.int64), 1, *per_device, counted)
+            recall, ndcg = recall + int(sums.recall[0]), ndcg + int(sums.ndcg[0])
+            evaluated += int(sums.devices[0])
+        replies[int(group)] = reply
+        learned = update.examples > 0
+        trained += int(learned.sum())
+        loss += int(np.rint(update.loss[learned] * SUM_SCALE).astype(np.int64).sum())
+        kept = np.minimum(cutoffs, len(ranked.blocks))
+        stored = np.where(
+            budgets[members] >= ranked.stored_bytes(np.zeros(1, np.int64))[0], ranked.stored_bytes(cutoffs), 0
+        )
+        before = np.asarray(state.kept_blocks[members])
+        columns = np.stack(
+            [
+                np.ones(len(members), np.int64),
+                budgets[members],
+                ranked.list_bytes + ranked.cost[cutoffs],
+                upload,
+                (before >= 0) & (before != kept),
+                stored > budgets[members],
+                stored,
+            ],
+            axis=1,
+        ).astype(np.int64)
+        np.add.at(classes, cohort.classes[members], columns)
+        state.kept_blocks[members] = kept
+        for i in np.flatnonzero(np.isin(cohort.devices[members], request.traced)):
+            who = members[i]
+            traces.append(
+                [int(x) for x in (cohort.devices[who], cohort.classes[who], budgets[who], stored[i], kept[i])]
+            )
+    for members, users in new_users:  # last, so that a round that fails half-way leaves the devices as they were
+        state.users[members] = users
+    return RoundReply(
+        replies, classes, trained, loss, recall, ndcg, evaluated, np.array(traces, np.int64).reshape(len(traces), 5)
+    )
+
+
+def _update_arrays(update: GroupUpdate) -> Arrays:
+    rows = np.flatnonzero(update.touched)
+    sums = update.sums[rows]
+    if np.abs(sums).max(initial=0) < 1 << 31:
+        sums = sums.astype(np.int32)
+    return {
+        "rows": rows.astype(np.int32),
+        "sums": sums,
+        "touched": update.touched[rows].astype(np.int32),
+        "row_loss": update.row_loss[rows],
+        "row_examples": update.row_examples[rows].astype(np.int32),
+        "holders": update.holders.astype(np.int32),
+    }
+
+
+def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
+    """Every hosted device ranks all items under each budget, with what it would have stored."""
+    scenario, state, layout = cohort.scenario, cohort.state("r"), cohort.layout()
+    assert request.precision in PRECISIONS
+    precision: Precision = request.precision  # type: ignore[assignment]
+    groups = np.asarray(state.groups)
+    num_groups, num_classes, num_budgets = (
+        int(groups.max(initial=-1)) + 1,
+        len(cohort.fleet.names),
+        len(request.budgets),
+    )
+    wanted = cohort.splits.test if request.split == "test" else cohort.splits.validation
+    exclude = cohort.seen if request.split == "test" else cohort.splits.train
+    num_groups = max([num_groups, *(group + 1 for group in request.groups)])
+    shape = (num_budgets, num_classes * num_groups)
+    recall, ndcg, devices = (np.zeros(shape, np.int64) for _ in range(3))
+    stored_max = np.zeros(num_budgets, np.int64)
+    owned = np.zeros((num_classes, 4), np.int64)
+    for group, payload in request.groups.items():
+        members = np.arange(len(groups)) if group == EVERYBODY else np.flatnonzero(groups == group)
+        if not len(members):
+            continue
+        ranked = RankedBlocks.unpack(layout, precision, payload)
+        users = np.asarray(state.users[members])
+        mine, hidden = wanted.select(members), exclude.select(members)
+        cells = cohort.classes[members].astype(np.int64) * num_groups + groups[members]
+        for i, budget in enumerate(request.budgets.tolist()):
+            if budget == UNLIMITED:
+                cutoffs = np.full(len(members), len(ranked.blocks), np.int64)
+                stored = ranked.stored_bytes(cutoffs)
+            else:
+                limits = (
+                    cohort.budgets.at(request.server_round)[members]
+                    if budget == OWN_BUDGET
+                    else np.full(len(members), budget)
+                )
+                cutoffs, stored, _ = ranked.serving_cutoffs(limits.astype(np.int64), hidden)
+                if budget == OWN_BUDGET:
+                    columns = np.stack([np.ones(len(members), np.int64), limits, stored, stored > limits], axis=1)
+                    np.add.at(owned, cohort.classes[members], columns.astype(np.int64))
+            stored_max[i] = max(stored_max[i], int(stored.max(initial=0)))
+            per_device = evaluate(ranked, cutoffs, users, hidden, mine, scenario.evaluation.top_n)
+            sums = MetricSums.of(cells, shape[1], *per_device, mine.counts() > 0)
+            recall[i] += sums.recall
+            ndcg[i] += sums.ndcg
+            devices[i] += sums.devices
+        _write_artifacts(cohort, request, ranked, members, users, hidden)
+    full = (num_budgets, num_classes, num_groups)
+    return EvaluateReply(recall.reshape(full), ndcg.reshape(full), devices.reshape(full), stored_max, owned)
+
+
+def _write_artifacts(
+    cohort: Cohort,
+    request: EvaluateRequest,
+    ranked: RankedBlocks,
+    members: NDArray[np.int64],
+    users: NDArray[np.float32],
+    hidden: UserItems,
+) -> None:
+    folder = cohort.folder.parent.parent / "artifacts"
+    for i in np.flatnonzero(np.isin(cohort.devices[members], request.artifacts)):
+        folder.mkdir(parents=True, exist_ok=True)
+        elastic = ElasticEmbedding(ranked, users[i], hidden.row(int(i)))
+        for budget in request.budgets.tolist():
+            if budget >= overhead_bytes(ranked.layout.embedding_dim):
+                name = f"device-{cohort.devices[members[i]]}-{request.label}-{budget}.safetensors"
+                (folder / name).write_bytes(elastic.at(budget).to_bytes())

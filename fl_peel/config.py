@@ -1,0 +1,375 @@
+"""The Scenario and its parts: typed, validated, unknown keys refused, errors name the key's path.
+
+A scenario is one YAML file (see ``simulations/scenarios``). Each option is documented under its field. The value
+classes of the method (:class:`fl_peel.local_training.LocalTraining` and so on) are built from these.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from fl_peel.controller import ControllerConfig, FeatureName
+from fl_peel.errors import ScenarioError
+from fl_peel.grouping import ItemGroupKind
+from fl_peel.interactions import CollectedMode, SplitOrder
+from fl_peel.local_training import LocalLoss, LocalTraining
+from fl_peel.losses import DiversityForm
+from fl_peel.precision import Precision
+from fl_peel.pretraining import PretrainingConfig
+from fl_peel.selectors import check_selector
+
+
+def _share(value: Any) -> Any:
+    """Read ``1%`` as 0.01; numbers stay."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError as error:
+            raise ValueError(f"{value!r} is not a percentage; write e.g. 1%") from error
+    return value
+
+
+def _selector(name: str) -> str:
+    try:
+        return check_selector(name)
+    except ScenarioError as error:
+        raise ValueError(str(error)) from error
+
+
+Selector = Annotated[str, AfterValidator(_selector)]
+Share = Annotated[float, BeforeValidator(_share), Field(gt=0, le=1)]
+PartShare = Annotated[float, BeforeValidator(_share), Field(ge=0, lt=1)]
+
+
+class Part(BaseModel):
+    """A part of a scenario: immutable, strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(Part):
+    """Which interactions, and how each user's are split."""
+
+    name: str | None = None
+    """A named data set (``fl-peel data list``)."""
+    path: str | None = None
+    """Or a file or folder of your own."""
+    format: str = "auto"
+    """Of ``path``: auto, u.data, ratings.dat, lightgcn, inter, csv, parquet."""
+    test_path: str | None = None
+    """The given test file that belongs to ``path``, if any."""
+    min_rating: float | None = None
+    """Keep interactions with at least this rating; null keeps all."""
+    split_order: SplitOrder = "auto"
+    """time: newest to test; random; auto: time where there are timestamps."""
+    validation_share: PartShare = 0.1
+    """Of each user's interactions that are not test."""
+    test_share: PartShare = 0.2
+    """Of each user's interactions, unless the source gives a test part."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        if (self.name is None) == (self.path is None):
+            raise ValueError("give either name (a named data set) or path (a file of your own)")
+        return self
+
+
+class Collected(Part):
+    """Whose train interactions the server may see for pretraining and grouping."""
+
+    mode: CollectedMode = "users"
+    """users: a share of the users consents; oldest: every user gives the oldest share of its interactions."""
+    share: Share = 1.0
+
+
+class Pretraining(Part):
+    """Stage 1 on the server; see :class:`fl_peel.pretraining.PretrainingConfig` for each field."""
+
+    model: Literal["lightgcn", "matrix-factorization"] = "lightgcn"
+    embedding_dim: int = Field(64, ge=1)
+    num_layers: int = Field(3, ge=0)
+    loss: Literal["sampled-softmax", "bpr"] = "sampled-softmax"
+    epochs: int = Field(30, ge=0)
+    batch_size: int = Field(2048, ge=1)
+    learning_rate: float = Field(0.01, gt=0)
+    l2: float = Field(1e-4, ge=0)
+    num_negatives: int = Field(4096, ge=0)
+    temperature: float = Field(0.15, gt=0)
+    similarity: Literal["dot", "cosine"] = "dot"
+    popularity_correction: float = Field(0.0, ge=0, le=1)
+    user_weight_exponent: float = Field(1.0, ge=0)
+    initialization: Literal["spectral", "normal"] = "spectral"
+    initial_norm: float = Field(1.0, gt=0)
+    diversity_form: DiversityForm = "cosine"
+    diversity_weight: float = Field(0.0, ge=0)
+    diversity_slices: int = Field(4, ge=1)
+    """Slices between which the regularizer acts (a divisor of embedding_dim)."""
+    collected: Collected = Collected()
+
+    def config(self) -> PretrainingConfig:
+        """The method's own value."""
+        fields = self.model_dump(exclude={"collected", "diversity_slices"})
+        return PretrainingConfig(**fields, num_slices=self.diversity_slices)
+
+
+class UserGroupsPart(Part):
+    """K-means on the user embeddings of the collected users."""
+
+    count: int = Field(16, ge=1)
+    min_size: int = Field(8, ge=1)
+    """No group is smaller: with one member, a group would reveal it."""
+
+
+class Blocks(Part):
+    """Item groups x slices."""
+
+    item_groups: ItemGroupKind = "single"
+    """contiguous (as the authors), popularity tiers, interest-popularity, single (one item a group)."""
+    count: int = Field(20, ge=1)
+    """Item groups, for every kind but single."""
+    num_tiers: int = Field(4, ge=1)
+    """Popularity tiers of interest-popularity."""
+    num_slices: int = Field(1, ge=1)
+    """A divisor of pretraining.embedding_dim."""
+    precision: Precision = "int8"
+    """Of the blocks that devices are sent and keep: fp32, fp16, int8, int4."""
+
+
+class ControllerPart(Part):
+    """The network that turns block features into weights; see :class:`fl_peel.controller.ControllerConfig`."""
+
+    features: tuple[FeatureName, ...] = Field(
+        ("shown", "popularity", "global-popularity", "loss", "energy"), min_length=1
+    )
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (16, 16)
+    steps: int = Field(20, ge=0)
+    learning_rate: float = Field(0.01, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    memory: float = Field(0.5, ge=0, le=1)
+    every: int = Field(1, ge=1)
+    """Rounds between outer steps: devices send validation signals in every such round."""
+    list_length: int = Field(50, ge=1)
+    """Length of the top list in which a device looks for its validation items."""
+
+    def config(self) -> ControllerConfig:
+        """The method's own value."""
+        return ControllerConfig(**self.model_dump(exclude={"every", "list_length"}))
+
+
+class Local(Part):
+    """What a device does in a round; see :class:`fl_peel.local_training.LocalTraining`."""
+
+    epochs: int = Field(1, ge=1)
+    batch_size: int = Field(64, ge=1)
+    num_negatives: int = Field(8, ge=1)
+    learning_rate: float = Field(0.05, gt=0)
+    user_learning_rate: float = Field(0.05, ge=0)
+    l2: float = Field(0.0, ge=0)
+    loss: LocalLoss = "sampled-softmax"
+    temperature: float | None = Field(None, gt=0)
+    """Of the logits; null takes the one of pretraining, so that the scale of scores stays."""
+
+    def config(self, pretraining_temperature: float) -> LocalTraining:
+        """The method's own value."""
+        fields = self.model_dump()
+        if fields["temperature"] is None:
+            fields["temperature"] = pretraining_temperature
+        return LocalTraining(**fields)
+
+
+class Aggregation(Part):
+    """How the server turns block updates into a new group table."""
+
+    denominator: Literal["holders", "touched"] = "touched"
+    """Mean over the devices that held the block (FedAvg), or over those that changed the row."""
+    optimizer: Literal["sgd", "adam", "adagrad"] = "sgd"
+    """On the mean update (Reddi et al., ICLR 2021)."""
+    learning_rate: float = Field(1.0, gt=0)
+
+
+class Refinement(Part):
+    """Stage 2: federated rounds."""
+
+    rounds: int = Field(10, ge=0)
+    cohort_share: Share = 1.0
+    """Share of the devices sampled in each round."""
+    local: Local = Local()
+    aggregation: Aggregation = Aggregation()
+
+
+class Evaluation(Part):
+    """What is measured in the end, on the test items."""
+
+    top_n: int = Field(20, ge=1)
+    budgets: tuple[Share, ...] = (0.01, 0.025, 0.05, 0.1, 0.25)
+    """Shares of the fp32 full item table."""
+    precisions: tuple[Precision, ...] = ()
+    """Empty: that of blocks.precision."""
+    selectors: tuple[Selector, ...] = ("controller", "popularity")
+    full_tables: bool = True
+    """Also the full fp32 tables, global and refined."""
+    artifacts: int = Field(3, ge=0)
+    """Devices whose stored embeddings are written to the output folder."""
+
+
+class Engine(Part):
+    """How the simulation runs. Nothing here changes a result."""
+
+    nodes: int = Field(2, ge=1)
+    """Flower nodes; each hosts every nodes-th device."""
+    cpus_per_node: int = Field(1, ge=1)
+    reply_timeout_s: float = Field(1800, gt=0)
+    """A node that has not answered by then counts as failed for that round."""
+    ray_address: str | None = None
+    """An existing Ray cluster; null starts one."""
+    device: str = "cpu"
+    """Of pretraining: cpu or cuda."""
+
+
+class Scenario(Part):
+    """Everything that decides a run, but for the folder the data lies in and the one results go to."""
+
+    name: str
+    question: str = ""
+    """What the scenario is for, in a sentence."""
+    seed: int = Field(0, ge=0)
+    data: Data
+    pretraining: Pretraining = Pretraining()
+    user_groups: UserGroupsPart = UserGroupsPart()
+    blocks: Blocks = Blocks()
+    selector: Selector = "controller"
+    """What ranks the blocks during refinement."""
+    controller: ControllerPart = ControllerPart()
+    refinement: Refinement = Refinement()
+    fleet: str | tuple[str, ...] = "default"
+    """Device profiles: a shipped fleet or YAML files."""
+    evaluation: Evaluation = Evaluation()
+    engine: Engine = Engine()
+
+    @model_validator(mode="after")
+    def _slices(self) -> Scenario:
+        dim = self.pretraining.embedding_dim
+        for key, slices in (
+            ("blocks.num_slices", self.blocks.num_slices),
+            ("pretraining.diversity_slices", self.pretraining.diversity_slices),
+        ):
+            if dim % slices:
+                raise ValueError(f"{key}: {slices} does not divide pretraining.embedding_dim {dim}; choose a divisor")
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved scenario, every default spelled out."""
+        text: str = yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False, allow_unicode=True)
+        return text
+
+    def to_json(self) -> str:
+        """One line of JSON, the form in which it is sent to nodes."""
+        return self.model_dump_json()
+
+    @staticmethod
+    def from_json(text: str) -> Scenario:
+        """Read :meth:`to_json`."""
+        return Scenario.model_validate_json(text)
+
+
+SCENARIO_FOLDER = Path(__file__).resolve().parent.parent / "simulations" / "scenarios"
+"""Where the shipped scenarios lie."""
+
+
+def shipped_scenarios() -> dict[str, Path]:
+    """Shipped scenarios by name."""
+    return {path.stem: path for path in sorted(SCENARIO_FOLDER.glob("*.yaml"))}
+
+
+def load_scenario(source: str | Path, overrides: Iterable[str] = (), *, seed: int | None = None) -> Scenario:
+    """Read a scenario: a shipped name or a YAML file, changed by ``path=value`` overrides.
+
+    Raises:
+        ScenarioError: no such scenario, not YAML, or a key that is unknown, of the wrong type or out of range.
+    """
+    path = _find(source)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path}: cannot be read ({error}); name a scenario or a YAML file") from error
+    except yaml.YAMLError as error:
+        raise ScenarioError(f"{path}: not valid YAML ({' '.join(str(error).split())}); mend the line") from error
+    if not isinstance(content, dict):
+        raise ScenarioError(f"{path}: holds no mapping of keys; start from a file that `fl-peel scenarios` lists")
+    content.setdefault("name", path.stem)
+    for override in overrides:
+        content = _with_override(content, override)
+    if seed is not None:
+        content["seed"] = seed
+    return validated(Scenario, content, str(source))
+
+
+def _find(source: str | Path) -> Path:
+    shipped = shipped_scenarios()
+    if str(source) in shipped:
+        return shipped[str(source)]
+    path = Path(source)
+    if path.is_file():
+        return path
+    close = difflib.get_close_matches(str(source), shipped, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(shipped)} or give a YAML file"
+    raise ScenarioError(f"{source}: no such scenario or file; {hint}")
+
+
+def _with_override(content: dict[str, Any], override: str) -> dict[str, Any]:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ScenarioError(f"--set {override}: expected path=value, e.g. refinement.rounds=5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ScenarioError(f"--set {override}: the value is not valid YAML; quote it") from error
+
+    def changed(node: Any, left: list[str]) -> dict[str, Any]:
+        if node is not None and not isinstance(node, dict):
+            raise ScenarioError(f"--set {override}: {'.'.join(keys[: -len(left)])} is a value, it has no keys")
+        inner = dict(node or {})
+        inner[left[0]] = value if len(left) == 1 else changed(inner.get(left[0]), left[1:])
+        return inner
+
+    return changed(content, keys)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], content: Mapping[str, Any], place: str) -> Model:
+    """Build ``model``, or raise a ScenarioError of one line that names the first bad key and the remedy."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        path = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(model, first["loc"][:-1])
+            close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+            raise ScenarioError(f"{place}: unknown key {path}; {hint}{more}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        got = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
+        where = f"{path}: " if path else ""
+        raise ScenarioError(f"{place}: {where}{message}{got}{more}") from error
+
+
+def _known_keys(model: type[BaseModel], path: Iterable[int | str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)

@@ -1,0 +1,106 @@
+"""What ranks the blocks of a user group: the learned controller and the fixed orders it must beat.
+
+A selector maps what the server knows about a group's blocks to one weight per block; devices keep the largest that
+fit (:mod:`fl_peel.selection`). To add one, write a function of this signature and register it under the entry point
+group ``fl_peel.selectors``; it is then a value of ``selector`` and of ``evaluation.selectors``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.controller import BlockStatistics, Controller
+from fl_peel.errors import ScenarioError
+from fl_peel.randomness import rng_for
+
+FloatArray = NDArray[np.float32]
+BlockSelector = Callable[[BlockStatistics, int, int], FloatArray]
+"""(statistics of one user group, seed, user group) -> weights (B,), non-negative."""
+
+CONTROLLER = "controller"
+
+
+def popularity(statistics: BlockStatistics, seed: int, user_group: int) -> FloatArray:
+    """Train interactions within the user group; more energetic slices first among equals."""
+    return _then_by_energy(statistics.popularity, statistics)
+
+
+def shown(statistics: BlockStatistics, seed: int, user_group: int) -> FloatArray:
+    """How much the pretrained table shows the block's items to the group's users."""
+    return _then_by_energy(statistics.shown, statistics)
+
+
+def global_popularity(statistics: BlockStatistics, seed: int, user_group: int) -> FloatArray:
+    """Train interactions over everybody: nobody personalized."""
+    return _then_by_energy(statistics.global_popularity, statistics)
+
+
+def energy(statistics: BlockStatistics, seed: int, user_group: int) -> FloatArray:
+    """Mean squared length of the block's rows (magnitude pruning of whole blocks)."""
+    return statistics.energy
+
+
+def random_blocks(statistics: BlockStatistics, seed: int, user_group: int) -> FloatArray:
+    """Uniform random weights, the same in every round."""
+    return rng_for(seed, "random-blocks", user_group).random(len(statistics.energy), dtype=np.float32)
+
+
+def _then_by_energy(rates: FloatArray, statistics: BlockStatistics) -> FloatArray:
+    """Rates, ties broken by energy: at most a ten-millionth of the largest rate is added."""
+    top, most = float(rates.max(initial=0)), float(statistics.energy.max(initial=0))
+    if top <= 0 or most <= 0:
+        return rates
+    return (rates.astype(np.float64) + 1e-7 * top * statistics.energy / most).astype(np.float32)
+
+
+_BUILT_IN: dict[str, BlockSelector] = {
+    "popularity": popularity,
+    "shown": shown,
+    "global-popularity": global_popularity,
+    "energy": energy,
+    "random": random_blocks,
+}
+
+
+def selector_names() -> list[str]:
+    """Every selector that can be named in a scenario."""
+    return [CONTROLLER, *_BUILT_IN, *(point.name for point in entry_points(group="fl_peel.selectors"))]
+
+
+def check_selector(name: str) -> str:
+    """The name itself.
+
+    Raises:
+        ScenarioError: no selector has this name.
+    """
+    known = selector_names()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}"
+        raise ScenarioError(f"unknown selector {name!r}; {hint}")
+    return name
+
+
+def block_weights(
+    name: str, statistics: BlockStatistics, controller: Controller, *, seed: int, user_group: int
+) -> FloatArray:
+    """Weights (B,) of a user group's blocks under the selector of this name.
+
+    Raises:
+        ScenarioError: no such selector, or a plug-in returned something else than one finite weight per block.
+    """
+    if check_selector(name) == CONTROLLER:
+        return controller.weights(statistics)
+    selector = _BUILT_IN.get(name) or next(iter(entry_points(group="fl_peel.selectors", name=name))).load()
+    weights = np.asarray(selector(statistics, seed, user_group), np.float32)
+    if weights.shape != statistics.energy.shape or not np.isfinite(weights).all():
+        raise ScenarioError(
+            f"selector {name!r} returned weights of shape {weights.shape}; it must return one finite number for each "
+            f"of {len(statistics.energy)} blocks"
+        )
+    return weights

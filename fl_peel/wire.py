@@ -1,0 +1,218 @@
+"""What crosses the network: the named payload of every message, and how it is packed. Used by both sides.
+
+The one module of ``fl_peel`` that knows Flower, and only its record types. Each message is a frozen dataclass whose
+fields are all that is sent:
+
+=================== ==============================================================================================
+``hello``           server asks a node which partition it hosts
+``join``            server -> devices: layout, centroids, and to devices whose data was collected the user embedding
+                    the server learned for them; devices -> server: the number of their user group, their largest
+                    possible budget
+``round``           server -> devices: ranked blocks of their user group; devices -> server: sums of block updates,
+                    of validation signals and of metrics over the devices of a node
+``evaluate``        server -> devices: ranked blocks; devices -> server: sums of metrics
+=================== ==============================================================================================
+
+Interactions and locally trained user embeddings are in none of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+
+HELLO = "query.hello"
+JOIN = "query.join"
+ROUND = "train.round"
+EVALUATE = "evaluate.budgets"
+
+USER_MISTAKE = 1001
+"""Code of an error reply whose reason is the one line of a :class:`fl_peel.errors.FlPeelError`."""
+
+UNLIMITED = -1
+"""A budget that holds everything that was sent."""
+OWN_BUDGET = -2
+"""The budget a device has at that moment."""
+EVERYBODY = -1
+"""User group number of a payload that is for the devices of all groups."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a simulated node finds its devices' data and keeps their state. A real device has its own."""
+
+    scenario: str
+    data_dir: str
+    run_dir: str
+
+
+@dataclass(frozen=True)
+class HelloRequest:
+    """Which partition do you host?"""
+
+    scenario: str
+
+
+@dataclass(frozen=True)
+class HelloReply:
+    """The node's place among the nodes. ``root``: folder that its copy of the packages lies in."""
+
+    partition: int
+    num_partitions: int
+    root: str
+
+
+@dataclass(frozen=True)
+class JoinRequest:
+    """Start of a run. devices (M,): those whose data was collected, with users (M, d) and groups (M,).
+
+    item_table: (I, d) if some device must find its embedding and group by itself, else (0, d);
+    item_group: (I,); centroids: (G, d).
+    """
+
+    scenario: str
+    data_dir: str
+    run_dir: str
+    item_group: NDArray[np.int32]
+    centroids: NDArray[np.float32]
+    item_table: NDArray[np.float32]
+    devices: NDArray[np.int64]
+    users: NDArray[np.float32]
+    groups: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class JoinReply:
+    """devices (N,), their user groups (N,) and the largest budget each group's devices here can ever have (G,).
+
+    class_names: the fleet's device classes, one a line.
+    """
+
+    class_names: str
+    devices: NDArray[np.int64]
+    groups: NDArray[np.int32]
+    ceilings: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RoundRequest:
+    """One round. devices: (N,) sampled here; groups: user group -> its ranked blocks (``pack_ranking``).
+
+    signals: whether validation signals are wanted; temperature: of the local loss; traced: devices whose budgets
+    and kept blocks the report shows (simulation only).
+    """
+
+    scenario: str
+    data_dir: str
+    run_dir: str
+    server_round: int
+    signals: bool
+    temperature: float
+    devices: NDArray[np.int64]
+    traced: NDArray[np.int64]
+    groups: dict[int, Arrays]
+
+
+@dataclass(frozen=True)
+class RoundReply:
+    """groups: user group -> rows (T,) touched, sums (T, d), touched (T,), row_loss (T,), row_examples (T,),
+    holders (K,), and with signals hits, shown, exposed (K,).
+
+    classes: per device class, int64 columns (devices, budget bytes, download bytes, upload bytes, reselections,
+    budget violations, kept bytes); loss, recall, ndcg: fixed-point sums over ``evaluated`` / ``trained`` devices;
+    traces: (X, 5) device, its class, budget bytes, stored bytes, kept blocks.
+    """
+
+    groups: dict[int, Arrays]
+    classes: NDArray[np.int64]
+    trained: int
+    loss: int
+    recall: int
+    ndcg: int
+    evaluated: int
+    traces: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Rank all items under each budget. budgets: (X,) bytes, UNLIMITED or OWN_BUDGET; groups as in a round.
+
+    artifacts: devices whose stored embeddings are written to the run folder (simulation only).
+    """
+
+    scenario: str
+    data_dir: str
+    run_dir: str
+    server_round: int
+    precision: str
+    split: str
+    label: str
+    budgets: NDArray[np.int64]
+    artifacts: NDArray[np.int64]
+    groups: dict[int, Arrays]
+
+
+@dataclass(frozen=True)
+class EvaluateReply:
+    """Fixed-point sums recall, ndcg and counts devices, each (X, classes, user groups) int64.
+
+    stored_max (X,); per class with OWN_BUDGET: owned (classes, 4) devices, budget bytes, stored bytes, violations.
+    """
+
+    recall: NDArray[np.int64]
+    ndcg: NDArray[np.int64]
+    devices: NDArray[np.int64]
+    stored_max: NDArray[np.int64]
+    owned: NDArray[np.int64]
+
+
+def packed_once(arrays: Arrays) -> Arrays:
+    """Arrays in Flower's own form, so that one payload in many messages is serialized once."""
+    return {name: Array(array) for name, array in arrays.items()}  # type: ignore[misc]
+
+
+Payload = TypeVar("Payload")
+
+
+def pack(value: object) -> RecordDict:
+    """A message dataclass as Flower records: arrays in one, everything else in the other."""
+    arrays: dict[str, Array] = {}
+    config: dict[str, Any] = {}
+    for field in dataclasses.fields(value):  # type: ignore[arg-type]
+        content = getattr(value, field.name)
+        if isinstance(content, np.ndarray):
+            arrays[field.name] = Array(content)
+        elif isinstance(content, dict):
+            config[field.name] = [int(group) for group in content]
+            for group, inner in content.items():
+                for name, array in inner.items():
+                    arrays[f"{field.name}/{group}/{name}"] = array if isinstance(array, Array) else Array(array)
+        else:
+            config[field.name] = content
+    return RecordDict({"arrays": ArrayRecord(arrays), "config": ConfigRecord(config)})
+
+
+def unpack(kind: type[Payload], content: RecordDict) -> Payload:
+    """The message dataclass that :func:`pack` packed."""
+    arrays, config = content.array_records["arrays"], content.config_records["config"]
+    fields: dict[str, Any] = {}
+    by_group: dict[str, dict[int, Arrays]] = {}
+    for name, array in arrays.items():
+        if "/" in name:
+            field, group, inner = name.split("/")
+            by_group.setdefault(field, {}).setdefault(int(group), {})[inner] = array.numpy()
+        else:
+            fields[name] = array.numpy()
+    for name, value in config.items():
+        if isinstance(value, list):
+            fields[name] = {int(group): by_group[name][int(group)] for group in value}  # type: ignore[arg-type]
+        else:
+            fields[name] = value
+    return kind(**fields)

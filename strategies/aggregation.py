@@ -1,0 +1,102 @@
+"""Block-wise aggregation on plain arrays: from sums over devices to a new group table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.kernels import FIXED_POINT
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass
+class BlockSums:
+    """What the devices of one user group returned in a round, added up over nodes. Order-free: all integers.
+
+    For R table rows and K ranked blocks: sums (R, d); touched, row_loss, row_examples (R,); holders, hits, shown,
+    exposed (K,).
+    """
+
+    sums: NDArray[np.int64]
+    touched: NDArray[np.int64]
+    row_loss: NDArray[np.int64]
+    row_examples: NDArray[np.int64]
+    holders: NDArray[np.int64]
+    hits: NDArray[np.int64]
+    shown: NDArray[np.int64]
+    exposed: NDArray[np.int64]
+
+    @staticmethod
+    def zeros(num_rows: int, dim: int, num_blocks: int) -> BlockSums:
+        """Nothing yet."""
+        return BlockSums(
+            np.zeros((num_rows, dim), np.int64),
+            *(np.zeros(num_rows, np.int64) for _ in range(3)),
+            *(np.zeros(num_blocks, np.int64) for _ in range(4)),
+        )
+
+    def add(self, reply: dict[str, NDArray[np.integer]]) -> None:
+        """Add one node's reply for this user group; its rows are distinct."""
+        rows = reply["rows"]
+        for name in ("sums", "touched", "row_loss", "row_examples"):
+            getattr(self, name)[rows] += reply[name]
+        for name in ("holders", "hits", "shown", "exposed"):
+            if name in reply:
+                getattr(self, name)[:] += reply[name]
+
+
+def mean_update(
+    total: BlockSums, position: NDArray[np.int32], denominator: Literal["holders", "touched"]
+) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Mean block update (R, d), and which entries any device held (R, d).
+
+    position: (R, S) rank of each block, K where it was not sent. "holders" divides by the devices that held the block
+    (McMahan et al., AISTATS 2017, block by block); "touched" by those that changed the row: with one item per block
+    most holders never meet a given item, and a mean over them would forget what the others learned.
+    """
+    num_rows, dim = total.sums.shape
+    num_slices = position.shape[1]
+    holders = np.concatenate([total.holders, [0]])[position]  # (R, S)
+    held = holders > 0
+    counts = holders if denominator == "holders" else np.where(held, total.touched[:, None], 0)
+    scale = np.where(counts > 0, 1.0 / (np.maximum(counts, 1) * FIXED_POINT), 0.0)
+    mean = total.sums * np.repeat(scale, dim // num_slices, axis=1)
+    return mean.astype(np.float32), np.repeat(held, dim // num_slices, axis=1)
+
+
+@dataclass
+class ServerOptimizer:
+    """Applies mean updates to rows of one table (Reddi et al., "Adaptive Federated Optimization", ICLR 2021).
+
+    ``sgd`` adds learning_rate x update; ``adam`` and ``adagrad`` keep moments per table entry, which advance only when
+    a round touches the row.
+    """
+
+    name: Literal["sgd", "adam", "adagrad"]
+    learning_rate: float
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    epsilon: float = 1e-3
+    _first: FloatArray | None = field(default=None, repr=False)
+    _second: FloatArray | None = field(default=None, repr=False)
+
+    def apply(self, table: FloatArray, items: NDArray[np.integer], update: FloatArray) -> None:
+        """Change rows ``items`` (R,) of ``table`` (I, d) in place by ``update`` (R, d)."""
+        if self.name == "sgd":
+            table[items] += np.float32(self.learning_rate) * update
+            return
+        if self._second is None:
+            self._first, self._second = np.zeros_like(table), np.zeros_like(table)
+        assert self._first is not None
+        if self.name == "adagrad":
+            self._second[items] += update**2
+            step = update / (np.sqrt(self._second[items]) + np.float32(self.epsilon))
+        else:
+            self._first[items] = self.beta_1 * self._first[items] + (1 - self.beta_1) * update
+            self._second[items] = self.beta_2 * self._second[items] + (1 - self.beta_2) * update**2
+            step = self._first[items] / (np.sqrt(self._second[items]) + np.float32(self.epsilon))
+        table[items] += np.float32(self.learning_rate) * step

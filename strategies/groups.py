@@ -1,0 +1,154 @@
+"""What the server keeps for every user group: its item table and what it knows about the table's blocks."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.blocks import BlockLayout
+from fl_peel.config import Scenario
+from fl_peel.controller import BlockStatistics
+from fl_peel.grouping import UserGroups, item_groups, user_groups
+from fl_peel.interactions import UserItems
+from fl_peel.kernels import FIXED_POINT
+from fl_peel.local_training import signals_of_group
+from fl_peel.pretraining import PretrainedEmbeddings
+from fl_peel.ranking import top_rows
+from fl_peel.selection import RankedBlocks, RowOrder, rank_blocks
+from strategies.aggregation import BlockSums, ServerOptimizer, mean_update
+
+FloatArray = NDArray[np.float32]
+
+
+def make_layout(scenario: Scenario, pretrained: PretrainedEmbeddings, collected: UserItems) -> BlockLayout:
+    """Item groups x slices, from what the server learned in pretraining."""
+    blocks = scenario.blocks
+    num_items = len(pretrained.items)
+    item_group = item_groups(
+        blocks.item_groups,
+        num_items,
+        count=blocks.count,
+        popularity=collected.popularity(num_items),
+        item_embeddings=pretrained.items,
+        num_tiers=blocks.num_tiers,
+        seed=scenario.seed,
+    )
+    return BlockLayout(item_group, pretrained.items.shape[1], blocks.num_slices)
+
+
+def make_groups(scenario: Scenario, pretrained: PretrainedEmbeddings, has_data: NDArray[np.bool_]) -> UserGroups:
+    """K-means over the users whose data was collected."""
+    part = scenario.user_groups
+    return user_groups(pretrained.users, has_data, count=part.count, min_size=part.min_size, seed=scenario.seed)
+
+
+def by_block(layout: BlockLayout, per_item: NDArray[np.floating]) -> FloatArray:
+    """Mean over the items of each block, (I,) -> (B,)."""
+    sums = np.bincount(layout.item_group, weights=per_item, minlength=layout.num_item_groups)
+    return np.repeat(sums / layout.group_sizes, layout.num_slices).astype(np.float32)
+
+
+def block_energy(layout: BlockLayout, table: FloatArray) -> FloatArray:
+    """Mean squared length of each block's row pieces, (I, d) -> (B,)."""
+    squares = (table.reshape(layout.num_items, layout.num_slices, layout.slice_dim) ** 2).sum(axis=2)  # (I, S)
+    columns = [
+        np.bincount(layout.item_group, weights=squares[:, s], minlength=layout.num_item_groups)
+        for s in range(layout.num_slices)
+    ]
+    return (np.stack(columns, axis=1) / layout.group_sizes[:, None]).reshape(-1).astype(np.float32)
+
+
+@dataclass
+class UserGroupState:
+    """One user group: its copy of the item table (I, d), what is known of its blocks, its optimizer."""
+
+    table: FloatArray
+    statistics: BlockStatistics
+    optimizer: ServerOptimizer
+    counted_interactions: NDArray[np.float64]
+    counted_devices: NDArray[np.float64]
+
+    def take(self, layout: BlockLayout, blocks: NDArray[np.int64], total: BlockSums, scenario: Scenario) -> None:
+        """Aggregate one round into the table and the statistics. blocks: (K,) as they were ranked when sent."""
+        order = RowOrder.of(layout, blocks)
+        refinement = scenario.refinement
+        update, _ = mean_update(total, order.position, refinement.aggregation.denominator)
+        changed = total.touched > 0
+        self.optimizer.apply(self.table, order.items[changed], update[changed])
+        self._take_statistics(layout, blocks, order, total, scenario)
+
+    def _take_statistics(
+        self, layout: BlockLayout, blocks: NDArray[np.int64], order: RowOrder, total: BlockSums, scenario: Scenario
+    ) -> None:
+        statistics = self.statistics
+        groups, slices = layout.item_group[order.items], layout.num_slices
+        examples = np.bincount(groups, weights=total.row_examples, minlength=layout.num_item_groups)
+        losses = np.bincount(groups, weights=total.row_loss / FIXED_POINT, minlength=layout.num_item_groups)
+        mean_loss = np.divide(losses, examples, out=np.zeros_like(losses), where=examples > 0)
+        known = np.repeat(examples > 0, slices)
+        statistics.loss = np.where(known, np.repeat(mean_loss, slices), statistics.loss).astype(np.float32)
+        holders = np.zeros(layout.num_blocks)
+        holders[blocks] = total.holders
+        self.counted_interactions += np.repeat(examples, slices) / scenario.refinement.local.epochs
+        self.counted_devices += holders
+        sizes = np.repeat(layout.group_sizes, slices)
+        rate = self.counted_interactions / (np.maximum(self.counted_devices, 1) * sizes)
+        statistics.popularity = rate.astype(np.float32)
+        statistics.energy = block_energy(layout, self.table)
+        if total.exposed.any():
+            hits, exposure = np.zeros(layout.num_blocks), np.zeros(layout.num_blocks)
+            hits[blocks] = total.hits / FIXED_POINT
+            exposure[blocks] = total.exposed * sizes[blocks]
+            statistics.add_signals(hits, exposure, scenario.controller.memory)
+
+
+def starting_states(
+    scenario: Scenario,
+    layout: BlockLayout,
+    pretrained: PretrainedEmbeddings,
+    groups: UserGroups,
+    collected: UserItems,
+) -> list[UserGroupState]:
+    """Every group starts from the global table, with statistics from the collected interactions alone."""
+    num_items = layout.num_items
+    everything = rank_blocks(layout, "fp32", -np.arange(layout.num_blocks, dtype=np.float64), pretrained.items)
+    global_popularity = by_block(layout, collected.popularity(num_items) / max((collected.counts() > 0).sum(), 1))
+    energy = block_energy(layout, pretrained.items)
+    aggregation = scenario.refinement.aggregation
+
+    def state(group: int) -> UserGroupState:
+        members = np.flatnonzero(groups.assignment == group)
+        mine = collected.select(members)
+        popularity = by_block(layout, mine.popularity(num_items))  # interactions per item
+        shown = _shown(everything, pretrained.users[members], mine, scenario.controller.list_length)
+        sizes = np.repeat(layout.group_sizes, layout.num_slices)
+        statistics = BlockStatistics(
+            popularity=popularity / max(len(members), 1),
+            shown=(shown / sizes / max(len(members), 1)).astype(np.float32),
+            global_popularity=global_popularity,
+            loss=np.zeros(layout.num_blocks, np.float32),
+            energy=energy.copy(),
+        )
+        return UserGroupState(
+            pretrained.items.copy(),
+            statistics,
+            ServerOptimizer(aggregation.optimizer, aggregation.learning_rate),
+            popularity.astype(np.float64) * sizes,
+            np.full(layout.num_blocks, float(len(members))),
+        )
+
+    with ThreadPoolExecutor(max_workers=2) as pool:  # the compiled loops release the interpreter lock
+        return list(pool.map(state, range(groups.num_groups)))
+
+
+def _shown(everything: RankedBlocks, users: FloatArray, seen: UserItems, list_length: int) -> NDArray[np.float64]:
+    """Discounted appearances (B,) of blocks in the users' top lists, on the pretrained table."""
+    cutoffs = np.full(len(users), len(everything.blocks), np.int64)
+    best = top_rows(everything, cutoffs, users, seen, list_length)
+    nothing = UserItems(np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32))
+    shown = np.zeros(len(everything.blocks))
+    shown[everything.blocks] = signals_of_group(everything, cutoffs, users, best, nothing)[1] / FIXED_POINT
+    return shown

@@ -1,0 +1,323 @@
+"""PeelStrategy: the server's side of stage 2, on Flower's Message API.
+
+PEEL (arXiv 2306.10532), section III-C. In each round every user group's ranked blocks go to the nodes that host
+sampled devices of that group; what comes back are sums, which become a new group table (block-wise aggregation) and a
+step of the controller (outer level). Flower's own loop, ``Strategy.start``, drives the rounds.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from fl_peel import wire
+from fl_peel.blocks import BlockLayout
+from fl_peel.config import Scenario
+from fl_peel.controller import Controller
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.precision import Precision
+from fl_peel.ranking import SUM_SCALE
+from fl_peel.selection import RowOrder, pack_ranking
+from fl_peel.selectors import block_weights
+from strategies.aggregation import BlockSums
+from strategies.groups import UserGroupState
+from strategies.nodes import Nodes, failure
+from strategies.sampling import sample_cohort
+
+logger = logging.getLogger("fl_peel")
+
+
+@dataclass(frozen=True)
+class Members:
+    """Who is where: devices (N,) ascending, their user groups (N,), and each group's largest budget (G,)."""
+
+    devices: NDArray[np.int64]
+    groups: NDArray[np.int32]
+    ceilings: NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+
+@dataclass
+class RoundRecord:
+    """What one round did; bytes are summed over its devices."""
+
+    server_round: int
+    devices: int
+    failures: int
+    seconds: float
+    download_bytes: int
+    upload_bytes: int
+    message_bytes: int
+    loss: float
+    recall: float | None
+    ndcg: float | None
+    controller_loss: float | None
+    classes: NDArray[np.int64]
+    traces: NDArray[np.int64] = field(repr=False)
+
+
+class PeelStrategy(Strategy):
+    """Per-group rounds: send ranked blocks, add up block updates, aggregate block by block, step the controller."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        setting: wire.Setting,
+        layout: BlockLayout,
+        states: list[UserGroupState],
+        members: Members,
+        nodes: Nodes,
+        *,
+        temperature: float,
+        traced: NDArray[np.int64],
+        on_event: OnEvent = silent,
+    ) -> None:
+        self.scenario = scenario
+        self.setting = setting
+        self.layout = layout
+        self.states = states
+        self.members = members
+        self.nodes = nodes
+        self.controller = Controller.for_statistics(
+            [state.statistics for state in states], scenario.controller.config(), seed=scenario.seed
+        )
+        self.rounds: list[RoundRecord] = []
+        self._temperature = temperature
+        self._traced = traced
+        self._on_event = on_event
+        self._sent: dict[int, NDArray[np.int64]] = {}
+        self._asked: dict[int, int] = {}
+        self._started = 0.0
+        self._message_bytes = 0
+
+    def summary(self) -> None:
+        """Log what will run."""
+        logger.info(
+            "PEEL: %d devices in %d user groups, %d blocks, %d rounds",
+            len(self.members.devices),
+            len(self.states),
+            self.layout.num_blocks,
+            self.scenario.refinement.rounds,
+        )
+
+    def weights(self, selector: str) -> list[NDArray[np.float32]]:
+        """Block weights (B,) of every user group under a selector."""
+        return [
+            block_weights(selector, state.statistics, self.controller, seed=self.scenario.seed, user_group=group)
+            for group, state in enumerate(self.states)
+        ]
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One message per node: its sampled devices and the ranked blocks of their user groups."""
+        self._started = time.perf_counter()
+        scenario, members = self.scenario, self.members
+        cohort = sample_cohort(scenario.seed, server_round, members.devices, scenario.refinement.cohort_share)
+        groups = members.groups[np.searchsorted(members.devices, cohort)]
+        precision = scenario.blocks.precision
+        payloads: dict[int, wire.Arrays] = {}
+        self._sent = {}
+        for group, weights in enumerate(self.weights(scenario.selector)):
+            if (groups == group).any():
+                packed = pack_ranking(
+                    self.layout, precision, weights, self.states[group].table, int(members.ceilings[group])
+                )
+                self._sent[group] = packed["blocks"].astype(np.int64)
+                payloads[group] = wire.packed_once(packed)
+        hosts = cohort % len(self.nodes.ids)
+        self._asked = {p: int((hosts == p).sum()) for p in range(len(self.nodes.ids))}
+        self._message_bytes = 0
+
+        def request(partition: int) -> wire.RoundRequest | None:
+            mine = hosts == partition
+            if not mine.any():
+                return None
+            here = {group: payloads[group] for group in np.unique(groups[mine]).tolist()}
+            return wire.RoundRequest(
+                self.setting.scenario,
+                self.setting.data_dir,
+                self.setting.run_dir,
+                server_round,
+                server_round % scenario.controller.every == 0,
+                self._temperature,
+                cohort[mine],
+                self._traced,
+                here,
+            )
+
+        for message in self.nodes.messages(wire.ROUND, request):
+            self._message_bytes += _size(message)
+            yield message
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add up the nodes' sums, update every group's table, take the controller's outer step."""
+        totals: dict[int, BlockSums] = {}
+        answered: set[int] = set()
+        sums = np.zeros(5, np.int64)  # trained, loss, recall, ndcg, evaluated
+        classes = np.zeros((len(self.members.class_names), 7), np.int64)
+        traces = []
+        # sums are integers: the order in which replies come does not matter
+        for message in replies:
+            if message.has_error():
+                error = failure(message, f"node {self.nodes.partition(message)}, round {server_round}")
+                logger.warning("%s", error)
+                continue
+            self._message_bytes += _size(message)
+            reply = wire.unpack(wire.RoundReply, message.content)
+            answered.add(self.nodes.partition(message))
+            sums += [reply.trained, reply.loss, reply.recall, reply.ndcg, reply.evaluated]
+            classes += reply.classes
+            traces.append(reply.traces)
+            for group, content in reply.groups.items():
+                if group not in totals:
+                    totals[group] = self._empty_sums(group)
+                totals[group].add(content)
+        for group, total in totals.items():
+            self.states[group].take(self.layout, self._sent[group], total, self.scenario)
+        controller_loss = self._outer_step(server_round)
+        trained, loss, recall, ndcg, evaluated = sums.tolist()
+        failures = sum(count for partition, count in self._asked.items() if partition not in answered)
+        record = RoundRecord(
+            server_round,
+            int(classes[:, 0].sum()),
+            failures,
+            time.perf_counter() - self._started,
+            int(classes[:, 2].sum()),
+            int(classes[:, 3].sum()),
+            self._message_bytes,
+            loss / SUM_SCALE / max(trained, 1),
+            recall / SUM_SCALE / evaluated if evaluated else None,
+            ndcg / SUM_SCALE / evaluated if evaluated else None,
+            controller_loss,
+            classes,
+            np.concatenate(traces) if traces else np.zeros((0, 5), np.int64),
+        )
+        self.rounds.append(record)
+        speed = record.devices / record.seconds
+        text = f"{speed:,.0f} devices/s" + (f", validation recall@20 {record.recall:.4f}" if record.recall else "")
+        self._on_event(Event("refinement", server_round, self.scenario.refinement.rounds, text))
+        return None, None
+
+    def _empty_sums(self, group: int) -> BlockSums:
+        blocks = self._sent[group]
+        return BlockSums.zeros(len(RowOrder.of(self.layout, blocks).items), self.layout.embedding_dim, len(blocks))
+
+    def _outer_step(self, server_round: int) -> float | None:
+        if self.scenario.selector != "controller" and "controller" not in self.scenario.evaluation.selectors:
+            return None
+        if server_round % self.scenario.controller.every:
+            return None
+        loss = self.controller.outer_step([state.statistics for state in self.states])
+        return loss if np.isfinite(loss) else None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Nothing each round: validation figures come back with training, the test is looked at once."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing to add up."""
+        return None
+
+    def evaluate(
+        self,
+        budgets: list[int],
+        *,
+        precision: Precision,
+        selector: str,
+        split: str = "test",
+        tables: str = "refined",
+        label: str = "",
+        artifacts: NDArray[np.int64] | None = None,
+        message_bytes: int = 128 << 20,
+    ) -> wire.EvaluateReply:
+        """Every device ranks all items under each budget (bytes, UNLIMITED or OWN_BUDGET).
+
+        tables: "refined", each user group's own, or "global", the pretrained one for everybody (before any round).
+        Groups are sent in batches of about ``message_bytes``.
+        """
+        layout = self.layout
+        whole = wire.UNLIMITED in budgets
+        limits = [budget for budget in budgets if budget >= 0]
+        if wire.OWN_BUDGET in budgets:
+            limits.append(int(self.members.ceilings.max()))
+        # devices skip blocks they never need, so they reach further down the list than their budget alone would
+        reach = None if whole else int(1.25 * max(limits))
+        total: wire.EvaluateReply | None = None
+        batch: dict[int, wire.Arrays] = {}
+        size = 0
+        groups = [wire.EVERYBODY] if tables == "global" else list(range(len(self.states)))
+        weights = [np.arange(layout.num_blocks, 0, -1.0)] if tables == "global" else self.weights(selector)
+        for i, group in enumerate(groups):
+            table = self.states[max(group, 0)].table
+            packed = pack_ranking(layout, precision, weights[i], table, reach)
+            size += sum(array.nbytes for array in packed.values())
+            batch[group] = wire.packed_once(packed)
+            if size >= message_bytes or i == len(groups) - 1:
+                total = _merged(total, self._ask_evaluation(batch, budgets, precision, split, label, artifacts))
+                batch, size = {}, 0
+        assert total is not None
+        return total
+
+    def _ask_evaluation(
+        self,
+        groups: dict[int, wire.Arrays],
+        budgets: list[int],
+        precision: Precision,
+        split: str,
+        label: str,
+        artifacts: NDArray[np.int64] | None,
+    ) -> wire.EvaluateReply:
+        request = wire.EvaluateRequest(
+            self.setting.scenario,
+            self.setting.data_dir,
+            self.setting.run_dir,
+            self.scenario.refinement.rounds,
+            precision,
+            split,
+            label,
+            np.array(budgets, np.int64),
+            np.zeros(0, np.int64) if artifacts is None else artifacts,
+            groups,
+        )
+        total: wire.EvaluateReply | None = None
+        for reply in self.nodes.ask(wire.EVALUATE, wire.EvaluateReply, lambda partition: request):
+            total = _merged(total, reply)
+        assert total is not None
+        return total
+
+
+def _merged(a: wire.EvaluateReply | None, b: wire.EvaluateReply) -> wire.EvaluateReply:
+    if a is None:
+        return b
+    groups = max(a.recall.shape[2], b.recall.shape[2])
+
+    def wide(values: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.pad(values, ((0, 0), (0, 0), (0, groups - values.shape[2])))
+
+    return wire.EvaluateReply(
+        wide(a.recall) + wide(b.recall),
+        wide(a.ndcg) + wide(b.ndcg),
+        wide(a.devices) + wide(b.devices),
+        np.maximum(a.stored_max, b.stored_max),
+        a.owned + b.owned,
+    )
+
+
+def _size(message: Message) -> int:
+    return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())
+
+
+__all__ = ["Members", "PeelStrategy", "RoundRecord"]
