@@ -65,7 +65,7 @@ class BudgetContract:
 
     def base(self, devices: Devices) -> FloatArray:
         """Base budgets, a function of the id: (N,)."""
-        return self.base_bytes * (1.0 + devices % 97) / 97.0
+        return np.asarray(self.base_bytes * (1.0 + devices % 97) / 97.0, dtype=np.float64)
 
     def budget_at(self, seed: int, devices: Devices, step: int) -> FloatArray:
         """Budgets at a step, reached from scratch: (N,)."""

@@ -80,10 +80,10 @@ class Fleet:
         ``radio_joules_per_mb``: (N,) each.
         """
         ids = device_ids(devices)
-        result: dict[str, FloatArray] = {}
+        result = {key: np.zeros(len(ids)) for key in self.profiles[0].rates(seed, ids[:0])}
         for index, profile in self.members(seed, ids):
             for key, values in profile.rates(seed, ids[index]).items():
-                result.setdefault(key, np.zeros(len(ids)))[index] = values
+                result[key][index] = values
         return result
 
     def available(self, seed: int, devices: NDArray[np.integer], server_round: float) -> NDArray[np.bool_]:

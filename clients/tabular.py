@@ -54,7 +54,7 @@ def pick_column(columns: list[str], wanted: str | None, path: Path) -> int:
     plain = [column.strip().lower() for column in columns]
     if wanted.strip().lower() in plain:
         return plain.index(wanted.strip().lower())
-    raise FieldError(f"{path} has no column {wanted!r}; {did_you_mean(wanted, columns)}", "column")
+    raise FieldError(f"{path} has no column {wanted!r}; {did_you_mean(wanted, columns)}")
 
 
 def read_columns(path: Path, wanted: tuple[str | None, ...]) -> list[tuple[str, tuple[object, ...]]]:

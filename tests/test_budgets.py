@@ -376,7 +376,7 @@ def test_the_budget_of_a_process_that_breaks_its_ceiling_is_refused():
             return base_bytes * 2
 
     fleet = fleet_from_mapping({"profiles": [{"name": "liar", "memory": {"table_share": 0.5}, "budget": Liar()}]})
-    with pytest.raises(ProfileError, match="^liar: its budget process gave a budget at step 0 out of range"):
+    with pytest.raises(ProfileError, match=r"^liar: its budget process gave a budget at step 0 out of range"):
         fleet.budget_bytes(0, devices_of(3), 0, full_table_bytes=100)
 
 
