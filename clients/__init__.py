@@ -1,0 +1,1 @@
+"""The device side of the Flower app: cohorts, device profiles, moving budgets."""

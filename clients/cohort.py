@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ class DeviceState:
     kept_blocks: NDArray[np.int32]
 
     @staticmethod
-    def open(folder: Path, mode: str) -> DeviceState:
+    def open(folder: Path, mode: Literal["r", "r+"]) -> DeviceState:
         """Open the state of the node in ``folder``; mode "r+" to change it.
 
         Raises:
@@ -39,7 +40,7 @@ class DeviceState:
         """
         try:
             return DeviceState(
-                *(np.load(folder / f"{name}.npy", mmap_mode=mode) for name in ("users", "groups", "kept_blocks"))  # type: ignore[call-overload]
+                *(np.load(folder / f"{name}.npy", mmap_mode=mode) for name in ("users", "groups", "kept_blocks"))
             )
         except OSError as error:
             raise EngineError(
@@ -97,7 +98,7 @@ class Cohort:
             self.scenario.blocks.num_slices,
         )
 
-    def state(self, mode: str = "r+") -> DeviceState:
+    def state(self, mode: Literal["r", "r+"] = "r+") -> DeviceState:
         """The devices' state."""
         return DeviceState.open(self.folder, mode)
 

@@ -160,7 +160,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
     """Every hosted device ranks all items under each budget, with what it would have stored."""
     scenario, state, layout = cohort.scenario, cohort.state("r"), cohort.layout()
     assert request.precision in PRECISIONS
-    precision: Precision = request.precision  # type: ignore[assignment]
+    precision: Precision = request.precision
     groups = np.asarray(state.groups)
     num_groups, num_classes, num_budgets = (
         int(groups.max(initial=-1)) + 1,

@@ -23,6 +23,7 @@ from fl_peel.local_training import LocalLoss, LocalTraining
 from fl_peel.losses import DiversityForm
 from fl_peel.precision import Precision
 from fl_peel.pretraining import PretrainingConfig
+from fl_peel.readers import DataFormat
 from fl_peel.selectors import check_selector
 
 
@@ -61,8 +62,8 @@ class Data(Part):
     """A named data set (``fl-peel data list``)."""
     path: str | None = None
     """Or a file or folder of your own."""
-    format: str = "auto"
-    """Of ``path``: auto, u.data, ratings.dat, lightgcn, inter, csv, parquet."""
+    format: DataFormat = "auto"
+    """Of ``path``."""
     test_path: str | None = None
     """The given test file that belongs to ``path``, if any."""
     min_rating: float | None = None

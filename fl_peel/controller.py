@@ -15,6 +15,7 @@ logit is the block's expected share of the hits minus its observed share.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -99,6 +100,9 @@ class BlockStatistics:
 class Controller(nn.Module):
     """Linear start plus a small network. ``forward`` maps standardized features (B, F) to logits (B,)."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, num_features: int, config: ControllerConfig, mean: FloatArray, std: FloatArray, seed: int
     ) -> None:
@@ -109,7 +113,7 @@ class Controller(nn.Module):
         self.register_buffer("std", torch.from_numpy(std))
         widths = [num_features, *config.hidden, 1]
         layers: list[nn.Module] = []
-        for wide, narrow in zip(widths[:-1], widths[1:], strict=True):
+        for wide, narrow in itertools.pairwise(widths):
             linear = nn.Linear(wide, narrow)
             with torch.no_grad():
                 linear.weight.copy_(torch.randn(narrow, wide, generator=generator) / wide**0.5)

@@ -54,7 +54,7 @@ def device_splits(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
         UserItems(*(np.load(folder / f"{part}-{what}.npy", mmap_mode="r") for what in ("indptr", "items")))
         for part in _PARTS
     ]
-    return Splits(*parts, num_items=int(np.load(folder / "num_items.npy")))
+    return Splits(parts[0], parts[1], parts[2], int(np.load(folder / "num_items.npy")))
 
 
 def _prepare(scenario: Scenario, data_dir: str, folder: Path) -> None:

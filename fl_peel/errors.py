@@ -8,6 +8,7 @@
     ├── ProfileError            a device profile or a budget trace makes no sense
     ├── BudgetError             a memory budget cannot hold what it must hold
     ├── ArtifactError           a stored elastic embedding is not what it claims to be
+    ├── ReportError             (simulations.report_schema) a result is incomplete or its files cannot be written
     └── EngineError             the Flower engine failed: no nodes, no replies, mixed-up packages
 
 Messages are one line, name the place (file and line, key path, profile name) and the remedy.

@@ -212,7 +212,7 @@ def unpack(kind: type[Payload], content: RecordDict) -> Payload:
             fields[name] = array.numpy()
     for name, value in config.items():
         if isinstance(value, list):
-            fields[name] = {int(group): by_group[name][int(group)] for group in value}  # type: ignore[arg-type]
+            fields[name] = {int(group): by_group[name][int(group)] for group in value}
         else:
             fields[name] = value
     return kind(**fields)

@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import platformdirs
 import psutil
@@ -22,7 +22,7 @@ import psutil
 from fl_peel.config import Scenario, load_scenario
 from fl_peel.errors import EngineError, FlPeelError
 from fl_peel.events import OnEvent, silent
-from simulations.report import write_report
+from simulations.report import RunResult, write_report
 
 PACKAGES = ("fl_peel", "clients", "strategies", "simulations")
 
@@ -59,7 +59,7 @@ def run(
             result = _simulate(scenario, str(data_dir or ""), run_dir, str(cache_dir or ""), on_event)
         result = finished(result, scenario, memory.peak_bytes, command)
         if out is not None:
-            write_report(result, Path(out))
+            write_report(cast(RunResult, result), Path(out))
             copy_artifacts(run_dir, Path(out))
         return result
     finally:

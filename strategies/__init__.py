@@ -1,0 +1,1 @@
+"""The server side: per-group rounds, block-wise aggregation, sampling of cohorts."""

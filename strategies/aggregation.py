@@ -58,7 +58,7 @@ def mean_update(
     (McMahan et al., AISTATS 2017, block by block); "touched" by those that changed the row: with one item per block
     most holders never meet a given item, and a mean over them would forget what the others learned.
     """
-    num_rows, dim = total.sums.shape
+    dim = total.sums.shape[1]
     num_slices = position.shape[1]
     holders = np.concatenate([total.holders, [0]])[position]  # (R, S)
     held = holders > 0

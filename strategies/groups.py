@@ -45,7 +45,7 @@ def make_groups(scenario: Scenario, pretrained: PretrainedEmbeddings, has_data: 
     return user_groups(pretrained.users, has_data, count=part.count, min_size=part.min_size, seed=scenario.seed)
 
 
-def by_block(layout: BlockLayout, per_item: NDArray[np.floating]) -> FloatArray:
+def by_block(layout: BlockLayout, per_item: NDArray[np.floating | np.integer]) -> FloatArray:
     """Mean over the items of each block, (I,) -> (B,)."""
     sums = np.bincount(layout.item_group, weights=per_item, minlength=layout.num_item_groups)
     return np.repeat(sums / layout.group_sizes, layout.num_slices).astype(np.float32)
@@ -126,7 +126,7 @@ def starting_states(
         shown = _shown(everything, pretrained.users[members], mine, scenario.controller.list_length)
         sizes = np.repeat(layout.group_sizes, layout.num_slices)
         statistics = BlockStatistics(
-            popularity=popularity / max(len(members), 1),
+            popularity=(popularity / max(len(members), 1)).astype(np.float32),
             shown=(shown / sizes / max(len(members), 1)).astype(np.float32),
             global_popularity=global_popularity,
             loss=np.zeros(layout.num_blocks, np.float32),
