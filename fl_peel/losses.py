@@ -29,6 +29,7 @@ class UserBatch:
     """
 
     users: Tensor
+    indptr: Tensor
     rows: Tensor
     items: Tensor
     weights: Tensor
@@ -44,6 +45,12 @@ def bpr_loss(users: Tensor, items: Tensor, batch: UserBatch, negatives: Tensor, 
     negative = torch.einsum("pd,pkd->pk", rows, items[negatives])  # (P, k)
     losses = F.softplus((negative - positive[:, None]) / temperature).mean(dim=1)
     return (losses * batch.weights).sum()
+
+
+def _csr(indptr: Tensor, columns: Tensor, values: Tensor, num_columns: int) -> Tensor:
+    """Sparse (len(indptr) - 1, num_columns)."""
+    size = (len(indptr) - 1, num_columns)
+    return torch.sparse_csr_tensor(indptr.int(), columns.int(), values, size=size, check_invariants=False)
 
 
 class _SampledSoftmax(torch.autograd.Function):
@@ -62,46 +69,42 @@ class _SampledSoftmax(torch.autograd.Function):
         table = items if candidates is None else items[candidates]  # (M, d)
         bias = item_bias if candidates is None else item_bias[candidates]  # (M,)
         scaled = users / temperature  # (B, d)
-        gathered_users, gathered_items = scaled[batch.rows], items[batch.items]  # (P, d)
-        positive = (gathered_users * gathered_items).sum(dim=1) + item_bias[batch.items]  # (P,)
-        chunk = max(1, _CHUNK_LOGITS // table.shape[0])
-        num_users = users.shape[0]
-        bounds = torch.searchsorted(batch.rows, torch.arange(0, num_users + chunk, chunk, device=users.device))
         columns = table.T.contiguous()  # (d, M)
         user_gradient = torch.empty_like(users)
-        table_gradient = torch.zeros_like(table)
-        positive_pull = torch.empty_like(positive)  # (P,)
+        item_gradient = torch.zeros_like(items)
+        table_gradient = item_gradient if candidates is None else torch.zeros_like(table)
         loss = torch.zeros((), dtype=torch.float64, device=users.device)
-        buffer = torch.empty(min(chunk, num_users), table.shape[0], dtype=users.dtype, device=users.device)
-        for number, start in enumerate(range(0, num_users, chunk)):
+        num_users = users.shape[0]
+        chunk = max(1, min(num_users, _CHUNK_LOGITS // table.shape[0]))
+        buffer = users.new_empty(chunk, table.shape[0])
+        for start in range(0, num_users, chunk):
             stop = min(start + chunk, num_users)
             logits = torch.mm(scaled[start:stop], columns, out=buffer[: stop - start])  # (c, M)
             logits += bias
             highest = logits.amax(dim=1, keepdim=True)
-            logits.sub_(highest).exp_()
-            total = logits.sum(dim=1, keepdim=True)  # (c, 1)
+            total = logits.sub_(highest).exp_().sum(dim=1, keepdim=True)  # (c, 1)
             log_total = (total.log() + highest)[:, 0]
-            positives = slice(int(bounds[number]), int(bounds[number + 1]))
-            rows = batch.rows[positives] - start
-            weights = batch.weights[positives]
-            margin = log_total[rows] - positive[positives]
+
+            first, last = int(batch.indptr[start]), int(batch.indptr[stop])
+            rows, own, weights = batch.rows[first:last] - start, batch.items[first:last], batch.weights[first:last]
+            pattern = _csr(batch.indptr[start : stop + 1] - first, own, weights, items.shape[0])
+            positive = torch.sparse.sampled_addmm(pattern, scaled[start:stop], items.T, beta=0.0).values()
+            margin = log_total[rows] - positive - item_bias[own]
             if candidates is None:
                 losses, pull = margin, weights
             else:  # the positive joins its own denominator
                 losses, pull = F.softplus(margin), weights * torch.sigmoid(margin)
             loss += (losses * weights).sum(dtype=torch.float64)
-            positive_pull[positives] = pull
-            pushes = torch.zeros(stop - start, dtype=users.dtype, device=users.device).index_add_(0, rows, pull)
+
+            pushes = users.new_zeros(stop - start).index_add_(0, rows, pull)
             logits *= (pushes / total[:, 0])[:, None]
             torch.mm(logits, table, out=user_gradient[start:stop])
+            user_gradient[start:stop] -= _csr(pattern.crow_indices(), own, pull, items.shape[0]) @ items
             table_gradient.addmm_(logits.T, scaled[start:stop])
-        user_gradient.index_add_(0, batch.rows, gathered_items * -positive_pull[:, None])
+            item_gradient.index_add_(0, own, scaled[start:stop][rows] * -pull[:, None])
         user_gradient /= temperature
-        if candidates is None:
-            item_gradient = table_gradient
-        else:
-            item_gradient = torch.zeros_like(items).index_add_(0, candidates, table_gradient)
-        item_gradient.index_add_(0, batch.items, gathered_users * -positive_pull[:, None])
+        if candidates is not None:
+            item_gradient.index_add_(0, candidates, table_gradient)
         ctx.save_for_backward(user_gradient, item_gradient)
         return loss.to(users.dtype)
 

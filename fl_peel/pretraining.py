@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from fl_peel.errors import DataError, ScenarioError
@@ -53,7 +54,8 @@ class PretrainingConfig:
     initialization: "spectral" (truncated SVD) or "normal" (standard deviation 0.1 / sqrt(d)).
     initial_norm: mean length of an item's layer-0 row at the start, for both.
     diversity_*: see :func:`fl_peel.losses.slice_diversity`; num_slices must divide embedding_dim.
-    num_threads: torch threads, fixed so that sums add up in the same order on any machine.
+    num_threads: torch threads, fixed so that sums add up in the same order on any machine; 0: two from 300,000
+        interactions on, else one (threads on small tables wait for each other more than they work).
     """
 
     model: Literal["lightgcn", "matrix-factorization"] = "lightgcn"
@@ -74,7 +76,7 @@ class PretrainingConfig:
     diversity_form: DiversityForm = "cosine"
     diversity_weight: float = 0.0
     num_slices: int = 4
-    num_threads: int = 2
+    num_threads: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def pretrain(
         DataError: no interaction was collected.
     """
     _check(collected, config)
-    with _fixed_threads(config.num_threads):
+    num_threads = config.num_threads or (2 if collected.num_interactions >= 300_000 else 1)
+    with _fixed_threads(num_threads):
         trainer = _Trainer(collected, num_items, config, seed, device)
         history = []
         for figures in trainer.epochs():
@@ -136,33 +139,29 @@ def _check(collected: UserItems, config: PretrainingConfig) -> None:
             f"pretraining.num_slices: {config.num_slices} does not divide embedding_dim "
             f"{config.embedding_dim}; choose a divisor"
         )
-    for name in ("embedding_dim", "batch_size", "num_slices", "num_threads", "temperature", "learning_rate"):
+    for name in ("embedding_dim", "batch_size", "num_slices", "temperature", "learning_rate"):
         if getattr(config, name) <= 0:
-            raise ScenarioError(
-                f"pretraining.{name}: {getattr(config, name)} is not above 0; set a positive value"
-            )
+            raise ScenarioError(f"pretraining.{name}: {getattr(config, name)} is not above 0; set a positive value")
     if config.loss == "bpr" and config.num_negatives < 1:
-        raise ScenarioError(
-            "pretraining.num_negatives: bpr needs at least 1; 0 (all items) is for sampled-softmax"
-        )
+        raise ScenarioError("pretraining.num_negatives: bpr needs at least 1; 0 (all items) is for sampled-softmax")
 
 
 @contextmanager
 def _fixed_threads(num_threads: int) -> Iterator[None]:
+    """Torch, BLAS and OpenMP on this many threads, and as before afterwards."""
     before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    with threadpool_limits(limits=num_threads):
+        torch.set_num_threads(num_threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 class _Trainer:
     """Layer-0 tables, their optimizer, and the data on the torch device."""
 
-    def __init__(
-        self, collected: UserItems, num_items: int, config: PretrainingConfig, seed: int, device: str
-    ) -> None:
+    def __init__(self, collected: UserItems, num_items: int, config: PretrainingConfig, seed: int, device: str) -> None:
         self._config, self._seed, self._device = config, seed, device
         self._rows, self._num_items = collected, num_items
         self._active = np.flatnonzero(collected.counts() > 0)
@@ -189,9 +188,7 @@ class _Trainer:
             return (users * scale).astype(np.float32), (items * scale).astype(np.float32)
         generator = self._generator("initialization")
         size = (self._rows.num_users + self._num_items, dim)
-        both = torch.randn(size, generator=generator).numpy() * np.float32(
-            self._config.initial_norm / dim**0.5
-        )
+        both = torch.randn(size, generator=generator).numpy() * np.float32(self._config.initial_norm / dim**0.5)
         return both[: self._rows.num_users].copy(), both[self._rows.num_users :].copy()
 
     def _generator(self, *identity: str | int) -> torch.Generator:
@@ -228,6 +225,7 @@ class _Trainer:
         weights = np.repeat(counts.astype(np.float64) ** (self._config.user_weight_exponent - 1.0), counts)
         return UserBatch(
             torch.from_numpy(users).to(self._device),
+            torch.from_numpy(rows.indptr).to(self._device),
             torch.from_numpy(rows.users()).to(self._device),
             torch.from_numpy(rows.items.astype(np.int64)).to(self._device),
             torch.from_numpy((weights / weights.sum()).astype(np.float32)).to(self._device),
@@ -258,16 +256,12 @@ class _Trainer:
                 item_bias=self._item_bias,
             )
         if config.l2 > 0:
-            squares = self._user_l2 @ self._users.square().sum(
-                dim=1
-            ) + self._item_l2 @ self._items.square().sum(1)
+            squares = self._user_l2 @ self._users.square().sum(dim=1) + self._item_l2 @ self._items.square().sum(1)
             loss = loss + 0.5 * config.l2 * squares
         if config.diversity_form != "none" and config.diversity_weight > 0:
             chosen = self._sample_items(_DIVERSITY_SAMPLE, generator)
             table = items if chosen is None else items[chosen]
-            loss = loss + config.diversity_weight * slice_diversity(
-                table, config.num_slices, config.diversity_form
-            )
+            loss = loss + config.diversity_weight * slice_diversity(table, config.num_slices, config.diversity_form)
         return loss
 
     def _sample_items(self, count: int, generator: torch.Generator) -> Tensor | None:
