@@ -65,7 +65,8 @@ class Traces:
             moment = np.where(duration > 0, np.fmod(moment, np.where(duration > 0, duration, 1.0)), 0.0)
         laid = self.begin_s[trace] + np.minimum(moment, duration)
         row = np.searchsorted(self.laid_s, laid, side="right") - 1
-        return self.values[np.clip(row, self.indptr[trace], self.indptr[trace + 1] - 1)]
+        result: FloatArray = self.values[np.clip(row, self.indptr[trace], self.indptr[trace + 1] - 1)]
+        return result
 
 
 def load_traces(path: Path, value_column: str, *, largest: float = np.inf) -> Traces:
