@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Error, Message
@@ -14,6 +12,7 @@ from clients import work
 from clients.cohort import Cohort, open_cohort
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError
+from fl_peel.roots import check_one_root, code_digest
 
 app = ClientApp()
 
@@ -45,8 +44,7 @@ def _answer(message: Message, work_for: Callable[[], object]) -> Message:
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """Say which partition this node hosts."""
-    root = os.fspath(Path(wire.__file__).resolve().parent.parent)
-    return _answer(message, lambda: wire.HelloReply(*_partition(context), root))
+    return _answer(message, lambda: wire.HelloReply(*_partition(context), str(check_one_root()), code_digest()))
 
 
 @app.query("join")

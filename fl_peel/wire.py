@@ -62,11 +62,12 @@ class HelloRequest:
 
 @dataclass(frozen=True)
 class HelloReply:
-    """The node's place among the nodes. ``root``: folder that its copy of the packages lies in."""
+    """The node's place among the nodes. root: folder that its copy of the packages lies in; code: which code it is."""
 
     partition: int
     num_partitions: int
     root: str
+    code: str
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,24 @@
 """Runs of scenarios: ``from simulations import run``."""
 
-from simulations.runner import run
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simulations.runner import run
 
 __all__ = ["run"]
+
+# A simulation reports to nobody. Flower and Ray read these when they are imported.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch, Flower and Ray when something is run, so that ``fl-peel --help`` answers at once."""
+    if name == "run":
+        from simulations.runner import run
+
+        return run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,19 +12,28 @@ import platform
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import platformdirs
 import psutil
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
 
+from clients.client_app import app as client_app
 from fl_peel.config import Scenario, load_scenario
-from fl_peel.errors import EngineError, FlPeelError
-from fl_peel.events import OnEvent, silent
-from simulations.report import RunResult, write_report
-
-PACKAGES = ("fl_peel", "clients", "strategies", "simulations")
+from fl_peel.devices import device_splits
+from fl_peel.errors import EngineError
+from fl_peel.events import Event, OnEvent, silent
+from simulations.inputs import checked
+from simulations.report import ReportError, RunResult, write_report
+from simulations.report_files import write_files
+from simulations.stoppable_grid import StoppableGrid
+from strategies.server_app import Place, serve
 
 
 def default_cache_dir() -> Path:
@@ -53,69 +62,126 @@ def run(
     """
     if not isinstance(scenario, Scenario):
         scenario = load_scenario(scenario, overrides, seed=seed)
-    run_dir = Path(tempfile.mkdtemp(prefix="fl-peel-"))
-    try:
+    scenario = checked(scenario, None if out is None else Path(out), working_dir=Path.cwd())
+    with run_folder() as run_dir:
+        place = Place(
+            os.path.abspath(data_dir) if data_dir else os.environ.get("FL_PEEL_DATA", ""),
+            str(run_dir),
+            str(cache_dir or ""),
+        )
         with PeakMemory() as memory:
-            result = _simulate(scenario, str(data_dir or ""), run_dir, str(cache_dir or ""), on_event)
+            start = time.perf_counter()
+            device_splits(scenario, place.data_dir, place.run_dir)  # a bad file shows before the engine starts
+            reading_s = time.perf_counter() - start
+            result = simulated(scenario, place, on_event)
+            result["stages"]["data"] += reading_s
         result = finished(result, scenario, memory.peak_bytes, command)
         if out is not None:
-            write_report(cast(RunResult, result), Path(out))
-            copy_artifacts(run_dir, Path(out))
+            save(result, scenario, run_dir, Path(out))
         return result
+
+
+@contextmanager
+def run_folder() -> Iterator[Path]:
+    """A temporary folder for the simulated devices' disks."""
+    folder = Path(tempfile.mkdtemp(prefix="fl-peel-"))
+    try:
+        yield folder
     finally:
-        shutil.rmtree(run_dir, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _simulate(scenario: Scenario, data_dir: str, run_dir: Path, cache_dir: str, on_event: OnEvent) -> dict[str, Any]:
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    from flwr.app import Context
-    from flwr.serverapp import Grid, ServerApp
-    from flwr.simulation import run_simulation
+def simulated(scenario: Scenario, place: Place, on_event: OnEvent = silent) -> dict[str, Any]:
+    """Run the server's side and the nodes in this process and its Ray workers.
 
-    from clients.client_app import app as client_app
-    from strategies.server_app import Place, serve
+    Raises:
+        FlPeelError: whatever stopped the server's side.
+        EngineError: the engine itself failed.
+    """
+    with _quiet_engine():
+        outcome: list[dict[str, Any]] = []
+        failed: list[BaseException] = []
+        stop, ended = threading.Event(), threading.Event()
+        server_app = ServerApp()
 
-    data_dir = os.path.abspath(data_dir) if data_dir else os.environ.get("FL_PEEL_DATA", "")
-    outcome: list[dict[str, Any]] = []
-    failed: list[BaseException] = []
-    server_app = ServerApp()
+        def told(event: Event) -> None:
+            if stop.is_set():
+                raise EngineError("the simulation engine has stopped")
+            on_event(event)
 
-    @server_app.main()
-    def main(grid: Grid, context: Context) -> None:
+        @server_app.main()
+        def main(grid: Grid, context: Context) -> None:
+            try:
+                outcome.append(serve(StoppableGrid(grid, stop), scenario, place, told))
+            except BaseException as error:  # handed to the caller below; Flower would print a traceback
+                failed.append(error)
+            finally:
+                ended.set()
+
         try:
-            outcome.append(serve(grid, scenario, Place(data_dir, str(run_dir), cache_dir), on_event))
-        except BaseException as error:  # handed to the caller below; Flower would print a traceback
-            failed.append(error)
+            run_simulation(
+                server_app,
+                client_app,
+                num_supernodes=scenario.engine.nodes,
+                backend_config=_backend_config(scenario),
+            )
+        except Exception as error:
+            if not failed:
+                raise EngineError(f"Flower's simulation engine failed: {' '.join(str(error).split())}") from error
+        finally:
+            stop.set()  # also on Ctrl-C: otherwise the server's thread would wait for replies that never come
+            ended.wait(timeout=10)
+    if failed:
+        raise failed[0]
+    if not outcome:
+        raise EngineError("Flower's simulation engine ended without a result; see its log above")
+    return outcome[0]
 
+
+def _backend_config(scenario: Scenario) -> dict[str, Any]:
     engine = scenario.engine
     init_args: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False}
     if engine.ray_address:
         init_args["address"] = engine.ray_address
     else:
         init_args["num_cpus"] = max(os.cpu_count() or 1, engine.cpus_per_node)
-    logging.getLogger("flwr").setLevel(logging.ERROR)
+    # an actor that dies must come back, or later rounds lose their node too
+    resources = {"num_cpus": engine.cpus_per_node, "num_gpus": 0.0, "max_restarts": -1}
+    return {"init_args": init_args, "client_resources": resources}
+
+
+@contextmanager
+def _quiet_engine() -> Iterator[None]:
+    """Flower and Ray without chatter, and the process's environment as it was afterwards."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    python_path = os.environ.get("PYTHONPATH")
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        run_simulation(
-            server_app,
-            client_app,
-            num_supernodes=engine.nodes,
-            backend_config={
-                "init_args": init_args,
-                # an actor that dies must come back, or later rounds lose their node too
-                "client_resources": {"num_cpus": engine.cpus_per_node, "num_gpus": 0.0, "max_restarts": -1},
-            },
-        )
-    except Exception as error:
-        if not failed:
-            raise EngineError(f"Flower's simulation engine failed: {' '.join(str(error).split())}") from error
-    if failed:
-        if isinstance(failed[0], FlPeelError):
-            raise failed[0]
-        raise failed[0]
-    if not outcome:
-        raise EngineError("Flower's simulation engine ended without a result; see its log above")
-    return outcome[0]
+        yield
+    finally:
+        logger.setLevel(level)
+        if python_path is None:
+            os.environ.pop("PYTHONPATH", None)  # the engine writes the whole search path into it
+        else:
+            os.environ["PYTHONPATH"] = python_path
+
+
+def save(result: dict[str, Any], scenario: Scenario, run_dir: Path, out: Path) -> None:
+    """Write a run's files: report.json, metrics.csv, report.html, scenario.yaml and artifacts/.
+
+    Raises:
+        ReportError: the folder cannot be written, or the result is not a report.
+    """
+    write_report(cast(RunResult, result), out)
+    write_files(out, {"scenario.yaml": scenario.to_yaml().encode()})
+    try:
+        shutil.rmtree(out / "artifacts", ignore_errors=True)  # those of an earlier run
+        if (run_dir / "artifacts").is_dir():
+            shutil.copytree(run_dir / "artifacts", out / "artifacts")
+    except OSError as error:
+        raise ReportError(f"{out / 'artifacts'}: cannot be written ({error}); give another --out") from error
 
 
 def finished(result: dict[str, Any], scenario: Scenario, peak_bytes: int, command: str | None) -> dict[str, Any]:
@@ -141,13 +207,6 @@ def _own_version() -> str:
     from fl_peel import __version__
 
     return __version__
-
-
-def copy_artifacts(run_dir: Path, out: Path) -> None:
-    """Bring the stored embeddings that simulated devices wrote into the output folder."""
-    source = run_dir / "artifacts"
-    if source.is_dir():
-        shutil.copytree(source, out / "artifacts", dirs_exist_ok=True)
 
 
 class PeakMemory:
@@ -180,4 +239,4 @@ class PeakMemory:
                 return
 
 
-__all__ = ["copy_artifacts", "default_cache_dir", "finished", "run"]
+__all__ = ["PeakMemory", "default_cache_dir", "finished", "run", "run_folder", "save", "simulated"]

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from fl_peel import errors, wire
 from fl_peel.errors import EngineError, FlPeelError
+from fl_peel.roots import code_digest
 
 logger = logging.getLogger("fl_peel")
 Reply = TypeVar("Reply")
@@ -44,8 +45,11 @@ class Nodes:
                 if reply.has_error():
                     raise failure(reply, f"node {reply.metadata.src_node_id}")
                 answer = wire.unpack(wire.HelloReply, reply.content)
-                if answer.root != root:
-                    logger.warning("node of partition %d runs the copy in %s", answer.partition, answer.root)
+                if answer.code != code_digest():
+                    raise EngineError(
+                        f"the node of partition {answer.partition} runs other code, from {answer.root}, than the "
+                        f"server, from {root}; install the same version, or start the SuperLink in another folder"
+                    )
                 found[answer.partition] = reply.metadata.src_node_id
                 wanted = answer.num_partitions
             if wanted is not None and set(found) >= set(range(wanted)):

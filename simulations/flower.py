@@ -1,0 +1,73 @@
+"""The ServerApp of `flwr run .`: the same run as `fl-peel run`, on nodes that Flower started.
+
+Run config (flat, as Flower has it): scenario, seed (-1: the scenario's own), data-dir, out, set (overrides, separated
+by semicolons). Paths are absolute: the working directory is wherever the SuperLink was started. The number of nodes
+and their processors are Flower's to say (`--federation-config`), not the scenario's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from rich.console import Console
+
+from fl_peel.config import Scenario, load_scenario
+from fl_peel.devices import device_splits
+from fl_peel.errors import ScenarioError
+from simulations.inputs import checked, require_absolute
+from simulations.progress import Lines
+from simulations.report import summary_tables
+from simulations.runner import PeakMemory, default_cache_dir, finished, run_folder, save
+from strategies.server_app import Place, serve
+
+server_app = ServerApp()
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the scenario that the run config names; whatever fails fails the run, with its one line.
+
+    Raises:
+        FlPeelError: as for :func:`simulations.runner.run`.
+    """
+    config = context.run_config
+    scenario, data_dir, out = read_config(config)
+    with run_folder() as run_dir, PeakMemory() as memory:
+        place = Place(data_dir, str(run_dir), str(default_cache_dir()))
+        device_splits(scenario, place.data_dir, place.run_dir)
+        result = serve(grid, scenario, place, Lines(lambda line: print(line, flush=True)))
+        result = finished(result, scenario, memory.peak_bytes, command(config))
+        if out is not None:
+            save(result, scenario, run_dir, out)
+    console = Console(width=120, highlight=False)
+    for table in summary_tables(result):  # type: ignore[arg-type]
+        console.print(table)
+
+
+def read_config(config: Mapping[str, object]) -> tuple[Scenario, str, Path | None]:
+    """Scenario, data folder ("" for the default places) and output folder of a run config.
+
+    Raises:
+        FlPeelError: a mistake in it, named by its key.
+    """
+    seed = config["seed"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < -1:
+        raise ScenarioError(f"seed: {seed!r} is no seed; give 0, 1, 2, ... or -1 for the scenario's own")
+    overrides = [override.strip() for override in str(config["set"]).split(";") if override.strip()]
+    scenario = load_scenario(str(config["scenario"]), overrides, seed=None if seed == -1 else seed)
+    data_dir, out = str(config["data-dir"]), str(config["out"])
+    require_absolute(scenario, {"data-dir": data_dir, "out": out})
+    scenario = checked(scenario, Path(out).expanduser() if out else None, place="out")
+    folder = os.path.expanduser(data_dir) if data_dir else os.environ.get("FL_PEEL_DATA", "")
+    return scenario, folder, Path(out).expanduser() if out else None
+
+
+def command(config: Mapping[str, object]) -> str:
+    """What to type to get the same report again, but for the output folder."""
+    given = {key: config[key] for key in ("scenario", "seed", "set", "data-dir") if config[key] not in ("", -1)}
+    words = " ".join(f"{key}={value}" if isinstance(value, int) else f"{key}='{value}'" for key, value in given.items())
+    return f'flwr run . --stream --run-config "{words}"'
