@@ -20,6 +20,11 @@ from fl_peel.errors import ScenarioError
 from fl_peel.precision import Precision, row_bytes
 
 
+def number_dtype(num_items: int, num_blocks: int) -> np.dtype[np.unsignedinteger]:
+    """Smallest of uint16 and uint32 that holds every block number, catalogue row and count of rows."""
+    return np.dtype("<u2") if max(num_blocks, num_items) < 1 << 16 else np.dtype("<u4")
+
+
 @dataclass(frozen=True)
 class BlockLayout:
     """Item groups x slices.
@@ -92,8 +97,8 @@ class BlockLayout:
 
     @cached_property
     def id_dtype(self) -> np.dtype[np.unsignedinteger]:
-        """Smallest of uint16 and uint32 that holds block numbers and catalogue rows."""
-        return np.dtype("<u2") if max(self.num_blocks, self.num_items) <= 1 << 16 else np.dtype("<u4")
+        """Type in which the numbers that identify a block are stored."""
+        return number_dtype(self.num_items, self.num_blocks)
 
     @property
     def id_bytes(self) -> int:

@@ -13,14 +13,16 @@ block. Nothing in it is executable.
 from __future__ import annotations
 
 import json
+import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks import BlockLayout
+from fl_peel.blocks import BlockLayout, number_dtype
 from fl_peel.errors import ArtifactError
 from fl_peel.precision import (
     PRECISIONS,
@@ -36,6 +38,9 @@ from fl_peel.precision import (
 HEADER_BYTES = 384
 """Bytes of the length prefix and the padded JSON header."""
 
+_FORMAT = "fl-peel-1"
+"""Key of the metadata: its value is "items groups dim slices precision", short so that the header stays small."""
+
 _SAFETENSORS_NAMES = {"<f4": "F32", "<f2": "F16", "|i1": "I8", "|u1": "U8", "<u2": "U16", "<u4": "U32"}
 _NUMPY_NAMES = {name: dtype for dtype, name in _SAFETENSORS_NAMES.items()}
 
@@ -50,35 +55,45 @@ def stored_user(user: NDArray[np.float32]) -> NDArray[np.float32]:
     return user.astype(np.float16).astype(np.float32)
 
 
-def _write_safetensors(tensors: dict[str, NDArray[np.generic]], metadata: dict[str, str]) -> bytes:
+def safetensors_header(shapes: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
+    """Length prefix and JSON header, padded to HEADER_BYTES, for tensors of these types and shapes."""
     header: dict[str, object] = {"__metadata__": metadata}
     offset = 0
-    for name, tensor in tensors.items():
-        dtype = _SAFETENSORS_NAMES[tensor.dtype.str]
+    for name, (dtype, shape) in shapes.items():
+        end = offset + math.prod(shape) * dtype.itemsize
         header[name] = {
-            "dtype": dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
+            "dtype": _SAFETENSORS_NAMES[dtype.str],
+            "shape": list(shape),
+            "data_offsets": [offset, end],
         }
-        offset += tensor.nbytes
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     room = HEADER_BYTES - 8
     assert len(text) <= room, f"safetensors header of {len(text)} bytes does not fit in {room}"
-    return b"".join([struct.pack("<Q", room), text.ljust(room), *(t.tobytes() for t in tensors.values())])
+    return struct.pack("<Q", room) + text.ljust(room)
 
 
 def _read_safetensors(data: bytes) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
     try:
         (length,) = struct.unpack_from("<Q", data)
         header = json.loads(data[8 : 8 + length])
-        metadata = header.pop("__metadata__")
+        metadata = dict(header.pop("__metadata__"))
         body = memoryview(data)[8 + length :]
         tensors: dict[str, NDArray[np.generic]] = {}
+        covered = 0
         for name, entry in header.items():
             start, end = entry["data_offsets"]
-            tensors[name] = np.frombuffer(body[start:end], dtype=_NUMPY_NAMES[entry["dtype"]]).reshape(entry["shape"])
+            if start != covered:
+                raise ValueError(f"{name} does not begin where the tensor before it ends")
+            covered = end
+            flat = np.frombuffer(body[start:end], dtype=_NUMPY_NAMES[entry["dtype"]])
+            tensors[name] = flat.reshape(entry["shape"])
+            if min(entry["shape"], default=0) < 0:
+                raise ValueError(f"{name} has shape {entry['shape']}")
+        if covered != len(body):
+            raise ValueError(f"{len(body)} bytes of tensors where the header says {covered}")
         return tensors, metadata
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, struct.error) as error:
         raise ArtifactError(f"not a stored elastic embedding ({error}); write it again with to_bytes()") from error
 
 
@@ -133,22 +148,16 @@ class StoredEmbedding:
 
     def to_bytes(self) -> bytes:
         """The file's content. Its length is what counts against the budget."""
-        wide = max(self.num_items, self.num_item_groups * self.num_slices) > 1 << 16
-        dtype = np.dtype("<u4" if wide else "<u2")
+        dtype = number_dtype(self.num_items, self.num_item_groups * self.num_slices)
         ids = self.blocks if self.single else np.stack([self.blocks, self.starts, self.counts], axis=1)
         tensors: dict[str, NDArray[np.generic]] = {"user": self.user.astype("<f2"), "ids": ids.astype(dtype)}
         if has_scales(self.precision):
             tensors["scales"] = self.scales.astype("<f2")
         tensors["codes"] = self.codes.astype(code_dtype(self.precision))
-        metadata = {
-            "format": "fl-peel-1",
-            "items": str(self.num_items),
-            "groups": str(self.num_item_groups),
-            "dim": str(self.embedding_dim),
-            "slices": str(self.num_slices),
-            "precision": self.precision,
-        }
-        return _write_safetensors(tensors, metadata)
+        shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+        numbers = (self.num_items, self.num_item_groups, self.embedding_dim, self.num_slices)
+        metadata = {_FORMAT: f"{' '.join(map(str, numbers))} {self.precision}"}
+        return safetensors_header(shapes, metadata) + b"".join(tensor.tobytes() for tensor in tensors.values())
 
     @staticmethod
     def from_bytes(data: bytes) -> StoredEmbedding:
@@ -159,32 +168,47 @@ class StoredEmbedding:
         """
         tensors, metadata = _read_safetensors(data)
         try:
-            if metadata["format"] != "fl-peel-1" or metadata["precision"] not in PRECISIONS:
-                raise ArtifactError(f"unknown format {metadata['format']!r} / precision {metadata['precision']!r}")
-            precision: Precision = metadata["precision"]
-            num_items, groups, dim, num_slices = (int(metadata[key]) for key in ("items", "groups", "dim", "slices"))
-            ids = tensors["ids"].astype(np.int64)
+            *numbers, name = metadata[_FORMAT].split(" ")
+            num_items, groups, dim, num_slices = map(int, numbers)
+            precision: Precision = next(known for known in PRECISIONS if known == name)
+            if min(num_items, groups, dim, num_slices) < 1 or dim % num_slices:
+                raise ValueError(f"{dim} columns in {num_slices} slices")
+            ids = tensors["ids"]
+            if ids.dtype.kind != "u" or ids.ndim not in (1, 2) or ids.shape[1:] not in ((), (3,)):
+                raise ValueError(f"ids of {ids.dtype} {ids.shape}")
             single = ids.ndim == 1
-            blocks = ids if single else ids[:, 0]
-            starts = blocks // num_slices if single else ids[:, 1]
-            counts = np.ones_like(blocks) if single else ids[:, 2]
-            codes = tensors["codes"].reshape(int(counts.sum()), code_columns(dim // num_slices, precision))
-            scales = tensors["scales"] if has_scales(precision) else np.zeros(0, np.float16)
-            user = tensors["user"].astype(np.float16)
-        except (KeyError, ValueError, IndexError) as error:
-            raise ArtifactError(f"stored elastic embedding is incomplete ({error}); write it again") from error
+            columns = (ids, ids // num_slices, np.ones_like(ids)) if single else ids.T
+            blocks, starts, counts = (np.ascontiguousarray(column, np.int64) for column in columns)
+            if (blocks >= groups * num_slices).any() or (starts + counts > num_items).any():
+                raise ValueError(f"a block beyond {groups} item groups, {num_slices} slices, {num_items} items")
+            num_pieces = int(counts.sum())
+            scale_shape = (num_pieces,) if has_scales(precision) else (0,)
+            expected = {
+                "user": (np.dtype("<f2"), (dim,)),
+                "scales": (np.dtype("<f2"), scale_shape),
+                "codes": (code_dtype(precision), (num_pieces, code_columns(dim // num_slices, precision))),
+            }
+            if not has_scales(precision):
+                tensors["scales"] = np.zeros(0, np.float16)
+            for name, (dtype, shape) in expected.items():
+                if (tensors[name].dtype, tensors[name].shape) != (dtype, shape):
+                    raise ValueError(f"{name} of {tensors[name].dtype} {tensors[name].shape}, not {dtype} {shape}")
+        except (KeyError, ValueError, AttributeError, StopIteration) as error:
+            raise ArtifactError(
+                f"stored elastic embedding contradicts itself ({type(error).__name__} {error}); write it again"
+            ) from error
         return StoredEmbedding(
             num_items,
             groups,
             dim,
             num_slices,
             precision,
-            user,
+            cast(NDArray[np.float16], tensors["user"]),
             blocks,
             starts,
             counts,
-            cast(NDArray[np.float16], scales),
-            cast(Codes, codes),
+            cast(NDArray[np.float16], tensors["scales"]),
+            cast(Codes, tensors["codes"]),
             single,
         )
 

@@ -13,6 +13,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.errors import ScenarioError
+
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
@@ -57,19 +59,39 @@ def _integer_codes(
     rows: NDArray[np.float32], clip: float, max_code: int
 ) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     largest = np.abs(rows).max(axis=1, initial=0.0) * clip
-    scales = (largest / max_code).astype(np.float16)  # (R,)
+    with np.errstate(over="ignore"):
+        scales = (largest / max_code).astype(np.float16)  # (R,)
+    if not np.isfinite(scales).all():
+        raise _unstorable("int8" if max_code == _MAX_CODE["int8"] else "int4")
+    # a tiny scale has few bits: where rounding made it so small that codes would be cut by more than half a step,
+    # take the next one
+    short = largest > (max_code + 0.5) * scales.astype(np.float32)
+    scales[short] = np.nextafter(scales[short], np.float16(np.inf))
     divisor = np.where(scales > 0, scales, np.float16(1)).astype(np.float32)
     codes = np.clip(np.rint(rows / divisor[:, None]), -max_code, max_code).astype(np.int8)
     return codes, scales
 
 
+def _unstorable(precision: Precision) -> ScenarioError:
+    return ScenarioError(
+        f"embeddings hold values that are not finite or too large, so that they cannot be stored as {precision}: "
+        "training diverged; lower the learning rates"
+    )
+
+
 def quantize(rows: NDArray[np.float32], precision: Precision) -> tuple[Codes, NDArray[np.float16]]:
-    """Encode rows (R, s): codes (R, code_columns) and scales (R,), the latter empty for floats."""
+    """Encode rows (R, s): codes (R, code_columns) and scales (R,), the latter empty for floats.
+
+    Raises:
+        ScenarioError: a value is not finite, or too large for fp16 or an fp16 scale.
+    """
     rows = np.ascontiguousarray(rows, dtype=np.float32)
-    if precision == "fp32":
-        return rows, np.zeros(0, np.float16)
-    if precision == "fp16":
-        return rows.astype(np.float16), np.zeros(0, np.float16)
+    if precision in ("fp32", "fp16"):
+        with np.errstate(over="ignore"):
+            floats = rows if precision == "fp32" else rows.astype(np.float16)
+        if not np.isfinite(floats).all():
+            raise _unstorable(precision)
+        return floats, np.zeros(0, np.float16)
     max_code = _MAX_CODE[precision]
     codes, scales = _integer_codes(rows, 1.0, max_code)
     if precision == "int8":
