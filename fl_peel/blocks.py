@@ -81,6 +81,13 @@ class BlockLayout:
         return np.argsort(self.item_group, kind="stable").astype(np.int32)
 
     @cached_property
+    def row_in_catalogue(self) -> NDArray[np.int32]:
+        """Catalogue row of each item, shape (I,)."""
+        rows = np.empty(self.num_items, np.int32)
+        rows[self.catalogue] = np.arange(self.num_items, dtype=np.int32)
+        return rows
+
+    @cached_property
     def group_starts(self) -> NDArray[np.int64]:
         """First catalogue row of each group, shape (G + 1,)."""
         return np.concatenate([[0], np.cumsum(self.group_sizes)])

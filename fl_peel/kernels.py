@@ -246,7 +246,7 @@ def train_devices(
 def top_rows(
     table,  # (R, d) float32
     position,  # (R, S) int32
-    items,  # (R,) int32: item number of each row, which breaks ties
+    tie_order,  # (R,) int32: of rows with equal scores the one with the smallest comes first
     num_present,  # (N,) int64
     cutoffs,  # (N,) int64
     users,  # (N, d) float32
@@ -281,13 +281,13 @@ def top_rows(
             if excluded_by[row] == i:
                 continue
             place = filled if filled < num_top else num_top - 1
-            if filled == num_top and score == threshold and items[row] > items[best_rows[i, place]]:
+            if filled == num_top and score == threshold and tie_order[row] > tie_order[best_rows[i, place]]:
                 continue
             if filled < num_top:
                 filled += 1
             while place > 0 and (
                 best_scores[i, place - 1] < score
-                or (best_scores[i, place - 1] == score and items[best_rows[i, place - 1]] > items[row])
+                or (best_scores[i, place - 1] == score and tie_order[best_rows[i, place - 1]] > tie_order[row])
             ):
                 best_scores[i, place] = best_scores[i, place - 1]
                 best_rows[i, place] = best_rows[i, place - 1]

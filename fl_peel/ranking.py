@@ -30,6 +30,7 @@ def top_rows(
 ) -> NDArray[np.int32]:
     """The n best table rows of each device (N, n), best first, -1 where it has fewer.
 
+    Ties go to the smaller catalogue row, all that a device knows of an item.
     cutoffs: (N,); users: (N, d); exclude: what each device must not be recommended.
     """
     best = np.empty((len(cutoffs), n), np.int32)
@@ -37,7 +38,7 @@ def top_rows(
     kernels.top_rows(
         ranked.table,
         ranked.position,
-        ranked.items,
+        ranked.layout.row_in_catalogue[ranked.items],
         ranked.num_present(cutoffs),
         cutoffs,
         np.ascontiguousarray(users, np.float32),

@@ -95,8 +95,9 @@ def fixed_point(update: NDArray[np.float64]) -> NDArray[np.int64]:
 def top_rows(
     ranked: RankedBlocks, cutoff: int, user: NDArray[np.float32], exclude: NDArray[np.integer], n: int
 ) -> list[int]:
-    """The n best table rows of one device, best first; ties go to the smaller item number."""
+    """The n best table rows of one device, best first; ties go to the smaller catalogue row."""
     scores = np.where(block_mask(ranked, cutoff), ranked.table, 0).astype(np.float64) @ user.astype(np.float64)
     excluded = set(ranked.row_of_item[exclude].tolist())
     candidates = [row for row in range(len(scores)) if ranked.first_position[row] < cutoff and row not in excluded]
-    return sorted(candidates, key=lambda row: (-scores[row], ranked.items[row]))[:n]
+    order = ranked.layout.row_in_catalogue[ranked.items]
+    return sorted(candidates, key=lambda row: (-scores[row], order[row]))[:n]

@@ -108,7 +108,7 @@ class RankedBlocks:
         return self.cost[cutoffs] + overhead_bytes(self.layout.embedding_dim)
 
     def unneeded(self, seen: UserItems) -> UserItems:
-        """Ranks, ascending, of the blocks all of whose items a device has already interacted with.
+        """Ranks, ascending, of the blocks all of whose items a device has already interacted with (each item once).
 
         Such items are never recommended again, so that serving needs none of their blocks.
         """
@@ -263,7 +263,8 @@ class ElasticEmbedding:
 
     def kept(self, budget_bytes: int) -> NDArray[np.int64]:
         """Block numbers kept under a budget, best first; empty where not even the user embedding fits."""
-        seen = UserItems(np.array([0, len(self.seen)], np.int64), self.seen.astype(np.int32))
+        items = np.unique(self.seen).astype(np.int32)  # seen twice is seen once
+        seen = UserItems(np.array([0, len(items)], np.int64), items)
         cutoff = int(self.ranked.serving_cutoffs(np.array([budget_bytes], np.int64), seen)[0][0])
         skipped = self.ranked.unneeded(seen).items
         ranks = np.setdiff1d(np.arange(cutoff), skipped)
@@ -289,9 +290,7 @@ class ElasticEmbedding:
         """Items recommended under a budget, best first."""
         stored = self.at(budget_bytes)
         layout = self.ranked.layout
-        rank_in_catalogue = np.empty(layout.num_items, np.int64)
-        rank_in_catalogue[layout.catalogue] = np.arange(layout.num_items)
-        return layout.catalogue[stored.top_n(n, rank_in_catalogue[self.seen])].astype(np.int64)
+        return layout.catalogue[stored.top_n(n, layout.row_in_catalogue[self.seen])].astype(np.int64)
 
 
 __all__ = [
