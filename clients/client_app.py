@@ -44,7 +44,12 @@ def _answer(message: Message, work_for: Callable[[], object]) -> Message:
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
     """Say which partition this node hosts."""
-    return _answer(message, lambda: wire.HelloReply(*_partition(context), str(check_one_root()), code_digest()))
+
+    def reply() -> wire.HelloReply:
+        root = check_one_root()
+        return wire.HelloReply(*_partition(context), str(root), code_digest(root))
+
+    return _answer(message, reply)
 
 
 @app.query("join")

@@ -24,24 +24,29 @@ def own_root() -> Path:
 def check_one_root(working_dir: Path | None = None) -> Path:
     """Make sure that all packages come from :func:`own_root`, and return it.
 
-    working_dir: also look whether a module in this folder would hide one of ours (Ray puts the working directory in
-    front of the path of its workers).
+    working_dir: of Ray's workers, which look there first. Another copy of the same code may lie there, as when a
+    SuperLink was started in the repository; any other module of one of our names would hide ours.
 
     Raises:
         EngineError: naming both roots.
     """
     root = own_root()
     for name in PACKAGES:
-        places = [_found(name)]
-        if working_dir is not None:
-            places.append(_in_folder(name, working_dir))
-        for place in places:
-            if place is not None and place.resolve() != root:
-                raise EngineError(
-                    f"package {name} is found in {place.resolve()}, but fl_peel runs from {root}; "
-                    f"run from another folder, or rename {place / name}"
-                )
+        place = _found(name)
+        if place is not None and place.resolve() != root:
+            raise _two_roots(name, place, root)
+    if working_dir is not None and working_dir.resolve() != root:
+        hidden = [name for name in PACKAGES if _hides(working_dir, name)]
+        if hidden and code_digest(working_dir.resolve()) != code_digest(root):
+            raise _two_roots(hidden[0], working_dir, root)
     return root
+
+
+def _two_roots(name: str, place: Path, root: Path) -> EngineError:
+    return EngineError(
+        f"package {name} is found in {place.resolve()}, but fl_peel runs from {root}; "
+        f"run (or start the SuperLink) in another folder, or rename {place.resolve() / name}"
+    )
 
 
 def _found(name: str) -> Path | None:
@@ -56,16 +61,14 @@ def _found(name: str) -> Path | None:
     return origin.parent.parent if origin.name == "__init__.py" else origin.parent
 
 
-def _in_folder(name: str, folder: Path) -> Path | None:
-    """``folder`` if it holds a package or module of that name; a plain folder without ``__init__.py`` hides nothing."""
-    hides = (folder / name / "__init__.py").is_file() or (folder / f"{name}.py").is_file()
-    return folder if hides else None
+def _hides(folder: Path, name: str) -> bool:
+    """Whether the folder holds a package or module of that name; a folder without ``__init__.py`` hides nothing."""
+    return (folder / name / "__init__.py").is_file() or (folder / f"{name}.py").is_file()
 
 
 @cache
-def code_digest() -> str:
-    """A name for the code of this copy: equal for equal ``.py`` files, wherever they lie."""
-    root = own_root()
+def code_digest(root: Path) -> str:
+    """A name for the code of the packages in ``root``: equal for equal ``.py`` files, wherever they lie."""
     digest = hashlib.blake2b(digest_size=8)
     for name in PACKAGES:
         for path in sorted((root / name).rglob("*.py")):

@@ -108,7 +108,8 @@ def fleet_figure(sample: SampledFleet) -> Plot:
         bottom.set_xlabel("memory budget over all rounds")
         bottom.set_ylabel("share of devices")
         bottom.set_ylim(0, 1.02)
-        legend = bottom.legend(loc="lower right", fontsize=LABEL_PT, frameon=False)
+        columns = min(5, max(1, len(drawn_classes)))
+        legend = figure.legend(loc="outside upper center", ncols=columns, fontsize=LABEL_PT, frameon=False)
         for text, (index, _) in zip(legend.get_texts(), drawn_classes, strict=True):
             text.set_color(darker(PALETTE[index % len(PALETTE)]))
         largest = int(sample.budgets.max(initial=0))

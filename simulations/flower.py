@@ -61,7 +61,7 @@ def read_config(config: Mapping[str, object]) -> tuple[Scenario, str, Path | Non
     scenario = load_scenario(str(config["scenario"]), overrides, seed=None if seed == -1 else seed)
     data_dir, out = str(config["data-dir"]), str(config["out"])
     require_absolute(scenario, {"data-dir": data_dir, "out": out})
-    scenario = checked(scenario, Path(out).expanduser() if out else None, place="out")
+    scenario = checked(scenario, Path(out).expanduser() if out else None, place="out", working_dir=Path.cwd())
     folder = os.path.expanduser(data_dir) if data_dir else os.environ.get("FL_PEEL_DATA", "")
     return scenario, folder, Path(out).expanduser() if out else None
 

@@ -152,8 +152,7 @@ def _backend_config(scenario: Scenario) -> dict[str, Any]:
 
 @contextmanager
 def _quiet_engine() -> Iterator[None]:
-    """Flower and Ray without chatter, and the process's environment as it was afterwards."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    """Flower without chatter, and the process's search path as it was afterwards."""
     python_path = os.environ.get("PYTHONPATH")
     logger = logging.getLogger("flwr")
     level = logger.level

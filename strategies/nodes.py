@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from fl_peel import errors, wire
 from fl_peel.errors import EngineError, FlPeelError
-from fl_peel.roots import code_digest
+from fl_peel.roots import code_digest, own_root
 
 logger = logging.getLogger("fl_peel")
 Reply = TypeVar("Reply")
@@ -45,7 +45,7 @@ class Nodes:
                 if reply.has_error():
                     raise failure(reply, f"node {reply.metadata.src_node_id}")
                 answer = wire.unpack(wire.HelloReply, reply.content)
-                if answer.code != code_digest():
+                if answer.code != code_digest(own_root()):
                     raise EngineError(
                         f"the node of partition {answer.partition} runs other code, from {answer.root}, than the "
                         f"server, from {root}; install the same version, or start the SuperLink in another folder"
