@@ -142,7 +142,7 @@ def train_round(cohort: Cohort, request: RoundRequest) -> RoundReply:
 
 
 def _update_arrays(update: GroupUpdate) -> Arrays:
-    rows = np.flatnonzero(update.touched)
+    rows = np.flatnonzero(update.touched.any(axis=1))
     sums = update.sums[rows]
     if np.abs(sums).max(initial=0) < 1 << 31:
         sums = sums.astype(np.int32)

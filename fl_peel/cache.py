@@ -42,7 +42,7 @@ def read_tables(folder: Path, key: str) -> PretrainedEmbeddings | None:
         tensors = load_file(path)
         history = tuple(EpochFigures(i + 1, float(loss)) for i, loss in enumerate(tensors["loss"]))
         return PretrainedEmbeddings(tensors["users"], tensors["items"], float(tensors["temperature"][0]), history)
-    except (SafetensorError, KeyError, OSError):
+    except (SafetensorError, KeyError, IndexError, ValueError, TypeError, OSError):
         return None
 
 

@@ -74,7 +74,7 @@ def train_devices(
     temperature,
     max_norm,
     sums,  # (R, d) int64, added to: block updates
-    touched,  # (R,) int64, added to: devices that changed the row
+    touched,  # (R, S) int64, added to: devices that changed the slice of the row
     row_loss,  # (R,) int64, added to: loss of the row's train interactions
     row_examples,  # (R,) int64, added to: train interactions of the row, over epochs
     loss,  # (N,) float64: mean loss in the last epoch
@@ -234,9 +234,9 @@ def train_devices(
             scale = np.float32(max_norm / math.sqrt(square))
         for slot in range(num_slots):
             row = slot_row[slot]
-            touched[row] += 1
             for s in range(num_slices):
                 if position[row, s] < cutoff:
+                    touched[row, s] += 1
                     touched_pieces[i] += 1
                     for c in range(s * width, (s + 1) * width):
                         sums[row, c] += _fixed(scale * (local[slot, c] - table[row, c]))

@@ -44,7 +44,7 @@ class LocalTraining:
 class GroupUpdate:
     """What the devices of one user group return together: sums only.
 
-    sums: (R, d) int64, block updates in units of 1 / FIXED_POINT; touched: (R,) devices that changed the row;
+    sums: (R, d) int64, block updates in units of 1 / FIXED_POINT; touched: (R, S) devices that changed the piece;
     holders: (K,) devices that kept each block and trained; row_loss: (R,) int64 in the same units;
     row_examples: (R,) train interactions. Per device, not sent: loss, examples, touched_pieces, norms, each (N,).
     """
@@ -83,7 +83,8 @@ def train_group(
     num_rows, dim = ranked.table.shape
     trained = np.array(users, np.float32, order="C", copy=True)
     sums = np.zeros((num_rows, dim), np.int64)
-    touched, row_loss, row_examples = (np.zeros(num_rows, np.int64) for _ in range(3))
+    touched = np.zeros((num_rows, ranked.layout.num_slices), np.int64)
+    row_loss, row_examples = np.zeros(num_rows, np.int64), np.zeros(num_rows, np.int64)
     loss, squares = np.zeros(num_devices), np.zeros(num_devices)
     examples, touched_pieces = np.zeros(num_devices, np.int64), np.zeros(num_devices, np.int64)
     kernels.train_devices(

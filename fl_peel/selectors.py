@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from fl_peel.controller import BlockStatistics, Controller
 from fl_peel.errors import ScenarioError
 from fl_peel.randomness import rng_for
 
-FloatArray = NDArray[np.float32]
+FloatArray = NDArray[np.floating[Any]]
 BlockSelector = Callable[[BlockStatistics, int, int], FloatArray]
 """(statistics of one user group, seed, user group) -> weights (B,), non-negative."""
 
@@ -50,12 +51,19 @@ def random_blocks(statistics: BlockStatistics, seed: int, user_group: int) -> Fl
     return rng_for(seed, "random-blocks", user_group).random(len(statistics.energy), dtype=np.float32)
 
 
-def _then_by_energy(rates: FloatArray, statistics: BlockStatistics) -> FloatArray:
-    """Rates, ties broken by energy: at most a ten-millionth of the largest rate is added."""
-    top, most = float(rates.max(initial=0)), float(statistics.energy.max(initial=0))
-    if top <= 0 or most <= 0:
-        return rates
-    return (rates.astype(np.float64) + 1e-7 * top * statistics.energy / most).astype(np.float32)
+def _then_by_energy(rates: NDArray[np.float32], statistics: BlockStatistics) -> NDArray[np.float64]:
+    """Rates, ties broken by energy.
+
+    Between two neighbouring float32 numbers lie 2**29 float64 numbers: room for 2**28 steps of energy, so that no rate
+    overtakes another.
+    """
+    exact = rates.astype(np.float64)
+    most = float(statistics.energy.max(initial=0))
+    if most <= 0:
+        return exact
+    steps = np.floor(statistics.energy.astype(np.float64) / most * 2.0**28)
+    tied: NDArray[np.float64] = exact + np.spacing(exact) * steps
+    return tied
 
 
 _BUILT_IN: dict[str, BlockSelector] = {
@@ -88,19 +96,27 @@ def check_selector(name: str) -> str:
 
 def block_weights(
     name: str, statistics: BlockStatistics, controller: Controller, *, seed: int, user_group: int
-) -> FloatArray:
+) -> NDArray[np.float64]:
     """Weights (B,) of a user group's blocks under the selector of this name.
 
     Raises:
         ScenarioError: no such selector, or a plug-in returned something else than one finite weight per block.
     """
     if check_selector(name) == CONTROLLER:
-        return controller.weights(statistics)
+        return controller.weights(statistics).astype(np.float64)
     selector = _BUILT_IN.get(name) or next(iter(entry_points(group="fl_peel.selectors", name=name))).load()
-    weights = np.asarray(selector(statistics, seed, user_group), np.float32)
-    if weights.shape != statistics.energy.shape or not np.isfinite(weights).all():
+    answer = selector(statistics, seed, user_group)
+    num_blocks = len(statistics.energy)
+    try:
+        weights = np.asarray(answer, np.float64)
+    except (TypeError, ValueError):
+        raise ScenarioError(
+            f"selector {name!r} returned a {type(answer).__name__}; it must return one number for each of "
+            f"{num_blocks} blocks"
+        ) from None
+    if weights.shape != (num_blocks,) or not np.isfinite(weights).all():
         raise ScenarioError(
             f"selector {name!r} returned weights of shape {weights.shape}; it must return one finite number for each "
-            f"of {len(statistics.energy)} blocks"
+            f"of {num_blocks} blocks"
         )
     return weights

@@ -123,7 +123,7 @@ class RoundRequest:
 
 @dataclass(frozen=True)
 class RoundReply:
-    """groups: user group -> rows (T,) touched, sums (T, d), touched (T,), row_loss (T,), row_examples (T,),
+    """groups: user group -> rows (T,) touched, sums (T, d), touched (T, S), row_loss (T,), row_examples (T,),
     holders (K,), and with signals hits, shown, exposed (K,).
 
     classes: per device class, int64 columns (devices, budget bytes, download bytes, upload bytes, reselections,
@@ -213,7 +213,7 @@ def unpack(kind: type[Payload], content: RecordDict) -> Payload:
             fields[name] = array.numpy()
     for name, value in config.items():
         if isinstance(value, list):
-            fields[name] = {int(group): by_group[name][int(group)] for group in value}
+            fields[name] = {int(group): by_group.get(name, {}).get(int(group), {}) for group in value}
         else:
             fields[name] = value
     return kind(**fields)

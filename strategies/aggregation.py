@@ -17,8 +17,8 @@ FloatArray = NDArray[np.float32]
 class BlockSums:
     """What the devices of one user group returned in a round, added up over nodes. Order-free: all integers.
 
-    For R table rows and K ranked blocks: sums (R, d); touched, row_loss, row_examples (R,); holders, hits, shown,
-    exposed (K,).
+    For R table rows of S slices and K ranked blocks: sums (R, d); touched (R, S); row_loss, row_examples (R,);
+    holders, hits, shown, exposed (K,).
     """
 
     sums: NDArray[np.int64]
@@ -31,11 +31,12 @@ class BlockSums:
     exposed: NDArray[np.int64]
 
     @staticmethod
-    def zeros(num_rows: int, dim: int, num_blocks: int) -> BlockSums:
+    def zeros(num_rows: int, num_slices: int, dim: int, num_blocks: int) -> BlockSums:
         """Nothing yet."""
         return BlockSums(
             np.zeros((num_rows, dim), np.int64),
-            *(np.zeros(num_rows, np.int64) for _ in range(3)),
+            np.zeros((num_rows, num_slices), np.int64),
+            *(np.zeros(num_rows, np.int64) for _ in range(2)),
             *(np.zeros(num_blocks, np.int64) for _ in range(4)),
         )
 
@@ -52,28 +53,26 @@ class BlockSums:
 def mean_update(
     total: BlockSums, position: NDArray[np.int32], denominator: Literal["holders", "touched"]
 ) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """Mean block update (R, d), and which entries any device held (R, d).
+    """Mean block update (R, d), and which entries any device changed (R, d).
 
     position: (R, S) rank of each block, K where it was not sent. "holders" divides by the devices that held the block
-    (McMahan et al., AISTATS 2017, block by block); "touched" by those that changed the row: with one item per block
-    most holders never meet a given item, and a mean over them would forget what the others learned.
+    (McMahan et al., AISTATS 2017, block by block); "touched" by those that changed that slice of the row: with one item
+    per block most holders never meet a given item, and a mean over them would forget what the others learned.
     """
-    dim = total.sums.shape[1]
-    num_slices = position.shape[1]
+    width = total.sums.shape[1] // position.shape[1]
     holders = np.concatenate([total.holders, [0]])[position]  # (R, S)
-    held = holders > 0
-    counts = holders if denominator == "holders" else np.where(held, total.touched[:, None], 0)
+    counts = holders if denominator == "holders" else total.touched
     scale = np.where(counts > 0, 1.0 / (np.maximum(counts, 1) * FIXED_POINT), 0.0)
-    mean = total.sums * np.repeat(scale, dim // num_slices, axis=1)
-    return mean.astype(np.float32), np.repeat(held, dim // num_slices, axis=1)
+    mean = total.sums * np.repeat(scale, width, axis=1)
+    return mean.astype(np.float32), np.repeat(total.touched > 0, width, axis=1)
 
 
 @dataclass
 class ServerOptimizer:
     """Applies mean updates to rows of one table (Reddi et al., "Adaptive Federated Optimization", ICLR 2021).
 
-    ``sgd`` adds learning_rate x update; ``adam`` and ``adagrad`` keep moments per table entry, which advance only when
-    a round touches the row.
+    ``sgd`` adds learning_rate x update; ``adam`` and ``adagrad`` keep moments per table entry. Entries that no device
+    changed stay as they are, and so do their moments.
     """
 
     name: Literal["sgd", "adam", "adagrad"]
@@ -84,19 +83,22 @@ class ServerOptimizer:
     _first: FloatArray | None = field(default=None, repr=False)
     _second: FloatArray | None = field(default=None, repr=False)
 
-    def apply(self, table: FloatArray, items: NDArray[np.integer], update: FloatArray) -> None:
-        """Change rows ``items`` (R,) of ``table`` (I, d) in place by ``update`` (R, d)."""
+    def apply(
+        self, table: FloatArray, items: NDArray[np.integer], update: FloatArray, changed: NDArray[np.bool_]
+    ) -> None:
+        """Change rows ``items`` (R,) of ``table`` (I, d) in place by ``update`` (R, d), where ``changed`` (R, d)."""
         if self.name == "sgd":
-            table[items] += np.float32(self.learning_rate) * update
-            return
-        if self._second is None:
-            self._first, self._second = np.zeros_like(table), np.zeros_like(table)
-        assert self._first is not None
-        if self.name == "adagrad":
-            self._second[items] += update**2
-            step = update / (np.sqrt(self._second[items]) + np.float32(self.epsilon))
+            step = update
         else:
-            self._first[items] = self.beta_1 * self._first[items] + (1 - self.beta_1) * update
-            self._second[items] = self.beta_2 * self._second[items] + (1 - self.beta_2) * update**2
-            step = self._first[items] / (np.sqrt(self._second[items]) + np.float32(self.epsilon))
-        table[items] += np.float32(self.learning_rate) * step
+            if self._first is None or self._second is None:
+                self._first, self._second = np.zeros_like(table), np.zeros_like(table)
+            first, second = self._first[items], self._second[items]
+            if self.name == "adagrad":
+                first, second = update, second + update**2
+            else:
+                first = self.beta_1 * first + (1 - self.beta_1) * update
+                second = self.beta_2 * second + (1 - self.beta_2) * update**2
+            step = first / (np.sqrt(second) + np.float32(self.epsilon))
+            self._first[items] = np.where(changed, first, self._first[items])
+            self._second[items] = np.where(changed, second, self._second[items])
+        table[items] += np.where(changed, np.float32(self.learning_rate) * step, np.float32(0))

@@ -75,9 +75,9 @@ class UserGroupState:
         """Aggregate one round into the table and the statistics. blocks: (K,) as they were ranked when sent."""
         order = RowOrder.of(layout, blocks)
         refinement = scenario.refinement
-        update, _ = mean_update(total, order.position, refinement.aggregation.denominator)
-        changed = total.touched > 0
-        self.optimizer.apply(self.table, order.items[changed], update[changed])
+        update, changed = mean_update(total, order.position, refinement.aggregation.denominator)
+        rows = changed.any(axis=1)
+        self.optimizer.apply(self.table, order.items[rows], update[rows], changed[rows])
         self._take_statistics(layout, blocks, order, total, scenario)
 
     def _take_statistics(
@@ -92,6 +92,8 @@ class UserGroupState:
         statistics.loss = np.where(known, np.repeat(mean_loss, slices), statistics.loss).astype(np.float32)
         holders = np.zeros(layout.num_blocks)
         holders[blocks] = total.holders
+        # an interaction counts on every device that has some slice of the row: as many as hold the best-held one
+        holders = np.repeat(holders.reshape(-1, slices).max(axis=1), slices)
         self.counted_interactions += np.repeat(examples, slices) / scenario.refinement.local.epochs
         self.counted_devices += holders
         sizes = np.repeat(layout.group_sizes, slices)

@@ -108,7 +108,7 @@ class PeelStrategy(Strategy):
             self.scenario.refinement.rounds,
         )
 
-    def weights(self, selector: str) -> list[NDArray[np.float32]]:
+    def weights(self, selector: str) -> list[NDArray[np.float64]]:
         """Block weights (B,) of every user group under a selector."""
         return [
             block_weights(selector, state.statistics, self.controller, seed=self.scenario.seed, user_group=group)
@@ -211,7 +211,9 @@ class PeelStrategy(Strategy):
 
     def _empty_sums(self, group: int) -> BlockSums:
         blocks = self._sent[group]
-        return BlockSums.zeros(len(RowOrder.of(self.layout, blocks).items), self.layout.embedding_dim, len(blocks))
+        layout = self.layout
+        num_rows = len(RowOrder.of(layout, blocks).items)
+        return BlockSums.zeros(num_rows, layout.num_slices, layout.embedding_dim, len(blocks))
 
     def _outer_step(self, server_round: int) -> float | None:
         if self.scenario.selector != "controller" and "controller" not in self.scenario.evaluation.selectors:
