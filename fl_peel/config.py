@@ -169,9 +169,9 @@ class Local(Part):
 
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(64, ge=1)
-    num_negatives: int = Field(8, ge=1)
-    learning_rate: float = Field(0.05, gt=0)
-    user_learning_rate: float = Field(0.05, ge=0)
+    num_negatives: int = Field(32, ge=1)
+    learning_rate: float = Field(0.02, gt=0)
+    user_learning_rate: float = Field(0.01, ge=0)
     l2: float = Field(0.0, ge=0)
     loss: LocalLoss = "sampled-softmax"
     temperature: float | None = Field(None, gt=0)
@@ -198,9 +198,15 @@ class Aggregation(Part):
 class Refinement(Part):
     """Stage 2: federated rounds."""
 
-    rounds: int = Field(10, ge=0)
+    rounds: int = Field(8, ge=0)
     cohort_share: Share = 1.0
-    """Share of the devices sampled in each round."""
+    """Share of the devices sampled in each round; those that are not available then do not answer."""
+    over_selection: float = Field(0.0, ge=0, le=10)
+    """Extra devices sampled, as a share of the cohort, to make up for those that do not answer in time."""
+    deadline_s: float | None = Field(None, gt=0)
+    """Virtual seconds after which an update is too late and counts for nothing; null waits for everybody."""
+    min_budget_share: PartShare = 0.0
+    """Devices whose budget is below this share of the fp32 full item table do not train."""
     local: Local = Local()
     aggregation: Aggregation = Aggregation()
 
@@ -218,6 +224,28 @@ class Evaluation(Part):
     """Also the full fp32 tables, global and refined."""
     artifacts: int = Field(3, ge=0)
     """Devices whose stored embeddings are written to the output folder."""
+
+
+class Fairness(Part):
+    """What each device class gets, against systems whose tables are not elastic; see docs/heterogeneity.md."""
+
+    tiers: tuple[Share, ...] = (0.01, 0.05, 0.25)
+    """Fixed table sizes, as shares of the full table: each class gets the one best for it on validation. Empty: none."""
+    exclude_below: Share | None = None
+    """Refine once more without the devices whose budget is below this share; null does not."""
+
+
+class Elasticity(Part):
+    """What happens to trained tables when budgets move; see docs/heterogeneity.md."""
+
+    rounds: int = Field(6, ge=0)
+    """Rounds after the last one for which devices are followed, at every step of the fleet's clock; 0: not at all."""
+    devices: int = Field(2000, ge=1)
+    """Devices followed, drawn by the seed; all where there are fewer."""
+    falls: tuple[Share, ...] = (1.0, 0.5, 0.25, 0.1, 0.05)
+    """Factors by which all budgets fall at once after the last round."""
+    trained_for: tuple[Share, ...] = ()
+    """Of these factors: refine once more with all budgets times the factor, to compare with."""
 
 
 class Engine(Part):
@@ -251,7 +279,11 @@ class Scenario(Part):
     refinement: Refinement = Refinement()
     fleet: str | tuple[str, ...] = "default"
     """Device profiles: a shipped fleet or YAML files."""
+    budget_factor: float = Field(1.0, gt=0, le=1)
+    """All budgets of the fleet times this."""
     evaluation: Evaluation = Evaluation()
+    fairness: Fairness = Fairness()
+    elasticity: Elasticity = Elasticity()
     engine: Engine = Engine()
 
     @model_validator(mode="after")
