@@ -13,6 +13,7 @@ over its interactions, so that an interaction counts the same on a busy device a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -44,20 +45,40 @@ class LocalTraining:
 class GroupUpdate:
     """What the devices of one user group return together: sums only.
 
-    sums: (R, d) int64, block updates in units of 1 / FIXED_POINT; touched: (R, S) devices that changed the piece;
-    holders: (K,) devices that kept each block and trained; row_loss: (R,) int64 in the same units;
-    row_examples: (R,) train interactions. Per device, not sent: loss, examples, touched_pieces, norms, each (N,).
+    narrow, wide: (R, d) int32 and int64, block updates in units of 1 / FIXED_POINT; their sum is what counts, and
+    ``wide`` holds only what would not have fitted in 32 bits. tallies: (R, 3 + S), see :mod:`fl_peel.kernels.training`.
+    holders: (K,) devices that kept each block and trained. Per device, not sent: loss, examples, touched_pieces,
+    norms, each (N,).
     """
 
-    sums: NDArray[np.int64]
-    touched: NDArray[np.int64]
+    narrow: NDArray[np.int32]
+    wide: NDArray[np.int64]
+    tallies: NDArray[np.int64]
     holders: NDArray[np.int64]
-    row_loss: NDArray[np.int64]
-    row_examples: NDArray[np.int64]
     loss: NDArray[np.float64]
     examples: NDArray[np.int64]
     touched_pieces: NDArray[np.int64]
     norms: NDArray[np.float64]
+
+    @cached_property
+    def sums(self) -> NDArray[np.int64]:
+        """Block updates (R, d) in units of 1 / FIXED_POINT."""
+        return self.narrow + self.wide
+
+    @property
+    def touched(self) -> NDArray[np.int64]:
+        """Devices that changed each slice of each row, (R, S)."""
+        return self.tallies[:, 3:]
+
+    @property
+    def row_loss(self) -> NDArray[np.int64]:
+        """Loss of each row's train interactions (R,) in units of 1 / FIXED_POINT."""
+        return self.tallies[:, 0]
+
+    @property
+    def row_examples(self) -> NDArray[np.int64]:
+        """Train interactions of each row (R,), over epochs."""
+        return self.tallies[:, 1]
 
 
 def holders_of(cutoffs: NDArray[np.int64], num_blocks: int) -> NDArray[np.int64]:
@@ -82,9 +103,8 @@ def train_group(
     num_devices = len(cutoffs)
     num_rows, dim = ranked.table.shape
     trained = np.array(users, np.float32, order="C", copy=True)
-    sums = np.zeros((num_rows, dim), np.int64)
-    touched = np.zeros((num_rows, ranked.layout.num_slices), np.int64)
-    row_loss, row_examples = np.zeros(num_rows, np.int64), np.zeros(num_rows, np.int64)
+    narrow, wide = np.zeros((num_rows, dim), np.int32), np.zeros((num_rows, dim), np.int64)
+    tallies = np.zeros((num_rows, 3 + ranked.layout.num_slices), np.int64)
     loss, squares = np.zeros(num_devices), np.zeros(num_devices)
     examples, touched_pieces = np.zeros(num_devices, np.int64), np.zeros(num_devices, np.int64)
     kernels.train_devices(
@@ -105,19 +125,16 @@ def train_group(
         how.loss == "sampled-softmax",
         how.temperature,
         how.max_norm,
-        sums,
-        touched,
-        row_loss,
-        row_examples,
+        narrow,
+        wide,
+        tallies,
         loss,
         examples,
         touched_pieces,
         squares,
     )
     holders = holders_of(cutoffs[examples > 0], len(ranked.blocks))
-    return trained, GroupUpdate(
-        sums, touched, holders, row_loss, row_examples, loss, examples, touched_pieces, np.sqrt(squares)
-    )
+    return trained, GroupUpdate(narrow, wide, tallies, holders, loss, examples, touched_pieces, np.sqrt(squares))
 
 
 def signals_of_group(

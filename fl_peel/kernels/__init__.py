@@ -1,0 +1,22 @@
+"""Compiled loops over the devices of a cohort: local training, ranking, weight signals; and over rows of tables.
+
+Every loop handles the devices of one user group, one after the other, on the group's ranked blocks
+(:class:`fl_peel.selection.RankedBlocks`): ``table`` (R, d) holds the rows the group was sent, ``position`` (R, S) the
+rank of each block and ``first_position`` (R,), ascending, each row's best rank. A device that keeps the first ``c``
+blocks has the rows with ``first_position < c`` and, of those, the slices with ``position < c``: no table is copied
+per device, and memory does not grow with the cohort.
+
+Sums over devices are integers in units of ``1 / FIXED_POINT``. Integer addition is associative, so that a sum does not
+depend on the order of devices or on how they are spread over nodes.
+
+The readable twins are in :mod:`fl_peel.reference`; tests compare the two.
+"""
+
+from fl_peel.kernels.ranking import block_signals, hit_sums, top_rows
+from fl_peel.kernels.selecting import serving_cutoffs
+from fl_peel.kernels.training import train_devices
+
+FIXED_POINT = float(1 << 24)
+"""Resolution of sums: an update of one device is rounded to the nearest 2**-24 (6e-8)."""
+
+__all__ = ["FIXED_POINT", "block_signals", "hit_sums", "serving_cutoffs", "top_rows", "train_devices"]

@@ -1,0 +1,300 @@
+"""Compiled local training of the devices of one user group, one after the other, on the group's ranked blocks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+
+@intrinsic
+def _fetch(typingctx, array, row):  # type: ignore[no-untyped-def]
+    """Ask for a row of a C-contiguous matrix to be brought near: a hint to the processor, without effect on results."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        view = context.make_array(signature.args[0])(context, builder, arguments[0])
+        num_bytes = builder.mul(cgutils.unpack_tuple(builder, view.shape)[1], view.itemsize)
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        start = builder.gep(builder.bitcast(view.data, byte), [builder.mul(arguments[1], num_bytes)])
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        zero, line = (ir.Constant(num_bytes.type, value) for value in (0, 64))
+        with cgutils.for_range_slice(builder, zero, num_bytes, line) as (offset, _):
+            builder.call(prefetch, [builder.gep(start, [offset]), *(ir.Constant(number, value) for value in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), generate
+
+
+_FAST = {"reassoc", "contract", "nsz", "arcp"}
+_UNIT = 16777216.0  # FIXED_POINT, as a literal
+_ROOM = 2147483647.0  # largest int32
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _next(state):
+    """One step of SplitMix64: the new state and 64 random bits."""
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    z = state
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state, z ^ (z >> np.uint64(31))
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _below(bits, bound):
+    """Map 64 random bits to 0..bound-1 (bound < 2**32)."""
+    return np.int64(((bits >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _fixed(value):
+    return np.int64(math.floor(np.float64(value) * _UNIT + 0.5))
+
+
+@njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+def train_devices(
+    table,  # (R, d) float32, read only
+    position,  # (R, S) int32
+    num_present,  # (N,) int64: rows each device has, a prefix of the table
+    cutoffs,  # (N,) int64: blocks each device keeps
+    users,  # (N, d) float32, updated in place
+    indptr,  # (N + 1,) int64
+    rows,  # (sum n_u,) int32: table row of each train item, -1 where the group was not sent it
+    seeds,  # (N,) uint64
+    epochs,
+    batch_size,
+    num_negatives,
+    learning_rate,
+    user_learning_rate,
+    l2,
+    softmax,
+    temperature,
+    max_norm,
+    sums,  # (R, d) int32, added to: block updates; half the memory to go through, so
+    spilled,  # (R, d) int64, added to: what would not have fitted there. The sum is ``sums + spilled``
+    tallies,  # (R, 3 + S) int64, added to: loss and number of the row's train interactions, a bound of the magnitudes
+    # in the row of ``sums``, and the devices that changed each slice
+    loss,  # (N,) float64: mean loss in the last epoch
+    examples,  # (N,) int64: train interactions used per epoch
+    touched_pieces,  # (N,) int64: row pieces (slices of rows) each device changed
+    squared_norms,  # (N,) float64: squared L2 norm of each device's update, before clipping
+):
+    """Within a batch, a row's gradient is a multiple of the user embedding (and, with l2, of the row itself): one
+    coefficient a row says it all, and every row is read and written once a batch. The rows that a device touches
+    are copied to ``local``, a few kilobytes. The phases of a batch are separate loops, so that reads of far rows
+    overlap.
+    """
+    num_rows, dim = table.shape
+    num_slices = position.shape[1]
+    width = dim // num_slices
+    inverse_temperature = np.float32(1.0 / temperature)
+    rate = np.float32(learning_rate)
+    user_rate = np.float32(user_learning_rate)
+    decay = np.float32(l2)
+    num_devices = len(cutoffs)
+    drawn = num_negatives + 1
+    most = 1
+    longest = 1
+    for i in range(num_devices):
+        here = indptr[i + 1] - indptr[i]
+        longest = max(longest, here)
+        most = max(most, min(num_present[i], here * (1 + num_negatives * epochs)))
+    local = np.empty((most, dim), np.float32)
+    cut_rows = num_slices > 1  # a device may keep a part of a row: ``masks`` has 1 for the columns it keeps, else 0
+    masks = np.empty((most if cut_rows else 1, dim), np.float32)
+    slice_of = np.arange(dim) // width
+    slot_row = np.empty(most, np.int64)
+    logits = np.empty(most, np.float32)
+    coefficient = np.zeros(most, np.float32)  # of the user embedding in the row's gradient
+    times = np.zeros(most, np.int32)  # in this batch
+    batch_slots = np.empty(most, np.int64)
+    pairs = np.empty(min(batch_size, longest) * drawn, np.int64)  # slots of a positive, its negatives, the next one
+    marks = np.full((num_rows, 4), -1, np.int32)  # last device to touch the row, its slot, last to have it in train
+    positives = np.empty(longest, np.int64)
+    user_gradient = np.empty(dim, np.float32)
+    chances = np.empty(drawn, np.float32)
+    step = np.empty(dim, np.float32)
+    clips = max_norm < np.inf
+
+    for i in range(num_devices):
+        present = num_present[i]
+        cutoff = cutoffs[i]
+        user = users[i]
+        count = 0
+        distinct = 0
+        for j in range(indptr[i], indptr[i + 1]):
+            row = rows[j]
+            if row >= 0 and row < present:
+                positives[count] = row
+                count += 1
+                if marks[row, 2] != i:
+                    marks[row, 2] = i
+                    distinct += 1
+        examples[i] = count
+        loss[i] = 0.0
+        touched_pieces[i] = 0
+        squared_norms[i] = 0.0
+        if count == 0 or distinct >= present:
+            examples[i] = 0
+            continue  # nothing to learn from, or no item left to contrast with
+        state = seeds[i]
+        num_slots = 0
+        for _epoch in range(epochs):
+            for j in range(count - 1, 0, -1):  # Fisher-Yates
+                state, bits = _next(state)
+                other = _below(bits, j + 1)
+                positives[j], positives[other] = positives[other], positives[j]
+            epoch_loss = 0.0
+            for start in range(0, count, batch_size):
+                stop = min(start + batch_size, count)
+                num_batch = 0
+                at = 0
+                first_slot = num_slots
+                for j in range(start, stop):
+                    for k in range(drawn):
+                        row = positives[j]
+                        if k > 0:
+                            while True:
+                                state, bits = _next(state)
+                                row = _below(bits, present)
+                                if marks[row, 2] != i:
+                                    break
+                        if marks[row, 0] != i:
+                            marks[row, 0] = i
+                            marks[row, 1] = num_slots
+                            slot_row[num_slots] = row
+                            _fetch(table, row)
+                            _fetch(sums, row)
+                            _fetch(tallies, row)
+                            num_slots += 1
+                        slot = np.int64(marks[row, 1])
+                        pairs[at] = slot
+                        at += 1
+                        if times[slot] == 0:
+                            batch_slots[num_batch] = slot
+                            num_batch += 1
+                        times[slot] += 1
+                for slot in range(first_slot, num_slots):
+                    row = slot_row[slot]
+                    if cut_rows:
+                        for c in range(dim):
+                            masks[slot, c] = np.float32(1.0 if position[row, slice_of[c]] < cutoff else 0.0)
+                        for c in range(dim):
+                            local[slot, c] = masks[slot, c] * table[row, c]
+                    else:
+                        for c in range(dim):
+                            local[slot, c] = table[row, c]
+                for b in range(num_batch):
+                    slot = batch_slots[b]
+                    total = np.float32(0.0)
+                    for c in range(dim):
+                        total += user[c] * local[slot, c]
+                    logits[slot] = total * inverse_temperature
+                # the derivative of the loss by each negative's logit goes to the negative, minus their sum to the
+                # positive
+                for j in range(start, stop):
+                    at = (j - start) * drawn
+                    liked = pairs[at]
+                    if softmax:
+                        top = logits[liked]
+                        for k in range(1, drawn):
+                            top = max(top, logits[pairs[at + k]])
+                        total = np.float32(0.0)
+                        for k in range(drawn):
+                            chances[k] = np.float32(math.exp(logits[pairs[at + k]] - top))
+                            total += chances[k]
+                        this_loss = math.log(total) + top - logits[liked]
+                        for k in range(1, drawn):
+                            chances[k] /= total
+                    else:
+                        this_loss = 0.0
+                        for k in range(1, drawn):
+                            gap = np.float64(logits[pairs[at + k]] - logits[liked])
+                            small = math.exp(-abs(gap))
+                            this_loss += (max(gap, 0.0) + math.log1p(small)) / num_negatives
+                            chances[k] = np.float32((1.0 if gap >= 0.0 else small) / (1.0 + small) / num_negatives)
+                    epoch_loss += this_loss
+                    tallies[slot_row[liked], 0] += _fixed(this_loss)
+                    tallies[slot_row[liked], 1] += 1
+                    for k in range(1, drawn):
+                        weight = chances[k] * inverse_temperature
+                        coefficient[pairs[at + k]] += weight
+                        coefficient[liked] -= weight
+                for c in range(dim):
+                    user_gradient[c] = decay * np.float32(stop - start) * user[c]
+                for b in range(num_batch):
+                    slot = batch_slots[b]
+                    push = coefficient[slot]
+                    shrink = decay * np.float32(times[slot])
+                    coefficient[slot] = 0.0
+                    times[slot] = 0
+                    if cut_rows:
+                        for c in range(dim):
+                            value = local[slot, c]
+                            user_gradient[c] += push * value
+                            local[slot, c] = value - rate * masks[slot, c] * (push * user[c] + shrink * value)
+                    else:
+                        for c in range(dim):
+                            value = local[slot, c]
+                            user_gradient[c] += push * value
+                            local[slot, c] = value - rate * (push * user[c] + shrink * value)
+                for c in range(dim):
+                    user[c] -= user_rate * user_gradient[c]
+            loss[i] = epoch_loss / count
+        # the update is what changed, clipped to max_norm, in fixed point
+        square = 0.0
+        pieces = 0
+        scale = np.float32(1.0)
+        if clips:
+            for slot in range(num_slots):
+                row = slot_row[slot]
+                norm = np.float32(0.0)
+                for c in range(dim):
+                    change = local[slot, c] - table[row, c]
+                    if cut_rows:
+                        change *= masks[slot, c]
+                    norm += change * change
+                square += np.float64(norm)
+            if square > max_norm * max_norm:
+                scale = np.float32(max_norm / math.sqrt(square))
+        clipped_square = 0.0
+        for slot in range(num_slots):
+            row = slot_row[slot]
+            norm = np.float32(0.0)  # of the row's step, and so at least its largest magnitude
+            if cut_rows:
+                for s in range(num_slices):
+                    if position[row, s] < cutoff:
+                        tallies[row, 3 + s] += 1
+                        pieces += 1
+                for c in range(dim):
+                    change = scale * masks[slot, c] * (local[slot, c] - table[row, c])
+                    step[c] = change
+                    norm += change * change
+            else:
+                tallies[row, 3] += 1
+                pieces += 1
+                for c in range(dim):
+                    change = scale * (local[slot, c] - table[row, c])
+                    step[c] = change
+                    norm += change * change
+            clipped_square += np.float64(norm)
+            bound = np.float64(math.sqrt(norm)) * 1.001 * _UNIT + 2.0
+            if bound < _ROOM:
+                if tallies[row, 2] + np.int64(bound) > _ROOM:
+                    for c in range(dim):
+                        spilled[row, c] += sums[row, c]
+                        sums[row, c] = 0
+                    tallies[row, 2] = 0
+                tallies[row, 2] += np.int64(bound)
+                for c in range(dim):
+                    sums[row, c] += np.int32(np.floor(np.float64(step[c]) * _UNIT + 0.5))
+            else:
+                for c in range(dim):
+                    spilled[row, c] += np.int64(np.floor(np.float64(step[c]) * _UNIT + 0.5))
+        touched_pieces[i] = pieces
+        squared_norms[i] = square if clips else clipped_square
