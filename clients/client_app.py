@@ -27,10 +27,13 @@ def _partition(context: Context) -> tuple[int, int]:
 
 
 def _cohort(context: Context, request: Any) -> Cohort:
-    """A node started with its own data-dir or run-dir uses those: real nodes have their own disks."""
+    """A node started with its own data-dir or run-dir uses those (real nodes have their own disks); one started with a
+    profile hosts devices of that class alone.
+    """
     data_dir = str(context.node_config.get("data-dir", request.data_dir))
     run_dir = str(context.node_config.get("run-dir", request.run_dir))
-    return open_cohort(request.scenario, data_dir, run_dir, *_partition(context))
+    profile = str(context.node_config.get("profile", ""))
+    return open_cohort(request.scenario, data_dir, run_dir, *_partition(context), profile)
 
 
 def _answer(message: Message, work_for: Callable[[], object]) -> Message:

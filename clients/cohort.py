@@ -8,7 +8,7 @@ process answers a message finds it. In simulation, the devices' interactions lie
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.profiles import Fleet, FleetBudgets, load_fleet
+from clients.virtual_clock import DeviceRates
 from fl_peel.blocks import BlockLayout
 from fl_peel.config import Scenario
 from fl_peel.devices import device_splits
@@ -68,9 +69,21 @@ class Cohort:
     splits: Splits
     seen: UserItems
     fleet: Fleet
+    """All classes: their order is that of every sum per class."""
+    own_fleet: Fleet
+    """The classes that are hosted here: all of them, or the one that the node was started with."""
     classes: NDArray[np.int16]
     budgets: FleetBudgets
     """``budgets.at(server_round)``: memory budget of every hosted device, (N,) bytes."""
+
+    @cached_property
+    def rates(self) -> DeviceRates:
+        """Compute, link and energy rates of every hosted device."""
+        return DeviceRates.of(self.own_fleet.rates(self.scenario.seed, self.devices))
+
+    def available(self, places: NDArray[np.int64], server_round: float) -> NDArray[np.bool_]:
+        """Which of these hosted devices can take part at a time in rounds."""
+        return self.own_fleet.available(self.scenario.seed, self.devices[places], server_round)
 
     def places(self, devices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Place of each hosted device in this cohort's arrays.
@@ -110,23 +123,43 @@ def _layout(path: str, stamp: int, embedding_dim: int, num_slices: int) -> Block
 
 
 @lru_cache(maxsize=64)
-def open_cohort(scenario_json: str, data_dir: str, run_dir: str, partition: int, num_partitions: int) -> Cohort:
-    """The cohort of node ``partition``: everything but the state that changes, so it may be kept in memory."""
+def open_cohort(
+    scenario_json: str, data_dir: str, run_dir: str, partition: int, num_partitions: int, profile: str = ""
+) -> Cohort:
+    """The cohort of node ``partition``: everything but the state that changes, so it may be kept in memory.
+
+    profile: the class of the fleet that all devices here belong to; "" draws each device's by population share.
+
+    Raises:
+        ProfileError: the fleet has no such class.
+    """
     scenario = Scenario.from_json(scenario_json)
     everybody = device_splits(scenario, data_dir, run_dir)
     devices = np.arange(partition, everybody.num_users, num_partitions, dtype=np.int64)
     splits = everybody.of(devices)
     fleet = load_fleet(scenario.fleet)
+    if scenario.budget_factor != 1:
+        fleet = fleet.with_shock(at_round=0, factor=scenario.budget_factor)
+    own_fleet = fleet.only(profile) if profile else fleet
+    classes = np.array([fleet.names.index(name) for name in own_fleet.names], np.int16)
     full_table_bytes = 4 * everybody.num_items * scenario.pretraining.embedding_dim
     return Cohort(
         scenario,
-        Path(run_dir) / "nodes" / f"{partition}-of-{num_partitions}",
+        Path(run_dir) / "nodes" / f"{partition}-of-{num_partitions}{_variant(scenario)}",
         partition,
         num_partitions,
         devices,
         splits,
         splits.train.merged(splits.validation),
         fleet,
-        fleet.classes(scenario.seed, devices),
-        FleetBudgets(fleet, scenario.seed, devices, full_table_bytes),
+        own_fleet,
+        classes[own_fleet.classes(scenario.seed, devices)],
+        FleetBudgets(own_fleet, scenario.seed, devices, full_table_bytes),
     )
+
+
+def _variant(scenario: Scenario) -> str:
+    """A run may refine more than once, to compare; each refinement has its own state on every device."""
+    changed = {"factor": scenario.budget_factor, "from": scenario.refinement.min_budget_share}
+    usual = {"factor": 1.0, "from": 0.0}
+    return "".join(f"-{key}-{value:g}" for key, value in changed.items() if value != usual[key])

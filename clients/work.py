@@ -9,21 +9,25 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.accounts import Accounts
 from clients.cohort import Cohort, DeviceState
+from clients.group_round import GroupDevices, train_in_time
+from clients.moving import RoundMemory
 from fl_peel.blocks import BlockLayout
 from fl_peel.grouping import choose_group, fit_user_embeddings
-from fl_peel.interactions import UserItems
-from fl_peel.local_training import GroupUpdate, holders_of, signals_of_group, train_group
+from fl_peel.interactions import IntArray, UserItems
+from fl_peel.local_training import GroupUpdate, holders_of, signals_of_group
 from fl_peel.ondevice import overhead_bytes
 from fl_peel.precision import PRECISIONS, Precision
 from fl_peel.randomness import device_seeds
-from fl_peel.ranking import SUM_SCALE, MetricSums, evaluate, recall_ndcg, top_rows
+from fl_peel.ranking import SUM_SCALE, MetricSums, evaluate, recall_ndcg
 from fl_peel.selection import ElasticEmbedding, RankedBlocks, check_budget
 from fl_peel.wire import (
     EVERYBODY,
     OWN_BUDGET,
     UNLIMITED,
     Arrays,
+    ClockColumn,
     EvaluateReply,
     EvaluateRequest,
     JoinReply,
@@ -31,11 +35,6 @@ from fl_peel.wire import (
     RoundReply,
     RoundRequest,
 )
-
-SIGNAL_BYTES = 12
-"""What a device uploads for each block in its top list: block number, shown, hit."""
-METRIC_BYTES = 32
-"""Loss, recall, NDCG and count."""
 
 
 def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
@@ -70,75 +69,78 @@ def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
 def train_round(cohort: Cohort, request: RoundRequest) -> RoundReply:
     """One round for the sampled devices of this node."""
     scenario, state, layout = cohort.scenario, cohort.state(), cohort.layout()
-    precision = scenario.blocks.precision
+    server_round, refinement = request.server_round, scenario.refinement
+    accounts = Accounts.empty(len(cohort.fleet.names))
     places = cohort.places(request.devices)
-    budgets = cohort.budgets.at(request.server_round)
-    seeds = device_seeds(scenario.seed, "local-training", request.server_round, devices=cohort.devices)
-    how = scenario.refinement.local.config(request.temperature)
+    budgets = cohort.budgets.during(server_round)  # (T, N) bytes, T steps of the round
+    reached = _reached(cohort, places, budgets[0], server_round, accounts)
+    seeds = device_seeds(scenario.seed, "local-training", server_round, devices=cohort.devices)
+    how = refinement.local.config(request.temperature)
+    list_length = max(scenario.controller.list_length, 20) if request.signals else None
     groups = np.asarray(state.groups)
     replies: dict[int, Arrays] = {}
-    classes = np.zeros((len(cohort.fleet.names), 7), np.int64)
-    loss = recall = ndcg = trained = evaluated = 0
+    loss = recall = ndcg = trained = evaluated = slowest_us = 0
     traces: list[list[int]] = []
-    new_users: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+    changes: list[tuple[IntArray, NDArray[np.float32], IntArray, IntArray]] = []
     for group, payload in request.groups.items():
-        members = places[groups[places] == group]
+        members = reached[groups[reached] == group]
         if not len(members):
             continue
-        ranked = RankedBlocks.unpack(layout, precision, payload)
-        cutoffs = ranked.cutoffs(budgets[members])
-        users, update = train_group(
-            ranked, cutoffs, np.asarray(state.users[members]), cohort.splits.train.select(members), seeds[members], how
-        )
-        new_users.append((members, users))
+        ranked = RankedBlocks.unpack(layout, scenario.blocks.precision, payload)
+        memory = RoundMemory.of(ranked, budgets[:, members])
+        users = np.asarray(state.users[members])
+        devices = GroupDevices(users, cohort.splits.train.select(members), seeds[members], cohort.rates.select(members))
+        done = train_in_time(ranked, memory, devices, how, list_length=list_length, deadline_s=refinement.deadline_s)
+        kept, update = members[done.kept], done.update
         reply = _update_arrays(update)
-        upload = METRIC_BYTES + update.touched_pieces * (layout.id_dtype.itemsize + 4 * layout.slice_dim)
-        if request.signals:
-            validation = cohort.splits.validation.select(members)
-            best = top_rows(
-                ranked, cutoffs, users, cohort.splits.train.select(members), max(scenario.controller.list_length, 20)
-            )
-            hits, shown = signals_of_group(ranked, cutoffs, users, best, validation)
-            reply |= {"hits": hits, "shown": shown, "exposed": holders_of(cutoffs, len(ranked.blocks))}
-            upload = upload + SIGNAL_BYTES * (best >= 0).sum(axis=1)
-            per_device = recall_ndcg(ranked, best, validation, 20)
-            counted = validation.counts() > 0
-            sums = MetricSums.of(np.zeros(len(members), np.int64), 1, *per_device, counted)
-            recall, ndcg = recall + int(sums.recall[0]), ndcg + int(sums.ndcg[0])
-            evaluated += int(sums.devices[0])
+        if done.best is not None:
+            validation = cohort.splits.validation.select(kept)
+            hits, shown = signals_of_group(ranked, done.cutoffs, done.users, done.best, validation)
+            reply |= {"hits": hits, "shown": shown, "exposed": holders_of(done.cutoffs, len(ranked.blocks))}
+            per_device = recall_ndcg(ranked, done.best, validation, 20)
+            sums = MetricSums.of(cohort.classes[kept], len(cohort.fleet.names), *per_device, validation.counts() > 0)
+            recall, ndcg = recall + int(sums.recall.sum()), ndcg + int(sums.ndcg.sum())
+            evaluated += int(sums.devices.sum())
+            accounts.clock[:, ClockColumn.RECALL] += sums.recall
+            accounts.clock[:, ClockColumn.EVALUATED] += sums.devices
         replies[int(group)] = reply
         learned = update.examples > 0
         trained += int(learned.sum())
         loss += int(np.rint(update.loss[learned] * SUM_SCALE).astype(np.int64).sum())
-        kept = np.minimum(cutoffs, len(ranked.blocks))
-        stored = np.where(
-            budgets[members] >= ranked.stored_bytes(np.zeros(1, np.int64))[0], ranked.stored_bytes(cutoffs), 0
-        )
-        before = np.asarray(state.kept_blocks[members])
-        columns = np.stack(
-            [
-                np.ones(len(members), np.int64),
-                budgets[members],
-                ranked.list_bytes + ranked.cost[cutoffs],
-                upload,
-                (before >= 0) & (before != kept),
-                stored > budgets[members],
-                stored,
-            ],
-            axis=1,
-        ).astype(np.int64)
-        np.add.at(classes, cohort.classes[members], columns)
-        state.kept_blocks[members] = kept
+        slowest_us = max(slowest_us, int(done.spent.time_us[done.kept].max(initial=0)))
+        accounts.group(done, memory, cohort.classes[members], np.asarray(state.kept_blocks[members]))
         for i in np.flatnonzero(np.isin(cohort.devices[members], request.traced)):
             who = members[i]
-            traces.append(
-                [int(x) for x in (cohort.devices[who], cohort.classes[who], budgets[who], stored[i], kept[i])]
-            )
-    for members, users in new_users:  # last, so that a round that fails half-way leaves the devices as they were
-        state.users[members] = users
+            device = (cohort.devices[who], cohort.classes[who], memory.budgets[i], memory.stored[i], memory.first[i])
+            traces.append([int(x) for x in device])
+        changes.append((kept, done.users, members, memory.last))
+    for kept, users, members, last in changes:  # last, so that a round that fails half-way leaves devices as they were
+        state.users[kept] = users
+        state.kept_blocks[members] = last
     return RoundReply(
-        replies, classes, trained, loss, recall, ndcg, evaluated, np.array(traces, np.int64).reshape(len(traces), 5)
+        replies,
+        accounts.classes,
+        accounts.clock,
+        slowest_us,
+        trained,
+        loss,
+        recall,
+        ndcg,
+        evaluated,
+        np.array(traces, np.int64).reshape(len(traces), 5),
     )
+
+
+def _reached(cohort: Cohort, places: IntArray, budgets: IntArray, server_round: int, accounts: Accounts) -> IntArray:
+    """Of the sampled devices, those that are available and let in; the others are counted. budgets: (N,), of all."""
+    classes = cohort.classes[places]
+    accounts.count(ClockColumn.SAMPLED, classes)
+    available = cohort.available(places, server_round)
+    accounts.count(ClockColumn.UNAVAILABLE, classes, ~available)
+    smallest = cohort.scenario.refinement.min_budget_share * cohort.layout().full_table_bytes
+    too_small = available & (budgets[places] < smallest)
+    accounts.count(ClockColumn.EXCLUDED, classes, too_small)
+    return places[available & ~too_small]
 
 
 def _update_arrays(update: GroupUpdate) -> Arrays:

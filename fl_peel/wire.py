@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,6 +43,36 @@ EVERYBODY = -1
 """User group number of a payload that is for the devices of all groups."""
 
 Arrays = dict[str, NDArray[Any]]
+
+
+class ClassColumn(IntEnum):
+    """Columns of ``RoundReply.classes``. DEVICES, BUDGET and STORED are of the devices whose update counts."""
+
+    DEVICES = 0
+    BUDGET = 1
+    DOWNLOAD = 2
+    UPLOAD = 3
+    RESELECTIONS = 4
+    VIOLATIONS = 5
+    STORED = 6
+
+
+class ClockColumn(IntEnum):
+    """Columns of ``RoundReply.clock``: devices that were sampled, that were not available, whose budget was too small
+    to be let in, that missed the deadline, that ended without a block, that lost blocks while they trained;
+    microseconds and millijoules spent; fixed-point recall, and devices it is of.
+    """
+
+    SAMPLED = 0
+    UNAVAILABLE = 1
+    EXCLUDED = 2
+    STRAGGLERS = 3
+    MEMORY_DROPOUTS = 4
+    MEMORY_DROPS = 5
+    TIME_US = 6
+    ENERGY_MJ = 7
+    RECALL = 8
+    EVALUATED = 9
 
 
 @dataclass(frozen=True)
@@ -126,13 +157,16 @@ class RoundReply:
     """groups: user group -> rows (T,) touched, sums (T, d), touched (T, S), row_loss (T,), row_examples (T,),
     holders (K,), and with signals hits, shown, exposed (K,).
 
-    classes: per device class, int64 columns (devices, budget bytes, download bytes, upload bytes, reselections,
-    budget violations, kept bytes); loss, recall, ndcg: fixed-point sums over ``evaluated`` / ``trained`` devices;
-    traces: (X, 5) device, its class, budget bytes, stored bytes, kept blocks.
+    classes: per device class, columns of :class:`ClassColumn`; clock: likewise of :class:`ClockColumn`;
+    slowest_us: virtual microseconds of the slowest device whose update counts; loss, recall, ndcg: fixed-point sums
+    over ``evaluated`` / ``trained`` devices; traces: (X, 5) device, its class, budget bytes, stored bytes, kept
+    blocks.
     """
 
     groups: dict[int, Arrays]
     classes: NDArray[np.int64]
+    clock: NDArray[np.int64]
+    slowest_us: int
     trained: int
     loss: int
     recall: int

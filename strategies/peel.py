@@ -61,6 +61,10 @@ class RoundRecord:
     ndcg: float | None
     controller_loss: float | None
     classes: NDArray[np.int64]
+    """(C, len(ClassColumn)) sums per device class."""
+    clock: NDArray[np.int64]
+    """(C, len(ClockColumn)) likewise."""
+    virtual_seconds: float
     traces: NDArray[np.int64] = field(repr=False)
 
 
@@ -121,7 +125,8 @@ class PeelStrategy(Strategy):
         """One message per node: its sampled devices and the ranked blocks of their user groups."""
         self._started = time.perf_counter()
         scenario, members = self.scenario, self.members
-        cohort = sample_cohort(scenario.seed, server_round, members.devices, scenario.refinement.cohort_share)
+        share = scenario.refinement.cohort_share * (1 + scenario.refinement.over_selection)
+        cohort = sample_cohort(scenario.seed, server_round, members.devices, share)
         groups = members.groups[np.searchsorted(members.devices, cohort)]
         precision = scenario.blocks.precision
         payloads: dict[int, wire.Arrays] = {}
@@ -165,7 +170,9 @@ class PeelStrategy(Strategy):
         totals: dict[int, BlockSums] = {}
         answered: set[int] = set()
         sums = np.zeros(5, np.int64)  # trained, loss, recall, ndcg, evaluated
-        classes = np.zeros((len(self.members.class_names), 7), np.int64)
+        classes = np.zeros((len(self.members.class_names), len(wire.ClassColumn)), np.int64)
+        clock = np.zeros((len(self.members.class_names), len(wire.ClockColumn)), np.int64)
+        slowest_us = 0
         traces = []
         # sums are integers: the order in which replies come does not matter
         for message in replies:
@@ -178,6 +185,8 @@ class PeelStrategy(Strategy):
             answered.add(self.nodes.partition(message))
             sums += [reply.trained, reply.loss, reply.recall, reply.ndcg, reply.evaluated]
             classes += reply.classes
+            clock += reply.clock
+            slowest_us = max(slowest_us, reply.slowest_us)
             traces.append(reply.traces)
             for group, content in reply.groups.items():
                 if group not in totals:
@@ -190,17 +199,19 @@ class PeelStrategy(Strategy):
         failures = sum(count for partition, count in self._asked.items() if partition not in answered)
         record = RoundRecord(
             server_round,
-            int(classes[:, 0].sum()),
+            int(classes[:, wire.ClassColumn.DEVICES].sum()),
             failures,
             time.perf_counter() - self._started,
-            int(classes[:, 2].sum()),
-            int(classes[:, 3].sum()),
+            int(classes[:, wire.ClassColumn.DOWNLOAD].sum()),
+            int(classes[:, wire.ClassColumn.UPLOAD].sum()),
             self._message_bytes,
             loss / SUM_SCALE / max(trained, 1),
             recall / SUM_SCALE / evaluated if evaluated else None,
             ndcg / SUM_SCALE / evaluated if evaluated else None,
             controller_loss,
             classes,
+            clock,
+            self._virtual_seconds(clock, slowest_us),
             np.concatenate(traces) if traces else np.zeros((0, 5), np.int64),
         )
         self.rounds.append(record)
@@ -208,6 +219,12 @@ class PeelStrategy(Strategy):
         text = f"{speed:,.0f} devices/s" + (f", validation recall@20 {record.recall:.4f}" if record.recall else "")
         self._on_event(Event("refinement", server_round, self.scenario.refinement.rounds, text))
         return None, None
+
+    def _virtual_seconds(self, clock: NDArray[np.int64], slowest_us: int) -> float:
+        """The server waits for the slowest device that is in time, or until the deadline when some are not."""
+        deadline_s = self.scenario.refinement.deadline_s
+        late = clock[:, wire.ClockColumn.STRAGGLERS].any()
+        return deadline_s if deadline_s is not None and late else slowest_us / 1e6
 
     def _empty_sums(self, group: int) -> BlockSums:
         blocks = self._sent[group]

@@ -1,0 +1,97 @@
+"""One round of the sampled devices of one user group: choose, train, drop what memory or time forbids.
+
+What a device would upload is known only once it has trained. Those that turn out to be late are taken out by training
+the others once more: every device has its own randomness, so the others do the same again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.moving import IntArray, RoundMemory
+from clients.virtual_clock import DeviceRates, Spent, never_in_time, spend
+from fl_peel.interactions import UserItems
+from fl_peel.local_training import GroupUpdate, LocalTraining, train_group
+from fl_peel.ranking import top_rows
+from fl_peel.selection import RankedBlocks
+
+SIGNAL_BYTES = 12
+"""What a device uploads for each block in its top list: block number, shown, hit."""
+METRIC_BYTES = 32
+"""Loss, recall, NDCG and count."""
+
+
+@dataclass(frozen=True)
+class GroupDevices:
+    """The devices of one group that were reached: user embeddings (N, d), train items, seeds (N,), rates."""
+
+    users: NDArray[np.float32]
+    train: UserItems
+    seeds: NDArray[np.uint64]
+    rates: DeviceRates
+
+
+@dataclass(frozen=True)
+class GroupRound:
+    """What came of it. kept: (M,) positions of the devices that count; the next four are of those devices alone.
+
+    users: (M, d); cutoffs: (M,) blocks each update covers; update: their sums; best: (M, L) top rows, or None;
+    spent, stragglers, memory_dropouts: (N,), of all devices.
+    """
+
+    kept: IntArray
+    users: NDArray[np.float32]
+    cutoffs: IntArray
+    update: GroupUpdate
+    best: NDArray[np.int32] | None
+    spent: Spent
+    stragglers: NDArray[np.bool_]
+    memory_dropouts: NDArray[np.bool_]
+
+
+def train_in_time(
+    ranked: RankedBlocks,
+    memory: RoundMemory,
+    devices: GroupDevices,
+    how: LocalTraining,
+    *,
+    list_length: int | None,
+    deadline_s: float | None,
+) -> GroupRound:
+    """Train the devices of one user group; list_length: of the top lists for signals, None where none are wanted."""
+    layout = ranked.layout
+    download = ranked.list_bytes + ranked.cost[memory.first]
+    samples = how.epochs * work_samples(ranked, memory, devices.train)
+    out = memory.dropped_out
+    kept = np.flatnonzero(~out & ~never_in_time(devices.rates, download, samples, deadline_s))
+    uploads = np.zeros(len(download), np.int64)
+    while True:
+        cutoffs, train = memory.last[kept], devices.train.select(kept)
+        users, update = train_group(ranked, cutoffs, devices.users[kept], train, devices.seeds[kept], how)
+        best = None if list_length is None else top_rows(ranked, cutoffs, users, train, list_length)
+        uploads[kept] = METRIC_BYTES + update.touched_pieces * (layout.id_dtype.itemsize + 4 * layout.slice_dim)
+        if best is not None:
+            uploads[kept] += SIGNAL_BYTES * (best >= 0).sum(axis=1)
+        spent = spend(devices.rates, download, samples, uploads, deadline_s)
+        in_time = ~spent.late[kept]
+        if in_time.all():
+            return GroupRound(kept, users, cutoffs, update, best, spent, spent.late & ~out, out)
+        kept = kept[in_time]
+
+
+def work_samples(ranked: RankedBlocks, memory: RoundMemory, train: UserItems) -> IntArray:
+    """Training samples of one epoch, (N,): once for the first choice, and once more where blocks were lost since."""
+    rows = ranked.row_of_item[train.items]
+    samples = _present(rows, train, ranked.num_present(memory.first))
+    return samples + np.where(memory.dropped_blocks, _present(rows, train, ranked.num_present(memory.last)), 0)
+
+
+def _present(rows: NDArray[np.int32], items: UserItems, num_present: IntArray) -> IntArray:
+    """Items (N,) of each device whose row is among its first ``num_present`` (N,)."""
+    return items.keep((rows >= 0) & (rows < np.repeat(num_present, items.counts()))).counts()
+
+
+__all__ = ["METRIC_BYTES", "SIGNAL_BYTES", "GroupDevices", "GroupRound", "train_in_time", "work_samples"]
