@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -248,17 +247,15 @@ def _print(table: Table) -> None:
 def main() -> None:
     """Entry point of `fl-peel`: runs a command and turns what happens into an exit code."""
     try:
-        code = app(standalone_mode=False)
+        app()
     except FlPeelError as mistake:
         print(f"fl-peel: error: {' '.join(str(mistake).split())}", file=sys.stderr)
-        code = USER_ERROR
-    except click.ClickException as mistake:
-        mistake.show()
-        code = USER_ERROR
-    except (KeyboardInterrupt, click.Abort):
+        sys.exit(USER_ERROR)
+    except SystemExit as leaving:
+        if leaving.code != INTERRUPTED:  # what typer makes of Ctrl-C
+            raise
         print("fl-peel: interrupted", file=sys.stderr)
         _leave(INTERRUPTED)  # the engine's threads may still wait for their workers
-    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _leave(code: int) -> None:

@@ -45,7 +45,7 @@ class Nodes:
                 if reply.has_error():
                     raise failure(reply, f"node {reply.metadata.src_node_id}")
                 answer = wire.unpack(wire.HelloReply, reply.content)
-                if answer.code != code_digest(own_root()):
+                if answer.root != root and answer.code != code_digest(own_root()):
                     raise EngineError(
                         f"the node of partition {answer.partition} runs other code, from {answer.root}, than the "
                         f"server, from {root}; install the same version, or start the SuperLink in another folder"

@@ -1,0 +1,70 @@
+"""Shared by the tests: planted taste groups as a file, a scenario that runs on them in a second, a quiet place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+# read when Flower and Ray are imported, so before any test module is
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+
+import pytest
+
+from fl_peel.config import Scenario, load_scenario
+from fl_peel.synthetic import planted_interactions
+
+FLEET = """
+profiles:
+  - name: small
+    population_share: 0.5
+    memory: {table_share: 0.6}
+    budget:
+      process: markov
+      states: {foreground: 1.0, background: 0.7}
+      transitions_per_step: {foreground: [0.5, 0.5], background: [0.5, 0.5]}
+  - {name: large, population_share: 0.5, memory: {table_share: 1.0}}
+"""
+
+SCENARIO = """
+question: Does a tiny run work?
+data: {path: planted.csv, test_share: 0.25}
+pretraining: {embedding_dim: 8, num_layers: 1, epochs: 3, num_negatives: 16, diversity_slices: 2}
+user_groups: {count: 2, min_size: 4}
+blocks: {item_groups: contiguous, count: 6, num_slices: 2}
+refinement: {rounds: 2, local: {batch_size: 4}}
+fleet: fleet.yaml
+evaluation: {budgets: [50%, 1.0], artifacts: 2}
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or leaves anything in the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.delenv("FL_PEEL_DATA", raising=False)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A scenario file of 40 devices in 2 taste groups and 60 items; relative names in it start at its own folder."""
+    plant(tmp_path / "planted.csv", users_per_group=20, items_per_group=30, per_user=12, noise=0.1)
+    (tmp_path / "fleet.yaml").write_text(FLEET)
+    (tmp_path / "tiny.yaml").write_text(SCENARIO)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "tiny.yaml"
+
+
+@pytest.fixture
+def tiny_scenario(tiny: Path) -> Scenario:
+    """The same, read."""
+    return load_scenario(tiny)
+
+
+def plant(path: Path, **shape: Any) -> None:
+    """Write two taste groups as CSV: user u belongs to group u // users_per_group; items likewise."""
+    data = planted_interactions(1, groups=2, **shape)
+    lines = [f"u{user:04},i{item:04}" for user in range(data.num_users) for item in data.pairs.row(user)]
+    path.write_text("user,item\n" + "\n".join(lines) + "\n")
