@@ -17,6 +17,8 @@ from fl_peel.interactions import UserItems
 from fl_peel.ondevice import stored_user
 from fl_peel.selection import RankedBlocks
 
+TILE_ROWS = 64
+"""Rows that the compiled loop scores side by side."""
 SUM_SCALE = float(1 << 32)
 """Metric sums are int64 in units of 2**-32, so that merging is exact and order-free."""
 
@@ -33,17 +35,25 @@ def top_rows(
     Ties go to the smaller catalogue row, all that a device knows of an item.
     cutoffs: (N,); users: (N, d); exclude: what each device must not be recommended.
     """
+    num_rows, num_slices = ranked.position.shape
+    width = ranked.layout.slice_dim
+    num_tiles, padded = -(-num_rows // TILE_ROWS), -(-width // 4) * 4
+    tiles = np.empty((num_tiles, num_slices * padded, TILE_ROWS), np.float32)
+    places = np.empty((num_tiles, num_slices, TILE_ROWS), np.int32)
+    kernels.tile_rows(ranked.table, ranked.position, len(ranked.blocks), tiles, places)
+    present = ranked.num_present(cutoffs)
     best = np.empty((len(cutoffs), n), np.int32)
     scores = np.empty((len(cutoffs), n), np.float32)
     kernels.top_rows(
-        ranked.table,
-        ranked.position,
+        tiles,
+        places,
         ranked.layout.row_in_catalogue[ranked.items],
-        ranked.num_present(cutoffs),
+        present,
         cutoffs,
         np.ascontiguousarray(users, np.float32),
         exclude.indptr,
         _rows(ranked, exclude),
+        np.argsort(present, kind="stable"),
         best,
         scores,
     )

@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit
 
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
+_STRICT = {"contract", "nsz"}
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST, inline="always")
@@ -23,63 +24,169 @@ def _fixed(value):
     return np.int64(math.floor(np.float64(value) * 16777216.0 + 0.5))
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
-def top_rows(
-    table,  # (R, d) float32
+@njit(nogil=True, cache=True)
+def tile_rows(
+    table,  # (R, S * width) float32
     position,  # (R, S) int32
+    never,  # a rank that no device keeps
+    tiles,  # (T, S * padded, 64) float32, written: 64 rows side by side, slices padded with zeros
+    places,  # (T, S, 64) int32, written: their positions
+):
+    num_rows, num_slices = position.shape
+    width = table.shape[1] // num_slices
+    padded = tiles.shape[1] // num_slices
+    for t in range(len(tiles)):
+        top = min(64, num_rows - 64 * t)
+        for s in range(num_slices):
+            for r in range(64):
+                places[t, s, r] = position[64 * t + r, s] if r < top else never
+            for k in range(padded):
+                for r in range(64):
+                    inside = r < top and k < width
+                    tiles[t, s * padded + k, r] = table[64 * t + r, s * width + k] if inside else np.float32(0.0)
+
+
+@njit(nogil=True, cache=True, fastmath=_STRICT)
+def top_rows(
+    tiles,  # (T, S * padded, 64) float32, of tile_rows; padded is a multiple of 4
+    places,  # (T, S, 64) int32
     tie_order,  # (R,) int32: of rows with equal scores the one with the smallest comes first
     num_present,  # (N,) int64
     cutoffs,  # (N,) int64
     users,  # (N, d) float32
     indptr,  # (N + 1,) int64
     rows,  # table rows that are not to be recommended, -1 for rows that are not here
+    order,  # (N,) int64: in which order devices are taken, best by num_present
     best_rows,  # (N, n) int32, written: best first, -1 where there are fewer
     best_scores,  # (N, n) float32, written
 ):
-    dim = table.shape[1]
-    num_slices = position.shape[1]
-    width = dim // num_slices
+    """Blocks of 32 devices meet tiles of 64 rows, 4 devices at a time. A score is always added up in the same order,
+    whoever else is in the block (no reassociation), so that results do not depend on the company.
+    """
+    num_devices = len(cutoffs)
+    num_slices = places.shape[1]
+    padded = tiles.shape[1] // num_slices
+    width = users.shape[1] // num_slices
     num_top = best_rows.shape[1]
-    excluded_by = np.full(table.shape[0], -1, np.int64)
-    for i in range(len(cutoffs)):
-        for j in range(indptr[i], indptr[i + 1]):
-            if rows[j] >= 0:
-                excluded_by[rows[j]] = i
-        user = users[i]
-        cutoff = cutoffs[i]
-        filled = 0
-        threshold = np.float32(-np.inf)
-        for row in range(num_present[i]):
-            if num_slices == 1:
-                score = _dot(user, table[row], dim)
-            else:
-                score = np.float32(0.0)
+    excluded = np.zeros(len(tie_order), np.int64)
+    mine = np.zeros((32, num_slices * padded), np.float32)
+    filled = np.zeros(32, np.int64)
+    limits = np.zeros(32, np.int64)
+    cuts = np.zeros(32, np.int64)
+    thresholds = np.empty(32, np.float32)
+    part = np.empty((4, 64), np.float32)
+    score = np.empty((4, 64), np.float32)
+    for first in range(0, num_devices, 32):
+        number = min(32, num_devices - first)
+        stamp = (first // 32 + 1) << 32
+        last = 0
+        for m in range(32):
+            filled[m] = 0
+            limits[m] = 0
+            cuts[m] = 0
+            thresholds[m] = np.float32(-np.inf)
+            if m < number:
+                i = order[first + m]
+                limits[m] = num_present[i]
+                cuts[m] = cutoffs[i]
+                last = max(last, num_present[i])
                 for s in range(num_slices):
-                    if position[row, s] < cutoff:
-                        score += _dot(user[s * width :], table[row, s * width :], width)
-            if filled == num_top and score < threshold:
-                continue
-            if excluded_by[row] == i:
-                continue
-            place = filled if filled < num_top else num_top - 1
-            if filled == num_top and score == threshold and tie_order[row] > tie_order[best_rows[i, place]]:
-                continue
-            if filled < num_top:
-                filled += 1
-            while place > 0 and (
-                best_scores[i, place - 1] < score
-                or (best_scores[i, place - 1] == score and tie_order[best_rows[i, place - 1]] > tie_order[row])
-            ):
-                best_scores[i, place] = best_scores[i, place - 1]
-                best_rows[i, place] = best_rows[i, place - 1]
-                place -= 1
-            best_scores[i, place] = score
-            best_rows[i, place] = row
-            if filled == num_top:
-                threshold = best_scores[i, num_top - 1]
-        for place in range(filled, num_top):
-            best_rows[i, place] = -1
-            best_scores[i, place] = np.float32(-np.inf)
+                    for k in range(width):
+                        mine[m, s * padded + k] = users[i, s * width + k]
+                for j in range(indptr[i], indptr[i + 1]):
+                    row = rows[j]
+                    if row >= 0:
+                        if excluded[row] < stamp:
+                            excluded[row] = stamp
+                        excluded[row] |= 1 << m
+        for t in range((last + 63) // 64):
+            for quad in range(0, number, 4):
+                if max(max(limits[quad], limits[quad + 1]), max(limits[quad + 2], limits[quad + 3])) <= 64 * t:
+                    continue
+                for s in range(num_slices):
+                    for r in range(64):
+                        part[0, r] = 0.0
+                        part[1, r] = 0.0
+                        part[2, r] = 0.0
+                        part[3, r] = 0.0
+                    for k in range(s * padded, (s + 1) * padded, 4):
+                        a0 = mine[quad, k]
+                        a1 = mine[quad, k + 1]
+                        a2 = mine[quad, k + 2]
+                        a3 = mine[quad, k + 3]
+                        b0 = mine[quad + 1, k]
+                        b1 = mine[quad + 1, k + 1]
+                        b2 = mine[quad + 1, k + 2]
+                        b3 = mine[quad + 1, k + 3]
+                        c0 = mine[quad + 2, k]
+                        c1 = mine[quad + 2, k + 1]
+                        c2 = mine[quad + 2, k + 2]
+                        c3 = mine[quad + 2, k + 3]
+                        d0 = mine[quad + 3, k]
+                        d1 = mine[quad + 3, k + 1]
+                        d2 = mine[quad + 3, k + 2]
+                        d3 = mine[quad + 3, k + 3]
+                        for r in range(64):
+                            w = tiles[t, k, r]
+                            x = tiles[t, k + 1, r]
+                            y = tiles[t, k + 2, r]
+                            z = tiles[t, k + 3, r]
+                            part[0, r] = part[0, r] + a0 * w + a1 * x + a2 * y + a3 * z
+                            part[1, r] = part[1, r] + b0 * w + b1 * x + b2 * y + b3 * z
+                            part[2, r] = part[2, r] + c0 * w + c1 * x + c2 * y + c3 * z
+                            part[3, r] = part[3, r] + d0 * w + d1 * x + d2 * y + d3 * z
+                    if num_slices > 1:
+                        for q in range(4):
+                            cut = np.int32(cuts[quad + q])
+                            for r in range(64):
+                                kept = part[q, r] if places[t, s, r] < cut else np.float32(0.0)
+                                score[q, r] = kept if s == 0 else score[q, r] + kept
+                scores = part if num_slices == 1 else score
+                for q in range(4):
+                    m = quad + q
+                    here = min(limits[m] - 64 * t, 64)
+                    if here <= 0:
+                        continue
+                    threshold = thresholds[m]
+                    promising = 0
+                    for r in range(64):
+                        promising += np.int32(1) if scores[q, r] >= threshold else np.int32(0)
+                    if promising == 0:
+                        continue
+                    i = order[first + m]
+                    for r in range(here):
+                        value = scores[q, r]
+                        if value < threshold:
+                            continue
+                        row = 64 * t + r
+                        if excluded[row] >= stamp and (excluded[row] >> m) & 1:
+                            continue
+                        full = filled[m] == num_top
+                        place = num_top - 1 if full else filled[m]
+                        if full and value == threshold and tie_order[row] > tie_order[best_rows[i, place]]:
+                            continue
+                        if not full:
+                            filled[m] += 1
+                        while place > 0 and (
+                            best_scores[i, place - 1] < value
+                            or (
+                                best_scores[i, place - 1] == value
+                                and tie_order[best_rows[i, place - 1]] > tie_order[row]
+                            )
+                        ):
+                            best_scores[i, place] = best_scores[i, place - 1]
+                            best_rows[i, place] = best_rows[i, place - 1]
+                            place -= 1
+                        best_scores[i, place] = value
+                        best_rows[i, place] = row
+                        if filled[m] == num_top:
+                            threshold = best_scores[i, num_top - 1]
+                    thresholds[m] = threshold
+        for m in range(number):
+            i = order[first + m]
+            for place in range(filled[m], num_top):
+                best_rows[i, place] = -1
+                best_scores[i, place] = np.float32(-np.inf)
 
 
 @njit(nogil=True, cache=True)
