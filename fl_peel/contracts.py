@@ -52,7 +52,8 @@ class SelectorContract:
     def test_one_finite_non_negative_weight_per_block(self) -> None:
         """For groups with ties, and for one about which nothing is known."""
         for size in self.sizes:
-            unknown = BlockStatistics(*(np.zeros(size, np.float32) for _ in range(5)))
+            nothing = np.zeros(size, np.float32)
+            unknown = BlockStatistics(nothing, nothing, nothing, nothing, nothing)
             for statistics in (*(example_statistics(seed, size) for seed in self.seeds), unknown):
                 weights = np.asarray(self.weights(statistics))
                 assert weights.shape == (size,), f"{size} blocks gave weights of shape {weights.shape}"
