@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from clients import work
+from clients import serving, work
 from clients.cohort import Cohort, open_cohort
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError
@@ -74,3 +74,10 @@ def evaluate_budgets(message: Message, context: Context) -> Message:
     """All hosted devices rank under each budget."""
     request = wire.unpack(wire.EvaluateRequest, message.content)
     return _answer(message, lambda: work.evaluate_budgets(_cohort(context, request), request))
+
+
+@app.evaluate("moving")
+def follow(message: Message, context: Context) -> Message:
+    """Some hosted devices are followed while their budgets move."""
+    request = wire.unpack(wire.MovingRequest, message.content)
+    return _answer(message, lambda: serving.follow(_cohort(context, request), request))

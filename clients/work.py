@@ -13,6 +13,7 @@ from clients.accounts import Accounts
 from clients.cohort import Cohort, DeviceState
 from clients.group_round import GroupDevices, train_in_time
 from clients.moving import RoundMemory
+from clients.serving import Held
 from fl_peel.blocks import BlockLayout
 from fl_peel.grouping import choose_group, fit_user_embeddings
 from fl_peel.interactions import IntArray, UserItems
@@ -22,10 +23,9 @@ from fl_peel.precision import PRECISIONS, Precision
 from fl_peel.randomness import device_seeds
 from fl_peel.ranking import SUM_SCALE, MetricSums, evaluate, recall_ndcg
 from fl_peel.selection import ElasticEmbedding, RankedBlocks, check_budget
+from fl_peel.spread import NUM_BINS, Histogram
 from fl_peel.wire import (
     EVERYBODY,
-    OWN_BUDGET,
-    UNLIMITED,
     Arrays,
     ClockColumn,
     EvaluateReply,
@@ -175,7 +175,9 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
     shape = (num_budgets, num_classes * num_groups)
     recall, ndcg, devices = (np.zeros(shape, np.int64) for _ in range(3))
     stored_max = np.zeros(num_budgets, np.int64)
-    owned = np.zeros((num_classes, 4), np.int64)
+    owned = np.zeros((num_budgets, num_classes, 4), np.int64)
+    own_budgets = cohort.budgets.at(request.server_round)
+    histogram = np.zeros((2, num_budgets, num_classes, NUM_BINS), np.int64)  # counts, sums
     for group, payload in request.groups.items():
         members = np.arange(len(groups)) if group == EVERYBODY else np.flatnonzero(groups == group)
         if not len(members):
@@ -184,29 +186,26 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
         users = np.asarray(state.users[members])
         mine, hidden = wanted.select(members), exclude.select(members)
         cells = cohort.classes[members].astype(np.int64) * num_groups + groups[members]
+        own = own_budgets[members]
+        classes, counted = cohort.classes[members], mine.counts() > 0
         for i, budget in enumerate(request.budgets.tolist()):
-            if budget == UNLIMITED:
-                cutoffs = np.full(len(members), len(ranked.blocks), np.int64)
-                stored = ranked.stored_bytes(cutoffs)
-            else:
-                limits = (
-                    cohort.budgets.at(request.server_round)[members]
-                    if budget == OWN_BUDGET
-                    else np.full(len(members), budget)
-                )
-                cutoffs, stored, _ = ranked.serving_cutoffs(limits.astype(np.int64), hidden)
-                if budget == OWN_BUDGET:
-                    columns = np.stack([np.ones(len(members), np.int64), limits, stored, stored > limits], axis=1)
-                    np.add.at(owned, cohort.classes[members], columns.astype(np.int64))
-            stored_max[i] = max(stored_max[i], int(stored.max(initial=0)))
-            per_device = evaluate(ranked, cutoffs, users, hidden, mine, scenario.evaluation.top_n)
-            sums = MetricSums.of(cells, shape[1], *per_device, mine.counts() > 0)
+            held = Held.under(ranked, budget, float(request.factors[i]), float(request.rooms[i]), own, hidden)
+            columns = [np.ones(len(members), np.int64), held.budgets, held.stored, held.violations]
+            np.add.at(owned[i], classes, np.stack(columns, axis=1))
+            stored_max[i] = max(stored_max[i], int(held.stored.max(initial=0)))
+            per_device = evaluate(ranked, held.cutoffs, users, hidden, mine, scenario.evaluation.top_n)
+            sums = MetricSums.of(cells, shape[1], *per_device, counted)
             recall[i] += sums.recall
             ndcg[i] += sums.ndcg
             devices[i] += sums.devices
+            spread = Histogram.of(classes, num_classes, per_device[0], counted)
+            histogram[0, i] += spread.counts
+            histogram[1, i] += spread.sums
         _write_artifacts(cohort, request, ranked, members, users, hidden)
     full = (num_budgets, num_classes, num_groups)
-    return EvaluateReply(recall.reshape(full), ndcg.reshape(full), devices.reshape(full), stored_max, owned)
+    return EvaluateReply(
+        *(recall.reshape(full), ndcg.reshape(full), devices.reshape(full)), stored_max, owned, *histogram
+    )
 
 
 def _write_artifacts(

@@ -10,7 +10,8 @@ fields are all that is sent:
                     possible budget
 ``round``           server -> devices: ranked blocks of their user group; devices -> server: sums of block updates,
                     of validation signals and of metrics over the devices of a node
-``evaluate``        server -> devices: ranked blocks; devices -> server: sums of metrics
+``evaluate``        server -> devices: ranked blocks; devices -> server: sums and histograms of metrics
+``moving``          server -> devices: ranked blocks; devices -> server: sums over devices whose budgets move
 =================== ==============================================================================================
 
 Interactions and locally trained user embeddings are in none of them.
@@ -31,6 +32,7 @@ HELLO = "query.hello"
 JOIN = "query.join"
 ROUND = "train.round"
 EVALUATE = "evaluate.budgets"
+MOVING = "evaluate.moving"
 
 USER_MISTAKE = 1001
 """Code of an error reply whose reason is the one line of a :class:`fl_peel.errors.FlPeelError`."""
@@ -73,6 +75,32 @@ class ClockColumn(IntEnum):
     ENERGY_MJ = 7
     RECALL = 8
     EVALUATED = 9
+
+
+class StepColumn(IntEnum):
+    """Columns of ``MovingReply.steps``: devices, those with test items, bytes of their budgets and of what they store,
+    blocks kept, devices over budget; devices that grew, that shrank, stored bytes of the blocks the former lacked and
+    bytes sent for them; devices with test items that re-selected, their fixed-point recall before and after; recall of
+    all; and for rigid devices: recall, how many serve nothing, bytes sent.
+    """
+
+    DEVICES = 0
+    COUNTED = 1
+    BUDGET = 2
+    STORED = 3
+    KEPT = 4
+    VIOLATIONS = 5
+    GREW = 6
+    SHRANK = 7
+    MISSING = 8
+    MOVED = 9
+    RESELECTED = 10
+    RECALL_BEFORE = 11
+    RECALL_AFTER = 12
+    RECALL = 13
+    RIGID_RECALL = 14
+    RIGID_EMPTY = 15
+    RIGID_MOVED = 16
 
 
 @dataclass(frozen=True)
@@ -179,6 +207,8 @@ class RoundReply:
 class EvaluateRequest:
     """Rank all items under each budget. budgets: (X,) bytes, UNLIMITED or OWN_BUDGET; groups as in a round.
 
+    factors: (X,) what OWN_BUDGET is multiplied with; rooms: (X,) where >= 0, a device has these blocks only if they
+    fit into that many times its own budget, and nothing else;
     artifacts: devices whose stored embeddings are written to the run folder (simulation only).
     """
 
@@ -190,6 +220,8 @@ class EvaluateRequest:
     split: str
     label: str
     budgets: NDArray[np.int64]
+    factors: NDArray[np.float64]
+    rooms: NDArray[np.float64]
     artifacts: NDArray[np.int64]
     groups: dict[int, Arrays]
 
@@ -198,7 +230,8 @@ class EvaluateRequest:
 class EvaluateReply:
     """Fixed-point sums recall, ndcg and counts devices, each (X, classes, user groups) int64.
 
-    stored_max (X,); per class with OWN_BUDGET: owned (classes, 4) devices, budget bytes, stored bytes, violations.
+    stored_max (X,); owned (X, classes, 4): devices, budget bytes, stored bytes, budget violations; histogram and
+    histogram_sums (X, classes, NUM_BINS): see :class:`fl_peel.spread.Histogram`, of recall.
     """
 
     recall: NDArray[np.int64]
@@ -206,6 +239,34 @@ class EvaluateReply:
     devices: NDArray[np.int64]
     stored_max: NDArray[np.int64]
     owned: NDArray[np.int64]
+    histogram: NDArray[np.int64]
+    histogram_sums: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class MovingRequest:
+    """Follow devices (M,) for ``rounds`` rounds from ``server_round`` on; groups as in a round, traced likewise."""
+
+    scenario: str
+    data_dir: str
+    run_dir: str
+    server_round: int
+    rounds: int
+    precision: str
+    devices: NDArray[np.int64]
+    traced: NDArray[np.int64]
+    groups: dict[int, Arrays]
+
+
+@dataclass(frozen=True)
+class MovingReply:
+    """steps: (T, classes, len(StepColumn)) int64 sums; traces: (X, 3 + len(StepColumn)) device, its class, the step,
+    and the same columns of that device alone; step_s: seconds of a step of the fleet's clock.
+    """
+
+    steps: NDArray[np.int64]
+    traces: NDArray[np.int64]
+    step_s: float
 
 
 def packed_once(arrays: Arrays) -> Arrays:

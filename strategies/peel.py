@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -261,8 +261,12 @@ class PeelStrategy(Strategy):
         label: str = "",
         artifacts: NDArray[np.int64] | None = None,
         message_bytes: int = 128 << 20,
+        factors: Sequence[float] | None = None,
+        rooms: Sequence[float] | None = None,
     ) -> wire.EvaluateReply:
         """Every device ranks all items under each budget (bytes, UNLIMITED or OWN_BUDGET).
+
+        factors, rooms: one a budget, see :class:`fl_peel.wire.EvaluateRequest`; without them 1 and -1.
 
         tables: "refined", each user group's own, or "global", the pretrained one for everybody (before any round).
         Groups are sent in batches of about ``message_bytes``.
@@ -285,12 +289,20 @@ class PeelStrategy(Strategy):
             size += sum(array.nbytes for array in packed.values())
             batch[group] = wire.packed_once(packed)
             if size >= message_bytes or i == len(groups) - 1:
-                total = _merged(total, self._ask_evaluation(batch, budgets, precision, split, label, artifacts))
+                request = self._evaluation(batch, budgets, precision, split, label, artifacts, factors, rooms)
+                total = self._evaluated(request, total)
                 batch, size = {}, 0
         assert total is not None
         return total
 
-    def _ask_evaluation(
+    def _evaluated(self, request: wire.EvaluateRequest, total: wire.EvaluateReply | None) -> wire.EvaluateReply:
+        """Ask all nodes, and add their answers to ``total``."""
+        for reply in self.nodes.ask(wire.EVALUATE, wire.EvaluateReply, lambda partition: request):
+            total = _merged(total, reply)
+        assert total is not None
+        return total
+
+    def _evaluation(
         self,
         groups: dict[int, wire.Arrays],
         budgets: list[int],
@@ -298,8 +310,10 @@ class PeelStrategy(Strategy):
         split: str,
         label: str,
         artifacts: NDArray[np.int64] | None,
-    ) -> wire.EvaluateReply:
-        request = wire.EvaluateRequest(
+        factors: Sequence[float] | None,
+        rooms: Sequence[float] | None,
+    ) -> wire.EvaluateRequest:
+        return wire.EvaluateRequest(
             self.setting.scenario,
             self.setting.data_dir,
             self.setting.run_dir,
@@ -308,14 +322,11 @@ class PeelStrategy(Strategy):
             split,
             label,
             np.array(budgets, np.int64),
+            np.array(factors if factors is not None else [1.0] * len(budgets), np.float64),
+            np.array(rooms if rooms is not None else [-1.0] * len(budgets), np.float64),
             np.zeros(0, np.int64) if artifacts is None else artifacts,
             groups,
         )
-        total: wire.EvaluateReply | None = None
-        for reply in self.nodes.ask(wire.EVALUATE, wire.EvaluateReply, lambda partition: request):
-            total = _merged(total, reply)
-        assert total is not None
-        return total
 
 
 def _merged(a: wire.EvaluateReply | None, b: wire.EvaluateReply) -> wire.EvaluateReply:
@@ -331,7 +342,7 @@ def _merged(a: wire.EvaluateReply | None, b: wire.EvaluateReply) -> wire.Evaluat
         wide(a.ndcg) + wide(b.ndcg),
         wide(a.devices) + wide(b.devices),
         np.maximum(a.stored_max, b.stored_max),
-        a.owned + b.owned,
+        *(a.owned + b.owned, a.histogram + b.histogram, a.histogram_sums + b.histogram_sums),
     )
 
 

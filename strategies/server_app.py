@@ -263,23 +263,25 @@ def _by_class_and_group(strategy: PeelStrategy, own: wire.EvaluateReply, names: 
     per_class = MetricSums(own.recall[0].sum(axis=1), own.ndcg[0].sum(axis=1), own.devices[0].sum(axis=1))
     per_group = MetricSums(own.recall[0].sum(axis=0), own.ndcg[0].sum(axis=0), own.devices[0].sum(axis=0))
     totals = np.sum(
-        [record.classes for record in strategy.rounds] or [np.zeros_like(own.owned, shape=(len(own.owned), 7))], axis=0
+        [record.classes for record in strategy.rounds]
+        or [np.zeros((len(own.owned[0]), len(wire.ClassColumn)), np.int64)],
+        axis=0,
     )
     classes = {}
     for i, name in enumerate(members.class_names):
         counted = per_class.devices[i] > 0
         recall, ndcg = per_class.mean()
-        moments = max(int(totals[i, 0] + own.owned[i, 0]), 1)
+        moments = max(int(totals[i, 0] + own.owned[0, i, 0]), 1)
         classes[name] = {
-            "devices": int(own.owned[i, 0]),
+            "devices": int(own.owned[0, i, 0]),
             names[0]: float(recall[i]) if counted else None,
             names[1]: float(ndcg[i]) if counted else None,
-            "budget_bytes_mean": float((totals[i, 1] + own.owned[i, 1]) / moments),
-            "stored_bytes_mean": float((totals[i, 6] + own.owned[i, 2]) / moments),
+            "budget_bytes_mean": float((totals[i, 1] + own.owned[0, i, 1]) / moments),
+            "stored_bytes_mean": float((totals[i, 6] + own.owned[0, i, 2]) / moments),
             "reselections": int(totals[i, 4]),
-            "budget_violations": int(totals[i, 5] + own.owned[i, 3]),
-            "download_bytes": float(totals[i, 2] / max(int(own.owned[i, 0]), 1)),
-            "upload_bytes": float(totals[i, 3] / max(int(own.owned[i, 0]), 1)),
+            "budget_violations": int(totals[i, 5] + own.owned[0, i, 3]),
+            "download_bytes": float(totals[i, 2] / max(int(own.owned[0, i, 0]), 1)),
+            "upload_bytes": float(totals[i, 3] / max(int(own.owned[0, i, 0]), 1)),
         }
     sizes = np.bincount(members.groups, minlength=len(strategy.states))
     recall, ndcg = per_group.mean()
