@@ -1,0 +1,193 @@
+"""The doors between the rooms: who may import whom, and what may be imported at all."""
+
+import ast
+import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import simulations
+from fl_peel.errors import EngineError
+from fl_peel.roots import PACKAGES, check_one_root, code_digest, own_root
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLIC_FLWR = {"flwr.app", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.clientapp", "flwr.simulation"}
+
+
+def modules(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(path):
+    """Dotted names of everything that a file imports, at any depth of its code; relative ones made absolute."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (
+                ".".join([*package[: len(package) + 1 - node.level], node.module or ""]) if node.level else node.module
+            )
+
+
+def importers(packages, top):
+    """(file, imported name) of every import whose first part is ``top``."""
+    return {
+        (path.relative_to(ROOT).as_posix(), name)
+        for package in packages
+        for path in modules(package)
+        for name in imports(path)
+        if name.split(".")[0] == top
+    }
+
+
+def test_the_walk_sees_imports():
+    """Without this, a walk that finds nothing would pass every test below."""
+    assert ("fl_peel/wire.py", "flwr.app") in importers(["fl_peel"], "flwr")
+    assert ("clients/work.py", "fl_peel.wire") in importers(["clients"], "fl_peel")
+
+
+def test_the_method_knows_flowers_records_alone_and_only_in_wire():
+    assert importers(["fl_peel"], "flwr") == {("fl_peel/wire.py", "flwr.app")}
+    assert not importers(["fl_peel", "clients", "strategies"], "ray")
+
+
+def test_importing_the_method_imports_no_engine():
+    code = (
+        "import sys, pkgutil, importlib, fl_peel\n"
+        "names = [m.name for m in pkgutil.walk_packages(fl_peel.__path__, 'fl_peel.')]\n"
+        "[importlib.import_module(name) for name in names if name != 'fl_peel.wire']\n"
+        "assert len(names) > 20\n"
+        "print([name for name in sys.modules if name.split('.')[0] in ('flwr', 'ray')])\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert ran.stdout.strip() == "[]", ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [
+        ("fl_peel", {"fl_peel"}),
+        ("clients", {"clients", "fl_peel"}),
+        ("strategies", {"strategies", "fl_peel"}),
+        ("simulations", {"simulations", "strategies", "clients", "fl_peel"}),
+    ],
+)
+def test_rooms_open_one_way(package, allowed):
+    """simulations -> {clients, strategies} -> fl_peel; clients and strategies meet in fl_peel.wire only."""
+    for other in {*PACKAGES, "tests"} - allowed:
+        assert not importers([package], other)
+
+
+def test_only_public_flower():
+    used = {name for _, name in importers(PACKAGES, "flwr")}
+    assert used <= PUBLIC_FLWR
+
+
+def test_one_place_starts_the_engine():
+    starting = {path for path, name in importers(PACKAGES, "flwr") if name == "flwr.simulation"}
+    assert starting == {"simulations/runner.py"}
+    callers = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in modules(package)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Name) and node.id == "run_simulation"
+    }
+    assert callers == {"simulations/runner.py"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_pickle_and_no_old_flower_api(package):
+    banned_modules = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    for path in modules(package):
+        if path.name == "contracts.py":  # a test suite; checks that profiles survive Ray's own pickling
+            continue
+        assert not banned_modules & {name.split(".")[0] for name in imports(path)}, path
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute):
+                called = ast.unparse(node)
+                assert called not in ("torch.load", "torch.save", "pd.read_pickle"), path
+                assert node.attr not in ("NumPyClient", "start_client", "start_server"), path
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert ast.unparse(node.value) == "False", path
+            if isinstance(node, ast.Name):
+                assert node.id not in ("NumPyClient", "FedAvg"), path
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_exported_name_exists(package):
+    for path in modules(package):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        module = importlib.import_module(name)
+        exported = getattr(module, "__all__", [])
+        assert len(set(exported)) == len(exported), name
+        for item in exported:
+            assert hasattr(module, item), f"{name}.{item}"
+
+
+def test_run_is_exported_and_nothing_else():
+    assert simulations.__all__ == ["run"]
+    assert simulations.run is importlib.import_module("simulations.runner").run
+    with pytest.raises(AttributeError, match="no attribute 'runs'"):
+        simulations.runs  # noqa: B018
+
+
+def test_pyproject_points_at_what_exists():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    components = project["tool"]["flwr"]["app"]["components"]
+    targets = [*components.values(), *project["project"]["scripts"].values()]
+    assert len(targets) == 3
+    for target in targets:
+        module, name = target.split(":")
+        assert hasattr(importlib.import_module(module), name)
+    assert project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"] == list(PACKAGES)
+
+
+def test_everything_that_runs_travels_with_the_flower_app():
+    """A Flower app bundle takes these kinds of files only."""
+    kinds = {path.suffix for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()}
+    assert kinds - {".pyc", ".nbi", ".nbc"} <= {".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl"}
+
+
+def test_one_root_is_found_and_another_in_the_working_directory_is_refused(tmp_path):
+    assert check_one_root() == own_root() == ROOT
+    assert check_one_root(tmp_path) == ROOT  # nothing there hides ours
+    (tmp_path / "clients").mkdir()
+    assert check_one_root(tmp_path) == ROOT  # nor does a folder that is no package
+    (tmp_path / "clients" / "__init__.py").touch()
+    with pytest.raises(EngineError) as caught:
+        check_one_root(tmp_path)
+    assert str(caught.value) == (
+        f"package clients is found in {tmp_path}, but fl_peel runs from {ROOT}; "
+        f"run (or start the SuperLink) in another folder, or rename {tmp_path / 'clients'}"
+    )
+
+
+def test_another_copy_of_the_same_code_is_no_second_program(tmp_path):
+    for package in PACKAGES:
+        for path in modules(package):
+            target = tmp_path / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    assert code_digest(tmp_path) == code_digest(ROOT)
+    assert check_one_root(tmp_path) == ROOT
+    code_digest.cache_clear()
+    with (tmp_path / "clients" / "work.py").open("a") as file:
+        file.write("\n")
+    with pytest.raises(EngineError, match="is found in"):
+        check_one_root(tmp_path)
+
+
+def test_a_hidden_package_is_found_before_anything_runs(tmp_path):
+    (tmp_path / "strategies").mkdir()
+    (tmp_path / "strategies" / "__init__.py").touch()
+    code = "from fl_peel.roots import check_one_root; check_one_root()"
+    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": ""}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert f"package strategies is found in {tmp_path}, but fl_peel runs from {ROOT}" in ran.stderr
