@@ -55,20 +55,35 @@ def code_columns(num_dims: int, precision: Precision) -> int:
     return (num_dims + 1) // 2 if precision == "int4" else num_dims
 
 
-def _integer_codes(
-    rows: NDArray[np.float32], clip: float, max_code: int
-) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    largest = np.abs(rows).max(axis=1, initial=0.0) * clip
+def integer_scales(largest: NDArray[np.float32], precision: Precision) -> NDArray[np.float16]:
+    """Scale of each row (R,) whose largest magnitude is ``largest`` (R,), for int8 or int4.
+
+    Raises:
+        ScenarioError: a magnitude is not finite, or too large for an fp16 scale.
+    """
+    max_code = _MAX_CODE[precision]
     with np.errstate(over="ignore"):
         scales = (largest / max_code).astype(np.float16)  # (R,)
     if not np.isfinite(scales).all():
-        raise _unstorable("int8" if max_code == _MAX_CODE["int8"] else "int4")
+        raise _unstorable(precision)
     # a tiny scale has few bits: where rounding made it so small that codes would be cut by more than half a step,
     # take the next one
     short = largest > (max_code + 0.5) * scales.astype(np.float32)
     scales[short] = np.nextafter(scales[short], np.float16(np.inf))
-    divisor = np.where(scales > 0, scales, np.float16(1)).astype(np.float32)
-    codes = np.clip(np.rint(rows / divisor[:, None]), -max_code, max_code).astype(np.int8)
+    return scales
+
+
+def scale_divisors(scales: NDArray[np.float16]) -> NDArray[np.float32]:
+    """What rows are divided by to get their codes, (R,): 1 for a row of zeros."""
+    return np.where(scales > 0, scales, np.float16(1)).astype(np.float32)
+
+
+def _integer_codes(
+    rows: NDArray[np.float32], clip: float, precision: Precision
+) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    max_code = _MAX_CODE[precision]
+    scales = integer_scales(np.abs(rows).max(axis=1, initial=0.0) * clip, precision)
+    codes = np.clip(np.rint(rows / scale_divisors(scales)[:, None]), -max_code, max_code).astype(np.int8)
     return codes, scales
 
 
@@ -92,13 +107,12 @@ def quantize(rows: NDArray[np.float32], precision: Precision) -> tuple[Codes, ND
         if not np.isfinite(floats).all():
             raise _unstorable(precision)
         return floats, np.zeros(0, np.float16)
-    max_code = _MAX_CODE[precision]
-    codes, scales = _integer_codes(rows, 1.0, max_code)
+    codes, scales = _integer_codes(rows, 1.0, precision)
     if precision == "int8":
         return codes, scales
     best = ((codes * scales[:, None].astype(np.float32) - rows) ** 2).sum(axis=1)
     for clip in _INT4_CLIPS[1:]:
-        other, other_scales = _integer_codes(rows, clip, max_code)
+        other, other_scales = _integer_codes(rows, clip, precision)
         error = ((other * other_scales[:, None].astype(np.float32) - rows) ** 2).sum(axis=1)
         better = error < best
         codes[better], scales[better], best[better] = other[better], other_scales[better], error[better]

@@ -19,7 +19,17 @@ from fl_peel.blocks import BlockLayout
 from fl_peel.errors import BudgetError
 from fl_peel.interactions import UserItems
 from fl_peel.ondevice import StoredEmbedding, overhead_bytes, stored_user
-from fl_peel.precision import Codes, Precision, code_columns, code_dtype, dequantize, has_scales, quantize
+from fl_peel.precision import (
+    Codes,
+    Precision,
+    code_columns,
+    code_dtype,
+    dequantize,
+    has_scales,
+    integer_scales,
+    quantize,
+    scale_divisors,
+)
 
 WEIGHT_BYTES = 4
 
@@ -153,8 +163,12 @@ class RankedBlocks:
         width = layout.slice_dim
         codes = arrays["codes"].view(code_dtype(precision)).reshape(-1, code_columns(width, precision))
         scales = arrays["scales"].astype(np.float16) if has_scales(precision) else np.zeros(0, np.float16)
-        table = np.zeros((len(order.items), layout.num_slices, width), np.float32)
-        table[order.rows, order.slices] = dequantize(_as_codes(codes), scales, precision, width)
+        table = np.zeros((len(order.items) * layout.num_slices, width), np.float32)
+        places = order.rows * layout.num_slices + order.slices
+        if precision == "int8":
+            kernels.decode_int8(codes, scales.astype(np.float32), places, table)  # as dequantize does
+        else:
+            table[places] = dequantize(_as_codes(codes), scales, precision, width)
         return RankedBlocks(
             layout,
             precision,
@@ -182,6 +196,9 @@ class RowOrder:
     @staticmethod
     def of(layout: BlockLayout, blocks: NDArray[np.int64]) -> RowOrder:
         """Order rows by their best block; items of one block stay in catalogue order."""
+        if layout.is_single and layout.num_slices == 1:  # a block is an item is a row
+            rows = np.arange(len(blocks))
+            return RowOrder(blocks.astype(np.int32), rows.astype(np.int32)[:, None], rows, np.zeros_like(rows))
         items, slices, place = layout.block_rows(blocks)
         if layout.num_slices == 1:
             row_items = items.astype(np.int32)  # one piece a row, already in order of rank
@@ -206,15 +223,30 @@ def pack_blocks(
     layout: BlockLayout,
     precision: Precision,
     blocks: NDArray[np.int64],
-    weights: NDArray[np.float32],
-    pieces: NDArray[np.float32],
+    weights: NDArray[np.floating],
+    table: NDArray[np.float32],
 ) -> dict[str, NDArray[np.generic]]:
-    """Encode ranked blocks (K,), their weights (K,) and row pieces (T, s) for the wire."""
-    codes, scales = quantize(pieces, precision)
+    """Encode ranked blocks (K,) of a table (I, d) and their weights (K,) for the wire."""
+    if layout.is_single and layout.num_slices == 1:
+        index = blocks
+    else:
+        items, slices, _ = layout.block_rows(blocks)
+        index = items * layout.num_slices + slices  # (T,) row pieces
+    pieces = table.reshape(-1, layout.slice_dim)
+    codes: NDArray[np.generic]
+    if precision == "int8":  # as quantize does, in passes that copy no rows
+        largest = np.empty(len(index), np.float32)
+        kernels.largest_magnitudes(pieces, index, largest)
+        scales = integer_scales(largest, precision)
+        codes = np.empty((len(index), layout.slice_dim), np.int8)
+        kernels.encode_int8(pieces, index, scale_divisors(scales), codes)
+    else:
+        coded, scales = quantize(pieces[index], precision)
+        codes = np.ascontiguousarray(coded.astype(code_dtype(precision)))
     return {
         "blocks": blocks.astype(layout.id_dtype),
         "weights": weights.astype(np.float32),
-        "codes": np.frombuffer(codes.astype(code_dtype(precision)).tobytes(), np.uint8),
+        "codes": codes.view(np.uint8).reshape(-1),
         "scales": scales,
     }
 
@@ -233,9 +265,7 @@ def pack_ranking(
     order = ranking(weights)
     if budget_bytes is not None:
         order = order[: prefix_length(layout, precision, order, budget_bytes)]
-    items, slices, _ = layout.block_rows(order)
-    pieces = table.reshape(layout.num_items, layout.num_slices, layout.slice_dim)[items, slices]
-    return pack_blocks(layout, precision, order, weights[order].astype(np.float32), pieces)
+    return pack_blocks(layout, precision, order, weights[order], table)
 
 
 def rank_blocks(

@@ -20,9 +20,11 @@ Interactions and locally trained user embeddings are in none of them.
 from __future__ import annotations
 
 import dataclasses
+import io
+import math
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -269,9 +271,48 @@ class MovingReply:
     step_s: float
 
 
+class _SharedArray(Array):
+    """Flower's array, to whom it passes for one of its own. When Ray carries it from process to process, its bytes go
+    as NumPy's do: side by side with the message in shared memory, instead of being copied into it and out again.
+    """
+
+    __module__, __qualname__ = Array.__module__, Array.__qualname__
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        return _array, (self.dtype, self.shape, self.stype, np.frombuffer(self.data, np.uint8))
+
+
+def _array(dtype: str, shape: tuple[int, ...], stype: str, data: NDArray[np.uint8]) -> Array:
+    """An array that leaves its bytes where they are."""
+    array = _SharedArray(dtype, shape, stype, b"")
+    array.data = data.data if len(data) else b""  # type: ignore[assignment]
+    return array
+
+
+def _to_array(content: NDArray[Any]) -> Array:
+    """As ``Array(content)``, with one copy of the content instead of three."""
+    header = io.BytesIO()
+    content = np.ascontiguousarray(content).reshape(content.shape)  # a number alone keeps its shape, ()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(content))
+    data = b"".join([header.getvalue(), content.reshape(-1).view(np.uint8).data])
+    return _SharedArray(str(content.dtype), tuple(content.shape), "numpy.ndarray", data)
+
+
+def _to_numpy(array: Array) -> NDArray[Any]:
+    """As ``array.numpy()``, without a copy: the result is read-only."""
+    header = io.BytesIO(bytes(array.data[:1024]))
+    if array.stype != "numpy.ndarray" or np.lib.format.read_magic(header) != (1, 0):
+        return array.numpy()
+    shape, by_column, dtype = np.lib.format.read_array_header_1_0(header)
+    if dtype.hasobject:
+        return array.numpy()  # refuses it
+    content = np.frombuffer(array.data, dtype, math.prod(shape), header.tell())
+    return content.reshape(shape, order="F" if by_column else "C")
+
+
 def packed_once(arrays: Arrays) -> Arrays:
     """Arrays in Flower's own form, so that one payload in many messages is serialized once."""
-    return {name: Array(array) for name, array in arrays.items()}  # type: ignore[misc]
+    return {name: _to_array(array) for name, array in arrays.items()}  # type: ignore[misc]
 
 
 Payload = TypeVar("Payload")
@@ -284,28 +325,28 @@ def pack(value: object) -> RecordDict:
     for field in dataclasses.fields(value):  # type: ignore[arg-type]
         content = getattr(value, field.name)
         if isinstance(content, np.ndarray):
-            arrays[field.name] = Array(content)
+            arrays[field.name] = _to_array(content)
         elif isinstance(content, dict):
             config[field.name] = [int(group) for group in content]
             for group, inner in content.items():
                 for name, array in inner.items():
-                    arrays[f"{field.name}/{group}/{name}"] = array if isinstance(array, Array) else Array(array)
+                    arrays[f"{field.name}/{group}/{name}"] = array if isinstance(array, Array) else _to_array(array)
         else:
             config[field.name] = content
     return RecordDict({"arrays": ArrayRecord(arrays), "config": ConfigRecord(config)})
 
 
 def unpack(kind: type[Payload], content: RecordDict) -> Payload:
-    """The message dataclass that :func:`pack` packed."""
+    """The message dataclass that :func:`pack` packed. Its arrays are read-only: they lie in the message."""
     arrays, config = content.array_records["arrays"], content.config_records["config"]
     fields: dict[str, Any] = {}
     by_group: dict[str, dict[int, Arrays]] = {}
     for name, array in arrays.items():
         if "/" in name:
             field, group, inner = name.split("/")
-            by_group.setdefault(field, {}).setdefault(int(group), {})[inner] = array.numpy()
+            by_group.setdefault(field, {}).setdefault(int(group), {})[inner] = _to_numpy(array)
         else:
-            fields[name] = array.numpy()
+            fields[name] = _to_numpy(array)
     for name, value in config.items():
         if isinstance(value, list):
             fields[name] = {int(group): by_group.get(name, {}).get(int(group), {}) for group in value}

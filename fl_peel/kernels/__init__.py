@@ -12,6 +12,7 @@ depend on the order of devices or on how they are spread over nodes.
 The readable twins are in :mod:`fl_peel.reference`; tests compare the two.
 """
 
+from fl_peel.kernels.packing import add_rows, decode_int8, encode_int8, gather_sums, largest_magnitudes, step_rows
 from fl_peel.kernels.ranking import block_signals, hit_sums, tile_rows, top_rows
 from fl_peel.kernels.selecting import serving_cutoffs
 from fl_peel.kernels.training import train_devices
@@ -19,4 +20,18 @@ from fl_peel.kernels.training import train_devices
 FIXED_POINT = float(1 << 24)
 """Resolution of sums: an update of one device is rounded to the nearest 2**-24 (6e-8)."""
 
-__all__ = ["FIXED_POINT", "block_signals", "hit_sums", "serving_cutoffs", "tile_rows", "top_rows", "train_devices"]
+__all__ = [
+    "FIXED_POINT",
+    "add_rows",
+    "block_signals",
+    "decode_int8",
+    "encode_int8",
+    "gather_sums",
+    "hit_sums",
+    "largest_magnitudes",
+    "serving_cutoffs",
+    "step_rows",
+    "tile_rows",
+    "top_rows",
+    "train_devices",
+]

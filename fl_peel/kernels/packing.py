@@ -1,0 +1,116 @@
+"""Compiled passes over the rows of tables: int8 coding of row pieces, and gathering and adding sums of updates."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(nogil=True, cache=True)
+def largest_magnitudes(
+    pieces,  # (P, s) float32
+    index,  # (T,) int64: which pieces
+    largest,  # (T,) float32, written; NaN where the piece holds one
+):
+    width = pieces.shape[1]
+    for t in range(len(index)):
+        piece = index[t]
+        most = np.float32(0.0)
+        total = np.float32(0.0)
+        for c in range(width):
+            value = abs(pieces[piece, c])
+            most = value if value > most else most
+            total += value
+        largest[t] = most if total == total else np.float32(np.nan)  # a comparison with NaN is false
+
+
+@njit(nogil=True, cache=True)
+def encode_int8(
+    pieces,  # (P, s) float32
+    index,  # (T,) int64: which pieces
+    divisor,  # (T,) float32
+    codes,  # (T, s) int8, written
+):
+    width = pieces.shape[1]
+    for t in range(len(index)):
+        piece = index[t]
+        by = divisor[t]
+        for c in range(width):
+            value = np.rint(pieces[piece, c] / by)
+            value = value if value < np.float32(127.0) else np.float32(127.0)
+            value = value if value > np.float32(-127.0) else np.float32(-127.0)
+            codes[t, c] = np.int8(value)
+
+
+@njit(nogil=True, cache=True)
+def decode_int8(
+    codes,  # (T, s) int8
+    scales,  # (T,) float32
+    places,  # (T,) int64
+    pieces,  # (P, s) float32, written where ``places`` say
+):
+    width = pieces.shape[1]
+    for t in range(len(places)):
+        place = places[t]
+        scale = scales[t]
+        for c in range(width):
+            pieces[place, c] = np.float32(codes[t, c]) * scale
+
+
+@njit(nogil=True, cache=True)
+def gather_sums(
+    narrow,  # (R, d) int32
+    wide,  # (R, d) int64
+    rows,  # (T,) int32
+    spilled,  # (T,) bool: rows of which ``wide`` holds a part
+    sums,  # (T, d) int32 or int64, written: narrow + wide
+):
+    """Returns whether every sum fitted into ``sums``."""
+    dim = narrow.shape[1]
+    fits = True
+    for t in range(len(rows)):
+        row = rows[t]
+        if spilled[t]:
+            for c in range(dim):
+                value = np.int64(narrow[row, c]) + wide[row, c]
+                sums[t, c] = value
+                fits = fits and np.int64(sums[t, c]) == value
+        else:
+            for c in range(dim):
+                sums[t, c] = narrow[row, c]
+    return fits
+
+
+@njit(nogil=True, cache=True)
+def add_rows(
+    total,  # (R, d) int64, added to
+    start,  # number of the first row of ``total``
+    rows,  # (T,) int32
+    values,  # (T, d) int32 or int64
+):
+    dim = total.shape[1]
+    for t in range(len(rows)):
+        row = rows[t] - start
+        for c in range(dim):
+            total[row, c] += values[t, c]
+
+
+@njit(nogil=True, cache=True)
+def step_rows(
+    table,  # (I, d) float32, changed
+    items,  # (R,) int32: row of ``table`` that each row is about
+    total,  # (R, d) int64: sums; set to 0 again
+    scale,  # (R, S) float64: what a sum is multiplied by to get the mean; 0 where nobody changed anything
+    rate,  # float32
+):
+    dim = total.shape[1]
+    num_slices = scale.shape[1]
+    width = dim // num_slices
+    for r in range(len(items)):
+        item = items[r]
+        for s in range(num_slices):
+            by = scale[r, s]
+            if by != 0.0:
+                for c in range(s * width, (s + 1) * width):
+                    table[item, c] += rate * np.float32(np.float64(total[r, c]) * by)
+                    total[r, c] = 0
