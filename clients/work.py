@@ -58,7 +58,8 @@ def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
     if num_devices:
         poorest = int(ceilings.argmin())
         name = cohort.fleet.names[cohort.classes[poorest]]
-        check_budget(layout, scenario.blocks.precision, int(ceilings[poorest]), f"device profile {name}")
+        usual = int(ceilings[poorest] / scenario.budget_factor)  # what a fall leaves may be too little for some
+        check_budget(layout, scenario.blocks.precision, usual, f"device profile {name}")
     cohort.save_layout(layout)
     DeviceState.create(cohort.folder, users, groups)
     by_group = np.zeros(len(request.centroids), np.int64)

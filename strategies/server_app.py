@@ -29,7 +29,9 @@ from fl_peel.pretraining import EpochFigures, PretrainedEmbeddings, pretrain
 from fl_peel.randomness import rng_for
 from fl_peel.ranking import MetricSums
 from fl_peel.selection import check_budget
+from strategies.clock_report import class_costs, round_counts, time_to_recall
 from strategies.groups import make_groups, make_layout, starting_states
+from strategies.heterogeneity import measure_heterogeneity, refiner
 from strategies.nodes import Nodes
 from strategies.peel import Members, PeelStrategy
 
@@ -180,7 +182,12 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
             grid, ArrayRecord(), num_rounds=scenario.refinement.rounds, timeout=scenario.engine.reply_timeout_s
         )
     with stages("evaluation"):
-        result = _measure(scenario, strategy, full_global, on_event)
+        result, own, full_refined = _measure(scenario, strategy, full_global, on_event)
+    with stages("heterogeneity"):
+        refine = refiner(grid, place, prepared, nodes, lambda other: join(other, place, prepared, nodes), on_event)
+        full = {"full_table_global": full_global, "full_table_refined": full_refined}
+        result |= measure_heterogeneity(strategy, own, full, refine, _some(scenario, members, "traced", NUM_TRACED))
+    on_event(Event("heterogeneity", 1, 1))
     result["stages"] = stages.seconds
     result["environment"] = {
         "nodes": len(nodes.ids),
@@ -199,7 +206,8 @@ def _some(scenario: Scenario, members: Members, what: str, count: int) -> NDArra
 
 def _measure(
     scenario: Scenario, strategy: PeelStrategy, full_global: wire.EvaluateReply | None, on_event: OnEvent
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], wire.EvaluateReply, wire.EvaluateReply | None]:
+    """The report's figures, and of those: everybody under their own budgets, with the full refined table."""
     evaluation, layout, members = scenario.evaluation, strategy.layout, strategy.members
     names = (f"recall@{evaluation.top_n}", f"ndcg@{evaluation.top_n}")
     precisions = evaluation.precisions or (scenario.blocks.precision,)
@@ -243,13 +251,18 @@ def _measure(
     step("own budgets")
     result: dict[str, Any] = {"budgets": rows, **_by_class_and_group(strategy, own, names)}
     full: dict[str, Any] = {"bytes": layout.full_table_bytes}
+    refined = None
     if full_global is not None:
         refined = strategy.evaluate([wire.UNLIMITED], precision="fp32", selector=scenario.selector)
         full |= {"global": _overall(full_global, names), "refined": _overall(refined, names)}
     step("full tables")
     result["full_table"] = full
     result |= _rounds(strategy)
-    return result
+    devices = own.owned[0, :, 0]
+    for name, costs in zip(members.class_names, class_costs(strategy.rounds, devices), strict=True):
+        result["device_classes"][name] |= costs
+    result["time_to_recall"] = time_to_recall(strategy.rounds, members.class_names, devices)
+    return result, own, refined
 
 
 def _overall(reply: wire.EvaluateReply, names: tuple[str, str]) -> dict[str, float]:
@@ -317,6 +330,7 @@ def _rounds(strategy: PeelStrategy) -> dict[str, Any]:
                 stored,
                 kept,
             )
+    elapsed = np.cumsum([record.virtual_seconds for record in records]).tolist()
     assert len(by_device) == len(set(traces[:, 0].tolist()))
     return {
         "rounds": [
@@ -328,18 +342,20 @@ def _rounds(strategy: PeelStrategy) -> dict[str, Any]:
                 "devices": record.devices,
                 "failures": record.failures,
                 "seconds": record.seconds,
+                **round_counts(record),
             }
             for record in records
         ],
         "history": [
             {
                 "server_round": record.server_round,
+                "virtual_seconds": virtual,
                 "loss": record.loss,
                 "validation recall@20": record.recall,
                 "validation ndcg@20": record.ndcg,
                 "controller loss": record.controller_loss,
             }
-            for record in records
+            for record, virtual in zip(records, elapsed, strict=True)
         ],
         "traces": [by_device[device] for device in sorted(by_device)],
         "bytes_per_device": {

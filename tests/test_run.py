@@ -156,6 +156,7 @@ def test_only_the_named_payload_crosses(tiny, tmp_path):
         wire.JOIN: (wire.JoinRequest, wire.JoinReply),
         wire.ROUND: (wire.RoundRequest, wire.RoundReply),
         wire.EVALUATE: (wire.EvaluateRequest, wire.EvaluateReply),
+        wire.MOVING: (wire.MovingRequest, wire.MovingReply),
     }
     arrays = []
     for kind, content in grid.crossed:
@@ -246,7 +247,7 @@ def test_run_from_python_on_the_engine(tiny, tmp_path):
     wanted, _ = served(load_scenario(tiny), tmp_path / "run")
     assert figures(result) == figures(wanted)
     assert result["environment"]["nodes"] == 8
-    assert [event.stage for event in events if event.done == event.total][-1] == "evaluation"
+    assert [event.stage for event in events if event.done == event.total][-1] == "heterogeneity"
     assert len(list((tmp_path / "cache").iterdir())) == 1
     assert not list(Path(tmp_path).glob("report*"))
 
