@@ -192,6 +192,16 @@ def test_what_nobody_changed_stays_even_with_momentum(name):
     assert table[0, 0] > before[0, 0]
 
 
+@pytest.mark.parametrize("name", ["adam", "adagrad"])
+def test_moments_wait_where_nobody_changed(name):
+    """Rounds 1 and 3 update an entry by 1 and 2, round 2 only its neighbour: the same as two rounds in a row."""
+    optimizer = ServerOptimizer(name, 0.1)
+    table = np.zeros((1, 2), np.float32)
+    for update, changed in ((1.0, True), (0.0, False), (2.0, True)):
+        optimizer.apply(table, np.array([0]), np.array([[update, 5.0]], np.float32), np.array([[changed, True]]))
+    assert table[0, 0] == pytest.approx(two_steps(name), rel=1e-5)
+
+
 # ---------------------------------------------------------------- a round of one user group
 
 

@@ -137,6 +137,8 @@ class World:
         return filled(
             EvaluateRequest,
             **self.place,
+            factors=np.ones(len(budgets)),
+            rooms=np.full(len(budgets), -1.0),
             **{"server_round": 3, "precision": "int8", "split": split, "budgets": np.array(budgets, np.int64),
                "artifacts": np.zeros(0, np.int64), "groups": ranked, **more},
         )  # fmt: skip
@@ -261,9 +263,10 @@ def test_training_moves_the_tables_and_the_users_that_were_sampled(outcomes, wor
 
 def test_devices_keep_their_budget(outcomes, world):
     reply = outcomes[1].evaluated[0]
-    assert reply.owned[:, 0].tolist() == np.bincount(world.cohorts(1)[0].classes).tolist()
-    assert reply.owned[:, 3].tolist() == [0, 0]
-    assert (reply.owned[:, 2] <= reply.owned[:, 1]).all()
+    owned = reply.owned[1]  # (classes, 4): devices, budget bytes, stored bytes, violations
+    assert owned[:, 0].tolist() == np.bincount(world.cohorts(1)[0].classes).tolist()
+    assert owned[:, 3].tolist() == [0, 0]
+    assert (owned[:, 2] <= owned[:, 1]).all()
     limits = [680, 680, 392, 450, 680, 0]  # unlimited is the whole table; 100 B hold not even the header
     assert (reply.stored_max <= limits).all()
     assert reply.stored_max[2] == 392
