@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -91,8 +91,14 @@ def run_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def simulated(scenario: Scenario, place: Place, on_event: OnEvent = silent) -> dict[str, Any]:
-    """Run the server's side and the nodes in this process and its Ray workers.
+Server = Callable[[Grid, Scenario, Place, OnEvent], dict[str, Any]]
+"""The server's side of whatever is run on the nodes."""
+
+
+def simulated(
+    scenario: Scenario, place: Place, on_event: OnEvent = silent, *, server: Server = serve
+) -> dict[str, Any]:
+    """Run the server's side and the nodes in this process and its Ray workers; returns what ``server`` does.
 
     Raises:
         FlPeelError: whatever stopped the server's side.
@@ -112,7 +118,7 @@ def simulated(scenario: Scenario, place: Place, on_event: OnEvent = silent) -> d
         @server_app.main()
         def main(grid: Grid, context: Context) -> None:
             try:
-                outcome.append(serve(StoppableGrid(grid, stop), scenario, place, told))
+                outcome.append(server(StoppableGrid(grid, stop), scenario, place, told))
             except BaseException as error:  # handed to the caller below; Flower would print a traceback
                 failed.append(error)
             finally:
