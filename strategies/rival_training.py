@@ -1,0 +1,170 @@
+"""Central training of the rivals that pretraining has no setting for: nested widths, and tables being pruned.
+
+Whole users in a batch, the pretraining's own losses, Adam with a learning rate that falls to zero; see
+:mod:`fl_peel.pretraining`, from which these differ in what the loss is taken of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from torch import Tensor
+
+from fl_peel.interactions import UserItems
+from fl_peel.losses import UserBatch, bpr_loss, sampled_softmax_loss
+from fl_peel.pretraining import PretrainedEmbeddings, PretrainingConfig
+from fl_peel.propagation import InteractionGraph, propagate
+from fl_peel.randomness import seed_for
+from fl_peel.spectral import spectral_tables
+
+FloatArray = NDArray[np.float32]
+
+
+@contextmanager
+def fixed_threads(num_interactions: int) -> Iterator[None]:
+    """Torch, BLAS and OpenMP on as many threads as pretraining takes, and as before afterwards."""
+    num_threads = 2 if num_interactions >= 300_000 else 1
+    before = torch.get_num_threads()
+    with threadpool_limits(limits=num_threads):
+        torch.set_num_threads(num_threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+class BatchLoss:
+    """The pretraining's loss of a batch of users, of whatever tables it is given."""
+
+    def __init__(self, given: UserItems, num_items: int, config: PretrainingConfig) -> None:
+        self.given, self.num_items, self.config = given, num_items, config
+        self.active = np.flatnonzero(given.counts() > 0)
+        popularity = given.popularity(num_items).astype(np.float64)
+        bias = config.popularity_correction * np.log((popularity + 1.0) / (popularity + 1.0).mean())
+        self._item_bias = torch.from_numpy(bias.astype(np.float32))
+
+    def batches(self, generator: torch.Generator) -> Iterator[UserBatch]:
+        """One pass over the users who gave data, in random order."""
+        order = self.active[torch.randperm(len(self.active), generator=generator).numpy()]
+        for users in np.array_split(order, -(-len(order) // self.config.batch_size)):
+            rows = self.given.select(users)
+            counts = rows.counts()
+            weights = np.repeat(counts.astype(np.float64) ** (self.config.user_weight_exponent - 1.0), counts)
+            yield UserBatch(
+                torch.from_numpy(users),
+                torch.from_numpy(rows.indptr),
+                torch.from_numpy(rows.users()),
+                torch.from_numpy(rows.items.astype(np.int64)),
+                torch.from_numpy((weights / weights.sum()).astype(np.float32)),
+            )
+
+    def __call__(self, users: Tensor, items: Tensor, batch: UserBatch, generator: torch.Generator) -> Tensor:
+        """Loss of users (B, d) of the batch against items (I, d)."""
+        config = self.config
+        if config.loss == "bpr":
+            shape = (len(batch.items), config.num_negatives)
+            negatives = torch.randint(self.num_items, shape, generator=generator)
+            return bpr_loss(users, items, batch, negatives, config.temperature)
+        count = config.num_negatives
+        candidates = None
+        if 0 < count < self.num_items:
+            candidates = torch.randperm(self.num_items, generator=generator)[:count]
+        return sampled_softmax_loss(
+            users, items, batch, temperature=config.temperature, candidates=candidates, item_bias=self._item_bias
+        )
+
+
+def train_nested(
+    given: UserItems, num_items: int, config: PretrainingConfig, widths: Sequence[int], *, seed: int
+) -> PretrainedEmbeddings:
+    """Tables whose first w columns are good tables by themselves, for every w of ``widths`` (ascending).
+
+    The loss is the mean over the widths. Propagation treats every column by itself, so that a prefix of the spread
+    tables is the spread of the prefix.
+    """
+    dim = widths[-1]
+    with fixed_threads(given.num_interactions):
+        loss_of = BatchLoss(given, num_items, config)
+        graph = InteractionGraph.build(given, num_items)
+        num_layers = config.num_layers if config.model == "lightgcn" else 0
+        users_0, items_0 = spectral_tables(given, num_items, dim, seed=seed)
+        lengths = np.linalg.norm(items_0, axis=1)
+        scale = config.initial_norm / max(float(lengths[lengths > 0].mean()), 1e-12)
+        users = torch.from_numpy((users_0 * scale).astype(np.float32)).requires_grad_()
+        items = torch.from_numpy((items_0 * scale).astype(np.float32)).requires_grad_()
+
+        def prefixes() -> list[tuple[Tensor, Tensor]]:
+            all_users, all_items = propagate(graph, users, items, num_layers)
+            views = [(all_users[:, :width].contiguous(), all_items[:, :width].contiguous()) for width in widths]
+            if config.similarity == "cosine":
+                return [(F.normalize(u, dim=1, eps=1e-8), F.normalize(i, dim=1, eps=1e-8)) for u, i in views]
+            return views
+
+        optimizer = torch.optim.Adam([users, items], lr=config.learning_rate, fused=True)
+        total = given.num_interactions
+        user_l2 = torch.from_numpy((given.counts() / total).astype(np.float32))
+        item_l2 = torch.from_numpy((given.popularity(num_items) / total).astype(np.float32))
+        for epoch in range(config.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * (1.0 - epoch / config.epochs)
+            generator = torch.Generator().manual_seed(seed_for(seed, "nested", epoch) >> 1)
+            for batch in loss_of.batches(generator):
+                optimizer.zero_grad(set_to_none=True)
+                losses = [loss_of(u[batch.users], i, batch, generator) for u, i in prefixes()]
+                squares = user_l2 @ users.square().sum(1) + item_l2 @ items.square().sum(1)
+                loss = torch.stack(losses).mean() + 0.5 * config.l2 * squares
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        with torch.no_grad():
+            final_users, final_items = prefixes()[-1]
+            final_users = final_users.clone()
+            final_users[torch.from_numpy(given.counts() == 0)] = 0.0
+        return PretrainedEmbeddings(final_users.numpy(), final_items.numpy(), config.temperature)
+
+
+class PrunedTable:
+    """An item table under learned soft thresholds; see :mod:`strategies.rival_pep`.
+
+    weights: (I, d); log_rows (I, 1) and log_columns (1, d): an entry's threshold is
+    ``level * exp(log_row + log_column)``, of which the level is set so that a given number of entries remains.
+    """
+
+    def __init__(self, users: FloatArray, items: FloatArray, loss_of: BatchLoss, learning_rate: float) -> None:
+        self.users = torch.from_numpy(users.copy()).requires_grad_()
+        self.weights = torch.from_numpy(items.copy()).requires_grad_()
+        self.log_rows = torch.zeros(items.shape[0], 1, requires_grad=True)
+        self.log_columns = torch.zeros(1, items.shape[1], requires_grad=True)
+        self._loss_of = loss_of
+        self._optimizer = torch.optim.Adam(
+            [self.users, self.weights, self.log_rows, self.log_columns], lr=learning_rate
+        )
+
+    def thresholds(self, count: int) -> tuple[Tensor, Tensor]:
+        """Thresholds (I, d) that leave ``count`` entries, and how far each entry is along: |w| / relative one."""
+        relative = torch.exp(self.log_rows + self.log_columns)
+        with torch.no_grad():
+            ratio = self.weights.abs() / relative
+            left_out = ratio.numel() - count
+            level = float(np.partition(ratio.numpy().ravel(), left_out - 1)[left_out - 1]) if left_out > 0 else 0.0
+        return level * relative, ratio
+
+    def table(self, count: int) -> Tensor:
+        """The soft-thresholded table (I, d) with ``count`` entries that are not zero."""
+        limits, _ = self.thresholds(count)
+        return torch.sign(self.weights) * torch.relu(self.weights.abs() - limits)
+
+    def train(self, counts: Sequence[int], generator_of: Callable[[int], torch.Generator]) -> None:
+        """One pass over the users for each of ``counts``, with that many entries left."""
+        for number, count in enumerate(counts):
+            generator = generator_of(number)
+            for batch in self._loss_of.batches(generator):
+                self._optimizer.zero_grad(set_to_none=True)
+                loss = self._loss_of(self.users[batch.users], self.table(count), batch, generator)
+                loss.backward()  # type: ignore[no-untyped-call]
+                self._optimizer.step()

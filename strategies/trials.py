@@ -1,0 +1,159 @@
+"""Several refinements on the same nodes, each measured at every budget, precision and selector, on both splits.
+
+For comparisons and ablations: nodes are started once, tables pretrained once where they may be, and what a run leaves
+out of its report is measured too: validation figures, by which choices are made.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
+
+import fl_peel
+from fl_peel import wire
+from fl_peel.config import Scenario
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.precision import Precision
+from fl_peel.ranking import MetricSums
+from fl_peel.selection import pack_ranking, smallest_budget_bytes
+from strategies.groups import starting_states
+from strategies.nodes import Nodes
+from strategies.peel import PeelStrategy
+from strategies.rivals import Request, empty_row
+from strategies.server_app import Place, Stages, budget_bytes, join, prepare
+
+SPLITS = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A scenario to refine under, and what to measure then. full_tables: also the full fp32 tables, on the test."""
+
+    name: str
+    scenario: Scenario
+    shares: tuple[float, ...]
+    precisions: tuple[Precision, ...]
+    selectors: tuple[str, ...]
+    full_tables: bool = False
+
+
+def serve_trials(
+    grid: Grid,
+    trials: Sequence[Trial],
+    place: Place,
+    on_event: OnEvent = silent,
+    on_done: Callable[[Trial, dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Refine and measure one trial after the other; ``on_done`` is told each result as soon as it is there.
+
+    Returns the results by the trials' names: full_table, rows (selector, and as of :func:`strategies.rivals.compete`),
+    group_sizes, num_blocks, seconds by stage.
+    """
+    first = trials[0].scenario
+    root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
+    nodes = Nodes.connect(grid, first.to_json(), root=root, timeout_s=first.engine.reply_timeout_s)
+    results: dict[str, Any] = {}
+    for number, trial in enumerate(trials, start=1):
+
+        def told(event: Event, name: str = trial.name) -> None:
+            on_event(Event(f"{name}: {event.stage}", event.done, event.total, event.text))
+
+        results[trial.name] = run_trial(grid, nodes, trial, place, told)
+        on_event(Event("trials", number, len(trials), trial.name))
+        if on_done is not None:
+            on_done(trial, results[trial.name])
+    return results
+
+
+def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: Place, on_event: OnEvent = silent) -> dict[str, Any]:
+    """Refine under the trial's scenario and measure."""
+    stages = Stages()
+    # what is measured is the trial's to say; prepare checks only what the scenario would measure by itself
+    evaluation = trial.scenario.evaluation.model_copy(update={"budgets": (1.0,), "selectors": trial.selectors})
+    scenario = trial.scenario.model_copy(update={"evaluation": evaluation})
+    prepared = prepare(scenario, place, stages, on_event)
+    with stages("joining"):
+        members = join(scenario, place, prepared, nodes)
+        states = starting_states(scenario, prepared.layout, prepared.pretrained, prepared.groups, prepared.given)
+    strategy = PeelStrategy(
+        scenario,
+        wire.Setting(scenario.to_json(), place.data_dir, place.run_dir),
+        prepared.layout,
+        states,
+        members,
+        nodes,
+        temperature=prepared.pretrained.temperature,
+        traced=members.devices[:0],
+        on_event=on_event,
+    )
+    full: dict[str, Any] = {"bytes": prepared.layout.full_table_bytes}
+    with stages("evaluation"):
+        if trial.full_tables:
+            reply = strategy.evaluate([wire.UNLIMITED], precision="fp32", selector=scenario.selector, tables="global")
+            full["global"] = _qualities(reply)[0]
+    with stages("refinement"):
+        strategy.start(
+            grid, ArrayRecord(), num_rounds=scenario.refinement.rounds, timeout=scenario.engine.reply_timeout_s
+        )
+    with stages("evaluation"):
+        if trial.full_tables:
+            reply = strategy.evaluate([wire.UNLIMITED], precision="fp32", selector=scenario.selector)
+            full["refined"] = _qualities(reply)[0]
+        rows = []
+        total = len(trial.selectors) * len(trial.precisions)
+        for selector in trial.selectors:
+            for precision in trial.precisions:
+                rows += _rows(strategy, trial, selector, precision)
+                done = len(rows) // max(len(trial.shares), 1)
+                on_event(Event("evaluation", done, total, f"{precision}, {selector}"))
+    return {
+        "full_table": full,
+        "rows": rows,
+        "group_sizes": np.bincount(members.groups, minlength=len(states)).tolist(),
+        "num_blocks": prepared.layout.num_blocks,
+        "devices_trained": [record.devices for record in strategy.rounds],
+        "seconds": stages.seconds,
+    }
+
+
+def _rows(strategy: PeelStrategy, trial: Trial, selector: str, precision: Precision) -> list[dict[str, Any]]:
+    layout = strategy.layout
+    requests = [Request(precision, share, budget_bytes(layout, share)) for share in trial.shares]
+    least = smallest_budget_bytes(layout, precision)
+    served = [request for request in requests if request.budget_bytes >= least]
+    rows = {request: empty_row(request) for request in requests}
+    if served:
+        budgets = [request.budget_bytes for request in served]
+        replies = {
+            split: strategy.evaluate(budgets, precision=precision, selector=selector, split=split) for split in SPLITS
+        }
+        start = time.perf_counter()
+        for state, weights in zip(strategy.states, strategy.weights(selector), strict=True):
+            pack_ranking(layout, precision, weights, state.table, max(budgets))
+        seconds = time.perf_counter() - start
+        for i, request in enumerate(served):
+            rows[request] |= {
+                "stored_bytes_max": max(int(reply.stored_max[i]) for reply in replies.values()),
+                "seconds": seconds,
+                "note": "",
+                **{split: _qualities(reply)[i] for split, reply in replies.items()},
+            }
+    return [{"selector": selector, **rows[request]} for request in requests]
+
+
+def _qualities(reply: wire.EvaluateReply) -> list[dict[str, float]]:
+    """Means over devices, for each of the budgets asked for."""
+    sums = MetricSums(*(values.sum(axis=(1, 2)) for values in (reply.recall, reply.ndcg, reply.devices)))
+    recall, ndcg = sums.mean()
+    return [{"recall@20": float(r), "ndcg@20": float(n)} for r, n in zip(recall, ndcg, strict=True)]
+
+
+__all__ = ["Trial", "run_trial", "serve_trials"]
