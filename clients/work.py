@@ -145,12 +145,9 @@ def _reached(cohort: Cohort, places: IntArray, budgets: IntArray, server_round: 
 
 
 def _update_arrays(update: GroupUpdate) -> Arrays:
-    rows = np.flatnonzero(update.touched.any(axis=1))
-    sums = update.sums[rows]
-    if np.abs(sums).max(initial=0) < 1 << 31:
-        sums = sums.astype(np.int32)
+    rows, sums = update.changed()
     return {
-        "rows": rows.astype(np.int32),
+        "rows": rows,
         "sums": sums,
         "touched": update.touched[rows].astype(np.int32),
         "row_loss": update.row_loss[rows],

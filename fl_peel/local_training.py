@@ -45,14 +45,15 @@ class LocalTraining:
 class GroupUpdate:
     """What the devices of one user group return together: sums only.
 
-    narrow, wide: (R, d) int32 and int64, block updates in units of 1 / FIXED_POINT; their sum is what counts, and
-    ``wide`` holds only what would not have fitted in 32 bits. tallies: (R, 3 + S), see :mod:`fl_peel.kernels.training`.
-    holders: (K,) devices that kept each block and trained. Per device, not sent: loss, examples, touched_pieces,
-    norms, each (N,).
+    narrow, wide: (R, d) int32 and int64, whose sum are the block updates in units of 1 / FIXED_POINT: ``narrow`` holds
+    something in the rows that are touched, ``wide`` in the rows ``is_wide`` (R,), what does not fit in 32 bits.
+    tallies: (R, 3 + S), see :mod:`fl_peel.kernels.training`. holders: (K,) devices that kept each block and trained.
+    Per device, not sent: loss, examples, touched_pieces, norms, each (N,).
     """
 
     narrow: NDArray[np.int32]
     wide: NDArray[np.int64]
+    is_wide: NDArray[np.bool_]
     tallies: NDArray[np.int64]
     holders: NDArray[np.int64]
     loss: NDArray[np.float64]
@@ -63,7 +64,19 @@ class GroupUpdate:
     @cached_property
     def sums(self) -> NDArray[np.int64]:
         """Block updates (R, d) in units of 1 / FIXED_POINT."""
-        return self.narrow + self.wide
+        written = self.touched.any(axis=1)
+        sums = np.zeros(self.narrow.shape, np.int64)
+        sums[written] = self.narrow[written]
+        sums[self.is_wide] += self.wide[self.is_wide]
+        return sums
+
+    def changed(self) -> tuple[NDArray[np.int32], NDArray[np.int32] | NDArray[np.int64]]:
+        """Rows (T,), ascending, that some device changed, and their sums (T, d): int32 if that holds them."""
+        rows = np.flatnonzero(self.touched.any(axis=1)).astype(np.int32)
+        sums = np.empty((len(rows), self.narrow.shape[1]), np.int32)
+        if kernels.gather_sums(self.narrow, self.wide, rows, self.is_wide[rows], sums):
+            return rows, sums
+        return rows, self.sums[rows]
 
     @property
     def touched(self) -> NDArray[np.int64]:
@@ -103,7 +116,8 @@ def train_group(
     num_devices = len(cutoffs)
     num_rows, dim = ranked.table.shape
     trained = np.array(users, np.float32, order="C", copy=True)
-    narrow, wide = np.zeros((num_rows, dim), np.int32), np.zeros((num_rows, dim), np.int64)
+    narrow, wide = np.empty((num_rows, dim), np.int32), np.empty((num_rows, dim), np.int64)
+    is_wide = np.zeros(num_rows, np.bool_)
     tallies = np.zeros((num_rows, 3 + ranked.layout.num_slices), np.int64)
     loss, squares = np.zeros(num_devices), np.zeros(num_devices)
     examples, touched_pieces = np.zeros(num_devices, np.int64), np.zeros(num_devices, np.int64)
@@ -127,6 +141,7 @@ def train_group(
         how.max_norm,
         narrow,
         wide,
+        is_wide,
         tallies,
         loss,
         examples,
@@ -134,7 +149,9 @@ def train_group(
         squares,
     )
     holders = holders_of(cutoffs[examples > 0], len(ranked.blocks))
-    return trained, GroupUpdate(narrow, wide, tallies, holders, loss, examples, touched_pieces, np.sqrt(squares))
+    return trained, GroupUpdate(
+        narrow, wide, is_wide, tallies, holders, loss, examples, touched_pieces, np.sqrt(squares)
+    )
 
 
 def signals_of_group(

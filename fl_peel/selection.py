@@ -85,6 +85,8 @@ class RankedBlocks:
     @cached_property
     def first_position(self) -> NDArray[np.int32]:
         """Rank of each row's best block, shape (R,), ascending."""
+        if self.layout.num_slices == 1:
+            return np.ascontiguousarray(self.position[:, 0])
         return np.ascontiguousarray(self.position.min(axis=1)) if len(self.items) else np.zeros(0, np.int32)
 
     @cached_property

@@ -102,9 +102,11 @@ def block_weights(
     Raises:
         ScenarioError: no such selector, or a plug-in returned something else than one finite weight per block.
     """
-    if check_selector(name) == CONTROLLER:
+    if name == CONTROLLER:
         return controller.weights(statistics).astype(np.float64)
-    selector = _BUILT_IN.get(name) or next(iter(entry_points(group="fl_peel.selectors", name=name))).load()
+    selector = _BUILT_IN.get(name)
+    if selector is None:  # looking for plug-ins reads the metadata of every package installed
+        selector = next(iter(entry_points(group="fl_peel.selectors", name=check_selector(name)))).load()
     answer = selector(statistics, seed, user_group)
     num_blocks = len(statistics.energy)
     try:

@@ -18,7 +18,7 @@ from fl_peel.local_training import signals_of_group
 from fl_peel.pretraining import PretrainedEmbeddings
 from fl_peel.ranking import top_rows
 from fl_peel.selection import RankedBlocks, RowOrder, rank_blocks
-from strategies.aggregation import BlockSums, ServerOptimizer, mean_update
+from strategies.aggregation import BlockSums, ServerOptimizer, apply_mean
 
 FloatArray = NDArray[np.float32]
 
@@ -53,7 +53,11 @@ def by_block(layout: BlockLayout, per_item: NDArray[np.floating | np.integer]) -
 
 def block_energy(layout: BlockLayout, table: FloatArray) -> FloatArray:
     """Mean squared length of each block's row pieces, (I, d) -> (B,)."""
-    squares = (table.reshape(layout.num_items, layout.num_slices, layout.slice_dim) ** 2).sum(axis=2)  # (I, S)
+    pieces = table.reshape(layout.num_items, layout.num_slices, layout.slice_dim)
+    squares = np.einsum("isk,isk->is", pieces, pieces)  # (I, S)
+    if layout.is_single:
+        energy: FloatArray = squares.reshape(-1)
+        return energy
     columns = [
         np.bincount(layout.item_group, weights=squares[:, s], minlength=layout.num_item_groups)
         for s in range(layout.num_slices)
@@ -75,9 +79,8 @@ class UserGroupState:
         """Aggregate one round into the table and the statistics. blocks: (K,) as they were ranked when sent."""
         order = RowOrder.of(layout, blocks)
         refinement = scenario.refinement
-        update, changed = mean_update(total, order.position, refinement.aggregation.denominator)
-        rows = changed.any(axis=1)
-        self.optimizer.apply(self.table, order.items[rows], update[rows], changed[rows])
+        denominator = refinement.aggregation.denominator
+        apply_mean(self.table, order.items, total, order.position, denominator, self.optimizer)
         self._take_statistics(layout, blocks, order, total, scenario)
 
     def _take_statistics(

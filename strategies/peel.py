@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -33,6 +35,7 @@ from strategies.nodes import Nodes, failure
 from strategies.sampling import sample_cohort
 
 logger = logging.getLogger("fl_peel")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,16 @@ class PeelStrategy(Strategy):
 
     def weights(self, selector: str) -> list[NDArray[np.float64]]:
         """Block weights (B,) of every user group under a selector."""
-        return [
-            block_weights(selector, state.statistics, self.controller, seed=self.scenario.seed, user_group=group)
-            for group, state in enumerate(self.states)
-        ]
+        return self._for_groups(lambda group: self._weights(group, selector), range(len(self.states)))
+
+    def _weights(self, group: int, selector: str) -> NDArray[np.float64]:
+        statistics = self.states[group].statistics
+        return block_weights(selector, statistics, self.controller, seed=self.scenario.seed, user_group=group)
+
+    def _for_groups(self, work: Callable[[int], Result], groups: Iterable[int]) -> list[Result]:
+        """Do work for each user group, two at a time: nodes wait meanwhile, and compiled loops run side by side."""
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            return list(pool.map(work, groups))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -131,13 +140,15 @@ class PeelStrategy(Strategy):
         precision = scenario.blocks.precision
         payloads: dict[int, wire.Arrays] = {}
         self._sent = {}
-        for group, weights in enumerate(self.weights(scenario.selector)):
-            if (groups == group).any():
-                packed = pack_ranking(
-                    self.layout, precision, weights, self.states[group].table, int(members.ceilings[group])
-                )
-                self._sent[group] = packed["blocks"].astype(np.int64)
-                payloads[group] = wire.packed_once(packed)
+
+        def pack(group: int) -> wire.Arrays:
+            table, ceiling = self.states[group].table, int(members.ceilings[group])
+            return pack_ranking(self.layout, precision, self._weights(group, scenario.selector), table, ceiling)
+
+        wanted = np.unique(groups).tolist()
+        for group, packed in zip(wanted, self._for_groups(pack, wanted), strict=True):
+            self._sent[group] = packed["blocks"].astype(np.int64)
+            payloads[group] = wire.packed_once(packed)
         hosts = cohort % len(self.nodes.ids)
         self._asked = {p: int((hosts == p).sum()) for p in range(len(self.nodes.ids))}
         self._message_bytes = 0
@@ -167,7 +178,7 @@ class PeelStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add up the nodes' sums, update every group's table, take the controller's outer step."""
-        totals: dict[int, BlockSums] = {}
+        contents: dict[int, list[wire.Arrays]] = {}
         answered: set[int] = set()
         sums = np.zeros(5, np.int64)  # trained, loss, recall, ndcg, evaluated
         classes = np.zeros((len(self.members.class_names), len(wire.ClassColumn)), np.int64)
@@ -189,11 +200,8 @@ class PeelStrategy(Strategy):
             slowest_us = max(slowest_us, reply.slowest_us)
             traces.append(reply.traces)
             for group, content in reply.groups.items():
-                if group not in totals:
-                    totals[group] = self._empty_sums(group)
-                totals[group].add(content)
-        for group, total in totals.items():
-            self.states[group].take(self.layout, self._sent[group], total, self.scenario)
+                contents.setdefault(group, []).append(content)
+        self._for_groups(lambda group: self._take(group, contents[group]), contents)
         controller_loss = self._outer_step(server_round)
         trained, loss, recall, ndcg, evaluated = sums.tolist()
         failures = sum(count for partition, count in self._asked.items() if partition not in answered)
@@ -226,11 +234,14 @@ class PeelStrategy(Strategy):
         late = clock[:, wire.ClockColumn.STRAGGLERS].any()
         return deadline_s if deadline_s is not None and late else slowest_us / 1e6
 
-    def _empty_sums(self, group: int) -> BlockSums:
-        blocks = self._sent[group]
-        layout = self.layout
+    def _take(self, group: int, contents: list[wire.Arrays]) -> None:
+        """Add up what nodes returned for a user group and change its table and statistics."""
+        blocks, layout = self._sent[group], self.layout
         num_rows = len(RowOrder.of(layout, blocks).items)
-        return BlockSums.zeros(num_rows, layout.num_slices, layout.embedding_dim, len(blocks))
+        total = BlockSums.zeros(num_rows, layout.num_slices, layout.embedding_dim, len(blocks))
+        for content in contents:
+            total.add(content)
+        self.states[group].take(layout, blocks, total, self.scenario)
 
     def _outer_step(self, server_round: int) -> float | None:
         if self.scenario.selector != "controller" and "controller" not in self.scenario.evaluation.selectors:

@@ -144,7 +144,7 @@ def test_the_order_of_replies_cannot_matter(order):
     for i in range(8):
         straight.add(replies[i])
         shuffled.add(replies[order[i]])
-    for name in vars(straight):
+    for name in ("sums", *(name for name, value in vars(straight).items() if isinstance(value, np.ndarray))):
         assert (getattr(straight, name) == getattr(shuffled, name)).all()
         assert getattr(straight, name).any()
 

@@ -113,4 +113,5 @@ def step_rows(
             if by != 0.0:
                 for c in range(s * width, (s + 1) * width):
                     table[item, c] += rate * np.float32(np.float64(total[r, c]) * by)
-                    total[r, c] = 0
+        for c in range(dim):
+            total[r, c] = 0

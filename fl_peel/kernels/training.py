@@ -75,10 +75,11 @@ def train_devices(
     softmax,
     temperature,
     max_norm,
-    sums,  # (R, d) int32, added to: block updates; half the memory to go through, so
-    spilled,  # (R, d) int64, added to: what would not have fitted there. The sum is ``sums + spilled``
-    tallies,  # (R, 3 + S) int64, added to: loss and number of the row's train interactions, a bound of the magnitudes
-    # in the row of ``sums``, and the devices that changed each slice
+    sums,  # (R, d) int32, written in rows that some device changed: block updates
+    spilled,  # (R, d) int64, written in rows where ``is_spilled``: what would not have fitted in 32 bits
+    is_spilled,  # (R,) bool, of zeros
+    tallies,  # (R, 3 + S) int64, of zeros: loss and number of the row's train interactions, a bound of the magnitudes
+    # in the row of ``sums`` (0: not written), and the devices that changed each slice
     loss,  # (N,) float64: mean loss in the last epoch
     examples,  # (N,) int64: train interactions used per epoch
     touched_pieces,  # (N,) int64: row pieces (slices of rows) each device changed
@@ -284,17 +285,27 @@ def train_devices(
                     norm += change * change
             clipped_square += np.float64(norm)
             bound = np.float64(math.sqrt(norm)) * 1.001 * _UNIT + 2.0
-            if bound < _ROOM:
-                if tallies[row, 2] + np.int64(bound) > _ROOM:
-                    for c in range(dim):
-                        spilled[row, c] += sums[row, c]
-                        sums[row, c] = 0
-                    tallies[row, 2] = 0
-                tallies[row, 2] += np.int64(bound)
+            fits = bound < _ROOM
+            if (not fits or tallies[row, 2] + np.int64(bound) > _ROOM) and not is_spilled[row]:
+                is_spilled[row] = True
                 for c in range(dim):
-                    sums[row, c] += np.int32(np.floor(np.float64(step[c]) * _UNIT + 0.5))
-            else:
+                    spilled[row, c] = 0
+            if not fits:
                 for c in range(dim):
                     spilled[row, c] += np.int64(np.floor(np.float64(step[c]) * _UNIT + 0.5))
+                bound = 1.0
+                for c in range(dim):
+                    step[c] = 0.0
+            if tallies[row, 2] + np.int64(bound) > _ROOM:
+                for c in range(dim):
+                    spilled[row, c] += sums[row, c]
+                tallies[row, 2] = 0
+            if tallies[row, 2] == 0:
+                for c in range(dim):
+                    sums[row, c] = np.int32(np.floor(np.float64(step[c]) * _UNIT + 0.5))
+            else:
+                for c in range(dim):
+                    sums[row, c] += np.int32(np.floor(np.float64(step[c]) * _UNIT + 0.5))
+            tallies[row, 2] += np.int64(bound)
         touched_pieces[i] = pieces
         squared_norms[i] = square if clips else clipped_square
