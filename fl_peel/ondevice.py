@@ -129,6 +129,17 @@ class StoredEmbedding:
         """Keep ``blocks`` (K,) of ``table`` (I, d) for one user (d,)."""
         items, slices, _ = layout.block_rows(blocks)
         pieces = table.reshape(layout.num_items, layout.num_slices, layout.slice_dim)[items, slices]  # (T, s)
+        return StoredEmbedding.of_pieces(layout, precision, user, blocks, pieces)
+
+    @staticmethod
+    def of_pieces(
+        layout: BlockLayout,
+        precision: Precision,
+        user: NDArray[np.float32],
+        blocks: NDArray[np.integer],
+        pieces: NDArray[np.float32],
+    ) -> StoredEmbedding:
+        """Keep ``blocks`` (K,) whose row pieces (T, s) lie block after block, for one user (d,)."""
         codes, scales = quantize(pieces, precision)
         groups = blocks.astype(np.int64) // layout.num_slices
         return StoredEmbedding(

@@ -101,6 +101,13 @@ class RankedBlocks:
         rows[self.items] = np.arange(len(self.items), dtype=np.int32)
         return rows
 
+    @cached_property
+    def rank_of_block(self) -> NDArray[np.int64]:
+        """Rank of each block (B,), -1 for blocks that were not sent."""
+        ranks = np.full(self.layout.num_blocks, -1, np.int64)
+        ranks[self.blocks] = np.arange(len(self.blocks))
+        return ranks
+
     @property
     def list_bytes(self) -> int:
         """Bytes of the ranked list itself: block numbers and weights."""
@@ -126,15 +133,13 @@ class RankedBlocks:
         """
         sizes = self.layout.group_sizes
         num_slices = self.layout.num_slices
-        rank_of_block = np.full(self.layout.num_blocks, -1, np.int64)
-        rank_of_block[self.blocks] = np.arange(len(self.blocks))
         users = seen.users()
         groups = self.layout.item_group[seen.items].astype(np.int64)
         key, count = np.unique(users * self.layout.num_item_groups + groups, return_counts=True)
         full = key[count == sizes[key % self.layout.num_item_groups]]
         who = np.repeat(full // self.layout.num_item_groups, num_slices)
         group = np.repeat(full % self.layout.num_item_groups, num_slices)
-        ranks = rank_of_block[group * num_slices + np.tile(np.arange(num_slices), len(full))]
+        ranks = self.rank_of_block[group * num_slices + np.tile(np.arange(num_slices), len(full))]
         who, ranks = who[ranks >= 0], ranks[ranks >= 0]
         order = np.lexsort((ranks, who))
         return UserItems.from_pairs(who[order], ranks[order], seen.num_users)
@@ -314,9 +319,11 @@ class ElasticEmbedding:
                 f"budget {budget_bytes} B does not hold header and user embedding "
                 f"({overhead_bytes(layout.embedding_dim)} B); raise the budget"
             )
-        table = np.zeros((layout.num_items, layout.embedding_dim), np.float32)
-        table[self.ranked.items] = self.ranked.table
-        return StoredEmbedding.build(layout, self.ranked.precision, self.user, self.kept(budget_bytes), table)
+        blocks = self.kept(budget_bytes)
+        items, slices, _ = layout.block_rows(blocks)
+        rows = self.ranked.table.reshape(-1, layout.num_slices, layout.slice_dim)
+        pieces = rows[self.ranked.row_of_item[items], slices]  # (T, s)
+        return StoredEmbedding.of_pieces(layout, self.ranked.precision, self.user, blocks, pieces)
 
     def top_n(self, budget_bytes: int, n: int) -> NDArray[np.int64]:
         """Items recommended under a budget, best first."""

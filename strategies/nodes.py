@@ -17,6 +17,8 @@ from fl_peel.roots import code_digest, own_root
 
 logger = logging.getLogger("fl_peel")
 Reply = TypeVar("Reply")
+PULL_INTERVAL_S = 0.01
+"""Seconds between looks for replies in simulation."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Nodes:
             EngineError: not all partitions answered in time, or nodes run another copy of the packages.
         """
         deadline = time.monotonic() + patience_s
+        if hasattr(grid, "pull_interval"):  # of the simulation's grid, which else looks for replies 10 times a second
+            grid.pull_interval = PULL_INTERVAL_S
         found: dict[int, int] = {}
         wanted: int | None = None
         while True:
