@@ -68,14 +68,14 @@ class Rule:
             if layout is None:
                 continue
             decoded = decoded_blocks(layout, request.precision, material.pretrained.items)
-            order = starting_order(layout, material)
+            starts = starting_orders(layout, material)
 
             def option(
                 genes: Genes,
                 request: Request = request,
                 layout: BlockLayout = layout,
                 decoded: FloatArray = decoded,
-                order: NDArray[np.int64] = order,
+                order: NDArray[np.int64] = starts[0],
             ) -> Option:
                 blocks = order[genes[order]]
                 ranked = ranked_blocks(layout, request.precision, blocks, decoded)
@@ -86,7 +86,7 @@ class Rule:
 
             room = request.budget_bytes - overhead_bytes(layout.embedding_dim)
             costs = layout.block_bytes(request.precision)
-            found, ranked = evolve(costs, room, order, fitness, self.search, seed_for(material.seed, "rule"))
+            found, ranked = evolve(costs, room, starts, fitness, self.search, seed_for(material.seed, "rule"))
             best = option(found)
             yield Option(
                 request,
@@ -118,28 +118,33 @@ class Rule:
         return BlockLayout(kind, dim, num_slices)
 
 
-def starting_order(layout: BlockLayout, material: Material) -> NDArray[np.int64]:
-    """Blocks (B,) by the mean popularity of their items, then by energy of the slice."""
+def starting_orders(layout: BlockLayout, material: Material) -> list[NDArray[np.int64]]:
+    """Orders of blocks (B,) by the mean popularity of their items: all slices, or the strongest 1, 2, ... first."""
     sizes = layout.group_sizes
     popularity = np.bincount(layout.item_group, weights=material.popularity, minlength=len(sizes)) / sizes
     slices = material.pretrained.items.reshape(-1, layout.num_slices, layout.slice_dim)
     energy = (slices.astype(np.float64) ** 2).sum(axis=(0, 2))
-    return np.lexsort((np.tile(-energy, len(sizes)), np.repeat(-popularity, layout.num_slices))).astype(np.int64)
+    strength = np.argsort(np.argsort(-energy, kind="stable"), kind="stable")  # place of each slice, strongest 0
+    by_slice, by_group = np.tile(strength, len(sizes)), np.repeat(-popularity, layout.num_slices)
+    narrow = [
+        np.lexsort((by_slice, by_group, by_slice >= most)).astype(np.int64) for most in range(1, layout.num_slices)
+    ]
+    return [np.lexsort((by_slice, by_group)).astype(np.int64), *narrow]
 
 
 def evolve(
     costs: NDArray[np.int64],
     room: int,
-    order: NDArray[np.int64],
+    starts: Sequence[NDArray[np.int64]],
     fitness: Callable[[Genes], float],
     search: Search,
     seed: int,
 ) -> tuple[Genes, int]:
     """The fittest subset found, (B,) bool, of at most ``room`` bytes, and how many were ranked with.
 
-    It starts from the blocks in ``order`` (B,), from variations of them and from random subsets. In each generation
-    the estimator is fitted to all fitnesses known, parents are drawn by rank, children take each block from either
-    parent, mutate and are filled up; the estimator's favourites among them are ranked with.
+    It starts from the blocks first in each order of ``starts`` (B,), from variations of the first and from random
+    ones. In each generation the estimator is fitted to all fitnesses known, parents are drawn by rank, children take
+    each block from either parent, mutate and are filled up; the estimator's favourites among them are ranked with.
     """
     rng = rng_for(seed, "evolve")
     known: dict[bytes, tuple[Genes, float]] = {}
@@ -149,9 +154,11 @@ def evolve(
         if key not in known:
             known[key] = (genes, fitness(genes))
 
+    order = starts[0]
     place = np.empty(len(order), np.float64)
     place[order] = np.arange(len(order))
-    learn(fitted(order, costs, room))
+    for start in starts:
+        learn(fitted(start, costs, room))
     for number in range(search.population // 2):
         blur = len(order) * (2.0 if number % 4 == 3 else 0.02 * (1 + number))
         learn(fitted(np.argsort(place + rng.normal(0, blur, len(order)), kind="stable"), costs, room))
@@ -170,13 +177,17 @@ def evolve(
 def fitted(order: NDArray[np.int64], costs: NDArray[np.int64], room: int) -> Genes:
     """The blocks first in order that fit; one too large is passed over for a smaller one."""
     genes = np.zeros(len(costs), np.bool_)
+    spent = np.cumsum(costs[order])
+    first = int(np.searchsorted(spent, room, side="right"))
+    genes[order[:first]] = True
+    room -= int(spent[first - 1]) if first else 0
     least = costs.min()
-    for block in order:
+    for block in order[first:]:
+        if room < least:
+            break
         if costs[block] <= room:
             genes[block] = True
             room -= int(costs[block])
-            if room < least:
-                break
     return genes
 
 
@@ -231,4 +242,4 @@ def estimator(
     return guess
 
 
-__all__ = ["Rule", "Search", "estimator", "evolve", "fitted", "starting_order"]
+__all__ = ["Rule", "Search", "estimator", "evolve", "fitted", "starting_orders"]

@@ -91,29 +91,25 @@ def singular_factors(table: FloatArray, metric: NDArray[np.float64] | None = Non
 
 @dataclass(frozen=True)
 class MagnitudePruning:
-    """Single entries of the pretrained table, the largest first; bytes of the cheapest sparse encoding.
-
-    fp32 stands for floats: also offered in fp16, which holds more entries.
-    """
+    """Single entries of the pretrained table, the largest first; bytes of the cheapest sparse encoding."""
 
     name: str = "magnitude-pruning"
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
-        """One option a request, two for floats."""
+        """One option a request."""
         table = material.pretrained.items
         num_items, dim = table.shape
         start = time.perf_counter()
         order = np.argsort(-np.abs(table).ravel(), kind="stable")
         seconds = time.perf_counter() - start
         for request in requests:
-            for precision in ("fp32", "fp16") if request.precision == "fp32" else (request.precision,):
-                count = most_entries(order, num_items, dim, precision, request.budget_bytes)
-                if count:
-                    kept = np.zeros(table.size, np.bool_)
-                    kept[order[:count]] = True
-                    stored = SparseTable.of(table, kept.reshape(table.shape), precision)
-                    label = f"{count} entries, {stored.encoding}, {precision}"
-                    yield whole_table(request, stored, material.users, seconds, label, num_items)
+            count = most_entries(order, num_items, dim, request.precision, request.budget_bytes)
+            if count:
+                kept = np.zeros(table.size, np.bool_)
+                kept[order[:count]] = True
+                stored = SparseTable.of(table, kept.reshape(table.shape), request.precision)
+                label = f"{count} entries, {stored.encoding}"
+                yield whole_table(request, stored, material.users, seconds, label, num_items)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ Whole users in a batch, the pretraining's own losses, Adam with a learning rate 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -31,7 +32,8 @@ def fixed_threads(num_interactions: int) -> Iterator[None]:
     """Torch, BLAS and OpenMP on as many threads as pretraining takes, and as before afterwards."""
     num_threads = 2 if num_interactions >= 300_000 else 1
     before = torch.get_num_threads()
-    with threadpool_limits(limits=num_threads):
+    with threadpool_limits(limits=num_threads), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch calls its CSR format beta, once per process
         torch.set_num_threads(num_threads)
         try:
             yield
@@ -159,10 +161,9 @@ class PrunedTable:
         limits, _ = self.thresholds(count)
         return torch.sign(self.weights) * torch.relu(self.weights.abs() - limits)
 
-    def train(self, counts: Sequence[int], generator_of: Callable[[int], torch.Generator]) -> None:
+    def train(self, counts: Sequence[int], generators: Sequence[torch.Generator]) -> None:
         """One pass over the users for each of ``counts``, with that many entries left."""
-        for number, count in enumerate(counts):
-            generator = generator_of(number)
+        for count, generator in zip(counts, generators, strict=True):
             for batch in self._loss_of.batches(generator):
                 self._optimizer.zero_grad(set_to_none=True)
                 loss = self._loss_of(self.users[batch.users], self.table(count), batch, generator)
