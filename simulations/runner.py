@@ -25,6 +25,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from clients.client_app import app as client_app
+from fl_peel import __version__
 from fl_peel.config import Scenario, load_scenario
 from fl_peel.devices import device_splits
 from fl_peel.errors import EngineError
@@ -192,13 +193,10 @@ def save(result: dict[str, Any], scenario: Scenario, run_dir: Path, out: Path) -
 def finished(result: dict[str, Any], scenario: Scenario, peak_bytes: int, command: str | None) -> dict[str, Any]:
     """Add what identifies the run: scenario, seed, versions, machine."""
     scenario_dict = scenario.model_dump(mode="json")
-    versions = {
-        name: importlib.metadata.version(name) for name in ("flwr", "torch", "numpy", "scikit-learn", "ray", "numba")
-    }
     result = {
         "scenario": scenario_dict,
         "seed": scenario.seed,
-        "versions": {"fl-peel": _own_version(), "python": platform.python_version(), **versions},
+        "versions": versions(),
         **result,
         "peak_rss_bytes": peak_bytes,
     }
@@ -208,10 +206,11 @@ def finished(result: dict[str, Any], scenario: Scenario, peak_bytes: int, comman
     return result
 
 
-def _own_version() -> str:
-    from fl_peel import __version__
-
-    return __version__
+def versions() -> dict[str, str]:
+    """Of this package, of Python, and of what figures depend on."""
+    others = ("flwr", "torch", "numpy", "scikit-learn", "ray", "numba")
+    found = {name: importlib.metadata.version(name) for name in others}
+    return {"fl-peel": __version__, "python": platform.python_version(), **found}
 
 
 class PeakMemory:
@@ -244,4 +243,4 @@ class PeakMemory:
                 return
 
 
-__all__ = ["PeakMemory", "default_cache_dir", "finished", "run", "run_folder", "save", "simulated"]
+__all__ = ["PeakMemory", "default_cache_dir", "finished", "run", "run_folder", "save", "simulated", "versions"]

@@ -20,6 +20,7 @@ from flwr.serverapp import Grid
 import fl_peel
 from fl_peel import wire
 from fl_peel.config import Scenario
+from fl_peel.errors import BudgetError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.precision import Precision
 from fl_peel.ranking import MetricSums
@@ -62,15 +63,48 @@ def serve_trials(
     nodes = Nodes.connect(grid, first.to_json(), root=root, timeout_s=first.engine.reply_timeout_s)
     results: dict[str, Any] = {}
     for number, trial in enumerate(trials, start=1):
-
-        def told(event: Event, name: str = trial.name) -> None:
-            on_event(Event(f"{name}: {event.stage}", event.done, event.total, event.text))
-
-        results[trial.name] = run_trial(grid, nodes, trial, place, told)
+        try:
+            results[trial.name] = run_trial(grid, nodes, trial, place, _progress(trial, on_event))
+        except BudgetError as mistake:  # some device can hold no block of this layout: a finding, not a failure
+            results[trial.name] = _nothing(trial, str(mistake))
         on_event(Event("trials", number, len(trials), trial.name))
         if on_done is not None:
             on_done(trial, results[trial.name])
     return results
+
+
+def _nothing(trial: Trial, why: str) -> dict[str, Any]:
+    """The result of a trial in which devices cannot take part."""
+    requests = [Request(precision, share, 0) for precision in trial.precisions for share in trial.shares]
+    rows = [
+        {"selector": selector, **empty_row(request), "note": why}
+        for selector in trial.selectors
+        for request in requests
+    ]
+    return {
+        "full_table": {},
+        "rows": rows,
+        "group_sizes": [],
+        "num_blocks": 0,
+        "devices_trained": [],
+        "seconds": {},
+        "note": why,
+    }
+
+
+def _progress(trial: Trial, on_event: OnEvent) -> OnEvent:
+    """Rounds and evaluations of a trial as steps of one stage that bears its name."""
+    rounds = trial.scenario.refinement.rounds
+    total = rounds + len(trial.selectors) * len(trial.precisions)
+
+    def told(event: Event) -> None:
+        if event.stage in ("refinement", "evaluation"):
+            done = event.done + (rounds if event.stage == "evaluation" else 0)
+            on_event(Event(trial.name, done, total, f"{event.stage} {event.text}"))
+        elif event.stage == "pretraining":
+            on_event(Event(f"{trial.name}: pretraining", event.done, event.total, event.text))
+
+    return told
 
 
 def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: Place, on_event: OnEvent = silent) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""From the rows of several seeds to those of compare.json: means, spread, what validation chose, and the bars."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+METRICS = ("recall@20", "ndcg@20")
+
+Row = dict[str, Any]
+
+
+def aggregated(by_seed: Sequence[Sequence[Row]]) -> list[Row]:
+    """The first seed's rows with means over seeds, and ``*_std`` (sample standard deviation) where there are several.
+
+    Rows of all seeds are in the same order. For each method and budget, ``chosen`` marks the precision with the best
+    recall on validation.
+    """
+    rows: list[Row] = []
+    for same in zip(*by_seed, strict=True):
+        row = dict(same[0])
+        for key in (*METRICS, "validation_recall@20", "seconds"):
+            if key in row:
+                row[key] = statistics.fmean(other[key] for other in same)
+        if "stored_bytes_max" in row:
+            row["stored_bytes_max"] = max(other["stored_bytes_max"] for other in same)
+        if len(same) > 1:
+            row |= {f"{metric}_std": statistics.stdev(other[metric] for other in same) for metric in METRICS}
+            row["seeds"] = len(same)
+            row |= {f"{metric}_by_seed": [other[metric] for other in same] for metric in METRICS}
+        rows.append(row)
+    best: dict[tuple[str, float], Row] = {}
+    for row in rows:
+        if "method" in row:
+            place = (row["method"], row["share"])
+            if place not in best or row["validation_recall@20"] > best[place]["validation_recall@20"]:
+                best[place] = row
+    return [row | {"chosen": row is best[row["method"], row["share"]]} if "method" in row else row for row in rows]
+
+
+def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[str, Any]) -> Row:
+    """The comparisons that matter, each between what validation chose; recall on test.
+
+    budgets: for each share PEEL's recall, its ratio to the full global table, to group popularity, to the best rival
+    without user groups (the rival that validation likes best) and to PEEL trained for that budget alone.
+    """
+    base = full["recall@20"]
+    lines = []
+    for share in sorted({row["share"] for row in rows}):
+        here = {row["method"]: row for row in rows if row["share"] == share and row["chosen"]}
+        peel = here.get("peel")
+        if peel is None:
+            continue
+        others = [row for row in here.values() if not row["group_aware"]]
+        rival = max(others, key=lambda row: row["validation_recall@20"], default=None)
+        line: Row = {
+            "share": share,
+            "precision": peel["precision"],
+            "recall@20": peel["recall@20"],
+            "to_full_table": _ratio(peel["recall@20"], base),
+        }
+        for name, other in (
+            ("group_popularity", here.get("group-popularity")),
+            ("best_without_groups", rival),
+            ("single_budget", here.get("peel-single-budget")),
+        ):
+            if other is not None:
+                line[f"to_{name}"] = _ratio(peel["recall@20"], other["recall@20"])
+        if rival is not None:
+            line["rival"] = f"{rival['method']} {rival['precision']}"
+        lines.append(line)
+    ratios = {
+        f"federated_to_{name}": _ratio(refinement["federated"]["recall@20"], refinement[name]["recall@20"])
+        for name in ("none", "central")
+        if refinement.get(name) and refinement.get("federated")
+    }
+    return {"budgets": lines, **ratios}
+
+
+def _ratio(value: float, reference: float) -> float | None:
+    return value / reference if reference > 0 else None
