@@ -21,7 +21,7 @@ from fl_peel.datasets import load_dataset
 from fl_peel.interactions import Interactions, Splits, UserItems, split
 from fl_peel.readers import read_interactions
 
-_PARTS = ("train", "validation", "test")
+PARTS = ("train", "validation", "test")
 
 
 def load_interactions(scenario: Scenario, data_dir: str) -> Interactions:
@@ -43,16 +43,20 @@ def load_interactions(scenario: Scenario, data_dir: str) -> Interactions:
 def device_splits(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
     """Splits of all devices, mapped from the run's folder; prepared there by whoever comes first.
 
+    ``data.path`` may also name a folder that holds such splits already (:class:`fl_peel.population.Population`).
+
     Raises:
         DataError: the data set is not found, not readable or malformed.
     """
-    key = json.dumps([scenario.seed, scenario.data.model_dump(mode="json")], sort_keys=True)
-    folder = Path(run_dir) / f"devices-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
-    if not folder.is_dir():
-        _prepare(scenario, data_dir, folder)
+    folder = Path(scenario.data.path or "")
+    if not (scenario.data.path and (folder / f"{PARTS[-1]}-items.npy").is_file()):
+        key = json.dumps([scenario.seed, scenario.data.model_dump(mode="json")], sort_keys=True)
+        folder = Path(run_dir) / f"devices-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
+        if not folder.is_dir():
+            _prepare(scenario, data_dir, folder)
     parts = [
         UserItems(*(np.load(folder / f"{part}-{what}.npy", mmap_mode="r") for what in ("indptr", "items")))
-        for part in _PARTS
+        for part in PARTS
     ]
     return Splits(parts[0], parts[1], parts[2], int(np.load(folder / "num_items.npy")))
 
@@ -69,7 +73,7 @@ def _prepare(scenario: Scenario, data_dir: str, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".devices-"))
     try:
-        for part in _PARTS:
+        for part in PARTS:
             items: UserItems = getattr(splits, part)
             np.save(unfinished / f"{part}-indptr.npy", items.indptr)
             np.save(unfinished / f"{part}-items.npy", items.items)

@@ -12,6 +12,7 @@ depend on the order of devices or on how they are spread over nodes.
 The readable twins are in :mod:`fl_peel.reference`; tests compare the two.
 """
 
+from fl_peel.kernels.drawing import draw_items
 from fl_peel.kernels.packing import add_rows, decode_int8, encode_int8, gather_sums, largest_magnitudes, step_rows
 from fl_peel.kernels.ranking import block_signals, hit_sums, tile_rows, top_rows
 from fl_peel.kernels.selecting import serving_cutoffs
@@ -25,6 +26,7 @@ __all__ = [
     "add_rows",
     "block_signals",
     "decode_int8",
+    "draw_items",
     "encode_int8",
     "gather_sums",
     "hit_sums",
