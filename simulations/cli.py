@@ -1,4 +1,4 @@
-"""The command line: `fl-peel run`, `scenarios`, `data`, `profiles`.
+"""The command line: `fl-peel run`, `compare`, `ablate`, `scenarios`, `data`, `profiles`.
 
 Exit codes: 0 done; 1 a bug of ours (with a traceback); 2 a mistake of the user's (one line on stderr); 130 Ctrl-C.
 Heavy imports are inside the commands, so that `fl-peel --help` answers at once.
@@ -20,6 +20,7 @@ from rich.text import Text
 
 from fl_peel import __version__
 from fl_peel.errors import FlPeelError, ScenarioError
+from simulations.cli_studies import add_studies
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -33,6 +34,7 @@ data_app = typer.Typer(help="Named data sets.", no_args_is_help=True)
 profiles_app = typer.Typer(help="Fleets of devices: memory, links, availability.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(profiles_app, name="profiles")
+add_studies(app)
 
 DataDir = Annotated[
     Path | None,

@@ -38,7 +38,7 @@ def run_page(result: RunResult, plots: Sequence[Plot]) -> str:
         view for key in ("fairness", "elasticity") if free.get(key) for view in nested_views(key.title(), free[key])
     ]
     name = scenario_name(result["scenario"])
-    return _render(
+    return render(
         "report.html",
         title=f"{name}: personalized elastic embeddings",
         lead=_lead(result),
@@ -50,7 +50,7 @@ def run_page(result: RunResult, plots: Sequence[Plot]) -> str:
         parts=parts,
         plots=dict.fromkeys(FIGURES) | {plot.name: plot for plot in plots},
         environment=nested_views("Environment", result["environment"]) if result.get("environment") else [],
-        **_provenance(result, f"fl-peel run scenario.yaml --seed {result['seed']}"),
+        **provenance(result, f"fl-peel run scenario.yaml --seed {result['seed']}"),
     )
 
 
@@ -64,7 +64,7 @@ def compare_page(result: CompareResult, plot: Plot) -> str:
         ("NDCG@20", format_metric(full["ndcg@20"])),
         ("methods", str(len({row["method"] for row in result["rows"]}))),
     ]
-    return _render(
+    return render(
         "compare.html",
         title=f"{name}: ways to fit a budget" if name else "Ways to fit a budget",
         lead="Every method under the same budgets, its bytes counted as they would be stored on the device.",
@@ -73,7 +73,7 @@ def compare_page(result: CompareResult, plot: Plot) -> str:
         refinement=refinement_view(result),
         details=compare_details_view(result["rows"]),
         plot=plot,
-        **_provenance(result, f"fl-peel compare {shlex.quote(name)}" if name else ""),
+        **provenance(result, f"fl-peel compare {shlex.quote(name)}" if name else ""),
     )
 
 
@@ -82,7 +82,8 @@ def scenario_name(scenario: Mapping[str, Any] | str) -> str:
     return scenario if isinstance(scenario, str) else str(scenario.get("name", "scenario"))
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """A page from a template of :mod:`simulations.templates`; every value is escaped."""
     environment = Environment(
         loader=DictLoader(dict(TEMPLATES)),
         autoescape=True,
@@ -126,7 +127,8 @@ def _run_facts(result: RunResult) -> list[tuple[str, str]]:
     return facts if result["device_classes"] else facts[1:3] + facts[4:]
 
 
-def _provenance(result: RunResult | CompareResult, command: str) -> dict[str, Any]:
+def provenance(result: Mapping[str, Any] | RunResult | CompareResult, command: str) -> dict[str, Any]:
+    """What the part on how to reproduce shows; ``command``: where the result does not tell its own."""
     values: Mapping[str, Any] = result
     scenario = values.get("scenario")
     versions: Mapping[str, str] = values.get("versions") or {}

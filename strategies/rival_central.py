@@ -24,8 +24,8 @@ from fl_peel.randomness import rng_for, seed_for
 from fl_peel.ranking import MetricSums
 from strategies.rivals import FloatArray, Material, Split, ranked_blocks, sum_quality
 
-SAMPLE = 0.25
-"""Share of the devices, by whole user groups, on which settings are compared."""
+SAMPLE = 5000
+"""Devices, by whole user groups, on which settings are compared; all where there are fewer."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def refine_centrally(
 
 
 def _sample(numbers: list[int], members: list[NDArray[np.int64]], seed: int) -> list[int]:
-    """Random user groups that hold at least SAMPLE of the devices."""
-    total, reached, chosen = sum(len(members[group]) for group in numbers), 0, []
+    """Random user groups that hold at least SAMPLE devices together, if there are as many."""
+    reached, chosen = 0, []
     for group in rng_for(seed, "central-sample").permutation(numbers).tolist():
-        if reached >= SAMPLE * total:
+        if reached >= SAMPLE:
             break
         chosen.append(group)
         reached += len(members[group])

@@ -1,0 +1,140 @@
+"""The commands that run a scenario many times: `fl-peel compare` and `fl-peel ablate`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from fl_peel.events import OnEvent, silent
+
+ScenarioName = Annotated[str, typer.Argument(help="A shipped scenario or a YAML file.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the results, and for checkpoints to resume from.")]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Repeat with this many seeds, from the scenario's on.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a key, e.g. refinement.rounds=5; repeatable."),
+]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Folder that holds data sets by name.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
+
+
+def add_studies(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command()(compare)
+    app.command()(ablate)
+
+
+def compare(
+    scenario: ScenarioName = "ml-100k",
+    out: Out = Path("compare"),
+    budgets: Annotated[
+        str, typer.Option("--budgets", metavar="SHARES", help="Of the fp32 full item table.")
+    ] = "0.1%,0.25%,0.5%,1%,2.5%,5%,10%",
+    single_budgets: Annotated[
+        str | None,
+        typer.Option("--single-budgets", metavar="SHARES", help="For which to train with that budget alone, too."),
+    ] = None,
+    seeds: Seeds = 1,
+    overrides: Overrides = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare PEEL with every other way of fitting a budget: one table, one plot."""
+    from fl_peel.config import load_scenario
+    from simulations.report import compare_table
+    from simulations.study import read_budgets
+
+    shares = read_budgets(budgets)
+    single = None if single_budgets is None else read_budgets(single_budgets, "--single-budgets")
+    loaded = load_scenario(scenario, overrides or [])
+
+    from simulations import compare as comparison
+    from simulations.runner import default_cache_dir
+
+    options = {"--budgets": budgets, "--single-budgets": single_budgets, "--seeds": seeds, "--data-dir": data_dir}
+    result = comparison.compare(
+        loaded,
+        shares,
+        out=out,
+        seeds=seeds,
+        single_budgets=single,
+        data_dir=data_dir,
+        cache_dir=default_cache_dir(),
+        on_event=_told(quiet),
+        command=_command("compare", scenario, overrides, options),
+    )
+    if not quiet:
+        _show(compare_table(result["rows"]), out / "compare.html")
+
+
+def ablate(
+    scenario: ScenarioName = "ml-100k",
+    out: Out = Path("ablate"),
+    budgets: Annotated[
+        str, typer.Option("--budgets", metavar="SHARES", help="Of the fp32 full item table.")
+    ] = "0.25%,1%,5%",
+    parts: Annotated[
+        str | None, typer.Option("--parts", metavar="NAMES", help="Only these, e.g. slices,grouping.")
+    ] = None,
+    seeds: Seeds = 1,
+    overrides: Overrides = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what each part of the method is worth: one table, one plot."""
+    from fl_peel.config import load_scenario
+    from simulations.study import read_budgets
+
+    shares = read_budgets(budgets)
+    loaded = load_scenario(scenario, overrides or [])
+
+    from simulations import ablate as ablation
+    from simulations.ablate_report import ablate_view
+    from simulations.runner import default_cache_dir
+
+    options = {"--budgets": budgets, "--parts": parts, "--seeds": seeds, "--data-dir": data_dir}
+    result = ablation.ablate(
+        loaded,
+        shares,
+        out=out,
+        seeds=seeds,
+        parts=None if parts is None else [part.strip() for part in parts.split(",")],
+        data_dir=data_dir,
+        cache_dir=default_cache_dir(),
+        on_event=_told(quiet),
+        command=_command("ablate", scenario, overrides, options),
+    )
+    if not quiet:
+        _show(ablate_view(result).to_rich(), out / "ablate.html")
+
+
+def _told(quiet: bool) -> OnEvent:
+    """A line a step on stderr: a study has too many stages for bars."""
+    from simulations.progress import Lines
+
+    console = Console(stderr=True, highlight=False)
+    return silent if quiet else Lines(lambda line: console.print(Text(line), soft_wrap=True))
+
+
+def _command(name: str, scenario: str, overrides: list[str] | None, options: dict[str, Any]) -> str:
+    """What to type to get the same files again, but for the folder."""
+    words = ["fl-peel", name, scenario]
+    for override in overrides or []:
+        words += ["--set", override]
+    for option, value in options.items():
+        if value is not None:
+            words += [option, str(value)]
+    return shlex.join(words)
+
+
+def _show(table: Any, page: Path) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+    typer.echo(f"report: {page}")

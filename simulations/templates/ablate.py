@@ -1,0 +1,13 @@
+"""The page of an ablation."""
+
+ABLATE = """\
+{% extends "base.html" %}
+{% from "parts.html" import table, figure %}
+{% block content %}
+<section id="parts">
+<h2>What each part is worth</h2>
+{{ figure(plot, "One mark a budget; right of the dashed line is better than the scenario as it is.") }}
+{{ table(table_of_parts) }}
+</section>
+{% endblock %}
+"""
