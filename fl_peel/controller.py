@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fl_peel.pretraining import fixed_threads
 from fl_peel.randomness import seed_for
 
 FeatureName = Literal["shown", "popularity", "global-popularity", "loss", "energy"]
@@ -173,6 +174,10 @@ class Controller(nn.Module):
         if not data:
             return float("nan")
         total = sum(float(hits.sum()) for _, _, hits in data)
+        with fixed_threads(1):  # small sums: more threads are slower and may add up in another order
+            return self._fit(data, total)
+
+    def _fit(self, data: Sequence[tuple[Tensor, Tensor, Tensor]], total: float) -> float:
         value = 0.0
         for _ in range(self.config.steps):
             self._optimizer.zero_grad()

@@ -50,7 +50,7 @@ def device_splits(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
     """
     folder = Path(scenario.data.path or "")
     if not (scenario.data.path and (folder / f"{PARTS[-1]}-items.npy").is_file()):
-        key = json.dumps([scenario.seed, scenario.data.model_dump(mode="json")], sort_keys=True)
+        key = json.dumps([scenario.seed, data_dir, scenario.data.model_dump(mode="json")], sort_keys=True)
         folder = Path(run_dir) / f"devices-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
         if not folder.is_dir():
             _prepare(scenario, data_dir, folder)

@@ -20,8 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import kernels
+from fl_peel.errors import ScenarioError
 from fl_peel.interactions import UserItems
 from fl_peel.selection import RankedBlocks
+
+_FP16_MAX = 65504.0
 
 LocalLoss = Literal["bpr", "sampled-softmax"]
 
@@ -112,6 +115,10 @@ def train_group(
 
     cutoffs: (N,) blocks each keeps; users: (N, d); train: N rows of item numbers; seeds: (N,), one per device.
     Returns the new user embeddings (N, d), which stay on the devices, and the sums.
+
+    Raises:
+        ScenarioError: training diverged: a device's numbers are no longer finite, or its user embedding no longer
+            fits in fp16, in which it is stored.
     """
     num_devices = len(cutoffs)
     num_rows, dim = ranked.table.shape
@@ -148,6 +155,10 @@ def train_group(
         touched_pieces,
         squares,
     )
+    if not (np.isfinite(squares).all() and np.isfinite(loss).all() and np.abs(trained).max(initial=0.0) < _FP16_MAX):
+        raise ScenarioError(
+            "refinement.local: training diverged on a device; lower learning_rate and user_learning_rate, or raise l2"
+        )
     holders = holders_of(cutoffs[examples > 0], len(ranked.blocks))
     return trained, GroupUpdate(
         narrow, wide, is_wide, tallies, holders, loss, examples, touched_pieces, np.sqrt(squares)

@@ -120,7 +120,7 @@ def pretrain(
     """
     _check(collected, config)
     num_threads = config.num_threads or (2 if collected.num_interactions >= 300_000 else 1)
-    with _fixed_threads(num_threads):
+    with fixed_threads(num_threads):
         trainer = _Trainer(collected, num_items, config, seed, device)
         history = []
         for figures in trainer.epochs():
@@ -147,7 +147,7 @@ def _check(collected: UserItems, config: PretrainingConfig) -> None:
 
 
 @contextmanager
-def _fixed_threads(num_threads: int) -> Iterator[None]:
+def fixed_threads(num_threads: int) -> Iterator[None]:
     """Torch, BLAS and OpenMP on this many threads, and as before afterwards."""
     before = torch.get_num_threads()
     with threadpool_limits(limits=num_threads):

@@ -14,7 +14,9 @@ fields are all that is sent:
 ``moving``          server -> devices: ranked blocks; devices -> server: sums over devices whose budgets move
 =================== ==============================================================================================
 
-Interactions and locally trained user embeddings are in none of them.
+Locally trained user embeddings and single devices' interactions are fields of none of them. But sums say something
+about those who are in them: a node that hosts one device answers with that device's own row counts and signals, from
+which its items can be read. What a node may answer about too few devices is a matter of the privacy mechanisms.
 """
 
 from __future__ import annotations

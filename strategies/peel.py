@@ -24,6 +24,7 @@ from fl_peel import wire
 from fl_peel.blocks import BlockLayout
 from fl_peel.config import Scenario
 from fl_peel.controller import Controller
+from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.precision import Precision
 from fl_peel.ranking import SUM_SCALE
@@ -189,6 +190,8 @@ class PeelStrategy(Strategy):
         for message in replies:
             if message.has_error():
                 error = failure(message, f"node {self.nodes.partition(message)}, round {server_round}")
+                if isinstance(error, ScenarioError):
+                    raise error  # every node would fail in every round
                 logger.warning("%s", error)
                 continue
             self._message_bytes += _size(message)
@@ -224,7 +227,8 @@ class PeelStrategy(Strategy):
         )
         self.rounds.append(record)
         speed = record.devices / record.seconds
-        text = f"{speed:,.0f} devices/s" + (f", validation recall@20 {record.recall:.4f}" if record.recall else "")
+        left_s = record.seconds * (self.scenario.refinement.rounds - server_round)
+        text = f"{speed:,.0f} devices/s, {left_s:.0f} s left" + (f", validation recall@20 {record.recall:.4f}" if record.recall else "")
         self._on_event(Event("refinement", server_round, self.scenario.refinement.rounds, text))
         return None, None
 
