@@ -21,6 +21,7 @@ from typing import Any, cast
 import platformdirs
 import psutil
 from flwr.app import Context
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
@@ -97,7 +98,12 @@ Server = Callable[[Grid, Scenario, Place, OnEvent], dict[str, Any]]
 
 
 def simulated(
-    scenario: Scenario, place: Place, on_event: OnEvent = silent, *, server: Server = serve
+    scenario: Scenario,
+    place: Place,
+    on_event: OnEvent = silent,
+    *,
+    server: Server = serve,
+    client: ClientApp = client_app,
 ) -> dict[str, Any]:
     """Run the server's side and the nodes in this process and its Ray workers; returns what ``server`` does.
 
@@ -128,7 +134,7 @@ def simulated(
         try:
             run_simulation(
                 server_app,
-                client_app,
+                client,
                 num_supernodes=scenario.engine.nodes,
                 backend_config=_backend_config(scenario),
             )
@@ -214,7 +220,10 @@ def versions() -> dict[str, str]:
 
 
 class PeakMemory:
-    """Peak resident memory of this process and its children, sampled every half second."""
+    """Peak resident memory of this process and its children, sampled every half second.
+
+    Where the system tells, memory that several processes share (Ray's store) counts once.
+    """
 
     def __init__(self) -> None:
         self.peak_bytes = 0
@@ -235,7 +244,8 @@ class PeakMemory:
             total = 0
             for process in [me, *me.children(recursive=True)]:
                 try:
-                    total += process.memory_info().rss
+                    memory = process.memory_full_info()
+                    total += getattr(memory, "pss", memory.rss)
                 except psutil.Error:
                     continue
             self.peak_bytes = max(self.peak_bytes, total)

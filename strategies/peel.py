@@ -228,7 +228,9 @@ class PeelStrategy(Strategy):
         self.rounds.append(record)
         speed = record.devices / record.seconds
         left_s = record.seconds * (self.scenario.refinement.rounds - server_round)
-        text = f"{speed:,.0f} devices/s, {left_s:.0f} s left" + (f", validation recall@20 {record.recall:.4f}" if record.recall else "")
+        text = f"{speed:,.0f} devices/s, {left_s:.0f} s left" + (
+            f", validation recall@20 {record.recall:.4f}" if record.recall else ""
+        )
         self._on_event(Event("refinement", server_round, self.scenario.refinement.rounds, text))
         return None, None
 

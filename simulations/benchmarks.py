@@ -1,0 +1,321 @@
+"""How fast is the engine? Devices per second of federated rounds through Flower, against stock Flower, up to a million.
+
+Every figure is measured here and now, in one go on one machine; ``docs/engine.md`` says what each one covers. A round
+is timed from the moment the server starts to choose and pack blocks until its tables are updated, messages included.
+"Best" is the best of several rounds after one that is not counted: what else the machine does can only slow a round.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fl_peel import wire
+from fl_peel.blocks import BlockLayout
+from fl_peel.config import Scenario, load_scenario
+from fl_peel.devices import device_splits
+from fl_peel.errors import EngineError, ScenarioError
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.local_training import train_group
+from fl_peel.population import Population
+from fl_peel.randomness import device_seeds, rng_for
+from fl_peel.roots import own_root
+from fl_peel.selection import ElasticEmbedding, RankedBlocks, pack_ranking, rank_blocks
+from simulations import stock_flower
+from simulations.bench_world import World, make_world
+from simulations.report_files import json_bytes, write_files
+from simulations.runner import PeakMemory, run, run_folder, simulated
+from strategies.nodes import Nodes
+from strategies.peel import PeelStrategy
+from strategies.sampling import sample_cohort
+from strategies.server_app import Place, budget_bytes
+
+MILLION = 1_000_000
+FULL_TABLES = """\
+description: Devices that hold the whole table at block precision and are always there, so that every train item counts.
+profiles:
+  - name: full
+    memory: {table_share: 1.0}
+    budget: {process: constant}
+"""
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """What is measured. data: a named data set, or a folder that a population was written to; sizes: devices of the
+    populations for the scaling figures, over ``num_items`` items; rounds: timed rounds of each kind.
+    """
+
+    data: str = "gowalla"
+    embedding_dim: int = 64
+    user_groups: int = 16
+    rounds: int = 6
+    stock_devices: int = 1000
+    sizes: tuple[int, ...] = (10_000, 100_000, MILLION)
+    num_items: int = 100_000
+    main_job: bool = True
+    nodes: int = 2
+
+
+def bench(
+    data_dir: str | Path,
+    out: str | Path | None,
+    *,
+    device: str = "cpu",
+    million: bool = True,
+    stock_devices: int = 1000,
+    plan: BenchPlan | None = None,
+    on_event: OnEvent = silent,
+) -> dict[str, Any]:
+    """Measure, and write bench.json to ``out`` if given. ``million``: also the populations up to a million devices.
+
+    Raises:
+        ScenarioError: a ``device`` other than cpu: cohorts train on the CPU.
+        FlPeelError: a data set that is not there, or a failed engine.
+    """
+    if device != "cpu":
+        raise ScenarioError(f"bench: device {device!r} cannot train cohorts; use cpu (cuda serves pretraining alone)")
+    if plan is None:
+        plan = BenchPlan(stock_devices=stock_devices)
+    if not million:
+        plan = BenchPlan(**{**vars(plan), "sizes": ()})
+    found: dict[str, Any] = {"environment": _environment(), "plan": vars(plan)}
+    with run_folder() as folder:
+        (folder / "full.yaml").write_text(FULL_TABLES)
+        base = _scenario(plan, plan.data, str(folder / "full.yaml"))
+        place = Place(str(data_dir or ""), str(folder / "main"))
+
+        def server(grid: Grid, scenario: Scenario, place: Place, told: OnEvent) -> dict[str, Any]:
+            return _through_flower(grid, scenario, place, plan, folder, told)
+
+        found |= simulated(base, place, on_event, server=server)
+        on_event(Event("bench", 1, 3, f"{found['devices_per_second']:,.0f} devices/s"))
+        found |= _stock(base, place, plan, folder / "stock", on_event)
+        found["speedup_vs_stock"] = found["devices_per_second"] / found["stock_flower_devices_per_second"]
+        found["speedup_vs_stock_same_devices"] = (
+            found["same_devices_per_second"] / found["stock_flower_devices_per_second"]
+        )
+        on_event(Event("bench", 2, 3, f"{found['speedup_vs_stock']:,.0f} times stock Flower"))
+    if plan.main_job:
+        start = time.perf_counter()
+        run("ml-100k", data_dir=data_dir, on_event=on_event)
+        found["main_job_seconds"] = time.perf_counter() - start
+    on_event(Event("bench", 3, 3))
+    if out is not None:
+        write_files(Path(out), {"bench.json": json_bytes(found)})
+    return found
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "cpus": psutil.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "load_average_before": psutil.getloadavg()[0],
+    }
+
+
+def _scenario(plan: BenchPlan, data: str, fleet: str, *more: str) -> Scenario:
+    how = stock_flower.HOW
+    path = Path(data)
+    source = ["data.name=null", f"data.path={data}"] if path.is_dir() else [f"data.name={data}"]
+    return load_scenario(
+        "ml-100k",
+        [
+            *source,
+            f"fleet={fleet}",
+            f"pretraining.embedding_dim={plan.embedding_dim}",
+            "pretraining.epochs=0",
+            f"user_groups.count={plan.user_groups}",
+            "selector=popularity",
+            "controller.every=1000000",
+            f"refinement.rounds={plan.rounds + 1}",
+            f"refinement.local.loss={how.loss}",
+            f"refinement.local.num_negatives={how.num_negatives}",
+            f"refinement.local.batch_size={how.batch_size}",
+            f"refinement.local.epochs={how.epochs}",
+            f"refinement.local.learning_rate={how.learning_rate}",
+            f"refinement.local.user_learning_rate={how.user_learning_rate}",
+            "refinement.local.temperature=1",
+            "evaluation.budgets=[0.01]",
+            "evaluation.selectors=[popularity]",
+            f"engine.nodes={plan.nodes}",
+            *more,
+        ],
+    )
+
+
+def _through_flower(
+    grid: Grid, scenario: Scenario, place: Place, plan: BenchPlan, folder: Path, on_event: OnEvent
+) -> dict[str, Any]:
+    """All that PEEL's engine does, on one set of nodes."""
+    nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)
+    found = _rounds(grid, scenario, place, plan, nodes, on_event)
+    found["scaling"] = []
+    for number, size in enumerate(sorted(plan.sizes)):
+        one = _population(grid, scenario, plan, size, folder, nodes, on_event)
+        found["scaling"].append({key: one[key] for key in ("devices", "seconds_per_device", "round_seconds")})
+        if number == len(plan.sizes) - 1:
+            found["million"] = one
+    if found["scaling"]:
+        costs = [one["seconds_per_device"] for one in found["scaling"]]
+        found["scaling_last_to_first"] = costs[-1] / costs[0]
+    return found
+
+
+def _rounds(
+    grid: Grid, scenario: Scenario, place: Place, plan: BenchPlan, nodes: Nodes, on_event: OnEvent
+) -> dict[str, Any]:
+    """Rounds of all devices, of a few and of the default fleet; evaluation; one device by itself."""
+    world = make_world(scenario, place, nodes, on_event)
+    strategy = world.strategy()
+    num_devices = len(strategy.members.devices)
+    best_s, stages, seconds = strategy.timed(grid, plan.rounds)
+    found: dict[str, Any] = {
+        "devices": num_devices,
+        "devices_per_second": num_devices / best_s,
+        "devices_per_second_median": num_devices / float(np.median(seconds)),
+        "round_seconds": seconds,
+        "message_bytes": strategy.rounds[-1].message_bytes,
+        "stages": stages,
+    }
+    budget = budget_bytes(world.prepared.layout, 0.01)
+    found["evaluation_seconds"] = _best(lambda: strategy.evaluate([budget], precision="int8", selector="popularity"), 3)
+    found["evaluation_full_tables_seconds"] = _best(
+        lambda: strategy.evaluate([wire.UNLIMITED], precision="fp32", selector="popularity"), 1
+    )
+    found |= _on_device(world, strategy, budget)
+    found["stages"] |= _training_alone(world, strategy)
+    share = min(1.0, plan.stock_devices / num_devices)
+    few = world.strategy(_scenario(plan, plan.data, str(scenario.fleet), f"refinement.cohort_share={share}"))
+    few_s, _, _ = few.timed(grid, plan.rounds)
+    found["same_devices_per_second"] = few.rounds[-1].devices / few_s
+    usual = world.strategy(_scenario(plan, plan.data, "default"))
+    usual_s, _, _ = usual.timed(grid, plan.rounds)
+    found["default_fleet_devices_per_second"] = usual.rounds[-1].devices / usual_s
+    return found
+
+
+def _population(
+    grid: Grid, base: Scenario, plan: BenchPlan, size: int, folder: Path, nodes: Nodes, on_event: OnEvent
+) -> dict[str, Any]:
+    """Write a population, have it join, and run rounds. ``seconds``: everything up to the end of the first round."""
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        data = folder / f"population-{size}"
+        Population(0, size, plan.num_items, plan.user_groups).write(data)
+        written = time.perf_counter()
+        scenario = _scenario(plan, str(data), str(base.fleet))
+        world = make_world(scenario, Place("", str(folder / f"run-{size}")), nodes, on_event)
+        strategy = world.strategy()
+        joined = time.perf_counter()
+        rounds = max(1, min(plan.rounds, 200_000 // size))
+        best_s, stages, seconds = strategy.timed(grid, rounds)
+        first_s = strategy.rounds[0].seconds
+    best_s = min(best_s, first_s)
+    on_event(Event("bench", 1, 3, f"{size:,} devices: {size / best_s:,.0f} devices/s"))
+    return {
+        "devices": strategy.rounds[-1].devices,
+        "seconds_per_device": best_s / size,
+        "round_seconds": [first_s, *seconds],
+        "seconds": joined - start + first_s,
+        "peak_rss_bytes": memory.peak_bytes,
+        "items": plan.num_items,
+        "train_interactions": device_splits(scenario, "", "").train.num_interactions,
+        "stages": {"write_population": written - start, "join": joined - written, **stages},
+    }
+
+
+def _on_device(world: World, strategy: PeelStrategy, budget: int) -> dict[str, float]:
+    """What one device does by itself at 1% of the bytes: choose its blocks; rank all items with what it stored."""
+    layout = world.prepared.layout
+    ceiling = int(strategy.members.ceilings[0])
+    ranked = rank_blocks(layout, "int8", world.popularity[0], world.prepared.pretrained.items, ceiling)
+    train = device_splits(world.scenario, world.place.data_dir, world.place.run_dir).train
+    elastic = ElasticEmbedding(ranked, world.prepared.pretrained.users[0], train.row(0))
+    stored = elastic.at(budget)
+    seen = layout.row_in_catalogue[elastic.seen]
+    return {
+        "select_ms": 1000 * _best(lambda: elastic.kept(budget), 50),
+        "rank_ms": 1000 * _best(lambda: stored.top_n(20, seen), 50),
+    }
+
+
+def _training_alone(world: World, strategy: PeelStrategy) -> dict[str, float]:
+    """The compiled loop by itself on one core, without messages: all devices, all groups, as in a round."""
+    train = device_splits(world.scenario, world.place.data_dir, world.place.run_dir).train
+    table, users = world.prepared.pretrained.items, world.prepared.pretrained.users
+    seconds = 0.0
+    for group, popularity in enumerate(world.popularity):
+        members = np.flatnonzero(strategy.members.groups == group)
+        ceiling = int(strategy.members.ceilings[group])
+        ranked = rank_blocks(world.prepared.layout, "int8", popularity, table, ceiling)
+        arguments = (
+            ranked,
+            np.full(len(members), len(ranked.blocks), np.int64),
+            users[members],
+            train.select(members),
+            device_seeds(0, "bench", devices=members),
+            stock_flower.HOW,
+        )
+        seconds += _best(lambda arguments=arguments: train_group(*arguments), 2)  # type: ignore[misc]
+    return {"training_alone_on_one_core": seconds}
+
+
+def _stock(base: Scenario, place: Place, plan: BenchPlan, folder: Path, on_event: OnEvent) -> dict[str, Any]:
+    """The same training as a plain Flower app: a node per device, a message per device."""
+    splits = device_splits(base, place.data_dir, place.run_dir)
+    everybody = np.arange(splits.num_users)
+    chosen = sample_cohort(base.seed, 1, everybody, min(1.0, plan.stock_devices / splits.num_users))
+    rng = rng_for(0, "bench", "stock")
+    users = rng.standard_normal((len(chosen), plan.embedding_dim), np.float32) * np.float32(0.2)
+    table = rng.standard_normal((splits.num_items, plan.embedding_dim), np.float32) * np.float32(0.2)
+    layout = BlockLayout(np.arange(splits.num_items, dtype=np.int32), plan.embedding_dim, 1)
+    stock_flower.save_devices(folder, users, splits.train.select(chosen))
+    blocks = pack_ranking(layout, "int8", splits.train.popularity(splits.num_items).astype(np.float64), table, None)
+    ranked = RankedBlocks.unpack(layout, "int8", blocks)
+
+    def server(grid: Grid, scenario: Scenario, place: Place, told: OnEvent) -> dict[str, Any]:
+        def one_round(server_round: int, nodes: list[int]) -> float:
+            start = time.perf_counter()
+            content = stock_flower.train_content(folder, base.seed, server_round, splits.num_items, blocks)
+            messages = [Message(content, dst_node_id=node, message_type="train") for node in nodes]
+            replies = list(grid.send_and_receive(messages, timeout=base.engine.reply_timeout_s))
+            failed = [reply for reply in replies if reply.has_error()]
+            if failed or len(replies) < len(nodes):
+                raise EngineError(f"stock Flower: {len(nodes) - len(replies) + len(failed)} of {len(nodes)} failed")
+            stock_flower.mean_of(splits.num_items, ranked, replies)
+            return time.perf_counter() - start
+
+        while len(nodes := list(grid.get_node_ids())) < len(chosen):
+            time.sleep(0.1)
+        one_round(1, nodes[: 2 * plan.nodes])  # loads the compiled loops
+        seconds = one_round(2, nodes)
+        return {
+            "stock_flower_devices_per_second": len(nodes) / seconds,
+            "stock_flower_devices": len(nodes),
+            "stock_flower_seconds": seconds,
+        }
+
+    scenario = base.model_copy(update={"engine": base.engine.model_copy(update={"nodes": len(chosen)})})
+    return simulated(scenario, place, on_event, server=server, client=stock_flower.app)
+
+
+def _best(work: Callable[[], object], times: int) -> float:
+    """Least wall seconds of several."""
+    return min(_seconds(work) for _ in range(times))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
