@@ -48,9 +48,7 @@ def _sparse(matrix: sp.csr_matrix, device: str) -> Tensor:
         )
 
 
-def mean_of_layers(
-    graph: InteractionGraph, users: Tensor, items: Tensor, num_layers: int
-) -> tuple[Tensor, Tensor]:
+def mean_of_layers(graph: InteractionGraph, users: Tensor, items: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
     """Mean over layers 0..num_layers of users (U, d) and items (I, d), no gradient recorded."""
     user_sum, item_sum = users.clone(), items.clone()
     for _ in range(num_layers):
@@ -76,9 +74,7 @@ class _Propagate(torch.autograd.Function):
         return users, items, None, None
 
 
-def propagate(
-    graph: InteractionGraph, users: Tensor, items: Tensor, num_layers: int
-) -> tuple[Tensor, Tensor]:
+def propagate(graph: InteractionGraph, users: Tensor, items: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
     """LightGCN's final tables (U, d), (I, d) from layer 0; differentiable. 0 layers return the input."""
     if num_layers == 0:
         return users, items

@@ -60,9 +60,7 @@ def truncated_svd(
         right = np.linalg.qr(transposed @ left)[0]
         left = np.linalg.qr(matrix @ right)[0]
     # matrix ~ left @ (left.T @ matrix), and the second factor is small enough for an exact decomposition
-    small_left, values, small_right = np.linalg.svd(
-        (transposed @ left).T.astype(np.float64), full_matrices=False
-    )
+    small_left, values, small_right = np.linalg.svd((transposed @ left).T.astype(np.float64), full_matrices=False)
     users = np.zeros((num_rows, rank), np.float32)
     items = np.zeros((num_columns, rank), np.float32)
     kept = np.zeros(rank, np.float32)
