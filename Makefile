@@ -2,6 +2,7 @@
 VENV ?= .venv
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 OUT ?= out/ml-100k
+CODE := fl_peel clients strategies simulations tests
 BIN := $(VENV)/bin
 
 .PHONY: run test lint clean
@@ -13,8 +14,8 @@ test: lint
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
 $(BIN)/python:
