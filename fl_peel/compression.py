@@ -29,6 +29,10 @@ class StoredTable(Protocol):
     def user_dim(self) -> int:
         """Columns of the user embedding beside it."""
 
+    @property
+    def kind(self) -> str:
+        """What a reader must know besides the tensors, in a few words: it lies in the fixed header."""
+
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Everything but the user embedding."""
 
@@ -45,7 +49,7 @@ def to_bytes(stored: StoredTable, user: FloatArray) -> bytes:
     """The file of one device; user: (user_dim,)."""
     tensors = {"user": user.astype("<f2"), **stored.tensors()}
     shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-    header = safetensors_header(shapes, {"fl-peel-rival": type(stored).__name__})
+    header = safetensors_header(shapes, {"fl-peel-rival": stored.kind})
     return header + b"".join(np.ascontiguousarray(tensor).tobytes() for tensor in tensors.values())
 
 
@@ -68,6 +72,11 @@ class DenseTable:
     def user_dim(self) -> int:
         """As many columns as the table."""
         return self.dim
+
+    @property
+    def kind(self) -> str:
+        """Precision and columns."""
+        return f"dense {self.precision} {self.dim}"
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Codes and scales."""
@@ -103,12 +112,16 @@ class FactorTable:
         """Columns of the product."""
         return self.right.dim
 
-    def tensors(self) -> dict[str, NDArray[Any]]:
-        """Both factors."""
-        return {f"{side}.{name}": tensor for side, part in self._parts() for name, tensor in part.tensors().items()}
+    @property
+    def kind(self) -> str:
+        """Precision, rank and columns."""
+        return f"factors {self.left.precision} {self.left.dim} {self.right.dim}"
 
-    def _parts(self) -> tuple[tuple[str, DenseTable], ...]:
-        return ("left", self.left), ("right", self.right)
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Codes of both factors, and the scales of the one after those of the other."""
+        left, right = self.left.tensors(), self.right.tensors()
+        tensors: dict[str, NDArray[Any]] = {"left": left["codes"], "right": right["codes"]}
+        return tensors | ({"scales": np.concatenate([left["scales"], right["scales"]])} if "scales" in left else {})
 
     def decoded(self) -> tuple[NDArray[np.int32], FloatArray]:
         """All items: the product."""
@@ -174,30 +187,33 @@ class SparseTable:
         filled = len(np.unique(self.flat // self.dim))
         return min(ENCODINGS, key=lambda name: place_bytes(name, len(self.flat), filled, self.num_items, self.dim))
 
+    @property
+    def kind(self) -> str:
+        """Encoding, precision, shape of the table, entries, rows with any."""
+        filled = len(np.unique(self.flat // self.dim))
+        return f"{self.encoding} {self.precision} {self.num_items} {self.dim} {len(self.flat)} {filled}"
+
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """Where the entries are, their values, and scales."""
+        """Where the entries are (in one run of bytes, their parts one after the other), their values, and scales."""
         rows, columns = np.divmod(self.flat, self.dim)
-        row_type, column_type = _number_type(self.num_items), _number_type(self.dim)
-        count_type = _number_type(self.dim + 1)
-        places: dict[str, NDArray[Any]]
+        row_type, column_type = number_type(self.num_items), number_type(self.dim)
+        count_type = number_type(self.dim + 1)
+        parts: list[NDArray[Any]]
         match self.encoding:
             case "pairs":
-                places = {"rows": rows.astype(row_type), "columns": columns.astype(column_type)}
+                parts = [rows.astype(row_type), columns.astype(column_type)]
             case "counts":
                 counts = np.bincount(rows, minlength=self.num_items)
-                places = {"counts": counts.astype(count_type), "columns": columns.astype(column_type)}
+                parts = [counts.astype(count_type), columns.astype(column_type)]
             case "rows":
                 filled, counts = np.unique(rows, return_counts=True)
-                places = {
-                    "rows": filled.astype(row_type),
-                    "counts": counts.astype(count_type),
-                    "columns": columns.astype(column_type),
-                }
+                parts = [filled.astype(row_type), counts.astype(count_type), columns.astype(column_type)]
             case "bitmap":
                 bits = np.zeros(self.num_items * self.dim, np.bool_)
                 bits[self.flat] = True
-                places = {"bitmap": np.packbits(bits)}
-        tensors = places | {"codes": self.codes.astype(code_dtype(self.precision))}
+                parts = [np.packbits(bits)]
+        places = np.frombuffer(b"".join(part.tobytes() for part in parts), np.uint8)
+        tensors: dict[str, NDArray[Any]] = {"places": places, "codes": self.codes.astype(code_dtype(self.precision))}
         return tensors | ({"scales": self.scales.astype("<f2")} if has_scales(self.precision) else {})
 
     def decoded(self) -> tuple[NDArray[np.int32], FloatArray]:
@@ -215,7 +231,7 @@ class SparseTable:
 
 def place_bytes(encoding: Encoding, num_entries: int, filled_rows: int, num_items: int, dim: int) -> int:
     """Bytes that say where ``num_entries`` entries in ``filled_rows`` different rows are."""
-    row, column, count = (_number_type(most).itemsize for most in (num_items, dim, dim + 1))
+    row, column, count = (number_type(most).itemsize for most in (num_items, dim, dim + 1))
     match encoding:
         case "pairs":
             return num_entries * (row + column)
@@ -251,7 +267,7 @@ def most_entries(order: NDArray[np.int64], num_items: int, dim: int, precision: 
     return low
 
 
-def _number_type(below: int) -> np.dtype[np.unsignedinteger]:
+def number_type(below: int) -> np.dtype[np.unsignedinteger]:
     """Smallest unsigned type that holds 0..below-1."""
     return np.dtype("|u1" if below <= 1 << 8 else "<u2" if below <= 1 << 16 else "<u4")
 

@@ -146,6 +146,8 @@ def evolve(
     ones. In each generation the estimator is fitted to all fitnesses known, parents are drawn by rank, children take
     each block from either parent, mutate and are filled up; the estimator's favourites among them are ranked with.
     """
+    if costs.sum() <= room:
+        return np.ones(len(costs), np.bool_), 0
     rng = rng_for(seed, "evolve")
     known: dict[bytes, tuple[Genes, float]] = {}
 
@@ -218,7 +220,7 @@ def estimator(
     inputs = torch.from_numpy(np.stack(subsets).astype(np.float32))
     mean = inputs.mean(dim=0)
     targets = torch.tensor(values, dtype=torch.float32)
-    targets = (targets - targets.mean()) / targets.std().clamp_min(1e-9)
+    targets = (targets - targets.mean()) / targets.std(correction=0).clamp_min(1e-9)
     generator = torch.Generator().manual_seed(seed % (1 << 62))
     hidden = 16
     network = nn.Sequential(nn.Linear(inputs.shape[1], hidden), nn.Tanh(), nn.Linear(hidden, 1))

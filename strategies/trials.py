@@ -101,7 +101,7 @@ def _progress(trial: Trial, on_event: OnEvent) -> OnEvent:
         if event.stage in ("refinement", "evaluation"):
             done = event.done + (rounds if event.stage == "evaluation" else 0)
             on_event(Event(trial.name, done, total, f"{event.stage} {event.text}"))
-        elif event.stage == "pretraining":
+        elif event.stage == "pretraining" and event.done == event.total:
             on_event(Event(f"{trial.name}: pretraining", event.done, event.total, event.text))
 
     return told
