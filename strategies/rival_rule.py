@@ -61,7 +61,7 @@ class Rule:
         """The best subset found for each request."""
         rng = rng_for(material.seed, "rule-devices")
         wanting = np.flatnonzero(material.splits.validation.counts() > 0)
-        some = np.sort(rng.permutation(wanting)[: self.search.sample])
+        sample = material.of(np.sort(rng.permutation(wanting)[: self.search.sample]))
         for request in requests:
             start = time.perf_counter()
             layout = self.layout(material, request, requests)
@@ -70,24 +70,24 @@ class Rule:
             decoded = decoded_blocks(layout, request.precision, material.pretrained.items)
             starts = starting_orders(layout, material)
 
-            def option(
+            def served(
                 genes: Genes,
+                who: Material = sample,
                 request: Request = request,
                 layout: BlockLayout = layout,
                 decoded: FloatArray = decoded,
                 order: NDArray[np.int64] = starts[0],
             ) -> Option:
-                blocks = order[genes[order]]
-                ranked = ranked_blocks(layout, request.precision, blocks, decoded)
-                return block_option(request, ranked, material, 0.0)
+                ranked = ranked_blocks(layout, request.precision, order[genes[order]], decoded)
+                return block_option(request, ranked, who, 0.0)
 
-            def fitness(genes: Genes, option: Callable[[Genes], Option] = option) -> float:
-                return quality(option(genes), material, "validation", some)["recall@20"]
+            def fitness(genes: Genes, served: Callable[[Genes], Option] = served) -> float:
+                return quality(served(genes), sample, "validation")["recall@20"]
 
             room = request.budget_bytes - overhead_bytes(layout.embedding_dim)
             costs = layout.block_bytes(request.precision)
             found, ranked = evolve(costs, room, starts, fitness, self.search, seed_for(material.seed, "rule"))
-            best = option(found)
+            best = served(found, material)
             yield Option(
                 request,
                 best.ranked,

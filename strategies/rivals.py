@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -87,6 +87,16 @@ class Material:
         whole = users.copy()
         whole[alone] = fit_user_embeddings(items, self.splits.train.select(alone))
         return whole
+
+    def of(self, devices: NDArray[np.int64]) -> Material:
+        """The same tables, and these devices (N,) alone; ``given`` and ``popularity`` are theirs alone, too."""
+        return replace(
+            self,
+            given=self.given.select(devices),
+            has_data=np.ones(len(devices), np.bool_),
+            splits=self.splits.of(devices),
+            pretrained=replace(self.pretrained, users=self.users[devices]),
+        )
 
     def retrained(self, config: PretrainingConfig, what: str) -> PretrainedEmbeddings:
         """Tables of another shape, trained in the same way on the same interactions; kept by content."""
