@@ -242,7 +242,7 @@ def _table(*columns: str) -> Table:
 def _print(table: Table) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 120  # a file or a pipe has no width of its own
+        console.width = 400  # a file or a pipe has no width of its own: one row, one line
     console.print(table)
 
 
