@@ -145,10 +145,10 @@ def _reached(cohort: Cohort, places: IntArray, budgets: IntArray, server_round: 
 
 
 def _update_arrays(update: GroupUpdate) -> Arrays:
-    rows, sums = update.changed()
+    changed = update.changed()
+    rows = changed["rows"]
     return {
-        "rows": rows,
-        "sums": sums,
+        **changed,
         "touched": update.touched[rows].astype(np.int32),
         "row_loss": update.row_loss[rows],
         "row_examples": update.row_examples[rows].astype(np.int32),

@@ -73,13 +73,18 @@ class GroupUpdate:
         sums[self.is_wide] += self.wide[self.is_wide]
         return sums
 
-    def changed(self) -> tuple[NDArray[np.int32], NDArray[np.int32] | NDArray[np.int64]]:
-        """Rows (T,), ascending, that some device changed, and their sums (T, d): int32 if that holds them."""
+    def changed(self) -> dict[str, NDArray[np.int32] | NDArray[np.int64]]:
+        """The sums of the rows that some device changed, in two parts that add up: rows (T,), ascending, with sums
+        (T, d) int32; wide_rows (W,) with wide_sums (W, d) int64, what did not fit there.
+        """
         rows = np.flatnonzero(self.touched.any(axis=1)).astype(np.int32)
-        sums = np.empty((len(rows), self.narrow.shape[1]), np.int32)
-        if kernels.gather_sums(self.narrow, self.wide, rows, self.is_wide[rows], sums):
-            return rows, sums
-        return rows, self.sums[rows]
+        wide_rows = np.flatnonzero(self.is_wide).astype(np.int32)
+        return {
+            "rows": rows,
+            "sums": self.narrow[rows],
+            "wide_rows": wide_rows,
+            "wide_sums": self.wide[wide_rows],
+        }
 
     @property
     def touched(self) -> NDArray[np.int64]:

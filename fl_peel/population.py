@@ -1,6 +1,6 @@
 """Synthetic populations of any size, for scale tests: power-law popularity, planted taste groups, written in chunks.
 
-A device belongs to group ``device % num_groups``, an item to the world ``item % num_groups`` with the rank ``item //
+A device belongs to a group drawn evenly, an item to the world ``item % num_groups`` with the rank ``item //
 num_groups`` in it. A device takes items of its own world (or, with probability ``noise``, of another world drawn
 evenly); within a world the item of rank r is drawn with a weight of (r + 1) ** -exponent, without repeats. How many
 items it takes is log-normal. All of a device depends on the seed, the worlds and its own number alone: a larger
@@ -79,7 +79,8 @@ class Population:
 
     def groups(self, devices: NDArray[np.integer]) -> NDArray[np.int32]:
         """Group of each device, (N,)."""
-        return (devices % self.num_groups).astype(np.int32)
+        uniforms = device_uniforms(self.seed, "population", "group", devices=devices)
+        return np.minimum(uniforms * self.num_groups, self.num_groups - 1).astype(np.int32)
 
     def counts(self, start: int, stop: int) -> NDArray[np.int64]:
         """Items of each of the devices start..stop-1."""

@@ -186,8 +186,8 @@ class RoundRequest:
 
 @dataclass(frozen=True)
 class RoundReply:
-    """groups: user group -> rows (T,) touched, sums (T, d), touched (T, S), row_loss (T,), row_examples (T,),
-    holders (K,), and with signals hits, shown, exposed (K,).
+    """groups: user group -> rows (T,) touched, sums (T, d), wide_rows (W,), wide_sums (W, d) to be added to them,
+    touched (T, S), row_loss (T,), row_examples (T,), holders (K,), and with signals hits, shown, exposed (K,).
 
     classes: per device class, columns of :class:`ClassColumn`; clock: likewise of :class:`ClockColumn`;
     slowest_us: virtual microseconds of the slowest device whose update counts; loss, recall, ndcg: fixed-point sums

@@ -20,6 +20,7 @@ from fl_peel.devices import device_splits
 from fl_peel.events import OnEvent, silent
 from fl_peel.grouping import UserGroups
 from fl_peel.interactions import UserItems
+from fl_peel.population import Population
 from fl_peel.pretraining import PretrainedEmbeddings
 from fl_peel.randomness import rng_for
 from strategies.aggregation import ServerOptimizer
@@ -107,13 +108,14 @@ class World:
 
 
 def make_world(scenario: Scenario, place: Place, nodes: Nodes, on_event: OnEvent) -> World:
-    """Devices of a data set with drawn embeddings and planted groups, ``device % user_groups.count``."""
+    """Devices of a data set with drawn embeddings and planted groups."""
     splits = device_splits(scenario, place.data_dir, place.run_dir)
     num_users, num_items, dim = splits.num_users, splits.num_items, scenario.pretraining.embedding_dim
     num_groups = scenario.user_groups.count
     rng = rng_for(0, "bench", num_users)
     centroids = rng.standard_normal((num_groups, dim), np.float32) * np.float32(0.2)
-    assignment = (np.arange(num_users) % num_groups).astype(np.int32)
+    # of a population, its own groups; of a data set, groups drawn in the same way
+    assignment = Population(0, num_users, num_items, num_groups).groups(np.arange(num_users))
     users = np.empty((num_users, dim), np.float32)
     for start in range(0, num_users, 50_000):
         part = users[start : start + 50_000]
@@ -121,7 +123,9 @@ def make_world(scenario: Scenario, place: Place, nodes: Nodes, on_event: OnEvent
         part += centroids[assignment[start : start + 50_000]]
     items = rng.standard_normal((num_items, dim), np.float32) * np.float32(0.2)
     layout = BlockLayout(np.arange(num_items, dtype=np.int32), dim, 1)
-    popularity = np.stack([_popularity(splits.train, group, num_groups, num_items) for group in range(num_groups)])
+    popularity = np.stack(
+        [_popularity(splits.train, np.flatnonzero(assignment == group), num_items) for group in range(num_groups)]
+    )
     nothing = UserItems(np.zeros(num_users + 1, np.int64), np.zeros(0, np.int32))
     prepared = Prepared(
         nothing,
@@ -133,7 +137,7 @@ def make_world(scenario: Scenario, place: Place, nodes: Nodes, on_event: OnEvent
     return World(scenario, place, prepared, nodes, popularity, on_event)
 
 
-def _popularity(train: UserItems, group: int, num_groups: int, num_items: int) -> NDArray[np.float32]:
+def _popularity(train: UserItems, members: NDArray[np.int64], num_items: int) -> NDArray[np.float32]:
     """Interactions per device and item in a group, (I,), from at most 5,000 of its devices."""
-    devices = np.arange(group, train.num_users, num_groups)[:5000]
+    devices = members[:5000]
     return (train.select(devices).popularity(num_items) / max(len(devices), 1)).astype(np.float32)

@@ -52,14 +52,15 @@ def train(message: Message, context: Context) -> Message:
     device = int(context.node_config["partition-id"])
     config = message.content.config_records["config"]
     blocks = {name: array.numpy() for name, array in message.content.array_records["blocks"].items()}
-    rows, sums = train_device(
+    update = train_device(
         Path(str(config["folder"])),
         device,
         int(config["seed"]),  # type: ignore[arg-type]
         int(config["server_round"]),  # type: ignore[arg-type]
         _ranked(int(config["num_items"]), blocks),  # type: ignore[arg-type]
     )
-    return Message(RecordDict({"update": ArrayRecord({"rows": Array(rows), "sums": Array(sums)})}), reply_to=message)
+    arrays = ArrayRecord({name: Array(array) for name, array in update.items()})
+    return Message(RecordDict({"update": arrays}), reply_to=message)
 
 
 @lru_cache(maxsize=1)
@@ -74,8 +75,8 @@ def _ranked(num_items: int, blocks: dict[str, NDArray[Any]]) -> RankedBlocks:
 
 def train_device(
     folder: Path, device: int, seed: int, server_round: int, ranked: RankedBlocks
-) -> tuple[NDArray[np.int32], NDArray[np.integer]]:
-    """Train one device and store its user embedding; the rows it changed (T,) and by how much (T, d)."""
+) -> dict[str, NDArray[np.int32] | NDArray[np.int64]]:
+    """Train one device and store its user embedding; the rows it changed and by how much."""
     users = np.load(folder / "users.npy", mmap_mode="r+")
     indptr = np.load(folder / "indptr.npy", mmap_mode="r")
     start, stop = int(indptr[device]), int(indptr[device + 1])
@@ -98,9 +99,9 @@ def mean_of(num_items: int, ranked: RankedBlocks, replies: list[Message]) -> NDA
     touched = np.zeros(len(total), np.int64)
     for reply in replies:
         update = reply.content.array_records["update"]
-        rows, sums = update["rows"].numpy(), update["sums"].numpy()
-        total[rows] += sums
-        touched[rows] += 1
+        total[update["rows"].numpy()] += update["sums"].numpy()
+        total[update["wide_rows"].numpy()] += update["wide_sums"].numpy()
+        touched[update["rows"].numpy()] += 1
     mean = np.zeros((num_items, ranked.layout.embedding_dim), np.float32)
     mean[ranked.items] = total / (np.maximum(touched, 1)[:, None] * FIXED_POINT)
     return mean

@@ -51,6 +51,8 @@ class BlockSums:
         """Add one node's reply for this user group; its rows are distinct."""
         rows = reply["rows"]
         self.parts.append((rows, reply["sums"]))
+        if "wide_rows" in reply:
+            self.parts.append((reply["wide_rows"], reply["wide_sums"]))
         for name in ("touched", "row_loss", "row_examples"):
             getattr(self, name)[rows] += reply[name]
         for name in ("holders", "hits", "shown", "exposed"):

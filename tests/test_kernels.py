@@ -49,17 +49,21 @@ def test_sums_beyond_32_bits_are_exact(num_slices, learning_rate):
     assert (update.sums == sum(one.sums for one in alone)).all()
     exact = sum(reference.train_device(ranked, cutoffs[0], users[i], train.row(i), i, how)[1] for i in range(40))
     np.testing.assert_allclose(update.sums / FIXED_POINT, exact, rtol=1e-5, atol=1e-3)
-    rows, sums = update.changed()
-    assert sums.dtype == np.int64
-    assert (sums == update.sums[rows]).all()
+    changed = update.changed()
+    total = np.zeros_like(update.sums)
+    total[changed["rows"]] += changed["sums"]
+    total[changed["wide_rows"]] += changed["wide_sums"]
+    assert (total == update.sums).all()
 
 
 def test_changed_rows_are_those_that_devices_touched():
     _, ranked, cutoffs, users, train = world(2)
     seeds = np.arange(40, dtype=np.uint64)
     _, update = train_group(ranked, cutoffs, users, train, seeds, LocalTraining())
-    rows, sums = update.changed()
+    changed = update.changed()
+    rows, sums = changed["rows"], changed["sums"]
     assert sums.dtype == np.int32
+    assert len(changed["wide_rows"]) == 0
     assert rows.tolist() == np.flatnonzero(update.touched.sum(axis=1)).tolist()
     assert (sums == update.sums[rows]).all()
     untouched = np.setdiff1d(np.arange(len(ranked.items)), rows)

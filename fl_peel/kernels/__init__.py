@@ -13,7 +13,7 @@ The readable twins are in :mod:`fl_peel.reference`; tests compare the two.
 """
 
 from fl_peel.kernels.drawing import draw_items
-from fl_peel.kernels.packing import add_rows, decode_int8, encode_int8, gather_sums, largest_magnitudes, step_rows
+from fl_peel.kernels.packing import add_rows, decode_int8, encode_int8, largest_magnitudes, step_rows
 from fl_peel.kernels.ranking import block_signals, hit_sums, tile_rows, top_rows
 from fl_peel.kernels.selecting import serving_cutoffs
 from fl_peel.kernels.training import train_devices
@@ -28,7 +28,6 @@ __all__ = [
     "decode_int8",
     "draw_items",
     "encode_int8",
-    "gather_sums",
     "hit_sums",
     "largest_magnitudes",
     "serving_cutoffs",

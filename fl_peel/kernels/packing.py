@@ -1,4 +1,4 @@
-"""Compiled passes over the rows of tables: int8 coding of row pieces, and gathering and adding sums of updates."""
+"""Compiled passes over the rows of tables: int8 coding of row pieces, and adding up sums of updates."""
 
 from __future__ import annotations
 
@@ -55,30 +55,6 @@ def decode_int8(
         scale = scales[t]
         for c in range(width):
             pieces[place, c] = np.float32(codes[t, c]) * scale
-
-
-@njit(nogil=True, cache=True)
-def gather_sums(
-    narrow,  # (R, d) int32
-    wide,  # (R, d) int64
-    rows,  # (T,) int32
-    spilled,  # (T,) bool: rows of which ``wide`` holds a part
-    sums,  # (T, d) int32 or int64, written: narrow + wide
-):
-    """Returns whether every sum fitted into ``sums``."""
-    dim = narrow.shape[1]
-    fits = True
-    for t in range(len(rows)):
-        row = rows[t]
-        if spilled[t]:
-            for c in range(dim):
-                value = np.int64(narrow[row, c]) + wide[row, c]
-                sums[t, c] = value
-                fits = fits and np.int64(sums[t, c]) == value
-        else:
-            for c in range(dim):
-                sums[t, c] = narrow[row, c]
-    return fits
 
 
 @njit(nogil=True, cache=True)
