@@ -249,7 +249,7 @@ def _print(table: Table) -> None:
 def main() -> None:
     """Entry point of `fl-peel`: runs a command and turns what happens into an exit code."""
     try:
-        app()
+        app(prog_name="fl-peel")
     except FlPeelError as mistake:
         print(f"fl-peel: error: {' '.join(str(mistake).split())}", file=sys.stderr)
         sys.exit(USER_ERROR)
