@@ -7,6 +7,7 @@ the softmax over *all* items cheap.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,7 +68,8 @@ class _SampledSoftmax(torch.autograd.Function):
         temperature: float,
     ) -> Tensor:
         table = items if candidates is None else items[candidates]  # (M, d)
-        bias = item_bias if candidates is None else item_bias[candidates]  # (M,)
+        share = math.log(items.shape[0] / table.shape[0])  # each candidate stands for I / M items
+        bias = item_bias if candidates is None else item_bias[candidates] + share  # (M,)
         scaled = users / temperature  # (B, d)
         columns = table.T.contiguous()  # (d, M)
         user_gradient = torch.empty_like(users)
@@ -125,10 +127,10 @@ def sampled_softmax_loss(
 ) -> Tensor:
     """Mean of -log softmax of the positive's logit, logit = user . item / temperature + item_bias.
 
-    users: (B, d) rows of the batch; items: (I, d); candidates: (M,) item numbers shared by the whole batch as
-    negatives, None for all items; item_bias: (I,) known part of the logits that serving leaves out, such as
-    a share of the log popularity (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021) or
-    the correction of unevenly drawn candidates (Bengio and Senecal, IEEE TNN 2008).
+    users: (B, d) rows of the batch; items: (I, d); candidates: (M,) evenly drawn items, negatives that the whole
+    batch shares, None for all items; each stands for I / M items, so that the sum estimates the one over all
+    (Bengio and Senecal, IEEE TNN 2008). item_bias: (I,) known part of the logits that serving leaves out, such as
+    a share of the log popularity (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021).
     """
     bias = torch.zeros(items.shape[0], dtype=items.dtype, device=items.device) if item_bias is None else item_bias
     loss: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]
@@ -141,8 +143,8 @@ def slice_diversity(items: Tensor, num_slices: int, form: DiversityForm) -> Tens
     """Penalty that keeps the slices of an item from saying the same; items (I, d), d divisible by num_slices.
 
     "cosine": mean over items and pairs of slices of the squared cosine, in [0, 1]; 0 when an item's slices
-    are at right angles. N slices of s < N dimensions cannot all be: the least value is then (N/s - 1) / (N
-    - 1) (Welch's bound). "distance": - sum over neighbouring slices of ||v_n - v_(n+1)||^2, mean over
+    are at right angles. N slices of s < N dimensions cannot all be: the least value is then
+    (N/s - 1) / (N - 1) (Welch's bound). "distance": - sum over neighbouring slices of ||v_n - v_(n+1)||^2, mean over
     items, as in the authors' release; it has no lower bound, so a large weight makes the table grow without
     end.
     """

@@ -123,8 +123,8 @@ def test_full_softmax_by_hand() -> None:
 def test_softmax_over_candidates_adds_the_positive_and_the_bias_by_hand() -> None:
     users, items, batch = tiny_batch()
     bias = torch.tensor([0.0, 0.5, 0.0, 1.0])
-    # candidates 1 and 3; user 0: 0 + 0.5 and 2 + 1; user 1: 2 + 0.5 and 0 + 1
-    sum_0, sum_1 = math.exp(0.5) + math.exp(3), math.exp(2.5) + math.exp(1)
+    # candidates 1 and 3; user 0: 0 + 0.5 and 2 + 1; user 1: 2 + 0.5 and 0 + 1; each stands for 4 / 2 items
+    sum_0, sum_1 = 2 * (math.exp(0.5) + math.exp(3)), 2 * (math.exp(2.5) + math.exp(1))
     positives = [(1.0, sum_0), (0.5, sum_0), (2.0, sum_1)]
     expected = sum(math.log(math.exp(p) + s) - p for p, s in positives) / 3
     loss = sampled_softmax_loss(users, items, batch, temperature=1.0, candidates=torch.tensor([1, 3]), item_bias=bias)
@@ -154,7 +154,7 @@ def test_softmax_gradient_equals_autograd(candidates: torch.Tensor | None) -> No
     if candidates is None:
         total = logits.logsumexp(dim=1)[batch.rows]
     else:
-        total = torch.logaddexp(logits[:, candidates].logsumexp(dim=1)[batch.rows], positive)
+        total = torch.logaddexp(logits[:, candidates].logsumexp(dim=1)[batch.rows] + math.log(12 / 4), positive)
     twin = ((total - positive) * weights).sum()
     (2.0 * twin).backward()
     assert loss.item() == pytest.approx(twin.item(), rel=1e-5)
