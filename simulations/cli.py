@@ -133,6 +133,38 @@ def _fetch(name: str, data_dir: Path | None) -> None:
 
 
 @app.command()
+def bench(
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for bench.json.")] = None,
+    device: Annotated[str, typer.Option("--device", help="What cohorts train on: cpu.")] = "cpu",
+    million: Annotated[
+        bool, typer.Option("--million/--no-million", help="Also 10,000, 100,000 and a million synthetic devices.")
+    ] = True,
+    stock_devices: Annotated[int, typer.Option("--stock-devices", min=1, help="Nodes of the stock Flower app.")] = 1000,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Measure the engine on Gowalla against a plain Flower app, and up to a million devices; print bench.json."""
+    from simulations.benchmarks import bench as measure
+    from simulations.inputs import check_out
+    from simulations.progress import shown
+    from simulations.report_files import json_bytes
+
+    if out is not None:
+        check_out(out)
+    folder = data_dir or os.environ.get("FL_PEEL_DATA", "")
+    with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
+        found = measure(
+            folder and Path(folder).absolute(),
+            out,
+            device=device,
+            million=million,
+            stock_devices=stock_devices,
+            on_event=on_event,
+        )
+    typer.echo(json_bytes(found))
+
+
+@app.command()
 def scenarios() -> None:
     """List the scenarios that ship, and what each asks."""
     from fl_peel.config import load_scenario, shipped_scenarios
