@@ -43,7 +43,8 @@ def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[st
     """The comparisons that matter, each between what validation chose; recall on test.
 
     budgets: for each share PEEL's recall, its ratio to the full global table, to group popularity, to the best rival
-    without user groups (the rival that validation likes best) and to PEEL trained for that budget alone.
+    without user groups (the rival that validation likes best) and to PEEL trained for that budget alone; with several
+    seeds also the differences, seed by seed.
     """
     base = full["recall@20"]
     lines = []
@@ -67,7 +68,8 @@ def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[st
         ):
             if other is not None:
                 line[f"to_{name}"] = _ratio(peel["recall@20"], other["recall@20"])
-        if rival is not None:
+                line |= _difference(name, peel, other)
+        if rival is not None and rival["recall@20"] > 0:
             line["rival"] = f"{rival['method']} {rival['precision']}"
         lines.append(line)
     ratios = {
@@ -76,6 +78,17 @@ def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[st
         if refinement.get(name) and refinement.get("federated")
     }
     return {"budgets": lines, **ratios}
+
+
+def _difference(name: str, one: Row, other: Row) -> Row:
+    """Recall of one minus that of the other, seed by seed: mean and standard deviation, where there are several."""
+    if "recall@20_by_seed" not in one:
+        return {}
+    differences = [a - b for a, b in zip(one["recall@20_by_seed"], other["recall@20_by_seed"], strict=True)]
+    return {
+        f"minus_{name}": statistics.fmean(differences),
+        f"minus_{name}_std": statistics.stdev(differences),
+    }
 
 
 def _ratio(value: float, reference: float) -> float | None:

@@ -227,6 +227,22 @@ def test_the_precision_of_a_method_is_chosen_on_validation():
     assert "federated_to_central" not in told
 
 
+def test_differences_are_taken_seed_by_seed():
+    def rows(peel, other):
+        base = {"precision": "int8", "share": 0.01, "stored_bytes_max": 1, "seconds": 0.0, "ndcg@20": 0.0}
+        return [
+            base | {"method": method, "group_aware": True, "recall@20": value, "validation_recall@20": 0.5}
+            for method, value in (("peel", peel), ("group-popularity", other))
+        ]
+
+    told = summary(aggregated([rows(0.3, 0.2), rows(0.5, 0.3)]), {"recall@20": 0.4}, {})
+    # differences 0.1 and 0.2
+    (line,) = told["budgets"]
+    assert line["minus_group_popularity"] == pytest.approx(0.15)
+    assert line["minus_group_popularity_std"] == pytest.approx(0.005**0.5)
+    assert line["to_group_popularity"] == pytest.approx(0.4 / 0.25)
+
+
 @pytest.mark.parametrize("text", ["", "one", "0%", "1.5", "101%", "1%,"])
 def test_budgets_that_make_no_sense_are_refused(text):
     with pytest.raises(BudgetError, match=r"^--budgets: .* (is not a share|is not above 0)"):
