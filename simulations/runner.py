@@ -157,6 +157,7 @@ def _backend_config(scenario: Scenario) -> dict[str, Any]:
     if engine.ray_address:
         init_args["address"] = engine.ray_address
     else:
+        init_args["address"] = "local"  # never a cluster of somebody else's that happens to run on this machine
         init_args["num_cpus"] = max(os.cpu_count() or 1, engine.cpus_per_node)
     # an actor that dies must come back, or later rounds lose their node too
     resources = {"num_cpus": engine.cpus_per_node, "num_gpus": 0.0, "max_restarts": -1}
