@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -36,6 +37,9 @@ from simulations.report import ReportError, RunResult, write_report
 from simulations.report_files import write_files
 from simulations.stoppable_grid import StoppableGrid
 from strategies.server_app import Place, serve
+
+CONNECT_S = 10.0
+"""How long a Ray cluster may take to answer."""
 
 
 def default_cache_dir() -> Path:
@@ -111,6 +115,7 @@ def simulated(
         FlPeelError: whatever stopped the server's side.
         EngineError: the engine itself failed.
     """
+    backend_config = _backend_config(scenario)
     with _quiet_engine():
         outcome: list[dict[str, Any]] = []
         failed: list[BaseException] = []
@@ -136,7 +141,7 @@ def simulated(
                 server_app,
                 client,
                 num_supernodes=scenario.engine.nodes,
-                backend_config=_backend_config(scenario),
+                backend_config=backend_config,
             )
         except Exception as error:
             if not failed:
@@ -155,6 +160,7 @@ def _backend_config(scenario: Scenario) -> dict[str, Any]:
     engine = scenario.engine
     init_args: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False}
     if engine.ray_address:
+        _require_cluster(engine.ray_address)
         init_args["address"] = engine.ray_address
     else:
         init_args["address"] = "local"  # never a cluster of somebody else's that happens to run on this machine
@@ -162,6 +168,24 @@ def _backend_config(scenario: Scenario) -> dict[str, Any]:
     # an actor that dies must come back, or later rounds lose their node too
     resources = {"num_cpus": engine.cpus_per_node, "num_gpus": 0.0, "max_restarts": -1}
     return {"init_args": init_args, "client_resources": resources}
+
+
+def _require_cluster(address: str) -> None:
+    """Look whether somebody listens at ``host:port``; Ray itself would go on trying for many minutes.
+
+    Raises:
+        EngineError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto" and the like: Ray knows what they mean
+    try:
+        socket.create_connection((host.rpartition("/")[2], int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise EngineError(
+            f"engine.ray_address: no Ray cluster answers at {address} ({error}); start one with "
+            "`ray start --head` or correct the address"
+        ) from error
 
 
 @contextmanager
