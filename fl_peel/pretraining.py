@@ -41,7 +41,8 @@ class PretrainingConfig:
     model: "lightgcn" spreads the tables over ``num_layers`` of the graph; "matrix-factorization" does not.
     epochs: passes over the users; batch_size: users in a step, each with all of its collected items.
     learning_rate: of Adam, falling linearly to zero over the epochs.
-    l2: weight of the squared norms of the layer-0 rows, each row weighted by its share of the interactions.
+    l2: weight of the squared norms of the layer-0 rows; l2_exponent: a row's share of the penalty goes with its
+        interactions ** exponent, so 1 penalizes every interaction and 0 every row the same.
     num_negatives: sampled softmax: items drawn per step and shared by its users, 0 for all items;
         BPR: items drawn per interaction.
     temperature: logits are dot product / temperature.
@@ -62,12 +63,13 @@ class PretrainingConfig:
     embedding_dim: int = 64
     num_layers: int = 3
     loss: Literal["sampled-softmax", "bpr"] = "sampled-softmax"
-    epochs: int = 30
+    epochs: int = 80
     batch_size: int = 2048
-    learning_rate: float = 0.01
-    l2: float = 1e-4
+    learning_rate: float = 0.03
+    l2: float = 0.2
+    l2_exponent: float = 1.0
     num_negatives: int = 4096
-    temperature: float = 0.15
+    temperature: float = 0.25
     similarity: Literal["dot", "cosine"] = "dot"
     popularity_correction: float = 0.0
     user_weight_exponent: float = 1.0
@@ -174,9 +176,13 @@ class _Trainer:
         popularity = collected.popularity(num_items).astype(np.float64)
         bias = config.popularity_correction * np.log((popularity + 1.0) / (popularity + 1.0).mean())
         self._item_bias = torch.from_numpy(bias.astype(np.float32)).to(device)
-        total = collected.num_interactions
-        self._user_l2 = torch.from_numpy((collected.counts() / total).astype(np.float32)).to(device)
-        self._item_l2 = torch.from_numpy((popularity / total).astype(np.float32)).to(device)
+        self._user_l2 = self._l2_shares(collected.counts())
+        self._item_l2 = self._l2_shares(popularity)
+
+    def _l2_shares(self, interactions: NDArray[np.integer] | NDArray[np.floating]) -> Tensor:
+        """Share of every row in the l2 penalty, sums to 1."""
+        shares = interactions.astype(np.float64) ** self._config.l2_exponent * (interactions > 0)
+        return torch.from_numpy((shares / shares.sum()).astype(np.float32)).to(self._device)
 
     def _initial(self) -> tuple[FloatArray, FloatArray]:
         """Layer-0 tables: (U, d), (I, d), mean row length ``initial_norm`` over items that have data."""

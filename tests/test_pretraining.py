@@ -17,7 +17,16 @@ from fl_peel.propagation import InteractionGraph, propagate
 from fl_peel.randomness import rng_for
 from fl_peel.spectral import normalized_interactions, truncated_svd
 
-SMALL = PretrainingConfig(embedding_dim=8, num_slices=4, epochs=4, batch_size=16, num_negatives=10)
+SMALL = PretrainingConfig(
+    embedding_dim=8,
+    num_slices=4,
+    epochs=4,
+    batch_size=16,
+    num_negatives=10,
+    learning_rate=0.01,
+    l2=1e-4,
+    temperature=0.15,
+)
 
 
 def some_rows(num_users: int = 40, num_items: int = 30, seed: int = 0) -> UserItems:
@@ -263,6 +272,17 @@ def test_thread_count_is_put_back() -> None:
     before = torch.get_num_threads()
     pretrain(some_rows(), 30, replace(SMALL, num_threads=3, epochs=1), seed=1)
     assert torch.get_num_threads() == before
+
+
+def test_l2_exponent_shifts_the_penalty_to_rare_rows() -> None:
+    # item 0 has 60 users, items 1..29 have 1 or 2 each: with exponent 0 a rare row carries as much penalty as item 0
+    users = np.concatenate([np.arange(60), np.arange(60)])
+    rows = UserItems.from_pairs(users, np.concatenate([np.zeros(60, int), 1 + np.arange(60) % 29]), 60)
+    lengths = [
+        np.linalg.norm(pretrain(rows, 30, replace(SMALL, epochs=30, l2=1.0, l2_exponent=x), seed=1).items[1:], axis=1)
+        for x in (1.0, 0.0)
+    ]
+    assert lengths[1].mean() < lengths[0].mean()
 
 
 def test_mistakes_are_named() -> None:
