@@ -67,7 +67,6 @@ class Cohort:
     num_partitions: int
     devices: NDArray[np.int64]
     splits: Splits
-    seen: UserItems
     fleet: Fleet
     """All classes: their order is that of every sum per class."""
     own_fleet: Fleet
@@ -75,6 +74,11 @@ class Cohort:
     classes: NDArray[np.int16]
     budgets: FleetBudgets
     """``budgets.at(server_round)``: memory budget of every hosted device, (N,) bytes."""
+
+    @cached_property
+    def seen(self) -> UserItems:
+        """What devices have interacted with before the test: train and validation items."""
+        return self.splits.train.merged(self.splits.validation)
 
     @cached_property
     def rates(self) -> DeviceRates:
@@ -150,7 +154,6 @@ def open_cohort(
         num_partitions,
         devices,
         splits,
-        splits.train.merged(splits.validation),
         fleet,
         own_fleet,
         classes[own_fleet.classes(scenario.seed, devices)],

@@ -17,6 +17,7 @@ from fl_peel.blocks import BlockLayout
 from fl_peel.config import Scenario
 from fl_peel.controller import BlockStatistics
 from fl_peel.devices import device_splits
+from fl_peel.errors import EngineError
 from fl_peel.events import OnEvent, silent
 from fl_peel.grouping import UserGroups
 from fl_peel.interactions import UserItems
@@ -58,8 +59,14 @@ class TimedStrategy(PeelStrategy):
         return answer
 
     def timed(self, grid: Grid, rounds: int) -> tuple[float, dict[str, float], list[float]]:
-        """Run one round that is not counted and then ``rounds``: best seconds, its stages, all seconds."""
+        """Run one round that is not counted and then ``rounds``: best seconds, its stages, all seconds.
+
+        Raises:
+            EngineError: a node failed, and so the round was not whole.
+        """
         self.start(grid, ArrayRecord(), num_rounds=rounds + 1, timeout=self.scenario.engine.reply_timeout_s)
+        if any(record.failures for record in self.rounds):
+            raise EngineError("bench: a node failed in a timed round; look for its error in the log above")
         seconds = [record.seconds for record in self.rounds][-rounds:]
         best = int(np.argmin(seconds))
         return seconds[best], self.marks[-rounds:][best], seconds
@@ -115,7 +122,7 @@ def make_world(scenario: Scenario, place: Place, nodes: Nodes, on_event: OnEvent
     rng = rng_for(0, "bench", num_users)
     centroids = rng.standard_normal((num_groups, dim), np.float32) * np.float32(0.2)
     # of a population, its own groups; of a data set, groups drawn in the same way
-    assignment = Population(0, num_users, num_items, num_groups).groups(np.arange(num_users))
+    assignment = Population(0, num_users, num_items, num_groups, noise=0.0).groups(np.arange(num_users))
     users = np.empty((num_users, dim), np.float32)
     for start in range(0, num_users, 50_000):
         part = users[start : start + 50_000]

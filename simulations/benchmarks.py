@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ from strategies.sampling import sample_cohort
 from strategies.server_app import Place, budget_bytes
 
 MILLION = 1_000_000
+FREE_BYTES = 10 << 30
+"""What must be free for a million devices; with less, Ray would end workers, of other runs too."""
 FULL_TABLES = """\
 description: Devices that hold the whole table at block precision and are always there, so that every train item counts.
 profiles:
@@ -87,7 +89,13 @@ def bench(
     if plan is None:
         plan = BenchPlan(stock_devices=stock_devices)
     if not million:
-        plan = BenchPlan(**{**vars(plan), "sizes": ()})
+        plan = replace(plan, sizes=())
+    free = psutil.virtual_memory().available
+    if max(plan.sizes, default=0) >= MILLION and free < FREE_BYTES:
+        raise EngineError(
+            f"bench: a million devices take up to {FREE_BYTES >> 30} GiB of memory, and {free / 2**30:.1f} GiB are "
+            "free; stop other programs or use --no-million"
+        )
     found: dict[str, Any] = {"environment": _environment(), "plan": vars(plan)}
     with run_folder() as folder:
         (folder / "full.yaml").write_text(FULL_TABLES)
@@ -163,7 +171,9 @@ def _through_flower(
     found["scaling"] = []
     for number, size in enumerate(sorted(plan.sizes)):
         one = _population(grid, scenario, plan, size, folder, nodes, on_event)
-        found["scaling"].append({key: one[key] for key in ("devices", "seconds_per_device", "round_seconds")})
+        found["scaling"].append(
+            {key: one[key] for key in ("devices", "seconds_per_device", "user_groups", "round_seconds")}
+        )
         if number == len(plan.sizes) - 1:
             found["million"] = one
     if found["scaling"]:
@@ -214,7 +224,9 @@ def _population(
         data = folder / f"population-{size}"
         Population(0, size, plan.num_items, plan.user_groups).write(data)
         written = time.perf_counter()
-        scenario = _scenario(plan, str(data), str(base.fleet))
+        # user groups of one size, so that a larger population has more of them
+        num_groups = max(1, round(plan.user_groups * size / max(plan.sizes)))
+        scenario = _scenario(plan, str(data), str(base.fleet), f"user_groups.count={num_groups}")
         world = make_world(scenario, Place("", str(folder / f"run-{size}")), nodes, on_event)
         strategy = world.strategy()
         joined = time.perf_counter()
@@ -230,6 +242,7 @@ def _population(
         "seconds": joined - start + first_s,
         "peak_rss_bytes": memory.peak_bytes,
         "items": plan.num_items,
+        "user_groups": num_groups,
         "train_interactions": device_splits(scenario, "", "").train.num_interactions,
         "stages": {"write_population": written - start, "join": joined - written, **stages},
     }

@@ -37,6 +37,8 @@ from strategies.sampling import sample_cohort
 
 logger = logging.getLogger("fl_peel")
 Result = TypeVar("Result")
+MESSAGE_BYTES = 32 << 20
+"""Of blocks, in one message to a node. A node gets at most about ten messages a second, so not too few."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class PeelStrategy(Strategy):
         self._traced = traced
         self._on_event = on_event
         self._sent: dict[int, NDArray[np.int64]] = {}
-        self._asked: dict[int, int] = {}
+        self._asked = 0
         self._started = 0.0
         self._message_bytes = 0
 
@@ -132,55 +134,68 @@ class PeelStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message per node: its sampled devices and the ranked blocks of their user groups."""
+        """To each node its sampled devices and the ranked blocks of their user groups; large ones in several messages.
+
+        Nodes train the first groups while the server packs the next, and neither side holds all of a round at once.
+        """
         self._started = time.perf_counter()
         scenario, members = self.scenario, self.members
         share = scenario.refinement.cohort_share * (1 + scenario.refinement.over_selection)
         cohort = sample_cohort(scenario.seed, server_round, members.devices, share)
         groups = members.groups[np.searchsorted(members.devices, cohort)]
-        precision = scenario.blocks.precision
-        payloads: dict[int, wire.Arrays] = {}
-        self._sent = {}
+        hosts = cohort % len(self.nodes.ids)
+        self._sent, self._asked, self._message_bytes = {}, len(cohort), 0
 
         def pack(group: int) -> wire.Arrays:
             table, ceiling = self.states[group].table, int(members.ceilings[group])
-            return pack_ranking(self.layout, precision, self._weights(group, scenario.selector), table, ceiling)
-
-        wanted = np.unique(groups).tolist()
-        for group, packed in zip(wanted, self._for_groups(pack, wanted), strict=True):
+            weights = self._weights(group, scenario.selector)
+            packed = pack_ranking(self.layout, scenario.blocks.precision, weights, table, ceiling)
             self._sent[group] = packed["blocks"].astype(np.int64)
-            payloads[group] = wire.packed_once(packed)
-        hosts = cohort % len(self.nodes.ids)
-        self._asked = {p: int((hosts == p).sum()) for p in range(len(self.nodes.ids))}
-        self._message_bytes = 0
+            return wire.packed_once(packed)
 
-        def request(partition: int) -> wire.RoundRequest | None:
-            mine = hosts == partition
-            if not mine.any():
-                return None
-            here = {group: payloads[group] for group in np.unique(groups[mine]).tolist()}
-            return wire.RoundRequest(
-                self.setting.scenario,
-                self.setting.data_dir,
-                self.setting.run_dir,
-                server_round,
-                server_round % scenario.controller.every == 0,
-                self._temperature,
-                cohort[mine],
-                self._traced,
-                here,
-            )
+        for batch in self._batches(np.unique(groups).tolist()):
+            payloads = dict(zip(batch, self._for_groups(pack, batch), strict=True))
 
-        for message in self.nodes.messages(wire.ROUND, request):
-            self._message_bytes += _size(message)
-            yield message
+            def request(partition: int, payloads: dict[int, wire.Arrays] = payloads) -> wire.RoundRequest | None:
+                mine = (hosts == partition) & np.isin(groups, list(payloads))
+                if not mine.any():
+                    return None
+                here = {group: payloads[group] for group in np.unique(groups[mine]).tolist()}
+                return wire.RoundRequest(
+                    self.setting.scenario,
+                    self.setting.data_dir,
+                    self.setting.run_dir,
+                    server_round,
+                    server_round % scenario.controller.every == 0,
+                    self._temperature,
+                    cohort[mine],
+                    self._traced,
+                    here,
+                )
+
+            for message in self.nodes.messages(wire.ROUND, request):
+                self._message_bytes += _size(message)
+                yield message
+
+    def _batches(self, groups: list[int]) -> list[list[int]]:
+        """User groups whose blocks go into one message: about ``MESSAGE_BYTES`` of them, one group at least."""
+        whole = int(self.layout.block_bytes(self.scenario.blocks.precision).sum())
+        batches: list[list[int]] = []
+        size = 0
+        for group in groups:
+            mine = min(whole, int(self.members.ceilings[group]))
+            if not batches or size + mine > MESSAGE_BYTES:
+                batches.append([])
+                size = 0
+            batches[-1].append(group)
+            size += mine
+        return batches
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add up the nodes' sums, update every group's table, take the controller's outer step."""
         contents: dict[int, list[wire.Arrays]] = {}
-        answered: set[int] = set()
         sums = np.zeros(5, np.int64)  # trained, loss, recall, ndcg, evaluated
         classes = np.zeros((len(self.members.class_names), len(wire.ClassColumn)), np.int64)
         clock = np.zeros((len(self.members.class_names), len(wire.ClockColumn)), np.int64)
@@ -196,7 +211,6 @@ class PeelStrategy(Strategy):
                 continue
             self._message_bytes += _size(message)
             reply = wire.unpack(wire.RoundReply, message.content)
-            answered.add(self.nodes.partition(message))
             sums += [reply.trained, reply.loss, reply.recall, reply.ndcg, reply.evaluated]
             classes += reply.classes
             clock += reply.clock
@@ -207,7 +221,7 @@ class PeelStrategy(Strategy):
         self._for_groups(lambda group: self._take(group, contents[group]), contents)
         controller_loss = self._outer_step(server_round)
         trained, loss, recall, ndcg, evaluated = sums.tolist()
-        failures = sum(count for partition, count in self._asked.items() if partition not in answered)
+        failures = self._asked - int(clock[:, wire.ClockColumn.SAMPLED].sum())  # devices of nodes that did not answer
         record = RoundRecord(
             server_round,
             int(classes[:, wire.ClassColumn.DEVICES].sum()),

@@ -21,6 +21,7 @@ from fl_peel.errors import BudgetError, EngineError
 from fl_peel.ondevice import StoredEmbedding
 from simulations import run
 from simulations.report import read_report
+from strategies import peel
 from strategies.server_app import Place, serve
 from tests.conftest import plant
 from tests.loopback import LoopbackGrid, let_through
@@ -47,6 +48,26 @@ def test_same_seed_same_figures_on_1_2_or_8_nodes(tiny_scenario, tmp_path):
     again, _ = served(tiny_scenario, tmp_path / "2b", nodes=2)
     eight, _ = served(tiny_scenario, tmp_path / "8", nodes=8)
     assert figures(two) == figures(again) == figures(one) == figures(eight)
+
+
+def test_groups_may_come_in_several_messages(tiny_scenario, tmp_path, monkeypatch):
+    """One message a user group gives what one message for all of them gives; a lost one costs its group alone."""
+    whole, grid = served(tiny_scenario, tmp_path / "whole")
+    monkeypatch.setattr(peel, "MESSAGE_BYTES", 1)
+    apart, several = served(tiny_scenario, tmp_path / "apart")
+    assert figures(apart) == figures(whole)
+    rounds = [sum(kind == wire.ROUND for kind, _ in one.crossed) for one in (grid, several)]
+    assert rounds[1] == 2 * rounds[0]  # 2 user groups
+
+    def lose_group_0(partition, message):
+        if message.metadata.message_type != wire.ROUND:
+            return None
+        lost = list(wire.unpack(wire.RoundRequest, message.content).groups) == [0]
+        return Message(Error(0, "out of memory"), reply_to=message) if lost else None
+
+    lossy, _ = served(tiny_scenario, tmp_path / "lossy", interfere=lose_group_0)
+    sizes = [row["devices"] for row in whole["user_groups"]]
+    assert [(row["devices"], row["failures"]) for row in lossy["rounds"]] == [(sizes[1], sizes[0])] * 2
 
 
 def test_another_seed_gives_other_figures(tiny_scenario, tmp_path):
