@@ -97,12 +97,13 @@ class Pretraining(Part):
     embedding_dim: int = Field(64, ge=1)
     num_layers: int = Field(3, ge=0)
     loss: Literal["sampled-softmax", "bpr"] = "sampled-softmax"
-    epochs: int = Field(30, ge=0)
+    epochs: int = Field(80, ge=0)
     batch_size: int = Field(2048, ge=1)
-    learning_rate: float = Field(0.01, gt=0)
-    l2: float = Field(1e-4, ge=0)
+    learning_rate: float = Field(0.03, gt=0)
+    l2: float = Field(0.2, ge=0)
+    l2_exponent: float = Field(1.0, ge=0)
     num_negatives: int = Field(4096, ge=0)
-    temperature: float = Field(0.15, gt=0)
+    temperature: float = Field(0.25, gt=0)
     similarity: Literal["dot", "cosine"] = "dot"
     popularity_correction: float = Field(0.0, ge=0, le=1)
     user_weight_exponent: float = Field(1.0, ge=0)
@@ -170,8 +171,8 @@ class Local(Part):
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(64, ge=1)
     num_negatives: int = Field(32, ge=1)
-    learning_rate: float = Field(0.02, gt=0)
-    user_learning_rate: float = Field(0.01, ge=0)
+    learning_rate: float = Field(0.05, gt=0)
+    user_learning_rate: float = Field(0.003, ge=0)
     l2: float = Field(0.0, ge=0)
     loss: LocalLoss = "sampled-softmax"
     temperature: float | None = Field(None, gt=0)

@@ -47,18 +47,18 @@ def test_the_python_of_the_readme_runs(data_home, capsys):
 
 @pytest.fixture
 def data_home(tmp_path, monkeypatch):
-    """ML-100K in the shape of ``u.data``: planted, with the sizes that the named data set must have."""
+    """The ml-100k scenario on made-up data: small, but with room for a block in 1% of the table."""
     from fl_peel.config import shipped_scenarios
 
     rng = np.random.default_rng(0)
-    rows = [f"{u},{i},{t}" for u in range(60) for t, i in enumerate(rng.permutation(80)[:20])]
+    rows = [f"{u},{i},{t}" for u in range(60) for t, i in enumerate(rng.permutation(1000)[:40])]
     (tmp_path / "pairs.csv").write_text("user,item,timestamp\n" + "\n".join(rows) + "\n", encoding="utf-8")
     scenario = tmp_path / "ml-100k.yaml"
     scenario.write_text(
         yaml.safe_dump(
             {
                 "data": {"path": str(tmp_path / "pairs.csv")},
-                "pretraining": {"embedding_dim": 8},
+                "pretraining": {"embedding_dim": 16},
                 "blocks": {"item_groups": "single"},
                 "fleet": "ml-tiny",
             }
