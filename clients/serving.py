@@ -140,9 +140,10 @@ class _Followed:
             recall, before = new_recall, (kept, num_bytes)
             rigid_stored = np.where(rigid_bytes > 0, rigid_bytes + self._overhead, 0)
             lost = rigid_stored > budget
+            empty = rigid_bytes == 0
             rigid_bytes, rigid_recall = np.where(lost, 0, rigid_bytes), np.where(lost, 0, rigid_recall)
             if step % steps_per_round == 0:
-                fetch = (rigid_bytes == 0) & (kept > 0)
+                fetch = empty & (kept > 0)  # what is lost at this very moment is missed until the next round
                 rigid_bytes, rigid_recall = (
                     np.where(fetch, num_bytes, rigid_bytes),
                     np.where(fetch, recall, rigid_recall),

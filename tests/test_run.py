@@ -39,6 +39,7 @@ def figures(result):
     result = json.loads(json.dumps(result))
     by_round = [{k: v for k, v in row.items() if k not in ("seconds", "message_bytes")} for row in result["rounds"]]
     keys = ("full_table", "budgets", "device_classes", "user_groups", "history", "traces", "bytes_per_device")
+    keys += ("fairness", "elasticity", "elastic_traces", "time_to_recall")
     return {"rounds": by_round, **{key: result[key] for key in keys}}
 
 
