@@ -37,7 +37,7 @@ from strategies.sampling import sample_cohort
 
 logger = logging.getLogger("fl_peel")
 Result = TypeVar("Result")
-MESSAGE_BYTES = 32 << 20
+MESSAGE_BYTES = 16 << 20
 """Of blocks, in one message to a node. A node gets at most about ten messages a second, so not too few."""
 
 
