@@ -34,6 +34,7 @@ from simulations.plot_style import (
     yardstick,
 )
 from simulations.plots_bars import recall_by_class, recall_by_group, stage_seconds
+from simulations.plots_heterogeneity import fairness_by_class, fleet_budgets, moving_budgets, recall_after_falls
 from simulations.report_schema import RunResult
 from simulations.report_tables import byte_unit, format_bytes, format_share, metric_name
 
@@ -51,6 +52,10 @@ def report_figures(result: RunResult) -> tuple[Plot, ...]:
             recall_by_class(result),
             recall_by_group(result),
             stage_seconds(result),
+            fleet_budgets(result),
+            fairness_by_class(result),
+            recall_after_falls(result),
+            moving_budgets(result),
         )
     return tuple(plot for plot in plots if plot is not None)
 

@@ -10,6 +10,7 @@ import yaml
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from simulations.heterogeneity_tables import elasticity_tables, fairness_tables, fleet_table, time_table
 from simulations.plot_style import Plot
 from simulations.report_schema import CompareResult, RunResult
 from simulations.report_tables import (
@@ -28,15 +29,15 @@ from simulations.report_tables import (
 )
 from simulations.templates import TEMPLATES
 
-FIGURES = ("recall", "traces", "bytes", "learning", "classes", "groups", "stages")  # as `plots` names them
+FIGURES = (
+    *("recall", "traces", "bytes", "learning", "classes", "groups", "stages"),
+    *("fleet", "fairness", "falls", "moving"),
+)
+"""As `plots` names them."""
 
 
 def run_page(result: RunResult, plots: Sequence[Plot]) -> str:
     """Return the page of a run; parts without data are left out."""
-    free: Mapping[str, Any] = result
-    parts = [
-        view for key in ("fairness", "elasticity") if free.get(key) for view in nested_views(key.title(), free[key])
-    ]
     name = scenario_name(result["scenario"])
     return render(
         "report.html",
@@ -47,7 +48,10 @@ def run_page(result: RunResult, plots: Sequence[Plot]) -> str:
         budgets=budgets_view(result) if result["budgets"] else None,
         device_classes=device_classes_view(result) if result["device_classes"] else None,
         costs=costs_view(result),
-        parts=parts,
+        fleet=fleet_table(result),
+        times=time_table(result),
+        fairness=fairness_tables(result),
+        elasticity=elasticity_tables(result),
         plots=dict.fromkeys(FIGURES) | {plot.name: plot for plot in plots},
         environment=nested_views("Environment", result["environment"]) if result.get("environment") else [],
         **provenance(result, f"fl-peel run scenario.yaml --seed {result['seed']}"),

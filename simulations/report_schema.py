@@ -132,6 +132,9 @@ class RunResult(TypedDict):
     peak_rss_bytes: NotRequired[Bytes]
     fairness: NotRequired[dict[str, Any]]
     elasticity: NotRequired[dict[str, Any]]
+    fleet: NotRequired[dict[str, Any]]  # simulations/fleet_summary.py
+    time_to_recall: NotRequired[list[dict[str, Any]]]
+    elastic_traces: NotRequired[list[dict[str, Any]]]  # single devices after training, in simulation only
     environment: NotRequired[dict[str, Any]]
     command: NotRequired[str]  # what to type to get this report again
 

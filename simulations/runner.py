@@ -32,6 +32,7 @@ from fl_peel.config import Scenario, load_scenario
 from fl_peel.devices import device_splits
 from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
+from simulations.fleet_summary import fleet_summary
 from simulations.inputs import checked
 from simulations.report import ReportError, RunResult, write_report
 from simulations.report_files import write_files
@@ -232,6 +233,9 @@ def finished(result: dict[str, Any], scenario: Scenario, peak_bytes: int, comman
         "peak_rss_bytes": peak_bytes,
     }
     result["environment"] |= {"cpus": os.cpu_count() or 1, "machine": platform.machine(), "system": platform.system()}
+    result["fleet"] = fleet_summary(
+        scenario, num_devices=result["environment"]["devices"], full_table_bytes=result["full_table"]["bytes"]
+    )
     if command:
         result["command"] = command
     return result

@@ -330,7 +330,7 @@ def test_csv_holds_the_numbers_of_the_json(written):
 def test_page_has_every_section_and_figure(written):
     shown = page(written / "report.html")
     assert shown.sections == {
-        *("quality", "traces", "classes", "groups", "learning", "parts", "costs", "environment", "reproduce"),
+        *("quality", "traces", "classes", "groups", "learning", "fairness", "elasticity", "costs", "environment", "reproduce"),
     }
     labels = [attrs["aria-label"] for tag, attrs in shown.tags if tag == "svg"]
     assert len(labels) == 7  # recall, traces, classes, groups, learning, bytes, stages
@@ -378,7 +378,9 @@ def test_a_missing_part_is_left_out(tmp_path, key, written):
     del result[key]
     write_report(result, tmp_path)
     gone = page(written / "report.html").sections - page(tmp_path / "report.html").sections
-    section = {"user_groups": "groups", "history": "learning", "traces": "traces", "environment": "environment"}
+    section = {"user_groups": "groups", "history": "learning"} | {
+        name: name for name in ("traces", "environment", "fairness", "elasticity")
+    }
     assert gone == ({section[key]} if key in section else set())
     assert key not in json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
 

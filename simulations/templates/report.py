@@ -25,6 +25,12 @@ REPORT = """\
 {% if device_classes or plots.classes %}
 <section id="classes">
 <h2>Device classes</h2>
+{% if fleet %}
+{{ table(fleet) }}
+{% endif %}
+{% if plots.fleet %}
+{{ figure(plots.fleet, "Budgets that the classes of the fleet move between.") }}
+{% endif %}
 {% if device_classes %}
 {{ table(device_classes, bare=true) }}
 {% endif %}
@@ -47,16 +53,40 @@ REPORT = """\
 {{ figure(plots.learning, "Metrics recorded after each round.") }}
 </section>
 {% endif %}
-{% for view in parts %}
-{% if loop.first %}
-<section id="parts">
-<h2>Fairness and elasticity</h2>
-{% endif %}
-{{ table(view) }}
-{% if loop.last %}
+{% if times %}
+<section id="times">
+<h2>Time to recall</h2>
+{{ table(times) }}
 </section>
 {% endif %}
+{% if fairness %}
+<section id="fairness">
+<h2>Fairness</h2>
+{% if plots.fairness %}
+{{ figure(plots.fairness, "Each class as it is served under its own budgets, next to the full tables and to systems "
+  "whose tables are not elastic. Classes have different users: compare dots within a line.") }}
+{% endif %}
+{% for view in fairness %}
+{{ table(view) }}
 {% endfor %}
+</section>
+{% endif %}
+{% if elasticity %}
+<section id="elasticity">
+<h2>Elasticity</h2>
+{% if plots.falls %}
+{{ figure(plots.falls, "All budgets fall at once after training, and nothing is trained anew, but for the tables that "
+  "were trained for the fallen budgets from the start.") }}
+{% endif %}
+{% if plots.moving %}
+{{ figure(plots.moving, "Devices followed after training while each budget moves in its own way. Rigid devices keep "
+  "what they chose until it no longer fits, then have nothing until the next round.") }}
+{% endif %}
+{% for view in elasticity %}
+{{ table(view) }}
+{% endfor %}
+</section>
+{% endif %}
 <section id="costs">
 <h2>Bytes and seconds</h2>
 {{ table(costs, bare=true) }}

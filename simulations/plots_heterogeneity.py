@@ -1,0 +1,187 @@
+"""The figures of a study of devices: who gets what, what a fall of all budgets leaves, devices followed over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+
+from simulations.plot_style import (
+    BLUE,
+    GREEN,
+    INK,
+    LABEL_PT,
+    MARKERS,
+    MUTED,
+    ORANGE,
+    PALETTE,
+    VERMILLION,
+    EndLabel,
+    Plot,
+    darker,
+    finish,
+    label_ends,
+    line_kwargs,
+    new_figure,
+    short_bytes,
+    yardstick,
+)
+from simulations.report_schema import RunResult
+from simulations.report_tables import format_share, metric_name
+
+METHODS = {
+    "peel": "elastic (PEEL)",
+    "full_table_refined": "full table, refined",
+    "full_table_global": "full table, global",
+    "fixed_tiers": "fixed tiers",
+    "excluding_small": "small devices excluded",
+    "trained_without_small": "trained without them",
+}
+MAX_TRACES = 4
+
+
+def fairness_by_class(result: RunResult) -> Plot | None:
+    """Recall of every device class under each way of serving it: a line of dots a class."""
+    rows = [row for row in _rows(result, "fairness", "by_class") if row.get("peel") is not None]
+    methods = [name for name in METHODS if any(row.get(name) is not None for row in rows)]
+    if len(methods) < 2:
+        return None
+    figure, (axes,) = new_figure(1.3 + 0.45 * len(rows))
+    y = np.arange(len(rows))[::-1]
+    colors = dict(zip(METHODS, (BLUE, INK, MUTED, ORANGE, VERMILLION, GREEN), strict=True))
+    words = []
+    for index, name in reversed(list(enumerate(methods))):  # the first on top
+        values = [row[name] if row.get(name) is not None else np.nan for row in rows]
+        axes.plot(
+            values, y, linestyle="", marker=MARKERS[index], color=colors[name], label=METHODS[name],
+            markersize=12 if name == "peel" else 6.5, markeredgecolor="white", zorder=2 if name == "peel" else 3,
+        )  # fmt: skip
+        words.append(f"{METHODS[name]} from {np.nanmin(values):.4f} to {np.nanmax(values):.4f}")
+    axes.set_yticks(y, [f"{row['class']}\n{row['devices']:,} devices" for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"{metric_name(str(result.get('fairness', {}).get('metric', 'recall@20')))} by device class")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=3, fontsize=LABEL_PT, frameon=False)
+    return finish(figure, "fairness", "Who gets what", f"Dots by device class: {'; '.join(reversed(words))}.")
+
+
+def recall_after_falls(result: RunResult) -> Plot | None:
+    """Recall right after all budgets fall by a factor: elastic, rigid, trained for it, the full tables."""
+    rows = sorted(_rows(result, "elasticity", "falls"), key=lambda row: row.get("factor", 0.0), reverse=True)
+    if len(rows) < 2:
+        return None
+    figure, (axes,) = new_figure(3.2)
+    factors = [row["factor"] for row in rows]
+    axes.set_xscale("log")
+    axes.set_xlim(factors[0] * 1.15, factors[-1] / 1.15)  # time goes on to the right, budgets fall
+    axes.set_xticks(factors, [format_share(factor) for factor in factors])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(visible=False, axis="x")
+    names = (("elastic", "elastic"), ("rigid", "keeps its blocks\nwhile they fit"), ("trained_for", "trained for it"))
+    labels, words = [], []
+    for index, (key, name) in enumerate(names):
+        points = [(row["factor"], row[key]) for row in rows if row.get(key) is not None]
+        if not points:
+            continue
+        x, y = zip(*points, strict=True)
+        style = line_kwargs(index)
+        axes.plot(x, y, **style | ({"linestyle": "", "markersize": 9} if key == "trained_for" else {}))
+        labels.append(EndLabel(name, x[-1], y[-1], style["color"], bold=True))
+        words.append(f"{key} from {y[0]:.4f} at {format_share(x[0])} to {y[-1]:.4f} at {format_share(x[-1])}")
+    for key, color in (("full_table_refined", INK), ("full_table_global", MUTED)):
+        if rows[0].get(key) is not None:
+            labels.append(yardstick(axes, rows[0][key], METHODS[key], color))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("all budgets, as a share of what they were (log scale)")
+    axes.set_ylabel("Recall@20, right after")
+    label_ends(axes, labels)
+    return finish(figure, "falls", "When all budgets fall at once", f"Recall after a fall: {'; '.join(words)}.")
+
+
+def moving_budgets(result: RunResult) -> Plot | None:
+    """After training: mean budget and stored bytes, recall of elastic and rigid devices, and a few devices' blocks."""
+    moments = _rows(result, "elasticity", "over_time")
+    if len(moments) < 2:
+        return None
+    everything: Mapping[str, Any] = result
+    traces: Sequence[Mapping[str, Any]] = everything.get("elastic_traces", [])[:MAX_TRACES]
+    figure, panels = new_figure(2.0 * (2 + bool(traces)), 2 + bool(traces), 1, sharex=True)
+    hours = np.array([row["hours"] for row in moments])
+
+    def line(axes: Axes, key: str, name: str, color: str, width: float = 1.8) -> EndLabel:
+        values = [row[key] for row in moments]
+        axes.step(hours, values, where="post", color=color, linewidth=width)
+        return EndLabel(name, float(hours[-1]), values[-1], color, bold=True)
+
+    top, middle = panels[:2]
+    top.set_ylim(0, 1.1 * max(row["budget_bytes_mean"] for row in moments))
+    ends = [line(top, "budget_bytes_mean", "budget", INK, 2.6), line(top, "stored_bytes_mean", "stored", BLUE)]
+    label_ends(top, ends)
+    top.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_bytes(value)))
+    top.set_ylabel("mean bytes")
+    middle.set_ylim(0, 1.1 * max(max(row["recall"], row["rigid_recall"]) for row in moments) or 1)
+    label_ends(middle, [line(middle, "recall", "elastic", BLUE), line(middle, "rigid_recall", "rigid", VERMILLION)])
+    middle.set_ylabel("Recall@20")
+    if traces:
+        labels = []
+        for index, trace in enumerate(traces):
+            color = PALETTE[index % len(PALETTE)]
+            panels[2].step(trace["hours"], trace["kept_blocks"], where="post", color=color)
+            name = f"{trace['device']}, {trace['device_class']}"
+            labels.append(EndLabel(name, trace["hours"][-1], trace["kept_blocks"][-1], color))
+        panels[2].set_ylim(bottom=0)
+        panels[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        panels[2].set_ylabel("kept blocks")
+        label_ends(panels[2], labels)
+    panels[-1].set_xlabel("hours after training")
+    for axes in panels:
+        axes.grid(visible=False, axis="x")
+    ranges = [
+        f"{min(row[key] for row in moments):.4f} to {max(row[key] for row in moments):.4f}"
+        for key in ("recall", "rigid_recall")
+    ]
+    alt = (
+        f"Step charts over {hours[-1]:g} hours: mean recall of elastic devices from {ranges[0]}, "
+        f"of rigid ones from {ranges[1]}."
+    )
+    return finish(figure, "moving", "Budgets that move after training", alt)
+
+
+def fleet_budgets(result: RunResult) -> Plot | None:
+    """The fleet: share of the full table that budgets of each class range over, on a log scale."""
+    everything: Mapping[str, Any] = result
+    rows = [row for row in everything.get("fleet", {}).get("classes", []) if row["share_high"] > 0]
+    if not rows:
+        return None
+    figure, (axes,) = new_figure(0.9 + 0.36 * len(rows))
+    y = np.arange(len(rows))[::-1]
+    axes.set_xscale("log")
+    for place, row in zip(y, rows, strict=True):
+        low = max(row["share_low"], row["share_high"] / 1e4)
+        axes.plot([low, row["share_high"]], [place, place], color=BLUE, linewidth=7, solid_capstyle="butt", alpha=0.4)
+        axes.plot(row["share_median"], place, marker="|", markersize=14, markeredgewidth=2.5, color=darker(BLUE))
+    axes.set_yticks(y, [f"{row['class']} ({format_share(row['population_share'])})" for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_share(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(
+        "budget over all rounds, % of the fp32 full item table: median, 10th to 90th percentile (log scale)"
+    )
+    axes.grid(visible=False, axis="y")
+    alt = "Budget ranges of device classes: " + "; ".join(
+        f"{row['class']} {format_share(row['share_low'])} to {format_share(row['share_high'])}" for row in rows
+    )
+    return finish(figure, "fleet", "The fleet", f"{alt}.")
+
+
+def _rows(result: RunResult, part: str, key: str) -> list[Mapping[str, Any]]:
+    everything: Mapping[str, Any] = result
+    rows = everything.get(part, {}).get(key, [])
+    return rows if isinstance(rows, list) else []
+
+
+__all__ = ["fairness_by_class", "fleet_budgets", "moving_budgets", "recall_after_falls"]
