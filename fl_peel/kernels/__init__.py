@@ -12,11 +12,17 @@ depend on the order of devices or on how they are spread over nodes.
 The readable twins are in :mod:`fl_peel.reference`; tests compare the two.
 """
 
-from fl_peel.kernels.drawing import draw_items
-from fl_peel.kernels.packing import add_rows, decode_int8, encode_int8, largest_magnitudes, step_rows
-from fl_peel.kernels.ranking import block_signals, hit_sums, tile_rows, top_rows
-from fl_peel.kernels.selecting import serving_cutoffs
-from fl_peel.kernels.training import train_devices
+from pathlib import Path
+
+from fl_peel.compile_cache import choose_cache_folder
+
+choose_cache_folder(Path(__file__).parent)
+
+from fl_peel.kernels.drawing import draw_items  # noqa: E402
+from fl_peel.kernels.packing import add_rows, decode_int8, encode_int8, largest_magnitudes, step_rows  # noqa: E402
+from fl_peel.kernels.ranking import block_signals, hit_sums, tile_rows, top_rows  # noqa: E402
+from fl_peel.kernels.selecting import serving_cutoffs  # noqa: E402
+from fl_peel.kernels.training import train_devices  # noqa: E402
 
 FIXED_POINT = float(1 << 24)
 """Resolution of sums: an update of one device is rounded to the nearest 2**-24 (6e-8)."""
