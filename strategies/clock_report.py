@@ -14,6 +14,8 @@ from strategies.peel import RoundRecord
 
 TARGETS = (0.9, 0.95, 0.99)
 """Shares of the best validation recall for which the time is reported."""
+COVERAGE = 0.5
+"""Recall is that of the latest rounds which together heard from this share of the devices: few say little."""
 
 
 def round_counts(record: RoundRecord) -> dict[str, float]:
@@ -55,7 +57,7 @@ def class_costs(records: Sequence[RoundRecord], devices: NDArray[np.int64]) -> l
 def time_to_recall(
     records: Sequence[RoundRecord], names: Sequence[str], devices: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
-    """When validation recall@20 first reached each share of its best, over all devices and per class.
+    """When validation recall@20 (:func:`recent_recall`) first reached each share of its best, over all and per class.
 
     Bytes and joules are of an average device of the class, up to and including that round. devices: (C,).
     """
@@ -68,15 +70,13 @@ def _times(records: Sequence[RoundRecord], name: str, index: NDArray[np.int64], 
     clock = np.array([record.clock[index].sum(axis=0) for record in records]).reshape(len(records), len(ClockColumn))
     sums = np.array([record.classes[index].sum(axis=0) for record in records]).reshape(len(records), len(ClassColumn))
     seconds = np.cumsum([record.virtual_seconds for record in records])
-    evaluated = clock[:, ClockColumn.EVALUATED]
-    measured = np.flatnonzero(evaluated > 0)
+    recall = recent_recall(clock[:, ClockColumn.RECALL], clock[:, ClockColumn.EVALUATED], COVERAGE * count)
+    measured = np.flatnonzero(~np.isnan(recall))
     if not len(measured):
         return []
-    recall = np.zeros(len(records))
-    recall[measured] = clock[measured, ClockColumn.RECALL] / SUM_SCALE / evaluated[measured]
     rows = []
     for target in TARGETS:
-        reached = measured[recall[measured] >= target * recall.max()]
+        reached = measured[recall[measured] >= target * recall[measured].max()]
         place = int(reached[0])
         spent = {
             "download_bytes": sums[: place + 1, ClassColumn.DOWNLOAD],
@@ -96,4 +96,19 @@ def _times(records: Sequence[RoundRecord], name: str, index: NDArray[np.int64], 
     return rows
 
 
-__all__ = ["TARGETS", "class_costs", "round_counts", "time_to_recall"]
+def recent_recall(recall: NDArray[np.int64], evaluated: NDArray[np.int64], fewest: float) -> NDArray[np.float64]:
+    """Mean recall (R,) over as many of the latest rounds as have ``fewest`` devices together; NaN where too few had.
+
+    recall: (R,) fixed-point sums; evaluated: (R,) devices they are of.
+    """
+    result = np.full(len(recall), np.nan)
+    devices, total = np.concatenate([[0], np.cumsum(evaluated)]), np.concatenate([[0], np.cumsum(recall)])
+    for last in range(1, len(devices)):
+        first = int(np.searchsorted(devices[:last], devices[last] - max(fewest, 1), side="right")) - 1
+        if first >= 0:
+            heard = devices[last] - devices[first]
+            result[last - 1] = (total[last] - total[first]) / SUM_SCALE / heard
+    return result
+
+
+__all__ = ["COVERAGE", "TARGETS", "class_costs", "recent_recall", "round_counts", "time_to_recall"]

@@ -460,6 +460,15 @@ def test_the_scenarios_of_fleets_ship():
     assert wanted <= set(shipped_scenarios())
 
 
+@pytest.mark.parametrize("name", ["budget-shock", "microcontrollers", "diurnal-availability", "stragglers"])
+def test_scenarios_on_ml_100k_share_its_pretraining(name):
+    scenario, usual = load_scenario(name), load_scenario("ml-100k")
+    assert scenario.data == usual.data
+    assert scenario.pretraining == usual.pretraining
+    assert scenario.seed == usual.seed
+    assert scenario.refinement.local == usual.refinement.local
+
+
 def test_a_mixed_fleet_learns_as_gowalla_does():
     mixed, gowalla = load_scenario("fleet-mixed"), load_scenario("gowalla")
     assert mixed.data == gowalla.data

@@ -330,7 +330,18 @@ def test_csv_holds_the_numbers_of_the_json(written):
 def test_page_has_every_section_and_figure(written):
     shown = page(written / "report.html")
     assert shown.sections == {
-        *("quality", "traces", "classes", "groups", "learning", "fairness", "elasticity", "costs", "environment", "reproduce"),
+        *(
+            "quality",
+            "traces",
+            "classes",
+            "groups",
+            "learning",
+            "fairness",
+            "elasticity",
+            "costs",
+            "environment",
+            "reproduce",
+        ),
     }
     labels = [attrs["aria-label"] for tag, attrs in shown.tags if tag == "svg"]
     assert len(labels) == 7  # recall, traces, classes, groups, learning, bytes, stages
