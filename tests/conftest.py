@@ -12,9 +12,13 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 
 import pytest
+from hypothesis import settings
 
 from fl_peel.config import Scenario, load_scenario
 from fl_peel.synthetic import planted_interactions
+
+settings.register_profile("fl-peel", deadline=None)  # the first call of a compiled loop compiles it
+settings.load_profile("fl-peel")
 
 FLEET = """
 profiles:
