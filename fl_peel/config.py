@@ -230,7 +230,7 @@ class Evaluation(Part):
 class Fairness(Part):
     """What each device class gets, against systems whose tables are not elastic; see docs/heterogeneity.md."""
 
-    tiers: tuple[Share, ...] = (0.01, 0.05, 0.25)
+    tiers: tuple[Share, ...] = (0.0025, 0.01, 0.05, 0.25)
     """Fixed sizes, as shares of the full table; each class gets the one that is best for it on validation."""
     exclude_below: Share | None = None
     """Refine once more without the devices whose budget is below this share; null does not."""

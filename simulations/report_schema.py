@@ -74,13 +74,24 @@ class DeviceClassRow(_MaybeRecall, _MaybeNdcg):
 
 
 class RoundRow(TypedDict):
-    """One federated round: bytes summed over its devices, devices asked, devices failed, wall seconds."""
+    """One federated round: bytes of all devices reached, devices whose update counts, devices of nodes that failed.
+
+    The others that were sampled are counted by why they do not count: not available, excluded by
+    ``refinement.min_budget_share``, past the deadline, without a block left; ``memory_drops`` lost blocks, and count.
+    """
 
     download_bytes: Bytes
     upload_bytes: Bytes
     devices: Count
     failures: Count
     seconds: Seconds
+    virtual_seconds: NotRequired[Mean]
+    sampled: NotRequired[Count]
+    unavailable: NotRequired[Count]
+    excluded: NotRequired[Count]
+    stragglers: NotRequired[Count]
+    memory_dropouts: NotRequired[Count]
+    memory_drops: NotRequired[Count]
 
 
 class UserGroupRow(_MaybeRecall, _MaybeNdcg):
