@@ -18,7 +18,7 @@ import torch
 
 from fl_peel.compression import SparseTable, most_entries
 from fl_peel.randomness import seed_for
-from strategies.rival_training import BatchLoss, PrunedTable, fixed_threads
+from strategies.rival_training import BatchLoss, PrunedTable, training
 from strategies.rivals import FloatArray, Material, Option, Request, whole_table
 
 
@@ -29,7 +29,7 @@ class Pep:
     """
 
     name: str = "pep"
-    epochs: int = 2
+    epochs: int = 1
     rates: tuple[float, ...] = (0.1, 0.01)
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
@@ -48,7 +48,7 @@ class Pep:
             if not about[request]:
                 continue
             counts = np.geomspace(before, about[request], self.epochs + 1)[1:].astype(np.int64).tolist()
-            with fixed_threads(material.given.num_interactions):
+            with training(material.given.num_interactions):
                 pruned.train(counts, [_generator(material.seed, place, number) for number in range(self.epochs)])
             stored, table = pruned_table(pruned, request)
             users = np.where(material.has_data[:, None], pruned.users.detach().numpy(), np.float32(0))

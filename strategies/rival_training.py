@@ -14,12 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from fl_peel.interactions import UserItems
 from fl_peel.losses import UserBatch, bpr_loss, sampled_softmax_loss
-from fl_peel.pretraining import PretrainedEmbeddings, PretrainingConfig
+from fl_peel.pretraining import PretrainedEmbeddings, PretrainingConfig, fixed_threads
 from fl_peel.propagation import InteractionGraph, propagate
 from fl_peel.randomness import seed_for
 from fl_peel.spectral import spectral_tables
@@ -28,17 +27,11 @@ FloatArray = NDArray[np.float32]
 
 
 @contextmanager
-def fixed_threads(num_interactions: int) -> Iterator[None]:
-    """Torch, BLAS and OpenMP on as many threads as pretraining takes, and as before afterwards."""
-    num_threads = 2 if num_interactions >= 300_000 else 1
-    before = torch.get_num_threads()
-    with threadpool_limits(limits=num_threads), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch calls its CSR format beta, once per process
-        torch.set_num_threads(num_threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+def training(num_interactions: int) -> Iterator[None]:
+    """As many threads as pretraining takes for data of this size; no word of torch about its CSR format."""
+    with fixed_threads(2 if num_interactions >= 300_000 else 1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 class BatchLoss:
@@ -50,6 +43,17 @@ class BatchLoss:
         popularity = given.popularity(num_items).astype(np.float64)
         bias = config.popularity_correction * np.log((popularity + 1.0) / (popularity + 1.0).mean())
         self._item_bias = torch.from_numpy(bias.astype(np.float32))
+        self._user_l2, self._item_l2 = self._shares(given.counts()), self._shares(popularity)
+
+    def _shares(self, interactions: NDArray[np.integer] | NDArray[np.floating]) -> Tensor:
+        """Share of every row in the l2 penalty, as in pretraining: they sum to 1."""
+        shares = interactions.astype(np.float64) ** self.config.l2_exponent * (interactions > 0)
+        return torch.from_numpy((shares / shares.sum()).astype(np.float32))
+
+    def penalty(self, users: Tensor, items: Tensor) -> Tensor:
+        """The l2 penalty on tables (U, d), (I, d)."""
+        squares = self._user_l2 @ users.square().sum(dim=1) + self._item_l2 @ items.square().sum(dim=1)
+        return 0.5 * self.config.l2 * squares
 
     def batches(self, generator: torch.Generator) -> Iterator[UserBatch]:
         """One pass over the users who gave data, in random order."""
@@ -91,7 +95,7 @@ def train_nested(
     tables is the spread of the prefix.
     """
     dim = widths[-1]
-    with fixed_threads(given.num_interactions):
+    with training(given.num_interactions):
         loss_of = BatchLoss(given, num_items, config)
         graph = InteractionGraph.build(given, num_items)
         num_layers = config.num_layers if config.model == "lightgcn" else 0
@@ -109,9 +113,6 @@ def train_nested(
             return views
 
         optimizer = torch.optim.Adam([users, items], lr=config.learning_rate, fused=True)
-        total = given.num_interactions
-        user_l2 = torch.from_numpy((given.counts() / total).astype(np.float32))
-        item_l2 = torch.from_numpy((given.popularity(num_items) / total).astype(np.float32))
         for epoch in range(config.epochs):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * (1.0 - epoch / config.epochs)
@@ -119,8 +120,7 @@ def train_nested(
             for batch in loss_of.batches(generator):
                 optimizer.zero_grad(set_to_none=True)
                 losses = [loss_of(u[batch.users], i, batch, generator) for u, i in prefixes()]
-                squares = user_l2 @ users.square().sum(1) + item_l2 @ items.square().sum(1)
-                loss = torch.stack(losses).mean() + 0.5 * config.l2 * squares
+                loss = torch.stack(losses).mean() + loss_of.penalty(users, items)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         with torch.no_grad():
@@ -167,5 +167,6 @@ class PrunedTable:
             for batch in self._loss_of.batches(generator):
                 self._optimizer.zero_grad(set_to_none=True)
                 loss = self._loss_of(self.users[batch.users], self.table(count), batch, generator)
+                loss = loss + self._loss_of.penalty(self.users, self.weights)
                 loss.backward()  # type: ignore[no-untyped-call]
                 self._optimizer.step()
