@@ -52,6 +52,10 @@ def cluster(tmp_path_factory):
         except subprocess.TimeoutExpired:
             os.killpg(head.pid, signal.SIGKILL)
             head.wait()
+        # Ray leaves the address behind, and whoever starts Ray next would look for this cluster
+        remembered = Path("/tmp/ray/ray_current_cluster")
+        if remembered.is_file() and remembered.read_text().strip().endswith(f":{port}"):
+            remembered.unlink()
 
 
 @pytest.mark.engine
