@@ -76,6 +76,7 @@ def superlink(tmp_path):
     environment = os.environ | {
         "FLWR_HOME": str(home),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_ADDRESS": "local",  # not a cluster that an earlier `ray start` left the address of
         "FLWR_TELEMETRY_ENABLED": "0",
         "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
     }
