@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ from simulations.plot_style import Plot
 from simulations.plots_compare import compare_alt, compare_plot
 from simulations.report_files import csv_bytes, json_bytes, to_plain, write_files
 from simulations.report_page import compare_page
-from simulations.report_schema import CompareResult, ReportError, check_compare
+from simulations.report_schema import CompareResult, CompareRow, ReportError, check_compare
 from simulations.report_tables import compare_table
 
 __all__ = ["CompareResult", "compare_plot", "compare_table", "read_compare", "write_compare"]
@@ -27,8 +27,9 @@ def write_compare(result: CompareResult, out_dir: Path) -> list[Path]:
     check_compare(plain)
     rows: list[Mapping[str, Any]] = list(plain["rows"])
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    svg = compare_plot(plain["rows"], plain["full_table"])
-    plot = Plot("compare", "Quality against bytes", compare_alt(plain["rows"]), svg)
+    plotted = plotted_rows(plain["rows"])
+    svg = compare_plot(plotted, plain["full_table"])
+    plot = Plot("compare", "Quality against bytes", compare_alt(plotted), svg)
     return write_files(
         out_dir,
         {
@@ -38,6 +39,17 @@ def write_compare(result: CompareResult, out_dir: Path) -> list[Path]:
             "compare.svg": svg.encode(),
         },
     )
+
+
+def plotted_rows(rows: Sequence[CompareRow]) -> list[CompareRow]:
+    """What the figure shows: where rows say which precision validation chose, one line a method of these alone.
+
+    Rows of budgets in which nothing fits have no place on an axis of bytes.
+    """
+    shown = [row for row in rows if row["stored_bytes_max"] > 0] or list(rows)
+    if not any("chosen" in row for row in shown):
+        return shown
+    return [{**row, "precision": ""} for row in shown if row.get("chosen")]
 
 
 def read_compare(path: Path) -> CompareResult:

@@ -26,9 +26,10 @@ from simulations.report_tables import format_share, metric_name
 def compare_plot(rows: Sequence[CompareRow], full_table: CompareFullTable | None = None) -> str:
     """Return the comparison's figure as SVG: Recall@20 above, NDCG@20 below, against stored bytes.
 
-    One line a method and precision; methods that serve each user group differently are solid, the others
-    dashed; `peel` is the widest. Error bars show `recall@20_std` and `ndcg@20_std` where rows carry them. With
-    `full_table` its quality is a yardstick and the top axis tells bytes as a share of it.
+    One line a method and precision (of which the label is silent where it is empty); methods that serve each user
+    group differently are solid, the others dashed; `peel` is the widest. Error bars show `recall@20_std` and
+    `ndcg@20_std` where rows carry them. With `full_table` its quality is a yardstick and the top axis tells bytes as a
+    share of it.
     """
     lines: dict[tuple[str, str], list[CompareRow]] = {}
     for row in rows:
@@ -65,7 +66,7 @@ def _compare_panel(
         style = line_kwargs(index, strong=method == "peel", dashed=not group[0]["group_aware"])
         spreads = [point.get(f"{metric}_std") or 0.0 for point in points]
         axes.errorbar(x, y, yerr=spreads if any(spreads) else None, elinewidth=0.9, capsize=2.2, **style)
-        labels.append(EndLabel(f"{method} {precision}", x[-1], y[-1], style["color"], method == "peel"))
+        labels.append(EndLabel(f"{method} {precision}".strip(), x[-1], y[-1], style["color"], method == "peel"))
     if full_table is not None:
         value = full_table["recall@20"] if metric == "recall@20" else full_table["ndcg@20"]
         labels.append(yardstick(axes, value, f"full table, fp32 {value:.4f}"))
@@ -92,7 +93,7 @@ def compare_alt(rows: Sequence[CompareRow]) -> str:
         if row["share"] not in best or row["recall@20"] > best[row["share"]]["recall@20"]:
             best[row["share"]] = row
     words = [
-        f"at {format_share(share)} {best[share]['method']} {best[share]['precision']} "
+        f"at {format_share(share)} {' '.join(filter(None, (best[share]['method'], best[share]['precision'])))} "
         f"with {best[share]['recall@20']:.4f}"
         for share in sorted(best)
     ]

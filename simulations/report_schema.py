@@ -166,6 +166,7 @@ class CompareRow(Quality, _Spread):
     stored_bytes_max: Bytes
     seconds: Seconds  # spent to serve this budget
     seeds: NotRequired[Count]
+    chosen: NotRequired[bool]  # the precision that validation likes best, of this method at this budget
 
 
 class Refinement(TypedDict):
