@@ -300,7 +300,12 @@ class Scenario(Part):
 
     def to_yaml(self) -> str:
         """The resolved scenario, every default spelled out."""
-        text: str = yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False, allow_unicode=True)
+        content = json.loads(self.model_dump_json())
+        text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        if (
+            yaml.safe_load(text) != content
+        ):  # a character that only survives escaped, such as U+0085, a line end to YAML
+            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=False)
         return text
 
     def to_json(self) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fl_peel.config import Scenario, load_scenario, shipped_scenarios, validated
@@ -109,6 +109,7 @@ def test_a_resolved_scenario_reads_back_the_same(tmp_path):
 
 
 @settings(max_examples=30, deadline=None)
+@example(rounds=1, learning_rate=0.1, budgets=[0.1], seed=0, question="line\x85end \u2028 \ufeff \x00 é")
 @given(
     rounds=st.integers(0, 10**6),
     learning_rate=st.floats(1e-12, 1e6),
