@@ -11,7 +11,7 @@ run: $(VENV)/.installed
 	$(BIN)/fl-peel run ml-100k --out $(OUT)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(CODE)
