@@ -6,7 +6,7 @@ the others once more: every device has its own randomness, so the others do the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,18 @@ class GroupDevices:
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """What a device moves in a round whose sums are secure, whatever it trained: its upload has a fixed length.
+
+    download_bytes: besides ranked list and blocks; upload_bytes: all of it; exchanges: times it waits for the server.
+    """
+
+    download_bytes: int
+    upload_bytes: int
+    exchanges: int
+
+
+@dataclass(frozen=True)
 class GroupRound:
     """What came of it. kept: (M,) positions of the devices that count; the next four are of those devices alone.
 
@@ -60,13 +72,20 @@ def train_in_time(
     *,
     list_length: int | None,
     deadline_s: float | None,
+    traffic: Traffic | None = None,
 ) -> GroupRound:
-    """Train the devices of one user group; list_length: of the top lists for signals, None where none are wanted."""
-    layout = ranked.layout
+    """Train the devices of one user group; list_length: of the top lists for signals, None where none are wanted.
+
+    traffic: None where devices upload what they touched.
+    """
+    layout, rates = ranked.layout, devices.rates
     download = ranked.list_bytes + ranked.cost[memory.first]
+    if traffic is not None:
+        download = download + traffic.download_bytes
+        rates = replace(rates, latency_s=traffic.exchanges * rates.latency_s)
     samples = how.epochs * work_samples(ranked, memory, devices.train)
     out = memory.dropped_out
-    kept = np.flatnonzero(~out & ~never_in_time(devices.rates, download, samples, deadline_s))
+    kept = np.flatnonzero(~out & ~never_in_time(rates, download, samples, deadline_s))
     uploads = np.zeros(len(download), np.int64)
     while True:
         cutoffs, train = memory.last[kept], devices.train.select(kept)
@@ -75,7 +94,9 @@ def train_in_time(
         uploads[kept] = METRIC_BYTES + update.touched_pieces * (layout.id_dtype.itemsize + 4 * layout.slice_dim)
         if best is not None:
             uploads[kept] += SIGNAL_BYTES * (best >= 0).sum(axis=1)
-        spent = spend(devices.rates, download, samples, uploads, deadline_s)
+        if traffic is not None:
+            uploads[kept] = traffic.upload_bytes
+        spent = spend(rates, download, samples, uploads, deadline_s)
         in_time = ~spent.late[kept]
         if in_time.all():
             return GroupRound(kept, users, cutoffs, update, best, spent, spent.late & ~out, out)
@@ -94,4 +115,4 @@ def _present(rows: NDArray[np.int32], items: UserItems, num_present: IntArray) -
     return items.keep((rows >= 0) & (rows < np.repeat(num_present, items.counts()))).counts()
 
 
-__all__ = ["METRIC_BYTES", "SIGNAL_BYTES", "GroupDevices", "GroupRound", "train_in_time", "work_samples"]
+__all__ = ["METRIC_BYTES", "SIGNAL_BYTES", "GroupDevices", "GroupRound", "Traffic", "train_in_time", "work_samples"]

@@ -6,18 +6,20 @@ updates, signals and metrics added up.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from clients.accounts import Accounts
 from clients.cohort import Cohort, DeviceState
-from clients.group_round import GroupDevices, train_in_time
+from clients.group_round import GroupDevices, Traffic, train_in_time
 from clients.moving import RoundMemory
 from clients.serving import Held
 from fl_peel.blocks import BlockLayout
 from fl_peel.grouping import choose_group, fit_user_embeddings
 from fl_peel.interactions import IntArray, UserItems
-from fl_peel.local_training import GroupUpdate, holders_of, signals_of_group
+from fl_peel.local_training import GroupUpdate, LocalTraining, holders_of, signals_of_group
 from fl_peel.ondevice import overhead_bytes
 from fl_peel.precision import PRECISIONS, Precision
 from fl_peel.randomness import device_seeds
@@ -69,55 +71,29 @@ def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
 
 def train_round(cohort: Cohort, request: RoundRequest) -> RoundReply:
     """One round for the sampled devices of this node."""
-    scenario, state, layout = cohort.scenario, cohort.state(), cohort.layout()
-    server_round, refinement = request.server_round, scenario.refinement
-    accounts = Accounts.empty(len(cohort.fleet.names))
-    places = cohort.places(request.devices)
-    budgets = cohort.budgets.during(server_round)  # (T, N) bytes, T steps of the round
-    reached = _reached(cohort, places, budgets[0], server_round, accounts)
-    seeds = device_seeds(scenario.seed, "local-training", server_round, devices=cohort.devices)
-    how = refinement.local.config(request.temperature)
-    list_length = max(scenario.controller.list_length, 20) if request.signals else None
+    state, accounts = cohort.state(), Accounts.empty(len(cohort.fleet.names))
+    world = RoundWorld.of(cohort, request)
+    reached = world.reached(cohort.places(request.devices), accounts)
     groups = np.asarray(state.groups)
     replies: dict[int, Arrays] = {}
-    loss = recall = ndcg = trained = evaluated = slowest_us = 0
+    sums = np.zeros(5, np.int64)
+    slowest_us = 0
     traces: list[list[int]] = []
-    changes: list[tuple[IntArray, NDArray[np.float32], IntArray, IntArray]] = []
+    done: list[MembersRound] = []
     for group, payload in request.groups.items():
         members = reached[groups[reached] == group]
         if not len(members):
             continue
-        ranked = RankedBlocks.unpack(layout, scenario.blocks.precision, payload)
-        memory = RoundMemory.of(ranked, budgets[:, members])
-        users = np.asarray(state.users[members])
-        devices = GroupDevices(users, cohort.splits.train.select(members), seeds[members], cohort.rates.select(members))
-        done = train_in_time(ranked, memory, devices, how, list_length=list_length, deadline_s=refinement.deadline_s)
-        kept, update = members[done.kept], done.update
-        reply = _update_arrays(update)
-        if done.best is not None:
-            validation = cohort.splits.validation.select(kept)
-            hits, shown = signals_of_group(ranked, done.cutoffs, done.users, done.best, validation)
-            reply |= {"hits": hits, "shown": shown, "exposed": holders_of(done.cutoffs, len(ranked.blocks))}
-            per_device = recall_ndcg(ranked, done.best, validation, 20)
-            sums = MetricSums.of(cohort.classes[kept], len(cohort.fleet.names), *per_device, validation.counts() > 0)
-            recall, ndcg = recall + int(sums.recall.sum()), ndcg + int(sums.ndcg.sum())
-            evaluated += int(sums.devices.sum())
-            accounts.clock[:, ClockColumn.RECALL] += sums.recall
-            accounts.clock[:, ClockColumn.EVALUATED] += sums.devices
-        replies[int(group)] = reply
-        learned = update.examples > 0
-        trained += int(learned.sum())
-        loss += int(np.rint(update.loss[learned] * SUM_SCALE).astype(np.int64).sum())
-        slowest_us = max(slowest_us, int(done.spent.time_us[done.kept].max(initial=0)))
-        accounts.group(done, memory, cohort.classes[members], np.asarray(state.kept_blocks[members]))
-        for i in np.flatnonzero(np.isin(cohort.devices[members], request.traced)):
-            who = members[i]
-            device = (cohort.devices[who], cohort.classes[who], memory.budgets[i], memory.stored[i], memory.first[i])
-            traces.append([int(x) for x in device])
-        changes.append((kept, done.users, members, memory.last))
-    for kept, users, members, last in changes:  # last, so that a round that fails half-way leaves devices as they were
-        state.users[kept] = users
-        state.kept_blocks[members] = last
+        ranked = RankedBlocks.unpack(cohort.layout(), cohort.scenario.blocks.precision, payload)
+        part = train_members(world, ranked, members, accounts)
+        replies[int(group)] = part.arrays
+        sums += [part.trained, part.loss, part.recall, part.ndcg, part.evaluated]
+        slowest_us = max(slowest_us, part.slowest_us)
+        traces += part.traces
+        done.append(part)
+    for part in done:  # last, so that a round that fails half-way leaves devices as they were
+        part.remember(state)
+    trained, loss, recall, ndcg, evaluated = sums.tolist()
     return RoundReply(
         replies,
         accounts.classes,
@@ -129,6 +105,114 @@ def train_round(cohort: Cohort, request: RoundRequest) -> RoundReply:
         ndcg,
         evaluated,
         np.array(traces, np.int64).reshape(len(traces), 5),
+    )
+
+
+@dataclass(frozen=True)
+class RoundWorld:
+    """What a round's devices share, whatever their user group. For all N hosted devices: budgets (T, N) bytes at T
+    steps of the round; seeds (N,).
+    """
+
+    cohort: Cohort
+    request: RoundRequest
+    budgets: IntArray
+    seeds: NDArray[np.uint64]
+    how: LocalTraining
+    list_length: int | None
+
+    @staticmethod
+    def of(cohort: Cohort, request: RoundRequest) -> RoundWorld:
+        """The world of one request."""
+        scenario = cohort.scenario
+        return RoundWorld(
+            cohort,
+            request,
+            cohort.budgets.during(request.server_round),
+            device_seeds(scenario.seed, "local-training", request.server_round, devices=cohort.devices),
+            scenario.refinement.local.config(request.temperature),
+            max(scenario.controller.list_length, 20) if request.signals else None,
+        )
+
+    def reached(self, places: IntArray, accounts: Accounts) -> IntArray:
+        """Of the sampled devices at ``places``, those that are available and let in; the others are counted."""
+        return _reached(self.cohort, places, self.budgets[0], self.request.server_round, accounts)
+
+
+@dataclass(frozen=True)
+class MembersRound:
+    """What devices of one user group did. arrays, trained .. evaluated, slowest_us, traces: as in a RoundReply.
+
+    kept: (M,) places of the devices that count, and their new user embeddings (M, d); members: (N,) places of all
+    that were reached, and the blocks they hold in the end (N,).
+    """
+
+    arrays: Arrays
+    trained: int
+    loss: int
+    recall: int
+    ndcg: int
+    evaluated: int
+    slowest_us: int
+    traces: list[list[int]]
+    kept: IntArray
+    users: NDArray[np.float32]
+    members: IntArray
+    last: IntArray
+
+    def remember(self, state: DeviceState) -> None:
+        """Let the devices keep what they learned."""
+        state.users[self.kept] = self.users
+        state.kept_blocks[self.members] = self.last
+
+
+def train_members(
+    world: RoundWorld, ranked: RankedBlocks, members: IntArray, accounts: Accounts, traffic: Traffic | None = None
+) -> MembersRound:
+    """One round for some devices of one user group, by their places (N,). No device's state changes yet."""
+    cohort, request = world.cohort, world.request
+    state = cohort.state("r")
+    memory = RoundMemory.of(ranked, world.budgets[:, members])
+    users = np.asarray(state.users[members])
+    devices = GroupDevices(
+        users, cohort.splits.train.select(members), world.seeds[members], cohort.rates.select(members)
+    )
+    deadline_s = cohort.scenario.refinement.deadline_s
+    done = train_in_time(
+        ranked, memory, devices, world.how, list_length=world.list_length, deadline_s=deadline_s, traffic=traffic
+    )
+    kept, update = members[done.kept], done.update
+    reply = _update_arrays(update)
+    recall = ndcg = evaluated = 0
+    if done.best is not None:
+        validation = cohort.splits.validation.select(kept)
+        hits, shown = signals_of_group(ranked, done.cutoffs, done.users, done.best, validation)
+        reply |= {"hits": hits, "shown": shown, "exposed": holders_of(done.cutoffs, len(ranked.blocks))}
+        per_device = recall_ndcg(ranked, done.best, validation, 20)
+        sums = MetricSums.of(cohort.classes[kept], len(cohort.fleet.names), *per_device, validation.counts() > 0)
+        recall, ndcg, evaluated = (int(column.sum()) for column in (sums.recall, sums.ndcg, sums.devices))
+        accounts.clock[:, ClockColumn.RECALL] += sums.recall
+        accounts.clock[:, ClockColumn.EVALUATED] += sums.devices
+    learned = update.examples > 0
+    accounts.group(done, memory, cohort.classes[members], np.asarray(state.kept_blocks[members]))
+    traces = []
+    for i in np.flatnonzero(np.isin(cohort.devices[members], request.traced)):
+        who = members[i]
+        device = (cohort.devices[who], cohort.classes[who], memory.budgets[i], memory.stored[i], memory.first[i])
+        traces.append([int(x) for x in device])
+    return MembersRound(
+        reply,
+        int(learned.sum()),
+        int(np.rint(update.loss[learned] * SUM_SCALE).astype(np.int64).sum()),
+        recall,
+        ndcg,
+        evaluated,
+        int(done.spent.time_us[done.kept].max(initial=0)),
+        traces,
+        kept,
+        done.users,
+        members,
+        memory.last,
     )
 
 
