@@ -202,6 +202,8 @@ class Refinement(Part):
     rounds: int = Field(8, ge=0)
     cohort_share: Share = 1.0
     """Share of the devices sampled in each round; those that are not available then do not answer."""
+    sampling: Literal["fixed", "poisson"] = "fixed"
+    """fixed: that share exactly; poisson: each device by its own coin, which privacy accounting by sampling needs."""
     over_selection: float = Field(0.0, ge=0, le=10)
     """Extra devices sampled, as a share of the cohort, to make up for those that do not answer in time."""
     deadline_s: float | None = Field(None, gt=0)
@@ -210,6 +212,101 @@ class Refinement(Part):
     """Devices whose budget is below this share of the fp32 full item table do not train."""
     local: Local = Local()
     aggregation: Aggregation = Aggregation()
+
+
+class Clipping(Part):
+    """How a device bounds its own block update, before anything is added up; see docs/privacy.md."""
+
+    kind: Literal["none", "flat", "per-block", "adaptive"] = "none"
+    """flat: the whole update has norm ``norm`` at most; per-block: each of the K blocks sent has ``norm`` / sqrt(K);
+    adaptive: flat, with a bound that follows a quantile of the norms (Andrew et al., NeurIPS 2021).
+    """
+    norm: float = Field(1.0, gt=0)
+    """L2 (local-laplace: L1) bound of a device's update; adaptive: the bound of the first round."""
+    quantile: float = Field(0.5, gt=0, lt=1)
+    """adaptive: share of the devices whose update shall stay whole."""
+    learning_rate: float = Field(0.2, gt=0)
+    """adaptive: bound <- bound * exp(-learning_rate * (share below it - quantile)) after every round."""
+
+
+class ReleaseShares(Part):
+    """How one round's privacy is divided among what is released; 0 releases nothing. Normalized to sum to 1."""
+
+    updates: float = Field(0.9, gt=0)
+    signals: float = Field(0.1, ge=0)
+    """Validation hits of each block, which teach the controller."""
+    counts: float = Field(0.0, ge=0)
+    """Which blocks' items a device has interacted with: popularity within the user group."""
+    quantile: float = Field(0.02, ge=0)
+    """With adaptive clipping: whether a device's update was below the bound."""
+
+
+class Privacy(Part):
+    """What devices hide, from whom; see docs/privacy.md. Defaults: nothing is hidden and nothing changes."""
+
+    mechanism: str = "none"
+    """none; central-gaussian: the server adds noise to the sum over a user group; local-gaussian, local-laplace: each
+    device adds noise; or one that an installed package registers under ``fl_peel.mechanisms``.
+    """
+    target_epsilon: float | None = Field(None, gt=0)
+    """User level, of the whole run; the noise follows from it."""
+    delta: float = Field(1e-5, gt=0, lt=1)
+    noise_multiplier: float | None = Field(None, gt=0)
+    """Noise of one round relative to the bound, in place of target_epsilon or, beside it, to be checked against it."""
+    clipping: Clipping = Clipping()
+    signals_norm: float = Field(1.0, gt=0)
+    """Bound of a device's signals in a round: L2, with local-laplace L1."""
+    counts_norm: float = Field(1.0, gt=0)
+    """Bound of a device's interaction counts in a round, likewise."""
+    shares: ReleaseShares = ReleaseShares()
+    group_epsilon: float | None = Field(None, gt=0)
+    """Devices whose data was not collected answer their user group by randomized response with this epsilon."""
+    shrinkage: bool = True
+    """The server shrinks noised updates and signals towards what it knew before, by the noise's variance."""
+    rows: Literal["touched", "all-sent"] = "touched"
+    """Rows of a device's update: those it changed, or all it was sent, so that nobody sees which it changed."""
+    requests: Literal["own-budget", "group-prefix"] = "own-budget"
+    """Blocks a device downloads: what its budget holds, or what the largest budget of its user group holds."""
+    counters: Literal["withheld", "measured"] = "withheld"
+    """Losses, validation metrics, times and bytes per class, which no mechanism noises: not sent; or reported all the
+    same, as the simulation's own measurement, like the test: outside the protocol and of no effect on it.
+    """
+
+    @property
+    def noised(self) -> bool:
+        """Whether a mechanism adds noise."""
+        return self.mechanism != "none"
+
+    @property
+    def sums_only(self) -> bool:
+        """Whether devices send bounded sums over all rows alone: no row counts, losses, holders."""
+        return self.noised or self.rows == "all-sent"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Privacy:
+        if not self.noised:
+            for key in ("target_epsilon", "noise_multiplier", "group_epsilon"):
+                if getattr(self, key) is not None:
+                    raise ValueError(
+                        f"{key} needs a mechanism that adds noise; set privacy.mechanism, e.g. central-gaussian"
+                    )
+            if self.clipping.kind == "adaptive":
+                raise ValueError(
+                    "clipping.kind adaptive counts devices under noise; set privacy.mechanism, or kind flat"
+                )
+            return self
+        if self.clipping.kind == "none":
+            raise ValueError(
+                f"mechanism {self.mechanism} without clipping protects nobody; set privacy.clipping.kind to flat, "
+                "per-block or adaptive"
+            )
+        if self.target_epsilon is None and self.noise_multiplier is None:
+            raise ValueError(f"mechanism {self.mechanism} needs target_epsilon (or noise_multiplier); give one")
+        if self.target_epsilon is not None and (self.group_epsilon or 0.0) >= self.target_epsilon:
+            raise ValueError("group_epsilon leaves nothing of target_epsilon; lower it or raise the target")
+        if self.clipping.kind == "adaptive" and self.shares.quantile == 0:
+            raise ValueError("clipping.kind adaptive needs shares.quantile above 0; give e.g. 0.02")
+        return self
 
 
 class Evaluation(Part):
@@ -285,6 +382,7 @@ class Scenario(Part):
     evaluation: Evaluation = Evaluation()
     fairness: Fairness = Fairness()
     elasticity: Elasticity = Elasticity()
+    privacy: Privacy = Privacy()
     engine: Engine = Engine()
 
     @model_validator(mode="after")
