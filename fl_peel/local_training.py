@@ -12,6 +12,7 @@ over its interactions, so that an interaction counts the same on a busy device a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -31,7 +32,11 @@ LocalLoss = Literal["bpr", "sampled-softmax"]
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """How a device trains. ``max_norm``: L2 bound of one device's block update, infinite for none."""
+    """How a device trains.
+
+    max_norm: bound of one device's block update, infinite for none; clip_blocks: instead, each of the K blocks sent is
+    bounded by max_norm / sqrt(K), so that all together are bounded as well; clip_l1: norms are L1 (then max_norm / K).
+    """
 
     epochs: int = 1
     batch_size: int = 64
@@ -42,6 +47,14 @@ class LocalTraining:
     loss: LocalLoss = "bpr"
     temperature: float = 1.0
     max_norm: float = float("inf")
+    clip_blocks: bool = False
+    clip_l1: bool = False
+
+    def bound(self, num_blocks: int) -> float:
+        """Of what is clipped as one: the whole update, or a block of those that were sent."""
+        if not self.clip_blocks:
+            return self.max_norm
+        return self.max_norm / (num_blocks if self.clip_l1 else math.sqrt(num_blocks))
 
 
 @dataclass(frozen=True)
@@ -150,7 +163,9 @@ def train_group(
         how.l2,
         how.loss == "sampled-softmax",
         how.temperature,
-        how.max_norm,
+        how.bound(max(len(ranked.blocks), 1)),
+        how.clip_blocks,
+        how.clip_l1,
         narrow,
         wide,
         is_wide,

@@ -56,6 +56,17 @@ def _fixed(value):
     return np.int64(math.floor(np.float64(value) * _UNIT + 0.5))
 
 
+@njit(nogil=True, cache=True, inline="always")
+def _clip_factor(size, entries, bound, l1):
+    """What an update of this norm is multiplied by, so that it is within the bound after rounding to fixed point.
+
+    Norms are sums of float32 numbers, good to 1e-5; rounding moves an entry by half a unit at most.
+    """
+    rounding = 0.5 / _UNIT * (entries if l1 else math.sqrt(entries))
+    limit = max(bound * (1.0 - 1e-5) - rounding, 0.0)
+    return limit / size if size > limit else 1.0
+
+
 @njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
 def train_devices(
     table,  # (R, d) float32, read only
@@ -74,7 +85,9 @@ def train_devices(
     l2,
     softmax,
     temperature,
-    max_norm,
+    max_norm,  # of a device's update; infinite for none
+    clip_blocks,  # bool: instead, each block has at most this norm
+    clip_l1,  # bool: in L1 instead of L2
     sums,  # (R, d) int32, written in rows that some device changed: block updates
     spilled,  # (R, d) int64, written in rows where ``is_spilled``: what would not have fitted in 32 bits
     is_spilled,  # (R,) bool, of zeros
@@ -83,7 +96,7 @@ def train_devices(
     loss,  # (N,) float64: mean loss in the last epoch
     examples,  # (N,) int64: train interactions used per epoch
     touched_pieces,  # (N,) int64: row pieces (slices of rows) each device changed
-    squared_norms,  # (N,) float64: squared L2 norm of each device's update, before clipping
+    squared_norms,  # (N,) float64: squared norm of each device's update, before clipping
 ):
     """Within a batch, a row's gradient is a multiple of the user embedding (and, with l2, of the row itself): one
     coefficient a row says it all, and every row is read and written once a batch. The rows that a device touches
@@ -121,6 +134,9 @@ def train_devices(
     chances = np.empty(drawn, np.float32)
     step = np.empty(dim, np.float32)
     clips = max_norm < np.inf
+    num_blocks = num_rows * num_slices + 1 if clips and clip_blocks else 1
+    block_sizes = np.zeros(num_blocks, np.float64)
+    block_entries = np.zeros(num_blocks, np.float64)
 
     for i in range(num_devices):
         present = num_present[i]
@@ -252,17 +268,25 @@ def train_devices(
         pieces = 0
         scale = np.float32(1.0)
         if clips:
+            entries = 0.0
             for slot in range(num_slots):
                 row = slot_row[slot]
-                norm = np.float32(0.0)
-                for c in range(dim):
-                    change = local[slot, c] - table[row, c]
-                    if cut_rows:
-                        change *= masks[slot, c]
-                    norm += change * change
-                square += np.float64(norm)
-            if square > max_norm * max_norm:
-                scale = np.float32(max_norm / math.sqrt(square))
+                for s in range(num_slices):
+                    block = position[row, s]
+                    if block < cutoff:
+                        norm = np.float32(0.0)
+                        for c in range(s * width, (s + 1) * width):
+                            change = local[slot, c] - table[row, c]
+                            norm += abs(change) if clip_l1 else change * change
+                        square += np.float64(norm)
+                        entries += width
+                        if clip_blocks:
+                            block_sizes[block] += np.float64(norm)
+                            block_entries[block] += width
+            if clip_l1:
+                square *= square
+            if not clip_blocks:
+                scale = np.float32(_clip_factor(math.sqrt(square), entries, max_norm, clip_l1))
         clipped_square = 0.0
         for slot in range(num_slots):
             row = slot_row[slot]
@@ -283,6 +307,16 @@ def train_devices(
                     change = scale * (local[slot, c] - table[row, c])
                     step[c] = change
                     norm += change * change
+            if clips and clip_blocks:
+                norm = np.float32(0.0)
+                for s in range(num_slices):
+                    block = position[row, s]
+                    if block < cutoff:
+                        size = block_sizes[block] if clip_l1 else math.sqrt(block_sizes[block])
+                        factor = np.float32(_clip_factor(size, block_entries[block], max_norm, clip_l1))
+                        for c in range(s * width, (s + 1) * width):
+                            step[c] *= factor
+                            norm += step[c] * step[c]
             clipped_square += np.float64(norm)
             bound = np.float64(math.sqrt(norm)) * 1.001 * _UNIT + 2.0
             fits = bound < _ROOM
@@ -307,5 +341,12 @@ def train_devices(
                 for c in range(dim):
                     sums[row, c] += np.int32(np.floor(np.float64(step[c]) * _UNIT + 0.5))
             tallies[row, 2] += np.int64(bound)
+        if clips and clip_blocks:
+            for slot in range(num_slots):
+                for s in range(num_slices):
+                    block = position[slot_row[slot], s]
+                    if block < cutoff:
+                        block_sizes[block] = 0.0
+                        block_entries[block] = 0.0
         touched_pieces[i] = pieces
         squared_norms[i] = square if clips else clipped_square

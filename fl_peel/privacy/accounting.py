@@ -1,0 +1,156 @@
+"""What a run spends: (epsilon, delta) of every noised release together, by dp-accounting.
+
+Two accountants, of which the tighter counts: Renyi differential privacy (Mironov, CSF 2017) and privacy loss
+distributions (Koskela et al., AISTATS 2020), both upper bounds. Noise is calibrated by bisection on the same figure.
+
+A device is in one user group, whose sums are the only ones it is in: releases of different groups compose in parallel
+and cost what one group's cost. Rounds compose. What a round releases (updates, signals, counts, the clipping quantile)
+are parts of one vector: see :meth:`fl_peel.privacy.mechanisms.Mechanism.of_share`.
+
+Sampling. ``poisson``: each device is in a round by its own coin with probability q, so that each round is a Poisson
+subsampled release of that q, for whoever does not see which devices take part. ``fixed``: no amplification is claimed;
+the choice of devices does not depend on data, so a device pays for the rounds it is in, and the figure is that of the
+device that is in most.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from dp_accounting import (
+    ComposedDpEvent,
+    DpEvent,
+    NeighboringRelation,
+    PoissonSampledDpEvent,
+    SelfComposedDpEvent,
+)
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp import RdpAccountant
+from scipy.stats import norm
+
+from fl_peel.errors import ScenarioError
+from fl_peel.privacy.mechanisms import Mechanism
+
+LARGEST_MULTIPLIER = 1e5
+"""Noise beyond this leaves nothing: a target that asks for more cannot be met."""
+SMALLEST_MULTIPLIER = 1e-2
+TOLERANCE = 1e-3
+"""Calibrated noise is at most this much, relatively, above the least that meets the target."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How often what is released. rounds: (times, share of a full release) of the different kinds of rounds, summed
+    over a device's rounds; sampling: probability of a device's coin, 1 where it is in all of these rounds for certain.
+    """
+
+    rounds: tuple[tuple[int, float], ...]
+    sampling: float = 1.0
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Epsilon at a delta: the tighter one, whose accountant it is of, and both (None: the accountant has no answer)."""
+
+    epsilon: float
+    delta: float
+    accountant: str
+    rdp: float | None
+    pld: float | None
+
+
+def event_of(mechanism: Mechanism, multiplier: float, schedule: Schedule) -> DpEvent:
+    """All of a run's noised rounds."""
+    events: list[DpEvent] = []
+    for times, share in schedule.rounds:
+        if times == 0 or share == 0:
+            continue
+        one = mechanism.event(mechanism.of_share(multiplier, share))
+        if schedule.sampling < 1:
+            one = PoissonSampledDpEvent(schedule.sampling, one)
+        events.append(SelfComposedDpEvent(one, times))
+    return ComposedDpEvent(events)
+
+
+def spent(event: DpEvent, delta: float, *, discretization: float = 1e-4) -> Spent:
+    """Epsilon of an event at ``delta`` against a neighbour that sends nothing but zeros."""
+    figures = {
+        "RDP": _epsilon(lambda: RdpAccountant(neighboring_relation=NeighboringRelation.REPLACE_SPECIAL), event, delta),
+        "PLD": _epsilon(
+            lambda: PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, discretization),
+            event,
+            delta,
+        ),
+    }
+    known = {name: value for name, value in figures.items() if value is not None}
+    best = min(known, key=lambda name: known[name]) if known else "none"
+    return Spent(known.get(best, math.inf), delta, best, figures["RDP"], figures["PLD"])
+
+
+def _epsilon(make: Callable[[], RdpAccountant | PLDAccountant], event: DpEvent, delta: float) -> float | None:
+    accountant = make()
+    if not accountant.supports(event):
+        return None
+    with _quiet():
+        accountant.compose(event)
+        return float(accountant.get_epsilon(delta))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a warning for every order of Renyi divergence that is left out: the others bound epsilon as well."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def calibrated(mechanism: Mechanism, schedule: Schedule, epsilon: float, delta: float) -> float:
+    """The least noise multiplier, to within ``TOLERANCE``, whose run spends at most ``epsilon`` at ``delta``.
+
+    Raises:
+        ScenarioError: no noise that leaves anything meets the target.
+    """
+
+    def cost(multiplier: float) -> float:
+        # fine enough a grid for the losses of this target: large ones need not be resolved to 1e-4
+        step = min(1e-3, max(1e-4, epsilon * 1e-4))
+        return spent(event_of(mechanism, multiplier, schedule), delta, discretization=step).epsilon
+
+    low, high = SMALLEST_MULTIPLIER, 1.0
+    while cost(high) > epsilon:
+        low, high = high, 4 * high
+        if high > LARGEST_MULTIPLIER:
+            raise ScenarioError(
+                f"privacy.target_epsilon: {epsilon:g} at delta {delta:g} cannot be met over the rounds of this run "
+                f"with noise below {LARGEST_MULTIPLIER:g} times the bound; raise it, or lower refinement.rounds"
+            )
+    while low == SMALLEST_MULTIPLIER and high > 4 * low and cost(high / 4) <= epsilon:
+        high /= 4
+    low = max(low, high / 4)
+    while high / low > 1 + TOLERANCE:
+        middle = math.sqrt(low * high)
+        if cost(middle) > epsilon:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def analytic_gaussian_delta(multiplier: float, epsilon: float) -> float:
+    """Least delta of a Gaussian mechanism of sensitivity 1 at ``epsilon`` (Balle & Wang, ICML 2018, theorem 8).
+
+    What the accountants are checked against: a closed form, exact.
+    """
+    half = 1 / (2 * multiplier)
+    return float(norm.cdf(half - epsilon * multiplier) - math.exp(epsilon) * norm.cdf(-half - epsilon * multiplier))
+
+
+__all__ = ["Schedule", "Spent", "analytic_gaussian_delta", "calibrated", "event_of", "spent"]

@@ -1,0 +1,193 @@
+"""Mechanisms: where noise is added, how it is drawn, and what one release costs.
+
+Every device's contribution has a norm of at most ``bound`` (L2 or L1, as the mechanism asks), in each part that is
+released. A mechanism adds independent noise of standard ``scale = multiplier x bound x range`` to every number of a
+part. To add one, write a subclass and register it under the entry point group ``fl_peel.mechanisms``; it is then a
+value of ``privacy.mechanism``. :class:`fl_peel.privacy.contracts.MechanismContract` tests it.
+
+Two notions of neighbours (dp-accounting's names in parentheses): a server that adds noise to sums protects a device
+against the same run in which that device sent nothing but zeros (REPLACE_SPECIAL; Kairouz et al., arXiv 2103.00039,
+Definition 1.1), so a contribution moves by ``bound``; a device that adds noise itself hides which of any two
+contributions it sent, and these lie up to 2 x ``bound`` apart.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import ClassVar, Literal
+
+import numpy as np
+from dp_accounting import DpEvent, GaussianDpEvent, LaplaceDpEvent
+from numpy.typing import NDArray
+
+from fl_peel.errors import ScenarioError
+
+FloatArray = NDArray[np.float64]
+
+
+class Mechanism(ABC):
+    """One way of noising what devices contribute; a value without state."""
+
+    name: ClassVar[str]
+    where: ClassVar[Literal["server", "device"]]
+    """Who adds noise: the server once to each user group's sums, or every device to its own contribution."""
+    norm: ClassVar[Literal["l2", "l1"]]
+    """Norm in which contributions are bounded."""
+
+    @property
+    def range(self) -> float:
+        """How far two contributions can lie apart, in bounds: see the module's note on neighbours."""
+        return 1.0 if self.where == "server" else 2.0
+
+    @abstractmethod
+    def event(self, multiplier: float) -> DpEvent:
+        """What one release costs whose noise has ``multiplier`` times the largest distance of two contributions."""
+
+    @abstractmethod
+    def of_share(self, multiplier: float, share: float) -> float:
+        """Multiplier of a part that has ``share`` (0 < share <= 1) of a release of ``multiplier``.
+
+        The parts of all shares, released together, must cost what one release of ``multiplier`` costs.
+        """
+
+    @abstractmethod
+    def std(self, scale: float) -> float:
+        """Standard deviation of noise of this scale."""
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> FloatArray:
+        """Independent noise of this scale."""
+
+    def scale(self, multiplier: float, share: float, bound: float) -> float:
+        """Scale of the noise on a part with this share and bound."""
+        return self.of_share(multiplier, share) * bound * self.range
+
+
+@dataclass(frozen=True)
+class Gaussian(Mechanism):
+    """Normal noise; scale: its standard deviation (Dwork et al., EUROCRYPT 2006; Balle & Wang, ICML 2018)."""
+
+    norm = "l2"
+
+    def event(self, multiplier: float) -> DpEvent:
+        """A Gaussian mechanism."""
+        return GaussianDpEvent(multiplier)
+
+    def of_share(self, multiplier: float, share: float) -> float:
+        """Precisions add up: sum of 1 / z_i^2 is 1 / z^2."""
+        return multiplier / math.sqrt(share)
+
+    def std(self, scale: float) -> float:
+        """The scale itself."""
+        return scale
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> FloatArray:
+        """Normal numbers."""
+        return rng.normal(0.0, scale, shape)
+
+
+@dataclass(frozen=True)
+class CentralGaussian(Gaussian):
+    """The server adds normal noise once to the sum over a user group's devices (McMahan et al., ICLR 2018)."""
+
+    name = "central-gaussian"
+    where = "server"
+
+
+@dataclass(frozen=True)
+class LocalGaussian(Gaussian):
+    """Every device adds normal noise before anything leaves it."""
+
+    name = "local-gaussian"
+    where = "device"
+
+
+@dataclass(frozen=True)
+class LocalLaplace(Mechanism):
+    """Every device adds Laplace noise (Dwork et al., TCC 2006); contributions are bounded in L1, scale: b."""
+
+    name = "local-laplace"
+    where = "device"
+    norm = "l1"
+
+    def event(self, multiplier: float) -> DpEvent:
+        """A Laplace mechanism: the loss of a vector whose L1 distance is 1 is at most that of one number at 1."""
+        return LaplaceDpEvent(multiplier)
+
+    def of_share(self, multiplier: float, share: float) -> float:
+        """Epsilons add up: sum of 1 / b_i is 1 / b."""
+        return multiplier / share
+
+    def std(self, scale: float) -> float:
+        """sqrt(2) b."""
+        return math.sqrt(2.0) * scale
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> FloatArray:
+        """Laplace numbers."""
+        return rng.laplace(0.0, scale, shape)
+
+
+_BUILT_IN: dict[str, Mechanism] = {
+    mechanism.name: mechanism for mechanism in (CentralGaussian(), LocalGaussian(), LocalLaplace())
+}
+
+
+def mechanism_names() -> list[str]:
+    """Every mechanism that can be named in a scenario."""
+    return ["none", *_BUILT_IN, *(point.name for point in entry_points(group="fl_peel.mechanisms"))]
+
+
+def find_mechanism(name: str) -> Mechanism | None:
+    """The mechanism of this name; None for ``none``.
+
+    Raises:
+        ScenarioError: no mechanism has this name, or a plug-in's entry point is none.
+    """
+    if name == "none" or name in _BUILT_IN:
+        return _BUILT_IN.get(name)
+    points = list(entry_points(group="fl_peel.mechanisms", name=name))
+    if not points:
+        known = mechanism_names()
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}"
+        raise ScenarioError(f"privacy.mechanism: unknown mechanism {name!r}; {hint}")
+    loaded = points[0].load()
+    found = loaded() if isinstance(loaded, type) else loaded
+    if not isinstance(found, Mechanism):
+        raise ScenarioError(
+            f"privacy.mechanism: {points[0].value} is not a Mechanism; subclass fl_peel.privacy.mechanisms.Mechanism"
+        )
+    return found
+
+
+def fixed_point(values: NDArray[np.float64], unit: float) -> NDArray[np.int64]:
+    """Values in whole multiples of 1 / unit, int64; ones beyond its range (a multiplier out of all bounds) saturate."""
+    limit = float(1 << 62)
+    return np.rint(np.clip(values * unit, -limit, limit)).astype(np.int64)
+
+
+def noise_share(
+    rng: np.random.Generator, shape: tuple[int, ...], std: float, num_devices: int, unit: float
+) -> NDArray[np.int64]:
+    """One device's share of the normal noise on a sum that nobody sees before it is complete (secure aggregation).
+
+    In whole multiples of 1 / unit. The shares of ``num_devices`` devices add up to a standard deviation of ``std``, but
+    for the rounding. Give the fewest devices that a sum may be of: when more answer, there is more noise, never less.
+    """
+    return fixed_point(rng.normal(0.0, std / math.sqrt(num_devices), shape), unit)
+
+
+__all__ = [
+    "CentralGaussian",
+    "LocalGaussian",
+    "LocalLaplace",
+    "Mechanism",
+    "find_mechanism",
+    "fixed_point",
+    "mechanism_names",
+    "noise_share",
+]
