@@ -9,6 +9,7 @@
     ├── BudgetError             a memory budget cannot hold what it must hold
     ├── ArtifactError           a stored elastic embedding is not what it claims to be
     ├── ReportError             (simulations.report_schema) a result is incomplete or its files cannot be written
+    ├── SecureAggregationError  a device or the server refuses a message of secure aggregation
     └── EngineError             the Flower engine failed: no nodes, no replies, mixed-up packages
 
 Messages are one line, name the place (file and line, key path, profile name) and the remedy.
@@ -37,6 +38,10 @@ class BudgetError(FlPeelError):
 
 class ArtifactError(FlPeelError):
     """A stored elastic embedding is not what it claims to be."""
+
+
+class SecureAggregationError(FlPeelError):
+    """A device or the server refuses a message of secure aggregation: it was changed, repeated, or asks too much."""
 
 
 class EngineError(FlPeelError):

@@ -1,0 +1,117 @@
+"""Keys of one device for one round: agreement with a neighbour, and messages sealed for it.
+
+All of it is the package ``cryptography``: X25519 (RFC 7748), HKDF with SHA-256 (RFC 5869), AES-GCM. Every derived key
+is bound to what it is for: the round, the user group, the two devices. Keys come from the operating system's
+randomness, never from the run's seed: masks cancel exactly, so that no result depends on them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from fl_peel.errors import SecureAggregationError
+
+SEED_BYTES = 16
+"""Of a mask's seed, and of the seed of the key that agrees on masks: what Shamir's scheme shares in one piece."""
+KEY_BYTES = 32
+"""Of an X25519 key, private or public."""
+NONCE_BYTES, TAG_BYTES = 12, 16
+
+
+@dataclass(frozen=True)
+class Occasion:
+    """What keys and messages are for: one user group in one round."""
+
+    server_round: int
+    group: int
+
+    def name(self, purpose: str, *devices: int) -> bytes:
+        """A text that no other use of a key has."""
+        return "/".join(["fl-peel", purpose, str(self.server_round), str(self.group), *map(str, devices)]).encode()
+
+
+def fresh(num_bytes: int) -> bytes:
+    """Random bytes of the operating system."""
+    return os.urandom(num_bytes)
+
+
+def derived(secret: bytes, purpose: bytes, num_bytes: int) -> bytes:
+    """A key from a secret (HKDF-SHA256), bound to its purpose."""
+    return HKDF(SHA256(), num_bytes, salt=None, info=purpose).derive(secret)
+
+
+def mask_private_key(seed: bytes) -> bytes:
+    """The private key (32,) that agrees on masks, from its seed (16,), which is what gets shared."""
+    return derived(seed, b"fl-peel/mask-key", KEY_BYTES)
+
+
+def public_key(private: bytes) -> bytes:
+    """The public key of a private one, (32,) each."""
+    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+
+
+def agreed(private: bytes, other: bytes, purpose: bytes) -> bytes:
+    """The key (16,) that both sides derive, each from its private key and the other's public one.
+
+    Raises:
+        SecureAggregationError: ``other`` is no public key that one can agree with.
+    """
+    try:
+        secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(other))
+    except ValueError as error:
+        raise SecureAggregationError(
+            f"secure aggregation: a public key for {purpose.decode()} is not valid; the sender or the server changed it"
+        ) from error
+    return derived(secret, purpose, SEED_BYTES)
+
+
+def pair_key(private: bytes, other: bytes, occasion: Occasion, one: int, two: int) -> bytes:
+    """The seed (16,) of the mask that two neighbours share, the same whoever asks."""
+    return agreed(private, other, occasion.name("mask", min(one, two), max(one, two)))
+
+
+def seal(private: bytes, other: bytes, occasion: Occasion, sender: int, recipient: int, content: bytes) -> bytes:
+    """Encrypt for a neighbour: nonce, ciphertext and tag, 28 bytes longer than ``content``."""
+    name = occasion.name("shares", sender, recipient)
+    nonce = fresh(NONCE_BYTES)
+    return nonce + AESGCM(agreed(private, other, name)).encrypt(nonce, content, name)
+
+
+def unseal(private: bytes, other: bytes, occasion: Occasion, sender: int, recipient: int, sealed: bytes) -> bytes:
+    """Decrypt what a neighbour sealed.
+
+    Raises:
+        SecureAggregationError: it is not what that neighbour sealed for this device, round and group.
+    """
+    name = occasion.name("shares", sender, recipient)
+    try:
+        return AESGCM(agreed(private, other, name)).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], name)
+    except InvalidTag as error:
+        raise SecureAggregationError(
+            f"secure aggregation, round {occasion.server_round}: device {recipient} refuses the shares of device "
+            f"{sender}: they were changed on the way, or are of another round; look at who relays the messages"
+        ) from error
+
+
+__all__ = [
+    "KEY_BYTES",
+    "NONCE_BYTES",
+    "SEED_BYTES",
+    "TAG_BYTES",
+    "Occasion",
+    "agreed",
+    "derived",
+    "fresh",
+    "mask_private_key",
+    "pair_key",
+    "public_key",
+    "seal",
+    "unseal",
+]

@@ -1,0 +1,73 @@
+"""What the server does with masked vectors: add them up, and take away the masks that are left in the sum.
+
+The masks between two devices that both sent their vector are gone by themselves. What is left: the own mask of every
+device that sent its vector, and the masks that these share with neighbours that did not. Each is made again from its
+seed, which the neighbours' shares give back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from fl_peel.errors import SecureAggregationError
+from fl_peel.secure.keys import Occasion, mask_private_key, pair_key, public_key
+from fl_peel.secure.masks import Words, add_mask
+from fl_peel.secure.sharing import combine
+
+Shares = Mapping[int, Mapping[int, bytes]]
+"""Of each device: the shares of one of its secrets, by their number."""
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A group's masked sum. total: over ``survivors``; dropped: each device that shared its secrets but sent no vector,
+    with its surviving neighbours; mask_keys: public keys (32,) by device; needed: shares that open a secret.
+    """
+
+    occasion: Occasion
+    total: Words
+    survivors: tuple[int, ...]
+    dropped: Mapping[int, tuple[int, ...]]
+    mask_keys: Mapping[int, bytes]
+    needed: int
+
+
+def unmask(masked: Masked, self_shares: Shares, mask_shares: Shares) -> Words:
+    """The sum of the survivors' vectors.
+
+    self_shares: of every survivor's own mask; mask_shares: of the mask key of every device that dropped out and has a
+    surviving neighbour.
+
+    Raises:
+        SecureAggregationError: too few shares of one of them, or shares that give another key than was announced.
+    """
+    total = Words(masked.total.narrow.copy(), masked.total.wide.copy())
+    for device in masked.survivors:
+        add_mask(total, combine(self_shares.get(device, {}), masked.needed), subtract=True)
+    for device, neighbours in masked.dropped.items():
+        if not neighbours:
+            continue
+        private = mask_private_key(combine(mask_shares.get(device, {}), masked.needed))
+        if public_key(private) != masked.mask_keys[device]:
+            raise SecureAggregationError(
+                f"secure aggregation, round {masked.occasion.server_round}: the shares of device {device} give another "
+                "key than it announced; the round is void: a device answered with wrong shares"
+            )
+        for other in neighbours:
+            key = pair_key(private, masked.mask_keys[other], masked.occasion, device, other)
+            add_mask(total, key, subtract=other < device)  # what ``other`` added when its number is the smaller
+    return total
+
+
+def added(vectors: Iterable[Words]) -> Words:
+    """The sum of at least one vector."""
+    first, *others = vectors
+    total = Words(first.narrow.copy(), first.wide.copy())
+    for vector in others:
+        total.narrow[:] += vector.narrow
+        total.wide[:] += vector.wide
+    return total
+
+
+__all__ = ["Masked", "Shares", "added", "unmask"]

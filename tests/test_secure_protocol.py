@@ -1,0 +1,319 @@
+"""Secure aggregation between devices, without an engine: exact sums, refusals, and nothing to see in one vector."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_peel.errors import SecureAggregationError
+from fl_peel.secure import device as protocol
+from fl_peel.secure.graph import (
+    answers_needed,
+    chance_of_exposure,
+    chance_of_void,
+    neighbour_graph,
+    num_neighbours,
+)
+from fl_peel.secure.keys import Occasion, pair_key, public_key
+from fl_peel.secure.masks import Words, add_mask
+from fl_peel.secure.sharing import combine, split
+from fl_peel.secure.unmask import Masked, added, unmask
+
+OCCASION = Occasion(server_round=3, group=1)
+
+
+def words(narrow: list[int], wide: list[int]) -> Words:
+    return Words(
+        np.array([x % 2**32 for x in narrow], np.uint32),
+        np.array([x % 2**64 for x in wide], np.uint64),
+    )
+
+
+@dataclasses.dataclass
+class Group:
+    """Devices 10, 11, ... of one group, after they shared their secrets."""
+
+    graph: np.ndarray
+    needed: int
+    secrets: list[protocol.Secrets]
+    neighbours: list[list[protocol.Neighbour]]
+    sealed: list[list[bytes]]
+
+    @staticmethod
+    def of(num_devices: int, wanted: int, share: float = 0.6) -> "Group":
+        graph = neighbour_graph(num_devices, wanted, np.random.default_rng(num_devices))
+        needed = answers_needed(graph.shape[1], share)
+        secrets = [protocol.Secrets.fresh() for _ in range(num_devices)]
+        known = [protocol.Neighbour(10 + i, *secret.public_keys()) for i, secret in enumerate(secrets)]
+        neighbours = [[known[j] for j in row] for row in graph]
+        sealed = [
+            protocol.share_secrets(secrets[i], OCCASION, 10 + i, neighbours[i], needed) for i in range(num_devices)
+        ]
+        return Group(graph, needed, secrets, neighbours, sealed)
+
+    def masked(self, i: int, vector: Words) -> Words:
+        return protocol.mask_vector(vector, self.secrets[i], OCCASION, 10 + i, self.neighbours[i], self.needed)
+
+    def held(self, i: int) -> dict[int, protocol.HeldShares]:
+        return {
+            10 + j: protocol.received_shares(
+                self.secrets[i],
+                OCCASION,
+                10 + i,
+                self.neighbours[i][place],
+                self.sealed[j][list(self.graph[j]).index(i)],
+            )
+            for place, j in enumerate(self.graph[i])
+        }
+
+    def sum_of(self, vectors: list[Words], survivors: set[int], answering: set[int] | None = None) -> Words:
+        """Sum over the survivors, as the server gets it; answering: those that still answer in the last stage."""
+        gone = set(range(len(vectors))) - survivors
+        total = added(self.masked(i, vectors[i]) for i in sorted(survivors))
+        dropped = {10 + i: tuple(10 + j for j in self.graph[i] if j in survivors) for i in gone}
+        shares: tuple[dict, dict] = ({}, {})
+        for i in survivors if answering is None else answering:
+            mine = [j for j in self.graph[i] if j in survivors]
+            theirs = [j for j in self.graph[i] if j in gone]
+            opened = protocol.open_shares(
+                self.held(i), OCCASION, 10 + i, [10 + j for j in mine], [10 + j for j in theirs], self.needed
+            )
+            for other, (index, share) in opened.items():
+                shares[other - 10 in gone].setdefault(other, {})[index] = share
+        keys = {10 + i: secret.public_keys()[1] for i, secret in enumerate(self.secrets)}
+        masked = Masked(OCCASION, total, tuple(10 + i for i in sorted(survivors)), dropped, keys, self.needed)
+        return unmask(masked, *shares)
+
+
+# ---------------------------------------------------------------- known answers
+
+
+def test_a_mask_is_the_key_stream_of_aes_in_counter_mode():
+    seed = bytes(range(16))
+    stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor().update(bytes(4 * 3 + 8 * 2))
+    vector = words([5, 2**32 - 1, 0], [7, 2**64 - 1])
+    add_mask(vector, seed)
+    assert vector.narrow.tolist() == [
+        (x + int.from_bytes(stream[4 * i : 4 * i + 4], "little")) % 2**32 for i, x in enumerate((5, 2**32 - 1, 0))
+    ]
+    assert vector.wide.tolist() == [
+        (x + int.from_bytes(stream[12 + 8 * i : 20 + 8 * i], "little")) % 2**64 for i, x in enumerate((7, 2**64 - 1))
+    ]
+    add_mask(vector, seed, subtract=True)
+    assert vector.narrow.tolist() == [5, 2**32 - 1, 0]
+    assert vector.wide.tolist() == [7, 2**64 - 1]
+
+
+def test_masks_longer_than_a_chunk_are_one_key_stream():
+    vector = Words.zeros(100_001, 70_003)
+    seed = b"\x01" * 16
+    add_mask(vector, seed)
+    stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor().update(bytes(4 * 100_001 + 8 * 70_003))
+    assert vector.narrow.tobytes() + vector.wide.tobytes() == stream
+
+
+def test_three_devices_add_up_to_what_one_computes_by_hand():
+    group = Group.of(3, 2)
+    vectors = [words([1, -2], [10, -5]), words([3, 4], [2**40, 0]), words([-1, 0], [5, 5])]
+    total = group.sum_of(vectors, {0, 1, 2})
+    assert total.narrow.view(np.int32).tolist() == [3, 2]  # 1 + 3 - 1, -2 + 4 + 0
+    assert total.wide.view(np.int64).tolist() == [2**40 + 15, 0]  # 10 + 2^40 + 5, -5 + 0 + 5
+
+
+def test_neighbours_agree_on_a_mask_and_on_no_other():
+    one, two = bytes(range(32)), bytes(range(1, 33))
+    key = pair_key(one, public_key(two), OCCASION, 4, 9)
+    assert key == pair_key(two, public_key(one), OCCASION, 9, 4)
+    others = [pair_key(one, public_key(two), occasion, 4, 9) for occasion in (Occasion(4, 1), Occasion(3, 2))]
+    others.append(pair_key(one, public_key(two), OCCASION, 4, 8))
+    assert len({key, *others}) == 4
+
+
+def test_a_secret_comes_back_from_enough_shares():
+    secret = bytes(range(16))
+    shares = dict(enumerate(split(secret, 5, 3), start=1))
+    assert combine({i: shares[i] for i in (5, 2, 4)}, 3) == secret
+    assert combine(shares, 3) == secret
+    with pytest.raises(SecureAggregationError, match="2 shares of a secret came back, 3 are needed"):
+        combine({1: shares[1], 2: shares[2]}, 3)
+
+
+# ---------------------------------------------------------------- any survivors
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_any_survivors_that_suffice_give_the_exact_sum(data):
+    num_devices = data.draw(st.integers(4, 9))
+    wanted = data.draw(st.sampled_from([2, 4, 6]))
+    group = Group.of(num_devices, wanted)
+    survivors = data.draw(st.sets(st.integers(0, num_devices - 1), min_size=2))
+    answering = data.draw(st.sets(st.sampled_from(sorted(survivors)), min_size=1))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    vectors = [
+        Words(rng.integers(0, 2**32, 5, np.uint32), rng.integers(0, 2**64, 3, np.uint64)) for _ in range(num_devices)
+    ]
+
+    def enough(i: int, among: set[int]) -> bool:
+        return len(set(group.graph[i].tolist()) & among) >= group.needed
+
+    def recoverable() -> bool:
+        """Everybody whose secret is wanted has enough neighbours that answer; those see enough neighbours left."""
+        wanted_of = survivors | {i for i in range(num_devices) if set(group.graph[i].tolist()) & survivors}
+        return all(enough(i, answering) for i in wanted_of) and all(enough(i, survivors) for i in answering)
+
+    if not recoverable():
+        with pytest.raises(SecureAggregationError):
+            group.sum_of(vectors, survivors, answering)
+        return
+    total = group.sum_of(vectors, survivors, answering)
+    narrow = sum(vectors[i].narrow.astype(object) for i in survivors)
+    wide = sum(vectors[i].wide.astype(object) for i in survivors)
+    assert total.narrow.tolist() == [int(x) % 2**32 for x in narrow]
+    assert total.wide.tolist() == [int(x) % 2**64 for x in wide]
+
+
+def test_below_the_threshold_nothing_is_opened():
+    group = Group.of(6, 4)  # 4 neighbours, more than half and 60% of them: 3
+    assert group.needed == 3
+    vectors = [words([i], [i]) for i in range(6)]
+    with pytest.raises(SecureAggregationError, match="of its neighbours are said to be left, 3 must be"):
+        group.sum_of(vectors, {0, 1})
+
+
+# ---------------------------------------------------------------- one vector says nothing
+
+
+def test_a_masked_vector_looks_uniform_and_the_plain_one_does_not():
+    group = Group.of(4, 2)
+    plain = Words(np.arange(40_000, dtype=np.uint32) % 7, np.arange(20_000, dtype=np.uint64) % 7)
+    masked = group.masked(0, plain)
+
+    def chi_square(vector: Words) -> float:
+        """Of the bytes against uniform; 255 degrees of freedom, so about 255 with a deviation of 22.6 if uniform."""
+        counts = np.bincount(np.frombuffer(vector.narrow.tobytes() + vector.wide.tobytes(), np.uint8), minlength=256)
+        expected = counts.sum() / 256
+        return float(((counts - expected) ** 2 / expected).sum())
+
+    assert chi_square(masked) < 255 + 6 * 22.6  # a false alarm in 10^9
+    assert chi_square(plain) > 1e6
+    assert (masked.narrow == plain.narrow).mean() < 0.001
+    assert (masked.wide == plain.wide).mean() < 0.001
+
+
+def test_one_missing_mask_hides_everything():
+    """The same vector, masked towards other neighbours or in another round, has nothing in common with itself."""
+    group = Group.of(4, 2)
+    zeros = Words.zeros(1000, 1000)
+    other = protocol.mask_vector(zeros, group.secrets[0], Occasion(4, 1), 10, group.neighbours[0], group.needed)
+    first = group.masked(0, zeros)
+    assert (first.narrow == other.narrow).mean() < 0.01
+    assert not (first.wide == other.wide).any()
+
+
+# ---------------------------------------------------------------- what devices refuse
+
+
+def test_shares_that_were_changed_are_refused():
+    group = Group.of(4, 2)
+    giver = group.graph[0][0]
+    place = list(group.graph[giver]).index(0)
+    sealed = group.sealed[giver][place]
+    assert len(sealed) == protocol.SEALED_BYTES
+    for position in (0, 12, len(sealed) - 1):
+        changed = bytearray(sealed)
+        changed[position] ^= 1
+        with pytest.raises(
+            SecureAggregationError, match=f"device 10 refuses the shares of device {10 + giver}"
+        ) as caught:
+            protocol.received_shares(group.secrets[0], OCCASION, 10, group.neighbours[0][0], bytes(changed))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(SecureAggregationError, match="round 4: device 10 refuses"):
+        protocol.received_shares(group.secrets[0], Occasion(4, 1), 10, group.neighbours[0][0], sealed)
+
+
+def test_shares_sealed_for_another_device_are_refused():
+    group = Group.of(4, 3)
+    of_one_for_two = group.sealed[1][list(group.graph[1]).index(2)]
+    place = list(group.graph[0]).index(1)
+    with pytest.raises(SecureAggregationError, match="refuses the shares of device 11"):
+        protocol.received_shares(group.secrets[0], OCCASION, 10, group.neighbours[0][place], of_one_for_two)
+
+
+def test_both_shares_of_a_device_are_never_given():
+    group = Group.of(5, 4)
+    held = group.held(0)
+    with pytest.raises(SecureAggregationError, match=r"device 10 refuses: both shares of device 12 were asked"):
+        protocol.open_shares(held, OCCASION, 10, [11, 12, 13], [12], group.needed)
+    opened = protocol.open_shares(held, OCCASION, 10, [11, 12, 13], [14], group.needed)
+    assert {other: share for other, (_, share) in opened.items()} == {
+        **{other: held[other].self_mask for other in (11, 12, 13)},
+        14: held[14].mask_key,
+    }
+
+
+def test_devices_refuse_a_server_that_makes_up_neighbours():
+    group = Group.of(5, 4)
+    with pytest.raises(SecureAggregationError, match="it holds no shares of device 99"):
+        protocol.open_shares(group.held(0), OCCASION, 10, [11, 12, 13, 99], [], group.needed)
+    twice = [group.neighbours[0][0]] * 2
+    with pytest.raises(SecureAggregationError, match="one neighbour twice"):
+        protocol.share_secrets(group.secrets[0], OCCASION, 10, twice, 2)
+    with pytest.raises(SecureAggregationError, match="2 of 4 shares would open a secret; more than half must"):
+        protocol.share_secrets(group.secrets[0], OCCASION, 10, group.neighbours[0], 2)
+    with pytest.raises(SecureAggregationError, match="only 2 neighbours are left, 3 must be"):
+        protocol.mask_vector(Words.zeros(1, 1), group.secrets[0], OCCASION, 10, group.neighbours[0][:2], 3)
+
+
+def test_a_public_key_without_secret_is_refused():
+    secrets = protocol.Secrets.fresh()
+    with pytest.raises(SecureAggregationError, match="is not valid"):
+        pair_key(secrets.channel_key, bytes(32), OCCASION, 1, 2)  # a point of small order: the secret would be zero
+
+
+def test_wrong_shares_give_no_wrong_sum():
+    group = Group.of(4, 3)
+    vectors = [words([1], [1])] * 4
+    strangers = dict(enumerate(split(bytes(16), 3, group.needed), start=1))
+    total = added(group.masked(i, vectors[i]) for i in (0, 1, 2))
+    keys = {10 + i: secret.public_keys()[1] for i, secret in enumerate(group.secrets)}
+    self_shares = {
+        10 + i: dict(enumerate(split(group.secrets[i].self_seed, 3, group.needed), start=1)) for i in range(3)
+    }
+    masked = Masked(OCCASION, total, (10, 11, 12), {13: (10, 11, 12)}, keys, group.needed)
+    with pytest.raises(SecureAggregationError, match="the shares of device 13 give another key than it announced"):
+        unmask(masked, self_shares, {13: strangers})
+    right = dict(enumerate(split(group.secrets[3].mask_key_seed, 3, group.needed), start=1))
+    assert unmask(masked, self_shares, {13: right}).wide.tolist() == [3]
+
+
+# ---------------------------------------------------------------- the graph
+
+
+@settings(max_examples=50)
+@given(st.integers(2, 60), st.sampled_from([2, 4, 12, 30]), st.integers(0, 5))
+def test_neighbours_are_mutual_distinct_and_as_many_as_wanted(num_devices, wanted, seed):
+    graph = neighbour_graph(num_devices, wanted, np.random.default_rng(seed))
+    k = num_neighbours(num_devices, wanted)
+    assert graph.shape == (num_devices, k)
+    for i, row in enumerate(graph.tolist()):
+        assert len(set(row)) == k
+        assert i not in row
+        assert all(i in graph[j].tolist() for j in row)
+    needed = answers_needed(k, 0.6)
+    assert k / 2 < needed <= max(k, 1)
+    assert 0.6 * k <= needed + 1e-9
+
+
+def test_chances_by_hand():
+    assert chance_of_void(3, 2, 2, lost=1) == 1.0  # the lost one is a neighbour of both others, who need each other
+    assert chance_of_void(11, 4, 3, lost=0) == 0.0
+    # 10 others, 1 of them colludes, 2 needed: nobody is exposed
+    assert chance_of_exposure(11, 4, 2, colluding=1) == 0.0
+    # 10 others, 2 collude, both among the 4 neighbours: C(8, 2) / C(10, 4) = 28 / 210, times 11 devices, at most 1
+    assert chance_of_exposure(11, 4, 2, colluding=2) == pytest.approx(min(1.0, 11 * 28 / 210))
+    # 100 devices, 12 neighbours, 8 needed, 5 collude: fewer than needed
+    assert chance_of_exposure(100, 12, 8, colluding=5) == 0.0
