@@ -18,6 +18,7 @@ from fl_peel.compile_cache import choose_cache_folder
 
 choose_cache_folder(Path(__file__).parent)
 
+from fl_peel.kernels.bounding import bounded_hits  # noqa: E402
 from fl_peel.kernels.drawing import draw_items  # noqa: E402
 from fl_peel.kernels.packing import add_rows, decode_int8, encode_int8, largest_magnitudes, step_rows  # noqa: E402
 from fl_peel.kernels.ranking import block_signals, hit_sums, tile_rows, top_rows  # noqa: E402
@@ -31,6 +32,7 @@ __all__ = [
     "FIXED_POINT",
     "add_rows",
     "block_signals",
+    "bounded_hits",
     "decode_int8",
     "draw_items",
     "encode_int8",
