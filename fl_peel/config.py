@@ -309,6 +309,39 @@ class Privacy(Part):
         return self
 
 
+class SecureAggregation(Part):
+    """Rounds whose sums are all that the server learns of devices; see docs/secure-aggregation.md."""
+
+    enabled: bool = False
+    masked: bool = True
+    """false: the same devices, dropouts and void rounds, without keys and masks: what the protocol is compared with."""
+    devices_per_group: int | None = Field(64, ge=2)
+    """Devices of a user group that take part in a round, drawn from the round's cohort; null takes all of it."""
+    min_devices: int = Field(8, ge=3)
+    """A user group of which fewer are reached sits the round out: a sum over few hides little."""
+    neighbours: int = Field(12, ge=2)
+    """Devices that each device shares masks and secrets with: even; all the others in a group that is no larger."""
+    threshold: Share = 0.6
+    """Share of a device's neighbours, and of a group's devices, that must last out a round: above one half."""
+    word_bits: Literal["auto", 32, 64] = "auto"
+    """Width of the words of block updates; auto: 32 where a clipping norm proves that no sum passes them, else 64."""
+    dropout_share: PartShare = 0.0
+    """Devices that vanish in a round after their keys are out, at a random stage: for studies of dropouts."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SecureAggregation:
+        if self.neighbours % 2:
+            raise ValueError(f"neighbours {self.neighbours} is odd; give an even number")
+        if self.threshold <= 0.5:
+            raise ValueError(f"threshold {self.threshold:g} lets two halves open both secrets; give more than 0.5")
+        if self.devices_per_group is not None and self.devices_per_group < self.min_devices:
+            raise ValueError(
+                f"devices_per_group {self.devices_per_group} is below min_devices {self.min_devices}; "
+                "raise it or lower min_devices"
+            )
+        return self
+
+
 class Evaluation(Part):
     """What is measured in the end, on the test items."""
 
@@ -383,6 +416,7 @@ class Scenario(Part):
     fairness: Fairness = Fairness()
     elasticity: Elasticity = Elasticity()
     privacy: Privacy = Privacy()
+    secure_aggregation: SecureAggregation = SecureAggregation()
     engine: Engine = Engine()
 
     @model_validator(mode="after")
