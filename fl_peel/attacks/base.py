@@ -1,0 +1,120 @@
+"""The door for attacks: what one is given, what it answers, where it is registered.
+
+An attack subclasses :class:`Attack` and overrides :meth:`Attack.scores`; one that learns from devices it knows
+overrides :meth:`Attack.learn` too. Register it in your package's ``pyproject.toml``::
+
+    [project.entry-points."fl_peel.attacks"]
+    my-attack = "my_package:MyAttack"
+
+It is called without arguments, once for every mechanism that is audited. :class:`fl_peel.attacks.contracts` has the
+tests that every attack must pass.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.attacks.views import DeviceView, FloatArray, IntArray
+from fl_peel.errors import ScenarioError
+
+Secret = Literal["train items", "validation items", "user group", "device class"]
+"""What an attack is after. Items: which of them the device has. The others: which one of them the device belongs to."""
+ITEM_SECRETS: tuple[Secret, ...] = ("train items", "validation items")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A device whose secret the attacker knows, an accomplice: none of the attacked ones.
+
+    candidates: (C,) item numbers, or the numbers of groups or classes; truth: (C,) which of them are true.
+    """
+
+    view: DeviceView
+    candidates: IntArray
+    truth: NDArray[np.bool_]
+
+
+class Attack:
+    """One attack. name: in tables; secret: what it is after; source: where it is from."""
+
+    name: ClassVar[str]
+    secret: ClassVar[Secret]
+    source: ClassVar[str] = ""
+
+    def learn(self, known: Sequence[Known], seed: int) -> None:
+        """Learn from accomplices, before any device is attacked. By default nothing."""
+
+    def scores(self, view: DeviceView, candidates: IntArray, seed: int) -> FloatArray:
+        """One finite number for each candidate (C,): the larger, the more likely.
+
+        Scores of different devices are compared with one threshold, so they need one scale.
+        """
+        raise NotImplementedError
+
+
+def built_in() -> dict[str, type[Attack]]:
+    """The attacks that ship, by name."""
+    from fl_peel.attacks import membership, requests, rows
+
+    kinds: tuple[type[Attack], ...] = (
+        membership.InteractionMembership,
+        rows.TouchedRows,
+        rows.UpdateSign,
+        rows.ReportedCounts,
+        rows.ReportedSignals,
+        requests.RequestedGroup,
+        requests.RequestedClass,
+        requests.ReportedClass,
+    )
+    return {kind.name: kind for kind in kinds}
+
+
+def attack_names() -> list[str]:
+    """Every attack, those of installed packages last."""
+    return [*built_in(), *(point.name for point in entry_points(group="fl_peel.attacks"))]
+
+
+def load_attack(name: str) -> Attack:
+    """A fresh attack of this name.
+
+    Raises:
+        ScenarioError: no such attack, or what is registered under the name is none.
+    """
+    kinds = built_in()
+    if name in kinds:
+        return kinds[name]()
+    points = [point for point in entry_points(group="fl_peel.attacks") if point.name == name]
+    if not points:
+        known = attack_names()
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
+        raise ScenarioError(f"--attacks: unknown attack {name!r}; {hint}")
+    attack = points[0].load()()
+    if not isinstance(attack, Attack):
+        raise ScenarioError(f"--attacks: {points[0].value} is no fl_peel.attacks.Attack; subclass it")
+    return attack
+
+
+def checked_scores(attack: Attack, view: DeviceView, candidates: IntArray, seed: int) -> FloatArray:
+    """The scores of an attack.
+
+    Raises:
+        ScenarioError: it returned something else than one finite number for each candidate.
+    """
+    scores = np.asarray(attack.scores(view, candidates, seed), np.float64)
+    if scores.shape != (len(candidates),) or not np.isfinite(scores).all():
+        raise ScenarioError(
+            f"attack {attack.name!r} returned scores of shape {scores.shape}; it must return one finite number for "
+            f"each of {len(candidates)} candidates"
+        )
+    return scores
+
+
+__all__ = ["ITEM_SECRETS", "Attack", "Known", "Secret", "attack_names", "built_in", "checked_scores", "load_attack"]

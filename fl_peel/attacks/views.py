@@ -1,0 +1,97 @@
+"""What an observer of the protocol sees of one device: the input of every attack.
+
+The observer is an honest-but-curious server whose every node hosts one device, as in deployment. It knows what it sent
+(blocks, table, the training parameters it prescribed) and what came back. It does not know the device's interactions,
+its user embedding or its random numbers; a view has no field for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.kernels import FIXED_POINT
+from fl_peel.local_training import LocalTraining
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
+_NOTHING: IntArray = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class RoundView:
+    """One round. For R table rows of dimension d that the server sent as K ranked blocks:
+
+    items: (R,) item of each row; table: (R, d) as sent; position: (R, S) rank of each row's blocks, K where not sent;
+    blocks: (K,) block numbers, best first; local: the training the server prescribed;
+    reply: arrays by their name on the wire (:class:`fl_peel.wire.RoundReply`, of the device's user group), those that
+    the protocol leaves out missing; figures: the reply's single numbers (bytes, times, metrics) by name;
+    num_devices: devices whose sum the reply is, 1 unless the protocol shows sums only.
+    """
+
+    server_round: int
+    items: IntArray
+    table: NDArray[np.float32]
+    position: NDArray[np.int32]
+    blocks: IntArray
+    local: LocalTraining
+    reply: Mapping[str, NDArray[Any]]
+    figures: Mapping[str, float]
+    num_devices: int = 1
+
+    @cached_property
+    def update(self) -> FloatArray:
+        """The update of every row, (R, d); zero in rows that were not sent back."""
+        total = np.zeros(self.table.shape, np.int64)
+        for rows, sums in (("rows", "sums"), ("wide_rows", "wide_sums")):
+            if rows in self.reply and sums in self.reply:
+                np.add.at(total, self.reply[rows].astype(np.int64), self.reply[sums].astype(np.int64))
+        return total / FIXED_POINT
+
+    @cached_property
+    def returned(self) -> NDArray[np.bool_]:
+        """Rows that were sent back, (R,)."""
+        found = np.zeros(len(self.items), np.bool_)
+        found[self.reply.get("rows", _NOTHING).astype(np.int64)] = True
+        return found
+
+    def per_row(self, name: str) -> FloatArray | None:
+        """A reply array that has one number for each row sent back, spread over all rows (R,); None without it."""
+        if name not in self.reply:
+            return None
+        values = np.zeros(len(self.items))
+        values[self.reply["rows"].astype(np.int64)] = self.reply[name]
+        return values
+
+    def per_block(self, name: str) -> FloatArray | None:
+        """A reply array that has one number for each block (K,), as numbers; None without it."""
+        return np.asarray(self.reply[name], np.float64) if name in self.reply else None
+
+    @property
+    def held(self) -> NDArray[np.bool_] | None:
+        """Blocks (K,) that the device says it keeps, None where it does not say: its request."""
+        holders = self.per_block("holders")
+        return None if holders is None else holders > 0
+
+
+@dataclass(frozen=True)
+class DeviceView:
+    """All rounds that the observer saw of one device, oldest first. The number is a name, it says nothing."""
+
+    device: int
+    num_items: int
+    rounds: tuple[RoundView, ...]
+
+    def over_items(self, per_row: FloatArray, of: RoundView) -> FloatArray:
+        """Spread a number for each row (R,) over all items (I,); nan for items that were not sent."""
+        values = np.full(self.num_items, np.nan)
+        values[of.items] = per_row
+        return values
+
+
+__all__ = ["DeviceView", "FloatArray", "IntArray", "RoundView"]
