@@ -15,6 +15,7 @@ from clients.moving import IntArray, RoundMemory
 from clients.virtual_clock import DeviceRates, Spent, never_in_time, spend
 from fl_peel.interactions import UserItems
 from fl_peel.local_training import GroupUpdate, LocalTraining, train_group
+from fl_peel.privacy.traffic import Hiding
 from fl_peel.ranking import top_rows
 from fl_peel.selection import RankedBlocks
 
@@ -73,13 +74,16 @@ def train_in_time(
     list_length: int | None,
     deadline_s: float | None,
     traffic: Traffic | None = None,
+    hiding: Hiding | None = None,
 ) -> GroupRound:
     """Train the devices of one user group; list_length: of the top lists for signals, None where none are wanted.
 
-    traffic: None where devices upload what they touched.
+    traffic: None where devices upload what they touched; hiding: what they move besides, so that nobody sees it.
     """
     layout, rates = ranked.layout, devices.rates
     download = ranked.list_bytes + ranked.cost[memory.first]
+    if hiding is not None:
+        download = hiding.download_bytes(ranked, memory.first)
     if traffic is not None:
         download = download + traffic.download_bytes
         rates = replace(rates, latency_s=traffic.exchanges * rates.latency_s)
@@ -94,6 +98,8 @@ def train_in_time(
         uploads[kept] = METRIC_BYTES + update.touched_pieces * (layout.id_dtype.itemsize + 4 * layout.slice_dim)
         if best is not None:
             uploads[kept] += SIGNAL_BYTES * (best >= 0).sum(axis=1)
+        if hiding is not None:
+            uploads[kept] = hiding.update_bytes(ranked, cutoffs, update.touched_pieces) + hiding.part_bytes(ranked)
         if traffic is not None:
             uploads[kept] = traffic.upload_bytes
         spent = spend(rates, download, samples, uploads, deadline_s)

@@ -15,6 +15,7 @@ from clients.accounts import Accounts
 from clients.cohort import Cohort, DeviceState
 from clients.group_round import GroupDevices, Traffic, train_in_time
 from clients.moving import RoundMemory
+from clients.private_round import as_sent, clipped, hiding, private_sums
 from clients.serving import Held
 from fl_peel.blocks import BlockLayout
 from fl_peel.grouping import choose_group, fit_user_embeddings
@@ -94,7 +95,7 @@ def train_round(cohort: Cohort, request: RoundRequest) -> RoundReply:
     for part in done:  # last, so that a round that fails half-way leaves devices as they were
         part.remember(state)
     trained, loss, recall, ndcg, evaluated = sums.tolist()
-    return RoundReply(
+    reply = RoundReply(
         replies,
         accounts.classes,
         accounts.clock,
@@ -106,6 +107,7 @@ def train_round(cohort: Cohort, request: RoundRequest) -> RoundReply:
         evaluated,
         np.array(traces, np.int64).reshape(len(traces), 5),
     )
+    return as_sent(cohort.scenario, reply)
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,13 @@ class RoundWorld:
             request,
             cohort.budgets.during(request.server_round),
             device_seeds(scenario.seed, "local-training", request.server_round, devices=cohort.devices),
-            scenario.refinement.local.config(request.temperature),
+            clipped(scenario, scenario.refinement.local.config(request.temperature), request),
             max(scenario.controller.list_length, 20) if request.signals else None,
         )
 
     def reached(self, places: IntArray, accounts: Accounts) -> IntArray:
         """Of the sampled devices at ``places``, those that are available and let in; the others are counted."""
-        return _reached(self.cohort, places, self.budgets[0], self.request.server_round, accounts)
+        return reached_devices(self.cohort, places, self.budgets[0], self.request.server_round, accounts)
 
 
 @dataclass(frozen=True)
@@ -179,15 +181,24 @@ def train_members(
     )
     deadline_s = cohort.scenario.refinement.deadline_s
     done = train_in_time(
-        ranked, memory, devices, world.how, list_length=world.list_length, deadline_s=deadline_s, traffic=traffic
+        ranked,
+        memory,
+        devices,
+        world.how,
+        list_length=world.list_length,
+        deadline_s=deadline_s,
+        traffic=traffic,
+        hiding=hiding(cohort.scenario, request),
     )
     kept, update = members[done.kept], done.update
-    reply = _update_arrays(update)
+    private = cohort.scenario.privacy.sums_only
+    reply = private_sums(cohort, request, ranked, kept, done) if private else _update_arrays(update)
     recall = ndcg = evaluated = 0
     if done.best is not None:
         validation = cohort.splits.validation.select(kept)
-        hits, shown = signals_of_group(ranked, done.cutoffs, done.users, done.best, validation)
-        reply |= {"hits": hits, "shown": shown, "exposed": holders_of(done.cutoffs, len(ranked.blocks))}
+        if not private:
+            hits, shown = signals_of_group(ranked, done.cutoffs, done.users, done.best, validation)
+            reply |= {"hits": hits, "shown": shown, "exposed": holders_of(done.cutoffs, len(ranked.blocks))}
         per_device = recall_ndcg(ranked, done.best, validation, 20)
         sums = MetricSums.of(cohort.classes[kept], len(cohort.fleet.names), *per_device, validation.counts() > 0)
         recall, ndcg, evaluated = (int(column.sum()) for column in (sums.recall, sums.ndcg, sums.devices))
@@ -216,7 +227,9 @@ def train_members(
     )
 
 
-def _reached(cohort: Cohort, places: IntArray, budgets: IntArray, server_round: int, accounts: Accounts) -> IntArray:
+def reached_devices(
+    cohort: Cohort, places: IntArray, budgets: IntArray, server_round: int, accounts: Accounts
+) -> IntArray:
     """Of the sampled devices, those that are available and let in; the others are counted. budgets: (N,), of all."""
     classes = cohort.classes[places]
     accounts.count(ClockColumn.SAMPLED, classes)

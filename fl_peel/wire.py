@@ -12,6 +12,10 @@ fields are all that is sent:
                     of validation signals and of metrics over the devices of a node
 ``evaluate``        server -> devices: ranked blocks; devices -> server: sums and histograms of metrics
 ``moving``          server -> devices: ranked blocks; devices -> server: sums over devices whose budgets move
+``secure_keys``     server -> devices: a round begins; devices -> server: two public keys each
+``secure_shares``   server -> devices: their neighbours' public keys; devices -> server: shares, sealed for neighbours
+``secure_round``    server -> devices: ranked blocks, sealed shares; devices -> server: masked sums, in place of ``round``
+``secure_unmask``   server -> devices: which neighbours are left; devices -> server: one share of each neighbour
 =================== ==============================================================================================
 
 Locally trained user embeddings and single devices' interactions are fields of none of them. But sums say something
@@ -37,6 +41,10 @@ JOIN = "query.join"
 ROUND = "train.round"
 EVALUATE = "evaluate.budgets"
 MOVING = "evaluate.moving"
+SECURE_KEYS = "query.secure_keys"
+SECURE_SHARES = "query.secure_shares"
+SECURE_ROUND = "train.secure_round"
+SECURE_UNMASK = "query.secure_unmask"
 
 USER_MISTAKE = 1001
 """Code of an error reply whose reason is the one line of a :class:`fl_peel.errors.FlPeelError`."""
@@ -170,7 +178,8 @@ class RoundRequest:
     """One round. devices: (N,) sampled here; groups: user group -> its ranked blocks (``pack_ranking``).
 
     signals: whether validation signals are wanted; temperature: of the local loss; traced: devices whose budgets
-    and kept blocks the report shows (simulation only).
+    and kept blocks the report shows (simulation only). clip_norm: bound of a device's update, where the scenario clips;
+    noise_multiplier: of devices that add noise to what they send.
     """
 
     scenario: str
@@ -182,12 +191,16 @@ class RoundRequest:
     devices: NDArray[np.int64]
     traced: NDArray[np.int64]
     groups: dict[int, Arrays]
+    clip_norm: float = dataclasses.field(default=math.inf, kw_only=True)
+    noise_multiplier: float = dataclasses.field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True)
 class RoundReply:
     """groups: user group -> rows (T,) touched, sums (T, d), wide_rows (W,), wide_sums (W, d) to be added to them,
     touched (T, S), row_loss (T,), row_examples (T,), holders (K,), and with signals hits, shown, exposed (K,).
+    Under privacy instead the parts of :mod:`fl_peel.privacy.plan`: updates (R, d), signals (K,), counts (R,),
+    quantile (1,), and where counters are withheld everything else is zero.
 
     classes: per device class, columns of :class:`ClassColumn`; clock: likewise of :class:`ClockColumn`;
     slowest_us: virtual microseconds of the slowest device whose update counts; loss, recall, ndcg: fixed-point sums
@@ -271,6 +284,101 @@ class MovingReply:
     steps: NDArray[np.int64]
     traces: NDArray[np.int64]
     step_s: float
+
+
+@dataclass(frozen=True)
+class SecureKeysRequest:
+    """A round of secure aggregation begins for devices (N,) of this node."""
+
+    scenario: str
+    data_dir: str
+    run_dir: str
+    server_round: int
+    devices: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SecureKeysReply:
+    """Of the devices (N,) that were reached: their user groups (N,), public keys (N, 32) of channels and of masks.
+
+    clock: (C, len(ClockColumn)), devices sampled, not available, not let in; protocol_s: seconds spent on keys.
+    """
+
+    devices: NDArray[np.int64]
+    groups: NDArray[np.int32]
+    channel_keys: NDArray[np.uint8]
+    mask_keys: NDArray[np.uint8]
+    clock: NDArray[np.int64]
+    protocol_s: float
+
+
+@dataclass(frozen=True)
+class SecureSharesRequest:
+    """groups: user group -> directory (M,) of its devices, their channel_keys and mask_keys (M, 32); of those hosted
+    here devices (N,), and neighbours (N, k) as places in the directory. A user group that is not named sits out.
+    """
+
+    scenario: str
+    data_dir: str
+    run_dir: str
+    server_round: int
+    groups: dict[int, Arrays]
+
+
+@dataclass(frozen=True)
+class SecureSharesReply:
+    """groups: user group -> devices (N,) that shared their secrets, sealed (N, k, SEALED_BYTES) for each neighbour."""
+
+    groups: dict[int, Arrays]
+    protocol_s: float
+
+
+@dataclass(frozen=True)
+class SecureRoundRequest(RoundRequest):
+    """A round. secure: user group -> num_devices (1,) of the group all over; of devices (N,) here, present (N, k) which
+    neighbours shared their secrets, and sealed (N, k, SEALED_BYTES) what these sealed for the device.
+    """
+
+    secure: dict[int, Arrays]
+
+
+@dataclass(frozen=True)
+class SecureRoundReply:
+    """groups: user group -> devices (N,) whose masked vectors add up to narrow (V,) uint32 and wide (W,) uint64.
+
+    What a masked vector holds: :func:`fl_peel.secure.vector.round_layout`. classes, clock: as in a RoundReply, of
+    devices that are not in a sum, which the simulation knows of and a server would not; slowest_us: when the server
+    would have had the last vector.
+    """
+
+    groups: dict[int, Arrays]
+    classes: NDArray[np.int64]
+    clock: NDArray[np.int64]
+    slowest_us: int
+    protocol_s: float
+
+
+@dataclass(frozen=True)
+class SecureUnmaskRequest:
+    """groups: user group -> devices (N,) here, and which neighbours survived (N, k) or dropped out (N, k). The round is
+    over for every user group, named or not.
+    """
+
+    scenario: str
+    data_dir: str
+    run_dir: str
+    server_round: int
+    groups: dict[int, Arrays]
+
+
+@dataclass(frozen=True)
+class SecureUnmaskReply:
+    """groups: user group -> devices (N,) that answered; of each neighbour the index (N, k) of the share, 0 for none, and
+    the share (N, k, SHARE_BYTES).
+    """
+
+    groups: dict[int, Arrays]
+    protocol_s: float
 
 
 class _SharedArray(Array):

@@ -1,0 +1,106 @@
+"""A round of one node's devices under privacy: what is bounded, noised and sent, and what is withheld."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from clients.cohort import Cohort
+from clients.group_round import GroupRound
+from fl_peel.config import Scenario
+from fl_peel.interactions import IntArray
+from fl_peel.local_training import LocalTraining
+from fl_peel.privacy.mechanisms import find_mechanism
+from fl_peel.privacy.plan import Part, bounds, released, shares_of
+from fl_peel.privacy.releases import Sums, Trained, bounded_sums, with_device_noise
+from fl_peel.privacy.traffic import Hiding
+from fl_peel.selection import RankedBlocks
+from fl_peel.wire import Arrays, ClockColumn, RoundReply, RoundRequest
+
+
+def clipped(scenario: Scenario, how: LocalTraining, request: RoundRequest) -> LocalTraining:
+    """Local training that bounds each device's update as the scenario asks; unchanged where it asks for nothing."""
+    clipping = scenario.privacy.clipping
+    if clipping.kind == "none":
+        return how
+    mechanism = find_mechanism(scenario.privacy.mechanism)
+    return replace(
+        how,
+        max_norm=request.clip_norm,
+        clip_blocks=clipping.kind == "per-block",
+        clip_l1=mechanism is not None and mechanism.norm == "l1",
+    )
+
+
+def round_parts(scenario: Scenario, *, signals: bool) -> tuple[Part, ...]:
+    """What devices send in this round; without a mechanism no counts, which would tell a lone device's items."""
+    if scenario.privacy.noised:
+        return released(shares_of(scenario), signals=signals)
+    return ("updates", "signals") if signals else ("updates",)
+
+
+def hiding(scenario: Scenario, request: RoundRequest) -> Hiding | None:
+    """How requests and updates hide their size; None where nothing is hidden."""
+    privacy = scenario.privacy
+    if not privacy.sums_only and privacy.requests == "own-budget":
+        return None
+    return Hiding.of(scenario, round_parts(scenario, signals=request.signals) if privacy.sums_only else ())
+
+
+def private_sums(
+    cohort: Cohort, request: RoundRequest, ranked: RankedBlocks, kept: IntArray, done: GroupRound
+) -> Arrays:
+    """The sums over the devices that count, at these places (M,), each device's contribution bounded and noised."""
+    scenario = cohort.scenario
+    mechanism = find_mechanism(scenario.privacy.mechanism)
+    parts = round_parts(scenario, signals=request.signals)
+    trained = Trained(
+        cohort.devices[kept],
+        done.cutoffs,
+        done.users,
+        done.update,
+        done.best,
+        cohort.splits.train.select(kept),
+        cohort.splits.validation.select(kept),
+    )
+    if mechanism is None:
+        limits: dict[Part, float] = {"signals": np.inf}
+        return _arrays(bounded_sums(ranked, trained, parts, limits, l1=False))
+    limits = bounds(scenario, request.clip_norm)
+    sums = bounded_sums(ranked, trained, parts, limits, l1=mechanism.norm == "l1")
+    if mechanism.where == "device":
+        shares = shares_of(scenario)
+        scales = {part: mechanism.scale(request.noise_multiplier, shares[part], limits[part]) for part in parts}
+        sums = with_device_noise(sums, scales, mechanism, scenario.seed, request.server_round, trained.devices)
+    return _arrays(sums)
+
+
+def _arrays(sums: Sums) -> Arrays:
+    return {str(part): values for part, values in sums.items()}
+
+
+def as_sent(scenario: Scenario, reply: RoundReply) -> RoundReply:
+    """The reply without what no mechanism noises, where such counters are withheld.
+
+    Of the counters, how many devices were sampled stays: the server asked them.
+    """
+    if not scenario.privacy.sums_only or scenario.privacy.counters == "measured":
+        return reply
+    clock = np.zeros_like(reply.clock)
+    clock[:, ClockColumn.SAMPLED] = reply.clock[:, ClockColumn.SAMPLED]
+    return replace(
+        reply,
+        classes=np.zeros_like(reply.classes),
+        clock=clock,
+        slowest_us=0,
+        trained=0,
+        loss=0,
+        recall=0,
+        ndcg=0,
+        evaluated=0,
+        traces=reply.traces[:0],
+    )
+
+
+__all__ = ["as_sent", "clipped", "hiding", "private_sums", "round_parts"]
