@@ -5,18 +5,29 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clients.cohort import Cohort
 from clients.group_round import GroupRound
 from fl_peel.config import Scenario
 from fl_peel.interactions import IntArray
 from fl_peel.local_training import LocalTraining
-from fl_peel.privacy.mechanisms import find_mechanism
+from fl_peel.privacy.mechanisms import find_mechanism, randomized_groups
 from fl_peel.privacy.plan import Part, bounds, released, shares_of
 from fl_peel.privacy.releases import Sums, Trained, bounded_sums, with_device_noise
 from fl_peel.privacy.traffic import Hiding
 from fl_peel.selection import RankedBlocks
 from fl_peel.wire import Arrays, ClockColumn, RoundReply, RoundRequest
+
+
+def answered_groups(
+    cohort: Cohort, places: IntArray, groups: NDArray[np.int32], centroids: NDArray[np.float32]
+) -> NDArray[np.int32]:
+    """What devices at these places (N,) answer when asked for their user group (N,)."""
+    epsilon = cohort.scenario.privacy.group_epsilon
+    if epsilon is None:
+        return groups
+    return randomized_groups(groups, len(centroids), epsilon, cohort.scenario.seed, cohort.devices[places])
 
 
 def clipped(scenario: Scenario, how: LocalTraining, request: RoundRequest) -> LocalTraining:
@@ -103,4 +114,4 @@ def as_sent(scenario: Scenario, reply: RoundReply) -> RoundReply:
     )
 
 
-__all__ = ["as_sent", "clipped", "hiding", "private_sums", "round_parts"]
+__all__ = ["answered_groups", "as_sent", "clipped", "hiding", "private_sums", "round_parts"]

@@ -15,7 +15,7 @@ from clients.accounts import Accounts
 from clients.cohort import Cohort, DeviceState
 from clients.group_round import GroupDevices, Traffic, train_in_time
 from clients.moving import RoundMemory
-from clients.private_round import as_sent, clipped, hiding, private_sums
+from clients.private_round import answered_groups, as_sent, clipped, hiding, private_sums
 from clients.serving import Held
 from fl_peel.blocks import BlockLayout
 from fl_peel.grouping import choose_group, fit_user_embeddings
@@ -56,7 +56,7 @@ def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
     alone = np.flatnonzero(groups < 0)
     if len(alone):
         users[alone] = fit_user_embeddings(request.item_table, cohort.splits.train.select(alone))
-        groups[alone] = choose_group(users[alone], request.centroids)
+        groups[alone] = answered_groups(cohort, alone, choose_group(users[alone], request.centroids), request.centroids)
     ceilings = cohort.budgets.ceiling()
     if num_devices:
         poorest = int(ceilings.argmin())

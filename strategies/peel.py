@@ -27,12 +27,15 @@ from fl_peel.controller import Controller
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.precision import Precision
+from fl_peel.privacy.plan import Part, Plan, released, shares_of
+from fl_peel.privacy.releases import Sums
 from fl_peel.ranking import SUM_SCALE
 from fl_peel.selection import RowOrder, pack_ranking
 from fl_peel.selectors import block_weights
 from strategies.aggregation import BlockSums
 from strategies.groups import UserGroupState
 from strategies.nodes import Nodes, failure
+from strategies.private_sums import PrivateRounds, empty_sums, public_bytes, take_release
 from strategies.sampling import sample_cohort
 
 logger = logging.getLogger("fl_peel")
@@ -62,7 +65,7 @@ class RoundRecord:
     download_bytes: int
     upload_bytes: int
     message_bytes: int
-    loss: float
+    loss: float | None
     recall: float | None
     ndcg: float | None
     controller_loss: float | None
@@ -89,6 +92,7 @@ class PeelStrategy(Strategy):
         temperature: float,
         traced: NDArray[np.int64],
         on_event: OnEvent = silent,
+        plan: Plan | None = None,
     ) -> None:
         self.scenario = scenario
         self.setting = setting
@@ -100,11 +104,13 @@ class PeelStrategy(Strategy):
             [state.statistics for state in states], scenario.controller.config(), seed=scenario.seed
         )
         self.rounds: list[RoundRecord] = []
+        self.private = PrivateRounds.start(scenario, plan)
         self._temperature = temperature
         self._traced = traced
         self._on_event = on_event
         self._sent: dict[int, NDArray[np.int64]] = {}
         self._asked = 0
+        self._group_sizes = np.zeros(len(states), np.int64)
         self._started = 0.0
         self._message_bytes = 0
 
@@ -140,9 +146,9 @@ class PeelStrategy(Strategy):
         """
         self._started = time.perf_counter()
         scenario, members = self.scenario, self.members
-        share = scenario.refinement.cohort_share * (1 + scenario.refinement.over_selection)
-        cohort = sample_cohort(scenario.seed, server_round, members.devices, share)
+        cohort = self.cohort(server_round)
         groups = members.groups[np.searchsorted(members.devices, cohort)]
+        self._group_sizes = np.bincount(groups, minlength=len(self.states))
         hosts = cohort % len(self.nodes.ids)
         self._sent, self._asked, self._message_bytes = {}, len(cohort), 0
 
@@ -153,7 +159,8 @@ class PeelStrategy(Strategy):
             self._sent[group] = packed["blocks"].astype(np.int64)
             return wire.packed_once(packed)
 
-        for batch in self._batches(np.unique(groups).tolist()):
+        # under privacy noise hides whether a user group was in the round: every one of them is
+        for batch in self._batches(np.unique(members.groups if scenario.privacy.sums_only else groups).tolist()):
             payloads = dict(zip(batch, self._for_groups(pack, batch), strict=True))
 
             def request(partition: int, payloads: dict[int, wire.Arrays] = payloads) -> wire.RoundRequest | None:
@@ -166,16 +173,28 @@ class PeelStrategy(Strategy):
                     self.setting.data_dir,
                     self.setting.run_dir,
                     server_round,
-                    server_round % scenario.controller.every == 0,
+                    self._signals(server_round),
                     self._temperature,
                     cohort[mine],
                     self._traced,
                     here,
+                    clip_norm=self.private.clip_norm,
+                    noise_multiplier=self.private.noise_multiplier,
                 )
 
             for message in self.nodes.messages(wire.ROUND, request):
                 self._message_bytes += _size(message)
                 yield message
+
+    def cohort(self, server_round: int) -> NDArray[np.int64]:
+        """Devices that are asked to take part in a round, ascending."""
+        refinement = self.scenario.refinement
+        share = refinement.cohort_share * (1 + refinement.over_selection)
+        poisson = refinement.sampling == "poisson"
+        return sample_cohort(self.scenario.seed, server_round, self.members.devices, share, poisson=poisson)
+
+    def _signals(self, server_round: int) -> bool:
+        return server_round % self.scenario.controller.every == 0
 
     def _batches(self, groups: list[int]) -> list[list[int]]:
         """User groups whose blocks go into one message: about ``MESSAGE_BYTES`` of them, one group at least."""
@@ -218,7 +237,10 @@ class PeelStrategy(Strategy):
             traces.append(reply.traces)
             for group, content in reply.groups.items():
                 contents.setdefault(group, []).append(content)
-        self._for_groups(lambda group: self._take(group, contents[group]), contents)
+        if self.scenario.privacy.sums_only:
+            self._take_private(server_round, contents)
+        else:
+            self._for_groups(lambda group: self._take(group, contents[group]), contents)
         controller_loss = self._outer_step(server_round)
         trained, loss, recall, ndcg, evaluated = sums.tolist()
         failures = self._asked - int(clock[:, wire.ClockColumn.SAMPLED].sum())  # devices of nodes that did not answer
@@ -230,7 +252,7 @@ class PeelStrategy(Strategy):
             int(classes[:, wire.ClassColumn.DOWNLOAD].sum()),
             int(classes[:, wire.ClassColumn.UPLOAD].sum()),
             self._message_bytes,
-            loss / SUM_SCALE / max(trained, 1),
+            loss / SUM_SCALE / max(trained, 1) if trained or not self.scenario.privacy.sums_only else None,
             recall / SUM_SCALE / evaluated if evaluated else None,
             ndcg / SUM_SCALE / evaluated if evaluated else None,
             controller_loss,
@@ -239,8 +261,9 @@ class PeelStrategy(Strategy):
             self._virtual_seconds(clock, slowest_us),
             np.concatenate(traces) if traces else np.zeros((0, 5), np.int64),
         )
+        self._count_public_bytes(record)
         self.rounds.append(record)
-        speed = record.devices / record.seconds
+        speed = (record.devices or self._asked) / record.seconds
         left_s = record.seconds * (self.scenario.refinement.rounds - server_round)
         text = f"{speed:,.0f} devices/s, {left_s:.0f} s left" + (
             f", validation recall@20 {record.recall:.4f}" if record.recall else ""
@@ -262,6 +285,61 @@ class PeelStrategy(Strategy):
         for content in contents:
             total.add(content)
         self.states[group].take(layout, blocks, total, self.scenario)
+
+    def _take_private(self, server_round: int, contents: dict[int, list[wire.Arrays]]) -> None:
+        """Noise every user group's sums, whether anybody answered or not, and change its table and statistics."""
+        parts = self._parts(server_round)
+        totals: dict[int, Sums] = {}
+        for group, blocks in self._sent.items():
+            total = empty_sums(self.layout, blocks, parts)
+            for content in contents.get(group, []):
+                for part in parts:
+                    total[part] += content[part]
+            totals[group] = total
+        num_devices = self._expected_devices()
+
+        def take(group: int) -> None:
+            total: Sums = {part: values for part, values in totals[group].items() if part != "quantile"}
+            count = float(num_devices[group])
+            release = self.private.released(total, server_round, group, count)
+            weights = self._weights(group, "controller") if "signals" in total else None
+            blocks = self._sent[group]
+            take_release(self.states[group], self.layout, blocks, release, count, weights, self.scenario)
+
+        self._for_groups(take, self._sent)
+        quantiles = [total["quantile"] for total in totals.values() if "quantile" in total]
+        quantile = np.sum(quantiles, axis=0) if quantiles else None
+        self.private.end_round(quantile, server_round, float(num_devices.sum()))
+
+    def _parts(self, server_round: int) -> tuple[Part, ...]:
+        """What devices send in a round under privacy."""
+        signals = self._signals(server_round)
+        if self.scenario.privacy.noised:
+            return released(shares_of(self.scenario), signals=signals)
+        return ("updates", "signals") if signals else ("updates",)
+
+    def _expected_devices(self) -> NDArray[np.float64]:
+        """Devices of each user group that sums are divided by, (G,): those asked; under Poisson sampling, whose
+        outcome is secret, those that are asked on average.
+        """
+        refinement = self.scenario.refinement
+        if refinement.sampling == "fixed":
+            return self._group_sizes.astype(np.float64)
+        share = min(1.0, refinement.cohort_share * (1 + refinement.over_selection))
+        sizes = np.bincount(self.members.groups, minlength=len(self.states))
+        return (share * sizes).astype(np.float64)
+
+    def _count_public_bytes(self, record: RoundRecord) -> None:
+        """Where devices withhold their counters but what they move is the same for all, the server knows it anyway."""
+        privacy = self.scenario.privacy
+        if not privacy.sums_only or privacy.counters == "measured":
+            return
+        record.devices = self._asked - record.failures
+        parts = self._parts(record.server_round)
+        for group, blocks in self._sent.items():
+            down, up = public_bytes(self.scenario, self.layout, blocks, parts)
+            record.download_bytes += down * int(self._group_sizes[group])
+            record.upload_bytes += up * int(self._group_sizes[group])
 
     def _outer_step(self, server_round: int) -> float | None:
         if self.scenario.selector != "controller" and "controller" not in self.scenario.evaluation.selectors:

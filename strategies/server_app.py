@@ -26,6 +26,7 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.grouping import UserGroups
 from fl_peel.interactions import UserItems, collected
 from fl_peel.pretraining import EpochFigures, PretrainedEmbeddings, pretrain
+from fl_peel.privacy.plan import Plan, make_plan, report_of
 from fl_peel.randomness import rng_for
 from fl_peel.ranking import MetricSums
 from fl_peel.selection import check_budget
@@ -34,6 +35,7 @@ from strategies.groups import make_groups, make_layout, starting_states
 from strategies.heterogeneity import measure_heterogeneity, refiner
 from strategies.nodes import Nodes
 from strategies.peel import Members, PeelStrategy
+from strategies.sampling import sample_cohort
 
 NUM_TRACED = 6
 """Devices whose budgets and kept blocks the report shows over rounds."""
@@ -110,6 +112,31 @@ def prepare(scenario: Scenario, place: Place, stages: Stages, on_event: OnEvent 
     return Prepared(given, has_data, pretrained, groups, layout)
 
 
+def privacy_plan(scenario: Scenario, place: Place) -> Plan | None:
+    """How much noise the run adds, and what it spends; None where no mechanism is named.
+
+    Raises:
+        ScenarioError: a target that cannot be met, or keys under which its epsilon would not be true.
+    """
+    if not scenario.privacy.noised:
+        return None
+    splits, part, refinement = (
+        device_splits(scenario, place.data_dir, place.run_dir),
+        scenario.pretraining,
+        scenario.refinement,
+    )
+    _, has_data = collected(splits.train, seed=scenario.seed, share=part.collected.share, mode=part.collected.mode)
+    most = None
+    if refinement.sampling == "fixed":  # a schedule that depends on no data: count the rounds of each device
+        devices = np.arange(splits.num_users, dtype=np.int64)
+        share = refinement.cohort_share * (1 + refinement.over_selection)
+        counts = np.zeros(splits.num_users, np.int64)
+        for server_round in range(1, refinement.rounds + 1):
+            counts[sample_cohort(scenario.seed, server_round, devices, share)] += 1
+        most = int(counts.max(initial=0))
+    return make_plan(scenario, most_rounds=most, asks_groups=not has_data.all())
+
+
 def budget_bytes(layout: BlockLayout, share: float) -> int:
     """Bytes of a share of the fp32 full item table."""
     return math.floor(share * layout.full_table_bytes + 1e-6)
@@ -155,6 +182,7 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
         root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
         nodes = Nodes.connect(grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s)
     on_event(Event("start", 1, 1, f"{len(nodes.ids)} nodes"))
+    plan = privacy_plan(scenario, place)
     prepared = prepare(scenario, place, stages, on_event)
     with stages("joining"):
         members = join(scenario, place, prepared, nodes)
@@ -170,6 +198,7 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
         temperature=prepared.pretrained.temperature,
         traced=_some(scenario, members, "traced", NUM_TRACED),
         on_event=on_event,
+        plan=plan,
     )
     with stages("evaluation"):
         full_global = None
@@ -188,6 +217,7 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
         full = {"full_table_global": full_global, "full_table_refined": full_refined}
         result |= measure_heterogeneity(strategy, own, full, refine, _some(scenario, members, "traced", NUM_TRACED))
     on_event(Event("heterogeneity", 1, 1))
+    result["privacy"] = report_of(scenario, plan, strategy.private.clip_norms)
     result["stages"] = stages.seconds
     result["environment"] = {
         "nodes": len(nodes.ids),

@@ -25,6 +25,7 @@ from dp_accounting import DpEvent, GaussianDpEvent, LaplaceDpEvent
 from numpy.typing import NDArray
 
 from fl_peel.errors import ScenarioError
+from fl_peel.randomness import device_uniforms
 
 FloatArray = NDArray[np.float64]
 
@@ -164,6 +165,22 @@ def find_mechanism(name: str) -> Mechanism | None:
     return found
 
 
+def randomized_groups(
+    groups: NDArray[np.int32], num_groups: int, epsilon: float, seed: int, devices: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    """Answers (N,) of devices that were asked for their user group (N,), by k-ary randomized response.
+
+    The own group with probability e^epsilon / (e^epsilon + k - 1), else one of the others (Kairouz, Bonawitz & Ramage,
+    ICML 2016): each device's answer is epsilon-differentially private by itself.
+    """
+    if num_groups < 2:
+        return groups
+    honest = 1.0 / (1.0 + (num_groups - 1) * math.exp(-epsilon))
+    coin = device_uniforms(seed, "group-answer", devices=devices)
+    other = 1 + np.floor(device_uniforms(seed, "other-group", devices=devices) * (num_groups - 1)).astype(np.int32)
+    return np.where(coin < honest, groups, (groups + other) % num_groups).astype(np.int32)
+
+
 def fixed_point(values: NDArray[np.float64], unit: float) -> NDArray[np.int64]:
     """Values in whole multiples of 1 / unit, int64; ones beyond its range (a multiplier out of all bounds) saturate."""
     limit = float(1 << 62)
@@ -190,4 +207,5 @@ __all__ = [
     "fixed_point",
     "mechanism_names",
     "noise_share",
+    "randomized_groups",
 ]

@@ -1,0 +1,187 @@
+"""The server's side of a round under privacy: noise on each user group's sums, once, and what becomes of them.
+
+Each device's contribution is bounded; the mean divides by a number that is known beforehand (devices asked, or under
+Poisson sampling those expected), as in McMahan et al., "Learning Differentially Private Recurrent Language Models",
+ICLR 2018. Noise is on every row and block that was sent, and in every round on every user group, whether any of its
+devices took part or not.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.blocks import BlockLayout
+from fl_peel.config import Scenario
+from fl_peel.kernels import FIXED_POINT
+from fl_peel.precision import Precision
+from fl_peel.privacy.plan import Part, Plan, bounds
+from fl_peel.privacy.releases import Sums, noise, shapes
+from fl_peel.privacy.shrinkage import posterior_rate, shrunk
+from fl_peel.privacy.traffic import Hiding
+from fl_peel.selection import RankedBlocks, RowOrder
+from fl_peel.wire import EVERYBODY
+from strategies.groups import UserGroupState, block_energy
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GroupRelease:
+    """What the server learns of one user group in a round, noise included: sums as floats, and the noise's std."""
+
+    sums: dict[Part, FloatArray]
+    std: dict[Part, float]
+
+
+@dataclass
+class PrivateRounds:
+    """Noise and clipping over the rounds of one run. plan: None where devices send bounded sums without noise."""
+
+    scenario: Scenario
+    plan: Plan | None
+    clip_norm: float
+    clip_norms: list[float] = field(default_factory=list)
+
+    @staticmethod
+    def start(scenario: Scenario, plan: Plan | None) -> PrivateRounds:
+        """Before the first round."""
+        clipping = scenario.privacy.clipping
+        return PrivateRounds(scenario, plan, math.inf if clipping.kind == "none" else clipping.norm)
+
+    @property
+    def noise_multiplier(self) -> float:
+        """What devices are told; 0 where there is no noise."""
+        return 0.0 if self.plan is None else self.plan.multiplier
+
+    def released(self, total: Sums, server_round: int, group: int, num_devices: float) -> GroupRelease:
+        """Sums of a user group with noise. num_devices: that add noise of their own, where devices do.
+
+        The noise depends on seed, round, user group and part alone: not on nodes, nor on who answered.
+        """
+        plan = self.plan
+        sums: dict[Part, FloatArray] = {part: values / FIXED_POINT for part, values in total.items()}
+        if plan is None:
+            return GroupRelease(sums, dict.fromkeys(total, 0.0))
+        limits = bounds(self.scenario, self.clip_norm)
+        std = {part: plan.std(part, limits[part]) for part in total}
+        if plan.mechanism.where == "device":
+            return GroupRelease(sums, {part: value * math.sqrt(num_devices) for part, value in std.items()})
+        scales = {part: plan.scale(part, limits[part]) for part in total}
+        sizes: dict[Part, tuple[int, ...]] = {part: values.shape for part, values in total.items()}
+        drawn = noise(plan.mechanism, scales, sizes, ("server-noise", server_round, group), self.scenario.seed)
+        return GroupRelease({part: (total[part] + drawn[part]) / FIXED_POINT for part in total}, std)
+
+    def end_round(self, quantile: NDArray[np.int64] | None, server_round: int, num_devices: float) -> None:
+        """Note this round's bound and move it to the quantile (Andrew et al., NeurIPS 2021, algorithm 1).
+
+        quantile: sum of the indicators over all devices, in units of 1 / FIXED_POINT; one bound for all user groups.
+        """
+        self.clip_norms.append(self.clip_norm)
+        clipping = self.scenario.privacy.clipping
+        if clipping.kind != "adaptive" or quantile is None:
+            return
+        release = self.released({"quantile": quantile}, server_round, EVERYBODY, num_devices)
+        within = float(release.sums["quantile"][0]) / max(num_devices, 1.0) + 0.5
+        within = min(max(within, 0.0), 1.0)
+        self.clip_norm *= math.exp(-clipping.learning_rate * (within - clipping.quantile))
+
+
+def empty_sums(layout: BlockLayout, blocks: NDArray[np.int64], parts: tuple[Part, ...]) -> Sums:
+    """Sums over nobody, for the blocks (K,) that were sent to a user group."""
+    sizes = shapes(len(RowOrder.of(layout, blocks).items), layout.embedding_dim, len(blocks))
+    return {part: np.zeros(sizes[part], np.int64) for part in parts}
+
+
+def take_release(
+    state: UserGroupState,
+    layout: BlockLayout,
+    blocks: NDArray[np.int64],
+    release: GroupRelease,
+    num_devices: float,
+    weights: FloatArray | None,
+    scenario: Scenario,
+) -> None:
+    """Change a user group's table and statistics by what was released.
+
+    num_devices: that the sums are divided by; weights: (B,) the controller's, in rounds with signals.
+    """
+    order = RowOrder.of(layout, blocks)
+    sums, std, shrinks = release.sums, release.std, scenario.privacy.shrinkage
+    if num_devices > 0:
+        updates = sums["updates"] / num_devices
+        if shrinks:
+            updates = shrunk(updates, (std["updates"] / num_devices) ** 2)
+        sent = np.repeat(order.position < len(blocks), layout.slice_dim, axis=1)  # (R, d)
+        updates = np.where(sent, updates, 0.0)
+        changed = sent & (updates != 0.0)
+        state.optimizer.apply(state.table, order.items, updates.astype(np.float32), changed)
+    statistics = state.statistics
+    statistics.energy = block_energy(layout, state.table)
+    if "counts" in sums:
+        _take_counts(state, layout, order, sums["counts"], std["counts"], num_devices)
+    if "signals" in sums and weights is not None:
+        sizes = np.repeat(layout.group_sizes, layout.num_slices)
+        hits, exposure = np.zeros(layout.num_blocks), np.zeros(layout.num_blocks)
+        hits[blocks] = believed_hits(sums["signals"], std["signals"], weights[blocks], shrinks=shrinks)
+        exposure[blocks] = num_devices * sizes[blocks]
+        statistics.add_signals(hits, exposure, scenario.controller.memory)
+
+
+def believed_hits(noised: FloatArray, std: float, weights: FloatArray, *, shrinks: bool) -> FloatArray:
+    """Hits (K,), not negative: what the weights (K,) lead to expect, and as much of the rest as is not noise."""
+    total = max(float(noised.sum()), 0.0)
+    expected = total * weights / max(float(weights.sum()), 1e-300)
+    rest = noised - expected
+    return np.maximum(expected + (shrunk(rest, std**2) if shrinks else rest), 0.0)
+
+
+def public_bytes(
+    scenario: Scenario, layout: BlockLayout, blocks: NDArray[np.int64], parts: tuple[Part, ...]
+) -> tuple[int, int]:
+    """Bytes down and up of a device that takes part, as far as they are the same for all of its user group; else 0.
+
+    blocks: (K,) that the group was sent.
+    """
+    ranked = rank_shape(layout, scenario.blocks.precision, blocks)
+    hiding = Hiding.of(scenario, parts)
+    everything = np.array([len(blocks)])
+    down = int(hiding.download_bytes(ranked, everything)[0]) if hiding.group_prefix else 0
+    if not (hiding.group_prefix and hiding.all_rows):
+        return down, 0
+    return down, int(hiding.update_bytes(ranked, everything, everything)[0]) + hiding.part_bytes(ranked)
+
+
+def rank_shape(layout: BlockLayout, precision: Precision, blocks: NDArray[np.int64]) -> RankedBlocks:
+    """Ranked blocks without content, to count bytes with."""
+    order = RowOrder.of(layout, blocks)
+    nothing = np.zeros((len(order.items), 0), np.float32)
+    weights = np.zeros(len(blocks), np.float32)
+    return RankedBlocks(layout, precision, blocks, weights, order.items, nothing, order.position)
+
+
+def _take_counts(
+    state: UserGroupState,
+    layout: BlockLayout,
+    order: RowOrder,
+    counts: FloatArray,
+    std: float,
+    num_devices: float,
+) -> None:
+    """Popularity of the blocks that were sent: devices that have an interaction with an item, over all devices."""
+    sent = np.unique(layout.item_group[order.items])
+    per_group = np.bincount(layout.item_group[order.items], weights=counts, minlength=layout.num_item_groups)[sent]
+    sizes = layout.group_sizes[sent]
+    blocks = (sent[:, None] * layout.num_slices + np.arange(layout.num_slices)).reshape(-1)
+    prior = state.statistics.popularity[blocks].astype(np.float64)
+    known = float(state.counted_devices[blocks].mean())
+    observed = np.repeat(per_group / sizes, layout.num_slices)
+    noise_std = np.repeat(std / np.sqrt(sizes), layout.num_slices)
+    rate = posterior_rate(prior, known, observed, num_devices, noise_std)
+    state.statistics.popularity[blocks] = rate.astype(np.float32)
+
+
+__all__ = ["GroupRelease", "PrivateRounds", "believed_hits", "empty_sums", "public_bytes", "take_release"]
