@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -38,6 +38,8 @@ from fl_peel.privacy.mechanisms import Mechanism
 LARGEST_MULTIPLIER = 1e5
 """Noise beyond this leaves nothing: a target that asks for more cannot be met."""
 SMALLEST_MULTIPLIER = 1e-2
+NO_PRIVACY = 200.0
+"""Epsilons beyond this are those of Renyi divergence alone: they protect nobody, to whatever digit."""
 TOLERANCE = 1e-3
 """Calibrated noise is at most this much, relatively, above the least that meets the target."""
 
@@ -78,21 +80,18 @@ def event_of(mechanism: Mechanism, multiplier: float, schedule: Schedule) -> DpE
 
 def spent(event: DpEvent, delta: float, *, discretization: float = 1e-4) -> Spent:
     """Epsilon of an event at ``delta`` against a neighbour that sends nothing but zeros."""
-    figures = {
-        "RDP": _epsilon(lambda: RdpAccountant(neighboring_relation=NeighboringRelation.REPLACE_SPECIAL), event, delta),
-        "PLD": _epsilon(
-            lambda: PLDAccountant(NeighboringRelation.REPLACE_SPECIAL, discretization),
-            event,
-            delta,
-        ),
-    }
+    relation = NeighboringRelation.REPLACE_SPECIAL
+    rdp = _epsilon(RdpAccountant(neighboring_relation=relation), event, delta)
+    pld = None
+    if rdp is None or rdp < NO_PRIVACY:  # the grid of losses would not fit in memory
+        pld = _epsilon(PLDAccountant(relation, discretization), event, delta)
+    figures = {"RDP": rdp, "PLD": pld}
     known = {name: value for name, value in figures.items() if value is not None}
     best = min(known, key=lambda name: known[name]) if known else "none"
-    return Spent(known.get(best, math.inf), delta, best, figures["RDP"], figures["PLD"])
+    return Spent(known.get(best, math.inf), delta, best, rdp, pld)
 
 
-def _epsilon(make: Callable[[], RdpAccountant | PLDAccountant], event: DpEvent, delta: float) -> float | None:
-    accountant = make()
+def _epsilon(accountant: RdpAccountant | PLDAccountant, event: DpEvent, delta: float) -> float | None:
     if not accountant.supports(event):
         return None
     with _quiet():
