@@ -81,7 +81,7 @@ def test_scores_that_are_no_scores_are_refused():
             return np.full(len(candidates), np.nan)
 
     one = example_views("planted", "train items", 0)[0]
-    with pytest.raises(ScenarioError, match="'silent'.*one finite number for each of 60"):
+    with pytest.raises(ScenarioError, match=r"'silent'.*one finite number for each of 60"):
         checked_scores(Silent(), one.view, one.candidates, 0)
 
 

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl_peel.attacks.base import ITEM_SECRETS, Attack, Known, Secret, checked_scores
 from fl_peel.attacks.scoring import auc_of
@@ -59,13 +60,15 @@ def example_views(leak: Leak, secret: Secret, seed: int, num_devices: int = 100)
         size = 30 - 10 * kind if leak == "planted" else 30
         asked = order if leak == "planted" else rng.permutation(num_items)
         rows = np.flatnonzero(np.abs(update[order]).sum(axis=1) > 0)
-        reply = {
+        reply: dict[str, NDArray[Any]] = {
             "rows": rows.astype(np.int32),
             "sums": np.rint(update[order][rows] * FIXED_POINT).astype(np.int64),
             "row_examples": counts[order][rows],
             "holders": np.isin(order, asked[:size]).astype(np.int32),
             "hits": hits[order],
         }
+        if leak == "nothing":
+            reply = {}
         view = RoundView(
             1,
             order.astype(np.int64),
@@ -73,7 +76,7 @@ def example_views(leak: Leak, secret: Secret, seed: int, num_devices: int = 100)
             np.arange(num_items, dtype=np.int32)[:, None],
             order.astype(np.int64),
             LocalTraining(),
-            {} if leak == "nothing" else reply,
+            reply,
             {} if leak == "nothing" else {"budget": float(kind if leak == "planted" else rng.random())},
         )
         candidates, truth = {

@@ -47,6 +47,8 @@ class RoundView:
     @cached_property
     def update(self) -> FloatArray:
         """The update of every row, (R, d); zero in rows that were not sent back."""
+        if "updates" in self.reply:  # every row that was sent
+            return np.asarray(self.reply["updates"].reshape(self.table.shape) / FIXED_POINT)
         total = np.zeros(self.table.shape, np.int64)
         for rows, sums in (("rows", "sums"), ("wide_rows", "wide_sums")):
             if rows in self.reply and sums in self.reply:
@@ -56,12 +58,17 @@ class RoundView:
     @cached_property
     def returned(self) -> NDArray[np.bool_]:
         """Rows that were sent back, (R,)."""
-        found = np.zeros(len(self.items), np.bool_)
+        found = np.full(len(self.items), "updates" in self.reply)
         found[self.reply.get("rows", _NOTHING).astype(np.int64)] = True
         return found
 
     def per_row(self, name: str) -> FloatArray | None:
-        """A reply array that has one number for each row sent back, spread over all rows (R,); None without it."""
+        """A reply array that has one number for each row sent back, spread over all rows (R,); None without it.
+
+        ``row_examples`` under privacy is what devices send as ``counts``.
+        """
+        if name == "row_examples" and "counts" in self.reply:
+            return np.asarray(self.reply["counts"] / FIXED_POINT)
         if name not in self.reply:
             return None
         values = np.zeros(len(self.items))
@@ -69,7 +76,12 @@ class RoundView:
         return values
 
     def per_block(self, name: str) -> FloatArray | None:
-        """A reply array that has one number for each block (K,), as numbers; None without it."""
+        """A reply array that has one number for each block (K,), as numbers; None without it.
+
+        ``hits`` under privacy is what devices send as ``signals``.
+        """
+        if name == "hits" and "signals" in self.reply:
+            name = "signals"
         return np.asarray(self.reply[name], np.float64) if name in self.reply else None
 
     @property

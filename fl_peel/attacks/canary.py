@@ -1,0 +1,135 @@
+"""An empirical lower bound of epsilon: what the accountant promises, put to the test with canary devices.
+
+A canary device contributes as much as its bounds allow, in a direction of its own. An observer who knows everything but
+whether the canary takes part sees the noised releases of all rounds and decides by the likelihood ratio, the best test
+there is. Over many trials with and without the canary, its true and false positive rates bound epsilon from below:
+(epsilon, delta) implies TPR <= e^epsilon FPR + delta (Kairouz, Oh and Viswanath, ICML 2015), and Clopper-Pearson
+intervals make that hold with confidence (Jagielski, Ullman and Oprea, NeurIPS 2020; Nasr et al., IEEE S&P 2021). The
+threshold is chosen on one half of the trials and the rates are measured on the other.
+
+The releases come from the run's own code and plan (:func:`fl_peel.privacy.releases.noise`,
+:meth:`fl_peel.privacy.plan.Plan.scale`), so that wrong scales, forgotten rounds or shares that add up to too much show.
+What all other devices contribute is a constant that this observer subtracts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import beta
+
+from fl_peel.config import Scenario
+from fl_peel.kernels import FIXED_POINT
+from fl_peel.privacy.plan import Part, Plan, bounds, released
+from fl_peel.privacy.releases import noise, shapes
+from fl_peel.randomness import rng_for
+
+FloatArray = NDArray[np.float64]
+NUM_ROWS, DIM, NUM_BLOCKS = 8, 4, 8
+"""Of the canary's table: noise is independent in every number, so that more of them would change nothing."""
+
+
+@dataclass(frozen=True)
+class CanaryOutcome:
+    """epsilon_low: lower bound at ``confidence``, 0 where nothing was told apart; advantage: TPR - FPR."""
+
+    epsilon_low: float
+    advantage: float
+    tpr: float
+    fpr: float
+    trials: int
+    confidence: float
+
+
+def canary_audit(
+    scenario: Scenario, plan: Plan, *, trials: int, seed: int, clip_norm: float | None = None, confidence: float = 0.95
+) -> CanaryOutcome:
+    """Audit a run's plan with ``trials`` runs with a canary and as many without.
+
+    clip_norm: bound of updates, by default the scenario's.
+    """
+    norm = scenario.privacy.clipping.norm if clip_norm is None else clip_norm
+    ratios = [
+        np.array([_log_ratio(scenario, plan, norm, seed, trial, present=present) for trial in range(trials)])
+        for present in (False, True)
+    ]
+    return empirical_epsilon(ratios[0], ratios[1], scenario.privacy.delta, confidence)
+
+
+def _log_ratio(scenario: Scenario, plan: Plan, clip_norm: float, seed: int, trial: int, *, present: bool) -> float:
+    """Log likelihood ratio of "with the canary" to "without" of all of one run's releases."""
+    limits = bounds(scenario, clip_norm)
+    sizes = shapes(NUM_ROWS, DIM, NUM_BLOCKS)
+    direction = rng_for(seed, "canary", trial)
+    sampling, mechanism = plan.schedule.sampling, plan.mechanism
+    total, server_round = 0.0, 0
+    for times, share in plan.schedule.rounds:
+        signals = share >= 1.0
+        for _ in range(times):
+            server_round += 1
+            parts = released(plan.shares, signals=signals)
+            scales = {part: plan.scale(part, limits[part]) for part in parts}
+            drawn = noise(mechanism, scales, sizes, ("canary-noise", trial, int(present), server_round), seed)
+            takes_part = present and (sampling >= 1 or direction.random() < sampling)
+            ratio = 0.0
+            for part in parts:
+                canary = _canary(direction, part, sizes[part], limits[part], l1=mechanism.norm == "l1")
+                without = np.zeros_like(canary) if mechanism.where == "server" else -canary
+                seen = drawn[part] / FIXED_POINT + (canary if takes_part else without)
+                ratio += _part_ratio(seen, canary, without, scales[part], l1=mechanism.norm == "l1")
+            total += ratio if sampling >= 1 else float(np.logaddexp(math.log1p(-sampling), math.log(sampling) + ratio))
+    return total
+
+
+def _canary(rng: np.random.Generator, part: Part, shape: tuple[int, ...], bound: float, *, l1: bool) -> FloatArray:
+    """A contribution that uses all of its bound: in a random direction, or (L1) in one random place."""
+    canary = np.zeros(math.prod(shape))
+    if l1:
+        canary[rng.integers(len(canary))] = bound
+        return canary.reshape(shape)
+    canary[:] = rng.normal(size=len(canary))
+    return (canary * (bound / np.linalg.norm(canary))).reshape(shape)
+
+
+def _part_ratio(seen: FloatArray, canary: FloatArray, without: FloatArray, scale: float, *, l1: bool) -> float:
+    if l1:  # Laplace: density exp(-|x| / b)
+        return float((np.abs(seen - without) - np.abs(seen - canary)).sum() / scale)
+    return float(((seen - without) ** 2 - (seen - canary) ** 2).sum() / (2 * scale**2))
+
+
+def empirical_epsilon(without: FloatArray, present: FloatArray, delta: float, confidence: float) -> CanaryOutcome:
+    """From statistics of trials without (N,) and with (N,) the canary: the larger, the likelier it took part.
+
+    Both directions are tried, each of their two rates with a quarter of the error that ``confidence`` leaves.
+    """
+    half = len(without) // 2
+    alpha = (1 - confidence) / 4
+    best, rates = 0.0, (0.0, 0.0)
+    for sign in (1.0, -1.0):
+        quiet, loud = (without, present) if sign > 0 else (-present, -without)
+        threshold = _best_threshold(quiet[:half], loud[:half], delta, alpha)
+        false, true = int((quiet[half:] > threshold).sum()), int((loud[half:] > threshold).sum())
+        bound = _bound(true, false, len(quiet) - half, delta, alpha)
+        if sign > 0 or bound > best:
+            rates = (true / (len(quiet) - half), false / (len(quiet) - half))
+        best = max(best, bound)
+    return CanaryOutcome(best, rates[0] - rates[1], *rates, len(without), confidence)
+
+
+def _bound(true: int, false: int, trials: int, delta: float, alpha: float) -> float:
+    """ln((TPR - delta) / FPR) with the rates at their Clopper-Pearson limits; 0 where that is below 0."""
+    tpr = float(beta.ppf(alpha, true, trials - true + 1)) if true else 0.0
+    fpr = float(beta.ppf(1 - alpha, false + 1, trials - false)) if false < trials else 1.0
+    return max(0.0, math.log((tpr - delta) / fpr)) if tpr > delta else 0.0
+
+
+def _best_threshold(quiet: FloatArray, loud: FloatArray, delta: float, alpha: float) -> float:
+    candidates = np.quantile(np.concatenate([quiet, loud]), np.linspace(0.01, 0.99, 99))
+    values = [_bound(int((loud > t).sum()), int((quiet > t).sum()), len(quiet), delta, alpha) for t in candidates]
+    return float(candidates[int(np.argmax(values))])
+
+
+__all__ = ["CanaryOutcome", "canary_audit", "empirical_epsilon"]

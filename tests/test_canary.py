@@ -1,0 +1,83 @@
+"""The empirical epsilon: right on known distributions, below the accounted one, above it when noise is short."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from fl_peel.attacks.canary import canary_audit, empirical_epsilon
+from fl_peel.config import Scenario
+from fl_peel.privacy.mechanisms import CentralGaussian
+from fl_peel.privacy.plan import make_plan
+
+SEEDS = range(20)
+
+
+def scenario(mechanism: str = "central-gaussian", epsilon: float = 4.0, **refinement) -> Scenario:
+    return Scenario.model_validate(
+        {
+            "name": "canary",
+            "data": {"name": "ml-100k"},
+            "refinement": {"rounds": 2, **refinement},
+            "privacy": {
+                "mechanism": mechanism,
+                "target_epsilon": epsilon,
+                "clipping": {"kind": "flat", "norm": 0.5},
+                "rows": "all-sent",
+            },
+        }
+    )
+
+
+def test_what_is_told_apart_for_certain_is_bounded_by_the_number_of_trials():
+    """500 of 500 and 0 of 500 at alpha = 1/80: TPR >= alpha^(1/500), FPR <= 1 - alpha^(1/500): ln of their ratio."""
+    outcome = empirical_epsilon(np.zeros(1000), np.ones(1000), 0.0, 0.95)
+    edge = 0.0125 ** (1 / 500)
+    assert outcome.epsilon_low == pytest.approx(math.log(edge / (1 - edge)))
+    assert outcome.advantage == 1
+
+
+def test_what_cannot_be_told_apart_bounds_nothing():
+    rng = np.random.default_rng(0)
+    outcome = empirical_epsilon(rng.normal(size=2000), rng.normal(size=2000), 0.0, 0.95)
+    assert outcome.epsilon_low < 0.2
+    assert abs(outcome.advantage) < 0.1
+
+
+def test_randomized_response_by_hand():
+    """Answers 1 with 3/4 when present and 1/4 when not: epsilon is ln 3, and 20,000 trials come near it."""
+    rng = np.random.default_rng(1)
+    outcome = empirical_epsilon(1.0 * (rng.random(20_000) < 0.25), 1.0 * (rng.random(20_000) < 0.75), 0.0, 0.95)
+    assert 0.95 < outcome.epsilon_low <= math.log(3)
+
+
+@pytest.mark.parametrize("mechanism", ["central-gaussian", "local-gaussian", "local-laplace"])
+def test_never_above_the_accounted_epsilon_over_20_seeds(mechanism):
+    content = scenario(mechanism)
+    plan = make_plan(content)
+    found = [canary_audit(content, plan, trials=300, seed=seed).epsilon_low for seed in SEEDS]
+    assert max(found) <= plan.epsilon
+    assert np.mean(found) > 0.3  # and not because nothing was told apart
+
+
+def test_under_poisson_sampling_too():
+    content = scenario(cohort_share=0.5, sampling="poisson")
+    plan = make_plan(content)
+    found = [canary_audit(content, plan, trials=300, seed=seed).epsilon_low for seed in SEEDS]
+    assert max(found) <= plan.epsilon
+    assert max(found) > 0
+
+
+def test_noise_that_falls_short_is_caught():
+    """A mechanism that draws a fifth of the noise it accounts for leaks more than it says."""
+
+    class Forgetful(CentralGaussian):
+        def draw(self, rng, shape, scale):
+            return rng.normal(0.0, scale / 5, shape)
+
+    content = scenario(epsilon=1.0)
+    plan = make_plan(content)
+    broken = dataclasses.replace(plan, mechanism=Forgetful())
+    assert canary_audit(content, plan, trials=400, seed=0).epsilon_low <= plan.epsilon
+    assert canary_audit(content, broken, trials=400, seed=0).epsilon_low > plan.epsilon
