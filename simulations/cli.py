@@ -1,4 +1,4 @@
-"""The command line: `fl-peel run`, `compare`, `ablate`, `scenarios`, `data`, `profiles`.
+"""The command line: `fl-peel run`, `compare`, `ablate`, `audit`, `scenarios`, `data`, `profiles`.
 
 Exit codes: 0 done; 1 a bug of ours (with a traceback); 2 a mistake of the user's (one line on stderr); 130 Ctrl-C.
 Heavy imports are inside the commands, so that `fl-peel --help` answers at once.

@@ -1,4 +1,4 @@
-"""The commands that run a scenario many times: `fl-peel compare` and `fl-peel ablate`."""
+"""The commands that run a scenario many times: `fl-peel compare`, `ablate` and `audit`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def add_studies(app: typer.Typer) -> None:
     """Register the commands."""
     app.command()(compare)
     app.command()(ablate)
+    app.command()(audit)
 
 
 def compare(
@@ -111,6 +112,78 @@ def ablate(
     )
     if not quiet:
         _show(ablate_view(result).to_rich(), out / "ablate.html")
+
+
+def audit(
+    scenario: ScenarioName = "ml-100k",
+    out: Out = Path("audit"),
+    devices: Annotated[int, typer.Option("--devices", min=8, help="Watched; a quarter of them accomplices.")] = 400,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Seen, from the first on.")] = 8,
+    budget: Annotated[str, typer.Option("--budget", metavar="SHARE", help="That recall is measured at.")] = "1%",
+    epsilons: Annotated[
+        str, typer.Option("--epsilons", metavar="LIST", help="Of the rows with central DP.")
+    ] = "1,2,4,8",
+    clip_norm: Annotated[
+        float, typer.Option("--clip-norm", help="Bound of a device's update, where the scenario has none.")
+    ] = 1.0,
+    canary_trials: Annotated[int, typer.Option("--canary-trials", min=100, help="With a canary, and without.")] = 1000,
+    attacks: Annotated[str | None, typer.Option("--attacks", metavar="NAMES", help="Only these.")] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="ROWS", help="E.g. 'none; clipping'.")] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option("--row", metavar="NAME:PATH=VALUE,...", help="A row of your own; repeatable."),
+    ] = None,
+    overrides: Overrides = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+) -> None:
+    """Attack what devices send under every privacy mechanism: advantage beside recall, one table, one plot."""
+    from fl_peel.config import load_scenario
+    from fl_peel.errors import ScenarioError
+    from simulations.study import read_budgets
+
+    shares = read_budgets(budget, "--budget")
+    try:
+        wanted = tuple(float(word) for word in epsilons.split(",") if word.strip())
+    except ValueError as error:
+        raise ScenarioError(f"--epsilons {epsilons}: not numbers; write e.g. 1,2,4,8") from error
+    loaded = load_scenario(scenario, overrides or [])
+
+    from simulations import audit as auditing
+    from simulations.audit_report import audit_view
+    from simulations.runner import default_cache_dir
+
+    settings = auditing.AuditSettings(
+        devices, rounds, shares[0], clip_norm, wanted, canary_trials, _words(attacks, ","), _words(only, ";")
+    )
+    options = {
+        "--devices": devices,
+        "--rounds": rounds,
+        "--budget": budget,
+        "--epsilons": epsilons,
+        "--clip-norm": clip_norm,
+        "--canary-trials": canary_trials,
+        "--attacks": attacks,
+        "--only": only,
+        "--data-dir": data_dir,
+    }
+    words = _command("audit", scenario, overrides, options)
+    result = auditing.audit(
+        loaded,
+        out=out,
+        settings=settings,
+        rows=rows or [],
+        data_dir=data_dir,
+        cache_dir=default_cache_dir(),
+        on_event=_told(quiet),
+        command=words + "".join(f" --row {shlex.quote(row)}" for row in rows or []),
+    )
+    if not quiet:
+        _show(audit_view(result).to_rich(), out / "audit.html")
+
+
+def _words(text: str | None, separator: str) -> tuple[str, ...] | None:
+    return None if text is None else tuple(word.strip() for word in text.split(separator) if word.strip())
 
 
 def _told(quiet: bool) -> OnEvent:

@@ -29,7 +29,7 @@ from strategies.groups import starting_states
 from strategies.nodes import Nodes
 from strategies.peel import PeelStrategy
 from strategies.rivals import Request, empty_row
-from strategies.server_app import Place, Stages, budget_bytes, join, prepare
+from strategies.server_app import Place, Stages, budget_bytes, join, prepare, privacy_plan
 
 SPLITS = ("validation", "test")
 
@@ -127,6 +127,7 @@ def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: Place, on_event: On
         temperature=prepared.pretrained.temperature,
         traced=members.devices[:0],
         on_event=on_event,
+        plan=privacy_plan(scenario, place),
     )
     full: dict[str, Any] = {"bytes": prepared.layout.full_table_bytes}
     with stages("evaluation"):

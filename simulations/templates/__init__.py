@@ -8,10 +8,18 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from simulations.templates.ablate import ABLATE
+from simulations.templates.audit import AUDIT
 from simulations.templates.base import BASE, PARTS
 from simulations.templates.compare import COMPARE
 from simulations.templates.report import REPORT
 
 TEMPLATES: Mapping[str, str] = MappingProxyType(
-    {"parts.html": PARTS, "base.html": BASE, "report.html": REPORT, "compare.html": COMPARE, "ablate.html": ABLATE}
+    {
+        "parts.html": PARTS,
+        "base.html": BASE,
+        "report.html": REPORT,
+        "compare.html": COMPARE,
+        "ablate.html": ABLATE,
+        "audit.html": AUDIT,
+    }
 )

@@ -1,0 +1,13 @@
+"""The page of an audit."""
+
+AUDIT = """\
+{% extends "base.html" %}
+{% from "parts.html" import table, figure %}
+{% block content %}
+<section id="leaks">
+<h2>What each mechanism leaks, and costs</h2>
+{{ figure(plot, "One mark an attack; recall beside it.") }}
+{{ table(leaks) }}
+</section>
+{% endblock %}
+"""
