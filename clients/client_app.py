@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from clients import serving, work
+from clients import secure_round, serving, work
 from clients.cohort import Cohort, open_cohort
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError
@@ -81,3 +81,31 @@ def follow(message: Message, context: Context) -> Message:
     """Some hosted devices are followed while their budgets move."""
     request = wire.unpack(wire.MovingRequest, message.content)
     return _answer(message, lambda: serving.follow(_cohort(context, request), request))
+
+
+@app.query("secure_keys")
+def secure_keys(message: Message, context: Context) -> Message:
+    """A round of secure aggregation begins: devices announce keys."""
+    request = wire.unpack(wire.SecureKeysRequest, message.content)
+    return _answer(message, lambda: secure_round.announce_keys(_cohort(context, request), request))
+
+
+@app.query("secure_shares")
+def secure_shares(message: Message, context: Context) -> Message:
+    """Devices seal shares of their secrets for their neighbours."""
+    request = wire.unpack(wire.SecureSharesRequest, message.content)
+    return _answer(message, lambda: secure_round.share_secrets(_cohort(context, request), request))
+
+
+@app.train("secure_round")
+def secure_train_round(message: Message, context: Context) -> Message:
+    """Devices train and send masked vectors."""
+    request = wire.unpack(wire.SecureRoundRequest, message.content)
+    return _answer(message, lambda: secure_round.masked_round(_cohort(context, request), request))
+
+
+@app.query("secure_unmask")
+def secure_unmask(message: Message, context: Context) -> Message:
+    """Devices open shares of their neighbours' secrets."""
+    request = wire.unpack(wire.SecureUnmaskRequest, message.content)
+    return _answer(message, lambda: secure_round.open_shares(_cohort(context, request), request))

@@ -127,6 +127,10 @@ class UserGroupsPart(Part):
     count: int = Field(16, ge=1)
     min_size: int = Field(8, ge=1)
     """No group is smaller: with one member, a group would reveal it."""
+    neighbour_weight: float = Field(0.0, ge=0)
+    """How much of its users' neighbours each group's table starts with; 0: a copy of the global table."""
+    neighbour_ridge: float = Field(0.01, gt=0)
+    """Ridge of that regression, as a share of the mean squared user embedding."""
 
 
 class Blocks(Part):
@@ -321,7 +325,7 @@ class SecureAggregation(Part):
     """A user group of which fewer are reached sits the round out: a sum over few hides little."""
     neighbours: int = Field(12, ge=2)
     """Devices that each device shares masks and secrets with: even; all the others in a group that is no larger."""
-    threshold: Share = 0.6
+    threshold: Share = 0.55
     """Share of a device's neighbours, and of a group's devices, that must last out a round: above one half."""
     word_bits: Literal["auto", 32, 64] = "auto"
     """Width of the words of block updates; auto: 32 where a clipping norm proves that no sum passes them, else 64."""

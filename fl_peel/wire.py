@@ -13,8 +13,8 @@ fields are all that is sent:
 ``evaluate``        server -> devices: ranked blocks; devices -> server: sums and histograms of metrics
 ``moving``          server -> devices: ranked blocks; devices -> server: sums over devices whose budgets move
 ``secure_keys``     server -> devices: a round begins; devices -> server: two public keys each
-``secure_shares``   server -> devices: their neighbours' public keys; devices -> server: shares, sealed for neighbours
-``secure_round``    server -> devices: ranked blocks, sealed shares; devices -> server: masked sums, in place of ``round``
+``secure_shares``   server -> devices: neighbours' public keys; devices -> server: shares, sealed for the neighbours
+``secure_round``    server -> devices: ranked blocks, sealed shares; devices -> server: masked sums, for ``round``
 ``secure_unmask``   server -> devices: which neighbours are left; devices -> server: one share of each neighbour
 =================== ==============================================================================================
 
@@ -339,14 +339,14 @@ class SecureRoundRequest(RoundRequest):
     neighbours shared their secrets, and sealed (N, k, SEALED_BYTES) what these sealed for the device.
     """
 
-    secure: dict[int, Arrays]
+    secure: dict[int, Arrays] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SecureRoundReply:
     """groups: user group -> devices (N,) whose masked vectors add up to narrow (V,) uint32 and wide (W,) uint64.
 
-    What a masked vector holds: :func:`fl_peel.secure.vector.round_layout`. classes, clock: as in a RoundReply, of
+    What a masked vector holds: :func:`fl_peel.secure.plan.layout_of`. classes, clock: as in a RoundReply, of
     devices that are not in a sum, which the simulation knows of and a server would not; slowest_us: when the server
     would have had the last vector.
     """
@@ -373,8 +373,8 @@ class SecureUnmaskRequest:
 
 @dataclass(frozen=True)
 class SecureUnmaskReply:
-    """groups: user group -> devices (N,) that answered; of each neighbour the index (N, k) of the share, 0 for none, and
-    the share (N, k, SHARE_BYTES).
+    """groups: user group -> devices (N,) that answered; of each neighbour the index (N, k) of the share, 0 for none,
+    and the share (N, k, SHARE_BYTES).
     """
 
     groups: dict[int, Arrays]

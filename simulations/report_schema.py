@@ -125,6 +125,39 @@ class DeviceTrace(TypedDict):
     kept_blocks: list[Count | None]
 
 
+class SecureBytes(TypedDict):
+    """Bytes that one device moved for secure aggregation in one round; ``vector`` is part of ``upload``."""
+
+    download: Mean
+    upload: Mean
+    vector: Mean
+
+
+class SecureSeconds(TypedDict):
+    """Processor seconds of the protocol alone, over the run: all devices, and the server."""
+
+    devices: Seconds
+    server: Seconds
+
+
+class SecureAggregationResult(TypedDict):
+    """Devices by round: that began, whose vector is in a sum, that dropped out, whose masks were recovered, that were
+    in a void group; user groups by round: that were void, that sat out for want of devices.
+    """
+
+    announced: Count
+    devices: Count
+    dropped: Count
+    recovered: Count
+    void_devices: Count
+    void_groups: Count
+    sat_out_groups: Count
+    bytes_per_device: SecureBytes
+    seconds: SecureSeconds
+    devices_per_second: Mean | None
+    rounds: list[dict[str, Any]]
+
+
 class RunResult(TypedDict):
     """Everything that one run measured: the content of `report.json`."""
 
@@ -146,6 +179,7 @@ class RunResult(TypedDict):
     fleet: NotRequired[dict[str, Any]]  # simulations/fleet_summary.py
     time_to_recall: NotRequired[list[dict[str, Any]]]
     elastic_traces: NotRequired[list[dict[str, Any]]]  # single devices after training, in simulation only
+    secure_aggregation: NotRequired[SecureAggregationResult]
     environment: NotRequired[dict[str, Any]]
     command: NotRequired[str]  # what to type to get this report again
 

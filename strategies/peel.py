@@ -24,7 +24,6 @@ from fl_peel import wire
 from fl_peel.blocks import BlockLayout
 from fl_peel.config import Scenario
 from fl_peel.controller import Controller
-from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.precision import Precision
 from fl_peel.privacy.plan import Part, Plan, released, shares_of
@@ -37,6 +36,7 @@ from strategies.groups import UserGroupState
 from strategies.nodes import Nodes, failure
 from strategies.private_sums import PrivateRounds, empty_sums, public_bytes, take_release
 from strategies.sampling import sample_cohort
+from strategies.secure_rounds import SecureRounds, raise_or_log
 
 logger = logging.getLogger("fl_peel")
 Result = TypeVar("Result")
@@ -104,6 +104,9 @@ class PeelStrategy(Strategy):
             [state.statistics for state in states], scenario.controller.config(), seed=scenario.seed
         )
         self.rounds: list[RoundRecord] = []
+        self.secure: SecureRounds | None = None
+        if scenario.secure_aggregation.enabled:
+            self.secure = SecureRounds(scenario, setting, layout, len(members.class_names), nodes)
         self.private = PrivateRounds.start(scenario, plan)
         self._temperature = temperature
         self._traced = traced
@@ -148,9 +151,15 @@ class PeelStrategy(Strategy):
         scenario, members = self.scenario, self.members
         cohort = self.cohort(server_round)
         groups = members.groups[np.searchsorted(members.devices, cohort)]
+        if self.secure is not None:
+            cohort = self.secure.drawn(server_round, cohort, groups)
+            groups = members.groups[np.searchsorted(members.devices, cohort)]
         self._group_sizes = np.bincount(groups, minlength=len(self.states))
-        hosts = cohort % len(self.nodes.ids)
         self._sent, self._asked, self._message_bytes = {}, len(cohort), 0
+        if self.secure is not None:
+            cohort = self.secure.begin(server_round, cohort)
+            groups = members.groups[np.searchsorted(members.devices, cohort)]
+        hosts = cohort % len(self.nodes.ids)
 
         def pack(group: int) -> wire.Arrays:
             table, ceiling = self.states[group].table, int(members.ceilings[group])
@@ -168,7 +177,7 @@ class PeelStrategy(Strategy):
                 if not mine.any():
                     return None
                 here = {group: payloads[group] for group in np.unique(groups[mine]).tolist()}
-                return wire.RoundRequest(
+                base = wire.RoundRequest(
                     self.setting.scenario,
                     self.setting.data_dir,
                     self.setting.run_dir,
@@ -181,8 +190,10 @@ class PeelStrategy(Strategy):
                     clip_norm=self.private.clip_norm,
                     noise_multiplier=self.private.noise_multiplier,
                 )
+                return base if self.secure is None else self.secure.request(base)
 
-            for message in self.nodes.messages(wire.ROUND, request):
+            kind = wire.ROUND if self.secure is None else wire.SECURE_ROUND
+            for message in self.nodes.messages(kind, request):
                 self._message_bytes += _size(message)
                 yield message
 
@@ -221,15 +232,7 @@ class PeelStrategy(Strategy):
         slowest_us = 0
         traces = []
         # sums are integers: the order in which replies come does not matter
-        for message in replies:
-            if message.has_error():
-                error = failure(message, f"node {self.nodes.partition(message)}, round {server_round}")
-                if isinstance(error, ScenarioError):
-                    raise error  # every node would fail in every round
-                logger.warning("%s", error)
-                continue
-            self._message_bytes += _size(message)
-            reply = wire.unpack(wire.RoundReply, message.content)
+        for reply in self._received(server_round, replies):
             sums += [reply.trained, reply.loss, reply.recall, reply.ndcg, reply.evaluated]
             classes += reply.classes
             clock += reply.clock
@@ -270,6 +273,21 @@ class PeelStrategy(Strategy):
         )
         self._on_event(Event("refinement", server_round, self.scenario.refinement.rounds, text))
         return None, None
+
+    def _received(self, server_round: int, replies: Iterable[Message]) -> Iterable[wire.RoundReply]:
+        """The nodes' sums; with secure aggregation the one sum over all of them."""
+        if self.secure is None:
+            return self._unpacked(server_round, replies, wire.RoundReply)
+        return self.secure.end(server_round, self._unpacked(server_round, replies, wire.SecureRoundReply), self._sent)
+
+    def _unpacked(self, server_round: int, replies: Iterable[Message], kind: type[Result]) -> Iterable[Result]:
+        for message in replies:
+            if message.has_error():
+                # a mistake that every node would make in every round ends the run
+                raise_or_log(failure(message, f"node {self.nodes.partition(message)}, round {server_round}"))
+                continue
+            self._message_bytes += _size(message)
+            yield wire.unpack(kind, message.content)
 
     def _virtual_seconds(self, clock: NDArray[np.int64], slowest_us: int) -> float:
         """The server waits for the slowest device that is in time, or until the deadline when some are not."""

@@ -36,6 +36,7 @@ from strategies.heterogeneity import measure_heterogeneity, refiner
 from strategies.nodes import Nodes
 from strategies.peel import Members, PeelStrategy
 from strategies.sampling import sample_cohort
+from strategies.secure_report import secure_report
 
 NUM_TRACED = 6
 """Devices whose budgets and kept blocks the report shows over rounds."""
@@ -217,6 +218,8 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
         full = {"full_table_global": full_global, "full_table_refined": full_refined}
         result |= measure_heterogeneity(strategy, own, full, refine, _some(scenario, members, "traced", NUM_TRACED))
     on_event(Event("heterogeneity", 1, 1))
+    if strategy.secure is not None:
+        result["secure_aggregation"] = secure_report(scenario, strategy.secure.records)
     result["privacy"] = report_of(scenario, plan, strategy.private.clip_norms)
     result["stages"] = stages.seconds
     result["environment"] = {

@@ -111,21 +111,12 @@ def sum_bits(wanted: Literal["auto", 32, 64], devices: int, max_norm: float) -> 
     return 32 if fits else 64
 
 
-def round_layout(
-    *,
-    rows: int,
-    slices: int,
-    dim: int,
-    blocks: int,
-    classes: int,
-    columns: tuple[int, int],
-    signals: bool,
-    update_bits: Bits,
-    devices: int,
-) -> VectorLayout:
-    """The vector of a round: every sum of a :class:`fl_peel.wire.RoundReply`.
+def update_fields(
+    *, rows: int, slices: int, dim: int, blocks: int, signals: bool, update_bits: Bits
+) -> tuple[Field, ...]:
+    """A group's arrays of a :class:`fl_peel.wire.RoundReply`, with an entry for every row.
 
-    columns: of its ``classes`` and ``clock``. Counts of devices or of interactions take 32 bits, the rest 64.
+    Counts of devices or of interactions take 32 bits, losses and signals 64.
     """
     fields = [
         Field("sums", (rows, dim), update_bits),
@@ -136,17 +127,22 @@ def round_layout(
     ]
     if signals:
         fields += [Field("hits", (blocks,), 64), Field("shown", (blocks,), 64), Field("exposed", (blocks,), 32)]
-    fields += [
+    return tuple(fields)
+
+
+def counter_fields(*, classes: int, columns: tuple[int, int]) -> tuple[Field, ...]:
+    """The sums of a RoundReply that are not of a group; columns: of its ``classes`` and ``clock``."""
+    return (
         Field("classes", (classes, columns[0]), 64),
         Field("clock", (classes, columns[1]), 64),
         Field("totals", (5,), 64),
-        Field(CHECK, (1,), 64),
-    ]
-    return VectorLayout(tuple(fields), devices)
+    )
 
 
 def dense(content: Mapping[str, NDArray[Any]], rows: int, dim: int) -> Values:
-    """A group's arrays with an entry for every row, from those of a reply, which name their rows."""
+    """A group's arrays with an entry for every row, from those of a reply, which may name their rows."""
+    if "rows" not in content:
+        return {name: array.astype(np.int64) for name, array in content.items()}
     where = content["rows"]
     result: Values = {}
     for name, array in content.items():
@@ -162,6 +158,8 @@ def dense(content: Mapping[str, NDArray[Any]], rows: int, dim: int) -> Values:
 
 def sparse(values: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
     """A group's arrays as a reply has them, from sums with an entry for every row: rows that some device changed."""
+    if "touched" not in values:
+        return dict(values)
     by_row = {name: values[name] for name in BY_ROW}
     changed = np.any([array.reshape(len(array), -1).any(axis=1) for array in by_row.values()], axis=0)
     rows = np.flatnonzero(changed).astype(np.int32)
@@ -169,4 +167,4 @@ def sparse(values: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
     return {"rows": rows, **{name: array[rows] for name, array in by_row.items()}, **others}
 
 
-__all__ = ["BY_ROW", "CHECK", "Field", "VectorLayout", "dense", "round_layout", "sparse", "sum_bits"]
+__all__ = ["BY_ROW", "CHECK", "Field", "VectorLayout", "counter_fields", "dense", "sparse", "sum_bits", "update_fields"]

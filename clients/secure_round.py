@@ -1,0 +1,281 @@
+"""A round of secure aggregation on a node: each of its devices goes through every stage by itself.
+
+A device's vector is what a node that hosted it alone would reply in a round without secure aggregation
+(:func:`clients.work.train_members`), with an entry for every row it might have touched. The node adds up the masked
+vectors of its devices, which takes no secret, to spare the simulation their transfer; bytes are counted per device.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.accounts import Accounts
+from clients.cohort import Cohort
+from clients.group_round import Traffic
+from clients.secure_store import KEYS, MASKED, SHARED, Arrays, SecretStore
+from clients.work import MembersRound, RoundWorld, reached_devices, train_members
+from fl_peel.secure import device as protocol
+from fl_peel.secure.device import HeldShares, Neighbour, Secrets
+from fl_peel.secure.keys import KEY_BYTES, SEED_BYTES, Occasion
+from fl_peel.secure.masks import Words
+from fl_peel.secure.plan import EXCHANGES, DeviceBytes, Vanishes, layout_of, needed_of, vanishing, withholds
+from fl_peel.secure.sharing import SHARE_BYTES
+from fl_peel.secure.vector import CHECK, VectorLayout, dense
+from fl_peel.selection import RankedBlocks
+from fl_peel.wire import (
+    ClassColumn,
+    ClockColumn,
+    SecureKeysReply,
+    SecureKeysRequest,
+    SecureRoundReply,
+    SecureRoundRequest,
+    SecureSharesReply,
+    SecureSharesRequest,
+    SecureUnmaskReply,
+    SecureUnmaskRequest,
+)
+
+COUNTING = [ClassColumn.DEVICES, ClassColumn.BUDGET, ClassColumn.STORED]
+COUNTING_CLOCK = [ClockColumn.RECALL, ClockColumn.EVALUATED]
+"""Columns that are of devices whose update counts."""
+
+
+def announce_keys(cohort: Cohort, request: SecureKeysRequest) -> SecureKeysReply:
+    """Stage 1: devices that are reached make their keys. What is left of earlier rounds is removed."""
+    store = SecretStore.of(cohort.folder)
+    store.forget()
+    accounts = Accounts.empty(len(cohort.fleet.names))
+    budgets = cohort.budgets.during(request.server_round)[0]
+    reached = reached_devices(cohort, cohort.places(request.devices), budgets, request.server_round, accounts)
+    groups = np.asarray(cohort.state("r").groups)[reached]
+    start = time.perf_counter()
+    masked = cohort.scenario.secure_aggregation.masked
+    channel, mask = (np.zeros((len(reached), KEY_BYTES), np.uint8) for _ in range(2))
+    private = np.zeros((len(reached), KEY_BYTES + 2 * SEED_BYTES), np.uint8)
+    for i in range(len(reached) if masked else 0):
+        secrets = Secrets.fresh()
+        channel[i], mask[i] = (_bytes(key) for key in secrets.public_keys())
+        private[i] = _bytes(secrets.channel_key + secrets.mask_key_seed + secrets.self_seed)
+    for group in np.unique(groups).tolist():
+        mine = groups == group
+        store.save(
+            request.server_round, group, KEYS, {"devices": cohort.devices[reached[mine]], "private": private[mine]}
+        )
+    spent = time.perf_counter() - start
+    if withholds(cohort.scenario):
+        accounts.clock[:, [column for column in ClockColumn if column != ClockColumn.SAMPLED]] = 0
+    return SecureKeysReply(cohort.devices[reached], groups, channel, mask, accounts.clock, spent)
+
+
+def share_secrets(cohort: Cohort, request: SecureSharesRequest) -> SecureSharesReply:
+    """Stage 2: every device seals a pair of shares for each of its neighbours. Groups that sit out are forgotten."""
+    store, scenario = SecretStore.of(cohort.folder), cohort.scenario
+    store.forget(but_groups=request.groups, of_round=request.server_round)
+    start = time.perf_counter()
+    replies: dict[int, Arrays] = {}
+    for group, given in request.groups.items():
+        occasion = Occasion(request.server_round, group)
+        kept = store.load(request.server_round, group, KEYS)
+        assert (kept["devices"] == given["devices"]).all()
+        devices, neighbours = given["devices"], given["neighbours"]
+        lost = vanishing(scenario, request.server_round, devices) == Vanishes.SHARES
+        needed, _ = needed_of(scenario, len(given["directory"]))
+        size = protocol.SEALED_BYTES if scenario.secure_aggregation.masked else 0
+        sealed = np.zeros((*neighbours.shape, size), np.uint8)
+        known = {name: given[name] for name in ("directory", "channel_keys", "mask_keys", "neighbours")}
+        for i in np.flatnonzero(~lost) if size else ():
+            others = [_neighbour(known, place) for place in neighbours[i].tolist()]
+            shares = protocol.share_secrets(_secrets(kept, int(i)), occasion, int(devices[i]), others, needed)
+            sealed[i] = [_bytes(share) for share in shares]
+        store.save(request.server_round, group, SHARED, kept | known)
+        replies[group] = {"devices": devices[~lost], "sealed": sealed[~lost]}
+    return SecureSharesReply(replies, time.perf_counter() - start)
+
+
+def masked_round(cohort: Cohort, request: SecureRoundRequest) -> SecureRoundReply:
+    """Stage 3: devices whose secrets are shared train, mask their vectors, and send them."""
+    world, accounts = RoundWorld.of(cohort, request), Accounts.empty(len(cohort.fleet.names))
+    state = cohort.state()
+    replies: dict[int, Arrays] = {}
+    done: list[MembersRound] = []
+    slowest_us, protocol_s = 0, 0.0
+    for group, payload in request.groups.items():
+        ranked = RankedBlocks.unpack(cohort.layout(), cohort.scenario.blocks.precision, payload)
+        work = _GroupStage.of(world, ranked, request, group)
+        survivors, total = [], Words.zeros(*work.layout.num_words)
+        for i in range(len(work.devices)):
+            part, words = work.vector(i, accounts)
+            if words is None:
+                continue
+            start = time.perf_counter()
+            masked = work.masked(i, words)
+            protocol_s += time.perf_counter() - start
+            np.add(total.narrow, masked.narrow, out=total.narrow)
+            np.add(total.wide, masked.wide, out=total.wide)
+            survivors.append(i)
+            done.append(part)
+            slowest_us = max(slowest_us, part.slowest_us)
+        work.keep(survivors)
+        replies[group] = {"devices": work.devices[survivors], "narrow": total.narrow, "wide": total.wide}
+    for part in done:
+        part.remember(state)
+    if withholds(cohort.scenario):
+        accounts, slowest_us = Accounts.empty(len(accounts.classes)), 0
+    return SecureRoundReply(replies, accounts.classes, accounts.clock, slowest_us, protocol_s)
+
+
+@dataclass(frozen=True)
+class _GroupStage:
+    """Stage 3 for the devices (N,) of one user group: their place here, when they vanish, what their neighbours sealed
+    for them (N, k, SEALED_BYTES), and which of these shared their secrets (N, k).
+    """
+
+    world: RoundWorld
+    ranked: RankedBlocks
+    group: int
+    layout: VectorLayout
+    needed: int
+    devices: NDArray[np.int64]
+    places: NDArray[np.int64]
+    vanishes: NDArray[np.int64]
+    sealed: NDArray[np.uint8]
+    present: NDArray[np.bool_]
+    known: Arrays
+    held: list[dict[int, HeldShares]]
+
+    @staticmethod
+    def of(world: RoundWorld, ranked: RankedBlocks, request: SecureRoundRequest, group: int) -> _GroupStage:
+        """From the message and from what the devices kept."""
+        cohort, given = world.cohort, request.secure[group]
+        known = SecretStore.of(cohort.folder).load(request.server_round, group, SHARED)
+        devices = given["devices"]
+        here = np.searchsorted(known["devices"], devices)
+        known = known | {name: known[name][here] for name in ("devices", "private", "neighbours")}
+        assert (known["devices"] == devices).all()
+        layout = layout_of(
+            cohort.scenario,
+            num_devices=len(known["directory"]),
+            rows=len(ranked.items),
+            blocks=len(ranked.blocks),
+            classes=len(cohort.fleet.names),
+            columns=(len(ClassColumn), len(ClockColumn)),
+            signals=request.signals,
+        )
+        return _GroupStage(
+            world,
+            ranked,
+            group,
+            layout,
+            needed_of(cohort.scenario, len(known["directory"]))[0],
+            devices,
+            cohort.places(devices),
+            vanishing(cohort.scenario, request.server_round, devices),
+            given["sealed"],
+            given["present"],
+            known,
+            [{} for _ in devices],
+        )
+
+    def vector(self, i: int, accounts: Accounts) -> tuple[MembersRound, Words | None]:
+        """What device ``i`` did and has to say; nothing if it does not get as far as to send it."""
+        traffic = DeviceBytes.of(self.present.shape[1], self.layout.num_bytes)
+        lost = self.vanishes[i] == Vanishes.VECTOR
+        upload = traffic.upload - traffic.vector if lost else traffic.upload
+        own = Accounts.empty(len(accounts.classes))
+        place = self.places[i : i + 1]
+        part = train_members(self.world, self.ranked, place, own, Traffic(traffic.download, upload, EXCHANGES))
+        if lost or not len(part.kept):
+            own.classes[:, COUNTING] = 0
+            own.clock[:, COUNTING_CLOCK] = 0
+            np.add(accounts.classes, own.classes, out=accounts.classes)
+            np.add(accounts.clock, own.clock, out=accounts.clock)
+            return part, None
+        values = dense(part.arrays, len(self.ranked.items), self.ranked.layout.embedding_dim)
+        if not withholds(self.world.cohort.scenario):
+            totals = np.array([part.trained, part.loss, part.recall, part.ndcg, part.evaluated], np.int64)
+            values |= {"classes": own.classes, "clock": own.clock, "totals": totals}
+        return part, self.layout.words(values | {CHECK: np.ones(1, np.int64)})
+
+    def masked(self, i: int, words: Words) -> Words:
+        """The vector of device ``i`` as it is sent; it opens what its neighbours sealed for it on the way."""
+        if not self.world.cohort.scenario.secure_aggregation.masked:
+            return words
+        occasion, device = Occasion(self.world.request.server_round, self.group), int(self.devices[i])
+        secrets = _secrets(self.known, i)
+        others = []
+        for j in np.flatnonzero(self.present[i]):
+            other = _neighbour(self.known, int(self.known["neighbours"][i, j]))
+            sealed = self.sealed[i, j].tobytes()
+            self.held[i][int(j)] = protocol.received_shares(secrets, occasion, device, other, sealed)
+            others.append(other)
+        return protocol.mask_vector(words, secrets, occasion, device, others, self.needed)
+
+    def keep(self, survivors: list[int]) -> None:
+        """Keep the shares that the devices which sent their vector hold of their neighbours; their own keys may go."""
+        shape = (len(survivors), self.present.shape[1])
+        index, shares = np.zeros(shape, np.int64), np.zeros((*shape, 2, SHARE_BYTES), np.uint8)
+        for row, i in enumerate(survivors):
+            for j, held in self.held[i].items():
+                index[row, j] = held.index
+                shares[row, j] = _bytes(held.mask_key + held.self_mask).reshape(2, SHARE_BYTES)
+        kept = {name: self.known[name][survivors] for name in ("devices", "neighbours")}
+        kept |= {"directory": self.known["directory"], "present": self.present[survivors]}
+        store = SecretStore.of(self.world.cohort.folder)
+        store.save(self.world.request.server_round, self.group, MASKED, kept | {"index": index, "shares": shares})
+
+
+def open_shares(cohort: Cohort, request: SecureUnmaskRequest) -> SecureUnmaskReply:
+    """Stage 4: devices give one share of each neighbour, and forget the round: they answer once."""
+    store, scenario = SecretStore.of(cohort.folder), cohort.scenario
+    start = time.perf_counter()
+    kept = {group: store.load(request.server_round, group, MASKED) for group in request.groups}
+    store.forget()
+    replies: dict[int, Arrays] = {}
+    for group, given in request.groups.items():
+        mine, occasion = kept[group], Occasion(request.server_round, group)
+        devices = given["devices"]
+        assert (mine["devices"] == devices).all()
+        answers = vanishing(scenario, request.server_round, devices) != Vanishes.OPENING
+        index = np.zeros(given["survived"].shape, np.int64)
+        shares = np.zeros((*index.shape, SHARE_BYTES), np.uint8)
+        needed, _ = needed_of(scenario, len(mine["directory"]))
+        for i in np.flatnonzero(answers):
+            if not scenario.secure_aggregation.masked:
+                index[i] = given["survived"][i] | given["dropped"][i]
+                continue
+            numbers = mine["directory"][mine["neighbours"][i]].tolist()
+            held = {
+                number: HeldShares(int(mine["index"][i, j]), *(part.tobytes() for part in mine["shares"][i, j]))
+                for j, number in enumerate(numbers)
+                if mine["present"][i, j]
+            }
+            asked = [[numbers[j] for j in np.flatnonzero(given[name][i])] for name in ("survived", "dropped")]
+            opened = protocol.open_shares(held, occasion, int(devices[i]), asked[0], asked[1], needed)
+            for number, (place, share) in opened.items():
+                j = numbers.index(number)
+                index[i, j], shares[i, j] = place, _bytes(share)
+        replies[group] = {"devices": devices[answers], "index": index[answers], "shares": shares[answers]}
+    return SecureUnmaskReply(replies, time.perf_counter() - start)
+
+
+def _bytes(content: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(content, np.uint8)
+
+
+def _secrets(kept: Arrays, i: int) -> Secrets:
+    private = kept["private"][i].tobytes()
+    middle = KEY_BYTES + SEED_BYTES
+    return Secrets(private[:KEY_BYTES], private[KEY_BYTES:middle], private[middle:])
+
+
+def _neighbour(known: Arrays, place: int) -> Neighbour:
+    """The device at a place of the directory."""
+    keys = (known[name][place].tobytes() for name in ("channel_keys", "mask_keys"))
+    return Neighbour(int(known["directory"][place]), *keys)
+
+
+__all__ = ["announce_keys", "masked_round", "open_shares", "share_secrets"]
