@@ -34,7 +34,7 @@ from fl_peel.selectors import block_weights
 from strategies.aggregation import BlockSums
 from strategies.groups import UserGroupState
 from strategies.nodes import Nodes, failure
-from strategies.private_sums import PrivateRounds, empty_sums, public_bytes, take_release
+from strategies.private_sums import GroupRelease, PrivateRounds, empty_sums, public_bytes, take_release, take_signals
 from strategies.sampling import sample_cohort
 from strategies.secure_rounds import SecureRounds, raise_or_log
 
@@ -316,15 +316,17 @@ class PeelStrategy(Strategy):
             totals[group] = total
         num_devices = self._expected_devices()
 
-        def take(group: int) -> None:
+        def take(group: int) -> GroupRelease:
             total: Sums = {part: values for part, values in totals[group].items() if part != "quantile"}
             count = float(num_devices[group])
             release = self.private.released(total, server_round, group, count)
-            weights = self._weights(group, "controller") if "signals" in total else None
-            blocks = self._sent[group]
-            take_release(self.states[group], self.layout, blocks, release, count, weights, self.scenario)
+            take_release(self.states[group], self.layout, self._sent[group], release, count, self.scenario)
+            return release
 
-        self._for_groups(take, self._sent)
+        releases = dict(zip(self._sent, self._for_groups(take, self._sent), strict=True))
+        if "signals" in parts:
+            weights = {group: self._weights(group, "controller") for group in self._sent}
+            take_signals(self.states, self.layout, self._sent, releases, weights, num_devices, self.scenario)
         quantiles = [total["quantile"] for total in totals.values() if "quantile" in total]
         quantile = np.sum(quantiles, axis=0) if quantiles else None
         self.private.end_round(quantile, server_round, float(num_devices.sum()))

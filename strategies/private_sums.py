@@ -9,6 +9,7 @@ devices took part or not.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +21,7 @@ from fl_peel.kernels import FIXED_POINT
 from fl_peel.precision import Precision
 from fl_peel.privacy.plan import Part, Plan, bounds
 from fl_peel.privacy.releases import Sums, noise, shapes
-from fl_peel.privacy.shrinkage import posterior_rate, shrunk
+from fl_peel.privacy.shrinkage import believed_hits, posterior_rate, shrunk
 from fl_peel.privacy.traffic import Hiding
 from fl_peel.selection import RankedBlocks, RowOrder
 from fl_peel.wire import EVERYBODY
@@ -102,13 +103,9 @@ def take_release(
     blocks: NDArray[np.int64],
     release: GroupRelease,
     num_devices: float,
-    weights: FloatArray | None,
     scenario: Scenario,
 ) -> None:
-    """Change a user group's table and statistics by what was released.
-
-    num_devices: that the sums are divided by; weights: (B,) the controller's, in rounds with signals.
-    """
+    """Change a user group's table and popularity by what was released; num_devices: that the sums are divided by."""
     order = RowOrder.of(layout, blocks)
     sums, std, shrinks = release.sums, release.std, scenario.privacy.shrinkage
     if num_devices > 0:
@@ -123,20 +120,34 @@ def take_release(
     statistics.energy = block_energy(layout, state.table)
     if "counts" in sums:
         _take_counts(state, layout, order, sums["counts"], std["counts"], num_devices)
-    if "signals" in sums and weights is not None:
-        sizes = np.repeat(layout.group_sizes, layout.num_slices)
+
+
+def take_signals(
+    states: Sequence[UserGroupState],
+    layout: BlockLayout,
+    sent: Mapping[int, NDArray[np.int64]],
+    releases: Mapping[int, GroupRelease],
+    weights: Mapping[int, FloatArray],
+    num_devices: FloatArray,
+    scenario: Scenario,
+) -> None:
+    """Give every user group the validation signals of a round, for the controller.
+
+    sent: blocks (K,) of each group; weights: (B,) the controller's; num_devices: (G,) that were asked, all of which
+    count as exposed to all that was sent: what each of them holds is not said.
+    """
+    order = sorted(releases)
+    ranked = [weights[group][sent[group]] for group in order]
+    noised = [releases[group].sums["signals"] for group in order]
+    if scenario.privacy.shrinkage:
+        std = max((releases[group].std["signals"] for group in order), default=0.0)
+        noised = believed_hits(noised, ranked, num_devices[order], std)
+    sizes = np.repeat(layout.group_sizes, layout.num_slices)
+    for group, believed in zip(order, noised, strict=True):
         hits, exposure = np.zeros(layout.num_blocks), np.zeros(layout.num_blocks)
-        hits[blocks] = believed_hits(sums["signals"], std["signals"], weights[blocks], shrinks=shrinks)
-        exposure[blocks] = num_devices * sizes[blocks]
-        statistics.add_signals(hits, exposure, scenario.controller.memory)
-
-
-def believed_hits(noised: FloatArray, std: float, weights: FloatArray, *, shrinks: bool) -> FloatArray:
-    """Hits (K,), not negative: what the weights (K,) lead to expect, and as much of the rest as is not noise."""
-    total = max(float(noised.sum()), 0.0)
-    expected = total * weights / max(float(weights.sum()), 1e-300)
-    rest = noised - expected
-    return np.maximum(expected + (shrunk(rest, std**2) if shrinks else rest), 0.0)
+        hits[sent[group]] = believed
+        exposure[sent[group]] = num_devices[group] * sizes[sent[group]]
+        states[group].statistics.add_signals(hits, exposure, scenario.controller.memory)
 
 
 def public_bytes(
@@ -184,4 +195,4 @@ def _take_counts(
     state.statistics.popularity[blocks] = rate.astype(np.float32)
 
 
-__all__ = ["GroupRelease", "PrivateRounds", "believed_hits", "empty_sums", "public_bytes", "take_release"]
+__all__ = ["GroupRelease", "PrivateRounds", "empty_sums", "public_bytes", "take_release", "take_signals"]
