@@ -15,6 +15,7 @@ from fl_peel.grouping import UserGroups, item_groups, user_groups
 from fl_peel.interactions import UserItems
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.local_training import signals_of_group
+from fl_peel.neighbourhood import Neighbourhood, item_covariance
 from fl_peel.pretraining import PretrainedEmbeddings
 from fl_peel.ranking import top_rows
 from fl_peel.selection import RankedBlocks, RowOrder, rank_blocks
@@ -119,7 +120,11 @@ def starting_states(
 ) -> list[UserGroupState]:
     """Every group starts from the global table, with statistics from the collected interactions alone."""
     num_items = layout.num_items
-    everything = rank_blocks(layout, "fp32", -np.arange(layout.num_blocks, dtype=np.float64), pretrained.items)
+    neighbourhood = Neighbourhood(collected, num_items)
+    weight, ridge = scenario.user_groups.neighbour_weight, scenario.user_groups.neighbour_ridge
+    covariance = item_covariance(pretrained.items)
+    as_numbered = -np.arange(layout.num_blocks, dtype=np.float64)
+    everything = rank_blocks(layout, "fp32", as_numbered, pretrained.items)
     global_popularity = by_block(layout, collected.popularity(num_items) / max((collected.counts() > 0).sum(), 1))
     energy = block_energy(layout, pretrained.items)
     aggregation = scenario.refinement.aggregation
@@ -128,7 +133,7 @@ def starting_states(
         members = np.flatnonzero(groups.assignment == group)
         mine = collected.select(members)
         popularity = by_block(layout, mine.popularity(num_items))  # interactions per item
-        shown = _shown(everything, pretrained.users[members], mine, scenario.controller.list_length)
+        shown = _shown(whole, pretrained.users[members], mine, scenario.controller.list_length)
         sizes = np.repeat(layout.group_sizes, layout.num_slices)
         statistics = BlockStatistics(
             popularity=(popularity / max(len(members), 1)).astype(np.float32),
@@ -138,12 +143,18 @@ def starting_states(
             energy=energy.copy(),
         )
         return UserGroupState(
-            pretrained.items.copy(),
+            table.copy(),
             statistics,
             ServerOptimizer(aggregation.optimizer, aggregation.learning_rate),
             popularity.astype(np.float64) * sizes,
             np.full(layout.num_blocks, float(len(members))),
         )
+        table, whole, energy = pretrained.items, everything, global_energy
+        if weight:
+            table = neighbourhood.group_table(
+                table, covariance, pretrained.users[members], members, weight=weight, ridge=ridge
+            )
+            whole, energy = rank_blocks(layout, "fp32", as_numbered, table), block_energy(layout, table)
 
     with ThreadPoolExecutor(max_workers=2) as pool:  # the compiled loops release the interpreter lock
         return list(pool.map(state, range(groups.num_groups)))

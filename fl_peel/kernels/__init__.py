@@ -20,6 +20,7 @@ choose_cache_folder(Path(__file__).parent)
 
 from fl_peel.kernels.bounding import bounded_hits  # noqa: E402
 from fl_peel.kernels.drawing import draw_items  # noqa: E402
+from fl_peel.kernels.neighbours import neighbour_scores  # noqa: E402
 from fl_peel.kernels.packing import add_rows, decode_int8, encode_int8, largest_magnitudes, step_rows  # noqa: E402
 from fl_peel.kernels.ranking import block_signals, hit_sums, tile_rows, top_rows  # noqa: E402
 from fl_peel.kernels.selecting import serving_cutoffs  # noqa: E402
@@ -38,6 +39,7 @@ __all__ = [
     "encode_int8",
     "hit_sums",
     "largest_magnitudes",
+    "neighbour_scores",
     "serving_cutoffs",
     "step_rows",
     "tile_rows",
