@@ -15,11 +15,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
-from numpy.typing import NDArray
-
 from fl_peel import wire
 from fl_peel.blocks import BlockLayout
 from fl_peel.config import Scenario
@@ -31,10 +26,22 @@ from fl_peel.privacy.releases import Sums
 from fl_peel.ranking import SUM_SCALE
 from fl_peel.selection import RowOrder, pack_ranking
 from fl_peel.selectors import block_weights
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
 from strategies.aggregation import BlockSums
 from strategies.groups import UserGroupState
 from strategies.nodes import Nodes, failure
-from strategies.private_sums import GroupRelease, PrivateRounds, empty_sums, public_bytes, take_release, take_signals
+from strategies.private_sums import (
+    GroupRelease,
+    PrivateRounds,
+    empty_sums,
+    public_bytes,
+    take_release,
+    take_signals,
+    tilt,
+)
 from strategies.sampling import sample_cohort
 from strategies.secure_rounds import SecureRounds, raise_or_log
 
@@ -114,6 +121,7 @@ class PeelStrategy(Strategy):
         self._sent: dict[int, NDArray[np.int64]] = {}
         self._asked = 0
         self._group_sizes = np.zeros(len(states), np.int64)
+        self._signal_variances = [np.zeros(layout.num_blocks) for _ in states]
         self._started = 0.0
         self._message_bytes = 0
 
@@ -325,8 +333,11 @@ class PeelStrategy(Strategy):
 
         releases = dict(zip(self._sent, self._for_groups(take, self._sent), strict=True))
         if "signals" in parts:
-            weights = {group: self._weights(group, "controller") for group in self._sent}
-            take_signals(self.states, self.layout, self._sent, releases, weights, num_devices, self.scenario)
+            for group, blocks in self._sent.items():
+                count, known = float(num_devices[group]), self._signal_variances[group]
+                self._signal_variances[group] = take_signals(
+                    self.states[group], self.layout, blocks, releases[group], count, known, self.scenario
+                )
         quantiles = [total["quantile"] for total in totals.values() if "quantile" in total]
         quantile = np.sum(quantiles, axis=0) if quantiles else None
         self.private.end_round(quantile, server_round, float(num_devices.sum()))
@@ -365,6 +376,10 @@ class PeelStrategy(Strategy):
         if self.scenario.selector != "controller" and "controller" not in self.scenario.evaluation.selectors:
             return None
         if server_round % self.scenario.controller.every:
+            return None
+        privacy = self.scenario.privacy
+        if privacy.noised and privacy.shrinkage:
+            tilt(self.controller, self.states, self._signal_variances)
             return None
         loss = self.controller.outer_step([state.statistics for state in self.states])
         return loss if np.isfinite(loss) else None

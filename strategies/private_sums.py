@@ -9,19 +9,22 @@ devices took part or not.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fl_peel.blocks import BlockLayout
 from fl_peel.config import Scenario
+from fl_peel.controller import Controller
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.precision import Precision
 from fl_peel.privacy.plan import Part, Plan, bounds
 from fl_peel.privacy.releases import Sums, noise, shapes
-from fl_peel.privacy.shrinkage import believed_hits, posterior_rate, shrunk
+from fl_peel.privacy.shrinkage import posterior_rate, shrunk
+from fl_peel.privacy.tilting import NoisedSignals, tilted
 from fl_peel.privacy.traffic import Hiding
 from fl_peel.selection import RankedBlocks, RowOrder
 from fl_peel.wire import EVERYBODY
@@ -123,31 +126,44 @@ def take_release(
 
 
 def take_signals(
-    states: Sequence[UserGroupState],
+    state: UserGroupState,
     layout: BlockLayout,
-    sent: Mapping[int, NDArray[np.int64]],
-    releases: Mapping[int, GroupRelease],
-    weights: Mapping[int, FloatArray],
-    num_devices: FloatArray,
+    blocks: NDArray[np.int64],
+    release: GroupRelease,
+    num_devices: float,
+    variance: FloatArray,
     scenario: Scenario,
-) -> None:
-    """Give every user group the validation signals of a round, for the controller.
+) -> FloatArray:
+    """Give a user group a round's validation signals; returns the variance (B,) of their noise, so far ``variance``.
 
-    sent: blocks (K,) of each group; weights: (B,) the controller's; num_devices: (G,) that were asked, all of which
-    count as exposed to all that was sent: what each of them holds is not said.
+    All ``num_devices`` that were asked count as exposed to all blocks (K,) that were sent: what each of them holds is
+    not said.
     """
-    order = sorted(releases)
-    ranked = [weights[group][sent[group]] for group in order]
-    noised = [releases[group].sums["signals"] for group in order]
-    if scenario.privacy.shrinkage:
-        std = max((releases[group].std["signals"] for group in order), default=0.0)
-        noised = believed_hits(noised, ranked, num_devices[order], std)
-    sizes = np.repeat(layout.group_sizes, layout.num_slices)
-    for group, believed in zip(order, noised, strict=True):
-        hits, exposure = np.zeros(layout.num_blocks), np.zeros(layout.num_blocks)
-        hits[sent[group]] = believed
-        exposure[sent[group]] = num_devices[group] * sizes[sent[group]]
-        states[group].statistics.add_signals(hits, exposure, scenario.controller.memory)
+    memory = scenario.controller.memory
+    hits, exposure = np.zeros(layout.num_blocks), np.zeros(layout.num_blocks)
+    hits[blocks] = release.sums["signals"]
+    exposure[blocks] = num_devices * np.repeat(layout.group_sizes, layout.num_slices)[blocks]
+    state.statistics.add_signals(hits, exposure, memory)
+    result = memory**2 * variance
+    result[blocks] += release.std["signals"] ** 2
+    return result
+
+
+def tilt(controller: Controller, states: Sequence[UserGroupState], variances: Sequence[FloatArray]) -> None:
+    """The controller's outer step on noised signals. variances: (B,) of each user group."""
+    names, mean, std = controller.config.features, controller.mean.numpy(), controller.std.numpy()
+    groups = []
+    for state, variance in zip(states, variances, strict=True):
+        seen = state.statistics.exposure > 0
+        features = ((state.statistics.features(names)[seen] - mean) / std).astype(np.float64)
+        groups.append(
+            NoisedSignals(features, state.statistics.exposure[seen], state.statistics.hits[seen], variance[seen])
+        )
+    start = np.zeros(len(names))
+    start[0] = float(std[0])  # as a new controller's
+    coefficients = tilted([group for group in groups if len(group.hits)], start)
+    with torch.no_grad():
+        controller.start.copy_(torch.from_numpy(coefficients.astype(np.float32)))
 
 
 def public_bytes(
@@ -195,4 +211,4 @@ def _take_counts(
     state.statistics.popularity[blocks] = rate.astype(np.float32)
 
 
-__all__ = ["GroupRelease", "PrivateRounds", "empty_sums", "public_bytes", "take_release", "take_signals"]
+__all__ = ["GroupRelease", "PrivateRounds", "empty_sums", "public_bytes", "take_release", "take_signals", "tilt"]

@@ -10,7 +10,6 @@ what was known before stays.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,36 +43,6 @@ def shrunk(values: FloatArray, variance: float, bucket: int = BUCKET) -> FloatAr
         part = values[start : start + rows]
         result[start : start + rows] = shrink_factor(part, variance) * part
     return result
-
-
-def believed_hits(
-    noised: Sequence[FloatArray], weights: Sequence[FloatArray], num_devices: FloatArray, std: float
-) -> list[FloatArray]:
-    """Hits (K,) of each user group: what its weights (K,), best first, lead to expect, and of the rest as much as is
-    not noise.
-
-    A single block's hits drown in noise that the sum over hundreds of blocks does not, and the controller, with few
-    parameters for all groups, only learns from such sums. So one factor for all: James-Stein on the rest, added up over
-    groups within runs of ranks (first, next 2, next 4, ...), in units of the noise of each sum.
-    """
-    total = sum(float(values.sum()) for values in noised)
-    devices = max(float(num_devices.sum()), 1.0)
-    if total <= 0:
-        return [np.zeros_like(values) for values in noised]
-    expected = [
-        total * count / devices * values / max(float(values.sum()), 1e-300)
-        for values, count in zip(weights, num_devices.tolist(), strict=True)
-    ]
-    rest = [values - mine for values, mine in zip(noised, expected, strict=True)]
-    longest = max((len(values) for values in rest), default=0)
-    sums, counts = np.zeros(longest), np.zeros(longest)
-    for values in rest:
-        sums[: len(values)] += values
-        counts[: len(values)] += 1
-    starts = np.array([(1 << i) - 1 for i in range(longest.bit_length())])
-    runs, sizes = np.add.reduceat(sums, starts), np.add.reduceat(counts, starts)
-    factor = shrink_factor(runs / np.sqrt(sizes), std**2)
-    return [mine + factor * values for mine, values in zip(expected, rest, strict=True)]
 
 
 def posterior_rate(
