@@ -103,7 +103,7 @@ def metric_rows(result: RunResult) -> Iterator[dict[str, Any]]:
     for stage, seconds in result["stages"].items():
         yield from _numbers("stage", stage, {"seconds": seconds})
     yield from _numbers("bytes_per_device", "all", result.get("bytes_per_device", {}))
-    for kind in ("fairness", "elasticity"):
+    for kind in ("fairness", "elasticity", "secure_aggregation"):
         yield from _numbers(kind, "all", cast(Mapping[str, Any], result).get(kind, {}))
     if "peak_rss_bytes" in result:
         yield from _numbers("run", "all", {"peak_rss_bytes": result["peak_rss_bytes"]})

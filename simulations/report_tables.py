@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from simulations.report_schema import CompareResult, CompareRow, RunResult
+from simulations.secure_rows import secure_rows
 
 ABSENT = "–"
 
@@ -171,6 +172,7 @@ def costs_view(result: RunResult) -> TableView:
     rows.append(("all stages, s", f"{sum(result['stages'].values()):,.1f}"))
     if "peak_rss_bytes" in result:
         rows.append(("peak memory", format_bytes(result["peak_rss_bytes"])))
+    rows += secure_rows(result["secure_aggregation"]) if "secure_aggregation" in result else []
     return TableView("Bytes and seconds", ("what", "value"), tuple(rows))
 
 

@@ -259,3 +259,17 @@ def test_the_store_keeps_stages_in_order(tmp_path):
     store.save(1, 1, "keys", {})
     store.forget(but_groups=[1], of_round=1)
     assert [path.name for path in (tmp_path / "secure").iterdir()] == ["1-1.npz"]
+
+
+def test_the_report_shows_it_in_words_and_numbers(tiny_scenario, tmp_path):
+    from simulations.report import metric_rows
+    from simulations.secure_rows import secure_rows
+
+    result, _ = served(secure(tiny_scenario, dropout_share=0.15), tmp_path / "run")
+    told = result["secure_aggregation"]
+    rows = dict(secure_rows(told))
+    assert rows["secure sums: devices, all rounds"] == str(told["devices"])
+    assert rows["secure sums: dropped, masks recovered"] == f"{told['dropped']}, {told['recovered']}"
+    numbers = {row["metric"]: row["value"] for row in metric_rows(result) if row["kind"] == "secure_aggregation"}
+    assert numbers["dropped"] == told["dropped"] > 0
+    assert numbers["bytes_per_device.vector"] == told["bytes_per_device"]["vector"]
