@@ -165,4 +165,8 @@ def _variant(scenario: Scenario) -> str:
     """A run may refine more than once, to compare; each refinement has its own state on every device."""
     changed = {"factor": scenario.budget_factor, "from": scenario.refinement.min_budget_share}
     usual = {"factor": 1.0, "from": 0.0}
-    return "".join(f"-{key}-{value:g}" for key, value in changed.items() if value != usual[key])
+    name = "".join(f"-{key}-{value:g}" for key, value in changed.items() if value != usual[key])
+    robust, poisoning = scenario.refinement.aggregation.robust, scenario.poisoning
+    if poisoning.largest_share > 0:
+        name += f"-{poisoning.kind}-{poisoning.share:g}-{robust.rule}-{robust.norm_bound or 0:g}"
+    return name

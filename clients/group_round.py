@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.moving import IntArray, RoundMemory
+from clients.poison import Malice
 from clients.virtual_clock import DeviceRates, Spent, never_in_time, spend
 from fl_peel.interactions import UserItems
 from fl_peel.local_training import GroupUpdate, LocalTraining, train_group
@@ -27,12 +28,15 @@ METRIC_BYTES = 32
 
 @dataclass(frozen=True)
 class GroupDevices:
-    """The devices of one group that were reached: user embeddings (N, d), train items, seeds (N,), rates."""
+    """The devices of one group that were reached: user embeddings (N, d), train items, seeds (N,), rates; malice: which
+    of them are malicious, None where nobody is.
+    """
 
     users: NDArray[np.float32]
     train: UserItems
     seeds: NDArray[np.uint64]
     rates: DeviceRates
+    malice: Malice | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ def train_in_time(
     uploads = np.zeros(len(download), np.int64)
     while True:
         cutoffs, train = memory.last[kept], devices.train.select(kept)
-        users, update = train_group(ranked, cutoffs, devices.users[kept], train, devices.seeds[kept], how)
+        train_them = train_group if devices.malice is None else devices.malice.select(kept).train
+        users, update = train_them(ranked, cutoffs, devices.users[kept], train, devices.seeds[kept], how)
         best = None if list_length is None else top_rows(ranked, cutoffs, users, train, list_length)
         uploads[kept] = METRIC_BYTES + update.touched_pieces * (layout.id_dtype.itemsize + 4 * layout.slice_dim)
         if best is not None:

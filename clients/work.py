@@ -6,18 +6,21 @@ updates, signals and metrics added up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clients.accounts import Accounts
+from clients.buckets import buckets_of, merged
 from clients.cohort import Cohort, DeviceState
 from clients.group_round import GroupDevices, Traffic, train_in_time
 from clients.moving import RoundMemory
+from clients.poison import Malice, evaluation_items
 from clients.private_round import answered_groups, as_sent, clipped, hiding, private_sums
 from clients.serving import Held
 from fl_peel.blocks import BlockLayout
+from fl_peel.config import Scenario
 from fl_peel.grouping import choose_group, fit_user_embeddings
 from fl_peel.interactions import IntArray, UserItems
 from fl_peel.local_training import GroupUpdate, LocalTraining, holders_of, signals_of_group
@@ -86,7 +89,7 @@ def train_round(cohort: Cohort, request: RoundRequest) -> RoundReply:
         if not len(members):
             continue
         ranked = RankedBlocks.unpack(cohort.layout(), cohort.scenario.blocks.precision, payload)
-        part = train_members(world, ranked, members, accounts)
+        part = train_group_members(world, ranked, members, accounts)
         replies[int(group)] = part.arrays
         sums += [part.trained, part.loss, part.recall, part.ndcg, part.evaluated]
         slowest_us = max(slowest_us, part.slowest_us)
@@ -132,7 +135,7 @@ class RoundWorld:
             request,
             cohort.budgets.during(request.server_round),
             device_seeds(scenario.seed, "local-training", request.server_round, devices=cohort.devices),
-            clipped(scenario, scenario.refinement.local.config(request.temperature), request),
+            _node_bounded(scenario, clipped(scenario, scenario.refinement.local.config(request.temperature), request)),
             max(scenario.controller.list_length, 20) if request.signals else None,
         )
 
@@ -168,6 +171,24 @@ class MembersRound:
         state.kept_blocks[self.members] = self.last
 
 
+def _node_bounded(scenario: Scenario, how: LocalTraining) -> LocalTraining:
+    """Local training whose updates the node bounds, where the scenario asks for robust aggregation."""
+    bound = scenario.refinement.aggregation.robust.norm_bound
+    return how if bound is None else replace(how, max_norm=min(how.max_norm, bound))
+
+
+def train_group_members(world: RoundWorld, ranked: RankedBlocks, members: IntArray, accounts: Accounts) -> MembersRound:
+    """One round for all devices of one user group, (N,) at least one: together, or in sub-cohorts."""
+    scenario = world.cohort.scenario
+    robust = scenario.refinement.aggregation.robust
+    if not robust.in_buckets:
+        return train_members(world, ranked, members, accounts)
+    buckets = buckets_of(scenario, world.cohort.devices[members])
+    numbers = np.unique(buckets).tolist()
+    parts = {number: train_members(world, ranked, members[buckets == number], accounts) for number in numbers}
+    return merged(parts, robust.buckets)
+
+
 def train_members(
     world: RoundWorld, ranked: RankedBlocks, members: IntArray, accounts: Accounts, traffic: Traffic | None = None
 ) -> MembersRound:
@@ -177,7 +198,11 @@ def train_members(
     memory = RoundMemory.of(ranked, world.budgets[:, members])
     users = np.asarray(state.users[members])
     devices = GroupDevices(
-        users, cohort.splits.train.select(members), world.seeds[members], cohort.rates.select(members)
+        users,
+        cohort.splits.train.select(members),
+        world.seeds[members],
+        cohort.rates.select(members),
+        Malice.among(cohort, members),
     )
     deadline_s = cohort.scenario.refinement.deadline_s
     done = train_in_time(
@@ -196,6 +221,8 @@ def train_members(
     recall = ndcg = evaluated = 0
     if done.best is not None:
         validation = cohort.splits.validation.select(kept)
+        if devices.malice is not None:
+            validation = devices.malice.select(done.kept).claimed(validation)
         if not private:
             hits, shown = signals_of_group(ranked, done.cutoffs, done.users, done.best, validation)
             reply |= {"hits": hits, "shown": shown, "exposed": holders_of(done.cutoffs, len(ranked.blocks))}
@@ -264,8 +291,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
         len(cohort.fleet.names),
         len(request.budgets),
     )
-    wanted = cohort.splits.test if request.split == "test" else cohort.splits.validation
-    exclude = cohort.seen if request.split == "test" else cohort.splits.train
+    wanted, exclude = evaluation_items(cohort, request.split)
     num_groups = max([num_groups, *(group + 1 for group in request.groups)])
     shape = (num_budgets, num_classes * num_groups)
     recall, ndcg, devices = (np.zeros(shape, np.int64) for _ in range(3))

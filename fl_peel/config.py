@@ -190,6 +190,26 @@ class Local(Part):
         return LocalTraining(**fields)
 
 
+class Robust(Part):
+    """What bounds the influence of devices that lie; see docs/poisoning.md. Defaults: nothing."""
+
+    norm_bound: float | None = Field(None, gt=0)
+    """L2 bound of a device's whole update, held by its node: against devices that lie to an honest node."""
+    rule: Literal["mean", "median", "trimmed-mean", "krum"] = "mean"
+    """Over the sums of sub-cohorts, row by row; krum: over those of the sub-cohorts that lie closest together. Against
+    devices and node hosts that lie; the server sees smaller sums.
+    """
+    buckets: int = Field(16, ge=3)
+    """Sub-cohorts of a user group, into which devices are hashed; with every rule but mean."""
+    trim: Annotated[float, BeforeValidator(_share), Field(ge=0, lt=0.5)] = 0.2
+    """trimmed-mean: share of the sub-cohorts that is left out at either end; krum: share that may be poisoned."""
+
+    @property
+    def in_buckets(self) -> bool:
+        """Whether nodes return sums of sub-cohorts."""
+        return self.rule != "mean"
+
+
 class Aggregation(Part):
     """How the server turns block updates into a new group table."""
 
@@ -198,6 +218,7 @@ class Aggregation(Part):
     optimizer: Literal["sgd", "adam", "adagrad"] = "sgd"
     """On the mean update (Reddi et al., ICLR 2021)."""
     learning_rate: float = Field(1.0, gt=0)
+    robust: Robust = Robust()
 
 
 class Refinement(Part):
@@ -346,6 +367,34 @@ class SecureAggregation(Part):
         return self
 
 
+class Poisoning(Part):
+    """Devices that send what they should not; see docs/poisoning.md. Default: none do."""
+
+    share: PartShare = 0.0
+    """Of the devices, drawn by identity: those under a smaller share are among those under a larger one."""
+    kind: Literal["scaled", "sign-flip", "promote", "idle"] = "scaled"
+    """scaled: their update times factor; sign-flip: times -factor; promote: they train on the target items too, claim
+    them as validation hits, and multiply the target items' rows by factor; idle: they do as told, to compare with.
+    """
+    factor: float = Field(10.0, gt=0, le=1e6)
+    target_items: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Item numbers, what promote is for and what the target hit rate is of."""
+    num_targets: int = Field(5, ge=1)
+    """Without target_items: so many, drawn by the seed."""
+    compare: tuple[Annotated[float, BeforeValidator(_share), Field(gt=0, lt=1)], ...] = ()
+    """Refine anew with each of these shares, with robust aggregation and without."""
+
+    @property
+    def largest_share(self) -> float:
+        """Devices that are malicious under any share of the scenario: none of them counts in recall."""
+        return max((self.share, *self.compare))
+
+    @property
+    def active(self) -> bool:
+        """Whether any device does what it should not."""
+        return self.share > 0 and self.kind != "idle"
+
+
 class Evaluation(Part):
     """What is measured in the end, on the test items."""
 
@@ -421,6 +470,7 @@ class Scenario(Part):
     elasticity: Elasticity = Elasticity()
     privacy: Privacy = Privacy()
     secure_aggregation: SecureAggregation = SecureAggregation()
+    poisoning: Poisoning = Poisoning()
     engine: Engine = Engine()
 
     @model_validator(mode="after")
@@ -432,6 +482,20 @@ class Scenario(Part):
         ):
             if dim % slices:
                 raise ValueError(f"{key}: {slices} does not divide pretraining.embedding_dim {dim}; choose a divisor")
+        return self
+
+    @model_validator(mode="after")
+    def _poisoning(self) -> Scenario:
+        if self.refinement.aggregation.robust.in_buckets:
+            rule = f"refinement.aggregation.robust.rule: {self.refinement.aggregation.robust.rule}"
+            if self.secure_aggregation.enabled:
+                raise ValueError(f"{rule} needs sums of sub-cohorts, which secure aggregation hides; set mean")
+            if self.privacy.sums_only:
+                raise ValueError(f"{rule} needs row counts of sub-cohorts, which privacy hides; set mean")
+        if self.poisoning.largest_share > 0 and self.privacy.clipping.kind == "per-block":
+            raise ValueError("poisoning: malicious devices know no clipping per block; set privacy.clipping.kind flat")
+        if self.poisoning.compare and self.privacy.noised:
+            raise ValueError("poisoning.compare refines anew and so spends epsilon again; leave it out under noise")
         return self
 
     def to_yaml(self) -> str:

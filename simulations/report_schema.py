@@ -178,6 +178,7 @@ class RunResult(TypedDict):
     elasticity: NotRequired[dict[str, Any]]
     fleet: NotRequired[dict[str, Any]]  # simulations/fleet_summary.py
     time_to_recall: NotRequired[list[dict[str, Any]]]
+    poisoning: NotRequired[dict[str, Any]]  # strategies/poisoning.py
     elastic_traces: NotRequired[list[dict[str, Any]]]  # single devices after training, in simulation only
     secure_aggregation: NotRequired[SecureAggregationResult]
     environment: NotRequired[dict[str, Any]]

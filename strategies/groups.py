@@ -20,6 +20,7 @@ from fl_peel.pretraining import PretrainedEmbeddings
 from fl_peel.ranking import top_rows
 from fl_peel.selection import RankedBlocks, RowOrder, rank_blocks
 from strategies.aggregation import BlockSums, ServerOptimizer, apply_mean
+from strategies.robust import robust_update
 
 FloatArray = NDArray[np.float32]
 
@@ -76,12 +77,26 @@ class UserGroupState:
     counted_interactions: NDArray[np.float64]
     counted_devices: NDArray[np.float64]
 
-    def take(self, layout: BlockLayout, blocks: NDArray[np.int64], total: BlockSums, scenario: Scenario) -> None:
-        """Aggregate one round into the table and the statistics. blocks: (K,) as they were ranked when sent."""
+    def take(
+        self,
+        layout: BlockLayout,
+        blocks: NDArray[np.int64],
+        total: BlockSums,
+        scenario: Scenario,
+        buckets: list[BlockSums] | None = None,
+    ) -> None:
+        """Aggregate one round into the table and the statistics. blocks: (K,) as they were ranked when sent; buckets:
+        the sums of sub-cohorts, where the table's update is to be robust.
+        """
         order = RowOrder.of(layout, blocks)
         refinement = scenario.refinement
         denominator = refinement.aggregation.denominator
-        apply_mean(self.table, order.items, total, order.position, denominator, self.optimizer)
+        if buckets is None:
+            apply_mean(self.table, order.items, total, order.position, denominator, self.optimizer)
+        else:
+            update, changed = robust_update(buckets, order.position, denominator, refinement.aggregation.robust)
+            rows = changed.any(axis=1)
+            self.optimizer.apply(self.table, order.items[rows], update[rows], changed[rows])
         self._take_statistics(layout, blocks, order, total, scenario)
 
     def _take_statistics(

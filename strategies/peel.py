@@ -42,6 +42,7 @@ from strategies.private_sums import (
     take_signals,
     tilt,
 )
+from strategies.robust import add_statistics, by_bucket
 from strategies.sampling import sample_cohort
 from strategies.secure_rounds import SecureRounds, raise_or_log
 
@@ -308,9 +309,14 @@ class PeelStrategy(Strategy):
         blocks, layout = self._sent[group], self.layout
         num_rows = len(RowOrder.of(layout, blocks).items)
         total = BlockSums.zeros(num_rows, layout.num_slices, layout.embedding_dim, len(blocks))
-        for content in contents:
-            total.add(content)
-        self.states[group].take(layout, blocks, total, self.scenario)
+        robust, buckets = self.scenario.refinement.aggregation.robust, None
+        if robust.in_buckets:
+            buckets = by_bucket(contents, robust.buckets, total)
+            add_statistics(total, contents, buckets)
+        else:
+            for content in contents:
+                total.add(content)
+        self.states[group].take(layout, blocks, total, self.scenario, buckets)
 
     def _take_private(self, server_round: int, contents: dict[int, list[wire.Arrays]]) -> None:
         """Noise every user group's sums, whether anybody answered or not, and change its table and statistics."""

@@ -35,6 +35,7 @@ from strategies.groups import make_groups, make_layout, starting_states
 from strategies.heterogeneity import measure_heterogeneity, refiner
 from strategies.nodes import Nodes
 from strategies.peel import Members, PeelStrategy
+from strategies.poisoning import measure_poisoning
 from strategies.sampling import sample_cohort
 from strategies.secure_report import secure_report
 
@@ -218,6 +219,9 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
         full = {"full_table_global": full_global, "full_table_refined": full_refined}
         result |= measure_heterogeneity(strategy, own, full, refine, _some(scenario, members, "traced", NUM_TRACED))
     on_event(Event("heterogeneity", 1, 1))
+    if scenario.poisoning.largest_share > 0:
+        with stages("poisoning"):
+            result["poisoning"] = measure_poisoning(strategy, refine)
     if strategy.secure is not None:
         result["secure_aggregation"] = secure_report(scenario, strategy.secure.records)
     result["privacy"] = report_of(scenario, plan, strategy.private.clip_norms)
