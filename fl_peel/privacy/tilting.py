@@ -23,7 +23,7 @@ from scipy.special import softmax
 
 FloatArray = NDArray[np.float64]
 
-SPREAD = 0.5
+SPREAD = 1.0
 """Standard deviation of the prior of a coefficient, of a feature of standard deviation 1."""
 STEPS = 8
 
