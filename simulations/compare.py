@@ -26,6 +26,7 @@ from simulations.report import CompareResult, write_compare
 from simulations.report_files import write_files
 from simulations.runner import versions
 from simulations.study import Study, open_study
+from strategies.groups import starting_tables
 from strategies.rival_central import refine_centrally
 from strategies.rival_pep import Pep
 from strategies.rival_rule import Rule
@@ -88,7 +89,7 @@ def compare(
         name: None
         if by_seed[0]["refinement"][name] is None
         else aggregated([[r["refinement"][name]] for r in by_seed])[0]
-        for name in ("none", "federated", "central")
+        for name in ("none", "start", "federated", "central")
     }
     result: dict[str, Any] = {
         "full_table": full,
@@ -143,6 +144,7 @@ def _one_seed(
         "full_table": {**full["global"], "bytes": full["bytes"]},
         "refinement": {
             "none": full["global"],
+            "start": full["start"],
             "federated": full["refined"],
             "central": {**central["test"], "rates": central["rates"], "epochs": central["epochs"]},
         },
@@ -232,7 +234,9 @@ def refined(study: Study, material: Material | None) -> dict[str, Any]:
     refinement = study.scenario.refinement
     material = material or material_of(study)
     local = refinement.local.config(material.config.temperature)
-    return refine_centrally(material, study.prepared().groups, local, refinement.rounds * local.epochs)
+    prepared = study.prepared()
+    start = starting_tables(study.scenario, prepared.pretrained, prepared.groups, prepared.given)
+    return refine_centrally(material, prepared.groups, local, refinement.rounds * local.epochs, start=start)
 
 
 __all__ = ["BUDGETS", "RIVALS", "compare"]

@@ -74,7 +74,7 @@ def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[st
         lines.append(line)
     ratios = {
         f"federated_to_{name}": _ratio(refinement["federated"]["recall@20"], refinement[name]["recall@20"])
-        for name in ("none", "central")
+        for name in ("none", "start", "central")
         if refinement.get(name) and refinement.get("federated")
     }
     return {"budgets": lines, **ratios}

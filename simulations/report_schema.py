@@ -205,9 +205,12 @@ class CompareRow(Quality, _Spread):
 
 
 class Refinement(TypedDict):
-    """The full table after no refinement, a federated one, and the same done centrally (None: not run)."""
+    """The full table: the global one (none), those that user groups start with, refined by the federation, and refined
+    centrally (None: not run).
+    """
 
     none: Quality
+    start: NotRequired[Quality]
     federated: Quality | None
     central: Quality | None
 

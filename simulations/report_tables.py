@@ -271,12 +271,13 @@ def compare_details_view(rows: Sequence[CompareRow]) -> TableView:
 
 
 def refinement_view(result: CompareResult) -> TableView:
-    """The full table without refinement, refined by the federation, refined centrally."""
+    """The full table: the global one, as user groups start with it, refined by the federation, refined centrally."""
     refinement = result["refinement"]
     base = refinement["none"]["recall@20"]
     rows = []
     for name, quality in (
-        ("none", refinement["none"]),
+        ("none: the global table", refinement["none"]),
+        ("none: as groups start", refinement.get("start")),
         ("federated", refinement["federated"]),
         ("central", refinement["central"]),
     ):

@@ -1,15 +1,16 @@
 """The refinement that the federation is measured against: the same, done where all interactions lie together.
 
-Each user group's table starts from the pretrained one and is trained on the pooled train interactions of the group's
+Each user group's table starts as in the federation and is trained on the pooled train interactions of the group's
 members, interaction by interaction in random order, on the full table: the same losses, negatives and number of epochs
 as the devices have over all rounds. Learning rates, optimizer and number of epochs are chosen on validation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -45,9 +46,15 @@ def grid(local: LocalTraining) -> tuple[Rates, ...]:
 
 
 def refine_centrally(
-    material: Material, groups: UserGroups, local: LocalTraining, epochs: int, rates: Sequence[Rates] | None = None
+    material: Material,
+    groups: UserGroups,
+    local: LocalTraining,
+    epochs: int,
+    rates: Sequence[Rates] | None = None,
+    start: Callable[[int], FloatArray] | None = None,
 ) -> dict[str, Any]:
-    """Quality of the full fp32 tables after central refinement.
+    """Quality of the full fp32 tables after central refinement. start: each group's first table, (I, d), by number;
+    without it, the pretrained one.
 
     Returns validation, test and the choice made: {"rates", "epochs"}. ``epochs`` is the most that may be chosen.
     """
@@ -58,9 +65,10 @@ def refine_centrally(
     numbers = [group for group in range(groups.num_groups) if len(members[group])]
     tried = tuple(rates or grid(local))
     sample = _sample(numbers, members, material.seed)
+    start = lru_cache(maxsize=max(len(sample), 1))(start or (lambda group: material.pretrained.items))
     best: tuple[float, Rates, int] | None = None
     for done, choice in enumerate(tried, start=1):
-        sums = _over_groups(material, members, sample, local, choice, epochs, every=True)
+        sums = _over_groups(material, members, sample, local, choice, epochs, start, every=True)
         for epoch in range(epochs + 1):
             recall = float(sums[epoch, "validation"].mean()[0][0])
             if best is None or recall > best[0]:
@@ -68,7 +76,7 @@ def refine_centrally(
         material.on_event(Event("central refinement", done, len(tried) + 1, f"validation recall@20 {best[0]:.4f}"))  # type: ignore[index]
     assert best is not None
     _, choice, epoch = best
-    sums = _over_groups(material, members, numbers, local, choice, epoch, every=False)
+    sums = _over_groups(material, members, numbers, local, choice, epoch, start, every=False)
     material.on_event(Event("central refinement", len(tried) + 1, len(tried) + 1, f"{choice}, {epoch} epochs"))
     result: dict[str, Any] = {"rates": vars(choice) | {}, "epochs": epoch}
     for split in ("validation", "test"):
@@ -98,6 +106,7 @@ def _over_groups(
     local: LocalTraining,
     rates: Rates,
     epochs: int,
+    start: Callable[[int], FloatArray],
     *,
     every: bool,
 ) -> Sums:
@@ -105,7 +114,8 @@ def _over_groups(
     total: Sums = {}
     with ThreadPoolExecutor(max_workers=2) as pool:  # the compiled loops release the interpreter lock
         parts = pool.map(
-            lambda group: _one_group(material, members[group], group, local, rates, epochs, every), numbers
+            lambda group: _one_group(material, members[group], group, local, rates, epochs, start(group), every),
+            numbers,
         )
         for part in parts:
             for key, sums in part.items():
@@ -120,11 +130,14 @@ def _one_group(
     local: LocalTraining,
     rates: Rates,
     epochs: int,
+    start: FloatArray,
     every: bool,
 ) -> Sums:
     layout = BlockLayout(np.arange(material.num_items, dtype=np.int32), material.config.embedding_dim, 1)
     result: Sums = {}
-    for epoch, (table, users) in enumerate(train_group_centrally(material, members, group, local, rates, epochs)):
+    for epoch, (table, users) in enumerate(
+        train_group_centrally(material, members, group, local, rates, epochs, start)
+    ):
         splits: tuple[Split, ...] = ("validation",) if every else ("validation", "test") if epoch == epochs else ()
         for split in splits:
             ranked = replace(ranked_blocks(layout, "fp32", np.arange(material.num_items), table), precision="fp32")
@@ -139,13 +152,20 @@ def _one_group(
 
 
 def train_group_centrally(
-    material: Material, members: NDArray[np.int64], group: int, local: LocalTraining, rates: Rates, epochs: int
+    material: Material,
+    members: NDArray[np.int64],
+    group: int,
+    local: LocalTraining,
+    rates: Rates,
+    epochs: int,
+    start: FloatArray | None = None,
 ) -> Iterator[tuple[FloatArray, FloatArray]]:
-    """The group's table (I, d) and its members' embeddings (N, d) before the first and after each epoch.
+    """The group's table (I, d) and its members' embeddings (N, d) before the first and after each epoch. start: the
+    first table, by default the pretrained one.
 
     The arrays are the same ones each time, changed in place.
     """
-    table = material.pretrained.items.astype(np.float32, copy=True)
+    table = np.array(material.pretrained.items if start is None else start, np.float32)
     users = material.users[members].astype(np.float32, copy=True)
     train = material.splits.train.select(members)
     sorted_items = np.concatenate([np.sort(train.row(u)) for u in range(train.num_users)] or [train.items])

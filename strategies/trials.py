@@ -134,6 +134,8 @@ def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: Place, on_event: On
         if trial.full_tables:
             reply = strategy.evaluate([wire.UNLIMITED], precision="fp32", selector=scenario.selector, tables="global")
             full["global"] = _qualities(reply)[0]
+            reply = strategy.evaluate([wire.UNLIMITED], precision="fp32", selector=scenario.selector)
+            full["start"] = _qualities(reply)[0]
     with stages("refinement"):
         strategy.start(
             grid, ArrayRecord(), num_rounds=scenario.refinement.rounds, timeout=scenario.engine.reply_timeout_s

@@ -111,7 +111,7 @@ def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp
 def check_issue_keys(result):
     assert {"full_table", "rows", "refinement"} <= set(result)
     assert {"recall@20", "ndcg@20", "bytes"} <= set(result["full_table"])
-    assert {"none", "federated", "central"} == set(result["refinement"])
+    assert {"none", "start", "federated", "central"} == set(result["refinement"])
     for row in result["rows"]:
         wanted = {"method", "group_aware", "precision", "share", "stored_bytes_max", "recall@20", "ndcg@20", "seconds"}
         assert wanted <= set(row)
