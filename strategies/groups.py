@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -126,6 +127,26 @@ class UserGroupState:
             statistics.add_signals(hits, exposure, scenario.controller.memory)
 
 
+def starting_tables(
+    scenario: Scenario, pretrained: PretrainedEmbeddings, groups: UserGroups, collected: UserItems
+) -> Callable[[int], FloatArray]:
+    """What gives each user group, by number, the item table (I, d) it starts with: a copy of the global one or, with
+    ``user_groups.neighbour_weight``, its own correction of it (:mod:`fl_peel.neighbourhood`).
+    """
+    weight, ridge = scenario.user_groups.neighbour_weight, scenario.user_groups.neighbour_ridge
+    if not weight:
+        return lambda group: pretrained.items.copy()
+    neighbourhood = Neighbourhood(collected, len(pretrained.items))
+    covariance = item_covariance(pretrained.items)
+
+    def table(group: int) -> FloatArray:
+        members = np.flatnonzero(groups.assignment == group)
+        embeddings = pretrained.users[members]
+        return neighbourhood.group_table(pretrained.items, covariance, embeddings, members, weight=weight, ridge=ridge)
+
+    return table
+
+
 def starting_states(
     scenario: Scenario,
     layout: BlockLayout,
@@ -133,50 +154,42 @@ def starting_states(
     groups: UserGroups,
     collected: UserItems,
 ) -> list[UserGroupState]:
-    """Every group starts from the global table, with statistics from the collected interactions alone."""
+    """Every group with its starting table, and statistics from the collected interactions alone."""
     num_items = layout.num_items
-    neighbourhood = Neighbourhood(collected, num_items)
-    weight, ridge = scenario.user_groups.neighbour_weight, scenario.user_groups.neighbour_ridge
-    covariance = item_covariance(pretrained.items)
+    tables = starting_tables(scenario, pretrained, groups, collected)
     as_numbered = -np.arange(layout.num_blocks, dtype=np.float64)
-    everything = rank_blocks(layout, "fp32", as_numbered, pretrained.items)
     global_popularity = by_block(layout, collected.popularity(num_items) / max((collected.counts() > 0).sum(), 1))
-    energy = block_energy(layout, pretrained.items)
     aggregation = scenario.refinement.aggregation
 
     def state(group: int) -> UserGroupState:
         members = np.flatnonzero(groups.assignment == group)
         mine = collected.select(members)
+        table = tables(group)
+        everything = rank_blocks(layout, "fp32", as_numbered, table)
         popularity = by_block(layout, mine.popularity(num_items))  # interactions per item
-        shown = _shown(whole, pretrained.users[members], mine, scenario.controller.list_length)
+        shown = _shown(everything, pretrained.users[members], mine, scenario.controller.list_length)
         sizes = np.repeat(layout.group_sizes, layout.num_slices)
         statistics = BlockStatistics(
             popularity=(popularity / max(len(members), 1)).astype(np.float32),
             shown=(shown / sizes / max(len(members), 1)).astype(np.float32),
             global_popularity=global_popularity,
             loss=np.zeros(layout.num_blocks, np.float32),
-            energy=energy.copy(),
+            energy=block_energy(layout, table),
         )
         return UserGroupState(
-            table.copy(),
+            table,
             statistics,
             ServerOptimizer(aggregation.optimizer, aggregation.learning_rate),
             popularity.astype(np.float64) * sizes,
             np.full(layout.num_blocks, float(len(members))),
         )
-        table, whole, energy = pretrained.items, everything, global_energy
-        if weight:
-            table = neighbourhood.group_table(
-                table, covariance, pretrained.users[members], members, weight=weight, ridge=ridge
-            )
-            whole, energy = rank_blocks(layout, "fp32", as_numbered, table), block_energy(layout, table)
 
     with ThreadPoolExecutor(max_workers=2) as pool:  # the compiled loops release the interpreter lock
         return list(pool.map(state, range(groups.num_groups)))
 
 
 def _shown(everything: RankedBlocks, users: FloatArray, seen: UserItems, list_length: int) -> NDArray[np.float64]:
-    """Discounted appearances (B,) of blocks in the users' top lists, on the pretrained table."""
+    """Discounted appearances (B,) of blocks in the users' top lists."""
     cutoffs = np.full(len(users), len(everything.blocks), np.int64)
     best = top_rows(everything, cutoffs, users, seen, list_length)
     nothing = UserItems(np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32))
