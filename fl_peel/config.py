@@ -127,7 +127,7 @@ class UserGroupsPart(Part):
     count: int = Field(16, ge=1)
     min_size: int = Field(8, ge=1)
     """No group is smaller: with one member, a group would reveal it."""
-    neighbour_weight: float = Field(0.0, ge=0)
+    neighbour_weight: float = Field(0.1, ge=0)
     """How much of its users' neighbours each group's table starts with; 0: a copy of the global table."""
     neighbour_ridge: float = Field(0.01, gt=0)
     """Ridge of that regression, as a share of the mean squared user embedding."""
@@ -174,7 +174,7 @@ class Local(Part):
 
     epochs: int = Field(1, ge=1)
     batch_size: int = Field(64, ge=1)
-    num_negatives: int = Field(32, ge=1)
+    num_negatives: int = Field(128, ge=1)
     learning_rate: float = Field(0.05, gt=0)
     user_learning_rate: float = Field(0.003, ge=0)
     l2: float = Field(0.0, ge=0)
@@ -197,7 +197,7 @@ class Robust(Part):
     """L2 bound of a device's whole update, held by its node: against devices that lie to an honest node."""
     rule: Literal["mean", "median", "trimmed-mean", "krum"] = "mean"
     """Over the sums of sub-cohorts, row by row; krum: over those of the sub-cohorts that lie closest together. Against
-    devices and node hosts that lie; the server sees smaller sums.
+    devices whose own node lies too, and bounds nothing; the server sees smaller sums.
     """
     buckets: int = Field(16, ge=3)
     """Sub-cohorts of a user group, into which devices are hashed; with every rule but mean."""
