@@ -206,12 +206,11 @@ class _GroupStage:
             return words
         occasion, device = Occasion(self.world.request.server_round, self.group), int(self.devices[i])
         secrets = _secrets(self.known, i)
-        others = []
-        for j in np.flatnonzero(self.present[i]):
-            other = _neighbour(self.known, int(self.known["neighbours"][i, j]))
-            sealed = self.sealed[i, j].tobytes()
-            self.held[i][int(j)] = protocol.received_shares(secrets, occasion, device, other, sealed)
-            others.append(other)
+        slots = np.flatnonzero(self.present[i]).tolist()
+        others = [_neighbour(self.known, int(self.known["neighbours"][i, j])) for j in slots]
+        sealed = [self.sealed[i, j].tobytes() for j in slots]
+        shares = protocol.received_shares(secrets, occasion, device, others, sealed)
+        self.held[i].update(zip(slots, shares, strict=True))
         return protocol.mask_vector(words, secrets, occasion, device, others, self.needed)
 
     def keep(self, survivors: list[int]) -> None:

@@ -17,7 +17,7 @@ from fl_peel.secure.graph import (
     neighbour_graph,
     num_neighbours,
 )
-from fl_peel.secure.keys import Occasion, pair_key, public_key
+from fl_peel.secure.keys import Occasion, pair_key, private_key, public_key
 from fl_peel.secure.masks import Words, add_mask
 from fl_peel.secure.sharing import combine, split
 from fl_peel.secure.unmask import Masked, added, unmask
@@ -58,16 +58,9 @@ class Group:
         return protocol.mask_vector(vector, self.secrets[i], OCCASION, 10 + i, self.neighbours[i], self.needed)
 
     def held(self, i: int) -> dict[int, protocol.HeldShares]:
-        return {
-            10 + j: protocol.received_shares(
-                self.secrets[i],
-                OCCASION,
-                10 + i,
-                self.neighbours[i][place],
-                self.sealed[j][list(self.graph[j]).index(i)],
-            )
-            for place, j in enumerate(self.graph[i])
-        }
+        sealed = [self.sealed[j][list(self.graph[j]).index(i)] for j in self.graph[i]]
+        shares = protocol.received_shares(self.secrets[i], OCCASION, 10 + i, self.neighbours[i], sealed)
+        return {10 + int(j): share for j, share in zip(self.graph[i], shares, strict=True)}
 
     def sum_of(self, vectors: list[Words], survivors: set[int], answering: set[int] | None = None) -> Words:
         """Sum over the survivors, as the server gets it; answering: those that still answer in the last stage."""
@@ -124,7 +117,7 @@ def test_three_devices_add_up_to_what_one_computes_by_hand():
 
 
 def test_neighbours_agree_on_a_mask_and_on_no_other():
-    one, two = bytes(range(32)), bytes(range(1, 33))
+    one, two = private_key(bytes(range(32))), private_key(bytes(range(1, 33)))
     key = pair_key(one, public_key(two), OCCASION, 4, 9)
     assert key == pair_key(two, public_key(one), OCCASION, 9, 4)
     others = [pair_key(one, public_key(two), occasion, 4, 9) for occasion in (Occasion(4, 1), Occasion(3, 2))]
@@ -229,10 +222,10 @@ def test_shares_that_were_changed_are_refused():
         with pytest.raises(
             SecureAggregationError, match=f"device 10 refuses the shares of device {10 + giver}"
         ) as caught:
-            protocol.received_shares(group.secrets[0], OCCASION, 10, group.neighbours[0][0], bytes(changed))
+            protocol.received_shares(group.secrets[0], OCCASION, 10, group.neighbours[0][:1], [bytes(changed)])
         assert "\n" not in str(caught.value)
     with pytest.raises(SecureAggregationError, match="round 4: device 10 refuses"):
-        protocol.received_shares(group.secrets[0], Occasion(4, 1), 10, group.neighbours[0][0], sealed)
+        protocol.received_shares(group.secrets[0], Occasion(4, 1), 10, group.neighbours[0][:1], [sealed])
 
 
 def test_shares_sealed_for_another_device_are_refused():
@@ -240,7 +233,7 @@ def test_shares_sealed_for_another_device_are_refused():
     of_one_for_two = group.sealed[1][list(group.graph[1]).index(2)]
     place = list(group.graph[0]).index(1)
     with pytest.raises(SecureAggregationError, match="refuses the shares of device 11"):
-        protocol.received_shares(group.secrets[0], OCCASION, 10, group.neighbours[0][place], of_one_for_two)
+        protocol.received_shares(group.secrets[0], OCCASION, 10, [group.neighbours[0][place]], [of_one_for_two])
 
 
 def test_both_shares_of_a_device_are_never_given():
@@ -271,7 +264,9 @@ def test_devices_refuse_a_server_that_makes_up_neighbours():
 def test_a_public_key_without_secret_is_refused():
     secrets = protocol.Secrets.fresh()
     with pytest.raises(SecureAggregationError, match="is not valid"):
-        pair_key(secrets.channel_key, bytes(32), OCCASION, 1, 2)  # a point of small order: the secret would be zero
+        pair_key(
+            private_key(secrets.channel_key), bytes(32), OCCASION, 1, 2
+        )  # a point of small order: the secret would be zero
 
 
 def test_wrong_shares_give_no_wrong_sum():

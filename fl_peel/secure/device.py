@@ -24,6 +24,7 @@ from fl_peel.secure.keys import (
     fresh,
     mask_private_key,
     pair_key,
+    private_key,
     public_key,
     seal,
     unseal,
@@ -53,7 +54,7 @@ class Secrets:
 
     def public_keys(self) -> tuple[bytes, bytes]:
         """Public halves (32,) of the channel key and of the mask key."""
-        return public_key(self.channel_key), public_key(mask_private_key(self.mask_key_seed))
+        return public_key(private_key(self.channel_key)), public_key(mask_private_key(self.mask_key_seed))
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,12 @@ def share_secrets(
         raise _refused(occasion, device, "the server named it, or one neighbour twice, as its neighbours")
     if not len(numbers) // 2 < needed <= len(numbers):
         raise _refused(occasion, device, f"{needed} of {len(numbers)} shares would open a secret; more than half must")
+    channel = private_key(secrets.channel_key)
     mask_shares = split(secrets.mask_key_seed, len(neighbours), needed)
     self_shares = split(secrets.self_seed, len(neighbours), needed)
     return [
         seal(
-            secrets.channel_key,
+            channel,
             neighbour.channel_key,
             occasion,
             device,
@@ -104,16 +106,20 @@ def share_secrets(
 
 
 def received_shares(
-    secrets: Secrets, occasion: Occasion, device: int, neighbour: Neighbour, sealed: bytes
-) -> HeldShares:
-    """What a neighbour sealed for this device.
+    secrets: Secrets, occasion: Occasion, device: int, neighbours: Sequence[Neighbour], sealed: Sequence[bytes]
+) -> list[HeldShares]:
+    """What each of these neighbours sealed for this device.
 
     Raises:
         SecureAggregationError: it was changed, or sealed for another device, round or group.
     """
-    content = unseal(secrets.channel_key, neighbour.channel_key, occasion, neighbour.device, device, sealed)
-    index, shares = content[:INDEX_BYTES], content[INDEX_BYTES:]
-    return HeldShares(int.from_bytes(index, "little"), shares[:SHARE_BYTES], shares[SHARE_BYTES:])
+    channel = private_key(secrets.channel_key)
+    held = []
+    for neighbour, box in zip(neighbours, sealed, strict=True):
+        content = unseal(channel, neighbour.channel_key, occasion, neighbour.device, device, box)
+        index, shares = content[:INDEX_BYTES], content[INDEX_BYTES:]
+        held.append(HeldShares(int.from_bytes(index, "little"), shares[:SHARE_BYTES], shares[SHARE_BYTES:]))
+    return held
 
 
 def mask_vector(

@@ -47,24 +47,29 @@ def derived(secret: bytes, purpose: bytes, num_bytes: int) -> bytes:
     return HKDF(SHA256(), num_bytes, salt=None, info=purpose).derive(secret)
 
 
-def mask_private_key(seed: bytes) -> bytes:
-    """The private key (32,) that agrees on masks, from its seed (16,), which is what gets shared."""
-    return derived(seed, b"fl-peel/mask-key", KEY_BYTES)
+def private_key(secret: bytes) -> X25519PrivateKey:
+    """The private key with these bytes (32,)."""
+    return X25519PrivateKey.from_private_bytes(secret)
 
 
-def public_key(private: bytes) -> bytes:
-    """The public key of a private one, (32,) each."""
-    return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+def mask_private_key(seed: bytes) -> X25519PrivateKey:
+    """The private key that agrees on masks, from its seed (16,), which is what gets shared."""
+    return private_key(derived(seed, b"fl-peel/mask-key", KEY_BYTES))
 
 
-def agreed(private: bytes, other: bytes, purpose: bytes) -> bytes:
-    """The key (16,) that both sides derive, each from its private key and the other's public one.
+def public_key(private: X25519PrivateKey) -> bytes:
+    """The public key (32,) of a private one."""
+    return private.public_key().public_bytes_raw()
+
+
+def agreed(private: X25519PrivateKey, other: bytes, purpose: bytes) -> bytes:
+    """The key (16,) that both sides derive, each from its private key and the other's public one (32,).
 
     Raises:
         SecureAggregationError: ``other`` is no public key that one can agree with.
     """
     try:
-        secret = X25519PrivateKey.from_private_bytes(private).exchange(X25519PublicKey.from_public_bytes(other))
+        secret = private.exchange(X25519PublicKey.from_public_bytes(other))
     except ValueError as error:
         raise SecureAggregationError(
             f"secure aggregation: a public key for {purpose.decode()} is not valid; the sender or the server changed it"
@@ -72,19 +77,23 @@ def agreed(private: bytes, other: bytes, purpose: bytes) -> bytes:
     return derived(secret, purpose, SEED_BYTES)
 
 
-def pair_key(private: bytes, other: bytes, occasion: Occasion, one: int, two: int) -> bytes:
+def pair_key(private: X25519PrivateKey, other: bytes, occasion: Occasion, one: int, two: int) -> bytes:
     """The seed (16,) of the mask that two neighbours share, the same whoever asks."""
     return agreed(private, other, occasion.name("mask", min(one, two), max(one, two)))
 
 
-def seal(private: bytes, other: bytes, occasion: Occasion, sender: int, recipient: int, content: bytes) -> bytes:
+def seal(
+    private: X25519PrivateKey, other: bytes, occasion: Occasion, sender: int, recipient: int, content: bytes
+) -> bytes:
     """Encrypt for a neighbour: nonce, ciphertext and tag, 28 bytes longer than ``content``."""
     name = occasion.name("shares", sender, recipient)
     nonce = fresh(NONCE_BYTES)
     return nonce + AESGCM(agreed(private, other, name)).encrypt(nonce, content, name)
 
 
-def unseal(private: bytes, other: bytes, occasion: Occasion, sender: int, recipient: int, sealed: bytes) -> bytes:
+def unseal(
+    private: X25519PrivateKey, other: bytes, occasion: Occasion, sender: int, recipient: int, sealed: bytes
+) -> bytes:
     """Decrypt what a neighbour sealed.
 
     Raises:
@@ -111,6 +120,7 @@ __all__ = [
     "fresh",
     "mask_private_key",
     "pair_key",
+    "private_key",
     "public_key",
     "seal",
     "unseal",
