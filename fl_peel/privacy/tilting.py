@@ -25,6 +25,8 @@ FloatArray = NDArray[np.float64]
 
 SPREAD = 1.0
 """Standard deviation of the prior of a coefficient, of a feature of standard deviation 1."""
+CERTAIN = 3.0
+"""Standard deviations of its noise that the number of all hits must be above zero: else nothing is known."""
 STEPS = 8
 
 
@@ -42,8 +44,10 @@ def tilted(groups: Sequence[NoisedSignals], start: FloatArray, *, spread: float 
     """Coefficients (F,), given those that they start from (F,)."""
     total = sum(float(group.hits.sum()) for group in groups)
     weight = sum(float(group.exposure.sum()) for group in groups)
-    if total <= 0 or weight <= 0:
+    variance = sum(float(group.variance.sum()) for group in groups)
+    if weight <= 0 or total <= max(CERTAIN * variance**0.5, 0.0):
         return start.copy()
+    total -= variance / total  # James-Stein: positive noise is not a hit
     theta, prior = start.copy(), np.eye(len(start)) / spread**2
     for _ in range(STEPS):
         score = np.zeros(len(start))
