@@ -485,6 +485,16 @@ class Scenario(Part):
         return self
 
     @model_validator(mode="after")
+    def _secure_sampling(self) -> Scenario:
+        secure = self.secure_aggregation
+        if secure.enabled and secure.devices_per_group is not None and self.refinement.sampling == "poisson":
+            raise ValueError(
+                "secure_aggregation.devices_per_group draws a fixed number of devices, which refinement.sampling: "
+                "poisson does not account for; set it to null, or sampling to fixed"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _poisoning(self) -> Scenario:
         if self.refinement.aggregation.robust.in_buckets:
             rule = f"refinement.aggregation.robust.rule: {self.refinement.aggregation.robust.rule}"

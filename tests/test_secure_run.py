@@ -9,7 +9,9 @@ from fl_peel import wire
 from fl_peel.config import Scenario, load_scenario
 from fl_peel.errors import SecureAggregationError
 from fl_peel.secure.masks import Words
-from fl_peel.secure.plan import Vanishes, vanishing
+from fl_peel.secure.plan import Vanishes, update_bits, vanishing
+from fl_peel.secure.unmask import added
+from fl_peel.secure.vector import Field, VectorLayout
 from simulations.report_schema import SecureAggregationResult
 from strategies import peel
 from tests.test_run import figures, served
@@ -247,6 +249,47 @@ def test_keys_are_checked(tiny):
     ):
         with pytest.raises(Exception, match=why):
             load_scenario(tiny, [f"secure_aggregation.{override}"])
+
+
+def test_poisson_sampling_takes_the_whole_cohort(tiny_scenario):
+    content = tiny_scenario.model_dump(mode="json")
+    content["refinement"]["sampling"] = "poisson"
+    with pytest.raises(ValueError, match="devices_per_group draws a fixed number of devices"):
+        secure(Scenario.model_validate(content), devices_per_group=14)
+    assert secure(Scenario.model_validate(content)).secure_aggregation.enabled
+
+
+def test_words_are_narrow_only_where_a_clipping_norm_proves_it(tiny_scenario, tmp_path):
+    def clipped(norm: float, **keys) -> Scenario:
+        content = tiny_scenario.model_dump(mode="json")
+        content["privacy"]["clipping"] = {"kind": "flat", "norm": norm}
+        return secure(Scenario.model_validate(content), **keys)
+
+    assert update_bits(tiny_scenario, 3) == 64  # no clipping
+    # 2^31 / 2^24 = 128: of norm 1.001 with a unit of rounding each, 127 devices fit and 128 do not
+    assert (update_bits(clipped(1.0), 127), update_bits(clipped(1.0), 128)) == (32, 64)
+    assert update_bits(clipped(1.0, word_bits=64), 3) == 64
+    narrow, _ = served(clipped(0.5), tmp_path / "32")
+    wide, _ = served(clipped(0.5, word_bits=64), tmp_path / "64")
+    plain = clipped(0.5).model_dump(mode="json") | {"secure_aggregation": {"enabled": False}}
+    clear, _ = served(Scenario.model_validate(plain), tmp_path / "clear")
+    assert narrow["full_table"] == wide["full_table"] == clear["full_table"]
+    vectors = [result["secure_aggregation"]["bytes_per_device"]["vector"] for result in (narrow, wide)]
+    assert vectors[0] < 0.8 * vectors[1]
+
+
+def test_a_word_that_might_overflow_is_refused():
+    layout = VectorLayout((Field("sums", (2,), 32), Field("hits", (1,), 64)), devices=3)
+    most = (2**31 - 1) // 3
+    words = layout.words({"sums": np.array([most, -most]), "hits": np.array([2**40])})
+    assert (layout.num_words, layout.num_bytes) == ((2, 1), 16)
+    total = layout.values(added([words] * 3))
+    assert total["sums"].tolist() == [3 * most, -3 * most]
+    assert total["hits"].tolist() == [3 * 2**40]
+    with pytest.raises(
+        SecureAggregationError, match="sums does not fit 32 bits when 3 devices add up; set word_bits to 64"
+    ):
+        layout.words({"sums": np.array([most + 1, 0])})
 
 
 def test_the_store_keeps_stages_in_order(tmp_path):

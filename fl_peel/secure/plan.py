@@ -60,7 +60,10 @@ def needed_of(scenario: Scenario, num_devices: int) -> tuple[int, int]:
 def update_bits(scenario: Scenario, num_devices: int) -> Bits:
     """Width of the words of block updates: see ``secure_aggregation.word_bits``."""
     privacy = scenario.privacy
-    bounded = privacy.mechanism in ("none", "central-gaussian") and privacy.clipping.kind in ("flat", "per-block")
+    honest = not scenario.poisoning.active  # who lies need not keep to a bound
+    bounded = (
+        honest and privacy.mechanism in ("none", "central-gaussian") and privacy.clipping.kind in ("flat", "per-block")
+    )
     norm = privacy.clipping.norm if bounded else math.inf  # noise of a device's own has no bound
     return sum_bits(scenario.secure_aggregation.word_bits, num_devices, norm)
 
