@@ -15,6 +15,11 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
 from fl_peel import wire
 from fl_peel.blocks import BlockLayout
 from fl_peel.config import Scenario
@@ -26,10 +31,6 @@ from fl_peel.privacy.releases import Sums
 from fl_peel.ranking import SUM_SCALE
 from fl_peel.selection import RowOrder, pack_ranking
 from fl_peel.selectors import block_weights
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
-from numpy.typing import NDArray
 from strategies.aggregation import BlockSums
 from strategies.groups import UserGroupState
 from strategies.nodes import Nodes, failure
@@ -407,7 +408,7 @@ class PeelStrategy(Strategy):
         precision: Precision,
         selector: str,
         split: str = "test",
-        tables: str = "refined",
+        everybody: NDArray[np.float32] | None = None,
         label: str = "",
         artifacts: NDArray[np.int64] | None = None,
         message_bytes: int = 128 << 20,
@@ -418,7 +419,7 @@ class PeelStrategy(Strategy):
 
         factors, rooms: one a budget, see :class:`fl_peel.wire.EvaluateRequest`; without them 1 and -1.
 
-        tables: "refined", each user group's own, or "global", the pretrained one for everybody (before any round).
+        everybody: a table (I, d) that serves all devices, whole, instead of their user groups' own.
         Groups are sent in batches of about ``message_bytes``.
         """
         layout = self.layout
@@ -431,14 +432,15 @@ class PeelStrategy(Strategy):
         total: wire.EvaluateReply | None = None
         batch: dict[int, wire.Arrays] = {}
         size = 0
-        groups = [wire.EVERYBODY] if tables == "global" else list(range(len(self.states)))
-        weights = [np.arange(layout.num_blocks, 0, -1.0)] if tables == "global" else self.weights(selector)
-        for i, group in enumerate(groups):
-            table = self.states[max(group, 0)].table
+        tables = {group: state.table for group, state in enumerate(self.states)}
+        weights = self.weights(selector) if everybody is None else [np.arange(layout.num_blocks, 0, -1.0)]
+        if everybody is not None:
+            tables = {wire.EVERYBODY: everybody}
+        for i, (group, table) in enumerate(tables.items()):
             packed = pack_ranking(layout, precision, weights[i], table, reach)
             size += sum(array.nbytes for array in packed.values())
             batch[group] = wire.packed_once(packed)
-            if size >= message_bytes or i == len(groups) - 1:
+            if size >= message_bytes or i == len(tables) - 1:
                 request = self._evaluation(batch, budgets, precision, split, label, artifacts, factors, rooms)
                 total = self._evaluated(request, total)
                 batch, size = {}, 0

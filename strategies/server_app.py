@@ -206,7 +206,7 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
         full_global = None
         if scenario.evaluation.full_tables:
             full_global = strategy.evaluate(
-                [wire.UNLIMITED], precision="fp32", selector=scenario.selector, tables="global"
+                [wire.UNLIMITED], precision="fp32", selector=scenario.selector, everybody=prepared.pretrained.items
             )
     with stages("refinement"):
         strategy.start(

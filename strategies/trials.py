@@ -132,7 +132,9 @@ def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: Place, on_event: On
     full: dict[str, Any] = {"bytes": prepared.layout.full_table_bytes}
     with stages("evaluation"):
         if trial.full_tables:
-            reply = strategy.evaluate([wire.UNLIMITED], precision="fp32", selector=scenario.selector, tables="global")
+            reply = strategy.evaluate(
+                [wire.UNLIMITED], precision="fp32", selector=scenario.selector, everybody=prepared.pretrained.items
+            )
             full["global"] = _qualities(reply)[0]
             reply = strategy.evaluate([wire.UNLIMITED], precision="fp32", selector=scenario.selector)
             full["start"] = _qualities(reply)[0]
