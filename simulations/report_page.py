@@ -52,10 +52,18 @@ def run_page(result: RunResult, plots: Sequence[Plot]) -> str:
         times=time_table(result),
         fairness=fairness_tables(result),
         elasticity=elasticity_tables(result),
+        privacy=privacy_views(result),
         plots=dict.fromkeys(FIGURES) | {plot.name: plot for plot in plots},
         environment=nested_views("Environment", result["environment"]) if result.get("environment") else [],
         **provenance(result, f"fl-peel run scenario.yaml --seed {result['seed']}"),
     )
+
+
+def privacy_views(result: RunResult) -> list[TableView]:
+    """What the run hid and what it spent; nothing where it hid nothing."""
+    told = result.get("privacy") or {}
+    hides = told.get("mechanism", "none") != "none" or "all-sent" in told.values() or "group-prefix" in told.values()
+    return nested_views("Privacy", told) if hides else []
 
 
 def compare_page(result: CompareResult, plot: Plot) -> str:

@@ -176,6 +176,7 @@ class RunResult(TypedDict):
     peak_rss_bytes: NotRequired[Bytes]
     fairness: NotRequired[dict[str, Any]]
     elasticity: NotRequired[dict[str, Any]]
+    privacy: NotRequired[dict[str, Any]]  # epsilon, delta, accountant, releases, covers: fl_peel/privacy/plan.py
     fleet: NotRequired[dict[str, Any]]  # simulations/fleet_summary.py
     time_to_recall: NotRequired[list[dict[str, Any]]]
     poisoning: NotRequired[dict[str, Any]]  # strategies/poisoning.py

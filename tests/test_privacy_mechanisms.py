@@ -143,9 +143,9 @@ def test_no_device_is_above_its_bounds(seed, num_slices, groups, clip_blocks, l1
         for part, values in sums.items():
             entries = [int(value) for value in values.reshape(-1)]
             magnitudes = sum(abs(value) if l1 else value**2 for value in entries)
-            size = magnitudes if l1 or not magnitudes else math.isqrt(magnitudes - 1) + 1  # rounded up
-            assert size <= bounds[part] * FIXED_POINT + 1e-6, part
-            reached[part] = max(reached.get(part, 0), size)
+            limit = bounds[part] * FIXED_POINT
+            assert magnitudes <= (limit if l1 else limit**2) * (1 + 1e-12), part
+            reached[part] = max(reached.get(part, 0), magnitudes if l1 else math.sqrt(magnitudes))
         if clip_blocks:
             width = 8 // num_slices
             pieces = sums["updates"].reshape(len(ranked.items), num_slices, width).astype(float)

@@ -87,6 +87,13 @@ REPORT = """\
 {% endfor %}
 </section>
 {% endif %}
+{% if privacy %}
+<section id="privacy">
+{% for view in privacy %}
+{{ table(view) }}
+{% endfor %}
+</section>
+{% endif %}
 <section id="costs">
 <h2>Bytes and seconds</h2>
 {{ table(costs, bare=true) }}
