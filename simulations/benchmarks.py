@@ -208,10 +208,15 @@ def _rounds(
     share = min(1.0, plan.stock_devices / num_devices)
     few = world.strategy(_scenario(plan, plan.data, str(scenario.fleet), f"refinement.cohort_share={share}"))
     few_s, _, _ = few.timed(grid, plan.rounds)
-    found["same_devices_per_second"] = few.rounds[-1].devices / few_s
+    found["same_devices_in_groups_per_second"] = few.rounds[-1].devices / few_s
     usual = world.strategy(_scenario(plan, plan.data, "default"))
     usual_s, _, _ = usual.timed(grid, plan.rounds)
     found["default_fleet_devices_per_second"] = usual.rounds[-1].devices / usual_s
+    # as stock Flower has it: the same 1,000 devices, one table for all of them
+    alone = _scenario(plan, plan.data, str(scenario.fleet), f"refinement.cohort_share={share}", "user_groups.count=1")
+    one_table = make_world(alone, Place(place.data_dir, f"{place.run_dir}-one-table"), nodes, on_event).strategy()
+    alone_s, _, _ = one_table.timed(grid, plan.rounds)
+    found["same_devices_per_second"] = one_table.rounds[-1].devices / alone_s
     return found
 
 
