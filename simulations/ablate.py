@@ -147,7 +147,9 @@ def variations(study: Study, shares: Sequence[float]) -> list[Variation]:
     add("controller", "off, random", selector="random")
     add("controller", "on", selector="controller")
     add("grouping", "off", user_groups={"count": 1, "min_size": 1})
+    add("neighbours", "off", user_groups={"neighbour_weight": 0.0})
     add("refinement", "off", refinement={"rounds": 0})
+    add("refinement and neighbours", "off", refinement={"rounds": 0}, user_groups={"neighbour_weight": 0.0})
     for count in (1, 4, 16):
         if dim % count == 0:
             add("slices", str(count), blocks={"num_slices": count})
