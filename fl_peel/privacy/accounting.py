@@ -37,7 +37,8 @@ from fl_peel.privacy.mechanisms import Mechanism
 
 LARGEST_MULTIPLIER = 1e5
 """Noise beyond this leaves nothing: a target that asks for more cannot be met."""
-SMALLEST_MULTIPLIER = 1e-2
+SMALLEST_MULTIPLIER = 0.1
+"""Calibration gives no less, even where a target would allow it: such a target protects nobody."""
 NO_PRIVACY = 200.0
 """Epsilons beyond this are those of Renyi divergence alone: they protect nobody, to whatever digit."""
 TOLERANCE = 1e-3
