@@ -13,9 +13,10 @@ from fl_peel.config import Scenario
 from fl_peel.interactions import IntArray
 from fl_peel.local_training import LocalTraining
 from fl_peel.privacy.mechanisms import find_mechanism, randomized_groups
-from fl_peel.privacy.plan import Part, bounds, released, shares_of
-from fl_peel.privacy.releases import Sums, Trained, bounded_sums, with_device_noise
+from fl_peel.privacy.plan import Part, bounds, in_masked_sums, released, shares_of
+from fl_peel.privacy.releases import Sums, Trained, bounded_sums, with_device_noise, with_noise_shares
 from fl_peel.privacy.traffic import Hiding
+from fl_peel.secure.plan import withholds
 from fl_peel.selection import RankedBlocks
 from fl_peel.wire import Arrays, ClockColumn, RoundReply, RoundRequest
 
@@ -60,9 +61,18 @@ def hiding(scenario: Scenario, request: RoundRequest) -> Hiding | None:
 
 
 def private_sums(
-    cohort: Cohort, request: RoundRequest, ranked: RankedBlocks, kept: IntArray, done: GroupRound
+    cohort: Cohort,
+    request: RoundRequest,
+    ranked: RankedBlocks,
+    kept: IntArray,
+    done: GroupRound,
+    noise_devices: int | None = None,
 ) -> Arrays:
-    """The sums over the devices that count, at these places (M,), each device's contribution bounded and noised."""
+    """The sums over the devices that count, at these places (M,), each device's contribution bounded and noised.
+
+    noise_devices: whose shares of central noise reach its full strength, where devices are to add it to sums that
+    the server does not see before; None where it is the server's to add.
+    """
     scenario = cohort.scenario
     mechanism = find_mechanism(scenario.privacy.mechanism)
     parts = round_parts(scenario, signals=request.signals)
@@ -80,8 +90,13 @@ def private_sums(
         return _arrays(bounded_sums(ranked, trained, parts, limits, l1=False))
     limits = bounds(scenario, request.clip_norm)
     sums = bounded_sums(ranked, trained, parts, limits, l1=mechanism.norm == "l1")
-    if mechanism.where == "device":
-        shares = shares_of(scenario)
+    shares = shares_of(scenario)
+    if in_masked_sums(scenario, mechanism) and noise_devices is not None:
+        stds = {
+            part: mechanism.std(mechanism.scale(request.noise_multiplier, shares[part], limits[part])) for part in parts
+        }
+        sums = with_noise_shares(sums, stds, noise_devices, scenario.seed, request.server_round, trained.devices)
+    elif mechanism.where == "device":
         scales = {part: mechanism.scale(request.noise_multiplier, shares[part], limits[part]) for part in parts}
         sums = with_device_noise(sums, scales, mechanism, scenario.seed, request.server_round, trained.devices)
     return _arrays(sums)
@@ -91,19 +106,23 @@ def _arrays(sums: Sums) -> Arrays:
     return {str(part): values for part, values in sums.items()}
 
 
-def as_sent(scenario: Scenario, reply: RoundReply) -> RoundReply:
-    """The reply without what no mechanism noises, where such counters are withheld.
-
-    Of the counters, how many devices were sampled stays: the server asked them.
+def withheld_clock(clock: IntArray) -> IntArray:
+    """Of the counters (C, len(ClockColumn)) only how many devices were asked, which the server knows; not of which
+    class they are, which a node of one device would tell: all in the first row.
     """
-    if not scenario.privacy.sums_only or scenario.privacy.counters == "measured":
+    lumped = np.zeros_like(clock)
+    lumped[0, ClockColumn.SAMPLED] = clock[:, ClockColumn.SAMPLED].sum()
+    return lumped
+
+
+def as_sent(scenario: Scenario, reply: RoundReply) -> RoundReply:
+    """The reply without what no mechanism noises, where such counters are withheld."""
+    if not withholds(scenario):
         return reply
-    clock = np.zeros_like(reply.clock)
-    clock[:, ClockColumn.SAMPLED] = reply.clock[:, ClockColumn.SAMPLED]
     return replace(
         reply,
         classes=np.zeros_like(reply.classes),
-        clock=clock,
+        clock=withheld_clock(reply.clock),
         slowest_us=0,
         trained=0,
         loss=0,
@@ -114,4 +133,4 @@ def as_sent(scenario: Scenario, reply: RoundReply) -> RoundReply:
     )
 
 
-__all__ = ["answered_groups", "as_sent", "clipped", "hiding", "private_sums", "round_parts"]
+__all__ = ["answered_groups", "as_sent", "clipped", "hiding", "private_sums", "round_parts", "withheld_clock"]

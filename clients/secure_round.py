@@ -16,13 +16,24 @@ from numpy.typing import NDArray
 from clients.accounts import Accounts
 from clients.cohort import Cohort
 from clients.group_round import Traffic
+from clients.private_round import withheld_clock
 from clients.secure_store import KEYS, MASKED, SHARED, Arrays, SecretStore
 from clients.work import MembersRound, RoundWorld, reached_devices, train_members
+from fl_peel.privacy.mechanisms import find_mechanism
+from fl_peel.privacy.plan import in_masked_sums, noise_devices_of
 from fl_peel.secure import device as protocol
 from fl_peel.secure.device import HeldShares, Neighbour, Secrets
 from fl_peel.secure.keys import KEY_BYTES, SEED_BYTES, Occasion
 from fl_peel.secure.masks import Words
-from fl_peel.secure.plan import EXCHANGES, DeviceBytes, Vanishes, layout_of, needed_of, vanishing, withholds
+from fl_peel.secure.plan import (
+    EXCHANGES,
+    DeviceBytes,
+    Vanishes,
+    layout_of,
+    needed_of,
+    vanishing,
+    withholds,
+)
 from fl_peel.secure.sharing import SHARE_BYTES
 from fl_peel.secure.vector import CHECK, VectorLayout, dense
 from fl_peel.selection import RankedBlocks
@@ -66,9 +77,8 @@ def announce_keys(cohort: Cohort, request: SecureKeysRequest) -> SecureKeysReply
             request.server_round, group, KEYS, {"devices": cohort.devices[reached[mine]], "private": private[mine]}
         )
     spent = time.perf_counter() - start
-    if withholds(cohort.scenario):
-        accounts.clock[:, [column for column in ClockColumn if column != ClockColumn.SAMPLED]] = 0
-    return SecureKeysReply(cohort.devices[reached], groups, channel, mask, accounts.clock, spent)
+    clock = withheld_clock(accounts.clock) if withholds(cohort.scenario) else accounts.clock
+    return SecureKeysReply(cohort.devices[reached], groups, channel, mask, clock, spent)
 
 
 def share_secrets(cohort: Cohort, request: SecureSharesRequest) -> SecureSharesReply:
@@ -139,6 +149,7 @@ class _GroupStage:
     group: int
     layout: VectorLayout
     needed: int
+    noise_devices: int | None
     devices: NDArray[np.int64]
     places: NDArray[np.int64]
     vanishes: NDArray[np.int64]
@@ -165,12 +176,14 @@ class _GroupStage:
             columns=(len(ClassColumn), len(ClockColumn)),
             signals=request.signals,
         )
+        shared = in_masked_sums(cohort.scenario, find_mechanism(cohort.scenario.privacy.mechanism))
         return _GroupStage(
             world,
             ranked,
             group,
             layout,
             needed_of(cohort.scenario, len(known["directory"]))[0],
+            noise_devices_of(cohort.scenario, len(known["directory"])) if shared else None,
             devices,
             cohort.places(devices),
             vanishing(cohort.scenario, request.server_round, devices),
@@ -187,7 +200,8 @@ class _GroupStage:
         upload = traffic.upload - traffic.vector if lost else traffic.upload
         own = Accounts.empty(len(accounts.classes))
         place = self.places[i : i + 1]
-        part = train_members(self.world, self.ranked, place, own, Traffic(traffic.download, upload, EXCHANGES))
+        moved = Traffic(traffic.download, upload, EXCHANGES)
+        part = train_members(self.world, self.ranked, place, own, moved, self.noise_devices)
         if lost or not len(part.kept):
             own.classes[:, COUNTING] = 0
             own.clock[:, COUNTING_CLOCK] = 0

@@ -6,6 +6,7 @@ updates, signals and metrics added up.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -73,8 +74,10 @@ def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
     return JoinReply("\n".join(cohort.fleet.names), cohort.devices, groups, by_group)
 
 
-def train_round(cohort: Cohort, request: RoundRequest) -> RoundReply:
-    """One round for the sampled devices of this node."""
+def train_round(cohort: Cohort, request: RoundRequest, noise_devices: Mapping[int, int] | None = None) -> RoundReply:
+    """One round for the sampled devices of this node. noise_devices: of user groups whose devices add central noise,
+    see :func:`clients.private_round.private_sums`.
+    """
     state, accounts = cohort.state(), Accounts.empty(len(cohort.fleet.names))
     world = RoundWorld.of(cohort, request)
     reached = world.reached(cohort.places(request.devices), accounts)
@@ -89,7 +92,7 @@ def train_round(cohort: Cohort, request: RoundRequest) -> RoundReply:
         if not len(members):
             continue
         ranked = RankedBlocks.unpack(cohort.layout(), cohort.scenario.blocks.precision, payload)
-        part = train_group_members(world, ranked, members, accounts)
+        part = train_group_members(world, ranked, members, accounts, (noise_devices or {}).get(int(group)))
         replies[int(group)] = part.arrays
         sums += [part.trained, part.loss, part.recall, part.ndcg, part.evaluated]
         slowest_us = max(slowest_us, part.slowest_us)
@@ -177,12 +180,18 @@ def _node_bounded(scenario: Scenario, how: LocalTraining) -> LocalTraining:
     return how if bound is None else replace(how, max_norm=min(how.max_norm, bound))
 
 
-def train_group_members(world: RoundWorld, ranked: RankedBlocks, members: IntArray, accounts: Accounts) -> MembersRound:
+def train_group_members(
+    world: RoundWorld,
+    ranked: RankedBlocks,
+    members: IntArray,
+    accounts: Accounts,
+    noise_devices: int | None = None,
+) -> MembersRound:
     """One round for all devices of one user group, (N,) at least one: together, or in sub-cohorts."""
     scenario = world.cohort.scenario
     robust = scenario.refinement.aggregation.robust
     if not robust.in_buckets:
-        return train_members(world, ranked, members, accounts)
+        return train_members(world, ranked, members, accounts, noise_devices=noise_devices)
     buckets = buckets_of(scenario, world.cohort.devices[members])
     numbers = np.unique(buckets).tolist()
     parts = {number: train_members(world, ranked, members[buckets == number], accounts) for number in numbers}
@@ -190,7 +199,12 @@ def train_group_members(world: RoundWorld, ranked: RankedBlocks, members: IntArr
 
 
 def train_members(
-    world: RoundWorld, ranked: RankedBlocks, members: IntArray, accounts: Accounts, traffic: Traffic | None = None
+    world: RoundWorld,
+    ranked: RankedBlocks,
+    members: IntArray,
+    accounts: Accounts,
+    traffic: Traffic | None = None,
+    noise_devices: int | None = None,
 ) -> MembersRound:
     """One round for some devices of one user group, by their places (N,). No device's state changes yet."""
     cohort, request = world.cohort, world.request
@@ -217,7 +231,7 @@ def train_members(
     )
     kept, update = members[done.kept], done.update
     private = cohort.scenario.privacy.sums_only
-    reply = private_sums(cohort, request, ranked, kept, done) if private else _update_arrays(update)
+    reply = private_sums(cohort, request, ranked, kept, done, noise_devices) if private else _update_arrays(update)
     recall = ndcg = evaluated = 0
     if done.best is not None:
         validation = cohort.splits.validation.select(kept)

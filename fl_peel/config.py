@@ -286,6 +286,10 @@ class Privacy(Part):
     shares: ReleaseShares = ReleaseShares()
     group_epsilon: float | None = Field(None, gt=0)
     """Devices whose data was not collected answer their user group by randomized response with this epsilon."""
+    colluding_devices: int = Field(1, ge=0)
+    """Under secure aggregation devices add the noise, in shares: of how many in a user group none is counted on, since
+    they may tell it to whoever attacks. 1: any device that looks at tables knows its own.
+    """
     shrinkage: bool = True
     """The server shrinks noised updates and signals towards what it knew before, by the noise's variance."""
     rows: Literal["touched", "all-sent"] = "touched"

@@ -19,14 +19,19 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from clients.accounts import Accounts
 from clients.cohort import Cohort, DeviceState, open_cohort
 from clients.moving import RoundMemory
-from clients.work import train_round
+from clients.secure_round import announce_keys
+from clients.work import RoundWorld, train_members, train_round
 from fl_peel import wire
 from fl_peel.attacks.views import DeviceView, RoundView
 from fl_peel.config import Scenario
 from fl_peel.interactions import Splits
+from fl_peel.privacy.mechanisms import find_mechanism
+from fl_peel.privacy.plan import in_masked_sums, noise_devices_of
 from fl_peel.randomness import rng_for
+from fl_peel.secure.plan import Vanishes, needed_of, vanishing
 from fl_peel.selection import RankedBlocks
 
 PER_GROUP = 25
@@ -63,8 +68,15 @@ class Observer:
     rounds: int
     sums_only: bool = False
     views: dict[int, list[RoundView]] = field(default_factory=dict)
+    _announced: dict[int, int] = field(default_factory=dict)
     _watched: Watched | None = None
     _cohort: Cohort | None = None
+
+    def see_directories(self, requests: list[wire.SecureSharesRequest]) -> None:
+        """Note how many devices of each user group announced keys: what devices divide their noise by."""
+        self._announced = {
+            group: len(content["directory"]) for request in requests for group, content in request.groups.items()
+        }
 
     def see(self, requests: list[wire.RoundRequest]) -> None:
         """Ask the watched devices what their nodes are about to be asked. requests: of one round."""
@@ -89,13 +101,43 @@ class Observer:
             alone = dataclasses.replace(mine[0], groups={group: mine[0].groups[group]}, traced=np.zeros(0, np.int64))
             self._mark_present(cohort, alone, group, here)
             if self.sums_only:
-                view = self._answer(cohort, dataclasses.replace(alone, devices=sampled), group, len(sampled))
+                lost = vanishing(self.scenario, alone.server_round, sampled) == Vanishes.VECTOR
+                total = dataclasses.replace(alone, devices=sampled[~lost])
+                if len(total.devices) < needed_of(self.scenario, self._announced.get(group, len(sampled)))[1]:
+                    continue  # void: nothing is opened
+                view = self._answer(cohort, total, group, len(total.devices))
                 for device in here.tolist():
-                    self.views[device].append(view)
+                    one = dataclasses.replace(alone, devices=np.array([device], np.int64))
+                    figures = {**view.figures, **self._figures_of_stages(cohort, one, group)}
+                    self.views[device].append(dataclasses.replace(view, figures=figures))
                 continue
             for device in here.tolist():
                 one = dataclasses.replace(alone, devices=np.array([device], np.int64))
                 self.views[device].append(self._answer(cohort, one, group, 1))
+
+    def _figures_of_stages(self, cohort: Cohort, request: wire.RoundRequest, group: int) -> dict[str, float]:
+        """What the messages of secure aggregation say of one device outside its masked vector: the keys reply, but for
+        keys, which are random numbers; whether it shares, sends a vector, opens; what comes beside its vector.
+
+        Devices that never got as far as to be asked for their vector have no view of the round.
+        """
+        keys = announce_keys(
+            cohort,
+            wire.SecureKeysRequest(
+                request.scenario, request.data_dir, request.run_dir, request.server_round, request.devices
+            ),
+        )
+        when = int(vanishing(self.scenario, request.server_round, request.devices)[0])
+        ranked = RankedBlocks.unpack(cohort.layout(), self.scenario.blocks.precision, request.groups[group])
+        world = RoundWorld.of(cohort, request)
+        out = bool(RoundMemory.of(ranked, world.budgets[:, request.devices]).dropped_out.all())
+        if not out and self.scenario.refinement.deadline_s is not None:
+            alone = train_members(world, ranked, request.devices, Accounts.empty(len(cohort.fleet.names)))
+            out = not len(alone.kept)
+        when = int(Vanishes.VECTOR) if out and when == Vanishes.NEVER else when
+        figures = _cells("keys.clock", keys.clock, wire.ClockColumn)
+        figures |= {"keys.announced": float(len(keys.devices)), "vector.sent": float(when != Vanishes.VECTOR)}
+        return figures | {"opening.sent": float(when not in (Vanishes.VECTOR, Vanishes.OPENING))}
 
     @property
     def _measured_only(self) -> bool:
@@ -171,7 +213,10 @@ class Observer:
     def _answer(self, cohort: Cohort, request: wire.RoundRequest, group: int, num_devices: int) -> RoundView:
         payload = request.groups[group]
         ranked = RankedBlocks.unpack(cohort.layout(), self.scenario.blocks.precision, payload)
-        reply = train_round(cohort, request)
+        noise_devices = None
+        if self.sums_only and in_masked_sums(self.scenario, find_mechanism(self.scenario.privacy.mechanism)):
+            noise_devices = {group: noise_devices_of(self.scenario, self._announced[group])}
+        reply = train_round(cohort, request, noise_devices)
         return RoundView(
             request.server_round,
             ranked.items.astype(np.int64),
@@ -189,11 +234,19 @@ def figures_of(reply: wire.RoundReply) -> Mapping[str, float]:
     """The single numbers of a reply by name."""
     figures: dict[str, float] = {}
     for name, columns in (("classes", wire.ClassColumn), ("clock", wire.ClockColumn)):
-        table = getattr(reply, name)
-        for row in range(len(table)):
-            figures |= {f"{name}.{row}.{column.name.lower()}": float(table[row, column]) for column in columns}
+        figures |= _cells(name, getattr(reply, name), columns)
     return figures | {
         name: float(getattr(reply, name)) for name in ("slowest_us", "trained", "loss", "recall", "ndcg", "evaluated")
+    }
+
+
+def _cells(
+    name: str, table: NDArray[np.int64], columns: type[wire.ClassColumn] | type[wire.ClockColumn]
+) -> dict[str, float]:
+    return {
+        f"{name}.{row}.{column.name.lower()}": float(table[row, column])
+        for row in range(len(table))
+        for column in columns
     }
 
 
@@ -241,6 +294,13 @@ class TapGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Show, send, and wait for replies."""
         sent = list(messages)
+        shares = [
+            wire.unpack(wire.SecureSharesRequest, message.content)
+            for message in sent
+            if message.metadata.message_type == wire.SECURE_SHARES
+        ]
+        if shares:
+            self._observer.see_directories(shares)
         rounds = [request for message in sent if (request := _round_request(message)) is not None]
         if rounds:
             self._observer.see(rounds)

@@ -320,10 +320,15 @@ class PeelStrategy(Strategy):
         self.states[group].take(layout, blocks, total, self.scenario, buckets)
 
     def _take_private(self, server_round: int, contents: dict[int, list[wire.Arrays]]) -> None:
-        """Noise every user group's sums, whether anybody answered or not, and change its table and statistics."""
+        """Noise every user group's sums, whether anybody answered or not, and change its table and statistics.
+
+        Where noise is in the sums already, user groups without a sum stay as they are.
+        """
         parts = self._parts(server_round)
         totals: dict[int, Sums] = {}
-        for group, blocks in self._sent.items():
+        opened = self.secure.opened if self.secure is not None else {}
+        sent = {group: blocks for group, blocks in self._sent.items() if not self.private.in_sums or group in opened}
+        for group, blocks in sent.items():
             total = empty_sums(self.layout, blocks, parts)
             for content in contents.get(group, []):
                 for part in parts:
@@ -334,13 +339,13 @@ class PeelStrategy(Strategy):
         def take(group: int) -> GroupRelease:
             total: Sums = {part: values for part, values in totals[group].items() if part != "quantile"}
             count = float(num_devices[group])
-            release = self.private.released(total, server_round, group, count)
+            release = self.private.released(total, server_round, group, count, opened.get(group))
             take_release(self.states[group], self.layout, self._sent[group], release, count, self.scenario)
             return release
 
-        releases = dict(zip(self._sent, self._for_groups(take, self._sent), strict=True))
+        releases = dict(zip(sent, self._for_groups(take, sent), strict=True))
         if "signals" in parts:
-            for group, blocks in self._sent.items():
+            for group, blocks in sent.items():
                 count, known = float(num_devices[group]), self._signal_variances[group]
                 self._signal_variances[group] = take_signals(
                     self.states[group], self.layout, blocks, releases[group], count, known, self.scenario

@@ -1,5 +1,8 @@
 """The server's side of a round under privacy: noise on each user group's sums, once, and what becomes of them.
 
+Under secure aggregation the noise is in the sums when they are opened (:func:`fl_peel.privacy.plan.in_masked_sums`):
+devices added it in shares. The server then adds none; of user groups whose sum was not opened nothing is released.
+
 Each device's contribution is bounded; the mean divides by a number that is known beforehand (devices asked, or under
 Poisson sampling those expected), as in McMahan et al., "Learning Differentially Private Recurrent Language Models",
 ICLR 2018. Noise is on every row and block that was sent, and in every round on every user group, whether any of its
@@ -21,7 +24,7 @@ from fl_peel.config import Scenario
 from fl_peel.controller import Controller
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.precision import Precision
-from fl_peel.privacy.plan import Part, Plan, bounds
+from fl_peel.privacy.plan import Part, Plan, bounds, in_masked_sums, noise_devices_of
 from fl_peel.privacy.releases import Sums, noise, shapes
 from fl_peel.privacy.shrinkage import posterior_rate, shrunk
 from fl_peel.privacy.tilting import NoisedSignals, tilted
@@ -29,6 +32,7 @@ from fl_peel.privacy.traffic import Hiding
 from fl_peel.selection import RankedBlocks, RowOrder
 from fl_peel.wire import EVERYBODY
 from strategies.groups import UserGroupState, block_energy
+from strategies.secure_rounds import OpenedSum
 
 FloatArray = NDArray[np.float64]
 
@@ -61,8 +65,16 @@ class PrivateRounds:
         """What devices are told; 0 where there is no noise."""
         return 0.0 if self.plan is None else self.plan.multiplier
 
-    def released(self, total: Sums, server_round: int, group: int, num_devices: float) -> GroupRelease:
-        """Sums of a user group with noise. num_devices: that add noise of their own, where devices do.
+    @property
+    def in_sums(self) -> bool:
+        """Whether noise is in the sums when they come."""
+        return self.plan is not None and in_masked_sums(self.scenario, self.plan.mechanism)
+
+    def released(
+        self, total: Sums, server_round: int, group: int, num_devices: float, opened: OpenedSum | None = None
+    ) -> GroupRelease:
+        """Sums of a user group with noise. num_devices: that add noise of their own, where devices do; opened: whose
+        shares of noise are in the sums, where they are.
 
         The noise depends on seed, round, user group and part alone: not on nodes, nor on who answered.
         """
@@ -74,6 +86,10 @@ class PrivateRounds:
         std = {part: plan.std(part, limits[part]) for part in total}
         if plan.mechanism.where == "device":
             return GroupRelease(sums, {part: value * math.sqrt(num_devices) for part, value in std.items()})
+        if self.in_sums:  # shares of the fewest that a sum may be of: of more devices, more noise
+            assert opened is not None
+            shares = opened.survivors / noise_devices_of(self.scenario, opened.announced)
+            return GroupRelease(sums, {part: value * math.sqrt(shares) for part, value in std.items()})
         scales = {part: plan.scale(part, limits[part]) for part in total}
         sizes: dict[Part, tuple[int, ...]] = {part: values.shape for part, values in total.items()}
         drawn = noise(plan.mechanism, scales, sizes, ("server-noise", server_round, group), self.scenario.seed)
@@ -88,8 +104,10 @@ class PrivateRounds:
         clipping = self.scenario.privacy.clipping
         if clipping.kind != "adaptive" or quantile is None:
             return
-        release = self.released({"quantile": quantile}, server_round, EVERYBODY, num_devices)
-        within = float(release.sums["quantile"][0]) / max(num_devices, 1.0) + 0.5
+        noised = quantile / FIXED_POINT
+        if not self.in_sums:  # else every user group's devices have noised theirs
+            noised = self.released({"quantile": quantile}, server_round, EVERYBODY, num_devices).sums["quantile"]
+        within = float(noised[0]) / max(num_devices, 1.0) + 0.5
         within = min(max(within, 0.0), 1.0)
         self.clip_norm *= math.exp(-clipping.learning_rate * (within - clipping.quantile))
 

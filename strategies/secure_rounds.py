@@ -58,8 +58,16 @@ class SecureRecord:
     why_void: dict[int, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class OpenedSum:
+    """Of a user group: devices that announced keys, and those that the sum is over."""
+
+    announced: int
+    survivors: int
+
+
 class SecureRounds:
-    """The rounds of one refinement. ``records``: one a round."""
+    """The rounds of one refinement. ``records``: one a round; ``opened``: the last round's sums by user group."""
 
     def __init__(
         self, scenario: Scenario, setting: wire.Setting, layout: BlockLayout, num_classes: int, nodes: Nodes
@@ -70,6 +78,7 @@ class SecureRounds:
         self._layout = layout
         self._num_classes = num_classes
         self._nodes = nodes
+        self.opened: dict[int, OpenedSum] = {}
         self._groups: dict[int, SecureGroup] = {}
         self._clock = self._no_sums(wire.ClockColumn)
         self._signals = False
@@ -151,6 +160,7 @@ class SecureRounds:
         }
         opened = self._opened(record, whole, survived)
         arrays: dict[int, wire.Arrays] = {}
+        self.opened = {}
         totals = np.zeros(5, np.int64)
         start = time.perf_counter()
         for group, one in self._groups.items():
@@ -178,6 +188,7 @@ class SecureRounds:
             clock += values.pop("clock", 0)
             totals += values.pop("totals", 0)
             arrays[group] = sparse(values)
+            self.opened[group] = OpenedSum(len(one.devices), int(survived[group].sum()))
         record.server_s += time.perf_counter() - start
         trained, loss, recall, ndcg, evaluated = totals.tolist()
         traces = np.zeros((0, 5), np.int64)
@@ -295,4 +306,4 @@ def _unmasked(
     return unmask(masked, own, keys)
 
 
-__all__ = ["SecureRecord", "SecureRounds", "Values", "raise_or_log"]
+__all__ = ["OpenedSum", "SecureRecord", "SecureRounds", "Values", "raise_or_log"]

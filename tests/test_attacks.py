@@ -1,5 +1,7 @@
 """Attacks on plain arrays: each finds what is planted, none finds anything in noise; how scores become figures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from fl_peel.attacks import attack_names, load_attack
 from fl_peel.attacks.base import Attack, built_in, checked_scores
 from fl_peel.attacks.contracts import AttackContract, example_views
 from fl_peel.attacks.membership import InteractionMembership
-from fl_peel.attacks.requests import ReportedClass, RequestedClass, RequestedGroup
+from fl_peel.attacks.requests import AnsweringClass, ReportedClass, RequestedClass, RequestedGroup
 from fl_peel.attacks.rows import ReportedCounts, ReportedSignals, TouchedRows, UpdateSign, line
 from fl_peel.attacks.scoring import (
     auc_of,
@@ -60,6 +62,21 @@ class TestRequestedClass(AttackContract):
 class TestReportedClass(AttackContract):
     attack = ReportedClass
     succeeds = 0.99
+
+
+class TestAnsweringClass(AttackContract):
+    attack = AnsweringClass
+    succeeds = 0.0  # the examples have one round, in which everybody answers
+
+    def test_it_tells_those_who_answer_often(self):
+        """Class 0 answers in one round, class 1 in two."""
+        devices = example_views("planted", "device class", 1)
+        often = [
+            replace(one, view=replace(one.view, rounds=one.view.rounds * (1 + int(one.truth[1])))) for one in devices
+        ]
+        attack = AnsweringClass()
+        attack.learn(often[:50], 0)
+        assert self.auc(attack, often[50:]) == 1
 
 
 def test_every_built_in_attack_is_under_contract():

@@ -75,10 +75,12 @@ def test_watching_changes_nothing(tiny_scenario, tmp_path):
 
 
 def test_under_secure_aggregation_a_group_answers_as_one(tiny_scenario, tmp_path):
-    observer, _, _ = observed(tiny_scenario, tmp_path / "run", sums_only=True)
+    content = tiny_scenario.model_dump(mode="json")
+    content["secure_aggregation"] |= {"enabled": True, "min_devices": 3}
+    observer, _, _ = observed(Scenario.model_validate(content), tmp_path / "run", sums_only=True)
     watched = observer.watched()
     first, second = watched.devices[watched.groups == 0][:2].tolist()
-    assert observer.views[first][0] is observer.views[second][0]
+    assert observer.views[first][0].reply is observer.views[second][0].reply
     assert observer.views[first][0].num_devices == int((watched.groups == 0).sum())
 
 

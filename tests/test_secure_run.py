@@ -218,19 +218,26 @@ def test_budgets_and_signals_of_single_devices_are_not_sent(tiny_scenario, tmp_p
             assert not len(wire.unpack(wire.SecureRoundRequest, content).traced)
 
 
-def test_privacy_mechanisms_run_under_secure_sums(tiny_scenario, tmp_path):
+@pytest.mark.parametrize("mechanism", ["local-gaussian", "central-gaussian"])
+def test_privacy_mechanisms_run_under_secure_sums(tiny_scenario, tmp_path, mechanism):
+    """Local noise is what it was. Central noise is the devices' to add: as much of it, masked or not."""
     content = tiny_scenario.model_dump(mode="json")
     content["privacy"] |= {
-        "mechanism": "central-gaussian",
+        "mechanism": mechanism,
         "noise_multiplier": 0.5,
+        "rows": "all-sent",
         "clipping": {"kind": "flat", "norm": 0.5},
+        "shrinkage": False,
     }
     private = Scenario.model_validate(content)
-    plain, _ = served(private, tmp_path / "plain")
-    masked, _ = served(secure(private), tmp_path / "masked")
+    local = mechanism == "local-gaussian"
+    other, _ = served(private if local else secure(private, masked=False), tmp_path / "other")
+    masked, _ = served(secure(private), tmp_path / "masked", nodes=3)
     for key in ("full_table", "budgets", "user_groups"):
-        assert masked[key] == plain[key]
+        assert masked[key] == other[key]
     assert masked["full_table"]["refined"] != masked["full_table"]["global"]
+    by_server, _ = served(private, tmp_path / "server")
+    assert (masked["full_table"] == by_server["full_table"]) == local
 
 
 def test_the_report_has_the_form_of_its_schema(tiny_scenario, tmp_path):

@@ -72,6 +72,7 @@ def built_in() -> dict[str, type[Attack]]:
         requests.RequestedGroup,
         requests.RequestedClass,
         requests.ReportedClass,
+        requests.AnsweringClass,
     )
     return {kind.name: kind for kind in kinds}
 

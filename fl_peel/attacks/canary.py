@@ -23,8 +23,8 @@ from scipy.stats import beta
 
 from fl_peel.config import Scenario
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.plan import Part, Plan, bounds, released
-from fl_peel.privacy.releases import noise, shapes
+from fl_peel.privacy.plan import Part, Plan, bounds, in_masked_sums, noise_devices_of, released
+from fl_peel.privacy.releases import Sums, noise, shapes, with_noise_shares
 from fl_peel.randomness import rng_for
 
 FloatArray = NDArray[np.float64]
@@ -72,7 +72,7 @@ def _log_ratio(scenario: Scenario, plan: Plan, clip_norm: float, seed: int, tria
             server_round += 1
             parts = released(plan.shares, signals=signals)
             scales = {part: plan.scale(part, limits[part]) for part in parts}
-            drawn = noise(mechanism, scales, sizes, ("canary-noise", trial, int(present), server_round), seed)
+            drawn = _drawn(scenario, plan, limits, scales, sizes, (trial, int(present), server_round), seed)
             takes_part = present and (sampling >= 1 or direction.random() < sampling)
             ratio = 0.0
             for part in parts:
@@ -82,6 +82,26 @@ def _log_ratio(scenario: Scenario, plan: Plan, clip_norm: float, seed: int, tria
                 ratio += _part_ratio(seen, canary, without, scales[part], l1=mechanism.norm == "l1")
             total += ratio if sampling >= 1 else float(np.logaddexp(math.log1p(-sampling), math.log(sampling) + ratio))
     return total
+
+
+def _drawn(
+    scenario: Scenario,
+    plan: Plan,
+    limits: dict[Part, float],
+    scales: dict[Part, float],
+    sizes: dict[Part, tuple[int, ...]],
+    what: tuple[int, int, int],
+    seed: int,
+) -> Sums:
+    """Noise of one round; where devices add it in shares, of the fewest that the smallest sum may be of."""
+    if not in_masked_sums(scenario, plan.mechanism):
+        return noise(plan.mechanism, scales, sizes, ("canary-noise", *what), seed)
+    fewest = noise_devices_of(scenario, scenario.secure_aggregation.min_devices)
+    stds = {part: plan.std(part, limits[part]) for part in scales}
+    trial, present, server_round = what
+    devices = np.arange(fewest) + fewest * (2 * trial + present)
+    nothing: Sums = {part: np.zeros(sizes[part], np.int64) for part in scales}
+    return with_noise_shares(nothing, stds, fewest, seed, server_round, devices)
 
 
 def _canary(rng: np.random.Generator, part: Part, shape: tuple[int, ...], bound: float, *, l1: bool) -> FloatArray:

@@ -125,4 +125,15 @@ class ReportedClass(_Trajectory):
         return [float(view.figures[name]) for name in sorted(view.figures)]
 
 
-__all__ = ["ReportedClass", "RequestedClass", "RequestedGroup", "requested"]
+class AnsweringClass(_Trajectory):
+    """From the number of rounds in which the device answers at all: some classes are available more often."""
+
+    name: ClassVar[str] = "answering-class"
+
+    def _row(self, view: DeviceView) -> FloatArray:
+        """Rounds in which the device sent something, (1,); empty where it never did."""
+        answers = sum(bool(one.reply) and one.figures.get("vector.sent", 1.0) > 0 for one in view.rounds)
+        return np.array([answers] if answers else [], np.float64)
+
+
+__all__ = ["AnsweringClass", "ReportedClass", "RequestedClass", "RequestedGroup", "requested"]

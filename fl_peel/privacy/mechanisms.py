@@ -38,6 +38,10 @@ class Mechanism(ABC):
     """Who adds noise: the server once to each user group's sums, or every device to its own contribution."""
     norm: ClassVar[Literal["l2", "l1"]]
     """Norm in which contributions are bounded."""
+    divides: ClassVar[bool] = False
+    """Whether the noise is normal, so that devices can add it in shares to a sum that nobody sees before
+    (:func:`noise_share`).
+    """
 
     @property
     def range(self) -> float:
@@ -73,6 +77,7 @@ class Gaussian(Mechanism):
     """Normal noise; scale: its standard deviation (Dwork et al., EUROCRYPT 2006; Balle & Wang, ICML 2018)."""
 
     norm = "l2"
+    divides = True
 
     def event(self, multiplier: float) -> DpEvent:
         """A Gaussian mechanism."""
@@ -93,7 +98,9 @@ class Gaussian(Mechanism):
 
 @dataclass(frozen=True)
 class CentralGaussian(Gaussian):
-    """The server adds normal noise once to the sum over a user group's devices (McMahan et al., ICLR 2018)."""
+    """Normal noise once on the sum over a user group's devices (McMahan et al., ICLR 2018): added by the server or,
+    where it may learn nothing but sums, by the devices, in shares (Kairouz, Liu & Steinke, ICML 2021).
+    """
 
     name = "central-gaussian"
     where = "server"

@@ -24,6 +24,7 @@ from fl_peel.config import Scenario
 from fl_peel.errors import ScenarioError
 from fl_peel.privacy.accounting import Schedule, Spent, calibrated, event_of, spent
 from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
+from fl_peel.secure.graph import answers_needed
 
 Part = Literal["updates", "signals", "counts", "quantile"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -85,6 +86,34 @@ def released(shares: Mapping[Part, float], *, signals: bool) -> tuple[Part, ...]
     return tuple(part for part in PARTS if part in shares and (signals or part != "signals"))
 
 
+def in_masked_sums(scenario: Scenario, mechanism: Mechanism | None) -> bool:
+    """Whether devices add the noise of a sum, each its share, before they mask it: the server sees no sum without it.
+
+    Where secure aggregation is on, for mechanisms whose noise can be divided; the server then adds none.
+    """
+    secure = scenario.secure_aggregation.enabled
+    return mechanism is not None and secure and mechanism.where == "server" and mechanism.divides
+
+
+def noise_devices_of(scenario: Scenario, num_devices: int) -> int:
+    """Of the ``num_devices`` of a user group that begin a round: how many, at least, are in a sum that is opened and
+    keep their noise to themselves.
+
+    Each device's share of the noise is one of so many: whatever sum is opened has all of the noise, or more.
+
+    Raises:
+        ScenarioError: none are left.
+    """
+    quorum = answers_needed(num_devices, scenario.secure_aggregation.threshold)
+    colluding = scenario.privacy.colluding_devices
+    if quorum <= colluding:
+        raise ScenarioError(
+            f"privacy.colluding_devices: of {num_devices} devices {quorum} must last, and {colluding} may tell their "
+            "noise, which leaves none; lower it, or raise secure_aggregation.min_devices or threshold"
+        )
+    return quorum - colluding
+
+
 def schedule_of(scenario: Scenario, mechanism: Mechanism, shares: Mapping[Part, float], rounds: int) -> Schedule:
     """Rounds that a device pays for: those with signals in full, the others without the signals' share.
 
@@ -94,7 +123,9 @@ def schedule_of(scenario: Scenario, mechanism: Mechanism, shares: Mapping[Part, 
     refinement, every = scenario.refinement, scenario.controller.every
     with_signals = min(rounds, refinement.rounds // every)
     without = sum(share for part, share in shares.items() if part != "signals")
-    poisson = refinement.sampling == "poisson" and mechanism.where == "server"
+    # the server sees who takes part: where it is one of those whom the noise is against, nothing is amplified
+    hidden = mechanism.where == "server" and not in_masked_sums(scenario, mechanism)
+    poisson = refinement.sampling == "poisson" and hidden
     sampling = min(1.0, refinement.cohort_share * (1 + refinement.over_selection)) if poisson else 1.0
     return Schedule(((with_signals, 1.0), (rounds - with_signals, without)), sampling)
 
@@ -147,6 +178,8 @@ def check_keys(scenario: Scenario, mechanism: Mechanism) -> None:
         raise ScenarioError(
             f"privacy.rows: touched tells which rows a device changed, which {mechanism.name} must hide; set all-sent"
         )
+    if in_masked_sums(scenario, mechanism):
+        noise_devices_of(scenario, scenario.secure_aggregation.min_devices)
     for key, again in (
         ("fairness.exclude_below", scenario.fairness.exclude_below is not None),
         ("elasticity.trained_for", bool(scenario.elasticity.trained_for)),
@@ -164,6 +197,7 @@ def report_of(scenario: Scenario, plan: Plan | None, clip_norms: list[float]) ->
     norms = np.array(clip_norms or [privacy.clipping.norm])
     releases: list[dict[str, Any]] = []
     every = scenario.controller.every
+    shared = in_masked_sums(scenario, plan.mechanism)
     for part in plan.shares:
         bound = bounds(scenario, float(norms[-1]))[part]
         releases.append(
@@ -173,7 +207,7 @@ def report_of(scenario: Scenario, plan: Plan | None, clip_norms: list[float]) ->
                 "share": plan.shares[part],
                 "bound": bound,
                 "noise_std": plan.std(part, bound),
-                "added_by": plan.mechanism.where,
+                "added_by": "devices, in shares" if shared else plan.mechanism.where,
             }
         )
     if plan.group_epsilon:
@@ -205,7 +239,14 @@ def report_of(scenario: Scenario, plan: Plan | None, clip_norms: list[float]) ->
 
 
 def _covers(scenario: Scenario, plan: Plan) -> str:
-    seen_by = "the other devices and whoever sees the tables" if plan.mechanism.where == "server" else "the server too"
+    seen_by = "the server too"
+    if in_masked_sums(scenario, plan.mechanism) and scenario.secure_aggregation.masked:
+        others = scenario.privacy.colluding_devices
+        seen_by += (
+            f", which learns noised sums alone, and {others} device(s) of the user group that tell it all they know"
+        )
+    elif plan.mechanism.where == "server":
+        seen_by = "the other devices and whoever sees the tables"
     group = ", and the user group it answers" if plan.group_epsilon else ""
     return f"everything a device sends in refinement{group}, per device, over all rounds, towards {seen_by}"
 
@@ -239,7 +280,9 @@ __all__ = [
     "Plan",
     "bounds",
     "check_keys",
+    "in_masked_sums",
     "make_plan",
+    "noise_devices_of",
     "released",
     "report_of",
     "schedule_of",

@@ -16,7 +16,7 @@ from fl_peel import kernels
 from fl_peel.interactions import UserItems
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.local_training import GroupUpdate
-from fl_peel.privacy.mechanisms import Mechanism, fixed_point
+from fl_peel.privacy.mechanisms import Mechanism, fixed_point, noise_share
 from fl_peel.privacy.plan import Part
 from fl_peel.randomness import rng_for
 from fl_peel.selection import RankedBlocks
@@ -116,6 +116,25 @@ def noise(
     }
 
 
+def with_noise_shares(
+    sums: Sums,
+    stds: dict[Part, float],
+    num_devices: int,
+    seed: int,
+    server_round: int,
+    devices: NDArray[np.int64],
+) -> Sums:
+    """The sums after each of the devices (M,) added its share of normal noise, of which ``num_devices`` shares reach
+    ``stds``: more devices, more noise. The share depends on the device and the round alone, not on nodes.
+    """
+    total = {part: values.copy() for part, values in sums.items()}
+    for device in devices.tolist():
+        for part, values in total.items():
+            rng = rng_for(seed, "noise-share", server_round, device, part)
+            values += noise_share(rng, values.shape, stds[part], num_devices, FIXED_POINT)
+    return total
+
+
 def with_device_noise(
     sums: Sums,
     plan_scales: dict[Part, float],
@@ -134,4 +153,13 @@ def with_device_noise(
     return total
 
 
-__all__ = ["Sums", "Trained", "bounded_counts", "bounded_sums", "noise", "shapes", "with_device_noise"]
+__all__ = [
+    "Sums",
+    "Trained",
+    "bounded_counts",
+    "bounded_sums",
+    "noise",
+    "shapes",
+    "with_device_noise",
+    "with_noise_shares",
+]

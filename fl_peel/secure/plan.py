@@ -61,9 +61,7 @@ def update_bits(scenario: Scenario, num_devices: int) -> Bits:
     """Width of the words of block updates: see ``secure_aggregation.word_bits``."""
     privacy = scenario.privacy
     honest = not scenario.poisoning.active  # who lies need not keep to a bound
-    bounded = (
-        honest and privacy.mechanism in ("none", "central-gaussian") and privacy.clipping.kind in ("flat", "per-block")
-    )
+    bounded = honest and not privacy.noised and privacy.clipping.kind in ("flat", "per-block")
     norm = privacy.clipping.norm if bounded else math.inf  # noise of a device's own has no bound
     return sum_bits(scenario.secure_aggregation.word_bits, num_devices, norm)
 
