@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,8 @@ def _one(
     )
     precision, selector = scenario.blocks.precision, scenario.selector
     trial = Trial(row.name, scenario, (settings.share,), (precision,), (selector,))
-    measured = run_trial(TapGrid(grid, observer), nodes, trial, place, _quieter(row.name, on_event))
+    tap = TapGrid(grid, observer)
+    measured = run_trial(tap, replace(nodes, grid=tap), trial, place, _quieter(row.name, on_event))
     found: dict[str, Any] = {
         "mechanism": row.name,
         "view": "sums over a user group" if sums_only else "one device",

@@ -103,7 +103,7 @@ class Observer:
             if self.sums_only:
                 lost = vanishing(self.scenario, alone.server_round, sampled) == Vanishes.VECTOR
                 total = dataclasses.replace(alone, devices=sampled[~lost])
-                if len(total.devices) < needed_of(self.scenario, self._announced.get(group, len(sampled)))[1]:
+                if len(total.devices) < needed_of(self.scenario, self._announced[group])[1]:
                     continue  # void: nothing is opened
                 view = self._answer(cohort, total, group, len(total.devices))
                 for device in here.tolist():

@@ -26,10 +26,11 @@ def observed(scenario: Scenario, run_dir, *, num_nodes: int = 2, count: int = 40
     """A real run with an observer beside it, and all that crossed the network in it."""
     grid = LoopbackGrid(num_nodes)
     place = Place("", str(run_dir))
-    nodes = Nodes(grid, tuple(grid.get_node_ids()), 60.0)
     observer = Observer(scenario, "", str(run_dir), num_nodes, count, 99, sums_only)
+    tap = TapGrid(grid, observer)
+    nodes = Nodes(tap, tuple(grid.get_node_ids()), 60.0)
     trial = Trial("row", scenario, (0.5,), ("int8",), ("controller",))
-    result = run_trial(TapGrid(grid, observer), nodes, trial, place)
+    result = run_trial(tap, nodes, trial, place)
     return observer, grid, result
 
 
