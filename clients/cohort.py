@@ -23,6 +23,9 @@ from fl_peel.devices import device_splits
 from fl_peel.errors import EngineError
 from fl_peel.interactions import Splits, UserItems
 
+USUAL_ROUNDS = 400
+"""Rounds that a device's usual availability is taken over."""
+
 
 @dataclass(frozen=True)
 class DeviceState:
@@ -88,6 +91,15 @@ class Cohort:
     def available(self, places: NDArray[np.int64], server_round: float) -> NDArray[np.bool_]:
         """Which of these hosted devices can take part at a time in rounds."""
         return self.own_fleet.available(self.scenario.seed, self.devices[places], server_round)
+
+    @cached_property
+    def usual_availability(self) -> NDArray[np.float64]:
+        """In what share of the rounds each hosted device (N,) is available, over ``USUAL_ROUNDS``: it stands for what a
+        device knows of itself from before.
+        """
+        everybody = np.arange(len(self.devices))
+        times = sum(self.available(everybody, number).astype(np.int64) for number in range(1, USUAL_ROUNDS + 1))
+        return np.asarray(times, np.float64) / USUAL_ROUNDS
 
     def places(self, devices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Place of each hosted device in this cohort's arrays.

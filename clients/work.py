@@ -27,7 +27,7 @@ from fl_peel.interactions import IntArray, UserItems
 from fl_peel.local_training import GroupUpdate, LocalTraining, holders_of, signals_of_group
 from fl_peel.ondevice import overhead_bytes
 from fl_peel.precision import PRECISIONS, Precision
-from fl_peel.randomness import device_seeds
+from fl_peel.randomness import device_seeds, device_uniforms
 from fl_peel.ranking import SUM_SCALE, MetricSums, evaluate, recall_ndcg
 from fl_peel.selection import ElasticEmbedding, RankedBlocks, check_budget
 from fl_peel.spread import NUM_BINS, Histogram
@@ -274,12 +274,22 @@ def reached_devices(
     """Of the sampled devices, those that are available and let in; the others are counted. budgets: (N,), of all."""
     classes = cohort.classes[places]
     accounts.count(ClockColumn.SAMPLED, classes)
-    available = cohort.available(places, server_round)
+    available = answering(cohort, places, server_round)
     accounts.count(ClockColumn.UNAVAILABLE, classes, ~available)
     smallest = cohort.scenario.refinement.min_budget_share * cohort.layout().full_table_bytes
     too_small = available & (budgets[places] < smallest)
     accounts.count(ClockColumn.EXCLUDED, classes, too_small)
     return places[available & ~too_small]
+
+
+def answering(cohort: Cohort, places: IntArray, server_round: int) -> NDArray[np.bool_]:
+    """Of the devices at these places (N,), those that are available and answer, see ``privacy.answer_share``."""
+    available = cohort.available(places, server_round)
+    share = cohort.scenario.privacy.answer_share
+    if share is None:
+        return available
+    coin = device_uniforms(cohort.scenario.seed, "answers", server_round, devices=cohort.devices[places])
+    return available & (coin * cohort.usual_availability[places] < share)
 
 
 def _update_arrays(update: GroupUpdate) -> Arrays:

@@ -296,6 +296,10 @@ class Privacy(Part):
     """Rows of a device's update: those it changed, or all it was sent, so that nobody sees which it changed."""
     requests: Literal["own-budget", "group-prefix"] = "own-budget"
     """Blocks a device downloads: what its budget holds, or what the largest budget of its user group holds."""
+    answer_share: float | None = Field(None, gt=0, le=1)
+    """Share of the rounds in which a device answers: one that is available more often, as some classes are, is silent
+    in some, by a coin of its own. null: it answers whenever it can.
+    """
     counters: Literal["withheld", "measured"] = "withheld"
     """Losses, validation metrics, times and bytes per class, which no mechanism noises: not sent; or reported all the
     same, as the simulation's own measurement, like the test: outside the protocol and of no effect on it.
