@@ -172,7 +172,8 @@ def test_flower_nodes_and_central_rivals_are_measured_alike(scenario, tmp_path, 
     """One table for everybody, not refined: its blocks by energy, ranked on nodes and here."""
     plain = load_scenario(scenario_file(scenario, tmp_path), seed=0)
     plain = plain.model_copy(update={"refinement": plain.refinement.model_copy(update={"rounds": 0})})
-    alone = plain.model_copy(update={"user_groups": plain.user_groups.model_copy(update={"count": 1})})
+    one_group = {"count": 1, "neighbour_weight": 0.0}
+    alone = plain.model_copy(update={"user_groups": plain.user_groups.model_copy(update=one_group)})
     shares, precisions = (0.3, 0.6), ("fp32", "int8", "int4")
     with open_study(alone, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
         trial = Trial("energy", alone, shares, precisions, ("energy",))
@@ -273,6 +274,7 @@ def test_an_ablation_measures_every_part_and_runs_equals_once(tiny, tmp_path, co
     result = ablation.ablate(scenario, (0.3, 0.6), out=out, on_event=seen.append)
     parts = {row["part"] for row in result["rows"]}
     wanted = {"diversity", "controller", "grouping", "refinement", "slices", "item groups", "user groups", "collected"}
+    wanted |= {"neighbours", "refinement and neighbours"}
     assert parts == wanted | {ablation.BASELINE}
     by_name = {(row["part"], row["setting"]): row for row in result["rows"] if row["share"] == 0.6}
     base = by_name[ablation.BASELINE, ""]

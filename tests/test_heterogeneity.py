@@ -409,11 +409,15 @@ def test_rounds_without_anybody_work(tiny, tmp_path):
     fleet = (tmp_path / "fleet.yaml").read_text().replace("table_share: 0.6}", "table_share: 0.6}\n    availability: 0")
     fleet = fleet.replace("table_share: 1.0}}", "table_share: 1.0}, availability: 0}")
     (tmp_path / "fleet.yaml").write_text(fleet)
-    result = serve(LoopbackGrid(2), load_scenario(tiny), Place("", str(tmp_path / "run")))
+    plain = load_scenario(tiny, ["user_groups.neighbour_weight=0"])
+    result = serve(LoopbackGrid(2), plain, Place("", str(tmp_path / "run")))
     assert [(row["devices"], row["unavailable"], row["sampled"]) for row in result["rounds"]] == [(0, 40, 40)] * 2
     assert [row["virtual_seconds"] for row in result["rounds"]] == [0.0, 0.0]
     assert result["full_table"]["refined"] == result["full_table"]["global"]
     assert result["time_to_recall"] == []
+    # groups that start from their neighbours' scores have other tables; the global one is nobody's start
+    started = serve(LoopbackGrid(2), load_scenario(tiny), Place("", str(tmp_path / "started")))["full_table"]
+    assert started["global"] == result["full_table"]["global"] != started["refined"]
 
 
 def test_over_selection_samples_more_devices(tiny, tmp_path):
