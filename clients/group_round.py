@@ -79,10 +79,12 @@ def train_in_time(
     deadline_s: float | None,
     traffic: Traffic | None = None,
     hiding: Hiding | None = None,
+    device: str = "cpu",
 ) -> GroupRound:
     """Train the devices of one user group; list_length: of the top lists for signals, None where none are wanted.
 
-    traffic: None where devices upload what they touched; hiding: what they move besides, so that nobody sees it.
+    traffic: None where devices upload what they touched; hiding: what they move besides, so that nobody sees it;
+    device: as ``engine.device``.
     """
     layout, rates = ranked.layout, devices.rates
     download = ranked.list_bytes + ranked.cost[memory.first]
@@ -98,8 +100,8 @@ def train_in_time(
     while True:
         cutoffs, train = memory.last[kept], devices.train.select(kept)
         train_them = train_group if devices.malice is None else devices.malice.select(kept).train
-        users, update = train_them(ranked, cutoffs, devices.users[kept], train, devices.seeds[kept], how)
-        best = None if list_length is None else top_rows(ranked, cutoffs, users, train, list_length)
+        users, update = train_them(ranked, cutoffs, devices.users[kept], train, devices.seeds[kept], how, device)
+        best = None if list_length is None else top_rows(ranked, cutoffs, users, train, list_length, device)
         uploads[kept] = METRIC_BYTES + update.touched_pieces * (layout.id_dtype.itemsize + 4 * layout.slice_dim)
         if best is not None:
             uploads[kept] += SIGNAL_BYTES * (best >= 0).sum(axis=1)

@@ -17,7 +17,7 @@ from clients.cohort import Cohort
 from fl_peel.config import Poisoning, Scenario
 from fl_peel.interactions import IntArray, UserItems
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.local_training import GroupUpdate, LocalTraining, train_group
+from fl_peel.local_training import GroupUpdate, LocalTraining, in_two_parts, train_group
 from fl_peel.randomness import device_uniforms, rng_for
 from fl_peel.selection import RankedBlocks
 
@@ -83,9 +83,10 @@ class Malice:
         train: UserItems,
         seeds: NDArray[np.uint64],
         how: LocalTraining,
+        device: str = "cpu",
     ) -> tuple[NDArray[np.float32], GroupUpdate]:
         """As :func:`fl_peel.local_training.train_group`."""
-        return train_poisoned(ranked, cutoffs, users, train, seeds, how, self.liars, self.part, self.targets)
+        return train_poisoned(ranked, cutoffs, users, train, seeds, how, self.liars, self.part, self.targets, device)
 
 
 def evaluation_items(cohort: Cohort, split: str) -> tuple[UserItems, UserItems]:
@@ -119,6 +120,7 @@ def train_poisoned(
     liars: BoolArray,
     part: Poisoning,
     targets: NDArray[np.int32],
+    device: str = "cpu",
 ) -> tuple[NDArray[np.float32], GroupUpdate]:
     """As :func:`fl_peel.local_training.train_group`, where the devices ``liars`` (N,) alter their updates.
 
@@ -129,7 +131,7 @@ def train_poisoned(
     loss, norms = np.zeros(len(users)), np.zeros(len(users))
     examples, pieces = np.zeros(len(users), np.int64), np.zeros(len(users), np.int64)
     trained[honest], total = train_group(
-        ranked, cutoffs[honest], users[honest], train.select(honest), seeds[honest], how
+        ranked, cutoffs[honest], users[honest], train.select(honest), seeds[honest], how, device
     )
     sums, tallies, holders = total.sums, total.tallies.copy(), total.holders.copy()
     for values, theirs in (
@@ -145,7 +147,7 @@ def train_poisoned(
         items = train.select(only)
         if part.kind == "promote":
             items = pretended(items, np.ones(1, np.bool_), targets)
-        trained[only], update = train_group(ranked, cutoffs[only], users[only], items, seeds[only], own)
+        trained[only], update = train_group(ranked, cutoffs[only], users[only], items, seeds[only], own, device)
         sent = altered(update.sums / FIXED_POINT, ranked, part, targets)
         size = float(np.abs(sent).sum() if how.clip_l1 else np.sqrt((sent**2).sum()))
         if size > how.max_norm:
@@ -155,7 +157,7 @@ def train_poisoned(
         holders += update.holders
         loss[i], norms[i] = update.loss[0], size
         examples[i], pieces[i] = update.examples[0], update.touched_pieces[0]
-    return trained, _packed(sums, tallies, holders, loss, examples, pieces, norms)
+    return trained, GroupUpdate(*in_two_parts(sums), tallies, holders, loss, examples, pieces, norms)
 
 
 def altered(
@@ -171,22 +173,6 @@ def altered(
         rows = ranked.row_of_item[targets]
         changed[rows[rows >= 0]] *= part.factor
     return changed
-
-
-def _packed(
-    sums: IntArray,
-    tallies: IntArray,
-    holders: IntArray,
-    loss: NDArray[np.float64],
-    examples: IntArray,
-    pieces: IntArray,
-    norms: NDArray[np.float64],
-) -> GroupUpdate:
-    """Sums (R, d) in the two parts that cross the wire: rows that fit in 32 bits, and those that do not."""
-    is_wide = np.asarray((np.abs(sums) >= 2**31).any(axis=1))
-    narrow = np.where(is_wide[:, None], 0, sums).astype(np.int32)
-    wide = np.where(is_wide[:, None], sums, 0)
-    return GroupUpdate(narrow, wide, is_wide, tallies, holders, loss, examples, pieces, norms)
 
 
 __all__ = ["Malice", "altered", "evaluation_items", "malicious", "pretended", "target_items", "train_poisoned"]

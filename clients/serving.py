@@ -87,6 +87,7 @@ def follow(cohort: Cohort, request: MovingRequest) -> MovingReply:
             cohort.seen.select(members),
             cohort.splits.test.select(members),
             scenario.evaluation.top_n,
+            scenario.engine.device,
         )
         per_device = who.over_time(budgets[:, index], steps_per_round)  # (T, N, columns)
         classes = cohort.classes[members]
@@ -103,13 +104,14 @@ def follow(cohort: Cohort, request: MovingRequest) -> MovingReply:
 
 @dataclass(frozen=True)
 class _Followed:
-    """Devices of one user group: ranked blocks, user embeddings (N, d), items seen and wanted."""
+    """Devices of one user group: ranked blocks, user embeddings (N, d), items seen and wanted; the engine's device."""
 
     ranked: RankedBlocks
     users: NDArray[np.float32]
     seen: UserItems
     wanted: UserItems
     top_n: int
+    device: str
 
     def over_time(self, budgets: IntArray, steps_per_round: int) -> IntArray:
         """What each device does at each step, (T, N, len(StepColumn)), under ``budgets`` (T, N)."""
@@ -171,7 +173,7 @@ class _Followed:
     def _recall(self, index: IntArray, cutoffs: IntArray) -> IntArray:
         """Fixed-point recall of some of the devices; 0 for those without test items."""
         seen, wanted = self.seen.select(index), self.wanted.select(index)
-        recall, _ = evaluate(self.ranked, cutoffs[index], self.users[index], seen, wanted, self.top_n)
+        recall, _ = evaluate(self.ranked, cutoffs[index], self.users[index], seen, wanted, self.top_n, self.device)
         return np.rint(recall * SUM_SCALE).astype(np.int64)
 
 

@@ -228,6 +228,7 @@ def train_members(
         deadline_s=deadline_s,
         traffic=traffic,
         hiding=hiding(cohort.scenario, request),
+        device=cohort.scenario.engine.device,
     )
     kept, update = members[done.kept], done.update
     private = cohort.scenario.privacy.sums_only
@@ -338,7 +339,9 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
             columns = [np.ones(len(members), np.int64), held.budgets, held.stored, held.violations]
             np.add.at(owned[i], classes, np.stack(columns, axis=1))
             stored_max[i] = max(stored_max[i], int(held.stored.max(initial=0)))
-            per_device = evaluate(ranked, held.cutoffs, users, hidden, mine, scenario.evaluation.top_n)
+            per_device = evaluate(
+                ranked, held.cutoffs, users, hidden, mine, scenario.evaluation.top_n, scenario.engine.device
+            )
             sums = MetricSums.of(cells, shape[1], *per_device, counted)
             recall[i] += sums.recall
             ndcg[i] += sums.ndcg

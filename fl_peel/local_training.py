@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from fl_peel import kernels
 from fl_peel.errors import ScenarioError
 from fl_peel.interactions import UserItems
+from fl_peel.processor import torch_device
 from fl_peel.selection import RankedBlocks
+from fl_peel.torch_cohort import train_devices as train_in_torch
 
 _FP16_MAX = 65504.0
 
@@ -115,6 +117,13 @@ class GroupUpdate:
         return self.tallies[:, 1]
 
 
+def in_two_parts(sums: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:
+    """Sums (R, d) as a :class:`GroupUpdate` holds them: narrow, wide, is_wide; wide where 32 bits are too few."""
+    is_wide = np.asarray((np.abs(sums) >= 2**31).any(axis=1))
+    narrow = np.where(is_wide[:, None], 0, sums).astype(np.int32)
+    return narrow, np.where(is_wide[:, None], sums, 0), is_wide
+
+
 def holders_of(cutoffs: NDArray[np.int64], num_blocks: int) -> NDArray[np.int64]:
     """Devices that keep each ranked block, (K,): those whose cutoff lies beyond it."""
     counts = np.bincount(cutoffs, minlength=num_blocks + 1)
@@ -128,16 +137,50 @@ def train_group(
     train: UserItems,
     seeds: NDArray[np.uint64],
     how: LocalTraining,
+    device: str = "cpu",
 ) -> tuple[NDArray[np.float32], GroupUpdate]:
     """Train the devices of one user group, each from the same blocks.
 
     cutoffs: (N,) blocks each keeps; users: (N, d); train: N rows of item numbers; seeds: (N,), one per device.
-    Returns the new user embeddings (N, d), which stay on the devices, and the sums.
+    device: as ``engine.device``, where it is computed. Returns the new user embeddings (N, d), which stay on the
+    devices, and the sums.
 
     Raises:
         ScenarioError: training diverged: a device's numbers are no longer finite, or its user embedding no longer
             fits in fp16, in which it is stored.
     """
+    where = torch_device(device)
+    if where is None:
+        trained, update = _compiled(ranked, cutoffs, users, train, seeds, how)
+    else:
+        done = train_in_torch(ranked, cutoffs, users, train, seeds, how, where)
+        trained, holders = done.users, holders_of(cutoffs[done.examples > 0], len(ranked.blocks))
+        update = GroupUpdate(
+            *in_two_parts(done.sums),
+            done.tallies,
+            holders,
+            done.loss,
+            done.examples,
+            done.touched_pieces,
+            np.sqrt(done.squared_norms),
+        )
+    finite = np.isfinite(update.norms).all() and np.isfinite(update.loss).all()
+    if not (finite and np.abs(trained).max(initial=0.0) < _FP16_MAX):
+        raise ScenarioError(
+            "refinement.local: training diverged on a device; lower learning_rate and user_learning_rate, or raise l2"
+        )
+    return trained, update
+
+
+def _compiled(
+    ranked: RankedBlocks,
+    cutoffs: NDArray[np.int64],
+    users: NDArray[np.float32],
+    train: UserItems,
+    seeds: NDArray[np.uint64],
+    how: LocalTraining,
+) -> tuple[NDArray[np.float32], GroupUpdate]:
+    """As :func:`train_group`, by the compiled loop."""
     num_devices = len(cutoffs)
     num_rows, dim = ranked.table.shape
     trained = np.array(users, np.float32, order="C", copy=True)
@@ -175,10 +218,6 @@ def train_group(
         touched_pieces,
         squares,
     )
-    if not (np.isfinite(squares).all() and np.isfinite(loss).all() and np.abs(trained).max(initial=0.0) < _FP16_MAX):
-        raise ScenarioError(
-            "refinement.local: training diverged on a device; lower learning_rate and user_learning_rate, or raise l2"
-        )
     holders = holders_of(cutoffs[examples > 0], len(ranked.blocks))
     return trained, GroupUpdate(
         narrow, wide, is_wide, tallies, holders, loss, examples, touched_pieces, np.sqrt(squares)

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from fl_peel import kernels
 from fl_peel.interactions import UserItems
 from fl_peel.ondevice import stored_user
+from fl_peel.processor import torch_device
 from fl_peel.selection import RankedBlocks
+from fl_peel.torch_ranking import top_rows as top_rows_in_torch
 
 TILE_ROWS = 64
 """Rows that the compiled loop scores side by side."""
@@ -28,13 +30,21 @@ def _rows(ranked: RankedBlocks, items: UserItems) -> NDArray[np.int32]:
 
 
 def top_rows(
-    ranked: RankedBlocks, cutoffs: NDArray[np.int64], users: NDArray[np.float32], exclude: UserItems, n: int
+    ranked: RankedBlocks,
+    cutoffs: NDArray[np.int64],
+    users: NDArray[np.float32],
+    exclude: UserItems,
+    n: int,
+    device: str = "cpu",
 ) -> NDArray[np.int32]:
     """The n best table rows of each device (N, n), best first, -1 where it has fewer.
 
     Ties go to the smaller catalogue row, all that a device knows of an item.
-    cutoffs: (N,); users: (N, d); exclude: what each device must not be recommended.
+    cutoffs: (N,); users: (N, d); exclude: what each device must not be recommended; device: as ``engine.device``.
     """
+    where = torch_device(device)
+    if where is not None:
+        return top_rows_in_torch(ranked, cutoffs, users, exclude, n, where)
     num_rows, num_slices = ranked.position.shape
     width = ranked.layout.slice_dim
     num_tiles, padded = -(-num_rows // TILE_ROWS), -(-width // 4) * 4
@@ -76,9 +86,10 @@ def evaluate(
     exclude: UserItems,
     wanted: UserItems,
     n: int,
+    device: str = "cpu",
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Recall@n and NDCG@n of each device from what it has stored: fp16 user embedding, coded blocks."""
-    best = top_rows(ranked, cutoffs, stored_user(users), exclude, n)
+    best = top_rows(ranked, cutoffs, stored_user(users), exclude, n, device)
     return recall_ndcg(ranked, best, wanted, n)
 
 

@@ -18,6 +18,7 @@ from fl_peel.compile_cache import choose_cache_folder
 
 choose_cache_folder(Path(__file__).parent)
 
+from fl_peel.kernels.batches import count_examples, draw_batches  # noqa: E402
 from fl_peel.kernels.bounding import bounded_hits  # noqa: E402
 from fl_peel.kernels.drawing import draw_items  # noqa: E402
 from fl_peel.kernels.neighbours import neighbour_scores  # noqa: E402
@@ -34,7 +35,9 @@ __all__ = [
     "add_rows",
     "block_signals",
     "bounded_hits",
+    "count_examples",
     "decode_int8",
+    "draw_batches",
     "draw_items",
     "encode_int8",
     "hit_sums",
