@@ -23,6 +23,7 @@ from fl_peel.local_training import LocalLoss, LocalTraining
 from fl_peel.losses import DiversityForm
 from fl_peel.precision import Precision
 from fl_peel.pretraining import PretrainingConfig
+from fl_peel.processor import check_device_name
 from fl_peel.readers import DataFormat
 from fl_peel.selectors import check_selector
 
@@ -44,6 +45,14 @@ def _selector(name: str) -> str:
         raise ValueError(str(error)) from error
 
 
+def _device(name: str) -> str:
+    try:
+        return check_device_name(name)
+    except ScenarioError as error:
+        raise ValueError(str(error)) from error
+
+
+Device = Annotated[str, AfterValidator(_device)]
 Selector = Annotated[str, AfterValidator(_selector)]
 Share = Annotated[float, BeforeValidator(_share), Field(gt=0, le=1)]
 PartShare = Annotated[float, BeforeValidator(_share), Field(ge=0, lt=1)]
@@ -441,7 +450,7 @@ class Elasticity(Part):
 
 
 class Engine(Part):
-    """How the simulation runs. Nothing here changes a result."""
+    """How the simulation runs. Nothing here changes a result; ``device`` alone changes how figures are rounded."""
 
     nodes: int = Field(2, ge=1)
     """Flower nodes; each hosts every nodes-th device."""
@@ -450,8 +459,9 @@ class Engine(Part):
     """A node that has not answered by then counts as failed for that round."""
     ray_address: str | None = None
     """An existing Ray cluster; null starts one."""
-    device: str = "cpu"
-    """Of pretraining: cpu or cuda."""
+    device: Device = "cpu"
+    """Where cohorts train and rank, and the server pretrains: cpu, cuda, cuda:N; torch-cpu: what a GPU would do, done
+    by the processor, slowly, for tests (pretraining then is on cpu)."""
 
 
 class Scenario(Part):

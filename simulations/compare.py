@@ -19,6 +19,7 @@ from clients.profiles import load_fleet
 from fl_peel.config import Scenario, load_scenario
 from fl_peel.events import OnEvent, silent
 from fl_peel.precision import Precision
+from fl_peel.processor import pretraining_device
 from simulations.checkpoints import CENTRAL
 from simulations.compare_rows import aggregated, summary
 from simulations.inputs import checked
@@ -223,7 +224,7 @@ def material_of(study: Study) -> Material:
         prepared.pretrained,
         study.scenario.pretraining.config(),
         study.scenario.seed,
-        study.scenario.engine.device,
+        pretraining_device(study.scenario.engine.device),
         study.place.cache_dir,
         study.on_event,
     )

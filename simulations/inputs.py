@@ -8,6 +8,7 @@ from pathlib import Path
 from clients.profiles import load_fleet
 from fl_peel.config import Scenario
 from fl_peel.errors import DataError, ScenarioError
+from fl_peel.processor import require_device
 from fl_peel.roots import check_one_root
 from simulations.report import ReportError
 
@@ -22,8 +23,10 @@ def checked(scenario: Scenario, out: Path | None, *, place: str = "--out", worki
         ReportError: ``out`` cannot be a folder of results.
         ProfileError: no such fleet, or one that makes no sense.
         DataError: no such data file.
+        ScenarioError: a GPU is asked for, and there is none.
     """
     check_one_root(working_dir)
+    require_device(scenario.engine.device)
     if out is not None:
         check_out(out, place)
     scenario = absolute(scenario)

@@ -32,6 +32,7 @@ from fl_peel.config import Scenario, load_scenario
 from fl_peel.devices import device_splits
 from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
+from fl_peel.processor import is_gpu
 from simulations.fleet_summary import fleet_summary
 from simulations.inputs import checked
 from simulations.report import ReportError, RunResult, write_report
@@ -117,7 +118,7 @@ def simulated(
         EngineError: the engine itself failed.
     """
     backend_config = _backend_config(scenario)
-    with _quiet_engine():
+    with _quiet_engine(), _visible_gpus(scenario.engine.device):
         outcome: list[dict[str, Any]] = []
         failed: list[BaseException] = []
         stop, ended = threading.Event(), threading.Event()
@@ -166,9 +167,15 @@ def _backend_config(scenario: Scenario) -> dict[str, Any]:
     else:
         init_args["address"] = "local"  # never a cluster of somebody else's that happens to run on this machine
         init_args["num_cpus"] = max(os.cpu_count() or 1, engine.cpus_per_node)
+    num_gpus = gpu_share(engine.nodes) if is_gpu(engine.device) else 0.0
     # an actor that dies must come back, or later rounds lose their node too
-    resources = {"num_cpus": engine.cpus_per_node, "num_gpus": 0.0, "max_restarts": -1}
+    resources = {"num_cpus": engine.cpus_per_node, "num_gpus": num_gpus, "max_restarts": -1}
     return {"init_args": init_args, "client_resources": resources}
+
+
+def gpu_share(nodes: int) -> float:
+    """What of a GPU each of the nodes that share it gets, in whole ten-thousandths, as Ray has it."""
+    return max(10_000 // nodes, 1) / 10_000
 
 
 def _require_cluster(address: str) -> None:
@@ -204,6 +211,22 @@ def _quiet_engine() -> Iterator[None]:
             os.environ.pop("PYTHONPATH", None)  # the engine writes the whole search path into it
         else:
             os.environ["PYTHONPATH"] = python_path
+
+
+@contextmanager
+def _visible_gpus(device: str) -> Iterator[None]:
+    """With ``cuda:N``, workers see all GPUs, so that N means the same to them; else Ray shows each only its own."""
+    key = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+    before = os.environ.get(key)
+    if is_gpu(device) and ":" in device:
+        os.environ[key] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = before
 
 
 def save(result: dict[str, Any], scenario: Scenario, run_dir: Path, out: Path) -> None:

@@ -27,6 +27,7 @@ from fl_peel.grouping import UserGroups
 from fl_peel.interactions import UserItems, collected
 from fl_peel.pretraining import EpochFigures, PretrainedEmbeddings, pretrain
 from fl_peel.privacy.plan import Plan, make_plan, report_of
+from fl_peel.processor import pretraining_device
 from fl_peel.randomness import rng_for
 from fl_peel.ranking import MetricSums
 from fl_peel.selection import check_budget
@@ -97,7 +98,7 @@ def prepare(scenario: Scenario, place: Place, stages: Stages, on_event: OnEvent 
         on_event(Event("pretraining", figures.epoch, config.epochs, f"loss {figures.loss:.4f}"))
 
     with stages("pretraining"):
-        device = scenario.engine.device
+        device = pretraining_device(scenario.engine.device)
         key = pretraining_key(given, splits.num_items, config, scenario.seed, device)
         kept = read_tables(Path(place.cache_dir), key) if place.cache_dir else None
         pretrained = kept or pretrain(given, splits.num_items, config, seed=scenario.seed, device=device, progress=show)
