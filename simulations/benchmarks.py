@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -23,14 +24,16 @@ from fl_peel import wire
 from fl_peel.blocks import BlockLayout
 from fl_peel.config import Scenario, load_scenario
 from fl_peel.devices import device_splits
-from fl_peel.errors import EngineError, ScenarioError
+from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.local_training import train_group
 from fl_peel.population import Population
+from fl_peel.processor import is_gpu, require_device, torch_device
 from fl_peel.randomness import device_seeds, rng_for
 from fl_peel.roots import own_root
 from fl_peel.selection import ElasticEmbedding, RankedBlocks, pack_ranking, rank_blocks
 from simulations import stock_flower
+from simulations.bench_device import compared_metrics
 from simulations.bench_world import World, make_world
 from simulations.report_files import json_bytes, write_files
 from simulations.runner import PeakMemory, run, run_folder, simulated
@@ -54,7 +57,8 @@ profiles:
 @dataclass(frozen=True)
 class BenchPlan:
     """What is measured. data: a named data set, or a folder that a population was written to; sizes: devices of the
-    populations for the scaling figures, over ``num_items`` items; rounds: timed rounds of each kind.
+    populations for the scaling figures, over ``num_items`` items; rounds: timed rounds of each kind; device: as
+    ``engine.device``.
     """
 
     data: str = "gowalla"
@@ -66,6 +70,7 @@ class BenchPlan:
     num_items: int = 100_000
     main_job: bool = True
     nodes: int = 2
+    device: str = "cpu"
 
 
 def bench(
@@ -80,14 +85,14 @@ def bench(
 ) -> dict[str, Any]:
     """Measure, and write bench.json to ``out`` if given. ``million``: also the populations up to a million devices.
 
+    device: where our cohorts train and rank, as ``engine.device``; the plain Flower app is on the CPU.
+
     Raises:
-        ScenarioError: a ``device`` other than cpu: cohorts train on the CPU.
+        ScenarioError: no such ``device`` here.
         FlPeelError: a data set that is not there, or a failed engine.
     """
-    if device != "cpu":
-        raise ScenarioError(f"bench: device {device!r} cannot train cohorts; use cpu (cuda serves pretraining alone)")
-    if plan is None:
-        plan = BenchPlan(stock_devices=stock_devices)
+    require_device(device)
+    plan = replace(plan or BenchPlan(stock_devices=stock_devices), device=device)
     if not million:
         plan = replace(plan, sizes=())
     free = psutil.virtual_memory().available
@@ -96,7 +101,7 @@ def bench(
             f"bench: a million devices take up to {FREE_BYTES >> 30} GiB of memory, and {free / 2**30:.1f} GiB are "
             "free; stop other programs or use --no-million"
         )
-    found: dict[str, Any] = {"environment": _environment(), "plan": vars(plan)}
+    found: dict[str, Any] = {"environment": _environment(device), "device": device, "plan": vars(plan)}
     with run_folder() as folder:
         (folder / "full.yaml").write_text(FULL_TABLES)
         base = _scenario(plan, plan.data, str(folder / "full.yaml"))
@@ -113,9 +118,11 @@ def bench(
             found["same_devices_per_second"] / found["stock_flower_devices_per_second"]
         )
         on_event(Event("bench", 2, 3, f"{found['speedup_vs_stock']:,.0f} times stock Flower"))
+        if device != "cpu":
+            found |= compared_metrics(base, place, device)
     if plan.main_job:
         start = time.perf_counter()
-        run("ml-100k", data_dir=data_dir, on_event=on_event)
+        run("ml-100k", overrides=[f"engine.device={device}"], data_dir=data_dir, on_event=on_event)
         found["main_job_seconds"] = time.perf_counter() - start
     on_event(Event("bench", 3, 3))
     if out is not None:
@@ -123,8 +130,9 @@ def bench(
     return found
 
 
-def _environment() -> dict[str, Any]:
-    return {
+def _environment(device: str) -> dict[str, Any]:
+    gpu = {"gpu": torch.cuda.get_device_name(torch_device(device))} if is_gpu(device) else {}
+    return gpu | {
         "cpus": psutil.cpu_count(),
         "machine": platform.machine(),
         "python": platform.python_version(),
@@ -157,6 +165,7 @@ def _scenario(plan: BenchPlan, data: str, fleet: str, *more: str) -> Scenario:
             "evaluation.budgets=[0.01]",
             "evaluation.selectors=[popularity]",
             f"engine.nodes={plan.nodes}",
+            f"engine.device={plan.device}",
             *more,
         ],
     )
@@ -324,7 +333,8 @@ def _stock(base: Scenario, place: Place, plan: BenchPlan, folder: Path, on_event
             "stock_flower_seconds": seconds,
         }
 
-    scenario = base.model_copy(update={"engine": base.engine.model_copy(update={"nodes": len(chosen)})})
+    engine = base.engine.model_copy(update={"nodes": len(chosen), "device": "cpu"})
+    scenario = base.model_copy(update={"engine": engine})
     return simulated(scenario, place, on_event, server=server, client=stock_flower.app)
 
 

@@ -136,7 +136,7 @@ def _fetch(name: str, data_dir: Path | None) -> None:
 def bench(
     data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for bench.json.")] = None,
-    device: Annotated[str, typer.Option("--device", help="What cohorts train on: cpu.")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="Where cohorts train: cpu, cuda, cuda:N, torch-cpu.")] = "cpu",
     million: Annotated[
         bool, typer.Option("--million/--no-million", help="Also 10,000, 100,000 and a million synthetic devices.")
     ] = True,
