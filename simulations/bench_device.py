@@ -15,26 +15,32 @@ from fl_peel.pretraining import pretrain
 from fl_peel.randomness import device_seeds
 from fl_peel.ranking import MetricSums, evaluate
 from fl_peel.selection import rank_blocks
+from strategies.sampling import sample_cohort
 from strategies.server_app import Place
 
 TOP_N = 20
+MOST_DEVICES = 4000
+"""Devices of the comparison, drawn where there are more: it is no measure of speed."""
 
 
 def compared_metrics(scenario: Scenario, place: Place, device: str) -> dict[str, Any]:
-    """One round of all devices, from tables that know something of their tastes, on ``cpu`` and on ``device``.
+    """One round of devices, from tables that know something of their tastes, on ``cpu`` and on ``device``.
 
     All are one user group and hold the whole table in int8. ``metrics``: means over devices with test items, by where;
     ``metrics_difference``: the largest absolute difference between the two.
     """
     splits = device_splits(scenario, place.data_dir, place.run_dir)
-    num_devices, num_items = splits.num_users, splits.num_items
-    train = splits.train.select(np.arange(num_devices))  # in memory: a population's file may not be sorted in place
+    everybody = np.arange(splits.num_users)
+    share = min(1.0, MOST_DEVICES / max(splits.num_users, 1))
+    devices = sample_cohort(scenario.seed, 1, everybody, share)
+    splits = splits.of(devices)  # in memory: a population's files are not to be sorted in place
+    num_devices, num_items, train = len(devices), splits.num_items, splits.train
     pretrained = pretrain(train, num_items, scenario.pretraining.config(), seed=scenario.seed)
     layout = BlockLayout(np.arange(num_items, dtype=np.int32), scenario.pretraining.embedding_dim, 1)
     weights = train.popularity(num_items).astype(np.float64)
     sent = rank_blocks(layout, "int8", weights, pretrained.items)
     everything = np.full(num_devices, len(sent.blocks), np.int64)
-    seeds = device_seeds(scenario.seed, "bench", devices=np.arange(num_devices))
+    seeds = device_seeds(scenario.seed, "bench", devices=devices)
     how = scenario.refinement.local.config(pretrained.temperature)
     seen = train.merged(splits.validation)
     metrics: dict[str, dict[str, float]] = {}
