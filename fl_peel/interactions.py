@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.errors import DataError
-from fl_peel.randomness import device_seeds, mix64, rng_for
+from fl_peel.randomness import device_seeds, device_uniforms, mix64, rng_for
 
 IntArray = NDArray[np.int64]
 
@@ -139,7 +139,9 @@ def split(
     Each user's items are put in order: oldest first where there are timestamps (``order`` "time" or "auto"),
     else a random order that depends on the seed, the user and the items alone. The newest ``test_share`` is
     the test part (unless the source gives one) and the newest ``validation_share`` of what is left is the
-    validation part. Shares round to the nearest whole number (halves to the even one), and a user who has any
+    validation part. Shares round to the nearest whole number (halves to the even one), but for the validation part in
+    random order, which rounds up or down by chance so that it is right on average: to the nearest, a small share would
+    take its items from the busiest users alone, and what is chosen on them would suit nobody else. A user who has any
     item keeps at least one for training.
 
     Raises:
@@ -166,7 +168,12 @@ def split(
     else:
         num_test = np.zeros_like(counts)
     left = counts - num_test
-    num_validation = np.minimum(np.rint(left * validation_share).astype(np.int64), np.maximum(left - 1, 0))
+    if by_time:
+        wanted = np.rint(left * validation_share)
+    else:
+        chance = device_uniforms(seed, "validation-share", devices=np.arange(len(left)))
+        wanted = np.floor(left * validation_share + chance)
+    num_validation = np.minimum(wanted.astype(np.int64), np.maximum(left - 1, 0))
     is_test = position >= np.repeat(left, counts)
     is_validation = ~is_test & (position >= np.repeat(left - num_validation, counts))
     ordered = UserItems(pairs.indptr, items)

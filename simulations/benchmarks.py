@@ -7,7 +7,9 @@ is timed from the moment the server starts to choose and pack blocks until its t
 
 from __future__ import annotations
 
+import json
 import platform
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +21,7 @@ import psutil
 import torch
 from flwr.app import Message
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.blocks import BlockLayout
@@ -26,6 +29,7 @@ from fl_peel.config import Scenario, load_scenario
 from fl_peel.devices import device_splits
 from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
+from fl_peel.interactions import Splits
 from fl_peel.local_training import train_group
 from fl_peel.population import Population
 from fl_peel.processor import is_gpu, require_device, torch_device
@@ -66,6 +70,7 @@ class BenchPlan:
     user_groups: int = 16
     rounds: int = 6
     stock_devices: int = 1000
+    pfl_devices: int = 500
     sizes: tuple[int, ...] = (10_000, 100_000, MILLION)
     num_items: int = 100_000
     main_job: bool = True
@@ -80,12 +85,13 @@ def bench(
     device: str = "cpu",
     million: bool = True,
     stock_devices: int = 1000,
+    pfl_python: str | Path | None = None,
     plan: BenchPlan | None = None,
     on_event: OnEvent = silent,
 ) -> dict[str, Any]:
-    """Measure, and write bench.json to ``out`` if given. ``million``: also the populations up to a million devices.
-
-    device: where our cohorts train and rank, as ``engine.device``; the plain Flower app is on the CPU.
+    """Measure, and write bench.json to ``out`` if given. ``million``: also the populations up to a million devices;
+    pfl_python: the interpreter of an environment that pfl and torch are installed in, to measure pfl too;
+    device: where our cohorts train and rank, as ``engine.device``; rivals are on the CPU.
 
     Raises:
         ScenarioError: no such ``device`` here.
@@ -101,6 +107,7 @@ def bench(
             f"bench: a million devices take up to {FREE_BYTES >> 30} GiB of memory, and {free / 2**30:.1f} GiB are "
             "free; stop other programs or use --no-million"
         )
+    pfl = None if pfl_python is None else pfl_interpreter(pfl_python)
     found: dict[str, Any] = {"environment": _environment(device), "device": device, "plan": vars(plan)}
     with run_folder() as folder:
         (folder / "full.yaml").write_text(FULL_TABLES)
@@ -120,6 +127,9 @@ def bench(
         on_event(Event("bench", 2, 3, f"{found['speedup_vs_stock']:,.0f} times stock Flower"))
         if device != "cpu":
             found |= compared_metrics(base, place, device)
+        if pfl is not None:
+            found |= _pfl(pfl, base, place, plan, folder / "pfl")
+            found["speedup_vs_pfl"] = found["devices_per_second"] / found["pfl_devices_per_second"]
     if plan.main_job:
         start = time.perf_counter()
         run("ml-100k", overrides=[f"engine.device={device}"], data_dir=data_dir, on_event=on_event)
@@ -301,13 +311,8 @@ def _training_alone(world: World, strategy: PeelStrategy) -> dict[str, float]:
 def _stock(base: Scenario, place: Place, plan: BenchPlan, folder: Path, on_event: OnEvent) -> dict[str, Any]:
     """The same training as a plain Flower app: a node per device, a message per device."""
     splits = device_splits(base, place.data_dir, place.run_dir)
-    everybody = np.arange(splits.num_users)
-    chosen = sample_cohort(base.seed, 1, everybody, min(1.0, plan.stock_devices / splits.num_users))
-    rng = rng_for(0, "bench", "stock")
-    users = rng.standard_normal((len(chosen), plan.embedding_dim), np.float32) * np.float32(0.2)
-    table = rng.standard_normal((splits.num_items, plan.embedding_dim), np.float32) * np.float32(0.2)
+    chosen, table = _rivals_devices(base, splits, plan, folder, plan.stock_devices)
     layout = BlockLayout(np.arange(splits.num_items, dtype=np.int32), plan.embedding_dim, 1)
-    stock_flower.save_devices(folder, users, splits.train.select(chosen))
     blocks = pack_ranking(layout, "int8", splits.train.popularity(splits.num_items).astype(np.float64), table, None)
     ranked = RankedBlocks.unpack(layout, "int8", blocks)
 
@@ -336,6 +341,57 @@ def _stock(base: Scenario, place: Place, plan: BenchPlan, folder: Path, on_event
     engine = base.engine.model_copy(update={"nodes": len(chosen), "device": "cpu"})
     scenario = base.model_copy(update={"engine": engine})
     return simulated(scenario, place, on_event, server=server, client=stock_flower.app)
+
+
+def _rivals_devices(
+    base: Scenario, splits: Splits, plan: BenchPlan, folder: Path, count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Lay ``count`` sampled devices where a rival finds them: their numbers (N,), and a drawn item table (I, d)."""
+    chosen = sample_cohort(base.seed, 1, np.arange(splits.num_users), min(1.0, count / splits.num_users))
+    rng = rng_for(0, "bench", "stock")
+    users = rng.standard_normal((len(chosen), plan.embedding_dim), np.float32) * np.float32(0.2)
+    table = rng.standard_normal((splits.num_items, plan.embedding_dim), np.float32) * np.float32(0.2)
+    stock_flower.save_devices(folder, users, splits.train.select(chosen))
+    return chosen, table
+
+
+def pfl_interpreter(python: str | Path) -> str:
+    """The interpreter itself.
+
+    Raises:
+        EngineError: it cannot be started, or has no pfl with torch.
+    """
+    try:
+        found = subprocess.run([str(python), "-c", "import pfl.model.pytorch"], capture_output=True, text=True)
+    except OSError as error:
+        raise EngineError(f"--pfl-python {python}: cannot be started ({error.strerror}); name a Python") from error
+    if found.returncode:
+        last = (found.stderr.strip().splitlines() or ["no message"])[-1]
+        raise EngineError(f"--pfl-python {python}: {last}; install pfl and torch there: pip install 'pfl[pytorch]'")
+    return str(python)
+
+
+def _pfl(python: str, base: Scenario, place: Place, plan: BenchPlan, folder: Path) -> dict[str, Any]:
+    """The same training under pfl, in its own environment; see :mod:`simulations.pfl_app`.
+
+    Raises:
+        EngineError: it failed there.
+    """
+    splits = device_splits(base, place.data_dir, place.run_dir)
+    _, table = _rivals_devices(base, splits, plan, folder, plan.pfl_devices)
+    np.save(folder / "table.npy", table)
+    how = stock_flower.HOW
+    script = own_root() / "simulations" / "pfl_app.py"
+    command = [python, str(script), str(folder), str(how.batch_size), str(how.learning_rate)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    if done.returncode:
+        raise EngineError(f"pfl: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    return {
+        "pfl_devices_per_second": answer["devices"] / answer["seconds"],
+        "pfl_devices": answer["devices"],
+        "pfl_version": answer["version"],
+    }
 
 
 def _best(work: Callable[[], object], times: int) -> float:

@@ -141,6 +141,9 @@ def bench(
         bool, typer.Option("--million/--no-million", help="Also 10,000, 100,000 and a million synthetic devices.")
     ] = True,
     stock_devices: Annotated[int, typer.Option("--stock-devices", min=1, help="Nodes of the stock Flower app.")] = 1000,
+    pfl_python: Annotated[
+        Path | None, typer.Option("--pfl-python", help="Python that has pfl and torch installed: measure pfl, too.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Measure the engine on Gowalla against a plain Flower app, and up to a million devices; print bench.json."""
@@ -159,6 +162,7 @@ def bench(
             device=device,
             million=million,
             stock_devices=stock_devices,
+            pfl_python=pfl_python,
             on_event=on_event,
         )
     typer.echo(json_bytes(found))

@@ -83,6 +83,8 @@ def metric_rows(result: RunResult) -> Iterator[dict[str, Any]]:
     full = result["full_table"]
     yield {"kind": "full_table", "name": "fp32", "metric": "bytes", "value": full["bytes"]}
     yield from _numbers("full_table", "global", full["global"])
+    if "start" in full:
+        yield from _numbers("full_table", "start", full["start"])
     yield from _numbers("full_table", "refined", full["refined"])
     for row in result["budgets"]:
         values: Mapping[str, Any] = row

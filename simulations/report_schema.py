@@ -44,8 +44,11 @@ class Quality(_Recall, _Ndcg):
 
 
 # `global` is a Python keyword, hence the functional form.
-FullTable = TypedDict("FullTable", {"global": Quality, "refined": Quality, "bytes": Bytes})
-FullTable.__doc__ = """The whole item table in fp32: as pretrained, as refined by the federation, and its bytes."""
+FullTable = TypedDict(
+    "FullTable", {"global": Quality, "start": NotRequired[Quality], "refined": Quality, "bytes": Bytes}
+)
+FullTable.__doc__ = """The whole item table in fp32: as pretrained, as user groups start with it before any device has
+trained, as refined by the federation, and its bytes."""
 
 
 class BudgetRow(Quality):

@@ -81,9 +81,12 @@ def _ratio(value: float, reference: float) -> str:
 
 
 def full_table_view(result: RunResult) -> TableView:
-    """The full fp32 table, as pretrained and as refined."""
+    """The full fp32 table, as pretrained, as user groups start with it, and as refined."""
     full = result["full_table"]
     base = full["global"]["recall@20"]
+    tables = [("global", full["global"]), ("refined", full["refined"])]
+    if "start" in full:
+        tables.insert(1, ("start of the user groups", full["start"]))
     rows = tuple(
         (
             name,
@@ -92,7 +95,7 @@ def full_table_view(result: RunResult) -> TableView:
             format_metric(quality["ndcg@20"]),
             _ratio(quality["recall@20"], base),
         )
-        for name, quality in (("global", full["global"]), ("refined", full["refined"]))
+        for name, quality in tables
     )
     return TableView("Full item table, fp32", ("table", "size", "Recall@20", "NDCG@20", "ratio"), rows)
 

@@ -204,17 +204,18 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
         plan=plan,
     )
     with stages("evaluation"):
-        full_global = None
+        full_global = full_start = None
         if scenario.evaluation.full_tables:
             full_global = strategy.evaluate(
                 [wire.UNLIMITED], precision="fp32", selector=scenario.selector, everybody=prepared.pretrained.items
             )
+            full_start = strategy.evaluate([wire.UNLIMITED], precision="fp32", selector=scenario.selector)
     with stages("refinement"):
         strategy.start(
             grid, ArrayRecord(), num_rounds=scenario.refinement.rounds, timeout=scenario.engine.reply_timeout_s
         )
     with stages("evaluation"):
-        result, own, full_refined = _measure(scenario, strategy, full_global, on_event)
+        result, own, full_refined = _measure(scenario, strategy, full_global, full_start, on_event)
     with stages("heterogeneity"):
         refine = refiner(grid, place, prepared, nodes, lambda other: join(other, place, prepared, nodes), on_event)
         full = {"full_table_global": full_global, "full_table_refined": full_refined}
@@ -243,7 +244,11 @@ def _some(scenario: Scenario, members: Members, what: str, count: int) -> NDArra
 
 
 def _measure(
-    scenario: Scenario, strategy: PeelStrategy, full_global: wire.EvaluateReply | None, on_event: OnEvent
+    scenario: Scenario,
+    strategy: PeelStrategy,
+    full_global: wire.EvaluateReply | None,
+    full_start: wire.EvaluateReply | None,
+    on_event: OnEvent,
 ) -> tuple[dict[str, Any], wire.EvaluateReply, wire.EvaluateReply | None]:
     """The report's figures, and of those: everybody under their own budgets, with the full refined table."""
     evaluation, layout, members = scenario.evaluation, strategy.layout, strategy.members
@@ -290,9 +295,13 @@ def _measure(
     result: dict[str, Any] = {"budgets": rows, **_by_class_and_group(strategy, own, names)}
     full: dict[str, Any] = {"bytes": layout.full_table_bytes}
     refined = None
-    if full_global is not None:
+    if full_global is not None and full_start is not None:
         refined = strategy.evaluate([wire.UNLIMITED], precision="fp32", selector=scenario.selector)
-        full |= {"global": _overall(full_global, names), "refined": _overall(refined, names)}
+        full |= {
+            "global": _overall(full_global, names),
+            "start": _overall(full_start, names),
+            "refined": _overall(refined, names),
+        }
     step("full tables")
     result["full_table"] = full
     result |= _rounds(strategy)

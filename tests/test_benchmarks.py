@@ -1,6 +1,7 @@
 """The benchmark measures what it says: the rival trains the same, and every figure is there, from one run."""
 
 import json
+import sys
 import uuid
 
 import numpy as np
@@ -10,7 +11,7 @@ from flwr.app import Context, Message, RecordDict
 from fl_peel import reference
 from fl_peel.blocks import BlockLayout
 from fl_peel.config import load_scenario
-from fl_peel.errors import ScenarioError
+from fl_peel.errors import EngineError, ScenarioError
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.local_training import train_group
 from fl_peel.population import Population
@@ -115,6 +116,35 @@ def test_the_plan_follows_the_arguments(monkeypatch, tmp_path):
     assert plans[0].data.name == "gowalla"
     assert plans[0].engine.nodes == 2
     assert not (tmp_path / "bench.json").exists()
+
+
+def test_a_python_without_pfl_is_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmarks, "simulated", lambda *_, **__: pytest.fail("started all the same"))
+    with pytest.raises(EngineError, match=r"^--pfl-python \S+none: cannot be started .*; name a Python$"):
+        bench("", tmp_path, pfl_python=tmp_path / "none")
+    (tmp_path / "python").write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'pfl'\" >&2; exit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    with pytest.raises(EngineError, match=r"No module named 'pfl'; install pfl and torch there: .*$"):
+        bench("", tmp_path, pfl_python=tmp_path / "python")
+
+
+def test_pfl_gets_the_devices_and_the_table_and_its_answer_is_read(tmp_path):
+    """A stand-in for the interpreter, which tells what it was given: pfl itself is not among the dependencies."""
+    Population(0, 40, NUM_ITEMS, 2).write(tmp_path / "pop")
+    (tmp_path / "python").write_text(
+        f"#!{sys.executable}\n"
+        "import json, sys, numpy as np\n"
+        "assert sys.argv[1].endswith('pfl_app.py') and sys.argv[3:] == ['64', '0.05']\n"
+        "load = lambda name: np.load(f'{sys.argv[2]}/{name}.npy')\n"
+        "assert load('indptr')[-1] == len(load('items')) and len(load('users')) == len(load('indptr')) - 1\n"
+        f"assert load('table').shape == ({NUM_ITEMS}, {DIM})\n"
+        "print(json.dumps({'devices': len(load('users')), 'seconds': 2.0, 'version': '9'}))\n"
+    )
+    (tmp_path / "python").chmod(0o755)
+    plan = BenchPlan(data=str(tmp_path / "pop"), embedding_dim=DIM, user_groups=2, pfl_devices=10)
+    base = benchmarks._scenario(plan, plan.data, "default")
+    found = benchmarks._pfl(str(tmp_path / "python"), base, Place("", str(tmp_path)), plan, tmp_path / "pfl")
+    assert found == {"pfl_devices_per_second": 5.0, "pfl_devices": 10, "pfl_version": "9"}
 
 
 @pytest.mark.engine

@@ -92,7 +92,7 @@ def test_given_test_is_kept_and_validation_comes_from_train():
     data = Interactions("x", ragged(range(10), [0]), 12, given_test=ragged([10, 11], []))
     parts = split(data, seed=3)
     assert rows_of(parts.test) == [[10, 11], []]
-    # rint(10 * 0.1) = 1 for validation; the second user keeps its only item.
+    # 10 * 0.1 is 1 whatever the chance; the second user keeps its only item.
     assert parts.validation.counts().tolist() == [1, 0]
     assert sorted(rows_of(parts.train)[0] + rows_of(parts.validation)[0]) == list(range(10))
     assert rows_of(parts.train)[1] == [0]
@@ -127,6 +127,16 @@ def test_random_split_is_fair_to_every_place():
     data = Interactions("x", ragged(*[range(10)] * 4000), 10)
     per_item = split(data, seed=11).test.popularity(10)
     assert (np.abs(per_item - 800) < 127).all()
+
+
+def test_a_small_validation_share_takes_items_of_users_with_few_items_too():
+    # 10 items at 3%: nobody would have a validation item to the nearest number, three users in ten have one by chance.
+    # Of 4000 users 1200 +- 5 * sqrt(4000 * 0.21) = 145; of users with 100 items each has 3.
+    data = Interactions("x", ragged(*[range(10)] * 4000, range(100)), 100, given_test=ragged(*[[]] * 4001))
+    counts = split(data, seed=5, validation_share=0.03).validation.counts()
+    assert set(counts[:4000].tolist()) == {0, 1}
+    assert abs(int(counts[:4000].sum()) - 1200) < 145
+    assert counts[4000] == 3
 
 
 @given(
