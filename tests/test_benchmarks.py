@@ -121,11 +121,11 @@ def test_the_plan_follows_the_arguments(monkeypatch, tmp_path):
 def test_a_python_without_pfl_is_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarks, "simulated", lambda *_, **__: pytest.fail("started all the same"))
     with pytest.raises(EngineError, match=r"^--pfl-python \S+none: cannot be started .*; name a Python$"):
-        bench("", tmp_path, pfl_python=tmp_path / "none")
+        bench("", tmp_path, million=False, pfl_python=tmp_path / "none")
     (tmp_path / "python").write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'pfl'\" >&2; exit 1\n")
     (tmp_path / "python").chmod(0o755)
     with pytest.raises(EngineError, match=r"No module named 'pfl'; install pfl and torch there: .*$"):
-        bench("", tmp_path, pfl_python=tmp_path / "python")
+        bench("", tmp_path, million=False, pfl_python=tmp_path / "python")
 
 
 def test_pfl_gets_the_devices_and_the_table_and_its_answer_is_read(tmp_path):
