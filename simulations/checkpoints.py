@@ -93,3 +93,9 @@ def decisive(scenario: Scenario) -> dict[str, Any]:
     fleet = (scenario.fleet,) if isinstance(scenario.fleet, str) else scenario.fleet
     texts = [Path(entry).read_text(encoding="utf-8-sig") for entry in fleet if Path(entry).is_file()]
     return content | {"device": scenario.engine.device, "fleet files": texts}
+
+
+def decisive_of_tables(scenario: Scenario) -> dict[str, Any]:
+    """What of a scenario decides the figures of those who start from the pretrained tables and know no device."""
+    content = scenario.model_dump(mode="json")
+    return {key: content[key] for key in ("seed", "data", "pretraining")} | {"device": scenario.engine.device}

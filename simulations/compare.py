@@ -20,7 +20,7 @@ from fl_peel.config import Scenario, load_scenario
 from fl_peel.events import OnEvent, silent
 from fl_peel.precision import Precision
 from fl_peel.processor import pretraining_device
-from simulations.checkpoints import CENTRAL
+from simulations.checkpoints import CENTRAL, decisive, decisive_of_tables
 from simulations.compare_rows import aggregated, summary
 from simulations.inputs import checked
 from simulations.report import CompareResult, write_compare
@@ -135,10 +135,11 @@ def _one_seed(
             material = material or material_of(study)
             return compete(rival, material, requests)
 
-        content = [repr(rival), [dataclasses.astuple(request) for request in requests]]
-        served = study.stage(rival.name, content, CENTRAL, work)
+        what = [repr(rival), [dataclasses.astuple(request) for request in requests]]
+        served = study.stage(rival.name, [decisive_of_tables(study.scenario), what], CENTRAL, work)
         rows += [{"method": rival.name, "group_aware": False, **flat(row)} for row in served]
-    central = study.stage("central refinement", [], CENTRAL, lambda: refined(study, material))
+    sources = (*CENTRAL, "strategies/groups.py")
+    central = study.stage("central refinement", decisive(study.scenario), sources, lambda: refined(study, material))
     full = results["peel"]["full_table"]
     return {
         "rows": rows,

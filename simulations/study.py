@@ -45,9 +45,9 @@ class Study:
             self.seconds.setdefault("pretraining", stages.seconds["pretraining"])
         return self._prepared[0]
 
-    def stage(self, name: str, content: object, sources: Sequence[str], work: Any) -> Any:
-        """The result of a stage, kept or done now."""
-        result, seconds = self.checkpoints.stage(name, [decisive(self.scenario), content], sources, work)
+    def stage(self, name: str, decides: object, sources: Sequence[str], work: Any) -> Any:
+        """The result of a stage, kept or done now. decides: everything that does, but for the data and the sources."""
+        result, seconds = self.checkpoints.stage(name, decides, sources, work)
         if seconds is None:
             self.on_event(Event(name, 1, 1, "kept from an earlier run"))
         else:

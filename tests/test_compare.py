@@ -14,7 +14,7 @@ from simulations import ablate as ablation
 from simulations import compare as comparison
 from simulations import study as studies
 from simulations.ablate_report import ablate_view
-from simulations.checkpoints import CENTRAL, Checkpoints
+from simulations.checkpoints import CENTRAL, Checkpoints, decisive, decisive_of_tables
 from simulations.compare_rows import aggregated, summary
 from simulations.report import read_compare
 from simulations.study import open_study, read_budgets
@@ -264,6 +264,16 @@ def test_a_stage_is_done_anew_when_anything_it_depends_on_changes(tmp_path):
     for path in tmp_path.iterdir():
         path.write_text(path.read_text()[:5])  # as a full disk leaves it
     assert stage("a", 1) == 4
+
+
+def test_rivals_that_know_no_device_are_not_measured_anew_when_refinement_changes(tiny):
+    base = load_scenario(tiny, FEW)
+    for change in ("refinement.rounds=9", "user_groups.count=3", "fleet=wearables", "controller.steps=7"):
+        other = load_scenario(tiny, [*FEW, change])
+        assert decisive_of_tables(other) == decisive_of_tables(base), change
+        assert decisive(other) != decisive(base), change
+    for change in ("pretraining.epochs=9", "data.validation_share=0.2", "engine.device=torch-cpu", "seed=3"):
+        assert decisive_of_tables(load_scenario(tiny, [*FEW, change])) != decisive_of_tables(base), change
 
 
 def test_an_ablation_measures_every_part_and_runs_equals_once(tiny, tmp_path, counts):
