@@ -168,14 +168,17 @@ def elasticity_tables(result: RunResult) -> list[TableView]:
 
 def _tables(title: str, part: Mapping[str, Any], known: Mapping[str, tuple[str, Columns, str]]) -> list[TableView]:
     """Tables of known lists of records; whatever else there is as it comes."""
-    mine = {key: part[key] for key in known if part.get(key) and set(part[key][0]) >= _required(known[key][1])}
+    mine = {key: part[key] for key in known if _has(part.get(key), known[key][1])}
     views = [_table(known[key][0], rows, known[key][1], known[key][2]) for key, rows in mine.items()]
     rest = {key: value for key, value in part.items() if key not in mine}
     return [*views, *(nested_views(title, rest) if rest else [])]
 
 
-def _required(columns: Columns) -> set[str]:
-    return {key for key, _, _ in columns[:3]}
+def _has(rows: object, columns: Columns) -> bool:
+    """Whether these are records with at least the first three of the columns."""
+    if not (isinstance(rows, list) and rows and isinstance(rows[0], Mapping)):
+        return False
+    return set(rows[0]) >= {key for key, _, _ in columns[:3]}
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]], columns: Columns, note: str = "") -> TableView:
