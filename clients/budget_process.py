@@ -13,23 +13,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BeforeValidator
 
 from clients.distributions import FloatArray
-from clients.specs import PositiveFloat, PositiveInt, Spec
+from clients.specs import PositiveFloat, Spec, in_bounds, whole
 
 Devices = NDArray[np.int64]
 State = NDArray[Any] | None
+
+
+MAX_STEPS_PER_ROUND = 1000
+"""Processes with a history walk through every step, and a node holds the budgets of all steps of a round at once."""
+
+
+def _steps(value: object) -> int:
+    return int(in_bounds(whole(value, 1), le=MAX_STEPS_PER_ROUND))
 
 
 class Clock(Spec):
     """The budget clock: ``step_s`` seconds per step, ``steps_per_round`` steps per round."""
 
     step_s: PositiveFloat = 900.0
-    steps_per_round: PositiveInt = 4
+    steps_per_round: Annotated[int, BeforeValidator(_steps)] = 4
 
     def step_of(self, server_round: float) -> int:
         """Step at a time in rounds: round 3 begins at step 3 * steps_per_round; 3.5 is half a round later.

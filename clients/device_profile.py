@@ -19,6 +19,7 @@ from clients.distributions import (
     Kilobytes,
     Megabytes,
     NonNegative,
+    PerGigabyte,
     Positive,
     PositiveShare,
 )
@@ -49,7 +50,7 @@ class Memory(Spec):
     total_gb: Gigabytes | None = None
     recommender_share: PositiveShare | None = None
     table_share: PositiveShare | None = None
-    table_share_per_gb: Positive | None = None
+    table_share_per_gb: PerGigabyte | None = None
 
     @model_validator(mode="after")
     def _check_keys(self) -> Memory:
@@ -127,8 +128,14 @@ class DeviceProfile(Spec):
     @field_validator("name", mode="before")
     @classmethod
     def _check_name(cls, value: object) -> object:
-        if not isinstance(value, str) or not value.strip() or len(value) > 100 or not value.isprintable():
-            raise FieldError(f"must be a short name (got {kind_of(value)})")
+        if (
+            not isinstance(value, str)
+            or not value
+            or value != value.strip()
+            or len(value) > 100
+            or not value.isprintable()
+        ):
+            raise FieldError(f"must be a short name without blanks around it (got {kind_of(value)})")
         return value
 
     @model_validator(mode="after")

@@ -277,6 +277,8 @@ Positive = Annotated[Distribution, _reader(gt=0)]
 NonNegative = Annotated[Distribution, _reader(ge=0)]
 Share = Annotated[Distribution, _reader(ge=0, le=1)]
 PositiveShare = Annotated[Distribution, _reader(gt=0, le=1)]
-Kilobytes = Annotated[Distribution, _reader(gt=0, unit_bytes=2**10)]
-Megabytes = Annotated[Distribution, _reader(gt=0, unit_bytes=2**20)]
-Gigabytes = Annotated[Distribution, _reader(gt=0, unit_bytes=2**30)]
+PerGigabyte = Annotated[Distribution, _reader(gt=0, le=2**20)]  # a table of a kilobyte, 2^20 times in a gigabyte
+# nothing holds 2^53 bytes, and up to there a float64 counts every byte
+Kilobytes = Annotated[Distribution, _reader(gt=0, le=2**43, unit_bytes=2**10)]
+Megabytes = Annotated[Distribution, _reader(gt=0, le=2**33, unit_bytes=2**20)]
+Gigabytes = Annotated[Distribution, _reader(gt=0, le=2**23, unit_bytes=2**30)]

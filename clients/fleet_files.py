@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError, field_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from clients.budget_process import Clock
 from clients.device_profile import DeviceProfile
@@ -37,6 +37,12 @@ class Shock(Spec):
     at_round: NonNegativeInt
     factor: NonNegativeFloat
     until_round: NonNegativeInt | None = None
+
+    @model_validator(mode="after")
+    def _check_rounds(self) -> Shock:
+        if self.until_round is not None and self.until_round <= self.at_round:
+            raise FieldError(f"must be after at_round {self.at_round} (got {self.until_round})", "until_round")
+        return self
 
 
 class FleetDocument(Spec):
@@ -150,6 +156,8 @@ def read_source(source: str | Path) -> tuple[FleetDocument, str]:
         return _registered_document(text), text
     else:
         path = Path(text).expanduser() if "\0" not in text else Path("?")
+        if path.is_dir():
+            raise ProfileError(f"{text}: is a folder; give a fleet file in it")
         if not path.is_file():
             known = {*shipped_names(), *PROFILES.names()}
             raise ProfileError(f"{text}: no such fleet file or name; {did_you_mean(text, known)}")

@@ -96,14 +96,20 @@ def _bounded(*, gt: float | None = None, ge: float | None = None, le: float | No
     return lambda value: in_bounds(number(value), gt=gt, ge=ge, le=le)
 
 
-def _whole(minimum: int) -> Callable[[object], int]:
-    def check(value: object) -> int:
-        result = in_bounds(number(value), ge=minimum, le=2**53)
-        if result != int(result):
-            raise FieldError(f"must be a whole number (got {result:g})")
-        return int(result)
+def whole(value: object, minimum: int) -> int:
+    """Read a whole number from ``minimum`` on.
 
-    return check
+    Raises:
+        FieldError: not a number, below the minimum, above 2^53, or with a fraction.
+    """
+    result = in_bounds(number(value), ge=minimum, le=2**53)
+    if result != int(result):
+        raise FieldError(f"must be a whole number (got {result:g})")
+    return int(result)
+
+
+def _whole(minimum: int) -> Callable[[object], int]:
+    return lambda value: whole(value, minimum)
 
 
 PositiveFloat = Annotated[float, BeforeValidator(_bounded(gt=0))]

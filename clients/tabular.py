@@ -15,6 +15,8 @@ _UNIT_BYTES = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _AMOUNT = re.compile(
     r"(?P<numbers>\d[\d.,]*(?:\s*/\s*\d[\d.,]*)*)\s*(?P<unit>[kmgt]i?b|[kmgt]|bytes|b)?(?![a-z0-9])", re.IGNORECASE
 )
+_MINUS_OR_RANGE = re.compile(r"^\s*(\d[\d.,]*\s*)?[-\u2013\u2212]\s*$|\s(\d[\d.,]*)?[-\u2013\u2212]$")
+"""What stands before the 4 of "-4 GB", "2-4 GB", "2 - 4 GB", "RAM 2-4 GB"; not before that of "Mi 9 - 4 GB"."""
 _BLANK = frozenset({"", "-", "?", "n/a", "na", "nan", "none", "null", "unknown"})
 
 
@@ -43,17 +45,18 @@ def pick_column(columns: list[str], wanted: str | None, path: Path) -> int:
     """Number of the wanted column, by exact name and then by name without case or blanks.
 
     Raises:
-        FieldError: no such column, or none was named and there are several.
+        FieldError: no such column, several of that name, or none was named and there are several.
     """
     if wanted is None:
         if len(columns) == 1:
             return 0
         raise FieldError(f"{path} has {len(columns)} columns: name one with column ({', '.join(columns)})")
-    if wanted in columns:
-        return columns.index(wanted)
     plain = [column.strip().lower() for column in columns]
-    if wanted.strip().lower() in plain:
-        return plain.index(wanted.strip().lower())
+    for names, name in ((columns, wanted), (plain, wanted.strip().lower())):
+        if names.count(name) > 1:
+            raise FieldError(f"{path} has {names.count(name)} columns {wanted!r}: keep one")
+        if name in names:
+            return names.index(name)
     raise FieldError(f"{path} has no column {wanted!r}; {did_you_mean(wanted, columns)}")
 
 
@@ -204,6 +207,8 @@ def sizes(value: object, unit_bytes: int | None) -> list[float]:
     if len(matches) != 1:
         what = "no size" if not matches else f"{len(matches)} sizes"
         raise FieldError(f"found {what} in {kind_of(value)}; expected one such as '4 GB' or '512 MB'")
+    if _MINUS_OR_RANGE.search(text[: matches[0].start()]):
+        raise FieldError(f"found a minus or a range in {kind_of(value)}; expected one size such as '4 GB', or '4/6 GB'")
     scale = _UNIT_BYTES[matches[0]["unit"][0].lower()] / unit_bytes if matches[0]["unit"] else 1.0
     try:
         return [_decimal(part.strip()) * scale for part in matches[0]["numbers"].split("/")]

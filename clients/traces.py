@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 AtEnd = Literal["loop", "hold"]
+LONGEST_S = 1e10
+"""Three centuries. All recordings lie on one time line of float64, where a longer one would blur the others' seconds;
+who gives nanoseconds learns it here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +76,8 @@ def load_traces(path: Path, value_column: str, *, largest: float = np.inf) -> Tr
     """Read ``device, time_s, <value_column>`` from CSV, TSV or Parquet; devices may be interleaved.
 
     Raises:
-        FieldError: not readable, a column is missing, no rows, a value that is not a number >= 0, or a device
-            whose time does not rise.
+        FieldError: not readable, a column is missing, no rows, a value that is not a number >= 0, a row
+            without a device, a device whose time does not rise, or a recording longer than ``LONGEST_S``.
     """
     table = _read(path)
     names = [name.strip() for name in table.column_names]
@@ -103,6 +106,12 @@ def load_traces(path: Path, value_column: str, *, largest: float = np.inf) -> Tr
     indptr = np.append(starts, len(values)).astype(np.int64)
     relative = time_s - np.repeat(time_s[starts], np.diff(indptr))
     last = relative[indptr[1:] - 1]
+    if last.max() > LONGEST_S:
+        row = int(order[indptr[1:][np.argmax(last)] - 1])
+        raise FieldError(
+            f"{path}: data row {row + 1}: {last.max():g} s after its device's first sample, at most {LONGEST_S:g}; "
+            "time_s is in seconds"
+        )
     rows = itertools.pairwise(indptr)
     duration = last + np.array([np.median(np.diff(relative[a:b])) if b - a > 1 else 0.0 for a, b in rows])
     begin = np.concatenate([[0.0], np.cumsum(duration[:-1] + 1.0)])
@@ -137,10 +146,13 @@ def _read(path: Path) -> pa.Table:
 
 
 def _codes(column: pa.ChunkedArray, path: Path) -> NDArray[np.int64]:
-    if column.null_count:
-        raise FieldError(f"{path}: some rows name no device")
     encoded = column.combine_chunks().dictionary_encode()  # codes in order of first appearance
-    return np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
+    nameless = [i for i, name in enumerate(encoded.dictionary.to_pylist()) if not str(name).strip()]
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    wrong = np.flatnonzero((codes < 0) | np.isin(codes, nameless))
+    if len(wrong):
+        raise FieldError(f"{path}: data row {wrong[0] + 1}: names no device")
+    return np.asarray(codes, dtype=np.int64)
 
 
 def _numbers(column: pa.ChunkedArray, path: Path, name: str) -> FloatArray:

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fl_peel import __version__
-from fl_peel.errors import FlPeelError, ScenarioError
+from fl_peel.errors import FlPeelError, ProfileError, ScenarioError
 from simulations.cli_studies import add_studies
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -209,7 +209,11 @@ def profiles_list() -> None:
 
     table = _table("fleet", "classes", "description")
     for name in sorted({*shipped_names(), *PROFILES.names()}):
-        document, _ = read_source(name)
+        try:
+            document, _ = read_source(name)
+        except ProfileError as error:  # one package that is broken hides nobody else's fleets
+            table.add_row(name, "", Text(_one_line(error), style="red"))
+            continue
         classes = ", ".join(profile.name for profile in document.profiles)
         table.add_row(name, Text(classes), Text(" ".join(document.description.split())))
     _print(table)
@@ -252,9 +256,9 @@ def profiles_sample(
     ] = 10_000_000,
     out: Annotated[Path | None, typer.Option("--out", help="An SVG file to draw budgets to.")] = None,
 ) -> None:
-    """Draw devices from a fleet; print what they are like, and plot their budgets over time."""
+    """Draw devices from a fleet; print what they are like, and plot their budgets over time (to a file with --out)."""
     from clients.profiles import load_fleet
-    from simulations.fleet_view import fleet_figure, fleet_table, sample_fleet
+    from simulations.fleet_view import fleet_figure, fleet_lines, fleet_table, sample_fleet
     from simulations.report_files import write_files
 
     if out is not None and (out.is_dir() or out.suffix.lower() != ".svg"):
@@ -263,6 +267,7 @@ def profiles_sample(
         load_fleet(fleet), seed=seed, num_devices=devices, rounds=rounds, full_table_bytes=full_table_bytes
     )
     _print(fleet_table(sample).to_rich())
+    _print(fleet_lines(sample).to_rich())
     if out is not None:
         write_files(out.parent, {out.name: fleet_figure(sample).svg.encode()})
         typer.echo(out)
@@ -287,13 +292,19 @@ def main() -> None:
     try:
         app(prog_name="fl-peel")
     except FlPeelError as mistake:
-        print(f"fl-peel: error: {' '.join(str(mistake).split())}", file=sys.stderr)
+        print(f"fl-peel: error: {_one_line(mistake)}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except SystemExit as leaving:
         if leaving.code != INTERRUPTED:  # what typer makes of Ctrl-C
             raise
         print("fl-peel: interrupted", file=sys.stderr)
         _leave(INTERRUPTED)  # the engine's threads may still wait for their workers
+
+
+def _one_line(mistake: FlPeelError) -> str:
+    """The message without line breaks, and without what a terminal would obey: files quoted in it may hold anything."""
+    text = " ".join(str(mistake).split())
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _leave(code: int) -> None:

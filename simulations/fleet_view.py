@@ -14,6 +14,7 @@ from simulations.report_tables import TableView, format_bytes, format_share
 
 MAX_DRAWN_CLASSES = 8
 LINES_PER_CLASS = 3
+MAX_BARS = 48
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,29 @@ def fleet_table(sample: SampledFleet) -> TableView:
         "Samples per second and Mbit/s up and down: medians over devices."
     )
     return TableView(f"Fleet {sample.fleet.source}", columns, tuple(rows), 1, note)
+
+
+def fleet_lines(sample: SampledFleet) -> TableView:
+    """The budgets over rounds of the first device of each class, as a line of bars: a plot for the terminal."""
+    rows = []
+    for index, name in enumerate(sample.fleet.names):
+        mine = np.flatnonzero(sample.drawn["class"] == index)
+        if len(mine):
+            budgets = sample.budgets[:, mine[0]]
+            rows.append((name, format_bytes(budgets.min()), format_bytes(budgets.max()), bars(budgets)))
+    last = len(sample.budgets) - 1
+    note = "The first device of each class; bars reach from nothing to the device's own largest budget."
+    return TableView("Budgets over time", ("class", "lowest", "highest", f"round 0 to {last}"), tuple(rows), 1, note)
+
+
+def bars(values: NDArray[np.int64], width: int = MAX_BARS) -> str:
+    """At most ``width`` bars of heights 0 (a blank) to 8 eighths of the largest value; values: (T,) >= 0.
+
+    Where there are more values than bars, each bar shows the lowest of its stretch: a short fall is not lost.
+    """
+    lowest = np.array([part.min() for part in np.array_split(values, min(width, len(values)))])
+    eighths = np.ceil(8 * lowest / max(int(values.max()), 1)).astype(np.int64)
+    return "".join(" \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"[level] for level in eighths)
 
 
 _RATES = ("samples_per_s", "uplink_mbps", "downlink_mbps")

@@ -8,6 +8,14 @@ from typing import Any
 from simulations.report_schema import RunResult
 from simulations.report_tables import ABSENT, TableView, format_bytes, format_metric, format_share, nested_views
 
+METHODS = {
+    "peel": "elastic (PEEL)",
+    "full_table_refined": "full table, refined",
+    "full_table_global": "full table, global",
+    "fixed_tiers": "fixed tiers",
+    "excluding_small": "small devices excluded",
+    "trained_without_small": "trained without them",
+}
 Columns = Sequence[tuple[str, str, Callable[[Any], str]]]
 """Key of a record, heading, how it is written."""
 
@@ -24,13 +32,18 @@ def _text(value: object) -> str:
     return str(value)
 
 
+def method_name(key: str) -> str:
+    """A way of serving devices in words: 'peel' -> 'elastic (PEEL)'."""
+    return METHODS.get(key, key)
+
+
 _FLEET: Columns = (
     ("class", "class", _text),
     ("population_share", "of devices", format_share),
     ("budget_median", "budget", format_bytes),
     ("share_median", "of full table", format_share),
     ("changes_per_round", "changes/round", _decimals),
-    ("samples_per_s", "samples/s", lambda value: f"{value:,.4g}"),
+    ("samples_per_s", "samples/s", lambda value: f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"),
     ("uplink_mbps", "up Mbit/s", lambda value: f"{value:,.4g}"),
     ("downlink_mbps", "down Mbit/s", lambda value: f"{value:,.4g}"),
     ("available", "available", format_share),
@@ -58,12 +71,23 @@ _CLASSES: Columns = (
     ("trained_without_small", "trained without", format_metric),
 )
 _SPREAD: Columns = (
-    ("method", "method", _text),
+    ("method", "served", method_name),
     ("recall@20", "Recall@20", format_metric),
     ("worst_10_percent", "worst 10%", format_metric),
     ("worst_25_percent", "worst 25%", format_metric),
     ("worst_50_percent", "worst 50%", format_metric),
     ("zero_share", "without a hit", format_share),
+)
+_WORST: Columns = (
+    ("against", "against", method_name),
+    ("class", "worst class", _text),
+    ("ratio", "elastic / full", lambda value: f"{value:.3f}"),
+)
+_GAP: Columns = (
+    ("method", "served", method_name),
+    ("largest", "largest budgets", _text),
+    ("smallest", "smallest budgets", _text),
+    ("gap", "gap", lambda value: f"{value:+.4f}"),
 )
 _FALLS: Columns = (
     ("factor", "budgets", format_share),
@@ -78,14 +102,14 @@ _FALLS: Columns = (
 _FOLLOWED: Columns = (
     ("class", "class", _text),
     ("devices", "devices", _count),
-    ("reselections_per_device_hour", "re-selections / h", _decimals),
-    ("growth_bytes_per_device_hour", "growth bytes / h", format_bytes),
-    ("rigid_bytes_per_device_hour", "rigid bytes / h", format_bytes),
+    ("reselections_per_device_hour", "changes / h", _decimals),
+    ("growth_bytes_per_device_hour", "grown / h", format_bytes),
+    ("rigid_bytes_per_device_hour", "rigid / h", format_bytes),
     ("recall_before", "before", format_metric),
     ("recall_after", "after", format_metric),
     ("recall", "elastic", format_metric),
     ("rigid_recall", "rigid", format_metric),
-    ("rigid_empty_share", "rigid: nothing", format_share),
+    ("rigid_empty_share", "empty", format_share),
 )
 
 
@@ -110,35 +134,51 @@ def time_table(result: RunResult) -> TableView | None:
 def fairness_tables(result: RunResult) -> list[TableView]:
     """By class, and over devices."""
     part: Mapping[str, Any] = result.get("fairness", {})
-    known = {"by_class": ("By device class", _CLASSES, ""), "over_devices": ("Over devices", _SPREAD, "")}
-    return _tables("Fairness", part, known)
+    gap = "Recall of the class with the largest budgets less that of the one with the smallest."
+    known = {
+        "by_class": ("By device class", _CLASSES, _tiers(part.get("fixed_tiers"))),
+        "over_devices": ("Over devices", _SPREAD, ""),
+        "worst_class": ("The worst class", _WORST, ""),
+        "gap": ("The gap between classes", _GAP, gap),
+    }
+    return _tables("Fairness", {key: value for key, value in part.items() if key != "fixed_tiers"}, known)
+
+
+def _tiers(told: Mapping[str, Any] | None) -> str:
+    if not told:
+        return ""
+    chosen = ", ".join(f"{name} {format_share(share)}" for name, share in told["chosen"].items())
+    return f"Fixed tiers, each class's of {', '.join(map(format_share, told['tiers']))} of the full table: {chosen}."
 
 
 def elasticity_tables(result: RunResult) -> list[TableView]:
     """What a fall leaves, and devices followed over time; the single moments are in the figure."""
     part = {key: value for key, value in result.get("elasticity", {}).items() if key != "over_time"}
     note = "Rigid devices keep their blocks while they fit, then have nothing until the next round."
+    followed = (
+        "Per device and hour: re-selections, bytes that elastic devices grew by, bytes that rigid ones loaded anew. "
+        "Recall before and after re-selections, and over all times; empty: share of time with no block at all."
+    )
     known = {
         "falls": ("When all budgets fall at once", _FALLS, note),
-        "by_class": ("Devices followed after training", _FOLLOWED, note),
+        "by_class": ("Devices followed after training", _FOLLOWED, f"{followed} {note}"),
     }
     return _tables("Elasticity", part, known)
 
 
 def _tables(title: str, part: Mapping[str, Any], known: Mapping[str, tuple[str, Columns, str]]) -> list[TableView]:
     """Tables of known lists of records; whatever else there is as it comes."""
-    mine = {
-        key: value
-        for key, value in part.items()
-        if key in known and value and set(value[0]) >= _required(known[key][1])
-    }
+    mine = {key: part[key] for key in known if _has(part.get(key), known[key][1])}
     views = [_table(known[key][0], rows, known[key][1], known[key][2]) for key, rows in mine.items()]
     rest = {key: value for key, value in part.items() if key not in mine}
     return [*views, *(nested_views(title, rest) if rest else [])]
 
 
-def _required(columns: Columns) -> set[str]:
-    return {key for key, _, _ in columns[:3]}
+def _has(rows: object, columns: Columns) -> bool:
+    """Whether these are records with at least the first three of the columns."""
+    if not (isinstance(rows, list) and rows and isinstance(rows[0], Mapping)):
+        return False
+    return set(rows[0]) >= {key for key, _, _ in columns[:3]}
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]], columns: Columns, note: str = "") -> TableView:

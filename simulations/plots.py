@@ -170,7 +170,7 @@ def _gaps(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.float64
 
 
 def _key(axes: Axes, entries: Sequence[tuple[str, str]]) -> None:
-    """Name the colours above the panel's right end, in those colours."""
+    """Name the colours above the panel's right end and above its title, in those colours."""
     text = [(name, darker(color)) for name, color in reversed(entries)]
     offset = 0.0
     for name, color in text:
@@ -178,7 +178,7 @@ def _key(axes: Axes, entries: Sequence[tuple[str, str]]) -> None:
             name,
             xy=(1, 1),
             xycoords="axes fraction",
-            xytext=(-offset, 4),
+            xytext=(-offset, 18),
             textcoords="offset points",
             ha="right",
             fontsize=LABEL_PT,

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from simulations.heterogeneity_tables import METHODS
 from simulations.plot_style import (
     BLUE,
     GREEN,
@@ -32,14 +33,6 @@ from simulations.plot_style import (
 from simulations.report_schema import RunResult
 from simulations.report_tables import format_share, metric_name
 
-METHODS = {
-    "peel": "elastic (PEEL)",
-    "full_table_refined": "full table, refined",
-    "full_table_global": "full table, global",
-    "fixed_tiers": "fixed tiers",
-    "excluding_small": "small devices excluded",
-    "trained_without_small": "trained without them",
-}
 MAX_TRACES = 4
 
 
@@ -62,11 +55,18 @@ def fairness_by_class(result: RunResult) -> Plot | None:
         words.append(f"{METHODS[name]} from {np.nanmin(values):.4f} to {np.nanmax(values):.4f}")
     axes.set_yticks(y, [f"{row['class']}\n{row['devices']:,} devices" for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlim(left=0)
+    axes.set_xlim(*dot_limits([row[name] for row in rows for name in methods if row.get(name) is not None]))
     axes.set_xlabel(f"{metric_name(str(result.get('fairness', {}).get('metric', 'recall@20')))} by device class")
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=3, fontsize=LABEL_PT, frameon=False)
     return finish(figure, "fairness", "Who gets what", f"Dots by device class: {'; '.join(reversed(words))}.")
+
+
+def dot_limits(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis for dots: near the values, so that they can be told apart; from 0 where one is below half."""
+    low, high = min(values), max(values)
+    margin = max(0.06 * (high - low), 0.01 * high, 1e-3)
+    return (min(0.0, low - margin) if low < high / 2 else low - margin), high + margin
 
 
 def recall_after_falls(result: RunResult) -> Plot | None:
@@ -166,11 +166,12 @@ def fleet_budgets(result: RunResult) -> Plot | None:
         axes.plot(row["share_median"], place, marker="|", markersize=14, markeredgewidth=2.5, color=darker(BLUE))
     axes.set_yticks(y, [f"{row['class']} ({format_share(row['population_share'])})" for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
+    low, high = axes.get_xlim()
+    subs = (1, 2, 5) if high < 300 * low else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_share(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(
-        "budget over all rounds, % of the fp32 full item table: median, 10th to 90th percentile (log scale)"
-    )
+    axes.set_xlabel("budgets over all rounds, % of the full table: median, 10th to 90th percentile (log)")
     axes.grid(visible=False, axis="y")
     alt = "Budget ranges of device classes: " + "; ".join(
         f"{row['class']} {format_share(row['share_low'])} to {format_share(row['share_high'])}" for row in rows
@@ -184,4 +185,4 @@ def _rows(result: RunResult, part: str, key: str) -> list[Mapping[str, Any]]:
     return rows if isinstance(rows, list) else []
 
 
-__all__ = ["fairness_by_class", "fleet_budgets", "moving_budgets", "recall_after_falls"]
+__all__ = ["dot_limits", "fairness_by_class", "fleet_budgets", "moving_budgets", "recall_after_falls"]

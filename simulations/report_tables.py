@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,8 +129,8 @@ def budgets_view(result: RunResult) -> TableView:
 
 
 _CLASS_EXTRAS = {
-    "download_bytes": ("down, bytes", format_bytes),
-    "upload_bytes": ("up, bytes", format_bytes),
+    "download_bytes": ("down", format_bytes),
+    "upload_bytes": ("up", format_bytes),
     "virtual_seconds": ("virtual s", lambda value: f"{value:,.1f}"),
     "energy_j": ("energy J", lambda value: f"{value:,.1f}"),
     "dropped": ("dropped", lambda value: f"{value:,}"),
@@ -154,7 +155,7 @@ def device_classes_view(result: RunResult) -> TableView:
                 *(_CLASS_EXTRAS[key][1](values[key]) if key in values else ABSENT for key in extras),
             )
         )
-    columns = ("device class", "devices", "mean budget KB", "Recall@20", "re-selections", "budget violations")
+    columns = ("device class", "devices", "budget KB", "Recall@20", "re-selections", "violations")
     return TableView("Device classes", (*columns, *(_CLASS_EXTRAS[key][0] for key in extras)), tuple(rows))
 
 
@@ -215,6 +216,8 @@ def _scalar(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, float) and math.isfinite(value) and abs(value) >= 1000:
+        return f"{value:,.1f}"
     return f"{value:.4f}" if isinstance(value, float) and 0.001 <= abs(value) < 1000 else f"{value}"
 
 

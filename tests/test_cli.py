@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -11,6 +12,7 @@ from fl_peel import __version__
 from fl_peel.errors import EngineError, FlPeelError
 from fl_peel.events import Event
 from simulations import cli, progress
+from simulations.fleet_view import bars
 
 ERROR = "fl-peel: error: "
 
@@ -101,7 +103,8 @@ def test_profiles_sample_draws_a_table_and_a_figure(fl_peel, tmp_path):
     figure = tmp_path / "new" / "fleet.svg"
     code, out, _ = fl_peel(*("profiles", "sample", fleet, "--devices", 50, "--full-table-bytes", 4000, "--out", figure))
     assert code == 0
-    cells = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
+    drawn, _, _ = out.partition("Budgets over time")
+    cells = {line.split()[0]: line.split() for line in drawn.splitlines() if line.strip()}
     # half of 4000 bytes at all times: 2 KB at every percentile, no change
     assert cells["half"][1:] == [
         *("50", "2.00", "KB", "2.00", "KB", "2.00", "KB", "50%", "0.00", "5,000", "3", "20", "100%")
@@ -110,6 +113,37 @@ def test_profiles_sample_draws_a_table_and_a_figure(fl_peel, tmp_path):
     assert out.rstrip().endswith(str(figure))
     assert figure.read_text().startswith("<svg ")
     assert [path.name for path in figure.parent.iterdir()] == ["fleet.svg"]
+
+
+def test_profiles_sample_plots_budgets_in_the_terminal(fl_peel, tmp_path):
+    fleet = tmp_path / "mine.yaml"
+    fleet.write_text(
+        "clock: {steps_per_round: 1}\n"
+        "shocks: [{at_round: 2, factor: 0.25, until_round: 3}, {at_round: 4, factor: 0}]\n"
+        "profiles: [{name: half, memory: {table_share: 0.5}}]\n"
+    )
+    code, out, _ = fl_peel(*("profiles", "sample", fleet, "--devices", 5, "--rounds", 6, "--full-table-bytes", 8000))
+    assert code == 0
+    # 4000 bytes; 1000 of them in round 2, two eighths; nothing from round 4 on, as blanks
+    line = next(line for line in out.splitlines() if "█" in line)
+    assert " ".join(line.split()) == "half 0 B 4.00 KB ██▂█"
+    assert any(line.rstrip().endswith("round 0 to 5") for line in out.splitlines())
+
+
+def test_bars_keep_a_short_fall():
+    values = np.full(480, 800)
+    values[123] = 1  # in the 13th of 48 stretches of ten
+    assert bars(values) == "█" * 12 + "▁" + "█" * 35
+    assert bars(np.zeros(3, np.int64)) == "   "
+
+
+def test_what_a_terminal_would_obey_is_written_out(fl_peel, tmp_path):
+    fleet = tmp_path / "mine.yaml"
+    fleet.write_text('profiles: [{name: a, memory: {"\\e[31mred": 1}}]')
+    code, _, err = fl_peel("profiles", "validate", fleet)
+    assert code == 2
+    assert "profiles[0].memory.\\x1b[31mred: unknown key" in err
+    assert "\x1b" not in err
 
 
 def test_the_same_fleet_and_seed_give_the_same_figure(fl_peel, tmp_path):

@@ -99,6 +99,8 @@ def test_json_of_plain_values_and_of_counts(tmp_path):
         ("4 / 6 / 8GB", [4, 6, 8]),
         ("1G", [1]),
         ("4", [4]),
+        ("Mi 9 - 6 GB", [6]),
+        ("LPDDR4X-8GB", [8]),
         (3, [3]),
     ],
 )
@@ -106,7 +108,10 @@ def test_sizes_as_people_write_them(text, gigabytes):
     assert sizes(text, 2**30) == gigabytes
 
 
-@pytest.mark.parametrize("text", ["a lot", "GB", "4 GB 64 GB", "6GB/128GB", "4.5.6 GB", "version 4"])
+RANGES = ("-4 GB", "\u22124GB", "2-4 GB", "2 \u2013 4 GB", "RAM 2-4 GB", "RAM -4 GB")  # neither 4 GB nor two variants
+
+
+@pytest.mark.parametrize("text", ["a lot", "GB", "4 GB 64 GB", "6GB/128GB", "4.5.6 GB", "version 4", *RANGES])
 def test_sizes_that_cannot_be_read(text):
     with pytest.raises(ValueError, match=r"."):
         sizes(text, 2**30)

@@ -10,7 +10,13 @@ from fl_peel.config import load_scenario
 from simulations.fleet_summary import fleet_summary
 from simulations.heterogeneity_tables import elasticity_tables, fairness_tables, fleet_table, time_table
 from simulations.plot_style import styled
-from simulations.plots_heterogeneity import fairness_by_class, fleet_budgets, moving_budgets, recall_after_falls
+from simulations.plots_heterogeneity import (
+    dot_limits,
+    fairness_by_class,
+    fleet_budgets,
+    moving_budgets,
+    recall_after_falls,
+)
 from simulations.report import read_report, write_report
 from simulations.runner import finished
 from strategies.server_app import Place, serve
@@ -49,11 +55,16 @@ def test_tables_show_the_figures(result):
     assert [row[0] for row in fleet.rows] == ["small", "large"]
     assert fleet.rows[1][fleet.columns.index("of full table")] == "100%"
     assert {row[0] for row in times.rows} == {"all", "small", "large"}
-    by_class, spread = fairness_tables(result)[:2]
+    by_class, spread, worst, gap = fairness_tables(result)[:4]
     assert "small excluded" not in by_class.columns  # not measured, no column
     peel = result["fairness"]["by_class"][0]["peel"]
     assert by_class.rows[0][by_class.columns.index("elastic")] == f"{peel:.4f}"
-    assert spread.rows[0][0] == "peel"
+    assert by_class.note.startswith("Fixed tiers, each class's of 40%, 80% of the full table: small ")
+    assert spread.rows[0][0] == gap.rows[0][0] == "elastic (PEEL)"
+    assert [row[0] for row in worst.rows] == ["full table, global", "full table, refined"]
+    assert worst.rows[0][2] == f"{result['fairness']['worst_class'][0]['ratio']:.3f}"
+    assert gap.rows[0][1:] == ("large", "small", f"{result['fairness']['gap'][0]['gap']:+.4f}")
+    assert len(fairness_tables(result)) == 5  # what is left, in a table of its own
     falls = elasticity_tables(result)[0]
     assert falls.rows[0][falls.columns.index("trained for it")] == "–"
 
@@ -67,6 +78,15 @@ def test_what_was_not_measured_is_left_out(result):
     with styled():
         for draw in (fleet_budgets, fairness_by_class, recall_after_falls, moving_budgets):
             assert draw(bare) is None
+
+
+def test_dots_have_room_on_both_sides():
+    """Close ones are told apart, the largest is not cut in half; where one is below half of another, zero is seen."""
+    assert dot_limits([0.5, 1.0]) == pytest.approx((0.47, 1.03))
+    assert dot_limits([0.4, 1.0]) == pytest.approx((0.0, 1.036))
+    low, high = dot_limits([0.2])
+    assert (low, high) == pytest.approx((0.198, 0.202))
+    assert dot_limits([0.0, 1.0]) == pytest.approx((-0.06, 1.06))
 
 
 def test_the_fleet_in_numbers(tiny):

@@ -49,6 +49,14 @@ MALFORMED = {
     "total without share": (keys(memory={"total_mb": 1}), "needs one of recommender_share, table_share_per_gb"),
     "absolute and relative": (keys(memory={"total_mb": 1, "table_share": 0.1}), "has table_share and total_mb"),
     "share of nothing": (keys(memory={"recommender_share": 0.1}), "needs table_share, or one of total_kb"),
+    "more memory than there is": (
+        keys(memory={"total_gb": 1e300, "recommender_share": 1}),
+        f"{P}.memory.total_gb: must be <= 8.38861e+06 (got 1e+300)",
+    ),
+    "a share that no number holds": (
+        keys(memory={"total_gb": 1, "table_share_per_gb": 1e290}),
+        f"{P}.memory.table_share_per_gb: must be <= 1.04858e+06 (got 1e+290)",
+    ),
     "memory is a number": (keys(memory=512), f"{P}.memory: must be a mapping of keys to values (got 512)"),
     # keys, names, shares
     "unknown key": (keys(uplink_mbps=3), f"{P}.uplink_mbps: unknown key"),
@@ -56,8 +64,9 @@ MALFORMED = {
     "typing error": (keys(memorry={}), "did you mean 'memory'?"),
     "wrong unit of a link": (keys(network={"uplink_kbps": 3}), "did you mean 'uplink_mbps'?"),
     "no name": ({"profiles": [{"memory": {"table_share": 0.1}}]}, f"{P}.name: is missing"),
-    "a name that is a number": (keys(name=7), f"{P}.name: must be a short name (got 7)"),
+    "a name that is a number": (keys(name=7), f"{P}.name: must be a short name without blanks around it (got 7)"),
     "an empty name": (keys(name=" "), f"{P}.name: must be a short name"),
+    "a name that looks like another": (keys(name="a "), f"{P}.name: must be a short name without blanks around it"),
     "names twice": ({"profiles": keys()["profiles"] * 2}, "profiles[1].name: 'a' is already the name of profiles[0]"),
     "shares do not sum": (keys(population_share=0.9), "population_share must sum to 1 over all profiles (got 0.9)"),
     "negative share": (keys(population_share=-1), f"{P}.population_share: must be >= 0 (got -1)"),
@@ -118,6 +127,10 @@ MALFORMED = {
         keys(memory={"total_gb": {"empirical": {"counts": {"lots": 3}}}, "recommender_share": 1}),
         "total_gb.empirical.counts.lots: found no size in 'lots'",
     ),
+    "a negative size": (
+        keys(memory={"total_gb": {"empirical": {"counts": {"-4 GB": 3}}}, "recommender_share": 1}),
+        "total_gb.empirical.counts.-4 GB: found a minus or a range in '-4 GB'",
+    ),
     "no such file": (
         keys(memory={"total_gb": {"empirical": {"file": "phones.csv"}}, "recommender_share": 1}),
         "total_gb.empirical: no file",
@@ -172,9 +185,14 @@ MALFORMED = {
         f"{P}.budget.of.process: unknown budget process 'x'",
     ),
     "a shock of the fleet": ({**keys(), "shocks": [{"at_round": -1, "factor": 1}]}, "shocks[0].at_round: must be >= 0"),
+    "a shock of the fleet that ends before it starts": (
+        {**keys(), "shocks": [{"at_round": 5, "factor": 0.1, "until_round": 5}]},
+        "shocks[0].until_round: must be after at_round 5 (got 5)",
+    ),
     # clock, availability
     "a clock that stands": ({**keys(), "clock": {"step_s": 0}}, "clock.step_s: must be > 0 (got 0)"),
     "half a step": ({**keys(), "clock": {"steps_per_round": 1.5}}, "clock.steps_per_round: must be a whole number"),
+    "steps without end": ({**keys(), "clock": {"steps_per_round": 2**53}}, "steps_per_round: must be <= 1000"),
     "availability above one": (keys(availability=1.2), f"{P}.availability: must be <= 1 (got 1.2)"),
     "availability is a word": (keys(availability="often"), f"{P}.availability: must be a probability or one of"),
     "unknown availability": (keys(availability={"diurnl": {}}), "did you mean 'diurnal'?"),
@@ -241,7 +259,7 @@ def test_the_good_file_is_good(tmp_path):
 def test_names_and_paths_that_do_not_exist(tmp_path):
     one_line(lambda: load_fleet("defualt"), "did you mean 'default'?")
     one_line(lambda: load_fleet("my-fleet.yaml"), "my-fleet.yaml: no such fleet file or name")
-    one_line(lambda: load_fleet(tmp_path), "no such fleet file or name")
+    one_line(lambda: load_fleet(tmp_path), "is a folder; give a fleet file in it")
     one_line(lambda: load_fleet("a\0b"), "no such fleet file or name")
     (tmp_path / "latin.yaml").write_bytes("profiles: é".encode("latin-1"))
     one_line(lambda: load_fleet(tmp_path / "latin.yaml"), "is not UTF-8 text")
@@ -264,6 +282,12 @@ BAD_TRACES = {
     "no device": ("time_s,memory_bytes\n0,5\n", "has no column 'device'"),
     "another unit": ("device,time_s,memory_mb\na,0,5\n", "has no column 'memory_bytes'; did you mean 'memory_mb'?"),
     "ragged": (HEADER + "a,0\n", "not a readable trace"),
+    "a device without name": (HEADER + "a,0,5\n ,0,5\n", "data row 2: names no device"),
+    "columns of one name": ("device,time_s,memory_bytes,memory_bytes\na,0,5,6\n", "2 columns 'memory_bytes': keep one"),
+    "nanoseconds": (
+        HEADER + "b,0,5\na,0,5\na,86400000000000,5\n",
+        "data row 3: 8.64e+13 s after its device's first sample, at most 1e+10; time_s is in seconds",
+    ),
 }
 
 
@@ -308,6 +332,8 @@ BAD_TABLES = {
         ("model,ram\n", "holds no value"),
         ("model,ram\nx,-\n", "holds no value"),
         ("model,ram\nx,4 GB 64 GB\n", "found 2 sizes in '4 GB 64 GB'"),
+        ("model,ram\nx,2-4 GB\n", "phones.csv:2: found a minus or a range in '2-4 GB'"),
+        ("model,Ram,RAM\nx,2 GB,4 GB\n", "has 2 columns 'ram': keep one"),
         ("model,ram\nx,0 GB\n", "total_gb: must be > 0 (got 0)"),
     ],
     "phones.json": [

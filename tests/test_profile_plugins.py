@@ -9,6 +9,7 @@ import pytest
 
 from clients.profiles import fleet_from_mapping, load_fleet
 from fl_peel.errors import ProfileError
+from simulations.cli import profiles_list
 from tests.fleet_helpers import fleet_of, ids, one_line
 
 PLUGIN = """
@@ -92,6 +93,14 @@ def test_a_plug_in_that_fails_says_so_in_one_line():
     one_line(lambda: fleet_of(budget="constant-too"), "no subclass of clients.budgets.BudgetProcess")
     one_line(lambda: load_fleet("broken"), "the profile 'broken' cannot be made: RuntimeError: no luck today")
     one_line(lambda: fleet_from_mapping({"profiles": [{"use": "kiosks"}]}), "profiles[0].use: 'kiosks' is a list")
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_broken_package_hides_no_other_fleet(capsys):
+    profiles_list()
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "RuntimeError: no luck today" in rows["broken"]
+    assert {"default", "mixed", "kiosk", "kiosks"} <= set(rows)
 
 
 def test_two_packages_that_claim_a_name(plugin):

@@ -64,6 +64,7 @@ th, td { padding: .32rem .7rem .32rem 0; text-align: left; font-weight: 400; bor
   white-space: nowrap; }
 thead th { color: var(--muted); font-size: .8rem; border-bottom: 1.5px solid var(--ink); vertical-align: bottom; }
 .number { text-align: right; padding: .32rem 0 .32rem .9rem; }
+thead .number { white-space: normal; }
 .best { font-weight: 700; }
 .narrow { width: auto; min-width: 20rem; }
 .wrap .number { white-space: normal; }
