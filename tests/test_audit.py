@@ -100,6 +100,8 @@ def test_attacks_find_counts_and_nothing_is_in_the_candidates(tiny_scenario, tmp
     assert found["reported-counts"]["advantage"] > 0.9
     assert found["reported-counts"]["auc"] > 0.95
     assert found["reported-class"]["advantage"] == 1
+    ceilings = {one.figures["join.ceiling"] for views in observer.views.values() for one in views}
+    assert len(ceilings) > 1  # what a lone device says when it joins
     assert abs(control(observer, 0)["auc"] - 0.5) < 0.1
 
 
@@ -126,6 +128,11 @@ def test_rows_start_without_protection_and_end_with_the_scenarios_own():
     names = [row.name for row in mechanisms(bare, clip_norm=0.7, epsilons=(2.0,))]
     assert names[:3] == ["none", "clipping", "hidden rows and requests"]
     assert "central DP, epsilon 2" in names
+    shipped = load_scenario("private")
+    last = mechanisms(bare, clip_norm=0.7, epsilons=())[-1]
+    assert last.name == "private"
+    for section in ("privacy", "secure_aggregation", "controller"):
+        assert getattr(last.scenario, section) == getattr(shipped, section)
     own = load_scenario("ml-100k", ["privacy={mechanism: central-gaussian, target_epsilon: 3, clipping: {kind: flat}}"])
     rows = mechanisms(own, clip_norm=0.7, epsilons=())
     assert rows[0].scenario.privacy == bare.privacy
@@ -154,7 +161,9 @@ def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
     place = Place("", str(tmp_path / "run"))
     found = audited(LoopbackGrid(2), rows, place, SETTINGS, list(SETTINGS.attacks or ()))
     assert [row["mechanism"] for row in found] == ["none", "local"]
+    assert all(0 <= row["validation recall@20"] <= 1 for row in found)
     assert found[0]["epsilon"] is None
+    assert (found[0]["canary"]["advantage"], found[0]["canary"]["epsilon_accounted"]) == (1, None)
     assert found[1]["epsilon"] == pytest.approx(4.0, rel=0.01)
     assert found[1]["canary"]["epsilon_low"] <= found[1]["canary"]["epsilon_accounted"]
     assert set(found[0]["attacks"]) == set(SETTINGS.attacks or ())
