@@ -145,7 +145,9 @@ def _one(
         scenario, place.data_dir, place.run_dir, len(nodes.ids), settings.devices, settings.rounds, sums_only
     )
     precision, selector = scenario.blocks.precision, scenario.selector
-    trial = Trial(row.name, scenario, (settings.share,), (precision,), (selector,))
+    # the larger budgets of the run too: devices are sent a list for the largest, and skip on it what they never need
+    shares = (settings.share, *(share for share in scenario.evaluation.budgets if share > settings.share))
+    trial = Trial(row.name, scenario, shares, (precision,), (selector,))
     tap = TapGrid(grid, observer)
     measured = run_trial(tap, replace(nodes, grid=tap), trial, place, _quieter(row.name, on_event))
     found: dict[str, Any] = {

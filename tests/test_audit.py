@@ -1,6 +1,7 @@
 """The audit: views are what devices really send, rows run under their own scenario, files hold what was measured."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -182,3 +183,19 @@ def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
     kept = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert kept["rows"][1]["attacks"]["touched-rows"].keys() >= {"advantage", "auc", "advantage_low", "f1", "random_f1"}
     assert len(audit_view(kept).rows) == 2
+
+
+def test_recall_is_measured_with_the_larger_budgets_of_the_run(tiny_scenario, tmp_path, monkeypatch):
+    """As a run does: a list that was cut for the smallest budget alone would lack what devices skip to."""
+    shares = []
+
+    def spied(grid, nodes, trial, *rest):
+        shares.append(trial.shares)
+        return run_trial(grid, nodes, trial, *rest)
+
+    monkeypatch.setattr("simulations.audit.run_trial", spied)
+    settings = replace(SETTINGS, share=0.6)
+    place = Place("", str(tmp_path / "audit"))
+    found = audited(LoopbackGrid(2), [Mechanism("none", tiny_scenario)], place, settings, ["touched-rows"])
+    assert shares == [(0.6, 1.0)]  # the scenario's 50% is smaller
+    assert found[0]["share"] == 0.6
