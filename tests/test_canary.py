@@ -12,6 +12,7 @@ from fl_peel.privacy.mechanisms import CentralGaussian
 from fl_peel.privacy.plan import make_plan, noise_devices_of
 
 SEEDS = range(20)
+SMALL = ("refinement.rounds=2", "secure_aggregation.min_devices=4")
 
 
 def scenario(mechanism: str = "central-gaussian", epsilon: float = 4.0, **refinement) -> Scenario:
@@ -85,7 +86,7 @@ def test_noise_that_falls_short_is_caught():
 
 def test_never_above_where_devices_add_the_noise_in_shares():
     """The shipped scenario: sums of the fewest devices that may be opened, without the share of the one that tells."""
-    content = load_scenario("private", ["refinement.rounds=2", "secure_aggregation.min_devices=4"])
+    content = load_scenario("private", [*SMALL, "privacy.target_epsilon=4"])
     plan = make_plan(content)
     assert noise_devices_of(content, 4) == 2
     worst = worst_canary(content, plan, trials=200, seeds=20)
