@@ -77,11 +77,22 @@ class Cohort:
     classes: NDArray[np.int16]
     budgets: FleetBudgets
     """``budgets.at(server_round)``: memory budget of every hosted device, (N,) bytes."""
+    population: int
+    """Devices of all nodes together."""
 
     @cached_property
     def seen(self) -> UserItems:
         """What devices have interacted with before the test: train and validation items."""
         return self.splits.train.merged(self.splits.validation)
+
+    @cached_property
+    def largest_budget(self) -> int:
+        """Bytes that the budget of no device of the whole fleet ever exceeds: it stands for what its makers publish, so
+        it is the same on every node.
+        """
+        full_table_bytes = 4 * self.splits.num_items * self.scenario.pretraining.embedding_dim
+        everybody = np.arange(self.population, dtype=np.int64)
+        return int(FleetBudgets(self.fleet, self.scenario.seed, everybody, full_table_bytes).ceiling().max(initial=0))
 
     @cached_property
     def rates(self) -> DeviceRates:
@@ -170,6 +181,7 @@ def open_cohort(
         own_fleet,
         classes[own_fleet.classes(scenario.seed, devices)],
         FleetBudgets(own_fleet, scenario.seed, devices, full_table_bytes),
+        everybody.num_users,
     )
 
 

@@ -69,9 +69,19 @@ def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
         check_budget(layout, scenario.blocks.precision, usual, f"device profile {name}")
     cohort.save_layout(layout)
     DeviceState.create(cohort.folder, users, groups)
-    by_group = np.zeros(len(request.centroids), np.int64)
-    np.maximum.at(by_group, groups, ceilings)
+    by_group = stated_ceilings(cohort, np.arange(num_devices), groups, len(request.centroids))
     return JoinReply("\n".join(cohort.fleet.names), cohort.devices, groups, by_group)
+
+
+def stated_ceilings(cohort: Cohort, places: IntArray, groups: NDArray[np.int32], num_groups: int) -> NDArray[np.int64]:
+    """The largest budget of each user group (G,) as devices at these places (N,), of these groups (N,), state it: their
+    own, which names a lone device's class, or where requests are hidden what any device of the fleet may have.
+    """
+    if cohort.scenario.privacy.requests == "group-prefix":
+        return np.full(num_groups, cohort.largest_budget, np.int64)
+    by_group = np.zeros(num_groups, np.int64)
+    np.maximum.at(by_group, groups, cohort.budgets.ceiling()[places])
+    return by_group
 
 
 def train_round(cohort: Cohort, request: RoundRequest, noise_devices: Mapping[int, int] | None = None) -> RoundReply:

@@ -304,7 +304,7 @@ class Privacy(Part):
     rows: Literal["touched", "all-sent"] = "touched"
     """Rows of a device's update: those it changed, or all it was sent, so that nobody sees which it changed."""
     requests: Literal["own-budget", "group-prefix"] = "own-budget"
-    """Blocks a device downloads: what its budget holds, or what the largest budget of its user group holds."""
+    """Blocks a device downloads: what its budget holds, or what the largest budget of the fleet holds."""
     answer_share: float | None = Field(None, gt=0, le=1)
     """Share of the rounds in which a device answers: one that is available more often, as some classes are, is silent
     in some, by a coin of its own. null: it answers whenever it can.

@@ -162,7 +162,8 @@ class JoinRequest:
 
 @dataclass(frozen=True)
 class JoinReply:
-    """devices (N,), their user groups (N,) and the largest budget each group's devices here can ever have (G,).
+    """devices (N,), their user groups (N,) and the largest budget each group's devices here can ever have (G,);
+    where requests are hidden, that any device of the fleet can have.
 
     class_names: the fleet's device classes, one a line.
     """

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 import fl_peel
 from fl_peel.attacks import attack_names, load_attack
-from fl_peel.attacks.canary import canary_audit
+from fl_peel.attacks.canary import worst_canary
 from fl_peel.config import Scenario, load_scenario
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
@@ -37,7 +37,8 @@ CANARY = "canary"
 @dataclass(frozen=True)
 class AuditSettings:
     """devices: watched, a quarter of them accomplices; rounds: seen, from the first; share: budget that recall is
-    measured at; clip_norm: for rows that clip where the scenario does not say; canary_trials: with and without.
+    measured at; clip_norm: for rows that clip where the scenario does not say; canary_trials: with and without,
+    for each of canary_seeds seeds.
     """
 
     devices: int = 400
@@ -46,6 +47,7 @@ class AuditSettings:
     clip_norm: float = 1.0
     epsilons: tuple[float, ...] = EPSILONS
     canary_trials: int = 1000
+    canary_seeds: int = 1
     attacks: tuple[str, ...] | None = None
     only: tuple[str, ...] | None = None
 
@@ -143,7 +145,9 @@ def _one(
         scenario, place.data_dir, place.run_dir, len(nodes.ids), settings.devices, settings.rounds, sums_only
     )
     precision, selector = scenario.blocks.precision, scenario.selector
-    trial = Trial(row.name, scenario, (settings.share,), (precision,), (selector,))
+    # the larger budgets of the run too: devices are sent a list for the largest, and skip on it what they never need
+    shares = (settings.share, *(share for share in scenario.evaluation.budgets if share > settings.share))
+    trial = Trial(row.name, scenario, shares, (precision,), (selector,))
     tap = TapGrid(grid, observer)
     measured = run_trial(tap, replace(nodes, grid=tap), trial, place, _quieter(row.name, on_event))
     found: dict[str, Any] = {
@@ -152,19 +156,17 @@ def _one(
         "epsilon": None,
         "delta": None,
         "recall@20": measured["rows"][0]["test"]["recall@20"],
+        "validation recall@20": measured["rows"][0]["validation"]["recall@20"],
         "share": settings.share,
         "attacks": attacked(observer, names, scenario.seed),
         "control": control(observer, scenario.seed),
         "privacy": scenario.privacy.model_dump(mode="json"),
     }
     plan = privacy_plan(scenario, place)
+    canary = worst_canary(scenario, plan, trials=settings.canary_trials, seeds=settings.canary_seeds)
+    found[CANARY] = {**asdict(canary), "epsilon_accounted": None if plan is None else plan.cost.epsilon}
     if plan is not None:
-        canary = canary_audit(scenario, plan, trials=settings.canary_trials, seed=scenario.seed)
-        found |= {
-            "epsilon": plan.epsilon,
-            "delta": scenario.privacy.delta,
-            CANARY: {**asdict(canary), "epsilon_accounted": plan.cost.epsilon},
-        }
+        found |= {"epsilon": plan.epsilon, "delta": scenario.privacy.delta}
     return found
 
 

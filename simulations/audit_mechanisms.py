@@ -63,10 +63,13 @@ def _group_epsilon(base: Scenario, epsilon: float) -> dict[str, float]:
 
 
 def _private(bare: Scenario) -> Mechanism | None:
-    """The protections of the shipped scenario ``private``, on this scenario's data."""
+    """The protections of the shipped scenario ``private``, and the memory of its controller, which is chosen for the
+    noise, on this scenario's data.
+    """
     content = yaml.safe_load(shipped_scenarios()["private"].read_text(encoding="utf-8"))
     sections = {key: content[key] for key in ("privacy", "secure_aggregation") if key in content}
     changed = bare.model_dump(mode="json") | sections
+    changed["controller"] = changed["controller"] | content.get("controller", {})
     for key in ("sampling", "cohort_share", "rounds"):
         if key in content.get("refinement", {}):
             changed["refinement"] = changed["refinement"] | {key: content["refinement"][key]}

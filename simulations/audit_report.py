@@ -55,7 +55,7 @@ def audit_view(result: Mapping[str, Any]) -> TableView:
     share = rows[0]["share"] if rows else 0.01
     note = (
         f"Advantage (TPR - FPR) ± half its 95 % interval; recall@20 at {format_share(share)} of the full table. "
-        "“epsilon, at least”: lower bound from canary devices."
+        "“epsilon, at least”: lower bound from canary devices; without noise, what so many trials can show."
     )
     return TableView("What each mechanism leaks", columns, tuple(body), 2, note)
 

@@ -23,7 +23,7 @@ from clients.accounts import Accounts
 from clients.cohort import Cohort, DeviceState, open_cohort
 from clients.moving import RoundMemory
 from clients.secure_round import announce_keys
-from clients.work import RoundWorld, train_members, train_round
+from clients.work import RoundWorld, stated_ceilings, train_members, train_round
 from fl_peel import wire
 from fl_peel.attacks.views import DeviceView, RoundView
 from fl_peel.config import Scenario
@@ -99,23 +99,32 @@ class Observer:
             if not len(here):
                 continue
             alone = dataclasses.replace(mine[0], groups={group: mine[0].groups[group]}, traced=np.zeros(0, np.int64))
-            self._mark_present(cohort, alone, group, here)
+            ranked = RankedBlocks.unpack(cohort.layout(), self.scenario.blocks.precision, alone.groups[group])
+            self._mark_present(cohort, alone, ranked, here)
             if self.sums_only:
                 lost = vanishing(self.scenario, alone.server_round, sampled) == Vanishes.VECTOR
                 total = dataclasses.replace(alone, devices=sampled[~lost])
                 if len(total.devices) < needed_of(self.scenario, self._announced[group])[1]:
                     continue  # void: nothing is opened
-                view = self._answer(cohort, total, group, len(total.devices))
+                view = self._answer(cohort, total, ranked, group, len(total.devices))
                 for device in here.tolist():
                     one = dataclasses.replace(alone, devices=np.array([device], np.int64))
-                    figures = {**view.figures, **self._figures_of_stages(cohort, one, group)}
+                    figures = {**view.figures, **self._figures_of_stages(cohort, one, ranked)}
+                    figures |= self._figures_of_joining(cohort, device, group)
                     self.views[device].append(dataclasses.replace(view, figures=figures))
                 continue
             for device in here.tolist():
                 one = dataclasses.replace(alone, devices=np.array([device], np.int64))
-                self.views[device].append(self._answer(cohort, one, group, 1))
+                view = self._answer(cohort, one, ranked, group, 1)
+                figures = {**view.figures, **self._figures_of_joining(cohort, device, group)}
+                self.views[device].append(dataclasses.replace(view, figures=figures))
 
-    def _figures_of_stages(self, cohort: Cohort, request: wire.RoundRequest, group: int) -> dict[str, float]:
+    def _figures_of_joining(self, cohort: Cohort, device: int, group: int) -> dict[str, float]:
+        """What a lone device said when it joined, but for its user group, which the server needs."""
+        place, groups = np.array([device], np.int64), np.array([group], np.int32)
+        return {"join.ceiling": float(stated_ceilings(cohort, place, groups, group + 1)[group])}
+
+    def _figures_of_stages(self, cohort: Cohort, request: wire.RoundRequest, ranked: RankedBlocks) -> dict[str, float]:
         """What the messages of secure aggregation say of one device outside its masked vector: the keys reply, but for
         keys, which are random numbers; whether it shares, sends a vector, opens; what comes beside its vector.
 
@@ -128,7 +137,6 @@ class Observer:
             ),
         )
         when = int(vanishing(self.scenario, request.server_round, request.devices)[0])
-        ranked = RankedBlocks.unpack(cohort.layout(), self.scenario.blocks.precision, request.groups[group])
         world = RoundWorld.of(cohort, request)
         out = bool(RoundMemory.of(ranked, world.budgets[:, request.devices]).dropped_out.all())
         if not out and self.scenario.refinement.deadline_s is not None:
@@ -202,17 +210,18 @@ class Observer:
             len(cohort.fleet.names),
         )
 
-    def _mark_present(self, cohort: Cohort, request: wire.RoundRequest, group: int, here: NDArray[np.int64]) -> None:
+    def _mark_present(
+        self, cohort: Cohort, request: wire.RoundRequest, ranked: RankedBlocks, here: NDArray[np.int64]
+    ) -> None:
         watched = self.watched()
-        ranked = RankedBlocks.unpack(cohort.layout(), self.scenario.blocks.precision, request.groups[group])
         memory = RoundMemory.of(ranked, cohort.budgets.during(request.server_round)[:, here])
         for device, rows in zip(here.tolist(), ranked.num_present(memory.last).tolist(), strict=True):
             place = int(np.flatnonzero(watched.devices == device)[0])
             watched.on_device[place, ranked.items[:rows]] = True
 
-    def _answer(self, cohort: Cohort, request: wire.RoundRequest, group: int, num_devices: int) -> RoundView:
-        payload = request.groups[group]
-        ranked = RankedBlocks.unpack(cohort.layout(), self.scenario.blocks.precision, payload)
+    def _answer(
+        self, cohort: Cohort, request: wire.RoundRequest, ranked: RankedBlocks, group: int, num_devices: int
+    ) -> RoundView:
         noise_devices = None
         if self.sums_only and in_masked_sums(self.scenario, find_mechanism(self.scenario.privacy.mechanism)):
             noise_devices = {group: noise_devices_of(self.scenario, self._announced[group])}

@@ -127,6 +127,9 @@ def audit(
         float, typer.Option("--clip-norm", help="Bound of a device's update, where the scenario has none.")
     ] = 1.0,
     canary_trials: Annotated[int, typer.Option("--canary-trials", min=100, help="With a canary, and without.")] = 1000,
+    canary_seeds: Annotated[
+        int, typer.Option("--canary-seeds", min=1, help="With that many trials each; the largest bound is reported.")
+    ] = 1,
     attacks: Annotated[str | None, typer.Option("--attacks", metavar="NAMES", help="Only these.")] = None,
     only: Annotated[str | None, typer.Option("--only", metavar="ROWS", help="E.g. 'none; clipping'.")] = None,
     rows: Annotated[
@@ -154,7 +157,15 @@ def audit(
     from simulations.runner import default_cache_dir
 
     settings = auditing.AuditSettings(
-        devices, rounds, shares[0], clip_norm, wanted, canary_trials, _words(attacks, ","), _words(only, ";")
+        devices,
+        rounds,
+        shares[0],
+        clip_norm,
+        wanted,
+        canary_trials,
+        canary_seeds,
+        _words(attacks, ","),
+        _words(only, ";"),
     )
     options = {
         "--devices": devices,
@@ -163,6 +174,7 @@ def audit(
         "--epsilons": epsilons,
         "--clip-norm": clip_norm,
         "--canary-trials": canary_trials,
+        "--canary-seeds": canary_seeds,
         "--attacks": attacks,
         "--only": only,
         "--data-dir": data_dir,

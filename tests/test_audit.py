@@ -1,6 +1,7 @@
 """The audit: views are what devices really send, rows run under their own scenario, files hold what was measured."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,6 +101,8 @@ def test_attacks_find_counts_and_nothing_is_in_the_candidates(tiny_scenario, tmp
     assert found["reported-counts"]["advantage"] > 0.9
     assert found["reported-counts"]["auc"] > 0.95
     assert found["reported-class"]["advantage"] == 1
+    ceilings = {one.figures["join.ceiling"] for views in observer.views.values() for one in views}
+    assert len(ceilings) > 1  # what a lone device says when it joins
     assert abs(control(observer, 0)["auc"] - 0.5) < 0.1
 
 
@@ -126,6 +129,11 @@ def test_rows_start_without_protection_and_end_with_the_scenarios_own():
     names = [row.name for row in mechanisms(bare, clip_norm=0.7, epsilons=(2.0,))]
     assert names[:3] == ["none", "clipping", "hidden rows and requests"]
     assert "central DP, epsilon 2" in names
+    shipped = load_scenario("private")
+    last = mechanisms(bare, clip_norm=0.7, epsilons=())[-1]
+    assert last.name == "private"
+    for section in ("privacy", "secure_aggregation", "controller"):
+        assert getattr(last.scenario, section) == getattr(shipped, section)
     own = load_scenario("ml-100k", ["privacy={mechanism: central-gaussian, target_epsilon: 3, clipping: {kind: flat}}"])
     rows = mechanisms(own, clip_norm=0.7, epsilons=())
     assert rows[0].scenario.privacy == bare.privacy
@@ -154,7 +162,9 @@ def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
     place = Place("", str(tmp_path / "run"))
     found = audited(LoopbackGrid(2), rows, place, SETTINGS, list(SETTINGS.attacks or ()))
     assert [row["mechanism"] for row in found] == ["none", "local"]
+    assert all(0 <= row["validation recall@20"] <= 1 for row in found)
     assert found[0]["epsilon"] is None
+    assert (found[0]["canary"]["advantage"], found[0]["canary"]["epsilon_accounted"]) == (1, None)
     assert found[1]["epsilon"] == pytest.approx(4.0, rel=0.01)
     assert found[1]["canary"]["epsilon_low"] <= found[1]["canary"]["epsilon_accounted"]
     assert set(found[0]["attacks"]) == set(SETTINGS.attacks or ())
@@ -173,3 +183,19 @@ def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
     kept = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert kept["rows"][1]["attacks"]["touched-rows"].keys() >= {"advantage", "auc", "advantage_low", "f1", "random_f1"}
     assert len(audit_view(kept).rows) == 2
+
+
+def test_recall_is_measured_with_the_larger_budgets_of_the_run(tiny_scenario, tmp_path, monkeypatch):
+    """As a run does: a list that was cut for the smallest budget alone would lack what devices skip to."""
+    shares = []
+
+    def spied(grid, nodes, trial, *rest):
+        shares.append(trial.shares)
+        return run_trial(grid, nodes, trial, *rest)
+
+    monkeypatch.setattr("simulations.audit.run_trial", spied)
+    settings = replace(SETTINGS, share=0.6)
+    place = Place("", str(tmp_path / "audit"))
+    found = audited(LoopbackGrid(2), [Mechanism("none", tiny_scenario)], place, settings, ["touched-rows"])
+    assert shares == [(0.6, 1.0)]  # the scenario's 50% is smaller
+    assert found[0]["share"] == 0.6

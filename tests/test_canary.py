@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from fl_peel.attacks.canary import canary_audit, empirical_epsilon
-from fl_peel.config import Scenario
+from fl_peel.attacks.canary import canary_audit, empirical_epsilon, worst_canary
+from fl_peel.config import Scenario, load_scenario
 from fl_peel.privacy.mechanisms import CentralGaussian
-from fl_peel.privacy.plan import make_plan
+from fl_peel.privacy.plan import make_plan, noise_devices_of
 
 SEEDS = range(20)
+SMALL = ("refinement.rounds=2", "secure_aggregation.min_devices=4")
 
 
 def scenario(mechanism: str = "central-gaussian", epsilon: float = 4.0, **refinement) -> Scenario:
@@ -81,3 +82,28 @@ def test_noise_that_falls_short_is_caught():
     broken = dataclasses.replace(plan, mechanism=Forgetful())
     assert canary_audit(content, plan, trials=400, seed=0).epsilon_low <= plan.epsilon
     assert canary_audit(content, broken, trials=400, seed=0).epsilon_low > plan.epsilon
+
+
+def test_never_above_where_devices_add_the_noise_in_shares():
+    """The shipped scenario: sums of the fewest devices that may be opened, without the share of the one that tells."""
+    content = load_scenario("private", [*SMALL, "privacy.target_epsilon=4"])
+    plan = make_plan(content)
+    assert noise_devices_of(content, 4) == 2
+    worst = worst_canary(content, plan, trials=200, seeds=20)
+    assert 0.3 < worst.epsilon_low <= plan.epsilon
+    assert worst.seeds == 20
+
+
+def test_the_worst_of_many_seeds_is_reported():
+    content = scenario(epsilon=2.0)
+    plan = make_plan(content)
+    each = [canary_audit(content, plan, trials=100, seed=seed).epsilon_low for seed in range(3)]
+    assert worst_canary(content, plan, trials=100, seeds=3).epsilon_low == max(each)
+
+
+def test_without_noise_every_canary_is_told():
+    """As high as 100 trials can show, 50 of them to measure: see the first test."""
+    outcome = worst_canary(scenario(), None, trials=100, seeds=1)
+    edge = 0.0125 ** (1 / 50)
+    assert outcome.advantage == 1
+    assert outcome.epsilon_low == pytest.approx(math.log((edge - 1e-5) / (1 - edge)))

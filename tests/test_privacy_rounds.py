@@ -27,7 +27,7 @@ CENTRAL = (
     "privacy.requests=group-prefix",
 )
 LOCAL = (*CENTRAL, "privacy.mechanism=local-gaussian")
-SHIPPED = ("private", "local-dp")
+SHIPPED = {"private": 2, "local-dp": 8}
 
 
 def run_of(tiny, folder, overrides, nodes=2):
@@ -205,9 +205,10 @@ def test_withholding_is_for_privacy_alone(tiny_scenario):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_scenarios_meet_their_target(name):
+    """private: at 8 the audit can still tell validation items (docs/audit.md)."""
     assert name in shipped_scenarios()
     plan = make_plan(load_scenario(name))
-    assert 7.9 < plan.epsilon <= 8
+    assert 0.98 * SHIPPED[name] < plan.epsilon <= SHIPPED[name]
 
 
 def test_a_target_out_of_reach_stops_the_run_before_pretraining(tiny, tmp_path):

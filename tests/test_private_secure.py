@@ -143,6 +143,9 @@ def test_of_a_void_group_nothing_is_released(tiny_scenario, tmp_path, releases):
 def test_no_message_of_a_lone_device_names_its_class(tiny_scenario, tmp_path):
     """40 nodes with a device each. Outside masks there are only numbers of devices, always in the same place."""
     _, grid = served(private(tiny_scenario), tmp_path / "run", nodes=40)
+    joined = [wire.unpack(wire.JoinReply, content) for kind, content in grid.crossed if kind == f"reply to {wire.JOIN}"]
+    assert len(joined) == 40
+    assert len({tuple(reply.ceilings.tolist()) for reply in joined}) == 1  # not its own, which is its class's
     kinds = {wire.SECURE_KEYS: wire.SecureKeysReply, wire.SECURE_ROUND: wire.SecureRoundReply}
     found = dict.fromkeys(kinds, 0)
     for kind, content in grid.crossed:

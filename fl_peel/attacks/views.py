@@ -30,7 +30,8 @@ class RoundView:
     items: (R,) item of each row; table: (R, d) as sent; position: (R, S) rank of each row's blocks, K where not sent;
     blocks: (K,) block numbers, best first; local: the training the server prescribed;
     reply: arrays by their name on the wire (:class:`fl_peel.wire.RoundReply`, of the device's user group), those that
-    the protocol leaves out missing; figures: the reply's single numbers (bytes, times, metrics) by name;
+    the protocol leaves out missing; figures: single numbers (bytes, times, metrics) by name, of the reply and of what
+    else the device said of itself;
     num_devices: devices whose sum the reply is, 1 unless the protocol shows sums only.
     """
 
@@ -44,9 +45,9 @@ class RoundView:
     figures: Mapping[str, float]
     num_devices: int = 1
 
-    @cached_property
+    @property
     def update(self) -> FloatArray:
-        """The update of every row, (R, d); zero in rows that were not sent back."""
+        """The update of every row, (R, d); zero in rows that were not sent back. Not kept: there are many views."""
         if "updates" in self.reply:  # every row that was sent
             return np.asarray(self.reply["updates"].reshape(self.table.shape) / FIXED_POINT)
         total = np.zeros(self.table.shape, np.int64)
