@@ -63,6 +63,10 @@ class UserItems:
         kept = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])  # (N + 1,) kept among the first n
         return UserItems(kept[self.indptr], self.items[mask])
 
+    def by_item(self) -> UserItems:
+        """The same, each user's items ascending."""
+        return UserItems(self.indptr, self.items[np.lexsort((self.items, self.users()))])
+
     def popularity(self, num_items: int) -> NDArray[np.int64]:
         """Interactions per item, shape (num_items,)."""
         return np.bincount(self.items, minlength=num_items).astype(np.int64)

@@ -165,6 +165,7 @@ class _Trainer:
 
     def __init__(self, collected: UserItems, num_items: int, config: PretrainingConfig, seed: int, device: str) -> None:
         self._config, self._seed, self._device = config, seed, device
+        collected = collected.by_item()  # tables do not depend on the order of a user's items, to the last bit
         self._rows, self._num_items = collected, num_items
         self._active = np.flatnonzero(collected.counts() > 0)
         self._graph = InteractionGraph.build(collected, num_items, device)

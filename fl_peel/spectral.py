@@ -28,7 +28,8 @@ def normalized_interactions(rows: UserItems, num_items: int, *, exponent: float 
     Repeated pairs count once.
     """
     shape = (rows.num_users, num_items)
-    matrix = sp.csr_matrix((np.ones(rows.num_interactions, np.float32), rows.items, rows.indptr), shape=shape)
+    ones = np.ones(rows.num_interactions, np.float32)
+    matrix = sp.csr_matrix((ones, rows.items, rows.indptr), shape=shape, copy=True)  # else the next line sorts ``rows``
     matrix.sum_duplicates()
     matrix.data[:] = 1.0
     user_scale = _inverse_power(np.asarray(matrix.sum(axis=1)).ravel(), exponent)

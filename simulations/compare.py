@@ -19,6 +19,7 @@ from clients.profiles import load_fleet
 from fl_peel.config import Scenario, load_scenario
 from fl_peel.events import OnEvent, silent
 from fl_peel.precision import Precision
+from fl_peel.pretraining import fixed_threads
 from fl_peel.processor import pretraining_device
 from simulations.checkpoints import CENTRAL, decisive, decisive_of_tables
 from simulations.compare_rows import aggregated, summary
@@ -238,7 +239,8 @@ def refined(study: Study, material: Material | None) -> dict[str, Any]:
     local = refinement.local.config(material.config.temperature)
     prepared = study.prepared()
     start = starting_tables(study.scenario, prepared.pretrained, prepared.groups, prepared.given)
-    return refine_centrally(material, prepared.groups, local, refinement.rounds * local.epochs, start=start)
+    with fixed_threads(1):
+        return refine_centrally(material, prepared.groups, local, refinement.rounds * local.epochs, start=start)
 
 
 __all__ = ["BUDGETS", "RIVALS", "compare"]

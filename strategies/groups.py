@@ -17,7 +17,7 @@ from fl_peel.interactions import UserItems
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.local_training import signals_of_group
 from fl_peel.neighbourhood import Neighbourhood, item_covariance
-from fl_peel.pretraining import PretrainedEmbeddings
+from fl_peel.pretraining import PretrainedEmbeddings, fixed_threads
 from fl_peel.ranking import top_rows
 from fl_peel.selection import RankedBlocks, RowOrder, rank_blocks
 from strategies.aggregation import BlockSums, ServerOptimizer, apply_mean
@@ -131,13 +131,15 @@ def starting_tables(
     scenario: Scenario, pretrained: PretrainedEmbeddings, groups: UserGroups, collected: UserItems
 ) -> Callable[[int], FloatArray]:
     """What gives each user group, by number, the item table (I, d) it starts with: a copy of the global one or, with
-    ``user_groups.neighbour_weight``, its own correction of it (:mod:`fl_peel.neighbourhood`).
+    ``user_groups.neighbour_weight``, its own correction of it (:mod:`fl_peel.neighbourhood`). To be called under
+    ``fixed_threads(1)``, so that it is the same to the last bit.
     """
     weight, ridge = scenario.user_groups.neighbour_weight, scenario.user_groups.neighbour_ridge
     if not weight:
         return lambda group: pretrained.items.copy()
     neighbourhood = Neighbourhood(collected, len(pretrained.items))
-    covariance = item_covariance(pretrained.items)
+    with fixed_threads(1):
+        covariance = item_covariance(pretrained.items)
 
     def table(group: int) -> FloatArray:
         members = np.flatnonzero(groups.assignment == group)
@@ -184,7 +186,8 @@ def starting_states(
             np.full(layout.num_blocks, float(len(members))),
         )
 
-    with ThreadPoolExecutor(max_workers=2) as pool:  # the compiled loops release the interpreter lock
+    # sums of several BLAS threads depend on how many it takes, and that on what else runs: one each
+    with fixed_threads(1), ThreadPoolExecutor(max_workers=2) as pool:
         return list(pool.map(state, range(groups.num_groups)))
 
 

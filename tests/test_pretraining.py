@@ -37,6 +37,16 @@ def some_rows(num_users: int = 40, num_items: int = 30, seed: int = 0) -> UserIt
     return UserItems.from_pairs(users, np.concatenate(chosen), num_users)
 
 
+def test_pretraining_leaves_the_interactions_as_they_are_and_does_not_depend_on_their_order() -> None:
+    rows = some_rows()
+    turned = UserItems(rows.indptr, np.concatenate([rows.row(u)[::-1] for u in range(rows.num_users)]))
+    for each in (rows, turned):
+        each.items.setflags(write=False)  # as the files are that devices' interactions are mapped from
+    first, second = (pretrain(each, 30, SMALL, seed=3) for each in (rows, turned))
+    assert (first.items == second.items).all()
+    assert (first.users == second.users).all()
+
+
 # ---- spectral start
 
 

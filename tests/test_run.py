@@ -51,6 +51,14 @@ def test_same_seed_same_figures_on_1_2_or_8_nodes(tiny_scenario, tmp_path):
     assert figures(two) == figures(again) == figures(one) == figures(eight)
 
 
+def test_kept_tables_give_the_figures_of_those_trained_now(tiny_scenario, tmp_path):
+    """To the last bit: pretraining must leave nothing behind but its tables."""
+    place = [Place("", str(tmp_path / name), str(tmp_path / "cache")) for name in ("cold", "warm")]
+    cold, warm = (serve(LoopbackGrid(2), tiny_scenario, each) for each in place)
+    assert figures(cold) == figures(warm)
+    assert warm["stages"]["pretraining"] < cold["stages"]["pretraining"]
+
+
 def test_groups_may_come_in_several_messages(tiny_scenario, tmp_path, monkeypatch):
     """One message a user group gives what one message for all of them gives; a lost one costs its group alone."""
     whole, grid = served(tiny_scenario, tmp_path / "whole")
