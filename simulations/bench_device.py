@@ -33,7 +33,7 @@ def compared_metrics(scenario: Scenario, place: Place, device: str) -> dict[str,
     everybody = np.arange(splits.num_users)
     share = min(1.0, MOST_DEVICES / max(splits.num_users, 1))
     devices = sample_cohort(scenario.seed, 1, everybody, share)
-    splits = splits.of(devices)  # in memory: a population's files are not to be sorted in place
+    splits = splits.of(devices)
     num_devices, num_items, train = len(devices), splits.num_items, splits.train
     pretrained = pretrain(train, num_items, scenario.pretraining.config(), seed=scenario.seed)
     layout = BlockLayout(np.arange(num_items, dtype=np.int32), scenario.pretraining.embedding_dim, 1)

@@ -366,9 +366,14 @@ def pfl_interpreter(python: str | Path) -> str:
     except OSError as error:
         raise EngineError(f"--pfl-python {python}: cannot be started ({error.strerror}); name a Python") from error
     if found.returncode:
-        last = (found.stderr.strip().splitlines() or ["no message"])[-1]
+        last = _last_line(found.stderr)
         raise EngineError(f"--pfl-python {python}: {last}; install pfl and torch there: pip install 'pfl[pytorch]'")
     return str(python)
+
+
+def _last_line(text: str) -> str:
+    """What a failed Python says last: its error."""
+    return (text.strip().splitlines() or ["no message"])[-1]
 
 
 def _pfl(python: str, base: Scenario, place: Place, plan: BenchPlan, folder: Path) -> dict[str, Any]:
@@ -385,7 +390,7 @@ def _pfl(python: str, base: Scenario, place: Place, plan: BenchPlan, folder: Pat
     command = [python, str(script), str(folder), str(how.batch_size), str(how.learning_rate)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     if done.returncode:
-        raise EngineError(f"pfl: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        raise EngineError(f"pfl: {_last_line(done.stderr)}")
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     return {
         "pfl_devices_per_second": answer["devices"] / answer["seconds"],
