@@ -8,8 +8,12 @@ from typing import Any
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from clients import secure_round, serving, work
-from clients.cohort import Cohort, open_cohort
+from clients.node import joining
+from clients.node.cohort import Cohort, open_cohort
+from clients.round import clear
+from clients.round import masked as secure_round
+from clients.serving import evaluate as ranking
+from clients.serving import following as serving
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError
 from fl_peel.roots import check_one_root, code_digest
@@ -30,10 +34,10 @@ def _cohort(context: Context, request: Any) -> Cohort:
     """A node started with its own data-dir or run-dir uses those (real nodes have their own disks); one started with a
     profile hosts devices of that class alone.
     """
-    data_dir = str(context.node_config.get("data-dir", request.data_dir))
-    run_dir = str(context.node_config.get("run-dir", request.run_dir))
+    data_dir = str(context.node_config.get("data-dir", request.setting.data_dir))
+    run_dir = str(context.node_config.get("run-dir", request.setting.run_dir))
     profile = str(context.node_config.get("profile", ""))
-    return open_cohort(request.scenario, data_dir, run_dir, *_partition(context), profile)
+    return open_cohort(request.setting.scenario, data_dir, run_dir, *_partition(context), profile)
 
 
 def _answer(message: Message, work_for: Callable[[], object]) -> Message:
@@ -59,21 +63,21 @@ def hello(message: Message, context: Context) -> Message:
 def join(message: Message, context: Context) -> Message:
     """Devices take or find their user embedding and group."""
     request = wire.unpack(wire.JoinRequest, message.content)
-    return _answer(message, lambda: work.join(_cohort(context, request), request))
+    return _answer(message, lambda: joining.join(_cohort(context, request), request))
 
 
 @app.train("round")
 def train_round(message: Message, context: Context) -> Message:
     """Sampled devices train one round."""
     request = wire.unpack(wire.RoundRequest, message.content)
-    return _answer(message, lambda: work.train_round(_cohort(context, request), request))
+    return _answer(message, lambda: clear.clear_round(_cohort(context, request), request))
 
 
 @app.evaluate("budgets")
 def evaluate_budgets(message: Message, context: Context) -> Message:
     """All hosted devices rank under each budget."""
     request = wire.unpack(wire.EvaluateRequest, message.content)
-    return _answer(message, lambda: work.evaluate_budgets(_cohort(context, request), request))
+    return _answer(message, lambda: ranking.evaluate_budgets(_cohort(context, request), request))
 
 
 @app.evaluate("moving")

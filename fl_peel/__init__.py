@@ -2,6 +2,140 @@
 
 Source: Zheng, Qu, Chen, Zheng, Shi, Yin, "Personalized Elastic Embedding Learning for On-Device
 Recommendation", arXiv 2306.10532 (IEEE TKDE).
+
+Here is all that a user imports by name: what runs a scenario, what one's own selector, mechanism, attack, budget
+process or device profile builds on, and the suites that test them. Names that lie in another package of fl-peel are
+found through the entry points ``fl_peel.api`` of the installed package: the method itself imports nothing of its users.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fl_peel.lazy import imported_when_asked
+
+if TYPE_CHECKING:
+    from fl_peel.attacks.base import Attack
+    from fl_peel.attacks.contracts import AttackContract
+    from fl_peel.data.population import Population
+    from fl_peel.errors import FlPeelError
+    from fl_peel.exchange.contracts import StatisticContract
+    from fl_peel.exchange.statistics import BoundedStatistic
+    from fl_peel.privacy.contracts import MechanismContract
+    from fl_peel.privacy.mechanisms import Mechanism
+    from fl_peel.randomness import device_uniforms, rng_for
+    from fl_peel.scenario.scenario import Scenario
+    from fl_peel.training.update import GroupUpdate
+    from fl_peel.weighting.contracts import SelectorContract
+    from fl_peel.weighting.statistics import BlockStatistics
+
 __version__ = "0.1.0"
+
+_OF_OTHER_PACKAGES = frozenset(
+    (
+        "BoundedDeviceContents",
+        "BudgetContract",
+        "BudgetProcess",
+        "DeviceContents",
+        "DeviceContentsContract",
+        "DeviceProfile",
+        "Fleet",
+        "FleetBudgets",
+        "Memory",
+        "NoisedServerContents",
+        "OpenDeviceContents",
+        "OpenServerContents",
+        "PositiveFloat",
+        "ProfileContract",
+        "ServerContents",
+        "ServerContentsContract",
+        "ShareFloat",
+        "fleet_from_mapping",
+        "load_fleet",
+        "load_scenario",
+        "mean_update",
+        "run",
+    )
+)
+
+__all__ = [
+    "Attack",
+    "AttackContract",
+    "BlockStatistics",
+    "BoundedDeviceContents",
+    "BoundedStatistic",
+    "BudgetContract",
+    "BudgetProcess",
+    "DeviceContents",
+    "DeviceContentsContract",
+    "DeviceProfile",
+    "FlPeelError",
+    "Fleet",
+    "FleetBudgets",
+    "GroupUpdate",
+    "Mechanism",
+    "MechanismContract",
+    "Memory",
+    "NoisedServerContents",
+    "OpenDeviceContents",
+    "OpenServerContents",
+    "Population",
+    "PositiveFloat",
+    "ProfileContract",
+    "Scenario",
+    "SelectorContract",
+    "ServerContents",
+    "ServerContentsContract",
+    "ShareFloat",
+    "StatisticContract",
+    "__version__",
+    "device_uniforms",
+    "fleet_from_mapping",
+    "load_fleet",
+    "load_scenario",
+    "mean_update",
+    "rng_for",
+    "run",
+]
+
+_own = imported_when_asked(
+    __name__,
+    {
+        "Attack": "fl_peel.attacks.base",
+        "AttackContract": "fl_peel.attacks.contracts",
+        "BlockStatistics": "fl_peel.weighting.statistics",
+        "BoundedStatistic": "fl_peel.exchange.statistics",
+        "FlPeelError": "fl_peel.errors",
+        "GroupUpdate": "fl_peel.training.update",
+        "Mechanism": "fl_peel.privacy.mechanisms",
+        "MechanismContract": "fl_peel.privacy.contracts",
+        "Population": "fl_peel.data.population",
+        "Scenario": "fl_peel.scenario.scenario",
+        "SelectorContract": "fl_peel.weighting.contracts",
+        "StatisticContract": "fl_peel.exchange.contracts",
+        "device_uniforms": "fl_peel.randomness",
+        "rng_for": "fl_peel.randomness",
+    },
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_OTHER_PACKAGES:
+        return _own(name)
+    from fl_peel.errors import FieldError
+    from fl_peel.plugins import Registry
+
+    api: Registry[Any] = Registry("name", "fl_peel.api")
+    if name not in api.added():
+        raise ImportError(
+            f"fl_peel.{name} is found through the installed package, and none is installed that has it; "
+            "install fl-peel (pip install .), or import it from clients or simulations"
+        )
+    try:
+        return api.get(name)
+    except FieldError as error:
+        raise ImportError(str(error)) from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,7 +8,7 @@
     ├── ProfileError            a device profile or a budget trace makes no sense
     ├── BudgetError             a memory budget cannot hold what it must hold
     ├── ArtifactError           a stored elastic embedding is not what it claims to be
-    ├── ReportError             (simulations.report_schema) a result is incomplete or its files cannot be written
+    ├── ReportError             a result is incomplete or its files cannot be written
     ├── SecureAggregationError  a device or the server refuses a message of secure aggregation
     └── EngineError             the Flower engine failed: no nodes, no replies, mixed-up packages
 
@@ -46,3 +46,18 @@ class SecureAggregationError(FlPeelError):
 
 class EngineError(FlPeelError):
     """The Flower engine failed: no nodes, no replies, or packages from two roots."""
+
+
+class ReportError(FlPeelError):
+    """A result is incomplete or not finite, or its files cannot be written or read."""
+
+
+PathPart = str | int
+
+
+class FieldError(ValueError):
+    """A value that makes no sense; ``path`` leads from the field being checked to the place inside it."""
+
+    def __init__(self, message: str, *path: PathPart) -> None:
+        super().__init__(message)
+        self.path = path

@@ -29,12 +29,17 @@ import dataclasses
 import io
 import math
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, SupportsIndex, TypeVar
+from functools import lru_cache
+from typing import Any, SupportsIndex, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
+
+from fl_peel.exchange.columns import Columns
+from fl_peel.exchange.counters import ClassCounts, ClockCounts, OwnCounts, RoundCounts, StepCounts, StepTraces
+from fl_peel.ranking.spread import Histogram
+from fl_peel.ranking.top import MetricSums
 
 HELLO = "query.hello"
 JOIN = "query.join"
@@ -59,65 +64,9 @@ EVERYBODY = -1
 Arrays = dict[str, NDArray[Any]]
 
 
-class ClassColumn(IntEnum):
-    """Columns of ``RoundReply.classes``. DEVICES, BUDGET and STORED are of the devices whose update counts."""
-
-    DEVICES = 0
-    BUDGET = 1
-    DOWNLOAD = 2
-    UPLOAD = 3
-    RESELECTIONS = 4
-    VIOLATIONS = 5
-    STORED = 6
-
-
-class ClockColumn(IntEnum):
-    """Columns of ``RoundReply.clock``: devices that were sampled, that were not available, whose budget was too small
-    to be let in, that missed the deadline, that ended without a block, that lost blocks while they trained;
-    microseconds and millijoules spent; fixed-point recall, and devices it is of.
-    """
-
-    SAMPLED = 0
-    UNAVAILABLE = 1
-    EXCLUDED = 2
-    STRAGGLERS = 3
-    MEMORY_DROPOUTS = 4
-    MEMORY_DROPS = 5
-    TIME_US = 6
-    ENERGY_MJ = 7
-    RECALL = 8
-    EVALUATED = 9
-
-
-class StepColumn(IntEnum):
-    """Columns of ``MovingReply.steps``: devices, those with test items, bytes of their budgets and of what they store,
-    blocks kept, devices over budget; devices that grew, that shrank, stored bytes of the blocks the former lacked and
-    bytes sent for them; devices with test items that re-selected, their fixed-point recall before and after; recall of
-    all; and for rigid devices: recall, how many serve nothing, bytes sent.
-    """
-
-    DEVICES = 0
-    COUNTED = 1
-    BUDGET = 2
-    STORED = 3
-    KEPT = 4
-    VIOLATIONS = 5
-    GREW = 6
-    SHRANK = 7
-    MISSING = 8
-    MOVED = 9
-    RESELECTED = 10
-    RECALL_BEFORE = 11
-    RECALL_AFTER = 12
-    RECALL = 13
-    RIGID_RECALL = 14
-    RIGID_EMPTY = 15
-    RIGID_MOVED = 16
-
-
 @dataclass(frozen=True)
 class Setting:
-    """Where a simulated node finds its devices' data and keeps their state. A real device has its own."""
+    """What is run, where a simulated node finds its devices' data and keeps their state. A real device has its own."""
 
     scenario: str
     data_dir: str
@@ -149,9 +98,7 @@ class JoinRequest:
     item_group: (I,); centroids: (G, d).
     """
 
-    scenario: str
-    data_dir: str
-    run_dir: str
+    setting: Setting
     item_group: NDArray[np.int32]
     centroids: NDArray[np.float32]
     item_table: NDArray[np.float32]
@@ -183,9 +130,7 @@ class RoundRequest:
     noise_multiplier: of devices that add noise to what they send.
     """
 
-    scenario: str
-    data_dir: str
-    run_dir: str
+    setting: Setting
     server_round: int
     signals: bool
     temperature: float
@@ -198,27 +143,17 @@ class RoundRequest:
 
 @dataclass(frozen=True)
 class RoundReply:
-    """groups: user group -> rows (T,) touched, sums (T, d), wide_rows (W,), wide_sums (W, d) to be added to them,
-    touched (T, S), row_loss (T,), row_examples (T,), holders (K,), and with signals hits, shown, exposed (K,).
-    Under privacy instead the parts of :mod:`fl_peel.privacy.plan`: updates (R, d), signals (K,), counts (R,),
-    quantile (1,), and where counters are withheld everything else is zero.
+    """groups: user group -> what its devices here say, as the round's contents have it.
 
-    classes: per device class, columns of :class:`ClassColumn`; clock: likewise of :class:`ClockColumn`;
-    slowest_us: virtual microseconds of the slowest device whose update counts; loss, recall, ndcg: fixed-point sums
-    over ``evaluated`` / ``trained`` devices; traces: (X, 5) device, its class, budget bytes, stored bytes, kept
-    blocks.
+    In the open: rows (T,) touched, sums (T, d), wide_rows (W,), wide_sums (W, d) to be added to them, touched (T, S),
+    row_loss (T,), row_examples (T,), holders (K,), and with signals hits, shown, exposed (K,). Bounded: the parts of
+    :mod:`fl_peel.exchange.release`, e.g. updates (R, d), signals (K,), counts (R,), quantile (1,).
+
+    counts: everything else that is counted; nothing but how many devices were asked where counters are withheld.
     """
 
     groups: dict[int, Arrays]
-    classes: NDArray[np.int64]
-    clock: NDArray[np.int64]
-    slowest_us: int
-    trained: int
-    loss: int
-    recall: int
-    ndcg: int
-    evaluated: int
-    traces: NDArray[np.int64]
+    counts: RoundCounts
 
 
 @dataclass(frozen=True)
@@ -230,9 +165,7 @@ class EvaluateRequest:
     artifacts: devices whose stored embeddings are written to the run folder (simulation only).
     """
 
-    scenario: str
-    data_dir: str
-    run_dir: str
+    setting: Setting
     server_round: int
     precision: str
     split: str
@@ -246,28 +179,43 @@ class EvaluateRequest:
 
 @dataclass(frozen=True)
 class EvaluateReply:
-    """Fixed-point sums recall, ndcg and counts devices, each (X, classes, user groups) int64.
-
-    stored_max (X,); owned (X, classes, 4): devices, budget bytes, stored bytes, budget violations; histogram and
-    histogram_sums (X, classes, NUM_BINS): see :class:`fl_peel.spread.Histogram`, of recall.
+    """sums: metrics per budget, device class and user group, (X, C, G); stored_max: (X,) bytes of the largest artefact;
+    owned: what devices would serve from; spread: of recall over devices, (X, C, NUM_BINS).
     """
 
-    recall: NDArray[np.int64]
-    ndcg: NDArray[np.int64]
-    devices: NDArray[np.int64]
+    sums: MetricSums
     stored_max: NDArray[np.int64]
-    owned: NDArray[np.int64]
-    histogram: NDArray[np.int64]
-    histogram_sums: NDArray[np.int64]
+    owned: OwnCounts
+    spread: Histogram
+
+    def by_budget(self) -> MetricSums:
+        """Metrics of all devices under each budget, (X,)."""
+        return self.sums.total(axis=(1, 2))
+
+    def by_class(self, place: int = 0) -> MetricSums:
+        """Metrics per device class, (C,), under one of the budgets asked for."""
+        return self.sums[place].total(axis=1)
+
+    def by_group(self, place: int = 0) -> MetricSums:
+        """Metrics per user group, (G,), under one of the budgets asked for."""
+        return self.sums[place].total(axis=0)
+
+    def __add__(self, other: EvaluateReply) -> EvaluateReply:
+        """Of both sets of devices; one may know more user groups than the other."""
+        groups = max(self.sums.recall.shape[2], other.sums.recall.shape[2])
+        return EvaluateReply(
+            self.sums.with_groups(groups) + other.sums.with_groups(groups),
+            np.maximum(self.stored_max, other.stored_max),
+            self.owned + other.owned,
+            self.spread + other.spread,
+        )
 
 
 @dataclass(frozen=True)
 class MovingRequest:
     """Follow devices (M,) for ``rounds`` rounds from ``server_round`` on; groups as in a round, traced likewise."""
 
-    scenario: str
-    data_dir: str
-    run_dir: str
+    setting: Setting
     server_round: int
     rounds: int
     precision: str
@@ -278,22 +226,30 @@ class MovingRequest:
 
 @dataclass(frozen=True)
 class MovingReply:
-    """steps: (T, classes, len(StepColumn)) int64 sums; traces: (X, 3 + len(StepColumn)) device, its class, the step,
-    and the same columns of that device alone; step_s: seconds of a step of the fleet's clock.
+    """steps: (T, C) sums over devices; traced, trace_steps: (X,) single devices at single steps; step_s: seconds of a
+    step of the fleet's clock.
     """
 
-    steps: NDArray[np.int64]
-    traces: NDArray[np.int64]
+    steps: StepCounts
+    traced: StepTraces
+    trace_steps: StepCounts
     step_s: float
+
+    def __add__(self, other: MovingReply) -> MovingReply:
+        """Of both sets of devices."""
+        return MovingReply(
+            self.steps + other.steps,
+            StepTraces.joined([self.traced, other.traced]),
+            StepCounts.joined([self.trace_steps, other.trace_steps]),
+            self.step_s,
+        )
 
 
 @dataclass(frozen=True)
 class SecureKeysRequest:
     """A round of secure aggregation begins for devices (N,) of this node."""
 
-    scenario: str
-    data_dir: str
-    run_dir: str
+    setting: Setting
     server_round: int
     devices: NDArray[np.int64]
 
@@ -302,83 +258,131 @@ class SecureKeysRequest:
 class SecureKeysReply:
     """Of the devices (N,) that were reached: their user groups (N,), public keys (N, 32) of channels and of masks.
 
-    clock: (C, len(ClockColumn)), devices sampled, not available, not let in; protocol_s: seconds spent on keys.
+    clock: (C,), devices sampled, not available, not let in; protocol_s: seconds spent on keys.
     """
 
     devices: NDArray[np.int64]
     groups: NDArray[np.int32]
     channel_keys: NDArray[np.uint8]
     mask_keys: NDArray[np.uint8]
-    clock: NDArray[np.int64]
+    clock: ClockCounts
     protocol_s: float
+
+
+@dataclass(frozen=True)
+class Directory:
+    """Of a user group: the devices (N,) hosted here, their neighbours (N, k) as places in the directory (M,) of all its
+    devices, of which channel_keys and mask_keys (M, 32).
+    """
+
+    devices: NDArray[np.int64]
+    neighbours: NDArray[np.int64]
+    directory: NDArray[np.int64]
+    channel_keys: NDArray[np.uint8]
+    mask_keys: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class SecureSharesRequest:
-    """groups: user group -> directory (M,) of its devices, their channel_keys and mask_keys (M, 32); of those hosted
-    here devices (N,), and neighbours (N, k) as places in the directory. A user group that is not named sits out.
-    """
+    """groups: directory of each user group. A user group that is not named sits out."""
 
-    scenario: str
-    data_dir: str
-    run_dir: str
+    setting: Setting
     server_round: int
-    groups: dict[int, Arrays]
+    groups: dict[int, Directory]
+
+
+@dataclass(frozen=True)
+class SealedShares:
+    """Devices (N,) that shared their secrets; sealed (N, k, SEALED_BYTES) for each neighbour."""
+
+    devices: NDArray[np.int64]
+    sealed: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class SecureSharesReply:
-    """groups: user group -> devices (N,) that shared their secrets, sealed (N, k, SEALED_BYTES) for each neighbour."""
+    """groups: what the devices of each user group shared."""
 
-    groups: dict[int, Arrays]
+    groups: dict[int, SealedShares]
     protocol_s: float
 
 
 @dataclass(frozen=True)
-class SecureRoundRequest(RoundRequest):
-    """A round. secure: user group -> num_devices (1,) of the group all over; of devices (N,) here, present (N, k) which
-    neighbours shared their secrets, and sealed (N, k, SEALED_BYTES) what these sealed for the device.
+class Inbox:
+    """Of devices (N,) here: present (N, k), which neighbours shared their secrets; sealed (N, k, SEALED_BYTES), what
+    these sealed for the device.
     """
 
-    secure: dict[int, Arrays] = dataclasses.field(default_factory=dict)
+    devices: NDArray[np.int64]
+    present: NDArray[np.bool_]
+    sealed: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SecureRoundRequest(RoundRequest):
+    """A round. secure: what the devices' neighbours sealed for them, by user group."""
+
+    secure: dict[int, Inbox] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MaskedSum:
+    """Devices (N,) whose masked vectors add up to narrow (V,) and wide (W,)."""
+
+    devices: NDArray[np.int64]
+    narrow: NDArray[np.uint32]
+    wide: NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
 class SecureRoundReply:
-    """groups: user group -> devices (N,) whose masked vectors add up to narrow (V,) uint32 and wide (W,) uint64.
+    """groups: masked sum of each user group. What a masked vector holds: :func:`fl_peel.exchange.release.layout_of`.
 
-    What a masked vector holds: :func:`fl_peel.secure.plan.layout_of`. classes, clock: as in a RoundReply, of
-    devices that are not in a sum, which the simulation knows of and a server would not; slowest_us: when the server
-    would have had the last vector.
+    classes, clock: of devices that are not in a sum, which the simulation knows of and a server would not; slowest_us:
+    when the server would have had the last vector.
     """
 
-    groups: dict[int, Arrays]
-    classes: NDArray[np.int64]
-    clock: NDArray[np.int64]
+    groups: dict[int, MaskedSum]
+    classes: ClassCounts
+    clock: ClockCounts
     slowest_us: int
     protocol_s: float
 
 
 @dataclass(frozen=True)
+class Questions:
+    """Of devices (N,) here: which neighbours survived (N, k) or dropped out (N, k)."""
+
+    devices: NDArray[np.int64]
+    survived: NDArray[np.bool_]
+    dropped: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class SecureUnmaskRequest:
-    """groups: user group -> devices (N,) here, and which neighbours survived (N, k) or dropped out (N, k). The round is
-    over for every user group, named or not.
+    """groups: what each user group's devices are asked. The round is over for every user group, named or not."""
+
+    setting: Setting
+    server_round: int
+    groups: dict[int, Questions]
+
+
+@dataclass(frozen=True)
+class OpenedShares:
+    """Devices (N,) that answered; of each neighbour the index (N, k) of the share, 0 for none, and the share
+    (N, k, SHARE_BYTES).
     """
 
-    scenario: str
-    data_dir: str
-    run_dir: str
-    server_round: int
-    groups: dict[int, Arrays]
+    devices: NDArray[np.int64]
+    index: NDArray[np.int64]
+    shares: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class SecureUnmaskReply:
-    """groups: user group -> devices (N,) that answered; of each neighbour the index (N, k) of the share, 0 for none,
-    and the share (N, k, SHARE_BYTES).
-    """
+    """groups: what each user group's devices opened."""
 
-    groups: dict[int, Arrays]
+    groups: dict[int, OpenedShares]
     protocol_s: float
 
 
@@ -434,33 +438,57 @@ def pack(value: object) -> RecordDict:
     arrays: dict[str, Array] = {}
     config: dict[str, Any] = {}
     for field in dataclasses.fields(value):  # type: ignore[arg-type]
-        content = getattr(value, field.name)
-        if isinstance(content, np.ndarray):
-            arrays[field.name] = _to_array(content)
-        elif isinstance(content, dict):
-            config[field.name] = [int(group) for group in content]
-            for group, inner in content.items():
-                for name, array in inner.items():
-                    arrays[f"{field.name}/{group}/{name}"] = array if isinstance(array, Array) else _to_array(array)
-        else:
-            config[field.name] = content
+        _put(field.name, getattr(value, field.name), arrays, config)
     return RecordDict({"arrays": ArrayRecord(arrays), "config": ConfigRecord(config)})
+
+
+def _put(name: str, content: Any, arrays: dict[str, Array], config: dict[str, Any]) -> None:
+    if isinstance(content, np.ndarray):
+        arrays[name] = _to_array(content)
+    elif isinstance(content, Columns):
+        stacked = content.stacked()
+        if stacked.ndim > 1:
+            arrays[name] = _to_array(stacked)
+        else:  # a handful of numbers needs no array
+            config[name] = stacked.tolist()
+    elif isinstance(content, dict):
+        config[name] = [int(group) for group in content]
+        for group, inner in content.items():
+            for key, array in (inner if isinstance(inner, dict) else vars(inner)).items():
+                arrays[f"{name}/{group}/{key}"] = array if isinstance(array, Array) else _to_array(array)
+    elif dataclasses.is_dataclass(content):
+        for field in dataclasses.fields(content):
+            _put(f"{name}.{field.name}", getattr(content, field.name), arrays, config)
+    else:
+        config[name] = content
 
 
 def unpack(kind: type[Payload], content: RecordDict) -> Payload:
     """The message dataclass that :func:`pack` packed. Its arrays are read-only: they lie in the message."""
     arrays, config = content.array_records["arrays"], content.config_records["config"]
-    fields: dict[str, Any] = {}
     by_group: dict[str, dict[int, Arrays]] = {}
     for name, array in arrays.items():
         if "/" in name:
             field, group, inner = name.split("/")
             by_group.setdefault(field, {}).setdefault(int(group), {})[inner] = _to_numpy(array)
-        else:
-            fields[name] = _to_numpy(array)
-    for name, value in config.items():
-        if isinstance(value, list):
-            fields[name] = {int(group): by_group.get(name, {}).get(int(group), {}) for group in value}
-        else:
-            fields[name] = value
-    return kind(**fields)
+
+    def read(of: type[Any], name: str) -> Any:
+        if get_origin(of) is dict:
+            inner = get_args(of)[1]
+            groups: Any = config[name]
+            found = {int(group): by_group.get(name, {}).get(int(group), {}) for group in groups}
+            return found if inner == Arrays else {group: inner(**each) for group, each in found.items()}
+        if get_origin(of) is None and issubclass(of, Columns):
+            return of.unstacked(_to_numpy(arrays[name]) if name in arrays else np.array(config[name], np.int64))
+        if dataclasses.is_dataclass(of):
+            return of(**{field: read(its, f"{name}.{field}") for field, its in _fields(of).items()})
+        return _to_numpy(arrays[name]) if name in arrays else config[name]
+
+    return kind(**{field: read(of, field) for field, of in _fields(kind).items()})  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=64)
+def _fields(kind: type[Any]) -> dict[str, Any]:
+    """Types of a dataclass's fields by name."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}

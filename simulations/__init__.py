@@ -1,25 +1,28 @@
-"""Runs of scenarios: ``from simulations import run``."""
+"""Runs of scenarios on Flower's engine: command line, studies, reports, benchmarks."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fl_peel.lazy import imported_when_asked
 
 if TYPE_CHECKING:
     from simulations.runner import run
+    from simulations.scenario_files import load_scenario, shipped_scenarios
 
-__all__ = ["run"]
+__all__ = ["load_scenario", "run", "shipped_scenarios"]
 
 # A simulation reports to nobody. Flower and Ray read these when they are imported.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do anyway, without its warning
 
-
-def __getattr__(name: str) -> Any:
-    """Import torch, Flower and Ray when something is run, so that ``fl-peel --help`` answers at once."""
-    if name == "run":
-        from simulations.runner import run
-
-        return run
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = imported_when_asked(
+    __name__,
+    {
+        "load_scenario": "simulations.scenario_files",
+        "run": "simulations.runner",
+        "shipped_scenarios": "simulations.scenario_files",
+    },
+)

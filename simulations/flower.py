@@ -15,14 +15,18 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
-from fl_peel.config import Scenario, load_scenario
-from fl_peel.devices import device_splits
+from fl_peel.disks import device_splits
 from fl_peel.errors import ScenarioError
-from simulations.inputs import checked, require_absolute
-from simulations.progress import Lines
-from simulations.report import summary_tables
-from simulations.runner import PeakMemory, default_cache_dir, finished, run_folder, save
-from strategies.server_app import Place, serve
+from fl_peel.scenario.scenario import Scenario
+from simulations.cli.progress import Lines
+from simulations.engine.folders import default_cache_dir, run_folder
+from simulations.engine.inputs import check_items, checked, require_absolute
+from simulations.engine.memory import PeakMemory
+from simulations.report.files_of_run import summary_tables
+from simulations.runner import finished, save
+from simulations.scenario_files import load_scenario
+from strategies.run.place import Place
+from strategies.server_app import serve
 
 server_app = ServerApp()
 
@@ -38,13 +42,13 @@ def main(grid: Grid, context: Context) -> None:
     scenario, data_dir, out = read_config(config)
     with run_folder() as run_dir, PeakMemory() as memory:
         place = Place(data_dir, str(run_dir), str(default_cache_dir()))
-        device_splits(scenario, place.data_dir, place.run_dir)
+        check_items(scenario, device_splits(scenario, place.data_dir, place.run_dir).num_items)
         result = serve(grid, scenario, place, Lines(lambda line: print(line, flush=True)))
         result = finished(result, scenario, memory.peak_bytes, command(config))
         if out is not None:
             save(result, scenario, run_dir, out)
     console = Console(width=120, highlight=False)
-    for table in summary_tables(result):  # type: ignore[arg-type]
+    for table in summary_tables(result):
         console.print(table)
 
 

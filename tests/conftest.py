@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 import pytest
 from hypothesis import settings
 
-from fl_peel.config import Scenario, load_scenario
-from fl_peel.synthetic import planted_interactions
+from fl_peel import plugins
+from fl_peel.data.synthetic import planted_interactions
+from fl_peel.scenario.scenario import Scenario
+from simulations.scenario_files import load_scenario
+from tests.helpers.root import ROOT
 
 settings.register_profile("fl-peel", deadline=None)  # the first call of a compiled loop compiles it
 settings.load_profile("fl-peel")
@@ -49,6 +54,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """No test reads or leaves anything in the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.delenv("FL_PEEL_DATA", raising=False)
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The names that ``fl_peel`` takes from other packages, as pyproject.toml has them, whatever is installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named: dict[str, str] = project["entry-points"]["fl_peel.api"]
+    points = [EntryPoint(name, value, "fl_peel.api") for name, value in named.items()]
+    real = plugins.entry_points
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == "fl_peel.api" else real(group=group))
+    return named
 
 
 @pytest.fixture

@@ -1,19 +1,22 @@
 """The doors between the rooms: who may import whom, and what may be imported at all."""
 
 import ast
+import graphlib
 import importlib
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
+from importlib.metadata import entry_points
 
 import pytest
 
+import fl_peel
 import simulations
 from fl_peel.errors import EngineError
 from fl_peel.roots import PACKAGES, check_one_root, code_digest, own_root
+from tests.helpers.light import loaded_by
+from tests.helpers.root import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PUBLIC_FLWR = {"flwr.app", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.clientapp", "flwr.simulation"}
 
 
@@ -47,7 +50,74 @@ def importers(packages, top):
 def test_the_walk_sees_imports():
     """Without this, a walk that finds nothing would pass every test below."""
     assert ("fl_peel/wire.py", "flwr.app") in importers(["fl_peel"], "flwr")
-    assert ("clients/work.py", "fl_peel.wire") in importers(["clients"], "fl_peel")
+    assert ("clients/round/members.py", "fl_peel.exchange.counters") in importers(["clients"], "fl_peel")
+
+
+def test_one_place_looks_plug_ins_up():
+    looking = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in modules(package)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if "entry_points" in (getattr(node, "id", ""), getattr(node, "attr", ""), getattr(node, "name", ""))
+    }
+    assert looking == {"fl_peel/plugins.py"}
+
+
+def import_graph(files):
+    """What each module of ``files`` (dotted name -> source) imports of the others, by any statement at any depth.
+
+    ``from package import name`` imports ``package.name`` where that is a module, else the package's own file.
+    """
+    graph = {}
+    for name, source in files.items():
+        found = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{name}: a relative import"
+                inside = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= inside & files.keys()
+                if not inside <= files.keys():
+                    found.add(node.module)
+        graph[name] = (found & files.keys()) - {name}
+    return graph
+
+
+def circle(graph):
+    """A circle of imports, or nothing."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return None
+
+
+def test_no_circle_of_files():
+    files = {}
+    for package in PACKAGES:
+        for path in modules(package):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            files[".".join(part for part in parts if part != "__init__")] = path.read_text()
+    graph = import_graph(files)
+    assert "fl_peel.kernels" in graph["fl_peel.training.group"]
+    assert circle(graph) is None
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "import a.b",
+        "from a import b",
+        "from a.b import x",
+        "if TYPE_CHECKING:\n    from a.b import x",
+        "def f():\n    import a.b",
+    ],
+)
+def test_a_circle_is_seen_wherever_it_hides(back):
+    assert set(circle(import_graph({"a": "", "a.b": "from a import c, x", "a.c": back}))) == {"a.b", "a.c"}
+    assert circle(import_graph({"a": "", "a.b": "from a import c, x", "a.c": "from a import x"})) is None
 
 
 def test_the_method_knows_flowers_records_alone_and_only_in_wire():
@@ -89,7 +159,7 @@ def test_only_public_flower():
 
 def test_one_place_starts_the_engine():
     starting = {path for path, name in importers(PACKAGES, "flwr") if name == "flwr.simulation"}
-    assert starting == {"simulations/runner.py"}
+    assert starting == {"simulations/engine/engine.py"}
     callers = {
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
@@ -97,7 +167,7 @@ def test_one_place_starts_the_engine():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Name) and node.id == "run_simulation"
     }
-    assert callers == {"simulations/runner.py"}
+    assert callers == {"simulations/engine/engine.py"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -119,6 +189,7 @@ def test_no_pickle_and_no_old_flower_api(package):
                 assert node.id not in ("NumPyClient", "FedAvg"), path
 
 
+@pytest.mark.usefixtures("api")
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_exported_name_exists(package):
     for path in modules(package):
@@ -131,11 +202,64 @@ def test_every_exported_name_exists(package):
             assert hasattr(module, item), f"{name}.{item}"
 
 
-def test_run_is_exported_and_nothing_else():
-    assert simulations.__all__ == ["run"]
-    assert simulations.run is importlib.import_module("simulations.runner").run
-    with pytest.raises(AttributeError, match="no attribute 'runs'"):
-        simulations.runs  # noqa: B018
+FLEETS = {
+    *("BudgetContract", "BudgetProcess", "DeviceProfile", "Fleet", "FleetBudgets", "Memory", "PositiveFloat"),
+    *("ProfileContract", "ShareFloat", "fleet_from_mapping", "load_fleet"),
+}
+DEVICE_CONTENTS = {"BoundedDeviceContents", "DeviceContents", "DeviceContentsContract", "OpenDeviceContents"}
+SERVER_CONTENTS = {
+    "NoisedServerContents",
+    "OpenServerContents",
+    "ServerContents",
+    "ServerContentsContract",
+    "mean_update",
+}
+EXPORTED = {
+    "fl_peel": {
+        *("BoundedStatistic", "GroupUpdate", "StatisticContract"),
+        *DEVICE_CONTENTS,
+        *SERVER_CONTENTS,
+        *("Attack", "AttackContract", "BlockStatistics", "FlPeelError", "Mechanism", "MechanismContract", "Population"),
+        *("Scenario", "SelectorContract", "__version__", "device_uniforms", "rng_for", "load_scenario", "run"),
+        *FLEETS,
+    },
+    "clients": FLEETS | DEVICE_CONTENTS,
+    "strategies": {"PeelStrategy", "Place", "serve", *SERVER_CONTENTS},
+    "simulations": {"load_scenario", "run", "shipped_scenarios"},
+}
+
+
+@pytest.mark.usefixtures("api")
+@pytest.mark.parametrize("package", PACKAGES)
+def test_these_names_are_public_and_no_others(package):
+    module = importlib.import_module(package)
+    assert set(module.__all__) == EXPORTED[package]
+    assert all(getattr(module, name) is not None for name in module.__all__)
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'runs'"):
+        module.runs  # noqa: B018
+
+
+def test_names_of_other_packages_are_the_same_things(api):
+    assert fl_peel.run is simulations.run is importlib.import_module("simulations.runner").run
+    assert api.keys() == fl_peel._OF_OTHER_PACKAGES
+    for name, place in api.items():
+        assert getattr(fl_peel, name) is getattr(importlib.import_module(place.split(":")[0]), name)
+
+
+def test_names_of_other_packages_without_an_installation_say_what_to_do(monkeypatch):
+    monkeypatch.setattr("fl_peel.plugins.entry_points", lambda group: [])
+    with pytest.raises(ImportError, match=r"^fl_peel\.run is found through the installed package, .*; install fl-peel"):
+        from fl_peel import run  # noqa: F401
+
+
+@pytest.mark.skipif(not entry_points(group="fl_peel.api"), reason="not installed, or before it had these names")
+def test_what_is_installed_has_the_names_of_pyproject(api):
+    assert {point.name: point.value for point in entry_points(group="fl_peel.api")} == api
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_importing_a_package_imports_no_more_than_itself(package):
+    assert loaded_by(f"import {package}") <= {package, "fl_peel"}
 
 
 def test_pyproject_points_at_what_exists():
@@ -150,8 +274,9 @@ def test_pyproject_points_at_what_exists():
 
 
 def test_everything_that_runs_travels_with_the_flower_app():
-    """A Flower app bundle takes these kinds of files only."""
-    kinds = {path.suffix for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()}
+    """A Flower app bundle takes these kinds of files only. Nothing that runs reads `py.typed`."""
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in files if path.name != "py.typed"}
     assert kinds - {".pyc", ".nbi", ".nbc"} <= {".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl"}
 
 
@@ -178,7 +303,7 @@ def test_another_copy_of_the_same_code_is_no_second_program(tmp_path):
     assert code_digest(tmp_path) == code_digest(ROOT)
     assert check_one_root(tmp_path) == ROOT
     code_digest.cache_clear()
-    with (tmp_path / "clients" / "work.py").open("a") as file:
+    with (tmp_path / "clients" / "client_app.py").open("a") as file:
         file.write("\n")
     with pytest.raises(EngineError, match="is found in"):
         check_one_root(tmp_path)

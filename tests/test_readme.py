@@ -2,19 +2,19 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
 import yaml
 
-from clients.profiles import fleet_from_mapping
-from fl_peel.config import load_scenario
-from fl_peel.controller import BlockStatistics
-from simulations.cli import app
+from clients.fleet.fleet import fleet_from_mapping
+from fl_peel.weighting.statistics import BlockStatistics
+from simulations.cli.main import app
+from simulations.scenario_files import load_scenario
+from tests.helpers.root import ROOT
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = ROOT / "README.md"
 
 
 def snippets(language):
@@ -38,6 +38,7 @@ def test_the_selector_of_the_readme_ranks_blocks():
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("api")
 def test_the_python_of_the_readme_runs(data_home, capsys):
     (text,) = [snippet for snippet in snippets("python") if "import run" in snippet]
     exec(text, {})
@@ -48,7 +49,7 @@ def test_the_python_of_the_readme_runs(data_home, capsys):
 @pytest.fixture
 def data_home(tmp_path, monkeypatch):
     """The ml-100k scenario on made-up data: small, but with room for a block in 1% of the table."""
-    from fl_peel.config import shipped_scenarios
+    from simulations.scenario_files import shipped_scenarios
 
     rng = np.random.default_rng(0)
     rows = [f"{u},{i},{t}" for u in range(60) for t, i in enumerate(rng.permutation(1000)[:40])]
@@ -70,7 +71,7 @@ def data_home(tmp_path, monkeypatch):
     scenario.write_text(scenario.read_text().replace("ml-tiny", str(fleet)), encoding="utf-8")
     scenario.write_text(scenario.read_text() + "evaluation: {artifacts: 0}\n", encoding="utf-8")
     shipped = shipped_scenarios() | {"ml-100k": scenario}
-    monkeypatch.setattr("fl_peel.config.shipped_scenarios", lambda: shipped)
+    monkeypatch.setattr("simulations.scenario_files.shipped_scenarios", lambda: shipped)
 
 
 def commands():

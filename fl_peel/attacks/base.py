@@ -12,10 +12,8 @@ tests that every attack must pass.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -59,50 +57,6 @@ class Attack:
         raise NotImplementedError
 
 
-def built_in() -> dict[str, type[Attack]]:
-    """The attacks that ship, by name."""
-    from fl_peel.attacks import membership, requests, rows
-
-    kinds: tuple[type[Attack], ...] = (
-        membership.InteractionMembership,
-        rows.TouchedRows,
-        rows.UpdateSign,
-        rows.ReportedCounts,
-        rows.ReportedSignals,
-        requests.RequestedGroup,
-        requests.RequestedClass,
-        requests.ReportedClass,
-        requests.AnsweringClass,
-    )
-    return {kind.name: kind for kind in kinds}
-
-
-def attack_names() -> list[str]:
-    """Every attack, those of installed packages last."""
-    return [*built_in(), *(point.name for point in entry_points(group="fl_peel.attacks"))]
-
-
-def load_attack(name: str) -> Attack:
-    """A fresh attack of this name.
-
-    Raises:
-        ScenarioError: no such attack, or what is registered under the name is none.
-    """
-    kinds = built_in()
-    if name in kinds:
-        return kinds[name]()
-    points = [point for point in entry_points(group="fl_peel.attacks") if point.name == name]
-    if not points:
-        known = attack_names()
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
-        raise ScenarioError(f"--attacks: unknown attack {name!r}; {hint}")
-    attack = points[0].load()()
-    if not isinstance(attack, Attack):
-        raise ScenarioError(f"--attacks: {points[0].value} is no fl_peel.attacks.Attack; subclass it")
-    return attack
-
-
 def checked_scores(attack: Attack, view: DeviceView, candidates: IntArray, seed: int) -> FloatArray:
     """The scores of an attack.
 
@@ -118,4 +72,4 @@ def checked_scores(attack: Attack, view: DeviceView, candidates: IntArray, seed:
     return scores
 
 
-__all__ = ["ITEM_SECRETS", "Attack", "Known", "Secret", "attack_names", "built_in", "checked_scores", "load_attack"]
+__all__ = ["ITEM_SECRETS", "Attack", "Known", "Secret", "checked_scores"]

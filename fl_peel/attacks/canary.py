@@ -7,7 +7,7 @@ there is. Over many trials with and without the canary, its true and false posit
 intervals make that hold with confidence (Jagielski, Ullman and Oprea, NeurIPS 2020; Nasr et al., IEEE S&P 2021). The
 threshold is chosen on one half of the trials and the rates are measured on the other.
 
-The releases come from the run's own code and plan (:func:`fl_peel.privacy.releases.noise`,
+The releases come from the run's own code and plan (:func:`fl_peel.privacy.noising.noise`,
 :meth:`fl_peel.privacy.plan.Plan.scale`), so that wrong scales, forgotten rounds or shares that add up to too much show.
 What all other devices contribute is a constant that this observer subtracts. Where nothing is noised, it reads off who
 takes part: the bound is then as high as that many trials can show.
@@ -24,11 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from fl_peel.config import Scenario
+from fl_peel.exchange.release import Part, bounds, released, shapes
+from fl_peel.exchange.statistics import GroupShape
+from fl_peel.exchange.sums import Sums
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.plan import Part, Plan, bounds, in_masked_sums, noise_devices_of, released
-from fl_peel.privacy.releases import Sums, noise, shapes, with_noise_shares
+from fl_peel.privacy.noising import noise, with_noise_shares
+from fl_peel.privacy.plan import Plan, in_masked_sums, noise_devices_of
 from fl_peel.randomness import rng_for
+from fl_peel.scenario.scenario import Scenario
 
 FloatArray = NDArray[np.float64]
 NUM_ROWS, DIM, NUM_BLOCKS = 8, 4, 8
@@ -82,7 +85,7 @@ def canary_audit(
 def _log_ratio(scenario: Scenario, plan: Plan, clip_norm: float, seed: int, trial: int, *, present: bool) -> float:
     """Log likelihood ratio of "with the canary" to "without" of all of one run's releases."""
     limits = bounds(scenario, clip_norm)
-    sizes = shapes(NUM_ROWS, DIM, NUM_BLOCKS)
+    sizes = shapes(GroupShape(NUM_ROWS, 1, DIM, NUM_BLOCKS), plan.shares)
     direction = rng_for(seed, "canary", trial)
     sampling, mechanism = plan.schedule.sampling, plan.mechanism
     total, server_round = 0.0, 0
@@ -120,7 +123,7 @@ def _drawn(
     stds = {part: plan.std(part, limits[part]) for part in scales}
     trial, present, server_round = what
     devices = np.arange(fewest) + fewest * (2 * trial + present)
-    nothing: Sums = {part: np.zeros(sizes[part], np.int64) for part in scales}
+    nothing = Sums({part: np.zeros(sizes[part], np.int64) for part in scales})
     return with_noise_shares(nothing, stds, fewest, seed, server_round, devices)
 
 

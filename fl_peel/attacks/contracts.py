@@ -2,7 +2,7 @@
 
 ::
 
-    from fl_peel.attacks.contracts import AttackContract
+    from fl_peel import AttackContract
     from my_package import MyAttack
 
     class TestMyAttack(AttackContract):
@@ -25,7 +25,7 @@ from fl_peel.attacks.base import ITEM_SECRETS, Attack, Known, Secret, checked_sc
 from fl_peel.attacks.scoring import auc_of
 from fl_peel.attacks.views import DeviceView, FloatArray, RoundView
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.local_training import LocalTraining
+from fl_peel.training.settings import LocalTraining
 
 Leak = Literal["planted", "noise", "nothing"]
 

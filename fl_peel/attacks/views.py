@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.local_training import LocalTraining
+from fl_peel.training.settings import LocalTraining
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

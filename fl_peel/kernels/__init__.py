@@ -1,20 +1,20 @@
 """Compiled loops over the devices of a cohort: local training, ranking, weight signals; and over rows of tables.
 
 Every loop handles the devices of one user group, one after the other, on the group's ranked blocks
-(:class:`fl_peel.selection.RankedBlocks`): ``table`` (R, d) holds the rows the group was sent, ``position`` (R, S) the
-rank of each block and ``first_position`` (R,), ascending, each row's best rank. A device that keeps the first ``c``
-blocks has the rows with ``first_position < c`` and, of those, the slices with ``position < c``: no table is copied
-per device, and memory does not grow with the cohort.
+(:class:`fl_peel.blocks.ranked.RankedBlocks`): ``table`` (R, d) holds the rows the group was sent, ``position`` (R, S)
+the rank of each block and ``first_position`` (R,), ascending, each row's best rank. A device that keeps the first ``c``
+blocks has the rows with ``first_position < c`` and, of those, the slices with ``position < c``: no table is copied per
+device, and memory does not grow with the cohort.
 
 Sums over devices are integers in units of ``1 / FIXED_POINT``. Integer addition is associative, so that a sum does not
 depend on the order of devices or on how they are spread over nodes.
 
-The readable twins are in :mod:`fl_peel.reference`; tests compare the two.
+The readable twins are in :mod:`fl_peel.training.reference`; tests compare the two.
 """
 
 from pathlib import Path
 
-from fl_peel.compile_cache import choose_cache_folder
+from fl_peel.kernels.compile_cache import choose_cache_folder
 
 choose_cache_folder(Path(__file__).parent)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from fl_peel.kernels.training import _below, _next
+from fl_peel.kernels.random import below, next_number
 
 
 @njit(nogil=True, cache=True)
@@ -68,16 +68,16 @@ def draw_batches(
         state = seeds[i]
         for _epoch in range(epochs):
             for j in range(count - 1, 0, -1):  # Fisher-Yates
-                state, bits = _next(state)
-                other = _below(bits, j + 1)
+                state, bits = next_number(state)
+                other = below(bits, j + 1)
                 positives[j], positives[other] = positives[other], positives[j]
             for j in range(count):
                 for k in range(drawn):
                     row = positives[j]
                     if k > 0:
                         while True:
-                            state, bits = _next(state)
-                            row = _below(bits, present)
+                            state, bits = next_number(state)
+                            row = below(bits, present)
                             if in_train[row] != m:
                                 break
                     if touched[row] != m:

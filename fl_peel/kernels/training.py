@@ -10,6 +10,9 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fl_peel.kernels.fixed_point import UNIT, fixed
+from fl_peel.kernels.random import below, next_number
+
 
 @intrinsic
 def _fetch(typingctx, array, row):  # type: ignore[no-untyped-def]
@@ -31,29 +34,7 @@ def _fetch(typingctx, array, row):  # type: ignore[no-untyped-def]
 
 
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
-_UNIT = 16777216.0  # FIXED_POINT, as a literal
 _ROOM = 2147483647.0  # largest int32
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _next(state):
-    """One step of SplitMix64: the new state and 64 random bits."""
-    state = state + np.uint64(0x9E3779B97F4A7C15)
-    z = state
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state, z ^ (z >> np.uint64(31))
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _below(bits, bound):
-    """Map 64 random bits to 0..bound-1 (bound < 2**32)."""
-    return np.int64(((bits >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32))
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _fixed(value):
-    return np.int64(math.floor(np.float64(value) * _UNIT + 0.5))
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -62,7 +43,7 @@ def _clip_factor(size, entries, bound, l1):
 
     Norms are sums of float32 numbers, good to 1e-5; rounding moves an entry by half a unit at most.
     """
-    rounding = 0.5 / _UNIT * (entries if l1 else math.sqrt(entries))
+    rounding = 0.5 / UNIT * (entries if l1 else math.sqrt(entries))
     limit = max(bound * (1.0 - 1e-5) - rounding, 0.0)
     return limit / size if size > limit else 1.0
 
@@ -163,8 +144,8 @@ def train_devices(
         num_slots = 0
         for _epoch in range(epochs):
             for j in range(count - 1, 0, -1):  # Fisher-Yates
-                state, bits = _next(state)
-                other = _below(bits, j + 1)
+                state, bits = next_number(state)
+                other = below(bits, j + 1)
                 positives[j], positives[other] = positives[other], positives[j]
             epoch_loss = 0.0
             for start in range(0, count, batch_size):
@@ -177,8 +158,8 @@ def train_devices(
                         row = positives[j]
                         if k > 0:
                             while True:
-                                state, bits = _next(state)
-                                row = _below(bits, present)
+                                state, bits = next_number(state)
+                                row = below(bits, present)
                                 if marks[row, 2] != i:
                                     break
                         if marks[row, 0] != i:
@@ -236,7 +217,7 @@ def train_devices(
                             this_loss += (max(gap, 0.0) + math.log1p(small)) / num_negatives
                             chances[k] = np.float32((1.0 if gap >= 0.0 else small) / (1.0 + small) / num_negatives)
                     epoch_loss += this_loss
-                    tallies[slot_row[liked], 0] += _fixed(this_loss)
+                    tallies[slot_row[liked], 0] += fixed(this_loss)
                     tallies[slot_row[liked], 1] += 1
                     for k in range(1, drawn):
                         weight = chances[k] * inverse_temperature
@@ -318,7 +299,7 @@ def train_devices(
                             step[c] *= factor
                             norm += step[c] * step[c]
             clipped_square += np.float64(norm)
-            bound = np.float64(math.sqrt(norm)) * 1.001 * _UNIT + 2.0
+            bound = np.float64(math.sqrt(norm)) * 1.001 * UNIT + 2.0
             fits = bound < _ROOM
             if (not fits or tallies[row, 2] + np.int64(bound) > _ROOM) and not is_spilled[row]:
                 is_spilled[row] = True
@@ -326,7 +307,7 @@ def train_devices(
                     spilled[row, c] = 0
             if not fits:
                 for c in range(dim):
-                    spilled[row, c] += np.int64(np.floor(np.float64(step[c]) * _UNIT + 0.5))
+                    spilled[row, c] += np.int64(np.floor(np.float64(step[c]) * UNIT + 0.5))
                 bound = 1.0
                 for c in range(dim):
                     step[c] = 0.0
@@ -336,10 +317,10 @@ def train_devices(
                 tallies[row, 2] = 0
             if tallies[row, 2] == 0:
                 for c in range(dim):
-                    sums[row, c] = np.int32(np.floor(np.float64(step[c]) * _UNIT + 0.5))
+                    sums[row, c] = np.int32(np.floor(np.float64(step[c]) * UNIT + 0.5))
             else:
                 for c in range(dim):
-                    sums[row, c] += np.int32(np.floor(np.float64(step[c]) * _UNIT + 0.5))
+                    sums[row, c] += np.int32(np.floor(np.float64(step[c]) * UNIT + 0.5))
             tallies[row, 2] += np.int64(bound)
         if clips and clip_blocks:
             for slot in range(num_slots):

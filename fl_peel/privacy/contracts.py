@@ -2,7 +2,7 @@
 
 ::
 
-    from fl_peel.privacy.contracts import MechanismContract
+    from fl_peel import MechanismContract
     from my_package import StaircaseMechanism
 
     class TestStaircase(MechanismContract):

@@ -13,18 +13,17 @@ contributions it sent, and these lie up to 2 x ``bound`` apart.
 
 from __future__ import annotations
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import ClassVar, Literal
 
 import numpy as np
 from dp_accounting import DpEvent, GaussianDpEvent, LaplaceDpEvent
 from numpy.typing import NDArray
 
-from fl_peel.errors import ScenarioError
+from fl_peel.errors import FieldError, ScenarioError
+from fl_peel.privacy.settings import MECHANISMS, NO_MECHANISM
 from fl_peel.randomness import device_uniforms
 
 FloatArray = NDArray[np.float64]
@@ -144,32 +143,18 @@ _BUILT_IN: dict[str, Mechanism] = {
 }
 
 
-def mechanism_names() -> list[str]:
-    """Every mechanism that can be named in a scenario."""
-    return ["none", *_BUILT_IN, *(point.name for point in entry_points(group="fl_peel.mechanisms"))]
-
-
 def find_mechanism(name: str) -> Mechanism | None:
     """The mechanism of this name; None for ``none``.
 
     Raises:
         ScenarioError: no mechanism has this name, or a plug-in's entry point is none.
     """
-    if name == "none" or name in _BUILT_IN:
+    if name == NO_MECHANISM or name in _BUILT_IN:  # looking for plug-ins reads the metadata of every package
         return _BUILT_IN.get(name)
-    points = list(entry_points(group="fl_peel.mechanisms", name=name))
-    if not points:
-        known = mechanism_names()
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}"
-        raise ScenarioError(f"privacy.mechanism: unknown mechanism {name!r}; {hint}")
-    loaded = points[0].load()
-    found = loaded() if isinstance(loaded, type) else loaded
-    if not isinstance(found, Mechanism):
-        raise ScenarioError(
-            f"privacy.mechanism: {points[0].value} is not a Mechanism; subclass fl_peel.privacy.mechanisms.Mechanism"
-        )
-    return found
+    try:
+        return MECHANISMS.make(name, Mechanism)  # type: ignore[type-abstract]
+    except FieldError as error:
+        raise ScenarioError(f"privacy.mechanism: {error}") from None
 
 
 def randomized_groups(
@@ -212,7 +197,6 @@ __all__ = [
     "Mechanism",
     "find_mechanism",
     "fixed_point",
-    "mechanism_names",
     "noise_share",
     "randomized_groups",
 ]

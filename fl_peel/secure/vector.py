@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,6 @@ from fl_peel.secure.masks import Words
 Bits = Literal[32, 64]
 Values = dict[str, NDArray[np.int64]]
 
-BY_ROW = ("sums", "touched", "row_loss", "row_examples")
-"""Arrays of a group's reply that have one entry a row, of those rows that its ``rows`` name."""
 CHECK = "devices"
 """A word in which every device says 1. The server knows how many devices there are: the sum proves the masks gone."""
 
@@ -66,9 +64,14 @@ class VectorLayout:
         """One device's vector; arrays that are not given are zero.
 
         Raises:
-            SecureAggregationError: a value is so large that the devices' sum might not fit.
+            SecureAggregationError: a value is so large that the devices' sum might not fit, or an array has no place.
         """
-        assert set(values) <= {field.name for field in self.fields}, "an array without a place in the vector"
+        strange = set(values) - {field.name for field in self.fields}
+        if strange:
+            raise SecureAggregationError(
+                f"refinement.contents: devices say {sorted(strange)[0]!r}, which has no place in a masked vector; say "
+                "what the contents that ship say, or set secure_aggregation.enabled to false"
+            )
         words = Words.zeros(*self.num_words)
         places = {32: 0, 64: 0}
         for field in self.fields:
@@ -111,60 +114,4 @@ def sum_bits(wanted: Literal["auto", 32, 64], devices: int, max_norm: float) -> 
     return 32 if fits else 64
 
 
-def update_fields(
-    *, rows: int, slices: int, dim: int, blocks: int, signals: bool, update_bits: Bits
-) -> tuple[Field, ...]:
-    """A group's arrays of a :class:`fl_peel.wire.RoundReply`, with an entry for every row.
-
-    Counts of devices or of interactions take 32 bits, losses and signals 64.
-    """
-    fields = [
-        Field("sums", (rows, dim), update_bits),
-        Field("touched", (rows, slices), 32),
-        Field("row_loss", (rows,), 64),
-        Field("row_examples", (rows,), 32),
-        Field("holders", (blocks,), 32),
-    ]
-    if signals:
-        fields += [Field("hits", (blocks,), 64), Field("shown", (blocks,), 64), Field("exposed", (blocks,), 32)]
-    return tuple(fields)
-
-
-def counter_fields(*, classes: int, columns: tuple[int, int]) -> tuple[Field, ...]:
-    """The sums of a RoundReply that are not of a group; columns: of its ``classes`` and ``clock``."""
-    return (
-        Field("classes", (classes, columns[0]), 64),
-        Field("clock", (classes, columns[1]), 64),
-        Field("totals", (5,), 64),
-    )
-
-
-def dense(content: Mapping[str, NDArray[Any]], rows: int, dim: int) -> Values:
-    """A group's arrays with an entry for every row, from those of a reply, which may name their rows."""
-    if "rows" not in content:
-        return {name: array.astype(np.int64) for name, array in content.items()}
-    where = content["rows"]
-    result: Values = {}
-    for name, array in content.items():
-        if name in BY_ROW:
-            result[name] = np.zeros((rows, *array.shape[1:]), np.int64)
-            result[name][where] = array
-        elif name not in ("rows", "wide_rows", "wide_sums"):
-            result[name] = array.astype(np.int64)
-    if "wide_rows" in content:
-        result["sums"][content["wide_rows"]] += content["wide_sums"]
-    return result
-
-
-def sparse(values: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
-    """A group's arrays as a reply has them, from sums with an entry for every row: rows that some device changed."""
-    if "touched" not in values:
-        return dict(values)
-    by_row = {name: values[name] for name in BY_ROW}
-    changed = np.any([array.reshape(len(array), -1).any(axis=1) for array in by_row.values()], axis=0)
-    rows = np.flatnonzero(changed).astype(np.int32)
-    others = {name: values[name] for name in ("holders", "hits", "shown", "exposed") if name in values}
-    return {"rows": rows, **{name: array[rows] for name, array in by_row.items()}, **others}
-
-
-__all__ = ["BY_ROW", "CHECK", "Field", "VectorLayout", "counter_fields", "dense", "sparse", "sum_bits", "update_fields"]
+__all__ = ["CHECK", "Field", "VectorLayout", "sum_bits"]

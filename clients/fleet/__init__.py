@@ -1,0 +1,1 @@
+"""Fleets of device profiles, from YAML files."""

@@ -1,0 +1,184 @@
+"""DeviceProfile: one class of devices, as one entry of a fleet file describes it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import PlainValidator, field_validator, model_validator
+
+from clients.keys.distributions import (
+    Constant,
+    Distribution,
+    FloatArray,
+    Gigabytes,
+    Kilobytes,
+    Megabytes,
+    NonNegative,
+    PerGigabyte,
+    Positive,
+    PositiveShare,
+)
+from clients.keys.specs import PositiveInt, ShareFloat, Spec, kind_of
+from clients.processes.availability import Availability, RandomAvailability, read_availability
+from clients.processes.base import BudgetProcess, Devices, Moment
+from clients.processes.budgets import ConstantBudget, read_budget
+from fl_peel.errors import FieldError
+from fl_peel.randomness import device_uniforms
+
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+_TOTAL_BYTES = {"total_kb": 2**10, "total_mb": 2**20, "total_gb": 2**30}
+
+
+class Draw(Protocol):
+    """Draws one value per device: ``draw("memory", "total_gb", quantity)`` -> (N,)."""
+
+    def __call__(self, section: str, key: str, quantity: Distribution) -> FloatArray:
+        """(N,) values."""
+
+
+class Memory(Spec):
+    """How large a device's base budget is.
+
+    Absolute: ``total_kb``, ``total_mb`` or ``total_gb`` (1 KB = 1024 bytes, as memory is sold) times
+    ``recommender_share``. Relative to the fp32 full item table: ``table_share``, or a total times
+    ``table_share_per_gb``. A budget never exceeds the total, where there is one.
+    """
+
+    total_kb: Kilobytes | None = None
+    total_mb: Megabytes | None = None
+    total_gb: Gigabytes | None = None
+    recommender_share: PositiveShare | None = None
+    table_share: PositiveShare | None = None
+    table_share_per_gb: PerGigabyte | None = None
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Memory:
+        totals = [key for key in _TOTAL_BYTES if getattr(self, key) is not None]
+        shares = [key for key in ("recommender_share", "table_share_per_gb") if getattr(self, key) is not None]
+        if len(totals) > 1:
+            raise FieldError(f"has {' and '.join(totals)}: keep one")
+        if self.table_share is not None and (totals or shares):
+            raise FieldError(f"has table_share and {(totals + shares)[0]}: keep one way to say the budget")
+        if self.table_share is None and not totals:
+            raise FieldError("needs table_share, or one of total_kb, total_mb, total_gb")
+        if totals and len(shares) != 1:
+            raise FieldError(f"with {totals[0]} needs one of recommender_share, table_share_per_gb")
+        return self
+
+    def total_bytes(self, draw: Draw) -> FloatArray | None:
+        """Total memory per device in bytes, (N,); None where only a share of the table is known."""
+        for key, unit_bytes in _TOTAL_BYTES.items():
+            quantity: Distribution | None = getattr(self, key)
+            if quantity is not None:
+                return draw("memory", "total", quantity) * unit_bytes
+        return None
+
+    def base_bytes(self, draw: Draw, full_table_bytes: int) -> FloatArray:
+        """Base budget per device in bytes, (N,)."""
+        total_bytes = self.total_bytes(draw)
+        if total_bytes is None:
+            assert self.table_share is not None
+            return draw("memory", "table_share", self.table_share) * full_table_bytes
+        if self.recommender_share is not None:
+            return draw("memory", "recommender_share", self.recommender_share) * total_bytes
+        assert self.table_share_per_gb is not None
+        per_gb = draw("memory", "table_share_per_gb", self.table_share_per_gb)
+        return per_gb * (total_bytes / 2**30) * full_table_bytes
+
+
+class Compute(Spec):
+    """How fast a device trains."""
+
+    samples_per_s: Positive = Constant(5000.0)
+
+
+class Network(Spec):
+    """A device's link; megabits are 10^6 bits."""
+
+    uplink_mbps: Positive = Constant(5.0)
+    downlink_mbps: Positive = Constant(20.0)
+    latency_ms: NonNegative = Constant(50.0)
+
+
+class Energy(Spec):
+    """What training and the radio draw from the battery; a megabyte on the radio is 10^6 bytes."""
+
+    train_watts: NonNegative = Constant(0.0)
+    radio_joules_per_mb: NonNegative = Constant(0.0)
+
+
+class DeviceProfile(Spec):
+    """One class of devices. Every draw is a function of (seed, profile name, key, device id).
+
+    Subclass it to compute any of this differently; see docs/profiles.md.
+    """
+
+    name: str
+    population_share: ShareFloat | None = None
+    population_count: PositiveInt | None = None
+    memory: Memory | None = None
+    budget: Annotated[BudgetProcess, PlainValidator(read_budget)] = ConstantBudget()
+    compute: Compute = Compute()
+    network: Network = Network()
+    availability: Annotated[Availability, PlainValidator(read_availability)] = RandomAvailability()
+    energy: Energy | None = None
+    precision: Precision | None = None
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _check_name(cls, value: object) -> object:
+        if (
+            not isinstance(value, str)
+            or not value
+            or value != value.strip()
+            or len(value) > 100
+            or not value.isprintable()
+        ):
+            raise FieldError(f"must be a short name without blanks around it (got {kind_of(value)})")
+        return value
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> DeviceProfile:
+        if self.population_share is not None and self.population_count is not None:
+            raise FieldError("has population_share and population_count: keep one")
+        if self.memory is None and self.budget.needs_memory():
+            raise FieldError("is missing", "memory")
+        return self
+
+    def draw(self, seed: int, devices: Devices) -> Draw:
+        """Return what draws this profile's values for these devices."""
+
+        def drawn(section: str, key: str, quantity: Distribution) -> FloatArray:
+            return quantity.draw(device_uniforms(seed, "profile", self.name, section, key, devices=devices))
+
+        return drawn
+
+    def base_bytes(self, seed: int, devices: Devices, *, full_table_bytes: int) -> FloatArray:
+        """Base budget in bytes, (N,), that the budget process moves; 0 where the process needs none."""
+        if self.memory is None:
+            return np.zeros(len(devices))
+        return self.memory.base_bytes(self.draw(seed, devices), full_table_bytes)
+
+    def limit_bytes(self, seed: int, devices: Devices) -> FloatArray:
+        """Total memory in bytes, (N,), which no budget exceeds; infinite where it is not known."""
+        total = None if self.memory is None else self.memory.total_bytes(self.draw(seed, devices))
+        return np.full(len(devices), np.inf) if total is None else total
+
+    def rates(self, seed: int, devices: Devices) -> dict[str, FloatArray]:
+        """Compute, link and energy values by their key, each (N,)."""
+        draw = self.draw(seed, devices)
+        energy = self.energy if self.energy is not None else Energy()
+        return {
+            "samples_per_s": draw("compute", "samples_per_s", self.compute.samples_per_s),
+            "uplink_mbps": draw("network", "uplink_mbps", self.network.uplink_mbps),
+            "downlink_mbps": draw("network", "downlink_mbps", self.network.downlink_mbps),
+            "latency_ms": draw("network", "latency_ms", self.network.latency_ms),
+            "train_watts": draw("energy", "train_watts", energy.train_watts),
+            "radio_joules_per_mb": draw("energy", "radio_joules_per_mb", energy.radio_joules_per_mb),
+        }
+
+    def available(self, seed: int, devices: Devices, now: Moment) -> NDArray[np.bool_]:
+        """Whether each device can be sampled at a moment, (N,) bool."""
+        return self.availability.available(seed, devices, now)

@@ -1,0 +1,152 @@
+"""How the keys of a fleet file are checked, and how a mistake becomes one line.
+
+A *spec* is a frozen pydantic model whose fields are the keys of a mapping in the file. Unknown keys are refused
+with a guess at what was meant; every error ends as ``path.of.the[3].key: what is wrong (got ...)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, model_validator
+
+from fl_peel.errors import FieldError, PathPart
+from fl_peel.plugins import did_you_mean
+
+
+def kind_of(value: object) -> str:
+    """Name a value's kind in the words of a YAML file, with the value itself where it is short."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+class Spec(BaseModel):
+    """Base of everything a fleet file can hold: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, data: object) -> object:
+        if isinstance(data, cls):
+            return data
+        if not isinstance(data, Mapping):
+            raise FieldError(f"must be a mapping of keys to values (got {kind_of(data)})")
+        for key in data:
+            if key not in cls.model_fields:
+                raise FieldError(f"unknown key; {did_you_mean(key, cls.model_fields)}", str(key))
+        return data
+
+
+def number(value: object) -> float:
+    """Read a finite number.
+
+    Raises:
+        FieldError: text, true/false, NaN, infinite.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise FieldError(f"must be a number (got {kind_of(value)})")
+    result = float(value) if abs(value) < 1e300 or isinstance(value, float) else math.inf
+    if not math.isfinite(result):
+        raise FieldError(f"must be a finite number (got {value if isinstance(value, float) else 'a huge one'})")
+    return result
+
+
+def in_bounds(value: float, *, gt: float | None = None, ge: float | None = None, le: float | None = None) -> float:
+    """Return the value if it lies within the bounds.
+
+    Raises:
+        FieldError: it does not.
+    """
+    if gt is not None and not value > gt:
+        raise FieldError(f"must be > {gt:g} (got {value:g})")
+    if ge is not None and not value >= ge:
+        raise FieldError(f"must be >= {ge:g} (got {value:g})")
+    if le is not None and not value <= le:
+        raise FieldError(f"must be <= {le:g} (got {value:g})")
+    return value
+
+
+def _bounded(*, gt: float | None = None, ge: float | None = None, le: float | None = None) -> Callable[[object], float]:
+    return lambda value: in_bounds(number(value), gt=gt, ge=ge, le=le)
+
+
+def whole(value: object, minimum: int) -> int:
+    """Read a whole number from ``minimum`` on.
+
+    Raises:
+        FieldError: not a number, below the minimum, above 2^53, or with a fraction.
+    """
+    result = in_bounds(number(value), ge=minimum, le=2**53)
+    if result != int(result):
+        raise FieldError(f"must be a whole number (got {result:g})")
+    return int(result)
+
+
+def _whole(minimum: int) -> Callable[[object], int]:
+    return lambda value: whole(value, minimum)
+
+
+PositiveFloat = Annotated[float, BeforeValidator(_bounded(gt=0))]
+NonNegativeFloat = Annotated[float, BeforeValidator(_bounded(ge=0))]
+ShareFloat = Annotated[float, BeforeValidator(_bounded(ge=0, le=1))]
+PositiveInt = Annotated[int, BeforeValidator(_whole(1))]
+NonNegativeInt = Annotated[int, BeforeValidator(_whole(0))]
+
+
+def folder_of(info: ValidationInfo) -> Path:
+    """Folder that relative file names start from: the fleet file's own, else the current one."""
+    context = info.context if isinstance(info.context, Mapping) else {}
+    return Path(context.get("folder", "."))
+
+
+def _lines(error: ValidationError, prefix: tuple[PathPart, ...]) -> list[tuple[tuple[PathPart, ...], str]]:
+    found: list[tuple[tuple[PathPart, ...], str]] = []
+    for item in error.errors(include_url=False):
+        path = (*prefix, *item["loc"])
+        cause = item.get("ctx", {}).get("error")
+        if isinstance(cause, ValidationError):
+            found.extend(_lines(cause, path))
+        elif isinstance(cause, FieldError):
+            found.append(((*path, *cause.path), str(cause)))
+        elif item["type"] == "missing":
+            found.append((path, "is missing"))
+        elif item["type"] == "literal_error":
+            expected = str(item["ctx"]["expected"]).replace("'", "").replace(" or ", ", ")
+            found.append((path, f"must be one of {expected} (got {kind_of(item['input'])})"))
+        else:
+            message = str(cause) if cause is not None else item["msg"]
+            found.append((path, f"{message[:1].lower()}{message[1:]} (got {kind_of(item['input'])})"))
+    return found
+
+
+def key_path(path: tuple[PathPart, ...]) -> str:
+    """Write ``("profiles", 2, "memory")`` as ``profiles[2].memory``."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def first_problem(error: ValidationError) -> tuple[tuple[PathPart, ...], str]:
+    """Path and message of the first problem."""
+    return _lines(error, ())[0]
+
+
+def explain(error: ValidationError, *prefix: PathPart) -> str:
+    """Put a validation error in one line: the first problem, and how many more there are."""
+    problems = _lines(error, prefix)
+    path, message = problems[0]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    place = key_path(path)
+    text = f"{place}: {message}{more}" if place else f"{message}{more}"
+    return " ".join(text.split())

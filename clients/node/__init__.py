@@ -1,0 +1,1 @@
+"""What a node hosts: a cohort of devices, their state, their virtual clock."""

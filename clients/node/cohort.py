@@ -1,0 +1,164 @@
+"""The devices that one node hosts, and their state between rounds.
+
+Node p of P hosts the devices p, p + P, p + 2P, ... Their state (user embedding, user group, what they kept last) lies
+in memory-mapped files in the node's folder, not in Flower's context, which is pickled with every message; so whichever
+process answers a message finds it. In simulation, the devices' interactions lie in the same way in the run's folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.fleet.fleet import Fleet, FleetBudgets, load_fleet
+from clients.node.clock import DeviceRates
+from clients.node.state import DeviceState
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.data.interactions import Splits, UserItems
+from fl_peel.disks import device_splits
+from fl_peel.errors import EngineError
+from fl_peel.scenario.scenario import Scenario
+
+USUAL_ROUNDS = 400
+"""Rounds that a device's usual availability is taken over."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What a node knows about its devices: their numbers, interactions and profiles, and the block layout."""
+
+    scenario: Scenario
+    folder: Path
+    partition: int
+    num_partitions: int
+    devices: NDArray[np.int64]
+    splits: Splits
+    fleet: Fleet
+    """All classes: their order is that of every sum per class."""
+    own_fleet: Fleet
+    """The classes that are hosted here: all of them, or the one that the node was started with."""
+    classes: NDArray[np.int16]
+    budgets: FleetBudgets
+    """``budgets.at(server_round)``: memory budget of every hosted device, (N,) bytes."""
+    population: int
+    """Devices of all nodes together."""
+
+    @cached_property
+    def seen(self) -> UserItems:
+        """What devices have interacted with before the test: train and validation items."""
+        return self.splits.train.merged(self.splits.validation)
+
+    @cached_property
+    def largest_budget(self) -> int:
+        """Bytes that the budget of no device of the whole fleet ever exceeds: it stands for what its makers publish, so
+        it is the same on every node.
+        """
+        full_table_bytes = 4 * self.splits.num_items * self.scenario.pretraining.embedding_dim
+        everybody = np.arange(self.population, dtype=np.int64)
+        return int(FleetBudgets(self.fleet, self.scenario.seed, everybody, full_table_bytes).ceiling().max(initial=0))
+
+    @cached_property
+    def rates(self) -> DeviceRates:
+        """Compute, link and energy rates of every hosted device."""
+        return DeviceRates.of(self.own_fleet.rates(self.scenario.seed, self.devices))
+
+    def available(self, places: NDArray[np.int64], server_round: float) -> NDArray[np.bool_]:
+        """Which of these hosted devices can take part at a time in rounds."""
+        return self.own_fleet.available(self.scenario.seed, self.devices[places], server_round)
+
+    @cached_property
+    def usual_availability(self) -> NDArray[np.float64]:
+        """In what share of the rounds each hosted device (N,) is available, over ``USUAL_ROUNDS``: it stands for what a
+        device knows of itself from before.
+        """
+        everybody = np.arange(len(self.devices))
+        times = sum(self.available(everybody, number).astype(np.int64) for number in range(1, USUAL_ROUNDS + 1))
+        return np.asarray(times, np.float64) / USUAL_ROUNDS
+
+    def places(self, devices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Place of each hosted device in this cohort's arrays.
+
+        Raises:
+            EngineError: a device that this node does not host.
+        """
+        if len(devices) and not (devices % self.num_partitions == self.partition).all():
+            raise EngineError(
+                f"node {self.partition} of {self.num_partitions} was asked for devices that it does not host"
+            )
+        return (devices - self.partition) // self.num_partitions
+
+    def save_layout(self, layout: BlockLayout) -> None:
+        """Remember the layout that the server announced."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        np.save(self.folder / "item_group.npy", layout.item_group)
+
+    def layout(self) -> BlockLayout:
+        """The layout of :meth:`save_layout`."""
+        return _layout(
+            str(self.folder / "item_group.npy"),
+            (self.folder / "item_group.npy").stat().st_mtime_ns,
+            self.scenario.pretraining.embedding_dim,
+            self.scenario.blocks.num_slices,
+        )
+
+    def state(self, mode: Literal["r", "r+"] = "r+") -> DeviceState:
+        """The devices' state."""
+        return DeviceState.open(self.folder, mode)
+
+
+@lru_cache(maxsize=2)
+def _layout(path: str, stamp: int, embedding_dim: int, num_slices: int) -> BlockLayout:
+    """``stamp`` keeps the cache from answering with an older file."""
+    return BlockLayout(np.load(path), embedding_dim, num_slices)
+
+
+@lru_cache(maxsize=64)
+def open_cohort(
+    scenario_json: str, data_dir: str, run_dir: str, partition: int, num_partitions: int, profile: str = ""
+) -> Cohort:
+    """The cohort of node ``partition``: everything but the state that changes, so it may be kept in memory.
+
+    profile: the class of the fleet that all devices here belong to; "" draws each device's by population share.
+
+    Raises:
+        ProfileError: the fleet has no such class.
+    """
+    scenario = Scenario.from_json(scenario_json)
+    everybody = device_splits(scenario, data_dir, run_dir)
+    devices = np.arange(partition, everybody.num_users, num_partitions, dtype=np.int64)
+    splits = everybody.of(devices)
+    fleet = load_fleet(scenario.fleet)
+    if scenario.budget_factor != 1:
+        fleet = fleet.with_shock(at_round=0, factor=scenario.budget_factor)
+    own_fleet = fleet.only(profile) if profile else fleet
+    classes = np.array([fleet.names.index(name) for name in own_fleet.names], np.int16)
+    full_table_bytes = 4 * everybody.num_items * scenario.pretraining.embedding_dim
+    return Cohort(
+        scenario,
+        Path(run_dir) / "nodes" / f"{partition}-of-{num_partitions}{_variant(scenario)}",
+        partition,
+        num_partitions,
+        devices,
+        splits,
+        fleet,
+        own_fleet,
+        classes[own_fleet.classes(scenario.seed, devices)],
+        FleetBudgets(own_fleet, scenario.seed, devices, full_table_bytes),
+        everybody.num_users,
+    )
+
+
+def _variant(scenario: Scenario) -> str:
+    """A run may refine more than once, to compare; each refinement has its own state on every device."""
+    changed = {"factor": scenario.budget_factor, "from": scenario.refinement.min_budget_share}
+    usual = {"factor": 1.0, "from": 0.0}
+    name = "".join(f"-{key}-{value:g}" for key, value in changed.items() if value != usual[key])
+    robust, poisoning = scenario.refinement.aggregation.robust, scenario.poisoning
+    if poisoning.largest_share > 0:
+        name += f"-{poisoning.kind}-{poisoning.share:g}-{robust.rule}-{robust.norm_bound or 0:g}"
+    return name

@@ -1,0 +1,68 @@
+"""A node's devices take part: they take the user embedding the server learned for them, or find their own."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.node.cohort import Cohort
+from clients.node.state import DeviceState
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.ranked import check_budget
+from fl_peel.data.interactions import IntArray
+from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
+from fl_peel.privacy.mechanisms import randomized_groups
+from fl_peel.wire import JoinReply, JoinRequest
+
+
+def answered_groups(
+    cohort: Cohort, places: IntArray, groups: NDArray[np.int32], centroids: NDArray[np.float32]
+) -> NDArray[np.int32]:
+    """What devices at these places (N,) answer when asked for their user group (N,)."""
+    epsilon = cohort.scenario.privacy.group_epsilon
+    if epsilon is None:
+        return groups
+    return randomized_groups(groups, len(centroids), epsilon, cohort.scenario.seed, cohort.devices[places])
+
+
+def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
+    """Devices take their user embedding and group: given by the server, or found locally from the item table.
+
+    Raises:
+        BudgetError: a device's budget can never hold one block.
+    """
+    scenario = cohort.scenario
+    layout = BlockLayout(request.item_group, scenario.pretraining.embedding_dim, scenario.blocks.num_slices)
+    num_devices = len(cohort.devices)
+    users = np.zeros((num_devices, layout.embedding_dim), np.float32)
+    groups = np.full(num_devices, -1, np.int32)
+    known = cohort.places(request.devices)
+    users[known], groups[known] = request.users, request.groups
+    alone = np.flatnonzero(groups < 0)
+    if len(alone):
+        users[alone] = fit_user_embeddings(request.item_table, cohort.splits.train.select(alone))
+        groups[alone] = answered_groups(cohort, alone, choose_group(users[alone], request.centroids), request.centroids)
+    ceilings = cohort.budgets.ceiling()
+    if num_devices:
+        poorest = int(ceilings.argmin())
+        name = cohort.fleet.names[cohort.classes[poorest]]
+        usual = int(ceilings[poorest] / scenario.budget_factor)  # what a fall leaves may be too little for some
+        check_budget(layout, scenario.blocks.precision, usual, f"device profile {name}")
+    cohort.save_layout(layout)
+    DeviceState.create(cohort.folder, users, groups)
+    by_group = stated_ceilings(cohort, np.arange(num_devices), groups, len(request.centroids))
+    return JoinReply("\n".join(cohort.fleet.names), cohort.devices, groups, by_group)
+
+
+def stated_ceilings(cohort: Cohort, places: IntArray, groups: NDArray[np.int32], num_groups: int) -> NDArray[np.int64]:
+    """The largest budget of each user group (G,) as devices at these places (N,), of these groups (N,), state it: their
+    own, which names a lone device's class, or where requests are hidden what any device of the fleet may have.
+    """
+    if cohort.scenario.privacy.requests == "group-prefix":
+        return np.full(num_groups, cohort.largest_budget, np.int64)
+    by_group = np.zeros(num_groups, np.int64)
+    np.maximum.at(by_group, groups, cohort.budgets.ceiling()[places])
+    return by_group
+
+
+__all__ = ["answered_groups"]

@@ -1,0 +1,45 @@
+"""What devices keep between rounds: memory-mapped files in their node's folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.errors import EngineError
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """Memory-mapped, one entry per hosted device: users (N, d) float32; groups, kept_blocks (N,) int32."""
+
+    users: NDArray[np.float32]
+    groups: NDArray[np.int32]
+    kept_blocks: NDArray[np.int32]
+
+    @staticmethod
+    def open(folder: Path, mode: Literal["r", "r+"]) -> DeviceState:
+        """Open the state of the node in ``folder``; mode "r+" to change it.
+
+        Raises:
+            EngineError: the node has not joined the run.
+        """
+        try:
+            return DeviceState(
+                *(np.load(folder / f"{name}.npy", mmap_mode=mode) for name in ("users", "groups", "kept_blocks"))
+            )
+        except OSError as error:
+            raise EngineError(
+                f"{folder}: this node's devices have not joined the run ({error}); start it again"
+            ) from error
+
+    @staticmethod
+    def create(folder: Path, users: NDArray[np.float32], groups: NDArray[np.int32]) -> None:
+        """Write the state devices start with; nothing is kept yet (-1)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "users.npy", users)
+        np.save(folder / "groups.npy", groups)
+        np.save(folder / "kept_blocks.npy", np.full(len(groups), -1, np.int32))

@@ -1,0 +1,1 @@
+"""How memory budgets and availability move over time."""

@@ -1,0 +1,141 @@
+"""When a device can take part: with a probability per round, in a daily window, or as recorded.
+
+In a fleet file, one of::
+
+    availability: 0.8
+    availability: {probability: {uniform: [0.5, 1.0]}}
+    availability: {diurnal: {period_hours: 24, window_hours: 8, phase_hours: {uniform: [0, 3]}}}
+    availability: {trace: {file: charging.csv}}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import PlainValidator, ValidationError, ValidationInfo, model_validator
+
+from clients.keys.distributions import Constant, NonNegative, Positive, Share
+from clients.keys.specs import PositiveFloat, ShareFloat, Spec, first_problem, folder_of, kind_of
+from clients.keys.tabular import checked_file
+from clients.keys.traces import AtEnd, Traces, load_traces
+from clients.processes.base import Devices, Moment
+from fl_peel.errors import FieldError
+from fl_peel.plugins import did_you_mean
+from fl_peel.randomness import device_uniforms
+
+
+class Availability(Protocol):
+    """Whether a device can be sampled at a moment."""
+
+    def available(self, seed: int, devices: Devices, now: Moment) -> NDArray[np.bool_]:
+        """(N,) bool, a function of (seed, device id, moment)."""
+
+
+class RandomAvailability(Spec):
+    """Each round anew with the device's probability; the answer holds for the whole round."""
+
+    probability: Share = Constant(1.0)
+
+    def available(self, seed: int, devices: Devices, now: Moment) -> NDArray[np.bool_]:
+        """(N,) bool."""
+        probability = self.probability.draw(device_uniforms(seed, "availability", "share", devices=devices))
+        drawn = device_uniforms(seed, "availability", math.floor(now.server_round + 1e-9), devices=devices)
+        return drawn < probability
+
+
+class DiurnalAvailability(Spec):
+    """A window of ``window_hours`` in every period, that opens at the device's own ``phase_hours``.
+
+    By default the windows of devices open at all hours alike. Inside and outside of the window the device is
+    there with a probability drawn anew each round.
+    """
+
+    period_hours: PositiveFloat = 24.0
+    window_hours: Positive
+    phase_hours: NonNegative | None = None
+    inside_probability: ShareFloat = 1.0
+    outside_probability: ShareFloat = 0.0
+
+    @model_validator(mode="after")
+    def _check_window(self) -> DiurnalAvailability:
+        if self.window_hours.high > self.period_hours:
+            raise FieldError(
+                f"must be <= period_hours {self.period_hours:g} (got {self.window_hours.high:g})", "window_hours"
+            )
+        return self
+
+    def available(self, seed: int, devices: Devices, now: Moment) -> NDArray[np.bool_]:
+        """(N,) bool."""
+        drawn = device_uniforms(seed, "availability", "phase", devices=devices)
+        phase = drawn * self.period_hours if self.phase_hours is None else self.phase_hours.draw(drawn)
+        window = self.window_hours.draw(device_uniforms(seed, "availability", "window", devices=devices))
+        inside = np.mod(now.time_s / 3600.0 - phase, self.period_hours) < window
+        luck = device_uniforms(seed, "availability", math.floor(now.server_round + 1e-9), devices=devices)
+        return luck < np.where(inside, self.inside_probability, self.outside_probability)
+
+
+class TraceAvailability(Spec):
+    """Recorded: ``device, time_s, available`` (0 or 1) from CSV, TSV or Parquet, replayed as budget traces are."""
+
+    file: Annotated[Traces, PlainValidator(lambda value, info: _read_trace(value, info))]
+    at_end: AtEnd = "loop"
+    random_start: bool = True
+
+    def available(self, seed: int, devices: Devices, now: Moment) -> NDArray[np.bool_]:
+        """(N,) bool."""
+        values = self.file.at(seed, devices, now.time_s, at_end=self.at_end, random_start=self.random_start)
+        return values >= 0.5
+
+
+def _read_trace(value: object, info: ValidationInfo) -> Traces:
+    if isinstance(value, Traces):
+        return value
+    return load_traces(checked_file(folder_of(info), value), "available", largest=1.0)
+
+
+def read_availability(value: object, info: ValidationInfo) -> Availability:
+    """Read a probability or one of ``probability``, ``diurnal``, ``trace``.
+
+    Raises:
+        FieldError: none of them, or a wrong number.
+        pydantic.ValidationError: keys that make no sense.
+    """
+    if isinstance(value, (RandomAvailability, DiurnalAvailability, TraceAvailability)):
+        return value
+    known = ("probability", "diurnal", "trace")
+    if isinstance(value, Mapping) and set(value) & set(known):
+        if len(value) > 1:
+            unknown = sorted(set(map(str, value)) - set(known))
+            hint = f"unknown key {unknown[0]!r}; {did_you_mean(unknown[0], known)}" if unknown else "must have one key"
+            raise FieldError(f"{hint} (one of {', '.join(known)})")
+        name, keys = next(iter(value.items()))
+        if name == "probability":
+            return RandomAvailability.model_validate(value, context=info.context)
+        kind = DiurnalAvailability if name == "diurnal" else TraceAvailability
+        try:
+            return kind.model_validate(keys, context=info.context)
+        except ValueError as error:
+            raise _inside(error, name) from None
+    if isinstance(value, Mapping) and not any(
+        key in ("uniform", "lognormal", "categorical", "empirical") for key in value
+    ):
+        word = next(iter(value), "")
+        raise FieldError(f"unknown key {word!r}; {did_you_mean(word, known)}")
+    if not isinstance(value, (Mapping, int, float)) or isinstance(value, bool):
+        raise FieldError(f"must be a probability or one of {', '.join(known)} (got {kind_of(value)})")
+    try:
+        return RandomAvailability.model_validate({"probability": value}, context=info.context)
+    except ValueError as error:
+        raise _inside(error) from None
+
+
+def _inside(error: ValueError, *path: str) -> FieldError:
+    if isinstance(error, ValidationError):
+        where, message = first_problem(error)
+        where = where if path else where[1:]
+        return FieldError(message, *path, *where)
+    return FieldError(str(error), *path)

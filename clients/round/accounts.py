@@ -1,0 +1,47 @@
+"""What a node's devices did in a round, added up per device class: integers, so that order and nodes cannot matter."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.round.in_time import GroupRound
+from clients.round.memory import RoundMemory
+from fl_peel.exchange.counters import ClassCounts, ClockCounts
+
+
+def class_counts(
+    done: GroupRound,
+    memory: RoundMemory,
+    classes: NDArray[np.int16],
+    kept_before: NDArray[np.integer],
+    num_classes: int,
+) -> ClassCounts:
+    """What devices (N,) of one user group hold and move. kept_before: (N,) blocks kept when last reached, -1 for never.
+
+    Bytes are of every device reached; devices, budgets and stored bytes of those whose update counts.
+    """
+    counted = np.zeros(len(classes), np.int64)
+    counted[done.kept] = 1
+    changed = ((kept_before >= 0) & (kept_before != memory.first)).astype(np.int64) + memory.dropped_blocks
+    per_device = ClassCounts(
+        devices=counted,
+        budget_bytes=counted * memory.budgets,
+        download_bytes=done.spent.download_bytes,
+        upload_bytes=done.spent.upload_bytes,
+        reselections=changed,
+        violations=memory.violations,
+        stored_bytes=counted * memory.stored,
+    )
+    return per_device.by_cell(classes, num_classes)
+
+
+def clock_counts(classes: NDArray[np.int16], num_classes: int, **amounts: NDArray[np.generic]) -> ClockCounts:
+    """Some columns (N,) of single devices, by name, added up per class; the others are zero."""
+    per_device = ClockCounts.zeros(len(classes))
+    for name, values in amounts.items():
+        getattr(per_device, name)[:] = values
+    return per_device.by_cell(classes, num_classes)
+
+
+__all__ = ["class_counts", "clock_counts"]

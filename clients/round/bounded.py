@@ -1,0 +1,56 @@
+"""Bounded contents: each device's contribution bounded part by part, perhaps noised, dense over all that was sent."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from clients.round.contents import DeviceContents
+from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.exchange.bounded_sums import bounded_sums
+from fl_peel.exchange.release import SIGNALS, bounds, shares_of
+from fl_peel.exchange.sums import Sums
+from fl_peel.exchange.traffic import Hiding
+from fl_peel.exchange.trained import Trained
+from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
+from fl_peel.privacy.noising import with_device_noise, with_noise_shares
+from fl_peel.privacy.plan import in_masked_sums
+from fl_peel.wire import Arrays
+
+
+class BoundedDeviceContents(DeviceContents):
+    """The parts of the round's release; counters are withheld where the scenario says so."""
+
+    def hiding(self) -> Hiding | None:
+        """Rows that were not changed, blocks that were not needed, parts that are dense."""
+        return Hiding.of(self.scenario, self.release.parts)
+
+    def said(self, ranked: RankedBlocks, trained: Trained, noise_devices: int | None = None) -> Arrays:
+        """Sums of the parts by name, each device's contribution bounded and noised."""
+        mechanism = find_mechanism(self.scenario.privacy.mechanism)
+        if mechanism is None:
+            return dict(bounded_sums(ranked, trained, self.release.parts, {SIGNALS: np.inf}, l1=False))
+        limits = bounds(self.scenario, self.request.clip_norm)
+        sums = bounded_sums(ranked, trained, self.release.parts, limits, l1=mechanism.norm == "l1")
+        return dict(self._noised(mechanism, sums, limits, trained, noise_devices))
+
+    def _noised(
+        self,
+        mechanism: Mechanism,
+        sums: Sums,
+        limits: dict[str, float],
+        trained: Trained,
+        noise_devices: int | None,
+    ) -> Sums:
+        """With what the devices themselves add."""
+        seed, server_round, multiplier = self.scenario.seed, self.request.server_round, self.request.noise_multiplier
+        shares = shares_of(self.scenario)
+        scales = {part: mechanism.scale(multiplier, shares[part], limits[part]) for part in self.release.parts}
+        if mechanism.where == "device":
+            return with_device_noise(sums, scales, mechanism, seed, server_round, trained.devices)
+        if in_masked_sums(self.scenario, mechanism) and noise_devices is not None:
+            stds = {part: mechanism.std(scale) for part, scale in scales.items()}
+            return with_noise_shares(sums, stds, noise_devices, seed, server_round, trained.devices)
+        return sums
+
+
+__all__ = ["BoundedDeviceContents"]

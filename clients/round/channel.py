@@ -1,0 +1,58 @@
+"""Device half of a channel: how what a node's devices say comes together on its way to the server."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
+
+from clients.round.outcome import Keeps
+from clients.round.world import RoundWorld
+from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.data.interactions import IntArray
+from fl_peel.exchange.counters import RoundCounts
+
+Reply = TypeVar("Reply")
+
+
+class Channel(ABC, Generic[Reply]):
+    """Of one node and one round: it takes one user group after the other, then makes the reply."""
+
+    def __init__(self, world: RoundWorld) -> None:
+        self.world = world
+
+    def begin(self) -> RoundCounts:
+        """Before the first user group; returns what is counted already."""
+        return RoundCounts.nothing(len(self.world.cohort.fleet.names))
+
+    @abstractmethod
+    def members(self, group: int) -> IntArray:
+        """Places (N,) of the devices of a user group that are reached."""
+
+    @abstractmethod
+    def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[Keeps]]:
+        """The round of devices (N,), one at least: what is counted in the open, and what they will keep."""
+
+    @abstractmethod
+    def reply(self, counts: RoundCounts) -> Reply:
+        """All that was said; counts: as far as they are said in the open."""
+
+
+def run_round(channel: Channel[Reply]) -> Reply:
+    """One round of a node's devices."""
+    world = channel.world
+    counts, keeps = channel.begin(), list[Keeps]()
+    layout, precision = world.cohort.layout(), world.cohort.scenario.blocks.precision
+    for group, payload in world.request.groups.items():
+        members = channel.members(group)
+        if not len(members):
+            continue
+        counted, kept = channel.take(RankedBlocks.unpack(layout, precision, payload), group, members)
+        counts += counted
+        keeps += kept
+    state = world.cohort.state()
+    for one in keeps:  # last, so that a round that fails half-way leaves devices as they were
+        one.remember(state)
+    return channel.reply(world.contents.counted(counts))
+
+
+__all__ = ["Channel", "run_round"]

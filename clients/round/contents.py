@@ -1,0 +1,83 @@
+"""Device half of a round's contents: what is bounded, said and paid for.
+
+To add one, subclass :class:`DeviceContents` (or one that ships, :class:`clients.round.open.OpenDeviceContents`),
+register it under the entry point group ``fl_peel.device_contents`` and name it in a scenario, ``refinement.contents``.
+:class:`clients.round.contracts.DeviceContentsContract` tests it; docs/contents.md has examples.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.round.outcome import MembersRound
+from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.data.interactions import IntArray
+from fl_peel.exchange.counters import RoundCounts
+from fl_peel.exchange.release import Release
+from fl_peel.exchange.traffic import Hiding
+from fl_peel.exchange.trained import Trained
+from fl_peel.privacy.mechanisms import find_mechanism
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.training.group import train_group
+from fl_peel.training.settings import LocalTraining
+from fl_peel.training.update import GroupUpdate
+from fl_peel.training.work import LocalWork
+from fl_peel.wire import Arrays, RoundRequest
+
+
+class DeviceContents(ABC):
+    """Of the devices of one node in one round. scenario: the run's; request: the server's.
+
+    release: what the round releases.
+    """
+
+    def __init__(self, scenario: Scenario, request: RoundRequest) -> None:
+        self.scenario = scenario
+        self.request = request
+        self.release = Release.of(scenario, signals=request.signals)
+
+    def local(self, how: LocalTraining) -> LocalTraining:
+        """How devices train: each device's update bounded as the scenario asks, by itself and by its node."""
+        clipping = self.scenario.privacy.clipping
+        if clipping.kind != "none":
+            mechanism = find_mechanism(self.scenario.privacy.mechanism)
+            how = replace(
+                how,
+                max_norm=self.request.clip_norm,
+                clip_blocks=clipping.kind == "per-block",
+                clip_l1=mechanism is not None and mechanism.norm == "l1",
+            )
+        bound = self.scenario.refinement.aggregation.robust.norm_bound
+        return how if bound is None else replace(how, max_norm=min(how.max_norm, bound))
+
+    def train(self, work: LocalWork) -> tuple[NDArray[np.float32], GroupUpdate]:
+        """Local training of devices of one user group, see :func:`fl_peel.training.group.train_group`."""
+        return train_group(work)
+
+    def hiding(self) -> Hiding | None:
+        """What devices move besides what they need, so that sizes tell nothing; None where nothing is hidden."""
+        return Hiding.of(self.scenario, ()) if self.scenario.privacy.requests == "group-prefix" else None
+
+    @abstractmethod
+    def said(self, ranked: RankedBlocks, trained: Trained, noise_devices: int | None = None) -> Arrays:
+        """What devices of one user group say together: arrays that add up over disjoint sets of devices.
+
+        noise_devices: whose shares of central noise reach its full strength, where devices are to add it to sums that
+        the server does not see before; None where it is the server's to add.
+        """
+
+    def together(self, devices: IntArray, some: Callable[[NDArray[np.bool_]], MembersRound]) -> MembersRound:
+        """The round of all devices (N,) of one user group. some: that of those in a mask (N,), one of them at least."""
+        return some(np.ones(len(devices), np.bool_))
+
+    def counted(self, counts: RoundCounts) -> RoundCounts:
+        """What of the counters is said."""
+        return counts.withheld() if self.release.withheld else counts
+
+
+__all__ = ["DeviceContents"]

@@ -1,0 +1,298 @@
+"""A round of secure aggregation on a node: each of its devices goes through every stage by itself.
+
+A device's vector is what a node that hosted it alone would reply in a round without secure aggregation
+(:func:`clients.round.members.train_members`), with an entry for every row it might have touched. The node adds up the
+masked vectors of its devices, which takes no secret, to spare the simulation their transfer; bytes are counted per
+device.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.node.cohort import Cohort
+from clients.round.channel import Channel, run_round
+from clients.round.in_time import Traffic
+from clients.round.members import ChannelTerms, train_members
+from clients.round.outcome import Keeps, MembersRound
+from clients.round.secret_store import KEYS, MASKED, SHARED, Arrays, SecretStore
+from clients.round.world import RoundWorld, reached_devices
+from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.data.interactions import IntArray
+from fl_peel.exchange.counters import RoundCounts
+from fl_peel.exchange.open_sums import dense
+from fl_peel.exchange.release import Release, layout_of
+from fl_peel.exchange.statistics import GroupShape
+from fl_peel.privacy.mechanisms import find_mechanism
+from fl_peel.privacy.plan import in_masked_sums, noise_devices_of
+from fl_peel.secure import device as protocol
+from fl_peel.secure.device import HeldShares, Neighbour, Secrets
+from fl_peel.secure.keys import KEY_BYTES, SEED_BYTES, Occasion
+from fl_peel.secure.masks import Words
+from fl_peel.secure.plan import EXCHANGES, DeviceBytes, Vanishes, needed_of, vanishing
+from fl_peel.secure.sharing import SHARE_BYTES
+from fl_peel.secure.vector import CHECK, VectorLayout
+from fl_peel.wire import (
+    Inbox,
+    MaskedSum,
+    OpenedShares,
+    SealedShares,
+    SecureKeysReply,
+    SecureKeysRequest,
+    SecureRoundReply,
+    SecureRoundRequest,
+    SecureSharesReply,
+    SecureSharesRequest,
+    SecureUnmaskReply,
+    SecureUnmaskRequest,
+)
+
+
+def announce_keys(cohort: Cohort, request: SecureKeysRequest) -> SecureKeysReply:
+    """Stage 1: devices that are reached make their keys. What is left of earlier rounds is removed."""
+    store = SecretStore.of(cohort.folder)
+    store.forget()
+    budgets = cohort.budgets.during(request.server_round)[0]
+    reached, clock = reached_devices(cohort, cohort.places(request.devices), budgets, request.server_round)
+    groups = np.asarray(cohort.state("r").groups)[reached]
+    start = time.perf_counter()
+    masked = cohort.scenario.secure_aggregation.masked
+    channel, mask = (np.zeros((len(reached), KEY_BYTES), np.uint8) for _ in range(2))
+    private = np.zeros((len(reached), KEY_BYTES + 2 * SEED_BYTES), np.uint8)
+    for i in range(len(reached) if masked else 0):
+        secrets = Secrets.fresh()
+        channel[i], mask[i] = (_bytes(key) for key in secrets.public_keys())
+        private[i] = _bytes(secrets.channel_key + secrets.mask_key_seed + secrets.self_seed)
+    for group in np.unique(groups).tolist():
+        mine = groups == group
+        store.save(
+            request.server_round, group, KEYS, {"devices": cohort.devices[reached[mine]], "private": private[mine]}
+        )
+    spent = time.perf_counter() - start
+    if Release.of(cohort.scenario, signals=False).withheld:
+        clock = clock.asked_alone()
+    return SecureKeysReply(cohort.devices[reached], groups, channel, mask, clock, spent)
+
+
+def share_secrets(cohort: Cohort, request: SecureSharesRequest) -> SecureSharesReply:
+    """Stage 2: every device seals a pair of shares for each of its neighbours. Groups that sit out are forgotten."""
+    store, scenario = SecretStore.of(cohort.folder), cohort.scenario
+    store.forget(but_groups=request.groups, of_round=request.server_round)
+    start = time.perf_counter()
+    replies: dict[int, SealedShares] = {}
+    for group, given in request.groups.items():
+        occasion = Occasion(request.server_round, group)
+        kept = store.load(request.server_round, group, KEYS)
+        devices, neighbours = given.devices, given.neighbours
+        assert (kept["devices"] == devices).all()
+        lost = vanishing(scenario, request.server_round, devices) == Vanishes.SHARES
+        needed, _ = needed_of(scenario, len(given.directory))
+        size = protocol.SEALED_BYTES if scenario.secure_aggregation.masked else 0
+        sealed = np.zeros((*neighbours.shape, size), np.uint8)
+        known = {name: getattr(given, name) for name in ("directory", "channel_keys", "mask_keys", "neighbours")}
+        for i in np.flatnonzero(~lost) if size else ():
+            others = [_neighbour(known, place) for place in neighbours[i].tolist()]
+            shares = protocol.share_secrets(_secrets(kept, int(i)), occasion, int(devices[i]), others, needed)
+            sealed[i] = [_bytes(share) for share in shares]
+        store.save(request.server_round, group, SHARED, kept | known)
+        replies[group] = SealedShares(devices[~lost], sealed[~lost])
+    return SecureSharesReply(replies, time.perf_counter() - start)
+
+
+class MaskedChannel(Channel[SecureRoundReply]):
+    """Stage 3: devices whose secrets are shared train, mask their vectors, and send them; each by itself."""
+
+    def __init__(self, world: RoundWorld, request: SecureRoundRequest) -> None:
+        super().__init__(world)
+        self._request = request
+        self._sums: dict[int, MaskedSum] = {}
+        self._protocol_s = 0.0
+
+    def members(self, group: int) -> IntArray:
+        """Those whose neighbours' shares are in the message."""
+        return self.world.cohort.places(self._request.secure[group].devices)
+
+    def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[Keeps]]:
+        """One device after the other; counted in the open are those that are in no sum, and how long it took."""
+        counts, keeps = self.begin(), list[Keeps]()
+        stage = _GroupStage.of(self.world, ranked, self._request.secure[group], group)
+        survivors, total = [], Words.zeros(*stage.layout.num_words)
+        for i in range(len(members)):
+            part, words = stage.vector(i)
+            if words is None:
+                counts += replace(self.begin(), classes=part.counts.classes, clock=part.counts.clock)
+                continue
+            start = time.perf_counter()
+            masked = stage.masked(i, words)
+            self._protocol_s += time.perf_counter() - start
+            np.add(total.narrow, masked.narrow, out=total.narrow)
+            np.add(total.wide, masked.wide, out=total.wide)
+            survivors.append(i)
+            keeps.append(part.keeps)
+            counts += replace(self.begin(), slowest_us=part.counts.slowest_us)
+        stage.keep(survivors)
+        self._sums[group] = MaskedSum(stage.devices[survivors], total.narrow, total.wide)
+        return counts, keeps
+
+    def reply(self, counts: RoundCounts) -> SecureRoundReply:
+        """Masked sums, and what the simulation counts of devices that are in none."""
+        return SecureRoundReply(self._sums, counts.classes, counts.clock, counts.slowest_us, self._protocol_s)
+
+
+def masked_round(cohort: Cohort, request: SecureRoundRequest) -> SecureRoundReply:
+    """Stage 3 for the devices of this node."""
+    return run_round(MaskedChannel(RoundWorld.of(cohort, request), request))
+
+
+@dataclass(frozen=True)
+class _GroupStage:
+    """Stage 3 for the devices (N,) of one user group: their place here, when they vanish, what their neighbours sealed
+    for them (N, k, SEALED_BYTES), and which of these shared their secrets (N, k).
+    """
+
+    world: RoundWorld
+    ranked: RankedBlocks
+    group: int
+    layout: VectorLayout
+    needed: int
+    noise_devices: int | None
+    devices: NDArray[np.int64]
+    places: NDArray[np.int64]
+    vanishes: NDArray[np.int64]
+    sealed: NDArray[np.uint8]
+    present: NDArray[np.bool_]
+    known: Arrays
+    held: list[dict[int, HeldShares]]
+
+    @staticmethod
+    def of(world: RoundWorld, ranked: RankedBlocks, given: Inbox, group: int) -> _GroupStage:
+        """From the message and from what the devices kept."""
+        cohort, request = world.cohort, world.request
+        known = SecretStore.of(cohort.folder).load(request.server_round, group, SHARED)
+        devices = given.devices
+        here = np.searchsorted(known["devices"], devices)
+        known = known | {name: known[name][here] for name in ("devices", "private", "neighbours")}
+        assert (known["devices"] == devices).all()
+        layout = layout_of(
+            cohort.scenario,
+            num_devices=len(known["directory"]),
+            group=GroupShape.of(ranked),
+            num_classes=len(cohort.fleet.names),
+            signals=request.signals,
+        )
+        shared = in_masked_sums(cohort.scenario, find_mechanism(cohort.scenario.privacy.mechanism))
+        return _GroupStage(
+            world,
+            ranked,
+            group,
+            layout,
+            needed_of(cohort.scenario, len(known["directory"]))[0],
+            noise_devices_of(cohort.scenario, len(known["directory"])) if shared else None,
+            devices,
+            cohort.places(devices),
+            vanishing(cohort.scenario, request.server_round, devices),
+            given.sealed,
+            given.present,
+            known,
+            [{} for _ in devices],
+        )
+
+    def vector(self, i: int) -> tuple[MembersRound, Words | None]:
+        """What device ``i`` did and has to say; nothing if it does not get as far as to send it."""
+        traffic = DeviceBytes.of(self.present.shape[1], self.layout.num_bytes)
+        lost = self.vanishes[i] == Vanishes.VECTOR
+        upload = traffic.upload - traffic.vector if lost else traffic.upload
+        moved = Traffic(traffic.download, upload, EXCHANGES)
+        terms = ChannelTerms(moved, self.noise_devices)
+        part = train_members(self.world, self.ranked, self.places[i : i + 1], terms)
+        counts = part.counts
+        if lost or not len(part.keeps.places):
+            counts = replace(counts, classes=counts.classes.without_update(), clock=counts.clock.without_update())
+            return replace(part, counts=counts), None
+        values = dense(part.arrays, len(self.ranked.items), self.ranked.layout.embedding_dim)
+        if not self.world.contents.release.withheld:
+            values |= {name: getattr(counts, name).stacked() for name in ("classes", "clock", "totals")}
+        return part, self.layout.words(values | {CHECK: np.ones(1, np.int64)})
+
+    def masked(self, i: int, words: Words) -> Words:
+        """The vector of device ``i`` as it is sent; it opens what its neighbours sealed for it on the way."""
+        if not self.world.cohort.scenario.secure_aggregation.masked:
+            return words
+        occasion, device = Occasion(self.world.request.server_round, self.group), int(self.devices[i])
+        secrets = _secrets(self.known, i)
+        slots = np.flatnonzero(self.present[i]).tolist()
+        others = [_neighbour(self.known, int(self.known["neighbours"][i, j])) for j in slots]
+        sealed = [self.sealed[i, j].tobytes() for j in slots]
+        shares = protocol.received_shares(secrets, occasion, device, others, sealed)
+        self.held[i].update(zip(slots, shares, strict=True))
+        return protocol.mask_vector(words, secrets, occasion, device, others, self.needed)
+
+    def keep(self, survivors: list[int]) -> None:
+        """Keep the shares that the devices which sent their vector hold of their neighbours; their own keys may go."""
+        shape = (len(survivors), self.present.shape[1])
+        index, shares = np.zeros(shape, np.int64), np.zeros((*shape, 2, SHARE_BYTES), np.uint8)
+        for row, i in enumerate(survivors):
+            for j, held in self.held[i].items():
+                index[row, j] = held.index
+                shares[row, j] = _bytes(held.mask_key + held.self_mask).reshape(2, SHARE_BYTES)
+        kept = {name: self.known[name][survivors] for name in ("devices", "neighbours")}
+        kept |= {"directory": self.known["directory"], "present": self.present[survivors]}
+        store = SecretStore.of(self.world.cohort.folder)
+        store.save(self.world.request.server_round, self.group, MASKED, kept | {"index": index, "shares": shares})
+
+
+def open_shares(cohort: Cohort, request: SecureUnmaskRequest) -> SecureUnmaskReply:
+    """Stage 4: devices give one share of each neighbour, and forget the round: they answer once."""
+    store, scenario = SecretStore.of(cohort.folder), cohort.scenario
+    start = time.perf_counter()
+    kept = {group: store.load(request.server_round, group, MASKED) for group in request.groups}
+    store.forget()
+    replies: dict[int, OpenedShares] = {}
+    for group, given in request.groups.items():
+        mine, occasion = kept[group], Occasion(request.server_round, group)
+        devices = given.devices
+        assert (mine["devices"] == devices).all()
+        answers = vanishing(scenario, request.server_round, devices) != Vanishes.OPENING
+        index = np.zeros(given.survived.shape, np.int64)
+        shares = np.zeros((*index.shape, SHARE_BYTES), np.uint8)
+        needed, _ = needed_of(scenario, len(mine["directory"]))
+        for i in np.flatnonzero(answers):
+            if not scenario.secure_aggregation.masked:
+                index[i] = given.survived[i] | given.dropped[i]
+                continue
+            numbers = mine["directory"][mine["neighbours"][i]].tolist()
+            held = {
+                number: HeldShares(int(mine["index"][i, j]), *(part.tobytes() for part in mine["shares"][i, j]))
+                for j, number in enumerate(numbers)
+                if mine["present"][i, j]
+            }
+            asked = [[numbers[j] for j in np.flatnonzero(told[i])] for told in (given.survived, given.dropped)]
+            opened = protocol.open_shares(held, occasion, int(devices[i]), asked[0], asked[1], needed)
+            for number, (place, share) in opened.items():
+                j = numbers.index(number)
+                index[i, j], shares[i, j] = place, _bytes(share)
+        replies[group] = OpenedShares(devices[answers], index[answers], shares[answers])
+    return SecureUnmaskReply(replies, time.perf_counter() - start)
+
+
+def _bytes(content: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(content, np.uint8)
+
+
+def _secrets(kept: Arrays, i: int) -> Secrets:
+    private = kept["private"][i].tobytes()
+    middle = KEY_BYTES + SEED_BYTES
+    return Secrets(private[:KEY_BYTES], private[KEY_BYTES:middle], private[middle:])
+
+
+def _neighbour(known: Arrays, place: int) -> Neighbour:
+    """The device at a place of the directory."""
+    keys = (known[name][place].tobytes() for name in ("channel_keys", "mask_keys"))
+    return Neighbour(int(known["directory"][place]), *keys)
+
+
+__all__ = ["announce_keys", "masked_round", "open_shares", "share_secrets"]

@@ -1,0 +1,130 @@
+"""One round of some devices of one user group: they train in time, and what they say and count is added up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.round.accounts import class_counts, clock_counts
+from clients.round.in_time import GroupDevices, GroupRound, Traffic, train_in_time
+from clients.round.malice import Malice
+from clients.round.memory import RoundMemory
+from clients.round.outcome import Keeps, MembersRound
+from clients.round.world import RoundWorld
+from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.data.interactions import IntArray, UserItems
+from fl_peel.exchange.counters import RoundCounts, RoundTotals, Traces
+from fl_peel.exchange.trained import Trained
+from fl_peel.ranking.top import SUM_SCALE, MetricSums, recall_ndcg
+
+
+@dataclass(frozen=True)
+class ChannelTerms:
+    """What the channel adds to a device's round. traffic: moved besides blocks, None where only they are.
+
+    noise_devices: whose shares of noise make that of a sum, None where devices add none in shares.
+    """
+
+    traffic: Traffic | None = None
+    noise_devices: int | None = None
+
+
+CLEAR = ChannelTerms()
+
+
+def train_members(
+    world: RoundWorld, ranked: RankedBlocks, members: IntArray, terms: ChannelTerms = CLEAR
+) -> MembersRound:
+    """One round for some devices of one user group, by their places (N,). No device's state changes yet."""
+    cohort, contents = world.cohort, world.contents
+    state = cohort.state("r")
+    memory = RoundMemory.of(ranked, world.budgets[:, members])
+    devices = GroupDevices(
+        np.asarray(state.users[members]),
+        cohort.splits.train.select(members),
+        world.seeds[members],
+        cohort.rates.select(members),
+        Malice.among(cohort, members),
+    )
+    done = train_in_time(
+        ranked,
+        memory,
+        devices,
+        world.how,
+        list_length=world.list_length,
+        deadline_s=cohort.scenario.refinement.deadline_s,
+        traffic=terms.traffic,
+        hiding=contents.hiding(),
+        train=contents.train,
+        device=cohort.scenario.engine.device,
+    )
+    kept = members[done.kept]
+    validation = cohort.splits.validation.select(kept)
+    if devices.malice is not None:
+        validation = devices.malice.select(done.kept).claimed(validation)
+    train = cohort.splits.train.select(kept)
+    trained = Trained(cohort.devices[kept], done.cutoffs, done.users, done.update, done.best, train, validation)
+    return MembersRound(
+        contents.said(ranked, trained, terms.noise_devices),
+        _counts(world, ranked, done, memory, members, validation),
+        Keeps(kept, done.users, members, memory.last),
+    )
+
+
+def _counts(
+    world: RoundWorld,
+    ranked: RankedBlocks,
+    done: GroupRound,
+    memory: RoundMemory,
+    members: IntArray,
+    validation: UserItems,
+) -> RoundCounts:
+    """What is counted of devices at ``members`` (N,); validation: of those that count."""
+    cohort, num_classes = world.cohort, len(world.cohort.fleet.names)
+    classes, kept = cohort.classes[members], members[done.kept]
+    clock = clock_counts(
+        classes,
+        num_classes,
+        time_us=done.spent.time_us,
+        energy_mj=done.spent.energy_mj,
+        stragglers=done.stragglers,
+        memory_dropouts=done.memory_dropouts,
+        memory_drops=memory.dropped_blocks,
+    )
+    learned = done.update.examples > 0
+    totals = replace(
+        RoundTotals.zeros(),
+        trained=_number(learned.sum()),
+        loss=_number(np.rint(done.update.loss[learned] * SUM_SCALE).astype(np.int64).sum()),
+    )
+    if done.best is not None:
+        per_device = recall_ndcg(ranked, done.best, validation, 20)
+        metrics = MetricSums.of(cohort.classes[kept], num_classes, *per_device, validation.counts() > 0)
+        clock = replace(clock, recall=metrics.recall, evaluated=metrics.devices)
+        total = metrics.total()
+        totals = replace(totals, recall=total.recall, ndcg=total.ndcg, evaluated=total.devices)
+    kept_before = np.asarray(cohort.state("r").kept_blocks[members])
+    shown = np.flatnonzero(np.isin(cohort.devices[members], world.request.traced))
+    traces = Traces(
+        cohort.devices[members[shown]],
+        classes[shown].astype(np.int64),
+        memory.budgets[shown],
+        memory.stored[shown],
+        memory.first[shown],
+    )
+    return RoundCounts(
+        class_counts(done, memory, classes, kept_before, num_classes),
+        clock,
+        totals,
+        int(done.spent.time_us[done.kept].max(initial=0)),
+        traces,
+    )
+
+
+def _number(value: np.integer) -> NDArray[np.int64]:
+    return np.asarray(value, np.int64)
+
+
+__all__ = ["CLEAR", "ChannelTerms", "train_members"]

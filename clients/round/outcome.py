@@ -1,0 +1,49 @@
+"""What came of a round of some devices of one user group: what they say, what is counted, what they keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.node.state import DeviceState
+from fl_peel.data.interactions import IntArray
+from fl_peel.exchange.counters import RoundCounts
+from fl_peel.wire import Arrays
+
+
+@dataclass(frozen=True)
+class Keeps:
+    """What stays on the devices. places (M,) of those that count, users (M, d) their new user embeddings; reached:
+    places (N,) of all that were reached, blocks (N,) how many they hold in the end.
+    """
+
+    places: IntArray
+    users: NDArray[np.float32]
+    reached: IntArray
+    blocks: IntArray
+
+    @staticmethod
+    def joined(parts: Sequence[Keeps]) -> Keeps:
+        """Of disjoint sets of devices, one set at least."""
+        names = ("places", "users", "reached", "blocks")
+        return Keeps(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+    def remember(self, state: DeviceState) -> None:
+        """Let the devices keep what they learned."""
+        state.users[self.places] = self.users
+        state.kept_blocks[self.reached] = self.blocks
+
+
+@dataclass(frozen=True)
+class MembersRound:
+    """arrays: what the devices say; empty is nothing."""
+
+    arrays: Arrays
+    counts: RoundCounts
+    keeps: Keeps
+
+
+__all__ = ["Keeps", "MembersRound"]

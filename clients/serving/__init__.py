@@ -1,0 +1,1 @@
+"""Ranking on devices under a budget, and while budgets move."""

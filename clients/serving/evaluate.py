@@ -1,0 +1,80 @@
+"""Every hosted device ranks all items under each budget, with what it would have stored."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.node.cohort import Cohort
+from clients.serving.held import Held
+from clients.serving.wanted import evaluation_items
+from fl_peel.blocks.elastic import ElasticEmbedding
+from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.settings import PRECISIONS, Precision
+from fl_peel.blocks.stored import overhead_bytes
+from fl_peel.data.interactions import UserItems
+from fl_peel.exchange.counters import OwnCounts
+from fl_peel.ranking.spread import NUM_BINS, Histogram
+from fl_peel.ranking.top import MetricSums, evaluate
+from fl_peel.wire import EVERYBODY, EvaluateReply, EvaluateRequest
+
+
+def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
+    """Every hosted device ranks all items under each budget, with what it would have stored."""
+    scenario, state, layout = cohort.scenario, cohort.state("r"), cohort.layout()
+    assert request.precision in PRECISIONS
+    precision: Precision = request.precision
+    groups = np.asarray(state.groups)
+    num_groups, num_classes, num_budgets = (
+        int(groups.max(initial=-1)) + 1,
+        len(cohort.fleet.names),
+        len(request.budgets),
+    )
+    wanted, exclude = evaluation_items(cohort, request.split)
+    num_groups = max([num_groups, *(group + 1 for group in request.groups)])
+    cells = num_classes * num_groups
+    sums = MetricSums.zeros(num_budgets, cells)
+    stored_max = np.zeros(num_budgets, np.int64)
+    owned = OwnCounts.zeros(num_budgets, num_classes)
+    spread = Histogram.zeros(num_budgets, num_classes, NUM_BINS)
+    own_budgets = cohort.budgets.at(request.server_round)
+    for group, payload in request.groups.items():
+        members = np.arange(len(groups)) if group == EVERYBODY else np.flatnonzero(groups == group)
+        if not len(members):
+            continue
+        ranked = RankedBlocks.unpack(layout, precision, payload)
+        users = np.asarray(state.users[members])
+        mine, hidden = wanted.select(members), exclude.select(members)
+        cell = cohort.classes[members].astype(np.int64) * num_groups + groups[members]
+        own = own_budgets[members]
+        classes, counted = cohort.classes[members], mine.counts() > 0
+        for i, budget in enumerate(request.budgets.tolist()):
+            held = Held.under(ranked, budget, float(request.factors[i]), float(request.rooms[i]), own, hidden)
+            per_device = OwnCounts(np.ones(len(members), np.int64), held.budgets, held.stored, held.violations)
+            owned[i].add(per_device.by_cell(classes, num_classes))
+            stored_max[i] = max(stored_max[i], int(held.stored.max(initial=0)))
+            metrics = evaluate(
+                ranked, held.cutoffs, users, hidden, mine, scenario.evaluation.top_n, scenario.engine.device
+            )
+            sums[i].add(MetricSums.of(cell, cells, *metrics, counted))
+            spread[i].add(Histogram.of(classes, num_classes, metrics[0], counted))
+        _write_artifacts(cohort, request, ranked, members, users, hidden)
+    return EvaluateReply(sums.reshaped(num_budgets, num_classes, num_groups), stored_max, owned, spread)
+
+
+def _write_artifacts(
+    cohort: Cohort,
+    request: EvaluateRequest,
+    ranked: RankedBlocks,
+    members: NDArray[np.int64],
+    users: NDArray[np.float32],
+    hidden: UserItems,
+) -> None:
+    folder = cohort.folder.parent.parent / "artifacts"
+    for i in np.flatnonzero(np.isin(cohort.devices[members], request.artifacts)):
+        folder.mkdir(parents=True, exist_ok=True)
+        elastic = ElasticEmbedding(ranked, users[i], hidden.row(int(i)))
+        for budget in request.budgets.tolist():
+            if budget >= overhead_bytes(ranked.layout.embedding_dim):
+                name = f"device-{cohort.devices[members[i]]}-{request.label}-{budget}.safetensors"
+                (folder / name).write_bytes(elastic.at(budget).to_bytes())

@@ -1,0 +1,298 @@
+"""What a device keeps under a budget: ranked blocks, and the elastic embedding made of them.
+
+PEEL, section III-D: a device keeps the blocks with the largest weights that fit its memory budget. Blocks are taken
+in the order of their weights until the next one no longer fits, never skipping one to squeeze in a smaller: so the
+blocks kept under a larger budget are always a superset, and shrinking needs nobody's help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel import kernels
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.precision import (
+    Codes,
+    code_columns,
+    code_dtype,
+    dequantize,
+    has_scales,
+    integer_scales,
+    quantize,
+    scale_divisors,
+)
+from fl_peel.blocks.settings import Precision
+from fl_peel.blocks.stored import overhead_bytes, stored_user
+from fl_peel.data.interactions import UserItems
+from fl_peel.errors import BudgetError
+
+WEIGHT_BYTES = 4
+
+
+def ranking(weights: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Block numbers by decreasing weight (B,) -> (B,); equal weights by block number."""
+    return np.argsort(-weights.astype(np.float64), kind="stable")
+
+
+def prefix_length(layout: BlockLayout, precision: Precision, order: NDArray[np.int64], budget_bytes: int) -> int:
+    """How many of the ranked blocks an artefact of ``budget_bytes`` holds."""
+    cost = np.cumsum(layout.block_bytes(precision)[order])
+    return int(np.searchsorted(cost, budget_bytes - overhead_bytes(layout.embedding_dim), side="right"))
+
+
+def smallest_budget_bytes(layout: BlockLayout, precision: Precision) -> int:
+    """Bytes of an artefact with the smallest block alone: no budget below it can serve anything."""
+    return overhead_bytes(layout.embedding_dim) + int(layout.block_bytes(precision).min())
+
+
+def check_budget(layout: BlockLayout, precision: Precision, budget_bytes: int, place: str) -> None:
+    """Refuse a budget that cannot hold one block.
+
+    Raises:
+        BudgetError: naming ``place`` and the smallest budget that works.
+    """
+    smallest = smallest_budget_bytes(layout, precision)
+    if budget_bytes < smallest:
+        raise BudgetError(
+            f"{place}: budget {budget_bytes} B is below one block ({smallest} B with header and user embedding, "
+            f"{precision}); raise the budget, use more item groups or more slices"
+        )
+
+
+@dataclass(frozen=True)
+class RankedBlocks:
+    """The ranked blocks that one user group was sent, as a device sees them: already at block precision.
+
+    blocks: (K,) block numbers, best first; weights: (K,) float32.
+    items: (R,) int32, the items with a block among them, by the rank of their best block.
+    table: (R, d) float32, decoded; columns of blocks that were not sent are zero.
+    position: (R, S) int32, rank of each block, K where it was not sent.
+    """
+
+    layout: BlockLayout
+    precision: Precision
+    blocks: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    items: NDArray[np.int32]
+    table: NDArray[np.float32]
+    position: NDArray[np.int32]
+
+    @cached_property
+    def first_position(self) -> NDArray[np.int32]:
+        """Rank of each row's best block, shape (R,), ascending."""
+        if self.layout.num_slices == 1:
+            return np.ascontiguousarray(self.position[:, 0])
+        return np.ascontiguousarray(self.position.min(axis=1)) if len(self.items) else np.zeros(0, np.int32)
+
+    @cached_property
+    def cost(self) -> NDArray[np.int64]:
+        """Stored bytes of the first k blocks, shape (K + 1,)."""
+        return np.concatenate([[0], np.cumsum(self.layout.block_bytes(self.precision)[self.blocks])])
+
+    @cached_property
+    def row_of_item(self) -> NDArray[np.int32]:
+        """Table row of each item (I,), -1 for items without a block here."""
+        rows = np.full(self.layout.num_items, -1, np.int32)
+        rows[self.items] = np.arange(len(self.items), dtype=np.int32)
+        return rows
+
+    @cached_property
+    def rank_of_block(self) -> NDArray[np.int64]:
+        """Rank of each block (B,), -1 for blocks that were not sent."""
+        ranks = np.full(self.layout.num_blocks, -1, np.int64)
+        ranks[self.blocks] = np.arange(len(self.blocks))
+        return ranks
+
+    @property
+    def list_bytes(self) -> int:
+        """Bytes of the ranked list itself: block numbers and weights."""
+        return len(self.blocks) * (self.layout.id_bytes + WEIGHT_BYTES)
+
+    def cutoffs(self, budget_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Blocks that fit each budget (N,), header and user embedding paid first."""
+        room = budget_bytes - overhead_bytes(self.layout.embedding_dim)
+        return np.maximum(np.searchsorted(self.cost, room, side="right") - 1, 0)
+
+    def num_present(self, cutoffs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows with at least one block kept, for each cutoff (N,)."""
+        return np.searchsorted(self.first_position, cutoffs, side="left").astype(np.int64)
+
+    def stored_bytes(self, cutoffs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bytes of the artefact that keeps the first blocks up to each cutoff (N,)."""
+        return self.cost[cutoffs] + overhead_bytes(self.layout.embedding_dim)
+
+    def unneeded(self, seen: UserItems) -> UserItems:
+        """Ranks, ascending, of the blocks all of whose items a device has already interacted with (each item once).
+
+        Such items are never recommended again, so that serving needs none of their blocks.
+        """
+        sizes = self.layout.group_sizes
+        num_slices = self.layout.num_slices
+        users = seen.users()
+        groups = self.layout.item_group[seen.items].astype(np.int64)
+        key, count = np.unique(users * self.layout.num_item_groups + groups, return_counts=True)
+        full = key[count == sizes[key % self.layout.num_item_groups]]
+        who = np.repeat(full // self.layout.num_item_groups, num_slices)
+        group = np.repeat(full % self.layout.num_item_groups, num_slices)
+        ranks = self.rank_of_block[group * num_slices + np.tile(np.arange(num_slices), len(full))]
+        who, ranks = who[ranks >= 0], ranks[ranks >= 0]
+        order = np.lexsort((ranks, who))
+        return UserItems.from_pairs(who[order], ranks[order], seen.num_users)
+
+    def serving_cutoffs(
+        self, budget_bytes: NDArray[np.int64], seen: UserItems
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Selection for ranking: as :meth:`cutoffs`, but blocks the device never needs take no room.
+
+        Returns (cutoffs, stored_bytes, kept_blocks), each (N,). A budget too small for header and user embedding
+        stores nothing at all: 0 bytes.
+        """
+        skipped = self.unneeded(seen)
+        overhead = overhead_bytes(self.layout.embedding_dim)
+        num_devices = len(budget_bytes)
+        cutoffs, kept_bytes, kept_blocks = (np.empty(num_devices, np.int64) for _ in range(3))
+        room = budget_bytes - overhead
+        kernels.serving_cutoffs(
+            room, self.cost, skipped.indptr, skipped.items.astype(np.int64), cutoffs, kept_bytes, kept_blocks
+        )
+        return cutoffs, np.where(room >= 0, kept_bytes + overhead, 0), kept_blocks
+
+    @staticmethod
+    def unpack(layout: BlockLayout, precision: Precision, arrays: Mapping[str, NDArray[np.generic]]) -> RankedBlocks:
+        """Decode what :func:`pack_blocks` packed."""
+        blocks = arrays["blocks"].astype(np.int64)
+        order = RowOrder.of(layout, blocks)
+        width = layout.slice_dim
+        codes = arrays["codes"].view(code_dtype(precision)).reshape(-1, code_columns(width, precision))
+        scales = arrays["scales"].astype(np.float16) if has_scales(precision) else np.zeros(0, np.float16)
+        table = np.zeros((len(order.items) * layout.num_slices, width), np.float32)
+        places = order.rows * layout.num_slices + order.slices
+        if precision == "int8":
+            kernels.decode_int8(codes, scales.astype(np.float32), places, table)  # as dequantize does
+        else:
+            table[places] = dequantize(_as_codes(codes), scales, precision, width)
+        return RankedBlocks(
+            layout,
+            precision,
+            blocks,
+            arrays["weights"].astype(np.float32),
+            order.items,
+            table.reshape(len(order.items), layout.embedding_dim),
+            order.position,
+        )
+
+
+@dataclass(frozen=True)
+class RowOrder:
+    """How ranked blocks (K,) fall into table rows.
+
+    items: (R,) int32, the items with a block among them, by the rank of their best block; position: (R, S) int32,
+    rank of each block, K where it is not among them; rows, slices: (T,), where each row piece goes.
+    """
+
+    items: NDArray[np.int32]
+    position: NDArray[np.int32]
+    rows: NDArray[np.int64]
+    slices: NDArray[np.int64]
+
+    @staticmethod
+    def of(layout: BlockLayout, blocks: NDArray[np.int64]) -> RowOrder:
+        """Order rows by their best block; items of one block stay in catalogue order."""
+        if layout.is_single and layout.num_slices == 1:  # a block is an item is a row
+            rows = np.arange(len(blocks))
+            return RowOrder(blocks.astype(np.int32), rows.astype(np.int32)[:, None], rows, np.zeros_like(rows))
+        items, slices, place = layout.block_rows(blocks)
+        if layout.num_slices == 1:
+            row_items = items.astype(np.int32)  # one piece a row, already in order of rank
+            rows = np.arange(len(items))
+        else:
+            first = np.full(layout.num_items, len(items), np.int64)
+            np.minimum.at(first, items, np.arange(len(items)))
+            row_items = items[first[items] == np.arange(len(items))].astype(np.int32)
+            row_of = np.empty(layout.num_items, np.int64)
+            row_of[row_items] = np.arange(len(row_items))
+            rows = row_of[items]
+        position = np.full((len(row_items), layout.num_slices), len(blocks), np.int32)
+        position[rows, slices] = place
+        return RowOrder(row_items, position, rows, slices)
+
+
+def _as_codes(array: NDArray[np.generic]) -> Codes:
+    return array  # type: ignore[return-value]
+
+
+def pack_blocks(
+    layout: BlockLayout,
+    precision: Precision,
+    blocks: NDArray[np.int64],
+    weights: NDArray[np.floating],
+    table: NDArray[np.float32],
+) -> dict[str, NDArray[np.generic]]:
+    """Encode ranked blocks (K,) of a table (I, d) and their weights (K,) for the wire."""
+    if layout.is_single and layout.num_slices == 1:
+        index = blocks
+    else:
+        items, slices, _ = layout.block_rows(blocks)
+        index = items * layout.num_slices + slices  # (T,) row pieces
+    pieces = table.reshape(-1, layout.slice_dim)
+    codes: NDArray[np.generic]
+    if precision == "int8":  # as quantize does, in passes that copy no rows
+        largest = np.empty(len(index), np.float32)
+        kernels.largest_magnitudes(pieces, index, largest)
+        scales = integer_scales(largest, precision)
+        codes = np.empty((len(index), layout.slice_dim), np.int8)
+        kernels.encode_int8(pieces, index, scale_divisors(scales), codes)
+    else:
+        coded, scales = quantize(pieces[index], precision)
+        codes = np.ascontiguousarray(coded.astype(code_dtype(precision)))
+    return {
+        "blocks": blocks.astype(layout.id_dtype),
+        "weights": weights.astype(np.float32),
+        "codes": codes.view(np.uint8).reshape(-1),
+        "scales": scales,
+    }
+
+
+def pack_ranking(
+    layout: BlockLayout,
+    precision: Precision,
+    weights: NDArray[np.floating],
+    table: NDArray[np.float32],
+    budget_bytes: int | None,
+) -> dict[str, NDArray[np.generic]]:
+    """What the server sends one user group: its best blocks, as many as ``budget_bytes`` holds (None: all).
+
+    weights: (B,); table: (I, d), the group's item table.
+    """
+    order = ranking(weights)
+    if budget_bytes is not None:
+        order = order[: prefix_length(layout, precision, order, budget_bytes)]
+    return pack_blocks(layout, precision, order, weights[order], table)
+
+
+def rank_blocks(
+    layout: BlockLayout,
+    precision: Precision,
+    weights: NDArray[np.floating],
+    table: NDArray[np.float32],
+    budget_bytes: int | None = None,
+) -> RankedBlocks:
+    """Ranked blocks of one user group, as a device decodes them."""
+    return RankedBlocks.unpack(layout, precision, pack_ranking(layout, precision, weights, table, budget_bytes))
+
+
+__all__ = [
+    "RankedBlocks",
+    "check_budget",
+    "pack_ranking",
+    "prefix_length",
+    "rank_blocks",
+    "ranking",
+    "smallest_budget_bytes",
+    "stored_user",
+]

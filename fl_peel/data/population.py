@@ -1,0 +1,150 @@
+"""Synthetic populations of any size, for scale tests: power-law popularity, planted taste groups, written in chunks.
+
+A device belongs to a group drawn evenly, an item to the world ``item % num_groups`` with the rank ``item //
+num_groups`` in it. A device takes items of its own world (or, with probability ``noise``, of another world drawn
+evenly); within a world the item of rank r is drawn with a weight of (r + 1) ** -exponent, without repeats. How many
+items it takes is log-normal. All of a device depends on the seed, the worlds and its own number alone: a larger
+population has the smaller one as its beginning, and chunks of any size give the same files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from fl_peel import kernels
+from fl_peel.data.interactions import PARTS, UserItems
+from fl_peel.errors import DataError
+from fl_peel.randomness import device_seeds, device_uniforms
+
+CHUNK = 50_000
+"""Devices made at a time, by default: a few dozen megabytes."""
+
+
+@dataclass(frozen=True)
+class Population:
+    """A recipe. median_items, sigma: of the log-normal number of items per device, which is cut to at least
+    ``min_items`` and at most half a world; noise: share of the items from other worlds; exponent: of the power law;
+    held_out: share of a device's items that are validation, and as many again that are test.
+    """
+
+    seed: int
+    num_devices: int
+    num_items: int
+    num_groups: int = 16
+    median_items: float = 20.0
+    sigma: float = 0.7
+    min_items: int = 5
+    noise: float = 0.1
+    exponent: float = 0.8
+    held_out: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn.
+
+        Raises:
+            DataError: a parameter is out of its range.
+        """
+        if self.num_devices < 1 or not 1 <= self.num_groups <= self.num_items:
+            raise DataError(
+                f"population: num_devices={self.num_devices} must be at least 1, num_groups={self.num_groups} in "
+                f"1..num_items={self.num_items}"
+            )
+        if not (0 <= self.noise <= 1 and 0 <= self.held_out < 0.5):
+            raise DataError(f"population: noise={self.noise} must lie in 0..1, held_out={self.held_out} in 0..0.5")
+        if self.noise and self.num_groups == 1:
+            raise DataError(f"population: noise={self.noise} needs a second group to take items from")
+        if not 1 <= self.min_items <= self._most_items:
+            raise DataError(
+                f"population: min_items={self.min_items} must lie in 1..{self._most_items}, half a world; "
+                "use more items or fewer groups"
+            )
+
+    @property
+    def _most_items(self) -> int:
+        return self.num_items // self.num_groups // 2
+
+    @cached_property
+    def _cumulative(self) -> NDArray[np.float64]:
+        """Cumulative weights of the ranks of the largest world, (ranks,)."""
+        ranks = -(-self.num_items // self.num_groups)
+        return np.cumsum((np.arange(ranks) + 1.0) ** -self.exponent)
+
+    def groups(self, devices: NDArray[np.integer]) -> NDArray[np.int32]:
+        """Group of each device, (N,)."""
+        uniforms = device_uniforms(self.seed, "population", "group", devices=devices)
+        return np.minimum(uniforms * self.num_groups, self.num_groups - 1).astype(np.int32)
+
+    def counts(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Items of each of the devices start..stop-1."""
+        uniforms = device_uniforms(self.seed, "population", "count", devices=np.arange(start, stop))
+        wanted = np.rint(self.median_items * np.exp(self.sigma * ndtri(np.maximum(uniforms, 1e-16))))
+        return np.clip(wanted, self.min_items, self._most_items).astype(np.int64)
+
+    def rows(self, start: int, stop: int) -> UserItems:
+        """Items of the devices start..stop-1, in the order drawn."""
+        indptr = np.zeros(stop - start + 1, np.int64)
+        np.cumsum(self.counts(start, stop), out=indptr[1:])
+        items = np.empty(indptr[-1], np.int32)
+        devices = np.arange(start, stop)
+        seeds = device_seeds(self.seed, "population", "items", devices=devices)
+        kernels.draw_items(
+            seeds, self.groups(devices), indptr, self._cumulative, self.num_items, self.num_groups, self.noise, items
+        )
+        return UserItems(indptr, items)
+
+    def chunks(self, size: int = CHUNK) -> Iterator[tuple[int, UserItems]]:
+        """Number of the first device and items, chunk by chunk."""
+        for start in range(0, self.num_devices, size):
+            yield start, self.rows(start, min(start + size, self.num_devices))
+
+    def write(self, folder: Path, *, chunk: int = CHUNK) -> None:
+        """Write the devices' train, validation and test items where ``data.path`` can name them.
+
+        Memory holds one chunk; the files are written through memory maps.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        totals = np.zeros(3, np.int64)
+        for start in range(0, self.num_devices, chunk):
+            totals += self._shares(self.counts(start, min(start + chunk, self.num_devices))).sum(axis=1)
+        pointers, items = [], []
+        for part, total in zip(PARTS, totals, strict=True):
+            pointers.append(_created(folder / f"{part}-indptr.npy", np.int64, self.num_devices + 1))
+            items.append(_created(folder / f"{part}-items.npy", np.int32, int(total)))
+        ends = np.zeros(3, np.int64)
+        for start, rows in self.chunks(chunk):
+            shares = self._shares(rows.counts())  # (3, N)
+            part_of = np.repeat(np.tile(np.arange(3), rows.num_users), shares.T.reshape(-1))  # (interactions,)
+            for i in range(3):
+                stops = ends[i] + np.cumsum(shares[i])
+                pointers[i][start + 1 : start + 1 + len(stops)] = stops
+                if stops[-1] > ends[i]:
+                    items[i][ends[i] : stops[-1]] = rows.items[part_of == i]
+                ends[i] = stops[-1]
+        for array in [*pointers, *items]:
+            if isinstance(array, np.memmap):
+                array.flush()
+        np.save(folder / "num_items.npy", np.int64(self.num_items))
+
+    def _shares(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many of a device's items are train, validation and test, (3, N)."""
+        held_out = np.floor(counts * self.held_out).astype(np.int64)
+        return np.stack([counts - 2 * held_out, held_out, held_out])
+
+
+def _created(path: Path, dtype: type[np.generic], length: int) -> NDArray[np.generic]:
+    if length == 0:  # an empty file cannot be mapped
+        np.save(path, np.zeros(0, dtype))
+        return np.zeros(0, dtype)
+    mapped = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(length,))
+    mapped[:1] = 0
+    return mapped
+
+
+__all__ = ["CHUNK", "Population"]

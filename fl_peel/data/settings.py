@@ -1,0 +1,13 @@
+"""Names of file formats, split orders and kinds of collection. Imports nothing: a scenario's keys are read with it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+DataFormat = Literal["auto", "movielens-tab", "movielens-dat", "lightgcn", "recbole", "csv", "tsv", "parquet"]
+
+
+SplitOrder = Literal["auto", "time", "random"]
+
+
+CollectedMode = Literal["users", "oldest"]

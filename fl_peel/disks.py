@@ -1,0 +1,85 @@
+"""The disks of the simulated devices: every device's train, validation and test items, prepared once per run.
+
+The data set is read and split once and laid in the run's folder as plain arrays, which server and nodes map into
+memory. The server takes the collected interactions from there (:func:`fl_peel.data.interactions.collected`), a node its
+own devices' rows; a real device would have its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from fl_peel.data.datasets import load_dataset
+from fl_peel.data.interactions import PARTS, Interactions, Splits, UserItems, split
+from fl_peel.data.readers import read_interactions
+from fl_peel.scenario.scenario import Scenario
+
+
+def load_interactions(scenario: Scenario, data_dir: str) -> Interactions:
+    """The scenario's interactions, from a named data set or a file of the user's.
+
+    Raises:
+        DataError: not found, not readable or malformed.
+    """
+    data = scenario.data
+    if data.name is not None:
+        return load_dataset(data.name, data_dir=Path(data_dir) if data_dir else None, min_rating=data.min_rating)
+    assert data.path is not None
+    test_path = Path(data.test_path) if data.test_path else None
+    return read_interactions(
+        Path(data.path), format=data.format, test_path=test_path, min_rating=data.min_rating, name=scenario.name
+    )
+
+
+def device_splits(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
+    """Splits of all devices, mapped from the run's folder; prepared there by whoever comes first.
+
+    ``data.path`` may also name a folder that holds such splits already (:class:`fl_peel.data.population.Population`).
+
+    Raises:
+        DataError: the data set is not found, not readable or malformed.
+    """
+    folder = Path(scenario.data.path or "")
+    if not (scenario.data.path and (folder / f"{PARTS[-1]}-items.npy").is_file()):
+        key = json.dumps([scenario.seed, data_dir, scenario.data.model_dump(mode="json")], sort_keys=True)
+        folder = Path(run_dir) / f"devices-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
+        if not folder.is_dir():
+            _prepare(scenario, data_dir, folder)
+    parts = [
+        UserItems(*(np.load(folder / f"{part}-{what}.npy", mmap_mode="r") for what in ("indptr", "items")))
+        for part in PARTS
+    ]
+    return Splits(parts[0], parts[1], parts[2], int(np.load(folder / "num_items.npy")))
+
+
+def _prepare(scenario: Scenario, data_dir: str, folder: Path) -> None:
+    data = scenario.data
+    splits = split(
+        load_interactions(scenario, data_dir),
+        seed=scenario.seed,
+        validation_share=data.validation_share,
+        test_share=data.test_share,
+        order=data.split_order,
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".devices-"))
+    try:
+        for part in PARTS:
+            items: UserItems = getattr(splits, part)
+            np.save(unfinished / f"{part}-indptr.npy", items.indptr)
+            np.save(unfinished / f"{part}-items.npy", items.items)
+        np.save(unfinished / "num_items.npy", np.int64(splits.num_items))
+        try:
+            os.replace(unfinished, folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise somebody else was faster, with the same content
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,89 @@
+"""Named columns of whole numbers: what is counted travels and adds up under its name, never as a column's number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Base of dataclasses all of whose fields are int64 arrays of one shape.
+
+    As one array they are stacked along a last axis, in the order of the fields: so they cross the network, and so a
+    device says them as words of a vector.
+    """
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Of the columns, in order."""
+        return tuple(field.name for field in fields(cls))
+
+    @classmethod
+    def zeros(cls, *shape: int) -> Self:
+        """Nothing counted yet; the arrays may be added to in place."""
+        return cls.unstacked(np.zeros((*shape, len(cls.names())), np.int64))
+
+    @classmethod
+    def unstacked(cls, array: NDArray[np.int64]) -> Self:
+        """Of :meth:`stacked`; the columns are views of the array.
+
+        Raises:
+            ValueError: the array has another number of columns.
+        """
+        if array.shape[-1] != len(cls.names()):
+            raise ValueError(f"{cls.__name__} has {len(cls.names())} columns, the array {array.shape[-1]}")
+        return cls(*(array[..., place] for place in range(array.shape[-1])))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Parts along the first axis, one after the other; nothing where there are none."""
+        if not parts:
+            return cls.zeros(0)
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.names()))
+
+    def stacked(self) -> IntArray:
+        """One array (..., columns)."""
+        return np.stack([getattr(self, name) for name in self.names()], axis=-1)
+
+    def reshaped(self, *shape: int) -> Self:
+        """The same numbers in another shape."""
+        return type(self)(*(getattr(self, name).reshape(shape) for name in self.names()))
+
+    def __getitem__(self, index: Any) -> Self:
+        """The same part of every column."""
+        return type(self)(*(getattr(self, name)[index] for name in self.names()))
+
+
+@dataclass(frozen=True)
+class Counters(Columns):
+    """Columns that are sums over devices: those of disjoint sets of devices add up."""
+
+    def __add__(self, other: Self) -> Self:
+        """Sums over both sets of devices."""
+        return type(self)(*(getattr(self, name) + getattr(other, name) for name in self.names()))
+
+    def add(self, other: Self) -> None:
+        """Add in place, to columns that :meth:`zeros` made or that are a part of such."""
+        for name in self.names():
+            total = getattr(self, name)
+            total += getattr(other, name)
+
+    def by_cell(self, cells: NDArray[np.integer], num_cells: int) -> Self:
+        """Sums (num_cells,) of single devices (N,), each in its cell."""
+        sums = np.zeros((num_cells, len(self.names())), np.int64)
+        np.add.at(sums, cells, self.stacked())
+        return self.unstacked(sums)
+
+    def total(self, axis: int | tuple[int, ...] | None = None) -> Self:
+        """Sums along an axis (None: all)."""
+        return type(self)(*(np.asarray(getattr(self, name).sum(axis=axis)) for name in self.names()))
+
+
+__all__ = ["Columns", "Counters", "IntArray"]

@@ -1,0 +1,185 @@
+"""What rounds and evaluations count besides updates: typed sums over devices, with ``+``. (C,): per device class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+
+from fl_peel.exchange.columns import Columns, Counters, IntArray
+
+
+@dataclass(frozen=True)
+class ClassCounts(Counters):
+    """What a round's devices hold and move, (C,) each. devices, budget_bytes, stored_bytes: of those whose update
+    counts; the others: of all that were reached.
+    """
+
+    devices: IntArray
+    budget_bytes: IntArray
+    download_bytes: IntArray
+    upload_bytes: IntArray
+    reselections: IntArray
+    violations: IntArray
+    stored_bytes: IntArray
+
+    def without_update(self) -> Self:
+        """Of devices that moved all this, but whose update does not count."""
+        nothing = np.zeros_like(self.devices)
+        return replace(self, devices=nothing, budget_bytes=nothing, stored_bytes=nothing)
+
+
+@dataclass(frozen=True)
+class ClockCounts(Counters):
+    """What became of a round's devices, and their virtual time, (C,) each: devices that were sampled, that were not
+    available, whose budget was too small to be let in, that missed the deadline, that ended without a block, that lost
+    blocks while they trained; microseconds and millijoules spent; fixed-point recall, and devices it is of.
+    """
+
+    sampled: IntArray
+    unavailable: IntArray
+    excluded: IntArray
+    stragglers: IntArray
+    memory_dropouts: IntArray
+    memory_drops: IntArray
+    time_us: IntArray
+    energy_mj: IntArray
+    recall: IntArray
+    evaluated: IntArray
+
+    def without_update(self) -> Self:
+        """Of devices whose update does not count: their recall does not, either."""
+        nothing = np.zeros_like(self.recall)
+        return replace(self, recall=nothing, evaluated=nothing)
+
+    def asked_alone(self) -> Self:
+        """Only how many devices were asked, which the server knows; not of which class they are, which a node of one
+        device would tell: all in the first class.
+        """
+        lumped = type(self).zeros(*self.sampled.shape)
+        lumped.sampled[0] = self.sampled.sum()
+        return lumped
+
+
+@dataclass(frozen=True)
+class RoundTotals(Counters):
+    """Of all devices of a round, () each: how many trained; fixed-point sums of their loss, recall and NDCG; how many
+    the latter two are of.
+    """
+
+    trained: IntArray
+    loss: IntArray
+    recall: IntArray
+    ndcg: IntArray
+    evaluated: IntArray
+
+
+@dataclass(frozen=True)
+class Traces(Columns):
+    """Single devices that the report follows, (X,) each: their number, class, budget and stored bytes, kept blocks."""
+
+    device: IntArray
+    device_class: IntArray
+    budget_bytes: IntArray
+    stored_bytes: IntArray
+    kept_blocks: IntArray
+
+    def __add__(self, other: Self) -> Self:
+        """These devices and those."""
+        return self.joined([self, other])
+
+
+@dataclass(frozen=True)
+class RoundCounts:
+    """All that a round counts besides updates; of disjoint sets of devices it adds up with ``+``.
+
+    slowest_us: virtual microseconds of the slowest device whose update counts; traces: of devices the report follows.
+    """
+
+    classes: ClassCounts
+    clock: ClockCounts
+    totals: RoundTotals
+    slowest_us: int
+    traces: Traces
+
+    @classmethod
+    def nothing(cls, num_classes: int) -> Self:
+        """Of nobody."""
+        return cls(
+            ClassCounts.zeros(num_classes), ClockCounts.zeros(num_classes), RoundTotals.zeros(), 0, Traces.zeros(0)
+        )
+
+    def __add__(self, other: Self) -> Self:
+        """Of both sets of devices."""
+        return type(self)(
+            self.classes + other.classes,
+            self.clock + other.clock,
+            self.totals + other.totals,
+            max(self.slowest_us, other.slowest_us),
+            self.traces + other.traces,
+        )
+
+    def withheld(self) -> Self:
+        """What is left where devices withhold their counters: how many were asked, which the server knows anyway."""
+        return replace(self.nothing(len(self.classes.devices)), clock=self.clock.asked_alone())
+
+
+@dataclass(frozen=True)
+class OwnCounts(Counters):
+    """What devices would serve from, (X, C) each under X budgets: how many they are, bytes of their budgets, bytes
+    stored, devices over budget.
+    """
+
+    devices: IntArray
+    budget_bytes: IntArray
+    stored_bytes: IntArray
+    violations: IntArray
+
+
+@dataclass(frozen=True)
+class StepCounts(Counters):
+    """What devices that are followed do at a step: how many they are, those with test items, bytes of their budgets and
+    of what they store, blocks kept, devices over budget; devices that grew, that shrank, stored bytes of the blocks the
+    former lacked and bytes sent for them; devices with test items that re-selected, their fixed-point recall before and
+    after; recall of all; and for rigid devices: recall, how many serve nothing, bytes sent.
+    """
+
+    devices: IntArray
+    counted: IntArray
+    budget_bytes: IntArray
+    stored_bytes: IntArray
+    kept_blocks: IntArray
+    violations: IntArray
+    grew: IntArray
+    shrank: IntArray
+    missing_bytes: IntArray
+    moved_bytes: IntArray
+    reselected: IntArray
+    recall_before: IntArray
+    recall_after: IntArray
+    recall: IntArray
+    rigid_recall: IntArray
+    rigid_empty: IntArray
+    rigid_moved_bytes: IntArray
+
+
+@dataclass(frozen=True)
+class StepTraces(Columns):
+    """Whose steps are told one by one, (X,) each: device, its class, the step."""
+
+    device: IntArray
+    device_class: IntArray
+    step: IntArray
+
+
+__all__ = [
+    "ClassCounts",
+    "ClockCounts",
+    "OwnCounts",
+    "RoundCounts",
+    "RoundTotals",
+    "StepCounts",
+    "StepTraces",
+    "Traces",
+]

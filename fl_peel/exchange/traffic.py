@@ -1,0 +1,67 @@
+"""Bytes that a device moves in a round whose requests and updates do not depend on its data or its budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.exchange.release import Part, shapes
+from fl_peel.exchange.statistics import GroupShape
+from fl_peel.scenario.scenario import Scenario
+
+NUMBER_BYTES = 4
+"""Of a number of an update or of a noised part: fp32, as without privacy."""
+
+
+@dataclass(frozen=True)
+class Hiding:
+    """all_rows: updates cover every row that was downloaded; group_prefix: every device downloads all ranked blocks;
+    dense: the parts besides updates that are sent for all blocks or rows.
+    """
+
+    all_rows: bool
+    group_prefix: bool
+    dense: tuple[Part, ...]
+
+    @staticmethod
+    def of(scenario: Scenario, parts: tuple[Part, ...]) -> Hiding:
+        """From the scenario's switches; parts: released in this round, none where no mechanism adds noise."""
+        privacy = scenario.privacy
+        dense = tuple(part for part in parts if part != "updates") if privacy.noised else ()
+        return Hiding(privacy.rows == "all-sent", privacy.requests == "group-prefix", dense)
+
+    def download_bytes(self, ranked: RankedBlocks, cutoffs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Ranked list and blocks (N,) of devices that want the first ``cutoffs`` (N,) blocks."""
+        wanted = np.full_like(cutoffs, len(ranked.blocks)) if self.group_prefix else cutoffs
+        return ranked.list_bytes + ranked.cost[wanted]
+
+    def update_bytes(
+        self, ranked: RankedBlocks, cutoffs: NDArray[np.int64], touched_pieces: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Block updates (N,). Those of all rows need no numbers: their order is that of the ranked list."""
+        layout = ranked.layout
+        if not self.all_rows:
+            return touched_pieces * (layout.id_dtype.itemsize + NUMBER_BYTES * layout.slice_dim)
+        wanted = np.full_like(cutoffs, len(ranked.blocks)) if self.group_prefix else cutoffs
+        return row_pieces(layout, ranked.blocks)[wanted] * NUMBER_BYTES * layout.slice_dim
+
+    def part_bytes(self, ranked: RankedBlocks) -> int:
+        """The other parts, dense."""
+        return NUMBER_BYTES * sum(math.prod(shape) for shape in shapes(GroupShape.of(ranked), self.dense).values())
+
+    def is_public(self) -> bool:
+        """Whether what a device moves says nothing about it: the server can tell without being told."""
+        return self.all_rows and self.group_prefix
+
+
+def row_pieces(layout: BlockLayout, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Row pieces in the first k of these blocks, (K + 1,)."""
+    return np.concatenate([[0], np.cumsum(layout.group_sizes[blocks // layout.num_slices])])
+
+
+__all__ = ["Hiding", "row_pieces"]

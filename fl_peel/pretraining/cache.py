@@ -1,0 +1,65 @@
+"""Pretrained tables kept by content, so that studies that differ only in their federated part pretrain once.
+
+The key covers everything that decides the tables: the collected interactions, the settings, the seed, and the versions
+of this package and of torch. Files are safetensors; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from fl_peel import __version__
+from fl_peel.data.interactions import UserItems
+from fl_peel.pretraining.settings import PretrainingConfig
+from fl_peel.pretraining.train import EpochFigures, PretrainedEmbeddings
+
+
+def pretraining_key(collected: UserItems, num_items: int, config: PretrainingConfig, seed: int, device: str) -> str:
+    """Name under which the tables are kept: 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(np.ascontiguousarray(collected.indptr).tobytes())
+    digest.update(np.ascontiguousarray(collected.items).tobytes())
+    rest = [num_items, dataclasses.asdict(config), seed, device, __version__, torch.__version__]
+    digest.update(json.dumps(rest, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def read_tables(folder: Path, key: str) -> PretrainedEmbeddings | None:
+    """The kept tables, or None where there are none (or the file is damaged)."""
+    path = folder / f"{key}.safetensors"
+    if not path.is_file():
+        return None
+    try:
+        tensors = load_file(path)
+        history = tuple(EpochFigures(i + 1, float(loss)) for i, loss in enumerate(tensors["loss"]))
+        return PretrainedEmbeddings(tensors["users"], tensors["items"], float(tensors["temperature"][0]), history)
+    except (SafetensorError, KeyError, IndexError, ValueError, TypeError, OSError):
+        return None
+
+
+def write_tables(folder: Path, key: str, tables: PretrainedEmbeddings) -> None:
+    """Keep tables; whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".unfinished-")
+    os.close(handle)
+    tensors = {
+        "users": np.ascontiguousarray(tables.users),
+        "items": np.ascontiguousarray(tables.items),
+        "temperature": np.array([tables.temperature]),
+        "loss": np.array([figures.loss for figures in tables.history]),
+    }
+    try:
+        save_file(tensors, name)
+        os.replace(name, folder / f"{key}.safetensors")
+    finally:
+        Path(name).unlink(missing_ok=True)

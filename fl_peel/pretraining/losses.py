@@ -1,0 +1,161 @@
+"""What does pretraining minimize? BPR, sampled softmax, and the diversity of an item's slices.
+
+Both ranking losses take whole users: a batch is a set of users with all of their collected items. The
+softmax's denominator is then computed once per user and not once per interaction, which on a CPU makes even
+the softmax over *all* items cheap.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fl_peel.pretraining.settings import DiversityForm
+
+_CHUNK_LOGITS = 1 << 21  # logits held at once: 8 MB of float32, so that they stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class UserBatch:
+    """Users of one step with all of their positives.
+
+    users: (B,) user numbers; rows: (P,) place in ``users`` of every positive, ascending; items: (P,) item
+    numbers;
+    weights: (P,) weight of every positive in the loss, sums to 1.
+    """
+
+    users: Tensor
+    indptr: Tensor
+    rows: Tensor
+    items: Tensor
+    weights: Tensor
+
+
+def bpr_loss(users: Tensor, items: Tensor, batch: UserBatch, negatives: Tensor, temperature: float) -> Tensor:
+    """Bayesian personalized ranking (Rendle et al., UAI 2009): mean -log sigmoid(positive - negative).
+
+    users: (B, d) rows of the batch; items: (I, d); negatives: (P, k) item numbers, k per positive.
+    """
+    rows = users[batch.rows]  # (P, d)
+    positive = (rows * items[batch.items]).sum(dim=1)  # (P,)
+    negative = torch.einsum("pd,pkd->pk", rows, items[negatives])  # (P, k)
+    losses = F.softplus((negative - positive[:, None]) / temperature).mean(dim=1)
+    return (losses * batch.weights).sum()
+
+
+def _csr(indptr: Tensor, columns: Tensor, values: Tensor, num_columns: int) -> Tensor:
+    """Sparse (len(indptr) - 1, num_columns)."""
+    size = (len(indptr) - 1, num_columns)
+    return torch.sparse_csr_tensor(indptr.int(), columns.int(), values, size=size, check_invariants=False)
+
+
+class _SampledSoftmax(torch.autograd.Function):
+    """Value and gradient in one pass over the logits, chunk by chunk, into one buffer."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        users: Tensor,
+        items: Tensor,
+        batch: UserBatch,
+        candidates: Tensor | None,
+        item_bias: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        table = items if candidates is None else items[candidates]  # (M, d)
+        share = math.log(items.shape[0] / table.shape[0])  # each candidate stands for I / M items
+        bias = item_bias if candidates is None else item_bias[candidates] + share  # (M,)
+        scaled = users / temperature  # (B, d)
+        columns = table.T.contiguous()  # (d, M)
+        user_gradient = torch.empty_like(users)
+        item_gradient = torch.zeros_like(items)
+        table_gradient = item_gradient if candidates is None else torch.zeros_like(table)
+        loss = torch.zeros((), dtype=torch.float64, device=users.device)
+        num_users = users.shape[0]
+        chunk = max(1, min(num_users, _CHUNK_LOGITS // table.shape[0]))
+        buffer = users.new_empty(chunk, table.shape[0])
+        for start in range(0, num_users, chunk):
+            stop = min(start + chunk, num_users)
+            logits = torch.mm(scaled[start:stop], columns, out=buffer[: stop - start])  # (c, M)
+            logits += bias
+            highest = logits.amax(dim=1, keepdim=True)
+            total = logits.sub_(highest).exp_().sum(dim=1, keepdim=True)  # (c, 1)
+            log_total = (total.log() + highest)[:, 0]
+
+            first, last = int(batch.indptr[start]), int(batch.indptr[stop])
+            rows, own, weights = batch.rows[first:last] - start, batch.items[first:last], batch.weights[first:last]
+            pattern = _csr(batch.indptr[start : stop + 1] - first, own, weights, items.shape[0])
+            positive = torch.sparse.sampled_addmm(pattern, scaled[start:stop], items.T, beta=0.0).values()
+            margin = log_total[rows] - positive - item_bias[own]
+            if candidates is None:
+                losses, pull = margin, weights
+            else:  # the positive joins its own denominator
+                losses, pull = F.softplus(margin), weights * torch.sigmoid(margin)
+            loss += (losses * weights).sum(dtype=torch.float64)
+
+            pushes = users.new_zeros(stop - start).index_add_(0, rows, pull)
+            logits *= (pushes / total[:, 0])[:, None]
+            torch.mm(logits, table, out=user_gradient[start:stop])
+            user_gradient[start:stop] -= _csr(pattern.crow_indices(), own, pull, items.shape[0]) @ items
+            table_gradient.addmm_(logits.T, scaled[start:stop])
+            item_gradient.index_add_(0, own, scaled[start:stop][rows] * -pull[:, None])
+        user_gradient /= temperature
+        if candidates is not None:
+            item_gradient.index_add_(0, candidates, table_gradient)
+        ctx.save_for_backward(user_gradient, item_gradient)
+        return loss.to(users.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        user_gradient, item_gradient = ctx.saved_tensors
+        return gradients[0] * user_gradient, gradients[0] * item_gradient, None, None, None, None
+
+
+def sampled_softmax_loss(
+    users: Tensor,
+    items: Tensor,
+    batch: UserBatch,
+    *,
+    temperature: float,
+    candidates: Tensor | None = None,
+    item_bias: Tensor | None = None,
+) -> Tensor:
+    """Mean of -log softmax of the positive's logit, logit = user . item / temperature + item_bias.
+
+    users: (B, d) rows of the batch; items: (I, d); candidates: (M,) evenly drawn items, negatives that the whole
+    batch shares, None for all items; each stands for I / M items, so that the sum estimates the one over all
+    (Bengio and Senecal, IEEE TNN 2008). item_bias: (I,) known part of the logits that serving leaves out, such as
+    a share of the log popularity (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021).
+    """
+    bias = torch.zeros(items.shape[0], dtype=items.dtype, device=items.device) if item_bias is None else item_bias
+    loss: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]
+        users, items, batch, candidates, bias, temperature
+    )
+    return loss
+
+
+def slice_diversity(items: Tensor, num_slices: int, form: DiversityForm) -> Tensor:
+    """Penalty that keeps the slices of an item from saying the same; items (I, d), d divisible by num_slices.
+
+    "cosine": mean over items and pairs of slices of the squared cosine, in [0, 1]; 0 when an item's slices
+    are at right angles. N slices of s < N dimensions cannot all be: the least value is then
+    (N/s - 1) / (N - 1) (Welch's bound). "distance": - sum over neighbouring slices of ||v_n - v_(n+1)||^2, mean over
+    items, as in the authors' release; it has no lower bound, so a large weight makes the table grow without
+    end.
+    """
+    if form == "none" or num_slices < 2:
+        return items.new_zeros(())
+    slices = items.view(items.shape[0], num_slices, -1)  # (I, N, s)
+    if form == "distance":
+        return -(slices[:, 1:] - slices[:, :-1]).square().sum(dim=(1, 2)).mean()
+    unit = F.normalize(slices, dim=2, eps=1e-8)
+    # sum over ordered pairs n != m of cos^2 = ||G||_F^2 - sum of the diagonal, G = unit unit^T
+    gram = unit @ unit.transpose(1, 2)  # (I, N, N)
+    diagonal = gram.diagonal(dim1=1, dim2=2).square().sum(dim=1)
+    pairs = num_slices * (num_slices - 1)
+    return ((gram.square().sum(dim=(1, 2)) - diagonal) / pairs).mean()

@@ -1,0 +1,56 @@
+"""How the server trains the full table. Imports no torch: the scenario's keys are read with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class PretrainingConfig:
+    """How the server trains the full table. See :class:`PretrainedEmbeddings` for what comes out.
+
+    model: "lightgcn" spreads the tables over ``num_layers`` of the graph; "matrix-factorization" does not.
+    epochs: passes over the users; batch_size: users in a step, each with all of its collected items.
+    learning_rate: of Adam, falling linearly to zero over the epochs.
+    l2: weight of the squared norms of the layer-0 rows; l2_exponent: a row's share of the penalty goes with its
+        interactions ** exponent, so 1 penalizes every interaction and 0 every row the same.
+    num_negatives: sampled softmax: items drawn per step and shared by its users, 0 for all items;
+        BPR: items drawn per interaction.
+    temperature: logits are dot product / temperature.
+    similarity: "dot", or "cosine": the tables are normalized to length 1, in training and in the result.
+    popularity_correction: share of the item's log popularity that training adds to its logit and that
+        serving leaves out; 0 learns the data's popularity as it is, 1 learns as if all items
+        were equally popular.
+    user_weight_exponent: a user's weight in the loss is interactions ** exponent; 0: users count the same,
+        1: interactions count the same.
+    initialization: "spectral" (truncated SVD) or "normal" (standard deviation 0.1 / sqrt(d)).
+    initial_norm: mean length of an item's layer-0 row at the start, for both.
+    diversity_*: see :func:`fl_peel.pretraining.losses.slice_diversity`; num_slices must divide embedding_dim.
+    num_threads: torch threads, fixed so that sums add up in the same order on any machine; 0: two from 300,000
+        interactions on, else one (threads on small tables wait for each other more than they work).
+    """
+
+    model: Literal["lightgcn", "matrix-factorization"] = "lightgcn"
+    embedding_dim: int = 64
+    num_layers: int = 3
+    loss: Literal["sampled-softmax", "bpr"] = "sampled-softmax"
+    epochs: int = 80
+    batch_size: int = 2048
+    learning_rate: float = 0.03
+    l2: float = 0.2
+    l2_exponent: float = 1.0
+    num_negatives: int = 4096
+    temperature: float = 0.25
+    similarity: Literal["dot", "cosine"] = "dot"
+    popularity_correction: float = 0.0
+    user_weight_exponent: float = 1.0
+    initialization: Literal["spectral", "normal"] = "spectral"
+    initial_norm: float = 1.0
+    diversity_form: DiversityForm = "cosine"
+    diversity_weight: float = 0.0
+    num_slices: int = 4
+    num_threads: int = 0
+
+
+DiversityForm = Literal["none", "cosine", "distance"]

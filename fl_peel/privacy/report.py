@@ -1,0 +1,163 @@
+"""The ``privacy`` field of report.json: what was spent, what it covers, and what not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from fl_peel.exchange.release import bounds
+from fl_peel.plain import Inline
+from fl_peel.privacy.plan import Plan, in_masked_sums
+from fl_peel.scenario.scenario import Scenario
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """Something that devices let out, as noised as this: how often, its share of the budget and its bound per device
+    (of a part of a round), or the epsilon it has of its own.
+    """
+
+    part: str
+    rounds: int
+    share: float | None = None
+    bound: float | None = None
+    noise_std: float | None = None
+    epsilon: float | None = None
+    added_by: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accounted:
+    """By which accountant an epsilon was found, of what noise, and what it covers; None where an accountant cannot."""
+
+    accountant: str
+    epsilon_rdp: float | None
+    epsilon_pld: float | None
+    target_epsilon: float | None
+    noise_multiplier: float
+    clip_norms: tuple[float, ...]
+    adjacency: str
+    sampling: str
+    releases: tuple[Released, ...]
+    covers: str
+    not_covered: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyReport:
+    """The ``privacy`` field of report.json: what was hidden, and what was spent where a mechanism adds noise."""
+
+    mechanism: str
+    clipping: str | None = None
+    epsilon: float | None
+    delta: float | None
+    accounted: Annotated[Accounted | None, Inline()] = None
+    rows: str
+    requests: str
+    counters: str
+
+    @property
+    def hides(self) -> bool:
+        """Whether anything is noised or hidden."""
+        return self.mechanism != "none" or self.rows == "all-sent" or self.requests == "group-prefix"
+
+
+def report_of(scenario: Scenario, plan: Plan | None, clip_norms: list[float]) -> PrivacyReport:
+    """What a run spent, and what that covers. clip_norms: bound of updates in every round."""
+    privacy = scenario.privacy
+    if plan is None:
+        return PrivacyReport(
+            mechanism="none",
+            epsilon=None,
+            delta=None,
+            rows=privacy.rows,
+            requests=privacy.requests,
+            counters=privacy.counters,
+        )
+    sampling = (
+        f"Poisson, {plan.schedule.sampling:.4g} a round, for whoever does not see which devices take part"
+        if plan.schedule.sampling < 1
+        else "not amplified: every round a device can be in counts in full"
+    )
+    accounted = Accounted(
+        accountant=plan.cost.accountant,
+        epsilon_rdp=plan.cost.rdp,
+        epsilon_pld=plan.cost.pld,
+        target_epsilon=privacy.target_epsilon,
+        noise_multiplier=plan.multiplier,
+        clip_norms=tuple(float(norm) for norm in clip_norms),
+        adjacency="a device's contributions, all rounds together, replaced by "
+        + ("zeros" if plan.mechanism.where == "server" else "any others"),
+        sampling=sampling,
+        releases=tuple(_releases(scenario, plan, float((clip_norms or [privacy.clipping.norm])[-1]))),
+        covers=_covers(scenario, plan),
+        not_covered=tuple(_not_covered(scenario)),
+    )
+    return PrivacyReport(
+        mechanism=plan.mechanism.name,
+        clipping=privacy.clipping.kind,
+        epsilon=plan.epsilon,
+        delta=plan.cost.delta,
+        accounted=accounted,
+        rows=privacy.rows,
+        requests=privacy.requests,
+        counters=privacy.counters,
+    )
+
+
+def _releases(scenario: Scenario, plan: Plan, clip_norm: float) -> Iterator[Released]:
+    """Of every part. clip_norm: bound of updates in the last round."""
+    rounds, every = scenario.refinement.rounds, scenario.controller.every
+    shared = in_masked_sums(scenario, plan.mechanism)
+    for part, share in plan.shares.items():
+        bound = bounds(scenario, clip_norm)[part]
+        yield Released(
+            part=part,
+            rounds=rounds // every if part == "signals" else rounds,
+            share=share,
+            bound=bound,
+            noise_std=plan.std(part, bound),
+            added_by="devices, in shares" if shared else plan.mechanism.where,
+        )
+    if plan.group_epsilon:
+        yield Released(part="user group", rounds=1, epsilon=plan.group_epsilon, added_by="device")
+
+
+def _covers(scenario: Scenario, plan: Plan) -> str:
+    seen_by = "the server too"
+    if in_masked_sums(scenario, plan.mechanism) and scenario.secure_aggregation.masked:
+        others = scenario.privacy.colluding_devices
+        seen_by += (
+            f", which learns noised sums alone, and {others} device(s) of the user group that tell it all they know"
+        )
+    elif plan.mechanism.where == "server":
+        seen_by = "the other devices and whoever sees the tables"
+    group = ", and the user group it answers" if plan.group_epsilon else ""
+    return f"everything a device sends in refinement{group}, per device, over all rounds, towards {seen_by}"
+
+
+def _not_covered(scenario: Scenario) -> list[str]:
+    collected = scenario.pretraining.collected
+    whose = (
+        f"the oldest {collected.share:.0%} of every user's train interactions"
+        if collected.mode == "oldest" and collected.share < 1
+        else "the train interactions of all users"
+        if collected.share == 1
+        else f"the train interactions of the {collected.share:.0%} of the users who consented"
+    )
+    rest = [
+        f"pretraining data: {whose}, which the server has in clear (pretraining.collected)",
+        "memory budgets, device classes and availability, which are not interactions",
+        "the test, which the researcher makes on all devices outside the protocol",
+    ]
+    if scenario.privacy.requests == "own-budget":
+        rest.append("how many blocks a device asks for: its budget of the moment (privacy.requests)")
+    if scenario.privacy.counters == "measured":
+        rest.append(
+            "rounds' losses, recalls, times and bytes in this report: measured by the simulation, sent by nobody"
+        )
+    return rest
+
+
+__all__ = ["Accounted", "PrivacyReport", "Released", "report_of"]

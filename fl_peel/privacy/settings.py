@@ -1,0 +1,27 @@
+"""Names of mechanisms. Imports no NumPy: the scenario's keys are read with it."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+from fl_peel.plugins import Registry
+
+NO_MECHANISM = "none"
+"""The name that stands for no noise at all."""
+
+MECHANISMS: Registry[Any] = Registry(
+    "mechanism",
+    "fl_peel.mechanisms",
+    MappingProxyType(
+        {
+            "central-gaussian": "fl_peel.privacy.mechanisms:CentralGaussian",
+            "local-gaussian": "fl_peel.privacy.mechanisms:LocalGaussian",
+            "local-laplace": "fl_peel.privacy.mechanisms:LocalLaplace",
+        }
+    ),
+    reserved=(NO_MECHANISM,),
+)
+"""Subclasses of :class:`fl_peel.privacy.mechanisms.Mechanism`: the values of ``privacy.mechanism``."""
+
+__all__ = ["MECHANISMS", "NO_MECHANISM"]

@@ -1,0 +1,1 @@
+"""Full ranking of items on devices, and how metrics add up and spread."""

@@ -1,0 +1,130 @@
+"""Full ranking on the device, Recall@n and NDCG@n, and their mergeable sums.
+
+Every item whose block is kept is a candidate, except those the device has already interacted with. Recall@n is the
+share of the device's test items among its n best; NDCG@n has binary gains and an ideal list of min(n, test items).
+Averages are over devices with at least one test item.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel import kernels
+from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.stored import stored_user
+from fl_peel.data.interactions import UserItems
+from fl_peel.exchange.columns import Counters
+from fl_peel.ranking.torch_ranking import top_rows as top_rows_in_torch
+from fl_peel.training.processor import torch_device
+
+TILE_ROWS = 64
+"""Rows that the compiled loop scores side by side."""
+SUM_SCALE = float(1 << 32)
+"""Metric sums are int64 in units of 2**-32, so that merging is exact and order-free."""
+
+
+def _rows(ranked: RankedBlocks, items: UserItems) -> NDArray[np.int32]:
+    return ranked.row_of_item[items.items]
+
+
+def top_rows(
+    ranked: RankedBlocks,
+    cutoffs: NDArray[np.int64],
+    users: NDArray[np.float32],
+    exclude: UserItems,
+    n: int,
+    device: str = "cpu",
+) -> NDArray[np.int32]:
+    """The n best table rows of each device (N, n), best first, -1 where it has fewer.
+
+    Ties go to the smaller catalogue row, all that a device knows of an item.
+    cutoffs: (N,); users: (N, d); exclude: what each device must not be recommended; device: as ``engine.device``.
+    """
+    where = torch_device(device)
+    if where is not None:
+        return top_rows_in_torch(ranked, cutoffs, users, exclude, n, where)
+    num_rows, num_slices = ranked.position.shape
+    width = ranked.layout.slice_dim
+    num_tiles, padded = -(-num_rows // TILE_ROWS), -(-width // 4) * 4
+    tiles = np.empty((num_tiles, num_slices * padded, TILE_ROWS), np.float32)
+    places = np.empty((num_tiles, num_slices, TILE_ROWS), np.int32)
+    kernels.tile_rows(ranked.table, ranked.position, len(ranked.blocks), tiles, places)
+    present = ranked.num_present(cutoffs)
+    best = np.empty((len(cutoffs), n), np.int32)
+    scores = np.empty((len(cutoffs), n), np.float32)
+    kernels.top_rows(
+        tiles,
+        places,
+        ranked.layout.row_in_catalogue[ranked.items],
+        present,
+        cutoffs,
+        np.ascontiguousarray(users, np.float32),
+        exclude.indptr,
+        _rows(ranked, exclude),
+        np.argsort(present, kind="stable"),
+        best,
+        scores,
+    )
+    return best
+
+
+def recall_ndcg(
+    ranked: RankedBlocks, best: NDArray[np.int32], wanted: UserItems, n: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Recall@n and NDCG@n of each device, (N,) each; 0 where nothing is wanted."""
+    recall, ndcg = np.empty(len(best), np.float64), np.empty(len(best), np.float64)
+    kernels.hit_sums(best, wanted.indptr, _rows(ranked, wanted), n, len(ranked.items), recall, ndcg)
+    return recall, ndcg
+
+
+def evaluate(
+    ranked: RankedBlocks,
+    cutoffs: NDArray[np.int64],
+    users: NDArray[np.float32],
+    exclude: UserItems,
+    wanted: UserItems,
+    n: int,
+    device: str = "cpu",
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Recall@n and NDCG@n of each device from what it has stored: fp16 user embedding, coded blocks."""
+    best = top_rows(ranked, cutoffs, stored_user(users), exclude, n, device)
+    return recall_ndcg(ranked, best, wanted, n)
+
+
+@dataclass(frozen=True)
+class MetricSums(Counters):
+    """Sums of metrics over devices, per cell (a class, a user group, a budget...): order-free to merge.
+
+    recall, ndcg: in units of 2**-32; devices: counts. All of one shape.
+    """
+
+    recall: NDArray[np.int64]
+    ndcg: NDArray[np.int64]
+    devices: NDArray[np.int64]
+
+    @staticmethod
+    def of(
+        cells: NDArray[np.integer],
+        num_cells: int,
+        recall: NDArray[np.float64],
+        ndcg: NDArray[np.float64],
+        counted: NDArray[np.bool_],
+    ) -> MetricSums:
+        """Add up devices (N,) by cell number; only those where ``counted`` holds."""
+        sums = [np.zeros(num_cells, np.int64) for _ in range(3)]
+        for total, values in zip(sums, (recall, ndcg, np.full(len(recall), 1 / SUM_SCALE)), strict=True):
+            np.add.at(total, cells[counted], np.rint(values[counted] * SUM_SCALE).astype(np.int64))
+        return MetricSums(*sums)
+
+    def with_groups(self, num_groups: int) -> MetricSums:
+        """With empty cells (..., G) for user groups that are not known here."""
+        more = [(0, 0)] * (self.recall.ndim - 1) + [(0, num_groups - self.recall.shape[-1])]
+        return MetricSums(*(np.pad(values, more) for values in (self.recall, self.ndcg, self.devices)))
+
+    def mean(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean recall and NDCG of every cell; 0 for a cell without devices."""
+        devices = np.maximum(self.devices, 1) * SUM_SCALE
+        return self.recall / devices, self.ndcg / devices

@@ -1,0 +1,75 @@
+"""Keys of what is measured in the end, and of the engine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from fl_peel.blocks.settings import Precision
+from fl_peel.errors import ScenarioError
+from fl_peel.scenario.base import Part, Share
+from fl_peel.scenario.method import Selector
+from fl_peel.training.settings import check_device_name
+
+
+def _device(name: str) -> str:
+    try:
+        return check_device_name(name)
+    except ScenarioError as error:
+        raise ValueError(str(error)) from error
+
+
+Device = Annotated[str, AfterValidator(_device)]
+
+
+class Evaluation(Part):
+    """What is measured in the end, on the test items."""
+
+    top_n: int = Field(20, ge=1)
+    budgets: tuple[Share, ...] = (0.01, 0.025, 0.05, 0.1, 0.25)
+    """Shares of the fp32 full item table."""
+    precisions: tuple[Precision, ...] = ()
+    """Empty: that of blocks.precision."""
+    selectors: tuple[Selector, ...] = ("controller", "popularity")
+    full_tables: bool = True
+    """Also the full fp32 tables, global and refined."""
+    artifacts: int = Field(3, ge=0)
+    """Devices whose stored embeddings are written to the output folder."""
+
+
+class Fairness(Part):
+    """What each device class gets, against systems whose tables are not elastic; see docs/heterogeneity.md."""
+
+    tiers: tuple[Share, ...] = (0.0025, 0.01, 0.05, 0.25)
+    """Fixed sizes, as shares of the full table; each class gets the one that is best for it on validation."""
+    exclude_below: Share | None = None
+    """Refine once more without the devices whose budget is below this share; null does not."""
+
+
+class Elasticity(Part):
+    """What happens to trained tables when budgets move; see docs/heterogeneity.md."""
+
+    rounds: int = Field(6, ge=0)
+    """Rounds after the last one for which devices are followed, at every step of the fleet's clock; 0: not at all."""
+    devices: int = Field(2000, ge=1)
+    """Devices followed, drawn by the seed; all where there are fewer."""
+    falls: tuple[Share, ...] = (1.0, 0.5, 0.25, 0.1, 0.05)
+    """Factors by which all budgets fall at once after the last round."""
+    trained_for: tuple[Share, ...] = ()
+    """Of these factors: refine once more with all budgets times the factor, to compare with."""
+
+
+class Engine(Part):
+    """How the simulation runs. Nothing here changes a result; ``device`` alone changes how figures are rounded."""
+
+    nodes: int = Field(2, ge=1)
+    """Flower nodes; each hosts every nodes-th device."""
+    cpus_per_node: int = Field(1, ge=1)
+    reply_timeout_s: float = Field(1800, gt=0)
+    """A node that has not answered by then counts as failed for that round."""
+    ray_address: str | None = None
+    """An existing Ray cluster; null starts one."""
+    device: Device = "cpu"
+    """Where cohorts train and rank, and the server pretrains: cpu, cuda, cuda:N; torch-cpu: what a GPU would do, done
+    by the processor, slowly, for tests (pretraining then is on cpu)."""

@@ -1,0 +1,130 @@
+"""Keys of the method: data, pretraining, groups, blocks, controller."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from fl_peel.blocks.settings import Precision
+from fl_peel.data.settings import CollectedMode, DataFormat, SplitOrder
+from fl_peel.grouping.settings import ItemGroupKind
+from fl_peel.pretraining.settings import DiversityForm, PretrainingConfig
+from fl_peel.scenario.base import Part, PartShare, Share
+from fl_peel.weighting.settings import SELECTORS, ControllerConfig, FeatureName
+
+Selector = Annotated[str, AfterValidator(SELECTORS.check)]
+
+
+class Data(Part):
+    """Which interactions, and how each user's are split."""
+
+    name: str | None = None
+    """A named data set (``fl-peel data list``)."""
+    path: str | None = None
+    """Or a file or folder of your own."""
+    format: DataFormat = "auto"
+    """Of ``path``."""
+    test_path: str | None = None
+    """The given test file that belongs to ``path``, if any."""
+    min_rating: float | None = None
+    """Keep interactions with at least this rating; null keeps all."""
+    split_order: SplitOrder = "auto"
+    """time: newest to test; random; auto: time where there are timestamps."""
+    validation_share: PartShare = 0.1
+    """Of each user's interactions that are not test."""
+    test_share: PartShare = 0.2
+    """Of each user's interactions, unless the source gives a test part."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        if (self.name is None) == (self.path is None):
+            raise ValueError("give either name (a named data set) or path (a file of your own)")
+        return self
+
+
+class Collected(Part):
+    """Whose train interactions the server may see for pretraining and grouping."""
+
+    mode: CollectedMode = "users"
+    """users: a share of the users consents; oldest: every user gives the oldest share of its interactions."""
+    share: Share = 1.0
+
+
+class Pretraining(Part):
+    """Stage 1 on the server; see :class:`fl_peel.pretraining.settings.PretrainingConfig` for each field."""
+
+    model: Literal["lightgcn", "matrix-factorization"] = "lightgcn"
+    embedding_dim: int = Field(64, ge=1)
+    num_layers: int = Field(3, ge=0)
+    loss: Literal["sampled-softmax", "bpr"] = "sampled-softmax"
+    epochs: int = Field(80, ge=0)
+    batch_size: int = Field(2048, ge=1)
+    learning_rate: float = Field(0.03, gt=0)
+    l2: float = Field(0.2, ge=0)
+    l2_exponent: float = Field(1.0, ge=0)
+    num_negatives: int = Field(4096, ge=0)
+    temperature: float = Field(0.25, gt=0)
+    similarity: Literal["dot", "cosine"] = "dot"
+    popularity_correction: float = Field(0.0, ge=0, le=1)
+    user_weight_exponent: float = Field(1.0, ge=0)
+    initialization: Literal["spectral", "normal"] = "spectral"
+    initial_norm: float = Field(1.0, gt=0)
+    diversity_form: DiversityForm = "cosine"
+    diversity_weight: float = Field(0.0, ge=0)
+    diversity_slices: int = Field(4, ge=1)
+    """Slices between which the regularizer acts (a divisor of embedding_dim)."""
+    collected: Collected = Collected()
+
+    def config(self) -> PretrainingConfig:
+        """The method's own value."""
+        fields = self.model_dump(exclude={"collected", "diversity_slices"})
+        return PretrainingConfig(**fields, num_slices=self.diversity_slices)
+
+
+class UserGroupsPart(Part):
+    """K-means on the user embeddings of the collected users."""
+
+    count: int = Field(16, ge=1)
+    min_size: int = Field(8, ge=1)
+    """No group is smaller: with one member, a group would reveal it."""
+    neighbour_weight: float = Field(0.1, ge=0)
+    """How much of its users' neighbours each group's table starts with; 0: a copy of the global table."""
+    neighbour_ridge: float = Field(0.01, gt=0)
+    """Ridge of that regression, as a share of the mean squared user embedding."""
+
+
+class Blocks(Part):
+    """Item groups x slices."""
+
+    item_groups: ItemGroupKind = "single"
+    """contiguous (as the authors), popularity tiers, interest-popularity, single (one item a group)."""
+    count: int = Field(20, ge=1)
+    """Item groups, for every kind but single."""
+    num_tiers: int = Field(4, ge=1)
+    """Popularity tiers of interest-popularity."""
+    num_slices: int = Field(1, ge=1)
+    """A divisor of pretraining.embedding_dim."""
+    precision: Precision = "int8"
+    """Of the blocks that devices are sent and keep: fp32, fp16, int8, int4."""
+
+
+class ControllerPart(Part):
+    """The network that turns block features into weights; see :class:`fl_peel.weighting.settings.ControllerConfig`."""
+
+    features: tuple[FeatureName, ...] = Field(
+        ("shown", "popularity", "global-popularity", "loss", "energy"), min_length=1
+    )
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (16, 16)
+    steps: int = Field(20, ge=0)
+    learning_rate: float = Field(0.01, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    memory: float = Field(0.5, ge=0, le=1)
+    every: int = Field(1, ge=1)
+    """Rounds between outer steps: devices send validation signals in every such round."""
+    list_length: int = Field(50, ge=1)
+    """Length of the top list in which a device looks for its validation items."""
+
+    def config(self) -> ControllerConfig:
+        """The method's own value."""
+        return ControllerConfig(**self.model_dump(exclude={"every", "list_length"}))

@@ -1,0 +1,90 @@
+"""Keys of stage 2: rounds, local training, aggregation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from fl_peel.exchange.settings import check_contents
+from fl_peel.scenario.base import Part, PartShare, Share, as_share
+from fl_peel.training.settings import LocalLoss, LocalTraining
+
+
+class Local(Part):
+    """What a device does in a round; see :class:`fl_peel.training.settings.LocalTraining`."""
+
+    epochs: int = Field(1, ge=1)
+    batch_size: int = Field(64, ge=1)
+    num_negatives: int = Field(128, ge=1)
+    learning_rate: float = Field(0.05, gt=0)
+    user_learning_rate: float = Field(0.003, ge=0)
+    l2: float = Field(0.0, ge=0)
+    loss: LocalLoss = "sampled-softmax"
+    temperature: float | None = Field(None, gt=0)
+    """Of the logits; null takes the one of pretraining, so that the scale of scores stays."""
+
+    def config(self, pretraining_temperature: float) -> LocalTraining:
+        """The method's own value."""
+        fields = self.model_dump()
+        if fields["temperature"] is None:
+            fields["temperature"] = pretraining_temperature
+        return LocalTraining(**fields)
+
+
+class Robust(Part):
+    """What bounds the influence of devices that lie; see docs/poisoning.md. Defaults: nothing."""
+
+    norm_bound: float | None = Field(None, gt=0)
+    """L2 bound of a device's whole update, held by its node: against devices that lie to an honest node."""
+    rule: Literal["mean", "median", "trimmed-mean", "krum"] = "mean"
+    """Over the sums of sub-cohorts, row by row; krum: over those of the sub-cohorts that lie closest together. Against
+    devices whose own node lies too, and bounds nothing; the server sees smaller sums.
+    """
+    buckets: int = Field(16, ge=3)
+    """Sub-cohorts of a user group, into which devices are hashed; with every rule but mean."""
+    trim: Annotated[float, BeforeValidator(as_share), Field(ge=0, lt=0.5)] = 0.2
+    """trimmed-mean: share of the sub-cohorts that is left out at either end; krum: share that may be poisoned."""
+
+    @property
+    def in_buckets(self) -> bool:
+        """Whether nodes return sums of sub-cohorts."""
+        return self.rule != "mean"
+
+
+class Aggregation(Part):
+    """How the server turns block updates into a new group table."""
+
+    denominator: Literal["holders", "touched"] = "touched"
+    """Mean over the devices that held the block (FedAvg), or over those that changed the row."""
+    optimizer: Literal["sgd", "adam", "adagrad"] = "sgd"
+    """On the mean update (Reddi et al., ICLR 2021)."""
+    learning_rate: float = Field(1.0, gt=0)
+    robust: Robust = Robust()
+
+
+class Refinement(Part):
+    """Stage 2: federated rounds."""
+
+    rounds: int = Field(8, ge=0)
+    cohort_share: Share = 1.0
+    """Share of the devices sampled in each round; those that are not available then do not answer."""
+    sampling: Literal["fixed", "poisson"] = "fixed"
+    """fixed: that share exactly; poisson: each device by its own coin, which privacy accounting by sampling needs."""
+    over_selection: float = Field(0.0, ge=0, le=10)
+    """Extra devices sampled, as a share of the cohort, to make up for those that do not answer in time."""
+    deadline_s: float | None = Field(None, gt=0)
+    """Virtual seconds after which an update is too late and counts for nothing; null waits for everybody."""
+    min_budget_share: PartShare = 0.0
+    """Devices whose budget is below this share of the fp32 full item table do not train."""
+    contents: Annotated[str | None, AfterValidator(check_contents)] = None
+    """What devices say and the server makes of it: contents that an installed package registers under
+    ``fl_peel.device_contents``, ``fl_peel.server_contents`` or both; null: what the other keys ask for.
+    """
+    local: Local = Local()
+    aggregation: Aggregation = Aggregation()
+
+    @property
+    def sampling_rate(self) -> float:
+        """Share of the devices that are asked in a round, extra ones included."""
+        return min(1.0, self.cohort_share * (1 + self.over_selection))

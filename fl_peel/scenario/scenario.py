@@ -1,0 +1,100 @@
+"""The Scenario and its parts: typed, validated, unknown keys refused, errors name the key's path.
+
+A scenario is one YAML file (see ``simulations/scenarios``). Each option is documented under its field. The value
+classes of the method (:class:`fl_peel.training.settings.LocalTraining` and so on) are built from these.
+"""
+
+from __future__ import annotations
+
+import json
+
+import yaml
+from pydantic import Field, model_validator
+
+from fl_peel.scenario.base import Part
+from fl_peel.scenario.measurement import Elasticity, Engine, Evaluation, Fairness
+from fl_peel.scenario.method import Blocks, ControllerPart, Data, Pretraining, Selector, UserGroupsPart
+from fl_peel.scenario.protection import Poisoning, Privacy, SecureAggregation
+from fl_peel.scenario.refinement import Refinement
+
+
+class Scenario(Part):
+    """Everything that decides a run, but for the folder the data lies in and the one results go to."""
+
+    name: str
+    question: str = ""
+    """What the scenario is for, in a sentence."""
+    seed: int = Field(0, ge=0)
+    data: Data
+    pretraining: Pretraining = Pretraining()
+    user_groups: UserGroupsPart = UserGroupsPart()
+    blocks: Blocks = Blocks()
+    selector: Selector = "controller"
+    """What ranks the blocks during refinement."""
+    controller: ControllerPart = ControllerPart()
+    refinement: Refinement = Refinement()
+    fleet: str | tuple[str, ...] = "default"
+    """Device profiles: a shipped fleet or YAML files."""
+    budget_factor: float = Field(1.0, gt=0, le=1)
+    """All budgets of the fleet times this."""
+    evaluation: Evaluation = Evaluation()
+    fairness: Fairness = Fairness()
+    elasticity: Elasticity = Elasticity()
+    privacy: Privacy = Privacy()
+    secure_aggregation: SecureAggregation = SecureAggregation()
+    poisoning: Poisoning = Poisoning()
+    engine: Engine = Engine()
+
+    @model_validator(mode="after")
+    def _slices(self) -> Scenario:
+        dim = self.pretraining.embedding_dim
+        for key, slices in (
+            ("blocks.num_slices", self.blocks.num_slices),
+            ("pretraining.diversity_slices", self.pretraining.diversity_slices),
+        ):
+            if dim % slices:
+                raise ValueError(f"{key}: {slices} does not divide pretraining.embedding_dim {dim}; choose a divisor")
+        return self
+
+    @model_validator(mode="after")
+    def _secure_sampling(self) -> Scenario:
+        secure = self.secure_aggregation
+        if secure.enabled and secure.devices_per_group is not None and self.refinement.sampling == "poisson":
+            raise ValueError(
+                "secure_aggregation.devices_per_group draws a fixed number of devices, which refinement.sampling: "
+                "poisson does not account for; set it to null, or sampling to fixed"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _poisoning(self) -> Scenario:
+        if self.refinement.aggregation.robust.in_buckets:
+            rule = f"refinement.aggregation.robust.rule: {self.refinement.aggregation.robust.rule}"
+            if self.secure_aggregation.enabled:
+                raise ValueError(f"{rule} needs sums of sub-cohorts, which secure aggregation hides; set mean")
+            if self.privacy.sums_only:
+                raise ValueError(f"{rule} needs row counts of sub-cohorts, which privacy hides; set mean")
+        if self.poisoning.largest_share > 0 and self.privacy.clipping.kind == "per-block":
+            raise ValueError("poisoning: malicious devices know no clipping per block; set privacy.clipping.kind flat")
+        if self.poisoning.compare and self.privacy.noised:
+            raise ValueError("poisoning.compare refines anew and so spends epsilon again; leave it out under noise")
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved scenario, every default spelled out."""
+        content = json.loads(self.model_dump_json())
+        text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        if (
+            yaml.safe_load(text) != content
+        ):  # a character that only survives escaped, such as U+0085, a line end to YAML
+            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=False)
+        return text
+
+    def to_json(self) -> str:
+        """One line of JSON, the form in which it is sent to nodes."""
+        return self.model_dump_json()
+
+    @staticmethod
+    def from_json(text: str) -> Scenario:
+        """Read :meth:`to_json`."""
+        return Scenario.model_validate_json(text)

@@ -1,0 +1,121 @@
+"""Block weights: the controller, a small network from per-block features to one weight per block and user group.
+
+PEEL, section III-C: the input of a block is its popularity and loss in the user group, hidden layers and a softmax
+turn it into a weight, and the weights are learned in the outer level of a bi-level optimization from the devices'
+local validation data. A network shared by all blocks and groups has a few hundred parameters, so it cannot overfit
+the way one free parameter per block does.
+
+Departures. (1) The network starts from a good order instead of a random one: the logit of a block is a linear term
+in the features, which starts as the logarithm of the block's *shown* rate (how much the group's users are shown it,
+an item at rank r counting 1 / log2(r + 1)), plus a network whose output starts at zero. (2) The outer loss: devices
+count which blocks served their validation items; given exposure (devices that kept block b), hits are multinomial with
+probability proportional to exposure x exp(logit), and its negative log-likelihood is minimized. The gradient by a
+logit is the block's expected share of the hits minus its observed share.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fl_peel.pretraining.train import fixed_threads
+from fl_peel.randomness import seed_for
+from fl_peel.weighting.settings import ControllerConfig
+from fl_peel.weighting.statistics import BlockStatistics, FloatArray
+
+
+class Controller(nn.Module):
+    """Linear start plus a small network. ``forward`` maps standardized features (B, F) to logits (B,)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, num_features: int, config: ControllerConfig, mean: FloatArray, std: FloatArray, seed: int
+    ) -> None:
+        super().__init__()
+        self.config = config
+        generator = torch.Generator().manual_seed(seed_for(seed, "controller") % (1 << 63))
+        self.register_buffer("mean", torch.from_numpy(mean))
+        self.register_buffer("std", torch.from_numpy(std))
+        widths = [num_features, *config.hidden, 1]
+        layers: list[nn.Module] = []
+        for wide, narrow in itertools.pairwise(widths):
+            linear = nn.Linear(wide, narrow)
+            with torch.no_grad():
+                linear.weight.copy_(torch.randn(narrow, wide, generator=generator) / wide**0.5)
+                linear.bias.zero_()
+            layers += [linear, nn.Tanh()]
+        last = layers[-2]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        self.network = nn.Sequential(*layers[:-1])
+        self.start = nn.Parameter(torch.zeros(num_features))
+        with torch.no_grad():
+            self.start[0] = float(std[0])  # logit = log shown rate, up to a constant
+        self._optimizer = torch.optim.Adam(
+            [
+                {"params": [self.start], "weight_decay": 0.0},
+                {"params": self.network.parameters(), "weight_decay": config.weight_decay},
+            ],
+            lr=config.learning_rate,
+        )
+
+    @staticmethod
+    def for_statistics(groups: Sequence[BlockStatistics], config: ControllerConfig, *, seed: int) -> Controller:
+        """A controller whose inputs are standardized over all blocks of all user groups."""
+        features = np.concatenate([group.features(config.features) for group in groups])
+        std = features.std(axis=0)
+        # a feature that does not vary yet (no loss has been seen) keeps its own scale
+        return Controller(
+            features.shape[1], config, features.mean(axis=0), np.where(std > 1e-6, std, 1).astype(np.float32), seed
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B,) of blocks with features (B, F)."""
+        standard = (features - self.mean) / self.std
+        logits: Tensor = standard @ self.start + self.network(standard).squeeze(-1)
+        return logits
+
+    def weights(self, statistics: BlockStatistics) -> FloatArray:
+        """Softmax over the blocks of a user group, (B,)."""
+        with torch.no_grad():
+            logits = self(torch.from_numpy(statistics.features(self.config.features)))
+            weights: FloatArray = torch.softmax(logits.double(), dim=0).numpy().astype(np.float32)
+        return weights
+
+    def outer_step(self, groups: Sequence[BlockStatistics]) -> float:
+        """Adam steps on the validation signals of all groups; returns the mean loss per hit before the last one."""
+        data = []
+        for group in groups:
+            observed = group.exposure > 0
+            if group.hits[observed].sum() > 0:
+                data.append(
+                    (
+                        torch.from_numpy(group.features(self.config.features)[observed]),
+                        torch.from_numpy(np.log(group.exposure[observed])).float(),
+                        torch.from_numpy(group.hits[observed]).float(),
+                    )
+                )
+        if not data:
+            return float("nan")
+        total = sum(float(hits.sum()) for _, _, hits in data)
+        with fixed_threads(1):  # small sums: more threads are slower and may add up in another order
+            return self._fit(data, total)
+
+    def _fit(self, data: Sequence[tuple[Tensor, Tensor, Tensor]], total: float) -> float:
+        value = 0.0
+        for _ in range(self.config.steps):
+            self._optimizer.zero_grad()
+            value = 0.0
+            for features, log_exposure, hits in data:
+                log_share = torch.log_softmax(self(features) + log_exposure, dim=0)
+                loss = -(hits * log_share).sum() / total
+                loss.backward()  # type: ignore[no-untyped-call]
+                value += float(loss.detach())
+            self._optimizer.step()
+        return value

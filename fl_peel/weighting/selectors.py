@@ -1,0 +1,111 @@
+"""What ranks the blocks of a user group: the learned controller and the fixed orders it must beat.
+
+A selector maps what the server knows about a group's blocks to one weight per block; devices keep the largest that
+fit (:mod:`fl_peel.blocks.ranked`). To add one, write a function of this signature and register it under the entry point
+group ``fl_peel.selectors``; it is then a value of ``selector`` and of ``evaluation.selectors``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.errors import FieldError, ScenarioError
+from fl_peel.randomness import rng_for
+from fl_peel.weighting.controller import Controller
+from fl_peel.weighting.settings import CONTROLLER, SELECTORS
+from fl_peel.weighting.statistics import BlockStatistics
+
+FloatArray = NDArray[np.floating[Any]]
+BlockSelector = Callable[[BlockStatistics, int, int], FloatArray]
+"""(statistics of one user group, seed, user group) -> weights (B,), non-negative."""
+
+
+def popularity(statistics: BlockStatistics, seed: int, user_group: int) -> FloatArray:
+    """Train interactions within the user group; more energetic slices first among equals."""
+    return _then_by_energy(statistics.popularity, statistics)
+
+
+def shown(statistics: BlockStatistics, seed: int, user_group: int) -> FloatArray:
+    """How much the pretrained table shows the block's items to the group's users."""
+    return _then_by_energy(statistics.shown, statistics)
+
+
+def global_popularity(statistics: BlockStatistics, seed: int, user_group: int) -> FloatArray:
+    """Train interactions over everybody: nobody personalized."""
+    return _then_by_energy(statistics.global_popularity, statistics)
+
+
+def energy(statistics: BlockStatistics, seed: int, user_group: int) -> FloatArray:
+    """Mean squared length of the block's rows (magnitude pruning of whole blocks)."""
+    return statistics.energy
+
+
+def random_blocks(statistics: BlockStatistics, seed: int, user_group: int) -> FloatArray:
+    """Uniform random weights, the same in every round."""
+    return rng_for(seed, "random-blocks", user_group).random(len(statistics.energy), dtype=np.float32)
+
+
+def _then_by_energy(rates: NDArray[np.float32], statistics: BlockStatistics) -> NDArray[np.float64]:
+    """Rates, ties broken by energy.
+
+    Between two neighbouring float32 numbers lie 2**29 float64 numbers: room for 2**28 steps of energy, so that no rate
+    overtakes another.
+    """
+    exact = rates.astype(np.float64)
+    most = float(statistics.energy.max(initial=0))
+    if most <= 0:
+        return exact
+    steps = np.floor(statistics.energy.astype(np.float64) / most * 2.0**28)
+    tied: NDArray[np.float64] = exact + np.spacing(exact) * steps
+    return tied
+
+
+_BUILT_IN: dict[str, BlockSelector] = {
+    "popularity": popularity,
+    "shown": shown,
+    "global-popularity": global_popularity,
+    "energy": energy,
+    "random": random_blocks,
+}
+
+
+def block_weights(
+    name: str, statistics: BlockStatistics, controller: Controller, *, seed: int, user_group: int
+) -> NDArray[np.float64]:
+    """Weights (B,) of a user group's blocks under the selector of this name.
+
+    Raises:
+        ScenarioError: no such selector, or a plug-in returned something else than one finite weight per block.
+    """
+    if name == CONTROLLER:
+        return controller.weights(statistics).astype(np.float64)
+    selector = _BUILT_IN.get(name)
+    if selector is None:  # looking for plug-ins reads the metadata of every package installed
+        selector = _plug_in(name)
+    answer = selector(statistics, seed, user_group)
+    num_blocks = len(statistics.energy)
+    try:
+        weights = np.asarray(answer, np.float64)
+    except (TypeError, ValueError):
+        raise ScenarioError(
+            f"selector {name!r} returned a {type(answer).__name__}; it must return one number for each of "
+            f"{num_blocks} blocks"
+        ) from None
+    if weights.shape != (num_blocks,) or not np.isfinite(weights).all():
+        raise ScenarioError(
+            f"selector {name!r} returned weights of shape {weights.shape}; it must return one finite number for each "
+            f"of {num_blocks} blocks"
+        )
+    return weights
+
+
+def _plug_in(name: str) -> BlockSelector:
+    try:
+        found: BlockSelector = SELECTORS.get(name)
+    except FieldError as error:
+        raise ScenarioError(str(error)) from None
+    return found

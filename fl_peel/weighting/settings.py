@@ -1,0 +1,49 @@
+"""Names of selectors, features and settings of the controller. Imports no torch: a scenario's keys are read with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from fl_peel.plugins import Registry
+
+CONTROLLER = "controller"
+"""The selector that is no fixed order: a network, learned during refinement."""
+
+SELECTORS: Registry[Any] = Registry(
+    "selector",
+    "fl_peel.selectors",
+    MappingProxyType(
+        {
+            "popularity": "fl_peel.weighting.selectors:popularity",
+            "shown": "fl_peel.weighting.selectors:shown",
+            "global-popularity": "fl_peel.weighting.selectors:global_popularity",
+            "energy": "fl_peel.weighting.selectors:energy",
+            "random": "fl_peel.weighting.selectors:random_blocks",
+        }
+    ),
+    reserved=(CONTROLLER,),
+)
+"""Functions from statistics to weights: the values of ``selector`` and of ``evaluation.selectors``."""
+
+FeatureName = Literal["shown", "popularity", "global-popularity", "loss", "energy"]
+
+
+FEATURES: tuple[FeatureName, ...] = get_args(FeatureName)
+
+
+@dataclass(frozen=True)
+class ControllerConfig:
+    """features: inputs, the first one being the order to start from; hidden: widths of the hidden layers.
+
+    steps: outer steps (Adam) per round; learning_rate: of those; weight_decay: of the network;
+    memory: share of the signals of earlier rounds that still counts in the next.
+    """
+
+    features: tuple[FeatureName, ...] = ("shown", "popularity", "global-popularity", "loss", "energy")
+    hidden: tuple[int, ...] = (16, 16)
+    steps: int = 20
+    learning_rate: float = 0.01
+    weight_decay: float = 0.01
+    memory: float = 0.5

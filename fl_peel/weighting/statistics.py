@@ -1,0 +1,61 @@
+"""What the server knows about the blocks of one user group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.weighting.settings import FeatureName
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass
+class BlockStatistics:
+    """What the server knows about the blocks of one user group; (B,) each.
+
+    Rates are per device and per item of the block, so that a large item group does not win by its size.
+    ``hits`` and ``exposure`` are the validation signals, accumulated over rounds.
+
+    popularity: train interactions; shown: appearances in top lists, discounted by rank; global_popularity: train
+    interactions over everybody; loss: mean local loss (0: unknown); energy: mean squared length of the row pieces;
+    exposure: devices that kept the block times its items.
+    """
+
+    popularity: FloatArray
+    shown: FloatArray
+    global_popularity: FloatArray
+    loss: FloatArray
+    energy: FloatArray
+    hits: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    exposure: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+    def __post_init__(self) -> None:
+        if not len(self.hits):
+            self.hits = np.zeros(len(self.popularity))
+            self.exposure = np.zeros(len(self.popularity))
+
+    def features(self, names: Sequence[FeatureName]) -> FloatArray:
+        """Controller inputs (B, F): rates and energies as logarithms, the loss as it is."""
+        columns = []
+        for name in names:
+            match name:
+                case "shown":
+                    columns.append(np.log(self.shown + 1e-3))
+                case "popularity":
+                    columns.append(np.log(self.popularity + 1e-3))
+                case "global-popularity":
+                    columns.append(np.log(self.global_popularity + 1e-5))
+                case "loss":
+                    columns.append(self.loss)
+                case "energy":
+                    columns.append(np.log(self.energy + 1e-6))
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    def add_signals(self, hits: NDArray[np.float64], exposure: NDArray[np.float64], memory: float) -> None:
+        """Take in one round's validation hits and exposure (B,)."""
+        self.hits = memory * self.hits + hits
+        self.exposure = memory * self.exposure + exposure

@@ -1,0 +1,1 @@
+"""Devices per second, against stock Flower and pfl."""

@@ -1,0 +1,264 @@
+"""How fast is the engine? Devices per second of federated rounds through Flower, against stock Flower, up to a million.
+
+Every figure is measured here and now, in one go on one machine; ``docs/engine.md`` says what each one covers. A round
+is timed from the moment the server starts to choose and pack blocks until its tables are updated, messages included.
+"Best" is the best of several rounds after one that is not counted: what else the machine does can only slow a round.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from flwr.serverapp import Grid
+
+from fl_peel import wire
+from fl_peel.blocks.elastic import ElasticEmbedding
+from fl_peel.blocks.layout import budget_bytes
+from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.data.population import Population
+from fl_peel.disks import device_splits
+from fl_peel.errors import EngineError
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.randomness import device_seeds
+from fl_peel.roots import own_root
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.training.group import train_group
+from fl_peel.training.processor import require_device, torch_device
+from fl_peel.training.settings import is_gpu
+from fl_peel.training.work import LocalWork
+from simulations.bench import stock_flower
+from simulations.bench.device import compared_metrics
+from simulations.bench.plan import FREE_BYTES, FULL_TABLES, MILLION, BenchPlan, bench_scenario
+from simulations.bench.rivals import pfl_interpreter, pfl_rate, stock_flower_rate
+from simulations.bench.world import World, make_world
+from simulations.engine.engine import simulated
+from simulations.engine.folders import run_folder
+from simulations.engine.memory import PeakMemory
+from simulations.report.files import json_bytes, write_files
+from simulations.runner import run
+from strategies.evaluation.evaluator import Evaluator
+from strategies.nodes.nodes import Nodes
+from strategies.rounds.strategy import PeelStrategy
+from strategies.run.place import Place
+
+
+def bench(
+    data_dir: str | Path,
+    out: str | Path | None,
+    *,
+    device: str = "cpu",
+    million: bool = True,
+    stock_devices: int = 1000,
+    pfl_python: str | Path | None = None,
+    plan: BenchPlan | None = None,
+    on_event: OnEvent = silent,
+) -> dict[str, Any]:
+    """Measure, and write bench.json to ``out`` if given. ``million``: also the populations up to a million devices;
+    pfl_python: the interpreter of an environment that pfl and torch are installed in, to measure pfl too;
+    device: where our cohorts train and rank, as ``engine.device``; rivals are on the CPU.
+
+    Raises:
+        ScenarioError: no such ``device`` here.
+        FlPeelError: a data set that is not there, or a failed engine.
+    """
+    require_device(device)
+    plan = replace(plan or BenchPlan(stock_devices=stock_devices), device=device)
+    if not million:
+        plan = replace(plan, sizes=())
+    free = psutil.virtual_memory().available
+    if max(plan.sizes, default=0) >= MILLION and free < FREE_BYTES:
+        raise EngineError(
+            f"bench: a million devices take up to {FREE_BYTES >> 30} GiB of memory, and {free / 2**30:.1f} GiB are "
+            "free; stop other programs or use --no-million"
+        )
+    pfl = None if pfl_python is None else pfl_interpreter(pfl_python)
+    found: dict[str, Any] = {"environment": _environment(device), "device": device, "plan": vars(plan)}
+    with run_folder() as folder:
+        (folder / "full.yaml").write_text(FULL_TABLES)
+        base = bench_scenario(plan, plan.data, str(folder / "full.yaml"))
+        place = Place(str(data_dir or ""), str(folder / "main"))
+
+        def server(grid: Grid, scenario: Scenario, place: Place, told: OnEvent) -> dict[str, Any]:
+            return _through_flower(grid, scenario, place, plan, folder, told)
+
+        found |= simulated(base, place, on_event, server=server)
+        on_event(Event("bench", 1, 3, f"{found['devices_per_second']:,.0f} devices/s"))
+        found |= stock_flower_rate(base, place, plan, folder / "stock", on_event)
+        found["speedup_vs_stock"] = found["devices_per_second"] / found["stock_flower_devices_per_second"]
+        found["speedup_vs_stock_same_devices"] = (
+            found["same_devices_per_second"] / found["stock_flower_devices_per_second"]
+        )
+        on_event(Event("bench", 2, 3, f"{found['speedup_vs_stock']:,.0f} times stock Flower"))
+        if device != "cpu":
+            found |= compared_metrics(base, place, device)
+        if pfl is not None:
+            found |= pfl_rate(pfl, base, place, plan, folder / "pfl")
+            found["speedup_vs_pfl"] = found["devices_per_second"] / found["pfl_devices_per_second"]
+    if plan.main_job:
+        start = time.perf_counter()
+        run("ml-100k", overrides=[f"engine.device={device}"], data_dir=data_dir, on_event=on_event)
+        found["main_job_seconds"] = time.perf_counter() - start
+    on_event(Event("bench", 3, 3))
+    if out is not None:
+        write_files(Path(out), {"bench.json": json_bytes(found)})
+    return found
+
+
+def _environment(device: str) -> dict[str, Any]:
+    gpu = {"gpu": torch.cuda.get_device_name(torch_device(device))} if is_gpu(device) else {}
+    return gpu | {
+        "cpus": psutil.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "load_average_before": psutil.getloadavg()[0],
+    }
+
+
+def _through_flower(
+    grid: Grid, scenario: Scenario, place: Place, plan: BenchPlan, folder: Path, on_event: OnEvent
+) -> dict[str, Any]:
+    """All that PEEL's engine does, on one set of nodes."""
+    nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)
+    found = _rounds(grid, scenario, place, plan, nodes, on_event)
+    found["scaling"] = []
+    for number, size in enumerate(sorted(plan.sizes)):
+        one = _population(grid, scenario, plan, size, folder, nodes, on_event)
+        found["scaling"].append(
+            {key: one[key] for key in ("devices", "seconds_per_device", "user_groups", "round_seconds")}
+        )
+        if number == len(plan.sizes) - 1:
+            found["million"] = one
+    if found["scaling"]:
+        costs = [one["seconds_per_device"] for one in found["scaling"]]
+        found["scaling_last_to_first"] = costs[-1] / costs[0]
+    return found
+
+
+def _rounds(
+    grid: Grid, scenario: Scenario, place: Place, plan: BenchPlan, nodes: Nodes, on_event: OnEvent
+) -> dict[str, Any]:
+    """Rounds of all devices, of a few and of the default fleet; evaluation; one device by itself."""
+    world = make_world(scenario, place, nodes, on_event)
+    strategy = world.strategy()
+    num_devices = len(strategy.members.devices)
+    best_s, stages, seconds = strategy.timed(grid, plan.rounds)
+    found: dict[str, Any] = {
+        "devices": num_devices,
+        "devices_per_second": num_devices / best_s,
+        "devices_per_second_median": num_devices / float(np.median(seconds)),
+        "round_seconds": seconds,
+        "message_bytes": strategy.rounds[-1].message_bytes,
+        "stages": stages,
+    }
+    budget, evaluator = budget_bytes(world.prepared.layout, 0.01), Evaluator.of(strategy)
+    found["evaluation_seconds"] = _best(
+        lambda: evaluator.evaluate([budget], precision="int8", selector="popularity"), 3
+    )
+    found["evaluation_full_tables_seconds"] = _best(
+        lambda: evaluator.evaluate([wire.UNLIMITED], precision="fp32", selector="popularity"), 1
+    )
+    found |= _on_device(world, strategy, budget)
+    found["stages"] |= _training_alone(world, strategy)
+    share = min(1.0, plan.stock_devices / num_devices)
+    few = world.strategy(bench_scenario(plan, plan.data, str(scenario.fleet), f"refinement.cohort_share={share}"))
+    few_s, _, _ = few.timed(grid, plan.rounds)
+    found["same_devices_in_groups_per_second"] = few.rounds[-1].devices / few_s
+    usual = world.strategy(bench_scenario(plan, plan.data, "default"))
+    usual_s, _, _ = usual.timed(grid, plan.rounds)
+    found["default_fleet_devices_per_second"] = usual.rounds[-1].devices / usual_s
+    # as stock Flower has it: the same 1,000 devices, one table for all of them
+    alone = bench_scenario(
+        plan, plan.data, str(scenario.fleet), f"refinement.cohort_share={share}", "user_groups.count=1"
+    )
+    one_table = make_world(alone, Place(place.data_dir, f"{place.run_dir}-one-table"), nodes, on_event).strategy()
+    alone_s, _, _ = one_table.timed(grid, plan.rounds)
+    found["same_devices_per_second"] = one_table.rounds[-1].devices / alone_s
+    return found
+
+
+def _population(
+    grid: Grid, base: Scenario, plan: BenchPlan, size: int, folder: Path, nodes: Nodes, on_event: OnEvent
+) -> dict[str, Any]:
+    """Write a population, have it join, and run rounds. ``seconds``: everything up to the end of the first round."""
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        data = folder / f"population-{size}"
+        Population(0, size, plan.num_items, plan.user_groups).write(data)
+        written = time.perf_counter()
+        # user groups of one size, so that a larger population has more of them
+        num_groups = max(1, round(plan.user_groups * size / max(plan.sizes)))
+        scenario = bench_scenario(plan, str(data), str(base.fleet), f"user_groups.count={num_groups}")
+        world = make_world(scenario, Place("", str(folder / f"run-{size}")), nodes, on_event)
+        strategy = world.strategy()
+        joined = time.perf_counter()
+        rounds = max(1, min(plan.rounds, 200_000 // size))
+        best_s, stages, seconds = strategy.timed(grid, rounds)
+        first_s = strategy.rounds[0].seconds
+    best_s = min(best_s, first_s)
+    on_event(Event("bench", 1, 3, f"{size:,} devices: {size / best_s:,.0f} devices/s"))
+    return {
+        "devices": strategy.rounds[-1].devices,
+        "seconds_per_device": best_s / size,
+        "round_seconds": [first_s, *seconds],
+        "seconds": joined - start + first_s,
+        "peak_rss_bytes": memory.peak_bytes,
+        "items": plan.num_items,
+        "user_groups": num_groups,
+        "train_interactions": device_splits(scenario, "", "").train.num_interactions,
+        "stages": {"write_population": written - start, "join": joined - written, **stages},
+    }
+
+
+def _on_device(world: World, strategy: PeelStrategy, budget: int) -> dict[str, float]:
+    """What one device does by itself at 1% of the bytes: choose its blocks; rank all items with what it stored."""
+    layout = world.prepared.layout
+    ceiling = int(strategy.members.ceilings[0])
+    ranked = rank_blocks(layout, "int8", world.popularity[0], world.prepared.pretrained.items, ceiling)
+    train = device_splits(world.scenario, world.place.data_dir, world.place.run_dir).train
+    elastic = ElasticEmbedding(ranked, world.prepared.pretrained.users[0], train.row(0))
+    stored = elastic.at(budget)
+    seen = layout.row_in_catalogue[elastic.seen]
+    return {
+        "select_ms": 1000 * _best(lambda: elastic.kept(budget), 50),
+        "rank_ms": 1000 * _best(lambda: stored.top_n(20, seen), 50),
+    }
+
+
+def _training_alone(world: World, strategy: PeelStrategy) -> dict[str, float]:
+    """The compiled loop by itself on one core, without messages: all devices, all groups, as in a round."""
+    train = device_splits(world.scenario, world.place.data_dir, world.place.run_dir).train
+    table, users = world.prepared.pretrained.items, world.prepared.pretrained.users
+    seconds = 0.0
+    for group, popularity in enumerate(world.popularity):
+        members = np.flatnonzero(strategy.members.groups == group)
+        ceiling = int(strategy.members.ceilings[group])
+        ranked = rank_blocks(world.prepared.layout, "int8", popularity, table, ceiling)
+        work = LocalWork(
+            ranked,
+            np.full(len(members), len(ranked.blocks), np.int64),
+            users[members],
+            train.select(members),
+            device_seeds(0, "bench", devices=members),
+            stock_flower.HOW,
+        )
+        seconds += _best(lambda work=work: train_group(work), 2)  # type: ignore[misc]
+    return {"training_alone_on_one_core": seconds}
+
+
+def _best(work: Callable[[], object], times: int) -> float:
+    """Least wall seconds of several."""
+    return min(_seconds(work) for _ in range(times))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -1,0 +1,143 @@
+"""Devices with drawn embeddings and planted groups, and a strategy with a clock: what benchmarks run rounds on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.data.interactions import UserItems
+from fl_peel.data.population import Population
+from fl_peel.disks import device_splits
+from fl_peel.errors import EngineError
+from fl_peel.events import OnEvent, silent
+from fl_peel.grouping.clusters import UserGroups
+from fl_peel.pretraining.train import PretrainedEmbeddings
+from fl_peel.randomness import rng_for
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.weighting.statistics import BlockStatistics
+from strategies.groups.optimizer import ServerOptimizer
+from strategies.groups.state import UserGroupState
+from strategies.nodes.nodes import Nodes
+from strategies.rounds.strategy import PeelStrategy
+from strategies.run.joining import join
+from strategies.run.place import Place
+from strategies.run.prepare import Prepared
+from strategies.run.refinement import Refiner, put_together
+
+
+class TimedStrategy(PeelStrategy):
+    """PeelStrategy with a clock at the seams of a round."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.marks: list[dict[str, float]] = []
+        self._mark = 0.0
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Time what the server does before nodes have all they need."""
+        start = time.perf_counter()
+        yield from super().configure_train(server_round, arrays, config, grid)
+        self._mark = time.perf_counter()
+        self.marks.append({"server_select_and_pack": self._mark - start})
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Time what the nodes did, messages included, and what the server does with it."""
+        start = time.perf_counter()
+        self.marks[-1]["nodes_and_messages"] = start - self._mark
+        answer = super().aggregate_train(server_round, replies)
+        self.marks[-1]["server_aggregate"] = time.perf_counter() - start
+        return answer
+
+    def timed(self, grid: Grid, rounds: int) -> tuple[float, dict[str, float], list[float]]:
+        """Run one round that is not counted and then ``rounds``: best seconds, its stages, all seconds.
+
+        Raises:
+            EngineError: a node failed, and so the round was not whole.
+        """
+        self.start(grid, ArrayRecord(), num_rounds=rounds + 1, timeout=self.scenario.engine.reply_timeout_s)
+        if any(record.failures for record in self.rounds):
+            raise EngineError("bench: a node failed in a timed round; look for its error in the log above")
+        seconds = [record.seconds for record in self.rounds][-rounds:]
+        best = int(np.argmin(seconds))
+        return seconds[best], self.marks[-rounds:][best], seconds
+
+
+@dataclass
+class World:
+    """A population of devices at work: what the server needs to run rounds on them."""
+
+    scenario: Scenario
+    place: Place
+    prepared: Prepared
+    nodes: Nodes
+    popularity: NDArray[np.float32]
+    """(G, I), what ranks blocks."""
+    on_event: OnEvent = field(default=silent, repr=False)
+
+    def strategy(self, scenario: Scenario | None = None) -> TimedStrategy:
+        """Have the devices join; a strategy to run rounds with."""
+        scenario = scenario or self.scenario
+        members = join(scenario, self.place, self.prepared, self.nodes)
+        layout, table = self.prepared.layout, self.prepared.pretrained.items
+        energy = np.einsum("id,id->i", table, table)
+        states = [
+            UserGroupState(
+                table.copy(),
+                BlockStatistics(popularity, popularity, popularity, np.zeros_like(popularity), energy.copy()),
+                ServerOptimizer("sgd", 1.0),
+                popularity.astype(np.float64),
+                np.ones(layout.num_blocks),
+            )
+            for popularity in self.popularity
+        ]
+        refiner = Refiner(self.nodes.grid, self.place, self.prepared, self.nodes, self.on_event)
+        federation = refiner.federation(scenario, members, states)
+        return put_together(TimedStrategy, federation, None, on_event=self.on_event)
+
+
+def make_world(scenario: Scenario, place: Place, nodes: Nodes, on_event: OnEvent) -> World:
+    """Devices of a data set with drawn embeddings and planted groups."""
+    splits = device_splits(scenario, place.data_dir, place.run_dir)
+    num_users, num_items, dim = splits.num_users, splits.num_items, scenario.pretraining.embedding_dim
+    num_groups = scenario.user_groups.count
+    rng = rng_for(0, "bench", num_users)
+    centroids = rng.standard_normal((num_groups, dim), np.float32) * np.float32(0.2)
+    # of a population, its own groups; of a data set, groups drawn in the same way
+    assignment = Population(0, num_users, num_items, num_groups, noise=0.0).groups(np.arange(num_users))
+    users = np.empty((num_users, dim), np.float32)
+    for start in range(0, num_users, 50_000):
+        part = users[start : start + 50_000]
+        part[:] = rng.standard_normal(part.shape, np.float32) * np.float32(0.05)
+        part += centroids[assignment[start : start + 50_000]]
+    items = rng.standard_normal((num_items, dim), np.float32) * np.float32(0.2)
+    layout = BlockLayout(np.arange(num_items, dtype=np.int32), dim, 1)
+    popularity = np.stack(
+        [_popularity(splits.train, np.flatnonzero(assignment == group), num_items) for group in range(num_groups)]
+    )
+    nothing = UserItems(np.zeros(num_users + 1, np.int64), np.zeros(0, np.int32))
+    prepared = Prepared(
+        nothing,
+        np.ones(num_users, np.bool_),
+        PretrainedEmbeddings(users, items, 1.0),
+        UserGroups(assignment, centroids),
+        layout,
+    )
+    return World(scenario, place, prepared, nodes, popularity, on_event)
+
+
+def _popularity(train: UserItems, members: NDArray[np.int64], num_items: int) -> NDArray[np.float32]:
+    """Interactions per device and item in a group, (I,), from at most 5,000 of its devices."""
+    devices = members[:5000]
+    return (train.select(devices).popularity(num_items) / max(len(devices), 1)).astype(np.float32)

@@ -1,0 +1,47 @@
+"""`fl-peel bench`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from simulations.cli.console import DataDir
+
+
+def bench(
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for bench.json.")] = None,
+    device: Annotated[str, typer.Option("--device", help="Where cohorts train: cpu, cuda, cuda:N, torch-cpu.")] = "cpu",
+    million: Annotated[
+        bool, typer.Option("--million/--no-million", help="Also 10,000, 100,000 and a million synthetic devices.")
+    ] = True,
+    stock_devices: Annotated[int, typer.Option("--stock-devices", min=1, help="Nodes of the stock Flower app.")] = 1000,
+    pfl_python: Annotated[
+        Path | None, typer.Option("--pfl-python", help="Python that has pfl and torch installed: measure pfl, too.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Measure the engine on Gowalla against a plain Flower app, and up to a million devices; print bench.json."""
+    from simulations.bench.bench import bench as measure
+    from simulations.cli.progress import shown
+    from simulations.engine.inputs import check_out
+    from simulations.report.files import json_bytes
+
+    if out is not None:
+        check_out(out)
+    folder = data_dir or os.environ.get("FL_PEEL_DATA", "")
+    with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
+        found = measure(
+            folder and Path(folder).absolute(),
+            out,
+            device=device,
+            million=million,
+            stock_devices=stock_devices,
+            pfl_python=pfl_python,
+            on_event=on_event,
+        )
+    typer.echo(json_bytes(found))

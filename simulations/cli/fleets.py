@@ -1,0 +1,92 @@
+"""`fl-peel profiles`: fleets of devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from fl_peel.errors import ProfileError, ScenarioError
+from simulations.cli.console import new_table, one_line, print_table
+
+profiles_app = typer.Typer(help="Fleets of devices: memory, links, availability.", no_args_is_help=True)
+
+
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the draw.")]
+
+
+FleetName = Annotated[str, typer.Argument(metavar="FLEET", help="A shipped fleet or a YAML file.")]
+
+
+@profiles_app.command("list")
+def profiles_list() -> None:
+    """List the fleets that ship or that installed packages registered."""
+    from clients.fleet.files import PROFILES, read_source
+    from clients.fleet.fleet import shipped_names
+
+    table = new_table("fleet", "classes", "description")
+    for name in sorted({*shipped_names(), *PROFILES.names()}):
+        try:
+            document, _ = read_source(name)
+        except ProfileError as error:  # one package that is broken hides nobody else's fleets
+            table.add_row(name, "", Text(one_line(error), style="red"))
+            continue
+        classes = ", ".join(profile.name for profile in document.profiles)
+        table.add_row(name, Text(classes), Text(" ".join(document.description.split())))
+    print_table(table)
+
+
+@profiles_app.command("show")
+def profiles_show(fleet: FleetName) -> None:
+    """Print a fleet as it is understood: classes with their shares, and the file's own text."""
+    from clients.fleet.files import SHIPPED_FOLDER
+    from clients.fleet.fleet import load_fleet, shipped_names
+
+    loaded = load_fleet(fleet)
+    table = new_table("class", "share of devices", "precision")
+    for profile, share in zip(loaded.profiles, loaded.shares, strict=True):
+        table.add_row(Text(profile.name), f"{share:.2%}", profile.precision or "the scenario's")
+    print_table(table)
+    path = SHIPPED_FOLDER / f"{fleet}.yaml" if fleet in shipped_names() else Path(fleet).expanduser()
+    if path.is_file():
+        typer.echo(path.read_text(encoding="utf-8-sig").rstrip())
+
+
+@profiles_app.command("validate")
+def profiles_validate(fleets: Annotated[list[str], typer.Argument(metavar="FLEET...", help="YAML files.")]) -> None:
+    """Check fleet files: one line each, exit code 2 at the first that makes no sense."""
+    from clients.fleet.fleet import load_fleet
+
+    for fleet in fleets:
+        loaded = load_fleet(fleet)
+        typer.echo(f"{fleet}: {len(loaded.profiles)} device classes ({', '.join(loaded.names)})")
+
+
+@profiles_app.command("sample")
+def profiles_sample(
+    fleet: FleetName,
+    devices: Annotated[int, typer.Option("--devices", min=1, max=10_000_000, help="Devices to draw.")] = 1000,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=10_000, help="Rounds to follow budgets for.")] = 48,
+    seed: Seed = 0,
+    full_table_bytes: Annotated[
+        int, typer.Option("--full-table-bytes", min=1, help="Of the fp32 item table that shares refer to.")
+    ] = 10_000_000,
+    out: Annotated[Path | None, typer.Option("--out", help="An SVG file to draw budgets to.")] = None,
+) -> None:
+    """Draw devices from a fleet; print what they are like, and plot their budgets over time (to a file with --out)."""
+    from clients.fleet.fleet import load_fleet
+    from simulations.fleet.view import fleet_figure, fleet_lines, fleet_table, sample_fleet
+    from simulations.report.files import write_files
+
+    if out is not None and (out.is_dir() or out.suffix.lower() != ".svg"):
+        raise ScenarioError(f"{out}: not an SVG file; give --out a name that ends in .svg")
+    sample = sample_fleet(
+        load_fleet(fleet), seed=seed, num_devices=devices, rounds=rounds, full_table_bytes=full_table_bytes
+    )
+    print_table(fleet_table(sample).to_rich())
+    print_table(fleet_lines(sample).to_rich())
+    if out is not None:
+        write_files(out.parent, {out.name: fleet_figure(sample).svg.encode()})
+        typer.echo(out)

@@ -1,0 +1,87 @@
+"""The command line: `fl-peel run`, `compare`, `ablate`, `audit`, `bench`, `scenarios`, `data`, `profiles`.
+
+Exit codes: 0 done; 1 a bug of ours (with a traceback); 2 a mistake of the user's (one line on stderr); 130 Ctrl-C.
+Heavy imports are inside the commands, after the scenario is read: help, lists and mistakes in keys answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from fl_peel import __version__
+from fl_peel.errors import FlPeelError
+from simulations.cli.bench import bench
+from simulations.cli.console import new_table, one_line, print_table
+from simulations.cli.data import data_app
+from simulations.cli.fleets import profiles_app
+from simulations.cli.run import run
+from simulations.cli.studies import add_studies
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    help="Federated simulation of personalized elastic embeddings for on-device recommendation, on Flower.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data_app, name="data")
+app.add_typer(profiles_app, name="profiles")
+add_studies(app)
+app.command()(run)
+app.command()(bench)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fl-peel {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def scenarios() -> None:
+    """List the scenarios that ship, and what each asks."""
+    from simulations.scenario_files import load_scenario, shipped_scenarios
+
+    table = new_table("scenario", "question")
+    for name in shipped_scenarios():
+        table.add_row(name, Text(load_scenario(name).question))
+    print_table(table)
+
+
+def main() -> None:
+    """Entry point of `fl-peel`: runs a command and turns what happens into an exit code."""
+    try:
+        app(prog_name="fl-peel")
+    except FlPeelError as mistake:
+        print(f"fl-peel: error: {one_line(mistake)}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except SystemExit as leaving:
+        if leaving.code != INTERRUPTED:  # what typer makes of Ctrl-C
+            raise
+        print("fl-peel: interrupted", file=sys.stderr)
+        _leave(INTERRUPTED)  # the engine's threads may still wait for their workers
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""`fl-peel run`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from simulations.cli.console import DataDir, print_table
+
+
+def run(
+    scenario: Annotated[str, typer.Argument(help="A shipped scenario or a YAML file.")] = "ml-100k",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Change a key, e.g. refinement.rounds=5; repeatable."),
+    ] = None,
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for report.html, report.json, ...")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the scenario's.")] = None,
+    profiles: Annotated[str | None, typer.Option("--profiles", metavar="FLEET", help="Sets fleet.")] = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Flower nodes; sets engine.nodes.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Pretrain anew, and do not keep the tables.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
+) -> None:
+    """Run a scenario from the interactions file to the report."""
+    from simulations.engine.inputs import checked
+    from simulations.scenario_files import load_scenario
+
+    changes = list(overrides or [])
+    if profiles is not None:
+        changes.append(f"fleet={json.dumps(profiles)}")
+    if nodes is not None:
+        changes.append(f"engine.nodes={nodes}")
+    loaded = checked(load_scenario(scenario, changes, seed=seed), out)  # before the heavy imports
+    err = Console(stderr=True, highlight=False)
+    if loaded.data.name is not None:
+        _fetch(loaded.data.name, data_dir)
+
+    from simulations import runner
+    from simulations.cli.progress import shown
+    from simulations.engine.folders import default_cache_dir
+    from simulations.report.files_of_run import summary_tables
+
+    with shown(err, quiet=quiet) as on_event:
+        result = runner.run(
+            loaded,
+            data_dir=data_dir,
+            out=out,
+            cache_dir=None if no_cache else default_cache_dir(),
+            on_event=on_event,
+            command=_command(scenario, overrides or [], seed, profiles, nodes, data_dir),
+        )
+    if quiet:
+        return
+    for table in summary_tables(result):
+        print_table(table)
+    if out is not None:
+        typer.echo(f"report: {out / 'report.html'}")
+
+
+def _command(
+    scenario: str, overrides: list[str], seed: int | None, profiles: str | None, nodes: int | None, data: Path | None
+) -> str:
+    """What to type to get the same report again."""
+    words = ["fl-peel", "run", scenario]
+    for override in overrides:
+        words += ["--set", override]
+    options = {"--seed": seed, "--profiles": profiles, "--nodes": nodes, "--data-dir": data}
+    for option, value in options.items():
+        if value is not None:
+            words += [option, str(value)]
+    return shlex.join(words)
+
+
+def _fetch(name: str, data_dir: Path | None) -> None:
+    """Download a named data set before the progress bars of a run begin, if it is not here."""
+    from fl_peel.data.datasets import list_datasets, load_dataset
+
+    here = [row.where for row in list_datasets(data_dir) if row.name == name]
+    if not here or here[0] is None:
+        load_dataset(name, data_dir=data_dir)

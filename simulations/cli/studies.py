@@ -1,0 +1,222 @@
+"""The commands that run a scenario many times: `fl-peel compare`, `ablate` and `audit`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from fl_peel.events import OnEvent, silent
+from simulations.cli.console import DataDir
+from simulations.cli.shares import read_budgets
+
+if TYPE_CHECKING:
+    from simulations.studies.frame import Options
+
+ScenarioName = Annotated[str, typer.Argument(help="A shipped scenario or a YAML file.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the results, and for checkpoints to resume from.")]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Repeat with this many seeds, from the scenario's on.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a key, e.g. refinement.rounds=5; repeatable."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
+
+
+def add_studies(app: typer.Typer) -> None:
+    """Register the commands."""
+    app.command()(compare)
+    app.command()(ablate)
+    app.command()(audit)
+
+
+def compare(
+    scenario: ScenarioName = "ml-100k",
+    out: Out = Path("compare"),
+    budgets: Annotated[
+        str, typer.Option("--budgets", metavar="SHARES", help="Of the fp32 full item table.")
+    ] = "0.1%,0.25%,0.5%,1%,2.5%,5%,10%",
+    single_budgets: Annotated[
+        str | None,
+        typer.Option("--single-budgets", metavar="SHARES", help="For which to train with that budget alone, too."),
+    ] = None,
+    seeds: Seeds = 1,
+    overrides: Overrides = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare PEEL with every other way of fitting a budget: one table, one plot."""
+    from simulations.scenario_files import load_scenario
+
+    shares = read_budgets(budgets)
+    single = None if single_budgets is None else read_budgets(single_budgets, "--single-budgets")
+    loaded = load_scenario(scenario, overrides or [])
+
+    from simulations.studies.compare import compare as comparison
+    from simulations.studies.compare.tables import compare_table
+
+    words = {"--budgets": budgets, "--single-budgets": single_budgets, "--seeds": seeds}
+    result = comparison.compare(
+        loaded,
+        shares,
+        out=out,
+        seeds=seeds,
+        single_budgets=single,
+        **_options(["compare", scenario], overrides, words, data_dir, quiet),
+    )
+    if not quiet:
+        _show(compare_table(result["rows"]), out / "compare.html")
+
+
+def ablate(
+    scenario: ScenarioName = "ml-100k",
+    out: Out = Path("ablate"),
+    budgets: Annotated[
+        str, typer.Option("--budgets", metavar="SHARES", help="Of the fp32 full item table.")
+    ] = "0.25%,1%,5%",
+    parts: Annotated[
+        str | None, typer.Option("--parts", metavar="NAMES", help="Only these, e.g. slices,grouping.")
+    ] = None,
+    seeds: Seeds = 1,
+    overrides: Overrides = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what each part of the method is worth: one table, one plot."""
+    from simulations.scenario_files import load_scenario
+
+    shares = read_budgets(budgets)
+    loaded = load_scenario(scenario, overrides or [])
+
+    from simulations.studies.ablate import ablate as ablation
+    from simulations.studies.ablate.report import ablate_view
+
+    words = {"--budgets": budgets, "--parts": parts, "--seeds": seeds}
+    result = ablation.ablate(
+        loaded,
+        shares,
+        out=out,
+        seeds=seeds,
+        parts=None if parts is None else [part.strip() for part in parts.split(",")],
+        **_options(["ablate", scenario], overrides, words, data_dir, quiet),
+    )
+    if not quiet:
+        _show(ablate_view(result).to_rich(), out / "ablate.html")
+
+
+def audit(
+    scenario: ScenarioName = "ml-100k",
+    out: Out = Path("audit"),
+    devices: Annotated[int, typer.Option("--devices", min=8, help="Watched; a quarter of them accomplices.")] = 400,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Seen, from the first on.")] = 8,
+    budget: Annotated[str, typer.Option("--budget", metavar="SHARE", help="That recall is measured at.")] = "1%",
+    epsilons: Annotated[
+        str, typer.Option("--epsilons", metavar="LIST", help="Of the rows with central DP.")
+    ] = "1,2,4,8",
+    clip_norm: Annotated[
+        float, typer.Option("--clip-norm", help="Bound of a device's update, where the scenario has none.")
+    ] = 1.0,
+    canary_trials: Annotated[int, typer.Option("--canary-trials", min=100, help="With a canary, and without.")] = 1000,
+    canary_seeds: Annotated[
+        int, typer.Option("--canary-seeds", min=1, help="With that many trials each; the largest bound is reported.")
+    ] = 1,
+    attacks: Annotated[str | None, typer.Option("--attacks", metavar="NAMES", help="Only these.")] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="ROWS", help="E.g. 'none; clipping'.")] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option("--row", metavar="NAME:PATH=VALUE,...", help="A row of your own; repeatable."),
+    ] = None,
+    overrides: Overrides = None,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+) -> None:
+    """Attack what devices send under every privacy mechanism: advantage beside recall, one table, one plot."""
+    from fl_peel.errors import ScenarioError
+    from simulations.scenario_files import load_scenario
+
+    shares = read_budgets(budget, "--budget")
+    try:
+        wanted = tuple(float(word) for word in epsilons.split(",") if word.strip())
+    except ValueError as error:
+        raise ScenarioError(f"--epsilons {epsilons}: not numbers; write e.g. 1,2,4,8") from error
+    loaded = load_scenario(scenario, overrides or [])
+
+    from simulations.studies.audit import audit as auditing
+    from simulations.studies.audit.report import audit_view
+
+    settings = auditing.AuditSettings(
+        devices,
+        rounds,
+        shares[0],
+        clip_norm,
+        wanted,
+        canary_trials,
+        canary_seeds,
+        _words(attacks, ","),
+        _words(only, ";"),
+    )
+    words = {
+        "--devices": devices,
+        "--rounds": rounds,
+        "--budget": budget,
+        "--epsilons": epsilons,
+        "--clip-norm": clip_norm,
+        "--canary-trials": canary_trials,
+        "--canary-seeds": canary_seeds,
+        "--attacks": attacks,
+        "--only": only,
+        "--row": rows,
+    }
+    result = auditing.audit(
+        loaded,
+        out=out,
+        settings=settings,
+        rows=rows or [],
+        **_options(["audit", scenario], overrides, words, data_dir, quiet),
+    )
+    if not quiet:
+        _show(audit_view(result).to_rich(), out / "audit.html")
+
+
+def _words(text: str | None, separator: str) -> tuple[str, ...] | None:
+    return None if text is None else tuple(word.strip() for word in text.split(separator) if word.strip())
+
+
+def _options(
+    command: list[str], overrides: list[str] | None, words: dict[str, Any], data_dir: Path | None, quiet: bool
+) -> Options:
+    """What every study is told. words: the command's own options by name; with the others they make the line to type
+    to get the same files again, but for the folder.
+    """
+    from simulations.engine.folders import default_cache_dir
+
+    line = ["fl-peel", *command]
+    for option, value in {"--set": overrides, **words, "--data-dir": data_dir}.items():
+        for one in value if isinstance(value, list) else [value]:
+            line += [] if one is None else [option, str(one)]
+    return {
+        "data_dir": data_dir,
+        "cache_dir": default_cache_dir(),
+        "on_event": _told(quiet),
+        "command": shlex.join(line),
+    }
+
+
+def _told(quiet: bool) -> OnEvent:
+    """A line a step on stderr: a study has too many stages for bars."""
+    from simulations.cli.progress import Lines
+
+    console = Console(stderr=True, highlight=False)
+    return silent if quiet else Lines(lambda line: console.print(Text(line), soft_wrap=True))
+
+
+def _show(table: Any, page: Path) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+    typer.echo(f"report: {page}")

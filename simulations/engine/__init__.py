@@ -1,0 +1,1 @@
+"""Flower's simulation engine: started in one place, stopped when it must."""

@@ -1,0 +1,163 @@
+"""Flower's simulation engine.
+
+This is the one place that starts ``flwr.simulation``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
+
+from clients.client_app import app as client_app
+from fl_peel.errors import EngineError
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.training.settings import is_gpu
+from simulations.engine.stoppable_grid import StoppableGrid
+from strategies.run.place import Place
+
+CONNECT_S = 10.0
+"""How long a Ray cluster may take to answer."""
+
+
+Result = TypeVar("Result")
+Server = Callable[[Grid, Scenario, Place, OnEvent], Result]
+"""The server's side of whatever is run on the nodes."""
+
+
+def simulated(
+    scenario: Scenario,
+    place: Place,
+    on_event: OnEvent = silent,
+    *,
+    server: Server[Result],
+    client: ClientApp = client_app,
+) -> Result:
+    """Run the server's side and the nodes in this process and its Ray workers; returns what ``server`` does.
+
+    Raises:
+        FlPeelError: whatever stopped the server's side.
+        EngineError: the engine itself failed.
+    """
+    backend_config = _backend_config(scenario)
+    with _quiet_engine(), _visible_gpus(scenario.engine.device):
+        outcome: list[Result] = []
+        failed: list[BaseException] = []
+        stop, ended = threading.Event(), threading.Event()
+        server_app = ServerApp()
+
+        def told(event: Event) -> None:
+            if stop.is_set():
+                raise EngineError("the simulation engine has stopped")
+            on_event(event)
+
+        @server_app.main()
+        def main(grid: Grid, context: Context) -> None:
+            try:
+                outcome.append(server(StoppableGrid(grid, stop), scenario, place, told))
+            except BaseException as error:  # handed to the caller below; Flower would print a traceback
+                failed.append(error)
+            finally:
+                ended.set()
+
+        try:
+            run_simulation(
+                server_app,
+                client,
+                num_supernodes=scenario.engine.nodes,
+                backend_config=backend_config,
+            )
+        except Exception as error:
+            if not failed:
+                raise EngineError(f"Flower's simulation engine failed: {' '.join(str(error).split())}") from error
+        finally:
+            stop.set()  # also on Ctrl-C: otherwise the server's thread would wait for replies that never come
+            ended.wait(timeout=10)
+    if failed:
+        raise failed[0]
+    if not outcome:
+        raise EngineError("Flower's simulation engine ended without a result; see its log above")
+    return outcome[0]
+
+
+def _backend_config(scenario: Scenario) -> dict[str, Any]:
+    engine = scenario.engine
+    init_args: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False}
+    if engine.ray_address:
+        require_cluster(engine.ray_address)
+        init_args["address"] = engine.ray_address
+    else:
+        init_args["address"] = "local"  # never a cluster of somebody else's that happens to run on this machine
+        init_args["num_cpus"] = max(os.cpu_count() or 1, engine.cpus_per_node)
+    num_gpus = gpu_share(engine.nodes) if is_gpu(engine.device) else 0.0
+    # an actor that dies must come back, or later rounds lose their node too
+    resources = {"num_cpus": engine.cpus_per_node, "num_gpus": num_gpus, "max_restarts": -1}
+    return {"init_args": init_args, "client_resources": resources}
+
+
+def gpu_share(nodes: int) -> float:
+    """What of a GPU each of the nodes that share it gets, in whole ten-thousandths, as Ray has it."""
+    return max(10_000 // nodes, 1) / 10_000
+
+
+def require_cluster(address: str) -> None:
+    """Look whether somebody listens at ``host:port``; Ray itself would go on trying for many minutes.
+
+    Raises:
+        EngineError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto" and the like: Ray knows what they mean
+    try:
+        socket.create_connection((host.rpartition("/")[2], int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise EngineError(
+            f"engine.ray_address: no Ray cluster answers at {address} ({error}); start one with "
+            "`ray start --head` or correct the address"
+        ) from error
+
+
+@contextmanager
+def _quiet_engine() -> Iterator[None]:
+    """Flower without chatter, and the process's search path as it was afterwards."""
+    python_path = os.environ.get("PYTHONPATH")
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if python_path is None:
+            os.environ.pop("PYTHONPATH", None)  # the engine writes the whole search path into it
+        else:
+            os.environ["PYTHONPATH"] = python_path
+
+
+@contextmanager
+def _visible_gpus(device: str) -> Iterator[None]:
+    """With ``cuda:N``, workers see all GPUs, so that N means the same to them; else Ray shows each only its own."""
+    key = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+    before = os.environ.get(key)
+    if is_gpu(device) and ":" in device:
+        os.environ[key] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = before
+
+
+__all__ = ["require_cluster", "simulated"]

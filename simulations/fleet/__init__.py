@@ -1,0 +1,1 @@
+"""Fleets as reports and terminals show them."""

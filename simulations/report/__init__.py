@@ -1,0 +1,1 @@
+"""From a result to its files: report.json, metrics.csv, report.html."""

@@ -1,0 +1,185 @@
+"""The figures of a study of devices: who gets what, what a fall of all budgets leaves, devices followed over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from simulations.report.plots.style import (
+    BLUE,
+    GREEN,
+    INK,
+    LABEL_PT,
+    MARKERS,
+    MUTED,
+    ORANGE,
+    PALETTE,
+    VERMILLION,
+    EndLabel,
+    Plot,
+    darker,
+    finish,
+    label_ends,
+    line_kwargs,
+    new_figure,
+    short_bytes,
+    yardstick,
+)
+from simulations.report.tables.heterogeneity import METHODS
+from simulations.report.tables.view import format_share
+from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, PEEL, RunResult
+
+MAX_TRACES = 4
+
+
+def fairness_by_class(result: RunResult) -> Plot | None:
+    """Recall of every device class under each way of serving it: a line of dots a class."""
+    part = result.fairness
+    rows = [row for row in part.by_class if row.recall[PEEL] is not None] if part is not None else []
+    methods = [name for name in METHODS if any(row.recall.get(name) is not None for row in rows)]
+    if len(methods) < 2:
+        return None
+    figure, (axes,) = new_figure(1.3 + 0.45 * len(rows))
+    y = np.arange(len(rows))[::-1]
+    colors = dict(zip(METHODS, (BLUE, INK, MUTED, ORANGE, VERMILLION, GREEN), strict=True))
+    words: list[str] = []
+    known: list[float] = []
+    for index, name in reversed(list(enumerate(methods))):  # the first on top
+        values = np.array([row.recall.get(name) for row in rows], np.float64)  # None: NaN
+        axes.plot(
+            values, y, linestyle="", marker=MARKERS[index], color=colors[name], label=METHODS[name],
+            markersize=12 if name == PEEL else 6.5, markeredgecolor="white", zorder=2 if name == PEEL else 3,
+        )  # fmt: skip
+        words.append(f"{METHODS[name]} from {np.nanmin(values):.4f} to {np.nanmax(values):.4f}")
+        known += values[~np.isnan(values)].tolist()
+    axes.set_yticks(y, [f"{row.device_class}\n{row.devices:,} devices" for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlim(*dot_limits(known))
+    axes.set_xlabel(f"Recall@{result.top_n} by device class")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=3, fontsize=LABEL_PT, frameon=False)
+    return finish(figure, "fairness", "Who gets what", f"Dots by device class: {'; '.join(reversed(words))}.")
+
+
+def dot_limits(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis for dots: near the values, so that they can be told apart; from 0 where one is below half."""
+    low, high = min(values), max(values)
+    margin = max(0.06 * (high - low), 0.01 * high, 1e-3)
+    return (min(0.0, low - margin) if low < high / 2 else low - margin), high + margin
+
+
+def recall_after_falls(result: RunResult) -> Plot | None:
+    """Recall right after all budgets fall by a factor: elastic, rigid, trained for it, the full tables."""
+    falls = result.elasticity.falls if result.elasticity is not None else ()
+    rows = sorted(falls, key=lambda row: row.factor, reverse=True)
+    if len(rows) < 2:
+        return None
+    figure, (axes,) = new_figure(3.2)
+    factors = [row.factor for row in rows]
+    axes.set_xscale("log")
+    axes.set_xlim(factors[0] * 1.15, factors[-1] / 1.15)  # time goes on to the right, budgets fall
+    axes.set_xticks(factors, [format_share(factor) for factor in factors])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(visible=False, axis="x")
+    lines: tuple[tuple[str, str, list[float | None]], ...] = (
+        ("elastic", "elastic", [row.elastic for row in rows]),
+        ("rigid", "keeps its blocks\nwhile they fit", [row.rigid for row in rows]),
+        ("trained_for", "trained for it", [row.trained_for for row in rows]),
+    )
+    labels, words = [], []
+    for index, (key, name, values) in enumerate(lines):
+        points = [(factor, value) for factor, value in zip(factors, values, strict=True) if value is not None]
+        if not points:
+            continue
+        x, y = zip(*points, strict=True)
+        style = line_kwargs(index)
+        axes.plot(x, y, **style | ({"linestyle": "", "markersize": 9} if key == "trained_for" else {}))
+        labels.append(EndLabel(name, x[-1], y[-1], style["color"], bold=True))
+        words.append(f"{key} from {y[0]:.4f} at {format_share(x[0])} to {y[-1]:.4f} at {format_share(x[-1])}")
+    full = ((FULL_REFINED, rows[0].full_table_refined, INK), (FULL_GLOBAL, rows[0].full_table_global, MUTED))
+    for key, recall, color in full:
+        if recall is not None:
+            labels.append(yardstick(axes, recall, METHODS[key], color))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("all budgets, as a share of what they were (log scale)")
+    axes.set_ylabel(f"Recall@{result.top_n}, right after")
+    label_ends(axes, labels)
+    return finish(figure, "falls", "When all budgets fall at once", f"Recall after a fall: {'; '.join(words)}.")
+
+
+def moving_budgets(result: RunResult) -> Plot | None:
+    """After training: mean budget and stored bytes, recall of elastic and rigid devices, and a few devices' blocks."""
+    followed = result.elasticity.followed if result.elasticity is not None else None
+    if followed is None or len(followed.moments) < 2:
+        return None
+    moments, traces = followed.moments, result.elastic_traces[:MAX_TRACES]
+    figure, panels = new_figure(2.0 * (2 + bool(traces)), 2 + bool(traces), 1, sharex=True)
+    hours = np.array([row.hours for row in moments])
+
+    def line(axes: Axes, values: list[float], name: str, color: str, width: float = 1.8) -> EndLabel:
+        axes.step(hours, values, where="post", color=color, linewidth=width)
+        return EndLabel(name, float(hours[-1]), values[-1], color, bold=True)
+
+    budgets, stored = [row.budget_bytes_mean for row in moments], [row.stored_bytes_mean for row in moments]
+    elastic, rigid = [row.recall for row in moments], [row.rigid_recall for row in moments]
+    top, middle = panels[:2]
+    top.set_ylim(0, 1.1 * max(budgets))
+    label_ends(top, [line(top, budgets, "budget", INK, 2.6), line(top, stored, "stored", BLUE)])
+    top.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_bytes(value)))
+    top.set_ylabel("mean bytes")
+    middle.set_ylim(0, 1.1 * max(*elastic, *rigid) or 1)
+    label_ends(middle, [line(middle, elastic, "elastic", BLUE), line(middle, rigid, "rigid", VERMILLION)])
+    middle.set_ylabel(f"Recall@{result.top_n}")
+    if traces:
+        labels = []
+        for index, trace in enumerate(traces):
+            color = PALETTE[index % len(PALETTE)]
+            panels[2].step(trace.hours, trace.kept_blocks, where="post", color=color)
+            name = f"{trace.device}, {trace.device_class}"
+            labels.append(EndLabel(name, trace.hours[-1], trace.kept_blocks[-1], color))
+        panels[2].set_ylim(bottom=0)
+        panels[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        panels[2].set_ylabel("kept blocks")
+        label_ends(panels[2], labels)
+    panels[-1].set_xlabel("hours after training")
+    for axes in panels:
+        axes.grid(visible=False, axis="x")
+    ranges = [f"{min(values):.4f} to {max(values):.4f}" for values in (elastic, rigid)]
+    alt = (
+        f"Step charts over {hours[-1]:g} hours: mean recall of elastic devices from {ranges[0]}, "
+        f"of rigid ones from {ranges[1]}."
+    )
+    return finish(figure, "moving", "Budgets that move after training", alt)
+
+
+def fleet_budgets(result: RunResult) -> Plot | None:
+    """The fleet: share of the full table that budgets of each class range over, on a log scale."""
+    rows = [row for row in result.fleet.classes if row.share_high > 0] if result.fleet is not None else []
+    if not rows:
+        return None
+    figure, (axes,) = new_figure(0.9 + 0.36 * len(rows))
+    y = np.arange(len(rows))[::-1]
+    axes.set_xscale("log")
+    for place, row in zip(y, rows, strict=True):
+        low = max(row.share_low, row.share_high / 1e4)
+        axes.plot([low, row.share_high], [place, place], color=BLUE, linewidth=7, solid_capstyle="butt", alpha=0.4)
+        axes.plot(row.share_median, place, marker="|", markersize=14, markeredgewidth=2.5, color=darker(BLUE))
+    axes.set_yticks(y, [f"{row.device_class} ({format_share(row.population_share)})" for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    low, high = axes.get_xlim()
+    subs = (1, 2, 5) if high < 300 * low else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_share(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("budgets over all rounds, % of the full table: median, 10th to 90th percentile (log)")
+    axes.grid(visible=False, axis="y")
+    alt = "Budget ranges of device classes: " + "; ".join(
+        f"{row.device_class} {format_share(row.share_low)} to {format_share(row.share_high)}" for row in rows
+    )
+    return finish(figure, "fleet", "The fleet", f"{alt}.")
+
+
+__all__ = ["dot_limits", "fairness_by_class", "fleet_budgets", "moving_budgets", "recall_after_falls"]

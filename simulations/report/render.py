@@ -1,0 +1,46 @@
+"""Templates to pages, and what stands on all of them: where a result is from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup
+
+from simulations.report.tables.view import TableView
+from simulations.report.templates import TEMPLATES
+
+
+def scenario_name(scenario: Mapping[str, Any] | str) -> str:
+    """The name that a scenario gives itself."""
+    return scenario if isinstance(scenario, str) else str(scenario.get("name", "scenario"))
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template of :mod:`simulations.report.templates`; every value is escaped."""
+    environment = Environment(
+        loader=DictLoader(dict(TEMPLATES)),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["svg"] = lambda plot: Markup(plot.svg)  # to_svg escapes names
+    return environment.get_template(template).render(**values)
+
+
+def provenance(values: Mapping[str, Any], command: str) -> dict[str, Any]:
+    """What the part on how to reproduce shows; ``command``: where the result does not tell its own."""
+    scenario = values.get("scenario")
+    versions: Mapping[str, str] = values.get("versions") or {}
+    return {
+        "command": values.get("command") or command,
+        "seed": values.get("seed"),
+        "scenario": scenario
+        if scenario is None or isinstance(scenario, str)
+        else yaml.safe_dump(scenario, sort_keys=False, allow_unicode=True),
+        "versions": TableView("Versions", ("package", "version"), tuple(versions.items()), 2) if versions else None,
+    }

@@ -1,0 +1,123 @@
+"""Results as tables of text: one `TableView` each, shown alike by the terminal (rich) and the page (HTML)."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from simulations.report.tables.secure import secure_rows
+from simulations.report.tables.view import (
+    TableView,
+    format_bytes,
+    format_kilobytes,
+    format_metric,
+    format_ratio,
+    format_share,
+)
+from strategies.figures.schema import RunResult
+
+
+def full_table_view(result: RunResult) -> TableView:
+    """The full fp32 table, as pretrained, as user groups start with it, and as refined; its bytes alone where it was
+    not measured.
+    """
+    full = result.full_table
+    tables = (("global", full.globally), ("start of the user groups", full.start), ("refined", full.refined))
+    rows = tuple(
+        (
+            name,
+            format_bytes(full.bytes),
+            format_metric(quality.recall),
+            format_metric(quality.ndcg),
+            format_ratio(quality.recall, _full_recall(result)),
+        )
+        for name, quality in tables
+        if quality is not None
+    )
+    note = "" if rows else "Not measured (evaluation.full_tables), so that there are no ratios either."
+    rows = rows or (("any", format_bytes(full.bytes), *(format_metric(None),) * 3),)
+    columns = ("table", "size", f"Recall@{result.top_n}", f"NDCG@{result.top_n}", "ratio")
+    return TableView("Full item table, fp32", columns, rows, note=note)
+
+
+def _full_recall(result: RunResult) -> float | None:
+    """What ratios are over."""
+    full = result.full_table.globally
+    return None if full is None else full.recall
+
+
+def budgets_view(result: RunResult) -> TableView:
+    """Elastic embeddings per budget; the ratio is recall over that of the full global table."""
+    base = _full_recall(result)
+    rows = tuple(
+        (
+            row.precision,
+            row.selector,
+            format_share(row.share),
+            format_kilobytes(row.budget_bytes),
+            format_kilobytes(row.stored_bytes_max),
+            format_metric(row.recall),
+            format_metric(row.ndcg),
+            format_ratio(row.recall, base),
+        )
+        for row in sorted(result.budgets, key=lambda row: (row.precision, row.selector, row.share))
+    )
+    columns = (
+        *("precision", "selector", "share", "budget KB", "stored KB"),
+        *(f"Recall@{result.top_n}", f"NDCG@{result.top_n}", "ratio"),
+    )
+    note = (
+        "Share: of the fp32 full table. Stored: the largest of any device. "
+        f"Ratio: Recall@{result.top_n} over the full global table's. 1 KB = 1000 bytes."
+    )
+    return TableView("Elastic embeddings by budget", columns, rows, 2, note)
+
+
+def device_classes_view(result: RunResult) -> TableView:
+    """Each device class under its own moving budget."""
+    rows = tuple(
+        (
+            name,
+            f"{row.devices:,}",
+            format_kilobytes(row.budget_bytes_mean),
+            format_metric(row.recall),
+            f"{row.reselections:,}",
+            f"{row.budget_violations:,}",
+            format_bytes(row.download_bytes),
+            format_bytes(row.upload_bytes),
+            f"{row.costs.virtual_seconds:,.1f}",
+            f"{row.costs.energy_j:,.1f}",
+            f"{row.costs.dropped:,}",
+        )
+        for name, row in result.device_classes.items()
+    )
+    columns = (
+        *("device class", "devices", "budget KB", f"Recall@{result.top_n}", "re-selections", "violations"),
+        *("down", "up", "virtual s", "energy J", "dropped"),
+    )
+    return TableView("Device classes", columns, rows)
+
+
+def costs_view(result: RunResult) -> TableView:
+    """Bytes and seconds: totals over the rounds, means per device, wall time per stage, peak memory."""
+    rounds, moved = result.rounds, result.bytes_per_device
+    rows = [
+        ("bytes down, all rounds", format_bytes(sum(row.download_bytes for row in rounds))),
+        ("bytes up, all rounds", format_bytes(sum(row.upload_bytes for row in rounds))),
+    ]
+    if moved is not None:
+        rows.append(("bytes down per device, mean", format_bytes(moved.download_mean)))
+        rows.append(("bytes up per device, mean", format_bytes(moved.upload_mean)))
+    rows.append(("rounds", f"{len(rounds):,}"))
+    rows.append(("failed devices, all rounds", f"{sum(row.failures for row in rounds):,}"))
+    rows += [(f"{stage}, s", f"{seconds:,.1f}") for stage, seconds in result.stages.items()]
+    rows.append(("all stages, s", f"{sum(result.stages.values()):,.1f}"))
+    if result.peak_rss_bytes is not None:
+        rows.append(("peak memory", format_bytes(result.peak_rss_bytes)))
+    rows += secure_rows(result.secure_aggregation) if result.secure_aggregation is not None else []
+    return TableView("Bytes and seconds", ("what", "value"), tuple(rows))
+
+
+def summary_tables(result: RunResult) -> list[Table]:
+    """Return the terminal's closing tables: full table, budgets, device classes, bytes and seconds."""
+    views = (full_table_view(result), budgets_view(result), device_classes_view(result), costs_view(result))
+    return [view.to_rich() for view in views]

@@ -1,0 +1,120 @@
+"""A table before it is text, HTML or a terminal's, and how its cells are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class TableView:
+    """A table ready to print: `rows` of text under `columns`, of which the first `num_labels` are words."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    num_labels: int = 1
+    note: str = ""
+    best: frozenset[tuple[int, int]] = field(default_factory=frozenset)  # (row, column) to emphasize
+
+    def to_rich(self) -> Table:
+        """Return the same table for the terminal."""
+        table = Table(
+            title=self.title,
+            caption=self.note or None,
+            title_justify="left",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
+        for index, column in enumerate(self.columns):
+            table.add_column(Text(column), justify="left" if index < self.num_labels else "right")
+        for i, row in enumerate(self.rows):
+            table.add_row(*(Text(cell, style="bold" if (i, j) in self.best else "") for j, cell in enumerate(row)))
+        return table
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Four digits and a decimal unit: 10491136 -> '10.49 MB' (1 KB = 1000 B)."""
+    if num_bytes < 1000:
+        return f"{num_bytes:.4g} B"
+    unit, scale = byte_unit(num_bytes)
+    scaled = num_bytes / scale
+    return f"{scaled:,.1f} {unit}" if scaled >= 99.995 else f"{scaled:.2f} {unit}"
+
+
+def byte_unit(largest_bytes: float) -> tuple[str, int]:
+    """Return the decimal unit that suits numbers up to `largest_bytes`, and its bytes: ('MB', 1000000)."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6)):
+        if largest_bytes >= scale:
+            return unit, scale
+    return "KB", 1000
+
+
+def format_share(share: float) -> str:
+    """A fraction as per cent, without spare zeros: 0.0025 -> '0.25%'."""
+    return f"{share * 100:.4g}%"
+
+
+def format_metric(value: float | None) -> str:
+    """Four decimals; a dash for what was not measured."""
+    return ABSENT if value is None else f"{value:.4f}"
+
+
+def format_kilobytes(num_bytes: float) -> str:
+    """One decimal, without the unit."""
+    return f"{num_bytes / 1000:,.1f}"
+
+
+def format_ratio(value: float, reference: float | None) -> str:
+    """Three decimals; a dash where there is nothing to compare with."""
+    return f"{value / reference:.3f}" if reference else ABSENT
+
+
+def nested_views(title: str, values: Mapping[str, Any]) -> list[TableView]:
+    """Show a free-form part (`fairness`): its scalars in one table, each list of records in its own."""
+    scalars: list[tuple[str, str]] = []
+    views: list[TableView] = []
+
+    def walk(path: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, part in value.items():
+                walk(f"{path}.{key}" if path else key, part)
+        elif isinstance(value, list) and value and all(isinstance(record, Mapping) for record in value):
+            columns = tuple(dict.fromkeys(key for record in value for key in record))
+            rows = tuple(tuple(_scalar(record.get(key)) for key in columns) for record in value)
+            views.append(TableView(f"{title}: {path}", columns, rows))
+        elif isinstance(value, list):
+            scalars.append((path, ", ".join(_scalar(part) for part in value)))
+        else:
+            scalars.append((path, _scalar(value)))
+
+    walk("", values)
+    head = [TableView(title, ("what", "value"), tuple(scalars))] if scalars else []
+    return head + views
+
+
+def _scalar(value: Any) -> str:
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float) and math.isfinite(value) and abs(value) >= 1000:
+        return f"{value:,.1f}"
+    return f"{value:.4f}" if isinstance(value, float) and 0.001 <= abs(value) < 1000 else f"{value}"
+
+
+def metric_name(metric: str) -> str:
+    """How a metric key is written for readers: 'ndcg@20' -> 'NDCG@20'."""
+    return metric.replace("recall", "Recall").replace("ndcg", "NDCG").replace("_", " ")

@@ -1,0 +1,25 @@
+"""The pages' templates, by file name.
+
+They are Python text and not `.html` files because a Flower app bundle takes no `.html`: under `flwr run` the
+server must find them too.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from simulations.report.templates.ablate import ABLATE
+from simulations.report.templates.audit import AUDIT
+from simulations.report.templates.base import BASE, PARTS
+from simulations.report.templates.compare import COMPARE
+from simulations.report.templates.report import REPORT
+
+TEMPLATES: Mapping[str, str] = MappingProxyType(
+    {
+        "parts.html": PARTS,
+        "base.html": BASE,
+        "report.html": REPORT,
+        "compare.html": COMPARE,
+        "ablate.html": ABLATE,
+        "audit.html": AUDIT,
+    }
+)

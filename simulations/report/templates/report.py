@@ -1,0 +1,118 @@
+"""The page of one run."""
+
+REPORT = """\
+{% extends "base.html" %}
+{% from "parts.html" import table, figure %}
+{% block content %}
+<section id="quality">
+<h2>Quality under a budget</h2>
+{{ table(full_table) }}
+{% if plots.recall %}
+{{ figure(plots.recall, "Each point is one budget that every device is held to; no retraining between points. "
+  "Dashed: the full fp32 item table, as pretrained for all users (global) and as refined by the federation.") }}
+{% endif %}
+{% if budgets %}
+{{ table(budgets) }}
+{% endif %}
+</section>
+{% if plots.traces %}
+<section id="traces">
+<h2>{{ plots.traces.title }}</h2>
+{{ figure(plots.traces, "Black line: the budget of that round. Blue: bytes stored, never above it. "
+  "Green: blocks kept.") }}
+</section>
+{% endif %}
+{% if device_classes or plots.classes %}
+<section id="classes">
+<h2>Device classes</h2>
+{% if fleet %}
+{{ table(fleet) }}
+{% endif %}
+{% if plots.fleet %}
+{{ figure(plots.fleet, "Budgets that the classes of the fleet move between.") }}
+{% endif %}
+{% if device_classes %}
+{{ table(device_classes, bare=true) }}
+{% endif %}
+{% if plots.classes %}
+{{ figure(plots.classes, "Recall@" ~ top_n ~ " under each class's own moving budget; beside each bar its devices and "
+  "mean budget.") }}
+{% endif %}
+</section>
+{% endif %}
+{% if plots.groups %}
+<section id="groups">
+<h2>User groups</h2>
+{{ figure(plots.groups, "Recall@" ~ top_n ~ " by user group. Groups differ in how predictable their users are, so "
+  "compare runs group by group rather than groups with one another.") }}
+</section>
+{% endif %}
+{% if plots.learning %}
+<section id="learning">
+<h2>{{ plots.learning.title }}</h2>
+{{ figure(plots.learning, "Metrics recorded after each round.") }}
+</section>
+{% endif %}
+{% if times %}
+<section id="times">
+<h2>Time to recall</h2>
+{{ table(times) }}
+</section>
+{% endif %}
+{% if fairness %}
+<section id="fairness">
+<h2>Fairness</h2>
+{% if plots.fairness %}
+{{ figure(plots.fairness, "Each class as it is served under its own budgets, next to the full tables and to systems "
+  "whose tables are not elastic. Classes have different users: compare dots within a line.") }}
+{% endif %}
+{% for view in fairness %}
+{{ table(view) }}
+{% endfor %}
+</section>
+{% endif %}
+{% if elasticity %}
+<section id="elasticity">
+<h2>Elasticity</h2>
+{% if plots.falls %}
+{{ figure(plots.falls, "All budgets fall at once after training, and nothing is trained anew, but for the tables that "
+  "were trained for the fallen budgets from the start.") }}
+{% endif %}
+{% if plots.moving %}
+{{ figure(plots.moving, "Devices followed after training while each budget moves in its own way. Rigid devices keep "
+  "what they chose until it no longer fits, then have nothing until the next round.") }}
+{% endif %}
+{% for view in elasticity %}
+{{ table(view) }}
+{% endfor %}
+</section>
+{% endif %}
+{% if privacy %}
+<section id="privacy">
+{% for view in privacy %}
+{{ table(view) }}
+{% endfor %}
+</section>
+{% endif %}
+<section id="costs">
+<h2>Bytes and seconds</h2>
+{{ table(costs, bare=true) }}
+{% if plots.bytes %}
+{{ figure(plots.bytes, "Payload of each round, summed over its devices: download above zero, upload below.") }}
+{% endif %}
+{% if plots.stages %}
+{{ figure(plots.stages, "Wall time of each stage.") }}
+{% endif %}
+</section>
+{% for view in environment %}
+{% if loop.first %}
+<section id="environment">
+<h2>Environment</h2>
+{% endif %}
+{{ table(view, bare=loop.first) }}
+{% if loop.last %}
+</section>
+{% endif %}
+{% endfor %}
+{% endblock %}
+"""

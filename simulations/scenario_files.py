@@ -1,0 +1,106 @@
+"""Scenarios from files: the shipped ones and the user's, changed by overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from fl_peel.errors import ScenarioError
+from fl_peel.plugins import did_you_mean
+from fl_peel.scenario.scenario import Scenario
+
+SCENARIO_FOLDER = Path(__file__).resolve().parent / "scenarios"
+"""Where the shipped scenarios lie."""
+
+
+def shipped_scenarios() -> dict[str, Path]:
+    """Shipped scenarios by name."""
+    return {path.stem: path for path in sorted(SCENARIO_FOLDER.glob("*.yaml"))}
+
+
+def load_scenario(source: str | Path, overrides: Iterable[str] = (), *, seed: int | None = None) -> Scenario:
+    """Read a scenario: a shipped name or a YAML file, changed by ``path=value`` overrides.
+
+    Raises:
+        ScenarioError: no such scenario, not YAML, or a key that is unknown, of the wrong type or out of range.
+    """
+    path = _find(source)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path}: cannot be read ({error}); name a scenario or a YAML file") from error
+    except yaml.YAMLError as error:
+        raise ScenarioError(f"{path}: not valid YAML ({' '.join(str(error).split())}); mend the line") from error
+    if not isinstance(content, dict):
+        raise ScenarioError(f"{path}: holds no mapping of keys; start from a file that `fl-peel scenarios` lists")
+    content.setdefault("name", path.stem)
+    for override in overrides:
+        content = _with_override(content, override)
+    if seed is not None:
+        content["seed"] = seed
+    return validated(Scenario, content, str(source))
+
+
+def _find(source: str | Path) -> Path:
+    shipped = shipped_scenarios()
+    if str(source) in shipped:
+        return shipped[str(source)]
+    path = Path(source)
+    if path.is_file():
+        return path
+    raise ScenarioError(f"{source}: no such scenario or file; {did_you_mean(source, shipped)}")
+
+
+def _with_override(content: dict[str, Any], override: str) -> dict[str, Any]:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ScenarioError(f"--set {override}: expected path=value, e.g. refinement.rounds=5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ScenarioError(f"--set {override}: the value is not valid YAML; quote it") from error
+
+    def changed(node: Any, left: list[str]) -> dict[str, Any]:
+        if node is not None and not isinstance(node, dict):
+            raise ScenarioError(f"--set {override}: {'.'.join(keys[: -len(left)])} is a value, it has no keys")
+        inner = dict(node or {})
+        inner[left[0]] = value if len(left) == 1 else changed(inner.get(left[0]), left[1:])
+        return inner
+
+    return changed(content, keys)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], content: Mapping[str, Any], place: str) -> Model:
+    """Build ``model``, or raise a ScenarioError of one line that names the first bad key and the remedy."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        path = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(model, first["loc"][:-1])
+            hint = did_you_mean(first["loc"][-1], known)
+            raise ScenarioError(f"{place}: unknown key {path}; {hint}{more}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
+        got = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
+        where = f"{path}: " if path else ""
+        raise ScenarioError(f"{place}: {where}{message}{got}{more}") from error
+
+
+def _known_keys(model: type[BaseModel], path: Iterable[int | str]) -> list[str]:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)

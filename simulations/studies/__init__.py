@@ -1,0 +1,1 @@
+"""A scenario run many times: comparisons, ablations, audits, resumed where they stopped."""

@@ -1,0 +1,186 @@
+"""`fl-peel ablate`: what each part of PEEL is worth, by leaving it out or changing it, one at a time.
+
+Every variation is a trial of its own, trained and measured like the scenario itself; one that equals the scenario is
+not run twice. Finished variations are kept under ``DIR/checkpoints``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+from fl_peel.blocks.precision import row_bytes
+from fl_peel.blocks.stored import overhead_bytes
+from fl_peel.errors import ScenarioError
+from fl_peel.scenario.scenario import Scenario
+from simulations.studies.ablate.report import write_ablate
+from simulations.studies.checkpoints import decisive
+from simulations.studies.compare.compare import budget_of, flat
+from simulations.studies.compare.rows import aggregated
+from simulations.studies.frame import Frame, Options
+from simulations.studies.study import Study
+from strategies.evaluation.trials import Trial
+
+BUDGETS = (0.0025, 0.01, 0.05)
+BASELINE = "as the scenario says"
+GROUP_SHARE = 0.1
+"""Of epsilon, for the answer which user group a device is in, where the scenario says nothing because none is asked."""
+
+
+@dataclass(frozen=True)
+class Variation:
+    """part: of the method; setting: what it is changed to; scenario: with that change alone."""
+
+    part: str
+    setting: str
+    scenario: Scenario
+
+    @property
+    def name(self) -> str:
+        """Of its trial."""
+        return f"{self.part}: {self.setting}" if self.setting else self.part
+
+
+def ablate(
+    scenario: str | Path | Scenario,
+    budgets: Iterable[float] = BUDGETS,
+    *,
+    out: str | Path,
+    seeds: int = 1,
+    parts: Iterable[str] | None = None,
+    **options: Unpack[Options],
+) -> dict[str, Any]:
+    """Measure every variation at every budget and write ablate.json, ablate.csv, ablate.html and ablate.svg.
+
+    parts: only these (None: all); seeds: how many, from the scenario's on; options:
+    :class:`simulations.studies.frame.Options`.
+
+    Raises:
+        FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
+    """
+    frame = Frame.of(scenario, out, options)
+    shares = tuple(sorted(set(budgets)))
+    chosen = None if parts is None else list(parts)
+    by_seed = list(frame.by_seed(seeds, lambda study: _one_seed(study, shares, chosen)).values())
+    result = frame.result(
+        {
+            "full_table": aggregated([[one["full_table"]] for one in by_seed])[0],
+            "rows": aggregated([one["rows"] for one in by_seed]),
+            "seeds": seeds,
+        }
+    )
+    write_ablate(result, frame.out)
+    return result
+
+
+def _one_seed(study: Study, shares: tuple[float, ...], parts: list[str] | None) -> dict[str, Any]:
+    chosen = variations(study, shares)
+    if parts is not None:
+        known = list(dict.fromkeys(v.part for v in chosen[1:]))
+        unknown = [part for part in parts if part not in known]
+        if unknown:
+            raise ScenarioError(f"--parts: {unknown[0]!r} is no part of the method; choose from {', '.join(known)}")
+        chosen = [v for v in chosen if v.part in (BASELINE, *parts)]
+    trials: list[Trial] = []
+    named: dict[str, str] = {}  # variation -> the trial that measures it
+    for variation in chosen:
+        content = [decisive(variation.scenario), variation.scenario.selector]
+        same = next((t for t in trials if [decisive(t.scenario), t.scenario.selector] == content), None)
+        if same is None:
+            precision = variation.scenario.blocks.precision
+            selector = variation.scenario.selector
+            same = Trial(variation.name, variation.scenario, shares, (precision,), (selector,), full_tables=True)
+            trials.append(same)
+        named[variation.name] = same.name
+    results = study.trials(trials)
+    rows = []
+    for variation in chosen:
+        result = results[named[variation.name]]
+        sizes = result["group_sizes"]
+        shape = {
+            "user_groups": len(sizes),
+            "smallest_group": min(sizes, default=0),
+            "blocks": result["num_blocks"],
+            "refined_full_recall@20": result["full_table"].get("refined", {}).get("recall@20", 0.0),
+        }
+        rows += [
+            {"part": variation.part, "setting": variation.setting, **shape, **_renamed(flat(row))}
+            for row in result["rows"]
+        ]
+    full = results[BASELINE]["full_table"]
+    return {"rows": rows, "full_table": {**full["global"], "bytes": full["bytes"]}}
+
+
+def _renamed(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "seconds"}
+
+
+def variations(study: Study, shares: Sequence[float]) -> list[Variation]:
+    """The scenario itself first, then one change at a time."""
+    base = study.scenario
+    dim, num_users = base.pretraining.embedding_dim, study.splits.num_users
+    found = [Variation(BASELINE, "", base)]
+
+    def add(part: str, setting: str, **changes: Any) -> None:
+        found.append(Variation(part, setting, changed(base, **changes)))
+
+    slices = base.pretraining.diversity_slices
+    weight = base.pretraining.diversity_weight or 0.1
+    if slices > 1:
+        add("diversity", "off", pretraining={"diversity_weight": 0.0})
+        add("diversity", f"cosine {weight:g}", pretraining={"diversity_weight": weight, "diversity_form": "cosine"})
+    add("controller", "off, popularity", selector="popularity")
+    add("controller", "off, random", selector="random")
+    add("controller", "on", selector="controller")
+    add("grouping", "off", user_groups={"count": 1, "min_size": 1})
+    add("neighbours", "off", user_groups={"neighbour_weight": 0.0})
+    add("refinement", "off", refinement={"rounds": 0})
+    add("refinement and neighbours", "off", refinement={"rounds": 0}, user_groups={"neighbour_weight": 0.0})
+    for count in (1, 4, 16):
+        if dim % count == 0:
+            add("slices", str(count), blocks={"num_slices": count})
+    for kind in ("contiguous", "popularity", "interest-popularity", "single"):
+        count = 1 if kind == "single" else fitting_groups(study, shares)
+        setting = kind if kind == "single" else f"{kind}, {count}"
+        add("item groups", setting, blocks={"item_groups": kind, "count": count})
+    least = base.user_groups.min_size
+    for count in (1, 4, 16, 64, 128, 256):
+        if count == 1 or count * least <= num_users:
+            add("user groups", str(count), user_groups={"count": count, "min_size": least if count > 1 else 1})
+    target = base.privacy.target_epsilon
+    for share in (0.1, 0.25, 0.5, 1.0):
+        collected = base.pretraining.collected.model_copy(update={"share": share})
+        changes: dict[str, Any] = {"pretraining": {"collected": collected}}
+        if share < 1 and target is not None and base.privacy.group_epsilon is None:
+            changes["privacy"] = {"group_epsilon": target * GROUP_SHARE}  # others now answer which group they are in
+        add("collected", f"{share:.0%}", **changes)
+    return found
+
+
+def changed(scenario: Scenario, **changes: Any) -> Scenario:
+    """A copy with some keys of some parts changed, validated."""
+    content = scenario.model_dump(mode="json")
+    for part, change in changes.items():
+        if isinstance(change, dict):
+            plain = {k: v.model_dump(mode="json") if hasattr(v, "model_dump") else v for k, v in change.items()}
+            content[part] = content[part] | plain
+        else:
+            content[part] = change
+    return Scenario.model_validate(content)
+
+
+def fitting_groups(study: Study, shares: Sequence[float]) -> int:
+    """As few item groups as let the least budget that holds anything hold two blocks."""
+    scenario, num_items = study.scenario, study.splits.num_items
+    dim, precision = scenario.pretraining.embedding_dim, scenario.blocks.precision
+    cost = row_bytes(dim // scenario.blocks.num_slices, precision)
+    ids = 12
+    rooms = [budget_of(study, share) - overhead_bytes(dim) for share in shares]
+    room = min((room for room in rooms if room >= 2 * (cost + ids)), default=2 * (cost + ids))
+    rows = max(1, (room // 2 - ids) // cost)
+    return min(num_items, max(2, -(-num_items // rows)))
+
+
+__all__ = ["BASELINE", "BUDGETS", "Variation", "ablate", "variations"]

@@ -1,0 +1,100 @@
+"""From an ablation to its files: `ablate.json`, `ablate.csv`, `ablate.html` (one table, one plot) and `ablate.svg`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.ticker import FuncFormatter
+
+from simulations.report.files import to_plain
+from simulations.report.plots.style import INK, Plot, finish, line_kwargs, new_figure, styled
+from simulations.report.render import provenance, render, scenario_name
+from simulations.report.tables.view import TableView, format_bytes, format_metric, format_share
+from simulations.studies.files import write_study
+
+Row = Mapping[str, Any]
+
+
+def write_ablate(result: dict[str, Any], out_dir: Path) -> list[Path]:
+    """Write the four files into `out_dir`, all or none, and return their paths."""
+    plain = to_plain(result, "ablation")
+    plot = ablate_plot(plain["rows"])
+    return write_study(out_dir, plain, plain["rows"], ablate_page(plain, plot), plot)
+
+
+def _lines(rows: Sequence[Row]) -> dict[tuple[str, str], dict[float, Row]]:
+    lines: dict[tuple[str, str], dict[float, Row]] = {}
+    for row in rows:
+        lines.setdefault((row["part"], row["setting"]), {})[row["share"]] = row
+    return lines
+
+
+def ablate_view(result: Mapping[str, Any]) -> TableView:
+    """One line a variation: groups, blocks, recall at each budget, and of the refined full table."""
+    rows: Sequence[Row] = result["rows"]
+    shares = sorted({row["share"] for row in rows})
+    body = []
+    for (part, setting), by_share in _lines(rows).items():
+        first = next(iter(by_share.values()))
+        cells = []
+        for share in shares:
+            row = by_share[share]
+            spread = row.get("recall@20_std")
+            cells.append(format_metric(row["recall@20"]) + ("" if spread is None else f" ±{spread:.4f}"))
+        full = format_metric(first["refined_full_recall@20"])
+        counts = (f"{first['user_groups']}", f"{first['smallest_group']}", f"{first['blocks']:,}")
+        body.append((part, setting, *counts, *cells, full))
+    columns = ("part", "setting", "user groups", "smallest", "blocks", *map(format_share, shares), "full, refined")
+    note = "Recall@20 on test, by budget as a share of the fp32 full table; one change to the scenario a line."
+    return TableView("What each part is worth", columns, tuple(body), 2, note)
+
+
+def ablate_plot(rows: Sequence[Row]) -> Plot:
+    """Recall of every variation as a ratio to that of the scenario itself, one mark a budget."""
+    lines = list(_lines(rows).items())
+    (_, base), others = lines[0], lines[1:]
+    shares = sorted(base)
+    with styled():
+        figure, (axes,) = new_figure(1.3 + 0.24 * len(others))
+        for index, share in enumerate(shares):
+            reference = base[share]["recall@20"]
+            if reference <= 0:
+                continue
+            ratios = [by_share[share]["recall@20"] / reference for _, by_share in others]
+            places = [len(others) - i + 0.16 * (index - (len(shares) - 1) / 2) for i in range(len(others))]
+            style = line_kwargs(index) | {"linestyle": "none", "label": format_share(share)}
+            axes.plot(ratios, places, **style)
+        axes.axvline(1.0, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), zorder=2)
+        labels = [f"{part}: {setting}" for (part, setting), _ in others]
+        axes.set_yticks(range(len(others), 0, -1), labels)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
+        axes.set_xlabel("Recall@20 (test), as a ratio to the scenario as it is")
+        figure.legend(title="budget", loc="outside upper right", ncols=max(len(shares), 1), frameon=False)
+        worst = min(others, key=lambda line: sum(row["recall@20"] for row in line[1].values()), default=None)
+        alt = f"Dot chart of {len(others)} variations by their recall relative to the scenario."
+        if worst is not None:
+            alt += f" Least: {worst[0][0]}, {worst[0][1]}."
+        return finish(figure, "ablate", "What each part is worth", alt)
+
+
+def ablate_page(result: Mapping[str, Any], plot: Plot) -> str:
+    """The page of an ablation."""
+    full = result["full_table"]
+    name = scenario_name(result["scenario"])
+    facts = [
+        ("full table, fp32", format_bytes(full["bytes"])),
+        ("its Recall@20", format_metric(full["recall@20"])),
+        ("variations", str(len(_lines(result["rows"])) - 1)),
+        ("seeds", str(result["seeds"])),
+    ]
+    return render(
+        "ablate.html",
+        title=f"{name}: what each part is worth",
+        lead="One part of the method at a time, left out or changed; everything else as the scenario says.",
+        facts=facts,
+        table_of_parts=ablate_view(result),
+        plot=plot,
+        **provenance(result, f"fl-peel ablate {name}"),
+    )

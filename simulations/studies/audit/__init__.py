@@ -1,0 +1,1 @@
+"""Attacks on what devices send, under every privacy mechanism."""

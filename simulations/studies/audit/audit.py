@@ -1,0 +1,173 @@
+"""`fl-peel audit`: what each privacy mechanism leaks, measured by attacks, beside what it costs in recall.
+
+Every row is a run of its own on the engine, measured like a trial; while it goes its way, an observer records what a
+server sees of single devices (:mod:`simulations.studies.audit.observer`), and every attack is tried on that. Where a
+mechanism adds noise, canary devices bound its epsilon from below.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Unpack
+
+from flwr.serverapp import Grid
+
+import fl_peel
+from fl_peel.attacks import attack_names, load_attack
+from fl_peel.attacks.canary import worst_canary
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.scenario.scenario import Scenario
+from simulations.engine.engine import simulated
+from simulations.engine.folders import data_folder, run_folder
+from simulations.studies.audit.attacks import attacked, control
+from simulations.studies.audit.observer import Observer, TapGrid
+from simulations.studies.audit.report import write_audit
+from simulations.studies.audit.rows import EPSILONS, AuditRow, added_rows, chosen_rows
+from simulations.studies.frame import Frame, Options
+from simulations.studies.study import study_splits
+from strategies.evaluation.trials import Trial, run_trial
+from strategies.nodes.nodes import Nodes
+from strategies.run.place import Place
+from strategies.run.prepare import privacy_plan
+
+CANARY = "canary"
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """devices: watched, a quarter of them accomplices; rounds: seen, from the first; share: budget that recall is
+    measured at; clip_norm: for rows that clip where the scenario does not say; canary_trials: with and without,
+    for each of canary_seeds seeds.
+    """
+
+    devices: int = 400
+    rounds: int = 8
+    share: float = 0.01
+    clip_norm: float = 1.0
+    epsilons: tuple[float, ...] = EPSILONS
+    canary_trials: int = 1000
+    canary_seeds: int = 1
+    attacks: tuple[str, ...] | None = None
+    only: tuple[str, ...] | None = None
+
+
+def audit(
+    scenario: str | Path | Scenario,
+    *,
+    out: str | Path,
+    settings: AuditSettings | None = None,
+    rows: Iterable[str] = (),
+    **options: Unpack[Options],
+) -> dict[str, Any]:
+    """Audit every row and write audit.json, audit.csv, audit.html and audit.svg.
+
+    rows: further ones, ``NAME:PATH=VALUE,...``; see :func:`simulations.studies.audit.rows.added_rows`; options:
+    :class:`simulations.studies.frame.Options`.
+
+    Raises:
+        FlPeelError: a mistake in the scenario, the data or the rows, an unknown attack, or a failed engine.
+    """
+    settings = settings or AuditSettings()
+    frame = Frame.of(scenario, out, options)
+    scenario = frame.scenario
+    names = list(settings.attacks or attack_names())
+    for name in names:
+        load_attack(name)  # an unknown one shows now
+    chosen = chosen_rows(
+        scenario,
+        added_rows(scenario, rows),
+        clip_norm=settings.clip_norm,
+        epsilons=settings.epsilons,
+        only=settings.only,
+    )
+    with run_folder() as run_dir:
+        place = Place(data_folder(frame.data_dir), str(run_dir), str(frame.cache_dir or ""))
+        for row in chosen:  # what cannot be had is told before anything runs
+            study_splits(row.scenario, place)
+            privacy_plan(row.scenario, place)
+
+        def server(grid: Grid, _: Scenario, place: Place, on_event: OnEvent) -> dict[str, Any]:
+            return {"rows": audited(grid, chosen, place, settings, names, on_event)}
+
+        audited_rows = simulated(scenario, place, frame.on_event, server=server)
+    figures = {"settings": asdict(settings), "collected_share": scenario.pretraining.collected.share}
+    result = frame.result(audited_rows | figures)
+    write_audit(result, frame.out)
+    return result
+
+
+def audited(
+    grid: Grid,
+    rows: Sequence[AuditRow],
+    place: Place,
+    settings: AuditSettings,
+    names: Sequence[str],
+    on_event: OnEvent = silent,
+) -> list[dict[str, Any]]:
+    """Run and attack one row after the other on the nodes of ``grid``; the rows of audit.json."""
+    first = rows[0].scenario
+    root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
+    nodes = Nodes.connect(grid, first.to_json(), root=root, timeout_s=first.engine.reply_timeout_s)
+    results = []
+    for number, row in enumerate(rows, start=1):
+        results.append(_one(grid, nodes, row, place, settings, names, on_event))
+        on_event(Event("audit", number, len(rows), row.name))
+    return results
+
+
+def _one(
+    grid: Grid,
+    nodes: Nodes,
+    row: AuditRow,
+    place: Place,
+    settings: AuditSettings,
+    names: Sequence[str],
+    on_event: OnEvent,
+) -> dict[str, Any]:
+    scenario = row.scenario
+    sums_alone = scenario.secure_aggregation.enabled and scenario.secure_aggregation.masked
+    observer = Observer(
+        scenario, place.data_dir, place.run_dir, len(nodes.ids), settings.devices, settings.rounds, sums_alone
+    )
+    precision, selector = scenario.blocks.precision, scenario.selector
+    # the larger budgets of the run too: devices are sent a list for the largest, and skip on it what they never need
+    shares = (settings.share, *(share for share in scenario.evaluation.budgets if share > settings.share))
+    trial = Trial(row.name, scenario, shares, (precision,), (selector,))
+    tap = TapGrid(grid, observer)
+    measured = run_trial(tap, replace(nodes, grid=tap), trial, place, _quieter(row.name, on_event))
+    found: dict[str, Any] = {
+        "mechanism": row.name,
+        "view": "sums over a user group" if sums_alone else "one device",
+        "epsilon": None,
+        "delta": None,
+        "recall@20": measured["rows"][0]["test"]["recall@20"],
+        "validation recall@20": measured["rows"][0]["validation"]["recall@20"],
+        "share": settings.share,
+        "attacks": attacked(observer, names, scenario.seed) if observer.views else {},
+        "control": control(observer, scenario.seed) if observer.views else None,
+        "privacy": scenario.privacy.model_dump(mode="json"),
+    }
+    if not observer.views:  # under secure aggregation, where every user group is too small
+        found["note"] = "no sum was ever opened: no user group had enough devices in any round seen"
+    plan = privacy_plan(scenario, place)
+    canary = worst_canary(scenario, plan, trials=settings.canary_trials, seeds=settings.canary_seeds)
+    found[CANARY] = {**asdict(canary), "epsilon_accounted": None if plan is None else plan.cost.epsilon}
+    if plan is not None:
+        found |= {"epsilon": plan.epsilon, "delta": scenario.privacy.delta}
+    return found
+
+
+def _quieter(name: str, on_event: OnEvent) -> OnEvent:
+    """Only a row's rounds are told, under its name."""
+
+    def told(event: Event) -> None:
+        if event.stage == "refinement":
+            on_event(Event(name, event.done, event.total, event.text))
+
+    return told
+
+
+__all__ = ["AuditSettings", "audit", "audited"]

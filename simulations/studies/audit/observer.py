@@ -1,0 +1,269 @@
+"""What a server sees of single devices during a real run, recorded beside it.
+
+The run goes its way on its nodes. Before a round's messages leave, each watched device is asked the same by a node of
+its own, as in deployment where a node is one device: the same message to the same code with the same state, so that
+its answer is bit for bit what it adds to its real node's sums. Under secure aggregation the server sees sums over the
+devices of a user group alone; so the group answers as one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Message
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from clients.node.cohort import Cohort, open_cohort
+from clients.node.joining import stated_ceilings
+from clients.node.state import DeviceState
+from clients.round.alone import answer_alone, present_rows, stages_alone
+from fl_peel import wire
+from fl_peel.attacks.views import DeviceView, RoundView
+from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.data.interactions import Splits
+from fl_peel.exchange.columns import Counters
+from fl_peel.randomness import rng_for
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.secure.plan import Vanishes, needed_of, vanishing
+from simulations.engine.passing_grid import PassingGrid
+
+PER_GROUP = 25
+"""Devices watched in a user group, where the audit watches fewer than all."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The devices under audit and the truth about them, which no attack sees.
+
+    devices (N,); groups, classes (N,) numbers; on_device (N, I): items whose row the device held in a round seen;
+    accomplices (N,): whose secrets the attacker knows; splits: N rows.
+    """
+
+    devices: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    on_device: NDArray[np.bool_]
+    accomplices: NDArray[np.bool_]
+    splits: Splits
+    num_groups: int
+    num_classes: int
+
+
+@dataclass
+class Observer:
+    """Records views of ``count`` devices of a run under ``scenario`` on ``num_nodes`` nodes; sums_alone: see above."""
+
+    scenario: Scenario
+    data_dir: str
+    run_dir: str
+    num_nodes: int
+    count: int
+    rounds: int
+    sums_alone: bool = False
+    views: dict[int, list[RoundView]] = field(default_factory=dict)
+    _announced: dict[int, int] = field(default_factory=dict)
+    _watched: Watched | None = None
+    _cohort: Cohort | None = None
+
+    def see_directories(self, requests: list[wire.SecureSharesRequest]) -> None:
+        """Note how many devices of each user group announced keys: what devices divide their noise by."""
+        self._announced = {
+            group: len(content.directory) for request in requests for group, content in request.groups.items()
+        }
+
+    def see(self, requests: list[wire.RoundRequest]) -> None:
+        """Ask the watched devices what their nodes are about to be asked. requests: of one round."""
+        if requests[0].server_round > self.rounds:
+            return
+        cohort = self._everybody(requests[0].setting.scenario)
+        self._copy_state(cohort)
+        if self._watched is None:
+            self._watched = self._choose(cohort)
+        watched = self._watched
+        by_group: dict[int, list[wire.RoundRequest]] = {}
+        for request in requests:
+            for group in request.groups:
+                by_group.setdefault(group, []).append(request)
+        for group, mine in by_group.items():
+            sampled = np.sort(np.concatenate([one.devices for one in mine]))
+            groups = np.asarray(cohort.state("r").groups)
+            sampled = sampled[groups[sampled] == group]
+            here = np.intersect1d(watched.devices[watched.groups == group], sampled)
+            if not len(here):
+                continue
+            alone = dataclasses.replace(mine[0], groups={group: mine[0].groups[group]}, traced=np.zeros(0, np.int64))
+            ranked = RankedBlocks.unpack(cohort.layout(), self.scenario.blocks.precision, alone.groups[group])
+            self._mark_present(cohort, alone, ranked, here)
+            if self.sums_alone:
+                lost = vanishing(self.scenario, alone.server_round, sampled) == Vanishes.VECTOR
+                total = dataclasses.replace(alone, devices=sampled[~lost])
+                if len(total.devices) < needed_of(self.scenario, self._announced[group])[1]:
+                    continue  # void: nothing is opened
+                view = self._answer(cohort, total, ranked, group, len(total.devices))
+                for device in here.tolist():
+                    one = dataclasses.replace(alone, devices=np.array([device], np.int64))
+                    figures = {**view.figures, **self._figures_of_stages(cohort, one, ranked)}
+                    figures |= self._figures_of_joining(cohort, device, group)
+                    self.views[device].append(dataclasses.replace(view, figures=figures))
+                continue
+            for device in here.tolist():
+                one = dataclasses.replace(alone, devices=np.array([device], np.int64))
+                view = self._answer(cohort, one, ranked, group, 1)
+                figures = {**view.figures, **self._figures_of_joining(cohort, device, group)}
+                self.views[device].append(dataclasses.replace(view, figures=figures))
+
+    def _figures_of_joining(self, cohort: Cohort, device: int, group: int) -> dict[str, float]:
+        """What a lone device said when it joined, but for its user group, which the server needs."""
+        place, groups = np.array([device], np.int64), np.array([group], np.int32)
+        return {"join.ceiling": float(stated_ceilings(cohort, place, groups, group + 1)[group])}
+
+    def _figures_of_stages(self, cohort: Cohort, request: wire.RoundRequest, ranked: RankedBlocks) -> dict[str, float]:
+        """What the messages of secure aggregation say of one device outside its masked vector.
+
+        Devices that never got as far as to be asked for their vector have no view of the round.
+        """
+        stages = stages_alone(cohort, request, ranked)
+        figures = _cells("keys.clock", stages.clock) | {"keys.announced": float(stages.announced)}
+        return figures | {"vector.sent": float(stages.sends), "opening.sent": float(stages.opens)}
+
+    @property
+    def _measured_only(self) -> bool:
+        """Whether the reply's figures are the simulation's own measurement, which no device sends."""
+        return self.scenario.privacy.sums_only and self.scenario.privacy.counters == "measured"
+
+    def watched(self) -> Watched:
+        """The devices, once a round was seen."""
+        assert self._watched is not None, "no round was seen"
+        return self._watched
+
+    def view(self, device: int) -> DeviceView:
+        """All that was seen of a device."""
+        return DeviceView(device, self.watched().splits.num_items, tuple(self.views[device]))
+
+    def _everybody(self, scenario: str) -> Cohort:
+        if self._cohort is None:
+            whole = open_cohort(scenario, self.data_dir, self.run_dir, 0, 1)
+            self._cohort = dataclasses.replace(whole, folder=Path(self.run_dir) / "observer")
+        return self._cohort
+
+    def _copy_state(self, cohort: Cohort) -> None:
+        """The state of all devices as it is on their real nodes."""
+        num_devices = len(cohort.devices)
+        parts = [
+            open_cohort(self.scenario.to_json(), self.data_dir, self.run_dir, p, self.num_nodes)
+            for p in range(self.num_nodes)
+        ]
+        states = [part.state("r") for part in parts]
+        users = np.empty((num_devices, states[0].users.shape[1]), np.float32)
+        groups, kept = np.empty(num_devices, np.int32), np.empty(num_devices, np.int32)
+        for p, state in enumerate(states):
+            users[p :: self.num_nodes] = state.users
+            groups[p :: self.num_nodes] = state.groups
+            kept[p :: self.num_nodes] = state.kept_blocks
+        cohort.save_layout(parts[0].layout())
+        DeviceState.create(cohort.folder, users, groups)
+        cohort.state().kept_blocks[:] = kept
+
+    def _choose(self, cohort: Cohort) -> Watched:
+        """Some user groups, and of each some devices: a quarter of them accomplices."""
+        groups = np.asarray(cohort.state("r").groups)
+        rng = rng_for(self.scenario.seed, "audit", "watched")
+        sizes = np.bincount(groups)
+        order = rng.permutation(np.flatnonzero(sizes >= 2))
+        some = order[: max(1, -(-self.count // PER_GROUP))]
+        share = max(2, -(-self.count // len(some)))
+        while sizes[some].clip(max=share).sum() < self.count and share < sizes[some].max():
+            share += 1
+        chosen = [np.sort(rng.permutation(np.flatnonzero(groups == g))[:share]) for g in np.sort(some)]
+        devices = np.concatenate(chosen).astype(np.int64)
+        accomplices = np.concatenate([np.arange(len(part)) % 4 == 3 for part in chosen])
+        self.views = {device: [] for device in devices.tolist()}
+        return Watched(
+            devices,
+            groups[devices].astype(np.int64),
+            cohort.classes[devices].astype(np.int64),
+            np.zeros((len(devices), cohort.splits.num_items), np.bool_),
+            accomplices,
+            cohort.splits.of(devices),
+            int(groups.max()) + 1,
+            len(cohort.fleet.names),
+        )
+
+    def _mark_present(
+        self, cohort: Cohort, request: wire.RoundRequest, ranked: RankedBlocks, here: NDArray[np.int64]
+    ) -> None:
+        watched = self.watched()
+        present = present_rows(cohort, request.server_round, ranked, here)
+        for device, rows in zip(here.tolist(), present.tolist(), strict=True):
+            place = int(np.flatnonzero(watched.devices == device)[0])
+            watched.on_device[place, ranked.items[:rows]] = True
+
+    def _answer(
+        self, cohort: Cohort, request: wire.RoundRequest, ranked: RankedBlocks, group: int, num_devices: int
+    ) -> RoundView:
+        reply = answer_alone(cohort, request, {group: self._announced[group]} if self.sums_alone else None)
+        return RoundView(
+            request.server_round,
+            ranked.items.astype(np.int64),
+            ranked.table,
+            ranked.position,
+            ranked.blocks,
+            self.scenario.refinement.local.config(request.temperature),
+            dict(reply.groups.get(group, {})),
+            {} if self._measured_only else figures_of(reply),
+            num_devices,
+        )
+
+
+def figures_of(reply: wire.RoundReply) -> Mapping[str, float]:
+    """The single numbers of a reply by name."""
+    counts = reply.counts
+    totals = {name: float(getattr(counts.totals, name)) for name in counts.totals.names()}
+    figures = _cells("classes", counts.classes) | _cells("clock", counts.clock)
+    return figures | {"slowest_us": float(counts.slowest_us)} | totals
+
+
+def _cells(name: str, counts: Counters) -> dict[str, float]:
+    return {
+        f"{name}.{row}.{column}": float(getattr(counts, column)[row])
+        for row in range(len(counts.stacked()))
+        for column in counts.names()
+    }
+
+
+def _round_request(message: Message) -> wire.RoundRequest | None:
+    """What a message asks devices to train; None where it asks for something else."""
+    kinds = {wire.ROUND: wire.RoundRequest, wire.SECURE_ROUND: wire.SecureRoundRequest}
+    kind = kinds.get(message.metadata.message_type)
+    return None if kind is None else wire.unpack(kind, message.content)
+
+
+class TapGrid(PassingGrid):
+    """Shows the observer every round's requests before they leave."""
+
+    def __init__(self, grid: Grid, observer: Observer) -> None:
+        super().__init__(grid)
+        self._observer = observer
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Show, send, and wait for replies."""
+        sent = list(messages)
+        shares = [
+            wire.unpack(wire.SecureSharesRequest, message.content)
+            for message in sent
+            if message.metadata.message_type == wire.SECURE_SHARES
+        ]
+        if shares:
+            self._observer.see_directories(shares)
+        rounds = [request for message in sent if (request := _round_request(message)) is not None]
+        if rounds:
+            self._observer.see(rounds)
+        return super().send_and_receive(sent, timeout=timeout)
+
+
+__all__ = ["Observer", "TapGrid", "Watched", "figures_of"]

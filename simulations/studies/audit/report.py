@@ -1,0 +1,111 @@
+"""From an audit to its files: `audit.json`, `audit.csv`, `audit.html` (a table, a plot) and `audit.svg`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from simulations.report.files import to_plain
+from simulations.report.plots.style import INK, Plot, finish, line_kwargs, new_figure, styled
+from simulations.report.render import provenance, render, scenario_name
+from simulations.report.tables.view import ABSENT, TableView, format_metric, format_share
+from simulations.studies.files import write_study
+
+Row = Mapping[str, Any]
+SUCCEEDS, HOLDS = 0.2, 0.02
+"""Advantage that an attack must have on the unprotected run, and may have under protection at most."""
+CSV_COLUMNS = (
+    *("mechanism", "view", "epsilon", "recall@20", "attack", "secret", "advantage", "advantage_low", "advantage_high"),
+    *("auc", "devices", "candidates", "precision", "recall", "f1", "random_f1"),
+)
+
+
+def write_audit(result: dict[str, Any], out_dir: Path) -> list[Path]:
+    """Write the four files into `out_dir`, all or none, and return their paths."""
+    plain = to_plain(result, "audit")
+    plot = audit_plot(plain["rows"])
+    rows = [
+        {**{key: row[key] for key in ("mechanism", "view", "epsilon", "recall@20")}, "attack": name, **figures}
+        for row in plain["rows"]
+        for name, figures in row["attacks"].items()
+    ]
+    return write_study(out_dir, plain, rows, audit_page(plain, plot), plot, CSV_COLUMNS)
+
+
+def audit_view(result: Mapping[str, Any]) -> TableView:
+    """One line a mechanism: epsilon, recall, and the advantage of every attack."""
+    rows: Sequence[Row] = result["rows"]
+    names = list(dict.fromkeys(name for row in rows for name in row["attacks"]))
+    body = []
+    for row in rows:
+        canary = row.get("canary")
+        cells = [_advantage(row["attacks"][name]) if name in row["attacks"] else ABSENT for name in names]
+        epsilon = ABSENT if row["epsilon"] is None else f"{row['epsilon']:.3g}"
+        least = ABSENT if canary is None else f"{canary['epsilon_low']:.2f}"
+        body.append((row["mechanism"], row["view"], epsilon, least, format_metric(row["recall@20"]), *cells))
+    columns = ("mechanism", "server sees", "epsilon", "epsilon, at least", "recall@20", *names)
+    share = rows[0]["share"] if rows else 0.01
+    note = (
+        f"Advantage (TPR - FPR) ± half its 95 % interval; recall@20 at {format_share(share)} of the full table. "
+        "“epsilon, at least”: lower bound from canary devices; without noise, what so many trials can show."
+    )
+    return TableView("What each mechanism leaks", columns, tuple(body), 2, note)
+
+
+def _advantage(figures: Mapping[str, Any]) -> str:
+    half = (figures["advantage_high"] - figures["advantage_low"]) / 2
+    return f"{figures['advantage']:.3f} ±{half:.3f}"
+
+
+def audit_plot(rows: Sequence[Row]) -> Plot:
+    """Privacy against utility: the largest advantage and that of every attack, beside recall, one mark a mechanism."""
+    names = list(dict.fromkeys(name for row in rows for name in row["attacks"]))
+    places = list(range(len(rows), 0, -1))
+    with styled():
+        figure, (left, right) = new_figure(1.6 + 0.34 * len(rows), 1, 2, sharey=True, width_ratios=(3, 2))
+        for index, name in enumerate(names):
+            values = [row["attacks"][name]["advantage"] if name in row["attacks"] else None for row in rows]
+            shown = [(value, place) for value, place in zip(values, places, strict=True) if value is not None]
+            style = line_kwargs(index, strong=False) | {"linestyle": "none", "label": name}
+            left.plot([x for x, _ in shown], [y for _, y in shown], **style)
+        left.axvline(0.0, color=INK, linewidth=1.0)
+        for edge in (-HOLDS, HOLDS):
+            left.axvline(edge, color=INK, linewidth=0.7, linestyle=(0, (2, 3)))
+        left.set_yticks(places, [row["mechanism"] for row in rows])
+        left.set_xlabel("attack advantage (dotted: ±0.02)")
+        recalls = [row["recall@20"] for row in rows]
+        right.barh(places, recalls, height=0.5, color=line_kwargs(0)["color"])
+        right.set_xlabel("recall@20 (test)")
+        right.set_xlim(left=0)
+        if names:
+            figure.legend(loc="outside upper right", ncols=4, frameon=False, fontsize=7.5)
+        worst = {row["mechanism"]: max((a["advantage"] for a in row["attacks"].values()), default=0.0) for row in rows}
+        words = "; ".join(
+            f"{row['mechanism']} {worst[row['mechanism']]:.2f} at recall {row['recall@20']:.4f}" for row in rows
+        )
+        return finish(figure, "audit", "Privacy and utility", f"Largest attack advantage by mechanism: {words}.")
+
+
+def audit_page(result: Mapping[str, Any], plot: Plot) -> str:
+    """The page of an audit."""
+    name = scenario_name(result["scenario"])
+    settings = result["settings"]
+    facts = [
+        ("devices watched", str(settings["devices"])),
+        ("rounds seen", str(settings["rounds"])),
+        ("mechanisms", str(len(result["rows"]))),
+        ("collected for pretraining", format_share(result["collected_share"])),
+    ]
+    return render(
+        "audit.html",
+        title=f"{name}: what still leaks",
+        lead="Attacks on exactly what the protocol shows a server of single devices, for every mechanism.",
+        facts=facts,
+        leaks=audit_view(result),
+        plot=plot,
+        **provenance(result, f"fl-peel audit {name}"),
+    )
+
+
+__all__ = ["HOLDS", "SUCCEEDS", "audit_page", "audit_plot", "audit_view", "write_audit"]

@@ -1,0 +1,1 @@
+"""PEEL against every other way of fitting a budget."""

@@ -1,0 +1,100 @@
+"""What the figure of a comparison shows: every method's quality against the bytes that a device stores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+
+from simulations.report.plots.style import (
+    MUTED,
+    EndLabel,
+    label_ends,
+    line_kwargs,
+    new_figure,
+    short_bytes,
+    styled,
+    to_svg,
+    yardstick,
+)
+from simulations.report.tables.view import format_share, metric_name
+from simulations.studies.compare.schema import CompareFullTable, CompareRow
+
+
+def compare_plot(rows: Sequence[CompareRow], full_table: CompareFullTable | None = None) -> str:
+    """Return the comparison's figure as SVG: Recall@20 above, NDCG@20 below, against stored bytes.
+
+    One line a method and precision (of which the label is silent where it is empty); methods that serve each user
+    group differently are solid, the others dashed; `peel` is the widest. Error bars show `recall@20_std` and
+    `ndcg@20_std` where rows carry them. With `full_table` its quality is a yardstick and the top axis tells bytes as a
+    share of it.
+    """
+    lines: dict[tuple[str, str], list[CompareRow]] = {}
+    for row in rows:
+        lines.setdefault((row["method"], row["precision"]), []).append(row)
+    order = sorted(lines, key=lambda key: (key[0] != "peel", not lines[key][0]["group_aware"]))
+    precisions: dict[str, set[str]] = {}
+    for method, precision in order:
+        precisions.setdefault(method, set()).add(precision)
+    with styled():
+        figure, panels = new_figure(2 * max(3.1, 0.22 * (len(lines) + 3)), 2, 1, sharex=True)
+        for axes, metric in zip(panels, ("recall@20", "ndcg@20"), strict=True):
+            _compare_panel(axes, metric, [(key, lines[key]) for key in order], full_table)
+        panels[-1].set_xlabel(
+            "stored on the device (log scale; top: % of the fp32 full table)\n"
+            "solid: may serve each user group differently; dashed: one table for all"
+        )
+        if full_table is not None:
+            _share_ticks(panels[0], sorted({row["share"] for row in rows}), full_table["bytes"])
+        return to_svg(figure, "compare", compare_alt(rows))
+
+
+def _compare_panel(
+    axes: Axes,
+    metric: str,
+    lines: Sequence[tuple[tuple[str, str], list[CompareRow]]],
+    full_table: CompareFullTable | None,
+) -> None:
+    labels = []
+    axes.set_xscale("log")
+    for index, ((method, precision), group) in enumerate(lines):
+        points: list[Mapping[str, Any]] = sorted(group, key=lambda row: row["stored_bytes_max"])
+        x = [max(point["stored_bytes_max"], 1) for point in points]
+        y = [point[metric] for point in points]
+        style = line_kwargs(index, strong=method == "peel", dashed=not group[0]["group_aware"])
+        spreads = [point.get(f"{metric}_std") or 0.0 for point in points]
+        axes.errorbar(x, y, yerr=spreads if any(spreads) else None, elinewidth=0.9, capsize=2.2, **style)
+        labels.append(EndLabel(f"{method} {precision}".strip(), x[-1], y[-1], style["color"], method == "peel"))
+    if full_table is not None:
+        value = full_table["recall@20"] if metric == "recall@20" else full_table["ndcg@20"]
+        labels.append(yardstick(axes, value, f"full table, fp32 {value:.4f}"))
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel(f"{metric_name(metric)} (test)")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_bytes(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(visible=False, axis="x")
+    label_ends(axes, labels)
+
+
+def _share_ticks(axes: Axes, shares: Sequence[float], full_bytes: int) -> None:
+    top = axes.secondary_xaxis("top")
+    top.set_xticks([share * full_bytes for share in shares], [format_share(share) for share in shares])
+    top.xaxis.set_minor_locator(NullLocator())
+    top.tick_params(colors=MUTED, length=2, labelsize=7.5)
+    top.spines["top"].set_visible(False)
+
+
+def compare_alt(rows: Sequence[CompareRow]) -> str:
+    """The figure in words: which method is best at each budget."""
+    best: dict[float, CompareRow] = {}
+    for row in rows:
+        if row["share"] not in best or row["recall@20"] > best[row["share"]]["recall@20"]:
+            best[row["share"]] = row
+    words = [
+        f"at {format_share(share)} {' '.join(filter(None, (best[share]['method'], best[share]['precision'])))} "
+        f"with {best[share]['recall@20']:.4f}"
+        for share in sorted(best)
+    ]
+    return f"Line charts of Recall@20 and NDCG@20 against stored bytes. Best recall: {'; '.join(words)}."

@@ -1,0 +1,75 @@
+"""The content of compare.json."""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from fl_peel.errors import ReportError
+from strategies.figures.schema import Bytes, Count, Mean, Metric, Seconds, Share
+
+Quality = TypedDict("Quality", {"recall@20": "Metric", "ndcg@20": "Metric"})
+_Spread = TypedDict("_Spread", {"recall@20_std": NotRequired["Mean"], "ndcg@20_std": NotRequired["Mean"]})
+
+
+class CompareFullTable(Quality):
+    """The full global fp32 table: the yardstick of every ratio."""
+
+    bytes: Bytes
+
+
+class CompareRow(Quality, _Spread):
+    """One method at one budget; `*_std` is the standard deviation over seeds."""
+
+    method: str
+    group_aware: bool  # whether it may serve each user group differently
+    precision: str
+    share: Share
+    stored_bytes_max: Bytes
+    seconds: Seconds  # spent to serve this budget
+    seeds: NotRequired[Count]
+    chosen: NotRequired[bool]  # the precision that validation likes best, of this method at this budget
+
+
+class Refinement(TypedDict):
+    """The full table: the global one (none), those that user groups start with, refined by the federation, and refined
+    centrally (None: not run).
+    """
+
+    none: Quality
+    start: NotRequired[Quality]
+    federated: Quality | None
+    central: Quality | None
+
+
+class CompareResult(TypedDict):
+    """Every method at every budget: the content of `compare.json`."""
+
+    full_table: CompareFullTable
+    rows: list[CompareRow]
+    refinement: Refinement
+    scenario: NotRequired[dict[str, Any] | str]
+    seed: NotRequired[int]
+    versions: NotRequired[dict[str, str]]
+    command: NotRequired[str]
+
+
+_COMPARE: TypeAdapter[CompareResult] = TypeAdapter(CompareResult)
+
+
+def _check(adapter: TypeAdapter[Any], value: object, what: str) -> None:
+    try:
+        adapter.validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(step) for step in first["loc"]) or "the whole"
+        count = error.error_count()
+        more = f" (and {count - 1} more)" if count > 1 else ""
+        raise ReportError(f"{what}: {where}: {first['msg']}{more}; see simulations/studies/compare/schema.py") from None
+
+
+def check_compare(result: object, what: str = "comparison") -> None:
+    """Raise `ReportError`, naming the key's path, unless `result` is a `CompareResult`."""
+    _check(_COMPARE, result, what)

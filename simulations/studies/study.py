@@ -1,0 +1,144 @@
+"""What comparisons and ablations share: one seed's data, its stages with checkpoints, trials on one engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from fl_peel.data.interactions import Splits
+from fl_peel.disks import device_splits
+from fl_peel.errors import BudgetError, ScenarioError
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.scenario.scenario import Scenario
+from simulations.engine.engine import simulated
+from simulations.engine.folders import data_folder, run_folder
+from simulations.studies.checkpoints import Checkpoints, data_digest, decisive
+from simulations.studies.sources import plugin_modules
+from strategies.evaluation.trials import Trial, serve_trials
+from strategies.run.place import Place, Stages
+from strategies.run.prepare import Prepared, prepare, privacy_plan
+
+FEDERATED = ("strategies.evaluation.trials", "clients.client_app")
+"""What a federated trial enters: the server's side and the nodes'."""
+
+
+@dataclass
+class Study:
+    """One seed of a study. seconds: of every stage, as it was when it was really done."""
+
+    scenario: Scenario
+    place: Place
+    splits: Splits
+    checkpoints: Checkpoints
+    on_event: OnEvent = silent
+    seconds: dict[str, float] = field(default_factory=dict)
+    _prepared: list[Prepared] = field(default_factory=list)
+
+    def prepared(self) -> Prepared:
+        """Stage 1 of the study's scenario; done when it is first needed, its tables kept by content."""
+        if not self._prepared:
+            stages = Stages()
+            evaluation = self.scenario.evaluation.model_copy(update={"budgets": (1.0,)})
+            scenario = self.scenario.model_copy(update={"evaluation": evaluation})
+            self._prepared.append(prepare(scenario, self.place, stages, self.on_event))
+            self.seconds.setdefault("pretraining", stages.seconds["pretraining"])
+        return self._prepared[0]
+
+    def stage(self, name: str, decides: object, modules: Sequence[str], work: Callable[[], Any]) -> Any:
+        """The result of a stage, kept or done now.
+
+        decides: everything that does, but for the data and the sources; modules: that the work enters.
+        """
+        result, seconds = self.checkpoints.stage(name, decides, modules, work)
+        if seconds is None:
+            self.on_event(Event(name, 1, 1, "kept from an earlier run"))
+        else:
+            self.seconds[name] = seconds
+        return result
+
+    def trials(self, trials: Sequence[Trial]) -> dict[str, Any]:
+        """Results of trials by name: kept ones, and the others from one start of the engine.
+
+        The first is what all others are compared with: where its devices can take no part, there is no study.
+
+        Raises:
+            ScenarioError: a trial whose privacy cannot be had, before anything is trained.
+            BudgetError: some device can hold no block of the first trial.
+            FlPeelError: whatever stopped the server's side, or the engine.
+        """
+        modules = (*FEDERATED, *plugin_modules())
+        paths = {trial.name: self.checkpoints.path(trial.name, _content(trial), modules) for trial in trials}
+        results = {name: self.checkpoints.read(path) for name, path in paths.items()}
+        missing = [trial for trial in trials if results[trial.name] is None]
+        for trial in trials:
+            if trial not in missing:
+                self.on_event(Event(trial.name, 1, 1, "kept from an earlier run"))
+        if missing:
+            self._require_plans(missing)
+            self.prepared()  # pretraining is told here, and found there
+            start = time.perf_counter()
+
+            def done(trial: Trial, result: dict[str, Any]) -> None:
+                nonlocal start
+                if trial is trials[0] and "note" in result:
+                    raise BudgetError(result["note"])
+                seconds = time.perf_counter() - start
+                self.checkpoints.write(paths[trial.name], result, seconds)
+                self.seconds[trial.name] = seconds
+                start = time.perf_counter()
+
+            def server(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent) -> dict[str, Any]:
+                return serve_trials(grid, missing, place, on_event, done)
+
+            results |= simulated(self.scenario, self.place, self.on_event, server=server)
+        return results
+
+    def _require_plans(self, trials: Sequence[Trial]) -> None:
+        """Make sure that every trial's epsilon can be had, once for those that differ in nothing that decides it."""
+        seen = []
+        for trial in trials:
+            layout = {"blocks", "user_groups", "fleet", "budget_factor"}
+            content = trial.scenario.model_dump(mode="json", exclude=layout | {"pretraining"})
+            content["collected"] = trial.scenario.pretraining.collected.model_dump(mode="json")
+            if content not in seen:
+                privacy_plan(trial.scenario, self.place)
+                seen.append(content)
+
+
+def _content(trial: Trial) -> list[Any]:
+    what = [trial.shares, trial.precisions, trial.selectors, trial.full_tables]
+    return [decisive(trial.scenario), *what, trial.scenario.evaluation.top_n]
+
+
+def study_splits(scenario: Scenario, place: Place) -> Splits:
+    """The devices' data.
+
+    Raises:
+        DataError: it cannot be had.
+        ScenarioError: nothing in it to choose on, or to report on.
+    """
+    splits = device_splits(scenario, place.data_dir, place.run_dir)
+    for key, part, what in (("validation", splits.validation, "choose"), ("test", splits.test, "report")):
+        if not part.num_interactions:
+            raise ScenarioError(
+                f"data.{key}_share: leaves no device a {key} item, and studies {what} on them; raise it"
+            )
+    return splits
+
+
+@contextmanager
+def open_study(
+    scenario: Scenario, out: Path, *, data_dir: str | Path | None, cache_dir: str | Path | None, on_event: OnEvent
+) -> Iterator[Study]:
+    """One seed's study, in a folder of its own that is gone afterwards; what is kept lies in ``out``/checkpoints."""
+    folder = out / "checkpoints"
+    with run_folder() as run_dir:
+        place = Place(data_folder(data_dir), str(run_dir), str(cache_dir or folder / "tables"))
+        splits = study_splits(scenario, place)
+        yield Study(scenario, place, splits, Checkpoints(folder, data_digest(splits)), on_event)

@@ -1,0 +1,1 @@
+"""What is measured of a trained strategy: budgets, fairness, elasticity, poisoning."""

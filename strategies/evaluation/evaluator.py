@@ -1,0 +1,142 @@
+"""Every device ranks under budgets: the question to all nodes, and what their sums say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel import wire
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.ranked import pack_ranking
+from fl_peel.blocks.settings import Precision
+from fl_peel.scenario.scenario import Scenario
+from strategies.figures.schema import Quality
+from strategies.nodes.batches import packed_batches
+from strategies.nodes.members import Members
+from strategies.rounds.federation import Federation
+from strategies.rounds.strategy import PeelStrategy
+
+MESSAGE_BYTES = 128 << 20
+"""Of blocks, in one message to a node."""
+REACH = 1.25
+"""Devices skip blocks they never need, so they reach further down the list than their budget alone would."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Asks all nodes what their devices get from tables as they are now.
+
+    weights: block weights (B,) of every user group under a selector.
+    """
+
+    federation: Federation
+    weights: Callable[[str], list[NDArray[np.float64]]]
+    message_bytes: int = MESSAGE_BYTES
+
+    @classmethod
+    def of(cls, strategy: PeelStrategy) -> Self:
+        """Of the tables and weights that a strategy has."""
+        return cls(strategy.federation, strategy.weights)
+
+    @property
+    def scenario(self) -> Scenario:
+        """What tables are refined under."""
+        return self.federation.scenario
+
+    @property
+    def layout(self) -> BlockLayout:
+        """Of the tables."""
+        return self.federation.layout
+
+    @property
+    def members(self) -> Members:
+        """Who is asked."""
+        return self.federation.members
+
+    def evaluate(
+        self,
+        budgets: Sequence[int],
+        *,
+        precision: Precision | None = None,
+        selector: str | None = None,
+        split: str = "test",
+        everybody: NDArray[np.float32] | None = None,
+        label: str = "",
+        artifacts: NDArray[np.int64] | None = None,
+        factors: Sequence[float] | None = None,
+        rooms: Sequence[float] | None = None,
+    ) -> wire.EvaluateReply:
+        """Every device ranks all items under each budget (bytes, UNLIMITED or OWN_BUDGET).
+
+        precision, selector: by default the scenario's. factors, rooms: one a budget, see
+        :class:`fl_peel.wire.EvaluateRequest`; without them 1 and -1. everybody: a table (I, d) that serves all devices,
+        whole, instead of their user groups' own.
+        """
+        scenario, layout = self.scenario, self.layout
+        coded, reach = precision or scenario.blocks.precision, self._reach(budgets)
+        if everybody is None:
+            weights = dict(enumerate(self.weights(selector or scenario.selector)))
+            tables = {group: state.table for group, state in enumerate(self.federation.states)}
+        else:
+            weights = {wire.EVERYBODY: np.arange(layout.num_blocks, 0, -1.0)}
+            tables = {wire.EVERYBODY: everybody}
+
+        def pack(group: int) -> wire.Arrays:
+            return pack_ranking(layout, coded, weights[group], tables[group], reach)
+
+        replies: list[wire.EvaluateReply] = []
+        for groups in packed_batches(tables, pack, self.message_bytes):
+            request = wire.EvaluateRequest(
+                self.federation.setting,
+                scenario.refinement.rounds,
+                coded,
+                split,
+                label,
+                np.array(budgets, np.int64),
+                np.array([1.0] * len(budgets) if factors is None else factors, np.float64),
+                np.array([-1.0] * len(budgets) if rooms is None else rooms, np.float64),
+                np.zeros(0, np.int64) if artifacts is None else artifacts,
+                groups,
+            )
+            replies += self._asked(request)
+        return reduce(add, replies)
+
+    def own_budgets(self) -> wire.EvaluateReply:
+        """Every device under its own budget of the moment."""
+        return self.evaluate([wire.OWN_BUDGET])
+
+    def full_table(self, everybody: NDArray[np.float32] | None = None) -> wire.EvaluateReply:
+        """Every device with a whole fp32 table: that of its user group, or the same (I, d) for everybody."""
+        return self.evaluate([wire.UNLIMITED], precision="fp32", everybody=everybody)
+
+    def _asked(self, request: wire.EvaluateRequest) -> list[wire.EvaluateReply]:
+        return self.federation.nodes.ask(wire.EVALUATE, wire.EvaluateReply, lambda partition: request)
+
+    def _reach(self, budgets: Sequence[int]) -> int | None:
+        """Bytes of ranked blocks that a device may need; None: of all of them."""
+        if wire.UNLIMITED in budgets:
+            return None
+        limits = [budget for budget in budgets if budget >= 0]
+        if wire.OWN_BUDGET in budgets:
+            limits.append(int(self.members.ceilings.max()))
+        return int(REACH * max(limits))
+
+
+def overall_recall(reply: wire.EvaluateReply, place: int = 0) -> float:
+    """Mean recall over all devices with test items, under one of the budgets asked for."""
+    return float(reply.by_budget()[place].mean()[0])
+
+
+def qualities(reply: wire.EvaluateReply) -> list[Quality]:
+    """Means over devices, for each of the budgets asked for."""
+    recall, ndcg = reply.by_budget().mean()
+    return [Quality(float(r), float(n)) for r, n in zip(recall, ndcg, strict=True)]
+
+
+__all__ = ["MESSAGE_BYTES", "REACH", "Evaluator", "overall_recall", "qualities"]

@@ -1,0 +1,223 @@
+"""What happens to trained tables when budgets move: all of them at once, or each in its own way over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel import wire
+from fl_peel.blocks.ranked import pack_ranking
+from fl_peel.exchange.counters import StepCounts
+from fl_peel.randomness import rng_for
+from fl_peel.ranking.top import SUM_SCALE
+from strategies.evaluation.evaluator import REACH, Evaluator, overall_recall
+from strategies.figures.schema import (
+    FULL_GLOBAL,
+    FULL_REFINED,
+    ClassFollowed,
+    ElasticityResult,
+    ElasticTrace,
+    Fall,
+    Followed,
+    Moment,
+    OverTime,
+)
+from strategies.nodes.batches import packed_batches
+from strategies.run.refinement import Refine
+
+IntArray = NDArray[np.int64]
+MESSAGE_BYTES = 64 << 20
+"""Of blocks, in one message to a node."""
+
+
+def measure_elasticity(
+    evaluator: Evaluator, full: dict[str, wire.EvaluateReply], refine: Refine, traced: IntArray
+) -> tuple[ElasticityResult, tuple[ElasticTrace, ...]]:
+    """``report.json["elasticity"]`` and, for the devices ``traced``, ``report.json["elastic_traces"]``."""
+    falls = falling(evaluator, full, refine)
+    metric = f"recall@{evaluator.scenario.evaluation.top_n}"
+    if not evaluator.scenario.elasticity.rounds:
+        return ElasticityResult(metric, falls), ()
+    reply, names = follow(evaluator, traced), evaluator.members.class_names
+    return ElasticityResult(metric, falls, over_time(reply, names)), device_traces(reply, names)
+
+
+def falling(evaluator: Evaluator, full: dict[str, wire.EvaluateReply], refine: Refine) -> tuple[Fall, ...]:
+    """All budgets fall at once, after the last round: recall of elastic devices, of rigid ones, of the full tables,
+    and of tables trained for the fallen budgets.
+    """
+    part = evaluator.scenario.elasticity
+    factors = sorted({*part.falls, *part.trained_for}, reverse=True)
+    if not factors:
+        return ()
+    reply = evaluator.evaluate(
+        [wire.OWN_BUDGET] * (2 * len(factors)),
+        factors=[*factors, *([1.0] * len(factors))],
+        rooms=[*([-1.0] * len(factors)), *factors],
+    )
+    served = reply.owned.total(axis=1)  # (budgets,) each
+    tables = {name: overall_recall(table) for name, table in full.items()}
+    rows = []
+    for i, factor in enumerate(factors):
+        elastic, devices = overall_recall(reply, i), max(int(served.devices[i]), 1)
+        trained_for = _trained_for(evaluator, factor, refine) if factor in part.trained_for else None
+        rows.append(
+            Fall(
+                factor=factor,
+                budget_bytes_mean=int(served.budget_bytes[i]) / devices,
+                stored_bytes_mean=int(served.stored_bytes[i]) / devices,
+                elastic=elastic,
+                rigid=overall_recall(reply, len(factors) + i),
+                full_table_global=tables.get(FULL_GLOBAL),
+                full_table_refined=tables.get(FULL_REFINED),
+                trained_for=trained_for,
+                elastic_to_trained_for=elastic / trained_for if trained_for else None,
+                budget_violations=int(served.violations[i]),
+            )
+        )
+    return tuple(rows)
+
+
+def _trained_for(evaluator: Evaluator, factor: float, refine: Refine) -> float:
+    """Recall of tables that were trained for budgets times the factor, under these budgets."""
+    if factor != 1:
+        scenario = evaluator.scenario
+        fallen = scenario.model_copy(update={"budget_factor": scenario.budget_factor * factor})
+        evaluator = Evaluator.of(refine(fallen))
+    return overall_recall(evaluator.own_budgets())
+
+
+def follow(evaluator: Evaluator, traced: IntArray, message_bytes: int = MESSAGE_BYTES) -> wire.MovingReply:
+    """Ask nodes to follow some of their devices from the last round on; groups in batches of about message_bytes."""
+    scenario, members, states = evaluator.scenario, evaluator.members, evaluator.federation.states
+    devices = np.sort(rng_for(scenario.seed, "followed").permutation(members.devices)[: scenario.elasticity.devices])
+    groups = members.groups_of(devices)
+    weights = evaluator.weights(scenario.selector)
+
+    def pack(group: int) -> wire.Arrays:
+        reach = int(REACH * int(members.ceilings[group]))
+        return pack_ranking(evaluator.layout, scenario.blocks.precision, weights[group], states[group].table, reach)
+
+    replies: list[wire.MovingReply] = []
+    for batch in packed_batches(np.unique(groups).tolist(), pack, message_bytes):
+        replies += _ask(evaluator, devices[np.isin(groups, list(batch))], traced, batch)
+    return reduce(add, replies)
+
+
+def _ask(
+    evaluator: Evaluator, devices: IntArray, traced: IntArray, batch: dict[int, wire.Arrays]
+) -> list[wire.MovingReply]:
+    scenario, nodes = evaluator.scenario, evaluator.federation.nodes
+    hosts = devices % len(nodes.ids)
+
+    def request(partition: int) -> wire.MovingRequest | None:
+        mine = devices[hosts == partition]
+        if not len(mine):
+            return None
+        return wire.MovingRequest(
+            evaluator.federation.setting,
+            scenario.refinement.rounds,
+            scenario.elasticity.rounds,
+            scenario.blocks.precision,
+            mine,
+            traced,
+            batch,
+        )
+
+    return nodes.ask(wire.MOVING, wire.MovingReply, request)
+
+
+def over_time(reply: wire.MovingReply, class_names: Sequence[str]) -> OverTime:
+    """The part of the report about devices that were followed."""
+    steps = reply.steps  # (T, C) each
+    moments = steps.total(axis=1)  # (T,) each
+    num_steps = len(moments.devices)
+    hours = (num_steps - 1) * reply.step_s / 3600  # from the first step to the last
+    by_class = tuple(
+        ClassFollowed(name, _followed(steps[:, i], hours)) for i, name in enumerate(class_names) if steps.devices[0, i]
+    )
+    return OverTime(
+        hours=hours,
+        figures=_followed(moments, hours),
+        by_class=by_class,
+        moments=tuple(_moment(moments[step], step * reply.step_s / 3600) for step in range(num_steps)),
+    )
+
+
+def _followed(steps: StepCounts, hours: float) -> Followed:
+    """Totals over time of one class or all. steps: (T,) each."""
+    devices, device_steps = int(steps.devices[0]), int(steps.devices.sum())
+    grew, shrank, missing = int(steps.grew.sum()), int(steps.shrank.sum()), int(steps.missing_bytes.sum())
+    moved, reselected = int(steps.moved_bytes.sum()), int(steps.reselected.sum())
+    counted, device_hours = max(int(steps.counted.sum()), 1), max(devices * hours, 1e-9)
+    return Followed(
+        devices=devices,
+        reselections=grew + shrank,
+        reselections_per_device_hour=(grew + shrank) / device_hours,
+        grew=grew,
+        shrank=shrank,
+        missing_block_bytes=missing,
+        growth_bytes=moved,
+        growth_to_missing=moved / missing if missing else None,
+        growth_bytes_per_device_hour=moved / device_hours,
+        shrink_bytes=0,
+        rigid_bytes_per_device_hour=int(steps.rigid_moved_bytes.sum()) / device_hours,
+        recall_before=int(steps.recall_before.sum()) / SUM_SCALE / reselected if reselected else None,
+        recall_after=int(steps.recall_after.sum()) / SUM_SCALE / reselected if reselected else None,
+        recall=int(steps.recall.sum()) / SUM_SCALE / counted,
+        rigid_recall=int(steps.rigid_recall.sum()) / SUM_SCALE / counted,
+        rigid_empty_share=int(steps.rigid_empty.sum()) / max(device_steps, 1),
+        budget_violations=int(steps.violations.sum()),
+    )
+
+
+def _moment(step: StepCounts, hours: float) -> Moment:
+    """All devices at one step. step: () each."""
+    devices, counted = max(int(step.devices), 1), max(int(step.counted), 1)
+    return Moment(
+        hours=hours,
+        budget_bytes_mean=float(step.budget_bytes / devices),
+        stored_bytes_mean=float(step.stored_bytes / devices),
+        kept_blocks_mean=float(step.kept_blocks / devices),
+        growth_bytes=int(step.moved_bytes),
+        recall=float(step.recall / SUM_SCALE / counted),
+        rigid_recall=float(step.rigid_recall / SUM_SCALE / counted),
+        rigid_empty_share=float(step.rigid_empty / devices),
+    )
+
+
+def device_traces(reply: wire.MovingReply, class_names: Sequence[str]) -> tuple[ElasticTrace, ...]:
+    """Single devices over time, in simulation only: budget, blocks, bytes moved, recall before and after."""
+    whose, said = reply.traced, reply.trace_steps
+    result = []
+    for device in np.unique(whose.device).tolist():
+        mine = np.flatnonzero(whose.device == device)
+        mine = mine[np.argsort(whose.step[mine], kind="stable")]
+        own, steps = whose[mine], said[mine]
+        known = (steps.grew + steps.shrank > 0) & bool(steps.counted[0])
+        result.append(
+            ElasticTrace(
+                device=device,
+                device_class=class_names[int(own.device_class[0])],
+                hours=tuple(step * reply.step_s / 3600 for step in own.step.tolist()),
+                budget_bytes=tuple(steps.budget_bytes.tolist()),
+                stored_bytes=tuple(steps.stored_bytes.tolist()),
+                kept_blocks=tuple(steps.kept_blocks.tolist()),
+                moved_bytes=tuple(steps.moved_bytes.tolist()),
+                recall_before=_where(known, steps.recall_before),
+                recall_after=_where(known, steps.recall_after),
+            )
+        )
+    return tuple(result)
+
+
+def _where(known: NDArray[np.bool_], sums: IntArray) -> tuple[float | None, ...]:
+    """Recall (T,) where a device re-selected; None elsewhere. sums: fixed point."""
+    return tuple(value / SUM_SCALE if there else None for value, there in zip(sums.tolist(), known, strict=True))
+
+
+__all__ = ["device_traces", "falling", "follow", "measure_elasticity", "over_time"]

@@ -1,0 +1,181 @@
+"""Several refinements on the same nodes, each measured at every budget, precision and selector, on both splits.
+
+For comparisons and ablations: nodes are started once, tables pretrained once where they may be, and what a run leaves
+out of its report is measured too: validation figures, by which choices are made.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.serverapp import Grid
+
+import fl_peel
+from fl_peel.blocks.layout import budget_bytes
+from fl_peel.blocks.ranked import pack_ranking, smallest_budget_bytes
+from fl_peel.blocks.settings import Precision
+from fl_peel.errors import BudgetError
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.plain import to_plain
+from fl_peel.scenario.scenario import Scenario
+from strategies.evaluation.evaluator import Evaluator, qualities
+from strategies.figures.schema import Quality
+from strategies.nodes.nodes import Nodes
+from strategies.rivals.base import Request
+from strategies.rivals.compete import empty_row
+from strategies.run.place import Place, Stages
+from strategies.run.prepare import prepare, privacy_plan
+from strategies.run.refinement import Refiner
+
+SPLITS = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A scenario to refine under, and what to measure then. full_tables: also the full fp32 tables, on the test."""
+
+    name: str
+    scenario: Scenario
+    shares: tuple[float, ...]
+    precisions: tuple[Precision, ...]
+    selectors: tuple[str, ...]
+    full_tables: bool = False
+
+
+def serve_trials(
+    grid: Grid,
+    trials: Sequence[Trial],
+    place: Place,
+    on_event: OnEvent = silent,
+    on_done: Callable[[Trial, dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Refine and measure one trial after the other; ``on_done`` is told each result as soon as it is there.
+
+    Returns the results by the trials' names: full_table, rows (selector, and as of
+    :func:`strategies.rivals.compete.compete`), group_sizes, num_blocks, seconds by stage.
+    """
+    first = trials[0].scenario
+    root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
+    nodes = Nodes.connect(grid, first.to_json(), root=root, timeout_s=first.engine.reply_timeout_s)
+    results: dict[str, Any] = {}
+    for number, trial in enumerate(trials, start=1):
+        try:
+            results[trial.name] = run_trial(grid, nodes, trial, place, _progress(trial, on_event))
+        except BudgetError as mistake:  # some device can hold no block of this layout: a finding, not a failure
+            results[trial.name] = _nothing(trial, str(mistake))
+        on_event(Event("trials", number, len(trials), trial.name))
+        if on_done is not None:
+            on_done(trial, results[trial.name])
+    return results
+
+
+def _nothing(trial: Trial, why: str) -> dict[str, Any]:
+    """The result of a trial in which devices cannot take part."""
+    requests = [Request(precision, share, 0) for precision in trial.precisions for share in trial.shares]
+    rows = [
+        {"selector": selector, **empty_row(request), "note": why}
+        for selector in trial.selectors
+        for request in requests
+    ]
+    return {
+        "full_table": {},
+        "rows": rows,
+        "group_sizes": [],
+        "num_blocks": 0,
+        "devices_trained": [],
+        "seconds": {},
+        "note": why,
+    }
+
+
+def _progress(trial: Trial, on_event: OnEvent) -> OnEvent:
+    """Rounds and evaluations of a trial as steps of one stage that bears its name."""
+    rounds = trial.scenario.refinement.rounds
+    total = rounds + len(trial.selectors) * len(trial.precisions)
+
+    def told(event: Event) -> None:
+        if event.stage in ("refinement", "evaluation"):
+            done = event.done + (rounds if event.stage == "evaluation" else 0)
+            on_event(Event(trial.name, done, total, f"{event.stage} {event.text}"))
+        elif event.stage == "pretraining" and event.done == event.total:
+            on_event(Event(f"{trial.name}: pretraining", event.done, event.total, event.text))
+
+    return told
+
+
+def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: Place, on_event: OnEvent = silent) -> dict[str, Any]:
+    """Refine under the trial's scenario and measure."""
+    stages = Stages()
+    # what is measured is the trial's to say; prepare checks only what the scenario would measure by itself
+    evaluation = trial.scenario.evaluation.model_copy(update={"budgets": (1.0,), "selectors": trial.selectors})
+    scenario = trial.scenario.model_copy(update={"evaluation": evaluation})
+    prepared = prepare(scenario, place, stages, on_event)
+    refiner = Refiner(grid, place, prepared, nodes, on_event)
+    with stages("joining"):
+        strategy = refiner.joined(scenario, privacy_plan(scenario, place))
+    evaluator, members, states = Evaluator.of(strategy), strategy.members, strategy.states
+    full: dict[str, Any] = {"bytes": prepared.layout.full_table_bytes}
+    with stages("evaluation"):
+        if trial.full_tables:
+            full["global"] = in_json(qualities(evaluator.full_table(prepared.pretrained.items))[0])
+            full["start"] = in_json(qualities(evaluator.full_table())[0])
+    with stages("refinement"):
+        refiner.refine(strategy)
+    with stages("evaluation"):
+        if trial.full_tables:
+            full["refined"] = in_json(qualities(evaluator.full_table())[0])
+        rows = []
+        total = len(trial.selectors) * len(trial.precisions)
+        for selector in trial.selectors:
+            for precision in trial.precisions:
+                rows += _rows(evaluator, trial, selector, precision)
+                done = len(rows) // max(len(trial.shares), 1)
+                on_event(Event("evaluation", done, total, f"{precision}, {selector}"))
+    return {
+        "full_table": full,
+        "rows": rows,
+        "group_sizes": np.bincount(members.groups, minlength=len(states)).tolist(),
+        "num_blocks": prepared.layout.num_blocks,
+        "devices_trained": [record.devices for record in strategy.rounds],
+        "seconds": stages.seconds,
+    }
+
+
+def in_json(quality: Quality) -> dict[str, float]:
+    """As studies keep it; they measure at 20 alone."""
+    plain: dict[str, float] = to_plain(quality, top_n=20)
+    return plain
+
+
+def _rows(evaluator: Evaluator, trial: Trial, selector: str, precision: Precision) -> list[dict[str, Any]]:
+    layout = evaluator.layout
+    requests = [Request(precision, share, budget_bytes(layout, share)) for share in trial.shares]
+    least = smallest_budget_bytes(layout, precision)
+    served = [request for request in requests if request.budget_bytes >= least]
+    rows = {request: empty_row(request) for request in requests}
+    if served:
+        budgets = [request.budget_bytes for request in served]
+        replies = {
+            split: evaluator.evaluate(budgets, precision=precision, selector=selector, split=split) for split in SPLITS
+        }
+        start = time.perf_counter()
+        for state, weights in zip(evaluator.federation.states, evaluator.weights(selector), strict=True):
+            pack_ranking(layout, precision, weights, state.table, max(budgets))
+        seconds = time.perf_counter() - start
+        for i, request in enumerate(served):
+            rows[request] |= {
+                "stored_bytes_max": max(int(reply.stored_max[i]) for reply in replies.values()),
+                "seconds": seconds,
+                "note": "",
+                **{split: in_json(qualities(reply)[i]) for split, reply in replies.items()},
+            }
+    return [{"selector": selector, **rows[request]} for request in requests]
+
+
+__all__ = ["Trial", "run_trial", "serve_trials"]

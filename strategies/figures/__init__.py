@@ -1,0 +1,1 @@
+"""The figures of report.json, typed from where they are made."""

@@ -1,0 +1,219 @@
+"""The report's figures, from what rounds and evaluations counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel import wire
+from fl_peel.blocks.layout import budget_bytes
+from fl_peel.events import Event, OnEvent
+from fl_peel.exchange.counters import ClassCounts, Traces
+from fl_peel.ranking.top import MetricSums
+from strategies.evaluation.evaluator import Evaluator, qualities
+from strategies.figures.clock import class_costs, round_clock
+from strategies.figures.schema import (
+    BudgetRow,
+    BytesPerDevice,
+    DeviceClassRow,
+    DeviceTrace,
+    HistoryRow,
+    Quality,
+    RoundRow,
+    UserGroupRow,
+)
+from strategies.nodes.members import Members, some_devices
+from strategies.rounds.record import RoundRecord
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What is evaluated after the last round: every budget; everybody under their own budgets; the full tables as
+    refined, None where ``evaluation.full_tables`` is off.
+    """
+
+    budgets: tuple[BudgetRow, ...]
+    own: wire.EvaluateReply
+    refined: wire.EvaluateReply | None
+
+
+def evaluated(evaluator: Evaluator, on_event: OnEvent) -> Evaluated:
+    """Evaluate refined tables at every budget, precision and selector that the scenario names, on the test."""
+    scenario, members = evaluator.scenario, evaluator.members
+    evaluation = scenario.evaluation
+    precisions = evaluation.precisions or (scenario.blocks.precision,)
+    total = len(precisions) * len(evaluation.selectors) + 2
+    done = 0
+
+    def step(text: str) -> None:
+        nonlocal done
+        done += 1
+        on_event(Event("evaluation", done, total, text))
+
+    budgets = [budget_bytes(evaluator.layout, share) for share in evaluation.budgets]
+    rows: list[BudgetRow] = []
+    for precision in precisions:
+        for selector in evaluation.selectors:
+            main = precision == scenario.blocks.precision and selector == scenario.selector
+            reply = evaluator.evaluate(
+                budgets,
+                precision=precision,
+                selector=selector,
+                label=precision,
+                artifacts=some_devices(scenario, members, "artifacts", evaluation.artifacts) if main else None,
+            )
+            devices = reply.by_budget().devices
+            rows += (
+                BudgetRow(
+                    share=share,
+                    budget_bytes=budgets[i],
+                    precision=precision,
+                    selector=selector,
+                    recall=quality.recall,
+                    ndcg=quality.ndcg,
+                    stored_bytes_max=int(reply.stored_max[i]),
+                    devices=int(devices[i]),
+                )
+                for i, (share, quality) in enumerate(zip(evaluation.budgets, qualities(reply), strict=True))
+            )
+            step(f"{precision}, {selector}")
+    own = evaluator.own_budgets()
+    step("own budgets")
+    refined = None
+    if evaluation.full_tables:
+        refined = evaluator.full_table()
+    step("full tables")
+    return Evaluated(tuple(rows), own, refined)
+
+
+def device_class_rows(
+    members: Members, records: Sequence[RoundRecord], own: wire.EvaluateReply
+) -> dict[str, DeviceClassRow]:
+    """Every class under its devices' own budgets of the moment, in rounds and in the evaluation ``own``."""
+    qualities_ = _qualities(own.by_class())
+    served = own.owned[0]  # (C,) each
+    trained = reduce(add, (record.classes for record in records), ClassCounts.zeros(len(members.class_names)))
+    costs = class_costs(records, served.devices)
+    rows = {}
+    for i, name in enumerate(members.class_names):
+        devices, quality = int(served.devices[i]), qualities_[i]
+        moments = max(int(trained.devices[i]) + devices, 1)
+        rows[name] = DeviceClassRow(
+            devices=devices,
+            recall=None if quality is None else quality.recall,
+            ndcg=None if quality is None else quality.ndcg,
+            budget_bytes_mean=float((trained.budget_bytes[i] + served.budget_bytes[i]) / moments),
+            stored_bytes_mean=float((trained.stored_bytes[i] + served.stored_bytes[i]) / moments),
+            reselections=int(trained.reselections[i]),
+            budget_violations=int(trained.violations[i] + served.violations[i]),
+            download_bytes=float(trained.download_bytes[i] / max(devices, 1)),
+            upload_bytes=float(trained.upload_bytes[i] / max(devices, 1)),
+            costs=costs[i],
+        )
+    return rows
+
+
+def user_group_rows(members: Members, num_groups: int, own: wire.EvaluateReply) -> tuple[UserGroupRow, ...]:
+    """Every user group under its devices' own budgets of the moment."""
+    qualities_ = _qualities(own.by_group())
+    sizes = np.bincount(members.groups, minlength=num_groups)
+    return tuple(
+        UserGroupRow(
+            group=i,
+            devices=int(sizes[i]),
+            recall=None if quality is None else quality.recall,
+            ndcg=None if quality is None else quality.ndcg,
+        )
+        for i, quality in enumerate(qualities_[:num_groups])
+    )
+
+
+def _qualities(sums: MetricSums) -> list[Quality | None]:
+    """Of every cell; None of those without devices."""
+    recall, ndcg = sums.mean()
+    cells = zip(recall.tolist(), ndcg.tolist(), sums.devices.tolist(), strict=True)
+    return [Quality(r, n) if devices else None for r, n, devices in cells]
+
+
+def round_rows(records: Sequence[RoundRecord]) -> tuple[RoundRow, ...]:
+    """What every round moved and whom it reached."""
+    return tuple(
+        RoundRow(
+            server_round=record.server_round,
+            download_bytes=record.download_bytes,
+            upload_bytes=record.upload_bytes,
+            message_bytes=record.message_bytes,
+            devices=record.devices,
+            failures=record.failures,
+            seconds=record.seconds,
+            clock=round_clock(record),
+        )
+        for record in records
+    )
+
+
+def history_rows(records: Sequence[RoundRecord]) -> tuple[HistoryRow, ...]:
+    """What every round measured, at its time on the virtual clock."""
+    elapsed = np.cumsum([record.virtual_seconds for record in records]).tolist()
+    return tuple(
+        HistoryRow(
+            server_round=record.server_round,
+            virtual_seconds=seconds,
+            loss=record.loss,
+            recall=record.recall,
+            ndcg=record.ndcg,
+            controller_loss=record.controller_loss,
+        )
+        for record, seconds in zip(records, elapsed, strict=True)
+    )
+
+
+def device_traces(members: Members, records: Sequence[RoundRecord]) -> tuple[DeviceTrace, ...]:
+    """The devices that rounds followed, one value a round."""
+    seen = [record.traces for record in records]
+    classes = {
+        device: members.class_names[class_index]
+        for traces in seen
+        for device, class_index in zip(traces.device.tolist(), traces.device_class.tolist(), strict=True)
+    }
+    return tuple(
+        DeviceTrace(
+            device=device,
+            device_class=classes[device],
+            budget_bytes=tuple(_of(device, traces, traces.budget_bytes) for traces in seen),
+            stored_bytes=tuple(_of(device, traces, traces.stored_bytes) for traces in seen),
+            kept_blocks=tuple(_of(device, traces, traces.kept_blocks) for traces in seen),
+        )
+        for device in sorted(classes)
+    )
+
+
+def _of(device: int, traces: Traces, values: NDArray[np.int64]) -> int | None:
+    """A device's value among those of a round; None where the round did not see it."""
+    found = values[traces.device == device]
+    return int(found[0]) if len(found) else None
+
+
+def bytes_per_device(records: Sequence[RoundRecord], num_devices: int) -> BytesPerDevice:
+    """Bytes over the run by device, on average."""
+    return BytesPerDevice(
+        download_mean=sum(record.download_bytes for record in records) / max(num_devices, 1),
+        upload_mean=sum(record.upload_bytes for record in records) / max(num_devices, 1),
+    )
+
+
+__all__ = [
+    "Evaluated",
+    "bytes_per_device",
+    "device_class_rows",
+    "device_traces",
+    "evaluated",
+    "history_rows",
+    "round_rows",
+    "user_group_rows",
+]

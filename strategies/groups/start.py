@@ -1,0 +1,125 @@
+"""What the server keeps for every user group: its item table and what it knows about the table's blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.ranked import RankedBlocks, rank_blocks
+from fl_peel.data.interactions import UserItems
+from fl_peel.grouping.clusters import UserGroups, item_groups, user_groups
+from fl_peel.grouping.neighbourhood import Neighbourhood, item_covariance
+from fl_peel.kernels import FIXED_POINT
+from fl_peel.pretraining.train import PretrainedEmbeddings, fixed_threads
+from fl_peel.ranking.top import top_rows
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.training.signals import signals_of_group
+from fl_peel.weighting.statistics import BlockStatistics
+from strategies.groups.optimizer import ServerOptimizer
+from strategies.groups.state import FloatArray, UserGroupState, block_energy
+
+
+def make_layout(scenario: Scenario, pretrained: PretrainedEmbeddings, collected: UserItems) -> BlockLayout:
+    """Item groups x slices, from what the server learned in pretraining."""
+    blocks = scenario.blocks
+    num_items = len(pretrained.items)
+    item_group = item_groups(
+        blocks.item_groups,
+        num_items,
+        count=blocks.count,
+        popularity=collected.popularity(num_items),
+        item_embeddings=pretrained.items,
+        num_tiers=blocks.num_tiers,
+        seed=scenario.seed,
+    )
+    return BlockLayout(item_group, pretrained.items.shape[1], blocks.num_slices)
+
+
+def make_groups(scenario: Scenario, pretrained: PretrainedEmbeddings, has_data: NDArray[np.bool_]) -> UserGroups:
+    """K-means over the users whose data was collected."""
+    part = scenario.user_groups
+    return user_groups(pretrained.users, has_data, count=part.count, min_size=part.min_size, seed=scenario.seed)
+
+
+def by_block(layout: BlockLayout, per_item: NDArray[np.floating | np.integer]) -> FloatArray:
+    """Mean over the items of each block, (I,) -> (B,)."""
+    sums = np.bincount(layout.item_group, weights=per_item, minlength=layout.num_item_groups)
+    return np.repeat(sums / layout.group_sizes, layout.num_slices).astype(np.float32)
+
+
+def starting_tables(
+    scenario: Scenario, pretrained: PretrainedEmbeddings, groups: UserGroups, collected: UserItems
+) -> Callable[[int], FloatArray]:
+    """What gives each user group, by number, the item table (I, d) it starts with: a copy of the global one or, with
+    ``user_groups.neighbour_weight``, its own correction of it (:mod:`fl_peel.grouping.neighbourhood`). To be called
+    under ``fixed_threads(1)``, so that it is the same to the last bit.
+    """
+    weight, ridge = scenario.user_groups.neighbour_weight, scenario.user_groups.neighbour_ridge
+    if not weight:
+        return lambda group: pretrained.items.copy()
+    neighbourhood = Neighbourhood(collected, len(pretrained.items))
+    with fixed_threads(1):
+        covariance = item_covariance(pretrained.items)
+
+    def table(group: int) -> FloatArray:
+        members = np.flatnonzero(groups.assignment == group)
+        embeddings = pretrained.users[members]
+        return neighbourhood.group_table(pretrained.items, covariance, embeddings, members, weight=weight, ridge=ridge)
+
+    return table
+
+
+def starting_states(
+    scenario: Scenario,
+    layout: BlockLayout,
+    pretrained: PretrainedEmbeddings,
+    groups: UserGroups,
+    collected: UserItems,
+) -> list[UserGroupState]:
+    """Every group with its starting table, and statistics from the collected interactions alone."""
+    num_items = layout.num_items
+    tables = starting_tables(scenario, pretrained, groups, collected)
+    as_numbered = -np.arange(layout.num_blocks, dtype=np.float64)
+    global_popularity = by_block(layout, collected.popularity(num_items) / max((collected.counts() > 0).sum(), 1))
+    aggregation = scenario.refinement.aggregation
+
+    def state(group: int) -> UserGroupState:
+        members = np.flatnonzero(groups.assignment == group)
+        mine = collected.select(members)
+        table = tables(group)
+        everything = rank_blocks(layout, "fp32", as_numbered, table)
+        popularity = by_block(layout, mine.popularity(num_items))  # interactions per item
+        shown = _shown(everything, pretrained.users[members], mine, scenario.controller.list_length)
+        sizes = np.repeat(layout.group_sizes, layout.num_slices)
+        statistics = BlockStatistics(
+            popularity=(popularity / max(len(members), 1)).astype(np.float32),
+            shown=(shown / sizes / max(len(members), 1)).astype(np.float32),
+            global_popularity=global_popularity,
+            loss=np.zeros(layout.num_blocks, np.float32),
+            energy=block_energy(layout, table),
+        )
+        return UserGroupState(
+            table,
+            statistics,
+            ServerOptimizer(aggregation.optimizer, aggregation.learning_rate),
+            popularity.astype(np.float64) * sizes,
+            np.full(layout.num_blocks, float(len(members))),
+        )
+
+    # sums of several BLAS threads depend on how many it takes, and that on what else runs: one each
+    with fixed_threads(1), ThreadPoolExecutor(max_workers=2) as pool:
+        return list(pool.map(state, range(groups.num_groups)))
+
+
+def _shown(everything: RankedBlocks, users: FloatArray, seen: UserItems, list_length: int) -> NDArray[np.float64]:
+    """Discounted appearances (B,) of blocks in the users' top lists."""
+    cutoffs = np.full(len(users), len(everything.blocks), np.int64)
+    best = top_rows(everything, cutoffs, users, seen, list_length)
+    nothing = UserItems(np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int32))
+    shown = np.zeros(len(everything.blocks))
+    shown[everything.blocks] = signals_of_group(everything, cutoffs, users, best, nothing)[1] / FIXED_POINT
+    return shown

@@ -1,0 +1,72 @@
+"""What the server keeps for every user group: its item table and what it knows about the table's blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.ranked import RowOrder
+from fl_peel.kernels import FIXED_POINT
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.weighting.statistics import BlockStatistics
+from strategies.groups.aggregation import BlockSums
+from strategies.groups.optimizer import ServerOptimizer
+
+FloatArray = NDArray[np.float32]
+
+
+def block_energy(layout: BlockLayout, table: FloatArray) -> FloatArray:
+    """Mean squared length of each block's row pieces, (I, d) -> (B,)."""
+    pieces = table.reshape(layout.num_items, layout.num_slices, layout.slice_dim)
+    squares = np.einsum("isk,isk->is", pieces, pieces)  # (I, S)
+    if layout.is_single:
+        energy: FloatArray = squares.reshape(-1)
+        return energy
+    columns = [
+        np.bincount(layout.item_group, weights=squares[:, s], minlength=layout.num_item_groups)
+        for s in range(layout.num_slices)
+    ]
+    return (np.stack(columns, axis=1) / layout.group_sizes[:, None]).reshape(-1).astype(np.float32)
+
+
+@dataclass
+class UserGroupState:
+    """One user group: its copy of the item table (I, d), what is known of its blocks, its optimizer."""
+
+    table: FloatArray
+    statistics: BlockStatistics
+    optimizer: ServerOptimizer
+    counted_interactions: NDArray[np.float64]
+    counted_devices: NDArray[np.float64]
+
+    def take_statistics(
+        self, layout: BlockLayout, blocks: NDArray[np.int64], order: RowOrder, total: BlockSums, scenario: Scenario
+    ) -> None:
+        """Change what is known of the blocks by one round's sums. blocks: (K,) as they were ranked when sent; order: of
+        their rows.
+        """
+        statistics = self.statistics
+        groups, slices = layout.item_group[order.items], layout.num_slices
+        examples = np.bincount(groups, weights=total.row_examples, minlength=layout.num_item_groups)
+        losses = np.bincount(groups, weights=total.row_loss / FIXED_POINT, minlength=layout.num_item_groups)
+        mean_loss = np.divide(losses, examples, out=np.zeros_like(losses), where=examples > 0)
+        known = np.repeat(examples > 0, slices)
+        statistics.loss = np.where(known, np.repeat(mean_loss, slices), statistics.loss).astype(np.float32)
+        holders = np.zeros(layout.num_blocks)
+        holders[blocks] = total.holders
+        # an interaction counts on every device that has some slice of the row: as many as hold the best-held one
+        holders = np.repeat(holders.reshape(-1, slices).max(axis=1), slices)
+        self.counted_interactions += np.repeat(examples, slices) / scenario.refinement.local.epochs
+        self.counted_devices += holders
+        sizes = np.repeat(layout.group_sizes, slices)
+        rate = self.counted_interactions / (np.maximum(self.counted_devices, 1) * sizes)
+        statistics.popularity = rate.astype(np.float32)
+        statistics.energy = block_energy(layout, self.table)
+        if total.exposed.any():
+            hits, exposure = np.zeros(layout.num_blocks), np.zeros(layout.num_blocks)
+            hits[blocks] = total.hits / FIXED_POINT
+            exposure[blocks] = total.exposed * sizes[blocks]
+            statistics.add_signals(hits, exposure, scenario.controller.memory)

@@ -1,0 +1,37 @@
+"""What is too large for one message goes in several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from fl_peel import wire
+
+Item = TypeVar("Item")
+
+
+def batches(items: Iterable[Item], num_bytes: Callable[[Item], int], most_bytes: int) -> Iterator[list[Item]]:
+    """Items in their order, in batches of at most ``most_bytes``; one that is larger is a batch of its own."""
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        mine = num_bytes(item)
+        if batch and size + mine > most_bytes:
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += mine
+    if batch:
+        yield batch
+
+
+def packed_batches(
+    groups: Iterable[int], pack: Callable[[int], wire.Arrays], most_bytes: int
+) -> Iterator[dict[int, wire.Arrays]]:
+    """User groups' blocks, packed one group after the other while batches are sent, as payloads of messages."""
+    packed = ((group, pack(group)) for group in groups)
+    for batch in batches(packed, lambda one: sum(array.nbytes for array in one[1].values()), most_bytes):
+        yield {group: wire.packed_once(arrays) for group, arrays in batch}
+
+
+__all__ = ["batches", "packed_batches"]

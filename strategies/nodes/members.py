@@ -1,0 +1,37 @@
+"""Who takes part, and in which user group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.randomness import rng_for
+from fl_peel.scenario.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class Members:
+    """Who is where: devices (N,) ascending, their user groups (N,), and each group's largest budget (G,)."""
+
+    devices: NDArray[np.int64]
+    groups: NDArray[np.int32]
+    ceilings: NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+    def groups_of(self, devices: NDArray[np.int64]) -> NDArray[np.int32]:
+        """User groups of some of the devices (N,)."""
+        return np.asarray(self.groups[np.searchsorted(self.devices, devices)])
+
+
+NUM_TRACED = 6
+"""Devices whose budgets and kept blocks the report shows over rounds."""
+
+
+def some_devices(scenario: Scenario, members: Members, what: str, count: int) -> NDArray[np.int64]:
+    """A few devices, always the same for a seed."""
+    return np.sort(rng_for(scenario.seed, what).permutation(members.devices)[:count])
+
+
+__all__ = ["Members"]

@@ -1,0 +1,1 @@
+"""Other ways of fitting a budget, under one interface."""

@@ -1,0 +1,192 @@
+"""Other ways of fitting a budget, under one interface, and how all of them are measured.
+
+A rival gets what the server has after stage 1 (:class:`Material`) and the budgets to serve (:class:`Request`), and
+yields for each what the devices would hold: one or more :class:`Option`. Several options for one request are settled on
+validation, as every choice of every method is; the test is looked at for the chosen one. Ranking is that of PEEL
+itself: the same compiled loop, fp16 user embedding, tables as they are decoded from what is stored, items a device
+has interacted with are left out, and blocks that a device never needs take no room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.blocks.compression import StoredTable, stored_bytes
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.precision import dequantize, quantize
+from fl_peel.blocks.ranked import RankedBlocks, RowOrder
+from fl_peel.blocks.settings import Precision
+from fl_peel.data.interactions import Splits, UserItems
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.grouping.clusters import fit_user_embeddings
+from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
+from fl_peel.pretraining.settings import PretrainingConfig
+from fl_peel.pretraining.train import PretrainedEmbeddings, pretrain
+
+FloatArray = NDArray[np.float32]
+Split = Literal["validation", "test"]
+TOP_N = 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row of the comparison: a precision and a budget."""
+
+    precision: Precision
+    share: float
+    budget_bytes: int
+
+
+@dataclass(frozen=True)
+class Material:
+    """What there is after stage 1. users (U, d): every device's, those that gave no data fitted on the device."""
+
+    given: UserItems
+    has_data: NDArray[np.bool_]
+    splits: Splits
+    pretrained: PretrainedEmbeddings
+    config: PretrainingConfig
+    seed: int
+    device: str = "cpu"
+    cache_dir: str = ""
+    on_event: OnEvent = field(default=silent, repr=False)
+
+    @property
+    def num_items(self) -> int:
+        """Items, I."""
+        return self.splits.num_items
+
+    @cached_property
+    def users(self) -> FloatArray:
+        """Of the pretrained table."""
+        return self.complete(self.pretrained.users, self.pretrained.items)
+
+    @cached_property
+    def popularity(self) -> NDArray[np.int64]:
+        """Collected interactions per item, (I,)."""
+        return self.given.popularity(self.num_items)
+
+    @cached_property
+    def seen(self) -> UserItems:
+        """Train and validation items, left out of the test ranking."""
+        return self.splits.train.merged(self.splits.validation)
+
+    def complete(self, users: FloatArray, items: FloatArray) -> FloatArray:
+        """User embeddings (U, d) of a table (I, d): trained where data was collected, else fitted on the device."""
+        alone = np.flatnonzero(~self.has_data)
+        if not len(alone):
+            return users
+        whole = users.copy()
+        whole[alone] = fit_user_embeddings(items, self.splits.train.select(alone))
+        return whole
+
+    def of(self, devices: NDArray[np.int64]) -> Material:
+        """The same tables, and these devices (N,) alone; ``given`` and ``popularity`` are theirs alone, too."""
+        return replace(
+            self,
+            given=self.given.select(devices),
+            has_data=np.ones(len(devices), np.bool_),
+            splits=self.splits.of(devices),
+            pretrained=replace(self.pretrained, users=self.users[devices]),
+        )
+
+    def retrained(self, config: PretrainingConfig, what: str) -> PretrainedEmbeddings:
+        """Tables of another shape, trained in the same way on the same interactions; kept by content."""
+        key = pretraining_key(self.given, self.num_items, config, self.seed, self.device)
+        kept = read_tables(Path(self.cache_dir), key) if self.cache_dir else None
+        if kept is None:
+            kept = pretrain(self.given, self.num_items, config, seed=self.seed, device=self.device)
+            if self.cache_dir:
+                write_tables(Path(self.cache_dir), key, kept)
+        self.on_event(Event("rivals", 0, 1, what))
+        return kept
+
+
+@dataclass(frozen=True)
+class Option:
+    """What devices hold under one budget, decoded. seconds: spent for this budget alone, not shared with others.
+
+    cutoffs, stored: (U,); users: (U, d').
+    """
+
+    request: Request
+    ranked: RankedBlocks
+    users: FloatArray
+    stored: NDArray[np.int64]
+    validation_cutoffs: NDArray[np.int64]
+    test_cutoffs: NDArray[np.int64]
+    seconds: float
+    label: str = ""
+
+
+class Rival(Protocol):
+    """A way of fitting a budget."""
+
+    @property
+    def name(self) -> str:
+        """Its ``method`` in compare.json."""
+
+    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
+        """What devices hold, for each request that can be served at all; in any order."""
+
+
+def whole_table(
+    request: Request, stored: StoredTable, users: FloatArray, seconds: float, label: str = "", num_items: int = 0
+) -> Option:
+    """An option in which every device holds the same table."""
+    items, rows = stored.decoded()
+    num_items = max(num_items, int(items.max(initial=-1)) + 1, 1)
+    layout = BlockLayout(np.arange(num_items, dtype=np.int32), rows.shape[1], 1)
+    count = len(items)
+    ranked = RankedBlocks(
+        layout,
+        "fp32",
+        items.astype(np.int64),
+        np.ones(count, np.float32),
+        items,
+        np.ascontiguousarray(rows, np.float32),
+        np.arange(count, dtype=np.int32)[:, None],
+    )
+    everything = np.full(len(users), count, np.int64)
+    sizes = np.full(len(users), stored_bytes(stored), np.int64)
+    return Option(request, ranked, users, sizes, everything, everything, seconds, label)
+
+
+def decoded_blocks(layout: BlockLayout, precision: Precision, table: FloatArray) -> FloatArray:
+    """The table (I, d) as it comes back from storage as blocks of this layout and precision."""
+    pieces = table.reshape(-1, layout.slice_dim)
+    codes, scales = quantize(pieces, precision)
+    return dequantize(codes, scales, precision, layout.slice_dim).reshape(table.shape)
+
+
+def ranked_blocks(
+    layout: BlockLayout, precision: Precision, blocks: NDArray[np.int64], decoded: FloatArray
+) -> RankedBlocks:
+    """Ranked blocks (K,) over an already decoded table (I, d)."""
+    order = RowOrder.of(layout, blocks)
+    table = np.zeros((len(order.items), layout.num_slices, layout.slice_dim), np.float32)
+    pieces = decoded.reshape(layout.num_items, layout.num_slices, layout.slice_dim)
+    table[order.rows, order.slices] = pieces[order.items[order.rows], order.slices]
+    weights = np.arange(len(blocks), 0, -1).astype(np.float32)
+    rows = table.reshape(len(order.items), layout.embedding_dim)
+    return RankedBlocks(layout, precision, blocks, weights, order.items, rows, order.position)
+
+
+def block_option(request: Request, ranked: RankedBlocks, material: Material, seconds: float, label: str = "") -> Option:
+    """An option of ranked blocks, of which each device keeps the prefix that fits it."""
+    budgets = np.full(material.splits.num_users, request.budget_bytes, np.int64)
+    validation, stored_before, _ = ranked.serving_cutoffs(budgets, material.splits.train)
+    test, stored, _ = ranked.serving_cutoffs(budgets, material.seen)
+    return Option(request, ranked, material.users, np.maximum(stored, stored_before), validation, test, seconds, label)
+
+
+def distinct(values: Iterable[int]) -> list[int]:
+    """Sorted, without zeros and repeats."""
+    return sorted({value for value in values if value > 0})

@@ -1,0 +1,68 @@
+"""How sums meet: the server's half of a channel.
+
+A channel brings what devices say to the server as one round's sums, whatever is said. ``clear``: nodes add up, the
+server reads; ``masked``: secure aggregation, the server reads sums alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from flwr.app import RecordDict
+from numpy.typing import NDArray
+
+from fl_peel.wire import RoundReply, RoundRequest
+from strategies.rounds.federation import Federation
+from strategies.rounds.record import SecureRecord, SentRound
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class OpenedSum:
+    """Of a user group: devices that announced keys, and those that the sum is over."""
+
+    announced: int
+    survivors: int
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Devices, ascending: those that are asked, and of these the ones that may be asked for what they have to say."""
+
+    asked: IntArray
+    ready: IntArray
+
+
+class Channel(ABC):
+    """Of one refinement, round after round: begin, message for every node, collect.
+
+    kind: of its messages; records: one a round, where the channel keeps any; opened: the last round's sums by user
+    group, where the channel opens them.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, federation: Federation) -> None:
+        self.federation = federation
+        self.records: list[SecureRecord] = []
+        self.opened: Mapping[int, OpenedSum] = {}
+
+    @abstractmethod
+    def begin(self, server_round: int, cohort: IntArray) -> Begun:
+        """A round begins for the devices of a cohort (N,), ascending."""
+
+    @abstractmethod
+    def message(self, request: RoundRequest) -> RoundRequest:
+        """What a node is sent for a request, as :attr:`kind`."""
+
+    @abstractmethod
+    def collect(self, sent: SentRound, replies: Iterable[RecordDict]) -> Iterable[RoundReply]:
+        """The round's sums, from what nodes replied; in any order, and in as many parts as the channel likes."""
+
+
+__all__ = ["Begun", "Channel", "OpenedSum"]

@@ -1,0 +1,55 @@
+"""Which channel and contents a scenario has on the server: the one place where its keys are asked."""
+
+from __future__ import annotations
+
+from fl_peel.errors import FieldError, ScenarioError
+from fl_peel.exchange.settings import SERVER_CONTENTS
+from fl_peel.privacy.plan import Plan
+from fl_peel.scenario.scenario import Scenario
+from strategies.rounds.bucketed import BucketedServerContents
+from strategies.rounds.channel import Channel
+from strategies.rounds.clear import ClearChannel
+from strategies.rounds.contents import ServerContents
+from strategies.rounds.federation import Federation
+from strategies.rounds.masked import MaskedChannel
+from strategies.rounds.noised import NoisedServerContents
+from strategies.rounds.open import OpenServerContents
+
+
+def channel_of(federation: Federation) -> Channel:
+    """How sums meet."""
+    return (MaskedChannel if federation.scenario.secure_aggregation.enabled else ClearChannel)(federation)
+
+
+def contents_kind(scenario: Scenario) -> type[ServerContents]:
+    """The kind that the scenario names or, where the named contents have no server half, that its other keys ask for.
+
+    Raises:
+        ScenarioError: what is registered is none, or does not keep the privacy that the scenario asks for.
+    """
+    name = scenario.refinement.contents
+    if name is not None and name in SERVER_CONTENTS.added():
+        try:
+            found = SERVER_CONTENTS.get(name)
+        except FieldError as error:
+            raise ScenarioError(f"refinement.contents: {error}") from None
+        if not (isinstance(found, type) and issubclass(found, ServerContents)):
+            raise ScenarioError(f"refinement.contents: {name!r} is no ServerContents; subclass it")
+        if scenario.privacy.sums_only and not issubclass(found, NoisedServerContents):
+            raise ScenarioError(
+                f"refinement.contents: {name!r} is not held to what privacy.* releases; subclass "
+                "NoisedServerContents, or leave privacy.mechanism and privacy.rows as they are"
+            )
+        kind: type[ServerContents] = found
+        return kind
+    if scenario.privacy.sums_only:
+        return NoisedServerContents
+    return BucketedServerContents if scenario.refinement.aggregation.robust.in_buckets else OpenServerContents
+
+
+def contents_of(federation: Federation, plan: Plan | None) -> ServerContents:
+    """What is made of the sums. plan: of the noise, None where no mechanism is named."""
+    return contents_kind(federation.scenario)(federation, plan)
+
+
+__all__ = ["channel_of", "contents_kind", "contents_of"]

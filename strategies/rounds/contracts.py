@@ -1,0 +1,134 @@
+"""The contract suite of server contents, to be subclassed in your own tests.
+
+::
+
+    from strategies.rounds.contracts import ServerContentsContract
+    from my_package import SignOfMean
+
+    class TestSignOfMean(ServerContentsContract):
+        contents = SignOfMean
+
+pytest runs the inherited ``test_`` methods; nothing but pytest (or any runner that finds such methods) is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import numpy as np
+
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.ranked import RowOrder
+from fl_peel.exchange.open_sums import sparse
+from fl_peel.kernels import FIXED_POINT
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.weighting.statistics import BlockStatistics
+from fl_peel.wire import Arrays, Setting
+from strategies.groups.optimizer import ServerOptimizer
+from strategies.groups.state import UserGroupState
+from strategies.nodes.members import Members
+from strategies.rounds.contents import ServerContents
+from strategies.rounds.federation import Federation
+from strategies.rounds.record import SentRound
+
+NUM_ITEMS, DIM, SLICES, GROUPS = 6, 4, 2, 2
+
+
+class ServerContentsContract:
+    """Subclass it and set ``contents``, for device contents that say everything in the open; ``keys``: of a scenario
+    that they are for. Others override :meth:`said`, what nodes say of a user group.
+    """
+
+    contents: ClassVar[type[ServerContents]]
+    keys: ClassVar[dict[str, object]] = {}
+
+    def said(self, seed: int, blocks: int) -> Arrays:
+        """One node's sums: open ones, of two devices that changed some rows."""
+        rng = np.random.default_rng(seed)
+        rows = RowOrder.of(self.layout, np.arange(blocks)).items
+        shape = (len(rows), DIM)
+        touched = rng.integers(0, 3, (len(rows), SLICES))
+        moved = rng.normal(0, 0.1, shape) * np.repeat(touched > 0, DIM // SLICES, axis=1)
+        values = {
+            "sums": np.rint(moved * FIXED_POINT).astype(np.int64),
+            "touched": touched,
+            "row_loss": rng.integers(0, int(FIXED_POINT), len(rows)),
+            "row_examples": touched.max(axis=1),
+            "holders": np.full(blocks, 2),
+            "hits": rng.integers(0, int(FIXED_POINT), blocks),
+            "shown": rng.integers(0, int(FIXED_POINT), blocks),
+            "exposed": np.full(blocks, 2),
+        }
+        return sparse({name: np.asarray(array, np.int64) for name, array in values.items()})
+
+    layout = BlockLayout(np.arange(NUM_ITEMS, dtype=np.int32), DIM, SLICES)
+
+    def federation(self) -> Federation:
+        """Two user groups without nodes."""
+        keys = {"name": "contract", "data": {"path": "interactions.csv"}, **self.keys}
+        scenario = Scenario.model_validate(keys)
+        rng = np.random.default_rng(0)
+        states = []
+        for _ in range(GROUPS):
+            shares = rng.random((5, self.layout.num_blocks)).astype(np.float32)
+            optimizer = ServerOptimizer(scenario.refinement.aggregation.optimizer, 1.0)
+            table = rng.normal(size=(NUM_ITEMS, DIM)).astype(np.float32)
+            counted = np.ones(self.layout.num_blocks)
+            states.append(
+                UserGroupState(
+                    table,
+                    BlockStatistics(shares[0], shares[1], shares[2], shares[3], shares[4]),
+                    optimizer,
+                    counted.copy(),
+                    counted.copy(),
+                )
+            )
+        groups = np.array([0, 0, 1, 1], np.int32)
+        members = Members(np.arange(4), groups, np.full(GROUPS, 10_000, np.int64), ("phone",))
+        setting = Setting(scenario.to_json(), "", "")
+        return Federation(scenario, setting, self.layout, states, members, cast(Any, None), 1.0)
+
+    def after(self, parts: Sequence[Arrays]) -> Federation:
+        """The federation after a round in which the first user group's nodes said these parts."""
+        federation = self.federation()
+        contents = self.contents(federation, None)
+        blocks = np.arange(self.layout.num_blocks)
+        sent = SentRound(1, True, 4, np.array([2, 2]), {0: blocks, 1: blocks})
+        contents.take(sent, {0: list(parts)}, {})
+        return federation
+
+    def test_nodes_do_not_matter(self) -> None:
+        """The parts in any order, the same tables to the last bit."""
+        parts = [self.said(seed, self.layout.num_blocks) for seed in range(3)]
+        one, other = self.after(parts), self.after(parts[::-1])
+        for mine, theirs in zip(one.states, other.states, strict=True):
+            assert np.array_equal(mine.table, theirs.table), "the order of replies changed a table"
+            for name, array in vars(mine.statistics).items():
+                assert np.array_equal(array, getattr(theirs.statistics, name)), f"the order of replies changed {name}"
+
+    def test_tables_stay_finite_and_in_shape(self) -> None:
+        """After a round like any other."""
+        for state in self.after([self.said(seed, self.layout.num_blocks) for seed in range(3)]).states:
+            assert state.table.shape == (NUM_ITEMS, DIM), f"a table of shape {state.table.shape}"
+            assert state.table.dtype == np.float32, f"a table of {state.table.dtype}"
+            assert np.isfinite(state.table).all(), "a table is no longer finite"
+
+    def test_what_nobody_spoke_of_stays(self) -> None:
+        """The second user group has no sums."""
+        before, after = self.federation(), self.after([self.said(0, self.layout.num_blocks)])
+        assert np.array_equal(before.states[1].table, after.states[1].table), "a user group without sums changed"
+
+    def test_a_round_of_nobody_is_no_mistake(self) -> None:
+        """No sums at all."""
+        federation = self.federation()
+        sent = SentRound(1, True, 0, np.zeros(GROUPS, np.int64), {})
+        self.contents(federation, None).take(sent, {}, {})
+
+    def test_groups_that_are_asked_are_sent_something(self) -> None:
+        """Every user group with a device that is asked is among those whose blocks are ranked."""
+        contents = self.contents(self.federation(), None)
+        assert set(contents.groups(np.array([1, 1, 0], np.int32))) >= {0, 1}
+
+
+__all__ = ["ServerContentsContract"]

@@ -1,0 +1,46 @@
+"""Whom a strategy works with, and what it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fl_peel import wire
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.scenario.scenario import Scenario
+from strategies.groups.state import UserGroupState
+from strategies.nodes.members import Members
+from strategies.nodes.nodes import Nodes
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Federation:
+    """One refinement's parties. states: (G) user groups, which rounds change; temperature: of the local loss, where the
+    scenario gives none.
+    """
+
+    scenario: Scenario
+    setting: wire.Setting
+    layout: BlockLayout
+    states: list[UserGroupState]
+    members: Members
+    nodes: Nodes
+    temperature: float
+
+    @property
+    def num_classes(self) -> int:
+        """Device classes, C."""
+        return len(self.members.class_names)
+
+
+def for_groups(work: Callable[[int], Result], groups: Iterable[int]) -> list[Result]:
+    """Do work for each user group, two at a time: nodes wait meanwhile, and compiled loops run side by side."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return list(pool.map(work, groups))
+
+
+__all__ = ["Federation", "for_groups"]

@@ -1,0 +1,279 @@
+"""The server's side of secure aggregation: it brings devices together, adds up what it cannot read, opens the sum.
+
+A round takes four exchanges with every node: keys, sealed shares, masked vectors, opened shares. A node that does not
+answer one of them has dropped out with all of its devices. A user group too few devices of which last out is void: its
+table stays as it is, and the report says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+from flwr.app import RecordDict
+
+from fl_peel import wire
+from fl_peel.blocks.ranked import RowOrder
+from fl_peel.errors import SecureAggregationError
+from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts, RoundTotals
+from fl_peel.exchange.open_sums import sparse
+from fl_peel.exchange.release import layout_of
+from fl_peel.exchange.statistics import GroupShape
+from fl_peel.secure.keys import Occasion
+from fl_peel.secure.masks import Words
+from fl_peel.secure.plan import DeviceBytes
+from fl_peel.secure.unmask import Masked, added, unmask
+from fl_peel.secure.vector import CHECK, Values, VectorLayout
+from strategies.nodes.nodes import failure, raise_or_log
+from strategies.rounds.channel import Begun, Channel, OpenedSum
+from strategies.rounds.federation import Federation
+from strategies.rounds.masked_group import AnnouncedKeys, BoolArray, IntArray, SecureGroup, drawn_devices
+from strategies.rounds.record import SecureRecord, SentRound
+
+logger = logging.getLogger("fl_peel")
+Reply = TypeVar("Reply")
+
+
+class MaskedChannel(Channel):
+    """Secure aggregation. ``records``: one a round; ``opened``: the last round's sums by user group."""
+
+    kind = wire.SECURE_ROUND
+
+    def __init__(self, federation: Federation) -> None:
+        super().__init__(federation)
+        self._scenario, self._setting, self._nodes = federation.scenario, federation.setting, federation.nodes
+        self._groups: dict[int, SecureGroup] = {}
+        self._clock = ClockCounts.zeros(federation.num_classes)
+
+    def begin(self, server_round: int, cohort: IntArray) -> Begun:
+        """Stages 1 and 2: of the devices that are drawn, those that shared their secrets may be asked for vectors."""
+        asked = drawn_devices(self._scenario, server_round, cohort, self.federation.members.groups_of(cohort))
+        record = SecureRecord(server_round)
+        self.records.append(record)
+        self._announce(record, asked)
+
+        def shares(partition: int) -> wire.SecureSharesRequest | None:
+            groups = {
+                group: one.directory(here)
+                for group, one in self._groups.items()
+                if (here := self._hosted(one, partition)).any()
+            }
+            return wire.SecureSharesRequest(self._setting, server_round, groups) if groups else None
+
+        shared = self._ask(wire.SECURE_SHARES, wire.SecureSharesReply, shares)
+        record.device_s += sum(reply.protocol_s for reply in shared)
+        for group, one in self._groups.items():
+            self._groups[group] = one.with_shares(reply.groups[group] for reply in shared if group in reply.groups)
+        ready = [one.devices[one.shared] for one in self._groups.values()]
+        return Begun(asked, np.sort(np.concatenate(ready)) if ready else asked[:0])
+
+    def _announce(self, record: SecureRecord, devices: IntArray) -> None:
+        """Stage 1: devices that are reached announce their keys; user groups with too few of them sit out."""
+
+        def keys(partition: int) -> wire.SecureKeysRequest | None:
+            mine = devices[devices % len(self._nodes.ids) == partition]
+            return wire.SecureKeysRequest(self._setting, record.server_round, mine) if len(mine) else None
+
+        replies = self._ask(wire.SECURE_KEYS, wire.SecureKeysReply, keys)
+        record.device_s += sum(reply.protocol_s for reply in replies)
+        self._clock = ClockCounts.zeros(self.federation.num_classes)
+        for reply in replies:
+            self._clock += reply.clock
+        self._groups = {}
+        start = time.perf_counter()
+        for group, found in _by_group(replies).items():
+            if len(found.devices) < self._scenario.secure_aggregation.min_devices:
+                record.sat_out_groups += 1
+                continue
+            self._groups[group] = SecureGroup.of(self._scenario, record.server_round, group, found)
+            record.announced += len(found.devices)
+        record.groups = len(self._groups)
+        record.server_s += time.perf_counter() - start
+
+    def message(self, request: wire.RoundRequest) -> wire.SecureRoundRequest:
+        """Stage 3: a round's request with what the devices' neighbours sealed for them; of single devices nothing."""
+        secure = {}
+        for group in request.groups:
+            one = self._groups[group]
+            secure[group] = one.inbox(one.shared & np.isin(one.devices, request.devices))
+        fields = {name: getattr(request, name) for name in request.__dataclass_fields__}
+        return wire.SecureRoundRequest(**(fields | {"traced": request.traced[:0]}), secure=secure)
+
+    def collect(self, sent: SentRound, replies: Iterable[RecordDict]) -> Iterable[wire.RoundReply]:
+        """Stage 4: the sums, as if one node had hosted all devices."""
+        record = self.records[-1]
+        counts = replace(RoundCounts.nothing(self.federation.num_classes), clock=self._clock)
+        vectors: dict[int, list[Words]] = {group: [] for group in self._groups}
+        survived = {group: np.zeros(len(one.devices), np.bool_) for group, one in self._groups.items()}
+        for content in replies:
+            reply = wire.unpack(wire.SecureRoundReply, content)
+            record.device_s += reply.protocol_s
+            counts = replace(
+                counts,
+                classes=counts.classes + reply.classes,
+                clock=counts.clock + reply.clock,
+                slowest_us=max(counts.slowest_us, reply.slowest_us),
+            )
+            for group, masked in reply.groups.items():
+                survived[group][np.searchsorted(self._groups[group].devices, masked.devices)] = True
+                vectors[group].append(Words(masked.narrow, masked.wide))
+        whole = {
+            group: one
+            for group, one in self._groups.items()
+            if not self._void(record, group, one.why_void(survived[group]))
+        }
+        replied = self._opened(record, whole, survived)
+        arrays: dict[int, wire.Arrays] = {}
+        opened: dict[int, OpenedSum] = {}
+        start = time.perf_counter()
+        for group, one in self._groups.items():
+            layout = self._vector_layout(one, sent)
+            self._count(record, one, survived[group], layout)
+            if group not in whole:
+                continue
+            contents = [reply.groups[group] for reply in replied if group in reply.groups]
+            answered = np.isin(one.devices, np.concatenate([content.devices for content in contents]))
+            if self._void(record, group, one.why_void(survived[group], answered)):
+                record.void_devices += int(survived[group].sum())
+                continue
+            total = added(vectors[group])
+            if self._scenario.secure_aggregation.masked:
+                total = _unmasked(one, sent.server_round, total, survived[group], contents)
+            values = layout.values(total)
+            if values.pop(CHECK).tolist() != [survived[group].sum()]:
+                raise SecureAggregationError(
+                    f"secure aggregation, round {sent.server_round}, user group {group}: masks are left in the sum; "
+                    "a device masked its vector with other keys than it announced"
+                )
+            record.devices += int(survived[group].sum())
+            record.recovered += int((one.shared & ~survived[group]).sum())
+            counts = _with_counters(counts, values)
+            arrays[group] = sparse(values)
+            opened[group] = OpenedSum(len(one.devices), int(survived[group].sum()))
+        self.opened = opened
+        record.server_s += time.perf_counter() - start
+        yield wire.RoundReply(arrays, counts)
+
+    def _opened(
+        self, record: SecureRecord, whole: dict[int, SecureGroup], survived: dict[int, BoolArray]
+    ) -> list[wire.SecureUnmaskReply]:
+        """Ask the survivors of the groups that are not void for shares; everybody forgets the round."""
+
+        def questions(partition: int) -> wire.SecureUnmaskRequest | None:
+            if not any(self._hosted(one, partition).any() for one in self._groups.values()):
+                return None
+            groups = {
+                group: one.questions(here, survived[group])
+                for group, one in whole.items()
+                if (here := self._hosted(one, partition) & survived[group]).any()
+            }
+            return wire.SecureUnmaskRequest(self._setting, record.server_round, groups)
+
+        replies = self._ask(wire.SECURE_UNMASK, wire.SecureUnmaskReply, questions)
+        record.device_s += sum(reply.protocol_s for reply in replies)
+        return replies
+
+    def _void(self, record: SecureRecord, group: int, why: str | None) -> bool:
+        if why is not None:
+            record.void_groups += 1
+            record.why_void[group] = why
+            logger.warning("round %d, user group %d is void: %s", record.server_round, group, why)
+        return why is not None
+
+    def _count(self, record: SecureRecord, one: SecureGroup, survived: BoolArray, layout: VectorLayout) -> None:
+        record.dropped += len(survived) - int(survived.sum())
+        if one.group in record.why_void:
+            record.void_devices += int(survived.sum())
+        moved = DeviceBytes.of(one.neighbours.shape[1], layout.num_bytes)
+        shared = int(one.shared.sum())
+        record.shared += shared
+        record.vector_bytes += shared * moved.vector
+        record.download_bytes += shared * moved.download
+        record.upload_bytes += shared * moved.upload
+
+    def _vector_layout(self, one: SecureGroup, sent: SentRound) -> VectorLayout:
+        layout = self.federation.layout
+        blocks = sent.blocks.get(one.group, np.zeros(0, np.int64))
+        rows = len(RowOrder.of(layout, blocks).items)
+        return layout_of(
+            self._scenario,
+            num_devices=len(one.devices),
+            group=GroupShape(rows, layout.num_slices, layout.embedding_dim, len(blocks)),
+            num_classes=self.federation.num_classes,
+            signals=sent.signals,
+        )
+
+    def _hosted(self, one: SecureGroup, partition: int) -> BoolArray:
+        """Which of a group's devices (M,) the node of a partition hosts."""
+        return np.asarray(one.devices % len(self._nodes.ids) == partition)
+
+    def _ask(self, kind: str, reply_type: type[Reply], content: Callable[[int], object | None]) -> list[Reply]:
+        """Ask nodes; those that fail or are silent have dropped out.
+
+        Raises:
+            ScenarioError, SecureAggregationError: a node names a mistake, or its devices refuse.
+        """
+        messages = list(self._nodes.messages(kind, content))
+        replies = list(self._nodes.grid.send_and_receive(messages, timeout=self._nodes.timeout_s)) if messages else []
+        good = []
+        for message in sorted(replies, key=self._nodes.partition):
+            if message.has_error():
+                raise_or_log(failure(message, f"node {self._nodes.partition(message)} ({kind})"))
+            else:
+                good.append(wire.unpack(reply_type, message.content))
+        if len(replies) < len(messages):
+            logger.warning(
+                "%d of %d nodes did not answer %s in time", len(messages) - len(replies), len(messages), kind
+            )
+        return good
+
+
+def _with_counters(counts: RoundCounts, values: Values) -> RoundCounts:
+    """With the counters that were words of a user group's vectors, which are taken out of its values."""
+    if "classes" not in values:
+        return counts
+    return replace(
+        counts,
+        classes=counts.classes + ClassCounts.unstacked(values.pop("classes")),
+        clock=counts.clock + ClockCounts.unstacked(values.pop("clock")),
+        totals=counts.totals + RoundTotals.unstacked(values.pop("totals")),
+    )
+
+
+def _by_group(replies: list[wire.SecureKeysReply]) -> dict[int, AnnouncedKeys]:
+    """Announced keys of each user group, devices ascending."""
+    if not replies:
+        return {}
+    devices = np.concatenate([reply.devices for reply in replies])
+    order = np.argsort(devices, kind="stable")
+    channel, mask, groups = (
+        np.concatenate([getattr(reply, name) for reply in replies])[order]
+        for name in ("channel_keys", "mask_keys", "groups")
+    )
+    return {
+        group: AnnouncedKeys(devices[order][groups == group], channel[groups == group], mask[groups == group])
+        for group in np.unique(groups).tolist()
+    }
+
+
+def _unmasked(
+    one: SecureGroup, server_round: int, total: Words, survived: BoolArray, replies: list[wire.OpenedShares]
+) -> Words:
+    own, keys = one.shares(replies, survived)
+    gone = np.flatnonzero(one.shared & ~survived)
+    masked = Masked(
+        Occasion(server_round, one.group),
+        total,
+        tuple(one.devices[survived].tolist()),
+        {int(one.devices[i]): tuple(one.devices[j] for j in one.neighbours[i].tolist() if survived[j]) for i in gone},
+        {int(device): key.tobytes() for device, key in zip(one.devices, one.mask_keys, strict=True)},
+        one.needed,
+    )
+    return unmask(masked, own, keys)
+
+
+__all__ = ["MaskedChannel", "Values"]

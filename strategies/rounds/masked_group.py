@@ -1,0 +1,140 @@
+"""What the server knows of one user group in a round of secure aggregation: public keys, sealed shares, who is left."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.randomness import device_uniforms, rng_for
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.secure.graph import neighbour_graph
+from fl_peel.secure.plan import needed_of
+from fl_peel.wire import Directory, Inbox, OpenedShares, Questions, SealedShares
+
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+
+
+def drawn_devices(scenario: Scenario, server_round: int, devices: IntArray, groups: NDArray[np.int32]) -> IntArray:
+    """Of the round's cohort (N,), the ``devices_per_group`` devices of each user group that go through the protocol.
+
+    As in :mod:`strategies.rounds.sampling`, the smallest of numbers that the devices draw: on any nodes the same.
+    """
+    most = scenario.secure_aggregation.devices_per_group
+    if most is None:
+        return devices
+    draws = device_uniforms(scenario.seed, "secure-cohort", server_round, devices=devices)
+    order = np.lexsort((devices, draws, groups))
+    starts = np.searchsorted(groups[order], groups[order])  # place of each group's first device
+    return np.sort(devices[order[np.arange(len(order)) - starts < most]])
+
+
+@dataclass(frozen=True)
+class AnnouncedKeys:
+    """Of a user group: devices (M,), ascending, channel_keys and mask_keys (M, 32)."""
+
+    devices: IntArray
+    channel_keys: NDArray[np.uint8]
+    mask_keys: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SecureGroup:
+    """Devices (M,) of a user group, ascending, with their public keys (M, 32) and neighbours (M, k), as places.
+
+    shared: (M,) devices whose shares came; sealed: (M, k, SEALED_BYTES), of which [i, a] is for the neighbour [i, a].
+    """
+
+    group: int
+    devices: IntArray
+    channel_keys: NDArray[np.uint8]
+    mask_keys: NDArray[np.uint8]
+    neighbours: IntArray
+    needed: int
+    quorum: int
+    shared: BoolArray
+    sealed: NDArray[np.uint8]
+
+    @staticmethod
+    def of(scenario: Scenario, server_round: int, group: int, keys: AnnouncedKeys) -> SecureGroup:
+        """Draw the neighbours of a group's devices."""
+        devices = keys.devices
+        rng = rng_for(scenario.seed, "secure-graph", server_round, group)
+        neighbours = neighbour_graph(len(devices), scenario.secure_aggregation.neighbours, rng)
+        needed, quorum = needed_of(scenario, len(devices))
+        nothing = np.zeros((*neighbours.shape, 0), np.uint8)
+        channel, mask = keys.channel_keys, keys.mask_keys
+        return SecureGroup(
+            group, devices, channel, mask, neighbours, needed, quorum, np.zeros(len(devices), np.bool_), nothing
+        )
+
+    def with_shares(self, replies: Iterable[SealedShares]) -> SecureGroup:
+        """With the sealed shares that came. A device with too few neighbours among those is left out, as are others
+        for want of it.
+        """
+        shared = self.shared.copy()
+        sealed = self.sealed
+        for reply in replies:
+            here = np.searchsorted(self.devices, reply.devices)
+            if not shared.any():
+                sealed = np.zeros((*self.neighbours.shape, reply.sealed.shape[2]), np.uint8)
+            shared[here] = True
+            sealed[here] = reply.sealed
+        while True:
+            lonely = shared & (shared[self.neighbours].sum(axis=1) < self.needed)
+            if not lonely.any():
+                break
+            shared &= ~lonely
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return SecureGroup(**(fields | {"shared": shared, "sealed": sealed}))
+
+    def directory(self, here: BoolArray) -> Directory:
+        """Stage 2 for the devices ``here`` (M,): who they are, who everybody is, who their neighbours are."""
+        return Directory(self.devices[here], self.neighbours[here], self.devices, self.channel_keys, self.mask_keys)
+
+    def inbox(self, here: BoolArray) -> Inbox:
+        """Stage 3 for the devices ``here`` (M,): which neighbours shared their secrets, what these sealed for them."""
+        places = np.flatnonzero(here)
+        mine = self.neighbours[places]  # (N, k)
+        # neighbours are ascending, so that the place of i among those of j is the number of smaller ones
+        slots = (self.neighbours[mine] < places[:, None, None]).sum(axis=2)  # (N, k)
+        return Inbox(self.devices[places], self.shared[mine], self.sealed[mine, slots])
+
+    def questions(self, here: BoolArray, survived: BoolArray) -> Questions:
+        """Stage 4 for the devices ``here`` (M,): which of their neighbours survived (N, k), which are gone (N, k)."""
+        mine = self.neighbours[here]
+        return Questions(self.devices[here], survived[mine], self.shared[mine] & ~survived[mine])
+
+    def why_void(self, survived: BoolArray, answered: BoolArray | None = None) -> str | None:
+        """Why the sum over ``survived`` (M,) cannot be had, if so; answered: those that open shares, once known."""
+        if survived.sum() < self.quorum:
+            return f"{int(survived.sum())} of {len(self.devices)} devices sent their vector, {self.quorum} must"
+        wanted = self.shared & (survived | survived[self.neighbours].any(axis=1))
+        opening = survived if answered is None else answered
+        left = opening[self.neighbours].sum(axis=1)
+        fewest = int(left[wanted].min())
+        # a device opens nothing unless enough of its neighbours survived
+        if fewest < self.needed:
+            return f"a device has {fewest} neighbours left to open what it shared, {self.needed} must"
+        return None
+
+    def shares(self, replies: Iterable[OpenedShares], survived: BoolArray) -> tuple[dict[int, dict[int, bytes]], ...]:
+        """Opened shares by device and number: of the own masks of survivors, of the mask keys of the others."""
+        own: dict[int, dict[int, bytes]] = defaultdict(dict)
+        keys: dict[int, dict[int, bytes]] = defaultdict(dict)
+        for reply in replies:
+            for device, index, shares in zip(reply.devices, reply.index, reply.shares, strict=True):
+                for other, number, share in zip(
+                    self.neighbours[np.searchsorted(self.devices, device)], index.tolist(), shares, strict=True
+                ):
+                    if number:
+                        kind = own if survived[other] else keys
+                        kind[int(self.devices[other])][number] = share.tobytes()
+        return own, keys
+
+
+__all__ = ["AnnouncedKeys", "SecureGroup", "drawn_devices"]

@@ -1,0 +1,51 @@
+"""Open contents: block-wise means of what devices changed, and the blocks' statistics from what they counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.blocks.ranked import RowOrder
+from fl_peel.wire import Arrays
+from strategies.groups.aggregation import BlockSums, apply_mean
+from strategies.groups.state import UserGroupState
+from strategies.rounds.channel import OpenedSum
+from strategies.rounds.contents import ServerContents
+from strategies.rounds.federation import for_groups
+from strategies.rounds.record import SentRound
+
+
+class OpenServerContents(ServerContents):
+    """Every user group by itself: sums, then its table, then its statistics.
+
+    An aggregation rule of one's own overrides :meth:`apply`.
+    """
+
+    def take(self, sent: SentRound, sums: Mapping[int, Sequence[Arrays]], opened: Mapping[int, OpenedSum]) -> None:
+        """Change the table and statistics of each user group that somebody said something of."""
+        for_groups(lambda group: self.take_group(group, sent.blocks[group], sums[group]), sums)
+
+    def take_group(self, group: int, blocks: NDArray[np.int64], parts: Sequence[Arrays]) -> None:
+        """One user group. blocks: (K,) as they were ranked when sent; parts: sums that add up."""
+        state, layout = self.federation.states[group], self.federation.layout
+        order = RowOrder.of(layout, blocks)
+        total = self.empty(order, blocks)
+        for part in parts:
+            total.add(part)
+        self.apply(state, order, total)
+        state.take_statistics(layout, blocks, order, total, self.federation.scenario)
+
+    def empty(self, order: RowOrder, blocks: NDArray[np.int64]) -> BlockSums:
+        """Sums over nobody."""
+        layout = self.federation.layout
+        return BlockSums.zeros(len(order.items), layout.num_slices, layout.embedding_dim, len(blocks))
+
+    def apply(self, state: UserGroupState, order: RowOrder, total: BlockSums) -> None:
+        """Change the table by the mean update. order: of the table's rows (R,); total: sums over the devices."""
+        denominator = self.federation.scenario.refinement.aggregation.denominator
+        apply_mean(state.table, order.items, total, order.position, denominator, state.optimizer)
+
+
+__all__ = ["OpenServerContents"]

@@ -1,0 +1,75 @@
+"""What a round was, on the server: whom it asked, and what it did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.exchange.counters import ClassCounts, ClockCounts, Traces
+
+
+@dataclass
+class SentRound:
+    """What the server asked for. asked: devices; group_sizes: (G,) of them in each user group; signals: whether
+    validation signals are wanted; blocks: ranked blocks (K,) that each user group was sent.
+    """
+
+    server_round: int
+    signals: bool
+    asked: int
+    group_sizes: NDArray[np.int64]
+    blocks: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What one round did; bytes are summed over its devices. loss, recall, ndcg: means, None where nobody told.
+
+    classes, clock: (C,) per device class; virtual_seconds: on the fleet's clock.
+    """
+
+    server_round: int
+    devices: int
+    failures: int
+    seconds: float
+    download_bytes: int
+    upload_bytes: int
+    message_bytes: int
+    loss: float | None
+    recall: float | None
+    ndcg: float | None
+    controller_loss: float | None
+    classes: ClassCounts
+    clock: ClockCounts
+    virtual_seconds: float
+    traces: Traces = field(repr=False)
+
+
+@dataclass
+class SecureRecord:
+    """What the protocol did in a round. Devices: that announced keys in groups that did not sit out; that are in a sum;
+    that dropped out; that dropped out after they had shared their secrets, and whose masks were recovered; that sent
+    their vector in vain, in a group that is void. Bytes are sums over the devices that shared their secrets.
+    """
+
+    server_round: int
+    groups: int = 0
+    sat_out_groups: int = 0
+    void_groups: int = 0
+    announced: int = 0
+    devices: int = 0
+    dropped: int = 0
+    recovered: int = 0
+    void_devices: int = 0
+    shared: int = 0
+    vector_bytes: int = 0
+    download_bytes: int = 0
+    upload_bytes: int = 0
+    device_s: float = 0.0
+    server_s: float = 0.0
+    why_void: dict[int, str] = field(default_factory=dict)
+
+
+__all__ = ["RoundRecord", "SecureRecord", "SentRound"]

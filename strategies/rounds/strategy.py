@@ -1,0 +1,228 @@
+"""PeelStrategy: the server's side of stage 2, on Flower's Message API.
+
+PEEL (arXiv 2306.10532), section III-C. In each round every user group's ranked blocks go to the nodes that host
+sampled devices of that group; what comes back are sums, which become a new group table (block-wise aggregation) and a
+step of the controller (outer level). Flower's own loop, ``Strategy.start``, drives the rounds.
+
+How sums meet is the channel's (:mod:`strategies.rounds.channel`), what they are and become the contents'
+(:mod:`strategies.rounds.contents`); both are chosen once, in :mod:`strategies.rounds.choice`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
+
+from fl_peel import wire
+from fl_peel.blocks.ranked import pack_ranking
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.exchange.counters import RoundCounts
+from fl_peel.exchange.release import wants_signals
+from fl_peel.ranking.top import SUM_SCALE
+from fl_peel.weighting.controller import Controller
+from fl_peel.weighting.selectors import block_weights
+from strategies.nodes.batches import batches
+from strategies.nodes.nodes import failure, raise_or_log
+from strategies.rounds.channel import Channel
+from strategies.rounds.contents import ServerContents
+from strategies.rounds.federation import Federation, for_groups
+from strategies.rounds.record import RoundRecord, SentRound
+from strategies.rounds.sampling import sample_cohort
+
+logger = logging.getLogger("fl_peel")
+MESSAGE_BYTES = 16 << 20
+"""Of blocks, in one message to a node. A node gets at most about ten messages a second, so not too few."""
+
+
+class PeelStrategy(Strategy):
+    """Per-group rounds: send ranked blocks, add up what devices say, aggregate, step the controller.
+
+    rounds: what each did. traced: devices whose budgets and kept blocks the report shows (simulation only).
+    """
+
+    def __init__(
+        self,
+        federation: Federation,
+        channel: Channel,
+        contents: ServerContents,
+        *,
+        traced: NDArray[np.int64],
+        on_event: OnEvent = silent,
+    ) -> None:
+        self.federation = federation
+        self.scenario, self.setting, self.layout = federation.scenario, federation.setting, federation.layout
+        self.states, self.members, self.nodes = federation.states, federation.members, federation.nodes
+        self.channel = channel
+        self.contents = contents
+        self.controller = Controller.for_statistics(
+            [state.statistics for state in self.states], self.scenario.controller.config(), seed=self.scenario.seed
+        )
+        self.rounds: list[RoundRecord] = []
+        self._traced = traced
+        self._on_event = on_event
+        self._sent = SentRound(0, False, 0, np.zeros(len(self.states), np.int64))
+        self._started = 0.0
+        self._message_bytes = 0
+
+    def summary(self) -> None:
+        """Log what will run."""
+        logger.info(
+            "PEEL: %d devices in %d user groups, %d blocks, %d rounds",
+            len(self.members.devices),
+            len(self.states),
+            self.layout.num_blocks,
+            self.scenario.refinement.rounds,
+        )
+
+    def weights(self, selector: str) -> list[NDArray[np.float64]]:
+        """Block weights (B,) of every user group under a selector."""
+        return for_groups(lambda group: self._weights(group, selector), range(len(self.states)))
+
+    def _weights(self, group: int, selector: str) -> NDArray[np.float64]:
+        statistics = self.states[group].statistics
+        return block_weights(selector, statistics, self.controller, seed=self.scenario.seed, user_group=group)
+
+    def cohort(self, server_round: int) -> NDArray[np.int64]:
+        """Devices that are sampled in a round, ascending."""
+        refinement = self.scenario.refinement
+        poisson = refinement.sampling == "poisson"
+        devices, rate = self.members.devices, refinement.sampling_rate
+        return sample_cohort(self.scenario.seed, server_round, devices, rate, poisson=poisson)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """To each node its sampled devices and the ranked blocks of their user groups; large ones in several messages.
+
+        Nodes train the first groups while the server packs the next, and neither side holds all of a round at once.
+        """
+        self._started, self._message_bytes = time.perf_counter(), 0
+        begun = self.channel.begin(server_round, self.cohort(server_round))
+        sizes = np.bincount(self.members.groups_of(begun.asked), minlength=len(self.states))
+        signals = server_round % self.scenario.controller.every == 0
+        self._sent = SentRound(server_round, signals, len(begun.asked), sizes)
+        cohort, groups = begun.ready, self.members.groups_of(begun.ready)
+        hosts = cohort % len(self.nodes.ids)
+        for batch in batches(self.contents.groups(groups), self._num_bytes, MESSAGE_BYTES):
+            payloads = dict(zip(batch, for_groups(self._packed, batch), strict=True))
+
+            def request(partition: int, payloads: dict[int, wire.Arrays] = payloads) -> wire.RoundRequest | None:
+                mine = (hosts == partition) & np.isin(groups, list(payloads))
+                if not mine.any():
+                    return None
+                here = {group: payloads[group] for group in np.unique(groups[mine]).tolist()}
+                return self.channel.message(
+                    wire.RoundRequest(
+                        self.setting,
+                        server_round,
+                        signals,
+                        self.federation.temperature,
+                        cohort[mine],
+                        self._traced,
+                        here,
+                        clip_norm=self.contents.clip_norm,
+                        noise_multiplier=self.contents.noise_multiplier,
+                    )
+                )
+
+            for message in self.nodes.messages(self.channel.kind, request):
+                self._message_bytes += _size(message)
+                yield message
+
+    def _packed(self, group: int) -> wire.Arrays:
+        """A user group's ranked blocks, as many as its largest budget holds."""
+        table, ceiling = self.states[group].table, int(self.members.ceilings[group])
+        weights = self._weights(group, self.scenario.selector)
+        packed = pack_ranking(self.layout, self.scenario.blocks.precision, weights, table, ceiling)
+        self._sent.blocks[group] = packed["blocks"].astype(np.int64)
+        return wire.packed_once(packed)
+
+    def _num_bytes(self, group: int) -> int:
+        """About what a user group's ranked blocks take, before they are packed."""
+        whole = int(self.layout.block_bytes(self.scenario.blocks.precision).sum())
+        return min(whole, int(self.members.ceilings[group]))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add up the nodes' sums, let the contents change tables, take the controller's outer step."""
+        sums: dict[int, list[wire.Arrays]] = {}
+        counts = RoundCounts.nothing(self.federation.num_classes)
+        # sums are integers: the order in which replies come does not matter
+        for reply in self.channel.collect(self._sent, self._received(server_round, replies)):
+            counts += reply.counts
+            for group, content in reply.groups.items():
+                sums.setdefault(group, []).append(content)
+        self.contents.take(self._sent, sums, self.channel.opened)
+        learns = wants_signals(self.scenario) and self._sent.signals
+        controller_loss = self.contents.outer_step(self.controller) if learns else None
+        record = self.contents.figures(self._sent, self._record(server_round, counts, controller_loss))
+        self.rounds.append(record)
+        speed = (record.devices or self._sent.asked) / record.seconds
+        left_s = record.seconds * (self.scenario.refinement.rounds - server_round)
+        text = f"{speed:,.0f} devices/s, {left_s:.0f} s left" + (
+            f", validation recall@20 {record.recall:.4f}" if record.recall else ""
+        )
+        self._on_event(Event("refinement", server_round, self.scenario.refinement.rounds, text))
+        return None, None
+
+    def _received(self, server_round: int, replies: Iterable[Message]) -> Iterable[RecordDict]:
+        """What nodes replied; a node that failed is left out."""
+        for message in replies:
+            if message.has_error():
+                # a mistake that every node would make in every round ends the run
+                raise_or_log(failure(message, f"node {self.nodes.partition(message)}, round {server_round}"))
+                continue
+            self._message_bytes += _size(message)
+            yield message.content
+
+    def _record(self, server_round: int, counts: RoundCounts, controller_loss: float | None) -> RoundRecord:
+        totals, classes = counts.totals, counts.classes.total()
+        trained, evaluated = int(totals.trained), int(totals.evaluated)
+        return RoundRecord(
+            server_round,
+            int(classes.devices),
+            self._sent.asked - int(counts.clock.sampled.sum()),  # devices of nodes that did not answer
+            time.perf_counter() - self._started,
+            int(classes.download_bytes),
+            int(classes.upload_bytes),
+            self._message_bytes,
+            int(totals.loss) / SUM_SCALE / trained if trained else None,
+            int(totals.recall) / SUM_SCALE / evaluated if evaluated else None,
+            int(totals.ndcg) / SUM_SCALE / evaluated if evaluated else None,
+            controller_loss,
+            counts.classes,
+            counts.clock,
+            self._virtual_seconds(counts),
+            counts.traces,
+        )
+
+    def _virtual_seconds(self, counts: RoundCounts) -> float:
+        """The server waits for the slowest device that is in time, or until the deadline when some are not."""
+        deadline_s = self.scenario.refinement.deadline_s
+        late = counts.clock.stragglers.any()
+        return deadline_s if deadline_s is not None and late else counts.slowest_us / 1e6
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Nothing each round: validation figures come back with training, the test is looked at once."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing to add up."""
+        return None
+
+
+def _size(message: Message) -> int:
+    return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())
+
+
+__all__ = ["PeelStrategy"]

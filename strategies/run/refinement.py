@@ -1,0 +1,107 @@
+"""Refinement on the nodes of a run: the one way to put a strategy together, and to have it refine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from fl_peel import wire
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.privacy.plan import Plan
+from fl_peel.scenario.scenario import Scenario
+from strategies.groups.start import starting_states
+from strategies.groups.state import UserGroupState
+from strategies.nodes.members import Members, some_devices
+from strategies.nodes.nodes import Nodes
+from strategies.rounds.choice import channel_of, contents_of
+from strategies.rounds.federation import Federation
+from strategies.rounds.strategy import PeelStrategy
+from strategies.run.joining import join
+from strategies.run.place import Place
+from strategies.run.prepare import Prepared, privacy_plan
+
+Kind = TypeVar("Kind", bound=PeelStrategy)
+Refine = Callable[[Scenario], PeelStrategy]
+"""Refine once more from the same start, under another scenario."""
+
+
+def put_together(
+    kind: type[Kind],
+    federation: Federation,
+    plan: Plan | None,
+    *,
+    traced: NDArray[np.int64] | None = None,
+    on_event: OnEvent = silent,
+) -> Kind:
+    """A strategy with the channel and the contents that its scenario asks for. plan: of the scenario's noise."""
+    nobody = federation.members.devices[:0]
+    return kind(
+        federation,
+        channel_of(federation),
+        contents_of(federation, plan),
+        traced=nobody if traced is None else traced,
+        on_event=on_event,
+    )
+
+
+@dataclass(frozen=True)
+class Refiner:
+    """Refines from the same pretrained tables on the same nodes, once or more often; devices keep a state of their own
+    for each refinement.
+    """
+
+    grid: Grid
+    place: Place
+    prepared: Prepared
+    nodes: Nodes
+    on_event: OnEvent = field(default=silent, repr=False)
+
+    def joined(self, scenario: Scenario, plan: Plan | None, *, num_traced: int = 0) -> PeelStrategy:
+        """Devices take part; a strategy before its first round, of which the report follows ``num_traced`` devices."""
+        federation = self.federation(scenario, join(scenario, self.place, self.prepared, self.nodes))
+        traced = some_devices(scenario, federation.members, "traced", num_traced)
+        return put_together(PeelStrategy, federation, plan, traced=traced, on_event=self.on_event)
+
+    def federation(
+        self, scenario: Scenario, members: Members, states: list[UserGroupState] | None = None
+    ) -> Federation:
+        """The parties of a refinement; states: by default what pretraining gives each user group to start with."""
+        start = self.prepared
+        return Federation(
+            scenario,
+            wire.Setting(scenario.to_json(), self.place.data_dir, self.place.run_dir),
+            start.layout,
+            starting_states(scenario, start.layout, start.pretrained, start.groups, start.given)
+            if states is None
+            else states,
+            members,
+            self.nodes,
+            start.pretrained.temperature,
+        )
+
+    def refine(self, strategy: PeelStrategy) -> None:
+        """All rounds of the strategy's scenario."""
+        scenario = strategy.scenario
+        strategy.start(
+            self.grid, ArrayRecord(), num_rounds=scenario.refinement.rounds, timeout=scenario.engine.reply_timeout_s
+        )
+
+    def again(self, scenario: Scenario) -> PeelStrategy:
+        """Refine once more, under another scenario and with the noise that it asks for; told as a comparison."""
+
+        def told(event: Event) -> None:
+            self.on_event(Event("comparison", event.done, event.total, event.text))
+
+        other = replace(self, on_event=told)
+        strategy = other.joined(scenario, privacy_plan(scenario, self.place))
+        other.refine(strategy)
+        return strategy
+
+
+__all__ = ["Refine", "Refiner", "put_together"]

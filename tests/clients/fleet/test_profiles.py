@@ -1,0 +1,224 @@
+"""Fleets: values by hand, contracts, and every device the same in any company."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clients.fleet.fleet import FleetBudgets, fleet_from_mapping, load_fleet, shipped_names
+from fl_peel.errors import ProfileError
+from tests.helpers.contracts import ProfileContract
+from tests.helpers.fleets import PHONES, TABLE, fleet_of, ids
+
+
+class TestPlainProfile(ProfileContract):
+    def make(self):
+        return fleet_of().profiles[0]
+
+
+@pytest.mark.parametrize(
+    ("fleet", "name"), [(fleet, name) for fleet in shipped_names() for name in load_fleet(fleet).names]
+)
+class TestShippedProfiles(ProfileContract):
+    num_devices = 101
+    seeds = (0,)
+    rounds = (0, 0.5, 7.25)
+
+    @pytest.fixture(autouse=True)
+    def _profile(self, fleet, name):
+        self.profile = load_fleet(fleet).only(name).profiles[0]
+
+    def make(self):
+        return self.profile
+
+
+# ---------------------------------------------------------------- what a fleet is
+
+
+def test_the_shipped_fleets():
+    phones = ("default", "microcontrollers", "mixed", "night-charging", "phones")
+    assert shipped_names() == (*phones, "shock", "stragglers", "tablets", "tight", "wearables")
+    assert load_fleet("default").names == ("low-end", "mid-range", "high-end")
+    assert {type(p.budget).__name__ for p in load_fleet("default").profiles} == {"MarkovBudget", "ConstantBudget"}
+
+
+def test_phones_are_the_333_models():
+    fleet = load_fleet("phones")
+    # 10 + 4 + 40 + 7, 18 + 13 + 96, 78 + 57 + 1 + 9
+    assert [p.population_count for p in fleet.profiles] == [61, 127, 145]
+    sample = fleet.sample(4, ids(100_000))
+    values, counts = np.unique(sample["total_bytes"] / 2**30, return_counts=True)
+    assert values.tolist() == sorted(PHONES)
+    expected = np.array([PHONES[value] for value in sorted(PHONES)]) / 333
+    assert np.abs(counts / 100_000 - expected).max() < 0.008  # five standard errors of sqrt(.29 * .71 / 1e5)
+
+
+def test_microcontrollers_have_64_to_512_kb():
+    total = load_fleet("microcontrollers").sample(0, ids(5000))["total_bytes"]
+    assert (total.min(), total.max()) == (65_536, 524_288)
+
+
+def test_classes_follow_the_population_shares():
+    fleet = fleet_from_mapping(
+        {
+            "profiles": [
+                {"name": "a", "population_share": 0.2, "memory": {"table_share": 0.1}},
+                {"name": "none", "population_share": 0, "memory": {"table_share": 0.1}},
+                {"name": "b", "population_share": 0.8, "memory": {"table_share": 0.2}},
+            ]
+        }
+    )
+    classes = fleet.classes(9, ids(50_000))
+    assert classes.dtype == np.int16
+    share = np.bincount(classes, minlength=3) / 50_000
+    assert share[1] == 0
+    assert abs(share[0] - 0.2) < 0.01  # five standard errors are 0.009
+    assert not np.array_equal(classes, fleet.classes(10, ids(50_000)))
+    budgets = fleet.budget_bytes(9, ids(50_000), 0, full_table_bytes=1000)
+    assert np.array_equal(budgets, np.array([100, 0, 200])[classes])
+
+
+def test_profiles_without_shares_are_alike_and_one_profile_needs_none():
+    assert fleet_of().shares == (1.0,)
+    memory = {"table_share": 0.1}
+    two = fleet_from_mapping({"profiles": [{"name": "a", "memory": memory}, {"name": "b", "memory": memory}]})
+    assert two.shares == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        ({"total_mb": 4, "recommender_share": 0.25}, 2**20),  # a quarter of 4 * 2^20
+        ({"total_kb": 64, "recommender_share": 0.5}, 32 * 1024),
+        ({"total_gb": 4, "recommender_share": 0.001}, 4_294_967),  # 2^32 / 1000, rounded down
+        ({"table_share": 0.05}, 500_000),  # of 10 MB
+        ({"total_gb": 4, "table_share_per_gb": 0.0125}, 500_000),  # 4 * 1.25% of 10 MB
+        ({"total_kb": 64, "table_share_per_gb": 1000}, 65_536),  # 610,351 bytes would not fit the device
+    ],
+)
+def test_budgets_by_hand(memory, expected):
+    assert fleet_of(memory=memory).budget_bytes(0, ids(2), 3, full_table_bytes=TABLE).tolist() == [expected] * 2
+
+
+def test_distributions_have_the_moments_they_say():
+    def drawn(quantity):
+        return fleet_of(compute={"samples_per_s": quantity}).rates(1, ids(100_000))["samples_per_s"]
+
+    assert set(drawn(7)) == {7.0}
+    uniform = drawn({"uniform": [10, 30]})
+    assert abs(uniform.mean() - 20) < 0.1  # standard error 20 / sqrt(12 * 1e5) = 0.018
+    assert uniform.min() >= 10
+    assert uniform.max() <= 30
+    lognormal = drawn({"lognormal": {"median": 100, "sigma": 0.5}})
+    assert abs(np.log(lognormal).mean() - np.log(100)) < 0.01
+    assert abs(np.log(lognormal).std() - 0.5) < 0.01
+    clipped = drawn({"lognormal": {"median": 100, "sigma": 2, "min": 50, "max": 200}})
+    assert (clipped.min(), clipped.max()) == (50, 200)
+    categorical = drawn({"categorical": {"values": [1, 2, 4], "weights": [1, 0, 3]}})
+    assert set(categorical) == {1.0, 4.0}
+    assert abs((categorical == 4).mean() - 0.75) < 0.01
+    assert abs((drawn({"categorical": {"values": [1, 2]}}) == 2).mean() - 0.5) < 0.01
+
+
+def test_availability_by_probability_holds_within_a_round():
+    fleet = fleet_of(availability=0.7)
+    first = fleet.available(0, ids(20_000), 3)
+    assert abs(first.mean() - 0.7) < 0.02
+    assert np.array_equal(first, fleet.available(0, ids(20_000), 3.75))
+    assert not np.array_equal(first, fleet.available(0, ids(20_000), 4))
+    assert fleet_of().available(0, ids(10), 5).all()
+
+
+def test_diurnal_window_by_hand():
+    # opens at 22 h for 4 hours; a round is an hour, so it is open in rounds 22, 23, 24, 25 and again in 46
+    fleet = fleet_of(availability={"diurnal": {"window_hours": 4, "phase_hours": 22}})
+    hours = [0, 1, 2, 21, 21.75, 22, 25.75, 26, 45.75, 46]
+    assert [bool(fleet.available(0, ids(1), hour)[0]) for hour in hours] == [
+        True,  # the window that opened at 22 h the day before
+        True,
+        False,
+        False,
+        False,
+        True,
+        True,
+        False,
+        False,
+        True,
+    ]
+
+
+def test_diurnal_phases_spread_and_the_window_share_is_met():
+    fleet = fleet_of(availability={"diurnal": {"window_hours": 6}})
+    for hour in (0, 5, 13):
+        assert abs(fleet.available(0, ids(20_000), hour).mean() - 0.25) < 0.02  # 6 of 24 hours
+
+
+def test_availability_trace(tmp_path):
+    (tmp_path / "charging.csv").write_text("device,time_s,available\na,0,1\na,3600,0\n")
+    (tmp_path / "fleet.yaml").write_text(
+        "profiles:\n- name: x\n  memory: {table_share: 0.1}\n"
+        "  availability: {trace: {file: charging.csv, random_start: false}}\n"
+    )
+    fleet = load_fleet(tmp_path / "fleet.yaml")
+    assert [bool(fleet.available(0, ids(1), hour)[0]) for hour in range(4)] == [True, False, True, False]
+
+
+def test_several_fleets_become_one():
+    both = load_fleet(["default", "tablets"])
+    assert both.names == (*load_fleet("default").names, *load_fleet("tablets").names)
+    assert both.shares == pytest.approx((0.15, 0.225, 0.125, 0.25, 0.25))
+    with pytest.raises(ProfileError, match="several have a profile 'high-end'"):
+        load_fleet(["default", "default"])
+    assert load_fleet(["phones"]).shares == load_fleet("phones").shares
+    with pytest.raises(ProfileError, match="no fleet given"):
+        load_fleet([])
+
+
+def test_one_class_of_a_fleet():
+    assert load_fleet("default:high-end").names == ("high-end",)
+    assert load_fleet("default:high-end").shares == (1.0,)
+    with pytest.raises(ProfileError, match=r"did you mean 'high-end'\?"):
+        load_fleet("default:highend")
+
+
+def test_a_device_is_the_same_in_a_larger_fleet_run():
+    # adding devices to a run must not change those that were there
+    few, many = load_fleet("mixed").sample(3, ids(50)), load_fleet("mixed").sample(3, ids(5000))
+    for key, values in few.items():
+        assert np.array_equal(values, many[key][:50]), key
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(shipped_names()),
+    seed=st.integers(0, 2**63),
+    devices=st.lists(st.integers(0, 2**62), min_size=1, max_size=40, unique=True),
+    time=st.floats(0, 100),
+    data=st.data(),
+)
+def test_any_subset_in_any_order_gives_the_same(name, seed, devices, time, data):
+    fleet, whole = load_fleet(name), np.asarray(devices, dtype=np.int64)
+    place = np.asarray(data.draw(st.permutations(range(len(devices)))))[: data.draw(st.integers(1, len(devices)))]
+    part = whole[place]
+    assert np.array_equal(fleet.classes(seed, whole)[place], fleet.classes(seed, part))
+    assert np.array_equal(fleet.available(seed, whole, time)[place], fleet.available(seed, part, time))
+    sampled, again = fleet.sample(seed, whole), fleet.sample(seed, part)
+    for key, values in sampled.items():
+        assert np.array_equal(values[place], again[key]), key
+    budgets = fleet.budget_bytes(seed, whole, time, full_table_bytes=TABLE)
+    assert np.array_equal(budgets[place], fleet.budget_bytes(seed, part, time, full_table_bytes=TABLE))
+    assert (budgets <= sampled["ceiling_bytes"]).all()
+
+
+def test_device_ids_must_be_integers():
+    with pytest.raises(TypeError, match="device ids"):
+        load_fleet("default").classes(0, np.zeros(3))
+
+
+def test_a_million_devices_are_cheap():
+    fleet, many = load_fleet("mixed"), ids(1_000_000)
+    budgets = FleetBudgets(fleet, 0, many, TABLE)
+    assert (budgets.at(2) <= budgets.ceiling()).all()
+    assert len(fleet.available(0, many, 2)) == 1_000_000

@@ -1,0 +1,95 @@
+"""The virtual clock by numbers worked out by hand, and what must hold for any device."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clients.node.clock import DeviceRates, never_in_time, round_seconds, spend
+
+# 0.5 s latency, 8 Mbit/s down = 1,000,000 B/s, 0.8 Mbit/s up = 100,000 B/s, 50 samples/s, 2 W, 4 J/MB
+PHONE = DeviceRates.of(
+    {
+        "latency_ms": np.array([500.0]),
+        "downlink_mbps": np.array([8.0]),
+        "uplink_mbps": np.array([0.8]),
+        "samples_per_s": np.array([50.0]),
+        "train_watts": np.array([2.0]),
+        "radio_joules_per_mb": np.array([4.0]),
+    }
+)
+DOWN, SAMPLES, UP = (np.array([n], np.int64) for n in (2_000_000, 150, 50_000))
+
+
+def test_time_is_the_sum_of_its_parts():
+    # 0.5 + 2,000,000 / 1,000,000 + 150 / 50 + 50,000 / 100,000 = 0.5 + 2 + 3 + 0.5
+    assert round_seconds(PHONE, DOWN, SAMPLES, UP).tolist() == [6.0]
+    spent = spend(PHONE, DOWN, SAMPLES, UP)
+    assert spent.time_us.tolist() == [6_000_000]
+    # 2 W x 3 s + 4 J/MB x 2.05 MB = 6 + 8.2 J
+    assert spent.energy_mj.tolist() == [14_200]
+    assert not spent.late.any()
+
+
+@pytest.mark.parametrize(
+    ("deadline_s", "time_us", "down", "up", "energy_mj"),
+    [
+        (0.25, 250_000, 0, 0, 0),  # within the latency: nothing has moved
+        (1.5, 1_500_000, 1_000_000, 0, 4_000),  # 1 s of download: 1 MB at 4 J/MB
+        (4.5, 4_500_000, 2_000_000, 0, 12_000),  # 2 s of training: 2 W x 2 s + 8 J
+        (5.75, 5_750_000, 2_000_000, 25_000, 14_100),  # 0.25 s of upload: 6 J + 4 x 2.025 J
+    ],
+)
+def test_a_straggler_stops_where_the_deadline_finds_it(deadline_s, time_us, down, up, energy_mj):
+    spent = spend(PHONE, DOWN, SAMPLES, UP, deadline_s)
+    assert spent.late.tolist() == [True]
+    assert spent.time_us.tolist() == [time_us]
+    assert spent.download_bytes.tolist() == [down]
+    assert spent.upload_bytes.tolist() == [up]
+    assert spent.energy_mj.tolist() == [energy_mj]
+
+
+def test_a_device_that_ends_on_the_deadline_is_in_time():
+    spent = spend(PHONE, DOWN, SAMPLES, UP, 6.0)
+    assert not spent.late.any()
+    assert spent.upload_bytes.tolist() == [50_000]
+    assert spend(PHONE, DOWN, SAMPLES, UP, 5.999).late.all()
+
+
+def test_no_need_to_train_what_is_late_before_its_upload():
+    # latency, download and training alone take 5.5 s
+    assert never_in_time(PHONE, DOWN, SAMPLES, 5.4).all()
+    assert not never_in_time(PHONE, DOWN, SAMPLES, 5.5).any()
+    assert not never_in_time(PHONE, DOWN, SAMPLES, None).any()
+
+
+positive = st.floats(1e-3, 1e5)
+counts = st.integers(0, 10**9)
+
+
+@given(st.tuples(positive, positive, positive, positive, positive, positive), counts, counts, counts, positive)
+def test_a_deadline_only_ever_takes_away(values, down, samples, up, deadline_s):
+    rates = DeviceRates(*(np.array([value]) for value in values))
+    work = [np.array([n], np.int64) for n in (down, samples, up)]
+    free, cut = spend(rates, *work), spend(rates, *work, deadline_s)
+    for name in ("time_us", "energy_mj", "download_bytes", "upload_bytes"):
+        assert 0 <= getattr(cut, name)[0] <= getattr(free, name)[0]
+    assert cut.time_us[0] <= round(deadline_s * 1e6)
+    assert cut.late[0] == (round_seconds(rates, *work)[0] > deadline_s)
+    if not cut.late[0]:
+        assert (cut.energy_mj, cut.upload_bytes) == (free.energy_mj, free.upload_bytes)
+    assert not never_in_time(rates, work[0], work[1], deadline_s)[0] or cut.late[0]
+
+
+def test_devices_do_not_depend_on_their_company():
+    rng = np.random.default_rng(0)
+    rates = DeviceRates(*rng.uniform(0.1, 10, (6, 20)))
+    work = [rng.integers(0, 100, 20) for _ in range(3)]
+    together = spend(rates, *work, 40.0)
+    assert 0 < together.late.sum() < 20
+    for i in range(20):
+        alone = spend(rates.select(np.array([i])), *(part[i : i + 1] for part in work), 40.0)
+        assert alone.time_us[0] == together.time_us[i]
+        assert alone.energy_mj[0] == together.energy_mj[i]

@@ -1,0 +1,110 @@
+"""The empirical epsilon: right on known distributions, below the accounted one, above it when noise is short."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from fl_peel.attacks.canary import canary_audit, empirical_epsilon, worst_canary
+from fl_peel.privacy.mechanisms import CentralGaussian
+from fl_peel.privacy.plan import make_plan, noise_devices_of
+from fl_peel.scenario.scenario import Scenario
+from simulations.scenario_files import load_scenario
+
+SEEDS = range(20)
+SMALL = ("refinement.rounds=2", "secure_aggregation.min_devices=4")
+
+
+def scenario(mechanism: str = "central-gaussian", epsilon: float = 4.0, **refinement) -> Scenario:
+    return Scenario.model_validate(
+        {
+            "name": "canary",
+            "data": {"name": "ml-100k"},
+            "refinement": {"rounds": 2, **refinement},
+            "privacy": {
+                "mechanism": mechanism,
+                "target_epsilon": epsilon,
+                "clipping": {"kind": "flat", "norm": 0.5},
+                "rows": "all-sent",
+            },
+        }
+    )
+
+
+def test_what_is_told_apart_for_certain_is_bounded_by_the_number_of_trials():
+    """500 of 500 and 0 of 500 at alpha = 1/80: TPR >= alpha^(1/500), FPR <= 1 - alpha^(1/500): ln of their ratio."""
+    outcome = empirical_epsilon(np.zeros(1000), np.ones(1000), 0.0, 0.95)
+    edge = 0.0125 ** (1 / 500)
+    assert outcome.epsilon_low == pytest.approx(math.log(edge / (1 - edge)))
+    assert outcome.advantage == 1
+
+
+def test_what_cannot_be_told_apart_bounds_nothing():
+    rng = np.random.default_rng(0)
+    outcome = empirical_epsilon(rng.normal(size=2000), rng.normal(size=2000), 0.0, 0.95)
+    assert outcome.epsilon_low < 0.2
+    assert abs(outcome.advantage) < 0.1
+
+
+def test_randomized_response_by_hand():
+    """Answers 1 with 3/4 when present and 1/4 when not: epsilon is ln 3, and 20,000 trials come near it."""
+    rng = np.random.default_rng(1)
+    outcome = empirical_epsilon(1.0 * (rng.random(20_000) < 0.25), 1.0 * (rng.random(20_000) < 0.75), 0.0, 0.95)
+    assert 0.95 < outcome.epsilon_low <= math.log(3)
+
+
+@pytest.mark.parametrize("mechanism", ["central-gaussian", "local-gaussian", "local-laplace"])
+def test_never_above_the_accounted_epsilon_over_20_seeds(mechanism):
+    content = scenario(mechanism)
+    plan = make_plan(content)
+    found = [canary_audit(content, plan, trials=300, seed=seed).epsilon_low for seed in SEEDS]
+    assert max(found) <= plan.epsilon
+    assert np.mean(found) > 0.3  # and not because nothing was told apart
+
+
+def test_under_poisson_sampling_too():
+    content = scenario(cohort_share=0.5, sampling="poisson")
+    plan = make_plan(content)
+    found = [canary_audit(content, plan, trials=300, seed=seed).epsilon_low for seed in SEEDS]
+    assert max(found) <= plan.epsilon
+    assert max(found) > 0
+
+
+def test_noise_that_falls_short_is_caught():
+    """A mechanism that draws a fifth of the noise it accounts for leaks more than it says."""
+
+    class Forgetful(CentralGaussian):
+        def draw(self, rng, shape, scale):
+            return rng.normal(0.0, scale / 5, shape)
+
+    content = scenario(epsilon=1.0)
+    plan = make_plan(content)
+    broken = dataclasses.replace(plan, mechanism=Forgetful())
+    assert canary_audit(content, plan, trials=400, seed=0).epsilon_low <= plan.epsilon
+    assert canary_audit(content, broken, trials=400, seed=0).epsilon_low > plan.epsilon
+
+
+def test_never_above_where_devices_add_the_noise_in_shares():
+    """The shipped scenario: sums of the fewest devices that may be opened, without the share of the one that tells."""
+    content = load_scenario("private", [*SMALL, "privacy.target_epsilon=4"])
+    plan = make_plan(content)
+    assert noise_devices_of(content, 4) == 2
+    worst = worst_canary(content, plan, trials=200, seeds=20)
+    assert 0.3 < worst.epsilon_low <= plan.epsilon
+    assert worst.seeds == 20
+
+
+def test_the_worst_of_many_seeds_is_reported():
+    content = scenario(epsilon=2.0)
+    plan = make_plan(content)
+    each = [canary_audit(content, plan, trials=100, seed=seed).epsilon_low for seed in range(3)]
+    assert worst_canary(content, plan, trials=100, seeds=3).epsilon_low == max(each)
+
+
+def test_without_noise_every_canary_is_told():
+    """As high as 100 trials can show, 50 of them to measure: see the first test."""
+    outcome = worst_canary(scenario(), None, trials=100, seeds=1)
+    edge = 0.0125 ** (1 / 50)
+    assert outcome.advantage == 1
+    assert outcome.epsilon_low == pytest.approx(math.log((edge - 1e-5) / (1 - edge)))

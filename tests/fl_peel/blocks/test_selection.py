@@ -1,0 +1,241 @@
+"""What a device keeps under a budget: never above it, a superset under a larger one, nothing it does not need."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_peel.blocks.elastic import ElasticEmbedding
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.precision import dequantize, quantize
+from fl_peel.blocks.ranked import (
+    RankedBlocks,
+    check_budget,
+    pack_ranking,
+    prefix_length,
+    rank_blocks,
+    ranking,
+    smallest_budget_bytes,
+)
+from fl_peel.blocks.stored import overhead_bytes
+from fl_peel.data.interactions import UserItems
+from fl_peel.errors import BudgetError
+from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
+
+NOBODY_SEEN = UserItems(np.zeros(2, np.int64), np.zeros(0, np.int32))
+
+
+def random_ranking(layout, precision, rng, budget=None) -> RankedBlocks:
+    weights = rng.integers(0, 5, layout.num_blocks).astype(np.float32)  # many ties
+    return rank_blocks(layout, precision, weights, random_table(rng, layout), budget)
+
+
+def random_seen(layout, rng, num_devices) -> UserItems:
+    """Each device has seen any number of items, often a whole item group of several."""
+    rows = []
+    for _ in range(num_devices):
+        seen = rng.random(layout.num_items) < rng.choice([0.0, 0.2, 0.7, 1.0])
+        seen |= np.isin(layout.item_group, rng.integers(0, layout.num_item_groups, 2)) & (rng.random() < 0.5)
+        rows.append(rng.permutation(np.flatnonzero(seen)).tolist())
+    return rows_of(*rows)
+
+
+def budgets_for(layout, precision, rng, count) -> np.ndarray:
+    """From below the overhead to above the whole table."""
+    whole = overhead_bytes(layout.embedding_dim) + int(layout.block_bytes(precision).sum())
+    return rng.integers(0, whole + 50, count).astype(np.int64)
+
+
+# ---------------------------------------------------------------- order and prefix
+
+
+def test_equal_weights_are_ranked_by_block_number():
+    assert ranking(np.array([1.0, 3.0, 1.0, 3.0], np.float32)).tolist() == [1, 3, 0, 2]
+
+
+def test_prefix_by_hand():
+    # single items, d = 4, int8: header 384 + user 8 = 392; a block is 2 + 4 + 2 = 8 bytes
+    layout = BlockLayout(np.arange(5, dtype=np.int32), 4, 1)
+    order = np.array([3, 1, 0, 2, 4])
+    lengths = [prefix_length(layout, "int8", order, budget) for budget in (0, 391, 392, 399, 400, 407, 408, 10_000)]
+    assert lengths == [0, 0, 0, 0, 1, 1, 2, 5]
+    assert smallest_budget_bytes(layout, "int8") == 400
+
+
+def test_no_block_is_skipped_to_squeeze_in_a_smaller_one():
+    # groups of 3 items and of 1: 6 + 3 x 6 = 24 and 6 + 6 = 12 bytes; overhead 392
+    layout = BlockLayout(np.array([0, 0, 0, 1], np.int32), 4, 1)
+    assert layout.block_bytes("int8").tolist() == [24, 12]
+    ranked = rank_blocks(layout, "int8", np.array([2.0, 1.0]), np.ones((4, 4), np.float32))
+    assert ranked.cutoffs(np.array([392 + 12, 392 + 24, 392 + 36])).tolist() == [0, 1, 2]
+
+
+def test_a_budget_below_one_block_is_refused_in_one_line():
+    layout = BlockLayout(np.arange(5, dtype=np.int32), 4, 1)
+    check_budget(layout, "int8", 400, "here")
+    with pytest.raises(BudgetError, match=r"^profile watch: budget 399 B is below one block \(400 B") as caught:
+        check_budget(layout, "int8", 399, "profile watch")
+    assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- what is sent and what is kept
+
+
+@settings(max_examples=300, deadline=None)
+@given(layout=layouts, precision=precisions, seed=seeds, share=st.sampled_from([None, 0.3, 0.8]))
+def test_unpacked_rows_are_the_coded_rows_in_their_place(layout, precision, seed, share):
+    rng = np.random.default_rng(seed)
+    weights, table = rng.random(layout.num_blocks), random_table(rng, layout)
+    budget = None if share is None else int(overhead_bytes(layout.embedding_dim) + share * layout.full_table_bytes)
+    packed = pack_ranking(layout, precision, weights, table, budget)
+    ranked = RankedBlocks.unpack(layout, precision, packed)
+    order = ranking(weights)
+    assert (ranked.blocks == order[: len(ranked.blocks)]).all()
+    assert (ranked.weights == weights[ranked.blocks].astype(np.float32)).all()
+    if budget is not None:
+        assert len(ranked.blocks) == prefix_length(layout, precision, order, budget)
+    rank_of = {int(block): rank for rank, block in enumerate(ranked.blocks)}
+    sent = len(ranked.blocks)
+    pieces = ranked.table.reshape(-1, layout.num_slices, layout.slice_dim)
+    present = set()
+    for row, item in enumerate(ranked.items.tolist()):
+        for s in range(layout.num_slices):
+            block = int(layout.item_group[item]) * layout.num_slices + s
+            rank = rank_of.get(block, sent)
+            assert ranked.position[row, s] == rank
+            mine = table[item].reshape(layout.num_slices, -1)[s : s + 1]
+            decoded = dequantize(*quantize(mine, precision), precision, layout.slice_dim)[0]
+            assert (pieces[row, s] == (decoded if rank < sent else 0)).all()
+        present.add(item)
+        assert ranked.row_of_item[item] == row
+    assert present == {i for i in range(layout.num_items) if int(layout.item_group[i]) in {b // layout.num_slices
+                       for b in rank_of}}  # fmt: skip
+    assert (ranked.row_of_item >= 0).sum() == len(present)
+    assert (np.diff(ranked.first_position) >= 0).all()
+
+
+@settings(max_examples=300, deadline=None)
+@given(layout=layouts, precision=precisions, seed=seeds)
+def test_cutoffs_fit_and_one_more_block_does_not(layout, precision, seed):
+    rng = np.random.default_rng(seed)
+    ranked = random_ranking(layout, precision, rng)
+    budgets = budgets_for(layout, precision, rng, 20)
+    cutoffs = ranked.cutoffs(budgets)
+    sizes = layout.block_bytes(precision)[ranked.blocks]
+    for budget, cutoff in zip(budgets.tolist(), cutoffs.tolist(), strict=True):
+        room = budget - overhead_bytes(layout.embedding_dim)
+        assert sizes[:cutoff].sum() <= max(room, 0)
+        assert cutoff == len(sizes) or sizes[: cutoff + 1].sum() > room
+        assert ranked.num_present(np.array([cutoff]))[0] == (ranked.position < cutoff).any(axis=1).sum()
+    assert (ranked.stored_bytes(cutoffs) == ranked.cost[cutoffs] + overhead_bytes(layout.embedding_dim)).all()
+    by_budget = np.argsort(budgets)
+    assert (np.diff(cutoffs[by_budget]) >= 0).all()
+
+
+# ---------------------------------------------------------------- serving: what was seen takes no room
+
+
+def slow_serving(ranked: RankedBlocks, budget: int, seen: set[int]) -> tuple[int, list[int]]:
+    """Go down the ranked list, pass over blocks all of whose items were seen, stop where one does not fit."""
+    layout = ranked.layout
+    room = budget - overhead_bytes(layout.embedding_dim)
+    if room < 0:
+        return 0, []
+    stored, kept = overhead_bytes(layout.embedding_dim), []
+    for block in ranked.blocks.tolist():
+        items = set(np.flatnonzero(layout.item_group == block // layout.num_slices).tolist())
+        if items <= seen:
+            continue
+        size = int(layout.block_bytes(ranked.precision)[block])
+        if stored + size > budget:
+            break
+        stored += size
+        kept.append(block)
+    return stored, kept
+
+
+@settings(max_examples=400, deadline=None)
+@given(layout=layouts, precision=precisions, seed=seeds, sent=st.sampled_from([None, 0.5]))
+def test_serving_cutoffs_equal_the_readable_loop(layout, precision, seed, sent):
+    rng = np.random.default_rng(seed)
+    limit = None if sent is None else int(overhead_bytes(layout.embedding_dim) + sent * layout.full_table_bytes)
+    ranked = random_ranking(layout, precision, rng, limit)
+    budgets = budgets_for(layout, precision, rng, 8)
+    budgets[:2] = [overhead_bytes(layout.embedding_dim) - 1, overhead_bytes(layout.embedding_dim)]
+    seen = random_seen(layout, rng, 8)
+    cutoffs, stored, kept = ranked.serving_cutoffs(budgets, seen)
+    skipped = ranked.unneeded(seen)
+    for i, budget in enumerate(budgets.tolist()):
+        expected_bytes, expected_blocks = slow_serving(ranked, budget, set(seen.row(i).tolist()))
+        assert stored[i] == expected_bytes
+        assert kept[i] == len(expected_blocks)
+        ranks = np.setdiff1d(np.arange(cutoffs[i]), skipped.row(i))
+        assert ranked.blocks[ranks].tolist() == expected_blocks
+
+
+@settings(max_examples=400, deadline=None)
+@given(layout=layouts, precision=precisions, seed=seeds)
+def test_the_artefact_never_exceeds_the_budget_and_more_budget_keeps_a_superset(layout, precision, seed):
+    """400 worlds x 8 budgets, real bytes."""
+    rng = np.random.default_rng(seed)
+    ranked = random_ranking(layout, precision, rng)
+    user = rng.normal(size=layout.embedding_dim).astype(np.float32)
+    elastic = ElasticEmbedding(ranked, user, random_seen(layout, rng, 1).row(0))
+    smaller: set[int] = set()
+    for budget in np.sort(budgets_for(layout, precision, rng, 8)).tolist():
+        kept = elastic.kept(budget).tolist()
+        assert smaller <= set(kept)
+        assert len(set(kept)) == len(kept)
+        smaller = set(kept)
+        if budget < overhead_bytes(layout.embedding_dim):
+            assert not kept
+            with pytest.raises(BudgetError, match="header and user embedding"):
+                elastic.at(budget)
+            continue
+        stored = elastic.at(budget)
+        assert stored.blocks.tolist() == kept
+        size = len(stored.to_bytes())
+        assert size <= budget
+        assert size == slow_serving(ranked, budget, set(elastic.seen.tolist()))[0]
+
+
+def test_the_room_of_seen_items_is_used_for_others():
+    # overhead 392, blocks of 8 bytes; room for two; the device has seen the items ranked first and third
+    layout = BlockLayout(np.arange(5, dtype=np.int32), 4, 1)
+    ranked = rank_blocks(layout, "int8", np.array([5.0, 4.0, 3.0, 2.0, 1.0]), np.ones((5, 4), np.float32))
+    fresh = ElasticEmbedding(ranked, np.ones(4, np.float32), np.zeros(0, np.int64))
+    known = ElasticEmbedding(ranked, np.ones(4, np.float32), np.array([2, 0]))
+    assert fresh.kept(392 + 16).tolist() == [0, 1]
+    assert known.kept(392 + 16).tolist() == [1, 3]
+    assert known.top_n(392 + 16, 5).tolist() == [1, 3]
+
+
+def test_a_group_is_needed_until_all_of_its_items_were_seen():
+    # group 0 = items 0, 1; group 1 = item 2; two slices: blocks 0, 1 and 2, 3, ranked 3 0 1 2
+    layout = BlockLayout(np.array([0, 0, 1], np.int32), 4, 2)
+    ranked = rank_blocks(layout, "fp32", np.array([3.0, 2.0, 1.0, 4.0]), np.ones((3, 4), np.float32))
+    unneeded = ranked.unneeded(rows_of([0], [0, 1], [2], [], [2, 1, 0]))
+    assert [unneeded.row(i).tolist() for i in range(5)] == [[], [1, 2], [0, 3], [], [0, 1, 2, 3]]
+
+
+def test_an_item_that_was_seen_twice_counts_once():
+    layout = BlockLayout(np.array([0, 0, 1], np.int32), 4, 1)
+    ranked = rank_blocks(layout, "int8", np.array([2.0, 1.0]), np.ones((3, 4), np.float32))
+    elastic = ElasticEmbedding(ranked, np.ones(4, np.float32), np.array([0, 0]))
+    assert elastic.kept(10_000).tolist() == [0, 1]
+    assert elastic.top_n(10_000, 3).tolist() == [1, 2]
+
+
+def test_the_list_itself_is_paid_for():
+    # five block numbers of two bytes, five weights of four
+    layout = BlockLayout(np.arange(5, dtype=np.int32), 4, 1)
+    assert rank_blocks(layout, "int8", np.ones(5), np.ones((5, 4), np.float32)).list_bytes == 5 * (2 + 4)
+
+
+def test_an_empty_ranking_keeps_and_recommends_nothing():
+    layout = BlockLayout(np.arange(5, dtype=np.int32), 4, 2)
+    ranked = rank_blocks(layout, "int4", np.ones(10), np.ones((5, 4), np.float32), budget_bytes=0)
+    assert len(ranked.blocks) == len(ranked.items) == 0
+    assert ranked.cutoffs(np.array([0, 10**9])).tolist() == [0, 0]
+    assert ranked.serving_cutoffs(np.array([10**9]), NOBODY_SEEN)[1].tolist() == [overhead_bytes(4)]
+    assert ElasticEmbedding(ranked, np.ones(4, np.float32), np.zeros(0, int)).top_n(10**6, 3).tolist() == []

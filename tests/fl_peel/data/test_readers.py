@@ -1,0 +1,301 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl_peel.data.readers import read_interactions
+from fl_peel.errors import DataError
+
+
+def rows_of(user_items):
+    return [user_items.row(user).tolist() for user in range(user_items.num_users)]
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def everything(data):
+    """All that an Interactions value says, comparable."""
+    times = None if data.timestamps is None else data.timestamps.tolist()
+    given_test = None if data.given_test is None else rows_of(data.given_test)
+    return rows_of(data.pairs), data.num_items, times, given_test, data.user_labels, data.item_labels
+
+
+# users 10, 2, 7 and items 30, 4: sorted by value, user 2 -> 0, 7 -> 1, 10 -> 2; item 4 -> 0, 30 -> 1
+SAMPLE = [(10, 30, 5, 100), (2, 30, 1, 300), (10, 4, 3, 50), (7, 4, 4, 200), (2, 4, 2, 400)]
+SAMPLE_ROWS = [[1, 0], [0], [0, 1]]
+SAMPLE_TIMES = [300, 400, 200, 50, 100]
+U_DATA = "".join(f"{u}\t{i}\t{r}\t{t}\n" for u, i, r, t in SAMPLE)
+HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+
+
+def read_or_hear(path):
+    """The interactions, or the message of the DataError; anything else goes up."""
+    try:
+        return read_interactions(path), ""
+    except DataError as error:
+        return None, str(error)
+
+
+def sample_parquet(path):
+    users, items, ratings, times = zip(*SAMPLE, strict=True)
+    pq.write_table(pa.table({"user": users, "item": items, "rating": ratings, "timestamp": times}), path)
+    return path
+
+
+SAMPLE_FILES = {
+    "u.data": U_DATA,
+    "ratings.dat": U_DATA.replace("\t", "::"),
+    "x.inter": HEADER + U_DATA,
+    "windows.inter": (HEADER + U_DATA).replace("\n", "\r\n"),
+    "no_last_newline.data": U_DATA.rstrip("\n"),
+    "marked.csv": b"\xef\xbb\xbfuser,item,rating,timestamp\n" + U_DATA.replace("\t", ",").encode(),
+    "aliases.csv": "when,time,Item_Id,userId,rating\n" + "".join(f"x,{t},{i},{u},{r}\n" for u, i, r, t in SAMPLE),
+    "quoted.csv": 'user,item,rating,timestamp\n"10","30",5,100\n' + U_DATA.replace("\t", ",").split("\n", 1)[1],
+    "float_times.csv": "user,item,rating,timestamp\n" + "".join(f"{u},{i},{r},{t}.75\n" for u, i, r, t in SAMPLE),
+    "x.tsv": "user\titem\trating\ttimestamp\n" + U_DATA,
+    "blank_lines.data": U_DATA.replace("\n", "\n\n"),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLE_FILES)
+def test_every_text_format_gives_the_same_interactions(tmp_path, name):
+    data = read_interactions(write(tmp_path, name, SAMPLE_FILES[name]))
+    assert everything(data) == (SAMPLE_ROWS, 2, SAMPLE_TIMES, None, ("2", "7", "10"), ("4", "30"))
+
+
+def test_parquet_gives_the_same_interactions(tmp_path):
+    data = read_interactions(sample_parquet(tmp_path / "x.parquet"))
+    assert everything(data) == (SAMPLE_ROWS, 2, SAMPLE_TIMES, None, ("2", "7", "10"), ("4", "30"))
+
+
+def test_parquet_with_text_ids_and_arrow_timestamps(tmp_path):
+    users = pa.array(["b", "a", "b"]).dictionary_encode()
+    times = pa.array([2_500, 1_000, 1_999], pa.timestamp("ms"))
+    pq.write_table(pa.table({"user_id": users, "item_id": ["y", "x", "x"], "time": times}), tmp_path / "x.pq")
+    data = read_interactions(tmp_path / "x.pq")
+    # a -> 0, b -> 1; 1.999 s is second 1, before second 2
+    assert everything(data) == ([[0], [0, 1]], 2, [1, 1, 2], None, ("a", "b"), ("x", "y"))
+
+
+def test_names_come_from_the_file_or_its_folder(tmp_path):
+    assert read_interactions(write(tmp_path, "ml/u.data", U_DATA)).name == "ml"
+    assert read_interactions(write(tmp_path, "toys.inter", HEADER + U_DATA)).name == "toys"
+    assert read_interactions(write(tmp_path, "shop/train.txt", "0 1\n")).name == "shop"
+    assert read_interactions(tmp_path / "toys.inter", name="mine").name == "mine"
+
+
+def test_format_can_be_set(tmp_path):
+    path = write(tmp_path, "ratings.log", U_DATA)
+    assert rows_of(read_interactions(path, format="movielens-tab").pairs) == SAMPLE_ROWS
+
+
+def test_labels_that_are_not_all_integers_sort_as_text(tmp_path):
+    data = read_interactions(write(tmp_path, "x.csv", "user,item\nb,10\na,9\n10,x\n9,9\n"))
+    assert data.user_labels == ("10", "9", "a", "b")
+    assert data.item_labels == ("10", "9", "x")
+    assert data.timestamps is None
+
+
+@given(st.permutations(SAMPLE))
+def test_line_order_cannot_matter(tmp_path_factory, lines):
+    folder = tmp_path_factory.mktemp("order")
+    path = write(folder, "x.inter", HEADER + "".join(f"{u}\t{i}\t{r}\t{t}\n" for u, i, r, t in lines))
+    data = read_interactions(path)
+    assert everything(data) == (SAMPLE_ROWS, 2, SAMPLE_TIMES, None, ("2", "7", "10"), ("4", "30"))
+
+
+def test_min_rating_keeps_ratings_that_reach_it_and_numbers_who_is_left(tmp_path):
+    # ratings >= 3: (10, 30) at 100, (10, 4) at 50, (7, 4) at 200; user 2 is gone: 7 -> 0, 10 -> 1
+    data = read_interactions(write(tmp_path, "u.data", U_DATA), min_rating=3)
+    assert everything(data) == ([[0], [0, 1]], 2, [200, 50, 100], None, ("7", "10"), ("4", "30"))
+
+
+def test_repeated_pair_keeps_its_first_time(tmp_path):
+    data = read_interactions(write(tmp_path, "x.csv", "user,item,time\n1,5,30\n1,6,20\n1,5,10\n"))
+    assert (rows_of(data.pairs), data.timestamps.tolist()) == ([[0, 1]], [10, 20])
+
+
+def test_repeated_pair_without_times_keeps_its_first_line(tmp_path):
+    data = read_interactions(write(tmp_path, "x.csv", "user,item\n1,6\n1,5\n1,6\n"))
+    assert rows_of(data.pairs) == [[1, 0]]
+
+
+def test_rating_filter_comes_before_the_first_of_a_repeated_pair(tmp_path):
+    text = "user,item,rating,time\n1,5,2,10\n1,5,4,20\n"
+    data = read_interactions(write(tmp_path, "x.csv", text), min_rating=3)
+    assert data.timestamps.tolist() == [20]
+
+
+def test_test_file_shares_the_numbers_and_never_repeats_train(tmp_path):
+    train = write(tmp_path, "train.csv", "user,item\nb,x\nc,y\n")
+    test = write(tmp_path, "test.csv", "user,item\na,w\nb,x\nb,w\n")
+    data = read_interactions(train, test_path=test)
+    # a, b, c -> 0, 1, 2; w, x, y -> 0, 1, 2; (b, x) is a train pair
+    assert rows_of(data.pairs) == [[], [1], [2]]
+    assert rows_of(data.given_test) == [[0], [0], []]
+
+
+# --- LightGCN lists --------------------------------------------------------------------------------------------
+
+
+def test_lists_keep_their_numbers(tmp_path):
+    write(tmp_path, "train.txt", "0 5 3\n2 0 \n1\n")
+    write(tmp_path, "test.txt", "0 4\n2 \n3 6 6\n")
+    data = read_interactions(tmp_path)
+    assert rows_of(data.pairs) == [[5, 3], [], [0], []]
+    assert rows_of(data.given_test) == [[4], [], [], [6]]
+    assert (data.num_items, data.timestamps, data.user_labels) == (7, None, ())
+
+
+def test_one_list_alone_has_no_given_test(tmp_path):
+    path = write(tmp_path, "train.txt", b"1 2\r\n\r\n0\t1 1 0\r\n1 3 2")
+    data = read_interactions(path)
+    assert (rows_of(data.pairs), data.given_test, data.num_items) == ([[1, 0], [2, 3]], None, 4)
+    both = read_interactions(path, test_path=write(tmp_path, "held_out.txt", "0 3\n1 2\n"))
+    assert rows_of(both.given_test) == [[3], []]  # (1, 2) is a train pair
+
+
+# --- what can be wrong -----------------------------------------------------------------------------------------
+
+BAD_FILES = [
+    ("u.data", "", r"u\.data: the file is empty; it should"),
+    ("u.data", b"\xef\xbb\xbf\n", "the file is empty"),
+    ("u.data", "1\t2\t3\t4\n1\t2\t3\n", r"u\.data:2: 3 fields where 4 belong \(user, item, rating, timestamp\)"),
+    ("u.data", "1\t2\t3\t4\n\n1\t2\t3\t4\t5\n", r"u\.data:3: 5 fields where 4"),
+    ("u.data", "1\t2\t3\t4\n   \n", r"u\.data:2: 1 field where 4"),
+    ("u.data", "1\t2\t3\t4\nbob\t2\t3\t4\n", r"u\.data:2: user is 'bob', not an integer"),
+    ("u.data", "1\t2\t3\t4\n1\t2.0\t3\t4\n", r"u\.data:2: item is '2\.0', not an integer"),
+    ("u.data", "1\t2\t3\t4\n1\t-2\t3\t4\n", r"u\.data:2: item is negative \(-2\)"),
+    ("u.data", "1\t2\t3\t4\n1\t\t3\t4\n", r"u\.data:2: item is missing"),
+    ("u.data", "1\t2\tgood\t4\n", r"u\.data:1: rating is 'good', not a number"),
+    ("u.data", "1\t2\t3\tnan\n", r"u\.data:1: timestamp is 'nan', not a number"),
+    ("u.data", "1\t2\t3\t1e999\n", r"u\.data:1: timestamp is '1e999', out of range"),
+    ("u.data", "1\t2\t3\t1e20\n", r"u\.data:1: timestamp is '1e20', out of range"),
+    ("u.data", "1\t2\t3\t1_0\n", r"u\.data:1: timestamp is '1_0', not a number"),
+    ("u.data", b"1\t2\t3\t4\n1\t\xff\t3\t4\n", r"u\.data:2: not UTF-8 text"),
+    ("ratings.dat", "1::2::3::4\n1::2::3\n", r"ratings\.dat:2: 3 fields where 4 .* split at '::'"),
+    ("ratings.dat", "1::2\t::3::4\n", r"ratings\.dat:1: item is '2\\t', not an integer"),
+    ("x.inter", "user_id:token\trating:float\n1\t2\n", r"x\.inter:1: no item column among 'user_id', 'rating'"),
+    ("x.inter", U_DATA, r"x\.inter:1: '10' has no type; head the columns like user_id:token"),
+    ("x.inter", HEADER + "1\t2\t3\n", r"x\.inter:2: 3 fields where 4"),
+    ("x.inter", HEADER, r"x\.inter: names its columns and holds no interaction"),
+    ("x.inter", b"\xff:token\n", r"x\.inter:1: not UTF-8"),
+    ("x.csv", "user,item,user_id\n1,2,3\n", r"x\.csv:1: 'user' and 'user_id' both name the user; keep one"),
+    ("x.csv", "user,item\n1,2\n,3\n", r"x\.csv:3: user is missing"),
+    ("x.csv", "user,item\n1,2\n3,-1\n", r"x\.csv:3: item is negative \(-1\)"),
+    ("x.csv", 'user,item\n"1",2\n"3,4\n', r"x\.csv:3: unexpected end of data; mend the quotes"),
+    ("x.csv", 'user,item,note\n1,2,"two\nlines"\n1,2\n', r"x\.csv:4: 2 fields where 3"),
+    ("x.csv", "user,item,time\n1,2,2020-01-01\n", r"x\.csv:2: timestamp is '2020-01-01', not a number"),
+    ("train.txt", " \n\n", r"train\.txt: the file is empty"),
+    ("train.txt", "0\n1\n", r"train\.txt: names users and holds no interaction"),
+    ("train.txt", "0 1 2\n1 x 3\n", r"train\.txt:2: item is 'x', not an integer"),
+    ("train.txt", "0 1 2\n-1 3\n", r"train\.txt:2: user is negative \(-1\)"),
+    ("train.txt", "0 1 1.5\n", r"train\.txt:1: item is '1\.5', not an integer"),
+    ("train.txt", b"0 1\n1 \xff\n", r"train\.txt:2: not UTF-8"),
+    ("train.txt", "0 1\n\n1 99999999999999999999\n", r"train\.txt:3: item 99999999999999999999 is above 2147483647"),
+    ("train.txt", "0 1\n1 2147483648\n", r"train\.txt:2: item 2147483648 is above 2147483647"),
+    ("train.txt", "0 1\n1 2000000000\n", r"train\.txt: item 2000000000 occurs and only 2 items are used; number ids"),
+    ("notes.xyz", "1 2", r"notes\.xyz: its name does not tell the format; set one of movielens-tab, "),
+    ("x.parquet", b"PAR1 and then nothing", r"x\.parquet: not a whole Parquet file \(.*; write or copy it again"),
+    ("x.parquet", b"", r"x\.parquet: not a whole Parquet file"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD_FILES)
+def test_malformed_files_are_one_clear_line(tmp_path, name, content, message):
+    path = write(tmp_path, name, content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_interactions(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["u.data", "x.csv", "x.parquet", "train.txt", "unknown"])
+def test_missing_files(tmp_path, name):
+    with pytest.raises(DataError, match="no such file; check the path"):
+        read_interactions(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["u.data", "x.parquet"])
+def test_folder_in_place_of_a_file(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=r"is a folder without train\.txt; name the interactions file inside"):
+        read_interactions(tmp_path / name)
+    with pytest.raises(DataError, match="is a folder; name the file inside it"):
+        read_interactions(tmp_path / name, format="parquet" if "parquet" in name else "movielens-tab")
+
+
+def test_folder_without_test_list(tmp_path):
+    write(tmp_path, "train.txt", "0 1\n")
+    with pytest.raises(DataError, match=r"test\.txt: no such file; add it, or name .*train\.txt alone"):
+        read_interactions(tmp_path)
+
+
+def test_bad_line_of_the_test_list_names_that_file(tmp_path):
+    write(tmp_path, "train.txt", "0 1\n")
+    write(tmp_path, "test.txt", "0 1\n0 ?\n")
+    with pytest.raises(DataError, match=r"test\.txt:2: item is '\?'"):
+        read_interactions(tmp_path)
+
+
+def test_truncated_parquet(tmp_path):
+    path = sample_parquet(tmp_path / "x.parquet")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"x\.parquet: not a whole Parquet file"):
+        read_interactions(path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"user": [1], "thing": [2]}, "no item column among 'user', 'thing'"),
+        ({"user": [1.5], "item": [2]}, "user column is double; store ids as integers or text"),
+        ({"user": [1, None], "item": [2, 3]}, "row 2: user is missing"),
+        ({"user": [1, 2], "item": [2, -3]}, r"row 2: item is negative \(-3\)"),
+        ({"user": [1, 2], "item": [2, 3], "time": [1.0, float("nan")]}, "row 2: timestamp is nan; store a finite"),
+        ({"user": [1, 2], "item": [2, 3], "time": [1, None]}, "row 2: timestamp is missing"),
+        ({"user": [1], "item": [2], "time": ["now"]}, "timestamp column is string; store it as numbers"),
+        ({"user": [1], "item": [2], "rating": [float("inf")]}, "row 1: rating is inf"),
+        ({"user": pa.array([], pa.int64()), "item": pa.array([], pa.int64())}, "holds no interaction"),
+    ],
+)
+def test_malformed_parquet(tmp_path, columns, message):
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=message):
+        read_interactions(tmp_path / "x.parquet")
+
+
+def test_rating_options_that_cannot_be_met(tmp_path):
+    path = write(tmp_path, "u.data", U_DATA)
+    with pytest.raises(DataError, match=r"no rating reaches min_rating=6; lower it to 5,"):
+        read_interactions(path, min_rating=6)
+    with pytest.raises(DataError, match="min_rating is nan"):
+        read_interactions(path, min_rating=float("nan"))
+    with pytest.raises(DataError, match="has no rating column; leave out min_rating"):
+        read_interactions(write(tmp_path, "x.csv", "user,item\n1,2\n"), min_rating=3)
+    with pytest.raises(DataError, match="lists have no ratings; leave out min_rating"):
+        read_interactions(write(tmp_path, "train.txt", "0 1\n"), min_rating=3)
+    with pytest.raises(DataError, match="unknown format 'xml'; choose from auto, movielens-tab"):
+        read_interactions(path, format="xml")
+
+
+@given(st.binary(max_size=60), st.sampled_from(["u.data", "r.dat", "x.inter", "x.csv", "train.txt", "x.parquet"]))
+def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory, content, name):
+    path = write(tmp_path_factory.mktemp("any"), name, content)
+    data, said = read_or_hear(path)
+    assert "\n" not in said
+    assert said or data.pairs.num_interactions > 0
+
+
+@given(st.text('01a,\t:-. "\n\r', max_size=30), st.sampled_from(["u.data", "r.dat", "x.inter", "x.csv", "train.txt"]))
+def test_near_misses_are_read_or_refused_in_one_line(tmp_path_factory, tail, name):
+    head = {"u.data": "1\t2\t3\t4\n", "r.dat": "1::2::3::4\n", "x.inter": HEADER, "x.csv": "user,item\n"}
+    path = write(tmp_path_factory.mktemp("near"), name, head.get(name, "0 1\n") + tail)
+    _, said = read_or_hear(path)
+    assert "cannot be read (" not in said  # the slow pass finds whatever the fast one stumbled over

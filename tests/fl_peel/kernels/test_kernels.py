@@ -1,0 +1,142 @@
+"""Compiled loops: what must hold beside equality with the readable twins of ``test_engine_twins``."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.precision import code_dtype, quantize
+from fl_peel.blocks.ranked import pack_ranking, rank_blocks
+from fl_peel.data.interactions import UserItems
+from fl_peel.kernels import FIXED_POINT
+from fl_peel.ranking.top import top_rows
+from fl_peel.training import reference
+from fl_peel.training.group import train_group
+from fl_peel.training.settings import LocalTraining
+from fl_peel.training.work import LocalWork
+
+
+def world(seed, num_items=150, dim=6, num_slices=1, num_devices=40, item_groups=None):
+    rng = np.random.default_rng(seed)
+    item_group = np.arange(num_items, dtype=np.int32) % (item_groups or num_items)
+    layout = BlockLayout(item_group, dim, num_slices)
+    ranked = rank_blocks(
+        layout, "int8", rng.random(layout.num_blocks), rng.normal(size=(num_items, dim)).astype(np.float32)
+    )
+    lengths = rng.integers(1, 9, num_devices)
+    train = UserItems(
+        np.concatenate([[0], np.cumsum(lengths)]), rng.integers(0, num_items, lengths.sum()).astype(np.int32)
+    )
+    cutoffs = rng.integers(1, len(ranked.blocks) + 1, num_devices).astype(np.int64)
+    return rng, ranked, cutoffs, rng.normal(size=(num_devices, dim)).astype(np.float32), train
+
+
+@pytest.mark.parametrize("num_slices", [1, 3])
+@pytest.mark.parametrize("learning_rate", [30.0, 3000.0])
+def test_sums_beyond_32_bits_are_exact(num_slices, learning_rate):
+    """2**31 units are 128: at rate 30 a row's sum passes it after some devices, at 3,000 with one step."""
+    _, ranked, cutoffs, users, _ = world(1, num_items=5, num_slices=num_slices)
+    cutoffs[:] = len(ranked.blocks)
+    train = UserItems(np.arange(41, dtype=np.int64), np.zeros(40, np.int32))  # everybody likes item 0
+    how = LocalTraining(learning_rate=learning_rate)
+    seeds = np.arange(40, dtype=np.uint64)
+    _, update = train_group(LocalWork(ranked, cutoffs, users, train, seeds, how))
+    alone = [
+        train_group(
+            LocalWork(ranked, cutoffs[i : i + 1], users[i : i + 1], train.select(np.array([i])), seeds[i : i + 1], how)
+        )[1]
+        for i in range(40)
+    ]
+    assert np.abs(update.sums).max() > 2**31
+    assert update.is_wide.any()
+    assert (update.sums == sum(one.sums for one in alone)).all()
+    exact = sum(reference.train_device(ranked, cutoffs[0], users[i], train.row(i), i, how)[1] for i in range(40))
+    np.testing.assert_allclose(update.sums / FIXED_POINT, exact, rtol=1e-5, atol=1e-3)
+    changed = update.changed()
+    total = np.zeros_like(update.sums)
+    total[changed["rows"]] += changed["sums"]
+    total[changed["wide_rows"]] += changed["wide_sums"]
+    assert (total == update.sums).all()
+
+
+def test_changed_rows_are_those_that_devices_touched():
+    _, ranked, cutoffs, users, train = world(2)
+    seeds = np.arange(40, dtype=np.uint64)
+    _, update = train_group(LocalWork(ranked, cutoffs, users, train, seeds, LocalTraining()))
+    changed = update.changed()
+    rows, sums = changed["rows"], changed["sums"]
+    assert sums.dtype == np.int32
+    assert len(changed["wide_rows"]) == 0
+    assert rows.tolist() == np.flatnonzero(update.touched.sum(axis=1)).tolist()
+    assert (sums == update.sums[rows]).all()
+    untouched = np.setdiff1d(np.arange(len(ranked.items)), rows)
+    assert len(untouched)
+    assert not update.sums[untouched].any()
+
+
+@pytest.mark.parametrize("num_slices", [1, 2])
+def test_a_device_ranks_the_same_in_any_company(num_slices):
+    """Scores are added up in one order, so that tiles of 32 devices and of one give the same lists, bit by bit."""
+    rng, ranked, cutoffs, users, train = world(3, num_slices=num_slices, num_devices=70)
+    together = top_rows(ranked, cutoffs, users, train, 20)
+    shuffled = rng.permutation(70)
+    apart = top_rows(ranked, cutoffs[shuffled], users[shuffled], train.select(shuffled), 20)
+    assert (apart == together[shuffled]).all()
+    for i in range(0, 70, 9):
+        one = top_rows(ranked, cutoffs[i : i + 1], users[i : i + 1], train.select(np.array([i])), 20)
+        assert (one[0] == together[i]).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    num_slices=st.sampled_from([1, 3]),
+    item_groups=st.sampled_from([None, 7]),
+    precision=st.sampled_from(["fp32", "fp16", "int8", "int4"]),
+    exponent=st.integers(-9, 3),
+)
+def test_packed_blocks_are_what_the_device_runtime_would_store(seed, num_slices, item_groups, precision, exponent):
+    rng = np.random.default_rng(seed)
+    layout = BlockLayout(np.arange(21, dtype=np.int32) % (item_groups or 21), 6, num_slices)
+    table = (rng.normal(size=(21, 6)) * 10.0**exponent).astype(np.float32)
+    table[rng.integers(21)] = 0
+    packed = pack_ranking(layout, precision, rng.random(layout.num_blocks), table, None)
+    items, slices, _ = layout.block_rows(packed["blocks"])
+    codes, scales = quantize(table.reshape(21, num_slices, -1)[items, slices], precision)
+    assert packed["codes"].tobytes() == codes.astype(code_dtype(precision)).tobytes()
+    assert packed["scales"].tobytes() == scales.tobytes()
+
+
+def test_aggregation_in_chunks_equals_the_mean_taken_whole():
+    """6,000 rows are three chunks; the node's rows may come in any order, and then take the plain way."""
+    from strategies.groups.aggregation import BlockSums, apply_mean, mean_update
+    from strategies.groups.optimizer import ServerOptimizer
+
+    rng = np.random.default_rng(0)
+    num_rows, dim, slices = 6000, 4, 2
+    position = np.arange(num_rows * slices, dtype=np.int32).reshape(num_rows, slices)
+    for order in ("ascending", "any"):
+        for denominator in ("touched", "holders"):
+            total = BlockSums.zeros(num_rows, slices, dim, num_rows * slices)
+            for _ in range(3):
+                rows = np.sort(rng.choice(num_rows, 4000, replace=False)).astype(np.int32)
+                if order == "any":
+                    rows = rng.permutation(rows)
+                total.add(
+                    {
+                        "rows": rows,
+                        "sums": rng.integers(-(2**30), 2**30, (4000, dim)).astype(np.int32),
+                        "touched": rng.integers(0, 3, (4000, slices)).astype(np.int32),
+                        "row_loss": rng.integers(0, 9, 4000),
+                        "row_examples": rng.integers(0, 9, 4000),
+                        "holders": rng.integers(1, 9, num_rows * slices),
+                    }
+                )
+            items = rng.permutation(num_rows).astype(np.int32)
+            table = rng.normal(size=(num_rows, dim)).astype(np.float32)
+            update, changed = mean_update(total, position, denominator)
+            expected = table.copy()
+            expected[items] += np.where(changed, np.float32(0.3) * update, np.float32(0))
+            apply_mean(table, items, total, position, denominator, ServerOptimizer("sgd", 0.3))
+            assert (table == expected).all()

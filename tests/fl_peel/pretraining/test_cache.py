@@ -1,0 +1,122 @@
+"""Pretrained tables kept by content: what changes the key, and what a damaged file does."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
+from fl_peel.pretraining.settings import PretrainingConfig
+from fl_peel.pretraining.train import EpochFigures, PretrainedEmbeddings
+from tests.helpers.blocks import rows_of
+
+COLLECTED = rows_of([0, 1], [2], [])
+CONFIG = PretrainingConfig()
+TABLES = PretrainedEmbeddings(
+    np.arange(6, dtype=np.float32).reshape(3, 2) / 7,
+    np.arange(8, dtype=np.float32).reshape(4, 2) / 3,
+    0.15,
+    (EpochFigures(1, 0.1), EpochFigures(2, 1 / 3)),
+)
+
+
+def key(collected=COLLECTED, num_items=4, config=CONFIG, seed=0, device="cpu") -> str:
+    return pretraining_key(collected, num_items, config, seed, device)
+
+
+def test_the_same_content_has_the_same_key():
+    assert key() == key(rows_of([0, 1], [2], []), config=PretrainingConfig())
+    assert len(key()) == 32
+    assert set(key()) <= set("0123456789abcdef")
+
+
+def test_everything_that_decides_the_tables_changes_the_key():
+    changed = [
+        key(rows_of([0, 1], [3], [])),
+        key(rows_of([1, 0], [2], [])),
+        key(rows_of([0], [1, 2], [])),
+        key(rows_of([0, 1], [2])),
+        key(num_items=5),
+        key(seed=1),
+        key(device="cuda"),
+    ]
+    for field in dataclasses.fields(CONFIG):
+        value = getattr(CONFIG, field.name)
+        other = value + 1 if isinstance(value, int | float) else f"{value}-other"
+        changed.append(key(config=dataclasses.replace(CONFIG, **{field.name: other})))
+    assert len({key(), *changed}) == 1 + len(changed)
+
+
+def test_tables_come_back_bit_for_bit(tmp_path):
+    write_tables(tmp_path / "new" / "folder", "k", TABLES)
+    again = read_tables(tmp_path / "new" / "folder", "k")
+    assert again is not None
+    for name in ("users", "items"):
+        assert (getattr(again, name) == getattr(TABLES, name)).all()
+        assert getattr(again, name).dtype == np.float32
+    assert again.temperature == TABLES.temperature
+    assert again.history == TABLES.history
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["k.safetensors"]
+
+
+def test_tables_without_epochs(tmp_path):
+    write_tables(tmp_path, "k", dataclasses.replace(TABLES, history=()))
+    again = read_tables(tmp_path, "k")
+    assert again is not None
+    assert again.history == ()
+
+
+def test_slices_of_larger_arrays_are_kept_as_they_read(tmp_path):
+    wide = np.arange(24, dtype=np.float32).reshape(4, 6)
+    write_tables(tmp_path, "k", dataclasses.replace(TABLES, items=wide[:, ::3], users=np.asfortranarray(wide)))
+    again = read_tables(tmp_path, "k")
+    assert again is not None
+    assert (again.items == wide[:, ::3]).all()
+    assert (again.users == wide).all()
+
+
+def test_there_may_be_none(tmp_path):
+    assert read_tables(tmp_path, "k") is None
+    assert read_tables(tmp_path / "no folder", "k") is None
+
+
+def test_a_damaged_file_is_as_good_as_none(tmp_path):
+    write_tables(tmp_path, "k", TABLES)
+    path = tmp_path / "k.safetensors"
+    whole = path.read_bytes()
+    for damaged in (b"", b"not at all", whole[:-1], whole[:20], b"\xff" * len(whole)):
+        path.write_bytes(damaged)
+        assert read_tables(tmp_path, "k") is None
+    path.write_bytes(whole)
+    assert read_tables(tmp_path, "k") is not None
+
+
+@pytest.mark.parametrize("name", ["users", "items", "temperature", "loss"])
+def test_a_file_that_lacks_something_is_as_good_as_none(tmp_path, name):
+    write_tables(tmp_path, "k", TABLES)
+    tensors = load_file(tmp_path / "k.safetensors")
+    save_file({other: tensor for other, tensor in tensors.items() if other != name}, tmp_path / "k.safetensors")
+    assert read_tables(tmp_path, "k") is None
+
+
+def test_an_empty_temperature_is_as_good_as_none(tmp_path):
+    write_tables(tmp_path, "k", TABLES)
+    tensors = load_file(tmp_path / "k.safetensors")
+    save_file({**tensors, "temperature": np.zeros(0)}, tmp_path / "k.safetensors")
+    assert read_tables(tmp_path, "k") is None
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    write_tables(tmp_path, "k", TABLES)
+
+    def full(tensors, name):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("fl_peel.pretraining.cache.save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        write_tables(tmp_path, "k", dataclasses.replace(TABLES, temperature=9.0))
+    again = read_tables(tmp_path, "k")
+    assert again is not None
+    assert again.temperature == 0.15
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,182 @@
+"""The accountants against published figures and closed forms; calibration; refusals of one line."""
+
+import math
+
+import pytest
+from dp_accounting import GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+
+from fl_peel.errors import ScenarioError
+from fl_peel.privacy.accounting import Schedule, analytic_gaussian_delta, calibrated, event_of, spent
+from fl_peel.privacy.mechanisms import CentralGaussian, LocalGaussian, LocalLaplace
+from fl_peel.privacy.plan import make_plan
+from simulations.scenario_files import load_scenario
+
+DELTA = 1e-5
+CENTRAL = [
+    "privacy.mechanism=central-gaussian",
+    "privacy.clipping.kind=flat",
+]
+
+
+# The table of TensorFlow Privacy's MNIST tutorial (tutorials/README.md): batches of 256 of 60,000, noise multiplier,
+# epochs, epsilon at delta 1e-5. It was made with the older conversion of Renyi divergence, eps = rdp + log(1/delta) /
+# (order - 1) over integer orders up to 64 and a few more; today's bounds are tighter, by up to three tenths.
+@pytest.mark.parametrize(("multiplier", "epochs", "published"), [(1.3, 15, 1.19), (1.1, 60, 3.01), (0.7, 45, 7.10)])
+def test_dp_sgd_on_mnist(multiplier, epochs, published):
+    steps = epochs * 60_000 // 256
+    event = SelfComposedDpEvent(PoissonSampledDpEvent(256 / 60_000, GaussianDpEvent(multiplier)), steps)
+    found = spent(event, DELTA)
+    assert found.rdp is not None
+    assert found.pld is not None
+    assert 0.7 * published < found.pld < found.rdp < published
+    assert (found.epsilon, found.accountant) == (found.pld, "PLD")
+    older = min(
+        sum_of_rdp(256 / 60_000, multiplier, order) * steps + math.log(1 / DELTA) / (order - 1)
+        for order in range(2, 65)
+    )
+    assert older == pytest.approx(published, abs=0.06)
+
+
+def sum_of_rdp(q, z, order):
+    """Renyi divergence of one subsampled Gaussian at an integer order (Mironov, Talwar & Zhang, 2019, section 3.3)."""
+    terms = [
+        math.lgamma(order + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(order - k + 1)
+        + k * math.log(q)
+        + (order - k) * math.log1p(-q)
+        + k * (k - 1) / (2 * z * z)
+        for k in range(order + 1)
+    ]
+    largest = max(terms)
+    return (largest + math.log(sum(math.exp(term - largest) for term in terms))) / (order - 1)
+
+
+def test_gaussian_against_the_closed_form():
+    # Balle & Wang (ICML 2018), theorem 8; sigma = 3.730632 is the well-known calibration of (1, 1e-5), where the
+    # classical formula sqrt(2 ln(1.25 / delta)) asks for 4.8448
+    assert analytic_gaussian_delta(3.730632, 1.0) == pytest.approx(1e-5, rel=1e-5)
+    assert math.sqrt(2 * math.log(1.25 / 1e-5)) == pytest.approx(4.8448, abs=1e-4)
+    for multiplier in (0.7, 1.5, 3.730632):
+        epsilon = spent(GaussianDpEvent(multiplier), DELTA).epsilon
+        assert analytic_gaussian_delta(multiplier, epsilon) == pytest.approx(DELTA, rel=2e-3)
+        assert analytic_gaussian_delta(multiplier, epsilon) <= DELTA  # an upper bound of epsilon
+
+
+@pytest.mark.parametrize("target", [1.0, 2.0, 4.0, 8.0])
+def test_calibration_of_composed_gaussians_is_the_closed_form(target):
+    # R releases of multiplier z are one of z / sqrt(R)
+    multiplier = calibrated(CentralGaussian(), Schedule(((9, 1.0),)), target, DELTA)
+    assert analytic_gaussian_delta(multiplier / 3, target) <= DELTA
+    assert analytic_gaussian_delta(multiplier / 3 / 1.01, target) > DELTA
+
+
+def test_laplace_is_at_most_the_sum_of_its_epsilons():
+    spends = spent(event_of(LocalLaplace(), 2.0, Schedule(((6, 1.0),))), DELTA)  # 6 rounds of epsilon 1 / 2
+    assert 0.9 * 3 < spends.epsilon <= 3 + 1e-3
+    # a distance of 1 in L1 that is spread over numbers loses no more than one number at distance 1
+    whole = spent(LaplaceDpEvent(1.0), DELTA).epsilon
+    for parts in (2, 5, 20):
+        assert spent(SelfComposedDpEvent(LaplaceDpEvent(parts), parts), DELTA).epsilon <= whole + 1e-3
+
+
+def test_rounds_without_signals_cost_their_share():
+    # 4 rounds in full and 4 with the share 0.36: precisions 4 / z^2 + 4 * 0.36 / z^2 = 5.44 / z^2
+    mixed = spent(event_of(CentralGaussian(), 5.0, Schedule(((4, 1.0), (4, 0.36)))), DELTA).epsilon
+    assert mixed == pytest.approx(spent(GaussianDpEvent(5.0 / math.sqrt(5.44)), DELTA).epsilon, rel=1e-3)
+
+
+def test_devices_that_add_noise_hide_which_of_two_contributions_they_sent():
+    # bound 1: two vectors of norm 1 lie up to 2 apart, a vector and zero lie 1 apart
+    assert CentralGaussian().scale(3.0, 1.0, 1.0) == 3.0
+    assert LocalGaussian().scale(3.0, 1.0, 1.0) == 6.0
+    assert LocalLaplace().scale(3.0, 0.5, 1.0) == 12.0
+
+
+def plan_of(*overrides, **how):
+    return make_plan(load_scenario("ml-100k", [*CENTRAL, *overrides]), **how)
+
+
+def test_no_amplification_without_coins():
+    fixed = plan_of("privacy.noise_multiplier=2", "refinement.cohort_share=0.25", "refinement.rounds=12")
+    assert fixed.schedule.sampling == 1
+    coins = plan_of(
+        "privacy.noise_multiplier=2",
+        "refinement.cohort_share=0.25",
+        "refinement.rounds=12",
+        "refinement.sampling=poisson",
+    )
+    assert coins.schedule.sampling == 0.25
+    assert coins.epsilon < fixed.epsilon / 2
+    local = plan_of(
+        "privacy.mechanism=local-gaussian",
+        "privacy.rows=all-sent",
+        "privacy.noise_multiplier=2",
+        "refinement.cohort_share=0.25",
+        "refinement.sampling=poisson",
+    )
+    assert local.schedule.sampling == 1  # the server sees who answers
+    # under fixed sampling a device pays for the rounds that the most sampled one is in
+    assert plan_of("privacy.noise_multiplier=2", most_rounds=4).epsilon == pytest.approx(
+        spent(GaussianDpEvent(1.0), DELTA).epsilon, rel=1e-3
+    )
+
+
+def test_the_answer_which_user_group_is_paid_for():
+    plan = plan_of("privacy.target_epsilon=8", "privacy.group_epsilon=3", asks_groups=True)
+    assert plan.cost.epsilon <= 5
+    assert plan.epsilon == pytest.approx(8, abs=0.05)
+    assert plan_of("privacy.target_epsilon=8", "privacy.group_epsilon=3").epsilon == pytest.approx(8, abs=0.05)
+
+
+BAD = [
+    (["privacy.target_epsilon=8"], "privacy: target_epsilon needs a mechanism that adds noise; set privacy.mechanism"),
+    (
+        ["privacy.mechanism=central-gaussian", "privacy.target_epsilon=8"],
+        "privacy: mechanism central-gaussian without clipping protects nobody; set privacy.clipping.kind",
+    ),
+    (CENTRAL, "privacy: mechanism central-gaussian needs target_epsilon (or noise_multiplier); give one"),
+    (
+        [*CENTRAL, "privacy.target_epsilon=2", "privacy.group_epsilon=2"],
+        "privacy: group_epsilon leaves nothing of target_epsilon; lower it or raise the target",
+    ),
+    (
+        ["privacy.clipping.kind=adaptive"],
+        "privacy: clipping.kind adaptive counts devices under noise; set privacy.mechanism",
+    ),
+    ([*CENTRAL, "privacy.delta=1"], "privacy.delta: input should be less than 1"),
+    (
+        [*CENTRAL, "privacy.target_epsilon=2", "privacy.noise_multiplier=1"],
+        "privacy.noise_multiplier: 1 spends epsilon 15.5 over the rounds of this run, above privacy.target_epsilon 2",
+    ),
+    (
+        [*CENTRAL, "privacy.target_epsilon=0.00001", "privacy.delta=0.0000000001"],
+        "privacy.target_epsilon: 1e-05 at delta 1e-10 cannot be met",
+    ),
+    (
+        ["privacy.mechanism=local-gaussian", "privacy.clipping.kind=flat", "privacy.target_epsilon=8"],
+        "privacy.rows: touched tells which rows a device changed, which local-gaussian must hide; set all-sent",
+    ),
+    (
+        [*CENTRAL, "privacy.target_epsilon=8", "fairness.exclude_below=1%"],
+        "fairness.exclude_below: refines once more and so spends epsilon again",
+    ),
+    (
+        ["privacy.mechanism=central-gausian", "privacy.clipping.kind=flat", "privacy.target_epsilon=8"],
+        "privacy.mechanism: unknown mechanism 'central-gausian'; did you mean 'central-gaussian'?",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "start"), BAD)
+def test_keys_that_make_no_true_epsilon_are_refused_in_one_line(overrides, start):
+    with pytest.raises(ScenarioError) as caught:
+        make_plan(load_scenario("ml-100k", overrides))
+    text = str(caught.value).removeprefix("ml-100k: ")
+    assert text.startswith(start)
+    assert "\n" not in text
+
+
+def test_an_answer_that_nobody_pays_for_is_refused():
+    with pytest.raises(ScenarioError, match=r"privacy\.group_epsilon: devices whose data is not collected"):
+        plan_of("privacy.target_epsilon=8", asks_groups=True)

@@ -1,0 +1,289 @@
+"""Mechanisms keep their contract; clipping is exact for any cohort; what the server makes of noise."""
+
+import math
+from collections import Counter
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_peel import plugins
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.data.interactions import UserItems
+from fl_peel.errors import ScenarioError
+from fl_peel.exchange.bounded_sums import Trained, bounded_counts, bounded_sums
+from fl_peel.kernels import FIXED_POINT
+from fl_peel.privacy import mechanisms
+from fl_peel.privacy.contracts import MechanismContract
+from fl_peel.privacy.mechanisms import (
+    CentralGaussian,
+    LocalGaussian,
+    LocalLaplace,
+    Mechanism,
+    find_mechanism,
+    noise_share,
+    randomized_groups,
+)
+from fl_peel.privacy.noising import with_device_noise
+from fl_peel.privacy.settings import MECHANISMS
+from fl_peel.privacy.shrinkage import posterior_rate, shrink_factor, shrunk
+from fl_peel.privacy.tilting import NoisedSignals, tilted
+from fl_peel.ranking.top import top_rows
+from fl_peel.training.group import train_group
+from fl_peel.training.settings import LocalTraining
+from fl_peel.training.work import LocalWork
+from tests.fl_peel.training.test_twins import small_world
+from tests.helpers.blocks import rows_of
+
+
+class TestCentralGaussian(MechanismContract):
+    mechanism = CentralGaussian()
+
+
+class TestLocalGaussian(MechanismContract):
+    mechanism = LocalGaussian()
+
+
+class TestLocalLaplace(MechanismContract):
+    mechanism = LocalLaplace()
+
+
+class Mine(CentralGaussian):
+    name = "mine"
+
+
+NO_MECHANISM_AT_ALL = 3
+
+
+def test_a_mechanism_of_ones_own(monkeypatch):
+    def install(what):
+        point = EntryPoint("mine", f"{__name__}:{what}", "fl_peel.mechanisms")
+        monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == point.group else [])
+
+    install("Mine")
+    assert find_mechanism("mine") == Mine()
+    assert MECHANISMS.names()[-1] == MECHANISMS.check("mine") == "mine"
+    install("NO_MECHANISM_AT_ALL")
+    with pytest.raises(ScenarioError, match=r"mine' of .*NO_MECHANISM_AT_ALL is not a Mechanism; subclass fl_peel"):
+        find_mechanism("mine")
+
+
+def test_the_names_that_scenarios_know_are_those_of_the_mechanisms():
+    assert {name: MECHANISMS.make(name, Mechanism) for name in MECHANISMS.shipped} == mechanisms._BUILT_IN
+    assert find_mechanism("none") is None
+
+
+# ---------------------------------------------------------------- what a device contributes
+
+NUM_DEVICES = 500
+
+
+def world(seed, num_slices=2, groups=None):
+    """500 devices on 23 items."""
+    rng, ranked, _, _, _ = small_world(seed, num_slices=num_slices, groups=groups)
+    cutoffs = rng.integers(0, len(ranked.blocks) + 1, NUM_DEVICES)
+    users = rng.normal(size=(NUM_DEVICES, 8)).astype(np.float32)
+    lengths = rng.integers(0, 9, NUM_DEVICES)
+    items = rng.integers(0, 23, lengths.sum()).astype(np.int32)
+    train = UserItems(np.concatenate([[0], np.cumsum(lengths)]), items)
+    seeds = rng.integers(0, 2**63, NUM_DEVICES).astype(np.uint64)
+    return ranked, cutoffs, users, train, seeds
+
+
+def contribution(world, how, bounds, l1, devices, noise=None):
+    """Sums of these devices, as a node that hosts them sends them."""
+    ranked, cutoffs, users, train, seeds = world
+    mine = train.select(devices)
+    new, update = train_group(LocalWork(ranked, cutoffs[devices], users[devices], mine, seeds[devices], how))
+    best = top_rows(ranked, cutoffs[devices], new, mine, 10)
+    items = (7 * np.repeat(devices, 2) + np.tile([0, 1], len(devices))) % 23
+    validation = UserItems(2 * np.arange(len(devices) + 1), items.astype(np.int32))
+    trained = Trained(devices, cutoffs[devices], new, update, best, mine, validation)
+    parts = ("updates", "signals", "counts", "quantile")
+    sums = bounded_sums(ranked, trained, parts, bounds, l1=l1)
+    if noise is not None:
+        sums = with_device_noise(sums, dict.fromkeys(parts, 0.7), noise, 5, 3, devices)
+    return sums
+
+
+@pytest.mark.parametrize("noise", [None, LocalGaussian(), LocalLaplace()])
+@pytest.mark.parametrize("clip_blocks", [False, True])
+@pytest.mark.parametrize("l1", [False, True])
+def test_any_cohort_size_gives_the_same_sums(clip_blocks, l1, noise):
+    """1, 7 and 500 devices a node: the same aggregate, to the last bit, and nobody is clipped for his company."""
+    everything = world(3)
+    how = LocalTraining(max_norm=0.05, clip_blocks=clip_blocks, clip_l1=l1, num_negatives=2, loss="sampled-softmax")
+    bounds = {"updates": 0.05, "signals": 0.4, "counts": 0.8, "quantile": 0.5}
+    totals = []
+    for size in (1, 7, NUM_DEVICES):
+        total = {}
+        for start in range(0, NUM_DEVICES, size):
+            devices = np.arange(start, min(start + size, NUM_DEVICES))
+            for part, values in contribution(everything, how, bounds, l1, devices, noise).items():
+                total[part] = total.get(part, 0) + values
+        totals.append(total)
+    for part in totals[0]:
+        assert np.abs(totals[0][part]).max() > 0, part
+        assert (totals[0][part] == totals[1][part]).all(), part
+        assert (totals[0][part] == totals[2][part]).all(), part
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    num_slices=st.sampled_from([1, 2, 4]),
+    groups=st.sampled_from([None, 5]),
+    clip_blocks=st.booleans(),
+    l1=st.booleans(),
+    bound=st.sampled_from([1e-4, 0.003, 0.05, 1.0]),
+)
+def test_no_device_is_above_its_bounds(seed, num_slices, groups, clip_blocks, l1, bound):
+    """Exactly, in the integers that are sent: rounding included."""
+    everything = world(seed, num_slices, groups)
+    ranked = everything[0]
+    how = LocalTraining(max_norm=bound, clip_blocks=clip_blocks, clip_l1=l1, num_negatives=2, learning_rate=0.5)
+    bounds = {"updates": bound, "signals": bound, "counts": bound, "quantile": 0.5}
+    reached = {}
+    for device in range(12):
+        sums = contribution(everything, how, bounds, l1, np.array([device]))
+        for part, values in sums.items():
+            entries = [int(value) for value in values.reshape(-1)]
+            magnitudes = sum(abs(value) if l1 else value**2 for value in entries)
+            limit = bounds[part] * FIXED_POINT
+            assert magnitudes <= (limit if l1 else limit**2) * (1 + 1e-12), part
+            reached[part] = max(reached.get(part, 0), magnitudes if l1 else math.sqrt(magnitudes))
+        if clip_blocks:
+            width = 8 // num_slices
+            pieces = sums["updates"].reshape(len(ranked.items), num_slices, width).astype(float)
+            sizes = np.abs(pieces).sum(axis=2) if l1 else np.square(pieces).sum(axis=2)
+            per_block = np.bincount(ranked.position.reshape(-1), sizes.reshape(-1), len(ranked.blocks) + 1)
+            per_block = per_block if l1 else np.sqrt(per_block)
+            share = len(ranked.blocks) if l1 else math.sqrt(len(ranked.blocks))
+            assert per_block.max() <= bound / share * FIXED_POINT + 1
+    assert reached["quantile"] == FIXED_POINT / 2
+    if bound <= 0.003 and not clip_blocks and not l1:  # small bounds are used up
+        assert reached["updates"] > 0.99 * bound * FIXED_POINT
+
+
+def test_clipping_keeps_the_direction_and_leaves_small_updates_alone():
+    everything = world(1)
+    ranked, cutoffs, users, train, seeds = everything
+    free = LocalTraining(num_negatives=2)
+    for device in range(20):
+        one = np.array([device])
+
+        def update(how, one=one):
+            return train_group(LocalWork(ranked, cutoffs[one], users[one], train.select(one), seeds[one], how))[1]
+
+        whole = update(free)
+        norm = math.sqrt(np.square(whole.sums / FIXED_POINT).sum())
+        if norm < 1e-3:  # of so little, rounding is a part
+            continue
+        assert (update(LocalTraining(num_negatives=2, max_norm=1.01 * norm)).sums == whole.sums).all()
+        half = update(LocalTraining(num_negatives=2, max_norm=norm / 2))
+        np.testing.assert_allclose(half.sums, whole.sums / 2, rtol=1e-3, atol=2)
+        assert half.norms[0] == pytest.approx(norm, rel=1e-4)  # of the update before it was clipped
+
+
+def test_counts_by_hand():
+    """Rows 0..3 are items 0..3. Device 0 has {0, 1, 1, 2, 3}: four rows, each 1 / sqrt(4); device 1 has {3}: 1."""
+    rng = np.random.default_rng(0)
+
+    layout = BlockLayout(np.arange(4, dtype=np.int32), 2, 1)
+    ranked = rank_blocks(layout, "fp32", np.array([4.0, 3.0, 2.0, 1.0]), rng.normal(size=(4, 2)).astype(np.float32))
+    train = rows_of([0, 1, 1, 2, 3], [3], [])
+    l2 = bounded_counts(ranked, train, 1.0, l1=False) / FIXED_POINT
+    np.testing.assert_allclose(l2, [0.5, 0.5, 0.5, 1.5], atol=1e-6)
+    l1 = bounded_counts(ranked, train, 1.0, l1=True) / FIXED_POINT
+    np.testing.assert_allclose(l1, [0.25, 0.25, 0.25, 1.25], atol=1e-6)
+    loose = bounded_counts(ranked, train, 9.0, l1=False) / FIXED_POINT  # a row counts once at most
+    np.testing.assert_allclose(loose, [1, 1, 1, 2], atol=1e-6)
+
+
+def test_device_noise_has_the_deviation_of_the_sum():
+    """400 devices of scale 2: 40 in the sum (Laplace: sqrt(2) x 40), over 3,000 numbers to within 5%."""
+    for mechanism, std in ((LocalGaussian(), 40.0), (LocalLaplace(), 40.0 * math.sqrt(2))):
+        nothing = {"updates": np.zeros((300, 10), np.int64)}
+        noised = with_device_noise(nothing, {"updates": 2.0}, mechanism, 1, 1, np.arange(400))["updates"] / FIXED_POINT
+        assert noised.std() == pytest.approx(std, rel=0.05)
+        again = with_device_noise(nothing, {"updates": 2.0}, mechanism, 1, 2, np.arange(400))["updates"] / FIXED_POINT
+        assert abs(np.corrcoef(noised.ravel(), again.ravel())[0, 1]) < 0.1  # another round, other noise
+
+
+def test_shares_of_noise_add_up():
+    """25 shares of a noise of 3: of 4,000 sums the deviation is 3 to within 5%; of 50, sqrt(2) x 3."""
+    for devices in (25, 50):
+        rngs = [np.random.default_rng(device) for device in range(devices)]
+        total = sum(noise_share(rng, (4000,), 3.0, 25, FIXED_POINT) for rng in rngs) / FIXED_POINT
+        assert total.std() == pytest.approx(3.0 * math.sqrt(devices / 25), rel=0.05)
+
+
+def test_answers_which_user_group():
+    """epsilon ln 6 of 4 groups: the own one with probability 6 / 9, each other one with 1 / 9; odds are e^epsilon."""
+    devices = np.arange(90_000)
+    answers = randomized_groups(np.full(90_000, 2, np.int32), 4, math.log(6), 0, devices)
+    counts = Counter(answers.tolist())
+    assert counts[2] / 90_000 == pytest.approx(6 / 9, abs=0.01)
+    assert [counts[group] / 90_000 for group in (0, 1, 3)] == pytest.approx([1 / 9] * 3, abs=0.005)
+    assert (randomized_groups(np.full(9, 2, np.int32), 4, math.log(6), 0, devices[:9]) == answers[:9]).all()
+
+
+# ---------------------------------------------------------------- what the server makes of it
+
+
+def test_shrinkage_by_hand():
+    # 200 numbers of mean square 4 under noise of variance 1: 1 - (1 + 3 sqrt(2 / 200)) / 4 = 1 - 1.3 / 4
+    values = np.full(200, 2.0)
+    assert shrink_factor(values, 1.0) == pytest.approx(0.675)
+    assert shrink_factor(values, 0.0) == 1
+    assert shrink_factor(values, 4.0) == 0
+    assert shrink_factor(np.zeros(3), 1.0) == 0
+    rows = np.concatenate([np.full((64, 4), 2.0), np.full((64, 4), 0.1)])  # buckets of 64 rows: strong, drowned
+    result = shrunk(rows, 1.0, bucket=256)
+    factor = 1 - (1 + 3 * math.sqrt(2 / 256)) / 4
+    np.testing.assert_allclose(result[:64], 2 * factor)
+    assert (result[64:] == 0).all()
+
+
+def test_shrinkage_beats_both_ends():
+    """Mean squared error below that of believing everything and of believing nothing; pure noise becomes nothing."""
+    rng = np.random.default_rng(0)
+    signal = rng.normal(0, 1, (640, 64)) * np.linspace(2, 0, 640)[:, None]
+    noised = signal + rng.normal(0, 1, signal.shape)
+    error = np.square(shrunk(noised, 1.0) - signal).mean()
+    assert error < 0.8 * min(1.0, np.square(signal).mean())
+    pure = rng.normal(0, 1, (6400, 64))
+    assert np.square(shrunk(pure, 1.0)).mean() < 1e-3
+
+
+def test_rates_by_hand():
+    # prior 0.5 of 25 devices: variance 0.25 / 25 = 0.01. 100 devices, noise 0: 0.25 / 100 = 0.0025: weight 0.8
+    weight = 0.01 / (0.01 + 0.0025)
+    rate = posterior_rate(np.array([0.5]), 25, np.array([80.0]), 100, np.array([0.0]))
+    assert rate[0] == pytest.approx(0.5 + weight * 0.3)
+    drowned = posterior_rate(np.array([0.5]), 25, np.array([80.0]), 100, np.array([1e6]))
+    assert drowned[0] == pytest.approx(0.5, abs=1e-6)
+
+
+def signals(rng, truth, std, hits=400_000):
+    """Eight user groups of 200 blocks whose hits follow ``truth``."""
+    groups = []
+    for _ in range(8):
+        features = rng.normal(size=(200, len(truth)))
+        chances = np.exp(features @ truth)
+        drawn = rng.multinomial(hits // 8, chances / chances.sum()).astype(float)
+        noised = drawn + rng.normal(0, std, 200) if std else drawn
+        groups.append(NoisedSignals(features, np.full(200, 50.0), noised, np.full(200, float(std) ** 2)))
+    return groups
+
+
+def test_tilting_finds_what_is_there_and_stays_where_noise_drowns_it():
+    rng = np.random.default_rng(0)
+    truth, start = np.array([1.0, 0.4, -0.3]), np.array([1.0, 0.0, 0.0])
+    np.testing.assert_allclose(tilted(signals(rng, truth, 0.0), start), truth, atol=0.02)
+    np.testing.assert_allclose(tilted(signals(rng, truth, 30.0), start), truth, atol=0.05)
+    np.testing.assert_allclose(tilted(signals(rng, truth, 3e6), start), start, atol=0.05)
+    assert (tilted([], start) == start).all()

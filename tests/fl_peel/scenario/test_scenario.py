@@ -1,0 +1,217 @@
+"""Scenarios: every bad key or value is one line that names its place, and what is written reads back the same."""
+
+import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from fl_peel.errors import ScenarioError
+from fl_peel.scenario.scenario import Scenario
+from simulations.scenario_files import load_scenario, shipped_scenarios, validated
+from tests.helpers.light import loaded_by
+
+BASE = {"name": "test", "data": {"name": "ml-100k"}}
+
+
+def error_of(**parts):
+    with pytest.raises(ScenarioError) as caught:
+        validated(Scenario, BASE | parts, "s.yaml")
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith("s.yaml: ")
+    return text.removeprefix("s.yaml: ")
+
+
+BAD = [
+    # unknown keys, at every level
+    ({"dta": {}}, "unknown key dta; did you mean 'data'?"),
+    ({"data": {"nam": "ml-100k"}}, "unknown key data.nam; did you mean 'name'?"),
+    ({"pretraining": {"epoch": 3}}, "unknown key pretraining.epoch; did you mean 'epochs'?"),
+    ({"pretraining": {"collected": {"shares": 1}}}, "unknown key pretraining.collected.shares; did you mean 'share'?"),
+    ({"user_groups": {"counts": 3}}, "unknown key user_groups.counts; did you mean 'count'?"),
+    ({"blocks": {"item_group": "single"}}, "unknown key blocks.item_group; did you mean 'item_groups'?"),
+    ({"controller": {"hiden": [4]}}, "unknown key controller.hiden; did you mean 'hidden'?"),
+    ({"refinement": {"round": 3}}, "unknown key refinement.round; did you mean 'rounds'?"),
+    ({"refinement": {"local": {"epoch": 3}}}, "unknown key refinement.local.epoch; did you mean 'epochs'?"),
+    ({"refinement": {"aggregation": {"optimiser": "sgd"}}}, "unknown key refinement.aggregation.optimiser"),
+    ({"evaluation": {"budget": [0.1]}}, "unknown key evaluation.budget; did you mean 'budgets'?"),
+    ({"engine": {"node": 3}}, "unknown key engine.node; did you mean 'nodes'?"),
+    ({"engine": {"xyzzy": 3}}, "unknown key engine.xyzzy; known: nodes, "),
+    # values out of range or of the wrong kind
+    ({"seed": -1}, "seed: input should be greater than or equal to 0 (got -1)"),
+    ({"seed": "x"}, "seed: input should be a valid integer"),
+    ({"data": {}}, "data: give either name (a named data set) or path (a file of your own)"),
+    ({"data": {"name": "a", "path": "b"}}, "data: give either name"),
+    ({"data": {"name": "a", "format": "xls"}}, "data.format: input should be 'auto'"),
+    ({"data": {"name": "a", "test_share": 1}}, "data.test_share: input should be less than 1 (got 1)"),
+    ({"data": {"name": "a", "validation_share": -0.1}}, "data.validation_share: input should be greater than or equal"),
+    ({"pretraining": {"model": "svd"}}, "pretraining.model: input should be 'lightgcn'"),
+    ({"pretraining": {"embedding_dim": 0}}, "pretraining.embedding_dim: input should be greater than or equal to 1"),
+    ({"pretraining": {"learning_rate": 0}}, "pretraining.learning_rate: input should be greater than 0 (got 0)"),
+    ({"pretraining": {"learning_rate": float("nan")}}, "pretraining.learning_rate: input should be a finite number"),
+    ({"pretraining": {"collected": {"share": 0}}}, "pretraining.collected.share: input should be greater than 0"),
+    ({"pretraining": {"collected": {"mode": "all"}}}, "pretraining.collected.mode: input should be 'users'"),
+    ({"pretraining": {"collected": {"share": "half%"}}}, "pretraining.collected.share: 'half%' is not a percentage"),
+    ({"user_groups": {"min_size": 0}}, "user_groups.min_size: input should be greater than or equal to 1 (got 0)"),
+    ({"blocks": {"precision": "int2"}}, "blocks.precision: input should be 'fp32'"),
+    ({"blocks": {"item_groups": "random"}}, "blocks.item_groups: input should be 'contiguous'"),
+    ({"blocks": {"num_slices": 3}}, "blocks.num_slices: 3 does not divide pretraining.embedding_dim 64"),
+    ({"pretraining": {"diversity_slices": 7}}, "pretraining.diversity_slices: 7 does not divide"),
+    ({"controller": {"features": []}}, "controller.features: tuple should have at least 1 item"),
+    ({"controller": {"features": ["mood"]}}, "controller.features.0: input should be 'shown'"),
+    ({"controller": {"hidden": [0]}}, "controller.hidden.0: input should be greater than or equal to 1 (got 0)"),
+    ({"controller": {"memory": 2}}, "controller.memory: input should be less than or equal to 1 (got 2)"),
+    ({"refinement": {"cohort_share": "120%"}}, "refinement.cohort_share: input should be less than or equal to 1"),
+    ({"refinement": {"local": {"loss": "hinge"}}}, "refinement.local.loss: input should be 'bpr'"),
+    ({"refinement": {"aggregation": {"optimizer": "lion"}}}, "refinement.aggregation.optimizer: input should be 'sgd'"),
+    ({"refinement": 3}, "refinement: input should be a valid dictionary or instance of Refinement (got 3)"),
+    ({"selector": "popularty"}, "selector: unknown selector 'popularty'; did you mean 'popularity'?"),
+    (
+        {"evaluation": {"selectors": ["nope"]}},
+        "evaluation.selectors.0: unknown selector 'nope'; known: controller, ",
+    ),
+    ({"evaluation": {"budgets": [0]}}, "evaluation.budgets.0: input should be greater than 0 (got 0)"),
+    ({"evaluation": {"budgets": ["150%"]}}, "evaluation.budgets.0: input should be less than or equal to 1"),
+    ({"evaluation": {"top_n": 0}}, "evaluation.top_n: input should be greater than or equal to 1 (got 0)"),
+    ({"engine": {"nodes": 0}}, "engine.nodes: input should be greater than or equal to 1 (got 0)"),
+    ({"engine": {"reply_timeout_s": -1}}, "engine.reply_timeout_s: input should be greater than 0 (got -1)"),
+]
+
+
+@pytest.mark.parametrize(("parts", "line"), BAD, ids=[line[:40] for _, line in BAD])
+def test_a_bad_key_or_value_is_one_line_that_names_it(parts, line):
+    assert error_of(**parts).startswith(line)
+
+
+def test_percentages_are_shares():
+    scenario = validated(Scenario, BASE | {"evaluation": {"budgets": ["0.25%", 0.5, "100%"]}}, "s.yaml")
+    assert scenario.evaluation.budgets == (0.0025, 0.5, 1.0)
+
+
+def test_local_temperature_defaults_to_that_of_pretraining():
+    scenario = validated(Scenario, BASE | {"pretraining": {"temperature": 0.3}}, "s.yaml")
+    assert scenario.refinement.local.config(scenario.pretraining.temperature).temperature == 0.3
+    own = validated(Scenario, BASE | {"refinement": {"local": {"temperature": 0.7}}}, "s.yaml")
+    assert own.refinement.local.config(0.3).temperature == 0.7
+
+
+@pytest.mark.parametrize("name", sorted(shipped_scenarios()))
+def test_shipped_scenarios_load_and_say_what_they_ask(name):
+    scenario = load_scenario(name)
+    assert scenario.name == name
+    assert scenario.question.endswith("?")
+    assert load_scenario(shipped_scenarios()[name]) == scenario
+
+
+def test_a_resolved_scenario_reads_back_the_same(tmp_path):
+    scenario = load_scenario("ml-100k", ["refinement.rounds=3", "fleet=[default, phones]", "evaluation.budgets=[1%]"])
+    (tmp_path / "resolved.yaml").write_text(scenario.to_yaml())
+    assert load_scenario(tmp_path / "resolved.yaml") == scenario
+    assert Scenario.from_json(scenario.to_json()) == scenario
+
+
+@settings(max_examples=30, deadline=None)
+@example(rounds=1, learning_rate=0.1, budgets=[0.1], seed=0, question="line\x85end \u2028 \ufeff \x00 é")
+@given(
+    rounds=st.integers(0, 10**6),
+    learning_rate=st.floats(1e-12, 1e6),
+    budgets=st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=5),
+    seed=st.integers(0, 2**63),
+    question=st.text(max_size=30),
+)
+def test_any_scenario_reads_back_the_same(rounds, learning_rate, budgets, seed, question):
+    parts = {
+        "seed": seed,
+        "question": question,
+        "refinement": {"rounds": rounds, "local": {"learning_rate": learning_rate}},
+        "evaluation": {"budgets": budgets},
+    }
+    scenario = validated(Scenario, BASE | parts, "s.yaml")
+    assert validated(Scenario, yaml.safe_load(scenario.to_yaml()), "again") == scenario
+    assert Scenario.from_json(scenario.to_json()) == scenario
+
+
+def test_overrides_change_one_key_and_leave_the_file_alone():
+    plain = load_scenario("ml-100k")
+    changed = load_scenario("ml-100k", ["refinement.local.epochs=3", "evaluation.budgets=[1%, 10%]"], seed=9)
+    assert changed.refinement.local.epochs == 3
+    assert changed.evaluation.budgets == (0.01, 0.1)
+    assert changed.seed == 9
+    assert changed.refinement.local.batch_size == plain.refinement.local.batch_size
+    assert load_scenario("ml-100k") == plain
+
+
+def test_the_last_override_wins_and_the_seed_option_wins_over_it():
+    assert load_scenario("ml-100k", ["seed=1", "seed=2"]).seed == 2
+    assert load_scenario("ml-100k", ["seed=1"], seed=3).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("refinement.rounds", "--set refinement.rounds: expected path=value, e.g. refinement.rounds=5"),
+        ("=5", "--set =5: expected path=value"),
+        ("a..b=5", "--set a..b=5: expected path=value"),
+        ("refinement.rounds=[", "--set refinement.rounds=[: the value is not valid YAML; quote it"),
+        ("data.name.x=1", "--set data.name.x=1: data.name is a value, it has no keys"),
+        ("refinement.roundz=1", "ml-100k: unknown key refinement.roundz; did you mean 'rounds'?"),
+    ],
+)
+def test_a_bad_override_is_one_line(override, line):
+    with pytest.raises(ScenarioError) as caught:
+        load_scenario("ml-100k", [override])
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("data: [", "not valid YAML"),
+        ("- a\n- b\n", "holds no mapping of keys"),
+        ("", "holds no mapping of keys"),
+        ("question: x\n", "data: field required"),
+        ("data: {name: ml-100k}\nseed: \xff", "seed: input should be a valid integer"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_it(tmp_path, text, line):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ScenarioError) as caught:
+        load_scenario(path)
+    assert str(caught.value).startswith(f"{path}: {line}")
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_one_line(tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ScenarioError, match="cannot be read"):
+        load_scenario(tmp_path / "bad.yaml")
+
+
+def test_a_scenario_that_is_nowhere():
+    with pytest.raises(ScenarioError, match=r"^ml-10k: no such scenario or file; did you mean 'ml-100k'\? known: "):
+        load_scenario("ml-10k")
+    with pytest.raises(ScenarioError, match=r"^xyzzy: no such scenario or file; known: .*ml-100k"):
+        load_scenario("xyzzy")
+
+
+def test_a_file_without_a_name_takes_its_own(tmp_path):
+    (tmp_path / "my-study.yaml").write_text("data: {name: ml-100k}")
+    assert load_scenario(tmp_path / "my-study.yaml").name == "my-study"
+
+
+@pytest.mark.parametrize("module", ["fl_peel.scenario", "fl_peel.scenario.method", "simulations.scenario_files"])
+def test_reading_a_scenario_loads_nothing_that_computes(module):
+    """Not even NumPy: what a scenario may say is known from light modules alone."""
+    assert loaded_by(f"import {module}") <= {"fl_peel", "simulations"}
+
+
+def test_a_walk_that_finds_nothing_would_pass_the_test_above():
+    assert "numpy" in loaded_by("import fl_peel.randomness")
+
+
+def test_an_unknown_mechanism_is_refused_when_the_scenario_is_read():
+    assert error_of(privacy={"mechanism": "laplace"}).startswith(
+        "privacy.mechanism: unknown mechanism 'laplace'; did you mean 'local-laplace'? known: none, central-gaussian, "
+    )

@@ -1,0 +1,393 @@
+"""The command line: what it prints, and honest exit codes; every mistake is one line on stderr."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from fl_peel import __version__
+from fl_peel.errors import EngineError, FlPeelError
+from fl_peel.events import Event
+from simulations.cli import main as cli
+from simulations.cli import progress
+from simulations.fleet.view import bars
+from tests.helpers.light import loaded_by
+
+ERROR = "fl-peel: error: "
+
+
+def invoke(capfd, monkeypatch, *args):
+    """Exit code, stdout, stderr of ``fl-peel ARGS``, through the real entry point."""
+    monkeypatch.setattr(sys, "argv", ["fl-peel", *map(str, args)])
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    out, err = capfd.readouterr()
+    code = leaving.value.code
+    return (0 if code is None else code), out, err
+
+
+@pytest.fixture
+def fl_peel(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    return lambda *args: invoke(capfd, monkeypatch, *args)
+
+
+def test_version(fl_peel):
+    assert fl_peel("--version") == (0, f"fl-peel {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--help",),
+        ("run", "--help"),
+        ("scenarios",),
+        ("run", "ml-10k"),
+        ("run", "ml-100k", "--set", "refinement.roundz=3"),
+        ("run", "ml-100k", "--set", "refinement.rounds=-3"),
+        ("run", "ml-100k", "--set", "selector=popularty"),
+        ("run", "ml-100k", "--set", "engine.device=tpu"),
+        ("run", "ml-100k", "--set", "data={path: nowhere.csv}"),
+        ("compare", "ml-100k", "--set", "refinement.roundz=3"),
+        ("compare", "ml-100k", "--budgets", "much"),
+        ("ablate", "ml-100k", "--set", "refinement.roundz=3"),
+        ("audit", "ml-100k", "--set", "refinement.roundz=3"),
+    ],
+    ids=" ".join,
+)
+def test_help_lists_and_mistakes_in_keys_answer_at_once(args):
+    """Nothing that computes is loaded, not even NumPy."""
+    assert loaded_by(f"import sys; sys.argv[1:] = {args!r}; from simulations.cli.main import main; main()") == {
+        "fl_peel",
+        "simulations",
+    }
+
+
+def test_help_names_the_options(fl_peel):
+    assert "--data-dir" in fl_peel("run", "--help")[1]
+
+
+def test_scenarios_lists_names_and_questions(fl_peel):
+    code, out, _ = fl_peel("scenarios")
+    assert code == 0
+    assert any(line.startswith("ml-100k ") and line.rstrip().endswith("?") for line in out.splitlines())
+
+
+def test_data_list_says_what_is_where(fl_peel, tmp_path):
+    (tmp_path / "gowalla").mkdir()
+    for name in ("train.txt", "test.txt"):
+        (tmp_path / "gowalla" / name).write_text("0 1\n")
+    code, out, _ = fl_peel("data", "list", "--data-dir", tmp_path)
+    lines = {line.split()[0]: line.split() for line in out.splitlines()[1:]}
+    assert code == 0
+    assert set(lines) == {"ml-100k", "ml-1m", "gowalla", "yelp2018", "amazon-book"}
+    assert lines["gowalla"][1:] == ["29,858", "40,981", "1,027,370", str(tmp_path / "gowalla")]
+    assert "not here" in " ".join(lines["ml-1m"])
+
+
+def test_profiles_list_show_validate(fl_peel, tmp_path):
+    code, out, _ = fl_peel("profiles", "list")
+    assert code == 0
+    assert {"default", "phones", "wearables"} <= {line.split(" ")[0] for line in out.splitlines()}
+    code, out, _ = fl_peel("profiles", "show", "default")
+    assert code == 0
+    assert "low-end" in out.splitlines()[1]
+    assert "30.00%" in out.splitlines()[1]
+    assert "population_share: 0.30" in out  # the file's own text
+    fleet = tmp_path / "mine.yaml"
+    fleet.write_text("profiles: [{name: a, memory: {table_share: 0.5}}, {name: b, memory: {table_share: 0.1}}]")
+    assert fl_peel("profiles", "validate", fleet, "default")[:2] == (
+        0,
+        f"{fleet}: 2 device classes (a, b)\ndefault: 3 device classes (low-end, mid-range, high-end)\n",
+    )
+
+
+def test_profiles_validate_names_the_first_bad_key(fl_peel, tmp_path):
+    fleet = tmp_path / "mine.yaml"
+    fleet.write_text("profiles: [{name: a, memory: {table_share: -0.5}}]")
+    code, out, err = fl_peel("profiles", "validate", fleet)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"{ERROR}mine.yaml: profiles[0].memory.table_share: must be > 0 (got -0.5)")
+    assert err.count("\n") == 1
+
+
+def test_profiles_sample_draws_a_table_and_a_figure(fl_peel, tmp_path):
+    fleet = tmp_path / "mine.yaml"
+    fleet.write_text(
+        "profiles:\n"
+        "  - {name: half, population_share: 1.0, memory: {table_share: 0.5}, network: {uplink_mbps: 3}}\n"
+        "  - {name: never, population_share: 0.0, memory: {table_share: 0.1}}\n"
+    )
+    figure = tmp_path / "new" / "fleet.svg"
+    code, out, _ = fl_peel(*("profiles", "sample", fleet, "--devices", 50, "--full-table-bytes", 4000, "--out", figure))
+    assert code == 0
+    drawn, _, _ = out.partition("Budgets over time")
+    cells = {line.split()[0]: line.split() for line in drawn.splitlines() if line.strip()}
+    # half of 4000 bytes at all times: 2 KB at every percentile, no change
+    assert cells["half"][1:] == [
+        *("50", "2.00", "KB", "2.00", "KB", "2.00", "KB", "50%", "0.00", "5,000", "3", "20", "100%")
+    ]
+    assert cells["never"][1] == "0"
+    assert out.rstrip().endswith(str(figure))
+    assert figure.read_text().startswith("<svg ")
+    assert [path.name for path in figure.parent.iterdir()] == ["fleet.svg"]
+
+
+def test_profiles_sample_plots_budgets_in_the_terminal(fl_peel, tmp_path):
+    fleet = tmp_path / "mine.yaml"
+    fleet.write_text(
+        "clock: {steps_per_round: 1}\n"
+        "shocks: [{at_round: 2, factor: 0.25, until_round: 3}, {at_round: 4, factor: 0}]\n"
+        "profiles: [{name: half, memory: {table_share: 0.5}}]\n"
+    )
+    code, out, _ = fl_peel(*("profiles", "sample", fleet, "--devices", 5, "--rounds", 6, "--full-table-bytes", 8000))
+    assert code == 0
+    # 4000 bytes; 1000 of them in round 2, two eighths; nothing from round 4 on, as blanks
+    line = next(line for line in out.splitlines() if "█" in line)
+    assert " ".join(line.split()) == "half 0 B 4.00 KB ██▂█"
+    assert any(line.rstrip().endswith("round 0 to 5") for line in out.splitlines())
+
+
+def test_bars_keep_a_short_fall():
+    values = np.full(480, 800)
+    values[123] = 1  # in the 13th of 48 stretches of ten
+    assert bars(values) == "█" * 12 + "▁" + "█" * 35
+    assert bars(np.zeros(3, np.int64)) == "   "
+
+
+def test_what_a_terminal_would_obey_is_written_out(fl_peel, tmp_path):
+    fleet = tmp_path / "mine.yaml"
+    fleet.write_text('profiles: [{name: a, memory: {"\\e[31mred": 1}}]')
+    code, _, err = fl_peel("profiles", "validate", fleet)
+    assert code == 2
+    assert "profiles[0].memory.\\x1b[31mred: unknown key" in err
+    assert "\x1b" not in err
+
+
+def test_the_same_fleet_and_seed_give_the_same_figure(fl_peel, tmp_path):
+    for name in ("a.svg", "b.svg"):
+        fl_peel("profiles", "sample", "mixed", "--devices", 40, "--rounds", 6, "--out", tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def bad_line(tmp_path):
+    (tmp_path / "bad.csv").write_text("user,item\nu1,i1\nu2\n")
+    return ["--set", "data.path=bad.csv"]
+
+
+MISTAKES = {
+    "unknown key": (
+        lambda _: ["--set", "refinement.roundz=3"],
+        "unknown key refinement.roundz; did you mean 'rounds'?",
+    ),
+    "missing file": (lambda _: ["--set", "data.path=nowhere.csv"], "nowhere.csv: no such file or folder; correct"),
+    "malformed line": (bad_line, "bad.csv:3: 1 field where 2 belong (user, item), split at commas"),
+    "unknown data set": (
+        lambda _: ["--set", "data.path=null", "--set", "data.name=ml-100"],
+        "ml-100: no such data set; did you mean 'ml-100k'? known: ml-100k, ml-1m, ",
+    ),
+    "unknown fleet": (lambda _: ["--profiles", "phonez"], "phonez: no such fleet file or name; did you mean 'phones'?"),
+    "override without value": (lambda _: ["--set", "refinement.rounds"], "expected path=value"),
+    "data folder that is nowhere": (
+        lambda tmp: ["--set", "data={name: ml-100k}", "--data-dir", str(tmp / "nowhere")],
+        "nowhere: no such folder; correct --data-dir",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_before_the_engine_starts(fl_peel, tiny, tmp_path, monkeypatch, mistake):
+    monkeypatch.setattr("simulations.engine.engine.run_simulation", None)  # would fail loudly
+    args, line = MISTAKES[mistake]
+    code, out, err = fl_peel("run", tiny, "--out", tmp_path / "out", *args(tmp_path))
+    assert (code, out) == (2, "")
+    assert err.startswith(ERROR)
+    assert line in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_scenario_is_one_line(fl_peel):
+    code, out, err = fl_peel("run", "ml-10k")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"{ERROR}ml-10k: no such scenario or file; did you mean 'ml-100k'? known: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_output_folder_that_is_a_file_is_refused_before_any_work(fl_peel, tiny, tmp_path, monkeypatch, inside):
+    monkeypatch.setattr("simulations.runner.run", None)
+    (tmp_path / "taken").write_text("mine")
+    out = tmp_path / "taken" / "deeper" if inside else tmp_path / "taken"
+    code, _, err = fl_peel("run", tiny, "--out", out)
+    assert code == 2
+    assert err.startswith(f"{ERROR}{out}: ")
+    assert "is a file; give --out" in err
+    assert err.count("\n") == 1
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_data_set_that_cannot_be_downloaded_is_one_line(fl_peel, monkeypatch):
+    """No fetching in tests: the sources are replaced by one that refuses."""
+    monkeypatch.setattr("fl_peel.data.downloads.PlainFiles.fetch", refuse)
+    code, out, err = fl_peel("data", "fetch", "gowalla")
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last.startswith(f"{ERROR}gowalla: could not be downloaded (")
+    assert "no route" in last
+
+
+def refuse(self, folder, progress):
+    from fl_peel.errors import DataError
+
+    raise DataError("no route")
+
+
+@pytest.mark.parametrize("name", ["ml-100", "../ml-100k", ""])
+def test_fetching_an_unknown_data_set_is_one_line(fl_peel, name):
+    code, out, err = fl_peel("data", "fetch", name)
+    assert (code, out) == (2, "")
+    assert "no such data set" in err
+    assert err.count("\n") == 1
+
+
+def test_what_we_did_not_foresee_keeps_its_traceback(tiny, monkeypatch):
+    """A bug of ours must not look like a mistake of the user's."""
+    code = (
+        "import sys; from simulations.cli import main as cli; import simulations.scenario_files\n"
+        "def broken(*args, **kwargs): raise ZeroDivisionError('ours')\n"
+        f"simulations.scenario_files.load_scenario = broken; sys.argv = ['fl-peel', 'run', {str(tiny)!r}]\n"
+        "cli.main()"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("Traceback")
+    assert ran.stderr.rstrip().endswith("ZeroDivisionError: ours")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("run", "--bogus"), ("run", "a", "b"), ("run", "--seed", "-3"), ("bogus",), ("profiles", "sample")],
+    ids=" ".join,
+)
+def test_usage_errors_exit_2(fl_peel, args):
+    code, _, err = fl_peel(*args)
+    assert code == 2
+    assert "Usage: fl-peel" in err
+    assert "Traceback" not in err
+
+
+def test_run_passes_everything_on(fl_peel, tiny, tmp_path, monkeypatch):
+    asked = {}
+
+    def fake(scenario, **kwargs):
+        asked.update(kwargs, scenario=scenario)
+        raise FlPeelError("two\nlines")
+
+    monkeypatch.setattr("simulations.runner.run", fake)
+    code, _, err = fl_peel(
+        *("run", tiny, "--set", "refinement.rounds=9", "--seed", 5, "--nodes", 3),
+        *("--profiles", "phones", "--out", tmp_path / "out", "--data-dir", tmp_path, "--no-cache"),
+    )
+    assert (code, err) == (2, f"{ERROR}two lines\n")
+    scenario = asked["scenario"]
+    assert (scenario.refinement.rounds, scenario.seed, scenario.engine.nodes, scenario.fleet) == (9, 5, 3, "phones")
+    assert scenario.data.path == str(tmp_path / "planted.csv")  # absolute: workers have their own working directory
+    assert asked["out"] == tmp_path / "out"
+    assert asked["data_dir"] == tmp_path
+    assert asked["cache_dir"] is None
+    assert asked["command"] == (
+        f"fl-peel run {tiny} --set refinement.rounds=9 --seed 5 --profiles phones --nodes 3 --data-dir {tmp_path}"
+    )
+
+
+def test_runs_keep_pretrained_tables_unless_told_otherwise(fl_peel, tiny, tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("simulations.runner.run", lambda scenario, **kwargs: asked.update(kwargs))
+    assert fl_peel("run", tiny, "--quiet") == (0, "", "")
+    assert asked["cache_dir"] == tmp_path / "cache" / "fl-peel" / "pretrained"
+
+
+@pytest.mark.engine
+def test_a_budget_below_one_block_is_one_line_and_leaves_nothing(tiny, tmp_path):
+    """Found by the server in the middle of a run: the engine stops, and so does the command."""
+    command = [
+        sys.executable,
+        "-m",
+        "simulations.cli.main",
+        "run",
+        str(tiny),
+        "--out",
+        str(tmp_path / "out"),
+        "--quiet",
+    ]
+    ran = subprocess.run(
+        [*command, "--set", "evaluation.budgets=[0.0001%]"], capture_output=True, text=True, timeout=200
+    )
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    lines = ran.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{ERROR}evaluation.budgets 0.0001%: budget 0 B is below one block (")
+    assert not (tmp_path / "out").exists()
+
+
+def test_lines_are_few_and_say_where_a_run_stands():
+    now = iter([100.0, 101.5, *range(102, 200)])
+    written = []
+    lines = progress.Lines(written.append, clock=lambda: next(now))
+    lines(Event("start", 1, 1, "2 nodes"))
+    for epoch in range(1, 31):
+        lines(Event("pretraining", epoch, 30, f"loss {epoch}"))
+    lines(Event("pretraining", 30, 30, "told twice"))
+    for server_round in range(1, 4):
+        lines(Event("refinement", server_round, 3))
+    assert written == [
+        "[   1.5 s] start: 2 nodes",
+        *(f"[{2 + i:6.1f} s] pretraining {6 * (i + 1)}/30: loss {6 * (i + 1)}" for i in range(5)),  # 30 / 5 lines
+        *(f"[{7 + i:6.1f} s] refinement {i + 1}/3" for i in range(3)),
+    ]
+
+
+def test_a_stage_of_one_step_that_was_skipped_is_told_once():
+    written = []
+    lines = progress.Lines(written.append)
+    lines(Event("pretraining", 30, 30, "kept from an earlier run"))
+    assert len(written) == 1
+    assert written[0].endswith("pretraining 30/30: kept from an earlier run")
+
+
+def test_bars_show_every_stage_on_a_terminal():
+    console = Console(force_terminal=True, width=100, record=True)
+    with progress.shown(console) as tell:
+        for stage in progress.STAGES:
+            tell(Event(stage, 1, 2, f"half of {stage}"))
+            tell(Event(stage, 2, 2, f"all of {stage}"))
+    text = console.export_text()
+    for stage in progress.STAGES:
+        assert f"all of {stage}" in text
+
+
+def test_quiet_shows_nothing():
+    console = Console(force_terminal=True, record=True)
+    with progress.shown(console, quiet=True) as tell:
+        tell(Event("start", 1, 1))
+    assert console.export_text() == ""
+
+
+def test_no_command_shows_help_and_fails():
+    result = CliRunner().invoke(cli.app, [])
+    assert result.exit_code == 2
+    assert "Usage" in result.output
+
+
+def test_error_text_that_spans_lines_is_printed_as_one(fl_peel, monkeypatch):
+    def fail(*args, **kwargs):
+        raise EngineError("a\n  b")
+
+    monkeypatch.setattr("simulations.scenario_files.load_scenario", fail)
+    assert fl_peel("run")[2] == f"{ERROR}a b\n"

@@ -1,0 +1,139 @@
+"""`flwr run .`: Flower's own command on Flower's own engine gives what `fl-peel run` gives, and fails as clearly."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fl_peel.errors import FlPeelError
+from simulations.flower import command, read_config
+from simulations.report.files_of_run import read_report
+from simulations.scenario_files import load_scenario
+from tests.helpers.root import ROOT
+from tests.simulations.test_run import check_artifacts, figures, served
+
+CONFIG = {"scenario": "ml-100k", "seed": -1, "data-dir": "", "out": "", "set": ""}
+
+
+def test_the_run_config_is_read(tiny, tmp_path):
+    config = CONFIG | {
+        "scenario": str(tiny),
+        "seed": 4,
+        "data-dir": "/data",
+        "out": str(tmp_path / "out"),
+        "set": f" refinement.rounds=3; data.path={tmp_path / 'planted.csv'};fleet=default ;",
+    }
+    scenario, data_dir, out = read_config(config)
+    assert (scenario.seed, scenario.refinement.rounds, scenario.fleet) == (4, 3, "default")
+    assert (data_dir, out) == ("/data", tmp_path / "out")
+    assert read_config(CONFIG)[0].seed == load_scenario("ml-100k").seed  # -1: the scenario's own
+
+
+def test_the_data_folder_may_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("FL_PEEL_DATA", "/somewhere")
+    assert read_config(CONFIG)[1:] == ("/somewhere", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"seed": -2}, "seed: -2 is no seed; give 0, 1, 2, ... or -1"),
+        ({"scenario": "ml-10k"}, "ml-10k: no such scenario or file"),
+        ({"set": "refinement.roundz=3"}, "ml-100k: unknown key refinement.roundz"),
+        ({"data-dir": "data"}, "data-dir: data is a relative path; give an absolute one under flwr run"),
+        ({"out": "out/x"}, "out: out/x is a relative path"),
+        ({"set": "data={path: my.csv}"}, "data.path: my.csv is a relative path"),
+        ({"set": "fleet=./mine.yaml"}, "fleet: ./mine.yaml is a relative path"),
+        ({"set": "fleet=phonez"}, "phonez: no such fleet file or name"),
+        ({"out": str(Path(__file__))}, f"{__file__}: is a file; give out a folder"),
+    ],
+)
+def test_a_bad_run_config_is_one_line(changes, line):
+    with pytest.raises(FlPeelError) as caught:
+        read_config(CONFIG | changes)
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_that_gives_the_report_again():
+    assert command(CONFIG | {"seed": 3, "set": "refinement.rounds=2", "out": "/x"}) == (
+        "flwr run . --stream --run-config \"scenario='ml-100k' seed=3 set='refinement.rounds=2'\""
+    )
+
+
+@pytest.fixture
+def superlink(tmp_path):
+    """A Flower home of its own; the SuperLink that `flwr run` leaves behind is ended by its pid."""
+    home = tmp_path / "flower"
+    folder = Path(sys.executable).parent
+    environment = os.environ | {
+        "FLWR_HOME": str(home),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_ADDRESS": "local",  # not a cluster that an earlier `ray start` left the address of
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+    }
+    yield environment
+    ours = [p for p in psutil.process_iter(["cmdline"]) if str(home) in " ".join(p.info["cmdline"] or [])]
+    for process in ours:
+        process.send_signal(signal.SIGTERM)
+    psutil.wait_procs(ours, timeout=20)
+
+
+def flwr(environment, *args, folder=ROOT):
+    return subprocess.run(
+        ["flwr", *args], env=environment, cwd=folder, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def run_app(environment, folder, **config):
+    text = " ".join(f"{key}={value}" if isinstance(value, int) else f"{key}='{value}'" for key, value in config.items())
+    federation = "num-supernodes=2 client-resources-num-cpus=1"
+    return flwr(
+        environment,
+        "run",
+        str(ROOT),
+        "--stream",
+        "--federation-config",
+        federation,
+        "--run-config",
+        text,
+        folder=folder,
+    )
+
+
+@pytest.mark.engine
+def test_flwr_run_equals_fl_peel_run_and_fails_clearly(tiny, tmp_path, superlink):
+    shutil.copy(tiny, tmp_path / "absolute.yaml")  # the same scenario, with paths that hold anywhere
+    text = (tmp_path / "absolute.yaml").read_text()
+    text = text.replace("planted.csv", f"{tmp_path}/planted.csv").replace("fleet.yaml", f"{tmp_path}/fleet.yaml")
+    (tmp_path / "absolute.yaml").write_text(text)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    out = tmp_path / "out"
+    ran = run_app(superlink, elsewhere, scenario=str(tmp_path / "absolute.yaml"), seed=7, out=str(out))
+    assert "refinement 2/2" in ran.stdout, ran.stdout + ran.stderr
+    assert "Elastic embeddings by budget" in ran.stdout, ran.stdout + ran.stderr
+    result = read_report(out / "report.json")
+    wanted, _ = served(load_scenario(tiny, seed=7), tmp_path / "run")
+    assert figures(result) == figures(wanted)
+    check_artifacts(out, result)
+    assert (out / "report.html").is_file()
+
+    failed = run_app(superlink, elsewhere, scenario=str(tmp_path / "absolute.yaml"), set="refinement.roundz=7")
+    assert "unknown key refinement.roundz; did you mean 'rounds'?" in failed.stdout + failed.stderr
+    for _ in range(50):
+        runs = json.loads(flwr(superlink, "ls", "--format", "json").stdout)["runs"]
+        if all(row["status"].startswith("finished") for row in runs):
+            break
+        time.sleep(0.2)
+    by_status = {row["status"]: row["status-details"] for row in runs}
+    assert set(by_status) == {"finished:completed", "finished:failed"}
+    assert "unknown key refinement.roundz; did you mean 'rounds'?" in by_status["finished:failed"]

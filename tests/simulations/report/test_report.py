@@ -1,0 +1,670 @@
+"""A result becomes files: complete, exact, self-contained, the same each time, and all of them or none."""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from simulations.report.files import write_files
+from simulations.report.files_of_run import ReportError, read_report, summary_tables, write_report
+from simulations.report.plots.run import report_figures
+from simulations.report.plots.style import spread
+from simulations.report.tables.view import format_bytes, format_share, nested_views
+from simulations.studies.compare.report import compare_plot, compare_table, read_compare, write_compare
+from simulations.studies.compare.tables import compare_view
+from strategies.figures.schema import FullTable, Quality, RunResult, UserGroupRow, from_json
+
+NASTY = "<b>low & 'end'</b>"  # a device class that must be escaped
+LISTS = ("user_groups", "history", "traces", "time_to_recall", "elastic_traces")  # empty where there is nothing
+OPTIONAL = (*LISTS, "bytes_per_device", "peak_rss_bytes", "fairness", "elasticity", "environment")
+CLOCK = {
+    **{"virtual_seconds": 12.5, "sampled": 4, "unavailable": 0, "excluded": 0},
+    **{"stragglers": 0, "memory_dropouts": 0, "memory_drops": 0},
+}
+COSTS = {
+    **{"virtual_seconds": 12.5, "energy_j": 0.5, "dropped": 2, "stragglers": 2},
+    **{"memory_dropouts": 0, "memory_drops": 0, "unavailable": 0, "excluded": 0},
+}
+
+
+def budget(share: float, precision: str, recall: float) -> dict:
+    num_bytes = round(share * 1_000_000)
+    return {
+        "share": share,
+        "budget_bytes": num_bytes,
+        "precision": precision,
+        "selector": "controller",
+        "recall@20": recall,
+        "ndcg@20": recall / 3,  # a float without a short decimal form
+        "stored_bytes_max": num_bytes - 7,
+        "devices": 12,
+    }
+
+
+def by_round(number: int, download_bytes: int, upload_bytes: int, failures: int, seconds: float) -> dict:
+    moved = {"download_bytes": download_bytes, "upload_bytes": upload_bytes, "message_bytes": 7}
+    return {"server_round": number, **moved, "devices": 4, "failures": failures, "seconds": seconds, **CLOCK}
+
+
+def by_class(devices: int, recall: float | None, budget_bytes_mean: float, reselections: int) -> dict:
+    return {
+        "devices": devices,
+        "recall@20": recall,
+        "ndcg@20": recall,
+        "budget_bytes_mean": budget_bytes_mean,
+        "stored_bytes_mean": budget_bytes_mean,
+        "reselections": reselections,
+        "budget_violations": 0,
+        "download_bytes": 2500.0,
+        "upload_bytes": 250.0,
+        **COSTS,
+    }
+
+
+def measured(number: int, loss: float, recall: float | None) -> dict:
+    quality = {"validation recall@20": recall, "validation ndcg@20": recall}
+    return {"server_round": number, "virtual_seconds": 60.0 * number, "loss": loss, **quality, "controller loss": None}
+
+
+def plain_result() -> dict:
+    """A made-up run of three rounds: 1 MB full table, two classes, two user groups, two traced devices."""
+    return {
+        "scenario": {"name": "tiny", "data": {"name": "planted", "note": "</pre><script>alert(1)</script>"}},
+        "seed": 7,
+        "versions": {"fl-peel": "0.1.0", "numpy": "2.0"},
+        "budgets": [
+            budget(0.01, "int8", 0.15),
+            budget(0.05, "int8", 0.21),
+            budget(0.01, "fp32", 0.05),
+            budget(0.05, "fp32", 0.1),
+        ],
+        "device_classes": {NASTY: by_class(8, 0.14, 1234.5, 3), "never seen": by_class(0, None, 0.0, 0)},
+        "user_groups": [
+            {"group": 0, "devices": 5, "recall@20": 0.3, "ndcg@20": 0.2},
+            {"group": 1, "devices": 3, "recall@20": 0.1, "ndcg@20": 0.05},
+        ],
+        "full_table": {
+            "bytes": 1_000_000,
+            "global": {"recall@20": 0.2, "ndcg@20": 0.1},
+            "refined": {"recall@20": 0.25, "ndcg@20": 0.125},
+        },
+        "rounds": [by_round(1, 3000, 500, 0, 0.1), by_round(2, 2000, 400, 1, 0.2), by_round(3, 1000, 300, 0, 0.3)],
+        "history": [measured(1, 0.7, None), measured(2, 0.6, 0.1), measured(3, 0.5, 0.2)],
+        "traces": [
+            {
+                "device": 3,
+                "device_class": NASTY,
+                "budget_bytes": [5000, 1000, 2000],
+                "stored_bytes": [4900, 990, None],
+                "kept_blocks": [49, 9, None],
+            },
+            {
+                "device": 4,
+                "device_class": "never seen",
+                "budget_bytes": [None, None, None],
+                "stored_bytes": [None, None, None],
+                "kept_blocks": [None, None, None],
+            },
+        ],
+        "bytes_per_device": {"download_mean": 750.0, "upload_mean": 150.0},
+        "time_to_recall": [],
+        "fairness": {
+            "metric": "recall@20",
+            "worst_class": [],
+            "gap": [{"method": "peel", "smallest": "a", "largest": "b", "gap": -0.02}],
+            "by_class": [
+                {"class": "a", "devices": 8, "budget_bytes": 5.5, "peel": 0.1, "mine": None, "ratio_mine": None}
+            ],
+            "over_devices": [],
+        },
+        "elasticity": {"metric": "recall@20", "falls": []},
+        "elastic_traces": [],
+        "stages": {"pretraining": 1.25, "federation": 0.5},
+        "environment": {"nodes": 2, "user_groups": 2, "blocks": 9, "devices": 8, "items": 3, "cpus": 2},
+        "peak_rss_bytes": 123_456_789,
+    }
+
+
+def run_result() -> RunResult:
+    """The same, typed."""
+    return from_json(plain_result())
+
+
+def compare_row(method: str, share: float, recall: float, **more: object) -> dict:
+    row = {
+        "method": method,
+        "group_aware": method == "peel",
+        "precision": "int8",
+        "share": share,
+        "stored_bytes_max": round(share * 1_000_000) - 9,
+        "recall@20": recall,
+        "ndcg@20": recall / 2,
+        "seconds": 1.5,
+    }
+    return row | more
+
+
+def compare_result() -> dict:
+    return {
+        "full_table": {"recall@20": 0.2, "ndcg@20": 0.1, "bytes": 1_000_000},
+        "rows": [
+            compare_row("random", 0.01, 0.02),
+            compare_row("random", 0.1, 0.16),
+            compare_row("peel", 0.01, 0.18, **{"recall@20_std": 0.001, "ndcg@20_std": 0.0005}),
+            compare_row("peel", 0.1, 0.15),
+        ],
+        "refinement": {
+            "none": {"recall@20": 0.2, "ndcg@20": 0.1},
+            "federated": {"recall@20": 0.21, "ndcg@20": 0.11},
+            "central": None,
+        },
+        "scenario": {"name": "tiny"},
+        "seed": 7,
+    }
+
+
+def minimal() -> RunResult:
+    """The same run with every optional part left out."""
+    return from_json({key: value for key, value in plain_result().items() if key not in OPTIONAL})
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    write_report(run_result(), out)
+    return out
+
+
+class Page(HTMLParser):
+    """What a browser would see: tags with attributes, ids, text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    @property
+    def sections(self) -> set[str]:
+        return {attrs["id"] for tag, attrs in self.tags if tag == "section"}
+
+
+def page(path: Path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
+
+
+# --- report.json
+
+
+def test_json_holds_the_result_to_the_last_digit(written):
+    assert json.loads((written / "report.json").read_text(encoding="utf-8")) == plain_result()
+
+
+def test_json_has_the_promised_keys(written):
+    report = json.loads((written / "report.json").read_text(encoding="utf-8"))
+    assert {"scenario", "seed", "versions", "stages", "full_table", "budgets", "device_classes", "rounds"} <= set(
+        report
+    )
+    assert set(report["full_table"]) == {"global", "refined", "bytes"}  # start: not in this run
+    assert set(report["full_table"]["refined"]) == {"recall@20", "ndcg@20"}
+    assert set(report["budgets"][0]) == {
+        *("share", "budget_bytes", "precision", "selector"),
+        *("recall@20", "ndcg@20", "stored_bytes_max", "devices"),
+    }
+
+
+def test_numpy_scalars_and_lists_are_written_as_plain_values(tmp_path):
+    result = run_result()
+    full = replace(result.full_table, bytes=np.int32(1_000_000), globally=Quality(np.float64(0.2), np.float64(0.1)))
+    write_report(replace(result, seed=np.int64(7), budgets=list(result.budgets), full_table=full), tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == plain_result()
+
+
+def test_read_report_is_the_inverse(written):
+    assert read_report(written) == read_report(written / "report.json") == run_result()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not a report"),
+        ('{"seed": NaN}', "NaN"),
+        ('{"seed": 1}', "Field required"),
+        ("[1]", "dictionary"),
+    ],
+)
+def test_read_report_refuses_what_is_not_a_report(tmp_path, text, message):
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(ReportError, match=message) as caught:
+        read_report(tmp_path)
+    assert "report.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_read_report_names_a_missing_file(tmp_path):
+    with pytest.raises(ReportError, match=r"nowhere\.json: cannot read"):
+        read_report(tmp_path / "nowhere.json")
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"budgets": ("recall", math.nan)}, "result.budgets.2.recall@20 is nan"),
+        ({"budgets": ("recall", np.float32("nan"))}, "result.budgets.2.recall@20 is nan"),
+        ({"stages": {"federation": math.inf}}, "result.stages.federation is inf"),
+        ({"scenario": {"when": object()}}, "result.scenario.when is a object"),
+        ({"versions": {3: "x"}}, "result.versions has the key 3"),
+        ({"budgets": ("recall", 1.5)}, "result: budgets.2.recall@20: Input should be less"),
+        ({"budgets": ("share", "1%")}, "result: budgets.2.share: Input should be a valid number"),
+        ({"rounds": ("upload_bytes", -1)}, "result: rounds.2.upload_bytes"),
+        ({"rounds": ("upload_bytes", 1.5)}, "result: rounds.2.upload_bytes"),
+        ({"traces": ("kept_blocks", (1,))}, "traces.1: lists of unequal length"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_path_and_old_files_stay(tmp_path, changes, named):
+    """In a list: of its third or last row."""
+    (tmp_path / "report.json").write_text("old")
+    result = run_result()
+    for key, value in changes.items():
+        if isinstance(value, tuple):
+            rows = list(getattr(result, key))
+            place = min(2, len(rows) - 1)
+            rows[place] = replace(rows[place], **{value[0]: value[1]})
+            value = tuple(rows)
+        result = replace(result, **{key: value})
+    with pytest.raises(ReportError) as caught:
+        write_report(result, tmp_path)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
+    assert (tmp_path / "report.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("key", sorted(set(plain_result()) - {*OPTIONAL, "versions"}))
+def test_every_required_key_is_required(key):
+    plain = plain_result()
+    del plain[key]
+    with pytest.raises(ReportError, match=f"result: {key}: Field required"):
+        from_json(plain)
+
+
+# --- metrics.csv
+
+
+def test_csv_holds_the_numbers_of_the_json(written):
+    rows = list(csv.DictReader(io.StringIO((written / "metrics.csv").read_text(encoding="utf-8"))))
+    columns = ["kind", "name", "share", "budget_bytes", "precision", "selector", "metric", "value"]
+    assert list(rows[0]) == columns
+    found = {tuple(row[key] for key in columns[:-1]): float(row["value"]) for row in rows}
+    assert len(found) == len(rows), "each number has a name of its own"
+    report = plain_result()
+    for row in report["budgets"]:
+        for metric in ("recall@20", "ndcg@20", "stored_bytes_max", "devices"):
+            name = f"{row['precision']} controller"
+            place = (str(row["share"]), str(row["budget_bytes"]), row["precision"], "controller")
+            assert found["budget", name, *place, metric] == row[metric]
+    none = ("", "", "", "")
+    assert found["full_table", "refined", *none, "ndcg@20"] == 0.125
+    assert found["full_table", "fp32", *none, "bytes"] == 1_000_000
+    assert found["device_class", NASTY, *none, "budget_bytes_mean"] == 1234.5
+    assert ("device_class", "never seen", *none, "recall@20") not in found  # None: not measured
+    assert found["user_group", "1", *none, "recall@20"] == 0.1
+    assert found["round", "2", *none, "failures"] == 1
+    assert found["history", "3", *none, "loss"] == 0.5
+    assert found["stage", "pretraining", *none, "seconds"] == 1.25
+    assert found["bytes_per_device", "all", *none, "upload_mean"] == 150
+    assert found["fairness", "all", *none, "by_class.0.peel"] == 0.1
+    assert found["run", "all", *none, "peak_rss_bytes"] == 123_456_789
+    # full table 1 + 2 x 2, budgets 4 x 4, classes 17 + 15, groups 2 x 3, rounds 3 x 14, history 2 + 4 + 4, stages 2,
+    # per device 2, fairness 1 + 3, memory 1
+    assert len(rows) == 5 + 16 + 32 + 6 + 42 + 10 + 2 + 2 + 4 + 1
+
+
+# --- report.html
+
+
+def test_page_has_every_section_and_figure(written):
+    shown = page(written / "report.html")
+    assert shown.sections == {
+        *(
+            "quality",
+            "traces",
+            "classes",
+            "groups",
+            "learning",
+            "fairness",
+            "elasticity",
+            "costs",
+            "environment",
+            "reproduce",
+        ),
+    }
+    labels = [attrs["aria-label"] for tag, attrs in shown.tags if tag == "svg"]
+    assert len(labels) == 7  # recall, traces, classes, groups, learning, bytes, stages
+    assert all(len(label) > 30 for label in labels)
+    assert "int8 goes from 0.1500 at 1% to 0.2100 at 5%" in labels[0]
+    # 0.21 / 0.2 = 1.05 at the only share that reaches the full global table
+    assert "At 5% of the bytes (50.00 KB), int8 blocks chosen by “controller” reach 1.05 times" in shown.text
+    assert "fl-peel run scenario.yaml --seed 7" in shown.text
+    assert "0.1.0" in shown.text
+
+
+def test_page_needs_no_network_and_no_script(written):
+    text = (written / "report.html").read_text(encoding="utf-8")
+    shown = Page(text)
+    links = [value for _, attrs in shown.tags for key, value in attrs.items() if key in ("src", "href", "xlink:href")]
+    assert links, "figures refer to their own glyphs"
+    assert all(link.startswith("#") for link in links)
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert not {"script", "link", "iframe", "img", "object"} & {tag for tag, _ in shown.tags}
+    assert '<meta charset="utf-8">' in text
+
+
+def test_page_escapes_names(written):
+    text = (written / "report.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in text
+    assert NASTY not in text
+    assert NASTY in page(written / "report.html").text
+    assert "</pre><script>alert(1)</script>" in page(written / "report.html").text
+
+
+def test_figures_are_well_formed_and_share_a_page_without_clashing_ids(written):
+    ids = [attrs["id"] for _, attrs in page(written / "report.html").tags if "id" in attrs]
+    assert len(ids) == len(set(ids)) > 100
+    for plot in report_figures(run_result()):
+        root = ElementTree.fromstring(plot.svg)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert root[0].text == plot.alt
+        references = set(re.findall(r'(?:href="|url\()#([^")]+)', plot.svg))
+        assert references <= {element.get("id") for element in root.iter()}
+
+
+@pytest.mark.parametrize("key", OPTIONAL)
+def test_a_missing_part_is_left_out(tmp_path, key, written):
+    plain = plain_result()
+    del plain[key]
+    write_report(from_json(plain), tmp_path)
+    gone = page(written / "report.html").sections - page(tmp_path / "report.html").sections
+    section = {"user_groups": "groups", "history": "learning"} | {
+        name: name for name in ("traces", "environment", "fairness", "elasticity")
+    }
+    assert gone == ({section[key]} if key in section else set())
+    left = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert left.get(key) == ([] if key in LISTS else None)
+
+
+def test_the_bare_minimum_is_written(tmp_path):
+    result = replace(minimal(), budgets=(), device_classes={}, rounds=(), stages={}, scenario={"name": "tiny"})
+    write_report(result, tmp_path)
+    assert page(tmp_path / "report.html").sections == {"quality", "costs", "reproduce"}
+    assert len(summary_tables(result)) == 4
+
+
+def test_many_user_groups_are_sorted_and_counted():
+    groups = tuple(UserGroupRow(group=group, devices=1, recall=(group * 7 % 50) / 100, ndcg=0.0) for group in range(50))
+    (plot,) = (plot for plot in report_figures(replace(minimal(), user_groups=groups)) if plot.name == "groups")
+    assert "50 user groups: from 0.0000 (0)" in plot.alt
+
+
+def test_curves_run_over_rounds_and_over_the_virtual_clock():
+    result = run_result()
+    learning = {plot.name: plot for plot in report_figures(result)}["learning"]
+    assert "loss goes from 0.7 to 0.5 over the round" in learning.alt
+    assert "validation Recall@20 goes from 0.1 to 0.2 over the virtual clock, s" in learning.alt
+    assert "controller loss" not in learning.alt  # None in every round
+    nothing = tuple(replace(row, loss=None, recall=None, ndcg=None) for row in result.history)
+    assert "learning" not in {plot.name for plot in report_figures(replace(result, history=nothing))}
+
+
+def test_without_full_tables_there_are_no_ratios_and_no_yardsticks(tmp_path):
+    result = replace(run_result(), full_table=FullTable(bytes=1_000_000))
+    write_report(result, tmp_path)
+    assert read_report(tmp_path) == result
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["full_table"] == {"bytes": 1_000_000}
+    text = page(tmp_path / "report.html").text
+    assert "Not measured (evaluation.full_tables), so that there are no ratios either." in text
+    assert "reach a Recall@20 of 0.2100; the full table was not measured." in text
+    assert "full table, global" not in text
+    full, budgets, _, _ = (printed(table) for table in summary_tables(result))
+    assert re.search(r"any +1\.00 MB +– +– +–", full)
+    assert re.search(r"int8 +controller +1% +10\.0 +10\.0 +0\.1500 +0\.0500 +–", budgets)
+
+
+def test_every_label_and_key_names_the_items_looked_at(tmp_path):
+    scenario = {"name": "tiny", "evaluation": {"top_n": 5}}
+    result = replace(run_result(), scenario=scenario, fairness=None, elasticity=None)
+    write_report(result, tmp_path)
+    assert read_report(tmp_path) == result
+    keys = set(json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["budgets"][0])
+    assert {"recall@5", "ndcg@5"} <= keys
+    assert not {"recall@20", "ndcg@20"} & keys
+    shown = re.sub(r"validation (Recall|NDCG)@20", "", (tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "Recall@5" in shown
+    assert "@20" not in shown
+
+
+# --- the same result, the same bytes
+
+
+def test_files_are_the_same_each_time_whatever_the_users_plot_settings(tmp_path, written):
+    with matplotlib.rc_context({"font.size": 23, "axes.facecolor": "black", "svg.fonttype": "none"}):
+        write_report(run_result(), tmp_path)
+        assert matplotlib.rcParams["font.size"] == 23
+    for name in ("report.json", "metrics.csv", "report.html"):
+        assert (tmp_path / name).read_bytes() == (written / name).read_bytes()
+
+
+# --- all or none
+
+
+def snapshot(folder: Path) -> dict:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+@pytest.mark.parametrize("old", [{}, {"a": b"1", "b": b"2", "c": b"3"}, {"b": b"2"}])
+def test_a_failure_between_moves_leaves_the_old_files(tmp_path, monkeypatch, fails_at, old):
+    for name, data in (old | {"mine.txt": b"not the report's"}).items():
+        (tmp_path / name).write_bytes(data)
+    before = snapshot(tmp_path)
+    real, calls = os.replace, []
+
+    def replace(source, target):
+        calls.append(target)
+        if len(calls) == fails_at:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr("simulations.report.files.os.replace", replace)
+    with pytest.raises(ReportError, match="No space left"):
+        write_files(tmp_path, {"a": b"new", "b": b"new", "c": b"new"})
+    assert len(calls) == fails_at
+    assert snapshot(tmp_path) == before
+
+
+def test_a_failure_while_staging_leaves_the_old_files(tmp_path, monkeypatch):
+    write_report(replace(run_result(), seed=1), tmp_path)
+    before = snapshot(tmp_path)
+    real = Path.write_bytes
+
+    def write_bytes(self, data):
+        if self.name == "report.html":
+            real(self, data[:100])
+            raise OSError(28, "No space left on device")
+        return real(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    with pytest.raises(ReportError, match="as they were"):
+        write_report(run_result(), tmp_path)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_later_report_replaces_its_own_files_only(tmp_path):
+    (tmp_path / "scenario.yaml").write_text("name: tiny\n")
+    write_report(replace(run_result(), seed=1), tmp_path)
+    paths = write_report(run_result(), tmp_path)
+    assert [path.name for path in paths] == ["report.json", "metrics.csv", "report.html"]
+    assert set(snapshot(tmp_path)) == {"scenario.yaml", "report.json", "metrics.csv", "report.html"}
+    assert read_report(tmp_path).seed == 7
+
+
+def test_an_out_that_is_a_file_is_one_clear_line(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ReportError, match="out: cannot write here"):
+        write_report(run_result(), tmp_path / "out")
+
+
+# --- tables
+
+
+def printed(table) -> str:
+    console = Console(width=140, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_summary_tables_tell_the_numbers():
+    full, budgets, classes, costs = (printed(table) for table in summary_tables(run_result()))
+    assert re.search(r"refined +1\.00 MB +0\.2500 +0\.1250 +1\.250", full)  # 0.25 / 0.2
+    # share 1%, 10,000 B budget, 9,993 B stored, NDCG 0.15 / 3, ratio 0.15 / 0.2
+    assert re.search(r"int8 +controller +1% +10\.0 +10\.0 +0\.1500 +0\.0500 +0\.750", budgets)
+    assert re.search(r"never seen +0 +0\.0 +– +0 +0", classes)
+    assert NASTY in classes
+    assert re.search(r"bytes down, all rounds +6\.00 KB", costs)  # 3000 + 2000 + 1000
+    assert re.search(r"all stages, s +1\.8", costs)  # 1.25 + 0.5 = 1.75
+    assert re.search(r"failed devices, all rounds +1\b", costs)
+
+
+def test_device_classes_show_what_they_moved_and_took():
+    _, _, classes, _ = (printed(table) for table in summary_tables(run_result()))
+    assert re.search(r"2\.50 KB +250 B +12\.5 +0\.5 +2", classes)
+
+
+def test_free_parts_become_tables():
+    scalars, by_class = nested_views("Fairness", {"gap": 0.5, "of": {"all": 3}, "by": [{"a": 1}, {"b": None}]})
+    assert scalars.rows == (("gap", "0.5000"), ("of.all", "3"))
+    assert by_class.columns == ("a", "b")
+    assert by_class.rows == (("1", "–"), ("–", "–"))
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 KB"), (104_911, "104.9 KB"), (10_491_136, "10.49 MB")],
+)
+def test_bytes_are_written_in_decimal_units(num_bytes, text):
+    assert format_bytes(num_bytes) == text
+
+
+def test_shares_are_written_in_per_cent():
+    assert [format_share(share) for share in (0.001, 0.0025, 0.01, 1.0)] == ["0.1%", "0.25%", "1%", "100%"]
+
+
+# --- labels
+
+
+@given(
+    st.lists(st.floats(-1, 2), min_size=1, max_size=15),
+    st.floats(0.001, 0.05),
+)
+def test_labels_keep_their_order_and_distance_within_bounds(wanted, gap):
+    places = spread(wanted, gap, 0.0, 1.0)  # 15 labels x 0.05 always fit
+    ordered = [places[index] for index in sorted(range(len(wanted)), key=lambda index: wanted[index])]
+    assert all(later - earlier >= gap - 1e-9 for earlier, later in pairwise(ordered))
+    assert min(places) >= -1e-9
+    assert max(places) <= 1 + 1e-9
+
+
+def test_labels_that_do_not_clash_stay_where_they_are():
+    assert spread([0.9, 0.1, 0.5], 0.1) == pytest.approx([0.9, 0.1, 0.5])
+    assert spread([0.5, 0.5], 0.2) == pytest.approx([0.4, 0.6])  # centred on 0.5
+
+
+# --- comparison
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("compare")
+    write_compare(compare_result(), out)
+    return out
+
+
+def test_compare_json_and_csv_hold_the_same(compared):
+    assert read_compare(compared) == compare_result()
+    rows = list(csv.DictReader(io.StringIO((compared / "compare.csv").read_text(encoding="utf-8"))))
+    for row, expected in zip(rows, compare_result()["rows"], strict=True):
+        assert row["method"] == expected["method"]
+        assert row["group_aware"] == str(expected["group_aware"])
+        for key in ("share", "stored_bytes_max", "recall@20", "ndcg@20", "seconds"):
+            assert float(row[key]) == expected[key]
+    assert [row["recall@20_std"] for row in rows] == ["", "", "0.001", ""]
+
+
+def test_compare_page_and_figure(compared):
+    shown = page(compared / "compare.html")
+    assert shown.sections == {"quality", "refinement", "rows", "reproduce"}
+    svg = (compared / "compare.svg").read_text(encoding="utf-8")
+    assert svg in (compared / "compare.html").read_text(encoding="utf-8")
+    ElementTree.fromstring(svg)
+    assert "at 1% peel int8 with 0.1800; at 10% random int8 with 0.1600" in svg
+    assert all(value.startswith("#") for _, attrs in shown.tags for key, value in attrs.items() if key.endswith("href"))
+    assert svg == compare_plot(compare_result()["rows"], compare_result()["full_table"])
+
+
+def test_error_bars_are_drawn_only_where_there_is_a_spread():
+    def bars(rows: list[dict]) -> int:
+        return compare_plot(rows).count("LineCollection")
+
+    bare = [{key: value for key, value in row.items() if "std" not in key} for row in compare_result()["rows"]]
+    assert bars(bare) == 0
+    assert bars(compare_result()["rows"]) == 2  # one line, two panels
+
+
+def test_compare_table_is_a_grid_of_methods_and_budgets_with_the_best_marked():
+    view = compare_view(compare_result()["rows"])
+    assert view.columns == ("method", "groups", "precision", "1%", "10%")
+    assert view.rows == (
+        ("random", "no", "int8", "0.0200", "0.1600"),
+        ("peel", "yes", "int8", "0.1800 ±0.0010", "0.1500"),
+    )
+    assert view.best == {(1, 3), (0, 4)}  # peel at 1%, random at 10%
+    assert "0.0900 ±0.0005" in printed(compare_table(compare_result()["rows"], "ndcg@20"))
+
+
+def test_compare_refuses_nan_and_missing_keys(tmp_path):
+    result = compare_result()
+    result["rows"][1]["recall@20"] = math.nan
+    with pytest.raises(ReportError, match=r"comparison\.rows\.1\.recall@20 is nan"):
+        write_compare(result, tmp_path)
+    result = compare_result()
+    del result["rows"][0]["group_aware"]
+    with pytest.raises(ReportError, match=r"comparison: rows\.0\.group_aware: Field required"):
+        write_compare(result, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,205 @@
+"""The audit: views are what devices really send, rows run under their own scenario, files hold what was measured."""
+
+import dataclasses
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from clients.node.cohort import open_cohort
+from fl_peel import wire
+from fl_peel.errors import ScenarioError
+from fl_peel.exchange.counters import ClassCounts, RoundCounts
+from fl_peel.scenario.scenario import Scenario
+from simulations.scenario_files import load_scenario
+from simulations.studies.audit.attacks import attacked, control
+from simulations.studies.audit.audit import AuditSettings, audited
+from simulations.studies.audit.observer import Observer, TapGrid, figures_of
+from simulations.studies.audit.report import audit_view, write_audit
+from simulations.studies.audit.rows import AuditRow, added_rows, audit_rows
+from strategies.evaluation.trials import Trial, run_trial
+from strategies.nodes.nodes import Nodes
+from strategies.run.place import Place
+from tests.helpers.loopback import LoopbackGrid
+
+SETTINGS = AuditSettings(devices=40, rounds=2, share=0.5, canary_trials=100, attacks=("touched-rows", "reported-class"))
+
+
+def observed(scenario: Scenario, run_dir, *, num_nodes: int = 2, count: int = 40, sums_only: bool = False):
+    """A real run with an observer beside it, and all that crossed the network in it."""
+    grid = LoopbackGrid(num_nodes)
+    place = Place("", str(run_dir))
+    observer = Observer(scenario, "", str(run_dir), num_nodes, count, 99, sums_only)
+    tap = TapGrid(grid, observer)
+    nodes = Nodes(tap, tuple(grid.get_node_ids()), 60.0)
+    trial = Trial("row", scenario, (0.5,), ("int8",), ("controller",))
+    result = run_trial(tap, nodes, trial, place)
+    return observer, grid, result
+
+
+def replies_of_round(grid: LoopbackGrid, server_round: int) -> list[wire.RoundReply]:
+    """What the real nodes answered; a request comes right before its reply."""
+    found = []
+    for i, (kind, content) in enumerate(grid.crossed):
+        if kind == wire.ROUND:
+            request = wire.unpack(wire.RoundRequest, content)
+            if request.server_round == server_round:
+                found.append(wire.unpack(wire.RoundReply, grid.crossed[i + 1][1]))
+    return found
+
+
+@pytest.mark.parametrize("num_nodes", [1, 3])
+def test_views_of_all_devices_add_up_to_what_the_nodes_sent(tiny_scenario, tmp_path, num_nodes):
+    """Updates and counts of single devices, summed: the same integers as the real nodes' sums, in every round."""
+    observer, grid, _ = observed(tiny_scenario, tmp_path / "run", num_nodes=num_nodes)
+    watched = observer.watched()
+    assert watched.devices.tolist() == list(range(40))
+    for server_round in (1, 2):
+        for group in range(watched.num_groups):
+            mine = [observer.views[d][server_round - 1] for d in watched.devices[watched.groups == group].tolist()]
+            ours = sum(np.rint(view.update * 2**24).astype(np.int64) for view in mine)
+            theirs = np.zeros_like(ours)
+            counts = np.zeros(len(ours), np.int64)
+            for reply in replies_of_round(grid, server_round):
+                if group in reply.groups:
+                    content = reply.groups[group]
+                    theirs[content["rows"]] += content["sums"]
+                    theirs[content["wide_rows"]] += content["wide_sums"]
+                    counts[content["rows"]] += content["row_examples"]
+            assert np.array_equal(ours, theirs)
+            assert theirs.any()
+            assert sum(view.per_row("row_examples") for view in mine).tolist() == counts.tolist()
+
+
+def test_watching_changes_nothing(tiny_scenario, tmp_path):
+    _, _, watched = observed(tiny_scenario, tmp_path / "a")
+    _, _, alone = observed(tiny_scenario, tmp_path / "b", count=2)
+    for part in ("test", "validation"):
+        assert watched["rows"][0][part] == alone["rows"][0][part]
+
+
+def test_under_secure_aggregation_a_group_answers_as_one(tiny_scenario, tmp_path):
+    content = tiny_scenario.model_dump(mode="json")
+    content["secure_aggregation"] |= {"enabled": True, "min_devices": 3}
+    observer, _, _ = observed(Scenario.model_validate(content), tmp_path / "run", sums_only=True)
+    watched = observer.watched()
+    first, second = watched.devices[watched.groups == 0][:2].tolist()
+    assert observer.views[first][0].reply is observer.views[second][0].reply
+    assert observer.views[first][0].num_devices == int((watched.groups == 0).sum())
+
+
+def test_a_quarter_are_accomplices_of_every_group(tiny_scenario, tmp_path):
+    observer, _, _ = observed(tiny_scenario, tmp_path / "run")
+    watched = observer.watched()
+    for group in range(watched.num_groups):
+        mine = watched.accomplices[watched.groups == group]
+        assert mine.sum() == len(mine) // 4
+
+
+def test_attacks_find_counts_and_nothing_is_in_the_candidates(tiny_scenario, tmp_path):
+    """Counts say it all of items that devices held; knowing the server's ranking alone says nothing."""
+    observer, _, _ = observed(tiny_scenario, tmp_path / "run")
+    found = attacked(observer, ["reported-counts", "reported-class"], 0)
+    assert found["reported-counts"]["advantage"] > 0.9
+    assert found["reported-counts"]["auc"] > 0.95
+    assert found["reported-class"]["advantage"] == 1
+    ceilings = {one.figures["join.ceiling"] for views in observer.views.values() for one in views}
+    assert len(ceilings) > 1  # what a lone device says when it joins
+    assert abs(control(observer, 0)["auc"] - 0.5) < 0.1
+
+
+def test_truth_is_of_the_devices_own_node(tiny_scenario, tmp_path):
+    observer, _, _ = observed(tiny_scenario, tmp_path / "run")
+    watched = observer.watched()
+    node = open_cohort(tiny_scenario.to_json(), "", str(tmp_path / "run"), 1, 2)
+    assert watched.classes[1::2].tolist() == node.classes.tolist()
+    assert watched.groups[1::2].tolist() == node.state("r").groups.tolist()
+    assert watched.splits.train.row(3).tolist() == node.splits.train.row(1).tolist()
+
+
+def test_figures_have_names():
+    counts = dataclasses.replace(
+        RoundCounts.nothing(1), classes=ClassCounts.unstacked(np.arange(7)[None]), slowest_us=5
+    )
+    figures = figures_of(wire.RoundReply({}, counts))
+    assert figures["classes.0.budget_bytes"] == 1
+    assert figures["loss"] == 0
+    assert figures["slowest_us"] == 5
+
+
+def test_rows_start_without_protection_and_end_with_the_scenarios_own():
+    bare = load_scenario("ml-100k")
+    names = [row.name for row in audit_rows(bare, clip_norm=0.7, epsilons=(2.0,))]
+    assert names[:3] == ["none", "clipping", "hidden rows and requests"]
+    assert "central DP, epsilon 2" in names
+    shipped = load_scenario("private")
+    last = audit_rows(bare, clip_norm=0.7, epsilons=())[-1]
+    assert last.name == "private"
+    for section in ("privacy", "secure_aggregation", "controller"):
+        assert getattr(last.scenario, section) == getattr(shipped, section)
+    own = load_scenario("ml-100k", ["privacy={mechanism: central-gaussian, target_epsilon: 3, clipping: {kind: flat}}"])
+    rows = audit_rows(own, clip_norm=0.7, epsilons=())
+    assert rows[0].scenario.privacy == bare.privacy
+    assert rows[1].scenario.privacy.clipping.norm == 1.0  # the scenario's, not the option's
+    assert rows[-1].scenario == own
+
+
+def test_rows_of_ones_own():
+    row = added_rows(load_scenario("ml-100k"), ["tight:privacy.clipping.kind=flat,privacy.clipping.norm=0.1"])[0]
+    assert (row.name, row.scenario.privacy.clipping.norm) == ("tight", 0.1)
+    for text in ("tight", "tight:privacy.clippin.kind=flat", ":a=1"):
+        with pytest.raises(ScenarioError, match="--row"):
+            added_rows(load_scenario("ml-100k"), [text])
+
+
+def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
+    """Noise is really in the run of a noised row: its canary says so, and its update is not the unprotected one's."""
+    noised = tiny_scenario.model_dump(mode="json")
+    noised["privacy"] = {
+        "mechanism": "local-gaussian",
+        "target_epsilon": 4.0,
+        "rows": "all-sent",
+        "clipping": {"kind": "flat"},
+    }
+    rows = [AuditRow("none", tiny_scenario), AuditRow("local", Scenario.model_validate(noised))]
+    place = Place("", str(tmp_path / "run"))
+    found = audited(LoopbackGrid(2), rows, place, SETTINGS, list(SETTINGS.attacks or ()))
+    assert [row["mechanism"] for row in found] == ["none", "local"]
+    assert all(0 <= row["validation recall@20"] <= 1 for row in found)
+    assert found[0]["epsilon"] is None
+    assert (found[0]["canary"]["advantage"], found[0]["canary"]["epsilon_accounted"]) == (1, None)
+    assert found[1]["epsilon"] == pytest.approx(4.0, rel=0.01)
+    assert found[1]["canary"]["epsilon_low"] <= found[1]["canary"]["epsilon_accounted"]
+    assert set(found[0]["attacks"]) == set(SETTINGS.attacks or ())
+    touched = [row["attacks"]["touched-rows"]["auc"] for row in found]
+    assert touched[0] > touched[1] + 0.1
+    result = {
+        "rows": found,
+        "settings": {"devices": 40, "rounds": 2},
+        "collected_share": 1.0,
+        "scenario": tiny_scenario.model_dump(mode="json"),
+        "seed": 0,
+        "versions": {},
+    }
+    written = write_audit(result, tmp_path / "out")
+    assert {path.name for path in written} == {"audit.json", "audit.csv", "audit.html", "audit.svg"}
+    kept = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert kept["rows"][1]["attacks"]["touched-rows"].keys() >= {"advantage", "auc", "advantage_low", "f1", "random_f1"}
+    assert len(audit_view(kept).rows) == 2
+
+
+def test_recall_is_measured_with_the_larger_budgets_of_the_run(tiny_scenario, tmp_path, monkeypatch):
+    """As a run does: a list that was cut for the smallest budget alone would lack what devices skip to."""
+    shares = []
+
+    def spied(grid, nodes, trial, *rest):
+        shares.append(trial.shares)
+        return run_trial(grid, nodes, trial, *rest)
+
+    monkeypatch.setattr("simulations.studies.audit.audit.run_trial", spied)
+    settings = replace(SETTINGS, share=0.6)
+    place = Place("", str(tmp_path / "audit"))
+    found = audited(LoopbackGrid(2), [AuditRow("none", tiny_scenario)], place, settings, ["touched-rows"])
+    assert shares == [(0.6, 1.0)]  # the scenario's 50% is smaller
+    assert found[0]["share"] == 0.6

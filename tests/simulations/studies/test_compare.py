@@ -1,0 +1,385 @@
+"""Comparisons and ablations on planted data: all rows and files, no budget exceeded, nothing trained twice."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fl_peel.data.interactions import UserItems
+from fl_peel.errors import BudgetError, ScenarioError
+from simulations.cli.shares import read_budgets
+from simulations.engine.inputs import absolute
+from simulations.scenario_files import load_scenario
+from simulations.studies import study as studies
+from simulations.studies.ablate import ablate as ablation
+from simulations.studies.ablate.report import ablate_view
+from simulations.studies.checkpoints import Checkpoints, decisive, decisive_of_tables
+from simulations.studies.compare import compare as comparison
+from simulations.studies.compare.report import read_compare
+from simulations.studies.compare.rows import aggregated, summary
+from simulations.studies.study import open_study
+from strategies.evaluation.trials import Trial
+from strategies.rivals import base as rivals
+from strategies.rivals.base import Request, block_option, decoded_blocks, ranked_blocks
+from strategies.rivals.pep import Pep
+from strategies.rivals.quality import quality
+from strategies.rivals.rule import Rule, Search
+from strategies.rivals.tables import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd
+from strategies.run import prepare as preparing
+from tests.helpers.loopback import LoopbackGrid
+
+FULL_BYTES = 4 * 59 * 8
+"""59 of the 60 planted items were ever drawn. Header and user embedding alone take 400 of these 1,888 bytes."""
+BUDGETS = (0.1, 0.3, 0.6, 1.0)
+FEW = ["refinement.rounds=1", "blocks={item_groups: single, num_slices: 2}", "fleet=large.yaml"]
+RIVALS = (
+    (SmallerDimension(), ("fp32", "int8", "int4")),
+    (TruncatedSvd(), ("int8",)),
+    (MagnitudePruning(), ("fp16", "int8", "int4")),
+    (Pep(epochs=1, rates=(0.1,)), ("fp16",)),
+    (FixedTiers(), ("int4",)),
+    (Rule(search=Search(population=4, generations=1, ranked=1)), ("int8",)),
+)
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    """Studies run on nodes in this process; how often they start nodes, train tables, and let rivals compete."""
+    counted = {"simulated": 0, "pretrain": 0, "compete": 0}
+
+    def simulated(scenario, place, on_event, *, server):
+        counted["simulated"] += 1
+        return server(LoopbackGrid(2), scenario, place, on_event)
+
+    def counting(name, module):
+        original = getattr(module, name)
+
+        def call(*args, **kwargs):
+            counted[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+
+    monkeypatch.setattr(studies, "simulated", simulated)
+    counting("pretrain", rivals)
+    counting("pretrain", preparing)
+    counting("compete", comparison)
+    return counted
+
+
+@pytest.fixture
+def scenario(tiny, tmp_path):
+    (tmp_path / "large.yaml").write_text("profiles: [{name: large, memory: {table_share: 1.0}, availability: 0.9}]")
+    return load_scenario(tiny, FEW)
+
+
+def compared(scenario, out, **kwargs):
+    return comparison.compare(scenario, BUDGETS, out=out, rivals=RIVALS, single_budgets=[0.6], **kwargs)
+
+
+def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp_path, counts):
+    out = tmp_path / "out"
+    result = compared(scenario, out)
+    check_issue_keys(result)
+    methods = {(row["method"], row["precision"]) for row in result["rows"]}
+    for method in ("peel", "group-popularity", "global-elastic", "popular-items", "random-blocks", "magnitude-blocks"):
+        assert {(method, precision) for precision in ("fp32", "int8", "int4")} <= methods
+    others = {"peel-authors", "peel-authors-groups", "peel-single-budget", *(rival.name for rival, _ in RIVALS)}
+    assert others <= {method for method, _ in methods}
+    aware = {row["method"] for row in result["rows"] if row["group_aware"]}
+    assert aware == {"peel", "group-popularity", "peel-single-budget", "peel-authors-groups"}
+    for row in result["rows"]:
+        assert 0 <= row["stored_bytes_max"] <= row["budget_bytes"]
+        assert (row["stored_bytes_max"] == 0) == (row["note"] not in ("",) and row["recall@20"] == 0)
+        if row["share"] == 0.1:
+            assert row["recall@20"] == 0  # 188 bytes hold no header
+    assert read_compare(out) == json.loads((out / "compare.json").read_text())
+    assert {path.name for path in out.iterdir()} == {
+        *("compare.json", "compare.csv", "compare.html", "compare.svg", "checkpoints")
+    }
+    assert counts["simulated"] == 1
+    assert counts["compete"] == len(RIVALS)
+
+    before = dict(counts)
+    again = compared(scenario, out)
+    assert counts == before  # nothing was started, trained or searched
+    assert without_seconds(again) == without_seconds(result)
+
+    # another scenario is not mistaken for it
+    compared(scenario.model_copy(update={"seed": 5}), out)
+    assert counts["simulated"] == 2
+
+
+def check_issue_keys(result):
+    assert {"full_table", "rows", "refinement"} <= set(result)
+    assert {"recall@20", "ndcg@20", "bytes"} <= set(result["full_table"])
+    assert {"none", "start", "federated", "central"} == set(result["refinement"])
+    for row in result["rows"]:
+        wanted = {"method", "group_aware", "precision", "share", "stored_bytes_max", "recall@20", "ndcg@20", "seconds"}
+        assert wanted <= set(row)
+    assert result["full_table"]["bytes"] == FULL_BYTES
+    for quality_ in result["refinement"].values():
+        assert 0 < quality_["recall@20"] <= 1
+
+
+def without_seconds(result):
+    result = json.loads(json.dumps(result))
+    result.pop("stages")
+    return result
+
+
+def test_a_killed_comparison_goes_on_where_it_stopped(scenario, tmp_path, counts, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    original = comparison.compete
+
+    def dying(rival, material, wanted):
+        if rival.name == "pep":
+            raise Killed
+        return original(rival, material, wanted)
+
+    monkeypatch.setattr(comparison, "compete", dying)
+    with pytest.raises(Killed):
+        compared(scenario, tmp_path / "out")
+    assert counts["compete"] == 3
+    assert not (tmp_path / "out" / "compare.json").exists()
+    trained = counts["pretrain"]
+    monkeypatch.setattr(comparison, "compete", original)
+    compared(scenario, tmp_path / "out")
+    assert counts["simulated"] == 1
+    assert counts["compete"] == len(RIVALS)
+    assert counts["pretrain"] == trained
+
+
+def test_seeds_give_means_and_spread(scenario, tmp_path, counts):
+    few = {"rivals": RIVALS[1:3], "single_budgets": ()}
+    two = comparison.compare(scenario, BUDGETS, out=tmp_path / "two", seeds=2, **few)
+    ones = [
+        comparison.compare(scenario.model_copy(update={"seed": seed}), BUDGETS, out=tmp_path / "two", **few)
+        for seed in (0, 1)
+    ]
+    assert counts["simulated"] == 2  # the single ones were kept
+    for row, first, second in zip(two["rows"], ones[0]["rows"], ones[1]["rows"], strict=True):
+        a, b = first["recall@20"], second["recall@20"]
+        assert row["recall@20"] == pytest.approx((a + b) / 2)
+        assert row["recall@20_std"] == pytest.approx(abs(a - b) / 2**0.5)
+        assert row["seeds"] == 2
+    assert (
+        two["full_table"]["recall@20_std"] > 0 or two["full_table"]["recall@20"] == ones[0]["full_table"]["recall@20"]
+    )
+
+
+def test_flower_nodes_and_central_rivals_are_measured_alike(scenario, tmp_path, counts):
+    """One table for everybody, not refined: its blocks by energy, ranked on nodes and here."""
+    plain = load_scenario(scenario_file(scenario, tmp_path), seed=0)
+    plain = plain.model_copy(update={"refinement": plain.refinement.model_copy(update={"rounds": 0})})
+    one_group = {"count": 1, "neighbour_weight": 0.0}
+    alone = plain.model_copy(update={"user_groups": plain.user_groups.model_copy(update=one_group)})
+    shares, precisions = (0.3, 0.6), ("fp32", "int8", "int4")
+    with open_study(alone, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
+        trial = Trial("energy", alone, shares, precisions, ("energy",))
+        rows = study.trials([trial])["energy"]["rows"]
+        material = comparison.material_of(study)
+        layout = study.prepared().layout
+        pieces = material.pretrained.items.reshape(layout.num_blocks, layout.slice_dim)
+        order = np.argsort(-(pieces**2).sum(axis=1), kind="stable")
+        for row in rows:
+            request = Request(row["precision"], row["share"], row["budget_bytes"])
+            decoded = decoded_blocks(layout, row["precision"], material.pretrained.items)
+            option = block_option(request, ranked_blocks(layout, row["precision"], order, decoded), material, 0.0)
+            assert int(option.stored.max()) == row["stored_bytes_max"]
+            for split in ("validation", "test"):
+                assert quality(option, material, split) == row[split]
+
+
+def scenario_file(scenario, folder):
+    path = folder / "again.yaml"
+    path.write_text(scenario.to_yaml())
+    return path
+
+
+def test_the_precision_of_a_method_is_chosen_on_validation():
+    def row(method, precision, validation, test, aware=True):
+        return {
+            **{"method": method, "group_aware": aware, "precision": precision, "share": 0.01, "seconds": 1.0},
+            **{"stored_bytes_max": 10, "recall@20": test, "ndcg@20": 0.1, "validation_recall@20": validation},
+        }
+
+    rows = aggregated(
+        [
+            [
+                row("peel", "int8", 0.30, 0.20),
+                row("peel", "int4", 0.29, 0.25),  # better on test, but that is not known when choosing
+                row("group-popularity", "int8", 0.2, 0.16),
+                row("popular-items", "int8", 0.1, 0.10, aware=False),
+                row("rule", "int8", 0.2, 0.08, aware=False),
+            ]
+        ]
+    )
+    assert [r["chosen"] for r in rows] == [True, False, True, True, True]
+    full = {"recall@20": 0.4}
+    told = summary(rows, full, {"none": full, "federated": {"recall@20": 0.5}, "central": None})
+    assert told["budgets"] == [
+        {
+            **{"share": 0.01, "precision": "int8", "recall@20": 0.20, "to_full_table": 0.5},
+            **{"to_group_popularity": 0.20 / 0.16, "to_best_without_groups": 0.20 / 0.08, "rival": "rule int8"},
+        }
+    ]
+    assert told["federated_to_none"] == 1.25
+    assert "federated_to_central" not in told
+
+
+def test_differences_are_taken_seed_by_seed():
+    def rows(peel, other):
+        base = {"precision": "int8", "share": 0.01, "stored_bytes_max": 1, "seconds": 0.0, "ndcg@20": 0.0}
+        return [
+            base | {"method": method, "group_aware": True, "recall@20": value, "validation_recall@20": 0.5}
+            for method, value in (("peel", peel), ("group-popularity", other))
+        ]
+
+    told = summary(aggregated([rows(0.3, 0.2), rows(0.5, 0.3)]), {"recall@20": 0.4}, {})
+    # differences 0.1 and 0.2
+    (line,) = told["budgets"]
+    assert line["minus_group_popularity"] == pytest.approx(0.15)
+    assert line["minus_group_popularity_std"] == pytest.approx(0.005**0.5)
+    assert line["to_group_popularity"] == pytest.approx(0.4 / 0.25)
+
+
+@pytest.mark.parametrize("text", ["", "one", "0%", "1.5", "101%", "1%,"])
+def test_budgets_that_make_no_sense_are_refused(text):
+    with pytest.raises(BudgetError, match=r"^--budgets: .* (is not a share|is not above 0)"):
+        read_budgets(text)
+
+
+def test_budgets_are_read_as_shares():
+    assert read_budgets("1%, 0.1%,0.01") == (0.001, 0.01)
+
+
+def test_a_stage_is_done_anew_when_anything_it_depends_on_changes(tmp_path):
+    done = []
+
+    def stage(data, content):
+        checkpoints = Checkpoints(tmp_path, data)
+        return checkpoints.stage("one", content, comparison.COMPETING, lambda: done.append(1) or len(done))[0]
+
+    assert [stage("a", 1), stage("a", 1), stage("a", 2), stage("b", 1), stage("a", 1)] == [1, 1, 2, 3, 1]
+    for path in tmp_path.iterdir():
+        path.write_text(path.read_text()[:5])  # as a full disk leaves it
+    assert stage("a", 1) == 4
+
+
+def test_rivals_that_know_no_device_are_not_measured_anew_when_refinement_changes(tiny):
+    base = load_scenario(tiny, FEW)
+    for change in ("refinement.rounds=9", "user_groups.count=3", "fleet=wearables", "controller.steps=7"):
+        other = load_scenario(tiny, [*FEW, change])
+        assert decisive_of_tables(other) == decisive_of_tables(base), change
+        assert decisive(other) != decisive(base), change
+    for change in ("pretraining.epochs=9", "data.validation_share=0.2", "engine.device=torch-cpu", "seed=3"):
+        assert decisive_of_tables(load_scenario(tiny, [*FEW, change])) != decisive_of_tables(base), change
+
+
+def test_whatever_a_fleet_file_says_decides_too(tiny, tmp_path):
+    """The file, one class of it, and the files that it names."""
+    (tmp_path / "trace.csv").write_text("memory_bytes\n400\n")
+    (tmp_path / "traced.yaml").write_text("profiles: [{name: a, memory: {budget: {trace: trace.csv}}}]")
+    for fleet, file in (("fleet.yaml", "fleet.yaml"), ("fleet.yaml:large", "fleet.yaml"), ("traced.yaml", "trace.csv")):
+        scenario = absolute(load_scenario(tiny, [f"fleet={fleet}"]))
+        before = decisive(scenario)
+        assert decisive(scenario) == before
+        (tmp_path / file).write_text((tmp_path / file).read_text() + "\n")
+        assert decisive(scenario) != before, fleet
+
+
+def test_an_ablation_measures_every_part_and_runs_equals_once(tiny, tmp_path, counts):
+    (tmp_path / "large.yaml").write_text("profiles: [{name: large, memory: {table_share: 1.0}}]")
+    scenario = load_scenario(tiny, FEW)
+    out = tmp_path / "out"
+    seen = []
+    result = ablation.ablate(scenario, (0.3, 0.6), out=out, on_event=seen.append)
+    parts = {row["part"] for row in result["rows"]}
+    wanted = {"diversity", "controller", "grouping", "refinement", "slices", "item groups", "user groups", "collected"}
+    wanted |= {"neighbours", "refinement and neighbours"}
+    assert parts == wanted | {ablation.BASELINE}
+    by_name = {(row["part"], row["setting"]): row for row in result["rows"] if row["share"] == 0.6}
+    base = by_name[ablation.BASELINE, ""]
+    for same in (("controller", "on"), ("item groups", "single"), ("collected", "100%"), ("diversity", "off")):
+        assert by_name[same]["recall@20"] == base["recall@20"]
+    assert by_name["grouping", "off"]["recall@20"] == by_name["user groups", "1"]["recall@20"]
+    assert by_name["user groups", "4"]["smallest_group"] >= scenario.user_groups.min_size
+    assert by_name["slices", "4"]["blocks"] == 4 * 59
+    assert all(row["stored_bytes_max"] <= row["budget_bytes"] for row in result["rows"])
+    ran = [event.text for event in seen if event.stage == "trials"]
+    assert len(ran) == len(set(ran))
+    assert "grouping: off" in ran
+    assert "user groups: 1" not in ran
+    assert {path.name for path in out.iterdir()} == {
+        *("ablate.json", "ablate.csv", "ablate.html", "ablate.svg", "checkpoints")
+    }
+    view = ablate_view(result)
+    assert len(view.rows) == len(by_name)
+    assert view.rows[0][-1] == f"{base['refined_full_recall@20']:.4f}"
+    ablation.ablate(scenario, (0.3, 0.6), out=out)
+    assert counts["simulated"] == 1
+
+    with pytest.raises(ScenarioError, match=r"^--parts: 'nothing' is no part of the method; choose from diversity"):
+        ablation.ablate(scenario, (0.6,), out=out, parts=["nothing"])
+
+
+def test_budgets_below_one_block_serve_nothing(scenario, tmp_path, counts):
+    with open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
+        # header 384, user 16, block of 4 columns in int8: 2 + 4 + 2 -> 408 bytes are 21.61% of 1,888
+        rows = study.trials([Trial("t", scenario, (0.2160, 0.2162), ("int8",), ("popularity",))])["t"]["rows"]
+    assert [row["budget_bytes"] for row in rows] == [407, 408]
+    assert [row["stored_bytes_max"] for row in rows] == [0, 408]
+    assert [row["note"] for row in rows] == ["nothing fits in this budget", ""]
+    assert rows[0]["test"]["recall@20"] == 0 < rows[1]["test"]["recall@20"]
+
+
+def test_a_fleet_with_one_budget_has_it(scenario, tmp_path):
+    from clients.fleet.fleet import load_fleet
+
+    with open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
+        fleet = load_fleet(comparison.single_budget_fleet(study, 0.6))
+        budgets = fleet.budget_bytes(0, np.arange(50), 3.0, full_table_bytes=1920)
+        assert budgets.tolist() == [1152] * 50
+        there = fleet.available(0, np.arange(4000), 1.0).mean()
+        assert there == pytest.approx(0.9, abs=0.12)  # as of 40 devices in one round
+
+
+def test_the_data_decides_too():
+    from fl_peel.data.interactions import Splits
+    from simulations.studies.checkpoints import data_digest
+
+    items = UserItems(np.array([0, 2]), np.array([1, 2], np.int32))
+    other = UserItems(np.array([0, 2]), np.array([1, 3], np.int32))
+    assert data_digest(Splits(items, items, items, 9)) != data_digest(Splits(items, other, items, 9))
+    assert data_digest(Splits(items, items, items, 9)) != data_digest(Splits(items, items, items, 10))
+
+
+@pytest.mark.engine
+def test_the_command_line_compares_on_the_engine(tiny, tmp_path):
+    out = tmp_path / "out"
+    changes = ["refinement.rounds=1", "blocks={item_groups: single, num_slices: 2}"]
+    command = [
+        sys.executable,
+        "-m",
+        "simulations.cli.main",
+        "compare",
+        str(tiny),
+        "--budgets",
+        "60%,100%",
+        "--out",
+        str(out),
+    ]
+    for change in changes:
+        command += ["--set", change]
+    ran = subprocess.run([*command, "--single-budgets", "60%"], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert "Recall@20 by budget" in ran.stdout
+    result = read_compare(out)
+    check_issue_keys(result)
+    assert result["command"].startswith("fl-peel compare ")
+    assert all(row["stored_bytes_max"] <= row["budget_bytes"] for row in result["rows"])

@@ -1,0 +1,255 @@
+"""What studies share: where a result is from, and that nothing known at the start fails at the end."""
+
+import json
+import socket
+
+import pytest
+
+from fl_peel.errors import BudgetError, EngineError, ScenarioError
+from simulations.scenario_files import load_scenario
+from simulations.studies import study as studies
+from simulations.studies.ablate import ablate as ablation
+from simulations.studies.audit import audit as auditing
+from simulations.studies.audit.audit import AuditSettings, audited
+from simulations.studies.audit.report import audit_view, write_audit
+from simulations.studies.audit.rows import AuditRow, added_rows, audit_rows, chosen_rows
+from simulations.studies.compare import compare as comparison
+from simulations.studies.frame import Frame
+from simulations.studies.study import open_study
+from strategies.evaluation.trials import Trial
+from strategies.run.place import Place
+from tests.helpers.loopback import LoopbackGrid
+
+HIDDEN = "clipping: {kind: flat}, rows: all-sent, requests: group-prefix"
+PRIVATE = f"privacy={{mechanism: central-gaussian, target_epsilon: 4, {HIDDEN}}}"
+SECURE = "secure_aggregation={enabled: true, devices_per_group: null, min_devices: 4, neighbours: 4, threshold: 0.6}"
+ROBUST = "refinement.aggregation.robust={rule: median, buckets: 4}"
+LIES = "poisoning={share: 10%, kind: sign-flip, compare: [5%]}"
+KINDS = {
+    "private": [PRIVATE, SECURE, "privacy.answer_share=0.65"],
+    "local-dp": [PRIVATE.replace("central", "local")],
+    "secure-aggregation": [SECURE, "secure_aggregation.dropout_share=5%"],
+    "poisoned": [ROBUST, LIES],
+    "stragglers": ["refinement.deadline_s=2", "refinement.over_selection=0.5"],
+}
+"""The shipped scenarios' kinds, on little data."""
+OPEN_ROW = "open:privacy.mechanism=local-gaussian,privacy.target_epsilon=8,privacy.clipping.kind=flat"
+FEW = {"devices": 40, "rounds": 2, "share": 0.5, "canary_trials": 100, "attacks": ("touched-rows", "reported-class")}
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Studies run on nodes in this process; which scenarios the engine was started for."""
+    scenarios = []
+
+    def simulated(scenario, place, on_event, *, server):
+        scenarios.append(scenario)
+        return server(LoopbackGrid(2), scenario, place, on_event)
+
+    monkeypatch.setattr(studies, "simulated", simulated)
+    monkeypatch.setattr(auditing, "simulated", simulated)
+    return scenarios
+
+
+@pytest.fixture
+def untouched(monkeypatch, started):
+    """Nothing is trained, and no engine is started."""
+
+    def never(*args, **kwargs):
+        pytest.fail("work was begun all the same")
+
+    monkeypatch.setattr(studies, "prepare", never)
+    monkeypatch.setattr(studies, "simulated", never)
+    monkeypatch.setattr(auditing, "simulated", never)
+
+
+def compare(scenario, out, **options):
+    return comparison.compare(scenario, (0.6,), out=out, rivals=(), single_budgets=(), **options)
+
+
+def ablate(scenario, out, **options):
+    return ablation.ablate(scenario, (0.6,), out=out, **options)
+
+
+def audit(scenario, out, **options):
+    return auditing.audit(scenario, out=out, settings=AuditSettings(**FEW), **options)
+
+
+STUDIES = {"compare": compare, "ablate": ablate, "audit": audit}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_scenario_is_compared(tiny, tmp_path, started, kind):
+    result = compare(load_scenario(tiny, KINDS[kind]), tmp_path / "out")
+    assert {"peel", "group-popularity", "global-elastic"} <= {row["method"] for row in result["rows"]}
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_scenario_is_taken_apart(tiny, tmp_path, started, kind):
+    result = ablate(load_scenario(tiny, KINDS[kind]), tmp_path / "out", parts=["collected", "controller", "refinement"])
+    settings = {row["setting"] for row in result["rows"] if row["part"] == "collected"}
+    assert settings == {"10%", "25%", "50%", "100%"}
+
+
+@pytest.mark.parametrize("kind", ["private", "poisoned", "stragglers"])
+def test_every_kind_of_scenario_is_audited_where_it_can_be(tiny, tmp_path, started, kind):
+    rows = ("none", "clipping", *(("tiny",) if kind == "private" else ()))
+    settings = AuditSettings(**FEW, only=rows)
+    result = auditing.audit(load_scenario(tiny, KINDS[kind]), out=tmp_path / "out", settings=settings)
+    assert [row["mechanism"] for row in result["rows"]] == list(rows)
+    assert all(set(row["attacks"]) == set(FEW["attacks"]) for row in result["rows"])
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_where_a_result_is_from(tiny, tmp_path, monkeypatch, study):
+    """Without the work: what the frame adds to figures."""
+    frame = Frame.of(tiny, tmp_path / "out", {"overrides": ["seed=3"], "command": f"fl-peel {study}"})
+    result = frame.result({"figure": 1})
+    assert list(result) == ["figure", "scenario", "seed", "versions", "command"]
+    assert (result["seed"], result["command"]) == (3, f"fl-peel {study}")
+    assert result["scenario"]["fleet"] == str(tmp_path / "fleet.yaml")  # absolute
+    assert "command" not in Frame.of(tiny, tmp_path / "out", {}).result({})
+
+
+def test_seeds_are_those_from_the_scenarios_on(tiny, tmp_path):
+    frame = Frame.of(tiny, tmp_path / "out", {"overrides": ["seed=3"]})
+    assert frame.by_seed(2, lambda study: study.scenario.seed) == {3: 3, 4: 4}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (["evaluation.top_n=5"], "evaluation.top_n: 5 is not 20, which studies report; leave it"),
+        (
+            ["data.validation_share=0"],
+            "data.validation_share: leaves no device a validation item, and studies",
+        ),
+        (["data.test_share=0"], "data.test_share: leaves no device a test item, and studies report on"),
+    ],
+)
+def test_what_no_study_can_measure_is_refused_before_any_work(tiny, tmp_path, untouched, study, changes, line):
+    with pytest.raises(ScenarioError) as caught:
+        STUDIES[study](load_scenario(tiny, changes), tmp_path / "out")
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("study", ["compare", "ablate"])
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ([PRIVATE, "pretraining.collected.share=50%"], "privacy.group_epsilon: devices whose data is not collected"),
+        ([PRIVATE, "fairness.exclude_below=60%"], "fairness.exclude_below: refines once more"),
+        ([PRIVATE, "privacy.noise_multiplier=0.1"], "privacy.noise_multiplier: 0.1 spends epsilon"),
+        ([PRIVATE.replace("central", "local").replace("all-sent", "touched")], "privacy.rows: touched tells which"),
+    ],
+)
+def test_an_epsilon_that_cannot_be_had_is_refused_before_pretraining(tiny, tmp_path, untouched, study, changes, line):
+    with pytest.raises(ScenarioError) as caught:
+        STUDIES[study](load_scenario(tiny, changes), tmp_path / "out")
+    assert str(caught.value).startswith(line)
+
+
+def test_an_audits_rows_are_all_possible_before_the_first_runs(tiny, tmp_path, untouched):
+    with pytest.raises(ScenarioError, match=r"^privacy\.rows: touched tells which rows"):
+        audit(tiny, tmp_path / "out", rows=[OPEN_ROW])
+
+
+def test_a_ray_cluster_that_does_not_answer_is_found_before_pretraining(tiny, tmp_path, untouched):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    with pytest.raises(EngineError, match=r"^engine\.ray_address: no Ray cluster answers"):
+        compare(load_scenario(tiny, [f"engine.ray_address={address}"]), tmp_path / "out")
+
+
+def test_a_study_of_devices_that_can_hold_nothing_ends_with_its_first_trial(tiny, tmp_path, started, monkeypatch):
+    """Not when all the others are done and it turns out that there is nothing to compare them with."""
+    scenario = load_scenario(tiny)
+    trials = [Trial(name, scenario, (0.6,), ("int8",), ("popularity",), full_tables=True) for name in ("one", "two")]
+    tried = []
+
+    def too_small(grid, nodes, trial, *rest):
+        tried.append(trial.name)
+        raise BudgetError("fleet: some device can hold no block; raise its budget")
+
+    monkeypatch.setattr("strategies.evaluation.trials.run_trial", too_small)
+    with (
+        open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study,
+        pytest.raises(BudgetError, match="fleet: some device can hold no block"),
+    ):
+        study.trials(trials)
+    assert tried == ["one"]
+    assert not list((tmp_path / "out" / "checkpoints").glob("one-*"))
+
+
+def test_a_selector_that_is_a_rival_too_makes_both_methods(tiny, tmp_path, started):
+    result = compare(load_scenario(tiny, ["selector=popularity"]), tmp_path / "out")
+    mine = {(row["method"], row["precision"]): row["recall@20"] for row in result["rows"]}
+    for precision in ("fp32", "int8", "int4"):
+        assert mine["peel", precision] == mine["group-popularity", precision]
+        assert ("global-elastic", precision) in mine
+    assert result["summary"]["budgets"][0]["to_group_popularity"] == 1
+
+
+def test_the_collected_shares_of_an_ablation_spend_a_part_of_epsilon(tiny, tmp_path):
+    """Where fewer are collected, the others answer which group they are in; all of it within the target."""
+    scenario = load_scenario(tiny, [PRIVATE])
+    with open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
+        found = {v.setting: v.scenario.privacy for v in ablation.variations(study, (0.6,)) if v.part == "collected"}
+    assert {name: privacy.group_epsilon for name, privacy in found.items()} == {
+        **{"10%": 0.4, "25%": 0.4, "50%": 0.4},
+        "100%": None,
+    }
+    assert {privacy.target_epsilon for privacy in found.values()} == {4.0}
+
+
+def rows_of(scenario, **options):
+    return [row.name for row in chosen_rows(scenario, clip_norm=1.0, epsilons=(2.0,), **options)]
+
+
+def test_rows_that_a_scenario_cannot_have_are_refused_unless_nobody_wants_them(tiny):
+    robust = load_scenario(tiny, [ROBUST])
+    line = r"^hidden rows and requests: refinement\.aggregation\.robust\.rule: median .*; or choose other rows"
+    with pytest.raises(ScenarioError, match=line):
+        audit_rows(robust, clip_norm=1.0)
+    assert rows_of(robust, only=["clipping", "none"]) == ["none", "clipping"]
+
+
+@pytest.mark.parametrize("only", [[], ["nothing"]])
+def test_rows_that_are_not_there_are_refused(tiny, only):
+    with pytest.raises(ScenarioError, match=r"^--only: no row '.*'; choose from none, clipping, hidden rows"):
+        rows_of(load_scenario(tiny), only=only)
+
+
+def test_two_rows_of_one_name_are_refused(tiny):
+    scenario = load_scenario(tiny)
+    for texts in (["none:seed=1"], ["mine:seed=1", "mine:seed=2"]):
+        with pytest.raises(ScenarioError, match=r"^--row (none|mine): there is a row of this name; give another$"):
+            rows_of(scenario, added=added_rows(scenario, texts))
+    assert rows_of(scenario, added=added_rows(scenario, ["mine:seed=1"]))[-1] == "mine"
+
+
+def test_rows_without_a_round_show_nothing_and_are_refused(tiny):
+    with pytest.raises(ScenarioError, match=r"^refinement\.rounds: 0 in row 'none' shows a server nothing; set 1"):
+        rows_of(load_scenario(tiny, ["refinement.rounds=0"]))
+
+
+def test_where_no_sum_is_ever_opened_nothing_was_seen(tiny, tmp_path):
+    """20 devices of a group are fewer than the 30 that a sum must be of: a finding, with its recall and its note."""
+    scenario = load_scenario(tiny, [SECURE, "secure_aggregation.min_devices=30"])
+    settings = AuditSettings(**FEW)
+    place = Place("", str(tmp_path / "run"))
+    (row,) = audited(LoopbackGrid(2), [AuditRow("sums", scenario)], place, settings, list(FEW["attacks"]))
+    assert (row["attacks"], row["control"]) == ({}, None)
+    assert row["note"].startswith("no sum was ever opened")
+    assert row["recall@20"] > 0
+    result = {
+        **{"rows": [row], "settings": {"devices": 40, "rounds": 2}, "collected_share": 1.0, "seed": 0, "versions": {}},
+        "scenario": scenario.model_dump(mode="json"),
+    }
+    write_audit(result, tmp_path / "out")
+    kept = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert len(audit_view(kept).rows) == 1

@@ -1,0 +1,488 @@
+"""Devices that differ: deadlines, availability, budgets that fall while a device trains, nodes of one profile."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from functools import reduce
+from operator import add
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clients.client_app import app as client_app
+from clients.node.cohort import open_cohort
+from clients.round.clear import clear_round
+from clients.round.in_time import work_samples
+from clients.round.memory import RoundMemory
+from clients.serving.following import follow
+from fl_peel import wire
+from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.errors import ProfileError
+from fl_peel.events import Event
+from fl_peel.exchange.counters import StepCounts
+from fl_peel.wire import MovingRequest, RoundReply
+from simulations.engine.inputs import checked
+from simulations.scenario_files import load_scenario, shipped_scenarios
+from strategies.run.place import Place
+from strategies.server_app import serve
+from tests.clients.node.test_cohort import GROUPS, LAYOUT, NUM_USERS, World, filled
+from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
+from tests.helpers.loopback import LoopbackGrid
+
+EVERYBODY = np.arange(NUM_USERS)
+SLOW = """
+profiles:
+  - name: quick
+    population_share: 0.5
+    memory: {total_kb: 1, recommender_share: 0.6}
+    network: {latency_ms: 100, uplink_mbps: 1, downlink_mbps: 1}
+    energy: {train_watts: 2, radio_joules_per_mb: 5}
+  - name: slow
+    population_share: 0.5
+    memory: {total_kb: 1, recommender_share: 0.6}
+    compute: {samples_per_s: {lognormal: {median: 5, sigma: 1}}}
+    network: {latency_ms: 500, uplink_mbps: {lognormal: {median: 0.001, sigma: 2}}, downlink_mbps: 0.05}
+    availability: 0.7
+"""
+
+
+def world_of(folder, fleet: str, **changes) -> World:
+    world = World(folder, **changes)
+    (folder / "fleet.yaml").write_text(fleet)
+    return world
+
+
+def round_of(world: World, devices: np.ndarray, nodes: int = 1, number: int = 1) -> list[RoundReply]:
+    """One round; devices forget it: every call begins with joining."""
+    cohorts = world.cohorts(nodes)
+    ceilings = np.max([world.join(cohort).ceilings for cohort in cohorts], axis=0)
+    tables = np.stack([world.items] * GROUPS)
+    return [
+        clear_round(c, world.round_request(number, devices[devices % nodes == c.partition], tables, ceilings))
+        for c in cohorts
+    ]
+
+
+def same_update(one: RoundReply, other: RoundReply) -> None:
+    assert one.groups.keys() == other.groups.keys()
+    for group, arrays in one.groups.items():
+        assert arrays.keys() == other.groups[group].keys()
+        for name in arrays:
+            assert np.array_equal(arrays[name], other.groups[group][name]), name
+    for name in ("trained", "loss", "recall", "ndcg", "evaluated"):
+        assert getattr(one.counts.totals, name) == getattr(other.counts.totals, name)
+
+
+# ---------------------------------------------------------------- the clock in a round
+
+
+@pytest.fixture(scope="module")
+def slow_world(tmp_path_factory) -> World:
+    return world_of(tmp_path_factory.mktemp("slow"), SLOW, refinement={"deadline_s": 4.0, "local": {"batch_size": 3}})
+
+
+def test_stragglers_are_in_no_sum(slow_world):
+    """What comes back is what a round with the devices in time alone brings; the others are counted."""
+    (reply,) = round_of(slow_world, EVERYBODY)
+    clock = reply.counts.clock.total()
+    late = int(clock.stragglers)
+    assert 0 < late < clock.sampled == NUM_USERS
+    kept = reply.counts.classes.devices.sum()
+    assert kept + late + clock.unavailable == NUM_USERS
+    alone = [round_of(slow_world, EVERYBODY[i : i + 1])[0] for i in range(NUM_USERS)]
+    in_time = np.array([bool(one.counts.classes.devices.sum()) for one in alone])
+    assert in_time.sum() == kept
+    (again,) = round_of(slow_world, EVERYBODY[in_time])
+    same_update(reply, again)
+    assert again.counts.clock.stragglers.sum() == 0
+    assert (
+        reply.counts.slowest_us == again.counts.slowest_us == max(one.counts.slowest_us for one in alone) <= 4_000_000
+    )
+    # each straggler worked until the deadline, and the quick class has none
+    assert reply.counts.clock.stragglers[0] == 0
+    assert reply.counts.clock.time_us[1] - again.counts.clock.time_us[1] == late * 4_000_000
+
+
+def test_stragglers_stay_as_they_were(slow_world):
+    cohort = slow_world.cohorts(1)[0]
+    (reply,) = round_of(slow_world, EVERYBODY)
+    users = np.array(cohort.state("r").users)
+    slow_world.join(cohort)
+    moved = (users != cohort.state("r").users).any(axis=1)
+    assert moved.sum() == reply.counts.totals.trained
+
+
+@pytest.mark.parametrize("nodes", [2, 5])
+def test_the_clock_is_the_same_on_any_number_of_nodes(slow_world, nodes):
+    (one,), many = round_of(slow_world, EVERYBODY), round_of(slow_world, EVERYBODY, nodes)
+    total = reduce(add, (reply.counts for reply in many))
+    assert (one.counts.clock.stacked() == total.clock.stacked()).all()
+    assert (one.counts.classes.stacked() == total.classes.stacked()).all()
+    assert one.counts.slowest_us == total.slowest_us
+    for name in ("unavailable", "stragglers", "energy_mj"):
+        assert getattr(one.counts.clock, name).sum() > 0
+
+
+def test_who_is_not_available_costs_nothing_and_is_counted(slow_world):
+    cohort = slow_world.cohorts(1)[0]
+    awake = cohort.fleet.available(slow_world.scenario.seed, EVERYBODY, 1)
+    (reply,) = round_of(slow_world, EVERYBODY)
+    asleep = np.bincount(cohort.classes[~awake], minlength=2)
+    assert reply.counts.clock.unavailable.tolist() == asleep.tolist()
+    assert asleep[1] > 0
+    (nobody,) = round_of(slow_world, EVERYBODY[~awake])
+    assert nobody.groups == {}
+    assert not nobody.counts.classes.stacked().any()
+    assert nobody.counts.slowest_us == 0
+    (others,) = round_of(slow_world, EVERYBODY[awake])
+    same_update(reply, others)
+
+
+def test_devices_below_the_smallest_budget_are_excluded(tmp_path):
+    """Full table: 24 items x 4 columns x 4 B = 384 B; small devices have 460 B, large ones 1024 B, 2.66 tables."""
+    world = World(tmp_path, refinement={"min_budget_share": 0.99, "local": {"batch_size": 3}})
+    (reply,) = round_of(world, EVERYBODY)
+    killed = world.cohorts(1)[0].budgets.at(1) < 0.99 * 384
+    assert 0 < killed.sum() < NUM_USERS
+    assert reply.counts.clock.excluded.sum() == killed.sum()
+    assert reply.counts.clock.excluded[1] == 0
+    assert "from-0.99" in world.cohorts(1)[0].folder.name  # this refinement has a state of its own
+
+
+# ---------------------------------------------------------------- memory that falls while a device trains
+
+
+def test_memory_of_a_round_by_hand():
+    """Overhead 384 + 2 x 4 = 392; a block of two columns in int8: number 2, scale 2, codes 2."""
+    ranked = rank_blocks(LAYOUT, "int8", np.arange(48.0), np.ones((24, 4), np.float32))
+    budgets = np.array(
+        [
+            [680, 680, 450, 400, 100],  # when the round begins: 48, 48, 9, 1 and 0 blocks fit
+            [680, 420, 400, 397, 680],  # 48, 4, 1, 0, and more than what it began with
+            [680, 600, 440, 680, 680],
+        ]
+    )
+    memory = RoundMemory.of(ranked, budgets)
+    assert memory.first.tolist() == [48, 48, 9, 1, 0]
+    assert memory.last.tolist() == [48, 4, 1, 0, 0]
+    assert memory.stored.tolist() == [680, 680, 446, 398, 0]
+    assert memory.dropped_blocks.tolist() == [False, True, True, True, False]
+    assert memory.dropped_out.tolist() == [False, False, False, True, True]
+    assert not memory.violations.any()
+
+
+@given(layouts, precisions, seeds, st.integers(1, 5), st.integers(1, 8))
+@settings(max_examples=60, deadline=None)
+def test_devices_never_hold_more_than_the_budget_of_the_step(layout, precision, seed, steps, devices):
+    rng = np.random.default_rng(seed)
+    ranked = rank_blocks(layout, precision, rng.random(layout.num_blocks), random_table(rng, layout))
+    whole = int(ranked.stored_bytes(np.array([layout.num_blocks]))[0])
+    budgets = rng.integers(0, whole + 100, (steps, devices))
+    memory = RoundMemory.of(ranked, budgets)
+    assert not memory.violations.any()
+    assert (memory.last <= memory.first).all()
+    lowest = budgets.min(axis=0)
+    assert (memory.last == ranked.cutoffs(lowest)).all()
+    assert (ranked.stored_bytes(memory.last)[memory.last > 0] <= lowest[memory.last > 0]).all()
+
+
+def test_a_violation_would_be_seen():
+    """The count can fail: with block costs that lie, devices store more than they may."""
+    ranked = rank_blocks(LAYOUT, "int8", np.arange(48.0), np.ones((24, 4), np.float32))
+    cutoffs = ranked.cutoffs
+    object.__setattr__(ranked, "cutoffs", lambda budgets: np.minimum(cutoffs(budgets) + 1, 48))
+    assert RoundMemory.of(ranked, np.array([[450, 680], [450, 400]])).violations.tolist() == [2, 1]
+
+
+FALLING = """
+profiles:
+  - name: kept
+    population_share: 0.5
+    memory: {total_kb: 1, recommender_share: 0.6}
+  - name: fallen
+    population_share: 0.5
+    memory: {total_kb: 1, recommender_share: 0.6}
+    budget:
+      process: markov
+      first: foreground
+      states: {foreground: 1.0, background: BACKGROUND}
+      transitions_per_step: {foreground: [0.0, 1.0], background: [0.0, 1.0]}
+clock: {steps_per_round: 4}
+"""
+
+
+def test_an_update_covers_the_blocks_that_are_left(tmp_path):
+    """Round 0 begins in the foreground with 614 B, 37 blocks; one step later 0.7 x 614 = 430 B hold 6."""
+    world = world_of(tmp_path, FALLING.replace("BACKGROUND", "0.7"))
+    cohort = world.cohorts(1)[0]
+    fallen = EVERYBODY[cohort.classes == 1]
+    assert 0 < len(fallen) < NUM_USERS
+    (reply,) = round_of(world, fallen, number=0)
+    assert reply.counts.clock.memory_drops[1] == len(fallen) == reply.counts.classes.devices[1]
+    for group, arrays in reply.groups.items():
+        exposed = int((cohort.state("r").groups[fallen] == group).sum())
+        assert arrays["exposed"][:6].tolist() == [exposed] * 6
+        assert not arrays["exposed"][6:].any()
+        assert not arrays["holders"][6:].any()
+    assert reply.counts.classes.budget_bytes[1] == len(fallen) * 614
+    assert reply.counts.classes.violations[1] == 0
+    # later, in the background all the time, the same blocks are there from the beginning
+    (later,) = round_of(world, fallen, number=1)
+    assert later.counts.clock.memory_drops[1] == 0
+    assert later.groups.keys() == reply.groups.keys()
+
+
+def test_a_device_that_loses_all_its_memory_drops_out(tmp_path):
+    world = world_of(tmp_path, FALLING.replace("BACKGROUND", "0.1"))
+    cohort = world.cohorts(1)[0]
+    (reply,) = round_of(world, EVERYBODY, number=0)
+    dropped = int((cohort.classes == 1).sum())
+    assert reply.counts.clock.memory_dropouts.tolist() == [0, dropped]
+    assert reply.counts.classes.devices.tolist() == [NUM_USERS - dropped, 0]
+    assert reply.counts.classes.upload_bytes[1] == 0
+    assert reply.counts.classes.download_bytes[1] > 0
+    (others,) = round_of(world, EVERYBODY[cohort.classes == 0], number=0)
+    same_update(reply, others)
+
+
+def test_samples_are_counted_again_where_blocks_were_lost():
+    """Items in order of rank; a device with train items 0, 2 and 5 has 3 of them among six rows and 1 among two."""
+    ranked = rank_blocks(LAYOUT, "int8", -np.arange(48.0), np.ones((24, 4), np.float32))
+    memory = RoundMemory.of(ranked, 392 + 6 * np.array([[12, 12, 12], [12, 4, 0]]))
+    train = rows_of([0, 2, 5], [0, 2, 5], [0, 2, 5])
+    assert work_samples(ranked, memory, train).tolist() == [3, 4, 3]
+
+
+# ---------------------------------------------------------------- a node of one profile
+
+
+def test_a_node_of_one_profile_hosts_that_class_alone(slow_world):
+    place = dataclasses.astuple(slow_world.setting)
+    cohort = open_cohort(*place, 0, 2, "slow")
+    assert cohort.own_fleet.names == ("slow",)
+    assert cohort.fleet.names == ("quick", "slow")  # the columns of every sum stay those of the fleet
+    assert (cohort.classes == 1).all()
+    assert cohort.rates.latency_s.tolist() == [0.5] * 11
+    whole = open_cohort(*place, 0, 2)
+    slow = whole.classes == 1
+    assert (cohort.rates.uplink_bytes_per_s[slow] == whole.rates.uplink_bytes_per_s[slow]).all()
+
+
+def test_the_node_config_names_the_profile(slow_world):
+    """As `flower-supernode --node-config 'profile="slow"'` sets it."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+    def ask(profile: str) -> Message:
+        request = filled(
+            wire.JoinRequest,
+            setting=slow_world.setting,
+            item_group=LAYOUT.item_group,
+            centroids=slow_world.centroids,
+            item_table=slow_world.items,
+            users=slow_world.users[:0],
+        )
+        message = Message(wire.pack(request), dst_node_id=5, message_type=wire.JOIN)
+        message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+        config = {"partition-id": 1, "num-partitions": 2, "profile": profile}
+        return client_app(message, Context(run_id=1, node_id=5, node_config=config, state=RecordDict(), run_config={}))
+
+    reply = wire.unpack(wire.JoinReply, ask("slow").content)
+    assert reply.class_names == "quick\nslow"
+    refused = ask("slwo")
+    assert refused.error.code == wire.USER_MISTAKE
+    assert refused.error.reason.startswith("ProfileError|fleet.yaml: has no profile 'slwo'; did you mean 'slow'?")
+    with pytest.raises(ProfileError, match="has no profile 'phone'"):
+        open_cohort(*dataclasses.astuple(slow_world.setting), 1, 2, "phone")
+
+
+# ---------------------------------------------------------------- followed over time
+
+SHOCKED = """
+profiles: [{name: phone, memory: {total_kb: 1, recommender_share: 0.6}}]
+shocks: [{at_round: 2, factor: 0.7, until_round: 4}]
+clock: {step_s: 1800, steps_per_round: 2}
+"""
+
+
+def followed(world: World, nodes: int, rounds: int = 4) -> list[wire.MovingReply]:
+    cohorts = world.cohorts(nodes)
+    for cohort in cohorts:
+        world.join(cohort)
+    tables = np.stack([world.items] * GROUPS)
+    ranked = world.evaluate_request(tables, []).groups
+    return [
+        follow(
+            cohort,
+            filled(
+                MovingRequest,
+                setting=world.setting,
+                server_round=1,
+                rounds=rounds,
+                precision="int8",
+                devices=EVERYBODY[EVERYBODY % nodes == cohort.partition],
+                traced=np.array([3]),
+                groups=ranked,
+            ),
+        )
+        for cohort in cohorts
+    ]
+
+
+def test_followed_devices_by_hand(tmp_path):
+    """Rounds 1 to 4 at two steps each: 614 B, from step 2 on 430 B, from step 6 on 614 B again.
+
+    22 devices; 37 blocks of 6 B fit at first, 6 after the fall; no item is a device's alone, so none is skipped...
+    except those that a device has seen, whose blocks take no room.
+    """
+    (reply,) = followed(world_of(tmp_path, SHOCKED), 1)
+    steps = reply.steps[:, 0]
+    assert reply.step_s == 1800
+    assert steps.stacked().shape == (8, len(StepCounts.names()))
+    assert (steps.devices == 22).all()
+    assert steps.budget_bytes.tolist() == [22 * 614] * 2 + [22 * 430] * 4 + [22 * 614] * 2
+    assert (steps.violations == 0).all()
+    assert steps.shrank.tolist() == [0, 0, 22, 0, 0, 0, 0, 0]
+    assert steps.grew.tolist() == [0, 0, 0, 0, 0, 0, 22, 0]
+    kept = steps.kept_blocks
+    assert kept[2:6].tolist() == [22 * 6] * 4
+    lacking = kept[6] - kept[5]
+    assert steps.missing_bytes[6] == 6 * lacking
+    assert steps.moved_bytes[6] == 4 * lacking  # without their numbers
+    assert not steps.moved_bytes[:6].any()  # shrinking needs no message
+    # rigid devices have nothing from the fall until the next round, then 6 blocks of 4 B are sent to each
+    assert steps.rigid_empty.tolist() == [0, 0, 22, 22, 0, 0, 0, 0]
+    assert steps.rigid_moved_bytes.tolist() == [0, 0, 0, 0, 22 * 6 * 4, 0, 0, 0]
+    recall = steps.recall
+    assert recall[0] == recall[1] == recall[6] == recall[7]
+    assert steps.recall_before[2] == recall[1]
+    assert steps.recall_after[2] == recall[2] == recall[5]
+    assert steps.rigid_recall.tolist() == [recall[0]] * 2 + [0, 0] + [recall[2]] * 4
+    assert reply.traced.stacked().tolist() == [[3, 0, step] for step in range(8)]
+    assert reply.trace_steps.budget_bytes.tolist() == [614] * 2 + [430] * 4 + [614] * 2
+
+
+@pytest.mark.parametrize("nodes", [2, 5])
+def test_followed_devices_are_the_same_on_any_number_of_nodes(tmp_path, nodes):
+    world = World(tmp_path)
+    (one,), many = followed(world, 1), followed(world, nodes)
+    total = reduce(add, many)
+    assert (one.steps.stacked() == total.steps.stacked()).all()
+    assert one.steps.grew.any()
+    assert (one.traced.stacked() == total.traced.stacked()).all()
+    assert (one.trace_steps.stacked() == total.trace_steps.stacked()).all()
+
+
+# ---------------------------------------------------------------- whole runs
+
+COMPARED = [
+    "fairness={tiers: [40%, 80%], exclude_below: 65%}",
+    "elasticity={rounds: 2, falls: [1, 0.8], trained_for: [0.8]}",
+]
+
+
+def test_a_run_reports_fairness_and_elasticity_alike_on_any_nodes(tiny, tmp_path):
+    scenario = load_scenario(tiny, COMPARED)
+    results = [serve(LoopbackGrid(n), scenario, Place("", str(tmp_path / str(n)))) for n in (1, 3)]
+    for key in ("fairness", "elasticity", "elastic_traces", "time_to_recall", "device_classes"):
+        assert getattr(results[0], key) == getattr(results[1], key)
+    fairness, elasticity = results[0].fairness, results[0].elasticity
+    methods = {row.method for row in fairness.over_devices}
+    rivals = {"fixed_tiers", "excluding_small", "trained_without_small"}
+    assert methods == {"peel", "full_table_global", "full_table_refined"} | rivals
+    for row in fairness.over_devices:
+        assert row.worst_10_percent <= row.worst_25_percent <= row.worst_50_percent <= row.recall
+    by_class = {row.device_class: row for row in fairness.by_class}
+    assert set(by_class) == {"small", "large"}
+    # budgets of small devices never exceed 0.6 of the table: none of them holds 65%
+    assert by_class["small"].recall["excluding_small"] == 0.0
+    assert by_class["large"].recall["excluding_small"] > 0
+    assert fairness.excluding_small.device_rounds == 2 * by_class["small"].devices
+    falls = elasticity.falls
+    assert [row.factor for row in falls] == [1.0, 0.8]
+    assert falls[0].elastic == falls[0].rigid
+    assert falls[1].elastic_to_trained_for == falls[1].elastic / falls[1].trained_for
+    followed = elasticity.followed
+    assert followed.figures.budget_violations == 0
+    assert followed.figures.growth_to_missing is None or followed.figures.growth_to_missing <= 1.01
+    assert followed.hours == (2 * 4 - 1) * 900 / 3600
+
+
+def test_rounds_without_anybody_work(tiny, tmp_path):
+    """All devices asleep in every round: nothing is learned, nothing breaks."""
+    fleet = (tmp_path / "fleet.yaml").read_text().replace("table_share: 0.6}", "table_share: 0.6}\n    availability: 0")
+    fleet = fleet.replace("table_share: 1.0}}", "table_share: 1.0}, availability: 0}")
+    (tmp_path / "fleet.yaml").write_text(fleet)
+    plain = load_scenario(tiny, ["user_groups.neighbour_weight=0"])
+    result = serve(LoopbackGrid(2), plain, Place("", str(tmp_path / "run")))
+    assert [(row.devices, row.clock.unavailable, row.clock.sampled) for row in result.rounds] == [(0, 40, 40)] * 2
+    assert [row.clock.virtual_seconds for row in result.rounds] == [0.0, 0.0]
+    assert result.full_table.refined == result.full_table.globally
+    assert result.time_to_recall == ()
+    # groups that start from their neighbours' scores have other tables; the global one is nobody's start
+    started = serve(LoopbackGrid(2), load_scenario(tiny), Place("", str(tmp_path / "started"))).full_table
+    assert started.globally == result.full_table.globally != started.refined
+
+
+def test_over_selection_samples_more_devices(tiny, tmp_path):
+    scenario = load_scenario(tiny, ["refinement.cohort_share=0.2", "refinement.over_selection=0.5"])
+    result = serve(LoopbackGrid(2), scenario, Place("", str(tmp_path / "run")))
+    assert [row.clock.sampled for row in result.rounds] == [12, 12]  # 40 x 0.2 x 1.5
+
+
+def test_a_round_with_stragglers_lasts_until_the_deadline(tiny, tmp_path):
+    scenario = load_scenario(tiny, ["refinement.deadline_s=0.052"])  # a latency of 0.05 s, and 0.002 s for all the rest
+    result = serve(LoopbackGrid(2), scenario, Place("", str(tmp_path / "run")))
+    late = [row.clock.stragglers for row in result.rounds]
+    assert min(late) > 0
+    assert [row.clock.virtual_seconds for row in result.rounds] == [0.052, 0.052]
+    assert sum(row.costs.dropped for row in result.device_classes.values()) == sum(late)
+    elapsed = [row.virtual_seconds for row in result.history]
+    assert elapsed == pytest.approx([0.052, 0.104])
+
+
+def test_two_fleets_on_one_seed_share_pretraining(tiny, tmp_path):
+    (tmp_path / "other.yaml").write_text("profiles: [{name: only, memory: {table_share: 1.0}}]")
+    kept = []
+    for fleet in ("fleet.yaml", "other.yaml"):
+        events: list[Event] = []
+        place = Place("", str(tmp_path / fleet[:5]), str(tmp_path / "cache"))
+        serve(LoopbackGrid(1), load_scenario(tiny, [f"fleet={fleet}"]), place, events.append)
+        kept.append(any(event.text == "kept from an earlier run" for event in events))
+    assert kept == [False, True]
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+
+
+# ---------------------------------------------------------------- shipped scenarios
+
+
+@pytest.mark.parametrize("name", shipped_scenarios())
+def test_shipped_scenarios_ask_a_question_and_their_fleets_exist(name):
+    scenario = checked(load_scenario(name), None)
+    assert scenario.question.endswith("?")
+    assert shipped_scenarios()[name].read_text().startswith("# ")
+
+
+def test_the_scenarios_of_fleets_ship():
+    wanted = {"ml-100k", "fleet-mixed", "budget-shock", "microcontrollers", "diurnal-availability", "stragglers"}
+    assert wanted <= set(shipped_scenarios())
+
+
+@pytest.mark.parametrize("name", ["budget-shock", "microcontrollers", "diurnal-availability", "stragglers"])
+def test_scenarios_on_ml_100k_share_its_pretraining(name):
+    scenario, usual = load_scenario(name), load_scenario("ml-100k")
+    assert scenario.data == usual.data
+    assert scenario.pretraining == usual.pretraining
+    assert scenario.seed == usual.seed
+    assert scenario.refinement.local == usual.refinement.local
+
+
+def test_a_mixed_fleet_learns_as_gowalla_does():
+    mixed, gowalla = load_scenario("fleet-mixed"), load_scenario("gowalla")
+    assert mixed.data == gowalla.data
+    assert mixed.pretraining == gowalla.pretraining
+    assert mixed.refinement == gowalla.refinement

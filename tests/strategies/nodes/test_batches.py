@@ -1,0 +1,21 @@
+"""What goes into one message."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strategies.nodes.batches import batches
+
+
+def test_batches_by_hand():
+    """Of at most 10: 4 + 6, then 7; 12 alone; 1 + 0 + 9."""
+    found = list(batches([4, 6, 7, 12, 1, 0, 9], lambda item: item, 10))
+    assert found == [[4, 6], [7], [12], [1, 0, 9]]
+    assert list(batches([], lambda item: item, 10)) == []
+
+
+@given(st.lists(st.integers(0, 20)), st.integers(1, 15))
+def test_nothing_is_lost_and_no_batch_is_too_large(items, most):
+    found = list(batches(items, lambda item: item, most))
+    assert [item for batch in found for item in batch] == items
+    assert all(sum(batch) <= most or len(batch) == 1 for batch in found)
+    assert all(found)

@@ -1,0 +1,449 @@
+"""Rivals: bytes are those of real files, tables those of textbook methods, searches find what is planted."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load
+
+from fl_peel.blocks.compression import (
+    ENCODINGS,
+    DenseTable,
+    FactorTable,
+    SparseTable,
+    dense_bytes,
+    factor_bytes,
+    largest_dim,
+    largest_rank,
+    most_entries,
+    number_type,
+    place_bytes,
+    sparse_bytes,
+    stored_bytes,
+    to_bytes,
+)
+from fl_peel.blocks.settings import PRECISIONS
+from fl_peel.data.interactions import collected, split
+from fl_peel.data.synthetic import planted_interactions
+from fl_peel.grouping.clusters import user_groups
+from fl_peel.kernels.pooled import pooled_epoch
+from fl_peel.pretraining.settings import PretrainingConfig
+from fl_peel.pretraining.train import pretrain
+from fl_peel.training.settings import LocalTraining
+from strategies.rivals.base import (
+    Material,
+    Option,
+    Request,
+    block_option,
+    decoded_blocks,
+    ranked_blocks,
+    whole_table,
+)
+from strategies.rivals.central import Rates, grid, refine_centrally, train_group_centrally
+from strategies.rivals.compete import NOTHING_FITS, compete
+from strategies.rivals.pep import Pep, entries_about
+from strategies.rivals.quality import quality
+from strategies.rivals.rule import Rule, Search, evolve, fitted
+from strategies.rivals.tables import (
+    FixedTiers,
+    MagnitudePruning,
+    SmallerDimension,
+    TruncatedSvd,
+    score_metric,
+    singular_factors,
+)
+from strategies.rivals.training import BatchLoss, PrunedTable, train_nested
+
+CONFIG = PretrainingConfig(embedding_dim=8, num_layers=1, epochs=10, num_negatives=0, temperature=0.3, num_slices=2)
+FULL_BYTES = 4 * 60 * 8
+
+
+def random_table(seed, num_items, dim):
+    return np.random.default_rng(seed).normal(size=(num_items, dim)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def material():
+    """120 devices in 2 taste groups, 60 items of which each group likes 30, popularity falling with the rank."""
+    data = planted_interactions(3, 60, 30, 2, 12, noise=0.05)
+    splits = split(data, seed=0, validation_share=0.2, test_share=0.25)
+    given_items, has_data = collected(splits.train, seed=0, share=1.0, mode="users")
+    pretrained = pretrain(given_items, splits.num_items, CONFIG, seed=0)
+    return Material(given_items, has_data, splits, pretrained, CONFIG, 0)
+
+
+def requests(*shares, precisions=("fp32", "int8", "int4"), overhead=400):
+    """Shares of the full table on top of the 384 bytes of header and 16 of user embedding, which are all a tiny table
+    would be allowed otherwise."""
+    return [Request(p, share, overhead + round(share * FULL_BYTES)) for p in precisions for share in shares]
+
+
+# bytes
+
+
+@settings(max_examples=30, deadline=None)
+@given(num_items=st.integers(1, 40), dim=st.integers(1, 9), precision=st.sampled_from(PRECISIONS))
+def test_bytes_of_dense_tables_and_factors_are_those_of_the_file(num_items, dim, precision):
+    table = random_table(0, num_items, dim)
+    dense = DenseTable.of(table, precision)
+    data = to_bytes(dense, np.ones(dim, np.float32))
+    assert len(data) == stored_bytes(dense) == dense_bytes(num_items, dim, precision)
+    assert set(load(data)) == {"user", "codes"} | ({"scales"} if precision in ("int8", "int4") else set())
+    product = FactorTable(dense, DenseTable.of(random_table(1, dim, 5), precision))
+    data = to_bytes(product, np.ones(5, np.float32))
+    assert len(data) == stored_bytes(product) == factor_bytes(num_items, dim, 5, precision)
+    assert load(data)["user"].tolist() == [1.0] * 5
+
+
+def read_sparse(data):
+    """Another reader of the file: what a device would do with its header and tensors alone."""
+    tensors = load(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    encoding, precision, *numbers = header["__metadata__"]["fl-peel-rival"].split(" ")
+    num_items, dim, entries, filled = map(int, numbers)
+    places = tensors["places"].tobytes()
+
+    def take(count, below):
+        nonlocal places
+        part = np.frombuffer(places, number_type(below), count).astype(np.int64)
+        places = places[count * number_type(below).itemsize :]
+        return part
+
+    if encoding == "bitmap":
+        rows, columns = np.divmod(np.flatnonzero(np.unpackbits(take(-1, 256).astype(np.uint8))), dim)
+        places = b""
+    elif encoding == "pairs":
+        rows, columns = take(entries, num_items), take(entries, dim)
+    else:
+        owners = take(filled, num_items) if encoding == "rows" else np.arange(num_items)
+        rows, columns = np.repeat(owners, take(len(owners), dim + 1)), take(entries, dim)
+    assert not places
+    codes = tensors["codes"]
+    if precision == "int4":
+        codes = np.stack([codes & 15, codes >> 4], axis=1).ravel()[: len(rows)].astype(np.int64) - 8
+    values = codes.astype(np.float32)
+    if "scales" in tensors:
+        values = values * tensors["scales"].astype(np.float32)[columns]
+    table = np.zeros((num_items, dim), np.float32)
+    table[rows, columns] = values
+    return table
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_items=st.sampled_from([1, 7, 300]),
+    dim=st.integers(1, 9),
+    density=st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]),
+    rows_share=st.sampled_from([0.02, 1.0]),
+    precision=st.sampled_from(PRECISIONS),
+)
+def test_bytes_of_sparse_tables_are_those_of_a_file_that_says_it_all(num_items, dim, density, rows_share, precision):
+    rng = np.random.default_rng(7)
+    table = random_table(1, num_items, dim)
+    kept = (rng.random(table.shape) < density) & (rng.random((num_items, 1)) < rows_share)
+    stored = SparseTable.of(table, kept, precision)
+    data = to_bytes(stored, np.zeros(dim, np.float32))
+    filled = int(kept.any(axis=1).sum())
+    assert len(data) == stored_bytes(stored) == sparse_bytes(int(kept.sum()), filled, num_items, dim, precision)
+    items, rows = stored.decoded()
+    assert items.tolist() == np.flatnonzero(kept.any(axis=1)).tolist()
+    back = read_sparse(data)
+    np.testing.assert_array_equal(back[items], rows)
+    assert (back[~kept] == 0).all()
+    # an entry is off by at most half a step of its column's grid, or by fp16 rounding
+    step = {"fp32": 0.0, "fp16": 0.004, "int8": 0.51 * 5 / 127, "int4": 0.51 * 5 / 7}[precision]
+    assert np.abs(back - table)[kept].max(initial=0) <= step
+
+
+def test_each_encoding_is_the_cheapest_somewhere():
+    # 1000 x 64 entries, (entries, rows): a few anywhere; many in all rows; some in a few rows; half of all
+    places = {(10, 10): "pairs", (3000, 900): "counts", (300, 10): "rows", (32_000, 1000): "bitmap"}
+    for (entries, filled), name in places.items():
+        assert min(ENCODINGS, key=lambda e: place_bytes(e, entries, filled, 1000, 64)) == name
+    # by hand: pairs 10 x (2 + 1); counts 1000 + 3000; rows 10 x (2 + 1) + 300; bitmap 64000 / 8
+    assert place_bytes("pairs", 10, 10, 1000, 64) == 30
+    assert place_bytes("counts", 3000, 900, 1000, 64) == 4000
+    assert place_bytes("rows", 300, 10, 1000, 64) == 330
+    assert place_bytes("bitmap", 32_000, 1000, 1000, 64) == 8000
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_largest_that_fits_fits_and_the_next_does_not(precision):
+    for budget in (500, 1000, 5000, 20_000):
+        dim = largest_dim(100, precision, budget, 64)
+        assert dim == 0 or dense_bytes(100, dim, precision) <= budget
+        assert dim == 64 or dense_bytes(100, dim + 1, precision) > budget
+        rank = largest_rank(100, 16, precision, budget)
+        assert rank == 0 or factor_bytes(100, rank, 16, precision) <= budget
+        assert rank == 16 or factor_bytes(100, rank + 1, 16, precision) > budget
+        order = np.random.default_rng(0).permutation(1600)
+        count = most_entries(order, 100, 16, precision, budget)
+        filled = len(np.unique(order[: count + 1] // 16))
+        assert count == 0 or sparse_bytes(count, len(np.unique(order[:count] // 16)), 100, 16, precision) <= budget
+        assert count == 1600 or sparse_bytes(count + 1, filled, 100, 16, precision) > budget
+
+
+# textbook methods
+
+
+@pytest.mark.parametrize("rank", [1, 3, 5])
+def test_factors_are_the_truncated_svd(rank):
+    table = random_table(0, 30, 6)
+    left, right = singular_factors(table)
+    u, s, v = np.linalg.svd(table.astype(np.float64), full_matrices=False)
+    np.testing.assert_allclose(left[:, :rank] @ right[:rank], (u[:, :rank] * s[:rank]) @ v[:rank], atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_factors_by_scores_are_the_truncated_svd_of_the_scores(rank):
+    table, users = random_table(0, 30, 6), random_table(1, 50, 6) * np.array([5, 1, 1, 1, 0.2, 0.2], np.float32)
+    left, right = singular_factors(table, score_metric(users))
+    u, s, v = np.linalg.svd(users.astype(np.float64) @ table.T, full_matrices=False)
+    wanted = (u[:, :rank] * s[:rank]) @ v[:rank]
+    np.testing.assert_allclose(users @ (left[:, :rank] @ right[:rank]).T, wanted, atol=2e-3)
+
+
+def test_pruning_keeps_the_largest_entries(material):
+    budget = 500
+    (option,) = MagnitudePruning().options(material, [Request("fp16", 0.1, budget)])
+    table = material.pretrained.items
+    count = int((option.ranked.table != 0).sum())
+    largest = np.sort(np.abs(table).ravel())[::-1]
+    kept = np.abs(option.ranked.table[option.ranked.table != 0])
+    assert kept.min() >= largest[count - 1] - 1e-3
+    assert int(option.stored[0]) <= budget
+    # one entry more would cost at least 3 bytes
+    assert int(option.stored[0]) + 8 > budget
+
+
+def test_smaller_dimension_trains_the_widest_that_fits(material):
+    # int8: 384 + 2d + 60 (d + 2) <= 1000 -> d = 8 (1000 - 384 - 120 = 496 = 62 x 8)
+    options = list(SmallerDimension().options(material, [Request("int8", 0.5, 1000), Request("fp32", 0.1, 500)]))
+    assert [option.label for option in options] == ["8 dimensions"]
+    assert int(options[0].stored[0]) == 1000
+    assert quality(options[0], material, "validation")["recall@20"] > 0.5
+
+
+def test_every_prefix_of_nested_tables_ranks_well(material):
+    tables = train_nested(material.given, 60, CONFIG, [2, 4, 8], seed=0)
+    request = Request("fp32", 1.0, 10_000)
+
+    def recall(width):
+        items = np.ascontiguousarray(tables.items[:, :width])
+        users = np.ascontiguousarray(tables.users[:, :width])
+        return quality(whole_table(request, DenseTable.of(items, "fp32"), users, 0.0), material, "validation")[
+            "recall@20"
+        ]
+
+    # two tastes need two directions; 20 of 60 items at random would find a third
+    assert recall(2) > 0.5
+    assert recall(8) > 0.5
+
+
+def test_fixed_tiers_leave_a_larger_budget_unused(material):
+    # tiers of 1, 2 and 4 columns in fp32: 384 + 242, + 484, + 968
+    rows = compete(
+        FixedTiers(), material, [Request("fp32", s, b) for s, b in ((0.1, 626), (0.2, 867), (0.3, 9999), (0.05, 625))]
+    )
+    assert [row["stored_bytes_max"] for row in rows] == [626, 626, 1352, 0]
+    assert rows[3]["note"] == NOTHING_FITS
+
+
+# learned pruning
+
+
+@pytest.mark.parametrize("count", [400, 60, 7])
+def test_pep_reaches_the_sparsity_asked_for(material, count):
+    loss_of = BatchLoss(material.given, 60, CONFIG)
+    pruned = PrunedTable(material.users, material.pretrained.items, loss_of, 0.01)
+    pruned.train([count] * 3, [torch.Generator().manual_seed(n) for n in range(3)])
+    with torch.no_grad():
+        assert int((pruned.table(count) != 0).sum()) == count
+    # thresholds were learned: those of items and dimensions differ now
+    assert float(pruned.log_rows.detach().std()) > 0
+    assert float(pruned.log_columns.detach().std()) > 0
+
+
+def test_pep_trains_while_it_prunes(material):
+    """With 60 of 480 entries left, the loss of what is left falls."""
+    loss_of = BatchLoss(material.given, 60, CONFIG)
+    pruned = PrunedTable(material.users, material.pretrained.items, loss_of, 0.01)
+    (batch,) = loss_of.batches(torch.Generator())  # everybody
+
+    def loss():
+        with torch.no_grad():
+            return float(loss_of(pruned.users[batch.users], pruned.table(60), batch, torch.Generator()))
+
+    before = loss()
+    pruned.train([60] * 20, [torch.Generator().manual_seed(n) for n in range(20)])
+    assert loss() < before - 0.05
+
+
+def test_pep_serves_the_largest_budgets_first(material):
+    wanted = requests(0.05, 0.3, precisions=("fp16", "int8"))
+    options = list(Pep(epochs=1, rates=(0.1,)).options(material, wanted))
+    about = [entries_about(option.request, 60, 8) for option in options]
+    assert about == sorted(about, reverse=True)
+    assert len(options) == 4
+
+
+# RULE
+
+
+def test_a_subset_that_fits_passes_over_what_does_not():
+    # costs in order 5, 4, 1, 1 with room for 7: 5, then 4 is too large, 1, 1
+    genes = fitted(np.array([2, 0, 1, 3]), np.array([4, 1, 5, 1]), 7)
+    assert genes.tolist() == [False, True, True, True]
+
+
+def test_evolution_finds_planted_blocks():
+    """20 of 200 blocks are worth something, no order tells which; 20 fit. Random subsets hold 2 of them."""
+    rng = np.random.default_rng(0)
+    worth = np.zeros(200)
+    worth[rng.permutation(200)[:20]] = 1.0
+    costs = np.full(200, 10)
+    search = Search(population=40, generations=40, ranked=10)
+    best, ranked = evolve(costs, 205, [np.arange(200)], lambda genes: float(worth[genes].sum()), search, seed=1)
+    assert best.sum() == 20
+    random = [worth[rng.permutation(200)[:20]].sum() for _ in range(ranked)]
+    assert worth[best].sum() > max(random) + 2
+
+
+def test_rule_beats_random_blocks_on_validation(material):
+    wanted = requests(0.1, 0.3, precisions=("int8",))
+    rows = compete(Rule(search=Search(population=16, generations=4, ranked=4)), material, wanted)
+    for request, row in zip(wanted, rows, strict=True):
+        layout = Rule().layout(material, request, wanted)
+        decoded = decoded_blocks(layout, "int8", material.pretrained.items)
+        recalls = []
+        for seed in range(20):
+            order = np.random.default_rng(seed).permutation(layout.num_blocks)
+            option = block_option(request, ranked_blocks(layout, "int8", order, decoded), material, 0.0)
+            recalls.append(quality(option, material, "validation")["recall@20"])
+        assert row["validation"]["recall@20"] > max(recalls)
+        assert row["seconds"] > 0
+
+
+# choosing, measuring
+
+
+def test_options_are_chosen_on_validation_and_the_rest_is_not_told(material):
+    request = Request("fp32", 1.0, 10_000)
+    good = whole_table(request, DenseTable.of(material.pretrained.items, "fp32"), material.users, 1.0, "good")
+    bad = whole_table(request, DenseTable.of(-material.pretrained.items, "fp32"), material.users, 2.0, "bad")
+
+    class Both:
+        name = "both"
+
+        def options(self, material, requests):
+            yield from (bad, good, bad)
+
+    (row,) = compete(Both(), material, [request])
+    assert row["note"] == "good"
+    assert row["seconds"] == 5.0  # all that was tried for it
+    assert row["test"] == quality(good, material, "test")
+
+
+def test_no_rival_is_above_any_budget(material):
+    shares = (0.0, 0.02, 0.1, 0.3)
+    rivals = [SmallerDimension(), TruncatedSvd(), MagnitudePruning(), Pep(epochs=1, rates=(0.1,)), FixedTiers()]
+    for rival in [*rivals, Rule(search=Search(population=8, generations=1, ranked=1))]:
+        wanted = requests(*shares, precisions=("int8", "int4"))
+        rows = compete(rival, material, wanted)
+        assert [(row["precision"], row["share"]) for row in rows] == [(r.precision, r.share) for r in wanted]
+        assert all(0 <= row["stored_bytes_max"] <= row["budget_bytes"] for row in rows)
+        assert all((row["stored_bytes_max"] == 0) == (row["test"]["recall@20"] == 0) for row in rows)
+
+
+def test_an_option_above_the_budget_is_a_bug_that_shows(material):
+    class Greedy:
+        name = "greedy"
+
+        def options(self, material, requests):
+            table = DenseTable.of(material.pretrained.items, "fp32")
+            yield whole_table(requests[0], table, material.users, 0.0)
+
+    with pytest.raises(AssertionError, match="greedy: above the budget"):
+        compete(Greedy(), material, [Request("fp32", 0.1, 500)])
+
+
+def test_devices_without_collected_data_are_served_too():
+    data = planted_interactions(3, 60, 30, 2, 12)
+    splits = split(data, seed=0, validation_share=0.2, test_share=0.25)
+    some, has_data = collected(splits.train, seed=0, share=0.5, mode="users")
+    pretrained = pretrain(some, 60, CONFIG, seed=0)
+    material = Material(some, has_data, splits, pretrained, CONFIG, 0)
+    assert (pretrained.users[~has_data] == 0).all()
+    assert (np.linalg.norm(material.users[~has_data], axis=1) > 0).all()
+    option = whole_table(Request("fp32", 1.0, 9999), DenseTable.of(pretrained.items, "fp32"), material.users, 0.0)
+    alone = np.flatnonzero(~has_data & (splits.test.counts() > 0))
+    assert quality(option, material, "test", alone)["recall@20"] > 0.5
+
+
+# central refinement
+
+
+def test_a_step_of_central_training_is_the_gradient():
+    """Two items, the user has the first: the negative is always the second. BPR: d/du = -g (i - j) / t."""
+    table = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
+    users = np.array([[0.5, 1.0]], np.float32)
+    t, rate, user_rate = 0.5, 0.1, 0.2
+    gap = (0.5 - 2.0) / t
+    g = 1 / (1 + np.exp(gap))
+    expected_user = users[0] + user_rate * g / t * (table[0] - table[1])
+    expected_table = table + rate * g / t * np.array([users[0], -users[0]])
+    for softmax in (False, True):  # with one negative they are the same
+        new_table, new_users = table.copy(), users.copy()
+        args = np.array([0, 1]), np.array([0]), np.array([0]), np.array([0]), 1, 1
+        loss = pooled_epoch(new_table, new_users, *args, rate, user_rate, 0.0, softmax, t, np.zeros((1, 1), np.float32))
+        assert loss == pytest.approx(np.log1p(np.exp(-gap)), rel=1e-5)
+        np.testing.assert_allclose(new_users[0], expected_user, rtol=1e-5)
+        np.testing.assert_allclose(new_table, expected_table, rtol=1e-5)
+
+
+def test_the_first_adagrad_step_has_the_size_of_the_rate():
+    table, users = np.array([[1.0], [2.0]], np.float32), np.array([[0.5]], np.float32)
+    moments = np.zeros_like(table)
+    args = np.array([0, 1]), np.array([0]), np.array([0]), np.array([0]), 1, 1
+    pooled_epoch(table, users, *args, 0.1, 0.0, 0.0, True, 1.0, moments)
+    np.testing.assert_allclose(table, [[1.1], [1.9]], rtol=1e-4)
+    assert (moments > 0).all()
+
+
+def test_central_refinement_never_ends_below_its_start_on_validation(material):
+    groups = user_groups(material.users, material.has_data, count=2, min_size=4, seed=0)
+    local = LocalTraining(num_negatives=8, learning_rate=0.02, loss="sampled-softmax", temperature=0.3)
+    result = refine_centrally(material, groups, local, 4)
+    start = whole_table(
+        Request("fp32", 1.0, 9999), DenseTable.of(material.pretrained.items, "fp32"), material.users, 0.0
+    )
+    assert result["validation"]["recall@20"] >= quality(start, material, "validation")["recall@20"] - 1e-9
+    assert result["rates"]["optimizer"] in ("sgd", "adagrad")
+    assert 0 <= result["epochs"] <= 4
+    if result["epochs"] == 0:
+        assert result["test"] == pytest.approx(quality(start, material, "test"))
+
+
+def test_central_training_lowers_the_loss_and_keeps_groups_apart(material):
+    local = LocalTraining(num_negatives=8, learning_rate=0.02, loss="sampled-softmax", temperature=0.3)
+    members = np.arange(10)
+    tables = [
+        (table.copy(), users.copy())
+        for table, users in train_group_centrally(material, members, 0, local, Rates("sgd", 0.02, 0.02), 3)
+    ]
+    assert len(tables) == 4
+    assert tables[0][1].shape == (10, 8)
+    liked = [(users @ table.T)[0, material.splits.train.row(0)].mean() for table, users in tables]
+    assert liked[3] > liked[0]
+    np.testing.assert_array_equal(tables[0][0], material.pretrained.items)  # the pretrained table is left as it was
+    assert len(grid(local)) == 8
+
+
+def test_an_option_is_as_wide_as_its_users(material):
+    (option, *_) = TruncatedSvd().options(material, requests(0.6, precisions=("int8",)))
+    assert isinstance(option, Option)
+    assert option.users.shape == (120, 8)
+    assert option.ranked.table.shape == (60, 8)

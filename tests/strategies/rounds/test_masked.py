@@ -1,0 +1,334 @@
+"""Whole runs under secure aggregation, on the real messages: the figures are those of a run in the clear."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from flwr.app import Error, Message
+
+from clients.round.secret_store import SecretStore
+from fl_peel import wire
+from fl_peel.errors import SecureAggregationError
+from fl_peel.exchange.release import update_bits
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.secure.masks import Words
+from fl_peel.secure.plan import Vanishes, vanishing
+from fl_peel.secure.unmask import added
+from fl_peel.secure.vector import Field, VectorLayout
+from simulations.scenario_files import load_scenario
+from strategies.figures.schema import from_json, to_json
+from strategies.rounds import strategy as peel
+from tests.simulations.test_run import figures, served
+
+EVERYBODY = {"enabled": True, "devices_per_group": None, "min_devices": 3}
+
+
+def secure(scenario: Scenario, **keys) -> Scenario:
+    content = scenario.model_dump(mode="json")
+    content["secure_aggregation"] |= EVERYBODY | keys
+    return Scenario.model_validate(content)
+
+
+def without_bytes(result) -> dict:
+    """Figures that do not depend on what the protocol itself moves, and for how long."""
+    figures_ = figures(result)
+    moved = ("download_bytes", "upload_bytes", "virtual_seconds", "energy_j")
+    rows = [*figures_["rounds"], *figures_["device_classes"].values(), *figures_["history"]]
+    for row in rows:
+        for key in moved:
+            row.pop(key, None)
+    for key in ("traces", "bytes_per_device", "time_to_recall"):
+        del figures_[key]
+    return figures_
+
+
+def test_the_figures_are_those_of_a_run_without(tiny_scenario, tmp_path):
+    """Everybody takes part and nobody drops out, so the difference is that of the sums: none at all."""
+    plain, _ = served(tiny_scenario, tmp_path / "plain")
+    masked, grid = served(secure(tiny_scenario), tmp_path / "masked")
+    assert without_bytes(masked) == without_bytes(plain)
+    assert masked.history[0].loss > 0  # something was learned
+    told = masked.secure_aggregation.counts
+    assert (told.announced, told.devices, told.dropped, told.void_groups) == (80, 80, 0, 0)
+    assert not [kind for kind, _ in grid.crossed if kind.endswith(wire.ROUND)]
+
+
+@pytest.mark.parametrize("keys", [{}, {"dropout_share": 0.15}, {"dropout_share": 0.15, "neighbours": 4}])
+def test_the_figures_are_the_same_on_1_2_or_5_nodes_masked_or_not(tiny_scenario, tmp_path, keys):
+    scenario = secure(tiny_scenario, devices_per_group=14, **keys)
+    one, _ = served(scenario, tmp_path / "1", nodes=1)
+    two, _ = served(scenario, tmp_path / "2", nodes=2)
+    five, _ = served(scenario, tmp_path / "5", nodes=5)
+    clear, _ = served(secure(scenario, devices_per_group=14, masked=False, **keys), tmp_path / "clear", nodes=2)
+    assert figures(one) == figures(two) == figures(five) == figures(clear)
+    counted = [
+        {key: value for key, value in to_json(result)["secure_aggregation"].items() if key not in ("seconds", "masked")}
+        for result in (one, two, five, clear)
+    ]
+    for row in counted:
+        del row["devices_per_second"]
+    assert counted[0] == counted[1] == counted[2] == counted[3]
+    assert counted[0]["announced"] == 2 * 2 * 14  # 2 rounds, 2 user groups
+    assert bool(keys) == (counted[0]["dropped"] > 0)
+
+
+def test_dropouts_leave_the_sum_of_those_who_stayed(tiny_scenario, tmp_path):
+    """Those that vanish before they send a vector are as if they had not been sampled; of the rest, nothing is lost."""
+    scenario = secure(tiny_scenario, dropout_share=0.25, neighbours=30)
+    result, _ = served(scenario, tmp_path / "run", nodes=2)
+    devices = np.arange(40)
+    for number, row in enumerate(result.secure_aggregation.rounds, start=1):
+        when = vanishing(scenario, number, devices)
+        assert (np.bincount(when, minlength=4) > 0).all(), "each stage loses somebody in this example"
+        gone = np.isin(when, [Vanishes.SHARES, Vanishes.VECTOR])
+        assert row.counts.void_groups == 0
+        assert row.counts.devices == 40 - gone.sum() == 40 - row.counts.dropped
+        assert row.counts.recovered == (when == Vanishes.VECTOR).sum()
+        assert result.rounds[number - 1].devices == row.counts.devices
+
+    def only_survivors(seed, server_round, cohort, share, **_):
+        when = vanishing(scenario, server_round, devices)
+        return np.flatnonzero(np.isin(when, [Vanishes.NEVER, Vanishes.OPENING]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peel, "sample_cohort", only_survivors)
+        plain, _ = served(tiny_scenario, tmp_path / "plain")
+    for key in ("full_table", "budgets", "user_groups"):
+        assert getattr(result, key) == getattr(plain, key)
+    losses = [[row.loss for row in each.history] for each in (result, plain)]
+    assert losses[0] == losses[1]
+
+
+def test_too_few_survivors_void_the_group_and_say_so(tiny_scenario, tmp_path, caplog):
+    scenario = secure(tiny_scenario, dropout_share=0.9)
+    result, _ = served(scenario, tmp_path / "run")
+    told = result.secure_aggregation
+    assert told.counts.void_groups == 4
+    assert told.counts.devices == 0
+    content = tiny_scenario.model_dump(mode="json")
+    content["refinement"]["rounds"] = 0
+    untouched, _ = served(Scenario.model_validate(content), tmp_path / "untouched")
+    assert result.full_table == untouched.full_table
+    assert [row.devices for row in result.rounds] == [0, 0]
+    assert "devices sent their vector" in told.rounds[0].void[0].why
+    assert "user group 0 is void" in caplog.text
+
+
+def test_groups_with_few_devices_sit_out(tiny_scenario, tmp_path):
+    content = tiny_scenario.model_dump(mode="json")
+    content["user_groups"]["count"] = 3
+    scenario = Scenario.model_validate(content)
+    sizes = [row.devices for row in served(scenario, tmp_path / "plain")[0].user_groups]
+    larger = [size for size in sizes if size > min(sizes)]
+    assert larger, "one group is smaller in this example"
+    result, _ = served(secure(scenario, min_devices=min(sizes) + 1), tmp_path / "run")
+    assert result.secure_aggregation.counts.sat_out_groups == 2 * (len(sizes) - len(larger))  # in each of two rounds
+    assert [row.devices for row in result.rounds] == [sum(larger)] * 2
+
+
+def test_a_node_that_fails_in_a_round_has_dropped_out(tiny_scenario, tmp_path):
+    """A fifth of the devices, those of node 3, is lost with what it holds; the others' sum is recovered."""
+
+    def fail_once(partition, message):
+        if partition != 3 or message.metadata.message_type != wire.SECURE_ROUND:
+            return None
+        first = wire.unpack(wire.SecureRoundRequest, message.content).server_round == 1
+        return Message(Error(0, "out of memory"), reply_to=message) if first else None
+
+    result, _ = served(secure(tiny_scenario), tmp_path / "run", nodes=5, interfere=fail_once)
+    rows = [row.counts for row in result.secure_aggregation.rounds]
+    assert [(row.devices, row.recovered, row.void_groups) for row in rows] == [
+        (32, 8, 0),
+        (40, 0, 0),
+    ]
+
+
+def test_a_node_that_never_opens_its_shares_is_tolerated(tiny_scenario, tmp_path):
+    def silent(partition, message):
+        opening = message.metadata.message_type == wire.SECURE_UNMASK
+        return Message(Error(0, "gone"), reply_to=message) if opening and partition == 4 else None
+
+    lossy, _ = served(secure(tiny_scenario), tmp_path / "lossy", nodes=5, interfere=silent)
+    whole, _ = served(secure(tiny_scenario), tmp_path / "whole", nodes=5)
+    assert figures(lossy) == figures(whole)
+
+
+def test_a_tampered_share_ends_the_run_with_one_clear_line(tiny_scenario, tmp_path):
+    def tamper(partition, message):
+        if message.metadata.message_type == wire.SECURE_ROUND:
+            request = wire.unpack(wire.SecureRoundRequest, message.content)
+            tampered = {
+                group: dataclasses.replace(inbox, sealed=inbox.sealed ^ np.uint8(1))
+                for group, inbox in request.secure.items()
+            }
+            message.content.clear()
+            message.content.update(wire.pack(dataclasses.replace(request, secure=tampered)))
+
+    with pytest.raises(SecureAggregationError, match="refuses the shares of device") as caught:
+        served(secure(tiny_scenario), tmp_path / "run", interfere=tamper)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stage_is_answered_once(tiny_scenario, tmp_path):
+    """Asked again for shares, devices refuse: they have given one kind and forgotten the other."""
+    _, grid = served(secure(tiny_scenario), tmp_path / "run", nodes=2)
+    opening = next(content for kind, content in grid.crossed if kind == wire.SECURE_UNMASK)
+    with pytest.raises(SecureAggregationError, match="they hold nothing of this round"):
+        _again(grid, wire.SECURE_UNMASK, opening)
+
+
+def _again(grid, kind, content):
+    from strategies.nodes.nodes import failure
+
+    (reply,) = grid.send_and_receive([Message(content, dst_node_id=next(iter(grid.get_node_ids())), message_type=kind)])
+    raise failure(reply, "node")
+
+
+def test_no_secret_is_left_behind(tiny_scenario, tmp_path):
+    for name, keys in (("all", {}), ("void", {"dropout_share": 0.9})):
+        served(secure(tiny_scenario, **keys), tmp_path / name)
+        stores = list((tmp_path / name / "nodes").glob("*/secure"))
+        assert len(stores) == 2
+        assert not [path for store in stores for path in store.iterdir()]
+
+
+def test_what_the_server_gets_of_a_lone_device_is_masked(tiny_scenario, tmp_path):
+    """40 nodes with a device each: what one replies in the clear is in no masked reply, and the sums are the same."""
+    scenario = secure(tiny_scenario)
+    masked, grid = served(scenario, tmp_path / "masked", nodes=40)
+    clear, open_grid = served(secure(tiny_scenario, masked=False), tmp_path / "clear", nodes=40)
+    assert figures(masked) == figures(clear)
+
+    def vectors(crossed) -> list[Words]:
+        found = []
+        for kind, content in crossed:
+            if kind == f"reply to {wire.SECURE_ROUND}":
+                reply = wire.unpack(wire.SecureRoundReply, content)
+                assert not reply.classes.stacked().any()
+                assert not reply.clock.stacked().any()
+                found += [Words(part.narrow, part.wide) for part in reply.groups.values()]
+        return found
+
+    hidden, shown = vectors(grid.crossed), vectors(open_grid.crossed)
+    assert len(hidden) == len(shown) == 80
+    for one, other in zip(hidden, shown, strict=True):
+        assert len(one.narrow) == len(other.narrow) > 100
+        zeros = [(each == 0).mean() for each in (one.narrow, one.wide, other.narrow, other.wide)]
+        assert max(zeros[:2]) < 0.02 < min(zeros[2:])  # the plain ones are mostly zeros
+
+
+def test_budgets_and_signals_of_single_devices_are_not_sent(tiny_scenario, tmp_path):
+    result, grid = served(secure(tiny_scenario), tmp_path / "run")
+    assert result.traces == ()
+    for kind, content in grid.crossed:
+        if kind == wire.SECURE_ROUND:
+            assert not len(wire.unpack(wire.SecureRoundRequest, content).traced)
+
+
+@pytest.mark.parametrize("mechanism", ["local-gaussian", "central-gaussian"])
+def test_privacy_mechanisms_run_under_secure_sums(tiny_scenario, tmp_path, mechanism):
+    """Local noise is what it was. Central noise is the devices' to add: as much of it, masked or not."""
+    content = tiny_scenario.model_dump(mode="json")
+    content["privacy"] |= {
+        "mechanism": mechanism,
+        "noise_multiplier": 0.5,
+        "rows": "all-sent",
+        "clipping": {"kind": "flat", "norm": 0.5},
+        "shrinkage": False,
+    }
+    private = Scenario.model_validate(content)
+    local = mechanism == "local-gaussian"
+    other, _ = served(private if local else secure(private, masked=False), tmp_path / "other")
+    masked, _ = served(secure(private), tmp_path / "masked", nodes=3)
+    for key in ("full_table", "budgets", "user_groups"):
+        assert getattr(masked, key) == getattr(other, key)
+    assert masked.full_table.refined != masked.full_table.globally
+    by_server, _ = served(private, tmp_path / "server")
+    assert (masked.full_table == by_server.full_table) == local
+
+
+def test_the_report_has_the_form_of_its_schema(tiny_scenario, tmp_path):
+    result, _ = served(secure(tiny_scenario), tmp_path / "run")
+    told = result.secure_aggregation
+    assert from_json(json.loads(json.dumps(to_json(result)))) == result
+    assert told.bytes_per_device.upload > told.bytes_per_device.vector > 0
+    assert told.devices_per_second > 0
+
+
+def test_keys_are_checked(tiny):
+    for override, why in (
+        ("neighbours=3", "secure_aggregation: neighbours 3 is odd; give an even number"),
+        ("threshold=0.5", "lets two halves open both secrets"),
+        ("devices_per_group=4", "devices_per_group 4 is below min_devices 8"),
+    ):
+        with pytest.raises(Exception, match=why):
+            load_scenario(tiny, [f"secure_aggregation.{override}"])
+
+
+def test_poisson_sampling_takes_the_whole_cohort(tiny_scenario):
+    content = tiny_scenario.model_dump(mode="json")
+    content["refinement"]["sampling"] = "poisson"
+    with pytest.raises(ValueError, match="devices_per_group draws a fixed number of devices"):
+        secure(Scenario.model_validate(content), devices_per_group=14)
+    assert secure(Scenario.model_validate(content)).secure_aggregation.enabled
+
+
+def test_words_are_narrow_only_where_a_clipping_norm_proves_it(tiny_scenario, tmp_path):
+    def clipped(norm: float, **keys) -> Scenario:
+        content = tiny_scenario.model_dump(mode="json")
+        content["privacy"]["clipping"] = {"kind": "flat", "norm": norm}
+        return secure(Scenario.model_validate(content), **keys)
+
+    assert update_bits(tiny_scenario, 3) == 64  # no clipping
+    # 2^31 / 2^24 = 128: of norm 1.001 with a unit of rounding each, 127 devices fit and 128 do not
+    assert (update_bits(clipped(1.0), 127), update_bits(clipped(1.0), 128)) == (32, 64)
+    assert update_bits(clipped(1.0, word_bits=64), 3) == 64
+    narrow, _ = served(clipped(0.5), tmp_path / "32")
+    wide, _ = served(clipped(0.5, word_bits=64), tmp_path / "64")
+    plain = clipped(0.5).model_dump(mode="json") | {"secure_aggregation": {"enabled": False}}
+    clear, _ = served(Scenario.model_validate(plain), tmp_path / "clear")
+    assert narrow.full_table == wide.full_table == clear.full_table
+    vectors = [result.secure_aggregation.bytes_per_device.vector for result in (narrow, wide)]
+    assert vectors[0] < 0.8 * vectors[1]
+
+
+def test_a_word_that_might_overflow_is_refused():
+    layout = VectorLayout((Field("sums", (2,), 32), Field("hits", (1,), 64)), devices=3)
+    most = (2**31 - 1) // 3
+    words = layout.words({"sums": np.array([most, -most]), "hits": np.array([2**40])})
+    assert (layout.num_words, layout.num_bytes) == ((2, 1), 16)
+    total = layout.values(added([words] * 3))
+    assert total["sums"].tolist() == [3 * most, -3 * most]
+    assert total["hits"].tolist() == [3 * 2**40]
+    with pytest.raises(
+        SecureAggregationError, match="sums does not fit 32 bits when 3 devices add up; set word_bits to 64"
+    ):
+        layout.words({"sums": np.array([most + 1, 0])})
+
+
+def test_the_store_keeps_stages_in_order(tmp_path):
+    store = SecretStore.of(tmp_path)
+    store.save(1, 0, "keys", {"x": np.arange(3)})
+    assert store.load(1, 0, "keys")["x"].tolist() == [0, 1, 2]
+    assert (tmp_path / "secure" / "1-0.npz").stat().st_mode & 0o077 == 0  # its owner's alone
+    with pytest.raises(SecureAggregationError, match="after stage keys comes another one"):
+        store.load(1, 0, "round")
+    store.save(1, 1, "keys", {})
+    store.forget(but_groups=[1], of_round=1)
+    assert [path.name for path in (tmp_path / "secure").iterdir()] == ["1-1.npz"]
+
+
+def test_the_report_shows_it_in_words_and_numbers(tiny_scenario, tmp_path):
+    from simulations.report.files_of_run import metric_rows
+    from simulations.report.tables.secure import secure_rows
+
+    result, _ = served(secure(tiny_scenario, dropout_share=0.15), tmp_path / "run")
+    told = result.secure_aggregation
+    rows = dict(secure_rows(told))
+    assert rows["secure sums: devices, all rounds"] == str(told.counts.devices)
+    assert rows["secure sums: dropped, masks recovered"] == f"{told.counts.dropped}, {told.counts.recovered}"
+    in_csv = [row for row in metric_rows(to_json(result)) if row["kind"] == "secure_aggregation"]
+    numbers = {row["metric"]: row["value"] for row in in_csv}
+    assert numbers["dropped"] == told.counts.dropped > 0
+    assert numbers["bytes_per_device.vector"] == told.bytes_per_device.vector

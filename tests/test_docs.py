@@ -1,0 +1,74 @@
+"""Every file, module and name of ours that the documents and docstrings tell of is there."""
+
+import importlib
+import re
+
+import pytest
+
+from fl_peel.roots import PACKAGES
+from tests.helpers.root import ROOT
+
+DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
+SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+GROUPS = {
+    group
+    for path in SOURCES
+    for group in re.findall(
+        r'Registry(?:\[[^\]]*\])?\(\s*"[^"]*",\s*"(fl_peel\.\w+)"', path.read_text(encoding="utf-8")
+    )
+}
+"""Of entry points."""
+ROOMS = "|".join(PACKAGES)
+PATH = re.compile(rf"(?<![\w/.-])((?:{ROOMS}|tests|docs)/[\w/.-]*\w)")
+DOTTED = re.compile(rf"(?<![\w/.-])((?:{ROOMS})(?:\.\w+)+)(?![\w/*])")
+
+
+def resolves(dotted):
+    """Whether a dotted name is a module, or leads from one to something in it."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+def name(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.usefixtures("api")
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_what_a_document_names_is_there(path):
+    text = path.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in link]
+    assert [link for link in links if not (path.parent / link).exists()] == []
+    assert [found for found in PATH.findall(text) if not (ROOT / found).exists()] == []
+    assert [found for found in DOTTED.findall(text) if found not in GROUPS and not resolves(found)] == []
+
+
+@pytest.mark.usefixtures("api")
+def test_what_comments_and_docstrings_refer_to_is_there():
+    lost = set()
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        roles = re.findall(rf":\w+:`~?((?:{ROOMS})\.[\w.]+)`", text)
+        paths = re.findall(rf"`((?:{ROOMS}|docs)/[\w/.-]*\w)`", text)
+        lost |= {(name(path), found) for found in roles if not resolves(found)}
+        lost |= {(name(path), found) for found in paths if not (ROOT / found).exists()}
+        lost |= {(name(path), found) for found in re.findall(r"\bdocs/[\w-]+\.md", text) if not (ROOT / found).exists()}
+    assert lost == set()
+
+
+def test_a_lost_name_is_seen():
+    assert PATH.findall("see `clients/work.py`, [x](../fl_peel/wire.py)") == ["clients/work.py"]
+    assert DOTTED.findall('`clients.contracts.X` and "fl_peel.budgets"') == ["clients.contracts.X", "fl_peel.budgets"]
+    assert [resolves(name) for name in ("fl_peel.wire", "fl_peel.errors.DataError")] == [True, True]
+    assert [resolves(name) for name in ("clients.contracts", "fl_peel.errors.Nothing")] == [False, False]
+    assert {"fl_peel.api", "fl_peel.attacks", "fl_peel.budgets", "fl_peel.mechanisms"} <= GROUPS
