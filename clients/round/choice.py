@@ -6,8 +6,7 @@ from clients.round.bounded import BoundedDeviceContents
 from clients.round.bucketed import BucketedDeviceContents
 from clients.round.contents import DeviceContents
 from clients.round.open import OpenDeviceContents
-from fl_peel.errors import FieldError, ScenarioError
-from fl_peel.exchange.settings import DEVICE_CONTENTS
+from fl_peel.exchange.settings import DEVICE_CONTENTS, named_contents
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.wire import RoundRequest
 
@@ -18,22 +17,13 @@ def contents_kind(scenario: Scenario) -> type[DeviceContents]:
     Raises:
         ScenarioError: what is registered is none, or does not keep the privacy that the scenario asks for.
     """
-    name = scenario.refinement.contents
-    if name is not None and name in DEVICE_CONTENTS.added():
-        try:
-            found = DEVICE_CONTENTS.get(name)
-        except FieldError as error:
-            raise ScenarioError(f"refinement.contents: {error}") from None
-        if not (isinstance(found, type) and issubclass(found, DeviceContents)):
-            raise ScenarioError(f"refinement.contents: {name!r} is no DeviceContents; subclass it")
-        if scenario.privacy.sums_only and not issubclass(found, BoundedDeviceContents):
-            raise ScenarioError(
-                f"refinement.contents: {name!r} is not held to what privacy.* releases; subclass "
-                "BoundedDeviceContents, or leave privacy.mechanism and privacy.rows as they are"
-            )
-        kind: type[DeviceContents] = found
-        return kind
-    if scenario.privacy.sums_only:
+    sums_only = scenario.privacy.sums_only
+    named = named_contents(
+        scenario.refinement.contents, DEVICE_CONTENTS, DeviceContents, BoundedDeviceContents, sums_only=sums_only
+    )
+    if named is not None:
+        return named
+    if sums_only:
         return BoundedDeviceContents
     return BucketedDeviceContents if scenario.refinement.aggregation.robust.in_buckets else OpenDeviceContents
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fl_peel.errors import FieldError
+from fl_peel.errors import FieldError, ScenarioError
 from fl_peel.plugins import Registry, did_you_mean
 
 DEVICE_CONTENTS: Registry[Any] = Registry("device contents", "fl_peel.device_contents")
@@ -29,4 +29,30 @@ def check_contents(name: str | None) -> str | None:
     return name
 
 
-__all__ = ["DEVICE_CONTENTS", "SERVER_CONTENTS", "STATISTICS", "check_contents"]
+def named_contents(
+    name: str | None, registry: Registry[Any], kind: type[Any], held: type[Any], *, sums_only: bool
+) -> type[Any] | None:
+    """The class that a scenario's ``refinement.contents`` names; None where it names none of this registry.
+
+    held: the kind that keeps what ``privacy.*`` releases, and that is asked for where sums alone are released.
+
+    Raises:
+        ScenarioError: what is registered is none, or does not keep the privacy that the scenario asks for.
+    """
+    if name is None or name not in registry.added():
+        return None
+    try:
+        found = registry.get(name)
+    except FieldError as error:
+        raise ScenarioError(f"refinement.contents: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise ScenarioError(f"refinement.contents: {name!r} is no {kind.__name__}; subclass it")
+    if sums_only and not issubclass(found, held):
+        raise ScenarioError(
+            f"refinement.contents: {name!r} is not held to what privacy.* releases; subclass "
+            f"{held.__name__}, or leave privacy.mechanism and privacy.rows as they are"
+        )
+    return found
+
+
+__all__ = ["DEVICE_CONTENTS", "SERVER_CONTENTS", "STATISTICS", "check_contents", "named_contents"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fl_peel.errors import FieldError, ScenarioError
-from fl_peel.exchange.settings import SERVER_CONTENTS
+from fl_peel.exchange.settings import SERVER_CONTENTS, named_contents
 from fl_peel.privacy.plan import Plan
 from fl_peel.scenario.scenario import Scenario
 from strategies.rounds.bucketed import BucketedServerContents
@@ -27,22 +26,13 @@ def contents_kind(scenario: Scenario) -> type[ServerContents]:
     Raises:
         ScenarioError: what is registered is none, or does not keep the privacy that the scenario asks for.
     """
-    name = scenario.refinement.contents
-    if name is not None and name in SERVER_CONTENTS.added():
-        try:
-            found = SERVER_CONTENTS.get(name)
-        except FieldError as error:
-            raise ScenarioError(f"refinement.contents: {error}") from None
-        if not (isinstance(found, type) and issubclass(found, ServerContents)):
-            raise ScenarioError(f"refinement.contents: {name!r} is no ServerContents; subclass it")
-        if scenario.privacy.sums_only and not issubclass(found, NoisedServerContents):
-            raise ScenarioError(
-                f"refinement.contents: {name!r} is not held to what privacy.* releases; subclass "
-                "NoisedServerContents, or leave privacy.mechanism and privacy.rows as they are"
-            )
-        kind: type[ServerContents] = found
-        return kind
-    if scenario.privacy.sums_only:
+    sums_only = scenario.privacy.sums_only
+    named = named_contents(
+        scenario.refinement.contents, SERVER_CONTENTS, ServerContents, NoisedServerContents, sums_only=sums_only
+    )
+    if named is not None:
+        return named
+    if sums_only:
         return NoisedServerContents
     return BucketedServerContents if scenario.refinement.aggregation.robust.in_buckets else OpenServerContents
 
