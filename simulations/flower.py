@@ -20,7 +20,7 @@ from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
 from simulations.cli.progress import Lines
 from simulations.engine.folders import default_cache_dir, run_folder
-from simulations.engine.inputs import check_items, checked, require_absolute
+from simulations.engine.inputs import check_run, checked, require_absolute
 from simulations.engine.memory import PeakMemory
 from simulations.report.files_of_run import summary_tables
 from simulations.runner import finished, save
@@ -42,7 +42,7 @@ def main(grid: Grid, context: Context) -> None:
     scenario, data_dir, out = read_config(config)
     with run_folder() as run_dir, PeakMemory() as memory:
         place = Place(data_dir, str(run_dir), str(default_cache_dir()))
-        check_items(scenario, device_splits(scenario, place.data_dir, place.run_dir).num_items)
+        check_run(scenario, device_splits(scenario, place.data_dir, place.run_dir))
         result = serve(grid, scenario, place, Lines(lambda line: print(line, flush=True)))
         result = finished(result, scenario, memory.peak_bytes, command(config))
         if out is not None:

@@ -18,7 +18,7 @@ from fl_peel.events import OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
-from simulations.engine.inputs import check_items, checked
+from simulations.engine.inputs import check_devices, check_run, checked
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
 from simulations.fleet.summary import fleet_summary
@@ -61,7 +61,8 @@ def run(
         with PeakMemory() as memory:
             start = time.perf_counter()
             splits = device_splits(scenario, place.data_dir, place.run_dir)
-            check_items(scenario, splits.num_items)  # mistakes show before the engine starts
+            check_run(scenario, splits)  # mistakes show before the engine starts
+            check_devices(scenario, splits)
             reading_s = time.perf_counter() - start
             result = simulated(scenario, place, on_event, server=serve)
         stages = result.stages | {"data": result.stages["data"] + reading_s}

@@ -33,6 +33,7 @@ EXAMPLES = [code for code in re.findall(r"```python\n(.*?)```", DOCUMENT, re.S) 
 MINE = types.ModuleType("my_package")
 for code in EXAMPLES:
     exec(compile(code, "docs/contents.md", "exec"), vars(MINE))
+ROBUST = "refinement.aggregation.robust.rule=median"
 NOISE = [
     "privacy.mechanism=central-gaussian",
     "privacy.noise_multiplier=1",
@@ -190,6 +191,14 @@ def test_mistakes_are_told_when_the_scenario_is_read(tiny, installed, overrides,
     ("overrides", "message"),
     [
         (["refinement.contents=nonsense"], "'nonsense' is no DeviceContents"),
+        (
+            ["refinement.contents=proximal", ROBUST],
+            "'proximal' knows no sub-cohorts, .*: median is over; subclass B",
+        ),
+        (
+            ["refinement.contents=sign", ROBUST],
+            "'sign' knows no sub-cohorts, .*: median is over; subclass Bucket",
+        ),
         (["refinement.contents=sign", *NOISE], "'sign' is not held to what privacy"),
         (["privacy.statistics={nonsense: {share: 1}}", *NOISE], "is not a BoundedStatistic"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,7 @@ from clients.node.cohort import Cohort
 from clients.node.state import DeviceState
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import check_budget
+from fl_peel.blocks.settings import Precision
 from fl_peel.data.interactions import IntArray
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
 from fl_peel.privacy.mechanisms import randomized_groups
@@ -23,6 +26,24 @@ def answered_groups(
     if epsilon is None:
         return groups
     return randomized_groups(groups, len(centroids), epsilon, cohort.scenario.seed, cohort.devices[places])
+
+
+def check_poorest(
+    layout: BlockLayout,
+    precision: Precision,
+    ceilings: NDArray[np.integer] | NDArray[np.floating],
+    classes: NDArray[np.int16],
+    names: Sequence[str],
+) -> None:
+    """Refuse devices that can never hold anything. ceilings: bytes (N,) that the budgets of devices of these classes
+    (N,) never exceed.
+
+    Raises:
+        BudgetError: a device's budget can never hold one block.
+    """
+    if len(ceilings):
+        poorest = int(ceilings.argmin())
+        check_budget(layout, precision, int(ceilings[poorest]), f"device profile {names[classes[poorest]]}")
 
 
 def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
@@ -43,11 +64,9 @@ def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
         users[alone] = fit_user_embeddings(request.item_table, cohort.splits.train.select(alone))
         groups[alone] = answered_groups(cohort, alone, choose_group(users[alone], request.centroids), request.centroids)
     ceilings = cohort.budgets.ceiling()
-    if num_devices:
-        poorest = int(ceilings.argmin())
-        name = cohort.fleet.names[cohort.classes[poorest]]
-        usual = int(ceilings[poorest] / scenario.budget_factor)  # what a fall leaves may be too little for some
-        check_budget(layout, scenario.blocks.precision, usual, f"device profile {name}")
+    factor = scenario.budget_factor  # what a fall leaves may be too little for some
+    usual = ceilings if factor == 1 else (ceilings + 1) / factor
+    check_poorest(layout, scenario.blocks.precision, usual, cohort.classes, cohort.fleet.names)
     cohort.save_layout(layout)
     DeviceState.create(cohort.folder, users, groups)
     by_group = stated_ceilings(cohort, np.arange(num_devices), groups, len(request.centroids))

@@ -15,17 +15,23 @@ def contents_kind(scenario: Scenario) -> type[DeviceContents]:
     """The kind that the scenario names or, where the named contents have no device half, that its other keys ask for.
 
     Raises:
-        ScenarioError: what is registered is none, or does not keep the privacy that the scenario asks for.
+        ScenarioError: what is registered is none, or does not keep the privacy or know the sub-cohorts
+            that the scenario asks for.
     """
-    sums_only = scenario.privacy.sums_only
+    bounded, robust = scenario.privacy.sums_only, scenario.refinement.aggregation.robust
     named = named_contents(
-        scenario.refinement.contents, DEVICE_CONTENTS, DeviceContents, BoundedDeviceContents, sums_only=sums_only
+        scenario.refinement.contents,
+        DEVICE_CONTENTS,
+        DeviceContents,
+        bounded=BoundedDeviceContents if bounded else None,
+        bucketed=BucketedDeviceContents if robust.in_buckets else None,
+        rule=robust.rule,
     )
     if named is not None:
         return named
-    if sums_only:
+    if bounded:
         return BoundedDeviceContents
-    return BucketedDeviceContents if scenario.refinement.aggregation.robust.in_buckets else OpenDeviceContents
+    return BucketedDeviceContents if robust.in_buckets else OpenDeviceContents
 
 
 def contents_of(scenario: Scenario, request: RoundRequest) -> DeviceContents:

@@ -30,14 +30,22 @@ def check_contents(name: str | None) -> str | None:
 
 
 def named_contents(
-    name: str | None, registry: Registry[Any], kind: type[Any], held: type[Any], *, sums_only: bool
+    name: str | None,
+    registry: Registry[Any],
+    kind: type[Any],
+    *,
+    bounded: type[Any] | None,
+    bucketed: type[Any] | None,
+    rule: str,
 ) -> type[Any] | None:
     """The class that a scenario's ``refinement.contents`` names; None where it names none of this registry.
 
-    held: the kind that keeps what ``privacy.*`` releases, and that is asked for where sums alone are released.
+    bounded: the kind that keeps what ``privacy.*`` releases, where sums alone are released; bucketed: the one that
+    knows sub-cohorts, where ``refinement.aggregation.robust`` has any for its ``rule``.
 
     Raises:
-        ScenarioError: what is registered is none, or does not keep the privacy that the scenario asks for.
+        ScenarioError: what is registered is none, or does not keep the privacy or know the sub-cohorts
+            that the scenario asks for.
     """
     if name is None or name not in registry.added():
         return None
@@ -47,10 +55,15 @@ def named_contents(
         raise ScenarioError(f"refinement.contents: {error}") from None
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise ScenarioError(f"refinement.contents: {name!r} is no {kind.__name__}; subclass it")
-    if sums_only and not issubclass(found, held):
+    if bounded is not None and not issubclass(found, bounded):
         raise ScenarioError(
             f"refinement.contents: {name!r} is not held to what privacy.* releases; subclass "
-            f"{held.__name__}, or leave privacy.mechanism and privacy.rows as they are"
+            f"{bounded.__name__}, or leave privacy.mechanism and privacy.rows as they are"
+        )
+    if bucketed is not None and not issubclass(found, bucketed):
+        raise ScenarioError(
+            f"refinement.contents: {name!r} knows no sub-cohorts, which refinement.aggregation.robust.rule: {rule} "
+            f"is over; subclass {bucketed.__name__}, or set mean"
         )
     return found
 

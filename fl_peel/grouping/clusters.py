@@ -102,6 +102,16 @@ def choose_group(user_embeddings: FloatArray, centroids: FloatArray) -> NDArray[
     return np.asarray(distances.argmin(axis=1), dtype=np.int32)
 
 
+def check_count(kind: ItemGroupKind, count: int, num_items: int) -> None:
+    """Refuse more item groups than there are items.
+
+    Raises:
+        ScenarioError: ``count`` is below 1 or above the number of items.
+    """
+    if kind != "single" and not 1 <= count <= num_items:
+        raise ScenarioError(f"blocks.count: {count} is not in 1..{num_items}, the number of items; change it")
+
+
 def item_groups(
     kind: ItemGroupKind,
     num_items: int,
@@ -126,8 +136,7 @@ def item_groups(
     """
     if kind == "single":
         return np.arange(num_items, dtype=np.int32)
-    if not 1 <= count <= num_items:
-        raise ScenarioError(f"item groups: count {count} is not in 1..{num_items}, the number of items; change it")
+    check_count(kind, count, num_items)
     if kind == "contiguous":
         return _runs(num_items, count)
     if popularity is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -22,6 +23,8 @@ from fl_peel import __version__
 from fl_peel.data.interactions import UserItems
 from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.train import EpochFigures, PretrainedEmbeddings
+
+logger = logging.getLogger("fl_peel")
 
 
 def pretraining_key(collected: UserItems, num_items: int, config: PretrainingConfig, seed: int, device: str) -> str:
@@ -37,9 +40,9 @@ def pretraining_key(collected: UserItems, num_items: int, config: PretrainingCon
 def read_tables(folder: Path, key: str) -> PretrainedEmbeddings | None:
     """The kept tables, or None where there are none (or the file is damaged)."""
     path = folder / f"{key}.safetensors"
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         tensors = load_file(path)
         history = tuple(EpochFigures(i + 1, float(loss)) for i, loss in enumerate(tensors["loss"]))
         return PretrainedEmbeddings(tensors["users"], tensors["items"], float(tensors["temperature"][0]), history)
@@ -48,7 +51,14 @@ def read_tables(folder: Path, key: str) -> PretrainedEmbeddings | None:
 
 
 def write_tables(folder: Path, key: str, tables: PretrainedEmbeddings) -> None:
-    """Keep tables; whole or not at all."""
+    """Keep tables; whole or, with a warning, not at all: who has trained them goes on with them."""
+    try:
+        _write(folder, f"{key}.safetensors", tables)
+    except (OSError, SafetensorError) as error:
+        logger.warning("%s: pretrained tables cannot be kept (%s); the next run pretrains anew", folder, error)
+
+
+def _write(folder: Path, file: str, tables: PretrainedEmbeddings) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=folder, prefix=".unfinished-")
     os.close(handle)
@@ -60,6 +70,6 @@ def write_tables(folder: Path, key: str, tables: PretrainedEmbeddings) -> None:
     }
     try:
         save_file(tensors, name)
-        os.replace(name, folder / f"{key}.safetensors")
+        os.replace(name, folder / file)
     finally:
         Path(name).unlink(missing_ok=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fl_peel.errors import ScenarioError
+
 
 @dataclass(frozen=True)
 class PretrainingConfig:
@@ -54,3 +56,13 @@ class PretrainingConfig:
 
 
 DiversityForm = Literal["none", "cosine", "distance"]
+
+
+def check_negatives(loss: str, num_negatives: int) -> None:
+    """Refuse BPR without anything to compare with.
+
+    Raises:
+        ScenarioError: naming the setting and the remedy.
+    """
+    if loss == "bpr" and num_negatives < 1:
+        raise ScenarioError("pretraining.num_negatives: bpr needs at least 1; 0 (all items) is for sampled-softmax")

@@ -26,7 +26,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError, ScenarioError
 from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss, slice_diversity
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
-from fl_peel.pretraining.settings import PretrainingConfig
+from fl_peel.pretraining.settings import PretrainingConfig, check_negatives
 from fl_peel.pretraining.spectral import spectral_tables
 from fl_peel.randomness import seed_for
 
@@ -73,22 +73,46 @@ def pretrain(
         ScenarioError: a setting is out of range.
         DataError: no interaction was collected.
     """
-    _check(collected, config)
+    check_collected(collected)
+    _check(config)
     num_threads = config.num_threads or (2 if collected.num_interactions >= 300_000 else 1)
     with fixed_threads(num_threads):
         trainer = _Trainer(collected, num_items, config, seed, device)
         history = []
         for figures in trainer.epochs():
+            _check_finite(figures.loss)
             history.append(figures)
             if progress is not None:
                 progress(figures)
         users, items = trainer.tables()
+    with np.errstate(over="ignore"):
+        _check_finite(users.astype(np.float16), items)  # devices keep their own in fp16
     return PretrainedEmbeddings(users, items, config.temperature, tuple(history))
 
 
-def _check(collected: UserItems, config: PretrainingConfig) -> None:
+def check_collected(collected: UserItems) -> None:
+    """Refuse to train on nothing.
+
+    Raises:
+        DataError: no interaction was collected.
+    """
     if collected.num_interactions == 0:
-        raise DataError("pretraining: no interactions were collected; raise the collected share")
+        raise DataError("pretraining: no interactions were collected; raise pretraining.collected.share")
+
+
+def _check_finite(*results: float | FloatArray) -> None:
+    """Refuse to go on with numbers that are none.
+
+    Raises:
+        ScenarioError: naming the stage and the remedy.
+    """
+    if not all(np.isfinite(result).all() for result in results):
+        raise ScenarioError(
+            "pretraining: training diverged; lower pretraining.learning_rate or initial_norm, or raise temperature"
+        )
+
+
+def _check(config: PretrainingConfig) -> None:
     if config.embedding_dim % config.num_slices:
         raise ScenarioError(
             f"pretraining.num_slices: {config.num_slices} does not divide embedding_dim "
@@ -97,8 +121,7 @@ def _check(collected: UserItems, config: PretrainingConfig) -> None:
     for name in ("embedding_dim", "batch_size", "num_slices", "temperature", "learning_rate"):
         if getattr(config, name) <= 0:
             raise ScenarioError(f"pretraining.{name}: {getattr(config, name)} is not above 0; set a positive value")
-    if config.loss == "bpr" and config.num_negatives < 1:
-        raise ScenarioError("pretraining.num_negatives: bpr needs at least 1; 0 (all items) is for sampled-softmax")
+    check_negatives(config.loss, config.num_negatives)
 
 
 @contextmanager

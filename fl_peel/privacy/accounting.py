@@ -34,9 +34,8 @@ from scipy.stats import norm
 
 from fl_peel.errors import ScenarioError
 from fl_peel.privacy.mechanisms import Mechanism
+from fl_peel.privacy.settings import LARGEST_MULTIPLIER
 
-LARGEST_MULTIPLIER = 1e5
-"""Noise beyond this leaves nothing: a target that asks for more cannot be met."""
 SMALLEST_MULTIPLIER = 0.1
 """Calibration gives no less, even where a target would allow it: such a target protects nobody."""
 NO_PRIVACY = 200.0
@@ -57,7 +56,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Spent:
-    """Epsilon at a delta: the tighter one, whose accountant it is of, and both (None: the accountant has no answer)."""
+    """Epsilon at a delta: the tighter one, whose accountant it is of, and both (None: the accountant has no answer);
+    infinite where neither has.
+    """
 
     epsilon: float
     delta: float
@@ -87,9 +88,9 @@ def spent(event: DpEvent, delta: float, *, discretization: float = 1e-4) -> Spen
     if rdp is None or rdp < NO_PRIVACY:  # the grid of losses would not fit in memory
         pld = _epsilon(PLDAccountant(relation, discretization), event, delta)
     figures = {"RDP": rdp, "PLD": pld}
-    known = {name: value for name, value in figures.items() if value is not None}
+    known = {name: value for name, value in figures.items() if value is not None and math.isfinite(value)}
     best = min(known, key=lambda name: known[name]) if known else "none"
-    return Spent(known.get(best, math.inf), delta, best, rdp, pld)
+    return Spent(known.get(best, math.inf), delta, best, known.get("RDP"), known.get("PLD"))
 
 
 def _epsilon(accountant: RdpAccountant | PLDAccountant, event: DpEvent, delta: float) -> float | None:

@@ -5,6 +5,7 @@ What a round releases, part by part, is in :mod:`fl_peel.exchange.release`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -117,6 +118,11 @@ def make_plan(scenario: Scenario, *, most_rounds: int | None = None, asks_groups
         assert privacy.target_epsilon is not None
         multiplier = calibrated(mechanism, schedule, privacy.target_epsilon - group_epsilon, privacy.delta)
     cost = spent(event_of(mechanism, multiplier, schedule), privacy.delta)
+    if not math.isfinite(cost.epsilon):
+        raise ScenarioError(
+            f"privacy.noise_multiplier: {multiplier:g} at privacy.delta {privacy.delta:g} spends more than "
+            "can be counted; raise one of them"
+        )
     plan = Plan(mechanism, multiplier, shares, schedule, cost, group_epsilon)
     if privacy.target_epsilon is not None and plan.epsilon > privacy.target_epsilon * (1 + 1e-6):
         raise ScenarioError(

@@ -7,6 +7,8 @@ from typing import Any
 
 from fl_peel.plugins import Registry
 
+LARGEST_MULTIPLIER = 1e5
+"""Noise beyond this leaves nothing: a target that asks for more cannot be met."""
 NO_MECHANISM = "none"
 """The name that stands for no noise at all."""
 
@@ -24,4 +26,4 @@ MECHANISMS: Registry[Any] = Registry(
 )
 """Subclasses of :class:`fl_peel.privacy.mechanisms.Mechanism`: the values of ``privacy.mechanism``."""
 
-__all__ = ["MECHANISMS", "NO_MECHANISM"]
+__all__ = ["LARGEST_MULTIPLIER", "MECHANISMS", "NO_MECHANISM"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -21,6 +22,17 @@ Share = Annotated[float, BeforeValidator(as_share), Field(gt=0, le=1)]
 
 
 PartShare = Annotated[float, BeforeValidator(as_share), Field(ge=0, lt=1)]
+
+
+def check_distinct(key: str, values: Sequence[Hashable]) -> None:
+    """Refuse a list that names something twice.
+
+    Raises:
+        ValueError: naming the key and what is there twice.
+    """
+    twice = next((value for place, value in enumerate(values) if value in values[:place]), None)
+    if twice is not None:
+        raise ValueError(f"{key}: {twice} is given twice; leave one out")
 
 
 class Part(BaseModel):

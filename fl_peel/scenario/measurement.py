@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from fl_peel.blocks.settings import Precision
 from fl_peel.errors import ScenarioError
-from fl_peel.scenario.base import Part, Share
+from fl_peel.scenario.base import Part, Share, check_distinct
 from fl_peel.scenario.method import Selector
 from fl_peel.training.settings import check_device_name
 
@@ -36,6 +36,13 @@ class Evaluation(Part):
     """Also the full fp32 tables, global and refined."""
     artifacts: int = Field(3, ge=0)
     """Devices whose stored embeddings are written to the output folder."""
+
+    @model_validator(mode="after")
+    def _rows_are_distinct(self) -> Evaluation:
+        check_distinct("budgets", self.budgets)
+        check_distinct("precisions", self.precisions)
+        check_distinct("selectors", self.selectors)
+        return self
 
 
 class Fairness(Part):

@@ -8,8 +8,9 @@ from pydantic import AfterValidator, Field, model_validator
 
 from fl_peel.blocks.settings import Precision
 from fl_peel.data.settings import CollectedMode, DataFormat, SplitOrder
+from fl_peel.errors import ScenarioError
 from fl_peel.grouping.settings import ItemGroupKind
-from fl_peel.pretraining.settings import DiversityForm, PretrainingConfig
+from fl_peel.pretraining.settings import DiversityForm, PretrainingConfig, check_negatives
 from fl_peel.scenario.base import Part, PartShare, Share
 from fl_peel.weighting.settings import SELECTORS, ControllerConfig, FeatureName
 
@@ -40,6 +41,9 @@ class Data(Part):
     def _one_source(self) -> Data:
         if (self.name is None) == (self.path is None):
             raise ValueError("give either name (a named data set) or path (a file of your own)")
+        for key, given in (("test_path", self.test_path is not None), ("format", self.format != "auto")):
+            if given and self.path is None:
+                raise ValueError(f"{key} belongs to path, and {self.name} is read by name; leave it out, or give path")
         return self
 
 
@@ -75,6 +79,21 @@ class Pretraining(Part):
     diversity_slices: int = Field(4, ge=1)
     """Slices between which the regularizer acts (a divisor of embedding_dim)."""
     collected: Collected = Collected()
+
+    @model_validator(mode="after")
+    def _losses(self) -> Pretraining:
+        try:
+            check_negatives(self.loss, self.num_negatives)
+        except ScenarioError as error:
+            raise ValueError(str(error).removeprefix("pretraining.")) from error
+        if self.loss == "bpr" and self.popularity_correction:
+            raise ValueError("popularity_correction is of sampled-softmax and does nothing under bpr; leave it out")
+        if self.diversity_weight and (self.diversity_form == "none" or self.diversity_slices == 1):
+            raise ValueError(
+                f"diversity_weight {self.diversity_weight:g} does nothing with diversity_form {self.diversity_form} "
+                f"and {self.diversity_slices} diversity_slices; set a form and 2 or more slices, or the weight to 0"
+            )
+        return self
 
     def config(self) -> PretrainingConfig:
         """The method's own value."""

@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fl_peel.exchange.settings import STATISTICS
-from fl_peel.privacy.settings import MECHANISMS, NO_MECHANISM
-from fl_peel.scenario.base import Part, PartShare, Share, as_share
+from fl_peel.privacy.settings import LARGEST_MULTIPLIER, MECHANISMS, NO_MECHANISM
+from fl_peel.scenario.base import Part, PartShare, Share, as_share, check_distinct
+
+Norm = Annotated[float, Field(gt=0, le=1e9)]
 
 
 class Clipping(Part):
@@ -18,11 +20,11 @@ class Clipping(Part):
     """flat: the whole update has norm ``norm`` at most; per-block: each of the K blocks sent has ``norm`` / sqrt(K);
     adaptive: flat, with a bound that follows a quantile of the norms (Andrew et al., NeurIPS 2021).
     """
-    norm: float = Field(1.0, gt=0)
+    norm: Norm = 1.0
     """L2 (local-laplace: L1) bound of a device's update; adaptive: the bound of the first round."""
     quantile: float = Field(0.5, gt=0, lt=1)
     """adaptive: share of the devices whose update shall stay whole."""
-    learning_rate: float = Field(0.2, gt=0)
+    learning_rate: float = Field(0.2, gt=0, le=10)
     """adaptive: bound <- bound * exp(-learning_rate * (share below it - quantile)) after every round."""
 
 
@@ -43,7 +45,7 @@ class Statistic(Part):
 
     share: float = Field(gt=0)
     """Of one round's privacy, before all shares are normalized."""
-    norm: float = Field(1.0, gt=0)
+    norm: Norm = 1.0
     """Bound of a device's contribution in a round: L2, with local-laplace L1."""
 
 
@@ -57,12 +59,12 @@ class Privacy(Part):
     target_epsilon: float | None = Field(None, gt=0)
     """User level, of the whole run; the noise follows from it."""
     delta: float = Field(1e-5, gt=0, lt=1)
-    noise_multiplier: float | None = Field(None, gt=0)
+    noise_multiplier: float | None = Field(None, ge=1e-6, le=LARGEST_MULTIPLIER)
     """Noise of one round relative to the bound, in place of target_epsilon or, beside it, to be checked against it."""
     clipping: Clipping = Clipping()
-    signals_norm: float = Field(1.0, gt=0)
+    signals_norm: Norm = 1.0
     """Bound of a device's signals in a round: L2, with local-laplace L1."""
-    counts_norm: float = Field(1.0, gt=0)
+    counts_norm: Norm = 1.0
     """Bound of a device's interaction counts in a round, likewise."""
     shares: ReleaseShares = ReleaseShares()
     statistics: dict[Annotated[str, AfterValidator(STATISTICS.check)], Statistic] = Field(default_factory=dict)
@@ -176,6 +178,11 @@ class Poisoning(Part):
     """Without target_items: so many, drawn by the seed."""
     compare: tuple[Annotated[float, BeforeValidator(as_share), Field(gt=0, lt=1)], ...] = ()
     """Refine anew with each of these shares, with robust aggregation and without."""
+
+    @model_validator(mode="after")
+    def _targets_are_distinct(self) -> Poisoning:
+        check_distinct("target_items", self.target_items)
+        return self
 
     @property
     def largest_share(self) -> float:

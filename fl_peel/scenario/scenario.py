@@ -15,7 +15,7 @@ from fl_peel.scenario.base import Part
 from fl_peel.scenario.measurement import Elasticity, Engine, Evaluation, Fairness
 from fl_peel.scenario.method import Blocks, ControllerPart, Data, Pretraining, Selector, UserGroupsPart
 from fl_peel.scenario.protection import Poisoning, Privacy, SecureAggregation
-from fl_peel.scenario.refinement import Refinement
+from fl_peel.scenario.refinement import Refinement, Robust
 
 
 class Scenario(Part):
@@ -57,6 +57,16 @@ class Scenario(Part):
         return self
 
     @model_validator(mode="after")
+    def _excluded(self) -> Scenario:
+        below, least = self.fairness.exclude_below, self.refinement.min_budget_share
+        if below is not None and below < least:  # both are the same where the run refines without them
+            raise ValueError(
+                f"fairness.exclude_below: {below:g} is below refinement.min_budget_share {least:g}, so that leaving "
+                "out would take more devices in; raise it, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _secure_sampling(self) -> Scenario:
         secure = self.secure_aggregation
         if secure.enabled and secure.devices_per_group is not None and self.refinement.sampling == "poisson":
@@ -78,7 +88,16 @@ class Scenario(Part):
             raise ValueError("poisoning: malicious devices know no clipping per block; set privacy.clipping.kind flat")
         if self.poisoning.compare and self.privacy.noised:
             raise ValueError("poisoning.compare refines anew and so spends epsilon again; leave it out under noise")
+        if self.privacy.noised and self.poisoning.share > 0 and self._compares_with_clean_runs:
+            raise ValueError(
+                "poisoning.share: what malicious devices do is told by refining anew without them, which spends "
+                "epsilon again; set 0 under noise"
+            )
         return self
+
+    @property
+    def _compares_with_clean_runs(self) -> bool:
+        return self.poisoning.kind != "idle" or self.refinement.aggregation.robust != Robust()
 
     def to_yaml(self) -> str:
         """The resolved scenario, every default spelled out."""

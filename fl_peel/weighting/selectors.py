@@ -85,7 +85,7 @@ def block_weights(
         return controller.weights(statistics).astype(np.float64)
     selector = _BUILT_IN.get(name)
     if selector is None:  # looking for plug-ins reads the metadata of every package installed
-        selector = _plug_in(name)
+        selector = find_selector(name)
     answer = selector(statistics, seed, user_group)
     num_blocks = len(statistics.energy)
     try:
@@ -103,9 +103,18 @@ def block_weights(
     return weights
 
 
-def _plug_in(name: str) -> BlockSelector:
+def find_selector(name: str) -> BlockSelector:
+    """The function of this name, shipped or of an installed package.
+
+    Raises:
+        ScenarioError: no selector has this name, it cannot be imported, or it is no function.
+    """
     try:
         found: BlockSelector = SELECTORS.get(name)
     except FieldError as error:
         raise ScenarioError(str(error)) from None
+    if not callable(found):
+        raise ScenarioError(
+            f"selector {name!r} is a {type(found).__name__}; register a function of a group's statistics"
+        )
     return found

@@ -36,11 +36,12 @@ from fl_peel.training.settings import is_gpu
 from fl_peel.training.work import LocalWork
 from simulations.bench import stock_flower
 from simulations.bench.device import compared_metrics
-from simulations.bench.plan import FREE_BYTES, FULL_TABLES, MILLION, BenchPlan, bench_scenario
+from simulations.bench.plan import FREE_BYTES, FULL_TABLES, MAIN_JOB, MILLION, BenchPlan, bench_scenario
 from simulations.bench.rivals import pfl_interpreter, pfl_rate, stock_flower_rate
 from simulations.bench.world import World, make_world
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
+from simulations.engine.inputs import require_dataset
 from simulations.engine.memory import PeakMemory
 from simulations.report.files import json_bytes, write_files
 from simulations.runner import run
@@ -79,6 +80,8 @@ def bench(
             f"bench: a million devices take up to {FREE_BYTES >> 30} GiB of memory, and {free / 2**30:.1f} GiB are "
             "free; stop other programs or use --no-million"
         )
+    for name in (*(() if Path(plan.data).is_dir() else (plan.data,)), *((MAIN_JOB,) if plan.main_job else ())):
+        require_dataset(name, Path(data_dir) if data_dir else None)
     pfl = None if pfl_python is None else pfl_interpreter(pfl_python)
     found: dict[str, Any] = {"environment": _environment(device), "device": device, "plan": vars(plan)}
     with run_folder() as folder:
@@ -104,7 +107,7 @@ def bench(
             found["speedup_vs_pfl"] = found["devices_per_second"] / found["pfl_devices_per_second"]
     if plan.main_job:
         start = time.perf_counter()
-        run("ml-100k", overrides=[f"engine.device={device}"], data_dir=data_dir, on_event=on_event)
+        run(MAIN_JOB, overrides=[f"engine.device={device}"], data_dir=data_dir, on_event=on_event)
         found["main_job_seconds"] = time.perf_counter() - start
     on_event(Event("bench", 3, 3))
     if out is not None:

@@ -9,6 +9,8 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.bench import stock_flower
 from simulations.scenario_files import load_scenario
 
+MAIN_JOB = "ml-100k"
+"""The scenario, and the data set, of the run that is timed whole."""
 MILLION = 1_000_000
 
 

@@ -77,11 +77,14 @@ def profiles_sample(
 ) -> None:
     """Draw devices from a fleet; print what they are like, and plot their budgets over time (to a file with --out)."""
     from clients.fleet.fleet import load_fleet
+    from simulations.engine.inputs import check_out
     from simulations.fleet.view import fleet_figure, fleet_lines, fleet_table, sample_fleet
     from simulations.report.files import write_files
 
     if out is not None and (out.is_dir() or out.suffix.lower() != ".svg"):
         raise ScenarioError(f"{out}: not an SVG file; give --out a name that ends in .svg")
+    if out is not None:
+        check_out(out.parent)
     sample = sample_fleet(
         load_fleet(fleet), seed=seed, num_devices=devices, rounds=rounds, full_table_bytes=full_table_bytes
     )

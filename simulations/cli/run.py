@@ -28,7 +28,7 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
 ) -> None:
     """Run a scenario from the interactions file to the report."""
-    from simulations.engine.inputs import checked
+    from simulations.engine.inputs import checked, require_dataset
     from simulations.scenario_files import load_scenario
 
     changes = list(overrides or [])
@@ -39,7 +39,7 @@ def run(
     loaded = checked(load_scenario(scenario, changes, seed=seed), out)  # before the heavy imports
     err = Console(stderr=True, highlight=False)
     if loaded.data.name is not None:
-        _fetch(loaded.data.name, data_dir)
+        require_dataset(loaded.data.name, data_dir)  # before the progress bars of a run begin
 
     from simulations import runner
     from simulations.cli.progress import shown
@@ -75,12 +75,3 @@ def _command(
         if value is not None:
             words += [option, str(value)]
     return shlex.join(words)
-
-
-def _fetch(name: str, data_dir: Path | None) -> None:
-    """Download a named data set before the progress bars of a run begin, if it is not here."""
-    from fl_peel.data.datasets import list_datasets, load_dataset
-
-    here = [row.where for row in list_datasets(data_dir) if row.name == name]
-    if not here or here[0] is None:
-        load_dataset(name, data_dir=data_dir)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import platformdirs
 
+from fl_peel.errors import ReportError
+
 
 def default_cache_dir() -> Path:
     """Where pretrained tables are kept between runs."""
@@ -24,8 +26,17 @@ def data_folder(data_dir: str | Path | None) -> str:
 
 @contextmanager
 def run_folder() -> Iterator[Path]:
-    """A temporary folder for the simulated devices' disks."""
-    folder = Path(tempfile.mkdtemp(prefix="fl-peel-"))
+    """A temporary folder for the simulated devices' disks.
+
+    Raises:
+        ReportError: there is no place for one.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="fl-peel-"))
+    except OSError as error:
+        raise ReportError(
+            f"no temporary folder can be made ({error}); set TMPDIR to one that can be written"
+        ) from error
     try:
         yield folder
     finally:

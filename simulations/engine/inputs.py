@@ -7,11 +7,26 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from fl_peel.errors import DataError, ReportError, ScenarioError
 from fl_peel.roots import check_one_root
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import require_device
+from fl_peel.weighting.settings import CONTROLLER, SELECTORS
+
+if TYPE_CHECKING:
+    from fl_peel.blocks.layout import BlockLayout
+    from fl_peel.data.interactions import Splits
+
+STUDIES = ("compare", "ablate", "audit")
+RESULT_FILES = (
+    *("report.json", "metrics.csv", "report.html", "scenario.yaml", "bench.json"),
+    *(f"{study}.{ending}" for study in STUDIES for ending in ("json", "csv", "html", "svg")),
+)
+"""What a run, a study or a benchmark may write into its folder."""
+RESULT_FOLDERS = ("artifacts", "checkpoints")
+"""Folders that they may make there."""
 
 
 def checked(scenario: Scenario, out: Path | None, *, place: str = "--out", working_dir: Path | None = None) -> Scenario:
@@ -43,26 +58,192 @@ def checked(scenario: Scenario, out: Path | None, *, place: str = "--out", worki
     return scenario
 
 
+def require_dataset(name: str, data_dir: Path | None) -> None:
+    """Download a named data set, if it is not here.
+
+    Raises:
+        DataError: no such data set, or it cannot be had.
+    """
+    from fl_peel.data.datasets import list_datasets, load_dataset
+
+    here = [row.where for row in list_datasets(data_dir) if row.name == name]
+    if not here or here[0] is None:
+        load_dataset(name, data_dir=data_dir)
+
+
+def require_items(splits: Splits, part: Literal["validation", "test"], because: str) -> None:
+    """Refuse data of which a part is empty that something is measured on.
+
+    Raises:
+        ScenarioError: naming the key; ``because`` says what for, and the remedy.
+    """
+    if not getattr(splits, part).num_interactions:
+        raise ScenarioError(f"data.{part}_share: leaves no device a {part} item, and {because}")
+
+
+def check_data(scenario: Scenario, splits: Splits) -> None:
+    """Refuse keys that ask for more than the data has, once it is read: of runs and studies.
+
+    Raises:
+        ScenarioError: naming the key.
+        DataError: nothing is collected.
+    """
+    from fl_peel.grouping.clusters import check_count
+    from fl_peel.pretraining.train import check_collected
+    from strategies.run.prepare import given_data
+
+    check_items(scenario, splits.num_items)
+    check_count(scenario.blocks.item_groups, scenario.blocks.count, splits.num_items)
+    given, has_data = given_data(scenario, splits.train)
+    check_collected(given)
+    least, known = scenario.user_groups.min_size, int(has_data.sum())
+    if least > known:
+        raise ScenarioError(
+            f"user_groups.min_size: {least} of {known} devices whose data is collected; lower it, or raise "
+            "pretraining.collected.share"
+        )
+    _check_reached(scenario, splits.num_users)
+
+
+def check_run(scenario: Scenario, splits: Splits) -> None:
+    """The same of a run, and what its report is of.
+
+    Raises:
+        ScenarioError: naming the key.
+        DataError: nothing is collected.
+        BudgetError: an evaluation budget is below one block.
+    """
+    from fl_peel.exchange.release import wants_signals
+    from strategies.run.prepare import check_budgets
+
+    require_items(splits, "test", "reports are of them; raise it")
+    if scenario.fairness.tiers:
+        require_items(splits, "validation", "fairness.tiers are chosen on them; raise it, or set fairness.tiers to []")
+    if wants_signals(scenario) and scenario.refinement.rounds:
+        require_items(splits, "validation", "the controller learns from them; raise it, or set other selectors")
+    _check_honest(scenario, splits)
+    check_data(scenario, splits)
+    check_budgets(scenario, _layout(scenario, splits))
+
+
+def check_devices(scenario: Scenario, splits: Splits) -> None:
+    """Refuse a fleet of which some devices could never hold anything, or none could ever train. Of runs whose devices
+    are drawn from all of the fleet: a real node may host one class of it.
+
+    Raises:
+        BudgetError: naming the device class.
+        ScenarioError: naming the key that leaves nobody.
+    """
+    import numpy as np
+
+    from clients.fleet.fleet import FleetBudgets, load_fleet
+    from clients.node.clock import DeviceRates
+    from clients.node.joining import check_poorest
+
+    fleet, layout = load_fleet(scenario.fleet), _layout(scenario, splits)
+    devices = np.arange(splits.num_users, dtype=np.int64)
+    ceilings = FleetBudgets(fleet, scenario.seed, devices, layout.full_table_bytes).ceiling()
+    check_poorest(layout, scenario.blocks.precision, ceilings, fleet.classes(scenario.seed, devices), fleet.names)
+    refinement, largest = scenario.refinement, int(ceilings.max(initial=0)) / layout.full_table_bytes
+    for key, share in (
+        ("refinement.min_budget_share", refinement.min_budget_share),
+        ("fairness.exclude_below", scenario.fairness.exclude_below or 0.0),
+    ):
+        if share > largest:
+            raise ScenarioError(
+                f"{key}: {share:.4%} is above the largest budget of the fleet, {largest:.4%}, so that nobody would "
+                "train; lower it"
+            )
+    soonest = float(DeviceRates.of(fleet.rates(scenario.seed, devices)).latency_s.min(initial=np.inf))
+    if refinement.deadline_s is not None and refinement.deadline_s < soonest:
+        raise ScenarioError(
+            f"refinement.deadline_s: {refinement.deadline_s:g} is below the latency of every device, {soonest:g} s at "
+            "least, so that nobody would be in time; raise it"
+        )
+
+
 def check_items(scenario: Scenario, num_items: int) -> None:
     """Refuse keys that speak of more items than the data has.
 
     Raises:
         ScenarioError: naming the key.
     """
-    top_n = scenario.evaluation.top_n
+    top_n, targets = scenario.evaluation.top_n, scenario.poisoning.num_targets
     if top_n > num_items:
         raise ScenarioError(f"evaluation.top_n: {top_n} of {num_items} items; give at most {num_items}")
     last = max(scenario.poisoning.target_items, default=0)
     if last >= num_items:
         raise ScenarioError(f"poisoning.target_items: there is no item {last}; items go from 0 to {num_items - 1}")
+    if scenario.poisoning.largest_share > 0 and not scenario.poisoning.target_items and targets > num_items:
+        raise ScenarioError(f"poisoning.num_targets: {targets} of {num_items} items; give at most {num_items}")
+
+
+def _layout(scenario: Scenario, splits: Splits) -> BlockLayout:
+    """The blocks as they will be; where item groups follow from what is pretrained, the smallest that they may be."""
+    from strategies.groups.start import make_layout
+    from strategies.run.prepare import given_data
+
+    if scenario.blocks.item_groups == "interest-popularity":
+        blocks = scenario.blocks.model_copy(update={"item_groups": "single"})
+        scenario = scenario.model_copy(update={"blocks": blocks})
+    return make_layout(scenario, splits.num_items, given_data(scenario, splits.train)[0])
+
+
+def _check_honest(scenario: Scenario, splits: Splits) -> None:
+    """Refuse so many malicious devices that nobody is left whom figures are of."""
+    share = scenario.poisoning.largest_share
+    if share > 0:
+        import numpy as np
+
+        from clients.round.malice import malicious
+
+        tested = np.flatnonzero(splits.test.counts() > 0)
+        if malicious(scenario, tested, share).all():
+            raise ScenarioError(
+                f"poisoning.share, poisoning.compare: {share:.4%} leaves no honest device with test items, and recall "
+                "is theirs; lower it"
+            )
+
+
+def _check_reached(scenario: Scenario, num_devices: int) -> None:
+    """Refuse rounds of secure aggregation all of which every user group would sit out."""
+    secure, refinement = scenario.secure_aggregation, scenario.refinement
+    if not (secure.enabled and refinement.rounds):
+        return
+    import numpy as np
+
+    from strategies.rounds.sampling import sample_cohort
+
+    most = num_devices
+    if refinement.sampling == "fixed":
+        most = len(sample_cohort(scenario.seed, 1, np.arange(num_devices), refinement.sampling_rate))
+    if secure.min_devices > most:
+        raise ScenarioError(
+            f"secure_aggregation.min_devices: {secure.min_devices} of {most} devices that a round can ask, so that "
+            "every user group would sit out; lower it, or raise refinement.cohort_share"
+        )
 
 
 def check_plug_ins(scenario: Scenario) -> None:
-    """Import the contents and statistics that a scenario names: what they are shows before anything runs.
+    """Import what installed packages add and a scenario names: what it is shows before anything runs.
 
     Raises:
-        ScenarioError: one of them is not what its name stands for, or cannot be imported.
+        ScenarioError: one of them is not what its name stands for, or cannot be imported; or keys under which a
+            mechanism's epsilon would not be true.
     """
+    added = {scenario.selector, *scenario.evaluation.selectors} - {CONTROLLER, *SELECTORS.shipped}
+    if added:
+        from fl_peel.weighting.selectors import find_selector
+
+        for name in sorted(added):
+            find_selector(name)
+    if scenario.privacy.noised:
+        from fl_peel.privacy.mechanisms import find_mechanism
+        from fl_peel.privacy.plan import check_keys
+
+        mechanism = find_mechanism(scenario.privacy.mechanism)
+        assert mechanism is not None, "a mechanism that adds noise has a name"
+        check_keys(scenario, mechanism)
     if scenario.refinement.contents is not None:
         from clients.round.choice import contents_kind as device_kind
         from strategies.rounds.choice import contents_kind as server_kind
@@ -80,17 +261,32 @@ def check_out(out: Path, place: str = "--out") -> None:
     """Refuse a place that no results can be written to.
 
     Raises:
-        ReportError: a file is in the way, or the folder is not writable.
+        ReportError: something is in the way, the folder is not writable, or the system knows no such name.
     """
+    try:
+        _check_out(out, place)
+    except OSError as error:
+        raise ReportError(f"{out}: cannot be a folder ({error.strerror}); give {place} another one") from error
+
+
+def _check_out(out: Path, place: str) -> None:
     if out.exists() and not out.is_dir():
         raise ReportError(f"{out}: is a file; give {place} a folder")
     there = out.absolute()
     while not there.exists():
+        if there.is_symlink():
+            raise ReportError(f"{out}: cannot be made, {there} is a link to nowhere; give {place} another folder")
         there = there.parent
     if not there.is_dir():
         raise ReportError(f"{out}: cannot be made, {there} is a file; give {place} another folder")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ReportError(f"{out}: cannot be written, {there} is read-only; give {place} another folder")
+    for name in RESULT_FILES:
+        if (out / name).is_dir():
+            raise ReportError(f"{out / name}: is a folder where a result would be; move it, or give another {place}")
+    for name in RESULT_FOLDERS:
+        if (out / name).exists() and not (out / name).is_dir():
+            raise ReportError(f"{out / name}: is a file where a folder would be; move it, or give another {place}")
 
 
 def absolute(scenario: Scenario) -> Scenario:

@@ -13,11 +13,12 @@ from flwr.serverapp import Grid
 
 from fl_peel.data.interactions import Splits
 from fl_peel.disks import device_splits
-from fl_peel.errors import BudgetError, ScenarioError
+from fl_peel.errors import BudgetError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
+from simulations.engine.inputs import check_data, check_devices, require_items
 from simulations.studies.checkpoints import Checkpoints, data_digest, decisive
 from simulations.studies.sources import plugin_modules
 from strategies.evaluation.trials import Trial, serve_trials
@@ -121,14 +122,14 @@ def study_splits(scenario: Scenario, place: Place) -> Splits:
 
     Raises:
         DataError: it cannot be had.
-        ScenarioError: nothing in it to choose on, or to report on.
+        ScenarioError: nothing in it to choose on, or to report on, or keys that ask for more than it has.
+        BudgetError: some device can never hold a block.
     """
     splits = device_splits(scenario, place.data_dir, place.run_dir)
-    for key, part, what in (("validation", splits.validation, "choose"), ("test", splits.test, "report")):
-        if not part.num_interactions:
-            raise ScenarioError(
-                f"data.{key}_share: leaves no device a {key} item, and studies {what} on them; raise it"
-            )
+    require_items(splits, "validation", "studies choose on them; raise it")
+    require_items(splits, "test", "studies report on them; raise it")
+    check_data(scenario, splits)
+    check_devices(scenario, splits)
     return splits
 
 

@@ -47,7 +47,12 @@ def evaluated(evaluator: Evaluator, on_event: OnEvent) -> Evaluated:
     scenario, members = evaluator.scenario, evaluator.members
     evaluation = scenario.evaluation
     precisions = evaluation.precisions or (scenario.blocks.precision,)
-    total = len(precisions) * len(evaluation.selectors) + 2
+    asked = [(precision, selector) for precision in precisions for selector in evaluation.selectors]
+    if not evaluation.budgets:
+        asked = []
+    main = (scenario.blocks.precision, scenario.selector)
+    stored = some_devices(scenario, members, "artifacts", evaluation.artifacts)
+    total = len(asked) + 2
     done = 0
 
     def step(text: str) -> None:
@@ -57,31 +62,31 @@ def evaluated(evaluator: Evaluator, on_event: OnEvent) -> Evaluated:
 
     budgets = [budget_bytes(evaluator.layout, share) for share in evaluation.budgets]
     rows: list[BudgetRow] = []
-    for precision in precisions:
-        for selector in evaluation.selectors:
-            main = precision == scenario.blocks.precision and selector == scenario.selector
-            reply = evaluator.evaluate(
-                budgets,
+    for precision, selector in asked:
+        reply = evaluator.evaluate(
+            budgets,
+            precision=precision,
+            selector=selector,
+            label=precision,
+            artifacts=stored if (precision, selector) == main else None,
+        )
+        devices = reply.by_budget().devices
+        rows += (
+            BudgetRow(
+                share=share,
+                budget_bytes=budgets[i],
                 precision=precision,
                 selector=selector,
-                label=precision,
-                artifacts=some_devices(scenario, members, "artifacts", evaluation.artifacts) if main else None,
+                recall=quality.recall,
+                ndcg=quality.ndcg,
+                stored_bytes_max=int(reply.stored_max[i]),
+                devices=int(devices[i]),
             )
-            devices = reply.by_budget().devices
-            rows += (
-                BudgetRow(
-                    share=share,
-                    budget_bytes=budgets[i],
-                    precision=precision,
-                    selector=selector,
-                    recall=quality.recall,
-                    ndcg=quality.ndcg,
-                    stored_bytes_max=int(reply.stored_max[i]),
-                    devices=int(devices[i]),
-                )
-                for i, (share, quality) in enumerate(zip(evaluation.budgets, qualities(reply), strict=True))
-            )
-            step(f"{precision}, {selector}")
+            for i, (share, quality) in enumerate(zip(evaluation.budgets, qualities(reply), strict=True))
+        )
+        step(f"{precision}, {selector}")
+    if budgets and len(stored) and main not in asked:  # nobody asked for figures of what devices would store
+        evaluator.evaluate(budgets, label=scenario.blocks.precision, artifacts=stored)
     own = evaluator.own_budgets()
     step("own budgets")
     refined = None

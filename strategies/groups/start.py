@@ -23,20 +23,25 @@ from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.state import FloatArray, UserGroupState, block_energy
 
 
-def make_layout(scenario: Scenario, pretrained: PretrainedEmbeddings, collected: UserItems) -> BlockLayout:
-    """Item groups x slices, from what the server learned in pretraining."""
+def make_layout(
+    scenario: Scenario, num_items: int, collected: UserItems, items: FloatArray | None = None
+) -> BlockLayout:
+    """Item groups x slices. items: (I, d) as pretrained, by which interest-popularity groups alone are made.
+
+    Raises:
+        ScenarioError: more item groups than items.
+    """
     blocks = scenario.blocks
-    num_items = len(pretrained.items)
     item_group = item_groups(
         blocks.item_groups,
         num_items,
         count=blocks.count,
         popularity=collected.popularity(num_items),
-        item_embeddings=pretrained.items,
+        item_embeddings=items,
         num_tiers=blocks.num_tiers,
         seed=scenario.seed,
     )
-    return BlockLayout(item_group, pretrained.items.shape[1], blocks.num_slices)
+    return BlockLayout(item_group, scenario.pretraining.embedding_dim, blocks.num_slices)
 
 
 def make_groups(scenario: Scenario, pretrained: PretrainedEmbeddings, has_data: NDArray[np.bool_]) -> UserGroups:

@@ -52,7 +52,7 @@ class UserGroupState:
         groups, slices = layout.item_group[order.items], layout.num_slices
         examples = np.bincount(groups, weights=total.row_examples, minlength=layout.num_item_groups)
         losses = np.bincount(groups, weights=total.row_loss / FIXED_POINT, minlength=layout.num_item_groups)
-        mean_loss = np.divide(losses, examples, out=np.zeros_like(losses), where=examples > 0)
+        mean_loss = np.divide(losses, examples, out=np.zeros(len(losses)), where=examples > 0)
         known = np.repeat(examples > 0, slices)
         statistics.loss = np.where(known, np.repeat(mean_loss, slices), statistics.loss).astype(np.float32)
         holders = np.zeros(layout.num_blocks)

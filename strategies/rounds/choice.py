@@ -24,17 +24,23 @@ def contents_kind(scenario: Scenario) -> type[ServerContents]:
     """The kind that the scenario names or, where the named contents have no server half, that its other keys ask for.
 
     Raises:
-        ScenarioError: what is registered is none, or does not keep the privacy that the scenario asks for.
+        ScenarioError: what is registered is none, or does not keep the privacy or know the sub-cohorts
+            that the scenario asks for.
     """
-    sums_only = scenario.privacy.sums_only
+    bounded, robust = scenario.privacy.sums_only, scenario.refinement.aggregation.robust
     named = named_contents(
-        scenario.refinement.contents, SERVER_CONTENTS, ServerContents, NoisedServerContents, sums_only=sums_only
+        scenario.refinement.contents,
+        SERVER_CONTENTS,
+        ServerContents,
+        bounded=NoisedServerContents if bounded else None,
+        bucketed=BucketedServerContents if robust.in_buckets else None,
+        rule=robust.rule,
     )
     if named is not None:
         return named
-    if sums_only:
+    if bounded:
         return NoisedServerContents
-    return BucketedServerContents if scenario.refinement.aggregation.robust.in_buckets else OpenServerContents
+    return BucketedServerContents if robust.in_buckets else OpenServerContents
 
 
 def contents_of(federation: Federation, plan: Plan | None) -> ServerContents:

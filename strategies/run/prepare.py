@@ -44,8 +44,7 @@ def prepare(scenario: Scenario, place: Place, stages: Stages, on_event: OnEvent 
     """
     with stages("data"):
         splits = device_splits(scenario, place.data_dir, place.run_dir)
-        part = scenario.pretraining.collected
-        given, has_data = collected(splits.train, seed=scenario.seed, share=part.share, mode=part.mode)
+        given, has_data = given_data(scenario, splits.train)
     on_event(Event("data", 1, 1, f"{splits.num_users:,} devices, {splits.num_items:,} items"))
     config = scenario.pretraining.config()
 
@@ -62,12 +61,27 @@ def prepare(scenario: Scenario, place: Place, stages: Stages, on_event: OnEvent 
     on_event(Event("pretraining", config.epochs, config.epochs, "kept from an earlier run" if kept else ""))
     with stages("grouping"):
         groups = make_groups(scenario, pretrained, has_data)
-        layout = make_layout(scenario, pretrained, given)
+        layout = make_layout(scenario, splits.num_items, given, pretrained.items)
     on_event(Event("grouping", 1, 1, f"{groups.num_groups} user groups, {layout.num_blocks:,} blocks"))
+    check_budgets(scenario, layout)
+    return Prepared(given, has_data, pretrained, groups, layout)
+
+
+def given_data(scenario: Scenario, train: UserItems) -> tuple[UserItems, NDArray[np.bool_]]:
+    """The train interactions that the server may see, and which users gave any, (U,)."""
+    part = scenario.pretraining.collected
+    return collected(train, seed=scenario.seed, share=part.share, mode=part.mode)
+
+
+def check_budgets(scenario: Scenario, layout: BlockLayout) -> None:
+    """Refuse budgets to evaluate at that hold nothing.
+
+    Raises:
+        BudgetError: an evaluation budget is below one block.
+    """
     for share in scenario.evaluation.budgets:
         for precision in scenario.evaluation.precisions or (scenario.blocks.precision,):
             check_budget(layout, precision, budget_bytes(layout, share), f"evaluation.budgets {share:.4%}")
-    return Prepared(given, has_data, pretrained, groups, layout)
 
 
 def privacy_plan(scenario: Scenario, place: Place) -> Plan | None:
@@ -78,12 +92,8 @@ def privacy_plan(scenario: Scenario, place: Place) -> Plan | None:
     """
     if not scenario.privacy.noised:
         return None
-    splits, part, refinement = (
-        device_splits(scenario, place.data_dir, place.run_dir),
-        scenario.pretraining,
-        scenario.refinement,
-    )
-    _, has_data = collected(splits.train, seed=scenario.seed, share=part.collected.share, mode=part.collected.mode)
+    splits, refinement = device_splits(scenario, place.data_dir, place.run_dir), scenario.refinement
+    _, has_data = given_data(scenario, splits.train)
     most = None
     if refinement.sampling == "fixed":  # a schedule that depends on no data: count the rounds of each device
         devices = np.arange(splits.num_users, dtype=np.int64)

@@ -15,6 +15,7 @@ from fl_peel.blocks.precision import row_bytes
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
+from simulations.scenario_files import validated
 from simulations.studies.ablate.report import write_ablate
 from simulations.studies.checkpoints import decisive
 from simulations.studies.compare.compare import budget_of, flat
@@ -22,6 +23,7 @@ from simulations.studies.compare.rows import aggregated
 from simulations.studies.frame import Frame, Options
 from simulations.studies.study import Study
 from strategies.evaluation.trials import Trial
+from strategies.run.prepare import given_data
 
 BUDGETS = (0.0025, 0.01, 0.05)
 BASELINE = "as the scenario says"
@@ -155,7 +157,8 @@ def variations(study: Study, shares: Sequence[float]) -> list[Variation]:
         changes: dict[str, Any] = {"pretraining": {"collected": collected}}
         if share < 1 and target is not None and base.privacy.group_epsilon is None:
             changes["privacy"] = {"group_epsilon": target * GROUP_SHARE}  # others now answer which group they are in
-        add("collected", f"{share:.0%}", **changes)
+        if given_data(changed(base, **changes), study.splits.train)[1].any():  # else so few that nobody consents
+            add("collected", f"{share:.0%}", **changes)
     return found
 
 
@@ -168,7 +171,7 @@ def changed(scenario: Scenario, **changes: Any) -> Scenario:
             content[part] = content[part] | plain
         else:
             content[part] = change
-    return Scenario.model_validate(content)
+    return validated(Scenario, content, scenario.name)
 
 
 def fitting_groups(study: Study, shares: Sequence[float]) -> int:

@@ -150,7 +150,7 @@ def test_item_group_numbers_are_dense(num_items: int, count: int, tiers: int, se
 
 
 def test_too_many_item_groups_are_refused() -> None:
-    with pytest.raises(ScenarioError, match=r"count 9 is not in 1\.\.4"):
+    with pytest.raises(ScenarioError, match=r"blocks\.count: 9 is not in 1\.\.4"):
         item_groups("contiguous", 4, count=9)
 
 

@@ -107,16 +107,23 @@ def test_an_empty_temperature_is_as_good_as_none(tmp_path):
     assert read_tables(tmp_path, "k") is None
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_what_was_there_and_stops_nobody(tmp_path, monkeypatch, caplog):
     write_tables(tmp_path, "k", TABLES)
 
     def full(tensors, name):
         raise OSError("no space left")
 
     monkeypatch.setattr("fl_peel.pretraining.cache.save_file", full)
-    with pytest.raises(OSError, match="no space"):
-        write_tables(tmp_path, "k", dataclasses.replace(TABLES, temperature=9.0))
+    write_tables(tmp_path, "k", dataclasses.replace(TABLES, temperature=9.0))
+    assert "pretrained tables cannot be kept (no space left); the next run pretrains anew" in caplog.text
     again = read_tables(tmp_path, "k")
     assert again is not None
     assert again.temperature == 0.15
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_cannot_be_made_stops_nobody(tmp_path, caplog):
+    (tmp_path / "taken").write_text("a file")
+    assert read_tables(tmp_path / "taken" / "deeper", "k") is None
+    write_tables(tmp_path / "taken" / "deeper", "k", TABLES)
+    assert "deeper: pretrained tables cannot be kept" in caplog.text

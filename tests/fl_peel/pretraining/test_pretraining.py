@@ -306,3 +306,18 @@ def test_mistakes_are_named() -> None:
         pretrain(rows, 30, replace(SMALL, loss="bpr", num_negatives=0), seed=1)
     with pytest.raises(DataError, match="no interactions were collected"):
         pretrain(rows.keep(np.zeros(rows.num_interactions, bool)), 30, SMALL, seed=1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learning_rate": 1e30},
+        {"user_weight_exponent": 1000.0},
+        {"l2_exponent": 1000.0},
+        {"epochs": 0, "initial_norm": 1e6},
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_what_diverged_is_told_where_it_did(changes: dict[str, float]) -> None:
+    with pytest.raises(ScenarioError, match=r"pretraining: training diverged; lower pretraining\.learning_rate"):
+        pretrain(some_rows(), 30, replace(SMALL, **changes), seed=1)

@@ -6,7 +6,7 @@ import pytest
 from dp_accounting import GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 
 from fl_peel.errors import ScenarioError
-from fl_peel.privacy.accounting import Schedule, analytic_gaussian_delta, calibrated, event_of, spent
+from fl_peel.privacy.accounting import Schedule, Spent, analytic_gaussian_delta, calibrated, event_of, spent
 from fl_peel.privacy.mechanisms import CentralGaussian, LocalGaussian, LocalLaplace
 from fl_peel.privacy.plan import make_plan
 from simulations.scenario_files import load_scenario
@@ -149,6 +149,8 @@ BAD = [
         [*CENTRAL, "privacy.target_epsilon=2", "privacy.noise_multiplier=1"],
         "privacy.noise_multiplier: 1 spends epsilon 15.5 over the rounds of this run, above privacy.target_epsilon 2",
     ),
+    ([*CENTRAL, "privacy.noise_multiplier=1.0e-200"], "privacy.noise_multiplier: input should be greater than"),
+    ([*CENTRAL, "privacy.noise_multiplier=1.0e+6"], "privacy.noise_multiplier: input should be less than or equal to"),
     (
         [*CENTRAL, "privacy.target_epsilon=0.00001", "privacy.delta=0.0000000001"],
         "privacy.target_epsilon: 1e-05 at delta 1e-10 cannot be met",
@@ -180,3 +182,16 @@ def test_keys_that_make_no_true_epsilon_are_refused_in_one_line(overrides, start
 def test_an_answer_that_nobody_pays_for_is_refused():
     with pytest.raises(ScenarioError, match=r"privacy\.group_epsilon: devices whose data is not collected"):
         plan_of("privacy.target_epsilon=8", asks_groups=True)
+
+
+def test_an_accountant_without_a_finite_answer_has_none():
+    """At a delta that no grid of losses resolves, Renyi divergence alone answers."""
+    plan = plan_of("privacy.target_epsilon=8", "privacy.delta=1.0e-300")
+    assert plan.cost.pld is None
+    assert plan.cost.epsilon == plan.cost.rdp <= 8
+
+
+def test_what_no_accountant_can_count_is_refused(monkeypatch):
+    monkeypatch.setattr("fl_peel.privacy.plan.spent", lambda event, delta: Spent(math.inf, delta, "none", None, None))
+    with pytest.raises(ScenarioError, match=r"noise_multiplier: 2 at privacy\.delta 1e-05 spends more than can"):
+        plan_of("privacy.noise_multiplier=2")

@@ -11,6 +11,7 @@ from simulations.scenario_files import load_scenario, shipped_scenarios, validat
 from tests.helpers.light import loaded_by
 
 BASE = {"name": "test", "data": {"name": "ml-100k"}}
+NOISED = {"mechanism": "central-gaussian", "target_epsilon": 8, "clipping": {"kind": "flat"}}
 
 
 def error_of(**parts):
@@ -73,6 +74,48 @@ BAD = [
     ({"evaluation": {"budgets": [0]}}, "evaluation.budgets.0: input should be greater than 0 (got 0)"),
     ({"evaluation": {"budgets": ["150%"]}}, "evaluation.budgets.0: input should be less than or equal to 1"),
     ({"evaluation": {"top_n": 0}}, "evaluation.top_n: input should be greater than or equal to 1 (got 0)"),
+    ({"data": {"name": "a", "test_path": "t"}}, "data: test_path belongs to path, and a is read by name; leave it out"),
+    ({"data": {"name": "a", "format": "csv"}}, "data: format belongs to path, and a is read by name; leave it out"),
+    ({"pretraining": {"loss": "bpr", "num_negatives": 0}}, "pretraining: num_negatives: bpr needs at least 1; 0 (all"),
+    (
+        {"pretraining": {"loss": "bpr", "popularity_correction": 0.5}},
+        "pretraining: popularity_correction is of sampled-softmax and does nothing under bpr; leave it out",
+    ),
+    (
+        {"pretraining": {"diversity_weight": 0.1, "diversity_slices": 1}},
+        "pretraining: diversity_weight 0.1 does nothing with diversity_form cosine and 1 diversity_slices; set a form",
+    ),
+    (
+        {"pretraining": {"diversity_weight": 0.1, "diversity_form": "none"}},
+        "pretraining: diversity_weight 0.1 does nothing with diversity_form none and 4 diversity_slices; set a form",
+    ),
+    ({"evaluation": {"budgets": ["1%", 0.01]}}, "evaluation: budgets: 0.01 is given twice; leave one out"),
+    ({"evaluation": {"precisions": ["int8", "int8"]}}, "evaluation: precisions: int8 is given twice; leave one out"),
+    ({"evaluation": {"selectors": ["random"] * 2}}, "evaluation: selectors: random is given twice; leave one out"),
+    (
+        {"fairness": {"exclude_below": 0.1}, "refinement": {"min_budget_share": 0.2}},
+        "fairness.exclude_below: 0.1 is below refinement.min_budget_share 0.2, so that leaving out would take more",
+    ),
+    ({"poisoning": {"target_items": [7, 8, 7]}}, "poisoning: target_items: 7 is given twice; leave one out"),
+    (
+        {"poisoning": {"share": 0.1}, "privacy": NOISED},
+        "poisoning.share: what malicious devices do is told by refining anew without them, which spends epsilon again",
+    ),
+    (
+        {
+            "poisoning": {"share": 0.1, "kind": "idle"},
+            "privacy": NOISED,
+            "refinement": {"aggregation": {"robust": {"norm_bound": 1}}},
+        },
+        "poisoning.share: what malicious devices do is told by refining anew without them, which spends epsilon again",
+    ),
+    ({"privacy": {"signals_norm": 1e300}}, "privacy.signals_norm: input should be less than or equal to 1000000000"),
+    ({"privacy": {"counts_norm": 1e300}}, "privacy.counts_norm: input should be less than or equal to 1000000000"),
+    ({"privacy": {"clipping": {"norm": 1e300}}}, "privacy.clipping.norm: input should be less than or equal to"),
+    (
+        {"privacy": {"clipping": {"learning_rate": 5000}}},
+        "privacy.clipping.learning_rate: input should be less than or equal to 10 (got 5000)",
+    ),
     ({"engine": {"nodes": 0}}, "engine.nodes: input should be greater than or equal to 1 (got 0)"),
     ({"engine": {"reply_timeout_s": -1}}, "engine.reply_timeout_s: input should be greater than 0 (got -1)"),
 ]
@@ -115,7 +158,7 @@ def test_a_resolved_scenario_reads_back_the_same(tmp_path):
 @given(
     rounds=st.integers(0, 10**6),
     learning_rate=st.floats(1e-12, 1e6),
-    budgets=st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=5),
+    budgets=st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=5, unique=True),
     seed=st.integers(0, 2**63),
     question=st.text(max_size=30),
 )

@@ -11,7 +11,7 @@ from flwr.app import Context, Message, RecordDict
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import RankedBlocks, pack_ranking
 from fl_peel.data.population import Population
-from fl_peel.errors import EngineError, ScenarioError
+from fl_peel.errors import DataError, EngineError, ScenarioError
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.randomness import device_seeds
 from fl_peel.training import reference
@@ -116,6 +116,7 @@ def test_the_plan_follows_the_arguments(monkeypatch, tmp_path):
         raise ScenarioError("enough")
 
     monkeypatch.setattr(benchmarks, "simulated", simulated)
+    monkeypatch.setattr(benchmarks, "require_dataset", lambda *_: None)
     with pytest.raises(ScenarioError, match="enough"):
         bench("", tmp_path, million=False, stock_devices=7)
     assert plans[0].data.name == "gowalla"
@@ -123,7 +124,23 @@ def test_the_plan_follows_the_arguments(monkeypatch, tmp_path):
     assert not (tmp_path / "bench.json").exists()
 
 
+def test_a_data_set_that_cannot_be_had_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    """The last thing that is measured needs another one than the first."""
+
+    def nowhere(name, **_):
+        raise DataError(f"{name}: could not be downloaded")
+
+    Population(0, 40, NUM_ITEMS, 2).write(tmp_path / "pop")
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr("fl_peel.data.datasets.load_dataset", nowhere)
+    monkeypatch.setattr(benchmarks, "simulated", lambda *_, **__: pytest.fail("started all the same"))
+    for plan, name in ((BenchPlan(sizes=()), "gowalla"), (BenchPlan(data=str(tmp_path / "pop"), sizes=()), "ml-100k")):
+        with pytest.raises(DataError, match=f"^{name}: could not be downloaded"):
+            bench(tmp_path / "data", tmp_path, plan=plan)
+
+
 def test_a_python_without_pfl_is_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmarks, "require_dataset", lambda *_: None)
     monkeypatch.setattr(benchmarks, "simulated", lambda *_, **__: pytest.fail("started all the same"))
     with pytest.raises(EngineError, match=r"^--pfl-python \S+none: cannot be started .*; name a Python$"):
         bench("", tmp_path, million=False, pfl_python=tmp_path / "none")

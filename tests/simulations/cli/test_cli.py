@@ -136,6 +136,13 @@ def test_profiles_sample_draws_a_table_and_a_figure(fl_peel, tmp_path):
     assert [path.name for path in figure.parent.iterdir()] == ["fleet.svg"]
 
 
+def test_a_figure_that_cannot_be_written_is_refused_before_anything_is_drawn(fl_peel, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    code, out, err = fl_peel("profiles", "sample", "phones", "--out", tmp_path / "taken" / "fleet.svg")
+    assert (code, out) == (2, "")
+    assert err == f"{ERROR}{tmp_path / 'taken'}: is a file; give --out a folder\n"
+
+
 def test_profiles_sample_plots_budgets_in_the_terminal(fl_peel, tmp_path):
     fleet = tmp_path / "mine.yaml"
     fleet.write_text(
@@ -314,7 +321,7 @@ def test_runs_keep_pretrained_tables_unless_told_otherwise(fl_peel, tiny, tmp_pa
 
 @pytest.mark.engine
 def test_a_budget_below_one_block_is_one_line_and_leaves_nothing(tiny, tmp_path):
-    """Found by the server in the middle of a run: the engine stops, and so does the command."""
+    """Found before the engine starts."""
     command = [
         sys.executable,
         "-m",

@@ -18,6 +18,7 @@ from simulations.studies.frame import Frame
 from simulations.studies.study import open_study
 from strategies.evaluation.trials import Trial
 from strategies.run.place import Place
+from tests.conftest import plant
 from tests.helpers.loopback import LoopbackGrid
 
 HIDDEN = "clipping: {kind: flat}, rows: all-sent, requests: group-prefix"
@@ -127,10 +128,13 @@ def test_seeds_are_those_from_the_scenarios_on(tiny, tmp_path):
             "data.validation_share: leaves no device a validation item, and studies",
         ),
         (["data.test_share=0"], "data.test_share: leaves no device a test item, and studies report on"),
+        (["blocks.count=60"], "blocks.count: 60 is not in 1..59, the number of items"),
+        (["fleet=[poor.yaml]"], "device profile poor: budget 18 B is below one block"),
     ],
 )
 def test_what_no_study_can_measure_is_refused_before_any_work(tiny, tmp_path, untouched, study, changes, line):
-    with pytest.raises(ScenarioError) as caught:
+    (tmp_path / "poor.yaml").write_text("profiles: [{name: poor, memory: {table_share: 0.01}}]\n")
+    with pytest.raises((ScenarioError, BudgetError)) as caught:
         STUDIES[study](load_scenario(tiny, changes), tmp_path / "out")
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
@@ -204,6 +208,14 @@ def test_the_collected_shares_of_an_ablation_spend_a_part_of_epsilon(tiny, tmp_p
         "100%": None,
     }
     assert {privacy.target_epsilon for privacy in found.values()} == {4.0}
+
+
+def test_shares_of_which_nobody_consents_are_no_variation(tiny, tmp_path):
+    plant(tmp_path / "planted.csv", users_per_group=2, items_per_group=12, per_user=8, noise=0.0)
+    scenario = load_scenario(tiny, ["user_groups.min_size=1", "blocks.num_slices=1"])
+    with open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
+        found = [v.setting for v in ablation.variations(study, (0.6,)) if v.part == "collected"]
+    assert found == ["25%", "50%", "100%"]
 
 
 def rows_of(scenario, **options):

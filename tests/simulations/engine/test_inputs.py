@@ -1,0 +1,162 @@
+"""Nothing that can be known at the start fails at the end: what is refused once files, fleet and data are there."""
+
+import os
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from fl_peel import plugins
+from fl_peel.disks import device_splits
+from fl_peel.errors import FlPeelError, ReportError, ScenarioError
+from simulations.engine.folders import run_folder
+from simulations.engine.inputs import check_devices, check_out, check_run, checked
+from simulations.scenario_files import load_scenario
+from simulations.studies.study import open_study
+
+SECURE = "secure_aggregation.enabled=true"
+NOISED = "privacy={mechanism: central-gaussian, target_epsilon: 8, clipping: {kind: flat}}"
+
+
+def looked_at(tiny, tmp_path, *changes):
+    """All that is checked before a run's engine starts."""
+    scenario = checked(load_scenario(tiny, changes), tmp_path / "out")
+    splits = device_splits(scenario, "", str(tmp_path / "run"))
+    check_run(scenario, splits)
+    check_devices(scenario, splits)
+
+
+BAD = [
+    (["blocks.count=60"], "blocks.count: 60 is not in 1..59, the number of items; change it"),
+    (["blocks={item_groups: interest-popularity, count: 60}"], "blocks.count: 60 is not in 1..59"),
+    (["evaluation.budgets=[1%]"], "evaluation.budgets 1.0000%: budget 18 B is below one block"),
+    (["evaluation={precisions: [int4, fp32], budgets: [25%]}"], "evaluation.budgets 25.0000%: budget 472 B is below"),
+    (
+        ["blocks={item_groups: interest-popularity, count: 6}", "evaluation.budgets=[1%]"],
+        "evaluation.budgets 1.0000%: budget 18 B is below one block",
+    ),
+    (["fleet=[poor.yaml]"], "device profile poor: budget 18 B is below one block"),
+    (["fleet=[poor.yaml]", "budget_factor=0.5"], "device profile poor: budget 18 B is below one block"),
+    (["pretraining.collected.share=1%"], "pretraining: no interactions were collected; raise pretraining.collected"),
+    (["user_groups.min_size=41"], "user_groups.min_size: 41 of 40 devices whose data is collected; lower it"),
+    (["pretraining.collected.share=5%"], "user_groups.min_size: 4 of 2 devices whose data is collected; lower it"),
+    (["data.test_share=0"], "data.test_share: leaves no device a test item, and reports are of them; raise it"),
+    (["data.validation_share=0"], "data.validation_share: leaves no device a validation item, and fairness.tiers are"),
+    (
+        ["data.validation_share=0", "fairness.tiers=[]"],
+        "data.validation_share: leaves no device a validation item, and the controller learns from them; raise it",
+    ),
+    (
+        ["poisoning.share=0.999999"],
+        "poisoning.share, poisoning.compare: 99.9999% leaves no honest device with test items",
+    ),
+    (["poisoning={share: 10%, num_targets: 60}"], "poisoning.num_targets: 60 of 59 items; give at most 59"),
+    (["poisoning={share: 10%, target_items: [59]}"], "poisoning.target_items: there is no item 59"),
+    (
+        ["fleet=[fleet.yaml:small]", "refinement.min_budget_share=61%"],
+        "refinement.min_budget_share: 61.0000% is above the largest budget of the fleet, 59.",
+    ),
+    (
+        ["fleet=[fleet.yaml:small]", "fairness.exclude_below=61%"],
+        "fairness.exclude_below: 61.0000% is above the largest budget of the fleet, 59.",
+    ),
+    (["refinement.deadline_s=0.000001"], "refinement.deadline_s: 1e-06 is below the latency of every device, "),
+    (
+        ["secure_aggregation={enabled: true, min_devices: 41, devices_per_group: null}"],
+        "secure_aggregation.min_devices: 41 of 40 devices that a round can ask, so that every user group would sit out",
+    ),
+    ([SECURE, "refinement.cohort_share=15%"], "secure_aggregation.min_devices: 8 of 6 devices that a round can ask"),
+    # of the scenario and what is installed alone
+    ([NOISED, "fairness.exclude_below=50%"], "fairness.exclude_below: refines once more and so spends epsilon again"),
+    ([NOISED.replace("central", "local")], "privacy.rows: touched tells which rows a device changed"),
+    (
+        [NOISED, SECURE, "privacy.colluding_devices=9"],
+        "privacy.colluding_devices: of 8 devices 5 must last, and 9 may tell their noise, which leaves none",
+    ),
+    (["selector=broken"], "the selector 'broken' of nowhere:at_all cannot be imported"),
+    (["evaluation.selectors=[odd]"], "selector 'odd' is a tuple; register a function of a group's statistics"),
+]
+
+
+@pytest.fixture
+def world(tiny, tmp_path, monkeypatch):
+    """A fleet that holds nothing, and packages whose selectors are none."""
+    (tmp_path / "poor.yaml").write_text("profiles: [{name: poor, memory: {table_share: 0.01}}]\n")
+    found = {"broken": "nowhere:at_all", "odd": "tests.simulations.engine.test_inputs:ODD"}
+    points = [EntryPoint(name, value, "fl_peel.selectors") for name, value in found.items()]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == "fl_peel.selectors" else [])
+    return tiny
+
+
+ODD = ("no", "function")
+
+
+@pytest.mark.parametrize(("changes", "start"), BAD)
+def test_what_is_known_before_the_engine_starts_is_told_then(world, tmp_path, changes, start):
+    with pytest.raises(FlPeelError) as caught:
+        looked_at(world, tmp_path, *changes)
+    assert str(caught.value).startswith(start)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["blocks={item_groups: interest-popularity, count: 6}"],
+        ["blocks.item_groups=single", "blocks.count=1000"],
+        ["data.validation_share=0", "fairness.tiers=[]", "refinement.rounds=0"],
+        ["data.validation_share=0", "fairness.tiers=[]", "selector=shown", "evaluation.selectors=[shown]"],
+        ["budget_factor=0.000001"],
+        [SECURE, "refinement={rounds: 0, cohort_share: 1%}"],
+        [SECURE, "secure_aggregation.devices_per_group=null", "refinement={sampling: poisson, cohort_share: 1%}"],
+        ["poisoning.num_targets=60"],
+    ],
+)
+def test_what_can_be_had_is_let_through(world, tmp_path, changes):
+    looked_at(world, tmp_path, *changes)
+
+
+def test_studies_ask_the_data_too(world, tmp_path):
+    scenario = load_scenario(world, ["blocks.count=60"])
+    with (
+        pytest.raises(ScenarioError, match=r"blocks\.count: 60 is not in 1\.\.59"),
+        open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=print),
+    ):
+        pytest.fail("a study was begun all the same")
+
+
+@pytest.mark.parametrize("name", ["report.json", "scenario.yaml", "compare.svg", "audit.html"])
+def test_a_folder_in_a_results_place_is_refused(tmp_path, name):
+    check_out(tmp_path)
+    (tmp_path / name).mkdir()
+    with pytest.raises(ReportError, match=f"{name}: is a folder where a result would be; move it, or give another"):
+        check_out(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["artifacts", "checkpoints"])
+def test_a_file_in_a_results_folders_place_is_refused(tmp_path, name):
+    (tmp_path / name).mkdir()
+    check_out(tmp_path)
+    (tmp_path / name).rmdir()
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ReportError, match=f"{name}: is a file where a folder would be; move it, or give another"):
+        check_out(tmp_path)
+
+
+def test_a_link_to_nowhere_is_refused(tmp_path):
+    os.symlink(tmp_path / "gone", tmp_path / "link")
+    for out in (tmp_path / "link", tmp_path / "link" / "deeper"):
+        with pytest.raises(ReportError, match=r"cannot be made, .*link is a link to nowhere; give --out another"):
+            check_out(out)
+
+
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path):
+    with pytest.raises(ReportError, match=r"cannot be a folder \(File name too long\); give --out another one"):
+        check_out(tmp_path / ("x" * 300))
+
+
+def test_no_place_for_a_runs_folder_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(ReportError, match=r"no temporary folder can be made .*; set TMPDIR"), run_folder():
+        pass
