@@ -11,13 +11,13 @@ from fl_peel.data.settings import CollectedMode, DataFormat, SplitOrder
 from fl_peel.errors import ScenarioError
 from fl_peel.grouping.settings import ItemGroupKind
 from fl_peel.pretraining.settings import DiversityForm, PretrainingConfig, check_negatives
-from fl_peel.scenario.base import Part, PartShare, Share
+from fl_peel.scenario.base import Keys, PartShare, Share
 from fl_peel.weighting.settings import SELECTORS, ControllerConfig, FeatureName
 
 Selector = Annotated[str, AfterValidator(SELECTORS.check)]
 
 
-class Data(Part):
+class Data(Keys):
     """Which interactions, and how each user's are split."""
 
     name: str | None = None
@@ -47,7 +47,7 @@ class Data(Part):
         return self
 
 
-class Collected(Part):
+class Collected(Keys):
     """Whose train interactions the server may see for pretraining and grouping."""
 
     mode: CollectedMode = "users"
@@ -55,7 +55,7 @@ class Collected(Part):
     share: Share = 1.0
 
 
-class Pretraining(Part):
+class Pretraining(Keys):
     """Stage 1 on the server; see :class:`fl_peel.pretraining.settings.PretrainingConfig` for each field."""
 
     model: Literal["lightgcn", "matrix-factorization"] = "lightgcn"
@@ -101,7 +101,7 @@ class Pretraining(Part):
         return PretrainingConfig(**fields, num_slices=self.diversity_slices)
 
 
-class UserGroupsPart(Part):
+class UserGroupsPart(Keys):
     """K-means on the user embeddings of the collected users."""
 
     count: int = Field(16, ge=1)
@@ -113,7 +113,7 @@ class UserGroupsPart(Part):
     """Ridge of that regression, as a share of the mean squared user embedding."""
 
 
-class Blocks(Part):
+class Blocks(Keys):
     """Item groups x slices."""
 
     item_groups: ItemGroupKind = "single"
@@ -128,7 +128,7 @@ class Blocks(Part):
     """Of the blocks that devices are sent and keep: fp32, fp16, int8, int4."""
 
 
-class ControllerPart(Part):
+class ControllerPart(Keys):
     """The network that turns block features into weights; see :class:`fl_peel.weighting.settings.ControllerConfig`."""
 
     features: tuple[FeatureName, ...] = Field(
