@@ -152,6 +152,28 @@ def test_rooms_open_one_way(package, allowed):
         assert not importers([package], other)
 
 
+MODES = {"aggregation", "mechanism", "poisoning", "privacy", "robust", "secure_aggregation", "sums_only"}
+KINDS = {
+    f"{room}.rounds.{kind}" if room == "strategies" else f"{room}.round.{kind}"
+    for room in ("clients", "strategies")
+    for kind in ("bounded", "bucketed", "choice", "clear", "masked", "masked_group", "noised", "open")
+}
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *(f"strategies/rounds/{name}.py" for name in ("channel", "clear", "federation", "record", "strategy")),
+        *(f"clients/round/{name}.py" for name in ("channel", "clear", "in_time", "members")),
+    ],
+)
+def test_what_runs_a_round_knows_neither_modes_nor_kinds(file):
+    """Which channel and contents there are is asked in ``choice.py`` alone; what each does is its own."""
+    tree = ast.parse((ROOT / file).read_text())
+    assert not MODES & {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not KINDS & set(imports(ROOT / file))
+
+
 def test_only_public_flower():
     used = {name for _, name in importers(PACKAGES, "flwr")}
     assert used <= PUBLIC_FLWR
