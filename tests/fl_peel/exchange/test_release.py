@@ -4,6 +4,8 @@ import pytest
 
 from fl_peel.exchange.release import Release, layout_of
 from fl_peel.exchange.statistics import GroupShape
+from fl_peel.privacy.plan import make_plan
+from fl_peel.privacy.report import report_of
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.vector import CHECK
 
@@ -36,6 +38,8 @@ def test_what_is_released_and_what_is_withheld(privacy, parts, withheld):
         assert release.bounded == (parts is not None)
         assert release.parts == tuple(part for part in parts or () if signals or part != "signals")
         assert release.withheld == withheld
+        told = report_of(scenario(**privacy), make_plan(scenario(**privacy)), [])
+        assert (told.bounded, told.withholds) == (release.bounded, release.withheld)
 
 
 @pytest.mark.parametrize(
