@@ -69,6 +69,14 @@ def test_what_a_document_names_is_there(path):
 
 
 @pytest.mark.usefixtures("api")
+def test_where_the_changelog_says_that_a_path_went_it_is():
+    moves = re.findall(rf"`((?:{ROOMS})[\w.]+)` is `((?:{ROOMS})[\w.]*)`", (ROOT / "CHANGELOG.md").read_text())
+    assert len(moves) >= 15
+    assert [new for _, new in moves if not resolves(new)] == []
+    assert [old for old, _ in moves if resolves(old)] == []
+
+
+@pytest.mark.usefixtures("api")
 def test_what_comments_and_docstrings_refer_to_is_there():
     lost = set()
     for path in SOURCES:
