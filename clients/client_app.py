@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from clients.node import joining
 from clients.node.cohort import Cohort, open_cohort
-from clients.round import clear
+from clients.round import clear, stage1
 from clients.round import masked as secure_round
 from clients.serving import evaluate as ranking
 from clients.serving import following as serving
@@ -57,6 +57,13 @@ def hello(message: Message, context: Context) -> Message:
         return wire.HelloReply(*_partition(context), str(root), code_digest(root))
 
     return _answer(message, reply)
+
+
+@app.train("sums")
+def add_up(message: Message, context: Context) -> Message:
+    """Devices do a step of stage 1."""
+    request = wire.unpack(wire.SumsRequest, message.content)
+    return _answer(message, lambda: stage1.sums_round(_cohort(context, request), request))
 
 
 @app.query("join")

@@ -5,9 +5,11 @@ fields are all that is sent:
 
 =================== ==============================================================================================
 ``hello``           server asks a node which partition it hosts
+``sums``            server -> devices: rows of a table, or centroids; devices -> server: one step's sums of stage 1
+                    over the devices of a node (:mod:`fl_peel.pretraining.by_sums`)
 ``join``            server -> devices: layout, centroids, and to devices whose data was collected the user embedding
-                    the server learned for them; devices -> server: the number of their user group, their largest
-                    possible budget
+                    the server learned for them, or each group's map; devices -> server: the number of their user
+                    group, their largest possible budget
 ``round``           server -> devices: ranked blocks of their user group; devices -> server: sums of block updates,
                     of validation signals and of metrics over the devices of a node
 ``evaluate``        server -> devices: ranked blocks; devices -> server: sums and histograms of metrics
@@ -42,6 +44,7 @@ from fl_peel.ranking.spread import Histogram
 from fl_peel.ranking.top import MetricSums
 
 HELLO = "query.hello"
+SUMS = "train.sums"
 JOIN = "query.join"
 ROUND = "train.round"
 EVALUATE = "evaluate.budgets"
@@ -91,11 +94,50 @@ class HelloReply:
 
 
 @dataclass(frozen=True)
+class SumsRequest:
+    """A step of stage 1 for the devices of this node. step, columns: as :class:`fl_peel.pretraining.costs.Asked`; time:
+    in rounds; counted: whether this message's reply says what the step took of devices, where it goes in several.
+
+    table: (I, k) rows, from column ``first`` on; centroids: (G, c); groups: of them, those that moments are of, (M,).
+    """
+
+    setting: Setting
+    step: str
+    columns: int
+    time: int
+    counted: bool
+    first: int
+    table: NDArray[np.float32]
+    centroids: NDArray[np.float32]
+    groups: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class GroupSum:
+    """Whole numbers added up over some devices of a node: how many these are (X,), and the rest as the step has it."""
+
+    sizes: NDArray[np.int64]
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    items: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SumsReply:
+    """sums: by user group, of everybody in :data:`EVERYBODY`; counts: what it took; class_names: one a line."""
+
+    sums: dict[int, GroupSum]
+    counts: RoundCounts
+    class_names: str
+
+
+@dataclass(frozen=True)
 class JoinRequest:
     """Start of a run. devices (M,): those whose data was collected, with users (M, d) and groups (M,).
 
     item_table: (I, d) if some device must find its embedding and group by itself, else (0, d);
-    item_group: (I,); centroids: (G, d).
+    item_group: (I,); centroids: (G, d). maps: (G, K, d) from the vector that a device made in stage 1 to its embedding,
+    (0, 0, d) where devices have none; centroids are then (G, c) and of those vectors.
     """
 
     setting: Setting
@@ -105,6 +147,7 @@ class JoinRequest:
     devices: NDArray[np.int64]
     users: NDArray[np.float32]
     groups: NDArray[np.int32]
+    maps: NDArray[np.float32]
 
 
 @dataclass(frozen=True)

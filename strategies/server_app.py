@@ -27,10 +27,12 @@ from strategies.figures.figures import (
 )
 from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, EnvironmentResult, FullTable, RunResult
 from strategies.figures.secure import secure_report
+from strategies.figures.stage1 import stage1_result
 from strategies.nodes.members import NUM_TRACED, some_devices
 from strategies.nodes.nodes import Nodes
 from strategies.run.place import Place, Stages
-from strategies.run.prepare import prepare, privacy_plan
+from strategies.run.prepare import privacy_plan
+from strategies.run.preparing import prepare
 from strategies.run.refinement import Refiner
 
 
@@ -42,7 +44,7 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
         nodes = Nodes.connect(grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s)
     on_event(Event("start", 1, 1, f"{len(nodes.ids)} nodes"))
     plan = privacy_plan(scenario, place)
-    prepared = prepare(scenario, place, stages, on_event)
+    prepared = prepare(scenario, place, stages, nodes, on_event)
     refiner = Refiner(grid, place, prepared, nodes, on_event)
     with stages("joining"):
         strategy = refiner.joined(scenario, plan, num_traced=NUM_TRACED)
@@ -51,7 +53,9 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
     with stages("evaluation"):
         full_global = full_start = None
         if scenario.evaluation.full_tables:
-            full_global, full_start = evaluator.full_table(prepared.pretrained.items), evaluator.full_table()
+            if prepared.global_table is not None:
+                full_global = evaluator.full_table(prepared.global_table)
+            full_start = evaluator.full_table()
     with stages("refinement"):
         refiner.refine(strategy)
     with stages("evaluation"):
@@ -80,6 +84,7 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
             start=None if full_start is None else qualities(full_start)[0],
             refined=None if found.refined is None else qualities(found.refined)[0],
         ),
+        stage1=stage1_result(prepared.steps, members, stages.seconds["pretraining"]) if prepared.steps else None,
         rounds=round_rows(records),
         history=history_rows(records),
         traces=device_traces(members, records),

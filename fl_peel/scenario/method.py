@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -10,8 +11,8 @@ from fl_peel.blocks.settings import Precision
 from fl_peel.data.settings import CollectedMode, DataFormat, SplitOrder
 from fl_peel.errors import ScenarioError
 from fl_peel.grouping.settings import ItemGroupKind
-from fl_peel.pretraining.settings import DiversityForm, PretrainingConfig, check_negatives
-from fl_peel.scenario.base import Part, PartShare, Share
+from fl_peel.pretraining.settings import DiversityForm, PretrainingConfig, SpectralConfig, check_negatives
+from fl_peel.scenario.base import Part, PartShare, ShareOrNone
 from fl_peel.weighting.settings import SELECTORS, ControllerConfig, FeatureName
 
 Selector = Annotated[str, AfterValidator(SELECTORS.check)]
@@ -52,13 +53,30 @@ class Collected(Part):
 
     mode: CollectedMode = "users"
     """users: a share of the users consents; oldest: every user gives the oldest share of its interactions."""
-    share: Share = 1.0
+    share: ShareOrNone = 1.0
+    """0: nothing is collected, which needs pretraining.source: devices."""
 
 
 class Pretraining(Part):
-    """Stage 1 on the server; see :class:`fl_peel.pretraining.settings.PretrainingConfig` for each field."""
+    """Stage 1; see :class:`fl_peel.pretraining.settings.PretrainingConfig` for each field and, for those of spectral,
+    :class:`fl_peel.pretraining.settings.SpectralConfig`.
+    """
 
-    model: Literal["lightgcn", "matrix-factorization"] = "lightgcn"
+    model: Literal["lightgcn", "matrix-factorization", "spectral"] = "lightgcn"
+    """spectral: tables from sums over users (:mod:`fl_peel.pretraining.by_sums`), which need no gradient."""
+    source: Literal["collected", "devices"] = "collected"
+    """Whose sums spectral takes: over the collected interactions, or over all devices, which keep theirs; what is
+    collected is then where passes start."""
+    columns: int = Field(512, ge=1)
+    passes: int = Field(6, ge=1)
+    user_exponent: float = Field(0.3, ge=0, le=1)
+    item_exponent: float = Field(0.5, ge=0, le=1)
+    count_exponent: float = Field(0.4, ge=0, le=1)
+    value_exponent: float = Field(0.1, ge=0)
+    group_columns: int = Field(128, ge=1)
+    group_rounds: int = Field(8, ge=1)
+    deadline_s: float | None = Field(None, gt=0)
+    """Virtual seconds that a device has for a step of spectral from devices; null: the server waits for all."""
     embedding_dim: int = Field(64, ge=1)
     num_layers: int = Field(3, ge=0)
     loss: Literal["sampled-softmax", "bpr"] = "sampled-softmax"
@@ -95,10 +113,34 @@ class Pretraining(Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _source(self) -> Pretraining:
+        if self.source == "devices" and self.model != "spectral":
+            raise ValueError(f"source: devices needs model: spectral; {self.model} is trained on what is collected")
+        if not self.collected.share and not self.by_devices:
+            raise ValueError(
+                "collected.share: 0 leaves the server nothing to start from; set model: spectral and source: devices"
+            )
+        return self
+
+    @property
+    def by_devices(self) -> bool:
+        """Whether devices take part in stage 1."""
+        return self.model == "spectral" and self.source == "devices"
+
     def config(self) -> PretrainingConfig:
-        """The method's own value."""
-        fields = self.model_dump(exclude={"collected", "diversity_slices"})
-        return PretrainingConfig(**fields, num_slices=self.diversity_slices)
+        """How tables are trained by gradients; of spectral, how a rival's are."""
+        keys = self.model_dump(exclude={"collected", "diversity_slices", "source", "deadline_s", *_SPECTRAL})
+        if self.model == "spectral":
+            keys["model"] = "lightgcn"
+        return PretrainingConfig(**keys, num_slices=self.diversity_slices)
+
+    def spectral(self) -> SpectralConfig:
+        """How tables are made of sums."""
+        return SpectralConfig(**self.model_dump(include=set(_SPECTRAL)))
+
+
+_SPECTRAL = tuple(field.name for field in fields(SpectralConfig) if field.name not in ("oversampling", "num_threads"))
 
 
 class UserGroupsPart(Part):

@@ -77,6 +77,23 @@ class Scenario(Part):
         return self
 
     @model_validator(mode="after")
+    def _stage1(self) -> Scenario:
+        if not self.pretraining.by_devices:
+            return self
+        protected = {
+            "secure_aggregation.enabled": self.secure_aggregation.enabled,
+            "privacy.mechanism": self.privacy.noised,
+            "privacy": self.privacy.sums_only or self.privacy.group_epsilon is not None,
+        }
+        for key, asked in protected.items():
+            if asked:
+                raise ValueError(
+                    f"{key} protects refinement, and under pretraining.source: devices the sums of stage 1 would go "
+                    "unprotected; set source: collected, or leave it out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _poisoning(self) -> Scenario:
         if self.refinement.aggregation.robust.in_buckets:
             rule = f"refinement.aggregation.robust.rule: {self.refinement.aggregation.robust.rule}"

@@ -22,8 +22,9 @@ from simulations.engine.inputs import check_data, check_devices, require_items
 from simulations.studies.checkpoints import Checkpoints, data_digest, decisive
 from simulations.studies.sources import plugin_modules
 from strategies.evaluation.trials import Trial, serve_trials
+from strategies.run.collected import Pretrained, prepare_collected
 from strategies.run.place import Place, Stages
-from strategies.run.prepare import Prepared, prepare, privacy_plan
+from strategies.run.prepare import privacy_plan
 
 FEDERATED = ("strategies.evaluation.trials", "clients.client_app")
 """What a federated trial enters: the server's side and the nodes'."""
@@ -39,15 +40,15 @@ class Study:
     checkpoints: Checkpoints
     on_event: OnEvent = silent
     seconds: dict[str, float] = field(default_factory=dict)
-    _prepared: list[Prepared] = field(default_factory=list)
+    _prepared: list[Pretrained] = field(default_factory=list)
 
-    def prepared(self) -> Prepared:
+    def prepared(self) -> Pretrained:
         """Stage 1 of the study's scenario; done when it is first needed, its tables kept by content."""
         if not self._prepared:
             stages = Stages()
             evaluation = self.scenario.evaluation.model_copy(update={"budgets": (1.0,)})
             scenario = self.scenario.model_copy(update={"evaluation": evaluation})
-            self._prepared.append(prepare(scenario, self.place, stages, self.on_event))
+            self._prepared.append(prepare_collected(scenario, self.place, stages, self.on_event))
             self.seconds.setdefault("pretraining", stages.seconds["pretraining"])
         return self._prepared[0]
 

@@ -138,6 +138,54 @@ class RoundClock:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage1Step:
+    """A step of stage 1, of which ``times`` were taken: devices whose sums count, and why others do not, added up over
+    these; bytes over all devices.
+    """
+
+    step: str
+    times: Count
+    devices: Count
+    unavailable: Count
+    excluded: Count
+    stragglers: Count
+    download_bytes: Bytes
+    upload_bytes: Bytes
+    energy_j: Mean
+    virtual_seconds: Mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Class:
+    """A device class in stage 1: devices; share of their steps for which they had too little memory; what it took."""
+
+    devices: Count
+    excluded: Metric
+    download_bytes: Mean
+    upload_bytes: Mean
+    energy_j: Mean
+    virtual_seconds: Mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Result:
+    """Stage 1 by federation. rounds: messages' worth of all devices, one for every step; devices: that are in the sums
+    of passes, on average; bytes: of a device over all steps, on average over all devices, maps and centroids of joining
+    included; seconds: of wall time; epsilon: None, as nothing is noised.
+    """
+
+    rounds: Count
+    devices: Mean
+    bytes_down_mean: Mean
+    bytes_up_mean: Mean
+    seconds: Seconds
+    virtual_seconds: Mean
+    epsilon: Mean | None = None
+    steps: tuple[Stage1Step, ...]
+    classes: dict[str, Stage1Class]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundRow:
     """One federated round: bytes of all devices reached and of the messages to and from nodes, devices whose update
     counts, devices of nodes that failed.
@@ -544,6 +592,7 @@ class RunResult:
     device_classes: dict[str, DeviceClassRow]
     user_groups: tuple[UserGroupRow, ...] = ()
     full_table: FullTable
+    stage1: Stage1Result | None = None
     rounds: tuple[RoundRow, ...]
     history: tuple[HistoryRow, ...] = ()
     traces: tuple[DeviceTrace, ...] = ()

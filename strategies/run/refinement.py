@@ -15,7 +15,6 @@ from fl_peel import wire
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.privacy.plan import Plan
 from fl_peel.scenario.scenario import Scenario
-from strategies.groups.start import starting_states
 from strategies.groups.state import UserGroupState
 from strategies.nodes.members import Members, some_devices
 from strategies.nodes.nodes import Nodes
@@ -77,12 +76,10 @@ class Refiner:
             scenario,
             wire.Setting(scenario.to_json(), self.place.data_dir, self.place.run_dir),
             start.layout,
-            starting_states(scenario, start.layout, start.pretrained, start.groups, start.given)
-            if states is None
-            else states,
+            start.states(scenario) if states is None else states,
             members,
             self.nodes,
-            start.pretrained.temperature,
+            start.temperature,
         )
 
     def refine(self, strategy: PeelStrategy) -> None:

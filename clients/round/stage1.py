@@ -1,0 +1,130 @@
+"""A step of stage 1 on a node: which of its devices take part, what that takes of them, and their sums.
+
+Devices are away, are late and run out of memory as in a round of refinement. Who takes part depends on the device and
+the time alone, so a step that is sent in several messages has the same devices in all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.node.clock import Spent, spend
+from clients.node.cohort import Cohort
+from clients.round.accounts import clock_counts
+from fl_peel.data.interactions import IntArray
+from fl_peel.exchange.counters import ClassCounts, RoundCounts
+from fl_peel.pretraining.by_sums import (
+    add_rows,
+    count_items,
+    group_moments,
+    group_sums,
+    nearest,
+    pass_sums,
+    unit_vectors,
+)
+from fl_peel.pretraining.costs import Asked, Step, cost_of
+from fl_peel.wire import EVERYBODY, GroupSum, SumsReply, SumsRequest
+
+NONE = np.zeros(0, np.int64)
+
+
+def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
+    """One step, or some columns of it, for all devices of a node."""
+    places, counts = _taking_part(cohort, request)
+    sums = _STEPS[request.step](cohort, places, request)
+    if not request.counted:
+        counts = RoundCounts.nothing(len(cohort.fleet.names))
+    return SumsReply(sums, counts, "\n".join(cohort.fleet.names))
+
+
+def _taking_part(cohort: Cohort, request: SumsRequest) -> tuple[IntArray, RoundCounts]:
+    """Places of the devices whose sums count, and what the step takes of all that are reached."""
+    items = cohort.splits.train.counts()
+    available = cohort.available(np.arange(len(cohort.devices)), request.time)
+    budgets = cohort.budgets.at(request.time)
+    dim = cohort.scenario.pretraining.embedding_dim
+    cost = cost_of(Asked(cast(Step, request.step), request.columns, len(request.centroids), dim), items, budgets)
+    small = available & (budgets < cost.least_bytes)
+    reached = np.flatnonzero(available & ~small)
+    rates = cohort.rates.select(reached)
+    spent = spend(
+        replace(rates, latency_s=cost.exchanges[reached] * rates.latency_s),
+        cost.download_bytes[reached],
+        cost.samples[reached],
+        cost.upload_bytes[reached],
+        cohort.scenario.pretraining.deadline_s,
+    )
+    return reached[~spent.late], _counts(cohort, available, small, reached, spent)
+
+
+def _counts(
+    cohort: Cohort, available: NDArray[np.bool_], small: NDArray[np.bool_], reached: IntArray, spent: Spent
+) -> RoundCounts:
+    num_classes = len(cohort.fleet.names)
+    everybody, in_time = np.ones(len(cohort.devices), np.int64), ~spent.late
+    clock = clock_counts(cohort.classes, num_classes, sampled=everybody, unavailable=~available, excluded=small)
+    classes = cohort.classes[reached]
+    clock += clock_counts(classes, num_classes, stragglers=spent.late, time_us=spent.time_us, energy_mj=spent.energy_mj)
+    moved = ClassCounts.zeros(len(reached))
+    moved.devices[:] = in_time
+    moved.download_bytes[:], moved.upload_bytes[:] = spent.download_bytes, spent.upload_bytes
+    return dataclasses.replace(
+        RoundCounts.nothing(num_classes),
+        classes=moved.by_cell(classes, num_classes),
+        clock=clock,
+        slowest_us=int(spent.time_us[in_time].max(initial=0)),
+    )
+
+
+def _counted(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
+    rows = cohort.splits.train.select(places)
+    items = count_items(rows, cohort.splits.num_items)
+    return {EVERYBODY: GroupSum(np.array([len(places)]), NONE, NONE, items)}
+
+
+def _passed(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
+    rows = cohort.splits.train.select(places)
+    sums = pass_sums(request.table, rows, cohort.scenario.pretraining.user_exponent)
+    return {EVERYBODY: GroupSum(np.array([len(places)]), sums, NONE, NONE)}
+
+
+def _vectors(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
+    """All devices make theirs, those that are away as soon as they come: it depends on nobody else."""
+    path, stop = cohort.vectors_file, request.first + request.table.shape[1]
+    if request.first == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(path, "w+", np.float32, (len(cohort.devices), request.columns))
+    vectors = np.load(path, mmap_mode="r+")
+    vectors[:, request.first : stop] = add_rows(request.table, cohort.splits.train)
+    if stop == request.columns:
+        vectors[:] = unit_vectors(vectors)
+    vectors.flush()
+    return {EVERYBODY: GroupSum(np.array([len(places)]), NONE, NONE, NONE)}
+
+
+def _grouped(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
+    found = group_sums(np.asarray(np.load(cohort.vectors_file, mmap_mode="r")[places]), request.centroids)
+    return {EVERYBODY: GroupSum(found.sizes, found.sums, NONE, NONE)}
+
+
+def _moments(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
+    vectors = np.asarray(np.load(cohort.vectors_file, mmap_mode="r")[places])
+    known = np.flatnonzero(vectors.any(axis=1))
+    groups = nearest(vectors[known], request.centroids)
+    sums = {}
+    for group in request.groups.tolist():
+        members = known[groups == group]
+        rows = cohort.splits.train.select(places[members])
+        moments = group_moments(vectors[members], rows, cohort.splits.num_items)
+        sums[group] = GroupSum(np.array([moments.size]), moments.first, moments.second, moments.items)
+    return sums
+
+
+_STEPS = {"counts": _counted, "pass": _passed, "vectors": _vectors, "groups": _grouped, "moments": _moments}
+
+__all__ = ["sums_round"]

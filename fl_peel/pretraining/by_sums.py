@@ -1,0 +1,312 @@
+"""Tables from sums over devices: what a device says, and what a server makes of the sums. No interaction is collected.
+
+With R (U, I) the interactions, d_u and D_i the counts of users and items, R~ = D_u^-a R D_i^-b. The leading right
+singular vectors of R~ are an ideal low-pass filter over items (GF-CF: Shen et al., "How Powerful is Graph Convolution
+for Recommendation?", CIKM 2021). They are found by block power iteration (Halko, Martinsson and Tropp, SIAM Review
+53(2), 2011, algorithm 4.4), of which every multiplication by R~^T R~ is a sum over users: a device takes the rows of
+its items, adds them up, and sends the result back for the rows of its items (:func:`pass_sums`). The server makes the
+sum orthonormal; Rayleigh and Ritz's step gives the singular values.
+
+A device's vector in that space is a sum of rows of its own items (:func:`unit_vectors`). User groups are K-means on
+these, again sums (:func:`group_sums`); and as a table has d columns and not K, each group gets the d directions in
+which its devices' scores differ most (:class:`Compression`), from second moments, sums once more
+(:func:`group_moments`).
+
+Everything that is added up over devices is a whole number, rounded on the device: the sum is the same whatever the
+order, the number of nodes or the machine, and may be masked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from fl_peel.data.interactions import UserItems
+from fl_peel.randomness import rng_for
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+PASS_SCALE = 2.0**36
+"""Units of a pass in one: a device's numbers are below 2^7, so that sums of 2^20 devices fit 64 bits."""
+UNIT_SCALE = 2.0**20
+"""Units of vectors of length 1: products of two of them, added up over thousands, are exact in doubles."""
+MAP_BITS = 26
+"""Of a map's largest entry: a product of a map with a vector in units is exact in doubles, whatever the order."""
+CHUNK_DEVICES = 4096
+"""Vectors whose products are added up in doubles before they are added up as integers: below 2^53 units squared."""
+USER_LENGTH, SCORE_SPREAD = 2.0, 0.75
+"""Of user embeddings and scores in a group, about what gradients make of them: rates of refinement fit both."""
+EMPTY = 1e-9
+"""Directions below this share of the largest squared length are rounding alone."""
+
+
+def count_items(rows: UserItems, num_items: int) -> Ints:
+    """How many devices have each item, (I,)."""
+    return rows.popularity(num_items)
+
+
+def inverse_power(counts: NDArray[np.integer], exponent: float) -> Doubles:
+    """counts^-exponent; zero where the count is zero."""
+    scale: Doubles = np.zeros(len(counts))
+    np.power(counts, -exponent, out=scale, where=counts > 0, dtype=np.float64)
+    return scale
+
+
+def _matrix(rows: UserItems, num_items: int, kind: type[np.generic]) -> sp.csr_matrix:
+    """0/1 interactions (N, I); a user's items in ascending order, so that its sums are the same to the last bit."""
+    ordered = rows.by_item()
+    ones = np.ones(len(ordered.items), kind)
+    return sp.csr_matrix((ones, ordered.items, ordered.indptr), shape=(rows.num_users, num_items))
+
+
+def pass_sums(table: Floats, rows: UserItems, user_exponent: float) -> Ints:
+    """What devices return in a pass, added up, (I, k) in units of 1 / ``PASS_SCALE``.
+
+    table: (I, k) = D^-b Q as the server sent it, some columns of it. A device's y = d_u^-2a sum of the rows of its
+    items; it is returned for each of them, so the sum is R^T D_u^-2a R ``table``.
+    """
+    matrix = _matrix(rows, len(table), np.float64)
+    said = (matrix @ table.astype(np.float64)) * inverse_power(rows.counts(), 2 * user_exponent)[:, None]
+    whole = np.rint(said * PASS_SCALE).astype(np.int64)
+    sums: Ints = _matrix(rows, len(table), np.int64).T @ whole
+    return sums
+
+
+def add_rows(table: Floats, rows: UserItems) -> Floats:
+    """Sum of the rows of each device's items, (N, k)."""
+    vectors: Floats = (_matrix(rows, len(table), np.float64) @ table.astype(np.float64)).astype(np.float32)
+    return vectors
+
+
+def unit_vectors(vectors: Floats) -> Floats:
+    """Vectors (N, k) at length 1; those of devices without items stay zero."""
+    wide = vectors.astype(np.float64)
+    lengths = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
+    units: Floats = np.divide(wide, lengths, out=np.zeros_like(wide), where=lengths > 0).astype(np.float32)
+    return units
+
+
+def in_units(vectors: Floats) -> Doubles:
+    """Whole numbers: vectors of length 1 in units of 1 / ``UNIT_SCALE``."""
+    return np.rint(vectors.astype(np.float64) * UNIT_SCALE)
+
+
+def nearest(vectors: Floats, centroids: Floats) -> NDArray[np.int32]:
+    """User group of each device (N,): the nearest centroid of (G, c), ties to the lower number. Computed in whole
+    numbers, so that it is the same whoever else is computed with it. vectors: (N, K), K >= c; the first c columns, at
+    length 1, count.
+    """
+    centres = in_units(centroids)
+    squares = (centres * centres).sum(axis=1)
+    found = np.zeros(len(vectors), np.int32)
+    for start in range(0, len(vectors), CHUNK_DEVICES):
+        points = in_units(unit_vectors(vectors[start : start + CHUNK_DEVICES, : centroids.shape[1]]))
+        found[start : start + CHUNK_DEVICES] = (squares - 2.0 * (points @ centres.T)).argmin(axis=1)
+    return found
+
+
+def embeddings(vectors: Floats, group_map: Floats) -> Floats:
+    """User embeddings (N, d) of devices of one user group: their vectors (N, K) times the group's map (K, d)."""
+    largest = float(np.abs(group_map).max(initial=0.0))
+    if largest == 0:
+        return np.zeros((len(vectors), group_map.shape[1]), np.float32)
+    scale = 2.0**MAP_BITS / largest
+    product = in_units(vectors) @ np.rint(group_map.astype(np.float64) * scale)
+    users: Floats = (product / (scale * UNIT_SCALE)).astype(np.float32)
+    return users
+
+
+@dataclass(frozen=True)
+class GroupSums:
+    """Of the devices of each user group: how many (G,), and their vectors of length 1 added up (G, c), in units."""
+
+    sizes: Ints
+    sums: Ints
+
+    def __add__(self, other: GroupSums) -> GroupSums:
+        """Of both sets of devices."""
+        return GroupSums(self.sizes + other.sizes, self.sums + other.sums)
+
+
+def group_sums(vectors: Floats, centroids: Floats) -> GroupSums:
+    """One round of Lloyd's algorithm: devices with a vector (N, K) join their nearest centroid of (G, c)."""
+    count, columns = centroids.shape
+    known = np.flatnonzero(vectors.any(axis=1))
+    groups = nearest(vectors[known], centroids)
+    sums = np.zeros((count, columns), np.int64)
+    points = in_units(unit_vectors(vectors[known, :columns])).astype(np.int64)
+    np.add.at(sums, groups, points)
+    return GroupSums(np.bincount(groups, minlength=count), sums)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of the devices of one user group: how many, their vectors of length 1 added up (K,) in units, their outer
+    products (K, K) in squared units, and how many of them have each item (I,).
+    """
+
+    size: int
+    first: Ints
+    second: Ints
+    items: Ints
+
+    def __add__(self, other: Moments) -> Moments:
+        """Of both sets of devices."""
+        return Moments(
+            self.size + other.size, self.first + other.first, self.second + other.second, self.items + other.items
+        )
+
+
+def group_moments(vectors: Floats, rows: UserItems, num_items: int) -> Moments:
+    """Of devices of one user group: vectors (N, K) of length 1, and their items."""
+    columns = vectors.shape[1]
+    first, second = np.zeros(columns, np.int64), np.zeros((columns, columns), np.int64)
+    for start in range(0, len(vectors), CHUNK_DEVICES):
+        points = in_units(vectors[start : start + CHUNK_DEVICES])
+        first += points.sum(axis=0).astype(np.int64)
+        second += (points.T @ points).astype(np.int64)
+    return Moments(len(vectors), first, second, count_items(rows, num_items))
+
+
+def starting_directions(counts: Ints, columns: int, seed: int) -> Doubles:
+    """(I, min(columns, items that anybody has)) orthonormal at random; zero rows for items that nobody has."""
+    known = np.flatnonzero(counts > 0)
+    random = rng_for(seed, "stage-1").standard_normal((len(known), min(columns, len(known))))
+    directions = np.zeros((len(counts), random.shape[1]))
+    directions[known] = random
+    return orthonormal(directions)
+
+
+def orthonormal(columns: Doubles) -> Doubles:
+    """An orthonormal basis (I, k) of the columns' span, zero columns where they span less."""
+    for _ in range(2):  # the first basis is orthonormal to the square root of the precision, the second to all of it
+        squares, turn = np.linalg.eigh(columns.T @ columns)
+        kept = squares > EMPTY**2 * max(float(squares.max(initial=0.0)), 1e-300)
+        scale = np.zeros(len(squares))
+        scale[kept] = 1.0 / np.sqrt(squares[kept])
+        columns = columns @ (turn * scale)
+    return columns
+
+
+def leading(directions: Doubles, passed: Doubles, columns: int) -> tuple[Doubles, Doubles]:
+    """Rayleigh and Ritz's step: the ``columns`` leading eigenvectors (I, k) of the operator that took orthonormal
+    ``directions`` (I, K) to ``passed`` (I, K), and their eigenvalues (k,), descending, none below zero.
+    """
+    small = directions.T @ passed
+    values, turn = np.linalg.eigh((small + small.T) / 2)
+    order = np.argsort(-values, kind="stable")[:columns]
+    vectors = directions @ turn[:, order]
+    signs = np.where(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(order))] < 0, -1.0, 1.0)
+    return vectors * signs, np.maximum(values[order], 0.0)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What items are in the space of K columns. own: (I, K) what an item of its own adds to a device's vector;
+    scored: (I, K) what a device's vector is multiplied with to score an item.
+    """
+
+    own: Floats
+    scored: Floats
+
+    @staticmethod
+    def of(
+        directions: Doubles, values: Doubles, counts: Ints, *, own_exponent: float, count_exponent: float,
+        value_exponent: float,
+    ) -> Filter:  # fmt: skip
+        """own = D^-own Q lambda^value, scored = D^count Q."""
+        shape = np.where(values > EMPTY * values.max(initial=0.0), np.maximum(values, 1e-300) ** value_exponent, 0.0)
+        own = inverse_power(counts, own_exponent)[:, None] * directions * shape
+        scored = inverse_power(counts, -count_exponent)[:, None] * directions
+        return Filter(own.astype(np.float32), scored.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class GroupStart:
+    """What a user group starts with: its devices' map (K, d), its item table (I, d); size: of the group; items: (I,)
+    how many of its devices have each item; users: (S, d) embeddings drawn from the group's moments, no device's own.
+    """
+
+    map: Floats
+    table: Floats
+    size: int
+    items: Ints
+    users: Floats
+
+
+@dataclass(frozen=True)
+class Compression:
+    """From K columns to the d that a user group needs most: those in which its devices' scores vary most.
+
+    With V (I, K) the scored rows, M = V^T V and C the second moment of the group's vectors, B the leading d
+    eigenvectors of M^1/2 C M^1/2: devices take M^1/2 B to their vectors, the table is V M^-1/2 B. It is the best
+    approximation of rank d to the group's score matrix in the least-squares sense (Eckart and Young, 1936).
+    """
+
+    scored: Floats
+    root: Doubles
+    inverse: Doubles
+
+    @staticmethod
+    def of(scored: Floats) -> Compression:
+        """For scored rows (I, K)."""
+        wide = scored.astype(np.float64)
+        values, turn = np.linalg.eigh(wide.T @ wide)
+        kept = values > EMPTY * max(float(values.max(initial=0.0)), 1e-300)
+        root = np.where(kept, np.sqrt(np.maximum(values, 0.0)), 0.0)
+        inverse = np.divide(1.0, root, out=np.zeros_like(root), where=kept)
+        return Compression(scored, (turn * root) @ turn.T, (turn * inverse) @ turn.T)
+
+    def group(self, moments: Moments, dim: int, *, num_users: int, rng: np.random.Generator) -> GroupStart:
+        """A user group's start. num_users: S, embeddings to draw."""
+        columns = len(self.root)
+        mean = moments.second / (UNIT_SCALE**2 * max(moments.size, 1))
+        inner = self.root @ mean @ self.root
+        found = min(dim, columns)
+        values, turn = scipy.linalg.eigh((inner + inner.T) / 2, subset_by_index=(columns - found, columns - 1))
+        turn, values = turn[:, ::-1], values[::-1]
+        turn = turn * np.where(turn[np.abs(turn).argmax(axis=0), np.arange(found)] < 0, -1.0, 1.0)
+        values = np.maximum(values, 0.0)
+        # users of length USER_LENGTH and scores that spread by SCORE_SPREAD, root mean square over the group
+        longer = USER_LENGTH / max(float(np.sqrt(values.sum())), 1e-30)
+        values = values * longer**2
+        group_map, narrow = np.zeros((columns, dim)), np.zeros((columns, dim))
+        group_map[:, :found], narrow[:, :found] = longer * (self.root @ turn), self.inverse @ turn
+        wide = self.scored @ narrow.astype(np.float32)
+        spread_of_items = wide.std(axis=0, dtype=np.float64)[:found]
+        wide *= np.float32(SCORE_SPREAD / max(float(np.sqrt((values * spread_of_items**2).sum())), 1e-30))
+        middle = (moments.first / (UNIT_SCALE * max(moments.size, 1))) @ group_map
+        # second moments are diagonal in these directions
+        spread = np.zeros((dim, dim))
+        spread[:found, :found] = np.diag(values)
+        spread -= np.outer(middle, middle)
+        scale, basis = np.linalg.eigh(spread)
+        drawn = rng.standard_normal((num_users, dim)) * np.sqrt(np.maximum(scale, 0.0))
+        users = (middle + drawn @ basis.T).astype(np.float32)
+        return GroupStart(group_map.astype(np.float32), wide, moments.size, moments.items, users)
+
+
+__all__ = [
+    "Compression",
+    "Filter",
+    "GroupStart",
+    "GroupSums",
+    "Moments",
+    "add_rows",
+    "count_items",
+    "embeddings",
+    "group_moments",
+    "group_sums",
+    "leading",
+    "nearest",
+    "orthonormal",
+    "pass_sums",
+    "starting_directions",
+    "unit_vectors",
+]
