@@ -14,6 +14,7 @@ from clients.round import clear, stage1
 from clients.round import masked as secure_round
 from clients.serving import evaluate as ranking
 from clients.serving import following as serving
+from clients.serving import keeping
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError
 from fl_peel.roots import check_one_root, code_digest
@@ -92,6 +93,20 @@ def follow(message: Message, context: Context) -> Message:
     """Some hosted devices are followed while their budgets move."""
     request = wire.unpack(wire.MovingRequest, message.content)
     return _answer(message, lambda: serving.follow(_cohort(context, request), request))
+
+
+@app.evaluate("compare")
+def compare(message: Message, context: Context) -> Message:
+    """Devices compare what they were refined to with what they kept last."""
+    request = wire.unpack(wire.CompareRequest, message.content)
+    return _answer(message, lambda: keeping.compare(_cohort(context, request), request))
+
+
+@app.query("keep")
+def keep(message: Message, context: Context) -> Message:
+    """Devices keep what they have, or go back."""
+    request = wire.unpack(wire.KeepRequest, message.content)
+    return _answer(message, lambda: keeping.keep(_cohort(context, request), request))
 
 
 @app.query("secure_keys")

@@ -13,6 +13,9 @@ fields are all that is sent:
 ``round``           server -> devices: ranked blocks of their user group; devices -> server: sums of block updates,
                     of validation signals and of metrics over the devices of a node
 ``evaluate``        server -> devices: ranked blocks; devices -> server: sums and histograms of metrics
+``compare``         server -> devices: two lists of ranked blocks; devices -> server: sums of the differences between
+                    their recalls on validation items, and of these squared
+``keep``            server -> devices: user groups that keep what was refined, or go back; devices -> server: how many
 ``moving``          server -> devices: ranked blocks; devices -> server: sums over devices whose budgets move
 ``secure_keys``     server -> devices: a round begins; devices -> server: two public keys each
 ``secure_shares``   server -> devices: neighbours' public keys; devices -> server: shares, sealed for the neighbours
@@ -40,6 +43,7 @@ from numpy.typing import NDArray
 
 from fl_peel.exchange.columns import Columns
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, OwnCounts, RoundCounts, StepCounts, StepTraces
+from fl_peel.ranking.paired import PairedSums
 from fl_peel.ranking.spread import Histogram
 from fl_peel.ranking.top import MetricSums
 
@@ -49,6 +53,8 @@ JOIN = "query.join"
 ROUND = "train.round"
 EVALUATE = "evaluate.budgets"
 MOVING = "evaluate.moving"
+COMPARE = "evaluate.compare"
+KEEP = "query.keep"
 SECURE_KEYS = "query.secure_keys"
 SECURE_SHARES = "query.secure_shares"
 SECURE_ROUND = "train.secure_round"
@@ -286,6 +292,43 @@ class MovingReply:
             StepCounts.joined([self.trace_steps, other.trace_steps]),
             self.step_s,
         )
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """Which is better for you? kept, current: ranked blocks of each user group as it was kept last and as it is."""
+
+    setting: Setting
+    server_round: int
+    precision: str
+    num_groups: int
+    kept: dict[int, Arrays]
+    current: dict[int, Arrays]
+
+
+@dataclass(frozen=True)
+class CompareReply:
+    """sums: (G,), see :class:`fl_peel.ranking.paired.PairedSums`; download_bytes: what devices fetched for it."""
+
+    sums: PairedSums
+    download_bytes: int
+
+
+@dataclass(frozen=True)
+class KeepRequest:
+    """accepted (A,), restored (R,): user groups whose devices keep what they have now, or go back."""
+
+    setting: Setting
+    accepted: NDArray[np.int64]
+    restored: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class KeepReply:
+    """Devices that kept, and that went back."""
+
+    accepted: int
+    restored: int
 
 
 @dataclass(frozen=True)

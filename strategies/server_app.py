@@ -22,6 +22,7 @@ from strategies.figures.figures import (
     device_traces,
     evaluated,
     history_rows,
+    refinement_result,
     round_rows,
     user_group_rows,
 )
@@ -57,7 +58,7 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
                 full_global = evaluator.full_table(prepared.global_table)
             full_start = evaluator.full_table()
     with stages("refinement"):
-        refiner.refine(strategy)
+        keeping = refiner.refine(strategy)
     with stages("evaluation"):
         found = evaluated(evaluator, on_event)
     with stages("heterogeneity"):
@@ -85,6 +86,7 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
             refined=None if found.refined is None else qualities(found.refined)[0],
         ),
         stage1=stage1_result(prepared.steps, members, stages.seconds["pretraining"]) if prepared.steps else None,
+        refinement=None if keeping is None else refinement_result(keeping, num_devices),
         rounds=round_rows(records),
         history=history_rows(records),
         traces=device_traces(members, records),

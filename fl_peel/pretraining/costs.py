@@ -1,10 +1,11 @@
 """What a step of stage 1 takes of a device: bytes, work, memory.
 
 Rows and centroids come a few columns at a time: as many as fit what the device may hold at that moment, besides what
-it keeps of the step itself, so that memory costs exchanges and not participation. Below ``LEAST_COLUMNS`` at a time
-the device sits out; it is served all the same, with the table of the user group that is nearest to its items.
+it keeps of the step itself, so that too little memory costs exchanges first. A device that cannot hold one column sits
+out; it is served all the same, with the table of the user group that is nearest to its items. Its own interactions are
+its data and no part of the budget, here as in refinement.
 
-A pass returns one vector and the numbers of the device's rows: what it adds to each of them is that vector.
+A pass returns one number a column, and the numbers of the device's rows: what it adds to each of them is the same.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ NUMBER_BYTES = 4
 """Of a row's entry, sent in fp32."""
 WORD_BYTES = 8
 """Of a whole number that is added up."""
-LEAST_COLUMNS = 32
-"""Columns at a time below which a device's exchanges would take longer than what it adds is worth."""
 SAMPLE_COLUMNS = 64
 """Columns of one row whose sum takes about what a training sample takes at embedding dimension 64."""
 
@@ -60,25 +59,27 @@ def cost_of(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
     if asked.step == "moments":
         kept = nothing + NUMBER_BYTES * asked.columns
         return StepCost(nothing, ID_BYTES * items + WORD_BYTES * asked.columns, nothing + 1, kept, nothing + 1)
-    ids, kept_words, up = nothing, WORD_BYTES * asked.columns, nothing
+    ids, kept, up = nothing, nothing, nothing
     if asked.step == "pass":
         rows, ids, up = items, ID_BYTES * items, WORD_BYTES * asked.columns + ID_BYTES * items
+        column = NUMBER_BYTES * rows + WORD_BYTES
     elif asked.step == "vectors":
-        rows, ids = items, ID_BYTES * items
+        rows, ids, kept = items, ID_BYTES * items, nothing + NUMBER_BYTES * asked.columns
+        column = NUMBER_BYTES * rows
     elif asked.step == "groups":
         rows, up = nothing + asked.groups, nothing + WORD_BYTES * asked.columns + ID_BYTES
-        kept_words += WORD_BYTES * asked.groups
+        column, kept = NUMBER_BYTES * rows, nothing + WORD_BYTES * asked.groups + NUMBER_BYTES * asked.columns
     else:  # one row of the map for every column of the vector
-        rows, kept_words = nothing + asked.dim, NUMBER_BYTES * asked.columns + WORD_BYTES * asked.dim
-    column = np.maximum(NUMBER_BYTES * rows, 1)
-    room = np.maximum(budgets - ids - kept_words, 0) // column
-    at_a_time = np.clip(room, min(LEAST_COLUMNS, asked.columns), max(asked.columns, 1))
+        rows = nothing + asked.dim
+        column, kept = NUMBER_BYTES * rows, nothing + NUMBER_BYTES * asked.columns + WORD_BYTES * asked.dim
+    column = np.maximum(column, 1)
+    at_a_time = np.clip((budgets - kept) // column, 1, max(asked.columns, 1))
     return StepCost(
         ids + NUMBER_BYTES * rows * asked.columns,
         up,
         rows * -(-asked.columns // SAMPLE_COLUMNS),
-        ids + kept_words + column * min(LEAST_COLUMNS, asked.columns),
-        -(-asked.columns // np.maximum(at_a_time, 1)),
+        kept + column,
+        -(-asked.columns // at_a_time),
     )
 
 

@@ -113,6 +113,13 @@ class Scenario(Part):
         return self
 
     @property
+    def compares(self) -> bool:
+        """Whether devices say which refinement helps them: where nothing hides what they say, and none of them lies."""
+        hidden = self.privacy.sums_only or self.secure_aggregation.enabled or self.poisoning.largest_share > 0
+        wanted = self.refinement.acceptance.rule == "validation" and self.refinement.rounds > 0
+        return wanted and not hidden and self.data.validation_share > 0
+
+    @property
     def _compares_with_clean_runs(self) -> bool:
         return self.poisoning.kind != "idle" or self.refinement.aggregation.robust != Robust()
 

@@ -186,6 +186,33 @@ class Stage1Result:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComparisonRow:
+    """What devices said of a refinement: those that compared, and the mean difference of their recall on validation
+    items with its standard error; accepted: user groups that keep it.
+    """
+
+    server_round: Count
+    devices: Count
+    difference: float
+    standard_error: Mean
+    accepted: Count
+    download_bytes: Bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinementResult:
+    """What of the refinement was kept. groups_kept: user groups that kept any round; rounds_kept: how many groups, by
+    the rounds they kept; bytes_down_mean: of comparisons, by device.
+    """
+
+    groups: Count
+    groups_kept: Count
+    rounds_kept: dict[str, Count]
+    bytes_down_mean: Mean
+    comparisons: tuple[ComparisonRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundRow:
     """One federated round: bytes of all devices reached and of the messages to and from nodes, devices whose update
     counts, devices of nodes that failed.
@@ -593,6 +620,7 @@ class RunResult:
     user_groups: tuple[UserGroupRow, ...] = ()
     full_table: FullTable
     stage1: Stage1Result | None = None
+    refinement: RefinementResult | None = None
     rounds: tuple[RoundRow, ...]
     history: tuple[HistoryRow, ...] = ()
     traces: tuple[DeviceTrace, ...] = ()

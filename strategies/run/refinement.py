@@ -20,6 +20,7 @@ from strategies.nodes.members import Members, some_devices
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.choice import channel_of, contents_of
 from strategies.rounds.federation import Federation
+from strategies.rounds.keeping import Keeping
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.joining import join
 from strategies.run.place import Place
@@ -82,12 +83,16 @@ class Refiner:
             start.temperature,
         )
 
-    def refine(self, strategy: PeelStrategy) -> None:
-        """All rounds of the strategy's scenario."""
+    def refine(self, strategy: PeelStrategy) -> Keeping | None:
+        """All rounds of the strategy's scenario; returns what of them was kept, None where nobody was asked."""
         scenario = strategy.scenario
+        keeping = Keeping(strategy) if scenario.compares else None
+        if keeping is not None:
+            strategy.after_round = keeping.after
         strategy.start(
             self.grid, ArrayRecord(), num_rounds=scenario.refinement.rounds, timeout=scenario.engine.reply_timeout_s
         )
+        return keeping
 
     def again(self, scenario: Scenario) -> PeelStrategy:
         """Refine once more, under another scenario and with the noise that it asks for; told as a comparison."""
