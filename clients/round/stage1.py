@@ -125,6 +125,18 @@ def _moments(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int
     return sums
 
 
-_STEPS = {"counts": _counted, "pass": _passed, "vectors": _vectors, "groups": _grouped, "moments": _moments}
+def _mapped(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
+    """Maps come with the request to join; here is what that takes."""
+    return {}
+
+
+_STEPS = {
+    "counts": _counted,
+    "pass": _passed,
+    "vectors": _vectors,
+    "groups": _grouped,
+    "moments": _moments,
+    "maps": _mapped,
+}
 
 __all__ = ["sums_round"]

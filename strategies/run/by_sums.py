@@ -86,7 +86,9 @@ def prepare_by_sums(
             given=given if pretraining.by_devices else None,
             progress=show,
         )
-        if not pretraining.by_devices:
+        if pretraining.by_devices:
+            federated.maps(start.own.shape[1])
+        else:
             federated.vectors(start.own)
     scored = start.scored[:, : pretraining.embedding_dim]
     layout = make_layout(scenario, splits.num_items, start.counts, scored)

@@ -90,6 +90,11 @@ class FederatedSums:
                     total = total + part
                 yield total
 
+    def maps(self, columns: int) -> None:
+        """Devices fetch the map of their user group, as they join; counted here."""
+        self._time += 1
+        self._asked("maps", columns)
+
     _columns: int = 0
 
     def _asked(
