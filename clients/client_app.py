@@ -67,6 +67,13 @@ def add_up(message: Message, context: Context) -> Message:
     return _answer(message, lambda: stage1.sums_round(_cohort(context, request), request))
 
 
+@app.evaluate("choice")
+def choose(message: Message, context: Context) -> Message:
+    """Some devices say which filter of stage 1 ranks their validation items best."""
+    request = wire.unpack(wire.ChoiceRequest, message.content)
+    return _answer(message, lambda: stage1.choice(_cohort(context, request), request))
+
+
 @app.query("join")
 def join(message: Message, context: Context) -> Message:
     """Devices take or find their user embedding and group."""

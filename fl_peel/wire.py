@@ -7,6 +7,8 @@ fields are all that is sent:
 ``hello``           server asks a node which partition it hosts
 ``sums``            server -> devices: rows of a table, or centroids; devices -> server: one step's sums of stage 1
                     over the devices of a node (:mod:`fl_peel.pretraining.by_sums`)
+``choice``          server -> devices: rows of a table under several filters; devices -> server: how well each ranks
+                    their validation items, added up
 ``join``            server -> devices: layout, centroids, and to devices whose data was collected the user embedding
                     the server learned for them, or each group's map; devices -> server: the number of their user
                     group, their largest possible budget
@@ -49,6 +51,7 @@ from fl_peel.ranking.top import MetricSums
 
 HELLO = "query.hello"
 SUMS = "train.sums"
+CHOICE = "evaluate.choice"
 JOIN = "query.join"
 ROUND = "train.round"
 EVALUATE = "evaluate.budgets"
@@ -119,6 +122,33 @@ class SumsRequest:
 
 
 @dataclass(frozen=True)
+class ChoiceRequest:
+    """Which filter ranks your validation items best? See :class:`fl_peel.pretraining.by_sums.Question`; only about
+    ``panel`` of all devices answer.
+    """
+
+    setting: Setting
+    time: int
+    panel: int
+    place: int
+    directions: NDArray[np.float32]
+    values: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    count_exponents: NDArray[np.float64]
+    value_exponents: NDArray[np.float64]
+    drawn: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ChoiceReply:
+    """won: (C,) by filter, added up over devices; answered: how many these are; counts: what it took."""
+
+    won: NDArray[np.int64]
+    answered: int
+    counts: RoundCounts
+
+
+@dataclass(frozen=True)
 class GroupSum:
     """Whole numbers added up over some devices of a node: how many these are (X,), and the rest as the step has it."""
 
@@ -130,11 +160,10 @@ class GroupSum:
 
 @dataclass(frozen=True)
 class SumsReply:
-    """sums: by user group, of everybody in :data:`EVERYBODY`; counts: what it took; class_names: one a line."""
+    """sums: by user group, of everybody in :data:`EVERYBODY`; counts: what it took."""
 
     sums: dict[int, GroupSum]
     counts: RoundCounts
-    class_names: str
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ from strategies.figures.figures import (
 )
 from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, EnvironmentResult, FullTable, RunResult
 from strategies.figures.secure import secure_report
-from strategies.figures.stage1 import stage1_result
 from strategies.nodes.members import NUM_TRACED, some_devices
 from strategies.nodes.nodes import Nodes
 from strategies.run.place import Place, Stages
@@ -85,7 +84,7 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
             start=None if full_start is None else qualities(full_start)[0],
             refined=None if found.refined is None else qualities(found.refined)[0],
         ),
-        stage1=stage1_result(prepared.steps, members, stages.seconds["pretraining"]) if prepared.steps else None,
+        stage1=prepared.figures(members, stages.seconds["pretraining"]),
         refinement=None if keeping is None else refinement_result(keeping, num_devices),
         rounds=round_rows(records),
         history=history_rows(records),

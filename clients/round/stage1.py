@@ -19,6 +19,8 @@ from clients.round.accounts import clock_counts
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
 from fl_peel.pretraining.by_sums import (
+    Question,
+    Shapes,
     add_rows,
     count_items,
     group_moments,
@@ -27,8 +29,9 @@ from fl_peel.pretraining.by_sums import (
     pass_sums,
     unit_vectors,
 )
-from fl_peel.pretraining.costs import Asked, Step, cost_of
-from fl_peel.wire import EVERYBODY, GroupSum, SumsReply, SumsRequest
+from fl_peel.pretraining.costs import Asked, Step, StepCost, choice_cost, cost_of
+from fl_peel.randomness import device_uniforms
+from fl_peel.wire import EVERYBODY, ChoiceReply, ChoiceRequest, GroupSum, SumsReply, SumsRequest
 
 NONE = np.zeros(0, np.int64)
 
@@ -39,17 +42,21 @@ def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
     sums = _STEPS[request.step](cohort, places, request)
     if not request.counted:
         counts = RoundCounts.nothing(len(cohort.fleet.names))
-    return SumsReply(sums, counts, "\n".join(cohort.fleet.names))
+    return SumsReply(sums, counts)
 
 
 def _taking_part(cohort: Cohort, request: SumsRequest) -> tuple[IntArray, RoundCounts]:
     """Places of the devices whose sums count, and what the step takes of all that are reached."""
-    items = cohort.splits.train.counts()
-    available = cohort.available(np.arange(len(cohort.devices)), request.time)
-    budgets = cohort.budgets.at(request.time)
     dim = cohort.scenario.pretraining.embedding_dim
-    cost = cost_of(Asked(cast(Step, request.step), request.columns, len(request.centroids), dim), items, budgets)
-    small = available & (budgets < cost.least_bytes)
+    asked = Asked(cast(Step, request.step), request.columns, len(request.centroids), dim)
+    cost = cost_of(asked, cohort.splits.train.counts(), cohort.budgets.at(request.time))
+    return _in_time(cohort, cost, request.time, np.ones(len(cohort.devices), np.bool_))
+
+
+def _in_time(cohort: Cohort, cost: StepCost, time: int, asked: NDArray[np.bool_]) -> tuple[IntArray, RoundCounts]:
+    """Places of the devices ``asked`` (N,) whose sums count, and what the step takes of all that are reached."""
+    available = asked & cohort.available(np.arange(len(cohort.devices)), time)
+    small = available & (cohort.budgets.at(time) < cost.least_bytes)
     reached = np.flatnonzero(available & ~small)
     rates = cohort.rates.select(reached)
     spent = spend(
@@ -59,15 +66,41 @@ def _taking_part(cohort: Cohort, request: SumsRequest) -> tuple[IntArray, RoundC
         cost.upload_bytes[reached],
         cohort.scenario.pretraining.deadline_s,
     )
-    return reached[~spent.late], _counts(cohort, available, small, reached, spent)
+    return reached[~spent.late], _counts(cohort, asked, available, small, reached, spent)
+
+
+def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
+    """Some devices say which filter ranks their validation items best."""
+    panel = device_uniforms(cohort.scenario.seed, "panel", devices=cohort.devices) * cohort.population < request.panel
+    panel &= cohort.splits.validation.counts() > 0
+    shapes = Shapes(request.count_exponents, request.value_exponents)
+    cost = choice_cost(
+        len(request.values),
+        len(request.drawn),
+        request.place,
+        len(request.value_exponents),
+        cohort.splits.train.counts(),
+        cohort.splits.validation.counts(),
+        cohort.budgets.at(request.time),
+    )
+    places, counts = _in_time(cohort, cost, request.time, panel)
+    question = Question(request.directions, request.values, request.counts, shapes, request.drawn, request.place)
+    rows, wanted = cohort.splits.train.select(places), cohort.splits.validation.select(places)
+    won, answered = question.answer(rows, wanted, cohort.scenario.pretraining.item_exponent)
+    return ChoiceReply(won, answered, counts)
 
 
 def _counts(
-    cohort: Cohort, available: NDArray[np.bool_], small: NDArray[np.bool_], reached: IntArray, spent: Spent
+    cohort: Cohort,
+    asked: NDArray[np.bool_],
+    available: NDArray[np.bool_],
+    small: NDArray[np.bool_],
+    reached: IntArray,
+    spent: Spent,
 ) -> RoundCounts:
     num_classes = len(cohort.fleet.names)
-    everybody, in_time = np.ones(len(cohort.devices), np.int64), ~spent.late
-    clock = clock_counts(cohort.classes, num_classes, sampled=everybody, unavailable=~available, excluded=small)
+    in_time, away = ~spent.late, asked & ~available
+    clock = clock_counts(cohort.classes, num_classes, sampled=asked, unavailable=away, excluded=small)
     classes = cohort.classes[reached]
     clock += clock_counts(classes, num_classes, stragglers=spent.late, time_us=spent.time_us, energy_mj=spent.energy_mj)
     moved = ClassCounts.zeros(len(reached))
@@ -139,4 +172,4 @@ _STEPS = {
     "maps": _mapped,
 }
 
-__all__ = ["sums_round"]
+__all__ = ["choice", "sums_round"]

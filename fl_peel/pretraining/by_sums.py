@@ -18,6 +18,7 @@ order, the number of nodes or the machine, and may be masked.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,8 @@ CHUNK_DEVICES = 4096
 """Vectors whose products are added up in doubles before they are added up as integers: below 2^53 units squared."""
 USER_LENGTH, SCORE_SPREAD = 2.0, 0.75
 """Of user embeddings and scores in a group, about what gradients make of them: rates of refinement fit both."""
+LEAST_DRAWN = 512
+"""Items that validation items are compared with at least, where there are as many."""
 EMPTY = 1e-9
 """Directions below this share of the largest squared length are rounding alone."""
 
@@ -221,10 +224,79 @@ class Filter:
         value_exponent: float,
     ) -> Filter:  # fmt: skip
         """own = D^-own Q lambda^value, scored = D^count Q."""
-        shape = np.where(values > EMPTY * values.max(initial=0.0), np.maximum(values, 1e-300) ** value_exponent, 0.0)
-        own = inverse_power(counts, own_exponent)[:, None] * directions * shape
+        own = inverse_power(counts, own_exponent)[:, None] * directions * spread_of(values, value_exponent)
         scored = inverse_power(counts, -count_exponent)[:, None] * directions
         return Filter(own.astype(np.float32), scored.astype(np.float32))
+
+
+def drawn_items(counts: Ints, seed: int, top_n: int = 20) -> tuple[Ints, int]:
+    """Items that validation items are compared with, ascending, and how few of them may rank before one that counts.
+
+    With rank r of I items and M of them drawn, about r M / I rank before it: to be among the first n M / I of the drawn
+    ones stands for being among the first n of all. At least one in ``n`` is drawn: recall among fewer would be bent
+    (Krichene and Rendle, "On sampled metrics for item recommendation", KDD 2020).
+    """
+    known = np.flatnonzero(counts > 0)
+    number = min(len(known), max(len(known) // top_n, LEAST_DRAWN))
+    place = max(1, round(top_n * number / max(len(known), 1)))
+    return np.sort(rng_for(seed, "drawn-items").permutation(known)[:number]), min(place, number)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Filters to choose from: exponents of counts and eigenvalues (C,) each."""
+
+    count_exponents: Doubles
+    value_exponents: Doubles
+
+    @staticmethod
+    def of(count_exponents: Sequence[float], value_exponents: Sequence[float]) -> Shapes:
+        """Every one of these with every one of those."""
+        pairs = [(count, value) for count in count_exponents for value in value_exponents]
+        return Shapes(np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs]))
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which filter ranks your validation items best? directions: (I, K) as passes found them; values: (K,); counts:
+    (I,); drawn, place: of :func:`drawn_items`.
+    """
+
+    directions: Floats
+    values: Doubles
+    counts: Ints
+    shapes: Shapes
+    drawn: Ints
+    place: int
+
+    def answer(self, rows: UserItems, wanted: UserItems, item_exponent: float) -> tuple[Ints, int]:
+        """Under each filter (C,), the share of a device's validation items ``wanted`` (N rows) that outrank all but
+        ``place`` - 1 of the drawn items that it does not have, added up over devices in units of 1 / ``UNIT_SCALE``;
+        and how many devices have any. rows: train items (N rows). Items that nobody trains on are no validation items.
+        """
+        counts, drawn, shapes, place = self.counts, self.drawn, self.shapes, self.place
+        directions = self.directions.astype(np.float64)
+        base = _matrix(rows, len(counts), np.float64) @ (inverse_power(counts, item_exponent)[:, None] * directions)
+        known = wanted.keep(counts[wanted.items] > 0)
+        users, items = known.users(), known.items
+        hidden = (_matrix(rows, len(counts), np.int8) + _matrix(wanted, len(counts), np.int8))[:, drawn].toarray() > 0
+        won = np.zeros(len(shapes.value_exponents), np.int64)
+        for value in np.unique(shapes.value_exponents):
+            vectors = base * spread_of(self.values, value)
+            of_drawn, of_items = vectors @ directions[drawn].T, np.einsum("nk,nk->n", vectors[users], directions[items])
+            for shape in np.flatnonzero(shapes.value_exponents == value):
+                scale = inverse_power(counts, -shapes.count_exponents[shape])
+                scores = np.where(hidden, -np.inf, of_drawn * scale[drawn])
+                best = -np.partition(-scores, place - 1, axis=1)[:, place - 1]
+                wins = np.bincount(users[of_items * scale[items] > best[users]], minlength=rows.num_users)
+                won[shape] = np.rint(wins / np.maximum(known.counts(), 1) * UNIT_SCALE).astype(np.int64).sum()
+        return won, int((known.counts() > 0).sum())
+
+
+def spread_of(values: Doubles, exponent: float) -> Doubles:
+    """Eigenvalues (K,) to a power; 0 for those that are rounding alone."""
+    kept = values > EMPTY * values.max(initial=0.0)
+    return np.where(kept, np.maximum(values, 1e-300) ** exponent, 0.0)
 
 
 @dataclass(frozen=True)
@@ -298,8 +370,11 @@ __all__ = [
     "GroupStart",
     "GroupSums",
     "Moments",
+    "Question",
+    "Shapes",
     "add_rows",
     "count_items",
+    "drawn_items",
     "embeddings",
     "group_moments",
     "group_sums",

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
-Step = Literal["counts", "pass", "vectors", "groups", "moments", "maps"]
+Step = Literal["counts", "pass", "choice", "vectors", "groups", "moments", "maps"]
 
 ID_BYTES = 4
 NUMBER_BYTES = 4
@@ -83,4 +83,23 @@ def cost_of(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
     )
 
 
-__all__ = ["Asked", "Step", "StepCost", "cost_of"]
+def choice_cost(
+    columns: int, drawn: int, place: int, shapes: int, items: Ints, wanted: Ints, budgets: Ints
+) -> StepCost:
+    """Of ranking ``wanted`` (N,) validation items among ``drawn`` ones under ``shapes`` filters. items: (N,) on which
+    the device trains, of which it makes its vector. Rows come as many at a time as fit beside that vector, the
+    eigenvalues, and under each filter the scores of the device's items and of the best ``place`` drawn ones.
+    """
+    rows, row = items + wanted + drawn, NUMBER_BYTES * columns
+    kept = 2 * row + NUMBER_BYTES * shapes * (place + wanted)
+    at_a_time = np.clip((budgets - kept) // row, 1, rows)
+    return StepCost(
+        row * (rows + 1) + ID_BYTES * rows,
+        np.full_like(items, WORD_BYTES * shapes) + ID_BYTES * (items + wanted),
+        rows * -(-columns // SAMPLE_COLUMNS),
+        kept + row,
+        -(-rows // at_a_time),
+    )
+
+
+__all__ = ["Asked", "Step", "StepCost", "choice_cost", "cost_of"]

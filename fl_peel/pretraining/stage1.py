@@ -27,8 +27,11 @@ from fl_peel.pretraining.by_sums import (
     GroupSums,
     Ints,
     Moments,
+    Question,
+    Shapes,
     add_rows,
     count_items,
+    drawn_items,
     group_moments,
     group_sums,
     inverse_power,
@@ -39,7 +42,7 @@ from fl_peel.pretraining.by_sums import (
     starting_directions,
     unit_vectors,
 )
-from fl_peel.pretraining.settings import SpectralConfig
+from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
 from fl_peel.pretraining.train import fixed_threads
 from fl_peel.randomness import rng_for, seed_for
 
@@ -58,6 +61,9 @@ class Sums(Protocol):
     def passed(self, table: Floats) -> Ints:
         """:func:`fl_peel.pretraining.by_sums.pass_sums` of all devices, (I, k)."""
 
+    def choice(self, question: Question) -> tuple[Ints, int]:
+        """:func:`fl_peel.pretraining.by_sums.outranked` of some devices: (C,) and how many answered."""
+
     def vectors(self, own: Floats) -> None:
         """Devices make their vector of the rows (I, K) of their items, and keep it."""
 
@@ -71,7 +77,8 @@ class Sums(Protocol):
 @dataclass(frozen=True)
 class SpectralStart:
     """What stage 1 by sums leaves. own: (I, K) rows of which a device makes its vector, whenever it comes; centroids:
-    (G, c) by which it finds its user group; groups: what each starts with; counts: (I,) of items.
+    (G, c) by which it finds its user group; groups: what each starts with; counts: (I,) of items; count_exponent,
+    value_exponent: of the filter; chosen: recall among drawn items by which devices chose them, None where none did.
     """
 
     own: Floats
@@ -80,6 +87,9 @@ class SpectralStart:
     centroids: Floats
     groups: tuple[GroupStart, ...]
     counts: Ints
+    count_exponent: float
+    value_exponent: float
+    chosen: float | None
 
     @property
     def maps(self) -> Floats:
@@ -89,7 +99,7 @@ class SpectralStart:
 
 def num_steps(config: SpectralConfig) -> int:
     """Steps that :func:`run_stage1` tells of; groups may take some more until none is too small."""
-    return 1 + config.passes + 1 + config.group_rounds + 1
+    return 1 + config.passes + config.chooses + 1 + config.group_rounds + 1
 
 
 def run_stage1(
@@ -138,13 +148,17 @@ def run_stage1(
         step(f"pass {number}")
     with fixed_threads(config.num_threads):
         directions, values = leading(directions, passed, config.columns)
+    count_exponent, value_exponent, chosen = _shape(sums, config, directions, values, counts, seed)
+    if config.chooses:
+        step(f"filter chosen, exponents {count_exponent:g} and {value_exponent:g}")
+    with fixed_threads(config.num_threads):
         shape = Filter.of(
             directions,
             values,
             counts,
             own_exponent=config.item_exponent,
-            count_exponent=config.count_exponent,
-            value_exponent=config.value_exponent,
+            count_exponent=count_exponent,
+            value_exponent=value_exponent,
         )
     sums.vectors(shape.own)
     step("vectors")
@@ -161,7 +175,41 @@ def run_stage1(
             ]
             groups = [start.result() for start in starts]
     step(f"{len(groups)} user groups")
-    return SpectralStart(shape.own, shape.scored, values.astype(np.float32), centroids, tuple(groups), counts)
+    return SpectralStart(
+        shape.own,
+        shape.scored,
+        values.astype(np.float32),
+        centroids,
+        tuple(groups),
+        counts,
+        count_exponent,
+        value_exponent,
+        chosen,
+    )
+
+
+def _shape(
+    sums: Sums, config: SpectralConfig, directions: NDArray[np.float64], values: NDArray[np.float64], counts: Ints,
+    seed: int,
+) -> tuple[float, float, float | None]:  # fmt: skip
+    """The filter's exponents of counts and eigenvalues, and the recall by which devices chose them."""
+    if config.count_exponent is not None and config.value_exponent is not None:
+        return config.count_exponent, config.value_exponent, None
+    shapes = Shapes.of(
+        COUNT_EXPONENTS if config.count_exponent is None else (config.count_exponent,),
+        VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,),
+    )
+    drawn, place = drawn_items(counts, seed)
+    won, answered = sums.choice(Question(directions.astype(np.float32), values, counts, shapes, drawn, place))
+    if not answered:
+        raise DataError("stage 1: no device that was asked has a validation item; set pretraining.count_exponent and "
+                        "value_exponent, or raise pretraining.panel or data.validation_share")  # fmt: skip
+    best = int(won.argmax())
+    return (
+        float(shapes.count_exponents[best]),
+        float(shapes.value_exponents[best]),
+        float(won[best] / UNIT_SCALE / answered),
+    )
 
 
 def _passed(sums: Sums, directions: NDArray[np.float64], counts: Ints, config: SpectralConfig) -> NDArray[np.float64]:
@@ -209,11 +257,16 @@ def _centroids(
 
 @dataclass
 class PooledSums:
-    """Over interactions (U rows) that one party holds."""
+    """Over interactions (U rows) that one party holds. validation: of the same users; asked: who chooses the filter in
+    their place, where they have none.
+    """
 
     rows: UserItems
     num_items: int
     user_exponent: float
+    item_exponent: float = 0.5
+    validation: UserItems | None = None
+    asked: Callable[[Question], tuple[Ints, int]] | None = None
     made: Floats | None = None
 
     def counts(self) -> Ints:
@@ -223,6 +276,13 @@ class PooledSums:
     def passed(self, table: Floats) -> Ints:
         """See :class:`Sums`."""
         return pass_sums(table, self.rows, self.user_exponent)
+
+    def choice(self, question: Question) -> tuple[Ints, int]:
+        """See :class:`Sums`."""
+        if self.asked is not None:
+            return self.asked(question)
+        assert self.validation is not None, "who chooses has validation items"
+        return question.answer(self.rows, self.validation, self.item_exponent)
 
     def vectors(self, own: Floats) -> None:
         """See :class:`Sums`."""

@@ -71,8 +71,11 @@ class Pretraining(Part):
     passes: int = Field(6, ge=1)
     user_exponent: float = Field(0.3, ge=0, le=1)
     item_exponent: float = Field(0.5, ge=0, le=1)
-    count_exponent: float = Field(0.4, ge=0, le=1)
-    value_exponent: float = Field(0.1, ge=0)
+    count_exponent: float | None = Field(None, ge=0, le=1)
+    """null, here and below: chosen by devices on their validation items."""
+    value_exponent: float | None = Field(None, ge=0)
+    panel: int = Field(1000, ge=1)
+    """Devices, about, that are asked to choose."""
     group_columns: int = Field(128, ge=1)
     group_rounds: int = Field(8, ge=1)
     deadline_s: float | None = Field(None, gt=0)

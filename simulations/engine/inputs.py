@@ -110,6 +110,13 @@ def check_data(scenario: Scenario, splits: Splits) -> None:
                 f"user_groups.min_size: {least} of {known} devices whose data is collected; lower it, or raise "
                 "pretraining.collected.share"
             )
+    if scenario.pretraining.model == "spectral" and scenario.pretraining.spectral().chooses:
+        require_items(
+            splits,
+            "validation",
+            "the filter of spectral pretraining is chosen on them; raise it, or set pretraining.count_exponent and "
+            "value_exponent",
+        )
     _check_reached(scenario, splits.num_users)
 
 

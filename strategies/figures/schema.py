@@ -168,6 +168,17 @@ class Stage1Class:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage1Filter:
+    """The shape of scores: exponents of item counts and eigenvalues; recall: among drawn items, on validation items of
+    the devices that chose them, None where the scenario names both.
+    """
+
+    count_exponent: Mean
+    value_exponent: Mean
+    recall: Annotated[Metric | None, Key("validation recall")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage1Result:
     """Stage 1 by federation. rounds: messages' worth of all devices, one for every step; devices: that are in the sums
     of passes, on average; bytes: of a device over all steps, on average over all devices, maps and centroids of joining
@@ -181,6 +192,7 @@ class Stage1Result:
     seconds: Seconds
     virtual_seconds: Mean
     epsilon: Mean | None = None
+    filter: Stage1Filter
     steps: tuple[Stage1Step, ...]
     classes: dict[str, Stage1Class]
 

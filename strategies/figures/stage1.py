@@ -9,12 +9,15 @@ from operator import add
 import numpy as np
 
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
-from strategies.figures.schema import Stage1Class, Stage1Result, Stage1Step
+from fl_peel.pretraining.stage1 import SpectralStart
+from strategies.figures.schema import Stage1Class, Stage1Filter, Stage1Result, Stage1Step
 from strategies.nodes.members import Members
 from strategies.run.stage1 import SumsRecord
 
 
-def stage1_result(records: Sequence[SumsRecord], members: Members, seconds: float) -> Stage1Result:
+def stage1_result(
+    records: Sequence[SumsRecord], start: SpectralStart, members: Members, seconds: float
+) -> Stage1Result:
     """The report's figures. seconds: of wall time."""
     num_devices, num_classes = len(members.devices), len(members.class_names)
     classes = reduce(add, (record.counts.classes for record in records), ClassCounts.zeros(num_classes))
@@ -30,6 +33,9 @@ def stage1_result(records: Sequence[SumsRecord], members: Members, seconds: floa
         bytes_up_mean=int(moved.upload_bytes) / max(num_devices, 1),
         seconds=seconds,
         virtual_seconds=sum(record.virtual_seconds for record in records),
+        filter=Stage1Filter(
+            count_exponent=start.count_exponent, value_exponent=start.value_exponent, recall=start.chosen
+        ),
         steps=tuple(_step(name, [record for record in records if record.step == name]) for name in names),
         classes={
             name: Stage1Class(

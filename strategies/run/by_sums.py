@@ -11,9 +11,12 @@ from fl_peel.disks import device_splits
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.pretraining.stage1 import PooledSums, SpectralStart, run_stage1
 from fl_peel.scenario.scenario import Scenario
+from strategies.figures.schema import Stage1Result
+from strategies.figures.stage1 import stage1_result
 from strategies.groups.spectral import TEMPERATURE, spectral_states
 from strategies.groups.start import make_layout
 from strategies.groups.state import UserGroupState
+from strategies.nodes.members import Members
 from strategies.nodes.nodes import Nodes
 from strategies.run.place import Place, Stages
 from strategies.run.prepare import Prepared, check_budgets, given_data
@@ -26,12 +29,11 @@ class BySums(Prepared):
 
     start: SpectralStart
     num_devices: int
-    records: tuple[SumsRecord, ...]
+    steps: tuple[SumsRecord, ...]
 
-    @property
-    def steps(self) -> tuple[SumsRecord, ...]:
-        """Of devices in stage 1."""
-        return self.records
+    def figures(self, members: Members, seconds: float) -> Stage1Result | None:
+        """What the steps took of devices."""
+        return stage1_result(self.steps, self.start, members, seconds) if self.steps else None
 
     def states(self, scenario: Scenario) -> list[UserGroupState]:
         """Every user group with its table, and statistics from the sums alone."""
@@ -70,14 +72,16 @@ def prepare_by_sums(
     pretraining, groups = scenario.pretraining, scenario.user_groups
     config = pretraining.spectral()
     setting = wire.Setting(scenario.to_json(), place.data_dir, place.run_dir)
-    federated = FederatedSums(nodes, setting, splits.num_items, pretraining.deadline_s)
+    federated = FederatedSums(nodes, setting, splits.num_items, pretraining.deadline_s, config.panel)
 
     def show(done: int, total: int, text: str) -> None:
         on_event(Event("pretraining", min(done, total), total, text))
 
     with stages("pretraining"):
         start = run_stage1(
-            federated if pretraining.by_devices else PooledSums(given, splits.num_items, config.user_exponent),
+            federated
+            if pretraining.by_devices
+            else PooledSums(given, splits.num_items, config.user_exponent, asked=federated.choice),
             config,
             dim=pretraining.embedding_dim,
             num_groups=groups.count,

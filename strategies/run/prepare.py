@@ -15,10 +15,11 @@ from fl_peel.data.interactions import UserItems, collected
 from fl_peel.disks import device_splits
 from fl_peel.privacy.plan import Plan, make_plan
 from fl_peel.scenario.scenario import Scenario
+from strategies.figures.schema import Stage1Result
 from strategies.groups.state import FloatArray, UserGroupState
+from strategies.nodes.members import Members
 from strategies.rounds.sampling import sample_cohort
 from strategies.run.place import Place
-from strategies.run.stage1 import SumsRecord
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,9 @@ class Prepared(ABC):
     layout: BlockLayout
     temperature: float
 
-    @property
-    def steps(self) -> tuple[SumsRecord, ...]:
-        """Of devices in stage 1; none where the server did it alone."""
-        return ()
+    def figures(self, members: Members, seconds: float) -> Stage1Result | None:
+        """What stage 1 took of devices, in ``seconds`` of wall time; None where the server did it alone."""
+        return None
 
     @property
     def global_table(self) -> FloatArray | None:

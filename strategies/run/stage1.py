@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fl_peel import wire
 from fl_peel.errors import EngineError
 from fl_peel.exchange.counters import RoundCounts
-from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments
+from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question
 from fl_peel.pretraining.costs import Step
 from strategies.nodes.nodes import Nodes
 
@@ -34,15 +34,16 @@ class SumsRecord:
 class FederatedSums:
     """:class:`fl_peel.pretraining.stage1.Sums` of the devices of a federation.
 
-    records: of the steps so far, one after the other on the virtual clock; deadline_s: of each.
+    records: of the steps so far, one after the other on the virtual clock; deadline_s: of each; panel: devices
+    that choose the filter, about.
     """
 
     nodes: Nodes
     setting: wire.Setting
     num_items: int
     deadline_s: float | None
+    panel: int = 1000
     records: list[SumsRecord] = field(default_factory=list)
-    class_names: tuple[str, ...] = ()
     _time: int = 0
 
     def counts(self) -> Ints:
@@ -59,6 +60,25 @@ class FederatedSums:
             replies = self._asked("pass", table.shape[1], first=first, table=part)
             sums[:, first : first + COLUMNS] = self._total(replies[wire.EVERYBODY], "first")
         return sums
+
+    def choice(self, question: Question) -> tuple[Ints, int]:
+        """Which filter some devices prefer: (C,), and how many answered."""
+        self._time += 1
+        request = wire.ChoiceRequest(
+            self.setting,
+            self._time,
+            self.panel,
+            question.place,
+            question.directions,
+            question.values,
+            question.counts,
+            question.shapes.count_exponents,
+            question.shapes.value_exponents,
+            question.drawn,
+        )
+        replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: request)
+        self._record("choice", [reply.counts for reply in replies], alone=True)
+        return np.sum([reply.won for reply in replies], axis=0), sum(reply.answered for reply in replies)
 
     def vectors(self, own: Floats) -> None:
         """Devices make their vectors."""
@@ -120,20 +140,20 @@ class FederatedSums:
             np.zeros(0, np.int64) if groups is None else groups,
         )
         replies = self.nodes.ask(wire.SUMS, wire.SumsReply, lambda partition: request)
-        self.class_names = tuple(replies[0].class_names.split("\n"))
         if first == 0:
-            self._record(step, replies)
+            self._record(step, [reply.counts for reply in replies])
         found: dict[int, list[wire.GroupSum]] = {}
         for reply in replies:
             for group, sums in reply.sums.items():
                 found.setdefault(group, []).append(sums)
         return found
 
-    def _record(self, step: Step, replies: list[wire.SumsReply]) -> None:
-        counts = RoundCounts.nothing(len(self.class_names))
-        for reply in replies:
-            counts += reply.counts
-        if not counts.classes.devices.any():
+    def _record(self, step: Step, told: list[RoundCounts], *, alone: bool = False) -> None:
+        """Remember what a step took. alone: it goes on without anybody, too."""
+        counts = RoundCounts.nothing(len(told[0].classes.devices))
+        for one in told:
+            counts += one
+        if not alone and not counts.classes.devices.any():
             clock = counts.clock.total()
             raise EngineError(
                 f"stage 1, {step}: of {int(clock.sampled)} devices {int(clock.unavailable)} were away, "

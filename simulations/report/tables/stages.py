@@ -8,6 +8,7 @@ from strategies.figures.schema import RunResult
 STEPS = {
     "counts": "item counts",
     "pass": "passes",
+    "choice": "choice of the filter",
     "vectors": "vectors",
     "groups": "user groups",
     "moments": "moments of the groups",

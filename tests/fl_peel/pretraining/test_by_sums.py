@@ -13,7 +13,16 @@ from fl_peel.pretraining.settings import SpectralConfig
 from fl_peel.pretraining.stage1 import PooledSums, num_steps, run_stage1
 
 NUM_ITEMS = 50
-CONFIG = SpectralConfig(columns=12, oversampling=8, passes=30, group_columns=6, group_rounds=5, num_threads=1)
+CONFIG = SpectralConfig(
+    columns=12,
+    oversampling=8,
+    passes=30,
+    group_columns=6,
+    group_rounds=5,
+    num_threads=1,
+    count_exponent=0.4,
+    value_exponent=0.1,
+)
 SHAPE = {"dim": 6, "num_groups": 3, "min_size": 5, "seed": 3}
 
 
@@ -148,6 +157,48 @@ def test_nobody_with_anything_is_refused():
     nobody = UserItems(np.zeros(5, np.int64), np.zeros(0, np.int32))
     with pytest.raises(DataError, match="no device"):
         run_stage1(PooledSums(nobody, 4, 0.3), CONFIG, **SHAPE)
+
+
+def test_devices_choose_the_filter_that_ranks_their_validation_items_best(rows):
+    """Columns of mere noise are many and those of tastes few: the steeper filter wins, and by the sum of parts."""
+    rng = np.random.default_rng(5)
+    wanted = UserItems(np.arange(81), np.array([16 * (user % 3) + rng.integers(16) for user in range(80)], np.int32))
+    wanted = wanted.keep(~np.array([wanted.items[user] in rows.row(user) for user in range(80)]))
+    free = dataclasses.replace(CONFIG, columns=40, count_exponent=None, value_exponent=None)
+    sums = PooledSums(rows, NUM_ITEMS, CONFIG.user_exponent, validation=wanted)
+    start = run_stage1(sums, free, **SHAPE)
+    assert start.value_exponent > 0
+    assert 0 < start.chosen <= 1
+    asked = []
+
+    def by_parts(question):
+        asked.append(question)
+        answers = [
+            question.answer(rows.select(part), wanted.select(part), 0.5) for part in np.array_split(np.arange(80), 3)
+        ]
+        return sum(won for won, _ in answers), sum(answered for _, answered in answers)
+
+    parts = run_stage1(PooledSums(rows, NUM_ITEMS, CONFIG.user_exponent, asked=by_parts), free, **SHAPE)
+    assert (parts.count_exponent, parts.value_exponent, parts.chosen) == (
+        start.count_exponent,
+        start.value_exponent,
+        start.chosen,
+    )
+    # against all items by hand: 48 of them are known, so all are drawn, and 20 of 48 count
+    question = asked[0]
+    assert (len(question.drawn), question.place) == (48, 20)
+    question = dataclasses.replace(question, place=4)
+    shape = int(np.flatnonzero(question.shapes.value_exponents == 0.5)[-1])
+    counts = question.counts.astype(float)
+    root, power = (np.divide(1.0, counts**e, out=np.zeros(NUM_ITEMS), where=counts > 0) for e in (0.5, -0.5))
+    won = 0
+    for user in np.flatnonzero(wanted.counts()):
+        vector = (root[rows.row(user), None] * question.directions[rows.row(user)]).sum(axis=0) * question.values**0.5
+        scores = (question.directions @ vector) * power
+        others = np.setdiff1d(question.drawn, np.concatenate([rows.row(user), wanted.row(user)]))
+        won += (scores[others] >= scores[wanted.row(user)[0]]).sum() < 4
+    assert 0 < won < 60
+    assert question.answer(rows, wanted, 0.5)[0][shape] == won * 2**20
 
 
 def test_costs_are_those_of_the_arithmetic():

@@ -9,7 +9,7 @@ import pytest
 from clients.node.cohort import open_cohort
 from fl_peel import wire
 from fl_peel.disks import device_splits
-from fl_peel.errors import EngineError
+from fl_peel.errors import DataError, EngineError
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.nodes import Nodes
@@ -28,6 +28,8 @@ SPECTRAL = {
     "passes": 4,
     "group_columns": 6,
     "group_rounds": 4,
+    "count_exponent": 0.4,
+    "value_exponent": 0.1,
     "collected": {"share": 0},
 }
 AT_HOME = """
@@ -231,6 +233,24 @@ def test_columns_that_need_several_messages_change_nothing(scenario, tmp_path, m
     assert (whole.start.own == parts.start.own).all()
     moved = [[one.counts.classes.download_bytes.sum() for one in each.steps] for each in (whole, parts)]
     assert moved[0] == moved[1], "a step costs the same in however many messages it is simulated"
+
+
+def test_devices_choose_the_filter_on_any_number_of_nodes(scenario, tmp_path):
+    free = changed(scenario, pretraining={"count_exponent": None, "value_exponent": None})
+    results = [served(free, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
+    assert figures(results[0]) == figures(results[1])
+    chosen = results[0].stage1.filter
+    assert chosen == results[1].stage1.filter
+    assert chosen.recall > 0.3
+    assert {step.step: step.times for step in results[0].stage1.steps}["choice"] == 1
+    fixed = changed(
+        scenario,
+        pretraining={"count_exponent": chosen.count_exponent, "value_exponent": chosen.value_exponent},
+    )
+    assert served(fixed, tmp_path / "fixed")[0].full_table == results[0].full_table
+    few = changed(free, pretraining={"panel": 1})
+    with pytest.raises(DataError, match=r"no device that was asked has a validation item.*panel"):
+        prepared(few, tmp_path / "few")
 
 
 def test_no_request_says_more_than_its_step_needs():
