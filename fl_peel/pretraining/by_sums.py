@@ -100,6 +100,13 @@ def in_units(vectors: Floats) -> Doubles:
     return np.rint(vectors.astype(np.float64) * UNIT_SCALE)
 
 
+def coarse(centroids: Floats) -> Floats:
+    """Centroids as they are sent: a byte for each number, in units of the largest over 127."""
+    unit = max(float(np.abs(centroids).max(initial=0.0)), 1e-30) / 127
+    rounded: Floats = (np.rint(centroids / unit) * unit).astype(np.float32)
+    return rounded
+
+
 def nearest(vectors: Floats, centroids: Floats) -> NDArray[np.int32]:
     """User group of each device (N,): the nearest centroid of (G, c), ties to the lower number. Computed in whole
     numbers, so that it is the same whoever else is computed with it. vectors: (N, K), K >= c; the first c columns, at
@@ -373,6 +380,7 @@ __all__ = [
     "Question",
     "Shapes",
     "add_rows",
+    "coarse",
     "count_items",
     "drawn_items",
     "embeddings",

@@ -22,6 +22,8 @@ Step = Literal["counts", "pass", "choice", "vectors", "groups", "moments", "maps
 ID_BYTES = 4
 NUMBER_BYTES = 4
 """Of a row's entry, sent in fp32."""
+CENTROID_BYTES = 1
+"""Of a centroid's entry, see :func:`fl_peel.pretraining.by_sums.coarse`."""
 WORD_BYTES = 8
 """Of a whole number that is added up."""
 SAMPLE_COLUMNS = 64
@@ -59,7 +61,7 @@ def cost_of(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
     if asked.step == "moments":
         kept = nothing + NUMBER_BYTES * asked.columns
         return StepCost(nothing, ID_BYTES * items + WORD_BYTES * asked.columns, nothing + 1, kept, nothing + 1)
-    ids, kept, up = nothing, nothing, nothing
+    ids, kept, up, number = nothing, nothing, nothing, NUMBER_BYTES
     if asked.step == "pass":
         rows, ids, up = items, ID_BYTES * items, WORD_BYTES * asked.columns + ID_BYTES * items
         column = NUMBER_BYTES * rows + WORD_BYTES
@@ -68,14 +70,15 @@ def cost_of(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
         column = NUMBER_BYTES * rows
     elif asked.step == "groups":
         rows, up = nothing + asked.groups, nothing + WORD_BYTES * asked.columns + ID_BYTES
-        column, kept = NUMBER_BYTES * rows, nothing + WORD_BYTES * asked.groups + NUMBER_BYTES * asked.columns
+        column, kept = CENTROID_BYTES * rows, nothing + WORD_BYTES * asked.groups + NUMBER_BYTES * asked.columns
+        number = CENTROID_BYTES
     else:  # one row of the map for every column of the vector
         rows = nothing + asked.dim
         column, kept = NUMBER_BYTES * rows, nothing + NUMBER_BYTES * asked.columns + WORD_BYTES * asked.dim
     column = np.maximum(column, 1)
     at_a_time = np.clip((budgets - kept) // column, 1, max(asked.columns, 1))
     return StepCost(
-        ids + NUMBER_BYTES * rows * asked.columns,
+        ids + number * rows * asked.columns,
         up,
         rows * -(-asked.columns // SAMPLE_COLUMNS),
         kept + column,

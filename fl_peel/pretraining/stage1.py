@@ -30,6 +30,7 @@ from fl_peel.pretraining.by_sums import (
     Question,
     Shapes,
     add_rows,
+    coarse,
     count_items,
     drawn_items,
     group_moments,
@@ -238,12 +239,12 @@ def _centroids(
     with fixed_threads(1):
         model = KMeans(wanted, n_init=1, random_state=seed_for(seed, "user-groups") % 2**32)
         model.fit(points, sample_weight=counts[counts > 0])
-    centroids: Floats = np.asarray(model.cluster_centers_, np.float32)
+    centroids = coarse(np.asarray(model.cluster_centers_, np.float32))
     for number in range(1, config.group_rounds + 1):
         found = sums.groups(centroids)
         some = found.sizes > 0
         means = found.sums[some] / UNIT_SCALE / found.sizes[some][:, None]
-        centroids = means.astype(np.float32)
+        centroids = coarse(means.astype(np.float32))
         step(f"user groups {number}")
     while True:
         sizes = sums.groups(centroids).sizes
