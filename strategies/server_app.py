@@ -34,6 +34,7 @@ from strategies.run.place import Place, Stages
 from strategies.run.prepare import privacy_plan
 from strategies.run.preparing import prepare
 from strategies.run.refinement import Refiner
+from strategies.run.refit import rehearse
 
 
 def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = silent) -> RunResult:
@@ -44,8 +45,12 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
         nodes = Nodes.connect(grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s)
     on_event(Event("start", 1, 1, f"{len(nodes.ids)} nodes"))
     plan = privacy_plan(scenario, place)
+    told, rehearsal = scenario, None
+    if scenario.data.refit:
+        rehearsal = rehearse(grid, scenario, place, nodes, stages, on_event)
+        scenario = rehearsal.scenario
     prepared = prepare(scenario, place, stages, nodes, on_event)
-    refiner = Refiner(grid, place, prepared, nodes, on_event)
+    refiner = Refiner(grid, place, prepared, nodes, on_event, rehearsal.controller if rehearsal else None)
     with stages("joining"):
         strategy = refiner.joined(scenario, plan, num_traced=NUM_TRACED)
     evaluator, members, states = Evaluator.of(strategy), strategy.members, strategy.states
@@ -71,9 +76,11 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
     if scenario.poisoning.largest_share > 0:
         with stages("poisoning"):
             poisoning = measure_poisoning(strategy, refiner.again)
-    records, num_devices = strategy.rounds, len(members.devices)
+    before = rehearsal.steps if rehearsal else ()
+    records, num_devices = [*(rehearsal.records if rehearsal else ()), *strategy.rounds], len(members.devices)
+    keeping = rehearsal.keeping if rehearsal else keeping
     return RunResult(
-        scenario=scenario.model_dump(mode="json"),
+        scenario=told.model_dump(mode="json"),
         seed=scenario.seed,
         budgets=found.budgets,
         device_classes=device_class_rows(members, records, found.own),
@@ -84,7 +91,7 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
             start=None if full_start is None else qualities(full_start)[0],
             refined=None if found.refined is None else qualities(found.refined)[0],
         ),
-        stage1=prepared.figures(members, stages.seconds["pretraining"]),
+        stage1=prepared.figures(members, stages.seconds["pretraining"], before),
         refinement=None if keeping is None else refinement_result(keeping, num_devices),
         rounds=round_rows(records),
         history=history_rows(records),

@@ -37,6 +37,8 @@ class Data(Part):
     """Of each user's interactions that are not test."""
     test_share: PartShare = 0.2
     """Of each user's interactions, unless the source gives a test part."""
+    refit: bool = False
+    """Choose on validation items, then run both stages once more with them as train items, and measure that."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -45,6 +47,10 @@ class Data(Part):
         for key, given in (("test_path", self.test_path is not None), ("format", self.format != "auto")):
             if given and self.path is None:
                 raise ValueError(f"{key} belongs to path, and {self.name} is read by name; leave it out, or give path")
+        if self.refit and not self.validation_share:
+            raise ValueError(
+                "refit: there is nothing to refit on with validation_share 0; raise it, or leave refit out"
+            )
         return self
 
 

@@ -94,6 +94,14 @@ class Scenario(Part):
         return self
 
     @model_validator(mode="after")
+    def _refit(self) -> Scenario:
+        if self.data.refit and self.privacy.noised:
+            raise ValueError("data.refit takes both stages twice and so spends epsilon again; leave it out under noise")
+        if self.data.refit and self.poisoning.largest_share > 0:
+            raise ValueError("data.refit: whoever lies would choose what is refit; leave it out with poisoning")
+        return self
+
+    @model_validator(mode="after")
     def _poisoning(self) -> Scenario:
         if self.refinement.aggregation.robust.in_buckets:
             rule = f"refinement.aggregation.robust.rule: {self.refinement.aggregation.robust.rule}"

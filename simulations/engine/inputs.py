@@ -132,7 +132,7 @@ def check_run(scenario: Scenario, splits: Splits) -> None:
     from strategies.run.prepare import check_budgets
 
     require_items(splits, "test", "reports are of them; raise it")
-    if scenario.fairness.tiers:
+    if scenario.fairness.tiers and not scenario.data.refit:
         require_items(splits, "validation", "fairness.tiers are chosen on them; raise it, or set fairness.tiers to []")
     if wants_signals(scenario) and scenario.refinement.rounds:
         require_items(splits, "validation", "the controller learns from them; raise it, or set other selectors")

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from fl_peel.data.interactions import Splits
 from fl_peel.disks import device_splits
-from fl_peel.errors import BudgetError
+from fl_peel.errors import BudgetError, ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
@@ -83,7 +83,8 @@ class Study:
                 self.on_event(Event(trial.name, 1, 1, "kept from an earlier run"))
         if missing:
             self._require_plans(missing)
-            self.prepared()  # pretraining is told here, and found there
+            if self.scenario.pretraining.model != "spectral":
+                self.prepared()  # pretraining is told here, and found there
             start = time.perf_counter()
 
             def done(trial: Trial, result: dict[str, Any]) -> None:
@@ -126,6 +127,8 @@ def study_splits(scenario: Scenario, place: Place) -> Splits:
         ScenarioError: nothing in it to choose on, or to report on, or keys that ask for more than it has.
         BudgetError: some device can never hold a block.
     """
+    if scenario.data.refit:
+        raise ScenarioError("data.refit: studies choose on validation items, which it takes; leave it out")
     splits = device_splits(scenario, place.data_dir, place.run_dir)
     require_items(splits, "validation", "studies choose on them; raise it")
     require_items(splits, "test", "studies report on them; raise it")

@@ -29,11 +29,21 @@ class BySums(Prepared):
 
     start: SpectralStart
     num_devices: int
-    steps: tuple[SumsRecord, ...]
+    records: tuple[SumsRecord, ...]
 
-    def figures(self, members: Members, seconds: float) -> Stage1Result | None:
+    @property
+    def steps(self) -> tuple[SumsRecord, ...]:
+        """Of devices."""
+        return self.records
+
+    def chosen(self) -> dict[str, float]:
+        """The filter's exponents."""
+        return {"count_exponent": self.start.count_exponent, "value_exponent": self.start.value_exponent}
+
+    def figures(self, members: Members, seconds: float, before: tuple[SumsRecord, ...] = ()) -> Stage1Result | None:
         """What the steps took of devices."""
-        return stage1_result(self.steps, self.start, members, seconds) if self.steps else None
+        steps = before + self.steps
+        return stage1_result(steps, self.start, members, seconds) if steps else None
 
     def states(self, scenario: Scenario) -> list[UserGroupState]:
         """Every user group with its table, and statistics from the sums alone."""

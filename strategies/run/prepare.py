@@ -20,6 +20,7 @@ from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes.members import Members
 from strategies.rounds.sampling import sample_cohort
 from strategies.run.place import Place
+from strategies.run.stage1 import SumsRecord
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,19 @@ class Prepared(ABC):
     layout: BlockLayout
     temperature: float
 
-    def figures(self, members: Members, seconds: float) -> Stage1Result | None:
-        """What stage 1 took of devices, in ``seconds`` of wall time; None where the server did it alone."""
+    @property
+    def steps(self) -> tuple[SumsRecord, ...]:
+        """Of devices in stage 1; none where the server did it alone."""
+        return ()
+
+    def chosen(self) -> dict[str, float]:
+        """Keys of pretraining that were chosen on validation items, and what was chosen."""
+        return {}
+
+    def figures(self, members: Members, seconds: float, before: tuple[SumsRecord, ...] = ()) -> Stage1Result | None:
+        """What stage 1 took of devices, in ``seconds`` of wall time; None where the server did it alone. before: steps
+        of an earlier one, by which something was chosen.
+        """
         return None
 
     @property
