@@ -105,7 +105,8 @@ class HelloReply:
 @dataclass(frozen=True)
 class SumsRequest:
     """A step of stage 1 for the devices of this node. step, columns: as :class:`fl_peel.pretraining.costs.Asked`; time:
-    in rounds; counted: whether this message's reply says what the step took of devices, where it goes in several.
+    in rounds, when the first of its windows opens; counted: whether this message's reply says what the step took of
+    devices, where it goes in several.
 
     table: (I, k) rows, from column ``first`` on; centroids: (G, c); groups: of them, those that moments are of, (M,).
     """
@@ -141,11 +142,12 @@ class ChoiceRequest:
 
 @dataclass(frozen=True)
 class ChoiceReply:
-    """won: (C,) by filter, added up over devices; answered: how many these are; counts: what it took."""
+    """won: (C,) by filter, added up over devices; answered: how many these are; counts, waits_us: as in sums."""
 
     won: NDArray[np.int64]
     answered: int
     counts: RoundCounts
+    waits_us: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -160,10 +162,13 @@ class GroupSum:
 
 @dataclass(frozen=True)
 class SumsReply:
-    """sums: by user group, of everybody in :data:`EVERYBODY`; counts: what it took."""
+    """sums: by user group, of everybody in :data:`EVERYBODY`; counts: what it took; waits_us: (W,) of the slowest
+    device in each window.
+    """
 
     sums: dict[int, GroupSum]
     counts: RoundCounts
+    waits_us: NDArray[np.int64]
 
 
 @dataclass(frozen=True)

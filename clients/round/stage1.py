@@ -7,7 +7,8 @@ the time alone, so a step that is sent in several messages has the same devices 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -36,37 +37,56 @@ from fl_peel.wire import EVERYBODY, ChoiceReply, ChoiceRequest, GroupSum, SumsRe
 NONE = np.zeros(0, np.int64)
 
 
+@dataclass(frozen=True)
+class Reached:
+    """Who takes part in a step. places: of devices whose sums count; counts: what it takes of all that are reached;
+    waits_us: (W,) of the slowest device in each window.
+    """
+
+    places: IntArray
+    counts: RoundCounts
+    waits_us: IntArray
+
+    @staticmethod
+    def of(cohort: Cohort, cost: Callable[[IntArray], StepCost], time: int, asked: NDArray[np.bool_]) -> Reached:
+        """Of the devices ``asked`` (N,); each takes part when it is there first, with the memory that it has then.
+
+        cost: of all devices, with so many bytes of memory (N,).
+        """
+        windows = cohort.scenario.pretraining.windows
+        everybody = np.arange(len(cohort.devices))
+        window = np.full(len(everybody), -1)
+        budgets = np.zeros(len(everybody), np.int64)
+        for number in range(windows):
+            now = asked & (window < 0) & cohort.available(everybody, time + number)
+            window[now] = number
+            budgets[now] = cohort.budgets.at(time + number)[now]
+        available = window >= 0
+        costs = cost(budgets)
+        small = available & (budgets < costs.least_bytes)
+        reached = np.flatnonzero(available & ~small)
+        rates = cohort.rates.select(reached)
+        spent = spend(
+            replace(rates, latency_s=costs.exchanges[reached] * rates.latency_s),
+            costs.download_bytes[reached],
+            costs.samples[reached],
+            costs.upload_bytes[reached],
+            cohort.scenario.pretraining.deadline_s,
+        )
+        waits = np.zeros(windows, np.int64)
+        np.maximum.at(waits, window[reached], spent.time_us)
+        return Reached(reached[~spent.late], _counts(cohort, asked, available, small, reached, spent), waits)
+
+
 def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
     """One step, or some columns of it, for all devices of a node."""
-    places, counts = _taking_part(cohort, request)
-    sums = _STEPS[request.step](cohort, places, request)
-    if not request.counted:
-        counts = RoundCounts.nothing(len(cohort.fleet.names))
-    return SumsReply(sums, counts)
-
-
-def _taking_part(cohort: Cohort, request: SumsRequest) -> tuple[IntArray, RoundCounts]:
-    """Places of the devices whose sums count, and what the step takes of all that are reached."""
-    dim = cohort.scenario.pretraining.embedding_dim
+    items, dim = cohort.splits.train.counts(), cohort.scenario.pretraining.embedding_dim
     asked = Asked(cast(Step, request.step), request.columns, len(request.centroids), dim)
-    cost = cost_of(asked, cohort.splits.train.counts(), cohort.budgets.at(request.time))
-    return _in_time(cohort, cost, request.time, np.ones(len(cohort.devices), np.bool_))
-
-
-def _in_time(cohort: Cohort, cost: StepCost, time: int, asked: NDArray[np.bool_]) -> tuple[IntArray, RoundCounts]:
-    """Places of the devices ``asked`` (N,) whose sums count, and what the step takes of all that are reached."""
-    available = asked & cohort.available(np.arange(len(cohort.devices)), time)
-    small = available & (cohort.budgets.at(time) < cost.least_bytes)
-    reached = np.flatnonzero(available & ~small)
-    rates = cohort.rates.select(reached)
-    spent = spend(
-        replace(rates, latency_s=cost.exchanges[reached] * rates.latency_s),
-        cost.download_bytes[reached],
-        cost.samples[reached],
-        cost.upload_bytes[reached],
-        cohort.scenario.pretraining.deadline_s,
-    )
-    return reached[~spent.late], _counts(cohort, asked, available, small, reached, spent)
+    everybody = np.ones(len(cohort.devices), np.bool_)
+    reached = Reached.of(cohort, lambda budgets: cost_of(asked, items, budgets), request.time, everybody)
+    sums = _STEPS[request.step](cohort, reached.places, request)
+    counts = reached.counts if request.counted else RoundCounts.nothing(len(cohort.fleet.names))
+    return SumsReply(sums, counts, reached.waits_us)
 
 
 def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
@@ -74,20 +94,18 @@ def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
     panel = device_uniforms(cohort.scenario.seed, "panel", devices=cohort.devices) * cohort.population < request.panel
     panel &= cohort.splits.validation.counts() > 0
     shapes = Shapes(request.count_exponents, request.value_exponents)
-    cost = choice_cost(
-        len(request.values),
-        len(request.drawn),
-        request.place,
-        len(request.value_exponents),
-        cohort.splits.train.counts(),
-        cohort.splits.validation.counts(),
-        cohort.budgets.at(request.time),
-    )
-    places, counts = _in_time(cohort, cost, request.time, panel)
+    splits = cohort.splits
+
+    def cost(budgets: IntArray) -> StepCost:
+        drawn, filters = len(request.drawn), len(request.value_exponents)
+        train, wanted = splits.train.counts(), splits.validation.counts()
+        return choice_cost(len(request.values), drawn, request.place, filters, train, wanted, budgets)
+
+    reached = Reached.of(cohort, cost, request.time, panel)
     question = Question(request.directions, request.values, request.counts, shapes, request.drawn, request.place)
-    rows, wanted = cohort.splits.train.select(places), cohort.splits.validation.select(places)
+    rows, wanted = splits.train.select(reached.places), splits.validation.select(reached.places)
     won, answered = question.answer(rows, wanted, cohort.scenario.pretraining.item_exponent)
-    return ChoiceReply(won, answered, counts)
+    return ChoiceReply(won, answered, reached.counts, reached.waits_us)
 
 
 def _counts(
@@ -110,7 +128,6 @@ def _counts(
         RoundCounts.nothing(num_classes),
         classes=moved.by_cell(classes, num_classes),
         clock=clock,
-        slowest_us=int(spent.time_us[in_time].max(initial=0)),
     )
 
 

@@ -78,8 +78,9 @@ class Sums(Protocol):
 @dataclass(frozen=True)
 class SpectralStart:
     """What stage 1 by sums leaves. own: (I, K) rows of which a device makes its vector, whenever it comes; centroids:
-    (G, c) by which it finds its user group; groups: what each starts with; counts: (I,) of items; count_exponent,
-    value_exponent: of the filter; chosen: recall among drawn items by which devices chose them, None where none did.
+    (G, c) by which it finds its user group; groups: what each starts with; counts: (I,) of items; directions: (I, K),
+    orthonormal; count_exponent, value_exponent: of the filter; chosen: recall among drawn items by which devices chose
+    them, None where none did.
     """
 
     own: Floats
@@ -88,6 +89,7 @@ class SpectralStart:
     centroids: Floats
     groups: tuple[GroupStart, ...]
     counts: Ints
+    directions: Floats
     count_exponent: float
     value_exponent: float
     chosen: float | None
@@ -112,11 +114,13 @@ def run_stage1(
     min_size: int,
     seed: int,
     given: UserItems | None = None,
+    earlier: Floats | None = None,
     progress: Progress | None = None,
 ) -> SpectralStart:
     """Counts, passes, vectors, user groups, moments; the same arguments and sums give the same tables.
 
     given: interactions that the server holds, if any: passes over these alone come first, at no cost to devices.
+    earlier: directions (I, K) that an earlier stage 1 ended with, to go on from.
 
     Raises:
         DataError: no device has any item.
@@ -134,12 +138,7 @@ def run_stage1(
     if not counts.any():
         raise DataError("stage 1: no device that answered has any item; see fl-peel fleet show, or raise deadlines")
     with fixed_threads(config.num_threads):
-        directions = starting_directions(counts, config.columns + config.oversampling, seed)
-        if given is not None and given.num_interactions:
-            mine = PooledSums(given, len(counts), config.user_exponent)
-            for _ in range(config.passes):
-                directions = orthonormal(_passed(mine, directions, mine.counts(), config))
-            directions = orthonormal(directions + 1e-3 * starting_directions(counts, directions.shape[1], seed))
+        directions = _beginning(counts, config, seed, given, earlier)
     passed = directions
     for number in range(1, config.passes + 1):
         with fixed_threads(config.num_threads):
@@ -183,10 +182,28 @@ def run_stage1(
         centroids,
         tuple(groups),
         counts,
+        directions.astype(np.float32),
         count_exponent,
         value_exponent,
         chosen,
     )
+
+
+def _beginning(
+    counts: Ints, config: SpectralConfig, seed: int, given: UserItems | None, earlier: Floats | None
+) -> NDArray[np.float64]:
+    """Where passes begin, orthonormal (I, K): at random, but for what is known already."""
+    directions = starting_directions(counts, config.columns + config.oversampling, seed)
+    if earlier is not None:
+        kept = min(earlier.shape[1], directions.shape[1])
+        directions[:, :kept] = earlier[:, :kept] * (counts > 0)[:, None]
+        return orthonormal(directions)
+    if given is None or not given.num_interactions:
+        return directions
+    mine, random = PooledSums(given, len(counts), config.user_exponent), directions
+    for _ in range(config.passes):
+        directions = orthonormal(_passed(mine, directions, mine.counts(), config))
+    return orthonormal(directions + 1e-3 * random)
 
 
 def _shape(

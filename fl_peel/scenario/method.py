@@ -84,8 +84,10 @@ class Pretraining(Part):
     """Devices, about, that are asked to choose."""
     group_columns: int = Field(128, ge=1)
     group_rounds: int = Field(8, ge=1)
+    windows: int = Field(3, ge=1)
+    """Rounds of the fleet's clock that a step of spectral from devices stays open for those who are away at first."""
     deadline_s: float | None = Field(None, gt=0)
-    """Virtual seconds that a device has for a step of spectral from devices; null: the server waits for all."""
+    """Virtual seconds that a device has for a step once it takes part; null: the server waits for all."""
     embedding_dim: int = Field(64, ge=1)
     num_layers: int = Field(3, ge=0)
     loss: Literal["sampled-softmax", "bpr"] = "sampled-softmax"
@@ -139,7 +141,7 @@ class Pretraining(Part):
 
     def config(self) -> PretrainingConfig:
         """How tables are trained by gradients; of spectral, how a rival's are."""
-        keys = self.model_dump(exclude={"collected", "diversity_slices", "source", "deadline_s", *_SPECTRAL})
+        keys = self.model_dump(exclude={"collected", "diversity_slices", "source", "deadline_s", "windows", *_SPECTRAL})
         if self.model == "spectral":
             keys["model"] = "lightgcn"
         return PretrainingConfig(**keys, num_slices=self.diversity_slices)

@@ -15,12 +15,15 @@ from strategies.figures.schema import Stage1Result
 from strategies.figures.stage1 import stage1_result
 from strategies.groups.spectral import TEMPERATURE, spectral_states
 from strategies.groups.start import make_layout
-from strategies.groups.state import UserGroupState
+from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes.members import Members
 from strategies.nodes.nodes import Nodes
 from strategies.run.place import Place, Stages
 from strategies.run.prepare import Prepared, check_budgets, given_data
 from strategies.run.stage1 import FederatedSums, SumsRecord
+
+REFIT_PASSES = 2
+"""Of a stage 1 that goes on from the directions of one on a little less data."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,12 @@ class BySums(Prepared):
         return self.records
 
     def chosen(self) -> dict[str, float]:
-        """The filter's exponents."""
-        return {"count_exponent": self.start.count_exponent, "value_exponent": self.start.value_exponent}
+        """The filter's exponents; and fewer passes, as the next stage 1 goes on from these directions."""
+        return {
+            "passes": REFIT_PASSES,
+            "count_exponent": self.start.count_exponent,
+            "value_exponent": self.start.value_exponent,
+        }
 
     def figures(self, members: Members, seconds: float, before: tuple[SumsRecord, ...] = ()) -> Stage1Result | None:
         """What the steps took of devices."""
@@ -66,9 +73,15 @@ class BySums(Prepared):
 
 
 def prepare_by_sums(
-    scenario: Scenario, place: Place, stages: Stages, nodes: Nodes, on_event: OnEvent = silent
+    scenario: Scenario,
+    place: Place,
+    stages: Stages,
+    nodes: Nodes,
+    on_event: OnEvent = silent,
+    earlier: FloatArray | None = None,
 ) -> BySums:
-    """Sums -> directions -> user groups with tables, blocks. Devices make their vectors on the way.
+    """Sums -> directions -> user groups with tables, blocks. Devices make their vectors on the way. earlier: directions
+    (I, K) of a stage 1 before, to go on from.
 
     Raises:
         DataError: the data set cannot be had, or nobody has any item.
@@ -82,7 +95,7 @@ def prepare_by_sums(
     pretraining, groups = scenario.pretraining, scenario.user_groups
     config = pretraining.spectral()
     setting = wire.Setting(scenario.to_json(), place.data_dir, place.run_dir)
-    federated = FederatedSums(nodes, setting, splits.num_items, pretraining.deadline_s, config.panel)
+    federated = FederatedSums(nodes, setting, splits.num_items, config.panel, pretraining.windows)
 
     def show(done: int, total: int, text: str) -> None:
         on_event(Event("pretraining", min(done, total), total, text))
@@ -98,6 +111,7 @@ def prepare_by_sums(
             min_size=groups.min_size,
             seed=scenario.seed,
             given=given if pretraining.by_devices else None,
+            earlier=earlier,
             progress=show,
         )
         if pretraining.by_devices:

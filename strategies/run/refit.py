@@ -33,7 +33,12 @@ class Rehearsal:
     controller: Controller
     keeping: Keeping | None
     records: tuple[RoundRecord, ...]
-    steps: tuple[SumsRecord, ...]
+    prepared: Prepared
+
+    @property
+    def steps(self) -> tuple[SumsRecord, ...]:
+        """Of devices in stage 1."""
+        return self.prepared.steps
 
 
 def rehearse(
@@ -49,7 +54,7 @@ def rehearse(
     rounds = scenario.refinement.rounds if keeping is None else kept_by_most(keeping, strategy.members)
     on_event(Event("refinement", 1, 1, f"refit with {rounds} rounds"))
     return Rehearsal(
-        refitting(scenario, prepared, rounds), strategy.controller, keeping, tuple(strategy.rounds), prepared.steps
+        refitting(scenario, prepared, rounds), strategy.controller, keeping, tuple(strategy.rounds), prepared
     )
 
 

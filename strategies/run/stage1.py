@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,26 +36,29 @@ class SumsRecord:
 class FederatedSums:
     """:class:`fl_peel.pretraining.stage1.Sums` of the devices of a federation.
 
-    records: of the steps so far, one after the other on the virtual clock; deadline_s: of each; panel: devices
-    that choose the filter, about.
+    records: of the steps so far, one after the other on the virtual clock; windows: rounds that each lasts;
+    panel: devices that choose the filter, about.
     """
 
     nodes: Nodes
     setting: wire.Setting
     num_items: int
-    deadline_s: float | None
-    panel: int = 1000
+    panel: int
+    windows: int
     records: list[SumsRecord] = field(default_factory=list)
-    _time: int = 0
+    _time: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._time = 1 - self.windows  # the first step begins with the first round
 
     def counts(self) -> Ints:
         """How many devices have each item, (I,)."""
-        self._time += 1
+        self._time += self.windows
         return np.asarray(self._total(self._asked("counts")[wire.EVERYBODY], "items"))
 
     def passed(self, table: Floats) -> Ints:
         """What a pass returns, (I, K): some columns a message."""
-        self._time += 1
+        self._time += self.windows
         sums = np.zeros(table.shape, np.int64)
         for first in range(0, table.shape[1], COLUMNS):
             part = np.ascontiguousarray(table[:, first : first + COLUMNS])
@@ -63,7 +68,7 @@ class FederatedSums:
 
     def choice(self, question: Question) -> tuple[Ints, int]:
         """Which filter some devices prefer: (C,), and how many answered."""
-        self._time += 1
+        self._time += self.windows
         request = wire.ChoiceRequest(
             self.setting,
             self._time,
@@ -77,12 +82,12 @@ class FederatedSums:
             question.drawn,
         )
         replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: request)
-        self._record("choice", [reply.counts for reply in replies], alone=True)
+        self._record("choice", replies, alone=True)
         return np.sum([reply.won for reply in replies], axis=0), sum(reply.answered for reply in replies)
 
     def vectors(self, own: Floats) -> None:
         """Devices make their vectors."""
-        self._time += 1
+        self._time += self.windows
         for first in range(0, own.shape[1], COLUMNS):
             self._asked(
                 "vectors", own.shape[1], first=first, table=np.ascontiguousarray(own[:, first : first + COLUMNS])
@@ -91,13 +96,13 @@ class FederatedSums:
 
     def groups(self, centroids: Floats) -> GroupSums:
         """One round of Lloyd's algorithm."""
-        self._time += 1
+        self._time += self.windows
         replies = self._asked("groups", centroids.shape[1], centroids=centroids)[wire.EVERYBODY]
         return GroupSums(self._total(replies, "sizes"), self._total(replies, "first"))
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterator[Moments]:
         """Of the user groups, one after the other; as many in a message as a reply may hold."""
-        self._time += 1
+        self._time += self.windows
         at_once = max(1, MOMENT_BYTES // (8 * self._columns**2))
         for start in range(0, len(groups), at_once):
             some = np.array(groups[start : start + at_once], np.int64)
@@ -112,7 +117,7 @@ class FederatedSums:
 
     def maps(self, columns: int) -> None:
         """Devices fetch the map of their user group, as they join; counted here."""
-        self._time += 1
+        self._time += self.windows
         self._asked("maps", columns)
 
     _columns: int = 0
@@ -141,18 +146,17 @@ class FederatedSums:
         )
         replies = self.nodes.ask(wire.SUMS, wire.SumsReply, lambda partition: request)
         if first == 0:
-            self._record(step, [reply.counts for reply in replies])
+            self._record(step, replies)
         found: dict[int, list[wire.GroupSum]] = {}
         for reply in replies:
             for group, sums in reply.sums.items():
                 found.setdefault(group, []).append(sums)
         return found
 
-    def _record(self, step: Step, told: list[RoundCounts], *, alone: bool = False) -> None:
+    def _record(self, step: Step, replies: Sequence[wire.SumsReply | wire.ChoiceReply], *, alone: bool = False) -> None:
         """Remember what a step took. alone: it goes on without anybody, too."""
-        counts = RoundCounts.nothing(len(told[0].classes.devices))
-        for one in told:
-            counts += one
+        counts = reduce(add, (reply.counts for reply in replies))
+        waits = np.max([reply.waits_us for reply in replies], axis=0)
         if not alone and not counts.classes.devices.any():
             clock = counts.clock.total()
             raise EngineError(
@@ -160,9 +164,7 @@ class FederatedSums:
                 f"{int(clock.excluded)} had too little memory, {int(clock.stragglers)} were late, none was left; raise "
                 "pretraining.deadline_s, or take another fleet"
             )
-        late = self.deadline_s is not None and bool(counts.clock.stragglers.any())
-        seconds = self.deadline_s if late and self.deadline_s is not None else counts.slowest_us / 1e6
-        self.records.append(SumsRecord(step, counts, seconds))
+        self.records.append(SumsRecord(step, counts, int(waits.sum()) / 1e6))
 
     @staticmethod
     def _total(sums: list[wire.GroupSum], name: str) -> Ints:

@@ -23,17 +23,23 @@ def test_tables_are_those_of_a_run_on_both_parts_with_what_was_chosen(scenario, 
     plain = changed(
         scenario,
         data={"validation_share": 0.0, "refit": False},
-        pretraining={"count_exponent": chosen.count_exponent, "value_exponent": chosen.value_exponent},
+        pretraining={
+            "count_exponent": chosen.count_exponent,
+            "value_exponent": chosen.value_exponent,
+            "passes": 10,
+        },
         refinement={"rounds": 0},
         fairness={"tiers": []},
     )
     expected, _ = served(plain, tmp_path / "plain")
     assert set(result.refinement.rounds_kept) == {"0"}, "in this example nothing is worth keeping"
-    assert result.full_table == expected.full_table
-    by_popularity = [[row.recall for row in r.budgets if row.selector == "popularity"] for r in (result, expected)]
-    assert by_popularity[0] == by_popularity[1]
+    for one, other in (
+        (result.full_table.start, expected.full_table.start),
+        (result.budgets[-1], expected.budgets[-1]),
+    ):
+        assert one.recall == pytest.approx(other.recall, abs=0.03), "two passes from there are as good as ten"
     assert len(result.rounds) == 2, "those of choosing"
-    assert result.stage1.rounds == 2 * (1 + 4 + 1 + 4 + 1 + 1 + 1) + 1  # one choice, of the filter
+    assert result.stage1.rounds == (1 + 4 + 1 + 1 + 4 + 1 + 1 + 1) + (1 + 2 + 1 + 4 + 1 + 1 + 1)  # the second goes on
     assert result.scenario["data"]["refit"]
     sent = {record.config_records["config"].get("split") for kind, record in grid.crossed if "budgets" in kind}
     assert "validation" not in sent

@@ -28,6 +28,7 @@ SPECTRAL = {
     "passes": 4,
     "group_columns": 6,
     "group_rounds": 4,
+    "windows": 1,
     "count_exponent": 0.4,
     "value_exponent": 0.1,
     "collected": {"share": 0},
@@ -138,6 +139,18 @@ def test_devices_that_are_away_are_left_out_and_served(scenario, tmp_path):
     assert all(step.devices + step.unavailable == 40 * step.times for step in told.steps)
     assert results[0].budgets[0].devices == 40
     assert results[0].full_table.start.recall > 0.6
+
+
+def test_more_windows_hear_more_devices_each_once(scenario, tmp_path):
+    """With a half always there and a half every other time, 3 windows miss an eighth of the latter."""
+    scenario = changed(scenario, fleet=fleet(tmp_path, AWAY), pretraining={"windows": 3})
+    results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
+    assert figures(results[0]) == figures(results[1])
+    told = results[0].stage1
+    assert told.virtual_seconds == results[1].stage1.virtual_seconds
+    away = sum(step.unavailable for step in told.steps) / sum(step.devices + step.unavailable for step in told.steps)
+    assert 0.03 < away < 0.1
+    assert all(step.devices + step.unavailable == 40 * step.times for step in told.steps)
 
 
 def test_a_device_that_comes_after_stage_1_takes_part(scenario, tmp_path, monkeypatch):
