@@ -22,6 +22,10 @@ TEMPERATURE = 0.4
 """Of the local loss, where the scenario gives none: scores spread as far as :mod:`fl_peel.pretraining.by_sums` says."""
 
 
+UNSEEN = 0.03
+"""Of an item's popularity in the group, what is added to its shown rate: it ranks those that no drawn user is shown."""
+
+
 def spectral_states(
     scenario: Scenario, layout: BlockLayout, start: SpectralStart, num_devices: int
 ) -> list[UserGroupState]:
@@ -42,7 +46,7 @@ def spectral_states(
         shown = shown_in_lists(everything, group.users, nothing, list_length) / sizes / max(len(group.users), 1)
         statistics = BlockStatistics(
             popularity=rate,
-            shown=(shown * (1.0 - np.minimum(rate, 1.0))).astype(np.float32),
+            shown=(shown * (1.0 - np.minimum(rate, 1.0)) + UNSEEN * rate).astype(np.float32),
             global_popularity=global_popularity,
             loss=np.zeros(layout.num_blocks, np.float32),
             energy=block_energy(layout, group.table),
