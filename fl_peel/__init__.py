@@ -129,7 +129,7 @@ def __getattr__(name: str) -> Any:
     if name not in api.added():
         raise ImportError(
             f"fl_peel.{name} is found through the installed package, and none is installed that has it; "
-            "install fl-peel (pip install .), or import it from clients or simulations"
+            "install fl-peel (pip install .), or import it from clients, strategies or simulations"
         )
     try:
         return api.get(name)

@@ -43,14 +43,37 @@ def name(path):
     return path.relative_to(ROOT).as_posix()
 
 
+def links(path):
+    """Targets of a document's links to our own files, as it writes them."""
+    found = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    return [link for link in found if "://" not in link]
+
+
+def test_the_readme_leads_to_every_page():
+    pending, reached = [ROOT / "README.md"], set()
+    while pending:
+        path = pending.pop()
+        reached.add(path)
+        targets = {(path.parent / link).resolve() for link in links(path) if link.endswith(".md")}
+        pending += [target for target in targets if target not in reached]
+    assert set(DOCUMENTS) - reached == {ROOT / "CONTRIBUTING.md"}  # where those who would look find it
+
+
 @pytest.mark.usefixtures("api")
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
 def test_what_a_document_names_is_there(path):
     text = path.read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in link]
-    assert [link for link in links if not (path.parent / link).exists()] == []
+    assert [link for link in links(path) if not (path.parent / link).exists()] == []
     assert [found for found in PATH.findall(text) if not (ROOT / found).exists()] == []
     assert [found for found in DOTTED.findall(text) if found not in GROUPS and not resolves(found)] == []
+
+
+@pytest.mark.usefixtures("api")
+def test_where_the_changelog_says_that_a_path_went_it_is():
+    moves = re.findall(rf"`((?:{ROOMS})[\w.]+)` is `((?:{ROOMS})[\w.]*)`", (ROOT / "CHANGELOG.md").read_text())
+    assert len(moves) >= 15
+    assert [new for _, new in moves if not resolves(new)] == []
+    assert [old for old, _ in moves if resolves(old)] == []
 
 
 @pytest.mark.usefixtures("api")

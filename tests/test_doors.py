@@ -14,26 +14,11 @@ import fl_peel
 import simulations
 from fl_peel.errors import EngineError
 from fl_peel.roots import PACKAGES, check_one_root, code_digest, own_root
+from tests.helpers.imports import dotted, import_graph, imports, modules
 from tests.helpers.light import loaded_by
 from tests.helpers.root import ROOT
 
 PUBLIC_FLWR = {"flwr.app", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.clientapp", "flwr.simulation"}
-
-
-def modules(package):
-    return sorted((ROOT / package).rglob("*.py"))
-
-
-def imports(path):
-    """Dotted names of everything that a file imports, at any depth of its code; relative ones made absolute."""
-    package = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield (
-                ".".join([*package[: len(package) + 1 - node.level], node.module or ""]) if node.level else node.module
-            )
 
 
 def importers(packages, top):
@@ -64,27 +49,6 @@ def test_one_place_looks_plug_ins_up():
     assert looking == {"fl_peel/plugins.py"}
 
 
-def import_graph(files):
-    """What each module of ``files`` (dotted name -> source) imports of the others, by any statement at any depth.
-
-    ``from package import name`` imports ``package.name`` where that is a module, else the package's own file.
-    """
-    graph = {}
-    for name, source in files.items():
-        found = set()
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                assert not node.level, f"{name}: a relative import"
-                inside = {f"{node.module}.{alias.name}" for alias in node.names}
-                found |= inside & files.keys()
-                if not inside <= files.keys():
-                    found.add(node.module)
-        graph[name] = (found & files.keys()) - {name}
-    return graph
-
-
 def circle(graph):
     """A circle of imports, or nothing."""
     try:
@@ -95,12 +59,7 @@ def circle(graph):
 
 
 def test_no_circle_of_files():
-    files = {}
-    for package in PACKAGES:
-        for path in modules(package):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            files[".".join(part for part in parts if part != "__init__")] = path.read_text()
-    graph = import_graph(files)
+    graph = import_graph({dotted(path): path.read_text() for package in PACKAGES for path in modules(package)})
     assert "fl_peel.kernels" in graph["fl_peel.training.group"]
     assert circle(graph) is None
 
@@ -152,6 +111,28 @@ def test_rooms_open_one_way(package, allowed):
         assert not importers([package], other)
 
 
+MODES = {"aggregation", "mechanism", "poisoning", "privacy", "robust", "secure_aggregation", "sums_only"}
+KINDS = {
+    f"{room}.rounds.{kind}" if room == "strategies" else f"{room}.round.{kind}"
+    for room in ("clients", "strategies")
+    for kind in ("bounded", "bucketed", "choice", "clear", "masked", "masked_group", "noised", "open")
+}
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *(f"strategies/rounds/{name}.py" for name in ("channel", "clear", "federation", "record", "strategy")),
+        *(f"clients/round/{name}.py" for name in ("channel", "clear", "in_time", "members")),
+    ],
+)
+def test_what_runs_a_round_knows_neither_modes_nor_kinds(file):
+    """Which channel and contents there are is asked in ``choice.py`` alone; what each does is its own."""
+    tree = ast.parse((ROOT / file).read_text())
+    assert not MODES & {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not KINDS & set(imports(ROOT / file))
+
+
 def test_only_public_flower():
     used = {name for _, name in importers(PACKAGES, "flwr")}
     assert used <= PUBLIC_FLWR
@@ -193,8 +174,7 @@ def test_no_pickle_and_no_old_flower_api(package):
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_exported_name_exists(package):
     for path in modules(package):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        name = ".".join(part for part in parts if part != "__init__")
+        name = dotted(path)
         module = importlib.import_module(name)
         exported = getattr(module, "__all__", [])
         assert len(set(exported)) == len(exported), name
@@ -237,6 +217,21 @@ def test_these_names_are_public_and_no_others(package):
     assert all(getattr(module, name) is not None for name in module.__all__)
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'runs'"):
         module.runs  # noqa: B018
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_reader_of_a_package_is_told_the_same_names(package):
+    """``__all__``, what is imported when it is asked for, and what type checkers see: one list, three times."""
+    tree = ast.parse((ROOT / package / "__init__.py").read_text())
+    (typed,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    (asked,) = (
+        ast.literal_eval(node.args[1])
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "imported_when_asked"
+    )
+    assert {alias.name: node.module for node in typed.body for alias in node.names} == asked
+    others = {"__version__", *fl_peel._OF_OTHER_PACKAGES} if package == "fl_peel" else set()
+    assert asked.keys() == EXPORTED[package] - others
 
 
 def test_names_of_other_packages_are_the_same_things(api):

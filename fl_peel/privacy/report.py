@@ -60,7 +60,17 @@ class PrivacyReport:
     @property
     def hides(self) -> bool:
         """Whether anything is noised or hidden."""
-        return self.mechanism != "none" or self.rows == "all-sent" or self.requests == "group-prefix"
+        return self.bounded or self.requests == "group-prefix"
+
+    @property
+    def bounded(self) -> bool:
+        """Whether devices said bounded sums alone, see :class:`fl_peel.exchange.release.Release`."""
+        return self.mechanism != "none" or self.rows == "all-sent"
+
+    @property
+    def withholds(self) -> bool:
+        """Whether devices withheld their counters, so that what they did in rounds reads as zero."""
+        return self.bounded and self.counters == "withheld"
 
 
 def report_of(scenario: Scenario, plan: Plan | None, clip_norms: list[float]) -> PrivacyReport:

@@ -2,7 +2,7 @@
 
 from fl_peel.scenario.measurement import Elasticity, Engine, Evaluation, Fairness
 from fl_peel.scenario.method import Blocks, Collected, ControllerPart, Data, Pretraining, UserGroupsPart
-from fl_peel.scenario.protection import Clipping, Poisoning, Privacy, ReleaseShares, SecureAggregation
+from fl_peel.scenario.protection import Clipping, Poisoning, Privacy, ReleaseShares, SecureAggregation, Statistic
 from fl_peel.scenario.refinement import Aggregation, Local, Refinement, Robust
 from fl_peel.scenario.scenario import Scenario
 
@@ -26,5 +26,6 @@ __all__ = [
     "Robust",
     "Scenario",
     "SecureAggregation",
+    "Statistic",
     "UserGroupsPart",
 ]

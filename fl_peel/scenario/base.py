@@ -38,7 +38,7 @@ def check_distinct(key: str, values: Sequence[Hashable]) -> None:
         raise ValueError(f"{key}: {twice} is given twice; leave one out")
 
 
-class Part(BaseModel):
-    """A part of a scenario: immutable, strict about its keys."""
+class Keys(BaseModel):
+    """The keys of one part of a scenario: immutable, strict about their names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

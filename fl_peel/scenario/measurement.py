@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from fl_peel.blocks.settings import Precision
 from fl_peel.errors import ScenarioError
-from fl_peel.scenario.base import Part, Share, check_distinct
+from fl_peel.scenario.base import Keys, Share, check_distinct
 from fl_peel.scenario.method import Selector
 from fl_peel.training.settings import check_device_name
 
@@ -23,7 +23,7 @@ def _device(name: str) -> str:
 Device = Annotated[str, AfterValidator(_device)]
 
 
-class Evaluation(Part):
+class Evaluation(Keys):
     """What is measured in the end, on the test items."""
 
     top_n: int = Field(20, ge=1)
@@ -45,7 +45,7 @@ class Evaluation(Part):
         return self
 
 
-class Fairness(Part):
+class Fairness(Keys):
     """What each device class gets, against systems whose tables are not elastic; see docs/heterogeneity.md."""
 
     tiers: tuple[Share, ...] = (0.0025, 0.01, 0.05, 0.25)
@@ -54,7 +54,7 @@ class Fairness(Part):
     """Refine once more without the devices whose budget is below this share; null does not."""
 
 
-class Elasticity(Part):
+class Elasticity(Keys):
     """What happens to trained tables when budgets move; see docs/heterogeneity.md."""
 
     rounds: int = Field(6, ge=0)
@@ -67,7 +67,7 @@ class Elasticity(Part):
     """Of these factors: refine once more with all budgets times the factor, to compare with."""
 
 
-class Engine(Part):
+class Engine(Keys):
     """How the simulation runs. Nothing here changes a result; ``device`` alone changes how figures are rounded."""
 
     nodes: int = Field(2, ge=1)

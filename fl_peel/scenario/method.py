@@ -12,13 +12,13 @@ from fl_peel.data.settings import CollectedMode, DataFormat, SplitOrder
 from fl_peel.errors import ScenarioError
 from fl_peel.grouping.settings import ItemGroupKind
 from fl_peel.pretraining.settings import DiversityForm, PretrainingConfig, SpectralConfig, check_negatives
-from fl_peel.scenario.base import Part, PartShare, ShareOrNone
+from fl_peel.scenario.base import Keys, PartShare, ShareOrNone
 from fl_peel.weighting.settings import SELECTORS, ControllerConfig, FeatureName
 
 Selector = Annotated[str, AfterValidator(SELECTORS.check)]
 
 
-class Data(Part):
+class Data(Keys):
     """Which interactions, and how each user's are split."""
 
     name: str | None = None
@@ -54,7 +54,7 @@ class Data(Part):
         return self
 
 
-class Collected(Part):
+class Collected(Keys):
     """Whose train interactions the server may see for pretraining and grouping."""
 
     mode: CollectedMode = "users"
@@ -63,7 +63,7 @@ class Collected(Part):
     """0: nothing is collected, which needs pretraining.source: devices."""
 
 
-class Pretraining(Part):
+class Pretraining(Keys):
     """Stage 1; see :class:`fl_peel.pretraining.settings.PretrainingConfig` for each field and, for those of spectral,
     :class:`fl_peel.pretraining.settings.SpectralConfig`.
     """
@@ -154,7 +154,7 @@ class Pretraining(Part):
 _SPECTRAL = tuple(field.name for field in fields(SpectralConfig) if field.name not in ("oversampling", "num_threads"))
 
 
-class UserGroupsPart(Part):
+class UserGroupsPart(Keys):
     """K-means on the user embeddings of the collected users."""
 
     count: int = Field(16, ge=1)
@@ -166,7 +166,7 @@ class UserGroupsPart(Part):
     """Ridge of that regression, as a share of the mean squared user embedding."""
 
 
-class Blocks(Part):
+class Blocks(Keys):
     """Item groups x slices."""
 
     item_groups: ItemGroupKind = "single"
@@ -181,7 +181,7 @@ class Blocks(Part):
     """Of the blocks that devices are sent and keep: fp32, fp16, int8, int4."""
 
 
-class ControllerPart(Part):
+class ControllerPart(Keys):
     """The network that turns block features into weights; see :class:`fl_peel.weighting.settings.ControllerConfig`."""
 
     features: tuple[FeatureName, ...] = Field(

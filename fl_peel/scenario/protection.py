@@ -8,12 +8,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fl_peel.exchange.settings import STATISTICS
 from fl_peel.privacy.settings import LARGEST_MULTIPLIER, MECHANISMS, NO_MECHANISM
-from fl_peel.scenario.base import Part, PartShare, Share, as_share, check_distinct
+from fl_peel.scenario.base import Keys, PartShare, Share, as_share, check_distinct
 
 Norm = Annotated[float, Field(gt=0, le=1e9)]
 
 
-class Clipping(Part):
+class Clipping(Keys):
     """How a device bounds its own block update, before anything is added up; see docs/privacy.md."""
 
     kind: Literal["none", "flat", "per-block", "adaptive"] = "none"
@@ -28,7 +28,7 @@ class Clipping(Part):
     """adaptive: bound <- bound * exp(-learning_rate * (share below it - quantile)) after every round."""
 
 
-class ReleaseShares(Part):
+class ReleaseShares(Keys):
     """How one round's privacy is divided among what is released; 0 releases nothing. Normalized to sum to 1."""
 
     updates: float = Field(0.9, gt=0)
@@ -40,7 +40,7 @@ class ReleaseShares(Part):
     """With adaptive clipping: whether a device's update was below the bound."""
 
 
-class Statistic(Part):
+class Statistic(Keys):
     """A statistic of an installed package that noised rounds release besides; see docs/privacy.md."""
 
     share: float = Field(gt=0)
@@ -49,7 +49,7 @@ class Statistic(Part):
     """Bound of a device's contribution in a round: L2, with local-laplace L1."""
 
 
-class Privacy(Part):
+class Privacy(Keys):
     """What devices hide, from whom; see docs/privacy.md. Defaults: nothing is hidden and nothing changes."""
 
     mechanism: Annotated[str, AfterValidator(MECHANISMS.check)] = NO_MECHANISM
@@ -129,7 +129,7 @@ class Privacy(Part):
         return self
 
 
-class SecureAggregation(Part):
+class SecureAggregation(Keys):
     """Rounds whose sums are all that the server learns of devices; see docs/secure-aggregation.md."""
 
     enabled: bool = False
@@ -162,7 +162,7 @@ class SecureAggregation(Part):
         return self
 
 
-class Poisoning(Part):
+class Poisoning(Keys):
     """Devices that send what they should not; see docs/poisoning.md. Default: none do."""
 
     share: PartShare = 0.0

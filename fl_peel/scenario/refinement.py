@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from fl_peel.exchange.settings import check_contents
-from fl_peel.scenario.base import Part, PartShare, Share, as_share
+from fl_peel.scenario.base import Keys, PartShare, Share, as_share
 from fl_peel.training.settings import LocalLoss, LocalTraining
 
 
-class Local(Part):
+class Local(Keys):
     """What a device does in a round; see :class:`fl_peel.training.settings.LocalTraining`."""
 
     epochs: int = Field(1, ge=1)
@@ -32,7 +32,7 @@ class Local(Part):
         return LocalTraining(**fields)
 
 
-class Robust(Part):
+class Robust(Keys):
     """What bounds the influence of devices that lie; see docs/poisoning.md. Defaults: nothing."""
 
     norm_bound: float | None = Field(None, gt=0)
@@ -52,7 +52,7 @@ class Robust(Part):
         return self.rule != "mean"
 
 
-class Aggregation(Part):
+class Aggregation(Keys):
     """How the server turns block updates into a new group table."""
 
     denominator: Literal["holders", "touched"] = "touched"
@@ -63,7 +63,7 @@ class Aggregation(Part):
     robust: Robust = Robust()
 
 
-class Acceptance(Part):
+class Acceptance(Keys):
     """Which user groups keep what was refined. Devices compare it with what they kept last, on their validation items
     (:mod:`fl_peel.ranking.paired`).
     """
@@ -76,7 +76,7 @@ class Acceptance(Part):
     """That a kept refinement is better, of one side."""
 
 
-class Refinement(Part):
+class Refinement(Keys):
     """Stage 2: federated rounds."""
 
     rounds: int = Field(8, ge=0)

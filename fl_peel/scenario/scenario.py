@@ -11,14 +11,14 @@ import json
 import yaml
 from pydantic import Field, model_validator
 
-from fl_peel.scenario.base import Part
+from fl_peel.scenario.base import Keys
 from fl_peel.scenario.measurement import Elasticity, Engine, Evaluation, Fairness
 from fl_peel.scenario.method import Blocks, ControllerPart, Data, Pretraining, Selector, UserGroupsPart
 from fl_peel.scenario.protection import Poisoning, Privacy, SecureAggregation
 from fl_peel.scenario.refinement import Refinement, Robust
 
 
-class Scenario(Part):
+class Scenario(Keys):
     """Everything that decides a run, but for the folder the data lies in and the one results go to."""
 
     name: str

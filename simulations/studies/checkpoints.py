@@ -68,11 +68,6 @@ class Checkpoints:
         return result, seconds
 
 
-def seconds_of(path: Path) -> float:
-    """Wall seconds that a kept stage took."""
-    return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
-
-
 def data_digest(splits: Splits) -> str:
     """Digest of the three splits of all devices."""
     digest = hashlib.blake2b(digest_size=10)

@@ -69,11 +69,6 @@ class PrivateRounds:
         return PrivateRounds(scenario, plan, math.inf if clipping.kind == "none" else clipping.norm)
 
     @property
-    def noise_multiplier(self) -> float:
-        """What devices are told; 0 where there is no noise."""
-        return 0.0 if self.plan is None else self.plan.multiplier
-
-    @property
     def in_sums(self) -> bool:
         """Whether noise is in the sums when they come."""
         return self.plan is not None and in_masked_sums(self.scenario, self.plan.mechanism)
@@ -303,7 +298,7 @@ def public_bytes(
     hiding = Hiding.of(scenario, parts)
     everything = np.array([len(blocks)])
     down = int(hiding.download_bytes(ranked, everything)[0]) if hiding.group_prefix else 0
-    if not (hiding.group_prefix and hiding.all_rows):
+    if not hiding.is_public():
         return down, 0
     return down, int(hiding.update_bytes(ranked, everything, everything)[0]) + hiding.part_bytes(ranked)
 

@@ -186,7 +186,7 @@ def fairness_tables(result: RunResult) -> list[TableView]:
         _table("The worst class", part.worst_class, _WORST),
         _table("The gap between classes", part.gap, _GAP, gap),
     ]
-    shown = {"by_class", "over_devices", "worst_class", "gap", "fixed_tiers"}
+    shown = {"metric", "by_class", "over_devices", "worst_class", "gap", "fixed_tiers"}  # metric: in the headings
     rest = {key: value for key, value in to_plain(part, top_n=result.top_n).items() if key not in shown}
     return [view for view in views if view.rows] + nested_views("Fairness", rest)
 
@@ -213,7 +213,7 @@ def elasticity_tables(result: RunResult) -> list[TableView]:
         _table("When all budgets fall at once", part.falls, _FALLS, note),
         _table("Devices followed after training", by_class, _FOLLOWED, f"{told} {note}"),
     ]
-    shown = {"falls", "by_class", "over_time"}
+    shown = {"metric", "falls", "by_class", "over_time"}
     rest = {key: value for key, value in to_plain(part, top_n=result.top_n).items() if key not in shown}
     return [view for view in views if view.rows] + nested_views("Elasticity", rest)
 

@@ -7,6 +7,7 @@ from rich.table import Table
 from simulations.report.tables.secure import secure_rows
 from simulations.report.tables.stages import kept_views, stage1_views
 from simulations.report.tables.view import (
+    ABSENT,
     TableView,
     format_bytes,
     format_kilobytes,
@@ -75,20 +76,25 @@ def budgets_view(result: RunResult) -> TableView:
 
 
 def device_classes_view(result: RunResult) -> TableView:
-    """Each device class under its own moving budget."""
+    """Each device class under its own moving budget; a dash for what devices withhold."""
+    said = result.privacy is None or not result.privacy.withholds
+
+    def counted(text: str) -> str:
+        return text if said else ABSENT
+
     rows = tuple(
         (
             name,
             f"{row.devices:,}",
             format_kilobytes(row.budget_bytes_mean),
             format_metric(row.recall),
-            f"{row.reselections:,}",
+            counted(f"{row.reselections:,}"),
             f"{row.budget_violations:,}",
-            format_bytes(row.download_bytes),
-            format_bytes(row.upload_bytes),
-            f"{row.costs.virtual_seconds:,.1f}",
-            f"{row.costs.energy_j:,.1f}",
-            f"{row.costs.dropped:,}",
+            counted(format_bytes(row.download_bytes)),
+            counted(format_bytes(row.upload_bytes)),
+            counted(f"{row.costs.virtual_seconds:,.1f}"),
+            counted(f"{row.costs.energy_j:,.1f}"),
+            counted(f"{row.costs.dropped:,}"),
         )
         for name, row in result.device_classes.items()
     )
@@ -96,7 +102,8 @@ def device_classes_view(result: RunResult) -> TableView:
         *("device class", "devices", "budget KB", f"Recall@{result.top_n}", "re-selections", "violations"),
         *("down", "up", "virtual s", "energy J", "dropped"),
     )
-    return TableView("Device classes", columns, rows)
+    note = "" if said else "Devices withhold what they do in rounds (privacy.counters); the rest is of the evaluation."
+    return TableView("Device classes", columns, rows, note=note)
 
 
 def costs_view(result: RunResult) -> TableView:

@@ -67,3 +67,19 @@ def test_traces_are_put_one_after_the_other():
     assert both.kept_blocks.tolist() == [41, 42, 43]
     assert len(Traces.zeros(0).device) == 0
     assert issubclass(Traces, Columns)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_column_is_added_to_in_place(kind):
+    total = kind.zeros(3)
+    total[1:].add(filled(kind, 5))
+    total[1:].add(filled(kind, 1000))
+    for place, name in enumerate(kind.names()):
+        assert getattr(total, name).tolist() == [0, 1005 + 20 * place, 1007 + 20 * place]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_devices_add_up_in_their_cells(kind):
+    sums = filled(kind, 1, 3).by_cell(np.array([2, 0, 2]), 4)
+    for place, name in enumerate(kind.names()):
+        assert getattr(sums, name).tolist() == [2 + 10 * place, 0, 4 + 20 * place, 0]

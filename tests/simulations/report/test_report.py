@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from fl_peel.privacy.report import PrivacyReport
 from simulations.report.files import write_files
 from simulations.report.files_of_run import ReportError, read_report, summary_tables, write_report
 from simulations.report.plots.run import report_figures
@@ -131,7 +132,15 @@ def plain_result() -> dict:
             ],
             "over_devices": [],
         },
-        "elasticity": {"metric": "recall@20", "falls": []},
+        "elasticity": {
+            "metric": "recall@20",
+            "falls": [
+                {
+                    **{"factor": 0.5, "budget_bytes_mean": 9.5, "stored_bytes_mean": 9.0, "elastic": 0.1, "rigid": 0.0},
+                    **{"trained_for": None, "elastic_to_trained_for": None, "budget_violations": 0},
+                }
+            ],
+        },
         "elastic_traces": [],
         "stages": {"pretraining": 1.25, "federation": 0.5},
         "environment": {"nodes": 2, "user_groups": 2, "blocks": 9, "devices": 8, "items": 3, "cpus": 2},
@@ -343,8 +352,8 @@ def test_csv_holds_the_numbers_of_the_json(written):
     assert found["fairness", "all", *none, "by_class.0.peel"] == 0.1
     assert found["run", "all", *none, "peak_rss_bytes"] == 123_456_789
     # full table 1 + 2 x 2, budgets 4 x 4, classes 17 + 15, groups 2 x 3, rounds 3 x 14, history 2 + 4 + 4, stages 2,
-    # per device 2, fairness 1 + 3, memory 1
-    assert len(rows) == 5 + 16 + 32 + 6 + 42 + 10 + 2 + 2 + 4 + 1
+    # per device 2, fairness 1 + 3, elasticity 6, memory 1
+    assert len(rows) == 5 + 16 + 32 + 6 + 42 + 10 + 2 + 2 + 4 + 6 + 1
 
 
 # --- report.html
@@ -565,6 +574,19 @@ def test_summary_tables_tell_the_numbers():
 def test_device_classes_show_what_they_moved_and_took():
     _, _, classes, _ = (printed(table) for table in summary_tables(run_result()))
     assert re.search(r"2\.50 KB +250 B +12\.5 +0\.5 +2", classes)
+
+
+def test_what_devices_withhold_is_a_dash_and_not_a_zero():
+    hidden = PrivacyReport(
+        mechanism="none", epsilon=None, delta=None, rows="all-sent", requests="own-budget", counters="withheld"
+    )
+    shown = printed(summary_tables(replace(run_result(), privacy=hidden))[2])
+    assert re.search(r"low .* – +0 +– +– +– +– +–", shown)
+    assert "Devices withhold what they do in rounds (privacy.counters)" in shown
+    measured = replace(hidden, counters="measured")
+    assert printed(summary_tables(replace(run_result(), privacy=measured))[2]) == printed(
+        summary_tables(run_result())[2]
+    )
 
 
 def test_free_parts_become_tables():

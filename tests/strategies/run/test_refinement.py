@@ -1,0 +1,63 @@
+"""Refining once more: from the same start, and with the noise that the scenario at hand asks for."""
+
+import numpy as np
+import pytest
+
+from simulations.scenario_files import load_scenario
+from strategies.nodes.nodes import Nodes
+from strategies.rounds.noised import NoisedServerContents
+from strategies.rounds.open import OpenServerContents
+from strategies.run.place import Place, Stages
+from strategies.run.prepare import prepare, privacy_plan
+from strategies.run.refinement import Refiner
+from strategies.server_app import serve
+from tests.helpers.loopback import LoopbackGrid
+from tests.helpers.root import ROOT
+
+NOISE = [
+    "privacy.mechanism=central-gaussian",
+    "privacy.clipping={kind: flat, norm: 1.0}",
+    "privacy.shrinkage=false",
+    "evaluation.budgets=[1.0]",
+]
+
+
+def noised(tiny, multiplier):
+    return load_scenario(tiny, [*NOISE, f"privacy.noise_multiplier={multiplier}"])
+
+
+@pytest.fixture
+def refiner(tiny_scenario, tmp_path):
+    grid, place = LoopbackGrid(1), Place("", str(tmp_path / "run"))
+    nodes = Nodes.connect(grid, tiny_scenario.to_json(), root=str(ROOT), timeout_s=60)
+    return Refiner(grid, place, prepare(tiny_scenario, place, Stages()), nodes)
+
+
+def tables(strategy):
+    return np.stack([state.table for state in strategy.states])
+
+
+def test_every_refinement_has_the_noise_of_its_own_scenario(refiner, tiny, tiny_scenario):
+    """Under a mechanism or not, whatever the refinement before it had."""
+    assert isinstance(refiner.again(tiny_scenario).contents, OpenServerContents)
+    for multiplier in (1.0, 3.0):
+        scenario = noised(tiny, multiplier)
+        again = refiner.again(scenario)
+        assert isinstance(again.contents, NoisedServerContents)
+        assert again.contents.noise_multiplier == multiplier
+        first, clean = (refiner.joined(scenario, plan) for plan in (privacy_plan(scenario, refiner.place), None))
+        for strategy in (first, clean):
+            refiner.refine(strategy)
+        assert np.array_equal(tables(again), tables(first))
+        assert np.abs(tables(again) - tables(clean)).max() > 0.01
+
+
+def test_a_poisoned_run_under_a_mechanism_that_is_let_in_runs_to_its_end(tiny, tmp_path):
+    """Nobody lies who is idle: nothing is refined anew, and there is one row, of the run itself."""
+    scenario = load_scenario(tiny, [*NOISE, "privacy.noise_multiplier=1", "poisoning={share: 0.2, kind: idle}"])
+    result = serve(LoopbackGrid(1), scenario, Place("", str(tmp_path / "run")))
+    assert [(row.share, row.robust, row.recall_ratio) for row in result.poisoning.rows] == [(0.0, "none", 1.0)]
+    assert (
+        result.privacy.epsilon
+        == serve(LoopbackGrid(1), noised(tiny, 1), Place("", str(tmp_path / "clean"))).privacy.epsilon
+    )
