@@ -63,7 +63,7 @@ class Sums(Protocol):
         """:func:`fl_peel.pretraining.by_sums.pass_sums` of all devices, (I, k)."""
 
     def choice(self, question: Question) -> tuple[Ints, int]:
-        """:func:`fl_peel.pretraining.by_sums.outranked` of some devices: (C,) and how many answered."""
+        """:func:`fl_peel.pretraining.by_sums.Question.answer` of some devices: (C,) and how many answered."""
 
     def vectors(self, own: Floats) -> None:
         """Devices make their vector of the rows (I, K) of their items, and keep it."""
