@@ -18,7 +18,7 @@ order, the number of nodes or the machine, and may be masked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,8 @@ USER_LENGTH, SCORE_SPREAD = 2.0, 0.75
 """Of user embeddings and scores in a group, about what gradients make of them: rates of refinement fit both."""
 LEAST_DRAWN = 512
 """Items that validation items are compared with at least, where there are as many."""
+WIDEST = 100.0
+"""Largest eigenvalue over the smallest up to which two passes are filtered: beyond, rounding would be lifted, too."""
 EMPTY = 1e-9
 """Directions below this share of the largest squared length are rounding alone."""
 
@@ -204,16 +206,44 @@ def orthonormal(columns: Doubles) -> Doubles:
     return columns
 
 
-def leading(directions: Doubles, passed: Doubles, columns: int) -> tuple[Doubles, Doubles]:
-    """Rayleigh and Ritz's step: the ``columns`` leading eigenvectors (I, k) of the operator that took orthonormal
-    ``directions`` (I, K) to ``passed`` (I, K), and their eigenvalues (k,), descending, none below zero.
+def spectrum(block: Doubles) -> tuple[Doubles, Doubles]:
+    """Left singular vectors (I, k) and singular values (k,), descending, of a block of columns; of what is rounding
+    alone the vectors are zero.
     """
-    small = directions.T @ passed
-    values, turn = np.linalg.eigh((small + small.T) / 2)
-    order = np.argsort(-values, kind="stable")[:columns]
-    vectors = directions @ turn[:, order]
-    signs = np.where(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(order))] < 0, -1.0, 1.0)
-    return vectors * signs, np.maximum(values[order], 0.0)
+    squares, turn = np.linalg.eigh(block.T @ block)
+    values = np.sqrt(np.maximum(squares[::-1], 0.0))
+    scale = np.divide(1.0, values, out=np.zeros_like(values), where=values > EMPTY * max(float(values[0]), 1e-300))
+    vectors = block @ (turn[:, ::-1] * scale)
+    signs = np.where(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(values))] < 0, -1.0, 1.0)
+    return orthonormal_again(vectors * signs), np.where(scale > 0, values, 0.0)
+
+
+def orthonormal_again(vectors: Doubles) -> Doubles:
+    """Columns (I, k) that are orthonormal, or zero, up to rounding: now to the last digits, and hardly moved. One step
+    of Newton's iteration for the nearest orthonormal matrix (Higham, SIAM J. Sci. Stat. Comput. 7(4), 1986).
+    """
+    gram = vectors.T @ vectors
+    return 1.5 * vectors - 0.5 * (vectors @ gram)
+
+
+def blocks_of(passes: int) -> list[int]:
+    """How passes are taken: alone (1) at the start and at the end, in between two at a time (2)."""
+    inner = max(passes - 2, 0)
+    return [1] * min(passes, 1) + [2] * (inner // 2) + [1] * (inner % 2) + [1] * (passes > 1)
+
+
+def filtered(passed: Callable[[Doubles], Doubles], directions: Doubles, cut: float) -> tuple[Doubles, Doubles]:
+    """Two passes as one filter: the Chebyshev polynomial of degree 2 keeps eigenvalues below ``cut`` between -1 and 1 and
+    lifts those above as no other of that degree (Zhou, Saad, Tiago and Chelikowsky, "Parallel self-consistent-field
+    calculations via Chebyshev-filtered subspace acceleration", Physical Review E 74, 2006).
+
+    Returns left singular vectors of the filtered directions (I, k), and the eigenvalues that their lengths stand for.
+    """
+    once = 2.0 / cut * passed(directions) - directions
+    length = float(np.sqrt((once * once).sum(axis=0).max()))  # devices' numbers stay within their units
+    block = 2.0 * (2.0 / cut * length * passed(once / length) - once) - directions
+    vectors, lengths = spectrum(block)
+    return vectors, np.where(lengths > 0, cut / 2 * (1.0 + np.sqrt((lengths + 1.0) / 2.0)), 0.0)
 
 
 @dataclass(frozen=True)
@@ -323,32 +353,33 @@ class GroupStart:
 class Compression:
     """From K columns to the d that a user group needs most: those in which its devices' scores vary most.
 
-    With V (I, K) the scored rows, M = V^T V and C the second moment of the group's vectors, B the leading d
-    eigenvectors of M^1/2 C M^1/2: devices take M^1/2 B to their vectors, the table is V M^-1/2 B. It is the best
-    approximation of rank d to the group's score matrix in the least-squares sense (Eckart and Young, 1936).
+    With V (I, K) the scored rows, V^T V = L L^T (Cholesky), C the second moment of the group's vectors and B the
+    leading d eigenvectors of L^T C L: devices take L B to their vectors, the table is V L^-T B. It is the best
+    approximation of rank d to the group's score matrix in the least-squares sense (Eckart and Young, 1936). used: columns
+    of V that are not zero; factor: L of these.
     """
 
     scored: Floats
-    root: Doubles
-    inverse: Doubles
+    used: NDArray[np.int64]
+    factor: Doubles
 
     @staticmethod
     def of(scored: Floats) -> Compression:
         """For scored rows (I, K)."""
         wide = scored.astype(np.float64)
-        values, turn = np.linalg.eigh(wide.T @ wide)
-        kept = values > EMPTY * max(float(values.max(initial=0.0)), 1e-300)
-        root = np.where(kept, np.sqrt(np.maximum(values, 0.0)), 0.0)
-        inverse = np.divide(1.0, root, out=np.zeros_like(root), where=kept)
-        return Compression(scored, (turn * root) @ turn.T, (turn * inverse) @ turn.T)
+        squares = wide.T @ wide
+        used = np.flatnonzero(np.diag(squares) > EMPTY**2 * max(float(np.diag(squares).max(initial=0.0)), 1e-300))
+        squares = squares[np.ix_(used, used)]
+        ridge = 1e-12 * np.trace(squares) / max(len(used), 1)
+        return Compression(scored, used, np.linalg.cholesky(squares + ridge * np.eye(len(used))))
 
     def group(self, moments: Moments, dim: int, *, num_users: int, rng: np.random.Generator) -> GroupStart:
         """A user group's start. num_users: S, embeddings to draw."""
-        columns = len(self.root)
-        mean = moments.second / (UNIT_SCALE**2 * max(moments.size, 1))
-        inner = self.root @ mean @ self.root
-        found = min(dim, columns)
-        values, turn = scipy.linalg.eigh((inner + inner.T) / 2, subset_by_index=(columns - found, columns - 1))
+        columns, used = self.scored.shape[1], self.used
+        mean = moments.second[np.ix_(used, used)] / (UNIT_SCALE**2 * max(moments.size, 1))
+        inner = self.factor.T @ mean @ self.factor
+        found = min(dim, len(used))
+        values, turn = scipy.linalg.eigh((inner + inner.T) / 2, subset_by_index=(len(used) - found, len(used) - 1))
         turn, values = turn[:, ::-1], values[::-1]
         turn = turn * np.where(turn[np.abs(turn).argmax(axis=0), np.arange(found)] < 0, -1.0, 1.0)
         values = np.maximum(values, 0.0)
@@ -356,7 +387,8 @@ class Compression:
         longer = USER_LENGTH / max(float(np.sqrt(values.sum())), 1e-30)
         values = values * longer**2
         group_map, narrow = np.zeros((columns, dim)), np.zeros((columns, dim))
-        group_map[:, :found], narrow[:, :found] = longer * (self.root @ turn), self.inverse @ turn
+        group_map[used, :found] = longer * (self.factor @ turn)
+        narrow[used, :found] = scipy.linalg.solve_triangular(self.factor, turn, lower=True, trans="T")
         wide = self.scored @ narrow.astype(np.float32)
         spread_of_items = wide.std(axis=0, dtype=np.float64)[:found]
         wide *= np.float32(SCORE_SPREAD / max(float(np.sqrt((values * spread_of_items**2).sum())), 1e-30))
@@ -380,16 +412,18 @@ __all__ = [
     "Question",
     "Shapes",
     "add_rows",
+    "blocks_of",
     "coarse",
     "count_items",
     "drawn_items",
     "embeddings",
+    "filtered",
     "group_moments",
     "group_sums",
-    "leading",
     "nearest",
     "orthonormal",
     "pass_sums",
+    "spectrum",
     "starting_directions",
     "unit_vectors",
 ]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from fl_peel.data.interactions import UserItems
@@ -20,7 +19,9 @@ from fl_peel.errors import DataError
 from fl_peel.pretraining.by_sums import (
     PASS_SCALE,
     UNIT_SCALE,
+    WIDEST,
     Compression,
+    Doubles,
     Filter,
     Floats,
     GroupStart,
@@ -30,16 +31,18 @@ from fl_peel.pretraining.by_sums import (
     Question,
     Shapes,
     add_rows,
+    blocks_of,
     coarse,
     count_items,
     drawn_items,
+    filtered,
     group_moments,
     group_sums,
     inverse_power,
-    leading,
     nearest,
     orthonormal,
     pass_sums,
+    spectrum,
     starting_directions,
     unit_vectors,
 )
@@ -139,15 +142,25 @@ def run_stage1(
         raise DataError("stage 1: no device that answered has any item; see fl-peel fleet show, or raise deadlines")
     with fixed_threads(config.num_threads):
         directions = _beginning(counts, config, seed, given, earlier)
-    passed = directions
-    for number in range(1, config.passes + 1):
-        with fixed_threads(config.num_threads):
-            if number > 1:
-                directions = orthonormal(passed)
-            passed = _passed(sums, directions, counts, config)
+    number = 0
+
+    def passed(directions: Doubles) -> Doubles:
+        nonlocal number
+        number += 1
+        found = _passed(sums, directions, counts, config)
         step(f"pass {number}")
+        return found
+
+    values = np.zeros(0)
     with fixed_threads(config.num_threads):
-        directions, values = leading(directions, passed, config.columns)
+        for size in blocks_of(config.passes):
+            cut = float(values[values > 0].min(initial=np.inf)) if len(values) else np.inf
+            if size == 2 and values[0] <= WIDEST * cut:
+                directions, values = filtered(passed, directions, cut)
+            else:
+                for _ in range(size):
+                    directions, values = spectrum(passed(directions))
+    directions, values = directions[:, : config.columns], values[: config.columns]
     count_exponent, value_exponent, chosen = _shape(sums, config, directions, values, counts, seed)
     if config.chooses:
         step(f"filter chosen, exponents {count_exponent:g} and {value_exponent:g}")
@@ -191,7 +204,7 @@ def run_stage1(
 
 def _beginning(
     counts: Ints, config: SpectralConfig, seed: int, given: UserItems | None, earlier: Floats | None
-) -> NDArray[np.float64]:
+) -> Doubles:
     """Where passes begin, orthonormal (I, K): at random, but for what is known already."""
     directions = starting_directions(counts, config.columns + config.oversampling, seed)
     if earlier is not None:
@@ -207,7 +220,7 @@ def _beginning(
 
 
 def _shape(
-    sums: Sums, config: SpectralConfig, directions: NDArray[np.float64], values: NDArray[np.float64], counts: Ints,
+    sums: Sums, config: SpectralConfig, directions: Doubles, values: Doubles, counts: Ints,
     seed: int,
 ) -> tuple[float, float, float | None]:  # fmt: skip
     """The filter's exponents of counts and eigenvalues, and the recall by which devices chose them."""
@@ -230,7 +243,7 @@ def _shape(
     )
 
 
-def _passed(sums: Sums, directions: NDArray[np.float64], counts: Ints, config: SpectralConfig) -> NDArray[np.float64]:
+def _passed(sums: Sums, directions: Doubles, counts: Ints, config: SpectralConfig) -> Doubles:
     """R~^T R~ of orthonormal directions (I, K)."""
     scale = inverse_power(counts, config.item_exponent)[:, None]
     return scale * (sums.passed((scale * directions).astype(np.float32)) / PASS_SCALE)

@@ -218,3 +218,43 @@ def test_costs_are_those_of_the_arithmetic():
     assert cost_of(Asked("moments", 512), items, rich).upload_bytes.tolist() == [40 + 4096, 400 + 4096]
     assert cost_of(Asked("vectors", 512), items, rich).upload_bytes.tolist() == [0, 0]
     assert cost_of(Asked("maps", 512, dim=64), items, rich).download_bytes.tolist() == [4 * 512 * 64] * 2
+
+
+def test_two_passes_as_a_filter_are_worth_more_than_two(rows):
+    """Of a known spectrum: the leading space comes nearer, and lengths stand for the eigenvalues they came from."""
+    rng = np.random.default_rng(7)
+    basis = np.linalg.qr(rng.standard_normal((60, 60)))[0]
+    spectrum = np.concatenate([np.linspace(3.0, 1.3, 10), np.linspace(1.0, 0.0, 50)])
+    operator = (basis * spectrum) @ basis.T
+    start = by_sums.orthonormal(rng.standard_normal((60, 12)))
+    asked = []
+
+    def passed(block):
+        asked.append(block)
+        return operator @ block
+
+    def error(directions):
+        return np.linalg.norm(basis[:, :10] - directions @ (directions.T @ basis[:, :10]))
+
+    plain = start
+    for _ in range(2):
+        plain, _ = by_sums.spectrum(operator @ plain)
+    twice, values = by_sums.filtered(passed, start, 1.0)
+    assert len(asked) == 2
+    assert max(np.linalg.norm(block, axis=0).max() for block in asked) <= 1 + 1e-9
+    assert error(twice) < 0.6 * error(plain)
+    exact = basis[:, :12]
+    found, values = by_sums.filtered(passed, exact, 1.0)
+    assert values[:10] == pytest.approx(spectrum[:10], rel=1e-9)
+    assert np.abs(np.abs(np.diag(found.T @ exact)) - 1)[:10].max() < 1e-9
+
+
+def test_passes_are_as_many_as_the_scenario_says():
+    assert [by_sums.blocks_of(passes) for passes in (1, 2, 3, 4, 6, 7)] == [
+        [1],
+        [1, 1],
+        [1, 1, 1],
+        [1, 2, 1],
+        [1, 2, 2, 1],
+        [1, 2, 2, 1, 1],
+    ]
