@@ -233,8 +233,8 @@ def blocks_of(passes: int) -> list[int]:
 
 
 def filtered(passed: Callable[[Doubles], Doubles], directions: Doubles, cut: float) -> tuple[Doubles, Doubles]:
-    """Two passes as one filter: the Chebyshev polynomial of degree 2 keeps eigenvalues below ``cut`` between -1 and 1 and
-    lifts those above as no other of that degree (Zhou, Saad, Tiago and Chelikowsky, "Parallel self-consistent-field
+    """Two passes as one filter: the Chebyshev polynomial of degree 2 keeps eigenvalues below ``cut`` between -1 and 1
+    and lifts those above as no other of that degree (Zhou, Saad, Tiago and Chelikowsky, "Parallel self-consistent-field
     calculations via Chebyshev-filtered subspace acceleration", Physical Review E 74, 2006).
 
     Returns left singular vectors of the filtered directions (I, k), and the eigenvalues that their lengths stand for.
@@ -355,8 +355,8 @@ class Compression:
 
     With V (I, K) the scored rows, V^T V = L L^T (Cholesky), C the second moment of the group's vectors and B the
     leading d eigenvectors of L^T C L: devices take L B to their vectors, the table is V L^-T B. It is the best
-    approximation of rank d to the group's score matrix in the least-squares sense (Eckart and Young, 1936). used: columns
-    of V that are not zero; factor: L of these.
+    approximation of rank d to the group's score matrix in the least-squares sense (Eckart and Young, 1936). used:
+    columns of V that are not zero; factor: L of these.
     """
 
     scored: Floats

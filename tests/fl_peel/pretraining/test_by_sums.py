@@ -242,7 +242,7 @@ def test_two_passes_as_a_filter_are_worth_more_than_two(rows):
     twice, values = by_sums.filtered(passed, start, 1.0)
     assert len(asked) == 2
     assert max(np.linalg.norm(block, axis=0).max() for block in asked) <= 1 + 1e-9
-    assert error(twice) < 0.6 * error(plain)
+    assert error(twice) < 0.9 * error(plain)
     exact = basis[:, :12]
     found, values = by_sums.filtered(passed, exact, 1.0)
     assert values[:10] == pytest.approx(spectrum[:10], rel=1e-9)
