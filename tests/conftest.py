@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import settings
 
 from fl_peel import plugins
+from fl_peel.data import datasets
 from fl_peel.data.synthetic import planted_interactions
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
@@ -54,6 +56,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """No test reads or leaves anything in the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.delenv("FL_PEEL_DATA", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sets that ship by name come from nowhere: a test that needs one fails on every machine, or on none."""
+    nowhere = tuple(replace(dataset, sources=()) for dataset in datasets.DATASETS)
+    monkeypatch.setattr(datasets, "DATASETS", nowhere)
 
 
 @pytest.fixture

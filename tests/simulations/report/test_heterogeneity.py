@@ -120,7 +120,7 @@ def test_tables_show_the_figures(result):
     assert [row[0] for row in worst.rows] == ["full table, global", "full table, refined"]
     assert worst.rows[0][2] == f"{result.fairness.worst_class[0].ratio:.3f}"
     assert gap.rows[0][1:] == ("large", "small", f"{result.fairness.gap[0].gap:+.4f}")
-    assert len(fairness_tables(result)) == 5  # what is left, in a table of its own
+    assert len(fairness_tables(result)) == 4  # nothing is left
     falls = elasticity_tables(result)[0]
     assert falls.rows[0][falls.columns.index("trained for it")] == "–"
 
