@@ -554,9 +554,9 @@ class SecureChoiceRequest(ChoiceRequest):
 
 @dataclass(frozen=True)
 class SecureSumsReply:
-    """sum: a part of the masked vector, :func:`fl_peel.secure.stage1.StepVector`; classes, clock: of devices that are not
-    in the sum, which the simulation knows of and a server would not; waits_us: (W,) of the slowest device that the
-    step had, by the window in which it came.
+    """sum: a part of the masked vector, see :class:`fl_peel.secure.stage1.StepVector`; classes, clock: of devices that
+    are not in the sum, which the simulation knows of and a server would not; waits_us: (W,) of the slowest device that
+    the step had, by the window in which it came.
     """
 
     sum: MaskedSum

@@ -173,7 +173,7 @@ class MaskedSums(FederatedSums):
         """Who takes part is settled: they have announced keys and shared their secrets."""
         announced = list(self.nodes.ask_some(wire.SECURE_STEP, wire.SecureKeysReply, lambda _: told).values())
         if not announced:
-            raise self._too_few(told, "no node answered", None)
+            raise self._too_few(told, "no node answered, the log says why", None)
         clock = reduce(add, (reply.clock for reply in announced))
         devices = np.concatenate([reply.devices for reply in announced])
         order = np.argsort(devices)
