@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from clients.node import joining
 from clients.node.cohort import Cohort, open_cohort
-from clients.round import clear, stage1
+from clients.round import clear, masked_stage1, stage1
 from clients.round import masked as secure_round
 from clients.serving import evaluate as ranking
 from clients.serving import following as serving
@@ -135,6 +135,27 @@ def secure_train_round(message: Message, context: Context) -> Message:
     """Devices train and send masked vectors."""
     request = wire.unpack(wire.SecureRoundRequest, message.content)
     return _answer(message, lambda: secure_round.masked_round(_cohort(context, request), request))
+
+
+@app.query("secure_step")
+def secure_step(message: Message, context: Context) -> Message:
+    """A step of stage 1 under secure aggregation begins: devices announce keys."""
+    request = wire.unpack(wire.SecureStepRequest, message.content)
+    return _answer(message, lambda: masked_stage1.announce_step(_cohort(context, request), request))
+
+
+@app.train("secure_sums")
+def secure_sums(message: Message, context: Context) -> Message:
+    """Devices do a step of stage 1 and send masked vectors."""
+    request = wire.unpack(wire.SecureSumsRequest, message.content)
+    return _answer(message, lambda: masked_stage1.masked_sums(_cohort(context, request), request))
+
+
+@app.evaluate("secure_choice")
+def secure_choice(message: Message, context: Context) -> Message:
+    """Some devices say, masked, which filter of stage 1 ranks their validation items best."""
+    request = wire.unpack(wire.SecureChoiceRequest, message.content)
+    return _answer(message, lambda: masked_stage1.masked_choice(_cohort(context, request), request))
 
 
 @app.query("secure_unmask")

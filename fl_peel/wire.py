@@ -23,6 +23,9 @@ fields are all that is sent:
 ``secure_shares``   server -> devices: neighbours' public keys; devices -> server: shares, sealed for the neighbours
 ``secure_round``    server -> devices: ranked blocks, sealed shares; devices -> server: masked sums, for ``round``
 ``secure_unmask``   server -> devices: which neighbours are left; devices -> server: one share of each neighbour
+``secure_step``     as ``secure_keys``, for a step of stage 1: who is there in one of its windows
+``secure_sums``     server -> devices: as ``sums``, and sealed shares; devices -> server: a part of a masked sum
+``secure_choice``   server -> devices: as ``choice``, and sealed shares; devices -> server: a masked sum
 =================== ==============================================================================================
 
 Locally trained user embeddings and single devices' interactions are fields of none of them. But sums say something
@@ -62,6 +65,9 @@ SECURE_KEYS = "query.secure_keys"
 SECURE_SHARES = "query.secure_shares"
 SECURE_ROUND = "train.secure_round"
 SECURE_UNMASK = "query.secure_unmask"
+SECURE_STEP = "query.secure_step"
+SECURE_SUMS = "train.secure_sums"
+SECURE_CHOICE = "evaluate.secure_choice"
 
 USER_MISTAKE = 1001
 """Code of an error reply whose reason is the one line of a :class:`fl_peel.errors.FlPeelError`."""
@@ -108,7 +114,8 @@ class SumsRequest:
     in rounds, when the first of its windows opens; counted: whether this message's reply says what the step took of
     devices, where it goes in several.
 
-    table: (I, k) rows, from column ``first`` on; centroids: (G, c); groups: of them, those that moments are of, (M,).
+    table: (I, k) rows, from column ``first`` on; centroids: (G, c); groups: of them, those that moments are of, (M,);
+    all_rows: whether devices fetch all rows, so that nobody sees which are of their items.
     """
 
     setting: Setting
@@ -120,6 +127,7 @@ class SumsRequest:
     table: NDArray[np.float32]
     centroids: NDArray[np.float32]
     groups: NDArray[np.int64]
+    all_rows: bool = dataclasses.field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -503,6 +511,58 @@ class SecureUnmaskReply:
     """groups: what each user group's devices opened."""
 
     groups: dict[int, OpenedShares]
+    protocol_s: float
+
+
+@dataclass(frozen=True)
+class SecureStepRequest:
+    """A step of stage 1 under secure aggregation begins. server_round: its number, -1 for the first, -2, ...; time: in
+    rounds, when the first of its windows opens. What it will be, for devices to know whether they have the memory:
+    columns and groups as in :class:`fl_peel.pretraining.costs.Asked`, of a choice the drawn items, place and shapes
+    as numbers; panel: devices that are asked, about, 0 for all.
+    """
+
+    setting: Setting
+    server_round: int
+    time: int
+    step: str
+    columns: int = 0
+    groups: int = 0
+    panel: int = 0
+    drawn: int = 0
+    place: int = 0
+    shapes: int = 0
+
+
+@dataclass(frozen=True)
+class SecureSumsRequest(SumsRequest):
+    """A part of a step: some columns of a pass, or some user groups' moments from the group ``first`` on; all of any
+    other step. The first part has what the devices' neighbours sealed for them.
+    """
+
+    server_round: int = dataclasses.field(kw_only=True)
+    secure: dict[int, Inbox] = dataclasses.field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class SecureChoiceRequest(ChoiceRequest):
+    """A choice, with what the devices' neighbours sealed for them."""
+
+    server_round: int = dataclasses.field(kw_only=True)
+    secure: dict[int, Inbox] = dataclasses.field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class SecureSumsReply:
+    """sum: a part of the masked vector, see :class:`fl_peel.secure.stage1.StepVector`; classes, clock: of devices that
+    are not in the sum, which the simulation knows of and a server would not; waits_us: (W,) of the slowest device that
+    the step had, by the window in which it came.
+    """
+
+    sum: MaskedSum
+    classes: ClassCounts
+    clock: ClockCounts
+    waits_us: NDArray[np.int64]
     protocol_s: float
 
 

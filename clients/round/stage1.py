@@ -38,6 +38,32 @@ NONE = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
+class There:
+    """Who comes to a step, of N hosted devices. window: (N,) in which each is there first, -1 for never; small: (N,)
+    those with too little memory then; reached: places of the others that come; costs: (N,).
+    """
+
+    window: IntArray
+    small: NDArray[np.bool_]
+    reached: IntArray
+    costs: StepCost
+
+    @staticmethod
+    def of(cohort: Cohort, cost: Callable[[IntArray], StepCost], time: int, asked: NDArray[np.bool_]) -> There:
+        """Of the devices ``asked`` (N,). cost: of all devices, with so many bytes of memory (N,)."""
+        everybody = np.arange(len(cohort.devices))
+        window = np.full(len(everybody), -1)
+        budgets = np.zeros(len(everybody), np.int64)
+        for number in range(cohort.scenario.pretraining.windows):
+            now = asked & (window < 0) & cohort.available(everybody, time + number)
+            window[now] = number
+            budgets[now] = cohort.budgets.at(time + number)[now]
+        costs = cost(budgets)
+        small = (window >= 0) & (budgets < costs.least_bytes)
+        return There(window, small, np.flatnonzero((window >= 0) & ~small), costs)
+
+
+@dataclass(frozen=True)
 class Reached:
     """Who takes part in a step. places: of devices whose sums count; counts: what it takes of all that are reached;
     waits_us: (W,) of the slowest device in each window.
@@ -53,18 +79,8 @@ class Reached:
 
         cost: of all devices, with so many bytes of memory (N,).
         """
-        windows = cohort.scenario.pretraining.windows
-        everybody = np.arange(len(cohort.devices))
-        window = np.full(len(everybody), -1)
-        budgets = np.zeros(len(everybody), np.int64)
-        for number in range(windows):
-            now = asked & (window < 0) & cohort.available(everybody, time + number)
-            window[now] = number
-            budgets[now] = cohort.budgets.at(time + number)[now]
-        available = window >= 0
-        costs = cost(budgets)
-        small = available & (budgets < costs.least_bytes)
-        reached = np.flatnonzero(available & ~small)
+        there = There.of(cohort, cost, time, asked)
+        reached, costs, window = there.reached, there.costs, there.window
         rates = cohort.rates.select(reached)
         spent = spend(
             replace(rates, latency_s=costs.exchanges[reached] * rates.latency_s),
@@ -73,15 +89,16 @@ class Reached:
             costs.upload_bytes[reached],
             cohort.scenario.pretraining.deadline_s,
         )
-        waits = np.zeros(windows, np.int64)
+        waits = np.zeros(cohort.scenario.pretraining.windows, np.int64)
         np.maximum.at(waits, window[reached], spent.time_us)
-        return Reached(reached[~spent.late], _counts(cohort, asked, available, small, reached, spent), waits)
+        return Reached(reached[~spent.late], _counts(cohort, asked, window >= 0, there.small, reached, spent), waits)
 
 
 def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
     """One step, or some columns of it, for all devices of a node."""
     items, dim = cohort.splits.train.counts(), cohort.scenario.pretraining.embedding_dim
-    asked = Asked(cast(Step, request.step), request.columns, len(request.centroids), dim)
+    all_rows = cohort.splits.num_items if request.all_rows else 0
+    asked = Asked(cast(Step, request.step), request.columns, len(request.centroids), dim, all_rows)
     everybody = np.ones(len(cohort.devices), np.bool_)
     reached = Reached.of(cohort, lambda budgets: cost_of(asked, items, budgets), request.time, everybody)
     sums = _STEPS[request.step](cohort, reached.places, request)
@@ -91,8 +108,7 @@ def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
 
 def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
     """Some devices say which filter ranks their validation items best."""
-    panel = device_uniforms(cohort.scenario.seed, "panel", devices=cohort.devices) * cohort.population < request.panel
-    panel &= cohort.splits.validation.counts() > 0
+    panel = asked_to_choose(cohort, request.panel) & (cohort.splits.validation.counts() > 0)
     shapes = Shapes(request.count_exponents, request.value_exponents)
     splits = cohort.splits
 
@@ -106,6 +122,12 @@ def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
     rows, wanted = splits.train.select(reached.places), splits.validation.select(reached.places)
     won, answered = question.answer(rows, wanted, cohort.scenario.pretraining.item_exponent)
     return ChoiceReply(won, answered, reached.counts, reached.waits_us)
+
+
+def asked_to_choose(cohort: Cohort, panel: int) -> NDArray[np.bool_]:
+    """Which hosted devices (N,) are among about ``panel`` of all."""
+    drawn = device_uniforms(cohort.scenario.seed, "panel", devices=cohort.devices)
+    return np.asarray(drawn * cohort.population < panel)
 
 
 def _counts(
@@ -189,4 +211,4 @@ _STEPS = {
     "maps": _mapped,
 }
 
-__all__ = ["choice", "sums_round"]
+__all__ = ["There", "asked_to_choose", "choice", "sums_round"]

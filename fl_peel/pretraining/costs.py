@@ -6,6 +6,9 @@ out; it is served all the same, with the table of the user group that is nearest
 its data and no part of the budget, here as in refinement.
 
 A pass returns one number a column, and the numbers of the device's rows: what it adds to each of them is the same.
+
+Who hides what it has fetches all rows, of which it keeps its own, and answers with a vector that has a word for
+whatever anybody could have said (:func:`hidden`). The vector goes in parts of as many words as fit.
 """
 
 from __future__ import annotations
@@ -32,12 +35,27 @@ SAMPLE_COLUMNS = 64
 
 @dataclass(frozen=True)
 class Asked:
-    """A step. columns: K that it is of; groups: user groups there are; dim: of user embeddings."""
+    """A step. columns: K that it is of; groups: user groups there are; dim: of user embeddings; all_rows: how many a
+    device fetches that does not say which are of its items, 0 where it does.
+    """
 
     step: Step
     columns: int = 0
     groups: int = 0
     dim: int = 0
+    all_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How devices answer where sums are all that is learned of them: words of a vector; bytes down and up that the
+    protocol takes besides; times that the server is asked.
+    """
+
+    words: int
+    download_bytes: int
+    upload_bytes: int
+    exchanges: int
 
 
 @dataclass(frozen=True)
@@ -63,7 +81,8 @@ def cost_of(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
         return StepCost(nothing, ID_BYTES * items + WORD_BYTES * asked.columns, nothing + 1, kept, nothing + 1)
     ids, kept, up, number = nothing, nothing, nothing, NUMBER_BYTES
     if asked.step == "pass":
-        rows, ids, up = items, ID_BYTES * items, WORD_BYTES * asked.columns + ID_BYTES * items
+        rows, ids = items, ID_BYTES * items
+        up = WORD_BYTES * asked.columns + ids
         column = NUMBER_BYTES * rows + WORD_BYTES
     elif asked.step == "vectors":
         rows, ids, kept = items, ID_BYTES * items, nothing + NUMBER_BYTES * asked.columns
@@ -77,8 +96,11 @@ def cost_of(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
         column, kept = NUMBER_BYTES * rows, nothing + NUMBER_BYTES * asked.columns + WORD_BYTES * asked.dim
     column = np.maximum(column, 1)
     at_a_time = np.clip((budgets - kept) // column, 1, max(asked.columns, 1))
+    down = ids + number * rows * asked.columns
+    if asked.all_rows and asked.step in ("pass", "vectors"):  # in their order, so that none needs its number
+        down = nothing + number * asked.all_rows * asked.columns
     return StepCost(
-        ids + number * rows * asked.columns,
+        down,
         up,
         rows * -(-asked.columns // SAMPLE_COLUMNS),
         kept + column,
@@ -86,18 +108,35 @@ def cost_of(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
     )
 
 
+def hidden(step: StepCost, answer: Answer, budgets: Ints) -> StepCost:
+    """A step whose answers are vectors for sums alone. A part of the vector, of one word at least, must fit beside what
+    the step needs anyway.
+    """
+    room = np.maximum((budgets - step.least_bytes) // WORD_BYTES, 1)
+    return StepCost(
+        step.download_bytes + answer.download_bytes,
+        np.full_like(budgets, WORD_BYTES * answer.words + answer.upload_bytes),
+        step.samples,
+        step.least_bytes + WORD_BYTES,
+        # the first part comes with the last of what was fetched, and is one of the protocol's own exchanges
+        step.exchanges - 1 + -(-answer.words // room) - 1 + answer.exchanges,
+    )
+
+
 def choice_cost(
-    columns: int, drawn: int, place: int, shapes: int, items: Ints, wanted: Ints, budgets: Ints
+    columns: int, drawn: int, place: int, shapes: int, items: Ints, wanted: Ints, budgets: Ints, all_rows: int = 0
 ) -> StepCost:
     """Of ranking ``wanted`` (N,) validation items among ``drawn`` ones under ``shapes`` filters. items: (N,) on which
     the device trains, of which it makes its vector. Rows come as many at a time as fit beside that vector, the
-    eigenvalues, and under each filter the scores of the device's items and of the best ``place`` drawn ones.
+    eigenvalues, and under each filter the scores of the device's items and of the best ``place`` drawn ones. all_rows:
+    as in :class:`Asked`.
     """
     rows, row = items + wanted + drawn, NUMBER_BYTES * columns
     kept = 2 * row + NUMBER_BYTES * shapes * (place + wanted)
     at_a_time = np.clip((budgets - kept) // row, 1, rows)
+    fetched = np.full_like(rows, all_rows) if all_rows else rows
     return StepCost(
-        row * (rows + 1) + ID_BYTES * rows,
+        row * (fetched + 1) + ID_BYTES * fetched,
         np.full_like(items, WORD_BYTES * shapes) + ID_BYTES * (items + wanted),
         rows * -(-columns // SAMPLE_COLUMNS),
         kept + row,
@@ -105,4 +144,4 @@ def choice_cost(
     )
 
 
-__all__ = ["Asked", "Step", "StepCost", "choice_cost", "cost_of"]
+__all__ = ["Answer", "Asked", "Step", "StepCost", "choice_cost", "cost_of", "hidden"]

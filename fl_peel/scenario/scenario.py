@@ -81,7 +81,6 @@ class Scenario(Keys):
         if not self.pretraining.by_devices:
             return self
         protected = {
-            "secure_aggregation.enabled": self.secure_aggregation.enabled,
             "privacy.mechanism": self.privacy.noised,
             "privacy": self.privacy.sums_only or self.privacy.group_epsilon is not None,
         }

@@ -18,6 +18,7 @@ from strategies.groups.start import make_layout
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes.members import Members
 from strategies.nodes.nodes import Nodes
+from strategies.run.masked_stage1 import MaskedSums
 from strategies.run.place import Place, Stages
 from strategies.run.prepare import Prepared, check_budgets, given_data
 from strategies.run.stage1 import FederatedSums, SumsRecord
@@ -72,6 +73,14 @@ class BySums(Prepared):
         )
 
 
+def sums_of(scenario: Scenario, nodes: Nodes, setting: wire.Setting, num_items: int) -> FederatedSums:
+    """Of the devices of a federation, in the clear or masked."""
+    panel, windows = scenario.pretraining.panel, scenario.pretraining.windows
+    if scenario.secure_aggregation.enabled:
+        return MaskedSums(nodes, setting, num_items, panel, windows, scenario=scenario)
+    return FederatedSums(nodes, setting, num_items, panel, windows)
+
+
 def prepare_by_sums(
     scenario: Scenario,
     place: Place,
@@ -95,7 +104,7 @@ def prepare_by_sums(
     pretraining, groups = scenario.pretraining, scenario.user_groups
     config = pretraining.spectral()
     setting = wire.Setting(scenario.to_json(), place.data_dir, place.run_dir)
-    federated = FederatedSums(nodes, setting, splits.num_items, config.panel, pretraining.windows)
+    federated = sums_of(scenario, nodes, setting, splits.num_items)
 
     def show(done: int, total: int, text: str) -> None:
         on_event(Event("pretraining", min(done, total), total, text))

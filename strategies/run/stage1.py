@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,8 @@ class FederatedSums:
     panel: int
     windows: int
     records: list[SumsRecord] = field(default_factory=list)
+    all_rows: ClassVar[bool] = False
+    """Whether devices fetch all rows of a table, or those of their items."""
     _time: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -143,6 +146,7 @@ class FederatedSums:
             np.zeros((0, 0), np.float32) if table is None else table,
             np.zeros((0, 0), np.float32) if centroids is None else centroids,
             np.zeros(0, np.int64) if groups is None else groups,
+            all_rows=self.all_rows,
         )
         replies = self.nodes.ask(wire.SUMS, wire.SumsReply, lambda partition: request)
         if first == 0:

@@ -60,8 +60,8 @@ BAD = [
         "pretraining: source: devices needs model: spectral; lightgcn is trained on",
     ),
     (
-        {"pretraining": {"model": "spectral", "source": "devices"}, "secure_aggregation": {"enabled": True}},
-        "secure_aggregation.enabled protects refinement, and under pretraining.source: devices the sums of stage 1",
+        {"pretraining": {"model": "spectral", "source": "devices"}, "privacy": {"rows": "all-sent"}},
+        "privacy protects refinement, and under pretraining.source: devices the sums of stage 1",
     ),
     ({"pretraining": {"collected": {"mode": "all"}}}, "pretraining.collected.mode: input should be 'users'"),
     ({"pretraining": {"collected": {"share": "half%"}}}, "pretraining.collected.share: 'half%' is not a percentage"),
