@@ -18,10 +18,10 @@ from fl_peel.exchange.columns import Counters, IntArray
 from fl_peel.ranking.top import SUM_SCALE
 
 Doubles = NDArray[np.float64]
-PRIOR_DEVICES = 2.0
-"""Devices that stand beside a group's own in its variance, with that of everybody: a few equal differences say little
-about how differences vary.
-"""
+
+
+SURE = 0.95
+"""That groups differ at all, before each has an effect of its own."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,17 @@ class PairedSums(Counters):
         return self.difference / SUM_SCALE / np.maximum(self.devices, 1)
 
     def variance(self) -> Doubles:
-        """Of that mean, (G,); infinite where there is no device."""
-        total = self.total()
-        everybody = float(total.square) / SUM_SCALE / max(int(total.devices), 1)
-        own = self.square / SUM_SCALE - self.devices * self.mean() ** 2
-        spread = (np.maximum(own, 0.0) + PRIOR_DEVICES * everybody) / np.maximum(
-            self.devices - 1 + PRIOR_DEVICES, PRIOR_DEVICES
+        """Of that mean, (G,); infinite where there is no device. A device's difference is taken to vary within each
+        group as it does within all of them: where most devices see no difference, a small group's own variance says
+        more of its mean than of its noise, and weights that follow it would favour groups in which nothing happened.
+        """
+        count = float(self.devices.sum())
+        within = float((self.square / SUM_SCALE - self.devices * self.mean() ** 2).sum())
+        groups = float((self.devices > 0).sum())
+        spread = max(within, 0.0) / max(count - groups, 1.0)
+        variance: Doubles = np.divide(
+            spread, self.devices, out=np.full(len(self.devices), np.inf), where=self.devices > 0
         )
-        variance: Doubles = np.divide(spread, self.devices, out=np.full(len(spread), np.inf), where=self.devices > 0)
         return variance
 
 
@@ -79,7 +82,9 @@ class Effects:
         fixed = float((weights * m).sum() / weights.sum())
         excess = float((weights * (m - fixed) ** 2).sum()) - (len(m) - 1)
         scale = float(weights.sum() - (weights**2).sum() / weights.sum())
-        between = max(0.0, excess / scale) if scale > 0 else 0.0
+        # Cochran's Q, about normal for many groups: where they differ no more than chance lets them, the effect is one
+        differ = excess > NormalDist().inv_cdf(SURE) * np.sqrt(2.0 * max(len(m) - 1, 1))
+        between = excess / scale if differ and scale > 0 else 0.0
         weights = 1.0 / (v + between)
         common, certainty = float((weights * m).sum() / weights.sum()), 1.0 / float(weights.sum())
         share = np.zeros_like(means)  # of a group's own mean in what is believed of it
