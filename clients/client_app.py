@@ -10,10 +10,11 @@ from flwr.clientapp import ClientApp
 
 from clients.node import joining
 from clients.node.cohort import Cohort, open_cohort
-from clients.round import clear
+from clients.round import clear, masked_stage1, stage1
 from clients.round import masked as secure_round
 from clients.serving import evaluate as ranking
 from clients.serving import following as serving
+from clients.serving import keeping
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError
 from fl_peel.roots import check_one_root, code_digest
@@ -59,6 +60,20 @@ def hello(message: Message, context: Context) -> Message:
     return _answer(message, reply)
 
 
+@app.train("sums")
+def add_up(message: Message, context: Context) -> Message:
+    """Devices do a step of stage 1."""
+    request = wire.unpack(wire.SumsRequest, message.content)
+    return _answer(message, lambda: stage1.sums_round(_cohort(context, request), request))
+
+
+@app.evaluate("choice")
+def choose(message: Message, context: Context) -> Message:
+    """Some devices say which filter of stage 1 ranks their validation items best."""
+    request = wire.unpack(wire.ChoiceRequest, message.content)
+    return _answer(message, lambda: stage1.choice(_cohort(context, request), request))
+
+
 @app.query("join")
 def join(message: Message, context: Context) -> Message:
     """Devices take or find their user embedding and group."""
@@ -87,6 +102,20 @@ def follow(message: Message, context: Context) -> Message:
     return _answer(message, lambda: serving.follow(_cohort(context, request), request))
 
 
+@app.evaluate("compare")
+def compare(message: Message, context: Context) -> Message:
+    """Devices compare what they were refined to with what they kept last."""
+    request = wire.unpack(wire.CompareRequest, message.content)
+    return _answer(message, lambda: keeping.compare(_cohort(context, request), request))
+
+
+@app.query("keep")
+def keep(message: Message, context: Context) -> Message:
+    """Devices keep what they have, or go back."""
+    request = wire.unpack(wire.KeepRequest, message.content)
+    return _answer(message, lambda: keeping.keep(_cohort(context, request), request))
+
+
 @app.query("secure_keys")
 def secure_keys(message: Message, context: Context) -> Message:
     """A round of secure aggregation begins: devices announce keys."""
@@ -106,6 +135,27 @@ def secure_train_round(message: Message, context: Context) -> Message:
     """Devices train and send masked vectors."""
     request = wire.unpack(wire.SecureRoundRequest, message.content)
     return _answer(message, lambda: secure_round.masked_round(_cohort(context, request), request))
+
+
+@app.query("secure_step")
+def secure_step(message: Message, context: Context) -> Message:
+    """A step of stage 1 under secure aggregation begins: devices announce keys."""
+    request = wire.unpack(wire.SecureStepRequest, message.content)
+    return _answer(message, lambda: masked_stage1.announce_step(_cohort(context, request), request))
+
+
+@app.train("secure_sums")
+def secure_sums(message: Message, context: Context) -> Message:
+    """Devices do a step of stage 1 and send masked vectors."""
+    request = wire.unpack(wire.SecureSumsRequest, message.content)
+    return _answer(message, lambda: masked_stage1.masked_sums(_cohort(context, request), request))
+
+
+@app.evaluate("secure_choice")
+def secure_choice(message: Message, context: Context) -> Message:
+    """Some devices say, masked, which filter of stage 1 ranks their validation items best."""
+    request = wire.unpack(wire.SecureChoiceRequest, message.content)
+    return _answer(message, lambda: masked_stage1.masked_choice(_cohort(context, request), request))
 
 
 @app.query("secure_unmask")

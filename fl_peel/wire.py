@@ -5,17 +5,27 @@ fields are all that is sent:
 
 =================== ==============================================================================================
 ``hello``           server asks a node which partition it hosts
+``sums``            server -> devices: rows of a table, or centroids; devices -> server: one step's sums of stage 1
+                    over the devices of a node (:mod:`fl_peel.pretraining.by_sums`)
+``choice``          server -> devices: rows of a table under several filters; devices -> server: how well each ranks
+                    their validation items, added up
 ``join``            server -> devices: layout, centroids, and to devices whose data was collected the user embedding
-                    the server learned for them; devices -> server: the number of their user group, their largest
-                    possible budget
+                    the server learned for them, or each group's map; devices -> server: the number of their user
+                    group, their largest possible budget
 ``round``           server -> devices: ranked blocks of their user group; devices -> server: sums of block updates,
                     of validation signals and of metrics over the devices of a node
 ``evaluate``        server -> devices: ranked blocks; devices -> server: sums and histograms of metrics
+``compare``         server -> devices: two lists of ranked blocks; devices -> server: sums of the differences between
+                    their recalls on validation items, and of these squared
+``keep``            server -> devices: user groups that keep what was refined, or go back; devices -> server: how many
 ``moving``          server -> devices: ranked blocks; devices -> server: sums over devices whose budgets move
 ``secure_keys``     server -> devices: a round begins; devices -> server: two public keys each
 ``secure_shares``   server -> devices: neighbours' public keys; devices -> server: shares, sealed for the neighbours
 ``secure_round``    server -> devices: ranked blocks, sealed shares; devices -> server: masked sums, for ``round``
 ``secure_unmask``   server -> devices: which neighbours are left; devices -> server: one share of each neighbour
+``secure_step``     as ``secure_keys``, for a step of stage 1: who is there in one of its windows
+``secure_sums``     server -> devices: as ``sums``, and sealed shares; devices -> server: a part of a masked sum
+``secure_choice``   server -> devices: as ``choice``, and sealed shares; devices -> server: a masked sum
 =================== ==============================================================================================
 
 Locally trained user embeddings and single devices' interactions are fields of none of them. But sums say something
@@ -38,18 +48,26 @@ from numpy.typing import NDArray
 
 from fl_peel.exchange.columns import Columns
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, OwnCounts, RoundCounts, StepCounts, StepTraces
+from fl_peel.ranking.paired import PairedSums
 from fl_peel.ranking.spread import Histogram
 from fl_peel.ranking.top import MetricSums
 
 HELLO = "query.hello"
+SUMS = "train.sums"
+CHOICE = "evaluate.choice"
 JOIN = "query.join"
 ROUND = "train.round"
 EVALUATE = "evaluate.budgets"
 MOVING = "evaluate.moving"
+COMPARE = "evaluate.compare"
+KEEP = "query.keep"
 SECURE_KEYS = "query.secure_keys"
 SECURE_SHARES = "query.secure_shares"
 SECURE_ROUND = "train.secure_round"
 SECURE_UNMASK = "query.secure_unmask"
+SECURE_STEP = "query.secure_step"
+SECURE_SUMS = "train.secure_sums"
+SECURE_CHOICE = "evaluate.secure_choice"
 
 USER_MISTAKE = 1001
 """Code of an error reply whose reason is the one line of a :class:`fl_peel.errors.FlPeelError`."""
@@ -91,11 +109,83 @@ class HelloReply:
 
 
 @dataclass(frozen=True)
+class SumsRequest:
+    """A step of stage 1 for the devices of this node. step, columns: as :class:`fl_peel.pretraining.costs.Asked`; time:
+    in rounds, when the first of its windows opens; counted: whether this message's reply says what the step took of
+    devices, where it goes in several.
+
+    table: (I, k) rows, from column ``first`` on; centroids: (G, c); groups: of them, those that moments are of, (M,);
+    all_rows: whether devices fetch all rows, so that nobody sees which are of their items.
+    """
+
+    setting: Setting
+    step: str
+    columns: int
+    time: int
+    counted: bool
+    first: int
+    table: NDArray[np.float32]
+    centroids: NDArray[np.float32]
+    groups: NDArray[np.int64]
+    all_rows: bool = dataclasses.field(default=False, kw_only=True)
+
+
+@dataclass(frozen=True)
+class ChoiceRequest:
+    """Which filter ranks your validation items best? See :class:`fl_peel.pretraining.by_sums.Question`; only about
+    ``panel`` of all devices answer.
+    """
+
+    setting: Setting
+    time: int
+    panel: int
+    place: int
+    directions: NDArray[np.float32]
+    values: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    count_exponents: NDArray[np.float64]
+    value_exponents: NDArray[np.float64]
+    drawn: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ChoiceReply:
+    """won: (C,) by filter, added up over devices; answered: how many these are; counts, waits_us: as in sums."""
+
+    won: NDArray[np.int64]
+    answered: int
+    counts: RoundCounts
+    waits_us: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class GroupSum:
+    """Whole numbers added up over some devices of a node: how many these are (X,), and the rest as the step has it."""
+
+    sizes: NDArray[np.int64]
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    items: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SumsReply:
+    """sums: by user group, of everybody in :data:`EVERYBODY`; counts: what it took; waits_us: (W,) of the slowest
+    device in each window.
+    """
+
+    sums: dict[int, GroupSum]
+    counts: RoundCounts
+    waits_us: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class JoinRequest:
     """Start of a run. devices (M,): those whose data was collected, with users (M, d) and groups (M,).
 
     item_table: (I, d) if some device must find its embedding and group by itself, else (0, d);
-    item_group: (I,); centroids: (G, d).
+    item_group: (I,); centroids: (G, d). maps: (G, K, d) from the vector that a device made in stage 1 to its embedding,
+    (0, 0, d) where devices have none; centroids are then (G, c) and of those vectors.
     """
 
     setting: Setting
@@ -105,6 +195,7 @@ class JoinRequest:
     devices: NDArray[np.int64]
     users: NDArray[np.float32]
     groups: NDArray[np.int32]
+    maps: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -246,6 +337,43 @@ class MovingReply:
 
 
 @dataclass(frozen=True)
+class CompareRequest:
+    """Which is better for you? kept, current: ranked blocks of each user group as it was kept last and as it is."""
+
+    setting: Setting
+    server_round: int
+    precision: str
+    num_groups: int
+    kept: dict[int, Arrays]
+    current: dict[int, Arrays]
+
+
+@dataclass(frozen=True)
+class CompareReply:
+    """sums: (G,), see :class:`fl_peel.ranking.paired.PairedSums`; download_bytes: what devices fetched for it."""
+
+    sums: PairedSums
+    download_bytes: int
+
+
+@dataclass(frozen=True)
+class KeepRequest:
+    """accepted (A,), restored (R,): user groups whose devices keep what they have now, or go back."""
+
+    setting: Setting
+    accepted: NDArray[np.int64]
+    restored: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class KeepReply:
+    """Devices that kept, and that went back."""
+
+    accepted: int
+    restored: int
+
+
+@dataclass(frozen=True)
 class SecureKeysRequest:
     """A round of secure aggregation begins for devices (N,) of this node."""
 
@@ -383,6 +511,58 @@ class SecureUnmaskReply:
     """groups: what each user group's devices opened."""
 
     groups: dict[int, OpenedShares]
+    protocol_s: float
+
+
+@dataclass(frozen=True)
+class SecureStepRequest:
+    """A step of stage 1 under secure aggregation begins. server_round: its number, -1 for the first, -2, ...; time: in
+    rounds, when the first of its windows opens. What it will be, for devices to know whether they have the memory:
+    columns and groups as in :class:`fl_peel.pretraining.costs.Asked`, of a choice the drawn items, place and shapes
+    as numbers; panel: devices that are asked, about, 0 for all.
+    """
+
+    setting: Setting
+    server_round: int
+    time: int
+    step: str
+    columns: int = 0
+    groups: int = 0
+    panel: int = 0
+    drawn: int = 0
+    place: int = 0
+    shapes: int = 0
+
+
+@dataclass(frozen=True)
+class SecureSumsRequest(SumsRequest):
+    """A part of a step: some columns of a pass, or some user groups' moments from the group ``first`` on; all of any
+    other step. The first part has what the devices' neighbours sealed for them.
+    """
+
+    server_round: int = dataclasses.field(kw_only=True)
+    secure: dict[int, Inbox] = dataclasses.field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class SecureChoiceRequest(ChoiceRequest):
+    """A choice, with what the devices' neighbours sealed for them."""
+
+    server_round: int = dataclasses.field(kw_only=True)
+    secure: dict[int, Inbox] = dataclasses.field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class SecureSumsReply:
+    """sum: a part of the masked vector, see :class:`fl_peel.secure.stage1.StepVector`; classes, clock: of devices that
+    are not in the sum, which the simulation knows of and a server would not; waits_us: (W,) of the slowest device that
+    the step had, by the window in which it came.
+    """
+
+    sum: MaskedSum
+    classes: ClassCounts
+    clock: ClockCounts
+    waits_us: NDArray[np.int64]
     protocol_s: float
 
 

@@ -22,6 +22,7 @@ from strategies.figures.figures import (
     device_traces,
     evaluated,
     history_rows,
+    refinement_result,
     round_rows,
     user_group_rows,
 )
@@ -30,8 +31,10 @@ from strategies.figures.secure import secure_report
 from strategies.nodes.members import NUM_TRACED, some_devices
 from strategies.nodes.nodes import Nodes
 from strategies.run.place import Place, Stages
-from strategies.run.prepare import prepare, privacy_plan
+from strategies.run.prepare import privacy_plan
+from strategies.run.preparing import prepare
 from strategies.run.refinement import Refiner
+from strategies.run.refit import rehearse
 
 
 def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = silent) -> RunResult:
@@ -42,8 +45,12 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
         nodes = Nodes.connect(grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s)
     on_event(Event("start", 1, 1, f"{len(nodes.ids)} nodes"))
     plan = privacy_plan(scenario, place)
-    prepared = prepare(scenario, place, stages, on_event)
-    refiner = Refiner(grid, place, prepared, nodes, on_event)
+    told, rehearsal = scenario, None
+    if scenario.data.refit:
+        rehearsal = rehearse(grid, scenario, place, nodes, stages, on_event)
+        scenario = rehearsal.scenario
+    prepared = prepare(scenario, place, stages, nodes, on_event, rehearsal.prepared if rehearsal else None)
+    refiner = Refiner(grid, place, prepared, nodes, on_event, rehearsal.controller if rehearsal else None)
     with stages("joining"):
         strategy = refiner.joined(scenario, plan, num_traced=NUM_TRACED)
     evaluator, members, states = Evaluator.of(strategy), strategy.members, strategy.states
@@ -51,9 +58,11 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
     with stages("evaluation"):
         full_global = full_start = None
         if scenario.evaluation.full_tables:
-            full_global, full_start = evaluator.full_table(prepared.pretrained.items), evaluator.full_table()
+            if prepared.global_table is not None:
+                full_global = evaluator.full_table(prepared.global_table)
+            full_start = evaluator.full_table()
     with stages("refinement"):
-        refiner.refine(strategy)
+        keeping = refiner.refine(strategy)
     with stages("evaluation"):
         found = evaluated(evaluator, on_event)
     with stages("heterogeneity"):
@@ -67,9 +76,11 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
     if scenario.poisoning.largest_share > 0:
         with stages("poisoning"):
             poisoning = measure_poisoning(strategy, refiner.again)
-    records, num_devices = strategy.rounds, len(members.devices)
+    before = rehearsal.steps if rehearsal else ()
+    records, num_devices = [*(rehearsal.records if rehearsal else ()), *strategy.rounds], len(members.devices)
+    keeping = rehearsal.keeping if rehearsal else keeping
     return RunResult(
-        scenario=scenario.model_dump(mode="json"),
+        scenario=told.model_dump(mode="json"),
         seed=scenario.seed,
         budgets=found.budgets,
         device_classes=device_class_rows(members, records, found.own),
@@ -80,6 +91,8 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
             start=None if full_start is None else qualities(full_start)[0],
             refined=None if found.refined is None else qualities(found.refined)[0],
         ),
+        stage1=prepared.figures(members, stages.seconds["pretraining"], before),
+        refinement=None if keeping is None else refinement_result(keeping, num_devices),
         rounds=round_rows(records),
         history=history_rows(records),
         traces=device_traces(members, records),

@@ -122,9 +122,10 @@ def test_every_example_is_short():
 
 @pytest.mark.parametrize("name", ["proximal", "sign", "both"])
 def test_a_run_with_ones_own_contents(tiny, tmp_path, installed, name):
-    plain, _ = served(tiny, tmp_path / "plain")
-    mine, _ = served(tiny, tmp_path / "mine", f"refinement.contents={name}")
-    again, _ = served(tiny, tmp_path / "again", f"refinement.contents={name}", nodes=3)
+    kept = "refinement.acceptance.rule=always"
+    plain, _ = served(tiny, tmp_path / "plain", kept)
+    mine, _ = served(tiny, tmp_path / "mine", kept, f"refinement.contents={name}")
+    again, _ = served(tiny, tmp_path / "again", kept, f"refinement.contents={name}", nodes=3)
     assert recalls(mine) != recalls(plain)
     assert recalls(mine) == recalls(again)  # on any number of nodes
 

@@ -34,6 +34,7 @@ class Cohort:
 
     scenario: Scenario
     folder: Path
+    run_dir: Path
     partition: int
     num_partitions: int
     devices: NDArray[np.int64]
@@ -92,6 +93,11 @@ class Cohort:
             )
         return (devices - self.partition) // self.num_partitions
 
+    @property
+    def vectors_file(self) -> Path:
+        """Where devices keep the vectors (N, K) that they made in stage 1, whatever is refined from there."""
+        return self.run_dir / "nodes" / f"{self.partition}-of-{self.num_partitions}-vectors.npy"
+
     def save_layout(self, layout: BlockLayout) -> None:
         """Remember the layout that the server announced."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -141,6 +147,7 @@ def open_cohort(
     return Cohort(
         scenario,
         Path(run_dir) / "nodes" / f"{partition}-of-{num_partitions}{_variant(scenario)}",
+        Path(run_dir),
         partition,
         num_partitions,
         devices,

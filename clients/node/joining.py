@@ -14,6 +14,7 @@ from fl_peel.blocks.ranked import check_budget
 from fl_peel.blocks.settings import Precision
 from fl_peel.data.interactions import IntArray
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
+from fl_peel.pretraining.by_sums import embeddings, nearest
 from fl_peel.privacy.mechanisms import randomized_groups
 from fl_peel.wire import JoinReply, JoinRequest
 
@@ -60,7 +61,9 @@ def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
     known = cohort.places(request.devices)
     users[known], groups[known] = request.users, request.groups
     alone = np.flatnonzero(groups < 0)
-    if len(alone):
+    if len(request.maps):
+        users, groups = _mapped(cohort, request)
+    elif len(alone):
         users[alone] = fit_user_embeddings(request.item_table, cohort.splits.train.select(alone))
         groups[alone] = answered_groups(cohort, alone, choose_group(users[alone], request.centroids), request.centroids)
     ceilings = cohort.budgets.ceiling()
@@ -71,6 +74,18 @@ def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
     DeviceState.create(cohort.folder, users, groups)
     by_group = stated_ceilings(cohort, np.arange(num_devices), groups, len(request.centroids))
     return JoinReply("\n".join(cohort.fleet.names), cohort.devices, groups, by_group)
+
+
+def _mapped(cohort: Cohort, request: JoinRequest) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """User embeddings (N, d) and groups (N,) of devices that have a vector of stage 1: nobody answers but the group."""
+    vectors = np.load(cohort.vectors_file, mmap_mode="r")
+    users = np.zeros((len(vectors), request.maps.shape[2]), np.float32)
+    groups = nearest(vectors, request.centroids)
+    groups = answered_groups(cohort, np.arange(len(groups)), groups, request.centroids)
+    for group in np.unique(groups).tolist():
+        members = np.flatnonzero(groups == group)
+        users[members] = embeddings(vectors[members], request.maps[group])
+    return users, groups
 
 
 def stated_ceilings(cohort: Cohort, places: IntArray, groups: NDArray[np.int32], num_groups: int) -> NDArray[np.int64]:

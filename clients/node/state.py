@@ -11,14 +11,19 @@ from numpy.typing import NDArray
 
 from fl_peel.errors import EngineError
 
+NAMES = ("users", "groups", "kept_blocks", "kept_users")
+
 
 @dataclass(frozen=True)
 class DeviceState:
-    """Memory-mapped, one entry per hosted device: users (N, d) float32; groups, kept_blocks (N,) int32."""
+    """Memory-mapped, one entry per hosted device: users (N, d) float32; groups, kept_blocks (N,) int32; kept_users
+    (N, d) float32, the user embedding that a device goes back to where a refinement is not kept.
+    """
 
     users: NDArray[np.float32]
     groups: NDArray[np.int32]
     kept_blocks: NDArray[np.int32]
+    kept_users: NDArray[np.float32]
 
     @staticmethod
     def open(folder: Path, mode: Literal["r", "r+"]) -> DeviceState:
@@ -28,9 +33,7 @@ class DeviceState:
             EngineError: the node has not joined the run.
         """
         try:
-            return DeviceState(
-                *(np.load(folder / f"{name}.npy", mmap_mode=mode) for name in ("users", "groups", "kept_blocks"))
-            )
+            return DeviceState(*(np.load(folder / f"{name}.npy", mmap_mode=mode) for name in NAMES))
         except OSError as error:
             raise EngineError(
                 f"{folder}: this node's devices have not joined the run ({error}); start it again"
@@ -43,3 +46,4 @@ class DeviceState:
         np.save(folder / "users.npy", users)
         np.save(folder / "groups.npy", groups)
         np.save(folder / "kept_blocks.npy", np.full(len(groups), -1, np.int32))
+        np.save(folder / "kept_users.npy", users)

@@ -9,6 +9,7 @@ device.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,7 +61,20 @@ def announce_keys(cohort: Cohort, request: SecureKeysRequest) -> SecureKeysReply
     reached, clock = reached_devices(cohort, cohort.places(request.devices), budgets, request.server_round)
     groups = np.asarray(cohort.state("r").groups)[reached]
     start = time.perf_counter()
-    masked = cohort.scenario.secure_aggregation.masked
+    channel, mask = make_keys(cohort, request.server_round, reached, groups)
+    spent = time.perf_counter() - start
+    if Release.of(cohort.scenario, signals=False).withheld:
+        clock = clock.asked_alone()
+    return SecureKeysReply(cohort.devices[reached], groups, channel, mask, clock, spent)
+
+
+def make_keys(
+    cohort: Cohort, server_round: int, reached: IntArray, groups: NDArray[np.int32]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Fresh keys of devices (N,) in their user groups (N,): public ones (N, 32) of channels and of masks. What is
+    private they keep.
+    """
+    store, masked = SecretStore.of(cohort.folder), cohort.scenario.secure_aggregation.masked
     channel, mask = (np.zeros((len(reached), KEY_BYTES), np.uint8) for _ in range(2))
     private = np.zeros((len(reached), KEY_BYTES + 2 * SEED_BYTES), np.uint8)
     for i in range(len(reached) if masked else 0):
@@ -69,13 +83,8 @@ def announce_keys(cohort: Cohort, request: SecureKeysRequest) -> SecureKeysReply
         private[i] = _bytes(secrets.channel_key + secrets.mask_key_seed + secrets.self_seed)
     for group in np.unique(groups).tolist():
         mine = groups == group
-        store.save(
-            request.server_round, group, KEYS, {"devices": cohort.devices[reached[mine]], "private": private[mine]}
-        )
-    spent = time.perf_counter() - start
-    if Release.of(cohort.scenario, signals=False).withheld:
-        clock = clock.asked_alone()
-    return SecureKeysReply(cohort.devices[reached], groups, channel, mask, clock, spent)
+        store.save(server_round, group, KEYS, {"devices": cohort.devices[reached[mine]], "private": private[mine]})
+    return channel, mask
 
 
 def share_secrets(cohort: Cohort, request: SecureSharesRequest) -> SecureSharesReply:
@@ -95,8 +104,8 @@ def share_secrets(cohort: Cohort, request: SecureSharesRequest) -> SecureSharesR
         sealed = np.zeros((*neighbours.shape, size), np.uint8)
         known = {name: getattr(given, name) for name in ("directory", "channel_keys", "mask_keys", "neighbours")}
         for i in np.flatnonzero(~lost) if size else ():
-            others = [_neighbour(known, place) for place in neighbours[i].tolist()]
-            shares = protocol.share_secrets(_secrets(kept, int(i)), occasion, int(devices[i]), others, needed)
+            others = [neighbour_at(known, place) for place in neighbours[i].tolist()]
+            shares = protocol.share_secrets(secrets_of(kept, int(i)), occasion, int(devices[i]), others, needed)
             sealed[i] = [_bytes(share) for share in shares]
         store.save(request.server_round, group, SHARED, kept | known)
         replies[group] = SealedShares(devices[~lost], sealed[~lost])
@@ -223,9 +232,9 @@ class _GroupStage:
         if not self.world.cohort.scenario.secure_aggregation.masked:
             return words
         occasion, device = Occasion(self.world.request.server_round, self.group), int(self.devices[i])
-        secrets = _secrets(self.known, i)
+        secrets = secrets_of(self.known, i)
         slots = np.flatnonzero(self.present[i]).tolist()
-        others = [_neighbour(self.known, int(self.known["neighbours"][i, j])) for j in slots]
+        others = [neighbour_at(self.known, int(self.known["neighbours"][i, j])) for j in slots]
         sealed = [self.sealed[i, j].tobytes() for j in slots]
         shares = protocol.received_shares(secrets, occasion, device, others, sealed)
         self.held[i].update(zip(slots, shares, strict=True))
@@ -233,16 +242,22 @@ class _GroupStage:
 
     def keep(self, survivors: list[int]) -> None:
         """Keep the shares that the devices which sent their vector hold of their neighbours; their own keys may go."""
-        shape = (len(survivors), self.present.shape[1])
-        index, shares = np.zeros(shape, np.int64), np.zeros((*shape, 2, SHARE_BYTES), np.uint8)
-        for row, i in enumerate(survivors):
-            for j, held in self.held[i].items():
-                index[row, j] = held.index
-                shares[row, j] = _bytes(held.mask_key + held.self_mask).reshape(2, SHARE_BYTES)
         kept = {name: self.known[name][survivors] for name in ("devices", "neighbours")}
         kept |= {"directory": self.known["directory"], "present": self.present[survivors]}
+        kept |= held_arrays([self.held[i] for i in survivors], self.present.shape[1])
         store = SecretStore.of(self.world.cohort.folder)
-        store.save(self.world.request.server_round, self.group, MASKED, kept | {"index": index, "shares": shares})
+        store.save(self.world.request.server_round, self.group, MASKED, kept)
+
+
+def held_arrays(held: Sequence[Mapping[int, HeldShares]], neighbours: int) -> Arrays:
+    """The shares that devices (N,) hold of their neighbours, by slot (N, k), as arrays: index and shares."""
+    shape = (len(held), neighbours)
+    index, shares = np.zeros(shape, np.int64), np.zeros((*shape, 2, SHARE_BYTES), np.uint8)
+    for row, mine in enumerate(held):
+        for j, pair in mine.items():
+            index[row, j] = pair.index
+            shares[row, j] = _bytes(pair.mask_key + pair.self_mask).reshape(2, SHARE_BYTES)
+    return {"index": index, "shares": shares}
 
 
 def open_shares(cohort: Cohort, request: SecureUnmaskRequest) -> SecureUnmaskReply:
@@ -283,16 +298,26 @@ def _bytes(content: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8)
 
 
-def _secrets(kept: Arrays, i: int) -> Secrets:
+def secrets_of(kept: Arrays, i: int) -> Secrets:
+    """Of the device at a place."""
     private = kept["private"][i].tobytes()
     middle = KEY_BYTES + SEED_BYTES
     return Secrets(private[:KEY_BYTES], private[KEY_BYTES:middle], private[middle:])
 
 
-def _neighbour(known: Arrays, place: int) -> Neighbour:
+def neighbour_at(known: Arrays, place: int) -> Neighbour:
     """The device at a place of the directory."""
     keys = (known[name][place].tobytes() for name in ("channel_keys", "mask_keys"))
     return Neighbour(int(known["directory"][place]), *keys)
 
 
-__all__ = ["announce_keys", "masked_round", "open_shares", "share_secrets"]
+__all__ = [
+    "announce_keys",
+    "held_arrays",
+    "make_keys",
+    "masked_round",
+    "neighbour_at",
+    "open_shares",
+    "secrets_of",
+    "share_secrets",
+]

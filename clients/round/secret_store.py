@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.errors import SecureAggregationError
+from fl_peel.secure.keys import Occasion
 
 Arrays = dict[str, NDArray[Any]]
 KEYS, SHARED, MASKED = "keys", "shares", "round"
@@ -53,13 +54,13 @@ class SecretStore:
                 arrays = {name: content[name] for name in content.files}
         except OSError as error:
             raise SecureAggregationError(
-                f"secure aggregation, round {server_round}, user group {group}: devices refuse: they hold nothing of "
+                f"secure aggregation, {Occasion(server_round, group)}: devices refuse: they hold nothing of "
                 "this round, it has not begun or is over; the server repeats a stage, or the node lost its folder"
             ) from error
         done = str(arrays.pop("stage"))
         if done != stage:
             raise SecureAggregationError(
-                f"secure aggregation, round {server_round}, user group {group}: devices refuse: after stage {done} "
+                f"secure aggregation, {Occasion(server_round, group)}: devices refuse: after stage {done} "
                 "comes another one; the server repeats a stage or leaves one out"
             )
         return arrays

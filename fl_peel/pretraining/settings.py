@@ -66,3 +66,38 @@ def check_negatives(loss: str, num_negatives: int) -> None:
     """
     if loss == "bpr" and num_negatives < 1:
         raise ScenarioError("pretraining.num_negatives: bpr needs at least 1; 0 (all items) is for sampled-softmax")
+
+
+COUNT_EXPONENTS = (0.3, 0.4, 0.5)
+VALUE_EXPONENTS = (0.0, 0.1, 0.2, 0.35, 0.5)
+
+
+@dataclass(frozen=True)
+class SpectralConfig:
+    """How tables are made of sums over devices; see :mod:`fl_peel.pretraining.by_sums`.
+
+    columns: K of the space in which devices are compared; oversampling: columns more in passes, which find the others
+        better; passes: multiplications by R~^T R~, each a round of every device.
+    user_exponent, item_exponent: a and b of R~ = D_u^-a R D_i^-b; count_exponent: of the item counts in scores;
+    value_exponent: of the eigenvalues, a filter's shape between all columns alike (0) and the leading ones. None: about
+    ``panel`` devices choose one of ``COUNT_EXPONENTS`` or ``VALUE_EXPONENTS`` by their validation items.
+    group_columns: leading columns in which user groups are found; group_rounds: of Lloyd's algorithm.
+    num_threads: as in :class:`PretrainingConfig`.
+    """
+
+    columns: int = 512
+    panel: int = 1000
+    oversampling: int = 32
+    passes: int = 6
+    user_exponent: float = 0.3
+    item_exponent: float = 0.5
+    count_exponent: float | None = None
+    value_exponent: float | None = None
+    group_columns: int = 128
+    group_rounds: int = 8
+    num_threads: int = 2
+
+    @property
+    def chooses(self) -> bool:
+        """Whether an exponent is left to the devices."""
+        return self.count_exponent is None or self.value_exponent is None

@@ -21,6 +21,9 @@ def as_share(value: Any) -> Any:
 Share = Annotated[float, BeforeValidator(as_share), Field(gt=0, le=1)]
 
 
+ShareOrNone = Annotated[float, BeforeValidator(as_share), Field(ge=0, le=1)]
+
+
 PartShare = Annotated[float, BeforeValidator(as_share), Field(ge=0, lt=1)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -10,8 +11,8 @@ from fl_peel.blocks.settings import Precision
 from fl_peel.data.settings import CollectedMode, DataFormat, SplitOrder
 from fl_peel.errors import ScenarioError
 from fl_peel.grouping.settings import ItemGroupKind
-from fl_peel.pretraining.settings import DiversityForm, PretrainingConfig, check_negatives
-from fl_peel.scenario.base import Keys, PartShare, Share
+from fl_peel.pretraining.settings import DiversityForm, PretrainingConfig, SpectralConfig, check_negatives
+from fl_peel.scenario.base import Keys, PartShare, ShareOrNone
 from fl_peel.weighting.settings import SELECTORS, ControllerConfig, FeatureName
 
 Selector = Annotated[str, AfterValidator(SELECTORS.check)]
@@ -36,6 +37,8 @@ class Data(Keys):
     """Of each user's interactions that are not test."""
     test_share: PartShare = 0.2
     """Of each user's interactions, unless the source gives a test part."""
+    refit: bool = False
+    """Choose on validation items, then run both stages once more with them as train items, and measure that."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -44,6 +47,10 @@ class Data(Keys):
         for key, given in (("test_path", self.test_path is not None), ("format", self.format != "auto")):
             if given and self.path is None:
                 raise ValueError(f"{key} belongs to path, and {self.name} is read by name; leave it out, or give path")
+        if self.refit and not self.validation_share:
+            raise ValueError(
+                "refit: there is nothing to refit on with validation_share 0; raise it, or leave refit out"
+            )
         return self
 
 
@@ -52,13 +59,35 @@ class Collected(Keys):
 
     mode: CollectedMode = "users"
     """users: a share of the users consents; oldest: every user gives the oldest share of its interactions."""
-    share: Share = 1.0
+    share: ShareOrNone = 1.0
+    """0: nothing is collected, which needs pretraining.source: devices."""
 
 
 class Pretraining(Keys):
-    """Stage 1 on the server; see :class:`fl_peel.pretraining.settings.PretrainingConfig` for each field."""
+    """Stage 1; see :class:`fl_peel.pretraining.settings.PretrainingConfig` for each field and, for those of spectral,
+    :class:`fl_peel.pretraining.settings.SpectralConfig`.
+    """
 
-    model: Literal["lightgcn", "matrix-factorization"] = "lightgcn"
+    model: Literal["lightgcn", "matrix-factorization", "spectral"] = "lightgcn"
+    """spectral: tables from sums over users (:mod:`fl_peel.pretraining.by_sums`), which need no gradient."""
+    source: Literal["collected", "devices"] = "collected"
+    """Whose sums spectral takes: over the collected interactions, or over all devices, which keep theirs; what is
+    collected is then where passes start."""
+    columns: int = Field(512, ge=1)
+    passes: int = Field(6, ge=1)
+    user_exponent: float = Field(0.3, ge=0, le=1)
+    item_exponent: float = Field(0.5, ge=0, le=1)
+    count_exponent: float | None = Field(None, ge=0, le=1)
+    """null, here and below: chosen by devices on their validation items."""
+    value_exponent: float | None = Field(None, ge=0)
+    panel: int = Field(1000, ge=1)
+    """Devices, about, that are asked to choose."""
+    group_columns: int = Field(128, ge=1)
+    group_rounds: int = Field(8, ge=1)
+    windows: int = Field(3, ge=1)
+    """Rounds of the fleet's clock that a step of spectral from devices stays open for those who are away at first."""
+    deadline_s: float | None = Field(None, gt=0)
+    """Virtual seconds that a device has for a step once it takes part; null: the server waits for all."""
     embedding_dim: int = Field(64, ge=1)
     num_layers: int = Field(3, ge=0)
     loss: Literal["sampled-softmax", "bpr"] = "sampled-softmax"
@@ -95,10 +124,34 @@ class Pretraining(Keys):
             )
         return self
 
+    @model_validator(mode="after")
+    def _source(self) -> Pretraining:
+        if self.source == "devices" and self.model != "spectral":
+            raise ValueError(f"source: devices needs model: spectral; {self.model} is trained on what is collected")
+        if not self.collected.share and not self.by_devices:
+            raise ValueError(
+                "collected.share: 0 leaves the server nothing to start from; set model: spectral and source: devices"
+            )
+        return self
+
+    @property
+    def by_devices(self) -> bool:
+        """Whether devices take part in stage 1."""
+        return self.model == "spectral" and self.source == "devices"
+
     def config(self) -> PretrainingConfig:
-        """The method's own value."""
-        fields = self.model_dump(exclude={"collected", "diversity_slices"})
-        return PretrainingConfig(**fields, num_slices=self.diversity_slices)
+        """How tables are trained by gradients; of spectral, how a rival's are."""
+        keys = self.model_dump(exclude={"collected", "diversity_slices", "source", "deadline_s", "windows", *_SPECTRAL})
+        if self.model == "spectral":
+            keys["model"] = "lightgcn"
+        return PretrainingConfig(**keys, num_slices=self.diversity_slices)
+
+    def spectral(self) -> SpectralConfig:
+        """How tables are made of sums."""
+        return SpectralConfig(**self.model_dump(include=set(_SPECTRAL)))
+
+
+_SPECTRAL = tuple(field.name for field in fields(SpectralConfig) if field.name not in ("oversampling", "num_threads"))
 
 
 class UserGroupsPart(Keys):

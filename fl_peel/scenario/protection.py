@@ -130,23 +130,31 @@ class Privacy(Keys):
 
 
 class SecureAggregation(Keys):
-    """Rounds whose sums are all that the server learns of devices; see docs/secure-aggregation.md."""
+    """Rounds, and steps of stage 1, whose sums are all that the server learns of devices; see
+    docs/secure-aggregation.md. In a step of stage 1 all devices are one group.
+    """
 
     enabled: bool = False
     masked: bool = True
     """false: the same devices, dropouts and void rounds, without keys and masks: what the protocol is compared with."""
     devices_per_group: int | None = Field(64, ge=2)
-    """Devices of a user group that take part in a round, drawn from the round's cohort; null takes all of it."""
+    """Devices of a user group that take part in a round, drawn from the round's cohort; null takes all of it. Of
+    refinement alone: a step of stage 1 takes all devices that come.
+    """
     min_devices: int = Field(8, ge=3)
-    """A user group of which fewer are reached sits the round out: a sum over few hides little."""
+    """A user group of which fewer are reached sits the round out: a sum over few hides little. In stage 1 it ends the
+    run.
+    """
     neighbours: int = Field(12, ge=2)
     """Devices that each device shares masks and secrets with: even; all the others in a group that is no larger."""
     threshold: Share = 0.55
     """Share of a device's neighbours, and of a group's devices, that must last out a round: above one half."""
     word_bits: Literal["auto", 32, 64] = "auto"
-    """Width of the words of block updates; auto: 32 where a clipping norm proves that no sum passes them, else 64."""
+    """Width of the words of block updates; auto: 32 where a clipping norm proves that no sum passes them, else 64.
+    Words of stage 1 have 64.
+    """
     dropout_share: PartShare = 0.0
-    """Devices that vanish in a round after their keys are out, at a random stage: for studies of dropouts."""
+    """Devices that vanish in a round or step after their keys are out, at a random stage: for studies of dropouts."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SecureAggregation:

@@ -63,6 +63,19 @@ class Aggregation(Keys):
     robust: Robust = Robust()
 
 
+class Acceptance(Keys):
+    """Which user groups keep what was refined. Devices compare it with what they kept last, on their validation items
+    (:mod:`fl_peel.ranking.paired`).
+    """
+
+    rule: Literal["validation", "always"] = "validation"
+    """validation: a group keeps what is better beyond noise, and else goes back; always: all keep all."""
+    every: int | None = Field(None, ge=1)
+    """Rounds between comparisons; null: one, after the last round."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """That a kept refinement is better, of one side."""
+
+
 class Refinement(Keys):
     """Stage 2: federated rounds."""
 
@@ -83,6 +96,7 @@ class Refinement(Keys):
     """
     local: Local = Local()
     aggregation: Aggregation = Aggregation()
+    acceptance: Acceptance = Acceptance()
 
     @property
     def sampling_rate(self) -> float:

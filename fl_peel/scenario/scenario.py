@@ -77,6 +77,30 @@ class Scenario(Keys):
         return self
 
     @model_validator(mode="after")
+    def _stage1(self) -> Scenario:
+        if not self.pretraining.by_devices:
+            return self
+        protected = {
+            "privacy.mechanism": self.privacy.noised,
+            "privacy": self.privacy.sums_only or self.privacy.group_epsilon is not None,
+        }
+        for key, asked in protected.items():
+            if asked:
+                raise ValueError(
+                    f"{key} protects refinement, and under pretraining.source: devices the sums of stage 1 would go "
+                    "unprotected; set source: collected, or leave it out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _refit(self) -> Scenario:
+        if self.data.refit and self.privacy.noised:
+            raise ValueError("data.refit takes both stages twice and so spends epsilon again; leave it out under noise")
+        if self.data.refit and self.poisoning.largest_share > 0:
+            raise ValueError("data.refit: whoever lies would choose what is refit; leave it out with poisoning")
+        return self
+
+    @model_validator(mode="after")
     def _poisoning(self) -> Scenario:
         if self.refinement.aggregation.robust.in_buckets:
             rule = f"refinement.aggregation.robust.rule: {self.refinement.aggregation.robust.rule}"
@@ -94,6 +118,13 @@ class Scenario(Keys):
                 "epsilon again; set 0 under noise"
             )
         return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether devices say which refinement helps them: where nothing hides what they say, and none of them lies."""
+        hidden = self.privacy.sums_only or self.secure_aggregation.enabled or self.poisoning.largest_share > 0
+        wanted = self.refinement.acceptance.rule == "validation" and self.refinement.rounds > 0
+        return wanted and not hidden and self.data.validation_share > 0
 
     @property
     def _compares_with_clean_runs(self) -> bool:

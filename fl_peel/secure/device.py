@@ -123,11 +123,18 @@ def received_shares(
 
 
 def mask_vector(
-    words: Words, secrets: Secrets, occasion: Occasion, device: int, present: Sequence[Neighbour], needed: int
+    words: Words,
+    secrets: Secrets,
+    occasion: Occasion,
+    device: int,
+    present: Sequence[Neighbour],
+    needed: int,
+    start: int = 0,
 ) -> Words:
     """The vector as the server gets it, from the device's own, which is left as it is.
 
     present: neighbours whose shares have arrived. Of two neighbours the one with the smaller number adds their mask.
+    start: bytes of the vector before these words, where it goes in several parts. Every part is sent once.
 
     Raises:
         SecureAggregationError: fewer than ``needed`` neighbours are there to open what must be opened.
@@ -135,11 +142,11 @@ def mask_vector(
     if len(present) < needed:
         raise _refused(occasion, device, f"only {len(present)} neighbours are left, {needed} must be")
     masked = Words(words.narrow.copy(), words.wide.copy())
-    add_mask(masked, secrets.self_seed)
+    add_mask(masked, secrets.self_seed, start=start)
     private = mask_private_key(secrets.mask_key_seed)
     for neighbour in present:
         key = pair_key(private, neighbour.mask_key, occasion, device, neighbour.device)
-        add_mask(masked, key, subtract=device > neighbour.device)
+        add_mask(masked, key, subtract=device > neighbour.device, start=start)
     return masked
 
 
@@ -173,8 +180,7 @@ def open_shares(
 
 def _refused(occasion: Occasion, device: int, why: str) -> SecureAggregationError:
     return SecureAggregationError(
-        f"secure aggregation, round {occasion.server_round}, user group {occasion.group}: device {device} refuses: "
-        f"{why}; the server does not follow the protocol"
+        f"secure aggregation, {occasion}: device {device} refuses: {why}; the server does not follow the protocol"
     )
 
 

@@ -27,10 +27,18 @@ NONCE_BYTES, TAG_BYTES = 12, 16
 
 @dataclass(frozen=True)
 class Occasion:
-    """What keys and messages are for: one user group in one round."""
+    """What keys and messages are for: one user group in one round. Steps of stage 1, before there are user groups, have
+    the rounds -1, -2, ... of the group -1, so that no key, dropout or neighbour is drawn for two occasions.
+    """
 
     server_round: int
     group: int
+
+    def __str__(self) -> str:
+        """As errors name it."""
+        if self.server_round < 0:
+            return f"stage 1, step {-self.server_round}"
+        return f"round {self.server_round}, user group {self.group}"
 
     def name(self, purpose: str, *devices: int) -> bytes:
         """A text that no other use of a key has."""
@@ -104,7 +112,7 @@ def unseal(
         return AESGCM(agreed(private, other, name)).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], name)
     except InvalidTag as error:
         raise SecureAggregationError(
-            f"secure aggregation, round {occasion.server_round}: device {recipient} refuses the shares of device "
+            f"secure aggregation, {occasion}: device {recipient} refuses the shares of device "
             f"{sender}: they were changed on the way, or are of another round; look at who relays the messages"
         ) from error
 

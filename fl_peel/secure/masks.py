@@ -12,6 +12,8 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
+BLOCK_BYTES = 16
+"""Of the cipher: its counter goes up by one for each."""
 CHUNK_BYTES = 1 << 18
 """Of the key stream at a time: as much as stays in a processor's own cache."""
 _ZEROS = bytes(CHUNK_BYTES)
@@ -33,13 +35,16 @@ class Words:
         return Words(self.narrow + other.narrow, self.wide + other.wide)
 
 
-def add_mask(words: Words, seed: bytes, *, subtract: bool = False) -> None:
+def add_mask(words: Words, seed: bytes, *, subtract: bool = False, start: int = 0) -> None:
     """Add the mask of ``seed`` (16,) to every word, in place: to a vector of one's own.
 
-    The key stream is used in order, little-endian: first for the narrow words, then for the wide ones.
+    The key stream is used in order, little-endian: first for the narrow words, then for the wide ones. start: bytes of
+    it that are for parts of the vector which lie before these words.
     """
-    stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
-    room = bytearray(CHUNK_BYTES + 16)
+    block, within = divmod(start, BLOCK_BYTES)
+    stream = Cipher(algorithms.AES(seed), modes.CTR(block.to_bytes(BLOCK_BYTES, "big"))).encryptor()
+    stream.update(bytes(within))
+    room = bytearray(CHUNK_BYTES + BLOCK_BYTES)
     parts: tuple[tuple[NDArray[np.unsignedinteger], str], ...] = ((words.narrow, "<u4"), (words.wide, "<u8"))
     for part, word in parts:
         step = CHUNK_BYTES // part.itemsize

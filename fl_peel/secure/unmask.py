@@ -20,21 +20,28 @@ Shares = Mapping[int, Mapping[int, bytes]]
 
 
 @dataclass(frozen=True)
+class Mask:
+    """One that is left in a sum: its seed (16,), and whether it was added or subtracted."""
+
+    seed: bytes
+    added: bool
+
+
+@dataclass(frozen=True)
 class Masked:
-    """A group's masked sum. total: over ``survivors``; dropped: each device that shared its secrets but sent no vector,
-    with its surviving neighbours; mask_keys: public keys (32,) by device; needed: shares that open a secret.
+    """Whose masks a group's sum has. It is over ``survivors``; dropped: each device that shared its secrets but sent no
+    vector, with its surviving neighbours; mask_keys: public keys (32,) by device; needed: shares that open a secret.
     """
 
     occasion: Occasion
-    total: Words
     survivors: tuple[int, ...]
     dropped: Mapping[int, tuple[int, ...]]
     mask_keys: Mapping[int, bytes]
     needed: int
 
 
-def unmask(masked: Masked, self_shares: Shares, mask_shares: Shares) -> Words:
-    """The sum of the survivors' vectors.
+def left_over(masked: Masked, self_shares: Shares, mask_shares: Shares) -> list[Mask]:
+    """The masks that are left in the sum of the survivors' vectors.
 
     self_shares: of every survivor's own mask; mask_shares: of the mask key of every device that dropped out and has a
     surviving neighbour.
@@ -42,22 +49,28 @@ def unmask(masked: Masked, self_shares: Shares, mask_shares: Shares) -> Words:
     Raises:
         SecureAggregationError: too few shares of one of them, or shares that give another key than was announced.
     """
-    total = Words(masked.total.narrow.copy(), masked.total.wide.copy())
-    for device in masked.survivors:
-        add_mask(total, combine(self_shares.get(device, {}), masked.needed), subtract=True)
+    masks = [Mask(combine(self_shares.get(device, {}), masked.needed), added=True) for device in masked.survivors]
     for device, neighbours in masked.dropped.items():
         if not neighbours:
             continue
         private = mask_private_key(combine(mask_shares.get(device, {}), masked.needed))
         if public_key(private) != masked.mask_keys[device]:
             raise SecureAggregationError(
-                f"secure aggregation, round {masked.occasion.server_round}: the shares of device {device} give another "
-                "key than it announced; the round is void: a device answered with wrong shares"
+                f"secure aggregation, {masked.occasion}: the shares of device {device} give another key than it "
+                "announced; the round is void: a device answered with wrong shares"
             )
         for other in neighbours:
             key = pair_key(private, masked.mask_keys[other], masked.occasion, device, other)
-            add_mask(total, key, subtract=other < device)  # what ``other`` added when its number is the smaller
-    return total
+            masks.append(Mask(key, added=other < device))  # by ``other``, when its number is the smaller
+    return masks
+
+
+def without(total: Words, masks: Iterable[Mask], start: int = 0) -> Words:
+    """A sum with these masks taken away. start: bytes of the vector before it, where it is a part of one."""
+    opened = Words(total.narrow.copy(), total.wide.copy())
+    for mask in masks:
+        add_mask(opened, mask.seed, subtract=mask.added, start=start)
+    return opened
 
 
 def added(vectors: Iterable[Words]) -> Words:
@@ -70,4 +83,4 @@ def added(vectors: Iterable[Words]) -> Words:
     return total
 
 
-__all__ = ["Masked", "Shares", "added", "unmask"]
+__all__ = ["Mask", "Masked", "Shares", "added", "left_over", "without"]

@@ -27,9 +27,9 @@ from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.state import UserGroupState
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.strategy import PeelStrategy
+from strategies.run.collected import Pretrained
 from strategies.run.joining import join
 from strategies.run.place import Place
-from strategies.run.prepare import Prepared
 from strategies.run.refinement import Refiner, put_together
 
 
@@ -80,7 +80,7 @@ class World:
 
     scenario: Scenario
     place: Place
-    prepared: Prepared
+    prepared: Pretrained
     nodes: Nodes
     popularity: NDArray[np.float32]
     """(G, I), what ranks blocks."""
@@ -127,12 +127,13 @@ def make_world(scenario: Scenario, place: Place, nodes: Nodes, on_event: OnEvent
         [_popularity(splits.train, np.flatnonzero(assignment == group), num_items) for group in range(num_groups)]
     )
     nothing = UserItems(np.zeros(num_users + 1, np.int64), np.zeros(0, np.int32))
-    prepared = Prepared(
+    prepared = Pretrained(
+        layout,
+        1.0,
         nothing,
         np.ones(num_users, np.bool_),
         PretrainedEmbeddings(users, items, 1.0),
         UserGroups(assignment, centroids),
-        layout,
     )
     return World(scenario, place, prepared, nodes, popularity, on_event)
 

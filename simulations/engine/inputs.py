@@ -16,6 +16,9 @@ from fl_peel.training.processor import require_device
 from fl_peel.weighting.settings import CONTROLLER, SELECTORS
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from fl_peel.blocks.layout import BlockLayout
     from fl_peel.data.interactions import Splits
 
@@ -95,12 +98,24 @@ def check_data(scenario: Scenario, splits: Splits) -> None:
     check_items(scenario, splits.num_items)
     check_count(scenario.blocks.item_groups, scenario.blocks.count, splits.num_items)
     given, has_data = given_data(scenario, splits.train)
-    check_collected(given)
-    least, known = scenario.user_groups.min_size, int(has_data.sum())
-    if least > known:
-        raise ScenarioError(
-            f"user_groups.min_size: {least} of {known} devices whose data is collected; lower it, or raise "
-            "pretraining.collected.share"
+    least = scenario.user_groups.min_size
+    if scenario.pretraining.by_devices:
+        if least > splits.num_users:
+            raise ScenarioError(f"user_groups.min_size: {least} of {splits.num_users} devices; lower it")
+    else:
+        check_collected(given)
+        known = int(has_data.sum())
+        if least > known:
+            raise ScenarioError(
+                f"user_groups.min_size: {least} of {known} devices whose data is collected; lower it, or raise "
+                "pretraining.collected.share"
+            )
+    if scenario.pretraining.model == "spectral" and scenario.pretraining.spectral().chooses:
+        require_items(
+            splits,
+            "validation",
+            "the filter of spectral pretraining is chosen on them; raise it, or set pretraining.count_exponent and "
+            "value_exponent",
         )
     _check_reached(scenario, splits.num_users)
 
@@ -117,7 +132,7 @@ def check_run(scenario: Scenario, splits: Splits) -> None:
     from strategies.run.prepare import check_budgets
 
     require_items(splits, "test", "reports are of them; raise it")
-    if scenario.fairness.tiers:
+    if scenario.fairness.tiers and not scenario.data.refit:
         require_items(splits, "validation", "fairness.tiers are chosen on them; raise it, or set fairness.tiers to []")
     if wants_signals(scenario) and scenario.refinement.rounds:
         require_items(splits, "validation", "the controller learns from them; raise it, or set other selectors")
@@ -181,12 +196,19 @@ def check_items(scenario: Scenario, num_items: int) -> None:
 def _layout(scenario: Scenario, splits: Splits) -> BlockLayout:
     """The blocks as they will be; where item groups follow from what is pretrained, the smallest that they may be."""
     from strategies.groups.start import make_layout
-    from strategies.run.prepare import given_data
 
     if scenario.blocks.item_groups == "interest-popularity":
         blocks = scenario.blocks.model_copy(update={"item_groups": "single"})
         scenario = scenario.model_copy(update={"blocks": blocks})
-    return make_layout(scenario, splits.num_items, given_data(scenario, splits.train)[0])
+    return make_layout(scenario, splits.num_items, _popularity(scenario, splits))
+
+
+def _popularity(scenario: Scenario, splits: Splits) -> NDArray[np.int64]:
+    """Of items, as the server will know it."""
+    from strategies.run.prepare import given_data
+
+    given = splits.train if scenario.pretraining.by_devices else given_data(scenario, splits.train)[0]
+    return given.popularity(splits.num_items)
 
 
 def _check_honest(scenario: Scenario, splits: Splits) -> None:

@@ -9,6 +9,7 @@ from simulations.report.plots.style import Plot
 from simulations.report.render import provenance, render, scenario_name
 from simulations.report.tables.heterogeneity import elasticity_tables, fairness_tables, fleet_table, time_table
 from simulations.report.tables.run import budgets_view, costs_view, device_classes_view, full_table_view
+from simulations.report.tables.stages import kept_views, stage1_views
 from simulations.report.tables.view import TableView, format_bytes, format_metric, format_share, nested_views
 from strategies.figures.schema import RunResult, to_json
 
@@ -33,6 +34,8 @@ def run_page(result: RunResult, plots: Sequence[Plot]) -> str:
         costs=costs_view(result),
         fleet=fleet_table(result),
         times=time_table(result),
+        stage1=stage1_views(result),
+        kept=kept_views(result),
         fairness=fairness_tables(result),
         elasticity=elasticity_tables(result),
         privacy=privacy_views(result),
@@ -51,7 +54,8 @@ def privacy_views(result: RunResult) -> list[TableView]:
 
 def _lead(result: RunResult) -> str:
     """The run in one sentence: the cheapest elastic embedding that matches the full global table, or the best."""
-    full = result.full_table.globally
+    full = result.full_table.globally or result.full_table.start
+    whose = "global table" if result.full_table.globally else "tables that user groups start with"
     rows = sorted(result.budgets, key=lambda row: row.share)
     if not rows or (full is not None and full.recall <= 0):
         return "Federated training of item tables that shrink to any memory budget."
@@ -66,7 +70,7 @@ def _lead(result: RunResult) -> str:
     )
     if full is None:
         return f"{start}a Recall@{result.top_n} of {format_metric(row.recall)}; the full table was not measured."
-    return f"{start}{row.recall / full.recall:.2f} times the Recall@{result.top_n} of the full global table."
+    return f"{start}{row.recall / full.recall:.2f} times the Recall@{result.top_n} of the full {whose}."
 
 
 def _run_facts(result: RunResult) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from fl_peel.data.interactions import Splits
 from fl_peel.disks import device_splits
-from fl_peel.errors import BudgetError
+from fl_peel.errors import BudgetError, ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
@@ -22,8 +22,9 @@ from simulations.engine.inputs import check_data, check_devices, require_items
 from simulations.studies.checkpoints import Checkpoints, data_digest, decisive
 from simulations.studies.sources import plugin_modules
 from strategies.evaluation.trials import Trial, serve_trials
+from strategies.run.collected import Pretrained, prepare_collected
 from strategies.run.place import Place, Stages
-from strategies.run.prepare import Prepared, prepare, privacy_plan
+from strategies.run.prepare import privacy_plan
 
 FEDERATED = ("strategies.evaluation.trials", "clients.client_app")
 """What a federated trial enters: the server's side and the nodes'."""
@@ -39,15 +40,15 @@ class Study:
     checkpoints: Checkpoints
     on_event: OnEvent = silent
     seconds: dict[str, float] = field(default_factory=dict)
-    _prepared: list[Prepared] = field(default_factory=list)
+    _prepared: list[Pretrained] = field(default_factory=list)
 
-    def prepared(self) -> Prepared:
+    def prepared(self) -> Pretrained:
         """Stage 1 of the study's scenario; done when it is first needed, its tables kept by content."""
         if not self._prepared:
             stages = Stages()
             evaluation = self.scenario.evaluation.model_copy(update={"budgets": (1.0,)})
             scenario = self.scenario.model_copy(update={"evaluation": evaluation})
-            self._prepared.append(prepare(scenario, self.place, stages, self.on_event))
+            self._prepared.append(prepare_collected(scenario, self.place, stages, self.on_event))
             self.seconds.setdefault("pretraining", stages.seconds["pretraining"])
         return self._prepared[0]
 
@@ -82,7 +83,8 @@ class Study:
                 self.on_event(Event(trial.name, 1, 1, "kept from an earlier run"))
         if missing:
             self._require_plans(missing)
-            self.prepared()  # pretraining is told here, and found there
+            if self.scenario.pretraining.model != "spectral":
+                self.prepared()  # pretraining is told here, and found there
             start = time.perf_counter()
 
             def done(trial: Trial, result: dict[str, Any]) -> None:
@@ -125,6 +127,8 @@ def study_splits(scenario: Scenario, place: Place) -> Splits:
         ScenarioError: nothing in it to choose on, or to report on, or keys that ask for more than it has.
         BudgetError: some device can never hold a block.
     """
+    if scenario.data.refit:
+        raise ScenarioError("data.refit: studies choose on validation items, which it takes; leave it out")
     splits = device_splits(scenario, place.data_dir, place.run_dir)
     require_items(splits, "validation", "studies choose on them; raise it")
     require_items(splits, "test", "studies report on them; raise it")

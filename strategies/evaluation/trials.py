@@ -30,7 +30,8 @@ from strategies.nodes.nodes import Nodes
 from strategies.rivals.base import Request
 from strategies.rivals.compete import empty_row
 from strategies.run.place import Place, Stages
-from strategies.run.prepare import prepare, privacy_plan
+from strategies.run.prepare import privacy_plan
+from strategies.run.preparing import prepare
 from strategies.run.refinement import Refiner
 
 SPLITS = ("validation", "test")
@@ -115,7 +116,7 @@ def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: Place, on_event: On
     # what is measured is the trial's to say; prepare checks only what the scenario would measure by itself
     evaluation = trial.scenario.evaluation.model_copy(update={"budgets": (1.0,), "selectors": trial.selectors})
     scenario = trial.scenario.model_copy(update={"evaluation": evaluation})
-    prepared = prepare(scenario, place, stages, on_event)
+    prepared = prepare(scenario, place, stages, nodes, on_event)
     refiner = Refiner(grid, place, prepared, nodes, on_event)
     with stages("joining"):
         strategy = refiner.joined(scenario, privacy_plan(scenario, place))
@@ -123,7 +124,8 @@ def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: Place, on_event: On
     full: dict[str, Any] = {"bytes": prepared.layout.full_table_bytes}
     with stages("evaluation"):
         if trial.full_tables:
-            full["global"] = in_json(qualities(evaluator.full_table(prepared.pretrained.items))[0])
+            if prepared.global_table is not None:
+                full["global"] = in_json(qualities(evaluator.full_table(prepared.global_table))[0])
             full["start"] = in_json(qualities(evaluator.full_table())[0])
     with stages("refinement"):
         refiner.refine(strategy)

@@ -20,14 +20,17 @@ from strategies.figures.clock import class_costs, round_clock
 from strategies.figures.schema import (
     BudgetRow,
     BytesPerDevice,
+    ComparisonRow,
     DeviceClassRow,
     DeviceTrace,
     HistoryRow,
     Quality,
+    RefinementResult,
     RoundRow,
     UserGroupRow,
 )
 from strategies.nodes.members import Members, some_devices
+from strategies.rounds.keeping import Comparison, Keeping
 from strategies.rounds.record import RoundRecord
 
 
@@ -212,6 +215,31 @@ def bytes_per_device(records: Sequence[RoundRecord], num_devices: int) -> BytesP
     )
 
 
+def refinement_result(keeping: Keeping, num_devices: int) -> RefinementResult:
+    """What of a refinement was kept."""
+    rounds, groups = np.unique(keeping.rounds_kept, return_counts=True)
+    moved = sum(one.download_bytes for one in keeping.comparisons)
+    return RefinementResult(
+        groups=len(keeping.rounds_kept),
+        groups_kept=int((keeping.rounds_kept > 0).sum()),
+        rounds_kept={str(number): int(count) for number, count in zip(rounds, groups, strict=True)},
+        bytes_down_mean=moved / max(num_devices, 1),
+        comparisons=tuple(_comparison(one) for one in keeping.comparisons),
+    )
+
+
+def _comparison(one: Comparison) -> ComparisonRow:
+    everybody = one.sums.total().reshaped(1)
+    return ComparisonRow(
+        server_round=one.server_round,
+        devices=int(everybody.devices[0]),
+        difference=float(everybody.mean()[0]),
+        standard_error=float(np.sqrt(everybody.variance()[0])) if everybody.devices[0] else 0.0,
+        accepted=int(one.accepted.sum()),
+        download_bytes=one.download_bytes,
+    )
+
+
 __all__ = [
     "Evaluated",
     "bytes_per_device",
@@ -219,6 +247,7 @@ __all__ = [
     "device_traces",
     "evaluated",
     "history_rows",
+    "refinement_result",
     "round_rows",
     "user_group_rows",
 ]

@@ -138,6 +138,93 @@ class RoundClock:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage1Step:
+    """A step of stage 1, of which ``times`` were taken: devices whose sums count, and why others do not, added up over
+    these; bytes over all devices.
+    """
+
+    step: str
+    times: Count
+    devices: Count
+    unavailable: Count
+    excluded: Count
+    stragglers: Count
+    download_bytes: Bytes
+    upload_bytes: Bytes
+    energy_j: Mean
+    virtual_seconds: Mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Class:
+    """A device class in stage 1: devices; share of their steps for which they had too little memory; what it took."""
+
+    devices: Count
+    excluded: Metric
+    download_bytes: Mean
+    upload_bytes: Mean
+    energy_j: Mean
+    virtual_seconds: Mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Filter:
+    """The shape of scores: exponents of item counts and eigenvalues; recall: among drawn items, on validation items of
+    the devices that chose them, None where the scenario names both.
+    """
+
+    count_exponent: Mean
+    value_exponent: Mean
+    recall: Annotated[Metric | None, Key("validation recall")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage1Result:
+    """Stage 1 by federation. rounds: messages' worth of all devices, one for every step; devices: that are in the sums
+    of passes, on average; bytes: of a device over all steps, on average over all devices, maps and centroids of joining
+    included; seconds: of wall time; epsilon: None, as nothing is noised.
+    """
+
+    rounds: Count
+    devices: Mean
+    bytes_down_mean: Mean
+    bytes_up_mean: Mean
+    seconds: Seconds
+    virtual_seconds: Mean
+    epsilon: Mean | None = None
+    filter: Stage1Filter
+    steps: tuple[Stage1Step, ...]
+    classes: dict[str, Stage1Class]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow:
+    """What devices said of a refinement: those that compared, and the mean difference of their recall on validation
+    items with its standard error; accepted: user groups that keep it.
+    """
+
+    server_round: Count
+    devices: Count
+    difference: float
+    standard_error: Mean
+    accepted: Count
+    download_bytes: Bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinementResult:
+    """What of the refinement was kept. groups_kept: user groups that kept any round; rounds_kept: how many groups, by
+    the rounds they kept; bytes_down_mean: of comparisons, by device.
+    """
+
+    groups: Count
+    groups_kept: Count
+    rounds_kept: dict[str, Count]
+    bytes_down_mean: Mean
+    comparisons: tuple[ComparisonRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundRow:
     """One federated round: bytes of all devices reached and of the messages to and from nodes, devices whose update
     counts, devices of nodes that failed.
@@ -544,6 +631,8 @@ class RunResult:
     device_classes: dict[str, DeviceClassRow]
     user_groups: tuple[UserGroupRow, ...] = ()
     full_table: FullTable
+    stage1: Stage1Result | None = None
+    refinement: RefinementResult | None = None
     rounds: tuple[RoundRow, ...]
     history: tuple[HistoryRow, ...] = ()
     traces: tuple[DeviceTrace, ...] = ()

@@ -24,9 +24,10 @@ from strategies.groups.state import FloatArray, UserGroupState, block_energy
 
 
 def make_layout(
-    scenario: Scenario, num_items: int, collected: UserItems, items: FloatArray | None = None
+    scenario: Scenario, num_items: int, popularity: NDArray[np.int64], items: FloatArray | None = None
 ) -> BlockLayout:
-    """Item groups x slices. items: (I, d) as pretrained, by which interest-popularity groups alone are made.
+    """Item groups x slices. popularity: (I,) interactions that the server knows of; items: (I, d) embeddings, by which
+    interest-popularity groups alone are made.
 
     Raises:
         ScenarioError: more item groups than items.
@@ -36,7 +37,7 @@ def make_layout(
         blocks.item_groups,
         num_items,
         count=blocks.count,
-        popularity=collected.popularity(num_items),
+        popularity=popularity,
         item_embeddings=items,
         num_tiers=blocks.num_tiers,
         seed=scenario.seed,
@@ -98,7 +99,7 @@ def starting_states(
         table = tables(group)
         everything = rank_blocks(layout, "fp32", as_numbered, table)
         popularity = by_block(layout, mine.popularity(num_items))  # interactions per item
-        shown = _shown(everything, pretrained.users[members], mine, scenario.controller.list_length)
+        shown = shown_in_lists(everything, pretrained.users[members], mine, scenario.controller.list_length)
         sizes = np.repeat(layout.group_sizes, layout.num_slices)
         statistics = BlockStatistics(
             popularity=(popularity / max(len(members), 1)).astype(np.float32),
@@ -120,7 +121,9 @@ def starting_states(
         return list(pool.map(state, range(groups.num_groups)))
 
 
-def _shown(everything: RankedBlocks, users: FloatArray, seen: UserItems, list_length: int) -> NDArray[np.float64]:
+def shown_in_lists(
+    everything: RankedBlocks, users: FloatArray, seen: UserItems, list_length: int
+) -> NDArray[np.float64]:
     """Discounted appearances (B,) of blocks in the users' top lists."""
     cutoffs = np.full(len(users), len(everything.blocks), np.int64)
     best = top_rows(everything, cutoffs, users, seen, list_length)

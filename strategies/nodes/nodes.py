@@ -93,6 +93,26 @@ class Nodes:
         ordered = sorted(replies, key=self.partition)
         return [wire.unpack(reply_type, reply.content) for reply in ordered]
 
+    def ask_some(self, kind: str, reply_type: type[Reply], content: Callable[[int], object | None]) -> dict[int, Reply]:
+        """Ask nodes; replies by partition, ascending, of those that answer.
+
+        Raises:
+            ScenarioError, SecureAggregationError: a node names a mistake, or its devices refuse.
+        """
+        messages = list(self.messages(kind, content))
+        replies = list(self.grid.send_and_receive(messages, timeout=self.timeout_s)) if messages else []
+        good = {}
+        for message in sorted(replies, key=self.partition):
+            if message.has_error():
+                raise_or_log(failure(message, f"node {self.partition(message)} ({kind})"))
+            else:
+                good[self.partition(message)] = wire.unpack(reply_type, message.content)
+        if len(replies) < len(messages):
+            logger.warning(
+                "%d of %d nodes did not answer %s in time", len(messages) - len(replies), len(messages), kind
+            )
+        return good
+
     def partition(self, reply: Message) -> int:
         """Partition of the node that sent a reply."""
         return self.ids.index(reply.metadata.src_node_id)

@@ -23,12 +23,10 @@ from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts, Rou
 from fl_peel.exchange.open_sums import sparse
 from fl_peel.exchange.release import layout_of
 from fl_peel.exchange.statistics import GroupShape
-from fl_peel.secure.keys import Occasion
 from fl_peel.secure.masks import Words
 from fl_peel.secure.plan import DeviceBytes
-from fl_peel.secure.unmask import Masked, added, unmask
+from fl_peel.secure.unmask import added, without
 from fl_peel.secure.vector import CHECK, Values, VectorLayout
-from strategies.nodes.nodes import failure, raise_or_log
 from strategies.rounds.channel import Begun, Channel, OpenedSum
 from strategies.rounds.federation import Federation
 from strategies.rounds.masked_group import AnnouncedKeys, BoolArray, IntArray, SecureGroup, drawn_devices
@@ -142,7 +140,7 @@ class MaskedChannel(Channel):
                 continue
             total = added(vectors[group])
             if self._scenario.secure_aggregation.masked:
-                total = _unmasked(one, sent.server_round, total, survived[group], contents)
+                total = without(total, one.masks_left(sent.server_round, survived[group], contents))
             values = layout.values(total)
             if values.pop(CHECK).tolist() != [survived[group].sum()]:
                 raise SecureAggregationError(
@@ -212,24 +210,8 @@ class MaskedChannel(Channel):
         return np.asarray(one.devices % len(self._nodes.ids) == partition)
 
     def _ask(self, kind: str, reply_type: type[Reply], content: Callable[[int], object | None]) -> list[Reply]:
-        """Ask nodes; those that fail or are silent have dropped out.
-
-        Raises:
-            ScenarioError, SecureAggregationError: a node names a mistake, or its devices refuse.
-        """
-        messages = list(self._nodes.messages(kind, content))
-        replies = list(self._nodes.grid.send_and_receive(messages, timeout=self._nodes.timeout_s)) if messages else []
-        good = []
-        for message in sorted(replies, key=self._nodes.partition):
-            if message.has_error():
-                raise_or_log(failure(message, f"node {self._nodes.partition(message)} ({kind})"))
-            else:
-                good.append(wire.unpack(reply_type, message.content))
-        if len(replies) < len(messages):
-            logger.warning(
-                "%d of %d nodes did not answer %s in time", len(messages) - len(replies), len(messages), kind
-            )
-        return good
+        """Ask nodes; those that fail or are silent have dropped out."""
+        return list(self._nodes.ask_some(kind, reply_type, content).values())
 
 
 def _with_counters(counts: RoundCounts, values: Values) -> RoundCounts:
@@ -258,22 +240,6 @@ def _by_group(replies: list[wire.SecureKeysReply]) -> dict[int, AnnouncedKeys]:
         group: AnnouncedKeys(devices[order][groups == group], channel[groups == group], mask[groups == group])
         for group in np.unique(groups).tolist()
     }
-
-
-def _unmasked(
-    one: SecureGroup, server_round: int, total: Words, survived: BoolArray, replies: list[wire.OpenedShares]
-) -> Words:
-    own, keys = one.shares(replies, survived)
-    gone = np.flatnonzero(one.shared & ~survived)
-    masked = Masked(
-        Occasion(server_round, one.group),
-        total,
-        tuple(one.devices[survived].tolist()),
-        {int(one.devices[i]): tuple(one.devices[j] for j in one.neighbours[i].tolist() if survived[j]) for i in gone},
-        {int(device): key.tobytes() for device, key in zip(one.devices, one.mask_keys, strict=True)},
-        one.needed,
-    )
-    return unmask(masked, own, keys)
 
 
 __all__ = ["MaskedChannel", "Values"]

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from fl_peel.randomness import device_uniforms, rng_for
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.graph import neighbour_graph
+from fl_peel.secure.keys import Occasion
 from fl_peel.secure.plan import needed_of
+from fl_peel.secure.unmask import Mask, Masked, left_over
 from fl_peel.wire import Directory, Inbox, OpenedShares, Questions, SealedShares
 
 BoolArray = NDArray[np.bool_]
@@ -121,6 +123,23 @@ class SecureGroup:
         if fewest < self.needed:
             return f"a device has {fewest} neighbours left to open what it shared, {self.needed} must"
         return None
+
+    def masks_left(self, server_round: int, survived: BoolArray, replies: Iterable[OpenedShares]) -> list[Mask]:
+        """What is to be taken from the masked sum over ``survived`` (M,), from the shares that they opened."""
+        own, keys = self.shares(replies, survived)
+        gone = np.flatnonzero(self.shared & ~survived)
+        places = self.neighbours[gone].tolist()
+        masked = Masked(
+            Occasion(server_round, self.group),
+            tuple(self.devices[survived].tolist()),
+            {
+                int(self.devices[i]): tuple(int(self.devices[j]) for j in mine if survived[j])
+                for i, mine in zip(gone, places, strict=True)
+            },
+            {int(device): key.tobytes() for device, key in zip(self.devices, self.mask_keys, strict=True)},
+            self.needed,
+        )
+        return left_over(masked, own, keys)
 
     def shares(self, replies: Iterable[OpenedShares], survived: BoolArray) -> tuple[dict[int, dict[int, bytes]], ...]:
         """Opened shares by device and number: of the own masks of survivors, of the mask keys of the others."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -45,6 +45,7 @@ class PeelStrategy(Strategy):
     """Per-group rounds: send ranked blocks, add up what devices say, aggregate, step the controller.
 
     rounds: what each did. traced: devices whose budgets and kept blocks the report shows (simulation only).
+    after_round: is told the number of each round that is done.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class PeelStrategy(Strategy):
             [state.statistics for state in self.states], self.scenario.controller.config(), seed=self.scenario.seed
         )
         self.rounds: list[RoundRecord] = []
+        self.after_round: Callable[[int], None] = lambda server_round: None
         self._traced = traced
         self._on_event = on_event
         self._sent = SentRound(0, False, 0, np.zeros(len(self.states), np.int64))
@@ -171,6 +173,7 @@ class PeelStrategy(Strategy):
             f", validation recall@20 {record.recall:.4f}" if record.recall else ""
         )
         self._on_event(Event("refinement", server_round, self.scenario.refinement.rounds, text))
+        self.after_round(server_round)
         return None, None
 
     def _received(self, server_round: int, replies: Iterable[Message]) -> Iterable[RecordDict]:

@@ -2,69 +2,61 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout, budget_bytes
 from fl_peel.blocks.ranked import check_budget
 from fl_peel.data.interactions import UserItems, collected
 from fl_peel.disks import device_splits
-from fl_peel.events import Event, OnEvent, silent
-from fl_peel.grouping.clusters import UserGroups
-from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
-from fl_peel.pretraining.train import EpochFigures, PretrainedEmbeddings, pretrain
 from fl_peel.privacy.plan import Plan, make_plan
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.training.processor import pretraining_device
-from strategies.groups.start import make_groups, make_layout
+from strategies.figures.schema import Stage1Result
+from strategies.groups.state import FloatArray, UserGroupState
+from strategies.nodes.members import Members
 from strategies.rounds.sampling import sample_cohort
-from strategies.run.place import Place, Stages
+from strategies.run.place import Place
+from strategies.run.stage1 import SumsRecord
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What the server has after stage 1."""
+class Prepared(ABC):
+    """What the server has after stage 1. temperature: of the local loss, where the scenario gives none."""
 
-    given: UserItems
-    has_data: NDArray[np.bool_]
-    pretrained: PretrainedEmbeddings
-    groups: UserGroups
     layout: BlockLayout
+    temperature: float
 
+    @property
+    def steps(self) -> tuple[SumsRecord, ...]:
+        """Of devices in stage 1; none where the server did it alone."""
+        return ()
 
-def prepare(scenario: Scenario, place: Place, stages: Stages, on_event: OnEvent = silent) -> Prepared:
-    """Stage 1: collected interactions -> pretrained tables -> user groups, item groups, blocks.
+    def chosen(self) -> dict[str, float]:
+        """Keys of pretraining that were chosen on validation items, and what was chosen."""
+        return {}
 
-    Raises:
-        DataError: the data set cannot be had.
-        BudgetError: an evaluation budget is below one block.
-    """
-    with stages("data"):
-        splits = device_splits(scenario, place.data_dir, place.run_dir)
-        given, has_data = given_data(scenario, splits.train)
-    on_event(Event("data", 1, 1, f"{splits.num_users:,} devices, {splits.num_items:,} items"))
-    config = scenario.pretraining.config()
+    def figures(self, members: Members, seconds: float, before: tuple[SumsRecord, ...] = ()) -> Stage1Result | None:
+        """What stage 1 took of devices, in ``seconds`` of wall time; None where the server did it alone. before: steps
+        of an earlier one, by which something was chosen.
+        """
+        return None
 
-    def show(figures: EpochFigures) -> None:
-        on_event(Event("pretraining", figures.epoch, config.epochs, f"loss {figures.loss:.4f}"))
+    @property
+    def global_table(self) -> FloatArray | None:
+        """One item table (I, d) for everybody, where there is one."""
+        return None
 
-    with stages("pretraining"):
-        device = pretraining_device(scenario.engine.device)
-        key = pretraining_key(given, splits.num_items, config, scenario.seed, device)
-        kept = read_tables(Path(place.cache_dir), key) if place.cache_dir else None
-        pretrained = kept or pretrain(given, splits.num_items, config, seed=scenario.seed, device=device, progress=show)
-        if place.cache_dir and kept is None:
-            write_tables(Path(place.cache_dir), key, pretrained)
-    on_event(Event("pretraining", config.epochs, config.epochs, "kept from an earlier run" if kept else ""))
-    with stages("grouping"):
-        groups = make_groups(scenario, pretrained, has_data)
-        layout = make_layout(scenario, splits.num_items, given, pretrained.items)
-    on_event(Event("grouping", 1, 1, f"{groups.num_groups} user groups, {layout.num_blocks:,} blocks"))
-    check_budgets(scenario, layout)
-    return Prepared(given, has_data, pretrained, groups, layout)
+    @abstractmethod
+    def states(self, scenario: Scenario) -> list[UserGroupState]:
+        """Every user group as it starts."""
+
+    @abstractmethod
+    def join_request(self, setting: wire.Setting, partition: int, num_nodes: int) -> wire.JoinRequest:
+        """What the devices of a node are told."""
 
 
 def given_data(scenario: Scenario, train: UserItems) -> tuple[UserItems, NDArray[np.bool_]]:
@@ -101,4 +93,8 @@ def privacy_plan(scenario: Scenario, place: Place) -> Plan | None:
         for server_round in range(1, refinement.rounds + 1):
             counts[sample_cohort(scenario.seed, server_round, devices, refinement.sampling_rate)] += 1
         most = int(counts.max(initial=0))
-    return make_plan(scenario, most_rounds=most, asks_groups=not has_data.all())
+    asks_groups = scenario.pretraining.model == "spectral" or not has_data.all()
+    return make_plan(scenario, most_rounds=most, asks_groups=asks_groups)
+
+
+__all__ = ["Prepared", "check_budgets", "given_data", "privacy_plan"]

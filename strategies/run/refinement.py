@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -15,12 +16,13 @@ from fl_peel import wire
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.privacy.plan import Plan
 from fl_peel.scenario.scenario import Scenario
-from strategies.groups.start import starting_states
+from fl_peel.weighting.controller import Controller
 from strategies.groups.state import UserGroupState
 from strategies.nodes.members import Members, some_devices
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.choice import channel_of, contents_of
 from strategies.rounds.federation import Federation
+from strategies.rounds.keeping import Keeping
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.joining import join
 from strategies.run.place import Place
@@ -53,7 +55,7 @@ def put_together(
 @dataclass(frozen=True)
 class Refiner:
     """Refines from the same pretrained tables on the same nodes, once or more often; devices keep a state of their own
-    for each refinement.
+    for each refinement. controller: that refinements start with, None for one that knows nothing yet.
     """
 
     grid: Grid
@@ -61,12 +63,16 @@ class Refiner:
     prepared: Prepared
     nodes: Nodes
     on_event: OnEvent = field(default=silent, repr=False)
+    controller: Controller | None = None
 
     def joined(self, scenario: Scenario, plan: Plan | None, *, num_traced: int = 0) -> PeelStrategy:
         """Devices take part; a strategy before its first round, of which the report follows ``num_traced`` devices."""
         federation = self.federation(scenario, join(scenario, self.place, self.prepared, self.nodes))
         traced = some_devices(scenario, federation.members, "traced", num_traced)
-        return put_together(PeelStrategy, federation, plan, traced=traced, on_event=self.on_event)
+        strategy = put_together(PeelStrategy, federation, plan, traced=traced, on_event=self.on_event)
+        if self.controller is not None:
+            strategy.controller = copy.deepcopy(self.controller)
+        return strategy
 
     def federation(
         self, scenario: Scenario, members: Members, states: list[UserGroupState] | None = None
@@ -77,20 +83,22 @@ class Refiner:
             scenario,
             wire.Setting(scenario.to_json(), self.place.data_dir, self.place.run_dir),
             start.layout,
-            starting_states(scenario, start.layout, start.pretrained, start.groups, start.given)
-            if states is None
-            else states,
+            start.states(scenario) if states is None else states,
             members,
             self.nodes,
-            start.pretrained.temperature,
+            start.temperature,
         )
 
-    def refine(self, strategy: PeelStrategy) -> None:
-        """All rounds of the strategy's scenario."""
+    def refine(self, strategy: PeelStrategy) -> Keeping | None:
+        """All rounds of the strategy's scenario; returns what of them was kept, None where nobody was asked."""
         scenario = strategy.scenario
+        keeping = Keeping(strategy) if scenario.compares else None
+        if keeping is not None:
+            strategy.after_round = keeping.after
         strategy.start(
             self.grid, ArrayRecord(), num_rounds=scenario.refinement.rounds, timeout=scenario.engine.reply_timeout_s
         )
+        return keeping
 
     def again(self, scenario: Scenario) -> PeelStrategy:
         """Refine once more, under another scenario and with the noise that it asks for; told as a comparison."""

@@ -62,7 +62,7 @@ def world():
     taste, train, test = planted()
     pretrained = pretrain(train, 8, scenario.pretraining.config(), seed=0)
     groups = make_groups(scenario, pretrained, np.ones(NUM_USERS, np.bool_))
-    layout = make_layout(scenario, 8, train, pretrained.items)
+    layout = make_layout(scenario, 8, train.popularity(8), pretrained.items)
     states = starting_states(scenario, layout, pretrained, groups, train)
     return scenario, taste, train, test, pretrained, groups, layout, states
 

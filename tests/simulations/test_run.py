@@ -190,6 +190,8 @@ def test_only_the_named_payload_crosses(tiny, tmp_path):
         wire.ROUND: (wire.RoundRequest, wire.RoundReply),
         wire.EVALUATE: (wire.EvaluateRequest, wire.EvaluateReply),
         wire.MOVING: (wire.MovingRequest, wire.MovingReply),
+        wire.COMPARE: (wire.CompareRequest, wire.CompareReply),
+        wire.KEEP: (wire.KeepRequest, wire.KeepReply),
     }
     arrays = []
     for kind, content in grid.crossed:

@@ -78,7 +78,8 @@ def recall_by_class(result: RunResult) -> Plot | None:
 def full_recalls(result: RunResult) -> list[tuple[str, float, str]]:
     """Name, recall and colour of the full tables that were measured, as yardsticks."""
     full = result.full_table
-    tables = (("global", full.globally, MUTED), ("refined", full.refined, INK))
+    first = ("global", full.globally) if full.globally is not None else ("start", full.start)
+    tables = ((*first, MUTED), ("refined", full.refined, INK))
     return [(name, quality.recall, color) for name, quality, color in tables if quality is not None]
 
 

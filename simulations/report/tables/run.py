@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from simulations.report.tables.secure import secure_rows
+from simulations.report.tables.stages import kept_views, stage1_views
 from simulations.report.tables.view import (
     ABSENT,
     TableView,
@@ -42,7 +43,7 @@ def full_table_view(result: RunResult) -> TableView:
 
 def _full_recall(result: RunResult) -> float | None:
     """What ratios are over."""
-    full = result.full_table.globally
+    full = result.full_table.globally or result.full_table.start
     return None if full is None else full.recall
 
 
@@ -66,9 +67,10 @@ def budgets_view(result: RunResult) -> TableView:
         *("precision", "selector", "share", "budget KB", "stored KB"),
         *(f"Recall@{result.top_n}", f"NDCG@{result.top_n}", "ratio"),
     )
+    over = "global table's" if result.full_table.globally or not result.full_table.start else "tables' at the start"
     note = (
         "Share: of the fp32 full table. Stored: the largest of any device. "
-        f"Ratio: Recall@{result.top_n} over the full global table's. 1 KB = 1000 bytes."
+        f"Ratio: Recall@{result.top_n} over the full {over}. 1 KB = 1000 bytes."
     )
     return TableView("Elastic embeddings by budget", columns, rows, 2, note)
 
@@ -125,6 +127,13 @@ def costs_view(result: RunResult) -> TableView:
 
 
 def summary_tables(result: RunResult) -> list[Table]:
-    """Return the terminal's closing tables: full table, budgets, device classes, bytes and seconds."""
-    views = (full_table_view(result), budgets_view(result), device_classes_view(result), costs_view(result))
+    """Return the terminal's closing tables: stage 1, full table, refinement, budgets, device classes, costs."""
+    views = (
+        *stage1_views(result)[:1],
+        full_table_view(result),
+        *kept_views(result),
+        budgets_view(result),
+        device_classes_view(result),
+        costs_view(result),
+    )
     return [view.to_rich() for view in views]

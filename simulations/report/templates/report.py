@@ -15,6 +15,22 @@ REPORT = """\
 {{ table(budgets) }}
 {% endif %}
 </section>
+{% if stage1 %}
+<section id="stage1">
+<h2>Stage 1</h2>
+{% for view in stage1 %}
+{{ table(view) }}
+{% endfor %}
+</section>
+{% endif %}
+{% if kept %}
+<section id="kept">
+<h2>Refinement</h2>
+{% for view in kept %}
+{{ table(view, bare=true) }}
+{% endfor %}
+</section>
+{% endif %}
 {% if plots.traces %}
 <section id="traces">
 <h2>{{ plots.traces.title }}</h2>

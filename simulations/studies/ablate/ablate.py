@@ -105,6 +105,7 @@ def _one_seed(study: Study, shares: tuple[float, ...], parts: list[str] | None) 
             "user_groups": len(sizes),
             "smallest_group": min(sizes, default=0),
             "blocks": result["num_blocks"],
+            "start_full_recall@20": result["full_table"].get("start", {}).get("recall@20", 0.0),
             "refined_full_recall@20": result["full_table"].get("refined", {}).get("recall@20", 0.0),
         }
         rows += [
@@ -112,7 +113,7 @@ def _one_seed(study: Study, shares: tuple[float, ...], parts: list[str] | None) 
             for row in result["rows"]
         ]
     full = results[BASELINE]["full_table"]
-    return {"rows": rows, "full_table": {**full["global"], "bytes": full["bytes"]}}
+    return {"rows": rows, "full_table": {**full.get("global", full["start"]), "bytes": full["bytes"]}}
 
 
 def _renamed(row: dict[str, Any]) -> dict[str, Any]:
@@ -151,6 +152,22 @@ def variations(study: Study, shares: Sequence[float]) -> list[Variation]:
     for count in (1, 4, 16, 64, 128, 256):
         if count == 1 or count * least <= num_users:
             add("user groups", str(count), user_groups={"count": count, "min_size": least if count > 1 else 1})
+    found += collections(study)
+    return found
+
+
+def collections(study: Study) -> list[Variation]:
+    """How much is collected; for spectral pretraining both with the rest from devices and with nothing else."""
+    base, found = study.scenario, []
+    if base.pretraining.model == "spectral":
+        shares = (0.0, 0.1, 0.25, 0.5, 1.0)
+        for source, words in (("devices", "and devices"), ("collected", "alone")):
+            for share in shares if source == "devices" else shares[1:]:
+                part = base.pretraining.collected.model_copy(update={"share": share})
+                scenario = changed(base, pretraining={"collected": part, "source": source})
+                if not share or given_data(scenario, study.splits.train)[1].any():
+                    found.append(Variation("collected", f"{share:.0%} {words}", scenario))
+        return found
     target = base.privacy.target_epsilon
     for share in (0.1, 0.25, 0.5, 1.0):
         collected = base.pretraining.collected.model_copy(update={"share": share})
@@ -158,7 +175,7 @@ def variations(study: Study, shares: Sequence[float]) -> list[Variation]:
         if share < 1 and target is not None and base.privacy.group_epsilon is None:
             changes["privacy"] = {"group_epsilon": target * GROUP_SHARE}  # others now answer which group they are in
         if given_data(changed(base, **changes), study.splits.train)[1].any():  # else so few that nobody consents
-            add("collected", f"{share:.0%}", **changes)
+            found.append(Variation("collected", f"{share:.0%}", changed(base, **changes)))
     return found
 
 

@@ -43,10 +43,14 @@ def ablate_view(result: Mapping[str, Any]) -> TableView:
             row = by_share[share]
             spread = row.get("recall@20_std")
             cells.append(format_metric(row["recall@20"]) + ("" if spread is None else f" ±{spread:.4f}"))
-        full = format_metric(first["refined_full_recall@20"])
+        full = [format_metric(first[f"{when}_full_recall@20"]) for when in ("start", "refined")]
         counts = (f"{first['user_groups']}", f"{first['smallest_group']}", f"{first['blocks']:,}")
-        body.append((part, setting, *counts, *cells, full))
-    columns = ("part", "setting", "user groups", "smallest", "blocks", *map(format_share, shares), "full, refined")
+        body.append((part, setting, *counts, *cells, *full))
+    columns = (
+        *("part", "setting", "user groups", "smallest", "blocks"),
+        *map(format_share, shares),
+        *("full, start", "full, refined"),
+    )
     note = "Recall@20 on test, by budget as a share of the fp32 full table; one change to the scenario a line."
     return TableView("What each part is worth", columns, tuple(body), 2, note)
 
@@ -79,6 +83,37 @@ def ablate_plot(rows: Sequence[Row]) -> Plot:
         return finish(figure, "ablate", "What each part is worth", alt)
 
 
+def collected_plot(rows: Sequence[Row]) -> Plot | None:
+    """Recall of the full tables against the share that is collected, at the start and refined, a line for each source;
+    None where fewer than two shares were tried.
+    """
+    lines: dict[str, list[tuple[float, Row]]] = {}
+    for (part, setting), by_share in _lines(rows).items():
+        if part == "collected":
+            share, _, source = setting.partition("% ")
+            lines.setdefault(source, []).append((float(share.rstrip("%")), next(iter(by_share.values()))))
+    if max((len(points) for points in lines.values()), default=0) < 2:
+        return None
+    with styled():
+        figure, (axes,) = new_figure(3.2)
+        for index, (source, points) in enumerate(lines.items()):
+            shares = [share for share, _ in points]
+            for when, dashes in (("start", (0, (4, 2))), ("refined", "solid")):
+                recall = [row[f"{when}_full_recall@20"] for _, row in points]
+                name = f"{SOURCES.get(source, source)}, {when}" if source else when
+                axes.plot(shares, recall, **line_kwargs(index) | {"linestyle": dashes, "label": name})
+        axes.set_xlabel("Share that is collected, per cent")
+        axes.set_ylabel("Recall@20 (test), full tables")
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        best = max((row["refined_full_recall@20"], share) for points in lines.values() for share, row in points)
+        alt = f"Recall of the full tables by collected share, {len(lines)} sources; the best is {best[0]:.4f}."
+        return finish(figure, "collected", "Recall by collected share", alt)
+
+
+SOURCES = {"and devices": "the rest from devices", "alone": "the collected part alone"}
+"""What a reader calls them."""
+
+
 def ablate_page(result: Mapping[str, Any], plot: Plot) -> str:
     """The page of an ablation."""
     full = result["full_table"]
@@ -96,5 +131,6 @@ def ablate_page(result: Mapping[str, Any], plot: Plot) -> str:
         facts=facts,
         table_of_parts=ablate_view(result),
         plot=plot,
+        collected=collected_plot(result["rows"]),
         **provenance(result, f"fl-peel ablate {name}"),
     )

@@ -17,6 +17,7 @@ import yaml
 from clients.fleet.fleet import load_fleet
 from fl_peel.blocks.layout import share_bytes
 from fl_peel.blocks.settings import Precision
+from fl_peel.errors import ScenarioError
 from fl_peel.pretraining.train import fixed_threads
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import pretraining_device
@@ -76,6 +77,11 @@ def compare(
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
     """
     frame = Frame.of(scenario, out, options)
+    if frame.scenario.pretraining.model == "spectral":
+        raise ScenarioError(
+            "pretraining.model: spectral leaves no table for everybody, from which rivals start; compare another "
+            "model, or run the scenario"
+        )
     shares = tuple(sorted(set(budgets)))
     single = shares[1::2][:3] or shares[:1] if single_budgets is None else tuple(sorted(set(single_budgets)))
     found = frame.by_seed(seeds, lambda study: _one_seed(study, shares, single, rivals))

@@ -50,7 +50,19 @@ BAD = [
     ({"pretraining": {"embedding_dim": 0}}, "pretraining.embedding_dim: input should be greater than or equal to 1"),
     ({"pretraining": {"learning_rate": 0}}, "pretraining.learning_rate: input should be greater than 0 (got 0)"),
     ({"pretraining": {"learning_rate": float("nan")}}, "pretraining.learning_rate: input should be a finite number"),
-    ({"pretraining": {"collected": {"share": 0}}}, "pretraining.collected.share: input should be greater than 0"),
+    ({"pretraining": {"collected": {"share": -1}}}, "pretraining.collected.share: input should be greater than or"),
+    (
+        {"pretraining": {"collected": {"share": 0}}},
+        "pretraining: collected.share: 0 leaves the server nothing to start from; set",
+    ),
+    (
+        {"pretraining": {"source": "devices"}},
+        "pretraining: source: devices needs model: spectral; lightgcn is trained on",
+    ),
+    (
+        {"pretraining": {"model": "spectral", "source": "devices"}, "privacy": {"rows": "all-sent"}},
+        "privacy protects refinement, and under pretraining.source: devices the sums of stage 1",
+    ),
     ({"pretraining": {"collected": {"mode": "all"}}}, "pretraining.collected.mode: input should be 'users'"),
     ({"pretraining": {"collected": {"share": "half%"}}}, "pretraining.collected.share: 'half%' is not a percentage"),
     ({"user_groups": {"min_size": 0}}, "user_groups.min_size: input should be greater than or equal to 1 (got 0)"),

@@ -20,7 +20,7 @@ from fl_peel.secure.graph import (
 from fl_peel.secure.keys import Occasion, pair_key, private_key, public_key
 from fl_peel.secure.masks import Words, add_mask
 from fl_peel.secure.sharing import combine, split
-from fl_peel.secure.unmask import Masked, added, unmask
+from fl_peel.secure.unmask import Mask, Masked, added, left_over, without
 
 OCCASION = Occasion(server_round=3, group=1)
 
@@ -77,8 +77,8 @@ class Group:
             for other, (index, share) in opened.items():
                 shares[other - 10 in gone].setdefault(other, {})[index] = share
         keys = {10 + i: secret.public_keys()[1] for i, secret in enumerate(self.secrets)}
-        masked = Masked(OCCASION, total, tuple(10 + i for i in sorted(survivors)), dropped, keys, self.needed)
-        return unmask(masked, *shares)
+        masked = Masked(OCCASION, tuple(10 + i for i in sorted(survivors)), dropped, keys, self.needed)
+        return without(total, left_over(masked, *shares))
 
 
 # ---------------------------------------------------------------- known answers
@@ -224,7 +224,7 @@ def test_shares_that_were_changed_are_refused():
         ) as caught:
             protocol.received_shares(group.secrets[0], OCCASION, 10, group.neighbours[0][:1], [bytes(changed)])
         assert "\n" not in str(caught.value)
-    with pytest.raises(SecureAggregationError, match="round 4: device 10 refuses"):
+    with pytest.raises(SecureAggregationError, match="round 4, user group 1: device 10 refuses"):
         protocol.received_shares(group.secrets[0], Occasion(4, 1), 10, group.neighbours[0][:1], [sealed])
 
 
@@ -278,11 +278,23 @@ def test_wrong_shares_give_no_wrong_sum():
     self_shares = {
         10 + i: dict(enumerate(split(group.secrets[i].self_seed, 3, group.needed), start=1)) for i in range(3)
     }
-    masked = Masked(OCCASION, total, (10, 11, 12), {13: (10, 11, 12)}, keys, group.needed)
+    masked = Masked(OCCASION, (10, 11, 12), {13: (10, 11, 12)}, keys, group.needed)
     with pytest.raises(SecureAggregationError, match="the shares of device 13 give another key than it announced"):
-        unmask(masked, self_shares, {13: strangers})
+        left_over(masked, self_shares, {13: strangers})
     right = dict(enumerate(split(group.secrets[3].mask_key_seed, 3, group.needed), start=1))
-    assert unmask(masked, self_shares, {13: right}).wide.tolist() == [3]
+    assert without(total, left_over(masked, self_shares, {13: right})).wide.tolist() == [3]
+
+
+@pytest.mark.parametrize("first", [1, 2, 5, 8])
+def test_a_vector_in_parts_is_masked_as_a_whole_one(first):
+    """Whatever the parts: the key stream goes on where it was, and no piece of it is used twice."""
+    whole, seed = words([], range(9)), bytes(range(16))
+    add_mask(whole, seed)
+    parts = [words([], range(first)), words([], range(first, 9))]
+    add_mask(parts[0], seed)
+    add_mask(parts[1], seed, start=8 * first)
+    assert np.concatenate([part.wide for part in parts]).tolist() == whole.wide.tolist()
+    assert without(parts[1], [Mask(seed, added=True)], 8 * first).wide.tolist() == list(range(first, 9))
 
 
 # ---------------------------------------------------------------- the graph

@@ -27,7 +27,7 @@ from strategies.rivals.pep import Pep
 from strategies.rivals.quality import quality
 from strategies.rivals.rule import Rule, Search
 from strategies.rivals.tables import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd
-from strategies.run import prepare as preparing
+from strategies.run import collected as preparing
 from tests.helpers.loopback import LoopbackGrid
 
 FULL_BYTES = 4 * 59 * 8

@@ -59,7 +59,7 @@ def untouched(monkeypatch, started):
     def never(*args, **kwargs):
         pytest.fail("work was begun all the same")
 
-    monkeypatch.setattr(studies, "prepare", never)
+    monkeypatch.setattr(studies, "prepare_collected", never)
     monkeypatch.setattr(studies, "simulated", never)
     monkeypatch.setattr(auditing, "simulated", never)
 

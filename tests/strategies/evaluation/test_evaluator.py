@@ -9,8 +9,8 @@ from fl_peel import wire
 from strategies.evaluation.evaluator import Evaluator, overall_recall, qualities
 from strategies.evaluation.moving_budgets import follow
 from strategies.nodes.nodes import Nodes
+from strategies.run.collected import prepare_collected
 from strategies.run.place import Place, Stages
-from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
@@ -21,7 +21,7 @@ def evaluator_of(scenario, folder, nodes: int) -> tuple[Evaluator, LoopbackGrid,
     grid = LoopbackGrid(nodes)
     place = Place("", str(folder))
     connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    prepared = prepare(scenario, place, Stages())
+    prepared = prepare_collected(scenario, place, Stages())
     strategy = Refiner(grid, place, prepared, connected).joined(scenario, None)
     return Evaluator.of(strategy), grid, prepared.pretrained.items
 

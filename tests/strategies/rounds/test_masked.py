@@ -24,6 +24,14 @@ from tests.simulations.test_run import figures, served
 EVERYBODY = {"enabled": True, "devices_per_group": None, "min_devices": 3}
 
 
+@pytest.fixture
+def tiny_scenario(tiny_scenario):
+    """Everything that is refined is kept: with masks, nobody says what helps."""
+    content = tiny_scenario.model_dump(mode="json")
+    content["refinement"]["acceptance"] = {"rule": "always"}
+    return Scenario.model_validate(content)
+
+
 def secure(scenario: Scenario, **keys) -> Scenario:
     content = scenario.model_dump(mode="json")
     content["secure_aggregation"] |= EVERYBODY | keys

@@ -7,8 +7,9 @@ from simulations.scenario_files import load_scenario
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.noised import NoisedServerContents
 from strategies.rounds.open import OpenServerContents
+from strategies.run.collected import prepare_collected
 from strategies.run.place import Place, Stages
-from strategies.run.prepare import prepare, privacy_plan
+from strategies.run.prepare import privacy_plan
 from strategies.run.refinement import Refiner
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
@@ -30,7 +31,7 @@ def noised(tiny, multiplier):
 def refiner(tiny_scenario, tmp_path):
     grid, place = LoopbackGrid(1), Place("", str(tmp_path / "run"))
     nodes = Nodes.connect(grid, tiny_scenario.to_json(), root=str(ROOT), timeout_s=60)
-    return Refiner(grid, place, prepare(tiny_scenario, place, Stages()), nodes)
+    return Refiner(grid, place, prepare_collected(tiny_scenario, place, Stages()), nodes)
 
 
 def tables(strategy):

@@ -1,0 +1,316 @@
+"""A step of stage 1 under secure aggregation, on a node: each of its devices says its part by itself, masked.
+
+What a device says is what a node that hosted it alone would answer in the clear: the same function of its one row, with
+a word for whatever it might have said. All devices that are there in one of the step's windows are one group. Keys,
+shares and their opening are those of a round of refinement (:mod:`clients.round.masked`).
+
+A vector goes in parts, to spare whoever simulates many devices the memory; each part is sent once. Who vanishes or is
+late sends none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.node.clock import spend
+from clients.node.cohort import Cohort
+from clients.round.masked import held_arrays, make_keys, neighbour_at, secrets_of
+from clients.round.secret_store import MASKED, SHARED, Arrays, SecretStore
+from clients.round.stage1 import There, asked_to_choose
+from fl_peel.data.interactions import IntArray, UserItems
+from fl_peel.exchange.counters import ClassCounts, ClockCounts
+from fl_peel.pretraining.by_sums import Question, Shapes, count_items, group_moments, group_sums, nearest, pass_sums
+from fl_peel.pretraining.costs import Asked, Step, StepCost, choice_cost, cost_of, hidden
+from fl_peel.secure import device as protocol
+from fl_peel.secure.device import HeldShares
+from fl_peel.secure.keys import Occasion
+from fl_peel.secure.masks import Words
+from fl_peel.secure.plan import Vanishes, needed_of, vanishing
+from fl_peel.secure.stage1 import Part, StepVector, answer_of, moment_words, words_of
+from fl_peel.secure.vector import CHECK
+from fl_peel.wire import (
+    EVERYBODY,
+    Inbox,
+    MaskedSum,
+    SecureChoiceRequest,
+    SecureKeysReply,
+    SecureStepRequest,
+    SecureSumsReply,
+    SecureSumsRequest,
+)
+
+Values = dict[str, IntArray]
+Says = Callable[[int], Values]
+"""What the device at a place has to say."""
+KEPT = ("devices", "neighbours", "present", "index", "shares")
+"""What devices, (N,) each, keep of the step when their vector is sent; besides the directory."""
+SECRET = (*KEPT, "private")
+"""What they keep between parts of it; besides the directory and the public keys there."""
+
+
+def announce_step(cohort: Cohort, request: SecureStepRequest) -> SecureKeysReply:
+    """Devices that come, and have the memory, make their keys. What is left of earlier steps is removed."""
+    SecretStore.of(cohort.folder).forget()
+    begun = _Step(cohort, request)
+    there = begun.there(cohort.scenario.secure_aggregation.neighbours)
+    clock = ClockCounts.zeros(len(cohort.devices))
+    clock.sampled[:] = begun.asked
+    clock.unavailable[:] = begun.asked & (there.window < 0)
+    clock.excluded[:] = there.small
+    groups = np.full(len(there.reached), EVERYBODY, np.int32)
+    start = time.perf_counter()
+    channel, mask = make_keys(cohort, request.server_round, there.reached, groups)
+    spent = time.perf_counter() - start
+    by_class = clock.by_cell(cohort.classes, len(cohort.fleet.names))
+    return SecureKeysReply(cohort.devices[there.reached], groups, channel, mask, by_class, spent)
+
+
+def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
+    """A part of what devices have to say in a step, but for a choice."""
+    says, part = _SAYS[request.step](cohort, request)
+    step = SecureStepRequest(
+        request.setting,
+        request.server_round,
+        request.time,
+        request.step,
+        request.columns,
+        len(request.centroids),
+    )
+    return _answered(_Step(cohort, step), part, request.secure, says)
+
+
+def masked_choice(cohort: Cohort, request: SecureChoiceRequest) -> SecureSumsReply:
+    """Which filter ranks each device's validation items best; of a device that has none, all words are zero."""
+    shapes = Shapes(request.count_exponents, request.value_exponents)
+    question = Question(request.directions, request.values, request.counts, shapes, request.drawn, request.place)
+    splits, exponent = cohort.splits, cohort.scenario.pretraining.item_exponent
+
+    def says(place: int) -> Values:
+        won, answered = question.answer(_row(splits.train, place), _row(splits.validation, place), exponent)
+        return {"won": won, "answered": np.array([answered])}
+
+    step = SecureStepRequest(
+        request.setting,
+        request.server_round,
+        request.time,
+        "choice",
+        columns=len(request.values),
+        panel=request.panel,
+        drawn=len(request.drawn),
+        place=request.place,
+        shapes=len(request.value_exponents),
+    )
+    return _answered(_Step(cohort, step), (0, 1), request.secure, says)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step as the devices of a node know it."""
+
+    cohort: Cohort
+    told: SecureStepRequest
+
+    @property
+    def asked(self) -> NDArray[np.bool_]:
+        """Which devices (N,) are."""
+        if self.told.panel:
+            return asked_to_choose(self.cohort, self.told.panel)
+        return np.ones(len(self.cohort.devices), np.bool_)
+
+    def vector(self, devices: int) -> StepVector:
+        """Of at most so many devices' sum."""
+        told, cohort = self.told, self.cohort
+        items, classes = cohort.splits.num_items, len(cohort.fleet.names)
+        return StepVector(cast(Step, told.step), told.columns, told.groups, told.shapes, items, classes, devices)
+
+    def there(self, neighbours: int) -> There:
+        """Who comes, and what it takes of a device with that many neighbours."""
+        told, splits = self.told, self.cohort.splits
+        answer = answer_of(self.vector(1).words, neighbours)
+        items, wanted = splits.train.counts(), splits.validation.counts()
+
+        def cost(budgets: IntArray) -> StepCost:
+            if told.step == "choice":
+                sizes = (told.columns, told.drawn, told.place, told.shapes)
+                step = choice_cost(*sizes, items, wanted, budgets, splits.num_items)
+            else:
+                asked = Asked(cast(Step, told.step), told.columns, told.groups, all_rows=splits.num_items)
+                step = cost_of(asked, items, budgets)
+            return hidden(step, answer, budgets)
+
+        return There.of(self.cohort, cost, told.time, self.asked)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """Devices (N,) that send their vector, with their secrets, and what they count; and of those that do not."""
+
+    known: Arrays
+    classes: ClassCounts
+    clock: ClockCounts
+    reply: SecureSumsReply
+
+    @staticmethod
+    def of(step: _Step, inbox: Inbox) -> _Begun:
+        """Before the first part."""
+        cohort, told = step.cohort, step.told
+        known = SecretStore.of(cohort.folder).load(told.server_round, EVERYBODY, SHARED)
+        here = np.searchsorted(known["devices"], inbox.devices)
+        known |= {name: known[name][here] for name in ("devices", "private", "neighbours")}
+        assert (known["devices"] == inbox.devices).all()
+        places, vanishes = cohort.places(inbox.devices), vanishing(cohort.scenario, told.server_round, inbox.devices)
+        there = step.there(known["neighbours"].shape[1])
+        lost = vanishes == Vanishes.VECTOR
+        costs, rates = there.costs, cohort.rates.select(places)
+        unsent = 8 * step.vector(1).words
+        spent = spend(
+            replace(rates, latency_s=costs.exchanges[places] * rates.latency_s),
+            costs.download_bytes[places],
+            costs.samples[places],
+            costs.upload_bytes[places] - np.where(lost, unsent, 0),
+            cohort.scenario.pretraining.deadline_s,
+        )
+        stays = ~(spent.late | lost)
+        classes, clock = ClassCounts.zeros(len(places)), ClockCounts.zeros(len(places))
+        classes.devices[:] = stays
+        classes.download_bytes[:], classes.upload_bytes[:] = spent.download_bytes, spent.upload_bytes
+        clock.stragglers[:], clock.time_us[:], clock.energy_mj[:] = spent.late, spent.time_us, spent.energy_mj
+        waits = np.zeros(cohort.scenario.pretraining.windows, np.int64)
+        np.maximum.at(waits, there.window[places], spent.time_us)
+        cells, num_cells = cohort.classes[places[~stays]], len(cohort.fleet.names)
+        start = time.perf_counter()
+        known |= _opened(step, known, inbox, stays)
+        reply = SecureSumsReply(
+            MaskedSum(inbox.devices[stays], np.zeros(0, np.uint32), np.zeros(0, np.uint64)),
+            classes[~stays].by_cell(cells, num_cells),
+            clock[~stays].by_cell(cells, num_cells),
+            waits,
+            time.perf_counter() - start,
+        )
+        return _Begun(known, classes[stays], clock[stays], reply)
+
+    def head(self, i: int, device_class: int, num_classes: int) -> Values:
+        """What device ``i`` counts, as words."""
+        cell, one = np.array([device_class]), slice(i, i + 1)
+        return {
+            CHECK: np.ones(1, np.int64),
+            "classes": self.classes[one].by_cell(cell, num_classes).stacked(),
+            "clock": self.clock[one].by_cell(cell, num_classes).stacked(),
+        }
+
+
+def _opened(step: _Step, known: Arrays, inbox: Inbox, stays: NDArray[np.bool_]) -> Arrays:
+    """What the devices that stay know once they have opened what their neighbours sealed for them."""
+    occasion = Occasion(step.told.server_round, EVERYBODY)
+    held: list[dict[int, HeldShares]] = []
+    for i in np.flatnonzero(stays).tolist():
+        slots = np.flatnonzero(inbox.present[i]).tolist()
+        if not step.cohort.scenario.secure_aggregation.masked:
+            held.append({})
+            continue
+        others = [neighbour_at(known, int(known["neighbours"][i, j])) for j in slots]
+        sealed = [inbox.sealed[i, j].tobytes() for j in slots]
+        shares = protocol.received_shares(secrets_of(known, i), occasion, int(inbox.devices[i]), others, sealed)
+        held.append(dict(zip(slots, shares, strict=True)))
+    mine = {name: known[name][stays] for name in ("devices", "private", "neighbours")}
+    return mine | {"present": inbox.present[stays]} | held_arrays(held, inbox.present.shape[1])
+
+
+def _answered(step: _Step, part: Part, secure: dict[int, Inbox], says: Says) -> SecureSumsReply:
+    """A part of the masked sum: one device after the other says it, and masks it."""
+    cohort, told, (first, stop) = step.cohort, step.told, part
+    store, num_classes = SecretStore.of(cohort.folder), len(cohort.fleet.names)
+    begun = _Begun.of(step, secure[EVERYBODY]) if first == 0 else None
+    known = store.load(told.server_round, EVERYBODY, _stage(first)) if begun is None else begun.known
+    devices = known["devices"]
+    vector = step.vector(len(known["directory"]))
+    layout, start = vector.part(part), vector.start(part)
+    total, places, protocol_s = Words.zeros(*layout.num_words), cohort.places(devices), 0.0
+    for i, place in enumerate(places.tolist()):
+        values = says(place)
+        if begun is not None:
+            values |= begun.head(i, int(cohort.classes[place]), num_classes)
+        words = layout.words(values)
+        began = time.perf_counter()
+        total.wide[:] += _masked(step, known, i, words, start).wide
+        protocol_s += time.perf_counter() - began
+    last = stop == vector.units
+    kept = {name: known[name] for name in (KEPT if last else SECRET)} | {"directory": known["directory"]}
+    if not last:
+        kept |= {name: known[name] for name in ("channel_keys", "mask_keys")}
+    store.save(told.server_round, EVERYBODY, MASKED if last else _stage(stop), kept)
+    found = MaskedSum(devices, total.narrow, total.wide)
+    if begun is not None:
+        return replace(begun.reply, sum=found, protocol_s=begun.reply.protocol_s + protocol_s)
+    nothing = np.zeros(cohort.scenario.pretraining.windows, np.int64)
+    return SecureSumsReply(found, ClassCounts.zeros(num_classes), ClockCounts.zeros(num_classes), nothing, protocol_s)
+
+
+def _stage(first: int) -> str:
+    """What must be over before the part that begins with a unit: so that each is sent once, and in order."""
+    return f"unit {first}"
+
+
+def _masked(step: _Step, known: Arrays, i: int, words: Words, start: int) -> Words:
+    """A part of the vector of device ``i`` as it is sent. start: bytes of it that went before."""
+    scenario = step.cohort.scenario
+    if not scenario.secure_aggregation.masked:
+        return words
+    others = [neighbour_at(known, int(known["neighbours"][i, j])) for j in np.flatnonzero(known["present"][i]).tolist()]
+    occasion, device = Occasion(step.told.server_round, EVERYBODY), int(known["devices"][i])
+    needed, _ = needed_of(scenario, len(known["directory"]))
+    return protocol.mask_vector(words, secrets_of(known, i), occasion, device, others, needed, start)
+
+
+def _row(of: UserItems, place: int) -> UserItems:
+    return of.select(np.array([place]))
+
+
+def _counted(cohort: Cohort, request: SecureSumsRequest) -> tuple[Says, Part]:
+    splits = cohort.splits
+    return lambda place: {"items": count_items(_row(splits.train, place), splits.num_items)}, (0, 1)
+
+
+def _passed(cohort: Cohort, request: SecureSumsRequest) -> tuple[Says, Part]:
+    exponent = cohort.scenario.pretraining.user_exponent
+
+    def says(place: int) -> Values:
+        return {"columns": pass_sums(request.table, _row(cohort.splits.train, place), exponent).T}
+
+    return says, (request.first, request.first + request.table.shape[1])
+
+
+def _grouped(cohort: Cohort, request: SecureSumsRequest) -> tuple[Says, Part]:
+    vectors = np.load(cohort.vectors_file, mmap_mode="r")
+
+    def says(place: int) -> Values:
+        found = group_sums(np.asarray(vectors[place : place + 1]), request.centroids)
+        return {"sizes": found.sizes, "sums": found.sums}
+
+    return says, (0, 1)
+
+
+def _moments(cohort: Cohort, request: SecureSumsRequest) -> tuple[Says, Part]:
+    vectors, num_items = np.load(cohort.vectors_file, mmap_mode="r"), cohort.splits.num_items
+    part = request.first, request.first + len(request.groups)
+
+    def says(place: int) -> Values:
+        vector = np.asarray(vectors[place : place + 1])
+        words = np.zeros((len(request.groups), moment_words(request.columns, num_items)), np.int64)
+        mine = int(nearest(vector, request.centroids)[0]) - request.first
+        if vector.any() and 0 <= mine < len(words):
+            words[mine] = words_of(group_moments(vector, _row(cohort.splits.train, place), num_items))
+        return {"moments": words}
+
+    return says, part
+
+
+_SAYS = {"counts": _counted, "pass": _passed, "groups": _grouped, "moments": _moments}
+
+__all__ = ["announce_step", "masked_choice", "masked_sums"]

@@ -1,0 +1,429 @@
+"""Tables from sums over devices: what a device says, and what a server makes of the sums. No interaction is collected.
+
+With R (U, I) the interactions, d_u and D_i the counts of users and items, R~ = D_u^-a R D_i^-b. The leading right
+singular vectors of R~ are an ideal low-pass filter over items (GF-CF: Shen et al., "How Powerful is Graph Convolution
+for Recommendation?", CIKM 2021). They are found by block power iteration (Halko, Martinsson and Tropp, SIAM Review
+53(2), 2011, algorithm 4.4), of which every multiplication by R~^T R~ is a sum over users: a device takes the rows of
+its items, adds them up, and sends the result back for the rows of its items (:func:`pass_sums`). The server makes the
+sum orthonormal; Rayleigh and Ritz's step gives the singular values.
+
+A device's vector in that space is a sum of rows of its own items (:func:`unit_vectors`). User groups are K-means on
+these, again sums (:func:`group_sums`); and as a table has d columns and not K, each group gets the d directions in
+which its devices' scores differ most (:class:`Compression`), from second moments, sums once more
+(:func:`group_moments`).
+
+Everything that is added up over devices is a whole number, rounded on the device: the sum is the same whatever the
+order, the number of nodes or the machine, and may be masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from fl_peel.data.interactions import UserItems
+from fl_peel.randomness import rng_for
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+PASS_SCALE = 2.0**36
+"""Units of a pass in one: a device's numbers are below 2^7, so that sums of 2^20 devices fit 64 bits."""
+UNIT_SCALE = 2.0**20
+"""Units of vectors of length 1: products of two of them, added up over thousands, are exact in doubles."""
+MAP_BITS = 26
+"""Of a map's largest entry: a product of a map with a vector in units is exact in doubles, whatever the order."""
+CHUNK_DEVICES = 4096
+"""Vectors whose products are added up in doubles before they are added up as integers: below 2^53 units squared."""
+USER_LENGTH, SCORE_SPREAD = 2.0, 0.75
+"""Of user embeddings and scores in a group, about what gradients make of them: rates of refinement fit both."""
+LEAST_DRAWN = 512
+"""Items that validation items are compared with at least, where there are as many."""
+WIDEST = 100.0
+"""Largest eigenvalue over the smallest up to which two passes are filtered: beyond, rounding would be lifted, too."""
+EMPTY = 1e-9
+"""Directions below this share of the largest squared length are rounding alone."""
+
+
+def count_items(rows: UserItems, num_items: int) -> Ints:
+    """How many devices have each item, (I,)."""
+    return rows.popularity(num_items)
+
+
+def inverse_power(counts: NDArray[np.integer], exponent: float) -> Doubles:
+    """counts^-exponent; zero where the count is zero."""
+    scale: Doubles = np.zeros(len(counts))
+    np.power(counts, -exponent, out=scale, where=counts > 0, dtype=np.float64)
+    return scale
+
+
+def _matrix(rows: UserItems, num_items: int, kind: type[np.generic]) -> sp.csr_matrix:
+    """0/1 interactions (N, I); a user's items in ascending order, so that its sums are the same to the last bit."""
+    ordered = rows.by_item()
+    ones = np.ones(len(ordered.items), kind)
+    return sp.csr_matrix((ones, ordered.items, ordered.indptr), shape=(rows.num_users, num_items))
+
+
+def pass_sums(table: Floats, rows: UserItems, user_exponent: float) -> Ints:
+    """What devices return in a pass, added up, (I, k) in units of 1 / ``PASS_SCALE``.
+
+    table: (I, k) = D^-b Q as the server sent it, some columns of it. A device's y = d_u^-2a sum of the rows of its
+    items; it is returned for each of them, so the sum is R^T D_u^-2a R ``table``.
+    """
+    matrix = _matrix(rows, len(table), np.float64)
+    said = (matrix @ table.astype(np.float64)) * inverse_power(rows.counts(), 2 * user_exponent)[:, None]
+    whole = np.rint(said * PASS_SCALE).astype(np.int64)
+    sums: Ints = _matrix(rows, len(table), np.int64).T @ whole
+    return sums
+
+
+def add_rows(table: Floats, rows: UserItems) -> Floats:
+    """Sum of the rows of each device's items, (N, k)."""
+    vectors: Floats = (_matrix(rows, len(table), np.float64) @ table.astype(np.float64)).astype(np.float32)
+    return vectors
+
+
+def unit_vectors(vectors: Floats) -> Floats:
+    """Vectors (N, k) at length 1; those of devices without items stay zero."""
+    wide = vectors.astype(np.float64)
+    lengths = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
+    units: Floats = np.divide(wide, lengths, out=np.zeros_like(wide), where=lengths > 0).astype(np.float32)
+    return units
+
+
+def in_units(vectors: Floats) -> Doubles:
+    """Whole numbers: vectors of length 1 in units of 1 / ``UNIT_SCALE``."""
+    return np.rint(vectors.astype(np.float64) * UNIT_SCALE)
+
+
+def coarse(centroids: Floats) -> Floats:
+    """Centroids as they are sent: a byte for each number, in units of the largest over 127."""
+    unit = max(float(np.abs(centroids).max(initial=0.0)), 1e-30) / 127
+    rounded: Floats = (np.rint(centroids / unit) * unit).astype(np.float32)
+    return rounded
+
+
+def nearest(vectors: Floats, centroids: Floats) -> NDArray[np.int32]:
+    """User group of each device (N,): the nearest centroid of (G, c), ties to the lower number. Computed in whole
+    numbers, so that it is the same whoever else is computed with it. vectors: (N, K), K >= c; the first c columns, at
+    length 1, count.
+    """
+    centres = in_units(centroids)
+    squares = (centres * centres).sum(axis=1)
+    found = np.zeros(len(vectors), np.int32)
+    for start in range(0, len(vectors), CHUNK_DEVICES):
+        points = in_units(unit_vectors(vectors[start : start + CHUNK_DEVICES, : centroids.shape[1]]))
+        found[start : start + CHUNK_DEVICES] = (squares - 2.0 * (points @ centres.T)).argmin(axis=1)
+    return found
+
+
+def embeddings(vectors: Floats, group_map: Floats) -> Floats:
+    """User embeddings (N, d) of devices of one user group: their vectors (N, K) times the group's map (K, d)."""
+    largest = float(np.abs(group_map).max(initial=0.0))
+    if largest == 0:
+        return np.zeros((len(vectors), group_map.shape[1]), np.float32)
+    scale = 2.0**MAP_BITS / largest
+    product = in_units(vectors) @ np.rint(group_map.astype(np.float64) * scale)
+    users: Floats = (product / (scale * UNIT_SCALE)).astype(np.float32)
+    return users
+
+
+@dataclass(frozen=True)
+class GroupSums:
+    """Of the devices of each user group: how many (G,), and their vectors of length 1 added up (G, c), in units."""
+
+    sizes: Ints
+    sums: Ints
+
+    def __add__(self, other: GroupSums) -> GroupSums:
+        """Of both sets of devices."""
+        return GroupSums(self.sizes + other.sizes, self.sums + other.sums)
+
+
+def group_sums(vectors: Floats, centroids: Floats) -> GroupSums:
+    """One round of Lloyd's algorithm: devices with a vector (N, K) join their nearest centroid of (G, c)."""
+    count, columns = centroids.shape
+    known = np.flatnonzero(vectors.any(axis=1))
+    groups = nearest(vectors[known], centroids)
+    sums = np.zeros((count, columns), np.int64)
+    points = in_units(unit_vectors(vectors[known, :columns])).astype(np.int64)
+    np.add.at(sums, groups, points)
+    return GroupSums(np.bincount(groups, minlength=count), sums)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of the devices of one user group: how many, their vectors of length 1 added up (K,) in units, their outer
+    products (K, K) in squared units, and how many of them have each item (I,).
+    """
+
+    size: int
+    first: Ints
+    second: Ints
+    items: Ints
+
+    def __add__(self, other: Moments) -> Moments:
+        """Of both sets of devices."""
+        return Moments(
+            self.size + other.size, self.first + other.first, self.second + other.second, self.items + other.items
+        )
+
+
+def group_moments(vectors: Floats, rows: UserItems, num_items: int) -> Moments:
+    """Of devices of one user group: vectors (N, K) of length 1, and their items."""
+    columns = vectors.shape[1]
+    first, second = np.zeros(columns, np.int64), np.zeros((columns, columns), np.int64)
+    for start in range(0, len(vectors), CHUNK_DEVICES):
+        points = in_units(vectors[start : start + CHUNK_DEVICES])
+        first += points.sum(axis=0).astype(np.int64)
+        second += (points.T @ points).astype(np.int64)
+    return Moments(len(vectors), first, second, count_items(rows, num_items))
+
+
+def starting_directions(counts: Ints, columns: int, seed: int) -> Doubles:
+    """(I, min(columns, items that anybody has)) orthonormal at random; zero rows for items that nobody has."""
+    known = np.flatnonzero(counts > 0)
+    random = rng_for(seed, "stage-1").standard_normal((len(known), min(columns, len(known))))
+    directions = np.zeros((len(counts), random.shape[1]))
+    directions[known] = random
+    return orthonormal(directions)
+
+
+def orthonormal(columns: Doubles) -> Doubles:
+    """An orthonormal basis (I, k) of the columns' span, zero columns where they span less."""
+    for _ in range(2):  # the first basis is orthonormal to the square root of the precision, the second to all of it
+        squares, turn = np.linalg.eigh(columns.T @ columns)
+        kept = squares > EMPTY**2 * max(float(squares.max(initial=0.0)), 1e-300)
+        scale = np.zeros(len(squares))
+        scale[kept] = 1.0 / np.sqrt(squares[kept])
+        columns = columns @ (turn * scale)
+    return columns
+
+
+def spectrum(block: Doubles) -> tuple[Doubles, Doubles]:
+    """Left singular vectors (I, k) and singular values (k,), descending, of a block of columns; of what is rounding
+    alone the vectors are zero.
+    """
+    squares, turn = np.linalg.eigh(block.T @ block)
+    values = np.sqrt(np.maximum(squares[::-1], 0.0))
+    scale = np.divide(1.0, values, out=np.zeros_like(values), where=values > EMPTY * max(float(values[0]), 1e-300))
+    vectors = block @ (turn[:, ::-1] * scale)
+    signs = np.where(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(values))] < 0, -1.0, 1.0)
+    return orthonormal_again(vectors * signs), np.where(scale > 0, values, 0.0)
+
+
+def orthonormal_again(vectors: Doubles) -> Doubles:
+    """Columns (I, k) that are orthonormal, or zero, up to rounding: now to the last digits, and hardly moved. One step
+    of Newton's iteration for the nearest orthonormal matrix (Higham, SIAM J. Sci. Stat. Comput. 7(4), 1986).
+    """
+    gram = vectors.T @ vectors
+    return 1.5 * vectors - 0.5 * (vectors @ gram)
+
+
+def blocks_of(passes: int) -> list[int]:
+    """How passes are taken: alone (1) at the start and at the end, in between two at a time (2)."""
+    inner = max(passes - 2, 0)
+    return [1] * min(passes, 1) + [2] * (inner // 2) + [1] * (inner % 2) + [1] * (passes > 1)
+
+
+def filtered(passed: Callable[[Doubles], Doubles], directions: Doubles, cut: float) -> tuple[Doubles, Doubles]:
+    """Two passes as one filter: the Chebyshev polynomial of degree 2 keeps eigenvalues below ``cut`` between -1 and 1
+    and lifts those above as no other of that degree (Zhou, Saad, Tiago and Chelikowsky, "Parallel self-consistent-field
+    calculations via Chebyshev-filtered subspace acceleration", Physical Review E 74, 2006).
+
+    Returns left singular vectors of the filtered directions (I, k), and the eigenvalues that their lengths stand for.
+    """
+    once = 2.0 / cut * passed(directions) - directions
+    length = float(np.sqrt((once * once).sum(axis=0).max()))  # devices' numbers stay within their units
+    block = 2.0 * (2.0 / cut * length * passed(once / length) - once) - directions
+    vectors, lengths = spectrum(block)
+    return vectors, np.where(lengths > 0, cut / 2 * (1.0 + np.sqrt((lengths + 1.0) / 2.0)), 0.0)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What items are in the space of K columns. own: (I, K) what an item of its own adds to a device's vector;
+    scored: (I, K) what a device's vector is multiplied with to score an item.
+    """
+
+    own: Floats
+    scored: Floats
+
+    @staticmethod
+    def of(
+        directions: Doubles, values: Doubles, counts: Ints, *, own_exponent: float, count_exponent: float,
+        value_exponent: float,
+    ) -> Filter:  # fmt: skip
+        """own = D^-own Q lambda^value, scored = D^count Q."""
+        own = inverse_power(counts, own_exponent)[:, None] * directions * spread_of(values, value_exponent)
+        scored = inverse_power(counts, -count_exponent)[:, None] * directions
+        return Filter(own.astype(np.float32), scored.astype(np.float32))
+
+
+def drawn_items(counts: Ints, seed: int, top_n: int = 20) -> tuple[Ints, int]:
+    """Items that validation items are compared with, ascending, and how few of them may rank before one that counts.
+
+    With rank r of I items and M of them drawn, about r M / I rank before it: to be among the first n M / I of the drawn
+    ones stands for being among the first n of all. At least one in ``n`` is drawn: recall among fewer would be bent
+    (Krichene and Rendle, "On sampled metrics for item recommendation", KDD 2020).
+    """
+    known = np.flatnonzero(counts > 0)
+    number = min(len(known), max(len(known) // top_n, LEAST_DRAWN))
+    place = max(1, round(top_n * number / max(len(known), 1)))
+    return np.sort(rng_for(seed, "drawn-items").permutation(known)[:number]), min(place, number)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Filters to choose from: exponents of counts and eigenvalues (C,) each."""
+
+    count_exponents: Doubles
+    value_exponents: Doubles
+
+    @staticmethod
+    def of(count_exponents: Sequence[float], value_exponents: Sequence[float]) -> Shapes:
+        """Every one of these with every one of those."""
+        pairs = [(count, value) for count in count_exponents for value in value_exponents]
+        return Shapes(np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs]))
+
+
+@dataclass(frozen=True)
+class Question:
+    """Which filter ranks your validation items best? directions: (I, K) as passes found them; values: (K,); counts:
+    (I,); drawn, place: of :func:`drawn_items`.
+    """
+
+    directions: Floats
+    values: Doubles
+    counts: Ints
+    shapes: Shapes
+    drawn: Ints
+    place: int
+
+    def answer(self, rows: UserItems, wanted: UserItems, item_exponent: float) -> tuple[Ints, int]:
+        """Under each filter (C,), the share of a device's validation items ``wanted`` (N rows) that outrank all but
+        ``place`` - 1 of the drawn items that it does not have, added up over devices in units of 1 / ``UNIT_SCALE``;
+        and how many devices have any. rows: train items (N rows). Items that nobody trains on are no validation items.
+        """
+        counts, drawn, shapes, place = self.counts, self.drawn, self.shapes, self.place
+        directions = self.directions.astype(np.float64)
+        base = _matrix(rows, len(counts), np.float64) @ (inverse_power(counts, item_exponent)[:, None] * directions)
+        known = wanted.keep(counts[wanted.items] > 0)
+        users, items = known.users(), known.items
+        hidden = (_matrix(rows, len(counts), np.int8) + _matrix(wanted, len(counts), np.int8))[:, drawn].toarray() > 0
+        won = np.zeros(len(shapes.value_exponents), np.int64)
+        for value in np.unique(shapes.value_exponents):
+            vectors = base * spread_of(self.values, value)
+            of_drawn, of_items = vectors @ directions[drawn].T, np.einsum("nk,nk->n", vectors[users], directions[items])
+            for shape in np.flatnonzero(shapes.value_exponents == value):
+                scale = inverse_power(counts, -shapes.count_exponents[shape])
+                scores = np.where(hidden, -np.inf, of_drawn * scale[drawn])
+                best = -np.partition(-scores, place - 1, axis=1)[:, place - 1]
+                wins = np.bincount(users[of_items * scale[items] > best[users]], minlength=rows.num_users)
+                won[shape] = np.rint(wins / np.maximum(known.counts(), 1) * UNIT_SCALE).astype(np.int64).sum()
+        return won, int((known.counts() > 0).sum())
+
+
+def spread_of(values: Doubles, exponent: float) -> Doubles:
+    """Eigenvalues (K,) to a power; 0 for those that are rounding alone."""
+    kept = values > EMPTY * values.max(initial=0.0)
+    return np.where(kept, np.maximum(values, 1e-300) ** exponent, 0.0)
+
+
+@dataclass(frozen=True)
+class GroupStart:
+    """What a user group starts with: its devices' map (K, d), its item table (I, d); size: of the group; items: (I,)
+    how many of its devices have each item; users: (S, d) embeddings drawn from the group's moments, no device's own.
+    """
+
+    map: Floats
+    table: Floats
+    size: int
+    items: Ints
+    users: Floats
+
+
+@dataclass(frozen=True)
+class Compression:
+    """From K columns to the d that a user group needs most: those in which its devices' scores vary most.
+
+    With V (I, K) the scored rows, V^T V = L L^T (Cholesky), C the second moment of the group's vectors and B the
+    leading d eigenvectors of L^T C L: devices take L B to their vectors, the table is V L^-T B. It is the best
+    approximation of rank d to the group's score matrix in the least-squares sense (Eckart and Young, 1936). used:
+    columns of V that are not zero; factor: L of these.
+    """
+
+    scored: Floats
+    used: NDArray[np.int64]
+    factor: Doubles
+
+    @staticmethod
+    def of(scored: Floats) -> Compression:
+        """For scored rows (I, K)."""
+        wide = scored.astype(np.float64)
+        squares = wide.T @ wide
+        used = np.flatnonzero(np.diag(squares) > EMPTY**2 * max(float(np.diag(squares).max(initial=0.0)), 1e-300))
+        squares = squares[np.ix_(used, used)]
+        ridge = 1e-12 * np.trace(squares) / max(len(used), 1)
+        return Compression(scored, used, np.linalg.cholesky(squares + ridge * np.eye(len(used))))
+
+    def group(self, moments: Moments, dim: int, *, num_users: int, rng: np.random.Generator) -> GroupStart:
+        """A user group's start. num_users: S, embeddings to draw."""
+        columns, used = self.scored.shape[1], self.used
+        mean = moments.second[np.ix_(used, used)] / (UNIT_SCALE**2 * max(moments.size, 1))
+        inner = self.factor.T @ mean @ self.factor
+        found = min(dim, len(used))
+        values, turn = scipy.linalg.eigh((inner + inner.T) / 2, subset_by_index=(len(used) - found, len(used) - 1))
+        turn, values = turn[:, ::-1], values[::-1]
+        turn = turn * np.where(turn[np.abs(turn).argmax(axis=0), np.arange(found)] < 0, -1.0, 1.0)
+        values = np.maximum(values, 0.0)
+        # users of length USER_LENGTH and scores that spread by SCORE_SPREAD, root mean square over the group
+        longer = USER_LENGTH / max(float(np.sqrt(values.sum())), 1e-30)
+        values = values * longer**2
+        group_map, narrow = np.zeros((columns, dim)), np.zeros((columns, dim))
+        group_map[used, :found] = longer * (self.factor @ turn)
+        narrow[used, :found] = scipy.linalg.solve_triangular(self.factor, turn, lower=True, trans="T")
+        wide = self.scored @ narrow.astype(np.float32)
+        spread_of_items = wide.std(axis=0, dtype=np.float64)[:found]
+        wide *= np.float32(SCORE_SPREAD / max(float(np.sqrt((values * spread_of_items**2).sum())), 1e-30))
+        middle = (moments.first / (UNIT_SCALE * max(moments.size, 1))) @ group_map
+        # second moments are diagonal in these directions
+        spread = np.zeros((dim, dim))
+        spread[:found, :found] = np.diag(values)
+        spread -= np.outer(middle, middle)
+        scale, basis = np.linalg.eigh(spread)
+        drawn = rng.standard_normal((num_users, dim)) * np.sqrt(np.maximum(scale, 0.0))
+        users = (middle + drawn @ basis.T).astype(np.float32)
+        return GroupStart(group_map.astype(np.float32), wide, moments.size, moments.items, users)
+
+
+__all__ = [
+    "Compression",
+    "Filter",
+    "GroupStart",
+    "GroupSums",
+    "Moments",
+    "Question",
+    "Shapes",
+    "add_rows",
+    "blocks_of",
+    "coarse",
+    "count_items",
+    "drawn_items",
+    "embeddings",
+    "filtered",
+    "group_moments",
+    "group_sums",
+    "nearest",
+    "orthonormal",
+    "pass_sums",
+    "spectrum",
+    "starting_directions",
+    "unit_vectors",
+]

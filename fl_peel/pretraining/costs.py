@@ -1,0 +1,147 @@
+"""What a step of stage 1 takes of a device: bytes, work, memory.
+
+Rows and centroids come a few columns at a time: as many as fit what the device may hold at that moment, besides what
+it keeps of the step itself, so that too little memory costs exchanges first. A device that cannot hold one column sits
+out; it is served all the same, with the table of the user group that is nearest to its items. Its own interactions are
+its data and no part of the budget, here as in refinement.
+
+A pass returns one number a column, and the numbers of the device's rows: what it adds to each of them is the same.
+
+Who hides what it has fetches all rows, of which it keeps its own, and answers with a vector that has a word for
+whatever anybody could have said (:func:`hidden`). The vector goes in parts of as many words as fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Step = Literal["counts", "pass", "choice", "vectors", "groups", "moments", "maps"]
+
+ID_BYTES = 4
+NUMBER_BYTES = 4
+"""Of a row's entry, sent in fp32."""
+CENTROID_BYTES = 1
+"""Of a centroid's entry, see :func:`fl_peel.pretraining.by_sums.coarse`."""
+WORD_BYTES = 8
+"""Of a whole number that is added up."""
+SAMPLE_COLUMNS = 64
+"""Columns of one row whose sum takes about what a training sample takes at embedding dimension 64."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A step. columns: K that it is of; groups: user groups there are; dim: of user embeddings; all_rows: how many a
+    device fetches that does not say which are of its items, 0 where it does.
+    """
+
+    step: Step
+    columns: int = 0
+    groups: int = 0
+    dim: int = 0
+    all_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How devices answer where sums are all that is learned of them: words of a vector; bytes down and up that the
+    protocol takes besides; times that the server is asked.
+    """
+
+    words: int
+    download_bytes: int
+    upload_bytes: int
+    exchanges: int
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of devices (N,): bytes moved, training samples the work is worth, bytes that must be held at least, and how often
+    the server is asked.
+    """
+
+    download_bytes: Ints
+    upload_bytes: Ints
+    samples: Ints
+    least_bytes: Ints
+    exchanges: Ints
+
+
+def cost_of(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
+    """Of devices with that many items (N,) and bytes they may hold (N,)."""
+    nothing = np.zeros_like(items)
+    if asked.step == "counts":
+        return StepCost(nothing, ID_BYTES * items, nothing, nothing, nothing + 1)
+    if asked.step == "moments":
+        kept = nothing + NUMBER_BYTES * asked.columns
+        return StepCost(nothing, ID_BYTES * items + WORD_BYTES * asked.columns, nothing + 1, kept, nothing + 1)
+    ids, kept, up, number = nothing, nothing, nothing, NUMBER_BYTES
+    if asked.step == "pass":
+        rows, ids = items, ID_BYTES * items
+        up = WORD_BYTES * asked.columns + ids
+        column = NUMBER_BYTES * rows + WORD_BYTES
+    elif asked.step == "vectors":
+        rows, ids, kept = items, ID_BYTES * items, nothing + NUMBER_BYTES * asked.columns
+        column = NUMBER_BYTES * rows
+    elif asked.step == "groups":
+        rows, up = nothing + asked.groups, nothing + WORD_BYTES * asked.columns + ID_BYTES
+        column, kept = CENTROID_BYTES * rows, nothing + WORD_BYTES * asked.groups + NUMBER_BYTES * asked.columns
+        number = CENTROID_BYTES
+    else:  # one row of the map for every column of the vector
+        rows = nothing + asked.dim
+        column, kept = NUMBER_BYTES * rows, nothing + NUMBER_BYTES * asked.columns + WORD_BYTES * asked.dim
+    column = np.maximum(column, 1)
+    at_a_time = np.clip((budgets - kept) // column, 1, max(asked.columns, 1))
+    down = ids + number * rows * asked.columns
+    if asked.all_rows and asked.step in ("pass", "vectors"):  # in their order, so that none needs its number
+        down = nothing + number * asked.all_rows * asked.columns
+    return StepCost(
+        down,
+        up,
+        rows * -(-asked.columns // SAMPLE_COLUMNS),
+        kept + column,
+        -(-asked.columns // at_a_time),
+    )
+
+
+def hidden(step: StepCost, answer: Answer, budgets: Ints) -> StepCost:
+    """A step whose answers are vectors for sums alone. A part of the vector, of one word at least, must fit beside what
+    the step needs anyway.
+    """
+    room = np.maximum((budgets - step.least_bytes) // WORD_BYTES, 1)
+    return StepCost(
+        step.download_bytes + answer.download_bytes,
+        np.full_like(budgets, WORD_BYTES * answer.words + answer.upload_bytes),
+        step.samples,
+        step.least_bytes + WORD_BYTES,
+        # the first part comes with the last of what was fetched, and is one of the protocol's own exchanges
+        step.exchanges - 1 + -(-answer.words // room) - 1 + answer.exchanges,
+    )
+
+
+def choice_cost(
+    columns: int, drawn: int, place: int, shapes: int, items: Ints, wanted: Ints, budgets: Ints, all_rows: int = 0
+) -> StepCost:
+    """Of ranking ``wanted`` (N,) validation items among ``drawn`` ones under ``shapes`` filters. items: (N,) on which
+    the device trains, of which it makes its vector. Rows come as many at a time as fit beside that vector, the
+    eigenvalues, and under each filter the scores of the device's items and of the best ``place`` drawn ones. all_rows:
+    as in :class:`Asked`.
+    """
+    rows, row = items + wanted + drawn, NUMBER_BYTES * columns
+    kept = 2 * row + NUMBER_BYTES * shapes * (place + wanted)
+    at_a_time = np.clip((budgets - kept) // row, 1, rows)
+    fetched = np.full_like(rows, all_rows) if all_rows else rows
+    return StepCost(
+        row * (fetched + 1) + ID_BYTES * fetched,
+        np.full_like(items, WORD_BYTES * shapes) + ID_BYTES * (items + wanted),
+        rows * -(-columns // SAMPLE_COLUMNS),
+        kept + row,
+        -(-rows // at_a_time),
+    )
+
+
+__all__ = ["Answer", "Asked", "Step", "StepCost", "choice_cost", "cost_of", "hidden"]

@@ -1,0 +1,340 @@
+"""Stage 1 by sums, from the first count to the tables of the user groups, whoever adds up.
+
+:class:`Sums` is what must be added up over devices. :class:`PooledSums` does so over interactions that one party holds;
+a federation asks its devices. Both give the same numbers, to the last digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from sklearn.cluster import KMeans
+
+from fl_peel.data.interactions import UserItems
+from fl_peel.errors import DataError
+from fl_peel.pretraining.by_sums import (
+    PASS_SCALE,
+    UNIT_SCALE,
+    WIDEST,
+    Compression,
+    Doubles,
+    Filter,
+    Floats,
+    GroupStart,
+    GroupSums,
+    Ints,
+    Moments,
+    Question,
+    Shapes,
+    add_rows,
+    blocks_of,
+    coarse,
+    count_items,
+    drawn_items,
+    filtered,
+    group_moments,
+    group_sums,
+    inverse_power,
+    nearest,
+    orthonormal,
+    pass_sums,
+    spectrum,
+    starting_directions,
+    unit_vectors,
+)
+from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
+from fl_peel.pretraining.train import fixed_threads
+from fl_peel.randomness import rng_for, seed_for
+
+Progress = Callable[[int, int, str], None]
+"""Is told steps done, steps in all, and what the last one was."""
+NUM_DRAWN = 256
+"""Embeddings drawn from a user group's moments, by which its blocks are ranked before any device has ranked."""
+
+
+class Sums(Protocol):
+    """What a server learns of devices in stage 1, and all of it."""
+
+    def counts(self) -> Ints:
+        """How many devices have each item, (I,)."""
+
+    def passed(self, table: Floats) -> Ints:
+        """:func:`fl_peel.pretraining.by_sums.pass_sums` of all devices, (I, k)."""
+
+    def choice(self, question: Question) -> tuple[Ints, int]:
+        """:func:`fl_peel.pretraining.by_sums.Question.answer` of some devices: (C,) and how many answered."""
+
+    def vectors(self, own: Floats) -> None:
+        """Devices make their vector of the rows (I, K) of their items, and keep it."""
+
+    def groups(self, centroids: Floats) -> GroupSums:
+        """:func:`fl_peel.pretraining.by_sums.group_sums` of all devices."""
+
+    def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
+        """:func:`fl_peel.pretraining.by_sums.group_moments` of the devices of each of these user groups."""
+
+
+@dataclass(frozen=True)
+class SpectralStart:
+    """What stage 1 by sums leaves. own: (I, K) rows of which a device makes its vector, whenever it comes; centroids:
+    (G, c) by which it finds its user group; groups: what each starts with; counts: (I,) of items; directions: (I, K),
+    orthonormal; count_exponent, value_exponent: of the filter; chosen: recall among drawn items by which devices chose
+    them, None where none did.
+    """
+
+    own: Floats
+    scored: Floats
+    values: Floats
+    centroids: Floats
+    groups: tuple[GroupStart, ...]
+    counts: Ints
+    directions: Floats
+    count_exponent: float
+    value_exponent: float
+    chosen: float | None
+
+    @property
+    def maps(self) -> Floats:
+        """From a device's vector to its embedding, (G, K, d)."""
+        return np.stack([group.map for group in self.groups])
+
+
+def num_steps(config: SpectralConfig) -> int:
+    """Steps that :func:`run_stage1` tells of; groups may take some more until none is too small."""
+    return 1 + config.passes + config.chooses + 1 + config.group_rounds + 1
+
+
+def run_stage1(
+    sums: Sums,
+    config: SpectralConfig,
+    *,
+    dim: int,
+    num_groups: int,
+    min_size: int,
+    seed: int,
+    given: UserItems | None = None,
+    earlier: Floats | None = None,
+    progress: Progress | None = None,
+) -> SpectralStart:
+    """Counts, passes, vectors, user groups, moments; the same arguments and sums give the same tables.
+
+    given: interactions that the server holds, if any: passes over these alone come first, at no cost to devices.
+    earlier: directions (I, K) that an earlier stage 1 ended with, to go on from.
+
+    Raises:
+        DataError: no device has any item.
+    """
+    done = 0
+
+    def step(text: str) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, num_steps(config), text)
+
+    counts = sums.counts()
+    step("items counted")
+    if not counts.any():
+        raise DataError("stage 1: no device that answered has any item; see fl-peel fleet show, or raise deadlines")
+    with fixed_threads(config.num_threads):
+        directions = _beginning(counts, config, seed, given, earlier)
+    number = 0
+
+    def passed(directions: Doubles) -> Doubles:
+        nonlocal number
+        number += 1
+        found = _passed(sums, directions, counts, config)
+        step(f"pass {number}")
+        return found
+
+    values = np.zeros(0)
+    with fixed_threads(config.num_threads):
+        for size in blocks_of(config.passes):
+            cut = float(values[values > 0].min(initial=np.inf)) if len(values) else np.inf
+            if size == 2 and values[0] <= WIDEST * cut:
+                directions, values = filtered(passed, directions, cut)
+            else:
+                for _ in range(size):
+                    directions, values = spectrum(passed(directions))
+    directions, values = directions[:, : config.columns], values[: config.columns]
+    count_exponent, value_exponent, chosen = _shape(sums, config, directions, values, counts, seed)
+    if config.chooses:
+        step(f"filter chosen, exponents {count_exponent:g} and {value_exponent:g}")
+    with fixed_threads(config.num_threads):
+        shape = Filter.of(
+            directions,
+            values,
+            counts,
+            own_exponent=config.item_exponent,
+            count_exponent=count_exponent,
+            value_exponent=value_exponent,
+        )
+    sums.vectors(shape.own)
+    step("vectors")
+    centroids = _centroids(sums, shape, counts, config, num_groups, min_size, seed, step)
+    groups: list[GroupStart] = []
+    with fixed_threads(1):
+        compression = Compression.of(shape.scored)
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            starts = [
+                pool.submit(
+                    compression.group, moments, dim, num_users=NUM_DRAWN, rng=rng_for(seed, "drawn-users", group)
+                )
+                for group, moments in enumerate(sums.moments(centroids, range(len(centroids))))
+            ]
+            groups = [start.result() for start in starts]
+    step(f"{len(groups)} user groups")
+    return SpectralStart(
+        shape.own,
+        shape.scored,
+        values.astype(np.float32),
+        centroids,
+        tuple(groups),
+        counts,
+        directions.astype(np.float32),
+        count_exponent,
+        value_exponent,
+        chosen,
+    )
+
+
+def _beginning(
+    counts: Ints, config: SpectralConfig, seed: int, given: UserItems | None, earlier: Floats | None
+) -> Doubles:
+    """Where passes begin, orthonormal (I, K): at random, but for what is known already."""
+    directions = starting_directions(counts, config.columns + config.oversampling, seed)
+    if earlier is not None:
+        kept = min(earlier.shape[1], directions.shape[1])
+        directions[:, :kept] = earlier[:, :kept] * (counts > 0)[:, None]
+        return orthonormal(directions)
+    if given is None or not given.num_interactions:
+        return directions
+    mine, random = PooledSums(given, len(counts), config.user_exponent), directions
+    for _ in range(config.passes):
+        directions = orthonormal(_passed(mine, directions, mine.counts(), config))
+    return orthonormal(directions + 1e-3 * random)
+
+
+def _shape(
+    sums: Sums, config: SpectralConfig, directions: Doubles, values: Doubles, counts: Ints,
+    seed: int,
+) -> tuple[float, float, float | None]:  # fmt: skip
+    """The filter's exponents of counts and eigenvalues, and the recall by which devices chose them."""
+    if config.count_exponent is not None and config.value_exponent is not None:
+        return config.count_exponent, config.value_exponent, None
+    shapes = Shapes.of(
+        COUNT_EXPONENTS if config.count_exponent is None else (config.count_exponent,),
+        VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,),
+    )
+    drawn, place = drawn_items(counts, seed)
+    won, answered = sums.choice(Question(directions.astype(np.float32), values, counts, shapes, drawn, place))
+    if not answered:
+        raise DataError("stage 1: no device that was asked has a validation item; set pretraining.count_exponent and "
+                        "value_exponent, or raise pretraining.panel or data.validation_share")  # fmt: skip
+    best = int(won.argmax())
+    return (
+        float(shapes.count_exponents[best]),
+        float(shapes.value_exponents[best]),
+        float(won[best] / UNIT_SCALE / answered),
+    )
+
+
+def _passed(sums: Sums, directions: Doubles, counts: Ints, config: SpectralConfig) -> Doubles:
+    """R~^T R~ of orthonormal directions (I, K)."""
+    scale = inverse_power(counts, config.item_exponent)[:, None]
+    return scale * (sums.passed((scale * directions).astype(np.float32)) / PASS_SCALE)
+
+
+def _centroids(
+    sums: Sums,
+    shape: Filter,
+    counts: Ints,
+    config: SpectralConfig,
+    num_groups: int,
+    min_size: int,
+    seed: int,
+    step: Callable[[str], None],
+) -> Floats:
+    """Lloyd's algorithm from centroids of items, of which the server has vectors already; then, as long as a group is
+    smaller than ``min_size``, the smallest is dissolved: the rule of :func:`fl_peel.grouping.clusters.user_groups`.
+    """
+    columns = min(config.group_columns, shape.own.shape[1])
+    # where each item's devices are: an item's row, seen from a device that has nothing else
+    points = unit_vectors(shape.own[counts > 0, :columns])
+    wanted = min(num_groups, len(np.unique(points, axis=0)))
+    with fixed_threads(1):
+        model = KMeans(wanted, n_init=1, random_state=seed_for(seed, "user-groups") % 2**32)
+        model.fit(points, sample_weight=counts[counts > 0])
+    centroids = coarse(np.asarray(model.cluster_centers_, np.float32))
+    for number in range(1, config.group_rounds + 1):
+        found = sums.groups(centroids)
+        some = found.sizes > 0
+        means = found.sums[some] / UNIT_SCALE / found.sizes[some][:, None]
+        centroids = coarse(means.astype(np.float32))
+        step(f"user groups {number}")
+    while True:
+        sizes = sums.groups(centroids).sizes
+        if len(centroids) == 1 or sizes.min() >= min_size:
+            return centroids
+        allowed = max(1, int(sizes.sum()) // min_size)
+        surplus = max(1, min(int((sizes < min_size).sum()) // 2, len(centroids) - 1), len(centroids) - allowed)
+        # half of those that are too small at once: each round is a round for every device
+        centroids = np.delete(centroids, np.argsort(sizes, kind="stable")[:surplus], axis=0)
+
+
+@dataclass
+class PooledSums:
+    """Over interactions (U rows) that one party holds. validation: of the same users; asked: who chooses the filter in
+    their place, where they have none.
+    """
+
+    rows: UserItems
+    num_items: int
+    user_exponent: float
+    item_exponent: float = 0.5
+    validation: UserItems | None = None
+    asked: Callable[[Question], tuple[Ints, int]] | None = None
+    made: Floats | None = None
+
+    def counts(self) -> Ints:
+        """See :class:`Sums`."""
+        return count_items(self.rows, self.num_items)
+
+    def passed(self, table: Floats) -> Ints:
+        """See :class:`Sums`."""
+        return pass_sums(table, self.rows, self.user_exponent)
+
+    def choice(self, question: Question) -> tuple[Ints, int]:
+        """See :class:`Sums`."""
+        if self.asked is not None:
+            return self.asked(question)
+        assert self.validation is not None, "who chooses has validation items"
+        return question.answer(self.rows, self.validation, self.item_exponent)
+
+    def vectors(self, own: Floats) -> None:
+        """See :class:`Sums`."""
+        self.made = unit_vectors(add_rows(own, self.rows))
+
+    def groups(self, centroids: Floats) -> GroupSums:
+        """See :class:`Sums`."""
+        return group_sums(self._made, centroids)
+
+    def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
+        """See :class:`Sums`."""
+        known = np.flatnonzero(self._made.any(axis=1))
+        found = nearest(self._made[known], centroids)
+        for group in groups:
+            members = known[found == group]
+            yield group_moments(self._made[members], self.rows.select(members), self.num_items)
+
+    @property
+    def _made(self) -> Floats:
+        assert self.made is not None, "vectors come before what is made of them"
+        return self.made
+
+
+__all__ = ["NUM_DRAWN", "PooledSums", "SpectralStart", "Sums", "num_steps", "run_stage1"]

@@ -1,0 +1,101 @@
+"""Is one table better than another for the devices of a user group, beyond noise?
+
+Each device compares the two on its own validation items; what is added up is the difference of its recalls and that
+squared. Groups are small and their effects alike, so each is judged with what the others say: random effects as in
+DerSimonian and Laird, "Meta-analysis in clinical trials" (Controlled Clinical Trials 7(3), 1986). With the same effect
+in all groups this is one decision for everybody; with different ones each group has its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.exchange.columns import Counters, IntArray
+from fl_peel.ranking.top import SUM_SCALE
+
+Doubles = NDArray[np.float64]
+
+
+SURE = 0.95
+"""That groups differ at all, before each has an effect of its own."""
+
+
+@dataclass(frozen=True)
+class PairedSums(Counters):
+    """Over devices, by user group (G,): how many they are; recall with the second table less that with the first, and
+    this squared, in units of 2**-32.
+    """
+
+    devices: IntArray
+    difference: IntArray
+    square: IntArray
+
+    @staticmethod
+    def of(groups: NDArray[np.integer], num_groups: int, difference: Doubles) -> PairedSums:
+        """Of single devices (N,)."""
+        single = PairedSums(
+            np.ones(len(groups), np.int64),
+            np.rint(difference * SUM_SCALE).astype(np.int64),
+            np.rint(difference**2 * SUM_SCALE).astype(np.int64),
+        )
+        return single.by_cell(groups, num_groups)
+
+    def mean(self) -> Doubles:
+        """Mean difference (G,), 0 where there is no device."""
+        return self.difference / SUM_SCALE / np.maximum(self.devices, 1)
+
+    def variance(self) -> Doubles:
+        """Of that mean, (G,); infinite where there is no device. A device's difference is taken to vary within each
+        group as it does within all of them: where most devices see no difference, a small group's own variance says
+        more of its mean than of its noise, and weights that follow it would favour groups in which nothing happened.
+        """
+        count = float(self.devices.sum())
+        within = float((self.square / SUM_SCALE - self.devices * self.mean() ** 2).sum())
+        groups = float((self.devices > 0).sum())
+        spread = max(within, 0.0) / max(count - groups, 1.0)
+        variance: Doubles = np.divide(
+            spread, self.devices, out=np.full(len(self.devices), np.inf), where=self.devices > 0
+        )
+        return variance
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What each user group gains, as it is believed after all have been heard: mean and standard deviation (G,)."""
+
+    mean: Doubles
+    deviation: Doubles
+
+    @staticmethod
+    def of(sums: PairedSums) -> Effects:
+        """By random effects; 0 with no certainty where nobody was heard."""
+        means, variances = sums.mean(), sums.variance()
+        heard = np.isfinite(variances) & (variances > 0)
+        if not heard.any():
+            return Effects(np.zeros_like(means), np.zeros_like(means))
+        m, v = means[heard], variances[heard]
+        weights = 1.0 / v
+        fixed = float((weights * m).sum() / weights.sum())
+        excess = float((weights * (m - fixed) ** 2).sum()) - (len(m) - 1)
+        scale = float(weights.sum() - (weights**2).sum() / weights.sum())
+        # Cochran's Q, about normal for many groups: where they differ no more than chance lets them, the effect is one
+        differ = excess > NormalDist().inv_cdf(SURE) * np.sqrt(2.0 * max(len(m) - 1, 1))
+        between = excess / scale if differ and scale > 0 else 0.0
+        weights = 1.0 / (v + between)
+        common, certainty = float((weights * m).sum() / weights.sum()), 1.0 / float(weights.sum())
+        share = np.zeros_like(means)  # of a group's own mean in what is believed of it
+        share[heard] = between / (v + between)
+        own = np.where(heard, variances, 0.0)
+        deviation = np.sqrt(share**2 * own + (1 - share) ** 2 * (between + certainty))
+        return Effects(share * means + (1 - share) * common, deviation)
+
+    def better(self, confidence: float) -> NDArray[np.bool_]:
+        """Groups (G,) whose gain is above 0 with that confidence, of one side."""
+        return np.asarray(self.mean > NormalDist().inv_cdf(confidence) * self.deviation)
+
+
+__all__ = ["Effects", "PairedSums"]

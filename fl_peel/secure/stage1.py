@@ -1,0 +1,118 @@
+"""What a device says in a step of stage 1, as words of fixed number, so that its length tells nothing.
+
+All are 64 bits wide: products of vectors and passes fill them, and counts are few beside those. A vector is a head, of
+counters and the word that proves the masks gone, and a body of equal units: the columns of a pass, the user groups of
+moments, one for any other step. It may go in parts of some units each, as one stream: masks go on where they were.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.exchange.counters import ClassCounts, ClockCounts
+from fl_peel.pretraining.by_sums import Ints, Moments
+from fl_peel.pretraining.costs import WORD_BYTES, Answer, Step
+from fl_peel.secure.plan import EXCHANGES, DeviceBytes
+from fl_peel.secure.vector import CHECK, Field, VectorLayout
+
+Part = tuple[int, int]
+"""Its first unit, and the one after its last."""
+
+
+@dataclass(frozen=True)
+class StepVector:
+    """Of a step with K columns, G user groups, C filters to choose from, and I items; for classes of devices to count,
+    and a sum over at most so many devices.
+    """
+
+    step: Step
+    columns: int
+    groups: int
+    shapes: int
+    items: int
+    classes: int
+    devices: int
+
+    @property
+    def units(self) -> int:
+        """Of the body."""
+        return {"pass": self.columns, "moments": self.groups}.get(self.step, 1)
+
+    def _body(self, units: int) -> tuple[Field, ...]:
+        if self.step == "counts":
+            return (Field("items", (self.items,), 64),)
+        if self.step == "pass":
+            return (Field("columns", (units, self.items), 64),)
+        if self.step == "choice":
+            return Field("won", (self.shapes,), 64), Field("answered", (1,), 64)
+        if self.step == "groups":
+            return Field("sizes", (self.groups,), 64), Field("sums", (self.groups, self.columns), 64)
+        if self.step == "moments":
+            return (Field("moments", (units, moment_words(self.columns, self.items)), 64),)
+        raise AssertionError(f"devices say nothing in step {self.step}")
+
+    @property
+    def _head(self) -> tuple[Field, ...]:
+        return (
+            Field(CHECK, (1,), 64),
+            Field("classes", (self.classes, len(ClassCounts.names())), 64),
+            Field("clock", (self.classes, len(ClockCounts.names())), 64),
+        )
+
+    def part(self, part: Part) -> VectorLayout:
+        """The words of some units; the first ones come with the head."""
+        first, stop = part
+        return VectorLayout((self._head if first == 0 else ()) + self._body(stop - first), self.devices)
+
+    def start(self, part: Part) -> int:
+        """Bytes of the vector before that part."""
+        return self.part((0, part[0])).num_bytes if part[0] else 0
+
+    @property
+    def words(self) -> int:
+        """Of the whole."""
+        return self.part((0, self.units)).num_bytes // WORD_BYTES
+
+    def parts(self, most_bytes: int) -> list[Part]:
+        """Parts of at most that many bytes, or of one unit."""
+        at_once = max(1, most_bytes * self.units // self.part((0, self.units)).num_bytes)
+        return [(first, min(first + at_once, self.units)) for first in range(0, self.units, at_once)]
+
+
+def answer_of(words: int, neighbours: int) -> Answer:
+    """What it takes a device to say so many words, with masks of so many neighbours."""
+    moved = DeviceBytes.of(neighbours, 0)
+    return Answer(words, moved.download, moved.upload, EXCHANGES)
+
+
+def moment_words(columns: int, items: int) -> int:
+    """Of one user group: its size, the sums of vectors (K,), half of a symmetric matrix (K, K), item counts (I,)."""
+    return 1 + columns + columns * (columns + 1) // 2 + items
+
+
+@lru_cache(maxsize=2)
+def _half(columns: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    upper = np.triu_indices(columns)
+    return upper[0], upper[1]
+
+
+def words_of(moments: Moments) -> Ints:
+    """A user group's moments as words."""
+    half = moments.second[_half(len(moments.first))]
+    return np.concatenate([np.array([moments.size]), moments.first, half, moments.items])
+
+
+def moments_of(words: Ints, columns: int) -> Moments:
+    """Of :func:`words_of`."""
+    upper, second = _half(columns), np.zeros((columns, columns), np.int64)
+    stop = 1 + columns + len(upper[0])
+    second[upper] = words[1 + columns : stop]
+    second.T[upper] = words[1 + columns : stop]
+    return Moments(int(words[0]), words[1 : 1 + columns].copy(), second, words[stop:].copy())
+
+
+__all__ = ["Part", "StepVector", "answer_of", "moment_words", "moments_of", "words_of"]

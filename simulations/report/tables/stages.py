@@ -1,0 +1,108 @@
+"""Stage 1 by federation, and what of the refinement was kept, as tables of text."""
+
+from __future__ import annotations
+
+from simulations.report.tables.view import TableView, format_bytes, format_share
+from strategies.figures.schema import RunResult
+
+STEPS = {
+    "counts": "item counts",
+    "pass": "passes",
+    "choice": "choice of the filter",
+    "vectors": "vectors",
+    "groups": "user groups",
+    "moments": "moments of the groups",
+    "maps": "maps of the groups",
+}
+"""What a reader calls the steps."""
+
+
+def stage1_views(result: RunResult) -> list[TableView]:
+    """What each step took of all devices, and all of them of each class; nothing where the server was alone."""
+    told = result.stage1
+    if told is None:
+        return []
+    steps = tuple(
+        (
+            STEPS.get(row.step, row.step),
+            f"{row.times:,}",
+            f"{row.devices / row.times:,.0f}",
+            f"{row.unavailable / row.times:,.0f}",
+            f"{row.excluded / row.times:,.0f}",
+            f"{row.stragglers / row.times:,.0f}",
+            format_bytes(row.download_bytes),
+            format_bytes(row.upload_bytes),
+            f"{row.virtual_seconds:,.1f}",
+        )
+        for row in told.steps
+    )
+    classes = tuple(
+        (
+            name,
+            f"{row.devices:,}",
+            format_share(row.excluded),
+            format_bytes(row.download_bytes),
+            format_bytes(row.upload_bytes),
+            f"{row.virtual_seconds:,.1f}",
+            f"{row.energy_j:,.1f}",
+        )
+        for name, row in told.classes.items()
+    )
+    note = (
+        f"A device moved {format_bytes(told.bytes_down_mean)} down and {format_bytes(told.bytes_up_mean)} up, on "
+        f"average over all devices, in {told.rounds} rounds. Devices, away, too small and late: on average over a "
+        "step's rounds; those that are not in the sums are served all the same."
+    )
+    per_class = "Too small: share of the rounds in which the device had less memory than the step needs."
+    return [
+        TableView(
+            "Stage 1, nothing collected" if not _share(result) else "Stage 1 by federation",
+            ("step", "rounds", "devices", "away", "too small", "late", "down", "up", "virtual s"),
+            steps,
+            note=note,
+        ),
+        TableView(
+            "Stage 1 by device class",
+            ("device class", "devices", "too small", "down", "up", "virtual s", "energy J"),
+            classes,
+            note=per_class,
+        ),
+    ]
+
+
+def _share(result: RunResult) -> float:
+    """Of what is collected."""
+    share: float = result.scenario.get("pretraining", {}).get("collected", {}).get("share", 1.0)
+    return share
+
+
+def kept_views(result: RunResult) -> list[TableView]:
+    """How many user groups kept how many rounds, and why; nothing where nobody was asked."""
+    told = result.refinement
+    if told is None:
+        return []
+    rows = tuple(
+        (
+            str(row.server_round),
+            f"{row.devices:,}",
+            f"{row.difference:+.4f}",
+            f"{row.standard_error:.4f}",
+            f"{row.accepted:,}",
+            format_bytes(row.download_bytes),
+        )
+        for row in told.comparisons
+    )
+    kept = ", ".join(
+        f"{groups} kept {'none' if rounds == '0' else f'the first {rounds} rounds'}"
+        for rounds, groups in told.rounds_kept.items()
+    )
+    note = (
+        f"Of {told.groups} user groups {kept}. Difference: Recall@20 on validation items of a device as refined, less "
+        "that as kept before, on average over devices, with its standard error; a group keeps what is better beyond "
+        "noise."
+    )
+    columns = ("after round", "devices", "difference", "standard error", "groups that keep it", "down")
+    return [TableView("What of the refinement was kept", columns, rows, note=note)]
+
+
+__all__ = ["kept_views", "stage1_views"]

@@ -1,0 +1,66 @@
+"""User groups as stage 1 by sums leaves them: a table each, and what is known of its blocks."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.data.interactions import UserItems
+from fl_peel.pretraining.by_sums import GroupStart
+from fl_peel.pretraining.stage1 import SpectralStart
+from fl_peel.pretraining.train import fixed_threads
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.weighting.statistics import BlockStatistics
+from strategies.groups.optimizer import ServerOptimizer
+from strategies.groups.start import by_block, shown_in_lists
+from strategies.groups.state import UserGroupState, block_energy
+
+TEMPERATURE = 0.4
+"""Of the local loss, where the scenario gives none: scores spread as far as :mod:`fl_peel.pretraining.by_sums` says."""
+
+
+UNSEEN = 0.03
+"""Of an item's popularity in the group, what is added to its shown rate: it ranks those that no drawn user is shown."""
+
+
+def spectral_states(
+    scenario: Scenario, layout: BlockLayout, start: SpectralStart, num_devices: int
+) -> list[UserGroupState]:
+    """Every user group with its table and statistics, from sums alone. num_devices: of everybody.
+
+    What devices would be shown is estimated from users drawn from the group's moments, less what they have already.
+    """
+    as_numbered = -np.arange(layout.num_blocks, dtype=np.float64)
+    global_popularity = by_block(layout, start.counts / max(num_devices, 1))
+    sizes = np.repeat(layout.group_sizes, layout.num_slices)
+    aggregation, list_length = scenario.refinement.aggregation, scenario.controller.list_length
+
+    def state(group: GroupStart) -> UserGroupState:
+        nothing = UserItems(np.zeros(len(group.users) + 1, np.int64), np.zeros(0, np.int32))
+        everything = rank_blocks(layout, "fp32", as_numbered, group.table)
+        popularity = by_block(layout, group.items)
+        rate = (popularity / max(group.size, 1)).astype(np.float32)
+        shown = shown_in_lists(everything, group.users, nothing, list_length) / sizes / max(len(group.users), 1)
+        statistics = BlockStatistics(
+            popularity=rate,
+            shown=(shown * (1.0 - np.minimum(rate, 1.0)) + UNSEEN * rate).astype(np.float32),
+            global_popularity=global_popularity,
+            loss=np.zeros(layout.num_blocks, np.float32),
+            energy=block_energy(layout, group.table),
+        )
+        return UserGroupState(
+            group.table.copy(),
+            statistics,
+            ServerOptimizer(aggregation.optimizer, aggregation.learning_rate),
+            popularity.astype(np.float64) * sizes,
+            np.full(layout.num_blocks, float(group.size)),
+        )
+
+    with fixed_threads(1), ThreadPoolExecutor(max_workers=2) as pool:
+        return list(pool.map(state, start.groups))
+
+
+__all__ = ["TEMPERATURE", "spectral_states"]

@@ -1,0 +1,105 @@
+"""Which user groups keep what rounds have made of them."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel import wire
+from fl_peel.blocks.ranked import pack_ranking
+from fl_peel.ranking.paired import Effects, PairedSums
+from strategies.groups.state import UserGroupState
+from strategies.nodes.batches import batches
+from strategies.rounds.strategy import PeelStrategy
+
+MESSAGE_BYTES = 64 << 20
+"""Of blocks, in one message to a node."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One comparison. sums: (G,) over devices; effects: (G,) what groups gain; accepted: (G,)."""
+
+    server_round: int
+    sums: PairedSums
+    effects: Effects
+    accepted: NDArray[np.bool_]
+    download_bytes: int
+
+
+@dataclass
+class Keeping:
+    """Compares a strategy's groups with what they kept last, every so many rounds, and takes back what is not better.
+
+    rounds_kept: (G,) of each group so far; comparisons: what was found.
+    """
+
+    strategy: PeelStrategy
+    rounds_kept: NDArray[np.int64] = field(init=False)
+    comparisons: list[Comparison] = field(default_factory=list)
+    _kept: list[UserGroupState] = field(init=False, repr=False)
+    _weights: list[NDArray[np.float64]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        strategy = self.strategy
+        self.rounds_kept = np.zeros(len(strategy.states), np.int64)
+        self._kept = [copy.deepcopy(state) for state in strategy.states]
+        self._weights = strategy.weights(strategy.scenario.selector)
+
+    def after(self, server_round: int) -> None:
+        """Compare if it is time; after the last round, groups go back to what they kept."""
+        refinement = self.strategy.scenario.refinement
+        every, last = refinement.acceptance.every or refinement.rounds, server_round == refinement.rounds
+        if server_round % every == 0 or last:
+            self._compare(server_round)
+        if last:
+            self._go_back()
+
+    def _compare(self, server_round: int) -> None:
+        strategy = self.strategy
+        scenario, states = strategy.scenario, strategy.states
+        weights = strategy.weights(scenario.selector)
+        sums, moved = PairedSums.zeros(len(states)), 0
+        ceilings = strategy.members.ceilings
+        for some in batches(range(len(states)), lambda group: 2 * int(ceilings[group]), MESSAGE_BYTES):
+            request = wire.CompareRequest(
+                strategy.setting,
+                server_round,
+                scenario.blocks.precision,
+                len(states),
+                {group: self._packed(group, self._weights[group], self._kept[group]) for group in some},
+                {group: self._packed(group, weights[group], states[group]) for group in some},
+            )
+            for reply in strategy.nodes.ask(wire.COMPARE, wire.CompareReply, lambda partition, r=request: r):  # type: ignore[misc]
+                sums += reply.sums
+                moved += reply.download_bytes
+        effects = Effects.of(sums)
+        accepted = effects.better(scenario.refinement.acceptance.confidence)
+        self.comparisons.append(Comparison(server_round, sums, effects, accepted, moved))
+        for group in np.flatnonzero(accepted).tolist():
+            self._kept[group], self._weights[group] = copy.deepcopy(states[group]), weights[group]
+        self.rounds_kept[accepted] = server_round
+        self._tell(accepted=np.flatnonzero(accepted))
+
+    def _packed(self, group: int, weights: NDArray[np.float64], state: UserGroupState) -> wire.Arrays:
+        strategy = self.strategy
+        ceiling = int(strategy.members.ceilings[group])
+        return pack_ranking(strategy.layout, strategy.scenario.blocks.precision, weights, state.table, ceiling)
+
+    def _go_back(self) -> None:
+        back = np.flatnonzero(self.rounds_kept < self.strategy.scenario.refinement.rounds)
+        for group in back.tolist():
+            self.strategy.states[group] = self._kept[group]
+        self._tell(restored=back)
+
+    def _tell(self, **groups: NDArray[np.int64]) -> None:
+        nobody = np.zeros(0, np.int64)
+        told = {"accepted": nobody, "restored": nobody} | groups
+        request = wire.KeepRequest(self.strategy.setting, **told)
+        self.strategy.nodes.ask(wire.KEEP, wire.KeepReply, lambda partition: request)
+
+
+__all__ = ["Comparison", "Keeping"]

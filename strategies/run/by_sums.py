@@ -1,0 +1,138 @@
+"""Stage 1 by sums: over what is collected, or over devices, which keep what is theirs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fl_peel import wire
+from fl_peel.disks import device_splits
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.pretraining.stage1 import PooledSums, SpectralStart, run_stage1
+from fl_peel.scenario.scenario import Scenario
+from strategies.figures.schema import Stage1Result
+from strategies.figures.stage1 import stage1_result
+from strategies.groups.spectral import TEMPERATURE, spectral_states
+from strategies.groups.start import make_layout
+from strategies.groups.state import FloatArray, UserGroupState
+from strategies.nodes.members import Members
+from strategies.nodes.nodes import Nodes
+from strategies.run.masked_stage1 import MaskedSums
+from strategies.run.place import Place, Stages
+from strategies.run.prepare import Prepared, check_budgets, given_data
+from strategies.run.stage1 import FederatedSums, SumsRecord
+
+REFIT_PASSES = 2
+"""Of a stage 1 that goes on from the directions of one on a little less data."""
+
+
+@dataclass(frozen=True)
+class BySums(Prepared):
+    """User groups with a table each, and what makes a device's vector one of its group's embeddings."""
+
+    start: SpectralStart
+    num_devices: int
+    records: tuple[SumsRecord, ...]
+
+    @property
+    def steps(self) -> tuple[SumsRecord, ...]:
+        """Of devices."""
+        return self.records
+
+    def chosen(self) -> dict[str, float]:
+        """The filter's exponents; and fewer passes, as the next stage 1 goes on from these directions."""
+        return {
+            "passes": REFIT_PASSES,
+            "count_exponent": self.start.count_exponent,
+            "value_exponent": self.start.value_exponent,
+        }
+
+    def figures(self, members: Members, seconds: float, before: tuple[SumsRecord, ...] = ()) -> Stage1Result | None:
+        """What the steps took of devices."""
+        steps = before + self.steps
+        return stage1_result(steps, self.start, members, seconds) if steps else None
+
+    def states(self, scenario: Scenario) -> list[UserGroupState]:
+        """Every user group with its table, and statistics from the sums alone."""
+        return spectral_states(scenario, self.layout, self.start, self.num_devices)
+
+    def join_request(self, setting: wire.Setting, partition: int, num_nodes: int) -> wire.JoinRequest:
+        """Centroids and maps: a device finds its group and embedding from the vector that it has."""
+        dim = self.layout.embedding_dim
+        nobody = np.zeros(0, np.int64)
+        return wire.JoinRequest(
+            setting,
+            self.layout.item_group,
+            self.start.centroids,
+            np.zeros((0, dim), np.float32),
+            nobody,
+            np.zeros((0, dim), np.float32),
+            nobody.astype(np.int32),
+            self.start.maps,
+        )
+
+
+def sums_of(scenario: Scenario, nodes: Nodes, setting: wire.Setting, num_items: int) -> FederatedSums:
+    """Of the devices of a federation, in the clear or masked."""
+    panel, windows = scenario.pretraining.panel, scenario.pretraining.windows
+    if scenario.secure_aggregation.enabled:
+        return MaskedSums(nodes, setting, num_items, panel, windows, scenario=scenario)
+    return FederatedSums(nodes, setting, num_items, panel, windows)
+
+
+def prepare_by_sums(
+    scenario: Scenario,
+    place: Place,
+    stages: Stages,
+    nodes: Nodes,
+    on_event: OnEvent = silent,
+    earlier: FloatArray | None = None,
+) -> BySums:
+    """Sums -> directions -> user groups with tables, blocks. Devices make their vectors on the way. earlier: directions
+    (I, K) of a stage 1 before, to go on from.
+
+    Raises:
+        DataError: the data set cannot be had, or nobody has any item.
+        EngineError: a node failed, or a step reached nobody.
+        BudgetError: an evaluation budget is below one block.
+    """
+    with stages("data"):
+        splits = device_splits(scenario, place.data_dir, place.run_dir)
+        given, _ = given_data(scenario, splits.train)
+    on_event(Event("data", 1, 1, f"{splits.num_users:,} devices, {splits.num_items:,} items"))
+    pretraining, groups = scenario.pretraining, scenario.user_groups
+    config = pretraining.spectral()
+    setting = wire.Setting(scenario.to_json(), place.data_dir, place.run_dir)
+    federated = sums_of(scenario, nodes, setting, splits.num_items)
+
+    def show(done: int, total: int, text: str) -> None:
+        on_event(Event("pretraining", min(done, total), total, text))
+
+    with stages("pretraining"):
+        start = run_stage1(
+            federated
+            if pretraining.by_devices
+            else PooledSums(given, splits.num_items, config.user_exponent, asked=federated.choice),
+            config,
+            dim=pretraining.embedding_dim,
+            num_groups=groups.count,
+            min_size=groups.min_size,
+            seed=scenario.seed,
+            given=given if pretraining.by_devices else None,
+            earlier=earlier,
+            progress=show,
+        )
+        if pretraining.by_devices:
+            federated.maps(start.own.shape[1])
+        else:
+            federated.vectors(start.own)
+    scored = start.scored[:, : pretraining.embedding_dim]
+    layout = make_layout(scenario, splits.num_items, start.counts, scored)
+    on_event(Event("grouping", 1, 1, f"{len(start.groups)} user groups, {layout.num_blocks:,} blocks"))
+    check_budgets(scenario, layout)
+    steps = tuple(federated.records) if pretraining.by_devices else ()
+    return BySums(layout, TEMPERATURE, start, splits.num_users, steps)
+
+
+__all__ = ["BySums", "prepare_by_sums"]

@@ -1,0 +1,93 @@
+"""Stage 1 on the server alone: tables trained on the interactions that it was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel import wire
+from fl_peel.data.interactions import UserItems
+from fl_peel.disks import device_splits
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.grouping.clusters import UserGroups
+from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
+from fl_peel.pretraining.train import EpochFigures, PretrainedEmbeddings, pretrain
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.training.processor import pretraining_device
+from strategies.groups.start import make_groups, make_layout, starting_states
+from strategies.groups.state import FloatArray, UserGroupState
+from strategies.run.place import Place, Stages
+from strategies.run.prepare import Prepared, check_budgets, given_data
+
+
+@dataclass(frozen=True)
+class Pretrained(Prepared):
+    """One table, an embedding for every user who gave data, user groups of these."""
+
+    given: UserItems
+    has_data: NDArray[np.bool_]
+    pretrained: PretrainedEmbeddings
+    groups: UserGroups
+
+    @property
+    def global_table(self) -> FloatArray:
+        """The table as pretrained, (I, d)."""
+        return self.pretrained.items
+
+    def states(self, scenario: Scenario) -> list[UserGroupState]:
+        """Every user group with its table, and statistics from the collected interactions."""
+        return starting_states(scenario, self.layout, self.pretrained, self.groups, self.given)
+
+    def join_request(self, setting: wire.Setting, partition: int, num_nodes: int) -> wire.JoinRequest:
+        """Embeddings and groups of the devices that gave data; to the others the table, to find theirs."""
+        known = np.flatnonzero(self.has_data)
+        items = self.pretrained.items
+        mine = known[known % num_nodes == partition].astype(np.int64)
+        return wire.JoinRequest(
+            setting,
+            self.layout.item_group,
+            self.groups.centroids,
+            items[:0] if self.has_data.all() else items,
+            mine,
+            self.pretrained.users[mine],
+            self.groups.assignment[mine],
+            np.zeros((0, 0, items.shape[1]), np.float32),
+        )
+
+
+def prepare_collected(scenario: Scenario, place: Place, stages: Stages, on_event: OnEvent = silent) -> Pretrained:
+    """Collected interactions -> pretrained tables -> user groups, item groups, blocks.
+
+    Raises:
+        DataError: the data set cannot be had.
+        BudgetError: an evaluation budget is below one block.
+    """
+    with stages("data"):
+        splits = device_splits(scenario, place.data_dir, place.run_dir)
+        given, has_data = given_data(scenario, splits.train)
+    on_event(Event("data", 1, 1, f"{splits.num_users:,} devices, {splits.num_items:,} items"))
+    config = scenario.pretraining.config()
+
+    def show(figures: EpochFigures) -> None:
+        on_event(Event("pretraining", figures.epoch, config.epochs, f"loss {figures.loss:.4f}"))
+
+    with stages("pretraining"):
+        device = pretraining_device(scenario.engine.device)
+        key = pretraining_key(given, splits.num_items, config, scenario.seed, device)
+        kept = read_tables(Path(place.cache_dir), key) if place.cache_dir else None
+        pretrained = kept or pretrain(given, splits.num_items, config, seed=scenario.seed, device=device, progress=show)
+        if place.cache_dir and kept is None:
+            write_tables(Path(place.cache_dir), key, pretrained)
+    on_event(Event("pretraining", config.epochs, config.epochs, "kept from an earlier run" if kept else ""))
+    with stages("grouping"):
+        groups = make_groups(scenario, pretrained, has_data)
+        layout = make_layout(scenario, splits.num_items, given.popularity(splits.num_items), pretrained.items)
+    on_event(Event("grouping", 1, 1, f"{groups.num_groups} user groups, {layout.num_blocks:,} blocks"))
+    check_budgets(scenario, layout)
+    return Pretrained(layout, pretrained.temperature, given, has_data, pretrained, groups)
+
+
+__all__ = ["Pretrained", "prepare_collected"]

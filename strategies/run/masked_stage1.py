@@ -1,0 +1,267 @@
+"""Stage 1 by federation under secure aggregation: the server learns what all devices of a step add up to, no more.
+
+A step is one group of all devices that are there in one of its windows. It takes the exchanges of a round of refinement
+(:mod:`strategies.rounds.masked`): keys, sealed shares, masked vectors, opened shares. Unlike a round, no step can be
+left out: one that too few devices last out ends the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import add
+from typing import ClassVar, cast
+
+import numpy as np
+
+from fl_peel import wire
+from fl_peel.errors import SecureAggregationError
+from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts
+from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question
+from fl_peel.pretraining.costs import Step
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.secure.masks import Words
+from fl_peel.secure.stage1 import Part, StepVector, moments_of
+from fl_peel.secure.unmask import Mask, added, without
+from fl_peel.secure.vector import CHECK, Values
+from strategies.rounds.masked_group import AnnouncedKeys, BoolArray, SecureGroup
+from strategies.run.stage1 import FederatedSums, SumsRecord
+
+PART_BYTES = 4 << 20
+"""Of a vector, in one message: what a node holds of one device at a time."""
+
+Inboxes = dict[int, wire.Inbox]
+Request = Callable[[Part, Inboxes], object]
+"""For a part of the vector, with what neighbours sealed for the devices of a node."""
+
+
+@dataclass
+class MaskedSums(FederatedSums):
+    """:class:`fl_peel.pretraining.stage1.Sums` of devices that mask what they say.
+
+    Devices make vectors and fetch maps as in the clear, where they answer nothing; of a table, they fetch all rows.
+    """
+
+    scenario: Scenario = field(kw_only=True)
+    all_rows: ClassVar[bool] = True
+    _steps: int = 0
+
+    def counts(self) -> Ints:
+        """How many devices have each item, (I,)."""
+        (found,) = self._added(*self._told("counts"))
+        return found["items"]
+
+    def passed(self, table: Floats) -> Ints:
+        """What a pass returns, (I, K): some columns a message."""
+        found = self._added(*self._told("pass", table.shape[1], table=table))
+        return np.ascontiguousarray(np.concatenate([part["columns"] for part in found]).T)
+
+    def choice(self, question: Question) -> tuple[Ints, int]:
+        """Which filter some devices prefer: (C,), and how many answered."""
+        told, _ = self._told(
+            "choice",
+            len(question.values),
+            panel=self.panel,
+            drawn=len(question.drawn),
+            place=question.place,
+            shapes=len(question.shapes.value_exponents),
+        )
+
+        def request(part: Part, secure: Inboxes) -> wire.SecureChoiceRequest:
+            return wire.SecureChoiceRequest(
+                self.setting,
+                told.time,
+                told.panel,
+                question.place,
+                question.directions,
+                question.values,
+                question.counts,
+                question.shapes.count_exponents,
+                question.shapes.value_exponents,
+                question.drawn,
+                server_round=told.server_round,
+                secure=secure,
+            )
+
+        (found,) = self._added(told, request, wire.SECURE_CHOICE)
+        return found["won"], int(found["answered"][0])
+
+    def groups(self, centroids: Floats) -> GroupSums:
+        """One round of Lloyd's algorithm."""
+        (found,) = self._added(*self._told("groups", centroids.shape[1], centroids=centroids))
+        return GroupSums(found["sizes"], found["sums"])
+
+    def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterator[Moments]:
+        """Of the user groups, one after the other; as many in a message as a reply may hold."""
+        assert list(groups) == list(range(len(centroids))), "a device says which group is its own by zeros for the rest"
+        for part in self._added(*self._told("moments", self._columns, centroids=centroids)):
+            for words in part["moments"]:
+                yield moments_of(words, self._columns)
+
+    def _told(
+        self,
+        step: Step,
+        columns: int = 0,
+        *,
+        table: Floats | None = None,
+        centroids: Floats | None = None,
+        **choice: int,
+    ) -> tuple[wire.SecureStepRequest, Request]:
+        """What devices are told of the next step before it begins, and then."""
+        self._time += self.windows
+        self._steps += 1
+        centres = np.zeros((0, 0), np.float32) if centroids is None else centroids
+        told = wire.SecureStepRequest(self.setting, -self._steps, self._time, step, columns, len(centres), **choice)
+
+        def request(part: Part, secure: Inboxes) -> wire.SecureSumsRequest:
+            first, stop = part
+            return wire.SecureSumsRequest(
+                self.setting,
+                step,
+                columns,
+                told.time,
+                first == 0,
+                first,
+                np.zeros((0, 0), np.float32) if table is None else np.ascontiguousarray(table[:, first:stop]),
+                centres,
+                np.arange(first, stop if step == "moments" else first),
+                all_rows=self.all_rows,
+                server_round=told.server_round,
+                secure=secure,
+            )
+
+        return told, request
+
+    def _added(self, told: wire.SecureStepRequest, request: Request, kind: str = wire.SECURE_SUMS) -> list[Values]:
+        """A step: the sums over all devices that stayed, by part of the vector.
+
+        Raises:
+            SecureAggregationError: too few of them did.
+        """
+        one, clock = self._begin(told)
+        vector = StepVector(
+            cast(Step, told.step),
+            told.columns,
+            told.groups,
+            told.shapes,
+            self.num_items,
+            len(clock.sampled),
+            len(one.devices),
+        )
+        parts = vector.parts(PART_BYTES)
+        replies: dict[int, list[wire.SecureSumsReply]] = {partition: [] for partition in range(len(self.nodes.ids))}
+        for part in parts:
+            found = self._sent(kind, one, part, request, replies)
+            # a node that fails has dropped out with all of its devices, whatever it sent before
+            replies = {partition: [*replies[partition], reply] for partition, reply in found.items()}
+        survived = np.isin(one.devices, [device for each in replies.values() for device in each[0].sum.devices])
+        masks = self._opened(told, one, survived, clock)
+        sums = []
+        for number, part in enumerate(parts):
+            words = (Words(each[number].sum.narrow, each[number].sum.wide) for each in replies.values())
+            sums.append(vector.part(part).values(without(added(words), masks, vector.start(part))))
+        if sums[0].pop(CHECK).tolist() != [survived.sum()]:
+            raise SecureAggregationError(
+                f"secure aggregation, stage 1, {told.step}: masks are left in the sum; a device masked its vector with "
+                "other keys than it announced"
+            )
+        self._remember(told, clock, sums[0], [each[0] for each in replies.values()])
+        return sums
+
+    def _begin(self, told: wire.SecureStepRequest) -> tuple[SecureGroup, ClockCounts]:
+        """Who takes part is settled: they have announced keys and shared their secrets."""
+        announced = list(self.nodes.ask_some(wire.SECURE_STEP, wire.SecureKeysReply, lambda _: told).values())
+        if not announced:
+            raise self._too_few(told, "no node answered, the log says why", None)
+        clock = reduce(add, (reply.clock for reply in announced))
+        devices = np.concatenate([reply.devices for reply in announced])
+        order = np.argsort(devices)
+        channel, mask = (
+            np.concatenate([getattr(reply, name) for reply in announced])[order]
+            for name in ("channel_keys", "mask_keys")
+        )
+        least = self.scenario.secure_aggregation.min_devices
+        if len(devices) < least:
+            over = wire.SecureUnmaskRequest(self.setting, told.server_round, {})
+            self.nodes.ask_some(wire.SECURE_UNMASK, wire.SecureUnmaskReply, lambda _: over)  # keys are forgotten
+            raise self._too_few(
+                told, f"{len(devices)} devices announced keys, secure_aggregation.min_devices is {least}", clock
+            )
+        keys = AnnouncedKeys(devices[order], channel, mask)
+        one = SecureGroup.of(self.scenario, told.server_round, wire.EVERYBODY, keys)
+
+        def shares(partition: int) -> wire.SecureSharesRequest | None:
+            here = self._hosted(one, partition)
+            groups = {wire.EVERYBODY: one.directory(here)}
+            return wire.SecureSharesRequest(self.setting, told.server_round, groups) if here.any() else None
+
+        shared = self.nodes.ask_some(wire.SECURE_SHARES, wire.SecureSharesReply, shares).values()
+        return one.with_shares(reply.groups[wire.EVERYBODY] for reply in shared), clock
+
+    def _sent(
+        self, kind: str, one: SecureGroup, part: Part, request: Request, nodes: dict[int, list[wire.SecureSumsReply]]
+    ) -> dict[int, wire.SecureSumsReply]:
+        """A part of the vectors, of the nodes that have sent all before it."""
+
+        def content(partition: int) -> object | None:
+            here = one.shared & self._hosted(one, partition)
+            if partition not in nodes or not here.any():
+                return None
+            return request(part, {wire.EVERYBODY: one.inbox(here)} if part[0] == 0 else {})
+
+        return self.nodes.ask_some(kind, wire.SecureSumsReply, content)
+
+    def _opened(
+        self, told: wire.SecureStepRequest, one: SecureGroup, survived: BoolArray, clock: ClockCounts
+    ) -> list[Mask]:
+        """The masks that are left in the sum over ``survived`` (M,). Devices forget the step, whatever comes of it."""
+        why = one.why_void(survived)
+
+        def questions(partition: int) -> wire.SecureUnmaskRequest | None:
+            hosted = self._hosted(one, partition)
+            here = hosted & survived
+            groups = {} if why is not None or not here.any() else {wire.EVERYBODY: one.questions(here, survived)}
+            return wire.SecureUnmaskRequest(self.setting, told.server_round, groups) if hosted.any() else None
+
+        replies = self.nodes.ask_some(wire.SECURE_UNMASK, wire.SecureUnmaskReply, questions).values()
+        if why is None:
+            contents = [reply.groups[wire.EVERYBODY] for reply in replies if reply.groups]
+            answered = np.isin(one.devices, [device for content in contents for device in content.devices])
+            why = one.why_void(survived, answered)
+        if why is not None:
+            raise self._too_few(told, why, clock)
+        if not self.scenario.secure_aggregation.masked:
+            return []
+        return one.masks_left(told.server_round, survived, contents)
+
+    def _remember(
+        self, told: wire.SecureStepRequest, clock: ClockCounts, sums: Values, replies: list[wire.SecureSumsReply]
+    ) -> None:
+        """What the step took: of those in the sum as words of it, of the others as the simulation knows."""
+        classes = reduce(add, (reply.classes for reply in replies), ClassCounts.unstacked(sums.pop("classes")))
+        clock = reduce(add, (reply.clock for reply in replies), clock + ClockCounts.unstacked(sums.pop("clock")))
+        counts = replace(RoundCounts.nothing(len(clock.sampled)), classes=classes, clock=clock)
+        waits = np.max([reply.waits_us for reply in replies], axis=0)
+        self.records.append(SumsRecord(cast(Step, told.step), counts, int(waits.sum()) / 1e6))
+
+    def _hosted(self, one: SecureGroup, partition: int) -> BoolArray:
+        """Which of the devices (M,) the node of a partition hosts."""
+        return np.asarray(one.devices % len(self.nodes.ids) == partition)
+
+    def _too_few(self, told: wire.SecureStepRequest, why: str, clock: ClockCounts | None) -> SecureAggregationError:
+        asked = ""
+        if clock is not None:
+            total = clock.total()
+            asked = (
+                f" (of {int(total.sampled)} that were asked {int(total.unavailable)} were away, "
+                f"{int(total.excluded)} had too little memory)"
+            )
+        panel = ", pretraining.panel" if told.panel else ""
+        return SecureAggregationError(
+            f"secure aggregation, stage 1, {told.step}: {why}{asked}; raise pretraining.windows or deadline_s{panel}, "
+            "or secure_aggregation.neighbours, lower secure_aggregation.min_devices or threshold, or take another fleet"
+        )
+
+
+__all__ = ["MaskedSums"]

@@ -1,0 +1,80 @@
+"""Choose on validation items, then refit on train and validation items together: ``data.refit``.
+
+What is chosen: the filter of spectral pretraining, the controller, and how many rounds of refinement are kept. The last
+stage 1 and those rounds take validation items for train items; nothing is left to choose on, and nothing is chosen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.weighting.controller import Controller
+from strategies.nodes.members import Members
+from strategies.nodes.nodes import Nodes
+from strategies.rounds.keeping import Keeping
+from strategies.rounds.record import RoundRecord
+from strategies.run.place import Place, Stages
+from strategies.run.prepare import Prepared
+from strategies.run.preparing import prepare
+from strategies.run.refinement import Refiner
+from strategies.run.stage1 import SumsRecord
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What was chosen. scenario: of the refit; controller: as it was trained; the rest: what choosing took."""
+
+    scenario: Scenario
+    controller: Controller
+    keeping: Keeping | None
+    records: tuple[RoundRecord, ...]
+    prepared: Prepared
+
+    @property
+    def steps(self) -> tuple[SumsRecord, ...]:
+        """Of devices in stage 1."""
+        return self.prepared.steps
+
+
+def rehearse(
+    grid: Grid, scenario: Scenario, place: Place, nodes: Nodes, stages: Stages, on_event: OnEvent = silent
+) -> Rehearsal:
+    """Run both stages on train items, measure on validation items alone, and say what to refit with."""
+    prepared = prepare(scenario, place, stages, nodes, on_event)
+    refiner = Refiner(grid, place, prepared, nodes, on_event)
+    with stages("joining"):
+        strategy = refiner.joined(scenario, None)
+    with stages("refinement"):
+        keeping = refiner.refine(strategy)
+    rounds = scenario.refinement.rounds if keeping is None else kept_by_most(keeping, strategy.members)
+    on_event(Event("refinement", 1, 1, f"refit with {rounds} rounds"))
+    return Rehearsal(
+        refitting(scenario, prepared, rounds), strategy.controller, keeping, tuple(strategy.rounds), prepared
+    )
+
+
+def kept_by_most(keeping: Keeping, members: Members) -> int:
+    """Rounds of refinement that the median device kept; the refit has user groups of its own."""
+    return int(np.median(keeping.rounds_kept[members.groups])) if len(members.groups) else 0
+
+
+def refitting(scenario: Scenario, prepared: Prepared, rounds: int) -> Scenario:
+    """The scenario of the refit: everything that was chosen is said."""
+    acceptance = scenario.refinement.acceptance.model_copy(update={"rule": "always"})
+    parts = {
+        "data": {"validation_share": 0.0, "refit": False},
+        "pretraining": prepared.chosen(),
+        "refinement": {"rounds": rounds, "acceptance": acceptance},
+        "controller": {"every": rounds + 1},  # no validation items, no signals
+        "fairness": {"tiers": ()},  # that are chosen on validation items
+    }
+    changed = {name: getattr(scenario, name).model_copy(update=part) for name, part in parts.items()}
+    return scenario.model_copy(update=changed)
+
+
+__all__ = ["Rehearsal", "kept_by_most", "refitting", "rehearse"]

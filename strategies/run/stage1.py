@@ -1,0 +1,181 @@
+"""Stage 1 by federation: sums over devices, a step at a time, and what each step took of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel import wire
+from fl_peel.errors import EngineError
+from fl_peel.exchange.counters import RoundCounts
+from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question
+from fl_peel.pretraining.costs import Step
+from strategies.nodes.nodes import Nodes
+
+COLUMNS = 128
+"""Of a table, in one message to a node: 20 MB of 40,000 rows."""
+MOMENT_BYTES = 64 << 20
+"""Of second moments, in one reply of a node."""
+
+
+@dataclass(frozen=True)
+class SumsRecord:
+    """What one step took of devices, and whom it reached. classes, clock: see :class:`RoundCounts`."""
+
+    step: Step
+    counts: RoundCounts
+    virtual_seconds: float
+
+
+@dataclass
+class FederatedSums:
+    """:class:`fl_peel.pretraining.stage1.Sums` of the devices of a federation.
+
+    records: of the steps so far, one after the other on the virtual clock; windows: rounds that each lasts;
+    panel: devices that choose the filter, about.
+    """
+
+    nodes: Nodes
+    setting: wire.Setting
+    num_items: int
+    panel: int
+    windows: int
+    records: list[SumsRecord] = field(default_factory=list)
+    all_rows: ClassVar[bool] = False
+    """Whether devices fetch all rows of a table, or those of their items."""
+    _time: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._time = 1 - self.windows  # the first step begins with the first round
+
+    def counts(self) -> Ints:
+        """How many devices have each item, (I,)."""
+        self._time += self.windows
+        return np.asarray(self._total(self._asked("counts")[wire.EVERYBODY], "items"))
+
+    def passed(self, table: Floats) -> Ints:
+        """What a pass returns, (I, K): some columns a message."""
+        self._time += self.windows
+        sums = np.zeros(table.shape, np.int64)
+        for first in range(0, table.shape[1], COLUMNS):
+            part = np.ascontiguousarray(table[:, first : first + COLUMNS])
+            replies = self._asked("pass", table.shape[1], first=first, table=part)
+            sums[:, first : first + COLUMNS] = self._total(replies[wire.EVERYBODY], "first")
+        return sums
+
+    def choice(self, question: Question) -> tuple[Ints, int]:
+        """Which filter some devices prefer: (C,), and how many answered."""
+        self._time += self.windows
+        request = wire.ChoiceRequest(
+            self.setting,
+            self._time,
+            self.panel,
+            question.place,
+            question.directions,
+            question.values,
+            question.counts,
+            question.shapes.count_exponents,
+            question.shapes.value_exponents,
+            question.drawn,
+        )
+        replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: request)
+        self._record("choice", replies, alone=True)
+        return np.sum([reply.won for reply in replies], axis=0), sum(reply.answered for reply in replies)
+
+    def vectors(self, own: Floats) -> None:
+        """Devices make their vectors."""
+        self._time += self.windows
+        for first in range(0, own.shape[1], COLUMNS):
+            self._asked(
+                "vectors", own.shape[1], first=first, table=np.ascontiguousarray(own[:, first : first + COLUMNS])
+            )
+        self._columns = own.shape[1]
+
+    def groups(self, centroids: Floats) -> GroupSums:
+        """One round of Lloyd's algorithm."""
+        self._time += self.windows
+        replies = self._asked("groups", centroids.shape[1], centroids=centroids)[wire.EVERYBODY]
+        return GroupSums(self._total(replies, "sizes"), self._total(replies, "first"))
+
+    def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterator[Moments]:
+        """Of the user groups, one after the other; as many in a message as a reply may hold."""
+        self._time += self.windows
+        at_once = max(1, MOMENT_BYTES // (8 * self._columns**2))
+        for start in range(0, len(groups), at_once):
+            some = np.array(groups[start : start + at_once], np.int64)
+            # the first message says what the step takes, whatever groups it is of
+            found = self._asked("moments", self._columns, first=start, centroids=centroids, groups=some)
+            for group in some.tolist():
+                parts = [Moments(int(part.sizes[0]), part.first, part.second, part.items) for part in found[group]]
+                total = parts[0]
+                for part in parts[1:]:
+                    total = total + part
+                yield total
+
+    def maps(self, columns: int) -> None:
+        """Devices fetch the map of their user group, as they join; counted here."""
+        self._time += self.windows
+        self._asked("maps", columns)
+
+    _columns: int = 0
+
+    def _asked(
+        self,
+        step: Step,
+        columns: int = 0,
+        *,
+        first: int = 0,
+        table: Floats | None = None,
+        centroids: Floats | None = None,
+        groups: NDArray[np.int64] | None = None,
+    ) -> dict[int, list[wire.GroupSum]]:
+        """The nodes' sums by user group."""
+        request = wire.SumsRequest(
+            self.setting,
+            step,
+            columns,
+            self._time,
+            first == 0,
+            first,
+            np.zeros((0, 0), np.float32) if table is None else table,
+            np.zeros((0, 0), np.float32) if centroids is None else centroids,
+            np.zeros(0, np.int64) if groups is None else groups,
+            all_rows=self.all_rows,
+        )
+        replies = self.nodes.ask(wire.SUMS, wire.SumsReply, lambda partition: request)
+        if first == 0:
+            self._record(step, replies)
+        found: dict[int, list[wire.GroupSum]] = {}
+        for reply in replies:
+            for group, sums in reply.sums.items():
+                found.setdefault(group, []).append(sums)
+        return found
+
+    def _record(self, step: Step, replies: Sequence[wire.SumsReply | wire.ChoiceReply], *, alone: bool = False) -> None:
+        """Remember what a step took. alone: it goes on without anybody, too."""
+        counts = reduce(add, (reply.counts for reply in replies))
+        waits = np.max([reply.waits_us for reply in replies], axis=0)
+        if not alone and not counts.classes.devices.any():
+            clock = counts.clock.total()
+            raise EngineError(
+                f"stage 1, {step}: of {int(clock.sampled)} devices {int(clock.unavailable)} were away, "
+                f"{int(clock.excluded)} had too little memory, {int(clock.stragglers)} were late, none was left; raise "
+                "pretraining.deadline_s, or take another fleet"
+            )
+        self.records.append(SumsRecord(step, counts, int(waits.sum()) / 1e6))
+
+    @staticmethod
+    def _total(sums: list[wire.GroupSum], name: str) -> Ints:
+        total: Ints = np.array(getattr(sums[0], name))
+        for part in sums[1:]:
+            total += getattr(part, name)
+        return total
+
+
+__all__ = ["FederatedSums", "SumsRecord"]

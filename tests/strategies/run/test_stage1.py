@@ -1,0 +1,271 @@
+"""Stage 1 by federation on the real messages: equal to pooled data, with devices away, late and small."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from clients.node.cohort import open_cohort
+from fl_peel import wire
+from fl_peel.disks import device_splits
+from fl_peel.errors import DataError, EngineError
+from fl_peel.pretraining.stage1 import PooledSums, run_stage1
+from fl_peel.scenario.scenario import Scenario
+from strategies.nodes.nodes import Nodes
+from strategies.run.by_sums import BySums
+from strategies.run.joining import join
+from strategies.run.place import Place, Stages
+from strategies.run.preparing import prepare
+from tests.helpers.loopback import LoopbackGrid
+from tests.helpers.root import ROOT
+from tests.simulations.test_run import figures, served
+
+SPECTRAL = {
+    "model": "spectral",
+    "source": "devices",
+    "columns": 12,
+    "passes": 4,
+    "group_columns": 6,
+    "group_rounds": 4,
+    "windows": 1,
+    "count_exponent": 0.4,
+    "value_exponent": 0.1,
+    "collected": {"share": 0},
+}
+AT_HOME = """
+profiles:
+  - {name: small, population_share: 0.5, memory: {table_share: 0.6}}
+  - {name: large, population_share: 0.5, memory: {table_share: 1.0}}
+"""
+
+
+@pytest.fixture
+def scenario(tiny_scenario, tmp_path) -> Scenario:
+    """Nothing is collected; every device is always there."""
+    (tmp_path / "home.yaml").write_text(AT_HOME)
+    return changed(tiny_scenario, pretraining=SPECTRAL, fleet=str(tmp_path / "home.yaml"))
+
+
+def changed(scenario: Scenario, **parts) -> Scenario:
+    content = scenario.model_dump(mode="json")
+    for key, part in parts.items():
+        content[key] = content[key] | part if isinstance(part, dict) else part
+    return Scenario.model_validate(content)
+
+
+def prepared(scenario, folder, nodes=2) -> tuple[BySums, Nodes, Place, LoopbackGrid]:
+    grid, place = LoopbackGrid(nodes), Place("", str(folder))
+    connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
+    result = prepare(scenario, place, Stages(), connected)
+    assert isinstance(result, BySums)
+    return result, connected, place, grid
+
+
+def test_pooled_equals_federated_on_1_2_or_8_nodes(scenario, tmp_path):
+    train = device_splits(scenario, "", str(tmp_path / "data")).train
+    config = scenario.pretraining.spectral()
+    pooled = run_stage1(PooledSums(train, 59, config.user_exponent), config, dim=8, num_groups=2, min_size=4, seed=0)
+    for nodes in (1, 2, 8):
+        start = prepared(scenario, tmp_path / str(nodes), nodes)[0].start
+        assert (start.own == pooled.own).all()
+        assert (start.centroids == pooled.centroids).all()
+        assert (start.maps == pooled.maps).all()
+        assert all((one.table == two.table).all() for one, two in zip(start.groups, pooled.groups, strict=True))
+
+
+def test_planted_groups_are_recovered_with_nothing_collected(scenario, tmp_path):
+    start, nodes, place, grid = prepared(scenario, tmp_path / "run")
+    members = join(scenario, place, start, nodes)
+    taste = members.devices // 20
+    assert len(np.unique(taste * 2 + members.groups)) == 2, "user u belongs to taste u // 20"
+    for group, state in enumerate(start.states(scenario)):
+        own = taste[members.groups == group][0]
+        popular = np.argsort(-state.statistics.popularity.reshape(-1, 2)[:, 0])[:3]
+        items = np.flatnonzero(np.isin(start.layout.item_group, popular))
+        assert (items // 30 == own).mean() > 0.9
+    # no message says what one device has but by sums, and joining says the group alone
+    replies = [record for kind, record in grid.crossed if kind == f"reply to {wire.JOIN}"]
+    assert {name for reply in replies for name in reply.array_records["arrays"]} == {"devices", "groups", "ceilings"}
+
+
+def test_a_whole_run_is_the_same_on_1_2_or_8_nodes_and_ranks_well(scenario, tmp_path):
+    results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 2, 8)]
+    assert figures(results[0]) == figures(results[1]) == figures(results[2])
+    told = results[0].stage1
+    assert told.rounds == 1 + 4 + 1 + 4 + 1 + 1 + 1  # counts, passes, vectors, groups and their sizes, moments, maps
+    assert told.devices == 40
+    assert told.epsilon is None
+    assert results[0].full_table.globally is None
+    assert results[0].full_table.start.recall > 0.65  # by chance 20 of 50 would be 0.4
+
+
+def test_bytes_are_those_of_the_items_and_columns(scenario, tmp_path):
+    result, _ = served(scenario, tmp_path / "run")
+    splits = device_splits(scenario, "", str(tmp_path / "run"))
+    items, width = splits.train.num_interactions, min(12 + 32, int((splits.train.popularity(59) > 0).sum()))
+    steps = {step.step: step for step in result.stage1.steps}
+    assert steps["counts"].upload_bytes == 4 * items
+    assert steps["pass"].times == 4
+    assert steps["pass"].download_bytes == 4 * (items * (4 + 4 * width))
+    assert steps["pass"].upload_bytes == 4 * (40 * 8 * width + 4 * items)
+    assert steps["vectors"].download_bytes == items * (4 + 4 * 12)
+    assert steps["moments"].upload_bytes == 40 * 8 * 12 + 4 * items
+    total = sum(step.upload_bytes for step in result.stage1.steps)
+    assert result.stage1.bytes_up_mean == pytest.approx(total / 40)
+
+
+AWAY = """
+profiles:
+  - name: often
+    population_share: 0.5
+    memory: {table_share: 1.0}
+    availability: {probability: 0.5}
+  - {name: always, population_share: 0.5, memory: {table_share: 1.0}}
+"""
+
+
+def fleet(tmp_path, text: str) -> str:
+    (tmp_path / "other.yaml").write_text(text)
+    return str(tmp_path / "other.yaml")
+
+
+def test_devices_that_are_away_are_left_out_and_served(scenario, tmp_path):
+    scenario = changed(scenario, fleet=fleet(tmp_path, AWAY))
+    results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
+    assert figures(results[0]) == figures(results[1])
+    told = results[0].stage1
+    assert 20 < told.devices < 40
+    assert all(step.devices + step.unavailable == 40 * step.times for step in told.steps)
+    assert results[0].budgets[0].devices == 40
+    assert results[0].full_table.start.recall > 0.6
+
+
+def test_more_windows_hear_more_devices_each_once(scenario, tmp_path):
+    """With a half always there and a half every other time, 3 windows miss an eighth of the latter."""
+    scenario = changed(scenario, fleet=fleet(tmp_path, AWAY), pretraining={"windows": 3})
+    results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
+    assert figures(results[0]) == figures(results[1])
+    told = results[0].stage1
+    assert told.virtual_seconds == results[1].stage1.virtual_seconds
+    away = sum(step.unavailable for step in told.steps) / sum(step.devices + step.unavailable for step in told.steps)
+    assert 0.03 < away < 0.1
+    assert all(step.devices + step.unavailable == 40 * step.times for step in told.steps)
+
+
+def test_a_device_that_comes_after_stage_1_takes_part(scenario, tmp_path, monkeypatch):
+    """Away in every step, it has its vector when it joins, and what it would have had."""
+    start, nodes, place, _ = prepared(scenario, tmp_path / "all")
+    before = join(scenario, place, start, nodes)
+    cohort = open_cohort(scenario.to_json(), "", str(tmp_path / "late"), 1, 2)
+
+    def available(self, places, server_round):
+        return self.devices[places] != 7
+
+    monkeypatch.setattr(type(cohort), "available", available)
+    start, nodes, place, _ = prepared(scenario, tmp_path / "late")
+    assert all(record.counts.classes.devices.sum() == 39 for record in start.steps)
+    members = join(scenario, place, start, nodes)
+    assert 7 in members.devices
+    own = (members.groups == members.groups[7])[:20]
+    assert own.all(), "in the group of its taste"
+    assert len(members.devices) == len(before.devices)
+    state = open_cohort(scenario.to_json(), "", str(tmp_path / "late"), 1, 2).state("r")
+    assert state.users[3].any()  # device 7 is the fourth of its node
+
+
+def test_late_devices_burn_what_fits_and_count_for_nothing(scenario, tmp_path):
+    slow = AT_HOME.replace("table_share: 0.6}}", "table_share: 0.6}, network: {downlink_mbps: 0.01}}")
+    scenario = changed(scenario, fleet=fleet(tmp_path, slow), pretraining={"deadline_s": 1.0})
+    told = served(scenario, tmp_path / "run")[0].stage1
+    steps = {step.step: step for step in told.steps}
+    assert steps["pass"].stragglers > 0
+    assert steps["pass"].devices + steps["pass"].stragglers == 160
+    assert steps["pass"].virtual_seconds == 4.0  # the server waits until the deadline
+    assert steps["counts"].stragglers == 0
+
+
+POOR = """
+profiles:
+  - name: small
+    population_share: 0.5
+    memory: {table_share: 0.6}
+    budget:
+      process: markov
+      states: {foreground: 1.0, background: 0.01}
+      transitions_per_step: {foreground: [0.5, 0.5], background: [0.5, 0.5]}
+  - {name: large, population_share: 0.5, memory: {table_share: 1.0}}
+"""
+
+
+def test_a_device_below_what_a_pass_needs_is_told_and_served(scenario, tmp_path):
+    scenario = changed(scenario, fleet=fleet(tmp_path, POOR))
+    result, _ = served(scenario, tmp_path / "run")
+    told = result.stage1
+    assert told.classes["large"].excluded == 0
+    assert 0.2 < told.classes["small"].excluded < 0.8
+    assert all(step.devices + step.excluded == 40 * step.times for step in told.steps)
+    assert {step.step for step in told.steps if not step.excluded} == {"counts"}, "which need no room"
+    assert result.full_table.start.recall > 0.6
+    assert sum(row.devices for row in result.device_classes.values()) == 40
+
+
+def test_a_step_that_reaches_nobody_says_why(scenario, tmp_path):
+    scenario = changed(scenario, pretraining={"deadline_s": 1e-6})
+    with pytest.raises(EngineError, match=r"stage 1, counts: of 40 devices .* 40 were late"):
+        prepared(scenario, tmp_path / "run")
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_a_part_may_be_collected(scenario, tmp_path, share):
+    scenario = changed(scenario, pretraining={"collected": {"mode": "users", "share": share}})
+    result, _ = served(scenario, tmp_path / "run")
+    assert result.stage1.devices == 40
+    assert result.full_table.start.recall > 0.65
+
+
+def test_the_server_alone_takes_sums_of_what_is_collected(scenario, tmp_path):
+    """All collected: what devices would have given, and no step of theirs."""
+    alone = changed(scenario, pretraining={"source": "collected", "collected": {"mode": "users", "share": 1.0}})
+    result, grid = served(alone, tmp_path / "alone")
+    assert result.stage1 is None
+    assert {record.config_records["config"]["step"] for kind, record in grid.crossed if kind == wire.SUMS} == {
+        "vectors"
+    }
+    together, _ = served(scenario, tmp_path / "together")
+    assert result.full_table == together.full_table
+    assert figures(result)["budgets"] == figures(together)["budgets"]
+
+
+def test_columns_that_need_several_messages_change_nothing(scenario, tmp_path, monkeypatch):
+    whole = prepared(scenario, tmp_path / "whole")[0]
+    monkeypatch.setattr("strategies.run.stage1.COLUMNS", 5)
+    monkeypatch.setattr("strategies.run.stage1.MOMENT_BYTES", 1)
+    parts = prepared(scenario, tmp_path / "parts")[0]
+    assert (whole.start.maps == parts.start.maps).all()
+    assert (whole.start.own == parts.start.own).all()
+    moved = [[one.counts.classes.download_bytes.sum() for one in each.steps] for each in (whole, parts)]
+    assert moved[0] == moved[1], "a step costs the same in however many messages it is simulated"
+
+
+def test_devices_choose_the_filter_on_any_number_of_nodes(scenario, tmp_path):
+    free = changed(scenario, pretraining={"count_exponent": None, "value_exponent": None})
+    results = [served(free, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
+    assert figures(results[0]) == figures(results[1])
+    chosen = results[0].stage1.filter
+    assert chosen == results[1].stage1.filter
+    assert chosen.recall > 0.3
+    assert {step.step: step.times for step in results[0].stage1.steps}["choice"] == 1
+    fixed = changed(
+        scenario,
+        pretraining={"count_exponent": chosen.count_exponent, "value_exponent": chosen.value_exponent},
+    )
+    assert served(fixed, tmp_path / "fixed")[0].full_table == results[0].full_table
+    few = changed(free, pretraining={"panel": 1})
+    with pytest.raises(DataError, match=r"no device that was asked has a validation item.*panel"):
+        prepared(few, tmp_path / "few")
+
+
+def test_no_request_says_more_than_its_step_needs():
+    names = {field.name for field in dataclasses.fields(wire.SumsRequest)}
+    assert not [name for name in names if re.search("users|items|devices", name)]
