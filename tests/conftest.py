@@ -20,6 +20,7 @@ from hypothesis import settings
 from fl_peel import plugins
 from fl_peel.data import datasets
 from fl_peel.data.synthetic import planted_interactions
+from fl_peel.errors import DataError
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
 from tests.helpers.root import ROOT
@@ -51,6 +52,16 @@ evaluation: {budgets: [50%, 1.0], artifacts: 2}
 """
 
 
+class Nowhere:
+    """A source of data files that cannot be reached."""
+
+    where = "nowhere"
+
+    def fetch(self, folder: Path, progress: datasets.ProgressCallback) -> None:
+        """Refuse."""
+        raise DataError("no route")
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or leaves anything in the user's cache."""
@@ -60,9 +71,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 @pytest.fixture(autouse=True)
 def nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data sets that ship by name come from nowhere: a test that needs one fails on every machine, or on none."""
-    nowhere = tuple(replace(dataset, sources=()) for dataset in datasets.DATASETS)
-    monkeypatch.setattr(datasets, "DATASETS", nowhere)
+    """Data sets of a name come from nowhere: a test that needs one fails on every machine, or on none."""
+    known = tuple(replace(dataset, sources=(Nowhere(),)) for dataset in datasets.DATASETS)
+    monkeypatch.setattr(datasets, "DATASETS", known)
 
 
 @pytest.fixture

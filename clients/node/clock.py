@@ -24,6 +24,8 @@ IntArray = NDArray[np.int64]
 BYTES_PER_MEGABIT = 125_000
 MICROSECONDS = 1e6
 MILLIJOULES = 1e3
+MOST = 1 << 43
+"""Microseconds (101 days) and millijoules of a device in a round, at most, so that sums over a million fit 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def spend(
     """What devices spend on a round, each stopping at the deadline.
 
     download_bytes, samples, upload_bytes: (N,), the work of the whole round. Energy is train_watts over the training
-    time plus radio_joules_per_mb over the bytes moved either way.
+    time plus radio_joules_per_mb over the bytes moved either way. Neither is told beyond :data:`MOST`.
     """
     limit = np.inf if deadline_s is None else deadline_s
     left = np.full(len(download_bytes), limit) - np.minimum(rates.latency_s, limit)
@@ -111,12 +113,16 @@ def spend(
     moved_up = np.where(late, np.minimum(np.floor(up_s * rates.uplink_bytes_per_s), upload_bytes), upload_bytes)
     joules = rates.train_watts * train_s + rates.radio_joules_per_mb * (moved_down + moved_up) / 1e6
     return Spent(
-        np.rint(np.minimum(seconds, limit) * MICROSECONDS).astype(np.int64),
-        np.rint(joules * MILLIJOULES).astype(np.int64),
+        _whole(np.minimum(seconds, limit) * MICROSECONDS),
+        _whole(joules * MILLIJOULES),
         moved_down.astype(np.int64),
         moved_up.astype(np.int64),
         late,
     )
+
+
+def _whole(values: FloatArray) -> IntArray:
+    return np.rint(np.minimum(values, MOST)).astype(np.int64)
 
 
 def never_in_time(
@@ -128,4 +134,4 @@ def never_in_time(
     return round_seconds(rates, download_bytes, samples, np.zeros_like(download_bytes)) > deadline_s
 
 
-__all__ = ["DeviceRates", "Spent", "never_in_time", "round_seconds", "spend"]
+__all__ = ["MOST", "DeviceRates", "Spent", "never_in_time", "round_seconds", "spend"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from clients.node.clock import DeviceRates, never_in_time, round_seconds, spend
+from clients.node.clock import MOST, DeviceRates, never_in_time, round_seconds, spend
 
 # 0.5 s latency, 8 Mbit/s down = 1,000,000 B/s, 0.8 Mbit/s up = 100,000 B/s, 50 samples/s, 2 W, 4 J/MB
 PHONE = DeviceRates.of(
@@ -65,10 +65,20 @@ def test_no_need_to_train_what_is_late_before_its_upload():
     assert not never_in_time(PHONE, DOWN, SAMPLES, None).any()
 
 
+def test_devices_that_would_never_end_add_up_all_the_same():
+    """10^9 samples at 0.001 a second and 10 MW: 10^18 us and 10^22 mJ, which no 64 bits hold."""
+    rates = DeviceRates(*(np.array([value]) for value in (1.0, 1.0, 1.0, 1e-3, 1e7, 1.0)))
+    spent = spend(rates, DOWN, np.array([10**9]), UP)
+    for values in (spent.time_us, spent.energy_mj):
+        assert values.tolist() == [MOST]
+        assert int((values * 2**19).sum()) == MOST * 2**19 > 0  # of half a million devices
+
+
 positive = st.floats(1e-3, 1e5)
 counts = st.integers(0, 10**6)  # at the slowest rates and the most watts, millijoules still fit 64 bits
 
 
+@example((1.0, 1.0, 1.0, 1e-3, 1e5, 1.0), 0, 10**9, 0, 1.0)
 @given(st.tuples(positive, positive, positive, positive, positive, positive), counts, counts, counts, positive)
 def test_a_deadline_only_ever_takes_away(values, down, samples, up, deadline_s):
     rates = DeviceRates(*(np.array([value]) for value in values))

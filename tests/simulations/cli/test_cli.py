@@ -9,7 +9,6 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fl_peel import __version__
-from fl_peel.data.datasets import DATASETS
 from fl_peel.errors import EngineError, FlPeelError
 from fl_peel.events import Event
 from simulations.cli import main as cli
@@ -238,25 +237,11 @@ def test_an_output_folder_that_is_a_file_is_refused_before_any_work(fl_peel, tin
     assert (tmp_path / "taken").read_text() == "mine"
 
 
-def test_a_data_set_that_cannot_be_downloaded_is_one_line(fl_peel, monkeypatch):
-    """No fetching in tests: the sources that ship refuse."""
-    monkeypatch.setattr("fl_peel.data.datasets.DATASETS", SHIPPED)
-    monkeypatch.setattr("fl_peel.data.downloads.PlainFiles.fetch", refuse)
+def test_a_data_set_that_cannot_be_downloaded_is_one_line(fl_peel):
     code, out, err = fl_peel("data", "fetch", "gowalla")
     assert (code, out) == (2, "")
     last = err.splitlines()[-1]
-    assert last.startswith(f"{ERROR}gowalla: could not be downloaded (")
-    assert "no route" in last
-
-
-SHIPPED = DATASETS
-"""As they ship, before a test takes their sources away."""
-
-
-def refuse(self, folder, progress):
-    from fl_peel.errors import DataError
-
-    raise DataError("no route")
+    assert last.startswith(f"{ERROR}gowalla: could not be downloaded (nowhere: no route); ")
 
 
 @pytest.mark.parametrize("name", ["ml-100", "../ml-100k", ""])
