@@ -24,7 +24,7 @@ class ClearChannel(Channel[RoundReply]):
     def __init__(self, world: RoundWorld, noise_devices: Mapping[int, int] | None = None) -> None:
         super().__init__(world)
         self._noise_devices = noise_devices or {}
-        self._groups = np.asarray(world.cohort.state("r").groups)
+        self._groups = np.asarray(world.state.groups)
         self._reached = np.zeros(0, np.int64)
         self._said: dict[int, Arrays] = {}
 

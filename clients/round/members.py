@@ -39,10 +39,9 @@ def train_members(
 ) -> MembersRound:
     """One round for some devices of one user group, by their places (N,). No device's state changes yet."""
     cohort, contents = world.cohort, world.contents
-    state = cohort.state("r")
     memory = RoundMemory.of(ranked, world.budgets[:, members])
     devices = GroupDevices(
-        np.asarray(state.users[members]),
+        np.asarray(world.state.users[members]),
         cohort.splits.train.select(members),
         world.seeds[members],
         cohort.rates.select(members),
@@ -105,7 +104,7 @@ def _counts(
         clock = replace(clock, recall=metrics.recall, evaluated=metrics.devices)
         total = metrics.total()
         totals = replace(totals, recall=total.recall, ndcg=total.ndcg, evaluated=total.devices)
-    kept_before = np.asarray(cohort.state("r").kept_blocks[members])
+    kept_before = np.asarray(world.state.kept_blocks[members])
     shown = np.flatnonzero(np.isin(cohort.devices[members], world.request.traced))
     traces = Traces(
         cohort.devices[members[shown]],

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
+from clients.node.state import DeviceState
 from clients.round.accounts import clock_counts
 from clients.round.choice import contents_of
 from clients.round.contents import DeviceContents
@@ -20,11 +21,13 @@ from fl_peel.wire import RoundRequest
 
 @dataclass(frozen=True)
 class RoundWorld:
-    """What a round's devices share, whatever their user group. For all N hosted devices: budgets (T, N) bytes at T
-    steps of the round; seeds (N,). list_length: of the top lists for signals, None where none are wanted.
+    """What a round's devices share, whatever their user group. state: before the round, for reading (files, opened
+    once and not for every group). For all N hosted devices: budgets (T, N) bytes at T steps of the round; seeds (N,).
+    list_length: of the top lists for signals, None where none are wanted.
     """
 
     cohort: Cohort
+    state: DeviceState
     request: RoundRequest
     contents: DeviceContents
     budgets: IntArray
@@ -39,6 +42,7 @@ class RoundWorld:
         contents = contents_of(scenario, request)
         return RoundWorld(
             cohort,
+            cohort.state("r"),
             request,
             contents,
             cohort.budgets.during(request.server_round),

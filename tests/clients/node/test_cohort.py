@@ -469,3 +469,17 @@ def test_stored_artefacts_are_what_was_evaluated(world):
         assert (stored.user == cohort.state("r").users[int(device)].astype(np.float16)).all()
         seen = cohort.seen.row(int(device))
         assert not set((stored.blocks // SLICES).tolist()) & set(seen.tolist())  # nothing that is never needed
+
+
+def test_what_devices_keep_is_opened_once_a_round_however_many_user_groups_there_are(tmp_path, monkeypatch):
+    """Files: opened for each group, they took a tenth of a round of few devices."""
+    world = World(tmp_path)
+    (cohort,) = world.cohorts(1)
+    joined = world.join(cohort)
+    opened = []
+    real = Cohort.state
+    monkeypatch.setattr(Cohort, "state", lambda self, mode="r+": opened.append(mode) or real(self, mode))
+    tables = np.stack([world.items] * GROUPS)
+    reply = clear_round(cohort, world.round_request(1, np.arange(NUM_USERS), tables, joined.ceilings))
+    assert len(reply.groups) == GROUPS
+    assert opened == ["r", "r+"]  # to read, and to write what is kept
