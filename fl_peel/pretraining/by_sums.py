@@ -102,6 +102,14 @@ def in_units(vectors: Floats) -> Doubles:
     return np.rint(vectors.astype(np.float64) * UNIT_SCALE)
 
 
+def halves(table: Floats) -> Floats:
+    """Rows as they are sent: (I, k) in half precision, each column in units of a power of two above its largest entry."""
+    largest = np.abs(table).max(axis=0, initial=0.0)
+    unit = np.exp2(np.ceil(np.log2(np.maximum(largest, 1e-30)))).astype(np.float32)
+    rounded: Floats = (table / unit).astype(np.float16).astype(np.float32) * unit
+    return rounded
+
+
 def coarse(centroids: Floats) -> Floats:
     """Centroids as they are sent: a byte for each number, in units of the largest over 127."""
     unit = max(float(np.abs(centroids).max(initial=0.0)), 1e-30) / 127
@@ -263,7 +271,7 @@ class Filter:
         """own = D^-own Q lambda^value, scored = D^count Q."""
         own = inverse_power(counts, own_exponent)[:, None] * directions * spread_of(values, value_exponent)
         scored = inverse_power(counts, -count_exponent)[:, None] * directions
-        return Filter(own.astype(np.float32), scored.astype(np.float32))
+        return Filter(halves(own.astype(np.float32)), scored.astype(np.float32))
 
 
 def drawn_items(counts: Ints, seed: int, top_n: int = 20) -> tuple[Ints, int]:
@@ -336,6 +344,33 @@ def spread_of(values: Doubles, exponent: float) -> Doubles:
     return np.where(kept, np.maximum(values, 1e-300) ** exponent, 0.0)
 
 
+def leading_of(factor: Doubles, mean: Doubles, count: int, devices: int) -> tuple[Doubles, Doubles]:
+    """The ``count`` leading eigenvalues (count,), descending, and eigenvectors (K, count) of L^T C L. factor: L (K, K),
+    lower triangular; mean: C (K, K), a mean of outer products of as many vectors as there are ``devices``.
+
+    Of few vectors C = F F^T has few columns F, which a Cholesky factorization with pivoting finds (Higham, "Accuracy
+    and Stability of Numerical Algorithms", 2002, section 10.3): the eigenvectors are then those of the smaller
+    (L^T F)^T (L^T F), of which no direction is lost.
+    """
+    columns = len(factor)
+    if not count <= devices <= columns // 2:
+        inner = factor.T @ mean @ factor
+        values, turn = scipy.linalg.eigh((inner + inner.T) / 2, subset_by_index=(columns - count, columns - 1))
+        return values[::-1], turn[:, ::-1]
+    packed, pivots, rank, _ = scipy.linalg.lapack.dpstrf(mean, lower=1)
+    narrow = np.zeros((columns, rank))
+    narrow[pivots - 1] = np.tril(packed)[:, :rank]
+    narrow = factor.T @ narrow
+    squares, inner_turn = np.linalg.eigh(narrow.T @ narrow)
+    count_found = min(count, rank)
+    values, turn = np.zeros(count), np.zeros((columns, count))
+    values[:count_found] = np.maximum(squares[::-1][:count_found], 0.0)
+    turn[:, :count_found] = narrow @ inner_turn[:, ::-1][:, :count_found]
+    lengths = np.sqrt(values)
+    turn *= np.divide(1.0, lengths, out=np.zeros(count), where=lengths > EMPTY * max(float(lengths[0]), 1e-300))
+    return values, turn
+
+
 @dataclass(frozen=True)
 class GroupStart:
     """What a user group starts with: its devices' map (K, d), its item table (I, d); size: of the group; items: (I,)
@@ -377,10 +412,8 @@ class Compression:
         """A user group's start. num_users: S, embeddings to draw."""
         columns, used = self.scored.shape[1], self.used
         mean = moments.second[np.ix_(used, used)] / (UNIT_SCALE**2 * max(moments.size, 1))
-        inner = self.factor.T @ mean @ self.factor
         found = min(dim, len(used))
-        values, turn = scipy.linalg.eigh((inner + inner.T) / 2, subset_by_index=(len(used) - found, len(used) - 1))
-        turn, values = turn[:, ::-1], values[::-1]
+        values, turn = leading_of(self.factor, mean, found, moments.size)
         turn = turn * np.where(turn[np.abs(turn).argmax(axis=0), np.arange(found)] < 0, -1.0, 1.0)
         values = np.maximum(values, 0.0)
         # users of length USER_LENGTH and scores that spread by SCORE_SPREAD, root mean square over the group
@@ -400,7 +433,7 @@ class Compression:
         scale, basis = np.linalg.eigh(spread)
         drawn = rng.standard_normal((num_users, dim)) * np.sqrt(np.maximum(scale, 0.0))
         users = (middle + drawn @ basis.T).astype(np.float32)
-        return GroupStart(group_map.astype(np.float32), wide, moments.size, moments.items, users)
+        return GroupStart(halves(group_map.astype(np.float32)), wide, moments.size, moments.items, users)
 
 
 __all__ = [
@@ -420,6 +453,7 @@ __all__ = [
     "filtered",
     "group_moments",
     "group_sums",
+    "halves",
     "nearest",
     "orthonormal",
     "pass_sums",

@@ -24,7 +24,11 @@ Step = Literal["counts", "pass", "choice", "vectors", "groups", "moments", "maps
 
 ID_BYTES = 4
 NUMBER_BYTES = 4
-"""Of a row's entry, sent in fp32."""
+"""Of a number in fp32, as devices compute with them."""
+ROW_BYTES = 2
+"""Of a row's entry or a map's, see :func:`fl_peel.pretraining.by_sums.halves`."""
+UNIT_BYTES = 1
+"""Of the power of two that is the unit of a column."""
 CENTROID_BYTES = 1
 """Of a centroid's entry, see :func:`fl_peel.pretraining.by_sums.coarse`."""
 WORD_BYTES = 8
@@ -79,26 +83,26 @@ def cost_of(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
     if asked.step == "moments":
         kept = nothing + NUMBER_BYTES * asked.columns
         return StepCost(nothing, ID_BYTES * items + WORD_BYTES * asked.columns, nothing + 1, kept, nothing + 1)
-    ids, kept, up, number = nothing, nothing, nothing, NUMBER_BYTES
+    ids, kept, up, number, unit = nothing, nothing, nothing, ROW_BYTES, UNIT_BYTES
     if asked.step == "pass":
         rows, ids = items, ID_BYTES * items
         up = WORD_BYTES * asked.columns + ids
-        column = NUMBER_BYTES * rows + WORD_BYTES
+        column = ROW_BYTES * rows + WORD_BYTES
     elif asked.step == "vectors":
         rows, ids, kept = items, ID_BYTES * items, nothing + NUMBER_BYTES * asked.columns
-        column = NUMBER_BYTES * rows
+        column = ROW_BYTES * rows
     elif asked.step == "groups":
         rows, up = nothing + asked.groups, nothing + WORD_BYTES * asked.columns + ID_BYTES
         column, kept = CENTROID_BYTES * rows, nothing + WORD_BYTES * asked.groups + NUMBER_BYTES * asked.columns
-        number = CENTROID_BYTES
+        number, unit = CENTROID_BYTES, 0
     else:  # one row of the map for every column of the vector
         rows = nothing + asked.dim
-        column, kept = NUMBER_BYTES * rows, nothing + NUMBER_BYTES * asked.columns + WORD_BYTES * asked.dim
+        column, kept = ROW_BYTES * rows, nothing + NUMBER_BYTES * asked.columns + WORD_BYTES * asked.dim
     column = np.maximum(column, 1)
     at_a_time = np.clip((budgets - kept) // column, 1, max(asked.columns, 1))
-    down = ids + number * rows * asked.columns
+    down = ids + (number * rows + unit) * asked.columns
     if asked.all_rows and asked.step in ("pass", "vectors"):  # in their order, so that none needs its number
-        down = nothing + number * asked.all_rows * asked.columns
+        down = nothing + (number * asked.all_rows + unit) * asked.columns
     return StepCost(
         down,
         up,
@@ -131,12 +135,12 @@ def choice_cost(
     eigenvalues, and under each filter the scores of the device's items and of the best ``place`` drawn ones. all_rows:
     as in :class:`Asked`.
     """
-    rows, row = items + wanted + drawn, NUMBER_BYTES * columns
-    kept = 2 * row + NUMBER_BYTES * shapes * (place + wanted)
+    rows, row, vector = items + wanted + drawn, ROW_BYTES * columns, NUMBER_BYTES * columns
+    kept = 2 * vector + NUMBER_BYTES * shapes * (place + wanted)
     at_a_time = np.clip((budgets - kept) // row, 1, rows)
     fetched = np.full_like(rows, all_rows) if all_rows else rows
     return StepCost(
-        row * (fetched + 1) + ID_BYTES * fetched,
+        row * fetched + (UNIT_BYTES + NUMBER_BYTES) * columns + ID_BYTES * fetched,
         np.full_like(items, WORD_BYTES * shapes) + ID_BYTES * (items + wanted),
         rows * -(-columns // SAMPLE_COLUMNS),
         kept + row,

@@ -38,6 +38,7 @@ from fl_peel.pretraining.by_sums import (
     filtered,
     group_moments,
     group_sums,
+    halves,
     inverse_power,
     nearest,
     orthonormal,
@@ -231,7 +232,7 @@ def _shape(
         VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,),
     )
     drawn, place = drawn_items(counts, seed)
-    won, answered = sums.choice(Question(directions.astype(np.float32), values, counts, shapes, drawn, place))
+    won, answered = sums.choice(Question(halves(directions.astype(np.float32)), values, counts, shapes, drawn, place))
     if not answered:
         raise DataError("stage 1: no device that was asked has a validation item; set pretraining.count_exponent and "
                         "value_exponent, or raise pretraining.panel or data.validation_share")  # fmt: skip
@@ -246,7 +247,7 @@ def _shape(
 def _passed(sums: Sums, directions: Doubles, counts: Ints, config: SpectralConfig) -> Doubles:
     """R~^T R~ of orthonormal directions (I, K)."""
     scale = inverse_power(counts, config.item_exponent)[:, None]
-    return scale * (sums.passed((scale * directions).astype(np.float32)) / PASS_SCALE)
+    return scale * (sums.passed(halves((scale * directions).astype(np.float32))) / PASS_SCALE)
 
 
 def _centroids(

@@ -255,13 +255,13 @@ def test_bytes_are_those_of_the_arithmetic(clear, tmp_path):
         "groups": groups * small + groups,
         "moments": groups * (1 + columns + columns * (columns + 1) // 2 + items),
     }
-    down = {"counts": 0, "pass": 4 * items * width, "groups": groups * small, "moments": 0}
+    down = {"counts": 0, "pass": (2 * items + 1) * width, "groups": groups * small, "moments": 0}
     for record in run.steps:
         moved = record.counts.classes.total()
         if record.step == "maps":
             continue  # as in the clear
         if record.step == "vectors":
-            assert (int(moved.download_bytes), int(moved.upload_bytes)) == (40 * 4 * items * columns, 0)
+            assert (int(moved.download_bytes), int(moved.upload_bytes)) == (40 * (2 * items + 1) * columns, 0)
         else:
             said = 8 * (head + words[record.step])
             assert int(moved.upload_bytes) == 40 * (said + protocol.upload), record.step
@@ -270,13 +270,13 @@ def test_bytes_are_those_of_the_arithmetic(clear, tmp_path):
 
 def test_little_memory_costs_exchanges_and_each_costs_latency():
     items = np.array([10, 10, 10])
-    budgets = np.array([10**6, 488 + 80, 55])
+    budgets = np.array([10**6, 488 + 60, 35])
     step = cost_of(Asked("pass", 20, all_rows=60), items, budgets)
     cost = hidden(step, Answer(1235, 100, 200, 4), budgets)
-    assert cost.download_bytes.tolist() == [4 * 20 * 60 + 100] * 3
+    assert cost.download_bytes.tolist() == [20 * (2 * 60 + 1) + 100] * 3
     assert cost.upload_bytes.tolist() == [8 * 1235 + 200] * 3
-    assert cost.least_bytes.tolist() == [48 + 8] * 3  # a column of the rows it has, its sum, and a word
-    # parts of (568 - 48) / 8 = 65 words; 11 columns of 48 bytes at a time
+    assert cost.least_bytes.tolist() == [28 + 8] * 3  # a column of the rows it has, its sum, and a word
+    # parts of (548 - 28) / 8 = 65 words; 19 columns of 28 bytes at a time
     assert cost.exchanges.tolist()[:2] == [4, 4 + 1 + 18]
     assert (budgets < cost.least_bytes).tolist() == [False, False, True]
 

@@ -107,9 +107,9 @@ def test_bytes_are_those_of_the_items_and_columns(scenario, tmp_path):
     steps = {step.step: step for step in result.stage1.steps}
     assert steps["counts"].upload_bytes == 4 * items
     assert steps["pass"].times == 4
-    assert steps["pass"].download_bytes == 4 * (items * (4 + 4 * width))
+    assert steps["pass"].download_bytes == 4 * (items * (4 + 2 * width) + 40 * width)
     assert steps["pass"].upload_bytes == 4 * (40 * 8 * width + 4 * items)
-    assert steps["vectors"].download_bytes == items * (4 + 4 * 12)
+    assert steps["vectors"].download_bytes == items * (4 + 2 * 12) + 40 * 12
     assert steps["moments"].upload_bytes == 40 * 8 * 12 + 4 * items
     total = sum(step.upload_bytes for step in result.stage1.steps)
     assert result.stage1.bytes_up_mean == pytest.approx(total / 40)
@@ -175,7 +175,7 @@ def test_a_device_that_comes_after_stage_1_takes_part(scenario, tmp_path, monkey
 
 
 def test_late_devices_burn_what_fits_and_count_for_nothing(scenario, tmp_path):
-    slow = AT_HOME.replace("table_share: 0.6}}", "table_share: 0.6}, network: {downlink_mbps: 0.01}}")
+    slow = AT_HOME.replace("table_share: 0.6}}", "table_share: 0.6}, network: {downlink_mbps: 0.006}}")
     scenario = changed(scenario, fleet=fleet(tmp_path, slow), pretraining={"deadline_s": 1.0})
     told = served(scenario, tmp_path / "run")[0].stage1
     steps = {step.step: step for step in told.steps}
