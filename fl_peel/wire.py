@@ -253,7 +253,8 @@ class EvaluateRequest:
 
     factors: (X,) what OWN_BUDGET is multiplied with; rooms: (X,) where >= 0, a device has these blocks only if they
     fit into that many times its own budget, and nothing else;
-    artifacts: devices whose stored embeddings are written to the run folder (simulation only).
+    artifacts: devices whose stored embeddings are written to the run folder (simulation only); paired: "first", to
+    remember each device's recall under the first budget, or "second", to compare with that, or "".
     """
 
     setting: Setting
@@ -266,18 +267,21 @@ class EvaluateRequest:
     rooms: NDArray[np.float64]
     artifacts: NDArray[np.int64]
     groups: dict[int, Arrays]
+    paired: str = ""
 
 
 @dataclass(frozen=True)
 class EvaluateReply:
     """sums: metrics per budget, device class and user group, (X, C, G); stored_max: (X,) bytes of the largest artefact;
-    owned: what devices would serve from; spread: of recall over devices, (X, C, NUM_BINS).
+    owned: what devices would serve from; spread: of recall over devices, (X, C, NUM_BINS); paired: (1,) recall less
+    that of the first evaluation, of a second one, over devices that have test items.
     """
 
     sums: MetricSums
     stored_max: NDArray[np.int64]
     owned: OwnCounts
     spread: Histogram
+    paired: PairedSums
 
     def by_budget(self) -> MetricSums:
         """Metrics of all devices under each budget, (X,)."""
@@ -299,6 +303,7 @@ class EvaluateReply:
             np.maximum(self.stored_max, other.stored_max),
             self.owned + other.owned,
             self.spread + other.spread,
+            self.paired + other.paired,
         )
 
 

@@ -21,6 +21,7 @@ from strategies.figures.figures import (
     device_class_rows,
     device_traces,
     evaluated,
+    full_gain,
     history_rows,
     refinement_result,
     round_rows,
@@ -60,7 +61,7 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
         if scenario.evaluation.full_tables:
             if prepared.global_table is not None:
                 full_global = evaluator.full_table(prepared.global_table)
-            full_start = evaluator.full_table()
+            full_start = evaluator.full_table(paired="first")
     with stages("refinement"):
         keeping = refiner.refine(strategy)
     with stages("evaluation"):
@@ -90,6 +91,7 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
             globally=None if full_global is None else qualities(full_global)[0],
             start=None if full_start is None else qualities(full_start)[0],
             refined=None if found.refined is None else qualities(found.refined)[0],
+            gain=full_gain(found.refined),
         ),
         stage1=prepared.figures(members, stages.seconds["pretraining"], before),
         refinement=None if keeping is None else refinement_result(keeping, num_devices),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +17,7 @@ from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.counters import OwnCounts
+from fl_peel.ranking.paired import PairedSums
 from fl_peel.ranking.spread import NUM_BINS, Histogram
 from fl_peel.ranking.top import MetricSums, evaluate
 from fl_peel.wire import EVERYBODY, EvaluateReply, EvaluateRequest
@@ -37,6 +41,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
     stored_max = np.zeros(num_budgets, np.int64)
     owned = OwnCounts.zeros(num_budgets, num_classes)
     spread = Histogram.zeros(num_budgets, num_classes, NUM_BINS)
+    paired = Paired.of(cohort, request.paired)
     own_budgets = cohort.budgets.at(request.server_round)
     for group, payload in request.groups.items():
         members = np.arange(len(groups)) if group == EVERYBODY else np.flatnonzero(groups == group)
@@ -56,10 +61,44 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
             metrics = evaluate(
                 ranked, held.cutoffs, users, hidden, mine, scenario.evaluation.top_n, scenario.engine.device
             )
+            if i == 0:
+                paired.add(members, metrics[0], counted)
             sums[i].add(MetricSums.of(cell, cells, *metrics, counted))
             spread[i].add(Histogram.of(classes, num_classes, metrics[0], counted))
         _write_artifacts(cohort, request, ranked, members, users, hidden)
-    return EvaluateReply(sums.reshaped(num_budgets, num_classes, num_groups), stored_max, owned, spread)
+    by_class = sums.reshaped(num_budgets, num_classes, num_groups)
+    return EvaluateReply(by_class, stored_max, owned, spread, paired.finished())
+
+
+@dataclass
+class Paired:
+    """Two evaluations, device by device. recalls: (N,) of the first; sums: (1,) of the second less the first."""
+
+    path: Path
+    which: str
+    recalls: NDArray[np.float64]
+    sums: PairedSums
+
+    @staticmethod
+    def of(cohort: Cohort, which: str) -> Paired:
+        """Of a node's devices. which: as in a request."""
+        path, devices = cohort.folder / "first-recalls.npy", len(cohort.devices)
+        known = which and path.exists()
+        return Paired(path, which, np.load(path) if known else np.zeros(devices), PairedSums.zeros(1))
+
+    def add(self, members: NDArray[np.int64], recalls: NDArray[np.float64], counted: NDArray[np.bool_]) -> None:
+        """Recalls (M,) of the devices at places ``members``; counted: which of them have items to find."""
+        if self.which == "first":
+            self.recalls[members] = recalls
+        elif self.which == "second":
+            gained = (recalls - self.recalls[members])[counted]
+            self.sums.add(PairedSums.of(np.zeros(len(gained), np.int64), 1, gained))
+
+    def finished(self) -> PairedSums:
+        """What the node says; a first evaluation is remembered."""
+        if self.which == "first":
+            np.save(self.path, self.recalls)
+        return self.sums
 
 
 def _write_artifacts(

@@ -103,7 +103,7 @@ def in_units(vectors: Floats) -> Doubles:
 
 
 def halves(table: Floats) -> Floats:
-    """Rows as they are sent: (I, k) in half precision, each column in units of a power of two above its largest entry."""
+    """Rows as they are sent: (I, k) in half precision, a column in units of a power of two above its largest entry."""
     largest = np.abs(table).max(axis=0, initial=0.0)
     unit = np.exp2(np.ceil(np.log2(np.maximum(largest, 1e-30)))).astype(np.float32)
     rounded: Floats = (table / unit).astype(np.float16).astype(np.float32) * unit

@@ -71,6 +71,7 @@ class Evaluator:
         artifacts: NDArray[np.int64] | None = None,
         factors: Sequence[float] | None = None,
         rooms: Sequence[float] | None = None,
+        paired: str = "",
     ) -> wire.EvaluateReply:
         """Every device ranks all items under each budget (bytes, UNLIMITED or OWN_BUDGET).
 
@@ -103,6 +104,7 @@ class Evaluator:
                 np.array([-1.0] * len(budgets) if rooms is None else rooms, np.float64),
                 np.zeros(0, np.int64) if artifacts is None else artifacts,
                 groups,
+                paired,
             )
             replies += self._asked(request)
         return reduce(add, replies)
@@ -111,9 +113,11 @@ class Evaluator:
         """Every device under its own budget of the moment."""
         return self.evaluate([wire.OWN_BUDGET])
 
-    def full_table(self, everybody: NDArray[np.float32] | None = None) -> wire.EvaluateReply:
-        """Every device with a whole fp32 table: that of its user group, or the same (I, d) for everybody."""
-        return self.evaluate([wire.UNLIMITED], precision="fp32", everybody=everybody)
+    def full_table(self, everybody: NDArray[np.float32] | None = None, *, paired: str = "") -> wire.EvaluateReply:
+        """Every device with a whole fp32 table: that of its user group, or the same (I, d) for everybody. paired: see
+        :class:`fl_peel.wire.EvaluateRequest`.
+        """
+        return self.evaluate([wire.UNLIMITED], precision="fp32", everybody=everybody, paired=paired)
 
     def _asked(self, request: wire.EvaluateRequest) -> list[wire.EvaluateReply]:
         return self.federation.nodes.ask(wire.EVALUATE, wire.EvaluateReply, lambda partition: request)

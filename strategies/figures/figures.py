@@ -23,6 +23,7 @@ from strategies.figures.schema import (
     ComparisonRow,
     DeviceClassRow,
     DeviceTrace,
+    Gain,
     HistoryRow,
     Quality,
     RefinementResult,
@@ -94,9 +95,17 @@ def evaluated(evaluator: Evaluator, on_event: OnEvent) -> Evaluated:
     step("own budgets")
     refined = None
     if evaluation.full_tables:
-        refined = evaluator.full_table()
+        refined = evaluator.full_table(paired="second")
     step("full tables")
     return Evaluated(tuple(rows), own, refined)
+
+
+def full_gain(refined: wire.EvaluateReply | None) -> Gain | None:
+    """What refinement adds to each device's recall on the test, full tables on both sides."""
+    if refined is None:
+        return None
+    found = refined.paired
+    return Gain(*found.interval(), devices=int(found.devices.sum()))
 
 
 def device_class_rows(

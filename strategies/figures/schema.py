@@ -48,16 +48,27 @@ class Quality:
     ndcg: Ndcg
 
 
+@dataclass(frozen=True)
+class Gain:
+    """Of each device's recall, second less first: mean over so many ``devices``, and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    devices: Count
+
+
 @dataclass(frozen=True, kw_only=True)
 class FullTable:
     """The whole item table in fp32, and its bytes: as pretrained, as user groups start with it before any device has
-    trained, as refined by the federation; None where ``evaluation.full_tables`` is off.
+    trained, as refined by the federation, and what that adds; None where ``evaluation.full_tables`` is off.
     """
 
     bytes: Bytes
     globally: Annotated[Quality | None, Key("global")] = None
     start: Quality | None = None
     refined: Quality | None = None
+    gain: Gain | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,9 @@ from simulations.report.tables.view import (
     format_ratio,
     format_share,
 )
-from strategies.figures.schema import RunResult
+from strategies.figures.schema import Gain, RunResult
+
+NOT_MEASURED = "Not measured (evaluation.full_tables), so that there are no ratios either."
 
 
 def full_table_view(result: RunResult) -> TableView:
@@ -35,10 +37,20 @@ def full_table_view(result: RunResult) -> TableView:
         for name, quality in tables
         if quality is not None
     )
-    note = "" if rows else "Not measured (evaluation.full_tables), so that there are no ratios either."
+    note = _gained(full.gain) if rows else NOT_MEASURED
     rows = rows or (("any", format_bytes(full.bytes), *(format_metric(None),) * 3),)
     columns = ("table", "size", f"Recall@{result.top_n}", f"NDCG@{result.top_n}", "ratio")
     return TableView("Full item table, fp32", columns, rows, note=note)
+
+
+def _gained(gain: Gain | None) -> str:
+    """What refinement adds, in a sentence."""
+    if gain is None:
+        return ""
+    return (
+        f"Refined less start, device by device: {gain.mean:+.4f} "
+        f"[{gain.low:+.4f}, {gain.high:+.4f}] (95 % interval over {gain.devices:,} devices)."
+    )
 
 
 def _full_recall(result: RunResult) -> float | None:

@@ -1,11 +1,14 @@
 """The question to all nodes: the same answer in one message or several, on one node or several."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from clients.serving.evaluate import Paired
 from fl_peel import wire
+from fl_peel.ranking.paired import PairedSums
 from strategies.evaluation.evaluator import Evaluator, overall_recall, qualities
 from strategies.evaluation.moving_budgets import follow
 from strategies.nodes.nodes import Nodes
@@ -61,3 +64,39 @@ def test_what_is_not_said_is_the_scenarios(asked):
     assert overall_recall(told) == qualities(told)[0].recall > 0
     assert same(one.own_budgets(), one.evaluate([wire.OWN_BUDGET]))
     assert not same(one.evaluate([wire.OWN_BUDGET], factors=[0.5]), one.own_budgets())
+
+
+def test_two_evaluations_are_paired_device_by_device(asked, tiny_scenario, tmp_path):
+    """On any number of nodes and messages: the mean is the difference of the means, the interval that of pairs."""
+    one, _, items = asked
+    three, _, _ = evaluator_of(tiny_scenario, tmp_path / "three", 3)
+    found = []
+    for evaluator in (one, three, dataclasses.replace(one, message_bytes=1)):
+        first = evaluator.full_table(paired="first")
+        assert not evaluator.full_table(paired="second").paired.difference.any(), "the same tables twice"
+        worse = evaluator.evaluate([900], paired="second")
+        found.append(worse.paired)
+        gained = overall_recall(worse) - overall_recall(first)
+        mean, low, high = worse.paired.interval()
+        assert mean == pytest.approx(gained, abs=1e-6)
+        assert gained
+        assert low < mean < high
+        assert int(worse.paired.devices.sum()) == int(worse.by_budget().devices[0])
+        assert not evaluator.full_table().paired.devices.any(), "nobody asked for pairs"
+    assert same(found[0], found[1])
+    assert same(found[0], found[2])
+    apart = PairedSums.of(np.zeros(4, np.int64), 1, np.array([0.5, -0.5, 0.25, 0.25]))
+    half = 1.959964 * np.std([0.5, -0.5, 0.25, 0.25], ddof=1) / 2
+    assert apart.interval() == pytest.approx((0.125, 0.125 - half, 0.125 + half), abs=1e-6)
+
+
+def test_devices_without_items_to_find_are_no_pairs(tmp_path):
+    cohort = SimpleNamespace(folder=tmp_path, devices=np.arange(3))
+    first = Paired.of(cohort, "first")
+    first.add(np.array([2, 0]), np.array([0.5, 0.0]), np.array([True, False]))
+    first.add(np.array([1]), np.array([1.0]), np.array([True]))
+    assert not first.finished().devices.any()
+    second = Paired.of(cohort, "second")
+    second.add(np.arange(3), np.array([0.0, 0.25, 0.75]), np.array([False, True, True]))
+    sums = second.finished()
+    assert (int(sums.devices[0]), sums.interval()[0]) == (2, pytest.approx(-0.25))
