@@ -57,11 +57,13 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
     evaluator, members, states = Evaluator.of(strategy), strategy.members, strategy.states
     on_event(Event("joining", 1, 1, f"{len(members.devices):,} devices joined"))
     with stages("evaluation"):
-        full_global = full_start = None
+        full_global = full_start = chosen_by = None
         if scenario.evaluation.full_tables:
             if prepared.global_table is not None:
                 full_global = evaluator.full_table(prepared.global_table)
             full_start = evaluator.full_table(paired="first")
+            if scenario.data.validation_share:
+                chosen_by = evaluator.full_table(split="validation")
     with stages("refinement"):
         keeping = refiner.refine(strategy)
     with stages("evaluation"):
@@ -90,6 +92,7 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
             bytes=prepared.layout.full_table_bytes,
             globally=None if full_global is None else qualities(full_global)[0],
             start=None if full_start is None else qualities(full_start)[0],
+            start_validation=None if chosen_by is None else qualities(chosen_by)[0],
             refined=None if found.refined is None else qualities(found.refined)[0],
             gain=full_gain(found.refined),
         ),

@@ -203,10 +203,16 @@ def starting_directions(counts: Ints, columns: int, seed: int) -> Doubles:
     return orthonormal(directions)
 
 
+def gram_of(columns: Doubles) -> Doubles:
+    """V^T V (k, k) of columns V (I, k); half of it is computed, the other half is the same."""
+    half = scipy.linalg.blas.dsyrk(1.0, columns.T, lower=1)
+    return np.asarray(half + np.tril(half, -1).T)
+
+
 def orthonormal(columns: Doubles) -> Doubles:
     """An orthonormal basis (I, k) of the columns' span, zero columns where they span less."""
     for _ in range(2):  # the first basis is orthonormal to the square root of the precision, the second to all of it
-        squares, turn = np.linalg.eigh(columns.T @ columns)
+        squares, turn = np.linalg.eigh(gram_of(columns))
         kept = squares > EMPTY**2 * max(float(squares.max(initial=0.0)), 1e-300)
         scale = np.zeros(len(squares))
         scale[kept] = 1.0 / np.sqrt(squares[kept])
@@ -216,22 +222,22 @@ def orthonormal(columns: Doubles) -> Doubles:
 
 def spectrum(block: Doubles) -> tuple[Doubles, Doubles]:
     """Left singular vectors (I, k) and singular values (k,), descending, of a block of columns; of what is rounding
-    alone the vectors are zero.
+    alone the vectors are zero. They are orthonormal up to rounding times (largest value / smallest)^2, which is enough
+    for the next pass; see :func:`orthonormal_again`.
     """
-    squares, turn = np.linalg.eigh(block.T @ block)
+    squares, turn = np.linalg.eigh(gram_of(block))
     values = np.sqrt(np.maximum(squares[::-1], 0.0))
     scale = np.divide(1.0, values, out=np.zeros_like(values), where=values > EMPTY * max(float(values[0]), 1e-300))
     vectors = block @ (turn[:, ::-1] * scale)
     signs = np.where(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(values))] < 0, -1.0, 1.0)
-    return orthonormal_again(vectors * signs), np.where(scale > 0, values, 0.0)
+    return vectors * signs, np.where(scale > 0, values, 0.0)
 
 
 def orthonormal_again(vectors: Doubles) -> Doubles:
     """Columns (I, k) that are orthonormal, or zero, up to rounding: now to the last digits, and hardly moved. One step
     of Newton's iteration for the nearest orthonormal matrix (Higham, SIAM J. Sci. Stat. Comput. 7(4), 1986).
     """
-    gram = vectors.T @ vectors
-    return 1.5 * vectors - 0.5 * (vectors @ gram)
+    return vectors @ (1.5 * np.eye(vectors.shape[1]) - 0.5 * gram_of(vectors))
 
 
 def blocks_of(passes: int) -> list[int]:
@@ -391,22 +397,24 @@ class Compression:
     With V (I, K) the scored rows, V^T V = L L^T (Cholesky), C the second moment of the group's vectors and B the
     leading d eigenvectors of L^T C L: devices take L B to their vectors, the table is V L^-T B. It is the best
     approximation of rank d to the group's score matrix in the least-squares sense (Eckart and Young, 1936). used:
-    columns of V that are not zero; factor: L of these.
+    columns of V that are not zero; factor: L of these; means: of theirs over items.
     """
 
     scored: Floats
     used: NDArray[np.int64]
     factor: Doubles
+    means: Doubles
 
     @staticmethod
     def of(scored: Floats) -> Compression:
         """For scored rows (I, K)."""
         wide = scored.astype(np.float64)
-        squares = wide.T @ wide
+        squares = gram_of(wide)
         used = np.flatnonzero(np.diag(squares) > EMPTY**2 * max(float(np.diag(squares).max(initial=0.0)), 1e-300))
         squares = squares[np.ix_(used, used)]
         ridge = 1e-12 * np.trace(squares) / max(len(used), 1)
-        return Compression(scored, used, np.linalg.cholesky(squares + ridge * np.eye(len(used))))
+        factor = np.linalg.cholesky(squares + ridge * np.eye(len(used)))
+        return Compression(scored, used, factor, wide[:, used].mean(axis=0))
 
     def group(self, moments: Moments, dim: int, *, num_users: int, rng: np.random.Generator) -> GroupStart:
         """A user group's start. num_users: S, embeddings to draw."""
@@ -421,10 +429,12 @@ class Compression:
         values = values * longer**2
         group_map, narrow = np.zeros((columns, dim)), np.zeros((columns, dim))
         group_map[used, :found] = longer * (self.factor @ turn)
-        narrow[used, :found] = scipy.linalg.solve_triangular(self.factor, turn, lower=True, trans="T")
+        inverse = scipy.linalg.solve_triangular(self.factor, turn, lower=True, trans="T")
+        # columns of V L^-T B are orthonormal, so that their variance over items follows from their mean
+        variances = 1.0 / len(self.scored) - (self.means @ inverse) ** 2
+        shorter = SCORE_SPREAD / max(float(np.sqrt(max(float((values * variances).sum()), 0.0))), 1e-30)
+        narrow[used, :found] = shorter * inverse
         wide = self.scored @ narrow.astype(np.float32)
-        spread_of_items = wide.std(axis=0, dtype=np.float64)[:found]
-        wide *= np.float32(SCORE_SPREAD / max(float(np.sqrt((values * spread_of_items**2).sum())), 1e-30))
         middle = (moments.first / (UNIT_SCALE * max(moments.size, 1))) @ group_map
         # second moments are diagonal in these directions
         spread = np.zeros((dim, dim))
@@ -456,6 +466,7 @@ __all__ = [
     "halves",
     "nearest",
     "orthonormal",
+    "orthonormal_again",
     "pass_sums",
     "spectrum",
     "starting_directions",

@@ -42,6 +42,7 @@ from fl_peel.pretraining.by_sums import (
     inverse_power,
     nearest,
     orthonormal,
+    orthonormal_again,
     pass_sums,
     spectrum,
     starting_directions,
@@ -161,7 +162,7 @@ def run_stage1(
             else:
                 for _ in range(size):
                     directions, values = spectrum(passed(directions))
-    directions, values = directions[:, : config.columns], values[: config.columns]
+        directions, values = orthonormal_again(directions[:, : config.columns]), values[: config.columns]
     count_exponent, value_exponent, chosen = _shape(sums, config, directions, values, counts, seed)
     if config.chooses:
         step(f"filter chosen, exponents {count_exponent:g} and {value_exponent:g}")

@@ -76,7 +76,7 @@ def metric_rows(plain: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """
     full = plain["full_table"]
     yield {"kind": "full_table", "name": "fp32", "metric": "bytes", "value": full["bytes"]}
-    for name in ("global", "start", "refined", "gain"):
+    for name in ("global", "start", "start_validation", "refined", "gain"):
         yield from _numbers("full_table", name, full.get(name))
     for row in plain["budgets"]:
         place = {key: row[key] for key in _BUDGET_KEYS}

@@ -113,11 +113,13 @@ class Evaluator:
         """Every device under its own budget of the moment."""
         return self.evaluate([wire.OWN_BUDGET])
 
-    def full_table(self, everybody: NDArray[np.float32] | None = None, *, paired: str = "") -> wire.EvaluateReply:
+    def full_table(
+        self, everybody: NDArray[np.float32] | None = None, *, split: str = "test", paired: str = ""
+    ) -> wire.EvaluateReply:
         """Every device with a whole fp32 table: that of its user group, or the same (I, d) for everybody. paired: see
         :class:`fl_peel.wire.EvaluateRequest`.
         """
-        return self.evaluate([wire.UNLIMITED], precision="fp32", everybody=everybody, paired=paired)
+        return self.evaluate([wire.UNLIMITED], precision="fp32", split=split, everybody=everybody, paired=paired)
 
     def _asked(self, request: wire.EvaluateRequest) -> list[wire.EvaluateReply]:
         return self.federation.nodes.ask(wire.EVALUATE, wire.EvaluateReply, lambda partition: request)

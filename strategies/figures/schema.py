@@ -61,12 +61,14 @@ class Gain:
 @dataclass(frozen=True, kw_only=True)
 class FullTable:
     """The whole item table in fp32, and its bytes: as pretrained, as user groups start with it before any device has
-    trained, as refined by the federation, and what that adds; None where ``evaluation.full_tables`` is off.
+    trained (start_validation: on validation items, by which settings are chosen; the rest is of the test), as refined
+    by the federation, and what that adds; None where ``evaluation.full_tables`` is off.
     """
 
     bytes: Bytes
     globally: Annotated[Quality | None, Key("global")] = None
     start: Quality | None = None
+    start_validation: Quality | None = None
     refined: Quality | None = None
     gain: Gain | None = None
 

@@ -68,7 +68,7 @@ def test_what_is_not_said_is_the_scenarios(asked):
 
 def test_two_evaluations_are_paired_device_by_device(asked, tiny_scenario, tmp_path):
     """On any number of nodes and messages: the mean is the difference of the means, the interval that of pairs."""
-    one, _, items = asked
+    one, _, _ = asked
     three, _, _ = evaluator_of(tiny_scenario, tmp_path / "three", 3)
     found = []
     for evaluator in (one, three, dataclasses.replace(one, message_bytes=1)):
