@@ -363,9 +363,9 @@ def leading_of(factor: Doubles, mean: Doubles, count: int, devices: int) -> tupl
         inner = factor.T @ mean @ factor
         values, turn = scipy.linalg.eigh((inner + inner.T) / 2, subset_by_index=(columns - count, columns - 1))
         return values[::-1], turn[:, ::-1]
-    packed, pivots, rank, _ = scipy.linalg.lapack.dpstrf(mean, lower=1)
+    packed, pivots, rank, _ = scipy.linalg.lapack.dpstrf(mean.T, lower=1)
     narrow = np.zeros((columns, rank))
-    narrow[pivots - 1] = np.tril(packed)[:, :rank]
+    narrow[pivots - 1] = np.tril(packed[:, :rank])
     narrow = factor.T @ narrow
     squares, inner_turn = np.linalg.eigh(narrow.T @ narrow)
     count_found = min(count, rank)
@@ -419,7 +419,8 @@ class Compression:
     def group(self, moments: Moments, dim: int, *, num_users: int, rng: np.random.Generator) -> GroupStart:
         """A user group's start. num_users: S, embeddings to draw."""
         columns, used = self.scored.shape[1], self.used
-        mean = moments.second[np.ix_(used, used)] / (UNIT_SCALE**2 * max(moments.size, 1))
+        second = moments.second if len(used) == columns else moments.second[np.ix_(used, used)]
+        mean = second / (UNIT_SCALE**2 * max(moments.size, 1))
         found = min(dim, len(used))
         values, turn = leading_of(self.factor, mean, found, moments.size)
         turn = turn * np.where(turn[np.abs(turn).argmax(axis=0), np.arange(found)] < 0, -1.0, 1.0)

@@ -6,8 +6,9 @@ a federation asks its devices. Both give the same numbers, to the last digit.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,6 +55,8 @@ from fl_peel.randomness import rng_for, seed_for
 
 Progress = Callable[[int, int, str], None]
 """Is told steps done, steps in all, and what the last one was."""
+MOST_PENDING = 4
+"""User groups whose moments wait for their turn."""
 NUM_DRAWN = 256
 """Embeddings drawn from a user group's moments, by which its blocks are ranked before any device has ranked."""
 
@@ -179,16 +182,16 @@ def run_stage1(
     step("vectors")
     centroids = _centroids(sums, shape, counts, config, num_groups, min_size, seed, step)
     groups: list[GroupStart] = []
+    pending: deque[Future[GroupStart]] = deque()
     with fixed_threads(1):
         compression = Compression.of(shape.scored)
         with ThreadPoolExecutor(max_workers=2) as pool:
-            starts = [
-                pool.submit(
-                    compression.group, moments, dim, num_users=NUM_DRAWN, rng=rng_for(seed, "drawn-users", group)
-                )
-                for group, moments in enumerate(sums.moments(centroids, range(len(centroids))))
-            ]
-            groups = [start.result() for start in starts]
+            for group, moments in enumerate(sums.moments(centroids, range(len(centroids)))):
+                rng = rng_for(seed, "drawn-users", group)
+                pending.append(pool.submit(compression.group, moments, dim, num_users=NUM_DRAWN, rng=rng))
+                if len(pending) > MOST_PENDING:  # moments are large: K^2 numbers a group
+                    groups.append(pending.popleft().result())
+            groups += [start.result() for start in pending]
     step(f"{len(groups)} user groups")
     return SpectralStart(
         shape.own,
