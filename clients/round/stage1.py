@@ -22,6 +22,7 @@ from fl_peel.exchange.counters import ClassCounts, RoundCounts
 from fl_peel.pretraining.by_sums import (
     Question,
     Shapes,
+    Units,
     add_rows,
     count_items,
     group_moments,
@@ -98,7 +99,10 @@ def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
     """One step, or some columns of it, for all devices of a node."""
     items, dim = cohort.splits.train.counts(), cohort.scenario.pretraining.embedding_dim
     all_rows = cohort.splits.num_items if request.all_rows else 0
-    asked = Asked(cast(Step, request.step), request.columns, len(request.centroids), dim, all_rows)
+    word_bytes = cohort.scenario.pretraining.sum_bits // 8
+    asked = Asked(
+        cast(Step, request.step), request.columns, len(request.centroids), dim, all_rows, word_bytes=word_bytes
+    )
     everybody = np.ones(len(cohort.devices), np.bool_)
     reached = Reached.of(cohort, lambda budgets: cost_of(asked, items, budgets), request.time, everybody)
     sums = _STEPS[request.step](cohort, reached.places, request)
@@ -128,6 +132,11 @@ def asked_to_choose(cohort: Cohort, panel: int) -> NDArray[np.bool_]:
     """Which hosted devices (N,) are among about ``panel`` of all."""
     drawn = device_uniforms(cohort.scenario.seed, "panel", devices=cohort.devices)
     return np.asarray(drawn * cohort.population < panel)
+
+
+def units_of(cohort: Cohort) -> Units:
+    """Of what devices say."""
+    return Units.of(cohort.scenario.pretraining.spectral(), cohort.population, cohort.splits.num_items)
 
 
 def _counts(
@@ -161,7 +170,7 @@ def _counted(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int
 
 def _passed(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
     rows = cohort.splits.train.select(places)
-    sums = pass_sums(request.table, rows, cohort.scenario.pretraining.user_exponent)
+    sums = pass_sums(request.table, rows, cohort.scenario.pretraining.user_exponent, units_of(cohort).passes)
     return {EVERYBODY: GroupSum(np.array([len(places)]), sums, NONE, NONE)}
 
 
@@ -180,7 +189,8 @@ def _vectors(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int
 
 
 def _grouped(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
-    found = group_sums(np.asarray(np.load(cohort.vectors_file, mmap_mode="r")[places]), request.centroids)
+    found = group_sums(np.asarray(np.load(cohort.vectors_file, mmap_mode="r")[places]), request.centroids,
+                       units_of(cohort).groups)  # fmt: skip
     return {EVERYBODY: GroupSum(found.sizes, found.sums, NONE, NONE)}
 
 
@@ -192,7 +202,7 @@ def _moments(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int
     for group in request.groups.tolist():
         members = known[groups == group]
         rows = cohort.splits.train.select(places[members])
-        moments = group_moments(vectors[members], rows, cohort.splits.num_items)
+        moments = group_moments(vectors[members], rows, cohort.splits.num_items, units_of(cohort).moments)
         sums[group] = GroupSum(np.array([moments.size]), moments.first, moments.second, moments.items)
     return sums
 
@@ -211,4 +221,4 @@ _STEPS = {
     "maps": _mapped,
 }
 
-__all__ = ["There", "asked_to_choose", "choice", "sums_round"]
+__all__ = ["There", "asked_to_choose", "choice", "sums_round", "units_of"]
