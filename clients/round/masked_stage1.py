@@ -22,12 +22,11 @@ from clients.node.clock import spend
 from clients.node.cohort import Cohort
 from clients.round.masked import held_arrays, make_keys, neighbour_at, secrets_of
 from clients.round.secret_store import MASKED, SHARED, Arrays, SecretStore
-from clients.round.stage1 import There, asked_to_choose, units_of
+from clients.round.stage1 import There, asked_to_choose, question_of, sketch_of, units_of
 from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
-from fl_peel.pretraining.by_sums import Question, Shapes, count_items, group_moments, group_sums, nearest, pass_sums
+from fl_peel.pretraining.by_sums import count_items, group_moments, group_sums, nearest, pass_sums
 from fl_peel.pretraining.costs import Asked, Step, StepCost, choice_cost, cost_of, hidden
-from fl_peel.pretraining.sketch import RowSketch
 from fl_peel.secure import device as protocol
 from fl_peel.secure.device import HeldShares
 from fl_peel.secure.keys import Occasion
@@ -89,8 +88,7 @@ def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
 
 def masked_choice(cohort: Cohort, request: SecureChoiceRequest) -> SecureSumsReply:
     """Which filter ranks each device's validation items best; of a device that has none, all words are zero."""
-    shapes = Shapes(request.count_exponents, request.value_exponents)
-    question = Question(request.directions, request.values, request.counts, shapes, request.drawn, request.place)
+    question = question_of(request)
     splits, exponent = cohort.splits, cohort.scenario.pretraining.item_exponent
 
     def says(place: int) -> Values:
@@ -287,7 +285,7 @@ def _counted(cohort: Cohort, request: SecureSumsRequest) -> tuple[Says, Part]:
 
 def _passed(cohort: Cohort, request: SecureSumsRequest) -> tuple[Says, Part]:
     exponent, scale = cohort.scenario.pretraining.user_exponent, units_of(cohort).passes
-    sketch = RowSketch(request.place, request.buckets) if request.buckets else None
+    sketch = sketch_of(request)
 
     def says(place: int) -> Values:
         return {"columns": pass_sums(request.table, _row(cohort.splits.train, place), exponent, scale, sketch).T}

@@ -59,8 +59,8 @@ def chosen_rows(
             continue
         own = next((row for row in added if row.name == name), None)
         rows.append(own or _made(name, usual[name]))
-        rounds = rows[-1].scenario.refinement.rounds
-        if rounds == 0:
+        made = rows[-1].scenario
+        if made.refinement.rounds == 0 and not made.pretraining.by_devices:
             raise ScenarioError(f"refinement.rounds: 0 in row {name!r} shows a server nothing; set 1 or more")
     return rows
 
