@@ -103,19 +103,20 @@ class StepObserver:
             won, answered = chosen(cohort, devices, first)
             reply: Arrays = {"won": won / UNIT_SCALE, "answered": np.array([answered])}
             names = ("directions", "values", "counts", "count_exponents", "value_exponents", "drawn")
-            sent = {name: getattr(first, name) for name in names}
+            sent: dict[str, NDArray[Any]] = {name: getattr(first, name) for name in names}
             sent |= {"place": np.array([first.place]), "item_exponent": exponent}
             return StepView("choice", sent, reply if len(devices) else {}, len(devices))
         requests = [one.request for one in part if isinstance(one.request, wire.SumsRequest)]
         if first.step == "vectors":
             own = self._own(requests)
             return StepView("vectors", {"own": own}, {}, len(devices))
-        sent = {"pass": {"place": first.place}, "groups": {"centroids": first.centroids}}.get(first.step, {})
+        arrays: dict[str, Arrays] = {"pass": {"place": first.place}, "groups": {"centroids": first.centroids}}
+        told = arrays.get(first.step, {})
         if not len(devices):
-            return StepView(first.step, sent, {}, 0)
+            return StepView(first.step, told, {}, 0)
         self._make_vectors()
         answers = [said(cohort, devices, request) for request in requests]
-        return StepView(first.step, sent, _arrays(first.step, answers), len(devices))
+        return StepView(first.step, told, _arrays(first.step, answers), len(devices))
 
     def _own(self, requests: Sequence[wire.SumsRequest]) -> NDArray[np.float32]:
         """Rows that vectors are made of (I, K): one array for all devices."""
@@ -141,8 +142,9 @@ class StepObserver:
 
 def _reached(cohort: Cohort, request: StepRequest) -> IntArray:
     """Numbers of the devices that take part; all devices are hosted, so places are numbers."""
-    there = there_to_choose(cohort, request) if isinstance(request, wire.ChoiceRequest) else None
-    return (there or there_for_sums(cohort, request)).places  # type: ignore[arg-type]
+    if isinstance(request, wire.ChoiceRequest):
+        return there_to_choose(cohort, request).places
+    return there_for_sums(cohort, request).places
 
 
 def _arrays(step: str, answers: Sequence[Mapping[int, wire.GroupSum]]) -> Arrays:
