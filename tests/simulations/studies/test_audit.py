@@ -147,6 +147,10 @@ def test_attacks_are_on_the_stages_that_a_scenario_has(tiny_scenario, tmp_path):
     assert {load_attack(name).stage for name in attacks_on(tiny_scenario)} == {"refinement"}
     assert attacks_on(changed(scenario, refinement={"rounds": 1})) == attack_names()
     chosen_rows(scenario, clip_norm=1.0, only=["none", "secure aggregation"])
+    own = changed(scenario, secure_aggregation={"enabled": True, "min_devices": 3})
+    own = changed(own, pretraining={"row_sketch": 0.5})
+    rows = chosen_rows(own, clip_norm=1.0, only=["none", own.name])
+    assert [row.scenario.pretraining.row_sketch for row in rows] == [None, 0.5]  # in the clear it would be refused
 
 
 def test_watching_changes_nothing(tiny_scenario, tmp_path):
