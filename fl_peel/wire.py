@@ -115,7 +115,9 @@ class SumsRequest:
     devices, where it goes in several.
 
     table: (I, k) rows, from column ``first`` on; centroids: (G, c); groups: of them, those that moments are of, (M,);
-    all_rows: whether devices fetch all rows, so that nobody sees which are of their items.
+    all_rows: whether devices fetch all rows, so that nobody sees which are of their items; place, buckets: of a pass
+    whose rows are hashed, as in :class:`fl_peel.pretraining.sketch.RowSketch`, (0,) and 0 elsewhere. Which follows from
+    the seed, the pass and the items' counts, of which counts alone must be sent.
     """
 
     setting: Setting
@@ -128,6 +130,8 @@ class SumsRequest:
     centroids: NDArray[np.float32]
     groups: NDArray[np.int64]
     all_rows: bool = dataclasses.field(default=False, kw_only=True)
+    buckets: int = dataclasses.field(default=0, kw_only=True)
+    place: NDArray[np.int32] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -524,7 +528,7 @@ class SecureStepRequest:
     """A step of stage 1 under secure aggregation begins. server_round: its number, -1 for the first, -2, ...; time: in
     rounds, when the first of its windows opens. What it will be, for devices to know whether they have the memory:
     columns and groups as in :class:`fl_peel.pretraining.costs.Asked`, of a choice the drawn items, place and shapes
-    as numbers; panel: devices that are asked, about, 0 for all.
+    as numbers; panel: devices that are asked, about, 0 for all; buckets: of a pass whose rows are hashed, else 0.
     """
 
     setting: Setting
@@ -537,6 +541,7 @@ class SecureStepRequest:
     drawn: int = 0
     place: int = 0
     shapes: int = 0
+    buckets: int = 0
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from clients.node.clock import spend
 from clients.node.cohort import Cohort
 from clients.round.masked import held_arrays, make_keys, neighbour_at, secrets_of
 from clients.round.secret_store import MASKED, SHARED, Arrays, SecretStore
-from clients.round.stage1 import There, asked_to_choose
+from clients.round.stage1 import There, asked_to_choose, question_of, sketch_of, units_of
 from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
-from fl_peel.pretraining.by_sums import Question, Shapes, count_items, group_moments, group_sums, nearest, pass_sums
+from fl_peel.pretraining.by_sums import count_items, group_moments, group_sums, nearest, pass_sums
 from fl_peel.pretraining.costs import Asked, Step, StepCost, choice_cost, cost_of, hidden
 from fl_peel.secure import device as protocol
 from fl_peel.secure.device import HeldShares
@@ -81,14 +81,14 @@ def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
         request.step,
         request.columns,
         len(request.centroids),
+        buckets=request.buckets,
     )
     return _answered(_Step(cohort, step), part, request.secure, says)
 
 
 def masked_choice(cohort: Cohort, request: SecureChoiceRequest) -> SecureSumsReply:
     """Which filter ranks each device's validation items best; of a device that has none, all words are zero."""
-    shapes = Shapes(request.count_exponents, request.value_exponents)
-    question = Question(request.directions, request.values, request.counts, shapes, request.drawn, request.place)
+    question = question_of(request)
     splits, exponent = cohort.splits, cohort.scenario.pretraining.item_exponent
 
     def says(place: int) -> Values:
@@ -127,12 +127,15 @@ class _Step:
         """Of at most so many devices' sum."""
         told, cohort = self.told, self.cohort
         items, classes = cohort.splits.num_items, len(cohort.fleet.names)
-        return StepVector(cast(Step, told.step), told.columns, told.groups, told.shapes, items, classes, devices)
+        bits = cohort.scenario.pretraining.sum_bits
+        return StepVector(
+            cast(Step, told.step), told.columns, told.groups, told.shapes, items, classes, devices, told.buckets, bits
+        )
 
     def there(self, neighbours: int) -> There:
         """Who comes, and what it takes of a device with that many neighbours."""
         told, splits = self.told, self.cohort.splits
-        answer = answer_of(self.vector(1).words, neighbours)
+        answer = answer_of(self.vector(1), neighbours)
         items, wanted = splits.train.counts(), splits.validation.counts()
 
         def cost(budgets: IntArray) -> StepCost:
@@ -140,7 +143,8 @@ class _Step:
                 sizes = (told.columns, told.drawn, told.place, told.shapes)
                 step = choice_cost(*sizes, items, wanted, budgets, splits.num_items)
             else:
-                asked = Asked(cast(Step, told.step), told.columns, told.groups, all_rows=splits.num_items)
+                kind, hashed = cast(Step, told.step), told.buckets > 0
+                asked = Asked(kind, told.columns, told.groups, all_rows=splits.num_items, sketched=hashed)
                 step = cost_of(asked, items, budgets)
             return hidden(step, answer, budgets)
 
@@ -168,7 +172,7 @@ class _Begun:
         there = step.there(known["neighbours"].shape[1])
         lost = vanishes == Vanishes.VECTOR
         costs, rates = there.costs, cohort.rates.select(places)
-        unsent = 8 * step.vector(1).words
+        unsent = step.vector(1).num_bytes
         spent = spend(
             replace(rates, latency_s=costs.exchanges[places] * rates.latency_s),
             costs.download_bytes[places],
@@ -238,7 +242,9 @@ def _answered(step: _Step, part: Part, secure: dict[int, Inbox], says: Says) -> 
             values |= begun.head(i, int(cohort.classes[place]), num_classes)
         words = layout.words(values)
         began = time.perf_counter()
-        total.wide[:] += _masked(step, known, i, words, start).wide
+        masked = _masked(step, known, i, words, start)
+        total.narrow[:] += masked.narrow
+        total.wide[:] += masked.wide
         protocol_s += time.perf_counter() - began
     last = stop == vector.units
     kept = {name: known[name] for name in (KEPT if last else SECRET)} | {"directory": known["directory"]}
@@ -278,19 +284,20 @@ def _counted(cohort: Cohort, request: SecureSumsRequest) -> tuple[Says, Part]:
 
 
 def _passed(cohort: Cohort, request: SecureSumsRequest) -> tuple[Says, Part]:
-    exponent = cohort.scenario.pretraining.user_exponent
+    exponent, scale = cohort.scenario.pretraining.user_exponent, units_of(cohort).passes
+    sketch = sketch_of(request)
 
     def says(place: int) -> Values:
-        return {"columns": pass_sums(request.table, _row(cohort.splits.train, place), exponent).T}
+        return {"columns": pass_sums(request.table, _row(cohort.splits.train, place), exponent, scale, sketch).T}
 
     return says, (request.first, request.first + request.table.shape[1])
 
 
 def _grouped(cohort: Cohort, request: SecureSumsRequest) -> tuple[Says, Part]:
-    vectors = np.load(cohort.vectors_file, mmap_mode="r")
+    vectors, scale = np.load(cohort.vectors_file, mmap_mode="r"), units_of(cohort).groups
 
     def says(place: int) -> Values:
-        found = group_sums(np.asarray(vectors[place : place + 1]), request.centroids)
+        found = group_sums(np.asarray(vectors[place : place + 1]), request.centroids, scale)
         return {"sizes": found.sizes, "sums": found.sums}
 
     return says, (0, 1)
@@ -298,14 +305,14 @@ def _grouped(cohort: Cohort, request: SecureSumsRequest) -> tuple[Says, Part]:
 
 def _moments(cohort: Cohort, request: SecureSumsRequest) -> tuple[Says, Part]:
     vectors, num_items = np.load(cohort.vectors_file, mmap_mode="r"), cohort.splits.num_items
-    part = request.first, request.first + len(request.groups)
+    part, scale = (request.first, request.first + len(request.groups)), units_of(cohort).moments
 
     def says(place: int) -> Values:
         vector = np.asarray(vectors[place : place + 1])
         words = np.zeros((len(request.groups), moment_words(request.columns, num_items)), np.int64)
         mine = int(nearest(vector, request.centroids)[0]) - request.first
         if vector.any() and 0 <= mine < len(words):
-            words[mine] = words_of(group_moments(vector, _row(cohort.splits.train, place), num_items))
+            words[mine] = words_of(group_moments(vector, _row(cohort.splits.train, place), num_items, scale))
         return {"moments": words}
 
     return says, part

@@ -22,6 +22,7 @@ from fl_peel.exchange.counters import ClassCounts, RoundCounts
 from fl_peel.pretraining.by_sums import (
     Question,
     Shapes,
+    Units,
     add_rows,
     count_items,
     group_moments,
@@ -31,6 +32,7 @@ from fl_peel.pretraining.by_sums import (
     unit_vectors,
 )
 from fl_peel.pretraining.costs import Asked, Step, StepCost, choice_cost, cost_of
+from fl_peel.pretraining.sketch import RowSketch
 from fl_peel.randomness import device_uniforms
 from fl_peel.wire import EVERYBODY, ChoiceReply, ChoiceRequest, GroupSum, SumsReply, SumsRequest
 
@@ -94,22 +96,34 @@ class Reached:
         return Reached(reached[~spent.late], _counts(cohort, asked, window >= 0, there.small, reached, spent), waits)
 
 
-def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
-    """One step, or some columns of it, for all devices of a node."""
+def there_for_sums(cohort: Cohort, request: SumsRequest) -> Reached:
+    """Who takes part in a step, and what it takes."""
     items, dim = cohort.splits.train.counts(), cohort.scenario.pretraining.embedding_dim
     all_rows = cohort.splits.num_items if request.all_rows else 0
-    asked = Asked(cast(Step, request.step), request.columns, len(request.centroids), dim, all_rows)
+    word_bytes = cohort.scenario.pretraining.sum_bits // 8
+    asked = Asked(
+        cast(Step, request.step), request.columns, len(request.centroids), dim, all_rows, word_bytes=word_bytes
+    )
     everybody = np.ones(len(cohort.devices), np.bool_)
-    reached = Reached.of(cohort, lambda budgets: cost_of(asked, items, budgets), request.time, everybody)
-    sums = _STEPS[request.step](cohort, reached.places, request)
+    return Reached.of(cohort, lambda budgets: cost_of(asked, items, budgets), request.time, everybody)
+
+
+def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
+    """One step, or some columns of it, for all devices of a node."""
+    reached = there_for_sums(cohort, request)
+    sums = said(cohort, reached.places, request)
     counts = reached.counts if request.counted else RoundCounts.nothing(len(cohort.fleet.names))
     return SumsReply(sums, counts, reached.waits_us)
 
 
-def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
-    """Some devices say which filter ranks their validation items best."""
+def said(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
+    """What the devices at these places add up to, whoever they are, by user group."""
+    return _STEPS[request.step](cohort, places, request)
+
+
+def there_to_choose(cohort: Cohort, request: ChoiceRequest) -> Reached:
+    """Who takes part in a choice, and what it takes."""
     panel = asked_to_choose(cohort, request.panel) & (cohort.splits.validation.counts() > 0)
-    shapes = Shapes(request.count_exponents, request.value_exponents)
     splits = cohort.splits
 
     def cost(budgets: IntArray) -> StepCost:
@@ -117,17 +131,42 @@ def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
         train, wanted = splits.train.counts(), splits.validation.counts()
         return choice_cost(len(request.values), drawn, request.place, filters, train, wanted, budgets)
 
-    reached = Reached.of(cohort, cost, request.time, panel)
-    question = Question(request.directions, request.values, request.counts, shapes, request.drawn, request.place)
-    rows, wanted = splits.train.select(reached.places), splits.validation.select(reached.places)
-    won, answered = question.answer(rows, wanted, cohort.scenario.pretraining.item_exponent)
+    return Reached.of(cohort, cost, request.time, panel)
+
+
+def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
+    """Some devices say which filter ranks their validation items best."""
+    reached = there_to_choose(cohort, request)
+    won, answered = chosen(cohort, reached.places, request)
     return ChoiceReply(won, answered, reached.counts, reached.waits_us)
+
+
+def chosen(cohort: Cohort, places: IntArray, request: ChoiceRequest) -> tuple[IntArray, int]:
+    """What the devices at these places answer, added up: (C,) and how many have validation items."""
+    rows, wanted = cohort.splits.train.select(places), cohort.splits.validation.select(places)
+    return question_of(request).answer(rows, wanted, cohort.scenario.pretraining.item_exponent)
+
+
+def question_of(request: ChoiceRequest) -> Question:
+    """As the server asked it."""
+    shapes = Shapes(request.count_exponents, request.value_exponents)
+    return Question(request.directions, request.values, request.counts, shapes, request.drawn, request.place)
+
+
+def sketch_of(request: SumsRequest) -> RowSketch | None:
+    """Of the rows of a pass, None where all rows are said."""
+    return RowSketch(request.place, request.buckets) if request.buckets else None
 
 
 def asked_to_choose(cohort: Cohort, panel: int) -> NDArray[np.bool_]:
     """Which hosted devices (N,) are among about ``panel`` of all."""
     drawn = device_uniforms(cohort.scenario.seed, "panel", devices=cohort.devices)
     return np.asarray(drawn * cohort.population < panel)
+
+
+def units_of(cohort: Cohort) -> Units:
+    """Of what devices say."""
+    return Units.of(cohort.scenario.pretraining.spectral(), cohort.population, cohort.splits.num_items)
 
 
 def _counts(
@@ -161,7 +200,8 @@ def _counted(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int
 
 def _passed(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
     rows = cohort.splits.train.select(places)
-    sums = pass_sums(request.table, rows, cohort.scenario.pretraining.user_exponent)
+    exponent, scale = cohort.scenario.pretraining.user_exponent, units_of(cohort).passes
+    sums = pass_sums(request.table, rows, exponent, scale, sketch_of(request))
     return {EVERYBODY: GroupSum(np.array([len(places)]), sums, NONE, NONE)}
 
 
@@ -180,7 +220,8 @@ def _vectors(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int
 
 
 def _grouped(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
-    found = group_sums(np.asarray(np.load(cohort.vectors_file, mmap_mode="r")[places]), request.centroids)
+    vectors = np.asarray(np.load(cohort.vectors_file, mmap_mode="r")[places])
+    found = group_sums(vectors, request.centroids, units_of(cohort).groups)
     return {EVERYBODY: GroupSum(found.sizes, found.sums, NONE, NONE)}
 
 
@@ -192,7 +233,7 @@ def _moments(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int
     for group in request.groups.tolist():
         members = known[groups == group]
         rows = cohort.splits.train.select(places[members])
-        moments = group_moments(vectors[members], rows, cohort.splits.num_items)
+        moments = group_moments(vectors[members], rows, cohort.splits.num_items, units_of(cohort).moments)
         sums[group] = GroupSum(np.array([moments.size]), moments.first, moments.second, moments.items)
     return sums
 
@@ -211,4 +252,16 @@ _STEPS = {
     "maps": _mapped,
 }
 
-__all__ = ["There", "asked_to_choose", "choice", "sums_round"]
+__all__ = [
+    "There",
+    "asked_to_choose",
+    "choice",
+    "chosen",
+    "question_of",
+    "said",
+    "sketch_of",
+    "sums_round",
+    "there_for_sums",
+    "there_to_choose",
+    "units_of",
+]

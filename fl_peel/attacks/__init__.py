@@ -7,6 +7,6 @@ AUC. One of your own goes under the entry-point group ``fl_peel.attacks``; see d
 
 from fl_peel.attacks.base import Attack, Known, Secret
 from fl_peel.attacks.catalogue import attack_names, load_attack
-from fl_peel.attacks.views import DeviceView, RoundView
+from fl_peel.attacks.views import DeviceView, RoundView, StepView
 
-__all__ = ["Attack", "DeviceView", "Known", "RoundView", "Secret", "attack_names", "load_attack"]
+__all__ = ["Attack", "DeviceView", "Known", "RoundView", "Secret", "StepView", "attack_names", "load_attack"]

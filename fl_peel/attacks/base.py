@@ -24,6 +24,8 @@ from fl_peel.errors import ScenarioError
 
 Secret = Literal["train items", "validation items", "user group", "device class"]
 """What an attack is after. Items: which of them the device has. The others: which one of them the device belongs to."""
+Stage = Literal["stage 1", "refinement"]
+"""Whose messages an attack reads; a scenario may have either."""
 ITEM_SECRETS: tuple[Secret, ...] = ("train items", "validation items")
 
 
@@ -40,11 +42,12 @@ class Known:
 
 
 class Attack:
-    """One attack. name: in tables; secret: what it is after; source: where it is from."""
+    """One attack. name: in tables; secret: what it is after; source: where it is from; stage: what it reads."""
 
     name: ClassVar[str]
     secret: ClassVar[Secret]
     source: ClassVar[str] = ""
+    stage: ClassVar[Stage] = "refinement"
 
     def learn(self, known: Sequence[Known], seed: int) -> None:
         """Learn from accomplices, before any device is attacked. By default nothing."""
@@ -72,4 +75,4 @@ def checked_scores(attack: Attack, view: DeviceView, candidates: IntArray, seed:
     return scores
 
 
-__all__ = ["ITEM_SECRETS", "Attack", "Known", "Secret", "checked_scores"]
+__all__ = ["ITEM_SECRETS", "Attack", "Known", "Secret", "Stage", "checked_scores"]

@@ -23,6 +23,10 @@ ATTACKS: Registry[Any] = Registry(
             "requested-class": "fl_peel.attacks.requests:RequestedClass",
             "reported-class": "fl_peel.attacks.requests:ReportedClass",
             "answering-class": "fl_peel.attacks.requests:AnsweringClass",
+            "stage1-rows": "fl_peel.attacks.stage1:Stage1Rows",
+            "stage1-vector": "fl_peel.attacks.stage1:Stage1Vector",
+            "stage1-choice": "fl_peel.attacks.stage1:Stage1Choice",
+            "stage1-group": "fl_peel.attacks.stage1:Stage1Group",
         }
     ),
 )

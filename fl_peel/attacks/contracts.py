@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fl_peel.attacks.base import ITEM_SECRETS, Attack, Known, Secret, checked_scores
 from fl_peel.attacks.scoring import auc_of
-from fl_peel.attacks.views import DeviceView, FloatArray, RoundView
+from fl_peel.attacks.views import DeviceView, FloatArray, IntArray, RoundView, StepView
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.training.settings import LocalTraining
 
@@ -35,7 +35,8 @@ def example_views(leak: Leak, secret: Secret, seed: int, num_devices: int = 100)
 
     Two groups, two classes, 60 items of dimension 8. Planted: rows of the device's 10 train items move along its user
     embedding, those of 20 others a little against it; its 4 validation items have hits; its request is made of its
-    group's 30 first blocks (20 for the second class).
+    group's 30 first blocks (20 for the second class). In stage 1 train items are counted, a vector is the sum of their
+    rows, validation items win under most filters, and moments are of the device's group.
     """
     rng = np.random.default_rng(seed)
     num_items, dim = 60, 8
@@ -85,8 +86,47 @@ def example_views(leak: Leak, secret: Secret, seed: int, num_devices: int = 100)
             "user group": (np.arange(2), np.arange(2) == group),
             "device class": (np.arange(2), np.arange(2) == kind),
         }[secret]
-        found.append(Known(DeviceView(device, num_items, (view,)), candidates, truth))
+        steps = () if leak == "nothing" else _example_steps(leak, rng, train, validation, group)
+        found.append(Known(DeviceView(device, num_items, (view,), steps), candidates, truth))
     return found
+
+
+def _example_steps(
+    leak: Leak, rng: np.random.Generator, train: IntArray, validation: IntArray, group: int, num_items: int = 60
+) -> tuple[StepView, ...]:
+    """What stage 1 shows of a device: see :func:`example_views`."""
+    columns, filters = 40, 4
+    own = (rng.normal(size=(num_items, columns)) / np.sqrt(columns)).astype(np.float32)
+    items, norms, sizes = np.zeros(num_items), np.zeros(num_items), np.zeros(2)
+    items[train], norms[train], sizes[group] = 1.0, 2.0, 1.0
+    vector = own[train].sum(axis=0)
+    directions = own.copy()
+    directions[validation] += vector
+    won = np.ones(filters)
+    if leak == "noise":
+        items, norms, sizes = rng.random(num_items), rng.random(num_items), rng.random(2)
+        vector, won = rng.normal(size=columns), rng.random(filters)
+    question = {
+        "directions": directions,
+        "values": np.ones(columns),
+        "counts": np.ones(num_items, np.int64),
+        "count_exponents": np.linspace(0.3, 0.5, filters),
+        "value_exponents": np.zeros(filters),
+        "drawn": np.arange(num_items),
+        "place": np.array([6]),
+        "item_exponent": np.array([0.5]),
+    }
+    first, per_group = np.zeros((2, columns)), np.zeros((2, num_items))
+    first[group], per_group[group] = vector, items
+    moments = {"sizes": sizes, "first": first, "items": per_group}
+    return (
+        StepView("counts", {}, {"items": items}),
+        StepView("pass", {"place": np.zeros(0, np.int32)}, {"norms": norms}),
+        StepView("choice", question, {"won": won, "answered": np.array([1])}),
+        StepView("vectors", {"own": own}, {}),
+        StepView("groups", {"centroids": own[:2]}, {"sizes": sizes, "sums": first}),
+        StepView("moments", {}, moments),
+    )
 
 
 class AttackContract:

@@ -93,12 +93,39 @@ class RoundView:
 
 
 @dataclass(frozen=True)
+class StepView:
+    """One step of stage 1 by devices. step: as in :data:`fl_peel.pretraining.costs.Step`; sent, reply: arrays by name:
+
+    counts: ``items`` (I,). pass: ``norms`` (I,), under a row sketch (B,), L2 norms of what is added to each row, of the
+    first columns (a device adds the same to each of its rows); sent is ``place`` (I,) of the sketch, else (0,). choice:
+    ``won`` (C,) in one, ``answered`` (1,); sent are the arrays of :class:`fl_peel.pretraining.by_sums.Question` and
+    ``item_exponent`` (1,). vectors: sent is ``own`` (I, K). groups: ``sizes`` (G,), ``sums`` (G, c); sent are
+    ``centroids`` (G, c). moments: ``sizes`` (G,), ``first`` (G, K), ``items`` (G, I); second moments of one device say
+    what the first do.
+
+    num_devices: whose sum the reply is, 1 unless the protocol shows sums only. Reply is empty where nothing came.
+    """
+
+    step: str
+    sent: Mapping[str, NDArray[Any]]
+    reply: Mapping[str, NDArray[Any]]
+    num_devices: int = 1
+
+
+@dataclass(frozen=True)
 class DeviceView:
-    """All rounds that the observer saw of one device, oldest first. The number is a name, it says nothing."""
+    """All steps of stage 1 and all rounds that the observer saw of one device, oldest first. The number is a name, it
+    says nothing.
+    """
 
     device: int
     num_items: int
     rounds: tuple[RoundView, ...]
+    steps: tuple[StepView, ...] = ()
+
+    def of_step(self, step: str) -> list[StepView]:
+        """Those of that name."""
+        return [one for one in self.steps if one.step == step]
 
     def over_items(self, per_row: FloatArray, of: RoundView) -> FloatArray:
         """Spread a number for each row (R,) over all items (I,); nan for items that were not sent."""
@@ -107,4 +134,4 @@ class DeviceView:
         return values
 
 
-__all__ = ["DeviceView", "FloatArray", "IntArray", "RoundView"]
+__all__ = ["DeviceView", "FloatArray", "IntArray", "RoundView", "StepView"]

@@ -18,8 +18,10 @@ order, the number of nodes or the machine, and may be masked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import scipy.linalg
@@ -27,6 +29,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from fl_peel.data.interactions import UserItems
+from fl_peel.pretraining.settings import SpectralConfig
+from fl_peel.pretraining.sketch import MOST_ROWS, RowSketch
 from fl_peel.randomness import rng_for
 
 Floats = NDArray[np.float32]
@@ -51,6 +55,44 @@ EMPTY = 1e-9
 """Directions below this share of the largest squared length are rounding alone."""
 
 
+@dataclass(frozen=True)
+class Units:
+    """Units in one of the whole numbers that devices say: in passes, of vectors that are added up in user groups, and
+    of those whose products are moments; bits: of a word that holds their sum.
+    """
+
+    passes: float = PASS_SCALE
+    groups: float = UNIT_SCALE
+    moments: float = UNIT_SCALE
+    bits: Literal[32, 64] = 64
+
+    @staticmethod
+    def of(config: SpectralConfig, devices: int, items: int) -> Units:
+        """The finest powers of two with which sums of so many devices fit, whatever they have.
+
+        Of a pass with columns of length 1 at most, d_u^-2a times the sum of d_u rows is below d_u^(1/2 - 2a), by Cauchy
+        and Schwarz, for D^-b is 1 at most; a bucket of a sketch has ``MOST_ROWS`` times that. Entries of vectors of
+        length 1 are at most 1, and so are their products. A thousandth is left for rounding.
+        """
+        bits = config.sum_bits
+        if bits == 64:
+            return Units()
+        limit = ((1 << (bits - 1)) - 1) // devices
+        largest = 1.001 * max(1.0, items ** (0.5 - 2 * config.user_exponent))
+        largest *= 1 if config.row_sketch is None else MOST_ROWS
+        return Units(
+            min(_power_below((limit - MOST_ROWS) / largest), PASS_SCALE),
+            min(_power_below((limit - 1) / 1.001), UNIT_SCALE),
+            min(_power_below((math.sqrt(limit) - 1) / 1.001), UNIT_SCALE),
+            bits,
+        )
+
+
+def _power_below(number: float) -> float:
+    """The largest power of two that is no larger; 1 at least."""
+    return 2.0 ** math.floor(math.log2(max(number, 1.0)))
+
+
 def count_items(rows: UserItems, num_items: int) -> Ints:
     """How many devices have each item, (I,)."""
     return rows.popularity(num_items)
@@ -70,16 +112,19 @@ def _matrix(rows: UserItems, num_items: int, kind: type[np.generic]) -> sp.csr_m
     return sp.csr_matrix((ones, ordered.items, ordered.indptr), shape=(rows.num_users, num_items))
 
 
-def pass_sums(table: Floats, rows: UserItems, user_exponent: float) -> Ints:
-    """What devices return in a pass, added up, (I, k) in units of 1 / ``PASS_SCALE``.
+def pass_sums(
+    table: Floats, rows: UserItems, user_exponent: float, scale: float = PASS_SCALE, sketch: RowSketch | None = None
+) -> Ints:
+    """What devices return in a pass, added up, (I, k) in units of 1 / ``scale``; under a sketch (B, k).
 
     table: (I, k) = D^-b Q as the server sent it, some columns of it. A device's y = d_u^-2a sum of the rows of its
     items; it is returned for each of them, so the sum is R^T D_u^-2a R ``table``.
     """
     matrix = _matrix(rows, len(table), np.float64)
     said = (matrix @ table.astype(np.float64)) * inverse_power(rows.counts(), 2 * user_exponent)[:, None]
-    whole = np.rint(said * PASS_SCALE).astype(np.int64)
-    sums: Ints = _matrix(rows, len(table), np.int64).T @ whole
+    whole = np.rint(said * scale).astype(np.int64)
+    given = _matrix(rows, len(table), np.int64)
+    sums: Ints = (given if sketch is None else sketch.rows_of(given)).T @ whole
     return sums
 
 
@@ -97,9 +142,9 @@ def unit_vectors(vectors: Floats) -> Floats:
     return units
 
 
-def in_units(vectors: Floats) -> Doubles:
-    """Whole numbers: vectors of length 1 in units of 1 / ``UNIT_SCALE``."""
-    return np.rint(vectors.astype(np.float64) * UNIT_SCALE)
+def in_units(vectors: Floats, scale: float = UNIT_SCALE) -> Doubles:
+    """Whole numbers: vectors of length 1 in units of 1 / ``scale``."""
+    return np.rint(vectors.astype(np.float64) * scale)
 
 
 def halves(table: Floats) -> Floats:
@@ -154,13 +199,15 @@ class GroupSums:
         return GroupSums(self.sizes + other.sizes, self.sums + other.sums)
 
 
-def group_sums(vectors: Floats, centroids: Floats) -> GroupSums:
-    """One round of Lloyd's algorithm: devices with a vector (N, K) join their nearest centroid of (G, c)."""
+def group_sums(vectors: Floats, centroids: Floats, scale: float = UNIT_SCALE) -> GroupSums:
+    """One round of Lloyd's algorithm: devices with a vector (N, K) join their nearest centroid of (G, c). scale: units
+    of sums in one.
+    """
     count, columns = centroids.shape
     known = np.flatnonzero(vectors.any(axis=1))
     groups = nearest(vectors[known], centroids)
     sums = np.zeros((count, columns), np.int64)
-    points = in_units(unit_vectors(vectors[known, :columns])).astype(np.int64)
+    points = in_units(unit_vectors(vectors[known, :columns]), scale).astype(np.int64)
     np.add.at(sums, groups, points)
     return GroupSums(np.bincount(groups, minlength=count), sums)
 
@@ -183,12 +230,12 @@ class Moments:
         )
 
 
-def group_moments(vectors: Floats, rows: UserItems, num_items: int) -> Moments:
-    """Of devices of one user group: vectors (N, K) of length 1, and their items."""
+def group_moments(vectors: Floats, rows: UserItems, num_items: int, scale: float = UNIT_SCALE) -> Moments:
+    """Of devices of one user group: vectors (N, K) of length 1, and their items. scale: units of vectors in one."""
     columns = vectors.shape[1]
     first, second = np.zeros(columns, np.int64), np.zeros((columns, columns), np.int64)
     for start in range(0, len(vectors), CHUNK_DEVICES):
-        points = in_units(vectors[start : start + CHUNK_DEVICES])
+        points = in_units(vectors[start : start + CHUNK_DEVICES], scale)
         first += points.sum(axis=0).astype(np.int64)
         second += (points.T @ points).astype(np.int64)
     return Moments(len(vectors), first, second, count_items(rows, num_items))
@@ -416,11 +463,13 @@ class Compression:
         factor = np.linalg.cholesky(squares + ridge * np.eye(len(used)))
         return Compression(scored, used, factor, wide[:, used].mean(axis=0))
 
-    def group(self, moments: Moments, dim: int, *, num_users: int, rng: np.random.Generator) -> GroupStart:
-        """A user group's start. num_users: S, embeddings to draw."""
+    def group(
+        self, moments: Moments, dim: int, *, num_users: int, rng: np.random.Generator, scale: float = UNIT_SCALE
+    ) -> GroupStart:
+        """A user group's start. num_users: S, embeddings to draw; scale: units of moments' vectors in one."""
         columns, used = self.scored.shape[1], self.used
         second = moments.second if len(used) == columns else moments.second[np.ix_(used, used)]
-        mean = second / (UNIT_SCALE**2 * max(moments.size, 1))
+        mean = second / (scale**2 * max(moments.size, 1))
         found = min(dim, len(used))
         values, turn = leading_of(self.factor, mean, found, moments.size)
         turn = turn * np.where(turn[np.abs(turn).argmax(axis=0), np.arange(found)] < 0, -1.0, 1.0)
@@ -436,13 +485,13 @@ class Compression:
         shorter = SCORE_SPREAD / max(float(np.sqrt(max(float((values * variances).sum()), 0.0))), 1e-30)
         narrow[used, :found] = shorter * inverse
         wide = self.scored @ narrow.astype(np.float32)
-        middle = (moments.first / (UNIT_SCALE * max(moments.size, 1))) @ group_map
+        middle = (moments.first / (scale * max(moments.size, 1))) @ group_map
         # second moments are diagonal in these directions
         spread = np.zeros((dim, dim))
         spread[:found, :found] = np.diag(values)
         spread -= np.outer(middle, middle)
-        scale, basis = np.linalg.eigh(spread)
-        drawn = rng.standard_normal((num_users, dim)) * np.sqrt(np.maximum(scale, 0.0))
+        variances, basis = np.linalg.eigh(spread)
+        drawn = rng.standard_normal((num_users, dim)) * np.sqrt(np.maximum(variances, 0.0))
         users = (middle + drawn @ basis.T).astype(np.float32)
         return GroupStart(halves(group_map.astype(np.float32)), wide, moments.size, moments.items, users)
 
@@ -455,6 +504,7 @@ __all__ = [
     "Moments",
     "Question",
     "Shapes",
+    "Units",
     "add_rows",
     "blocks_of",
     "coarse",

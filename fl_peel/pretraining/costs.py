@@ -40,7 +40,8 @@ SAMPLE_COLUMNS = 64
 @dataclass(frozen=True)
 class Asked:
     """A step. columns: K that it is of; groups: user groups there are; dim: of user embeddings; all_rows: how many a
-    device fetches that does not say which are of its items, 0 where it does.
+    device fetches that does not say which are of its items, 0 where it does; sketched: whether it is told how often
+    each row is had, by which rows are hashed; word_bytes: of a number that is added up.
     """
 
     step: Step
@@ -48,15 +49,17 @@ class Asked:
     groups: int = 0
     dim: int = 0
     all_rows: int = 0
+    sketched: bool = False
+    word_bytes: int = WORD_BYTES
 
 
 @dataclass(frozen=True)
 class Answer:
-    """How devices answer where sums are all that is learned of them: words of a vector; bytes down and up that the
+    """How devices answer where sums are all that is learned of them: bytes of a vector; bytes down and up that the
     protocol takes besides; times that the server is asked.
     """
 
-    words: int
+    vector_bytes: int
     download_bytes: int
     upload_bytes: int
     exchanges: int
@@ -82,17 +85,17 @@ def cost_of(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
         return StepCost(nothing, ID_BYTES * items, nothing, nothing, nothing + 1)
     if asked.step == "moments":
         kept = nothing + NUMBER_BYTES * asked.columns
-        return StepCost(nothing, ID_BYTES * items + WORD_BYTES * asked.columns, nothing + 1, kept, nothing + 1)
+        return StepCost(nothing, ID_BYTES * items + asked.word_bytes * asked.columns, nothing + 1, kept, nothing + 1)
     ids, kept, up, number, unit = nothing, nothing, nothing, ROW_BYTES, UNIT_BYTES
     if asked.step == "pass":
         rows, ids = items, ID_BYTES * items
-        up = WORD_BYTES * asked.columns + ids
+        up = asked.word_bytes * asked.columns + ids
         column = ROW_BYTES * rows + WORD_BYTES
     elif asked.step == "vectors":
         rows, ids, kept = items, ID_BYTES * items, nothing + NUMBER_BYTES * asked.columns
         column = ROW_BYTES * rows
     elif asked.step == "groups":
-        rows, up = nothing + asked.groups, nothing + WORD_BYTES * asked.columns + ID_BYTES
+        rows, up = nothing + asked.groups, nothing + asked.word_bytes * asked.columns + ID_BYTES
         column, kept = CENTROID_BYTES * rows, nothing + WORD_BYTES * asked.groups + NUMBER_BYTES * asked.columns
         number, unit = CENTROID_BYTES, 0
     else:  # one row of the map for every column of the vector
@@ -102,7 +105,7 @@ def cost_of(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
     at_a_time = np.clip((budgets - kept) // column, 1, max(asked.columns, 1))
     down = ids + (number * rows + unit) * asked.columns
     if asked.all_rows and asked.step in ("pass", "vectors"):  # in their order, so that none needs its number
-        down = nothing + (number * asked.all_rows + unit) * asked.columns
+        down = nothing + (number * asked.all_rows + unit) * asked.columns + ID_BYTES * asked.all_rows * asked.sketched
     return StepCost(
         down,
         up,
@@ -116,14 +119,14 @@ def hidden(step: StepCost, answer: Answer, budgets: Ints) -> StepCost:
     """A step whose answers are vectors for sums alone. A part of the vector, of one word at least, must fit beside what
     the step needs anyway.
     """
-    room = np.maximum((budgets - step.least_bytes) // WORD_BYTES, 1)
+    room = WORD_BYTES * np.maximum((budgets - step.least_bytes) // WORD_BYTES, 1)
     return StepCost(
         step.download_bytes + answer.download_bytes,
-        np.full_like(budgets, WORD_BYTES * answer.words + answer.upload_bytes),
+        np.full_like(budgets, answer.vector_bytes + answer.upload_bytes),
         step.samples,
         step.least_bytes + WORD_BYTES,
         # the first part comes with the last of what was fetched, and is one of the protocol's own exchanges
-        step.exchanges - 1 + -(-answer.words // room) - 1 + answer.exchanges,
+        step.exchanges - 1 + -(-answer.vector_bytes // room) - 1 + answer.exchanges,
     )
 
 

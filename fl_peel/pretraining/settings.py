@@ -82,6 +82,8 @@ class SpectralConfig:
     value_exponent: of the eigenvalues, a filter's shape between all columns alike (0) and the leading ones. None: about
     ``panel`` devices choose one of ``COUNT_EXPONENTS`` or ``VALUE_EXPONENTS`` by their validation items.
     group_columns: leading columns in which user groups are found; group_rounds: of Lloyd's algorithm.
+    row_sketch: buckets that rows are hashed into in all passes but the last, as a share of the rows; None: all rows.
+    sum_bits: of the words of passes, user groups and moments: 64, or 32 with units so coarse that no sum overflows.
     num_threads: as in :class:`PretrainingConfig`.
     """
 
@@ -95,6 +97,8 @@ class SpectralConfig:
     value_exponent: float | None = None
     group_columns: int = 128
     group_rounds: int = 8
+    row_sketch: float | None = None
+    sum_bits: Literal[32, 64] = 64
     num_threads: int = 2
 
     @property

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +19,6 @@ from sklearn.cluster import KMeans
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
 from fl_peel.pretraining.by_sums import (
-    PASS_SCALE,
     UNIT_SCALE,
     WIDEST,
     Compression,
@@ -31,6 +31,7 @@ from fl_peel.pretraining.by_sums import (
     Moments,
     Question,
     Shapes,
+    Units,
     add_rows,
     blocks_of,
     coarse,
@@ -50,6 +51,7 @@ from fl_peel.pretraining.by_sums import (
     unit_vectors,
 )
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
+from fl_peel.pretraining.sketch import RowSketch
 from fl_peel.pretraining.train import fixed_threads
 from fl_peel.randomness import rng_for, seed_for
 
@@ -64,11 +66,15 @@ NUM_DRAWN = 256
 class Sums(Protocol):
     """What a server learns of devices in stage 1, and all of it."""
 
+    @property
+    def units(self) -> Units:
+        """Of the sums."""
+
     def counts(self) -> Ints:
         """How many devices have each item, (I,)."""
 
-    def passed(self, table: Floats) -> Ints:
-        """:func:`fl_peel.pretraining.by_sums.pass_sums` of all devices, (I, k)."""
+    def passed(self, table: Floats, sketch: RowSketch | None = None) -> Ints:
+        """:func:`fl_peel.pretraining.by_sums.pass_sums` of all devices, (I, k); under a sketch (B, k)."""
 
     def choice(self, question: Question) -> tuple[Ints, int]:
         """:func:`fl_peel.pretraining.by_sums.Question.answer` of some devices: (C,) and how many answered."""
@@ -152,7 +158,10 @@ def run_stage1(
     def passed(directions: Doubles) -> Doubles:
         nonlocal number
         number += 1
-        found = _passed(sums, directions, counts, config)
+        sketch = None
+        if config.row_sketch is not None and number < config.passes:
+            sketch = RowSketch.of(counts, config.row_sketch, seed, number)
+        found = _passed(sums, directions, counts, config, sketch)
         step(f"pass {number}")
         return found
 
@@ -187,8 +196,15 @@ def run_stage1(
         compression = Compression.of(shape.scored)
         with ThreadPoolExecutor(max_workers=2) as pool:
             for group, moments in enumerate(sums.moments(centroids, range(len(centroids)))):
-                rng = rng_for(seed, "drawn-users", group)
-                pending.append(pool.submit(compression.group, moments, dim, num_users=NUM_DRAWN, rng=rng))
+                one = partial(
+                    compression.group,
+                    moments,
+                    dim,
+                    num_users=NUM_DRAWN,
+                    rng=rng_for(seed, "drawn-users", group),
+                    scale=sums.units.moments,
+                )
+                pending.append(pool.submit(one))
                 if len(pending) > MOST_PENDING:  # moments are large: K^2 numbers a group
                     groups.append(pending.popleft().result())
             groups += [start.result() for start in pending]
@@ -248,10 +264,13 @@ def _shape(
     )
 
 
-def _passed(sums: Sums, directions: Doubles, counts: Ints, config: SpectralConfig) -> Doubles:
-    """R~^T R~ of orthonormal directions (I, K)."""
+def _passed(
+    sums: Sums, directions: Doubles, counts: Ints, config: SpectralConfig, sketch: RowSketch | None = None
+) -> Doubles:
+    """R~^T R~ of orthonormal directions (I, K); what a sketch leaves of it."""
     scale = inverse_power(counts, config.item_exponent)[:, None]
-    return scale * (sums.passed(halves((scale * directions).astype(np.float32))) / PASS_SCALE)
+    found = sums.passed(halves((scale * directions).astype(np.float32)), sketch) / sums.units.passes
+    return scale * (found if sketch is None else sketch.read(found, counts))
 
 
 def _centroids(
@@ -278,7 +297,7 @@ def _centroids(
     for number in range(1, config.group_rounds + 1):
         found = sums.groups(centroids)
         some = found.sizes > 0
-        means = found.sums[some] / UNIT_SCALE / found.sizes[some][:, None]
+        means = found.sums[some] / sums.units.groups / found.sizes[some][:, None]
         centroids = coarse(means.astype(np.float32))
         step(f"user groups {number}")
     while True:
@@ -304,14 +323,15 @@ class PooledSums:
     validation: UserItems | None = None
     asked: Callable[[Question], tuple[Ints, int]] | None = None
     made: Floats | None = None
+    units: Units = field(default_factory=Units)
 
     def counts(self) -> Ints:
         """See :class:`Sums`."""
         return count_items(self.rows, self.num_items)
 
-    def passed(self, table: Floats) -> Ints:
+    def passed(self, table: Floats, sketch: RowSketch | None = None) -> Ints:
         """See :class:`Sums`."""
-        return pass_sums(table, self.rows, self.user_exponent)
+        return pass_sums(table, self.rows, self.user_exponent, self.units.passes, sketch)
 
     def choice(self, question: Question) -> tuple[Ints, int]:
         """See :class:`Sums`."""
@@ -326,7 +346,7 @@ class PooledSums:
 
     def groups(self, centroids: Floats) -> GroupSums:
         """See :class:`Sums`."""
-        return group_sums(self._made, centroids)
+        return group_sums(self._made, centroids, self.units.groups)
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
         """See :class:`Sums`."""
@@ -334,7 +354,7 @@ class PooledSums:
         found = nearest(self._made[known], centroids)
         for group in groups:
             members = known[found == group]
-            yield group_moments(self._made[members], self.rows.select(members), self.num_items)
+            yield group_moments(self._made[members], self.rows.select(members), self.num_items, self.units.moments)
 
     @property
     def _made(self) -> Floats:

@@ -12,7 +12,7 @@ from fl_peel.data.settings import CollectedMode, DataFormat, SplitOrder
 from fl_peel.errors import ScenarioError
 from fl_peel.grouping.settings import ItemGroupKind
 from fl_peel.pretraining.settings import DiversityForm, PretrainingConfig, SpectralConfig, check_negatives
-from fl_peel.scenario.base import Keys, PartShare, ShareOrNone
+from fl_peel.scenario.base import Keys, PartShare, Share, ShareOrNone
 from fl_peel.weighting.settings import SELECTORS, ControllerConfig, FeatureName
 
 Selector = Annotated[str, AfterValidator(SELECTORS.check)]
@@ -84,6 +84,11 @@ class Pretraining(Keys):
     """Devices, about, that are asked to choose."""
     group_columns: int = Field(128, ge=1)
     group_rounds: int = Field(8, ge=1)
+    row_sketch: Share | None = None
+    """Buckets, as a share of the items, that rows are hashed into under secure aggregation: a count sketch, in all
+    passes but the last; null: all rows."""
+    sum_bits: Literal[32, 64] = 64
+    """Of the words in which devices say sums; 32: in units that are as fine as the number of devices allows."""
     windows: int = Field(3, ge=1)
     """Rounds of the fleet's clock that a step of spectral from devices stays open for those who are away at first."""
     deadline_s: float | None = Field(None, gt=0)
@@ -128,6 +133,8 @@ class Pretraining(Keys):
     def _source(self) -> Pretraining:
         if self.source == "devices" and self.model != "spectral":
             raise ValueError(f"source: devices needs model: spectral; {self.model} is trained on what is collected")
+        if self.sum_bits != 64 and not self.by_devices:
+            raise ValueError("sum_bits is of what devices say; set source: devices, or leave it out")
         if not self.collected.share and not self.by_devices:
             raise ValueError(
                 "collected.share: 0 leaves the server nothing to start from; set model: spectral and source: devices"

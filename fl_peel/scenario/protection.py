@@ -151,7 +151,7 @@ class SecureAggregation(Keys):
     """Share of a device's neighbours, and of a group's devices, that must last out a round: above one half."""
     word_bits: Literal["auto", 32, 64] = "auto"
     """Width of the words of block updates; auto: 32 where a clipping norm proves that no sum passes them, else 64.
-    Words of stage 1 have 64.
+    Words of stage 1: ``pretraining.sum_bits``.
     """
     dropout_share: PartShare = 0.0
     """Devices that vanish in a round or step after their keys are out, at a random stage: for studies of dropouts."""

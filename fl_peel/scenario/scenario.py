@@ -78,6 +78,13 @@ class Scenario(Keys):
 
     @model_validator(mode="after")
     def _stage1(self) -> Scenario:
+        hidden = self.secure_aggregation.enabled and self.pretraining.by_devices
+        if self.pretraining.row_sketch is not None and not hidden:
+            raise ValueError(
+                "pretraining.row_sketch shortens masked sums of devices, and in the clear hides nothing: what the "
+                "buckets of several passes have in common are the rows; set secure_aggregation.enabled: true and "
+                "source: devices, or leave it out"
+            )
         if not self.pretraining.by_devices:
             return self
         protected = {

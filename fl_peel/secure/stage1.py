@@ -1,8 +1,9 @@
 """What a device says in a step of stage 1, as words of fixed number, so that its length tells nothing.
 
-All are 64 bits wide: products of vectors and passes fill them, and counts are few beside those. A vector is a head, of
-counters and the word that proves the masks gone, and a body of equal units: the columns of a pass, the user groups of
-moments, one for any other step. It may go in parts of some units each, as one stream: masks go on where they were.
+Counters are 64 bits wide, and so is all else unless units are coarser (:class:`fl_peel.pretraining.by_sums.Units`):
+products of vectors and passes fill that, and counts are few beside those. A vector is a head, of counters and the word
+that proves the masks gone, and a body of equal units: the columns of a pass, the user groups of moments, one for any
+other step. It may go in parts of some units each, as one stream: masks go on where they were.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
 from fl_peel.pretraining.by_sums import Ints, Moments
-from fl_peel.pretraining.costs import WORD_BYTES, Answer, Step
+from fl_peel.pretraining.costs import Answer, Step
 from fl_peel.secure.plan import EXCHANGES, DeviceBytes
-from fl_peel.secure.vector import CHECK, Field, VectorLayout
+from fl_peel.secure.vector import CHECK, Bits, Field, VectorLayout
 
 Part = tuple[int, int]
 """Its first unit, and the one after its last."""
@@ -26,7 +27,7 @@ Part = tuple[int, int]
 @dataclass(frozen=True)
 class StepVector:
     """Of a step with K columns, G user groups, C filters to choose from, and I items; for classes of devices to count,
-    and a sum over at most so many devices.
+    and a sum over at most so many devices. buckets: of a pass whose rows are hashed, 0 for all rows; bits: of words.
     """
 
     step: Step
@@ -36,6 +37,8 @@ class StepVector:
     items: int
     classes: int
     devices: int
+    buckets: int = 0
+    bits: Bits = 64
 
     @property
     def units(self) -> int:
@@ -44,15 +47,16 @@ class StepVector:
 
     def _body(self, units: int) -> tuple[Field, ...]:
         if self.step == "counts":
-            return (Field("items", (self.items,), 64),)
+            return (Field("items", (self.items,), self.bits),)
         if self.step == "pass":
-            return (Field("columns", (units, self.items), 64),)
+            return (Field("columns", (units, self.buckets or self.items), self.bits),)
         if self.step == "choice":
             return Field("won", (self.shapes,), 64), Field("answered", (1,), 64)
         if self.step == "groups":
-            return Field("sizes", (self.groups,), 64), Field("sums", (self.groups, self.columns), 64)
+            sums = Field("sums", (self.groups, self.columns), self.bits)
+            return Field("sizes", (self.groups,), self.bits), sums
         if self.step == "moments":
-            return (Field("moments", (units, moment_words(self.columns, self.items)), 64),)
+            return (Field("moments", (units, moment_words(self.columns, self.items)), self.bits),)
         raise AssertionError(f"devices say nothing in step {self.step}")
 
     @property
@@ -73,20 +77,20 @@ class StepVector:
         return self.part((0, part[0])).num_bytes if part[0] else 0
 
     @property
-    def words(self) -> int:
+    def num_bytes(self) -> int:
         """Of the whole."""
-        return self.part((0, self.units)).num_bytes // WORD_BYTES
+        return self.part((0, self.units)).num_bytes
 
     def parts(self, most_bytes: int) -> list[Part]:
         """Parts of at most that many bytes, or of one unit."""
-        at_once = max(1, most_bytes * self.units // self.part((0, self.units)).num_bytes)
+        at_once = max(1, most_bytes * self.units // self.num_bytes)
         return [(first, min(first + at_once, self.units)) for first in range(0, self.units, at_once)]
 
 
-def answer_of(words: int, neighbours: int) -> Answer:
-    """What it takes a device to say so many words, with masks of so many neighbours."""
+def answer_of(vector: StepVector, neighbours: int) -> Answer:
+    """What it takes a device to say that vector, with masks of so many neighbours."""
     moved = DeviceBytes.of(neighbours, 0)
-    return Answer(words, moved.download, moved.upload, EXCHANGES)
+    return Answer(vector.num_bytes, moved.download, moved.upload, EXCHANGES)
 
 
 def moment_words(columns: int, items: int) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from fl_peel import wire
 from fl_peel.disks import device_splits
 from fl_peel.events import Event, OnEvent, silent
+from fl_peel.pretraining.by_sums import Units
 from fl_peel.pretraining.stage1 import PooledSums, SpectralStart, run_stage1
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import Stage1Result
@@ -73,12 +74,13 @@ class BySums(Prepared):
         )
 
 
-def sums_of(scenario: Scenario, nodes: Nodes, setting: wire.Setting, num_items: int) -> FederatedSums:
+def sums_of(scenario: Scenario, nodes: Nodes, setting: wire.Setting, num_items: int, num_devices: int) -> FederatedSums:
     """Of the devices of a federation, in the clear or masked."""
     panel, windows = scenario.pretraining.panel, scenario.pretraining.windows
+    units = Units.of(scenario.pretraining.spectral(), num_devices, num_items)
     if scenario.secure_aggregation.enabled:
-        return MaskedSums(nodes, setting, num_items, panel, windows, scenario=scenario)
-    return FederatedSums(nodes, setting, num_items, panel, windows)
+        return MaskedSums(nodes, setting, num_items, panel, windows, units, scenario=scenario)
+    return FederatedSums(nodes, setting, num_items, panel, windows, units)
 
 
 def prepare_by_sums(
@@ -104,7 +106,7 @@ def prepare_by_sums(
     pretraining, groups = scenario.pretraining, scenario.user_groups
     config = pretraining.spectral()
     setting = wire.Setting(scenario.to_json(), place.data_dir, place.run_dir)
-    federated = sums_of(scenario, nodes, setting, splits.num_items)
+    federated = sums_of(scenario, nodes, setting, splits.num_items, splits.num_users)
 
     def show(done: int, total: int, text: str) -> None:
         on_event(Event("pretraining", min(done, total), total, text))

@@ -20,6 +20,7 @@ from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts
 from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question
 from fl_peel.pretraining.costs import Step
+from fl_peel.pretraining.sketch import RowSketch
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.masks import Words
 from fl_peel.secure.stage1 import Part, StepVector, moments_of
@@ -52,9 +53,9 @@ class MaskedSums(FederatedSums):
         (found,) = self._added(*self._told("counts"))
         return found["items"]
 
-    def passed(self, table: Floats) -> Ints:
-        """What a pass returns, (I, K): some columns a message."""
-        found = self._added(*self._told("pass", table.shape[1], table=table))
+    def passed(self, table: Floats, sketch: RowSketch | None = None) -> Ints:
+        """What a pass returns, (I, K), under a sketch (B, K): some columns a message."""
+        found = self._added(*self._told("pass", table.shape[1], table=table, sketch=sketch))
         return np.ascontiguousarray(np.concatenate([part["columns"] for part in found]).T)
 
     def choice(self, question: Question) -> tuple[Ints, int]:
@@ -106,13 +107,17 @@ class MaskedSums(FederatedSums):
         *,
         table: Floats | None = None,
         centroids: Floats | None = None,
+        sketch: RowSketch | None = None,
         **choice: int,
     ) -> tuple[wire.SecureStepRequest, Request]:
         """What devices are told of the next step before it begins, and then."""
         self._time += self.windows
         self._steps += 1
         centres = np.zeros((0, 0), np.float32) if centroids is None else centroids
-        told = wire.SecureStepRequest(self.setting, -self._steps, self._time, step, columns, len(centres), **choice)
+        place, buckets = (np.zeros(0, np.int32), 0) if sketch is None else (sketch.place, sketch.buckets)
+        told = wire.SecureStepRequest(
+            self.setting, -self._steps, self._time, step, columns, len(centres), buckets=buckets, **choice
+        )
 
         def request(part: Part, secure: Inboxes) -> wire.SecureSumsRequest:
             first, stop = part
@@ -127,6 +132,8 @@ class MaskedSums(FederatedSums):
                 centres,
                 np.arange(first, stop if step == "moments" else first),
                 all_rows=self.all_rows,
+                buckets=buckets,
+                place=place,
                 server_round=told.server_round,
                 secure=secure,
             )
@@ -148,6 +155,8 @@ class MaskedSums(FederatedSums):
             self.num_items,
             len(clock.sampled),
             len(one.devices),
+            told.buckets,
+            self.units.bits,
         )
         parts = vector.parts(PART_BYTES)
         replies: dict[int, list[wire.SecureSumsReply]] = {partition: [] for partition in range(len(self.nodes.ids))}

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from fl_peel import wire
 from fl_peel.errors import EngineError
 from fl_peel.exchange.counters import RoundCounts
-from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question
+from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question, Units
 from fl_peel.pretraining.costs import Step
+from fl_peel.pretraining.sketch import RowSketch
 from strategies.nodes.nodes import Nodes
 
 COLUMNS = 128
@@ -38,7 +39,7 @@ class FederatedSums:
     """:class:`fl_peel.pretraining.stage1.Sums` of the devices of a federation.
 
     records: of the steps so far, one after the other on the virtual clock; windows: rounds that each lasts;
-    panel: devices that choose the filter, about.
+    panel: devices that choose the filter, about; units: of what devices say.
     """
 
     nodes: Nodes
@@ -46,6 +47,7 @@ class FederatedSums:
     num_items: int
     panel: int
     windows: int
+    units: Units = field(default_factory=Units)
     records: list[SumsRecord] = field(default_factory=list)
     all_rows: ClassVar[bool] = False
     """Whether devices fetch all rows of a table, or those of their items."""
@@ -59,8 +61,9 @@ class FederatedSums:
         self._time += self.windows
         return np.asarray(self._total(self._asked("counts")[wire.EVERYBODY], "items"))
 
-    def passed(self, table: Floats) -> Ints:
+    def passed(self, table: Floats, sketch: RowSketch | None = None) -> Ints:
         """What a pass returns, (I, K): some columns a message."""
+        assert sketch is None, "hides nothing without masks"
         self._time += self.windows
         sums = np.zeros(table.shape, np.int64)
         for first in range(0, table.shape[1], COLUMNS):

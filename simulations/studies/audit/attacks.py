@@ -68,7 +68,9 @@ def _items(attack: Attack, watched: Watched, views: list[DeviceView], seed: int)
     if attack.secret == "validation items":
         secret, others = watched.splits.validation, (watched.splits.train, watched.splits.test)
     has = _table(secret, watched.splits.num_items)
-    usable = watched.on_device & ~np.logical_or.reduce([_table(part, watched.splits.num_items) for part in others])
+    # an attack on stage 1 may be after any item: devices are asked about all of them
+    held = watched.on_device if attack.stage == "refinement" else np.ones_like(has)
+    usable = held & ~np.logical_or.reduce([_table(part, watched.splits.num_items) for part in others])
     everything = [np.flatnonzero(row) for row in usable]  # items the device held and that are no other secret of its
     known = [Known(views[i], everything[i], has[i, everything[i]]) for i in np.flatnonzero(watched.accomplices)]
     attack.learn(known, seed)

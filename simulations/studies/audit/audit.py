@@ -73,7 +73,7 @@ def audit(
     settings = settings or AuditSettings()
     frame = Frame.of(scenario, out, options)
     scenario = frame.scenario
-    names = list(settings.attacks or attack_names())
+    names = list(settings.attacks or attacks_on(scenario))
     for name in names:
         load_attack(name)  # an unknown one shows now
     chosen = chosen_rows(
@@ -97,6 +97,12 @@ def audit(
     result = frame.result(audited_rows | figures)
     write_audit(result, frame.out)
     return result
+
+
+def attacks_on(scenario: Scenario) -> list[str]:
+    """Every attack on a stage that devices of this scenario take part in."""
+    stages = {"stage 1": scenario.pretraining.by_devices, "refinement": scenario.refinement.rounds > 0}
+    return [name for name in attack_names() if stages[load_attack(name).stage]]
 
 
 def audited(
@@ -138,6 +144,7 @@ def _one(
     trial = Trial(row.name, scenario, shares, (precision,), (selector,))
     tap = TapGrid(grid, observer)
     measured = run_trial(tap, replace(nodes, grid=tap), trial, place, _quieter(row.name, on_event))
+    observer.finish()
     found: dict[str, Any] = {
         "mechanism": row.name,
         "view": "sums over a user group" if sums_alone else "one device",

@@ -31,6 +31,7 @@ from fl_peel.randomness import rng_for
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.plan import Vanishes, needed_of, vanishing
 from simulations.engine.passing_grid import PassingGrid
+from simulations.studies.audit.steps import StepObserver
 
 PER_GROUP = 25
 """Devices watched in a user group, where the audit watches fewer than all."""
@@ -56,7 +57,10 @@ class Watched:
 
 @dataclass
 class Observer:
-    """Records views of ``count`` devices of a run under ``scenario`` on ``num_nodes`` nodes; sums_alone: see above."""
+    """Records views of ``count`` devices of a run under ``scenario`` on ``num_nodes`` nodes; sums_alone: see above.
+
+    stage1: what was seen of stage 1, where devices took part in it.
+    """
 
     scenario: Scenario
     data_dir: str
@@ -66,9 +70,20 @@ class Observer:
     rounds: int
     sums_alone: bool = False
     views: dict[int, list[RoundView]] = field(default_factory=dict)
+    stage1: StepObserver = field(init=False)
     _announced: dict[int, int] = field(default_factory=dict)
     _watched: Watched | None = None
     _cohort: Cohort | None = None
+
+    def __post_init__(self) -> None:
+        self.stage1 = StepObserver(self.data_dir, self.run_dir, self.sums_alone)
+
+    def finish(self) -> None:
+        """Choose who is watched where no round was seen but stage 1 was, once devices have joined."""
+        if self._watched is None and self.stage1.any:
+            cohort = self._everybody(self.scenario.to_json())
+            self._copy_state(cohort)
+            self._watched = self._choose(cohort)
 
     def see_directories(self, requests: list[wire.SecureSharesRequest]) -> None:
         """Note how many devices of each user group announced keys: what devices divide their noise by."""
@@ -143,7 +158,8 @@ class Observer:
 
     def view(self, device: int) -> DeviceView:
         """All that was seen of a device."""
-        return DeviceView(device, self.watched().splits.num_items, tuple(self.views[device]))
+        steps = self.stage1.steps(device)
+        return DeviceView(device, self.watched().splits.num_items, tuple(self.views[device]), steps)
 
     def _everybody(self, scenario: str) -> Cohort:
         if self._cohort is None:
@@ -263,7 +279,27 @@ class TapGrid(PassingGrid):
         rounds = [request for message in sent if (request := _round_request(message)) is not None]
         if rounds:
             self._observer.see(rounds)
-        return super().send_and_receive(sent, timeout=timeout)
+        replies = list(super().send_and_receive(sent, timeout=timeout))
+        self._see_stage1(sent, replies)
+        return replies
+
+    def _see_stage1(self, sent: list[Message], replies: list[Message]) -> None:
+        """Show a step of stage 1, which is one request to all nodes, with the devices that masked replies name."""
+        kinds: dict[str, type[wire.SumsRequest | wire.ChoiceRequest]] = {
+            wire.SUMS: wire.SumsRequest,
+            wire.CHOICE: wire.ChoiceRequest,
+            wire.SECURE_SUMS: wire.SecureSumsRequest,
+            wire.SECURE_CHOICE: wire.SecureChoiceRequest,
+        }
+        asked = next((message for message in sent if message.metadata.message_type in kinds), None)
+        if asked is None:
+            return
+        kind = asked.metadata.message_type
+        devices = None
+        if kind in (wire.SECURE_SUMS, wire.SECURE_CHOICE):
+            whole = [wire.unpack(wire.SecureSumsReply, reply.content) for reply in replies if reply.has_content()]
+            devices = np.concatenate([np.zeros(0, np.int64), *(reply.sum.devices for reply in whole)])
+        self._observer.stage1.see(wire.unpack(kinds[kind], asked.content), devices)
 
 
 __all__ = ["Observer", "TapGrid", "Watched", "figures_of"]

@@ -59,8 +59,8 @@ def chosen_rows(
             continue
         own = next((row for row in added if row.name == name), None)
         rows.append(own or _made(name, usual[name]))
-        rounds = rows[-1].scenario.refinement.rounds
-        if rounds == 0:
+        made = rows[-1].scenario
+        if made.refinement.rounds == 0 and not made.pretraining.by_devices:
             raise ScenarioError(f"refinement.rounds: 0 in row {name!r} shows a server nothing; set 1 or more")
     return rows
 
@@ -82,7 +82,7 @@ def planned(base: Scenario, *, clip_norm: float, epsilons: Sequence[float]) -> P
 
     What the scenario protects by itself is the last row; all others start from it without any protection.
     """
-    bare = base.model_copy(update={"privacy": Privacy(), "secure_aggregation": SecureAggregation()})
+    bare = _bare(base)
     clip: dict[str, Any] = {"kind": "flat", "norm": clip_norm}
     if base.privacy.clipping.kind != "none":
         clip = base.privacy.clipping.model_dump() | {"kind": "flat"}
@@ -107,6 +107,13 @@ def planned(base: Scenario, *, clip_norm: float, epsilons: Sequence[float]) -> P
     elif "private" in shipped_scenarios():
         rows["private"] = lambda: _private(bare)
     return rows
+
+
+def _bare(base: Scenario) -> Scenario:
+    """The scenario without any protection, and without what is for protected sums alone."""
+    pretraining = base.pretraining.model_copy(update={"row_sketch": None})
+    changes = {"privacy": Privacy(), "secure_aggregation": SecureAggregation(), "pretraining": pretraining}
+    return base.model_copy(update=changes)
 
 
 def _free(name: str, rows: Planned) -> str:
@@ -141,7 +148,7 @@ def added_rows(base: Scenario, texts: Iterable[str]) -> list[AuditRow]:
     """
     from simulations.scenario_files import _with_override
 
-    bare = base.model_copy(update={"privacy": Privacy(), "secure_aggregation": SecureAggregation()})
+    bare = _bare(base)
     rows = []
     for text in texts:
         name, colon, changes = text.partition(":")

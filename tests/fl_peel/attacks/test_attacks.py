@@ -23,6 +23,8 @@ from fl_peel.attacks.scoring import (
     precision_recall_f1,
     squares,
 )
+from fl_peel.attacks.stage1 import Stage1Choice, Stage1Group, Stage1Rows, Stage1Vector
+from fl_peel.attacks.views import DeviceView, StepView
 from fl_peel.errors import ScenarioError
 
 
@@ -78,6 +80,42 @@ class TestAnsweringClass(AttackContract):
         attack = AnsweringClass()
         attack.learn(often[:50], 0)
         assert self.auc(attack, often[50:]) == 1
+
+
+class TestStage1Rows(AttackContract):
+    attack = Stage1Rows
+    succeeds = 1.0
+
+    def test_rows_of_a_sketch_are_read_from_their_buckets(self):
+        """Items 0 and 3 share bucket 1, of which the device has none, items 1 and 2 share bucket 2."""
+        step = StepView("pass", {"place": np.array([1, -2, 2, -1])}, {"norms": np.array([0.0, 3.0])})
+        scores = Stage1Rows().scores(DeviceView(0, 4, (), (step,)), np.arange(4), 0)
+        assert scores.tolist() == [0, 1, 1, 0]
+
+
+class TestStage1Vector(AttackContract):
+    attack = Stage1Vector
+    succeeds = 0.8
+
+    def test_a_vector_of_independent_rows_is_taken_apart_exactly(self):
+        own = np.eye(6, dtype=np.float32)[:, ::-1].copy()
+        mine = np.array([1, 4])
+        steps = (
+            StepView("vectors", {"own": own}, {}),
+            StepView("moments", {}, {"first": own[mine].sum(axis=0, keepdims=True)}),
+        )
+        scores = Stage1Vector().scores(DeviceView(0, 6, (), steps), np.arange(6), 0)
+        assert scores == pytest.approx(np.isin(np.arange(6), mine).astype(float), abs=1e-4)
+
+
+class TestStage1Choice(AttackContract):
+    attack = Stage1Choice
+    succeeds = 0.8
+
+
+class TestStage1Group(AttackContract):
+    attack = Stage1Group
+    succeeds = 1.0
 
 
 def test_every_built_in_attack_is_under_contract():

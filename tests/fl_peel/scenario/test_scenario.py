@@ -60,6 +60,15 @@ BAD = [
         "pretraining: source: devices needs model: spectral; lightgcn is trained on",
     ),
     (
+        {"pretraining": {"model": "spectral", "source": "devices", "row_sketch": 0.25}},
+        "pretraining.row_sketch shortens masked sums of devices, and in the clear hides nothing",
+    ),
+    (
+        {"pretraining": {"model": "spectral", "row_sketch": "25%"}, "secure_aggregation": {"enabled": True}},
+        "pretraining.row_sketch shortens masked sums of devices, and in the clear hides nothing: what the buckets",
+    ),
+    ({"pretraining": {"model": "spectral", "sum_bits": 32}}, "pretraining: sum_bits is of what devices say"),
+    (
         {"pretraining": {"model": "spectral", "source": "devices"}, "privacy": {"rows": "all-sent"}},
         "privacy protects refinement, and under pretraining.source: devices the sums of stage 1",
     ),

@@ -9,19 +9,21 @@ import pytest
 
 from clients.node.cohort import open_cohort
 from fl_peel import wire
+from fl_peel.attacks import attack_names, load_attack
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
 from simulations.studies.audit.attacks import attacked, control
-from simulations.studies.audit.audit import AuditSettings, audited
+from simulations.studies.audit.audit import AuditSettings, attacks_on, audited
 from simulations.studies.audit.observer import Observer, TapGrid, figures_of
 from simulations.studies.audit.report import audit_view, write_audit
-from simulations.studies.audit.rows import AuditRow, added_rows, audit_rows
+from simulations.studies.audit.rows import AuditRow, added_rows, audit_rows, chosen_rows
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
 from strategies.run.place import Place
 from tests.helpers.loopback import LoopbackGrid
+from tests.strategies.run.test_stage1 import AT_HOME, SPECTRAL, changed
 
 SETTINGS = AuditSettings(devices=40, rounds=2, share=0.5, canary_trials=100, attacks=("touched-rows", "reported-class"))
 
@@ -70,6 +72,85 @@ def test_views_of_all_devices_add_up_to_what_the_nodes_sent(tiny_scenario, tmp_p
             assert np.array_equal(ours, theirs)
             assert theirs.any()
             assert sum(view.per_row("row_examples") for view in mine).tolist() == counts.tolist()
+
+
+STAGE1 = ["stage1-rows", "stage1-vector", "stage1-group"]
+
+
+def nothing_collected(tiny_scenario, tmp_path, **parts) -> Scenario:
+    (tmp_path / "home.yaml").write_text(AT_HOME)
+    spectral = SPECTRAL | {"count_exponent": None, "value_exponent": None, "passes": 3}
+    base = changed(tiny_scenario, pretraining=spectral, fleet=str(tmp_path / "home.yaml"), refinement={"rounds": 0})
+    return changed(base, **parts)
+
+
+def test_views_of_stage_1_add_up_to_what_the_nodes_sent(tiny_scenario, tmp_path):
+    """Each watched device says its part of every step; without any round there are devices to watch, too."""
+    scenario = nothing_collected(tiny_scenario, tmp_path)
+    observer, grid, _ = observed(scenario, tmp_path / "run", num_nodes=3)
+    observer.finish()
+    views = [observer.view(device) for device in range(40)]
+    steps = [step.step for step in views[0].steps]
+    assert steps == ["counts", "pass", "pass", "pass", "choice", "vectors", *["groups"] * 5, "moments"]
+    replies = {}
+    for i, (kind, content) in enumerate(grid.crossed):
+        if kind == wire.SUMS:
+            request = wire.unpack(wire.SumsRequest, content)
+            replies.setdefault(request.step, []).append(wire.unpack(wire.SumsReply, grid.crossed[i + 1][1]).sums)
+    items = sum(view.steps[0].reply["items"] for view in views)
+    assert items.tolist() == sum(one[wire.EVERYBODY].items for one in replies["counts"]).tolist()
+    moments = [view.steps[-1].reply for view in views]
+    for group in range(2):
+        theirs = [one[group] for one in replies["moments"]]
+        assert sum(one["sizes"][group] for one in moments) == sum(int(one.sizes[0]) for one in theirs)
+        assert sum(one["first"][group] for one in moments).tolist() == sum(one.first for one in theirs).tolist()
+    for view in views:
+        mine = observer.watched().splits.train.row(view.device)
+        assert np.flatnonzero(view.steps[1].reply["norms"]).tolist() == sorted(mine.tolist())
+    found = attacked(observer, [*STAGE1, "stage1-choice"], 0)
+    assert found["stage1-rows"]["advantage"] == found["stage1-group"]["advantage"] == 1
+    assert found["stage1-vector"]["advantage"] > 0.5
+    assert found["stage1-choice"]["auc"] > 0.6
+
+
+@pytest.mark.parametrize("keys", [{}, {"row_sketch": 0.5, "sum_bits": 32}])
+def test_under_masks_stage_1_is_one_sum_of_all_that_stayed(tiny_scenario, tmp_path, keys):
+    secure = {"enabled": True, "min_devices": 3, "dropout_share": 0.1, "neighbours": 30}
+    scenario = nothing_collected(tiny_scenario, tmp_path, secure_aggregation=secure)
+    observer, _, _ = observed(changed(scenario, pretraining=keys), tmp_path / "run", sums_only=True)
+    observer.finish()
+    first, second = (observer.view(device).steps for device in (0, 1))
+    assert 30 < first[0].num_devices < 40
+    both = [(one, two) for one, two in zip(first, second, strict=True) if one.reply and two.reply]
+    assert len(both) > 5
+    assert all(one.reply is two.reply for one, two in both)
+    assert first[0].reply["items"].max() > 1
+    found = attacked(observer, STAGE1, 0)
+    assert max(abs(found[name]["advantage"]) for name in STAGE1) < 0.2  # who dropped out has nothing in the sum
+    assert observer.watched().accomplices.any()
+
+
+def test_unmasked_words_of_a_device_are_its_own(tiny_scenario, tmp_path):
+    secure = {"enabled": True, "masked": False, "min_devices": 3}
+    scenario = nothing_collected(tiny_scenario, tmp_path, secure_aggregation=secure)
+    observer, _, _ = observed(changed(scenario, pretraining={"row_sketch": 0.5}), tmp_path / "run")
+    observer.finish()
+    assert len(observer.view(0).of_step("pass")[0].reply["norms"]) == 30  # of 59 rows
+    found = attacked(observer, STAGE1, 0)
+    assert found["stage1-rows"]["advantage"] > 0.95  # a full pass and counts tell all, a bucket some of it
+    assert found["stage1-group"]["advantage"] == 1
+
+
+def test_attacks_are_on_the_stages_that_a_scenario_has(tiny_scenario, tmp_path):
+    scenario = nothing_collected(tiny_scenario, tmp_path)
+    assert {load_attack(name).stage for name in attacks_on(scenario)} == {"stage 1"}
+    assert {load_attack(name).stage for name in attacks_on(tiny_scenario)} == {"refinement"}
+    assert attacks_on(changed(scenario, refinement={"rounds": 1})) == attack_names()
+    chosen_rows(scenario, clip_norm=1.0, only=["none", "secure aggregation"])
+    own = changed(scenario, secure_aggregation={"enabled": True, "min_devices": 3})
+    own = changed(own, pretraining={"row_sketch": 0.5})
+    rows = chosen_rows(own, clip_norm=1.0, only=["none", own.name])
+    assert [row.scenario.pretraining.row_sketch for row in rows] == [None, 0.5]  # in the clear it would be refused
 
 
 def test_watching_changes_nothing(tiny_scenario, tmp_path):

@@ -11,6 +11,7 @@ from clients.node.cohort import Cohort
 from fl_peel import wire
 from fl_peel.disks import device_splits
 from fl_peel.errors import SecureAggregationError
+from fl_peel.pretraining.by_sums import Units
 from fl_peel.pretraining.costs import Answer, Asked, cost_of, hidden
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
 from fl_peel.scenario.scenario import Scenario
@@ -219,6 +220,44 @@ def test_what_crosses_of_a_lone_device_is_masked(clear, tmp_path, monkeypatch):
     assert len(np.unique(masks)) == len(masks)
 
 
+SKETCHED = {"row_sketch": 0.4, "sum_bits": 32, "passes": 3}
+
+
+def test_a_sketch_of_masked_sums_is_that_of_pooled_data_on_1_2_or_8_nodes(clear, tmp_path):
+    """And of sums that are not masked; every pass but the last has its own buckets."""
+    scenario = changed(secure(clear), pretraining=SKETCHED)
+    train = device_splits(scenario, "", str(tmp_path / "data")).train
+    config = scenario.pretraining.spectral()
+    units = Units.of(config, 40, 59)
+    pooled = PooledSums(train, 59, config.user_exponent, units=units)
+    start = run_stage1(pooled, config, dim=8, num_groups=2, min_size=4, seed=0)
+    exact, _ = prepared(changed(secure(clear), pretraining=SKETCHED | {"row_sketch": None}), tmp_path / "exact")
+    assert not np.array_equal(exact.start.own, start.own)
+    for nodes, masked in ((1, True), (2, True), (8, True), (2, False)):
+        run, grid = prepared(
+            changed(scenario, secure_aggregation={"masked": masked}), tmp_path / f"{nodes}{masked}", nodes
+        )
+        assert np.array_equal(run.start.own, start.own)
+        assert np.array_equal(run.start.centroids, start.centroids)
+        assert np.array_equal(run.start.maps, start.maps)
+        assert all((one.table == two.table).all() for one, two in zip(run.start.groups, start.groups, strict=True))
+        passes = [
+            request.place.tobytes()
+            for kind, content in grid.crossed
+            if kind == wire.SECURE_SUMS
+            and (request := wire.unpack(wire.SecureSumsRequest, content)).step == "pass"
+            and request.first == 0
+        ]
+        assert [len(place) > 0 for place in passes] == [True] * 2 * nodes + [False] * nodes
+        assert len(set(passes)) == 3
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_sums_of_32_bits_are_the_same_masked_and_in_the_clear(clear, tmp_path, bits):
+    scenario = changed(clear, pretraining={"sum_bits": bits})
+    assert same(prepared(secure(scenario), tmp_path / "masked")[0], prepared(scenario, tmp_path / "plain")[0])
+
+
 def test_which_rows_a_device_has_cannot_be_read_from_its_messages(clear, tmp_path):
     """One device's items are others in the second data set; all that crosses has the same form and size."""
     lines = (tmp_path / "planted.csv").read_text().split()
@@ -243,8 +282,10 @@ def test_which_rows_a_device_has_cannot_be_read_from_its_messages(clear, tmp_pat
     assert forms[0] == forms[1]
 
 
-def test_bytes_are_those_of_the_arithmetic(clear, tmp_path):
-    run, _ = prepared(secure(clear, neighbours=12), tmp_path / "run")
+@pytest.mark.parametrize("keys", [{}, {"sum_bits": 32}, {"row_sketch": 0.4, "sum_bits": 32}])
+def test_bytes_are_those_of_the_arithmetic(clear, tmp_path, keys):
+    run, _ = prepared(changed(secure(clear, neighbours=12), pretraining=keys), tmp_path / "run")
+    word, buckets = (4 if keys else 8), (24 if "row_sketch" in keys else 59)
     items, classes, columns, groups, small = 59, 2, 12, 2, 6
     width = min(columns + 32, int((run.start.counts > 0).sum()))
     protocol = DeviceBytes.of(12, 0)
@@ -256,14 +297,20 @@ def test_bytes_are_those_of_the_arithmetic(clear, tmp_path):
         "moments": groups * (1 + columns + columns * (columns + 1) // 2 + items),
     }
     down = {"counts": 0, "pass": (2 * items + 1) * width, "groups": groups * small, "moments": 0}
+    passes, all_rows = 0, (2 * items + 1) * width
     for record in run.steps:
+        passes += record.step == "pass"
+        if record.step == "pass" and passes == 1:  # the first of two
+            words["pass"], down["pass"] = buckets * width, all_rows + (4 * items if buckets < items else 0)
+        elif record.step == "pass":
+            words["pass"], down["pass"] = items * width, all_rows
         moved = record.counts.classes.total()
         if record.step == "maps":
             continue  # as in the clear
         if record.step == "vectors":
             assert (int(moved.download_bytes), int(moved.upload_bytes)) == (40 * (2 * items + 1) * columns, 0)
         else:
-            said = 8 * (head + words[record.step])
+            said = 8 * head + word * words[record.step]
             assert int(moved.upload_bytes) == 40 * (said + protocol.upload), record.step
             assert int(moved.download_bytes) == 40 * (down[record.step] + protocol.download), record.step
 
@@ -272,7 +319,7 @@ def test_little_memory_costs_exchanges_and_each_costs_latency():
     items = np.array([10, 10, 10])
     budgets = np.array([10**6, 488 + 60, 35])
     step = cost_of(Asked("pass", 20, all_rows=60), items, budgets)
-    cost = hidden(step, Answer(1235, 100, 200, 4), budgets)
+    cost = hidden(step, Answer(8 * 1235, 100, 200, 4), budgets)
     assert cost.download_bytes.tolist() == [20 * (2 * 60 + 1) + 100] * 3
     assert cost.upload_bytes.tolist() == [8 * 1235 + 200] * 3
     assert cost.least_bytes.tolist() == [28 + 8] * 3  # a column of the rows it has, its sum, and a word
@@ -283,14 +330,15 @@ def test_little_memory_costs_exchanges_and_each_costs_latency():
 
 def test_a_vector_is_as_long_as_its_parts():
     for step in ("counts", "pass", "choice", "groups", "moments"):
-        vector = StepVector(step, 7, 3, 15, 11, 2, 40)
-        for most in (1, 500, 10**6):
-            parts = vector.parts(most)
-            assert parts[0][0] == 0
-            assert parts[-1][1] == vector.units
-            assert sum(vector.part(part).num_bytes for part in parts) == 8 * vector.words
-            for before, part in pairwise(parts):
-                assert vector.start(part) == vector.start(before) + vector.part(before).num_bytes
+        for buckets, bits in ((0, 64), (5, 32)):
+            vector = StepVector(step, 7, 3, 15, 11, 2, 40, buckets, bits)
+            for most in (1, 500, 10**6):
+                parts = vector.parts(most)
+                assert parts[0][0] == 0
+                assert parts[-1][1] == vector.units
+                assert sum(vector.part(part).num_bytes for part in parts) == vector.num_bytes
+                for before, part in pairwise(parts):
+                    assert vector.start(part) == vector.start(before) + vector.part(before).num_bytes
 
 
 @pytest.mark.parametrize(
