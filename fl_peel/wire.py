@@ -118,6 +118,9 @@ class SumsRequest:
     all_rows: whether devices fetch all rows, so that nobody sees which are of their items; place, buckets: of a pass
     whose rows are hashed, as in :class:`fl_peel.pretraining.sketch.RowSketch`, (0,) and 0 elsewhere. Which follows from
     the seed, the pass and the items' counts, of which counts alone must be sent.
+
+    Of a bounded pass all columns, with D^-b, weights (I,), by which a device makes sure of its bound; groups: columns
+    that are answered. noise_multiplier: of noise that devices add, see :class:`fl_peel.privacy.stage1.Stage1Scales`.
     """
 
     setting: Setting
@@ -132,12 +135,14 @@ class SumsRequest:
     all_rows: bool = dataclasses.field(default=False, kw_only=True)
     buckets: int = dataclasses.field(default=0, kw_only=True)
     place: NDArray[np.int32] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32), kw_only=True)
+    weights: NDArray[np.float32] = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32), kw_only=True)
+    noise_multiplier: float = dataclasses.field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True)
 class ChoiceRequest:
     """Which filter ranks your validation items best? See :class:`fl_peel.pretraining.by_sums.Question`; only about
-    ``panel`` of all devices answer.
+    ``panel`` of all devices answer. all_rows, noise_multiplier: as in :class:`SumsRequest`.
     """
 
     setting: Setting
@@ -146,10 +151,12 @@ class ChoiceRequest:
     place: int
     directions: NDArray[np.float32]
     values: NDArray[np.float64]
-    counts: NDArray[np.int64]
+    counts: NDArray[np.float64]
     count_exponents: NDArray[np.float64]
     value_exponents: NDArray[np.float64]
     drawn: NDArray[np.int64]
+    all_rows: bool = dataclasses.field(default=False, kw_only=True)
+    noise_multiplier: float = dataclasses.field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from clients.node.clock import spend
 from clients.node.cohort import Cohort
 from clients.round.masked import held_arrays, make_keys, neighbour_at, secrets_of
+from clients.round.noised_stage1 import Noise, noise_of
 from clients.round.secret_store import MASKED, SHARED, Arrays, SecretStore
-from clients.round.stage1 import There, asked_to_choose, question_of, sketch_of, units_of
-from fl_peel.data.interactions import IntArray, UserItems
+from clients.round.stage1 import STEPS, There, asked_to_choose, chosen, moments_by_group
+from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
-from fl_peel.pretraining.by_sums import count_items, group_moments, group_sums, nearest, pass_sums
 from fl_peel.pretraining.costs import Asked, Step, StepCost, choice_cost, cost_of, hidden
 from fl_peel.secure import device as protocol
 from fl_peel.secure.device import HeldShares
@@ -46,8 +46,8 @@ from fl_peel.wire import (
 )
 
 Values = dict[str, IntArray]
-Says = Callable[[int], Values]
-"""What the device at a place has to say."""
+Says = Callable[[int, Noise | None], Values]
+"""What the device at a place has to say, with what noise it adds."""
 KEPT = ("devices", "neighbours", "present", "index", "shares")
 """What devices, (N,) each, keep of the step when their vector is sent; besides the directory."""
 SECRET = (*KEPT, "private")
@@ -73,8 +73,11 @@ def announce_step(cohort: Cohort, request: SecureStepRequest) -> SecureKeysReply
 
 def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
     """A part of what devices have to say in a step, but for a choice."""
-    says, part = _SAYS[request.step](cohort, request)
-    step = SecureStepRequest(
+    part = {
+        "pass": (request.first, request.first + (len(request.groups) or request.table.shape[1])),
+        "moments": (request.first, request.first + len(request.groups)),
+    }.get(request.step, (0, 1))
+    told = SecureStepRequest(
         request.setting,
         request.server_round,
         request.time,
@@ -83,16 +86,19 @@ def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
         len(request.centroids),
         buckets=request.buckets,
     )
-    return _answered(_Step(cohort, step), part, request.secure, says)
+    step = _Step(cohort, told)
+
+    def says(place: int, noise: Noise | None) -> Values:
+        return _SAYS[request.step](cohort, np.array([place]), request, noise)
+
+    return _answered(step, part, request, says)
 
 
 def masked_choice(cohort: Cohort, request: SecureChoiceRequest) -> SecureSumsReply:
-    """Which filter ranks each device's validation items best; of a device that has none, all words are zero."""
-    question = question_of(request)
-    splits, exponent = cohort.splits, cohort.scenario.pretraining.item_exponent
+    """Which filter ranks each device's validation items best; who has none says zeros, or noise."""
 
-    def says(place: int) -> Values:
-        won, answered = question.answer(_row(splits.train, place), _row(splits.validation, place), exponent)
+    def says(place: int, noise: Noise | None) -> Values:
+        won, answered = chosen(cohort, np.array([place]), request, noise)
         return {"won": won, "answered": np.array([answered])}
 
     step = SecureStepRequest(
@@ -106,7 +112,7 @@ def masked_choice(cohort: Cohort, request: SecureChoiceRequest) -> SecureSumsRep
         place=request.place,
         shapes=len(request.value_exponents),
     )
-    return _answered(_Step(cohort, step), (0, 1), request.secure, says)
+    return _answered(_Step(cohort, step), (0, 1), request, says)
 
 
 @dataclass(frozen=True)
@@ -123,10 +129,15 @@ class _Step:
             return asked_to_choose(self.cohort, self.told.panel)
         return np.ones(len(self.cohort.devices), np.bool_)
 
+    @property
+    def withheld(self) -> bool:
+        """Whether devices count nothing: noise is on no counter."""
+        return self.cohort.scenario.privacy.noised
+
     def vector(self, devices: int) -> StepVector:
         """Of at most so many devices' sum."""
         told, cohort = self.told, self.cohort
-        items, classes = cohort.splits.num_items, len(cohort.fleet.names)
+        items, classes = cohort.splits.num_items, 0 if self.withheld else len(cohort.fleet.names)
         bits = cohort.scenario.pretraining.sum_bits
         return StepVector(
             cast(Step, told.step), told.columns, told.groups, told.shapes, items, classes, devices, told.buckets, bits
@@ -143,8 +154,14 @@ class _Step:
                 sizes = (told.columns, told.drawn, told.place, told.shapes)
                 step = choice_cost(*sizes, items, wanted, budgets, splits.num_items)
             else:
-                kind, hashed = cast(Step, told.step), told.buckets > 0
-                asked = Asked(kind, told.columns, told.groups, all_rows=splits.num_items, sketched=hashed)
+                asked = Asked(
+                    cast(Step, told.step),
+                    told.columns,
+                    told.groups,
+                    all_rows=splits.num_items,
+                    sketched=told.buckets > 0,
+                    weighted=self.withheld,
+                )
                 step = cost_of(asked, items, budgets)
             return hidden(step, answer, budgets)
 
@@ -187,13 +204,14 @@ class _Begun:
         clock.stragglers[:], clock.time_us[:], clock.energy_mj[:] = spent.late, spent.time_us, spent.energy_mj
         waits = np.zeros(cohort.scenario.pretraining.windows, np.int64)
         np.maximum.at(waits, there.window[places], spent.time_us)
-        cells, num_cells = cohort.classes[places[~stays]], len(cohort.fleet.names)
+        aside = ~stays | step.withheld  # the simulation's own count, where it is not in the sum
+        cells, num_cells = cohort.classes[places[aside]], len(cohort.fleet.names)
         start = time.perf_counter()
         known |= _opened(step, known, inbox, stays)
         reply = SecureSumsReply(
             MaskedSum(inbox.devices[stays], np.zeros(0, np.uint32), np.zeros(0, np.uint64)),
-            classes[~stays].by_cell(cells, num_cells),
-            clock[~stays].by_cell(cells, num_cells),
+            classes[aside].by_cell(cells, num_cells),
+            clock[aside].by_cell(cells, num_cells),
             waits,
             time.perf_counter() - start,
         )
@@ -226,20 +244,22 @@ def _opened(step: _Step, known: Arrays, inbox: Inbox, stays: NDArray[np.bool_]) 
     return mine | {"present": inbox.present[stays]} | held_arrays(held, inbox.present.shape[1])
 
 
-def _answered(step: _Step, part: Part, secure: dict[int, Inbox], says: Says) -> SecureSumsReply:
+def _answered(step: _Step, part: Part, request: SecureSumsRequest | SecureChoiceRequest, says: Says) -> SecureSumsReply:
     """A part of the masked sum: one device after the other says it, and masks it."""
     cohort, told, (first, stop) = step.cohort, step.told, part
     store, num_classes = SecretStore.of(cohort.folder), len(cohort.fleet.names)
-    begun = _Begun.of(step, secure[EVERYBODY]) if first == 0 else None
+    begun = _Begun.of(step, request.secure[EVERYBODY]) if first == 0 else None
     known = store.load(told.server_round, EVERYBODY, _stage(first)) if begun is None else begun.known
     devices = known["devices"]
     vector = step.vector(len(known["directory"]))
     layout, start = vector.part(part), vector.start(part)
+    noise = noise_of(cohort, request, len(known["directory"]))
     total, places, protocol_s = Words.zeros(*layout.num_words), cohort.places(devices), 0.0
     for i, place in enumerate(places.tolist()):
-        values = says(place)
+        values = says(place, noise)
         if begun is not None:
-            values |= begun.head(i, int(cohort.classes[place]), num_classes)
+            head = begun.head(i, int(cohort.classes[place]), num_classes)
+            values |= {CHECK: head[CHECK]} if step.withheld else head
         words = layout.words(values)
         began = time.perf_counter()
         masked = _masked(step, known, i, words, start)
@@ -274,48 +294,24 @@ def _masked(step: _Step, known: Arrays, i: int, words: Words, start: int) -> Wor
     return protocol.mask_vector(words, secrets_of(known, i), occasion, device, others, needed, start)
 
 
-def _row(of: UserItems, place: int) -> UserItems:
-    return of.select(np.array([place]))
+def _counted(cohort: Cohort, place: IntArray, request: SecureSumsRequest, noise: Noise | None) -> Values:
+    return {"items": STEPS["counts"](cohort, place, request, noise)[EVERYBODY].items}
 
 
-def _counted(cohort: Cohort, request: SecureSumsRequest) -> tuple[Says, Part]:
-    splits = cohort.splits
-    return lambda place: {"items": count_items(_row(splits.train, place), splits.num_items)}, (0, 1)
+def _passed(cohort: Cohort, place: IntArray, request: SecureSumsRequest, noise: Noise | None) -> Values:
+    return {"columns": STEPS["pass"](cohort, place, request, noise)[EVERYBODY].first.T}
 
 
-def _passed(cohort: Cohort, request: SecureSumsRequest) -> tuple[Says, Part]:
-    exponent, scale = cohort.scenario.pretraining.user_exponent, units_of(cohort).passes
-    sketch = sketch_of(request)
-
-    def says(place: int) -> Values:
-        return {"columns": pass_sums(request.table, _row(cohort.splits.train, place), exponent, scale, sketch).T}
-
-    return says, (request.first, request.first + request.table.shape[1])
+def _grouped(cohort: Cohort, place: IntArray, request: SecureSumsRequest, noise: Noise | None) -> Values:
+    found = STEPS["groups"](cohort, place, request, noise)[EVERYBODY]
+    return {"sizes": found.sizes, "sums": found.first}
 
 
-def _grouped(cohort: Cohort, request: SecureSumsRequest) -> tuple[Says, Part]:
-    vectors, scale = np.load(cohort.vectors_file, mmap_mode="r"), units_of(cohort).groups
-
-    def says(place: int) -> Values:
-        found = group_sums(np.asarray(vectors[place : place + 1]), request.centroids, scale)
-        return {"sizes": found.sizes, "sums": found.sums}
-
-    return says, (0, 1)
-
-
-def _moments(cohort: Cohort, request: SecureSumsRequest) -> tuple[Says, Part]:
-    vectors, num_items = np.load(cohort.vectors_file, mmap_mode="r"), cohort.splits.num_items
-    part, scale = (request.first, request.first + len(request.groups)), units_of(cohort).moments
-
-    def says(place: int) -> Values:
-        vector = np.asarray(vectors[place : place + 1])
-        words = np.zeros((len(request.groups), moment_words(request.columns, num_items)), np.int64)
-        mine = int(nearest(vector, request.centroids)[0]) - request.first
-        if vector.any() and 0 <= mine < len(words):
-            words[mine] = words_of(group_moments(vector, _row(cohort.splits.train, place), num_items, scale))
-        return {"moments": words}
-
-    return says, part
+def _moments(cohort: Cohort, place: IntArray, request: SecureSumsRequest, noise: Noise | None) -> Values:
+    words = np.zeros((len(request.groups), moment_words(request.columns, cohort.splits.num_items)), np.int64)
+    for group, moments in moments_by_group(cohort, place, request, noise, empty=False):
+        words[group - request.first] = words_of(moments)
+    return {"moments": words}
 
 
 _SAYS = {"counts": _counted, "pass": _passed, "groups": _grouped, "moments": _moments}

@@ -7,7 +7,7 @@ the time alone, so a step that is sent in several messages has the same devices 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -17,23 +17,16 @@ from numpy.typing import NDArray
 from clients.node.clock import Spent, spend
 from clients.node.cohort import Cohort
 from clients.round.accounts import clock_counts
+from clients.round.noised_stage1 import Noise, noise_of
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
-from fl_peel.pretraining.by_sums import (
-    Question,
-    Shapes,
-    Units,
-    add_rows,
-    count_items,
-    group_moments,
-    group_sums,
-    nearest,
-    pass_sums,
-    unit_vectors,
-)
-from fl_peel.pretraining.costs import Asked, Step, StepCost, choice_cost, cost_of
+from fl_peel.pretraining.bounded import Said
+from fl_peel.pretraining.by_sums import Moments, Question, Shapes, Units, add_rows, nearest, unit_vectors
+from fl_peel.pretraining.costs import Answer, Asked, Step, StepCost, choice_cost, cost_of, hidden
 from fl_peel.pretraining.sketch import RowSketch
+from fl_peel.privacy.stage1 import Stage1Noise, said_of
 from fl_peel.randomness import device_uniforms
+from fl_peel.secure.stage1 import StepVector
 from fl_peel.wire import EVERYBODY, ChoiceReply, ChoiceRequest, GroupSum, SumsReply, SumsRequest
 
 NONE = np.zeros(0, np.int64)
@@ -98,14 +91,27 @@ class Reached:
 
 def there_for_sums(cohort: Cohort, request: SumsRequest) -> Reached:
     """Who takes part in a step, and what it takes."""
-    items, dim = cohort.splits.train.counts(), cohort.scenario.pretraining.embedding_dim
+    items, scenario = cohort.splits.train.counts(), cohort.scenario
     all_rows = cohort.splits.num_items if request.all_rows else 0
-    word_bytes = cohort.scenario.pretraining.sum_bits // 8
+    step, groups = cast(Step, request.step), len(request.centroids)
     asked = Asked(
-        cast(Step, request.step), request.columns, len(request.centroids), dim, all_rows, word_bytes=word_bytes
+        step,
+        request.columns,
+        groups,
+        scenario.pretraining.embedding_dim,
+        all_rows,
+        word_bytes=scenario.pretraining.sum_bits // 8,
+        weighted=scenario.privacy.noised,
     )
-    everybody = np.ones(len(cohort.devices), np.bool_)
-    return Reached.of(cohort, lambda budgets: cost_of(asked, items, budgets), request.time, everybody)
+
+    def cost(budgets: IntArray) -> StepCost:
+        taken = cost_of(asked, items, budgets)
+        if all_rows and step not in ("vectors", "maps"):  # in which nothing is said
+            vector = StepVector(step, request.columns, groups, 0, all_rows, 0, 1, bits=scenario.pretraining.sum_bits)
+            return hidden(taken, said_openly(vector), budgets)
+        return taken
+
+    return Reached.of(cohort, cost, request.time, np.ones(len(cohort.devices), np.bool_))
 
 
 def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
@@ -117,19 +123,29 @@ def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
 
 
 def said(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
-    """What the devices at these places add up to, whoever they are, by user group."""
-    return _STEPS[request.step](cohort, places, request)
+    """What the devices at these places add up to, whoever they are, by user group; with the noise that is theirs."""
+    return STEPS[request.step](cohort, places, request, noise_of(cohort, request))
+
+
+def said_openly(vector: StepVector) -> Answer:
+    """How a device says all words of a vector at once, in the clear."""
+    return Answer(vector.said_bytes, 0, 0, 1)
 
 
 def there_to_choose(cohort: Cohort, request: ChoiceRequest) -> Reached:
     """Who takes part in a choice, and what it takes."""
-    panel = asked_to_choose(cohort, request.panel) & (cohort.splits.validation.counts() > 0)
-    splits = cohort.splits
+    splits, panel = cohort.splits, asked_to_choose(cohort, request.panel)
+    if not cohort.scenario.privacy.noised:  # else that a device answers would say that it has any
+        panel &= splits.validation.counts() > 0
+    all_rows = splits.num_items if request.all_rows else 0
+    filters = len(request.value_exponents)
 
     def cost(budgets: IntArray) -> StepCost:
-        drawn, filters = len(request.drawn), len(request.value_exponents)
         train, wanted = splits.train.counts(), splits.validation.counts()
-        return choice_cost(len(request.values), drawn, request.place, filters, train, wanted, budgets)
+        sizes = (len(request.values), len(request.drawn), request.place, filters)
+        taken = choice_cost(*sizes, train, wanted, budgets, all_rows)
+        vector = StepVector("choice", len(request.values), 0, filters, splits.num_items, 0, 1)
+        return hidden(taken, said_openly(vector), budgets) if all_rows else taken
 
     return Reached.of(cohort, cost, request.time, panel)
 
@@ -137,20 +153,25 @@ def there_to_choose(cohort: Cohort, request: ChoiceRequest) -> Reached:
 def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
     """Some devices say which filter ranks their validation items best."""
     reached = there_to_choose(cohort, request)
-    won, answered = chosen(cohort, reached.places, request)
+    won, answered = chosen(cohort, reached.places, request, noise_of(cohort, request))
     return ChoiceReply(won, answered, reached.counts, reached.waits_us)
 
 
-def chosen(cohort: Cohort, places: IntArray, request: ChoiceRequest) -> tuple[IntArray, int]:
-    """What the devices at these places answer, added up: (C,) and how many have validation items."""
-    rows, wanted = cohort.splits.train.select(places), cohort.splits.validation.select(places)
-    return question_of(request).answer(rows, wanted, cohort.scenario.pretraining.item_exponent)
-
-
-def question_of(request: ChoiceRequest) -> Question:
-    """As the server asked it."""
+def chosen(cohort: Cohort, places: IntArray, request: ChoiceRequest, noise: Noise | None) -> tuple[IntArray, int]:
+    """What devices at these places say of each filter (C,), and how many say anything."""
     shapes = Shapes(request.count_exponents, request.value_exponents)
-    return Question(request.directions, request.values, request.counts, shapes, request.drawn, request.place)
+    question = Question(request.directions, request.values, request.counts, shapes, request.drawn, request.place)
+    splits = cohort.splits
+    won, answered = words_of(cohort).choice(question, splits.train.select(places), splits.validation.select(places))
+    for one in noises(cohort, places, noise):
+        won = won + one.choice(len(won))
+    return won, answered
+
+
+def noises(cohort: Cohort, places: IntArray, noise: Noise | None) -> Iterator[Stage1Noise]:
+    """What each of the devices at these places adds; none where they add none."""
+    if noise is not None:
+        yield from map(noise, cohort.devices[places].tolist())
 
 
 def sketch_of(request: SumsRequest) -> RowSketch | None:
@@ -164,9 +185,11 @@ def asked_to_choose(cohort: Cohort, panel: int) -> NDArray[np.bool_]:
     return np.asarray(drawn * cohort.population < panel)
 
 
-def units_of(cohort: Cohort) -> Units:
-    """Of what devices say."""
-    return Units.of(cohort.scenario.pretraining.spectral(), cohort.population, cohort.splits.num_items)
+def words_of(cohort: Cohort) -> Said:
+    """What devices say, in which units."""
+    num_items = cohort.splits.num_items
+    units = Units.of(cohort.scenario.pretraining.spectral(), cohort.population, num_items)
+    return said_of(cohort.scenario, num_items, units)
 
 
 def _counts(
@@ -192,20 +215,28 @@ def _counts(
     )
 
 
-def _counted(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
-    rows = cohort.splits.train.select(places)
-    items = count_items(rows, cohort.splits.num_items)
+def _counted(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
+    num_items = cohort.splits.num_items
+    items = words_of(cohort).counts(cohort.splits.train.select(places))
+    for one in noises(cohort, places, noise):
+        items = items + one.counts(num_items)
     return {EVERYBODY: GroupSum(np.array([len(places)]), NONE, NONE, items)}
 
 
-def _passed(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
+def _passed(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
+    words = words_of(cohort)
+    columns = range(request.table.shape[1])
+    if words.bounded:
+        columns = range(int(request.groups[0]), int(request.groups[-1]) + 1)
+    part = slice(columns.start, columns.stop)
     rows = cohort.splits.train.select(places)
-    exponent, scale = cohort.scenario.pretraining.user_exponent, units_of(cohort).passes
-    sums = pass_sums(request.table, rows, exponent, scale, sketch_of(request))
+    sums = words.passed(request.table, request.weights, part, rows, sketch_of(request))
+    for one in noises(cohort, places, noise):
+        sums += one.passed(len(sums), columns)
     return {EVERYBODY: GroupSum(np.array([len(places)]), sums, NONE, NONE)}
 
 
-def _vectors(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
+def _vectors(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
     """All devices make theirs, those that are away as soon as they come: it depends on nobody else."""
     path, stop = cohort.vectors_file, request.first + request.table.shape[1]
     if request.first == 0:
@@ -219,31 +250,48 @@ def _vectors(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int
     return {EVERYBODY: GroupSum(np.array([len(places)]), NONE, NONE, NONE)}
 
 
-def _grouped(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
+def _grouped(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
     vectors = np.asarray(np.load(cohort.vectors_file, mmap_mode="r")[places])
-    found = group_sums(vectors, request.centroids, units_of(cohort).groups)
+    found = words_of(cohort).groups(vectors, request.centroids)
+    for one in noises(cohort, places, noise):
+        found = found + one.groups(*request.centroids.shape)
     return {EVERYBODY: GroupSum(found.sizes, found.sums, NONE, NONE)}
 
 
-def _moments(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
+def _moments(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
+    return {
+        group: GroupSum(np.array([moments.size]), moments.first, moments.second, moments.items)
+        for group, moments in moments_by_group(cohort, places, request, noise)
+    }
+
+
+def moments_by_group(
+    cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None, *, empty: bool = True
+) -> Iterator[tuple[int, Moments]]:
+    """Moments of the devices at these places in each user group that is asked for. empty: also of groups that none of
+    them is in, of which they say zeros, or noise.
+    """
     vectors = np.asarray(np.load(cohort.vectors_file, mmap_mode="r")[places])
+    num_items = cohort.splits.num_items
+    words = words_of(cohort)
     known = np.flatnonzero(vectors.any(axis=1))
     groups = nearest(vectors[known], request.centroids)
-    sums = {}
     for group in request.groups.tolist():
         members = known[groups == group]
-        rows = cohort.splits.train.select(places[members])
-        moments = group_moments(vectors[members], rows, cohort.splits.num_items, units_of(cohort).moments)
-        sums[group] = GroupSum(np.array([moments.size]), moments.first, moments.second, moments.items)
-    return sums
+        if not (empty or noise is not None or len(members)):
+            continue
+        moments = words.moments(vectors[members], cohort.splits.train.select(places[members]))
+        for one in noises(cohort, places, noise):
+            moments = moments + one.moments(group, vectors.shape[1], num_items)
+        yield group, moments
 
 
-def _mapped(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
+def _mapped(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
     """Maps come with the request to join; here is what that takes."""
     return {}
 
 
-_STEPS = {
+STEPS = {
     "counts": _counted,
     "pass": _passed,
     "vectors": _vectors,
@@ -253,15 +301,15 @@ _STEPS = {
 }
 
 __all__ = [
+    "STEPS",
     "There",
     "asked_to_choose",
     "choice",
     "chosen",
-    "question_of",
+    "moments_by_group",
     "said",
     "sketch_of",
     "sums_round",
     "there_for_sums",
     "there_to_choose",
-    "units_of",
 ]

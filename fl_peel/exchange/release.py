@@ -86,7 +86,7 @@ def wants_signals(scenario: Scenario) -> bool:
 def shares_of(scenario: Scenario) -> dict[Part, float]:
     """Of a full round's release, normalized; parts that nobody asks for have none and are left out."""
     privacy = scenario.privacy
-    given: dict[Part, float] = privacy.shares.model_dump()
+    given: dict[Part, float] = privacy.shares.model_dump(exclude={"stage1"})
     if not wants_signals(scenario):
         given[SIGNALS] = 0.0
     if privacy.clipping.kind != "adaptive":

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg
@@ -36,6 +36,8 @@ from fl_peel.randomness import rng_for
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Counts = NDArray[Any]
+"""Whole numbers, or what noise leaves of them, in doubles."""
 
 PASS_SCALE = 2.0**36
 """Units of a pass in one: a device's numbers are below 2^7, so that sums of 2^20 devices fit 64 bits."""
@@ -98,7 +100,7 @@ def count_items(rows: UserItems, num_items: int) -> Ints:
     return rows.popularity(num_items)
 
 
-def inverse_power(counts: NDArray[np.integer], exponent: float) -> Doubles:
+def inverse_power(counts: Counts, exponent: float) -> Doubles:
     """counts^-exponent; zero where the count is zero."""
     scale: Doubles = np.zeros(len(counts))
     np.power(counts, -exponent, out=scale, where=counts > 0, dtype=np.float64)
@@ -221,7 +223,7 @@ class Moments:
     size: int
     first: Ints
     second: Ints
-    items: Ints
+    items: Counts
 
     def __add__(self, other: Moments) -> Moments:
         """Of both sets of devices."""
@@ -241,7 +243,7 @@ def group_moments(vectors: Floats, rows: UserItems, num_items: int, scale: float
     return Moments(len(vectors), first, second, count_items(rows, num_items))
 
 
-def starting_directions(counts: Ints, columns: int, seed: int) -> Doubles:
+def starting_directions(counts: Counts, columns: int, seed: int) -> Doubles:
     """(I, min(columns, items that anybody has)) orthonormal at random; zero rows for items that nobody has."""
     known = np.flatnonzero(counts > 0)
     random = rng_for(seed, "stage-1").standard_normal((len(known), min(columns, len(known))))
@@ -318,7 +320,7 @@ class Filter:
 
     @staticmethod
     def of(
-        directions: Doubles, values: Doubles, counts: Ints, *, own_exponent: float, count_exponent: float,
+        directions: Doubles, values: Doubles, counts: Counts, *, own_exponent: float, count_exponent: float,
         value_exponent: float,
     ) -> Filter:  # fmt: skip
         """own = D^-own Q lambda^value, scored = D^count Q."""
@@ -327,7 +329,7 @@ class Filter:
         return Filter(halves(own.astype(np.float32)), scored.astype(np.float32))
 
 
-def drawn_items(counts: Ints, seed: int, top_n: int = 20) -> tuple[Ints, int]:
+def drawn_items(counts: Counts, seed: int, top_n: int = 20) -> tuple[Ints, int]:
     """Items that validation items are compared with, ascending, and how few of them may rank before one that counts.
 
     With rank r of I items and M of them drawn, about r M / I rank before it: to be among the first n M / I of the drawn
@@ -362,15 +364,20 @@ class Question:
 
     directions: Floats
     values: Doubles
-    counts: Ints
+    counts: Counts
     shapes: Shapes
     drawn: Ints
     place: int
 
     def answer(self, rows: UserItems, wanted: UserItems, item_exponent: float) -> tuple[Ints, int]:
-        """Under each filter (C,), the share of a device's validation items ``wanted`` (N rows) that outrank all but
-        ``place`` - 1 of the drawn items that it does not have, added up over devices in units of 1 / ``UNIT_SCALE``;
-        and how many devices have any. rows: train items (N rows). Items that nobody trains on are no validation items.
+        """:meth:`shares` added up over devices (C,) in units of 1 / ``UNIT_SCALE``, and how many devices have any."""
+        shares, answered = self.shares(rows, wanted, item_exponent)
+        return np.rint(shares * UNIT_SCALE).astype(np.int64).sum(axis=0), answered
+
+    def shares(self, rows: UserItems, wanted: UserItems, item_exponent: float) -> tuple[Doubles, int]:
+        """Of each device under each filter (N, C), the share of its validation items ``wanted`` (N rows) that outrank
+        all but ``place`` - 1 of the drawn items that it does not have, zero where it has none; and how many devices
+        have any. rows: train items (N rows). Items that nobody trains on are no validation items.
         """
         counts, drawn, shapes, place = self.counts, self.drawn, self.shapes, self.place
         directions = self.directions.astype(np.float64)
@@ -378,7 +385,7 @@ class Question:
         known = wanted.keep(counts[wanted.items] > 0)
         users, items = known.users(), known.items
         hidden = (_matrix(rows, len(counts), np.int8) + _matrix(wanted, len(counts), np.int8))[:, drawn].toarray() > 0
-        won = np.zeros(len(shapes.value_exponents), np.int64)
+        shares = np.zeros((rows.num_users, len(shapes.value_exponents)))
         for value in np.unique(shapes.value_exponents):
             vectors = base * spread_of(self.values, value)
             of_drawn, of_items = vectors @ directions[drawn].T, np.einsum("nk,nk->n", vectors[users], directions[items])
@@ -387,8 +394,8 @@ class Question:
                 scores = np.where(hidden, -np.inf, of_drawn * scale[drawn])
                 best = -np.partition(-scores, place - 1, axis=1)[:, place - 1]
                 wins = np.bincount(users[of_items * scale[items] > best[users]], minlength=rows.num_users)
-                won[shape] = np.rint(wins / np.maximum(known.counts(), 1) * UNIT_SCALE).astype(np.int64).sum()
-        return won, int((known.counts() > 0).sum())
+                shares[:, shape] = wins / np.maximum(known.counts(), 1)
+        return shares, int((known.counts() > 0).sum())
 
 
 def spread_of(values: Doubles, exponent: float) -> Doubles:
@@ -433,7 +440,7 @@ class GroupStart:
     map: Floats
     table: Floats
     size: int
-    items: Ints
+    items: Counts
     users: Floats
 
 

@@ -8,7 +8,8 @@ its data and no part of the budget, here as in refinement.
 A pass returns one number a column, and the numbers of the device's rows: what it adds to each of them is the same.
 
 Who hides what it has fetches all rows, of which it keeps its own, and answers with a vector that has a word for
-whatever anybody could have said (:func:`hidden`). The vector goes in parts of as many words as fit.
+whatever anybody could have said (:func:`hidden`), masked, or noised by itself. The vector goes in parts of as many
+words as fit.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ SAMPLE_COLUMNS = 64
 class Asked:
     """A step. columns: K that it is of; groups: user groups there are; dim: of user embeddings; all_rows: how many a
     device fetches that does not say which are of its items, 0 where it does; sketched: whether it is told how often
-    each row is had, by which rows are hashed; word_bytes: of a number that is added up.
+    each row is had, by which rows are hashed; word_bytes: of a number that is added up; weighted: every row of a pass
+    comes with a number besides, as a bounded one does.
     """
 
     step: Step
@@ -51,6 +53,7 @@ class Asked:
     all_rows: int = 0
     sketched: bool = False
     word_bytes: int = WORD_BYTES
+    weighted: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ def cost_of(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
     down = ids + (number * rows + unit) * asked.columns
     if asked.all_rows and asked.step in ("pass", "vectors"):  # in their order, so that none needs its number
         down = nothing + (number * asked.all_rows + unit) * asked.columns + ID_BYTES * asked.all_rows * asked.sketched
+    if asked.weighted and asked.step == "pass":
+        down = down + NUMBER_BYTES * (asked.all_rows or rows)
     return StepCost(
         down,
         up,

@@ -18,10 +18,12 @@ from sklearn.cluster import KMeans
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
+from fl_peel.pretraining.bounded import Open, Said
 from fl_peel.pretraining.by_sums import (
     UNIT_SCALE,
     WIDEST,
     Compression,
+    Counts,
     Doubles,
     Filter,
     Floats,
@@ -35,21 +37,18 @@ from fl_peel.pretraining.by_sums import (
     add_rows,
     blocks_of,
     coarse,
-    count_items,
     drawn_items,
     filtered,
-    group_moments,
-    group_sums,
     halves,
     inverse_power,
     nearest,
     orthonormal,
     orthonormal_again,
-    pass_sums,
     spectrum,
     starting_directions,
     unit_vectors,
 )
+from fl_peel.pretraining.noised import above_noise, cleaned, known, moved, popular_directions, symmetric
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
 from fl_peel.pretraining.sketch import RowSketch
 from fl_peel.pretraining.train import fixed_threads
@@ -64,7 +63,16 @@ NUM_DRAWN = 256
 
 
 class Sums(Protocol):
-    """What a server learns of devices in stage 1, and all of it."""
+    """What a server learns of devices in stage 1, and all of it. See :class:`fl_peel.pretraining.bounded.Said` for what
+    each device adds.
+    """
+
+    @property
+    def bounded(self) -> bool:
+        """Whether devices keep to bounds."""
+
+    def std(self, part: str) -> float:
+        """Standard deviation of the noise on each number of a part of what was last learned; 0: there is none."""
 
     @property
     def units(self) -> Units:
@@ -73,20 +81,20 @@ class Sums(Protocol):
     def counts(self) -> Ints:
         """How many devices have each item, (I,)."""
 
-    def passed(self, table: Floats, sketch: RowSketch | None = None) -> Ints:
-        """:func:`fl_peel.pretraining.by_sums.pass_sums` of all devices, (I, k); under a sketch (B, k)."""
+    def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
+        """A pass over all devices, (I, K); under a sketch (B, K)."""
 
     def choice(self, question: Question) -> tuple[Ints, int]:
-        """:func:`fl_peel.pretraining.by_sums.Question.answer` of some devices: (C,) and how many answered."""
+        """:meth:`fl_peel.pretraining.by_sums.Question.answer` of some devices: (C,) and how many answered."""
 
     def vectors(self, own: Floats) -> None:
         """Devices make their vector of the rows (I, K) of their items, and keep it."""
 
     def groups(self, centroids: Floats) -> GroupSums:
-        """:func:`fl_peel.pretraining.by_sums.group_sums` of all devices."""
+        """One round of Lloyd's algorithm over all devices."""
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
-        """:func:`fl_peel.pretraining.by_sums.group_moments` of the devices of each of these user groups."""
+        """Of the devices of each of these user groups."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ class SpectralStart:
     values: Floats
     centroids: Floats
     groups: tuple[GroupStart, ...]
-    counts: Ints
+    counts: Counts
     directions: Floats
     count_exponent: float
     value_exponent: float
@@ -115,7 +123,7 @@ class SpectralStart:
 
 
 def num_steps(config: SpectralConfig) -> int:
-    """Steps that :func:`run_stage1` tells of; groups may take some more until none is too small."""
+    """Steps that :func:`run_stage1` tells of; in the open groups may take some more until none is too small."""
     return 1 + config.passes + config.chooses + 1 + config.group_rounds + 1
 
 
@@ -133,6 +141,9 @@ def run_stage1(
 ) -> SpectralStart:
     """Counts, passes, vectors, user groups, moments; the same arguments and sums give the same tables.
 
+    Bounded sums are asked for a number of times that ``config`` and ``num_groups`` alone decide
+    (:func:`fl_peel.privacy.stage1.stage1_releases`), and what comes of them is not less for being noised.
+
     given: interactions that the server holds, if any: passes over these alone come first, at no cost to devices.
     earlier: directions (I, K) that an earlier stage 1 ended with, to go on from.
 
@@ -147,12 +158,16 @@ def run_stage1(
         if progress is not None:
             progress(done, num_steps(config), text)
 
-    counts = sums.counts()
+    whole = sums.counts()
+    counts: Counts = known(whole, sums.std("counts")) if sums.bounded else whole
     step("items counted")
     if not counts.any():
         raise DataError("stage 1: no device that answered has any item; see fl-peel fleet show, or raise deadlines")
     with fixed_threads(config.num_threads):
-        directions = _beginning(counts, config, seed, given, earlier)
+        if sums.bounded and (given is None or not given.num_interactions):
+            directions = popular_directions(counts, config.columns + config.oversampling, config.item_exponent)
+        else:
+            directions = _beginning(counts, config, seed, given, earlier)
     number = 0
 
     def passed(directions: Doubles) -> Doubles:
@@ -167,7 +182,8 @@ def run_stage1(
 
     values = np.zeros(0)
     with fixed_threads(config.num_threads):
-        for size in blocks_of(config.passes):
+        # filtered passes are of directions that are not orthonormal, which devices would cut
+        for size in [1] * config.passes if sums.bounded else blocks_of(config.passes):
             cut = float(values[values > 0].min(initial=np.inf)) if len(values) else np.inf
             if size == 2 and values[0] <= WIDEST * cut:
                 directions, values = filtered(passed, directions, cut)
@@ -175,6 +191,8 @@ def run_stage1(
                 for _ in range(size):
                     directions, values = spectrum(passed(directions))
         directions, values = orthonormal_again(directions[:, : config.columns]), values[: config.columns]
+    if sums.bounded:
+        values = above_noise(values, counts, sums.std("pass"))
     count_exponent, value_exponent, chosen = _shape(sums, config, directions, values, counts, seed)
     if config.chooses:
         step(f"filter chosen, exponents {count_exponent:g} and {value_exponent:g}")
@@ -195,7 +213,7 @@ def run_stage1(
     with fixed_threads(1):
         compression = Compression.of(shape.scored)
         with ThreadPoolExecutor(max_workers=2) as pool:
-            for group, moments in enumerate(sums.moments(centroids, range(len(centroids)))):
+            for group, moments in enumerate(_moments(sums, centroids, counts)):
                 one = partial(
                     compression.group,
                     moments,
@@ -224,7 +242,7 @@ def run_stage1(
 
 
 def _beginning(
-    counts: Ints, config: SpectralConfig, seed: int, given: UserItems | None, earlier: Floats | None
+    counts: Counts, config: SpectralConfig, seed: int, given: UserItems | None, earlier: Floats | None
 ) -> Doubles:
     """Where passes begin, orthonormal (I, K): at random, but for what is known already."""
     directions = starting_directions(counts, config.columns + config.oversampling, seed)
@@ -241,10 +259,12 @@ def _beginning(
 
 
 def _shape(
-    sums: Sums, config: SpectralConfig, directions: Doubles, values: Doubles, counts: Ints,
+    sums: Sums, config: SpectralConfig, directions: Doubles, values: Doubles, counts: Counts,
     seed: int,
 ) -> tuple[float, float, float | None]:  # fmt: skip
-    """The filter's exponents of counts and eigenvalues, and the recall by which devices chose them."""
+    """The filter's exponents of counts and eigenvalues, and the recall by which devices chose them: None of bounded
+    sums, in which only differences are.
+    """
     if config.count_exponent is not None and config.value_exponent is not None:
         return config.count_exponent, config.value_exponent, None
     shapes = Shapes.of(
@@ -253,30 +273,46 @@ def _shape(
     )
     drawn, place = drawn_items(counts, seed)
     won, answered = sums.choice(Question(halves(directions.astype(np.float32)), values, counts, shapes, drawn, place))
-    if not answered:
+    if not (answered or sums.bounded):
         raise DataError("stage 1: no device that was asked has a validation item; set pretraining.count_exponent and "
                         "value_exponent, or raise pretraining.panel or data.validation_share")  # fmt: skip
     best = int(won.argmax())
     return (
         float(shapes.count_exponents[best]),
         float(shapes.value_exponents[best]),
-        float(won[best] / UNIT_SCALE / answered),
+        None if sums.bounded else float(won[best] / UNIT_SCALE / answered),
     )
 
 
 def _passed(
-    sums: Sums, directions: Doubles, counts: Ints, config: SpectralConfig, sketch: RowSketch | None = None
+    sums: Sums, directions: Doubles, counts: Counts, config: SpectralConfig, sketch: RowSketch | None = None
 ) -> Doubles:
-    """R~^T R~ of orthonormal directions (I, K); what a sketch leaves of it."""
-    scale = inverse_power(counts, config.item_exponent)[:, None]
-    found = sums.passed(halves((scale * directions).astype(np.float32)), sketch) / sums.units.passes
-    return scale * (found if sketch is None else sketch.read(found, counts))
+    """R~^T R~ of orthonormal directions (I, K), what a sketch leaves of it; of bounded sums R^^T R^, which devices
+    scale themselves.
+    """
+    scale = inverse_power(counts, config.item_exponent)
+    weights = scale.astype(np.float32)
+    if sums.bounded:
+        passed = sums.passed(halves(directions.astype(np.float32)), weights) / sums.units.passes
+        return symmetric(passed, directions, counts)
+    found = sums.passed(halves((scale[:, None] * directions).astype(np.float32)), weights, sketch) / sums.units.passes
+    return scale[:, None] * (found if sketch is None else sketch.read(found, np.asarray(counts)))
+
+
+def _moments(sums: Sums, centroids: Floats, counts: Counts) -> Iterable[Moments]:
+    """Of all user groups, of bounded sums without what noise alone would say."""
+    for moments in sums.moments(centroids, range(len(centroids))):
+        if sums.bounded:
+            stds = {part: sums.std(part) for part in ("moment products", "moment items")}
+            yield cleaned(moments, np.asarray(counts, np.float64), stds)
+        else:
+            yield moments
 
 
 def _centroids(
     sums: Sums,
     shape: Filter,
-    counts: Ints,
+    counts: Counts,
     config: SpectralConfig,
     num_groups: int,
     min_size: int,
@@ -294,6 +330,8 @@ def _centroids(
         model = KMeans(wanted, n_init=1, random_state=seed_for(seed, "user-groups") % 2**32)
         model.fit(points, sample_weight=counts[counts > 0])
     centroids = coarse(np.asarray(model.cluster_centers_, np.float32))
+    if sums.bounded:
+        return _noised_centroids(sums, centroids, config, num_groups, min_size, step)
     for number in range(1, config.group_rounds + 1):
         found = sums.groups(centroids)
         some = found.sizes > 0
@@ -310,10 +348,28 @@ def _centroids(
         centroids = np.delete(centroids, np.argsort(sizes, kind="stable")[:surplus], axis=0)
 
 
+def _noised_centroids(
+    sums: Sums, centroids: Floats, config: SpectralConfig, num_groups: int, min_size: int, step: Callable[[str], None]
+) -> Floats:
+    """As often as was accounted for. Groups that were too small in the last round are dissolved, all but the largest:
+    to ask how large the others became would be one release more.
+    """
+    if num_groups == 1:
+        return centroids
+    for number in range(1, config.group_rounds + 1):
+        found = sums.groups(centroids)
+        sizes = found.sizes
+        centroids = coarse(moved(centroids, found, sums.std("group sizes"), sums.std("group vectors")))
+        step(f"user groups {number}")
+    kept = sizes >= min_size * UNIT_SCALE
+    kept[sizes.argmax()] = True
+    return centroids[kept]
+
+
 @dataclass
 class PooledSums:
     """Over interactions (U rows) that one party holds. validation: of the same users; asked: who chooses the filter in
-    their place, where they have none.
+    their place, where they have none; said: what users add, None for everything as it is.
     """
 
     rows: UserItems
@@ -324,21 +380,31 @@ class PooledSums:
     asked: Callable[[Question], tuple[Ints, int]] | None = None
     made: Floats | None = None
     units: Units = field(default_factory=Units)
+    said: Said | None = None
+
+    @property
+    def bounded(self) -> bool:
+        """See :class:`Sums`."""
+        return self._said.bounded
+
+    def std(self, part: str) -> float:
+        """See :class:`Sums`."""
+        return 0.0
 
     def counts(self) -> Ints:
         """See :class:`Sums`."""
-        return count_items(self.rows, self.num_items)
+        return self._said.counts(self.rows)
 
-    def passed(self, table: Floats, sketch: RowSketch | None = None) -> Ints:
+    def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
         """See :class:`Sums`."""
-        return pass_sums(table, self.rows, self.user_exponent, self.units.passes, sketch)
+        return self._said.passed(table, weights, slice(None), self.rows, sketch)
 
     def choice(self, question: Question) -> tuple[Ints, int]:
         """See :class:`Sums`."""
         if self.asked is not None:
             return self.asked(question)
         assert self.validation is not None, "who chooses has validation items"
-        return question.answer(self.rows, self.validation, self.item_exponent)
+        return self._said.choice(question, self.rows, self.validation)
 
     def vectors(self, own: Floats) -> None:
         """See :class:`Sums`."""
@@ -346,7 +412,7 @@ class PooledSums:
 
     def groups(self, centroids: Floats) -> GroupSums:
         """See :class:`Sums`."""
-        return group_sums(self._made, centroids, self.units.groups)
+        return self._said.groups(self._made, centroids)
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
         """See :class:`Sums`."""
@@ -354,7 +420,11 @@ class PooledSums:
         found = nearest(self._made[known], centroids)
         for group in groups:
             members = known[found == group]
-            yield group_moments(self._made[members], self.rows.select(members), self.num_items, self.units.moments)
+            yield self._said.moments(self._made[members], self.rows.select(members))
+
+    @property
+    def _said(self) -> Said:
+        return self.said or Open(self.num_items, self.user_exponent, self.item_exponent, self.units)
 
     @property
     def _made(self) -> Floats:

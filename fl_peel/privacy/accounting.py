@@ -47,11 +47,13 @@ TOLERANCE = 1e-3
 @dataclass(frozen=True)
 class Schedule:
     """How often what is released. rounds: (times, share of a full release) of the different kinds of rounds, summed
-    over a device's rounds; sampling: probability of a device's coin, 1 where it is in all of these rounds for certain.
+    over a device's rounds; sampling: probability of a device's coin, 1 where it is in all of these rounds for certain;
+    certain: likewise, of what a device is in whatever its coin says.
     """
 
     rounds: tuple[tuple[int, float], ...]
     sampling: float = 1.0
+    certain: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,13 @@ class Spent:
 def event_of(mechanism: Mechanism, multiplier: float, schedule: Schedule) -> DpEvent:
     """All of a run's noised rounds."""
     events: list[DpEvent] = []
-    for times, share in schedule.rounds:
+    kinds = [(schedule.sampling, kind) for kind in schedule.rounds] + [(1.0, kind) for kind in schedule.certain]
+    for sampling, (times, share) in kinds:
         if times == 0 or share == 0:
             continue
         one = mechanism.event(mechanism.of_share(multiplier, share))
-        if schedule.sampling < 1:
-            one = PoissonSampledDpEvent(schedule.sampling, one)
+        if sampling < 1:
+            one = PoissonSampledDpEvent(sampling, one)
         events.append(SelfComposedDpEvent(one, times))
     return ComposedDpEvent(events)
 

@@ -13,6 +13,7 @@ from fl_peel.errors import ScenarioError
 from fl_peel.exchange.release import Part, shares_of
 from fl_peel.privacy.accounting import Schedule, Spent, calibrated, event_of, spent
 from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
+from fl_peel.privacy.stage1 import Stage1Release, stage1_releases
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.graph import answers_needed
 
@@ -31,6 +32,8 @@ class Plan:
     cost: Spent
     group_epsilon: float
     """Of the answer which user group a device is in, spent besides; 0 where no device is asked."""
+    stage1: tuple[Stage1Release, ...] = ()
+    """What devices say in stage 1; nothing where they have no part in it. It is in ``schedule`` and ``cost``."""
 
     def scale(self, part: Part, bound: float) -> float:
         """Scale of the noise on a part."""
@@ -42,8 +45,16 @@ class Plan:
 
     @property
     def epsilon(self) -> float:
-        """User level, of everything that is released after pretraining."""
+        """User level, of everything that devices release."""
         return self.cost.epsilon + self.group_epsilon
+
+    @property
+    def stage1_epsilon(self) -> float | None:
+        """Of what devices say in stage 1 alone, to the plan's delta; None where they say nothing."""
+        if not self.stage1:
+            return None
+        alone = Schedule((), certain=self.schedule.certain)
+        return spent(event_of(self.mechanism, self.multiplier, alone), self.cost.delta).epsilon
 
 
 def in_masked_sums(scenario: Scenario, mechanism: Mechanism | None) -> bool:
@@ -75,7 +86,7 @@ def noise_devices_of(scenario: Scenario, num_devices: int) -> int:
 
 
 def schedule_of(scenario: Scenario, mechanism: Mechanism, shares: Mapping[Part, float], rounds: int) -> Schedule:
-    """Rounds that a device pays for: those with signals in full, the others without the signals' share.
+    """Rounds that a device pays for: those with signals in full, the others without the signals' share; and stage 1.
 
     rounds: it can be in; under fixed sampling, those that the most sampled device is in, here counted as if all of
     them had signals as far as there are any.
@@ -87,7 +98,8 @@ def schedule_of(scenario: Scenario, mechanism: Mechanism, shares: Mapping[Part, 
     hidden = mechanism.where == "server" and not in_masked_sums(scenario, mechanism)
     poisson = refinement.sampling == "poisson" and hidden
     sampling = refinement.sampling_rate if poisson else 1.0
-    return Schedule(((with_signals, 1.0), (rounds - with_signals, without)), sampling)
+    stage1 = tuple((release.times, release.share) for release in stage1_releases(scenario))
+    return Schedule(((with_signals, 1.0), (rounds - with_signals, without)), sampling, stage1)
 
 
 def make_plan(scenario: Scenario, *, most_rounds: int | None = None, asks_groups: bool = False) -> Plan | None:
@@ -123,7 +135,7 @@ def make_plan(scenario: Scenario, *, most_rounds: int | None = None, asks_groups
             f"privacy.noise_multiplier: {multiplier:g} at privacy.delta {privacy.delta:g} spends more than "
             "can be counted; raise one of them"
         )
-    plan = Plan(mechanism, multiplier, shares, schedule, cost, group_epsilon)
+    plan = Plan(mechanism, multiplier, shares, schedule, cost, group_epsilon, stage1_releases(scenario))
     if privacy.target_epsilon is not None and plan.epsilon > privacy.target_epsilon * (1 + 1e-6):
         raise ScenarioError(
             f"privacy.noise_multiplier: {multiplier:g} spends epsilon {plan.epsilon:.3g} over the rounds of this run, "

@@ -9,13 +9,14 @@ from typing import Annotated
 from fl_peel.exchange.release import bounds
 from fl_peel.plain import Inline
 from fl_peel.privacy.plan import Plan, in_masked_sums
+from fl_peel.privacy.stage1 import Stage1Scales
 from fl_peel.scenario.scenario import Scenario
 
 
 @dataclass(frozen=True, kw_only=True)
 class Released:
     """Something that devices let out, as noised as this: how often, its share of the budget and its bound per device
-    (of a part of a round), or the epsilon it has of its own.
+    (of a part of a round; of stage 1, also in rounds), or the epsilon it has of its own.
     """
 
     part: str
@@ -119,8 +120,18 @@ def report_of(scenario: Scenario, plan: Plan | None, clip_norms: list[float]) ->
 def _releases(scenario: Scenario, plan: Plan, clip_norm: float) -> Iterator[Released]:
     """Of every part. clip_norm: bound of updates in the last round."""
     rounds, every = scenario.refinement.rounds, scenario.controller.every
-    shared = in_masked_sums(scenario, plan.mechanism)
-    for part, share in plan.shares.items():
+    added_by = "devices, in shares" if in_masked_sums(scenario, plan.mechanism) else plan.mechanism.where
+    scales = Stage1Scales.of(scenario, plan.multiplier)
+    for release in plan.stage1:
+        yield Released(
+            part=f"stage 1, {release.part}",
+            rounds=release.times,
+            share=release.share,
+            bound=release.bound,
+            noise_std=scales.std(release.part),
+            added_by=added_by,
+        )
+    for part, share in plan.shares.items() if rounds else ():
         bound = bounds(scenario, clip_norm)[part]
         yield Released(
             part=part,
@@ -128,7 +139,7 @@ def _releases(scenario: Scenario, plan: Plan, clip_norm: float) -> Iterator[Rele
             share=share,
             bound=bound,
             noise_std=plan.std(part, bound),
-            added_by="devices, in shares" if shared else plan.mechanism.where,
+            added_by=added_by,
         )
     if plan.group_epsilon:
         yield Released(part="user group", rounds=1, epsilon=plan.group_epsilon, added_by="device")
@@ -143,8 +154,9 @@ def _covers(scenario: Scenario, plan: Plan) -> str:
         )
     elif plan.mechanism.where == "server":
         seen_by = "the other devices and whoever sees the tables"
+    stages = "stage 1 and in refinement" if plan.stage1 else "refinement"
     group = ", and the user group it answers" if plan.group_epsilon else ""
-    return f"everything a device sends in refinement{group}, per device, over all rounds, towards {seen_by}"
+    return f"everything a device sends in {stages}{group}, per device, over all rounds, towards {seen_by}"
 
 
 def _not_covered(scenario: Scenario) -> list[str]:
@@ -156,13 +168,19 @@ def _not_covered(scenario: Scenario) -> list[str]:
         if collected.share == 1
         else f"the train interactions of the {collected.share:.0%} of the users who consented"
     )
-    rest = [
-        f"pretraining data: {whose}, which the server has in clear (pretraining.collected)",
+    rest = (
+        []
+        if not collected.share
+        else [f"pretraining data: {whose}, which the server has in clear (pretraining.collected)"]
+    )
+    rest += [
         "memory budgets, device classes and availability, which are not interactions",
         "the test, which the researcher makes on all devices outside the protocol",
     ]
     if scenario.privacy.requests == "own-budget":
         rest.append("how many blocks a device asks for: its budget of the moment (privacy.requests)")
+    if scenario.pretraining.by_devices:
+        rest.append("bytes, times and devices of stage 1 in this report: measured by the simulation, sent by nobody")
     if scenario.privacy.counters == "measured":
         rest.append(
             "rounds' losses, recalls, times and bytes in this report: measured by the simulation, sent by nobody"

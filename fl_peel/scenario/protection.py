@@ -29,7 +29,9 @@ class Clipping(Keys):
 
 
 class ReleaseShares(Keys):
-    """How one round's privacy is divided among what is released; 0 releases nothing. Normalized to sum to 1."""
+    """How one round's privacy is divided among what is released; 0 releases nothing. Normalized to sum to 1, but for
+    that of stage 1.
+    """
 
     updates: float = Field(0.9, gt=0)
     signals: float = Field(0.1, ge=0)
@@ -38,6 +40,10 @@ class ReleaseShares(Keys):
     """Which blocks' items a device has interacted with: popularity within the user group."""
     quantile: float = Field(0.02, ge=0)
     """With adaptive clipping: whether a device's update was below the bound."""
+    stage1: float = Field(4.0, gt=0)
+    """All that devices say in stage 1 (``pretraining.source: devices``), in full rounds; besides the others, of which
+    one round is made, and not normalized with them.
+    """
 
 
 class Statistic(Keys):
@@ -65,7 +71,7 @@ class Privacy(Keys):
     signals_norm: Norm = 1.0
     """Bound of a device's signals in a round: L2, with local-laplace L1."""
     counts_norm: Norm = 1.0
-    """Bound of a device's interaction counts in a round, likewise."""
+    """Bound of a device's interaction counts in a round, and in stage 1, likewise."""
     shares: ReleaseShares = ReleaseShares()
     statistics: dict[Annotated[str, AfterValidator(STATISTICS.check)], Statistic] = Field(default_factory=dict)
     """Statistics by name that installed packages register under ``fl_peel.statistics``, under a mechanism."""

@@ -78,25 +78,25 @@ class Scenario(Keys):
 
     @model_validator(mode="after")
     def _stage1(self) -> Scenario:
-        hidden = self.secure_aggregation.enabled and self.pretraining.by_devices
-        if self.pretraining.row_sketch is not None and not hidden:
+        pretraining = self.pretraining
+        hidden = self.secure_aggregation.enabled and pretraining.by_devices
+        if pretraining.row_sketch is not None and not hidden:
             raise ValueError(
                 "pretraining.row_sketch shortens masked sums of devices, and in the clear hides nothing: what the "
                 "buckets of several passes have in common are the rows; set secure_aggregation.enabled: true and "
                 "source: devices, or leave it out"
             )
-        if not self.pretraining.by_devices:
-            return self
-        protected = {
-            "privacy.mechanism": self.privacy.noised,
-            "privacy": self.privacy.sums_only or self.privacy.group_epsilon is not None,
-        }
-        for key, asked in protected.items():
-            if asked:
-                raise ValueError(
-                    f"{key} protects refinement, and under pretraining.source: devices the sums of stage 1 would go "
-                    "unprotected; set source: collected, or leave it out"
-                )
+        if self.privacy.noised and pretraining.by_devices:
+            wanted = {"row_sketch": pretraining.row_sketch is not None, "sum_bits": pretraining.sum_bits == 32}
+            for key, asked in wanted.items():
+                if asked:
+                    raise ValueError(f"pretraining.{key} knows no room for noise; leave it out under a mechanism")
+        chooses = pretraining.model == "spectral" and pretraining.spectral().chooses
+        if self.privacy.noised and chooses and not pretraining.by_devices:
+            raise ValueError(
+                "pretraining.source: collected has devices choose the filter, in the clear; under a mechanism set "
+                "pretraining.count_exponent and value_exponent, or source: devices"
+            )
         return self
 
     @model_validator(mode="after")

@@ -26,8 +26,9 @@ Part = tuple[int, int]
 
 @dataclass(frozen=True)
 class StepVector:
-    """Of a step with K columns, G user groups, C filters to choose from, and I items; for classes of devices to count,
-    and a sum over at most so many devices. buckets: of a pass whose rows are hashed, 0 for all rows; bits: of words.
+    """Of a step with K columns, G user groups, C filters to choose from, and I items; for classes of devices to count
+    (0: nothing is counted), and a sum over at most so many devices. buckets: of a pass whose rows are hashed, 0 for all
+    rows; bits: of words.
     """
 
     step: Step
@@ -61,6 +62,8 @@ class StepVector:
 
     @property
     def _head(self) -> tuple[Field, ...]:
+        if not self.classes:
+            return (Field(CHECK, (1,), 64),)
         return (
             Field(CHECK, (1,), 64),
             Field("classes", (self.classes, len(ClassCounts.names())), 64),
@@ -80,6 +83,11 @@ class StepVector:
     def num_bytes(self) -> int:
         """Of the whole."""
         return self.part((0, self.units)).num_bytes
+
+    @property
+    def said_bytes(self) -> int:
+        """Of what is said, without counters and the check."""
+        return VectorLayout(self._body(self.units), self.devices).num_bytes
 
     def parts(self, most_bytes: int) -> list[Part]:
         """Parts of at most that many bytes, or of one unit."""

@@ -106,8 +106,10 @@ class Study:
         """Make sure that every trial's epsilon can be had, once for those that differ in nothing that decides it."""
         seen = []
         for trial in trials:
-            layout = {"blocks", "user_groups", "fleet", "budget_factor"}
-            content = trial.scenario.model_dump(mode="json", exclude=layout | {"pretraining"})
+            others = {"blocks", "fleet", "budget_factor"}
+            if not trial.scenario.pretraining.by_devices:  # what devices say there decides it, too
+                others |= {"user_groups", "pretraining"}
+            content = trial.scenario.model_dump(mode="json", exclude=others)
             content["collected"] = trial.scenario.pretraining.collected.model_dump(mode="json")
             if content not in seen:
                 privacy_plan(trial.scenario, self.place)

@@ -195,7 +195,8 @@ class Stage1Filter:
 class Stage1Result:
     """Stage 1 by federation. rounds: messages' worth of all devices, one for every step; devices: that are in the sums
     of passes, on average; bytes: of a device over all steps, on average over all devices, maps and centroids of joining
-    included; seconds: of wall time; epsilon: None, as nothing is noised.
+    included; seconds: of wall time; epsilon: of what devices say in it, at the run's delta, None where nothing is
+    noised.
     """
 
     rounds: Count

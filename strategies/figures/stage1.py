@@ -16,9 +16,9 @@ from strategies.run.stage1 import SumsRecord
 
 
 def stage1_result(
-    records: Sequence[SumsRecord], start: SpectralStart, members: Members, seconds: float
+    records: Sequence[SumsRecord], start: SpectralStart, members: Members, seconds: float, epsilon: float | None = None
 ) -> Stage1Result:
-    """The report's figures. seconds: of wall time."""
+    """The report's figures. seconds: of wall time; epsilon: of what devices said, None where it was not noised."""
     num_devices, num_classes = len(members.devices), len(members.class_names)
     classes = reduce(add, (record.counts.classes for record in records), ClassCounts.zeros(num_classes))
     clock = reduce(add, (record.counts.clock for record in records), ClockCounts.zeros(num_classes))
@@ -33,6 +33,7 @@ def stage1_result(
         bytes_up_mean=int(moved.upload_bytes) / max(num_devices, 1),
         seconds=seconds,
         virtual_seconds=sum(record.virtual_seconds for record in records),
+        epsilon=epsilon,
         filter=Stage1Filter(
             count_exponent=start.count_exponent, value_exponent=start.value_exponent, recall=start.chosen
         ),

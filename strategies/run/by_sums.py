@@ -10,7 +10,8 @@ from fl_peel import wire
 from fl_peel.disks import device_splits
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.pretraining.by_sums import Units
-from fl_peel.pretraining.stage1 import PooledSums, SpectralStart, run_stage1
+from fl_peel.pretraining.stage1 import PooledSums, SpectralStart, Sums, run_stage1
+from fl_peel.privacy.plan import Plan
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import Stage1Result
 from strategies.figures.stage1 import stage1_result
@@ -20,8 +21,9 @@ from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes.members import Members
 from strategies.nodes.nodes import Nodes
 from strategies.run.masked_stage1 import MaskedSums
+from strategies.run.noised_stage1 import NoisedSums
 from strategies.run.place import Place, Stages
-from strategies.run.prepare import Prepared, check_budgets, given_data
+from strategies.run.prepare import Prepared, check_budgets, given_data, privacy_plan
 from strategies.run.stage1 import FederatedSums, SumsRecord
 
 REFIT_PASSES = 2
@@ -30,11 +32,14 @@ REFIT_PASSES = 2
 
 @dataclass(frozen=True)
 class BySums(Prepared):
-    """User groups with a table each, and what makes a device's vector one of its group's embeddings."""
+    """User groups with a table each, and what makes a device's vector one of its group's embeddings. epsilon: of what
+    devices said on the way, None without a mechanism.
+    """
 
     start: SpectralStart
     num_devices: int
     records: tuple[SumsRecord, ...]
+    epsilon: float | None = None
 
     @property
     def steps(self) -> tuple[SumsRecord, ...]:
@@ -52,7 +57,7 @@ class BySums(Prepared):
     def figures(self, members: Members, seconds: float, before: tuple[SumsRecord, ...] = ()) -> Stage1Result | None:
         """What the steps took of devices."""
         steps = before + self.steps
-        return stage1_result(steps, self.start, members, seconds) if steps else None
+        return stage1_result(steps, self.start, members, seconds, self.epsilon) if steps else None
 
     def states(self, scenario: Scenario) -> list[UserGroupState]:
         """Every user group with its table, and statistics from the sums alone."""
@@ -74,13 +79,26 @@ class BySums(Prepared):
         )
 
 
-def sums_of(scenario: Scenario, nodes: Nodes, setting: wire.Setting, num_items: int, num_devices: int) -> FederatedSums:
-    """Of the devices of a federation, in the clear or masked."""
+def sums_of(
+    scenario: Scenario,
+    nodes: Nodes,
+    setting: wire.Setting,
+    num_items: int,
+    num_devices: int,
+    plan: Plan | None = None,
+) -> FederatedSums:
+    """Of the devices of a federation, in the clear or masked; plan: of their noise, if any."""
     panel, windows = scenario.pretraining.panel, scenario.pretraining.windows
     units = Units.of(scenario.pretraining.spectral(), num_devices, num_items)
+    bounded, multiplier = plan is not None, plan.multiplier if plan is not None else 0.0
     if scenario.secure_aggregation.enabled:
-        return MaskedSums(nodes, setting, num_items, panel, windows, units, scenario=scenario)
-    return FederatedSums(nodes, setting, num_items, panel, windows, units)
+        return MaskedSums(
+            nodes, setting, num_items, panel, windows, units, bounded=bounded, multiplier=multiplier, scenario=scenario
+        )
+    all_rows = scenario.privacy.rows == "all-sent"
+    return FederatedSums(
+        nodes, setting, num_items, panel, windows, units, bounded=bounded, multiplier=multiplier, all_rows=all_rows
+    )
 
 
 def prepare_by_sums(
@@ -106,14 +124,16 @@ def prepare_by_sums(
     pretraining, groups = scenario.pretraining, scenario.user_groups
     config = pretraining.spectral()
     setting = wire.Setting(scenario.to_json(), place.data_dir, place.run_dir)
-    federated = sums_of(scenario, nodes, setting, splits.num_items, splits.num_users)
+    plan = privacy_plan(scenario, place) if pretraining.by_devices else None
+    federated = sums_of(scenario, nodes, setting, splits.num_items, splits.num_users, plan)
+    devices: Sums = federated if plan is None else NoisedSums(federated, scenario, plan)
 
     def show(done: int, total: int, text: str) -> None:
         on_event(Event("pretraining", min(done, total), total, text))
 
     with stages("pretraining"):
         start = run_stage1(
-            federated
+            devices
             if pretraining.by_devices
             else PooledSums(given, splits.num_items, config.user_exponent, asked=federated.choice),
             config,
@@ -134,7 +154,8 @@ def prepare_by_sums(
     on_event(Event("grouping", 1, 1, f"{len(start.groups)} user groups, {layout.num_blocks:,} blocks"))
     check_budgets(scenario, layout)
     steps = tuple(federated.records) if pretraining.by_devices else ()
-    return BySums(layout, TEMPERATURE, start, splits.num_users, steps)
+    epsilon = None if plan is None else plan.stage1_epsilon
+    return BySums(layout, TEMPERATURE, start, splits.num_users, steps, epsilon)
 
 
 __all__ = ["BySums", "prepare_by_sums"]

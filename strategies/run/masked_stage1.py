@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
-from typing import ClassVar, cast
+from typing import cast
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class MaskedSums(FederatedSums):
     """
 
     scenario: Scenario = field(kw_only=True)
-    all_rows: ClassVar[bool] = True
+    all_rows: bool = field(default=True, kw_only=True)
     _steps: int = 0
 
     def counts(self) -> Ints:
@@ -53,9 +53,9 @@ class MaskedSums(FederatedSums):
         (found,) = self._added(*self._told("counts"))
         return found["items"]
 
-    def passed(self, table: Floats, sketch: RowSketch | None = None) -> Ints:
+    def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
         """What a pass returns, (I, K), under a sketch (B, K): some columns a message."""
-        found = self._added(*self._told("pass", table.shape[1], table=table, sketch=sketch))
+        found = self._added(*self._told("pass", table.shape[1], table=table, weights=weights, sketch=sketch))
         return np.ascontiguousarray(np.concatenate([part["columns"] for part in found]).T)
 
     def choice(self, question: Question) -> tuple[Ints, int]:
@@ -77,10 +77,12 @@ class MaskedSums(FederatedSums):
                 question.place,
                 question.directions,
                 question.values,
-                question.counts,
+                question.counts.astype(np.float64),
                 question.shapes.count_exponents,
                 question.shapes.value_exponents,
                 question.drawn,
+                all_rows=self.all_rows,
+                noise_multiplier=self.multiplier,
                 server_round=told.server_round,
                 secure=secure,
             )
@@ -108,6 +110,7 @@ class MaskedSums(FederatedSums):
         table: Floats | None = None,
         centroids: Floats | None = None,
         sketch: RowSketch | None = None,
+        weights: Floats | None = None,
         **choice: int,
     ) -> tuple[wire.SecureStepRequest, Request]:
         """What devices are told of the next step before it begins, and then."""
@@ -119,8 +122,11 @@ class MaskedSums(FederatedSums):
             self.setting, -self._steps, self._time, step, columns, len(centres), buckets=buckets, **choice
         )
 
+        whole = self.bounded and step == "pass"  # devices need all columns to answer any
+
         def request(part: Part, secure: Inboxes) -> wire.SecureSumsRequest:
             first, stop = part
+            rows = np.zeros((0, 0), np.float32) if table is None else table
             return wire.SecureSumsRequest(
                 self.setting,
                 step,
@@ -128,12 +134,14 @@ class MaskedSums(FederatedSums):
                 told.time,
                 first == 0,
                 first,
-                np.zeros((0, 0), np.float32) if table is None else np.ascontiguousarray(table[:, first:stop]),
+                rows if whole else np.ascontiguousarray(rows[:, first:stop]),
                 centres,
-                np.arange(first, stop if step == "moments" else first),
+                np.arange(first, stop if whole or step == "moments" else first),
                 all_rows=self.all_rows,
                 buckets=buckets,
                 place=place,
+                weights=weights if whole and weights is not None else np.zeros(0, np.float32),
+                noise_multiplier=self.multiplier,
                 server_round=told.server_round,
                 secure=secure,
             )
@@ -153,7 +161,7 @@ class MaskedSums(FederatedSums):
             told.groups,
             told.shapes,
             self.num_items,
-            len(clock.sampled),
+            0 if self.bounded else len(clock.sampled),
             len(one.devices),
             told.buckets,
             self.units.bits,
@@ -175,7 +183,7 @@ class MaskedSums(FederatedSums):
                 f"secure aggregation, stage 1, {told.step}: masks are left in the sum; a device masked its vector with "
                 "other keys than it announced"
             )
-        self._remember(told, clock, sums[0], [each[0] for each in replies.values()])
+        self._remember(told, clock, sums[0], [each[0] for each in replies.values()], len(one.devices))
         return sums
 
     def _begin(self, told: wire.SecureStepRequest) -> tuple[SecureGroup, ClockCounts]:
@@ -245,14 +253,25 @@ class MaskedSums(FederatedSums):
         return one.masks_left(told.server_round, survived, contents)
 
     def _remember(
-        self, told: wire.SecureStepRequest, clock: ClockCounts, sums: Values, replies: list[wire.SecureSumsReply]
+        self,
+        told: wire.SecureStepRequest,
+        clock: ClockCounts,
+        sums: Values,
+        replies: list[wire.SecureSumsReply],
+        announced: int,
     ) -> None:
-        """What the step took: of those in the sum as words of it, of the others as the simulation knows."""
-        classes = reduce(add, (reply.classes for reply in replies), ClassCounts.unstacked(sums.pop("classes")))
-        clock = reduce(add, (reply.clock for reply in replies), clock + ClockCounts.unstacked(sums.pop("clock")))
+        """What the step took: of those in the sum as words of it, of the others as the simulation knows; of all as it
+        knows where devices count nothing.
+        """
+        classes = ClassCounts.zeros(len(clock.sampled))
+        if not self.bounded:
+            classes = ClassCounts.unstacked(sums.pop("classes"))
+            clock = clock + ClockCounts.unstacked(sums.pop("clock"))
+        classes = reduce(add, (reply.classes for reply in replies), classes)
+        clock = reduce(add, (reply.clock for reply in replies), clock)
         counts = replace(RoundCounts.nothing(len(clock.sampled)), classes=classes, clock=clock)
         waits = np.max([reply.waits_us for reply in replies], axis=0)
-        self.records.append(SumsRecord(cast(Step, told.step), counts, int(waits.sum()) / 1e6))
+        self.records.append(SumsRecord(cast(Step, told.step), counts, int(waits.sum()) / 1e6, announced))
 
     def _hosted(self, one: SecureGroup, partition: int) -> BoolArray:
         """Which of the devices (M,) the node of a partition hosts."""

@@ -93,7 +93,8 @@ def privacy_plan(scenario: Scenario, place: Place) -> Plan | None:
         for server_round in range(1, refinement.rounds + 1):
             counts[sample_cohort(scenario.seed, server_round, devices, refinement.sampling_rate)] += 1
         most = int(counts.max(initial=0))
-    asks_groups = scenario.pretraining.model == "spectral" or not has_data.all()
+    asks = scenario.pretraining.model == "spectral" or not has_data.all()
+    asks_groups = asks and scenario.user_groups.count > 1
     return make_plan(scenario, most_rounds=most, asks_groups=asks_groups)
 
 

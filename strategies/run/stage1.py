@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +26,14 @@ MOMENT_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class SumsRecord:
-    """What one step took of devices, and whom it reached. classes, clock: see :class:`RoundCounts`."""
+    """What one step took of devices, and whom it reached. classes, clock: see :class:`RoundCounts`; announced: devices
+    that began it under secure aggregation.
+    """
 
     step: Step
     counts: RoundCounts
     virtual_seconds: float
+    announced: int = 0
 
 
 @dataclass
@@ -39,7 +41,8 @@ class FederatedSums:
     """:class:`fl_peel.pretraining.stage1.Sums` of the devices of a federation.
 
     records: of the steps so far, one after the other on the virtual clock; windows: rounds that each lasts;
-    panel: devices that choose the filter, about; units: of what devices say.
+    panel: devices that choose the filter, about; units: of what devices say; bounded: whether devices keep to bounds;
+    multiplier: of noise that they add; all_rows: whether they fetch all rows of a table, or those of their items.
     """
 
     nodes: Nodes
@@ -49,26 +52,35 @@ class FederatedSums:
     windows: int
     units: Units = field(default_factory=Units)
     records: list[SumsRecord] = field(default_factory=list)
-    all_rows: ClassVar[bool] = False
-    """Whether devices fetch all rows of a table, or those of their items."""
+    bounded: bool = field(default=False, kw_only=True)
+    multiplier: float = field(default=0.0, kw_only=True)
+    all_rows: bool = field(default=False, kw_only=True)
     _time: int = field(init=False)
 
     def __post_init__(self) -> None:
         self._time = 1 - self.windows  # the first step begins with the first round
+
+    def std(self, part: str) -> float:
+        """Nothing is noised on the way; see :class:`strategies.run.noised_stage1.NoisedSums`."""
+        return 0.0
 
     def counts(self) -> Ints:
         """How many devices have each item, (I,)."""
         self._time += self.windows
         return np.asarray(self._total(self._asked("counts")[wire.EVERYBODY], "items"))
 
-    def passed(self, table: Floats, sketch: RowSketch | None = None) -> Ints:
-        """What a pass returns, (I, K): some columns a message."""
+    def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
+        """What a pass returns, (I, K): some columns a message; for bounds, a device needs all of them to answer any."""
         assert sketch is None, "hides nothing without masks"
         self._time += self.windows
         sums = np.zeros(table.shape, np.int64)
         for first in range(0, table.shape[1], COLUMNS):
-            part = np.ascontiguousarray(table[:, first : first + COLUMNS])
-            replies = self._asked("pass", table.shape[1], first=first, table=part)
+            if self.bounded:
+                some = np.arange(first, min(first + COLUMNS, table.shape[1]))
+                replies = self._asked("pass", len(table.T), first=first, table=table, groups=some, weights=weights)
+            else:
+                part = np.ascontiguousarray(table[:, first : first + COLUMNS])
+                replies = self._asked("pass", table.shape[1], first=first, table=part)
             sums[:, first : first + COLUMNS] = self._total(replies[wire.EVERYBODY], "first")
         return sums
 
@@ -82,10 +94,12 @@ class FederatedSums:
             question.place,
             question.directions,
             question.values,
-            question.counts,
+            question.counts.astype(np.float64),
             question.shapes.count_exponents,
             question.shapes.value_exponents,
             question.drawn,
+            all_rows=self.all_rows,
+            noise_multiplier=self.multiplier,
         )
         replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: request)
         self._record("choice", replies, alone=True)
@@ -137,6 +151,7 @@ class FederatedSums:
         table: Floats | None = None,
         centroids: Floats | None = None,
         groups: NDArray[np.int64] | None = None,
+        weights: Floats | None = None,
     ) -> dict[int, list[wire.GroupSum]]:
         """The nodes' sums by user group."""
         request = wire.SumsRequest(
@@ -150,6 +165,8 @@ class FederatedSums:
             np.zeros((0, 0), np.float32) if centroids is None else centroids,
             np.zeros(0, np.int64) if groups is None else groups,
             all_rows=self.all_rows,
+            weights=np.zeros(0, np.float32) if weights is None else weights,
+            noise_multiplier=self.multiplier,
         )
         replies = self.nodes.ask(wire.SUMS, wire.SumsReply, lambda partition: request)
         if first == 0:

@@ -12,6 +12,9 @@ ABLATE = """\
 {{ figure(collected, "Dashed: as user groups start, before any device has trained. Solid: what is kept of the "
   "refinement.") }}
 {% endif %}
+{% if noise %}
+{{ figure(noise, "As user groups start. All that devices say is within epsilon, stage 1 included.") }}
+{% endif %}
 </section>
 {% endblock %}
 """

@@ -6,6 +6,7 @@ not run twice. Finished variations are kept under ``DIR/checkpoints``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from strategies.run.prepare import given_data
 
 BUDGETS = (0.0025, 0.01, 0.05)
 BASELINE = "as the scenario says"
+EPSILONS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+"""Of the whole run."""
 GROUP_SHARE = 0.1
 """Of epsilon, for the answer which user group a device is in, where the scenario says nothing because none is asked."""
 
@@ -151,9 +154,33 @@ def variations(study: Study, shares: Sequence[float]) -> list[Variation]:
     least = base.user_groups.min_size
     for count in (1, 4, 16, 64, 128, 256):
         if count == 1 or count * least <= num_users:
-            add("user groups", str(count), user_groups={"count": count, "min_size": least if count > 1 else 1})
+            groups = {"count": count, "min_size": least if count > 1 else 1}
+            add("user groups", str(count), user_groups=groups, privacy=_answers(base) if count > 1 else {})
+    found += noises(base)
     found += collections(study)
     return found
+
+
+def _answers(base: Scenario) -> dict[str, float]:
+    """What devices spend on the answer which of several user groups they are in, where the scenario has but one."""
+    target = base.privacy.target_epsilon
+    asked = base.pretraining.by_devices and base.privacy.group_epsilon is None
+    return {"group_epsilon": target * GROUP_SHARE} if asked and target is not None else {}
+
+
+def noises(base: Scenario) -> list[Variation]:
+    """More noise and less, and none, where stage 1 by devices is under a mechanism."""
+    if not (base.privacy.noised and base.pretraining.by_devices):
+        return []
+    share = (base.privacy.group_epsilon or 0.0) / (base.privacy.target_epsilon or math.inf)
+    found = []
+    for epsilon in EPSILONS:
+        answer = share * epsilon or base.privacy.group_epsilon
+        privacy = {"target_epsilon": epsilon, "noise_multiplier": None, "group_epsilon": answer}
+        found.append(Variation("noise", f"epsilon {epsilon:g}", changed(base, privacy=privacy)))
+    nothing = dict.fromkeys(("target_epsilon", "noise_multiplier", "group_epsilon"))
+    privacy = nothing | {"mechanism": "none", "statistics": {}, "clipping": {"kind": "none"}}
+    return [*found, Variation("noise", "none", changed(base, privacy=privacy))]
 
 
 def collections(study: Study) -> list[Variation]:
@@ -161,7 +188,9 @@ def collections(study: Study) -> list[Variation]:
     base, found = study.scenario, []
     if base.pretraining.model == "spectral":
         shares = (0.0, 0.1, 0.25, 0.5, 1.0)
-        for source, words in (("devices", "and devices"), ("collected", "alone")):
+        sources = [("devices", "and devices"), ("collected", "alone")]
+        # alone, devices would choose the filter in the clear
+        for source, words in sources[: 1 if base.privacy.noised and base.pretraining.spectral().chooses else 2]:
             for share in shares if source == "devices" else shares[1:]:
                 part = base.pretraining.collected.model_copy(update={"share": share})
                 scenario = changed(base, pretraining={"collected": part, "source": source})

@@ -110,6 +110,36 @@ def collected_plot(rows: Sequence[Row]) -> Plot | None:
         return finish(figure, "collected", "Recall by collected share", alt)
 
 
+def noise_plot(rows: Sequence[Row]) -> Plot | None:
+    """Recall of the full tables as stage 1 leaves them against epsilon, next to that without noise; None where fewer
+    than two epsilons were tried.
+    """
+    points, without = [], None
+    for (part, setting), by_share in _lines(rows).items():
+        if part == "noise":
+            recall = next(iter(by_share.values()))["start_full_recall@20"]
+            epsilon = setting.partition(" ")[2]
+            if epsilon:
+                points.append((float(epsilon), recall))
+            else:
+                without = recall
+    if len(points) < 2:
+        return None
+    with styled():
+        figure, (axes,) = new_figure(3.0)
+        axes.plot(*zip(*points, strict=True), **line_kwargs(0) | {"label": "under noise"})
+        if without is not None:
+            axes.axhline(without, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label="without noise")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlabel("Epsilon of the whole run, user level")
+        axes.set_ylabel("Recall@20 (test), full tables")
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        best = max(recall for _, recall in points)
+        alt = f"Recall of the full tables at {len(points)} epsilons; the best is {best:.4f}."
+        return finish(figure, "noise", "Recall by epsilon", alt)
+
+
 SOURCES = {"and devices": "the rest from devices", "alone": "the collected part alone"}
 """What a reader calls them."""
 
@@ -132,5 +162,6 @@ def ablate_page(result: Mapping[str, Any], plot: Plot) -> str:
         table_of_parts=ablate_view(result),
         plot=plot,
         collected=collected_plot(result["rows"]),
+        noise=noise_plot(result["rows"]),
         **provenance(result, f"fl-peel ablate {name}"),
     )

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort, open_cohort
+from clients.round.noised_stage1 import noise_of
 from clients.round.stage1 import chosen, said, there_for_sums, there_to_choose
 from fl_peel import wire
 from fl_peel.attacks.views import IntArray, StepView
@@ -61,7 +62,7 @@ class StepObserver:
         if isinstance(request, wire.SumsRequest):
             if request.step == "maps" or (request.step == "pass" and request.first > 0):
                 return
-            if request.step == "pass":
+            if request.step == "pass" and not len(request.weights):  # a bounded answer takes all columns
                 request = dataclasses.replace(request, table=request.table[:, :COLUMNS])
         if devices is None:
             devices = _reached(self._everybody(request.setting), request)
@@ -100,7 +101,7 @@ class StepObserver:
         cohort = self._everybody(first.setting)
         if isinstance(first, wire.ChoiceRequest):
             exponent = np.array([cohort.scenario.pretraining.item_exponent])
-            won, answered = chosen(cohort, devices, first)
+            won, answered = chosen(cohort, devices, first, noise_of(cohort, first))
             reply: Arrays = {"won": won / UNIT_SCALE, "answered": np.array([answered])}
             names = ("directions", "values", "counts", "count_exponents", "value_exponents", "drawn")
             sent: dict[str, NDArray[Any]] = {name: getattr(first, name) for name in names}

@@ -84,9 +84,9 @@ def test_a_sketched_stage_1_finds_the_same_directions_and_takes_all_rows_last(ro
     asked = []
 
     class Spied(PooledSums):
-        def passed(self, table, sketch=None):
+        def passed(self, table, weights, sketch=None):
             asked.append(sketch)
-            return super().passed(table, sketch)
+            return super().passed(table, weights, sketch)
 
     config = dataclasses.replace(CONFIG, columns=3, oversampling=8, passes=5)
     exact = run_stage1(PooledSums(rows, NUM_ITEMS, 0.3), config, **SHAPE)

@@ -69,8 +69,18 @@ BAD = [
     ),
     ({"pretraining": {"model": "spectral", "sum_bits": 32}}, "pretraining: sum_bits is of what devices say"),
     (
-        {"pretraining": {"model": "spectral", "source": "devices"}, "privacy": {"rows": "all-sent"}},
-        "privacy protects refinement, and under pretraining.source: devices the sums of stage 1",
+        {
+            "pretraining": {"model": "spectral"},
+            "privacy": {"mechanism": "central-gaussian", "target_epsilon": 8, "clipping": {"kind": "flat"}},
+        },
+        "pretraining.source: collected has devices choose the filter, in the clear",
+    ),
+    (
+        {
+            "pretraining": {"model": "spectral", "source": "devices", "sum_bits": 32},
+            "privacy": {"mechanism": "central-gaussian", "target_epsilon": 8, "clipping": {"kind": "flat"}},
+        },
+        "pretraining.sum_bits knows no room for noise",
     ),
     ({"pretraining": {"collected": {"mode": "all"}}}, "pretraining.collected.mode: input should be 'users'"),
     ({"pretraining": {"collected": {"share": "half%"}}}, "pretraining.collected.share: 'half%' is not a percentage"),

@@ -210,6 +210,23 @@ def test_the_collected_shares_of_an_ablation_spend_a_part_of_epsilon(tiny, tmp_p
     assert {privacy.target_epsilon for privacy in found.values()} == {4.0}
 
 
+def test_an_ablation_varies_the_noise_of_stage_1(tiny, tmp_path):
+    """Each epsilon and none; several user groups pay for their answer, and nobody chooses in the clear."""
+    base = load_scenario("nothing-collected-private", ["privacy.target_epsilon=4"])
+    assert [v.setting for v in ablation.noises(load_scenario("nothing-collected"))] == []
+    found = {v.setting: v.scenario.privacy for v in ablation.noises(base)}
+    assert list(found) == [*(f"epsilon {epsilon:g}" for epsilon in ablation.EPSILONS), "none"]
+    assert found["epsilon 8"].target_epsilon == 8
+    assert not found["none"].noised
+    spectral = ["pretraining.model=spectral", "pretraining.source=devices", "user_groups.count=1"]
+    scenario = load_scenario(tiny, [PRIVATE, *spectral, "privacy.target_epsilon=8"])
+    with open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
+        every = ablation.variations(study, (0.6,))
+    groups = {v.setting: v.scenario.privacy.group_epsilon for v in every if v.part == "user groups"}
+    assert groups == {"1": None, "4": 0.8}
+    assert {v.scenario.pretraining.source for v in every if v.part == "collected"} == {"devices"}
+
+
 def test_shares_of_which_nobody_consents_are_no_variation(tiny, tmp_path):
     plant(tmp_path / "planted.csv", users_per_group=2, items_per_group=12, per_user=8, noise=0.0)
     scenario = load_scenario(tiny, ["user_groups.min_size=1", "blocks.num_slices=1"])

@@ -1,0 +1,32 @@
+"""Noise that devices themselves add to what they say in stage 1: all of it, or their share of a sum's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from clients.node.cohort import Cohort
+from fl_peel.privacy.plan import in_masked_sums, noise_devices_of
+from fl_peel.privacy.stage1 import Stage1Noise, Stage1Scales
+from fl_peel.wire import ChoiceRequest, SumsRequest
+
+Noise = Callable[[int], Stage1Noise]
+"""Of a device, by its number."""
+
+
+def noise_of(cohort: Cohort, request: SumsRequest | ChoiceRequest, announced: int | None = None) -> Noise | None:
+    """What devices add in a step; None where they add nothing. announced: devices that began it under secure
+    aggregation, None in the clear. Drawn by device and step: nodes and messages make no difference.
+    """
+    scenario = cohort.scenario
+    if not scenario.privacy.noised:
+        return None
+    scales = Stage1Scales.of(scenario, request.noise_multiplier)
+    if scales.mechanism.where == "device":
+        return lambda device: scales.whole(request.time, device)
+    if announced is not None and in_masked_sums(scenario, scales.mechanism):
+        shares = noise_devices_of(scenario, announced)
+        return lambda device: scales.shared(shares, request.time, device)
+    return None
+
+
+__all__ = ["Noise", "noise_of"]

@@ -1,0 +1,410 @@
+"""Stage 1 under a mechanism: noise as accounted for in every sum, on any nodes, in the clear and masked."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from fl_peel import wire
+from fl_peel.attacks.canary import empirical_epsilon
+from fl_peel.data.interactions import UserItems
+from fl_peel.disks import device_splits
+from fl_peel.errors import ScenarioError
+from fl_peel.pretraining.by_sums import PASS_SCALE, UNIT_SCALE, Units
+from fl_peel.pretraining.stage1 import PooledSums, run_stage1
+from fl_peel.privacy.accounting import analytic_gaussian_delta
+from fl_peel.privacy.plan import make_plan, noise_devices_of
+from fl_peel.privacy.report import report_of
+from fl_peel.privacy.stage1 import Stage1Noise, Stage1Scales, said_of
+from fl_peel.scenario.scenario import Scenario
+from strategies.run.noised_stage1 import NoisedSums
+from tests.simulations.test_run import figures, served
+from tests.strategies.run.test_masked_stage1 import prepared as any_prepared
+from tests.strategies.run.test_masked_stage1 import same, secure
+from tests.strategies.run.test_stage1 import AT_HOME, AWAY, SPECTRAL, changed, fleet, prepared
+
+PARTS = {
+    "counts": ("counts",),
+    "passed": ("pass",),
+    "choice": ("choice",),
+    "groups": ("group sizes", "group vectors"),
+    "moments": ("moment sizes", "moment vectors", "moment products", "moment items"),
+}
+UNITS = {"pass": PASS_SCALE, "moment products": UNIT_SCALE**2}
+
+
+@pytest.fixture
+def scenario(tiny_scenario, tmp_path) -> Scenario:
+    """Nothing is collected, everything is noised, hardly."""
+    (tmp_path / "home.yaml").write_text(AT_HOME)
+    return private(changed(tiny_scenario, fleet=str(tmp_path / "home.yaml")))
+
+
+def private(scenario: Scenario, **privacy) -> Scenario:
+    keys = {
+        "mechanism": "central-gaussian",
+        "noise_multiplier": 0.02,
+        "group_epsilon": 9.0,
+        "clipping": {"kind": "flat"},
+    }
+    free = {"passes": 2, "group_rounds": 2, "count_exponent": None, "value_exponent": None}
+    return changed(scenario, pretraining=SPECTRAL | free, refinement={"rounds": 0}, privacy=keys | privacy)
+
+
+LOCAL = {"mechanism": "local-gaussian", "rows": "all-sent"}
+LAPLACE = {"mechanism": "local-laplace", "rows": "all-sent"}
+
+
+def pooled(scenario: Scenario, folder) -> PooledSums:
+    splits = device_splits(scenario, "", str(folder))
+    said = said_of(scenario, splits.num_items, Units())
+    return PooledSums(splits.train, splits.num_items, 0.3, validation=splits.validation, said=said)
+
+
+def start_of(scenario: Scenario, sums):
+    config, groups = scenario.pretraining.spectral(), scenario.user_groups
+    count, least = groups.count, groups.min_size
+    return run_stage1(sums, config, dim=8, num_groups=count, min_size=least, seed=scenario.seed)
+
+
+def test_pooled_sums_with_the_same_bounds_and_noise_equal_federated_ones(scenario, tmp_path):
+    plan = make_plan(scenario)
+    mine = start_of(scenario, NoisedSums(pooled(scenario, tmp_path / "pooled"), scenario, plan))
+    for nodes in (1, 2, 8):
+        theirs = prepared(scenario, tmp_path / str(nodes), nodes)[0].start
+        assert (mine.own == theirs.own).all()
+        assert (mine.counts == theirs.counts).all()
+        assert (mine.maps == theirs.maps).all()
+        assert all((one.table == two.table).all() for one, two in zip(mine.groups, theirs.groups, strict=True))
+
+
+@pytest.mark.parametrize("keys", [LOCAL, LAPLACE], ids=["local-gaussian", "local-laplace"])
+def test_noise_of_devices_is_the_same_on_1_2_or_8_nodes(scenario, tmp_path, keys):
+    results = [served(private(scenario, **keys), tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 2, 8)]
+    assert figures(results[0]) == figures(results[1]) == figures(results[2])
+    assert results[0].stage1.epsilon > 0
+    assert results[0].stage1.filter.recall is None
+
+
+def test_columns_in_several_messages_have_the_same_noise(scenario, tmp_path, monkeypatch):
+    local = private(scenario, **LOCAL)
+    whole = prepared(local, tmp_path / "whole")[0]
+    monkeypatch.setattr("strategies.run.stage1.COLUMNS", 5)
+    monkeypatch.setattr("strategies.run.stage1.MOMENT_BYTES", 1)
+    assert same(whole, prepared(local, tmp_path / "parts")[0])
+
+
+def test_masked_sums_with_shares_of_noise_equal_those_without_masks(scenario, tmp_path):
+    found = [
+        any_prepared(secure(private(scenario), masked=masked), tmp_path / str(masked))[0] for masked in (True, False)
+    ]
+    assert same(*found)
+
+
+def test_no_counter_goes_with_a_masked_noised_vector(scenario, tmp_path):
+    result, grid = any_prepared(secure(private(scenario)), tmp_path / "run")
+    assert all(record.counts.classes.devices.sum() == 40 for record in result.steps[:3])
+    sizes = {
+        record.array_records["arrays"]["sum.wide"].shape
+        for kind, record in grid.crossed
+        if kind == f"reply to {wire.SECURE_SUMS}"
+    }
+    assert (59 + 1,) in sizes, "counts: a word for each item and the check"
+
+
+class Quiet(Stage1Noise):
+    """None at all."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda part, unit, shape, piece: np.zeros(shape, np.int64))
+
+
+@pytest.mark.parametrize("mechanism", ["central", "local", "shares"])
+def test_every_part_of_every_step_is_noised_as_accounted_for(scenario, tmp_path, monkeypatch, mechanism):
+    """What the server gets, less the same without noise, has the accounted deviation; of shares, that of the fewest
+    devices that may be summed, and of 40 devices more.
+    """
+    noised = private(scenario, noise_multiplier=3.0, **(LOCAL if mechanism == "local" else {}))
+    if mechanism == "shares":
+        noised = secure(noised, masked=False)
+    plan, scales = make_plan(noised), Stage1Scales.of(noised, 3.0)
+    heard, more = {}, {}
+
+    def factor(record):
+        """Variances of one draw in the sum of a step."""
+        devices = int(record.counts.classes.devices.sum())
+        shares = noise_devices_of(noised, record.announced) if mechanism == "shares" else 1
+        return 1.0 if mechanism == "central" else devices / shares
+
+    def listen(name):
+        told = getattr(NoisedSums, name)
+
+        def method(self, *asked):
+            found = told(self, *asked)
+            if name == "moments":
+                found = list(found)
+            times = factor(self.sums.records[-1])
+            with monkeypatch.context() as quietly:
+                quietly.setattr(Stage1Scales, "whole", lambda *_: Quiet())
+                quietly.setattr(Stage1Scales, "shared", lambda *_: Quiet())
+                clear = getattr(pooled(noised, tmp_path / "pooled"), name) if name == "counts" else None
+                clear = clear() if clear else getattr(self.sums, name)(*asked)
+                clear = list(clear) if name == "moments" else clear
+            for part in PARTS[name]:
+                heard.setdefault(part, []).append(
+                    (numbers(found, part) - numbers(clear, part)) / UNITS.get(part, UNIT_SCALE)
+                )
+                more[part] = times
+                assert self.std(part) == pytest.approx(scales.std(part) * math.sqrt(times))
+            return found
+
+        return method
+
+    for name in PARTS:
+        monkeypatch.setattr(NoisedSums, name, listen(name))
+    any_prepared(noised, tmp_path / mechanism)
+    assert set(heard) == {release.part for release in plan.stage1}
+    for release in plan.stage1:
+        each = heard[release.part]
+        assert len(each) == release.times
+        for one in each:
+            assert one.any()
+        values = np.concatenate([one.ravel() for one in each])
+        if release.part == "moment products":  # made symmetric: the diagonal has all of it
+            values = np.concatenate([np.diagonal(matrix) for one in each for matrix in one])
+        error = 4.5 / math.sqrt(2 * len(values))
+        std = scales.std(release.part) * math.sqrt(more[release.part])
+        assert values.std() / std == pytest.approx(1, abs=error), release.part
+
+
+def numbers(found, part):
+    """Of a sum, those of a part."""
+    field = {
+        "group sizes": "sizes",
+        "group vectors": "sums",
+        "moment sizes": "size",
+        "moment vectors": "first",
+        "moment products": "second",
+        "moment items": "items",
+    }
+    if part == "choice":
+        return found[0]
+    if part.startswith("moment"):
+        return np.stack([np.array(getattr(one, field[part])) for one in found])
+    return getattr(found, field[part]) if part in field else found
+
+
+def test_the_noise_that_is_drawn_is_what_epsilon_says(scenario):
+    run = private(scenario, target_epsilon=6.0, noise_multiplier=None, group_epsilon=1.0)
+    plan = make_plan(run, asks_groups=True)
+    scales = Stage1Scales.of(run, plan.multiplier)
+    loss = sum(release.times * (release.bound / scales.std(release.part)) ** 2 for release in plan.stage1)
+    assert analytic_gaussian_delta(1 / math.sqrt(loss), plan.epsilon - 1.0) == pytest.approx(plan.cost.delta, rel=0.1)
+    assert plan.epsilon == pytest.approx(6.0, abs=0.02)
+    assert plan.stage1_epsilon == pytest.approx(plan.epsilon - 1.0)
+    together = make_plan(changed(run, refinement={"rounds": 3}), asks_groups=True)
+    assert together.epsilon == pytest.approx(6.0, abs=0.02)
+    assert together.multiplier > plan.multiplier
+    assert together.stage1_epsilon < plan.stage1_epsilon
+
+
+def test_stage_1_is_never_amplified(scenario):
+    coins = {"rounds": 2, "sampling": "poisson", "cohort_share": 0.1}
+    plan = make_plan(changed(private(scenario, noise_multiplier=3.0), refinement=coins))
+    assert plan.schedule.sampling == pytest.approx(0.1)
+    alone = make_plan(private(scenario, noise_multiplier=3.0))
+    assert plan.stage1_epsilon == pytest.approx(alone.stage1_epsilon)
+    assert plan.cost.epsilon > alone.cost.epsilon
+
+
+def test_the_report_says_what_is_covered(scenario):
+    plan = make_plan(private(scenario), asks_groups=True)
+    told = report_of(private(scenario), plan, []).accounted
+    parts = [release.part for release in told.releases]
+    assert [part for part in parts if part.startswith("stage 1")] == [f"stage 1, {one.part}" for one in plan.stage1]
+    assert told.covers.startswith(
+        "everything a device sends in stage 1 and in refinement, and the user group it answers"
+    )
+    assert not [text for text in told.not_covered if "pretraining data" in text]
+
+
+def test_nothing_is_asked_once_more_than_accounted_for(scenario, tmp_path):
+    plan = make_plan(scenario)
+    sums = NoisedSums(pooled(scenario, tmp_path / "pooled"), scenario, plan)
+    start = start_of(scenario, sums)
+    assert sums._taken == {release.part: release.times for release in plan.stage1}
+    with pytest.raises(AssertionError, match="group sizes: asked more often than is accounted for"):
+        sums.groups(start.centroids)
+
+
+def test_small_user_groups_are_dissolved_without_asking_again(scenario, tmp_path):
+    many = changed(scenario, user_groups={"count": 6, "min_size": 15})
+    start = start_of(many, NoisedSums(pooled(many, tmp_path / "pooled"), many, make_plan(many)))
+    assert 1 <= len(start.groups) <= 2
+
+
+def test_one_user_group_costs_nothing_and_needs_no_answer(scenario, tmp_path):
+    one = changed(private(scenario, group_epsilon=None, noise_multiplier=0.05), user_groups={"count": 1})
+    result, _ = served(one, tmp_path / "run")
+    assert not [part for part in result.privacy.accounted.releases if "group" in part.part]
+    assert "groups" not in [step.step for step in result.stage1.steps]
+
+
+def test_hardly_noised_tables_rank_as_well_as_those_in_the_clear(scenario, tmp_path):
+    result, _ = served(scenario, tmp_path / "run")
+    assert result.full_table.start.recall > 0.65
+    assert result.stage1.epsilon == pytest.approx(result.privacy.epsilon - 9.0)
+
+
+def test_devices_that_are_away_are_in_no_sum(scenario, tmp_path):
+    away = changed(private(scenario, **LOCAL), fleet=fleet(tmp_path, AWAY))
+    results = [served(away, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
+    assert figures(results[0]) == figures(results[1])
+
+
+def test_dense_messages_have_a_word_for_whatever_anybody_might_say(scenario, tmp_path):
+    result, _ = served(private(scenario, **LOCAL), tmp_path / "run")
+    steps = {step.step: step for step in result.stage1.steps}
+    width = min(12 + 32, int((prepared(private(scenario, **LOCAL), tmp_path / "two")[0].start.counts > 0).sum()))
+    assert steps["counts"].upload_bytes == 40 * 8 * 59
+    assert steps["pass"].upload_bytes == 2 * 40 * 8 * 59 * width
+    assert steps["pass"].download_bytes == 2 * 40 * 4 * 59 * (width + 1)
+    assert steps["groups"].upload_bytes == 2 * 40 * 8 * 2 * (6 + 1)
+    assert steps["vectors"].upload_bytes == 0
+
+
+BAD = [
+    ({"privacy": {"mechanism": "local-gaussian"}}, "privacy.rows: touched tells which rows a device changed"),
+    (
+        {"privacy": {"noise_multiplier": None, "target_epsilon": 0.5, "group_epsilon": None}},
+        "privacy.group_epsilon: dev",
+    ),
+    (
+        {"pretraining": {"source": "collected", "collected": {"share": 1.0}}},
+        "pretraining.source: collected has devices",
+    ),
+    ({"data": {"refit": True}}, "data.refit takes both stages twice"),
+]
+
+
+@pytest.mark.parametrize(("keys", "start"), BAD)
+def test_what_cannot_be_kept_is_refused_in_one_line(scenario, tmp_path, keys, start):
+    with pytest.raises((ScenarioError, ValueError), match=start) as caught:
+        make_plan(changed(scenario, **keys), asks_groups=True)
+    assert str(caught.value)
+
+
+ALONE = UserItems(np.array([0, 7]), np.arange(40, 47, dtype=np.int32))
+"""A canary: a device whose items nobody else's resemble."""
+
+
+class Observer:
+    """Of all that stage 1 releases: knows everybody else's part, and what the canary's would be; adds up the log of the
+    likelihood ratio. Gaussian noise.
+    """
+
+    def __init__(self, sums: NoisedSums, others: PooledSums, scales: Stage1Scales) -> None:
+        self.sums, self.others, self.scales, self.bounded, self.evidence = sums, others, scales, True, 0.0
+        said = others.said
+        self.canary = PooledSums(ALONE, others.num_items, 0.3, validation=ALONE, said=said)
+
+    def std(self, part):
+        return self.sums.std(part)
+
+    def vectors(self, own):
+        for sums in (self.sums, self.others, self.canary):
+            sums.vectors(own)
+
+    def _ask(self, name, *asked):
+        found, others, mine = (getattr(sums, name)(*asked) for sums in (self.sums, self.others, self.canary))
+        if name == "moments":
+            found, others, mine = list(found), list(others), list(mine)
+        for part in PARTS[name]:
+            unit, std = UNITS.get(part, UNIT_SCALE), self.scales.std(part)
+            left = (numbers(found, part) - numbers(others, part)) / unit
+            own = numbers(mine, part) / unit
+            if (
+                part == "moment products"
+            ):  # noise off the diagonal has half the variance, and every number is twice there
+                left, own = (np.stack([half(matrix) for matrix in each]) for each in (left, own))
+            self.evidence += float((left * own).sum() - (own * own).sum() / 2) / std**2
+        return found
+
+    def counts(self):
+        return self._ask("counts")
+
+    def passed(self, table, weights, sketch=None):
+        return self._ask("passed", table, weights)
+
+    def choice(self, question):
+        return self._ask("choice", question)
+
+    def groups(self, centroids):
+        return self._ask("groups", centroids)
+
+    def moments(self, centroids, groups):
+        return self._ask("moments", centroids, groups)
+
+
+def half(matrix):
+    """Of a symmetric matrix, numbers whose noise is independent and alike."""
+    upper = np.triu(matrix, 1) * math.sqrt(2)
+    return upper + np.diag(np.diag(matrix))
+
+
+def evidence(scenario, others, plan, trials, present):
+    """Of each trial (N,). others: everybody but the canary."""
+    everybody = others
+    if present:
+        rows, wanted = with_canary(others.rows), with_canary(others.validation)
+        everybody = dataclasses.replace(others, rows=rows, validation=wanted)
+    found = []
+    for trial in range(trials):
+        run = scenario.model_copy(update={"seed": 1 + 2 * trial + present})
+        sums = [dataclasses.replace(one) for one in (everybody, others)]
+        observer = Observer(NoisedSums(sums[0], run, plan), sums[1], Stage1Scales.of(scenario, plan.multiplier))
+        start_of(run, observer)
+        found.append(observer.evidence)
+    return np.array(found)
+
+
+def with_canary(rows: UserItems) -> UserItems:
+    indptr = np.concatenate([rows.indptr, rows.indptr[-1:] + ALONE.indptr[1:]])
+    return UserItems(indptr, np.concatenate([rows.items, ALONE.items]))
+
+
+def test_a_canary_in_stage_1_shows_no_more_than_is_accounted_for(scenario, tmp_path, monkeypatch):
+    """A likelihood-ratio test has the statistics of one Gaussian release: d', and an empirical epsilon below the
+    accounted one. With half of the noise that is accounted for both are above what the honest run can show.
+    """
+    run = private(scenario, noise_multiplier=None, target_epsilon=12.0, group_epsilon=0.1)
+    plan = make_plan(run, asks_groups=True)
+    scales = Stage1Scales.of(run, plan.multiplier)
+    accounted = math.sqrt(sum(one.times * (one.bound / scales.std(one.part)) ** 2 for one in plan.stage1))
+
+    others = pooled(run, tmp_path / "pooled")
+
+    def told(trials=40):
+        without, present = (evidence(run, others, plan, trials, there) for there in (False, True))
+        apart = (present.mean() - without.mean()) / math.sqrt((without.var() + present.var()) / 2)
+        return apart, empirical_epsilon(without, present, plan.cost.delta, 0.95).epsilon_low
+
+    apart, low = told()
+    assert 0.4 * accounted < apart < 1.25 * accounted
+    assert low <= plan.epsilon
+    whole = Stage1Scales.scale
+    monkeypatch.setattr(
+        NoisedSums,
+        "_scales",
+        property(lambda self: Halved(**vars(Stage1Scales.of(self.scenario, self.plan.multiplier)))),
+    )
+    assert Halved(**vars(scales)).scale("pass") == whole(scales, "pass") / 2
+    assert told()[0] > 1.25 * accounted
+
+
+class Halved(Stage1Scales):
+    """Draws half of the noise."""
+
+    def scale(self, part: str) -> float:
+        return super().scale(part) / 2
