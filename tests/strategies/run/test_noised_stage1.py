@@ -269,7 +269,7 @@ def test_dense_messages_have_a_word_for_whatever_anybody_might_say(scenario, tmp
     width = min(12 + 32, int((prepared(private(scenario, **LOCAL), tmp_path / "two")[0].start.counts > 0).sum()))
     assert steps["counts"].upload_bytes == 40 * 8 * 59
     assert steps["pass"].upload_bytes == 2 * 40 * 8 * 59 * width
-    assert steps["pass"].download_bytes == 2 * 40 * 4 * 59 * (width + 1)
+    assert steps["pass"].download_bytes == 2 * 40 * ((2 * 59 + 1) * width + 4 * 59)
     assert steps["groups"].upload_bytes == 2 * 40 * 8 * 2 * (6 + 1)
     assert steps["vectors"].upload_bytes == 0
 
@@ -306,7 +306,7 @@ class Observer:
 
     def __init__(self, sums: NoisedSums, others: PooledSums, scales: Stage1Scales) -> None:
         self.sums, self.others, self.scales, self.bounded, self.evidence = sums, others, scales, True, 0.0
-        said = others.said
+        said, self.units = others.said, sums.units
         self.canary = PooledSums(ALONE, others.num_items, 0.3, validation=ALONE, said=said)
 
     def std(self, part):
