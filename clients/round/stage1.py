@@ -21,7 +21,7 @@ from clients.round.noised_stage1 import Noise, noise_of
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
 from fl_peel.pretraining.bounded import Said
-from fl_peel.pretraining.by_sums import Moments, Question, Shapes, Units, add_rows, nearest, unit_vectors
+from fl_peel.pretraining.by_sums import Moments, Question, Shapes, Units, add_rows, half_of, nearest, unit_vectors
 from fl_peel.pretraining.costs import Answer, Asked, Step, StepCost, choice_cost, cost_of, hidden
 from fl_peel.pretraining.sketch import RowSketch
 from fl_peel.privacy.stage1 import Stage1Noise, said_of
@@ -260,7 +260,7 @@ def _grouped(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Nois
 
 def _moments(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
     return {
-        group: GroupSum(np.array([moments.size]), moments.first, moments.second, moments.items)
+        group: GroupSum(np.array([moments.size]), moments.first, half_of(moments.second), moments.items)
         for group, moments in moments_by_group(cohort, places, request, noise)
     }
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -122,10 +123,10 @@ def pass_sums(
     table: (I, k) = D^-b Q as the server sent it, some columns of it. A device's y = d_u^-2a sum of the rows of its
     items; it is returned for each of them, so the sum is R^T D_u^-2a R ``table``.
     """
-    matrix = _matrix(rows, len(table), np.float64)
-    said = (matrix @ table.astype(np.float64)) * inverse_power(rows.counts(), 2 * user_exponent)[:, None]
-    whole = np.rint(said * scale).astype(np.int64)
     given = _matrix(rows, len(table), np.int64)
+    said = given.astype(np.float64) @ table.astype(np.float64)
+    said *= scale * inverse_power(rows.counts(), 2 * user_exponent)[:, None]
+    whole = np.rint(said, out=said).astype(np.int64)
     sums: Ints = (given if sketch is None else sketch.rows_of(given)).T @ whole
     return sums
 
@@ -232,6 +233,26 @@ class Moments:
         )
 
 
+def half_of(second: Ints) -> Ints:
+    """A symmetric matrix (K, K) as its lower triangle, row by row, (K (K + 1) / 2,): half of the bytes to send."""
+    half: Ints = second.reshape(-1)[_lower(len(second))]
+    return half
+
+
+def whole_of(half: Ints, columns: int) -> Ints:
+    """Of :func:`half_of`, (K, K)."""
+    second = np.zeros((columns, columns), np.int64)
+    second.reshape(-1)[_lower(columns)] = half
+    second += np.tril(second, -1).T
+    return second
+
+
+@lru_cache(maxsize=2)
+def _lower(columns: int) -> Ints:
+    """Places of the lower triangle in a matrix that is laid out flat."""
+    return np.flatnonzero(np.tri(columns, dtype=np.bool_))
+
+
 def group_moments(vectors: Floats, rows: UserItems, num_items: int, scale: float = UNIT_SCALE) -> Moments:
     """Of devices of one user group: vectors (N, K) of length 1, and their items. scale: units of vectors in one."""
     columns = vectors.shape[1]
@@ -252,16 +273,10 @@ def starting_directions(counts: Counts, columns: int, seed: int) -> Doubles:
     return orthonormal(directions)
 
 
-def gram_of(columns: Doubles) -> Doubles:
-    """V^T V (k, k) of columns V (I, k); half of it is computed, the other half is the same."""
-    half = scipy.linalg.blas.dsyrk(1.0, columns.T, lower=1)
-    return np.asarray(half + np.tril(half, -1).T)
-
-
 def orthonormal(columns: Doubles) -> Doubles:
     """An orthonormal basis (I, k) of the columns' span, zero columns where they span less."""
     for _ in range(2):  # the first basis is orthonormal to the square root of the precision, the second to all of it
-        squares, turn = np.linalg.eigh(gram_of(columns))
+        squares, turn = np.linalg.eigh(columns.T @ columns)
         kept = squares > EMPTY**2 * max(float(squares.max(initial=0.0)), 1e-300)
         scale = np.zeros(len(squares))
         scale[kept] = 1.0 / np.sqrt(squares[kept])
@@ -274,19 +289,19 @@ def spectrum(block: Doubles) -> tuple[Doubles, Doubles]:
     alone the vectors are zero. They are orthonormal up to rounding times (largest value / smallest)^2, which is enough
     for the next pass; see :func:`orthonormal_again`.
     """
-    squares, turn = np.linalg.eigh(gram_of(block))
+    squares, turn = np.linalg.eigh(block.T @ block)
     values = np.sqrt(np.maximum(squares[::-1], 0.0))
     scale = np.divide(1.0, values, out=np.zeros_like(values), where=values > EMPTY * max(float(values[0]), 1e-300))
-    vectors = block @ (turn[:, ::-1] * scale)
-    signs = np.where(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(values))] < 0, -1.0, 1.0)
-    return vectors * signs, np.where(scale > 0, values, 0.0)
+    turn = turn[:, ::-1]
+    signs = np.where(turn[np.abs(turn).argmax(axis=0), np.arange(len(values))] < 0, -1.0, 1.0)
+    return block @ (turn * (scale * signs)), np.where(scale > 0, values, 0.0)
 
 
 def orthonormal_again(vectors: Doubles) -> Doubles:
     """Columns (I, k) that are orthonormal, or zero, up to rounding: now to the last digits, and hardly moved. One step
     of Newton's iteration for the nearest orthonormal matrix (Higham, SIAM J. Sci. Stat. Comput. 7(4), 1986).
     """
-    return vectors @ (1.5 * np.eye(vectors.shape[1]) - 0.5 * gram_of(vectors))
+    return vectors @ (1.5 * np.eye(vectors.shape[1]) - 0.5 * (vectors.T @ vectors))
 
 
 def blocks_of(passes: int) -> list[int]:
@@ -463,7 +478,7 @@ class Compression:
     def of(scored: Floats) -> Compression:
         """For scored rows (I, K)."""
         wide = scored.astype(np.float64)
-        squares = gram_of(wide)
+        squares = wide.T @ wide
         used = np.flatnonzero(np.diag(squares) > EMPTY**2 * max(float(np.diag(squares).max(initial=0.0)), 1e-300))
         squares = squares[np.ix_(used, used)]
         ridge = 1e-12 * np.trace(squares) / max(len(used), 1)
@@ -521,6 +536,7 @@ __all__ = [
     "filtered",
     "group_moments",
     "group_sums",
+    "half_of",
     "halves",
     "nearest",
     "orthonormal",
@@ -529,4 +545,5 @@ __all__ = [
     "spectrum",
     "starting_directions",
     "unit_vectors",
+    "whole_of",
 ]

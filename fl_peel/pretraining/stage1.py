@@ -127,6 +127,51 @@ def num_steps(config: SpectralConfig) -> int:
     return 1 + config.passes + config.chooses + 1 + config.group_rounds + 1
 
 
+@dataclass(frozen=True)
+class SpectralFilter:
+    """What passes find, and which filter devices choose: the first half of stage 1. directions: (I, K) orthonormal;
+    values: (K,) eigenvalues; counts: (I,) of items; the rest as in :class:`SpectralStart`.
+    """
+
+    directions: Doubles
+    values: Doubles
+    counts: Counts
+    count_exponent: float
+    value_exponent: float
+    chosen: float | None
+
+
+@dataclass
+class _Steps:
+    """Tells of each step that is done."""
+
+    total: int
+    progress: Progress | None
+    done: int = 0
+
+    def __call__(self, text: str) -> None:
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total, text)
+
+
+def run_passes(
+    sums: Sums,
+    config: SpectralConfig,
+    *,
+    seed: int,
+    given: UserItems | None = None,
+    earlier: Floats | None = None,
+    progress: Progress | None = None,
+) -> SpectralFilter:
+    """Counts, passes and the choice of the filter; arguments as in :func:`run_stage1`.
+
+    Raises:
+        DataError: no device has any item.
+    """
+    return _passes(sums, config, seed, given, earlier, _Steps(num_steps(config), progress))
+
+
 def run_stage1(
     sums: Sums,
     config: SpectralConfig,
@@ -141,23 +186,68 @@ def run_stage1(
 ) -> SpectralStart:
     """Counts, passes, vectors, user groups, moments; the same arguments and sums give the same tables.
 
-    Bounded sums are asked for a number of times that ``config`` and ``num_groups`` alone decide
-    (:func:`fl_peel.privacy.stage1.stage1_releases`), and what comes of them is not less for being noised.
-
     given: interactions that the server holds, if any: passes over these alone come first, at no cost to devices.
     earlier: directions (I, K) that an earlier stage 1 ended with, to go on from.
 
     Raises:
         DataError: no device has any item.
     """
-    done = 0
+    step = _Steps(num_steps(config), progress)
+    found = _passes(sums, config, seed, given, earlier, step)
+    directions, values, counts = found.directions, found.values, found.counts
+    with fixed_threads(config.num_threads):
+        shape = Filter.of(
+            directions,
+            values,
+            counts,
+            own_exponent=config.item_exponent,
+            count_exponent=found.count_exponent,
+            value_exponent=found.value_exponent,
+        )
+    sums.vectors(shape.own)
+    step("vectors")
+    centroids = _centroids(sums, shape, counts, config, num_groups, min_size, seed, step)
+    groups: list[GroupStart] = []
+    pending: deque[Future[GroupStart]] = deque()
+    with fixed_threads(1):
+        compression = Compression.of(shape.scored)
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            for group, moments in enumerate(_moments(sums, centroids, counts)):
+                one = partial(
+                    compression.group,
+                    moments,
+                    dim,
+                    num_users=NUM_DRAWN,
+                    rng=rng_for(seed, "drawn-users", group),
+                    scale=sums.units.moments,
+                )
+                pending.append(pool.submit(one))
+                if len(pending) > MOST_PENDING:  # moments are large: K^2 numbers a group
+                    groups.append(pending.popleft().result())
+            groups += [start.result() for start in pending]
+    step(f"{len(groups)} user groups")
+    return SpectralStart(
+        shape.own,
+        shape.scored,
+        values.astype(np.float32),
+        centroids,
+        tuple(groups),
+        counts,
+        directions.astype(np.float32),
+        found.count_exponent,
+        found.value_exponent,
+        found.chosen,
+    )
 
-    def step(text: str) -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, num_steps(config), text)
 
+def _passes(
+    sums: Sums,
+    config: SpectralConfig,
+    seed: int,
+    given: UserItems | None,
+    earlier: Floats | None,
+    step: Callable[[str], None],
+) -> SpectralFilter:
     whole = sums.counts()
     counts: Counts = known(whole, sums.std("counts")) if sums.bounded else whole
     step("items counted")
@@ -196,49 +286,7 @@ def run_stage1(
     count_exponent, value_exponent, chosen = _shape(sums, config, directions, values, counts, seed)
     if config.chooses:
         step(f"filter chosen, exponents {count_exponent:g} and {value_exponent:g}")
-    with fixed_threads(config.num_threads):
-        shape = Filter.of(
-            directions,
-            values,
-            counts,
-            own_exponent=config.item_exponent,
-            count_exponent=count_exponent,
-            value_exponent=value_exponent,
-        )
-    sums.vectors(shape.own)
-    step("vectors")
-    centroids = _centroids(sums, shape, counts, config, num_groups, min_size, seed, step)
-    groups: list[GroupStart] = []
-    pending: deque[Future[GroupStart]] = deque()
-    with fixed_threads(1):
-        compression = Compression.of(shape.scored)
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            for group, moments in enumerate(_moments(sums, centroids, counts)):
-                one = partial(
-                    compression.group,
-                    moments,
-                    dim,
-                    num_users=NUM_DRAWN,
-                    rng=rng_for(seed, "drawn-users", group),
-                    scale=sums.units.moments,
-                )
-                pending.append(pool.submit(one))
-                if len(pending) > MOST_PENDING:  # moments are large: K^2 numbers a group
-                    groups.append(pending.popleft().result())
-            groups += [start.result() for start in pending]
-    step(f"{len(groups)} user groups")
-    return SpectralStart(
-        shape.own,
-        shape.scored,
-        values.astype(np.float32),
-        centroids,
-        tuple(groups),
-        counts,
-        directions.astype(np.float32),
-        count_exponent,
-        value_exponent,
-        chosen,
-    )
+    return SpectralFilter(directions, values, counts, count_exponent, value_exponent, chosen)
 
 
 def _beginning(
@@ -432,4 +480,13 @@ class PooledSums:
         return self.made
 
 
-__all__ = ["NUM_DRAWN", "PooledSums", "SpectralStart", "Sums", "num_steps", "run_stage1"]
+__all__ = [
+    "NUM_DRAWN",
+    "PooledSums",
+    "SpectralFilter",
+    "SpectralStart",
+    "Sums",
+    "num_steps",
+    "run_passes",
+    "run_stage1",
+]

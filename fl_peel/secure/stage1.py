@@ -9,13 +9,11 @@ other step. It may go in parts of some units each, as one stream: masks go on wh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
-from fl_peel.pretraining.by_sums import Ints, Moments
+from fl_peel.pretraining.by_sums import Ints, Moments, half_of, whole_of
 from fl_peel.pretraining.costs import Answer, Step
 from fl_peel.secure.plan import EXCHANGES, DeviceBytes
 from fl_peel.secure.vector import CHECK, Bits, Field, VectorLayout
@@ -106,24 +104,15 @@ def moment_words(columns: int, items: int) -> int:
     return 1 + columns + columns * (columns + 1) // 2 + items
 
 
-@lru_cache(maxsize=2)
-def _half(columns: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    upper = np.triu_indices(columns)
-    return upper[0], upper[1]
-
-
 def words_of(moments: Moments) -> Ints:
     """A user group's moments as words."""
-    half = moments.second[_half(len(moments.first))]
-    return np.concatenate([np.array([moments.size]), moments.first, half, moments.items])
+    return np.concatenate([np.array([moments.size]), moments.first, half_of(moments.second), moments.items])
 
 
 def moments_of(words: Ints, columns: int) -> Moments:
     """Of :func:`words_of`."""
-    upper, second = _half(columns), np.zeros((columns, columns), np.int64)
-    stop = 1 + columns + len(upper[0])
-    second[upper] = words[1 + columns : stop]
-    second.T[upper] = words[1 + columns : stop]
+    stop = 1 + columns + columns * (columns + 1) // 2
+    second = whole_of(words[1 + columns : stop], columns)
     return Moments(int(words[0]), words[1 : 1 + columns].copy(), second, words[stop:].copy())
 
 

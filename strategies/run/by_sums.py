@@ -7,10 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl_peel import wire
+from fl_peel.data.interactions import UserItems
 from fl_peel.disks import device_splits
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.pretraining.by_sums import Units
-from fl_peel.pretraining.stage1 import PooledSums, SpectralStart, Sums, run_stage1
+from fl_peel.pretraining.stage1 import (
+    PooledSums,
+    Progress,
+    SpectralFilter,
+    SpectralStart,
+    Sums,
+    run_passes,
+    run_stage1,
+)
 from fl_peel.privacy.plan import Plan
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import Stage1Result
@@ -48,11 +57,12 @@ class BySums(Prepared):
 
     def chosen(self) -> dict[str, float]:
         """The filter's exponents; and fewer passes, as the next stage 1 goes on from these directions."""
-        return {
-            "passes": REFIT_PASSES,
-            "count_exponent": self.start.count_exponent,
-            "value_exponent": self.start.value_exponent,
-        }
+        return _chosen(self.start)
+
+    @property
+    def directions(self) -> FloatArray:
+        """Orthonormal (I, K), to go on from."""
+        return self.start.directions
 
     def figures(self, members: Members, seconds: float, before: tuple[SumsRecord, ...] = ()) -> Stage1Result | None:
         """What the steps took of devices."""
@@ -101,6 +111,86 @@ def sums_of(
     )
 
 
+@dataclass(frozen=True)
+class ChosenBySums:
+    """What the first half of stage 1 leaves: a filter that devices chose, and directions (I, K) to go on from."""
+
+    filter: SpectralFilter
+    steps: tuple[SumsRecord, ...]
+
+    def chosen(self) -> dict[str, float]:
+        """As :meth:`BySums.chosen`."""
+        return _chosen(self.filter)
+
+    @property
+    def directions(self) -> FloatArray:
+        """As :attr:`BySums.directions`."""
+        return self.filter.directions.astype(np.float32)
+
+
+def _chosen(found: SpectralFilter | SpectralStart) -> dict[str, float]:
+    return {
+        "passes": REFIT_PASSES,
+        "count_exponent": found.count_exponent,
+        "value_exponent": found.value_exponent,
+    }
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """Whom stage 1 asks. devices: of the federation; sums: of these, or of what is collected."""
+
+    given: UserItems
+    num_devices: int
+    num_items: int
+    devices: FederatedSums
+    sums: Sums
+    plan: Plan | None
+    progress: Progress
+
+    @staticmethod
+    def of(scenario: Scenario, place: Place, stages: Stages, nodes: Nodes, on_event: OnEvent) -> _Ready:
+        with stages("data"):
+            splits = device_splits(scenario, place.data_dir, place.run_dir)
+            given, _ = given_data(scenario, splits.train)
+        on_event(Event("data", 1, 1, f"{splits.num_users:,} devices, {splits.num_items:,} items"))
+        by_devices = scenario.pretraining.by_devices
+        plan = privacy_plan(scenario, place) if by_devices else None
+        setting = wire.Setting(scenario.to_json(), place.data_dir, place.run_dir)
+        federated = sums_of(scenario, nodes, setting, splits.num_items, splits.num_users, plan)
+        exponent = scenario.pretraining.user_exponent
+        sums: Sums = PooledSums(given, splits.num_items, exponent, asked=federated.choice)
+        if by_devices:
+            sums = federated if plan is None else NoisedSums(federated, scenario, plan)
+
+        def show(done: int, total: int, text: str) -> None:
+            on_event(Event("pretraining", min(done, total), total, text))
+
+        return _Ready(given, splits.num_users, splits.num_items, federated, sums, plan, show)
+
+
+def choose_by_sums(
+    scenario: Scenario, place: Place, stages: Stages, nodes: Nodes, on_event: OnEvent = silent
+) -> ChosenBySums:
+    """Counts, passes, and which filter devices choose; no user groups.
+
+    Raises:
+        DataError: the data set cannot be had, or nobody has any item.
+        EngineError: a node failed, or a step reached nobody.
+    """
+    ready = _Ready.of(scenario, place, stages, nodes, on_event)
+    pretraining = scenario.pretraining
+    with stages("pretraining"):
+        found = run_passes(
+            ready.sums,
+            pretraining.spectral(),
+            seed=scenario.seed,
+            given=ready.given if pretraining.by_devices else None,
+            progress=ready.progress,
+        )
+    return ChosenBySums(found, tuple(ready.devices.records) if pretraining.by_devices else ())
+
+
 def prepare_by_sums(
     scenario: Scenario,
     place: Place,
@@ -117,45 +207,31 @@ def prepare_by_sums(
         EngineError: a node failed, or a step reached nobody.
         BudgetError: an evaluation budget is below one block.
     """
-    with stages("data"):
-        splits = device_splits(scenario, place.data_dir, place.run_dir)
-        given, _ = given_data(scenario, splits.train)
-    on_event(Event("data", 1, 1, f"{splits.num_users:,} devices, {splits.num_items:,} items"))
+    ready = _Ready.of(scenario, place, stages, nodes, on_event)
     pretraining, groups = scenario.pretraining, scenario.user_groups
-    config = pretraining.spectral()
-    setting = wire.Setting(scenario.to_json(), place.data_dir, place.run_dir)
-    plan = privacy_plan(scenario, place) if pretraining.by_devices else None
-    federated = sums_of(scenario, nodes, setting, splits.num_items, splits.num_users, plan)
-    devices: Sums = federated if plan is None else NoisedSums(federated, scenario, plan)
-
-    def show(done: int, total: int, text: str) -> None:
-        on_event(Event("pretraining", min(done, total), total, text))
-
     with stages("pretraining"):
         start = run_stage1(
-            devices
-            if pretraining.by_devices
-            else PooledSums(given, splits.num_items, config.user_exponent, asked=federated.choice),
-            config,
+            ready.sums,
+            pretraining.spectral(),
             dim=pretraining.embedding_dim,
             num_groups=groups.count,
             min_size=groups.min_size,
             seed=scenario.seed,
-            given=given if pretraining.by_devices else None,
+            given=ready.given if pretraining.by_devices else None,
             earlier=earlier,
-            progress=show,
+            progress=ready.progress,
         )
         if pretraining.by_devices:
-            federated.maps(start.own.shape[1])
+            ready.devices.maps(start.own.shape[1])
         else:
-            federated.vectors(start.own)
+            ready.devices.vectors(start.own)
     scored = start.scored[:, : pretraining.embedding_dim]
-    layout = make_layout(scenario, splits.num_items, start.counts, scored)
+    layout = make_layout(scenario, ready.num_items, start.counts, scored)
     on_event(Event("grouping", 1, 1, f"{len(start.groups)} user groups, {layout.num_blocks:,} blocks"))
     check_budgets(scenario, layout)
-    steps = tuple(federated.records) if pretraining.by_devices else ()
-    epsilon = None if plan is None else plan.stage1_epsilon
-    return BySums(layout, TEMPERATURE, start, splits.num_users, steps, epsilon)
+    steps = tuple(ready.devices.records) if pretraining.by_devices else ()
+    epsilon = None if ready.plan is None else ready.plan.stage1_epsilon
+    return BySums(layout, TEMPERATURE, start, ready.num_devices, steps, epsilon)
 
 
-__all__ = ["BySums", "prepare_by_sums"]
+__all__ = ["BySums", "ChosenBySums", "choose_by_sums", "prepare_by_sums"]

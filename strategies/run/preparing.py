@@ -5,7 +5,7 @@ from __future__ import annotations
 from fl_peel.events import OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.nodes import Nodes
-from strategies.run.by_sums import BySums, prepare_by_sums
+from strategies.run.by_sums import BySums, ChosenBySums, prepare_by_sums
 from strategies.run.collected import prepare_collected
 from strategies.run.place import Place, Stages
 from strategies.run.prepare import Prepared
@@ -17,13 +17,13 @@ def prepare(
     stages: Stages,
     nodes: Nodes,
     on_event: OnEvent = silent,
-    before: Prepared | None = None,
+    before: Prepared | ChosenBySums | None = None,
 ) -> Prepared:
     """Stage 1 as the scenario has it, on the server or on the nodes. before: what an earlier one left, on a part of the
     same data.
     """
     if scenario.pretraining.model == "spectral":
-        directions = before.start.directions if isinstance(before, BySums) else None
+        directions = before.directions if isinstance(before, BySums | ChosenBySums) else None
         return prepare_by_sums(scenario, place, stages, nodes, on_event, directions)
     return prepare_collected(scenario, place, stages, on_event)
 

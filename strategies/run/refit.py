@@ -18,6 +18,7 @@ from strategies.nodes.members import Members
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.keeping import Keeping
 from strategies.rounds.record import RoundRecord
+from strategies.run.by_sums import ChosenBySums, choose_by_sums
 from strategies.run.place import Place, Stages
 from strategies.run.prepare import Prepared
 from strategies.run.preparing import prepare
@@ -27,13 +28,13 @@ from strategies.run.stage1 import SumsRecord
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was chosen. scenario: of the refit; controller: as it was trained; the rest: what choosing took."""
+    """What was chosen. scenario: of the refit; controller: as trained, if it was; the rest: what choosing took."""
 
     scenario: Scenario
-    controller: Controller
+    controller: Controller | None
     keeping: Keeping | None
     records: tuple[RoundRecord, ...]
-    prepared: Prepared
+    prepared: Prepared | ChosenBySums
 
     @property
     def steps(self) -> tuple[SumsRecord, ...]:
@@ -45,6 +46,9 @@ def rehearse(
     grid: Grid, scenario: Scenario, place: Place, nodes: Nodes, stages: Stages, on_event: OnEvent = silent
 ) -> Rehearsal:
     """Run both stages on train items, measure on validation items alone, and say what to refit with."""
+    if scenario.pretraining.model == "spectral" and not scenario.refinement.rounds:  # the filter is all there is
+        found = choose_by_sums(scenario, place, stages, nodes, on_event)
+        return Rehearsal(refitting(scenario, found, 0), None, None, (), found)
     prepared = prepare(scenario, place, stages, nodes, on_event)
     refiner = Refiner(grid, place, prepared, nodes, on_event)
     with stages("joining"):
@@ -63,7 +67,7 @@ def kept_by_most(keeping: Keeping, members: Members) -> int:
     return int(np.median(keeping.rounds_kept[members.groups])) if len(members.groups) else 0
 
 
-def refitting(scenario: Scenario, prepared: Prepared, rounds: int) -> Scenario:
+def refitting(scenario: Scenario, prepared: Prepared | ChosenBySums, rounds: int) -> Scenario:
     """The scenario of the refit: everything that was chosen is said."""
     acceptance = scenario.refinement.acceptance.model_copy(update={"rule": "always"})
     parts = {

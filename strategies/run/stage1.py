@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fl_peel import wire
 from fl_peel.errors import EngineError
 from fl_peel.exchange.counters import RoundCounts
-from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question, Units
+from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question, Units, whole_of
 from fl_peel.pretraining.costs import Step
 from fl_peel.pretraining.sketch import RowSketch
 from strategies.nodes.nodes import Nodes
@@ -123,17 +123,16 @@ class FederatedSums:
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterator[Moments]:
         """Of the user groups, one after the other; as many in a message as a reply may hold."""
         self._time += self.windows
-        at_once = max(1, MOMENT_BYTES // (8 * self._columns**2))
+        at_once = max(1, MOMENT_BYTES // (4 * self._columns**2))
         for start in range(0, len(groups), at_once):
             some = np.array(groups[start : start + at_once], np.int64)
             # the first message says what the step takes, whatever groups it is of
             found = self._asked("moments", self._columns, first=start, centroids=centroids, groups=some)
             for group in some.tolist():
-                parts = [Moments(int(part.sizes[0]), part.first, part.second, part.items) for part in found[group]]
-                total = parts[0]
-                for part in parts[1:]:
-                    total = total + part
-                yield total
+                size, first, second, items = (
+                    self._total(found[group], name) for name in ("sizes", "first", "second", "items")
+                )
+                yield Moments(int(size[0]), first, whole_of(second, self._columns), items)
 
     def maps(self, columns: int) -> None:
         """Devices fetch the map of their user group, as they join; counted here."""

@@ -15,6 +15,10 @@ ABLATE = """\
 {% if noise %}
 {{ figure(noise, "As user groups start. All that devices say is within epsilon, stage 1 included.") }}
 {% endif %}
+{% if population %}
+{{ figure(population, "As user groups start, on synthetic devices: the same noise on a sum hides less of it the more "
+  "devices there are.") }}
+{% endif %}
 </section>
 {% endblock %}
 """

@@ -14,6 +14,7 @@ from typing import Any, Unpack
 
 from fl_peel.blocks.precision import row_bytes
 from fl_peel.blocks.stored import overhead_bytes
+from fl_peel.data.population import Population
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import validated
@@ -30,6 +31,11 @@ BUDGETS = (0.0025, 0.01, 0.05)
 BASELINE = "as the scenario says"
 EPSILONS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Of the whole run."""
+POPULATION = "population"
+POPULATIONS = (1_000, 10_000, 100_000, 1_000_000)
+"""Synthetic devices; only where the part is named, as they take a while."""
+NUM_ITEMS, WORLDS = 2_000, 16
+"""Of these: as many items as a small shop has, in so many worlds of taste."""
 GROUP_SHARE = 0.1
 """Of epsilon, for the answer which user group a device is in, where the scenario says nothing because none is asked."""
 
@@ -82,8 +88,10 @@ def ablate(
 
 def _one_seed(study: Study, shares: tuple[float, ...], parts: list[str] | None) -> dict[str, Any]:
     chosen = variations(study, shares)
+    if parts is not None and POPULATION in parts:
+        chosen += populations(study)
     if parts is not None:
-        known = list(dict.fromkeys(v.part for v in chosen[1:]))
+        known = list(dict.fromkeys([*(v.part for v in chosen[1:]), *([POPULATION] if noises(study.scenario) else [])]))
         unknown = [part for part in parts if part not in known]
         if unknown:
             raise ScenarioError(f"--parts: {unknown[0]!r} is no part of the method; choose from {', '.join(known)}")
@@ -181,6 +189,26 @@ def noises(base: Scenario) -> list[Variation]:
     nothing = dict.fromkeys(("target_epsilon", "noise_multiplier", "group_epsilon"))
     privacy = nothing | {"mechanism": "none", "statistics": {}, "clipping": {"kind": "none"}}
     return [*found, Variation("noise", "none", changed(base, privacy=privacy))]
+
+
+def populations(study: Study) -> list[Variation]:
+    """From a thousand synthetic devices to a million, under the scenario's noise and without any: they are written
+    beside the checkpoints. delta falls with the number of devices: a tenth of one of them.
+    """
+    base, found = study.scenario, []
+    if not noises(base):
+        return []
+    without = noises(base)[-1].scenario.privacy
+    for number in POPULATIONS:
+        people = Population(base.seed, number, NUM_ITEMS, num_groups=WORLDS)
+        folder = study.checkpoints.folder / f"population-{number}-{base.seed}"
+        if not (folder / "num_items.npy").is_file():  # the last that is written
+            people.write(folder)
+        data = {"name": None, "path": str(folder.absolute()), "min_rating": None}
+        noised = base.privacy.model_copy(update={"delta": min(base.privacy.delta, 0.1 / number)})
+        for words, privacy in ((f"epsilon {base.privacy.target_epsilon or 0:g}", noised), ("no noise", without)):
+            found.append(Variation(POPULATION, f"{number:,}, {words}", changed(base, data=data, privacy=privacy)))
+    return found
 
 
 def collections(study: Study) -> list[Variation]:

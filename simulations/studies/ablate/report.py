@@ -140,6 +140,31 @@ def noise_plot(rows: Sequence[Row]) -> Plot | None:
         return finish(figure, "noise", "Recall by epsilon", alt)
 
 
+def population_plot(rows: Sequence[Row]) -> Plot | None:
+    """Recall of the full tables as stage 1 leaves them against the number of devices, under noise and without; None
+    where fewer than two numbers were tried.
+    """
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for (part, setting), by_share in _lines(rows).items():
+        if part == "population":
+            number, _, words = setting.rpartition(", ")
+            recall = next(iter(by_share.values()))["start_full_recall@20"]
+            lines.setdefault(words, []).append((int(number.replace(",", "")), recall))
+    if max((len(points) for points in lines.values()), default=0) < 2:
+        return None
+    with styled():
+        figure, (axes,) = new_figure(3.0)
+        for index, (words, points) in enumerate(lines.items()):
+            axes.plot(*zip(*points, strict=True), **line_kwargs(index) | {"label": words})
+        axes.set_xscale("log")
+        axes.set_xlabel("Devices (synthetic)")
+        axes.set_ylabel("Recall@20 (test), full tables")
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        last = ", ".join(f"{words} {points[-1][1]:.4f}" for words, points in lines.items())
+        alt = f"Recall of the full tables by number of synthetic devices; with the most of them: {last}."
+        return finish(figure, "population", "Recall by number of devices", alt)
+
+
 SOURCES = {"and devices": "the rest from devices", "alone": "the collected part alone"}
 """What a reader calls them."""
 
@@ -163,5 +188,6 @@ def ablate_page(result: Mapping[str, Any], plot: Plot) -> str:
         plot=plot,
         collected=collected_plot(result["rows"]),
         noise=noise_plot(result["rows"]),
+        population=population_plot(result["rows"]),
         **provenance(result, f"fl-peel ablate {name}"),
     )

@@ -45,6 +45,18 @@ def test_tables_are_those_of_a_run_on_both_parts_with_what_was_chosen(scenario, 
     assert "validation" not in sent
 
 
+def test_where_nothing_is_refined_the_filter_is_all_that_is_chosen(scenario, tmp_path):
+    """Devices are asked for no user groups before the refit, whose figures are those of a choice in full."""
+    bare = changed(scenario, refinement={"rounds": 0})
+    short, grid = served(bare, tmp_path / "short")
+    whole, _ = served(scenario, tmp_path / "whole")
+    assert set(whole.refinement.rounds_kept) == {"0"}
+    assert short.full_table.start == whole.full_table.start
+    assert short.stage1.rounds == (1 + 4 + 1) + (1 + 2 + 1 + 4 + 1 + 1 + 1)
+    assert short.refinement is None
+    assert [kind for kind, _ in grid.crossed].count("query.join") == 2  # by each node, once
+
+
 def test_the_test_part_is_looked_at_once(scenario, tmp_path, monkeypatch):
     """While something is still to be chosen, no message asks for figures of the test part."""
     _, grid = served(scenario, tmp_path / "refit")
