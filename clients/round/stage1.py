@@ -233,7 +233,14 @@ def _passed(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise
     sums = words.passed(request.table, request.weights, part, rows, sketch_of(request))
     for one in noises(cohort, places, noise):
         sums += one.passed(len(sums), columns)
-    return {EVERYBODY: GroupSum(np.array([len(places)]), sums, NONE, NONE)}
+    return {EVERYBODY: GroupSum(np.array([len(places)]), _sent(cohort, sums), NONE, NONE)}
+
+
+def _sent(cohort: Cohort, sums: IntArray) -> NDArray[np.signedinteger]:
+    """Sums as wide as the scenario's words, which hold those of all devices: half of the bytes to move where that is
+    enough (``pretraining.sum_bits``).
+    """
+    return sums.astype(np.int32) if cohort.scenario.pretraining.sum_bits == 32 else sums
 
 
 def _vectors(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
@@ -260,7 +267,7 @@ def _grouped(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Nois
 
 def _moments(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
     return {
-        group: GroupSum(np.array([moments.size]), moments.first, half_of(moments.second), moments.items)
+        group: GroupSum(np.array([moments.size]), moments.first, _sent(cohort, half_of(moments.second)), moments.items)
         for group, moments in moments_by_group(cohort, places, request, noise)
     }
 

@@ -191,7 +191,7 @@ class FederatedSums:
 
     @staticmethod
     def _total(sums: list[wire.GroupSum], name: str) -> Ints:
-        total: Ints = np.array(getattr(sums[0], name))
+        total: Ints = np.array(getattr(sums[0], name), np.int64)
         for part in sums[1:]:
             total += getattr(part, name)
         return total
