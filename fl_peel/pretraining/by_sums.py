@@ -496,18 +496,14 @@ class Compression:
         values, turn = leading_of(self.factor, mean, found, moments.size)
         turn = turn * np.where(turn[np.abs(turn).argmax(axis=0), np.arange(found)] < 0, -1.0, 1.0)
         values = np.maximum(values, 0.0)
-        # of a column's weight in scores, half goes to users and half to items: rows are stored with one step for all of
-        # their numbers, and the error of scores is least so (by Cauchy and Schwarz)
-        half = np.sqrt(np.sqrt(values))
-        apart = np.divide(1.0, half, out=np.zeros(found), where=half > 0)
         # users of length USER_LENGTH and scores that spread by SCORE_SPREAD, root mean square over the group
-        longer = USER_LENGTH / max(float(np.sqrt((values * apart**2).sum())), 1e-30)
-        values = values * (longer * apart) ** 2
+        longer = USER_LENGTH / max(float(np.sqrt(values.sum())), 1e-30)
+        values = values * longer**2
         group_map, narrow = np.zeros((columns, dim)), np.zeros((columns, dim))
-        group_map[used, :found] = longer * apart * (self.factor @ turn)
-        inverse = scipy.linalg.solve_triangular(self.factor, turn, lower=True, trans="T") * half
+        group_map[used, :found] = longer * (self.factor @ turn)
+        inverse = scipy.linalg.solve_triangular(self.factor, turn, lower=True, trans="T")
         # columns of V L^-T B are orthonormal, so that their variance over items follows from their mean
-        variances = half**2 / len(self.scored) - (self.means @ inverse) ** 2
+        variances = 1.0 / len(self.scored) - (self.means @ inverse) ** 2
         shorter = SCORE_SPREAD / max(float(np.sqrt(max(float((values * variances).sum()), 0.0))), 1e-30)
         narrow[used, :found] = shorter * inverse
         wide = self.scored @ narrow.astype(np.float32)

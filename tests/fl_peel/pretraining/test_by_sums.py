@@ -115,11 +115,6 @@ def test_tastes_become_groups_and_a_group_loses_little_of_its_scores(rows):
         )
         # drawn users have the moments of the real ones
         assert np.abs(it.users.mean(axis=0) - by_sums.embeddings(vectors[members], it.map).mean(axis=0)).max() < 0.3
-        of_users = (by_sums.embeddings(vectors[members], it.map) ** 2).mean(axis=0)
-        of_items = (it.table.astype(np.float64) ** 2).sum(axis=0)
-        ratio = (of_users / of_items)[of_users > 1e-6 * of_users.max()]
-        assert ratio == pytest.approx(np.full(len(ratio), ratio[0]), rel=2e-3), "a column weighs the same on both sides"
-        assert of_users[0] > 2 * of_users[len(ratio) - 1]
 
 
 def test_with_room_for_all_columns_nothing_is_lost(rows):
