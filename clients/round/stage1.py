@@ -278,16 +278,21 @@ def moments_by_group(
     """Moments of the devices at these places in each user group that is asked for. empty: also of groups that none of
     them is in, of which they say zeros, or noise.
     """
-    vectors = np.asarray(np.load(cohort.vectors_file, mmap_mode="r")[places])
+    vectors = np.load(cohort.vectors_file, mmap_mode="r")
     num_items = cohort.splits.num_items
     words = words_of(cohort)
-    known = np.flatnonzero(vectors.any(axis=1))
-    groups = nearest(vectors[known], request.centroids)
+    # every message of the step comes here, so that no more is read of the vectors than decides the group
+    leading = np.asarray(vectors[:, : request.centroids.shape[1]])[places]
+    some = leading.any(axis=1)
+    some[~some] = np.asarray(vectors[places[~some]]).any(axis=1)
+    known = np.flatnonzero(some)
+    groups = nearest(leading[known], request.centroids)
     for group in request.groups.tolist():
         members = known[groups == group]
         if not (empty or noise is not None or len(members)):
             continue
-        moments = words.moments(vectors[members], cohort.splits.train.select(places[members]))
+        mine = np.asarray(vectors[places[members]])
+        moments = words.moments(mine, cohort.splits.train.select(places[members]))
         for one in noises(cohort, places, noise):
             moments = moments + one.moments(group, vectors.shape[1], num_items)
         yield group, moments

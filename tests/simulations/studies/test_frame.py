@@ -9,6 +9,7 @@ from fl_peel.errors import BudgetError, EngineError, ScenarioError
 from simulations.scenario_files import load_scenario
 from simulations.studies import study as studies
 from simulations.studies.ablate import ablate as ablation
+from simulations.studies.ablate.report import population_plot
 from simulations.studies.audit import audit as auditing
 from simulations.studies.audit.audit import AuditSettings, audited
 from simulations.studies.audit.report import audit_view, write_audit
@@ -225,6 +226,26 @@ def test_an_ablation_varies_the_noise_of_stage_1(tiny, tmp_path):
     groups = {v.setting: v.scenario.privacy.group_epsilon for v in every if v.part == "user groups"}
     assert groups == {"1": None, "4": 0.8}
     assert {v.scenario.pretraining.source for v in every if v.part == "collected"} == {"devices"}
+
+
+def test_an_ablation_varies_the_number_of_devices_under_noise(tmp_path, started, monkeypatch):
+    """Synthetic ones, with noise and without; only where the part is named, and where there is noise."""
+    monkeypatch.setattr(ablation, "POPULATIONS", (60, 240))
+    monkeypatch.setattr(ablation, "NUM_ITEMS", 120)
+    monkeypatch.setattr(ablation, "WORLDS", 4)
+    plant(tmp_path / "planted.csv")
+    keys = ["secure_aggregation.enabled=false", "user_groups.min_size=1", "pretraining.columns=8", "engine.nodes=2"]
+    data = [f"data.path={tmp_path / 'planted.csv'}", "data.name=null"]
+    private = load_scenario("nothing-collected-private", [*keys, *data])
+    result = ablate(private, tmp_path / "out", parts=["population"])
+    found = {row["setting"]: row["start_full_recall@20"] for row in result["rows"] if row["part"] == "population"}
+    numbers = ("60", "240")
+    assert list(found) == [f"{number}, {words}" for number in numbers for words in ("epsilon 8", "no noise")]
+    assert found["240, no noise"] > found["240, epsilon 8"] > 0
+    assert (tmp_path / "out" / "checkpoints" / "population-240-0" / "num_items.npy").is_file()
+    assert population_plot(result["rows"]) is not None
+    with pytest.raises(ScenarioError, match="'population' is no part of the method"):
+        ablate(load_scenario("nothing-collected", data), tmp_path / "other", parts=["population"])
 
 
 def test_shares_of_which_nobody_consents_are_no_variation(tiny, tmp_path):
