@@ -52,6 +52,13 @@ def compare_view(rows: Sequence[CompareRow], metric: str = "recall@20") -> Table
     return TableView(f"{metric_name(metric)} by budget", columns, body, 2, note, best)
 
 
+VERDICT = {
+    "group_shown": "group shown",
+    "group_popularity": "group popularity",
+    "single_budget": "that budget alone",
+}
+
+
 def verdict_view(result: CompareResult) -> TableView:
     """PEEL against the lines that matter, each as validation chose it: ratios of recall on the test."""
     rows = tuple(
@@ -59,19 +66,20 @@ def verdict_view(result: CompareResult) -> TableView:
             format_share(line["share"]),
             line["precision"],
             format_metric(line["recall@20"]),
-            *(_over(line.get(f"to_{name}")) for name in ("full_table", "group_popularity", "single_budget")),
+            *(_over(line.get(f"to_{name}")) for name in ("full_table", *VERDICT)),
             _over(line.get("to_best_without_groups")),
             line.get("rival", ABSENT),
         )
         for line in result["summary"]["budgets"]
     )
     columns = (
-        *("budget", "precision", "Recall@20", "full table", "group popularity", "that budget alone"),
+        *("budget", "precision", "Recall@20", "full table", *VERDICT.values()),
         *("best without groups", "which is"),
     )
     note = (
-        "PEEL's recall on the test, and over that of: the full global table, user groups' popular items, PEEL trained "
-        "for that budget alone, and the method without user groups that validation likes best."
+        "PEEL's recall on the test, and over that of: the full global table; user groups' tables in the order of what "
+        "is shown, and of popularity, refined under that order; PEEL trained for that budget alone; the method without "
+        "user groups that validation likes best."
     )
     return TableView("Verdict", columns, rows, 2, note)
 

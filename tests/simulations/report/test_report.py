@@ -693,7 +693,7 @@ def test_compare_table_shows_what_validation_chose_whatever_the_test_says():
 
 def test_the_verdict_is_a_table():
     view = verdict_view(compare_result())
-    assert view.rows == (("1%", "int8", "0.1800", "0.900", "–", "–", "9.000", "random int8"),)
+    assert view.rows == (("1%", "int8", "0.1800", "0.900", "–", "–", "–", "9.000", "random int8"),)
 
 
 def test_compare_refuses_nan_and_missing_keys(tmp_path):
