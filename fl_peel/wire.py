@@ -287,7 +287,8 @@ class EvaluateRequest:
 class EvaluateReply:
     """sums: metrics per budget, device class and user group, (X, C, G); stored_max: (X,) bytes of the largest artefact;
     owned: what devices would serve from; spread: of recall over devices, (X, C, NUM_BINS); paired: (1,) recall less
-    that of the first evaluation, of a second one, over devices that have test items.
+    that of the first evaluation, of a second one, over devices that have test items; short: devices, under any of the
+    budgets, whose list of ranked blocks ended before the budget did.
     """
 
     sums: MetricSums
@@ -295,6 +296,7 @@ class EvaluateReply:
     owned: OwnCounts
     spread: Histogram
     paired: PairedSums
+    short: int
 
     def by_budget(self) -> MetricSums:
         """Metrics of all devices under each budget, (X,)."""
@@ -317,6 +319,7 @@ class EvaluateReply:
             self.owned + other.owned,
             self.spread + other.spread,
             self.paired + other.paired,
+            self.short + other.short,
         )
 
 

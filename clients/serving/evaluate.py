@@ -41,6 +41,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
     stored_max = np.zeros(num_budgets, np.int64)
     owned = OwnCounts.zeros(num_budgets, num_classes)
     spread = Histogram.zeros(num_budgets, num_classes, NUM_BINS)
+    short = 0
     paired = Paired.of(cohort, request.paired)
     own_budgets = cohort.budgets.at(request.server_round)
     for group, payload in request.groups.items():
@@ -56,6 +57,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
         for i, budget in enumerate(request.budgets.tolist()):
             held = Held.under(ranked, budget, float(request.factors[i]), float(request.rooms[i]), own, hidden)
             per_device = OwnCounts(np.ones(len(members), np.int64), held.budgets, held.stored, held.violations)
+            short += int(held.short.sum())
             owned[i].add(per_device.by_cell(classes, num_classes))
             stored_max[i] = max(stored_max[i], int(held.stored.max(initial=0)))
             metrics = evaluate(
@@ -67,7 +69,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
             spread[i].add(Histogram.of(classes, num_classes, metrics[0], counted))
         _write_artifacts(cohort, request, ranked, members, users, hidden)
     by_class = sums.reshaped(num_budgets, num_classes, num_groups)
-    return EvaluateReply(by_class, stored_max, owned, spread, paired.finished())
+    return EvaluateReply(by_class, stored_max, owned, spread, paired.finished(), short)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clients.round.memory import IntArray
 from fl_peel.blocks.ranked import RankedBlocks
@@ -15,12 +16,13 @@ from fl_peel.wire import OWN_BUDGET, UNLIMITED
 @dataclass(frozen=True)
 class Held:
     """What devices serve from, (N,) each: blocks of the ranked list considered, bytes stored, budgets they are under
-    (UNLIMITED where there is none).
+    (UNLIMITED where there is none), and whether the list ended before the budget did.
     """
 
     cutoffs: IntArray
     stored: IntArray
     budgets: IntArray
+    short: NDArray[np.bool_]
 
     @staticmethod
     def under(ranked: RankedBlocks, budget: int, factor: float, room: float, own: IntArray, seen: UserItems) -> Held:
@@ -31,14 +33,16 @@ class Held:
         num_devices = len(own)
         if budget == UNLIMITED:
             cutoffs = np.full(num_devices, len(ranked.blocks), np.int64)
-            return Held(cutoffs, ranked.stored_bytes(cutoffs), np.full(num_devices, UNLIMITED, np.int64))
+            stored, unlimited = ranked.stored_bytes(cutoffs), np.full(num_devices, UNLIMITED, np.int64)
+            return Held(cutoffs, stored, unlimited, np.zeros(num_devices, np.bool_))
         budgets = scaled(own, factor) if budget == OWN_BUDGET else np.full(num_devices, budget, np.int64)
         cutoffs, stored, _ = ranked.serving_cutoffs(budgets, seen)
+        short = (cutoffs == len(ranked.blocks)) & (len(ranked.blocks) < ranked.layout.num_blocks)
         if room >= 0:
             budgets = scaled(own, room)
             fits = stored <= budgets
             cutoffs, stored = np.where(fits, cutoffs, 0), np.where(fits, stored, 0)
-        return Held(cutoffs, stored, budgets)
+        return Held(cutoffs, stored, budgets, short)
 
     @property
     def violations(self) -> IntArray:

@@ -57,7 +57,7 @@ def compare(
     loaded = load_scenario(scenario, overrides or [])
 
     from simulations.studies.compare import compare as comparison
-    from simulations.studies.compare.tables import compare_table
+    from simulations.studies.compare.tables import compare_table, verdict_view
 
     words = {"--budgets": budgets, "--single-budgets": single_budgets, "--seeds": seeds}
     result = comparison.compare(
@@ -69,7 +69,7 @@ def compare(
         **_options(["compare", scenario], overrides, words, data_dir, quiet),
     )
     if not quiet:
-        _show(compare_table(result["rows"]), out / "compare.html")
+        _show(compare_table(result["rows"]), out / "compare.html", verdict_view(result).to_rich())
 
 
 def ablate(
@@ -214,9 +214,9 @@ def _told(quiet: bool) -> OnEvent:
     return silent if quiet else Lines(lambda line: console.print(Text(line), soft_wrap=True))
 
 
-def _show(table: Any, page: Path) -> None:
+def _show(table: Any, page: Path, *more: Any) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160
-    console.print(table)
+    console.print(table, *more, sep="\n")
     typer.echo(f"report: {page}")

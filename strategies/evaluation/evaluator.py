@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -25,7 +25,10 @@ from strategies.rounds.strategy import PeelStrategy
 MESSAGE_BYTES = 128 << 20
 """Of blocks, in one message to a node."""
 REACH = 1.25
-"""Devices skip blocks they never need, so they reach further down the list than their budget alone would."""
+"""Devices skip blocks they never need, so they reach further down the list than their budget alone would. Where that is
+not far enough for one of them, all of its message are asked again with a list twice as long: what a device gets under
+a budget depends on that budget alone.
+"""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Evaluator:
         whole, instead of their user groups' own.
         """
         scenario, layout = self.scenario, self.layout
-        coded, reach = precision or scenario.blocks.precision, self._reach(budgets)
+        coded = precision or scenario.blocks.precision
         if everybody is None:
             weights = dict(enumerate(self.weights(selector or scenario.selector)))
             tables = {group: state.table for group, state in enumerate(self.federation.states)}
@@ -88,11 +91,7 @@ class Evaluator:
             weights = {wire.EVERYBODY: np.arange(layout.num_blocks, 0, -1.0)}
             tables = {wire.EVERYBODY: everybody}
 
-        def pack(group: int) -> wire.Arrays:
-            return pack_ranking(layout, coded, weights[group], tables[group], reach)
-
-        replies: list[wire.EvaluateReply] = []
-        for groups in packed_batches(tables, pack, self.message_bytes):
+        def asked(groups: dict[int, wire.Arrays]) -> wire.EvaluateReply:
             request = wire.EvaluateRequest(
                 self.federation.setting,
                 scenario.refinement.rounds,
@@ -106,8 +105,19 @@ class Evaluator:
                 groups,
                 paired,
             )
-            replies += self._asked(request)
-        return reduce(add, replies)
+            return reduce(add, self.federation.nodes.ask(wire.EVALUATE, wire.EvaluateReply, lambda _: request))
+
+        def served(some: Iterable[int], reach: int | None) -> wire.EvaluateReply:
+            def pack(group: int) -> wire.Arrays:
+                return pack_ranking(layout, coded, weights[group], tables[group], reach)
+
+            replies = []
+            for groups in packed_batches(some, pack, self.message_bytes):
+                reply = asked(groups)
+                replies.append(served(groups, 2 * reach) if reach is not None and reply.short else reply)
+            return reduce(add, replies)
+
+        return served(tables, self._reach(budgets))
 
     def own_budgets(self) -> wire.EvaluateReply:
         """Every device under its own budget of the moment."""
@@ -120,9 +130,6 @@ class Evaluator:
         :class:`fl_peel.wire.EvaluateRequest`.
         """
         return self.evaluate([wire.UNLIMITED], precision="fp32", split=split, everybody=everybody, paired=paired)
-
-    def _asked(self, request: wire.EvaluateRequest) -> list[wire.EvaluateReply]:
-        return self.federation.nodes.ask(wire.EVALUATE, wire.EvaluateReply, lambda partition: request)
 
     def _reach(self, budgets: Sequence[int]) -> int | None:
         """Bytes of ranked blocks that a device may need; None: of all of them."""

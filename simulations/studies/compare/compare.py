@@ -49,6 +49,10 @@ RIVALS: tuple[tuple[Rival, tuple[Precision, ...]], ...] = (
     (Rule(), DENSE),
 )
 """Rivals that need no federation, and the precisions each is tried at."""
+GROUP_SELECTORS = {"shown": "group-shown", "popularity": "group-popularity"}
+"""Fixed orders of each user group's table, and the names of the methods they make: refined under that order, too, so
+that none is measured on tables that were made for another.
+"""
 GLOBAL_SELECTORS = {"global-popularity": "popular-items", "random": "random-blocks", "energy": "magnitude-blocks"}
 """Fixed orders of one table for everybody, and the names of the methods they make."""
 COMPETING = ("strategies.run.prepare", "strategies.rivals.compete")
@@ -116,7 +120,9 @@ def _one_seed(
     trials = federated_trials(study, shares, single)
     results = study.trials(trials)
     own = study.scenario.selector
-    rows = named_rows(results["peel"], [(own, "peel"), ("popularity", "group-popularity")], group_aware=True)
+    rows = named_rows(results["peel"], [(own, "peel")], group_aware=True)
+    for selector, name in GROUP_SELECTORS.items():
+        rows += named_rows(results["peel" if selector == own else name], [(selector, name)], group_aware=True)
     for name in (trial.name for trial in trials if trial.name.startswith("peel-single-budget")):
         rows += named_rows(results[name], [(own, "peel-single-budget")], group_aware=True)
     rows += named_rows(results["global"], [(own, "global-elastic"), *GLOBAL_SELECTORS.items()], group_aware=False)
@@ -151,7 +157,9 @@ def _one_seed(
 
 
 def federated_trials(study: Study, shares: tuple[float, ...], single: tuple[float, ...]) -> list[Trial]:
-    """PEEL itself, PEEL with one budget alone, one table for everybody, and the authors' layout."""
+    """PEEL itself, under fixed orders of blocks, with one budget alone, one table for everybody, and the authors'
+    layout.
+    """
     scenario = study.scenario
     own = scenario.selector
     everybody = scenario.model_copy(
@@ -163,7 +171,12 @@ def federated_trials(study: Study, shares: tuple[float, ...], single: tuple[floa
         update={"item_groups": "contiguous", "count": min(20, study.splits.num_items), "num_slices": slices}
     )
     trials = [
-        Trial("peel", scenario, shares, DENSE, tuple(dict.fromkeys((own, "popularity"))), full_tables=True),
+        Trial("peel", scenario, shares, DENSE, (own,), full_tables=True),
+        *(
+            Trial(name, scenario.model_copy(update={"selector": selector}), shares, DENSE, (selector,))
+            for selector, name in GROUP_SELECTORS.items()
+            if selector != own
+        ),
         Trial("global", everybody, shares, DENSE, tuple(dict.fromkeys((own, *GLOBAL_SELECTORS)))),
         Trial("peel-authors", everybody.model_copy(update={"blocks": layout}), shares, DENSE, (own,)),
         Trial("peel-authors-groups", scenario.model_copy(update={"blocks": layout}), shares, DENSE, (own,)),

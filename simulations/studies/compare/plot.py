@@ -87,14 +87,14 @@ def _share_ticks(axes: Axes, shares: Sequence[float], full_bytes: int) -> None:
 
 
 def compare_alt(rows: Sequence[CompareRow]) -> str:
-    """The figure in words: which method is best at each budget."""
+    """The figure in words: which method validation likes best at each budget."""
     best: dict[float, CompareRow] = {}
     for row in rows:
-        if row["share"] not in best or row["recall@20"] > best[row["share"]]["recall@20"]:
+        if row["share"] not in best or row["validation_recall@20"] > best[row["share"]]["validation_recall@20"]:
             best[row["share"]] = row
     words = [
         f"at {format_share(share)} {' '.join(filter(None, (best[share]['method'], best[share]['precision'])))} "
         f"with {best[share]['recall@20']:.4f}"
         for share in sorted(best)
     ]
-    return f"Line charts of Recall@20 and NDCG@20 against stored bytes. Best recall: {'; '.join(words)}."
+    return f"Line charts of Recall@20 and NDCG@20 against stored bytes. Best on validation: {'; '.join(words)}."

@@ -15,7 +15,13 @@ from simulations.report.render import provenance, render, scenario_name
 from simulations.report.tables.view import format_bytes, format_metric
 from simulations.studies.compare.plot import compare_alt, compare_plot
 from simulations.studies.compare.schema import CompareResult, CompareRow, check_compare
-from simulations.studies.compare.tables import compare_details_view, compare_table, compare_view, refinement_view
+from simulations.studies.compare.tables import (
+    compare_details_view,
+    compare_table,
+    compare_view,
+    refinement_view,
+    verdict_view,
+)
 from simulations.studies.files import write_study
 
 
@@ -34,14 +40,12 @@ def write_compare(result: CompareResult, out_dir: Path) -> list[Path]:
 
 
 def plotted_rows(rows: Sequence[CompareRow]) -> list[CompareRow]:
-    """What the figure shows: where rows say which precision validation chose, one line a method of these alone.
+    """What the figure shows: one line a method, of the precisions that validation chose.
 
     Rows of budgets in which nothing fits have no place on an axis of bytes.
     """
     shown = [row for row in rows if row["stored_bytes_max"] > 0] or list(rows)
-    if not any("chosen" in row for row in shown):
-        return shown
-    return [{**row, "precision": ""} for row in shown if row.get("chosen")]
+    return [{**row, "precision": ""} for row in shown if row["chosen"]]
 
 
 def read_compare(path: Path) -> CompareResult:
@@ -70,7 +74,7 @@ def compare_page(result: CompareResult, plot: Plot) -> str:
         title=f"{name}: ways to fit a budget" if name else "Ways to fit a budget",
         lead="Every method under the same budgets, its bytes counted as they would be stored on the device.",
         facts=facts,
-        tables=[compare_view(result["rows"]), compare_view(result["rows"], "ndcg@20")],
+        tables=[verdict_view(result), compare_view(result["rows"]), compare_view(result["rows"], "ndcg@20")],
         refinement=refinement_view(result),
         details=compare_details_view(result["rows"]),
         plot=plot,

@@ -42,9 +42,9 @@ def aggregated(by_seed: Sequence[Sequence[Row]]) -> list[Row]:
 def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[str, Any]) -> Row:
     """The comparisons that matter, each between what validation chose; recall on test.
 
-    budgets: for each share PEEL's recall, its ratio to the full global table, to group popularity, to the best rival
-    without user groups (the rival that validation likes best) and to PEEL trained for that budget alone; with several
-    seeds also the differences, seed by seed.
+    budgets: for each share PEEL's recall, its ratio to the full global table, to fixed orders of user groups (shown,
+    popularity), to the best rival without user groups (the rival that validation likes best) and to PEEL trained for
+    that budget alone; with several seeds also the differences, seed by seed.
     """
     base = full["recall@20"]
     lines = []
@@ -62,6 +62,7 @@ def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[st
             "to_full_table": _ratio(peel["recall@20"], base),
         }
         for name, other in (
+            ("group_shown", here.get("group-shown")),
             ("group_popularity", here.get("group-popularity")),
             ("best_without_groups", rival),
             ("single_budget", here.get("peel-single-budget")),

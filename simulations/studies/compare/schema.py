@@ -20,7 +20,10 @@ class CompareFullTable(Quality):
     bytes: Bytes
 
 
-class CompareRow(Quality, _Spread):
+_Validation = TypedDict("_Validation", {"validation_recall@20": "Metric"})
+
+
+class CompareRow(Quality, _Spread, _Validation):
     """One method at one budget; `*_std` is the standard deviation over seeds."""
 
     method: str
@@ -30,7 +33,7 @@ class CompareRow(Quality, _Spread):
     stored_bytes_max: Bytes
     seconds: Seconds  # spent to serve this budget
     seeds: NotRequired[Count]
-    chosen: NotRequired[bool]  # the precision that validation likes best, of this method at this budget
+    chosen: bool  # the precision that validation likes best, of this method at this budget
 
 
 class Refinement(TypedDict):
@@ -44,12 +47,22 @@ class Refinement(TypedDict):
     central: Quality | None
 
 
+class Summary(TypedDict):
+    """See :func:`simulations.studies.compare.rows.summary`."""
+
+    budgets: list[dict[str, Any]]
+    federated_to_none: NotRequired[Mean | None]
+    federated_to_start: NotRequired[Mean | None]
+    federated_to_central: NotRequired[Mean | None]
+
+
 class CompareResult(TypedDict):
     """Every method at every budget: the content of `compare.json`."""
 
     full_table: CompareFullTable
     rows: list[CompareRow]
     refinement: Refinement
+    summary: Summary
     scenario: NotRequired[dict[str, Any] | str]
     seed: NotRequired[int]
     versions: NotRequired[dict[str, str]]

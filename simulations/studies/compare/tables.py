@@ -20,35 +20,72 @@ from simulations.studies.compare.schema import CompareResult, CompareRow
 
 
 def compare_view(rows: Sequence[CompareRow], metric: str = "recall@20") -> TableView:
-    """One line a method and precision, one column a budget (share of the full table), its best marked.
+    """One line a method, one column a budget (share of the full table): the figure of the precision that validation
+    chose for it there, and which that is. Marked in each column: the method that validation likes best, whatever the
+    test says of it.
 
     `metric` is `recall@20` or `ndcg@20`; where seeds gave a spread it follows the mean as '±'.
     """
     shares = sorted({row["share"] for row in rows})
-    lines = list(dict.fromkeys((row["method"], row["group_aware"], row["precision"]) for row in rows))
-    cells: dict[tuple[int, int], tuple[float, str]] = {}
-    for row in rows:
+    lines = list(dict.fromkeys((row["method"], row["group_aware"]) for row in rows))
+    cells: dict[tuple[int, int], str] = {}
+    liked: dict[int, tuple[float, int]] = {}
+    for row in (row for row in rows if row["chosen"]):
         values: Mapping[str, Any] = row
         spread = values.get(f"{metric}_std")
         text = format_metric(values[metric]) + ("" if spread is None else f" ±{spread:.4f}")
-        line = lines.index((row["method"], row["group_aware"], row["precision"]))
-        cells[line, shares.index(row["share"])] = (values[metric], text)
-    best = set()
-    for column in range(len(shares)):
-        top = max(value for (_, place), (value, _) in cells.items() if place == column)
-        best |= {(i, column + 3) for i in range(len(lines)) if cells.get((i, column), (None, ""))[0] == top}
+        line, column = lines.index((row["method"], row["group_aware"])), shares.index(row["share"])
+        cells[line, column] = f"{text} {row['precision']}".rstrip()
+        if column not in liked or row["validation_recall@20"] > liked[column][0]:
+            liked[column] = (row["validation_recall@20"], line)
     body = tuple(
-        (
-            method,
-            "yes" if aware else "no",
-            precision,
-            *(cells[i, j][1] if (i, j) in cells else ABSENT for j in range(len(shares))),
-        )
-        for i, (method, aware, precision) in enumerate(lines)
+        (method, "yes" if aware else "no", *(cells.get((i, j), ABSENT) for j in range(len(shares))))
+        for i, (method, aware) in enumerate(lines)
     )
-    columns = ("method", "groups", "precision", *(format_share(share) for share in shares))
-    note = "Columns: budget as a share of the fp32 full table. Groups: may serve each user group differently."
-    return TableView(f"{metric_name(metric)} by budget", columns, body, 3, note, frozenset(best))
+    columns = ("method", "groups", *(format_share(share) for share in shares))
+    note = (
+        "On the test, of what validation chose: the precision beside each figure; in bold, for each budget, the method "
+        "that is best on validation. Columns: budget as a share of the fp32 full table. Groups: may serve each user "
+        "group differently."
+    )
+    best = frozenset((line, column + 2) for column, (_, line) in liked.items())
+    return TableView(f"{metric_name(metric)} by budget", columns, body, 2, note, best)
+
+
+VERDICT = {
+    "group_shown": "group shown",
+    "group_popularity": "group popularity",
+    "single_budget": "that budget alone",
+}
+
+
+def verdict_view(result: CompareResult) -> TableView:
+    """PEEL against the lines that matter, each as validation chose it: ratios of recall on the test."""
+    rows = tuple(
+        (
+            format_share(line["share"]),
+            line["precision"],
+            format_metric(line["recall@20"]),
+            *(_over(line.get(f"to_{name}")) for name in ("full_table", *VERDICT)),
+            _over(line.get("to_best_without_groups")),
+            line.get("rival", ABSENT),
+        )
+        for line in result["summary"]["budgets"]
+    )
+    columns = (
+        *("budget", "precision", "Recall@20", "full table", *VERDICT.values()),
+        *("best without groups", "which is"),
+    )
+    note = (
+        "PEEL's recall on the test, and over that of: the full global table; user groups' tables in the order of what "
+        "is shown, and of popularity, refined under that order; PEEL trained for that budget alone; the method without "
+        "user groups that validation likes best."
+    )
+    return TableView("Verdict", columns, rows, 2, note)
+
+
+def _over(ratio: float | None) -> str:
+    return ABSENT if ratio is None else f"{ratio:.3f}"
 
 
 def compare_table(rows: Sequence[CompareRow], metric: str = "recall@20") -> Table:
@@ -62,15 +99,19 @@ def compare_details_view(rows: Sequence[CompareRow]) -> TableView:
         (
             *(
                 row["method"],
-                row["precision"],
+                row["precision"] + (" (chosen)" if row["chosen"] else ""),
                 format_share(row["share"]),
                 format_kilobytes(row["stored_bytes_max"]),
             ),
+            format_metric(row["validation_recall@20"]),
             *(format_metric(row["recall@20"]), format_metric(row["ndcg@20"]), f"{row['seconds']:,.1f}"),
         )
         for row in rows
     )
-    columns = ("method", "precision", "share", "stored KB, max", "Recall@20", "NDCG@20", "seconds")
+    columns = (
+        *("method", "precision", "share", "stored KB, max", "Recall@20 on validation"),
+        *("Recall@20", "NDCG@20", "seconds"),
+    )
     return TableView("Every row", columns, body, 2, "1 KB = 1000 bytes. Seconds: spent to serve that budget.")
 
 

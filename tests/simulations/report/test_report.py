@@ -25,8 +25,8 @@ from simulations.report.files_of_run import ReportError, read_report, summary_ta
 from simulations.report.plots.run import report_figures
 from simulations.report.plots.style import spread
 from simulations.report.tables.view import format_bytes, format_share, nested_views
-from simulations.studies.compare.report import compare_plot, compare_table, read_compare, write_compare
-from simulations.studies.compare.tables import compare_view
+from simulations.studies.compare.report import compare_plot, compare_table, plotted_rows, read_compare, write_compare
+from simulations.studies.compare.tables import compare_details_view, compare_view, verdict_view
 from strategies.figures.schema import FullTable, Quality, RunResult, UserGroupRow, from_json
 
 NASTY = "<b>low & 'end'</b>"  # a device class that must be escaped
@@ -163,6 +163,8 @@ def compare_row(method: str, share: float, recall: float, **more: object) -> dic
         "recall@20": recall,
         "ndcg@20": recall / 2,
         "seconds": 1.5,
+        "chosen": True,
+        "validation_recall@20": recall,
     }
     return row | more
 
@@ -174,8 +176,14 @@ def compare_result() -> dict:
             compare_row("random", 0.01, 0.02),
             compare_row("random", 0.1, 0.16),
             compare_row("peel", 0.01, 0.18, **{"recall@20_std": 0.001, "ndcg@20_std": 0.0005}),
-            compare_row("peel", 0.1, 0.15),
+            compare_row("peel", 0.1, 0.15, **{"validation_recall@20": 0.17}),
         ],
+        "summary": {
+            "budgets": [
+                {"share": 0.01, "precision": "int8", "recall@20": 0.18, "to_full_table": 0.9, "rival": "random int8"}
+                | {"to_best_without_groups": 9.0}
+            ]
+        },
         "refinement": {
             "none": {"recall@20": 0.2, "ndcg@20": 0.1},
             "federated": {"recall@20": 0.21, "ndcg@20": 0.11},
@@ -655,9 +663,9 @@ def test_compare_page_and_figure(compared):
     svg = (compared / "compare.svg").read_text(encoding="utf-8")
     assert svg in (compared / "compare.html").read_text(encoding="utf-8")
     ElementTree.fromstring(svg)
-    assert "at 1% peel int8 with 0.1800; at 10% random int8 with 0.1600" in svg
+    assert "at 1% peel with 0.1800; at 10% peel with 0.1500" in svg
     assert all(value.startswith("#") for _, attrs in shown.tags for key, value in attrs.items() if key.endswith("href"))
-    assert svg == compare_plot(compare_result()["rows"], compare_result()["full_table"])
+    assert svg == compare_plot(plotted_rows(compare_result()["rows"]), compare_result()["full_table"])
 
 
 def test_error_bars_are_drawn_only_where_there_is_a_spread():
@@ -669,15 +677,23 @@ def test_error_bars_are_drawn_only_where_there_is_a_spread():
     assert bars(compare_result()["rows"]) == 2  # one line, two panels
 
 
-def test_compare_table_is_a_grid_of_methods_and_budgets_with_the_best_marked():
-    view = compare_view(compare_result()["rows"])
-    assert view.columns == ("method", "groups", "precision", "1%", "10%")
+def test_compare_table_shows_what_validation_chose_whatever_the_test_says():
+    better = {"chosen": False, "precision": "int4", "validation_recall@20": 0.01}
+    rows = [*compare_result()["rows"], compare_row("peel", 0.1, 0.19, **better)]
+    view = compare_view(rows)
+    assert view.columns == ("method", "groups", "1%", "10%")
     assert view.rows == (
-        ("random", "no", "int8", "0.0200", "0.1600"),
-        ("peel", "yes", "int8", "0.1800 ±0.0010", "0.1500"),
+        ("random", "no", "0.0200 int8", "0.1600 int8"),
+        ("peel", "yes", "0.1800 ±0.0010 int8", "0.1500 int8"),
     )
-    assert view.best == {(1, 3), (0, 4)}  # peel at 1%, random at 10%
-    assert "0.0900 ±0.0005" in printed(compare_table(compare_result()["rows"], "ndcg@20"))
+    assert view.best == {(1, 2), (1, 3)}  # at 10% random is better on the test, and validation likes peel
+    assert "0.0900 ±0.0005" in printed(compare_table(rows, "ndcg@20"))
+    assert [row[1] for row in compare_details_view(rows).rows] == [*["int8 (chosen)"] * 4, "int4"]
+
+
+def test_the_verdict_is_a_table():
+    view = verdict_view(compare_result())
+    assert view.rows == (("1%", "int8", "0.1800", "0.900", "–", "–", "–", "9.000", "random int8"),)
 
 
 def test_compare_refuses_nan_and_missing_keys(tmp_path):

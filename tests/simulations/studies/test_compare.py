@@ -84,12 +84,13 @@ def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp
     result = compared(scenario, out)
     check_issue_keys(result)
     methods = {(row["method"], row["precision"]) for row in result["rows"]}
-    for method in ("peel", "group-popularity", "global-elastic", "popular-items", "random-blocks", "magnitude-blocks"):
+    group = ("peel", "group-shown", "group-popularity")
+    for method in (*group, "global-elastic", "popular-items", "random-blocks", "magnitude-blocks"):
         assert {(method, precision) for precision in ("fp32", "int8", "int4")} <= methods
     others = {"peel-authors", "peel-authors-groups", "peel-single-budget", *(rival.name for rival, _ in RIVALS)}
     assert others <= {method for method, _ in methods}
     aware = {row["method"] for row in result["rows"] if row["group_aware"]}
-    assert aware == {"peel", "group-popularity", "peel-single-budget", "peel-authors-groups"}
+    assert aware == {*group, "peel-single-budget", "peel-authors-groups"}
     for row in result["rows"]:
         assert 0 <= row["stored_bytes_max"] <= row["budget_bytes"]
         assert (row["stored_bytes_max"] == 0) == (row["note"] not in ("",) and row["recall@20"] == 0)

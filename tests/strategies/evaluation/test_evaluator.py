@@ -100,3 +100,16 @@ def test_devices_without_items_to_find_are_no_pairs(tmp_path):
     second.add(np.arange(3), np.array([0.0, 0.25, 0.75]), np.array([False, True, True]))
     sums = second.finished()
     assert (int(sums.devices[0]), sums.interval()[0]) == (2, pytest.approx(-0.25))
+
+
+def test_a_figure_depends_on_its_own_budget_alone(asked):
+    """Not on the largest of those asked for, which says how long a list is sent at first."""
+    one, grid, _ = asked
+    budgets = [700, 900, 1400, 3000]
+    together = one.evaluate(budgets).by_budget()
+    before = len(grid.crossed)
+    for place, budget in enumerate(budgets):
+        alone = one.evaluate([budget])
+        assert same(alone.by_budget()[0], together[place]), budget
+        assert not alone.short
+    assert len(grid.crossed) - before > len(budgets), "some had to be asked again, or this shows nothing"
