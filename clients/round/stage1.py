@@ -283,7 +283,7 @@ def moments_by_group(
     words = words_of(cohort)
     # every message of the step comes here, so that no more is read of the vectors than decides the group
     leading = np.asarray(vectors[:, : request.centroids.shape[1]])[places]
-    some = leading.any(axis=1)
+    some = np.asarray(leading.any(axis=1))
     some[~some] = np.asarray(vectors[places[~some]]).any(axis=1)
     known = np.flatnonzero(some)
     groups = nearest(leading[known], request.centroids)

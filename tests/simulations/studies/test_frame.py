@@ -228,24 +228,25 @@ def test_an_ablation_varies_the_noise_of_stage_1(tiny, tmp_path):
     assert {v.scenario.pretraining.source for v in every if v.part == "collected"} == {"devices"}
 
 
-def test_an_ablation_varies_the_number_of_devices_under_noise(tmp_path, started, monkeypatch):
-    """Synthetic ones, with noise and without; only where the part is named, and where there is noise."""
-    monkeypatch.setattr(ablation, "POPULATIONS", (60, 240))
-    monkeypatch.setattr(ablation, "NUM_ITEMS", 120)
-    monkeypatch.setattr(ablation, "WORLDS", 4)
-    plant(tmp_path / "planted.csv")
-    keys = ["secure_aggregation.enabled=false", "user_groups.min_size=1", "pretraining.columns=8", "engine.nodes=2"]
-    data = [f"data.path={tmp_path / 'planted.csv'}", "data.name=null"]
-    private = load_scenario("nothing-collected-private", [*keys, *data])
-    result = ablate(private, tmp_path / "out", parts=["population"])
-    found = {row["setting"]: row["start_full_recall@20"] for row in result["rows"] if row["part"] == "population"}
-    numbers = ("60", "240")
-    assert list(found) == [f"{number}, {words}" for number in numbers for words in ("epsilon 8", "no noise")]
-    assert found["240, no noise"] > found["240, epsilon 8"] > 0
-    assert (tmp_path / "out" / "checkpoints" / "population-240-0" / "num_items.npy").is_file()
-    assert population_plot(result["rows"]) is not None
-    with pytest.raises(ScenarioError, match="'population' is no part of the method"):
-        ablate(load_scenario("nothing-collected", data), tmp_path / "other", parts=["population"])
+def test_an_ablation_varies_the_number_of_devices_under_noise(tiny, tmp_path, monkeypatch):
+    """Synthetic ones, with noise and without; only where there is noise."""
+    monkeypatch.setattr(ablation, "POPULATIONS", (60, 200_000))
+    monkeypatch.setattr(ablation.Population, "write", lambda people, folder: folder.mkdir(parents=True))
+    spectral = ["pretraining.model=spectral", "pretraining.source=devices", "user_groups.count=1"]
+    scenario = load_scenario(tiny, [PRIVATE, *spectral])
+    with open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
+        found = {variation.setting: variation.scenario for variation in ablation.populations(study)}
+    assert list(found) == ["60, epsilon 4", "60, no noise", "200,000, epsilon 4", "200,000, no noise"]
+    assert [one.privacy.delta for one in found.values() if one.privacy.noised] == [1e-5, 5e-7]
+    assert found["60, no noise"].data.path == str(tmp_path / "out" / "checkpoints" / "population-60-0")
+    assert not found["60, no noise"].privacy.noised
+    rows = [{"part": "population", "setting": name, "share": 0.6, "start_full_recall@20": 0.1} for name in found]
+    assert population_plot(rows) is not None
+    assert population_plot(rows[:2]) is None
+    with open_study(
+        load_scenario(tiny), tmp_path / "two", data_dir=None, cache_dir=None, on_event=lambda event: None
+    ) as study:
+        assert ablation.populations(study) == []
 
 
 def test_shares_of_which_nobody_consents_are_no_variation(tiny, tmp_path):
