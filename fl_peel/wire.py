@@ -171,13 +171,13 @@ class ChoiceReply:
 
 @dataclass(frozen=True)
 class GroupSum:
-    """Whole numbers added up over some devices of a node: how many these are (X,), and the rest as the step has it, of
-    32 bits or 64.
+    """Whole numbers added up over some devices of a node: how many these are (X,), and the rest as the step has it;
+    first and second also in 32 bits.
     """
 
     sizes: NDArray[np.int64]
-    first: NDArray[np.signedinteger]
-    second: NDArray[np.signedinteger]
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
     items: NDArray[np.int64]
 
 

@@ -236,11 +236,11 @@ def _passed(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise
     return {EVERYBODY: GroupSum(np.array([len(places)]), _sent(cohort, sums), NONE, NONE)}
 
 
-def _sent(cohort: Cohort, sums: IntArray) -> NDArray[np.signedinteger]:
+def _sent(cohort: Cohort, sums: IntArray) -> IntArray:
     """Sums as wide as the scenario's words, which hold those of all devices: half of the bytes to move where that is
     enough (``pretraining.sum_bits``).
     """
-    return sums.astype(np.int32) if cohort.scenario.pretraining.sum_bits == 32 else sums
+    return cast(IntArray, sums.astype(np.int32)) if cohort.scenario.pretraining.sum_bits == 32 else sums
 
 
 def _vectors(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
