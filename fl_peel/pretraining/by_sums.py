@@ -503,8 +503,8 @@ class Compression:
         group_map[used, :found] = longer * (self.factor @ turn)
         inverse = scipy.linalg.solve_triangular(self.factor, turn, lower=True, trans="T")
         # columns of V L^-T B are orthonormal, so that their variance over items follows from their mean
-        variances = 1.0 / len(self.scored) - (self.means @ inverse) ** 2
-        shorter = SCORE_SPREAD / max(float(np.sqrt(max(float((values * variances).sum()), 0.0))), 1e-30)
+        of_items = 1.0 / len(self.scored) - (self.means @ inverse) ** 2
+        shorter = SCORE_SPREAD / max(float(np.sqrt(max(float((values * of_items).sum()), 0.0))), 1e-30)
         narrow[used, :found] = shorter * inverse
         wide = self.scored @ narrow.astype(np.float32)
         middle = (moments.first / (scale * max(moments.size, 1))) @ group_map

@@ -74,13 +74,14 @@ class FederatedSums:
         assert sketch is None, "hides nothing without masks"
         self._time += self.windows
         sums = np.zeros(table.shape, np.int64)
-        for first in range(0, table.shape[1], COLUMNS):
+        columns = table.shape[1]
+        for first in range(0, columns, COLUMNS):
             if self.bounded:
-                some = np.arange(first, min(first + COLUMNS, table.shape[1]))
-                replies = self._asked("pass", len(table.T), first=first, table=table, groups=some, weights=weights)
+                some = np.arange(first, min(first + COLUMNS, columns))
+                replies = self._asked("pass", columns, first=first, table=table, groups=some, weights=weights)
             else:
                 part = np.ascontiguousarray(table[:, first : first + COLUMNS])
-                replies = self._asked("pass", table.shape[1], first=first, table=part)
+                replies = self._asked("pass", columns, first=first, table=part)
             sums[:, first : first + COLUMNS] = self._total(replies[wire.EVERYBODY], "first")
         return sums
 

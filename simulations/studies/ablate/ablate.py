@@ -91,7 +91,9 @@ def _one_seed(study: Study, shares: tuple[float, ...], parts: list[str] | None) 
     if parts is not None and POPULATION in parts:
         chosen += populations(study)
     if parts is not None:
-        known = list(dict.fromkeys([*(v.part for v in chosen[1:]), *([POPULATION] if noises(study.scenario) else [])]))
+        known = list(
+            dict.fromkeys([*(v.part for v in chosen[1:]), *([POPULATION] if _is_noised(study.scenario) else [])])
+        )
         unknown = [part for part in parts if part not in known]
         if unknown:
             raise ScenarioError(f"--parts: {unknown[0]!r} is no part of the method; choose from {', '.join(known)}")
@@ -178,7 +180,7 @@ def _answers(base: Scenario) -> dict[str, float]:
 
 def noises(base: Scenario) -> list[Variation]:
     """More noise and less, and none, where stage 1 by devices is under a mechanism."""
-    if not (base.privacy.noised and base.pretraining.by_devices):
+    if not _is_noised(base):
         return []
     share = (base.privacy.group_epsilon or 0.0) / (base.privacy.target_epsilon or math.inf)
     found = []
@@ -186,9 +188,18 @@ def noises(base: Scenario) -> list[Variation]:
         answer = share * epsilon or base.privacy.group_epsilon
         privacy = {"target_epsilon": epsilon, "noise_multiplier": None, "group_epsilon": answer}
         found.append(Variation("noise", f"epsilon {epsilon:g}", changed(base, privacy=privacy)))
+    return [*found, Variation("noise", "none", changed(base, privacy=_without_noise()))]
+
+
+def _is_noised(base: Scenario) -> bool:
+    """Whether stage 1 by devices is under a mechanism."""
+    return base.privacy.noised and base.pretraining.by_devices
+
+
+def _without_noise() -> dict[str, Any]:
+    """Keys of ``privacy`` that differ where nothing is noised."""
     nothing = dict.fromkeys(("target_epsilon", "noise_multiplier", "group_epsilon"))
-    privacy = nothing | {"mechanism": "none", "statistics": {}, "clipping": {"kind": "none"}}
-    return [*found, Variation("noise", "none", changed(base, privacy=privacy))]
+    return nothing | {"mechanism": "none", "statistics": {}, "clipping": {"kind": "none"}}
 
 
 def populations(study: Study) -> list[Variation]:
@@ -196,17 +207,19 @@ def populations(study: Study) -> list[Variation]:
     beside the checkpoints. delta falls with the number of devices: a tenth of one of them.
     """
     base, found = study.scenario, []
-    if not noises(base):
+    if not _is_noised(base):
         return []
-    without = noises(base)[-1].scenario.privacy
     for number in POPULATIONS:
         people = Population(base.seed, number, NUM_ITEMS, num_groups=WORLDS)
         folder = study.checkpoints.folder / f"population-{number}-{base.seed}"
         if not (folder / "num_items.npy").is_file():  # the last that is written
             people.write(folder)
         data = {"name": None, "path": str(folder.absolute()), "min_rating": None}
-        noised = base.privacy.model_copy(update={"delta": min(base.privacy.delta, 0.1 / number)})
-        for words, privacy in ((f"epsilon {base.privacy.target_epsilon or 0:g}", noised), ("no noise", without)):
+        noised = {"delta": min(base.privacy.delta, 0.1 / number)}
+        for words, privacy in (
+            (f"epsilon {base.privacy.target_epsilon or 0:g}", noised),
+            ("no noise", _without_noise()),
+        ):
             found.append(Variation(POPULATION, f"{number:,}, {words}", changed(base, data=data, privacy=privacy)))
     return found
 
