@@ -185,9 +185,7 @@ def bce_devices(
                         gradient[:] = 0.0
                         for k in range(size):
                             if half == 0:
-                                place[k], count = _slot(
-                                    drawn[start + k], stamp, n, slot_of, slots, count, local, table
-                                )
+                                place[k], count = _slot(drawn[start + k], stamp, n, slot_of, slots, count, local, table)
                             score = user[dim]
                             for c in range(dim):
                                 score += user[c] * local[place[k], c]

@@ -111,7 +111,8 @@ class RowUpdates:
     @property
     def num_bytes(self) -> IntArray:
         """Item numbers and rows of each device, (N,)."""
-        return np.diff(self.indptr) * NUMBER_BYTES * (1 + self.rows.shape[1])
+        moved: IntArray = np.diff(self.indptr) * NUMBER_BYTES * (1 + self.rows.shape[1])
+        return moved
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,7 @@ class Federated(Protocol[Setting]):
     def nothing(self, world: World) -> Any:
         """The sum over nobody."""
 
-    def answer(
-        self, server: Any, kept: Any, devices: IntArray, number: int, world: World, setting: Setting
-    ) -> Message:
+    def answer(self, server: Any, kept: Any, devices: IntArray, number: int, world: World, setting: Setting) -> Message:
         """The device half of a round: devices change what they keep, and say something."""
 
     def merged(self, server: Any, sums: Any, setting: Setting) -> Any:

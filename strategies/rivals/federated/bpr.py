@@ -42,9 +42,7 @@ class BprSetting:
     num_negatives: int = 1
 
 
-GRID = tuple(
-    BprSetting(rate, l2, share) for rate, l2, share in product((0.02, 0.05, 0.1), (0.01, 0.03), (0.1, 0.3))
-)
+GRID = tuple(BprSetting(rate, l2, share) for rate, l2, share in product((0.02, 0.05, 0.1), (0.01, 0.03), (0.1, 0.3)))
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,12 @@ class FedAvgBpr:
 
 def start_vectors(world: World, dim: int) -> FloatArray:
     """A random vector (U, d) for every device, from its own number."""
-    return np.stack([
-        (START_SCALE * rng_for(world.seed, "vector", device).standard_normal(dim)).astype(np.float32)
-        for device in range(world.num_devices)
-    ])
+    return np.stack(
+        [
+            (START_SCALE * rng_for(world.seed, "vector", device).standard_normal(dim)).astype(np.float32)
+            for device in range(world.num_devices)
+        ]
+    )
 
 
 def bpr_steps(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.kernels.on_devices import add_gradients, solve_users
-from strategies.rivals.federated.base import NUMBER_BYTES, UNITS, FloatArray, IntArray, Served, World
+from strategies.rivals.federated.base import NUMBER_BYTES, UNITS, IntArray, Served, World
 
 BETAS = (0.1, 0.99)
 """Of Adam, as in the paper."""
@@ -103,9 +103,7 @@ class Fcf:
         train = world.train.select(devices)
         factors = solved(server.table, devices, world, setting)
         sums = self.nothing(world)
-        add_gradients(
-            server.table, factors, train.indptr, train.items, setting.alpha, UNITS, sums.moments, sums.rows
-        )
+        add_gradients(server.table, factors, train.indptr, train.items, setting.alpha, UNITS, sums.moments, sums.rows)
         return Gradients(sums.moments, sums.rows, self.sent(server, devices, world))
 
     def merged(self, server: FcfServer, sums: Gradients, setting: FcfSetting) -> FcfServer:
@@ -124,9 +122,7 @@ class Fcf:
         return Served((server.table.astype(np.float32),), np.zeros(world.num_devices, np.int64), users)
 
 
-def solved(
-    table: NDArray[np.float64], devices: IntArray, world: World, setting: FcfSetting
-) -> NDArray[np.float64]:
+def solved(table: NDArray[np.float64], devices: IntArray, world: World, setting: FcfSetting) -> NDArray[np.float64]:
     """User factors (N, d) of these devices."""
     train = world.train.select(devices)
     factors = np.empty((len(devices), table.shape[1]))

@@ -11,11 +11,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_peel.pretraining.train import fixed_threads
@@ -23,10 +24,13 @@ from fl_peel.randomness import rng_for
 from strategies.rivals.federated.base import NUMBER_BYTES, FloatArray, IntArray, PaddedUpdates, RowSums, Served, World
 from strategies.rivals.federated.bpr import START_SCALE, BprSetting, bpr_steps, start_vectors
 
+DoubleArray = NDArray[np.float64]
 SHARES = (0.5, 0.3, 0.2)
 """Of the devices, in the order of their memory, that have each width: 5 : 3 : 2, as in the paper."""
 DISTILLED_ITEMS = 256
 """Drawn in each round for distillation."""
+VECTOR_EPOCHS = 5
+"""Passes over a device's interactions with which it finds a vector for a table that is not of its own width."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +140,31 @@ class HeteFedRec:
         """Every device its width."""
         return Served(server.tables, self.tiers(world), kept)
 
+    def at_width(self, served: Served, place: int, world: World, setting: HeteSetting) -> Served:
+        """Every device with the table of one width. Its vector, of which a narrower table has not trained all columns,
+        is trained on that table first.
+        """
+        table = served.tables[place]
+        config = replace(setting.bpr, epochs=VECTOR_EPOCHS)
+        users = np.concatenate(
+            [
+                bpr_steps(
+                    table,
+                    served.users[some, : table.shape[1]],
+                    some,
+                    (table.shape[1],),
+                    world,
+                    config,
+                    0,
+                    item_rate=0.0,
+                )[0]
+                for some in world.chunks(np.arange(world.num_devices))
+            ]
+        )
+        return Served((table,), np.zeros(world.num_devices, np.int64), users)
 
-def decorrelated(table: np.ndarray, step: float) -> np.ndarray:
+
+def decorrelated(table: DoubleArray, step: float) -> DoubleArray:
     """A step down the Frobenius norm of the correlations of the columns of (I, w), over their number."""
     values = torch.from_numpy(table.astype(np.float64)).requires_grad_()
     centred = values - values.mean(dim=0)
@@ -147,7 +174,7 @@ def decorrelated(table: np.ndarray, step: float) -> np.ndarray:
     return np.asarray(table - step * gradient.numpy())
 
 
-def distilled(tables: list, items: IntArray, step: float) -> list:
+def distilled(tables: list[DoubleArray], items: IntArray, step: float) -> list[DoubleArray]:
     """Tables after a step in which the similarities of ``items`` (K,) come closer to their mean over the tables."""
     rows = [torch.from_numpy(table[items].astype(np.float64)).requires_grad_() for table in tables]
     similarities = [similarity(part) for part in rows]

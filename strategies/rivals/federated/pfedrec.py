@@ -1,10 +1,10 @@
 """PFedRec: a score function and item rows of a device's own (Zhang et al., "Dual Personalization on Federated
 Recommendation", IJCAI 2023).
 
-A device has the shared item table and a score function of its own, a logistic regression on an item's row. On batches of
-its interactions and drawn items (binary cross-entropy) it takes a step of the score function, then, under the new one, a
-step of the rows, at a much larger rate. It sends its rows, which the server averages; the score function stays, and so
-do, for its own ranking, the rows as it trained them.
+A device has the shared item table and a score function of its own, a logistic regression on an item's row. On batches
+of its interactions and drawn items (binary cross-entropy) it takes a step of the score function, then, under the new
+one, a step of the rows, at a much larger rate. It sends its rows, which the server averages; the score function stays,
+and so do, for its own ranking, the rows as it trained them.
 """
 
 from __future__ import annotations
@@ -90,9 +90,7 @@ class PFedRec:
         The bias, the same for all items, ranks nothing.
         """
         everybody = np.arange(world.num_devices)
-        parts = [
-            personal_steps(server, kept[some], some, 0, world, setting) for some in world.chunks(everybody)
-        ]
+        parts = [personal_steps(server, kept[some], some, 0, world, setting) for some in world.chunks(everybody)]
         users = np.concatenate([part[0] for part in parts])
         own = RowUpdates.joined([part[1] for part in parts])
         return Served((server,), np.zeros(world.num_devices, np.int64), users[:, :-1], own)
