@@ -35,8 +35,8 @@ VECTOR_EPOCHS = 5
 
 @dataclass(frozen=True)
 class HeteSetting:
-    """bpr: what devices do, and the server with it; decorrelation: weight of that loss, a step of the learning rate in
-    each round; distillation: step size of the pull on similarities, one step in each round.
+    """bpr: what devices do, and the server with it; decorrelation: weight of that loss, which is of the table alone, so
+    that the server takes the steps of all devices; distillation: step size of the pull on similarities, one a round.
     """
 
     bpr: BprSetting
@@ -129,7 +129,8 @@ class HeteFedRec:
         tables = [table + changes[:, : table.shape[1]] for table in server.tables]
         with fixed_threads(1):
             if setting.decorrelation:
-                tables = [decorrelated(table, setting.decorrelation * setting.bpr.learning_rate) for table in tables]
+                rate = setting.bpr.learning_rate * setting.bpr.server_share * sums.devices
+                tables = [decorrelated(table, setting.decorrelation * rate) for table in tables]
             if setting.distillation:
                 rng = rng_for(server.seed, "distilled", server.number)
                 items = rng.permutation(len(tables[0]))[:DISTILLED_ITEMS]
