@@ -462,10 +462,8 @@ def test_planted_taste_is_found(method, setting, world, popular):
 
 
 def test_federated_bpr_comes_near_central_bpr(world, popular):
-    config = PretrainingConfig(
-        model="matrix-factorization", embedding_dim=8, loss="bpr", num_negatives=4, epochs=60, learning_rate=0.03, l2=0.1,
-        temperature=1.0, num_slices=1,
-    )  # fmt: skip
+    shape = {"model": "matrix-factorization", "embedding_dim": 8, "num_slices": 1}
+    config = PretrainingConfig(**shape, loss="bpr", num_negatives=4, learning_rate=0.03, l2=0.1, temperature=1.0)
     central = max(
         quality(Served((found.items,), np.zeros(120, np.int64), found.users), world, "test")["recall@20"]
         for found in (
