@@ -39,10 +39,10 @@ class BprSetting:
     l2: float
     server_share: float
     epochs: int = 1
-    num_negatives: int = 1
+    num_negatives: int = 4
 
 
-GRID = tuple(BprSetting(rate, l2, share) for rate, l2, share in product((0.02, 0.05, 0.1), (0.01, 0.03), (0.1, 0.3)))
+GRID = tuple(BprSetting(rate, l2, share) for rate, l2, share in product((0.05, 0.1), (0.006, 0.012), (0.1, 0.3)))
 
 
 @dataclass(frozen=True)

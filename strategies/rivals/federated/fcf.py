@@ -7,7 +7,7 @@ these up and takes an Adam step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Self
 
@@ -32,7 +32,7 @@ class FcfSetting:
     learning_rate: float
 
 
-GRID = tuple(FcfSetting(alpha, l2, rate) for alpha, l2, rate in product((1.0, 4.0, 16.0), (1.0, 10.0), (0.01, 0.05)))
+GRID = tuple(FcfSetting(alpha, l2, 0.02) for alpha, l2 in product((1.0, 4.0), (1.0, 3.0, 10.0, 30.0)))
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Fcf:
     """The server has the item table; devices keep nothing but their interactions."""
 
     name: str = "fcf"
-    grid: tuple[FcfSetting, ...] = field(default=GRID, repr=True)
+    grid: tuple[FcfSetting, ...] = GRID
 
     def server(self, world: World, setting: FcfSetting) -> FcfServer:
         """A random table."""

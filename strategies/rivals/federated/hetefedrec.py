@@ -45,8 +45,8 @@ class HeteSetting:
 
 
 GRID = tuple(
-    HeteSetting(BprSetting(rate, 0.01, 0.1, num_negatives=4), decorrelation, distillation)
-    for rate, decorrelation, distillation in product((0.05, 0.1), (0.0, 1.0, 10.0), (0.0, 1.0))
+    HeteSetting(BprSetting(rate, 0.01, 0.1), decorrelation, distillation)
+    for rate, decorrelation, distillation in product((0.05, 0.1), (0.0, 1.0), (0.0, 1.0))
 )
 
 

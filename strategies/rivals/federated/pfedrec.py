@@ -38,8 +38,8 @@ class PFedRecSetting:
 
 
 GRID = tuple(
-    PFedRecSetting(rate, row_rate, 0.0, share)
-    for rate, row_rate, share in product((0.1, 1.0), (10.0, 100.0, 1000.0), (None, 0.1))
+    PFedRecSetting(rate, row_rate, l2, share)
+    for rate, (row_rate, share), l2 in product((0.3, 1.0), ((10.0, 0.1), (300.0, None)), (0.0, 0.001))
 )
 
 
