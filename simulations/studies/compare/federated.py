@@ -123,7 +123,7 @@ def _one_seed(
 
         served = study.stage(method.name, what, (*ENTERED, type(method).__module__), work)
         rows += served["rows"]
-        tuning[method.name] = {"setting": served["setting"], "tried": served["tried"]}
+        tuning[method.name] = {key: served[key] for key in ("setting", "own_rows", "tried")}
     full = {**peel["full_table"]["refined"], "bytes": peel["full_table"]["bytes"]}
     return {"rows": rows, "full_table": full, "tuning": tuning, "stages": study.seconds}
 

@@ -46,9 +46,10 @@ class Tried(TypedDict):
 
 
 class Tuning(TypedDict):
-    """The setting that was chosen, and all that were tried."""
+    """The setting that was chosen, and all that were tried. own_rows: devices rank with rows of their own."""
 
     setting: dict[str, Any]
+    own_rows: bool
     tried: list[Tried]
 
 

@@ -97,8 +97,8 @@ def panel_of(world: World, size: int) -> IntArray:
 def tuned(
     method: Federated[Any], world: World, precisions: Sequence[Precision], effort: Effort | None = None
 ) -> dict[str, Any]:
-    """The method at its best setting and round: {"rows": one for each precision, "setting", "tried",
-    "trained"}.
+    """The method at its best setting and round: {"rows": one for each precision, "setting", "own_rows",
+    "tried", "trained"}.
 
     Bytes are of the chosen training alone, up to its best round; ``down`` with the table that is served in the end.
     """
@@ -116,8 +116,8 @@ def tuned(
     assert best is not None
     seconds = time.perf_counter() - start
     rows = [row(best, world, precision) | {"seconds": seconds, "trials": len(method.grid)} for precision in precisions]
-    personal = {"own_rows": best.served.own is not None} if method.name == "pfedrec" else {}
-    return {"rows": rows, "setting": plain(best.setting) | personal, "tried": tried, "trained": best}
+    own_rows = best.served.own is not None
+    return {"rows": rows, "setting": plain(best.setting), "own_rows": own_rows, "tried": tried, "trained": best}
 
 
 def row(best: Trained, world: World, precision: Precision, served: Served | None = None) -> dict[str, Any]:
