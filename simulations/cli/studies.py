@@ -49,7 +49,11 @@ def compare(
     data_dir: DataDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compare PEEL with every other way of fitting a budget: one table, one plot."""
+    """Compare PEEL with every other way of fitting a budget: one table, one plot.
+
+    Where nothing is collected: with federated rivals.
+    """
+    from fl_peel.errors import ScenarioError
     from simulations.scenario_files import load_scenario
 
     shares = read_budgets(budgets)
@@ -57,9 +61,21 @@ def compare(
     loaded = load_scenario(scenario, overrides or [])
 
     from simulations.studies.compare import compare as comparison
+    from simulations.studies.compare.federated import compare_federated, nothing_is_collected
+    from simulations.studies.compare.leaderboard import leaderboard_view
     from simulations.studies.compare.tables import compare_table, verdict_view
 
     words = {"--budgets": budgets, "--single-budgets": single_budgets, "--seeds": seeds}
+    if nothing_is_collected(loaded):
+        if single is not None:
+            raise ScenarioError(
+                "--single-budgets: is for scenarios that collect; leave it out where nothing is collected"
+            )
+        told = _options(["compare", scenario], overrides, words, data_dir, quiet)
+        found = compare_federated(loaded, shares, out=out, seeds=seeds, **told)
+        if not quiet:
+            _show(leaderboard_view(found["rows"]).to_rich(), out / "compare.html")
+        return
     result = comparison.compare(
         loaded,
         shares,

@@ -29,8 +29,10 @@ from strategies.figures.schema import Quality
 from strategies.nodes.nodes import Nodes
 from strategies.rivals.base import Request
 from strategies.rivals.compete import empty_row
+from strategies.rounds.keeping import Keeping
+from strategies.rounds.strategy import PeelStrategy
 from strategies.run.place import Place, Stages
-from strategies.run.prepare import privacy_plan
+from strategies.run.prepare import Prepared, privacy_plan
 from strategies.run.preparing import prepare
 from strategies.run.refinement import Refiner
 
@@ -126,12 +128,12 @@ def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: Place, on_event: On
         if trial.full_tables:
             if prepared.global_table is not None:
                 full["global"] = in_json(qualities(evaluator.full_table(prepared.global_table))[0])
-            full["start"] = in_json(qualities(evaluator.full_table())[0])
+            full |= {f"start{suffix}": one for suffix, one in _full_tables(evaluator).items()}
     with stages("refinement"):
-        refiner.refine(strategy)
+        keeping = refiner.refine(strategy)
     with stages("evaluation"):
         if trial.full_tables:
-            full["refined"] = in_json(qualities(evaluator.full_table())[0])
+            full |= {f"refined{suffix}": one for suffix, one in _full_tables(evaluator).items()}
         rows = []
         total = len(trial.selectors) * len(trial.precisions)
         for selector in trial.selectors:
@@ -145,8 +147,32 @@ def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: Place, on_event: On
         "group_sizes": np.bincount(members.groups, minlength=len(states)).tolist(),
         "num_blocks": prepared.layout.num_blocks,
         "devices_trained": [record.devices for record in strategy.rounds],
+        "moved": moved_bytes(prepared, strategy, keeping),
         "seconds": stages.seconds,
     }
+
+
+def moved_bytes(prepared: Prepared, strategy: PeelStrategy, keeping: Keeping | None) -> dict[str, dict[str, float]]:
+    """Bytes down and up of a device on average: in stage 1; in rounds, with what is compared after them."""
+    devices = max(len(strategy.members.devices), 1)
+    stage1 = [step.counts.classes.total() for step in prepared.steps]
+    compared = 0 if keeping is None else sum(one.download_bytes for one in keeping.comparisons)
+    return {
+        "stage1": {
+            "down": sum(int(step.download_bytes) for step in stage1) / devices,
+            "up": sum(int(step.upload_bytes) for step in stage1) / devices,
+        },
+        "rounds": {
+            "down": (sum(record.download_bytes for record in strategy.rounds) + compared) / devices,
+            "up": sum(record.upload_bytes for record in strategy.rounds) / devices,
+        },
+    }
+
+
+def _full_tables(evaluator: Evaluator) -> dict[str, dict[str, float]]:
+    """Of everybody with the whole fp32 table of its user group: on the test, and on validation."""
+    asked = {"": "test", "_validation": "validation"}
+    return {suffix: in_json(qualities(evaluator.full_table(split=split))[0]) for suffix, split in asked.items()}
 
 
 def in_json(quality: Quality) -> dict[str, float]:

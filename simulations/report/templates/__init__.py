@@ -11,6 +11,7 @@ from simulations.report.templates.ablate import ABLATE
 from simulations.report.templates.audit import AUDIT
 from simulations.report.templates.base import BASE, PARTS
 from simulations.report.templates.compare import COMPARE
+from simulations.report.templates.leaderboard import LEADERBOARD
 from simulations.report.templates.report import REPORT
 
 TEMPLATES: Mapping[str, str] = MappingProxyType(
@@ -19,6 +20,7 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
         "base.html": BASE,
         "report.html": REPORT,
         "compare.html": COMPARE,
+        "leaderboard.html": LEADERBOARD,
         "ablate.html": ABLATE,
         "audit.html": AUDIT,
     }

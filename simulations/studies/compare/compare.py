@@ -84,7 +84,7 @@ def compare(
     if frame.scenario.pretraining.model == "spectral":
         raise ScenarioError(
             "pretraining.model: spectral leaves no table for everybody, from which rivals start; compare another "
-            "model, or run the scenario"
+            "model, run the scenario, or collect nothing (pretraining.collected.share: 0, source: devices)"
         )
     shares = tuple(sorted(set(budgets)))
     single = shares[1::2][:3] or shares[:1] if single_budgets is None else tuple(sorted(set(single_budgets)))

@@ -72,7 +72,8 @@ class CompareResult(TypedDict):
 _COMPARE: TypeAdapter[CompareResult] = TypeAdapter(CompareResult)
 
 
-def _check(adapter: TypeAdapter[Any], value: object, what: str) -> None:
+def check_of(adapter: TypeAdapter[Any], value: object, what: str) -> None:
+    """Raise `ReportError`, naming the key's path, unless `value` is what the adapter reads."""
     try:
         adapter.validate_python(value, strict=True)
     except ValidationError as error:
@@ -85,4 +86,4 @@ def _check(adapter: TypeAdapter[Any], value: object, what: str) -> None:
 
 def check_compare(result: object, what: str = "comparison") -> None:
     """Raise `ReportError`, naming the key's path, unless `result` is a `CompareResult`."""
-    _check(_COMPARE, result, what)
+    check_of(_COMPARE, result, what)

@@ -1,0 +1,167 @@
+"""From a comparison with federated rivals to its files: what compare.json then holds, its tables and its page."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NotRequired, cast
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from simulations.report.files import to_plain
+from simulations.report.plots.style import Plot
+from simulations.report.render import provenance, render, scenario_name
+from simulations.report.tables.view import TableView, format_bytes, format_kilobytes, format_metric, format_share
+from simulations.studies.compare.plot import compare_alt, compare_plot
+from simulations.studies.compare.report import plotted_rows
+from simulations.studies.compare.schema import CompareFullTable, CompareRow, check_of
+from simulations.studies.files import write_study
+from strategies.figures.schema import Bytes, Count, Mean, Metric
+
+
+class LeaderboardRow(CompareRow):
+    """One method at one budget, or with its full table (share 1). Bytes down, up: of a device over the run, on average,
+    down with what it holds in the end; stored: what a device holds to rank; rounds: of training; trials: settings that
+    validation chose from.
+    """
+
+    budget_bytes: Bytes
+    stored_bytes_mean: Mean
+    bytes_down_mean: Mean
+    bytes_up_mean: Mean
+    rounds: Mean
+    trials: Count
+    note: str
+
+
+class Tried(TypedDict):
+    """A setting, and what validation said of it at its best round. last: rounds that were run."""
+
+    setting: dict[str, Any]
+    round: Count
+    last: Count
+    validation: Metric
+
+
+class Tuning(TypedDict):
+    """The setting that was chosen, and all that were tried. own_rows: devices rank with rows of their own."""
+
+    setting: dict[str, Any]
+    own_rows: bool
+    tried: list[Tried]
+
+
+class Leaderboard(TypedDict):
+    """The content of `compare.json` where nothing is collected. tuning, stages: by seed, then by method or stage."""
+
+    full_table: CompareFullTable
+    rows: list[LeaderboardRow]
+    tuning: dict[str, dict[str, Tuning]]
+    stages: dict[str, dict[str, float]]
+    seeds: Count
+    scenario: NotRequired[dict[str, Any] | str]
+    seed: NotRequired[int]
+    versions: NotRequired[dict[str, str]]
+    command: NotRequired[str]
+
+
+_LEADERBOARD: TypeAdapter[Leaderboard] = TypeAdapter(Leaderboard)
+
+
+def write_leaderboard(result: Leaderboard, out_dir: Path) -> list[Path]:
+    """Write `compare.json`, `compare.csv`, `compare.html` and `compare.svg` into `out_dir`, all or none; their paths.
+
+    Raises:
+        ReportError: naming the key's path, for a missing key, a wrong type, NaN or infinity.
+    """
+    plain = cast(Leaderboard, to_plain(result, "comparison"))
+    check_of(_LEADERBOARD, plain, "comparison")
+    shown = plotted_rows(plain["rows"])
+    plot = Plot("compare", "Quality against bytes", compare_alt(shown), compare_plot(shown, plain["full_table"]))
+    return write_study(out_dir, plain, plain["rows"], leaderboard_page(plain, plot), plot)
+
+
+def leaderboard_view(rows: Sequence[LeaderboardRow], title: str = "Leaderboard", *, every: bool = False) -> TableView:
+    """What validation chose, one line a method and budget, by recall on the test. every: all precisions."""
+    shown = [row for row in rows if every or (row["chosen"] and row["stored_bytes_max"])]
+    shown.sort(key=lambda row: -row["recall@20"])
+    liked = max(range(len(shown)), key=lambda i: shown[i]["validation_recall@20"], default=-1)
+    body = tuple(
+        (
+            *(row["method"], _size(row), row["precision"]),
+            format_metric(row["validation_recall@20"]),
+            *(format_metric(row[metric]) + _spread(row, metric) for metric in ("recall@20", "ndcg@20")),
+            format_kilobytes(row["stored_bytes_max"]),
+            *(format_bytes(row[key]) for key in ("bytes_down_mean", "bytes_up_mean")),
+            f"{row['rounds']:g}",
+            str(row["trials"]),
+        )
+        for row in shown
+    )
+    columns = (
+        *("method", "size", "precision", "Recall@20 on validation", "Recall@20", "NDCG@20"),
+        *("held KB, max", "down", "up", "rounds", "trials"),
+    )
+    note = (
+        "No interaction leaves a device. On the test, of the precision that validation chose; bold: what validation "
+        "likes best. Size: budget as a share of the fp32 full table. Held: to rank, of the largest device. Down, up: a "
+        "device over the run, on average. Trials: settings that validation chose from (peel: filters of stage 1)."
+    )
+    return TableView(title, columns, body, 3, note, frozenset({(liked, 3)}) if shown else frozenset())
+
+
+def _size(row: LeaderboardRow) -> str:
+    return "full" if row["share"] == 1 else format_share(row["share"])
+
+
+def _spread(row: LeaderboardRow, metric: str) -> str:
+    spread = cast(dict[str, Any], row).get(f"{metric}_std")
+    return "" if spread is None else f" ±{spread:.4f}"
+
+
+def tuning_view(tuning: dict[str, dict[str, Tuning]]) -> TableView:
+    """Every setting that was tried: its best round, and what validation said of it there."""
+    body = tuple(
+        (
+            *(method, seed, ", ".join(f"{key} {value}" for key, value in _flat(one["setting"])) or "none"),
+            *(str(one["round"]), str(one["last"]), format_metric(one["validation"])),
+        )
+        for seed, methods in tuning.items()
+        for method, found in methods.items()
+        for one in found["tried"]
+    )
+    columns = ("method", "seed", "setting", "best round", "rounds run", "Recall@20 on validation")
+    return TableView("Settings tried", columns, body, 3, "Of a panel of devices; the best one is measured on the test.")
+
+
+def _flat(setting: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        pair for key, value in setting.items() for pair in (_flat(value) if isinstance(value, dict) else [(key, value)])
+    ]
+
+
+def leaderboard_page(result: Leaderboard, plot: Plot) -> str:
+    """Return the page."""
+    full = result["full_table"]
+    name = scenario_name(result["scenario"]) if "scenario" in result else ""
+    return render(
+        "leaderboard.html",
+        title=f"{name}: nothing collected" if name else "Nothing collected",
+        lead="PEEL and federated rivals on the same devices, no interaction leaving any of them; bytes counted.",
+        facts=[
+            ("PEEL's full tables, fp32", format_bytes(full["bytes"])),
+            ("Recall@20", format_metric(full["recall@20"])),
+            ("NDCG@20", format_metric(full["ndcg@20"])),
+            ("methods", str(len({row["method"] for row in result["rows"]}))),
+        ],
+        leaderboard=leaderboard_view(result["rows"]),
+        tuning=tuning_view(result["tuning"]),
+        details=leaderboard_view(result["rows"], "Every row", every=True),
+        plot=plot,
+        **provenance(result, f"fl-peel compare {shlex.quote(name)}" if name else ""),
+    )
+
+
+__all__ = ["Leaderboard", "LeaderboardRow", "leaderboard_view", "write_leaderboard"]

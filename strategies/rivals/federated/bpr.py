@@ -1,0 +1,140 @@
+"""Federated BPR-MF: matrix factorization by pairwise ranking (Rendle et al., UAI 2009), its item table by FedAvg.
+
+McMahan et al., AISTATS 2017: a device takes plain steps over its own interactions and sends by how much its copy of the
+table changed; its user vector stays. The server adds the mean change, times a server learning rate (Reddi et al., ICLR
+2021), without which rows that few devices touch would hardly move.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from fl_peel.data.interactions import UserItems
+from fl_peel.kernels.on_devices import bpr_devices
+from fl_peel.randomness import device_seeds, rng_for
+from strategies.rivals.federated.base import (
+    NUMBER_BYTES,
+    FloatArray,
+    IntArray,
+    RowSums,
+    RowUpdates,
+    Served,
+    World,
+)
+
+START_SCALE = 0.1
+"""Standard deviation of a number of tables and vectors at the start."""
+
+
+@dataclass(frozen=True)
+class BprSetting:
+    """learning_rate: of a device's steps, on its rows and its vector; l2: of both; server_share: of the sum of all
+    changes that the server adds to the table: its learning rate over the number of devices that answered.
+    """
+
+    learning_rate: float
+    l2: float
+    server_share: float
+    epochs: int = 1
+    num_negatives: int = 4
+
+
+GRID = tuple(BprSetting(rate, l2, share) for rate, l2, share in product((0.05, 0.1), (0.006, 0.012), (0.1, 0.3)))
+
+
+@dataclass(frozen=True)
+class FedAvgBpr:
+    """The server has the item table (I, d), devices keep their vectors (U, d)."""
+
+    name: str = "fedavg-bprmf"
+    grid: tuple[BprSetting, ...] = GRID
+
+    def server(self, world: World, setting: BprSetting) -> FloatArray:
+        """A random table."""
+        return world.start_table("items", world.num_items, world.dim, START_SCALE)
+
+    def kept(self, world: World, setting: BprSetting) -> FloatArray:
+        """Random vectors."""
+        return start_vectors(world, world.dim)
+
+    def sent(self, server: FloatArray, devices: IntArray, world: World) -> IntArray:
+        """The whole table."""
+        return np.full(len(devices), server.size * NUMBER_BYTES, np.int64)
+
+    def nothing(self, world: World) -> RowSums:
+        """Zeros."""
+        return RowSums.nothing(world.num_items, world.dim)
+
+    def answer(
+        self, server: FloatArray, kept: FloatArray, devices: IntArray, number: int, world: World, setting: BprSetting
+    ) -> RowUpdates:
+        """Changed rows."""
+        kept[devices], updates = bpr_steps(
+            server, kept[devices], devices, (world.dim,), world, setting, number, item_rate=setting.learning_rate
+        )
+        return updates
+
+    def merged(self, server: FloatArray, sums: RowSums, setting: BprSetting) -> FloatArray:
+        """The table, and a share of all changes."""
+        return (server + setting.server_share * sums.changes()).astype(np.float32)
+
+    def served(self, server: FloatArray, kept: FloatArray, world: World, setting: BprSetting) -> Served:
+        """One table for all."""
+        return Served((server,), np.zeros(world.num_devices, np.int64), kept)
+
+
+def start_vectors(world: World, dim: int) -> FloatArray:
+    """A random vector (U, d) for every device, from its own number."""
+    return np.stack(
+        [
+            (START_SCALE * rng_for(world.seed, "vector", device).standard_normal(dim)).astype(np.float32)
+            for device in range(world.num_devices)
+        ]
+    )
+
+
+def bpr_steps(
+    table: FloatArray,
+    users: FloatArray,
+    devices: IntArray,
+    widths: tuple[int, ...],
+    world: World,
+    setting: BprSetting,
+    number: int,
+    *,
+    item_rate: float,
+) -> tuple[FloatArray, RowUpdates]:
+    """One round of these devices (N,) on a table (I, w): their vectors (N, w) after it, and how their rows changed.
+
+    widths: of the loss, which is a sum over the first so many columns; item_rate 0: vectors alone are trained.
+    """
+    train = world.train.select(devices)
+    users = np.ascontiguousarray(users)
+    most = touched_at_most(train, world.num_items, setting.epochs * (1 + setting.num_negatives)) if item_rate else 0
+    indptr = np.zeros(len(devices) + 1, np.int64)
+    items, rows = np.empty(most, np.int32), np.empty((most, table.shape[1]), np.float32)
+    bpr_devices(
+        table,
+        users,
+        train.indptr,
+        train.items,
+        device_seeds(world.seed, "federated-bpr", number, devices=devices),
+        setting.epochs,
+        setting.num_negatives,
+        np.float32(item_rate),
+        np.float32(setting.learning_rate),
+        np.float32(setting.l2),
+        np.array(widths, np.int64),
+        indptr,
+        items,
+        rows,
+    )
+    return users, RowUpdates(indptr, items[: indptr[-1]], rows[: indptr[-1]])
+
+
+def touched_at_most(train: UserItems, num_items: int, draws: int) -> int:
+    """Rows that these devices can touch together, with so many draws for an interaction."""
+    return int(np.minimum(train.counts() * draws, num_items).sum())

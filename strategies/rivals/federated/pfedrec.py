@@ -1,0 +1,129 @@
+"""PFedRec: a score function and item rows of a device's own (Zhang et al., "Dual Personalization on Federated
+Recommendation", IJCAI 2023).
+
+A device has the shared item table and a score function of its own, a logistic regression on an item's row. On batches
+of its interactions and drawn items (binary cross-entropy) it takes a step of the score function, then, under the new
+one, a step of the rows, at a much larger rate. It sends its rows, which the server averages; the score function stays,
+and so do, for its own ranking, the rows as it trained them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from fl_peel.kernels.on_devices import bce_devices
+from fl_peel.randomness import device_seeds
+from strategies.rivals.federated.base import NUMBER_BYTES, FloatArray, IntArray, RowSums, RowUpdates, Served, World
+from strategies.rivals.federated.bpr import start_vectors, touched_at_most
+
+BATCH_SIZE = 256
+START_SCALE = 0.1
+
+
+@dataclass(frozen=True)
+class PFedRecSetting:
+    """learning_rate: of the score function; row_rate: of rows, both on the mean loss of a batch; server_share: of the
+    sum of all changes that the server adds to the table, None for their mean, as published.
+    """
+
+    learning_rate: float
+    row_rate: float
+    l2: float
+    server_share: float | None = None
+    epochs: int = 1
+    num_negatives: int = 4
+
+
+GRID = tuple(
+    PFedRecSetting(rate, row_rate, l2, share)
+    for rate, (row_rate, share), l2 in product((0.3, 1.0), ((10.0, 0.1), (300.0, None)), (0.0, 0.001))
+)
+
+
+@dataclass(frozen=True)
+class PFedRec:
+    """The server has the item table (I, d), devices keep their score functions (U, d + 1), bias last."""
+
+    name: str = "pfedrec"
+    grid: tuple[PFedRecSetting, ...] = GRID
+
+    def server(self, world: World, setting: PFedRecSetting) -> FloatArray:
+        """A random table."""
+        return world.start_table("items", world.num_items, world.dim, START_SCALE)
+
+    def kept(self, world: World, setting: PFedRecSetting) -> FloatArray:
+        """Random score functions."""
+        return start_vectors(world, world.dim + 1)
+
+    def sent(self, server: FloatArray, devices: IntArray, world: World) -> IntArray:
+        """The whole table."""
+        return np.full(len(devices), server.size * NUMBER_BYTES, np.int64)
+
+    def nothing(self, world: World) -> RowSums:
+        """Zeros."""
+        return RowSums.nothing(world.num_items, world.dim)
+
+    def answer(
+        self,
+        server: FloatArray,
+        kept: FloatArray,
+        devices: IntArray,
+        number: int,
+        world: World,
+        setting: PFedRecSetting,
+    ) -> RowUpdates:
+        """Changed rows."""
+        kept[devices], updates = personal_steps(server, kept[devices], devices, number, world, setting)
+        return updates
+
+    def merged(self, server: FloatArray, sums: RowSums, setting: PFedRecSetting) -> FloatArray:
+        """The mean of all devices' tables, or the table and a share of all changes."""
+        share = 1 / max(sums.devices, 1) if setting.server_share is None else setting.server_share
+        return (server + share * sums.changes()).astype(np.float32)
+
+    def served(self, server: FloatArray, kept: FloatArray, world: World, setting: PFedRecSetting) -> Served:
+        """The table with every device's own rows, and its own score function, after one more local training on it.
+
+        The bias, the same for all items, ranks nothing.
+        """
+        everybody = np.arange(world.num_devices)
+        parts = [personal_steps(server, kept[some], some, 0, world, setting) for some in world.chunks(everybody)]
+        users = np.concatenate([part[0] for part in parts])
+        own = RowUpdates.joined([part[1] for part in parts])
+        return Served((server,), np.zeros(world.num_devices, np.int64), users[:, :-1], own)
+
+
+def personal_steps(
+    table: FloatArray,
+    users: FloatArray,
+    devices: IntArray,
+    number: int,
+    world: World,
+    setting: PFedRecSetting,
+) -> tuple[FloatArray, RowUpdates]:
+    """One local training of these devices (N,): score functions (N, d + 1) after it, and how their rows changed."""
+    train = world.train.select(devices)
+    users = np.ascontiguousarray(users)
+    most = touched_at_most(train, world.num_items, setting.epochs * (1 + setting.num_negatives))
+    indptr = np.zeros(len(devices) + 1, np.int64)
+    items, rows = np.empty(most, np.int32), np.empty((most, table.shape[1]), np.float32)
+    bce_devices(
+        table,
+        users,
+        train.indptr,
+        train.items,
+        device_seeds(world.seed, "pfedrec", number, devices=devices),
+        setting.epochs,
+        setting.num_negatives,
+        BATCH_SIZE,
+        np.float32(setting.row_rate),
+        np.float32(setting.learning_rate),
+        np.float32(setting.l2),
+        indptr,
+        items,
+        rows,
+    )
+    return users, RowUpdates(indptr, items[: indptr[-1]], rows[: indptr[-1]])

@@ -1,0 +1,55 @@
+"""The same list for everybody, by counts that devices add up: what any method must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from strategies.rivals.federated.base import FloatArray, IntArray, RowSums, RowUpdates, Served, World
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """A device says a 1 for each of its items, once, in the first round that it takes part in. There is nothing to set.
+
+    The server has counts (I, 1); devices keep whether they have spoken (U,).
+    """
+
+    name: str = "popularity"
+    grid: tuple[None, ...] = (None,)
+
+    def server(self, world: World, setting: None) -> FloatArray:
+        """Zeros."""
+        return np.zeros((world.num_items, 1), np.float32)
+
+    def kept(self, world: World, setting: None) -> np.ndarray:
+        """Nobody has."""
+        return np.zeros(world.num_devices, np.bool_)
+
+    def sent(self, server: FloatArray, devices: IntArray, world: World) -> IntArray:
+        """Nothing."""
+        return np.zeros(len(devices), np.int64)
+
+    def nothing(self, world: World) -> RowSums:
+        """Zeros."""
+        return RowSums.nothing(world.num_items, 1)
+
+    def answer(
+        self, server: FloatArray, kept: np.ndarray, devices: IntArray, number: int, world: World, setting: None
+    ) -> RowUpdates:
+        """Ones, of those that have not spoken yet."""
+        counts = world.train.counts()[devices] * ~kept[devices]
+        train = world.train.select(devices).keep(np.repeat(~kept[devices], world.train.counts()[devices]))
+        kept[devices] = True
+        return RowUpdates(
+            np.concatenate([[0], np.cumsum(counts)]), train.items, np.ones((len(train.items), 1), np.float32)
+        )
+
+    def merged(self, server: FloatArray, sums: RowSums, setting: None) -> FloatArray:
+        """Counts so far."""
+        return (server + sums.changes()).astype(np.float32)
+
+    def served(self, server: FloatArray, kept: np.ndarray, world: World, setting: None) -> Served:
+        """Counts as a table of one column, a score for everybody."""
+        return Served((server,), np.zeros(world.num_devices, np.int64), np.ones((world.num_devices, 1), np.float32))

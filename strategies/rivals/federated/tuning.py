@@ -1,0 +1,142 @@
+"""A federated rival is trained under every setting of its grid; validation chooses setting and round, then the test is
+looked at, once.
+
+All rivals have as many settings, rounds and looks at validation, so that none has been tuned with more effort.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from fl_peel.blocks.settings import Precision
+from fl_peel.events import Event
+from fl_peel.randomness import rng_for
+from strategies.rivals.federated.base import Federated, IntArray, Served, World
+from strategies.rivals.federated.measure import held_bytes, quality
+
+RECALL = "recall@20"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What every setting gets. rounds: at most; every: rounds between looks at validation; patience: looks without a
+    better recall after which it ends; panel: devices that are looked at, drawn by the seed.
+    """
+
+    rounds: int = 150
+    every: int = 5
+    patience: int = 6
+    panel: int = 2000
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The best round of a training. recall: of the panel on validation; down, up: (U,) bytes until then; last: rounds
+    that were run.
+    """
+
+    setting: Any
+    round: int
+    recall: float
+    served: Served
+    down: IntArray
+    up: IntArray
+    last: int
+
+
+def train(method: Federated[Any], setting: Any, world: World, effort: Effort) -> Trained:
+    """Rounds until validation is no longer better; devices, messages and server as in :class:`Federated`."""
+    panel = panel_of(world, effort.panel)
+    server, kept = method.server(world, setting), method.kept(world, setting)
+    down, up = np.zeros(world.num_devices, np.int64), np.zeros(world.num_devices, np.int64)
+    best: Trained | None = None
+    number = 0
+    for number in range(1, effort.rounds + 1):
+        devices = world.present(number)
+        sums = method.nothing(world)
+        for some in world.chunks(devices):
+            down[some] += method.sent(server, some, world)
+            message = method.answer(server, kept, some, number, world, setting)
+            up[some] += message.num_bytes
+            sums += message
+        server = method.merged(server, sums, setting)
+        if number % effort.every and number != effort.rounds:
+            continue
+        for served in choices(method.served(server, kept, world, setting)):
+            recall = quality(served, world, "validation", among=panel)[RECALL]
+            if best is None or recall > best.recall:
+                best = Trained(setting, number, recall, copied(served), down.copy(), up.copy(), number)
+        assert best is not None
+        if number - best.round >= effort.patience * effort.every:
+            break
+    assert best is not None
+    return replace(best, last=number)
+
+
+def choices(served: Served) -> list[Served]:
+    """What validation chooses from after a round: with devices' own rows, if there are any, and without."""
+    return [served] if served.own is None else [served, replace(served, own=None)]
+
+
+def copied(served: Served) -> Served:
+    """As it is now; later rounds change what devices keep."""
+    return replace(served, users=served.users.copy())
+
+
+def panel_of(world: World, size: int) -> IntArray:
+    """Devices with validation items, at most so many, ascending."""
+    able = np.flatnonzero(world.splits.validation.counts() > 0)
+    return np.sort(rng_for(world.seed, "federated-panel").permutation(able)[:size])
+
+
+def tuned(
+    method: Federated[Any], world: World, precisions: Sequence[Precision], effort: Effort | None = None
+) -> dict[str, Any]:
+    """The method at its best setting and round: {"rows": one for each precision, "setting", "own_rows",
+    "tried", "trained"}.
+
+    Bytes are of the chosen training alone, up to its best round; ``down`` with the table that is served in the end.
+    """
+    effort = effort or Effort()
+    start = time.perf_counter()
+    best: Trained | None = None
+    tried = []
+    for place, setting in enumerate(method.grid, start=1):
+        one = train(method, setting, world, effort)
+        tried.append({"setting": plain(setting), "round": one.round, "last": one.last, "validation": one.recall})
+        if best is None or one.recall > best.recall:
+            best = one
+        text = f"{plain(setting)}: validation {RECALL} {one.recall:.4f} after {one.round} rounds"
+        world.on_event(Event(method.name, place, len(method.grid), text))
+    assert best is not None
+    seconds = time.perf_counter() - start
+    rows = [row(best, world, precision) | {"seconds": seconds, "trials": len(method.grid)} for precision in precisions]
+    own_rows = best.served.own is not None
+    return {"rows": rows, "setting": plain(best.setting), "own_rows": own_rows, "tried": tried, "trained": best}
+
+
+def row(best: Trained, world: World, precision: Precision, served: Served | None = None) -> dict[str, Any]:
+    """What of a training is reported at a precision; ``served`` in place of what it serves."""
+    shown = served or best.served
+    held = held_bytes(shown, precision)
+    test = quality(shown, world, "test", precision)
+    return {
+        "precision": precision,
+        "stored_bytes_max": int(held.max(initial=0)),
+        "stored_bytes_mean": float(held.mean()),
+        "bytes_down_mean": float((best.down + held).mean()),
+        "bytes_up_mean": float(best.up.mean()),
+        "rounds": best.round,
+        "validation_recall@20": quality(shown, world, "validation", precision)[RECALL],
+        **test,
+    }
+
+
+def plain(setting: Any) -> dict[str, Any]:
+    """A setting for the report."""
+    return asdict(setting) if is_dataclass(setting) and not isinstance(setting, type) else {}

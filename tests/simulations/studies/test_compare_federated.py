@@ -1,0 +1,182 @@
+"""Comparisons where nothing is collected: all rows and files, kept stages, nothing that rivals know nothing of."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fl_peel.errors import ReportError, ScenarioError
+from simulations.scenario_files import load_scenario
+from simulations.studies import study as studies
+from simulations.studies.compare import compare as comparison
+from simulations.studies.compare import federated
+from simulations.studies.compare.leaderboard import leaderboard_view, write_leaderboard
+from strategies.rivals.federated.bpr import BprSetting, FedAvgBpr
+from strategies.rivals.federated.fcf import Fcf, FcfSetting
+from strategies.rivals.federated.hetefedrec import HeteFedRec, HeteSetting
+from strategies.rivals.federated.pfedrec import PFedRec, PFedRecSetting
+from strategies.rivals.federated.popularity import Popularity
+from strategies.rivals.federated.tuning import Effort
+from tests.helpers.loopback import LoopbackGrid
+
+NOTHING = [
+    "pretraining={model: spectral, source: devices, columns: 8, passes: 2, embedding_dim: 8, collected: {share: 0}}",
+    "blocks={item_groups: single, num_slices: 2}",
+    "refinement.rounds=1",
+]
+BUDGETS = (0.1, 0.6, 0.9)
+METHODS = (
+    Popularity(),
+    FedAvgBpr(grid=(BprSetting(0.1, 0.01, 0.2), BprSetting(0.05, 0.01, 0.2))),
+    Fcf(grid=(FcfSetting(1.0, 1.0, 0.02),)),
+    PFedRec(grid=(PFedRecSetting(1.0, 10.0, 0.0, 0.1),)),
+    HeteFedRec(grid=(HeteSetting(BprSetting(0.1, 0.01, 0.2), 1.0, 1.0),)),
+)
+EFFORT = Effort(rounds=10, every=5)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Nodes in this process, and how often they were started."""
+    count = []
+
+    def simulated(scenario, place, on_event, *, server):
+        count.append(1)
+        return server(LoopbackGrid(2), scenario, place, on_event)
+
+    monkeypatch.setattr(studies, "simulated", simulated)
+    return count
+
+
+def compared(tiny, out, *, changes=(), **kwargs):
+    scenario = load_scenario(tiny, [*NOTHING, *changes])
+    return federated.compare_federated(scenario, BUDGETS, out=out, methods=METHODS, effort=EFFORT, **kwargs)
+
+
+def test_a_leaderboard_has_every_row_and_resumes_without_retraining(tiny, tmp_path, started, monkeypatch):
+    out = tmp_path / "out"
+    result = compared(tiny, out)
+    rows = result["rows"]
+    assert {row["method"] for row in rows} == {"peel", "peel-stage-1", "peel-full", *(m.name for m in METHODS)}
+    by_place = {(row["method"], row["share"], row["precision"]): row for row in rows}
+    assert len(by_place) == len(rows) == 3 * 3 + 2 + 1 + 4 * 2 + 3 * 3
+    for row in rows:
+        if row["share"] < 1:
+            assert row["stored_bytes_max"] <= row["budget_bytes"]
+            assert (row["stored_bytes_max"] == 0) == (row["recall@20"] == 0)
+        assert row["bytes_down_mean"] >= row["stored_bytes_mean"]
+        assert row["bytes_up_mean"] > 0
+    full = by_place["peel-full", 1.0, "fp32"]
+    assert full["recall@20"] == result["full_table"]["recall@20"]
+    assert full["bytes_up_mean"] > by_place["peel-stage-1", 1.0, "fp32"]["bytes_up_mean"]
+    assert by_place["peel", 0.9, "int8"]["bytes_up_mean"] == full["bytes_up_mean"]
+    assert full["trials"] == 15
+    fedavg = by_place["fedavg-bprmf", 1.0, "fp32"]
+    assert (fedavg["trials"], fedavg["rounds"]) == (2, fedavg["rounds"])
+    assert fedavg["bytes_down_mean"] > full["bytes_down_mean"]
+    assert len(result["tuning"]["0"]["fedavg-bprmf"]["tried"]) == 2
+    assert by_place["hetefedrec", 0.9, "fp32"]["note"].endswith("columns")
+    assert {path.name for path in out.iterdir()} == {
+        *("compare.json", "compare.csv", "compare.html", "compare.svg", "checkpoints")
+    }
+    assert json.loads((out / "compare.json").read_text())["rows"][0]["method"] == "peel"
+    assert "hetefedrec" in (out / "compare.html").read_text()
+
+    def dying(*args, **kwargs):
+        raise AssertionError("trained anew")
+
+    monkeypatch.setattr(federated, "tuned", dying)
+    again = compared(tiny, out)
+    assert len(started) == 1
+    assert again["rows"] == rows
+
+
+def test_the_leaderboard_shows_what_validation_chose(tiny, tmp_path, started):
+    rows = compared(tiny, tmp_path / "out")["rows"]
+    view = leaderboard_view(rows)
+    shown = [row for row in rows if row["chosen"] and row["stored_bytes_max"]]
+    assert len(view.rows) == len(shown)
+    best = max(shown, key=lambda row: row["validation_recall@20"])
+    ((line, column),) = view.best
+    assert (view.rows[line][0], view.rows[line][column]) == (best["method"], f"{best['validation_recall@20']:.4f}")
+    for method, share in {(row["method"], row["share"]) for row in rows}:
+        same = [row for row in rows if (row["method"], row["share"]) == (method, share)]
+        assert [row["chosen"] for row in same].count(True) == 1
+        assert next(row for row in same if row["chosen"])["validation_recall@20"] == max(
+            row["validation_recall@20"] for row in same
+        )
+
+
+def test_seeds_give_means(tiny, tmp_path, started):
+    two = compared(tiny, tmp_path / "out", seeds=2)
+    one = compared(tiny, tmp_path / "out")
+    other = compared(tiny, tmp_path / "out", changes=["seed=1"])
+    assert len(started) == 2
+    for row, first, second in zip(two["rows"], one["rows"], other["rows"], strict=True):
+        for key in ("recall@20", "bytes_up_mean", "bytes_down_mean"):
+            assert row[key] == pytest.approx((first[key] + second[key]) / 2)
+        assert row["seeds"] == 2
+
+
+def test_rivals_meet_the_scenarios_devices(tiny, tmp_path, started):
+    """The same devices, there in the same rounds, with the fleet's memory."""
+    from clients.fleet.fleet import load_fleet
+
+    scenario = load_scenario(tiny, [*NOTHING, "refinement.cohort_share=0.5"])
+    with studies.open_study(
+        scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None
+    ) as study:
+        world = federated.world_of(study)
+        assert world.present(3).size == 20
+        assert not np.array_equal(world.present(3), world.present(4))
+        fleet = load_fleet(scenario.fleet)
+        classes = fleet.classes(scenario.seed, np.arange(40))
+        small, large = (world.memory[classes == fleet.names.index(name)] for name in ("small", "large"))
+        assert small.max() < large.min()
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("pretraining.collected.share=0.5", "pretraining.collected.share"),
+        ("secure_aggregation.enabled=true", "secure_aggregation.enabled"),
+        ("poisoning={share: 0.1}", "poisoning.share"),
+    ],
+)
+def test_what_rivals_know_nothing_of_is_refused_at_the_start(tiny, tmp_path, started, change, key):
+    with pytest.raises(ScenarioError, match=rf"^{key}: .*set it to "):
+        compared(tiny, tmp_path / "out", changes=[change])
+    assert not started
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_other_comparison_says_where_to_go(tiny, tmp_path, started):
+    with pytest.raises(ScenarioError, match=r"collect nothing \(pretraining.collected.share: 0"):
+        comparison.compare(load_scenario(tiny, NOTHING), BUDGETS, out=tmp_path / "out")
+
+
+def test_a_leaderboard_with_a_hole_is_not_written(tiny, tmp_path, started):
+    result = compared(tiny, tmp_path / "out")
+    del result["rows"][3]["bytes_up_mean"]
+    with pytest.raises(ReportError, match=r"rows\.3\.bytes_up_mean"):
+        write_leaderboard(result, tmp_path / "other")
+
+
+def test_the_command_line_prints_it(tiny, tmp_path, started, monkeypatch):
+    from typer.testing import CliRunner
+
+    from simulations.cli.main import app
+
+    original = federated.compare_federated
+    monkeypatch.setattr(
+        federated, "compare_federated", lambda *args, **kw: original(*args, **kw, methods=METHODS[:2], effort=EFFORT)
+    )
+    command = ["compare", str(tiny), "--budgets", "60%", "--out", str(tmp_path / "out")]
+    for change in NOTHING:
+        command += ["--set", change]
+    ran = CliRunner().invoke(app, command)
+    assert ran.exit_code == 0, ran.output
+    assert "Leaderboard" in ran.output
+    assert "fedavg-bprmf" in ran.output
+    told = json.loads((tmp_path / "out" / "compare.json").read_text())["command"]
+    assert told.startswith("fl-peel compare ")
