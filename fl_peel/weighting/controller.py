@@ -29,7 +29,6 @@ from fl_peel.randomness import seed_for
 from fl_peel.weighting.settings import ControllerConfig
 from fl_peel.weighting.statistics import BlockStatistics, FloatArray
 
-
 _THREADS = threading.Lock()
 
 
