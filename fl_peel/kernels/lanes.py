@@ -8,7 +8,6 @@ software, tens of times slower.
 
 from __future__ import annotations
 
-import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -87,20 +86,4 @@ def dot(a, i, b, j, first, last):
     total = _whole_lanes(a, i, b, j, first, whole)
     for c in range(first + whole, last):
         total = fma(a[i, c], b[j, c], total)
-    return total
-
-
-def dot_in_order(a, b):
-    """The readable twin for vectors (n,) float32: fused products from float64, exact but for a second rounding."""
-    lanes = np.zeros(LANES, np.float32)
-    whole = len(a) // LANES * LANES
-    for start in range(0, whole, LANES):
-        for lane in range(LANES):
-            at = start + lane
-            lanes[lane] = np.float32(np.float64(a[at]) * np.float64(b[at]) + np.float64(lanes[lane]))
-    while len(lanes) > 1:
-        lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
-    total = lanes[0]
-    for at in range(whole, len(a)):
-        total = np.float32(np.float64(a[at]) * np.float64(b[at]) + np.float64(total))
     return total
