@@ -40,18 +40,18 @@ from strategies.run.refinement import Refiner
 _NATIVE = {SWITCH: "native"}
 MACHINES: dict[str, dict[str, str]] = {
     "pinned": {},
-    "pinned, haswell": {"NUMBA_CPU_NAME": "haswell"},
-    "pinned, skylake": {"NUMBA_CPU_NAME": "skylake-avx512"},
-    "pinned, one thread": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+    "pinned-haswell": {"NUMBA_CPU_NAME": "haswell"},
+    "pinned-skylake": {"NUMBA_CPU_NAME": "skylake-avx512"},
+    "pinned-one-thread": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
     "native": _NATIVE,
-    "native, haswell": {
+    "native-haswell": {
         **_NATIVE,
         "OPENBLAS_CORETYPE": "Haswell",
         "MKL_CBWR": "AVX2",
         "ATEN_CPU_CAPABILITY": "avx2",
         "NUMBA_CPU_NAME": "haswell",
     },
-    "native, nehalem": {
+    "native-nehalem": {
         **_NATIVE,
         "OPENBLAS_CORETYPE": "Nehalem",
         "MKL_CBWR": "COMPATIBLE",
