@@ -5,15 +5,19 @@ OUT ?= out/ml-100k
 CODE := fl_peel clients strategies simulations tests
 BIN := $(VENV)/bin
 
-.PHONY: run test lint clean
+# LOCKED=1: with the versions of requirements.lock (Linux, x86-64, Python 3.11)
+LOCK := $(if $(LOCKED),requirements.lock)
+INSTALLED := $(VENV)/.installed$(if $(LOCKED),-locked)
 
-run: $(VENV)/.installed
+.PHONY: run test lint lock clean
+
+run: $(INSTALLED)
 	$(BIN)/fl-peel run ml-100k --out $(OUT)
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-lint: $(VENV)/.installed-dev
+lint: $(INSTALLED)-dev
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
@@ -23,13 +27,20 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # a stamp each: installing again only when the dependencies change
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+$(INSTALLED): pyproject.toml $(LOCK) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(if $(LOCK),--requirement $(LOCK)) --editable .
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@ $(VENV)/.installed
+$(INSTALLED)-dev: pyproject.toml $(LOCK) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(if $(LOCK),--requirement $(LOCK)) --editable '.[dev]'
+	touch $@ $(INSTALLED)
+
+# versions that are in the file stay while pyproject.toml allows them: UPGRADE=--upgrade takes the newest
+lock: $(BIN)/python
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --quiet $(UPGRADE) --output-file requirements.lock --no-annotate \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --index-strategy unsafe-best-match \
+	  --extra-index-url https://download.pytorch.org/whl/cpu --emit-index-url --custom-compile-command "make lock" $(UV)
 
 clean:
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis

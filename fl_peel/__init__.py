@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fl_peel import code_paths
 from fl_peel.lazy import imported_when_asked
+
+code_paths.pin()  # before anything loads the libraries that read it
 
 if TYPE_CHECKING:
     from fl_peel.attacks.base import Attack

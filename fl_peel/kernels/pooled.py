@@ -13,6 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from fl_peel.kernels.lanes import dot
+
 Array = NDArray[Any]
 
 
@@ -57,7 +59,7 @@ def pooled_epoch(
     return loss
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy")
 def _pooled_epoch(
     table: Array,
     users: Array,
@@ -108,10 +110,7 @@ def _pooled_epoch(
                     if low >= stop or items[low] != row:
                         break
             rows[k] = row
-            score = np.float32(0.0)
-            for c in range(dim):
-                score += user[c] * table[row, c]
-            logits[k] = score * inverse_temperature
+            logits[k] = dot(users, owner, table, row, 0, dim) * inverse_temperature
         if softmax:
             top = logits.max()
             total = np.float32(0.0)

@@ -7,16 +7,7 @@ import math
 import numpy as np
 from numba import njit
 
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
-_STRICT = {"contract", "nsz"}
-
-
-@njit(nogil=True, cache=True, fastmath=_FAST, inline="always")
-def _dot(a, b, dim):
-    total = np.float32(0.0)
-    for k in range(dim):
-        total += a[k] * b[k]
-    return total
+from fl_peel.kernels.lanes import dot, fma
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -46,7 +37,7 @@ def tile_rows(
                     tiles[t, s * padded + k, r] = table[64 * t + r, s * width + k] if inside else np.float32(0.0)
 
 
-@njit(nogil=True, cache=True, fastmath=_STRICT)
+@njit(nogil=True, cache=True)
 def top_rows(
     tiles,  # (T, S * padded, 64) float32, of tile_rows; padded is a multiple of 4
     places,  # (T, S, 64) int32
@@ -61,7 +52,7 @@ def top_rows(
     best_scores,  # (N, n) float32, written
 ):
     """Blocks of 32 devices meet tiles of 64 rows, 4 devices at a time. A score is always added up in the same order,
-    whoever else is in the block (no reassociation), so that results do not depend on the company.
+    whoever else is in the block and whatever the processor: column by column, one rounding each.
     """
     num_devices = len(cutoffs)
     num_slices = places.shape[1]
@@ -131,10 +122,10 @@ def top_rows(
                             x = tiles[t, k + 1, r]
                             y = tiles[t, k + 2, r]
                             z = tiles[t, k + 3, r]
-                            part[0, r] = part[0, r] + a0 * w + a1 * x + a2 * y + a3 * z
-                            part[1, r] = part[1, r] + b0 * w + b1 * x + b2 * y + b3 * z
-                            part[2, r] = part[2, r] + c0 * w + c1 * x + c2 * y + c3 * z
-                            part[3, r] = part[3, r] + d0 * w + d1 * x + d2 * y + d3 * z
+                            part[0, r] = fma(a3, z, fma(a2, y, fma(a1, x, fma(a0, w, part[0, r]))))
+                            part[1, r] = fma(b3, z, fma(b2, y, fma(b1, x, fma(b0, w, part[1, r]))))
+                            part[2, r] = fma(c3, z, fma(c2, y, fma(c1, x, fma(c0, w, part[2, r]))))
+                            part[3, r] = fma(d3, z, fma(d2, y, fma(d1, x, fma(d0, w, part[3, r]))))
                     if num_slices > 1:
                         for q in range(4):
                             cut = np.int32(cuts[quad + q])
@@ -223,7 +214,7 @@ def hit_sums(
         ndcg[i] = gain / ideal
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST)
+@njit(nogil=True, cache=True)
 def block_signals(
     table,  # (R, d) float32
     position,  # (R, S) int32
@@ -253,7 +244,7 @@ def block_signals(
             for s in range(num_slices):
                 shares[s] = 0.0
                 if position[row, s] < cutoffs[i]:
-                    part = _dot(users[i, s * width :], table[row, s * width :], width)
+                    part = dot(users, i, table, row, s * width, (s + 1) * width)
                     shares[s] = max(np.float64(part), 1e-9)
                     total += shares[s]
             for s in range(num_slices):

@@ -11,6 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fl_peel.kernels.fixed_point import UNIT, fixed
+from fl_peel.kernels.lanes import dot, fma
 from fl_peel.kernels.random import below, next_number
 
 
@@ -33,7 +34,6 @@ def _fetch(typingctx, array, row):  # type: ignore[no-untyped-def]
     return types.void(array, types.int64), generate
 
 
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
 _ROOM = 2147483647.0  # largest int32
 
 
@@ -48,7 +48,7 @@ def _clip_factor(size, entries, bound, l1):
     return limit / size if size > limit else 1.0
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy")
 def train_devices(
     table,  # (R, d) float32, read only
     position,  # (R, S) int32
@@ -113,7 +113,8 @@ def train_devices(
     positives = np.empty(longest, np.int64)
     user_gradient = np.empty(dim, np.float32)
     chances = np.empty(drawn, np.float32)
-    step = np.empty(dim, np.float32)
+    step = np.empty((1, dim), np.float32)
+    beside = np.ones((1, dim), np.float32) if clip_l1 else step  # what a step is multiplied by for its norm
     clips = max_norm < np.inf
     num_blocks = num_rows * num_slices + 1 if clips and clip_blocks else 1
     block_sizes = np.zeros(num_blocks, np.float64)
@@ -189,10 +190,7 @@ def train_devices(
                             local[slot, c] = table[row, c]
                 for b in range(num_batch):
                     slot = batch_slots[b]
-                    total = np.float32(0.0)
-                    for c in range(dim):
-                        total += user[c] * local[slot, c]
-                    logits[slot] = total * inverse_temperature
+                    logits[slot] = dot(users, i, local, slot, 0, dim) * inverse_temperature
                 # the derivative of the loss by each negative's logit goes to the negative, minus their sum to the
                 # positive
                 for j in range(start, stop):
@@ -234,15 +232,16 @@ def train_devices(
                     if cut_rows:
                         for c in range(dim):
                             value = local[slot, c]
-                            user_gradient[c] += push * value
-                            local[slot, c] = value - rate * masks[slot, c] * (push * user[c] + shrink * value)
+                            user_gradient[c] = fma(push, value, user_gradient[c])
+                            gradient = fma(push, user[c], shrink * value)
+                            local[slot, c] = fma(-rate * masks[slot, c], gradient, value)
                     else:
                         for c in range(dim):
                             value = local[slot, c]
-                            user_gradient[c] += push * value
-                            local[slot, c] = value - rate * (push * user[c] + shrink * value)
+                            user_gradient[c] = fma(push, value, user_gradient[c])
+                            local[slot, c] = fma(-rate, fma(push, user[c], shrink * value), value)
                 for c in range(dim):
-                    user[c] -= user_rate * user_gradient[c]
+                    user[c] = fma(-user_rate, user_gradient[c], user[c])
             loss[i] = epoch_loss / count
         # the update is what changed, clipped to max_norm, in fixed point
         square = 0.0
@@ -252,13 +251,13 @@ def train_devices(
             entries = 0.0
             for slot in range(num_slots):
                 row = slot_row[slot]
+                for c in range(dim):
+                    change = local[slot, c] - table[row, c]
+                    step[0, c] = abs(change) if clip_l1 else change
                 for s in range(num_slices):
                     block = position[row, s]
                     if block < cutoff:
-                        norm = np.float32(0.0)
-                        for c in range(s * width, (s + 1) * width):
-                            change = local[slot, c] - table[row, c]
-                            norm += abs(change) if clip_l1 else change * change
+                        norm = dot(step, 0, beside, 0, s * width, (s + 1) * width)
                         square += np.float64(norm)
                         entries += width
                         if clip_blocks:
@@ -271,33 +270,27 @@ def train_devices(
         clipped_square = 0.0
         for slot in range(num_slots):
             row = slot_row[slot]
-            norm = np.float32(0.0)  # of the row's step, and so at least its largest magnitude
             if cut_rows:
                 for s in range(num_slices):
                     if position[row, s] < cutoff:
                         tallies[row, 3 + s] += 1
                         pieces += 1
                 for c in range(dim):
-                    change = scale * masks[slot, c] * (local[slot, c] - table[row, c])
-                    step[c] = change
-                    norm += change * change
+                    step[0, c] = scale * masks[slot, c] * (local[slot, c] - table[row, c])
             else:
                 tallies[row, 3] += 1
                 pieces += 1
                 for c in range(dim):
-                    change = scale * (local[slot, c] - table[row, c])
-                    step[c] = change
-                    norm += change * change
+                    step[0, c] = scale * (local[slot, c] - table[row, c])
             if clips and clip_blocks:
-                norm = np.float32(0.0)
                 for s in range(num_slices):
                     block = position[row, s]
                     if block < cutoff:
                         size = block_sizes[block] if clip_l1 else math.sqrt(block_sizes[block])
                         factor = np.float32(_clip_factor(size, block_entries[block], max_norm, clip_l1))
                         for c in range(s * width, (s + 1) * width):
-                            step[c] *= factor
-                            norm += step[c] * step[c]
+                            step[0, c] *= factor
+            norm = dot(step, 0, step, 0, 0, dim)  # squared: its root is at least the largest magnitude of the step
             clipped_square += np.float64(norm)
             bound = np.float64(math.sqrt(norm)) * 1.001 * UNIT + 2.0
             fits = bound < _ROOM
@@ -307,20 +300,20 @@ def train_devices(
                     spilled[row, c] = 0
             if not fits:
                 for c in range(dim):
-                    spilled[row, c] += np.int64(np.floor(np.float64(step[c]) * UNIT + 0.5))
+                    spilled[row, c] += np.int64(np.floor(np.float64(step[0, c]) * UNIT + 0.5))
                 bound = 1.0
                 for c in range(dim):
-                    step[c] = 0.0
+                    step[0, c] = 0.0
             if tallies[row, 2] + np.int64(bound) > _ROOM:
                 for c in range(dim):
                     spilled[row, c] += sums[row, c]
                 tallies[row, 2] = 0
             if tallies[row, 2] == 0:
                 for c in range(dim):
-                    sums[row, c] = np.int32(np.floor(np.float64(step[c]) * UNIT + 0.5))
+                    sums[row, c] = np.int32(np.floor(np.float64(step[0, c]) * UNIT + 0.5))
             else:
                 for c in range(dim):
-                    sums[row, c] += np.int32(np.floor(np.float64(step[c]) * UNIT + 0.5))
+                    sums[row, c] += np.int32(np.floor(np.float64(step[0, c]) * UNIT + 0.5))
             tallies[row, 2] += np.int64(bound)
         if clips and clip_blocks:
             for slot in range(num_slots):

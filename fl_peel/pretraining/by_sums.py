@@ -13,7 +13,8 @@ which its devices' scores differ most (:class:`Compression`), from second moment
 (:func:`group_moments`).
 
 Everything that is added up over devices is a whole number, rounded on the device: the sum is the same whatever the
-order, the number of nodes or the machine, and may be masked.
+order or the number of nodes, and may be masked. What the server makes of the sums (eigenvectors, products) is in
+float64, in the order of its linear algebra library (:mod:`fl_peel.code_paths`).
 """
 
 from __future__ import annotations

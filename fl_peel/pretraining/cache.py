@@ -1,7 +1,7 @@
 """Pretrained tables kept by content, so that studies that differ only in their federated part pretrain once.
 
-The key covers everything that decides the tables: the collected interactions, the settings, the seed, and the versions
-of this package and of torch. Files are safetensors; nothing is pickled.
+The key covers everything that decides the tables: the collected interactions, the settings, the seed, the versions of
+this package, torch, NumPy and SciPy, and the code paths that libraries run. Files are safetensors; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import scipy
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fl_peel import __version__
+from fl_peel.code_paths import code_paths
 from fl_peel.data.interactions import UserItems
 from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.train import EpochFigures, PretrainedEmbeddings
@@ -32,7 +34,8 @@ def pretraining_key(collected: UserItems, num_items: int, config: PretrainingCon
     digest = hashlib.blake2b(digest_size=16)
     digest.update(np.ascontiguousarray(collected.indptr).tobytes())
     digest.update(np.ascontiguousarray(collected.items).tobytes())
-    rest = [num_items, dataclasses.asdict(config), seed, device, __version__, torch.__version__]
+    versions = [__version__, torch.__version__, np.__version__, scipy.__version__, code_paths()]
+    rest = [num_items, dataclasses.asdict(config), seed, device, *versions]
     digest.update(json.dumps(rest, sort_keys=True).encode())
     return digest.hexdigest()
 

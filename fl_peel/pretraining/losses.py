@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,6 +55,18 @@ def _csr(indptr: Tensor, columns: Tensor, values: Tensor, num_columns: int) -> T
     return torch.sparse_csr_tensor(indptr.int(), columns.int(), values, size=size, check_invariants=False)
 
 
+def product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """left (n, k) times right (k, m), written to ``out`` (n, m), no gradient recorded.
+
+    On the processor by NumPy's BLAS, whose code path :mod:`fl_peel.code_paths` names: that of MKL which is the same on
+    processors of all makers is several times slower.
+    """
+    if out.device.type != "cpu":
+        return torch.mm(left, right, out=out)
+    np.matmul(left.detach().numpy(), right.detach().numpy(), out=out.detach().numpy())
+    return out
+
+
 class _SampledSoftmax(torch.autograd.Function):
     """Value and gradient in one pass over the logits, chunk by chunk, into one buffer."""
 
@@ -78,10 +91,10 @@ class _SampledSoftmax(torch.autograd.Function):
         loss = torch.zeros((), dtype=torch.float64, device=users.device)
         num_users = users.shape[0]
         chunk = max(1, min(num_users, _CHUNK_LOGITS // table.shape[0]))
-        buffer = users.new_empty(chunk, table.shape[0])
+        buffer, pushed = users.new_empty(chunk, table.shape[0]), torch.empty_like(table)
         for start in range(0, num_users, chunk):
             stop = min(start + chunk, num_users)
-            logits = torch.mm(scaled[start:stop], columns, out=buffer[: stop - start])  # (c, M)
+            logits = product(scaled[start:stop], columns, out=buffer[: stop - start])  # (c, M)
             logits += bias
             highest = logits.amax(dim=1, keepdim=True)
             total = logits.sub_(highest).exp_().sum(dim=1, keepdim=True)  # (c, 1)
@@ -100,9 +113,9 @@ class _SampledSoftmax(torch.autograd.Function):
 
             pushes = users.new_zeros(stop - start).index_add_(0, rows, pull)
             logits *= (pushes / total[:, 0])[:, None]
-            torch.mm(logits, table, out=user_gradient[start:stop])
+            product(logits, table, out=user_gradient[start:stop])
             user_gradient[start:stop] -= _csr(pattern.crow_indices(), own, pull, items.shape[0]) @ items
-            table_gradient.addmm_(logits.T, scaled[start:stop])
+            table_gradient += product(logits.T, scaled[start:stop], out=pushed)
             item_gradient.index_add_(0, own, scaled[start:stop][rows] * -pull[:, None])
         user_gradient /= temperature
         if candidates is not None:

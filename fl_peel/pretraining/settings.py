@@ -29,8 +29,9 @@ class PretrainingConfig:
     initialization: "spectral" (truncated SVD) or "normal" (standard deviation 0.1 / sqrt(d)).
     initial_norm: mean length of an item's layer-0 row at the start, for both.
     diversity_*: see :func:`fl_peel.pretraining.losses.slice_diversity`; num_slices must divide embedding_dim.
-    num_threads: torch threads, fixed so that sums add up in the same order on any machine; 0: two from 300,000
-        interactions on, else one (threads on small tables wait for each other more than they work).
+    num_threads: torch threads, fixed since sums of more add up in another order (what else decides it:
+        :mod:`fl_peel.code_paths`); 0: two from 300,000 interactions on, else one (threads on small tables wait for
+        each other more than they work).
     """
 
     model: Literal["lightgcn", "matrix-factorization"] = "lightgcn"

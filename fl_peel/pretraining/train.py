@@ -67,7 +67,8 @@ def pretrain(
     device: str = "cpu",
     progress: Callable[[EpochFigures], None] | None = None,
 ) -> PretrainedEmbeddings:
-    """Train the global tables. The same arguments give the same tables to the last digit on the same machine.
+    """Train the global tables. The same arguments give the same tables to the last digit, on processors of
+    one code path (:mod:`fl_peel.code_paths`).
 
     Raises:
         ScenarioError: a setting is out of range.

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.kernels import FIXED_POINT
+from fl_peel.kernels.lanes import LANES
 from fl_peel.training.settings import LocalTraining
 
 
@@ -90,6 +91,23 @@ def train_device(
 def fixed_point(update: NDArray[np.float64]) -> NDArray[np.int64]:
     """A device's update as it enters sums: the nearest multiple of 1 / FIXED_POINT."""
     return np.floor(update * FIXED_POINT + 0.5).astype(np.int64)
+
+
+def dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> np.float32:
+    """Sum of products (n,) as :func:`fl_peel.kernels.lanes.dot` adds it up: 16 lanes, halved, then what is left. A
+    product of two float32 is exact in float64; that the sum with it is rounded there first does not show in practice.
+    """
+    lanes = np.zeros(LANES, np.float32)
+    whole = len(a) // LANES * LANES
+    products = a.astype(np.float64) * b.astype(np.float64)
+    for start in range(0, whole, LANES):
+        lanes = (products[start : start + LANES] + lanes).astype(np.float32)
+    while len(lanes) > 1:
+        lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+    total = np.float32(lanes[0])
+    for product in products[whole:]:
+        total = np.float32(product + np.float64(total))
+    return total
 
 
 def top_rows(

@@ -16,7 +16,9 @@ logit is the block's expected share of the hits minus its observed share.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -26,6 +28,20 @@ from fl_peel.pretraining.train import fixed_threads
 from fl_peel.randomness import seed_for
 from fl_peel.weighting.settings import ControllerConfig
 from fl_peel.weighting.statistics import BlockStatistics, FloatArray
+
+_THREADS = threading.Lock()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch on one thread: sums of more add up in another order. One user group at a time, for the number is global."""
+    with _THREADS:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 class Controller(nn.Module):
@@ -63,6 +79,7 @@ class Controller(nn.Module):
                 {"params": self.network.parameters(), "weight_decay": config.weight_decay},
             ],
             lr=config.learning_rate,
+            fused=True,  # the square root of the other form is MKL's, and that of a processor
         )
 
     @staticmethod
@@ -83,7 +100,7 @@ class Controller(nn.Module):
 
     def weights(self, statistics: BlockStatistics) -> FloatArray:
         """Softmax over the blocks of a user group, (B,)."""
-        with torch.no_grad():
+        with _one_thread(), torch.no_grad():
             logits = self(torch.from_numpy(statistics.features(self.config.features)))
             weights: FloatArray = torch.softmax(logits.double(), dim=0).numpy().astype(np.float32)
         return weights

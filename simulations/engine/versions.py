@@ -1,18 +1,52 @@
-"""Versions of what figures depend on."""
+"""What figures depend on beside scenario and seed: versions of packages, and the code paths that libraries run."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
+from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from fl_peel import __version__
+from fl_peel.code_paths import code_paths
+from fl_peel.roots import own_root
+
+LOCK = "requirements.lock"
+"""In the root of the source: one ``name==version`` a line. Not in wheels."""
 
 
 def versions() -> dict[str, str]:
-    """Of this package, of Python, and of what figures depend on."""
+    """Of this package, of Python, and of what figures depend on; whether all are those of the lock file; code paths."""
     others = ("flwr", "torch", "numpy", "scikit-learn", "ray", "numba")
-    found = {name: importlib.metadata.version(name) for name in others}
-    return {"fl-peel": __version__, "python": platform.python_version(), **found}
+    found = {name: version(name) for name in others}
+    lock = environment(own_root() / LOCK)
+    return {"fl-peel": __version__, "python": platform.python_version(), **found, "lock": lock, "code": code_paths()}
 
 
-__all__ = ["versions"]
+def environment(lock: Path) -> str:
+    """The environment by a digest of the versions of what is locked, and whether they are those of the lock file."""
+    wanted = locked(lock)
+    if not wanted:
+        return "none here"
+    found = {name: _installed(name) for name in wanted}
+    digest = blake2b("\n".join(f"{name}=={found[name]}" for name in sorted(found)).encode(), digest_size=8).hexdigest()
+    other = [f"{name} {found[name]} for {wanted[name]}" for name in sorted(wanted) if found[name] != wanted[name]]
+    return f"{digest}, {'as locked' if not other else 'not as locked: ' + ', '.join(other)}"
+
+
+def locked(lock: Path) -> dict[str, str]:
+    """Versions by name; none where there is no such file."""
+    if not lock.is_file():
+        return {}
+    lines = [line.split("#")[0].strip() for line in lock.read_text(encoding="utf-8").splitlines()]
+    return dict(line.split("==", 1) for line in lines if "==" in line)
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
+
+
+__all__ = ["LOCK", "environment", "locked", "versions"]

@@ -48,6 +48,14 @@ def test_everything_that_decides_the_tables_changes_the_key():
     assert len({key(), *changed}) == 1 + len(changed)
 
 
+@pytest.mark.parametrize("name", ["code_paths", "np.__version__", "scipy.__version__", "torch.__version__"])
+def test_so_does_what_computes_them(name, monkeypatch):
+    before = key()
+    other = "another"
+    monkeypatch.setattr(f"fl_peel.pretraining.cache.{name}", (lambda: other) if name == "code_paths" else other)
+    assert key() != before
+
+
 def test_tables_come_back_bit_for_bit(tmp_path):
     write_tables(tmp_path / "new" / "folder", "k", TABLES)
     again = read_tables(tmp_path / "new" / "folder", "k")

@@ -276,3 +276,15 @@ def test_a_step_changes_no_statistics():
     controller.weights(group)
     for name in vars(group):
         assert (getattr(group, name) == getattr(before, name)).all()
+
+
+def test_weights_do_not_depend_on_the_number_of_threads():
+    groups = [statistics(seed, 40_000) for seed in range(2)]
+    controller = Controller.for_statistics(groups, ControllerConfig(), seed=3)
+    controller.outer_step(groups)
+    weights = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        weights.append(controller.weights(groups[0]).tobytes())
+        assert torch.get_num_threads() == threads
+    assert len({*weights}) == 1

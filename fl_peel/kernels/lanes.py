@@ -1,0 +1,89 @@
+"""Sums in an order that is written down, inside compiled loops: the same bits on any processor.
+
+A compiler that may reorder sums ("fastmath") does so by the width of the processor's registers. Here a sum is over 16
+lanes, added up in halves, and every product is fused with its addition (IEEE 754's fusedMultiplyAdd, one rounding).
+Sixteen lanes are a register, two or four, whatever the processor has; one without fused multiplication computes it in
+software, tens of times slower.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.extending import intrinsic
+
+LANES = 16
+_FLOAT, _INT32 = ir.FloatType(), ir.IntType(32)
+_VECTOR = ir.VectorType(_FLOAT, LANES)
+
+
+@intrinsic
+def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
+    """a b + c of float32 with one rounding."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        kind = ir.FunctionType(_FLOAT, [_FLOAT] * 3)
+        return builder.call(builder.module.declare_intrinsic("llvm.fma", [_FLOAT], kind), arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
+
+
+@intrinsic
+def _whole_lanes(typingctx, a, i, b, j, first, count):  # type: ignore[no-untyped-def]
+    """Sum of a[i, c] b[j, c] over the columns first <= c < first + count, a multiple of 16; C-contiguous matrices."""
+    if (a.layout, b.layout, a.dtype, b.dtype) != ("C", "C", types.float32, types.float32):
+        raise TypingError(f"dot: {a} and {b} must be C-contiguous matrices of float32")
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        pointers = []
+        for array, matrix, row in zip(signature.args[:3:2], arguments[:3:2], arguments[1:4:2], strict=True):
+            view = context.make_array(array)(context, builder, matrix)
+            columns = builder.extract_value(view.shape, 1)
+            pointers.append(builder.gep(view.data, [builder.add(builder.mul(row, columns), arguments[4])]))
+        number = arguments[5].type
+        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+        fused = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+        before = builder.block
+        loop, done = builder.append_basic_block("lanes"), builder.append_basic_block("lanes.done")
+        builder.cbranch(builder.icmp_signed(">", arguments[5], ir.Constant(number, 0)), loop, done)
+        with builder.goto_block(loop):
+            place, total = builder.phi(number), builder.phi(_VECTOR)
+            parts = [
+                builder.load(builder.bitcast(builder.gep(start, [place]), _VECTOR.as_pointer()), align=4)
+                for start in pointers
+            ]
+            added = builder.call(fused, [*parts, total])
+            onward = builder.add(place, ir.Constant(number, LANES))
+            place.add_incoming(ir.Constant(number, 0), before)
+            place.add_incoming(onward, loop)
+            total.add_incoming(ir.Constant(_VECTOR, [0.0] * LANES), before)
+            total.add_incoming(added, loop)
+            builder.cbranch(builder.icmp_signed("<", onward, arguments[5]), loop, done)
+        builder.position_at_end(done)
+        lanes = builder.phi(_VECTOR)
+        lanes.add_incoming(ir.Constant(_VECTOR, [0.0] * LANES), before)
+        lanes.add_incoming(added, loop)
+        width = LANES
+        while width > 1:  # the upper half onto the lower one
+            width //= 2
+            nothing = ir.Constant(lanes.type, ir.Undefined)
+            low, high = (
+                builder.shuffle_vector(lanes, nothing, ir.Constant(ir.VectorType(_INT32, width), list(some)))
+                for some in (range(width), range(width, 2 * width))
+            )
+            lanes = builder.fadd(low, high)
+        return builder.extract_element(lanes, ir.Constant(_INT32, 0))
+
+    return types.float32(a, types.int64, b, types.int64, types.int64, types.int64), generate
+
+
+@njit(nogil=True, cache=True, inline="always")
+def dot(a, i, b, j, first, last):
+    """Sum of a[i, c] b[j, c] over first <= c < last, of C-contiguous float32 matrices: 16 lanes, then what is left."""
+    whole = (last - first) // 16 * 16
+    total = _whole_lanes(a, i, b, j, first, whole)
+    for c in range(first + whole, last):
+        total = fma(a[i, c], b[j, c], total)
+    return total

@@ -1,0 +1,89 @@
+"""Libraries run one code path, named before they load, unless the user chose; a report can tell."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fl_peel import code_paths
+from fl_peel.code_paths import SWITCH, described, pinned, processor_flags
+from tests.helpers.root import ROOT
+
+MODERN = frozenset({"avx2", "fma", "sse2"})
+PINNED = {"openblas": "Haswell", "mkl": "COMPATIBLE", "torch": "AVX2", "numpy": "X86_V3"}
+
+
+def test_every_library_is_told_where_the_processor_can():
+    assert pinned(MODERN, "2.4.6") == {
+        "OPENBLAS_CORETYPE": "Haswell",
+        "MKL_CBWR": "COMPATIBLE",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
+    }
+    assert "AVX512_SKX" in pinned(MODERN, "1.26.4")["NPY_DISABLE_CPU_FEATURES"]
+    assert pinned(MODERN - {"fma"}, "2.4.6") == pinned(MODERN - {"avx2"}, "2.4.6") == {}
+
+
+def test_flags_are_those_of_linux(tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nflags\t\t: sse2 fma avx2\nbugs\t\t: x\nflags\t\t: other\n")
+    monkeypatch.setattr(code_paths.platform, "machine", lambda: "x86_64")
+    assert processor_flags(cpuinfo) == MODERN
+    assert processor_flags(tmp_path / "none") == frozenset()
+    monkeypatch.setattr(code_paths.platform, "machine", lambda: "aarch64")
+    assert processor_flags(cpuinfo) == frozenset()
+
+
+def test_what_the_user_set_stays(monkeypatch):
+    monkeypatch.setattr(code_paths, "processor_flags", lambda: MODERN)
+    monkeypatch.setattr(code_paths, "late", {})
+    environ = {"OPENBLAS_CORETYPE": "Zen"}
+    code_paths.pin(environ)
+    assert environ["OPENBLAS_CORETYPE"] == "Zen"
+    assert environ["MKL_CBWR"] == "COMPATIBLE"
+    # this process has loaded NumPy, and torch perhaps: what is set now they do not read
+    assert code_paths.late["NPY_DISABLE_CPU_FEATURES"] == "numpy"
+    assert "OPENBLAS_CORETYPE" not in code_paths.late
+    native = {SWITCH: "native"}
+    code_paths.pin(native)
+    assert native == {SWITCH: "native"}
+
+
+@pytest.mark.parametrize(
+    ("found", "late", "text"),
+    [
+        (PINNED, {}, "pinned"),
+        (PINNED | {"mkl": "none"}, {}, "pinned"),
+        (PINNED, {"MKL_CBWR": "torch"}, "native: .*; too late for torch"),
+        (PINNED | {"openblas": "Haswell, Zen"}, {}, "native: openblas Haswell, Zen, mkl COMPATIBLE"),
+        (PINNED | {"mkl": "native"}, {}, "native: .*mkl native"),
+        (PINNED | {"torch": "AVX512"}, {}, "native: .*torch AVX512"),
+        (PINNED | {"numpy": "AVX512_ICL"}, {}, "native: .*numpy AVX512_ICL"),
+        (PINNED | {"numpy": "X86_V4"}, {}, "native: .*numpy X86_V4"),
+    ],
+)
+def test_a_report_says_whether_figures_are_those_of_every_processor(found, late, text):
+    import re
+
+    assert re.fullmatch(text if text == "pinned" else text + ".*", described(found, late))
+
+
+def told(code, **environment):
+    kept = {name: value for name, value in os.environ.items() if name not in {*pinned(MODERN, "2.4.6"), SWITCH}}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**kept, **environment}, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+ASK = "from fl_peel.code_paths import code_paths; import scipy.linalg; print(code_paths())"
+
+
+@pytest.mark.skipif(not processor_flags() >= code_paths.NEEDED, reason="needs AVX2 and FMA on Linux")
+def test_importing_the_package_first_is_enough():
+    assert told(ASK) == "pinned"
+    assert told("import fl_peel; import fl_peel.kernels; " + ASK) == "pinned"
+    assert told("import numpy; " + ASK).endswith("; too late for numpy")
+    assert told(ASK, **{SWITCH: "native"}).startswith("native: ")
+    assert told(ASK, MKL_CBWR="AVX2").startswith("native: ")
