@@ -14,8 +14,8 @@ import numpy as np
 
 from fl_peel.pretraining.bounded import CHOICE_BOUND, Bounded, Open, Said
 from fl_peel.pretraining.by_sums import PASS_SCALE, UNIT_SCALE, GroupSums, Ints, Moments, Units
-from fl_peel.privacy.mechanisms import Mechanism, find_mechanism, fixed_point, noise_share
-from fl_peel.randomness import rng_for
+from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
+from fl_peel.privacy.sources import NoiseSource, source_of
 from fl_peel.scenario.scenario import Scenario
 
 SHARES = MappingProxyType(
@@ -83,7 +83,7 @@ class Stage1Scales:
     mechanism: Mechanism
     multiplier: float
     releases: dict[str, Stage1Release]
-    seed: int
+    source: NoiseSource
 
     @staticmethod
     def of(scenario: Scenario, multiplier: float) -> Stage1Scales:
@@ -91,7 +91,7 @@ class Stage1Scales:
         mechanism = find_mechanism(scenario.privacy.mechanism)
         assert mechanism is not None
         releases = {release.part: release for release in stage1_releases(scenario)}
-        return Stage1Scales(mechanism, multiplier, releases, scenario.seed)
+        return Stage1Scales(mechanism, multiplier, releases, source_of(scenario))
 
     def scale(self, part: str) -> float:
         """Scale of the noise on each number of a part."""
@@ -106,8 +106,8 @@ class Stage1Scales:
         """All of the noise: on a sum by the server, on its own part by a device."""
 
         def draw(part: str, unit: float, shape: tuple[int, ...], piece: int) -> Ints:
-            rng = rng_for(self.seed, "stage-1-noise", *identity, part, piece)
-            return fixed_point(self.mechanism.draw(rng, shape, self.scale(part)), unit)
+            what = ("stage-1-noise", *identity, part, piece)
+            return self.source.noise(self.mechanism, shape, self.scale(part), unit, what)
 
         return Stage1Noise(draw)
 
@@ -115,8 +115,8 @@ class Stage1Scales:
         """A device's share of it, one of ``num_devices``."""
 
         def draw(part: str, unit: float, shape: tuple[int, ...], piece: int) -> Ints:
-            rng = rng_for(self.seed, "stage-1-noise-share", *identity, part, piece)
-            return noise_share(rng, shape, self.std(part), num_devices, unit)
+            what = ("stage-1-noise-share", *identity, part, piece)
+            return self.source.share(shape, self.std(part), num_devices, unit, what)
 
         return Stage1Noise(draw)
 
