@@ -18,8 +18,8 @@ def counts_within(
     *,
     l1: bool,
 ) -> NDArray[np.int64]:
-    """Devices that have each place (P,), in units of 1 / unit: one that has n places counts bound / sqrt(n) in each (L1:
-    bound / n), 1 at most. owners, places: (N,) pairs, of which each counts once.
+    """Devices that have each place (P,), in units of 1 / unit: one that has n places counts bound / sqrt(n) in each
+    (L1: bound / n), 1 at most. owners, places: (N,) pairs, of which each counts once.
     """
     pairs = np.unique(owners * num_places + places)
     owners, places = pairs // max(num_places, 1), pairs % max(num_places, 1)

@@ -171,14 +171,14 @@ def _not_covered(scenario: Scenario) -> list[str]:
         else f"the train interactions of the {collected.share:.0%} of the users who consented"
     )
     rest = []
+    if collected.share:
+        rest.append(f"pretraining data: {whose}, which the server has in clear (pretraining.collected)")
     if scenario.privacy.noise_source == "seed":
         rest += [
             "whoever has the seed, which is in this report: noise, answers and coins follow from it and can be "
             "subtracted (privacy.noise_source: system)",
             "the last bits of the noise, which samplers of floating-point numbers draw (privacy.noise_source: system)",
         ]
-    if collected.share:
-        rest.append(f"pretraining data: {whose}, which the server has in clear (pretraining.collected)")
     rest += [
         "memory budgets, device classes and availability, which are not interactions",
         "the test, which the researcher makes on all devices outside the protocol",
