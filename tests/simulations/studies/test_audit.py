@@ -239,7 +239,7 @@ def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
     noised = tiny_scenario.model_dump(mode="json")
     noised["privacy"] = {
         "mechanism": "local-gaussian",
-        "target_epsilon": 4.0,
+        "target_epsilon": 1.0,  # 100 trials can show 2.4 of what has no noise
         "rows": "all-sent",
         "clipping": {"kind": "flat"},
     }
@@ -250,7 +250,7 @@ def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
     assert all(0 <= row["validation recall@20"] <= 1 for row in found)
     assert found[0]["epsilon"] is None
     assert (found[0]["canary"]["advantage"], found[0]["canary"]["epsilon_accounted"]) == (1, None)
-    assert found[1]["epsilon"] == pytest.approx(4.0, rel=0.01)
+    assert found[1]["epsilon"] == pytest.approx(1.0, rel=0.01)
     assert found[1]["canary"]["epsilon_low"] <= found[1]["canary"]["epsilon_accounted"]
     assert set(found[0]["attacks"]) == set(SETTINGS.attacks or ())
     touched = [row["attacks"]["touched-rows"]["auc"] for row in found]
