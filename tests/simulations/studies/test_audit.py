@@ -15,7 +15,7 @@ from fl_peel.exchange.counters import ClassCounts, RoundCounts
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
 from simulations.studies.audit.attacks import attacked, control
-from simulations.studies.audit.audit import AuditSettings, attacks_on, audited
+from simulations.studies.audit.audit import AuditSettings, _require_replay, attacks_on, audited
 from simulations.studies.audit.observer import Observer, TapGrid, figures_of
 from simulations.studies.audit.report import audit_view, write_audit
 from simulations.studies.audit.rows import AuditRow, added_rows, audit_rows, chosen_rows
@@ -284,3 +284,11 @@ def test_recall_is_measured_with_the_larger_budgets_of_the_run(tiny_scenario, tm
     found = audited(LoopbackGrid(2), [AuditRow("none", tiny_scenario)], place, settings, ["touched-rows"])
     assert shares == [(0.6, 1.0)]  # the scenario's 50% is smaller
     assert found[0]["share"] == 0.6
+
+
+def test_noise_that_does_not_repeat_cannot_be_audited(tiny):
+    scenario = load_scenario(
+        tiny, ["privacy={mechanism: central-gaussian, target_epsilon: 8, clipping: {kind: flat}, noise_source: system}"]
+    )
+    with pytest.raises(ScenarioError, match=r"privacy\.noise_source: system never gives the same noise again"):
+        _require_replay(AuditRow("noised", scenario))
