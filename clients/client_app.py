@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 
 from clients.node import joining
 from clients.node.cohort import Cohort, open_cohort
+from clients.node.simulation import refuse_seeded_noise
 from clients.round import clear, masked_stage1, stage1
 from clients.round import masked as secure_round
 from clients.serving import evaluate as ranking
@@ -18,6 +19,7 @@ from clients.serving import keeping
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError
 from fl_peel.roots import check_one_root, code_digest
+from fl_peel.scenario.scenario import Scenario
 
 app = ClientApp()
 
@@ -33,12 +35,14 @@ def _partition(context: Context) -> tuple[int, int]:
 
 def _cohort(context: Context, request: Any) -> Cohort:
     """A node started with its own data-dir or run-dir uses those (real nodes have their own disks); one started with a
-    profile hosts devices of that class alone.
+    profile hosts devices of that class alone. None does anything for noise that would hide nobody.
     """
     data_dir = str(context.node_config.get("data-dir", request.setting.data_dir))
     run_dir = str(context.node_config.get("run-dir", request.setting.run_dir))
     profile = str(context.node_config.get("profile", ""))
-    return open_cohort(request.setting.scenario, data_dir, run_dir, *_partition(context), profile)
+    cohort = open_cohort(request.setting.scenario, data_dir, run_dir, *_partition(context), profile)
+    refuse_seeded_noise(cohort.scenario, context)
+    return cohort
 
 
 def _answer(message: Message, work_for: Callable[[], object]) -> Message:
@@ -51,9 +55,11 @@ def _answer(message: Message, work_for: Callable[[], object]) -> Message:
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Say which partition this node hosts."""
+    """Say which partition this node hosts, unless it will not take part in such a run."""
+    request = wire.unpack(wire.HelloRequest, message.content)
 
     def reply() -> wire.HelloReply:
+        refuse_seeded_noise(Scenario.from_json(request.scenario), context)
         root = check_one_root()
         return wire.HelloReply(*_partition(context), str(root), code_digest(root))
 

@@ -50,7 +50,7 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
     if scenario.data.refit:
         rehearsal = rehearse(grid, scenario, place, nodes, stages, on_event)
         scenario = rehearsal.scenario
-    prepared = prepare(scenario, place, stages, nodes, on_event, rehearsal.prepared if rehearsal else None)
+    prepared = prepare(scenario, plan, place, stages, nodes, on_event, rehearsal.prepared if rehearsal else None)
     refiner = Refiner(grid, place, prepared, nodes, on_event, rehearsal.controller if rehearsal else None)
     with stages("joining"):
         strategy = refiner.joined(scenario, plan, num_traced=NUM_TRACED)

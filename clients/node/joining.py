@@ -15,7 +15,8 @@ from fl_peel.blocks.settings import Precision
 from fl_peel.data.interactions import IntArray
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
 from fl_peel.pretraining.by_sums import embeddings, nearest
-from fl_peel.privacy.mechanisms import randomized_groups
+from fl_peel.privacy.noising import randomized_groups
+from fl_peel.privacy.sources import source_of
 from fl_peel.wire import JoinReply, JoinRequest
 
 
@@ -26,7 +27,7 @@ def answered_groups(
     epsilon = cohort.scenario.privacy.group_epsilon
     if epsilon is None:
         return groups
-    return randomized_groups(groups, len(centroids), epsilon, cohort.scenario.seed, cohort.devices[places])
+    return randomized_groups(groups, len(centroids), epsilon, source_of(cohort.scenario), cohort.devices[places])
 
 
 def check_poorest(

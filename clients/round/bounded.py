@@ -14,6 +14,7 @@ from fl_peel.exchange.trained import Trained
 from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
 from fl_peel.privacy.noising import with_device_noise, with_noise_shares
 from fl_peel.privacy.plan import in_masked_sums
+from fl_peel.privacy.sources import source_of
 from fl_peel.wire import Arrays
 
 
@@ -42,14 +43,17 @@ class BoundedDeviceContents(DeviceContents):
         noise_devices: int | None,
     ) -> Sums:
         """With what the devices themselves add."""
-        seed, server_round, multiplier = self.scenario.seed, self.request.server_round, self.request.noise_multiplier
+        source, server_round = source_of(self.scenario), self.request.server_round
         shares = shares_of(self.scenario)
-        scales = {part: mechanism.scale(multiplier, shares[part], limits[part]) for part in self.release.parts}
+        scales = {
+            part: mechanism.scale(self.request.noise_multiplier, shares[part], limits[part])
+            for part in self.release.parts
+        }
         if mechanism.where == "device":
-            return with_device_noise(sums, scales, mechanism, seed, server_round, trained.devices)
+            return with_device_noise(sums, scales, mechanism, source, server_round, trained.devices)
         if in_masked_sums(self.scenario, mechanism) and noise_devices is not None:
             stds = {part: mechanism.std(scale) for part, scale in scales.items()}
-            return with_noise_shares(sums, stds, noise_devices, seed, server_round, trained.devices)
+            return with_noise_shares(sums, stds, noise_devices, source, server_round, trained.devices)
         return sums
 
 

@@ -14,7 +14,8 @@ from clients.round.choice import contents_of
 from clients.round.contents import DeviceContents
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClockCounts
-from fl_peel.randomness import device_seeds, device_uniforms
+from fl_peel.privacy.sources import source_of
+from fl_peel.randomness import device_seeds
 from fl_peel.training.settings import LocalTraining
 from fl_peel.wire import RoundRequest
 
@@ -79,7 +80,7 @@ def answering(cohort: Cohort, places: IntArray, server_round: int) -> NDArray[np
     share = cohort.scenario.privacy.answer_share
     if share is None:
         return available
-    coin = device_uniforms(cohort.scenario.seed, "answers", server_round, devices=cohort.devices[places])
+    coin = source_of(cohort.scenario).uniforms(("answers", server_round), cohort.devices[places])
     return available & (coin * cohort.usual_availability[places] < share)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fl_peel import kernels
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.data.interactions import UserItems
+from fl_peel.exchange.bounded_counts import counts_within
 from fl_peel.exchange.release import BUILT_IN, Part
 from fl_peel.exchange.statistics import bounded, find_statistic
 from fl_peel.exchange.sums import Sums
@@ -57,20 +58,12 @@ def bounded_sums(
 
 
 def bounded_counts(ranked: RankedBlocks, train: UserItems, bound: float, *, l1: bool) -> NDArray[np.int64]:
-    """Devices that have train interactions with each row sent (R,), a device with n rows counting bound / sqrt(n)
-    (L1: bound / n) in each, 1 at most.
+    """Devices that have train interactions with each row sent (R,), see
+    :func:`fl_peel.exchange.bounded_counts.counts_within`.
     """
     rows = ranked.row_of_item[train.items]
-    who = np.repeat(np.arange(train.num_users), train.counts())
-    num_rows = len(ranked.table)
-    pairs = np.unique(who[rows >= 0] * num_rows + rows[rows >= 0])  # an item counts once
-    owners, here = pairs // max(num_rows, 1), pairs % max(num_rows, 1)
-    distinct = np.bincount(owners, minlength=train.num_users)
-    spread = np.maximum(distinct, 1) if l1 else np.sqrt(np.maximum(distinct, 1))
-    weights = np.floor(np.minimum(1.0, bound * (1 - 1e-12) / spread) * FIXED_POINT).astype(np.int64)
-    counts = np.zeros(num_rows, np.int64)
-    np.add.at(counts, here, weights[owners])
-    return counts
+    sent = rows >= 0
+    return counts_within(train.users()[sent], rows[sent], len(ranked.table), bound, FIXED_POINT, l1=l1)
 
 
 __all__ = ["bounded_counts", "bounded_sums"]

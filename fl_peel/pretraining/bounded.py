@@ -31,6 +31,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from fl_peel.data.interactions import UserItems
+from fl_peel.exchange.bounded_counts import BELOW, counts_within
 from fl_peel.pretraining.by_sums import (
     UNIT_SCALE,
     Doubles,
@@ -53,8 +54,6 @@ CHOICE_BOUND = 0.25
 """Of shares under all filters less their mean: those of a device hardly differ by more."""
 FACTOR_SCALE = 2.0**18
 """Units of either factor of a pass, whose products are in units of :data:`fl_peel.pretraining.by_sums.PASS_SCALE`."""
-BELOW = 1.0 - 1e-12
-"""Bounds are met from below, by more than a sum of squares can be rounded."""
 CHUNK = 4096
 """Devices whose outer products are added up at once: exact in doubles."""
 
@@ -131,12 +130,8 @@ class Bounded:
 
     def counts(self, rows: UserItems) -> Ints:
         """See :class:`Said`; in units of 1 / ``UNIT_SCALE``."""
-        distinct = rows.counts()
-        spread = np.maximum(distinct, 1) if self.l1 else np.sqrt(np.maximum(distinct, 1))
-        each = np.floor(np.minimum(1.0, self.count_bound * BELOW / spread) * UNIT_SCALE).astype(np.int64)
-        counts = np.zeros(self.num_items, np.int64)
-        np.add.at(counts, rows.items, each[rows.users()])
-        return counts
+        bound, items = self.count_bound, self.num_items
+        return counts_within(rows.users(), rows.items, items, bound, UNIT_SCALE, l1=self.l1)
 
     def passed(
         self, table: Floats, weights: Floats, columns: slice, rows: UserItems, sketch: RowSketch | None = None

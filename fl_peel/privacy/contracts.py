@@ -21,6 +21,7 @@ from typing import ClassVar
 import numpy as np
 
 from fl_peel.privacy.accounting import Schedule, calibrated, event_of, spent
+from fl_peel.privacy.exact import SystemBits
 from fl_peel.privacy.mechanisms import Mechanism
 
 
@@ -54,6 +55,18 @@ class MechanismContract:
         first, again, other = (self.mechanism.draw(np.random.default_rng(seed), (50,), 1.0) for seed in (1, 1, 2))
         assert np.array_equal(first, again), "the same generator gave different noise"
         assert not np.array_equal(first, other), "different generators gave the same noise"
+
+    def test_whole_noise_has_the_stated_deviation(self) -> None:
+        """That of ``privacy.noise_source: system``, if there is any: 200,000 whole numbers, likewise."""
+        if not self.mechanism.draws_whole:
+            return
+        for scale in (40, 3 << 30):
+            drawn = self.mechanism.draw_whole(SystemBits(), 200_000, scale)
+            assert drawn.shape == (200_000,), f"asked for (200000,), got {drawn.shape}"
+            assert drawn.dtype == np.int64, f"whole numbers are int64, not {drawn.dtype}"
+            std, error = self.mechanism.std(scale), math.sqrt(1 / drawn.size)
+            assert abs(drawn.mean()) < 5 * std * error, "whole noise is biased"
+            assert abs(drawn.std() / std - 1) < 5 * 1.5 * error, f"std({scale}) says {std}, drawn {drawn.std()}"
 
     def test_scale_grows_with_bound_and_multiplier(self) -> None:
         """In proportion."""

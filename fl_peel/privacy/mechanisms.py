@@ -23,8 +23,8 @@ from dp_accounting import DpEvent, GaussianDpEvent, LaplaceDpEvent
 from numpy.typing import NDArray
 
 from fl_peel.errors import FieldError, ScenarioError
+from fl_peel.privacy.exact import Bits, discrete_gaussian, discrete_laplace
 from fl_peel.privacy.settings import MECHANISMS, NO_MECHANISM
-from fl_peel.randomness import device_uniforms
 
 FloatArray = NDArray[np.float64]
 
@@ -64,7 +64,19 @@ class Mechanism(ABC):
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> FloatArray:
-        """Independent noise of this scale."""
+        """Independent noise of this scale, from a seed."""
+
+    def draw_whole(self, bits: Bits, count: int, scale: int) -> NDArray[np.int64]:
+        """Independent noise (count,) of this whole scale in whole numbers, as ``privacy.noise_source: system`` has it.
+
+        Its distribution must be exact, and cost what ``event`` says: see :mod:`fl_peel.privacy.exact`.
+        """
+        raise NotImplementedError
+
+    @property
+    def draws_whole(self) -> bool:
+        """Whether :meth:`draw_whole` is there."""
+        return type(self).draw_whole is not Mechanism.draw_whole
 
     def scale(self, multiplier: float, share: float, bound: float) -> float:
         """Scale of the noise on a part with this share and bound."""
@@ -93,6 +105,10 @@ class Gaussian(Mechanism):
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> FloatArray:
         """Normal numbers."""
         return rng.normal(0.0, scale, shape)
+
+    def draw_whole(self, bits: Bits, count: int, scale: int) -> NDArray[np.int64]:
+        """Discrete Gaussian: as private as normal numbers (Canonne, Kamath & Steinke, NeurIPS 2020, theorem 4)."""
+        return discrete_gaussian(bits, count, scale)
 
 
 @dataclass(frozen=True)
@@ -137,6 +153,10 @@ class LocalLaplace(Mechanism):
         """Laplace numbers."""
         return rng.laplace(0.0, scale, shape)
 
+    def draw_whole(self, bits: Bits, count: int, scale: int) -> NDArray[np.int64]:
+        """Discrete Laplace: as private as Laplace numbers (Ghosh, Roughgarden & Sundararajan, STOC 2009)."""
+        return discrete_laplace(bits, count, scale)
+
 
 _BUILT_IN: dict[str, Mechanism] = {
     mechanism.name: mechanism for mechanism in (CentralGaussian(), LocalGaussian(), LocalLaplace())
@@ -155,22 +175,6 @@ def find_mechanism(name: str) -> Mechanism | None:
         return MECHANISMS.make(name, Mechanism)  # type: ignore[type-abstract]
     except FieldError as error:
         raise ScenarioError(f"privacy.mechanism: {error}") from None
-
-
-def randomized_groups(
-    groups: NDArray[np.int32], num_groups: int, epsilon: float, seed: int, devices: NDArray[np.int64]
-) -> NDArray[np.int32]:
-    """Answers (N,) of devices that were asked for their user group (N,), by k-ary randomized response.
-
-    The own group with probability e^epsilon / (e^epsilon + k - 1), else one of the others (Kairouz, Bonawitz & Ramage,
-    ICML 2016): each device's answer is epsilon-differentially private by itself.
-    """
-    if num_groups < 2:
-        return groups
-    honest = 1.0 / (1.0 + (num_groups - 1) * math.exp(-epsilon))
-    coin = device_uniforms(seed, "group-answer", devices=devices)
-    other = 1 + np.floor(device_uniforms(seed, "other-group", devices=devices) * (num_groups - 1)).astype(np.int32)
-    return np.where(coin < honest, groups, (groups + other) % num_groups).astype(np.int32)
 
 
 def fixed_point(values: NDArray[np.float64], unit: float) -> NDArray[np.int64]:
@@ -198,5 +202,4 @@ __all__ = [
     "find_mechanism",
     "fixed_point",
     "noise_share",
-    "randomized_groups",
 ]

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fl_peel.errors import ScenarioError
-from fl_peel.exchange.release import Part, shares_of
+from fl_peel.exchange.release import Part, bounds, shares_of
+from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy.accounting import Schedule, Spent, calibrated, event_of, spent
 from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
-from fl_peel.privacy.stage1 import Stage1Release, stage1_releases
+from fl_peel.privacy.sources import whole_scale
+from fl_peel.privacy.stage1 import Stage1Release, Stage1Scales, stage1_releases, unit_of
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.graph import answers_needed
 
@@ -141,7 +143,38 @@ def make_plan(scenario: Scenario, *, most_rounds: int | None = None, asks_groups
             f"privacy.noise_multiplier: {multiplier:g} spends epsilon {plan.epsilon:.3g} over the rounds of this run, "
             f"above privacy.target_epsilon {privacy.target_epsilon:g}; leave noise_multiplier out, or raise it"
         )
+    check_scales(scenario, plan)
     return plan
+
+
+def check_delta(scenario: Scenario, num_devices: int) -> None:
+    """Refuse a delta that allows a run to tell all about one of its devices: above 1 / N.
+
+    Raises:
+        ScenarioError: naming the key and the remedy.
+    """
+    delta = scenario.privacy.delta
+    if scenario.privacy.noised and delta * num_devices > 1:
+        raise ScenarioError(
+            f"privacy.delta: {delta:g} is above one of {num_devices:,} devices, and so allows to tell all about one of "
+            f"them; give at most {1 / num_devices:.2g}, better a tenth of that"
+        )
+
+
+def check_scales(scenario: Scenario, plan: Plan) -> None:
+    """Refuse more noise than the operating system's source draws exactly.
+
+    Raises:
+        ScenarioError: naming the key and the remedy.
+    """
+    if scenario.privacy.noise_source != "system":
+        return
+    for part, bound in bounds(scenario, scenario.privacy.clipping.norm).items():
+        if part in plan.shares:
+            whole_scale(plan.scale(part, bound), FIXED_POINT)
+    scales = Stage1Scales.of(scenario, plan.multiplier)
+    for release in plan.stage1:
+        whole_scale(scales.scale(release.part), unit_of(release.part))
 
 
 def check_keys(scenario: Scenario, mechanism: Mechanism) -> None:
@@ -155,6 +188,11 @@ def check_keys(scenario: Scenario, mechanism: Mechanism) -> None:
         raise ScenarioError(
             f"privacy.rows: touched tells which rows a device changed, which {mechanism.name} must hide; set all-sent"
         )
+    if privacy.noise_source == "system" and not mechanism.draws_whole:
+        raise ScenarioError(
+            f"privacy.noise_source: mechanism {mechanism.name} draws no whole noise, which system asks for; give it a "
+            "draw_whole, or set seed"
+        )
     if in_masked_sums(scenario, mechanism):
         noise_devices_of(scenario, scenario.secure_aggregation.min_devices)
     for key, again in (
@@ -165,4 +203,4 @@ def check_keys(scenario: Scenario, mechanism: Mechanism) -> None:
             raise ScenarioError(f"{key}: refines once more and so spends epsilon again; leave it out under a mechanism")
 
 
-__all__ = ["Plan", "check_keys", "in_masked_sums", "make_plan", "noise_devices_of", "schedule_of"]
+__all__ = ["Plan", "check_delta", "check_keys", "in_masked_sums", "make_plan", "noise_devices_of", "schedule_of"]

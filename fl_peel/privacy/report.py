@@ -37,6 +37,7 @@ class Accounted:
     epsilon_pld: float | None
     target_epsilon: float | None
     noise_multiplier: float
+    noise_source: str
     clip_norms: tuple[float, ...]
     adjacency: str
     sampling: str
@@ -97,6 +98,7 @@ def report_of(scenario: Scenario, plan: Plan | None, clip_norms: list[float]) ->
         epsilon_pld=plan.cost.pld,
         target_epsilon=privacy.target_epsilon,
         noise_multiplier=plan.multiplier,
+        noise_source=privacy.noise_source,
         clip_norms=tuple(float(norm) for norm in clip_norms),
         adjacency="a device's contributions, all rounds together, replaced by "
         + ("zeros" if plan.mechanism.where == "server" else "any others"),
@@ -168,24 +170,47 @@ def _not_covered(scenario: Scenario) -> list[str]:
         if collected.share == 1
         else f"the train interactions of the {collected.share:.0%} of the users who consented"
     )
-    rest = (
-        []
-        if not collected.share
-        else [f"pretraining data: {whose}, which the server has in clear (pretraining.collected)"]
-    )
+    rest = []
+    if collected.share:
+        rest.append(f"pretraining data: {whose}, which the server has in clear (pretraining.collected)")
+    if scenario.privacy.noise_source == "seed":
+        rest += [
+            "whoever has the seed, which is in this report: noise, answers and coins follow from it and can be "
+            "subtracted (privacy.noise_source: system)",
+            "the last bits of the noise, which samplers of floating-point numbers draw (privacy.noise_source: system)",
+        ]
     rest += [
         "memory budgets, device classes and availability, which are not interactions",
         "the test, which the researcher makes on all devices outside the protocol",
     ]
+    if scenario.evaluation.artifacts:
+        rest.append(
+            f"{scenario.evaluation.artifacts} devices whose embeddings are written beside this report "
+            "(evaluation.artifacts)"
+        )
     if scenario.privacy.requests == "own-budget":
         rest.append("how many blocks a device asks for: its budget of the moment (privacy.requests)")
     if scenario.pretraining.by_devices:
         rest.append("bytes, times and devices of stage 1 in this report: measured by the simulation, sent by nobody")
+    rest += _without_noise(scenario)
     if scenario.privacy.counters == "measured":
         rest.append(
             "rounds' losses, recalls, times and bytes in this report: measured by the simulation, sent by nobody"
         )
     return rest
+
+
+def _without_noise(scenario: Scenario) -> Iterator[str]:
+    """What validation items decide, or show in the report, outside all noise. Refinement is accepted by none under a
+    mechanism (``Scenario.compares``), and data.refit and a filter chosen in the clear are refused.
+    """
+    if not scenario.data.validation_share:
+        return
+    if scenario.fairness.tiers:
+        yield "fixed tiers: the table sizes each device class gets, chosen on its validation items (fairness.tiers)"
+    if scenario.evaluation.full_tables:
+        yield "the recall of the first tables on validation items, in this report (evaluation.full_tables)"
+    yield "keys of this scenario, where they were chosen by trying several on validation items of the same devices"
 
 
 __all__ = ["Accounted", "PrivacyReport", "Released", "report_of"]

@@ -14,8 +14,8 @@ import numpy as np
 
 from fl_peel.pretraining.bounded import CHOICE_BOUND, Bounded, Open, Said
 from fl_peel.pretraining.by_sums import PASS_SCALE, UNIT_SCALE, GroupSums, Ints, Moments, Units
-from fl_peel.privacy.mechanisms import Mechanism, find_mechanism, fixed_point, noise_share
-from fl_peel.randomness import rng_for
+from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
+from fl_peel.privacy.sources import NoiseSource, source_of
 from fl_peel.scenario.scenario import Scenario
 
 SHARES = MappingProxyType(
@@ -67,6 +67,11 @@ def stage1_releases(scenario: Scenario) -> tuple[Stage1Release, ...]:
     )
 
 
+def unit_of(part: str) -> float:
+    """Units of 1 / this, in which a part is said."""
+    return {"pass": PASS_SCALE, "moment products": UNIT_SCALE**2}.get(part, UNIT_SCALE)
+
+
 def said_of(scenario: Scenario, num_items: int, units: Units) -> Said:
     """What devices say in stage 1. units: of what is not bounded."""
     pretraining = scenario.pretraining
@@ -83,7 +88,7 @@ class Stage1Scales:
     mechanism: Mechanism
     multiplier: float
     releases: dict[str, Stage1Release]
-    seed: int
+    source: NoiseSource
 
     @staticmethod
     def of(scenario: Scenario, multiplier: float) -> Stage1Scales:
@@ -91,7 +96,7 @@ class Stage1Scales:
         mechanism = find_mechanism(scenario.privacy.mechanism)
         assert mechanism is not None
         releases = {release.part: release for release in stage1_releases(scenario)}
-        return Stage1Scales(mechanism, multiplier, releases, scenario.seed)
+        return Stage1Scales(mechanism, multiplier, releases, source_of(scenario))
 
     def scale(self, part: str) -> float:
         """Scale of the noise on each number of a part."""
@@ -105,59 +110,59 @@ class Stage1Scales:
     def whole(self, *identity: str | int) -> Stage1Noise:
         """All of the noise: on a sum by the server, on its own part by a device."""
 
-        def draw(part: str, unit: float, shape: tuple[int, ...], piece: int) -> Ints:
-            rng = rng_for(self.seed, "stage-1-noise", *identity, part, piece)
-            return fixed_point(self.mechanism.draw(rng, shape, self.scale(part)), unit)
+        def draw(part: str, shape: tuple[int, ...], piece: int) -> Ints:
+            what = ("stage-1-noise", *identity, part, piece)
+            return self.source.noise(self.mechanism, shape, self.scale(part), unit_of(part), what)
 
         return Stage1Noise(draw)
 
     def shared(self, num_devices: int, *identity: str | int) -> Stage1Noise:
         """A device's share of it, one of ``num_devices``."""
 
-        def draw(part: str, unit: float, shape: tuple[int, ...], piece: int) -> Ints:
-            rng = rng_for(self.seed, "stage-1-noise-share", *identity, part, piece)
-            return noise_share(rng, shape, self.std(part), num_devices, unit)
+        def draw(part: str, shape: tuple[int, ...], piece: int) -> Ints:
+            what = ("stage-1-noise-share", *identity, part, piece)
+            return self.source.share(shape, self.std(part), num_devices, unit_of(part), what)
 
         return Stage1Noise(draw)
 
 
 @dataclass(frozen=True)
 class Stage1Noise:
-    """Noise for what is said in a step, in its units. draw: of a part, in units of 1 / unit, a shape; piece: a column
-    of a pass or a user group of moments, each drawn by itself, so that a step may go in several messages.
+    """Noise for what is said in a step, in its units. draw: of a part, a shape; piece: a column of a pass or a user
+    group of moments, each drawn by itself, so that a step may go in several messages.
     """
 
-    draw: Callable[[str, float, tuple[int, ...], int], Ints]
+    draw: Callable[[str, tuple[int, ...], int], Ints]
 
     def counts(self, items: int) -> Ints:
         """On item counts (I,)."""
-        return self.draw("counts", UNIT_SCALE, (items,), 0)
+        return self.draw("counts", (items,), 0)
 
     def passed(self, items: int, columns: range) -> Ints:
         """On these columns of a pass, (I, k)."""
         noise = np.empty((items, len(columns)), np.int64)
         for place, column in enumerate(columns):
-            noise[:, place] = self.draw("pass", PASS_SCALE, (items,), column)
+            noise[:, place] = self.draw("pass", (items,), column)
         return noise
 
     def choice(self, shapes: int) -> Ints:
         """On shares under each filter, (C,)."""
-        return self.draw("choice", UNIT_SCALE, (shapes,), 0)
+        return self.draw("choice", (shapes,), 0)
 
     def groups(self, groups: int, columns: int) -> GroupSums:
         """On a round of Lloyd's algorithm."""
-        sizes = self.draw("group sizes", UNIT_SCALE, (groups,), 0)
-        return GroupSums(sizes, self.draw("group vectors", UNIT_SCALE, (groups, columns), 0))
+        sizes = self.draw("group sizes", (groups,), 0)
+        return GroupSums(sizes, self.draw("group vectors", (groups, columns), 0))
 
     def moments(self, group: int, columns: int, items: int) -> Moments:
         """On those of a user group; on products as on a matrix that is then made symmetric."""
-        products = self.draw("moment products", UNIT_SCALE**2, (columns, columns), group)
+        products = self.draw("moment products", (columns, columns), group)
         return Moments(
-            int(self.draw("moment sizes", UNIT_SCALE, (1,), group)[0]),
-            self.draw("moment vectors", UNIT_SCALE, (columns,), group),
+            int(self.draw("moment sizes", (1,), group)[0]),
+            self.draw("moment vectors", (columns,), group),
             (products + products.T) // 2,
-            self.draw("moment items", UNIT_SCALE, (items,), group),
+            self.draw("moment items", (items,), group),
         )
 
 
-__all__ = ["SHARES", "Stage1Noise", "Stage1Release", "Stage1Scales", "said_of", "stage1_releases"]
+__all__ = ["SHARES", "Stage1Noise", "Stage1Release", "Stage1Scales", "said_of", "stage1_releases", "unit_of"]

@@ -67,6 +67,11 @@ class Privacy(Keys):
     delta: float = Field(1e-5, gt=0, lt=1)
     noise_multiplier: float | None = Field(None, ge=1e-6, le=LARGEST_MULTIPLIER)
     """Noise of one round relative to the bound, in place of target_epsilon or, beside it, to be checked against it."""
+    noise_source: Literal["seed", "system"] = "seed"
+    """Where noise, answers by randomized response and coins of Poisson sampling come from. seed: the scenario's: runs
+    repeat, and whoever has it can subtract the noise, so that simulations alone may have it. system: the operating
+    system, in whole numbers, exactly; no run repeats.
+    """
     clipping: Clipping = Clipping()
     signals_norm: Norm = 1.0
     """Bound of a device's signals in a round: L2, with local-laplace L1."""
@@ -114,6 +119,11 @@ class Privacy(Keys):
                     raise ValueError(
                         f"{key} needs a mechanism that adds noise; set privacy.mechanism, e.g. central-gaussian"
                     )
+            if self.noise_source == "system":
+                raise ValueError(
+                    "noise_source: system needs a mechanism that adds noise; set privacy.mechanism, e.g. "
+                    "central-gaussian"
+                )
             if self.statistics:
                 raise ValueError("statistics are noised sums; set privacy.mechanism, e.g. central-gaussian")
             if self.clipping.kind == "adaptive":

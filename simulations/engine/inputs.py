@@ -93,8 +93,10 @@ def check_data(scenario: Scenario, splits: Splits) -> None:
     """
     from fl_peel.grouping.clusters import check_count
     from fl_peel.pretraining.train import check_collected
+    from fl_peel.privacy.plan import check_delta
     from strategies.run.prepare import given_data
 
+    check_delta(scenario, splits.num_users)
     check_items(scenario, splits.num_items)
     check_count(scenario.blocks.item_groups, scenario.blocks.count, splits.num_items)
     given, has_data = given_data(scenario, splits.train)

@@ -118,10 +118,11 @@ def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: Place, on_event: On
     # what is measured is the trial's to say; prepare checks only what the scenario would measure by itself
     evaluation = trial.scenario.evaluation.model_copy(update={"budgets": (1.0,), "selectors": trial.selectors})
     scenario = trial.scenario.model_copy(update={"evaluation": evaluation})
-    prepared = prepare(scenario, place, stages, nodes, on_event)
+    plan = privacy_plan(scenario, place)
+    prepared = prepare(scenario, plan, place, stages, nodes, on_event)
     refiner = Refiner(grid, place, prepared, nodes, on_event)
     with stages("joining"):
-        strategy = refiner.joined(scenario, privacy_plan(scenario, place))
+        strategy = refiner.joined(scenario, plan)
     evaluator, members, states = Evaluator.of(strategy), strategy.members, strategy.states
     full: dict[str, Any] = {"bytes": prepared.layout.full_table_bytes}
     with stages("evaluation"):

@@ -32,6 +32,7 @@ from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy.noising import noise
 from fl_peel.privacy.plan import Plan, in_masked_sums, noise_devices_of
 from fl_peel.privacy.shrinkage import posterior_rate, shrunk
+from fl_peel.privacy.sources import source_of
 from fl_peel.privacy.tilting import NoisedSignals, tilted
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.controller import Controller
@@ -79,7 +80,7 @@ class PrivateRounds:
         """Sums of a user group with noise. num_devices: that add noise of their own, where devices do; opened: whose
         shares of noise are in the sums, where they are.
 
-        The noise depends on seed, round, user group and part alone: not on nodes, nor on who answered.
+        The noise is named by round, user group and part alone: not by nodes, nor by who answered.
         """
         plan = self.plan
         sums: dict[Part, FloatArray] = {part: values / FIXED_POINT for part, values in total.items()}
@@ -95,7 +96,8 @@ class PrivateRounds:
             return GroupRelease(sums, {part: value * math.sqrt(shares) for part, value in std.items()})
         scales = {part: plan.scale(part, limits[part]) for part in total}
         sizes: dict[Part, tuple[int, ...]] = {part: values.shape for part, values in total.items()}
-        drawn = noise(plan.mechanism, scales, sizes, ("server-noise", server_round, group), self.scenario.seed)
+        identity, source = ("server-noise", server_round, group), source_of(self.scenario)
+        drawn = noise(plan.mechanism, scales, sizes, identity, source)
         return GroupRelease({part: (total[part] + drawn[part]) / FIXED_POINT for part in total}, std)
 
     def end_round(self, quantile: NDArray[np.int64] | None, server_round: int, num_devices: float) -> None:

@@ -25,6 +25,7 @@ from fl_peel.blocks.ranked import pack_ranking
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.release import wants_signals
+from fl_peel.privacy.sources import source_of
 from fl_peel.ranking.top import SUM_SCALE
 from fl_peel.weighting.controller import Controller
 from fl_peel.weighting.selectors import block_weights
@@ -96,7 +97,8 @@ class PeelStrategy(Strategy):
         refinement = self.scenario.refinement
         poisson = refinement.sampling == "poisson"
         devices, rate = self.members.devices, refinement.sampling_rate
-        return sample_cohort(self.scenario.seed, server_round, devices, rate, poisson=poisson)
+        seed, source = self.scenario.seed, source_of(self.scenario)
+        return sample_cohort(seed, server_round, devices, rate, poisson=poisson, source=source)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

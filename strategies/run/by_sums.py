@@ -32,7 +32,7 @@ from strategies.nodes.nodes import Nodes
 from strategies.run.masked_stage1 import MaskedSums
 from strategies.run.noised_stage1 import NoisedSums
 from strategies.run.place import Place, Stages
-from strategies.run.prepare import Prepared, check_budgets, given_data, privacy_plan
+from strategies.run.prepare import Prepared, check_budgets, given_data
 from strategies.run.stage1 import FederatedSums, SumsRecord
 
 REFIT_PASSES = 2
@@ -149,13 +149,16 @@ class _Ready:
     progress: Progress
 
     @staticmethod
-    def of(scenario: Scenario, place: Place, stages: Stages, nodes: Nodes, on_event: OnEvent) -> _Ready:
+    def of(
+        scenario: Scenario, plan: Plan | None, place: Place, stages: Stages, nodes: Nodes, on_event: OnEvent
+    ) -> _Ready:
+        assert scenario.privacy.noised == (plan is not None), "noise needs its plan"
         with stages("data"):
             splits = device_splits(scenario, place.data_dir, place.run_dir)
             given, _ = given_data(scenario, splits.train)
         on_event(Event("data", 1, 1, f"{splits.num_users:,} devices, {splits.num_items:,} items"))
         by_devices = scenario.pretraining.by_devices
-        plan = privacy_plan(scenario, place) if by_devices else None
+        plan = plan if by_devices else None
         setting = wire.Setting(scenario.to_json(), place.data_dir, place.run_dir)
         federated = sums_of(scenario, nodes, setting, splits.num_items, splits.num_users, plan)
         exponent = scenario.pretraining.user_exponent
@@ -172,13 +175,13 @@ class _Ready:
 def choose_by_sums(
     scenario: Scenario, place: Place, stages: Stages, nodes: Nodes, on_event: OnEvent = silent
 ) -> ChosenBySums:
-    """Counts, passes, and which filter devices choose; no user groups.
+    """Counts, passes, and which filter devices choose; no user groups, and no noise.
 
     Raises:
         DataError: the data set cannot be had, or nobody has any item.
         EngineError: a node failed, or a step reached nobody.
     """
-    ready = _Ready.of(scenario, place, stages, nodes, on_event)
+    ready = _Ready.of(scenario, None, place, stages, nodes, on_event)
     pretraining = scenario.pretraining
     with stages("pretraining"):
         found = run_passes(
@@ -193,21 +196,22 @@ def choose_by_sums(
 
 def prepare_by_sums(
     scenario: Scenario,
+    plan: Plan | None,
     place: Place,
     stages: Stages,
     nodes: Nodes,
     on_event: OnEvent = silent,
     earlier: FloatArray | None = None,
 ) -> BySums:
-    """Sums -> directions -> user groups with tables, blocks. Devices make their vectors on the way. earlier: directions
-    (I, K) of a stage 1 before, to go on from.
+    """Sums -> directions -> user groups with tables, blocks. Devices make their vectors on the way. plan: of the
+    scenario's noise; earlier: directions (I, K) of a stage 1 before, to go on from.
 
     Raises:
         DataError: the data set cannot be had, or nobody has any item.
         EngineError: a node failed, or a step reached nobody.
         BudgetError: an evaluation budget is below one block.
     """
-    ready = _Ready.of(scenario, place, stages, nodes, on_event)
+    ready = _Ready.of(scenario, plan, place, stages, nodes, on_event)
     pretraining, groups = scenario.pretraining, scenario.user_groups
     with stages("pretraining"):
         start = run_stage1(

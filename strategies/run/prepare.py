@@ -13,7 +13,7 @@ from fl_peel.blocks.layout import BlockLayout, budget_bytes
 from fl_peel.blocks.ranked import check_budget
 from fl_peel.data.interactions import UserItems, collected
 from fl_peel.disks import device_splits
-from fl_peel.privacy.plan import Plan, make_plan
+from fl_peel.privacy.plan import Plan, check_delta, make_plan
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import Stage1Result
 from strategies.groups.state import FloatArray, UserGroupState
@@ -80,11 +80,13 @@ def privacy_plan(scenario: Scenario, place: Place) -> Plan | None:
     """How much noise the run adds, and what it spends; None where no mechanism is named.
 
     Raises:
-        ScenarioError: a target that cannot be met, or keys under which its epsilon would not be true.
+        ScenarioError: a target that cannot be met, a delta above one device, or keys under which its epsilon would not
+            be true.
     """
     if not scenario.privacy.noised:
         return None
     splits, refinement = device_splits(scenario, place.data_dir, place.run_dir), scenario.refinement
+    check_delta(scenario, splits.num_users)
     _, has_data = given_data(scenario, splits.train)
     most = None
     if refinement.sampling == "fixed":  # a schedule that depends on no data: count the rounds of each device

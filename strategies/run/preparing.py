@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fl_peel.events import OnEvent, silent
+from fl_peel.privacy.plan import Plan
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.nodes import Nodes
 from strategies.run.by_sums import BySums, ChosenBySums, prepare_by_sums
@@ -13,18 +14,19 @@ from strategies.run.prepare import Prepared
 
 def prepare(
     scenario: Scenario,
+    plan: Plan | None,
     place: Place,
     stages: Stages,
     nodes: Nodes,
     on_event: OnEvent = silent,
     before: Prepared | ChosenBySums | None = None,
 ) -> Prepared:
-    """Stage 1 as the scenario has it, on the server or on the nodes. before: what an earlier one left, on a part of the
-    same data.
+    """Stage 1 as the scenario has it, on the server or on the nodes. plan: of the scenario's noise; before: what an
+    earlier one left, on a part of the same data.
     """
     if scenario.pretraining.model == "spectral":
         directions = before.directions if isinstance(before, BySums | ChosenBySums) else None
-        return prepare_by_sums(scenario, place, stages, nodes, on_event, directions)
+        return prepare_by_sums(scenario, plan, place, stages, nodes, on_event, directions)
     return prepare_collected(scenario, place, stages, on_event)
 
 

@@ -49,7 +49,7 @@ def rehearse(
     if scenario.pretraining.model == "spectral" and not scenario.refinement.rounds:  # the filter is all there is
         found = choose_by_sums(scenario, place, stages, nodes, on_event)
         return Rehearsal(refitting(scenario, found, 0), None, None, (), found)
-    prepared = prepare(scenario, place, stages, nodes, on_event)
+    prepared = prepare(scenario, None, place, stages, nodes, on_event)
     refiner = Refiner(grid, place, prepared, nodes, on_event)
     with stages("joining"):
         strategy = refiner.joined(scenario, None)

@@ -32,6 +32,7 @@ class LoopbackGrid(Grid):
         self._partition = {(7919 * (p + 1)) % 10_007: p for p in range(num_nodes)}
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
         self.crossed: list[tuple[str, RecordDict]] = []
+        self.node_config: dict[str, Any] = {"simulated": True}
 
     def set_run(self, run: Any) -> None:
         raise NotImplementedError
@@ -64,7 +65,7 @@ class LoopbackGrid(Grid):
         context = Context(
             run_id=1,
             node_id=node,
-            node_config={"partition-id": partition, "num-partitions": len(self._partition)},
+            node_config={"partition-id": partition, "num-partitions": len(self._partition)} | self.node_config,
             state=RecordDict(),
             run_config={},
         )

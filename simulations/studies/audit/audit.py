@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 import fl_peel
 from fl_peel.attacks import attack_names, load_attack
 from fl_peel.attacks.canary import worst_canary
+from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
@@ -88,6 +89,7 @@ def audit(
         for row in chosen:  # what cannot be had is told before anything runs
             study_splits(row.scenario, place)
             privacy_plan(row.scenario, place)
+            _require_replay(row)
 
         def server(grid: Grid, _: Scenario, place: Place, on_event: OnEvent) -> dict[str, Any]:
             return {"rows": audited(grid, chosen, place, settings, names, on_event)}
@@ -97,6 +99,19 @@ def audit(
     result = frame.result(audited_rows | figures)
     write_audit(result, frame.out)
     return result
+
+
+def _require_replay(row: AuditRow) -> None:
+    """Refuse noise that is another one when a device is asked once more.
+
+    Raises:
+        ScenarioError: naming the row and the key.
+    """
+    if row.scenario.privacy.noise_source == "system":
+        raise ScenarioError(
+            f"{row.name}: privacy.noise_source: system never gives the same noise again, and an audit asks watched "
+            "devices once more what they said; set seed"
+        )
 
 
 def attacks_on(scenario: Scenario) -> list[str]:

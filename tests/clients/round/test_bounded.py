@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from clients.round import members
 from clients.round.choice import contents_of
 from fl_peel import wire
 from fl_peel.errors import ScenarioError
@@ -225,3 +226,26 @@ def test_a_target_out_of_reach_stops_the_run_before_pretraining(tiny, tmp_path):
         run_of(
             tiny, tmp_path, ("privacy.target_epsilon=0.000001", "privacy.delta=0.00000000001", CENTRAL[0], CENTRAL[2])
         )
+
+
+def test_no_train_item_is_in_a_list_that_signals_are_counted_on(tiny, tmp_path, monkeypatch):
+    """A device's hits are of items that it has not: else they would say what it trained on."""
+    seen = []
+    real = members.train_in_time
+
+    def listen(ranked, memory, devices, *args, **kwargs):
+        done = real(ranked, memory, devices, *args, **kwargs)
+        if done.best is not None:
+            seen.append((ranked, devices.train.select(done.kept), done.best))
+        return done
+
+    monkeypatch.setattr(members, "train_in_time", listen)
+    run_of(tiny, tmp_path, CENTRAL)
+    lists = [
+        (set(ranked.items[best[best >= 0]].tolist()), set(train.row(i).tolist()))
+        for ranked, train, found in seen
+        for i, best in enumerate(found)
+    ]
+    assert len(lists) >= 40
+    assert sum(len(shown) for shown, _ in lists) > 10 * len(lists)
+    assert not [shown & had for shown, had in lists if shown & had]

@@ -19,6 +19,7 @@ from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy.noising import with_noise_shares
 from fl_peel.privacy.plan import in_masked_sums, make_plan, noise_devices_of
 from fl_peel.privacy.report import report_of
+from fl_peel.privacy.sources import Seeded
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.plan import needed_of
 from simulations.scenario_files import load_scenario
@@ -72,7 +73,10 @@ def test_survivors_at_the_threshold_reach_the_planned_noise(devices, threshold, 
     assert noise_devices_of(scenario, devices) == fewest
     nothing = {"updates": np.zeros((400, 250), np.int64)}
     for count in (fewest, devices):
-        noised = with_noise_shares(nothing, {"updates": 3.0}, fewest, 0, 1, np.arange(count))["updates"] / FIXED_POINT
+        noised = (
+            with_noise_shares(nothing, {"updates": 3.0}, fewest, Seeded(0), 1, np.arange(count))["updates"]
+            / FIXED_POINT
+        )
         # standard error of a deviation over 100,000 numbers: 0.22 %
         assert noised.std() == pytest.approx(3.0 * math.sqrt(count / fewest), rel=0.01)
         assert abs(noised.mean()) < 0.06

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fl_peel.attacks.canary import canary_audit, empirical_epsilon, worst_canary
-from fl_peel.privacy.mechanisms import CentralGaussian
 from fl_peel.privacy.plan import make_plan, noise_devices_of
+from fl_peel.privacy.sources import Seeded
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
 
@@ -16,7 +16,7 @@ SEEDS = range(20)
 SMALL = ("refinement.rounds=2", "secure_aggregation.min_devices=4")
 
 
-def scenario(mechanism: str = "central-gaussian", epsilon: float = 4.0, **refinement) -> Scenario:
+def scenario(mechanism: str = "central-gaussian", epsilon: float = 4.0, delta: float = 1e-5, **refinement) -> Scenario:
     return Scenario.model_validate(
         {
             "name": "canary",
@@ -25,6 +25,7 @@ def scenario(mechanism: str = "central-gaussian", epsilon: float = 4.0, **refine
             "privacy": {
                 "mechanism": mechanism,
                 "target_epsilon": epsilon,
+                "delta": delta,
                 "clipping": {"kind": "flat", "norm": 0.5},
                 "rows": "all-sent",
             },
@@ -54,45 +55,77 @@ def test_randomized_response_by_hand():
     assert 0.95 < outcome.epsilon_low <= math.log(3)
 
 
-@pytest.mark.parametrize("mechanism", ["central-gaussian", "local-gaussian", "local-laplace"])
-def test_never_above_the_accounted_epsilon_over_20_seeds(mechanism):
-    content = scenario(mechanism)
-    plan = make_plan(content)
-    found = [canary_audit(content, plan, trials=300, seed=seed).epsilon_low for seed in SEEDS]
-    assert max(found) <= plan.epsilon
-    assert np.mean(found) > 0.3  # and not because nothing was told apart
+TIGHT = {"epsilon": 1.0, "delta": 0.1}
+"""A target that 300 trials can exceed: they show 3.4 of what has no noise, and with half of the noise 1.3 and more on
+average. At a small delta a canary of normal noise shows next to nothing.
+"""
 
 
-def test_under_poisson_sampling_too():
-    content = scenario(cohort_share=0.5, sampling="poisson")
+def with_part_of_the_noise(plan, part):
+    """A plan whose mechanism draws less than it accounts for."""
+    mechanism = type(plan.mechanism)
+
+    class Forgetful(mechanism):
+        def draw(self, rng, shape, scale):
+            return super().draw(rng, shape, part * scale)
+
+    return dataclasses.replace(plan, mechanism=Forgetful())
+
+
+def shown(content, plan):
+    """Epsilons of each of the seeds."""
+    return [canary_audit(content, plan, trials=300, seed=seed).epsilon_low for seed in SEEDS]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        scenario(**TIGHT),
+        scenario("local-gaussian", **TIGHT),
+        scenario("local-laplace", **TIGHT),
+        scenario(cohort_share=0.5, sampling="poisson", **TIGHT),
+    ],
+    ids=["central-gaussian", "local-gaussian", "local-laplace", "poisson"],
+)
+def test_never_above_the_accounted_epsilon_over_20_seeds(content):
+    """But with half of the noise nearly always, and with none by far: the test can fail."""
     plan = make_plan(content)
-    found = [canary_audit(content, plan, trials=300, seed=seed).epsilon_low for seed in SEEDS]
+    assert plan.epsilon > 0.99
+    found = shown(content, plan)
     assert max(found) <= plan.epsilon
-    assert max(found) > 0
+    assert np.mean(found) > 0.05  # and not because nothing was told apart
+    assert np.mean(shown(content, with_part_of_the_noise(plan, 0.5))) > plan.epsilon
+    assert canary_audit(content, with_part_of_the_noise(plan, 1e-6), trials=300, seed=0).epsilon_low > 2
 
 
 def test_noise_that_falls_short_is_caught():
-    """A mechanism that draws a fifth of the noise it accounts for leaks more than it says."""
-
-    class Forgetful(CentralGaussian):
-        def draw(self, rng, shape, scale):
-            return rng.normal(0.0, scale / 5, shape)
-
+    """A fifth of the noise that is accounted for, at a small delta."""
     content = scenario(epsilon=1.0)
     plan = make_plan(content)
-    broken = dataclasses.replace(plan, mechanism=Forgetful())
     assert canary_audit(content, plan, trials=400, seed=0).epsilon_low <= plan.epsilon
-    assert canary_audit(content, broken, trials=400, seed=0).epsilon_low > plan.epsilon
+    assert canary_audit(content, with_part_of_the_noise(plan, 0.2), trials=400, seed=0).epsilon_low > plan.epsilon
 
 
 def test_never_above_where_devices_add_the_noise_in_shares():
     """The shipped scenario: sums of the fewest devices that may be opened, without the share of the one that tells."""
-    content = load_scenario("private", [*SMALL, "privacy.target_epsilon=4"])
+    content = load_scenario("private", [*SMALL, "privacy.target_epsilon=1", "privacy.delta=0.1"])
     plan = make_plan(content)
     assert noise_devices_of(content, 4) == 2
     worst = worst_canary(content, plan, trials=200, seeds=20)
-    assert 0.3 < worst.epsilon_low <= plan.epsilon
+    assert 0.1 < worst.epsilon_low <= plan.epsilon
     assert worst.seeds == 20
+
+
+@pytest.mark.parametrize("devices", [8, 10**9], ids=["half of the noise", "none"])
+def test_shares_for_too_many_devices_are_caught(monkeypatch, devices):
+    """Shares made for 8 devices where 2 may be in the sum leave half of the deviation; for very many, nothing."""
+    content = load_scenario("private", [*SMALL, "privacy.target_epsilon=1", "privacy.delta=0.1"])
+    plan = make_plan(content)
+    real = Seeded.share
+    monkeypatch.setattr(
+        Seeded, "share", lambda self, shape, std, num, unit, what: real(self, shape, std, devices, unit, what)
+    )
+    assert worst_canary(content, plan, trials=200, seeds=5).epsilon_low > plan.epsilon
 
 
 def test_the_worst_of_many_seeds_is_reported():

@@ -25,11 +25,11 @@ from fl_peel.privacy.mechanisms import (
     Mechanism,
     find_mechanism,
     noise_share,
-    randomized_groups,
 )
-from fl_peel.privacy.noising import with_device_noise
+from fl_peel.privacy.noising import randomized_groups, with_device_noise
 from fl_peel.privacy.settings import MECHANISMS
 from fl_peel.privacy.shrinkage import posterior_rate, shrink_factor, shrunk
+from fl_peel.privacy.sources import Seeded
 from fl_peel.privacy.tilting import NoisedSignals, tilted
 from fl_peel.ranking.top import top_rows
 from fl_peel.training.group import train_group
@@ -105,7 +105,7 @@ def contribution(world, how, bounds, l1, devices, noise=None):
     parts = ("updates", "signals", "counts", "quantile")
     sums = bounded_sums(ranked, trained, parts, bounds, l1=l1)
     if noise is not None:
-        sums = with_device_noise(sums, dict.fromkeys(parts, 0.7), noise, 5, 3, devices)
+        sums = with_device_noise(sums, dict.fromkeys(parts, 0.7), noise, Seeded(5), 3, devices)
     return sums
 
 
@@ -207,9 +207,15 @@ def test_device_noise_has_the_deviation_of_the_sum():
     """400 devices of scale 2: 40 in the sum (Laplace: sqrt(2) x 40), over 3,000 numbers to within 5%."""
     for mechanism, std in ((LocalGaussian(), 40.0), (LocalLaplace(), 40.0 * math.sqrt(2))):
         nothing = {"updates": np.zeros((300, 10), np.int64)}
-        noised = with_device_noise(nothing, {"updates": 2.0}, mechanism, 1, 1, np.arange(400))["updates"] / FIXED_POINT
+        noised = (
+            with_device_noise(nothing, {"updates": 2.0}, mechanism, Seeded(1), 1, np.arange(400))["updates"]
+            / FIXED_POINT
+        )
         assert noised.std() == pytest.approx(std, rel=0.05)
-        again = with_device_noise(nothing, {"updates": 2.0}, mechanism, 1, 2, np.arange(400))["updates"] / FIXED_POINT
+        again = (
+            with_device_noise(nothing, {"updates": 2.0}, mechanism, Seeded(1), 2, np.arange(400))["updates"]
+            / FIXED_POINT
+        )
         assert abs(np.corrcoef(noised.ravel(), again.ravel())[0, 1]) < 0.1  # another round, other noise
 
 
@@ -224,11 +230,11 @@ def test_shares_of_noise_add_up():
 def test_answers_which_user_group():
     """epsilon ln 6 of 4 groups: the own one with probability 6 / 9, each other one with 1 / 9; odds are e^epsilon."""
     devices = np.arange(90_000)
-    answers = randomized_groups(np.full(90_000, 2, np.int32), 4, math.log(6), 0, devices)
+    answers = randomized_groups(np.full(90_000, 2, np.int32), 4, math.log(6), Seeded(0), devices)
     counts = Counter(answers.tolist())
     assert counts[2] / 90_000 == pytest.approx(6 / 9, abs=0.01)
     assert [counts[group] / 90_000 for group in (0, 1, 3)] == pytest.approx([1 / 9] * 3, abs=0.005)
-    assert (randomized_groups(np.full(9, 2, np.int32), 4, math.log(6), 0, devices[:9]) == answers[:9]).all()
+    assert (randomized_groups(np.full(9, 2, np.int32), 4, math.log(6), Seeded(0), devices[:9]) == answers[:9]).all()
 
 
 # ---------------------------------------------------------------- what the server makes of it

@@ -15,7 +15,7 @@ from fl_peel.exchange.counters import ClassCounts, RoundCounts
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
 from simulations.studies.audit.attacks import attacked, control
-from simulations.studies.audit.audit import AuditSettings, attacks_on, audited
+from simulations.studies.audit.audit import AuditSettings, _require_replay, attacks_on, audited
 from simulations.studies.audit.observer import Observer, TapGrid, figures_of
 from simulations.studies.audit.report import audit_view, write_audit
 from simulations.studies.audit.rows import AuditRow, added_rows, audit_rows, chosen_rows
@@ -239,7 +239,7 @@ def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
     noised = tiny_scenario.model_dump(mode="json")
     noised["privacy"] = {
         "mechanism": "local-gaussian",
-        "target_epsilon": 4.0,
+        "target_epsilon": 1.0,  # 100 trials can show 2.4 of what has no noise
         "rows": "all-sent",
         "clipping": {"kind": "flat"},
     }
@@ -250,7 +250,7 @@ def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
     assert all(0 <= row["validation recall@20"] <= 1 for row in found)
     assert found[0]["epsilon"] is None
     assert (found[0]["canary"]["advantage"], found[0]["canary"]["epsilon_accounted"]) == (1, None)
-    assert found[1]["epsilon"] == pytest.approx(4.0, rel=0.01)
+    assert found[1]["epsilon"] == pytest.approx(1.0, rel=0.01)
     assert found[1]["canary"]["epsilon_low"] <= found[1]["canary"]["epsilon_accounted"]
     assert set(found[0]["attacks"]) == set(SETTINGS.attacks or ())
     touched = [row["attacks"]["touched-rows"]["auc"] for row in found]
@@ -284,3 +284,11 @@ def test_recall_is_measured_with_the_larger_budgets_of_the_run(tiny_scenario, tm
     found = audited(LoopbackGrid(2), [AuditRow("none", tiny_scenario)], place, settings, ["touched-rows"])
     assert shares == [(0.6, 1.0)]  # the scenario's 50% is smaller
     assert found[0]["share"] == 0.6
+
+
+def test_noise_that_does_not_repeat_cannot_be_audited(tiny):
+    scenario = load_scenario(
+        tiny, ["privacy={mechanism: central-gaussian, target_epsilon: 8, clipping: {kind: flat}, noise_source: system}"]
+    )
+    with pytest.raises(ScenarioError, match=r"privacy\.noise_source: system never gives the same noise again"):
+        _require_replay(AuditRow("noised", scenario))

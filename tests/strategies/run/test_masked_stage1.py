@@ -19,6 +19,7 @@ from fl_peel.secure.plan import DeviceBytes, Vanishes, vanishing
 from fl_peel.secure.stage1 import StepVector
 from strategies.nodes.nodes import Nodes, failure
 from strategies.run.place import Place, Stages
+from strategies.run.prepare import privacy_plan
 from strategies.run.preparing import prepare
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.helpers.root import ROOT
@@ -44,7 +45,8 @@ def secure(scenario: Scenario, **keys) -> Scenario:
 def prepared(scenario, folder, nodes=2, interfere=let_through):
     grid = LoopbackGrid(nodes, interfere)
     connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    return prepare(scenario, Place("", str(folder)), Stages(), connected), grid
+    place = Place("", str(folder))
+    return prepare(scenario, privacy_plan(scenario, place), place, Stages(), connected), grid
 
 
 def same(one, other) -> bool:
@@ -390,7 +392,7 @@ def test_a_part_is_sent_once_and_no_secret_is_left(clear, tmp_path):
     grid = LoopbackGrid(1, again)
     scenario = secure(clear)
     connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    prepare(scenario, Place("", str(tmp_path / "run")), Stages(), connected)
+    prepare(scenario, None, Place("", str(tmp_path / "run")), Stages(), connected)
     assert "stage 1, step 1: devices refuse: after stage round comes another one" in str(caught[1])
     stores = list((tmp_path / "run" / "nodes").glob("*/secure"))
     assert len(stores) == 1

@@ -117,7 +117,7 @@ class Quiet(Stage1Noise):
     """None at all."""
 
     def __init__(self) -> None:
-        super().__init__(lambda part, unit, shape, piece: np.zeros(shape, np.int64))
+        super().__init__(lambda part, shape, piece: np.zeros(shape, np.int64))
 
 
 @pytest.mark.parametrize("mechanism", ["central", "local", "shares"])

@@ -16,6 +16,7 @@ from strategies.nodes.nodes import Nodes
 from strategies.run.by_sums import BySums
 from strategies.run.joining import join
 from strategies.run.place import Place, Stages
+from strategies.run.prepare import privacy_plan
 from strategies.run.preparing import prepare
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
@@ -57,7 +58,7 @@ def changed(scenario: Scenario, **parts) -> Scenario:
 def prepared(scenario, folder, nodes=2) -> tuple[BySums, Nodes, Place, LoopbackGrid]:
     grid, place = LoopbackGrid(nodes), Place("", str(folder))
     connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    result = prepare(scenario, place, Stages(), connected)
+    result = prepare(scenario, privacy_plan(scenario, place), place, Stages(), connected)
     assert isinstance(result, BySums)
     return result, connected, place, grid
 

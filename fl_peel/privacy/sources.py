@@ -1,0 +1,117 @@
+"""Where the randomness of privacy comes from: the scenario's seed, or the operating system (``privacy.noise_source``).
+
+All that hides a device is drawn here: noise, shares of noise, answers by randomized response, coins of sampling.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.errors import ScenarioError
+from fl_peel.privacy.exact import LARGEST_SCALE, SystemBits, discrete_gaussian, uniforms
+from fl_peel.privacy.mechanisms import Mechanism, fixed_point, noise_share
+from fl_peel.randomness import device_uniforms, rng_for
+from fl_peel.scenario.scenario import Scenario
+
+Ints = NDArray[np.int64]
+Identity = tuple[str | int, ...]
+
+
+class NoiseSource(ABC):
+    """Draws what hides devices. identity: what a draw is for, named as in :mod:`fl_peel.randomness`."""
+
+    @abstractmethod
+    def noise(
+        self, mechanism: Mechanism, shape: tuple[int, ...], scale: float, unit: float, identity: Identity
+    ) -> Ints:
+        """Noise of a mechanism, in whole multiples of 1 / unit."""
+
+    @abstractmethod
+    def share(self, shape: tuple[int, ...], std: float, num_devices: int, unit: float, identity: Identity) -> Ints:
+        """A device's share of normal noise, one of ``num_devices``: see
+        :func:`fl_peel.privacy.mechanisms.noise_share`.
+        """
+
+    @abstractmethod
+    def uniforms(self, identity: Identity, devices: NDArray[np.integer]) -> NDArray[np.float64]:
+        """A number in [0, 1) for each device, (N,)."""
+
+
+@dataclass(frozen=True)
+class Seeded(NoiseSource):
+    """Of a seed and the identity alone: the same each time, for everybody who has the seed."""
+
+    seed: int
+
+    def noise(
+        self, mechanism: Mechanism, shape: tuple[int, ...], scale: float, unit: float, identity: Identity
+    ) -> Ints:
+        """See :class:`NoiseSource`; drawn as floats, rounded."""
+        return fixed_point(mechanism.draw(rng_for(self.seed, *identity), shape, scale), unit)
+
+    def share(self, shape: tuple[int, ...], std: float, num_devices: int, unit: float, identity: Identity) -> Ints:
+        """See :class:`NoiseSource`; drawn as floats, rounded."""
+        return noise_share(rng_for(self.seed, *identity), shape, std, num_devices, unit)
+
+    def uniforms(self, identity: Identity, devices: NDArray[np.integer]) -> NDArray[np.float64]:
+        """See :class:`NoiseSource`."""
+        return device_uniforms(self.seed, *identity, devices=devices)
+
+
+@dataclass(frozen=True)
+class System(NoiseSource):
+    """Of the operating system: new each time, in whole numbers, exactly (:mod:`fl_peel.privacy.exact`).
+
+    Whoever draws for an identity keeps what was drawn: it cannot be had again.
+    """
+
+    def noise(
+        self, mechanism: Mechanism, shape: tuple[int, ...], scale: float, unit: float, identity: Identity
+    ) -> Ints:
+        """See :class:`NoiseSource`; its scale is rounded up to a whole number of units.
+
+        Raises:
+            ScenarioError: more noise than is drawn exactly.
+        """
+        return mechanism.draw_whole(SystemBits(), math.prod(shape), whole_scale(scale, unit)).reshape(shape)
+
+    def share(self, shape: tuple[int, ...], std: float, num_devices: int, unit: float, identity: Identity) -> Ints:
+        """See :class:`NoiseSource`; likewise. Sums of discrete normal numbers of this size are as good as one (Kairouz,
+        Liu and Steinke, ICML 2021, theorem 1: further away by less than exp(-scale^2)).
+
+        Raises:
+            ScenarioError: more noise than is drawn exactly.
+        """
+        scale = whole_scale(std / math.sqrt(num_devices), unit)
+        return discrete_gaussian(SystemBits(), math.prod(shape), scale).reshape(shape)
+
+    def uniforms(self, identity: Identity, devices: NDArray[np.integer]) -> NDArray[np.float64]:
+        """See :class:`NoiseSource`."""
+        return uniforms(SystemBits(), len(devices))
+
+
+def whole_scale(scale: float, unit: float) -> int:
+    """A scale in whole units, no smaller.
+
+    Raises:
+        ScenarioError: more than is drawn exactly.
+    """
+    if scale * unit > LARGEST_SCALE:
+        raise ScenarioError(
+            f"privacy.noise_source: system draws no noise of scale {scale:.3g} (at most {LARGEST_SCALE / unit:.3g}); "
+            "lower privacy.clipping.norm and the other bounds, or raise privacy.target_epsilon"
+        )
+    return max(1, math.ceil(scale * unit))
+
+
+def source_of(scenario: Scenario) -> NoiseSource:
+    """The one that a scenario names."""
+    return System() if scenario.privacy.noise_source == "system" else Seeded(scenario.seed)
+
+
+__all__ = ["NoiseSource", "Seeded", "System", "source_of", "whole_scale"]

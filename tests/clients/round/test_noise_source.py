@@ -1,0 +1,257 @@
+"""Noise from the operating system: in all places, as strong as planned, never the same; and never from a seed outside
+simulation.
+"""
+
+import json
+import uuid
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from clients.client_app import app as client_app
+from fl_peel import wire
+from fl_peel.errors import ScenarioError
+from fl_peel.privacy import mechanisms, sources
+from fl_peel.privacy.contracts import MechanismContract
+from fl_peel.privacy.mechanisms import CentralGaussian
+from fl_peel.privacy.noising import randomized_groups
+from fl_peel.privacy.plan import check_delta, make_plan
+from fl_peel.privacy.report import report_of
+from fl_peel.privacy.sources import Seeded, System, source_of, whole_scale
+from simulations.scenario_files import load_scenario
+from strategies.rounds.sampling import sample_cohort
+from strategies.run.place import Place
+from strategies.server_app import serve
+from tests.clients.round.test_bounded import CENTRAL, LOCAL, released_noise
+from tests.helpers.loopback import LoopbackGrid
+from tests.simulations.test_run import figures, served
+from tests.strategies.run.test_stage1 import SPECTRAL
+
+SYSTEM = "privacy.noise_source=system"
+SECURE = "secure_aggregation={enabled: true, devices_per_group: null, min_devices: 4, threshold: 0.75}"
+ASKED = ("pretraining.collected.share=50%", "privacy.group_epsilon=2")
+STAGE1 = (
+    "pretraining=" + json.dumps(SPECTRAL | {"passes": 2, "count_exponent": None, "value_exponent": None}),
+    "refinement.rounds=0",
+    "privacy.group_epsilon=9",
+)
+KINDS = {
+    "central": CENTRAL,
+    "shares": (*CENTRAL, SECURE),
+    "local": LOCAL,
+    "laplace": (*CENTRAL, "privacy.mechanism=local-laplace"),
+    "adaptive": (*CENTRAL, "privacy.clipping.kind=adaptive"),
+    "poisson": (*CENTRAL, "refinement.sampling=poisson", "refinement.cohort_share=0.5"),
+    "answers": (*CENTRAL, *ASKED),
+    "silences": (*CENTRAL, "privacy.answer_share=0.6", SECURE),
+    "stage 1, central": (*CENTRAL, *STAGE1),
+    "stage 1, local": (*LOCAL, *STAGE1),
+    "stage 1, laplace": (*CENTRAL, "privacy.mechanism=local-laplace", *STAGE1),
+    "stage 1, shares": (*CENTRAL, SECURE, *STAGE1),
+}
+
+
+@pytest.fixture
+def no_seeds(monkeypatch):
+    """Neither noise nor a coin that hides somebody can be had from a seed; what is drawn from the system is noted."""
+    drawn = []
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("drawn from a seed")
+
+    for name in ("noise", "share", "uniforms"):
+        monkeypatch.setattr(Seeded, name, refuse)
+        real = getattr(System, name)
+        monkeypatch.setattr(
+            System, name, lambda self, *args, real=real, name=name: drawn.append((name, args)) or real(self, *args)
+        )
+    for kind in (mechanisms.Gaussian, mechanisms.LocalLaplace):
+        monkeypatch.setattr(kind, "draw", refuse)
+    for where in (sources, mechanisms):
+        monkeypatch.setattr(where, "noise_share", refuse)
+    return drawn
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_hides_a_device_is_drawn_from_the_system(tiny, tmp_path, no_seeds, kind):
+    result, _ = served(load_scenario(tiny, [*KINDS[kind], SYSTEM]), tmp_path / "run")
+    named = {args[-1][0] if name != "uniforms" else args[0][0] for name, args in no_seeds}
+    if kind.startswith("stage 1"):  # in which noise may leave one user group, and then nobody answers which
+        named -= {"group-answer", "other-group"}
+    expected = {
+        "central": {"server-noise"},
+        "shares": {"noise-share"},
+        "local": {"device-noise"},
+        "laplace": {"device-noise"},
+        "adaptive": {"server-noise"},
+        "poisson": {"server-noise", "cohort"},
+        "answers": {"server-noise", "group-answer", "other-group"},
+        "silences": {"noise-share", "answers"},
+        "stage 1, shares": {"stage-1-noise-share"},
+    }
+    assert named == expected.get(kind, {"stage-1-noise"})
+    assert result.privacy.accounted.noise_source == "system"
+    if kind == "adaptive":  # whose quantile is noised too
+        assert [args for name, args in no_seeds if args[-1][-1] == "quantile"]
+    numbers = [(args[-1], name) for name, args in no_seeds if name != "uniforms"]
+    assert len(set(numbers)) == len(numbers), "what is drawn twice is known by the difference"
+
+
+@pytest.mark.parametrize("kind", ["central", "shares", "local", "stage 1, local"])
+def test_two_runs_of_the_system_differ_and_those_of_a_seed_do_not(tiny, tmp_path, kind):
+    raw = (*KINDS[kind], "privacy.shrinkage=false")
+    seeded = [figures(served(load_scenario(tiny, raw), tmp_path / f"seed-{i}")[0]) for i in range(2)]
+    assert seeded[0] == seeded[1]
+    system = [figures(served(load_scenario(tiny, [*raw, SYSTEM]), tmp_path / f"system-{i}")[0]) for i in range(2)]
+    assert system[0]["budgets"] != system[1]["budgets"]
+    assert system[0]["budgets"] != seeded[0]["budgets"]
+
+
+@pytest.mark.parametrize("overrides", [CENTRAL, LOCAL], ids=["server", "devices"])
+def test_noise_of_the_system_has_the_planned_deviation(overrides):
+    scenario = load_scenario("ml-100k", [*overrides, SYSTEM, "privacy.clipping.norm=3"])
+    plan, source = make_plan(scenario), source_of(scenario)
+    scale = plan.scale("updates", 3.0)
+    drawn = source.noise(plan.mechanism, (300, 500), scale, 2.0**24, ("any",)) / 2.0**24
+    assert drawn.shape == (300, 500)
+    assert drawn.std() == pytest.approx(plan.std("updates", 3.0), rel=0.01)  # five standard errors
+    shares = sum(source.share((300, 500), 3.0, 25, 2.0**24, ("any",)) for _ in range(25)) / 2.0**24
+    assert shares.std() == pytest.approx(3.0, rel=0.01)
+    again = source.noise(plan.mechanism, (300, 500), scale, 2.0**24, ("any",)) / 2.0**24
+    assert abs(np.corrcoef(drawn.ravel(), again.ravel())[0, 1]) < 0.015
+    if plan.mechanism.where == "server":
+        releases = [released_noise(scenario, plan, 1, 0).sums["updates"].ravel() for _ in range(60)]
+        assert np.std(releases) == pytest.approx(plan.std("updates", 3.0), rel=0.05)
+
+
+def test_answers_and_coins_of_the_system():
+    """As likely as those of a seed, and others each time."""
+    devices = np.arange(60_000)
+    answers = [randomized_groups(np.full(60_000, 2, np.int32), 4, np.log(6), System(), devices) for _ in range(2)]
+    for given in answers:
+        assert np.bincount(given) / 60_000 == pytest.approx([1 / 9, 1 / 9, 6 / 9, 1 / 9], abs=0.01)
+    assert (answers[0] == answers[1]).mean() == pytest.approx((36 + 3) / 81, abs=0.01)  # independent
+    cohorts = [sample_cohort(0, 1, devices, 0.2, poisson=True, source=System()) for _ in range(2)]
+    assert [len(cohort) for cohort in cohorts] == pytest.approx([12_000] * 2, abs=500)
+    assert len(np.intersect1d(*cohorts)) == pytest.approx(2_400, abs=250)
+
+
+def test_scales_in_whole_units_are_never_smaller():
+    assert whole_scale(0.75, 4.0) == 3
+    assert whole_scale(0.76, 4.0) == 4
+    assert whole_scale(1e-9, 4.0) == 1
+
+
+# ---------------------------------------------------------------- refused
+
+
+class Older(CentralGaussian):
+    """A mechanism that draws floats alone."""
+
+    name = "older"
+    draw_whole = mechanisms.Mechanism.draw_whole
+
+
+BAD = [
+    (("privacy.mechanism=none", "privacy.noise_multiplier=null", "privacy.clipping.kind=none"), "noise_source: system"),
+    (
+        ("privacy.clipping.norm=1e9", "privacy.noise_multiplier=100"),
+        r"^privacy\.noise_source: system draws no noise",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "line"), BAD)
+def test_what_the_system_cannot_draw_is_refused_at_the_start(overrides, line):
+    with pytest.raises((ScenarioError, ValueError), match=line):
+        make_plan(load_scenario("ml-100k", [*CENTRAL, SYSTEM, *overrides]))
+
+
+def test_a_mechanism_that_draws_floats_alone_is_refused_at_the_start(monkeypatch):
+    monkeypatch.setitem(mechanisms._BUILT_IN, "central-gaussian", Older())
+    make_plan(load_scenario("ml-100k", CENTRAL))
+    with pytest.raises(ScenarioError, match=r"^privacy\.noise_source: mechanism older draws no whole noise"):
+        make_plan(load_scenario("ml-100k", [*CENTRAL, SYSTEM]))
+
+
+class SuperNodes(LoopbackGrid):
+    """Nodes of a deployment: none says that it is simulated."""
+
+    def __init__(self, nodes):
+        super().__init__(nodes)
+        self.node_config = {}
+
+
+@pytest.mark.parametrize("overrides", [CENTRAL, LOCAL, (*CENTRAL, SECURE)], ids=["central", "local", "shares"])
+def test_seeded_noise_is_refused_where_nothing_is_simulated(tiny, tmp_path, overrides):
+    """Before anything else is asked of a node."""
+    grid = SuperNodes(2)
+    with pytest.raises(ScenarioError, match=r"^privacy\.noise_source: seed is for simulations") as caught:
+        serve(grid, load_scenario(tiny, overrides), Place("", str(tmp_path / "run")))
+    assert "\n" not in str(caught.value)
+    assert {kind for kind, _ in grid.crossed} == {wire.HELLO}
+
+
+@pytest.mark.parametrize("overrides", [(), (*CENTRAL, SYSTEM)], ids=["no noise", "system"])
+def test_other_runs_are_not(tiny, tmp_path, overrides):
+    serve(SuperNodes(2), load_scenario(tiny, overrides), Place("", str(tmp_path / "run")))
+
+
+def test_a_device_refuses_seeded_noise_whatever_the_server_asks(tiny, tmp_path):
+    """Even one that never said hello: no door opens."""
+    setting = wire.Setting(load_scenario(tiny, LOCAL).to_json(), "", str(tmp_path / "run"))
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    nobody = np.zeros(0, np.int64)
+    request = wire.RoundRequest(setting, 1, True, 1.0, nobody, nobody, {})
+
+    def ask(config):
+        message = Message(wire.pack(request), dst_node_id=5, message_type=wire.ROUND)
+        message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+        config = {"partition-id": 1, "num-partitions": 2} | config
+        return client_app(message, Context(run_id=1, node_id=5, node_config=config, state=RecordDict(), run_config={}))
+
+    for config in ({}, {"simulated": False}, {"simulated": "true"}):
+        reply = ask(config)
+        assert reply.error.code == wire.USER_MISTAKE
+        assert reply.error.reason.startswith("ScenarioError|privacy.noise_source: seed is for simulations")
+
+
+def test_a_delta_above_one_device_is_refused_at_the_start(tiny, tmp_path):
+    """Of 40 devices: 1/40 is .025."""
+    scenario = load_scenario(tiny, [*CENTRAL, "privacy.delta=0.025"])
+    check_delta(scenario, 40)
+    check_delta(load_scenario(tiny, ["privacy.delta=0.5"]), 40)  # of no noise
+    high = load_scenario(tiny, [*CENTRAL, "privacy.delta=0.026"])
+    with pytest.raises(ScenarioError, match=r"^privacy\.delta: 0\.026 is above one of 40 devices.*give at most 0\.025"):
+        check_delta(high, 40)
+    grid = LoopbackGrid(2)
+    with pytest.raises(ScenarioError, match=r"^privacy\.delta: 0\.026 is above one of 40 devices"):
+        serve(grid, high, Place("", str(tmp_path / "run")))
+    assert {kind for kind, _ in grid.crossed} <= {wire.HELLO, f"reply to {wire.HELLO}"}
+
+
+def test_the_report_says_what_a_seed_and_choices_leave_open(tiny):
+    def told(*overrides) -> str:
+        scenario = load_scenario(tiny, [*CENTRAL, *overrides])
+        return "\n".join(report_of(scenario, make_plan(scenario), []).accounted.not_covered)
+
+    seeded, system = told(), told(SYSTEM)
+    for start in ("whoever has the seed", "the last bits of the noise"):
+        assert start in seeded
+        assert start not in system
+    assert "fixed tiers" in system
+    assert "fixed tiers" not in told("fairness.tiers=[]")
+    assert "recall of the first tables" in system
+    assert "recall of the first tables" not in told("evaluation.full_tables=false")
+    assert "2 devices whose embeddings are written" in system
+    assert "embeddings are written" not in told("evaluation.artifacts=0")
+    unlooked = told("data.validation_share=0", "fairness.tiers=[]")
+    assert "validation items" not in unlooked.replace("validation items among it", "")
+    scenario = load_scenario(tiny, CENTRAL)
+    assert not scenario.compares, "refinement is accepted by no validation items under a mechanism"
+
+
+class TestOlder(MechanismContract):
+    mechanism = Older()
