@@ -70,6 +70,8 @@ def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
     factor = scenario.budget_factor  # what a fall leaves may be too little for some
     usual = ceilings if factor == 1 else (ceilings + 1) / factor
     check_poorest(layout, scenario.blocks.precision, usual, cohort.classes, cohort.fleet.names)
+    working = cohort.budgets.working() if factor == 1 else (cohort.budgets.working() + 1) / factor
+    check_working(layout, scenario, working, cohort.classes, cohort.fleet.names)
     cohort.save_layout(layout)
     DeviceState.create(cohort.folder, users, groups)
     by_group = stated_ceilings(cohort, np.arange(num_devices), groups, len(request.centroids))
