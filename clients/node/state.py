@@ -17,8 +17,8 @@ NAMES = ("users", "groups", "kept_blocks", "kept_users")
 
 @dataclass(frozen=True)
 class DeviceState:
-    """Memory-mapped, one entry per hosted device: users (N, d), what fp16 holds of them, as that is stored; groups, kept_blocks (N,) int32; kept_users
-    (N, d), the user embedding that a device goes back to where a refinement is not kept.
+    """Memory-mapped, one entry per hosted device: users (N, d), as fp16 stores them; groups, kept_blocks (N,) int32;
+    kept_users (N, d), likewise, the user embedding that a device goes back to where a refinement is not kept.
     """
 
     users: NDArray[np.float32]

@@ -65,7 +65,9 @@ def train_members(
     if devices.malice is not None:
         validation = devices.malice.select(done.kept).claimed(validation)
     train = cohort.splits.train.select(kept)
-    trained = Trained(cohort.devices[kept], memory.last[done.kept], done.users, done.update, done.best, train, validation)
+    trained = Trained(
+        cohort.devices[kept], memory.last[done.kept], done.users, done.update, done.best, train, validation
+    )
     return MembersRound(
         contents.said(ranked, trained, terms.noise_devices),
         _counts(world, ranked, done, memory, working, members, validation),

@@ -51,7 +51,7 @@ class RoundWorld:
             cohort.budgets.during(request.server_round),
             device_seeds(scenario.seed, "local-training", request.server_round, devices=cohort.devices),
             contents.local(scenario.refinement.local.config(request.temperature)),
-            max(scenario.controller.list_length, 20) if request.signals else None,
+            scenario.controller.signal_length if request.signals else None,
         )
 
     def working(self, places: IntArray) -> Working:

@@ -1,8 +1,8 @@
 """What devices keep for ranking, and what happens to it when budgets move after training.
 
-An *elastic* device re-selects whenever its budget moves: it drops blocks without a message, or asks for those it
-lacks from where its last block stands in its user group's list, which it does not keep. A *rigid* device keeps what it chose until that no longer fits; then it has nothing to serve from, until the
-next round lets it download anew.
+An *elastic* device re-selects whenever its budget moves: it drops blocks without a message, or reads on in its user
+group's list, which it does not keep, from behind the last block it holds. A *rigid* device keeps what it chose until
+that no longer fits; then it has nothing to serve from, until the next round lets it download anew.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def to_bytes(stored: StoredTable, user: FloatArray) -> bytes:
     name, precision, *words = stored.kind.split(" ")
     numbers = [int(word) for word in words]
     padded = numbers + [0] * (8 - len(numbers))
-    head = _NUMBERS.pack(KINDS.index(name), [*PRECISIONS].index(precision), len(numbers), *padded)
+    head = _NUMBERS.pack(KINDS.index(name), list[str](PRECISIONS).index(precision), len(numbers), *padded)
     return sealed(MAGIC, head, b"".join(np.ascontiguousarray(tensor).tobytes() for tensor in tensors))
 
 

@@ -22,7 +22,7 @@ _NUMBERS_END = HEADER_BYTES - _CHECKSUM.size
 
 
 def sealed(magic: bytes, numbers: bytes, content: bytes) -> bytes:
-    """A file. magic: 4 bytes; numbers: the 35 bytes of the header between version and checksum; content: what follows."""
+    """A file. magic: 4 bytes; numbers: the header's 35 bytes between version and checksum; content: what follows."""
     start = _START.pack(magic, VERSION) + numbers
     assert len(start) == _NUMBERS_END, f"{len(start)} bytes of header, not {_NUMBERS_END}"
     return start + _CHECKSUM.pack(zlib.crc32(content, zlib.crc32(start))) + content

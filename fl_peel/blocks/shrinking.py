@@ -117,8 +117,14 @@ def _alone(stored: StoredEmbedding, layout: BlockLayout, block: int, sent: bytes
 
 def _joined(parts: Sequence[StoredEmbedding]) -> StoredEmbedding:
     """The blocks of all of them, one after the other."""
-    names = ("blocks", "starts", "counts", "scales", "codes")
-    return replace(parts[0], **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+    return replace(
+        parts[0],
+        blocks=np.concatenate([part.blocks for part in parts]),
+        starts=np.concatenate([part.starts for part in parts]),
+        counts=np.concatenate([part.counts for part in parts]),
+        scales=np.concatenate([part.scales for part in parts]),
+        codes=np.concatenate([part.codes for part in parts]),
+    )
 
 
 def check_catalogue(stored: StoredEmbedding, layout: BlockLayout) -> None:

@@ -138,7 +138,9 @@ class StoredEmbedding:
                 self.catalogue,
             )
         except struct.error as error:
-            raise ArtifactError(f"too large to be stored on a device ({error}); keep fewer or smaller blocks") from error
+            raise ArtifactError(
+                f"too large to be stored on a device ({error}); keep fewer or smaller blocks"
+            ) from error
         ids = self.blocks if self.single else np.stack([self.blocks, self.starts, self.counts], axis=1)
         arrays: list[NDArray[np.generic]] = [self.user.astype("<f2"), ids.astype(dtype)]
         if has_scales(self.precision):
@@ -154,7 +156,9 @@ class StoredEmbedding:
             ArtifactError: the bytes are not a stored elastic embedding.
         """
         numbers = _NUMBERS.unpack(opened(MAGIC, data))
-        place, fields, width, num_items, groups, dim, num_slices, num_blocks, num_pieces, user_group, catalogue = numbers
+        place, fields, width, num_items, groups, dim, num_slices, num_blocks, num_pieces, user_group, catalogue = (
+            numbers
+        )
         if place >= len(PRECISIONS):
             raise refused(f"precision number {place}")
         precision = PRECISIONS[place]

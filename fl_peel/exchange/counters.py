@@ -12,9 +12,9 @@ from fl_peel.exchange.columns import Columns, Counters, IntArray
 
 @dataclass(frozen=True)
 class ClassCounts(Counters):
-    """What a round's devices hold and move, (C,) each. devices, budget_bytes, stored_bytes, peak_bytes (stored, and what
-    choosing and training take besides): of those whose update counts; the others: of all that were reached. violations,
-    working_violations: of budgets at each step of the round, and of working memory.
+    """What a round's devices hold and move, (C,) each. devices, budget_bytes, stored_bytes, peak_bytes (stored, and
+    what choosing and training take besides): of those whose update counts; the others: of all that were reached.
+    violations, working_violations: of budgets at each step of the round, and of working memory.
     """
 
     devices: IntArray

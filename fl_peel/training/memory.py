@@ -56,7 +56,7 @@ class TrainingMemory:
         its negatives; user embedding, its gradient and a row of the update; rows and scores of the top list.
         """
         numbers = interactions + 2 * (1 + self.how.num_negatives) + 3 * self.dim + 2 * self.list_length
-        return NUMBER_BYTES * numbers
+        return np.asarray(NUMBER_BYTES * numbers, np.int64)
 
     def taken_bytes(self, held: IntArray, touched: IntArray, interactions: IntArray) -> IntArray:
         """Bytes (N,) of devices with so many train interactions, row pieces that take part and row pieces touched."""
