@@ -65,7 +65,7 @@ class TrainingMemory:
     def most_touched(self, held: IntArray, interactions: IntArray) -> IntArray:
         """Row pieces (N,) that training can touch: a batch touches an interaction's row and those of its negatives."""
         drawn = interactions * (1 + self.how.num_negatives * self.how.epochs)
-        return np.minimum(held, self.num_slices * drawn)
+        return np.asarray(np.minimum(held, self.num_slices * drawn), np.int64)
 
     def most_bytes(self, held: IntArray, interactions: IntArray) -> IntArray:
         """Bytes (N,) that training never exceeds."""
