@@ -51,8 +51,8 @@ def test_shrinking_and_growing_give_what_choosing_from_scratch_gives(layout, pre
 
 
 def test_bytes_of_a_growth_by_hand():
-    """Single items of two slices of 4 columns in int8: id 2, scale 2, codes 4. The device holds block 9, has seen item 0
-    (blocks 0 and 1), and has room for one more: it passes over block 0, takes 3, and closes the list at the id of 6.
+    """Single items of two slices of 4 columns in int8: id 2, scale 2, codes 4. The device holds block 9, has seen item
+    0 (blocks 0 and 1), and has room for one more: it passes over block 0, takes 3, closes the list at the id of 6.
     """
     layout = BlockLayout(np.arange(5, dtype=np.int32), 8, 2)
     table = np.ones((5, 8), np.float32)
@@ -87,7 +87,7 @@ def test_what_cannot_be_grown_or_shrunk_is_refused():
     assert len(shrink(stored, layout, overhead_bytes(8)).blocks) == 0
     other = BlockLayout(np.array([1, 0, 2, 3, 4], np.int32), 8, 2)
     for change in (lambda: shrink(stored, other, 1000), lambda: grow(stored, other, np.zeros(0, int), 1000, [])):
-        with pytest.raises(ArtifactError, match="is of catalogue .*: download it anew"):
+        with pytest.raises(ArtifactError, match=r"is of catalogue .*: download it anew"):
             change()
 
 

