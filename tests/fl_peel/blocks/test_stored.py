@@ -249,7 +249,7 @@ def test_numbers_are_checked_before_anything_is_allocated(monkeypatch):
 
 @pytest.mark.parametrize("place", range(2))
 def test_blocks_beyond_the_catalogue_or_twice_are_refused(place):
-    ids = 44 + 2 * 2
+    ids = 44 + 2 * 4
     assert "beyond" in refused(resealed(SINGLE, (ids + 2 * place, b"\xff\xff")))
     assert "different blocks" in refused(resealed(SINGLE, (ids + 2 * place, SINGLE[ids + 4 : ids + 6])))
     grouped = ids + 6 * place
