@@ -32,10 +32,10 @@ FLEET = """
 profiles:
   - name: small
     population_share: 0.5
-    memory: {table_share: 0.6}
+    memory: {table_share: 0.42}
     budget:
       process: markov
-      states: {foreground: 1.0, background: 0.7}
+      states: {foreground: 1.0, background: 0.57}
       transitions_per_step: {foreground: [0.5, 0.5], background: [0.5, 0.5]}
   - {name: large, population_share: 0.5, memory: {table_share: 1.0}}
 """

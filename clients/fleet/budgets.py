@@ -29,6 +29,7 @@ class _Part:
     seed: int
     base_bytes: FloatArray
     ceiling_bytes: FloatArray
+    working_bytes: FloatArray
 
 
 class Classes(Protocol):
@@ -71,13 +72,23 @@ class FleetBudgets:
         ceiling = profile.budget.ceiling(budget_seed, devices, base)
         _refuse(profile.name, "ceiling", ~(ceiling >= 0), devices)
         ceiling = np.minimum(ceiling, np.minimum(limit, _LARGEST_BUDGET))
-        return _Part(profile.name, index, devices, profile.budget, budget_seed, base, ceiling)
+        working = profile.working_bytes(seed, devices, ceiling_bytes=ceiling)
+        _refuse(profile.name, "working memory", ~(working >= 0), devices)
+        working = np.minimum(working, _LARGEST_BUDGET)
+        return _Part(profile.name, index, devices, profile.budget, budget_seed, base, ceiling, working)
 
     def ceiling(self) -> NDArray[np.int64]:
         """Bytes that each device's budget never exceeds, whenever it is asked."""
         result = np.zeros(self.num_devices, dtype=np.int64)
         for part in self._parts:
             result[part.index] = np.floor(part.ceiling_bytes).astype(np.int64)
+        return result
+
+    def working(self) -> NDArray[np.int64]:
+        """Bytes that each device may use while it trains, besides what it stores."""
+        result = np.zeros(self.num_devices, dtype=np.int64)
+        for part in self._parts:
+            result[part.index] = np.floor(part.working_bytes).astype(np.int64)
         return result
 
     def at(self, server_round: float) -> NDArray[np.int64]:

@@ -101,7 +101,8 @@ class Fleet:
         """What devices are like at the start: (N,) arrays by key.
 
         ``device``, ``class`` (index), ``class_name``, ``total_bytes`` (infinite where unknown), ``base_bytes``,
-        ``ceiling_bytes``, ``budget_bytes`` and ``available`` at round 0, and the keys of :meth:`rates`.
+        ``ceiling_bytes``, ``working_bytes``, ``budget_bytes`` and ``available`` at round 0, and the keys of
+        :meth:`rates`.
         """
         ids = device_ids(devices)
         classes = self.classes(seed, ids)
@@ -117,6 +118,7 @@ class Fleet:
             "total_bytes": total,
             "base_bytes": base,
             "ceiling_bytes": budgets.ceiling(),
+            "working_bytes": budgets.working(),
             "budget_bytes": budgets.at(0),
             "available": self.available(seed, ids, 0),
             **self.rates(seed, ids),

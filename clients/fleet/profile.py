@@ -28,6 +28,8 @@ from fl_peel.errors import FieldError
 from fl_peel.randomness import device_uniforms
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
+WORKING_FACTOR = 16.0
+"""Working memory by default, in largest budgets; docs/profiles.md says why."""
 _TOTAL_BYTES = {"total_kb": 2**10, "total_mb": 2**20, "total_gb": 2**30}
 
 
@@ -39,11 +41,12 @@ class Draw(Protocol):
 
 
 class Memory(Spec):
-    """How large a device's base budget is.
+    """How large a device's base budget is, and what it may use besides while it trains.
 
     Absolute: ``total_kb``, ``total_mb`` or ``total_gb`` (1 KB = 1024 bytes, as memory is sold) times
     ``recommender_share``. Relative to the fp32 full item table: ``table_share``, or a total times
-    ``table_share_per_gb``. A budget never exceeds the total, where there is one.
+    ``table_share_per_gb``. A budget never exceeds the total, where there is one. Working memory is ``working_factor``
+    times the largest budget that the device ever has, and with it never exceeds the total.
     """
 
     total_kb: Kilobytes | None = None
@@ -52,6 +55,7 @@ class Memory(Spec):
     recommender_share: PositiveShare | None = None
     table_share: PositiveShare | None = None
     table_share_per_gb: PerGigabyte | None = None
+    working_factor: Positive = Constant(WORKING_FACTOR)
 
     @model_validator(mode="after")
     def _check_keys(self) -> Memory:
@@ -165,6 +169,15 @@ class DeviceProfile(Spec):
         """Total memory in bytes, (N,), which no budget exceeds; infinite where it is not known."""
         total = None if self.memory is None else self.memory.total_bytes(self.draw(seed, devices))
         return np.full(len(devices), np.inf) if total is None else total
+
+    def working_bytes(self, seed: int, devices: Devices, *, ceiling_bytes: FloatArray) -> FloatArray:
+        """Bytes (N,) that a device may use while it trains, besides what it stores. ceiling_bytes: (N,), which its
+        budgets never exceed.
+        """
+        if self.memory is None:
+            return WORKING_FACTOR * ceiling_bytes
+        factor = self.draw(seed, devices)("memory", "working_factor", self.memory.working_factor)
+        return np.minimum(factor * ceiling_bytes, self.limit_bytes(seed, devices) - ceiling_bytes)
 
     def rates(self, seed: int, devices: Devices) -> dict[str, FloatArray]:
         """Compute, link and energy values by their key, each (N,)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,13 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import check_budget
 from fl_peel.blocks.settings import Precision
 from fl_peel.data.interactions import IntArray
+from fl_peel.errors import BudgetError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
 from fl_peel.pretraining.by_sums import embeddings, nearest
 from fl_peel.privacy.noising import randomized_groups
 from fl_peel.privacy.sources import source_of
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.training.memory import TrainingMemory
 from fl_peel.wire import JoinReply, JoinRequest
 
 
@@ -48,11 +52,40 @@ def check_poorest(
         check_budget(layout, precision, int(ceilings[poorest]), f"device profile {names[classes[poorest]]}")
 
 
+def check_working(
+    layout: BlockLayout,
+    scenario: Scenario,
+    working: NDArray[np.integer] | NDArray[np.floating],
+    classes: NDArray[np.int16],
+    names: Sequence[str],
+) -> None:
+    """Refuse devices that can never train anything. working: bytes (N,) that devices of these classes (N,) may use
+    while they train.
+
+    Raises:
+        BudgetError: a device's working memory holds neither a block that is read nor what one block's training takes.
+    """
+    if not len(working) or not scenario.refinement.rounds:
+        return
+    how = replace(scenario.refinement.local.config(1.0), clip_blocks=scenario.privacy.clipping.kind == "per-block")
+    takes = TrainingMemory(layout.embedding_dim, layout.num_slices, how, scenario.controller.signal_length)
+    one_block, one_interaction = layout.group_sizes.min(keepdims=True), np.ones(1, np.int64)
+    reading = int(layout.block_bytes(scenario.blocks.precision).max())
+    least = max(int(takes.most_bytes(one_block, one_interaction)[0]), reading)
+    poorest = int(working.argmin())
+    if working[poorest] < least:
+        raise BudgetError(
+            f"device profile {names[classes[poorest]]}: {int(working[poorest])} B of working memory are less than "
+            f"training on one block takes ({least} B); raise memory.working_factor, or lower the share of its total "
+            "that is budget"
+        )
+
+
 def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
     """Devices take their user embedding and group: given by the server, or found locally from the item table.
 
     Raises:
-        BudgetError: a device's budget can never hold one block.
+        BudgetError: a device's budget can never hold one block, or its working memory train it.
     """
     scenario = cohort.scenario
     layout = BlockLayout(request.item_group, scenario.pretraining.embedding_dim, scenario.blocks.num_slices)
@@ -71,6 +104,8 @@ def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
     factor = scenario.budget_factor  # what a fall leaves may be too little for some
     usual = ceilings if factor == 1 else (ceilings + 1) / factor
     check_poorest(layout, scenario.blocks.precision, usual, cohort.classes, cohort.fleet.names)
+    working = cohort.budgets.working() if factor == 1 else (cohort.budgets.working() + 1) / factor
+    check_working(layout, scenario, working, cohort.classes, cohort.fleet.names)
     cohort.save_layout(layout)
     DeviceState.create(cohort.folder, users, groups)
     by_group = stated_ceilings(cohort, np.arange(num_devices), groups, len(request.centroids))

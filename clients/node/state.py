@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.blocks.stored import stored_user
 from fl_peel.errors import EngineError
 
 NAMES = ("users", "groups", "kept_blocks", "kept_users")
@@ -16,8 +17,8 @@ NAMES = ("users", "groups", "kept_blocks", "kept_users")
 
 @dataclass(frozen=True)
 class DeviceState:
-    """Memory-mapped, one entry per hosted device: users (N, d) float32; groups, kept_blocks (N,) int32; kept_users
-    (N, d) float32, the user embedding that a device goes back to where a refinement is not kept.
+    """Memory-mapped, one entry per hosted device: users (N, d), as fp16 stores them; groups, kept_blocks (N,) int32;
+    kept_users (N, d), likewise, the user embedding that a device goes back to where a refinement is not kept.
     """
 
     users: NDArray[np.float32]
@@ -43,7 +44,7 @@ class DeviceState:
     def create(folder: Path, users: NDArray[np.float32], groups: NDArray[np.int32]) -> None:
         """Write the state devices start with; nothing is kept yet (-1)."""
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "users.npy", users)
+        np.save(folder / "users.npy", stored_user(users))
         np.save(folder / "groups.npy", groups)
         np.save(folder / "kept_blocks.npy", np.full(len(groups), -1, np.int32))
-        np.save(folder / "kept_users.npy", users)
+        np.save(folder / "kept_users.npy", stored_user(users))

@@ -13,13 +13,17 @@ from fl_peel.exchange.counters import ClassCounts, ClockCounts
 def class_counts(
     done: GroupRound,
     memory: RoundMemory,
+    working_bytes: NDArray[np.int64],
+    allowed: NDArray[np.int64],
     classes: NDArray[np.int16],
     kept_before: NDArray[np.integer],
     num_classes: int,
 ) -> ClassCounts:
-    """What devices (N,) of one user group hold and move. kept_before: (N,) blocks kept when last reached, -1 for never.
+    """What devices (N,) of one user group hold and move. working_bytes, allowed: (N,) taken besides what is stored, and
+    what may be taken; kept_before: (N,) blocks kept when last reached, -1 for never.
 
-    Bytes are of every device reached; devices, budgets and stored bytes of those whose update counts.
+    Bytes moved and violations are of every device reached; devices, budgets, stored and peak bytes of those whose
+    update counts.
     """
     counted = np.zeros(len(classes), np.int64)
     counted[done.kept] = 1
@@ -32,6 +36,8 @@ def class_counts(
         reselections=changed,
         violations=memory.violations,
         stored_bytes=counted * memory.stored,
+        peak_bytes=counted * (memory.stored + working_bytes),
+        working_violations=(working_bytes > allowed).astype(np.int64),
     )
     return per_device.by_cell(classes, num_classes)
 

@@ -12,7 +12,7 @@ from clients.node.cohort import Cohort
 from clients.round.clear import clear_round
 from clients.round.masked import announce_keys
 from clients.round.members import train_members
-from clients.round.memory import RoundMemory
+from clients.round.memory import beside_bytes
 from clients.round.world import RoundWorld
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.exchange.counters import ClockCounts
@@ -56,7 +56,7 @@ def stages_alone(cohort: Cohort, request: RoundRequest, ranked: RankedBlocks) ->
 def _sends(cohort: Cohort, request: RoundRequest, ranked: RankedBlocks) -> bool:
     """Whether memory and time let the device end the round."""
     world, places = RoundWorld.of(cohort, request), cohort.places(request.devices)
-    if RoundMemory.of(ranked, world.budgets[:, places]).dropped_out.all():
+    if world.memory(ranked, places, world.working(places)).dropped_out.all():
         return False
     if cohort.scenario.refinement.deadline_s is None:
         return True
@@ -67,8 +67,8 @@ def present_rows(
     cohort: Cohort, server_round: int, ranked: RankedBlocks, places: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Rows (N,) that devices at these places hold when the round ends: the first ones of the ranked blocks."""
-    memory = RoundMemory.of(ranked, cohort.budgets.during(server_round)[:, places])
-    return ranked.num_present(memory.last)
+    lowest = cohort.budgets.during(server_round)[:, places].min(axis=0)
+    return ranked.num_present(ranked.cutoffs(lowest - beside_bytes(cohort.scenario)))
 
 
 __all__ = ["Stages", "answer_alone", "present_rows", "stages_alone"]

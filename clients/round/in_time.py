@@ -47,7 +47,7 @@ class GroupDevices:
 class Traffic:
     """What a device moves in a round whose sums are secure, whatever it trained: its upload has a fixed length.
 
-    download_bytes: besides ranked list and blocks; upload_bytes: all of it; exchanges: times it waits for the server.
+    download_bytes: besides the blocks; upload_bytes: all of it; exchanges: times it waits for the server.
     """
 
     download_bytes: int
@@ -59,13 +59,12 @@ class Traffic:
 class GroupRound:
     """What came of it. kept: (M,) positions of the devices that count; the next four are of those devices alone.
 
-    users: (M, d); cutoffs: (M,) blocks each update covers; update: their sums; best: (M, L) top rows, or None;
+    users: (M, d); update: their sums; best: (M, L) top rows, or None;
     spent, stragglers, memory_dropouts: (N,), of all devices.
     """
 
     kept: IntArray
     users: NDArray[np.float32]
-    cutoffs: IntArray
     update: GroupUpdate
     best: NDArray[np.int32] | None
     spent: Spent
@@ -92,7 +91,7 @@ def train_in_time(
     train: what trains honest devices; device: as ``engine.device``.
     """
     layout, rates = ranked.layout, devices.rates
-    download = ranked.list_bytes + ranked.cost[memory.first]
+    download = ranked.read_bytes(np.zeros_like(memory.first), memory.first)
     if hiding is not None:
         download = hiding.download_bytes(ranked, memory.first)
     if traffic is not None:
@@ -103,31 +102,31 @@ def train_in_time(
     kept = np.flatnonzero(~out & ~never_in_time(rates, download, samples, deadline_s))
     uploads = np.zeros(len(download), np.int64)
     while True:
-        cutoffs, items = memory.last[kept], devices.train.select(kept)
+        trained, held, items = memory.trained[kept], memory.last[kept], devices.train.select(kept)
         train_them = train if devices.malice is None else partial(devices.malice.select(kept).train, honest=train)
         users, update = train_them(
-            LocalWork(ranked, cutoffs, devices.users[kept], items, devices.seeds[kept], how, device)
+            LocalWork(ranked, trained, devices.users[kept], items, devices.seeds[kept], how, device)
         )
-        best = None if list_length is None else top_rows(ranked, cutoffs, users, items, list_length, device)
+        best = None if list_length is None else top_rows(ranked, held, users, items, list_length, device)
         uploads[kept] = METRIC_BYTES + update.touched_pieces * (layout.id_dtype.itemsize + 4 * layout.slice_dim)
         if best is not None:
             uploads[kept] += SIGNAL_BYTES * (best >= 0).sum(axis=1)
         if hiding is not None:
-            uploads[kept] = hiding.update_bytes(ranked, cutoffs, update.touched_pieces) + hiding.part_bytes(ranked)
+            uploads[kept] = hiding.update_bytes(ranked, held, update.touched_pieces) + hiding.part_bytes(ranked)
         if traffic is not None:
             uploads[kept] = traffic.upload_bytes
         spent = spend(rates, download, samples, uploads, deadline_s)
         in_time = ~spent.late[kept]
         if in_time.all():
-            return GroupRound(kept, users, cutoffs, update, best, spent, spent.late & ~out, out)
+            return GroupRound(kept, users, update, best, spent, spent.late & ~out, out)
         kept = kept[in_time]
 
 
 def work_samples(ranked: RankedBlocks, memory: RoundMemory, train: UserItems) -> IntArray:
-    """Training samples of one epoch, (N,): once for the first choice, and once more where blocks were lost since."""
+    """Training samples of one epoch, (N,): once as it begins, and once more where blocks were lost since."""
     rows = ranked.row_of_item[train.items]
-    samples = _present(rows, train, ranked.num_present(memory.first))
-    return samples + np.where(memory.dropped_blocks, _present(rows, train, ranked.num_present(memory.last)), 0)
+    samples = _present(rows, train, ranked.num_present(memory.begun))
+    return samples + np.where(memory.interrupted, _present(rows, train, ranked.num_present(memory.trained)), 0)
 
 
 def _present(rows: NDArray[np.int32], items: UserItems, num_present: IntArray) -> IntArray:

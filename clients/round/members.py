@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from clients.round.accounts import class_counts, clock_counts
 from clients.round.in_time import GroupDevices, GroupRound, Traffic, train_in_time
 from clients.round.malice import Malice
-from clients.round.memory import RoundMemory
+from clients.round.memory import RoundMemory, Working
 from clients.round.outcome import Keeps, MembersRound
 from clients.round.world import RoundWorld
 from fl_peel.blocks.ranked import RankedBlocks
@@ -39,7 +39,8 @@ def train_members(
 ) -> MembersRound:
     """One round for some devices of one user group, by their places (N,). No device's state changes yet."""
     cohort, contents = world.cohort, world.contents
-    memory = RoundMemory.of(ranked, world.budgets[:, members])
+    working = world.working(members)
+    memory = world.memory(ranked, members, working)
     devices = GroupDevices(
         np.asarray(world.state.users[members]),
         cohort.splits.train.select(members),
@@ -64,10 +65,12 @@ def train_members(
     if devices.malice is not None:
         validation = devices.malice.select(done.kept).claimed(validation)
     train = cohort.splits.train.select(kept)
-    trained = Trained(cohort.devices[kept], done.cutoffs, done.users, done.update, done.best, train, validation)
+    trained = Trained(
+        cohort.devices[kept], memory.last[done.kept], done.users, done.update, done.best, train, validation
+    )
     return MembersRound(
         contents.said(ranked, trained, terms.noise_devices),
-        _counts(world, ranked, done, memory, members, validation),
+        _counts(world, ranked, done, memory, working, members, validation),
         Keeps(kept, done.users, members, memory.last),
     )
 
@@ -77,6 +80,7 @@ def _counts(
     ranked: RankedBlocks,
     done: GroupRound,
     memory: RoundMemory,
+    working: Working,
     members: IntArray,
     validation: UserItems,
 ) -> RoundCounts:
@@ -105,6 +109,7 @@ def _counts(
         total = metrics.total()
         totals = replace(totals, recall=total.recall, ndcg=total.ndcg, evaluated=total.devices)
     kept_before = np.asarray(world.state.kept_blocks[members])
+    working_bytes = memory.working_bytes(ranked, working, done.kept, done.update.touched_pieces)
     shown = np.flatnonzero(np.isin(cohort.devices[members], world.request.traced))
     traces = Traces(
         cohort.devices[members[shown]],
@@ -114,7 +119,7 @@ def _counts(
         memory.first[shown],
     )
     return RoundCounts(
-        class_counts(done, memory, classes, kept_before, num_classes),
+        class_counts(done, memory, working_bytes, working.allowed, classes, kept_before, num_classes),
         clock,
         totals,
         int(done.spent.time_us[done.kept].max(initial=0)),

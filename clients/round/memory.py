@@ -1,9 +1,11 @@
-"""A memory budget that falls while its device trains.
+"""A device's memory in a round: what it holds, which falls with its budget while it trains, and what training takes.
 
-A device chooses blocks for the budget it reads when the round reaches it. When the budget falls below what it holds,
-it drops its last blocks on the spot, without asking anybody, and trains anew on those it still holds; its update is
-that of a device which held only these. When not one block fits any more, it drops out: nothing of it is counted.
-Budgets that rise within a round change nothing until the next one.
+A device chooses blocks for the budget it reads when the round reaches it: it reads its user group's list from the front
+and stores block after block, so that choosing takes a block's bytes and no more. It trains the first of them, as many
+as its working memory allows. When the budget falls below what it holds, it drops its last blocks on the spot, without
+asking anybody, and trains anew if it lost some that it trained; its update is that of a device which held only these.
+When not one block is left to train, it drops out: nothing of it is counted. Budgets that rise within a round change
+nothing until the next one.
 """
 
 from __future__ import annotations
@@ -14,9 +16,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.ranked import RankedBlocks
-from fl_peel.blocks.stored import overhead_bytes
+from fl_peel.blocks.stored import overhead_bytes, user_bytes
+from fl_peel.exchange.traffic import row_pieces
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.training.memory import TrainingMemory
 
 IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Working:
+    """What devices (N,) may use while they train, besides what they store: allowed, bytes; interactions: train items;
+    takes: what training takes.
+    """
+
+    allowed: IntArray
+    interactions: IntArray
+    takes: TrainingMemory
+
+    def cutoffs(self, ranked: RankedBlocks) -> IntArray:
+        """Blocks (N,) that each can train."""
+        pieces = row_pieces(ranked.layout, ranked.blocks)
+        held = self.takes.most_held(self.allowed, self.interactions)
+        return np.searchsorted(pieces, held, side="right").astype(np.int64) - 1
+
+    def most_bytes(self, ranked: RankedBlocks, cutoffs: IntArray) -> IntArray:
+        """Bytes (N,) that choosing blocks, and training ``cutoffs`` (N,) of them, never exceed."""
+        held = row_pieces(ranked.layout, ranked.blocks)[cutoffs]
+        training = np.where(cutoffs > 0, self.takes.most_bytes(held, self.interactions), 0)
+        return np.maximum(training, choosing_bytes(ranked))
+
+    def taken_bytes(self, ranked: RankedBlocks, cutoffs: IntArray, touched: IntArray) -> IntArray:
+        """The same of devices that touched so many row pieces (N,)."""
+        held = row_pieces(ranked.layout, ranked.blocks)[cutoffs]
+        return np.maximum(self.takes.taken_bytes(held, touched, self.interactions), choosing_bytes(ranked))
 
 
 @dataclass(frozen=True)
@@ -24,8 +57,8 @@ class RoundMemory:
     """What devices hold in a round, (N,) each.
 
     budgets: bytes when the round begins; first: blocks chosen then; last: blocks still held when it ends (a prefix of
-    the first, and all that the update covers); stored: bytes of the first; violations: steps at which a device held
-    more than its budget.
+    the first); stored: bytes of the first and what lies beside them; violations: steps at which a device held more than
+    its budget. begun: blocks whose training began; trained: those whose training ended, all that the update covers.
     """
 
     budgets: IntArray
@@ -33,30 +66,66 @@ class RoundMemory:
     last: IntArray
     stored: IntArray
     violations: IntArray
+    begun: IntArray
+    trained: IntArray
 
     @staticmethod
-    def of(ranked: RankedBlocks, budgets: IntArray) -> RoundMemory:
-        """budgets: (T, N) bytes at every step of the round."""
+    def of(ranked: RankedBlocks, budgets: IntArray, trainable: IntArray, beside: int = 0) -> RoundMemory:
+        """budgets: (T, N) bytes at every step of the round; trainable: (N,) blocks that working memory is enough for.
+
+        beside: bytes that every device holds besides its blocks' file.
+        """
         lowest = np.minimum.accumulate(budgets, axis=0)  # (T, N): nothing dropped comes back within the round
-        held = ranked.cutoffs(lowest.reshape(-1)).reshape(lowest.shape)
-        stored = stored_bytes(ranked, held, lowest)
-        return RoundMemory(budgets[0], held[0], held[-1], stored[0], (stored > budgets).sum(axis=0).astype(np.int64))
+        held = ranked.cutoffs(lowest.reshape(-1) - beside).reshape(lowest.shape)
+        stored = stored_bytes(ranked, held, lowest, beside)
+        over = (stored > budgets).sum(axis=0).astype(np.int64)
+        begun, trained = (np.minimum(blocks, trainable) for blocks in (held[0], held[-1]))
+        return RoundMemory(budgets[0], held[0], held[-1], stored[0], over, begun, trained)
 
     @property
     def dropped_blocks(self) -> NDArray[np.bool_]:
-        """Devices (N,) that lost blocks while they trained."""
+        """Devices (N,) that lost blocks during the round."""
         return self.last < self.first
 
     @property
+    def interrupted(self) -> NDArray[np.bool_]:
+        """Devices (N,) that lost blocks which they trained."""
+        return self.trained < self.begun
+
+    @property
     def dropped_out(self) -> NDArray[np.bool_]:
-        """Devices (N,) that end the round without a single block."""
-        return np.asarray(self.last == 0)
+        """Devices (N,) that end the round without a single block to train."""
+        return np.asarray(self.trained == 0)
+
+    def working_bytes(self, ranked: RankedBlocks, working: Working, kept: IntArray, touched: IntArray) -> IntArray:
+        """Bytes (N,) that the round took besides what is stored. touched: row pieces (M,) of the devices at positions
+        ``kept`` (M,), which ended it; the others, and those that were interrupted, count what they may have touched.
+        """
+        taken = working.most_bytes(ranked, self.begun)
+        pieces = np.zeros(len(taken), np.int64)
+        pieces[kept] = touched
+        ended = np.zeros(len(taken), np.bool_)
+        ended[kept] = True
+        known = ended & ~self.interrupted
+        return np.where(known, working.taken_bytes(ranked, self.trained, pieces), taken)
 
 
-def stored_bytes(ranked: RankedBlocks, cutoffs: IntArray, budgets: IntArray) -> IntArray:
-    """Bytes stored with these cutoffs; nothing at all where the budget does not hold header and user embedding."""
-    fits = budgets >= overhead_bytes(ranked.layout.embedding_dim)
-    return np.where(fits, ranked.stored_bytes(cutoffs), 0)
+def stored_bytes(ranked: RankedBlocks, cutoffs: IntArray, budgets: IntArray, beside: int = 0) -> IntArray:
+    """Bytes held with these cutoffs; nothing at all where the budget does not hold what every device holds."""
+    fits = budgets >= overhead_bytes(ranked.layout.embedding_dim) + beside
+    return np.where(fits, ranked.stored_bytes(cutoffs) + beside, 0)
 
 
-__all__ = ["RoundMemory", "stored_bytes"]
+def choosing_bytes(ranked: RankedBlocks) -> int:
+    """Of the block that is being read, the largest of the list."""
+    sizes = ranked.layout.block_bytes(ranked.precision)[ranked.blocks]
+    return int(sizes.max(initial=0))
+
+
+def beside_bytes(scenario: Scenario) -> int:
+    """What a device holds during refinement besides its file: the user embedding that it may go back to."""
+    goes_back = scenario.refinement.acceptance.rule != "always"
+    return user_bytes(scenario.pretraining.embedding_dim) if goes_back else 0
+
+
+__all__ = ["RoundMemory", "Working", "beside_bytes", "choosing_bytes", "stored_bytes"]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.state import DeviceState
+from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.wire import Arrays
@@ -33,7 +34,7 @@ class Keeps:
 
     def remember(self, state: DeviceState) -> None:
         """Let the devices keep what they learned."""
-        state.users[self.places] = self.users
+        state.users[self.places] = stored_user(self.users)
         state.kept_blocks[self.reached] = self.blocks
 
 

@@ -12,10 +12,14 @@ from clients.node.state import DeviceState
 from clients.round.accounts import clock_counts
 from clients.round.choice import contents_of
 from clients.round.contents import DeviceContents
+from clients.round.memory import RoundMemory, Working, beside_bytes
+from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClockCounts
 from fl_peel.privacy.sources import source_of
 from fl_peel.randomness import device_seeds
+from fl_peel.randomness import device_seeds, device_uniforms
+from fl_peel.training.memory import TrainingMemory
 from fl_peel.training.settings import LocalTraining
 from fl_peel.wire import RoundRequest
 
@@ -49,8 +53,19 @@ class RoundWorld:
             cohort.budgets.during(request.server_round),
             device_seeds(scenario.seed, "local-training", request.server_round, devices=cohort.devices),
             contents.local(scenario.refinement.local.config(request.temperature)),
-            max(scenario.controller.list_length, 20) if request.signals else None,
+            scenario.controller.signal_length if request.signals else None,
         )
+
+    def working(self, places: IntArray) -> Working:
+        """Working memory of the devices at these places."""
+        cohort, layout = self.cohort, self.cohort.layout()
+        takes = TrainingMemory(layout.embedding_dim, layout.num_slices, self.how, self.list_length or 0)
+        return Working(cohort.budgets.working()[places], cohort.splits.train.counts()[places], takes)
+
+    def memory(self, ranked: RankedBlocks, places: IntArray, working: Working) -> RoundMemory:
+        """What the devices at these places hold in the round."""
+        beside = beside_bytes(self.cohort.scenario)
+        return RoundMemory.of(ranked, self.budgets[:, places], working.cutoffs(ranked), beside)
 
     def reached(self, places: IntArray) -> tuple[IntArray, ClockCounts]:
         """Of the sampled devices at ``places``, those that are available and let in; and how many are not."""

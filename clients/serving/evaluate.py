@@ -67,7 +67,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
                 paired.add(members, metrics[0], counted)
             sums[i].add(MetricSums.of(cell, cells, *metrics, counted))
             spread[i].add(Histogram.of(classes, num_classes, metrics[0], counted))
-        _write_artifacts(cohort, request, ranked, members, users, hidden)
+        _write_artifacts(cohort, request, ranked, members, hidden)
     by_class = sums.reshaped(num_budgets, num_classes, num_groups)
     return EvaluateReply(by_class, stored_max, owned, spread, paired.finished(), short)
 
@@ -108,14 +108,14 @@ def _write_artifacts(
     request: EvaluateRequest,
     ranked: RankedBlocks,
     members: NDArray[np.int64],
-    users: NDArray[np.float32],
     hidden: UserItems,
 ) -> None:
-    folder = cohort.folder.parent.parent / "artifacts"
+    folder, state = cohort.folder.parent.parent / "artifacts", cohort.state("r")
     for i in np.flatnonzero(np.isin(cohort.devices[members], request.artifacts)):
         folder.mkdir(parents=True, exist_ok=True)
-        elastic = ElasticEmbedding(ranked, users[i], hidden.row(int(i)))
+        user, group = np.asarray(state.users[members[i]]), int(state.groups[members[i]])
+        elastic = ElasticEmbedding(ranked, user, hidden.row(int(i)), group)
         for budget in request.budgets.tolist():
             if budget >= overhead_bytes(ranked.layout.embedding_dim):
-                name = f"device-{cohort.devices[members[i]]}-{request.label}-{budget}.safetensors"
+                name = f"device-{cohort.devices[members[i]]}-{request.label}-{budget}.peel"
                 (folder / name).write_bytes(elastic.at(budget).to_bytes())

@@ -1,8 +1,8 @@
 """What devices keep for ranking, and what happens to it when budgets move after training.
 
-An *elastic* device re-selects whenever its budget moves: it drops blocks without a message, or asks for those it
-lacks. A *rigid* device keeps what it chose until that no longer fits; then it has nothing to serve from, until the
-next round lets it download anew.
+An *elastic* device re-selects whenever its budget moves: it drops blocks without a message, or reads on in its user
+group's list, which it does not keep, from behind the last block it holds. A *rigid* device keeps what it chose until
+that no longer fits; then it has nothing to serve from, until the next round lets it download anew.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def follow(cohort: Cohort, request: MovingRequest) -> MovingReply:
             cohort.splits.test.select(members),
             scenario.evaluation.top_n,
             scenario.engine.device,
+            scenario.privacy.requests == "group-prefix",
         )
         per_device = who.over_time(budgets[:, index], steps_per_round)  # (T, N)
         classes = cohort.classes[members]
@@ -66,7 +67,9 @@ def follow(cohort: Cohort, request: MovingRequest) -> MovingReply:
 
 @dataclass(frozen=True)
 class _Followed:
-    """Devices of one user group: ranked blocks, user embeddings (N, d), items seen and wanted; the engine's device."""
+    """Devices of one user group: ranked blocks, user embeddings (N, d), items seen and wanted; the engine's device;
+    whether they read the whole list whenever they read it, so that nobody sees what they want.
+    """
 
     ranked: RankedBlocks
     users: NDArray[np.float32]
@@ -74,13 +77,14 @@ class _Followed:
     wanted: UserItems
     top_n: int
     device: str
+    all_read: bool
 
     def over_time(self, budgets: IntArray, steps_per_round: int) -> StepCounts:
         """What each device does at each step, (T, N), under ``budgets`` (T, N)."""
         num_steps, num_devices = budgets.shape
         counted = self.wanted.counts() > 0
         table = StepCounts.zeros(num_steps, num_devices)
-        before = (np.zeros(num_devices, np.int64),) * 2  # blocks kept, their bytes
+        before = (np.zeros(num_devices, np.int64),) * 3  # blocks kept, their bytes, rank behind the last of them
         recall = np.zeros(num_devices, np.int64)
         rigid_bytes, rigid_recall = np.zeros(num_devices, np.int64), np.zeros(num_devices, np.int64)
         for step in range(num_steps):
@@ -97,11 +101,11 @@ class _Followed:
                 row.grew[:] = grown > 0
                 row.shrank[:] = kept < before[0]
                 row.missing_bytes[:] = missing
-                row.moved_bytes[:] = missing - grown * self.ranked.layout.id_bytes
+                row.moved_bytes[:] = np.where(grown > 0, self._read(before[2], cutoffs), 0)
                 row.reselected[:] = changed & counted
                 row.recall_before[:] = np.where(changed, recall, 0)
                 row.recall_after[:] = np.where(changed, new_recall, 0)
-            recall, before = new_recall, (kept, num_bytes)
+            recall, before = new_recall, (kept, num_bytes, self.ranked.after_last_kept(cutoffs, self.seen))
             rigid_stored = np.where(rigid_bytes > 0, rigid_bytes + self._overhead, 0)
             lost = rigid_stored > budget
             empty = rigid_bytes == 0
@@ -113,7 +117,7 @@ class _Followed:
                     np.where(fetch, recall, rigid_recall),
                 )
                 if step:
-                    row.rigid_moved_bytes[:] = np.where(fetch, num_bytes - kept * self.ranked.layout.id_bytes, 0)
+                    row.rigid_moved_bytes[:] = np.where(fetch, self._read(np.zeros_like(cutoffs), cutoffs), 0)
             row.devices[:] = 1
             row.counted[:] = counted
             row.budget_bytes[:] = budget
@@ -124,6 +128,11 @@ class _Followed:
             row.rigid_recall[:] = rigid_recall
             row.rigid_empty[:] = rigid_bytes == 0
         return table
+
+    def _read(self, start: IntArray, stop: IntArray) -> IntArray:
+        """Bytes (N,) moved to devices that read the list from ``start`` to ``stop``, ranks (N,)."""
+        everything = np.full_like(stop, len(self.ranked.blocks))
+        return self.ranked.read_bytes(*((np.zeros_like(start), everything) if self.all_read else (start, stop)))
 
     @property
     def _overhead(self) -> int:

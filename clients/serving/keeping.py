@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from clients.node.cohort import Cohort
+from clients.round.memory import beside_bytes
 from clients.serving.held import Held
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
@@ -22,7 +23,8 @@ def compare(cohort: Cohort, request: CompareRequest) -> CompareReply:
     """
     assert request.precision in PRECISIONS
     state, wanted = cohort.state("r"), cohort.splits.validation
-    groups, budgets = np.asarray(state.groups), cohort.budgets.at(request.server_round)
+    groups = np.asarray(state.groups)
+    budgets = cohort.budgets.at(request.server_round) - beside_bytes(cohort.scenario)
     asked = cohort.available(np.arange(len(groups)), request.server_round) & (wanted.counts() > 0)
     sums = PairedSums.zeros(request.num_groups)
     moved = 0
@@ -48,7 +50,7 @@ def _recall(
     held = Held.under(ranked, OWN_BUDGET, 1.0, -1.0, budgets[members], seen)
     wanted = cohort.splits.validation.select(members)
     recall, _ = evaluate(ranked, held.cutoffs, users, seen, wanted, TOP_N, cohort.scenario.engine.device)
-    return recall, int((ranked.list_bytes + ranked.cost[held.cutoffs]).sum())
+    return recall, int(ranked.read_bytes(np.zeros_like(held.cutoffs), held.cutoffs).sum())
 
 
 def keep(cohort: Cohort, request: KeepRequest) -> KeepReply:

@@ -1,12 +1,13 @@
 """Item tables that are not elastic, as files: fewer dimensions, two factors, or single entries that were not pruned.
 
-For the rivals that PEEL is compared with. Each is a safetensors file of the same fixed header as an elastic embedding
-(:mod:`fl_peel.blocks.stored`), with the user embedding in fp16 and everything a device needs to rank; its length is
-what counts against the budget. What a device computes with is what it decodes from there.
+For the rivals that PEEL is compared with. Each is a file with a header as long as that of an elastic embedding
+(:mod:`fl_peel.blocks.header`), the user embedding in fp16 and everything a device needs to rank; its length is what
+counts against the budget. What a device computes with is what it decodes from there.
 """
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, get_args
@@ -14,13 +15,20 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.blocks.header import HEADER_BYTES, sealed
 from fl_peel.blocks.precision import Codes, code_dtype, dequantize, has_scales, quantize, row_bytes
-from fl_peel.blocks.settings import Precision
-from fl_peel.blocks.stored import HEADER_BYTES, safetensors_header
+from fl_peel.blocks.settings import PRECISIONS, Precision
 
 FloatArray = NDArray[np.float32]
 Encoding = Literal["pairs", "counts", "rows", "bitmap"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+
+MAGIC = b"PEER"
+KINDS = ("dense", "factors", *ENCODINGS)
+"""First words of :attr:`StoredTable.kind`, by their number in the header."""
+
+_NUMBERS = struct.Struct("<BBB8I")
+"""Kind, precision, how many numbers follow, and these; zeros after them."""
 
 
 class StoredTable(Protocol):
@@ -32,7 +40,9 @@ class StoredTable(Protocol):
 
     @property
     def kind(self) -> str:
-        """What a reader must know besides the tensors, in a few words: it lies in the fixed header."""
+        """What a reader must know besides the tensors: one of KINDS, the precision, and numbers, eight at most. They
+        lie in the header.
+        """
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Everything but the user embedding."""
@@ -48,10 +58,12 @@ def stored_bytes(stored: StoredTable) -> int:
 
 def to_bytes(stored: StoredTable, user: FloatArray) -> bytes:
     """The file of one device; user: (user_dim,)."""
-    tensors = {"user": user.astype("<f2"), **stored.tensors()}
-    shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-    header = safetensors_header(shapes, {"fl-peel-rival": stored.kind})
-    return header + b"".join(np.ascontiguousarray(tensor).tobytes() for tensor in tensors.values())
+    tensors = [user.astype("<f2"), *stored.tensors().values()]
+    name, precision, *words = stored.kind.split(" ")
+    numbers = [int(word) for word in words]
+    padded = numbers + [0] * (8 - len(numbers))
+    head = _NUMBERS.pack(KINDS.index(name), list[str](PRECISIONS).index(precision), len(numbers), *padded)
+    return sealed(MAGIC, head, b"".join(np.ascontiguousarray(tensor).tobytes() for tensor in tensors))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One device's elastic embedding: the blocks it was sent, and what it keeps of them under a budget."""
+"""One device's elastic embedding: the list of its user group, and what it keeps of it under a budget."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fl_peel.errors import BudgetError
 
 @dataclass(frozen=True)
 class ElasticEmbedding:
-    """One device's elastic embedding: the blocks it was sent, and what it keeps of them under a budget.
+    """One device's elastic embedding: the list of its user group, and what it keeps of it under a budget.
 
     >>> pee = ElasticEmbedding(ranked, user, seen_items)      # doctest: +SKIP
     >>> small = pee.at(budget_bytes=10_000)                   # a StoredEmbedding of at most 10,000 bytes
@@ -24,6 +24,7 @@ class ElasticEmbedding:
     ranked: RankedBlocks
     user: NDArray[np.float32]
     seen: NDArray[np.integer]
+    user_group: int = 0
 
     def kept(self, budget_bytes: int) -> NDArray[np.int64]:
         """Block numbers kept under a budget, best first; empty where not even the user embedding fits."""
@@ -50,7 +51,7 @@ class ElasticEmbedding:
         items, slices, _ = layout.block_rows(blocks)
         rows = self.ranked.table.reshape(-1, layout.num_slices, layout.slice_dim)
         pieces = rows[self.ranked.row_of_item[items], slices]  # (T, s)
-        return StoredEmbedding.of_pieces(layout, self.ranked.precision, self.user, blocks, pieces)
+        return StoredEmbedding.of_pieces(layout, self.ranked.precision, self.user, blocks, pieces, self.user_group)
 
     def top_n(self, budget_bytes: int, n: int) -> NDArray[np.int64]:
         """Items recommended under a budget, best first."""

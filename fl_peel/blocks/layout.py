@@ -10,6 +10,7 @@ says which row it is.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,6 +89,11 @@ class BlockLayout:
         rows = np.empty(self.num_items, np.int32)
         rows[self.catalogue] = np.arange(self.num_items, dtype=np.int32)
         return rows
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Eight bytes that tell catalogues apart: BLAKE2b of each item's group, as 32-bit little-endian integers."""
+        return hashlib.blake2b(self.item_group.astype("<i4").tobytes(), digest_size=8).digest()
 
     @cached_property
     def group_starts(self) -> NDArray[np.int64]:

@@ -31,8 +31,6 @@ from fl_peel.blocks.stored import overhead_bytes, stored_user
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import BudgetError
 
-WEIGHT_BYTES = 4
-
 
 def ranking(weights: NDArray[np.floating]) -> NDArray[np.int64]:
     """Block numbers by decreasing weight (B,) -> (B,); equal weights by block number."""
@@ -66,9 +64,12 @@ def check_budget(layout: BlockLayout, precision: Precision, budget_bytes: int, p
 
 @dataclass(frozen=True)
 class RankedBlocks:
-    """The ranked blocks that one user group was sent, as a device sees them: already at block precision.
+    """The ranked blocks of one user group, as devices read them: already at block precision.
 
-    blocks: (K,) block numbers, best first; weights: (K,) float32.
+    A device reads the list from the front and keeps what fits; a node, which hosts many, is sent all that its largest
+    budget holds.
+
+    blocks: (K,) block numbers, best first.
     items: (R,) int32, the items with a block among them, by the rank of their best block.
     table: (R, d) float32, decoded; columns of blocks that were not sent are zero.
     position: (R, S) int32, rank of each block, K where it was not sent.
@@ -77,7 +78,6 @@ class RankedBlocks:
     layout: BlockLayout
     precision: Precision
     blocks: NDArray[np.int64]
-    weights: NDArray[np.float32]
     items: NDArray[np.int32]
     table: NDArray[np.float32]
     position: NDArray[np.int32]
@@ -108,10 +108,11 @@ class RankedBlocks:
         ranks[self.blocks] = np.arange(len(self.blocks))
         return ranks
 
-    @property
-    def list_bytes(self) -> int:
-        """Bytes of the ranked list itself: block numbers and weights."""
-        return len(self.blocks) * (self.layout.id_bytes + WEIGHT_BYTES)
+    def read_bytes(self, start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bytes moved to devices (N,) that read the list from rank ``start`` (N,) up to ``stop`` (N,): every block
+        between, and the id of the one where they close it, unless the list ends there.
+        """
+        return self.cost[stop] - self.cost[start] + np.where(stop < len(self.blocks), self.layout.id_bytes, 0)
 
     def cutoffs(self, budget_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
         """Blocks that fit each budget (N,), header and user embedding paid first."""
@@ -162,6 +163,18 @@ class RankedBlocks:
         )
         return cutoffs, np.where(room >= 0, kept_bytes + overhead, 0), kept_blocks
 
+    def after_last_kept(self, cutoffs: NDArray[np.int64], seen: UserItems) -> NDArray[np.int64]:
+        """Rank behind the last block that devices (N,) hold which chose up to ``cutoffs`` (N,) of
+        :meth:`serving_cutoffs`: what they passed over last they do not know any more.
+        """
+        skipped = self.unneeded(seen)
+        width = len(self.blocks) + 1
+        passed = skipped.users() * width + skipped.items  # ascending
+        who, after = np.arange(len(cutoffs)) * width, cutoffs.copy()
+        while (back := (after > 0) & np.isin(who + after - 1, passed)).any():
+            after[back] -= 1
+        return after
+
     @staticmethod
     def unpack(layout: BlockLayout, precision: Precision, arrays: Mapping[str, NDArray[np.generic]]) -> RankedBlocks:
         """Decode what :func:`pack_blocks` packed."""
@@ -180,7 +193,6 @@ class RankedBlocks:
             layout,
             precision,
             blocks,
-            arrays["weights"].astype(np.float32),
             order.items,
             table.reshape(len(order.items), layout.embedding_dim),
             order.position,
@@ -230,10 +242,11 @@ def pack_blocks(
     layout: BlockLayout,
     precision: Precision,
     blocks: NDArray[np.int64],
-    weights: NDArray[np.floating],
     table: NDArray[np.float32],
 ) -> dict[str, NDArray[np.generic]]:
-    """Encode ranked blocks (K,) of a table (I, d) and their weights (K,) for the wire."""
+    """Encode ranked blocks (K,) of a table (I, d) for the wire. Their weights stay with the server: the order says all
+    that a device needs.
+    """
     if layout.is_single and layout.num_slices == 1:
         index = blocks
     else:
@@ -252,7 +265,6 @@ def pack_blocks(
         codes = np.ascontiguousarray(coded.astype(code_dtype(precision)))
     return {
         "blocks": blocks.astype(layout.id_dtype),
-        "weights": weights.astype(np.float32),
         "codes": codes.view(np.uint8).reshape(-1),
         "scales": scales,
     }
@@ -272,7 +284,7 @@ def pack_ranking(
     order = ranking(weights)
     if budget_bytes is not None:
         order = order[: prefix_length(layout, precision, order, budget_bytes)]
-    return pack_blocks(layout, precision, order, weights[order], table)
+    return pack_blocks(layout, precision, order, table)
 
 
 def rank_blocks(

@@ -1,20 +1,23 @@
 """A stored embedding that grows and shrinks in place, and the bytes that takes.
 
 Shrinking needs no message: the blocks of a :class:`fl_peel.blocks.stored.StoredEmbedding` lie in the order of their
-weights, so that a device drops the last ones. Growing needs the missing blocks and nothing else: the device knows the
-ranked list, asks for the ranks that it lacks, and is sent their scales and codes, block after block, without ids or
-header. Either way it ends with the very bytes that choosing from scratch under the new budget gives.
+weights, so that a device drops the last ones. To grow it names the last block it holds and reads on in its user group's
+list from there, block after block, until one that it needs no longer fits. The list itself it does not keep. Blocks of
+items that it knows already it is sent all the same and passes over: asking around them would name them. Either way it
+ends with the very bytes that choosing from scratch under the new budget gives.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.blocks.header import HEADER_BYTES
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.precision import Codes, code_columns, code_dtype, has_scales, quantize, row_bytes
+from fl_peel.blocks.precision import code_columns, code_dtype, has_scales
 from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.errors import ArtifactError, BudgetError
@@ -25,7 +28,9 @@ def shrink(stored: StoredEmbedding, layout: BlockLayout, budget_bytes: int) -> S
 
     Raises:
         BudgetError: the budget does not even hold the header and the user embedding.
+        ArtifactError: the embedding is of another catalogue.
     """
+    check_catalogue(stored, layout)
     room = budget_bytes - overhead_bytes(stored.embedding_dim)
     if room < 0:
         raise BudgetError(
@@ -45,40 +50,94 @@ def shrink(stored: StoredEmbedding, layout: BlockLayout, budget_bytes: int) -> S
     )
 
 
-def growth_payload(
+def listed(
     layout: BlockLayout, precision: Precision, blocks: NDArray[np.integer], table: NDArray[np.float32]
-) -> bytes:
-    """What the server answers to a device that asks for ``blocks`` (K,) of ``table`` (I, d): scales, then codes."""
-    items, slices, _ = layout.block_rows(blocks)
-    pieces = table.reshape(layout.num_items, layout.num_slices, layout.slice_dim)[items, slices]  # (T, s)
-    codes, scales = quantize(pieces, precision)
-    head = scales.astype("<f2").tobytes() if has_scales(precision) else b""
-    return head + codes.astype(code_dtype(precision)).tobytes()
+) -> Iterator[bytes]:
+    """Blocks (K,) of a user group's list as its devices read them: of each its id, the scales and codes of ``table``
+    (I, d).
+    """
+    nobody = np.zeros(0, np.float32)
+    for block in blocks.tolist():
+        one = StoredEmbedding.build(layout, precision, nobody, np.array([block]), table)
+        yield one.to_bytes()[HEADER_BYTES:]
 
 
-def grow(stored: StoredEmbedding, layout: BlockLayout, blocks: NDArray[np.integer], payload: bytes) -> StoredEmbedding:
-    """Append the blocks (K,) that were asked for.
+def grow(
+    stored: StoredEmbedding,
+    layout: BlockLayout,
+    seen: NDArray[np.integer],
+    budget_bytes: int,
+    following: Iterable[bytes],
+) -> tuple[StoredEmbedding, int]:
+    """Append what fits of ``following``: the list from behind the last block that is stored (the whole list where none
+    is), as :func:`listed` has it, read no further than the id of the first block that is needed and does not fit.
+
+    seen: items that the device has interacted with; of blocks that hold these alone none is needed.
+    Returns the embedding, and bytes read.
 
     Raises:
-        ArtifactError: the payload is not of these blocks' size.
+        ArtifactError: the embedding is of another catalogue, or a block is not of its size.
     """
-    groups = blocks.astype(np.int64) // layout.num_slices
-    counts = layout.group_sizes[groups]
-    num_rows, precision = int(counts.sum()), stored.precision
-    wanted = num_rows * row_bytes(layout.slice_dim, precision)
-    if len(payload) != wanted:
-        raise ArtifactError(f"{len(blocks)} blocks take {wanted} bytes, {len(payload)} came; ask for them again")
-    head = 2 * num_rows if has_scales(precision) else 0
-    flat = np.frombuffer(payload[head:], code_dtype(precision))
-    codes: Codes = flat.reshape(num_rows, code_columns(layout.slice_dim, precision))
+    check_catalogue(stored, layout)
+    sizes = layout.block_bytes(stored.precision)
+    known = np.bincount(layout.item_group[np.unique(seen)], minlength=layout.num_item_groups) == layout.group_sizes
+    room = budget_bytes - overhead_bytes(stored.embedding_dim) - int(sizes[stored.blocks].sum())
+    read, parts = 0, [stored]
+    for sent in following:
+        block = int(np.frombuffer(sent, layout.id_dtype, 1)[0])
+        needed = not known[block // layout.num_slices]
+        if needed and sizes[block] > room:
+            read += layout.id_bytes
+            break
+        if len(sent) != sizes[block]:
+            raise ArtifactError(f"block {block} takes {sizes[block]} bytes, {len(sent)} came; ask for it again")
+        read += len(sent)
+        if needed:
+            room -= len(sent)
+            parts.append(_alone(stored, layout, block, sent))
+    return _joined(parts), read
+
+
+def _alone(stored: StoredEmbedding, layout: BlockLayout, block: int, sent: bytes) -> StoredEmbedding:
+    """One block as it was sent, with the user embedding and precision of ``stored``."""
+    group = block // layout.num_slices
+    rows, precision = int(layout.group_sizes[group]), stored.precision
+    head = layout.id_bytes
+    scales = np.frombuffer(sent, "<f2", rows if has_scales(precision) else 0, head)
+    codes = np.frombuffer(sent, code_dtype(precision), offset=head + scales.nbytes)
     return replace(
         stored,
-        blocks=np.concatenate([stored.blocks, blocks.astype(np.int64)]),
-        starts=np.concatenate([stored.starts, layout.group_starts[groups]]),
-        counts=np.concatenate([stored.counts, counts]),
-        scales=np.concatenate([stored.scales, np.frombuffer(payload[:head], np.float16)]),
-        codes=np.concatenate([stored.codes, codes]),
+        blocks=np.array([block]),
+        starts=layout.group_starts[[group]],
+        counts=layout.group_sizes[[group]],
+        scales=scales,
+        codes=codes.reshape(rows, code_columns(layout.slice_dim, precision)),
     )
 
 
-__all__ = ["grow", "growth_payload", "shrink"]
+def _joined(parts: Sequence[StoredEmbedding]) -> StoredEmbedding:
+    """The blocks of all of them, one after the other."""
+    return replace(
+        parts[0],
+        blocks=np.concatenate([part.blocks for part in parts]),
+        starts=np.concatenate([part.starts for part in parts]),
+        counts=np.concatenate([part.counts for part in parts]),
+        scales=np.concatenate([part.scales for part in parts]),
+        codes=np.concatenate([part.codes for part in parts]),
+    )
+
+
+def check_catalogue(stored: StoredEmbedding, layout: BlockLayout) -> None:
+    """Refuse an embedding whose block numbers mean other items.
+
+    Raises:
+        ArtifactError: its catalogue is not that of the layout.
+    """
+    if stored.catalogue != layout.digest:
+        raise ArtifactError(
+            f"stored embedding is of catalogue {stored.catalogue.hex()}, the list of {layout.digest.hex()}: "
+            "download it anew"
+        )
+
+
+__all__ = ["check_catalogue", "grow", "listed", "shrink"]

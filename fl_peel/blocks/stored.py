@@ -1,45 +1,47 @@
 """The deployable artefact: a personalized elastic embedding (PEE) as stored on one device, and its small runtime.
 
-NumPy only. The file is a valid safetensors file (8 bytes of header length, a JSON header, raw tensors) whose header
-is padded to a fixed size, so that stored bytes are linear in the blocks kept::
+NumPy only. The file is a header of fixed size (:mod:`fl_peel.blocks.header`) and four arrays in a fixed order, so that
+stored bytes are linear in the blocks kept::
 
     stored = HEADER_BYTES + 2 * embedding_dim + sum of BlockLayout.block_bytes over the blocks kept
 
-Tensors: ``user`` F16 (d,), the user embedding; ``ids`` (K,) block numbers, or (K, 3) block number, first catalogue
-row and number of rows; ``scales`` F16, one per row piece, for int8 and int4; ``codes``, the row pieces block after
-block. Nothing in it is executable.
+Arrays: the user embedding, fp16 (d,); the blocks (K,), each by its number, or by number, first catalogue row and
+number of rows; fp16 scales, one per row piece, for int8 and int4; codes, the row pieces block after block. That is all
+a device keeps of the model: to grow, it asks for what follows its last block in its user group's list. Nothing in it is
+executable. docs/artefact.md has every byte.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.blocks.header import HEADER_BYTES, opened, refused, sealed
 from fl_peel.blocks.layout import BlockLayout, number_dtype
-from fl_peel.blocks.precision import Codes, code_columns, code_dtype, dequantize, has_scales, quantize
+from fl_peel.blocks.precision import Codes, code_columns, code_dtype, dequantize, has_scales, quantize, row_bytes
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.errors import ArtifactError
 
-HEADER_BYTES = 384
-"""Bytes of the length prefix and the padded JSON header."""
+MAGIC = b"PEEL"
 
-_FORMAT = "fl-peel-1"
-"""Key of the metadata: its value is "items groups dim slices precision", short so that the header stays small."""
-
-_SAFETENSORS_NAMES = {"<f4": "F32", "<f2": "F16", "|i1": "I8", "|u1": "U8", "<u2": "U16", "<u4": "U32"}
-_NUMPY_NAMES = {name: dtype for dtype, name in _SAFETENSORS_NAMES.items()}
+_NUMBERS = struct.Struct("<BBBIIHHIII8s")
+"""Precision, numbers per block, bytes per number, items, item groups, columns, slices, blocks, row pieces, user group,
+catalogue.
+"""
 
 
 def overhead_bytes(embedding_dim: int) -> int:
     """Stored bytes of an artefact that keeps no block: header and fp16 user embedding."""
-    return HEADER_BYTES + 2 * embedding_dim
+    return HEADER_BYTES + user_bytes(embedding_dim)
+
+
+def user_bytes(embedding_dim: int) -> int:
+    """Stored bytes of a user embedding, fp16."""
+    return 2 * embedding_dim
 
 
 def stored_user(user: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -47,54 +49,13 @@ def stored_user(user: NDArray[np.float32]) -> NDArray[np.float32]:
     return user.astype(np.float16).astype(np.float32)
 
 
-def safetensors_header(shapes: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
-    """Length prefix and JSON header, padded to HEADER_BYTES, for tensors of these types and shapes."""
-    header: dict[str, object] = {"__metadata__": metadata}
-    offset = 0
-    for name, (dtype, shape) in shapes.items():
-        end = offset + math.prod(shape) * dtype.itemsize
-        header[name] = {
-            "dtype": _SAFETENSORS_NAMES[dtype.str],
-            "shape": list(shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    room = HEADER_BYTES - 8
-    assert len(text) <= room, f"safetensors header of {len(text)} bytes does not fit in {room}"
-    return struct.pack("<Q", room) + text.ljust(room)
-
-
-def _read_safetensors(data: bytes) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
-    try:
-        (length,) = struct.unpack_from("<Q", data)
-        header = json.loads(data[8 : 8 + length])
-        metadata = dict(header.pop("__metadata__"))
-        body = memoryview(data)[8 + length :]
-        tensors: dict[str, NDArray[np.generic]] = {}
-        covered = 0
-        for name, entry in header.items():
-            start, end = entry["data_offsets"]
-            if start != covered:
-                raise ValueError(f"{name} does not begin where the tensor before it ends")
-            covered = end
-            flat = np.frombuffer(body[start:end], dtype=_NUMPY_NAMES[entry["dtype"]])
-            tensors[name] = flat.reshape(entry["shape"])
-            if min(entry["shape"], default=0) < 0:
-                raise ValueError(f"{name} has shape {entry['shape']}")
-        if covered != len(body):
-            raise ValueError(f"{len(body)} bytes of tensors where the header says {covered}")
-        return tensors, metadata
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, struct.error) as error:
-        raise ArtifactError(f"not a stored elastic embedding ({error}); write it again with to_bytes()") from error
-
-
 @dataclass(frozen=True)
 class StoredEmbedding:
     """What lies on the device.
 
     user: (d,) fp16; blocks: (K,) block numbers; starts, counts: (K,) catalogue rows of each block;
-    scales: (T,) or empty; codes: (T, columns), the T row pieces block after block.
+    scales: (T,) or empty; codes: (T, columns), the T row pieces block after block; catalogue: digest of the items'
+    groups, see :attr:`fl_peel.blocks.layout.BlockLayout.digest`; user_group: whose list it grows from.
     """
 
     num_items: int
@@ -109,6 +70,8 @@ class StoredEmbedding:
     scales: NDArray[np.float16]
     codes: Codes
     single: bool
+    catalogue: bytes
+    user_group: int = 0
 
     @staticmethod
     def build(
@@ -117,11 +80,12 @@ class StoredEmbedding:
         user: NDArray[np.float32],
         blocks: NDArray[np.integer],
         table: NDArray[np.float32],
+        user_group: int = 0,
     ) -> StoredEmbedding:
         """Keep ``blocks`` (K,) of ``table`` (I, d) for one user (d,)."""
         items, slices, _ = layout.block_rows(blocks)
         pieces = table.reshape(layout.num_items, layout.num_slices, layout.slice_dim)[items, slices]  # (T, s)
-        return StoredEmbedding.of_pieces(layout, precision, user, blocks, pieces)
+        return StoredEmbedding.of_pieces(layout, precision, user, blocks, pieces, user_group)
 
     @staticmethod
     def of_pieces(
@@ -130,6 +94,7 @@ class StoredEmbedding:
         user: NDArray[np.float32],
         blocks: NDArray[np.integer],
         pieces: NDArray[np.float32],
+        user_group: int = 0,
     ) -> StoredEmbedding:
         """Keep ``blocks`` (K,) whose row pieces (T, s) lie block after block, for one user (d,)."""
         codes, scales = quantize(pieces, precision)
@@ -147,72 +112,95 @@ class StoredEmbedding:
             scales,
             codes,
             layout.is_single,
+            layout.digest,
+            user_group,
         )
 
     def to_bytes(self) -> bytes:
-        """The file's content. Its length is what counts against the budget."""
+        """The file's content. Its length is what counts against the budget.
+
+        Raises:
+            ArtifactError: a number is too large for its field of the header.
+        """
         dtype = number_dtype(self.num_items, self.num_item_groups * self.num_slices)
+        try:
+            numbers = _NUMBERS.pack(
+                PRECISIONS.index(self.precision),
+                1 if self.single else 3,
+                dtype.itemsize,
+                self.num_items,
+                self.num_item_groups,
+                self.embedding_dim,
+                self.num_slices,
+                len(self.blocks),
+                len(self.codes),
+                self.user_group,
+                self.catalogue,
+            )
+        except struct.error as error:
+            raise ArtifactError(
+                f"too large to be stored on a device ({error}); keep fewer or smaller blocks"
+            ) from error
         ids = self.blocks if self.single else np.stack([self.blocks, self.starts, self.counts], axis=1)
-        tensors: dict[str, NDArray[np.generic]] = {"user": self.user.astype("<f2"), "ids": ids.astype(dtype)}
+        arrays: list[NDArray[np.generic]] = [self.user.astype("<f2"), ids.astype(dtype)]
         if has_scales(self.precision):
-            tensors["scales"] = self.scales.astype("<f2")
-        tensors["codes"] = self.codes.astype(code_dtype(self.precision))
-        shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-        numbers = (self.num_items, self.num_item_groups, self.embedding_dim, self.num_slices)
-        metadata = {_FORMAT: f"{' '.join(map(str, numbers))} {self.precision}"}
-        return safetensors_header(shapes, metadata) + b"".join(tensor.tobytes() for tensor in tensors.values())
+            arrays.append(self.scales.astype("<f2"))
+        arrays.append(self.codes.astype(code_dtype(self.precision)))
+        return sealed(MAGIC, numbers, b"".join(array.tobytes() for array in arrays))
 
     @staticmethod
     def from_bytes(data: bytes) -> StoredEmbedding:
-        """Read what :meth:`to_bytes` wrote.
+        """Read what :meth:`to_bytes` wrote. Nothing is allocated before the header's numbers account for every byte.
 
         Raises:
             ArtifactError: the bytes are not a stored elastic embedding.
         """
-        tensors, metadata = _read_safetensors(data)
-        try:
-            *numbers, name = metadata[_FORMAT].split(" ")
-            num_items, groups, dim, num_slices = map(int, numbers)
-            precision: Precision = next(known for known in PRECISIONS if known == name)
-            if min(num_items, groups, dim, num_slices) < 1 or dim % num_slices:
-                raise ValueError(f"{dim} columns in {num_slices} slices")
-            ids = tensors["ids"]
-            if ids.dtype.kind != "u" or ids.ndim not in (1, 2) or ids.shape[1:] not in ((), (3,)):
-                raise ValueError(f"ids of {ids.dtype} {ids.shape}")
-            single = ids.ndim == 1
-            columns = (ids, ids // num_slices, np.ones_like(ids)) if single else ids.T
-            blocks, starts, counts = (np.ascontiguousarray(column, np.int64) for column in columns)
-            if (blocks >= groups * num_slices).any() or (starts + counts > num_items).any():
-                raise ValueError(f"a block beyond {groups} item groups, {num_slices} slices, {num_items} items")
-            num_pieces = int(counts.sum())
-            scale_shape = (num_pieces,) if has_scales(precision) else (0,)
-            expected = {
-                "user": (np.dtype("<f2"), (dim,)),
-                "scales": (np.dtype("<f2"), scale_shape),
-                "codes": (code_dtype(precision), (num_pieces, code_columns(dim // num_slices, precision))),
-            }
-            if not has_scales(precision):
-                tensors["scales"] = np.zeros(0, np.float16)
-            for name, (dtype, shape) in expected.items():
-                if (tensors[name].dtype, tensors[name].shape) != (dtype, shape):
-                    raise ValueError(f"{name} of {tensors[name].dtype} {tensors[name].shape}, not {dtype} {shape}")
-        except (KeyError, ValueError, AttributeError, StopIteration) as error:
-            raise ArtifactError(
-                f"stored elastic embedding contradicts itself ({type(error).__name__} {error}); write it again"
-            ) from error
+        numbers = _NUMBERS.unpack(opened(MAGIC, data))
+        place, fields, width, num_items, groups, dim, num_slices, num_blocks, num_pieces, user_group, catalogue = (
+            numbers
+        )
+        if place >= len(PRECISIONS):
+            raise refused(f"precision number {place}")
+        precision = PRECISIONS[place]
+        if min(num_items, groups, dim, num_slices) < 1 or dim % num_slices:
+            raise refused(f"{num_items} items, {groups} item groups, {dim} columns in {num_slices} slices")
+        dtype, single = number_dtype(num_items, groups * num_slices), fields == 1
+        if (fields, width) not in ((1, dtype.itemsize), (3, dtype.itemsize)) or (single and groups != num_items):
+            raise refused(f"{fields} numbers of {width} bytes a block, {groups} item groups of {num_items} items")
+        row = row_bytes(dim // num_slices, precision)
+        wanted = overhead_bytes(dim) + num_blocks * fields * width + num_pieces * row
+        if len(data) != wanted:
+            raise refused(f"{len(data)} bytes, where its header speaks of {wanted}")
+        columns = code_columns(dim // num_slices, precision)
+        user, flat_ids, scales, flat_codes = _arrays(
+            data,
+            (np.dtype("<f2"), dim),
+            (dtype, num_blocks * fields),
+            (np.dtype("<f2"), num_pieces if has_scales(precision) else 0),
+            (code_dtype(precision), num_pieces * columns),
+        )
+        ids = flat_ids.astype(np.int64).reshape(num_blocks, fields)
+        blocks = np.ascontiguousarray(ids[:, 0])
+        starts, counts = (blocks // num_slices, np.ones_like(blocks)) if single else (ids[:, 1], ids[:, 2])
+        if (blocks >= groups * num_slices).any() or (starts + counts > num_items).any():
+            raise refused(f"a block beyond {groups} item groups, {num_slices} slices, {num_items} items")
+        if len(np.unique(blocks)) < num_blocks or (counts < 1).any() or int(counts.sum()) != num_pieces:
+            raise refused(f"its {num_blocks} blocks are not {num_pieces} row pieces of different blocks")
         return StoredEmbedding(
             num_items,
             groups,
             dim,
             num_slices,
             precision,
-            cast(NDArray[np.float16], tensors["user"]),
+            user,
             blocks,
-            starts,
-            counts,
-            cast(NDArray[np.float16], tensors["scales"]),
-            cast(Codes, tensors["codes"]),
+            np.ascontiguousarray(starts),
+            np.ascontiguousarray(counts),
+            scales,
+            flat_codes.reshape(num_pieces, columns),
             single,
+            catalogue,
+            user_group,
         )
 
     def scores(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -238,3 +226,10 @@ class StoredEmbedding:
             keep = ~np.isin(rows, exclude_rows)
             rows, scores = rows[keep], scores[keep]
         return rows[np.lexsort((rows, -scores))[:n]]
+
+
+def _arrays(data: bytes, *parts: tuple[np.dtype[Any], int]) -> list[NDArray[Any]]:
+    """Arrays of these types and lengths, one after the other behind the header of a file whose length was checked."""
+    sizes = [dtype.itemsize * count for dtype, count in parts]
+    places = HEADER_BYTES + np.cumsum([0, *sizes[:-1]])
+    return [np.frombuffer(data, dtype, count, at) for (dtype, count), at in zip(parts, places.tolist(), strict=True)]

@@ -12,8 +12,9 @@ from fl_peel.exchange.columns import Columns, Counters, IntArray
 
 @dataclass(frozen=True)
 class ClassCounts(Counters):
-    """What a round's devices hold and move, (C,) each. devices, budget_bytes, stored_bytes: of those whose update
-    counts; the others: of all that were reached.
+    """What a round's devices hold and move, (C,) each. devices, budget_bytes, stored_bytes, peak_bytes (stored, and
+    what choosing and training take besides): of those whose update counts; the others: of all that were reached.
+    violations, working_violations: of budgets at each step of the round, and of working memory.
     """
 
     devices: IntArray
@@ -23,11 +24,13 @@ class ClassCounts(Counters):
     reselections: IntArray
     violations: IntArray
     stored_bytes: IntArray
+    peak_bytes: IntArray
+    working_violations: IntArray
 
     def without_update(self) -> Self:
         """Of devices that moved all this, but whose update does not count."""
         nothing = np.zeros_like(self.devices)
-        return replace(self, devices=nothing, budget_bytes=nothing, stored_bytes=nothing)
+        return replace(self, devices=nothing, budget_bytes=nothing, stored_bytes=nothing, peak_bytes=nothing)
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,9 @@ class Hiding:
         return Hiding(privacy.rows == "all-sent", privacy.requests == "group-prefix", dense)
 
     def download_bytes(self, ranked: RankedBlocks, cutoffs: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Ranked list and blocks (N,) of devices that want the first ``cutoffs`` (N,) blocks."""
+        """Bytes (N,) that devices read of the list that want the first ``cutoffs`` (N,) blocks."""
         wanted = np.full_like(cutoffs, len(ranked.blocks)) if self.group_prefix else cutoffs
-        return ranked.list_bytes + ranked.cost[wanted]
+        return ranked.read_bytes(np.zeros_like(wanted), wanted)
 
     def update_bytes(
         self, ranked: RankedBlocks, cutoffs: NDArray[np.int64], touched_pieces: NDArray[np.int64]

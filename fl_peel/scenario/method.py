@@ -204,6 +204,11 @@ class ControllerPart(Keys):
     list_length: int = Field(50, ge=1)
     """Length of the top list in which a device looks for its validation items."""
 
+    @property
+    def signal_length(self) -> int:
+        """The same where signals are sent: recall@20 is told with them."""
+        return max(self.list_length, 20)
+
     def config(self) -> ControllerConfig:
         """The method's own value."""
         return ControllerConfig(**self.model_dump(exclude={"every", "list_length"}))

@@ -155,12 +155,14 @@ def check_devices(scenario: Scenario, splits: Splits) -> None:
 
     from clients.fleet.fleet import FleetBudgets, load_fleet
     from clients.node.clock import DeviceRates
-    from clients.node.joining import check_poorest
+    from clients.node.joining import check_poorest, check_working
 
     fleet, layout = load_fleet(scenario.fleet), _layout(scenario, splits)
     devices = np.arange(splits.num_users, dtype=np.int64)
-    ceilings = FleetBudgets(fleet, scenario.seed, devices, layout.full_table_bytes).ceiling()
-    check_poorest(layout, scenario.blocks.precision, ceilings, fleet.classes(scenario.seed, devices), fleet.names)
+    budgets = FleetBudgets(fleet, scenario.seed, devices, layout.full_table_bytes)
+    ceilings, classes = budgets.ceiling(), fleet.classes(scenario.seed, devices)
+    check_poorest(layout, scenario.blocks.precision, ceilings, classes, fleet.names)
+    check_working(layout, scenario, budgets.working(), classes, fleet.names)
     refinement, largest = scenario.refinement, int(ceilings.max(initial=0)) / layout.full_table_bytes
     for key, share in (
         ("refinement.min_budget_share", refinement.min_budget_share),

@@ -128,6 +128,8 @@ def device_class_rows(
             stored_bytes_mean=float((trained.stored_bytes[i] + served.stored_bytes[i]) / moments),
             reselections=int(trained.reselections[i]),
             budget_violations=int(trained.violations[i] + served.violations[i]),
+            peak_bytes_mean=float(trained.peak_bytes[i] / max(int(trained.devices[i]), 1)),
+            working_violations=int(trained.working_violations[i]),
             download_bytes=float(trained.download_bytes[i] / max(devices, 1)),
             upload_bytes=float(trained.upload_bytes[i] / max(devices, 1)),
             costs=costs[i],

@@ -109,7 +109,8 @@ class ClassCosts:
 @dataclass(frozen=True, kw_only=True)
 class DeviceClassRow:
     """Devices of one class under their own moving budgets; recall is None where none could be evaluated. Means are over
-    devices and moments, bytes moved over devices.
+    devices and moments, bytes moved over devices. peak_bytes_mean: stored, and what choosing and training take besides,
+    over devices and rounds; working_violations: device-rounds that took more besides than working memory allows.
     """
 
     devices: Count
@@ -119,6 +120,8 @@ class DeviceClassRow:
     stored_bytes_mean: Mean
     reselections: Count
     budget_violations: Count
+    peak_bytes_mean: Mean
+    working_violations: Count
     download_bytes: Mean
     upload_bytes: Mean
     costs: Annotated[ClassCosts, Inline()]

@@ -149,7 +149,6 @@ def whole_table(
         layout,
         "fp32",
         items.astype(np.int64),
-        np.ones(count, np.float32),
         items,
         np.ascontiguousarray(rows, np.float32),
         np.arange(count, dtype=np.int32)[:, None],
@@ -174,9 +173,8 @@ def ranked_blocks(
     table = np.zeros((len(order.items), layout.num_slices, layout.slice_dim), np.float32)
     pieces = decoded.reshape(layout.num_items, layout.num_slices, layout.slice_dim)
     table[order.rows, order.slices] = pieces[order.items[order.rows], order.slices]
-    weights = np.arange(len(blocks), 0, -1).astype(np.float32)
     rows = table.reshape(len(order.items), layout.embedding_dim)
-    return RankedBlocks(layout, precision, blocks, weights, order.items, rows, order.position)
+    return RankedBlocks(layout, precision, blocks, order.items, rows, order.position)
 
 
 def block_option(request: Request, ranked: RankedBlocks, material: Material, seconds: float, label: str = "") -> Option:

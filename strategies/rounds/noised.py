@@ -309,8 +309,7 @@ def rank_shape(layout: BlockLayout, precision: Precision, blocks: NDArray[np.int
     """Ranked blocks without content, to count bytes with."""
     order = RowOrder.of(layout, blocks)
     nothing = np.zeros((len(order.items), 0), np.float32)
-    weights = np.zeros(len(blocks), np.float32)
-    return RankedBlocks(layout, precision, blocks, weights, order.items, nothing, order.position)
+    return RankedBlocks(layout, precision, blocks, order.items, nothing, order.position)
 
 
 def _take_counts(

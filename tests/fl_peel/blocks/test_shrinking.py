@@ -12,7 +12,7 @@ from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import rank_blocks
 from fl_peel.blocks.settings import PRECISIONS
-from fl_peel.blocks.shrinking import grow, growth_payload, shrink
+from fl_peel.blocks.shrinking import grow, listed, shrink
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.errors import ArtifactError, BudgetError
 from fl_peel.ranking.spread import NUM_BINS, Histogram
@@ -27,39 +27,68 @@ def stored_of(layout, precision, blocks, table, user) -> StoredEmbedding:
 @given(layouts, precisions, seeds, st.data())
 @settings(max_examples=80, deadline=None)
 def test_shrinking_and_growing_give_what_choosing_from_scratch_gives(layout, precision, seed, data):
+    """Whatever a device has seen; and what it reads is what is counted."""
     rng = np.random.default_rng(seed)
     table, user = random_table(rng, layout), rng.normal(size=layout.embedding_dim).astype(np.float32)
-    ranked = rng.permutation(layout.num_blocks)
-    few, many = sorted(data.draw(st.tuples(*[st.integers(0, layout.num_blocks)] * 2)))
-    small = stored_of(layout, precision, ranked[:few], table, user)
-    large = stored_of(layout, precision, ranked[:many], table, user)
+    ranked = rank_blocks(layout, precision, rng.random(layout.num_blocks), table)
+    known = np.flatnonzero(rng.random(layout.num_items) < data.draw(st.sampled_from([0.0, 0.4, 1.0])))
+    seen = rows_of(known.tolist())
+    elastic = ElasticEmbedding(ranked, user, known, 3)
+    whole = int(ranked.stored_bytes(np.array([layout.num_blocks]))[0])
+    few, many = sorted(data.draw(st.tuples(*[st.integers(overhead_bytes(layout.embedding_dim), whole)] * 2)))
+    small, large = elastic.at(few), elastic.at(many)
 
-    shrunk = shrink(large, layout, len(small.to_bytes()))
+    shrunk = shrink(large, layout, few)
     assert shrunk.to_bytes() == small.to_bytes()  # no message: from the device's own bytes alone
 
-    missing = ranked[few:many]
-    payload = growth_payload(layout, precision, missing, table)
-    assert grow(small, layout, missing, payload).to_bytes() == large.to_bytes()
-    # the bar: the missing blocks' size plus 1% at most; here it is their size less their numbers
-    assert len(payload) == int(layout.block_bytes(precision)[missing].sum()) - layout.id_bytes * len(missing)
+    # the server finds where the device's last block stands in the list
+    place = int(np.flatnonzero(ranked.blocks == small.blocks[-1])[0]) + 1 if len(small.blocks) else 0
+    grown, read = grow(small, layout, known, many, listed(layout, precision, ranked.blocks[place:], table))
+    assert grown.to_bytes() == large.to_bytes()
+    before, after = (ranked.serving_cutoffs(np.array([budget]), seen)[0] for budget in (few, many))
+    assert ranked.after_last_kept(before, seen).tolist() == [place]
+    assert read == int(ranked.read_bytes(np.array([place]), after)[0])
 
 
 def test_bytes_of_a_growth_by_hand():
-    """Three single-item blocks of two slices of 4 columns in int8: scale 2 + codes 4 each, their numbers not sent."""
+    """Single items of two slices of 4 columns in int8: id 2, scale 2, codes 4. The device holds block 9, has seen item
+    0 (blocks 0 and 1), and has room for one more: it passes over block 0, takes 3, closes the list at the id of 6.
+    """
     layout = BlockLayout(np.arange(5, dtype=np.int32), 8, 2)
     table = np.ones((5, 8), np.float32)
-    assert len(growth_payload(layout, "int8", np.array([9, 0, 3]), table)) == 3 * (2 + 4)
-    assert growth_payload(layout, "int8", np.array([], np.int64), table) == b""
+    stored = stored_of(layout, "int8", np.array([9]), table, np.ones(8, np.float32))
+    sent = []
+    grown, read = grow(
+        stored,
+        layout,
+        np.array([0]),
+        44 + 16 + 2 * 8 + 7,
+        noted(listed(layout, "int8", np.array([0, 3, 6, 4]), table), sent),
+    )
+    assert grown.blocks.tolist() == [9, 3]
+    assert read == 8 + 8 + 2
+    assert len(sent) == 3  # nothing behind it is asked for
+
+
+def noted(blocks, into: list):
+    """The same, one by one, each noted as it is read."""
+    for block in blocks:
+        into.append(block)
+        yield block
 
 
 def test_what_cannot_be_grown_or_shrunk_is_refused():
     layout = BlockLayout(np.arange(5, dtype=np.int32), 8, 2)
     stored = stored_of(layout, "int8", np.array([1]), np.ones((5, 8), np.float32), np.ones(8, np.float32))
-    with pytest.raises(ArtifactError, match="1 blocks take 6 bytes, 5 came; ask for them again"):
-        grow(stored, layout, np.array([2]), b"12345")
-    with pytest.raises(BudgetError, match="budget 399 B does not hold header and user embedding"):
-        shrink(stored, layout, overhead_bytes(8) - 1)  # 384 + 16
+    with pytest.raises(ArtifactError, match="block 2 takes 8 bytes, 5 came; ask for it again"):
+        grow(stored, layout, np.zeros(0, int), 1000, [b"\x02\x00345"])
+    with pytest.raises(BudgetError, match="budget 59 B does not hold header and user embedding"):
+        shrink(stored, layout, overhead_bytes(8) - 1)  # 44 + 16
     assert len(shrink(stored, layout, overhead_bytes(8)).blocks) == 0
+    other = BlockLayout(np.array([1, 0, 2, 3, 4], np.int32), 8, 2)
+    for change in (lambda: shrink(stored, other, 1000), lambda: grow(stored, other, np.zeros(0, int), 1000, [])):
+        with pytest.raises(ArtifactError, match=r"is of catalogue .*: download it anew"):
+            change()
 
 
 CHANGES = 1_000_000

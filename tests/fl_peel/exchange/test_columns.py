@@ -42,7 +42,7 @@ def test_zeros_can_be_added_to_in_place():
 
 
 def test_an_array_of_another_width_is_refused():
-    with pytest.raises(ValueError, match="ClassCounts has 7 columns, the array 6"):
+    with pytest.raises(ValueError, match="ClassCounts has 9 columns, the array 6"):
         ClassCounts.unstacked(np.zeros((2, 6), np.int64))
 
 
@@ -55,8 +55,10 @@ def test_what_does_not_count_is_zero():
         "reselections",
         "violations",
         "stored_bytes",
+        "peak_bytes",
+        "working_violations",
     )
-    assert filled(ClassCounts, 1, 1).without_update().stacked().tolist() == [[0, 0, 21, 31, 41, 51, 0]]
+    assert filled(ClassCounts, 1, 1).without_update().stacked().tolist() == [[0, 0, 21, 31, 41, 51, 0, 0, 81]]
     assert filled(ClockCounts, 1, 1).without_update().stacked().tolist() == [[1, 11, 21, 31, 41, 51, 61, 71, 0, 0]]
     assert filled(ClockCounts, 1, 2).asked_alone().stacked().tolist() == [[3] + [0] * 9, [0] * 10]
 

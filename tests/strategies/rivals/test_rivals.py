@@ -1,13 +1,13 @@
 """Rivals: bytes are those of real files, tables those of textbook methods, searches find what is planted."""
 
-import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load
 
 from fl_peel.blocks.compression import (
     ENCODINGS,
@@ -75,8 +75,8 @@ def material():
     return Material(given_items, has_data, splits, pretrained, CONFIG, 0)
 
 
-def requests(*shares, precisions=("fp32", "int8", "int4"), overhead=400):
-    """Shares of the full table on top of the 384 bytes of header and 16 of user embedding, which are all a tiny table
+def requests(*shares, precisions=("fp32", "int8", "int4"), overhead=60):
+    """Shares of the full table on top of the 44 bytes of header and 16 of user embedding, which are all a tiny table
     would be allowed otherwise."""
     return [Request(p, share, overhead + round(share * FULL_BYTES)) for p in precisions for share in shares]
 
@@ -91,20 +91,32 @@ def test_bytes_of_dense_tables_and_factors_are_those_of_the_file(num_items, dim,
     dense = DenseTable.of(table, precision)
     data = to_bytes(dense, np.ones(dim, np.float32))
     assert len(data) == stored_bytes(dense) == dense_bytes(num_items, dim, precision)
-    assert set(load(data)) == {"user", "codes"} | ({"scales"} if precision in ("int8", "int4") else set())
+    assert read_head(data) == ("dense", precision, [dim])
     product = FactorTable(dense, DenseTable.of(random_table(1, dim, 5), precision))
     data = to_bytes(product, np.ones(5, np.float32))
     assert len(data) == stored_bytes(product) == factor_bytes(num_items, dim, 5, precision)
-    assert load(data)["user"].tolist() == [1.0] * 5
+    assert read_head(data) == ("factors", precision, [dim, 5])
+    assert np.frombuffer(data, "<f2", 5, 44).tolist() == [1.0] * 5
+
+
+def read_head(data):
+    """Kind, precision and numbers of a rival's file, as docs/artefact.md has them."""
+    magic, version, kind, precision, count, *numbers, checksum = struct.unpack_from("<4s4B8II", data)
+    assert (magic, version, checksum) == (b"PEER", 2, zlib.crc32(data[:40] + data[44:]))
+    assert not any(numbers[count:])
+    kinds = ("dense", "factors", "pairs", "counts", "rows", "bitmap")
+    return kinds[kind], ("fp32", "fp16", "int8", "int4")[precision], numbers[:count]
 
 
 def read_sparse(data):
-    """Another reader of the file: what a device would do with its header and tensors alone."""
-    tensors = load(data)
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    encoding, precision, *numbers = header["__metadata__"]["fl-peel-rival"].split(" ")
-    num_items, dim, entries, filled = map(int, numbers)
-    places = tensors["places"].tobytes()
+    """Another reader of the file: what a device would do with its bytes alone."""
+    encoding, precision, (num_items, dim, entries, filled) = read_head(data)
+    value = {"fp32": "<f4", "fp16": "<f2", "int8": "i1", "int4": "u1"}[precision]
+    scale_bytes = 2 * dim if precision in ("int8", "int4") else 0
+    code_bytes = (entries + 1) // 2 if precision == "int4" else entries * np.dtype(value).itemsize
+    places = data[44 + 2 * dim : len(data) - scale_bytes - code_bytes]
+    codes = np.frombuffer(data[len(data) - scale_bytes - code_bytes : len(data) - scale_bytes], value)
+    scales = np.frombuffer(data[len(data) - scale_bytes :], "<f2")
 
     def take(count, below):
         nonlocal places
@@ -121,12 +133,11 @@ def read_sparse(data):
         owners = take(filled, num_items) if encoding == "rows" else np.arange(num_items)
         rows, columns = np.repeat(owners, take(len(owners), dim + 1)), take(entries, dim)
     assert not places
-    codes = tensors["codes"]
     if precision == "int4":
         codes = np.stack([codes & 15, codes >> 4], axis=1).ravel()[: len(rows)].astype(np.int64) - 8
     values = codes.astype(np.float32)
-    if "scales" in tensors:
-        values = values * tensors["scales"].astype(np.float32)[columns]
+    if scale_bytes:
+        values = values * scales.astype(np.float32)[columns]
     table = np.zeros((num_items, dim), np.float32)
     table[rows, columns] = values
     return table
@@ -220,10 +231,10 @@ def test_pruning_keeps_the_largest_entries(material):
 
 
 def test_smaller_dimension_trains_the_widest_that_fits(material):
-    # int8: 384 + 2d + 60 (d + 2) <= 1000 -> d = 8 (1000 - 384 - 120 = 496 = 62 x 8)
-    options = list(SmallerDimension().options(material, [Request("int8", 0.5, 1000), Request("fp32", 0.1, 500)]))
+    # int8: 44 + 2d + 60 (d + 2) <= 660 -> d = 8 (660 - 44 - 120 = 496 = 62 x 8); fp32: 44 + 242 > 285
+    options = list(SmallerDimension().options(material, [Request("int8", 0.5, 660), Request("fp32", 0.1, 285)]))
     assert [option.label for option in options] == ["8 dimensions"]
-    assert int(options[0].stored[0]) == 1000
+    assert int(options[0].stored[0]) == 660
     assert quality(options[0], material, "validation")["recall@20"] > 0.5
 
 
@@ -244,11 +255,11 @@ def test_every_prefix_of_nested_tables_ranks_well(material):
 
 
 def test_fixed_tiers_leave_a_larger_budget_unused(material):
-    # tiers of 1, 2 and 4 columns in fp32: 384 + 242, + 484, + 968
+    # tiers of 1, 2 and 4 columns in fp32: 44 + 242, + 484, + 968
     rows = compete(
-        FixedTiers(), material, [Request("fp32", s, b) for s, b in ((0.1, 626), (0.2, 867), (0.3, 9999), (0.05, 625))]
+        FixedTiers(), material, [Request("fp32", s, b) for s, b in ((0.1, 286), (0.2, 527), (0.3, 9999), (0.05, 285))]
     )
-    assert [row["stored_bytes_max"] for row in rows] == [626, 626, 1352, 0]
+    assert [row["stored_bytes_max"] for row in rows] == [286, 286, 1012, 0]
     assert rows[3]["note"] == NOTHING_FITS
 
 
