@@ -8,6 +8,7 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 import fl_peel
+from fl_peel.disks import device_splits
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.privacy.report import report_of
 from fl_peel.scenario.scenario import Scenario
@@ -25,10 +26,12 @@ from strategies.figures.figures import (
     evaluated,
     full_table,
     history_rows,
+    per_device,
     refinement_result,
     round_rows,
     user_group_rows,
 )
+from strategies.figures.per_device import FILE
 from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, EnvironmentResult, RunResult
 from strategies.figures.secure import secure_report
 from strategies.nodes.members import NUM_TRACED, some_devices
@@ -71,6 +74,9 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
     with stages("evaluation"):
         found = evaluated(evaluator, on_event)
     replies = FullReplies(full_global, full_start, full_validation, found.refined)
+    if scenario.evaluation.per_device:
+        test = device_splits(scenario, place.data_dir, place.run_dir).test
+        per_device(evaluator, found, replies, test).write(Path(place.run_dir) / FILE)
     with stages("heterogeneity"):
         full = {FULL_GLOBAL: full_global, FULL_REFINED: found.refined}
         tables = {name: reply for name, reply in full.items() if reply is not None}

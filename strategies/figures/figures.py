@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
+from fl_peel.data.interactions import UserItems
 from fl_peel.events import Event, OnEvent
 from fl_peel.exchange.counters import ClassCounts, Traces
 from fl_peel.ranking.top import MetricSums
 from strategies.evaluation.evaluator import Evaluator, margins_of, qualities
 from strategies.figures.clock import class_costs, round_clock
 from strategies.figures.intervals import Measured
+from strategies.figures.per_device import OWN_BUDGET, PerDevice
 from strategies.figures.schema import (
     BudgetRow,
     BytesPerDevice,
@@ -114,6 +116,23 @@ class FullReplies:
         """Those of the test, by the names that report.json has for them."""
         whole = {"global": self.globally, "start": self.start, "refined": self.refined}
         return {name: reply for name, reply in whole.items() if reply is not None}
+
+
+def per_device(evaluator: Evaluator, found: Evaluated, full: FullReplies, test: UserItems) -> PerDevice:
+    """What every single device gets from every table. test: items of all devices."""
+    scenario = evaluator.scenario
+    replies = {name: (reply, 0) for name, reply in full.on_test.items()}
+    for asked in found.budgets:
+        for place, share in enumerate(scenario.evaluation.budgets):
+            replies[f"{share * 100:.4g}% {asked.precision} {asked.selector}"] = (asked.reply, place)
+    replies[OWN_BUDGET] = (found.own, 0)
+    return PerDevice.of(
+        replies,
+        evaluator.members.class_names,
+        top_n=scenario.evaluation.top_n,
+        seed=scenario.seed,
+        test=test,
+    )
 
 
 def full_table(num_bytes: int, replies: FullReplies) -> FullTable:
@@ -315,6 +334,7 @@ __all__ = [
     "evaluated",
     "full_table",
     "history_rows",
+    "per_device",
     "refinement_result",
     "round_rows",
     "user_group_rows",

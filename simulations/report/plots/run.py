@@ -28,6 +28,7 @@ from simulations.report.plots.style import (
     EndLabel,
     Plot,
     darker,
+    error_bars,
     finish,
     label_ends,
     line_kwargs,
@@ -95,6 +96,8 @@ def recall_by_budget(result: RunResult) -> Plot | None:
         x, y = [row.share for row in line], [row.recall for row in line]
         style = line_kwargs(index)
         axes.plot(x, y, **style)
+        ends = [None if one is None else (one.low, one.high) for one in (row.recall_interval for row in line)]
+        error_bars(axes, x, y, ends, style["color"])
         parts = [selector] * (len(selectors) > 1) + [precision] * (len(precisions) > 1 or len(selectors) == 1)
         name = " ".join(parts)
         labels.append(EndLabel(name, x[-1], y[-1], style["color"], bold=True))

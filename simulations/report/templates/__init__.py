@@ -12,6 +12,7 @@ from simulations.report.templates.audit import AUDIT
 from simulations.report.templates.base import BASE, PARTS
 from simulations.report.templates.compare import COMPARE
 from simulations.report.templates.report import REPORT
+from simulations.report.templates.tables import TABLES
 
 TEMPLATES: Mapping[str, str] = MappingProxyType(
     {
@@ -21,5 +22,6 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
         "compare.html": COMPARE,
         "ablate.html": ABLATE,
         "audit.html": AUDIT,
+        "tables.html": TABLES,
     }
 )
