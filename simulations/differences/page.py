@@ -62,8 +62,8 @@ def _note(result: DiffResult) -> str:
     covered = all(other.seeds for row in result.rows for other in row.others)
     over = "devices and seeds" if covered else "devices"
     note = (
-        f"In brackets: 95 % intervals over {over}, each device compared with itself. p: of no difference, corrected for "
-        "all questions of this diff (Holm)."
+        f"In brackets: 95 % intervals over {over}, each device compared with itself. p: of no difference, corrected "
+        "for all questions of this diff (Holm)."
     )
     return note + (
         " Seeds are not the same in all runs: they are averaged over, not counted." * (several and not covered)
@@ -109,10 +109,9 @@ def diff_plot(result: DiffResult) -> Plot | None:
                 if ratio is None:
                     continue
                 height = len(rows) - 1 - place + 0.5 * (0.5 - (i + 0.5) / len(others))
-                ends = (ratio.low, ratio.high)
                 color = PALETTE[i % len(PALETTE)]
-                if ends[0] is not None and ends[1] is not None:
-                    axes.plot(ends, (height, height), color=color, linewidth=1.4)
+                if ratio.low is not None and ratio.high is not None:
+                    axes.plot((ratio.low, ratio.high), (height, height), color=color, linewidth=1.4)
                 axes.plot(ratio.value, height, "o", color=color, label=name if place == 0 else None)
                 words.append(f"{row.table}: {name} {format_interval(ratio.value, ratio.low, ratio.high, 3)}")
         if not words:

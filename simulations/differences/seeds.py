@@ -129,7 +129,7 @@ def seeds_view(result: SeedsResult) -> TableView:
     names = (f"Recall@{result.top_n}", "over seeds ±", f"NDCG@{result.top_n}", *(f"over {name}" for name in against))
     note = (
         f"Means over {len(result.seeds)} seeds. In brackets: 95 % intervals over devices and seeds. Over seeds ±: "
-        "standard deviation of the recall of single runs. Over: recall over that of a full fp32 table, device by device."
+        "standard deviation of the recall of single runs. Over: recall over that of a full fp32 table, paired."
     )
     return TableView(f"Seeds {', '.join(map(str, result.seeds))}", ("table", *names), rows, 1, note)
 

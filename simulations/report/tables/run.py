@@ -15,7 +15,7 @@ from simulations.report.tables.view import (
     format_metric,
     format_share,
 )
-from strategies.figures.schema import Gain, Interval, Ratio, RunResult
+from strategies.figures.schema import BudgetRow, Gain, Interval, Ratio, RunResult
 
 NOT_MEASURED = "Not measured (evaluation.full_tables), so that there are no ratios either."
 
@@ -26,13 +26,14 @@ def full_table_view(result: RunResult) -> TableView:
     """
     full = result.full_table
     tables = (("global", full.globally), ("start of the user groups", full.start), ("refined", full.refined))
+    over_global = any(quality is not None and quality.to_global is not None for _, quality in tables)
     rows = tuple(
         (
             name,
             format_bytes(full.bytes),
             with_interval(quality.recall, quality.recall_interval),
             with_interval(quality.ndcg, quality.ndcg_interval),
-            *((format_over(quality.to_global),) if full.globally is not None else ()),
+            *((format_over(quality.to_global),) if over_global else ()),
         )
         for name, quality in tables
         if quality is not None
@@ -40,7 +41,7 @@ def full_table_view(result: RunResult) -> TableView:
     note = _gained(full.gain) if rows else NOT_MEASURED
     rows = rows or (("any", format_bytes(full.bytes), *(format_metric(None),) * 2),)
     columns: tuple[str, ...] = ("table", "size", f"Recall@{result.top_n}", f"NDCG@{result.top_n}")
-    columns += ("over global",) if full.globally is not None else ()
+    columns += ("over global",) if over_global else ()
     return TableView("Full item table, fp32", columns, rows, note=note)
 
 
@@ -67,7 +68,8 @@ def format_over(ratio: Ratio | None) -> str:
 
 def budgets_view(result: RunResult) -> TableView:
     """Elastic embeddings per budget: recall, and over that of the full global table and of the strongest of the run."""
-    full = result.full_table
+    named = dict.fromkeys(("global", result.full_table.strongest))
+    against = [name for name in named if any(_against(row, name) is not None for row in result.budgets)]
     rows = tuple(
         (
             row.precision,
@@ -77,16 +79,14 @@ def budgets_view(result: RunResult) -> TableView:
             format_kilobytes(row.stored_bytes_max),
             with_interval(row.recall, row.recall_interval),
             format_metric(row.ndcg),
-            *((format_over(row.to_global),) if full.globally is not None else ()),
-            *((format_over(row.to_strongest),) if full.strongest not in (None, "global") else ()),
+            *(format_over(_against(row, name)) for name in against),
         )
         for row in sorted(result.budgets, key=lambda row: (row.precision, row.selector, row.share))
     )
     columns = (
         *("precision", "selector", "share", "budget KB", "stored KB"),
         *(f"Recall@{result.top_n}", f"NDCG@{result.top_n}"),
-        *(("over global",) if full.globally is not None else ()),
-        *((f"over {full.strongest}",) if full.strongest not in (None, "global") else ()),
+        *(f"over {name}" for name in against),
     )
     note = (
         "Share: of the fp32 full table. Stored: the largest of any device. 1 KB = 1000 bytes. "
@@ -94,6 +94,11 @@ def budgets_view(result: RunResult) -> TableView:
         "the test. In brackets: 95 % intervals over devices; those of ratios compare each device with itself."
     )
     return TableView("Elastic embeddings by budget", columns, rows, 2, note)
+
+
+def _against(row: BudgetRow, name: str | None) -> Ratio | None:
+    """Recall over that of the global table, or of the strongest, by name."""
+    return row.to_global if name == "global" else row.to_strongest
 
 
 def device_classes_view(result: RunResult) -> TableView:

@@ -9,7 +9,7 @@ TABLES = """\
 {{ table(view) }}
 {% endfor %}
 {% if plot %}
-{{ figure(plot, "Right of the dashed line is better than the first run. What a line does not cross is more than chance.") }}
+{{ figure(plot, "Right of the dashed line is better than the first run. Lines that cross it may be chance.") }}
 {% endif %}
 {% if note %}
 <p class="note">{{ note }}</p>
