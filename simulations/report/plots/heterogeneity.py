@@ -60,7 +60,8 @@ def fairness_by_class(result: RunResult) -> Plot | None:
             axes.errorbar(values, y, xerr=np.nan_to_num(margins), fmt="none", ecolor=colors[name], elinewidth=0.8,
                           alpha=0.5, zorder=1)  # fmt: skip
         words.append(f"{METHODS[name]} from {np.nanmin(values):.4f} to {np.nanmax(values):.4f}")
-        known += values[~np.isnan(values)].tolist()
+        ends = np.concatenate([values, values - margins, values + margins])
+        known += ends[~np.isnan(ends)].tolist()
     axes.set_yticks(y, [f"{row.device_class}\n{row.devices:,} devices" for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlim(*dot_limits(known))

@@ -84,9 +84,8 @@ def format_interval(value: float | None, low: float | None, high: float | None, 
     """A figure and the ends of its interval: '0.1851 [0.1832, 0.1870]'; a dash for what was not measured."""
     if value is None:
         return ABSENT
-    if low is None or high is None:
-        return f"{value:.{digits}f}"
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    whole, *ends = (f"{round(number, digits) + 0.0:.{digits}f}" for number in (value, low, high) if number is not None)
+    return f"{whole} [{', '.join(ends)}]" if len(ends) == 2 else whole  # + 0.0: no minus before nothing
 
 
 def nested_views(title: str, values: Mapping[str, Any]) -> list[TableView]:
