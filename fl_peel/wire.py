@@ -14,7 +14,9 @@ fields are all that is sent:
                     group, their largest possible budget
 ``round``           server -> devices: ranked blocks of their user group; devices -> server: sums of block updates,
                     of validation signals and of metrics over the devices of a node
-``evaluate``        server -> devices: ranked blocks; devices -> server: sums and histograms of metrics
+``evaluate``        server -> devices: ranked blocks; devices -> server: sums and histograms of metrics, and sums under
+                    the weights of a bootstrap (:mod:`fl_peel.ranking.bootstrap`); the metrics of single devices where
+                    ``evaluation.per_device`` asks for them, which simulations alone may
 ``compare``         server -> devices: two lists of ranked blocks; devices -> server: sums of the differences between
                     their recalls on validation items, and of these squared
 ``keep``            server -> devices: user groups that keep what was refined, or go back; devices -> server: how many
@@ -48,6 +50,7 @@ from numpy.typing import NDArray
 
 from fl_peel.exchange.columns import Columns
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, OwnCounts, RoundCounts, StepCounts, StepTraces
+from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.paired import PairedSums
 from fl_peel.ranking.spread import Histogram
 from fl_peel.ranking.top import MetricSums
@@ -266,8 +269,8 @@ class EvaluateRequest:
 
     factors: (X,) what OWN_BUDGET is multiplied with; rooms: (X,) where >= 0, a device has these blocks only if they
     fit into that many times its own budget, and nothing else;
-    artifacts: devices whose stored embeddings are written to the run folder (simulation only); paired: "first", to
-    remember each device's recall under the first budget, or "second", to compare with that, or "".
+    artifacts: devices whose stored embeddings are written to the run folder (simulation only); replicates: of the
+    bootstrap, 0 for none; per_device: whether what single devices get is told (simulation only).
     """
 
     setting: Setting
@@ -280,14 +283,34 @@ class EvaluateRequest:
     rooms: NDArray[np.float64]
     artifacts: NDArray[np.int64]
     groups: dict[int, Arrays]
-    paired: str = ""
+    replicates: int = 0
+    per_device: bool = False
+
+
+@dataclass(frozen=True)
+class DeviceFigures:
+    """What single devices get: their numbers, classes, user groups and how many items they have to find, (N,); recall
+    and ndcg under each budget, (N, X).
+    """
+
+    devices: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    items: NDArray[np.int64]
+    recall: NDArray[np.float64]
+    ndcg: NDArray[np.float64]
+
+    def __add__(self, other: DeviceFigures) -> DeviceFigures:
+        """These devices and those."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return DeviceFigures(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
 
 
 @dataclass(frozen=True)
 class EvaluateReply:
     """sums: metrics per budget, device class and user group, (X, C, G); stored_max: (X,) bytes of the largest artefact;
-    owned: what devices would serve from; spread: of recall over devices, (X, C, NUM_BINS); paired: (1,) recall less
-    that of the first evaluation, of a second one, over devices that have test items; short: devices, under any of the
+    owned: what devices would serve from; spread: of recall over devices, (X, C, NUM_BINS); replicates: (X, B), of all
+    devices that have items to find; single: where it was asked for, else of nobody; short: devices, under any of the
     budgets, whose list of ranked blocks ended before the budget did.
     """
 
@@ -295,7 +318,8 @@ class EvaluateReply:
     stored_max: NDArray[np.int64]
     owned: OwnCounts
     spread: Histogram
-    paired: PairedSums
+    replicates: Replicates
+    single: DeviceFigures
     short: int
 
     def by_budget(self) -> MetricSums:
@@ -318,7 +342,8 @@ class EvaluateReply:
             np.maximum(self.stored_max, other.stored_max),
             self.owned + other.owned,
             self.spread + other.spread,
-            self.paired + other.paired,
+            self.replicates + other.replicates,
+            self.single + other.single,
             self.short + other.short,
         )
 

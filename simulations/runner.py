@@ -15,7 +15,10 @@ from pathlib import Path
 
 from fl_peel.disks import device_splits
 from fl_peel.events import OnEvent, silent
+from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
+from simulations.differences.runs import Runs
+from simulations.differences.seeds import SeedsResult, seeds_result, write_seeds
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import check_devices, check_run, checked
@@ -25,6 +28,7 @@ from simulations.fleet.summary import fleet_summary
 from simulations.report.files import write_files
 from simulations.report.files_of_run import ReportError, write_report
 from simulations.scenario_files import load_scenario
+from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult
 from strategies.run.place import Place
 from strategies.server_app import serve
@@ -73,16 +77,62 @@ def run(
         return result
 
 
+def run_seeds(
+    scenario: str | Path | Scenario = "ml-100k",
+    *,
+    seeds: int,
+    out: str | Path,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+    data_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    on_event: OnEvent = silent,
+    command: str | None = None,
+) -> SeedsResult:
+    """Run a scenario with so many seeds, from its own on: each into ``out/seed-K``, with what every device gets, and
+    what they say together into ``out`` (docs/statistics.md).
+
+    Raises:
+        FlPeelError: as :func:`run`.
+    """
+    if not isinstance(scenario, Scenario):
+        scenario = load_scenario(scenario, overrides, seed=seed)
+    out = Path(out)
+    scenario = checked(scenario, out, working_dir=Path.cwd())
+    evaluation = scenario.evaluation.model_copy(update={"per_device": True})
+    found = []
+    for number in range(scenario.seed, scenario.seed + seeds):
+        one = scenario.model_copy(update={"seed": number, "evaluation": evaluation})
+        place = out / f"seed-{number}"
+        told = _told_of(number, on_event)
+        result = run(one, data_dir=data_dir, out=place, cache_dir=cache_dir, on_event=told, command=command)
+        found.append((number, result, PerDevice.read(place / FILE)))
+    numbers, results, devices = zip(*found, strict=True)
+    runs = Runs(str(out), numbers, devices, results[0].scenario)
+    together = seeds_result(runs, results[0].versions, command, scenario.evaluation.bootstrap or REPLICATES)
+    write_seeds(out, together)
+    return together
+
+
+def _told_of(seed: int, on_event: OnEvent) -> OnEvent:
+    """The same events, with the seed before each stage's name."""
+    return lambda event: on_event(replace(event, stage=f"seed {seed}: {event.stage}"))
+
+
 def save(result: RunResult, scenario: Scenario, run_dir: Path, out: Path) -> None:
-    """Write a run's files: report.json, metrics.csv, report.html, scenario.yaml and artifacts/.
+    """Write a run's files: report.json, metrics.csv, report.html, scenario.yaml, artifacts/ and, where it was asked
+    for, per-device.parquet.
 
     Raises:
         ReportError: the folder cannot be written, or the result is not a report.
     """
     write_report(result, out)
-    write_files(out, {"scenario.yaml": scenario.to_yaml().encode()})
+    per_device = {FILE: (run_dir / FILE).read_bytes()} if (run_dir / FILE).is_file() else {}
+    write_files(out, {"scenario.yaml": scenario.to_yaml().encode(), **per_device})
     try:
-        shutil.rmtree(out / "artifacts", ignore_errors=True)  # those of an earlier run
+        if not per_device:
+            (out / FILE).unlink(missing_ok=True)  # that of an earlier run
+        shutil.rmtree(out / "artifacts", ignore_errors=True)  # likewise
         if (run_dir / "artifacts").is_dir():
             shutil.copytree(run_dir / "artifacts", out / "artifacts")
     except OSError as error:
@@ -105,4 +155,4 @@ def finished(result: RunResult, scenario: Scenario, peak_bytes: int, command: st
     )
 
 
-__all__ = ["finished", "run", "save"]
+__all__ = ["finished", "run", "run_seeds", "save"]

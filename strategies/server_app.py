@@ -8,26 +8,31 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 import fl_peel
+from fl_peel.disks import device_splits
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.privacy.report import report_of
 from fl_peel.scenario.scenario import Scenario
-from strategies.evaluation.evaluator import Evaluator, qualities
+from strategies.evaluation.evaluator import Evaluator
 from strategies.evaluation.fairness import measure_fairness
 from strategies.evaluation.moving_budgets import measure_elasticity
 from strategies.evaluation.poisoning import measure_poisoning
 from strategies.figures.clock import time_to_recall
 from strategies.figures.figures import (
+    FullReplies,
+    budget_rows,
     bytes_per_device,
     device_class_rows,
     device_traces,
     evaluated,
-    full_gain,
+    full_table,
     history_rows,
+    per_device,
     refinement_result,
     round_rows,
     user_group_rows,
 )
-from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, EnvironmentResult, FullTable, RunResult
+from strategies.figures.per_device import FILE
+from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, EnvironmentResult, RunResult
 from strategies.figures.secure import secure_report
 from strategies.nodes.members import NUM_TRACED, some_devices
 from strategies.nodes.nodes import Nodes
@@ -57,17 +62,21 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
     evaluator, members, states = Evaluator.of(strategy), strategy.members, strategy.states
     on_event(Event("joining", 1, 1, f"{len(members.devices):,} devices joined"))
     with stages("evaluation"):
-        full_global = full_start = chosen_by = None
+        full_global = full_start = full_validation = None
         if scenario.evaluation.full_tables:
             if prepared.global_table is not None:
                 full_global = evaluator.full_table(prepared.global_table)
-            full_start = evaluator.full_table(paired="first")
+            full_start = evaluator.full_table()
             if scenario.data.validation_share:
-                chosen_by = evaluator.full_table(split="validation")
+                full_validation = evaluator.full_table(split="validation")
     with stages("refinement"):
         keeping = refiner.refine(strategy)
     with stages("evaluation"):
         found = evaluated(evaluator, on_event)
+    replies = FullReplies(full_global, full_start, full_validation, found.refined)
+    if scenario.evaluation.per_device:
+        test = device_splits(scenario, place.data_dir, place.run_dir).test
+        per_device(evaluator, found, replies, test).write(Path(place.run_dir) / FILE)
     with stages("heterogeneity"):
         full = {FULL_GLOBAL: full_global, FULL_REFINED: found.refined}
         tables = {name: reply for name, reply in full.items() if reply is not None}
@@ -85,17 +94,10 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
     return RunResult(
         scenario=told.model_dump(mode="json"),
         seed=scenario.seed,
-        budgets=found.budgets,
+        budgets=budget_rows(evaluator, found, replies),
         device_classes=device_class_rows(members, records, found.own),
         user_groups=user_group_rows(members, len(states), found.own),
-        full_table=FullTable(
-            bytes=prepared.layout.full_table_bytes,
-            globally=None if full_global is None else qualities(full_global)[0],
-            start=None if full_start is None else qualities(full_start)[0],
-            start_validation=None if chosen_by is None else qualities(chosen_by)[0],
-            refined=None if found.refined is None else qualities(found.refined)[0],
-            gain=full_gain(found.refined),
-        ),
+        full_table=full_table(prepared.layout.full_table_bytes, replies),
         stage1=prepared.figures(members, stages.seconds["pretraining"], before),
         refinement=None if keeping is None else refinement_result(keeping, num_devices),
         rounds=round_rows(records),

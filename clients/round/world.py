@@ -18,7 +18,6 @@ from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClockCounts
 from fl_peel.privacy.sources import source_of
 from fl_peel.randomness import device_seeds
-from fl_peel.randomness import device_seeds, device_uniforms
 from fl_peel.training.memory import TrainingMemory
 from fl_peel.training.settings import LocalTraining
 from fl_peel.wire import RoundRequest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +16,10 @@ from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.counters import OwnCounts
-from fl_peel.ranking.paired import PairedSums
+from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.spread import NUM_BINS, Histogram
 from fl_peel.ranking.top import MetricSums, evaluate
-from fl_peel.wire import EVERYBODY, EvaluateReply, EvaluateRequest
+from fl_peel.wire import EVERYBODY, DeviceFigures, EvaluateReply, EvaluateRequest
 
 
 def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
@@ -42,12 +41,13 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
     owned = OwnCounts.zeros(num_budgets, num_classes)
     spread = Histogram.zeros(num_budgets, num_classes, NUM_BINS)
     short = 0
-    paired = Paired.of(cohort, request.paired)
+    figures = _Figures.of_nobody(len(groups), num_budgets)
     own_budgets = cohort.budgets.at(request.server_round)
     for group, payload in request.groups.items():
         members = np.arange(len(groups)) if group == EVERYBODY else np.flatnonzero(groups == group)
         if not len(members):
             continue
+        figures.reached[members] = True
         ranked = RankedBlocks.unpack(layout, precision, payload)
         users = np.asarray(state.users[members])
         mine, hidden = wanted.select(members), exclude.select(members)
@@ -63,44 +63,47 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
             metrics = evaluate(
                 ranked, held.cutoffs, users, hidden, mine, scenario.evaluation.top_n, scenario.engine.device
             )
-            if i == 0:
-                paired.add(members, metrics[0], counted)
+            figures.recall[members, i], figures.ndcg[members, i] = metrics
             sums[i].add(MetricSums.of(cell, cells, *metrics, counted))
             spread[i].add(Histogram.of(classes, num_classes, metrics[0], counted))
         _write_artifacts(cohort, request, ranked, members, hidden)
     by_class = sums.reshaped(num_budgets, num_classes, num_groups)
-    return EvaluateReply(by_class, stored_max, owned, spread, paired.finished(), short)
+    replicates = figures.replicates(cohort, wanted, request.replicates)
+    single = figures.single(cohort, wanted, groups, request.per_device)
+    return EvaluateReply(by_class, stored_max, owned, spread, replicates, single, short)
 
 
-@dataclass
-class Paired:
-    """Two evaluations, device by device. recalls: (N,) of the first; sums: (1,) of the second less the first."""
+@dataclass(frozen=True)
+class _Figures:
+    """What a node's devices get, (N, X); reached: (N,) those whose user group was asked."""
 
-    path: Path
-    which: str
-    recalls: NDArray[np.float64]
-    sums: PairedSums
+    recall: NDArray[np.float64]
+    ndcg: NDArray[np.float64]
+    reached: NDArray[np.bool_]
 
     @staticmethod
-    def of(cohort: Cohort, which: str) -> Paired:
-        """Of a node's devices. which: as in a request."""
-        path, devices = cohort.folder / "first-recalls.npy", len(cohort.devices)
-        known = which and path.exists()
-        return Paired(path, which, np.load(path) if known else np.zeros(devices), PairedSums.zeros(1))
+    def of_nobody(num_devices: int, num_budgets: int) -> _Figures:
+        shape = (num_devices, num_budgets)
+        return _Figures(np.zeros(shape), np.zeros(shape), np.zeros(num_devices, np.bool_))
 
-    def add(self, members: NDArray[np.int64], recalls: NDArray[np.float64], counted: NDArray[np.bool_]) -> None:
-        """Recalls (M,) of the devices at places ``members``; counted: which of them have items to find."""
-        if self.which == "first":
-            self.recalls[members] = recalls
-        elif self.which == "second":
-            gained = (recalls - self.recalls[members])[counted]
-            self.sums.add(PairedSums.of(np.zeros(len(gained), np.int64), 1, gained))
+    def replicates(self, cohort: Cohort, wanted: UserItems, count: int) -> Replicates:
+        """Sums under the weights of the bootstrap."""
+        if not count:
+            return Replicates.zeros(self.recall.shape[1], 0)
+        counted = self.reached & (wanted.counts() > 0)
+        return Replicates.of(cohort.devices, self.recall, self.ndcg, counted, count)
 
-    def finished(self) -> PairedSums:
-        """What the node says; a first evaluation is remembered."""
-        if self.which == "first":
-            np.save(self.path, self.recalls)
-        return self.sums
+    def single(self, cohort: Cohort, wanted: UserItems, groups: NDArray[np.int32], asked: bool) -> DeviceFigures:
+        """Device by device, or of nobody."""
+        some = np.flatnonzero(self.reached) if asked else np.zeros(0, np.int64)
+        return DeviceFigures(
+            cohort.devices[some],
+            cohort.classes[some].astype(np.int64),
+            groups[some].astype(np.int64),
+            wanted.counts()[some],
+            self.recall[some],
+            self.ndcg[some],
+        )
 
 
 def _write_artifacts(

@@ -125,7 +125,9 @@ class _Followed:
             row.kept_blocks[:] = kept
             row.violations[:] = stored > budget
             row.recall[:] = recall
+            row.recall_square[:] = _squared(recall)
             row.rigid_recall[:] = rigid_recall
+            row.rigid_square[:] = _squared(rigid_recall)
             row.rigid_empty[:] = rigid_bytes == 0
         return table
 
@@ -146,6 +148,11 @@ class _Followed:
         seen, wanted = self.seen.select(index), self.wanted.select(index)
         recall, _ = evaluate(self.ranked, cutoffs[index], self.users[index], seen, wanted, self.top_n, self.device)
         return np.rint(recall * SUM_SCALE).astype(np.int64)
+
+
+def _squared(recall: IntArray) -> IntArray:
+    """In fixed point, as recall is."""
+    return np.rint((recall / SUM_SCALE) ** 2 * SUM_SCALE).astype(np.int64)
 
 
 __all__ = ["follow"]

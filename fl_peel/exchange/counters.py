@@ -145,7 +145,7 @@ class StepCounts(Counters):
     """What devices that are followed do at a step: how many they are, those with test items, bytes of their budgets and
     of what they store, blocks kept, devices over budget; devices that grew, that shrank, stored bytes of the blocks the
     former lacked and bytes sent for them; devices with test items that re-selected, their fixed-point recall before and
-    after; recall of all; and for rigid devices: recall, how many serve nothing, bytes sent.
+    after; recall of all, and squared; and for rigid devices: recall, and squared, how many serve nothing, bytes sent.
     """
 
     devices: IntArray
@@ -162,7 +162,9 @@ class StepCounts(Counters):
     recall_before: IntArray
     recall_after: IntArray
     recall: IntArray
+    recall_square: IntArray
     rigid_recall: IntArray
+    rigid_square: IntArray
     rigid_empty: IntArray
     rigid_moved_bytes: IntArray
 

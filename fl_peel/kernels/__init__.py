@@ -24,6 +24,7 @@ from fl_peel.kernels.drawing import draw_items  # noqa: E402
 from fl_peel.kernels.neighbours import neighbour_scores  # noqa: E402
 from fl_peel.kernels.packing import add_rows, decode_int8, encode_int8, largest_magnitudes, step_rows  # noqa: E402
 from fl_peel.kernels.ranking import block_signals, hit_sums, tile_rows, top_rows  # noqa: E402
+from fl_peel.kernels.resampling import weighted_sums  # noqa: E402
 from fl_peel.kernels.selecting import serving_cutoffs  # noqa: E402
 from fl_peel.kernels.training import train_devices  # noqa: E402
 
@@ -48,4 +49,5 @@ __all__ = [
     "tile_rows",
     "top_rows",
     "train_devices",
+    "weighted_sums",
 ]

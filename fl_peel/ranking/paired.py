@@ -8,7 +8,6 @@ in all groups this is one decision for everybody; with different ones each group
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -48,14 +47,6 @@ class PairedSums(Counters):
     def mean(self) -> Doubles:
         """Mean difference (G,), 0 where there is no device."""
         return self.difference / SUM_SCALE / np.maximum(self.devices, 1)
-
-    def interval(self) -> tuple[float, float, float]:
-        """Mean difference of all devices, and the ends of its 95 % interval, by the normal distribution."""
-        count = max(int(self.devices.sum()), 1)
-        mean = float(self.difference.sum()) / SUM_SCALE / count
-        spread = max(float(self.square.sum()) / SUM_SCALE / count - mean**2, 0.0)
-        half = NormalDist().inv_cdf(0.975) * math.sqrt(spread / max(count - 1, 1))
-        return mean, mean - half, mean + half
 
     def variance(self) -> Doubles:
         """Of that mean, (G,); infinite where there is no device. A device's difference is taken to vary within each

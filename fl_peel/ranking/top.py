@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from fl_peel import kernels
 from fl_peel.blocks.ranked import RankedBlocks
@@ -98,11 +99,12 @@ def evaluate(
 class MetricSums(Counters):
     """Sums of metrics over devices, per cell (a class, a user group, a budget...): order-free to merge.
 
-    recall, ndcg: in units of 2**-32; devices: counts. All of one shape.
+    recall, ndcg, and recall squared: in units of 2**-32; devices: counts. All of one shape.
     """
 
     recall: NDArray[np.int64]
     ndcg: NDArray[np.int64]
+    square: NDArray[np.int64]
     devices: NDArray[np.int64]
 
     @staticmethod
@@ -114,17 +116,33 @@ class MetricSums(Counters):
         counted: NDArray[np.bool_],
     ) -> MetricSums:
         """Add up devices (N,) by cell number; only those where ``counted`` holds."""
-        sums = [np.zeros(num_cells, np.int64) for _ in range(3)]
-        for total, values in zip(sums, (recall, ndcg, np.full(len(recall), 1 / SUM_SCALE)), strict=True):
+        columns = (recall, ndcg, recall**2, np.full(len(recall), 1 / SUM_SCALE))
+        sums = [np.zeros(num_cells, np.int64) for _ in columns]
+        for total, values in zip(sums, columns, strict=True):
             np.add.at(total, cells[counted], np.rint(values[counted] * SUM_SCALE).astype(np.int64))
         return MetricSums(*sums)
 
     def with_groups(self, num_groups: int) -> MetricSums:
         """With empty cells (..., G) for user groups that are not known here."""
         more = [(0, 0)] * (self.recall.ndim - 1) + [(0, num_groups - self.recall.shape[-1])]
-        return MetricSums(*(np.pad(values, more) for values in (self.recall, self.ndcg, self.devices)))
+        return MetricSums(*(np.pad(getattr(self, name), more) for name in self.names()))
 
     def mean(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean recall and NDCG of every cell; 0 for a cell without devices."""
         devices = np.maximum(self.devices, 1) * SUM_SCALE
         return self.recall / devices, self.ndcg / devices
+
+    def margin(self) -> NDArray[np.float64]:
+        """Half the width of the 95 % interval of every cell's mean recall; NaN where less than two devices count."""
+        return margin_of(self.recall, self.square, self.devices)
+
+
+def margin_of(sums: NDArray[np.int64], squares: NDArray[np.int64], devices: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Half the width of the 95 % interval of a mean over devices, by Student's t, from sums in units of 2**-32 of what
+    is averaged and of its square; NaN where less than two devices count.
+    """
+    count = np.where(devices > 1, devices, np.nan)
+    mean = sums / SUM_SCALE / count
+    variance = np.maximum(squares / SUM_SCALE / count - mean**2, 0.0) * count / (count - 1)
+    margin: NDArray[np.float64] = special.stdtrit(count - 1, 0.975) * np.sqrt(variance / count)
+    return margin

@@ -36,6 +36,10 @@ class Evaluation(Keys):
     """Also the full fp32 tables, global and refined."""
     artifacts: int = Field(3, ge=0)
     """Devices whose stored embeddings are written to the output folder."""
+    bootstrap: int = Field(1000, ge=0, le=100_000)
+    """Replicates that intervals over devices come from, see docs/statistics.md; 0: no intervals."""
+    per_device: bool = False
+    """Also what every single device gets, as per-device.parquet in the output folder; in simulation only."""
 
     @model_validator(mode="after")
     def _rows_are_distinct(self) -> Evaluation:

@@ -72,6 +72,7 @@ def bench_scenario(plan: BenchPlan, data: str, fleet: str, *more: str) -> Scenar
             "refinement.local.temperature=1",
             "evaluation.budgets=[0.01]",
             "evaluation.selectors=[popularity]",
+            "evaluation.bootstrap=0",
             f"engine.nodes={plan.nodes}",
             f"engine.device={plan.device}",
             *more,

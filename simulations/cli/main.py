@@ -1,4 +1,4 @@
-"""The command line: `fl-peel run`, `compare`, `ablate`, `audit`, `bench`, `machines`, `scenarios`, `data`, `profiles`.
+"""The command line: `fl-peel run`, `diff`, `compare`, `ablate`, `audit`, `bench`, `machines`, `scenarios`, and lists.
 
 Exit codes: 0 done; 1 a bug of ours (with a traceback); 2 a mistake of the user's (one line on stderr); 130 Ctrl-C.
 Heavy imports are inside the commands, after the scenario is read: help, lists and mistakes in keys answer at once.
@@ -18,6 +18,7 @@ from fl_peel.errors import FlPeelError
 from simulations.cli.bench import bench
 from simulations.cli.console import new_table, one_line, print_table
 from simulations.cli.data import data_app
+from simulations.cli.diff import diff
 from simulations.cli.fleets import profiles_app
 from simulations.cli.machines import machines
 from simulations.cli.run import run
@@ -35,6 +36,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(profiles_app, name="profiles")
 add_studies(app)
 app.command()(run)
+app.command()(diff)
 app.command()(bench)
 app.command()(machines)
 

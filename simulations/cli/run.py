@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from fl_peel.errors import ScenarioError
 from simulations.cli.console import DataDir, print_table
 
 
@@ -24,6 +26,10 @@ def run(
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the scenario's.")] = None,
     profiles: Annotated[str | None, typer.Option("--profiles", metavar="FLEET", help="Sets fleet.")] = None,
     nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Flower nodes; sets engine.nodes.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Run with this many seeds; needs --out.")] = None,
+    per_device: Annotated[
+        bool, typer.Option("--per-device", help="Also per-device.parquet; sets evaluation.per_device.")
+    ] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Pretrain anew, and do not keep the tables.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
 ) -> None:
@@ -36,6 +42,11 @@ def run(
         changes.append(f"fleet={json.dumps(profiles)}")
     if nodes is not None:
         changes.append(f"engine.nodes={nodes}")
+    if per_device:
+        changes.append("evaluation.per_device=true")
+    if (per_device or seeds is not None) and out is None:
+        asked = "--per-device" if per_device else f"--seeds {seeds}"
+        raise ScenarioError(f"{asked}: there is no folder to write to; give --out")
     loaded = checked(load_scenario(scenario, changes, seed=seed), out)  # before the heavy imports
     err = Console(stderr=True, highlight=False)
     if loaded.data.name is not None:
@@ -46,15 +57,29 @@ def run(
     from simulations.engine.folders import default_cache_dir
     from simulations.report.files_of_run import summary_tables
 
+    cache_dir = None if no_cache else default_cache_dir()
+    words = {"--seed": seed, "--profiles": profiles, "--nodes": nodes, "--data-dir": data_dir, "--seeds": seeds}
+    command = _command(scenario, overrides or [], words, per_device)
+    if seeds is not None:
+        assert out is not None
+        from simulations.differences.seeds import SEEDS_PAGE, seeds_view
+
+        with shown(err, quiet=quiet) as on_event:
+            together = runner.run_seeds(
+                loaded,
+                seeds=seeds,
+                data_dir=data_dir,
+                out=out,
+                cache_dir=cache_dir,
+                on_event=on_event,
+                command=command,
+            )
+        if not quiet:
+            print_table(seeds_view(together).to_rich())
+            typer.echo(f"report: {out / SEEDS_PAGE}")
+        return
     with shown(err, quiet=quiet) as on_event:
-        result = runner.run(
-            loaded,
-            data_dir=data_dir,
-            out=out,
-            cache_dir=None if no_cache else default_cache_dir(),
-            on_event=on_event,
-            command=_command(scenario, overrides or [], seed, profiles, nodes, data_dir),
-        )
+        result = runner.run(loaded, data_dir=data_dir, out=out, cache_dir=cache_dir, on_event=on_event, command=command)
     if quiet:
         return
     for table in summary_tables(result):
@@ -63,15 +88,12 @@ def run(
         typer.echo(f"report: {out / 'report.html'}")
 
 
-def _command(
-    scenario: str, overrides: list[str], seed: int | None, profiles: str | None, nodes: int | None, data: Path | None
-) -> str:
-    """What to type to get the same report again."""
+def _command(scenario: str, overrides: list[str], options: Mapping[str, object], per_device: bool) -> str:
+    """What to type to get the same report again, but for the folder."""
     words = ["fl-peel", "run", scenario]
     for override in overrides:
         words += ["--set", override]
-    options = {"--seed": seed, "--profiles": profiles, "--nodes": nodes, "--data-dir": data}
     for option, value in options.items():
         if value is not None:
             words += [option, str(value)]
-    return shlex.join(words)
+    return shlex.join(words + ["--per-device"] * per_device)

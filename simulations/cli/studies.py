@@ -63,6 +63,7 @@ def compare(
     from simulations.studies.compare import compare as comparison
     from simulations.studies.compare.federated import compare_federated, nothing_is_collected
     from simulations.studies.compare.leaderboard import leaderboard_view
+    from simulations.studies.compare.paired import peel_over_view
     from simulations.studies.compare.tables import compare_table, verdict_view
 
     words = {"--budgets": budgets, "--single-budgets": single_budgets, "--seeds": seeds}
@@ -85,7 +86,8 @@ def compare(
         **_options(["compare", scenario], overrides, words, data_dir, quiet),
     )
     if not quiet:
-        _show(compare_table(result["rows"]), out / "compare.html", verdict_view(result).to_rich())
+        more = (verdict_view(result), peel_over_view(result["rows"]))
+        _show(compare_table(result["rows"]), out / "compare.html", *(view.to_rich() for view in more))
 
 
 def ablate(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STUDIES = ("compare", "ablate", "audit")
 RESULT_FILES = (
     *("report.json", "metrics.csv", "report.html", "scenario.yaml", "bench.json"),
+    *("per-device.parquet", "seeds.json", "seeds.html"),
     *(f"{study}.{ending}" for study in STUDIES for ending in ("json", "csv", "html", "svg")),
 )
 """What a run, a study or a benchmark may write into its folder."""
@@ -293,6 +294,17 @@ def check_out(out: Path, place: str = "--out") -> None:
         _check_out(out, place)
     except OSError as error:
         raise ReportError(f"{out}: cannot be a folder ({error.strerror}); give {place} another one") from error
+
+
+def check_file(file: Path, option: str) -> None:
+    """Refuse a place that no file can be written to.
+
+    Raises:
+        ReportError: it is a folder, or its folder is none that can be written.
+    """
+    if file.is_dir():
+        raise ReportError(f"{file}: is a folder; give {option} a file")
+    check_out(file.absolute().parent, option)
 
 
 def _check_out(out: Path, place: str) -> None:

@@ -11,7 +11,7 @@ from simulations.report.tables.heterogeneity import elasticity_tables, fairness_
 from simulations.report.tables.run import budgets_view, costs_view, device_classes_view, full_table_view
 from simulations.report.tables.stages import kept_views, stage1_views
 from simulations.report.tables.view import TableView, format_bytes, format_metric, format_share, nested_views
-from strategies.figures.schema import RunResult, to_json
+from strategies.figures.schema import Quality, RunResult, to_json
 
 FIGURES = (
     *("recall", "traces", "bytes", "learning", "classes", "groups", "stages"),
@@ -53,9 +53,8 @@ def privacy_views(result: RunResult) -> list[TableView]:
 
 
 def _lead(result: RunResult) -> str:
-    """The run in one sentence: the cheapest elastic embedding that matches the full global table, or the best."""
-    full = result.full_table.globally or result.full_table.start
-    whose = "global table" if result.full_table.globally else "tables that user groups start with"
+    """The run in one sentence: the cheapest elastic embedding that matches the strongest full table, or the best."""
+    full, whose = _yardstick(result)
     rows = sorted(result.budgets, key=lambda row: row.share)
     if not rows or (full is not None and full.recall <= 0):
         return "Federated training of item tables that shrink to any memory budget."
@@ -70,7 +69,21 @@ def _lead(result: RunResult) -> str:
     )
     if full is None:
         return f"{start}a Recall@{result.top_n} of {format_metric(row.recall)}; the full table was not measured."
-    return f"{start}{row.recall / full.recall:.2f} times the Recall@{result.top_n} of the full {whose}."
+    return (
+        f"{start}{row.recall / full.recall:.2f} times the Recall@{result.top_n} of the strongest full table, {whose}."
+    )
+
+
+def _yardstick(result: RunResult) -> tuple[Quality | None, str]:
+    """The strongest full table of the run, and what it is."""
+    full = result.full_table
+    tables: tuple[tuple[Quality | None, str], ...] = (
+        (full.globally, "the global one"),
+        (full.start, "that of the user groups at the start"),
+        (full.refined, "the refined one"),
+    )
+    known = [(quality, whose) for quality, whose in tables if quality is not None]
+    return max(known, key=lambda one: one[0].recall, default=(None, ""))
 
 
 def _run_facts(result: RunResult) -> list[tuple[str, str]]:

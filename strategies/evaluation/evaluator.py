@@ -15,6 +15,7 @@ from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import pack_ranking
 from fl_peel.blocks.settings import Precision
+from fl_peel.ranking.top import MetricSums
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import Quality
 from strategies.nodes.batches import packed_batches
@@ -74,13 +75,14 @@ class Evaluator:
         artifacts: NDArray[np.int64] | None = None,
         factors: Sequence[float] | None = None,
         rooms: Sequence[float] | None = None,
-        paired: str = "",
+        per_device: bool = False,
     ) -> wire.EvaluateReply:
         """Every device ranks all items under each budget (bytes, UNLIMITED or OWN_BUDGET).
 
         precision, selector: by default the scenario's. factors, rooms: one a budget, see
         :class:`fl_peel.wire.EvaluateRequest`; without them 1 and -1. everybody: a table (I, d) that serves all devices,
-        whole, instead of their user groups' own.
+        whole, instead of their user groups' own. per_device: tell what single devices get, too, where the scenario
+        wants to know. Only the test has replicates: what is chosen on validation needs no interval.
         """
         scenario, layout = self.scenario, self.layout
         coded = precision or scenario.blocks.precision
@@ -103,7 +105,8 @@ class Evaluator:
                 np.array([-1.0] * len(budgets) if rooms is None else rooms, np.float64),
                 np.zeros(0, np.int64) if artifacts is None else artifacts,
                 groups,
-                paired,
+                scenario.evaluation.bootstrap if split == "test" else 0,
+                per_device and scenario.evaluation.per_device,
             )
             return reduce(add, self.federation.nodes.ask(wire.EVALUATE, wire.EvaluateReply, lambda _: request))
 
@@ -121,15 +124,13 @@ class Evaluator:
 
     def own_budgets(self) -> wire.EvaluateReply:
         """Every device under its own budget of the moment."""
-        return self.evaluate([wire.OWN_BUDGET])
+        return self.evaluate([wire.OWN_BUDGET], per_device=True)
 
-    def full_table(
-        self, everybody: NDArray[np.float32] | None = None, *, split: str = "test", paired: str = ""
-    ) -> wire.EvaluateReply:
-        """Every device with a whole fp32 table: that of its user group, or the same (I, d) for everybody. paired: see
-        :class:`fl_peel.wire.EvaluateRequest`.
-        """
-        return self.evaluate([wire.UNLIMITED], precision="fp32", split=split, everybody=everybody, paired=paired)
+    def full_table(self, everybody: NDArray[np.float32] | None = None, *, split: str = "test") -> wire.EvaluateReply:
+        """Every device with a whole fp32 table: that of its user group, or the same (I, d) for everybody."""
+        return self.evaluate(
+            [wire.UNLIMITED], precision="fp32", split=split, everybody=everybody, per_device=split == "test"
+        )
 
     def _reach(self, budgets: Sequence[int]) -> int | None:
         """Bytes of ranked blocks that a device may need; None: of all of them."""
@@ -152,4 +153,9 @@ def qualities(reply: wire.EvaluateReply) -> list[Quality]:
     return [Quality(float(r), float(n)) for r, n in zip(recall, ndcg, strict=True)]
 
 
-__all__ = ["MESSAGE_BYTES", "REACH", "Evaluator", "overall_recall", "qualities"]
+def margins_of(sums: MetricSums) -> list[float | None]:
+    """Half the width of the 95 % interval of the mean recall of every cell; None where less than two devices count."""
+    return [None if np.isnan(margin) else float(margin) for margin in sums.margin().tolist()]
+
+
+__all__ = ["MESSAGE_BYTES", "REACH", "Evaluator", "margins_of", "overall_recall", "qualities"]

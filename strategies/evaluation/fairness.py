@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
-from strategies.evaluation.evaluator import Evaluator
+from strategies.evaluation.evaluator import Evaluator, margins_of
 from strategies.figures.schema import (
     EXCLUDING_SMALL,
     FIXED_TIERS,
@@ -37,12 +37,13 @@ from strategies.run.refinement import Refine
 
 @dataclass(frozen=True)
 class Served:
-    """One way of serving devices: recall of every class, None where none of its devices was evaluated, and its spread
-    over devices.
+    """One way of serving devices: recall of every class and half the width of its interval, None where none of its
+    devices was evaluated, and its spread over devices.
     """
 
     method: str
     recall: tuple[float | None, ...]
+    margin: tuple[float | None, ...]
     spread: Spread
 
 
@@ -77,7 +78,7 @@ class Fairness:
         known = tuple(
             float(value) if there else None for value, there in zip(recall, self._evaluated.tolist(), strict=True)
         )
-        self.served.append(Served(name, known, spread))
+        self.served.append(Served(name, known, tuple(margins_of(per_class)), spread))
 
     def add_tiers(self) -> FixedTiers:
         """Fixed tiers, chosen per class on validation."""
@@ -118,6 +119,7 @@ class Fairness:
                     budget_bytes=float(self._own.budget_bytes[i] / devices) if devices else None,
                     recall=recall,
                     ratio={full: _ratio(recall[PEEL], recall[full]) for full in yardsticks},
+                    margin={served.method: served.margin[i] for served in self.served},
                 )
             )
         return tuple(rows)

@@ -13,8 +13,8 @@ from fl_peel import wire
 from fl_peel.blocks.ranked import pack_ranking
 from fl_peel.exchange.counters import StepCounts
 from fl_peel.randomness import rng_for
-from fl_peel.ranking.top import SUM_SCALE
-from strategies.evaluation.evaluator import REACH, Evaluator, overall_recall
+from fl_peel.ranking.top import SUM_SCALE, margin_of
+from strategies.evaluation.evaluator import REACH, Evaluator, margins_of, overall_recall
 from strategies.figures.schema import (
     FULL_GLOBAL,
     FULL_REFINED,
@@ -61,10 +61,13 @@ def falling(evaluator: Evaluator, full: dict[str, wire.EvaluateReply], refine: R
     )
     served = reply.owned.total(axis=1)  # (budgets,) each
     tables = {name: overall_recall(table) for name, table in full.items()}
+    margins = margins_of(reply.by_budget())
     rows = []
     for i, factor in enumerate(factors):
         elastic, devices = overall_recall(reply, i), max(int(served.devices[i]), 1)
-        trained_for = _trained_for(evaluator, factor, refine) if factor in part.trained_for else None
+        trained_for, its_margin = (
+            _trained_for(evaluator, factor, refine) if factor in part.trained_for else (None, None)
+        )
         rows.append(
             Fall(
                 factor=factor,
@@ -77,18 +80,22 @@ def falling(evaluator: Evaluator, full: dict[str, wire.EvaluateReply], refine: R
                 trained_for=trained_for,
                 elastic_to_trained_for=elastic / trained_for if trained_for else None,
                 budget_violations=int(served.violations[i]),
+                elastic_margin=margins[i],
+                rigid_margin=margins[len(factors) + i],
+                trained_for_margin=its_margin,
             )
         )
     return tuple(rows)
 
 
-def _trained_for(evaluator: Evaluator, factor: float, refine: Refine) -> float:
-    """Recall of tables that were trained for budgets times the factor, under these budgets."""
+def _trained_for(evaluator: Evaluator, factor: float, refine: Refine) -> tuple[float, float | None]:
+    """Recall of tables that were trained for budgets times the factor, under these budgets, and its margin."""
     if factor != 1:
         scenario = evaluator.scenario
         fallen = scenario.model_copy(update={"budget_factor": scenario.budget_factor * factor})
         evaluator = Evaluator.of(refine(fallen))
-    return overall_recall(evaluator.own_budgets())
+    reply = evaluator.own_budgets()
+    return overall_recall(reply), margins_of(reply.by_budget())[0]
 
 
 def follow(evaluator: Evaluator, traced: IntArray, message_bytes: int = MESSAGE_BYTES) -> wire.MovingReply:
@@ -187,7 +194,14 @@ def _moment(step: StepCounts, hours: float) -> Moment:
         recall=float(step.recall / SUM_SCALE / counted),
         rigid_recall=float(step.rigid_recall / SUM_SCALE / counted),
         rigid_empty_share=float(step.rigid_empty / devices),
+        recall_margin=_margin(step.recall, step.recall_square, step.counted),
+        rigid_recall_margin=_margin(step.rigid_recall, step.rigid_square, step.counted),
     )
+
+
+def _margin(recall: IntArray, square: IntArray, counted: IntArray) -> float | None:
+    margin = float(margin_of(recall, square, counted))
+    return None if np.isnan(margin) else margin
 
 
 def device_traces(reply: wire.MovingReply, class_names: Sequence[str]) -> tuple[ElasticTrace, ...]:

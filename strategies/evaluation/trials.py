@@ -23,12 +23,14 @@ from fl_peel.blocks.settings import Precision
 from fl_peel.errors import BudgetError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.plain import to_plain
+from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from strategies.evaluation.evaluator import Evaluator, qualities
 from strategies.figures.schema import Quality
 from strategies.nodes.nodes import Nodes
 from strategies.rivals.base import Request
 from strategies.rivals.compete import empty_row
+from strategies.rivals.replicates import in_json as replicates_in_json
 from strategies.rounds.keeping import Keeping
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.place import Place, Stages
@@ -116,7 +118,9 @@ def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: Place, on_event: On
     """Refine under the trial's scenario and measure."""
     stages = Stages()
     # what is measured is the trial's to say; prepare checks only what the scenario would measure by itself
-    evaluation = trial.scenario.evaluation.model_copy(update={"budgets": (1.0,), "selectors": trial.selectors})
+    evaluation = trial.scenario.evaluation.model_copy(
+        update={"budgets": (1.0,), "selectors": trial.selectors, "bootstrap": REPLICATES}
+    )
     scenario = trial.scenario.model_copy(update={"evaluation": evaluation})
     plan = privacy_plan(scenario, place)
     prepared = prepare(scenario, plan, place, stages, nodes, on_event)
@@ -203,6 +207,7 @@ def _rows(evaluator: Evaluator, trial: Trial, selector: str, precision: Precisio
                 "seconds": seconds,
                 "note": "",
                 **{split: in_json(qualities(reply)[i]) for split, reply in replies.items()},
+                "replicates": replicates_in_json(replies["test"].replicates, i),
             }
     return [{"selector": selector, **rows[request]} for request in requests]
 

@@ -12,18 +12,21 @@ from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
+from fl_peel.data.interactions import UserItems
 from fl_peel.events import Event, OnEvent
 from fl_peel.exchange.counters import ClassCounts, Traces
 from fl_peel.ranking.top import MetricSums
-from strategies.evaluation.evaluator import Evaluator, qualities
+from strategies.evaluation.evaluator import Evaluator, margins_of, qualities
 from strategies.figures.clock import class_costs, round_clock
+from strategies.figures.intervals import Measured
+from strategies.figures.per_device import OWN_BUDGET, PerDevice
 from strategies.figures.schema import (
     BudgetRow,
     BytesPerDevice,
     ComparisonRow,
     DeviceClassRow,
     DeviceTrace,
-    Gain,
+    FullTable,
     HistoryRow,
     Quality,
     RefinementResult,
@@ -36,12 +39,21 @@ from strategies.rounds.record import RoundRecord
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What devices said of every budget of the scenario, under a precision and a selector."""
+
+    precision: str
+    selector: str
+    reply: wire.EvaluateReply
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """What is evaluated after the last round: every budget; everybody under their own budgets; the full tables as
     refined, None where ``evaluation.full_tables`` is off.
     """
 
-    budgets: tuple[BudgetRow, ...]
+    budgets: tuple[Asked, ...]
     own: wire.EvaluateReply
     refined: wire.EvaluateReply | None
 
@@ -65,7 +77,7 @@ def evaluated(evaluator: Evaluator, on_event: OnEvent) -> Evaluated:
         on_event(Event("evaluation", done, total, text))
 
     budgets = [budget_bytes(evaluator.layout, share) for share in evaluation.budgets]
-    rows: list[BudgetRow] = []
+    found: list[Asked] = []
     for precision, selector in asked:
         reply = evaluator.evaluate(
             budgets,
@@ -73,21 +85,9 @@ def evaluated(evaluator: Evaluator, on_event: OnEvent) -> Evaluated:
             selector=selector,
             label=precision,
             artifacts=stored if (precision, selector) == main else None,
+            per_device=True,
         )
-        devices = reply.by_budget().devices
-        rows += (
-            BudgetRow(
-                share=share,
-                budget_bytes=budgets[i],
-                precision=precision,
-                selector=selector,
-                recall=quality.recall,
-                ndcg=quality.ndcg,
-                stored_bytes_max=int(reply.stored_max[i]),
-                devices=int(devices[i]),
-            )
-            for i, (share, quality) in enumerate(zip(evaluation.budgets, qualities(reply), strict=True))
-        )
+        found.append(Asked(precision, selector, reply))
         step(f"{precision}, {selector}")
     if budgets and len(stored) and main not in asked:  # nobody asked for figures of what devices would store
         evaluator.evaluate(budgets, label=scenario.blocks.precision, artifacts=stored)
@@ -95,24 +95,96 @@ def evaluated(evaluator: Evaluator, on_event: OnEvent) -> Evaluated:
     step("own budgets")
     refined = None
     if evaluation.full_tables:
-        refined = evaluator.full_table(paired="second")
+        refined = evaluator.full_table()
     step("full tables")
-    return Evaluated(tuple(rows), own, refined)
+    return Evaluated(tuple(found), own, refined)
 
 
-def full_gain(refined: wire.EvaluateReply | None) -> Gain | None:
-    """What refinement adds to each device's recall on the test, full tables on both sides."""
-    if refined is None:
-        return None
-    found = refined.paired
-    return Gain(*found.interval(), devices=int(found.devices.sum()))
+@dataclass(frozen=True)
+class FullReplies:
+    """What devices said of full tables: the global one, as user groups start (also on validation items), as refined;
+    None where there is none.
+    """
+
+    globally: wire.EvaluateReply | None
+    start: wire.EvaluateReply | None
+    start_validation: wire.EvaluateReply | None
+    refined: wire.EvaluateReply | None
+
+    @property
+    def on_test(self) -> dict[str, wire.EvaluateReply]:
+        """Those of the test, by the names that report.json has for them."""
+        whole = {"global": self.globally, "start": self.start, "refined": self.refined}
+        return {name: reply for name, reply in whole.items() if reply is not None}
+
+
+def per_device(evaluator: Evaluator, found: Evaluated, full: FullReplies, test: UserItems) -> PerDevice:
+    """What every single device gets from every table. test: items of all devices."""
+    scenario = evaluator.scenario
+    replies = {name: (reply, 0) for name, reply in full.on_test.items()}
+    for asked in found.budgets:
+        for place, share in enumerate(scenario.evaluation.budgets):
+            replies[f"{share * 100:.4g}% {asked.precision} {asked.selector}"] = (asked.reply, place)
+    replies[OWN_BUDGET] = (found.own, 0)
+    return PerDevice.of(
+        replies,
+        evaluator.members.class_names,
+        top_n=scenario.evaluation.top_n,
+        seed=scenario.seed,
+        test=test,
+    )
+
+
+def full_table(num_bytes: int, replies: FullReplies) -> FullTable:
+    """The full tables, with intervals, and which is the strongest."""
+    measured = {name: Measured.of(reply) for name, reply in replies.on_test.items()}
+    base, start, refined = (measured.get(name) for name in ("global", "start", "refined"))
+    qualities_ = {name: one.quality(base) for name, one in measured.items()}
+    chosen_by = replies.start_validation
+    return FullTable(
+        bytes=num_bytes,
+        globally=qualities_.get("global"),
+        start=qualities_.get("start"),
+        start_validation=None if chosen_by is None else qualities(chosen_by)[0],
+        refined=qualities_.get("refined"),
+        gain=None if start is None or refined is None else refined.gain(start),
+        strongest=max(measured, key=lambda name: measured[name].recall, default=None),
+    )
+
+
+def budget_rows(evaluator: Evaluator, found: Evaluated, full: FullReplies) -> tuple[BudgetRow, ...]:
+    """A row for each budget, precision and selector, beside the full tables."""
+    measured = {name: Measured.of(reply) for name, reply in full.on_test.items()}
+    strongest = max(measured.values(), key=lambda one: one.recall, default=None)
+    rows = []
+    for asked in found.budgets:
+        for place, share in enumerate(evaluator.scenario.evaluation.budgets):
+            one = Measured.of(asked.reply, place)
+            rows.append(
+                BudgetRow(
+                    share=share,
+                    budget_bytes=budget_bytes(evaluator.layout, share),
+                    precision=asked.precision,
+                    selector=asked.selector,
+                    recall=one.recall,
+                    ndcg=one.ndcg,
+                    stored_bytes_max=int(asked.reply.stored_max[place]),
+                    devices=one.devices,
+                    recall_interval=one.recall_interval,
+                    ndcg_interval=one.ndcg_interval,
+                    to_global=one.over(measured.get("global")),
+                    to_strongest=one.over(strongest),
+                )
+            )
+    return tuple(rows)
 
 
 def device_class_rows(
     members: Members, records: Sequence[RoundRecord], own: wire.EvaluateReply
 ) -> dict[str, DeviceClassRow]:
     """Every class under its devices' own budgets of the moment, in rounds and in the evaluation ``own``."""
-    qualities_ = _qualities(own.by_class())
+    by_class = own.by_class()
+    qualities_, margins = _qualities(by_class), margins_of(by_class)
     served = own.owned[0]  # (C,) each
     trained = reduce(add, (record.classes for record in records), ClassCounts.zeros(len(members.class_names)))
     costs = class_costs(records, served.devices)
@@ -133,13 +205,15 @@ def device_class_rows(
             download_bytes=float(trained.download_bytes[i] / max(devices, 1)),
             upload_bytes=float(trained.upload_bytes[i] / max(devices, 1)),
             costs=costs[i],
+            recall_margin=margins[i],
         )
     return rows
 
 
 def user_group_rows(members: Members, num_groups: int, own: wire.EvaluateReply) -> tuple[UserGroupRow, ...]:
     """Every user group under its devices' own budgets of the moment."""
-    qualities_ = _qualities(own.by_group())
+    by_group = own.by_group()
+    qualities_, margins = _qualities(by_group), margins_of(by_group)
     sizes = np.bincount(members.groups, minlength=num_groups)
     return tuple(
         UserGroupRow(
@@ -147,6 +221,7 @@ def user_group_rows(members: Members, num_groups: int, own: wire.EvaluateReply) 
             devices=int(sizes[i]),
             recall=None if quality is None else quality.recall,
             ndcg=None if quality is None else quality.ndcg,
+            recall_margin=margins[i],
         )
         for i, quality in enumerate(qualities_[:num_groups])
     )
@@ -253,11 +328,15 @@ def _comparison(one: Comparison) -> ComparisonRow:
 
 __all__ = [
     "Evaluated",
+    "FullReplies",
+    "budget_rows",
     "bytes_per_device",
     "device_class_rows",
     "device_traces",
     "evaluated",
+    "full_table",
     "history_rows",
+    "per_device",
     "refinement_result",
     "round_rows",
     "user_group_rows",

@@ -49,6 +49,40 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """Ends of a 95 % interval over devices; docs/statistics.md says what that means."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Recall over that of another table, and the ends of its 95 % interval, paired device by device; None where
+    ``evaluation.bootstrap`` is 0.
+    """
+
+    value: Mean
+    low: Mean | None
+    high: Mean | None
+
+
+RecallInterval = Annotated[Interval | None, Key("recall@{top_n}_interval")]
+NdcgInterval = Annotated[Interval | None, Key("ndcg@{top_n}_interval")]
+RecallMargin = Annotated[Mean | None, Key("recall@{top_n}_margin")]
+"""Half the width of a 95 % interval over devices, by Student's t; None where less than two devices count."""
+
+
+@dataclass(frozen=True)
+class TableQuality(Quality):
+    """That of a full table, with intervals, and recall over that of the global one."""
+
+    recall_interval: RecallInterval = None
+    ndcg_interval: NdcgInterval = None
+    to_global: Ratio | None = None
+
+
+@dataclass(frozen=True)
 class Gain:
     """Of each device's recall, second less first: mean over so many ``devices``, and its 95 % interval."""
 
@@ -62,22 +96,25 @@ class Gain:
 class FullTable:
     """The whole item table in fp32, and its bytes: as pretrained, as user groups start with it before any device has
     trained (start_validation: on validation items, by which settings are chosen; the rest is of the test), as refined
-    by the federation, and what that adds; None where ``evaluation.full_tables`` is off.
+    by the federation, and what that adds; None where ``evaluation.full_tables`` is off. strongest: which of global,
+    start and refined has the best recall on the test, a yardstick that is as hard as this run can make it.
     """
 
     bytes: Bytes
-    globally: Annotated[Quality | None, Key("global")] = None
-    start: Quality | None = None
+    globally: Annotated[TableQuality | None, Key("global")] = None
+    start: TableQuality | None = None
     start_validation: Quality | None = None
-    refined: Quality | None = None
+    refined: TableQuality | None = None
     gain: Gain | None = None
+    strongest: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetRow:
     """Elastic embeddings at one budget, every device held to the same bytes.
 
-    precision: fp32, fp16, int8, int4; stored_bytes_max: largest artefact of any device, never above budget_bytes.
+    precision: fp32, fp16, int8, int4; stored_bytes_max: largest artefact of any device, never above budget_bytes;
+    to_global, to_strongest: recall over that of the full global table, and of the strongest full table of the run.
     """
 
     share: Share
@@ -88,6 +125,10 @@ class BudgetRow:
     ndcg: Ndcg
     stored_bytes_max: Bytes
     devices: Count
+    recall_interval: RecallInterval = None
+    ndcg_interval: NdcgInterval = None
+    to_global: Ratio | None = None
+    to_strongest: Ratio | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +166,7 @@ class DeviceClassRow:
     download_bytes: Mean
     upload_bytes: Mean
     costs: Annotated[ClassCosts, Inline()]
+    recall_margin: RecallMargin = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +177,7 @@ class UserGroupRow:
     devices: Count
     recall: MaybeRecall
     ndcg: MaybeNdcg
+    recall_margin: RecallMargin = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,8 +347,9 @@ class TimeToRecall:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassFairness:
-    """What a device class gets: recall by way of serving, and elastic recall over that of full tables, by table. None
-    where no device of the class was evaluated, and where there is nothing to divide by.
+    """What a device class gets: recall by way of serving, elastic recall over that of full tables, by table, and half
+    the width of the 95 % interval of each recall. None where no device of the class was evaluated, and where there is
+    nothing to divide by.
     """
 
     device_class: DeviceClass
@@ -313,6 +357,7 @@ class ClassFairness:
     budget_bytes: Mean | None
     recall: Annotated[dict[str, Metric | None], Inline()]
     ratio: Annotated[dict[str, Mean | None], Inline("ratio_")] = field(default_factory=dict)
+    margin: Annotated[dict[str, Mean | None], Inline("margin_")] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,7 +423,7 @@ class FairnessResult:
 @dataclass(frozen=True, kw_only=True)
 class Fall:
     """All budgets fall at once by a factor: recall of elastic devices, of rigid ones, of full tables, of tables trained
-    for the fallen budgets (None where that was not asked for).
+    for the fallen budgets (None where that was not asked for); margins: half the width of their 95 % intervals.
     """
 
     factor: Share
@@ -391,6 +436,9 @@ class Fall:
     trained_for: Metric | None
     elastic_to_trained_for: Mean | None
     budget_violations: Count
+    elastic_margin: Mean | None = None
+    rigid_margin: Mean | None = None
+    trained_for_margin: Mean | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -429,7 +477,9 @@ class ClassFollowed:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """Devices followed, at one time after training; growth_bytes: sent since the moment before."""
+    """Devices followed, at one time after training; growth_bytes: sent since the moment before; margins: half the width
+    of the 95 % intervals of recalls.
+    """
 
     hours: Mean
     budget_bytes_mean: Mean
@@ -439,6 +489,8 @@ class Moment:
     recall: Metric
     rigid_recall: Metric
     rigid_empty_share: Metric
+    recall_margin: Mean | None = None
+    rigid_recall_margin: Mean | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 from fl_peel.events import Event
 from strategies.rivals.base import Material, Option, Request, Rival
 from strategies.rivals.quality import quality
+from strategies.rivals.replicates import replicates
 
 NOTHING_FITS = "nothing fits in this budget"
 
@@ -16,7 +17,8 @@ NOTHING_FITS = "nothing fits in this budget"
 def compete(rival: Rival, material: Material, requests: Sequence[Request]) -> list[dict[str, Any]]:
     """Serve every request, choose among options on validation, and measure the chosen one on the test, once.
 
-    Returns a row per request: precision, share, budget_bytes, stored_bytes_max, validation, test, seconds, note.
+    Returns a row per request: precision, share, budget_bytes, stored_bytes_max, validation, test, seconds, note;
+    and the test figures in the replicates of a bootstrap.
     """
     best: dict[Request, tuple[dict[str, float], Option]] = {}
     seconds = dict.fromkeys(requests, 0.0)
@@ -38,6 +40,7 @@ def compete(rival: Rival, material: Material, requests: Sequence[Request]) -> li
             rows[request] = _row(request, int(option.stored.max(initial=0)), seconds[request], option.label) | {
                 "validation": validation,
                 "test": quality(option, material, "test"),
+                "replicates": replicates(option, material),
                 "evaluation_seconds": time.perf_counter() - start,
             }
         else:

@@ -13,6 +13,8 @@ from simulations.report.plots.style import (
     LABEL_PT,
     MUTED,
     Plot,
+    around,
+    error_bars,
     finish,
     label_ends,
     new_figure,
@@ -37,6 +39,9 @@ def recall_by_class(result: RunResult) -> Plot | None:
     y = np.arange(len(bars))[::-1]
     values = [value for _, value, _ in bars]
     axes.barh(y, values, height=0.7, color=BLUE)
+    margins = [row.recall_margin or 0.0 for row in result.device_classes.values() if row.recall is not None]
+    if any(margins):
+        axes.errorbar(values, y, xerr=margins, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2.5, zorder=4)
     axes.set_yticks(y, [f"{_shorten(name)}\n{detail}" for name, _, detail in bars])
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(f"Recall@{result.top_n} under each class's own budgets")
@@ -54,7 +59,7 @@ def recall_by_class(result: RunResult) -> Plot | None:
         )
     marks = full_recalls(result)
     top = max([*values, *(value for _, value, _ in marks)])
-    axes.set_xlim(0, top * 1.25 if top else 1)
+    axes.set_xlim(0, max(top * 1.25, *(v + m for v, m in zip(values, margins, strict=True))) if top else 1)
     for side, (name, value, color) in zip(("right", "left"), sorted(marks, key=lambda mark: mark[1]), strict=False):
         axes.axvline(value, color=color, linewidth=1.1, linestyle=(0, (5, 3)), zorder=3)
         axes.annotate(
@@ -102,7 +107,9 @@ def recall_by_group(result: RunResult) -> Plot | None:
     figure, (axes,) = new_figure(2.8)
     x = np.arange(len(measured))
     heights = [value for _, value, _ in measured]
+    ends = [around(row.recall, row.recall_margin) for row in rows if row.recall is not None]
     axes.bar(x, heights, width=min(0.72, 0.14 * len(measured) + 0.1), color=GREEN)
+    error_bars(axes, [float(place) for place in x], heights, ends, INK if len(measured) <= MAX_NAMED_GROUPS else MUTED)
     axes.set_xlim(-0.6, len(measured) - 0.4)
     axes.grid(visible=False, axis="x")
     if len(measured) <= MAX_NAMED_GROUPS:
@@ -127,7 +134,7 @@ def recall_by_group(result: RunResult) -> Plot | None:
             )
     marks = full_recalls(result)
     axes.set_ylabel(f"Recall@{result.top_n}")
-    top = max([*heights, *(value for _, value, _ in marks)])
+    top = max([*heights, *(value for _, value, _ in marks), *(high for _, high in filter(None, ends))])
     axes.set_ylim(0, top * 1.12 if top else 1)
     label_ends(axes, [yardstick(axes, value, f"full table, {name}", color) for name, value, color in reversed(marks)])
     low, high = min(measured, key=lambda bar: bar[1]), max(measured, key=lambda bar: bar[1])

@@ -20,7 +20,9 @@ from simulations.report.plots.style import (
     VERMILLION,
     EndLabel,
     Plot,
+    around,
     darker,
+    error_bars,
     finish,
     label_ends,
     line_kwargs,
@@ -53,8 +55,13 @@ def fairness_by_class(result: RunResult) -> Plot | None:
             values, y, linestyle="", marker=MARKERS[index], color=colors[name], label=METHODS[name],
             markersize=12 if name == PEEL else 6.5, markeredgecolor="white", zorder=2 if name == PEEL else 3,
         )  # fmt: skip
+        margins = np.array([row.margin.get(name) for row in rows], np.float64)
+        if not np.isnan(margins).all():
+            axes.errorbar(values, y, xerr=np.nan_to_num(margins), fmt="none", ecolor=colors[name], elinewidth=0.8,
+                          alpha=0.5, zorder=1)  # fmt: skip
         words.append(f"{METHODS[name]} from {np.nanmin(values):.4f} to {np.nanmax(values):.4f}")
-        known += values[~np.isnan(values)].tolist()
+        ends = np.concatenate([values, values - margins, values + margins])
+        known += ends[~np.isnan(ends)].tolist()
     axes.set_yticks(y, [f"{row.device_class}\n{row.devices:,} devices" for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlim(*dot_limits(known))
@@ -84,18 +91,23 @@ def recall_after_falls(result: RunResult) -> Plot | None:
     axes.set_xticks(factors, [format_share(factor) for factor in factors])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(visible=False, axis="x")
-    lines: tuple[tuple[str, str, list[float | None]], ...] = (
-        ("elastic", "elastic", [row.elastic for row in rows]),
-        ("rigid", "keeps its blocks\nwhile they fit", [row.rigid for row in rows]),
-        ("trained_for", "trained for it", [row.trained_for for row in rows]),
+    lines: tuple[tuple[str, str, list[float | None], list[float | None]], ...] = (
+        ("elastic", "elastic", [row.elastic for row in rows], [row.elastic_margin for row in rows]),
+        ("rigid", "keeps its blocks\nwhile they fit", [row.rigid for row in rows], [row.rigid_margin for row in rows]),
+        ("trained_for", "trained for it", [row.trained_for for row in rows], [row.trained_for_margin for row in rows]),
     )
     labels, words = [], []
-    for index, (key, name, values) in enumerate(lines):
-        points = [(factor, value) for factor, value in zip(factors, values, strict=True) if value is not None]
+    for index, (key, name, values, margins) in enumerate(lines):
+        points = [
+            (factor, value, around(value, margin))
+            for factor, value, margin in zip(factors, values, margins, strict=True)
+            if value is not None
+        ]
         if not points:
             continue
-        x, y = zip(*points, strict=True)
+        x, y, ends = zip(*points, strict=True)
         style = line_kwargs(index)
+        error_bars(axes, x, y, ends, style["color"])
         axes.plot(x, y, **style | ({"linestyle": "", "markersize": 9} if key == "trained_for" else {}))
         labels.append(EndLabel(name, x[-1], y[-1], style["color"], bold=True))
         words.append(f"{key} from {y[0]:.4f} at {format_share(x[0])} to {y[-1]:.4f} at {format_share(x[-1])}")
@@ -123,6 +135,10 @@ def moving_budgets(result: RunResult) -> Plot | None:
         axes.step(hours, values, where="post", color=color, linewidth=width)
         return EndLabel(name, float(hours[-1]), values[-1], color, bold=True)
 
+    def band(axes: Axes, values: list[float], margins: list[float | None], color: str) -> None:
+        half = np.array(margins, np.float64)  # None: NaN
+        axes.fill_between(hours, values - half, values + half, step="post", color=color, alpha=0.15, linewidth=0)
+
     budgets, stored = [row.budget_bytes_mean for row in moments], [row.stored_bytes_mean for row in moments]
     elastic, rigid = [row.recall for row in moments], [row.rigid_recall for row in moments]
     top, middle = panels[:2]
@@ -131,6 +147,8 @@ def moving_budgets(result: RunResult) -> Plot | None:
     top.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_bytes(value)))
     top.set_ylabel("mean bytes")
     middle.set_ylim(0, 1.1 * max(*elastic, *rigid) or 1)
+    band(middle, elastic, [row.recall_margin for row in moments], BLUE)
+    band(middle, rigid, [row.rigid_recall_margin for row in moments], VERMILLION)
     label_ends(middle, [line(middle, elastic, "elastic", BLUE), line(middle, rigid, "rigid", VERMILLION)])
     middle.set_ylabel(f"Recall@{result.top_n}")
     if traces:

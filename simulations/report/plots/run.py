@@ -28,6 +28,7 @@ from simulations.report.plots.style import (
     EndLabel,
     Plot,
     darker,
+    error_bars,
     finish,
     label_ends,
     line_kwargs,
@@ -88,13 +89,14 @@ def recall_by_budget(result: RunResult) -> Plot | None:
     figure, (axes,) = new_figure(3.9)
     _share_axis(axes, [row.share for row in rows], result.full_table.bytes)
     labels, words = [], []
-    for index, ((precision, selector), group) in enumerate(
-        groupby(rows, key=lambda row: (row.precision, row.selector))
-    ):
-        line = list(group)
+    lines = [(key, list(group)) for key, group in groupby(rows, key=lambda row: (row.precision, row.selector))]
+    for index, ((precision, selector), line) in enumerate(lines):
         x, y = [row.share for row in line], [row.recall for row in line]
         style = line_kwargs(index)
         axes.plot(x, y, **style)
+        ends = [None if one is None else (one.low, one.high) for one in (row.recall_interval for row in line)]
+        aside = 1.025 ** (index - (len(lines) - 1) / 2)  # so that bars of several lines can be told apart
+        error_bars(axes, [share * aside for share in x], y, ends, style["color"])
         parts = [selector] * (len(selectors) > 1) + [precision] * (len(precisions) > 1 or len(selectors) == 1)
         name = " ".join(parts)
         labels.append(EndLabel(name, x[-1], y[-1], style["color"], bold=True))

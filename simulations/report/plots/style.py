@@ -17,6 +17,7 @@ from html import escape
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -34,6 +35,8 @@ BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = (
 INK, MUTED, GRID = "#222222", "#6B6B6B", "#E3E3E3"
 PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK, MUTED)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+Ends = tuple[float, float] | None
+"""Of an interval; None where there is none."""
 LABEL_PT = 8.5
 WIDTH_IN = 7.4
 
@@ -203,6 +206,20 @@ def short_bytes(num_bytes: float) -> str:
     """Three digits and a decimal unit, for ticks: 10491 -> '10.5 KB'."""
     unit, scale = byte_unit(num_bytes)
     return f"{num_bytes / scale:.3g} {unit}"
+
+
+def error_bars(axes: Axes, x: Sequence[float], y: Sequence[float], ends: Sequence[Ends], color: str) -> None:
+    """Draw the interval (low, high) of each point that has one, as a thin vertical bar."""
+    known = [(x[i], y[i], *both) for i, both in enumerate(ends) if both is not None]
+    if known:
+        across, up, low, high = (np.array(values) for values in zip(*known, strict=True))
+        bars = [np.maximum(up - low, 0), np.maximum(high - up, 0)]
+        axes.errorbar(across, up, yerr=bars, fmt="none", ecolor=color, elinewidth=0.9, capsize=2.2, zorder=3)
+
+
+def around(value: float | None, margin: float | None) -> Ends:
+    """The ends of an interval of which half the width is known."""
+    return None if value is None or margin is None else (value - margin, value + margin)
 
 
 def yardstick(axes: Axes, value: float, text: str, color: str = INK) -> EndLabel:

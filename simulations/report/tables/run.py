@@ -10,12 +10,12 @@ from simulations.report.tables.view import (
     ABSENT,
     TableView,
     format_bytes,
+    format_interval,
     format_kilobytes,
     format_metric,
-    format_ratio,
     format_share,
 )
-from strategies.figures.schema import Gain, RunResult
+from strategies.figures.schema import BudgetRow, Gain, Interval, Ratio, RunResult
 
 NOT_MEASURED = "Not measured (evaluation.full_tables), so that there are no ratios either."
 
@@ -26,20 +26,22 @@ def full_table_view(result: RunResult) -> TableView:
     """
     full = result.full_table
     tables = (("global", full.globally), ("start of the user groups", full.start), ("refined", full.refined))
+    over_global = any(quality is not None and quality.to_global is not None for _, quality in tables)
     rows = tuple(
         (
             name,
             format_bytes(full.bytes),
-            format_metric(quality.recall),
-            format_metric(quality.ndcg),
-            format_ratio(quality.recall, _full_recall(result)),
+            with_interval(quality.recall, quality.recall_interval),
+            with_interval(quality.ndcg, quality.ndcg_interval),
+            *((format_over(quality.to_global),) if over_global else ()),
         )
         for name, quality in tables
         if quality is not None
     )
     note = _gained(full.gain) if rows else NOT_MEASURED
-    rows = rows or (("any", format_bytes(full.bytes), *(format_metric(None),) * 3),)
-    columns = ("table", "size", f"Recall@{result.top_n}", f"NDCG@{result.top_n}", "ratio")
+    rows = rows or (("any", format_bytes(full.bytes), *(format_metric(None),) * 2),)
+    columns: tuple[str, ...] = ("table", "size", f"Recall@{result.top_n}", f"NDCG@{result.top_n}")
+    columns += ("over global",) if over_global else ()
     return TableView("Full item table, fp32", columns, rows, note=note)
 
 
@@ -53,15 +55,21 @@ def _gained(gain: Gain | None) -> str:
     )
 
 
-def _full_recall(result: RunResult) -> float | None:
-    """What ratios are over."""
-    full = result.full_table.globally or result.full_table.start
-    return None if full is None else full.recall
+def with_interval(value: float, ends: Interval | None) -> str:
+    """A figure and the ends of its interval, if known."""
+    low, high = (None, None) if ends is None else (ends.low, ends.high)
+    return format_interval(value, low, high)
+
+
+def format_over(ratio: Ratio | None) -> str:
+    """A ratio and the ends of its interval; a dash where there is nothing to compare with."""
+    return ABSENT if ratio is None else format_interval(ratio.value, ratio.low, ratio.high, digits=3)
 
 
 def budgets_view(result: RunResult) -> TableView:
-    """Elastic embeddings per budget; the ratio is recall over that of the full global table."""
-    base = _full_recall(result)
+    """Elastic embeddings per budget: recall, and over that of the full global table and of the strongest of the run."""
+    named = dict.fromkeys(("global", result.full_table.strongest))
+    against = [name for name in named if any(_against(row, name) is not None for row in result.budgets)]
     rows = tuple(
         (
             row.precision,
@@ -69,22 +77,28 @@ def budgets_view(result: RunResult) -> TableView:
             format_share(row.share),
             format_kilobytes(row.budget_bytes),
             format_kilobytes(row.stored_bytes_max),
-            format_metric(row.recall),
+            with_interval(row.recall, row.recall_interval),
             format_metric(row.ndcg),
-            format_ratio(row.recall, base),
+            *(format_over(_against(row, name)) for name in against),
         )
         for row in sorted(result.budgets, key=lambda row: (row.precision, row.selector, row.share))
     )
     columns = (
         *("precision", "selector", "share", "budget KB", "stored KB"),
-        *(f"Recall@{result.top_n}", f"NDCG@{result.top_n}", "ratio"),
+        *(f"Recall@{result.top_n}", f"NDCG@{result.top_n}"),
+        *(f"over {name}" for name in against),
     )
-    over = "global table's" if result.full_table.globally or not result.full_table.start else "tables' at the start"
     note = (
-        "Share: of the fp32 full table. Stored: the largest of any device. "
-        f"Ratio: Recall@{result.top_n} over the full {over}. 1 KB = 1000 bytes."
+        "Share: of the fp32 full table. Stored: the largest of any device. 1 KB = 1000 bytes. "
+        f"Over: Recall@{result.top_n} over that of a full fp32 table, the global one and whichever is the strongest on "
+        "the test. In brackets: 95 % intervals over devices; those of ratios compare each device with itself."
     )
     return TableView("Elastic embeddings by budget", columns, rows, 2, note)
+
+
+def _against(row: BudgetRow, name: str | None) -> Ratio | None:
+    """Recall over that of the global table, or of the strongest, by name."""
+    return row.to_global if name == "global" else row.to_strongest
 
 
 def device_classes_view(result: RunResult) -> TableView:
@@ -99,7 +113,7 @@ def device_classes_view(result: RunResult) -> TableView:
             name,
             f"{row.devices:,}",
             format_kilobytes(row.budget_bytes_mean),
-            format_metric(row.recall),
+            _with_margin(row.recall, row.recall_margin),
             counted(f"{row.reselections:,}"),
             f"{row.budget_violations:,}",
             counted(format_kilobytes(row.peak_bytes_mean)),
@@ -117,8 +131,15 @@ def device_classes_view(result: RunResult) -> TableView:
         *("peak KB", "over working"),
         *("down", "up", "virtual s", "energy J", "dropped"),
     )
-    note = "" if said else "Devices withhold what they do in rounds (privacy.counters); the rest is of the evaluation."
+    note = "±: half the width of the 95 % interval over devices."
+    note += (
+        "" if said else " Devices withhold what they do in rounds (privacy.counters); the rest is of the evaluation."
+    )
     return TableView("Device classes", columns, rows, note=note)
+
+
+def _with_margin(value: float | None, margin: float | None) -> str:
+    return format_metric(value) + ("" if value is None or margin is None else f" ±{margin:.4f}")
 
 
 def costs_view(result: RunResult) -> TableView:

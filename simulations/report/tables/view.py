@@ -80,6 +80,14 @@ def format_ratio(value: float, reference: float | None) -> str:
     return f"{value / reference:.3f}" if reference else ABSENT
 
 
+def format_interval(value: float | None, low: float | None, high: float | None, digits: int = 4) -> str:
+    """A figure and the ends of its interval: '0.1851 [0.1832, 0.1870]'; a dash for what was not measured."""
+    if value is None:
+        return ABSENT
+    whole, *ends = (f"{round(number, digits) + 0.0:.{digits}f}" for number in (value, low, high) if number is not None)
+    return f"{whole} [{', '.join(ends)}]" if len(ends) == 2 else whole  # + 0.0: no minus before nothing
+
+
 def nested_views(title: str, values: Mapping[str, Any]) -> list[TableView]:
     """Show a free-form part (`fairness`): its scalars in one table, each list of records in its own."""
     scalars: list[tuple[str, str]] = []

@@ -13,6 +13,7 @@ from simulations.report.templates.base import BASE, PARTS
 from simulations.report.templates.compare import COMPARE
 from simulations.report.templates.leaderboard import LEADERBOARD
 from simulations.report.templates.report import REPORT
+from simulations.report.templates.tables import TABLES
 
 TEMPLATES: Mapping[str, str] = MappingProxyType(
     {
@@ -23,5 +24,6 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
         "leaderboard.html": LEADERBOARD,
         "ablate.html": ABLATE,
         "audit.html": AUDIT,
+        "tables.html": TABLES,
     }
 )

@@ -41,12 +41,17 @@ BASE = """\
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light">
+<meta name="color-scheme" content="light dark">
 <title>{{ title }}</title>
 <style>
-:root { --ink: #222; --muted: #5c5c5c; --line: #e0e0e0; --accent: #0072b2; }
+:root { color-scheme: light dark; --ink: #222; --muted: #5c5c5c; --line: #e0e0e0; --accent: #0072b2; --paper: #fff;
+  --code: #f6f6f6; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6e6; --muted: #a8a8a8; --line: #3a3a3a; --accent: #6cb6e8; --paper: #161616; --code: #222; }
+  figure svg { background: #fff; border-radius: 4px; }
+}
 * { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: #fff;
+body { margin: 0; color: var(--ink); background: var(--paper);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
 main { max-width: 56rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; }
@@ -72,10 +77,15 @@ thead .number { white-space: normal; }
 .note, figcaption { color: var(--muted); font-size: .85rem; margin: .25rem 0 1rem; max-width: 46rem; }
 figure { margin: 1rem 0 1.5rem; }
 figure svg { display: block; width: 100%; min-width: 34rem; height: auto; }
-pre { background: #f6f6f6; padding: .9rem 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.45;
+pre { background: var(--code); padding: .9rem 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.45;
   border-radius: 4px; }
 pre, code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 details > summary { cursor: pointer; color: var(--accent); margin: .75rem 0; }
+@media (max-width: 34rem) {
+  main { padding: 1.25rem .9rem 3rem; }
+  h1 { font-size: 1.35rem; }
+  table { font-size: .8rem; }
+}
 @media print { main { max-width: none; padding: 0; } figure, table { break-inside: avoid; } }
 </style>
 </head>

@@ -6,8 +6,8 @@ COMPARE = """\
 {% block content %}
 <section id="quality">
 <h2>Quality against bytes</h2>
-{{ figure(plot, "Solid lines serve each user group its own table, dashed lines one table for all. Error bars: one "
-  "standard deviation over seeds, where there are several.") }}
+{{ figure(plot, "Solid lines serve each user group its own table, dashed lines one table for all. Error bars: 95 % "
+  "intervals over devices (and seeds, where there are several) of each figure alone.") }}
 {% for view in tables %}
 {{ table(view) }}
 {% endfor %}

@@ -9,7 +9,8 @@ REPORT = """\
 {{ table(full_table) }}
 {% if plots.recall %}
 {{ figure(plots.recall, "Each point is one budget that every device is held to; no retraining between points. "
-  "Dashed: the full fp32 item table, as pretrained for all users (global) and as refined by the federation.") }}
+  "Dashed: the full fp32 item table, as pretrained for all users (global) and as refined by the federation. Bars: 95 % "
+  "intervals over devices, of each figure alone; the table below compares devices with themselves, which is surer.") }}
 {% endif %}
 {% if budgets %}
 {{ table(budgets) }}
@@ -52,7 +53,7 @@ REPORT = """\
 {% endif %}
 {% if plots.classes %}
 {{ figure(plots.classes, "Recall@" ~ top_n ~ " under each class's own moving budget; beside each bar its devices and "
-  "mean budget.") }}
+  "mean budget. Thin lines: 95 % intervals over devices.") }}
 {% endif %}
 </section>
 {% endif %}
@@ -60,13 +61,14 @@ REPORT = """\
 <section id="groups">
 <h2>User groups</h2>
 {{ figure(plots.groups, "Recall@" ~ top_n ~ " by user group. Groups differ in how predictable their users are, so "
-  "compare runs group by group rather than groups with one another.") }}
+  "compare runs group by group rather than groups with one another. Thin lines: 95 % intervals over devices.") }}
 </section>
 {% endif %}
 {% if plots.learning %}
 <section id="learning">
 <h2>{{ plots.learning.title }}</h2>
-{{ figure(plots.learning, "Metrics recorded after each round.") }}
+{{ figure(plots.learning, "Metrics recorded after each round, of the devices that took part; no interval is known of "
+  "them, as rounds release no squares.") }}
 </section>
 {% endif %}
 {% if times %}
@@ -80,7 +82,8 @@ REPORT = """\
 <h2>Fairness</h2>
 {% if plots.fairness %}
 {{ figure(plots.fairness, "Each class as it is served under its own budgets, next to the full tables and to systems "
-  "whose tables are not elastic. Classes have different users: compare dots within a line.") }}
+  "whose tables are not elastic. Classes have different users: compare dots within a line. Thin lines: 95 % intervals "
+  "over devices.") }}
 {% endif %}
 {% for view in fairness %}
 {{ table(view) }}
@@ -92,11 +95,12 @@ REPORT = """\
 <h2>Elasticity</h2>
 {% if plots.falls %}
 {{ figure(plots.falls, "All budgets fall at once after training, and nothing is trained anew, but for the tables that "
-  "were trained for the fallen budgets from the start.") }}
+  "were trained for the fallen budgets from the start. Bars: 95 % intervals over devices.") }}
 {% endif %}
 {% if plots.moving %}
 {{ figure(plots.moving, "Devices followed after training while each budget moves in its own way. Rigid devices keep "
-  "what they chose until it no longer fits, then have nothing until the next round.") }}
+  "what they chose until it no longer fits, then have nothing until the next round. Shaded: 95 % intervals over "
+  "devices.") }}
 {% endif %}
 {% for view in elasticity %}
 {{ table(view) }}

@@ -130,7 +130,7 @@ def _one_seed(study: Study, shares: tuple[float, ...], parts: list[str] | None) 
 
 
 def _renamed(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != "seconds"}
+    return {key: value for key, value in row.items() if key not in ("seconds", "replicates")}
 
 
 def variations(study: Study, shares: Sequence[float]) -> list[Variation]:

@@ -23,6 +23,7 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import pretraining_device
 from simulations.report.files import write_files
 from simulations.studies.checkpoints import decisive, decisive_of_tables
+from simulations.studies.compare.paired import with_intervals
 from simulations.studies.compare.report import write_compare
 from simulations.studies.compare.rows import aggregated, summary
 from simulations.studies.compare.schema import CompareResult
@@ -90,7 +91,8 @@ def compare(
     single = shares[1::2][:3] or shares[:1] if single_budgets is None else tuple(sorted(set(single_budgets)))
     found = frame.by_seed(seeds, lambda study: _one_seed(study, shares, single, rivals))
     by_seed = list(found.values())
-    rows = aggregated([result["rows"] for result in by_seed])
+    devices = min(result["devices"] for result in by_seed)
+    rows = with_intervals(aggregated([result["rows"] for result in by_seed]), devices)
     full = aggregated([[result["full_table"]] for result in by_seed])[0]
     refinement = {
         name: None
@@ -145,6 +147,7 @@ def _one_seed(
     full = results["peel"]["full_table"]
     return {
         "rows": rows,
+        "devices": int((study.splits.test.counts() > 0).sum()),
         "full_table": {**full["global"], "bytes": full["bytes"]},
         "refinement": {
             "none": full["global"],

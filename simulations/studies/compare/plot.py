@@ -11,6 +11,9 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from simulations.report.plots.style import (
     MUTED,
     EndLabel,
+    Ends,
+    around,
+    error_bars,
     label_ends,
     line_kwargs,
     new_figure,
@@ -27,9 +30,9 @@ def compare_plot(rows: Sequence[CompareRow], full_table: CompareFullTable | None
     """Return the comparison's figure as SVG: Recall@20 above, NDCG@20 below, against stored bytes.
 
     One line a method and precision (of which the label is silent where it is empty); methods that serve each user
-    group differently are solid, the others dashed; `peel` is the widest. Error bars show `recall@20_std` and
-    `ndcg@20_std` where rows carry them. With `full_table` its quality is a yardstick and the top axis tells bytes as a
-    share of it.
+    group differently are solid, the others dashed; `peel` is the widest. Error bars show
+    `recall@20_interval` and `ndcg@20_interval`, or the `_std` over seeds, where rows carry them. With `full_table` its
+    quality is a yardstick and the top axis tells bytes as a share of it.
     """
     lines: dict[tuple[str, str], list[CompareRow]] = {}
     for row in rows:
@@ -64,8 +67,8 @@ def _compare_panel(
         x = [max(point["stored_bytes_max"], 1) for point in points]
         y = [point[metric] for point in points]
         style = line_kwargs(index, strong=method == "peel", dashed=not group[0]["group_aware"])
-        spreads = [point.get(f"{metric}_std") or 0.0 for point in points]
-        axes.errorbar(x, y, yerr=spreads if any(spreads) else None, elinewidth=0.9, capsize=2.2, **style)
+        axes.plot(x, y, **style)
+        error_bars(axes, x, y, [_ends(point, metric) for point in points], style["color"])
         labels.append(EndLabel(f"{method} {precision}".strip(), x[-1], y[-1], style["color"], method == "peel"))
     if full_table is not None:
         value = full_table["recall@20"] if metric == "recall@20" else full_table["ndcg@20"]
@@ -76,6 +79,14 @@ def _compare_panel(
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(visible=False, axis="x")
     label_ends(axes, labels)
+
+
+def _ends(point: Mapping[str, Any], metric: str) -> Ends:
+    """Of a point's interval; of rows without one, a standard deviation over seeds to either side."""
+    if f"{metric}_interval" in point:
+        low, high = point[f"{metric}_interval"]
+        return low, high
+    return around(point[metric], point.get(f"{metric}_std"))
 
 
 def _share_ticks(axes: Axes, shares: Sequence[float], full_bytes: int) -> None:

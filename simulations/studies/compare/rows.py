@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 METRICS = ("recall@20", "ndcg@20")
 
 Row = dict[str, Any]
@@ -15,7 +17,7 @@ def aggregated(by_seed: Sequence[Sequence[Row]]) -> list[Row]:
     """The first seed's rows with means over seeds, and ``*_std`` (sample standard deviation) where there are several.
 
     Rows of all seeds are in the same order. For each method and budget, ``chosen`` marks the precision with the best
-    recall on validation.
+    recall on validation. Replicates are averaged as well: a device has the same weight in all seeds.
     """
     rows: list[Row] = []
     for same in zip(*by_seed, strict=True):
@@ -29,6 +31,9 @@ def aggregated(by_seed: Sequence[Sequence[Row]]) -> list[Row]:
             row |= {f"{metric}_std": statistics.stdev(other[metric] for other in same) for metric in METRICS}
             row["seeds"] = len(same)
             row |= {f"{metric}_by_seed": [other[metric] for other in same] for metric in METRICS}
+        if all("replicates" in other for other in same):
+            drawn = {m: np.array([other["replicates"][m] for other in same], np.float64).mean(axis=0) for m in METRICS}
+            row["replicates"] = {metric: values.tolist() for metric, values in drawn.items()}
         rows.append(row)
     best: dict[tuple[str, float], Row] = {}
     for row in rows:

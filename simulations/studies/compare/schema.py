@@ -23,7 +23,20 @@ class CompareFullTable(Quality):
 _Validation = TypedDict("_Validation", {"validation_recall@20": "Metric"})
 
 
-class CompareRow(Quality, _Spread, _Validation):
+_Intervals = TypedDict(
+    "_Intervals", {"recall@20_interval": NotRequired[list[float]], "ndcg@20_interval": NotRequired[list[float]]}
+)
+
+
+class PeelOver(TypedDict):
+    """PEEL's recall over that of a method at a budget, and the ends of its paired 95 % interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class CompareRow(Quality, _Spread, _Intervals, _Validation):
     """One method at one budget; `*_std` is the standard deviation over seeds."""
 
     method: str
@@ -33,6 +46,7 @@ class CompareRow(Quality, _Spread, _Validation):
     stored_bytes_max: Bytes
     seconds: Seconds  # spent to serve this budget
     seeds: NotRequired[Count]
+    peel_over: NotRequired[PeelOver]  # of rows that validation chose, peel's own apart
     chosen: bool  # the precision that validation likes best, of this method at this budget
 
 

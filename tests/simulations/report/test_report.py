@@ -27,7 +27,7 @@ from simulations.report.plots.style import spread
 from simulations.report.tables.view import format_bytes, format_share, nested_views
 from simulations.studies.compare.report import compare_plot, compare_table, plotted_rows, read_compare, write_compare
 from simulations.studies.compare.tables import compare_details_view, compare_view, verdict_view
-from strategies.figures.schema import FullTable, Quality, RunResult, UserGroupRow, from_json
+from strategies.figures.schema import FullTable, RunResult, TableQuality, UserGroupRow, from_json
 
 NASTY = "<b>low & 'end'</b>"  # a device class that must be escaped
 LISTS = ("user_groups", "history", "traces", "time_to_recall", "elastic_traces")  # empty where there is nothing
@@ -53,6 +53,10 @@ def budget(share: float, precision: str, recall: float) -> dict:
         "ndcg@20": recall / 3,  # a float without a short decimal form
         "stored_bytes_max": num_bytes - 7,
         "devices": 12,
+        "recall@20_interval": {"low": recall - 0.02, "high": recall + 0.03},
+        "ndcg@20_interval": {"low": recall / 3 - 0.01, "high": recall / 3 + 0.01},
+        "to_global": {"value": recall / 0.2, "low": recall / 0.2 - 0.05, "high": recall / 0.2 + 0.06},
+        "to_strongest": {"value": recall / 0.25, "low": recall / 0.25 - 0.05, "high": recall / 0.25 + 0.06},
     }
 
 
@@ -73,6 +77,7 @@ def by_class(devices: int, recall: float | None, budget_bytes_mean: float, resel
         "download_bytes": 2500.0,
         "upload_bytes": 250.0,
         **COSTS,
+        **({} if recall is None else {"recall@20_margin": 0.03}),
     }
 
 
@@ -95,13 +100,17 @@ def plain_result() -> dict:
         ],
         "device_classes": {NASTY: by_class(8, 0.14, 1234.5, 3), "never seen": by_class(0, None, 0.0, 0)},
         "user_groups": [
-            {"group": 0, "devices": 5, "recall@20": 0.3, "ndcg@20": 0.2},
+            {"group": 0, "devices": 5, "recall@20": 0.3, "ndcg@20": 0.2, "recall@20_margin": 0.1},
             {"group": 1, "devices": 3, "recall@20": 0.1, "ndcg@20": 0.05},
         ],
         "full_table": {
             "bytes": 1_000_000,
             "global": {"recall@20": 0.2, "ndcg@20": 0.1},
-            "refined": {"recall@20": 0.25, "ndcg@20": 0.125},
+            "refined": {
+                **{"recall@20": 0.25, "ndcg@20": 0.125, "recall@20_interval": {"low": 0.22, "high": 0.28}},
+                "to_global": {"value": 1.25, "low": 1.2, "high": 1.3},
+            },
+            "strongest": "refined",
         },
         "rounds": [by_round(1, 3000, 500, 0, 0.1), by_round(2, 2000, 400, 1, 0.2), by_round(3, 1000, 300, 0, 0.3)],
         "history": [measured(1, 0.7, None), measured(2, 0.6, 0.1), measured(3, 0.5, 0.2)],
@@ -246,17 +255,20 @@ def test_json_has_the_promised_keys(written):
     assert {"scenario", "seed", "versions", "stages", "full_table", "budgets", "device_classes", "rounds"} <= set(
         report
     )
-    assert set(report["full_table"]) == {"global", "refined", "bytes"}  # start: not in this run
-    assert set(report["full_table"]["refined"]) == {"recall@20", "ndcg@20"}
+    assert set(report["full_table"]) == {"global", "refined", "bytes", "strongest"}  # start: not in this run
+    assert set(report["full_table"]["refined"]) == {"recall@20", "ndcg@20", "recall@20_interval", "to_global"}
     assert set(report["budgets"][0]) == {
         *("share", "budget_bytes", "precision", "selector"),
         *("recall@20", "ndcg@20", "stored_bytes_max", "devices"),
+        *("recall@20_interval", "ndcg@20_interval", "to_global", "to_strongest"),
     }
 
 
 def test_numpy_scalars_and_lists_are_written_as_plain_values(tmp_path):
     result = run_result()
-    full = replace(result.full_table, bytes=np.int32(1_000_000), globally=Quality(np.float64(0.2), np.float64(0.1)))
+    full = replace(
+        result.full_table, bytes=np.int32(1_000_000), globally=TableQuality(np.float64(0.2), np.float64(0.1))
+    )
     write_report(replace(result, seed=np.int64(7), budgets=list(result.budgets), full_table=full), tmp_path)
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == plain_result()
 
@@ -359,9 +371,9 @@ def test_csv_holds_the_numbers_of_the_json(written):
     assert found["bytes_per_device", "all", *none, "upload_mean"] == 150
     assert found["fairness", "all", *none, "by_class.0.peel"] == 0.1
     assert found["run", "all", *none, "peak_rss_bytes"] == 123_456_789
-    # full table 1 + 2 x 2, budgets 4 x 4, classes 17 + 15, groups 2 x 3, rounds 3 x 14, history 2 + 4 + 4, stages 2,
+    # full table 10, budgets 4 x 14, classes 18 + 15, groups 4 + 3, rounds 3 x 14, history 2 + 4 + 4, stages 2,
     # per device 2, fairness 1 + 3, elasticity 6, memory 1
-    assert len(rows) == 5 + 16 + 32 + 6 + 42 + 10 + 2 + 2 + 4 + 6 + 1
+    assert len(rows) == 10 + 56 + 33 + 7 + 42 + 10 + 2 + 2 + 4 + 6 + 1
 
 
 # --- report.html
@@ -387,8 +399,9 @@ def test_page_has_every_section_and_figure(written):
     assert len(labels) == 7  # recall, traces, classes, groups, learning, bytes, stages
     assert all(len(label) > 30 for label in labels)
     assert "int8 goes from 0.1500 at 1% to 0.2100 at 5%" in labels[0]
-    # 0.21 / 0.2 = 1.05 at the only share that reaches the full global table
-    assert "At 5% of the bytes (50.00 KB), int8 blocks chosen by “controller” reach 1.05 times" in shown.text
+    # 0.21 / 0.25 = 0.84 at the share that comes next to the strongest table
+    assert "At 5% of the bytes (50.00 KB), int8 blocks chosen by “controller” reach 0.84 times" in shown.text
+    assert "of the strongest full table, the refined one." in shown.text
     assert "fl-peel run scenario.yaml --seed 7" in shown.text
     assert "0.1.0" in shown.text
 
@@ -461,7 +474,8 @@ def test_curves_run_over_rounds_and_over_the_virtual_clock():
 
 
 def test_without_full_tables_there_are_no_ratios_and_no_yardsticks(tmp_path):
-    result = replace(run_result(), full_table=FullTable(bytes=1_000_000))
+    rows = tuple(replace(row, to_global=None, to_strongest=None) for row in run_result().budgets)
+    result = replace(run_result(), full_table=FullTable(bytes=1_000_000), budgets=rows)
     write_report(result, tmp_path)
     assert read_report(tmp_path) == result
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["full_table"] == {"bytes": 1_000_000}
@@ -470,8 +484,8 @@ def test_without_full_tables_there_are_no_ratios_and_no_yardsticks(tmp_path):
     assert "reach a Recall@20 of 0.2100; the full table was not measured." in text
     assert "full table, global" not in text
     full, budgets, _, _ = (printed(table) for table in summary_tables(result))
-    assert re.search(r"any +1\.00 MB +– +– +–", full)
-    assert re.search(r"int8 +controller +1% +10\.0 +10\.0 +0\.1500 +0\.0500 +–", budgets)
+    assert re.search(r"any +1\.00 MB +– +–", full)
+    assert re.search(r"int8 +controller +1% +10\.0 +10\.0 +0\.1500 \[0\.1300, 0\.1800\] +0\.0500 *\n", budgets)
 
 
 def test_every_label_and_key_names_the_items_looked_at(tmp_path):
@@ -485,6 +499,20 @@ def test_every_label_and_key_names_the_items_looked_at(tmp_path):
     shown = re.sub(r"validation (Recall|NDCG)@20", "", (tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "Recall@5" in shown
     assert "@20" not in shown
+
+
+def test_figures_have_error_bars_where_intervals_are_known():
+    """The curve of recall has one a point, classes and groups one a bar that has a margin."""
+    drawn = {plot.name: plot.svg for plot in report_figures(run_result())}
+    plain = plain_result()
+    for row in (*plain["budgets"], *plain["device_classes"].values(), *plain["user_groups"]):
+        for key in [key for key in row if key.endswith(("_interval", "_margin"))]:
+            del row[key]
+    bare = {plot.name: plot.svg for plot in report_figures(from_json(plain))}
+    collections = {name: [svg.count("LineCollection") for svg in (drawn[name], bare[name])] for name in bare}
+    assert {name: one - other for name, (one, other) in collections.items() if one != other} == {
+        **{"recall": 2, "classes": 1, "groups": 1},
+    }
 
 
 # --- the same result, the same bytes
@@ -569,9 +597,15 @@ def printed(table) -> str:
 
 def test_summary_tables_tell_the_numbers():
     full, budgets, classes, costs = (printed(table) for table in summary_tables(run_result()))
-    assert re.search(r"refined +1\.00 MB +0\.2500 +0\.1250 +1\.250", full)  # 0.25 / 0.2
-    # share 1%, 10,000 B budget, 9,993 B stored, NDCG 0.15 / 3, ratio 0.15 / 0.2
-    assert re.search(r"int8 +controller +1% +10\.0 +10\.0 +0\.1500 +0\.0500 +0\.750", budgets)
+    assert re.search(
+        r"refined +1\.00 MB +0\.2500 \[0\.2200, 0\.2800\] +0\.1250 +1\.250 \[1\.200, 1\.300\]", full
+    )  # 0.25 / 0.2
+    # share 1%, 10,000 B budget, 9,993 B stored, NDCG 0.15 / 3, ratios 0.15 / 0.2 and 0.15 / 0.25
+    over = r"0\.750 \[0\.700, 0\.810\] +0\.600 \[0\.550, 0\.660\]"
+    assert re.search(rf"int8 +controller +1% +10\.0 +10\.0 +0\.1500 \[0\.1300, 0\.1800\] +0\.0500 +{over}", budgets)
+    assert "over global" in budgets
+    assert "over refined" in budgets
+    assert "0.1400 ±0.0300" in classes
     assert re.search(r"never seen +0 +0\.0 +– +0 +0", classes)
     assert NASTY in classes
     assert re.search(r"bytes down, all rounds +6\.00 KB", costs)  # 3000 + 2000 + 1000

@@ -9,6 +9,7 @@ import pytest
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import BudgetError, ScenarioError
+from fl_peel.ranking.bootstrap import Replicates, interval
 from simulations.cli.shares import read_budgets
 from simulations.engine.inputs import absolute
 from simulations.scenario_files import load_scenario
@@ -17,6 +18,7 @@ from simulations.studies.ablate import ablate as ablation
 from simulations.studies.ablate.report import ablate_view
 from simulations.studies.checkpoints import Checkpoints, decisive, decisive_of_tables
 from simulations.studies.compare import compare as comparison
+from simulations.studies.compare.paired import peel_over_view, with_intervals
 from simulations.studies.compare.report import read_compare
 from simulations.studies.compare.rows import aggregated, summary
 from simulations.studies.study import open_study
@@ -25,6 +27,7 @@ from strategies.rivals import base as rivals
 from strategies.rivals.base import Request, block_option, decoded_blocks, ranked_blocks
 from strategies.rivals.pep import Pep
 from strategies.rivals.quality import quality
+from strategies.rivals.replicates import in_json, replicates
 from strategies.rivals.rule import Rule, Search
 from strategies.rivals.tables import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd
 from strategies.run import collected as preparing
@@ -167,6 +170,9 @@ def test_seeds_give_means_and_spread(scenario, tmp_path, counts):
         a, b = first["recall@20"], second["recall@20"]
         assert row["recall@20"] == pytest.approx((a + b) / 2)
         assert row["recall@20_std"] == pytest.approx(abs(a - b) / 2**0.5)
+        if row["stored_bytes_max"]:
+            assert row["recall@20_interval"][0] < row["recall@20"] < row["recall@20_interval"][1]
+            assert ("peel_over" in row) == (row["chosen"] and row["method"] != "peel" and row["recall@20"] > 0)
         assert row["seeds"] == 2
     assert (
         two["full_table"]["recall@20_std"] > 0 or two["full_table"]["recall@20"] == ones[0]["full_table"]["recall@20"]
@@ -194,6 +200,7 @@ def test_flower_nodes_and_central_rivals_are_measured_alike(scenario, tmp_path, 
             assert int(option.stored.max()) == row["stored_bytes_max"]
             for split in ("validation", "test"):
                 assert quality(option, material, split) == row[split]
+            assert replicates(option, material) == row["replicates"], "the same weights, or no two are a pair"
 
 
 def scenario_file(scenario, folder):
@@ -231,6 +238,38 @@ def test_the_precision_of_a_method_is_chosen_on_validation():
     ]
     assert told["federated_to_none"] == 1.25
     assert "federated_to_central" not in told
+
+
+def test_peel_over_each_method_has_a_paired_interval():
+    """By hand: 300 devices, another method that is 5% worse on each, and one of which nothing fits."""
+    rng, names = np.random.default_rng(0), ("peel", "group-popularity", "rule")
+    recall = rng.beta(0.6, 2.4, 300)
+    figures = np.stack([recall, 0.95 * recall + 0.01 * rng.standard_normal(300), 0 * recall], axis=1)
+    sums = Replicates.of(np.arange(300), figures, figures, np.ones(300, np.bool_), 1000)
+    rows = [
+        {
+            **{"method": name, "group_aware": True, "precision": "int8", "share": 0.01, "chosen": True},
+            **{"recall@20": figures[:, i].mean(), "ndcg@20": figures[:, i].mean(), "replicates": in_json(sums, i)},
+        }
+        for i, name in enumerate(names)
+    ]
+    peel, other, nothing = with_intervals(rows, 300)
+    drawn = sums.means()[0]
+    assert peel["recall@20_interval"] == pytest.approx(interval(drawn[0]))
+    ratio = other["peel_over"]
+    assert ratio["value"] == pytest.approx(figures[:, 0].mean() / figures[:, 1].mean())
+    assert (ratio["low"], ratio["high"]) == pytest.approx(interval(drawn[0] / drawn[1]))
+    assert ratio["high"] - ratio["low"] < 0.2 * np.subtract(*interval(drawn[0])[::-1]) / figures[:, 0].mean()
+    assert "peel_over" not in nothing
+    assert "peel_over" not in peel
+    assert not any("replicates" in row for row in (peel, other, nothing))
+    view = peel_over_view([peel, other, nothing])
+    assert [row[0] for row in view.rows] == ["group-popularity"]
+    assert view.rows[0][1].startswith(f"{ratio['value']:.3f} [{ratio['low']:.3f}, ")
+    elsewhere = with_intervals([rows[0], rows[1] | {"share": 0.05}], 300)
+    assert "peel_over" not in elsewhere[1], "of another budget"
+    unchosen = with_intervals([rows[0], rows[1] | {"chosen": False}], 300)
+    assert "peel_over" not in unchosen[1]
 
 
 def test_differences_are_taken_seed_by_seed():

@@ -1,16 +1,17 @@
 """The question to all nodes: the same answer in one message or several, on one node or several."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from clients.serving.evaluate import Paired
 from fl_peel import wire
-from fl_peel.ranking.paired import PairedSums
+from fl_peel.ranking.bootstrap import Replicates
+from simulations.scenario_files import load_scenario
 from strategies.evaluation.evaluator import Evaluator, overall_recall, qualities
 from strategies.evaluation.moving_budgets import follow
+from strategies.figures.intervals import Measured
+from strategies.figures.schema import Gain, Ratio
 from strategies.nodes.nodes import Nodes
 from strategies.run.collected import prepare_collected
 from strategies.run.place import Place, Stages
@@ -66,40 +67,56 @@ def test_what_is_not_said_is_the_scenarios(asked):
     assert not same(one.evaluate([wire.OWN_BUDGET], factors=[0.5]), one.own_budgets())
 
 
-def test_two_evaluations_are_paired_device_by_device(asked, tiny_scenario, tmp_path):
-    """On any number of nodes and messages: the mean is the difference of the means, the interval that of pairs."""
-    one, _, _ = asked
-    three, _, _ = evaluator_of(tiny_scenario, tmp_path / "three", 3)
+def test_intervals_are_the_same_on_1_2_or_7_nodes_under_any_seed_and_device_by_device(tiny, tmp_path):
+    """Single devices are told where they are asked for; under the weights of the bootstrap they are the replicates."""
     found = []
-    for evaluator in (one, three, dataclasses.replace(one, message_bytes=1)):
-        first = evaluator.full_table(paired="first")
-        assert not evaluator.full_table(paired="second").paired.difference.any(), "the same tables twice"
-        worse = evaluator.evaluate([900], paired="second")
-        found.append(worse.paired)
-        gained = overall_recall(worse) - overall_recall(first)
-        mean, low, high = worse.paired.interval()
-        assert mean == pytest.approx(gained, abs=1e-6)
-        assert gained
-        assert low < mean < high
-        assert int(worse.paired.devices.sum()) == int(worse.by_budget().devices[0])
-        assert not evaluator.full_table().paired.devices.any(), "nobody asked for pairs"
-    assert same(found[0], found[1])
-    assert same(found[0], found[2])
-    apart = PairedSums.of(np.zeros(4, np.int64), 1, np.array([0.5, -0.5, 0.25, 0.25]))
-    half = 1.959964 * np.std([0.5, -0.5, 0.25, 0.25], ddof=1) / 2
-    assert apart.interval() == pytest.approx((0.125, 0.125 - half, 0.125 + half), abs=1e-6)
+    for nodes, seed, messages in ((1, 0, 1 << 30), (2, 0, 1), (7, 0, 1 << 30), (2, 5, 1 << 30)):
+        scenario = load_scenario(tiny, ["evaluation.per_device=true", f"seed={seed}"])
+        evaluator, _, items = evaluator_of(scenario, tmp_path / f"{nodes}-{seed}", nodes)
+        replies = dataclasses.replace(evaluator, message_bytes=messages).evaluate([900, 1888], per_device=True)
+        single = replies.single
+        order = np.argsort(single.devices)
+        assert single.devices[order].tolist() == list(range(40))
+        counted = single.items > 0
+        again = Replicates.of(single.devices, single.recall, single.ndcg, counted, 1000)
+        assert same(again, replies.replicates)
+        assert single.recall[counted].mean(axis=0) == pytest.approx(replies.by_budget().mean()[0], abs=1e-8)
+        found.append(replies)
+        if seed == 0 and nodes == 1:
+            full = evaluator.full_table(items)
+            assert full.replicates.recall.shape == (1, 1000)
+            assert not evaluator.full_table(items, split="validation").replicates.recall.size, (
+                "nothing is claimed of it"
+            )
+    assert same(found[0].replicates, found[1].replicates)
+    assert same(found[0].replicates, found[2].replicates)
+    other = found[3].replicates
+    assert np.array_equal(other.devices, found[0].replicates.devices), "another seed draws the same devices"
+    assert not np.array_equal(other.recall, found[0].replicates.recall), "and measures something else"
 
 
-def test_devices_without_items_to_find_are_no_pairs(tmp_path):
-    cohort = SimpleNamespace(folder=tmp_path, devices=np.arange(3))
-    first = Paired.of(cohort, "first")
-    first.add(np.array([2, 0]), np.array([0.5, 0.0]), np.array([True, False]))
-    first.add(np.array([1]), np.array([1.0]), np.array([True]))
-    assert not first.finished().devices.any()
-    second = Paired.of(cohort, "second")
-    second.add(np.arange(3), np.array([0.0, 0.25, 0.75]), np.array([False, True, True]))
-    sums = second.finished()
-    assert (int(sums.devices[0]), sums.interval()[0]) == (2, pytest.approx(-0.25))
+def test_ratios_and_differences_are_paired(asked):
+    one, _, items = asked
+    table, again, small = one.full_table(items), one.full_table(items), one.evaluate([900])
+    full, same_again, less = (Measured.of(reply) for reply in (table, again, small))
+    assert full.over(same_again) == Ratio(1.0, 1.0, 1.0)
+    assert full.gain(same_again) == Gain(0.0, 0.0, 0.0, full.devices)
+    gain, ratio = less.gain(full), less.over(full)
+    assert gain.mean == pytest.approx(overall_recall(small) - overall_recall(table))
+    assert gain.low < gain.mean < gain.high
+    assert ratio.low < ratio.value < ratio.high
+    alone = less.recall_interval
+    assert alone.high - alone.low > 0
+    assert full.quality(full).to_global == Ratio(1.0, 1.0, 1.0)
+
+
+def test_without_replicates_there_are_no_intervals_and_nobody_tells_of_single_devices(tiny, tmp_path):
+    none, _, items = evaluator_of(load_scenario(tiny, ["evaluation.bootstrap=0"]), tmp_path / "run", 2)
+    reply = none.full_table(items)
+    measured = Measured.of(reply)
+    assert (measured.recall_interval, measured.gain(measured)) == (None, None)
+    assert measured.over(measured) == Ratio(1.0, None, None)
+    assert not len(reply.single.devices), "evaluation.per_device is off"
 
 
 def test_a_figure_depends_on_its_own_budget_alone(asked):

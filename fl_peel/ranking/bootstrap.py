@@ -1,0 +1,155 @@
+"""How sure is a mean over devices? A Poisson bootstrap: by sums alone, and paired across all that is ever measured.
+
+In replicate b a device counts as often as a Poisson number of mean 1 says (Hanley and MacGibbon, "Creating
+non-parametric bootstrap samples using Poisson frequencies", Computer Methods and Programs in Biomedicine 83, 2006;
+Chamandy et al., "Estimating Uncertainty for Massive Data Streams", Google, 2012). The number follows from the device's
+own number and b alone: not from the scenario's seed, the node that hosts it, or what is measured. So nodes add up
+weighted metrics, in fixed point, and sums do not depend on who hosts whom; and any two figures of the same devices, of
+one run or of several, are paired, because in each replicate both have the same devices. docs/statistics.md says what
+the intervals mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from fl_peel import kernels
+from fl_peel.exchange.columns import IntArray
+from fl_peel.randomness import device_seeds
+from fl_peel.ranking.top import SUM_SCALE
+
+Doubles = NDArray[np.float64]
+
+REPLICATES = 1000
+"""Of studies; those of a run are ``evaluation.bootstrap``."""
+LEVEL = 0.95
+"""Of intervals."""
+LIMITS = np.cumsum([1 / math.factorial(k) for k in range(12)]) / math.e
+"""Distribution function of Poisson(1), by additions and a division alone: the same bits on every machine. A weight
+above 12, of which there is one in 10**10, counts as 12.
+"""
+AT_ONCE = 1 << 19
+"""Devices whose sums stay below 2**53, the whole numbers that floating point adds up exactly."""
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """Sums over devices under the weights of B replicates, of X figures: recall, ndcg (X, B) in units of 2**-32;
+    devices (B,) that count. Those of disjoint sets of devices add up.
+    """
+
+    recall: IntArray
+    ndcg: IntArray
+    devices: IntArray
+
+    @staticmethod
+    def of(
+        devices: NDArray[np.integer], recall: Doubles, ndcg: Doubles, counted: NDArray[np.bool_], count: int
+    ) -> Replicates:
+        """Of single devices, by their numbers (N,), and their metrics (N, X); only those where ``counted`` holds."""
+        figures, seeds = recall.shape[1], weight_seeds(devices[counted])
+        columns = [np.ones((len(seeds), 1)), recall[counted] * SUM_SCALE, ndcg[counted] * SUM_SCALE]
+        values = np.rint(np.concatenate(columns, axis=1))
+        whole = np.zeros((values.shape[1], count), np.int64)
+        for first in range(0, len(seeds), AT_ONCE):
+            part, sums = slice(first, first + AT_ONCE), np.zeros(whole.shape)
+            kernels.weighted_sums(seeds[part], LIMITS, values[part], sums)
+            whole += sums.astype(np.int64)
+        return Replicates(whole[1 : 1 + figures], whole[1 + figures :], whole[0])
+
+    @staticmethod
+    def zeros(figures: int, count: int) -> Replicates:
+        """Over nobody."""
+        nothing = np.zeros((1 + 2 * figures, count), np.int64)
+        return Replicates(nothing[1 : 1 + figures], nothing[1 + figures :], nothing[0])
+
+    def __add__(self, other: Replicates) -> Replicates:
+        """Over both sets of devices."""
+        return Replicates(self.recall + other.recall, self.ndcg + other.ndcg, self.devices + other.devices)
+
+    def means(self) -> tuple[Doubles, Doubles]:
+        """Mean recall and NDCG of every figure in every replicate, (X, B); NaN in one that drew no device."""
+        with np.errstate(invalid="ignore"):
+            return self.recall / SUM_SCALE / self.devices, self.ndcg / SUM_SCALE / self.devices
+
+
+def weight_seeds(devices: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """What each device (N,) draws its weights from: its number alone."""
+    return device_seeds(0, "bootstrap", devices=devices)
+
+
+def interval(replicates: Doubles) -> tuple[float, float] | None:
+    """Ends of the interval that the middle ``LEVEL`` of the replicates (B,) lies in; those without devices left out.
+    None where there is no replicate, or one of them is no number.
+    """
+    drawn = replicates[~np.isnan(replicates)]
+    if not len(drawn) or not np.isfinite(drawn).all():
+        return None
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def over(replicates: Doubles, base: Doubles) -> Doubles:
+    """Ratios (B,), paired: infinite where the base is 0, NaN where nobody was drawn."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(base == 0, np.inf, replicates / base)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure, the ends of its 95 % interval (None: not known), and the two-sided p-value of its being 0. seeds_std:
+    standard deviation over seeds, None with one seed or where seeds are not counted.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    p_value: float | None
+    seeds_std: float | None = None
+
+
+def estimate(value: float, replicates: Doubles, num_devices: int, by_seed: Sequence[float] = ()) -> Estimate:
+    """A figure with what its replicates (B,) and, where there are several seeds, its values by seed say of it.
+
+    One seed: the percentile interval over devices. Several: devices and seeds vary independently, so that squared
+    standard errors add up, that of devices from the replicates and that of seeds from ``by_seed``; the interval is of
+    Student's t with degrees of freedom by Satterthwaite (Biometrics Bulletin 2(6), 1946). p: of the same t.
+    """
+    drawn = replicates[~np.isnan(replicates)]
+    if not len(drawn) or not np.isfinite(drawn).all() or num_devices < 2:
+        return Estimate(value, None, None, None)
+    parts = [(float(drawn.var()), num_devices - 1)]
+    spread = None
+    if len(by_seed) > 1:
+        spread = float(np.std(by_seed, ddof=1))
+        parts.append((spread**2 / len(by_seed), len(by_seed) - 1))
+    total = sum(part for part, _ in parts)
+    if total == 0:
+        return Estimate(value, value, value, 1.0 if value == 0 else 0.0, spread)
+    freedom = total**2 / sum(part**2 / count for part, count in parts)
+    error = math.sqrt(total)
+    p_value = float(2 * special.stdtr(freedom, -abs(value) / error))
+    ends = interval(drawn)
+    assert ends is not None
+    if spread is not None:
+        half = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * error
+        ends = value - half, value + half
+    return Estimate(value, *ends, p_value, spread)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of so many questions asked at once, corrected (Holm, Scandinavian Journal of Statistics 6, 1979)."""
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+__all__ = ["LEVEL", "REPLICATES", "Estimate", "Replicates", "estimate", "holm", "interval", "over", "weight_seeds"]

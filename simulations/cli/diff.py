@@ -1,0 +1,44 @@
+"""`fl-peel diff`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulations.cli.console import print_table
+
+
+def diff(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="A B [C ...]", help="Output folders of `fl-peel run`; A is compared with.")
+    ],
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page there.")] = None,
+) -> None:
+    """Compare runs, device by device: differences and ratios with paired intervals, p-values corrected.
+
+    Runs need `--per-device` or `--seeds`, and the same data and split.
+    """
+    from simulations.engine.inputs import check_file
+
+    for option, file in (("--json", json_file), ("--html", html_file)):
+        if file is not None:
+            check_file(file, option)
+
+    from simulations.differences import diff as differences
+    from simulations.differences.page import diff_page, diff_views, missing_note
+    from simulations.engine.versions import versions
+    from simulations.report.files import json_bytes, write_files
+
+    result = differences.diff(runs)
+    for view in diff_views(result):
+        print_table(view.to_rich())
+    if missing_note(result):
+        typer.echo(missing_note(result))
+    if json_file is not None:
+        write_files(json_file.absolute().parent, {json_file.name: json_bytes(differences.in_json(result))})
+    if html_file is not None:
+        write_files(html_file.absolute().parent, {html_file.name: diff_page(result, versions()).encode()})
+        typer.echo(f"page: {html_file}")

@@ -1,0 +1,204 @@
+"""`fl-peel diff`: one run against others, table by table, with paired intervals and corrected p-values."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_peel.errors import ReportError
+from fl_peel.plain import to_plain
+from fl_peel.ranking.bootstrap import REPLICATES, estimate, holm, over
+from simulations.differences.runs import METRICS, Runs, require_same
+
+IRRELEVANT = ("name", "question", "engine")
+"""Keys of a scenario that change no figure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sure:
+    """A figure and its 95 % interval, None where it is not known."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """What another run has from a table, and that less and over what the first run has: p of a difference of 0, and
+    corrected for all questions of the diff (Holm). seeds: whether intervals and p include the seeds.
+    """
+
+    run: str
+    figure: Sure
+    difference: Sure
+    ratio: Sure | None
+    p: float | None
+    p_holm: float | None
+    seeds: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffRow:
+    """A table and a metric that all runs have."""
+
+    table: str
+    metric: str
+    figure: Sure
+    others: tuple[Difference, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffRun:
+    """A run that is compared, under the letter that it goes by."""
+
+    run: str
+    path: str
+    scenario: str
+    seeds: tuple[int, ...]
+    devices: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffResult:
+    """The content of what ``--json`` writes. changed: scenario keys that are not the same in all runs, with each run's
+    value; missing: tables that some run does not have, and which.
+    """
+
+    runs: tuple[DiffRun, ...]
+    top_n: int
+    replicates: int
+    rows: tuple[DiffRow, ...]
+    changed: dict[str, tuple[Any, ...]]
+    missing: dict[str, tuple[str, ...]]
+
+
+def diff(paths: Sequence[Path], replicates: int = REPLICATES) -> DiffResult:
+    """Compare output folders with the first of them.
+
+    Raises:
+        ReportError: fewer than two, one of them is no run, lacks per-device.parquet, or is of other data.
+    """
+    if not 2 <= len(paths) <= len(string.ascii_uppercase):
+        raise ReportError(f"{len(paths)} run(s) given; give the output folders of two runs or more, up to 26")
+    runs = [Runs.read(path) for path in paths]
+    for other in runs[1:]:
+        require_same(runs[0], other)
+    tables = tuple(table for table in runs[0].tables if all(table in other.tables for other in runs[1:]))
+    if not tables:
+        raise ReportError(f"{runs[0].name}: has no table in common with the others; give them the same budgets")
+    names = string.ascii_uppercase[: len(runs)]
+    anywhere = dict.fromkeys(table for one in runs for table in one.tables)
+    return DiffResult(
+        runs=tuple(
+            DiffRun(
+                run=name,
+                path=one.name,
+                scenario=str(one.scenario.get("name", "")),
+                seeds=one.seeds,
+                devices=one.num_devices,
+            )
+            for name, one in zip(names, runs, strict=True)
+        ),
+        top_n=runs[0].top_n,
+        replicates=replicates,
+        rows=corrected(rows_of(runs, tables, names, replicates)),
+        changed=changed_keys([one.scenario for one in runs]),
+        missing={
+            table: tuple(name for name, one in zip(names, runs, strict=True) if table not in one.tables)
+            for table in anywhere
+            if table not in tables
+        },
+    )
+
+
+def rows_of(runs: Sequence[Runs], tables: Sequence[str], names: str, replicates: int) -> list[DiffRow]:
+    """Every metric of every table, p-values not yet corrected."""
+    means = [one.means(tables) for one in runs]  # (2, T, S) each
+    drawn = [one.replicates(tables, replicates) for one in runs]  # (2, T, B) each
+    rows = []
+    for m, metric in enumerate(METRICS):
+        for t, table in enumerate(tables):
+            value, figures = [], []
+            for one, mean, sums in zip(runs, means, drawn, strict=True):
+                by_seed = mean[m, t]
+                value.append(float(by_seed.mean()))
+                found = estimate(value[-1], sums[m, t], one.num_devices, by_seed.tolist())
+                figures.append(Sure(value=found.value, low=found.low, high=found.high))
+            others = []
+            for i in range(1, len(runs)):
+                paired = len(runs[0].seeds) > 1 and runs[0].seeds == runs[i].seeds
+                by_seed = (means[i] - means[0])[m, t].tolist() if paired else []
+                devices = min(runs[0].num_devices, runs[i].num_devices)
+                less = estimate(value[i] - value[0], drawn[i][m, t] - drawn[0][m, t], devices, by_seed)
+                others.append(
+                    Difference(
+                        run=names[i],
+                        figure=figures[i],
+                        difference=Sure(value=less.value, low=less.low, high=less.high),
+                        ratio=_ratio(means, drawn, i, (m, t), devices, paired),
+                        p=less.p_value,
+                        p_holm=None,
+                        seeds=paired,
+                    )
+                )
+            rows.append(
+                DiffRow(table=table, metric=f"{metric}@{runs[0].top_n}", figure=figures[0], others=tuple(others))
+            )
+    return rows
+
+
+def _ratio(
+    means: Sequence[Any], drawn: Sequence[Any], i: int, place: tuple[int, int], devices: int, paired: bool
+) -> Sure | None:
+    base = means[0][place]
+    if not base.all():
+        return None
+    by_seed = (means[i][place] / base).tolist() if paired else []
+    found = estimate(
+        float(means[i][place].mean() / base.mean()), over(drawn[i][place], drawn[0][place]), devices, by_seed
+    )
+    return Sure(value=found.value, low=found.low, high=found.high)
+
+
+def corrected(rows: Sequence[DiffRow]) -> tuple[DiffRow, ...]:
+    """With p-values corrected for the number of them."""
+    known = [one.p for row in rows for one in row.others if one.p is not None]
+    values: Iterator[float] = iter(holm(known))
+
+    def more(one: Difference) -> Difference:
+        plain = {name: getattr(one, name) for name in one.__dataclass_fields__}
+        return Difference(**plain | {"p_holm": None if one.p is None else next(values)})
+
+    return tuple(
+        DiffRow(table=row.table, metric=row.metric, figure=row.figure, others=tuple(more(one) for one in row.others))
+        for row in rows
+    )
+
+
+def changed_keys(scenarios: Sequence[dict[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    """Keys whose values differ, by their paths; None where a scenario lacks one."""
+    flat = [dict(_flat(scenario)) for scenario in scenarios]
+    paths = sorted({path for one in flat for path in one if path.split(".")[0] not in IRRELEVANT})
+    found = {path: tuple(one.get(path) for one in flat) for path in paths}
+    return {path: values for path, values in found.items() if any(value != values[0] for value in values)}
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from _flat(part, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def in_json(result: DiffResult) -> dict[str, Any]:
+    """The content of the JSON file."""
+    plain: dict[str, Any] = to_plain(result)
+    return plain
+
+
+__all__ = ["DiffResult", "diff", "in_json"]

@@ -1,0 +1,157 @@
+"""One scenario under several seeds: means with intervals over devices and seeds; `seeds.json` and `seeds.html`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fl_peel.plain import to_plain
+from fl_peel.ranking.bootstrap import REPLICATES, Estimate, estimate, over
+from simulations.differences.runs import SEEDS_FILE, Runs
+from simulations.report.files import json_bytes, write_files
+from simulations.report.render import provenance, render, scenario_name
+from simulations.report.tables.view import ABSENT, TableView, format_interval
+
+SEEDS_PAGE = "seeds.html"
+FULL_TABLES = ("global", "start", "refined")
+METHOD = (
+    "Value: mean over seeds, each a mean over devices. Interval, 95 %: squared standard errors of devices (Poisson "
+    "bootstrap of the mean over seeds, paired) and of seeds (sample variance over their number) added up; Student's t "
+    "with degrees of freedom by Satterthwaite. With one seed: the bootstrap's percentiles."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure with its 95 % interval over devices and seeds, its spread over seeds, and its value by seed."""
+
+    value: float
+    low: float | None
+    high: float | None
+    seeds_std: float | None
+    by_seed: tuple[float, ...]
+
+    @staticmethod
+    def of(found: Estimate, by_seed: list[float]) -> Figure:
+        """Of an estimate."""
+        return Figure(
+            value=found.value, low=found.low, high=found.high, seeds_std=found.seeds_std, by_seed=tuple(by_seed)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedsRow:
+    """A table: recall, NDCG, and recall over that of the full global table and of the strongest full table; None where
+    there is none.
+    """
+
+    table: str
+    recall: Figure
+    ndcg: Figure
+    to_global: Figure | None
+    to_strongest: Figure | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedsResult:
+    """The content of `seeds.json`. strongest: of the full tables, by mean recall on the test."""
+
+    scenario: dict[str, Any]
+    seeds: tuple[int, ...]
+    devices: int
+    top_n: int
+    strongest: str | None
+    method: str
+    replicates: int
+    rows: tuple[SeedsRow, ...]
+    versions: dict[str, str]
+    command: str | None = None
+
+
+def seeds_result(runs: Runs, versions: dict[str, str], command: str | None, replicates: int) -> SeedsResult:
+    """Every table's figures over all seeds. replicates: of the bootstrap."""
+    tables = runs.tables
+    means, drawn = runs.means(tables), runs.replicates(tables, replicates)
+    full = {name: tables.index(name) for name in FULL_TABLES if name in tables}
+    strongest = max(full, key=lambda name: float(means[0, full[name]].mean()), default=None)
+
+    def figure(metric: int, place: int) -> Figure:
+        by_seed = means[metric, place].tolist()
+        found = estimate(float(means[metric, place].mean()), drawn[metric, place], runs.num_devices, by_seed)
+        return Figure.of(found, by_seed)
+
+    def ratio(place: int, name: str | None) -> Figure | None:
+        if name not in full or not means[0, full[name]].all():
+            return None
+        base = full[name]
+        by_seed = (means[0, place] / means[0, base]).tolist()
+        value = float(means[0, place].mean() / means[0, base].mean())
+        return Figure.of(estimate(value, over(drawn[0, place], drawn[0, base]), runs.num_devices, by_seed), by_seed)
+
+    rows = tuple(
+        SeedsRow(
+            table=table,
+            recall=figure(0, place),
+            ndcg=figure(1, place),
+            to_global=ratio(place, "global"),
+            to_strongest=ratio(place, strongest),
+        )
+        for place, table in enumerate(tables)
+    )
+    return SeedsResult(
+        scenario=runs.scenario,
+        seeds=runs.seeds,
+        devices=runs.num_devices,
+        top_n=runs.top_n,
+        strongest=strongest,
+        method=METHOD,
+        replicates=replicates,
+        rows=rows,
+        versions=versions,
+        command=command,
+    )
+
+
+def seeds_view(result: SeedsResult) -> TableView:
+    """Every table's mean over seeds with its interval, the spread over seeds, and ratios."""
+    against = [name for name in dict.fromkeys(("global", result.strongest)) if name in {r.table for r in result.rows}]
+    rows = tuple(
+        (
+            row.table,
+            _text(row.recall),
+            ABSENT if row.recall.seeds_std is None else f"{row.recall.seeds_std:.4f}",
+            _text(row.ndcg),
+            *(_text(row.to_global if name == "global" else row.to_strongest, 3) for name in against),
+        )
+        for row in result.rows
+    )
+    names = (f"Recall@{result.top_n}", "over seeds ±", f"NDCG@{result.top_n}", *(f"over {name}" for name in against))
+    note = (
+        f"Means over {len(result.seeds)} seeds. In brackets: 95 % intervals over devices and seeds. Over seeds ±: "
+        "standard deviation of the recall of single runs. Over: recall over that of a full fp32 table, paired."
+    )
+    return TableView(f"Seeds {', '.join(map(str, result.seeds))}", ("table", *names), rows, 1, note)
+
+
+def _text(figure: Figure | None, digits: int = 4) -> str:
+    return ABSENT if figure is None else format_interval(figure.value, figure.low, figure.high, digits)
+
+
+def write_seeds(out: Path, result: SeedsResult) -> list[Path]:
+    """Write `seeds.json` and `seeds.html` into ``out``, both or none."""
+    name = scenario_name(result.scenario)
+    page = render(
+        "tables.html",
+        title=f"{name}: {len(result.seeds)} seeds",
+        lead="The same scenario run with several seeds: what of its figures is the seed's, and what is not.",
+        facts=[("devices", f"{result.devices:,}"), ("seeds", f"{len(result.seeds)}")],
+        tables=[seeds_view(result)],
+        plot=None,
+        note=result.method,
+        **provenance(to_plain(result), "") | {"seed": None},
+    )
+    return write_files(out, {SEEDS_FILE: json_bytes(to_plain(result)), SEEDS_PAGE: page.encode()})
+
+
+__all__ = ["REPLICATES", "SEEDS_PAGE", "SeedsResult", "seeds_result", "seeds_view", "write_seeds"]

@@ -1,0 +1,147 @@
+"""What every single device gets from every table: `per-device.parquet`, of simulations that ask for it.
+
+One row a device: its number, class, user group and how many test items it has, then recall and NDCG (float64) from each
+table, in columns named ``recall@20 TABLE``. Tables are ``global``, ``start`` and ``refined`` (full, fp32), ``own
+budget``, and those under a budget by share, precision and selector, such as ``1% int8 controller``. The file says which
+test items figures are of, so that runs are compared on the same ones alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from fl_peel import wire
+from fl_peel.data.interactions import UserItems
+from fl_peel.errors import ReportError
+from fl_peel.exchange.columns import IntArray
+from fl_peel.ranking.bootstrap import Replicates
+
+FILE = "per-device.parquet"
+OWN_BUDGET = "own budget"
+METRICS = ("recall", "ndcg")
+_ABOUT = b"fl_peel"
+"""Key of the file's metadata."""
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PerDevice:
+    """devices (N,), ascending; classes, groups and items to find of each, (N,); recall, ndcg (N, T) from each of the
+    ``tables``. test_items: digest of what there was to find.
+    """
+
+    tables: tuple[str, ...]
+    devices: IntArray
+    classes: tuple[str, ...]
+    groups: IntArray
+    items: IntArray
+    recall: Doubles
+    ndcg: Doubles
+    top_n: int
+    seed: int
+    test_items: str
+
+    @staticmethod
+    def of(
+        replies: Mapping[str, tuple[wire.EvaluateReply, int]],
+        class_names: Sequence[str],
+        *,
+        top_n: int,
+        seed: int,
+        test: UserItems,
+    ) -> PerDevice:
+        """From replies by table, each with the place of its budget among those asked for. test: of all devices."""
+        single = [(reply.single, place) for reply, place in replies.values()]
+        orders = [np.argsort(one.devices, kind="stable") for one, _ in single]
+        whole, order = single[0][0], orders[0]
+        recall, ndcg = (
+            np.stack([getattr(one, m)[o, place] for (one, place), o in zip(single, orders, strict=True)], axis=1)
+            for m in METRICS
+        )
+        classes = tuple(class_names[number] for number in whole.classes[order].tolist())
+        mine = (whole.devices[order], classes, whole.groups[order], whole.items[order])
+        return PerDevice(tuple(replies), *mine, recall, ndcg, top_n, seed, digest(test))
+
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """Which devices have items to find, (N,): figures are means over these."""
+        return self.items > 0
+
+    def means(self) -> Doubles:
+        """Mean recall and NDCG over the devices that count, (2, T)."""
+        return np.stack([values[self.counted].mean(axis=0) for values in (self.recall, self.ndcg)])
+
+    def replicates(self, tables: Sequence[str], count: int) -> Doubles:
+        """The same of some of the tables, in every replicate of the bootstrap, (2, T, B)."""
+        places = [self.tables.index(table) for table in tables]
+        sums = Replicates.of(self.devices, self.recall[:, places], self.ndcg[:, places], self.counted, count)
+        return np.stack(sums.means())
+
+    def write(self, path: Path) -> None:
+        """As a Parquet file."""
+        columns: dict[str, pa.Array] = {
+            "device": pa.array(self.devices),
+            "class": pa.array(self.classes).dictionary_encode(),
+            "group": pa.array(self.groups),
+            "test_items": pa.array(self.items),
+        }
+        for place, table in enumerate(self.tables):
+            for metric, values in zip(METRICS, (self.recall, self.ndcg), strict=True):
+                columns[f"{metric}@{self.top_n} {table}"] = pa.array(values[:, place])
+        about = {"tables": self.tables, "top_n": self.top_n, "seed": self.seed, "test_items": self.test_items}
+        table = pa.table(columns).replace_schema_metadata({_ABOUT: json.dumps(about).encode()})
+        pa.parquet.write_table(table, path)
+
+    @staticmethod
+    def read(path: Path) -> PerDevice:
+        """Of such a file.
+
+        Raises:
+            ReportError: it is not there, or not such a file.
+        """
+        if not path.is_file():
+            raise ReportError(f"{path}: not there; run again with --per-device, then compare")
+        try:
+            table = pa.parquet.read_table(path)
+            about = json.loads(table.schema.metadata[_ABOUT])
+            column = {name: table.column(name).to_numpy() for name in ("device", "group", "test_items")}
+            recall, ndcg = (
+                np.stack([table.column(f"{m}@{about['top_n']} {name}").to_numpy() for name in about["tables"]], axis=1)
+                for m in METRICS
+            )
+            return PerDevice(
+                tuple(about["tables"]),
+                column["device"],
+                tuple(table.column("class").to_pylist()),
+                column["group"],
+                column["test_items"],
+                recall,
+                ndcg,
+                int(about["top_n"]),
+                int(about["seed"]),
+                str(about["test_items"]),
+            )
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ReportError(f"{path}: not a file of --per-device ({reason}); run again with --per-device") from error
+
+
+def digest(items: UserItems) -> str:
+    """Of every device's items, as they are numbered."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in (items.indptr, items.items):
+        found.update(np.ascontiguousarray(part).astype("<i8").tobytes())
+    return found.hexdigest()
+
+
+__all__ = ["FILE", "METRICS", "OWN_BUDGET", "PerDevice", "digest"]

@@ -1,0 +1,152 @@
+"""Several seeds of one scenario, files of single devices, and the commands for both, on nodes without an engine."""
+
+import json
+import sys
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from fl_peel import wire
+from simulations import runner
+from simulations.cli import main as cli
+from simulations.report.files_of_run import read_report
+from strategies.figures.per_device import PerDevice
+from strategies.run.place import Place
+from strategies.server_app import serve
+from tests.helpers.loopback import LoopbackGrid
+
+QUICK = ["refinement.rounds=1", "elasticity={rounds: 0, falls: []}", "fairness.tiers=[]", "data.validation_share=0.1"]
+
+
+@pytest.fixture
+def grids(monkeypatch):
+    """Runs are served by two nodes in this process; what crossed is kept."""
+    made = []
+
+    def simulated(scenario, place, on_event, *, server):
+        made.append(LoopbackGrid(2))
+        return server(made[-1], scenario, place, on_event)
+
+    monkeypatch.setattr(runner, "simulated", simulated)
+    return made
+
+
+@pytest.fixture
+def fl_peel(capfd, monkeypatch, grids):
+    def invoke(*args):
+        monkeypatch.setattr(sys, "argv", ["fl-peel", *map(str, args)])
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+        out, err = capfd.readouterr()
+        return leaving.value.code or 0, out, err
+
+    return invoke
+
+
+def quick(*words):
+    return [*words, *(word for change in QUICK for word in ("--set", change))]
+
+
+def test_single_devices_are_those_of_the_report_and_only_where_asked_for(tiny, tmp_path, fl_peel, grids):
+    code, _, err = fl_peel(*quick("run", tiny, "--per-device", "--out", tmp_path / "a"))
+    assert code == 0, err
+    report, found = read_report(tmp_path / "a"), PerDevice.read(tmp_path / "a" / "per-device.parquet")
+    assert report.command.endswith("--per-device")
+    assert found.devices.tolist() == list(range(40))
+    budgets = [f"{row.share * 100:.4g}% {row.precision} {row.selector}" for row in report.budgets]
+    assert found.tables == ("global", "start", "refined", *budgets, "own budget")
+    recall, ndcg = found.means()
+    full = report.full_table
+    expected = [full.globally, full.start, full.refined, *report.budgets]
+    assert recall[:-1] == pytest.approx([one.recall for one in expected], abs=1e-8)
+    assert ndcg[:-1] == pytest.approx([one.ndcg for one in expected], abs=1e-8)
+    by_class = {name: row.devices for name, row in report.device_classes.items()}
+    assert {name: found.classes.count(name) for name in by_class} == by_class
+    assert np.bincount(found.groups).tolist() == [row.devices for row in report.user_groups]
+    low, high = np.nanquantile(found.replicates(("refined",), 1000)[0, 0], [0.025, 0.975])
+    assert (low, high) == pytest.approx((full.refined.recall_interval.low, full.refined.recall_interval.high), abs=1e-8)
+    table = pyarrow.parquet.read_table(tmp_path / "a" / "per-device.parquet")
+    assert table.column_names[:6] == ["device", "class", "group", "test_items", "recall@20 global", "ndcg@20 global"]
+
+    fl_peel(*quick("run", tiny, "--out", tmp_path / "a"))
+    assert not (tmp_path / "a" / "per-device.parquet").exists(), "that of the run before"
+    told = []
+    for grid in grids:
+        replies = [content for kind, content in grid.crossed if kind == f"reply to {wire.EVALUATE}"]
+        told.append(sum(len(wire.unpack(wire.EvaluateReply, reply).single.devices) for reply in replies))
+    assert told[0] > 0
+    assert told[1] == 0
+
+
+def test_files_of_single_devices_do_not_depend_on_nodes(tiny_scenario, tmp_path):
+    evaluation = tiny_scenario.evaluation.model_copy(update={"per_device": True})
+    scenario = tiny_scenario.model_copy(update={"evaluation": evaluation})
+    files = []
+    for nodes in (1, 3):
+        serve(LoopbackGrid(nodes), scenario, Place("", str(tmp_path / str(nodes))))
+        files.append((tmp_path / str(nodes) / "per-device.parquet").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_seeds_are_runs_of_their_own_and_one_page_of_all(tiny, tmp_path, fl_peel):
+    out = tmp_path / "out"
+    code, shown, err = fl_peel(*quick("run", tiny, "--seeds", 2, "--seed", 3, "--out", out))
+    assert code == 0, err
+    assert sorted(path.name for path in out.iterdir()) == ["seed-3", "seed-4", "seeds.html", "seeds.json"]
+    reports = [read_report(out / f"seed-{seed}") for seed in (3, 4)]
+    assert [report.seed for report in reports] == [3, 4]
+    alone = tmp_path / "alone"
+    fl_peel(*quick("run", tiny, "--per-device", "--seed", 4, "--out", alone))
+    assert read_report(alone).budgets == reports[1].budgets, "as if it had been run by itself"
+    found = json.loads((out / "seeds.json").read_text())
+    assert found["seeds"] == [3, 4]
+    assert found["command"].endswith("--seeds 2")
+    row = next(row for row in found["rows"] if row["table"] == "refined")
+    recalls = [report.full_table.refined.recall for report in reports]
+    assert row["recall"]["by_seed"] == pytest.approx(recalls, abs=1e-8)
+    assert row["recall"]["value"] == pytest.approx(np.mean(recalls), abs=1e-8)
+    assert row["recall"]["seeds_std"] == pytest.approx(np.std(recalls, ddof=1), abs=1e-8)
+    assert row["recall"]["low"] < row["recall"]["value"] < row["recall"]["high"]
+    means = {
+        name: np.mean([getattr(report.full_table, name).recall for report in reports]) for name in ("start", "refined")
+    }
+    assert found["strongest"] in ("global", *means)
+    ratio = row["to_global"]
+    base = np.mean([report.full_table.globally.recall for report in reports])
+    assert ratio["value"] == pytest.approx(means["refined"] / base, abs=1e-7)
+    same = next(row for row in found["rows"] if row["table"] == "global")["to_global"]
+    assert (same["value"], same["low"], same["high"], same["seeds_std"]) == (1.0, 1.0, 1.0, 0.0)
+    assert "1% int8" not in shown
+    assert "100% int8 popularity" in shown
+    assert "<script" not in (out / "seeds.html").read_text()
+
+
+def test_diff_on_the_command_line(tiny, tmp_path, fl_peel):
+    for name, more in (("a", []), ("b", ["--set", "blocks.precision=int4"]), ("c", ["--set", "data.test_share=0.3"])):
+        assert fl_peel(*quick("run", tiny, "--per-device", "--out", tmp_path / name), *more)[0] == 0
+    code, shown, err = fl_peel(
+        *("diff", tmp_path / "a", tmp_path / "b", "--json", tmp_path / "d.json", "--html", tmp_path / "d.html")
+    )
+    assert (code, err) == (0, "")
+    assert "blocks.precision" in shown
+    assert "Not in all runs" in shown
+    plain = json.loads((tmp_path / "d.json").read_text())
+    assert {row["table"] for row in plain["rows"]} == {"global", "start", "refined", "own budget"}
+    (same,) = next(row for row in plain["rows"] if row["table"] == "global")["others"]
+    assert (same["difference"]["low"], same["difference"]["high"], same["p"]) == (0.0, 0.0, 1.0)
+    assert "<svg" in (tmp_path / "d.html").read_text()
+    code, _, err = fl_peel("diff", tmp_path / "a", tmp_path / "c")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "other devices or test items" in err
+    code, _, err = fl_peel("diff", tmp_path / "a", tmp_path / "b", "--json", tmp_path)
+    assert (code, err) == (2, f"fl-peel: error: {tmp_path}: is a folder; give --json a file\n")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--per-device", None), ("--seeds", 2)])
+def test_without_a_folder_there_is_nowhere_to_write(tiny, fl_peel, option, value):
+    words = [option] if value is None else [option, value]
+    code, _, err = fl_peel("run", tiny, *words)
+    assert code == 2
+    assert err.endswith("there is no folder to write to; give --out\n")
