@@ -9,11 +9,11 @@ has interacted with are left out, and blocks that a device never needs take no r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,9 @@ from fl_peel.pretraining.train import PretrainedEmbeddings, pretrain
 
 FloatArray = NDArray[np.float32]
 Split = Literal["validation", "test"]
+IntArray = NDArray[np.int64]
 TOP_N = 20
+NOTHING_FITS = "nothing fits in this budget"
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,29 @@ class Request:
     budget_bytes: int
 
 
+UNLIMITED = Request("fp32", 1.0, 1 << 62)
+"""Of what lies on the server, whatever its size."""
+
+
+@dataclass(frozen=True)
+class Starts:
+    """What user groups start with in PEEL. assignment: (U,) each device's group, by number; table: the item table
+    (I, d) that a group starts with, to be called under ``fixed_threads(1)``.
+    """
+
+    assignment: NDArray[np.integer]
+    table: Callable[[int], FloatArray]
+
+    def members(self) -> dict[int, IntArray]:
+        """Devices, ascending, of every group that has any."""
+        return {group: np.flatnonzero(self.assignment == group) for group in np.unique(self.assignment).tolist()}
+
+
 @dataclass(frozen=True)
 class Material:
-    """What there is after stage 1. users (U, d): every device's, those that gave no data fitted on the device."""
+    """What there is after stage 1. users (U, d): every device's, those that gave no data fitted on the device; starts:
+    of the user groups, for those who start there.
+    """
 
     given: UserItems
     has_data: NDArray[np.bool_]
@@ -57,6 +79,7 @@ class Material:
     device: str = "cpu"
     cache_dir: str = ""
     on_event: OnEvent = field(default=silent, repr=False)
+    starts: Starts | None = field(default=None, repr=False)
 
     @property
     def num_items(self) -> int:
@@ -95,7 +118,13 @@ class Material:
             has_data=np.ones(len(devices), np.bool_),
             splits=self.splits.of(devices),
             pretrained=replace(self.pretrained, users=self.users[devices]),
+            starts=None,
         )
+
+    def starting_with(self, table: FloatArray) -> Material:
+        """The same with another item table (I, d) for everybody, and the users' embeddings as they are."""
+        pretrained = replace(self.pretrained, users=self.users, items=table)
+        return replace(self, pretrained=pretrained, has_data=np.ones(len(self.users), np.bool_), starts=None)
 
     def retrained(self, config: PretrainingConfig, what: str) -> PretrainedEmbeddings:
         """Tables of another shape, trained in the same way on the same interactions; kept by content."""
@@ -111,7 +140,8 @@ class Material:
 
 @dataclass(frozen=True)
 class Option:
-    """What devices hold under one budget, decoded. seconds: spent for this budget alone, not shared with others.
+    """What devices hold under one budget, decoded. seconds: spent for this budget alone, not shared with others;
+    trials: settings that were looked at on validation to arrive at it.
 
     cutoffs, stored: (U,); users: (U, d').
     """
@@ -124,17 +154,42 @@ class Option:
     test_cutoffs: NDArray[np.int64]
     seconds: float
     label: str = ""
+    trials: int = 1
+
+
+@dataclass(frozen=True)
+class Listed:
+    """As :class:`Option`, where all that counts are the lists that come of it: one table a user group, or no table at
+    all on the device. lists: (U, TOP_N) items, best first, -1 where a device has fewer.
+    """
+
+    request: Request
+    validation_lists: NDArray[np.int32]
+    test_lists: NDArray[np.int32]
+    stored: IntArray
+    seconds: float
+    label: str = ""
+    trials: int = 1
 
 
 class Rival(Protocol):
-    """A way of fitting a budget."""
+    """A way of fitting a budget; derive from this one, and say what differs."""
+
+    group_aware: ClassVar[bool] = False
+    """Whether it may serve each user group differently."""
+    ceiling: ClassVar[bool] = False
+    """Whether it is a line to look up to, on a server that has the data, and not a way of serving on devices."""
 
     @property
     def name(self) -> str:
         """Its ``method`` in compare.json."""
 
-    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
+    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option | Listed]:
         """What devices hold, for each request that can be served at all; in any order."""
+
+    def why_nothing(self, material: Material) -> str:
+        """The note of a request without any option."""
+        return NOTHING_FITS
 
 
 def whole_table(

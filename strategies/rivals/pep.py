@@ -18,12 +18,12 @@ import torch
 
 from fl_peel.blocks.compression import SparseTable, most_entries
 from fl_peel.randomness import seed_for
-from strategies.rivals.base import FloatArray, Material, Option, Request, whole_table
+from strategies.rivals.base import FloatArray, Material, Option, Request, Rival, whole_table
 from strategies.rivals.training import BatchLoss, PrunedTable, training
 
 
 @dataclass(frozen=True)
-class Pep:
+class Pep(Rival):
     """Learned thresholds. epochs: passes over the users on the way from one request to the next, the last at its
     own number of entries; rates: of Adam, as parts of the pretraining's, one training each.
     """

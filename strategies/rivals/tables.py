@@ -18,12 +18,12 @@ from fl_peel.blocks.compression import (
     most_entries,
 )
 from fl_peel.events import Event
-from strategies.rivals.base import FloatArray, Material, Option, Request, distinct, whole_table
+from strategies.rivals.base import FloatArray, Material, Option, Request, Rival, distinct, whole_table
 from strategies.rivals.training import train_nested
 
 
 @dataclass(frozen=True)
-class SmallerDimension:
+class SmallerDimension(Rival):
     """All items in as many dimensions as fit, trained anew with the settings of the full table."""
 
     name: str = "smaller-dimension"
@@ -44,7 +44,7 @@ class SmallerDimension:
 
 
 @dataclass(frozen=True)
-class TruncatedSvd:
+class TruncatedSvd(Rival):
     """The pretrained table as a product of two thin ones.
 
     Two options: the closest to the table itself, and the closest in the scores that the users get from it.
@@ -90,7 +90,7 @@ def singular_factors(table: FloatArray, metric: NDArray[np.float64] | None = Non
 
 
 @dataclass(frozen=True)
-class MagnitudePruning:
+class MagnitudePruning(Rival):
     """Single entries of the pretrained table, the largest first; bytes of the cheapest sparse encoding."""
 
     name: str = "magnitude-pruning"
@@ -113,7 +113,7 @@ class MagnitudePruning:
 
 
 @dataclass(frozen=True)
-class FixedTiers:
+class FixedTiers(Rival):
     """Small, medium and large tables: nested column ranges of one table, trained together.
 
     As in HeteroFL (Diao et al., ICLR 2021) and HeteFedRec (Yuan et al., arXiv 2307.12810): a device class has one of
