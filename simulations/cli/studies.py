@@ -57,7 +57,7 @@ def compare(
     loaded = load_scenario(scenario, overrides or [])
 
     from simulations.studies.compare import compare as comparison
-    from simulations.studies.compare.tables import compare_table, verdict_view
+    from simulations.studies.compare.tables import ceilings_view, compare_table, verdict_view
 
     words = {"--budgets": budgets, "--single-budgets": single_budgets, "--seeds": seeds}
     result = comparison.compare(
@@ -69,7 +69,8 @@ def compare(
         **_options(["compare", scenario], overrides, words, data_dir, quiet),
     )
     if not quiet:
-        _show(compare_table(result["rows"]), out / "compare.html", verdict_view(result).to_rich())
+        below = [ceilings_view(result).to_rich()] if result.get("ceilings") else []
+        _show(compare_table(result["rows"]), out / "compare.html", *below, verdict_view(result).to_rich())
 
 
 def ablate(

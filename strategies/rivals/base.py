@@ -9,11 +9,11 @@ has interacted with are left out, and blocks that a device never needs take no r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fl_peel.blocks.compression import StoredTable, stored_bytes
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import dequantize, quantize
-from fl_peel.blocks.ranked import RankedBlocks, RowOrder
+from fl_peel.blocks.ranked import RankedBlocks, RowOrder, rank_blocks
 from fl_peel.blocks.settings import Precision
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.events import Event, OnEvent, silent
@@ -29,10 +29,14 @@ from fl_peel.grouping.clusters import fit_user_embeddings
 from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
 from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.train import PretrainedEmbeddings, pretrain
+from fl_peel.scenario.method import ControllerPart
+from strategies.groups.start import shown_in_lists
 
 FloatArray = NDArray[np.float32]
-Split = Literal["validation", "test"]
 IntArray = NDArray[np.int64]
+Lists = NDArray[np.int32]
+Split = Literal["validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 TOP_N = 20
 NOTHING_FITS = "nothing fits in this budget"
 
@@ -95,6 +99,13 @@ class Material:
     def popularity(self) -> NDArray[np.int64]:
         """Collected interactions per item, (I,)."""
         return self.given.popularity(self.num_items)
+
+    @cached_property
+    def shown(self) -> NDArray[np.float64]:
+        """Discounted places of items (I,) in the lists of users who gave data, as PEEL counts them for its blocks."""
+        layout = BlockLayout(np.arange(self.num_items, dtype=np.int32), self.pretrained.items.shape[1], 1)
+        everything = rank_blocks(layout, "fp32", -np.arange(self.num_items, dtype=np.float64), self.pretrained.items)
+        return shown_in_lists(everything, self.users, self.given, ControllerPart().list_length)
 
     @cached_property
     def seen(self) -> UserItems:
@@ -160,12 +171,11 @@ class Option:
 @dataclass(frozen=True)
 class Listed:
     """As :class:`Option`, where all that counts are the lists that come of it: one table a user group, or no table at
-    all on the device. lists: (U, TOP_N) items, best first, -1 where a device has fewer.
+    all on the device. lists: (U, TOP_N) items of each split, best first, -1 where a device has fewer.
     """
 
     request: Request
-    validation_lists: NDArray[np.int32]
-    test_lists: NDArray[np.int32]
+    lists: Mapping[Split, Lists]
     stored: IntArray
     seconds: float
     label: str = ""

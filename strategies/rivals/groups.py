@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from typing import ClassVar
 
 import numpy as np
@@ -13,10 +15,10 @@ import numpy as np
 from fl_peel.pretraining.train import fixed_threads
 from fl_peel.randomness import rng_for
 from fl_peel.ranking.top import MetricSums
-from strategies.rivals.base import TOP_N, IntArray, Listed, Material, Option, Request, Rival, Split
-from strategies.rivals.quality import Lists, list_sums, means, top_lists
+from strategies.rivals.base import SPLITS, TOP_N, IntArray, Listed, Lists, Material, Request, Rival, Split
+from strategies.rivals.quality import list_sums, lists_of, means
 
-SAMPLE = 5000
+SAMPLE = 1000
 """Devices, by whole user groups, on which settings are compared; all where there are fewer."""
 
 
@@ -44,34 +46,48 @@ class PerGroup(Rival):
         start = time.perf_counter()
         assert material.starts is not None
         members = material.starts.members()
-        sample = sample_of_groups(members, material.seed)
         chosen: dict[Request, tuple[float, Rival]] = {}
         tried = dict.fromkeys(requests, 0)
         with fixed_threads(1):  # groups' tables, and what is made of them, do not depend on the machine's threads
-            for setting in self.settings:
-                sums = _validated(setting, material, [members[group] for group in sample], sample, requests)
+            for setting, sums in zip(self.settings, self._validated(material, members, requests), strict=True):
                 for request, total in sums.items():
                     tried[request] += 1
                     recall = means(total)[f"recall@{TOP_N}"]
                     if request not in chosen or recall > chosen[request][0]:
                         chosen[request] = (recall, setting)
             found = {request: _Everybody(material.splits.num_users) for request in chosen}
-            for setting in self.settings:
-                mine = [request for request, (_, liked) in chosen.items() if liked is setting]
-                if mine:
-                    _serve(setting, material, members, mine, found)
+            _serve(material, members, {request: setting for request, (_, setting) in chosen.items()}, found)
         seconds = (time.perf_counter() - start) / max(len(found), 1)
         return [
             Listed(
                 request,
-                one.lists["validation"],
-                one.lists["test"],
+                one.lists,
                 one.stored,
                 seconds,
                 f"{one.label} (of one group)",
                 tried[request],
             )
             for request, one in found.items()
+        ]
+
+    def _validated(
+        self, material: Material, members: dict[int, IntArray], requests: Sequence[Request]
+    ) -> list[dict[Request, MetricSums]]:
+        """Validation sums over the sampled groups of every setting, for the requests that it serves in all of them."""
+
+        def one(group: int) -> list[dict[Request, MetricSums]]:
+            inside = of_group(material, group, members[group])
+            return [_validation_sums(setting, inside, requests) for setting in self.settings]
+
+        with ThreadPoolExecutor(max_workers=2) as pool:  # the compiled loops release the interpreter lock
+            parts = list(pool.map(one, sample_of_groups(members, material.seed)))
+        return [
+            {
+                request: reduce(add, [part[request] for part in same])
+                for request in same[0]
+                if all(request in p for p in same)
+            }
+            for same in zip(*parts, strict=True)
         ]
 
 
@@ -86,10 +102,7 @@ class _Everybody:
 
     def __post_init__(self) -> None:
         self.stored = np.zeros(self.num_users, np.int64)
-        self.lists = {
-            "validation": np.full((self.num_users, TOP_N), -1, np.int32),
-            "test": np.full((self.num_users, TOP_N), -1, np.int32),
-        }
+        self.lists = {split: np.full((self.num_users, TOP_N), -1, np.int32) for split in SPLITS}
 
 
 def sample_of_groups(members: dict[int, IntArray], seed: int) -> list[int]:
@@ -109,54 +122,33 @@ def of_group(material: Material, group: int, members: IntArray) -> Material:
     return material.of(members).starting_with(material.starts.table(group))
 
 
-def _validated(
-    setting: Rival, material: Material, members: Sequence[IntArray], groups: Sequence[int], requests: Sequence[Request]
-) -> dict[Request, MetricSums]:
-    """Validation sums over the groups, for the requests that the setting serves in all of them."""
-
-    def one(group: int, mine: IntArray) -> dict[Request, MetricSums]:
-        inside = of_group(material, group, mine)
-        sums: dict[Request, MetricSums] = {}
-        for option in setting.options(inside, requests):
-            assert option.request not in sums, f"{setting.name}: two options for one request"
-            lists = top_lists(option, inside, "validation") if isinstance(option, Option) else option.validation_lists
-            sums[option.request] = list_sums(lists, inside.splits.validation, material.num_items)
-        return sums
-
-    with ThreadPoolExecutor(max_workers=2) as pool:  # the compiled loops release the interpreter lock
-        parts = list(pool.map(one, groups, members))
-    everywhere = set.intersection(*(set(part) for part in parts)) if parts else set()
-    totals: dict[Request, MetricSums] = {}
-    for request in (r for r in requests if r in everywhere):
-        totals[request] = parts[0][request]
-        for part in parts[1:]:
-            totals[request] = totals[request] + part[request]
-    return totals
+def _validation_sums(setting: Rival, inside: Material, requests: Sequence[Request]) -> dict[Request, MetricSums]:
+    sums: dict[Request, MetricSums] = {}
+    for option in setting.options(inside, requests):
+        assert option.request not in sums, f"{setting.name}: two options for one request"
+        lists = lists_of(option, inside, "validation")
+        sums[option.request] = list_sums(lists, inside.splits.validation, inside.num_items)
+    return sums
 
 
 def _serve(
-    setting: Rival,
-    material: Material,
-    members: dict[int, IntArray],
-    requests: Sequence[Request],
-    found: dict[Request, _Everybody],
+    material: Material, members: dict[int, IntArray], chosen: dict[Request, Rival], found: dict[Request, _Everybody]
 ) -> None:
-    """Fill in the lists of all groups' devices, for the requests that chose this setting."""
+    """Fill in what all groups' devices hold, each request under its chosen setting."""
+    settings = list(dict.fromkeys(chosen.values()))
 
     def one(group: int) -> None:
         mine = members[group]
         inside = of_group(material, group, mine)
-        for option in setting.options(inside, requests):
-            everybody = found[option.request]
-            everybody.stored[mine] = option.stored
-            if group == least:
-                everybody.label = option.label
-            if isinstance(option, Listed):
-                everybody.lists["validation"][mine] = option.validation_lists
-                everybody.lists["test"][mine] = option.test_lists
-            else:
-                everybody.lists["validation"][mine] = top_lists(option, inside, "validation")
-                everybody.lists["test"][mine] = top_lists(option, inside, "test")
+        for setting in settings:
+            wanted = [request for request, liked in chosen.items() if liked == setting]
+            for option in setting.options(inside, wanted):
+                everybody = found[option.request]
+                everybody.stored[mine] = option.stored
+                for split in SPLITS:
+                    everybody.lists[split][mine] = lists_of(option, inside, split)
+                if group == least:
+                    everybody.label = option.label
 
     least = min(members)
     with ThreadPoolExecutor(max_workers=2) as pool:

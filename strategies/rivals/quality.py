@@ -12,9 +12,7 @@ from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import UserItems
 from fl_peel.ranking.top import MetricSums, evaluate, top_rows
-from strategies.rivals.base import TOP_N, FloatArray, Listed, Material, Option, Split
-
-Lists = NDArray[np.int32]
+from strategies.rivals.base import TOP_N, FloatArray, Listed, Lists, Material, Option, Split
 
 
 def quality(
@@ -26,8 +24,7 @@ def quality(
     exclude = material.seen if split == "test" else splits.train
     chosen = np.flatnonzero(wanted.counts() > 0) if users is None else users
     if isinstance(option, Listed):
-        lists = option.test_lists if split == "test" else option.validation_lists
-        return means(list_sums(lists[chosen], wanted.select(chosen), material.num_items))
+        return means(list_sums(option.lists[split][chosen], wanted.select(chosen), material.num_items))
     cutoffs = option.test_cutoffs if split == "test" else option.validation_cutoffs
     return mean_quality(option.ranked, cutoffs, option.users, exclude, wanted, chosen)
 
@@ -42,11 +39,22 @@ def top_lists(option: Option, material: Material, split: Split) -> Lists:
     return np.where(rows >= 0, option.ranked.items[rows], np.int32(-1)).astype(np.int32)
 
 
-def list_sums(lists: Lists, wanted: UserItems, num_items: int) -> MetricSums:
-    """Metric sums, (1,) each, of lists of items (N, TOP_N), over the devices that have an item to find."""
+def lists_of(option: Option | Listed, material: Material, split: Split) -> Lists:
+    """The lists that an option serves on a split, (U, TOP_N)."""
+    return option.lists[split] if isinstance(option, Listed) else top_lists(option, material, split)
+
+
+def list_metrics(lists: Lists, wanted: UserItems, num_items: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Recall@20 and NDCG@20 (N,) of lists of items (N, TOP_N); 0 where nothing is wanted."""
     recall, ndcg = np.empty(len(lists), np.float64), np.empty(len(lists), np.float64)
     kernels.hit_sums(lists, wanted.indptr, wanted.items.astype(np.int32), TOP_N, num_items, recall, ndcg)
-    return MetricSums.of(np.zeros(len(lists), np.int64), 1, recall, ndcg, wanted.counts() > 0)
+    return recall, ndcg
+
+
+def list_sums(lists: Lists, wanted: UserItems, num_items: int) -> MetricSums:
+    """Metric sums, (1,) each, over the devices that have an item to find."""
+    metrics = list_metrics(lists, wanted, num_items)
+    return MetricSums.of(np.zeros(len(lists), np.int64), 1, *metrics, wanted.counts() > 0)
 
 
 def means(sums: MetricSums) -> dict[str, float]:

@@ -20,20 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.compression import number_type
-from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import Codes, code_dtype, dequantize, has_scales, quantize, row_bytes
-from fl_peel.blocks.ranked import rank_blocks
 from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import HEADER_BYTES
 from fl_peel.pretraining.train import fixed_threads
 from fl_peel.randomness import seed_for
-from strategies.groups.start import shown_in_lists
 from strategies.rivals.base import FloatArray, IntArray, Material, Option, Request, Rival, whole_table
-from strategies.rivals.tables import score_metric, singular_factors
+from strategies.rivals.tables import narrowed
 
 Order = Literal["popularity", "shown"]
-LIST_LENGTH = 50
-"""Of the lists that say what is shown."""
+ITERATIONS, ROWS_PER_CENTROID = 10, 64
+"""Of K-means, which takes that many rows by chance where there are more."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,9 @@ class QuantizedTable:
         rows = np.ascontiguousarray(table[items], np.float32)
         quantizer = faiss.ProductQuantizer(table.shape[1], parts, bits)
         quantizer.cp.seed = seed % (1 << 31)
+        quantizer.cp.niter = ITERATIONS
         quantizer.cp.min_points_per_centroid = 1
+        quantizer.cp.max_points_per_centroid = ROWS_PER_CENTROID
         quantizer.train(rows)
         centroids = faiss.vector_to_array(quantizer.centroids).reshape(parts << bits, -1)
         codes, scales = quantize(centroids, precision)
@@ -130,15 +129,20 @@ def most_rows(num_items: int, dim: int, parts: int, bits: int, precision: Precis
 @dataclass(frozen=True)
 class ProductQuantization(Rival):
     """dims: columns of the table that is coded, as parts of d: all, or the closest in the scores that users get;
-    widths: columns of a part; bits: of its number (a row's numbers are whole bytes, what is not is passed over);
+    parts: that a row is cut into; bits: of a part's number (a row's are whole bytes, what is not is passed over);
     orders: by what the rows to be kept are chosen, popularity or discounted places in the users' top lists.
     """
 
     name: str = "product-quantization"
     dims: tuple[float, ...] = (1.0, 0.5, 0.25)
-    widths: tuple[int, ...] = (1, 2, 4, 8)
-    bits: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+    parts: tuple[int, ...] = (8, 16, 32)
+    bits: tuple[int, ...] = (1, 2, 3, 4, 6)
     orders: tuple[Order, ...] = ("popularity", "shown")
+
+    def settings(self) -> tuple[ProductQuantization, ...]:
+        """Every setting alone, for :class:`strategies.rivals.groups.PerGroup`."""
+        every = product(self.dims, self.parts, self.bits, self.orders)
+        return tuple(ProductQuantization(self.name, (d,), (p,), (b,), (o,)) for d, p, b, o in every)
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
         """One option a request and setting, of those that fit."""
@@ -147,9 +151,8 @@ class ProductQuantization(Rival):
             dim = max(round(share * material.pretrained.items.shape[1]), 1)
             table, users = narrowed(material, dim)
             num_items = len(table)
-            for (by, order), width, bits, request in product(orders.items(), self.widths, self.bits, requests):
-                parts = dim // width
-                if dim % width or parts * bits % 8:
+            for (by, order), parts, bits, request in product(orders.items(), self.parts, self.bits, requests):
+                if dim % parts or parts * bits % 8:
                     continue
                 most = most_rows(num_items, dim, parts, bits, request.precision, request.budget_bytes)
                 if not most or (most == num_items and by != self.orders[0]):  # all rows, in whatever order
@@ -164,24 +167,10 @@ class ProductQuantization(Rival):
                 yield whole_table(request, stored, users, seconds, label, num_items)
 
 
-def narrowed(material: Material, dim: int) -> tuple[FloatArray, FloatArray]:
-    """Tables (I, dim) and users (U, dim) whose products are the closest to the scores that the users get."""
-    table, users = material.pretrained.items, material.users
-    if dim == table.shape[1]:
-        return table, users
-    left, right = singular_factors(table, score_metric(users))
-    return np.ascontiguousarray(left[:, :dim]), np.ascontiguousarray(users @ right[:dim].T)
-
-
 def best_items(material: Material, by: Order) -> IntArray:
     """Items (I,), best first; what is shown to nobody goes by popularity."""
-    table = material.pretrained.items
-    shown = np.zeros(len(table))
-    if by == "shown":
-        layout = BlockLayout(np.arange(len(table), dtype=np.int32), table.shape[1], 1)
-        everything = rank_blocks(layout, "fp32", -np.arange(len(table), dtype=np.float64), table)
-        shown = shown_in_lists(everything, material.users, material.given, LIST_LENGTH)
+    shown = material.shown if by == "shown" else np.zeros(material.num_items)
     return np.lexsort((-material.popularity, -shown)).astype(np.int64)
 
 
-__all__ = ["ProductQuantization", "QuantizedTable", "best_items", "most_rows", "narrowed"]
+__all__ = ["ProductQuantization", "QuantizedTable", "best_items", "most_rows"]

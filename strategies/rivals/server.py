@@ -21,26 +21,27 @@ from typing import ClassVar
 import numpy as np
 import psutil
 import scipy.sparse as sp
-from numpy.typing import NDArray
 from scipy.linalg import lapack
 
 from fl_peel.blocks.compression import DenseTable, number_type
 from fl_peel.data.interactions import UserItems
 from fl_peel.pretraining.train import fixed_threads
 from strategies.rivals.base import (
+    SPLITS,
     TOP_N,
     UNLIMITED,
     FloatArray,
-    IntArray,
     Listed,
+    Lists,
     Material,
     Option,
     Request,
     Rival,
+    Split,
     whole_table,
 )
 from strategies.rivals.groups import PerGroup
-from strategies.rivals.quality import Lists, quality, top_lists
+from strategies.rivals.quality import lists_of, quality
 
 CHUNK_USERS = 512
 """Users whose scores of all items are held at a time."""
@@ -78,8 +79,9 @@ def best_lists(scores_of: Scores, known: UserItems, exclude: UserItems, num_item
 def listed(scores_of: Scores, material: Material, num_bytes: int, seconds: float, label: str) -> Listed:
     """An option of lists from scores, given each device's train items; num_bytes: of the model, on the server."""
     train = material.splits.train
-    lists = [best_lists(scores_of, train, exclude, material.num_items) for exclude in (train, material.seen)]
-    return Listed(UNLIMITED, *lists, np.full(train.num_users, num_bytes, np.int64), seconds, label)
+    excluded: dict[Split, UserItems] = {"validation": train, "test": material.seen}
+    lists = {split: best_lists(scores_of, train, rows, material.num_items) for split, rows in excluded.items()}
+    return Listed(UNLIMITED, lists, np.full(train.num_users, num_bytes, np.int64), seconds, label)
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def ease_weights(matrix: sp.csr_matrix, ridge: float) -> FloatArray:
     gram = (matrix.T @ matrix).astype(np.float32)
     gram.setdiag(gram.diagonal() + np.float32(ridge))
     with fixed_threads(1):
-        square = gram.toarray(order="F")
+        square: FloatArray = gram.toarray(order="F")
         del gram
         square, info = lapack.spotrf(square, lower=1, overwrite_a=1, clean=1)
         if info:
@@ -256,20 +258,14 @@ class CachedList(Rival):
             if isinstance(table, Ease) and material.num_items > table.most_items:
                 continue
             for option in table.options(material, [UNLIMITED]):
-                validation, test = _lists(option, material)
+                lists = {split: lists_of(option, material, split) for split in SPLITS}
                 name = table.name if option.label == table.name else f"{table.name}, {option.label}"
                 for request in requests:
                     length = min(request.budget_bytes // each, material.num_items)
                     if length:
-                        stored = np.full(len(test), length * each, np.int64)
-                        lists = (_cut(validation, length), _cut(test, length))
-                        yield Listed(request, *lists, stored, option.seconds, f"{length} items of {name}")
-
-
-def _lists(option: Option | Listed, material: Material) -> tuple[Lists, Lists]:
-    if isinstance(option, Listed):
-        return option.validation_lists, option.test_lists
-    return top_lists(option, material, "validation"), top_lists(option, material, "test")
+                        stored = np.full(material.splits.num_users, length * each, np.int64)
+                        cut = {split: _cut(whole, length) for split, whole in lists.items()}
+                        yield Listed(request, cut, stored, option.seconds, f"{length} items of {name}")
 
 
 def _cut(lists: Lists, length: int) -> Lists:

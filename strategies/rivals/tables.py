@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,17 +48,19 @@ class SmallerDimension(Rival):
 class TruncatedSvd(Rival):
     """The pretrained table as a product of two thin ones.
 
-    Two options: the closest to the table itself, and the closest in the scores that the users get from it.
+    closest: to the table itself ("plain"), or in the scores that the users get from it ("by scores").
     """
 
     name: str = "truncated-svd"
+    closest: tuple[Literal["plain", "by scores"], ...] = ("plain", "by scores")
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
-        """Two options a request."""
+        """One option a request and way of being close."""
         table = material.pretrained.items
         num_items, dim = table.shape
         ranks = {r: largest_rank(num_items, dim, r.precision, r.budget_bytes) for r in requests}
-        for label, metric in (("plain", None), ("by scores", score_metric(material.users))):
+        for label in self.closest:
+            metric = score_metric(material.users) if label == "by scores" else None
             start = time.perf_counter()
             left, right = singular_factors(table, metric)
             seconds = time.perf_counter() - start
@@ -87,6 +90,15 @@ def singular_factors(table: FloatArray, metric: NDArray[np.float64] | None = Non
     left = inside @ vectors
     right = vectors.T if metric is None else np.linalg.solve(metric.T, vectors).T
     return left.astype(np.float32), right.astype(np.float32)
+
+
+def narrowed(material: Material, dim: int) -> tuple[FloatArray, FloatArray]:
+    """Tables (I, dim) and users (U, dim) whose products are the closest to the scores that the users get."""
+    table, users = material.pretrained.items, material.users
+    if dim == table.shape[1]:
+        return table, users
+    left, right = singular_factors(table, score_metric(users))
+    return np.ascontiguousarray(left[:, :dim]), np.ascontiguousarray(users @ right[:dim].T)
 
 
 @dataclass(frozen=True)
@@ -142,4 +154,12 @@ class FixedTiers(Rival):
                 yield whole_table(request, stored, users, 0.0, f"{width} dimensions")
 
 
-__all__ = ["FixedTiers", "MagnitudePruning", "SmallerDimension", "TruncatedSvd", "score_metric", "singular_factors"]
+__all__ = [
+    "FixedTiers",
+    "MagnitudePruning",
+    "SmallerDimension",
+    "TruncatedSvd",
+    "narrowed",
+    "score_metric",
+    "singular_factors",
+]

@@ -16,6 +16,7 @@ from simulations.report.tables.view import format_bytes, format_metric
 from simulations.studies.compare.plot import compare_alt, compare_plot
 from simulations.studies.compare.schema import CompareResult, CompareRow, check_compare
 from simulations.studies.compare.tables import (
+    ceilings_view,
     compare_details_view,
     compare_table,
     compare_view,
@@ -74,7 +75,12 @@ def compare_page(result: CompareResult, plot: Plot) -> str:
         title=f"{name}: ways to fit a budget" if name else "Ways to fit a budget",
         lead="Every method under the same budgets, its bytes counted as they would be stored on the device.",
         facts=facts,
-        tables=[verdict_view(result), compare_view(result["rows"]), compare_view(result["rows"], "ndcg@20")],
+        tables=[
+            verdict_view(result),
+            compare_view(result["rows"]),
+            compare_view(result["rows"], "ndcg@20"),
+            *([ceilings_view(result)] if result.get("ceilings") else []),
+        ],
         refinement=refinement_view(result),
         details=compare_details_view(result["rows"]),
         plot=plot,
