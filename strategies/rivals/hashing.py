@@ -88,7 +88,7 @@ class Hashing(Rival):
     dims: tuple[float, ...] = (0.125, 0.25)
     operations: tuple[Operation, ...] = ("add", "multiply")
     steps: int = 400
-    rates: tuple[float, ...] = (1.0, 4.0)
+    rates: tuple[float, ...] = (1.0, 4.0, 16.0)
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
         """One option a request and dim; those that the operation and rate were chosen from belong to one request."""
