@@ -28,7 +28,7 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import checked
-from strategies.evaluation.evaluator import Evaluator
+from strategies.evaluation.evaluator import Evaluator, qualities
 from strategies.figures.figures import evaluated
 from strategies.nodes.nodes import Nodes
 from strategies.run.collected import Pretrained
@@ -84,7 +84,7 @@ def stages_of(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = 
     root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
     nodes = Nodes.connect(grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s)
     plan = privacy_plan(scenario, place)
-    prepared = prepare(scenario, place, stages, nodes, on_event)
+    prepared = prepare(scenario, plan, place, stages, nodes, on_event)
     found: Stagewise = {}
     if isinstance(prepared, Pretrained):
         found["pretrained users"], found["pretrained items"] = prepared.pretrained.users, prepared.pretrained.items
@@ -96,7 +96,7 @@ def stages_of(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = 
     refiner.refine(strategy)
     found["refined tables"] = np.stack([state.table for state in strategy.states])
     found["refined weights"] = np.stack(strategy.weights(scenario.selector))
-    rows = evaluated(Evaluator.of(strategy), on_event).budgets
+    rows = [one for asked in evaluated(Evaluator.of(strategy), on_event).budgets for one in qualities(asked.reply)]
     found["recall"] = np.array([row.recall for row in rows])
     found["ndcg"] = np.array([row.ndcg for row in rows])
     return found

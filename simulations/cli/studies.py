@@ -64,7 +64,7 @@ def compare(
     from simulations.studies.compare.federated import compare_federated, nothing_is_collected
     from simulations.studies.compare.leaderboard import leaderboard_view
     from simulations.studies.compare.paired import peel_over_view
-    from simulations.studies.compare.tables import compare_table, verdict_view
+    from simulations.studies.compare.tables import ceilings_view, compare_table, verdict_view
 
     words = {"--budgets": budgets, "--single-budgets": single_budgets, "--seeds": seeds}
     if nothing_is_collected(loaded):
@@ -86,7 +86,8 @@ def compare(
         **_options(["compare", scenario], overrides, words, data_dir, quiet),
     )
     if not quiet:
-        more = (verdict_view(result), peel_over_view(result["rows"]))
+        more = [verdict_view(result), peel_over_view(result["rows"])]
+        more += [ceilings_view(result)] if result.get("ceilings") else []
         _show(compare_table(result["rows"]), out / "compare.html", *(view.to_rich() for view in more))
 
 

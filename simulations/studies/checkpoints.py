@@ -117,3 +117,8 @@ def decisive_of_tables(scenario: Scenario) -> dict[str, Any]:
     """What of a scenario decides the figures of those who start from the pretrained tables and know no device."""
     content = scenario.model_dump(mode="json")
     return {key: content[key] for key in ("seed", "data", "pretraining")} | {"device": scenario.engine.device}
+
+
+def decisive_of_starts(scenario: Scenario) -> dict[str, Any]:
+    """The same, of those who may also start from the tables of the user groups."""
+    return decisive_of_tables(scenario) | {"user_groups": scenario.model_dump(mode="json")["user_groups"]}

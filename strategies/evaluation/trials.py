@@ -206,6 +206,7 @@ def _rows(evaluator: Evaluator, trial: Trial, selector: str, precision: Precisio
                 "stored_bytes_max": max(int(reply.stored_max[i]) for reply in replies.values()),
                 "seconds": seconds,
                 "note": "",
+                "trials": 1,
                 **{split: in_json(qualities(reply)[i]) for split, reply in replies.items()},
                 "replicates": replicates_in_json(replies["test"].replicates, i),
             }

@@ -9,11 +9,11 @@ has interacted with are left out, and blocks that a device never needs take no r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fl_peel.blocks.compression import StoredTable, stored_bytes
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import dequantize, quantize
-from fl_peel.blocks.ranked import RankedBlocks, RowOrder
+from fl_peel.blocks.ranked import RankedBlocks, RowOrder, rank_blocks
 from fl_peel.blocks.settings import Precision
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.events import Event, OnEvent, silent
@@ -29,10 +29,16 @@ from fl_peel.grouping.clusters import fit_user_embeddings
 from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
 from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.train import PretrainedEmbeddings, pretrain
+from fl_peel.scenario.method import ControllerPart
+from strategies.groups.start import shown_in_lists
 
 FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+Lists = NDArray[np.int32]
 Split = Literal["validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 TOP_N = 20
+NOTHING_FITS = "nothing fits in this budget"
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,29 @@ class Request:
     budget_bytes: int
 
 
+UNLIMITED = Request("fp32", 1.0, 1 << 62)
+"""Of what lies on the server, whatever its size."""
+
+
+@dataclass(frozen=True)
+class Starts:
+    """What user groups start with in PEEL. assignment: (U,) each device's group, by number; table: the item table
+    (I, d) that a group starts with, to be called under ``fixed_threads(1)``.
+    """
+
+    assignment: NDArray[np.integer]
+    table: Callable[[int], FloatArray]
+
+    def members(self) -> dict[int, IntArray]:
+        """Devices, ascending, of every group that has any."""
+        return {group: np.flatnonzero(self.assignment == group) for group in np.unique(self.assignment).tolist()}
+
+
 @dataclass(frozen=True)
 class Material:
-    """What there is after stage 1. users (U, d): every device's, those that gave no data fitted on the device."""
+    """What there is after stage 1. users (U, d): every device's, those that gave no data fitted on the device; starts:
+    of the user groups, for those who start there.
+    """
 
     given: UserItems
     has_data: NDArray[np.bool_]
@@ -57,6 +83,7 @@ class Material:
     device: str = "cpu"
     cache_dir: str = ""
     on_event: OnEvent = field(default=silent, repr=False)
+    starts: Starts | None = field(default=None, repr=False)
 
     @property
     def num_items(self) -> int:
@@ -72,6 +99,13 @@ class Material:
     def popularity(self) -> NDArray[np.int64]:
         """Collected interactions per item, (I,)."""
         return self.given.popularity(self.num_items)
+
+    @cached_property
+    def shown(self) -> NDArray[np.float64]:
+        """Discounted places of items (I,) in the lists of users who gave data, as PEEL counts them for its blocks."""
+        layout = BlockLayout(np.arange(self.num_items, dtype=np.int32), self.pretrained.items.shape[1], 1)
+        everything = rank_blocks(layout, "fp32", -np.arange(self.num_items, dtype=np.float64), self.pretrained.items)
+        return shown_in_lists(everything, self.users, self.given, ControllerPart().list_length)
 
     @cached_property
     def seen(self) -> UserItems:
@@ -95,7 +129,13 @@ class Material:
             has_data=np.ones(len(devices), np.bool_),
             splits=self.splits.of(devices),
             pretrained=replace(self.pretrained, users=self.users[devices]),
+            starts=None,
         )
+
+    def starting_with(self, table: FloatArray) -> Material:
+        """The same with another item table (I, d) for everybody, and the users' embeddings as they are."""
+        pretrained = replace(self.pretrained, users=self.users, items=table)
+        return replace(self, pretrained=pretrained, has_data=np.ones(len(self.users), np.bool_), starts=None)
 
     def retrained(self, config: PretrainingConfig, what: str) -> PretrainedEmbeddings:
         """Tables of another shape, trained in the same way on the same interactions; kept by content."""
@@ -111,7 +151,8 @@ class Material:
 
 @dataclass(frozen=True)
 class Option:
-    """What devices hold under one budget, decoded. seconds: spent for this budget alone, not shared with others.
+    """What devices hold under one budget, decoded. seconds: spent for this budget alone, not shared with others;
+    trials: settings that were looked at on validation to arrive at it.
 
     cutoffs, stored: (U,); users: (U, d').
     """
@@ -124,17 +165,41 @@ class Option:
     test_cutoffs: NDArray[np.int64]
     seconds: float
     label: str = ""
+    trials: int = 1
+
+
+@dataclass(frozen=True)
+class Listed:
+    """As :class:`Option`, where all that counts are the lists that come of it: one table a user group, or no table at
+    all on the device. lists: (U, TOP_N) items of each split, best first, -1 where a device has fewer.
+    """
+
+    request: Request
+    lists: Mapping[Split, Lists]
+    stored: IntArray
+    seconds: float
+    label: str = ""
+    trials: int = 1
 
 
 class Rival(Protocol):
-    """A way of fitting a budget."""
+    """A way of fitting a budget; derive from this one, and say what differs."""
+
+    group_aware: ClassVar[bool] = False
+    """Whether it may serve each user group differently."""
+    ceiling: ClassVar[bool] = False
+    """Whether it is a line to look up to, on a server that has the data, and not a way of serving on devices."""
 
     @property
     def name(self) -> str:
         """Its ``method`` in compare.json."""
 
-    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
+    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option | Listed]:
         """What devices hold, for each request that can be served at all; in any order."""
+
+    def why_nothing(self, material: Material) -> str:
+        """The note of a request without any option."""
+        return NOTHING_FITS
 
 
 def whole_table(

@@ -7,22 +7,60 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel import kernels
 from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import UserItems
-from fl_peel.ranking.top import MetricSums, evaluate
-from strategies.rivals.base import TOP_N, FloatArray, Material, Option, Split
+from fl_peel.ranking.top import MetricSums, evaluate, top_rows
+from strategies.rivals.base import TOP_N, FloatArray, Listed, Lists, Material, Option, Split
 
 
 def quality(
-    option: Option, material: Material, split: Split, users: NDArray[np.int64] | None = None
+    option: Option | Listed, material: Material, split: Split, users: NDArray[np.int64] | None = None
 ) -> dict[str, float]:
     """Mean Recall@20 and NDCG@20 over devices (or the given ones) with at least one item to find."""
     splits = material.splits
     wanted = splits.test if split == "test" else splits.validation
     exclude = material.seen if split == "test" else splits.train
-    cutoffs = option.test_cutoffs if split == "test" else option.validation_cutoffs
     chosen = np.flatnonzero(wanted.counts() > 0) if users is None else users
+    if isinstance(option, Listed):
+        return means(list_sums(option.lists[split][chosen], wanted.select(chosen), material.num_items))
+    cutoffs = option.test_cutoffs if split == "test" else option.validation_cutoffs
     return mean_quality(option.ranked, cutoffs, option.users, exclude, wanted, chosen)
+
+
+def top_lists(option: Option, material: Material, split: Split) -> Lists:
+    """The TOP_N best items of every device (U, TOP_N), best first, -1 where it has fewer: what ``quality`` counts."""
+    cutoffs = option.test_cutoffs if split == "test" else option.validation_cutoffs
+    exclude = material.seen if split == "test" else material.splits.train
+    rows = top_rows(option.ranked, cutoffs, stored_user(option.users), exclude, TOP_N)
+    if not len(option.ranked.items):
+        return rows
+    return np.where(rows >= 0, option.ranked.items[rows], np.int32(-1)).astype(np.int32)
+
+
+def lists_of(option: Option | Listed, material: Material, split: Split) -> Lists:
+    """The lists that an option serves on a split, (U, TOP_N)."""
+    return option.lists[split] if isinstance(option, Listed) else top_lists(option, material, split)
+
+
+def list_metrics(lists: Lists, wanted: UserItems, num_items: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Recall@20 and NDCG@20 (N,) of lists of items (N, TOP_N); 0 where nothing is wanted."""
+    recall, ndcg = np.empty(len(lists), np.float64), np.empty(len(lists), np.float64)
+    kernels.hit_sums(lists, wanted.indptr, wanted.items.astype(np.int32), TOP_N, num_items, recall, ndcg)
+    return recall, ndcg
+
+
+def list_sums(lists: Lists, wanted: UserItems, num_items: int) -> MetricSums:
+    """Metric sums, (1,) each, over the devices that have an item to find."""
+    metrics = list_metrics(lists, wanted, num_items)
+    return MetricSums.of(np.zeros(len(lists), np.int64), 1, *metrics, wanted.counts() > 0)
+
+
+def means(sums: MetricSums) -> dict[str, float]:
+    """Mean Recall@20 and NDCG@20 of sums (1,)."""
+    recall, ndcg = sums.mean()
+    return {f"recall@{TOP_N}": float(recall[0]), f"ndcg@{TOP_N}": float(ndcg[0])}
 
 
 def mean_quality(
@@ -34,9 +72,7 @@ def mean_quality(
     chosen: NDArray[np.int64],
 ) -> dict[str, float]:
     """Mean Recall@20 and NDCG@20 of the chosen devices (M,); all other arguments are of all devices."""
-    sums = sum_quality(ranked, cutoffs, users, exclude, wanted, chosen)
-    recall, ndcg = sums.mean()
-    return {f"recall@{TOP_N}": float(recall[0]), f"ndcg@{TOP_N}": float(ndcg[0])}
+    return means(sum_quality(ranked, cutoffs, users, exclude, wanted, chosen))
 
 
 def sum_quality(

@@ -27,6 +27,7 @@ from strategies.rivals.base import (
     Material,
     Option,
     Request,
+    Rival,
     block_option,
     decoded_blocks,
     ranked_blocks,
@@ -50,7 +51,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(Rival):
     """One global elastic table, one search per budget. num_slices: the least divisor of d from this on."""
 
     name: str = "rule"
@@ -97,6 +98,7 @@ class Rule:
                 best.test_cutoffs,
                 time.perf_counter() - start,
                 f"{layout.num_blocks} blocks, {ranked} subsets ranked",
+                max(ranked, 1),
             )
 
     def layout(self, material: Material, request: Request, requests: Sequence[Request]) -> BlockLayout | None:

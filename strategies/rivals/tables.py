@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,12 @@ from fl_peel.blocks.compression import (
     most_entries,
 )
 from fl_peel.events import Event
-from strategies.rivals.base import FloatArray, Material, Option, Request, distinct, whole_table
+from strategies.rivals.base import FloatArray, Material, Option, Request, Rival, distinct, whole_table
 from strategies.rivals.training import train_nested
 
 
 @dataclass(frozen=True)
-class SmallerDimension:
+class SmallerDimension(Rival):
     """All items in as many dimensions as fit, trained anew with the settings of the full table."""
 
     name: str = "smaller-dimension"
@@ -44,20 +45,22 @@ class SmallerDimension:
 
 
 @dataclass(frozen=True)
-class TruncatedSvd:
+class TruncatedSvd(Rival):
     """The pretrained table as a product of two thin ones.
 
-    Two options: the closest to the table itself, and the closest in the scores that the users get from it.
+    closest: to the table itself ("plain"), or in the scores that the users get from it ("by scores").
     """
 
     name: str = "truncated-svd"
+    closest: tuple[Literal["plain", "by scores"], ...] = ("plain", "by scores")
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
-        """Two options a request."""
+        """One option a request and way of being close."""
         table = material.pretrained.items
         num_items, dim = table.shape
         ranks = {r: largest_rank(num_items, dim, r.precision, r.budget_bytes) for r in requests}
-        for label, metric in (("plain", None), ("by scores", score_metric(material.users))):
+        for label in self.closest:
+            metric = score_metric(material.users) if label == "by scores" else None
             start = time.perf_counter()
             left, right = singular_factors(table, metric)
             seconds = time.perf_counter() - start
@@ -89,8 +92,17 @@ def singular_factors(table: FloatArray, metric: NDArray[np.float64] | None = Non
     return left.astype(np.float32), right.astype(np.float32)
 
 
+def narrowed(material: Material, dim: int) -> tuple[FloatArray, FloatArray]:
+    """Tables (I, dim) and users (U, dim) whose products are the closest to the scores that the users get."""
+    table, users = material.pretrained.items, material.users
+    if dim == table.shape[1]:
+        return table, users
+    left, right = singular_factors(table, score_metric(users))
+    return np.ascontiguousarray(left[:, :dim]), np.ascontiguousarray(users @ right[:dim].T)
+
+
 @dataclass(frozen=True)
-class MagnitudePruning:
+class MagnitudePruning(Rival):
     """Single entries of the pretrained table, the largest first; bytes of the cheapest sparse encoding."""
 
     name: str = "magnitude-pruning"
@@ -113,7 +125,7 @@ class MagnitudePruning:
 
 
 @dataclass(frozen=True)
-class FixedTiers:
+class FixedTiers(Rival):
     """Small, medium and large tables: nested column ranges of one table, trained together.
 
     As in HeteroFL (Diao et al., ICLR 2021) and HeteFedRec (Yuan et al., arXiv 2307.12810): a device class has one of
@@ -142,4 +154,12 @@ class FixedTiers:
                 yield whole_table(request, stored, users, 0.0, f"{width} dimensions")
 
 
-__all__ = ["FixedTiers", "MagnitudePruning", "SmallerDimension", "TruncatedSvd", "score_metric", "singular_factors"]
+__all__ = [
+    "FixedTiers",
+    "MagnitudePruning",
+    "SmallerDimension",
+    "TruncatedSvd",
+    "narrowed",
+    "score_metric",
+    "singular_factors",
+]

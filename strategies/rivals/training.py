@@ -7,7 +7,7 @@ Whole users in a batch, the pretraining's own losses, Adam with a learning rate 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -55,6 +55,10 @@ class BatchLoss:
         """The l2 penalty on tables (U, d), (I, d)."""
         squares = self._user_l2 @ users.square().sum(dim=1) + self._item_l2 @ items.square().sum(dim=1)
         return 0.5 * self.config.l2 * squares
+
+    def epochs(self, steps: int) -> int:
+        """Passes over the users of at least ``steps`` batches."""
+        return -(-steps // max(-(-len(self.active) // self.config.batch_size), 1))
 
     def batches(self, generator: torch.Generator) -> Iterator[UserBatch]:
         """One pass over the users who gave data, in random order."""
@@ -129,6 +133,36 @@ def train_nested(
             final_users = final_users.clone()
             final_users[torch.from_numpy(given.counts() == 0)] = 0.0
         return PretrainedEmbeddings(final_users.numpy(), final_items.numpy(), config.temperature)
+
+
+def descend(
+    users: FloatArray,
+    parts: Sequence[FloatArray],
+    compose: Callable[[Sequence[Tensor]], Tensor],
+    loss_of: BatchLoss,
+    *,
+    learning_rate: float,
+    generators: Sequence[torch.Generator],
+) -> tuple[FloatArray, list[FloatArray]]:
+    """Users (U, d) and the parts that an item table is composed of, trained on the table's loss.
+
+    compose: from the parts to the table (I, d); generators: one for each pass over the users. Adam, from
+    ``learning_rate`` down to zero; the arrays given are left as they are.
+    """
+    free = [torch.from_numpy(part.astype(np.float32, copy=True)).requires_grad_() for part in (users, *parts)]
+    optimizer = torch.optim.Adam(free, lr=learning_rate)
+    with training(loss_of.given.num_interactions):
+        for number, generator in enumerate(generators):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * (1.0 - number / len(generators))
+            for batch in loss_of.batches(generator):
+                optimizer.zero_grad(set_to_none=True)
+                table = compose(free[1:])
+                loss = loss_of(free[0][batch.users], table, batch, generator) + loss_of.penalty(free[0], table)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+    found = [part.detach().numpy() for part in free]
+    return found[0], found[1:]
 
 
 class PrunedTable:

@@ -18,11 +18,13 @@ from clients.fleet.fleet import load_fleet
 from fl_peel.blocks.layout import share_bytes
 from fl_peel.blocks.settings import Precision
 from fl_peel.errors import ScenarioError
+from fl_peel.grouping.clusters import choose_group
 from fl_peel.pretraining.train import fixed_threads
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import pretraining_device
 from simulations.report.files import write_files
-from simulations.studies.checkpoints import decisive, decisive_of_tables
+from simulations.studies.checkpoints import decisive, decisive_of_starts
+from simulations.studies.compare.central import CEILINGS, DENSE, RIVALS, modules_of
 from simulations.studies.compare.paired import with_intervals
 from simulations.studies.compare.report import write_compare
 from simulations.studies.compare.rows import aggregated, summary
@@ -31,32 +33,18 @@ from simulations.studies.frame import Frame, Options
 from simulations.studies.study import Study
 from strategies.evaluation.trials import Trial
 from strategies.groups.start import starting_tables
-from strategies.rivals.base import Material, Request, Rival
+from strategies.rivals.base import UNLIMITED, Material, Request, Rival, Starts
 from strategies.rivals.central import refine_centrally
 from strategies.rivals.compete import compete
-from strategies.rivals.pep import Pep
-from strategies.rivals.rule import Rule
-from strategies.rivals.tables import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd
 
 BUDGETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
-DENSE: tuple[Precision, ...] = ("fp32", "int8", "int4")
-SPARSE: tuple[Precision, ...] = ("fp16", "int8", "int4")
-RIVALS: tuple[tuple[Rival, tuple[Precision, ...]], ...] = (
-    (SmallerDimension(), DENSE),
-    (TruncatedSvd(), DENSE),
-    (MagnitudePruning(), SPARSE),
-    (Pep(), SPARSE),
-    (FixedTiers(), DENSE),
-    (Rule(), DENSE),
-)
-"""Rivals that need no federation, and the precisions each is tried at."""
 GROUP_SELECTORS = {"shown": "group-shown", "popularity": "group-popularity"}
 """Fixed orders of each user group's table, and the names of the methods they make: refined under that order, too, so
 that none is measured on tables that were made for another.
 """
 GLOBAL_SELECTORS = {"global-popularity": "popular-items", "random": "random-blocks", "energy": "magnitude-blocks"}
 """Fixed orders of one table for everybody, and the names of the methods they make."""
-COMPETING = ("strategies.run.prepare", "strategies.rivals.compete")
+COMPETING = ("strategies.run.prepare", "strategies.groups.start", "strategies.rivals.compete")
 """What a rival's stage enters, beside the module of the rival itself."""
 REFINING = ("strategies.run.prepare", "strategies.groups.start", "strategies.rivals.central")
 """What central refinement enters."""
@@ -70,6 +58,7 @@ def compare(
     seeds: int = 1,
     single_budgets: Iterable[float] | None = None,
     rivals: Sequence[tuple[Rival, tuple[Precision, ...]]] = RIVALS,
+    ceilings: Sequence[Rival] = CEILINGS,
     **options: Unpack[Options],
 ) -> CompareResult:
     """Compare all methods at every budget (shares of the fp32 full table) and write compare.json and its companions.
@@ -89,7 +78,7 @@ def compare(
         )
     shares = tuple(sorted(set(budgets)))
     single = shares[1::2][:3] or shares[:1] if single_budgets is None else tuple(sorted(set(single_budgets)))
-    found = frame.by_seed(seeds, lambda study: _one_seed(study, shares, single, rivals))
+    found = frame.by_seed(seeds, lambda study: _one_seed(study, shares, single, rivals, ceilings))
     by_seed = list(found.values())
     devices = min(result["devices"] for result in by_seed)
     rows = with_intervals(aggregated([result["rows"] for result in by_seed]), devices)
@@ -103,6 +92,7 @@ def compare(
     figures = {
         "full_table": full,
         "rows": rows,
+        "ceilings": aggregated([result["ceilings"] for result in by_seed]),
         "refinement": refinement,
         "summary": summary(rows, full, refinement),
         "stages": {str(seed): one["stages"] for seed, one in found.items()},
@@ -118,6 +108,7 @@ def _one_seed(
     shares: tuple[float, ...],
     single: tuple[float, ...],
     rivals: Sequence[tuple[Rival, tuple[Precision, ...]]],
+    ceilings: Sequence[Rival],
 ) -> dict[str, Any]:
     trials = federated_trials(study, shares, single)
     results = study.trials(trials)
@@ -131,22 +122,27 @@ def _one_seed(
     rows += named_rows(results["peel-authors"], [(own, "peel-authors")], group_aware=False)
     rows += named_rows(results["peel-authors-groups"], [(own, "peel-authors-groups")], group_aware=True)
     material = None
-    for rival, precisions in rivals:
-        requests = [Request(p, share, budget_of(study, share)) for p in precisions for share in shares]
 
-        def work(rival: Rival = rival, requests: list[Request] = requests) -> list[dict[str, Any]]:
+    def competed(rival: Rival, requests: list[Request]) -> list[dict[str, Any]]:
+        def work() -> list[dict[str, Any]]:
             nonlocal material
             material = material or material_of(study)
             return compete(rival, material, requests)
 
         what = [repr(rival), [dataclasses.astuple(request) for request in requests]]
-        modules = (*COMPETING, type(rival).__module__)
-        served = study.stage(rival.name, [decisive_of_tables(study.scenario), what], modules, work)
-        rows += [{"method": rival.name, "group_aware": False, **flat(row)} for row in served]
+        decides = [decisive_of_starts(study.scenario), what]
+        served = study.stage(rival.name, decides, (*COMPETING, *modules_of(rival)), work)
+        return [{"method": rival.name, "group_aware": rival.group_aware, **flat(row)} for row in served]
+
+    for rival, precisions in rivals:
+        requests = [Request(p, share, budget_of(study, share)) for p in precisions for share in shares]
+        rows += [{**row, "ceiling": rival.ceiling} for row in competed(rival, requests)]
+    looked_up_to = [ceiling_row(row) for rival in ceilings for row in competed(rival, [UNLIMITED])]
     central = study.stage("central refinement", decisive(study.scenario), REFINING, lambda: refined(study, material))
     full = results["peel"]["full_table"]
     return {
-        "rows": rows,
+        "rows": [{"ceiling": False, **row} for row in rows],
+        "ceilings": looked_up_to,
         "devices": int((study.splits.test.counts() > 0).sum()),
         "full_table": {**full["global"], "bytes": full["bytes"]},
         "refinement": {
@@ -228,15 +224,25 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
     return {**kept, **row["test"], "validation_recall@20": row["validation"]["recall@20"]}
 
 
+def ceiling_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row that knows no budget: its bytes are those of the model, on the server."""
+    left_out = {"precision", "share", "budget_bytes", "stored_bytes_max", "group_aware"}
+    return {
+        "server_bytes": row["stored_bytes_max"],
+        "ceiling": True,
+        **{key: value for key, value in row.items() if key not in left_out},
+    }
+
+
 def budget_of(study: Study, share: float) -> int:
     """Bytes of a share of the fp32 full item table."""
     return share_bytes(4 * study.splits.num_items * study.scenario.pretraining.embedding_dim, share)
 
 
 def material_of(study: Study) -> Material:
-    """What central rivals start from."""
+    """What central rivals start from; devices whose data was not collected choose their group, as they do in PEEL."""
     prepared = study.prepared()
-    return Material(
+    plain = Material(
         prepared.given,
         prepared.has_data,
         study.splits,
@@ -247,6 +253,11 @@ def material_of(study: Study) -> Material:
         study.place.cache_dir,
         study.on_event,
     )
+    assignment = prepared.groups.assignment.copy()
+    alone = np.flatnonzero(assignment < 0)
+    assignment[alone] = choose_group(plain.users[alone], prepared.groups.centroids)
+    tables = starting_tables(study.scenario, prepared.pretrained, prepared.groups, prepared.given)
+    return dataclasses.replace(plain, starts=Starts(assignment, tables))
 
 
 def refined(study: Study, material: Material | None) -> dict[str, Any]:
@@ -254,10 +265,10 @@ def refined(study: Study, material: Material | None) -> dict[str, Any]:
     refinement = study.scenario.refinement
     material = material or material_of(study)
     local = refinement.local.config(material.config.temperature)
-    prepared = study.prepared()
-    start = starting_tables(study.scenario, prepared.pretrained, prepared.groups, prepared.given)
+    assert material.starts is not None
+    groups, start = study.prepared().groups, material.starts.table
     with fixed_threads(1):
-        return refine_centrally(material, prepared.groups, local, refinement.rounds * local.epochs, start=start)
+        return refine_centrally(material, groups, local, refinement.rounds * local.epochs, start=start)
 
 
 __all__ = ["BUDGETS", "RIVALS", "compare"]

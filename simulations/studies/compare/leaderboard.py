@@ -13,7 +13,14 @@ from typing_extensions import TypedDict
 from simulations.report.files import to_plain
 from simulations.report.plots.style import Plot
 from simulations.report.render import provenance, render, scenario_name
-from simulations.report.tables.view import TableView, format_bytes, format_kilobytes, format_metric, format_share
+from simulations.report.tables.view import (
+    ABSENT,
+    TableView,
+    format_bytes,
+    format_kilobytes,
+    format_metric,
+    format_share,
+)
 from simulations.studies.compare.plot import compare_alt, compare_plot
 from simulations.studies.compare.report import plotted_rows
 from simulations.studies.compare.schema import CompareFullTable, CompareRow, check_of
@@ -32,7 +39,6 @@ class LeaderboardRow(CompareRow):
     bytes_down_mean: Mean
     bytes_up_mean: Mean
     rounds: Mean
-    trials: Count
     note: str
 
 
@@ -96,7 +102,7 @@ def leaderboard_view(rows: Sequence[LeaderboardRow], title: str = "Leaderboard",
             format_kilobytes(row["stored_bytes_max"]),
             *(format_bytes(row[key]) for key in ("bytes_down_mean", "bytes_up_mean")),
             f"{row['rounds']:g}",
-            str(row["trials"]),
+            str(row.get("trials", ABSENT)),
         )
         for row in shown
     )

@@ -100,7 +100,7 @@ def _share_ticks(axes: Axes, shares: Sequence[float], full_bytes: int) -> None:
 def compare_alt(rows: Sequence[CompareRow]) -> str:
     """The figure in words: which method validation likes best at each budget."""
     best: dict[float, CompareRow] = {}
-    for row in rows:
+    for row in (row for row in rows if not row.get("ceiling")):
         if row["share"] not in best or row["validation_recall@20"] > best[row["share"]]["validation_recall@20"]:
             best[row["share"]] = row
     words = [

@@ -17,6 +17,7 @@ from simulations.studies.compare.paired import peel_over_view
 from simulations.studies.compare.plot import compare_alt, compare_plot
 from simulations.studies.compare.schema import CompareResult, CompareRow, check_compare
 from simulations.studies.compare.tables import (
+    ceilings_view,
     compare_details_view,
     compare_table,
     compare_view,
@@ -80,6 +81,7 @@ def compare_page(result: CompareResult, plot: Plot) -> str:
             peel_over_view(result["rows"]),
             compare_view(result["rows"]),
             compare_view(result["rows"], "ndcg@20"),
+            *([ceilings_view(result)] if result.get("ceilings") else []),
         ],
         refinement=refinement_view(result),
         details=compare_details_view(result["rows"]),

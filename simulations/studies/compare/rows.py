@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 METRICS = ("recall@20", "ndcg@20")
+OWN = ("peel", "peel-single-budget", "group-shown", "group-popularity")
+"""PEEL, and what it is compared with by name."""
 
 Row = dict[str, Any]
 
@@ -25,6 +27,8 @@ def aggregated(by_seed: Sequence[Sequence[Row]]) -> list[Row]:
         for key in (*METRICS, "validation_recall@20", "seconds"):
             if key in row:
                 row[key] = statistics.fmean(other[key] for other in same)
+        if "trials" in row:
+            row["trials"] = max(other["trials"] for other in same)
         if "stored_bytes_max" in row:
             row["stored_bytes_max"] = max(other["stored_bytes_max"] for other in same)
         if len(same) > 1:
@@ -37,19 +41,19 @@ def aggregated(by_seed: Sequence[Sequence[Row]]) -> list[Row]:
         rows.append(row)
     best: dict[tuple[str, float], Row] = {}
     for row in rows:
-        if "method" in row:
+        if "share" in row:
             place = (row["method"], row["share"])
             if place not in best or row["validation_recall@20"] > best[place]["validation_recall@20"]:
                 best[place] = row
-    return [row | {"chosen": row is best[row["method"], row["share"]]} if "method" in row else row for row in rows]
+    return [row | {"chosen": row is best[row["method"], row["share"]]} if "share" in row else row for row in rows]
 
 
 def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[str, Any]) -> Row:
     """The comparisons that matter, each between what validation chose; recall on test.
 
     budgets: for each share PEEL's recall, its ratio to the full global table, to fixed orders of user groups (shown,
-    popularity), to the best rival without user groups (the rival that validation likes best) and to PEEL trained for
-    that budget alone; with several seeds also the differences, seed by seed.
+    popularity), to the best rival without user groups and the best with them (the rivals that validation likes best;
+    ceilings are none) and to PEEL trained for that budget alone; with several seeds also the differences, seed by seed.
     """
     base = full["recall@20"]
     lines = []
@@ -58,8 +62,9 @@ def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[st
         peel = here.get("peel")
         if peel is None:
             continue
-        others = [row for row in here.values() if not row["group_aware"]]
-        rival = max(others, key=lambda row: row["validation_recall@20"], default=None)
+        others = [row for row in here.values() if not row.get("ceiling")]
+        rival = _best(row for row in others if not row["group_aware"])
+        of_groups = _best(row for row in others if row["group_aware"] and row["method"] not in OWN)
         line: Row = {
             "share": share,
             "precision": peel["precision"],
@@ -70,13 +75,15 @@ def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[st
             ("group_shown", here.get("group-shown")),
             ("group_popularity", here.get("group-popularity")),
             ("best_without_groups", rival),
+            ("best_with_groups", of_groups),
             ("single_budget", here.get("peel-single-budget")),
         ):
             if other is not None:
                 line[f"to_{name}"] = _ratio(peel["recall@20"], other["recall@20"])
                 line |= _difference(name, peel, other)
-        if rival is not None and rival["recall@20"] > 0:
-            line["rival"] = f"{rival['method']} {rival['precision']}"
+        for name, other in (("rival", rival), ("rival_with_groups", of_groups)):
+            if other is not None and other["recall@20"] > 0:
+                line[name] = f"{other['method']} {other['precision']}"
         lines.append(line)
     ratios = {
         f"federated_to_{name}": _ratio(refinement["federated"]["recall@20"], refinement[name]["recall@20"])
@@ -84,6 +91,11 @@ def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[st
         if refinement.get(name) and refinement.get("federated")
     }
     return {"budgets": lines, **ratios}
+
+
+def _best(rows: Iterable[Row]) -> Row | None:
+    """What validation likes best."""
+    return max(rows, key=lambda row: row["validation_recall@20"], default=None)
 
 
 def _difference(name: str, one: Row, other: Row) -> Row:

@@ -41,13 +41,27 @@ class CompareRow(Quality, _Spread, _Intervals, _Validation):
 
     method: str
     group_aware: bool  # whether it may serve each user group differently
+    ceiling: NotRequired[bool]  # a line to look up to, from a server that has the data: no rival
     precision: str
     share: Share
     stored_bytes_max: Bytes
     seconds: Seconds  # spent to serve this budget
+    trials: NotRequired[Count]  # settings of this precision that were looked at on validation
     seeds: NotRequired[Count]
     peel_over: NotRequired[PeelOver]  # of rows that validation chose, peel's own apart
     chosen: bool  # the precision that validation likes best, of this method at this budget
+
+
+class Ceiling(Quality, _Spread, _Validation):
+    """What a server does that has the data and knows no budget."""
+
+    method: str
+    ceiling: bool
+    server_bytes: Bytes  # of its model
+    seconds: Seconds
+    trials: Count
+    note: str
+    seeds: NotRequired[Count]
 
 
 class Refinement(TypedDict):
@@ -75,6 +89,7 @@ class CompareResult(TypedDict):
 
     full_table: CompareFullTable
     rows: list[CompareRow]
+    ceilings: NotRequired[list[Ceiling]]
     refinement: Refinement
     summary: Summary
     scenario: NotRequired[dict[str, Any] | str]

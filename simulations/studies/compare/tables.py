@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -27,7 +27,9 @@ def compare_view(rows: Sequence[CompareRow], metric: str = "recall@20") -> Table
     `metric` is `recall@20` or `ndcg@20`; where seeds gave a spread it follows the mean as '±'.
     """
     shares = sorted({row["share"] for row in rows})
+    servers = {row["method"] for row in rows if row.get("ceiling")}
     lines = list(dict.fromkeys((row["method"], row["group_aware"]) for row in rows))
+    lines.sort(key=lambda line: line[0] in servers)  # rivals first, each in its place
     cells: dict[tuple[int, int], str] = {}
     liked: dict[int, tuple[float, int]] = {}
     for row in (row for row in rows if row["chosen"]):
@@ -36,22 +38,59 @@ def compare_view(rows: Sequence[CompareRow], metric: str = "recall@20") -> Table
         text = format_metric(values[metric]) + ("" if spread is None else f" ±{spread:.4f}")
         line, column = lines.index((row["method"], row["group_aware"])), shares.index(row["share"])
         cells[line, column] = f"{text} {row['precision']}".rstrip()
-        if column not in liked or row["validation_recall@20"] > liked[column][0]:
+        if row["method"] not in servers and (column not in liked or row["validation_recall@20"] > liked[column][0]):
             liked[column] = (row["validation_recall@20"], line)
     body = tuple(
-        (method, "yes" if aware else "no", *(cells.get((i, j), ABSENT) for j in range(len(shares))))
+        (
+            method,
+            "server" if method in servers else "yes" if aware else "no",
+            trials(rows, method),
+            *(cells.get((i, j), ABSENT) for j in range(len(shares))),
+        )
         for i, (method, aware) in enumerate(lines)
     )
-    columns = ("method", "groups", *(format_share(share) for share in shares))
+    columns = ("method", "groups", "trials", *(format_share(share) for share in shares))
     note = (
         "On the test, of what validation chose: the precision beside each figure; in bold, for each budget, the method "
         "that is best on validation. Columns: budget as a share of the fp32 full table. Groups: may serve each user "
-        "group differently."
+        "group differently; server: sent by a server that has every device's data, and no rival. Trials: settings "
+        "looked at on validation for one budget, precisions included, at the budget with most."
     )
-    best = frozenset((line, column + 2) for column, (_, line) in liked.items())
+    best = frozenset((line, column + 3) for column, (_, line) in liked.items())
     return TableView(f"{metric_name(metric)} by budget", columns, body, 2, note, best)
 
 
+def trials(rows: Sequence[CompareRow], method: str) -> str:
+    """Settings of a method that were looked at on validation for one budget, all precisions together; the most."""
+    by_share: dict[float, int] = {}
+    for row in rows:
+        if row["method"] == method and "trials" in row:
+            by_share[row["share"]] = by_share.get(row["share"], 0) + row["trials"]
+    return str(max(by_share.values())) if by_share else ABSENT
+
+
+def ceilings_view(result: CompareResult) -> TableView:
+    """What a server does that has the data and knows no budget."""
+    body = tuple(
+        (
+            row["method"],
+            format_kilobytes(row["server_bytes"]) if row["server_bytes"] else ABSENT,
+            str(row["trials"]),
+            *(format_metric(row[key]) if row["server_bytes"] else ABSENT for key in CEILING_METRICS),
+            row["note"],
+        )
+        for row in result.get("ceilings", ())
+    )
+    columns = ("method", "KB on the server", "trials", "on validation", "Recall@20", "NDCG@20", "setting")
+    note = "Lines to look up to: no device holds these. 1 KB = 1000 bytes."
+    return TableView("On a server that has the data", columns, body, 1, note)
+
+
+CEILING_METRICS: tuple[Literal["validation_recall@20", "recall@20", "ndcg@20"], ...] = (
+    "validation_recall@20",
+    "recall@20",
+    "ndcg@20",
+)
 VERDICT = {
     "group_shown": "group shown",
     "group_popularity": "group popularity",
@@ -69,17 +108,19 @@ def verdict_view(result: CompareResult) -> TableView:
             *(_over(line.get(f"to_{name}")) for name in ("full_table", *VERDICT)),
             _over(line.get("to_best_without_groups")),
             line.get("rival", ABSENT),
+            _over(line.get("to_best_with_groups")),
+            line.get("rival_with_groups", ABSENT),
         )
         for line in result["summary"]["budgets"]
     )
     columns = (
         *("budget", "precision", "Recall@20", "full table", *VERDICT.values()),
-        *("best without groups", "which is"),
+        *("best without groups", "which is", "best with groups", "which is"),
     )
     note = (
         "PEEL's recall on the test, and over that of: the full global table; user groups' tables in the order of what "
-        "is shown, and of popularity, refined under that order; PEEL trained for that budget alone; the method without "
-        "user groups that validation likes best."
+        "is shown, and of popularity, refined under that order; PEEL trained for that budget alone; the methods "
+        "without user groups and with them that validation likes best, PEEL's own kin left out."
     )
     return TableView("Verdict", columns, rows, 2, note)
 
@@ -94,7 +135,7 @@ def compare_table(rows: Sequence[CompareRow], metric: str = "recall@20") -> Tabl
 
 
 def compare_details_view(rows: Sequence[CompareRow]) -> TableView:
-    """Every row of a comparison with its bytes and seconds."""
+    """Every row of a comparison with its bytes, trials and seconds."""
     body = tuple(
         (
             *(
@@ -105,14 +146,21 @@ def compare_details_view(rows: Sequence[CompareRow]) -> TableView:
             ),
             format_metric(row["validation_recall@20"]),
             *(format_metric(row["recall@20"]), format_metric(row["ndcg@20"]), f"{row['seconds']:,.1f}"),
+            str(row.get("trials", ABSENT)),
         )
         for row in rows
     )
     columns = (
         *("method", "precision", "share", "stored KB, max", "Recall@20 on validation"),
-        *("Recall@20", "NDCG@20", "seconds"),
+        *("Recall@20", "NDCG@20", "seconds", "trials"),
     )
-    return TableView("Every row", columns, body, 2, "1 KB = 1000 bytes. Seconds: spent to serve that budget.")
+    return TableView(
+        "Every row",
+        columns,
+        body,
+        2,
+        "1 KB = 1000 bytes. Seconds: spent to serve that budget; trials: settings looked at on validation.",
+    )
 
 
 def refinement_view(result: CompareResult) -> TableView:

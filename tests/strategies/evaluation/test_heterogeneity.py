@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 import uuid
 from functools import reduce
 from operator import add
@@ -27,9 +28,12 @@ from fl_peel.blocks.shrinking import grow, listed
 from fl_peel.errors import ProfileError
 from fl_peel.events import Event
 from fl_peel.exchange.counters import StepCounts
+from fl_peel.ranking.spread import Histogram
+from fl_peel.ranking.top import MetricSums
 from fl_peel.wire import MovingRequest, RoundReply
 from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario, shipped_scenarios
+from strategies.evaluation.fairness import Fairness
 from strategies.run.place import Place
 from strategies.server_app import serve
 from tests.clients.node.test_cohort import GROUPS, LAYOUT, NUM_USERS, World, filled
@@ -433,6 +437,42 @@ def test_a_run_reports_fairness_and_elasticity_alike_on_any_nodes(tiny, tmp_path
     assert followed.figures.budget_violations == 0
     assert followed.figures.growth_to_missing is None or followed.figures.growth_to_missing >= 1
     assert followed.hours == (2 * 4 - 1) * 900 / 3600
+
+
+def test_fixed_tiers_are_chosen_on_validation():
+    """Two classes, two tiers. Validation: 0.2 and 0.6 for the small class, 0.5 and 0.4 for the large one; the test says
+    the opposite of both, and its figures are those of what validation chose.
+    """
+    recalls = {"validation": [[0.2, 0.5], [0.6, 0.4]], "test": [[0.9, 0.1], [0.3, 0.8]]}  # by tier and class
+
+    def reply(split: str, tiers: slice) -> types.SimpleNamespace:
+        recall = np.array(recalls[split])[tiers]
+        cells = np.arange(recall.size)
+        there = np.ones(recall.size, np.bool_)
+        sums = MetricSums.of(cells, recall.size, recall.ravel(), recall.ravel(), there)
+        shaped = MetricSums(*(part.reshape(*recall.shape, 1) for part in (sums.recall, sums.ndcg, sums.devices)))
+        bins = Histogram.of(cells, recall.size, recall.ravel(), there)
+        spread = Histogram(*(part.reshape(*recall.shape, -1) for part in (bins.counts, bins.sums)))
+        return filled(wire.EvaluateReply, sums=shaped, spread=spread, owned=[None])
+
+    asked = []
+
+    def evaluate(budgets, *, split, rooms):
+        asked.append((tuple(budgets), split, tuple(rooms)))
+        return reply(split, slice(None))
+
+    evaluator = types.SimpleNamespace(
+        members=types.SimpleNamespace(class_names=("small", "large")),
+        scenario=types.SimpleNamespace(fairness=types.SimpleNamespace(tiers=(0.25, 0.01))),
+        layout=LAYOUT,
+        evaluate=evaluate,
+    )
+    fairness = Fairness(evaluator, reply("test", slice(0, 1)))
+    told = fairness.add_tiers()
+    assert told.tiers == (0.01, 0.25)
+    assert told.chosen == {"small": 0.25, "large": 0.01}
+    assert fairness.served[-1].recall == pytest.approx((0.3, 0.1))
+    assert [split for _, split, _ in asked] == ["validation", "test"]
 
 
 def test_rounds_without_anybody_work(tiny, tmp_path):

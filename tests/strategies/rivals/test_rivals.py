@@ -1,8 +1,5 @@
 """Rivals: bytes are those of real files, tables those of textbook methods, searches find what is planted."""
 
-import struct
-import zlib
-
 import numpy as np
 import pytest
 import torch
@@ -30,9 +27,9 @@ from fl_peel.data.interactions import collected, split
 from fl_peel.data.synthetic import planted_interactions
 from fl_peel.grouping.clusters import user_groups
 from fl_peel.kernels.pooled import pooled_epoch
-from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.train import pretrain
 from fl_peel.training.settings import LocalTraining
+from strategies.rivals import pep as pep_module
 from strategies.rivals.base import (
     Material,
     Option,
@@ -56,23 +53,14 @@ from strategies.rivals.tables import (
     singular_factors,
 )
 from strategies.rivals.training import BatchLoss, PrunedTable, train_nested
+from tests.strategies.rivals.conftest import CONFIG
+from tests.strategies.rivals.files import read_head
 
-CONFIG = PretrainingConfig(embedding_dim=8, num_layers=1, epochs=10, num_negatives=0, temperature=0.3, num_slices=2)
 FULL_BYTES = 4 * 60 * 8
 
 
 def random_table(seed, num_items, dim):
     return np.random.default_rng(seed).normal(size=(num_items, dim)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def material():
-    """120 devices in 2 taste groups, 60 items of which each group likes 30, popularity falling with the rank."""
-    data = planted_interactions(3, 60, 30, 2, 12, noise=0.05)
-    splits = split(data, seed=0, validation_share=0.2, test_share=0.25)
-    given_items, has_data = collected(splits.train, seed=0, share=1.0, mode="users")
-    pretrained = pretrain(given_items, splits.num_items, CONFIG, seed=0)
-    return Material(given_items, has_data, splits, pretrained, CONFIG, 0)
 
 
 def requests(*shares, precisions=("fp32", "int8", "int4"), overhead=60):
@@ -97,15 +85,6 @@ def test_bytes_of_dense_tables_and_factors_are_those_of_the_file(num_items, dim,
     assert len(data) == stored_bytes(product) == factor_bytes(num_items, dim, 5, precision)
     assert read_head(data) == ("factors", precision, [dim, 5])
     assert np.frombuffer(data, "<f2", 5, 44).tolist() == [1.0] * 5
-
-
-def read_head(data):
-    """Kind, precision and numbers of a rival's file, as docs/artefact.md has them."""
-    magic, version, kind, precision, count, *numbers, checksum = struct.unpack_from("<4s4B8II", data)
-    assert (magic, version, checksum) == (b"PEER", 2, zlib.crc32(data[:40] + data[44:]))
-    assert not any(numbers[count:])
-    kinds = ("dense", "factors", "pairs", "counts", "rows", "bitmap")
-    return kinds[kind], ("fp32", "fp16", "int8", "int4")[precision], numbers[:count]
 
 
 def read_sparse(data):
@@ -295,10 +274,47 @@ def test_pep_trains_while_it_prunes(material):
 
 def test_pep_serves_the_largest_budgets_first(material):
     wanted = requests(0.05, 0.3, precisions=("fp16", "int8"))
-    options = list(Pep(epochs=1, rates=(0.1,)).options(material, wanted))
+    options = list(Pep(epochs=1, rates=(0.1,), retraining=()).options(material, wanted))
     about = [entries_about(option.request, 60, 8) for option in options]
     assert about == sorted(about, reverse=True)
     assert len(options) == 4
+
+
+def test_what_pep_leaves_is_retrained_from_where_it_began(material, monkeypatch):
+    """The other entries stay zero; with no steps, what is left has its first values; with steps, their loss falls."""
+    (request,) = requests(0.3, precisions=("fp16",))
+
+    def options(steps):
+        pep = Pep(epochs=1, rates=(0.1,), retraining=(1.0,), steps=steps)
+        return list(pep.options(material, [request]))
+
+    pruned, first = options(0)
+    _, trained = options(60)
+    kept = pruned.ranked.table != 0
+    assert ((trained.ranked.table != 0) <= kept).all()
+    began = material.pretrained.items[first.ranked.items].astype(np.float16)
+    np.testing.assert_array_equal(first.ranked.table[kept], began[kept])
+    assert not np.array_equal(trained.ranked.table, first.ranked.table)
+    loss_of = BatchLoss(material.given, 60, CONFIG)
+    (batch,) = loss_of.batches(torch.Generator())  # everybody
+    losses = []
+    for option in (first, trained):
+        table = np.zeros((60, 8), np.float32)
+        table[option.ranked.items] = option.ranked.table
+        users = torch.from_numpy(option.users)[batch.users]
+        losses.append(float(loss_of(users, torch.from_numpy(table), batch, torch.Generator())))
+    assert losses[1] < losses[0] - 0.05
+    # trained as what it is: the loss sees the entries kept and no other
+    seen = []
+    monkeypatch.setattr(
+        pep_module, "descend", lambda users, parts, compose, *rest, **more: seen.append(compose) or 0 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        options(0)
+    mask = seen[0]([torch.ones(60, 8)]).numpy()
+    np.testing.assert_array_equal(mask[pruned.ranked.items], kept)
+    assert mask.sum() == kept.sum()
+    assert "retrained at 1" in trained.label
 
 
 # RULE
@@ -336,6 +352,7 @@ def test_rule_beats_random_blocks_on_validation(material):
             recalls.append(quality(option, material, "validation")["recall@20"])
         assert row["validation"]["recall@20"] > max(recalls)
         assert row["seconds"] > 0
+        assert row["note"] == f"{layout.num_blocks} blocks, {row['trials']} subsets ranked"
 
 
 # choosing, measuring
@@ -355,6 +372,7 @@ def test_options_are_chosen_on_validation_and_the_rest_is_not_told(material):
     (row,) = compete(Both(), material, [request])
     assert row["note"] == "good"
     assert row["seconds"] == 5.0  # all that was tried for it
+    assert row["trials"] == 3
     assert row["test"] == quality(good, material, "test")
 
 

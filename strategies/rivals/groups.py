@@ -1,0 +1,158 @@
+"""Any rival, made anew for every user group, of the item table that PEEL starts the group with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+from typing import ClassVar
+
+import numpy as np
+
+from fl_peel.pretraining.train import fixed_threads
+from fl_peel.randomness import rng_for
+from fl_peel.ranking.top import MetricSums
+from strategies.rivals.base import SPLITS, TOP_N, IntArray, Listed, Lists, Material, Request, Rival, Split
+from strategies.rivals.quality import list_sums, lists_of, means
+
+SAMPLE = 1000
+"""Devices, by whole user groups, on which settings are compared; all where there are fewer."""
+
+
+@dataclass(frozen=True)
+class PerGroup(Rival):
+    """A rival of groups. settings: variants of it with at most one option a request each; for every request one of
+    them is chosen on validation, the same for all groups.
+    """
+
+    name: str = "per-group"
+    settings: tuple[Rival, ...] = ()
+    group_aware: ClassVar[bool] = True
+
+    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Listed]:
+        """One a request, of the setting that validation likes best.
+
+        Raises:
+            ValueError: the material does not know what groups start with.
+        """
+        if material.starts is None:
+            raise ValueError(f"{self.name}: the material has no starts of user groups")
+        yield from self._served(material, requests)
+
+    def _served(self, material: Material, requests: Sequence[Request]) -> list[Listed]:
+        start = time.perf_counter()
+        assert material.starts is not None
+        members = material.starts.members()
+        chosen: dict[Request, tuple[float, Rival]] = {}
+        tried = dict.fromkeys(requests, 0)
+        with fixed_threads(1):  # groups' tables, and what is made of them, do not depend on the machine's threads
+            for setting, sums in zip(self.settings, self._validated(material, members, requests), strict=True):
+                for request, total in sums.items():
+                    tried[request] += 1
+                    recall = means(total)[f"recall@{TOP_N}"]
+                    if request not in chosen or recall > chosen[request][0]:
+                        chosen[request] = (recall, setting)
+            found = {request: _Everybody(material.splits.num_users) for request in chosen}
+            _serve(material, members, {request: setting for request, (_, setting) in chosen.items()}, found)
+        seconds = (time.perf_counter() - start) / max(len(found), 1)
+        return [
+            Listed(
+                request,
+                one.lists,
+                one.stored,
+                seconds,
+                f"{one.label} (of one group)",
+                tried[request],
+            )
+            for request, one in found.items()
+        ]
+
+    def _validated(
+        self, material: Material, members: dict[int, IntArray], requests: Sequence[Request]
+    ) -> list[dict[Request, MetricSums]]:
+        """Validation sums over the sampled groups of every setting, for the requests that it serves in all of them."""
+
+        def one(group: int) -> list[dict[Request, MetricSums]]:
+            inside = of_group(material, group, members[group])
+            return [_validation_sums(setting, inside, requests) for setting in self.settings]
+
+        with ThreadPoolExecutor(max_workers=2) as pool:  # the compiled loops release the interpreter lock
+            parts = list(pool.map(one, sample_of_groups(members, material.seed)))
+        return [
+            {
+                request: reduce(add, [part[request] for part in same])
+                for request in same[0]
+                if all(request in p for p in same)
+            }
+            for same in zip(*parts, strict=True)
+        ]
+
+
+@dataclass
+class _Everybody:
+    """What is gathered of all devices for one request, group by group."""
+
+    num_users: int
+    label: str = ""
+    lists: dict[Split, Lists] = field(default_factory=dict)
+    stored: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __post_init__(self) -> None:
+        self.stored = np.zeros(self.num_users, np.int64)
+        self.lists = {split: np.full((self.num_users, TOP_N), -1, np.int32) for split in SPLITS}
+
+
+def sample_of_groups(members: dict[int, IntArray], seed: int) -> list[int]:
+    """Random user groups that hold at least SAMPLE devices together, if there are as many."""
+    reached, chosen = 0, []
+    for group in rng_for(seed, "per-group-sample").permutation(sorted(members)).tolist():
+        if reached >= SAMPLE:
+            break
+        chosen.append(group)
+        reached += len(members[group])
+    return chosen
+
+
+def of_group(material: Material, group: int, members: IntArray) -> Material:
+    """What a group's rival starts from: the group's table and its members' data alone."""
+    assert material.starts is not None
+    return material.of(members).starting_with(material.starts.table(group))
+
+
+def _validation_sums(setting: Rival, inside: Material, requests: Sequence[Request]) -> dict[Request, MetricSums]:
+    sums: dict[Request, MetricSums] = {}
+    for option in setting.options(inside, requests):
+        assert option.request not in sums, f"{setting.name}: two options for one request"
+        lists = lists_of(option, inside, "validation")
+        sums[option.request] = list_sums(lists, inside.splits.validation, inside.num_items)
+    return sums
+
+
+def _serve(
+    material: Material, members: dict[int, IntArray], chosen: dict[Request, Rival], found: dict[Request, _Everybody]
+) -> None:
+    """Fill in what all groups' devices hold, each request under its chosen setting."""
+    settings = list(dict.fromkeys(chosen.values()))
+
+    def one(group: int) -> None:
+        mine = members[group]
+        inside = of_group(material, group, mine)
+        for setting in settings:
+            wanted = [request for request, liked in chosen.items() if liked == setting]
+            for option in setting.options(inside, wanted):
+                everybody = found[option.request]
+                everybody.stored[mine] = option.stored
+                for split in SPLITS:
+                    everybody.lists[split][mine] = lists_of(option, inside, split)
+                if group == least:
+                    everybody.label = option.label
+
+    least = min(members)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        list(pool.map(one, members))
+
+
+__all__ = ["PerGroup", "of_group", "sample_of_groups"]

@@ -1,0 +1,140 @@
+"""Rivals made for every user group: of its table and members alone, and as good as PEEL's own ranking says."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from fl_peel.data.interactions import UserItems
+from strategies.rivals.base import SPLITS, TOP_N, UNLIMITED, Listed, Request, Rival, Starts
+from strategies.rivals.compete import compete
+from strategies.rivals.groups import PerGroup, of_group, sample_of_groups
+from strategies.rivals.quality import lists_of, quality, top_lists
+from strategies.rivals.quantized import ProductQuantization
+from strategies.rivals.server import FullTable
+from strategies.rivals.tables import MagnitudePruning, TruncatedSvd
+from tests.strategies.rivals.test_rivals import requests
+
+
+@pytest.fixture
+def grouped(material):
+    """Three groups that all start with the pretrained table."""
+    groups = np.arange(120) % 3
+    return dataclasses.replace(material, starts=Starts(groups, lambda group: material.pretrained.items.copy()))
+
+
+@pytest.mark.parametrize("rival", [MagnitudePruning(), TruncatedSvd(closest=("plain",))])
+def test_groups_that_start_with_the_global_table_are_served_as_everybody(material, grouped, rival):
+    wanted = requests(0.3, 0.9, precisions=("int8", "int4"))
+    everybody, by_group = compete(rival, material, wanted), compete(PerGroup("groups", (rival,)), grouped, wanted)
+    for one, other in zip(everybody, by_group, strict=True):
+        for key in ("validation", "test", "stored_bytes_max", "trials"):
+            assert one[key] == other[key], key
+        assert one["stored_bytes_max"] > 0
+
+
+def test_each_group_is_served_from_its_own_table(grouped):
+    """Group 1's table is turned round: its devices fare as with that table, the others as before."""
+    items = grouped.pretrained.items
+    turned = dataclasses.replace(
+        grouped, starts=Starts(grouped.starts.assignment, lambda group: -items if group == 1 else items)
+    )
+    (option,) = PerGroup("groups", (FullTable(),)).options(turned, [UNLIMITED])
+    (plain,) = FullTable().options(grouped, [UNLIMITED])
+    (other,) = FullTable().options(grouped.starting_with(-items), [UNLIMITED])
+    mine = grouped.starts.assignment == 1
+    for split in SPLITS:
+        np.testing.assert_array_equal(option.lists[split][~mine], top_lists(plain, grouped, split)[~mine])
+        np.testing.assert_array_equal(option.lists[split][mine], top_lists(other, grouped, split)[mine])
+
+
+def test_a_group_sees_its_members_alone(grouped):
+    members = grouped.starts.members()
+    assert sorted(np.concatenate(list(members.values())).tolist()) == list(range(120))
+    inside = of_group(grouped, 2, members[2])
+    assert inside.splits.num_users == inside.given.num_users == len(inside.users) == 40
+    assert inside.given.num_interactions == grouped.given.select(members[2]).num_interactions
+    assert inside.starts is None
+    np.testing.assert_array_equal(inside.users, grouped.users[members[2]])
+
+
+def test_the_lists_of_an_option_are_what_is_measured(material):
+    (option,) = MagnitudePruning().options(material, [Request("int8", 0.5, 800)])
+    listed = Listed(option.request, {s: lists_of(option, material, s) for s in SPLITS}, option.stored, 0.0)
+    for split in SPLITS:
+        assert quality(listed, material, split) == quality(option, material, split)
+        some = np.arange(0, 120, 7)
+        assert quality(listed, material, split, some) == quality(option, material, split, some)
+
+
+def test_settings_are_chosen_for_all_groups_and_counted(grouped):
+    rival = PerGroup("groups", ProductQuantization(dims=(1.0,), parts=(4, 8), bits=(2, 4)).settings())
+    (request,) = requests(0.4, precisions=("int8",))
+    (row,) = compete(rival, grouped, [request])
+    singly = [compete(PerGroup("one", (one,)), grouped, [request])[0] for one in rival.settings]
+    assert row["trials"] == sum(one["trials"] for one in singly) > 1
+    best = max(singly, key=lambda one: one["validation"]["recall@20"])
+    assert (row["validation"], row["test"]) == (best["validation"], best["test"])
+
+
+def test_a_setting_is_tried_on_whole_groups_of_enough_devices():
+    members = {group: np.arange(group * 400, group * 400 + 400) for group in range(10)}
+    sample = sample_of_groups(members, 0)
+    assert len(sample) == 3  # 800 devices are below 1,000
+    assert sample_of_groups(members, 1) != sample
+    assert sorted(sample_of_groups({4: np.arange(5), 2: np.arange(3)}, 0)) == [2, 4]
+
+
+def test_groups_that_are_not_known_are_a_clear_error(material):
+    with pytest.raises(ValueError, match="groups: the material has no starts of user groups"):
+        list(PerGroup("groups", (MagnitudePruning(),)).options(material, requests(0.5)))
+
+
+class Sees(Rival):
+    """Lists of the items that devices will want on one split, and of nothing on the other."""
+
+    name = "sees"
+
+    def __init__(self, split):
+        self.split = split
+
+    def options(self, material, requests):
+        for request in requests:
+            lists = {}
+            for split in SPLITS:
+                wanted = material.splits.test if split == "test" else material.splits.validation
+                lists[split] = np.full((wanted.num_users, TOP_N), -1, np.int32)
+                for user in range(wanted.num_users if split == self.split else 0):
+                    lists[split][user, : len(wanted.row(user)[:TOP_N])] = wanted.row(user)[:TOP_N]
+            stored = np.full(material.splits.num_users, 10, np.int64)
+            yield Listed(request, lists, stored, 0.0, f"sees {self.split}")
+
+
+class Either(Rival):
+    name = "either"
+
+    def options(self, material, requests):
+        for split in ("test", "validation", "test"):
+            yield from Sees(split).options(material, requests)
+
+
+def test_an_option_that_only_the_test_likes_is_not_chosen(grouped):
+    """The canary against choosing on the test, for options of everybody and for settings of groups."""
+    settings = (Sees("test"), Sees("validation"), Sees("test"))
+    for rival in (Either(), PerGroup("groups", settings)):
+        (row,) = compete(rival, grouped, [UNLIMITED])
+        assert row["note"].startswith("sees validation")
+        assert row["validation"]["recall@20"] == 1.0
+        assert row["test"]["recall@20"] == 0.0
+        assert row["trials"] == 3
+
+
+def other_test(material):
+    """The same devices with other test items: those that are least popular, which no method would guess."""
+    test, seen = material.splits.test, material.seen
+    least = np.argsort(material.splits.train.popularity(60), kind="stable")
+    rows = [[i for i in least if i not in set(seen.row(u).tolist())][: len(test.row(u))] for u in range(120)]
+    items = UserItems(
+        np.concatenate([[0], np.cumsum([len(row) for row in rows])]), np.concatenate(rows).astype(np.int32)
+    )
+    return dataclasses.replace(material, splits=dataclasses.replace(material.splits, test=items))
