@@ -26,6 +26,7 @@ from simulations.scenario_files import load_scenario
 from tests.helpers.root import ROOT
 
 settings.register_profile("fl-peel", deadline=None)  # the first call of a compiled loop compiles it
+settings.register_profile("mutants", deadline=None, derandomize=True, database=None)  # the same survivors each time
 settings.load_profile("fl-peel")
 
 FLEET = """
