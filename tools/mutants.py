@@ -12,13 +12,12 @@ import os
 import shutil
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import libcst as cst
-import yaml
 from libcst import matchers
 from mutmut import __main__ as mutmut
 from mutmut import configuration
@@ -33,10 +32,20 @@ from mutmut.state import state
 from mutmut.stats import status_by_exit_code
 from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 
-ROOT = Path(__file__).resolve().parent.parent
+from tools.survivors import (
+    LISTED,
+    PAGE,
+    ROOT,
+    Mutant,
+    read_listed,
+    reasons,
+    replaced,
+    squeezed,
+    table,
+    unexplained,
+)
+
 WORK = ROOT / "out" / "mutants"
-SURVIVORS = ROOT / "tools" / "survivors.yaml"
-PAGE = ROOT / "docs" / "mutants.md"
 COPIED = ("fl_peel", "clients", "strategies", "simulations", "tests", "pyproject.toml")
 
 
@@ -202,22 +211,6 @@ def run(name: str, children: int) -> None:
 # ---- what came of them
 
 
-@dataclass(frozen=True, order=True)
-class Survivor:
-    """A mutant that no test killed: where it is, and the lines that differ, blanks squeezed."""
-
-    module: str
-    function: str
-    was: str
-    now: str
-    status: str = ""
-
-    @property
-    def key(self) -> tuple[str, str, str, str]:
-        """By which it is listed."""
-        return self.module, self.function, self.was, self.now
-
-
 def _data(name: str) -> list[SourceFileMutationData]:
     found = []
     folder = WORK / name / "mutants"
@@ -228,23 +221,18 @@ def _data(name: str) -> list[SourceFileMutationData]:
     return found
 
 
-def squeezed(lines: Sequence[str]) -> str:
-    """Lines as one, without what a formatter may change."""
-    return " ".join(" ".join(lines).split())
-
-
-def survivor(module: str, mutant: str, diff: str, status: str) -> Survivor:
-    """Of a mutant, by mutmut's name and diff."""
+def found_mutant(module: str, mutant: str, diff: str) -> Mutant:
+    """Of mutmut's name and diff."""
     function, of_class = orig_function_and_class_names_from_key(mutant)
     changed = diff.split("\n")[2:]
-    was, now = (squeezed([line[1:] for line in changed if line.startswith(sign)]) for sign in "-+")
-    return Survivor(module, f"{of_class}.{function}" if of_class else function, was, now, status)
+    was, now = (squeezed("\n".join(line[1:] for line in changed if line.startswith(sign))) for sign in "-+")
+    return Mutant(module, f"{of_class}.{function}" if of_class else function, was, now)
 
 
-def outcome(name: str) -> tuple[dict[str, Counter[str]], list[Survivor]]:
-    """Of a group's last run: counts by module and status, and all that was not killed."""
+def outcome(name: str) -> tuple[dict[str, Counter[str]], dict[Mutant, str]]:
+    """Of a group's last run: counts by module and status, and the status of all that was not killed."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    alive = []
+    alive = {}
     os.chdir(WORK / name)
     configured(GROUPS[name])
     for data in _data(name):
@@ -253,27 +241,48 @@ def outcome(name: str) -> tuple[dict[str, Counter[str]], list[Survivor]]:
             status = status_by_exit_code[code]
             counts[module][status] += 1
             if status not in ("killed", "timeout"):
-                alive.append(survivor(module, mutant, get_diff_for_mutant(mutant, path=data.path), status))
+                alive[found_mutant(module, mutant, get_diff_for_mutant(mutant, path=data.path))] = status
     return counts, alive
 
 
-def main() -> None:
+def main() -> int:
     """Run groups, print what came of them, fail for survivors that nobody explains."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("groups", nargs="*", default=[], metavar="GROUP", help=f"of {', '.join(GROUPS)}; all")
-    parser.add_argument("--children", type=int, default=2, help="mutants at a time")
-    parser.add_argument("--show", action="store_true", help="run nothing: print what the last run left")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}; without one, all")
+    parser.add_argument("--children", type=int, default=os.cpu_count() or 1, help="mutants at a time")
+    parser.add_argument("--show", action="store_true", help="run nothing: what the last run left")
+    parser.add_argument("--page", action="store_true", help="write table and list into docs/mutants.md")
     given = parser.parse_args()
-    extend_mutmut()
-    for name in given.groups or GROUPS:
-        if not given.show:
-            run(name, given.children)
-        counts, alive = outcome(name)
-        for module, by_status in counts.items():
-            print(module, dict(by_status))
-        for one in alive:
-            print(f"  {one.status}: {one.module}:{one.function}\n    - {one.was}\n    + {one.now}")
+    names = given.groups or list(GROUPS)
+    if not given.show:
+        for name in names:  # each in a process of its own: packages are loaded from the group's folder
+            pid = os.fork()
+            if pid == 0:
+                extend_mutmut()
+                run(name, given.children)
+                os._exit(0)
+            if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+                return 2
+    listed = read_listed(LISTED.read_text(encoding="utf-8"))
+    counts: dict[str, Counter[str]] = {}
+    alive: dict[Mutant, str] = {}
+    for name in names:
+        of_group, left = outcome(name)
+        counts |= of_group
+        alive |= left
+    mine = {one: why for one, why in listed.items() if one.module in counts}
+    print(table(counts))
+    if given.page:
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(replaced(replaced(page, "table", table(counts)), "list", reasons(listed)))
+    news, gone = unexplained(alive, listed), sorted(mine.keys() - alive.keys())
+    for one in news:
+        print(f"{one.place}: {alive[one]}\n  - {one.was}\n  + {one.now}")
+    for one in gone:
+        print(f"{one.place}: listed in {LISTED.name}, but killed or no longer made: take it off\n  + {one.now}")
+    print(f"{len(news)} unexplained survivors, {len(gone)} listed in vain")
+    return 1 if news or gone else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
