@@ -67,10 +67,16 @@ GROUPS = {
         ("clients/processes/*", "clients/round/memory.py"),
         (
             *("tests/clients/processes", "tests/clients/fleet", "tests/clients/node/test_clock.py"),
-            "tests/clients/round/test_memory.py",
+            "tests/strategies/evaluation/test_heterogeneity.py",
         ),
     ),
-    "ranking": Group(("fl_peel/ranking/*",), ("tests/fl_peel/ranking",)),
+    "ranking": Group(
+        ("fl_peel/ranking/*",),
+        (
+            *("tests/fl_peel/ranking", "tests/fl_peel/blocks/test_shrinking.py"),
+            "tests/fl_peel/training/test_torch_cohort.py",
+        ),
+    ),
     "privacy": Group(
         tuple(
             f"fl_peel/privacy/{name}.py"
