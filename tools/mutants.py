@@ -66,7 +66,7 @@ GROUPS = {
     "processes": Group(
         ("clients/processes/*", "clients/round/memory.py"),
         (
-            *("tests/clients/processes", "tests/clients/fleet", "tests/clients/node/test_clock.py"),
+            *("tests/clients/processes", "tests/clients/fleet"),
             "tests/strategies/evaluation/test_heterogeneity.py",
         ),
     ),
