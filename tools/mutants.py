@@ -88,7 +88,7 @@ GROUPS = {
     "evaluation": Group(
         ("clients/serving/*", "strategies/evaluation/evaluator.py", "strategies/figures/figures.py"),
         (
-            *("tests/clients/serving", "tests/strategies/figures"),
+            *("tests/clients/serving", "tests/strategies/figures", "tests/clients/node/test_cohort.py"),
             *("tests/strategies/evaluation/test_evaluator.py", "tests/strategies/evaluation/test_heterogeneity.py"),
         ),
     ),
