@@ -26,11 +26,12 @@ from mutmut.mutation import file_mutation
 from mutmut.mutation.data import SourceFileMutationData
 from mutmut.mutation.diff_apply import get_diff_for_mutant
 from mutmut.mutation.file_mutation import Mutation, MutationVisitor
-from mutmut.mutation.mutators import operator_arg_removal, operator_string
+from mutmut.mutation.mutators import mutation_operators, operator_arg_removal, operator_string
 from mutmut.runners.harness import PytestRunner
 from mutmut.state import state
 from mutmut.stats import status_by_exit_code
 from mutmut.utils.format_utils import orig_function_and_class_names_from_key
+from mutmut.workers.isolation import ForkRunner
 
 from tools.survivors import (
     LISTED,
@@ -175,11 +176,11 @@ def extend_mutmut() -> None:
 
     MutationVisitor._skip_node_and_children = skipped  # type: ignore[method-assign]
     file_mutation.function_trampoline_arrangement = arranged
-    instead = {operator_string: one_string, operator_arg_removal: arguments_left_out}
-    file_mutation.mutation_operators = [
-        (kind, instead.get(operator, operator)) for kind, operator in file_mutation.mutation_operators
-    ]
+    instead: dict[Any, Any] = {operator_string: one_string, operator_arg_removal: arguments_left_out}
+    operators: Any = mutation_operators  # a list that file_mutation has, too
+    operators[:] = [(kind, instead.get(operator, operator)) for kind, operator in operators]
     PytestRunner._pytest_args_regular_run = arguments  # type: ignore[method-assign]
+    ForkRunner.run_clean_tests = lambda self, tests: 0  # type: ignore[method-assign]  # as statistics were collected
 
 
 def configured(group: Group) -> Config:
@@ -203,6 +204,7 @@ def run(name: str, children: int) -> None:
             link.symlink_to(ROOT / copied)
     for cache in (folder / "mutants" / "tests", folder / "mutants" / "mutmut-stats.json"):
         shutil.rmtree(cache) if cache.is_dir() else cache.unlink(missing_ok=True)
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # forks have none
     os.chdir(folder)
     sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != ROOT]
     configured(GROUPS[name])

@@ -89,7 +89,7 @@ def reasons(listed: Mapping[Mutant, str]) -> str:
         by_reason.setdefault(why, []).append(mutant)
     lines = []
     for why, mutants in by_reason.items():
-        lines += [f"**{why}**", "", *(f"- `{one.place}`: {one.change}" for one in sorted(mutants)), ""]
+        lines += [f"**{why}**", "", *(f"- `{one.place}`, `{one.was}`: {one.change}" for one in sorted(mutants)), ""]
     return "\n".join(lines).rstrip()
 
 
