@@ -62,7 +62,13 @@ GROUPS = {
     "splits": Group(("fl_peel/data/interactions.py",), ("tests/fl_peel/data/test_interactions.py",)),
     "budgets": Group(
         tuple(f"fl_peel/blocks/{name}.py" for name in ("layout", "ranked", "stored", "elastic", "precision")),
-        ("tests/fl_peel/blocks", "tests/fl_peel/ranking/test_ranking.py"),
+        (
+            *(
+                f"tests/fl_peel/blocks/test_{name}.py"
+                for name in ("blocks", "kept", "precision", "selection", "stored")
+            ),
+            "tests/fl_peel/ranking/test_ranking.py",
+        ),
     ),
     "processes": Group(
         ("clients/processes/*", "clients/round/memory.py"),
@@ -73,10 +79,7 @@ GROUPS = {
     ),
     "ranking": Group(
         ("fl_peel/ranking/*",),
-        (
-            *("tests/fl_peel/ranking", "tests/fl_peel/blocks/test_shrinking.py"),
-            "tests/fl_peel/training/test_torch_cohort.py",
-        ),
+        ("tests/fl_peel/ranking", "tests/fl_peel/training/test_torch_cohort.py"),
     ),
     "privacy": Group(
         tuple(
