@@ -100,7 +100,7 @@ GROUPS = {
 
 # ---- what is added to mutmut: its own functions, each wrapped once
 
-OPAQUE = ("Error", "cast", "assert_never")
+OPAQUE = ("Error", "_refused", "cast", "assert_never")
 """Calls whose arguments are left alone, by the end of their names: the text of errors, and what types alone say."""
 STREAMS = ("rng_for", "seed_for", "device_seeds", "device_uniforms")
 """Whose text arguments are names of streams of randomness: another name is another stream, as good as the first. That
