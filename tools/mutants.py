@@ -153,8 +153,10 @@ def extend_mutmut() -> None:
 
     def arranged(function: cst.FunctionDef, mutants: Iterable[Mutation], class_name: str | None) -> Any:
         """The decorators stay on the function that picks a mutant, called whatever they make of it; they do not go on
-        the mutants.
+        the mutants. Nothing is kept of a property: forks would have what was found before any mutant was picked.
         """
+        if _decorators(function) == ["cached_property"]:
+            function = function.with_changes(decorators=[cst.Decorator(cst.Name("property"))])
         before, nodes, after, names = arrange(function, mutants, class_name)
         if len(function.decorators) != 1 or _decorators(function)[0] not in AS_THEY_ARE:
             nodes = [nodes[0], *(node.with_changes(decorators=[]) for node in nodes[1:])]

@@ -85,6 +85,23 @@ def written(precision="int8", blocks=(0,), layout=LAYOUT) -> bytes:
     return StoredEmbedding.build(layout, precision, user, np.array(blocks, np.int64), table).to_bytes()
 
 
+def test_block_numbers_are_as_wide_as_slices_make_them():
+    layout = BlockLayout(np.arange(300, dtype=np.int32), 219, 219)  # 300 items, 65,700 blocks
+    stored = StoredEmbedding.build(layout, "fp32", np.ones(219, np.float32), np.array([65_699]), np.ones((300, 219)))
+    data = stored.to_bytes()
+    assert StoredEmbedding.from_bytes(data).blocks.tolist() == [65_699]
+    assert len(data) == overhead_bytes(219) + 4 + 4
+
+
+def test_a_stored_file_begins_as_safetensors_do():
+    """The header's length, and a JSON object at once: padded behind, not before."""
+    data = written()
+    (length,) = struct.unpack_from("<Q", data)
+    assert data[8:9] == b"{"
+    assert 8 + length == overhead_bytes(6) - 2 * 6
+    assert data[8 : 8 + length].rstrip().endswith(b"}")
+
+
 def changed(data: bytes, change) -> bytes:
     """The same file under another header."""
     (length,) = struct.unpack_from("<Q", data)
