@@ -199,25 +199,29 @@ def configured(group: Group) -> Config:
     return config
 
 
-def run(name: str, children: int) -> None:
-    """Make and run the mutants of a group; those that were killed before stay killed until their function changes."""
+def run(name: str, children: int, *, again: bool) -> None:
+    """Make and run the mutants of a group. Those that were killed before stay killed until their function changes, and
+    so do those that survived and are listed, unless they are to be tried again.
+    """
     folder = WORK / name
     folder.mkdir(parents=True, exist_ok=True)
     for copied in COPIED:
         link = folder / copied
         if not link.is_symlink():
             link.symlink_to(ROOT / copied)
-    for cache in (folder / "mutants" / "tests", folder / "mutants" / "mutmut-stats.json"):
-        shutil.rmtree(cache) if cache.is_dir() else cache.unlink(missing_ok=True)
+    known = set() if again else set(read_listed(LISTED.read_text(encoding="utf-8")))
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # forks have none
     os.chdir(folder)
     sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != ROOT]
     configured(GROUPS[name])
     for data in _data(name):
-        data.exit_code_by_key = {
-            key: code if status_by_exit_code[code] == "killed" else None for key, code in data.exit_code_by_key.items()
-        }
+        for mutant, code in data.exit_code_by_key.items():
+            status = status_by_exit_code[code]
+            if status != "killed" and not (status == "survived" and _found(data, mutant) in known):
+                data.exit_code_by_key[mutant] = None
         data.save()
+    for cache in (folder / "mutants" / "tests", folder / "mutants" / "mutmut-stats.json"):
+        shutil.rmtree(cache) if cache.is_dir() else cache.unlink(missing_ok=True)
     mutmut._run([], children)
 
 
@@ -242,6 +246,14 @@ def found_mutant(module: str, mutant: str, diff: str) -> Mutant:
     return Mutant(module, f"{of_class}.{function}" if of_class else function, was, now)
 
 
+def _found(data: SourceFileMutationData, mutant: str) -> Mutant:
+    return found_mutant(_module(data), mutant, get_diff_for_mutant(mutant, path=data.path))
+
+
+def _module(data: SourceFileMutationData) -> str:
+    return str(data.path).removesuffix(".py").replace("/", ".")
+
+
 def outcome(name: str) -> tuple[dict[str, Counter[str]], dict[Mutant, str]]:
     """Of a group's last run: counts by module and status, and the status of all that was not killed."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -249,12 +261,12 @@ def outcome(name: str) -> tuple[dict[str, Counter[str]], dict[Mutant, str]]:
     os.chdir(WORK / name)
     configured(GROUPS[name])
     for data in _data(name):
-        module = str(data.path).removesuffix(".py").replace("/", ".")
+        module = _module(data)
         for mutant, code in data.exit_code_by_key.items():
             status = status_by_exit_code[code]
             counts[module][status] += 1
             if status not in ("killed", "timeout"):
-                alive[found_mutant(module, mutant, get_diff_for_mutant(mutant, path=data.path))] = status
+                alive[_found(data, mutant)] = status
     return counts, alive
 
 
@@ -263,6 +275,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}; without one, all")
     parser.add_argument("--children", type=int, default=os.cpu_count() or 1, help="mutants at a time")
+    parser.add_argument("--again", action="store_true", help="try again what survived and is listed")
     parser.add_argument("--show", action="store_true", help="run nothing: what the last run left")
     parser.add_argument("--page", action="store_true", help="write table and list into docs/mutants.md")
     given = parser.parse_args()
@@ -272,7 +285,7 @@ def main() -> int:
             pid = os.fork()
             if pid == 0:
                 extend_mutmut()
-                run(name, given.children)
+                run(name, given.children, again=given.again)
                 os._exit(0)
             if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
                 return 2
