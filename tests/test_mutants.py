@@ -89,6 +89,8 @@ def test_a_function_is_found_whatever_is_around_it(tmp_path):
 def test_counts_are_added_up():
     shown = table({"b": {"killed": 3, "survived": 1}, "a": {"killed": 2, "timeout": 1, "no tests": 1}})
     assert shown.splitlines()[2:] == ["| `a` | 4 | 2 | 1 | 1 |", "| `b` | 4 | 3 | 0 | 1 |", "| all | 8 | 5 | 1 | 2 |"]
+    stopped = table({"b": {"killed": 3, "not checked": 2, "survived": 1}})
+    assert stopped.splitlines()[2:] == ["| `b` | 6 | 3 | 0 | 2 | 1 |", "| all | 6 | 3 | 0 | 2 | 1 |"]
 
 
 def test_a_part_of_a_page_is_replaced():

@@ -37,6 +37,7 @@ from tools.survivors import (
     LISTED,
     PAGE,
     ROOT,
+    STATUSES,
     Mutant,
     read_listed,
     reasons,
@@ -257,7 +258,9 @@ def _module(data: SourceFileMutationData) -> str:
 def outcome(name: str) -> tuple[dict[str, Counter[str]], dict[Mutant, str]]:
     """Of a group's last run: counts by module and status, and the status of all that was not killed."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    alive = {}
+    alive: dict[Mutant, str] = {}
+    if not (WORK / name).exists():
+        return counts, alive
     os.chdir(WORK / name)
     configured(GROUPS[name])
     for data in _data(name):
@@ -265,7 +268,7 @@ def outcome(name: str) -> tuple[dict[str, Counter[str]], dict[Mutant, str]]:
         for mutant, code in data.exit_code_by_key.items():
             status = status_by_exit_code[code]
             counts[module][status] += 1
-            if status not in ("killed", "timeout"):
+            if status not in STATUSES:
                 alive[_found(data, mutant)] = status
     return counts, alive
 

@@ -15,6 +15,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 LISTED = ROOT / "tools" / "survivors.yaml"
 PAGE = ROOT / "docs" / "mutants.md"
+STATUSES = ("killed", "timeout")
+"""Of mutmut's, those of mutants that the tests noticed."""
 
 
 @dataclass(frozen=True, order=True)
@@ -94,13 +96,15 @@ def reasons(listed: Mapping[Mutant, str]) -> str:
 
 
 def table(counts: Mapping[str, Mapping[str, int]]) -> str:
-    """Counts by module and status, in Markdown."""
-    rows = ["| module | mutants | killed | ran too long | survived, listed below |", "|---|---|---|---|---|"]
-    total = [0] * 4
+    """Counts by module and status, in Markdown; those that were not run have a column where there are any."""
+    columns = ("killed", "timeout", "not checked") if any("not checked" in one for one in counts.values()) else STATUSES
+    titles = {"timeout": "ran too long", "not checked": "not run"}
+    rows = [f"| module | mutants | {' | '.join(titles.get(one, one) for one in columns)} | survived |"]
+    rows += ["|---" * (len(columns) + 3) + "|"]
+    total = [0] * (len(columns) + 2)
     for module in sorted(counts):
-        by_status = counts[module]
-        row = [sum(by_status.values()), by_status.get("killed", 0), by_status.get("timeout", 0)]
-        row.append(row[0] - row[1] - row[2])
+        known = [counts[module].get(status, 0) for status in columns]
+        row = [sum(counts[module].values()), *known, sum(counts[module].values()) - sum(known)]
         total = [one + other for one, other in zip(total, row, strict=True)]
         rows.append(f"| `{module}` | " + " | ".join(map(str, row)) + " |")
     return "\n".join([*rows, "| all | " + " | ".join(map(str, total)) + " |"])

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from fl_peel.blocks.layout import BlockLayout, budget_bytes, share_bytes
-from fl_peel.blocks.ranked import RankedBlocks, check_budget, rank_blocks, smallest_budget_bytes
+from fl_peel.blocks.precision import dequantize, quantize
+from fl_peel.blocks.ranked import (
+    RankedBlocks,
+    check_budget,
+    pack_ranking,
+    rank_blocks,
+    ranking,
+    smallest_budget_bytes,
+)
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes, stored_user
 from fl_peel.errors import ArtifactError, BudgetError
 from tests.helpers.blocks import rows_of
@@ -55,6 +63,7 @@ def test_the_ranked_list_takes_a_number_and_a_weight_for_each_block():
     assert ranked.list_bytes == 9 * (6 + 4)
     assert ranked.rank_of_block.tolist() == [8, 7, 6, 5, 4, 3, 2, 1, 0]
     single = rank_blocks(BlockLayout(np.arange(6, dtype=np.int32), 6, 1), "int8", np.arange(6.0), TABLE)
+    assert single.position.dtype == single.items.dtype == np.int32
     assert single.list_bytes == 6 * (2 + 4)
 
 
@@ -74,6 +83,26 @@ def test_a_device_below_the_header_stores_nothing_and_one_at_it_the_header():
         np.array([overhead - 1, overhead, overhead + 9]), rows_of([], [], [])
     )
     assert (cutoffs.tolist(), stored.tolist(), kept.tolist()) == ([0, 0, 0], [0, overhead, overhead], [0, 0, 0])
+
+
+def test_many_equal_weights_are_ranked_by_block_number():
+    weights = np.zeros(5000, np.float32)
+    weights[[40, 4000]] = 1.0
+    assert ranking(weights).tolist() == [40, 4000, *(block for block in range(5000) if block not in (40, 4000))]
+
+
+@pytest.mark.parametrize(
+    ("precision", "codes", "scales"), [("fp32", 8, 0), ("fp16", 4, 0), ("int8", 2, 2), ("int4", 1, 2)]
+)
+def test_what_is_sent_is_as_wide_as_it_must_be(precision, codes, scales):
+    """A row piece has two columns; a block's number takes two bytes, its weight four; arrays are flat."""
+    sent = pack_ranking(LAYOUT, precision, np.arange(9.0), TABLE, None)
+    pieces = 6 * 3
+    expected = {"blocks": 9 * 2, "weights": 9 * 4, "codes": pieces * codes, "scales": pieces * scales}
+    assert {name: values.nbytes for name, values in sent.items()} == expected
+    assert {values.ndim for values in sent.values()} == {1}
+    ranked = RankedBlocks.unpack(LAYOUT, precision, sent)
+    assert ranked.table.dtype == dequantize(*quantize(TABLE, precision), precision, 6).dtype == np.float32
 
 
 # ---------------------------------------------------------------- stored files
