@@ -105,6 +105,15 @@ def test_what_is_sent_is_as_wide_as_it_must_be(precision, codes, scales):
     assert ranked.table.dtype == dequantize(*quantize(TABLE, precision), precision, 6).dtype == np.float32
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+def test_rows_in_double_are_coded_as_in_single(precision):
+    rows = np.array([[1.0, -0.3, 0.123456789], [0.0, 0.0, 0.0]])
+    (codes, scales), (single, its_scales) = quantize(rows, precision), quantize(rows.astype(np.float32), precision)
+    assert (codes.dtype, scales.dtype) == (single.dtype, np.dtype(np.float16))
+    assert (codes == single).all()
+    assert (scales == its_scales).all()
+
+
 # ---------------------------------------------------------------- stored files
 
 
