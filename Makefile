@@ -2,14 +2,15 @@
 VENV ?= .venv
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 OUT ?= out/ml-100k
-CODE := fl_peel clients strategies simulations tests
+CODE := fl_peel clients strategies simulations tests .ci
 BIN := $(VENV)/bin
 
 # LOCKED=1: with the versions of requirements.lock (Linux, x86-64, Python 3.11)
 LOCK := $(if $(LOCKED),requirements.lock)
 INSTALLED := $(VENV)/.installed$(if $(LOCKED),-locked)
 
-.PHONY: run test lint lock clean
+
+.PHONY: run test lint lock mutants clean
 
 run: $(INSTALLED)
 	$(BIN)/fl-peel run ml-100k --out $(OUT)
@@ -21,6 +22,10 @@ lint: $(INSTALLED)-dev
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
+
+# docs/mutants.md; GROUPS="splits budgets" for some of it
+mutants: $(VENV)/.installed-dev
+	$(BIN)/python .ci/mutants.py $(GROUPS)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fl-peel needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ...")'

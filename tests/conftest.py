@@ -15,7 +15,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from fl_peel import plugins
 from fl_peel.data import datasets
@@ -26,6 +26,9 @@ from simulations.scenario_files import load_scenario
 from tests.helpers.root import ROOT
 
 settings.register_profile("fl-peel", deadline=None)  # the first call of a compiled loop compiles it
+settings.register_profile(  # the same mutants survive each time, and nobody wants the smallest example
+    "mutants", deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)
+)
 settings.load_profile("fl-peel")
 
 FLEET = """

@@ -87,7 +87,7 @@ class RankedBlocks:
         """Rank of each row's best block, shape (R,), ascending."""
         if self.layout.num_slices == 1:
             return np.ascontiguousarray(self.position[:, 0])
-        return np.ascontiguousarray(self.position.min(axis=1)) if len(self.items) else np.zeros(0, np.int32)
+        return np.ascontiguousarray(self.position.min(axis=1))
 
     @cached_property
     def cost(self) -> NDArray[np.int64]:

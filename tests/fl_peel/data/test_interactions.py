@@ -29,6 +29,12 @@ def test_rows_counts_and_users():
     assert pairs.counts().tolist() == [2, 0, 1]
     assert pairs.users().tolist() == [0, 0, 2]
     assert pairs.popularity(8).tolist() == [0, 0, 1, 0, 1, 0, 0, 1]
+    assert len(pairs.popularity(12)) == 12  # items that nobody has count 0
+    assert pairs.popularity(8).dtype == pairs.counts().dtype == np.int64
+
+
+def test_by_item_sorts_each_row_and_moves_nothing_between_rows():
+    assert rows_of(ragged([4, 2, 9], [], [7, 1]).by_item()) == [[2, 4, 9], [], [1, 7]]
 
 
 def test_from_pairs_keeps_the_order_of_appearance_within_a_user():
@@ -162,6 +168,15 @@ def test_parts_are_disjoint_complete_and_leave_something_to_train(rows, seed, va
         for user in range(len(rows)):
             in_order = [when[user, item] for part in all_parts for item in part[user]]
             assert in_order == sorted(in_order)
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_validation_takes_all_but_one_of_what_the_test_leaves(timed):
+    # two items, none for the test: 0.9 x 2 is 2 to the nearest and never below 1 by chance, but one stays for training
+    data = Interactions("x", ragged([0, 1], [2]), 9, timestamps=np.arange(3) if timed else None)
+    parts = split(data, seed=0, validation_share=0.9, test_share=0.0)
+    assert [part.counts().tolist() for part in (parts.train, parts.validation, parts.test)] == [[1, 1], [1, 0], [0, 0]]
+    assert parts.num_items == 9
 
 
 def test_share_of_some_users_is_renumbered():

@@ -1,0 +1,122 @@
+"""Mutants that no test kills, listed with a reason each in ``.ci/survivors.yaml``; how docs/mutants.md shows them.
+
+A mutant is known by its module, its function and the lines that differ, blanks squeezed: lines may move.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+LISTED = ROOT / ".ci" / "survivors.yaml"
+PAGE = ROOT / "docs" / "mutants.md"
+STATUSES = ("killed", "timeout")
+"""Of mutmut's, those of mutants that the tests noticed."""
+
+
+@dataclass(frozen=True, order=True)
+class Mutant:
+    """module: dotted; function: with its class; was, now: the lines that differ."""
+
+    module: str
+    function: str
+    was: str
+    now: str
+
+    @property
+    def place(self) -> str:
+        """As lists and output name it."""
+        return f"{self.module}:{self.function}"
+
+    @property
+    def change(self) -> str:
+        """What differs, without what both have before and behind it."""
+        before = _common(self.was, self.now)
+        behind = _common(self.was[before:][::-1], self.now[before:][::-1])
+        # whole words: back to the blank, on to the blank
+        start = self.was.rfind(" ", 0, before) + 1
+        ends = [len(text) - behind for text in (self.was, self.now)]
+        while behind and self.was[ends[0]] != " ":
+            ends, behind = [end + 1 for end in ends], behind - 1
+        return f"`{self.was[start : ends[0]].strip()}` → `{self.now[start : ends[1]].strip()}`"
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def squeezed(text: str) -> str:
+    """Without comments and what else a formatter may change."""
+    return " ".join(" ".join(line.split("  # ")[0] for line in text.split("\n")).split())
+
+
+def read_listed(text: str) -> dict[Mutant, str]:
+    """Reason of every listed mutant."""
+    found: dict[Mutant, str] = {}
+    for entry in yaml.safe_load(text) or ():
+        for one in entry["mutants"]:
+            module, function = one["at"].split(":")
+            mutant = Mutant(module, function, one["was"], one["now"])
+            assert mutant not in found, f"listed twice: {mutant}"
+            found[mutant] = squeezed(entry["why"])
+    return found
+
+
+def function_source(module: str, function: str, root: Path = ROOT) -> str | None:
+    """Source of a function or method, squeezed; None where it is not there."""
+    path = root / (module.replace(".", "/") + ".py")
+    if not path.exists():
+        return None
+    source = path.read_text(encoding="utf-8")
+    node: ast.AST = ast.parse(source)
+    for name in function.split("."):
+        inner = [one for one in getattr(node, "body", ()) if getattr(one, "name", None) == name]
+        if not inner:
+            return None
+        node = inner[-1]
+    return squeezed(ast.get_source_segment(source, node) or "")
+
+
+def reasons(listed: Mapping[Mutant, str]) -> str:
+    """The list as the page has it."""
+    by_reason: dict[str, list[Mutant]] = {}
+    for mutant, why in listed.items():
+        by_reason.setdefault(why, []).append(mutant)
+    lines = []
+    for why, mutants in by_reason.items():
+        lines += [f"**{why}**", "", *(f"- `{one.place}`, `{one.was}`: {one.change}" for one in sorted(mutants)), ""]
+    return "\n".join(lines).rstrip()
+
+
+def table(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Counts by module and status, in Markdown; those that were not run have a column where there are any."""
+    columns = ("killed", "timeout", "not checked") if any("not checked" in one for one in counts.values()) else STATUSES
+    titles = {"timeout": "ran too long", "not checked": "not run"}
+    rows = [f"| module | mutants | {' | '.join(titles.get(one, one) for one in columns)} | survived |"]
+    rows += ["|---" * (len(columns) + 3) + "|"]
+    total = [0] * (len(columns) + 2)
+    for module in sorted(counts):
+        known = [counts[module].get(status, 0) for status in columns]
+        row = [sum(counts[module].values()), *known, sum(counts[module].values()) - sum(known)]
+        total = [one + other for one, other in zip(total, row, strict=True)]
+        rows.append(f"| `{module}` | " + " | ".join(map(str, row)) + " |")
+    return "\n".join([*rows, "| all | " + " | ".join(map(str, total)) + " |"])
+
+
+def replaced(page: str, part: str, content: str) -> str:
+    """A page with what is between the marks of a part replaced."""
+    start, end = f"<!-- {part} -->\n", f"\n<!-- end of {part} -->"
+    before, rest = page.split(start)
+    return before + start + content + end + rest.split(end)[1]
+
+
+def unexplained(alive: Iterable[Mutant], listed: Mapping[Mutant, str]) -> list[Mutant]:
+    """Survivors that no list has."""
+    return sorted({one for one in alive if one not in listed})

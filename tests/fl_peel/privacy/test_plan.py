@@ -1,0 +1,328 @@
+"""A run's plan by hand: shares, schedule, what the answer costs, who adds noise, what is refused and what is told."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fl_peel.errors import ScenarioError
+from fl_peel.exchange.release import shares_of
+from fl_peel.exchange.sums import Sums
+from fl_peel.kernels import FIXED_POINT
+from fl_peel.privacy.accounting import NO_PRIVACY, SMALLEST_MULTIPLIER, Schedule, calibrated, event_of, spent
+from fl_peel.privacy.mechanisms import CentralGaussian, LocalGaussian, find_mechanism, fixed_point
+from fl_peel.privacy.noising import noise, with_device_noise, with_noise_shares
+from fl_peel.privacy.plan import in_masked_sums, make_plan, noise_devices_of, schedule_of
+from fl_peel.privacy.report import report_of
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.secure.graph import answers_needed
+
+DELTA = 1e-5
+CENTRAL = {"mechanism": "central-gaussian", "noise_multiplier": 5.0, "clipping": {"kind": "flat"}, "delta": DELTA}
+LOCAL = CENTRAL | {"mechanism": "local-gaussian", "rows": "all-sent"}
+SECURE = {"enabled": True, "min_devices": 10, "threshold": 0.6}
+
+
+def scenario(privacy=None, **keys) -> Scenario:
+    content = {"name": "planned", "data": {"path": "pairs.csv"}, "privacy": CENTRAL if privacy is None else privacy}
+    return Scenario.model_validate(content | keys)
+
+
+# ---------------------------------------------------------------- schedule
+
+
+def test_rounds_with_signals_are_paid_in_full_and_the_others_without_them():
+    given = scenario(refinement={"rounds": 7}, controller={"every": 3})
+    shares = shares_of(given)
+    assert sum(shares.values()) == pytest.approx(1.0)
+    schedule = schedule_of(given, CentralGaussian(), shares, 7)
+    (full, whole), (others, rest) = schedule.rounds  # rounds 3 and 6 have signals
+    assert (full, whole, others) == (2, 1.0, 5)
+    assert rest == pytest.approx(1.0 - shares["signals"])
+    assert (schedule.sampling, schedule.certain) == (1.0, ())
+    assert [times for times, _ in schedule_of(given, CentralGaussian(), shares, 1).rounds] == [1, 0]
+    assert [times for times, _ in schedule_of(given, CentralGaussian(), shares, 3).rounds] == [2, 1]
+
+
+def test_sampling_amplifies_only_by_coins_that_nobody_sees():
+    def sampling(mechanism, privacy=None, **keys):
+        given = scenario(privacy, refinement={"rounds": 4, "cohort_share": 0.25} | keys.pop("refinement", {}), **keys)
+        return schedule_of(given, mechanism, shares_of(given), 4).sampling
+
+    poisson = {"refinement": {"sampling": "poisson"}}
+    assert sampling(CentralGaussian(), **poisson) == 0.25
+    assert sampling(CentralGaussian()) == 1.0  # a fixed number of devices
+    assert sampling(LocalGaussian(), LOCAL, **poisson) == 1.0  # the server sees who answers
+    assert sampling(CentralGaussian(), **poisson, secure_aggregation=SECURE | {"devices_per_group": None}) == 1.0
+
+
+# ---------------------------------------------------------------- plan
+
+
+def test_a_plan_costs_what_its_schedule_costs():
+    given = scenario(refinement={"rounds": 4})
+    plan = make_plan(given)
+    assert plan is not None
+    assert plan.multiplier == 5.0
+    assert plan.mechanism == find_mechanism("central-gaussian")
+    expected = spent(event_of(CentralGaussian(), 5.0, plan.schedule), DELTA)
+    assert (plan.cost, plan.cost.delta) == (expected, DELTA)
+    assert (plan.epsilon, plan.group_epsilon, plan.stage1, plan.stage1_epsilon) == (expected.epsilon, 0.0, (), None)
+    assert make_plan(given, most_rounds=1).epsilon < plan.epsilon
+    assert make_plan(given, most_rounds=4) == plan
+    assert make_plan(scenario({})) is None
+
+
+def test_noise_grows_with_the_bound_and_shrinks_with_the_share():
+    plan = make_plan(scenario())
+    assert plan is not None
+    for part, share in plan.shares.items():  # Gaussian: a share of the precision
+        assert plan.scale(part, 0.5) == pytest.approx(0.5 * 5.0 / math.sqrt(share))
+        assert plan.std(part, 3.0) == pytest.approx(6 * plan.std(part, 0.5))
+
+
+def test_the_answer_which_group_is_added_where_it_is_asked():
+    given = scenario(CENTRAL | {"group_epsilon": 0.5})
+    assert make_plan(given).group_epsilon == 0.0
+    asked = make_plan(given, asks_groups=True)
+    assert asked.epsilon == pytest.approx(asked.cost.epsilon + 0.5)
+    target = CENTRAL | {"noise_multiplier": None, "target_epsilon": 4.0}
+    plan = make_plan(scenario(target | {"group_epsilon": 1.0}), asks_groups=True)
+    assert 2.9 < plan.cost.epsilon <= 3.0
+    assert plan.epsilon <= 4.0
+    with pytest.raises(ScenarioError, match=r"privacy\.group_epsilon: devices whose data is not collected answer"):
+        make_plan(scenario(target), asks_groups=True)
+    assert make_plan(scenario(CENTRAL), asks_groups=True).group_epsilon == 0.0  # no target: it is free to tell
+    assert make_plan(scenario(target)).epsilon <= 4.0
+
+
+def test_a_multiplier_that_misses_the_target_is_refused():
+    cost = make_plan(scenario()).epsilon
+    assert make_plan(scenario(CENTRAL | {"target_epsilon": cost * 1.001})).epsilon == cost
+    with pytest.raises(ScenarioError, match=r"privacy\.noise_multiplier: 5 spends epsilon .* above"):
+        make_plan(scenario(CENTRAL | {"target_epsilon": cost * 0.999}))
+
+
+@pytest.mark.parametrize(
+    ("privacy", "keys", "expected"),
+    [
+        (LOCAL | {"rows": "touched"}, {}, r"privacy\.rows: touched"),
+        (CENTRAL, {"fairness": {"exclude_below": 0.5}}, r"fairness\.exclude_below: refines once more"),
+        (CENTRAL, {"elasticity": {"trained_for": ["1%"]}}, r"elasticity\.trained_for: refines once more"),
+        (
+            CENTRAL | {"colluding_devices": 6},
+            {"secure_aggregation": SECURE},
+            r"privacy\.colluding_devices: of 10 devices 6",
+        ),
+    ],
+)
+def test_keys_that_would_make_epsilon_untrue_are_refused(privacy, keys, expected):
+    with pytest.raises(ScenarioError, match=expected):
+        make_plan(scenario(privacy, **keys))
+
+
+def test_devices_add_the_noise_of_masked_sums_where_it_can_be_divided():
+    masked = scenario(secure_aggregation=SECURE)
+    assert in_masked_sums(masked, CentralGaussian())
+    assert not in_masked_sums(masked, LocalGaussian())
+    assert not in_masked_sums(masked, None)
+    assert not in_masked_sums(scenario(), CentralGaussian())
+
+    class Whole(CentralGaussian):
+        divides = False
+
+    assert not in_masked_sums(masked, Whole())
+
+
+def test_shares_of_noise_are_counted_by_those_who_last_and_keep_it_to_themselves():
+    def count(colluding, devices=10):
+        given = scenario(CENTRAL | {"colluding_devices": colluding}, secure_aggregation=SECURE)
+        return noise_devices_of(given, devices)
+
+    assert answers_needed(10, 0.6) == 6
+    assert [count(colluding) for colluding in (0, 2, 5)] == [6, 4, 1]
+    assert count(0, devices=20) == 12
+    with pytest.raises(ScenarioError, match="of 10 devices 6 must last, and 6 may tell"):
+        count(6)
+
+
+# ---------------------------------------------------------------- accounting
+
+
+def test_rounds_that_a_coin_decides_cost_less_than_certain_ones():
+    def cost(schedule):
+        return spent(event_of(CentralGaussian(), 2.0, schedule), DELTA).epsilon
+
+    certain, sampled = cost(Schedule(((4, 1.0),))), cost(Schedule(((4, 1.0),), sampling=0.2))
+    assert sampled < 0.6 * certain
+    # what is certain is in whatever the coin says, and is paid besides
+    assert cost(Schedule((), 0.2, ((4, 1.0),))) == certain
+    assert cost(Schedule(((2, 1.0),), 1.0, ((2, 1.0),))) == pytest.approx(certain, rel=1e-6)
+    # nothing released, nothing paid
+    free = Schedule(((0, 1.0), (4, 0.0)), 0.2, ((0, 0.5),))
+    assert cost(free) == 0
+    assert cost(Schedule((*free.rounds, (4, 1.0)), 1.0)) == certain
+
+
+def test_calibration_stays_between_its_ends():
+    schedule = Schedule(((1, 1.0),))
+    # a target that hardly protects gets no less than the smallest noise, and that meets it
+    smallest = calibrated(CentralGaussian(), schedule, 150.0, DELTA)
+    assert SMALLEST_MULTIPLIER <= smallest < 1.01 * SMALLEST_MULTIPLIER
+    with pytest.raises(ScenarioError, match=r"privacy\.target_epsilon: 1e-09 at delta 1e-12 cannot be met"):
+        calibrated(CentralGaussian(), Schedule(((10, 1.0),)), 1e-9, 1e-12)
+
+
+@pytest.mark.parametrize("target", [0.05, 0.7, 30.0])
+def test_calibrated_noise_is_the_least_to_a_thousandth(target):
+    schedule = Schedule(((3, 1.0),))
+    multiplier = calibrated(CentralGaussian(), schedule, target, DELTA)
+
+    def cost(noise):
+        step = min(1e-3, max(1e-4, target * 1e-4))
+        return spent(event_of(CentralGaussian(), noise, schedule), DELTA, discretization=step).epsilon
+
+    assert cost(multiplier) <= target < cost(multiplier / 1.0011)
+
+
+def test_beyond_all_privacy_one_accountant_is_asked():
+    vast = spent(event_of(CentralGaussian(), 0.05, Schedule(((9, 1.0),))), DELTA)
+    assert vast.rdp > NO_PRIVACY
+    assert (vast.pld, vast.accountant, vast.epsilon) == (None, "RDP", vast.rdp)
+
+
+# ---------------------------------------------------------------- noise on sums
+
+
+def zeros(**sizes) -> Sums:
+    return Sums({part: np.zeros(size, np.int64) for part, size in sizes.items()})
+
+
+def test_each_part_has_the_noise_of_its_scale():
+    sizes = {"updates": (100, 50), "signals": (5000,)}
+    drawn = noise(CentralGaussian(), {"updates": 2.0, "signals": 0.5}, sizes, ("here", 3), 1)
+    assert {part: values.shape for part, values in drawn.items()} == sizes
+    assert [values.std() / FIXED_POINT for values in drawn.values()] == pytest.approx([2.0, 0.5], rel=0.05)
+    again, other_round, other_seed = (
+        noise(CentralGaussian(), {"updates": 2.0}, sizes, identity, seed)["updates"]
+        for identity, seed in ((("here", 3), 1), (("here", 4), 1), (("here", 3), 2))
+    )
+    assert (again == drawn["updates"]).all()
+    assert (other_round != drawn["updates"]).mean() > 0.99
+    assert (other_seed != drawn["updates"]).mean() > 0.99
+    same = noise(CentralGaussian(), {"updates": 1.0, "signals": 1.0}, dict.fromkeys(sizes, (5000,)), ("here",), 1)
+    assert abs(np.corrcoef(same["updates"], same["signals"])[0, 1]) < 0.1  # parts are noised apart
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_noise_of_devices_is_by_identity_added_to_what_was_there_and_leaves_it_alone(shared):
+    def noised(sums, seed, server_round, devices):
+        devices = np.asarray(devices)
+        if shared:
+            return with_noise_shares(sums, {"updates": 3.0, "signals": 6.0}, 9, seed, server_round, devices)
+        return with_device_noise(sums, {"updates": 1.0, "signals": 2.0}, LocalGaussian(), seed, server_round, devices)
+
+    empty = zeros(updates=(60, 50), signals=(3000,))
+    said = Sums({part: values + 7 for part, values in empty.items()})
+    one, two, both = (noised(empty, 5, 2, devices) for devices in ([4], [8], [8, 4]))
+    for part, std in (("updates", 1.0), ("signals", 2.0)):  # nine shares reach 3 and 6
+        assert one[part].std() / FIXED_POINT == pytest.approx(std, rel=0.06)
+        assert (one[part] + two[part] == both[part]).all()
+        assert (noised(said, 5, 2, [4])[part] == one[part] + 7).all()
+        assert (said[part] == 7).all()
+        assert (noised(empty, 6, 2, [4])[part] != one[part]).any()
+        assert (noised(empty, 5, 3, [4])[part] != one[part]).any()
+        assert (two[part] != one[part]).any()
+    assert abs(np.corrcoef(one["updates"].ravel(), one["signals"])[0, 1]) < 0.1
+
+
+def test_numbers_beyond_the_range_saturate_with_their_sign():
+    assert fixed_point(np.array([1e300, -1e300, 0.75, -0.75]), 4.0).tolist() == [2**62, -(2**62), 3, -3]
+    assert fixed_point(np.array([0.0]), 4.0).dtype == np.int64
+
+
+# ---------------------------------------------------------------- what the report tells
+
+
+def told(given, norms=(0.25, 0.5), **how):
+    return report_of(given, make_plan(given, **how), list(norms))
+
+
+def test_the_report_has_the_figures_of_the_plan():
+    given = scenario(CENTRAL | {"target_epsilon": 99.0, "group_epsilon": 0.5}, refinement={"rounds": 6})
+    plan = make_plan(given, asks_groups=True)
+    report = told(given, asks_groups=True)
+    accounted = report.accounted
+    assert accounted is not None
+    assert (report.mechanism, report.clipping, report.epsilon, report.delta) == (
+        "central-gaussian", "flat", plan.epsilon, DELTA,
+    )  # fmt: skip
+    assert (accounted.accountant, accounted.epsilon_rdp, accounted.epsilon_pld) == (
+        plan.cost.accountant, plan.cost.rdp, plan.cost.pld,
+    )  # fmt: skip
+    assert (accounted.target_epsilon, accounted.noise_multiplier, accounted.clip_norms) == (99.0, 5.0, (0.25, 0.5))
+    *parts, answer = accounted.releases
+    assert {one.part: one.share for one in parts} == dict(plan.shares)
+    bound = {one.part: one.bound for one in parts}
+    assert bound["updates"] == 0.5  # that of the last round
+    for one in parts:
+        assert one.noise_std == plan.std(one.part, one.bound)
+        assert one.rounds == (6 // given.controller.every if one.part == "signals" else 6)
+        assert (one.added_by, one.epsilon) == ("server", None)
+    assert (answer.part, answer.rounds, answer.epsilon, answer.added_by) == ("user group", 1, 0.5, "device")
+    assert "and the user group it answers" in accounted.covers
+    assert told(given, norms=(), asks_groups=True).accounted.releases[0].bound == given.privacy.clipping.norm
+
+
+def test_the_report_says_whom_the_noise_is_against():
+    central, local = told(scenario()).accounted, told(scenario(LOCAL)).accounted
+    masked = told(scenario(CENTRAL | {"colluding_devices": 2}, secure_aggregation=SECURE)).accounted
+    assert central.adjacency.endswith("replaced by zeros")
+    assert local.adjacency.endswith("replaced by any others")
+    assert central.covers.endswith("towards the other devices and whoever sees the tables")
+    assert local.covers.endswith("towards the server too")
+    assert "noised sums alone, and 2 device(s)" in masked.covers
+    assert [one.releases[0].added_by for one in (central, local, masked)] == ["server", "device", "devices, in shares"]
+    poisson = scenario(refinement={"sampling": "poisson", "cohort_share": 0.25})
+    assert told(poisson).accounted.sampling.startswith("Poisson, 0.25 a round")
+    assert central.sampling.startswith("not amplified")
+
+
+def test_the_report_says_what_is_not_covered():
+    def uncovered(privacy=None, **keys):
+        return " | ".join(told(scenario(privacy, **keys)).accounted.not_covered)
+
+    def collected(**keys):
+        return uncovered(pretraining={"collected": keys})
+
+    assert "the train interactions of all users" in collected(share=1.0)
+    assert "the oldest 30% of every user's train interactions" in collected(share=0.3, mode="oldest")
+    assert "the 30% of the users who consented" in collected(share=0.3, mode="users")
+    assert "the train interactions of all users" in collected(share=1.0, mode="oldest")
+    assert "the test, which the researcher makes" in uncovered()
+    assert "memory budgets, device classes" in uncovered()
+    assert ("how many blocks a device asks for" in uncovered(CENTRAL | {"requests": "own-budget"})) is True
+    assert ("how many blocks a device asks for" in uncovered(CENTRAL | {"requests": "group-prefix"})) is False
+    assert ("rounds' losses" in uncovered(CENTRAL | {"counters": "measured"})) is True
+    assert ("rounds' losses" in uncovered(CENTRAL | {"counters": "withheld"})) is False
+
+
+def test_a_report_without_noise_says_what_was_hidden():
+    plain, rows, prefix = (
+        report_of(scenario(privacy), None, []) for privacy in ({}, {"rows": "all-sent"}, {"requests": "group-prefix"})
+    )
+    assert (plain.mechanism, plain.clipping, plain.epsilon, plain.delta, plain.accounted) == (
+        "none",
+        None,
+        None,
+        None,
+        None,
+    )
+    assert [(one.rows, one.requests) for one in (plain, rows, prefix)] == [
+        ("touched", "own-budget"), ("all-sent", "own-budget"), ("touched", "group-prefix"),
+    ]  # fmt: skip
+    assert [one.hides for one in (plain, rows, prefix)] == [False, True, True]
+    assert [one.bounded for one in (plain, rows, prefix)] == [False, True, False]
+    assert [one.withholds for one in (plain, rows, prefix)] == [False, True, False]
+    measured = report_of(scenario({"rows": "all-sent", "counters": "measured"}), None, [])
+    assert (measured.counters, measured.withholds) == ("measured", False)

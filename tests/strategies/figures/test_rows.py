@@ -1,0 +1,157 @@
+"""Rows of the report by hand, from what rounds and evaluations counted."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fl_peel.exchange.counters import ClassCounts, ClockCounts, OwnCounts, Traces
+from fl_peel.ranking.paired import PairedSums
+from fl_peel.ranking.top import SUM_SCALE, MetricSums
+from strategies.figures.figures import (
+    bytes_per_device,
+    device_class_rows,
+    device_traces,
+    full_gain,
+    history_rows,
+    refinement_result,
+    round_rows,
+    user_group_rows,
+)
+from strategies.figures.schema import Quality
+from strategies.nodes.members import Members
+from strategies.rounds.record import RoundRecord
+
+NAMES = ("watch", "phone", "laptop")
+MEMBERS = Members(np.arange(7), np.array([0, 1, 0, 3, 0, 1, 0], np.int32), np.full(4, 100), NAMES)
+
+
+def metrics(recall, ndcg, devices) -> MetricSums:
+    """Sums over devices of metrics, in ones."""
+    return MetricSums(*(np.array(values) * int(SUM_SCALE) for values in (recall, ndcg)), np.array(devices))
+
+
+def record(number: int, *, seconds: float = 1.0, traces: Traces | None = None, **classes) -> RoundRecord:
+    """A round of three classes. classes: columns of their counts."""
+    counts, clock = ClassCounts.zeros(3), ClockCounts.zeros(3)
+    for name, values in classes.items():
+        getattr(counts, name)[:] = values
+    clock.sampled[:], clock.time_us[:] = [number, 0, 0], [4_000_000, 0, 0]
+    numbers = {"download_bytes": 70 * number, "upload_bytes": 7 * number, "message_bytes": 700 * number}
+    return RoundRecord(
+        server_round=number, devices=10 + number, failures=number % 2, seconds=0.25 * number, **numbers,
+        loss=0.5 * number, recall=0.1 * number, ndcg=0.2 * number, controller_loss=None if number == 1 else 3.0,
+        classes=counts, clock=clock, virtual_seconds=seconds, traces=Traces.zeros(0) if traces is None else traces,
+    )  # fmt: skip
+
+
+def own(by_class=None, by_group=None, owned=None):
+    """What devices reach under their own budgets."""
+    return SimpleNamespace(by_class=lambda: by_class, by_group=lambda: by_group, owned=[owned])
+
+
+def test_a_device_class_by_hand():
+    """Watches: 2 devices in each of two rounds and 2 in the evaluation; phones in the evaluation alone; no laptops."""
+    rounds = [
+        record(
+            number,
+            devices=[2, 0, 0], budget_bytes=[200, 0, 0], stored_bytes=[150, 0, 0], reselections=[number, 0, 0],
+            violations=[1, 0, 0], download_bytes=[60, 0, 8], upload_bytes=[30, 0, 4],
+        )
+        for number in (1, 2)
+    ]  # fmt: skip
+    served = OwnCounts(*(np.array(v) for v in ([2, 4, 0], [320, 800, 0], [180, 700, 0], [3, 0, 0])))
+    rows = device_class_rows(MEMBERS, rounds, own(metrics([1, 1, 0], [0.5, 2, 0], [2, 1, 0]), owned=served))
+    assert list(rows) == list(NAMES)
+    watch, phone, laptop = rows.values()
+    assert (watch.devices, watch.recall, watch.ndcg) == (2, 0.5, 0.25)
+    assert watch.budget_bytes_mean == (200 + 200 + 320) / 6  # over devices and moments
+    assert watch.stored_bytes_mean == (150 + 150 + 180) / 6
+    assert (watch.reselections, watch.budget_violations) == (1 + 2, 1 + 1 + 3)
+    assert (watch.download_bytes, watch.upload_bytes) == (120 / 2, 60 / 2)
+    assert watch.costs.virtual_seconds == 8 / 2
+    assert (phone.devices, phone.recall, phone.ndcg) == (4, 1.0, 2.0)
+    assert (phone.budget_bytes_mean, phone.stored_bytes_mean) == (200, 175)
+    assert (phone.budget_violations, phone.download_bytes) == (0, 0)
+    assert (laptop.devices, laptop.recall, laptop.ndcg) == (0, None, None)
+    assert (laptop.budget_bytes_mean, laptop.stored_bytes_mean) == (0, 0)
+    assert (laptop.download_bytes, laptop.upload_bytes) == (16, 8)
+
+
+def test_violations_are_those_of_rounds_and_of_the_evaluation():
+    nothing = metrics([0] * 3, [0] * 3, [0] * 3)
+    for in_rounds, in_evaluation in (([1, 2, 3], [0, 0, 0]), ([0, 0, 0], [4, 0, 6])):
+        served = OwnCounts(*(np.array(v) for v in ([1] * 3, [1] * 3, [1] * 3, in_evaluation)))
+        rows = device_class_rows(MEMBERS, [record(1, violations=in_rounds)], own(nothing, owned=served))
+        assert [row.budget_violations for row in rows.values()] == np.add(in_rounds, in_evaluation).tolist()
+
+
+def test_user_groups_by_hand():
+    rows = user_group_rows(MEMBERS, 4, own(by_group=metrics([2, 1, 0, 0, 9], [1, 1, 0, 0, 9], [4, 2, 0, 0, 9])))
+    assert [(row.group, row.devices, row.recall, row.ndcg) for row in rows] == [
+        (0, 4, 0.5, 0.25), (1, 2, 0.5, 0.5), (2, 0, None, None), (3, 1, None, None),
+    ]  # fmt: skip
+
+
+def test_rounds_and_history_by_hand():
+    records = [record(1, seconds=2.0), record(2, seconds=3.5)]
+    first, second = round_rows(records)
+    assert (second.server_round, second.download_bytes, second.upload_bytes, second.message_bytes) == (2, 140, 14, 1400)
+    assert [(row.devices, row.failures, row.seconds) for row in (first, second)] == [(11, 1, 0.25), (12, 0, 0.5)]
+    assert (first.clock.sampled, first.clock.virtual_seconds) == (1, 2.0)
+    told = history_rows(records)
+    assert [(row.server_round, row.virtual_seconds) for row in told] == [(1, 2.0), (2, 5.5)]
+    assert [(row.loss, row.recall, row.ndcg) for row in told] == [(0.5, 0.1, 0.2), (1.0, 0.2, 0.4)]
+    assert [row.controller_loss for row in told] == [None, 3.0]
+
+
+def test_devices_that_rounds_followed():
+    def seen(devices, classes, values):
+        return Traces(*(np.array(v) for v in (devices, classes, values, np.add(values, 1), np.add(values, 2))))
+
+    rounds = [record(1, traces=seen([9, 4], [2, 0], [10, 20])), record(2, traces=seen([4], [0], [30])), record(3)]
+    four, nine = device_traces(MEMBERS, rounds)
+    assert (four.device, four.device_class, nine.device, nine.device_class) == (4, "watch", 9, "laptop")
+    assert (four.budget_bytes, nine.budget_bytes) == ((20, 30, None), (10, None, None))
+    assert (four.stored_bytes, four.kept_blocks) == ((21, 31, None), (22, 32, None))
+
+
+def test_bytes_per_device_by_hand():
+    moved = bytes_per_device([record(1), record(2)], 7)
+    assert (moved.download_mean, moved.upload_mean) == (210 / 7, 21 / 7)
+    nobody = bytes_per_device([record(1)], 0)
+    assert (nobody.download_mean, nobody.upload_mean) == (70, 7)
+
+
+def test_what_of_a_refinement_was_kept():
+    differences = PairedSums.of(np.array([0, 0, 1, 1]), 3, np.array([0.5, 0.25, -0.25, 0.5]))
+    nobody = PairedSums.zeros(3)
+    comparisons = [
+        SimpleNamespace(server_round=4, sums=differences, accepted=np.array([True, False, True]), download_bytes=100),
+        SimpleNamespace(server_round=8, sums=nobody, accepted=np.zeros(3, bool), download_bytes=40),
+    ]
+    keeping = SimpleNamespace(rounds_kept=np.array([4, 0, 4]), comparisons=comparisons)
+    result = refinement_result(keeping, 7)
+    assert (result.groups, result.groups_kept, result.rounds_kept) == (3, 2, {"0": 1, "4": 2})
+    assert result.bytes_down_mean == 20
+    first, second = result.comparisons
+    assert (first.server_round, first.devices, first.accepted, first.download_bytes) == (4, 4, 2, 100)
+    assert first.difference == pytest.approx(0.25)
+    deviation = np.std([0.5, 0.25, -0.25, 0.5], ddof=1)
+    assert first.standard_error == pytest.approx(deviation / 2, abs=1e-6)
+    assert (second.devices, second.difference, second.standard_error, second.accepted) == (0, 0.0, 0.0, 0)
+    assert refinement_result(keeping, 0).bytes_down_mean == 140
+
+
+def test_what_refinement_adds_by_hand():
+    found = PairedSums.of(np.zeros(4, np.int64), 1, np.array([0.5, -0.5, 0.25, 0.25]))
+    gain = full_gain(SimpleNamespace(paired=found))
+    assert (gain.mean, gain.low, gain.high) == found.interval()
+    assert gain.low < gain.mean == 0.125 < gain.high
+    assert gain.devices == 4
+    assert full_gain(None) is None
+
+
+def test_a_quality_has_both_metrics_in_their_places():
+    rows = user_group_rows(MEMBERS, 1, own(by_group=metrics([1], [3], [4])))
+    assert Quality(rows[0].recall, rows[0].ndcg) == Quality(0.25, 0.75)

@@ -1,0 +1,97 @@
+"""The list of mutants that survive is about code that is there, and docs/mutants.md shows it; none is run here."""
+
+import pytest
+from survivors import (
+    LISTED,
+    PAGE,
+    Mutant,
+    function_source,
+    read_listed,
+    reasons,
+    replaced,
+    squeezed,
+    table,
+    unexplained,
+)
+
+
+def test_what_is_listed_is_code_that_is_there():
+    lost = {}
+    for mutant in read_listed(LISTED.read_text(encoding="utf-8")):
+        source = function_source(mutant.module, mutant.function)
+        if source is None or mutant.was not in source:
+            lost[mutant.place] = mutant.was
+    assert lost == {}
+
+
+def test_every_reason_is_one():
+    listed = read_listed(LISTED.read_text(encoding="utf-8"))
+    assert all(len(why.split()) > 3 for why in listed.values())
+    assert all(mutant.was != mutant.now for mutant in listed)
+
+
+def test_the_page_shows_the_list():
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == replaced(page, "list", reasons(read_listed(LISTED.read_text(encoding="utf-8"))))
+
+
+# ---------------------------------------------------------------- by hand
+
+ONE = Mutant("a.b", "C.f", "return x + 1", "return x - 1")
+TEXT = """
+- why: it makes
+    no difference
+  mutants:
+    - at: a.b:C.f
+      was: return x + 1
+      now: return x - 1
+"""
+
+
+def test_a_list_is_read_and_shown():
+    assert read_listed(TEXT) == {ONE: "it makes no difference"}
+    assert reasons(read_listed(TEXT)) == "**it makes no difference**\n\n- `a.b:C.f`, `return x + 1`: `+` → `-`"
+    with pytest.raises(AssertionError, match="listed twice"):
+        read_listed(TEXT + TEXT)
+    assert read_listed("[]") == {}
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "shown"),
+    [
+        ("if a < b:", "if a <= b:", "`<` → `<=`"),
+        ("f(a, b)", "f(a, )", "`b)` → `)`"),
+        ("x = f(a)", "x = None", "`f(a)` → `None`"),
+        ("return -a", "return +a", "`-a` → `+a`"),
+    ],
+)
+def test_changes_are_shown_without_what_is_alike(was, now, shown):
+    assert Mutant("m", "f", was, now).change == shown
+
+
+def test_survivors_that_nobody_listed_are_found():
+    other = Mutant("a.b", "C.f", "return x + 1", "return x + 2")
+    assert unexplained([other, ONE, other], {ONE: "why"}) == [other]
+
+
+def test_a_function_is_found_whatever_is_around_it(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.py").write_text(
+        "class C:\n    @property\n    def f(self):\n        # why\n        return x  # y\n"
+    )
+    assert function_source("a.b", "C.f", tmp_path) == "def f(self): return x"
+    assert function_source("a.b", "C.g", tmp_path) is None
+    assert function_source("a.c", "f", tmp_path) is None
+    assert squeezed("a =  1  # one\n  b") == "a = 1 b"
+
+
+def test_counts_are_added_up():
+    shown = table({"b": {"killed": 3, "survived": 1}, "a": {"killed": 2, "timeout": 1, "no tests": 1}})
+    assert shown.splitlines()[2:] == ["| `a` | 4 | 2 | 1 | 1 |", "| `b` | 4 | 3 | 0 | 1 |", "| all | 8 | 5 | 1 | 2 |"]
+    stopped = table({"b": {"killed": 3, "not checked": 2, "survived": 1}})
+    assert stopped.splitlines()[2:] == ["| `b` | 6 | 3 | 0 | 2 | 1 |", "| all | 6 | 3 | 0 | 2 | 1 |"]
+
+
+def test_a_part_of_a_page_is_replaced():
+    page = "before\n<!-- list -->\nold\n<!-- end of list -->\nbehind\n"
+    assert replaced(page, "list", "new") == page.replace("old", "new")
