@@ -174,7 +174,7 @@ def test_a_step_goes_down_the_pairwise_loss_of_every_width(widths):
     world = alone_with([1], 2)
     rng = np.random.default_rng(0)
     table, user = rng.normal(size=(2, 3)).astype(np.float32), rng.normal(size=(1, 3)).astype(np.float32)
-    setting = BprSetting(0.1, 0.02, 1.0)
+    setting = BprSetting(0.1, 0.02, 1.0, num_negatives=1)
     after, updates = bpr_steps(table, user.copy(), np.array([0]), widths, world, setting, 1, item_rate=0.3)
     pull = numeric(lambda x: log_loss(x, table[1], table[0], widths), user[0])
     np.testing.assert_allclose(after[0], user[0] - 0.1 * (pull + 0.02 * user[0]), rtol=1e-4)
