@@ -20,6 +20,7 @@ from fl_peel.privacy.noising import randomized_groups
 from fl_peel.privacy.plan import check_delta, make_plan
 from fl_peel.privacy.report import report_of
 from fl_peel.privacy.sources import Seeded, System, source_of, whole_scale
+from simulations.runner import run
 from simulations.scenario_files import load_scenario
 from strategies.rounds.sampling import sample_cohort
 from strategies.run.place import Place
@@ -197,6 +198,13 @@ def test_seeded_noise_is_refused_where_nothing_is_simulated(tiny, tmp_path, over
 @pytest.mark.parametrize("overrides", [(), (*CENTRAL, SYSTEM)], ids=["no noise", "system"])
 def test_other_runs_are_not(tiny, tmp_path, overrides):
     serve(SuperNodes(2), load_scenario(tiny, overrides), Place("", str(tmp_path / "run")))
+
+
+@pytest.mark.engine
+def test_flowers_simulation_is_one(tiny, tmp_path):
+    """Its workers draw from the seed, with no word of anybody's, and what they draw repeats."""
+    result = run(tiny, overrides=LOCAL)
+    assert figures(result) == figures(served(load_scenario(tiny, LOCAL), tmp_path / "run")[0])
 
 
 def test_a_device_refuses_seeded_noise_whatever_the_server_asks(tiny, tmp_path):

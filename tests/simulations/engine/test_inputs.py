@@ -26,6 +26,7 @@ def looked_at(tiny, tmp_path, *changes):
 
 
 BAD = [
+    ([NOISED.replace("8,", "8, delta: 0.03,")], "privacy.delta: 0.03 is above one of 40 devices"),
     (["blocks.count=60"], "blocks.count: 60 is not in 1..59, the number of items; change it"),
     (["blocks={item_groups: interest-popularity, count: 60}"], "blocks.count: 60 is not in 1..59"),
     (["evaluation.budgets=[1%]"], "evaluation.budgets 1.0000%: budget 18 B is below one block"),

@@ -23,6 +23,8 @@ HALF = {
     "oldest": {"mode": "oldest", "share": 0.5},
 }
 
+BY_POPULARITY = {"item_groups": "interest-popularity"}
+
 
 def drawn_anew(items: UserItems, change: np.ndarray, num_items: int) -> UserItems:
     """With other items where ``change`` (N,) says so."""
@@ -61,7 +63,7 @@ def prepared(scenario: Scenario, folder, monkeypatch, *, change: bool):
 
 @pytest.mark.parametrize("mode", HALF)
 def test_pretrained_tables_neighbours_and_blocks_are_of_what_was_given(tiny_scenario, tmp_path, monkeypatch, mode):
-    scenario = changed(tiny_scenario, pretraining={"collected": HALF[mode]})
+    scenario = changed(tiny_scenario, pretraining={"collected": HALF[mode]}, blocks=BY_POPULARITY)
     one, two = (prepared(scenario, tmp_path / str(change), monkeypatch, change=change) for change in (False, True))
     assert (one.pretrained.items == two.pretrained.items).all()
     assert (one.pretrained.users == two.pretrained.users)[one.has_data].all()
@@ -73,7 +75,7 @@ def test_pretrained_tables_neighbours_and_blocks_are_of_what_was_given(tiny_scen
 @pytest.mark.parametrize("mode", HALF)
 def test_spectral_tables_are_of_what_was_given(tiny_scenario, tmp_path, monkeypatch, mode):
     keys = SPECTRAL | {"source": "collected", "collected": HALF[mode], "value_exponent": 0.2}
-    scenario = changed(tiny_scenario, pretraining=keys)
+    scenario = changed(tiny_scenario, pretraining=keys, blocks=BY_POPULARITY)
     one, two = (prepared(scenario, tmp_path / str(change), monkeypatch, change=change) for change in (False, True))
     assert (one.start.own == two.start.own).all()
     assert (one.start.counts == two.start.counts).all()
