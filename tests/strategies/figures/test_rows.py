@@ -1,5 +1,6 @@
 """Rows of the report by hand, from what rounds and evaluations counted."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,12 +13,12 @@ from strategies.figures.figures import (
     bytes_per_device,
     device_class_rows,
     device_traces,
-    full_gain,
     history_rows,
     refinement_result,
     round_rows,
     user_group_rows,
 )
+from strategies.figures.intervals import Measured
 from strategies.figures.schema import Quality
 from strategies.nodes.members import Members
 from strategies.rounds.record import RoundRecord
@@ -26,9 +27,12 @@ NAMES = ("watch", "phone", "laptop")
 MEMBERS = Members(np.arange(7), np.array([0, 1, 0, 3, 0, 1, 0], np.int32), np.full(4, 100), NAMES)
 
 
-def metrics(recall, ndcg, devices) -> MetricSums:
-    """Sums over devices of metrics, in ones."""
-    return MetricSums(*(np.array(values) * int(SUM_SCALE) for values in (recall, ndcg)), np.array(devices))
+def metrics(recall, ndcg, devices, squares=None) -> MetricSums:
+    """Sums over devices of metrics, in ones; squares: of recall, by default as of devices that are all alike."""
+    if squares is None:
+        squares = [total**2 / max(count, 1) for total, count in zip(recall, devices, strict=True)]
+    sums = (np.rint(np.array(values) * SUM_SCALE).astype(np.int64) for values in (recall, ndcg, squares))
+    return MetricSums(*sums, np.array(devices))
 
 
 def record(number: int, *, seconds: float = 1.0, traces: Traces | None = None, **classes) -> RoundRecord:
@@ -144,12 +148,20 @@ def test_what_of_a_refinement_was_kept():
 
 
 def test_what_refinement_adds_by_hand():
-    found = PairedSums.of(np.zeros(4, np.int64), 1, np.array([0.5, -0.5, 0.25, 0.25]))
-    gain = full_gain(SimpleNamespace(paired=found))
-    assert (gain.mean, gain.low, gain.high) == found.interval()
-    assert gain.low < gain.mean == 0.125 < gain.high
-    assert gain.devices == 4
-    assert full_gain(None) is None
+    start = Measured(0.25, 0.5, np.array([0.2, 0.25, 0.3]), np.zeros(3), 4)
+    refined = Measured(0.375, 0.5, np.array([0.4, 0.35, 0.3]), np.zeros(3), 4)
+    gain = refined.gain(start)
+    assert (gain.mean, gain.devices) == (0.125, 4)
+    low, high = np.quantile([0.2, 0.1, 0.0], [0.025, 0.975])  # replicate by replicate
+    assert (gain.low, gain.high) == pytest.approx((low, high))
+    assert replace(refined, recalls=np.zeros(0)).gain(replace(start, recalls=np.zeros(0))) is None
+
+
+def test_margins_are_of_students_t():
+    found = metrics([1.5, 1.0], [0, 0], [4, 1], squares=[0.75, 1.0])  # recalls 0.25, 0.25, 0.5, 0.5
+    rows = user_group_rows(MEMBERS, 2, own(by_group=found))
+    assert rows[0].recall_margin == pytest.approx(3.182446 * np.std([0.25, 0.25, 0.5, 0.5], ddof=1) / 2, rel=1e-5)
+    assert rows[1].recall_margin is None
 
 
 def test_a_quality_has_both_metrics_in_their_places():
