@@ -25,8 +25,9 @@ from simulations.report.files_of_run import ReportError, read_report, summary_ta
 from simulations.report.plots.run import report_figures
 from simulations.report.plots.style import spread
 from simulations.report.tables.view import format_bytes, format_share, nested_views
+from simulations.studies.compare.plot import compare_alt
 from simulations.studies.compare.report import compare_plot, compare_table, plotted_rows, read_compare, write_compare
-from simulations.studies.compare.tables import compare_details_view, compare_view, verdict_view
+from simulations.studies.compare.tables import ceilings_view, compare_details_view, compare_view, verdict_view
 from strategies.figures.schema import FullTable, RunResult, TableQuality, UserGroupRow, from_json
 
 NASTY = "<b>low & 'end'</b>"  # a device class that must be escaped
@@ -715,19 +716,51 @@ def test_compare_table_shows_what_validation_chose_whatever_the_test_says():
     better = {"chosen": False, "precision": "int4", "validation_recall@20": 0.01}
     rows = [*compare_result()["rows"], compare_row("peel", 0.1, 0.19, **better)]
     view = compare_view(rows)
-    assert view.columns == ("method", "groups", "1%", "10%")
+    assert view.columns == ("method", "groups", "trials", "1%", "10%")
     assert view.rows == (
-        ("random", "no", "0.0200 int8", "0.1600 int8"),
-        ("peel", "yes", "0.1800 ±0.0010 int8", "0.1500 int8"),
+        ("random", "no", "–", "0.0200 int8", "0.1600 int8"),
+        ("peel", "yes", "–", "0.1800 ±0.0010 int8", "0.1500 int8"),
     )
-    assert view.best == {(1, 2), (1, 3)}  # at 10% random is better on the test, and validation likes peel
+    assert view.best == {(1, 3), (1, 4)}  # at 10% random is better on the test, and validation likes peel
     assert "0.0900 ±0.0005" in printed(compare_table(rows, "ndcg@20"))
     assert [row[1] for row in compare_details_view(rows).rows] == [*["int8 (chosen)"] * 4, "int4"]
 
 
+def test_what_a_server_sends_is_shown_last_and_is_never_the_best():
+    sent = compare_row("cached-list", 0.01, 0.9, ceiling=True, trials=4)
+    tried = [row | {"trials": 3} for row in compare_result()["rows"]]
+    twice = compare_row("peel", 0.01, 0.1, trials=2, precision="int4", chosen=False)
+    view = compare_view([sent, *tried, twice])
+    assert [row[:3] for row in view.rows] == [
+        ("random", "no", "3"),
+        ("peel", "yes", "5"),
+        ("cached-list", "server", "4"),
+    ]
+    assert view.best == {(1, 3), (1, 4)}
+    assert "cached-list" not in compare_alt([sent, *tried])
+
+
+def test_ceilings_have_a_table_of_their_own():
+    done = {
+        "method": "ease",
+        "ceiling": True,
+        "server_bytes": 1_234_500,
+        "seconds": 1.0,
+        "trials": 6,
+        "note": "lambda 3",
+    }
+    done |= {"recall@20": 0.3, "ndcg@20": 0.2, "validation_recall@20": 0.4}
+    skipped = done | {"server_bytes": 0, "trials": 0, "note": "not done: needs 8.4 GB of free memory"}
+    view = ceilings_view(compare_result() | {"ceilings": [done, skipped]})
+    assert view.rows == (
+        ("ease", "1,234.5", "6", "0.4000", "0.3000", "0.2000", "lambda 3"),
+        ("ease", "–", "0", "–", "–", "–", "not done: needs 8.4 GB of free memory"),
+    )
+
+
 def test_the_verdict_is_a_table():
     view = verdict_view(compare_result())
-    assert view.rows == (("1%", "int8", "0.1800", "0.900", "–", "–", "–", "9.000", "random int8"),)
+    assert view.rows == (("1%", "int8", "0.1800", "0.900", "–", "–", "–", "9.000", "random int8", "–", "–"),)
 
 
 def test_compare_refuses_nan_and_missing_keys(tmp_path):

@@ -25,10 +25,12 @@ from simulations.studies.study import open_study
 from strategies.evaluation.trials import Trial
 from strategies.rivals import base as rivals
 from strategies.rivals.base import Request, block_option, decoded_blocks, ranked_blocks
+from strategies.rivals.groups import PerGroup
 from strategies.rivals.pep import Pep
 from strategies.rivals.quality import quality
 from strategies.rivals.replicates import in_json, replicates
 from strategies.rivals.rule import Rule, Search
+from strategies.rivals.server import CachedList, Ease, FullTable
 from strategies.rivals.tables import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd
 from strategies.run import collected as preparing
 from tests.helpers.loopback import LoopbackGrid
@@ -36,15 +38,19 @@ from tests.helpers.loopback import LoopbackGrid
 FULL_BYTES = 4 * 59 * 8
 """59 of the 60 planted items were ever drawn. Header and user embedding alone take 60 of these 1,888 bytes."""
 BUDGETS = (0.02, 0.3, 0.6, 1.0)
+TRIALS = {"truncated-svd": 2, "pep": 2}
 FEW = ["refinement.rounds=1", "blocks={item_groups: single, num_slices: 2}", "fleet=large.yaml"]
 RIVALS = (
     (SmallerDimension(), ("fp32", "int8", "int4")),
     (TruncatedSvd(), ("int8",)),
     (MagnitudePruning(), ("fp16", "int8", "int4")),
-    (Pep(epochs=1, rates=(0.1,)), ("fp16",)),
+    (Pep(epochs=1, rates=(0.1,), retraining=(1.0,), steps=5), ("fp16",)),
     (FixedTiers(), ("int4",)),
     (Rule(search=Search(population=4, generations=1, ranked=1)), ("int8",)),
+    (PerGroup("magnitude-pruning-groups", (MagnitudePruning(),)), ("int8",)),
+    (CachedList(tables=(FullTable(), PerGroup("start", (FullTable(),)))), ("fp32",)),
 )
+CEILINGS = (Ease(ridges=(10.0, 30.0)),)
 
 
 @pytest.fixture
@@ -79,7 +85,9 @@ def scenario(tiny, tmp_path):
 
 
 def compared(scenario, out, **kwargs):
-    return comparison.compare(scenario, BUDGETS, out=out, rivals=RIVALS, single_budgets=[0.6], **kwargs)
+    return comparison.compare(
+        scenario, BUDGETS, out=out, rivals=RIVALS, ceilings=CEILINGS, single_budgets=[0.6], **kwargs
+    )
 
 
 def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp_path, counts):
@@ -93,8 +101,15 @@ def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp
     others = {"peel-authors", "peel-authors-groups", "peel-single-budget", *(rival.name for rival, _ in RIVALS)}
     assert others <= {method for method, _ in methods}
     aware = {row["method"] for row in result["rows"] if row["group_aware"]}
-    assert aware == {*group, "peel-single-budget", "peel-authors-groups"}
+    assert aware == {*group, "peel-single-budget", "peel-authors-groups", "magnitude-pruning-groups"}
+    assert {row["method"] for row in result["rows"] if row["ceiling"]} == {"cached-list"}
     for row in result["rows"]:
+        if row["method"] == "cached-list":  # a byte an item, no header, whatever the budget
+            assert row["stored_bytes_max"] == min(row["budget_bytes"], 59)
+            assert row["trials"] == 2
+            continue
+        served = row["stored_bytes_max"] > 0
+        assert row["trials"] == (served and TRIALS.get(row["method"], 1)) or row["method"] == "rule"
         assert 0 <= row["stored_bytes_max"] <= row["budget_bytes"]
         assert (row["stored_bytes_max"] == 0) == (row["note"] not in ("",) and row["recall@20"] == 0)
         if row["share"] == 0.02:
@@ -104,7 +119,10 @@ def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp
         *("compare.json", "compare.csv", "compare.html", "compare.svg", "checkpoints")
     }
     assert counts["simulated"] == 1
-    assert counts["compete"] == len(RIVALS)
+    assert counts["compete"] == len(RIVALS) + 1
+    (ceiling,) = result["ceilings"]
+    assert (ceiling["method"], ceiling["server_bytes"], ceiling["trials"]) == ("ease", 4 * 59 * 59, 2)
+    assert {"share", "precision", "stored_bytes_max"}.isdisjoint(ceiling)
 
     before = dict(counts)
     again = compared(scenario, out)
@@ -154,12 +172,12 @@ def test_a_killed_comparison_goes_on_where_it_stopped(scenario, tmp_path, counts
     monkeypatch.setattr(comparison, "compete", original)
     compared(scenario, tmp_path / "out")
     assert counts["simulated"] == 1
-    assert counts["compete"] == len(RIVALS)
+    assert counts["compete"] == len(RIVALS) + 1
     assert counts["pretrain"] == trained
 
 
 def test_seeds_give_means_and_spread(scenario, tmp_path, counts):
-    few = {"rivals": RIVALS[1:3], "single_budgets": ()}
+    few = {"rivals": RIVALS[1:3], "ceilings": CEILINGS, "single_budgets": ()}
     two = comparison.compare(scenario, BUDGETS, out=tmp_path / "two", seeds=2, **few)
     ones = [
         comparison.compare(scenario.model_copy(update={"seed": seed}), BUDGETS, out=tmp_path / "two", **few)
@@ -174,6 +192,9 @@ def test_seeds_give_means_and_spread(scenario, tmp_path, counts):
             assert row["recall@20_interval"][0] < row["recall@20"] < row["recall@20_interval"][1]
             assert ("peel_over" in row) == (row["chosen"] and row["method"] != "peel" and row["recall@20"] > 0)
         assert row["seeds"] == 2
+    (ceiling,), parts = two["ceilings"], [one["ceilings"][0] for one in ones]
+    assert ceiling["recall@20"] == pytest.approx(sum(part["recall@20"] for part in parts) / 2)
+    assert ceiling["trials"] == 2
     assert (
         two["full_table"]["recall@20_std"] > 0 or two["full_table"]["recall@20"] == ones[0]["full_table"]["recall@20"]
     )
@@ -210,8 +231,9 @@ def scenario_file(scenario, folder):
 
 
 def test_the_precision_of_a_method_is_chosen_on_validation():
-    def row(method, precision, validation, test, aware=True):
+    def row(method, precision, validation, test, aware=True, ceiling=False):
         return {
+            **{"ceiling": ceiling, "trials": 3},
             **{"method": method, "group_aware": aware, "precision": precision, "share": 0.01, "seconds": 1.0},
             **{"stored_bytes_max": 10, "recall@20": test, "ndcg@20": 0.1, "validation_recall@20": validation},
         }
@@ -224,16 +246,20 @@ def test_the_precision_of_a_method_is_chosen_on_validation():
                 row("group-popularity", "int8", 0.2, 0.16),
                 row("popular-items", "int8", 0.1, 0.10, aware=False),
                 row("rule", "int8", 0.2, 0.08, aware=False),
+                row("coded-groups", "int8", 0.25, 0.4),
+                row("other-groups", "int8", 0.24, 0.5),  # better on test, too
+                row("cached-list", "fp32", 0.9, 0.9, aware=False, ceiling=True),  # no rival
             ]
         ]
     )
-    assert [r["chosen"] for r in rows] == [True, False, True, True, True]
+    assert [r["chosen"] for r in rows] == [True, False, *[True] * 6]
     full = {"recall@20": 0.4}
     told = summary(rows, full, {"none": full, "federated": {"recall@20": 0.5}, "central": None})
     assert told["budgets"] == [
         {
             **{"share": 0.01, "precision": "int8", "recall@20": 0.20, "to_full_table": 0.5},
             **{"to_group_popularity": 0.20 / 0.16, "to_best_without_groups": 0.20 / 0.08, "rival": "rule int8"},
+            **{"to_best_with_groups": 0.20 / 0.4, "rival_with_groups": "coded-groups int8"},
         }
     ]
     assert told["federated_to_none"] == 1.25

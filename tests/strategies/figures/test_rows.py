@@ -158,7 +158,7 @@ def test_what_refinement_adds_by_hand():
 
 
 def test_margins_are_of_students_t():
-    found = metrics([1.5, 1.0], [0, 0], [4, 1], squares=[0.75, 1.0])  # recalls 0.25, 0.25, 0.5, 0.5
+    found = metrics([1.5, 1.0], [0, 0], [4, 1], squares=[0.625, 1.0])  # recalls 0.25, 0.25, 0.5, 0.5
     rows = user_group_rows(MEMBERS, 2, own(by_group=found))
     assert rows[0].recall_margin == pytest.approx(3.182446 * np.std([0.25, 0.25, 0.5, 0.5], ddof=1) / 2, rel=1e-5)
     assert rows[1].recall_margin is None
