@@ -50,7 +50,9 @@ class Trained:
 
 
 def train(method: Federated[Any], setting: Any, world: World, effort: Effort) -> Trained:
-    """Rounds until validation is no longer better; devices, messages and server as in :class:`Federated`."""
+    """Rounds until validation is no longer better, or numbers diverge; devices, messages and server as in
+    :class:`Federated`.
+    """
     panel = panel_of(world, effort.panel)
     server, kept = method.server(world, setting), method.kept(world, setting)
     down, up = np.zeros(world.num_devices, np.int64), np.zeros(world.num_devices, np.int64)
@@ -67,15 +69,31 @@ def train(method: Federated[Any], setting: Any, world: World, effort: Effort) ->
         server = method.merged(server, sums, setting)
         if number % effort.every and number != effort.rounds:
             continue
-        for served in choices(method.served(server, kept, world, setting)):
+        found = method.served(server, kept, world, setting)
+        if not storable(found):
+            break
+        for served in choices(found):
             recall = quality(served, world, "validation", among=panel)[RECALL]
             if best is None or recall > best.recall:
                 best = Trained(setting, number, recall, copied(served), down.copy(), up.copy(), number)
         assert best is not None
         if number - best.round >= effort.patience * effort.every:
             break
-    assert best is not None
-    return replace(best, last=number)
+    return replace(best or diverged(world, setting), last=number)
+
+
+def storable(served: Served) -> bool:
+    """Whether all numbers are finite, and vectors fit fp16: training has not diverged."""
+    parts = (*served.tables, *(() if served.own is None else (served.own.rows,)))
+    largest = float(np.abs(served.users).max(initial=0))
+    return all(np.isfinite(part).all() for part in parts) and largest < float(np.finfo(np.float16).max)
+
+
+def diverged(world: World, setting: Any) -> Trained:
+    """Of a setting under which no table could be served: nobody finds anything."""
+    nothing = np.zeros(world.num_devices, np.int64)
+    table, users = np.zeros((world.num_items, 1), np.float32), np.zeros((world.num_devices, 1), np.float32)
+    return Trained(setting, 0, 0.0, Served((table,), nothing, users), nothing, nothing, 0)
 
 
 def choices(served: Served) -> list[Served]:

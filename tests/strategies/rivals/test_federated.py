@@ -324,7 +324,7 @@ def test_the_servers_own_steps_do_what_they_are_for():
         return np.abs(np.stack(cosines) - np.mean(cosines, axis=0)).sum()
 
     tables = [rng.normal(size=(50, width)) for width in (2, 4, 8)]
-    after = distilled(tables, np.arange(20), 0.5)
+    after = distilled(tables, np.arange(20), 2.0)
     assert apart(after) < 0.97 * apart(tables)
     for one, two in zip(tables, after, strict=True):
         assert np.array_equal(one[20:], two[20:])
@@ -426,9 +426,18 @@ def test_setting_and_round_are_chosen_on_validation(world):
 def test_what_validation_liked_is_kept_though_training_goes_on(world):
     """The vectors of the best round, not of the last."""
     effort = Effort(rounds=40, every=5, patience=8)
-    best = train(FedAvgBpr(), BprSetting(0.5, 0.0, 1.0), world, effort)
+    best = train(FedAvgBpr(), BprSetting(0.3, 0.0, 0.3), world, effort)
     assert best.last > best.round
     assert quality(best.served, world, "validation")["recall@20"] == pytest.approx(best.recall)
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+def test_a_setting_that_diverges_is_not_chosen_and_ends_early(world):
+    grid = (BprSetting(50.0, 0.0, 50.0), BPR)
+    result = tuned(dataclasses.replace(FedAvgBpr(), grid=grid), world, ("fp32",), EFFORT)
+    assert result["tried"][0]["validation"] < 0.5 * result["tried"][1]["validation"]
+    assert result["tried"][0]["last"] < EFFORT.rounds
+    assert result["setting"]["learning_rate"] == BPR.learning_rate
 
 
 def test_all_rivals_are_tuned_with_equal_effort():
