@@ -75,11 +75,13 @@ def _lead(result: RunResult) -> str:
 
 def _run_facts(result: RunResult) -> list[tuple[str, str]]:
     classes = result.device_classes.values()
+    told = result.privacy is None or not result.privacy.withholds
     facts = [
         ("devices", f"{sum(row.devices for row in classes):,}"),
         ("rounds", f"{len(result.rounds):,}"),
         ("full table, fp32", format_bytes(result.full_table.bytes)),
         ("budget violations", f"{sum(row.budget_violations for row in classes):,}"),
+        *([("working memory violations", f"{sum(row.working_violations for row in classes):,}")] if told else []),
         ("wall time", f"{sum(result.stages.values()):,.0f} s"),
         ("seed", str(result.seed)),
     ]
