@@ -85,4 +85,4 @@ def _run_facts(result: RunResult) -> list[tuple[str, str]]:
         ("wall time", f"{sum(result.stages.values()):,.0f} s"),
         ("seed", str(result.seed)),
     ]
-    return facts if classes else facts[1:3] + facts[4:]
+    return facts if classes else facts[1:3] + facts[-2:]
