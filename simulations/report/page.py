@@ -88,12 +88,14 @@ def _yardstick(result: RunResult) -> tuple[Quality | None, str]:
 
 def _run_facts(result: RunResult) -> list[tuple[str, str]]:
     classes = result.device_classes.values()
+    told = result.privacy is None or not result.privacy.withholds
     facts = [
         ("devices", f"{sum(row.devices for row in classes):,}"),
         ("rounds", f"{len(result.rounds):,}"),
         ("full table, fp32", format_bytes(result.full_table.bytes)),
         ("budget violations", f"{sum(row.budget_violations for row in classes):,}"),
+        *([("working memory violations", f"{sum(row.working_violations for row in classes):,}")] if told else []),
         ("wall time", f"{sum(result.stages.values()):,.0f} s"),
         ("seed", str(result.seed)),
     ]
-    return facts if classes else facts[1:3] + facts[4:]
+    return facts if classes else facts[1:3] + facts[-2:]

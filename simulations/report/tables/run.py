@@ -115,9 +115,8 @@ def device_classes_view(result: RunResult) -> TableView:
             format_kilobytes(row.budget_bytes_mean),
             _with_margin(row.recall, row.recall_margin),
             counted(f"{row.reselections:,}"),
-            f"{row.budget_violations:,}",
+            f"{row.budget_violations:,} / {counted(f'{row.working_violations:,}')}",
             counted(format_kilobytes(row.peak_bytes_mean)),
-            counted(f"{row.working_violations:,}"),
             counted(format_bytes(row.download_bytes)),
             counted(format_bytes(row.upload_bytes)),
             counted(f"{row.costs.virtual_seconds:,.1f}"),
@@ -128,13 +127,15 @@ def device_classes_view(result: RunResult) -> TableView:
     )
     columns = (
         *("device class", "devices", "budget KB", f"Recall@{result.top_n}", "re-selections", "violations"),
-        *("peak KB", "over working"),
+        "peak KB",
         *("down", "up", "virtual s", "energy J", "dropped"),
     )
-    note = "±: half the width of the 95 % interval over devices."
-    note += (
-        "" if said else " Devices withhold what they do in rounds (privacy.counters); the rest is of the evaluation."
+    note = (
+        "±: half the width of the 95 % interval over devices. Violations: of budgets / of working memory, over all "
+        "rounds. Peak: what devices store, and what choosing and training take besides."
     )
+    if not said:
+        note += " Devices withhold what they do in rounds (privacy.counters); the rest is of the evaluation."
     return TableView("Device classes", columns, rows, note=note)
 
 

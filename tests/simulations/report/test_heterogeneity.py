@@ -145,12 +145,12 @@ def test_dots_have_room_on_both_sides():
 
 
 def test_the_fleet_in_numbers(tiny):
-    """The large class is a constant 100% of the table; the small one moves between 60% and 0.7 x 60%."""
+    """The large class is a constant 100% of the table; the small one moves between 42% and 0.57 x 42%."""
     summary = fleet_summary(load_scenario(tiny), num_devices=40, full_table_bytes=1920)
     small, large = summary.classes
     assert summary.rounds == 2 + 6 + 1  # of training, of following, and the moment after
     assert (large.share_low, large.share_high, large.changes_per_round) == (1.0, 1.0, 0.0)
-    assert small.share_low == pytest.approx(0.42, abs=1e-3)  # 806 of 1,920 B
-    assert small.share_high == pytest.approx(0.6, abs=1e-3)
+    assert small.share_low == pytest.approx(0.57 * 0.42, abs=1e-3)  # 459 of 1,920 B
+    assert small.share_high == pytest.approx(0.42, abs=1e-3)
     assert 0 < small.changes_per_round < 1
     assert small.available == 1.0

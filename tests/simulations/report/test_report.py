@@ -75,6 +75,8 @@ def by_class(devices: int, recall: float | None, budget_bytes_mean: float, resel
         "stored_bytes_mean": budget_bytes_mean,
         "reselections": reselections,
         "budget_violations": 0,
+        "peak_bytes_mean": 8500.0,
+        "working_violations": 17,
         "download_bytes": 2500.0,
         "upload_bytes": 250.0,
         **COSTS,
@@ -372,9 +374,9 @@ def test_csv_holds_the_numbers_of_the_json(written):
     assert found["bytes_per_device", "all", *none, "upload_mean"] == 150
     assert found["fairness", "all", *none, "by_class.0.peel"] == 0.1
     assert found["run", "all", *none, "peak_rss_bytes"] == 123_456_789
-    # full table 10, budgets 4 x 14, classes 18 + 15, groups 4 + 3, rounds 3 x 14, history 2 + 4 + 4, stages 2,
+    # full table 10, budgets 4 x 14, classes 20 + 17, groups 4 + 3, rounds 3 x 14, history 2 + 4 + 4, stages 2,
     # per device 2, fairness 1 + 3, elasticity 6, memory 1
-    assert len(rows) == 10 + 56 + 33 + 7 + 42 + 10 + 2 + 2 + 4 + 6 + 1
+    assert len(rows) == 10 + 56 + 37 + 7 + 42 + 10 + 2 + 2 + 4 + 6 + 1
 
 
 # --- report.html
@@ -616,7 +618,7 @@ def test_summary_tables_tell_the_numbers():
 
 def test_device_classes_show_what_they_moved_and_took():
     _, _, classes, _ = (printed(table) for table in summary_tables(run_result()))
-    assert re.search(r"2\.50 KB +250 B +12\.5 +0\.5 +2", classes)
+    assert re.search(r" 0 / 17 +8\.5 +2\.50 KB +250 B +12\.5 +0\.5 +2", classes)
 
 
 def test_what_devices_withhold_is_a_dash_and_not_a_zero():
@@ -624,7 +626,7 @@ def test_what_devices_withhold_is_a_dash_and_not_a_zero():
         mechanism="none", epsilon=None, delta=None, rows="all-sent", requests="own-budget", counters="withheld"
     )
     shown = printed(summary_tables(replace(run_result(), privacy=hidden))[2])
-    assert re.search(r"low .* – +0 +– +– +– +– +–", shown)
+    assert re.search(r"low .* – +0 / – +– +– +– +– +– +–", shown)
     assert "Devices withhold what they do in rounds (privacy.counters)" in shown
     measured = replace(hidden, counters="measured")
     assert printed(summary_tables(replace(run_result(), privacy=measured))[2]) == printed(
