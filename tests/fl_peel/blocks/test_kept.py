@@ -36,7 +36,7 @@ def test_what_is_kept_in_many_copies_is_kept_narrow():
     ranked = rank_blocks(LAYOUT, "int8", np.arange(9.0), TABLE)
     for values in (ranked.items, ranked.position, ranked.first_position, ranked.row_of_item):
         assert values.dtype == np.int32
-    for values in (ranked.table, ranked.weights, stored_user(np.ones(6, np.float32))):
+    for values in (ranked.table, stored_user(np.ones(6, np.float32))):
         assert values.dtype == np.float32
     for values in (ranked.blocks, ranked.cost, ranked.rank_of_block, LAYOUT.block_bytes("int8"), LAYOUT.group_sizes):
         assert values.dtype == np.int64
@@ -44,7 +44,7 @@ def test_what_is_kept_in_many_copies_is_kept_narrow():
 
 def test_nothing_sent_is_nothing_kept():
     nothing = rank_blocks(LAYOUT, "int8", np.arange(9.0), TABLE, budget_bytes=0)
-    assert (len(nothing.blocks), len(nothing.items), nothing.list_bytes) == (0, 0, 0)
+    assert (len(nothing.blocks), len(nothing.items)) == (0, 0)
     assert nothing.first_position.shape == (0,)
     assert nothing.first_position.dtype == np.int32
     assert nothing.cutoffs(np.array([0, 10_000])).tolist() == [0, 0]
@@ -54,14 +54,11 @@ def test_nothing_sent_is_nothing_kept():
     assert (nothing.rank_of_block == -1).all()
 
 
-def test_the_ranked_list_takes_a_number_and_a_weight_for_each_block():
+def test_ranks_of_blocks():
     ranked = rank_blocks(LAYOUT, "int8", np.arange(9.0), TABLE)
-    # an identified block of several items: three numbers of two bytes; a weight of four
-    assert ranked.list_bytes == 9 * (6 + 4)
     assert ranked.rank_of_block.tolist() == [8, 7, 6, 5, 4, 3, 2, 1, 0]
     single = rank_blocks(BlockLayout(np.arange(6, dtype=np.int32), 6, 1), "int8", np.arange(6.0), TABLE)
     assert single.position.dtype == single.items.dtype == np.int32
-    assert single.list_bytes == 6 * (2 + 4)
 
 
 def test_the_smallest_budget_holds_the_smallest_block():
@@ -92,10 +89,10 @@ def test_many_equal_weights_are_ranked_by_block_number():
     ("precision", "codes", "scales"), [("fp32", 8, 0), ("fp16", 4, 0), ("int8", 2, 2), ("int4", 1, 2)]
 )
 def test_what_is_sent_is_as_wide_as_it_must_be(precision, codes, scales):
-    """A row piece has two columns; a block's number takes two bytes, its weight four; arrays are flat."""
+    """A row piece has two columns; a block's number takes two bytes; its weight is not sent; arrays are flat."""
     sent = pack_ranking(LAYOUT, precision, np.arange(9.0), TABLE, None)
     pieces = 6 * 3
-    expected = {"blocks": 9 * 2, "weights": 9 * 4, "codes": pieces * codes, "scales": pieces * scales}
+    expected = {"blocks": 9 * 2, "codes": pieces * codes, "scales": pieces * scales}
     assert {name: values.nbytes for name, values in sent.items()} == expected
     assert {values.ndim for values in sent.values()} == {1}
     ranked = RankedBlocks.unpack(LAYOUT, precision, sent)
