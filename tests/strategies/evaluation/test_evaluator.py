@@ -95,6 +95,20 @@ def test_intervals_are_the_same_on_1_2_or_7_nodes_under_any_seed_and_device_by_d
     assert not np.array_equal(other.recall, found[0].replicates.recall), "and measures something else"
 
 
+def test_devices_that_have_nothing_to_find_are_in_no_replicate(tiny, tmp_path):
+    """Malicious ones want nothing: a third of the devices, whose recall of 0 is nobody's."""
+    changes = ["evaluation.per_device=true", "poisoning={kind: idle, share: 0.3}"]
+    evaluator, _, items = evaluator_of(load_scenario(tiny, changes), tmp_path / "run", 2)
+    reply = evaluator.full_table(items)
+    counted = reply.single.items > 0
+    assert 5 < (~counted).sum() < 20
+    assert same(
+        Replicates.of(reply.single.devices, reply.single.recall, reply.single.ndcg, counted, 1000), reply.replicates
+    )
+    interval = Measured.of(reply).recall_interval
+    assert interval.low < float(reply.single.recall[counted].mean()) < interval.high
+
+
 def test_ratios_and_differences_are_paired(asked):
     one, _, items = asked
     table, again, small = one.full_table(items), one.full_table(items), one.evaluate([900])
