@@ -98,6 +98,7 @@ GROUPS = {
         (
             *("tests/clients/serving", "tests/strategies/figures", "tests/clients/node/test_cohort.py"),
             *("tests/strategies/evaluation/test_evaluator.py", "tests/strategies/evaluation/test_heterogeneity.py"),
+            "tests/strategies/rounds/test_keeping.py",
         ),
     ),
 }
