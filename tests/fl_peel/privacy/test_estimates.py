@@ -132,6 +132,16 @@ def test_noise_holds_back():
     assert len(set(found)) == 4
 
 
+def test_the_mode_under_noise_by_hand():
+    """Hits of 300 and 100 under a variance of 60^2 each: of the 400, 2 x 60^2 / 400 = 18 are noise that is positive."""
+    theta = float(tilted([group([300.0, 100.0], variance=60.0**2)], START)[0])
+    m = math.tanh(theta)  # the mean of the feature, 1 or -1
+    score = 300 * (1 - m) - 100 * (1 + m)
+    fisher = (400 - 18) * (1 - m**2)
+    noise = 60.0**2 * ((1 - m) ** 2 + (1 + m) ** 2)
+    assert theta == pytest.approx(fisher / (fisher + noise) * score, rel=2e-3)  # the prior has variance 1
+
+
 def test_a_feature_that_does_not_vary_keeps_its_coefficient():
     start = np.array([0.0, 0.7])
     found = tilted([group([300.0, 100.0], features=[[1.0, 5.0], [-1.0, 5.0]])], start)
