@@ -330,6 +330,23 @@ def test_the_servers_own_steps_do_what_they_are_for():
         assert np.array_equal(one[20:], two[20:])
 
 
+def test_a_device_trains_its_first_columns_by_themselves_for_every_narrower_width(world):
+    method, setting = HeteFedRec(), HeteSetting(BPR, 0.0, 0.0)
+    server, kept = method.server(world, setting), method.kept(world, setting)
+    tiers = method.tiers(world)
+    for place, widths in enumerate(((2,), (2, 4), (2, 4, 8))):
+        devices = np.flatnonzero(tiers == place)[:3]
+        vectors = kept[devices, : widths[-1]]
+        after, updates = bpr_steps(
+            server.tables[place], vectors, devices, widths, world, BPR, 1, item_rate=BPR.learning_rate
+        )
+        changed = kept.copy()
+        message = method.answer(server, changed, devices, 1, world, setting)
+        assert np.array_equal(message.parts[place].rows, updates.rows)
+        assert np.array_equal(changed[devices, : widths[-1]], after)
+        assert np.array_equal(changed[devices, widths[-1] :], kept[devices, widths[-1] :])
+
+
 def test_everybody_can_have_a_table_of_another_width(world):
     method, setting = HeteFedRec(), HeteSetting(BPR, 0.0, 1.0)
     best = train(method, setting, world, EFFORT)
@@ -373,11 +390,26 @@ def test_rows_of_a_devices_own_are_ranked_with_all_others():
     assert np.array_equal(with_own_rows(others, table, users, hidden, own, 10), wanted)
 
 
+def test_a_device_is_not_shown_on_the_test_what_it_has_in_validation(world):
+    splits = world.splits
+    table = np.zeros((world.num_items, world.num_devices), np.float32)
+    table[splits.test.items, splits.test.users()] = 1
+    table[splits.validation.items, splits.validation.users()] = 2
+    table[splits.train.items, splits.train.users()] = 3
+    served = Served((table,), np.zeros(120, np.int64), np.eye(120, dtype=np.float32))
+    assert quality(served, world, "test")["recall@20"] == 1
+    assert quality(served, world, "test")["ndcg@20"] == 1
+    assert quality(served, world, "validation")["ndcg@20"] == 1
+    none = UserItems(np.zeros(121, np.int64), np.zeros(0, np.int32))
+    own = RowUpdates(none.indptr, none.items, np.zeros((0, 120), np.float32))
+    assert quality(dataclasses.replace(served, own=own), world, "test")["ndcg@20"] == 1
+
+
 class Told:
     """Ranks an item of every device first, a validation item or a test item, as its setting says."""
 
     name = "told"
-    grid = ("test", "validation")
+    grid = ("test", "validation", "test")
 
     def __init__(self, splits):
         self.splits = splits
@@ -417,7 +449,7 @@ def test_setting_and_round_are_chosen_on_validation(world):
     (row,) = result["rows"]
     assert row["validation_recall@20"] == pytest.approx(1.0)
     assert row["recall@20"] < 0.6  # the other setting has all test items first
-    assert row["trials"] == len(result["tried"]) == 2
+    assert row["trials"] == len(result["tried"]) == 3
     assert row["rounds"] == 5
     held = row["stored_bytes_mean"]
     assert row["bytes_down_mean"] == pytest.approx(held + 100 * 5 * 0.75, rel=0.01)
