@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import Error, Message
-from safetensors import safe_open
 
 from fl_peel import wire
 from fl_peel.blocks.stored import StoredEmbedding
@@ -267,8 +266,6 @@ def check_artifacts(out, result):
         budget = int(path.stem.rsplit("-", 1)[1])
         assert budget in {row.budget_bytes for row in result.budgets}
         assert path.stat().st_size <= budget
-        with safe_open(path, framework="numpy") as tensors:
-            assert list(tensors.keys())
         assert len(StoredEmbedding.from_bytes(path.read_bytes()).top_n(3)) <= 3
 
 

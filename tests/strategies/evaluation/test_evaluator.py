@@ -43,7 +43,7 @@ def asked(tiny_scenario, tmp_path):
 
 def test_several_messages_and_nodes_make_no_difference(asked, tiny_scenario, tmp_path):
     one, grid, items = asked
-    budgets = [900, 1888, wire.OWN_BUDGET]
+    budgets = [560, 1888, wire.OWN_BUDGET]
     whole = one.evaluate(budgets)
     before = len(grid.crossed)
     assert same(dataclasses.replace(one, message_bytes=1).evaluate(budgets), whole)
@@ -74,7 +74,7 @@ def test_two_evaluations_are_paired_device_by_device(asked, tiny_scenario, tmp_p
     for evaluator in (one, three, dataclasses.replace(one, message_bytes=1)):
         first = evaluator.full_table(paired="first")
         assert not evaluator.full_table(paired="second").paired.difference.any(), "the same tables twice"
-        worse = evaluator.evaluate([900], paired="second")
+        worse = evaluator.evaluate([560], paired="second")
         found.append(worse.paired)
         gained = overall_recall(worse) - overall_recall(first)
         mean, low, high = worse.paired.interval()

@@ -28,7 +28,7 @@ def served(tiny, run_dir, *changes):
 def test_embeddings_are_stored_whichever_figures_are_asked_for(tiny, tmp_path, changes, rows, files):
     result = served(tiny, tmp_path / "run", *changes)
     assert len(result.budgets) == rows
-    stored = list((tmp_path / "run" / "artifacts").glob("device-*-int8-*.safetensors"))
+    stored = list((tmp_path / "run" / "artifacts").glob("device-*-int8-*.peel"))
     assert len(stored) == files
 
 
