@@ -78,7 +78,7 @@ class TrainingMemory:
         touchable = self.most_touched(np.full_like(room, every), interactions)
         each = self._held_bytes + self._touched_bytes
         beyond = (room - touchable * self._touched_bytes) // self._held_bytes  # all that can be touched is copied
-        return np.where(room <= touchable * each, room // each, beyond)
+        return np.asarray(np.where(room <= touchable * each, room // each, beyond), np.int64)
 
 
 __all__ = ["TrainingMemory"]
