@@ -30,7 +30,7 @@ BAD = [
     (["blocks.count=60"], "blocks.count: 60 is not in 1..59, the number of items; change it"),
     (["blocks={item_groups: interest-popularity, count: 60}"], "blocks.count: 60 is not in 1..59"),
     (["evaluation.budgets=[1%]"], "evaluation.budgets 1.0000%: budget 18 B is below one block"),
-    (["evaluation={precisions: [int4, fp32], budgets: [25%]}"], "evaluation.budgets 25.0000%: budget 472 B is below"),
+    (["evaluation={precisions: [int4, fp32], budgets: [10%]}"], "evaluation.budgets 10.0000%: budget 188 B is below"),
     (
         ["blocks={item_groups: interest-popularity, count: 6}", "evaluation.budgets=[1%]"],
         "evaluation.budgets 1.0000%: budget 18 B is below one block",
@@ -53,12 +53,12 @@ BAD = [
     (["poisoning={share: 10%, num_targets: 60}"], "poisoning.num_targets: 60 of 59 items; give at most 59"),
     (["poisoning={share: 10%, target_items: [59]}"], "poisoning.target_items: there is no item 59"),
     (
-        ["fleet=[fleet.yaml:small]", "refinement.min_budget_share=61%"],
-        "refinement.min_budget_share: 61.0000% is above the largest budget of the fleet, 59.",
+        ["fleet=[fleet.yaml:small]", "refinement.min_budget_share=43%"],
+        "refinement.min_budget_share: 43.0000% is above the largest budget of the fleet, 41.",
     ),
     (
-        ["fleet=[fleet.yaml:small]", "fairness.exclude_below=61%"],
-        "fairness.exclude_below: 61.0000% is above the largest budget of the fleet, 59.",
+        ["fleet=[fleet.yaml:small]", "fairness.exclude_below=43%"],
+        "fairness.exclude_below: 43.0000% is above the largest budget of the fleet, 41.",
     ),
     (["refinement.deadline_s=0.000001"], "refinement.deadline_s: 1e-06 is below the latency of every device, "),
     (

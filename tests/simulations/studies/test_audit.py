@@ -201,7 +201,7 @@ def test_truth_is_of_the_devices_own_node(tiny_scenario, tmp_path):
 
 def test_figures_have_names():
     counts = dataclasses.replace(
-        RoundCounts.nothing(1), classes=ClassCounts.unstacked(np.arange(7)[None]), slowest_us=5
+        RoundCounts.nothing(1), classes=ClassCounts.unstacked(np.arange(len(ClassCounts.names()))[None]), slowest_us=5
     )
     figures = figures_of(wire.RoundReply({}, counts))
     assert figures["classes.0.budget_bytes"] == 1
