@@ -37,7 +37,7 @@ class Accounted:
     epsilon_pld: float | None
     target_epsilon: float | None
     noise_multiplier: float
-    noise_source: str
+    noise_source: str = "seed"
     clip_norms: tuple[float, ...]
     adjacency: str
     sampling: str
