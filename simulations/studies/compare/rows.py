@@ -40,12 +40,16 @@ def aggregated(by_seed: Sequence[Sequence[Row]]) -> list[Row]:
             row["replicates"] = {metric: values.tolist() for metric, values in drawn.items()}
         rows.append(row)
     best: dict[tuple[str, float], Row] = {}
-    for row in rows:
-        if "share" in row:
-            place = (row["method"], row["share"])
-            if place not in best or row["validation_recall@20"] > best[place]["validation_recall@20"]:
-                best[place] = row
-    return [row | {"chosen": row is best[row["method"], row["share"]]} if "share" in row else row for row in rows]
+    for row in filter(_competes, rows):
+        place = (row["method"], row["share"])
+        if place not in best or row["validation_recall@20"] > best[place]["validation_recall@20"]:
+            best[place] = row
+    return [row | {"chosen": row is best[row["method"], row["share"]]} if _competes(row) else row for row in rows]
+
+
+def _competes(row: Row) -> bool:
+    """Whether it is a method at a budget, one precision of several."""
+    return "method" in row and "share" in row
 
 
 def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[str, Any]) -> Row:

@@ -319,7 +319,9 @@ def test_user_embeddings_stay_on_the_devices(outcomes, nodes):
                 assert secret.any()
                 for form in forms_of(secret):
                     assert form not in sent
-                    assert form[: len(form) // 2] not in sent  # nor one slice of it
+                    half = form[: len(form) // 2]
+                    if np.count_nonzero(np.frombuffer(half, np.uint8)) > 3:  # mostly zeros may be anything
+                        assert half not in sent  # nor one slice of it
 
 
 def test_the_search_would_find_an_embedding_that_was_sent(outcomes):

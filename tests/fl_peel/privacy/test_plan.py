@@ -14,6 +14,7 @@ from fl_peel.privacy.mechanisms import CentralGaussian, LocalGaussian, find_mech
 from fl_peel.privacy.noising import noise, with_device_noise, with_noise_shares
 from fl_peel.privacy.plan import in_masked_sums, make_plan, noise_devices_of, schedule_of
 from fl_peel.privacy.report import report_of
+from fl_peel.privacy.sources import Seeded
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.graph import answers_needed
 
@@ -200,27 +201,28 @@ def zeros(**sizes) -> Sums:
 
 def test_each_part_has_the_noise_of_its_scale():
     sizes = {"updates": (100, 50), "signals": (5000,)}
-    drawn = noise(CentralGaussian(), {"updates": 2.0, "signals": 0.5}, sizes, ("here", 3), 1)
+    drawn = noise(CentralGaussian(), {"updates": 2.0, "signals": 0.5}, sizes, ("here", 3), Seeded(1))
     assert {part: values.shape for part, values in drawn.items()} == sizes
     assert [values.std() / FIXED_POINT for values in drawn.values()] == pytest.approx([2.0, 0.5], rel=0.05)
     again, other_round, other_seed = (
-        noise(CentralGaussian(), {"updates": 2.0}, sizes, identity, seed)["updates"]
+        noise(CentralGaussian(), {"updates": 2.0}, sizes, identity, Seeded(seed))["updates"]
         for identity, seed in ((("here", 3), 1), (("here", 4), 1), (("here", 3), 2))
     )
     assert (again == drawn["updates"]).all()
     assert (other_round != drawn["updates"]).mean() > 0.99
     assert (other_seed != drawn["updates"]).mean() > 0.99
-    same = noise(CentralGaussian(), {"updates": 1.0, "signals": 1.0}, dict.fromkeys(sizes, (5000,)), ("here",), 1)
+    sizes = dict.fromkeys(sizes, (5000,))
+    same = noise(CentralGaussian(), {"updates": 1.0, "signals": 1.0}, sizes, ("here",), Seeded(1))
     assert abs(np.corrcoef(same["updates"], same["signals"])[0, 1]) < 0.1  # parts are noised apart
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_noise_of_devices_is_by_identity_added_to_what_was_there_and_leaves_it_alone(shared):
     def noised(sums, seed, server_round, devices):
-        devices = np.asarray(devices)
+        who = (Seeded(seed), server_round, np.asarray(devices))
         if shared:
-            return with_noise_shares(sums, {"updates": 3.0, "signals": 6.0}, 9, seed, server_round, devices)
-        return with_device_noise(sums, {"updates": 1.0, "signals": 2.0}, LocalGaussian(), seed, server_round, devices)
+            return with_noise_shares(sums, {"updates": 3.0, "signals": 6.0}, 9, *who)
+        return with_device_noise(sums, {"updates": 1.0, "signals": 2.0}, LocalGaussian(), *who)
 
     empty = zeros(updates=(60, 50), signals=(3000,))
     said = Sums({part: values + 7 for part, values in empty.items()})

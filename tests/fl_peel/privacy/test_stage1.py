@@ -1,5 +1,6 @@
 """Stage 1 under a mechanism, by hand: what is released how often at which share, and noise with that deviation."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from fl_peel.pretraining.by_sums import PASS_SCALE, UNIT_SCALE, Units
 from fl_peel.privacy.mechanisms import CentralGaussian, LocalLaplace
 from fl_peel.privacy.plan import make_plan
 from fl_peel.privacy.report import report_of
+from fl_peel.privacy.sources import Seeded
 from fl_peel.privacy.stage1 import SHARES, Stage1Scales, said_of, stage1_releases
 from fl_peel.scenario.scenario import Scenario
 
@@ -137,7 +139,7 @@ def test_shapes_are_those_of_what_is_said():
 
 @pytest.mark.parametrize("make", [Stage1Scales.whole, lambda scales, *who: scales.shared(9, *who)])
 def test_noise_is_by_seed_device_part_and_piece(make):
-    other_seed = Stage1Scales(SCALES.mechanism, SCALES.multiplier, SCALES.releases, SCALES.seed + 1)
+    other_seed = dataclasses.replace(SCALES, source=Seeded(1))
     here, again, there, reseeded = (
         make(scales, *who)
         for scales, who in ((SCALES, (7, 1)), (SCALES, (7, 1)), (SCALES, (8, 1)), (other_seed, (7, 1)))

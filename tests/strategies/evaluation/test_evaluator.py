@@ -111,7 +111,7 @@ def test_devices_that_have_nothing_to_find_are_in_no_replicate(tiny, tmp_path):
 
 def test_ratios_and_differences_are_paired(asked):
     one, _, items = asked
-    table, again, small = one.full_table(items), one.full_table(items), one.evaluate([900])
+    table, again, small = one.full_table(items), one.full_table(items), one.evaluate([200])
     full, same_again, less = (Measured.of(reply) for reply in (table, again, small))
     assert full.over(same_again) == Ratio(1.0, 1.0, 1.0)
     assert full.gain(same_again) == Gain(0.0, 0.0, 0.0, full.devices)

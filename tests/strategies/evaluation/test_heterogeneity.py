@@ -450,7 +450,7 @@ def test_fixed_tiers_are_chosen_on_validation():
         cells = np.arange(recall.size)
         there = np.ones(recall.size, np.bool_)
         sums = MetricSums.of(cells, recall.size, recall.ravel(), recall.ravel(), there)
-        shaped = MetricSums(*(part.reshape(*recall.shape, 1) for part in (sums.recall, sums.ndcg, sums.devices)))
+        shaped = sums.reshaped(*recall.shape, 1)
         bins = Histogram.of(cells, recall.size, recall.ravel(), there)
         spread = Histogram(*(part.reshape(*recall.shape, -1) for part in (bins.counts, bins.sums)))
         return filled(wire.EvaluateReply, sums=shaped, spread=spread, owned=[None])

@@ -41,7 +41,7 @@ def test_other_test_items_change_no_choice(both, name):
     wanted = [UNLIMITED] if rival in CEILINGS else requests(0.1, 0.3, 0.7, precisions=("int8",))
     with fixed_threads(1):
         told, otherwise = (compete(rival, one, wanted) for one in both)
-    differs = {"test", "seconds", "evaluation_seconds"}
+    differs = {"test", "replicates", "seconds", "evaluation_seconds"}
     for row, other in zip(told, otherwise, strict=True):
         assert {k: v for k, v in row.items() if k not in differs} == {
             k: v for k, v in other.items() if k not in differs
