@@ -289,7 +289,7 @@ def test_bytes_are_those_of_the_arithmetic(clear, tmp_path, keys):
     items, classes, columns, groups, small = 59, 2, 12, 2, 6
     width = min(columns + 32, int((run.start.counts > 0).sum()))
     protocol = DeviceBytes.of(12, 0)
-    head = 1 + classes * (7 + 10)
+    head = 1 + classes * (9 + 10)
     words = {
         "counts": items,
         "pass": items * width,
