@@ -49,9 +49,10 @@ data: {path: planted.csv, test_share: 0.25}
 pretraining: {embedding_dim: 8, num_layers: 1, epochs: 3, num_negatives: 16, diversity_slices: 2}
 user_groups: {count: 2, min_size: 4}
 blocks: {item_groups: contiguous, count: 6, num_slices: 2}
+selector: controller
 refinement: {rounds: 2, local: {batch_size: 4}}
 fleet: fleet.yaml
-evaluation: {budgets: [50%, 1.0], artifacts: 2}
+evaluation: {budgets: [50%, 1.0], selectors: [controller, popularity], artifacts: 2}
 """
 
 

@@ -31,7 +31,7 @@ class Evaluation(Keys):
     """Shares of the fp32 full item table."""
     precisions: tuple[Precision, ...] = ()
     """Empty: that of blocks.precision."""
-    selectors: tuple[Selector, ...] = ("controller", "popularity")
+    selectors: tuple[Selector, ...] = ("shown", "popularity")
     full_tables: bool = True
     """Also the full fp32 tables, global and refined."""
     artifacts: int = Field(3, ge=0)

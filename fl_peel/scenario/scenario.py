@@ -29,8 +29,8 @@ class Scenario(Keys):
     pretraining: Pretraining = Pretraining()
     user_groups: UserGroupsPart = UserGroupsPart()
     blocks: Blocks = Blocks()
-    selector: Selector = "controller"
-    """What ranks the blocks during refinement."""
+    selector: Selector = "shown"
+    """What ranks the blocks, in refinement, too: a fixed order, or the controller, which is learned."""
     controller: ControllerPart = ControllerPart()
     refinement: Refinement = Refinement()
     fleet: str | tuple[str, ...] = "default"
