@@ -68,6 +68,14 @@ def test_what_is_not_a_number_or_has_no_items_says_nothing():
     assert not said.passed(np.ones((NUM_ITEMS, 3), np.float32), weights, slice(None), nobody).any()
 
 
+@pytest.mark.parametrize("l1", [False, True], ids=["l2", "l1"])
+def test_a_device_of_unknown_items_alone_says_nothing_in_a_pass(l1):
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((NUM_ITEMS, 7)).astype(np.float32)
+    said = Bounded(NUM_ITEMS, 0.5, 1.0, l1)
+    assert not said.passed(table, np.zeros(NUM_ITEMS, np.float32), slice(None), device(rng, 5)).any()
+
+
 def test_a_device_of_few_items_counts_fully_and_a_bounded_pass_is_one_of_unit_vectors():
     said, rng = Bounded(NUM_ITEMS, 0.5, 3.0), np.random.default_rng(1)
     rows = device(rng, 9)
