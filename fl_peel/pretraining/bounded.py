@@ -150,7 +150,7 @@ class Bounded:
         wide = (unit @ table.astype(np.float64)) / FACTOR_SCALE
         most = np.ones(rows.num_users)
         if self.l1:  # norms of the factors multiply
-            most /= np.maximum(np.asarray(unit.sum(axis=1)).reshape(-1) / FACTOR_SCALE, 1e-300)
+            most /= np.maximum(np.asarray(unit.sum(axis=1)).reshape(-1), 1.0) / FACTOR_SCALE
         y = within(wide, most, FACTOR_SCALE, l1=self.l1)[:, columns]
         sums: Ints = unit.astype(np.int64).T @ np.ascontiguousarray(y)
         return sums

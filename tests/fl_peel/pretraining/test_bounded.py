@@ -68,6 +68,14 @@ def test_what_is_not_a_number_or_has_no_items_says_nothing():
     assert not said.passed(np.ones((NUM_ITEMS, 3), np.float32), weights, slice(None), nobody).any()
 
 
+@pytest.mark.parametrize("l1", [False, True], ids=["l2", "l1"])
+def test_who_has_no_item_that_is_known_says_nothing(l1):
+    """Weights of items that noise drowned are zero: a number, and no warning on the way to it."""
+    rows = device(np.random.default_rng(0), 5)
+    table, weights = np.ones((NUM_ITEMS, 3), np.float32), np.zeros(NUM_ITEMS, np.float32)
+    assert not Bounded(NUM_ITEMS, 0.5, 1.0, l1).passed(table, weights, slice(None), rows).any()
+
+
 def test_a_device_of_few_items_counts_fully_and_a_bounded_pass_is_one_of_unit_vectors():
     said, rng = Bounded(NUM_ITEMS, 0.5, 3.0), np.random.default_rng(1)
     rows = device(rng, 9)
