@@ -20,6 +20,7 @@ def scenario(mechanism: str = "central-gaussian", epsilon: float = 4.0, delta: f
     return Scenario.model_validate(
         {
             "name": "canary",
+            "selector": "controller",
             "data": {"name": "ml-100k"},
             "refinement": {"rounds": 2, **refinement},
             "privacy": {

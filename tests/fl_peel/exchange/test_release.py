@@ -18,7 +18,8 @@ COUNTERS = ["classes", "clock", "totals"]
 
 
 def scenario(**privacy):
-    return Scenario.model_validate({"name": "released", "data": {"path": "pairs.csv"}, "privacy": privacy})
+    content = {"name": "released", "data": {"path": "pairs.csv"}, "selector": "controller", "privacy": privacy}
+    return Scenario.model_validate(content)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def scenario(privacy=None, **keys) -> Scenario:
 
 
 def test_rounds_with_signals_are_paid_in_full_and_the_others_without_them():
-    given = scenario(refinement={"rounds": 7}, controller={"every": 3})
+    given = scenario(selector="controller", refinement={"rounds": 7}, controller={"every": 3})
     shares = shares_of(given)
     assert sum(shares.values()) == pytest.approx(1.0)
     schedule = schedule_of(given, CentralGaussian(), shares, 7)
