@@ -300,9 +300,9 @@ def test_ctrl_c_ends_the_run_at_once_and_leaves_nothing(tiny, tmp_path):
     assert list(temporary.glob("fl-peel-*"))
     process.send_signal(signal.SIGINT)
     start = time.monotonic()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 130
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 180  # 3 s on free cores; the other tests of a suite may have them all
     assert errors.rstrip().splitlines()[-1] == "fl-peel: interrupted"
     assert not list(temporary.glob("fl-peel-*"))
     assert not (tmp_path / "out").exists()
