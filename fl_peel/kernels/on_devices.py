@@ -40,6 +40,28 @@ def _slot(item, stamp, device, slot_of, slots, count, local, table):
     return slot_of[item], count
 
 
+@njit(nogil=True, cache=True, inline="always")
+def _negative(state, items, first, last, num_items):
+    """The state of the random numbers, and an item that is not among a device's own, items[first:last]."""
+    while True:
+        state, bits = next_number(state)
+        negative = below(bits, num_items)
+        if not _is_among(items, first, last, negative):
+            break
+    return state, negative
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _send(slots, count, local, table, sent, items_out, rows_out):
+    """By how much a device's copies of rows changed, written behind what was sent; how much is sent now."""
+    for k in range(count):
+        items_out[sent] = slots[k]
+        for c in range(table.shape[1]):
+            rows_out[sent, c] = local[k, c] - table[slots[k], c]
+        sent += 1
+    return sent
+
+
 @njit(nogil=True, cache=True)
 def bpr_devices(
     table,  # (I, d) float32: as the server sent it
@@ -86,11 +108,7 @@ def bpr_devices(
                 for j in range(last - first):
                     for _ in range(num_negatives):
                         item = items[order[j]]
-                        while True:
-                            state, bits = next_number(state)
-                            negative = below(bits, num_items)
-                            if not _is_among(items, first, last, negative):
-                                break
+                        state, negative = _negative(state, items, first, last, num_items)
                         p, count = _slot(item, stamp, n, slot_of, slots, count, local, table)
                         q, count = _slot(negative, stamp, n, slot_of, slots, count, local, table)
                         gap = np.float32(0.0)
@@ -112,11 +130,7 @@ def bpr_devices(
                                 local[p, c] = one + rate * (total * own - l2 * one)
                                 local[q, c] = two - rate * (total * own + l2 * two)
         if rate > 0.0:
-            for k in range(count):
-                items_out[sent] = slots[k]
-                for c in range(dim):
-                    rows_out[sent, c] = local[k, c] - table[slots[k], c]
-                sent += 1
+            sent = _send(slots, count, local, table, sent, items_out, rows_out)
         indptr_out[n + 1] = sent
 
 
@@ -167,11 +181,7 @@ def bce_devices(
                     drawn[total], label[total] = items[j], 1.0
                     total += 1
                     for _ in range(num_negatives):
-                        while True:
-                            state, bits = next_number(state)
-                            negative = below(bits, num_items)
-                            if not _is_among(items, first, last, negative):
-                                break
+                        state, negative = _negative(state, items, first, last, num_items)
                         drawn[total], label[total] = negative, 0.0
                         total += 1
                 for j in range(total - 1, 0, -1):
@@ -205,11 +215,7 @@ def bce_devices(
                             for k in range(size):
                                 for c in range(dim):
                                     local[place[k], c] -= rate * step[k, c]
-        for k in range(count):
-            items_out[sent] = slots[k]
-            for c in range(dim):
-                rows_out[sent, c] = local[k, c] - table[slots[k], c]
-            sent += 1
+        sent = _send(slots, count, local, table, sent, items_out, rows_out)
         indptr_out[n + 1] = sent
 
 

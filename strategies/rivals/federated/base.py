@@ -108,6 +108,20 @@ class RowUpdates:
             np.concatenate([part.rows for part in parts]),
         )
 
+    @classmethod
+    def room(cls, train: UserItems, num_items: int, columns: int, draws: int) -> Self:
+        """To be written by a compiled loop: as many rows as these devices can touch together, with so many draws for
+        each of their interactions.
+        """
+        most = int(np.minimum(train.counts() * draws, num_items).sum())
+        indptr = np.zeros(train.num_users + 1, np.int64)
+        return cls(indptr, np.empty(most, np.int32), np.empty((most, columns), np.float32))
+
+    @property
+    def written(self) -> Self:
+        """Without the room that was left."""
+        return type(self)(self.indptr, self.items[: self.indptr[-1]], self.rows[: self.indptr[-1]])
+
     @property
     def num_bytes(self) -> IntArray:
         """Item numbers and rows of each device, (N,)."""

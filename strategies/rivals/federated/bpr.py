@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 
-from fl_peel.data.interactions import UserItems
 from fl_peel.kernels.on_devices import bpr_devices
 from fl_peel.randomness import device_seeds, rng_for
 from strategies.rivals.federated.base import (
@@ -45,20 +45,12 @@ class BprSetting:
 GRID = tuple(BprSetting(rate, l2, share) for rate, l2, share in product((0.05, 0.1), (0.006, 0.012), (0.1, 0.3)))
 
 
-@dataclass(frozen=True)
-class FedAvgBpr:
-    """The server has the item table (I, d), devices keep their vectors (U, d)."""
+class SharedTable:
+    """The server has one item table (I, d), which every device is sent; rows that devices changed are added up."""
 
-    name: str = "fedavg-bprmf"
-    grid: tuple[BprSetting, ...] = GRID
-
-    def server(self, world: World, setting: BprSetting) -> FloatArray:
+    def server(self, world: World, setting: Any) -> FloatArray:
         """A random table."""
         return world.start_table("items", world.num_items, world.dim, START_SCALE)
-
-    def kept(self, world: World, setting: BprSetting) -> FloatArray:
-        """Random vectors."""
-        return start_vectors(world, world.dim)
 
     def sent(self, server: FloatArray, devices: IntArray, world: World) -> IntArray:
         """The whole table."""
@@ -67,6 +59,18 @@ class FedAvgBpr:
     def nothing(self, world: World) -> RowSums:
         """Zeros."""
         return RowSums.nothing(world.num_items, world.dim)
+
+
+@dataclass(frozen=True)
+class FedAvgBpr(SharedTable):
+    """Devices keep their vectors (U, d)."""
+
+    name: str = "fedavg-bprmf"
+    grid: tuple[BprSetting, ...] = GRID
+
+    def kept(self, world: World, setting: BprSetting) -> FloatArray:
+        """Random vectors."""
+        return start_vectors(world, world.dim)
 
     def answer(
         self, server: FloatArray, kept: FloatArray, devices: IntArray, number: int, world: World, setting: BprSetting
@@ -113,9 +117,8 @@ def bpr_steps(
     """
     train = world.train.select(devices)
     users = np.ascontiguousarray(users)
-    most = touched_at_most(train, world.num_items, setting.epochs * (1 + setting.num_negatives)) if item_rate else 0
-    indptr = np.zeros(len(devices) + 1, np.int64)
-    items, rows = np.empty(most, np.int32), np.empty((most, table.shape[1]), np.float32)
+    draws = setting.epochs * (1 + setting.num_negatives) if item_rate else 0
+    room = RowUpdates.room(train, world.num_items, table.shape[1], draws)
     bpr_devices(
         table,
         users,
@@ -128,13 +131,8 @@ def bpr_steps(
         np.float32(setting.learning_rate),
         np.float32(setting.l2),
         np.array(widths, np.int64),
-        indptr,
-        items,
-        rows,
+        room.indptr,
+        room.items,
+        room.rows,
     )
-    return users, RowUpdates(indptr, items[: indptr[-1]], rows[: indptr[-1]])
-
-
-def touched_at_most(train: UserItems, num_items: int, draws: int) -> int:
-    """Rows that these devices can touch together, with so many draws for an interaction."""
-    return int(np.minimum(train.counts() * draws, num_items).sum())
+    return users, room.written

@@ -16,11 +16,10 @@ import numpy as np
 
 from fl_peel.kernels.on_devices import bce_devices
 from fl_peel.randomness import device_seeds
-from strategies.rivals.federated.base import NUMBER_BYTES, FloatArray, IntArray, RowSums, RowUpdates, Served, World
-from strategies.rivals.federated.bpr import start_vectors, touched_at_most
+from strategies.rivals.federated.base import FloatArray, IntArray, RowSums, RowUpdates, Served, World
+from strategies.rivals.federated.bpr import SharedTable, start_vectors
 
 BATCH_SIZE = 256
-START_SCALE = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,27 +43,15 @@ GRID = tuple(
 
 
 @dataclass(frozen=True)
-class PFedRec:
-    """The server has the item table (I, d), devices keep their score functions (U, d + 1), bias last."""
+class PFedRec(SharedTable):
+    """Devices keep their score functions (U, d + 1), bias last."""
 
     name: str = "pfedrec"
     grid: tuple[PFedRecSetting, ...] = GRID
 
-    def server(self, world: World, setting: PFedRecSetting) -> FloatArray:
-        """A random table."""
-        return world.start_table("items", world.num_items, world.dim, START_SCALE)
-
     def kept(self, world: World, setting: PFedRecSetting) -> FloatArray:
         """Random score functions."""
         return start_vectors(world, world.dim + 1)
-
-    def sent(self, server: FloatArray, devices: IntArray, world: World) -> IntArray:
-        """The whole table."""
-        return np.full(len(devices), server.size * NUMBER_BYTES, np.int64)
-
-    def nothing(self, world: World) -> RowSums:
-        """Zeros."""
-        return RowSums.nothing(world.num_items, world.dim)
 
     def answer(
         self,
@@ -107,9 +94,8 @@ def personal_steps(
     """One local training of these devices (N,): score functions (N, d + 1) after it, and how their rows changed."""
     train = world.train.select(devices)
     users = np.ascontiguousarray(users)
-    most = touched_at_most(train, world.num_items, setting.epochs * (1 + setting.num_negatives))
-    indptr = np.zeros(len(devices) + 1, np.int64)
-    items, rows = np.empty(most, np.int32), np.empty((most, table.shape[1]), np.float32)
+    draws = setting.epochs * (1 + setting.num_negatives)
+    room = RowUpdates.room(train, world.num_items, table.shape[1], draws)
     bce_devices(
         table,
         users,
@@ -122,8 +108,8 @@ def personal_steps(
         np.float32(setting.row_rate),
         np.float32(setting.learning_rate),
         np.float32(setting.l2),
-        indptr,
-        items,
-        rows,
+        room.indptr,
+        room.items,
+        room.rows,
     )
-    return users, RowUpdates(indptr, items[: indptr[-1]], rows[: indptr[-1]])
+    return users, room.written
