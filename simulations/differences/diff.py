@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,13 +170,9 @@ def corrected(rows: Sequence[DiffRow]) -> tuple[DiffRow, ...]:
     values: Iterator[float] = iter(holm(known))
 
     def more(one: Difference) -> Difference:
-        plain = {name: getattr(one, name) for name in one.__dataclass_fields__}
-        return Difference(**plain | {"p_holm": None if one.p is None else next(values)})
+        return replace(one, p_holm=None if one.p is None else next(values))
 
-    return tuple(
-        DiffRow(table=row.table, metric=row.metric, figure=row.figure, others=tuple(more(one) for one in row.others))
-        for row in rows
-    )
+    return tuple(replace(row, others=tuple(more(one) for one in row.others)) for row in rows)
 
 
 def changed_keys(scenarios: Sequence[dict[str, Any]]) -> dict[str, tuple[Any, ...]]:

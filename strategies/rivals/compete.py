@@ -8,7 +8,7 @@ from typing import Any
 
 from fl_peel.events import Event
 from strategies.rivals.base import NOTHING_FITS, Listed, Material, Option, Request, Rival
-from strategies.rivals.quality import quality
+from strategies.rivals.quality import found_by, quality
 from strategies.rivals.replicates import replicates
 
 
@@ -35,11 +35,12 @@ def compete(rival: Rival, material: Material, requests: Sequence[Request]) -> li
         start = time.perf_counter()
         if request in best:
             validation, option = best[request]
+            found = found_by(option, material, "test")
             rows[request] = _row(request, int(option.stored.max(initial=0)), seconds[request], option.label) | {
                 "trials": trials[request],
                 "validation": validation,
-                "test": quality(option, material, "test"),
-                "replicates": replicates(option, material),
+                "test": found.mean(),
+                "replicates": replicates(found),
                 "evaluation_seconds": time.perf_counter() - start,
             }
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,18 +16,47 @@ from fl_peel.ranking.top import MetricSums, evaluate, top_rows
 from strategies.rivals.base import TOP_N, FloatArray, Listed, Lists, Material, Option, Split
 
 
-def quality(
+@dataclass(frozen=True)
+class Found:
+    """Recall@20 and NDCG@20 (N,) of these devices (N,), by their numbers, each of which has an item to find or counts
+    for nothing (counted).
+    """
+
+    devices: NDArray[np.int64]
+    recall: NDArray[np.float64]
+    ndcg: NDArray[np.float64]
+    counted: NDArray[np.bool_]
+
+    def sums(self) -> MetricSums:
+        """Over the devices that count, (1,) each."""
+        return MetricSums.of(np.zeros(len(self.devices), np.int64), 1, self.recall, self.ndcg, self.counted)
+
+    def mean(self) -> dict[str, float]:
+        """Mean Recall@20 and NDCG@20."""
+        return means(self.sums())
+
+
+def found_by(
     option: Option | Listed, material: Material, split: Split, users: NDArray[np.int64] | None = None
-) -> dict[str, float]:
-    """Mean Recall@20 and NDCG@20 over devices (or the given ones) with at least one item to find."""
+) -> Found:
+    """What each device with at least one item to find (or each of the given ones) finds."""
     splits = material.splits
     wanted = splits.test if split == "test" else splits.validation
     exclude = material.seen if split == "test" else splits.train
     chosen = np.flatnonzero(wanted.counts() > 0) if users is None else users
     if isinstance(option, Listed):
-        return means(list_sums(option.lists[split][chosen], wanted.select(chosen), material.num_items))
+        want = wanted.select(chosen)
+        metrics = list_metrics(option.lists[split][chosen], want, material.num_items)
+        return Found(chosen, *metrics, want.counts() > 0)
     cutoffs = option.test_cutoffs if split == "test" else option.validation_cutoffs
-    return mean_quality(option.ranked, cutoffs, option.users, exclude, wanted, chosen)
+    return found_with(option.ranked, cutoffs, option.users, exclude, wanted, chosen)
+
+
+def quality(
+    option: Option | Listed, material: Material, split: Split, users: NDArray[np.int64] | None = None
+) -> dict[str, float]:
+    """Mean Recall@20 and NDCG@20 over devices (or the given ones) with at least one item to find."""
+    return found_by(option, material, split, users).mean()
 
 
 def top_lists(option: Option, material: Material, split: Split) -> Lists:
@@ -63,35 +93,21 @@ def means(sums: MetricSums) -> dict[str, float]:
     return {f"recall@{TOP_N}": float(recall[0]), f"ndcg@{TOP_N}": float(ndcg[0])}
 
 
-def mean_quality(
+def found_with(
     ranked: RankedBlocks,
     cutoffs: NDArray[np.int64],
     users: FloatArray,
     exclude: UserItems,
     wanted: UserItems,
     chosen: NDArray[np.int64],
-) -> dict[str, float]:
-    """Mean Recall@20 and NDCG@20 of the chosen devices (M,); all other arguments are of all devices."""
-    return means(sum_quality(ranked, cutoffs, users, exclude, wanted, chosen))
+) -> Found:
+    """What the chosen devices (M,) find; all other arguments are of all devices."""
 
-
-def sum_quality(
-    ranked: RankedBlocks,
-    cutoffs: NDArray[np.int64],
-    users: FloatArray,
-    exclude: UserItems,
-    wanted: UserItems,
-    chosen: NDArray[np.int64],
-) -> MetricSums:
-    """As :func:`mean_quality`, not yet divided: (1,) each, to add to those of other devices."""
-
-    def part(some: NDArray[np.int64]) -> MetricSums:
+    def part(some: NDArray[np.int64]) -> Found:
         want = wanted.select(some)
-        per_device = evaluate(ranked, cutoffs[some], users[some], exclude.select(some), want, TOP_N)
-        return MetricSums.of(np.zeros(len(some), np.int64), 1, *per_device, want.counts() > 0)
+        metrics = evaluate(ranked, cutoffs[some], users[some], exclude.select(some), want, TOP_N)
+        return Found(some, *metrics, want.counts() > 0)
 
-    total = part(chosen[:0])
     with ThreadPoolExecutor(max_workers=2) as pool:  # the compiled loops release the interpreter lock
-        for sums in pool.map(part, np.array_split(chosen, 8) if len(chosen) >= 256 else [chosen]):
-            total = total + sums
-    return total
+        parts = list(pool.map(part, np.array_split(chosen, 8) if len(chosen) >= 256 else [chosen]))
+    return Found(*(np.concatenate([getattr(one, field.name) for one in parts]) for field in fields(Found)))

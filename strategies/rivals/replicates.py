@@ -5,24 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from fl_peel.ranking.bootstrap import REPLICATES, Replicates
-from fl_peel.ranking.top import evaluate
-from strategies.rivals.base import TOP_N, Listed, Material, Option
-from strategies.rivals.quality import list_metrics
+from strategies.rivals.base import TOP_N
+from strategies.rivals.quality import Found
 
 Plain = dict[str, list[float | None]]
 
 
-def replicates(option: Option | Listed, material: Material) -> Plain:
-    """Mean recall and NDCG of the devices of a whole population with test items, as :func:`in_json` has them."""
-    wanted = material.splits.test
-    chosen = np.flatnonzero(wanted.counts() > 0)
-    want, seen = wanted.select(chosen), material.seen.select(chosen)
-    if isinstance(option, Listed):
-        recall, ndcg = list_metrics(option.lists["test"][chosen], want, material.num_items)
-    else:
-        recall, ndcg = evaluate(option.ranked, option.test_cutoffs[chosen], option.users[chosen], seen, want, TOP_N)
-    counted = np.ones(len(chosen), np.bool_)
-    return in_json(Replicates.of(chosen, recall[:, None], ndcg[:, None], counted, REPLICATES))
+def replicates(found: Found) -> Plain:
+    """Mean recall and NDCG of the devices that count, as :func:`in_json` has them."""
+    metrics = (found.recall[:, None], found.ndcg[:, None])
+    return in_json(Replicates.of(found.devices, *metrics, found.counted, REPLICATES))
 
 
 def in_json(sums: Replicates, place: int = 0) -> Plain:
