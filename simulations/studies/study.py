@@ -42,6 +42,11 @@ class Study:
     seconds: dict[str, float] = field(default_factory=dict)
     _prepared: list[Pretrained] = field(default_factory=list)
 
+    @property
+    def tested_devices(self) -> int:
+        """How many devices have test items: those that figures are means over."""
+        return int((self.splits.test.counts() > 0).sum())
+
     def prepared(self) -> Pretrained:
         """Stage 1 of the study's scenario; done when it is first needed, its tables kept by content."""
         if not self._prepared:

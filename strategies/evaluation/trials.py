@@ -17,6 +17,7 @@ import numpy as np
 from flwr.serverapp import Grid
 
 import fl_peel
+from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
 from fl_peel.blocks.ranked import pack_ranking, smallest_budget_bytes
 from fl_peel.blocks.settings import Precision
@@ -43,7 +44,7 @@ SPLITS = ("validation", "test")
 
 @dataclass(frozen=True)
 class Trial:
-    """A scenario to refine under, and what to measure then. full_tables: also the full fp32 tables, on the test."""
+    """A scenario to refine under, and what to measure then. full_tables: also the full fp32 tables."""
 
     name: str
     scenario: Scenario
@@ -132,7 +133,7 @@ def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: Place, on_event: On
     with stages("evaluation"):
         if trial.full_tables:
             if prepared.global_table is not None:
-                full["global"] = in_json(qualities(evaluator.full_table(prepared.global_table))[0])
+                full["global"] = in_replicates(evaluator.full_table(prepared.global_table))
             full |= {f"start{suffix}": one for suffix, one in _full_tables(evaluator).items()}
     with stages("refinement"):
         keeping = refiner.refine(strategy)
@@ -174,10 +175,15 @@ def moved_bytes(prepared: Prepared, strategy: PeelStrategy, keeping: Keeping | N
     }
 
 
-def _full_tables(evaluator: Evaluator) -> dict[str, dict[str, float]]:
+def _full_tables(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
     """Of everybody with the whole fp32 table of its user group: on the test, and on validation."""
-    asked = {"": "test", "_validation": "validation"}
-    return {suffix: in_json(qualities(evaluator.full_table(split=split))[0]) for suffix, split in asked.items()}
+    validation = in_json(qualities(evaluator.full_table(split="validation"))[0])
+    return {"": in_replicates(evaluator.full_table()), "_validation": validation}
+
+
+def in_replicates(reply: wire.EvaluateReply) -> dict[str, Any]:
+    """Means on the test of the one table that was asked for, and under ``replicates`` those of the bootstrap."""
+    return {**in_json(qualities(reply)[0]), "replicates": replicates_in_json(reply.replicates)}
 
 
 def in_json(quality: Quality) -> dict[str, float]:

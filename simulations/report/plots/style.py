@@ -208,13 +208,17 @@ def short_bytes(num_bytes: float) -> str:
     return f"{num_bytes / scale:.3g} {unit}"
 
 
-def error_bars(axes: Axes, x: Sequence[float], y: Sequence[float], ends: Sequence[Ends], color: str) -> None:
-    """Draw the interval (low, high) of each point that has one, as a thin vertical bar."""
+def error_bars(
+    axes: Axes, x: Sequence[float], y: Sequence[float], ends: Sequence[Ends], color: str, *, across: bool = False
+) -> None:
+    """Draw the interval (low, high) of each point that has one, as a thin bar: upright, or across, of x."""
     known = [(x[i], y[i], *both) for i, both in enumerate(ends) if both is not None]
     if known:
-        across, up, low, high = (np.array(values) for values in zip(*known, strict=True))
-        bars = [np.maximum(up - low, 0), np.maximum(high - up, 0)]
-        axes.errorbar(across, up, yerr=bars, fmt="none", ecolor=color, elinewidth=0.9, capsize=2.2, zorder=3)
+        right, up, low, high = (np.array(values) for values in zip(*known, strict=True))
+        value = right if across else up
+        bars = [np.maximum(value - low, 0), np.maximum(high - value, 0)]
+        upright, level = (None, bars) if across else (bars, None)
+        axes.errorbar(right, up, upright, level, fmt="none", ecolor=color, elinewidth=0.9, capsize=2.2, zorder=3)
 
 
 def around(value: float | None, margin: float | None) -> Ends:

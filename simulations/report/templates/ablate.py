@@ -8,6 +8,7 @@ ABLATE = """\
 <h2>What each part is worth</h2>
 {{ figure(plot, "One mark a budget; right of the dashed line is better than the scenario as it is.") }}
 {{ table(table_of_parts) }}
+{{ table(ratios) }}
 {% if collected %}
 {{ figure(collected, "Dashed: as user groups start, before any device has trained. Solid: what is kept of the "
   "refinement.") }}

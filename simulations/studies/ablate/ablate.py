@@ -21,6 +21,7 @@ from simulations.scenario_files import validated
 from simulations.studies.ablate.report import write_ablate
 from simulations.studies.checkpoints import decisive
 from simulations.studies.compare.compare import budget_of, flat
+from simulations.studies.compare.paired import ratio_of, with_interval
 from simulations.studies.compare.rows import aggregated
 from simulations.studies.frame import Frame, Options
 from simulations.studies.study import Study
@@ -29,6 +30,10 @@ from strategies.run.prepare import given_data
 
 BUDGETS = (0.0025, 0.01, 0.05)
 BASELINE = "as the scenario says"
+FULL = ("start", "refined")
+"""The full tables of a trial: as user groups start with them, and as refined."""
+NOTHING = {"recall@20": 0.0, "ndcg@20": 0.0}
+"""Of a trial in which devices cannot take part."""
 EPSILONS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Of the whole run."""
 POPULATION = "population"
@@ -75,10 +80,11 @@ def ablate(
     shares = tuple(sorted(set(budgets)))
     chosen = None if parts is None else list(parts)
     by_seed = list(frame.by_seed(seeds, lambda study: _one_seed(study, shares, chosen)).values())
+    devices = min(one["devices"] for one in by_seed)
     result = frame.result(
         {
-            "full_table": aggregated([[one["full_table"]] for one in by_seed])[0],
-            "rows": aggregated([one["rows"] for one in by_seed]),
+            "full_table": with_interval(aggregated([[one["full_table"]] for one in by_seed])[0], devices),
+            "rows": over_scenario(by_seed, devices),
             "seeds": seeds,
         }
     )
@@ -114,23 +120,41 @@ def _one_seed(study: Study, shares: tuple[float, ...], parts: list[str] | None) 
     for variation in chosen:
         result = results[named[variation.name]]
         sizes = result["group_sizes"]
-        shape = {
-            "user_groups": len(sizes),
-            "smallest_group": min(sizes, default=0),
-            "blocks": result["num_blocks"],
-            "start_full_recall@20": result["full_table"].get("start", {}).get("recall@20", 0.0),
-            "refined_full_recall@20": result["full_table"].get("refined", {}).get("recall@20", 0.0),
-        }
+        shape = {"user_groups": len(sizes), "smallest_group": min(sizes, default=0), "blocks": result["num_blocks"]}
+        full = {f"{when}_full": result["full_table"].get(when, NOTHING) for when in FULL}
         rows += [
-            {"part": variation.part, "setting": variation.setting, **shape, **_renamed(flat(row))}
+            {"part": variation.part, "setting": variation.setting, **shape, **full, **_without_seconds(flat(row))}
             for row in result["rows"]
         ]
     full = results[BASELINE]["full_table"]
-    return {"rows": rows, "full_table": {**full.get("global", full["start"]), "bytes": full["bytes"]}}
+    whole = {**full.get("global", full["start"]), "bytes": full["bytes"]}
+    return {"rows": rows, "full_table": whole, "devices": study.tested_devices}
 
 
-def _renamed(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key not in ("seconds", "replicates")}
+def _without_seconds(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "seconds"}
+
+
+def over_scenario(by_seed: Sequence[dict[str, Any]], num_devices: int) -> list[dict[str, Any]]:
+    """The rows of all seeds as one, with intervals in place of replicates, and each variation's recall over that of the
+    scenario as it is: ``to_scenario`` at the same budget, ``start_full_to_scenario`` and ``refined_full_to_scenario``
+    of the full tables ({"value", "low", "high"}, paired).
+    """
+    rows = aggregated([one["rows"] for one in by_seed])
+    full = {when: aggregated([[row[f"{when}_full"] for row in one["rows"]] for one in by_seed]) for when in FULL}
+    first = {row["share"]: place for place, row in reversed(list(enumerate(rows)))}
+    found = []
+    for place, row in enumerate(rows):
+        line = {key: value for key, value in row.items() if key not in {f"{when}_full" for when in FULL}}
+        told = {"": with_interval(line, num_devices)}
+        compared = {"to_scenario": (line, rows[first[row["share"]]])}
+        for when, tables in full.items():
+            told[f"{when}_full_"] = with_interval(tables[place], num_devices)
+            compared[f"{when}_full_to_scenario"] = (tables[place], tables[first[row["share"]]])
+        flat_line = {f"{prefix}{key}": value for prefix, one in told.items() for key, value in one.items()}
+        ratios = {name: ratio_of(*two, num_devices) for name, two in compared.items() if row["part"] != BASELINE}
+        found.append(flat_line | {name: ratio for name, ratio in ratios.items() if ratio is not None})
+    return found
 
 
 def variations(study: Study, shares: Sequence[float]) -> list[Variation]:

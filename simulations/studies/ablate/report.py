@@ -9,9 +9,10 @@ from typing import Any
 from matplotlib.ticker import FuncFormatter
 
 from simulations.report.files import to_plain
-from simulations.report.plots.style import INK, Plot, finish, line_kwargs, new_figure, styled
+from simulations.report.plots.style import INK, Ends, Plot, error_bars, finish, line_kwargs, new_figure, styled
 from simulations.report.render import provenance, render, scenario_name
 from simulations.report.tables.view import TableView, format_bytes, format_metric, format_share
+from simulations.studies.compare.paired import ratio_text
 from simulations.studies.files import write_study
 
 Row = Mapping[str, Any]
@@ -38,12 +39,8 @@ def ablate_view(result: Mapping[str, Any]) -> TableView:
     body = []
     for (part, setting), by_share in _lines(rows).items():
         first = next(iter(by_share.values()))
-        cells = []
-        for share in shares:
-            row = by_share[share]
-            spread = row.get("recall@20_std")
-            cells.append(format_metric(row["recall@20"]) + ("" if spread is None else f" ±{spread:.4f}"))
-        full = [format_metric(first[f"{when}_full_recall@20"]) for when in ("start", "refined")]
+        cells = [_cell(by_share[share]) for share in shares]
+        full = [_cell(first, f"{when}_full_") for when in ("start", "refined")]
         counts = (f"{first['user_groups']}", f"{first['smallest_group']}", f"{first['blocks']:,}")
         body.append((part, setting, *counts, *cells, *full))
     columns = (
@@ -53,6 +50,29 @@ def ablate_view(result: Mapping[str, Any]) -> TableView:
     )
     note = "Recall@20 on test, by budget as a share of the fp32 full table; one change to the scenario a line."
     return TableView("What each part is worth", columns, tuple(body), 2, note)
+
+
+def _cell(row: Row, prefix: str = "") -> str:
+    spread = row.get(f"{prefix}recall@20_std")
+    return format_metric(row[f"{prefix}recall@20"]) + ("" if spread is None else f" ±{spread:.4f}")
+
+
+def ratios_view(result: Mapping[str, Any]) -> TableView:
+    """Every variation's recall over that of the scenario as it is, by budget and of the full tables."""
+    rows: Sequence[Row] = result["rows"]
+    shares = sorted({row["share"] for row in rows})
+    body = []
+    for (part, setting), by_share in list(_lines(rows).items())[1:]:
+        first = next(iter(by_share.values()))
+        full = [ratio_text(first.get(f"{when}_full_to_scenario")) for when in ("start", "refined")]
+        cells = [ratio_text(by_share[share].get("to_scenario")) for share in shares]
+        body.append((part, setting, *cells, *full))
+    columns = ("part", "setting", *map(format_share, shares), "full, start", "full, refined")
+    note = (
+        "Recall@20 on test over that of the scenario as it is. In brackets: 95 % intervals, each device compared with "
+        "itself; wholly above 1, the change is better beyond chance. Not corrected for how many there are."
+    )
+    return TableView("As a ratio to the scenario as it is", columns, tuple(body), 2, note)
 
 
 def ablate_plot(rows: Sequence[Row]) -> Plot:
@@ -70,6 +90,8 @@ def ablate_plot(rows: Sequence[Row]) -> Plot:
             places = [len(others) - i + 0.16 * (index - (len(shares) - 1) / 2) for i in range(len(others))]
             style = line_kwargs(index) | {"linestyle": "none", "label": format_share(share)}
             axes.plot(ratios, places, **style)
+            ends = [_ends(by_share[share].get("to_scenario")) for _, by_share in others]
+            error_bars(axes, ratios, places, ends, style["color"], across=True)
         axes.axvline(1.0, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), zorder=2)
         labels = [f"{part}: {setting}" for (part, setting), _ in others]
         axes.set_yticks(range(len(others), 0, -1), labels)
@@ -81,6 +103,10 @@ def ablate_plot(rows: Sequence[Row]) -> Plot:
         if worst is not None:
             alt += f" Least: {worst[0][0]}, {worst[0][1]}."
         return finish(figure, "ablate", "What each part is worth", alt)
+
+
+def _ends(ratio: Mapping[str, Any] | None) -> Ends:
+    return None if ratio is None or ratio["low"] is None else (ratio["low"], ratio["high"])
 
 
 def collected_plot(rows: Sequence[Row]) -> Plot | None:
@@ -101,7 +127,10 @@ def collected_plot(rows: Sequence[Row]) -> Plot | None:
             for when, dashes in (("start", (0, (4, 2))), ("refined", "solid")):
                 recall = [row[f"{when}_full_recall@20"] for _, row in points]
                 name = f"{SOURCES.get(source, source)}, {when}" if source else when
-                axes.plot(shares, recall, **line_kwargs(index) | {"linestyle": dashes, "label": name})
+                style = line_kwargs(index) | {"linestyle": dashes, "label": name}
+                axes.plot(shares, recall, **style)
+                if when == "refined":  # one of the two: they lie over one another
+                    error_bars(axes, shares, recall, [_full_ends(row, when) for _, row in points], style["color"])
         axes.set_xlabel("Share that is collected, per cent")
         axes.set_ylabel("Recall@20 (test), full tables")
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
@@ -110,24 +139,37 @@ def collected_plot(rows: Sequence[Row]) -> Plot | None:
         return finish(figure, "collected", "Recall by collected share", alt)
 
 
+def _full_ends(row: Row, when: str = "start") -> Ends:
+    """Of the interval of a full table's recall."""
+    ends = row.get(f"{when}_full_recall@20_interval")
+    return None if ends is None else (ends[0], ends[1])
+
+
 def noise_plot(rows: Sequence[Row]) -> Plot | None:
     """Recall of the full tables as stage 1 leaves them against epsilon, next to that without noise; None where fewer
     than two epsilons were tried.
     """
-    points, without = [], None
+    points: list[tuple[float, float]] = []
+    ends: list[Ends] = []
+    without = None
     for (part, setting), by_share in _lines(rows).items():
         if part == "noise":
-            recall = next(iter(by_share.values()))["start_full_recall@20"]
+            first = next(iter(by_share.values()))
+            recall = first["start_full_recall@20"]
             epsilon = setting.partition(" ")[2]
             if epsilon:
                 points.append((float(epsilon), recall))
+                ends.append(_full_ends(first))
             else:
                 without = recall
     if len(points) < 2:
         return None
     with styled():
         figure, (axes,) = new_figure(3.0)
-        axes.plot(*zip(*points, strict=True), **line_kwargs(0) | {"label": "under noise"})
+        style = line_kwargs(0) | {"label": "under noise"}
+        at, recalls = [x for x, _ in points], [y for _, y in points]
+        axes.plot(at, recalls, **style)
+        error_bars(axes, at, recalls, ends, style["color"])
         if without is not None:
             axes.axhline(without, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label="without noise")
         axes.set_xscale("log", base=2)
@@ -145,17 +187,22 @@ def population_plot(rows: Sequence[Row]) -> Plot | None:
     where fewer than two numbers were tried.
     """
     lines: dict[str, list[tuple[int, float]]] = {}
+    ends: dict[str, list[Ends]] = {}
     for (part, setting), by_share in _lines(rows).items():
         if part == "population":
             number, _, words = setting.rpartition(", ")
-            recall = next(iter(by_share.values()))["start_full_recall@20"]
-            lines.setdefault(words, []).append((int(number.replace(",", "")), recall))
+            first = next(iter(by_share.values()))
+            lines.setdefault(words, []).append((int(number.replace(",", "")), first["start_full_recall@20"]))
+            ends.setdefault(words, []).append(_full_ends(first))
     if max((len(points) for points in lines.values()), default=0) < 2:
         return None
     with styled():
         figure, (axes,) = new_figure(3.0)
         for index, (words, points) in enumerate(lines.items()):
-            axes.plot(*zip(*points, strict=True), **line_kwargs(index) | {"label": words})
+            style = line_kwargs(index) | {"label": words}
+            at, recalls = [number for number, _ in points], [recall for _, recall in points]
+            axes.plot(at, recalls, **style)
+            error_bars(axes, at, recalls, ends[words], style["color"])
         axes.set_xscale("log")
         axes.set_xlabel("Devices (synthetic)")
         axes.set_ylabel("Recall@20 (test), full tables")
@@ -185,6 +232,7 @@ def ablate_page(result: Mapping[str, Any], plot: Plot) -> str:
         lead="One part of the method at a time, left out or changed; everything else as the scenario says.",
         facts=facts,
         table_of_parts=ablate_view(result),
+        ratios=ratios_view(result),
         plot=plot,
         collected=collected_plot(result["rows"]),
         noise=noise_plot(result["rows"]),

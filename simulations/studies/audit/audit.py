@@ -27,6 +27,7 @@ from simulations.studies.audit.attacks import attacked, control
 from simulations.studies.audit.observer import Observer, TapGrid
 from simulations.studies.audit.report import write_audit
 from simulations.studies.audit.rows import EPSILONS, AuditRow, added_rows, chosen_rows
+from simulations.studies.compare.paired import REPLICATES, ratio_of, with_interval
 from simulations.studies.frame import Frame, Options
 from simulations.studies.study import study_splits
 from strategies.evaluation.trials import Trial, run_trial
@@ -87,7 +88,7 @@ def audit(
     with run_folder() as run_dir:
         place = Place(data_folder(frame.data_dir), str(run_dir), str(frame.cache_dir or ""))
         for row in chosen:  # what cannot be had is told before anything runs
-            study_splits(row.scenario, place)
+            devices = int((study_splits(row.scenario, place).test.counts() > 0).sum())
             privacy_plan(row.scenario, place)
             _require_replay(row)
 
@@ -96,9 +97,22 @@ def audit(
 
         audited_rows = simulated(scenario, place, frame.on_event, server=server)
     figures = {"settings": asdict(settings), "collected_share": scenario.pretraining.collected.share}
-    result = frame.result(audited_rows | figures)
+    result = frame.result({"rows": compared(audited_rows["rows"], devices), **figures})
     write_audit(result, frame.out)
     return result
+
+
+def compared(rows: Sequence[dict[str, Any]], num_devices: int) -> list[dict[str, Any]]:
+    """The rows with intervals of their recall in place of replicates and, where a row protects nothing (``none``), the
+    recall of the others over its: ``to_none``, paired.
+    """
+    told = [{key: value for key, value in row.items() if value is not None or key != REPLICATES} for row in rows]
+    none = next((row for row in told if row["mechanism"] == "none"), None)
+    found = []
+    for row in told:
+        ratio = None if none is None or row is none else ratio_of(row, none, num_devices)
+        found.append(with_interval(row, num_devices) | ({} if ratio is None else {"to_none": ratio}))
+    return found
 
 
 def _require_replay(row: AuditRow) -> None:
@@ -165,7 +179,8 @@ def _one(
         "view": "sums over a user group" if sums_alone else "one device",
         "epsilon": None,
         "delta": None,
-        "recall@20": measured["rows"][0]["test"]["recall@20"],
+        **{key: measured["rows"][0]["test"][key] for key in ("recall@20", "ndcg@20")},
+        REPLICATES: measured["rows"][0].get(REPLICATES),
         "validation recall@20": measured["rows"][0]["validation"]["recall@20"],
         "share": settings.share,
         "attacks": attacked(observer, names, scenario.seed) if observer.views else {},

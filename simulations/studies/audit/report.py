@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from simulations.report.files import to_plain
-from simulations.report.plots.style import INK, Plot, finish, line_kwargs, new_figure, styled
+from simulations.report.plots.style import INK, Ends, Plot, error_bars, finish, line_kwargs, new_figure, styled
 from simulations.report.render import provenance, render, scenario_name
 from simulations.report.tables.view import ABSENT, TableView, format_metric, format_share
+from simulations.studies.compare.paired import ratio_text
 from simulations.studies.files import write_study
 
 Row = Mapping[str, Any]
@@ -43,11 +44,13 @@ def audit_view(result: Mapping[str, Any]) -> TableView:
         cells = [_advantage(row["attacks"][name]) if name in row["attacks"] else ABSENT for name in names]
         epsilon = ABSENT if row["epsilon"] is None else f"{row['epsilon']:.3g}"
         least = ABSENT if canary is None else f"{canary['epsilon_low']:.2f}"
-        body.append((row["mechanism"], row["view"], epsilon, least, format_metric(row["recall@20"]), *cells))
-    columns = ("mechanism", "server sees", "epsilon", "epsilon, at least", "recall@20", *names)
+        recall = (format_metric(row["recall@20"]), ratio_text(row.get("to_none")))
+        body.append((row["mechanism"], row["view"], epsilon, least, *recall, *cells))
+    columns = ("mechanism", "server sees", "epsilon", "epsilon, at least", "recall@20", "to none", *names)
     share = rows[0]["share"] if rows else 0.01
     note = (
-        f"Advantage (TPR - FPR) ± half its 95 % interval; recall@20 at {format_share(share)} of the full table. "
+        f"Advantage (TPR - FPR) ± half its 95 % interval; recall@20 at {format_share(share)} of the full table, "
+        "and over that without protection, each device compared with itself. "
         "“epsilon, at least”: lower bound from canary devices; without noise, what so many trials can show."
     )
     return TableView("What each mechanism leaks", columns, tuple(body), 2, note)
@@ -65,10 +68,12 @@ def audit_plot(rows: Sequence[Row]) -> Plot:
     with styled():
         figure, (left, right) = new_figure(1.6 + 0.34 * len(rows), 1, 2, sharey=True, width_ratios=(3, 2))
         for index, name in enumerate(names):
-            values = [row["attacks"][name]["advantage"] if name in row["attacks"] else None for row in rows]
-            shown = [(value, place) for value, place in zip(values, places, strict=True) if value is not None]
+            shown = [(row["attacks"][name], y) for row, y in zip(rows, places, strict=True) if name in row["attacks"]]
             style = line_kwargs(index, strong=False) | {"linestyle": "none", "label": name}
-            left.plot([x for x, _ in shown], [y for _, y in shown], **style)
+            x, y = [one["advantage"] for one, _ in shown], [place + 0.07 * (index % 5 - 2) for _, place in shown]
+            left.plot(x, y, **style)
+            ends: list[Ends] = [(one["advantage_low"], one["advantage_high"]) for one, _ in shown]
+            error_bars(left, x, y, ends, style["color"], across=True)
         left.axvline(0.0, color=INK, linewidth=1.0)
         for edge in (-HOLDS, HOLDS):
             left.axvline(edge, color=INK, linewidth=0.7, linestyle=(0, (2, 3)))
@@ -76,6 +81,7 @@ def audit_plot(rows: Sequence[Row]) -> Plot:
         left.set_xlabel("attack advantage (dotted: ±0.02)")
         recalls = [row["recall@20"] for row in rows]
         right.barh(places, recalls, height=0.5, color=line_kwargs(0)["color"])
+        error_bars(right, recalls, places, [_ends(row) for row in rows], INK, across=True)
         right.set_xlabel("recall@20 (test)")
         right.set_xlim(left=0)
         if names:
@@ -85,6 +91,11 @@ def audit_plot(rows: Sequence[Row]) -> Plot:
             f"{row['mechanism']} {worst[row['mechanism']]:.2f} at recall {row['recall@20']:.4f}" for row in rows
         )
         return finish(figure, "audit", "Privacy and utility", f"Largest attack advantage by mechanism: {words}.")
+
+
+def _ends(row: Row) -> Ends:
+    ends = row.get("recall@20_interval")
+    return None if ends is None else (ends[0], ends[1])
 
 
 def audit_page(result: Mapping[str, Any], plot: Plot) -> str:

@@ -25,7 +25,7 @@ from fl_peel.training.processor import pretraining_device
 from simulations.report.files import write_files
 from simulations.studies.checkpoints import decisive, decisive_of_starts
 from simulations.studies.compare.central import CEILINGS, DENSE, RIVALS, modules_of
-from simulations.studies.compare.paired import with_intervals
+from simulations.studies.compare.paired import with_interval, with_intervals
 from simulations.studies.compare.report import write_compare
 from simulations.studies.compare.rows import aggregated, summary
 from simulations.studies.compare.schema import CompareResult
@@ -81,7 +81,7 @@ def compare(
     found = frame.by_seed(seeds, lambda study: _one_seed(study, shares, single, rivals, ceilings))
     by_seed = list(found.values())
     devices = min(result["devices"] for result in by_seed)
-    rows = with_intervals(aggregated([result["rows"] for result in by_seed]), devices)
+    rows = aggregated([result["rows"] for result in by_seed])
     full = aggregated([[result["full_table"]] for result in by_seed])[0]
     refinement = {
         name: None
@@ -90,11 +90,11 @@ def compare(
         for name in ("none", "start", "federated", "central")
     }
     figures = {
-        "full_table": full,
-        "rows": rows,
-        "ceilings": aggregated([result["ceilings"] for result in by_seed]),
-        "refinement": refinement,
-        "summary": summary(rows, full, refinement),
+        "full_table": with_interval(full, devices),
+        "rows": with_intervals(rows, devices),
+        "ceilings": [with_interval(row, devices) for row in aggregated([result["ceilings"] for result in by_seed])],
+        "refinement": {name: one and with_interval(one, devices) for name, one in refinement.items()},
+        "summary": summary(rows, full, refinement, devices),
         "stages": {str(seed): one["stages"] for seed, one in found.items()},
         "seeds": seeds,
     }
@@ -143,7 +143,7 @@ def _one_seed(
     return {
         "rows": [{"ceiling": False, **row} for row in rows],
         "ceilings": looked_up_to,
-        "devices": int((study.splits.test.counts() > 0).sum()),
+        "devices": study.tested_devices,
         "full_table": {**full["global"], "bytes": full["bytes"]},
         "refinement": {
             "none": full["global"],

@@ -25,6 +25,7 @@ from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS
 from fl_peel.scenario.scenario import Scenario
 from simulations.studies.checkpoints import decisive
 from simulations.studies.compare.leaderboard import Leaderboard, write_leaderboard
+from simulations.studies.compare.paired import REPLICATES, ratio_of, with_interval
 from simulations.studies.compare.rows import aggregated
 from simulations.studies.frame import Frame, Options
 from simulations.studies.study import Study
@@ -79,9 +80,10 @@ def compare_federated(
     rows = aggregated([one["rows"] for one in by_seed])
     for place, line in enumerate(rows):
         line |= {key: statistics.fmean(one["rows"][place][key] for one in by_seed) for key in MEANS}
+    devices = by_seed[0]["devices"]
     figures = {
-        "full_table": aggregated([[one["full_table"]] for one in by_seed])[0],
-        "rows": rows,
+        "full_table": with_interval(aggregated([[one["full_table"]] for one in by_seed])[0], devices),
+        "rows": over_peel(rows, devices),
         "tuning": {str(seed): one["tuning"] for seed, one in found.items()},
         "stages": {str(seed): one["stages"] for seed, one in found.items()},
         "seeds": seeds,
@@ -125,7 +127,18 @@ def _one_seed(
         rows += served["rows"]
         tuning[method.name] = {key: served[key] for key in ("setting", "own_rows", "tried")}
     full = {**peel["full_table"]["refined"], "bytes": peel["full_table"]["bytes"]}
-    return {"rows": rows, "full_table": full, "tuning": tuning, "stages": study.seconds}
+    devices = study.tested_devices
+    return {"rows": rows, "full_table": full, "devices": devices, "tuning": tuning, "stages": study.seconds}
+
+
+def over_peel(rows: Sequence[dict[str, Any]], num_devices: int) -> list[dict[str, Any]]:
+    """Rows with intervals in place of replicates, and ``to_peel``: recall over that of PEEL's full tables, paired."""
+    (peel,) = (line for line in rows if line["method"] == "peel-full")
+    found = []
+    for line in rows:
+        ratio = None if line is peel else ratio_of(line, peel, num_devices)
+        found.append(with_interval(line, num_devices) | ({} if ratio is None else {"to_peel": ratio}))
+    return found
 
 
 def peel_rows(result: dict[str, Any], scenario: Scenario) -> list[dict[str, Any]]:
@@ -149,6 +162,8 @@ def peel_rows(result: dict[str, Any], scenario: Scenario) -> list[dict[str, Any]
     for one in result["rows"]:
         kept = {key: one[key] for key in ("precision", "budget_bytes", "seconds", "note")}
         quality = {**one["test"], "validation_recall@20": one["validation"]["recall@20"]}
+        if REPLICATES in one:
+            quality[REPLICATES] = one[REPLICATES]
         rows.append(line("peel", one["share"], one["stored_bytes_max"], both, rounds) | kept | quality)
     for method, name, spent, number in (("peel-stage-1", "start", start, 0), ("peel-full", "refined", both, rounds)):
         kept = {"precision": "fp32", "budget_bytes": full["bytes"], "seconds": 0.0, "note": ""}

@@ -21,9 +21,10 @@ from simulations.report.tables.view import (
     format_metric,
     format_share,
 )
+from simulations.studies.compare.paired import ratio_text
 from simulations.studies.compare.plot import compare_alt, compare_plot
 from simulations.studies.compare.report import plotted_rows
-from simulations.studies.compare.schema import CompareFullTable, CompareRow, check_of
+from simulations.studies.compare.schema import CompareFullTable, CompareRow, PairedRatio, check_of
 from simulations.studies.files import write_study
 from strategies.figures.schema import Bytes, Count, Mean, Metric
 
@@ -40,6 +41,7 @@ class LeaderboardRow(CompareRow):
     bytes_up_mean: Mean
     rounds: Mean
     note: str
+    to_peel: NotRequired[PairedRatio]  # recall over that of PEEL's full tables
 
 
 class Tried(TypedDict):
@@ -99,6 +101,7 @@ def leaderboard_view(rows: Sequence[LeaderboardRow], title: str = "Leaderboard",
             *(row["method"], _size(row), row["precision"]),
             format_metric(row["validation_recall@20"]),
             *(format_metric(row[metric]) + _spread(row, metric) for metric in ("recall@20", "ndcg@20")),
+            ratio_text(row.get("to_peel")),
             format_kilobytes(row["stored_bytes_max"]),
             *(format_bytes(row[key]) for key in ("bytes_down_mean", "bytes_up_mean")),
             f"{row['rounds']:g}",
@@ -107,13 +110,15 @@ def leaderboard_view(rows: Sequence[LeaderboardRow], title: str = "Leaderboard",
         for row in shown
     )
     columns = (
-        *("method", "size", "precision", "Recall@20 on validation", "Recall@20", "NDCG@20"),
+        *("method", "size", "precision", "Recall@20 on validation", "Recall@20", "NDCG@20", "to peel-full"),
         *("held KB, max", "down", "up", "rounds", "trials"),
     )
     note = (
         "No interaction leaves a device. On the test, of the precision that validation chose; bold: what validation "
         "likes best. Size: budget as a share of the fp32 full table. Held: to rank, of the largest device. Down, up: a "
-        "device over the run, on average. Trials: settings that validation chose from (peel: filters of stage 1)."
+        "device over the run, on average. Trials: settings that validation chose from (peel: filters of stage 1). To "
+        "peel-full: recall over that of PEEL's full tables; in brackets its 95 % interval, each device compared with "
+        "itself."
     )
     return TableView(title, columns, body, 3, note, frozenset({(liked, 3)}) if shown else frozenset())
 

@@ -1,4 +1,4 @@
-"""Intervals of a comparison: of every figure, and of PEEL over each method at each budget, device by device."""
+"""Intervals of a study: of every figure, and of every ratio of two, device by device."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from fl_peel.ranking.bootstrap import Estimate, estimate, over
+from fl_peel.ranking.bootstrap import estimate, over
 from simulations.report.tables.view import ABSENT, TableView, format_interval, format_share
-from simulations.studies.compare.rows import METRICS, Row
 
+METRICS = ("recall@20", "ndcg@20")
 REPLICATES = "replicates"
 """Key of a row before its intervals are known: metric -> its mean in every replicate."""
+
+Row = dict[str, Any]
 
 
 def with_intervals(rows: Sequence[Row], num_devices: int) -> list[Row]:
@@ -23,32 +25,49 @@ def with_intervals(rows: Sequence[Row], num_devices: int) -> list[Row]:
     chosen = {row["share"]: row for row in rows if row["method"] == "peel" and row["chosen"]}
     found = []
     for row in rows:
-        more: Row = {}
-        for metric in METRICS:
-            if REPLICATES in row:
-                ends = estimate(row[metric], _drawn(row, metric), num_devices, row.get(f"{metric}_by_seed", ()))
-                if ends.low is not None:
-                    more[f"{metric}_interval"] = [ends.low, ends.high]
         peel = chosen.get(row["share"])
-        if peel is not None and row["chosen"] and row is not peel:
-            ratio = _peel_over(peel, row, num_devices)
-            if ratio is not None:
-                more["peel_over"] = {"value": ratio.value, "low": ratio.low, "high": ratio.high}
-        found.append({key: value for key, value in row.items() if key != REPLICATES} | more)
+        paired = peel is not None and row["chosen"] and row is not peel
+        ratio = ratio_of(peel, row, num_devices) if paired and peel is not None else None
+        found.append(with_interval(row, num_devices) | ({} if ratio is None else {"peel_over": ratio}))
     return found
 
 
-def _peel_over(peel: Row, other: Row, num_devices: int) -> Estimate | None:
+def with_interval(row: Mapping[str, Any], num_devices: int) -> Row:
+    """A row with the ends of each metric's interval in place of its replicates."""
+    more: Row = {}
+    for metric in METRICS:
+        if REPLICATES in row:
+            ends = estimate(row[metric], _drawn(row, metric), num_devices, row.get(f"{metric}_by_seed", ()))
+            if ends.low is not None:
+                more[f"{metric}_interval"] = [ends.low, ends.high]
+    return {key: value for key, value in row.items() if key != REPLICATES} | more
+
+
+def ratio_of(one: Mapping[str, Any], other: Mapping[str, Any], num_devices: int) -> Row | None:
+    """Recall of one row over another's, and the ends of its paired interval: {"value", "low", "high"}; None where one
+    of them has no replicates, or the other finds nothing.
+    """
     metric = "recall@20"
-    if REPLICATES not in peel or REPLICATES not in other or other[metric] <= 0:
+    if REPLICATES not in one or REPLICATES not in other or other[metric] <= 0:
         return None
-    both = [row.get(f"{metric}_by_seed", ()) for row in (peel, other)]
+    both = [row.get(f"{metric}_by_seed", ()) for row in (one, other)]
     by_seed = [a / b for a, b in zip(*both, strict=True)] if all(both[1]) else []
-    ratios = over(_drawn(peel, metric), _drawn(other, metric))
-    return estimate(peel[metric] / other[metric], ratios, num_devices, by_seed)
+    ratios = over(_drawn(one, metric), _drawn(other, metric))
+    found = estimate(one[metric] / other[metric], ratios, num_devices, by_seed)
+    return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def _drawn(row: Row, metric: str) -> Any:
+def ends_of(ratio: Mapping[str, Any] | None) -> list[float] | None:
+    """Of a ratio's interval, where there is one."""
+    return None if ratio is None or ratio["low"] is None else [ratio["low"], ratio["high"]]
+
+
+def ratio_text(ratio: Mapping[str, Any] | None) -> str:
+    """A ratio with its interval; a dash where there is none."""
+    return ABSENT if ratio is None else format_interval(ratio["value"], ratio["low"], ratio["high"], 3)
+
+
+def _drawn(row: Mapping[str, Any], metric: str) -> Any:
     return np.array(row[REPLICATES][metric], np.float64)  # None: NaN
 
 
@@ -58,11 +77,7 @@ def peel_over_view(rows: Sequence[Mapping[str, Any]]) -> TableView:
     methods = list(dict.fromkeys(row["method"] for row in rows if "peel_over" in row))
     cells = {(row["method"], row["share"]): row["peel_over"] for row in rows if "peel_over" in row}
 
-    def text(method: str, share: float) -> str:
-        ratio = cells.get((method, share))
-        return ABSENT if ratio is None else format_interval(ratio["value"], ratio["low"], ratio["high"], 3)
-
-    body = tuple((method, *(text(method, share) for share in shares)) for method in methods)
+    body = tuple((method, *(ratio_text(cells.get((method, share))) for share in shares)) for method in methods)
     note = (
         "PEEL's recall on the test over that of each method, each as validation chose it for that budget. In brackets: "
         "95 % intervals, each device compared with itself: wholly above 1, PEEL is better beyond chance."
@@ -70,4 +85,14 @@ def peel_over_view(rows: Sequence[Mapping[str, Any]]) -> TableView:
     return TableView("PEEL over each method", ("method", *map(format_share, shares)), body, 1, note)
 
 
-__all__ = ["REPLICATES", "peel_over_view", "with_intervals"]
+__all__ = [
+    "METRICS",
+    "REPLICATES",
+    "Row",
+    "ends_of",
+    "peel_over_view",
+    "ratio_of",
+    "ratio_text",
+    "with_interval",
+    "with_intervals",
+]

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-METRICS = ("recall@20", "ndcg@20")
+from simulations.studies.compare.paired import METRICS, Row, ends_of, ratio_of
+
 OWN = ("peel", "peel-single-budget", "group-shown", "group-popularity")
 """PEEL, and what it is compared with by name."""
-
-Row = dict[str, Any]
 
 
 def aggregated(by_seed: Sequence[Sequence[Row]]) -> list[Row]:
@@ -52,14 +51,20 @@ def _competes(row: Row) -> bool:
     return "method" in row and "share" in row
 
 
-def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[str, Any]) -> Row:
+def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[str, Any], num_devices: int = 0) -> Row:
     """The comparisons that matter, each between what validation chose; recall on test.
 
     budgets: for each share PEEL's recall, its ratio to the full global table, to fixed orders of user groups (shown,
     popularity), to the best rival without user groups and the best with them (the rivals that validation likes best;
     ceilings are none) and to PEEL trained for that budget alone; with several seeds also the differences, seed by seed.
+    Ratios of rows with replicates have a paired interval beside them, ``..._interval``; num_devices: that have test
+    items.
     """
-    base = full["recall@20"]
+
+    def ratio(name: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> Row:
+        ends = ends_of(ratio_of(one, other, num_devices))
+        return {name: _ratio(one["recall@20"], other["recall@20"])} | ({f"{name}_interval": ends} if ends else {})
+
     lines = []
     for share in sorted({row["share"] for row in rows}):
         here = {row["method"]: row for row in rows if row["share"] == share and row["chosen"]}
@@ -73,7 +78,7 @@ def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[st
             "share": share,
             "precision": peel["precision"],
             "recall@20": peel["recall@20"],
-            "to_full_table": _ratio(peel["recall@20"], base),
+            **ratio("to_full_table", peel, full),
         }
         for name, other in (
             ("group_shown", here.get("group-shown")),
@@ -83,18 +88,17 @@ def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[st
             ("single_budget", here.get("peel-single-budget")),
         ):
             if other is not None:
-                line[f"to_{name}"] = _ratio(peel["recall@20"], other["recall@20"])
+                line |= ratio(f"to_{name}", peel, other)
                 line |= _difference(name, peel, other)
         for name, other in (("rival", rival), ("rival_with_groups", of_groups)):
             if other is not None and other["recall@20"] > 0:
                 line[name] = f"{other['method']} {other['precision']}"
         lines.append(line)
-    ratios = {
-        f"federated_to_{name}": _ratio(refinement["federated"]["recall@20"], refinement[name]["recall@20"])
-        for name in ("none", "start", "central")
-        if refinement.get(name) and refinement.get("federated")
-    }
-    return {"budgets": lines, **ratios}
+    told: Row = {"budgets": lines}
+    for name in ("none", "start", "central"):
+        if refinement.get(name) and refinement.get("federated"):
+            told |= ratio(f"federated_to_{name}", refinement["federated"], refinement[name])
+    return told
 
 
 def _best(rows: Iterable[Row]) -> Row | None:

@@ -14,22 +14,24 @@ Quality = TypedDict("Quality", {"recall@20": "Metric", "ndcg@20": "Metric"})
 _Spread = TypedDict("_Spread", {"recall@20_std": NotRequired["Mean"], "ndcg@20_std": NotRequired["Mean"]})
 
 
-class CompareFullTable(Quality):
-    """The full global fp32 table: the yardstick of every ratio."""
-
-    bytes: Bytes
-
-
 _Validation = TypedDict("_Validation", {"validation_recall@20": "Metric"})
-
-
 _Intervals = TypedDict(
     "_Intervals", {"recall@20_interval": NotRequired[list[float]], "ndcg@20_interval": NotRequired[list[float]]}
 )
 
 
-class PeelOver(TypedDict):
-    """PEEL's recall over that of a method at a budget, and the ends of its paired 95 % interval."""
+class FullQuality(Quality, _Spread, _Intervals):
+    """Of a full table."""
+
+
+class CompareFullTable(FullQuality):
+    """The full global fp32 table: the yardstick of every ratio."""
+
+    bytes: Bytes
+
+
+class PairedRatio(TypedDict):
+    """Recall of one method over that of another, and the ends of its paired 95 % interval."""
 
     value: float
     low: float | None
@@ -48,11 +50,11 @@ class CompareRow(Quality, _Spread, _Intervals, _Validation):
     seconds: Seconds  # spent to serve this budget
     trials: NotRequired[Count]  # settings of this precision that were looked at on validation
     seeds: NotRequired[Count]
-    peel_over: NotRequired[PeelOver]  # of rows that validation chose, peel's own apart
+    peel_over: NotRequired[PairedRatio]  # of rows that validation chose, peel's own apart
     chosen: bool  # the precision that validation likes best, of this method at this budget
 
 
-class Ceiling(Quality, _Spread, _Validation):
+class Ceiling(Quality, _Spread, _Intervals, _Validation):
     """What a server does that has the data and knows no budget."""
 
     method: str
@@ -69,10 +71,10 @@ class Refinement(TypedDict):
     centrally (None: not run).
     """
 
-    none: Quality
-    start: NotRequired[Quality]
-    federated: Quality | None
-    central: Quality | None
+    none: FullQuality
+    start: NotRequired[FullQuality]
+    federated: FullQuality | None
+    central: FullQuality | None
 
 
 class Summary(TypedDict):
@@ -82,6 +84,9 @@ class Summary(TypedDict):
     federated_to_none: NotRequired[Mean | None]
     federated_to_start: NotRequired[Mean | None]
     federated_to_central: NotRequired[Mean | None]
+    federated_to_none_interval: NotRequired[list[float]]
+    federated_to_start_interval: NotRequired[list[float]]
+    federated_to_central_interval: NotRequired[list[float]]
 
 
 class CompareResult(TypedDict):

@@ -10,6 +10,7 @@ from rich.table import Table
 from simulations.report.tables.view import (
     ABSENT,
     TableView,
+    format_interval,
     format_kilobytes,
     format_metric,
     format_ratio,
@@ -105,10 +106,10 @@ def verdict_view(result: CompareResult) -> TableView:
             format_share(line["share"]),
             line["precision"],
             format_metric(line["recall@20"]),
-            *(_over(line.get(f"to_{name}")) for name in ("full_table", *VERDICT)),
-            _over(line.get("to_best_without_groups")),
+            *(_over(line, f"to_{name}") for name in ("full_table", *VERDICT)),
+            _over(line, "to_best_without_groups"),
             line.get("rival", ABSENT),
-            _over(line.get("to_best_with_groups")),
+            _over(line, "to_best_with_groups"),
             line.get("rival_with_groups", ABSENT),
         )
         for line in result["summary"]["budgets"]
@@ -120,13 +121,16 @@ def verdict_view(result: CompareResult) -> TableView:
     note = (
         "PEEL's recall on the test, and over that of: the full global table; user groups' tables in the order of what "
         "is shown, and of popularity, refined under that order; PEEL trained for that budget alone; the methods "
-        "without user groups and with them that validation likes best, PEEL's own kin left out."
+        "without user groups and with them that validation likes best, PEEL's own kin left out. In brackets: 95 % "
+        "intervals, each device compared with itself."
     )
     return TableView("Verdict", columns, rows, 2, note)
 
 
-def _over(ratio: float | None) -> str:
-    return ABSENT if ratio is None else f"{ratio:.3f}"
+def _over(told: Mapping[str, Any], name: str) -> str:
+    """A ratio of the summary, with its paired interval where there is one."""
+    low, high = told.get(f"{name}_interval", (None, None))
+    return format_interval(told.get(name), low, high, 3)
 
 
 def compare_table(rows: Sequence[CompareRow], metric: str = "recall@20") -> Table:
@@ -177,6 +181,9 @@ def refinement_view(result: CompareResult) -> TableView:
         if quality is None:
             rows.append((name, ABSENT, ABSENT, ABSENT))
         else:
+            figures: Mapping[str, Any] = quality
             recall, ndcg = quality["recall@20"], quality["ndcg@20"]
-            rows.append((name, format_metric(recall), format_metric(ndcg), format_ratio(recall, base)))
+            low, high = figures.get("recall@20_interval", (None, None))
+            whole = format_interval(recall, low, high)
+            rows.append((name, whole, format_metric(ndcg), format_ratio(recall, base)))
     return TableView("Refinement of the full table", ("refinement", "Recall@20", "NDCG@20", "ratio"), tuple(rows))

@@ -14,12 +14,20 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.ranking.top import recall_ndcg, top_rows
 from strategies.rivals.base import TOP_N, Request, Split, whole_table
 from strategies.rivals.federated.base import FloatArray, IntArray, RowUpdates, Served, World
+from strategies.rivals.quality import Found
 
 
 def quality(
     served: Served, world: World, split: Split, precision: Precision = "fp32", among: IntArray | None = None
 ) -> dict[str, float]:
     """Mean Recall@20 and NDCG@20 over devices (or the given ones) with at least one item to find."""
+    return found_by(served, world, split, precision, among).mean()
+
+
+def found_by(
+    served: Served, world: World, split: Split, precision: Precision = "fp32", among: IntArray | None = None
+) -> Found:
+    """What each device (or each of the given ones) with at least one item to find finds."""
     splits = world.splits
     wanted = splits.test if split == "test" else splits.validation
     exclude = world.seen if split == "test" else splits.train
@@ -41,8 +49,7 @@ def quality(
                 rows = as_stored(served.tables[place][own.items] + own.rows, precision)
                 best = with_own_rows(others, option.ranked.table, users, hidden, replace(own, rows=rows), TOP_N)
             recall[some], ndcg[some] = recall_ndcg(option.ranked, best, wanted.select(some), TOP_N)
-    count = max(len(chosen), 1)
-    return {f"recall@{TOP_N}": float(recall.sum() / count), f"ndcg@{TOP_N}": float(ndcg.sum() / count)}
+    return Found(chosen, recall[chosen], ndcg[chosen], np.ones(len(chosen), np.bool_))
 
 
 def held_bytes(served: Served, precision: Precision) -> IntArray:

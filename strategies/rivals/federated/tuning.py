@@ -17,7 +17,8 @@ from fl_peel.blocks.settings import Precision
 from fl_peel.events import Event
 from fl_peel.randomness import rng_for
 from strategies.rivals.federated.base import Federated, IntArray, Served, World
-from strategies.rivals.federated.measure import held_bytes, quality
+from strategies.rivals.federated.measure import found_by, held_bytes, quality
+from strategies.rivals.replicates import replicates
 
 RECALL = "recall@20"
 
@@ -142,7 +143,7 @@ def row(best: Trained, world: World, precision: Precision, served: Served | None
     """What of a training is reported at a precision; ``served`` in place of what it serves."""
     shown = served or best.served
     held = held_bytes(shown, precision)
-    test = quality(shown, world, "test", precision)
+    found = found_by(shown, world, "test", precision)
     return {
         "precision": precision,
         "stored_bytes_max": int(held.max(initial=0)),
@@ -151,7 +152,8 @@ def row(best: Trained, world: World, precision: Precision, served: Served | None
         "bytes_up_mean": float(best.up.mean()),
         "rounds": best.round,
         "validation_recall@20": quality(shown, world, "validation", precision)[RECALL],
-        **test,
+        **found.mean(),
+        "replicates": replicates(found),
     }
 
 

@@ -15,7 +15,7 @@ from fl_peel.exchange.counters import ClassCounts, RoundCounts
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
 from simulations.studies.audit.attacks import attacked, control
-from simulations.studies.audit.audit import AuditSettings, _require_replay, attacks_on, audited
+from simulations.studies.audit.audit import AuditSettings, _require_replay, attacks_on, audited, compared
 from simulations.studies.audit.observer import Observer, TapGrid, figures_of
 from simulations.studies.audit.report import audit_view, write_audit
 from simulations.studies.audit.rows import AuditRow, added_rows, audit_rows, chosen_rows
@@ -255,8 +255,13 @@ def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
     assert set(found[0]["attacks"]) == set(SETTINGS.attacks or ())
     touched = [row["attacks"]["touched-rows"]["auc"] for row in found]
     assert touched[0] > touched[1] + 0.1
+    told = compared(found, 40)
+    assert "to_none" not in told[0]
+    assert told[1]["to_none"]["value"] == pytest.approx(found[1]["recall@20"] / found[0]["recall@20"])
+    assert told[0]["recall@20_interval"][0] < told[0]["recall@20"] < told[0]["recall@20_interval"][1]
+    assert not any("to_none" in row for row in compared(found[1:], 40)), "nothing to compare with"
     result = {
-        "rows": found,
+        "rows": told,
         "settings": {"devices": 40, "rounds": 2},
         "collected_share": 1.0,
         "scenario": tiny_scenario.model_dump(mode="json"),

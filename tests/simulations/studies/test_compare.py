@@ -15,7 +15,7 @@ from simulations.engine.inputs import absolute
 from simulations.scenario_files import load_scenario
 from simulations.studies import study as studies
 from simulations.studies.ablate import ablate as ablation
-from simulations.studies.ablate.report import ablate_view
+from simulations.studies.ablate.report import ablate_view, ratios_view
 from simulations.studies.checkpoints import Checkpoints, decisive, decisive_of_tables
 from simulations.studies.compare import compare as comparison
 from simulations.studies.compare.paired import peel_over_view, with_intervals
@@ -294,6 +294,9 @@ def test_peel_over_each_method_has_a_paired_interval():
     view = peel_over_view([peel, other, nothing])
     assert [row[0] for row in view.rows] == ["group-popularity"]
     assert view.rows[0][1].startswith(f"{ratio['value']:.3f} [{ratio['low']:.3f}, ")
+    told = summary([row | {"stored_bytes_max": 1, "validation_recall@20": 0.5} for row in rows[:2]], rows[1], {}, 300)
+    assert told["budgets"][0]["to_group_popularity_interval"] == [ratio["low"], ratio["high"]]
+    assert told["budgets"][0]["to_full_table_interval"] == [ratio["low"], ratio["high"]]
     elsewhere = with_intervals([rows[0], rows[1] | {"share": 0.05}], 300)
     assert "peel_over" not in elsewhere[1], "of another budget"
     unchosen = with_intervals([rows[0], rows[1] | {"chosen": False}], 300)
@@ -376,6 +379,18 @@ def test_an_ablation_measures_every_part_and_runs_equals_once(tiny, tmp_path, co
     for same in (("controller", "on"), ("item groups", "single"), ("collected", "100%"), ("diversity", "off")):
         assert by_name[same]["recall@20"] == base["recall@20"]
     assert by_name["grouping", "off"]["recall@20"] == by_name["user groups", "1"]["recall@20"]
+    assert by_name["controller", "on"]["to_scenario"] == {"value": 1, "low": 1, "high": 1}, "paired: the same devices"
+    tight = {row["setting"]: row for row in result["rows"] if row["share"] == 0.3}
+    random, scenario_row = tight["off, random"], tight[""]
+    ratio = random["to_scenario"]
+    assert ratio["value"] == pytest.approx(random["recall@20"] / scenario_row["recall@20"])
+    assert ratio["low"] < ratio["value"] < ratio["high"]
+    started = by_name["refinement", "off"]["refined_full_to_scenario"]
+    assert started["value"] == pytest.approx(base["start_full_recall@20"] / base["refined_full_recall@20"])
+    assert base["recall@20_interval"][0] < base["recall@20"] < base["recall@20_interval"][1]
+    assert base["start_full_recall@20_interval"][0] < base["start_full_recall@20"]
+    assert not any("to_scenario" in row for row in result["rows"] if row["part"] == ablation.BASELINE)
+    assert "replicates" not in (out / "ablate.json").read_text()
     assert by_name["user groups", "4"]["smallest_group"] >= scenario.user_groups.min_size
     assert by_name["slices", "4"]["blocks"] == 4 * 59
     assert all(row["stored_bytes_max"] <= row["budget_bytes"] for row in result["rows"])
@@ -388,6 +403,9 @@ def test_an_ablation_measures_every_part_and_runs_equals_once(tiny, tmp_path, co
     }
     view = ablate_view(result)
     assert len(view.rows) == len(by_name)
+    ratios = {row[:2]: row[2:] for row in ratios_view(result).rows}
+    assert len(ratios) == len(by_name) - 1
+    assert ratios["controller", "on"][1] == "1.000 [1.000, 1.000]"
     assert view.rows[0][-1] == f"{base['refined_full_recall@20']:.4f}"
     ablation.ablate(scenario, (0.3, 0.6), out=out)
     assert counts["simulated"] == 1

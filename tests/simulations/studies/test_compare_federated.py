@@ -71,6 +71,14 @@ def test_a_leaderboard_has_every_row_and_resumes_without_retraining(tiny, tmp_pa
     assert full["bytes_up_mean"] > by_place["peel-stage-1", 1.0, "fp32"]["bytes_up_mean"]
     assert by_place["peel", 0.9, "int8"]["bytes_up_mean"] == full["bytes_up_mean"]
     assert full["trials"] == 15
+    assert "to_peel" not in full
+    stage1, popular = by_place["peel-stage-1", 1.0, "fp32"], by_place["popularity", 1.0, "fp32"]
+    for row in (stage1, popular, by_place["hetefedrec", 0.9, "fp32"], by_place["peel", 0.9, "int8"]):
+        assert row["to_peel"]["value"] == pytest.approx(row["recall@20"] / full["recall@20"])
+        assert row["to_peel"]["low"] <= row["to_peel"]["value"] <= row["to_peel"]["high"]
+        assert row["recall@20_interval"][0] < row["recall@20"] < row["recall@20_interval"][1]
+    assert popular["to_peel"]["low"] < popular["to_peel"]["high"]
+    assert "replicates" not in (out / "compare.json").read_text()
     fedavg = by_place["fedavg-bprmf", 1.0, "fp32"]
     assert (fedavg["trials"], fedavg["rounds"]) == (2, fedavg["rounds"])
     assert fedavg["bytes_down_mean"] > full["bytes_down_mean"]
