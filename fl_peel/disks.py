@@ -19,6 +19,7 @@ import numpy as np
 from fl_peel.data.datasets import load_dataset
 from fl_peel.data.interactions import PARTS, Interactions, Splits, UserItems, split
 from fl_peel.data.readers import read_interactions
+from fl_peel.data.timeline import Timeline
 from fl_peel.scenario.scenario import Scenario
 
 
@@ -59,15 +60,34 @@ def device_splits(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
     return Splits(parts[0], parts[1], parts[2], int(np.load(folder / "num_items.npy")))
 
 
-def _prepare(scenario: Scenario, data_dir: str, folder: Path) -> None:
+def device_timeline(scenario: Scenario, data_dir: str) -> Timeline:
+    """All interactions in the order of time, as ``data.timeline`` cuts them: what no device and no server has, but the
+    rivals that see everything.
+
+    Raises:
+        DataError: the data set is not found, not readable or malformed, has no timestamps, or is too small.
+    """
+    part = scenario.data.timeline
+    assert part is not None, "the scenario has a timeline"
+    found = load_interactions(scenario, data_dir)
+    return Timeline.of(found, start=part.start, periods=part.periods, share=part.share, days=part.days)
+
+
+def _splits(scenario: Scenario, data_dir: str) -> Splits:
     data = scenario.data
-    splits = split(
+    if data.timeline is not None:
+        return device_timeline(scenario, data_dir).splits(data.timeline.period, data.timeline.phase)
+    return split(
         load_interactions(scenario, data_dir),
         seed=scenario.seed,
         validation_share=data.validation_share,
         test_share=data.test_share,
         order=data.split_order,
     )
+
+
+def _prepare(scenario: Scenario, data_dir: str, folder: Path) -> None:
+    splits = _splits(scenario, data_dir)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".devices-"))
     try:

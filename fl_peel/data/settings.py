@@ -11,3 +11,7 @@ SplitOrder = Literal["auto", "time", "random"]
 
 
 CollectedMode = Literal["users", "oldest"]
+
+
+Phase = Literal["choose", "learn", "join"]
+"""Of a period of a timeline, see :meth:`fl_peel.data.timeline.Timeline.splits`."""

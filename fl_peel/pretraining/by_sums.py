@@ -398,9 +398,10 @@ class Question:
         counts, drawn, shapes, place = self.counts, self.drawn, self.shapes, self.place
         directions = self.directions.astype(np.float64)
         base = _matrix(rows, len(counts), np.float64) @ (inverse_power(counts, item_exponent)[:, None] * directions)
-        known = wanted.keep(counts[wanted.items] > 0)
+        known = wanted.keep(wanted.items < len(counts))
+        known = known.keep(counts[known.items] > 0)
         users, items = known.users(), known.items
-        hidden = (_matrix(rows, len(counts), np.int8) + _matrix(wanted, len(counts), np.int8))[:, drawn].toarray() > 0
+        hidden = (_matrix(rows, len(counts), np.int8) + _matrix(known, len(counts), np.int8))[:, drawn].toarray() > 0
         shares = np.zeros((rows.num_users, len(shapes.value_exponents)))
         for value in np.unique(shapes.value_exponents):
             vectors = base * spread_of(self.values, value)

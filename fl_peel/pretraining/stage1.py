@@ -206,7 +206,7 @@ def run_stage1(
         )
     sums.vectors(shape.own)
     step("vectors")
-    centroids = _centroids(sums, shape, counts, config, num_groups, min_size, seed, step)
+    centroids = find_centroids(sums, shape, counts, config, num_groups, min_size, seed, step)
     groups: list[GroupStart] = []
     pending: deque[Future[GroupStart]] = deque()
     with fixed_threads(1):
@@ -260,13 +260,13 @@ def _passes(
             directions = _beginning(counts, config, seed, given, earlier)
     number = 0
 
-    def passed(directions: Doubles) -> Doubles:
+    def one(directions: Doubles) -> Doubles:
         nonlocal number
         number += 1
         sketch = None
         if config.row_sketch is not None and number < config.passes:
             sketch = RowSketch.of(counts, config.row_sketch, seed, number)
-        found = _passed(sums, directions, counts, config, sketch)
+        found = passed(sums, directions, counts, config, sketch)
         step(f"pass {number}")
         return found
 
@@ -276,10 +276,10 @@ def _passes(
         for size in [1] * config.passes if sums.bounded else blocks_of(config.passes):
             cut = float(values[values > 0].min(initial=np.inf)) if len(values) else np.inf
             if size == 2 and values[0] <= WIDEST * cut:
-                directions, values = filtered(passed, directions, cut)
+                directions, values = filtered(one, directions, cut)
             else:
                 for _ in range(size):
-                    directions, values = spectrum(passed(directions))
+                    directions, values = spectrum(one(directions))
         directions, values = orthonormal_again(directions[:, : config.columns]), values[: config.columns]
     if sums.bounded:
         values = above_noise(values, counts, sums.std("pass"))
@@ -302,7 +302,7 @@ def _beginning(
         return directions
     mine, random = PooledSums(given, len(counts), config.user_exponent), directions
     for _ in range(config.passes):
-        directions = orthonormal(_passed(mine, directions, mine.counts(), config))
+        directions = orthonormal(passed(mine, directions, mine.counts(), config))
     return orthonormal(directions + 1e-3 * random)
 
 
@@ -332,7 +332,7 @@ def _shape(
     )
 
 
-def _passed(
+def passed(
     sums: Sums, directions: Doubles, counts: Counts, config: SpectralConfig, sketch: RowSketch | None = None
 ) -> Doubles:
     """R~^T R~ of orthonormal directions (I, K), what a sketch leaves of it; of bounded sums R^^T R^, which devices
@@ -341,8 +341,8 @@ def _passed(
     scale = inverse_power(counts, config.item_exponent)
     weights = scale.astype(np.float32)
     if sums.bounded:
-        passed = sums.passed(halves(directions.astype(np.float32)), weights) / sums.units.passes
-        return symmetric(passed, directions, counts)
+        whole = sums.passed(halves(directions.astype(np.float32)), weights) / sums.units.passes
+        return symmetric(whole, directions, counts)
     found = sums.passed(halves((scale[:, None] * directions).astype(np.float32)), weights, sketch) / sums.units.passes
     return scale[:, None] * (found if sketch is None else sketch.read(found, np.asarray(counts)))
 
@@ -357,7 +357,7 @@ def _moments(sums: Sums, centroids: Floats, counts: Counts) -> Iterable[Moments]
             yield moments
 
 
-def _centroids(
+def find_centroids(
     sums: Sums,
     shape: Filter,
     counts: Counts,
@@ -482,11 +482,14 @@ class PooledSums:
 
 __all__ = [
     "NUM_DRAWN",
+    "WIDEST",
     "PooledSums",
     "SpectralFilter",
     "SpectralStart",
     "Sums",
+    "find_centroids",
     "num_steps",
+    "passed",
     "run_passes",
     "run_stage1",
 ]

@@ -28,7 +28,13 @@ SUM_SCALE = float(1 << 32)
 
 
 def _rows(ranked: RankedBlocks, items: UserItems) -> NDArray[np.int32]:
-    return ranked.row_of_item[items.items]
+    """Table row of each, -1 for items that are not there, or that nobody had used when the table was made."""
+    known = items.items < ranked.layout.num_items
+    return (
+        ranked.row_of_item[items.items]
+        if known.all()
+        else np.where(known, ranked.row_of_item[np.minimum(items.items, ranked.layout.num_items - 1)], np.int32(-1))
+    )
 
 
 def top_rows(

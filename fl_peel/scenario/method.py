@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from fl_peel.blocks.settings import Precision
-from fl_peel.data.settings import CollectedMode, DataFormat, SplitOrder
+from fl_peel.data.settings import CollectedMode, DataFormat, Phase, SplitOrder
 from fl_peel.errors import ScenarioError
 from fl_peel.grouping.settings import ItemGroupKind
 from fl_peel.pretraining.settings import DiversityForm, PretrainingConfig, SpectralConfig, check_negatives
@@ -16,6 +16,33 @@ from fl_peel.scenario.base import Keys, PartShare, Share, ShareOrNone
 from fl_peel.weighting.settings import SELECTORS, ControllerConfig, FeatureName
 
 Selector = Annotated[str, AfterValidator(SELECTORS.check)]
+
+
+class TimelinePart(Keys):
+    """Interactions are replayed in the order of time, see docs/timeline.md."""
+
+    start: Share = 0.6
+    """Share of all interactions that are past when the first period begins."""
+    periods: int = Field(8, ge=1)
+    share: Share = 0.05
+    """Of all interactions, what happens in a period."""
+    days: float | None = Field(None, gt=0)
+    """Or how long a period is; null: by ``share``."""
+    period: int = Field(0, ge=0)
+    """Where the run is: it moves this by itself."""
+    phase: Phase = "learn"
+    """Of the period; the run moves this, too."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> TimelinePart:
+        if self.days is None and self.start + self.periods * self.share > 1 + 1e-9:
+            raise ValueError(
+                f"start {self.start:g} and {self.periods} periods of {self.share:g} are more than all interactions; "
+                "lower one of them"
+            )
+        if self.period >= self.periods:
+            raise ValueError(f"period: {self.period} is not one of the {self.periods}, which count from 0")
+        return self
 
 
 class Data(Keys):
@@ -39,6 +66,8 @@ class Data(Keys):
     """Of each user's interactions, unless the source gives a test part."""
     refit: bool = False
     """Choose on validation items, then run both stages once more with them as train items, and measure that."""
+    timeline: TimelinePart | None = None
+    """In place of a split of one moment: replay the interactions, period after period."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
@@ -51,6 +80,8 @@ class Data(Keys):
             raise ValueError(
                 "refit: there is nothing to refit on with validation_share 0; raise it, or leave refit out"
             )
+        if self.timeline is not None and (self.refit or self.test_path is not None):
+            raise ValueError("timeline: has its own splits; leave out refit and test_path")
         return self
 
 

@@ -1,0 +1,117 @@
+"""Interactions in the order of time: a past, and periods one after the other, in which users join and items appear.
+
+Users and items are numbered as they first appear, so that whoever and whatever is there before a period has the first
+numbers: nothing of what comes later, not even that it will, is in the splits of a period (:meth:`Timeline.splits`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.data.interactions import IntArray, Interactions, Splits, UserItems
+from fl_peel.data.settings import Phase
+from fl_peel.errors import DataError
+
+SECONDS_PER_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """All interactions, oldest first. users, items: (N,) numbered by first appearance; times: (N,) seconds; edges:
+    (P + 1,) of periods, as places: the first begins at ``edges[0]``, and what is before is the past; before:
+    the place at which the period before the first one would begin, whose interactions are what is chosen on.
+    """
+
+    users: IntArray
+    items: IntArray
+    times: IntArray
+    edges: IntArray
+    before: int
+
+    @staticmethod
+    def of(interactions: Interactions, *, start: float, periods: int, share: float, days: float | None) -> Timeline:
+        """Cut into periods, of a ``share`` of all interactions each, or of so many ``days``; start: share of all
+        interactions that are past when the first begins. Ties in time are broken by user and item.
+
+        Raises:
+            DataError: no timestamps, or too few interactions for a past and so many periods.
+        """
+        if interactions.timestamps is None:
+            raise DataError(f"{interactions.name}: has no timestamps, which data.timeline needs; leave it out")
+        pairs = interactions.pairs
+        order = np.lexsort((pairs.items, pairs.users(), interactions.timestamps))
+        times = np.asarray(interactions.timestamps, np.int64)[order]
+        count, first = len(order), round(start * len(order))
+        if days is None:
+            steps = first + np.rint(np.arange(-1, periods + 1) * share * count).astype(np.int64)
+            places = np.minimum(steps, count)
+        else:
+            moments = (times[first] if first < count else 0) + np.arange(-1, periods + 1) * days * SECONDS_PER_DAY
+            places = np.searchsorted(times, moments, side="left")
+            places[1] = first
+        if places[0] <= 0 or (np.diff(places) <= 0).any():
+            raise DataError(
+                f"{interactions.name}: {count:,} interactions do not hold a past and {periods} periods with something "
+                "in each; lower data.timeline.periods, or change start, share or days"
+            )
+        users, items = (_as_they_appear(values[order]) for values in (pairs.users(), pairs.items))
+        return Timeline(users, items, times, places[1:].astype(np.int64), int(places[0]))
+
+    @property
+    def periods(self) -> int:
+        """How many, P."""
+        return len(self.edges) - 1
+
+    def users_before(self, place: int) -> int:
+        """How many users have done anything before a place: their numbers are below it."""
+        return int(self.users[:place].max(initial=-1)) + 1
+
+    def items_before(self, place: int) -> int:
+        """How many items anybody has used before a place."""
+        return int(self.items[:place].max(initial=-1)) + 1
+
+    def splits(self, period: int, phase: Phase) -> Splits:
+        """What there is in a period, counted from 0, and in which part.
+
+        choose: train is what was done before the period that lies behind, validation what was done in it. learn: train
+        is all that was done before this period. Both: of users who had done anything by then, test is what these do in
+        the period. join: of users who do their first thing in this period, train is that first thing and test the rest
+        of what they do in it; those from before are there, with nothing. Items that nobody had used before the period
+        (before the one behind, to choose) have numbers from ``num_items`` on, and are in no table.
+        """
+        begin, end = int(self.edges[period]), int(self.edges[period + 1])
+        behind = self.before if period == 0 else int(self.edges[period - 1])
+        known = self.users_before(begin)
+        here = slice(begin, end)
+        if phase == "join":
+            users = self.users_before(end)
+            new = np.flatnonzero(self.users[here] >= known) + begin
+            _, firsts = np.unique(self.users[new], return_index=True)
+            rest = np.delete(new, firsts)
+            nobody = self._of(np.zeros(0, np.int64), users)
+            return Splits(self._of(new[firsts], users), nobody, self._of(rest, users), self.items_before(begin))
+        place = behind if phase == "choose" else begin
+        test = np.flatnonzero(self.users[here] < known) + begin
+        return Splits(
+            self._of(np.arange(place), known),
+            self._of(np.arange(place, begin), known),
+            self._of(test, known),
+            self.items_before(place),
+        )
+
+    def _of(self, places: IntArray, num_users: int) -> UserItems:
+        return UserItems.from_pairs(self.users[places], self.items[places], num_users)
+
+
+def _as_they_appear(values: NDArray[np.integer]) -> IntArray:
+    """Each value as a number: 0 for the first that appears, 1 for the next other one, and so on."""
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    number = np.empty(len(first), np.int64)
+    number[np.argsort(first, kind="stable")] = np.arange(len(first))
+    return np.asarray(number[inverse], np.int64)
+
+
+__all__ = ["Timeline"]
