@@ -16,6 +16,7 @@ from clients.round import masked as secure_round
 from clients.serving import evaluate as ranking
 from clients.serving import following as serving
 from clients.serving import keeping
+from clients.serving import refresh as refreshing
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError
 from fl_peel.roots import check_one_root, code_digest
@@ -99,6 +100,13 @@ def evaluate_budgets(message: Message, context: Context) -> Message:
     """All hosted devices rank under each budget."""
     request = wire.unpack(wire.EvaluateRequest, message.content)
     return _answer(message, lambda: ranking.evaluate_budgets(_cohort(context, request), request))
+
+
+@app.query("refresh")
+def refresh(message: Message, context: Context) -> Message:
+    """A period begins: hosted devices read what they lack of its tables."""
+    request = wire.unpack(wire.RefreshRequest, message.content)
+    return _answer(message, lambda: refreshing.refresh(_cohort(context, request), request))
 
 
 @app.evaluate("moving")

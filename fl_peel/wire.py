@@ -17,6 +17,8 @@ fields are all that is sent:
 ``evaluate``        server -> devices: ranked blocks; devices -> server: sums and histograms of metrics, and sums under
                     the weights of a bootstrap (:mod:`fl_peel.ranking.bootstrap`); the metrics of single devices where
                     ``evaluation.per_device`` asks for them, which simulations alone may
+``refresh``         server -> devices: ranked blocks of a period, and which changed; devices -> server: sums of the
+                    bytes that they read, in a timeline
 ``compare``         server -> devices: two lists of ranked blocks; devices -> server: sums of the differences between
                     their recalls on validation items, and of these squared
 ``keep``            server -> devices: user groups that keep what was refined, or go back; devices -> server: how many
@@ -49,7 +51,15 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from fl_peel.exchange.columns import Columns
-from fl_peel.exchange.counters import ClassCounts, ClockCounts, OwnCounts, RoundCounts, StepCounts, StepTraces
+from fl_peel.exchange.counters import (
+    ClassCounts,
+    ClockCounts,
+    OwnCounts,
+    Refreshed,
+    RoundCounts,
+    StepCounts,
+    StepTraces,
+)
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.paired import PairedSums
 from fl_peel.ranking.spread import Histogram
@@ -61,6 +71,7 @@ CHOICE = "evaluate.choice"
 JOIN = "query.join"
 ROUND = "train.round"
 EVALUATE = "evaluate.budgets"
+REFRESH = "query.refresh"
 MOVING = "evaluate.moving"
 COMPARE = "evaluate.compare"
 KEEP = "query.keep"
@@ -123,7 +134,8 @@ class SumsRequest:
     the seed, the pass and the items' counts, of which counts alone must be sent.
 
     Of a bounded pass all columns, with D^-b, weights (I,), by which a device makes sure of its bound; groups: columns
-    that are answered. noise_multiplier: of noise that devices add, see :class:`fl_peel.privacy.stage1.Stage1Scales`.
+    that are answered. Of vectors, weights (K,): what a device takes for its own that has none of the items yet.
+    noise_multiplier: of noise that devices add, see :class:`fl_peel.privacy.stage1.Stage1Scales`.
     """
 
     setting: Setting
@@ -270,7 +282,8 @@ class EvaluateRequest:
     factors: (X,) what OWN_BUDGET is multiplied with; rooms: (X,) where >= 0, a device has these blocks only if they
     fit into that many times its own budget, and nothing else;
     artifacts: devices whose stored embeddings are written to the run folder (simulation only); replicates: of the
-    bootstrap, 0 for none; per_device: whether what single devices get is told (simulation only).
+    bootstrap, 0 for none; per_device: whether what single devices get is told (simulation only); first, last: numbers
+    of the devices that count, last excluded, -1 for no end.
     """
 
     setting: Setting
@@ -285,6 +298,34 @@ class EvaluateRequest:
     groups: dict[int, Arrays]
     replicates: int = 0
     per_device: bool = False
+    first: int = 0
+    last: int = -1
+
+
+@dataclass(frozen=True)
+class RefreshRequest:
+    """A period's tables are out: read what you lack. budgets: (X,) as in :class:`EvaluateRequest`; changed: (B,) 1 for
+    blocks that are no longer as they were; groups: ranked blocks, as in a round.
+    """
+
+    setting: Setting
+    server_round: int
+    precision: str
+    budgets: NDArray[np.int64]
+    changed: NDArray[np.uint8]
+    groups: dict[int, Arrays]
+
+
+@dataclass(frozen=True)
+class RefreshReply:
+    """refreshed: (X, C); short: devices whose list ended before their budget did."""
+
+    refreshed: Refreshed
+    short: int
+
+    def __add__(self, other: RefreshReply) -> RefreshReply:
+        """Of these devices and those."""
+        return RefreshReply(self.refreshed + other.refreshed, self.short + other.short)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,20 @@ class Cohort:
         return self.splits.train.merged(self.splits.validation)
 
     @cached_property
+    def rows(self) -> UserItems:
+        """Train items that tables have a row of: all of them, but for what nobody had used when a period began."""
+        return self.splits.train.below(self.splits.num_items)
+
+    @cached_property
+    def joining(self) -> NDArray[np.bool_]:
+        """Which hosted devices (N,) take part for the first time: all, but for the last part of a period, in which
+        those do that were not there before it.
+        """
+        timeline = self.scenario.data.timeline
+        everybody = np.ones(len(self.devices), np.bool_)
+        return self.splits.train.counts() > 0 if timeline is not None and timeline.phase == "join" else everybody
+
+    @cached_property
     def largest_budget(self) -> int:
         """Bytes that the budget of no device of the whole fleet ever exceeds: it stands for what its makers publish, so
         it is the same on every node.
@@ -96,7 +110,12 @@ class Cohort:
     @property
     def vectors_file(self) -> Path:
         """Where devices keep the vectors (N, K) that they made in stage 1, whatever is refined from there."""
-        return self.run_dir / "nodes" / f"{self.partition}-of-{self.num_partitions}-vectors.npy"
+        return self.run_dir / "nodes" / f"{self.partition}-of-{self.num_partitions}-vectors{_moment(self.scenario)}.npy"
+
+    @property
+    def held_file(self) -> Path:
+        """Where devices keep, from one period to the next, what they hold; see :mod:`clients.serving.refresh`."""
+        return self.run_dir / "nodes" / f"{self.partition}-of-{self.num_partitions}-held.npz"
 
     def save_layout(self, layout: BlockLayout) -> None:
         """Remember the layout that the server announced."""
@@ -160,11 +179,17 @@ def open_cohort(
     )
 
 
+def _moment(scenario: Scenario) -> str:
+    """In a timeline devices come to each period anew, with what they have by then."""
+    timeline = scenario.data.timeline
+    return "" if timeline is None else f"-{timeline.period}-{timeline.phase}"
+
+
 def _variant(scenario: Scenario) -> str:
     """A run may refine more than once, to compare; each refinement has its own state on every device."""
     changed = {"factor": scenario.budget_factor, "from": scenario.refinement.min_budget_share}
     usual = {"factor": 1.0, "from": 0.0}
-    name = "".join(f"-{key}-{value:g}" for key, value in changed.items() if value != usual[key])
+    name = "".join(f"-{key}-{value:g}" for key, value in changed.items() if value != usual[key]) + _moment(scenario)
     robust, poisoning = scenario.refinement.aggregation.robust, scenario.poisoning
     if poisoning.largest_share > 0:
         name += f"-{poisoning.kind}-{poisoning.share:g}-{robust.rule}-{robust.norm_bound or 0:g}"

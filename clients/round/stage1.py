@@ -111,7 +111,7 @@ def there_for_sums(cohort: Cohort, request: SumsRequest) -> Reached:
             return hidden(taken, said_openly(vector), budgets)
         return taken
 
-    return Reached.of(cohort, cost, request.time, np.ones(len(cohort.devices), np.bool_))
+    return Reached.of(cohort, cost, request.time, cohort.joining)
 
 
 def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
@@ -250,9 +250,12 @@ def _vectors(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Nois
         path.parent.mkdir(parents=True, exist_ok=True)
         np.lib.format.open_memmap(path, "w+", np.float32, (len(cohort.devices), request.columns))
     vectors = np.load(path, mmap_mode="r+")
-    vectors[:, request.first : stop] = add_rows(request.table, cohort.splits.train)
+    vectors[:, request.first : stop] = add_rows(request.table, cohort.rows)
     if stop == request.columns:
         vectors[:] = unit_vectors(vectors)
+        nothing = cohort.joining & (cohort.rows.counts() == 0)
+        if len(request.weights) == request.columns:  # what a device is taken for that has no row of its own yet
+            vectors[nothing] = request.weights
     vectors.flush()
     return {EVERYBODY: GroupSum(np.array([len(places)]), NONE, NONE, NONE)}
 

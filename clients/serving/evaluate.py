@@ -34,6 +34,10 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
         len(request.budgets),
     )
     wanted, exclude = evaluation_items(cohort, request.split)
+    if request.first > 0 or request.last >= 0:
+        last = request.last if request.last >= 0 else cohort.population
+        counted = (cohort.devices >= request.first) & (cohort.devices < last)
+        wanted = wanted.keep(np.repeat(counted, wanted.counts()))
     num_groups = max([num_groups, *(group + 1 for group in request.groups)])
     cells = num_classes * num_groups
     sums = MetricSums.zeros(num_budgets, cells)

@@ -15,7 +15,7 @@ def evaluation_items(cohort: Cohort, split: str) -> tuple[UserItems, UserItems]:
     Devices that are malicious under any share of the scenario want nothing, and so do not count.
     """
     scenario, splits = cohort.scenario, cohort.splits
-    exclude = splits.train if split == "validation" else cohort.seen
+    exclude = (splits.train if split == "validation" else cohort.seen).below(splits.num_items)
     share = scenario.poisoning.largest_share
     if split == "targets":
         targets = target_items(scenario, splits.num_items)

@@ -63,6 +63,10 @@ class UserItems:
         kept = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])  # (N + 1,) kept among the first n
         return UserItems(kept[self.indptr], self.items[mask])
 
+    def below(self, num_items: int) -> UserItems:
+        """Interactions with items that have numbers below ``num_items``."""
+        return self if not len(self.items) or self.items.max() < num_items else self.keep(self.items < num_items)
+
     def by_item(self) -> UserItems:
         """The same, each user's items ascending."""
         return UserItems(self.indptr, self.items[np.lexsort((self.items, self.users()))])

@@ -141,6 +141,20 @@ class OwnCounts(Counters):
 
 
 @dataclass(frozen=True)
+class Refreshed(Counters):
+    """What devices read of a period's tables, (X, C) each under X budgets: how many they are, bytes sent, bytes of all
+    that they then hold, devices over budget; those that changed their user group, and bytes sent to these.
+    """
+
+    devices: IntArray
+    sent_bytes: IntArray
+    held_bytes: IntArray
+    violations: IntArray
+    moved: IntArray
+    moved_bytes: IntArray
+
+
+@dataclass(frozen=True)
 class StepCounts(Counters):
     """What devices that are followed do at a step: how many they are, those with test items, bytes of their budgets and
     of what they store, blocks kept, devices over budget; devices that grew, that shrank, stored bytes of the blocks the

@@ -26,6 +26,7 @@ from fl_peel.pretraining.by_sums import (
     Filter,
     Floats,
     GroupStart,
+    Ints,
     Moments,
     Question,
     Shapes,
@@ -38,6 +39,7 @@ from fl_peel.pretraining.by_sums import (
     orthonormal_again,
     spectrum,
     starting_directions,
+    unit_vectors,
 )
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
 from fl_peel.pretraining.stage1 import NUM_DRAWN, WIDEST, SpectralStart, Sums, find_centroids, passed
@@ -49,7 +51,7 @@ from fl_peel.randomness import rng_for
 class Model:
     """What goes on. directions: (I, K) orthonormal; values: (K,) eigenvalues; counts: (I,) of items; own, scored:
     (I, K) as in :class:`fl_peel.pretraining.by_sums.Filter`, turned; centroids: (G, c); scale: of scored rows in
-    tables.
+    tables; middle: (K,) the mean of devices' vectors at length 1, for those that have nothing to make one of.
     """
 
     directions: Doubles
@@ -59,6 +61,7 @@ class Model:
     scored: Floats
     centroids: Floats
     scale: float
+    middle: Floats
 
     @property
     def num_items(self) -> int:
@@ -78,6 +81,21 @@ def question_of(model: Model, config: SpectralConfig, seed: int) -> Question | N
     )
     drawn, place = drawn_items(model.counts, seed)
     return Question(halves(model.directions.astype(np.float32)), model.values, model.counts, shapes, drawn, place)
+
+
+def exponents_of(question: Question, won: Ints, answered: int) -> tuple[float, float]:
+    """The filter that most of what devices said is for.
+
+    Raises:
+        DataError: nobody said anything.
+    """
+    if not answered:
+        raise DataError(
+            "stage 1: no device that was asked did anything in the period before the first; set "
+            "pretraining.count_exponent and value_exponent, or raise pretraining.panel or data.timeline.share"
+        )
+    best = int(won.argmax())
+    return float(question.shapes.count_exponents[best]), float(question.shapes.value_exponents[best])
 
 
 def go_on(
@@ -129,7 +147,9 @@ def go_on(
     table = np.zeros((len(scored), dim), np.float32)
     table[:, : scored.shape[1]] = scored * np.float32(scale)
     groups = tuple(_group(g, one, table, dim, sums.units.moments, seed) for g, one in enumerate(moments))
-    model = Model(directions, values, counts, own, scored, centroids, scale)
+    first = np.sum([one.first for one in moments], axis=0).astype(np.float32)
+    middle = unit_vectors(first[None, :])[0]
+    model = Model(directions, values, counts, own, scored, centroids, scale, middle)
     start = SpectralStart(
         own, scored, values.astype(np.float32), centroids, groups, counts, directions.astype(np.float32), *exponents,
         None,
@@ -216,4 +236,4 @@ def _group(number: int, moments: Moments, table: Floats, dim: int, units: float,
     return GroupStart(group_map, table, moments.size, moments.items, (middle + drawn @ basis.T).astype(np.float32))
 
 
-__all__ = ["Model", "go_on", "question_of"]
+__all__ = ["Model", "exponents_of", "go_on", "question_of"]

@@ -28,6 +28,12 @@ class TimelinePart(Keys):
     """Of all interactions, what happens in a period."""
     days: float | None = Field(None, gt=0)
     """Or how long a period is; null: by ``share``."""
+    passes: int = Field(1, ge=1)
+    """Of stage 1 in each period, from the directions of the last."""
+    group_rounds: int = Field(1, ge=0)
+    """Of Lloyd's algorithm in each period, from the last centroids."""
+    allowance: Share = 0.15
+    """Of the table's rows, how many a period may change: those that change most, new items first."""
     period: int = Field(0, ge=0)
     """Where the run is: it moves this by itself."""
     phase: Phase = "learn"

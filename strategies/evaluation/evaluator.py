@@ -36,12 +36,14 @@ a budget depends on that budget alone.
 class Evaluator:
     """Asks all nodes what their devices get from tables as they are now.
 
-    weights: block weights (B,) of every user group under a selector.
+    weights: block weights (B,) of every user group under a selector; server_round: of whose budgets OWN_BUDGET is, None
+    for the last of refinement.
     """
 
     federation: Federation
     weights: Callable[[str], list[NDArray[np.float64]]]
     message_bytes: int = MESSAGE_BYTES
+    server_round: int | None = None
 
     @classmethod
     def of(cls, strategy: PeelStrategy) -> Self:
@@ -76,13 +78,15 @@ class Evaluator:
         factors: Sequence[float] | None = None,
         rooms: Sequence[float] | None = None,
         per_device: bool = False,
+        devices: tuple[int, int] = (0, -1),
     ) -> wire.EvaluateReply:
         """Every device ranks all items under each budget (bytes, UNLIMITED or OWN_BUDGET).
 
         precision, selector: by default the scenario's. factors, rooms: one a budget, see
         :class:`fl_peel.wire.EvaluateRequest`; without them 1 and -1. everybody: a table (I, d) that serves all devices,
         whole, instead of their user groups' own. per_device: tell what single devices get, too, where the scenario
-        wants to know. Only the test has replicates: what is chosen on validation needs no interval.
+        wants to know. Only the test has replicates: what is chosen on validation needs no interval. devices: numbers of
+        the first that counts and the one after the last, -1 for all from there on.
         """
         scenario, layout = self.scenario, self.layout
         coded = precision or scenario.blocks.precision
@@ -96,7 +100,7 @@ class Evaluator:
         def asked(groups: dict[int, wire.Arrays]) -> wire.EvaluateReply:
             request = wire.EvaluateRequest(
                 self.federation.setting,
-                scenario.refinement.rounds,
+                scenario.refinement.rounds if self.server_round is None else self.server_round,
                 coded,
                 split,
                 label,
@@ -107,6 +111,7 @@ class Evaluator:
                 groups,
                 scenario.evaluation.bootstrap if split == "test" else 0,
                 per_device and scenario.evaluation.per_device,
+                *devices,
             )
             return reduce(add, self.federation.nodes.ask(wire.EVALUATE, wire.EvaluateReply, lambda _: request))
 

@@ -42,7 +42,8 @@ class FederatedSums:
 
     records: of the steps so far, one after the other on the virtual clock; windows: rounds that each lasts;
     panel: devices that choose the filter, about; units: of what devices say; bounded: whether devices keep to bounds;
-    multiplier: of noise that they add; all_rows: whether they fetch all rows of a table, or those of their items.
+    multiplier: of noise that they add; all_rows: whether they fetch all rows of a table, or those of their items;
+    begin: round of the fleet's clock in which the first step opens.
     """
 
     nodes: Nodes
@@ -55,10 +56,11 @@ class FederatedSums:
     bounded: bool = field(default=False, kw_only=True)
     multiplier: float = field(default=0.0, kw_only=True)
     all_rows: bool = field(default=False, kw_only=True)
+    begin: int = field(default=1, kw_only=True)
     _time: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self._time = 1 - self.windows  # the first step begins with the first round
+        self._time = self.begin - self.windows
 
     def std(self, part: str) -> float:
         """Nothing is noised on the way; see :class:`strategies.run.noised_stage1.NoisedSums`."""
@@ -106,13 +108,17 @@ class FederatedSums:
         self._record("choice", replies, alone=True)
         return np.sum([reply.won for reply in replies], axis=0), sum(reply.answered for reply in replies)
 
-    def vectors(self, own: Floats) -> None:
-        """Devices make their vectors."""
+    @property
+    def now(self) -> int:
+        """On the fleet's clock, the round after the last step."""
+        return self._time + self.windows
+
+    def vectors(self, own: Floats, instead: Floats | None = None) -> None:
+        """Devices make their vectors. instead: (K,) that of a device none of whose items has a row yet."""
         self._time += self.windows
         for first in range(0, own.shape[1], COLUMNS):
-            self._asked(
-                "vectors", own.shape[1], first=first, table=np.ascontiguousarray(own[:, first : first + COLUMNS])
-            )
+            part = np.ascontiguousarray(own[:, first : first + COLUMNS])
+            self._asked("vectors", own.shape[1], first=first, table=part, weights=instead)
         self._columns = own.shape[1]
 
     def groups(self, centroids: Floats) -> GroupSums:
@@ -170,7 +176,7 @@ class FederatedSums:
         )
         replies = self.nodes.ask(wire.SUMS, wire.SumsReply, lambda partition: request)
         if first == 0:
-            self._record(step, replies)
+            self._record(step, replies, alone=step == "vectors" and weights is not None)
         found: dict[int, list[wire.GroupSum]] = {}
         for reply in replies:
             for group, sums in reply.sums.items():

@@ -1,0 +1,125 @@
+"""A period of a timeline begins: devices read of its tables what they lack.
+
+What a device holds is a beginning of its user group's list. Of this period's list it reads the blocks of the new
+beginning that it does not hold, and those that are no longer as they were; blocks that it never needs, as it has used
+all their items, it passes over. Between periods a node remembers of each device its group and how far it read, and the
+lists themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.node.cohort import Cohort
+from clients.serving.held import Held
+from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.settings import PRECISIONS, Precision
+from fl_peel.data.interactions import IntArray, UserItems
+from fl_peel.exchange.counters import Refreshed
+from fl_peel.wire import RefreshReply, RefreshRequest
+
+AT_ONCE = 1 << 24
+"""Pairs of a device and a block that are looked at together."""
+NEVER = np.iinfo(np.int32).max
+
+
+@dataclass(frozen=True)
+class Before:
+    """What the hosted devices held last, (N,) by place: user group, -1 where there is none; cutoffs: (N, X) how far
+    they read; ranks: (G, B) of every block in the list of each group, NEVER where it was not in it.
+    """
+
+    groups: IntArray
+    cutoffs: IntArray
+    ranks: NDArray[np.int32]
+
+    @staticmethod
+    def read(cohort: Cohort, budgets: int) -> Before:
+        """As it was saved, for as many devices as are hosted now."""
+        count = len(cohort.devices)
+        groups, cutoffs = np.full(count, -1, np.int64), np.zeros((count, budgets), np.int64)
+        ranks = np.zeros((0, 0), np.int32)
+        if cohort.held_file.is_file():
+            with np.load(cohort.held_file) as kept:
+                known = len(kept["groups"])
+                groups[:known], cutoffs[:known], ranks = kept["groups"], kept["cutoffs"], kept["ranks"]
+        return Before(groups, cutoffs, ranks)
+
+    def save(self, cohort: Cohort) -> None:
+        """For the next period."""
+        cohort.held_file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(cohort.held_file, groups=self.groups, cutoffs=self.cutoffs, ranks=self.ranks)
+
+    def had(self, places: IntArray, budget: int, blocks: IntArray) -> NDArray[np.bool_]:
+        """Which of these blocks (K,) the devices at ``places`` (N,) held, (N, K)."""
+        held = np.zeros((len(places), len(blocks)), np.bool_)
+        known = np.flatnonzero(blocks < self.ranks.shape[1])
+        some = np.flatnonzero(self.groups[places] >= 0)
+        ranks = self.ranks[self.groups[places[some]]][:, blocks[known]] if len(some) else np.zeros((0, len(known)))
+        held[np.ix_(some, known)] = ranks < self.cutoffs[places[some], budget][:, None]
+        return held
+
+
+def refresh(cohort: Cohort, request: RefreshRequest) -> RefreshReply:
+    """Every hosted device that takes part reads what it lacks, under each budget as if it had always had that one."""
+    assert request.precision in PRECISIONS
+    precision: Precision = request.precision
+    layout, num_classes, num_budgets = cohort.layout(), len(cohort.fleet.names), len(request.budgets)
+    groups = np.asarray(cohort.state("r").groups, np.int64)
+    before = Before.read(cohort, num_budgets)
+    own, seen = cohort.budgets.at(request.server_round), cohort.seen.below(layout.num_items)
+    total = Refreshed.zeros(num_budgets, num_classes)
+    now_groups, now_cutoffs, short = before.groups.copy(), before.cutoffs.copy(), 0
+    ranks = np.full((max([*request.groups, -1]) + 1, layout.num_blocks), NEVER, np.int32)
+    for group, payload in request.groups.items():
+        ranked = RankedBlocks.unpack(layout, precision, payload)
+        ranks[group, ranked.blocks] = np.arange(len(ranked.blocks))
+        members = np.flatnonzero((groups == group) & cohort.joining)
+        changed = request.changed[ranked.blocks] > 0
+        moved = (before.groups[members] >= 0) & (before.groups[members] != group)
+        hidden = seen.select(members)
+        for i, budget in enumerate(request.budgets.tolist()):
+            held = Held.under(ranked, budget, 1.0, -1.0, own[members], hidden)
+            short += int(held.short.sum())
+            sent = _sent_bytes(ranked, held.cutoffs, hidden, changed, before, members, i)
+            ones = np.ones(len(members), np.int64)
+            per_device = Refreshed(ones, sent, held.stored, held.violations, moved * ones, sent * moved)
+            total[i].add(per_device.by_cell(cohort.classes[members], num_classes))
+            now_cutoffs[members, i] = held.cutoffs
+        now_groups[members] = group
+    if len(before.ranks) and not len(ranks):
+        ranks = before.ranks
+    Before(now_groups, now_cutoffs, ranks).save(cohort)
+    return RefreshReply(total, short)
+
+
+def _sent_bytes(
+    ranked: RankedBlocks,
+    cutoffs: IntArray,
+    hidden: UserItems,
+    changed: NDArray[np.bool_],
+    before: Before,
+    members: IntArray,
+    budget: int,
+) -> IntArray:
+    """Bytes of blocks (N,) that devices up to ``cutoffs`` (N,) need and do not hold as they are now."""
+    sent = np.zeros(len(members), np.int64)
+    reach = int(cutoffs.max(initial=0))
+    costs, places = np.diff(ranked.cost)[:reach], np.arange(reach)
+    skipped = ranked.unneeded(hidden)
+    step = max(1, AT_ONCE // max(reach, 1))
+    for first in range(0, len(members), step):
+        some = np.arange(first, min(first + step, len(members)))
+        lacking = changed[None, :reach] | ~before.had(members[some], budget, ranked.blocks[:reach])
+        lacking &= places[None, :] < cutoffs[some][:, None]
+        passed = skipped.select(some)
+        inside = passed.keep(passed.items < reach)
+        lacking[inside.users(), inside.items] = False
+        sent[some] = lacking @ costs
+    return sent
+
+
+__all__ = ["Before", "refresh"]

@@ -1,0 +1,1 @@
+"""A federation that lives with its users: period after period, beside those that do otherwise."""

@@ -1,0 +1,86 @@
+"""From sums to the figures of a timeline's report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from operator import add
+
+from fl_peel import wire
+from fl_peel.exchange.counters import Refreshed
+from strategies.figures.intervals import Measured
+from strategies.timeline.lines import COHORTS, Cohort, Lines
+from strategies.timeline.schema import ClassResult, LineResult, Read, Summary
+
+
+def line_result(measured: Measured) -> LineResult:
+    """Of some devices in some periods."""
+    return LineResult(measured.recall, measured.ndcg, measured.devices, measured.recall_interval)
+
+
+def by_kind(lines: Lines, periods: Sequence[int], line: str) -> dict[str, LineResult]:
+    """A way of serving, by kind of device, all first."""
+    found = {"all": lines.over(periods, line)} | {cohort: lines.over(periods, line, [cohort]) for cohort in COHORTS}
+    return {name: line_result(one) for name, one in found.items() if one is not None}
+
+
+def period_lines(lines: Lines, period: int) -> dict[str, dict[str, LineResult]]:
+    """All ways of serving in a period."""
+    return {line: by_kind(lines, [period], line) for line in lines.names()}
+
+
+def summaries(lines: Lines, periods: Iterable[int]) -> dict[str, Summary]:
+    """All ways of serving over some periods, and each over every other."""
+    some = list(periods)
+    whole = {line: lines.over(some, line) for line in lines.names()}
+    measured = {line: one for line, one in whole.items() if one is not None}
+    return {
+        line: Summary(
+            by_kind(lines, some, line),
+            {
+                other: ratio
+                for other, base in measured.items()
+                if other != line and (ratio := one.over(base)) is not None
+            },
+        )
+        for line, one in measured.items()
+    }
+
+
+def reads_of(labels: Sequence[str], known: Refreshed, new: Refreshed) -> dict[str, Read]:
+    """What devices read, (X, C) each, by budget."""
+    found = {}
+    for place, label in enumerate(labels):
+        there, joining = known[place].total(axis=0), new[place].total(axis=0)
+        devices = max(int(there.devices), 1)
+        found[label] = Read(
+            sent_mean=int(there.sent_bytes) / devices,
+            held_mean=int(there.held_bytes) / devices,
+            joining_mean=int(joining.sent_bytes) / max(int(joining.devices), 1),
+            violations=int(there.violations) + int(joining.violations),
+            moved=int(there.moved) / devices,
+            moved_sent_mean=int(there.moved_bytes) / max(int(there.moved), 1),
+        )
+    return found
+
+
+def class_results(
+    replies: Mapping[Cohort, wire.EvaluateReply], names: Sequence[str], place: int
+) -> dict[str, ClassResult]:
+    """Of device classes, under their own budgets, which are at ``place``."""
+    sums = reduce(add, (reply.sums[place] for reply in replies.values())).total(axis=1)
+    owned = reduce(add, (reply.owned[place] for reply in replies.values()))
+    recall, _ = sums.mean()
+    found = {}
+    for number, name in enumerate(names):
+        devices, held = int(sums.devices[number]), max(int(owned.devices[number]), 1)
+        found[name] = ClassResult(
+            recall=float(recall[number]) if devices else None,
+            devices=devices,
+            budget_bytes_mean=int(owned.budget_bytes[number]) / held,
+            held_bytes_mean=int(owned.stored_bytes[number]) / held,
+        )
+    return found
+
+
+__all__ = ["by_kind", "class_results", "line_result", "period_lines", "reads_of", "summaries"]

@@ -1,0 +1,71 @@
+"""What every way of serving finds, period by period: sums that add up over periods and kinds of devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+from typing import Literal, get_args
+
+from fl_peel import wire
+from fl_peel.ranking.bootstrap import Replicates
+from fl_peel.ranking.top import MetricSums
+from strategies.figures.intervals import Measured
+
+Cohort = Literal["start", "since", "first"]
+"""Devices that were there when the first period began; that joined in a period since; that join in this one."""
+COHORTS: tuple[Cohort, ...] = get_args(Cohort)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of some devices: sums of their metrics, (1,), and of these under the weights of a bootstrap, (1, B)."""
+
+    sums: MetricSums
+    replicates: Replicates
+
+    @staticmethod
+    def of(reply: wire.EvaluateReply, place: int = 0) -> Found:
+        """Under one of the budgets asked for."""
+        some = slice(place, place + 1)
+        drawn = reply.replicates
+        return Found(reply.by_budget()[some], Replicates(drawn.recall[some], drawn.ndcg[some], drawn.devices))
+
+    def __add__(self, other: Found) -> Found:
+        """Of these devices and those, or of the same in another period: each device and period counts once."""
+        return Found(self.sums + other.sums, self.replicates + other.replicates)
+
+    def measured(self) -> Measured:
+        """Means, and those of the replicates."""
+        recall, ndcg = self.sums.mean()
+        recalls, ndcgs = self.replicates.means()
+        return Measured(float(recall[0]), float(ndcg[0]), recalls[0], ndcgs[0], int(self.sums.devices[0]))
+
+
+@dataclass
+class Lines:
+    """By period, way of serving and kind of device."""
+
+    found: dict[tuple[int, str, Cohort], Found] = field(default_factory=dict)
+
+    def put(self, period: int, line: str, cohort: Cohort, found: Found) -> None:
+        """What these devices find in this period; added to what is there."""
+        key = period, line, cohort
+        self.found[key] = self.found[key] + found if key in self.found else found
+
+    def names(self) -> list[str]:
+        """Ways of serving, in the order in which they came."""
+        return list(dict.fromkeys(line for _, line, _ in self.found))
+
+    def over(self, periods: Iterable[int], line: str, cohorts: Iterable[Cohort] = COHORTS) -> Measured | None:
+        """Over these periods and kinds of devices; None where nobody was asked."""
+        keys = [(period, line, cohort) for period in periods for cohort in cohorts]
+        found = [self.found[key] for key in keys if key in self.found]
+        if not found:
+            return None
+        whole = reduce(add, found).measured()
+        return whole if whole.devices else None
+
+
+__all__ = ["COHORTS", "Cohort", "Found", "Lines"]

@@ -1,0 +1,377 @@
+"""The server's side of a timeline: before each period tables that go on, in it what devices find with them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+from pathlib import Path
+
+import numpy as np
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+import fl_peel
+from fl_peel import wire
+from fl_peel.blocks.layout import budget_bytes
+from fl_peel.blocks.ranked import pack_ranking
+from fl_peel.data.interactions import Splits
+from fl_peel.data.settings import Phase
+from fl_peel.data.timeline import Timeline
+from fl_peel.disks import device_timeline
+from fl_peel.errors import ScenarioError
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.exchange.counters import ClassCounts, Refreshed
+from fl_peel.pretraining.onward import Model, exponents_of, go_on, question_of
+from fl_peel.pretraining.stage1 import PooledSums, SpectralStart
+from fl_peel.scenario.method import TimelinePart
+from fl_peel.scenario.scenario import Scenario
+from strategies.evaluation.evaluator import MESSAGE_BYTES, Evaluator
+from strategies.groups.spectral import TEMPERATURE
+from strategies.groups.start import make_layout
+from strategies.groups.state import FloatArray, UserGroupState
+from strategies.nodes.batches import packed_batches
+from strategies.nodes.members import Members
+from strategies.nodes.nodes import Nodes
+from strategies.run.by_sums import BySums
+from strategies.run.joining import join
+from strategies.run.place import Place, Stages
+from strategies.run.prepare import check_budgets
+from strategies.run.refinement import Refiner
+from strategies.run.stage1 import FederatedSums
+from strategies.timeline.figures import class_results, period_lines, reads_of, summaries
+from strategies.timeline.lines import Cohort, Found, Lines
+from strategies.timeline.rivals import Asked, CachedList, Scored, found
+from strategies.timeline.schema import PeriodResult, TimelineResult
+
+LAST = 3
+"""Periods that the summary of the end is over."""
+FULL, WHOLE, OWN = "federation", "federation, all rows", "federation, own budgets"
+"""Ways of serving: tables of which as many rows change as the allowance says; all that changed; own budgets."""
+
+
+def serve_timeline(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = silent) -> TimelineResult:
+    """Replay a scenario's timeline on the nodes of ``grid``.
+
+    Raises:
+        ScenarioError: keys that a timeline knows nothing of.
+        FlPeelError: whatever stopped a node.
+    """
+    check_timeline(scenario)
+    stages = Stages()
+    root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
+    with stages("start"):
+        nodes = Nodes.connect(grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s)
+        timeline = device_timeline(scenario, place.data_dir)
+    run = _Run(grid, scenario, place, nodes, timeline, stages)
+    for period in range(timeline.periods):
+        run.period(period)
+        on_event(Event("timeline", period + 1, timeline.periods, run.told(period)))
+    return run.result()
+
+
+def check_timeline(scenario: Scenario) -> TimelinePart:
+    """The scenario's timeline, if its other keys fit.
+
+    Raises:
+        ScenarioError: naming the key and the remedy.
+    """
+    timeline, pretraining = scenario.data.timeline, scenario.pretraining
+    assert timeline is not None, "the scenario has a timeline"
+    collects = not (pretraining.by_devices and pretraining.collected.share == 0)
+    for key, wrong, remedy in (
+        ("pretraining.collected.share", collects, "0, with model: spectral and source: devices"),
+        ("pretraining.columns", pretraining.columns > pretraining.embedding_dim, "at most pretraining.embedding_dim"),
+        ("refinement.rounds", scenario.refinement.rounds > 0, "0"),
+        ("privacy.mechanism", scenario.privacy.noised, "none"),
+        ("secure_aggregation.enabled", scenario.secure_aggregation.enabled, "false"),
+        ("poisoning.share", scenario.poisoning.largest_share > 0, "0"),
+        ("selector", scenario.selector not in ("shown", "popularity"), "shown or popularity"),
+        ("evaluation.top_n", scenario.evaluation.top_n != 20, "20"),
+    ):
+        if wrong:
+            raise ScenarioError(f"{key}: a timeline does not go with it yet; set it to {remedy}")
+    return timeline
+
+
+@dataclass
+class _Run:
+    """A timeline on its way. clock: round of the fleet's clock in which the next step opens."""
+
+    grid: Grid
+    scenario: Scenario
+    place: Place
+    nodes: Nodes
+    timeline: Timeline
+    stages: Stages
+    clock: int = 1
+    exponents: tuple[float, float] = (0.0, 0.0)
+    model: Model | None = None
+    published: FloatArray | None = None
+    first_list: CachedList | None = None
+    first: Scored | None = None
+    lines: Lines = field(default_factory=Lines)
+    periods: list[PeriodResult] = field(default_factory=list)
+    layout_bytes: int = 0
+
+    @property
+    def part(self) -> TimelinePart:
+        assert self.scenario.data.timeline is not None
+        return self.scenario.data.timeline
+
+    def at(self, period: int, phase: Phase) -> Scenario:
+        """The scenario of a part of a period."""
+        timeline = self.part.model_copy(update={"period": period, "phase": phase})
+        return self.scenario.model_copy(update={"data": self.scenario.data.model_copy(update={"timeline": timeline})})
+
+    def setting(self, scenario: Scenario) -> wire.Setting:
+        return wire.Setting(scenario.to_json(), self.place.data_dir, self.place.run_dir)
+
+    def sums(self, period: int, phase: Phase, splits: Splits) -> FederatedSums:
+        """Over the devices that are there, from now on the clock."""
+        pretraining = self.scenario.pretraining
+        setting = self.setting(self.at(period, phase))
+        return FederatedSums(
+            self.nodes, setting, splits.num_items, pretraining.panel, pretraining.windows, begin=self.clock
+        )
+
+    def period(self, period: int) -> None:
+        """Tables, then devices that were there, then those that join."""
+        learn, joining = self.timeline.splits(period, "learn"), self.timeline.splits(period, "join")
+        if period == 0:
+            with self.stages("choice"):
+                self.choose()
+        with self.stages("stage 1"):
+            sums = self.sums(period, "learn", learn)
+            before = self.model
+            self.model, start = self.going_on(sums, before)
+            self.clock = sums.now
+        here = self.at(period, "learn")
+        prepared, states, exact, changed = self.prepared(here, learn, start)
+        with self.stages("joining"):
+            members = join(here, self.place, prepared, self.nodes)
+            newcomers = self.at(period, "join")
+            fresh = self.sums(period, "join", joining)
+            fresh.vectors(self.model.own, self.model.middle)
+            joined = join(newcomers, self.place, prepared, self.nodes)
+        known, new = (
+            self.evaluator(one, prepared, states, some) for one, some in ((here, members), (newcomers, joined))
+        )
+        with self.stages("reading"):
+            reads = [self.read(one, changed) for one in (known, new)]
+        with self.stages("evaluation"):
+            replies = self.ask(period, known, new, exact, learn.num_users)
+        with self.stages("rivals"):
+            self.rivals(period, learn, joining)
+        taken = [record.counts.classes for record in sums.records]
+        moved = reduce(add, taken, ClassCounts.zeros(len(members.class_names)))
+        spent = moved.total()
+        labels = self.labels(known)
+        self.layout_bytes = prepared.layout.full_table_bytes
+        begin, end = int(self.timeline.edges[period]), int(self.timeline.edges[period + 1])
+        self.periods.append(
+            PeriodResult(
+                begins=int(self.timeline.times[begin]),
+                ends=int(self.timeline.times[end - 1]),
+                devices=learn.num_users,
+                joining=joining.num_users - learn.num_users,
+                items=learn.num_items,
+                new_items=learn.num_items - (0 if before is None else before.num_items),
+                user_groups=len(states),
+                changed_rows=int(changed.sum()),
+                stage1_down=int(spent.download_bytes) / max(learn.num_users, 1),
+                stage1_up=int(spent.upload_bytes) / max(learn.num_users, 1),
+                virtual_seconds=sum(record.virtual_seconds for record in sums.records),
+                lines=period_lines(self.lines, period),
+                reads=reads_of(labels, *reads),
+                classes=class_results(replies, members.class_names, labels.index(OWN)),
+            )
+        )
+
+    def choose(self) -> None:
+        """Devices choose the filter before the first period, by what they did in the one before."""
+        splits, config = self.timeline.splits(0, "choose"), self.scenario.pretraining.spectral()
+        sums = self.sums(0, "choose", splits)
+        fixed = config.count_exponent, config.value_exponent
+        guess = tuple(0.5 if one is None else one for one in fixed)
+        self.exponents = guess[0], guess[1]
+        model, _ = self.going_on(sums, None)
+        question = question_of(model, config, self.scenario.seed)
+        if question is not None:
+            self.exponents = exponents_of(question, *sums.choice(question))
+        self.clock = sums.now
+
+    def groups(self) -> dict[str, int]:
+        """Arguments of stage 1 that are the same in every period."""
+        groups, pretraining = self.scenario.user_groups, self.scenario.pretraining
+        return {
+            "dim": pretraining.embedding_dim,
+            "num_groups": groups.count,
+            "min_size": groups.min_size,
+            "seed": self.scenario.seed,
+        }
+
+    def going_on(
+        self, sums: FederatedSums | PooledSums, before: Model | None, *, anew: bool = False
+    ) -> tuple[Model, SpectralStart]:
+        """Of these sums, from the last model, or anew with as many passes as the first time."""
+        config = self.scenario.pretraining.spectral()
+        first = anew or before is None
+        return go_on(
+            sums,
+            config,
+            None if anew else before,
+            exponents=self.exponents,
+            passes=config.passes if first else self.part.passes,
+            group_rounds=config.group_rounds if first else self.part.group_rounds,
+            **self.groups(),
+        )
+
+    def prepared(
+        self, scenario: Scenario, splits: Splits, start: SpectralStart
+    ) -> tuple[BySums, list[UserGroupState], FloatArray, NDArray[np.uint8]]:
+        """What joining starts from; user groups, with the published table; the table as it would be; what changed."""
+        dim = scenario.pretraining.embedding_dim
+        layout = make_layout(scenario, splits.num_items, start.counts, start.scored[:, :dim])
+        check_budgets(scenario, layout)
+        prepared = BySums(layout, TEMPERATURE, start, splits.num_users, ())
+        states = prepared.states(scenario)
+        exact = states[0].table
+        self.published, changed = published(self.published, exact, self.part.allowance)
+        for state in states:
+            state.table = self.published
+        return prepared, states, exact, changed
+
+    def evaluator(
+        self, scenario: Scenario, prepared: BySums, states: list[UserGroupState], members: Members
+    ) -> Evaluator:
+        """Who is asked, of these tables."""
+        refiner = Refiner(self.grid, self.place, prepared, self.nodes)
+        federation = refiner.federation(scenario, members, states)
+        orders = {
+            "shown": [state.statistics.shown.astype(np.float64) for state in states],
+            "popularity": [state.statistics.popularity.astype(np.float64) for state in states],
+        }
+        return Evaluator(federation, lambda selector: orders[selector], server_round=self.clock)
+
+    def labels(self, evaluator: Evaluator) -> list[str]:
+        """Ways of serving under budgets, in the order of :meth:`budgets`."""
+        shares = [f"federation at {share * 100:g}%" for share in self.scenario.evaluation.budgets]
+        return [*shares, OWN, FULL]
+
+    def budgets(self, evaluator: Evaluator) -> list[int]:
+        """Bytes of the scenario's budgets, then devices' own, then everything."""
+        shares = [budget_bytes(evaluator.layout, share) for share in self.scenario.evaluation.budgets]
+        return [*shares, wire.OWN_BUDGET, wire.UNLIMITED]
+
+    def read(self, evaluator: Evaluator, changed: NDArray[np.uint8]) -> Refreshed:
+        """Devices read what they lack, under each budget (X, C)."""
+        federation, precision = evaluator.federation, self.scenario.blocks.precision
+        weights, budgets = evaluator.weights(self.scenario.selector), np.array(self.budgets(evaluator), np.int64)
+
+        def pack(group: int) -> wire.Arrays:
+            return pack_ranking(evaluator.layout, precision, weights[group], federation.states[group].table, None)
+
+        groups: dict[int, wire.Arrays] = {}
+        for batch in packed_batches(range(len(federation.states)), pack, MESSAGE_BYTES):
+            groups |= batch
+        request = wire.RefreshRequest(federation.setting, self.clock, precision, budgets, changed, groups)
+        replies = self.nodes.ask(wire.REFRESH, wire.RefreshReply, lambda partition: request)
+        return reduce(add, replies).refreshed
+
+    def ask(
+        self, period: int, known: Evaluator, new: Evaluator, exact: FloatArray, num_known: int
+    ) -> dict[Cohort, wire.EvaluateReply]:
+        """Every device ranks under every budget, and with the whole tables in fp32."""
+        at_start = self.timeline.users_before(int(self.timeline.edges[0]))
+        kinds: list[tuple[Cohort, Evaluator, tuple[int, int]]] = [
+            ("start", known, (0, at_start)),
+            ("since", known, (at_start, num_known)),
+            ("first", new, (num_known, -1)),
+        ]
+        told: dict[Cohort, wire.EvaluateReply] = {}
+        for cohort, evaluator, devices in kinds:
+            if devices[0] == devices[1]:
+                continue
+            budgets = self.budgets(evaluator)
+            reply = evaluator.evaluate(budgets[:-1], devices=devices)
+            told[cohort] = reply
+            for place, label in enumerate(self.labels(evaluator)[:-1]):
+                self.lines.put(period, label, cohort, Found.of(reply, place))
+            for label, table in ((FULL, None), (WHOLE, exact)):
+                whole = evaluator.evaluate([wire.UNLIMITED], precision="fp32", everybody=table, devices=devices)
+                self.lines.put(period, label, cohort, Found.of(whole))
+        return told
+
+    def rivals(self, period: int, learn: Splits, joining: Splits) -> None:
+        """Everybody else, on the same devices."""
+        assert self.model is not None
+        at_start = self.timeline.users_before(int(self.timeline.edges[0]))
+        config, replicates = self.scenario.pretraining.spectral(), self.scenario.evaluation.bootstrap
+        popularity = learn.train.popularity(learn.num_items)
+        behind = self.timeline.before if period == 0 else int(self.timeline.edges[period - 1])
+        recent = np.bincount(self.timeline.items[behind : int(self.timeline.edges[period])], minlength=learn.num_items)
+        if self.first is None:
+            self.first = Scored.of(self.model)
+            self.first_list = CachedList.of(self.first, popularity, learn.train)
+        assert self.first_list is not None
+        pooled = PooledSums(learn.train, learn.num_items, config.user_exponent, config.item_exponent)
+        retrained = Scored.of(self.going_on(pooled, None, anew=True)[0])
+        lists = CachedList.of(retrained, popularity, learn.train)
+        scored = {
+            "start-table": self.first,
+            "retrained": retrained,
+            "popularity": Scored.by(popularity),
+            "recent-popularity": Scored.by(recent * (len(self.timeline.items) + 1) + popularity),
+        }
+        for asked in Asked.of(learn, joining, at_start):
+            for name, cached in (("cached-list", self.first_list), ("refreshed-list", lists)):
+                metrics = cached.metrics(asked, int(self.timeline.items.max()) + 1)
+                self.lines.put(period, name, asked.cohort, found(asked, metrics, replicates))
+            for name, one in scored.items():
+                self.lines.put(period, name, asked.cohort, found(asked, one.metrics(asked), replicates))
+
+    def told(self, period: int) -> str:
+        """In a line."""
+        one = self.periods[period]
+        recall = {name: one.lines[name]["all"].recall for name in (FULL, "cached-list") if name in one.lines}
+        words = ", ".join(f"{name} {value:.4f}" for name, value in recall.items())
+        return f"{one.devices:,} devices, {one.joining} join, {one.items:,} items; recall@20: {words}"
+
+    def result(self) -> TimelineResult:
+        """Of all periods."""
+        count = len(self.periods)
+        return TimelineResult(
+            scenario=self.scenario.model_dump(mode="json"),
+            seed=self.scenario.seed,
+            exponents=self.exponents,
+            full_table_bytes=self.layout_bytes,
+            periods=tuple(self.periods),
+            last=summaries(self.lines, range(max(0, count - LAST), count)),
+            whole=summaries(self.lines, range(count)),
+            stages=self.stages.seconds,
+            nodes=len(self.nodes.ids),
+        )
+
+
+def published(before: FloatArray | None, table: FloatArray, allowance: float) -> tuple[FloatArray, NDArray[np.uint8]]:
+    """The table (I, d) that devices have from now on, and which rows changed (I,): new ones, and of the others those
+    that moved most, ``allowance`` times I rows in all, as the rest stays as it was.
+    """
+    if before is None:
+        return table, np.ones(len(table), np.uint8)
+    known = len(before)
+    moved = np.linalg.norm(table[:known] - before, axis=1)
+    room = max(0, int(allowance * len(table)) - (len(table) - known))
+    changed = np.zeros(len(table), np.uint8)
+    changed[known:] = 1
+    most = np.argsort(-moved, kind="stable")[:room]
+    changed[most[moved[most] > 0]] = 1
+    now = table.copy()
+    kept = np.flatnonzero(changed == 0)
+    now[kept] = before[kept]
+    return now, changed
+
+
+__all__ = ["FULL", "OWN", "WHOLE", "check_timeline", "published", "serve_timeline"]
