@@ -157,7 +157,7 @@ class SumsRequest:
 @dataclass(frozen=True)
 class ChoiceRequest:
     """Which filter ranks your validation items best? See :class:`fl_peel.pretraining.by_sums.Question`; only about
-    ``panel`` of all devices answer. all_rows, noise_multiplier: as in :class:`SumsRequest`.
+    ``panel`` of all devices answer. all_rows, noise_multiplier: as in :class:`SumsRequest`; recent: (I,), or (0,).
     """
 
     setting: Setting
@@ -172,6 +172,8 @@ class ChoiceRequest:
     drawn: NDArray[np.int64]
     all_rows: bool = dataclasses.field(default=False, kw_only=True)
     noise_multiplier: float = dataclasses.field(default=0.0, kw_only=True)
+    recent: NDArray[np.float64] = dataclasses.field(default_factory=lambda: np.zeros(0), kw_only=True)
+    fresh_exponents: NDArray[np.float64] = dataclasses.field(default_factory=lambda: np.zeros(0), kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,12 @@ class Cohort:
         """Train items that tables have a row of: all of them, but for what nobody had used when a period began."""
         return self.splits.train.below(self.splits.num_items)
 
+    @property
+    def fading(self) -> float | None:
+        """How fast what a device did fades in its vector, in a timeline; see :class:`fl_peel.scenario.method`."""
+        timeline = self.scenario.data.timeline
+        return None if timeline is None else timeline.fading
+
     @cached_property
     def joining(self) -> NDArray[np.bool_]:
         """Which hosted devices (N,) take part for the first time: all, but for the last part of a period, in which

@@ -159,8 +159,11 @@ def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
 
 def chosen(cohort: Cohort, places: IntArray, request: ChoiceRequest, noise: Noise | None) -> tuple[IntArray, int]:
     """What devices at these places say of each filter (C,), and how many say anything."""
-    shapes = Shapes(request.count_exponents, request.value_exponents)
-    question = Question(request.directions, request.values, request.counts, shapes, request.drawn, request.place)
+    fresh = request.fresh_exponents if len(request.recent) else np.zeros_like(request.value_exponents)
+    shapes = Shapes(request.count_exponents, request.value_exponents, fresh)
+    recent = request.recent if len(request.recent) else None
+    asked = (request.directions, request.values, request.counts, shapes, request.drawn, request.place)
+    question = Question(*asked, recent, cohort.fading)
     splits = cohort.splits
     won, answered = words_of(cohort).choice(question, splits.train.select(places), splits.validation.select(places))
     for one in noises(cohort, places, noise):
@@ -250,7 +253,7 @@ def _vectors(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Nois
         path.parent.mkdir(parents=True, exist_ok=True)
         np.lib.format.open_memmap(path, "w+", np.float32, (len(cohort.devices), request.columns))
     vectors = np.load(path, mmap_mode="r+")
-    vectors[:, request.first : stop] = add_rows(request.table, cohort.rows)
+    vectors[:, request.first : stop] = add_rows(request.table, cohort.rows, cohort.fading)
     if stop == request.columns:
         vectors[:] = unit_vectors(vectors)
         nothing = cohort.joining & (cohort.rows.counts() == 0)

@@ -21,15 +21,15 @@ SECONDS_PER_DAY = 86_400
 @dataclass(frozen=True)
 class Timeline:
     """All interactions, oldest first. users, items: (N,) numbered by first appearance; times: (N,) seconds; edges:
-    (P + 1,) of periods, as places: the first begins at ``edges[0]``, and what is before is the past; before:
-    the place at which the period before the first one would begin, whose interactions are what is chosen on.
+    (P + 1,) of periods, as places: the first begins at ``edges[0]``, and what is before is the past; before: (2,)
+    places at which the two periods before the first one would begin: what is chosen on, and what was recent then.
     """
 
     users: IntArray
     items: IntArray
     times: IntArray
     edges: IntArray
-    before: int
+    before: IntArray
 
     @staticmethod
     def of(interactions: Interactions, *, start: float, periods: int, share: float, days: float | None) -> Timeline:
@@ -46,24 +46,28 @@ class Timeline:
         times = np.asarray(interactions.timestamps, np.int64)[order]
         count, first = len(order), round(start * len(order))
         if days is None:
-            steps = first + np.rint(np.arange(-1, periods + 1) * share * count).astype(np.int64)
+            steps = first + np.rint(np.arange(-2, periods + 1) * share * count).astype(np.int64)
             places = np.minimum(steps, count)
         else:
-            moments = (times[first] if first < count else 0) + np.arange(-1, periods + 1) * days * SECONDS_PER_DAY
+            moments = (times[first] if first < count else 0) + np.arange(-2, periods + 1) * days * SECONDS_PER_DAY
             places = np.searchsorted(times, moments, side="left")
-            places[1] = first
+            places[2] = first
         if places[0] <= 0 or (np.diff(places) <= 0).any():
             raise DataError(
                 f"{interactions.name}: {count:,} interactions do not hold a past and {periods} periods with something "
                 "in each; lower data.timeline.periods, or change start, share or days"
             )
         users, items = (_as_they_appear(values[order]) for values in (pairs.users(), pairs.items))
-        return Timeline(users, items, times, places[1:].astype(np.int64), int(places[0]))
+        return Timeline(users, items, times, places[2:].astype(np.int64), places[:2].astype(np.int64))
 
     @property
     def periods(self) -> int:
         """How many, P."""
         return len(self.edges) - 1
+
+    def begin_of(self, period: int) -> int:
+        """Place at which a period begins; -1 and -2 are those before the first."""
+        return int(self.edges[period] if period >= 0 else self.before[period])
 
     def users_before(self, place: int) -> int:
         """How many users have done anything before a place: their numbers are below it."""
@@ -76,14 +80,15 @@ class Timeline:
     def splits(self, period: int, phase: Phase) -> Splits:
         """What there is in a period, counted from 0, and in which part.
 
-        choose: train is what was done before the period that lies behind, validation what was done in it. learn: train
-        is all that was done before this period. Both: of users who had done anything by then, test is what these do in
-        the period. join: of users who do their first thing in this period, train is that first thing and test the rest
-        of what they do in it; those from before are there, with nothing. Items that nobody had used before the period
-        (before the one behind, to choose) have numbers from ``num_items`` on, and are in no table.
+        choose: train is what was done before the period that lies behind, validation what was done in it. recent: train
+        is what was done in the period that lies behind. learn: train is all that was done before this period. In these
+        three, of users who had done anything by then, test is what they do in the period. join: of users who do their
+        first thing in this period, train is that first thing and test the rest of what they do in it; those from before
+        are there, with nothing. Items that nobody had used before the period (before the one behind, to choose) have
+        numbers from ``num_items`` on, and are in no table.
         """
         begin, end = int(self.edges[period]), int(self.edges[period + 1])
-        behind = self.before if period == 0 else int(self.edges[period - 1])
+        behind = self.begin_of(period - 1)
         known = self.users_before(begin)
         here = slice(begin, end)
         if phase == "join":
@@ -96,7 +101,7 @@ class Timeline:
         place = behind if phase == "choose" else begin
         test = np.flatnonzero(self.users[here] < known) + begin
         return Splits(
-            self._of(np.arange(place), known),
+            self._of(np.arange(behind if phase == "recent" else 0, place), known),
             self._of(np.arange(place, begin), known),
             self._of(test, known),
             self.items_before(place),

@@ -19,6 +19,7 @@ float64, in the order of its linear algebra library (:mod:`fl_peel.code_paths`).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ LEAST_DRAWN = 512
 """Items that validation items are compared with at least, where there are as many."""
 WIDEST = 100.0
 """Largest eigenvalue over the smallest up to which two passes are filtered: beyond, rounding would be lifted, too."""
+UNUSED = 0.1
+"""Of a use, what is added to an item's recent ones."""
 EMPTY = 1e-9
 """Directions below this share of the largest squared length are rounding alone."""
 
@@ -132,10 +135,29 @@ def pass_sums(
     return sums
 
 
-def add_rows(table: Floats, rows: UserItems) -> Floats:
-    """Sum of the rows of each device's items, (N, k)."""
-    vectors: Floats = (_matrix(rows, len(table), np.float64) @ table.astype(np.float64)).astype(np.float32)
+def add_rows(table: Floats, rows: UserItems, fading: float | None = None) -> Floats:
+    """Sum of the rows of each device's items, (N, k). fading: as of :func:`weighted_matrix`."""
+    vectors: Floats = (weighted_matrix(rows, len(table), fading) @ table.astype(np.float64)).astype(np.float32)
     return vectors
+
+
+def weighted_matrix(rows: UserItems, num_items: int, fading: float | None) -> sp.csr_matrix:
+    """Interactions (N, I): 1 each, or e^(-n / ``fading``) where a device has done n things since."""
+    if fading is None:
+        return _matrix(rows, num_items, np.float64)
+    counts = rows.counts()
+    since = np.repeat(rows.indptr[1:], counts) - 1 - np.arange(rows.num_interactions)
+    order = np.lexsort((rows.items, rows.users()))
+    weights = np.exp(-since / fading)[order]
+    return sp.csr_matrix((weights, rows.items[order], rows.indptr), shape=(rows.num_users, num_items))
+
+
+def freshness(recent: Counts, counts: Counts, exponent: float) -> Doubles:
+    """What items (I,) are scored by besides: the share of their uses that is ``recent``, to a power. ``UNUSED`` of a
+    use is added, so that what nobody used lately keeps a place.
+    """
+    scale: Doubles = ((np.asarray(recent, np.float64) + UNUSED) / (np.asarray(counts, np.float64) + 1.0)) ** exponent
+    return scale
 
 
 def unit_vectors(vectors: Floats) -> Floats:
@@ -360,22 +382,27 @@ def drawn_items(counts: Counts, seed: int, top_n: int = 20) -> tuple[Ints, int]:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Filters to choose from: exponents of counts and eigenvalues (C,) each."""
+    """Filters to choose from: exponents of counts, eigenvalues and freshness (C,) each."""
 
     count_exponents: Doubles
     value_exponents: Doubles
+    fresh_exponents: Doubles
 
     @staticmethod
-    def of(count_exponents: Sequence[float], value_exponents: Sequence[float]) -> Shapes:
+    def of(
+        count_exponents: Sequence[float], value_exponents: Sequence[float], fresh_exponents: Sequence[float] = (0.0,)
+    ) -> Shapes:
         """Every one of these with every one of those."""
-        pairs = [(count, value) for count in count_exponents for value in value_exponents]
-        return Shapes(np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs]))
+        every = itertools.product(count_exponents, value_exponents, fresh_exponents)
+        counts, values, fresh = np.array(list(every), np.float64).T
+        return Shapes(counts, values, fresh)
 
 
 @dataclass(frozen=True)
 class Question:
     """Which filter ranks your validation items best? directions: (I, K) as passes found them; values: (K,); counts:
-    (I,); drawn, place: of :func:`drawn_items`.
+    (I,); drawn, place: of :func:`drawn_items`; recent: (I,) of these counts, those of late, of a timeline, whose
+    devices make their vectors with ``fading``.
     """
 
     directions: Floats
@@ -384,6 +411,8 @@ class Question:
     shapes: Shapes
     drawn: Ints
     place: int
+    recent: Counts | None = None
+    fading: float | None = None
 
     def answer(self, rows: UserItems, wanted: UserItems, item_exponent: float) -> tuple[Ints, int]:
         """:meth:`shares` added up over devices (C,) in units of 1 / ``UNIT_SCALE``, and how many devices have any."""
@@ -397,7 +426,9 @@ class Question:
         """
         counts, drawn, shapes, place = self.counts, self.drawn, self.shapes, self.place
         directions = self.directions.astype(np.float64)
-        base = _matrix(rows, len(counts), np.float64) @ (inverse_power(counts, item_exponent)[:, None] * directions)
+        base = weighted_matrix(rows, len(counts), self.fading) @ (
+            inverse_power(counts, item_exponent)[:, None] * directions
+        )
         known = wanted.keep(wanted.items < len(counts))
         known = known.keep(counts[known.items] > 0)
         users, items = known.users(), known.items
@@ -408,6 +439,8 @@ class Question:
             of_drawn, of_items = vectors @ directions[drawn].T, np.einsum("nk,nk->n", vectors[users], directions[items])
             for shape in np.flatnonzero(shapes.value_exponents == value):
                 scale = inverse_power(counts, -shapes.count_exponents[shape])
+                if self.recent is not None:
+                    scale = scale * freshness(self.recent, counts, float(shapes.fresh_exponents[shape]))
                 scores = np.where(hidden, -np.inf, of_drawn * scale[drawn])
                 best = -np.partition(-scores, place - 1, axis=1)[:, place - 1]
                 wins = np.bincount(users[of_items * scale[items] > best[users]], minlength=rows.num_users)
@@ -536,6 +569,7 @@ __all__ = [
     "drawn_items",
     "embeddings",
     "filtered",
+    "freshness",
     "group_moments",
     "group_sums",
     "half_of",

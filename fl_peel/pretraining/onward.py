@@ -34,6 +34,7 @@ from fl_peel.pretraining.by_sums import (
     coarse,
     drawn_items,
     filtered,
+    freshness,
     halves,
     orthonormal,
     orthonormal_again,
@@ -41,7 +42,7 @@ from fl_peel.pretraining.by_sums import (
     starting_directions,
     unit_vectors,
 )
-from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
+from fl_peel.pretraining.settings import SpectralConfig
 from fl_peel.pretraining.stage1 import NUM_DRAWN, WIDEST, SpectralStart, Sums, find_centroids, passed
 from fl_peel.pretraining.train import fixed_threads
 from fl_peel.randomness import rng_for
@@ -49,9 +50,10 @@ from fl_peel.randomness import rng_for
 
 @dataclass(frozen=True)
 class Model:
-    """What goes on. directions: (I, K) orthonormal; values: (K,) eigenvalues; counts: (I,) of items; own, scored:
-    (I, K) as in :class:`fl_peel.pretraining.by_sums.Filter`, turned; centroids: (G, c); scale: of scored rows in
-    tables; middle: (K,) the mean of devices' vectors at length 1, for those that have nothing to make one of.
+    """What goes on. directions: (I, K + o) orthonormal, with the columns that passes take besides; values: (K,)
+    eigenvalues; counts: (I,) of items; own, scored: (I, K) as in :class:`fl_peel.pretraining.by_sums.Filter`, turned;
+    centroids: (G, c); scale: of scored rows in tables; middle: (K,) the mean of devices' vectors at length 1, for those
+    that have nothing to make one of; recent, fresh: (I,) uses of late, and what scores are multiplied with for it.
     """
 
     directions: Doubles
@@ -62,6 +64,8 @@ class Model:
     centroids: Floats
     scale: float
     middle: Floats
+    recent: Counts
+    fresh: Doubles
 
     @property
     def num_items(self) -> int:
@@ -69,21 +73,36 @@ class Model:
         return len(self.counts)
 
 
-def question_of(model: Model, config: SpectralConfig, seed: int) -> Question | None:
-    """What devices are asked about the last model once a period is over: which filter would have ranked best what they
-    did in it. None where the scenario leaves nothing to choose.
+@dataclass(frozen=True)
+class Exponents:
+    """Of a filter: of counts, eigenvalues, and freshness."""
+
+    count: float
+    value: float
+    fresh: float
+
+
+def question_of(
+    model: Model,
+    seed: int,
+    *,
+    count: Sequence[float],
+    value: Sequence[float],
+    fresh: Sequence[float],
+    fading: float | None,
+) -> Question | None:
+    """What devices are asked about the last model once a period is over: under which of these exponents it would have
+    ranked best what they did. None where nothing is left to choose.
     """
-    if not config.chooses:
+    shapes = Shapes.of(count, value, fresh)
+    if len(shapes.count_exponents) == 1:
         return None
-    shapes = Shapes.of(
-        COUNT_EXPONENTS if config.count_exponent is None else (config.count_exponent,),
-        VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,),
-    )
     drawn, place = drawn_items(model.counts, seed)
-    return Question(halves(model.directions.astype(np.float32)), model.values, model.counts, shapes, drawn, place)
+    directions = halves(model.directions[:, : len(model.values)].astype(np.float32))
+    return Question(directions, model.values, model.counts, shapes, drawn, place, model.recent, fading)
 
 
-def exponents_of(question: Question, won: Ints, answered: int) -> tuple[float, float]:
+def exponents_of(question: Question, won: Ints, answered: int) -> Exponents:
     """The filter that most of what devices said is for.
 
     Raises:
@@ -95,7 +114,8 @@ def exponents_of(question: Question, won: Ints, answered: int) -> tuple[float, f
             "pretraining.count_exponent and value_exponent, or raise pretraining.panel or data.timeline.share"
         )
     best = int(won.argmax())
-    return float(question.shapes.count_exponents[best]), float(question.shapes.value_exponents[best])
+    shapes = question.shapes
+    return Exponents(*(float(one[best]) for one in vars(shapes).values()))
 
 
 def go_on(
@@ -103,7 +123,8 @@ def go_on(
     config: SpectralConfig,
     before: Model | None,
     *,
-    exponents: tuple[float, float],
+    exponents: Exponents,
+    recent: Counts,
     passes: int,
     dim: int,
     num_groups: int,
@@ -111,8 +132,8 @@ def go_on(
     group_rounds: int,
     seed: int,
 ) -> tuple[Model, SpectralStart]:
-    """The model over what devices have now, and what user groups start with. exponents: of counts and eigenvalues;
-    before: the last model, None for the first.
+    """The model over what devices have now, and what user groups start with. before: the last model, None for the
+    first; recent: (I,) uses of items in the period that is over.
 
     Raises:
         DataError: no device has any item, or the scenario has more columns than a table.
@@ -123,14 +144,15 @@ def go_on(
     if not counts.any():
         raise DataError("stage 1: no device that answered has any item; see fl-peel fleet show, or raise deadlines")
     with fixed_threads(config.num_threads):
-        directions, values = _directions(sums, config, before, counts, passes, seed)
+        whole, all_values = _directions(sums, config, before, counts, passes, seed)
+        directions, values = whole[:, : config.columns], all_values[: config.columns]
         shape = Filter.of(
             directions,
             values,
             counts,
             own_exponent=config.item_exponent,
-            count_exponent=exponents[0],
-            value_exponent=exponents[1],
+            count_exponent=exponents.count,
+            value_exponent=exponents.value,
         )
         turn = _turn(shape, before)
     own = halves((shape.own @ turn).astype(np.float32))
@@ -145,15 +167,16 @@ def go_on(
     moments = list(sums.moments(centroids, range(len(centroids))))
     scale = _scale(scored, moments, sums.units.moments) if before is None else before.scale
     table = np.zeros((len(scored), dim), np.float32)
-    table[:, : scored.shape[1]] = scored * np.float32(scale)
+    fresh = freshness(recent, counts, exponents.fresh)
+    table[:, : scored.shape[1]] = scored * (scale * fresh)[:, None].astype(np.float32)
     groups = tuple(_group(g, one, table, dim, sums.units.moments, seed) for g, one in enumerate(moments))
     first = np.sum([one.first for one in moments], axis=0).astype(np.float32)
     middle = unit_vectors(first[None, :])[0]
-    model = Model(directions, values, counts, own, scored, centroids, scale, middle)
+    model = Model(whole, values, counts, own, scored, centroids, scale, middle, recent, fresh)
+    filtered_by = exponents.count, exponents.value, None
     start = SpectralStart(
-        own, scored, values.astype(np.float32), centroids, groups, counts, directions.astype(np.float32), *exponents,
-        None,
-    )  # fmt: skip
+        own, scored, values.astype(np.float32), centroids, groups, counts, directions.astype(np.float32), *filtered_by
+    )
     return model, start
 
 
@@ -161,8 +184,7 @@ def _directions(
     sums: Sums, config: SpectralConfig, before: Model | None, counts: Counts, passes: int, seed: int
 ) -> tuple[Doubles, Doubles]:
     """Of the counts as they are, from the last ones where there are any."""
-    width = config.columns + (config.oversampling if before is None else 0)
-    directions = starting_directions(counts, width, seed)
+    directions = starting_directions(counts, config.columns + config.oversampling, seed)
     if before is not None:
         # what there was, and for the items that are new whatever the first pass says
         kept = min(before.directions.shape[1], directions.shape[1])
@@ -181,7 +203,7 @@ def _directions(
         else:
             for _ in range(size):
                 directions, values = spectrum(once(directions))
-    return orthonormal_again(directions[:, : config.columns]), values[: config.columns]
+    return orthonormal_again(directions), values
 
 
 def _turn(shape: Filter, before: Model | None) -> Doubles:
@@ -236,4 +258,4 @@ def _group(number: int, moments: Moments, table: Floats, dim: int, units: float,
     return GroupStart(group_map, table, moments.size, moments.items, (middle + drawn @ basis.T).astype(np.float32))
 
 
-__all__ = ["Model", "exponents_of", "go_on", "question_of"]
+__all__ = ["Exponents", "Model", "exponents_of", "go_on", "question_of"]

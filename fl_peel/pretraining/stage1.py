@@ -417,7 +417,8 @@ def _noised_centroids(
 @dataclass
 class PooledSums:
     """Over interactions (U rows) that one party holds. validation: of the same users; asked: who chooses the filter in
-    their place, where they have none; said: what users add, None for everything as it is.
+    their place, where they have none; said: what users add, None for everything as it is; fading: as in
+    :func:`fl_peel.pretraining.by_sums.add_rows`.
     """
 
     rows: UserItems
@@ -429,6 +430,7 @@ class PooledSums:
     made: Floats | None = None
     units: Units = field(default_factory=Units)
     said: Said | None = None
+    fading: float | None = None
 
     @property
     def bounded(self) -> bool:
@@ -456,7 +458,7 @@ class PooledSums:
 
     def vectors(self, own: Floats) -> None:
         """See :class:`Sums`."""
-        self.made = unit_vectors(add_rows(own, self.rows))
+        self.made = unit_vectors(add_rows(own, self.rows, self.fading))
 
     def groups(self, centroids: Floats) -> GroupSums:
         """See :class:`Sums`."""

@@ -32,8 +32,13 @@ class TimelinePart(Keys):
     """Of stage 1 in each period, from the directions of the last."""
     group_rounds: int = Field(1, ge=0)
     """Of Lloyd's algorithm in each period, from the last centroids."""
-    allowance: Share = 0.15
+    allowance: Share = 0.2
     """Of the table's rows, how many a period may change: those that change most, new items first."""
+    fading: float | None = Field(10.0, gt=0)
+    """A device's vector is a sum over what it did, of e^(-n / fading) where it did n things since; null: all alike."""
+    fresh_exponents: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.0, 0.25, 0.5, 0.75, 1.0), min_length=1)
+    """Items are scored by the share of their uses that is of the last period, to one of these powers: devices choose it
+    after every period."""
     period: int = Field(0, ge=0)
     """Where the run is: it moves this by itself."""
     phase: Phase = "learn"

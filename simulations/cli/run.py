@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from fl_peel.errors import ScenarioError
+from fl_peel.scenario.scenario import Scenario
 from simulations.cli.console import DataDir, print_table
 
 
@@ -78,6 +79,9 @@ def run(
             print_table(seeds_view(together).to_rich())
             typer.echo(f"report: {out / SEEDS_PAGE}")
         return
+    if loaded.data.timeline is not None:
+        _timeline(loaded, data_dir, out, err, command, quiet=quiet)
+        return
     with shown(err, quiet=quiet) as on_event:
         result = runner.run(loaded, data_dir=data_dir, out=out, cache_dir=cache_dir, on_event=on_event, command=command)
     if quiet:
@@ -86,6 +90,24 @@ def run(
         print_table(table)
     if out is not None:
         typer.echo(f"report: {out / 'report.html'}")
+
+
+def _timeline(
+    scenario: Scenario, data_dir: Path | None, out: Path | None, err: Console, command: str, *, quiet: bool
+) -> None:
+    """Replay a timeline and show it."""
+    from simulations.cli.progress import shown
+    from simulations.timeline.report import timeline_tables
+    from simulations.timeline.run import run_timeline
+
+    with shown(err, quiet=quiet) as on_event:
+        result = run_timeline(scenario, data_dir=data_dir, out=out, on_event=on_event, command=command)
+    if quiet:
+        return
+    for table in timeline_tables(result):
+        print_table(table)
+    if out is not None:
+        typer.echo(f"report: {out / 'timeline.html'}")
 
 
 def _command(scenario: str, overrides: list[str], options: Mapping[str, object], per_device: bool) -> str:

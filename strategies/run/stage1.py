@@ -103,6 +103,8 @@ class FederatedSums:
             question.drawn,
             all_rows=self.all_rows,
             noise_multiplier=self.multiplier,
+            recent=np.zeros(0) if question.recent is None else np.asarray(question.recent, np.float64),
+            fresh_exponents=question.shapes.fresh_exponents,
         )
         replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: request)
         self._record("choice", replies, alone=True)

@@ -55,16 +55,20 @@ class Asked:
 
 @dataclass(frozen=True)
 class Scored:
-    """Tables (I, d) of items, and rows (I, d) of which a device makes its vector; middle: (d,) of who has none."""
+    """Tables (I, d) of items, and rows (I, d) of which a device makes its vector; middle: (d,) of who has none; fading:
+    as devices have it.
+    """
 
     table: Floats
     own: Floats
     middle: Floats
+    fading: float | None = None
 
     @staticmethod
-    def of(model: Model) -> Scored:
+    def of(model: Model, fading: float | None) -> Scored:
         """As a model has them."""
-        return Scored(model.scored, model.own, model.middle)
+        table = model.scored * model.fresh[:, None].astype(np.float32)
+        return Scored(table, model.own, model.middle, fading)
 
     @staticmethod
     def by(popularity: NDArray[np.integer]) -> Scored:
@@ -74,7 +78,7 @@ class Scored:
 
     def users(self, rows: UserItems) -> Floats:
         """Vectors (N, d) of devices with these items."""
-        vectors = unit_vectors(add_rows(self.own, rows.below(len(self.own))))
+        vectors = unit_vectors(add_rows(self.own, rows.below(len(self.own)), self.fading))
         vectors[~vectors.any(axis=1)] = self.middle
         return vectors
 

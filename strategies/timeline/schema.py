@@ -47,12 +47,13 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class PeriodResult:
-    """One period. begins, ends: seconds since 1970; devices: there before it, joining: in it; items: that tables have
-    a row of, new_items: since the period before; changed_rows: of the tables, new ones included; stage1_down,
-    stage1_up: bytes of a device that was there, on average; lines: by way of serving and kind of device, all included;
-    reads: by budget; classes: by device class.
+    """One period. exponents: of the filter, as devices chose it; begins, ends: seconds since 1970; devices: there
+    before it, joining: in it; items: that tables have a row of, new_items: since the period before; changed_rows: of
+    the tables, new ones included; stage1_down, stage1_up: bytes of a device that was there, on average; lines: by way
+    of serving and kind of device, all included; reads: by budget; classes: by device class.
     """
 
+    exponents: dict[str, float]
     begins: int
     ends: int
     devices: int
@@ -79,13 +80,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class TimelineResult:
-    """exponents: of the filter, chosen by devices before the first period; full_table_bytes: of the last period, fp32;
+    """full_table_bytes: of the last period, fp32;
     last: over the last three periods; whole: over all.
     """
 
     scenario: dict[str, Any]
     seed: int
-    exponents: tuple[float, float]
     full_table_bytes: int
     periods: tuple[PeriodResult, ...]
     last: dict[str, Summary]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -23,7 +23,9 @@ from fl_peel.disks import device_timeline
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.exchange.counters import ClassCounts, Refreshed
-from fl_peel.pretraining.onward import Model, exponents_of, go_on, question_of
+from fl_peel.pretraining.by_sums import Ints
+from fl_peel.pretraining.onward import Exponents, Model, exponents_of, go_on, question_of
+from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS
 from fl_peel.pretraining.stage1 import PooledSums, SpectralStart
 from fl_peel.scenario.method import TimelinePart
 from fl_peel.scenario.scenario import Scenario
@@ -39,7 +41,7 @@ from strategies.run.joining import join
 from strategies.run.place import Place, Stages
 from strategies.run.prepare import check_budgets
 from strategies.run.refinement import Refiner
-from strategies.run.stage1 import FederatedSums
+from strategies.run.stage1 import FederatedSums, SumsRecord
 from strategies.timeline.figures import class_results, period_lines, reads_of, summaries
 from strategies.timeline.lines import Cohort, Found, Lines
 from strategies.timeline.rivals import Asked, CachedList, Scored, found
@@ -106,10 +108,10 @@ class _Run:
     timeline: Timeline
     stages: Stages
     clock: int = 1
-    exponents: tuple[float, float] = (0.0, 0.0)
+    exponents: Exponents = field(default_factory=lambda: Exponents(0.5, 0.5, 0.0))
     model: Model | None = None
     published: FloatArray | None = None
-    first_list: CachedList | None = None
+    first_lists: dict[str, CachedList] = field(default_factory=dict)
     first: Scored | None = None
     lines: Lines = field(default_factory=Lines)
     periods: list[PeriodResult] = field(default_factory=list)
@@ -139,14 +141,15 @@ class _Run:
     def period(self, period: int) -> None:
         """Tables, then devices that were there, then those that join."""
         learn, joining = self.timeline.splits(period, "learn"), self.timeline.splits(period, "join")
-        if period == 0:
-            with self.stages("choice"):
-                self.choose()
+        before = self.model
+        with self.stages("choice"):
+            records = self.choose(period)
         with self.stages("stage 1"):
+            recent = self.recent(period, records)
             sums = self.sums(period, "learn", learn)
-            before = self.model
-            self.model, start = self.going_on(sums, before)
+            self.model, start = self.going_on(sums, before, recent)
             self.clock = sums.now
+            records += sums.records
         here = self.at(period, "learn")
         prepared, states, exact, changed = self.prepared(here, learn, start)
         with self.stages("joining"):
@@ -164,7 +167,7 @@ class _Run:
             replies = self.ask(period, known, new, exact, learn.num_users)
         with self.stages("rivals"):
             self.rivals(period, learn, joining)
-        taken = [record.counts.classes for record in sums.records]
+        taken = [record.counts.classes for record in records]
         moved = reduce(add, taken, ClassCounts.zeros(len(members.class_names)))
         spent = moved.total()
         labels = self.labels(known)
@@ -172,6 +175,7 @@ class _Run:
         begin, end = int(self.timeline.edges[period]), int(self.timeline.edges[period + 1])
         self.periods.append(
             PeriodResult(
+                exponents=asdict(self.exponents),
                 begins=int(self.timeline.times[begin]),
                 ends=int(self.timeline.times[end - 1]),
                 devices=learn.num_users,
@@ -182,25 +186,46 @@ class _Run:
                 changed_rows=int(changed.sum()),
                 stage1_down=int(spent.download_bytes) / max(learn.num_users, 1),
                 stage1_up=int(spent.upload_bytes) / max(learn.num_users, 1),
-                virtual_seconds=sum(record.virtual_seconds for record in sums.records),
+                virtual_seconds=sum(record.virtual_seconds for record in records),
                 lines=period_lines(self.lines, period),
                 reads=reads_of(labels, *reads),
                 classes=class_results(replies, members.class_names, labels.index(OWN)),
             )
         )
 
-    def choose(self) -> None:
-        """Devices choose the filter before the first period, by what they did in the one before."""
-        splits, config = self.timeline.splits(0, "choose"), self.scenario.pretraining.spectral()
-        sums = self.sums(0, "choose", splits)
-        fixed = config.count_exponent, config.value_exponent
-        guess = tuple(0.5 if one is None else one for one in fixed)
-        self.exponents = guess[0], guess[1]
-        model, _ = self.going_on(sums, None)
-        question = question_of(model, config, self.scenario.seed)
+    def choose(self, period: int) -> list[SumsRecord]:
+        """Devices choose the filter by what they did in the period that is over: all of it before the first period, how
+        much freshness counts before every one. What it takes of them.
+        """
+        splits, config = self.timeline.splits(period, "choose"), self.scenario.pretraining.spectral()
+        sums = self.sums(period, "choose", splits)
+        model, fixed = self.model, self.exponents
+        count: tuple[float, ...] = (fixed.count,)
+        value: tuple[float, ...] = (fixed.value,)
+        if model is None:  # of what was before the period that is over
+            count = COUNT_EXPONENTS if config.count_exponent is None else (config.count_exponent,)
+            value = VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,)
+            behind = slice(self.timeline.begin_of(-2), self.timeline.begin_of(-1))
+            recent = np.bincount(self.timeline.items[behind], minlength=splits.num_items)
+            model, _ = self.going_on(sums, None, recent)
+        part = self.part
+        question = question_of(
+            model, self.scenario.seed, count=count, value=value, fresh=part.fresh_exponents, fading=part.fading
+        )
+        self.exponents = Exponents(count[0], value[0], part.fresh_exponents[0])
         if question is not None:
             self.exponents = exponents_of(question, *sums.choice(question))
         self.clock = sums.now
+        return list(sums.records)
+
+    def recent(self, period: int, records: list[SumsRecord]) -> Ints:
+        """How many devices used each item in the period that is over."""
+        splits = self.timeline.splits(period, "recent")
+        sums = self.sums(period, "recent", splits)
+        counts = sums.counts()
+        self.clock = sums.now
+        records += sums.records
+        return counts
 
     def groups(self) -> dict[str, int]:
         """Arguments of stage 1 that are the same in every period."""
@@ -213,16 +238,17 @@ class _Run:
         }
 
     def going_on(
-        self, sums: FederatedSums | PooledSums, before: Model | None, *, anew: bool = False
+        self, sums: FederatedSums | PooledSums, before: Model | None, recent: Ints
     ) -> tuple[Model, SpectralStart]:
         """Of these sums, from the last model, or anew with as many passes as the first time."""
         config = self.scenario.pretraining.spectral()
-        first = anew or before is None
+        first = before is None
         return go_on(
             sums,
             config,
-            None if anew else before,
+            before,
             exponents=self.exponents,
+            recent=recent,
             passes=config.passes if first else self.part.passes,
             group_rounds=config.group_rounds if first else self.part.group_rounds,
             **self.groups(),
@@ -237,10 +263,13 @@ class _Run:
         check_budgets(scenario, layout)
         prepared = BySums(layout, TEMPERATURE, start, splits.num_users, ())
         states = prepared.states(scenario)
+        assert self.model is not None
         exact = states[0].table
-        self.published, changed = published(self.published, exact, self.part.allowance)
+        fresh = self.model.fresh[:, None].astype(np.float32)
+        self.published, changed = published(self.published, exact / fresh, self.part.allowance)
+        table = self.published * fresh
         for state in states:
-            state.table = self.published
+            state.table = table
         return prepared, states, exact, changed
 
     def evaluator(
@@ -309,15 +338,17 @@ class _Run:
         assert self.model is not None
         at_start = self.timeline.users_before(int(self.timeline.edges[0]))
         config, replicates = self.scenario.pretraining.spectral(), self.scenario.evaluation.bootstrap
-        popularity = learn.train.popularity(learn.num_items)
-        behind = self.timeline.before if period == 0 else int(self.timeline.edges[period - 1])
-        recent = np.bincount(self.timeline.items[behind : int(self.timeline.edges[period])], minlength=learn.num_items)
+        popularity, fading = learn.train.popularity(learn.num_items), self.part.fading
+        behind, begin = self.timeline.begin_of(period - 1), self.timeline.begin_of(period)
+        recent = np.bincount(self.timeline.items[behind:begin], minlength=learn.num_items)
         if self.first is None:
-            self.first = Scored.of(self.model)
-            self.first_list = CachedList.of(self.first, popularity, learn.train)
-        assert self.first_list is not None
-        pooled = PooledSums(learn.train, learn.num_items, config.user_exponent, config.item_exponent)
-        retrained = Scored.of(self.going_on(pooled, None, anew=True)[0])
+            self.first = replace(Scored.of(self.model, fading), table=self.model.scored)  # freshness would not last
+            self.first_lists = {
+                "cached-list": CachedList.of(self.first, popularity, learn.train),
+                "cached-list-fresh": CachedList.of(Scored.of(self.model, fading), popularity, learn.train),
+            }
+        pooled = PooledSums(learn.train, learn.num_items, config.user_exponent, config.item_exponent, fading=fading)
+        retrained = Scored.of(self.going_on(pooled, None, recent)[0], fading)
         lists = CachedList.of(retrained, popularity, learn.train)
         scored = {
             "start-table": self.first,
@@ -326,7 +357,7 @@ class _Run:
             "recent-popularity": Scored.by(recent * (len(self.timeline.items) + 1) + popularity),
         }
         for asked in Asked.of(learn, joining, at_start):
-            for name, cached in (("cached-list", self.first_list), ("refreshed-list", lists)):
+            for name, cached in {**self.first_lists, "refreshed-list": lists}.items():
                 metrics = cached.metrics(asked, int(self.timeline.items.max()) + 1)
                 self.lines.put(period, name, asked.cohort, found(asked, metrics, replicates))
             for name, one in scored.items():
@@ -345,7 +376,6 @@ class _Run:
         return TimelineResult(
             scenario=self.scenario.model_dump(mode="json"),
             seed=self.scenario.seed,
-            exponents=self.exponents,
             full_table_bytes=self.layout_bytes,
             periods=tuple(self.periods),
             last=summaries(self.lines, range(max(0, count - LAST), count)),

@@ -14,6 +14,7 @@ from simulations.report.templates.compare import COMPARE
 from simulations.report.templates.leaderboard import LEADERBOARD
 from simulations.report.templates.report import REPORT
 from simulations.report.templates.tables import TABLES
+from simulations.report.templates.timeline import TIMELINE
 
 TEMPLATES: Mapping[str, str] = MappingProxyType(
     {
@@ -25,5 +26,6 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
         "ablate.html": ABLATE,
         "audit.html": AUDIT,
         "tables.html": TABLES,
+        "timeline.html": TIMELINE,
     }
 )

@@ -118,7 +118,8 @@ def assert_same(left, right):
 
 
 def test_published_data_sets():
-    assert [dataset.name for dataset in DATASETS] == ["ml-100k", "ml-1m", "gowalla", "yelp2018", "amazon-book"]
+    shipped = ["ml-100k", "ml-1m", "gowalla", "yelp2018", "amazon-book", "amazon-electronics-timed"]
+    assert [dataset.name for dataset in DATASETS] == shipped
     assert all(dataset.sources for dataset in DATASETS)
     first, second = DATASETS[0].sources
     assert isinstance(first, Wheel)

@@ -83,7 +83,7 @@ def test_data_list_says_what_is_where(fl_peel, tmp_path):
     code, out, _ = fl_peel("data", "list", "--data-dir", tmp_path)
     lines = {line.split()[0]: line.split() for line in out.splitlines()[1:]}
     assert code == 0
-    assert set(lines) == {"ml-100k", "ml-1m", "gowalla", "yelp2018", "amazon-book"}
+    assert set(lines) == {"ml-100k", "ml-1m", "gowalla", "yelp2018", "amazon-book", "amazon-electronics-timed"}
     assert lines["gowalla"][1:] == ["29,858", "40,981", "1,027,370", str(tmp_path / "gowalla")]
     assert "not here" in " ".join(lines["ml-1m"])
 

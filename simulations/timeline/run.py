@@ -1,0 +1,53 @@
+"""Run a scenario that has a timeline, on Flower's simulation engine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from fl_peel.disks import device_splits
+from fl_peel.events import OnEvent, silent
+from fl_peel.scenario.scenario import Scenario
+from simulations.engine.engine import simulated
+from simulations.engine.folders import run_folder
+from simulations.engine.inputs import check_devices, check_items
+from simulations.engine.memory import PeakMemory
+from simulations.engine.versions import versions
+from simulations.report.files import write_files
+from simulations.timeline.report import write_timeline
+from strategies.run.place import Place
+from strategies.timeline.schema import TimelineResult
+from strategies.timeline.serve import check_timeline, serve_timeline
+
+
+def run_timeline(
+    scenario: Scenario,
+    *,
+    data_dir: str | Path | None = None,
+    out: str | Path | None = None,
+    on_event: OnEvent = silent,
+    command: str | None = None,
+) -> TimelineResult:
+    """Replay a checked scenario's timeline; with ``out``, write timeline.json, .csv, .html and .svg there, and the
+    scenario.
+
+    Raises:
+        FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
+    """
+    check_timeline(scenario)
+    with run_folder() as run_dir:
+        place = Place(os.path.abspath(data_dir) if data_dir else os.environ.get("FL_PEEL_DATA", ""), str(run_dir))
+        with PeakMemory() as memory:
+            splits = device_splits(scenario, place.data_dir, place.run_dir)
+            check_items(scenario, splits.num_items)
+            check_devices(scenario, splits)
+            result = simulated(scenario, place, on_event, server=serve_timeline)
+    result = replace(result, versions=versions(), command=command, peak_rss_bytes=memory.peak_bytes)
+    if out is not None:
+        write_timeline(result, Path(out))
+        write_files(Path(out), {"scenario.yaml": scenario.to_yaml().encode()})
+    return result
+
+
+__all__ = ["run_timeline"]
