@@ -86,6 +86,8 @@ SECURE_CHOICE = "evaluate.secure_choice"
 USER_MISTAKE = 1001
 """Code of an error reply whose reason is the one line of a :class:`fl_peel.errors.FlPeelError`."""
 
+NEW, RESCALED = 1, 2
+"""What became of a block from one period to the next."""
 UNLIMITED = -1
 """A budget that holds everything that was sent."""
 OWN_BUDGET = -2
@@ -306,8 +308,9 @@ class EvaluateRequest:
 
 @dataclass(frozen=True)
 class RefreshRequest:
-    """A period's tables are out: read what you lack. budgets: (X,) as in :class:`EvaluateRequest`; changed: (B,) 1 for
-    blocks that are no longer as they were; groups: ranked blocks, as in a round.
+    """A period's tables are out: read what you lack. budgets: (X,) as in :class:`EvaluateRequest`; changed: (B,) NEW
+    for blocks that are no longer as they were, RESCALED for those of which all numbers grew or shrank alike, else 0;
+    groups: ranked blocks, as in a round.
     """
 
     setting: Setting

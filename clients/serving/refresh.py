@@ -15,15 +15,18 @@ from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
 from clients.serving.held import Held
+from fl_peel.blocks.precision import has_scales
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.exchange.counters import Refreshed
-from fl_peel.wire import RefreshReply, RefreshRequest
+from fl_peel.wire import NEW, RESCALED, RefreshReply, RefreshRequest
 
 AT_ONCE = 1 << 24
 """Pairs of a device and a block that are looked at together."""
 NEVER = np.iinfo(np.int32).max
+SCALE_BYTES = 2
+"""Of a row's scale, in half precision."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def refresh(cohort: Cohort, request: RefreshRequest) -> RefreshReply:
         ranked = RankedBlocks.unpack(layout, precision, payload)
         ranks[group, ranked.blocks] = np.arange(len(ranked.blocks))
         members = np.flatnonzero((groups == group) & cohort.joining)
-        changed = request.changed[ranked.blocks] > 0
+        changed = request.changed[ranked.blocks]
         moved = (before.groups[members] >= 0) & (before.groups[members] != group)
         hidden = seen.select(members)
         for i, budget in enumerate(request.budgets.tolist()):
@@ -100,25 +103,30 @@ def _sent_bytes(
     ranked: RankedBlocks,
     cutoffs: IntArray,
     hidden: UserItems,
-    changed: NDArray[np.bool_],
+    changed: NDArray[np.uint8],
     before: Before,
     members: IntArray,
     budget: int,
 ) -> IntArray:
-    """Bytes of blocks (N,) that devices up to ``cutoffs`` (N,) need and do not hold as they are now."""
+    """Bytes (N,) of what devices up to ``cutoffs`` (N,) need and do not hold as it is now: whole blocks, and new scales
+    of those whose codes stay.
+    """
     sent = np.zeros(len(members), np.int64)
     reach = int(cutoffs.max(initial=0))
     costs, places = np.diff(ranked.cost)[:reach], np.arange(reach)
+    rows = costs // ranked.layout.block_bytes(ranked.precision).min()  # of single items: 1
+    scales = rows * SCALE_BYTES if has_scales(ranked.precision) else costs
     skipped = ranked.unneeded(hidden)
     step = max(1, AT_ONCE // max(reach, 1))
     for first in range(0, len(members), step):
         some = np.arange(first, min(first + step, len(members)))
-        lacking = changed[None, :reach] | ~before.had(members[some], budget, ranked.blocks[:reach])
-        lacking &= places[None, :] < cutoffs[some][:, None]
+        needed = places[None, :] < cutoffs[some][:, None]
         passed = skipped.select(some)
         inside = passed.keep(passed.items < reach)
-        lacking[inside.users(), inside.items] = False
-        sent[some] = lacking @ costs
+        needed[inside.users(), inside.items] = False
+        lacking = (changed[None, :reach] == NEW) | ~before.had(members[some], budget, ranked.blocks[:reach])
+        rescaled = ~lacking & (changed[None, :reach] == RESCALED)
+        sent[some] = (needed & lacking) @ costs + (needed & rescaled) @ scales
     return sent
 
 

@@ -13,5 +13,5 @@ SplitOrder = Literal["auto", "time", "random"]
 CollectedMode = Literal["users", "oldest"]
 
 
-Phase = Literal["choose", "recent", "learn", "join"]
+Phase = Literal["choose", "earlier", "recent", "learn", "join"]
 """Of a period of a timeline, see :meth:`fl_peel.data.timeline.Timeline.splits`."""

@@ -81,11 +81,11 @@ class Timeline:
         """What there is in a period, counted from 0, and in which part.
 
         choose: train is what was done before the period that lies behind, validation what was done in it. recent: train
-        is what was done in the period that lies behind. learn: train is all that was done before this period. In these
-        three, of users who had done anything by then, test is what they do in the period. join: of users who do their
-        first thing in this period, train is that first thing and test the rest of what they do in it; those from before
-        are there, with nothing. Items that nobody had used before the period (before the one behind, to choose) have
-        numbers from ``num_items`` on, and are in no table.
+        is what was done in the period that lies behind; earlier: in the one before that. learn: train is all that was
+        done before this period. In these, of users who had done anything by then, test is what they do in the period.
+        join: of users who do their first thing in this period, train is that first thing and test the rest of what they
+        do in it; those from before are there, with nothing. Items that nobody had used before the period (to choose,
+        and earlier: before the one behind) have numbers from ``num_items`` on, and are in no table.
         """
         begin, end = int(self.edges[period]), int(self.edges[period + 1])
         behind = self.begin_of(period - 1)
@@ -100,8 +100,11 @@ class Timeline:
             return Splits(self._of(new[firsts], users), nobody, self._of(rest, users), self.items_before(begin))
         place = behind if phase == "choose" else begin
         test = np.flatnonzero(self.users[here] < known) + begin
+        if phase == "earlier":
+            place = behind
+        since = {"recent": behind, "earlier": self.begin_of(period - 2)}.get(phase, 0)
         return Splits(
-            self._of(np.arange(behind if phase == "recent" else 0, place), known),
+            self._of(np.arange(since, place), known),
             self._of(np.arange(place, begin), known),
             self._of(test, known),
             self.items_before(place),

@@ -32,7 +32,7 @@ class TimelinePart(Keys):
     """Of stage 1 in each period, from the directions of the last."""
     group_rounds: int = Field(1, ge=0)
     """Of Lloyd's algorithm in each period, from the last centroids."""
-    allowance: Share = 0.2
+    allowance: Share = 0.15
     """Of the table's rows, how many a period may change: those that change most, new items first."""
     fading: float | None = Field(10.0, gt=0)
     """A device's vector is a sum over what it did, of e^(-n / fading) where it did n things since; null: all alike."""

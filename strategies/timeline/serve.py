@@ -111,6 +111,7 @@ class _Run:
     exponents: Exponents = field(default_factory=lambda: Exponents(0.5, 0.5, 0.0))
     model: Model | None = None
     published: FloatArray | None = None
+    fresh: NDArray[np.float64] | None = None
     first_lists: dict[str, CachedList] = field(default_factory=dict)
     first: Scored | None = None
     lines: Lines = field(default_factory=Lines)
@@ -183,7 +184,7 @@ class _Run:
                 items=learn.num_items,
                 new_items=learn.num_items - (0 if before is None else before.num_items),
                 user_groups=len(states),
-                changed_rows=int(changed.sum()),
+                changed_rows=int((changed == wire.NEW).sum()),
                 stage1_down=int(spent.download_bytes) / max(learn.num_users, 1),
                 stage1_up=int(spent.upload_bytes) / max(learn.num_users, 1),
                 virtual_seconds=sum(record.virtual_seconds for record in records),
@@ -205,23 +206,28 @@ class _Run:
         if model is None:  # of what was before the period that is over
             count = COUNT_EXPONENTS if config.count_exponent is None else (config.count_exponent,)
             value = VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,)
-            behind = slice(self.timeline.begin_of(-2), self.timeline.begin_of(-1))
-            recent = np.bincount(self.timeline.items[behind], minlength=splits.num_items)
+            earlier: list[SumsRecord] = []
+            recent = self.recent(period, earlier, "earlier")[: splits.num_items]
+            sums = self.sums(period, "choose", splits)
+            sums.records += earlier
             model, _ = self.going_on(sums, None, recent)
         part = self.part
         question = question_of(
             model, self.scenario.seed, count=count, value=value, fresh=part.fresh_exponents, fading=part.fading
         )
-        self.exponents = Exponents(count[0], value[0], part.fresh_exponents[0])
+        fresh = part.fresh_exponents[0] if self.model is None else fixed.fresh
+        self.exponents = Exponents(count[0], value[0], fresh)
         if question is not None:
-            self.exponents = exponents_of(question, *sums.choice(question))
+            won, answered = sums.choice(question)
+            if answered or self.model is None:  # later, what was chosen last stays where nobody says anything
+                self.exponents = exponents_of(question, won, answered)
         self.clock = sums.now
         return list(sums.records)
 
-    def recent(self, period: int, records: list[SumsRecord]) -> Ints:
-        """How many devices used each item in the period that is over."""
-        splits = self.timeline.splits(period, "recent")
-        sums = self.sums(period, "recent", splits)
+    def recent(self, period: int, records: list[SumsRecord], phase: Phase = "recent") -> Ints:
+        """How many devices used each item (I,) in the period that is over, or earlier; what it takes goes to records."""
+        splits = self.timeline.splits(period, phase)
+        sums = self.sums(period, phase, splits)
         counts = sums.counts()
         self.clock = sums.now
         records += sums.records
@@ -267,6 +273,11 @@ class _Run:
         exact = states[0].table
         fresh = self.model.fresh[:, None].astype(np.float32)
         self.published, changed = published(self.published, exact / fresh, self.part.allowance)
+        last = (
+            np.ones(len(fresh)) if self.fresh is None else np.append(self.fresh, np.ones(len(fresh) - len(self.fresh)))
+        )
+        changed[(changed == 0) & (self.model.fresh != last)] = wire.RESCALED
+        self.fresh = self.model.fresh
         table = self.published * fresh
         for state in states:
             state.table = table

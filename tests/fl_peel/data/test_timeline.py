@@ -1,0 +1,107 @@
+"""A timeline cuts interactions into a past and periods, and knows nothing of what comes later."""
+
+import numpy as np
+import pytest
+
+from fl_peel.data.interactions import Interactions, UserItems
+from fl_peel.data.timeline import Timeline
+from fl_peel.errors import DataError
+
+ROWS = [
+    # user, item, day
+    (7, 50, 1),
+    (7, 40, 2),
+    (3, 50, 3),
+    (3, 60, 4),  # the period before the one behind
+    (7, 60, 5),
+    (9, 40, 6),  # the period behind
+    (3, 40, 7),
+    (7, 70, 8),  # period 0 begins with user 3: an item that nobody had
+    (5, 50, 9),  # a user that nobody knew
+    (5, 70, 10),
+    (9, 70, 11),  # period 1
+    (5, 60, 12),
+    (3, 80, 13),
+    (2, 80, 14),
+]
+
+
+def timeline(rows=ROWS, **changes):
+    users, items, days = (np.array(column) for column in zip(*rows, strict=True))
+    labels, numbers = np.unique(users, return_inverse=True)
+    order = np.argsort(numbers, kind="stable")
+    pairs = UserItems.from_pairs(numbers, items, len(labels))
+    data = Interactions("planted", pairs, int(items.max()) + 1, (days * 86_400)[order])
+    keys = {"start": 6 / 14, "periods": 2, "share": 4 / 14, "days": None}
+    return Timeline.of(data, **(keys | changes))
+
+
+def pairs(items):
+    return sorted(zip(items.users().tolist(), items.items.tolist(), strict=True))
+
+
+def three(days):
+    return timeline(start=6 / 14, share=2 / 14, periods=2, days=days)
+
+
+def test_users_and_items_are_numbered_as_they_appear():
+    found = three(None)
+    # users 7, 3, 9, 5, 2 are 0 to 4; items 50, 40, 60, 70, 80 are 0 to 4
+    assert found.users.tolist() == [0, 0, 1, 1, 0, 2, 1, 0, 3, 3, 2, 3, 1, 4]
+    assert found.items.tolist() == [0, 1, 0, 2, 2, 1, 1, 3, 0, 3, 3, 2, 4, 4]
+    assert found.edges.tolist() == [6, 8, 10]
+    assert found.before.tolist() == [2, 4]
+
+
+def test_before_a_period_there_is_what_was_done_and_in_it_what_is_asked():
+    learn = three(None).splits(0, "learn")
+    assert (learn.num_users, learn.num_items) == (3, 3)
+    assert pairs(learn.train) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 1)]
+    assert pairs(learn.test) == [(0, 3), (1, 1)]  # item 3 is new: in no table, but asked for
+    assert not learn.validation.num_interactions
+
+
+def test_what_is_chosen_on_is_the_period_that_lies_behind():
+    found = three(None)
+    choose = found.splits(0, "choose")
+    assert (choose.num_users, choose.num_items) == (3, 3)
+    assert pairs(choose.train) == [(0, 0), (0, 1), (1, 0), (1, 2)]
+    assert pairs(choose.validation) == [(0, 2), (2, 1)]
+    assert pairs(found.splits(0, "recent").train) == [(0, 2), (2, 1)]
+    assert pairs(found.splits(1, "recent").train) == [(0, 3), (1, 1)]
+    assert pairs(found.splits(0, "earlier").train) == [(1, 0), (1, 2)]
+    assert pairs(found.splits(1, "earlier").train) == pairs(found.splits(0, "recent").train)
+
+
+def test_who_joins_has_a_first_thing_and_is_asked_for_the_rest():
+    join = three(None).splits(1, "join")
+    assert (join.num_users, join.num_items) == (4, 4)
+    assert pairs(join.train) == [(3, 0)]
+    assert pairs(join.test) == [(3, 3)]
+    assert pairs(three(None).splits(1, "learn").test) == []
+
+
+def test_periods_may_be_days():
+    by_days = three(2.0)
+    assert by_days.edges.tolist() == [6, 8, 10]
+    assert by_days.before.tolist() == [2, 4]
+
+
+@pytest.mark.parametrize("phase", ["choose", "earlier", "recent", "learn", "join"])
+@pytest.mark.parametrize("period", [0, 1])
+def test_nothing_that_comes_later_is_in_a_period(period, phase):
+    """Everything after the period is replaced: other users, other items. Only the count of what is to come may stay."""
+    last = int(three(None).edges[period + 1])
+    other = [*ROWS[:last], *((90 + place, 900 - place, 20 + place) for place in range(len(ROWS) - last))]
+    ours, theirs = three(None).splits(period, phase), timeline(other, start=6 / 14, share=2 / 14).splits(period, phase)
+    assert (ours.num_users, ours.num_items) == (theirs.num_users, theirs.num_items)
+    for part in ("train", "validation", "test"):
+        assert pairs(getattr(ours, part)) == pairs(getattr(theirs, part))
+
+
+def test_what_cannot_be_cut_is_refused():
+    with pytest.raises(DataError, match=r"^planted: 14 interactions do not hold a past and 2 periods .*; lower"):
+        timeline(start=0.1, share=0.3)
+    data = Interactions("timeless", UserItems.from_pairs(np.array([0]), np.array([0]), 1), 1)
+    with pytest.raises(DataError, match=r"^timeless: has no timestamps, which data.timeline needs; leave it out$"):
+        Timeline.of(data, start=0.5, periods=1, share=0.1, days=None)
