@@ -4,12 +4,22 @@ import math
 
 import numpy as np
 import pytest
+from dp_accounting import ComposedDpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.release import shares_of
 from fl_peel.exchange.sums import Sums
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.accounting import NO_PRIVACY, SMALLEST_MULTIPLIER, Schedule, calibrated, event_of, spent
+from fl_peel.privacy.accounting import (
+    NO_PRIVACY,
+    SMALLEST_MULTIPLIER,
+    TOLERANCE,
+    Schedule,
+    Spent,
+    calibrated,
+    event_of,
+    spent,
+)
 from fl_peel.privacy.mechanisms import (
     CentralGaussian,
     LocalGaussian,
@@ -113,7 +123,8 @@ def test_the_answer_which_group_is_added_where_it_is_asked():
 
 def test_a_multiplier_that_misses_the_target_is_refused():
     cost = make_plan(scenario()).epsilon
-    assert make_plan(scenario(CENTRAL | {"target_epsilon": cost * 1.001})).epsilon == cost
+    for enough in (cost, cost * 1.001):
+        assert make_plan(scenario(CENTRAL | {"target_epsilon": enough})).epsilon == cost
     with pytest.raises(ScenarioError, match=r"privacy\.noise_multiplier: 5 spends epsilon .* above"):
         make_plan(scenario(CENTRAL | {"target_epsilon": cost * 0.999}))
 
@@ -219,6 +230,32 @@ def test_rounds_that_a_coin_decides_cost_less_than_certain_ones():
     assert cost(Schedule((*free.rounds, (4, 1.0)), 1.0)) == certain
 
 
+def test_events_by_hand():
+    """A coin where there is one; precisions of a share; nothing of what is released never or of no share."""
+    schedule = Schedule(((0, 1.0), (3, 1.0), (5, 0.0), (2, 0.25)), 0.5, ((7, 1.0),))
+    full, part = (PoissonSampledDpEvent(0.5, GaussianDpEvent(z)) for z in (2.0, 4.0))
+    certain = SelfComposedDpEvent(GaussianDpEvent(2.0), 7)
+    assert event_of(CentralGaussian(), 2.0, schedule) == ComposedDpEvent(
+        [SelfComposedDpEvent(full, 3), SelfComposedDpEvent(part, 2), certain]
+    )
+    assert event_of(CentralGaussian(), 2.0, Schedule(((7, 1.0),))) == ComposedDpEvent([certain])
+
+
+@pytest.mark.parametrize(("target", "step"), [(0.05, 1e-4), (1.0, 1e-4), (5.0, 5e-4), (30.0, 1e-3)])
+def test_calibration_resolves_losses_as_far_as_its_target_needs(target, step, monkeypatch):
+    """Here a run of noise z costs 9 / z: the least noise is 9 / target."""
+    steps = set()
+
+    def cost(event, delta, *, discretization):
+        steps.add(discretization)
+        return Spent(9 / event.events[0].event.noise_multiplier, delta, "", None, None)
+
+    monkeypatch.setattr("fl_peel.privacy.accounting.spent", cost)
+    multiplier = calibrated(CentralGaussian(), Schedule(((1, 1.0),)), target, DELTA)
+    assert 9 / target <= multiplier <= 9 / target * (1 + TOLERANCE)
+    assert list(steps) == pytest.approx([step])
+
+
 def test_calibration_stays_between_its_ends():
     schedule = Schedule(((1, 1.0),))
     # a target that hardly protects gets no less than the smallest noise, and that meets it
@@ -312,7 +349,7 @@ def test_numbers_beyond_the_range_saturate_with_their_sign():
 # ---------------------------------------------------------------- what the report tells
 
 
-def told(given, norms=(0.25, 0.5), **how):
+def told(given, norms=(0.125, 0.25, 0.5), **how):
     return report_of(given, make_plan(given, **how), list(norms))
 
 
@@ -331,8 +368,14 @@ def test_the_report_has_the_figures_of_the_plan():
     assert (accounted.accountant, accounted.epsilon_rdp, accounted.epsilon_pld) == (
         plan.cost.accountant, plan.cost.rdp, plan.cost.pld,
     )  # fmt: skip
-    assert (accounted.target_epsilon, accounted.noise_multiplier, accounted.clip_norms) == (99.0, 5.0, (0.25, 0.5))
+    assert (accounted.target_epsilon, accounted.noise_multiplier, accounted.clip_norms) == (
+        99.0,
+        5.0,
+        (0.125, 0.25, 0.5),
+    )
     *parts, answer = accounted.releases
+    assert accounted.noise_source == "seed"
+    assert told(scenario(CENTRAL | {"noise_source": "system"})).accounted.noise_source == "system"
     assert {one.part: one.share for one in parts} == dict(plan.shares)
     assert {one.part: one.bound for one in parts} == {"updates": 0.5, "signals": 1.0}  # updates: of the last round
     assert {one.part: one.rounds for one in parts} == {"updates": 7, "signals": 2}  # signals: of rounds 3 and 6

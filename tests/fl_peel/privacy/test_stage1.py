@@ -8,6 +8,7 @@ import pytest
 
 from fl_peel.pretraining.bounded import CHOICE_BOUND, Bounded, Open
 from fl_peel.pretraining.by_sums import PASS_SCALE, UNIT_SCALE, Units
+from fl_peel.privacy.accounting import Schedule, event_of, spent
 from fl_peel.privacy.mechanisms import CentralGaussian, LocalLaplace
 from fl_peel.privacy.plan import make_plan
 from fl_peel.privacy.report import report_of
@@ -165,6 +166,8 @@ def test_stage_1_is_in_the_plan_and_in_the_report():
     plan = make_plan(given, asks_groups=True)
     assert plan.stage1 == stage1_releases(given)
     assert plan.schedule.certain == tuple((release.times, release.share) for release in plan.stage1)
+    alone = event_of(plan.mechanism, 3.0, Schedule(plan.schedule.certain))
+    assert plan.stage1_epsilon == spent(alone, given.privacy.delta).epsilon
     assert 0 < plan.stage1_epsilon < plan.cost.epsilon
     accounted = report_of(given, plan, [0.5]).accounted
     first = accounted.releases[: len(plan.stage1)]
