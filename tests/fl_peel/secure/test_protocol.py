@@ -297,6 +297,18 @@ def test_a_vector_in_parts_is_masked_as_a_whole_one(first):
     assert without(parts[1], [Mask(seed, added=True)], 8 * first).wide.tolist() == list(range(first, 9))
 
 
+def test_a_device_masks_parts_of_its_vector_as_the_whole():
+    group = Group.of(5, 4)
+    whole = group.masked(0, words([], range(9)))
+    parts = [
+        protocol.mask_vector(
+            words([], range(first, stop)), group.secrets[0], OCCASION, 10, group.neighbours[0], group.needed, 8 * first
+        )
+        for first, stop in ((0, 5), (5, 9))
+    ]
+    assert np.concatenate([part.wide for part in parts]).tolist() == whole.wide.tolist()
+
+
 # ---------------------------------------------------------------- the graph
 
 

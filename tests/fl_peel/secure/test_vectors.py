@@ -74,6 +74,11 @@ def test_words_are_narrow_only_where_no_sum_can_pass_them():
     norm = 1.0
     most = (2**31 - 1) / (1.001 * norm * FIXED_POINT + 2)
     assert [sum_bits("auto", math.floor(most), norm), sum_bits("auto", math.floor(most) + 1, norm)] == [32, 64]
+    # without norm a word is one unit: two for each of 2^30 - 1 devices are below 2^31 - 1, those of 2^30 are not
+    assert [sum_bits("auto", devices, 0.0) for devices in (2**30 - 1, 2**30)] == [32, 64]
+    # a norm of one unit, 2^-24: 3.001 for each device
+    most = math.floor((2**31 - 1) / 3.001)
+    assert [sum_bits("auto", devices, 2.0**-24) for devices in (most, most + 1)] == [32, 64]
 
 
 # ---------------------------------------------------------------- what a device moves, who must answer, who vanishes
