@@ -76,7 +76,7 @@ GROUPS = {
     "processes": Group(
         ("clients/processes/*", "clients/round/memory.py"),
         (
-            *("tests/clients/processes", "tests/clients/fleet"),
+            *("tests/clients/processes", "tests/clients/fleet", "tests/clients/round/test_memory.py"),
             "tests/strategies/evaluation/test_heterogeneity.py",
         ),
     ),
