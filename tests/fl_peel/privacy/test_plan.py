@@ -194,7 +194,7 @@ def test_whole_noise_is_asked_of_mechanisms_that_draw_it(monkeypatch):
 
 
 def test_more_noise_than_is_drawn_exactly_is_refused_by_part():
-    """Scales of rounds are in units of 2^-24, those of stage 1's counts of 2^-20; up to 2^56 units are drawn."""
+    """Up to 2^56 units: of 2^-24 in rounds; in stage 1 of 2^-20 for counts, of 2^-40 for products, 2^16 at most."""
     most = 2**32 * math.sqrt(0.9) / 5  # a bound of updates, which have 0.9 of a round, at a multiplier of 5
 
     def planned(selector="controller", norm=1.0, source="system", **privacy):
@@ -207,7 +207,9 @@ def test_more_noise_than_is_drawn_exactly_is_refused_by_part():
     assert planned(norm=1.001 * most, source="seed") is not None
     assert planned("popularity", signals_norm=1e9) is not None  # nobody says signals
     assert planned(counts_norm=1e9) is not None
-    for keys in ({"norm": 1.001 * most}, {"signals_norm": 1e9}, {"counts_norm": 1e9, "noise_multiplier": 100.0}):
+    assert planned(noise_multiplier=2e4) is not None
+    refused = [{"norm": 1.001 * most}, {"signals_norm": 1e9}, {"counts_norm": 1e9, "noise_multiplier": 100.0}]
+    for keys in (*refused, {"noise_multiplier": 9e4}):  # divided by the root of 0.2 and more: above 2^16
         with pytest.raises(ScenarioError, match=too_much):
             planned(**keys)
 
