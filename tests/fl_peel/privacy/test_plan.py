@@ -243,7 +243,7 @@ def test_events_by_hand():
     assert event_of(CentralGaussian(), 2.0, Schedule(((7, 1.0),))) == ComposedDpEvent([certain])
 
 
-@pytest.mark.parametrize(("target", "step"), [(0.05, 1e-4), (1.0, 1e-4), (5.0, 5e-4), (30.0, 1e-3)])
+@pytest.mark.parametrize(("target", "step"), [(0.05, 1e-4), (1.0, 1e-4), (5.0, 5e-4), (30.0, 1e-3), (40.0, 1e-3)])
 def test_calibration_resolves_losses_as_far_as_its_target_needs(target, step, monkeypatch):
     """Here a run of noise z costs 9 / z: the least noise is 9 / target."""
     steps = set()
