@@ -50,7 +50,7 @@ from survivors import (
 )
 
 WORK = ROOT / "out" / "mutants"
-COPIED = ("fl_peel", "clients", "strategies", "simulations", "tests", "pyproject.toml")
+COPIED = ("fl_peel", "clients", "strategies", "simulations", "tests", "docs", "pyproject.toml")
 
 
 @dataclass(frozen=True)

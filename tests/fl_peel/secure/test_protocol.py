@@ -121,8 +121,8 @@ def test_neighbours_agree_on_a_mask_and_on_no_other():
     key = pair_key(one, public_key(two), OCCASION, 4, 9)
     assert key == pair_key(two, public_key(one), OCCASION, 9, 4)
     others = [pair_key(one, public_key(two), occasion, 4, 9) for occasion in (Occasion(4, 1), Occasion(3, 2))]
-    others.append(pair_key(one, public_key(two), OCCASION, 4, 8))
-    assert len({key, *others}) == 4
+    others += [pair_key(one, public_key(two), OCCASION, *devices) for devices in ((4, 8), (5, 9))]
+    assert len({key, *others}) == 5
 
 
 def test_a_secret_comes_back_from_enough_shares():
