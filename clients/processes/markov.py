@@ -121,7 +121,7 @@ class MarkovBudget(BudgetProcess):
 
     def long_run(self) -> FloatArray:
         """Share of time in each state in the long run, (J,), from an evenly drawn first state."""
-        lazy = (np.asarray(self.transitions_per_step) + np.eye(len(self.states))) / 2.0  # no cycles, same shares
+        lazy = np.asarray(self.transitions_per_step) + np.eye(len(self.states))  # no cycles, same shares
         for _ in range(60):
             lazy = lazy @ lazy
             lazy /= lazy.sum(axis=1, keepdims=True)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from clients.fleet.fleet import fleet_from_mapping
+from clients.keys.traces import load_traces
 from clients.processes.base import BudgetProcess, Clock, Moment
 from clients.processes.budgets import (
     ConstantBudget,
@@ -11,6 +12,7 @@ from clients.processes.budgets import (
     PeriodicBudget,
     RandomWalkBudget,
     ShockBudget,
+    TraceBudget,
 )
 from fl_peel.errors import ProfileError
 from tests.helpers.fleets import fleet_of, ids, one_line
@@ -100,12 +102,19 @@ def test_a_walk_starts_where_it_is_told_and_is_reflected():
     assert (top[0] == 1.0).all()
     assert 0.6 <= top[1].min() < 0.61
     assert top[1].max() <= 1.0
+    assert top[1].mean() == pytest.approx(0.8, abs=0.01)  # evenly in [0.6, 1]: what passes the top comes back
     drawn = series(RandomWalkBudget(largest_step=0.1, min_factor=0.5, max_factor=1.0), ids(4000), 1, base=1.0)[0]
     assert 0.5 <= drawn.min() < 0.51
     assert 0.99 < drawn.max() <= 1.0
     defaults = RandomWalkBudget(largest_step=0.1)
     assert (defaults.min_factor, defaults.max_factor, defaults.first) == (0.1, 1.0, None)
     assert defaults.ceiling(0, ids(1), np.array([50.0])).tolist() == [50.0]
+
+
+def test_steps_of_a_walk_are_drawn_anew():
+    path = series(RandomWalkBudget(largest_step=0.001, min_factor=0.5, max_factor=1.0), ids(4000), 4, base=1.0)
+    draws = np.concatenate([path[:1], np.diff(path, axis=0)])  # where it begins, and three steps
+    assert np.abs(np.corrcoef(draws) - np.eye(4)).max() < 0.08  # five standard errors
 
 
 def test_bounds_of_a_walk():
@@ -166,8 +175,22 @@ def test_traces_are_scaled_by_their_own_peak_or_taken_as_they_are(tmp_path):
     assert budgets(at_end="hold") == [100, 25, 25]
     assert budgets(scale="absolute", recommender_share=0.5) == [200, 50, 200]
     assert budgets("nothing.csv") == [0, 0, 0]
+    (tmp_path / "halves.csv").write_text("device,time_s,memory_bytes\na,0,0.5\na,900,0.25\n")
+    assert budgets("halves.csv") == [100, 50, 100]  # of the peak, however small
     (tmp_path / "huge.csv").write_text(f"device,time_s,memory_bytes\na,0,{2**53 + 2}\n")
     one_line(budget_of(tmp_path, process="trace", file="huge.csv"), "memory_bytes must be between 0 and 9.0072e+15")
+
+
+def test_a_trace_never_exceeds_its_peak(tmp_path):
+    (tmp_path / "trace.csv").write_text("device,time_s,memory_bytes\na,0,400\na,900,100\n")
+    trace, base = load_traces(tmp_path / "trace.csv", "memory_bytes"), np.array([1000.0, 30.0])
+
+    def ceiling(**keys):
+        return TraceBudget(file=trace, **keys).ceiling(0, ids(2), base).tolist()
+
+    assert ceiling() == [1000.0, 30.0]
+    assert ceiling(scale="absolute") == [400.0, 400.0]
+    assert ceiling(scale="absolute", recommender_share=0.5) == [200.0, 200.0]
 
 
 # ---------------------------------------------------------------- the Markov chain
@@ -314,7 +337,8 @@ def test_recorded_availability_is_there_from_a_half_on(tmp_path):
         ),
         ({"probability": 0.5, "window": 3}, f"{P}.availability: unknown key 'window'"),
         ({"probability": 1.5}, f"{P}.availability.probability: must be <= 1 (got 1.5)"),
-        ({"uniform": [0.5, 1.5]}, f"{P}.availability"),
+        ({"uniform": [0.5, 1.5]}, f"{P}.availability: must be <= 1 (got 1.5)"),
+        ({"uniform": [0.5, "x"]}, f"{P}.availability.uniform[1]: must be a number (got 'x')"),
         ({"trace": {"file": "nowhere.csv"}}, f"{P}.availability.trace.file"),
         ({"diurnal": 3}, f"{P}.availability.diurnal: must be a mapping of keys to values (got 3)"),
         (-0.5, f"{P}.availability: must be >= 0 (got -0.5)"),
