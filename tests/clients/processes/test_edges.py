@@ -312,6 +312,22 @@ def test_a_share_may_be_drawn_for_each_device():
     assert not there(availability_of(0)(), 3).any()
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"lognormal": {"median": 0.25, "sigma": 0}},
+        {"categorical": {"values": [0.25]}},
+        {"empirical": {"counts": {0.25: 3}}},
+        {"empirical": {"file": "shares.csv", "column": "share"}},
+    ],
+)
+def test_a_share_may_be_of_any_distribution(given, tmp_path):
+    """Files lie beside the fleet's."""
+    (tmp_path / "shares.csv").write_text("share\n0.25\n")
+    for availability in (given, {"probability": given}):
+        assert there(availability_of(availability, tmp_path)(), 3).mean() == pytest.approx(0.25, abs=0.015)
+
+
 def test_recorded_availability_is_there_from_a_half_on(tmp_path):
     (tmp_path / "charging.csv").write_text("device,time_s,available\na,0,0.5\na,3600,0.49\n")
     loop = availability_of({"trace": {"file": "charging.csv", "random_start": False}}, tmp_path)()
