@@ -247,6 +247,22 @@ def test_a_chain_without_a_first_state_starts_as_it_goes_on():
     assert first.ceiling(0, ids(2), np.array([10.0, 20.0])).tolist() == [10.0, 20.0]
 
 
+def test_a_chain_of_one_state_stays_there():
+    process = MarkovBudget.model_validate({"states": {"on": 0.5}, "transitions_per_step": [[1]]})
+    assert series(process, ids(3), 4).tolist() == [[500.0] * 3] * 4
+    assert process.state_at(0, ids(3), 9).tolist() == [0] * 3
+
+
+def test_three_states_follow_their_rows():
+    """From each state, one step of 30,000 devices: the shares of its row, whether two rows share a part or none."""
+    states = {"a": 1.0, "b": 0.5, "c": 0.25}
+    for rows in ([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.0, 0.3, 0.7]], [[0, 1, 0], [0, 0, 1], [1, 0, 0]]):
+        process = MarkovBudget.model_validate({"states": states, "transitions_per_step": rows})
+        for state, row in enumerate(rows):
+            moved = process.advance(np.full(30_000, state, np.int8), 0, ids(30_000), 1)
+            assert np.bincount(moved, minlength=3) / 30_000 == pytest.approx(row, abs=0.015)
+
+
 def test_the_state_is_found_by_looking_back_no_further_than_needed(monkeypatch):
     """All rows are equal: one number says the state, whatever came before."""
     process = MarkovBudget.model_validate({"states": STATES, "transitions_per_step": [[0.3, 0.7]] * 2})
