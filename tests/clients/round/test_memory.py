@@ -70,6 +70,7 @@ def test_what_a_device_may_take_by_hand():
     assert module.choosing_bytes(RANKED) == 8
     nothing = rank_blocks(LAYOUT, "int8", -np.arange(12.0), np.ones((12, 4), np.float32), budget_bytes=0)
     assert len(nothing.blocks) == module.choosing_bytes(nothing) == 0
+    assert own.most_bytes(nothing, np.zeros(3, np.int64)).tolist() == [0, 0, 0]
     wide = rank_blocks(LAYOUT, "fp32", -np.arange(12.0), np.ones((12, 4), np.float32))
     assert module.choosing_bytes(wide) == 2 + 4 * 4
 
