@@ -147,6 +147,8 @@ def test_where_nothing_is_known_nothing_is_said():
     assert interval(np.zeros(0)) is None
     assert interval(np.array([np.nan, np.nan])) is None
     assert interval(over(np.array([0.1, 0.2]), np.array([0.1, 0.0]))) is None, "over nothing"
+    ratios = over(np.array([0.2, 0.0, 0.5, np.nan]), np.array([0.0, 0.0, 1.0, np.nan]))
+    assert ratios == pytest.approx([np.inf, np.inf, 0.5, np.nan], nan_ok=True), "nothing over nothing is no ratio"
     nobody = replicates(np.arange(0), np.zeros((0, 2)))
     assert not nobody.devices.any()
     assert nobody.recall.shape == (2, 1000)
