@@ -68,6 +68,7 @@ def test_a_device_class_by_hand():
             number,
             devices=[2, 0, 0], budget_bytes=[200, 0, 0], stored_bytes=[150, 0, 0], reselections=[number, 0, 0],
             violations=[1, 0, 0], download_bytes=[60, 0, 8], upload_bytes=[30, 0, 4],
+            peak_bytes=[500, 0, 9], working_violations=[number, 0, 7],
         )
         for number in (1, 2)
     ]  # fmt: skip
@@ -80,6 +81,7 @@ def test_a_device_class_by_hand():
     assert watch.stored_bytes_mean == (150 + 150 + 180) / 6
     assert (watch.reselections, watch.budget_violations) == (1 + 2, 1 + 1 + 3)
     assert (watch.download_bytes, watch.upload_bytes) == (120 / 2, 60 / 2)
+    assert (watch.peak_bytes_mean, watch.working_violations) == (1000 / 4, 1 + 2)
     assert watch.costs.virtual_seconds == 8 / 2
     assert (phone.devices, phone.recall, phone.ndcg) == (4, 1.0, 2.0)
     assert (phone.budget_bytes_mean, phone.stored_bytes_mean) == (200, 175)
@@ -87,6 +89,9 @@ def test_a_device_class_by_hand():
     assert (laptop.devices, laptop.recall, laptop.ndcg) == (0, None, None)
     assert (laptop.budget_bytes_mean, laptop.stored_bytes_mean) == (0, 0)
     assert (laptop.download_bytes, laptop.upload_bytes) == (16, 8)
+    assert (laptop.peak_bytes_mean, laptop.working_violations) == (18, 14)
+    assert watch.recall_margin == 0
+    assert (phone.recall_margin, laptop.recall_margin) == (None, None)
 
 
 def test_violations_are_those_of_rounds_and_of_the_evaluation():
