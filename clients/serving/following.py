@@ -104,9 +104,7 @@ class _Followed:
                 row.recall_after[:] = np.where(changed, new_recall, 0)
             recall, held, held_bytes = new_recall, kept, num_bytes
             behind = self.ranked.after_last_kept(cutoffs, self.seen)
-            rigid_stored = np.where(rigid_bytes > 0, rigid_bytes + self._overhead, 0)
-            lost = rigid_stored > budget
-            empty = rigid_bytes == 0
+            lost, empty = rigid_bytes + self._overhead > budget, rigid_bytes == 0
             rigid_bytes, rigid_recall = np.where(lost, 0, rigid_bytes), np.where(lost, 0, rigid_recall)
             if step % steps_per_round == 0:
                 fetch = empty & (kept > 0)  # what is lost at this very moment is missed until the next round

@@ -164,16 +164,15 @@ def test_devices_rank_where_the_scenario_says(monkeypatch):
 
 
 def test_what_is_stored_is_written_for_the_devices_that_are_named(tmp_path):
-    cohort = cohort_of(tmp_path)
+    cohort, artifacts = cohort_of(tmp_path / "run"), tmp_path / "run" / "artifacts"
     budgets = [BASE - 1, BASE, BASE + 2 * BLOCK]
     given = {"budgets": np.array(budgets), "factors": np.ones(3), "rooms": -np.ones(3)}
     for _ in range(2):  # what is there is written anew
-        evaluated(cohort, artifacts=np.array([99, 12, 10]), **given)
+        reply = evaluated(cohort, artifacts=np.array([99, 12, 10]), **given)
+    assert reply.stored_max.tolist() == [0, *budgets[1:]]
     names = [f"device-{device}-mine-{budget}.peel" for device in (10, 12) for budget in budgets[1:]]
-    assert sorted(path.name for path in (tmp_path / "artifacts").iterdir()) == names
-    ten, twelve = (
-        StoredEmbedding.from_bytes((tmp_path / "artifacts" / name).read_bytes()) for name in (names[1], names[3])
-    )
+    assert sorted(path.name for path in artifacts.iterdir()) == names
+    ten, twelve = (StoredEmbedding.from_bytes((artifacts / name).read_bytes()) for name in (names[1], names[3]))
     assert (ten.blocks.tolist(), ten.user.tolist(), ten.user_group) == ([0, 1], [1.0], 0)
     assert (twelve.blocks.tolist(), twelve.user.tolist(), twelve.user_group) == ([0, 2], [3.0], 1)
     evaluated(cohort_of(tmp_path / "other"), artifacts=np.array([99]))

@@ -21,7 +21,7 @@ LIST = pack_ranking(LAYOUT, "fp32", -ITEMS, ITEMS.astype(np.float32)[:, None], N
 ROOM = {
     10: [2 * BLOCK, 4 * BLOCK, 4 * BLOCK, BLOCK, 4 * BLOCK, 4 * BLOCK - 1],
     12: [3 * BLOCK, 3 * BLOCK, BLOCK, 2 * BLOCK, 2 * BLOCK, 2 * BLOCK],
-    13: [BLOCK, BLOCK, BLOCK, BLOCK, BLOCK, -1],
+    13: [BLOCK, -1, BLOCK, BLOCK, BLOCK, -1],
 }
 """Bytes besides header and user embedding, at two steps a round. Device 12 has seen item 1, which takes no room."""
 
@@ -56,18 +56,23 @@ EXPECTED = {
         "rigid_moved_bytes": [0, 0, 0, 0, 3 * BLOCK + ID, 0],
         "rigid_empty": [0, 0, 1, 1, 0, 0],
     },
-    13: {  # wants items 0 and 29; in the end not even the header fits
-        "kept_blocks": [1, 1, 1, 1, 1, 0],
-        "stored_bytes": [*[BASE + BLOCK] * 5, 0],
-        "shrank": [0, 0, 0, 0, 0, 1],
+    13: {  # wants items 0 and 29; twice not even the header fits
+        "kept_blocks": [1, 0, 1, 1, 1, 0],
+        "stored_bytes": [BASE + BLOCK, 0, BASE + BLOCK, BASE + BLOCK, BASE + BLOCK, 0],
+        "grew": [0, 0, 1, 0, 0, 0],
+        "shrank": [0, 1, 0, 0, 0, 1],
+        "missing_bytes": [0, 0, BLOCK, 0, 0, 0],
+        "moved_bytes": [0, 0, BLOCK + ID, 0, 0, 0],
         "counted": [1] * 6,
-        "reselected": [0, 0, 0, 0, 0, 1],
-        "recall_before": [0, 0, 0, 0, 0, 0.5],
-        "recall": [*[0.5] * 5, 0],
-        "recall_square": [*[0.25] * 5, 0],
-        "rigid_recall": [*[0.5] * 5, 0],
-        "rigid_square": [*[0.25] * 5, 0],
-        "rigid_empty": [0, 0, 0, 0, 0, 1],
+        "reselected": [0, 1, 1, 0, 0, 1],
+        "recall_before": [0, 0.5, 0, 0, 0, 0.5],
+        "recall_after": [0, 0, 0.5, 0, 0, 0],
+        "recall": [0.5, 0, 0.5, 0.5, 0.5, 0],
+        "recall_square": [0.25, 0, 0.25, 0.25, 0.25, 0],
+        "rigid_moved_bytes": [0, 0, BLOCK + ID, 0, 0, 0],
+        "rigid_recall": [0.5, 0, 0.5, 0.5, 0.5, 0],
+        "rigid_square": [0.25, 0, 0.25, 0.25, 0.25, 0],
+        "rigid_empty": [0, 1, 0, 0, 0, 1],
     },
 }
 
@@ -104,14 +109,14 @@ def cohort_of(requests="", device="cpu"):
     )
 
 
-def followed(**changes):
+def followed(devices=(13, 10, 12), **changes):
     return follow(
         cohort_of(**changes),
         SimpleNamespace(
             server_round=3,
             rounds=3,
             precision="fp32",
-            devices=np.array([13, 10, 12]),
+            devices=np.array(devices),
             traced=np.array([12, 10]),
             groups={2: LIST, 0: LIST, 1: LIST},
         ),
@@ -136,10 +141,17 @@ def test_devices_that_are_traced_are_told_apart():
         assert mine.stacked().tolist() == counts(device).stacked().tolist()
 
 
+def test_who_has_room_for_no_block_moves_nothing():
+    steps = followed(devices=[11]).steps[:, 1]
+    assert (steps.devices.tolist(), steps.counted.tolist(), steps.rigid_empty.tolist()) == ([1] * 6, [1] * 6, [1] * 6)
+    assert not steps.moved_bytes.any()
+    assert not steps.rigid_moved_bytes.any()
+
+
 def test_where_nobody_may_see_where_a_device_stops_it_reads_the_whole_list():
     whole, steps = 30 * BLOCK, followed(requests="group-prefix").steps
-    assert steps.moved_bytes.tolist() == [[0, 0], [0, whole], [0, 0], [whole, 0], [0, whole], [0, 0]]
-    assert steps.rigid_moved_bytes.tolist() == [[0, 0]] * 4 + [[whole, whole], [0, 0]]
+    assert steps.moved_bytes.tolist() == [[0, 0], [0, whole], [0, whole], [whole, 0], [0, whole], [0, 0]]
+    assert steps.rigid_moved_bytes.tolist() == [[0, 0], [0, 0], [0, whole], [0, 0], [whole, whole], [0, 0]]
 
 
 def test_devices_rank_where_the_scenario_says(monkeypatch):

@@ -100,6 +100,9 @@ def test_violations_are_those_of_rounds_and_of_the_evaluation():
         served = OwnCounts(*(np.array(v) for v in ([1] * 3, [1] * 3, [1] * 3, in_evaluation)))
         rows = device_class_rows(MEMBERS, [record(1, violations=in_rounds)], own(nothing, owned=served))
         assert [row.budget_violations for row in rows.values()] == np.add(in_rounds, in_evaluation).tolist()
+        assert [row.budget_bytes_mean for row in rows.values()] == [1, 1, 1]
+    rows = device_class_rows(MEMBERS, [], own(nothing, owned=served))
+    assert [row.budget_violations for row in rows.values()] == [4, 0, 6], "without a round, of the evaluation alone"
 
 
 def test_user_groups_by_hand():
@@ -107,6 +110,11 @@ def test_user_groups_by_hand():
     assert [(row.group, row.devices, row.recall, row.ndcg) for row in rows] == [
         (0, 4, 0.5, 0.25), (1, 2, 0.5, 0.5), (2, 0, None, None), (3, 1, None, None),
     ]  # fmt: skip
+
+
+def test_a_user_group_without_devices_is_there():
+    rows = user_group_rows(MEMBERS, 5, own(by_group=metrics([1] * 5, [1] * 5, [1] * 5)))
+    assert [row.devices for row in rows] == [4, 2, 0, 1, 0]
 
 
 def test_rounds_and_history_by_hand():

@@ -134,6 +134,7 @@ def test_what_devices_would_store_is_written_even_where_no_figure_is_of_it():
     found, asked, events = asked_for(selector="controller")
     assert asked[-1] == ([20, 40], {"label": "int8", "artifacts": "stored"})
     assert (len(found.budgets), len(asked), events[-1].done) == (4, 5, 6)
+    assert len(asked_for(selector="controller", artifacts=0)[1]) == 4, "nothing is to be stored"
 
 
 def test_without_budgets_nothing_is_asked_or_stored():
