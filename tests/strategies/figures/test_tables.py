@@ -41,6 +41,7 @@ def test_full_tables_by_hand():
     assert found.start_validation == Quality(0.4375, 0.3125)
     assert found.gain == Gain(-0.125, -0.0625, -0.0625, devices=8)
     assert found.strongest == "start"
+    assert full_table(400, FullReplies(GLOBAL, REFINED, None, START)).strongest == "refined"
 
 
 def test_tables_that_nobody_asked_for_are_not_there():
