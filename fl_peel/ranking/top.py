@@ -65,7 +65,7 @@ def top_rows(
         np.ascontiguousarray(users),
         exclude.indptr,
         _rows(ranked, exclude),
-        np.argsort(present),
+        present.argsort(),
         best,
         scores,
     )
