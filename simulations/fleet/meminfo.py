@@ -158,7 +158,8 @@ class _Reader:
         elif (line.startswith("MemAvailable") or not _OTHER.fullmatch(line)) and raw.endswith(b"\n"):  # not cut off
             raise self._error(
                 number,
-                f"{kind_of(line)} is neither a line of /proc/meminfo nor a time in seconds; remove it, or begin it with #",
+                f"{kind_of(line)} is neither a line of /proc/meminfo nor a time in seconds; remove it, or begin it "
+                "with #",
             )
 
     def _time(self, number: int, time_s: Decimal) -> None:

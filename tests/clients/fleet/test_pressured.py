@@ -12,8 +12,10 @@ from clients.fleet.files import SHIPPED_FOLDER
 from clients.fleet.fleet import Fleet, FleetBudgets, fleet_from_mapping, load_fleet
 from clients.keys.traces import load_traces
 from tests.helpers.fleets import TABLE, ids
+from tests.helpers.root import ROOT
 
 STATES = ("normal", "moderate", "low", "critical")
+EXAMPLES = ROOT / "docs" / "fleets"
 ROUNDS, DEVICES = 40, 500
 STAY = {"relaxed": 0.998, "pressed": 0.97, "critical": 0.5}
 """Of the state normal."""
@@ -140,9 +142,9 @@ def test_what_states_leave_is_the_same_in_all_classes():
 
 
 def test_recorded_devices_replay_the_recording():
-    traces = load_traces(SHIPPED_FOLDER / "recordings" / "machine.csv", "memory_bytes")
+    traces = load_traces(EXAMPLES / "machine.csv", "memory_bytes")
     assert (traces.num_traces, len(traces.values)) == (1, 60)
-    budgets = FleetBudgets(load_fleet("recorded-memory"), 0, ids(300), TABLE)
+    budgets = FleetBudgets(load_fleet(EXAMPLES / "recorded-memory.yaml"), 0, ids(300), TABLE)
     shares = np.concatenate([budgets.during(server_round) for server_round in range(20)]) / budgets.ceiling()
     assert shares.max() == pytest.approx(1, abs=1e-4)
     # the least that was available is 11.19 of at most 22.49 GB

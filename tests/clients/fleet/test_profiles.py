@@ -38,7 +38,7 @@ class TestShippedProfiles(ProfileContract):
 
 
 def test_the_shipped_fleets():
-    first = ("default", "microcontrollers", "mixed", "night-charging", "phones", "pressured-phones", "recorded-memory")
+    first = ("default", "microcontrollers", "mixed", "night-charging", "phones", "pressured-phones")
     assert shipped_names() == (*first, "shock", "stragglers", "tablets", "tight", "wearables")
     assert load_fleet("default").names == ("low-end", "mid-range", "high-end")
     assert {type(p.budget).__name__ for p in load_fleet("default").profiles} == {"MarkovBudget", "ConstantBudget"}

@@ -6,11 +6,11 @@ from decimal import Decimal
 
 import pytest
 
-from clients.fleet.files import SHIPPED_FOLDER
 from clients.fleet.fleet import load_fleet
 from clients.processes.budgets import TraceBudget
 from simulations.fleet.meminfo import read_recording, read_recordings, trace_bytes, trace_table
 from tests.helpers.fleets import TABLE, ids, one_line
+from tests.helpers.root import ROOT
 
 SNAPSHOT = """\
 MemTotal:        1000000 kB
@@ -122,8 +122,8 @@ def test_what_was_read_is_shown(record):
     assert trace_table(read_recordings([record(THREE)])).note.startswith("Memory: MemAvailable.")
 
 
-def test_the_shipped_trace_is_made_of_the_shipped_recording():
-    folder = SHIPPED_FOLDER / "recordings"
+def test_the_trace_of_the_example_is_made_of_its_recording():
+    folder = ROOT / "docs" / "fleets"
     recordings = read_recordings([folder / "machine.txt"])
     assert trace_bytes(recordings) == (folder / "machine.csv").read_bytes()
     # the first and the least: 21,885,040 and 10,929,292 kB
