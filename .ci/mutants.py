@@ -50,7 +50,7 @@ from survivors import (
 )
 
 WORK = ROOT / "out" / "mutants"
-COPIED = ("fl_peel", "clients", "strategies", "simulations", "tests", "pyproject.toml")
+COPIED = ("fl_peel", "clients", "strategies", "simulations", "tests", "docs", "pyproject.toml")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ GROUPS = {
     "processes": Group(
         ("clients/processes/*", "clients/round/memory.py"),
         (
-            *("tests/clients/processes", "tests/clients/fleet"),
+            *("tests/clients/processes", "tests/clients/fleet", "tests/clients/round/test_memory.py"),
             "tests/strategies/evaluation/test_heterogeneity.py",
         ),
     ),

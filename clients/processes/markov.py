@@ -121,7 +121,7 @@ class MarkovBudget(BudgetProcess):
 
     def long_run(self) -> FloatArray:
         """Share of time in each state in the long run, (J,), from an evenly drawn first state."""
-        lazy = (np.asarray(self.transitions_per_step) + np.eye(len(self.states))) / 2.0  # no cycles, same shares
+        lazy = np.asarray(self.transitions_per_step) + np.eye(len(self.states))  # no cycles, same shares
         for _ in range(60):
             lazy = lazy @ lazy
             lazy /= lazy.sum(axis=1, keepdims=True)
@@ -132,7 +132,7 @@ class MarkovBudget(BudgetProcess):
         """Bin ends per state, (J, 2J): J bins common to all rows, J of the row's own; and the common part's end."""
         rows = np.asarray(self.transitions_per_step, dtype=np.float64)
         least = rows.min(axis=0)
-        common = min(float(least.sum()), 1.0)
+        common = float(least.sum())
         if common > 1.0 - 1e-12:
             common = 1.0
             least = rows[0]

@@ -76,7 +76,7 @@ class RoundMemory:
         beside: bytes that every device holds besides its blocks' file.
         """
         lowest = np.minimum.accumulate(budgets, axis=0)  # (T, N): nothing dropped comes back within the round
-        held = ranked.cutoffs(lowest.reshape(-1) - beside).reshape(lowest.shape)
+        held = ranked.cutoffs(lowest - beside)
         stored = stored_bytes(ranked, held, lowest, beside)
         over = (stored > budgets).sum(axis=0).astype(np.int64)
         begun, trained = (np.minimum(blocks, trainable) for blocks in (held[0], held[-1]))
@@ -110,7 +110,7 @@ class RoundMemory:
         return np.where(known, working.taken_bytes(ranked, self.trained, pieces), taken)
 
 
-def stored_bytes(ranked: RankedBlocks, cutoffs: IntArray, budgets: IntArray, beside: int = 0) -> IntArray:
+def stored_bytes(ranked: RankedBlocks, cutoffs: IntArray, budgets: IntArray, beside: int) -> IntArray:
     """Bytes held with these cutoffs; nothing at all where the budget does not hold what every device holds."""
     fits = budgets >= overhead_bytes(ranked.layout.embedding_dim) + beside
     return np.where(fits, ranked.stored_bytes(cutoffs) + beside, 0)

@@ -63,7 +63,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
             per_device = OwnCounts(np.ones(len(members), np.int64), held.budgets, held.stored, held.violations)
             short += int(held.short.sum())
             owned[i].add(per_device.by_cell(classes, num_classes))
-            stored_max[i] = max(stored_max[i], int(held.stored.max(initial=0)))
+            stored_max[i] = max(stored_max[i], int(held.stored.max()))
             metrics = evaluate(
                 ranked, held.cutoffs, users, hidden, mine, scenario.evaluation.top_n, scenario.engine.device
             )

@@ -84,31 +84,27 @@ class _Followed:
         num_steps, num_devices = budgets.shape
         counted = self.wanted.counts() > 0
         table = StepCounts.zeros(num_steps, num_devices)
-        before = (np.zeros(num_devices, np.int64),) * 3  # blocks kept, their bytes, rank behind the last of them
-        recall = np.zeros(num_devices, np.int64)
-        rigid_bytes, rigid_recall = np.zeros(num_devices, np.int64), np.zeros(num_devices, np.int64)
+        held, held_bytes, behind = np.zeros((3, num_devices), np.int64)  # blocks, their bytes, rank behind the last
+        recall, rigid_bytes, rigid_recall = np.zeros((3, num_devices), np.int64)
         for step in range(num_steps):
             row = table[step]
             budget = budgets[step]
             cutoffs, stored, kept = self.ranked.serving_cutoffs(budget, self.seen)
             num_bytes = self._block_bytes(stored)
-            changed = kept != before[0] if step else np.ones(num_devices, np.bool_)
+            changed, grew = kept != held, kept > held
             new_recall = recall.copy()
             new_recall[changed] = self._recall(np.flatnonzero(changed), cutoffs)
             if step:
-                grown = np.where(kept > before[0], kept - before[0], 0)
-                missing = np.where(kept > before[0], num_bytes - before[1], 0)
-                row.grew[:] = grown > 0
-                row.shrank[:] = kept < before[0]
-                row.missing_bytes[:] = missing
-                row.moved_bytes[:] = np.where(grown > 0, self._read(before[2], cutoffs), 0)
+                row.grew[:] = grew
+                row.shrank[:] = kept < held
+                row.missing_bytes[:] = np.maximum(num_bytes - held_bytes, 0)
+                row.moved_bytes[:] = np.where(grew, self._read(behind, cutoffs), 0)
                 row.reselected[:] = changed & counted
                 row.recall_before[:] = np.where(changed, recall, 0)
                 row.recall_after[:] = np.where(changed, new_recall, 0)
-            recall, before = new_recall, (kept, num_bytes, self.ranked.after_last_kept(cutoffs, self.seen))
-            rigid_stored = np.where(rigid_bytes > 0, rigid_bytes + self._overhead, 0)
-            lost = rigid_stored > budget
-            empty = rigid_bytes == 0
+            recall, held, held_bytes = new_recall, kept, num_bytes
+            behind = self.ranked.after_last_kept(cutoffs, self.seen)
+            lost, empty = rigid_bytes + self._overhead > budget, rigid_bytes == 0
             rigid_bytes, rigid_recall = np.where(lost, 0, rigid_bytes), np.where(lost, 0, rigid_recall)
             if step % steps_per_round == 0:
                 fetch = empty & (kept > 0)  # what is lost at this very moment is missed until the next round

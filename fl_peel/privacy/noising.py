@@ -79,7 +79,7 @@ def randomized_groups(
         return groups
     honest = 1.0 / (1.0 + (num_groups - 1) * math.exp(-epsilon))
     coin, drawn = (source.uniforms((what,), devices) for what in ("group-answer", "other-group"))
-    other = 1 + np.floor(drawn * (num_groups - 1)).astype(np.int32)
+    other = 1 + np.floor(drawn * (num_groups - 1))
     return np.where(coin < honest, groups, (groups + other) % num_groups).astype(np.int32)
 
 

@@ -158,7 +158,7 @@ class Stage1Noise:
         """On those of a user group; on products as on a matrix that is then made symmetric."""
         products = self.draw("moment products", (columns, columns), group)
         return Moments(
-            int(self.draw("moment sizes", (1,), group)[0]),
+            self.draw("moment sizes", (1,), group).item(),
             self.draw("moment vectors", (columns,), group),
             (products + products.T) // 2,
             self.draw("moment items", (items,), group),

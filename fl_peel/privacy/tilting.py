@@ -45,7 +45,7 @@ def tilted(groups: Sequence[NoisedSignals], start: FloatArray, *, spread: float 
     total = sum(float(group.hits.sum()) for group in groups)
     weight = sum(float(group.exposure.sum()) for group in groups)
     variance = sum(float(group.variance.sum()) for group in groups)
-    if weight <= 0 or total <= max(CERTAIN * variance**0.5, 0.0):
+    if weight <= 0 or total <= CERTAIN * variance**0.5:
         return start.copy()
     total -= variance / total  # James-Stein: positive noise is not a hit
     theta, prior = start.copy(), np.eye(len(start)) / spread**2

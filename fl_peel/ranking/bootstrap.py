@@ -66,8 +66,8 @@ class Replicates:
     @staticmethod
     def zeros(figures: int, count: int) -> Replicates:
         """Over nobody."""
-        nothing = np.zeros((1 + 2 * figures, count), np.int64)
-        return Replicates(nothing[1 : 1 + figures], nothing[1 + figures :], nothing[0])
+        nothing = np.zeros((figures, count), np.int64)
+        return Replicates(nothing, nothing, np.zeros(count, np.int64))
 
     def __add__(self, other: Replicates) -> Replicates:
         """Over both sets of devices."""
@@ -145,7 +145,7 @@ def estimate(value: float, replicates: Doubles, num_devices: int, by_seed: Seque
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values of so many questions asked at once, corrected (Holm, Scandinavian Journal of Statistics 6, 1979)."""
-    corrected, largest = [0.0] * len(p_values), 0.0
+    corrected, largest = list(p_values), 0.0
     for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
         corrected[index] = largest

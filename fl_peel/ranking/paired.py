@@ -84,12 +84,11 @@ class Effects:
         scale = float(weights.sum() - (weights**2).sum() / weights.sum())
         # Cochran's Q, about normal for many groups: where they differ no more than chance lets them, the effect is one
         differ = excess > NormalDist().inv_cdf(SURE) * np.sqrt(2.0 * max(len(m) - 1, 1))
-        between = excess / scale if differ and scale > 0 else 0.0
+        between = excess / scale if differ else 0.0
         weights = 1.0 / (v + between)
         common, certainty = float((weights * m).sum() / weights.sum()), 1.0 / float(weights.sum())
-        share = np.zeros_like(means)  # of a group's own mean in what is believed of it
-        share[heard] = between / (v + between)
-        own = np.where(heard, variances, 0.0)
+        share, own = np.zeros((2, len(means)))  # of a group's own mean in what is believed of it; its variance
+        share[heard], own[heard] = between / (v + between), v
         deviation = np.sqrt(share**2 * own + (1 - share) ** 2 * (between + certainty))
         return Effects(share * means + (1 - share) * common, deviation)
 

@@ -29,8 +29,10 @@ class Histogram(Counters):
     def of(
         cells: NDArray[np.integer], num_cells: int, values: NDArray[np.float64], counted: NDArray[np.bool_]
     ) -> Histogram:
-        """Histograms (num_cells, NUM_BINS) of devices (N,), each in its cell; only where ``counted`` holds."""
-        bins = np.clip(np.ceil(values[counted] * 100 - 1e-9).astype(np.int64), 0, NUM_BINS - 1)
+        """Histograms (num_cells, NUM_BINS) of devices (N,), each in its cell, by values from 0 to 1; only where
+        ``counted`` holds.
+        """
+        bins = np.ceil(values[counted] * 100 - 1e-9).astype(np.int64)
         places = cells[counted].astype(np.int64) * NUM_BINS + bins
         counts = np.bincount(places, minlength=num_cells * NUM_BINS).astype(np.int64)
         sums = np.zeros(num_cells * NUM_BINS, np.int64)
@@ -43,7 +45,7 @@ class Histogram(Counters):
         if not devices:
             return None
         wanted = share * devices
-        before = np.concatenate([[0], np.cumsum(self.counts)[:-1]])
+        before = np.cumsum(self.counts) - self.counts
         taken = np.clip(wanted - before, 0, self.counts)  # (NUM_BINS,) devices of each bin among the worst
         means = self.sums / np.maximum(self.counts, 1) / SUM_SCALE
         return float((taken * means).sum() / wanted)

@@ -68,10 +68,10 @@ def top_rows(
         ranked.layout.row_in_catalogue[ranked.items],
         present,
         cutoffs,
-        np.ascontiguousarray(users, np.float32),
+        np.ascontiguousarray(users),
         exclude.indptr,
         _rows(ranked, exclude),
-        np.argsort(present, kind="stable"),
+        present.argsort(),
         best,
         scores,
     )

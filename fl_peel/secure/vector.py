@@ -110,7 +110,7 @@ def sum_bits(wanted: Literal["auto", 32, 64], devices: int, max_norm: float) -> 
     """
     if wanted != "auto":
         return wanted
-    fits = max_norm < math.inf and devices * (1.001 * max_norm * FIXED_POINT + 1) < 2**31 - 1 - devices
+    fits = devices * (1.001 * max_norm * FIXED_POINT + 1) < 2**31 - 1 - devices
     return 32 if fits else 64
 
 

@@ -93,3 +93,36 @@ def profiles_sample(
     if out is not None:
         write_files(out.parent, {out.name: fleet_figure(sample).svg.encode()})
         typer.echo(out)
+
+
+@profiles_app.command("from-meminfo")
+def profiles_from_meminfo(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings of /proc/meminfo, a device each.")],
+    out: Annotated[Path | None, typer.Option("--out", help="A CSV file for the trace; default: to stdout.")] = None,
+    recommender_share: Annotated[
+        float, typer.Option("--recommender-share", help="Of the available memory, above 0 and at most 1.")
+    ] = 1.0,
+    every: Annotated[
+        float | None,
+        typer.Option("--every", metavar="SECONDS", help="Between snapshots, where no line says the time."),
+    ] = None,
+) -> None:
+    """Turn recordings of /proc/meminfo into a trace that fleets replay (docs/profiles.md says how to record)."""
+    from simulations.engine.inputs import check_file
+    from simulations.fleet.meminfo import read_recordings, trace_bytes, trace_table
+    from simulations.report.files import write_files
+
+    if out is not None:
+        check_file(out, "--out")
+        if out.suffix.lower() != ".csv":
+            raise ProfileError(f"{out}: not a CSV file; give --out a name that ends in .csv")
+        if out.resolve() in {file.resolve() for file in files}:
+            raise ProfileError(f"{out}: is a recording itself; give --out another name")
+    recordings = read_recordings(files, every)
+    trace = trace_bytes(recordings, recommender_share)
+    if out is None:
+        typer.echo(trace.decode(), nl=False)
+        return
+    write_files(out.absolute().parent, {out.name: trace})
+    print_table(trace_table(recordings, recommender_share).to_rich())
+    typer.echo(out)

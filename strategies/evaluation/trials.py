@@ -6,6 +6,7 @@ out of its report is measured too: validation figures, by which choices are made
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -75,6 +76,7 @@ def serve_trials(
             results[trial.name] = run_trial(grid, nodes, trial, place, _progress(trial, on_event))
         except BudgetError as mistake:  # some device can hold no block of this layout: a finding, not a failure
             results[trial.name] = _nothing(trial, str(mistake))
+        gc.collect()  # a strategy and what listens to it hold one another, and with them every user group's tables
         on_event(Event("trials", number, len(trials), trial.name))
         if on_done is not None:
             on_done(trial, results[trial.name])

@@ -38,8 +38,8 @@ class TestShippedProfiles(ProfileContract):
 
 
 def test_the_shipped_fleets():
-    phones = ("default", "microcontrollers", "mixed", "night-charging", "phones")
-    assert shipped_names() == (*phones, "shock", "stragglers", "tablets", "tight", "wearables")
+    first = ("default", "microcontrollers", "mixed", "night-charging", "phones", "pressured-phones")
+    assert shipped_names() == (*first, "shock", "stragglers", "tablets", "tight", "wearables")
     assert load_fleet("default").names == ("low-end", "mid-range", "high-end")
     assert {type(p.budget).__name__ for p in load_fleet("default").profiles} == {"MarkovBudget", "ConstantBudget"}
 

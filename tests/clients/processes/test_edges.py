@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from clients.fleet.fleet import fleet_from_mapping
+from clients.keys.traces import load_traces
 from clients.processes.base import BudgetProcess, Clock, Moment
 from clients.processes.budgets import (
     ConstantBudget,
@@ -11,6 +12,7 @@ from clients.processes.budgets import (
     PeriodicBudget,
     RandomWalkBudget,
     ShockBudget,
+    TraceBudget,
 )
 from fl_peel.errors import ProfileError
 from tests.helpers.fleets import fleet_of, ids, one_line
@@ -100,12 +102,19 @@ def test_a_walk_starts_where_it_is_told_and_is_reflected():
     assert (top[0] == 1.0).all()
     assert 0.6 <= top[1].min() < 0.61
     assert top[1].max() <= 1.0
+    assert top[1].mean() == pytest.approx(0.8, abs=0.01)  # evenly in [0.6, 1]: what passes the top comes back
     drawn = series(RandomWalkBudget(largest_step=0.1, min_factor=0.5, max_factor=1.0), ids(4000), 1, base=1.0)[0]
     assert 0.5 <= drawn.min() < 0.51
     assert 0.99 < drawn.max() <= 1.0
     defaults = RandomWalkBudget(largest_step=0.1)
     assert (defaults.min_factor, defaults.max_factor, defaults.first) == (0.1, 1.0, None)
     assert defaults.ceiling(0, ids(1), np.array([50.0])).tolist() == [50.0]
+
+
+def test_steps_of_a_walk_are_drawn_anew():
+    path = series(RandomWalkBudget(largest_step=0.001, min_factor=0.5, max_factor=1.0), ids(4000), 4, base=1.0)
+    draws = np.concatenate([path[:1], np.diff(path, axis=0)])  # where it begins, and three steps
+    assert np.abs(np.corrcoef(draws) - np.eye(4)).max() < 0.08  # five standard errors
 
 
 def test_bounds_of_a_walk():
@@ -166,8 +175,22 @@ def test_traces_are_scaled_by_their_own_peak_or_taken_as_they_are(tmp_path):
     assert budgets(at_end="hold") == [100, 25, 25]
     assert budgets(scale="absolute", recommender_share=0.5) == [200, 50, 200]
     assert budgets("nothing.csv") == [0, 0, 0]
+    (tmp_path / "halves.csv").write_text("device,time_s,memory_bytes\na,0,0.5\na,900,0.25\n")
+    assert budgets("halves.csv") == [100, 50, 100]  # of the peak, however small
     (tmp_path / "huge.csv").write_text(f"device,time_s,memory_bytes\na,0,{2**53 + 2}\n")
     one_line(budget_of(tmp_path, process="trace", file="huge.csv"), "memory_bytes must be between 0 and 9.0072e+15")
+
+
+def test_a_trace_never_exceeds_its_peak(tmp_path):
+    (tmp_path / "trace.csv").write_text("device,time_s,memory_bytes\na,0,400\na,900,100\n")
+    trace, base = load_traces(tmp_path / "trace.csv", "memory_bytes"), np.array([1000.0, 30.0])
+
+    def ceiling(**keys):
+        return TraceBudget(file=trace, **keys).ceiling(0, ids(2), base).tolist()
+
+    assert ceiling() == [1000.0, 30.0]
+    assert ceiling(scale="absolute") == [400.0, 400.0]
+    assert ceiling(scale="absolute", recommender_share=0.5) == [200.0, 200.0]
 
 
 # ---------------------------------------------------------------- the Markov chain
@@ -222,6 +245,22 @@ def test_a_chain_without_a_first_state_starts_as_it_goes_on():
     assert series(first, ids(2), 4)[:, 0].tolist() == [500.0, 1000.0, 500.0, 1000.0]
     assert first.start(0, ids(2)).dtype == first.advance(first.start(0, ids(2)), 0, ids(2), 1).dtype == np.int8
     assert first.ceiling(0, ids(2), np.array([10.0, 20.0])).tolist() == [10.0, 20.0]
+
+
+def test_a_chain_of_one_state_stays_there():
+    process = MarkovBudget.model_validate({"states": {"on": 0.5}, "transitions_per_step": [[1]]})
+    assert series(process, ids(3), 4).tolist() == [[500.0] * 3] * 4
+    assert process.state_at(0, ids(3), 9).tolist() == [0] * 3
+
+
+def test_three_states_follow_their_rows():
+    """From each state, one step of 30,000 devices: the shares of its row, whether two rows share a part or none."""
+    states = {"a": 1.0, "b": 0.5, "c": 0.25}
+    for rows in ([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.0, 0.3, 0.7]], [[0, 1, 0], [0, 0, 1], [1, 0, 0]]):
+        process = MarkovBudget.model_validate({"states": states, "transitions_per_step": rows})
+        for state, row in enumerate(rows):
+            moved = process.advance(np.full(30_000, state, np.int8), 0, ids(30_000), 1)
+            assert np.bincount(moved, minlength=3) / 30_000 == pytest.approx(row, abs=0.015)
 
 
 def test_the_state_is_found_by_looking_back_no_further_than_needed(monkeypatch):
@@ -289,6 +328,22 @@ def test_a_share_may_be_drawn_for_each_device():
     assert not there(availability_of(0)(), 3).any()
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"lognormal": {"median": 0.25, "sigma": 0}},
+        {"categorical": {"values": [0.25]}},
+        {"empirical": {"counts": {0.25: 3}}},
+        {"empirical": {"file": "shares.csv", "column": "share"}},
+    ],
+)
+def test_a_share_may_be_of_any_distribution(given, tmp_path):
+    """Files lie beside the fleet's."""
+    (tmp_path / "shares.csv").write_text("share\n0.25\n")
+    for availability in (given, {"probability": given}):
+        assert there(availability_of(availability, tmp_path)(), 3).mean() == pytest.approx(0.25, abs=0.015)
+
+
 def test_recorded_availability_is_there_from_a_half_on(tmp_path):
     (tmp_path / "charging.csv").write_text("device,time_s,available\na,0,0.5\na,3600,0.49\n")
     loop = availability_of({"trace": {"file": "charging.csv", "random_start": False}}, tmp_path)()
@@ -314,7 +369,8 @@ def test_recorded_availability_is_there_from_a_half_on(tmp_path):
         ),
         ({"probability": 0.5, "window": 3}, f"{P}.availability: unknown key 'window'"),
         ({"probability": 1.5}, f"{P}.availability.probability: must be <= 1 (got 1.5)"),
-        ({"uniform": [0.5, 1.5]}, f"{P}.availability"),
+        ({"uniform": [0.5, 1.5]}, f"{P}.availability: must be <= 1 (got 1.5)"),
+        ({"uniform": [0.5, "x"]}, f"{P}.availability.uniform[1]: must be a number (got 'x')"),
         ({"trace": {"file": "nowhere.csv"}}, f"{P}.availability.trace.file"),
         ({"diurnal": 3}, f"{P}.availability.diurnal: must be a mapping of keys to values (got 3)"),
         (-0.5, f"{P}.availability: must be >= 0 (got -0.5)"),

@@ -1,4 +1,4 @@
-"""What devices hold and take in a round against what they may: bounded by construction, and counted where it is not."""
+"""What devices hold and take in a round against what they may, by hand: bounded, and counted where it is not."""
 
 from __future__ import annotations
 
@@ -11,18 +11,11 @@ from clients.round.memory import RoundMemory, Working
 from clients.serving.held import Held
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import RankedBlocks, rank_blocks
-from fl_peel.errors import BudgetError
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.memory import TrainingMemory
 from fl_peel.training.settings import LocalTraining
 from fl_peel.wire import OWN_BUDGET, UNLIMITED
-from simulations.scenario_files import load_scenario
-from strategies.run.place import Place
-from strategies.server_app import serve
-from tests.clients.node.test_cohort import World
 from tests.helpers.blocks import rows_of
-from tests.helpers.loopback import LoopbackGrid
-from tests.strategies.evaluation.test_heterogeneity import EVERYBODY, round_of, world_of
 
 LAYOUT = BlockLayout(np.arange(12, dtype=np.int32), 4, 1)
 RANKED = rank_blocks(LAYOUT, "int8", -np.arange(12.0), np.ones((12, 4), np.float32))
@@ -69,6 +62,19 @@ def test_working_bytes_by_hand():
     assert taken.tolist() == [104 + 4 * 5 + 3 * 40, 104 + 4 * 5 + 40, full, full, 8]
 
 
+def test_what_a_device_may_take_by_hand():
+    """A device that trains nothing reads a block, of which the list that is empty has none."""
+    own = working(*[10_000] * 3)
+    assert own.most_bytes(RANKED, np.array([0, 1, 2])).tolist() == [8, 104 + 45, 104 + 2 * 45]
+    assert working(*[10_000] * 2, interactions=0).most_bytes(RANKED, np.array([0, 1])).tolist() == [8, 64 + 5]
+    assert module.choosing_bytes(RANKED) == 8
+    nothing = rank_blocks(LAYOUT, "int8", -np.arange(12.0), np.ones((12, 4), np.float32), budget_bytes=0)
+    assert len(nothing.blocks) == module.choosing_bytes(nothing) == 0
+    assert own.most_bytes(nothing, np.zeros(3, np.int64)).tolist() == [0, 0, 0]
+    wide = rank_blocks(LAYOUT, "fp32", -np.arange(12.0), np.ones((12, 4), np.float32))
+    assert module.choosing_bytes(wide) == 2 + 4 * 4
+
+
 def test_what_lies_beside_the_file_counts_against_the_budget():
     memory = RoundMemory.of(RANKED, np.array([[84, 59, 60, 68]]), np.full(4, 12), beside=8)
     assert memory.first.tolist() == [3, 0, 0, 1]
@@ -92,86 +98,6 @@ def test_serving_from_blocks_whose_cost_lies_is_counted(monkeypatch, room):
     monkeypatch.setattr(RankedBlocks, "serving_cutoffs", one_more)
     held = Held.under(RANKED, OWN_BUDGET, 1.0, room, np.array([84, 52 + 12 * 8]), rows_of([], []))
     assert held.violations.tolist() == ([1, 0] if room < 0 else [0, 0])  # with a room, what does not fit is not held
-
-
-# ---------------------------------------------------------------- in rounds and reports
-
-TIGHT = """
-profiles:
-  - {name: roomy, population_share: 0.5, memory: {table_share: 1, working_factor: 100}}
-  - {name: tight, population_share: 0.5, memory: {table_share: 1, working_factor: FACTOR}}
-"""
-
-
-def test_a_round_trains_no_more_than_working_memory_allows(tmp_path):
-    """Four columns in two slices: 45 bytes a piece, and with two negatives and 8 x 0.6 train items some 300 besides."""
-    world = world_of(tmp_path, TIGHT.replace("FACTOR", "3"))
-    cohort = world.cohorts(1)[0]
-    tight = cohort.classes == 1
-    (reply,) = round_of(world, EVERYBODY)
-    counts = reply.counts.classes
-    assert counts.working_violations.tolist() == counts.violations.tolist() == [0, 0]
-    mean = counts.peak_bytes / counts.devices
-    assert (mean > counts.stored_bytes / counts.devices).all()
-    assert mean[1] <= 384 + 3 * 384 < mean[0]
-    alone = round_of(world, EVERYBODY[tight])[0]
-    most = max(int(np.flatnonzero(arrays["holders"]).max()) for arrays in alone.groups.values())
-    shown = max(int(np.flatnonzero(arrays["exposed"]).max()) for arrays in alone.groups.values())
-    assert most < 30 < shown  # all blocks are held and looked up, some are trained
-
-
-def test_training_that_takes_more_than_it_may_is_counted(tmp_path, monkeypatch):
-    """A round whose choice of blocks ignores working memory: every device of the class goes over it."""
-    world = world_of(tmp_path, TIGHT.replace("FACTOR", "3"))
-    tight = int((world.cohorts(1)[0].classes == 1).sum())
-    monkeypatch.setattr(Working, "cutoffs", lambda self, ranked: np.full(len(self.allowed), len(ranked.blocks)))
-    (reply,) = round_of(world, EVERYBODY)
-    assert reply.counts.classes.working_violations.tolist() == [0, tight]
-
-
-def test_working_memory_that_trains_nothing_is_refused_at_the_start(tmp_path):
-    world = World(tmp_path)
-    (tmp_path / "fleet.yaml").write_text(TIGHT.replace("FACTOR", "0.1"))
-    with pytest.raises(
-        BudgetError, match=r"device profile tight: 38 B of working memory .* raise memory.working_factor"
-    ):
-        world.join(world.cohorts(1)[0])
-
-
-def violated(tiny, tmp_path, name: str):
-    """A whole run."""
-    more = ["elasticity={rounds: 2, falls: [0.8], devices: 40}", "fairness={tiers: [40%]}"]
-    return serve(LoopbackGrid(1), load_scenario(tiny, more), Place("", str(tmp_path / name)))
-
-
-def test_a_run_reports_what_serving_stores_over_budget(tiny, tmp_path, monkeypatch):
-    assert not any(row.budget_violations for row in violated(tiny, tmp_path, "right").device_classes.values())
-    real = RankedBlocks.serving_cutoffs
-
-    def heavier(self, budgets, seen):
-        cutoffs, stored, kept = real(self, budgets, seen)
-        return cutoffs, np.where(stored > 0, budgets + 1, 0), kept
-
-    monkeypatch.setattr(RankedBlocks, "serving_cutoffs", heavier)
-    result = violated(tiny, tmp_path, "wrong")
-    devices = sum(row.devices for row in result.device_classes.values())
-    assert sum(row.budget_violations for row in result.device_classes.values()) == devices == 40
-    assert [row.budget_violations for row in result.elasticity.falls] == [40]
-    followed = result.elasticity.followed
-    assert followed.figures.budget_violations == 40 * 2 * 4  # at each of two rounds' four steps
-    assert sum(row.figures.budget_violations for row in followed.by_class) == 40 * 2 * 4
-
-
-def test_a_run_reports_what_rounds_store_and_take_over_their_bounds(tiny, tmp_path, monkeypatch):
-    right = violated(tiny, tmp_path, "right").device_classes
-    assert all(row.peak_bytes_mean > row.stored_bytes_mean > 0 for row in right.values())
-    assert not any(row.working_violations for row in right.values())
-    monkeypatch.setattr(module, "stored_bytes", lambda ranked, cutoffs, budgets, beside=0: budgets + 1)
-    monkeypatch.setattr(Working, "taken_bytes", lambda self, ranked, cutoffs, touched: self.allowed + 1)
-    wrong = violated(tiny, tmp_path, "wrong").device_classes
-    rounds, steps = 2, 4
-    assert sum(row.budget_violations for row in wrong.values()) >= 40 * rounds * steps * 3 // 4
-    assert all(0 < row.working_violations <= rounds * row.devices for row in wrong.values())
 
 
 # ---------------------------------------------------------------- what a profile says

@@ -253,6 +253,7 @@ def test_blocks_beyond_the_catalogue_or_twice_are_refused(place):
     assert "beyond" in refused(resealed(SINGLE, (ids + 2 * place, b"\xff\xff")))
     assert "different blocks" in refused(resealed(SINGLE, (ids + 2 * place, SINGLE[ids + 4 : ids + 6])))
     grouped = ids + 6 * place
+    assert "beyond" in refused(resealed(GROUPED, (grouped, b"\x06\x00")))  # blocks are 0 to 5
     assert "beyond" in refused(resealed(GROUPED, (grouped + 2, b"\x09\x00")))
     assert "different blocks" in refused(resealed(GROUPED, (grouped + 4, b"\x00\x00")))
 

@@ -32,6 +32,8 @@ def test_a_factor_lies_between_nothing_and_all():
     assert shrink_factor(values, 1e9) == 0.0
     assert shrink_factor(values, 0.0) == shrink_factor(np.zeros(2), 0.0) == 1.0
     assert shrink_factor(np.zeros(0), 1.0) == 0.0
+    assert shrink_factor(np.array([3.0]), 1.0) == pytest.approx(1 - (1 + 3 * math.sqrt(2)) / 9)  # one number
+    assert shrink_factor(values / 10, 0.01) == pytest.approx(1 - 8 / 25)  # of any size
 
 
 @pytest.mark.parametrize("shape", [(10,), (10, 3), (10, 2, 2)])
@@ -58,6 +60,7 @@ def test_rates_weigh_what_was_known_and_what_is_observed():
     # nobody is at least one: a prior of 0 devices has a variance of 0.16, a sum of 0 devices likewise
     assert rate(0.2, 0, 20.0, 40, 4.0) == pytest.approx(0.2 + 0.16 / 0.174 * 0.3)
     assert rate(0.2, 16, 0.0, 0, 0.0) == pytest.approx(0.2 + 0.01 / 0.17 * -0.2)
+    assert rate(0.2, 16, 1.0, 0, 1.0) == pytest.approx(0.2 + 0.01 / (0.01 + 0.16 + 1.0) * 0.8)
     # what is certain is not quite: a rate of 0 or of 1 has a variance of 1e-4
     for certain in (0.0, 1.0):
         assert rate(certain, 1, 50.0, 100, 0.0) == pytest.approx(certain + 1e-4 / (1e-4 + 1e-6) * (0.5 - certain))
@@ -83,6 +86,8 @@ def test_two_blocks_by_hand():
     assert tilted([group([300.0, 100.0])], START, spread=1e3)[0] == pytest.approx(math.log(3) / 2, abs=1e-3)
     twice = tilted([group([300.0, 100.0], exposure=[2.0, 1.0])], START, spread=1e3)
     assert twice[0] == pytest.approx(math.log(3 / 2) / 2, abs=1e-3)
+    tenth = tilted([group([300.0, 100.0], exposure=[0.2, 0.1])], START, spread=1e3)
+    assert tenth[0] == pytest.approx(twice[0])  # exposures count by their ratio
     # the prior holds back: few hits move it less, and none of what is put in is changed
     few = tilted([group([3.0, 1.0])], START)[0]
     many = tilted([group([300.0, 100.0])], START)[0]
@@ -121,6 +126,7 @@ def test_nothing_is_believed_of_hits_that_noise_might_have_made():
     assert tilted([group([300.0, 100.0], variance=(0.99 * edge) ** 2)], START)[0] != 0.0
     assert tilted([group([-300.0, 100.0])], START)[0] == 0.0
     assert tilted([group([0.0, 0.0])], START)[0] == 0.0
+    assert tilted([group([0.6, 0.2])], START)[0] > 0.0  # few hits that are certain are some
     none = tilted([group([3.0, 1.0], exposure=[0.0, 0.0])], START)
     assert none.tolist() == [0.0]
     assert none is not START
@@ -142,6 +148,12 @@ def test_the_mode_under_noise_by_hand():
     assert theta == pytest.approx(fisher / (fisher + noise) * score, rel=2e-3)  # the prior has variance 1
 
 
+def test_a_group_in_two_halves_is_the_group():
+    whole = tilted([group([300.0, 100.0], variance=50.0)], START)
+    half = group([150.0, 50.0], exposure=[0.5, 0.5], variance=25.0)
+    assert tilted([half, half], START)[0] == pytest.approx(whole[0], rel=1e-12)
+
+
 def test_a_feature_that_does_not_vary_keeps_its_coefficient():
     start = np.array([0.0, 0.7])
     found = tilted([group([300.0, 100.0], features=[[1.0, 5.0], [-1.0, 5.0]])], start)
@@ -151,8 +163,9 @@ def test_a_feature_that_does_not_vary_keeps_its_coefficient():
 
 def test_steps_are_held_to_one_and_add_up():
     """From 9 too far, the mode is reached in steps of 1 at most: not within the eight that are made."""
-    found = tilted([group([300.0, 100.0])], np.array([9.5]), spread=1e3)
-    assert found[0] == pytest.approx(9.5 - 8.0, abs=1e-6)
+    down = tilted([group([300.0, 100.0])], np.array([9.5]), spread=1e3)
+    up = tilted([group([100.0, 300.0])], np.array([-9.5]), spread=1e3)
+    assert [down[0], up[0]] == pytest.approx([9.5 - 8.0, -9.5 + 8.0], abs=1e-6)
 
 
 # ---------------------------------------------------------------- answers, mechanisms

@@ -8,6 +8,7 @@ import pytest
 
 from fl_peel.pretraining.bounded import CHOICE_BOUND, Bounded, Open
 from fl_peel.pretraining.by_sums import PASS_SCALE, UNIT_SCALE, Units
+from fl_peel.privacy.accounting import Schedule, event_of, spent
 from fl_peel.privacy.mechanisms import CentralGaussian, LocalLaplace
 from fl_peel.privacy.plan import make_plan
 from fl_peel.privacy.report import report_of
@@ -165,6 +166,8 @@ def test_stage_1_is_in_the_plan_and_in_the_report():
     plan = make_plan(given, asks_groups=True)
     assert plan.stage1 == stage1_releases(given)
     assert plan.schedule.certain == tuple((release.times, release.share) for release in plan.stage1)
+    alone = event_of(plan.mechanism, 3.0, Schedule(plan.schedule.certain))
+    assert plan.stage1_epsilon == spent(alone, given.privacy.delta).epsilon
     assert 0 < plan.stage1_epsilon < plan.cost.epsilon
     accounted = report_of(given, plan, [0.5]).accounted
     first = accounted.releases[: len(plan.stage1)]
@@ -175,9 +178,9 @@ def test_stage_1_is_in_the_plan_and_in_the_report():
         assert one.noise_std == Stage1Scales.of(given, plan.multiplier).std(release.part)
         assert one.added_by == "server"
     assert "stage 1 and in refinement, and the user group it answers" in accounted.covers
-    uncovered = " | ".join(accounted.not_covered)
-    assert "bytes, times and devices of stage 1" in uncovered
-    assert "pretraining data" not in uncovered  # nothing is collected
+    sent_by_nobody = "bytes, times and devices of stage 1 in this report: measured by the simulation, sent by nobody"
+    assert sent_by_nobody in accounted.not_covered
+    assert "pretraining data" not in " | ".join(accounted.not_covered)  # nothing is collected
     without = given.model_copy(update={"refinement": given.refinement.model_copy(update={"rounds": 0})})
     parts = [one.part for one in report_of(without, make_plan(without, asks_groups=True), []).accounted.releases]
     assert parts == [*(f"stage 1, {release.part}" for release in plan.stage1), "user group"]

@@ -54,13 +54,14 @@ def test_weights_are_of_a_poisson_distribution_with_mean_1():
 def test_a_hand_computed_interval():
     """Two devices: a replicate's mean is that of those drawn, and the ends are quantiles of these."""
     devices, recall = np.array([3, 8]), np.array([[1.0], [0.25]])
-    means = replicates(devices, recall, 400).means()[0][0]
+    (means,), (ndcg,) = replicates(devices, recall, 400).means()
     first, second = weights(devices, 400).T[:, 0], weights(devices, 400).T[:, 1]
     drawn = first + second > 0
     assert np.isnan(means[~drawn]).all()
     assert 20 < (~drawn).sum() < 90, "e**-2 of them"
     expected = (first * 1.0 + second * 0.25)[drawn] / (first + second)[drawn]
     assert means[drawn] == pytest.approx(expected, abs=1e-9)
+    assert ndcg[drawn] == pytest.approx(expected / 2, abs=1e-9)
     assert interval(means) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])), abs=1e-9)
 
 
@@ -146,10 +147,15 @@ def test_where_nothing_is_known_nothing_is_said():
     assert interval(np.zeros(0)) is None
     assert interval(np.array([np.nan, np.nan])) is None
     assert interval(over(np.array([0.1, 0.2]), np.array([0.1, 0.0]))) is None, "over nothing"
+    ratios = over(np.array([0.2, 0.0, 0.5, np.nan]), np.array([0.0, 0.0, 1.0, np.nan]))
+    assert ratios == pytest.approx([np.inf, np.inf, 0.5, np.nan], nan_ok=True), "nothing over nothing is no ratio"
     nobody = replicates(np.arange(0), np.zeros((0, 2)))
     assert not nobody.devices.any()
     assert nobody.recall.shape == (2, 1000)
-    assert estimate(0.1, np.array([0.1, 0.2]), 1).low is None
+    nothing = bootstrap.Estimate(0.1, None, None, None)
+    assert estimate(0.1, np.array([0.1, 0.2]), 1) == nothing, "one device says nothing of how devices differ"
+    assert estimate(0.1, np.array([np.nan]), 50) == nothing
+    assert estimate(0.1, np.array([np.inf, 0.1]), 50) == nothing
 
 
 def test_the_p_value_is_that_of_a_paired_t_test():
@@ -166,7 +172,26 @@ def test_the_p_value_is_that_of_a_paired_t_test():
 
 def test_nothing_at_all_is_a_difference_of_zero_for_sure():
     assert estimate(0.0, np.zeros(100), 50) == bootstrap.Estimate(0.0, 0.0, 0.0, 1.0)
-    assert estimate(0.1, np.full(100, 0.1), 50) == bootstrap.Estimate(0.1, 0.1, 0.1, 0.0)
+    assert estimate(0.25, np.full(100, 0.25), 50) == bootstrap.Estimate(0.25, 0.25, 0.25, 0.0)
+    assert estimate(0.25, np.full(100, 0.25), 50, [0.25, 0.25]) == bootstrap.Estimate(0.25, 0.25, 0.25, 0.0, 0.0)
+
+
+def test_an_estimate_over_few_devices_by_hand():
+    """Standard error 0.1, so t = 2: of one degree of freedom, where t is of Cauchy's distribution, and of two."""
+    two, three = (estimate(0.2, np.array([0.1, 0.3]), devices, [0.2]) for devices in (2, 3))
+    assert two.p_value == pytest.approx(1 - 2 / math.pi * math.atan(2))
+    assert three.p_value == pytest.approx(1 - 2 / math.sqrt(2 + 2**2))
+    assert (two.low, two.high) == pytest.approx((0.1 + 0.025 * 0.2, 0.3 - 0.025 * 0.2))
+    assert two.seeds_std is None, "one seed says nothing of how seeds differ"
+
+
+def test_an_estimate_over_seeds_by_hand():
+    """Two devices and two seeds, both with a standard error of 0.1 and one degree of freedom: together two."""
+    found = estimate(0.2, np.array([0.1, 0.3]), 2, [0.1, 0.3])
+    error = math.sqrt(0.01 + 0.01)
+    assert found.seeds_std == pytest.approx(0.1 * math.sqrt(2))
+    assert found.p_value == pytest.approx(1 - math.sqrt(2) / math.sqrt(2 + 2))  # t = 0.2 / error, the root of 2
+    assert (found.low, found.high) == pytest.approx((0.2 - 4.302653 * error, 0.2 + 4.302653 * error))
 
 
 def test_several_seeds_widen_the_interval_and_it_covers_what_a_new_seed_would_say():
@@ -189,7 +214,7 @@ def test_several_seeds_widen_the_interval_and_it_covers_what_a_new_seed_would_sa
 
 def test_holms_correction_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.ranking.paired import Effects, PairedSums
 from fl_peel.ranking.spread import NUM_BINS, Histogram
 from fl_peel.ranking.top import SUM_SCALE, MetricSums, evaluate, recall_ndcg, top_rows
@@ -29,6 +30,7 @@ def test_a_group_s_mean_varies_as_differences_do_within_all_groups():
     within = 2 * 0.25**2 + 0 + 2 * 0.5**2  # about each group's own mean
     spread = within / (5 - 3)  # five devices, three groups that have any
     assert sums.variance() == pytest.approx([spread / 2, spread, math.inf, spread / 2])
+    assert sums_of([0.25, 0.75]).variance() == pytest.approx([2 * 0.25**2 / 1 / 2])
 
 
 def test_sums_are_in_units_of_two_to_the_minus_32():
@@ -136,6 +138,12 @@ def test_the_worst_share_counts_devices_in_part():
     assert one.worst_mean(1.0) == pytest.approx(0.4375)
     assert one.zero_share() == 0.25
     assert histogram([0.25, 0.5])[0].zero_share() == 0.0
+    assert histogram([0.242, 0.25, 0.5, 0.5])[0].worst_mean(0.25) == pytest.approx(0.246)  # of one bin: their mean
+
+
+def test_nobody_has_no_worst_and_no_share():
+    nobody = histogram([])[0]
+    assert (nobody.worst_mean(0.5), nobody.zero_share()) == (None, None)
 
 
 # ---------------------------------------------------------------- metrics and lists
@@ -148,10 +156,17 @@ def test_metric_sums_by_cell():
     assert sums.recall.tolist() == [2**32, 3 * 2**30, 0]
     assert sums.mean()[0].tolist() == [1.0, 0.375, 0.0]
     assert sums.mean()[1].tolist() == [0.5, 0.1875, 0.0]
+    assert sums.with_groups(5).devices.tolist() == [1, 2, 0, 0, 0]
     more = sums.reshaped(1, 3).with_groups(5)
     assert more.devices.tolist() == [[1, 2, 0, 0, 0]]
     assert more.recall.tolist() == [[2**32, 3 * 2**30, 0, 0, 0]]
     assert more.ndcg.shape == (1, 5)
+
+
+def test_the_margin_of_two_devices():
+    both = np.array([0.25, 0.75])
+    sums = MetricSums.of(np.zeros(2, int), 1, both, both, np.ones(2, bool))
+    assert sums.margin() == pytest.approx([12.7062 * math.sqrt(2 * 0.25**2 / 2)])  # t of one degree of freedom
 
 
 def ten_items(num_users=2):
@@ -179,6 +194,25 @@ def test_what_is_excluded_is_not_recommended_and_the_rest_moves_up(device):
     assert best.dtype == np.int32
     recall, _ = evaluate(ranked, cutoffs, users, rows_of([0, 2], [9, 1]), rows_of([1, 9], [0]), 4, device)
     assert recall.tolist() == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("device", ["cpu", "torch-cpu"])
+def test_what_is_excluded_and_not_here_hides_no_other(device):
+    _, users = ten_items(1)
+    layout = BlockLayout(np.arange(10, dtype=np.int32), 1, 1)
+    three = overhead_bytes(1) + int(layout.block_bytes("fp32")[:3].sum())
+    ranked = rank_blocks(layout, "fp32", np.arange(10, 0, -1.0), np.ones((10, 1), np.float32), three)
+    best = top_rows(ranked, np.array([3]), users, rows_of([9]), 4, device)
+    assert best.tolist() == [[0, 1, 2, -1]]
+
+
+@pytest.mark.parametrize("device", ["cpu", "torch-cpu"])
+def test_scores_that_are_nearly_nought_are_told_apart(device):
+    layout = BlockLayout(np.arange(4, dtype=np.int32), 1, 1)
+    table = np.array([[-2e-9], [1e-9], [-1e-9], [2e-9]], np.float32)
+    ranked = rank_blocks(layout, "fp32", np.arange(4, 0, -1.0), table)
+    best = top_rows(ranked, np.array([4]), np.ones((1, 1), np.float32), rows_of([]), 4, device)
+    assert best.tolist() == [[3, 1, 2, 0]]
 
 
 @pytest.mark.parametrize("device", ["cpu", "torch-cpu"])

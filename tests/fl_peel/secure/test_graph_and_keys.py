@@ -81,6 +81,10 @@ def test_chances_are_hypergeometric():
     for all_of_them in (4, 5, 99):
         assert chance_of_void(5, 4, 3, lost=all_of_them) == 1.0
         assert chance_of_exposure(5, 4, 3, colluding=all_of_them) == 1.0
+        assert chance_of_void(5, 4, 1, lost=all_of_them) == 1.0
+        assert chance_of_void(5, 4, 0, lost=all_of_them) == 0.0  # where nobody is needed
+        assert chance_of_exposure(5, 4, 4, colluding=all_of_them) == 1.0
+        assert chance_of_exposure(5, 3, 4, colluding=all_of_them) == 0.0  # where there are not so many neighbours
 
 
 # ---------------------------------------------------------------- keys
@@ -164,6 +168,20 @@ def test_more_than_half_must_open_a_secret_and_no_more_than_there_are():
             protocol.share_secrets(secrets, OCCASION, 10, neighbours(count), needed)
     with pytest.raises(SecureAggregationError, match="the server named it"):
         protocol.share_secrets(secrets, OCCASION, 21, neighbours(4), 3)
+
+
+def test_shares_are_numbered_from_one_in_the_order_of_the_neighbours():
+    secrets, theirs = protocol.Secrets.fresh(), [protocol.Secrets.fresh() for _ in range(3)]
+    sender = protocol.Neighbour(10, *secrets.public_keys())
+    known = [protocol.Neighbour(20 + i, *one.public_keys()) for i, one in enumerate(theirs)]
+    sealed = protocol.share_secrets(secrets, OCCASION, 10, known, 2)
+    held = [
+        protocol.received_shares(one, OCCASION, neighbour.device, [sender], [box])[0]
+        for one, neighbour, box in zip(theirs, known, sealed, strict=True)
+    ]
+    assert [share.index for share in held] == [1, 2, 3]
+    assert combine({share.index: share.mask_key for share in held}, 2) == secrets.mask_key_seed
+    assert combine({share.index: share.self_mask for share in held}, 2) == secrets.self_seed
 
 
 def test_a_vector_is_masked_as_soon_as_enough_neighbours_are_left_and_stays_as_it_was():

@@ -121,8 +121,8 @@ def test_neighbours_agree_on_a_mask_and_on_no_other():
     key = pair_key(one, public_key(two), OCCASION, 4, 9)
     assert key == pair_key(two, public_key(one), OCCASION, 9, 4)
     others = [pair_key(one, public_key(two), occasion, 4, 9) for occasion in (Occasion(4, 1), Occasion(3, 2))]
-    others.append(pair_key(one, public_key(two), OCCASION, 4, 8))
-    assert len({key, *others}) == 4
+    others += [pair_key(one, public_key(two), OCCASION, *devices) for devices in ((4, 8), (5, 9))]
+    assert len({key, *others}) == 5
 
 
 def test_a_secret_comes_back_from_enough_shares():
@@ -295,6 +295,18 @@ def test_a_vector_in_parts_is_masked_as_a_whole_one(first):
     add_mask(parts[1], seed, start=8 * first)
     assert np.concatenate([part.wide for part in parts]).tolist() == whole.wide.tolist()
     assert without(parts[1], [Mask(seed, added=True)], 8 * first).wide.tolist() == list(range(first, 9))
+
+
+def test_a_device_masks_parts_of_its_vector_as_the_whole():
+    group = Group.of(5, 4)
+    whole = group.masked(0, words([], range(9)))
+    parts = [
+        protocol.mask_vector(
+            words([], range(first, stop)), group.secrets[0], OCCASION, 10, group.neighbours[0], group.needed, 8 * first
+        )
+        for first, stop in ((0, 5), (5, 9))
+    ]
+    assert np.concatenate([part.wide for part in parts]).tolist() == whole.wide.tolist()
 
 
 # ---------------------------------------------------------------- the graph

@@ -180,6 +180,75 @@ def test_the_same_fleet_and_seed_give_the_same_figure(fl_peel, tmp_path):
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
+RECORDING = "100\nMemTotal: 9 kB\nMemAvailable: 4 kB\n105\nMemTotal: 9 kB\nMemAvailable: 2 kB\n"
+TRACE = "device,time_s,memory_bytes\nphone,0,4096\nphone,5,2048\n"
+
+
+def test_profiles_from_meminfo_prints_a_trace(fl_peel, tmp_path):
+    phone = tmp_path / "phone.txt"
+    phone.write_text(RECORDING)
+    assert fl_peel("profiles", "from-meminfo", phone) == (0, TRACE, "")
+    half = fl_peel("profiles", "from-meminfo", phone, "--recommender-share", 0.5)
+    assert half == (0, "device,time_s,memory_bytes\nphone,0,2048\nphone,5,1024\n", "")
+    (tmp_path / "untimed.txt").write_text("MemAvailable: 4 kB\nMemAvailable: 2 kB\n")
+    untimed = fl_peel("profiles", "from-meminfo", tmp_path / "untimed.txt", "--every", 5)
+    assert untimed == (0, TRACE.replace("phone", "untimed"), "")
+
+
+def test_profiles_from_meminfo_writes_a_trace_that_a_fleet_replays(fl_peel, tmp_path):
+    for name in ("phone", "tablet"):
+        (tmp_path / f"{name}.txt").write_text(RECORDING)
+    out = tmp_path / "new" / "memory.csv"
+    code, printed, _ = fl_peel(
+        *("profiles", "from-meminfo", tmp_path / "phone.txt", tmp_path / "tablet.txt", "--out", out)
+    )
+    assert code == 0
+    cells = {line.split()[0]: line.split() for line in printed.splitlines() if line.strip()}
+    assert cells["tablet"] == ["tablet", "2", "5", "s", "2.05", "KB", "4.10", "KB"]
+    assert printed.rstrip().endswith(str(out))
+    assert out.read_text() == TRACE + "tablet,0,4096\ntablet,5,2048\n"
+    assert [path.name for path in out.parent.iterdir()] == ["memory.csv"]
+    (out.parent / "mine.yaml").write_text(
+        "profiles: [{name: recorded, budget: {process: trace, file: memory.csv, scale: absolute}}]"
+    )
+    assert fl_peel("profiles", "validate", out.parent / "mine.yaml")[0] == 0
+
+
+def test_a_bad_recording_is_one_line_and_leaves_nothing(fl_peel, tmp_path):
+    good, bad, out = tmp_path / "good.txt", tmp_path / "bad.txt", tmp_path / "new" / "memory.csv"
+    good.write_text(RECORDING)
+    bad.write_text(RECORDING.replace("105", "95"))
+    code, printed, err = fl_peel("profiles", "from-meminfo", good, bad, "--out", out)
+    assert (code, printed) == (2, "")
+    assert err == f"{ERROR}{bad}:4: time must rise (got 95 after 100); remove this snapshot, or wait longer\n"
+    assert not out.parent.exists()
+    out.parent.mkdir()
+    out.write_text("what was there")
+    assert fl_peel("profiles", "from-meminfo", bad, "--out", out)[0] == 2
+    assert out.read_text() == "what was there"
+
+
+@pytest.mark.parametrize(
+    ("out", "expected"),
+    [
+        ("phone.csv", "phone.csv: is a recording itself; give --out another name"),
+        ("memory.parquet", "memory.parquet: not a CSV file; give --out a name that ends in .csv"),
+        ("folder.csv", "folder.csv: is a folder; give --out a file"),
+        ("phone.csv/memory.csv", "phone.csv: is a file; give --out a folder"),
+    ],
+)
+def test_a_trace_that_cannot_be_written_is_refused(fl_peel, tmp_path, out, expected):
+    phone = tmp_path / "phone.csv"
+    phone.write_text(RECORDING)
+    (tmp_path / "folder.csv").mkdir()
+    code, printed, err = fl_peel("profiles", "from-meminfo", phone, "--out", tmp_path / out)
+    assert (code, printed) == (2, "")
+    assert err.startswith(ERROR)
+    assert expected in err
+    assert err.count("\n") == 1
+    assert phone.read_text() == RECORDING
+
+
 def bad_line(tmp_path):
     (tmp_path / "bad.csv").write_text("user,item\nu1,i1\nu2\n")
     return ["--set", "data.path=bad.csv"]
@@ -268,7 +337,14 @@ def test_what_we_did_not_foresee_keeps_its_traceback(tiny, monkeypatch):
 
 @pytest.mark.parametrize(
     "args",
-    [("run", "--bogus"), ("run", "a", "b"), ("run", "--seed", "-3"), ("bogus",), ("profiles", "sample")],
+    [
+        ("run", "--bogus"),
+        ("run", "a", "b"),
+        ("run", "--seed", "-3"),
+        ("bogus",),
+        ("profiles", "sample"),
+        ("profiles", "from-meminfo"),
+    ],
     ids=" ".join,
 )
 def test_usage_errors_exit_2(fl_peel, args):

@@ -1,11 +1,14 @@
 """The question to all nodes: the same answer in one message or several, on one node or several."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
 
 from fl_peel import wire
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.ranking.bootstrap import Replicates
 from simulations.scenario_files import load_scenario
 from strategies.evaluation.evaluator import Evaluator, overall_recall, qualities
@@ -144,3 +147,136 @@ def test_a_figure_depends_on_its_own_budget_alone(asked):
         assert same(alone.by_budget()[0], together[place]), budget
         assert not alone.short
     assert len(grid.crossed) - before > len(budgets), "some had to be asked again, or this shows nothing"
+
+
+# ---------------------------------------------------------------- what is asked, by hand
+
+LAYOUT = BlockLayout(np.arange(30, dtype=np.int32), 1, 1)
+BASE, BLOCK = overhead_bytes(1), 6  # in fp32
+TABLES = [np.arange(30, dtype=np.float32)[:, None] + 100 * group for group in range(2)]
+
+
+@dataclasses.dataclass
+class Reply:
+    """What nodes say: which requests they answer, and how many of their devices' lists were too short."""
+
+    answers: list[int]
+    short: int = 0
+
+    def __add__(self, other):
+        return Reply(self.answers + other.answers, self.short + other.short)
+
+
+def asking(enough: int = 0, message_bytes: int = 1 << 20, per_device: bool = True):
+    """An evaluator of two user groups, with budgets of at most 100 and 90 bytes, and what it asks two nodes. Lists of
+    less than ``enough`` blocks are too short for a device of user group 1 on the second.
+    """
+    asked = []
+
+    def ask(kind, reply, request_of):
+        assert (kind, reply) == (wire.EVALUATE, wire.EvaluateReply)
+        request = request_of(0)
+        assert request_of(1) is request
+        lists = {group: {name: sent.numpy() for name, sent in list_.items()} for group, list_ in request.groups.items()}
+        asked.append(dataclasses.replace(request, groups=lists))
+        return [Reply([]), Reply([len(asked)], int(1 in lists and len(lists[1]["blocks"]) < enough))]
+
+    scenario = types.SimpleNamespace(
+        blocks=types.SimpleNamespace(precision="fp32"),
+        selector="energy",
+        refinement=types.SimpleNamespace(rounds=9),
+        evaluation=types.SimpleNamespace(bootstrap=50, per_device=per_device),
+    )
+    federation = types.SimpleNamespace(
+        scenario=scenario,
+        layout=LAYOUT,
+        members=types.SimpleNamespace(ceilings=np.array([100, 90])),
+        states=[types.SimpleNamespace(table=table) for table in TABLES],
+        setting="setting",
+        nodes=types.SimpleNamespace(ask=ask),
+    )
+    weights = {"energy": [np.arange(30.0), -np.arange(30.0)], "popularity": [-np.arange(30.0)] * 2}
+    return Evaluator(federation, weights.__getitem__, message_bytes), asked
+
+
+def blocks(request) -> dict[int, list[int]]:
+    return {group: arrays["blocks"].tolist() for group, arrays in request.groups.items()}
+
+
+def test_nodes_are_asked_what_the_scenario_says():
+    evaluator, asked = asking()
+    assert evaluator.evaluate([BASE + 4 * BLOCK]) == Reply([1])
+    (request,) = asked
+    plain = (request.setting, request.server_round, request.precision, request.split, request.label)
+    assert plain == ("setting", 9, "fp32", "test", "")
+    assert (request.budgets.tolist(), request.factors.tolist(), request.rooms.tolist()) == ([70], [1.0], [-1.0])
+    assert request.budgets.dtype == request.artifacts.dtype == np.int64
+    assert request.factors.dtype == request.rooms.dtype == np.float64
+    assert (request.artifacts.tolist(), request.replicates, request.per_device) == ([], 50, False)
+    # a quarter more than 70 B: 87 B hold 6 blocks
+    assert blocks(request) == {0: [29, 28, 27, 26, 25, 24], 1: [0, 1, 2, 3, 4, 5]}
+    codes = request.groups[1]["codes"].view(np.float32)
+    assert codes.tolist() == TABLES[1][:6, 0].tolist()
+
+
+def test_nodes_are_asked_what_is_given():
+    evaluator, asked = asking()
+    given = {"factors": [1, 2], "rooms": [0, 3], "artifacts": np.array([4]), "label": "mine", "per_device": True}
+    evaluator.evaluate([60, 52], split="validation", selector="popularity", precision="fp16", **given)
+    (request,) = asked
+    assert (request.split, request.label, request.precision) == ("validation", "mine", "fp16")
+    assert (request.factors.tolist(), request.rooms.tolist(), request.artifacts.tolist()) == ([1, 2], [0, 3], [4])
+    assert request.factors.dtype == request.rooms.dtype == np.float64
+    assert (request.replicates, request.per_device) == (0, True)
+    assert blocks(request)[0] == list(range(7))  # 75 B, blocks of 4 B
+    evaluator, asked = asking(per_device=False)
+    evaluator.evaluate([60], per_device=True)
+    assert not asked[0].per_device, "the scenario does not want it"
+
+
+def test_one_table_for_everybody_is_sent_in_the_order_of_its_rows():
+    evaluator, asked = asking()
+    evaluator.evaluate([BASE + 4 * BLOCK], everybody=TABLES[1])
+    assert blocks(asked[0]) == {wire.EVERYBODY: [0, 1, 2, 3, 4, 5]}
+    assert asked[0].groups[wire.EVERYBODY]["codes"].view(np.float32).tolist() == TABLES[1][:6, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("budgets", "sent"),
+    [
+        ([wire.OWN_BUDGET], 13),  # 125 B, a quarter more than the largest of devices' own
+        ([60, wire.OWN_BUDGET], 13),
+        ([BASE + 20 * BLOCK, wire.OWN_BUDGET, 60], 26),  # 207 B
+        ([60, wire.UNLIMITED], 30),
+        ([0], 0),
+    ],
+)
+def test_lists_reach_a_quarter_further_than_the_largest_budget(budgets, sent):
+    evaluator, asked = asking()
+    evaluator.evaluate(budgets)
+    assert {len(list_) for list_ in blocks(asked[0]).values()} == {sent}
+
+
+def test_who_has_too_short_a_list_is_asked_again_with_twice_as_much():
+    evaluator, asked = asking(enough=22, message_bytes=1)
+    assert evaluator.evaluate([BASE + 4 * BLOCK]) == Reply([1, 4])
+    # 87, 174 and 348 bytes; what was too short counts for nothing
+    assert [{group: len(list_) for group, list_ in blocks(one).items()} for one in asked] == [
+        {0: 6}, {1: 6}, {1: 21}, {1: 30},
+    ]  # fmt: skip
+    evaluator, asked = asking(enough=99)
+    assert evaluator.evaluate([wire.UNLIMITED]) == Reply([1], 1), "there is no longer one"
+
+
+def test_ones_own_budget_and_full_tables():
+    evaluator, asked = asking()
+    evaluator.own_budgets()
+    evaluator.full_table()
+    evaluator.full_table(TABLES[0], split="validation")
+    assert [one.budgets.tolist() for one in asked] == [[wire.OWN_BUDGET], [wire.UNLIMITED], [wire.UNLIMITED]]
+    assert [(one.split, one.per_device) for one in asked] == [("test", True), ("test", True), ("validation", False)]
+    assert [list(one.groups) for one in asked] == [[0, 1], [0, 1], [wire.EVERYBODY]]
+    evaluator, asked = asking()
+    evaluator.scenario.blocks.precision = "int8"
+    evaluator.full_table()
+    assert asked[0].precision == "fp32"

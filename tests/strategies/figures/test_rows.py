@@ -9,19 +9,26 @@ import pytest
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, OwnCounts, Traces
 from fl_peel.ranking.paired import PairedSums
 from fl_peel.ranking.top import SUM_SCALE, MetricSums
+from fl_peel.wire import DeviceFigures
 from strategies.figures.figures import (
+    Asked,
+    Evaluated,
+    FullReplies,
     bytes_per_device,
     device_class_rows,
     device_traces,
     history_rows,
+    per_device,
     refinement_result,
     round_rows,
     user_group_rows,
 )
 from strategies.figures.intervals import Measured
+from strategies.figures.per_device import digest
 from strategies.figures.schema import Quality
 from strategies.nodes.members import Members
 from strategies.rounds.record import RoundRecord
+from tests.helpers.blocks import rows_of
 
 NAMES = ("watch", "phone", "laptop")
 MEMBERS = Members(np.arange(7), np.array([0, 1, 0, 3, 0, 1, 0], np.int32), np.full(4, 100), NAMES)
@@ -61,6 +68,7 @@ def test_a_device_class_by_hand():
             number,
             devices=[2, 0, 0], budget_bytes=[200, 0, 0], stored_bytes=[150, 0, 0], reselections=[number, 0, 0],
             violations=[1, 0, 0], download_bytes=[60, 0, 8], upload_bytes=[30, 0, 4],
+            peak_bytes=[500, 0, 9], working_violations=[number, 0, 7],
         )
         for number in (1, 2)
     ]  # fmt: skip
@@ -73,6 +81,7 @@ def test_a_device_class_by_hand():
     assert watch.stored_bytes_mean == (150 + 150 + 180) / 6
     assert (watch.reselections, watch.budget_violations) == (1 + 2, 1 + 1 + 3)
     assert (watch.download_bytes, watch.upload_bytes) == (120 / 2, 60 / 2)
+    assert (watch.peak_bytes_mean, watch.working_violations) == (1000 / 4, 1 + 2)
     assert watch.costs.virtual_seconds == 8 / 2
     assert (phone.devices, phone.recall, phone.ndcg) == (4, 1.0, 2.0)
     assert (phone.budget_bytes_mean, phone.stored_bytes_mean) == (200, 175)
@@ -80,6 +89,9 @@ def test_a_device_class_by_hand():
     assert (laptop.devices, laptop.recall, laptop.ndcg) == (0, None, None)
     assert (laptop.budget_bytes_mean, laptop.stored_bytes_mean) == (0, 0)
     assert (laptop.download_bytes, laptop.upload_bytes) == (16, 8)
+    assert (laptop.peak_bytes_mean, laptop.working_violations) == (18, 14)
+    assert watch.recall_margin == 0
+    assert (phone.recall_margin, laptop.recall_margin) == (None, None)
 
 
 def test_violations_are_those_of_rounds_and_of_the_evaluation():
@@ -88,6 +100,9 @@ def test_violations_are_those_of_rounds_and_of_the_evaluation():
         served = OwnCounts(*(np.array(v) for v in ([1] * 3, [1] * 3, [1] * 3, in_evaluation)))
         rows = device_class_rows(MEMBERS, [record(1, violations=in_rounds)], own(nothing, owned=served))
         assert [row.budget_violations for row in rows.values()] == np.add(in_rounds, in_evaluation).tolist()
+        assert [row.budget_bytes_mean for row in rows.values()] == [1, 1, 1]
+    rows = device_class_rows(MEMBERS, [], own(nothing, owned=served))
+    assert [row.budget_violations for row in rows.values()] == [4, 0, 6], "without a round, of the evaluation alone"
 
 
 def test_user_groups_by_hand():
@@ -95,6 +110,11 @@ def test_user_groups_by_hand():
     assert [(row.group, row.devices, row.recall, row.ndcg) for row in rows] == [
         (0, 4, 0.5, 0.25), (1, 2, 0.5, 0.5), (2, 0, None, None), (3, 1, None, None),
     ]  # fmt: skip
+
+
+def test_a_user_group_without_devices_is_there():
+    rows = user_group_rows(MEMBERS, 5, own(by_group=metrics([1] * 5, [1] * 5, [1] * 5)))
+    assert [row.devices for row in rows] == [4, 2, 0, 1, 0]
 
 
 def test_rounds_and_history_by_hand():
@@ -134,9 +154,9 @@ def test_what_of_a_refinement_was_kept():
         SimpleNamespace(server_round=4, sums=differences, accepted=np.array([True, False, True]), download_bytes=100),
         SimpleNamespace(server_round=8, sums=nobody, accepted=np.zeros(3, bool), download_bytes=40),
     ]
-    keeping = SimpleNamespace(rounds_kept=np.array([4, 0, 4]), comparisons=comparisons)
+    keeping = SimpleNamespace(rounds_kept=np.array([1, 0, 4]), comparisons=comparisons)
     result = refinement_result(keeping, 7)
-    assert (result.groups, result.groups_kept, result.rounds_kept) == (3, 2, {"0": 1, "4": 2})
+    assert (result.groups, result.groups_kept, result.rounds_kept) == (3, 2, {"0": 1, "1": 1, "4": 1})
     assert result.bytes_down_mean == 20
     first, second = result.comparisons
     assert (first.server_round, first.devices, first.accepted, first.download_bytes) == (4, 4, 2, 100)
@@ -145,6 +165,37 @@ def test_what_of_a_refinement_was_kept():
     assert first.standard_error == pytest.approx(deviation / 2, abs=1e-6)
     assert (second.devices, second.difference, second.standard_error, second.accepted) == (0, 0.0, 0.0, 0)
     assert refinement_result(keeping, 0).bytes_down_mean == 140
+
+
+def test_what_single_devices_get_by_hand():
+    """Two nodes' devices, 3 and 1: put in order, each table's figures from the budget it was asked for under."""
+
+    def reply(*recalls):
+        recall = np.array(recalls).T
+        classes, groups, items = np.array([2, 0]), np.array([1, 3]), np.array([5, 4])
+        return SimpleNamespace(single=DeviceFigures(np.array([3, 1]), classes, groups, items, recall, recall / 2))
+
+    evaluation = SimpleNamespace(budgets=(0.05, 0.0025), top_n=20)
+    evaluator = SimpleNamespace(scenario=SimpleNamespace(evaluation=evaluation, seed=9), members=MEMBERS)
+    asked = (
+        Asked("int8", "energy", reply([0.1, 0.2], [0.3, 0.4])),
+        Asked("fp16", "controller", reply([0.5, 0.6], [0.7, 0.8])),
+    )
+    full = FullReplies(reply([0.11, 0.12]), None, reply([9, 9]), reply([0.13, 0.14]))
+    found = per_device(evaluator, Evaluated(asked, reply([0.15, 0.16]), None), full, rows_of([], [4], [], [2, 3]))
+    assert dict(zip(found.tables, found.recall.T.tolist(), strict=True)) == {
+        "global": [0.12, 0.11],
+        "refined": [0.14, 0.13],
+        "5% int8 energy": [0.2, 0.1],
+        "0.25% int8 energy": [0.4, 0.3],
+        "5% fp16 controller": [0.6, 0.5],
+        "0.25% fp16 controller": [0.8, 0.7],
+        "own budget": [0.16, 0.15],
+    }
+    assert (found.ndcg == found.recall / 2).all()
+    assert (found.devices.tolist(), found.classes) == ([1, 3], ("watch", "laptop"))
+    assert (found.groups.tolist(), found.items.tolist()) == ([3, 1], [4, 5])
+    assert (found.top_n, found.seed, found.test_items) == (20, 9, digest(rows_of([], [4], [], [2, 3])))
 
 
 def test_what_refinement_adds_by_hand():

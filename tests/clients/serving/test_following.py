@@ -1,0 +1,159 @@
+"""Three devices followed for three rounds, by hand: what they keep, what that moves, and what they find."""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from clients.serving.following import follow
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.ranked import pack_ranking
+from fl_peel.blocks.stored import overhead_bytes
+from fl_peel.exchange.counters import StepCounts
+from fl_peel.ranking.top import SUM_SCALE
+from tests.helpers.blocks import rows_of
+
+ITEMS = np.arange(30)
+LAYOUT = BlockLayout(ITEMS.astype(np.int32), 1, 1)
+BASE, BLOCK, ID = overhead_bytes(1), 6, 2
+LIST = pack_ranking(LAYOUT, "fp32", -ITEMS, ITEMS.astype(np.float32)[:, None], None)
+"""Items 0, 1, 2 and so on."""
+
+ROOM = {
+    10: [2 * BLOCK, 4 * BLOCK, 4 * BLOCK, BLOCK, 4 * BLOCK, 4 * BLOCK - 1],
+    12: [3 * BLOCK, 3 * BLOCK, BLOCK, 2 * BLOCK, 2 * BLOCK, 2 * BLOCK],
+    13: [BLOCK, -1, BLOCK, BLOCK, BLOCK, -1],
+}
+"""Bytes besides header and user embedding, at two steps a round. Device 12 has seen item 1, which takes no room."""
+
+EXPECTED = {
+    10: {  # wants item 3
+        "kept_blocks": [2, 4, 4, 1, 4, 3],
+        "stored_bytes": [BASE + BLOCK * kept for kept in (2, 4, 4, 1, 4, 3)],
+        "grew": [0, 1, 0, 0, 1, 0],
+        "shrank": [0, 0, 0, 1, 0, 1],
+        "missing_bytes": [0, 2 * BLOCK, 0, 0, 3 * BLOCK, 0],
+        "moved_bytes": [0, 2 * BLOCK + ID, 0, 0, 3 * BLOCK + ID, 0],
+        "counted": [1] * 6,
+        "reselected": [0, 1, 0, 1, 1, 1],
+        "recall_before": [0, 0, 0, 1, 0, 1],
+        "recall_after": [0, 1, 0, 0, 1, 0],
+        "recall": [0, 1, 1, 0, 1, 0],
+        "recall_square": [0, 1, 1, 0, 1, 0],
+        # two blocks from the first round on, which is not enough; lost in the second, and four in the third
+        "rigid_moved_bytes": [0, 0, 0, 0, 4 * BLOCK + ID, 0],
+        "rigid_recall": [0, 0, 0, 0, 1, 0],
+        "rigid_square": [0, 0, 0, 0, 1, 0],
+        "rigid_empty": [0, 0, 0, 1, 0, 1],
+    },
+    12: {  # wants nothing
+        "kept_blocks": [3, 3, 1, 2, 2, 2],
+        "stored_bytes": [BASE + BLOCK * kept for kept in (3, 3, 1, 2, 2, 2)],
+        "grew": [0, 0, 0, 1, 0, 0],
+        "shrank": [0, 0, 1, 0, 0, 0],
+        "missing_bytes": [0, 0, 0, BLOCK, 0, 0],
+        "moved_bytes": [0, 0, 0, 2 * BLOCK + ID, 0, 0],  # item 2 behind item 1
+        # what is lost as a round begins is missed until the next one
+        "rigid_moved_bytes": [0, 0, 0, 0, 3 * BLOCK + ID, 0],
+        "rigid_empty": [0, 0, 1, 1, 0, 0],
+    },
+    13: {  # wants items 0 and 29; twice not even the header fits
+        "kept_blocks": [1, 0, 1, 1, 1, 0],
+        "stored_bytes": [BASE + BLOCK, 0, BASE + BLOCK, BASE + BLOCK, BASE + BLOCK, 0],
+        "grew": [0, 0, 1, 0, 0, 0],
+        "shrank": [0, 1, 0, 0, 0, 1],
+        "missing_bytes": [0, 0, BLOCK, 0, 0, 0],
+        "moved_bytes": [0, 0, BLOCK + ID, 0, 0, 0],
+        "counted": [1] * 6,
+        "reselected": [0, 1, 1, 0, 0, 1],
+        "recall_before": [0, 0.5, 0, 0, 0, 0.5],
+        "recall_after": [0, 0, 0.5, 0, 0, 0],
+        "recall": [0.5, 0, 0.5, 0.5, 0.5, 0],
+        "recall_square": [0.25, 0, 0.25, 0.25, 0.25, 0],
+        "rigid_moved_bytes": [0, 0, BLOCK + ID, 0, 0, 0],
+        "rigid_recall": [0.5, 0, 0.5, 0.5, 0.5, 0],
+        "rigid_square": [0.25, 0, 0.25, 0.25, 0.25, 0],
+        "rigid_empty": [0, 1, 0, 0, 0, 1],
+    },
+}
+
+
+def counts(device: int) -> StepCounts:
+    """As expected of one device."""
+    found = StepCounts.zeros(6)
+    found.devices[:] = 1
+    found.budget_bytes[:] = BASE + np.array(ROOM[device])
+    for name, values in EXPECTED[device].items():
+        scale = SUM_SCALE if "recall" in name or "square" in name else 1
+        getattr(found, name)[:] = np.array(values) * scale
+    return found
+
+
+def cohort_of(requests="", device="cpu"):
+    """Devices 10 to 13: the first two are of user group 0, the others of 1; 12 is of class 0, the others of 1."""
+    room = np.array([ROOM[10], [0] * 6, ROOM[12], ROOM[13]])
+    return SimpleNamespace(
+        scenario=SimpleNamespace(
+            evaluation=SimpleNamespace(top_n=20),
+            engine=SimpleNamespace(device=device),
+            privacy=SimpleNamespace(requests=requests),
+        ),
+        state={"r": SimpleNamespace(groups=np.array([0, 0, 1, 1]), users=np.ones((4, 1), np.float32))}.__getitem__,
+        layout=lambda: LAYOUT,
+        devices=np.arange(10, 14),
+        places=lambda devices: devices - 10,
+        classes=np.array([1, 1, 0, 1], np.int16),
+        fleet=SimpleNamespace(names=("a", "b"), clock=SimpleNamespace(steps_per_round=2, step_s=900)),
+        budgets=SimpleNamespace(at={3 + step / 2: BASE + room[:, step] for step in range(6)}.__getitem__),
+        seen=rows_of([], [], [1], []),
+        splits=SimpleNamespace(test=rows_of([3], [0], [], [0, 29])),
+    )
+
+
+def followed(devices=(13, 10, 12), **changes):
+    return follow(
+        cohort_of(**changes),
+        SimpleNamespace(
+            server_round=3,
+            rounds=3,
+            precision="fp32",
+            devices=np.array(devices),
+            traced=np.array([12, 10]),
+            groups={2: LIST, 0: LIST, 1: LIST},
+        ),
+    )
+
+
+def test_devices_by_class_at_every_step():
+    reply = followed()
+    assert reply.step_s == 900
+    for name in StepCounts.names():
+        expected = np.stack([getattr(counts(12), name), getattr(counts(10), name) + getattr(counts(13), name)], axis=1)
+        assert getattr(reply.steps, name).tolist() == expected.tolist(), name
+
+
+def test_devices_that_are_traced_are_told_apart():
+    reply = followed()
+    assert reply.traced.stacked().tolist() == [
+        [device, c, step] for device, c in ((10, 1), (12, 0)) for step in range(6)
+    ]
+    for place, device in enumerate((10, 12)):
+        mine = reply.trace_steps[6 * place : 6 * (place + 1)]
+        assert mine.stacked().tolist() == counts(device).stacked().tolist()
+
+
+def test_who_has_room_for_no_block_moves_nothing():
+    steps = followed(devices=[11]).steps[:, 1]
+    assert (steps.devices.tolist(), steps.counted.tolist(), steps.rigid_empty.tolist()) == ([1] * 6, [1] * 6, [1] * 6)
+    assert not steps.moved_bytes.any()
+    assert not steps.rigid_moved_bytes.any()
+
+
+def test_where_nobody_may_see_where_a_device_stops_it_reads_the_whole_list():
+    whole, steps = 30 * BLOCK, followed(requests="group-prefix").steps
+    assert steps.moved_bytes.tolist() == [[0, 0], [0, whole], [0, whole], [whole, 0], [0, whole], [0, 0]]
+    assert steps.rigid_moved_bytes.tolist() == [[0, 0], [0, 0], [0, whole], [0, 0], [whole, whole], [0, 0]]
+
+
+def test_devices_rank_where_the_scenario_says(monkeypatch):
+    monkeypatch.setattr("fl_peel.kernels.top_rows", None)
+    assert followed(device="torch-cpu").steps.recall[0, 1] == SUM_SCALE / 2

@@ -1,0 +1,144 @@
+"""Full tables and budgets in the report by hand; what is asked for them, and what of it is shown meanwhile."""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.events import Event
+from fl_peel.ranking.bootstrap import Replicates
+from fl_peel.ranking.top import SUM_SCALE, MetricSums
+from strategies.figures.figures import Asked, Evaluated, FullReplies, budget_rows, evaluated, full_table
+from strategies.figures.schema import Gain, Interval, Quality, Ratio
+from strategies.nodes.members import Members, some_devices
+
+LAYOUT = BlockLayout(np.arange(10, dtype=np.int32), 10, 1)  # the table: 400 B
+MEMBERS = Members(np.arange(7), np.zeros(7, np.int32), np.full(1, 100), ("phone",))
+
+
+def reply(recalls, ndcgs, devices=4, stored=()):
+    """Of so many devices, one figure a budget; in the one replicate, of two devices, both metrics are half as good."""
+    once, half = (
+        [np.rint(np.array(values) * count * SUM_SCALE).astype(np.int64) for values in (recalls, ndcgs)]
+        for count in (devices, 1)
+    )
+    sums = MetricSums(*once, np.zeros_like(once[0]), np.full(len(recalls), devices))
+    replicates = Replicates(half[0][:, None], half[1][:, None], np.array([2]))
+    return SimpleNamespace(by_budget=lambda: sums, replicates=replicates, stored_max=np.array(stored))
+
+
+GLOBAL, START, REFINED = reply([0.25], [0.125]), reply([0.5], [0.75], devices=8), reply([0.375], [0.625], devices=8)
+
+
+def test_full_tables_by_hand():
+    found = full_table(400, FullReplies(GLOBAL, START, reply([0.4375], [0.3125]), REFINED))
+    assert found.bytes == 400
+    assert [(one.recall, one.ndcg) for one in (found.globally, found.start, found.refined)] == [
+        (0.25, 0.125), (0.5, 0.75), (0.375, 0.625),
+    ]  # fmt: skip
+    assert (found.start.recall_interval, found.start.ndcg_interval) == (Interval(0.25, 0.25), Interval(0.375, 0.375))
+    assert (found.globally.to_global, found.start.to_global) == (Ratio(1.0, 1.0, 1.0), Ratio(2.0, 2.0, 2.0))
+    assert found.start_validation == Quality(0.4375, 0.3125)
+    assert found.gain == Gain(-0.125, -0.0625, -0.0625, devices=8)
+    assert found.strongest == "start"
+    assert full_table(400, FullReplies(GLOBAL, REFINED, None, START)).strongest == "refined"
+
+
+def test_tables_that_nobody_asked_for_are_not_there():
+    nothing = full_table(400, FullReplies(None, None, None, None))
+    assert (nothing.globally, nothing.start, nothing.start_validation, nothing.refined) == (None,) * 4
+    assert (nothing.gain, nothing.strongest) == (None, None)
+    for start, refined in ((START, None), (None, REFINED)):
+        assert full_table(400, FullReplies(GLOBAL, start, None, refined)).gain is None
+
+
+def budgets_of(full):
+    evaluation = SimpleNamespace(budgets=(0.05, 0.1))
+    evaluator = SimpleNamespace(scenario=SimpleNamespace(evaluation=evaluation), layout=LAYOUT)
+    asked = (
+        Asked("int8", "energy", reply([0.125, 0.25], [0.5, 0.375], stored=[19, 38])),
+        Asked("fp16", "controller", reply([0.0625, 0.5], [0.25, 0.75], stored=[20, 40], devices=2)),
+    )
+    return budget_rows(evaluator, Evaluated(asked, None, None), full)
+
+
+def test_budgets_by_hand():
+    rows = budgets_of(FullReplies(GLOBAL, START, None, REFINED))
+    assert [(row.share, row.budget_bytes, row.precision, row.selector) for row in rows] == [
+        (0.05, 20, "int8", "energy"), (0.1, 40, "int8", "energy"),
+        (0.05, 20, "fp16", "controller"), (0.1, 40, "fp16", "controller"),
+    ]  # fmt: skip
+    assert [(row.recall, row.ndcg, row.stored_bytes_max, row.devices) for row in rows] == [
+        (0.125, 0.5, 19, 4), (0.25, 0.375, 38, 4), (0.0625, 0.25, 20, 2), (0.5, 0.75, 40, 2),
+    ]  # fmt: skip
+    assert rows[1].recall_interval == Interval(0.125, 0.125)
+    assert rows[1].ndcg_interval == Interval(0.1875, 0.1875)
+    assert rows[1].to_global == Ratio(1.0, 1.0, 1.0)
+    assert rows[1].to_strongest == Ratio(0.5, 0.5, 0.5)
+
+
+def test_budgets_beside_no_table_are_no_share_of_one():
+    (row, *_) = budgets_of(FullReplies(None, None, None, None))
+    assert (row.to_global, row.to_strongest) == (None, None)
+    (row, *_) = budgets_of(FullReplies(None, START, None, None))
+    assert (row.to_global, row.to_strongest) == (None, Ratio(0.25, 0.25, 0.25))
+
+
+# ---------------------------------------------------------------- what is asked
+
+
+def asked_for(selector="energy", **changes):
+    """What is evaluated, and the events meanwhile; 10 items of 10 columns, 5% and 10% of 400 bytes."""
+    given = {"budgets": (0.05, 0.1), "precisions": ("fp16", "int8"), "selectors": ("energy", "popularity")}
+    evaluation = SimpleNamespace(**(given | {"artifacts": 3, "full_tables": True} | changes))
+    asked, events = [], []
+    evaluator = SimpleNamespace(
+        scenario=SimpleNamespace(
+            evaluation=evaluation, blocks=SimpleNamespace(precision="int8"), selector=selector, seed=3
+        ),
+        members=MEMBERS,
+        layout=LAYOUT,
+        evaluate=lambda budgets, **more: asked.append((budgets, more)) or f"reply {len(asked)}",
+        own_budgets=lambda: "own",
+        full_table=lambda: "full",
+    )
+    found = evaluated(evaluator, events.append)
+    stored = some_devices(evaluator.scenario, MEMBERS, "artifacts", 3).tolist()
+    for _, more in asked:
+        if more["artifacts"] is not None:
+            assert more["artifacts"].tolist() == stored
+            more["artifacts"] = "stored"
+    return found, asked, events
+
+
+def test_every_precision_meets_every_selector():
+    found, asked, events = asked_for()
+    pairs = [("fp16", "energy"), ("fp16", "popularity"), ("int8", "energy"), ("int8", "popularity")]
+    assert asked == [
+        ([20, 40], {"precision": p, "selector": s, "label": p, "per_device": True,
+                    "artifacts": "stored" if (p, s) == ("int8", "energy") else None})
+        for p, s in pairs
+    ]  # fmt: skip
+    assert found == Evaluated(tuple(Asked(p, s, f"reply {i + 1}") for i, (p, s) in enumerate(pairs)), "own", "full")
+    texts = ["fp16, energy", "fp16, popularity", "int8, energy", "int8, popularity", "own budgets", "full tables"]
+    assert events == [Event("evaluation", done + 1, 6, text) for done, text in enumerate(texts)]
+
+
+def test_without_precisions_it_is_the_scenarios_and_without_full_tables_there_are_none():
+    found, asked, events = asked_for(precisions=(), selectors=("energy",), full_tables=False)
+    assert [(more["precision"], more["artifacts"]) for _, more in asked] == [("int8", "stored")]
+    assert (found.own, found.refined) == ("own", None)
+    assert [event.total for event in events] == [3, 3, 3]
+
+
+def test_what_devices_would_store_is_written_even_where_no_figure_is_of_it():
+    found, asked, events = asked_for(selector="controller")
+    assert asked[-1] == ([20, 40], {"label": "int8", "artifacts": "stored"})
+    assert (len(found.budgets), len(asked), events[-1].done) == (4, 5, 6)
+    assert len(asked_for(selector="controller", artifacts=0)[1]) == 4, "nothing is to be stored"
+
+
+def test_without_budgets_nothing_is_asked_or_stored():
+    found, asked, events = asked_for(selector="controller", budgets=())
+    assert (found.budgets, asked) == ((), [])
+    assert [(event.done, event.total) for event in events] == [(1, 2), (2, 2)]
