@@ -251,7 +251,7 @@ def _group(number: int, moments: Moments, table: Floats, dim: int, units: float,
     spread[:columns, :columns] = moments.second / (units**2 * size) * USER_LENGTH**2
     spread -= np.outer(middle, middle)
     variances, basis = np.linalg.eigh((spread + spread.T) / 2)
-    rng = rng_for(seed, "drawn-users", number)
+    rng = rng_for(seed, "timeline-users", number)
     drawn = rng.standard_normal((NUM_DRAWN, dim)) * np.sqrt(np.maximum(variances, 0.0))
     group_map = np.zeros((columns, dim), np.float32)
     np.fill_diagonal(group_map, USER_LENGTH)

@@ -225,7 +225,7 @@ class _Run:
         return list(sums.records)
 
     def recent(self, period: int, records: list[SumsRecord], phase: Phase = "recent") -> Ints:
-        """How many devices used each item (I,) in the period that is over, or earlier; what it takes goes to records."""
+        """How many devices used each item (I,) in the period that is over, or earlier; records get what it takes."""
         splits = self.timeline.splits(period, phase)
         sums = self.sums(period, phase, splits)
         counts = sums.counts()
