@@ -54,7 +54,8 @@ def cohort_of(folder=Path("nowhere"), device="cpu"):
         fleet=SimpleNamespace(names=("a", "b")),
         budgets=SimpleNamespace(at={3: OWN}.__getitem__),
         seen=rows_of([], [], [1], []),
-        splits=SimpleNamespace(test=rows_of([3], [0], [], [0, 29]), train=rows_of([], [], [], [])),
+        splits=SimpleNamespace(test=rows_of([3], [0], [], [0, 29]), train=rows_of([], [], [], []), num_items=30),
+        population=14,
         folder=folder / "nodes" / "0-of-1",
     )
 
@@ -72,8 +73,17 @@ def evaluated(cohort=None, **changes):
         "groups": {2: LIST, 0: LIST, 1: LIST},
         "replicates": 7,
         "per_device": True,
+        "first": 0,
+        "last": -1,
     }
     return evaluate_budgets(cohort or cohort_of(), SimpleNamespace(**(given | changes)))
+
+
+def test_devices_count_from_a_first_to_before_a_last():
+    """11 and 12 alone, of which 12 wants nothing; then from 13 on."""
+    assert evaluated(first=11, last=13).sums.devices.tolist() == [[[0, 0, 0], [1, 0, 0]]] * 4
+    assert evaluated(first=13).sums.devices.tolist() == [[[0, 0, 0], [0, 1, 0]]] * 4
+    assert evaluated(last=10).sums.devices.sum() == 0
 
 
 def test_metrics_by_budget_class_and_user_group():
@@ -152,7 +162,7 @@ def test_a_node_without_devices_knows_the_groups_that_are_asked():
     cohort = SimpleNamespace(
         **(vars(cohort_of()) | {"state": lambda mode: nobody, "devices": ITEMS[:0], "classes": ITEMS[:0]}),
     )
-    cohort.splits, cohort.seen = SimpleNamespace(test=rows_of()), rows_of()
+    cohort.splits, cohort.seen = SimpleNamespace(test=rows_of(), num_items=30), rows_of()
     cohort.budgets = SimpleNamespace(at=lambda number: ITEMS[:0])
     assert evaluated(cohort, groups={1: LIST}).sums.recall.shape == (4, 2, 2)
     assert evaluated(cohort, groups={}).sums.recall.shape == (4, 2, 0)
