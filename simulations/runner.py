@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fl_peel.disks import device_splits
+from fl_peel.errors import ScenarioError
 from fl_peel.events import OnEvent, silent
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
@@ -97,6 +98,8 @@ def run_seeds(
     """
     if not isinstance(scenario, Scenario):
         scenario = load_scenario(scenario, overrides, seed=seed)
+    if scenario.data.timeline is not None:
+        raise ScenarioError("data.timeline: --seeds knows nothing of it yet; run it seed by seed, --seed N")
     out = Path(out)
     scenario = checked(scenario, out, working_dir=Path.cwd())
     evaluation = scenario.evaluation.model_copy(update={"per_device": True})

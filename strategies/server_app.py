@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 
 import fl_peel
 from fl_peel.disks import device_splits
+from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.privacy.report import report_of
 from fl_peel.scenario.scenario import Scenario
@@ -45,6 +46,10 @@ from strategies.run.refit import rehearse
 
 def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = silent) -> RunResult:
     """Run a scenario on the nodes of ``grid``; returns what it measured, without what only the caller knows."""
+    if scenario.data.timeline is not None:
+        raise ScenarioError(
+            "data.timeline: is replayed by fl-peel run alone, and with one seed at a time; leave it out"
+        )
     stages = Stages()
     with stages("start"):
         root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)

@@ -97,6 +97,8 @@ def _check(scenario: Scenario) -> None:
         ScenarioError: naming the key and the remedy.
         EngineError: nobody answers at ``engine.ray_address``.
     """
+    if scenario.data.timeline is not None:
+        raise ScenarioError("data.timeline: studies measure at one moment; leave it out")
     if scenario.evaluation.top_n != 20:
         raise ScenarioError(f"evaluation.top_n: {scenario.evaluation.top_n} is not 20, which studies report; leave it")
     if scenario.engine.ray_address:

@@ -68,6 +68,23 @@ def test_what_does_not_go_with_a_timeline_is_refused_before_anything_runs(file, 
         load_scenario(file, ["data.refit=true"])
 
 
+def test_what_knows_nothing_of_time_refuses_it(file, tmp_path):
+    """In place of measuring at the first moment without a word."""
+    from simulations.runner import run_seeds
+    from simulations.studies.ablate.ablate import ablate
+    from strategies.server_app import serve
+
+    scenario = load_scenario(file)
+    for asked in (
+        lambda: ablate(scenario, out=tmp_path / "out"),
+        lambda: run_seeds(scenario, seeds=2, out=tmp_path / "out"),
+        lambda: serve(LoopbackGrid(1), scenario, None),
+    ):
+        with pytest.raises(ScenarioError, match=r"^data.timeline: "):
+            asked()
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.engine
 def test_the_command_line_replays_a_timeline_on_the_engine(file, tmp_path):
     import subprocess
