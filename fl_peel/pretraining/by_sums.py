@@ -494,6 +494,14 @@ class GroupStart:
     users: Floats
 
 
+def drawn_users(middle: Doubles, spread: Doubles, count: int, rng: np.random.Generator) -> Floats:
+    """Embeddings (count, d) of a normal distribution with this mean (d,) and covariance (d, d)."""
+    variances, basis = np.linalg.eigh(spread)
+    drawn = rng.standard_normal((count, len(middle))) * np.sqrt(np.maximum(variances, 0.0))
+    users: Floats = (middle + drawn @ basis.T).astype(np.float32)
+    return users
+
+
 @dataclass(frozen=True)
 class Compression:
     """From K columns to the d that a user group needs most: those in which its devices' scores vary most.
@@ -547,9 +555,7 @@ class Compression:
         spread = np.zeros((dim, dim))
         spread[:found, :found] = np.diag(values)
         spread -= np.outer(middle, middle)
-        variances, basis = np.linalg.eigh(spread)
-        drawn = rng.standard_normal((num_users, dim)) * np.sqrt(np.maximum(variances, 0.0))
-        users = (middle + drawn @ basis.T).astype(np.float32)
+        users = drawn_users(middle, spread, num_users, rng)
         return GroupStart(halves(group_map.astype(np.float32)), wide, moments.size, moments.items, users)
 
 
@@ -567,6 +573,7 @@ __all__ = [
     "coarse",
     "count_items",
     "drawn_items",
+    "drawn_users",
     "embeddings",
     "filtered",
     "freshness",

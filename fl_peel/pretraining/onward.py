@@ -33,17 +33,16 @@ from fl_peel.pretraining.by_sums import (
     blocks_of,
     coarse,
     drawn_items,
-    filtered,
+    drawn_users,
     freshness,
     halves,
     orthonormal,
     orthonormal_again,
-    spectrum,
     starting_directions,
     unit_vectors,
 )
 from fl_peel.pretraining.settings import SpectralConfig
-from fl_peel.pretraining.stage1 import NUM_DRAWN, WIDEST, SpectralStart, Sums, find_centroids, passed
+from fl_peel.pretraining.stage1 import NUM_DRAWN, SpectralStart, Sums, find_centroids, iterated, passed
 from fl_peel.pretraining.train import fixed_threads
 from fl_peel.randomness import rng_for
 
@@ -191,18 +190,11 @@ def _directions(
         known = np.zeros((len(counts), kept))
         known[: before.num_items] = before.directions[:, :kept]
         directions = orthonormal(known * (counts > 0)[:, None])
-    values: Doubles = np.zeros(0)
 
     def once(block: Doubles) -> Doubles:
         return passed(sums, block, counts, config)
 
-    for size in blocks_of(passes):
-        cut = float(values[values > 0].min(initial=np.inf)) if len(values) else np.inf
-        if size == 2 and values[0] <= WIDEST * cut:
-            directions, values = filtered(once, directions, cut)
-        else:
-            for _ in range(size):
-                directions, values = spectrum(once(directions))
+    directions, values = iterated(once, directions, blocks_of(passes))
     return orthonormal_again(directions), values
 
 
@@ -250,12 +242,10 @@ def _group(number: int, moments: Moments, table: Floats, dim: int, units: float,
     spread = np.zeros((dim, dim))
     spread[:columns, :columns] = moments.second / (units**2 * size) * USER_LENGTH**2
     spread -= np.outer(middle, middle)
-    variances, basis = np.linalg.eigh((spread + spread.T) / 2)
-    rng = rng_for(seed, "timeline-users", number)
-    drawn = rng.standard_normal((NUM_DRAWN, dim)) * np.sqrt(np.maximum(variances, 0.0))
+    users = drawn_users(middle, spread, NUM_DRAWN, rng_for(seed, "timeline-users", number))
     group_map = np.zeros((columns, dim), np.float32)
     np.fill_diagonal(group_map, USER_LENGTH)
-    return GroupStart(group_map, table, moments.size, moments.items, (middle + drawn @ basis.T).astype(np.float32))
+    return GroupStart(group_map, table, moments.size, moments.items, users)
 
 
 __all__ = ["Exponents", "Model", "exponents_of", "go_on", "question_of"]

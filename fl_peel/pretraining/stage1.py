@@ -270,16 +270,10 @@ def _passes(
         step(f"pass {number}")
         return found
 
-    values = np.zeros(0)
     with fixed_threads(config.num_threads):
         # filtered passes are of directions that are not orthonormal, which devices would cut
-        for size in [1] * config.passes if sums.bounded else blocks_of(config.passes):
-            cut = float(values[values > 0].min(initial=np.inf)) if len(values) else np.inf
-            if size == 2 and values[0] <= WIDEST * cut:
-                directions, values = filtered(one, directions, cut)
-            else:
-                for _ in range(size):
-                    directions, values = spectrum(one(directions))
+        sizes = [1] * config.passes if sums.bounded else blocks_of(config.passes)
+        directions, values = iterated(one, directions, sizes)
         directions, values = orthonormal_again(directions[:, : config.columns]), values[: config.columns]
     if sums.bounded:
         values = above_noise(values, counts, sums.std("pass"))
@@ -287,6 +281,21 @@ def _passes(
     if config.chooses:
         step(f"filter chosen, exponents {count_exponent:g} and {value_exponent:g}")
     return SpectralFilter(directions, values, counts, count_exponent, value_exponent, chosen)
+
+
+def iterated(once: Callable[[Doubles], Doubles], directions: Doubles, sizes: Sequence[int]) -> tuple[Doubles, Doubles]:
+    """Directions (I, k) and eigenvalues (k,) after passes: ``once`` is one, sizes: as of
+    :func:`fl_peel.pretraining.by_sums.blocks_of`.
+    """
+    values = np.zeros(0)
+    for size in sizes:
+        cut = float(values[values > 0].min(initial=np.inf)) if len(values) else np.inf
+        if size == 2 and values[0] <= WIDEST * cut:
+            directions, values = filtered(once, directions, cut)
+        else:
+            for _ in range(size):
+                directions, values = spectrum(once(directions))
+    return directions, values
 
 
 def _beginning(
@@ -484,12 +493,12 @@ class PooledSums:
 
 __all__ = [
     "NUM_DRAWN",
-    "WIDEST",
     "PooledSums",
     "SpectralFilter",
     "SpectralStart",
     "Sums",
     "find_centroids",
+    "iterated",
     "num_steps",
     "passed",
     "run_passes",

@@ -12,6 +12,7 @@ from fl_peel import kernels
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import UserItems
+from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import MetricSums, evaluate, top_rows
 from strategies.rivals.base import TOP_N, FloatArray, Listed, Lists, Material, Option, Split
 
@@ -30,6 +31,10 @@ class Found:
     def sums(self) -> MetricSums:
         """Over the devices that count, (1,) each."""
         return MetricSums.of(np.zeros(len(self.devices), np.int64), 1, self.recall, self.ndcg, self.counted)
+
+    def drawn(self, count: int) -> Replicates:
+        """Sums of the devices that count under the weights of a bootstrap's replicates, (1, count)."""
+        return Replicates.of(self.devices, self.recall[:, None], self.ndcg[:, None], self.counted, count)
 
     def mean(self) -> dict[str, float]:
         """Mean Recall@20 and NDCG@20."""

@@ -13,8 +13,7 @@ Plain = dict[str, list[float | None]]
 
 def replicates(found: Found) -> Plain:
     """Mean recall and NDCG of the devices that count, as :func:`in_json` has them."""
-    metrics = (found.recall[:, None], found.ndcg[:, None])
-    return in_json(Replicates.of(found.devices, *metrics, found.counted, REPLICATES))
+    return in_json(found.drawn(REPLICATES))
 
 
 def in_json(sums: Replicates, place: int = 0) -> Plain:

@@ -12,6 +12,7 @@ gets what is popular.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,8 @@ from fl_peel.blocks.ranked import RankedBlocks, rank_blocks
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.pretraining.by_sums import Floats, add_rows, unit_vectors
 from fl_peel.pretraining.onward import Model
-from fl_peel.ranking.bootstrap import Replicates
-from fl_peel.ranking.top import MetricSums, evaluate, top_rows
-from strategies.rivals.quality import list_metrics
+from fl_peel.ranking.top import evaluate, top_rows
+from strategies.rivals import quality
 from strategies.timeline.lines import Cohort, Found
 
 TOP_N = 20
@@ -82,6 +82,7 @@ class Scored:
         vectors[~vectors.any(axis=1)] = self.middle
         return vectors
 
+    @cached_property
     def ranked(self) -> RankedBlocks:
         """The whole table, in fp32."""
         layout = BlockLayout(np.arange(len(self.table), dtype=np.int32), self.table.shape[1], 1)
@@ -89,14 +90,14 @@ class Scored:
 
     def metrics(self, asked: Asked) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Recall and NDCG (N,) of devices that rank with it."""
-        ranked = self.ranked()
+        ranked = self.ranked
         whole = np.full(len(asked.devices), len(ranked.blocks), np.int64)
         hidden = asked.rows.below(len(self.table))
         return evaluate(ranked, whole, self.users(asked.rows), hidden, asked.wanted, TOP_N)
 
     def lists(self, rows: UserItems, hidden: UserItems) -> NDArray[np.int32]:
         """The 20 best items (N, 20) of devices with these rows, ``hidden`` ones left out; -1 where there are fewer."""
-        ranked = self.ranked()
+        ranked = self.ranked
         whole = np.full(rows.num_users, len(ranked.blocks), np.int64)
         best = top_rows(ranked, whole, self.users(rows), hidden.below(len(self.table)), TOP_N)
         return np.where(best >= 0, ranked.items[best], np.int32(-1)).astype(np.int32)
@@ -104,10 +105,8 @@ class Scored:
 
 def found(asked: Asked, metrics: tuple[NDArray[np.float64], NDArray[np.float64]], replicates: int) -> Found:
     """Sums of these devices' metrics."""
-    counted = np.ones(len(asked.devices), np.bool_)
-    sums = MetricSums.of(np.zeros(len(asked.devices), np.int64), 1, *metrics, counted)
-    recall, ndcg = (metric[:, None] for metric in metrics)
-    return Found(sums, Replicates.of(asked.devices, recall, ndcg, counted, replicates))
+    each = quality.Found(asked.devices, *metrics, np.ones(len(asked.devices), np.bool_))
+    return Found(each.sums(), each.drawn(replicates))
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class CachedList:
         for device, row in enumerate(lists):
             left = [item for item in row.tolist() if item >= 0 and (device, item) not in used]
             row[:] = np.array([*left, *[-1] * (TOP_N - len(left))], np.int32)
-        return list_metrics(lists, asked.wanted, num_items)
+        return quality.list_metrics(lists, asked.wanted, num_items)
 
 
 __all__ = ["Asked", "CachedList", "Scored", "found"]

@@ -171,7 +171,7 @@ class _Run:
         taken = [record.counts.classes for record in records]
         moved = reduce(add, taken, ClassCounts.zeros(len(members.class_names)))
         spent = moved.total()
-        labels = self.labels(known)
+        labels = self.labels
         self.layout_bytes = prepared.layout.full_table_bytes
         begin, end = int(self.timeline.edges[period]), int(self.timeline.edges[period + 1])
         self.periods.append(
@@ -199,18 +199,17 @@ class _Run:
         much freshness counts before every one. What it takes of them.
         """
         splits, config = self.timeline.splits(period, "choose"), self.scenario.pretraining.spectral()
+        records: list[SumsRecord] = []
+        earlier = self.recent(period, records, "earlier")[: splits.num_items] if self.model is None else None
         sums = self.sums(period, "choose", splits)
         model, fixed = self.model, self.exponents
         count: tuple[float, ...] = (fixed.count,)
         value: tuple[float, ...] = (fixed.value,)
         if model is None:  # of what was before the period that is over
+            assert earlier is not None
             count = COUNT_EXPONENTS if config.count_exponent is None else (config.count_exponent,)
             value = VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,)
-            earlier: list[SumsRecord] = []
-            recent = self.recent(period, earlier, "earlier")[: splits.num_items]
-            sums = self.sums(period, "choose", splits)
-            sums.records += earlier
-            model, _ = self.going_on(sums, None, recent)
+            model, _ = self.going_on(sums, None, earlier)
         part = self.part
         question = question_of(
             model, self.scenario.seed, count=count, value=value, fresh=part.fresh_exponents, fading=part.fading
@@ -222,7 +221,7 @@ class _Run:
             if answered or self.model is None:  # later, what was chosen last stays where nobody says anything
                 self.exponents = exponents_of(question, won, answered)
         self.clock = sums.now
-        return list(sums.records)
+        return [*records, *sums.records]
 
     def recent(self, period: int, records: list[SumsRecord], phase: Phase = "recent") -> Ints:
         """How many devices used each item (I,) in the period that is over, or earlier; records get what it takes."""
@@ -295,7 +294,8 @@ class _Run:
         }
         return Evaluator(federation, lambda selector: orders[selector], server_round=self.clock)
 
-    def labels(self, evaluator: Evaluator) -> list[str]:
+    @property
+    def labels(self) -> list[str]:
         """Ways of serving under budgets, in the order of :meth:`budgets`."""
         shares = [f"federation at {share * 100:g}%" for share in self.scenario.evaluation.budgets]
         return [*shares, OWN, FULL]
@@ -337,7 +337,7 @@ class _Run:
             budgets = self.budgets(evaluator)
             reply = evaluator.evaluate(budgets[:-1], devices=devices)
             told[cohort] = reply
-            for place, label in enumerate(self.labels(evaluator)[:-1]):
+            for place, label in enumerate(self.labels[:-1]):
                 self.lines.put(period, label, cohort, Found.of(reply, place))
             for label, table in ((FULL, None), (WHOLE, exact)):
                 whole = evaluator.evaluate([wire.UNLIMITED], precision="fp32", everybody=table, devices=devices)
