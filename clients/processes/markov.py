@@ -136,12 +136,12 @@ class MarkovBudget(BudgetProcess):
         if common > 1.0 - 1e-12:
             common = 1.0
             least = rows[0]
-        shared = np.minimum(np.cumsum(least), common)
-        shared[-1] = common
+        ends = np.cumsum(least)
+        shared = np.where(ends >= ends[-1], common, np.minimum(ends, common))
         rest = np.cumsum(np.maximum(rows - least, 0.0), axis=1)
         total = np.where(rest[:, -1:] > 0, rest[:, -1:], 1.0)
         own = common + (1.0 - common) * rest / total
-        own = np.where(rest >= rest[:, -1:], 1.0, own)  # nothing falls behind the last bin that has any width
+        own = np.where(rest >= rest[:, -1:], 1.0, own)  # as above: nothing falls behind the last bin that has any width
         return np.concatenate([np.broadcast_to(shared, rows.shape), own], axis=1), common
 
 

@@ -263,6 +263,48 @@ def test_three_states_follow_their_rows():
             assert np.bincount(moved, minlength=3) / 30_000 == pytest.approx(row, abs=0.015)
 
 
+def test_a_chain_of_three_states_starts_as_it_goes_on():
+    """Balance: b = (a + c) / 4 and a / 2 = b / 2 + 3 c / 8, so 16, 7 and 12 in 35."""
+    rows = [[0.5, 0.25, 0.25], [0.5, 0.0, 0.5], [0.375, 0.25, 0.375]]
+    process = MarkovBudget.model_validate({"states": {"a": 1.0, "b": 0.5, "c": 0.25}, "transitions_per_step": rows})
+    shares = np.array([16, 7, 12]) / 35
+    assert process.long_run() == pytest.approx(shares, abs=1e-12)
+    assert np.bincount(process.start(0, ids(30_000)), minlength=3) / 30_000 == pytest.approx(shares, abs=0.015)
+
+
+WEIGHTS = [0.69, 0.39, 0.14, 0.72, 0.53, 0.31]
+"""Made shares of their sum, these sum to a little less than one."""
+
+
+@pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2.0**-53])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[0, 0.5, 0.5], [0, 1, 0], [0, 0.25, 0.75]],
+        [[0.5, 0.5, 0], [0.25, 0, 0.75], [0, 0.5, 0.5]],
+        [[0.82, 0.18, 0], [0.48, 0.52, 0], [0.115, 0.115, 0.77]],
+        [[0, *(np.array(WEIGHTS) / sum(WEIGHTS))]] * 7,
+        [[*(np.array(WEIGHTS) / sum(WEIGHTS)), 0]] * 7,
+    ],
+)
+def test_whatever_number_is_drawn_no_transition_of_probability_nought_is_taken(monkeypatch, number, rows):
+    """Not by the least number and not by the largest that there are, nor at the end of what rows have in common. And a
+    state is found by looking back, whether the number is the last that forgets or the first that does not.
+    """
+    rows = [[float(entry) for entry in row] for row in rows]
+    given = {"states": {str(place): 1.0 for place in range(len(rows))}, "transitions_per_step": rows, "first": "1"}
+    process = MarkovBudget.model_validate(given)
+    monkeypatch.setattr(
+        "clients.processes.markov.device_uniforms", lambda *name, devices: np.full(len(devices), number)
+    )
+    for state, row in enumerate(rows):
+        assert row[process.advance(np.array([state], np.int8), 0, ids(1), 1)[0]] > 0
+    reached = process.start(0, ids(1))
+    for step in range(1, 4):
+        reached = process.advance(reached, 0, ids(1), step)
+        assert process.state_at(0, ids(1), step) == reached
+
+
 def test_the_state_is_found_by_looking_back_no_further_than_needed(monkeypatch):
     """All rows are equal: one number says the state, whatever came before."""
     process = MarkovBudget.model_validate({"states": STATES, "transitions_per_step": [[0.3, 0.7]] * 2})
