@@ -84,6 +84,11 @@ def test_devices_count_from_a_first_to_before_a_last():
     assert evaluated(first=11, last=13).sums.devices.tolist() == [[[0, 0, 0], [1, 0, 0]]] * 4
     assert evaluated(first=13).sums.devices.tolist() == [[[0, 0, 0], [0, 1, 0]]] * 4
     assert evaluated(last=10).sums.devices.sum() == 0
+    assert evaluated(last=0).sums.devices.sum() == 0, "no device is before the first"
+    cohort = cohort_of()
+    cohort.devices = np.arange(4)
+    assert evaluated(cohort, first=1).sums.devices.tolist() == [[[0, 0, 0], [1, 1, 0]]] * 4
+    assert evaluated(cohort, last=1).sums.devices.tolist() == [[[0, 0, 0], [1, 0, 0]]] * 4
 
 
 def test_metrics_by_budget_class_and_user_group():

@@ -122,5 +122,5 @@ def test_targets_that_a_device_knows_are_not_wanted_and_who_lies_wants_nothing(s
     wanted, hidden = evaluation_items(cohort_of(poisoning), split)
     assert rows(wanted) == ([[5, 8], [1, 8], [1, 5, 8]] if split == "targets" else [[6], [], [7]])
     assert rows(hidden) == [[0, 1, 4], [2, 5], [3]]
-    everybody = poisoning | {"share": 0.999}
-    assert rows(evaluation_items(cohort_of(everybody), split)[0]) == [[], [], []]
+    for everybody in ({"share": 0.999}, {"compare": [0.5, 0.999]}):  # under any share
+        assert rows(evaluation_items(cohort_of(poisoning | everybody), split)[0]) == [[], [], []]

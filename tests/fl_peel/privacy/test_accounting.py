@@ -3,7 +3,13 @@
 import math
 
 import pytest
-from dp_accounting import GaussianDpEvent, LaplaceDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+from dp_accounting import (
+    GaussianDpEvent,
+    LaplaceDpEvent,
+    PoissonSampledDpEvent,
+    SelfComposedDpEvent,
+    UnsupportedDpEvent,
+)
 
 from fl_peel.errors import ScenarioError
 from fl_peel.privacy.accounting import Schedule, Spent, analytic_gaussian_delta, calibrated, event_of, spent
@@ -189,6 +195,10 @@ def test_an_accountant_without_a_finite_answer_has_none():
     plan = plan_of("privacy.target_epsilon=8", "privacy.delta=1.0e-300")
     assert plan.cost.pld is None
     assert plan.cost.epsilon == plan.cost.rdp <= 8
+
+
+def test_what_no_accountant_can_count_is_infinite():
+    assert spent(UnsupportedDpEvent(), DELTA) == Spent(math.inf, DELTA, "none", None, None)
 
 
 def test_what_no_accountant_can_count_is_refused(monkeypatch):

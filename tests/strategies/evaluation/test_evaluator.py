@@ -213,6 +213,7 @@ def test_nodes_are_asked_what_the_scenario_says():
     assert request.budgets.dtype == request.artifacts.dtype == np.int64
     assert request.factors.dtype == request.rooms.dtype == np.float64
     assert (request.artifacts.tolist(), request.replicates, request.per_device) == ([], 50, False)
+    assert (request.first, request.last) == (0, -1)
     # a quarter more than 70 B: 87 B hold 6 blocks
     assert blocks(request) == {0: [29, 28, 27, 26, 25, 24], 1: [0, 1, 2, 3, 4, 5]}
     codes = request.groups[1]["codes"].view(np.float32)
@@ -222,8 +223,9 @@ def test_nodes_are_asked_what_the_scenario_says():
 def test_nodes_are_asked_what_is_given():
     evaluator, asked = asking()
     given = {"factors": [1, 2], "rooms": [0, 3], "artifacts": np.array([4]), "label": "mine", "per_device": True}
-    evaluator.evaluate([60, 52], split="validation", selector="popularity", precision="fp16", **given)
+    evaluator.evaluate([60, 52], split="validation", selector="popularity", precision="fp16", devices=(3, 7), **given)
     (request,) = asked
+    assert (request.first, request.last) == (3, 7)
     assert (request.split, request.label, request.precision) == ("validation", "mine", "fp16")
     assert (request.factors.tolist(), request.rooms.tolist(), request.artifacts.tolist()) == ([1, 2], [0, 3], [4])
     assert request.factors.dtype == request.rooms.dtype == np.float64
@@ -232,6 +234,13 @@ def test_nodes_are_asked_what_is_given():
     evaluator, asked = asking(per_device=False)
     evaluator.evaluate([60], per_device=True)
     assert not asked[0].per_device, "the scenario does not want it"
+
+
+@pytest.mark.parametrize("server_round", [0, 4])
+def test_own_budgets_are_of_the_round_that_is_given(server_round):
+    evaluator, asked = asking()
+    dataclasses.replace(evaluator, server_round=server_round).evaluate([wire.OWN_BUDGET])
+    assert asked[0].server_round == server_round
 
 
 def test_one_table_for_everybody_is_sent_in_the_order_of_its_rows():
@@ -276,6 +285,7 @@ def test_ones_own_budget_and_full_tables():
     assert [one.budgets.tolist() for one in asked] == [[wire.OWN_BUDGET], [wire.UNLIMITED], [wire.UNLIMITED]]
     assert [(one.split, one.per_device) for one in asked] == [("test", True), ("test", True), ("validation", False)]
     assert [list(one.groups) for one in asked] == [[0, 1], [0, 1], [wire.EVERYBODY]]
+    assert blocks(asked[2]) == {wire.EVERYBODY: list(range(30))}
     evaluator, asked = asking()
     evaluator.scenario.blocks.precision = "int8"
     evaluator.full_table()
