@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import libcst as cst
+from faster import make_faster, make_patient
 from libcst import matchers
 from mutmut import __main__ as mutmut
 from mutmut import configuration
@@ -36,10 +37,12 @@ from mutmut.stats import status_by_exit_code
 from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 from mutmut.workers.isolation import ForkRunner
 from survivors import (
+    KILLED,
     LISTED,
+    NOTICED,
     PAGE,
     ROOT,
-    STATUSES,
+    TRIED,
     Mutant,
     read_listed,
     reasons,
@@ -50,7 +53,8 @@ from survivors import (
 )
 
 WORK = ROOT / "out" / "mutants"
-COPIED = ("fl_peel", "clients", "strategies", "simulations", "tests", "docs", "pyproject.toml")
+MUTATED = ("fl_peel", "clients", "strategies", "simulations")
+BESIDE = ("tests", "docs", "pyproject.toml")
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,7 @@ def configured(group: Group) -> Config:
     config = configuration.config()
     config.only_mutate = list(group.modules)
     config.do_not_mutate = ["*/__init__.py", "*/contracts.py", "*/settings.py"]
-    config.also_copy = [Path(name) for name in COPIED]
+    config.also_copy = [Path(name) for name in BESIDE]  # the rest is there, mutants and all
     config.pytest_add_cli_args_test_selection = [test for test in group.tests if (ROOT / test).exists()]
     return config
 
@@ -211,7 +215,7 @@ def way_of_making() -> str:
 
 def run(name: str, children: int, *, again: bool) -> None:
     """Make and run the mutants of a group. Those that were killed before stay killed until their function changes, and
-    so do those that survived and are listed, unless they are to be tried again.
+    those that are listed and survived, or ran too long, are left as they are, unless they are to be tried again.
     """
     folder = WORK / name
     made = folder / "made"
@@ -219,7 +223,7 @@ def run(name: str, children: int, *, again: bool) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     made.write_text(way_of_making())
-    for copied in COPIED:
+    for copied in (*MUTATED, *BESIDE):
         link = folder / copied
         if not link.is_symlink():
             link.symlink_to(ROOT / copied)
@@ -228,15 +232,34 @@ def run(name: str, children: int, *, again: bool) -> None:
     os.chdir(folder)
     sys.path[:] = [place for place in sys.path if Path(place or ".").resolve() != ROOT]
     configured(GROUPS[name])
+    _forget_half_made(folder / "mutants")
     for data in _data(name):
         for mutant, code in data.exit_code_by_key.items():
             status = status_by_exit_code[code]
-            if status != "killed" and not (status == "survived" and _found(data, mutant) in known):
+            if status not in KILLED and not (status in TRIED and _found(data, mutant) in known):
                 data.exit_code_by_key[mutant] = None
         data.save()
     for cache in (folder / "mutants" / "tests", folder / "mutants" / "mutmut-stats.json"):
         shutil.rmtree(cache) if cache.is_dir() else cache.unlink(missing_ok=True)
     mutmut._run([], children)
+
+
+def _forget_half_made(folder: Path) -> None:
+    """What mutmut would take for what is there now: files that it copied and that are no code; and code of which it was
+    stopped making mutants, which is newer than its source, though what is in it is listed beside it only afterwards.
+    """
+    config = configuration.config()
+    for made in (one for name in MUTATED for one in (folder / name).rglob("*") if one.is_file()):
+        if made.parent.name == "__pycache__":
+            continue
+        listed = made.with_name(f"{made.name}.meta")
+        if made.suffix == ".py":
+            mutated = config.should_mutate(made.relative_to(folder))
+            forgotten = mutated and not (listed.exists() and listed.stat().st_mtime >= made.stat().st_mtime)
+        else:
+            forgotten = made.suffix not in (".meta", ".spans")
+        if forgotten:
+            made.unlink()
 
 
 # ---- what came of them
@@ -269,7 +292,7 @@ def _module(data: SourceFileMutationData) -> str:
 
 
 def outcome(name: str) -> tuple[dict[str, Counter[str]], dict[Mutant, str]]:
-    """Of a group's last run: counts by module and status, and the status of all that was not killed."""
+    """Of a group's last run: counts by module and status, and the status of all that no test failed on."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     alive: dict[Mutant, str] = {}
     if not (WORK / name).exists():
@@ -281,7 +304,7 @@ def outcome(name: str) -> tuple[dict[str, Counter[str]], dict[Mutant, str]]:
         for mutant, code in data.exit_code_by_key.items():
             status = status_by_exit_code[code]
             counts[module][status] += 1
-            if status not in STATUSES:
+            if status not in KILLED:
                 alive[_found(data, mutant)] = status
     return counts, alive
 
@@ -301,6 +324,8 @@ def main() -> int:
             pid = os.fork()
             if pid == 0:
                 extend_mutmut()
+                make_faster()
+                make_patient()
                 run(name, given.children, again=given.again)
                 os._exit(0)
             if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
@@ -317,7 +342,8 @@ def main() -> int:
     if given.page:
         page = PAGE.read_text(encoding="utf-8")
         PAGE.write_text(replaced(replaced(page, "table", table(counts)), "list", reasons(listed)))
-    news, gone = unexplained(alive, listed), sorted(mine.keys() - alive.keys())
+    survived = [one for one, status in alive.items() if status not in NOTICED]
+    news, gone = unexplained(survived, listed), sorted(mine.keys() - alive.keys())
     for one in news:
         print(f"{one.place}: {alive[one]}\n  - {one.was}\n  + {one.now}")
     for one in gone:

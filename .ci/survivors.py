@@ -15,8 +15,14 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 LISTED = ROOT / ".ci" / "survivors.yaml"
 PAGE = ROOT / "docs" / "mutants.md"
-STATUSES = ("killed", "timeout")
-"""Of mutmut's, those of mutants that the tests noticed."""
+KILLED = ("killed", "segfault")
+"""Of mutmut's statuses, those of mutants that a test failed on; code that ends the process was noticed, too."""
+NOTICED = (*KILLED, "timeout")
+TRIED = ("survived", "timeout")
+"""Those of a mutant that is listed: what changes nothing may still draw examples that take longer."""
+COLUMNS = {"killed": "killed", "timeout": "ran too long", "segfault": "crashed", "not checked": "not run"}
+ALWAYS = ("killed", "timeout")
+"""Columns of the table, those that are there even where they are empty."""
 
 
 @dataclass(frozen=True, order=True)
@@ -96,10 +102,9 @@ def reasons(listed: Mapping[Mutant, str]) -> str:
 
 
 def table(counts: Mapping[str, Mapping[str, int]]) -> str:
-    """Counts by module and status, in Markdown; those that were not run have a column where there are any."""
-    columns = ("killed", "timeout", "not checked") if any("not checked" in one for one in counts.values()) else STATUSES
-    titles = {"timeout": "ran too long", "not checked": "not run"}
-    rows = [f"| module | mutants | {' | '.join(titles.get(one, one) for one in columns)} | survived |"]
+    """Counts by module and status, in Markdown; what crashed and what was not run have a column where there are any."""
+    columns = [one for one in COLUMNS if one in ALWAYS or any(one in counted for counted in counts.values())]
+    rows = [f"| module | mutants | {' | '.join(COLUMNS[one] for one in columns)} | survived |"]
     rows += ["|---" * (len(columns) + 3) + "|"]
     total = [0] * (len(columns) + 2)
     for module in sorted(counts):

@@ -90,6 +90,9 @@ def test_counts_are_added_up():
     assert shown.splitlines()[2:] == ["| `a` | 4 | 2 | 1 | 1 |", "| `b` | 4 | 3 | 0 | 1 |", "| all | 8 | 5 | 1 | 2 |"]
     stopped = table({"b": {"killed": 3, "not checked": 2, "survived": 1}})
     assert stopped.splitlines()[2:] == ["| `b` | 6 | 3 | 0 | 2 | 1 |", "| all | 6 | 3 | 0 | 2 | 1 |"]
+    crashed = table({"b": {"killed": 3, "segfault": 2, "timeout": 1}})
+    assert crashed.splitlines()[0] == "| module | mutants | killed | ran too long | crashed | survived |"
+    assert crashed.splitlines()[2] == "| `b` | 6 | 3 | 1 | 2 | 0 |"
 
 
 def test_a_part_of_a_page_is_replaced():
