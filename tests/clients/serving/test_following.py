@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from clients.serving.following import follow
 from fl_peel.blocks.layout import BlockLayout
@@ -141,8 +142,10 @@ def test_devices_that_are_traced_are_told_apart():
         assert mine.stacked().tolist() == counts(device).stacked().tolist()
 
 
-def test_who_has_room_for_no_block_moves_nothing():
-    steps = followed(devices=[11]).steps[:, 1]
+@pytest.mark.parametrize("requests", ["", "group-prefix"])
+def test_who_has_room_for_no_block_moves_nothing(requests):
+    """Not even where whoever reads reads the whole list."""
+    steps = followed(devices=[11], requests=requests).steps[:, 1]
     assert (steps.devices.tolist(), steps.counted.tolist(), steps.rigid_empty.tolist()) == ([1] * 6, [1] * 6, [1] * 6)
     assert not steps.moved_bytes.any()
     assert not steps.rigid_moved_bytes.any()
