@@ -28,8 +28,6 @@ from mutmut.workers.isolation import ForkRunner
 
 FOLDER = Path("mutants")
 """Where mutmut has the mutants, and starts tests."""
-SCRATCH = Path("scratch")
-"""Where mutants have their temporary files."""
 PATIENCE = 20
 """How much longer a mutant may take by the clock than mutmut allows: a machine that is busy with something else must
 not make a survivor look as if it had run too long. The limit of what it computes stays as it is.
@@ -41,9 +39,7 @@ class Collected:
 
     def __init__(self, arguments: list[str], scratch: Path) -> None:
         """Collect; scratch: where each mutant has temporary files in a folder of its own, which goes with it."""
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        self.scratch = scratch.resolve()
+        self.scratch = scratch
         with change_cwd(FOLDER):
             self.config = _prepareconfig(["--rootdir=.", "--tb=no", "-x", "-q", "--capture=no", *arguments])
             self.session = pytest.Session.from_config(self.config)
@@ -78,18 +74,24 @@ class Collected:
 
 def make_faster() -> None:
     """Have mutmut collect tests once, and keep the times of what it copies."""
-    start, run = ForkRunner.startup, PytestRunner.run_tests
+    start, stop, run = ForkRunner.startup, ForkRunner.shutdown, PytestRunner.run_tests
     found: list[Collected] = []
 
     def startup(self: ForkRunner) -> None:
         given = configuration.config()
-        found.append(Collected([*given.pytest_add_cli_args, *given.pytest_add_cli_args_test_selection], SCRATCH))
+        arguments = [*given.pytest_add_cli_args, *given.pytest_add_cli_args_test_selection]
+        found.append(Collected(arguments, Path(tempfile.mkdtemp())))
         start(self)
+
+    def shutdown(self: ForkRunner) -> None:
+        stop(self)
+        shutil.rmtree(found[-1].scratch, ignore_errors=True)
 
     def run_tests(self: PytestRunner, *, mutant_name: str | None, tests: Iterable[str]) -> int:
         return found[0].run(tests) if found else run(self, mutant_name=mutant_name, tests=tests)
 
     ForkRunner.startup = startup  # type: ignore[method-assign]
+    ForkRunner.shutdown = shutdown  # type: ignore[method-assign]
     PytestRunner.run_tests = run_tests  # type: ignore[method-assign]
     mutmut.create_file_mutants = _made
 
