@@ -46,9 +46,17 @@ def test_training_begins_with_as_many_of_the_stored_blocks_as_working_memory_all
 
 
 def test_losing_blocks_that_are_not_trained_interrupts_nothing():
-    memory = RoundMemory.of(RANKED, np.array([[52 + 40], [52 + 16]]), np.array([2]))
-    assert memory.dropped_blocks.tolist() == [True]
-    assert memory.interrupted.tolist() == [False]
+    memory = RoundMemory.of(RANKED, np.array([[52 + 40, 52 + 16], [52 + 16, 52 + 40]]), np.array([2, 2]))
+    assert memory.dropped_blocks.tolist() == [True, False]
+    assert memory.interrupted.tolist() == [False, False]
+
+
+def test_steps_at_which_a_device_holds_more_than_its_budget_are_counted(monkeypatch):
+    """By itself, whatever chose the blocks."""
+    budgets = np.full((3, 2), 84)
+    more = np.array([[1, 0], [1, 0], [0, 1]])
+    monkeypatch.setattr(module, "stored_bytes", lambda ranked, held, lowest, beside: budgets + more)
+    assert RoundMemory.of(RANKED, budgets, np.full(2, 12)).violations.tolist() == [2, 1]
 
 
 def test_working_bytes_by_hand():
