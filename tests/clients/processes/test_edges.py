@@ -272,8 +272,8 @@ def test_a_chain_of_three_states_starts_as_it_goes_on():
     assert np.bincount(process.start(0, ids(30_000)), minlength=3) / 30_000 == pytest.approx(shares, abs=0.015)
 
 
-WEIGHTS = [0.69, 0.39, 0.14, 0.72, 0.53, 0.31]
-"""Made shares of their sum, these sum to a little less than one."""
+ALMOST_ONE = [0.94 / (0.94 + 0.13), 0.13 / (0.94 + 0.13)]
+"""Probabilities that a chain makes sum to one as nearly as it can: to the largest number that is ever drawn."""
 
 
 @pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2.0**-53])
@@ -283,8 +283,9 @@ WEIGHTS = [0.69, 0.39, 0.14, 0.72, 0.53, 0.31]
         [[0, 0.5, 0.5], [0, 1, 0], [0, 0.25, 0.75]],
         [[0.5, 0.5, 0], [0.25, 0, 0.75], [0, 0.5, 0.5]],
         [[0.82, 0.18, 0], [0.48, 0.52, 0], [0.115, 0.115, 0.77]],
-        [[0, *(np.array(WEIGHTS) / sum(WEIGHTS))]] * 7,
-        [[*(np.array(WEIGHTS) / sum(WEIGHTS)), 0]] * 7,
+        [[0, *ALMOST_ONE]] * 3,
+        [[*ALMOST_ONE, 0]] * 3,
+        [[0, 1], [1, 0]],
     ],
 )
 def test_whatever_number_is_drawn_no_transition_of_probability_nought_is_taken(monkeypatch, number, rows):
@@ -355,6 +356,8 @@ def test_windows_and_phases_are_a_device_s_own():
     assert shares[9:] == [0.0] * 15
     assert 0 < shares[8] < shares[7] < shares[6]
     assert (there(fleet, 5, seed=1) != there(fleet, 5)).any()
+    evenly = availability_of({"diurnal": {"window_hours": 8}})()  # phases of all hours alike
+    assert [there(evenly, hour).mean() for hour in (0, 7, 15)] == pytest.approx([1 / 3] * 3, abs=0.015)
     whole_day = availability_of({"diurnal": {"window_hours": 24}})()
     assert there(whole_day, 5).all()
 
@@ -366,6 +369,8 @@ def test_a_share_may_be_drawn_for_each_device():
     assert rounds.mean() == pytest.approx(0.4, abs=0.02)
     same = availability_of({"probability": {"uniform": [0.2, 0.6]}})()
     assert (there(same, 3) == there(fleet, 3)).all()
+    assert (there(fleet, 3.75) == there(fleet, 3)).all()  # held within a round
+    assert (there(fleet, 2.9999999999) == there(fleet, 3)).all()  # rounding of a time is no round
     assert there(availability_of(1)(), 3).all()
     assert not there(availability_of(0)(), 3).any()
 
