@@ -47,6 +47,7 @@ def plugin(tmp_path, monkeypatch):
     (site / "shop-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: shop\nVersion: 1.0\n")
     (site / "shop-1.0.dist-info" / "entry_points.txt").write_text(
         "[fl_peel.budgets]\nevery-other = shop:EveryOther\nlost = shop:Nothing\nconstant-too = shop:two\n"
+        "kiosk-too = shop:Kiosk\n"
         "[fl_peel.profiles]\nkiosk = shop:Kiosk\nkiosks = shop:two\nbroken = shop:broken\n"
     )
     monkeypatch.syspath_prepend(str(site))
@@ -87,7 +88,10 @@ def test_a_registered_profile_is_found_by_name_and_within_a_file():
 @pytest.mark.usefixtures("plugin")
 def test_a_plug_in_that_fails_says_so_in_one_line():
     one_line(lambda: fleet_of(budget="lost"), "budget process 'lost' of shop:Nothing cannot be imported")
-    one_line(lambda: fleet_of(budget="constant-too"), "no subclass of clients.processes.budgets.BudgetProcess")
+    for no_process in ("constant-too", "kiosk-too"):  # a function, and a class of something else
+        one_line(
+            lambda name=no_process: fleet_of(budget=name), "no subclass of clients.processes.budgets.BudgetProcess"
+        )
     one_line(lambda: load_fleet("broken"), "the profile 'broken' cannot be made: RuntimeError: no luck today")
     one_line(lambda: fleet_from_mapping({"profiles": [{"use": "kiosks"}]}), "profiles[0].use: 'kiosks' is a list")
 
