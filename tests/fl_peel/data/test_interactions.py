@@ -220,3 +220,11 @@ def test_collected_oldest_share_is_not_fooled_by_floating_point():
     assert 100 * 0.07 > 7  # as doubles: 7.000000000000001
     kept, _ = collected(ragged(range(100)), seed=0, share=0.07, mode="oldest")
     assert kept.num_interactions == 7
+
+
+def test_items_below_a_number():
+    some, nothing = ragged([3, 0], [5], []), ragged([], [])
+    assert rows_of(some.below(5)) == [[3, 0], [], []]
+    assert rows_of(some.below(3)) == [[0], [], []]
+    assert some.below(6) is some, "there is no other"
+    assert nothing.below(1) is nothing
