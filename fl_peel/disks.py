@@ -22,6 +22,9 @@ from fl_peel.data.readers import read_interactions
 from fl_peel.data.timeline import Timeline
 from fl_peel.scenario.scenario import Scenario
 
+SAID = "said"
+"""The part that is there where it is not all of train."""
+
 
 def load_interactions(scenario: Scenario, data_dir: str) -> Interactions:
     """The scenario's interactions, from a named data set or a file of the user's.
@@ -53,11 +56,13 @@ def device_splits(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
         folder = Path(run_dir) / f"devices-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
         if not folder.is_dir():
             _prepare(scenario, data_dir, folder)
-    parts = [
-        UserItems(*(np.load(folder / f"{part}-{what}.npy", mmap_mode="r") for what in ("indptr", "items")))
-        for part in PARTS
-    ]
-    return Splits(parts[0], parts[1], parts[2], int(np.load(folder / "num_items.npy")))
+    parts = [_mapped(folder, part) for part in PARTS]
+    said = _mapped(folder, SAID) if (folder / f"{SAID}-items.npy").is_file() else None
+    return Splits(parts[0], parts[1], parts[2], int(np.load(folder / "num_items.npy")), said)
+
+
+def _mapped(folder: Path, part: str) -> UserItems:
+    return UserItems(*(np.load(folder / f"{part}-{what}.npy", mmap_mode="r") for what in ("indptr", "items")))
 
 
 def device_timeline(scenario: Scenario, data_dir: str) -> Timeline:
@@ -70,7 +75,9 @@ def device_timeline(scenario: Scenario, data_dir: str) -> Timeline:
     part = scenario.data.timeline
     assert part is not None, "the scenario has a timeline"
     found = load_interactions(scenario, data_dir)
-    return Timeline.of(found, start=part.start, periods=part.periods, share=part.share, days=part.days)
+    return Timeline.of(
+        found, start=part.start, periods=part.periods, share=part.share, days=part.days, leaving=part.leaving
+    )
 
 
 def _splits(scenario: Scenario, data_dir: str) -> Splits:
@@ -91,8 +98,10 @@ def _prepare(scenario: Scenario, data_dir: str, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".devices-"))
     try:
-        for part in PARTS:
-            items: UserItems = getattr(splits, part)
+        for part in (*PARTS, SAID):
+            items: UserItems | None = getattr(splits, part)
+            if items is None:
+                continue
             np.save(unfinished / f"{part}-indptr.npy", items.indptr)
             np.save(unfinished / f"{part}-items.npy", items.items)
         np.save(unfinished / "num_items.npy", np.int64(splits.num_items))
