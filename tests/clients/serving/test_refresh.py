@@ -81,20 +81,22 @@ def test_items_that_came_since_were_held_by_nobody():
 
 
 def test_who_stays_in_a_group_that_has_another_number_by_now_has_not_moved(tmp_path):
-    """Group 0 was dissolved; what was 2 is 1 by now. Of three devices one was in it, one is in that one, one is new."""
+    """Group 0 was dissolved; what was 2 is 1 by now. Two devices stay in it, one comes to it as its own is gone, one is
+    new.
+    """
     cohort = SimpleNamespace(
         layout=lambda: LAYOUT,
         fleet=SimpleNamespace(names=("one",)),
-        state=lambda mode: SimpleNamespace(groups=np.array([1, 0, 0])),
-        budgets=SimpleNamespace(at=lambda server_round: np.full(3, 10_000)),
-        seen=UserItems.from_pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), 3),
-        devices=np.arange(3),
-        joining=np.ones(3, np.bool_),
-        classes=np.zeros(3, np.int16),
+        state=lambda mode: SimpleNamespace(groups=np.array([1, 1, 1, 0])),
+        budgets=SimpleNamespace(at=lambda server_round: np.full(4, 10_000)),
+        seen=UserItems.from_pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), 4),
+        devices=np.arange(4),
+        joining=np.ones(4, np.bool_),
+        classes=np.zeros(4, np.int16),
         held_file=tmp_path / "held.npz",
     )
     lists = [ORDER.tolist(), ORDER.tolist(), ORDER.tolist()]
-    held = before([2, 0], [6, 6], lists)
+    held = before([2, 2, 0], [6, 6, 6], lists)
     Before(held.groups, held.cutoffs, held.ranks, np.array([UNLIMITED])).save(cohort)
     weights = np.empty(6)
     weights[ORDER] = np.arange(6, 0, -1)
@@ -109,13 +111,13 @@ def test_who_stays_in_a_group_that_has_another_number_by_now_has_not_moved(tmp_p
         former=np.array([1, 2]),
     )
     found = refresh(cohort, request).refreshed
-    assert found.devices.tolist() == [[3]]
+    assert found.devices.tolist() == [[4]]
     assert found.moved.tolist() == [[1]], "the one whose group is gone"
     assert found.sent_bytes.tolist() == [[6 * BLOCK]], "the new one; the list is the same in all groups"
-    assert Before.read(cohort).groups.tolist() == [1, 0, 0]
+    assert Before.read(cohort).groups.tolist() == [1, 1, 1, 0]
     request.changed = np.stack([np.zeros(6, np.uint8)] * 2)
     request.former = np.array([0, 1])
-    cohort.state = lambda mode: SimpleNamespace(groups=np.array([0, 0, 0]))
+    cohort.state = lambda mode: SimpleNamespace(groups=np.array([0, 1, 1, 0]))
     again = refresh(cohort, request).refreshed
     assert again.moved_bytes.tolist() == [[6 * BLOCK]], "another group's own table: all of it"
     assert again.sent_bytes.tolist() == [[6 * BLOCK]]
