@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -65,13 +66,23 @@ def _mapped(folder: Path, part: str) -> UserItems:
     return UserItems(*(np.load(folder / f"{part}-{what}.npy", mmap_mode="r") for what in ("indptr", "items")))
 
 
-def device_timeline(scenario: Scenario, data_dir: str) -> Timeline:
+def device_timeline(scenario: Scenario, data_dir: str, run_dir: str) -> Timeline:
     """All interactions in the order of time, as ``data.timeline`` cuts them: what no device and no server has, but the
-    rivals that see everything.
+    rivals that see everything. run_dir: of the run, in which data does not change.
 
     Raises:
         DataError: the data set is not found, not readable or malformed, has no timestamps, or is too small.
     """
+    part = scenario.data.timeline
+    assert part is not None, "the scenario has a timeline"
+    # wherever in it the run is, it is the same timeline: read and cut once in a process
+    anywhere = scenario.data.model_copy(update={"timeline": part.model_copy(update={"period": 0, "phase": "learn"})})
+    return _cut(scenario.model_copy(update={"data": anywhere}).to_json(), data_dir, run_dir)
+
+
+@lru_cache(maxsize=1)
+def _cut(scenario_json: str, data_dir: str, run_dir: str) -> Timeline:
+    scenario = Scenario.from_json(scenario_json)
     part = scenario.data.timeline
     assert part is not None, "the scenario has a timeline"
     found = load_interactions(scenario, data_dir)
@@ -80,10 +91,10 @@ def device_timeline(scenario: Scenario, data_dir: str) -> Timeline:
     )
 
 
-def _splits(scenario: Scenario, data_dir: str) -> Splits:
+def _splits(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
     data = scenario.data
     if data.timeline is not None:
-        return device_timeline(scenario, data_dir).splits(data.timeline.period, data.timeline.phase)
+        return device_timeline(scenario, data_dir, run_dir).splits(data.timeline.period, data.timeline.phase)
     return split(
         load_interactions(scenario, data_dir),
         seed=scenario.seed,
@@ -94,7 +105,7 @@ def _splits(scenario: Scenario, data_dir: str) -> Splits:
 
 
 def _prepare(scenario: Scenario, data_dir: str, folder: Path) -> None:
-    splits = _splits(scenario, data_dir)
+    splits = _splits(scenario, data_dir, str(folder.parent))
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".devices-"))
     try:

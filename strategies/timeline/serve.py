@@ -71,7 +71,7 @@ def serve_timeline(grid: Grid, scenario: Scenario, place: Place, on_event: OnEve
     root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
     with stages("start"):
         nodes = Nodes.connect(grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s)
-        timeline = device_timeline(scenario, place.data_dir)
+        timeline = device_timeline(scenario, place.data_dir, place.run_dir)
     run = _Run(grid, scenario, place, nodes, timeline, stages)
     for period in range(timeline.periods):
         run.period(period)
