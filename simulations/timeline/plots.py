@@ -78,30 +78,47 @@ def kinds_plot(periods: Sequence[PeriodResult]) -> Plot:
 
 
 def life_plot(periods: Sequence[PeriodResult]) -> Plot:
-    """Below one another, over the periods: bytes of a device, what changed, devices' own budgets at every moment, and
-    how often they re-selected because these moved.
+    """Below one another, over the periods: recall, bytes of a device, what changed, devices' own budgets at every
+    moment, and how often they re-selected because these moved.
     """
     with styled():
-        figure, (moved, changed, budgets, selected) = new_figure(8.0, 4, 1, sharex=True)
+        figure, (recall, moved, changed, budgets, selected) = new_figure(10.0, 5, 1, sharex=True)
+        _recall(recall, periods)
         _moved_bytes(moved, periods)
         _changed(changed, periods)
         _budgets(budgets, periods)
         x = list(range(1, len(periods) + 1))
         followed = [period.followed for period in periods]
-        selected.plot(
-            x,
-            [one.figures.reselections / max(one.figures.devices, 1) if one else 0 for one in followed],
-            **line_kwargs(0),
-        )
-        selected.set_ylim(bottom=0)
+        often = [one.figures.reselections / max(one.figures.devices, 1) if one else 0.0 for one in followed]
+        selected.plot(x, often, **line_kwargs(0))
+        _from_nought(selected, often)
         selected.set_ylabel("re-selections a device")
         selected.set_xlabel("period")
         return finish(
             figure,
             "life",
             "What it takes, and what becomes of budgets",
-            "Line charts by period: bytes sent to a device, what changed, mean budgets, re-selections of a device.",
+            "Line charts by period: recall, bytes sent to a device, what changed, mean budgets, re-selections.",
         )
+
+
+def _from_nought(axes: Axes, values: Sequence[float]) -> None:
+    """An axis from nought to a little above the largest value, however flat the line is."""
+    axes.set_ylim(0, 1.12 * max([*values, 1e-9]))
+
+
+def _recall(axes: Axes, periods: Sequence[PeriodResult]) -> None:
+    labels, x, highest = [], list(range(1, len(periods) + 1)), 0.0
+    for index, name in enumerate(("federation", "federation, own budgets", "cached-list")):
+        found = [period.lines[name]["all"] for period in periods]
+        style, y = line_kwargs(index, strong=index == 0, dashed=index == 2), [one.recall for one in found]
+        axes.plot(x, y, **style)
+        error_bars(axes, x, y, [_ends(one) for one in found], style["color"])
+        labels.append(EndLabel(LABELS.get(name, name), x[-1], y[-1], style["color"]))
+        highest = max([highest, *(one.interval.high if one.interval else one.recall for one in found)])
+    _from_nought(axes, [highest])
+    axes.set_ylabel("Recall@20")
+    label_ends(axes, labels)
 
 
 def _moved_bytes(axes: Axes, periods: Sequence[PeriodResult]) -> None:
@@ -126,18 +143,19 @@ def _moved_bytes(axes: Axes, periods: Sequence[PeriodResult]) -> None:
 
 def _changed(axes: Axes, periods: Sequence[PeriodResult]) -> None:
     x = list(range(1, len(periods) + 1))
+    changed = [period.changed_rows / max(period.items, 1) for period in periods]
     labels = []
     for index, (words, values) in enumerate(
         (
             ("changed their user group", [100 * period.reads["federation"].moved for period in periods]),
-            ("of the rows changed", [100 * period.changed_rows / max(period.items, 1) for period in periods]),
+            ("of the rows changed", [100 * share for share in changed]),
         )
     ):
         style = line_kwargs(index)
         axes.plot(x[1:], values[1:], **style)
         if len(x) > 1:
             labels.append(EndLabel(words, x[-1], values[-1], style["color"]))
-    axes.set_ylim(bottom=0)
+    _from_nought(axes, [100 * max([period.reads["federation"].moved for period in periods] + changed[1:])])
     axes.set_ylabel("per cent")
     label_ends(axes, labels)
 
@@ -156,7 +174,7 @@ def _budgets(axes: Axes, periods: Sequence[PeriodResult]) -> None:
         axes.plot(x, values, **style)
         if x:
             labels.append(EndLabel(words, x[-1], values[-1], style["color"]))
-    axes.set_ylim(bottom=0)
+    _from_nought(axes, budgets)
     axes.set_ylabel("KB, mean of devices")
     label_ends(axes, labels)
 

@@ -23,9 +23,9 @@ TIMELINE = """\
 </section>
 <section id="life">
 <h2>What it takes, and what becomes of budgets</h2>
-{{ figure(life, "From above: what a device is sent before a period under each budget, and moves in stage 1; what "
-  "changed; the mean of devices' own budgets and what they hold of it, at every step of the clock; how often a device "
-  "re-selected blocks because its budget moved.") }}
+{{ figure(life, "From above: recall; what a device is sent before a period under each budget, and moves in stage 1; "
+  "what changed; the mean of devices' own budgets and what they hold of it, at every step of the clock; how often a "
+  "device re-selected blocks because its budget moved.") }}
 {% for view in costs %}
 {{ table(view) }}
 {% endfor %}
