@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ from fl_peel.data.interactions import PARTS, Interactions, Splits, UserItems, sp
 from fl_peel.data.readers import read_interactions
 from fl_peel.data.timeline import Timeline
 from fl_peel.scenario.scenario import Scenario
+
+SAID = "said"
+"""The part that is there where it is not all of train."""
 
 
 def load_interactions(scenario: Scenario, data_dir: str) -> Interactions:
@@ -53,30 +57,44 @@ def device_splits(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
         folder = Path(run_dir) / f"devices-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
         if not folder.is_dir():
             _prepare(scenario, data_dir, folder)
-    parts = [
-        UserItems(*(np.load(folder / f"{part}-{what}.npy", mmap_mode="r") for what in ("indptr", "items")))
-        for part in PARTS
-    ]
-    return Splits(parts[0], parts[1], parts[2], int(np.load(folder / "num_items.npy")))
+    parts = [_mapped(folder, part) for part in PARTS]
+    said = _mapped(folder, SAID) if (folder / f"{SAID}-items.npy").is_file() else None
+    return Splits(parts[0], parts[1], parts[2], int(np.load(folder / "num_items.npy")), said)
 
 
-def device_timeline(scenario: Scenario, data_dir: str) -> Timeline:
+def _mapped(folder: Path, part: str) -> UserItems:
+    return UserItems(*(np.load(folder / f"{part}-{what}.npy", mmap_mode="r") for what in ("indptr", "items")))
+
+
+def device_timeline(scenario: Scenario, data_dir: str, run_dir: str) -> Timeline:
     """All interactions in the order of time, as ``data.timeline`` cuts them: what no device and no server has, but the
-    rivals that see everything.
+    rivals that see everything. run_dir: of the run, in which data does not change.
 
     Raises:
         DataError: the data set is not found, not readable or malformed, has no timestamps, or is too small.
     """
     part = scenario.data.timeline
     assert part is not None, "the scenario has a timeline"
+    # wherever in it the run is, it is the same timeline: read and cut once in a process
+    anywhere = scenario.data.model_copy(update={"timeline": part.model_copy(update={"period": 0, "phase": "learn"})})
+    return _cut(scenario.model_copy(update={"data": anywhere}).to_json(), data_dir, run_dir)
+
+
+@lru_cache(maxsize=1)
+def _cut(scenario_json: str, data_dir: str, run_dir: str) -> Timeline:
+    scenario = Scenario.from_json(scenario_json)
+    part = scenario.data.timeline
+    assert part is not None, "the scenario has a timeline"
     found = load_interactions(scenario, data_dir)
-    return Timeline.of(found, start=part.start, periods=part.periods, share=part.share, days=part.days)
+    return Timeline.of(
+        found, start=part.start, periods=part.periods, share=part.share, days=part.days, leaving=part.leaving
+    )
 
 
-def _splits(scenario: Scenario, data_dir: str) -> Splits:
+def _splits(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
     data = scenario.data
     if data.timeline is not None:
-        return device_timeline(scenario, data_dir).splits(data.timeline.period, data.timeline.phase)
+        return device_timeline(scenario, data_dir, run_dir).splits(data.timeline.period, data.timeline.phase)
     return split(
         load_interactions(scenario, data_dir),
         seed=scenario.seed,
@@ -87,12 +105,14 @@ def _splits(scenario: Scenario, data_dir: str) -> Splits:
 
 
 def _prepare(scenario: Scenario, data_dir: str, folder: Path) -> None:
-    splits = _splits(scenario, data_dir)
+    splits = _splits(scenario, data_dir, str(folder.parent))
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".devices-"))
     try:
-        for part in PARTS:
-            items: UserItems = getattr(splits, part)
+        for part in (*PARTS, SAID):
+            items: UserItems | None = getattr(splits, part)
+            if items is None:
+                continue
             np.save(unfinished / f"{part}-indptr.npy", items.indptr)
             np.save(unfinished / f"{part}-items.npy", items.items)
         np.save(unfinished / "num_items.npy", np.int64(splits.num_items))

@@ -217,7 +217,8 @@ class JoinRequest:
 
     item_table: (I, d) if some device must find its embedding and group by itself, else (0, d);
     item_group: (I,); centroids: (G, d). maps: (G, K, d) from the vector that a device made in stage 1 to its embedding,
-    (0, 0, d) where devices have none; centroids are then (G, c) and of those vectors.
+    (0, 0, d) where devices have none; centroids are then (G, c) and of those vectors. former: (G,) in a timeline, the
+    number that each group had in the last period, -1 for new ones: devices that are in it may stay.
     """
 
     setting: Setting
@@ -228,6 +229,7 @@ class JoinRequest:
     users: NDArray[np.float32]
     groups: NDArray[np.int32]
     maps: NDArray[np.float32]
+    former: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
@@ -308,9 +310,10 @@ class EvaluateRequest:
 
 @dataclass(frozen=True)
 class RefreshRequest:
-    """A period's tables are out: read what you lack. budgets: (X,) as in :class:`EvaluateRequest`; changed: (B,) NEW
-    for blocks that are no longer as they were, RESCALED for those of which all numbers grew or shrank alike, else 0;
-    groups: ranked blocks, as in a round.
+    """A period's tables are out: read what you lack. budgets: (X,) as in :class:`EvaluateRequest`; changed: (T, B) NEW
+    for blocks that are no longer as they were, RESCALED for those of which all numbers grew or shrank alike, else 0,
+    of the one table that groups share or each group's own; groups: ranked blocks, as in a round; former: (G,) as in
+    :class:`JoinRequest`.
     """
 
     setting: Setting
@@ -319,6 +322,7 @@ class RefreshRequest:
     budgets: NDArray[np.int64]
     changed: NDArray[np.uint8]
     groups: dict[int, Arrays]
+    former: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -396,7 +400,9 @@ class EvaluateReply:
 
 @dataclass(frozen=True)
 class MovingRequest:
-    """Follow devices (M,) for ``rounds`` rounds from ``server_round`` on; groups as in a round, traced likewise."""
+    """Follow devices (M,) for ``rounds`` rounds from ``server_round`` on; groups as in a round, traced likewise.
+    keeps: whether devices remember what they hold in the end, for the next :class:`RefreshRequest`.
+    """
 
     setting: Setting
     server_round: int
@@ -405,6 +411,7 @@ class MovingRequest:
     devices: NDArray[np.int64]
     traced: NDArray[np.int64]
     groups: dict[int, Arrays]
+    keeps: bool = False
 
 
 @dataclass(frozen=True)

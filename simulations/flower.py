@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import Context
@@ -22,11 +23,15 @@ from simulations.cli.progress import Lines
 from simulations.engine.folders import default_cache_dir, run_folder
 from simulations.engine.inputs import check_run, checked, require_absolute
 from simulations.engine.memory import PeakMemory
+from simulations.engine.versions import versions
 from simulations.report.files_of_run import summary_tables
 from simulations.runner import finished, save
 from simulations.scenario_files import load_scenario
+from simulations.timeline.report import timeline_tables
+from simulations.timeline.run import save_timeline
 from strategies.run.place import Place
 from strategies.server_app import serve
+from strategies.timeline.serve import serve_timeline
 
 server_app = ServerApp()
 
@@ -42,6 +47,9 @@ def main(grid: Grid, context: Context) -> None:
     scenario, data_dir, out = read_config(config)
     with run_folder() as run_dir, PeakMemory() as memory:
         place = Place(data_dir, str(run_dir), str(default_cache_dir()))
+        if scenario.data.timeline is not None:
+            _timeline(grid, scenario, place, out, command(config))
+            return
         check_run(scenario, device_splits(scenario, place.data_dir, place.run_dir))
         result = serve(grid, scenario, place, Lines(lambda line: print(line, flush=True)))
         result = finished(result, scenario, memory.peak_bytes, command(config))
@@ -49,6 +57,17 @@ def main(grid: Grid, context: Context) -> None:
             save(result, scenario, run_dir, out)
     console = Console(width=120, highlight=False)
     for table in summary_tables(result):
+        console.print(table)
+
+
+def _timeline(grid: Grid, scenario: Scenario, place: Place, out: Path | None, typed: str) -> None:
+    """Replay a timeline and print it."""
+    result = serve_timeline(grid, scenario, place, Lines(lambda line: print(line, flush=True)))
+    result = replace(result, versions=versions(), command=typed)
+    if out is not None:
+        save_timeline(result, scenario, out)
+    console = Console(width=120, highlight=False)
+    for table in timeline_tables(result):
         console.print(table)
 
 

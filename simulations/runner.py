@@ -99,7 +99,9 @@ def run_seeds(
     if not isinstance(scenario, Scenario):
         scenario = load_scenario(scenario, overrides, seed=seed)
     if scenario.data.timeline is not None:
-        raise ScenarioError("data.timeline: --seeds knows nothing of it yet; run it seed by seed, --seed N")
+        raise ScenarioError(
+            "data.timeline: is replayed with several seeds by simulations.timeline.seeds.run_timeline_seeds"
+        )
     out = Path(out)
     scenario = checked(scenario, out, working_dir=Path.cwd())
     evaluation = scenario.evaluation.model_copy(update={"per_device": True})

@@ -48,7 +48,7 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
     """Run a scenario on the nodes of ``grid``; returns what it measured, without what only the caller knows."""
     if scenario.data.timeline is not None:
         raise ScenarioError(
-            "data.timeline: is replayed by fl-peel run alone, and with one seed at a time; leave it out"
+            "data.timeline: is replayed by fl-peel run, flwr run and strategies.timeline.serve; leave it out"
         )
     stages = Stages()
     with stages("start"):

@@ -75,6 +75,12 @@ class Cohort:
         return self.splits.train.counts() > 0 if timeline is not None and timeline.phase == "join" else everybody
 
     @cached_property
+    def speaking(self) -> NDArray[np.bool_]:
+        """Which of them (N,) sums are asked of: all, but for those that have left, in a timeline."""
+        said = self.splits.said
+        return self.joining if said is None else self.joining & (said.counts() > 0)
+
+    @cached_property
     def largest_budget(self) -> int:
         """Bytes that the budget of no device of the whole fleet ever exceeds: it stands for what its makers publish, so
         it is the same on every node.

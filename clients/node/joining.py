@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.node.before import Before
 from clients.node.cohort import Cohort
 from clients.node.state import DeviceState
 from fl_peel.blocks.layout import BlockLayout
@@ -16,7 +17,7 @@ from fl_peel.blocks.settings import Precision
 from fl_peel.data.interactions import IntArray
 from fl_peel.errors import BudgetError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
-from fl_peel.pretraining.by_sums import embeddings, nearest
+from fl_peel.pretraining.by_sums import embeddings, nearest, unit_vectors
 from fl_peel.privacy.noising import randomized_groups
 from fl_peel.privacy.sources import source_of
 from fl_peel.scenario.scenario import Scenario
@@ -117,11 +118,38 @@ def _mapped(cohort: Cohort, request: JoinRequest) -> tuple[NDArray[np.float32], 
     vectors = np.load(cohort.vectors_file, mmap_mode="r")
     users = np.zeros((len(vectors), request.maps.shape[2]), np.float32)
     groups = nearest(vectors, request.centroids)
+    timeline = cohort.scenario.data.timeline
+    if timeline is not None and len(request.former):
+        last = Before.read(cohort).now(request.former)[: len(groups)]
+        groups = staying(np.asarray(vectors), request.centroids, groups, last, timeline.nearer)
     groups = answered_groups(cohort, np.arange(len(groups)), groups, request.centroids)
     for group in np.unique(groups).tolist():
         members = np.flatnonzero(groups == group)
         users[members] = embeddings(vectors[members], request.maps[group])
     return users, groups
+
+
+def staying(
+    vectors: NDArray[np.float32],
+    centroids: NDArray[np.float32],
+    groups: NDArray[np.int32],
+    last: IntArray,
+    nearer: float,
+) -> NDArray[np.int32]:
+    """User groups (N,) of devices that were in ``last`` (N,), -1 for none, and are nearest to ``groups`` (N,): they
+    change if that brings them nearer by a share of more than ``nearer`` of the squared distance, which is what another
+    list to download must be worth. vectors: (N, K), of which the first c columns, at length 1, count; centroids:
+    (G, c).
+    """
+    elsewhere = np.flatnonzero((last >= 0) & (last != groups))
+    points = unit_vectors(vectors[elsewhere, : centroids.shape[1]]).astype(np.float64)
+    there, here = (
+        ((points - centroids[which[elsewhere]].astype(np.float64)) ** 2).sum(axis=1) for which in (groups, last)
+    )
+    stays = elsewhere[there >= (1 - nearer) * here]
+    chosen = groups.copy()
+    chosen[stays] = last[stays]
+    return chosen
 
 
 def stated_ceilings(cohort: Cohort, places: IntArray, groups: NDArray[np.int32], num_groups: int) -> NDArray[np.int64]:

@@ -61,7 +61,8 @@ def train_members(
         device=cohort.scenario.engine.device,
     )
     kept = members[done.kept]
-    validation = cohort.splits.validation.select(kept)
+    # what nobody had used when tables were made is in none of them
+    validation = cohort.splits.validation.select(kept).below(ranked.layout.num_items)
     if devices.malice is not None:
         validation = devices.malice.select(done.kept).claimed(validation)
     train = cohort.splits.train.select(kept)

@@ -91,7 +91,7 @@ class Reached:
 
 def there_for_sums(cohort: Cohort, request: SumsRequest) -> Reached:
     """Who takes part in a step, and what it takes."""
-    items, scenario = cohort.splits.train.counts(), cohort.scenario
+    items, scenario = cohort.splits.spoken.counts(), cohort.scenario
     all_rows = cohort.splits.num_items if request.all_rows else 0
     step, groups = cast(Step, request.step), len(request.centroids)
     asked = Asked(
@@ -111,7 +111,7 @@ def there_for_sums(cohort: Cohort, request: SumsRequest) -> Reached:
             return hidden(taken, said_openly(vector), budgets)
         return taken
 
-    return Reached.of(cohort, cost, request.time, cohort.joining)
+    return Reached.of(cohort, cost, request.time, cohort.joining if step == "vectors" else cohort.speaking)
 
 
 def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
@@ -220,7 +220,7 @@ def _counts(
 
 def _counted(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
     num_items = cohort.splits.num_items
-    items = words_of(cohort).counts(cohort.splits.train.select(places))
+    items = words_of(cohort).counts(cohort.splits.spoken.select(places))
     for one in noises(cohort, places, noise):
         items = items + one.counts(num_items)
     return {EVERYBODY: GroupSum(np.array([len(places)]), NONE, NONE, items)}
@@ -232,7 +232,7 @@ def _passed(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise
     if words.bounded:
         columns = range(int(request.groups[0]), int(request.groups[-1]) + 1)
     part = slice(columns.start, columns.stop)
-    rows = cohort.splits.train.select(places)
+    rows = cohort.splits.spoken.select(places)
     sums = words.passed(request.table, request.weights, part, rows, sketch_of(request))
     for one in noises(cohort, places, noise):
         sums += one.passed(len(sums), columns)
@@ -298,7 +298,7 @@ def moments_by_group(
         if not (empty or noise is not None or len(members)):
             continue
         mine = np.asarray(vectors[places[members]])
-        moments = words.moments(mine, cohort.splits.train.select(places[members]))
+        moments = words.moments(mine, cohort.splits.spoken.select(places[members]))
         for one in noises(cohort, places, noise):
             moments = moments + one.moments(group, vectors.shape[1], num_items)
         yield group, moments

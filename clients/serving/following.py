@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.node.before import Before
 from clients.node.cohort import Cohort
 from clients.round.memory import IntArray
 from fl_peel.blocks.ranked import RankedBlocks
@@ -36,7 +37,8 @@ def follow(cohort: Cohort, request: MovingRequest) -> MovingReply:
     times = [request.server_round + step / steps_per_round for step in range(num_steps)]
     budgets = np.stack([cohort.budgets.at(time)[places] for time in times])  # (T, M) bytes
     groups = np.asarray(state.groups)[places]
-    num_classes = len(cohort.fleet.names)
+    num_classes, seen = len(cohort.fleet.names), cohort.seen.below(layout.num_items)
+    before = Before.read(cohort) if request.keeps else None
     steps = StepCounts.zeros(num_steps, num_classes)
     traced: list[StepTraces] = []
     trace_steps: list[StepCounts] = []
@@ -48,13 +50,15 @@ def follow(cohort: Cohort, request: MovingRequest) -> MovingReply:
         who = _Followed(
             RankedBlocks.unpack(layout, precision, payload),
             np.asarray(state.users[members]),
-            cohort.seen.select(members),
+            seen.select(members),
             cohort.splits.test.select(members),
             scenario.evaluation.top_n,
             scenario.engine.device,
             scenario.privacy.requests == "group-prefix",
         )
-        per_device = who.over_time(budgets[:, index], steps_per_round)  # (T, N)
+        per_device, cutoffs = who.over_time(budgets[:, index], steps_per_round)  # (T, N)
+        if before is not None:
+            before.cutoffs[members, before.own] = cutoffs
         classes = cohort.classes[members]
         for step in range(num_steps):
             steps[step].add(per_device[step].by_cell(classes, num_classes))
@@ -62,6 +66,8 @@ def follow(cohort: Cohort, request: MovingRequest) -> MovingReply:
             device, its_class = (np.full(num_steps, number) for number in (cohort.devices[members[i]], classes[i]))
             traced.append(StepTraces(device, its_class.astype(np.int64), np.arange(num_steps)))
             trace_steps.append(per_device[:, i])
+    if before is not None:
+        before.save(cohort)
     return MovingReply(steps, StepTraces.joined(traced), StepCounts.joined(trace_steps), cohort.fleet.clock.step_s)
 
 
@@ -79,8 +85,10 @@ class _Followed:
     device: str
     all_read: bool
 
-    def over_time(self, budgets: IntArray, steps_per_round: int) -> StepCounts:
-        """What each device does at each step, (T, N), under ``budgets`` (T, N)."""
+    def over_time(self, budgets: IntArray, steps_per_round: int) -> tuple[StepCounts, IntArray]:
+        """What each device does at each step, (T, N), under ``budgets`` (T, N), and how far (N,) it has read by the
+        end.
+        """
         num_steps, num_devices = budgets.shape
         counted = self.wanted.counts() > 0
         table = StepCounts.zeros(num_steps, num_devices)
@@ -89,7 +97,14 @@ class _Followed:
         for step in range(num_steps):
             row = table[step]
             budget = budgets[step]
-            cutoffs, stored, kept = self.ranked.serving_cutoffs(budget, self.seen)
+            if step == 0:
+                cutoffs, stored, kept = self.ranked.serving_cutoffs(budget, self.seen)
+                behind_now = self.ranked.after_last_kept(cutoffs, self.seen)
+            elif len(some := np.flatnonzero(budget != budgets[step - 1])):
+                seen = self.seen.select(some)
+                cutoffs, stored, kept, behind_now = (one.copy() for one in (cutoffs, stored, kept, behind_now))
+                cutoffs[some], stored[some], kept[some] = self.ranked.serving_cutoffs(budget[some], seen)
+                behind_now[some] = self.ranked.after_last_kept(cutoffs[some], seen)
             num_bytes = self._block_bytes(stored)
             changed, grew = kept != held, kept > held
             new_recall = recall.copy()
@@ -103,7 +118,7 @@ class _Followed:
                 row.recall_before[:] = np.where(changed, recall, 0)
                 row.recall_after[:] = np.where(changed, new_recall, 0)
             recall, held, held_bytes = new_recall, kept, num_bytes
-            behind = self.ranked.after_last_kept(cutoffs, self.seen)
+            behind = behind_now
             lost, empty = rigid_bytes + self._overhead > budget, rigid_bytes == 0
             rigid_bytes, rigid_recall = np.where(lost, 0, rigid_bytes), np.where(lost, 0, rigid_recall)
             if step % steps_per_round == 0:
@@ -125,7 +140,7 @@ class _Followed:
             row.rigid_recall[:] = rigid_recall
             row.rigid_square[:] = _squared(rigid_recall)
             row.rigid_empty[:] = rigid_bytes == 0
-        return table
+        return table, cutoffs
 
     def _read(self, start: IntArray, stop: IntArray) -> IntArray:
         """Bytes (N,) moved to devices that read the list from ``start`` to ``stop``, ranks (N,)."""

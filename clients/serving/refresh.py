@@ -8,11 +8,10 @@ lists themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.node.before import NEVER, Before
 from clients.node.cohort import Cohort
 from clients.serving.held import Held
 from fl_peel.blocks.precision import has_scales
@@ -24,46 +23,8 @@ from fl_peel.wire import NEW, RESCALED, RefreshReply, RefreshRequest
 
 AT_ONCE = 1 << 24
 """Pairs of a device and a block that are looked at together."""
-NEVER = np.iinfo(np.int32).max
 SCALE_BYTES = 2
 """Of a row's scale, in half precision."""
-
-
-@dataclass(frozen=True)
-class Before:
-    """What the hosted devices held last, (N,) by place: user group, -1 where there is none; cutoffs: (N, X) how far
-    they read; ranks: (G, B) of every block in the list of each group, NEVER where it was not in it.
-    """
-
-    groups: IntArray
-    cutoffs: IntArray
-    ranks: NDArray[np.int32]
-
-    @staticmethod
-    def read(cohort: Cohort, budgets: int) -> Before:
-        """As it was saved, for as many devices as are hosted now."""
-        count = len(cohort.devices)
-        groups, cutoffs = np.full(count, -1, np.int64), np.zeros((count, budgets), np.int64)
-        ranks = np.zeros((0, 0), np.int32)
-        if cohort.held_file.is_file():
-            with np.load(cohort.held_file) as kept:
-                known = len(kept["groups"])
-                groups[:known], cutoffs[:known], ranks = kept["groups"], kept["cutoffs"], kept["ranks"]
-        return Before(groups, cutoffs, ranks)
-
-    def save(self, cohort: Cohort) -> None:
-        """For the next period."""
-        cohort.held_file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(cohort.held_file, groups=self.groups, cutoffs=self.cutoffs, ranks=self.ranks)
-
-    def had(self, places: IntArray, budget: int, blocks: IntArray) -> NDArray[np.bool_]:
-        """Which of these blocks (K,) the devices at ``places`` (N,) held, (N, K)."""
-        held = np.zeros((len(places), len(blocks)), np.bool_)
-        known = np.flatnonzero(blocks < self.ranks.shape[1])
-        some = np.flatnonzero(self.groups[places] >= 0)
-        ranks = self.ranks[self.groups[places[some]]][:, blocks[known]] if len(some) else np.zeros((0, len(known)))
-        held[np.ix_(some, known)] = ranks < self.cutoffs[places[some], budget][:, None]
-        return held
 
 
 def refresh(cohort: Cohort, request: RefreshRequest) -> RefreshReply:
@@ -72,7 +33,8 @@ def refresh(cohort: Cohort, request: RefreshRequest) -> RefreshReply:
     precision: Precision = request.precision
     layout, num_classes, num_budgets = cohort.layout(), len(cohort.fleet.names), len(request.budgets)
     groups = np.asarray(cohort.state("r").groups, np.int64)
-    before = Before.read(cohort, num_budgets)
+    before = Before.read(cohort, request.budgets)
+    last = before.now(request.former)
     own, seen = cohort.budgets.at(request.server_round), cohort.seen.below(layout.num_items)
     total = Refreshed.zeros(num_budgets, num_classes)
     now_groups, now_cutoffs, short = before.groups.copy(), before.cutoffs.copy(), 0
@@ -81,13 +43,14 @@ def refresh(cohort: Cohort, request: RefreshRequest) -> RefreshReply:
         ranked = RankedBlocks.unpack(layout, precision, payload)
         ranks[group, ranked.blocks] = np.arange(len(ranked.blocks))
         members = np.flatnonzero((groups == group) & cohort.joining)
-        changed = request.changed[ranked.blocks]
-        moved = (before.groups[members] >= 0) & (before.groups[members] != group)
+        changed = request.changed[group if len(request.changed) > 1 else 0, ranked.blocks]
+        moved = (before.groups[members] >= 0) & (last[members] != group)
+        strange = moved & (len(request.changed) > 1)  # another group's table: nothing of it is held
         hidden = seen.select(members)
         for i, budget in enumerate(request.budgets.tolist()):
             held = Held.under(ranked, budget, 1.0, -1.0, own[members], hidden)
             short += int(held.short.sum())
-            sent = _sent_bytes(ranked, held.cutoffs, hidden, changed, before, members, i)
+            sent = _sent_bytes(ranked, held.cutoffs, hidden, changed, before, members, i, strange)
             ones = np.ones(len(members), np.int64)
             per_device = Refreshed(ones, sent, held.stored, held.violations, moved * ones, sent * moved)
             total[i].add(per_device.by_cell(cohort.classes[members], num_classes))
@@ -95,7 +58,7 @@ def refresh(cohort: Cohort, request: RefreshRequest) -> RefreshReply:
         now_groups[members] = group
     if len(before.ranks) and not len(ranks):
         ranks = before.ranks
-    Before(now_groups, now_cutoffs, ranks).save(cohort)
+    Before(now_groups, now_cutoffs, ranks, before.budgets).save(cohort)
     return RefreshReply(total, short)
 
 
@@ -107,9 +70,10 @@ def _sent_bytes(
     before: Before,
     members: IntArray,
     budget: int,
+    strange: NDArray[np.bool_],
 ) -> IntArray:
     """Bytes (N,) of what devices up to ``cutoffs`` (N,) need and do not hold as it is now: whole blocks, and new scales
-    of those whose codes stay.
+    of those whose codes stay. strange: (N,) whose blocks are of another table.
     """
     sent = np.zeros(len(members), np.int64)
     reach = int(cutoffs.max(initial=0))
@@ -124,10 +88,11 @@ def _sent_bytes(
         passed = skipped.select(some)
         inside = passed.keep(passed.items < reach)
         needed[inside.users(), inside.items] = False
-        lacking = (changed[None, :reach] == NEW) | ~before.had(members[some], budget, ranked.blocks[:reach])
+        had = before.had(members[some], budget, ranked.blocks[:reach]) & ~strange[some][:, None]
+        lacking = (changed[None, :reach] == NEW) | ~had
         rescaled = ~lacking & (changed[None, :reach] == RESCALED)
         sent[some] = (needed & lacking) @ costs + (needed & rescaled) @ scales
     return sent
 
 
-__all__ = ["Before", "refresh"]
+__all__ = ["refresh"]

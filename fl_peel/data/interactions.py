@@ -16,6 +16,7 @@ from fl_peel.errors import DataError
 from fl_peel.randomness import device_seeds, device_uniforms, mix64, rng_for
 
 IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,15 @@ class Interactions:
 
 @dataclass(frozen=True)
 class Splits:
-    """Train, validation and test items of every user: three disjoint parts of the interactions."""
+    """Train, validation and test items of every user: three disjoint parts of the interactions. said: the train items
+    that users speak of in sums, where these are not all of them.
+    """
 
     train: UserItems
     validation: UserItems
     test: UserItems
     num_items: int
+    said: UserItems | None = None
 
     @property
     def num_users(self) -> int:
@@ -128,7 +132,14 @@ class Splits:
 
     def of(self, users: NDArray[np.integer]) -> Splits:
         """The share of some users, renumbered 0..len(users)-1 in the order given."""
-        return Splits(self.train.select(users), self.validation.select(users), self.test.select(users), self.num_items)
+        said = None if self.said is None else self.said.select(users)
+        parts = self.train.select(users), self.validation.select(users), self.test.select(users)
+        return Splits(*parts, self.num_items, said)
+
+    @property
+    def spoken(self) -> UserItems:
+        """What users speak of in sums."""
+        return self.train if self.said is None else self.said
 
 
 def split(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.data.interactions import IntArray, Interactions, Splits, UserItems
+from fl_peel.data.interactions import FloatArray, IntArray, Interactions, Splits, UserItems
 from fl_peel.data.settings import Phase
 from fl_peel.errors import DataError
 
@@ -23,6 +23,7 @@ class Timeline:
     """All interactions, oldest first. users, items: (N,) numbered by first appearance; times: (N,) seconds; edges:
     (P + 1,) of periods, as places: the first begins at ``edges[0]``, and what is before is the past; before: (2,)
     places at which the two periods before the first one would begin: what is chosen on, and what was recent then.
+    leaving: periods in which a user who does nothing forgets half of what it says in sums, None for nobody who leaves.
     """
 
     users: IntArray
@@ -30,9 +31,18 @@ class Timeline:
     times: IntArray
     edges: IntArray
     before: IntArray
+    leaving: float | None = None
 
     @staticmethod
-    def of(interactions: Interactions, *, start: float, periods: int, share: float, days: float | None) -> Timeline:
+    def of(
+        interactions: Interactions,
+        *,
+        start: float,
+        periods: int,
+        share: float,
+        days: float | None,
+        leaving: float | None = None,
+    ) -> Timeline:
         """Cut into periods, of a ``share`` of all interactions each, or of so many ``days``; start: share of all
         interactions that are past when the first begins. Ties in time are broken by user and item.
 
@@ -58,7 +68,7 @@ class Timeline:
                 "in each; lower data.timeline.periods, or change start, share or days"
             )
         users, items = (_as_they_appear(values[order]) for values in (pairs.users(), pairs.items))
-        return Timeline(users, items, times, places[2:].astype(np.int64), places[:2].astype(np.int64))
+        return Timeline(users, items, times, places[2:].astype(np.int64), places[:2].astype(np.int64), leaving)
 
     @property
     def periods(self) -> int:
@@ -84,7 +94,8 @@ class Timeline:
         is what was done in the period that lies behind; earlier: in the one before that. learn: train is all that was
         done before this period. In these, of users who had done anything by then, test is what they do in the period.
         join: of users who do their first thing in this period, train is that first thing and test the rest of what they
-        do in it; those from before are there, with nothing. Items that nobody had used before the period (to choose,
+        do in it; those from before are there, with nothing. To learn and to choose, users who leave say less and less
+        of what they did (:meth:`said`). Items that nobody had used before the period (to choose,
         and earlier: before the one behind) have numbers from ``num_items`` on, and are in no table.
         """
         begin, end = int(self.edges[period]), int(self.edges[period + 1])
@@ -103,12 +114,37 @@ class Timeline:
         if phase == "earlier":
             place = behind
         since = {"recent": behind, "earlier": self.begin_of(period - 2)}.get(phase, 0)
+        train = self._of(np.arange(since, place), known)
         return Splits(
-            self._of(np.arange(since, place), known),
+            train,
             self._of(np.arange(place, begin), known),
             self._of(test, known),
             self.items_before(place),
+            self.said(train, period - 1 if phase == "choose" else period) if since == 0 else None,
         )
+
+    def silent(self, period: int, num_users: int) -> FloatArray:
+        """For how long users (U,) have done nothing when a period begins, in periods: 0 for who did something in the
+        last one; the past is taken to be made of periods, too, each with as many interactions as the last of it.
+        """
+        begins = [self.begin_of(number) for number in range(-2, period + 1)]
+        begin = begins[-1]
+        last = np.full(num_users, -1, np.int64)
+        np.maximum.at(last, self.users[:begin], np.arange(begin))
+        whole = len(begins) - 1 - np.searchsorted(begins, last, side="right")  # periods that began after the last thing
+        size = max(begins[1] - begins[0], 1)
+        return np.where(last >= begins[0], whole, whole + (begins[0] - 1 - last) / size)
+
+    def said(self, train: UserItems, period: int) -> UserItems | None:
+        """What users speak of in sums when a period begins: the newest of their items, of which half are left after
+        ``leaving`` periods of silence, a quarter after twice as many, in the end none. None: all speak of everything.
+        """
+        if self.leaving is None:
+            return None
+        counts = train.counts()
+        kept = np.rint(counts * 0.5 ** (self.silent(period, train.num_users) / self.leaving)).astype(np.int64)
+        place = np.arange(train.num_interactions) - np.repeat(train.indptr[:-1], counts)
+        return train.keep(place >= np.repeat(counts - kept, counts))
 
     def _of(self, places: IntArray, num_users: int) -> UserItems:
         return UserItems.from_pairs(self.users[places], self.items[places], num_users)

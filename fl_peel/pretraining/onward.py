@@ -52,7 +52,8 @@ class Model:
     """What goes on. directions: (I, K + o) orthonormal, with the columns that passes take besides; values: (K,)
     eigenvalues; counts: (I,) of items; own, scored: (I, K) as in :class:`fl_peel.pretraining.by_sums.Filter`, turned;
     centroids: (G, c); scale: of scored rows in tables; middle: (K,) the mean of devices' vectors at length 1, for those
-    that have nothing to make one of; recent, fresh: (I,) uses of late, and what scores are multiplied with for it.
+    that have nothing to make one of; recent, fresh: (I,) uses of late, and what scores are multiplied with for it;
+    former: (G,) the number that each group had in the last model, -1 in the first.
     """
 
     directions: Doubles
@@ -65,6 +66,7 @@ class Model:
     middle: Floats
     recent: Counts
     fresh: Doubles
+    former: Ints
 
     @property
     def num_items(self) -> int:
@@ -161,8 +163,9 @@ def go_on(
         centroids = find_centroids(
             sums, Filter(own, scored), counts, config, num_groups, min_size, seed, lambda text: None
         )
+        former = np.full(len(centroids), -1)
     else:
-        centroids = _moved(sums, before.centroids, group_rounds, min_size)
+        centroids, former = _moved(sums, before.centroids, group_rounds, min_size)
     moments = list(sums.moments(centroids, range(len(centroids))))
     scale = _scale(scored, moments, sums.units.moments) if before is None else before.scale
     table = np.zeros((len(scored), dim), np.float32)
@@ -171,7 +174,7 @@ def go_on(
     groups = tuple(_group(g, one, table, dim, sums.units.moments, seed) for g, one in enumerate(moments))
     first = np.sum([one.first for one in moments], axis=0).astype(np.float32)
     middle = unit_vectors(first[None, :])[0]
-    model = Model(whole, values, counts, own, scored, centroids, scale, middle, recent, fresh)
+    model = Model(whole, values, counts, own, scored, centroids, scale, middle, recent, fresh, former)
     filtered_by = exponents.count, exponents.value, None
     start = SpectralStart(
         own, scored, values.astype(np.float32), centroids, groups, counts, directions.astype(np.float32), *filtered_by
@@ -209,8 +212,10 @@ def _turn(shape: Filter, before: Model | None) -> Doubles:
     return turn
 
 
-def _moved(sums: Sums, centroids: Floats, rounds: int, min_size: int) -> Floats:
-    """Lloyd's algorithm from the last centroids; a group that became too small is dissolved."""
+def _moved(sums: Sums, centroids: Floats, rounds: int, min_size: int) -> tuple[Floats, Ints]:
+    """Lloyd's algorithm from the last centroids; a group that became too small is dissolved. Also returns the numbers
+    (G,) that the groups which are left had.
+    """
     for _ in range(rounds):
         found = sums.groups(centroids)
         some = found.sizes > 0
@@ -221,7 +226,7 @@ def _moved(sums: Sums, centroids: Floats, rounds: int, min_size: int) -> Floats:
     sizes = sums.groups(centroids).sizes
     kept = sizes >= min_size
     kept[sizes.argmax()] = True
-    return centroids[kept]
+    return centroids[kept], np.flatnonzero(kept)
 
 
 def _scale(scored: Floats, moments: Sequence[Moments], units: float) -> float:

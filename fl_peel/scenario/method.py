@@ -34,8 +34,18 @@ class TimelinePart(Keys):
     """Of Lloyd's algorithm in each period, from the last centroids."""
     allowance: Share = 0.15
     """Of the table's rows, how many a period may change: those that change most, new items first."""
+    nearer: PartShare = 0.0
+    """A device changes its user group if another one is nearer by more than this share of the squared distance between
+    its vector and the group's centroid: what it downloads for it must be worth it.
+    """
+    rounds: int = Field(0, ge=0)
+    """Of the fleet's clock, how many a period lasts at least; its steps take some by themselves."""
     fading: float | None = Field(10.0, gt=0)
     """A device's vector is a sum over what it did, of e^(-n / fading) where it did n things since; null: all alike."""
+    leaving: float | None = Field(None, gt=0)
+    """Users who do nothing for so many periods speak of the newer half of what they did, after twice as many of a
+    quarter, in the end of nothing: they have left. null: nobody leaves.
+    """
     fresh_exponents: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.0, 0.25, 0.5, 0.75, 1.0), min_length=1)
     """Items are scored by the share of their uses that is of the last period, to one of these powers: devices choose it
     after every period."""

@@ -61,6 +61,9 @@ def run(
     cache_dir = None if no_cache else default_cache_dir()
     words = {"--seed": seed, "--profiles": profiles, "--nodes": nodes, "--data-dir": data_dir, "--seeds": seeds}
     command = _command(scenario, overrides or [], words, per_device)
+    if loaded.data.timeline is not None:
+        _timeline(loaded, data_dir, out, err, command, seeds, quiet=quiet)
+        return
     if seeds is not None:
         assert out is not None
         from simulations.differences.seeds import SEEDS_PAGE, seeds_view
@@ -79,9 +82,6 @@ def run(
             print_table(seeds_view(together).to_rich())
             typer.echo(f"report: {out / SEEDS_PAGE}")
         return
-    if loaded.data.timeline is not None:
-        _timeline(loaded, data_dir, out, err, command, quiet=quiet)
-        return
     with shown(err, quiet=quiet) as on_event:
         result = runner.run(loaded, data_dir=data_dir, out=out, cache_dir=cache_dir, on_event=on_event, command=command)
     if quiet:
@@ -93,21 +93,38 @@ def run(
 
 
 def _timeline(
-    scenario: Scenario, data_dir: Path | None, out: Path | None, err: Console, command: str, *, quiet: bool
+    scenario: Scenario,
+    data_dir: Path | None,
+    out: Path | None,
+    err: Console,
+    command: str,
+    seeds: int | None,
+    *,
+    quiet: bool,
 ) -> None:
-    """Replay a timeline and show it."""
+    """Replay a timeline, with one seed or several, and show it."""
     from simulations.cli.progress import shown
     from simulations.timeline.report import timeline_tables
     from simulations.timeline.run import run_timeline
+    from simulations.timeline.seeds import NAME, run_timeline_seeds, timeline_seeds_view
 
+    page = "timeline.html" if seeds is None else f"{NAME}.html"
     with shown(err, quiet=quiet) as on_event:
-        result = run_timeline(scenario, data_dir=data_dir, out=out, on_event=on_event, command=command)
+        if seeds is None:
+            result = run_timeline(scenario, data_dir=data_dir, out=out, on_event=on_event, command=command)
+            tables = timeline_tables(result)
+        else:
+            assert out is not None
+            together = run_timeline_seeds(
+                scenario, seeds=seeds, data_dir=data_dir, out=out, on_event=on_event, command=command
+            )
+            tables = [timeline_seeds_view(together).to_rich()]
     if quiet:
         return
-    for table in timeline_tables(result):
+    for table in tables:
         print_table(table)
     if out is not None:
-        typer.echo(f"report: {out / 'timeline.html'}")
+        typer.echo(f"report: {out / page}")
 
 
 def _command(scenario: str, overrides: list[str], options: Mapping[str, object], per_device: bool) -> str:

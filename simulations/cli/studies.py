@@ -44,6 +44,10 @@ def compare(
         str | None,
         typer.Option("--single-budgets", metavar="SHARES", help="For which to train with that budget alone, too."),
     ] = None,
+    rivals: Annotated[
+        str | None,
+        typer.Option("--rivals", metavar="NAMES", help="Of those without a federation, and of ceilings, only these."),
+    ] = None,
     seeds: Seeds = 1,
     overrides: Overrides = None,
     data_dir: DataDir = None,
@@ -61,28 +65,32 @@ def compare(
     loaded = load_scenario(scenario, overrides or [])
 
     from simulations.studies.compare import compare as comparison
+    from simulations.studies.compare.central import some
     from simulations.studies.compare.federated import compare_federated, nothing_is_collected
     from simulations.studies.compare.leaderboard import leaderboard_view
     from simulations.studies.compare.paired import peel_over_view
     from simulations.studies.compare.tables import ceilings_view, compare_table, verdict_view
 
-    words = {"--budgets": budgets, "--single-budgets": single_budgets, "--seeds": seeds}
+    words = {"--budgets": budgets, "--single-budgets": single_budgets, "--rivals": rivals, "--seeds": seeds}
     if nothing_is_collected(loaded):
-        if single is not None:
-            raise ScenarioError(
-                "--single-budgets: is for scenarios that collect; leave it out where nothing is collected"
-            )
+        for option, given in (("--single-budgets", single), ("--rivals", rivals)):
+            if given is not None:
+                raise ScenarioError(f"{option}: is for scenarios that collect; leave it out where nothing is collected")
         told = _options(["compare", scenario], overrides, words, data_dir, quiet)
         found = compare_federated(loaded, shares, out=out, seeds=seeds, **told)
         if not quiet:
             _show(leaderboard_view(found["rows"]).to_rich(), out / "compare.html")
         return
+    chosen: dict[str, Any] = {}
+    if rivals is not None:
+        chosen = dict(zip(("rivals", "ceilings"), some(name.strip() for name in rivals.split(",")), strict=True))
     result = comparison.compare(
         loaded,
         shares,
         out=out,
         seeds=seeds,
         single_budgets=single,
+        **chosen,
         **_options(["compare", scenario], overrides, words, data_dir, quiet),
     )
     if not quiet:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
 from simulations.report.plots.style import (
     EndLabel,
     Ends,
@@ -74,47 +77,132 @@ def kinds_plot(periods: Sequence[PeriodResult]) -> Plot:
         return finish(figure, "kinds", "New devices and old", "Three line charts of Recall@20 by when devices joined.")
 
 
-def bytes_plot(periods: Sequence[PeriodResult]) -> Plot:
-    """Below one another: bytes of a device in each period, devices and items, and the groups that changed."""
+def life_plot(periods: Sequence[PeriodResult]) -> Plot:
+    """Below one another, over the periods: recall, bytes of a device, what changed, devices' own budgets at every
+    moment, and how often they re-selected because these moved.
+    """
     with styled():
-        figure, (moved, there) = new_figure(4.2, 2, 1, sharex=True)
+        figure, (recall, moved, changed, budgets, selected) = new_figure(10.0, 5, 1, sharex=True)
+        _recall(recall, periods)
+        _moved_bytes(moved, periods)
+        _changed(changed, periods)
+        _budgets(budgets, periods)
         x = list(range(1, len(periods) + 1))
-        budgets = [name for name in periods[0].reads if name != "federation"] + ["federation"]
-        labels = []
-        for index, name in enumerate(budgets):
-            style = line_kwargs(index, strong=name == "federation")
-            y = [period.reads[name].sent_mean / 1000 for period in periods]
-            moved.plot(x, y, **style)
-            labels.append(EndLabel(LABELS.get(name, name), x[-1], y[-1], style["color"]))
-        style = line_kwargs(len(budgets), dashed=True)
-        y = [(period.stage1_down + period.stage1_up) / 1000 for period in periods]
-        moved.plot(x, y, **style)
-        labels.append(EndLabel("stage 1, both ways", x[-1], y[-1], style["color"]))
-        moved.set_yscale("log")
-        moved.set_ylabel("KB a device is sent")
-        label_ends(moved, labels)
-        for index, (words, values) in enumerate(
-            (
-                ("changed their user group", [100 * period.reads["federation"].moved for period in periods]),
-                (
-                    "of the table's rows changed",
-                    [100 * period.changed_rows / max(period.items, 1) for period in periods],
-                ),
-            )
-        ):
-            style = line_kwargs(index)
-            there.plot(x[1:], values[1:], **style | {"label": words})
-        there.set_ylim(bottom=0)
-        there.set_ylabel("per cent")
-        there.set_xlabel("period")
-        there.legend(frameon=False)
+        followed = [period.followed for period in periods]
+        often = [one.figures.reselections / max(one.figures.devices, 1) if one else 0.0 for one in followed]
+        selected.plot(x, often, **line_kwargs(0))
+        _from_nought(selected, often)
+        selected.set_ylabel("re-selections a device")
+        selected.set_xlabel("period")
         return finish(
-            figure, "bytes", "What it takes", "Line charts of bytes sent to a device by period, and of what changed."
+            figure,
+            "life",
+            "What it takes, and what becomes of budgets",
+            "Line charts by period: recall, bytes sent to a device, what changed, mean budgets, re-selections.",
         )
+
+
+def _from_nought(axes: Axes, values: Sequence[float]) -> None:
+    """An axis from nought to a little above the largest value, however flat the line is."""
+    axes.set_ylim(0, 1.12 * max([*values, 1e-9]))
+
+
+def _recall(axes: Axes, periods: Sequence[PeriodResult]) -> None:
+    labels, x, highest = [], list(range(1, len(periods) + 1)), 0.0
+    for index, name in enumerate(("federation", "federation, own budgets", "cached-list")):
+        found = [period.lines[name]["all"] for period in periods]
+        style, y = line_kwargs(index, strong=index == 0, dashed=index == 2), [one.recall for one in found]
+        axes.plot(x, y, **style)
+        error_bars(axes, x, y, [_ends(one) for one in found], style["color"])
+        labels.append(EndLabel(LABELS.get(name, name), x[-1], y[-1], style["color"]))
+        highest = max([highest, *(one.interval.high if one.interval else one.recall for one in found)])
+    _from_nought(axes, [highest])
+    axes.set_ylabel("Recall@20")
+    label_ends(axes, labels)
+
+
+def _moved_bytes(axes: Axes, periods: Sequence[PeriodResult]) -> None:
+    x = list(range(1, len(periods) + 1))
+    names = [name for name in periods[0].reads if name != "federation"] + ["federation"]
+    lines = {LABELS.get(name, name): [period.reads[name].sent_mean for period in periods] for name in names}
+    lines["stage 1, both ways"] = [period.stage1_down + period.stage1_up for period in periods]
+    if any(period.refinement_down for period in periods):
+        lines["refinement, both ways"] = [period.refinement_down + period.refinement_up for period in periods]
+    labels = []
+    for index, (words, sent) in enumerate(lines.items()):
+        style = line_kwargs(index, strong=index == len(names) - 1, dashed=index >= len(names))
+        y = [max(one, 1.0) / 1000 for one in sent]
+        axes.plot(x, y, **style)
+        labels.append(EndLabel(words, x[-1], y[-1], style["color"]))
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel("KB a device is sent")
+    label_ends(axes, labels)
+
+
+def _changed(axes: Axes, periods: Sequence[PeriodResult]) -> None:
+    x = list(range(1, len(periods) + 1))
+    changed = [period.changed_rows / max(period.items, 1) for period in periods]
+    labels = []
+    for index, (words, values) in enumerate(
+        (
+            ("changed their user group", [100 * period.reads["federation"].moved for period in periods]),
+            ("of the rows changed", [100 * share for share in changed]),
+        )
+    ):
+        style = line_kwargs(index)
+        axes.plot(x[1:], values[1:], **style)
+        if len(x) > 1:
+            labels.append(EndLabel(words, x[-1], values[-1], style["color"]))
+    _from_nought(axes, [100 * max([period.reads["federation"].moved for period in periods] + changed[1:])])
+    axes.set_ylabel("per cent")
+    label_ends(axes, labels)
+
+
+def _budgets(axes: Axes, periods: Sequence[PeriodResult]) -> None:
+    """Means over devices, at every step of the clock, from when they are asked in a period until the next one."""
+    x, budgets, held = [], [], []
+    for number, period in enumerate(periods, start=1):
+        moments = () if period.followed is None else period.followed.moments
+        x += [number + step / len(moments) for step in range(len(moments))]
+        budgets += [moment.budget_bytes_mean / 1000 for moment in moments]
+        held += [moment.stored_bytes_mean / 1000 for moment in moments]
+    labels = []
+    for index, (words, values) in enumerate((("own budget", budgets), ("held of it", held))):
+        style = line_kwargs(index) | {"marker": ""}
+        axes.plot(x, values, **style)
+        if x:
+            labels.append(EndLabel(words, x[-1], values[-1], style["color"]))
+    _from_nought(axes, budgets)
+    axes.set_ylabel("KB, mean of devices")
+    label_ends(axes, labels)
+
+
+def classes_plot(periods: Sequence[PeriodResult]) -> Plot:
+    """Recall of each device class under its own budgets, over the periods, with 95 % intervals."""
+    with styled():
+        figure, (axes,) = new_figure(3.4)
+        labels = []
+        for index, name in enumerate(periods[0].classes):
+            style = line_kwargs(index)
+            known = [(number, period.classes[name]) for number, period in enumerate(periods, start=1)]
+            points = [(number, one.recall, one.margin) for number, one in known if one.recall is not None]
+            x, y = [number for number, _, _ in points], [recall for _, recall, _ in points]
+            axes.plot(x, y, **style)
+            ends = [None if margin is None else (recall - margin, recall + margin) for _, recall, margin in points]
+            error_bars(axes, x, y, ends, style["color"])
+            if points:
+                labels.append(EndLabel(name, x[-1], y[-1], style["color"]))
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("period")
+        axes.set_ylabel("Recall@20, own budgets")
+        label_ends(axes, labels)
+        return finish(figure, "classes", "Device classes", "Line chart of Recall@20 by period and device class.")
 
 
 def _ends(one: LineResult) -> Ends:
     return None if one.interval is None else (one.interval.low, one.interval.high)
 
 
-__all__ = ["bytes_plot", "kinds_plot", "recall_plot"]
+__all__ = ["classes_plot", "kinds_plot", "life_plot", "recall_plot"]

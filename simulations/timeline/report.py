@@ -20,8 +20,8 @@ from simulations.report.tables.view import (
     format_metric,
 )
 from simulations.studies.files import write_study
-from simulations.timeline.plots import bytes_plot, kinds_plot, recall_plot
-from simulations.timeline.words import KINDS, LABELS
+from simulations.timeline.plots import classes_plot, kinds_plot, life_plot, recall_plot
+from simulations.timeline.words import BASES, KINDS, LABELS
 from strategies.figures.schema import Ratio
 from strategies.timeline.schema import LineResult, PeriodResult, Summary, TimelineResult
 
@@ -58,17 +58,16 @@ def csv_rows(result: TimelineResult) -> list[dict[str, Any]]:
 def summary_view(result: TimelineResult, *, last: bool = True) -> TableView:
     """Every way of serving over the last three periods, or all of them."""
     summaries = result.last if last else result.whole
-    bases = ("cached-list", "retrained", "recent-popularity")
     body = tuple(
         (
             LABELS.get(line, line),
             _figure(one.lines["all"]),
             *(format_metric(one.lines[kind].recall) if kind in one.lines else ABSENT for kind in KINDS),
-            *(_over(one, base, line) for base in bases),
+            *(_over(one, base, line) for base in BASES),
         )
         for line, one in summaries.items()
     )
-    columns = ("served by", "Recall@20", *KINDS.values(), *(f"to {LABELS[base]}" for base in bases))
+    columns = ("served by", "Recall@20", *KINDS.values(), *(f"to {LABELS[base]}" for base in BASES))
     some = min(3, len(result.periods))
     note = (
         "Of what devices do in a period, ranked before they do it; a device counts once for each period in which it "
@@ -103,21 +102,23 @@ def periods_view(result: TimelineResult) -> TableView:
         (
             str(number),
             *(_day(moment) for moment in (period.begins, period.ends)),
-            *(f"{count:,}" for count in (period.devices, period.joining, period.items, period.new_items)),
-            f"{period.changed_rows:,}",
+            *(f"{count:,}" for count in (period.devices, period.left, period.joining, period.items, period.new_items)),
+            f"{period.changed_rows:,.0f}",
             f"{period.exponents['fresh']:g}",
             f"{period.reads['federation'].moved:.1%}",
-            format_bytes(period.stage1_down),
-            format_bytes(period.stage1_up),
+            *map(format_bytes, (period.stage1_down, period.stage1_up)),
+            str(period.refinement_rounds),
+            *map(format_bytes, (period.refinement_down, period.refinement_up)),
         )
         for number, period in enumerate(result.periods, start=1)
     )
     columns = (
-        *("period", "from", "to", "devices", "joining", "items", "new items", "rows changed", "freshness"),
-        *("groups changed", "stage 1, down", "stage 1, up"),
+        *("period", "from", "to", "devices", "left", "joining", "items", "new items", "rows changed", "freshness"),
+        *("groups changed", "stage 1, down", "stage 1, up", "rounds of refinement", "down", "up"),
     )
     note = (
-        "Devices, items: there before the period. Freshness: the power that devices chose. Bytes: a device, on average."
+        "Devices, items: there before the period; left: of these, those that sums hold nothing of any more. Freshness: "
+        "the power that devices chose. Bytes: a device, on average; of refinement, with what it takes to choose rounds."
     )
     return TableView("Periods", columns, body, 3, note)
 
@@ -154,6 +155,39 @@ def reads_view(result: TimelineResult) -> TableView:
     return TableView(
         "What devices are sent", columns, tuple(body), 1, "Of blocks, coded; a device, on average. 1 KB = 1000 bytes."
     )
+
+
+def followed_view(result: TimelineResult) -> TableView:
+    """What became of devices while their own budgets moved, in each period."""
+    body = []
+    for number, period in enumerate(result.periods, start=1):
+        if period.followed is None:
+            continue
+        found, moments = period.followed.figures, period.followed.moments
+        budgets = [moment.budget_bytes_mean for moment in moments]
+        devices = max(found.devices, 1)
+        body.append(
+            (
+                str(number),
+                f"{found.devices:,}",
+                f"{period.followed.hours:.1f}",
+                *map(format_bytes, (min(budgets), max(budgets))),
+                f"{found.reselections / devices:.2f}",
+                format_bytes(found.growth_bytes / devices),
+                *map(format_metric, (found.recall, found.rigid_recall)),
+                str(found.budget_violations),
+            )
+        )
+    columns = (
+        *("period", "devices", "hours", "lowest mean budget", "highest", "re-selections a device"),
+        *("bytes to grow", "Recall@20", "of rigid devices", "over budget"),
+    )
+    note = (
+        "From when devices are asked until the next period's tables come, at every step of the fleet's clock: budgets "
+        "move, devices drop blocks without a message or read on in their list. A rigid device keeps what it chose, and "
+        "has nothing once that does not fit, until it downloads anew."
+    )
+    return TableView("While budgets move", columns, tuple(body), 1, note)
 
 
 def classes_view(period: PeriodResult) -> TableView:
@@ -198,9 +232,10 @@ def timeline_page(result: TimelineResult) -> str:
         ],
         recall=recall_plot(periods),
         kinds=kinds_plot(periods),
-        moved=bytes_plot(periods),
+        classes=classes_plot(periods),
+        life=life_plot(periods),
         tables=[summary_view(result), summary_view(result, last=False), recall_view(result)],
-        costs=[reads_view(result), periods_view(result), classes_view(periods[-1])],
+        costs=[reads_view(result), periods_view(result), followed_view(result), classes_view(periods[-1])],
         **provenance(plain, f"fl-peel run {name}"),
     )
 

@@ -6,6 +6,9 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fl_peel.disks import device_splits
 from fl_peel.events import OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
@@ -18,7 +21,7 @@ from simulations.report.files import write_files
 from simulations.timeline.report import write_timeline
 from strategies.run.place import Place
 from strategies.timeline.schema import TimelineResult
-from strategies.timeline.serve import check_timeline, serve_timeline
+from strategies.timeline.serve import REPLICATES, check_timeline, serve_timeline
 
 
 def run_timeline(
@@ -35,6 +38,18 @@ def run_timeline(
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
     """
+    return run_with_replicates(scenario, data_dir=data_dir, out=out, on_event=on_event, command=command)[0]
+
+
+def run_with_replicates(
+    scenario: Scenario,
+    *,
+    data_dir: str | Path | None = None,
+    out: str | Path | None = None,
+    on_event: OnEvent = silent,
+    command: str | None = None,
+) -> tuple[TimelineResult, dict[str, NDArray[np.float64]]]:
+    """As :func:`run_timeline`, and by way of serving (B,) replicates of its recall over the last three periods."""
     check_timeline(scenario)
     with run_folder() as run_dir:
         place = Place(os.path.abspath(data_dir) if data_dir else os.environ.get("FL_PEEL_DATA", ""), str(run_dir))
@@ -43,11 +58,18 @@ def run_timeline(
             check_items(scenario, splits.num_items)
             check_devices(scenario, splits)
             result = simulated(scenario, place, on_event, server=serve_timeline)
+        with np.load(run_dir / REPLICATES) as kept:
+            replicates = dict(zip(kept["lines"].tolist(), kept["recalls"], strict=True))
     result = replace(result, versions=versions(), command=command, peak_rss_bytes=memory.peak_bytes)
     if out is not None:
-        write_timeline(result, Path(out))
-        write_files(Path(out), {"scenario.yaml": scenario.to_yaml().encode()})
-    return result
+        save_timeline(result, scenario, Path(out))
+    return result, replicates
 
 
-__all__ = ["run_timeline"]
+def save_timeline(result: TimelineResult, scenario: Scenario, out: Path) -> None:
+    """Write a timeline's files, and the scenario."""
+    write_timeline(result, out)
+    write_files(out, {"scenario.yaml": scenario.to_yaml().encode()})
+
+
+__all__ = ["run_timeline", "run_with_replicates", "save_timeline"]

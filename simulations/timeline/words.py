@@ -15,3 +15,5 @@ LABELS = {
     "recent-popularity": "popularity of the last period",
 }
 KINDS = {"start": "there at the start", "since": "joined since", "first": "joining in the period"}
+BASES = ("cached-list", "retrained", "recent-popularity")
+"""Ways of serving that others are compared with in tables."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +44,7 @@ def measure_elasticity(
     metric = f"recall@{evaluator.scenario.evaluation.top_n}"
     if not evaluator.scenario.elasticity.rounds:
         return ElasticityResult(metric, falls), ()
-    reply, names = follow(evaluator, traced), evaluator.members.class_names
+    reply, names = follow(evaluator, Following.of(evaluator), traced), evaluator.members.class_names
     return ElasticityResult(metric, falls, over_time(reply, names)), device_traces(reply, names)
 
 
@@ -98,11 +100,29 @@ def _trained_for(evaluator: Evaluator, factor: float, refine: Refine) -> tuple[f
     return overall_recall(reply), margins_of(reply.by_budget())[0]
 
 
-def follow(evaluator: Evaluator, traced: IntArray, message_bytes: int = MESSAGE_BYTES) -> wire.MovingReply:
-    """Ask nodes to follow some of their devices from the last round on; groups in batches of about message_bytes."""
+@dataclass(frozen=True)
+class Following:
+    """Which devices (M,), ascending, for how many rounds from which one on; keeps: see :class:`wire.MovingRequest`."""
+
+    devices: IntArray
+    begin: int
+    rounds: int
+    keeps: bool = False
+
+    @classmethod
+    def of(cls, evaluator: Evaluator) -> Self:
+        """As a scenario's ``elasticity`` asks: some devices, from the last round on."""
+        scenario, members = evaluator.scenario, evaluator.members
+        drawn = rng_for(scenario.seed, "followed").permutation(members.devices)[: scenario.elasticity.devices]
+        return cls(np.sort(drawn), scenario.refinement.rounds, scenario.elasticity.rounds)
+
+
+def follow(
+    evaluator: Evaluator, who: Following, traced: IntArray, message_bytes: int = MESSAGE_BYTES
+) -> wire.MovingReply:
+    """Ask nodes to follow some of their devices; groups in batches of about message_bytes."""
     scenario, members, states = evaluator.scenario, evaluator.members, evaluator.federation.states
-    devices = np.sort(rng_for(scenario.seed, "followed").permutation(members.devices)[: scenario.elasticity.devices])
-    groups = members.groups_of(devices)
+    devices, groups = who.devices, members.groups_of(who.devices)
     weights = evaluator.weights(scenario.selector)
 
     def pack(group: int) -> wire.Arrays:
@@ -111,14 +131,15 @@ def follow(evaluator: Evaluator, traced: IntArray, message_bytes: int = MESSAGE_
 
     replies: list[wire.MovingReply] = []
     for batch in packed_batches(np.unique(groups).tolist(), pack, message_bytes):
-        replies += _ask(evaluator, devices[np.isin(groups, list(batch))], traced, batch)
+        some = replace(who, devices=devices[np.isin(groups, list(batch))])
+        replies += _ask(evaluator, some, traced, batch)
     return reduce(add, replies)
 
 
 def _ask(
-    evaluator: Evaluator, devices: IntArray, traced: IntArray, batch: dict[int, wire.Arrays]
+    evaluator: Evaluator, who: Following, traced: IntArray, batch: dict[int, wire.Arrays]
 ) -> list[wire.MovingReply]:
-    scenario, nodes = evaluator.scenario, evaluator.federation.nodes
+    scenario, nodes, devices = evaluator.scenario, evaluator.federation.nodes, who.devices
     hosts = devices % len(nodes.ids)
 
     def request(partition: int) -> wire.MovingRequest | None:
@@ -127,12 +148,13 @@ def _ask(
             return None
         return wire.MovingRequest(
             evaluator.federation.setting,
-            scenario.refinement.rounds,
-            scenario.elasticity.rounds,
+            who.begin,
+            who.rounds,
             scenario.blocks.precision,
             mine,
             traced,
             batch,
+            who.keeps,
         )
 
     return nodes.ask(wire.MOVING, wire.MovingReply, request)
@@ -234,4 +256,4 @@ def _where(known: NDArray[np.bool_], sums: IntArray) -> tuple[float | None, ...]
     return tuple(value / SUM_SCALE if there else None for value, there in zip(sums.tolist(), known, strict=True))
 
 
-__all__ = ["device_traces", "falling", "follow", "measure_elasticity", "over_time"]
+__all__ = ["Following", "device_traces", "falling", "follow", "measure_elasticity", "over_time"]

@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 @dataclass(frozen=True)
 class Federation:
     """One refinement's parties. states: (G) user groups, which rounds change; temperature: of the local loss, where the
-    scenario gives none.
+    scenario gives none; begin: rounds of the fleet's clock that are over when the first one opens.
     """
 
     scenario: Scenario
@@ -30,6 +30,7 @@ class Federation:
     members: Members
     nodes: Nodes
     temperature: float
+    begin: int = 0
 
     @property
     def num_classes(self) -> int:

@@ -67,7 +67,7 @@ class Keeping:
         for some in batches(range(len(states)), lambda group: 2 * int(ceilings[group]), MESSAGE_BYTES):
             request = wire.CompareRequest(
                 strategy.setting,
-                server_round,
+                strategy.federation.begin + server_round,
                 scenario.blocks.precision,
                 len(states),
                 {group: self._packed(group, self._weights[group], self._kept[group]) for group in some},

@@ -108,7 +108,8 @@ class PeelStrategy(Strategy):
         Nodes train the first groups while the server packs the next, and neither side holds all of a round at once.
         """
         self._started, self._message_bytes = time.perf_counter(), 0
-        begun = self.channel.begin(server_round, self.cohort(server_round))
+        now = self.federation.begin + server_round
+        begun = self.channel.begin(now, self.cohort(now))
         sizes = np.bincount(self.members.groups_of(begun.asked), minlength=len(self.states))
         signals = server_round % self.scenario.controller.every == 0
         self._sent = SentRound(server_round, signals, len(begun.asked), sizes)
@@ -125,7 +126,7 @@ class PeelStrategy(Strategy):
                 return self.channel.message(
                     wire.RoundRequest(
                         self.setting,
-                        server_round,
+                        now,
                         signals,
                         self.federation.temperature,
                         cohort[mine],

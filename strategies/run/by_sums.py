@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from fl_peel import wire
 from fl_peel.data.interactions import UserItems
 from fl_peel.disks import device_splits
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.pretraining.by_sums import Units
+from fl_peel.pretraining.by_sums import Ints, Units
 from fl_peel.pretraining.stage1 import (
     PooledSums,
     Progress,
@@ -42,13 +42,14 @@ REFIT_PASSES = 2
 @dataclass(frozen=True)
 class BySums(Prepared):
     """User groups with a table each, and what makes a device's vector one of its group's embeddings. epsilon: of what
-    devices said on the way, None without a mechanism.
+    devices said on the way, None without a mechanism; former: as in :class:`fl_peel.wire.JoinRequest`.
     """
 
     start: SpectralStart
     num_devices: int
     records: tuple[SumsRecord, ...]
     epsilon: float | None = None
+    former: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def steps(self) -> tuple[SumsRecord, ...]:
@@ -86,6 +87,7 @@ class BySums(Prepared):
             np.zeros((0, dim), np.float32),
             nobody.astype(np.int32),
             self.start.maps,
+            self.former,
         )
 
 

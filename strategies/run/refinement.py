@@ -55,7 +55,8 @@ def put_together(
 @dataclass(frozen=True)
 class Refiner:
     """Refines from the same pretrained tables on the same nodes, once or more often; devices keep a state of their own
-    for each refinement. controller: that refinements start with, None for one that knows nothing yet.
+    for each refinement. controller: that refinements start with, None for one that knows nothing yet; begin: rounds of
+    the fleet's clock that are over by then.
     """
 
     grid: Grid
@@ -64,6 +65,7 @@ class Refiner:
     nodes: Nodes
     on_event: OnEvent = field(default=silent, repr=False)
     controller: Controller | None = None
+    begin: int = 0
 
     def joined(self, scenario: Scenario, plan: Plan | None, *, num_traced: int = 0) -> PeelStrategy:
         """Devices take part; a strategy before its first round, of which the report follows ``num_traced`` devices."""
@@ -87,6 +89,7 @@ class Refiner:
             members,
             self.nodes,
             start.temperature,
+            self.begin,
         )
 
     def refine(self, strategy: PeelStrategy) -> Keeping | None:

@@ -8,6 +8,7 @@ from operator import add
 
 from fl_peel import wire
 from fl_peel.exchange.counters import Refreshed
+from strategies.evaluation.evaluator import margins_of
 from strategies.figures.intervals import Measured
 from strategies.timeline.lines import COHORTS, Cohort, Lines
 from strategies.timeline.schema import ClassResult, LineResult, Read, Summary
@@ -71,11 +72,12 @@ def class_results(
     sums = reduce(add, (reply.sums[place] for reply in replies.values())).total(axis=1)
     owned = reduce(add, (reply.owned[place] for reply in replies.values()))
     recall, _ = sums.mean()
-    found = {}
+    margins, found = margins_of(sums), {}
     for number, name in enumerate(names):
         devices, held = int(sums.devices[number]), max(int(owned.devices[number]), 1)
         found[name] = ClassResult(
             recall=float(recall[number]) if devices else None,
+            margin=margins[number],
             devices=devices,
             budget_bytes_mean=int(owned.budget_bytes[number]) / held,
             held_bytes_mean=int(owned.stored_bytes[number]) / held,

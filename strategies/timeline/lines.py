@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.ranking.bootstrap import Replicates
@@ -57,6 +60,11 @@ class Lines:
     def names(self) -> list[str]:
         """Ways of serving, in the order in which they came."""
         return list(dict.fromkeys(line for _, line, _ in self.found))
+
+    def replicates(self, periods: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+        """Of mean recall over these periods, by way of serving, (B,)."""
+        found = {line: self.over(periods, line) for line in self.names()}
+        return {line: one.recalls for line, one in found.items() if one is not None}
 
     def over(self, periods: Iterable[int], line: str, cohorts: Iterable[Cohort] = COHORTS) -> Measured | None:
         """Over these periods and kinds of devices; None where nobody was asked."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from strategies.figures.schema import Interval, Ratio
+from strategies.figures.schema import Interval, OverTime, Ratio
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,12 @@ class Read:
 
 @dataclass(frozen=True)
 class ClassResult:
-    """Of a device class under its own budgets: recall@20, devices asked, bytes of its budgets and of what is held."""
+    """Of a device class under its own budgets: recall@20 and half the width of its 95 % interval, devices asked, bytes
+    of its budgets and of what is held.
+    """
 
     recall: float | None
+    margin: float | None
     devices: int
     budget_bytes_mean: float
     held_bytes_mean: float
@@ -48,26 +51,32 @@ class ClassResult:
 @dataclass(frozen=True)
 class PeriodResult:
     """One period. exponents: of the filter, as devices chose it; begins, ends: seconds since 1970; devices: there
-    before it, joining: in it; items: that tables have a row of, new_items: since the period before; changed_rows: of
-    the tables, new ones included; stage1_down, stage1_up: bytes of a device that was there, on average; lines: by way
-    of serving and kind of device, all included; reads: by budget; classes: by device class.
+    before it, left: of these, joining: in it; items: that tables have a row of, new_items: since the period before;
+    changed_rows: of a table, new ones included; stage1_down and so on: bytes of a device that was there, on average;
+    lines: by way of serving and kind of device, all included; reads: by budget; classes: by device class; followed:
+    devices while their own budgets moved, from when they were asked until the next period's tables came.
     """
 
     exponents: dict[str, float]
     begins: int
     ends: int
     devices: int
+    left: int
     joining: int
     items: int
     new_items: int
     user_groups: int
-    changed_rows: int
+    changed_rows: float
+    refinement_rounds: int
     stage1_down: float
     stage1_up: float
+    refinement_down: float
+    refinement_up: float
     virtual_seconds: float
     lines: dict[str, dict[str, LineResult]]
     reads: dict[str, Read]
     classes: dict[str, ClassResult]
+    followed: OverTime | None
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,10 @@ from fl_peel.pretraining.onward import Exponents, Model, exponents_of, go_on, qu
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS
 from fl_peel.pretraining.stage1 import PooledSums, SpectralStart
 from fl_peel.scenario.method import TimelinePart
+from fl_peel.scenario.refinement import Robust
 from fl_peel.scenario.scenario import Scenario
 from strategies.evaluation.evaluator import MESSAGE_BYTES, Evaluator
+from strategies.evaluation.moving_budgets import Following, follow, over_time
 from strategies.groups.spectral import TEMPERATURE
 from strategies.groups.start import make_layout
 from strategies.groups.state import FloatArray, UserGroupState
@@ -44,9 +46,13 @@ from strategies.run.refinement import Refiner
 from strategies.run.stage1 import FederatedSums, SumsRecord
 from strategies.timeline.figures import class_results, period_lines, reads_of, summaries
 from strategies.timeline.lines import Cohort, Found, Lines
+from strategies.timeline.refining import Refined, at, refined, rehearsed
 from strategies.timeline.rivals import Asked, CachedList, Scored, found
 from strategies.timeline.schema import PeriodResult, TimelineResult
+from strategies.timeline.tables import Published
 
+REPLICATES = "timeline-replicates.npz"
+"""What a run leaves in its folder for whoever puts several together, by way of serving: :meth:`Lines.replicates`."""
 LAST = 3
 """Periods that the summary of the end is over."""
 FULL, WHOLE, OWN = "federation", "federation, all rows", "federation, own budgets"
@@ -65,11 +71,14 @@ def serve_timeline(grid: Grid, scenario: Scenario, place: Place, on_event: OnEve
     root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
     with stages("start"):
         nodes = Nodes.connect(grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s)
-        timeline = device_timeline(scenario, place.data_dir)
+        timeline = device_timeline(scenario, place.data_dir, place.run_dir)
     run = _Run(grid, scenario, place, nodes, timeline, stages)
     for period in range(timeline.periods):
         run.period(period)
         on_event(Event("timeline", period + 1, timeline.periods, run.told(period)))
+    run.end()
+    drawn = run.lines.replicates(run.last)
+    np.savez(Path(place.run_dir) / REPLICATES, lines=np.array(list(drawn)), recalls=np.stack(list(drawn.values())))
     return run.result()
 
 
@@ -85,7 +94,7 @@ def check_timeline(scenario: Scenario) -> TimelinePart:
     for key, wrong, remedy in (
         ("pretraining.collected.share", collects, "0, with model: spectral and source: devices"),
         ("pretraining.columns", pretraining.columns > pretraining.embedding_dim, "at most pretraining.embedding_dim"),
-        ("refinement.rounds", scenario.refinement.rounds > 0, "0"),
+        ("refinement.aggregation.robust.rule", scenario.refinement.aggregation.robust != Robust(), "mean"),
         ("privacy.mechanism", scenario.privacy.noised, "none"),
         ("secure_aggregation.enabled", scenario.secure_aggregation.enabled, "false"),
         ("poisoning.share", scenario.poisoning.largest_share > 0, "0"),
@@ -97,9 +106,24 @@ def check_timeline(scenario: Scenario) -> TimelinePart:
     return timeline
 
 
+@dataclass(frozen=True)
+class _Served:
+    """Devices of a period that were there before and those that join in it, (M,) each, and the tables that they have;
+    began: the round of the clock in which the period's steps opened, from: in which devices were asked.
+    """
+
+    known: Evaluator
+    new: Evaluator
+    devices: tuple[NDArray[np.int64], NDArray[np.int64]]
+    began: int
+    asked: int
+
+
 @dataclass
 class _Run:
-    """A timeline on its way. clock: round of the fleet's clock in which the next step opens."""
+    """A timeline on its way. clock: round of the fleet's clock in which the next step opens; basis: what stage 1 made
+    last, for the next refinement to be rehearsed on.
+    """
 
     grid: Grid
     scenario: Scenario
@@ -110,8 +134,10 @@ class _Run:
     clock: int = 1
     exponents: Exponents = field(default_factory=lambda: Exponents(0.5, 0.5, 0.0))
     model: Model | None = None
-    published: FloatArray | None = None
-    fresh: NDArray[np.float64] | None = None
+    basis: tuple[BySums, Model] | None = None
+    published: Published | None = None
+    served: _Served | None = None
+    lasted: int = 0
     first_lists: dict[str, CachedList] = field(default_factory=dict)
     first: Scored | None = None
     lines: Lines = field(default_factory=Lines)
@@ -143,35 +169,55 @@ class _Run:
         """Tables, then devices that were there, then those that join."""
         learn, joining = self.timeline.splits(period, "learn"), self.timeline.splits(period, "join")
         before = self.model
+        if self.served is not None:
+            self.clock = max(self.clock, self.served.began + self.part.rounds)
+        began = self.clock
         with self.stages("choice"):
             records = self.choose(period)
+        with self.stages("refinement"):
+            rehearsal = self.rehearsal(period)
         with self.stages("stage 1"):
             recent = self.recent(period, records)
             sums = self.sums(period, "learn", learn)
             self.model, start = self.going_on(sums, before, recent)
             self.clock = sums.now
             records += sums.records
-        here = self.at(period, "learn")
-        prepared, states, exact, changed = self.prepared(here, learn, start)
+        here, newcomers = self.at(period, "learn"), self.at(period, "join")
+        prepared = self.prepared(here, learn, start, self.model)
         with self.stages("joining"):
-            members = join(here, self.place, prepared, self.nodes)
-            newcomers = self.at(period, "join")
+            members = join(here, self.place, replace(prepared, former=self.model.former), self.nodes)
             fresh = self.sums(period, "join", joining)
             fresh.vectors(self.model.own, self.model.middle)
             joined = join(newcomers, self.place, prepared, self.nodes)
+        states = prepared.states(here)
+        refining = Refined(0, self.clock)
+        if self.scenario.refinement.rounds:
+            with self.stages("refinement"):
+                states = [replace(state, table=state.table.copy()) for state in states]
+                refining = refined(at(self.refiner(prepared), self.clock), here, members, states, rehearsal.rounds)
+                self.clock = refining.ends
+        self.follow()
+        shared = not refining.rounds and (self.published is None or len(self.published.tables) == 1)
+        exact = [state.table for state in (states[:1] if shared else states)]
+        self.published = Published.of(exact, self.model.fresh, self.published, self.model.former, self.part.allowance)
+        served = [replace(state, table=self.published.scored(group)) for group, state in enumerate(states)]
         known, new = (
-            self.evaluator(one, prepared, states, some) for one, some in ((here, members), (newcomers, joined))
+            self.evaluator(one, prepared, served, some) for one, some in ((here, members), (newcomers, joined))
         )
         with self.stages("reading"):
-            reads = [self.read(one, changed) for one in (known, new)]
+            groups = np.arange(len(states))
+            reads = [self.read(one, which) for one, which in ((known, self.model.former), (new, groups))]
         with self.stages("evaluation"):
             replies = self.ask(period, known, new, exact, learn.num_users)
         with self.stages("rivals"):
             self.rivals(period, learn, joining)
+        newest = joined.devices[joined.devices >= learn.num_users]
+        self.served = _Served(known, new, (members.devices, newest), began, self.clock)
+        self.basis = prepared, self.model
         taken = [record.counts.classes for record in records]
-        moved = reduce(add, taken, ClassCounts.zeros(len(members.class_names)))
-        spent = moved.total()
-        labels = self.labels
+        spent = reduce(add, taken, ClassCounts.zeros(len(members.class_names))).total()
+        refinement = [moved.total() for one in (rehearsal, refining) if (moved := one.moved()) is not None]
+        devices = max(learn.num_users, 1)
         self.layout_bytes = prepared.layout.full_table_bytes
         begin, end = int(self.timeline.edges[period]), int(self.timeline.edges[period + 1])
         self.periods.append(
@@ -180,19 +226,66 @@ class _Run:
                 begins=int(self.timeline.times[begin]),
                 ends=int(self.timeline.times[end - 1]),
                 devices=learn.num_users,
+                left=0 if learn.said is None else int((learn.said.counts() == 0).sum()),
                 joining=joining.num_users - learn.num_users,
                 items=learn.num_items,
                 new_items=learn.num_items - (0 if before is None else before.num_items),
                 user_groups=len(states),
-                changed_rows=int((changed == wire.NEW).sum()),
-                stage1_down=int(spent.download_bytes) / max(learn.num_users, 1),
-                stage1_up=int(spent.upload_bytes) / max(learn.num_users, 1),
-                virtual_seconds=sum(record.virtual_seconds for record in records),
+                changed_rows=float((self.published.changed == wire.NEW).sum(axis=1).mean()),
+                refinement_rounds=refining.rounds,
+                stage1_down=int(spent.download_bytes) / devices,
+                stage1_up=int(spent.upload_bytes) / devices,
+                refinement_down=(sum(int(one.download_bytes) for one in refinement) + rehearsal.compared_bytes)
+                / devices,
+                refinement_up=sum(int(one.upload_bytes) for one in refinement) / devices,
+                virtual_seconds=sum(record.virtual_seconds for record in records)
+                + rehearsal.virtual_seconds
+                + refining.virtual_seconds,
                 lines=period_lines(self.lines, period),
-                reads=reads_of(labels, *reads),
-                classes=class_results(replies, members.class_names, labels.index(OWN)),
+                reads=reads_of(self.labels, *reads),
+                classes=class_results(replies, members.class_names, self.labels.index(OWN)),
+                followed=None,
             )
         )
+
+    def refiner(self, prepared: BySums) -> Refiner:
+        """Of these tables, on the nodes of the run."""
+        return Refiner(self.grid, self.place, prepared, self.nodes)
+
+    def rehearsal(self, period: int) -> Refined:
+        """How many rounds of refinement helped, had they been done before the period that is over."""
+        if not self.scenario.refinement.rounds or self.basis is None:
+            return Refined(0, self.clock)
+        scenario, (prepared, model) = self.at(period, "choose"), self.basis
+        sums = self.sums(period, "choose", self.timeline.splits(period, "choose"))
+        sums.vectors(model.own, model.middle)  # as they had them then
+        found = rehearsed(at(self.refiner(prepared), self.clock), scenario)
+        self.clock = found.ends
+        return found
+
+    def follow(self, rounds: int | None = None) -> None:
+        """What became of what devices held in the last period while their own budgets moved, from when they were asked
+        until now, or for so many rounds.
+        """
+        last = self.served
+        if last is None:
+            return
+        self.lasted = rounds or self.clock - last.asked
+        with self.stages("following"):
+            nobody = np.zeros(0, np.int64)
+            replies = [
+                follow(one, Following(devices, last.asked, self.lasted, keeps=True), nobody)
+                for one, devices in zip((last.known, last.new), last.devices, strict=True)
+                if len(devices)
+            ]
+            followed = over_time(reduce(add, replies), last.known.members.class_names)
+        self.periods[-1] = replace(self.periods[-1], followed=followed)
+
+    def end(self) -> None:
+        """The last period is as long as the one before; where there was none, as its own steps took."""
+        assert self.served is not None
+        steps = self.served.asked - self.served.began
+        self.follow(self.lasted or max(self.part.rounds - steps, steps))
 
     def choose(self, period: int) -> list[SumsRecord]:
         """Devices choose the filter by what they did in the period that is over: all of it before the first period, how
@@ -209,7 +302,8 @@ class _Run:
             assert earlier is not None
             count = COUNT_EXPONENTS if config.count_exponent is None else (config.count_exponent,)
             value = VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,)
-            model, _ = self.going_on(sums, None, earlier)
+            model, start = self.going_on(sums, None, earlier)
+            self.basis = self.prepared(self.at(period, "choose"), splits, start, model), model
         part = self.part
         question = question_of(
             model, self.scenario.seed, count=count, value=value, fresh=part.fresh_exponents, fading=part.fading
@@ -259,35 +353,19 @@ class _Run:
             **self.groups(),
         )
 
-    def prepared(
-        self, scenario: Scenario, splits: Splits, start: SpectralStart
-    ) -> tuple[BySums, list[UserGroupState], FloatArray, NDArray[np.uint8]]:
-        """What joining starts from; user groups, with the published table; the table as it would be; what changed."""
-        dim = scenario.pretraining.embedding_dim
-        layout = make_layout(scenario, splits.num_items, start.counts, start.scored[:, :dim])
-        check_budgets(scenario, layout)
-        prepared = BySums(layout, TEMPERATURE, start, splits.num_users, ())
-        states = prepared.states(scenario)
-        assert self.model is not None
-        exact = states[0].table
-        fresh = self.model.fresh[:, None].astype(np.float32)
-        self.published, changed = published(self.published, exact / fresh, self.part.allowance)
-        last = (
-            np.ones(len(fresh)) if self.fresh is None else np.append(self.fresh, np.ones(len(fresh) - len(self.fresh)))
+    def prepared(self, scenario: Scenario, splits: Splits, start: SpectralStart, model: Model) -> BySums:
+        """What joining and user groups start from."""
+        layout = make_layout(
+            scenario, splits.num_items, start.counts, start.scored[:, : scenario.pretraining.embedding_dim]
         )
-        changed[(changed == 0) & (self.model.fresh != last)] = wire.RESCALED
-        self.fresh = self.model.fresh
-        table = self.published * fresh
-        for state in states:
-            state.table = table
-        return prepared, states, exact, changed
+        check_budgets(scenario, layout)
+        return BySums(layout, TEMPERATURE, start, splits.num_users, ())
 
     def evaluator(
         self, scenario: Scenario, prepared: BySums, states: list[UserGroupState], members: Members
     ) -> Evaluator:
         """Who is asked, of these tables."""
-        refiner = Refiner(self.grid, self.place, prepared, self.nodes)
-        federation = refiner.federation(scenario, members, states)
+        federation = self.refiner(prepared).federation(scenario, members, states)
         orders = {
             "shown": [state.statistics.shown.astype(np.float64) for state in states],
             "popularity": [state.statistics.popularity.astype(np.float64) for state in states],
@@ -305,8 +383,11 @@ class _Run:
         shares = [budget_bytes(evaluator.layout, share) for share in self.scenario.evaluation.budgets]
         return [*shares, wire.OWN_BUDGET, wire.UNLIMITED]
 
-    def read(self, evaluator: Evaluator, changed: NDArray[np.uint8]) -> Refreshed:
-        """Devices read what they lack, under each budget (X, C)."""
+    def read(self, evaluator: Evaluator, former: Ints) -> Refreshed:
+        """Devices read what they lack, under each budget (X, C). former: (G,) numbers that groups had when they last
+        did.
+        """
+        assert self.published is not None
         federation, precision = evaluator.federation, self.scenario.blocks.precision
         weights, budgets = evaluator.weights(self.scenario.selector), np.array(self.budgets(evaluator), np.int64)
 
@@ -316,12 +397,13 @@ class _Run:
         groups: dict[int, wire.Arrays] = {}
         for batch in packed_batches(range(len(federation.states)), pack, MESSAGE_BYTES):
             groups |= batch
-        request = wire.RefreshRequest(federation.setting, self.clock, precision, budgets, changed, groups)
+        changed = self.published.changed
+        request = wire.RefreshRequest(federation.setting, self.clock, precision, budgets, changed, groups, former)
         replies = self.nodes.ask(wire.REFRESH, wire.RefreshReply, lambda partition: request)
         return reduce(add, replies).refreshed
 
     def ask(
-        self, period: int, known: Evaluator, new: Evaluator, exact: FloatArray, num_known: int
+        self, period: int, known: Evaluator, new: Evaluator, exact: list[FloatArray], num_known: int
     ) -> dict[Cohort, wire.EvaluateReply]:
         """Every device ranks under every budget, and with the whole tables in fp32."""
         at_start = self.timeline.users_before(int(self.timeline.edges[0]))
@@ -339,8 +421,8 @@ class _Run:
             told[cohort] = reply
             for place, label in enumerate(self.labels[:-1]):
                 self.lines.put(period, label, cohort, Found.of(reply, place))
-            for label, table in ((FULL, None), (WHOLE, exact)):
-                whole = evaluator.evaluate([wire.UNLIMITED], precision="fp32", everybody=table, devices=devices)
+            for label, (asks, table) in {FULL: (evaluator, None), WHOLE: exactly(evaluator, exact)}.items():
+                whole = asks.evaluate([wire.UNLIMITED], precision="fp32", everybody=table, devices=devices)
                 self.lines.put(period, label, cohort, Found.of(whole))
         return told
 
@@ -381,38 +463,34 @@ class _Run:
         words = ", ".join(f"{name} {value:.4f}" for name, value in recall.items())
         return f"{one.devices:,} devices, {one.joining} join, {one.items:,} items; recall@20: {words}"
 
+    @property
+    def last(self) -> range:
+        """Periods that the summary of the end is over."""
+        return range(max(0, self.timeline.periods - LAST), self.timeline.periods)
+
     def result(self) -> TimelineResult:
         """Of all periods."""
-        count = len(self.periods)
         return TimelineResult(
             scenario=self.scenario.model_dump(mode="json"),
             seed=self.scenario.seed,
             full_table_bytes=self.layout_bytes,
             periods=tuple(self.periods),
-            last=summaries(self.lines, range(max(0, count - LAST), count)),
-            whole=summaries(self.lines, range(count)),
+            last=summaries(self.lines, self.last),
+            whole=summaries(self.lines, range(len(self.periods))),
             stages=self.stages.seconds,
             nodes=len(self.nodes.ids),
         )
 
 
-def published(before: FloatArray | None, table: FloatArray, allowance: float) -> tuple[FloatArray, NDArray[np.uint8]]:
-    """The table (I, d) that devices have from now on, and which rows changed (I,): new ones, and of the others those
-    that moved most, ``allowance`` times I rows in all, as the rest stays as it was.
+def exactly(evaluator: Evaluator, exact: list[FloatArray]) -> tuple[Evaluator, FloatArray | None]:
+    """Whom to ask what tables would find of which all rows changed: the one table (I, d) for everybody, or each group
+    its own.
     """
-    if before is None:
-        return table, np.ones(len(table), np.uint8)
-    known = len(before)
-    moved = np.linalg.norm(table[:known] - before, axis=1)
-    room = max(0, int(allowance * len(table)) - (len(table) - known))
-    changed = np.zeros(len(table), np.uint8)
-    changed[known:] = 1
-    most = np.argsort(-moved, kind="stable")[:room]
-    changed[most[moved[most] > 0]] = 1
-    now = table.copy()
-    kept = np.flatnonzero(changed == 0)
-    now[kept] = before[kept]
-    return now, changed
+    if len(exact) == 1:
+        return evaluator, exact[0]
+    federation = evaluator.federation
+    states = [replace(state, table=table) for state, table in zip(federation.states, exact, strict=True)]
+    return replace(evaluator, federation=replace(federation, states=states)), None
 
 
-__all__ = ["FULL", "OWN", "WHOLE", "check_timeline", "published", "serve_timeline"]
+__all__ = ["FULL", "OWN", "WHOLE", "check_timeline", "serve_timeline"]

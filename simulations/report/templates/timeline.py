@@ -17,10 +17,15 @@ TIMELINE = """\
 {{ figure(kinds, "Devices that were there when the first period began, that joined in a period since, and that join in "
   "the period itself, which are asked from their second action on.") }}
 </section>
-<section id="moved">
-<h2>What it takes</h2>
-{{ figure(moved, "Above: what a device is sent before a period under each budget, and moves in stage 1. Below: what "
-  "changed.") }}
+<section id="classes">
+<h2>Device classes</h2>
+{{ figure(classes, "Devices under their own budgets of the moment. Bars: 95 % intervals over devices.") }}
+</section>
+<section id="life">
+<h2>What it takes, and what becomes of budgets</h2>
+{{ figure(life, "From above: recall; what a device is sent before a period under each budget, and moves in stage 1; "
+  "what changed; the mean of devices' own budgets and what they hold of it, at every step of the clock; how often a "
+  "device re-selected blocks because its budget moved.") }}
 {% for view in costs %}
 {{ table(view) }}
 {% endfor %}

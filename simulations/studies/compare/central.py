@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fl_peel.blocks.settings import Precision
+from fl_peel.errors import ScenarioError
 from strategies.rivals.base import Rival
 from strategies.rivals.groups import PerGroup
 from strategies.rivals.hashing import Hashing
@@ -35,6 +38,22 @@ RIVALS: tuple[tuple[Rival, tuple[Precision, ...]], ...] = (
 """Rivals under every budget, and the precisions each is tried at."""
 CEILINGS: tuple[Rival, ...] = (Ease(), ItemNeighbours())
 """What a server does that knows no budget: measured once."""
+
+
+def some(names: Iterable[str]) -> tuple[tuple[tuple[Rival, tuple[Precision, ...]], ...], tuple[Rival, ...]]:
+    """Of ``RIVALS`` and of ``CEILINGS`` those of these names.
+
+    Raises:
+        ScenarioError: a name that none of them has.
+    """
+    wanted = set(names)
+    known = [rival.name for rival, _ in RIVALS] + [ceiling.name for ceiling in CEILINGS]
+    if strange := sorted(wanted - set(known)):
+        raise ScenarioError(f"--rivals: there is no {', '.join(strange)}; name some of {', '.join(known)}")
+    return (
+        tuple(one for one in RIVALS if one[0].name in wanted),
+        tuple(one for one in CEILINGS if one.name in wanted),
+    )
 
 
 def modules_of(rival: Rival) -> tuple[str, ...]:

@@ -5,12 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from clients.node.before import Before
 from clients.serving.following import follow
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import pack_ranking
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.exchange.counters import StepCounts
 from fl_peel.ranking.top import SUM_SCALE
+from fl_peel.wire import OWN_BUDGET
 from tests.helpers.blocks import rows_of
 
 ITEMS = np.arange(30)
@@ -110,11 +112,14 @@ def cohort_of(requests="", device="cpu"):
     )
 
 
-def followed(devices=(13, 10, 12), **changes):
+def followed(devices=(13, 10, 12), keeps=False, held_file=None, **changes):
+    cohort = cohort_of(**changes)
+    cohort.held_file = held_file
     return follow(
-        cohort_of(**changes),
+        cohort,
         SimpleNamespace(
             server_round=3,
+            keeps=keeps,
             rounds=3,
             precision="fp32",
             devices=np.array(devices),
@@ -160,3 +165,25 @@ def test_where_nobody_may_see_where_a_device_stops_it_reads_the_whole_list():
 def test_devices_rank_where_the_scenario_says(monkeypatch):
     monkeypatch.setattr("fl_peel.kernels.top_rows", None)
     assert followed(device="torch-cpu").steps.recall[0, 1] == SUM_SCALE / 2
+
+
+def test_in_a_timeline_devices_remember_what_they_hold_in_the_end(tmp_path):
+    """Under their own budgets, the second of two; all groups have the list of one block, and device 10 holds no
+    block in the end, as its row of ROOM says.
+    """
+    path = tmp_path / "held.npz"
+    some = np.full((4, 2), 7)
+    cohort = SimpleNamespace(held_file=path, devices=np.arange(10, 14))
+    Before(np.array([0, 0, 1, 1]), some, np.zeros((2, 1), np.int32), np.array([500, OWN_BUDGET])).save(cohort)
+    followed(keeps=True, held_file=path)
+    with np.load(path) as kept:
+        cutoffs = kept["cutoffs"]
+    assert cutoffs[:, 0].tolist() == [7, 7, 7, 7], "of another budget"
+    assert cutoffs[1, 1] == 7, "nobody follows device 11"
+    last = {device: EXPECTED[device]["kept_blocks"][-1] for device in (10, 12, 13)}
+    assert {10: cutoffs[0, 1] > 0, 12: cutoffs[2, 1] > 0, 13: cutoffs[3, 1] > 0} == {
+        device: kept > 0 for device, kept in last.items()
+    }
+    followed(held_file=path)
+    with np.load(path) as kept:
+        assert kept["cutoffs"].tolist() == cutoffs.tolist(), "elsewhere nothing is remembered"

@@ -1,12 +1,15 @@
 """What devices read when a period begins, counted by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
-from clients.serving.refresh import Before, _sent_bytes
+from clients.node.before import Before
+from clients.serving.refresh import _sent_bytes, refresh
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.blocks.ranked import pack_ranking, rank_blocks
 from fl_peel.data.interactions import UserItems
-from fl_peel.wire import NEW, RESCALED
+from fl_peel.wire import NEW, RESCALED, UNLIMITED
 
 # 6 items of 4 columns in int8: 4 codes, 2 of scale, 2 of number: 8 bytes a block
 LAYOUT = BlockLayout(np.arange(6, dtype=np.int32), 4, 1)
@@ -24,17 +27,19 @@ def before(groups, cutoffs, lists):
     ranks = np.full((len(lists), 6), np.iinfo(np.int32).max, np.int32)
     for group, blocks in enumerate(lists):
         ranks[group, blocks] = np.arange(len(blocks))
-    return Before(np.array(groups), np.array(cutoffs)[:, None], ranks)
+    return Before(np.array(groups), np.array(cutoffs)[:, None], ranks, np.array([100]))
 
 
-def sent(held, cutoffs, *, changed=(0,) * 6, hidden=(), members=None):
+def sent(held, cutoffs, *, changed=(0,) * 6, hidden=(), members=None, strange=None):
     found = ranked()
     users = np.array([user for user, _ in hidden], np.int64)
     items = np.array([item for _, item in hidden], np.int64)
     places = np.arange(len(cutoffs)) if members is None else np.array(members)
     seen = UserItems.from_pairs(users, items, len(places))
     flags = np.array(changed, np.uint8)[found.blocks]
-    return _sent_bytes(found, np.array(cutoffs), seen, flags, held, places, 0).tolist()
+    return _sent_bytes(
+        found, np.array(cutoffs), seen, flags, held, places, 0, np.array(strange or [False] * len(places))
+    ).tolist()
 
 
 def test_who_holds_nothing_reads_all_that_fits():
@@ -52,6 +57,11 @@ def test_another_list_is_read_where_it_differs():
     assert sent(held, [3]) == [2 * BLOCK]
 
 
+def test_of_another_groups_own_table_nothing_is_held():
+    held = before([1, 1], [3, 3], [ORDER.tolist(), ORDER.tolist()])
+    assert sent(held, [3, 3], strange=[True, False]) == [3 * BLOCK, 0]
+
+
 def test_changed_blocks_are_read_again_and_rescaled_ones_get_a_scale():
     held = before([0], [3], [ORDER.tolist()])
     flags = [0, 0, 0, NEW, 0, RESCALED]  # of items 0 to 5; 5, 3 and 0 are needed
@@ -66,5 +76,48 @@ def test_what_a_device_never_needs_is_passed_over():
 
 def test_items_that_came_since_were_held_by_nobody():
     short = before([0], [3], [[1, 0]])
-    short = Before(short.groups, short.cutoffs, short.ranks[:, :2])
+    short = Before(short.groups, short.cutoffs, short.ranks[:, :2], short.budgets)
     assert sent(short, [6]) == [4 * BLOCK]
+
+
+def test_who_stays_in_a_group_that_has_another_number_by_now_has_not_moved(tmp_path):
+    """Group 0 was dissolved; what was 2 is 1 by now. Two devices stay in it, one comes to it as its own is gone, one is
+    new.
+    """
+    cohort = SimpleNamespace(
+        layout=lambda: LAYOUT,
+        fleet=SimpleNamespace(names=("one",)),
+        state=lambda mode: SimpleNamespace(groups=np.array([1, 1, 1, 0])),
+        budgets=SimpleNamespace(at=lambda server_round: np.full(4, 10_000)),
+        seen=UserItems.from_pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), 4),
+        devices=np.arange(4),
+        joining=np.ones(4, np.bool_),
+        classes=np.zeros(4, np.int16),
+        held_file=tmp_path / "held.npz",
+    )
+    lists = [ORDER.tolist(), ORDER.tolist(), ORDER.tolist()]
+    held = before([2, 2, 0], [6, 6, 6], lists)
+    Before(held.groups, held.cutoffs, held.ranks, np.array([UNLIMITED])).save(cohort)
+    weights = np.empty(6)
+    weights[ORDER] = np.arange(6, 0, -1)
+    packed = pack_ranking(LAYOUT, "int8", weights, np.arange(24, dtype=np.float32).reshape(6, 4), None)
+    unchanged = np.zeros((1, 6), np.uint8)
+    request = SimpleNamespace(
+        precision="int8",
+        budgets=np.array([UNLIMITED]),
+        server_round=1,
+        changed=unchanged,
+        groups={0: packed, 1: packed},
+        former=np.array([1, 2]),
+    )
+    found = refresh(cohort, request).refreshed
+    assert found.devices.tolist() == [[4]]
+    assert found.moved.tolist() == [[1]], "the one whose group is gone"
+    assert found.sent_bytes.tolist() == [[6 * BLOCK]], "the new one; the list is the same in all groups"
+    assert Before.read(cohort).groups.tolist() == [1, 1, 1, 0]
+    request.changed = np.stack([np.zeros(6, np.uint8)] * 2)
+    request.former = np.array([0, 1])
+    cohort.state = lambda mode: SimpleNamespace(groups=np.array([0, 1, 1, 0]))
+    again = refresh(cohort, request).refreshed
+    assert again.moved_bytes.tolist() == [[6 * BLOCK]], "another group's own table: all of it"
+    assert again.sent_bytes.tolist() == [[6 * BLOCK]]

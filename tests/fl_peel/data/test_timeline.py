@@ -105,3 +105,30 @@ def test_what_cannot_be_cut_is_refused():
     data = Interactions("timeless", UserItems.from_pairs(np.array([0]), np.array([0]), 1), 1)
     with pytest.raises(DataError, match=r"^timeless: has no timestamps, which data.timeline needs; leave it out$"):
         Timeline.of(data, start=0.5, periods=1, share=0.1, days=None)
+
+
+def test_who_does_nothing_speaks_of_less_and_less():
+    """Half of what one did, the newer one, after one silent period; each interaction before the periods counted is a
+    half of a period as well. By hand, of the rows above: users 7, 3, 9 are 0, 1, 2.
+    """
+    found = timeline(start=6 / 14, share=2 / 14, periods=2, leaving=1.0)
+    assert found.silent(0, 3).tolist() == [0, 1, 0]
+    assert found.silent(1, 3).tolist() == [0, 0, 1]
+    assert found.silent(-1, 3).tolist() == [1, 0, 2]
+    assert pairs(found.splits(0, "learn").spoken) == [(0, 0), (0, 1), (0, 2), (1, 2), (2, 1)]
+    assert pairs(found.splits(0, "choose").spoken) == [(0, 1), (1, 0), (1, 2)]
+    later = found.splits(1, "learn")
+    assert pairs(later.train.select(np.array([2]))) == [(0, 1)], "it still has what it did"
+    assert later.spoken.counts()[2] == 0, "one thing, half of it: it has left"
+    assert pairs(later.of(np.array([1, 0])).spoken) == [
+        *[(0, 0), (0, 1), (0, 2)],
+        *[(1, 0), (1, 1), (1, 2), (1, 3)],
+    ]
+
+
+def test_where_nobody_leaves_everything_is_spoken_of():
+    found = three(None).splits(1, "learn")
+    assert found.said is None
+    assert found.spoken is found.train
+    for phase in ("recent", "earlier", "join"):
+        assert timeline(start=6 / 14, share=2 / 14, periods=2, leaving=1.0).splits(0, phase).said is None

@@ -17,6 +17,7 @@ from simulations.studies import study as studies
 from simulations.studies.ablate import ablate as ablation
 from simulations.studies.ablate.report import ablate_view, ratios_view
 from simulations.studies.checkpoints import Checkpoints, decisive, decisive_of_tables
+from simulations.studies.compare import central
 from simulations.studies.compare import compare as comparison
 from simulations.studies.compare.paired import peel_over_view, with_intervals
 from simulations.studies.compare.report import read_compare
@@ -462,10 +463,23 @@ def test_the_command_line_compares_on_the_engine(tiny, tmp_path):
     ]
     for change in changes:
         command += ["--set", change]
-    ran = subprocess.run([*command, "--single-budgets", "60%"], capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(
+        [*command, "--single-budgets", "60%", "--rivals", "cached-list,ease"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert ran.returncode == 0, ran.stderr
     assert "Recall@20 by budget" in ran.stdout
     result = read_compare(out)
     check_issue_keys(result)
     assert result["command"].startswith("fl-peel compare ")
     assert all(row["stored_bytes_max"] <= row["budget_bytes"] for row in result["rows"])
+
+
+def test_some_rivals_are_asked_for_by_name():
+    chosen, ceilings = central.some(["cached-list", "pep", "item-neighbours"])
+    assert [rival.name for rival, _ in chosen] == ["pep", "cached-list"]
+    assert [one.name for one in ceilings] == ["item-neighbours"]
+    with pytest.raises(ScenarioError, match=r"^--rivals: there is no nobody; name some of smaller-dimension, .*ease"):
+        central.some(["pep", "nobody"])

@@ -3,14 +3,19 @@
 import csv
 import json
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from fl_peel.errors import ScenarioError
+from simulations import flower
 from simulations.scenario_files import load_scenario, shipped_scenarios
 from simulations.timeline import run as runs
 from simulations.timeline.report import timeline_tables
+from simulations.timeline.seeds import run_timeline_seeds
 from simulations.timeline.words import LABELS
+from strategies.run.place import Place
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
 from tests.helpers.root import ROOT
@@ -59,8 +64,8 @@ def test_shipped_timelines_are_refused_nothing():
 
 def test_what_does_not_go_with_a_timeline_is_refused_before_anything_runs(file, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "simulated", None)
-    with pytest.raises(ScenarioError, match=r"^refinement.rounds: "):
-        runs.run_timeline(load_scenario(file, ["refinement.rounds=2"]), out=tmp_path / "out")
+    with pytest.raises(ScenarioError, match=r"^secure_aggregation.enabled: "):
+        runs.run_timeline(load_scenario(file, ["secure_aggregation.enabled=true"]), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ScenarioError, match=r"data.timeline: .*start 0.9 and 8 periods of 0.07 are more than all"):
         load_scenario(file, ["data.timeline.start=0.9"])
@@ -83,6 +88,41 @@ def test_what_knows_nothing_of_time_refuses_it(file, tmp_path):
         with pytest.raises(ScenarioError, match=r"^data.timeline: "):
             asked()
     assert not (tmp_path / "out").exists()
+
+
+def test_several_seeds_are_put_together(file, tmp_path, monkeypatch):
+    """Means over seeds, and intervals over devices and seeds: as wide as one seed's at least where seeds agree."""
+    monkeypatch.setattr(runs, "simulated", without_engine)
+    short = load_scenario(file, ["data.timeline.periods=2"])
+    found = run_timeline_seeds(short, seeds=2, out=tmp_path / "out", command="as typed")
+    alone = [json.loads((tmp_path / "out" / f"seed-{seed}" / "timeline.json").read_text()) for seed in (0, 1)]
+    by_line = {one.line: one for one in found.lines}
+    assert by_line.keys() == alone[0]["last"].keys()
+    federation = by_line["federation"]
+    recalls = [one["last"]["federation"]["lines"]["all"]["recall"] for one in alone]
+    assert federation.recall.by_seed == tuple(recalls)
+    assert federation.recall.value == pytest.approx(np.mean(recalls))
+    assert federation.recall.low < min(recalls) <= max(recalls) < federation.recall.high
+    cached = [one["last"]["cached-list"]["lines"]["all"]["recall"] for one in alone]
+    assert federation.over["cached-list"].value == pytest.approx(np.mean(recalls) / np.mean(cached))
+    assert federation.over["cached-list"].by_seed == pytest.approx(
+        [a / b for a, b in zip(recalls, cached, strict=True)]
+    )
+    assert json.loads((tmp_path / "out" / "timeline-seeds.json").read_text())["seeds"] == [0, 1]
+    page = (tmp_path / "out" / "timeline-seeds.html").read_text()
+    assert "2 seeds" in page
+    assert "as typed" in page
+
+
+def test_flwr_run_replays_a_timeline(file, tmp_path, monkeypatch, capsys):
+    config = {"scenario": str(file), "out": str(tmp_path / "out"), "set": "data.timeline.periods=2"}
+    context = SimpleNamespace(run_config={"seed": -1, "data-dir": "", **config})
+    scenario, data_dir, out = flower.read_config(context.run_config)
+    place = Place(data_dir, str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    flower._timeline(LoopbackGrid(2), scenario, place, out, flower.command(context.run_config))
+    assert "The last 2 periods" in capsys.readouterr().out
+    assert json.loads((out / "timeline.json").read_text())["command"] == flower.command(context.run_config)
 
 
 @pytest.mark.engine

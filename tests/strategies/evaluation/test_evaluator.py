@@ -12,7 +12,7 @@ from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.ranking.bootstrap import Replicates
 from simulations.scenario_files import load_scenario
 from strategies.evaluation.evaluator import Evaluator, overall_recall, qualities
-from strategies.evaluation.moving_budgets import follow
+from strategies.evaluation.moving_budgets import Following, follow
 from strategies.figures.intervals import Measured
 from strategies.figures.schema import Gain, Ratio
 from strategies.nodes.nodes import Nodes
@@ -56,7 +56,7 @@ def test_several_messages_and_nodes_make_no_difference(asked, tiny_scenario, tmp
     assert same(three.evaluate(budgets), whole)
     assert same(three.full_table(items), one.full_table(items))
     traced = one.members.devices[:3]
-    together, apart = (follow(one, traced, message_bytes) for message_bytes in (1 << 20, 1))
+    together, apart = (follow(one, Following.of(one), traced, message_bytes) for message_bytes in (1 << 20, 1))
     assert same(apart.steps, together.steps)
     assert sorted(apart.traced.stacked().tolist()) == sorted(together.traced.stacked().tolist())
 

@@ -5,10 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fl_peel import wire
 from fl_peel.errors import ScenarioError
 from simulations.scenario_files import load_scenario
 from strategies.run.place import Place
-from strategies.timeline.serve import FULL, WHOLE, check_timeline, published, serve_timeline
+from strategies.timeline.serve import FULL, WHOLE, check_timeline, serve_timeline
+from strategies.timeline.tables import Published, published
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, NEW_ITEM, TIMELINE, csv_of, planted
 
@@ -128,7 +130,7 @@ def test_the_rows_that_change_most_are_published_new_ones_first():
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ("refinement.rounds=1", "refinement.rounds"),
+        ("refinement.aggregation.robust.rule=median", "refinement.aggregation.robust.rule"),
         ("pretraining.columns=16", "pretraining.columns"),
         ("secure_aggregation.enabled=true", "secure_aggregation.enabled"),
         ("selector=random", "selector"),
@@ -141,3 +143,111 @@ def test_what_a_timeline_knows_nothing_of_is_refused(folder, change, key):
 
 def test_the_planted_item_appears(result):
     assert any(item == NEW_ITEM for _, item, _ in planted())
+
+
+def test_groups_with_tables_of_their_own_publish_each_by_itself():
+    exact = [np.array([[4, 0], [0, 2]], np.float32), np.array([[8, 0], [0, 6]], np.float32)]
+    first = Published.of(exact, np.array([2.0, 1.0]), None, np.array([-1, -1]), 0.5)
+    assert first.changed.tolist() == [[1, 1], [1, 1]]
+    assert first.scored(1).tolist() == exact[1].tolist()
+    # of what was group 1 and is group 0 by now, the first row moved most; the scale of the second is another
+    second = Published.of([exact[1] + 2, exact[0]], np.array([2.0, 2.0]), first, np.array([1, -1]), 0.5)
+    assert second.changed.tolist() == [[0, 1], [1, 1]]
+    assert second.scored(0).tolist() == [[8, 0], [2, 8]]
+    third = Published.of([second.scored(0)], np.array([2.0, 1.0]), second, np.array([0]), 0.0)
+    assert third.changed.tolist() == [[0, 2]], "no row may change, one is rescaled"
+
+
+MOVING = """
+clock: {step_s: 600, steps_per_round: 2}
+profiles:
+  - name: moving
+    memory: {table_share: 1.0}
+    budget:
+      process: markov
+      states: {high: 1.0, low: 0.25}
+      transitions_per_step: {high: {low: 1.0}, low: {high: 1.0}}
+"""
+
+
+def test_budgets_that_move_are_followed(folder):
+    """Half of the steps leave a quarter of the table: devices re-select at every one, and no byte is over."""
+    (folder / "fleet.yaml").write_text(MOVING)
+    result = served(folder, planted(), "data.timeline.periods=3", "data.timeline.rounds=60")
+    first, second, last = (one.followed for one in result.periods)
+    for one in (first, second, last):
+        found, steps = one.figures, len(one.moments)
+        assert found.devices >= 120
+        assert found.grew + found.shrank == found.devices * (steps - 1)
+        assert found.budget_violations == 0
+        assert found.growth_bytes > 0
+        assert found.recall > found.rigid_recall
+    assert len(second.moments) == len(last.moments) == 120, "60 rounds of 2 steps a period"
+    assert len(first.moments) < 120, "its own steps took longer: devices chose a filter"
+    other = served(folder, planted(), "data.timeline.periods=3", "data.timeline.rounds=60", nodes=5, name="five")
+    assert [one.followed for one in other.periods] == [first, second, last]
+    assert [one.reads for one in other.periods] == [one.reads for one in result.periods]
+
+
+def test_everybody_is_followed_those_that_join_as_well(result):
+    assert sum(one.joining for one in result.periods) > 0
+    for one in result.periods:
+        assert one.followed.figures.devices == one.devices + one.joining
+
+
+def test_devices_stay_where_no_other_group_is_near_enough(result, folder):
+    stays = served(folder, planted(), "data.timeline.nearer=0.9")
+    moved, sent = (
+        [sum(one.reads["federation at 30%"].__dict__[key] for one in run.periods[1:]) for run in (result, stays)]
+        for key in ("moved", "sent_mean")
+    )
+    assert moved[0] > moved[1]
+    assert sent[0] > sent[1]
+
+
+def test_users_that_leave_fade_from_the_tables(folder):
+    """Those of the third world stop on day 100: as they speak of less and less, nobody recommends it any more."""
+    rows = [row for row in planted() if not (60 <= row[0] < 120 and row[2] >= 100 * 86_400)]
+    result = served(folder, rows, "data.timeline={leaving: 0.3, start: 55%, periods: 5, share: 7%}")
+    assert result.periods[0].left < 10
+    assert result.periods[-1].left >= 60
+    # half of the devices are asked nothing from then on, and so say nothing
+    assert result.periods[2].left == 60
+    assert result.periods[2].stage1_up < 0.72 * result.periods[1].stage1_up
+    assert result.periods[-1].user_groups < result.periods[0].user_groups, "theirs is dissolved"
+
+
+def test_refinement_is_rehearsed_one_period_earlier_and_done_with_everything(folder):
+    changes = "refinement.rounds=2", "data.timeline.periods=2", "refinement.local.learning_rate=0.05"
+    result = served(folder, planted(), *changes)
+    assert all(0 <= one.refinement_rounds <= 2 for one in result.periods)
+    assert all(one.refinement_down > 0 and one.refinement_up > 0 for one in result.periods)
+    always = (*changes, "refinement.acceptance.rule=always")
+    one, other = (served(folder, planted(), *always, nodes=nodes, name=f"{nodes}") for nodes in (2, 5))
+    for ours, theirs in zip(one.periods, other.periods, strict=True):
+        assert dataclasses.replace(ours, virtual_seconds=0.0) == dataclasses.replace(theirs, virtual_seconds=0.0)
+        assert ours.refinement_rounds == 2
+    harmful = served(folder, planted(), *changes[:2], "refinement.local.learning_rate=9", name="harmful")
+    assert [period.refinement_rounds for period in harmful.periods] == [0, 0], "nobody kept what harms"
+    assert harmful.periods[1].refinement_down > 0
+
+
+def test_all_that_happens_is_on_one_clock(folder):
+    """Steps of stage 1, rounds of refinement and reading come one after the other; no two share a round."""
+    grid = LoopbackGrid(1)
+    changes = "refinement.rounds=2", "data.timeline.periods=2", "refinement.acceptance.rule=always"
+    serve_timeline(grid, scenario_of(folder, planted(), *changes), Place("", str(folder / "clock")))
+    of = {wire.SUMS: (wire.SumsRequest, "time"), wire.CHOICE: (wire.ChoiceRequest, "time")}
+    of |= {wire.ROUND: (wire.RoundRequest, "server_round"), wire.REFRESH: (wire.RefreshRequest, "server_round")}
+    told = [(kind, wire.unpack(of[kind][0], content)) for kind, content in grid.crossed if kind in of]
+    asked = [
+        (kind, getattr(one, of[kind][1]))
+        for kind, one in told
+        if kind != wire.REFRESH and getattr(one, "step", "") != "vectors"  # what devices make alone, whenever they come
+    ]
+    times = [time for _, time in asked]
+    assert times == sorted(times)
+    assert {time for kind, time in asked if kind == wire.ROUND}.isdisjoint(
+        {time for kind, time in asked if kind != wire.ROUND}
+    )
+    assert len({time for kind, time in asked if kind == wire.ROUND}) == 2 * 2 * 2, "rehearsed and done, twice 2 rounds"

@@ -1,0 +1,163 @@
+"""A timeline under several seeds: what of its figures is the seed's, as `timeline-seeds.json` and `.html`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.errors import ScenarioError
+from fl_peel.events import OnEvent, silent
+from fl_peel.plain import to_plain
+from fl_peel.ranking.bootstrap import estimate, over
+from fl_peel.scenario.scenario import Scenario
+from simulations.differences.seeds import METHOD, Figure
+from simulations.report.files import json_bytes, write_files
+from simulations.report.render import provenance, render, scenario_name
+from simulations.report.tables.view import ABSENT, TableView, format_interval
+from simulations.timeline.run import run_with_replicates
+from simulations.timeline.words import BASES, LABELS
+from strategies.timeline.schema import TimelineResult
+
+Doubles = NDArray[np.float64]
+NAME = "timeline-seeds"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineSeeds:
+    """A way of serving over the last three periods: mean recall@20, and that over others'."""
+
+    line: str
+    recall: Figure
+    over: dict[str, Figure]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimelineSeeds:
+    """The content of `timeline-seeds.json`. devices: that were asked, each once a period; the fewest of a seed."""
+
+    scenario: dict[str, Any]
+    seeds: tuple[int, ...]
+    devices: int
+    method: str
+    lines: tuple[LineSeeds, ...]
+    versions: dict[str, str]
+    command: str | None = None
+
+
+def run_timeline_seeds(
+    scenario: Scenario,
+    *,
+    seeds: int,
+    out: Path,
+    data_dir: str | Path | None = None,
+    on_event: OnEvent = silent,
+    command: str | None = None,
+) -> TimelineSeeds:
+    """Replay a checked scenario's timeline with so many seeds, from its own on: each into ``out/seed-K``, and what they
+    say together into ``out``.
+
+    Raises:
+        FlPeelError: as :func:`simulations.timeline.run.run_timeline`.
+    """
+    results, drawn = [], []
+    for number in range(scenario.seed, scenario.seed + seeds):
+
+        def told(event: Any, number: int = number) -> None:
+            on_event(replace(event, stage=f"seed {number}: {event.stage}"))
+
+        one = scenario.model_copy(update={"seed": number})
+        result, replicates = run_with_replicates(
+            one, data_dir=data_dir, out=out / f"seed-{number}", on_event=told, command=command
+        )
+        results.append(result)
+        drawn.append(replicates)
+    together = timeline_seeds(results, drawn, command)
+    write_timeline_seeds(out, together)
+    return together
+
+
+def timeline_seeds(
+    results: list[TimelineResult], drawn: list[dict[str, Doubles]], command: str | None = None
+) -> TimelineSeeds:
+    """What several seeds say together. drawn: by seed and way of serving, (B,) replicates of its mean recall over the
+    last three periods, of the same draws of devices in every seed.
+    """
+    if not all(one.keys() == drawn[0].keys() for one in drawn):
+        raise ScenarioError("evaluation: the seeds have not asked the same devices; raise data.timeline.share")
+    devices = min(result.last["federation"].lines["all"].devices for result in results)
+    means = {line: [result.last[line].lines["all"].recall for result in results] for line in drawn[0]}
+    replicates = {line: np.mean([one[line] for one in drawn], axis=0) for line in drawn[0]}
+
+    def figure(line: str) -> Figure:
+        return Figure.of(
+            estimate(float(np.mean(means[line])), replicates[line], devices, means[line]), by_seed=means[line]
+        )
+
+    def ratio(line: str, base: str) -> Figure:
+        by_seed = [one / other for one, other in zip(means[line], means[base], strict=True)]
+        value = float(np.mean(means[line]) / np.mean(means[base]))
+        found = estimate(value, over(replicates[line], replicates[base]), devices, by_seed)
+        return Figure.of(found, by_seed)
+
+    lines = tuple(
+        LineSeeds(
+            line=line,
+            recall=figure(line),
+            over={base: ratio(line, base) for base in BASES if base != line and all(means.get(base, [0.0]))},
+        )
+        for line in means
+    )
+    return TimelineSeeds(
+        scenario=results[0].scenario,
+        seeds=tuple(result.seed for result in results),
+        devices=devices,
+        method=METHOD,
+        lines=lines,
+        versions=results[0].versions,
+        command=command,
+    )
+
+
+def timeline_seeds_view(result: TimelineSeeds) -> TableView:
+    """Every way of serving: mean over seeds with its interval, by seed, and over others."""
+    body = tuple(
+        (
+            LABELS.get(one.line, one.line),
+            format_interval(one.recall.value, one.recall.low, one.recall.high),
+            ", ".join(f"{value:.4f}".lstrip("0") for value in one.recall.by_seed),
+            *(_text(one.over.get(base)) for base in BASES),
+        )
+        for one in result.lines
+    )
+    columns = ("served by", "Recall@20", "by seed", *(f"to {LABELS[base]}" for base in BASES))
+    note = (
+        f"Means over {len(result.seeds)} seeds of the last three periods. In brackets: 95 % intervals over devices and "
+        "seeds; of ratios, each device compared with itself."
+    )
+    return TableView(f"Seeds {', '.join(map(str, result.seeds))}", columns, body, 1, note)
+
+
+def _text(found: Figure | None) -> str:
+    return ABSENT if found is None else format_interval(found.value, found.low, found.high, 3)
+
+
+def write_timeline_seeds(out: Path, result: TimelineSeeds) -> list[Path]:
+    """Write `timeline-seeds.json` and `timeline-seeds.html` into ``out``, both or none."""
+    page = render(
+        "tables.html",
+        title=f"{scenario_name(result.scenario)}: {len(result.seeds)} seeds, as time goes by",
+        lead="The same timeline with several seeds: what of its figures is the seed's, and what is not.",
+        facts=[("devices", f"{result.devices:,}"), ("seeds", f"{len(result.seeds)}")],
+        tables=[timeline_seeds_view(result)],
+        plot=None,
+        note=result.method,
+        **provenance(to_plain(result), "") | {"seed": None},
+    )
+    return write_files(out, {f"{NAME}.json": json_bytes(to_plain(result)), f"{NAME}.html": page.encode()})
+
+
+__all__ = ["NAME", "LineSeeds", "TimelineSeeds", "run_timeline_seeds", "timeline_seeds", "timeline_seeds_view"]
