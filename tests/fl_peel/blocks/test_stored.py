@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.header import HEADER_BYTES
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import quantize
+from fl_peel.blocks.ranked import rank_blocks
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes, stored_user
 from fl_peel.errors import ArtifactError
@@ -238,6 +240,36 @@ HUGE = struct.pack("<I", (1 << 32) - 1)
 def test_a_header_that_contradicts_the_content_is_refused(data, changes):
     assert StoredEmbedding.from_bytes(resealed(data)).num_items == 9
     refused(resealed(data, *changes))
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "why"),
+    [
+        (5, b"\x04", "precision number 4"),
+        (6, b"\x02", "2 numbers of 2 bytes a block"),
+        (8, b"\x00", "0 items, 3 item groups, 4 columns in 2 slices"),
+        (12, b"\x00", "9 items, 0 item groups, 4 columns in 2 slices"),
+        (16, b"\x00", "9 items, 3 item groups, 0 columns in 2 slices"),
+        (18, b"\x00", "9 items, 3 item groups, 4 columns in 0 slices"),
+        (18, b"\x03", "9 items, 3 item groups, 4 columns in 3 slices"),
+    ],
+)
+def test_a_number_that_cannot_be_is_told(place, content, why):
+    assert why in refused(resealed(GROUPED, (place, content)))
+
+
+def test_the_user_group_is_kept_from_the_list_to_the_file_and_back():
+    layout = BlockLayout(np.arange(3, dtype=np.int32), 2, 1)
+    table, user = np.ones((3, 2), np.float32), np.ones(2, np.float32)
+    ranked = rank_blocks(layout, "int8", np.arange(3, 0, -1.0), table)
+    nothing = np.zeros(0, np.int64)
+    of_seven = ElasticEmbedding(ranked, user, nothing, user_group=7).at(1000)
+    assert of_seven.user_group == StoredEmbedding.from_bytes(of_seven.to_bytes()).user_group == 7
+    assert ElasticEmbedding(ranked, user, nothing).at(1000).user_group == 0
+    blocks, pieces = np.array([1]), np.ones((1, 2), np.float32)
+    assert StoredEmbedding.build(layout, "int8", user, blocks, table, 7).user_group == 7
+    assert StoredEmbedding.build(layout, "int8", user, blocks, table).user_group == 0
+    assert StoredEmbedding.of_pieces(layout, "int8", user, blocks, pieces).user_group == 0
 
 
 def test_numbers_are_checked_before_anything_is_allocated(monkeypatch):
