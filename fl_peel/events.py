@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -21,3 +21,8 @@ OnEvent = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """Show nothing."""
+
+
+def of_seed(seed: int, on_event: OnEvent) -> OnEvent:
+    """The same events, with the seed before each stage's name."""
+    return lambda event: on_event(replace(event, stage=f"seed {seed}: {event.stage}"))

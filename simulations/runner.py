@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fl_peel.disks import device_splits
 from fl_peel.errors import ScenarioError
-from fl_peel.events import OnEvent, silent
+from fl_peel.events import OnEvent, of_seed, silent
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from simulations.differences.runs import Runs
@@ -109,7 +109,7 @@ def run_seeds(
     for number in range(scenario.seed, scenario.seed + seeds):
         one = scenario.model_copy(update={"seed": number, "evaluation": evaluation})
         place = out / f"seed-{number}"
-        told = _told_of(number, on_event)
+        told = of_seed(number, on_event)
         result = run(one, data_dir=data_dir, out=place, cache_dir=cache_dir, on_event=told, command=command)
         found.append((number, result, PerDevice.read(place / FILE)))
     numbers, results, devices = zip(*found, strict=True)
@@ -117,11 +117,6 @@ def run_seeds(
     together = seeds_result(runs, results[0].versions, command, scenario.evaluation.bootstrap or REPLICATES)
     write_seeds(out, together)
     return together
-
-
-def _told_of(seed: int, on_event: OnEvent) -> OnEvent:
-    """The same events, with the seed before each stage's name."""
-    return lambda event: on_event(replace(event, stage=f"seed {seed}: {event.stage}"))
 
 
 def save(result: RunResult, scenario: Scenario, run_dir: Path, out: Path) -> None:

@@ -93,14 +93,13 @@ class _Followed:
         counted = self.wanted.counts() > 0
         table = StepCounts.zeros(num_steps, num_devices)
         held, held_bytes, behind = np.zeros((3, num_devices), np.int64)  # blocks, their bytes, rank behind the last
+        cutoffs, stored, kept, behind_now = np.zeros((4, num_devices), np.int64)
         recall, rigid_bytes, rigid_recall = np.zeros((3, num_devices), np.int64)
         for step in range(num_steps):
             row = table[step]
             budget = budgets[step]
-            if step == 0:
-                cutoffs, stored, kept = self.ranked.serving_cutoffs(budget, self.seen)
-                behind_now = self.ranked.after_last_kept(cutoffs, self.seen)
-            elif len(some := np.flatnonzero(budget != budgets[step - 1])):
+            some = np.flatnonzero(budget != budgets[step - 1]) if step else np.arange(num_devices)
+            if len(some):
                 seen = self.seen.select(some)
                 cutoffs, stored, kept, behind_now = (one.copy() for one in (cutoffs, stored, kept, behind_now))
                 cutoffs[some], stored[some], kept[some] = self.ranked.serving_cutoffs(budget[some], seen)

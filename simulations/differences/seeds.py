@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fl_peel.plain import to_plain
-from fl_peel.ranking.bootstrap import REPLICATES, Estimate, estimate, over
+from fl_peel.ranking.bootstrap import REPLICATES, Doubles, Estimate, estimate, over
 from simulations.differences.runs import SEEDS_FILE, Runs
 from simulations.report.files import json_bytes, write_files
 from simulations.report.render import provenance, render, scenario_name
@@ -38,6 +41,21 @@ class Figure:
         return Figure(
             value=found.value, low=found.low, high=found.high, seeds_std=found.seeds_std, by_seed=tuple(by_seed)
         )
+
+    @staticmethod
+    def mean(by_seed: Sequence[float], drawn: Doubles, num_devices: int) -> Figure:
+        """Mean over seeds. drawn: (B,) replicates of it."""
+        values = list(by_seed)
+        return Figure.of(estimate(float(np.mean(values)), drawn, num_devices, values), values)
+
+    @staticmethod
+    def ratio(
+        by_seed: Sequence[float], base_by_seed: Sequence[float], drawn: Doubles, base_drawn: Doubles, num_devices: int
+    ) -> Figure:
+        """Mean over seeds over that of a base, paired."""
+        value = float(np.mean(by_seed) / np.mean(base_by_seed))
+        ratios = [one / base for one, base in zip(by_seed, base_by_seed, strict=True)]
+        return Figure.of(estimate(value, over(drawn, base_drawn), num_devices, ratios), ratios)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,17 +95,14 @@ def seeds_result(runs: Runs, versions: dict[str, str], command: str | None, repl
     strongest = max(full, key=lambda name: float(means[0, full[name]].mean()), default=None)
 
     def figure(metric: int, place: int) -> Figure:
-        by_seed = means[metric, place].tolist()
-        found = estimate(float(means[metric, place].mean()), drawn[metric, place], runs.num_devices, by_seed)
-        return Figure.of(found, by_seed)
+        return Figure.mean(means[metric, place].tolist(), drawn[metric, place], runs.num_devices)
 
     def ratio(place: int, name: str | None) -> Figure | None:
         if name not in full or not means[0, full[name]].all():
             return None
         base = full[name]
-        by_seed = (means[0, place] / means[0, base]).tolist()
-        value = float(means[0, place].mean() / means[0, base].mean())
-        return Figure.of(estimate(value, over(drawn[0, place], drawn[0, base]), runs.num_devices, by_seed), by_seed)
+        by_seed, base_by_seed = means[0, place].tolist(), means[0, base].tolist()
+        return Figure.ratio(by_seed, base_by_seed, drawn[0, place], drawn[0, base], runs.num_devices)
 
     rows = tuple(
         SeedsRow(
@@ -119,10 +134,10 @@ def seeds_view(result: SeedsResult) -> TableView:
     rows = tuple(
         (
             row.table,
-            _text(row.recall),
+            figure_text(row.recall),
             ABSENT if row.recall.seeds_std is None else f"{row.recall.seeds_std:.4f}",
-            _text(row.ndcg),
-            *(_text(row.to_global if name == "global" else row.to_strongest, 3) for name in against),
+            figure_text(row.ndcg),
+            *(figure_text(row.to_global if name == "global" else row.to_strongest, 3) for name in against),
         )
         for row in result.rows
     )
@@ -134,7 +149,8 @@ def seeds_view(result: SeedsResult) -> TableView:
     return TableView(f"Seeds {', '.join(map(str, result.seeds))}", ("table", *names), rows, 1, note)
 
 
-def _text(figure: Figure | None, digits: int = 4) -> str:
+def figure_text(figure: Figure | None, digits: int = 4) -> str:
+    """With its interval; a dash for none."""
     return ABSENT if figure is None else format_interval(figure.value, figure.low, figure.high, digits)
 
 
@@ -154,4 +170,14 @@ def write_seeds(out: Path, result: SeedsResult) -> list[Path]:
     return write_files(out, {SEEDS_FILE: json_bytes(to_plain(result)), SEEDS_PAGE: page.encode()})
 
 
-__all__ = ["REPLICATES", "SEEDS_PAGE", "SeedsResult", "seeds_result", "seeds_view", "write_seeds"]
+__all__ = [
+    "METHOD",
+    "REPLICATES",
+    "SEEDS_PAGE",
+    "Figure",
+    "SeedsResult",
+    "figure_text",
+    "seeds_result",
+    "seeds_view",
+    "write_seeds",
+]

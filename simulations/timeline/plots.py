@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -43,9 +45,8 @@ def recall_plot(periods: Sequence[PeriodResult]) -> Plot:
             found = [period.lines[name]["all"] for period in periods]
             style = line_kwargs(index, strong=name == "federation", dashed=not name.startswith("federation"))
             x, y = list(range(1, len(periods) + 1)), [one.recall for one in found]
-            axes.plot(x, y, **style)
-            error_bars(axes, x, y, [_ends(one) for one in found], style["color"])
-            labels.append(EndLabel(LABELS.get(name, name), x[-1], y[-1], style["color"], name == "federation"))
+            label = _line(axes, LABELS.get(name, name), x, y, style, [_ends(one) for one in found])
+            labels.append(replace(label, bold=name == "federation"))
         axes.set_ylim(bottom=0)
         axes.set_xlabel("period")
         axes.set_ylabel("Recall@20 of what devices do in the period")
@@ -112,9 +113,7 @@ def _recall(axes: Axes, periods: Sequence[PeriodResult]) -> None:
     for index, name in enumerate(("federation", "federation, own budgets", "cached-list")):
         found = [period.lines[name]["all"] for period in periods]
         style, y = line_kwargs(index, strong=index == 0, dashed=index == 2), [one.recall for one in found]
-        axes.plot(x, y, **style)
-        error_bars(axes, x, y, [_ends(one) for one in found], style["color"])
-        labels.append(EndLabel(LABELS.get(name, name), x[-1], y[-1], style["color"]))
+        labels.append(_line(axes, LABELS.get(name, name), x, y, style, [_ends(one) for one in found]))
         highest = max([highest, *(one.interval.high if one.interval else one.recall for one in found)])
     _from_nought(axes, [highest])
     axes.set_ylabel("Recall@20")
@@ -131,9 +130,7 @@ def _moved_bytes(axes: Axes, periods: Sequence[PeriodResult]) -> None:
     labels = []
     for index, (words, sent) in enumerate(lines.items()):
         style = line_kwargs(index, strong=index == len(names) - 1, dashed=index >= len(names))
-        y = [max(one, 1.0) / 1000 for one in sent]
-        axes.plot(x, y, **style)
-        labels.append(EndLabel(words, x[-1], y[-1], style["color"]))
+        labels.append(_line(axes, words, x, [max(one, 1.0) / 1000 for one in sent], style))
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -142,20 +139,16 @@ def _moved_bytes(axes: Axes, periods: Sequence[PeriodResult]) -> None:
 
 
 def _changed(axes: Axes, periods: Sequence[PeriodResult]) -> None:
-    x = list(range(1, len(periods) + 1))
-    changed = [period.changed_rows / max(period.items, 1) for period in periods]
+    later = periods[1:]  # in the first everything is new
+    x = list(range(2, len(periods) + 1))
+    shares = {
+        "changed their user group": [100 * period.reads["federation"].moved for period in later],
+        "of the rows changed": [100 * period.changed_rows / max(period.items, 1) for period in later],
+    }
     labels = []
-    for index, (words, values) in enumerate(
-        (
-            ("changed their user group", [100 * period.reads["federation"].moved for period in periods]),
-            ("of the rows changed", [100 * share for share in changed]),
-        )
-    ):
-        style = line_kwargs(index)
-        axes.plot(x[1:], values[1:], **style)
-        if len(x) > 1:
-            labels.append(EndLabel(words, x[-1], values[-1], style["color"]))
-    _from_nought(axes, [100 * max([period.reads["federation"].moved for period in periods] + changed[1:])])
+    if later:
+        labels = [_line(axes, words, x, y, line_kwargs(i)) for i, (words, y) in enumerate(shares.items())]
+    _from_nought(axes, [value for values in shares.values() for value in values])
     axes.set_ylabel("per cent")
     label_ends(axes, labels)
 
@@ -169,11 +162,9 @@ def _budgets(axes: Axes, periods: Sequence[PeriodResult]) -> None:
         budgets += [moment.budget_bytes_mean / 1000 for moment in moments]
         held += [moment.stored_bytes_mean / 1000 for moment in moments]
     labels = []
-    for index, (words, values) in enumerate((("own budget", budgets), ("held of it", held))):
-        style = line_kwargs(index) | {"marker": ""}
-        axes.plot(x, values, **style)
-        if x:
-            labels.append(EndLabel(words, x[-1], values[-1], style["color"]))
+    if x:
+        shown = enumerate((("own budget", budgets), ("held of it", held)))
+        labels = [_line(axes, words, x, y, line_kwargs(i) | {"marker": ""}) for i, (words, y) in shown]
     _from_nought(axes, budgets)
     axes.set_ylabel("KB, mean of devices")
     label_ends(axes, labels)
@@ -189,16 +180,29 @@ def classes_plot(periods: Sequence[PeriodResult]) -> Plot:
             known = [(number, period.classes[name]) for number, period in enumerate(periods, start=1)]
             points = [(number, one.recall, one.margin) for number, one in known if one.recall is not None]
             x, y = [number for number, _, _ in points], [recall for _, recall, _ in points]
-            axes.plot(x, y, **style)
             ends = [None if margin is None else (recall - margin, recall + margin) for _, recall, margin in points]
-            error_bars(axes, x, y, ends, style["color"])
             if points:
-                labels.append(EndLabel(name, x[-1], y[-1], style["color"]))
+                labels.append(_line(axes, name, x, y, style, ends))
         axes.set_ylim(bottom=0)
         axes.set_xlabel("period")
         axes.set_ylabel("Recall@20, own budgets")
         label_ends(axes, labels)
         return finish(figure, "classes", "Device classes", "Line chart of Recall@20 by period and device class.")
+
+
+def _line(
+    axes: Axes,
+    words: str,
+    x: Sequence[float],
+    y: Sequence[float],
+    style: Mapping[str, Any],
+    ends: Sequence[Ends] = (),
+) -> EndLabel:
+    """Draw a line, with error bars where there are any, and return its label."""
+    axes.plot(x, y, **style)
+    if ends:
+        error_bars(axes, x, y, ends, style["color"])
+    return EndLabel(words, x[-1], y[-1], style["color"])
 
 
 def _ends(one: LineResult) -> Ends:

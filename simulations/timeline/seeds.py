@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.errors import ScenarioError
-from fl_peel.events import OnEvent, silent
+from fl_peel.events import OnEvent, of_seed, silent
 from fl_peel.plain import to_plain
-from fl_peel.ranking.bootstrap import estimate, over
 from fl_peel.scenario.scenario import Scenario
-from simulations.differences.seeds import METHOD, Figure
+from simulations.differences.seeds import METHOD, Figure, figure_text
 from simulations.report.files import json_bytes, write_files
 from simulations.report.render import provenance, render, scenario_name
-from simulations.report.tables.view import ABSENT, TableView, format_interval
+from simulations.report.tables.view import TableView
 from simulations.timeline.run import run_with_replicates
 from simulations.timeline.words import BASES, LABELS
 from strategies.timeline.schema import TimelineResult
@@ -65,13 +64,9 @@ def run_timeline_seeds(
     """
     results, drawn = [], []
     for number in range(scenario.seed, scenario.seed + seeds):
-
-        def told(event: Any, number: int = number) -> None:
-            on_event(replace(event, stage=f"seed {number}: {event.stage}"))
-
         one = scenario.model_copy(update={"seed": number})
         result, replicates = run_with_replicates(
-            one, data_dir=data_dir, out=out / f"seed-{number}", on_event=told, command=command
+            one, data_dir=data_dir, out=out / f"seed-{number}", on_event=of_seed(number, on_event), command=command
         )
         results.append(result)
         drawn.append(replicates)
@@ -92,22 +87,15 @@ def timeline_seeds(
     means = {line: [result.last[line].lines["all"].recall for result in results] for line in drawn[0]}
     replicates = {line: np.mean([one[line] for one in drawn], axis=0) for line in drawn[0]}
 
-    def figure(line: str) -> Figure:
-        return Figure.of(
-            estimate(float(np.mean(means[line])), replicates[line], devices, means[line]), by_seed=means[line]
-        )
-
-    def ratio(line: str, base: str) -> Figure:
-        by_seed = [one / other for one, other in zip(means[line], means[base], strict=True)]
-        value = float(np.mean(means[line]) / np.mean(means[base]))
-        found = estimate(value, over(replicates[line], replicates[base]), devices, by_seed)
-        return Figure.of(found, by_seed)
-
     lines = tuple(
         LineSeeds(
             line=line,
-            recall=figure(line),
-            over={base: ratio(line, base) for base in BASES if base != line and all(means.get(base, [0.0]))},
+            recall=Figure.mean(means[line], replicates[line], devices),
+            over={
+                base: Figure.ratio(means[line], means[base], replicates[line], replicates[base], devices)
+                for base in BASES
+                if base != line and all(means.get(base, [0.0]))
+            },
         )
         for line in means
     )
@@ -127,9 +115,9 @@ def timeline_seeds_view(result: TimelineSeeds) -> TableView:
     body = tuple(
         (
             LABELS.get(one.line, one.line),
-            format_interval(one.recall.value, one.recall.low, one.recall.high),
+            figure_text(one.recall),
             ", ".join(f"{value:.4f}".lstrip("0") for value in one.recall.by_seed),
-            *(_text(one.over.get(base)) for base in BASES),
+            *(figure_text(one.over.get(base), 3) for base in BASES),
         )
         for one in result.lines
     )
@@ -139,10 +127,6 @@ def timeline_seeds_view(result: TimelineSeeds) -> TableView:
         "seeds; of ratios, each device compared with itself."
     )
     return TableView(f"Seeds {', '.join(map(str, result.seeds))}", columns, body, 1, note)
-
-
-def _text(found: Figure | None) -> str:
-    return ABSENT if found is None else format_interval(found.value, found.low, found.high, 3)
 
 
 def write_timeline_seeds(out: Path, result: TimelineSeeds) -> list[Path]:

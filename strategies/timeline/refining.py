@@ -7,7 +7,7 @@ ranks it better. As many rounds as the median device kept are then refined from 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 
@@ -71,9 +71,4 @@ def refined(
     return Refined(rounds, ends, tuple(strategy.rounds))
 
 
-def at(refiner: Refiner, clock: int) -> Refiner:
-    """The same with ``clock`` as the next round of the fleet's clock."""
-    return replace(refiner, begin=clock - 1)
-
-
-__all__ = ["Refined", "at", "refined", "rehearsed"]
+__all__ = ["Refined", "refined", "rehearsed"]

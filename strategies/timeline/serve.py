@@ -46,7 +46,7 @@ from strategies.run.refinement import Refiner
 from strategies.run.stage1 import FederatedSums, SumsRecord
 from strategies.timeline.figures import class_results, period_lines, reads_of, summaries
 from strategies.timeline.lines import Cohort, Found, Lines
-from strategies.timeline.refining import Refined, at, refined, rehearsed
+from strategies.timeline.refining import Refined, refined, rehearsed
 from strategies.timeline.rivals import Asked, CachedList, Scored, found
 from strategies.timeline.schema import PeriodResult, TimelineResult
 from strategies.timeline.tables import Published
@@ -109,7 +109,7 @@ def check_timeline(scenario: Scenario) -> TimelinePart:
 @dataclass(frozen=True)
 class _Served:
     """Devices of a period that were there before and those that join in it, (M,) each, and the tables that they have;
-    began: the round of the clock in which the period's steps opened, from: in which devices were asked.
+    began: the round of the clock in which the period's steps opened, asked: in which devices were asked.
     """
 
     known: Evaluator
@@ -149,6 +149,11 @@ class _Run:
         assert self.scenario.data.timeline is not None
         return self.scenario.data.timeline
 
+    @property
+    def at_start(self) -> int:
+        """How many users there were when the first period began."""
+        return self.timeline.users_before(self.timeline.begin_of(0))
+
     def at(self, period: int, phase: Phase) -> Scenario:
         """The scenario of a part of a period."""
         timeline = self.part.model_copy(update={"period": period, "phase": phase})
@@ -183,7 +188,7 @@ class _Run:
             self.clock = sums.now
             records += sums.records
         here, newcomers = self.at(period, "learn"), self.at(period, "join")
-        prepared = self.prepared(here, learn, start, self.model)
+        prepared = self.prepared(here, learn, start)
         with self.stages("joining"):
             members = join(here, self.place, replace(prepared, former=self.model.former), self.nodes)
             fresh = self.sums(period, "join", joining)
@@ -194,7 +199,7 @@ class _Run:
         if self.scenario.refinement.rounds:
             with self.stages("refinement"):
                 states = [replace(state, table=state.table.copy()) for state in states]
-                refining = refined(at(self.refiner(prepared), self.clock), here, members, states, rehearsal.rounds)
+                refining = refined(self.refiner(prepared), here, members, states, rehearsal.rounds)
                 self.clock = refining.ends
         self.follow()
         shared = not refining.rounds and (self.published is None or len(self.published.tables) == 1)
@@ -249,8 +254,8 @@ class _Run:
         )
 
     def refiner(self, prepared: BySums) -> Refiner:
-        """Of these tables, on the nodes of the run."""
-        return Refiner(self.grid, self.place, prepared, self.nodes)
+        """Of these tables, on the nodes of the run, from now on the clock."""
+        return Refiner(self.grid, self.place, prepared, self.nodes, begin=self.clock - 1)
 
     def rehearsal(self, period: int) -> Refined:
         """How many rounds of refinement helped, had they been done before the period that is over."""
@@ -259,7 +264,7 @@ class _Run:
         scenario, (prepared, model) = self.at(period, "choose"), self.basis
         sums = self.sums(period, "choose", self.timeline.splits(period, "choose"))
         sums.vectors(model.own, model.middle)  # as they had them then
-        found = rehearsed(at(self.refiner(prepared), self.clock), scenario)
+        found = rehearsed(self.refiner(prepared), scenario)
         self.clock = found.ends
         return found
 
@@ -303,7 +308,7 @@ class _Run:
             count = COUNT_EXPONENTS if config.count_exponent is None else (config.count_exponent,)
             value = VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,)
             model, start = self.going_on(sums, None, earlier)
-            self.basis = self.prepared(self.at(period, "choose"), splits, start, model), model
+            self.basis = self.prepared(self.at(period, "choose"), splits, start), model
         part = self.part
         question = question_of(
             model, self.scenario.seed, count=count, value=value, fresh=part.fresh_exponents, fading=part.fading
@@ -353,7 +358,7 @@ class _Run:
             **self.groups(),
         )
 
-    def prepared(self, scenario: Scenario, splits: Splits, start: SpectralStart, model: Model) -> BySums:
+    def prepared(self, scenario: Scenario, splits: Splits, start: SpectralStart) -> BySums:
         """What joining and user groups start from."""
         layout = make_layout(
             scenario, splits.num_items, start.counts, start.scored[:, : scenario.pretraining.embedding_dim]
@@ -406,10 +411,9 @@ class _Run:
         self, period: int, known: Evaluator, new: Evaluator, exact: list[FloatArray], num_known: int
     ) -> dict[Cohort, wire.EvaluateReply]:
         """Every device ranks under every budget, and with the whole tables in fp32."""
-        at_start = self.timeline.users_before(int(self.timeline.edges[0]))
         kinds: list[tuple[Cohort, Evaluator, tuple[int, int]]] = [
-            ("start", known, (0, at_start)),
-            ("since", known, (at_start, num_known)),
+            ("start", known, (0, self.at_start)),
+            ("since", known, (self.at_start, num_known)),
             ("first", new, (num_known, -1)),
         ]
         told: dict[Cohort, wire.EvaluateReply] = {}
@@ -429,7 +433,6 @@ class _Run:
     def rivals(self, period: int, learn: Splits, joining: Splits) -> None:
         """Everybody else, on the same devices."""
         assert self.model is not None
-        at_start = self.timeline.users_before(int(self.timeline.edges[0]))
         config, replicates = self.scenario.pretraining.spectral(), self.scenario.evaluation.bootstrap
         popularity, fading = learn.train.popularity(learn.num_items), self.part.fading
         behind, begin = self.timeline.begin_of(period - 1), self.timeline.begin_of(period)
@@ -449,7 +452,7 @@ class _Run:
             "popularity": Scored.by(popularity),
             "recent-popularity": Scored.by(recent * (len(self.timeline.items) + 1) + popularity),
         }
-        for asked in Asked.of(learn, joining, at_start):
+        for asked in Asked.of(learn, joining, self.at_start):
             for name, cached in {**self.first_lists, "refreshed-list": lists}.items():
                 metrics = cached.metrics(asked, int(self.timeline.items.max()) + 1)
                 self.lines.put(period, name, asked.cohort, found(asked, metrics, replicates))
