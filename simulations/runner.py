@@ -24,6 +24,7 @@ from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import check_devices, check_run, checked
 from simulations.engine.memory import PeakMemory
+from simulations.engine.unfinished import unfinished
 from simulations.engine.versions import versions
 from simulations.fleet.summary import fleet_summary
 from simulations.report.files import write_files
@@ -45,11 +46,13 @@ def run(
     cache_dir: str | Path | None = None,
     on_event: OnEvent = silent,
     command: str | None = None,
+    fresh: bool = False,
 ) -> RunResult:
     """Run a scenario and return what it measured; with ``out``, also write the report files there.
 
     scenario: a shipped name, a YAML file or a Scenario; overrides: ``path=value``; cache_dir: where pretrained tables
-    are kept by content (None keeps none).
+    are kept by content (None keeps none). With ``out``, what is done is kept there until all is: the same run, stopped
+    at any moment and called again, goes on to the same figures; fresh: it starts anew.
 
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
@@ -63,18 +66,19 @@ def run(
             str(run_dir),
             str(cache_dir or ""),
         )
-        with PeakMemory() as memory:
-            start = time.perf_counter()
-            splits = device_splits(scenario, place.data_dir, place.run_dir)
-            check_run(scenario, splits)  # mistakes show before the engine starts
-            check_devices(scenario, splits)
-            reading_s = time.perf_counter() - start
-            result = simulated(scenario, place, on_event, server=serve)
-        stages = result.stages | {"data": result.stages["data"] + reading_s}
-        result = replace(result, stages=stages)
-        result = finished(result, scenario, memory.peak_bytes, command)
-        if out is not None:
-            save(result, scenario, run_dir, Path(out))
+        start = time.perf_counter()
+        splits = device_splits(scenario, place.data_dir, place.run_dir)
+        check_run(scenario, splits)  # mistakes show before the engine starts
+        check_devices(scenario, splits)
+        reading_s = time.perf_counter() - start
+        with unfinished(None if out is None else Path(out), scenario, splits, fresh=fresh) as kept_dir:
+            with PeakMemory() as memory:
+                result = simulated(scenario, replace(place, kept_dir=kept_dir), on_event, server=serve)
+            stages = result.stages | {"data": result.stages["data"] + reading_s}
+            result = replace(result, stages=stages)
+            result = finished(result, scenario, memory.peak_bytes, command)
+            if out is not None:
+                save(result, scenario, run_dir, Path(out))
         return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -33,12 +34,18 @@ from strategies.figures.figures import (
     user_group_rows,
 )
 from strategies.figures.per_device import FILE
-from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, EnvironmentResult, RunResult
+from strategies.figures.schema import (
+    FULL_GLOBAL,
+    FULL_REFINED,
+    EnvironmentResult,
+    RunResult,
+)
 from strategies.figures.secure import secure_report
 from strategies.nodes.members import NUM_TRACED, some_devices
 from strategies.nodes.nodes import Nodes
+from strategies.run.kept import Kept
 from strategies.run.place import Place, Stages
-from strategies.run.prepare import privacy_plan
+from strategies.run.prepare import Prepared, privacy_plan
 from strategies.run.preparing import prepare
 from strategies.run.refinement import Refiner
 from strategies.run.refit import rehearse
@@ -57,43 +64,43 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
     on_event(Event("start", 1, 1, f"{len(nodes.ids)} nodes"))
     plan = privacy_plan(scenario, place)
     told, rehearsal = scenario, None
+    kept = Kept.at(place, stages, on_event)
     if scenario.data.refit:
-        rehearsal = rehearse(grid, scenario, place, nodes, stages, on_event)
+        rehearsal = kept.stage(
+            "rehearsal", lambda: rehearse(grid, told, place, nodes, stages, on_event, kept), disks=True
+        )
         scenario = rehearsal.scenario
-    prepared = prepare(scenario, plan, place, stages, nodes, on_event, rehearsal.prepared if rehearsal else None)
-    refiner = Refiner(grid, place, prepared, nodes, on_event, rehearsal.controller if rehearsal else None)
+    before = rehearsal.prepared if rehearsal else None
+    prepared = kept.stage(
+        "stage-1", lambda: prepare(scenario, plan, place, stages, nodes, on_event, before), disks=True
+    )
+    refiner = Refiner(grid, place, prepared, nodes, on_event, rehearsal.controller if rehearsal else None, kept=kept)
     with stages("joining"):
         strategy = refiner.joined(scenario, plan, num_traced=NUM_TRACED)
     evaluator, members, states = Evaluator.of(strategy), strategy.members, strategy.states
     on_event(Event("joining", 1, 1, f"{len(members.devices):,} devices joined"))
-    with stages("evaluation"):
-        full_global = full_start = full_validation = None
-        if scenario.evaluation.full_tables:
-            if prepared.global_table is not None:
-                full_global = evaluator.full_table(prepared.global_table)
-            full_start = evaluator.full_table()
-            if scenario.data.validation_share:
-                full_validation = evaluator.full_table(split="validation")
+    start = kept.stage("start-tables", lambda: _before_rounds(evaluator, prepared), timed="evaluation")
     with stages("refinement"):
         keeping = refiner.refine(strategy)
-    with stages("evaluation"):
-        found = evaluated(evaluator, on_event)
-    replies = FullReplies(full_global, full_start, full_validation, found.refined)
+    found = kept.stage("evaluation", lambda: evaluated(evaluator, on_event), disks=True, timed="evaluation")
+    replies = replace(start, refined=found.refined)
     if scenario.evaluation.per_device:
         test = device_splits(scenario, place.data_dir, place.run_dir).test
         per_device(evaluator, found, replies, test).write(Path(place.run_dir) / FILE)
-    with stages("heterogeneity"):
-        full = {FULL_GLOBAL: full_global, FULL_REFINED: found.refined}
-        tables = {name: reply for name, reply in full.items() if reply is not None}
-        traced = some_devices(scenario, members, "traced", NUM_TRACED)
-        elasticity, elastic_traces = measure_elasticity(evaluator, tables, refiner.again, traced)
-        fairness = measure_fairness(evaluator, found.own, tables, refiner.again)
+    full = {FULL_GLOBAL: replies.globally, FULL_REFINED: found.refined}
+    tables = {name: reply for name, reply in full.items() if reply is not None}
+    traced, again = some_devices(scenario, members, "traced", NUM_TRACED), refiner.again
+    elasticity, elastic_traces = kept.stage(
+        "moving-budgets", lambda: measure_elasticity(evaluator, tables, again, traced), timed="heterogeneity"
+    )
+    fairness = kept.stage(
+        "fairness", lambda: measure_fairness(evaluator, found.own, tables, again), timed="heterogeneity"
+    )
     on_event(Event("heterogeneity", 1, 1))
     poisoning = None
     if scenario.poisoning.largest_share > 0:
-        with stages("poisoning"):
-            poisoning = measure_poisoning(strategy, refiner.again)
-    before = rehearsal.steps if rehearsal else ()
+        poisoning = kept.stage("poisoning", lambda: measure_poisoning(strategy, again), timed="poisoning")
+    steps = rehearsal.steps if rehearsal else ()
     records, num_devices = [*(rehearsal.records if rehearsal else ()), *strategy.rounds], len(members.devices)
     keeping = rehearsal.keeping if rehearsal else keeping
     return RunResult(
@@ -103,7 +110,7 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
         device_classes=device_class_rows(members, records, found.own),
         user_groups=user_group_rows(members, len(states), found.own),
         full_table=full_table(prepared.layout.full_table_bytes, replies),
-        stage1=prepared.figures(members, stages.seconds["pretraining"], before),
+        stage1=prepared.figures(members, stages.seconds["pretraining"], steps),
         refinement=None if keeping is None else refinement_result(keeping, num_devices),
         rounds=round_rows(records),
         history=history_rows(records),
@@ -126,4 +133,18 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
             devices=num_devices,
             items=prepared.layout.num_items,
         ),
+    )
+
+
+def _before_rounds(evaluator: Evaluator, prepared: Prepared) -> FullReplies:
+    """What devices get from full tables before any round, where the scenario wants to know."""
+    scenario = evaluator.scenario
+    if not scenario.evaluation.full_tables:
+        return FullReplies(None, None, None, None)
+    table = prepared.global_table
+    return FullReplies(
+        None if table is None else evaluator.full_table(table),
+        evaluator.full_table(),
+        evaluator.full_table(split="validation") if scenario.data.validation_share else None,
+        None,
     )

@@ -19,6 +19,7 @@ import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,6 +82,28 @@ class Controller(nn.Module):
             lr=config.learning_rate,
             fused=True,  # the square root of the other form is MKL's, and that of a processor
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything as NumPy arrays, the optimizer's moments, too: what a run that was stopped goes on from."""
+        moments = self._optimizer.state_dict()["state"]
+        return {
+            "config": self.config,
+            "arrays": {name: tensor.numpy().copy() for name, tensor in self.state_dict().items()},
+            "moments": {
+                number: {name: tensor.numpy().copy() for name, tensor in moment.items()}
+                for number, moment in moments.items()
+            },
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        arrays = state["arrays"]
+        self.__init__(len(arrays["start"]), state["config"], arrays["mean"], arrays["std"], 0)  # type: ignore[misc]
+        self.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
+        moments = {
+            number: {name: torch.from_numpy(array.copy()) for name, array in moment.items()}
+            for number, moment in state["moments"].items()
+        }
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
 
     @staticmethod
     def for_statistics(groups: Sequence[BlockStatistics], config: ControllerConfig, *, seed: int) -> Controller:

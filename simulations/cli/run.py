@@ -32,6 +32,9 @@ def run(
         bool, typer.Option("--per-device", help="Also per-device.parquet; sets evaluation.per_device.")
     ] = False,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Pretrain anew, and do not keep the tables.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start anew, also where --out holds a run that was stopped.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
 ) -> None:
     """Run a scenario from the interactions file to the report."""
@@ -83,7 +86,15 @@ def run(
             typer.echo(f"report: {out / SEEDS_PAGE}")
         return
     with shown(err, quiet=quiet) as on_event:
-        result = runner.run(loaded, data_dir=data_dir, out=out, cache_dir=cache_dir, on_event=on_event, command=command)
+        result = runner.run(
+            loaded,
+            data_dir=data_dir,
+            out=out,
+            cache_dir=cache_dir,
+            on_event=on_event,
+            command=command,
+            fresh=fresh,
+        )
     if quiet:
         return
     for table in summary_tables(result):

@@ -82,9 +82,13 @@ def decisive(scenario: Scenario) -> dict[str, Any]:
     content = scenario.model_dump(mode="json")
     for key in ("name", "question", "engine", "evaluation", "fairness", "elasticity"):
         content.pop(key, None)
+    return content | {"device": scenario.engine.device, "fleet files": fleet_digests(scenario)}
+
+
+def fleet_digests(scenario: Scenario) -> list[list[str]]:
+    """Of the files of a scenario's fleet, one list an entry."""
     fleet = (scenario.fleet,) if isinstance(scenario.fleet, str) else scenario.fleet
-    files = [_file_digests(entry) for entry in fleet]
-    return content | {"device": scenario.engine.device, "fleet files": files}
+    return [_file_digests(entry) for entry in fleet]
 
 
 def _file_digests(entry: str) -> list[str]:

@@ -49,6 +49,15 @@ class Keeping:
         self._kept = [copy.deepcopy(state) for state in strategy.states]
         self._weights = strategy.weights(strategy.scenario.selector)
 
+    def __getstate__(self) -> dict[str, object]:
+        """How it turned out; the strategy and its tables are not part of that."""
+        return {"rounds_kept": self.rounds_kept, "comparisons": self.comparisons}
+
+    @property
+    def kept(self) -> list[UserGroupState]:
+        """Every user group as it was kept last."""
+        return self._kept
+
     def after(self, server_round: int) -> None:
         """Compare if it is time; after the last round, groups go back to what they kept."""
         refinement = self.strategy.scenario.refinement

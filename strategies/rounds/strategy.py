@@ -46,7 +46,7 @@ class PeelStrategy(Strategy):
     """Per-group rounds: send ranked blocks, add up what devices say, aggregate, step the controller.
 
     rounds: what each did. traced: devices whose budgets and kept blocks the report shows (simulation only).
-    after_round: is told the number of each round that is done.
+    after_round: is told the number of each round that is done; done: rounds that were, before this process.
     """
 
     def __init__(
@@ -68,11 +68,17 @@ class PeelStrategy(Strategy):
         )
         self.rounds: list[RoundRecord] = []
         self.after_round: Callable[[int], None] = lambda server_round: None
+        self.done = 0
         self._traced = traced
         self._on_event = on_event
         self._sent = SentRound(0, False, 0, np.zeros(len(self.states), np.int64))
         self._started = 0.0
         self._message_bytes = 0
+
+    @property
+    def sent(self) -> SentRound:
+        """What the last round asked for."""
+        return self._sent
 
     def summary(self) -> None:
         """Log what will run."""
@@ -107,6 +113,8 @@ class PeelStrategy(Strategy):
 
         Nodes train the first groups while the server packs the next, and neither side holds all of a round at once.
         """
+        if server_round <= self.done:
+            return
         self._started, self._message_bytes = time.perf_counter(), 0
         now = self.federation.begin + server_round
         begun = self.channel.begin(now, self.cohort(now))
@@ -158,6 +166,8 @@ class PeelStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add up the nodes' sums, let the contents change tables, take the controller's outer step."""
+        if server_round <= self.done:
+            return None, None
         sums: dict[int, list[wire.Arrays]] = {}
         counts = RoundCounts.nothing(self.federation.num_classes)
         # sums are integers: the order in which replies come does not matter

@@ -25,6 +25,8 @@ from strategies.rounds.federation import Federation
 from strategies.rounds.keeping import Keeping
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.joining import join
+from strategies.run.kept import Kept
+from strategies.run.kept_rounds import KeptRounds
 from strategies.run.place import Place
 from strategies.run.prepare import Prepared, privacy_plan
 
@@ -56,7 +58,7 @@ def put_together(
 class Refiner:
     """Refines from the same pretrained tables on the same nodes, once or more often; devices keep a state of their own
     for each refinement. controller: that refinements start with, None for one that knows nothing yet; begin: rounds of
-    the fleet's clock that are over by then.
+    the fleet's clock that are over by then; kept: where rounds are kept, so that a refinement goes on after the last.
     """
 
     grid: Grid
@@ -66,6 +68,7 @@ class Refiner:
     on_event: OnEvent = field(default=silent, repr=False)
     controller: Controller | None = None
     begin: int = 0
+    kept: Kept | None = None
 
     def joined(self, scenario: Scenario, plan: Plan | None, *, num_traced: int = 0) -> PeelStrategy:
         """Devices take part; a strategy before its first round, of which the report follows ``num_traced`` devices."""
@@ -96,8 +99,17 @@ class Refiner:
         """All rounds of the strategy's scenario; returns what of them was kept, None where nobody was asked."""
         scenario = strategy.scenario
         keeping = Keeping(strategy) if scenario.compares else None
-        if keeping is not None:
-            strategy.after_round = keeping.after
+        after = [] if keeping is None else [keeping.after]
+        if self.kept is not None and self.kept.folder is not None:
+            rounds = KeptRounds(self.kept, strategy, keeping)
+            strategy.done = rounds.go_on()
+            after.append(rounds.after)
+
+        def after_round(server_round: int) -> None:
+            for told in after:
+                told(server_round)
+
+        strategy.after_round = after_round
         strategy.start(
             self.grid, ArrayRecord(), num_rounds=scenario.refinement.rounds, timeout=scenario.engine.reply_timeout_s
         )

@@ -19,6 +19,7 @@ from strategies.nodes.nodes import Nodes
 from strategies.rounds.keeping import Keeping
 from strategies.rounds.record import RoundRecord
 from strategies.run.by_sums import ChosenBySums, choose_by_sums
+from strategies.run.kept import Kept
 from strategies.run.place import Place, Stages
 from strategies.run.prepare import Prepared
 from strategies.run.preparing import prepare
@@ -43,14 +44,24 @@ class Rehearsal:
 
 
 def rehearse(
-    grid: Grid, scenario: Scenario, place: Place, nodes: Nodes, stages: Stages, on_event: OnEvent = silent
+    grid: Grid,
+    scenario: Scenario,
+    place: Place,
+    nodes: Nodes,
+    stages: Stages,
+    on_event: OnEvent = silent,
+    kept: Kept | None = None,
 ) -> Rehearsal:
     """Run both stages on train items, measure on validation items alone, and say what to refit with."""
     if scenario.pretraining.model == "spectral" and not scenario.refinement.rounds:  # the filter is all there is
         found = choose_by_sums(scenario, place, stages, nodes, on_event)
         return Rehearsal(refitting(scenario, found, 0), None, None, (), found)
-    prepared = prepare(scenario, None, place, stages, nodes, on_event)
-    refiner = Refiner(grid, place, prepared, nodes, on_event)
+
+    def first() -> Prepared:
+        return prepare(scenario, None, place, stages, nodes, on_event)
+
+    prepared = first() if kept is None else kept.stage("rehearsal-stage-1", first, disks=True)
+    refiner = Refiner(grid, place, prepared, nodes, on_event, kept=kept)
     with stages("joining"):
         strategy = refiner.joined(scenario, None)
     with stages("refinement"):

@@ -1,0 +1,119 @@
+"""The folder of a run that is not finished: what it has done so far, and which run it is.
+
+It lies in the folder that results go to and is gone when they are there. The same command goes on from it; one whose
+scenario, data, fleet or version differs is refused with a line that says what differs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fl_peel.data.interactions import Splits
+from fl_peel.errors import ReportError
+from fl_peel.roots import code_digest, own_root
+from fl_peel.scenario.scenario import Scenario
+from simulations.engine.versions import versions
+from simulations.report.files import json_bytes, write_files
+from simulations.studies.checkpoints import data_digest, fleet_digests
+
+NAME = ".unfinished"
+ABOUT, OWNER = "about.json", "owner.json"
+
+
+@contextmanager
+def unfinished(out: Path | None, scenario: Scenario, splits: Splits, *, fresh: bool = False) -> Iterator[str]:
+    """The folder ("" where there is no ``out``), in which an earlier try of the same run may have left something; gone
+    when the block ends well, and left as it is when it does not. fresh: what is there is removed first.
+
+    Raises:
+        ReportError: another run is at work there, or it holds what another run has left.
+    """
+    if out is None:
+        yield ""
+        return
+    folder = out / NAME
+    _refuse_a_second(folder)
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    about = about_run(scenario, splits)
+    differs = what_differs(folder, about)
+    if differs:
+        raise ReportError(
+            f"{out}: holds an unfinished run, with {differs}; give --fresh to start anew in its place, or another --out"
+        )
+    process = psutil.Process()
+    owner = {"pid": process.pid, "started": process.create_time()}
+    write_files(folder, {ABOUT: json_bytes(about), OWNER: json_bytes(owner)})
+    try:
+        yield str(folder)
+    except BaseException:
+        (folder / OWNER).unlink(missing_ok=True)
+        if {one.name for one in folder.iterdir()} <= {ABOUT}:  # it came to nothing
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def about_run(scenario: Scenario, splits: Splits) -> dict[str, Any]:
+    """Everything that decides what a run leaves on the way."""
+    content = scenario.model_dump(mode="json")
+    for key in ("name", "question"):
+        content.pop(key, None)
+    return {
+        "scenario": content,
+        "data": data_digest(splits),
+        "fleet": fleet_digests(scenario),
+        "code": code_digest(own_root()),
+        "versions": versions(),
+    }
+
+
+def what_differs(folder: Path, about: dict[str, Any]) -> str:
+    """What is not as in the folder, in words; "" where nothing is, or nothing readable was left."""
+    try:
+        there = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    if not isinstance(there, dict):
+        return ""
+    for what, mine in json.loads(json.dumps(about)).items():
+        theirs = there.get(what)
+        if theirs == mine:
+            continue
+        if not isinstance(mine, dict) or not isinstance(theirs, dict):
+            return {"data": "other data", "fleet": "another fleet file", "code": "another version's code"}[what]
+        keys = [key for key in _flat(mine) if _flat(mine).get(key) != _flat(theirs).get(key)]
+        keys = keys or sorted(_flat(theirs).keys() - _flat(mine).keys())
+        return f"{keys[0]}={_flat(theirs).get(keys[0])} and not {_flat(mine).get(keys[0])}"
+    return ""
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _refuse_a_second(folder: Path) -> None:
+    try:
+        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        process = psutil.Process(owner["pid"])
+        alive = abs(process.create_time() - owner["started"]) < 1 and process.pid != os.getpid()
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return
+    if alive:
+        raise ReportError(
+            f"{folder.parent}: process {owner['pid']} is writing a run there; wait for it, or give another --out"
+        )
+
+
+__all__ = ["NAME", "about_run", "unfinished", "what_differs"]

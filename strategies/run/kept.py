@@ -1,0 +1,193 @@
+"""What a run keeps as it goes, so that one that was killed goes on where it was, to the same figures.
+
+A stage that is done leaves one file: what came of it and, where devices changed, a copy of their disks beside it. A
+refinement leaves one such file after every round, in place of the last. A file appears whole or not at all, and says a
+digest of itself: one that is damaged counts as not there, and its stage is done again.
+
+Files are pickles of the project's own values, read by an unpickler that knows no other classes, but NumPy's arrays, and
+no functions: a file from elsewhere can hold wrong values, but says nothing to be run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.plugins import all_added
+from fl_peel.roots import PACKAGES
+from strategies.run.place import Place, Stages
+
+Result = TypeVar("Result")
+Live = Mapping[str, object]
+"""Objects that are there again when a file is read, by name: a file refers to them and does not hold them."""
+
+MAGIC = b"fl-peel kept 1\n"
+DIGEST_BYTES = 16
+DISKS = ("nodes", "artifacts")
+"""Folders of a run in which devices change something."""
+SECRETS = "secure"
+"""Folders within, of secrets that last as long as a round."""
+_NUMPY = {"ndarray", "memmap", "dtype", "_reconstruct", "scalar", "_frombuffer"}
+_PLAIN = {("builtins", name) for name in ("set", "frozenset", "slice", "complex", "bytearray", "object")} | {
+    ("collections", name) for name in ("OrderedDict", "defaultdict", "deque")
+}
+
+_DAMAGED = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError, ImportError),
+    pickle.UnpicklingError,
+)
+
+
+@dataclass
+class Kept:
+    """The files of one run. folder: None keeps nothing; run_dir: where devices' disks are; stages: what stages took,
+    which goes on, too.
+    """
+
+    folder: Path | None
+    run_dir: Path
+    stages: Stages
+    on_event: OnEvent = field(default=silent, repr=False)
+
+    @staticmethod
+    def at(place: Place, stages: Stages, on_event: OnEvent = silent) -> Kept:
+        """Where the place says."""
+        return Kept(Path(place.kept_dir) if place.kept_dir else None, Path(place.run_dir), stages, on_event)
+
+    def stage(self, name: str, work: Callable[[], Result], *, disks: bool = False, timed: str | None = None) -> Result:
+        """What came of a stage that is done, or of ``work``, which is then kept. disks: devices change in it; timed:
+        under which name its seconds count, None where ``work`` sees to it.
+        """
+        found = self.read(name)
+        if found is not None:
+            self.on_event(Event(name, 1, 1, "kept from before the run was stopped"))
+            return found.value  # type: ignore[no-any-return]
+        with nullcontext() if timed is None else self.stages(timed):
+            result = work()
+        self.write(name, result, disks=disks)
+        return result
+
+    def read(self, name: str, live: Live | None = None) -> Found | None:
+        """What was kept under a name, with the devices' disks as they were then; None where nothing whole was."""
+        if self.folder is None:
+            return None
+        try:
+            data = (self.folder / f"{name}.kept").read_bytes()
+            content = _Unpickler(checked_content(data), live or {}).load()
+            number, seconds, value = content["number"], content["seconds"], content["value"]
+            if number is not None:
+                self._restore(self.folder / f"{name}.disks-{number}")
+        except FileNotFoundError:
+            return None
+        except _DAMAGED as error:
+            self.on_event(Event(name, 0, 1, f"what was kept is damaged ({str(error)[:80]}): done again"))
+            return None
+        self.stages.seconds.update(seconds)
+        return Found(value)
+
+    def write(self, name: str, value: object, *, disks: bool, number: int = 0, live: Live | None = None) -> None:
+        """Keep a value under a name, in place of an earlier one. number: another one each time that disks are kept."""
+        if self.folder is None:
+            return
+        buffer = io.BytesIO()
+        content = {"number": number if disks else None, "seconds": dict(self.stages.seconds), "value": value}
+        try:
+            _Pickler(buffer, live or {}).dump(content)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            self.on_event(Event(name, 1, 1, f"cannot be kept for later ({str(error)[:80]})"))
+            return
+        data = buffer.getvalue()
+        try:
+            if disks:
+                self._copy(self.folder / f"{name}.disks-{number}")
+            part = self.folder / f".{name}.part"
+            part.write_bytes(MAGIC + _digest(data) + data)
+            os.replace(part, self.folder / f"{name}.kept")
+            for old in self.folder.glob(f"{name}.disks-*"):
+                if not disks or old.name != f"{name}.disks-{number}":
+                    shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            self.on_event(Event(name, 1, 1, f"cannot be kept for later ({error})"))
+
+    def _copy(self, target: Path) -> None:
+        shutil.rmtree(target, ignore_errors=True)
+        for disk in DISKS:
+            if (self.run_dir / disk).is_dir():
+                shutil.copytree(self.run_dir / disk, target / disk, ignore=shutil.ignore_patterns(SECRETS))
+
+    def _restore(self, source: Path) -> None:
+        """Files are replaced, each by a new one: what a process has mapped stays as it was."""
+        if not source.is_dir():
+            raise FileNotFoundError(f"{source.name} is not there")
+        for disk in DISKS:
+            if (source / disk).is_dir():
+                shutil.rmtree(self.run_dir / disk, ignore_errors=True)
+                shutil.copytree(source / disk, self.run_dir / disk)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A value that was kept; there may be one that is None."""
+
+    value: Any
+
+
+def checked_content(data: bytes) -> io.BytesIO:
+    """What a file says after its digest.
+
+    Raises:
+        ValueError: it is none of ours, or damaged.
+    """
+    head = len(MAGIC) + DIGEST_BYTES
+    if len(data) < head or not data.startswith(MAGIC):
+        raise ValueError("not a kept stage of this version")
+    if data[len(MAGIC) : head] != _digest(data[head:]):
+        raise ValueError("its digest does not fit")
+    return io.BytesIO(data[head:])
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, live: Live) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self._names = {id(one): name for name, one in live.items() if one is not None}
+
+    def persistent_id(self, obj: Any) -> str | None:
+        return self._names.get(id(obj))
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, live: Live) -> None:
+        super().__init__(file)
+        self._live = live
+        self._roots = {*PACKAGES, *(point.module.partition(".")[0] for point in all_added())}
+
+    def persistent_load(self, name: Any) -> object:
+        return self._live[name]
+
+    def find_class(self, module: str, name: str) -> Any:
+        numpy = module.partition(".")[0] == "numpy" and name in _NUMPY
+        if numpy or (module, name) in _PLAIN:
+            return super().find_class(module, name)
+        if module.partition(".")[0] in self._roots and "." not in name:
+            __import__(module)
+            found = getattr(sys.modules[module], name, None)
+            if isinstance(found, type) and found.__module__.partition(".")[0] in self._roots:
+                return found
+        raise pickle.UnpicklingError(f"{module}.{name} is no value that a run keeps")
+
+
+__all__ = ["Kept"]
