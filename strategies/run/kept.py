@@ -44,7 +44,7 @@ _PLAIN = {("builtins", name) for name in ("set", "frozenset", "slice", "complex"
 
 _DAMAGED = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError, ImportError),
-    pickle.UnpicklingError,
+    *(MemoryError, OverflowError, RecursionError, pickle.UnpicklingError),
 )
 
 
@@ -121,6 +121,7 @@ class Kept:
 
     def _copy(self, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
         for disk in DISKS:
             if (self.run_dir / disk).is_dir():
                 shutil.copytree(self.run_dir / disk, target / disk, ignore=shutil.ignore_patterns(SECRETS))

@@ -1,0 +1,215 @@
+"""A run that is stopped at any message goes on, in another folder, to the figures of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_peel.events import Event
+from simulations.scenario_files import load_scenario
+from strategies.figures.schema import to_json
+from strategies.rounds.keeping import Keeping
+from strategies.run.kept import DIGEST_BYTES, MAGIC, Kept, _digest
+from strategies.run.place import Place, Stages
+from strategies.server_app import serve
+from tests.helpers.loopback import LoopbackGrid, let_through
+
+TIMES = {"seconds", "stages", "message_bytes", "devices_per_second"}
+ACCEPTED = ("refinement.acceptance.rule=validation", "data.validation_share=20%", "refinement.rounds=3")
+KINDS = {
+    "open": ("refinement.rounds=3",),
+    "kept by some": ACCEPTED,
+    "own optimizer": (*ACCEPTED, "refinement.aggregation.optimizer=adam", "refinement.cohort_share=50%"),
+    "refit": (*ACCEPTED, "data.refit=true"),
+    "by devices": (
+        "pretraining.model=spectral",
+        "pretraining.source=devices",
+        "pretraining.columns=8",
+        "selector=shown",
+    ),
+    "masked": ("secure_aggregation.enabled=true", "secure_aggregation.min_devices=4", "selector=shown"),
+    "noised": (
+        "privacy.mechanism=central-gaussian",
+        "privacy.noise_multiplier=0.1",
+        "privacy.clipping.kind=adaptive",
+        "privacy.delta=1e-2",
+        "refinement.sampling=poisson",
+    ),
+    "poisoned": ("poisoning.share=20%", "poisoning.kind=sign-flip", "evaluation.full_tables=false"),
+}
+
+
+class Stopped(BaseException):
+    """As kill -9 would: nothing of ours may catch it."""
+
+
+def figures(result: Any) -> Any:
+    """All but what depends on the hour."""
+
+    def timeless(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: timeless(value) for key, value in node.items() if key not in TIMES}
+        return [timeless(value) for value in node] if isinstance(node, list) else node
+
+    return timeless(json.loads(json.dumps(to_json(result))))
+
+
+def served(scenario: Any, run_dir: Any, kept: Any, *, stop_at: int | None = None) -> tuple[Any, int, list[Event]]:
+    """The result, None if it was stopped at a message; messages that were answered; what was told."""
+    count, told = 0, []
+
+    def interfere(partition: int, message: Any) -> Any:
+        nonlocal count
+        if count == stop_at:
+            raise Stopped
+        count += 1
+        return let_through(partition, message)
+
+    try:
+        result = serve(LoopbackGrid(2, interfere), scenario, Place("", str(run_dir), "", str(kept)), told.append)
+    except Stopped:
+        return None, count, told
+    return result, count, told
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_is_stopped_goes_on_to_the_same_figures(kind, tiny, tmp_path):
+    scenario = load_scenario(tiny, KINDS[kind])
+    whole, messages, _ = served(scenario, tmp_path / "whole", "")
+    wanted = figures(whole)
+    for number, stop_at in enumerate(np.random.default_rng(len(kind)).integers(2, messages, 2).tolist()):
+        kept = tmp_path / f"kept-{number}"
+        kept.mkdir()
+        stopped, _, _ = served(scenario, tmp_path / f"stopped-{number}", kept, stop_at=stop_at)
+        assert stopped is None
+        result, more, _ = served(scenario, tmp_path / f"again-{number}", kept)
+        assert figures(result) == wanted, f"stopped at message {stop_at} of {messages}"
+        assert more <= messages
+
+
+def test_a_run_may_be_stopped_again_and_again(tiny, tmp_path):
+    scenario = load_scenario(tiny, KINDS["kept by some"])
+    whole, messages, _ = served(scenario, tmp_path / "whole", "")
+    kept, asked = tmp_path / "kept", 0
+    kept.mkdir()
+    for number in range(messages):  # each time so many messages: joining, and one stage or round at least
+        result, count, _ = served(scenario, tmp_path / str(number), kept, stop_at=16)
+        asked += count
+        if result is not None:
+            break
+    assert figures(result) == figures(whole)
+    assert number >= 2
+
+
+def test_what_is_done_is_not_done_again(tiny, tmp_path):
+    scenario = load_scenario(tiny, KINDS["kept by some"])
+    (tmp_path / "kept").mkdir()
+    _, messages, _ = served(scenario, tmp_path / "first", tmp_path / "kept")
+    result, again, told = served(scenario, tmp_path / "second", tmp_path / "kept")
+    assert again < messages / 2  # who is there, and joining
+    assert {"stage-1", "start-tables", "evaluation", "moving-budgets", "fairness"} <= {
+        event.stage for event in told if "kept from before" in event.text
+    }
+    assert result.stages["refinement"] > 0
+
+
+def test_of_item_tables_only_rows_that_rounds_may_have_changed_are_kept(tiny, tmp_path):
+    """Devices hold a twentieth of the fp32 table, so that in int8 a fifth of the rows is sent."""
+    (tmp_path / "poor.yaml").write_text("profiles: [{name: poor, population_share: 1, memory: {table_share: 0.05}}]")
+    sizes = {}
+    for fleet in ("poor.yaml", "fleet.yaml"):
+        changes = [
+            f"fleet={fleet}",
+            "pretraining.embedding_dim=64",
+            "blocks={item_groups: single}",
+            "selector=popularity",
+        ]
+        scenario = load_scenario(tiny, [*changes, "evaluation.budgets=[5%]", "elasticity.falls=[]"])
+        kept = tmp_path / f"kept-{fleet}"
+        kept.mkdir()
+        served(scenario, tmp_path / f"run-{fleet}", kept)
+        (file,) = (file for file in kept.iterdir() if file.name.startswith("rounds-") and file.suffix == ".kept")
+        assert len(list(kept.glob("rounds-*"))) == 2  # one file, and the disks of the last round
+        sizes[fleet] = file.stat().st_size
+    tables = 2 * 2 * 60 * 64 * 4  # as they are and as they were kept, user groups, items, columns, bytes
+    assert sizes["fleet.yaml"] - sizes["poor.yaml"] > 0.7 * tables
+
+
+def damaged_files(folder: Any) -> list[Any]:
+    return sorted(file for file in folder.iterdir() if file.suffix == ".kept")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign"])
+def test_a_damaged_file_is_done_again(damage, tiny, tmp_path):
+    scenario = load_scenario(tiny, KINDS["kept by some"])
+    (tmp_path / "kept").mkdir()
+    whole, _, _ = served(scenario, tmp_path / "first", tmp_path / "kept")
+    for file in damaged_files(tmp_path / "kept"):
+        data = bytearray(file.read_bytes())
+        match damage:
+            case "cut":
+                data = data[: len(data) // 2]
+            case "flip":
+                data[len(data) // 2] ^= 1
+            case "empty":
+                data = bytearray()
+            case "foreign":
+                data = bytearray(MAGIC + _digest(pickle.dumps(os.getcwd)) + pickle.dumps(os.getcwd))
+        file.write_bytes(bytes(data))
+    result, _, told = served(scenario, tmp_path / "second", tmp_path / "kept")
+    assert figures(result) == figures(whole)
+    assert any("damaged" in event.text for event in told)
+
+
+def kept_at(folder: Any) -> Kept:
+    folder.mkdir(exist_ok=True)
+    return Kept(folder, folder, Stages())
+
+
+@pytest.mark.parametrize("thing", [os.system, print, os.getcwd, Kept.write, np.load, pickle.loads, Event])
+def test_nothing_but_values_is_read(thing, tmp_path):
+    kept = kept_at(tmp_path / "kept")
+    content = pickle.dumps({"number": None, "seconds": {}, "value": thing})
+    (tmp_path / "kept" / "it.kept").write_bytes(MAGIC + _digest(content) + content)
+    found = kept.read("it")
+    assert (found is not None) == (thing is Event)  # a class of ours is a value
+
+
+@settings(max_examples=150, deadline=None)
+@given(content=st.binary(max_size=200))
+def test_any_bytes_after_a_right_digest_are_a_value_or_none(content, tmp_path_factory):
+    kept = kept_at(tmp_path_factory.mktemp("kept"))
+    assert kept.folder is not None
+    (kept.folder / "it.kept").write_bytes(MAGIC + _digest(content) + content)
+    assert kept.read("it") is None
+
+
+def test_a_value_that_is_none_is_one(tmp_path):
+    kept, calls = kept_at(tmp_path / "kept"), []
+    for _ in range(2):
+        assert kept.stage("it", lambda: calls.append(1)) is None
+    assert len(calls) == 1
+
+
+def test_a_full_disk_keeps_nothing_and_stops_nothing(tmp_path):
+    told: list[Event] = []
+    kept = replace(kept_at(tmp_path / "kept"), on_event=told.append)
+    (tmp_path / "kept" / ".it.part").mkdir()  # in the way
+    assert kept.stage("it", lambda: 7) == 7
+    assert "cannot be kept" in told[-1].text
+
+
+def test_what_is_kept_of_keeping_is_how_it_turned_out():
+    keeping = object.__new__(Keeping)
+    keeping.rounds_kept, keeping.comparisons = np.array([1, 0]), []
+    again = pickle.loads(pickle.dumps(keeping))
+    assert again.rounds_kept.tolist() == [1, 0]
+    assert len(MAGIC) + DIGEST_BYTES < 40
