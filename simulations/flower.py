@@ -23,6 +23,7 @@ from simulations.cli.progress import Lines
 from simulations.engine.folders import default_cache_dir, run_folder
 from simulations.engine.inputs import check_run, checked, require_absolute
 from simulations.engine.memory import PeakMemory
+from simulations.engine.unfinished import unfinished
 from simulations.engine.versions import versions
 from simulations.report.files_of_run import summary_tables
 from simulations.runner import finished, save
@@ -50,11 +51,14 @@ def main(grid: Grid, context: Context) -> None:
         if scenario.data.timeline is not None:
             _timeline(grid, scenario, place, out, command(config))
             return
-        check_run(scenario, device_splits(scenario, place.data_dir, place.run_dir))
-        result = serve(grid, scenario, place, Lines(lambda line: print(line, flush=True)))
-        result = finished(result, scenario, memory.peak_bytes, command(config))
-        if out is not None:
-            save(result, scenario, run_dir, out)
+        splits = device_splits(scenario, place.data_dir, place.run_dir)
+        check_run(scenario, splits)
+        with unfinished(out, scenario, splits) as kept_dir:
+            lines = Lines(lambda line: print(line, flush=True))
+            result = serve(grid, scenario, replace(place, kept_dir=kept_dir), lines)
+            result = finished(result, scenario, memory.peak_bytes, command(config))
+            if out is not None:
+                save(result, scenario, run_dir, out)
     console = Console(width=120, highlight=False)
     for table in summary_tables(result):
         console.print(table)

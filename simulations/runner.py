@@ -12,23 +12,24 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fl_peel.disks import device_splits
-from fl_peel.errors import ScenarioError
-from fl_peel.events import OnEvent, of_seed, silent
+from fl_peel.errors import FlPeelError, ScenarioError
+from fl_peel.events import Event, OnEvent, of_seed, silent
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from simulations.differences.runs import Runs
 from simulations.differences.seeds import SeedsResult, seeds_result, write_seeds
 from simulations.engine.engine import simulated
-from simulations.engine.folders import run_folder
+from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import check_devices, check_run, checked
 from simulations.engine.memory import PeakMemory
-from simulations.engine.unfinished import unfinished
+from simulations.engine.unfinished import DONE, about_run, is_done, mark_done, unfinished
 from simulations.engine.versions import versions
 from simulations.fleet.summary import fleet_summary
 from simulations.report.files import write_files
-from simulations.report.files_of_run import ReportError, write_report
+from simulations.report.files_of_run import ReportError, read_report, write_report
 from simulations.scenario_files import load_scenario
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult
@@ -93,9 +94,11 @@ def run_seeds(
     cache_dir: str | Path | None = None,
     on_event: OnEvent = silent,
     command: str | None = None,
+    fresh: bool = False,
 ) -> SeedsResult:
     """Run a scenario with so many seeds, from its own on: each into ``out/seed-K``, with what every device gets, and
-    what they say together into ``out`` (docs/statistics.md).
+    what they say together into ``out`` (docs/statistics.md). Stopped and called again, it goes on: seeds that are done
+    are read; fresh: it starts anew.
 
     Raises:
         FlPeelError: as :func:`run`.
@@ -114,13 +117,40 @@ def run_seeds(
         one = scenario.model_copy(update={"seed": number, "evaluation": evaluation})
         place = out / f"seed-{number}"
         told = of_seed(number, on_event)
-        result = run(one, data_dir=data_dir, out=place, cache_dir=cache_dir, on_event=told, command=command)
+        about = _about(one, data_dir)
+        result = None if fresh else _done_before(place, about)
+        if result is None:
+            result = run(
+                one, data_dir=data_dir, out=place, cache_dir=cache_dir, on_event=told, command=command, fresh=fresh
+            )
+            mark_done(place, about)
+        else:
+            told(Event("report", 1, 1, "kept from before the run was stopped"))
         found.append((number, result, PerDevice.read(place / FILE)))
     numbers, results, devices = zip(*found, strict=True)
     runs = Runs(str(out), numbers, devices, results[0].scenario)
     together = seeds_result(runs, results[0].versions, command, scenario.evaluation.bootstrap or REPLICATES)
     write_seeds(out, together)
+    for number in numbers:
+        (out / f"seed-{number}" / DONE).unlink(missing_ok=True)
     return together
+
+
+def _about(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
+    """Which run a scenario is, with its data."""
+    with run_folder() as run_dir:
+        return about_run(scenario, device_splits(scenario, data_folder(data_dir), str(run_dir)))
+
+
+def _done_before(place: Path, about: dict[str, Any]) -> RunResult | None:
+    """The result of this very run that lies there; None where none does, or its files are damaged."""
+    if not is_done(place, about):
+        return None
+    try:
+        PerDevice.read(place / FILE)
+        return read_report(place / "report.json")
+    except FlPeelError:
+        return None
 
 
 def save(result: RunResult, scenario: Scenario, run_dir: Path, out: Path) -> None:

@@ -80,6 +80,7 @@ def run(
                 cache_dir=cache_dir,
                 on_event=on_event,
                 command=command,
+                fresh=fresh,
             )
         if not quiet:
             print_table(seeds_view(together).to_rich())

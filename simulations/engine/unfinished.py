@@ -1,7 +1,8 @@
 """The folder of a run that is not finished: what it has done so far, and which run it is.
 
 It lies in the folder that results go to and is gone when they are there. The same command goes on from it; one whose
-scenario, data, fleet or version differs is refused with a line that says what differs.
+scenario, data, fleet or version differs is refused with a line that says what differs. Of several seeds, those that are
+done say so with the same description, until all are.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from simulations.studies.checkpoints import data_digest, fleet_digests
 
 NAME = ".unfinished"
 ABOUT, OWNER = "about.json", "owner.json"
+DONE = ".done.json"
 
 
 @contextmanager
@@ -76,20 +78,35 @@ def about_run(scenario: Scenario, splits: Splits) -> dict[str, Any]:
     }
 
 
+def mark_done(out: Path, about: dict[str, Any]) -> None:
+    """Say of a folder of results which run they are of."""
+    write_files(out, {DONE: json_bytes(about)})
+
+
+def is_done(out: Path, about: dict[str, Any]) -> bool:
+    """Whether a folder says that it has the results of just this run."""
+    try:
+        found = json.loads((out / DONE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(found == json.loads(json.dumps(about)))
+
+
 def what_differs(folder: Path, about: dict[str, Any]) -> str:
     """What is not as in the folder, in words; "" where nothing is, or nothing readable was left."""
     try:
         there = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
-    if not isinstance(there, dict):
+    if not isinstance(there, dict) or not there.keys() >= about.keys():
         return ""
     for what, mine in json.loads(json.dumps(about)).items():
         theirs = there.get(what)
         if theirs == mine:
             continue
         if not isinstance(mine, dict) or not isinstance(theirs, dict):
-            return {"data": "other data", "fleet": "another fleet file", "code": "another version's code"}[what]
+            words = {"data": "other data", "fleet": "another fleet file", "code": "another version's code"}
+            return words.get(what, f"no {what}")
         keys = [key for key in _flat(mine) if _flat(mine).get(key) != _flat(theirs).get(key)]
         keys = keys or sorted(_flat(theirs).keys() - _flat(mine).keys())
         return f"{keys[0]}={_flat(theirs).get(keys[0])} and not {_flat(mine).get(keys[0])}"
@@ -116,4 +133,4 @@ def _refuse_a_second(folder: Path) -> None:
         )
 
 
-__all__ = ["NAME", "about_run", "unfinished", "what_differs"]
+__all__ = ["DONE", "NAME", "about_run", "is_done", "mark_done", "unfinished", "what_differs"]
