@@ -22,6 +22,7 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from fl_peel.errors import DataError
+from fl_peel.files import file_kind
 
 ALIASES = {
     "user": ("user", "user_id", "userid"),
@@ -77,10 +78,13 @@ TEXT_FORMATS = {
 
 def check_file(path: Path) -> None:
     """Raise a DataError where there is no file to read."""
-    if not path.exists():
+    kind = file_kind(path)
+    if kind == "nothing":
         raise DataError(f"{path}: no such file; check the path")
-    if path.is_dir():
+    if kind == "folder":
         raise DataError(f"{path}: is a folder; name the file inside it")
+    if kind == "other":
+        raise DataError(f"{path}: is a pipe or a device, which may never end; write what it says into a file")
 
 
 def read_bytes(path: Path) -> bytes:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fl_peel.errors import DataError, ReportError, ScenarioError
+from fl_peel.files import file_kind
 from fl_peel.roots import check_one_root
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import require_device
@@ -52,7 +53,7 @@ def checked(scenario: Scenario, out: Path | None, *, place: str = "--out", worki
     scenario = absolute(scenario)
     for key in ("path", "test_path"):
         path = getattr(scenario.data, key)
-        if path is not None and not Path(path).exists():
+        if path is not None and file_kind(Path(path)) == "nothing":
             raise DataError(f"{path}: no such file or folder; correct data.{key}")
 
     from clients.fleet.fleet import load_fleet
@@ -331,7 +332,7 @@ def absolute(scenario: Scenario) -> Scenario:
     """The same scenario with paths that hold in any working directory."""
     data = scenario.data.model_copy(
         update={
-            key: os.path.abspath(Path(path).expanduser())
+            key: os.path.abspath(os.path.expanduser(path))
             for key in ("path", "test_path")
             if (path := getattr(scenario.data, key)) is not None
         }
@@ -346,10 +347,11 @@ def absolute(scenario: Scenario) -> Scenario:
 def _absolute_fleet(entry: str) -> str:
     """``fleet.yaml`` and ``fleet.yaml:class`` as absolute paths; the name of a shipped fleet stays."""
     path, colon, only = entry.rpartition(":")
-    if Path(entry).expanduser().is_file():
-        return os.path.abspath(Path(entry).expanduser())
-    if colon and Path(path).expanduser().is_file():
-        return f"{os.path.abspath(Path(path).expanduser())}:{only}"
+    whole, path = os.path.expanduser(entry), os.path.expanduser(path)
+    if file_kind(Path(whole)) == "file":
+        return os.path.abspath(whole)
+    if colon and file_kind(Path(path)) == "file":
+        return f"{os.path.abspath(path)}:{only}"
     return entry
 
 
