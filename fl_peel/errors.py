@@ -15,9 +15,23 @@
 Messages are one line, name the place (file and line, key path, profile name) and the remedy.
 """
 
+MAX_MESSAGE = 2000
+"""Characters: what quotes more than a screenful of its input hides what it says."""
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most ``most`` characters; of a longer one, its begin and its end, where remedies are."""
+    if len(text) <= most:
+        return text
+    end = (most - 3) // 3
+    return f"{text[: most - 3 - end]}...{text[-end:]}"
+
 
 class FlPeelError(Exception):
     """A mistake the user can mend. Its text is one line that names the place and the remedy."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(shortened(str(message), MAX_MESSAGE))
 
 
 class ScenarioError(FlPeelError):

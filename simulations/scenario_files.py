@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from fl_peel.errors import ScenarioError
+from fl_peel.errors import ScenarioError, shortened
+from fl_peel.files import file_kind
 from fl_peel.plugins import did_you_mean
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.yaml_text import MAX_DEPTH, YamlFault, kind_of, read_yaml, read_yaml_file
 
 SCENARIO_FOLDER = Path(__file__).resolve().parent / "scenarios"
 """Where the shipped scenarios lie."""
@@ -30,11 +31,9 @@ def load_scenario(source: str | Path, overrides: Iterable[str] = (), *, seed: in
     """
     path = _find(source)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path}: cannot be read ({error}); name a scenario or a YAML file") from error
-    except yaml.YAMLError as error:
-        raise ScenarioError(f"{path}: not valid YAML ({' '.join(str(error).split())}); mend the line") from error
+        content = read_yaml_file(path)
+    except YamlFault as fault:
+        raise ScenarioError(f"{path}{fault.line}: {fault}; mend it, or name another scenario") from None
     if not isinstance(content, dict):
         raise ScenarioError(f"{path}: holds no mapping of keys; start from a file that `fl-peel scenarios` lists")
     content.setdefault("name", path.stem)
@@ -50,24 +49,25 @@ def _find(source: str | Path) -> Path:
     if str(source) in shipped:
         return shipped[str(source)]
     path = Path(source)
-    if path.is_file():
+    if file_kind(path) != "nothing":
         return path
-    raise ScenarioError(f"{source}: no such scenario or file; {did_you_mean(source, shipped)}")
+    raise ScenarioError(f"{shortened(str(source), 200)}: no such scenario or file; {did_you_mean(source, shipped)}")
 
 
 def _with_override(content: dict[str, Any], override: str) -> dict[str, Any]:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise ScenarioError(f"--set {override}: expected path=value, e.g. refinement.rounds=5")
+    shown = shortened(override, 100)
+    if not equals or not all(keys) or len(keys) > MAX_DEPTH:
+        raise ScenarioError(f"--set {shown}: expected path=value, e.g. refinement.rounds=5")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ScenarioError(f"--set {override}: the value is not valid YAML; quote it") from error
+        value = read_yaml(text)
+    except YamlFault as fault:
+        raise ScenarioError(f"--set {shown}: {fault}; quote the value") from None
 
     def changed(node: Any, left: list[str]) -> dict[str, Any]:
         if node is not None and not isinstance(node, dict):
-            raise ScenarioError(f"--set {override}: {'.'.join(keys[: -len(left)])} is a value, it has no keys")
+            raise ScenarioError(f"--set {shown}: {'.'.join(keys[: -len(left)])} is a value, it has no keys")
         inner = dict(node or {})
         inner[left[0]] = value if len(left) == 1 else changed(inner.get(left[0]), left[1:])
         return inner
@@ -85,14 +85,14 @@ def validated(model: type[Model], content: Mapping[str, Any], place: str) -> Mod
     except ValidationError as error:
         first = error.errors()[0]
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        path = ".".join(str(part) for part in first["loc"])
+        path = shortened(".".join(str(part) for part in first["loc"]), 200)
         if first["type"] == "extra_forbidden":
             known = _known_keys(model, first["loc"][:-1])
             hint = did_you_mean(first["loc"][-1], known)
             raise ScenarioError(f"{place}: unknown key {path}; {hint}{more}") from error
         message = first["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
-        got = "" if first["type"] in ("missing", "value_error") else f" (got {first['input']!r})"
+        got = "" if first["type"] in ("missing", "value_error") else f" (got {kind_of(first['input'])})"
         where = f"{path}: " if path else ""
         raise ScenarioError(f"{place}: {where}{message}{got}{more}") from error
 

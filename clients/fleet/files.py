@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import yaml
 from pydantic import ValidationError, field_validator, model_validator
 
 from clients.fleet.profile import DeviceProfile
-from clients.keys.specs import NonNegativeFloat, NonNegativeInt, Spec, explain, kind_of
+from clients.keys.specs import NonNegativeFloat, NonNegativeInt, Spec, explain
 from clients.processes.base import Clock
-from fl_peel.errors import FieldError, ProfileError
+from fl_peel.errors import FieldError, ProfileError, shortened
+from fl_peel.files import file_kind
 from fl_peel.plugins import Registry, did_you_mean
+from fl_peel.yaml_text import StrictLoader, YamlFault, kind_of, read_yaml_file
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
-MAX_FLEET_BYTES = 2**20
-_MAX_ENTRIES = 100_000
 _SUFFIXES = (".yaml", ".yml")
 PROFILES: Registry[object] = Registry("profile", "fl_peel.profiles")
 
@@ -147,12 +146,13 @@ def read_source(source: str | Path) -> tuple[FleetDocument, str]:
     elif is_name and text in PROFILES.names():
         return _registered_document(text), text
     else:
-        path = Path(text).expanduser() if "\0" not in text else Path("?")
-        if path.is_dir():
+        path = Path(os.path.expanduser(text))
+        kind = file_kind(path)
+        if kind == "folder":
             raise ProfileError(f"{text}: is a folder; give a fleet file in it")
-        if not path.is_file():
+        if kind == "nothing":
             known = sorted({*shipped_names(), *PROFILES.names()})
-            raise ProfileError(f"{text}: no such fleet file or name; {did_you_mean(text, known)}")
+            raise ProfileError(f"{shortened(text, 200)}: no such fleet file or name; {did_you_mean(text, known)}")
     return read_document(_load_yaml(path), where=path.name, folder=path.parent.resolve()), path.name
 
 
@@ -168,19 +168,8 @@ def _registered_document(name: str) -> FleetDocument:
     return read_document(found, where=name, folder=Path())
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice and reads 1e-3 as a number."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[tuple[str, str]] = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if (key.tag, key.value) in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} is there twice", key.start_mark
-                    )
-                seen.add((key.tag, key.value))
-        return super().construct_mapping(node, deep)
+class _Loader(StrictLoader):
+    """YAML that reads 1e-3 as a number."""
 
 
 _Loader.add_implicit_resolver(
@@ -189,40 +178,10 @@ _Loader.add_implicit_resolver(
 
 
 def _load_yaml(path: Path) -> object:
-    num_bytes = path.stat().st_size
-    if num_bytes > MAX_FLEET_BYTES:
-        raise ProfileError(
-            f"{path.name}: has {num_bytes} bytes, a fleet file at most {MAX_FLEET_BYTES}; "
-            "put long series into a trace or empirical file"
-        )
     try:
-        data = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
-    except UnicodeDecodeError as error:
-        raise ProfileError(f"{path.name}: is not UTF-8 text (byte {error.start})") from None
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ProfileError(f"{path.name}{line}: not valid YAML: {' '.join(str(error.problem).split())}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ProfileError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise ProfileError(f"{path.name}: nested too deeply") from None
-    except OSError as error:
-        raise ProfileError(f"{path.name}: cannot be read: {error.strerror}") from None
+        data = read_yaml_file(path, _Loader)
+    except YamlFault as fault:
+        raise ProfileError(f"{path.name}{fault.line}: {fault}") from None
     if data is None:
         raise ProfileError(f"{path.name}: is empty; it needs profiles")
-    _check_extent(data, path.name)
     return data
-
-
-def _check_extent(data: object, where: str) -> None:
-    """Refuse a document that is small in the file and huge (or endless) once its anchors are followed."""
-    pending, count = [data], 0
-    while pending:
-        entry = pending.pop()
-        count += 1
-        if count > _MAX_ENTRIES:
-            raise ProfileError(f"{where}: has more than {_MAX_ENTRIES} entries once its anchors are followed")
-        if isinstance(entry, Mapping):
-            pending.extend(entry.values())
-        elif isinstance(entry, list):
-            pending.extend(entry)

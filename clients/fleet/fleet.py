@@ -29,6 +29,7 @@ from clients.keys.distributions import FloatArray, cumulative
 from clients.keys.specs import explain
 from clients.processes.budgets import Clock, ShockBudget
 from fl_peel.errors import ProfileError
+from fl_peel.files import file_kind
 from fl_peel.plugins import did_you_mean
 from fl_peel.randomness import device_uniforms, seed_for
 
@@ -186,9 +187,9 @@ def fleet_from_mapping(data: Mapping[str, object], *, where: str = "fleet", fold
 
 def _load_one(source: str | Path) -> Fleet:
     text = str(source)
-    if isinstance(source, str) and ":" in text and not Path(text).is_file():
+    if isinstance(source, str) and ":" in text and file_kind(Path(text)) == "nothing":
         name, _, only = text.rpartition(":")
-        if name in shipped_names() or name in PROFILES.names() or Path(name).is_file():
+        if name in shipped_names() or name in PROFILES.names() or file_kind(Path(name)) == "file":
             return _load_one(name).only(only)
     return _fleet(*read_source(source))
 

@@ -20,12 +20,13 @@ from clients.keys.distributions import (
     Positive,
     PositiveShare,
 )
-from clients.keys.specs import PositiveInt, ShareFloat, Spec, kind_of
+from clients.keys.specs import PositiveInt, ShareFloat, Spec
 from clients.processes.availability import Availability, RandomAvailability, read_availability
 from clients.processes.base import BudgetProcess, Devices, Moment
 from clients.processes.budgets import ConstantBudget, read_budget
 from fl_peel.errors import FieldError
 from fl_peel.randomness import device_uniforms
+from fl_peel.yaml_text import kind_of
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 WORKING_FACTOR = 16.0

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from pydantic import PlainValidator, ValidationInfo
 from scipy.special import ndtri
 
-from clients.keys.specs import folder_of, in_bounds, kind_of, number
+from clients.keys.specs import folder_of, in_bounds, number
 from clients.keys.tabular import checked_file, is_blank, read_columns, sizes
 from fl_peel.errors import FieldError
 from fl_peel.plugins import did_you_mean
+from fl_peel.yaml_text import kind_of
 
 FloatArray = NDArray[np.float64]
 _MAX_VALUES = 100_000

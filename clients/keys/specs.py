@@ -15,18 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, Va
 
 from fl_peel.errors import FieldError, PathPart
 from fl_peel.plugins import did_you_mean
-
-
-def kind_of(value: object) -> str:
-    """Name a value's kind in the words of a YAML file, with the value itself where it is short."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, Mapping):
-        return "a mapping"
-    if isinstance(value, (list, tuple)):
-        return "a list"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+from fl_peel.yaml_text import kind_of
 
 
 class Spec(BaseModel):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from clients.keys.specs import kind_of
-from fl_peel.errors import FieldError
+from clients.keys.specs import number
+from fl_peel.errors import FieldError, shortened
+from fl_peel.files import file_kind
 from fl_peel.plugins import did_you_mean
+from fl_peel.yaml_text import kind_of
 
 MAX_DATA_BYTES = 256 * 2**20
 _UNIT_BYTES = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -30,9 +33,9 @@ def checked_file(folder: Path, name: object) -> Path:
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise FieldError(f"must be a file name (got {kind_of(name)})")
-    path = folder / Path(name).expanduser()
-    if not path.is_file():
-        raise FieldError(f"no file {path}; relative names start from the folder of the fleet file")
+    path = folder / os.path.expanduser(name)
+    if file_kind(path) != "file":
+        raise FieldError(f"no file {shortened(str(path), 200)}; relative names start from the folder of the fleet file")
     num_bytes = path.stat().st_size
     if num_bytes == 0:
         raise FieldError(f"{path} is empty")
@@ -124,6 +127,8 @@ def _json_rows(path: Path, wanted: tuple[str | None, ...]) -> list[tuple[str, tu
         raise FieldError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     except RecursionError:
         raise FieldError(f"{path}: nested too deeply") from None
+    except ValueError:
+        raise FieldError(f"{path}: holds a number with more digits than can be read") from None
     if isinstance(data, Mapping):
         if data and wanted == (None,) and all(isinstance(value, (int, float)) for value in data.values()):
             return [(f"{path}: {key}", (key, count)) for key, count in data.items()]  # a count per value
@@ -195,7 +200,7 @@ def sizes(value: object, unit_bytes: int | None) -> list[float]:
         FieldError: the text holds no size, or several that are not variants of one.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return [float(value)]
+        return [number(value) if isinstance(value, int) else value]
     text = str(value).strip()
     if unit_bytes is None:
         try:

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from pydantic import PlainValidator, ValidationError, ValidationInfo, model_validator
 
 from clients.keys.distributions import Constant, NonNegative, Positive, Share
-from clients.keys.specs import PositiveFloat, ShareFloat, Spec, first_problem, folder_of, kind_of
+from clients.keys.specs import PositiveFloat, ShareFloat, Spec, first_problem, folder_of
 from clients.keys.tabular import checked_file
 from clients.keys.traces import AtEnd, Traces, load_traces
 from clients.processes.base import Devices, Moment
 from fl_peel.errors import FieldError
 from fl_peel.plugins import did_you_mean
 from fl_peel.randomness import device_uniforms
+from fl_peel.yaml_text import kind_of
 
 
 class Availability(Protocol):

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import PlainValidator, ValidationInfo, model_validator
 
 from clients.keys.distributions import FloatArray, Share
-from clients.keys.specs import NonNegativeFloat, NonNegativeInt, PositiveFloat, ShareFloat, folder_of, kind_of
+from clients.keys.specs import NonNegativeFloat, NonNegativeInt, PositiveFloat, ShareFloat, folder_of
 from clients.keys.tabular import checked_file
 from clients.keys.traces import AtEnd, Traces, load_traces
 from clients.processes.base import BudgetProcess, Clock, Devices, Moment, State
@@ -22,6 +22,7 @@ from clients.processes.markov import MarkovBudget
 from fl_peel.errors import FieldError
 from fl_peel.plugins import Registry
 from fl_peel.randomness import device_uniforms
+from fl_peel.yaml_text import kind_of
 
 __all__ = [
     "BUDGETS",

@@ -9,10 +9,11 @@ import numpy as np
 from pydantic import PlainValidator, ValidationInfo, field_validator, model_validator
 
 from clients.keys.distributions import FloatArray
-from clients.keys.specs import in_bounds, kind_of, number
+from clients.keys.specs import in_bounds, number
 from clients.processes.base import BudgetProcess, Devices, Moment, State
 from fl_peel.errors import FieldError
 from fl_peel.randomness import device_uniforms
+from fl_peel.yaml_text import kind_of
 
 
 def _read_states(value: object) -> dict[str, float]:

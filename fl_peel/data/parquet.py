@@ -74,7 +74,7 @@ def _parquet_numbers(path: Path, meaning: str, column: Any) -> NDArray[Any]:
         row = pc.index(pc.is_null(column), True).as_py() + 1
         raise DataError(f"{path}: row {row}: {meaning} is missing; fill it in or leave out the row")
     numbers: NDArray[Any] = column.to_numpy(zero_copy_only=False)
-    if numbers.dtype.kind == "f":
+    if numbers.dtype.kind in "fu":
         bad = ~(np.abs(numbers) < MAX_TIME)
         if bad.any():
             raise DataError(

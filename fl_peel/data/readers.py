@@ -30,6 +30,7 @@ from fl_peel.data.parquet import read_parquet
 from fl_peel.data.settings import DataFormat
 from fl_peel.data.tables import TEXT_FORMATS, Columns, read_text_table
 from fl_peel.errors import DataError
+from fl_peel.files import file_kind
 
 _BY_SUFFIX: dict[str, DataFormat] = {
     ".data": "movielens-tab",
@@ -79,7 +80,7 @@ def read_interactions(
         raise DataError(f"{path}: min_rating is {min_rating}; it must be a finite number")
     test = Path(test_path) if test_path is not None else None
     if chosen == "lightgcn":
-        if path.is_dir():
+        if file_kind(path) == "folder":
             name = name or path.resolve().name
             path, test = path / "train.txt", test or path / "test.txt"
             if path.is_file() and not test.is_file():
@@ -92,13 +93,13 @@ def read_interactions(
 
 
 def _format_of(path: Path) -> DataFormat:
-    if path.is_dir():
+    if file_kind(path) == "folder":
         if (path / "train.txt").exists():
             return "lightgcn"
         raise DataError(f"{path}: is a folder without train.txt; name the interactions file inside it")
     found = _BY_SUFFIX.get(path.suffix.lower())
     if found is None:
-        if not path.exists():
+        if file_kind(path) == "nothing":
             raise DataError(f"{path}: no such file; check the path")
         known = ", ".join(get_args(DataFormat)[1:])
         raise DataError(f"{path}: its name does not tell the format; set one of {known}")

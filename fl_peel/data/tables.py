@@ -21,7 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 from numpy.typing import NDArray
 
-from fl_peel.errors import DataError
+from fl_peel.errors import DataError, shortened
+from fl_peel.files import file_kind
+from fl_peel.yaml_text import kind_of
 
 ALIASES = {
     "user": ("user", "user_id", "userid"),
@@ -34,6 +36,8 @@ _INTEGER = re.compile(r"[0-9]+")
 _NEGATIVE = re.compile(r"-[0-9]+")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 MAX_TIME = 2.0**63
+LONGEST_LABEL = 1000
+"""Characters of an id: more are a file that is not split as it says."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,13 @@ TEXT_FORMATS = {
 
 def check_file(path: Path) -> None:
     """Raise a DataError where there is no file to read."""
-    if not path.exists():
+    kind = file_kind(path)
+    if kind == "nothing":
         raise DataError(f"{path}: no such file; check the path")
-    if path.is_dir():
+    if kind == "folder":
         raise DataError(f"{path}: is a folder; name the file inside it")
+    if kind == "other":
+        raise DataError(f"{path}: is a pipe or a device, which may never end; write what it says into a file")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -127,7 +134,7 @@ def pick_columns(place: str, names: Sequence[str]) -> dict[str, int]:
         if found:
             positions[meaning] = found[0]
         elif meaning in ("user", "item"):
-            have = ", ".join(repr(name) for name in names)
+            have = shortened(", ".join(repr(name) for name in names), 300)
             raise DataError(f"{place}: no {meaning} column among {have}; call it {' or '.join(aliases[:2])}")
     return positions
 
@@ -136,19 +143,23 @@ def label_fault(label: str | None, *, integer_ids: bool) -> str | None:
     """What is wrong with a user's or item's label, with the remedy, or None."""
     if not label:
         return "is missing; every interaction needs one"
+    if label in ("nan", "NaN"):
+        return f"is {label!r}, which stands for no id; leave out such rows"
     if _NEGATIVE.fullmatch(label):
-        return f"is negative ({label}); ids count from 0, so leave out such rows"
+        return f"is negative ({shortened(label, 60)}); ids count from 0, so leave out such rows"
     if integer_ids and not _INTEGER.fullmatch(label):
-        return f"is {label!r}, not an integer; ids here are whole numbers"
+        return f"is {kind_of(label)}, not an integer; ids here are whole numbers"
+    if len(label) > LONGEST_LABEL:
+        return f"has {len(label)} characters, ids at most {LONGEST_LABEL}; shorten it, or mend the line"
     return None
 
 
 def _number_fault(text: str, *, is_time: bool) -> str | None:
     text = text.strip(" ")
     if not _NUMBER.fullmatch(text):
-        return f"is {text!r}, not a number; mend or remove the line"
+        return f"is {kind_of(text)}, not a number; mend or remove the line"
     if not math.isfinite(float(text)) or (is_time and abs(float(text)) >= MAX_TIME):
-        return f"is {text!r}, out of range; mend or remove the line"
+        return f"is {kind_of(text)}, out of range; mend or remove the line"
     return None
 
 
@@ -158,14 +169,17 @@ def _header(path: Path, raw: bytes, text_format: TextFormat) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}:1: not UTF-8 text; save the file as UTF-8") from error
     if text_format.quoted:
-        names = next(csv.reader([line], delimiter=text_format.delimiter), [])
+        try:
+            names = next(csv.reader([line], delimiter=text_format.delimiter), [])
+        except csv.Error as error:
+            raise DataError(f"{path}:1: {error}; head the columns like user,item") from error
     else:
         names = line.split(text_format.delimiter)
     if text_format.typed_header:
         untyped = [name for name in names if ":" not in name]
         if untyped:
             raise DataError(
-                f"{path}:1: {untyped[0]!r} has no type; head the columns like user_id:token<TAB>item_id:token"
+                f"{path}:1: {kind_of(untyped[0])} has no type; head the columns like user_id:token<TAB>item_id:token"
             )
         names = [name.rsplit(":", 1)[0] for name in names]
     return tuple(name.strip() for name in names)

@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+MOST_ROUNDS = 1_000_000
+"""Rounds, epochs, passes: at a second each they take twelve days, and nobody waits for more."""
+MOST_DEVICES = 100_000_000
+"""Devices, interactions, draws: beyond that, what is counted for each does not fit into the memory of one machine."""
+MOST_ITEMS = 10_000_000
+"""Items, and what is chosen of them: ten times the largest catalogue that recommenders are published on."""
+WIDEST = 16_384
+"""Numbers in a row of a table: four times those of the widest embeddings in use."""
+WIDEST_LAYER = 4096
+"""Units of a layer of the controller, which weighs a few features of each block."""
+MOST_NODES = 4096
+"""Each is a process, of which one cluster runs some thousands."""
+MOST_LISTED = 1000
+"""Entries of a list of settings, each of which is measured for itself."""
+LONGEST_NAME = 1000
+"""Characters."""
+
+
+def check_path(path: str) -> str:
+    """The path itself, if some file can have it.
+
+    Raises:
+        ValueError: it has a zero, or a part of it is longer than file systems allow.
+    """
+    if "\0" in path:
+        raise ValueError("has a character of code 0, which no file's name has; leave it out")
+    if any(len(os.fsencode(part)) > 255 for part in path.split("/")):
+        raise ValueError("a part of the path has more than 255 bytes, which no file's name has; correct it")
+    return path
 
 
 def as_share(value: Any) -> Any:
@@ -16,6 +47,12 @@ def as_share(value: Any) -> Any:
         except ValueError as error:
             raise ValueError(f"{value!r} is not a percentage; write e.g. 1%") from error
     return value
+
+
+Text = Annotated[str, Field(max_length=LONGEST_NAME)]
+
+
+FilePath = Annotated[str, Field(max_length=4095), AfterValidator(check_path)]
 
 
 Share = Annotated[float, BeforeValidator(as_share), Field(gt=0, le=1)]
@@ -33,9 +70,11 @@ def check_distinct(key: str, values: Sequence[Hashable]) -> None:
     Raises:
         ValueError: naming the key and what is there twice.
     """
-    twice = next((value for place, value in enumerate(values) if value in values[:place]), None)
-    if twice is not None:
-        raise ValueError(f"{key}: {twice} is given twice; leave one out")
+    seen: set[Hashable] = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{key}: {value} is given twice; leave one out")
+        seen.add(value)
 
 
 class Keys(BaseModel):

@@ -8,7 +8,17 @@ from pydantic import AfterValidator, Field, model_validator
 
 from fl_peel.blocks.settings import Precision
 from fl_peel.errors import ScenarioError
-from fl_peel.scenario.base import Keys, Share, check_distinct
+from fl_peel.scenario.base import (
+    MOST_DEVICES,
+    MOST_ITEMS,
+    MOST_LISTED,
+    MOST_NODES,
+    MOST_ROUNDS,
+    Keys,
+    Share,
+    Text,
+    check_distinct,
+)
 from fl_peel.scenario.method import Selector
 from fl_peel.training.settings import check_device_name
 
@@ -26,15 +36,15 @@ Device = Annotated[str, AfterValidator(_device)]
 class Evaluation(Keys):
     """What is measured in the end, on the test items."""
 
-    top_n: int = Field(20, ge=1)
-    budgets: tuple[Share, ...] = (0.01, 0.025, 0.05, 0.1, 0.25)
+    top_n: int = Field(20, ge=1, le=MOST_ITEMS)
+    budgets: tuple[Share, ...] = Field((0.01, 0.025, 0.05, 0.1, 0.25), max_length=MOST_LISTED)
     """Shares of the fp32 full item table."""
     precisions: tuple[Precision, ...] = ()
     """Empty: that of blocks.precision."""
-    selectors: tuple[Selector, ...] = ("shown", "popularity")
+    selectors: tuple[Selector, ...] = Field(("shown", "popularity"), max_length=MOST_LISTED)
     full_tables: bool = True
     """Also the full fp32 tables, global and refined."""
-    artifacts: int = Field(3, ge=0)
+    artifacts: int = Field(3, ge=0, le=MOST_DEVICES)
     """Devices whose stored embeddings are written to the output folder."""
     bootstrap: int = Field(1000, ge=0, le=100_000)
     """Replicates that intervals over devices come from, see docs/statistics.md; 0: no intervals."""
@@ -52,7 +62,7 @@ class Evaluation(Keys):
 class Fairness(Keys):
     """What each device class gets, against systems whose tables are not elastic; see docs/heterogeneity.md."""
 
-    tiers: tuple[Share, ...] = (0.0025, 0.01, 0.05, 0.25)
+    tiers: tuple[Share, ...] = Field((0.0025, 0.01, 0.05, 0.25), max_length=MOST_LISTED)
     """Fixed sizes, as shares of the full table; each class gets the one that is best for it on validation."""
     exclude_below: Share | None = None
     """Refine once more without the devices whose budget is below this share; null does not."""
@@ -61,25 +71,25 @@ class Fairness(Keys):
 class Elasticity(Keys):
     """What happens to trained tables when budgets move; see docs/heterogeneity.md."""
 
-    rounds: int = Field(6, ge=0)
+    rounds: int = Field(6, ge=0, le=MOST_ROUNDS)
     """Rounds after the last one for which devices are followed, at every step of the fleet's clock; 0: not at all."""
-    devices: int = Field(2000, ge=1)
+    devices: int = Field(2000, ge=1, le=MOST_DEVICES)
     """Devices followed, drawn by the seed; all where there are fewer."""
-    falls: tuple[Share, ...] = (1.0, 0.5, 0.25, 0.1, 0.05)
+    falls: tuple[Share, ...] = Field((1.0, 0.5, 0.25, 0.1, 0.05), max_length=MOST_LISTED)
     """Factors by which all budgets fall at once after the last round."""
-    trained_for: tuple[Share, ...] = ()
+    trained_for: tuple[Share, ...] = Field((), max_length=MOST_LISTED)
     """Of these factors: refine once more with all budgets times the factor, to compare with."""
 
 
 class Engine(Keys):
     """How the simulation runs. Nothing here changes a result; ``device`` alone changes how figures are rounded."""
 
-    nodes: int = Field(2, ge=1)
+    nodes: int = Field(2, ge=1, le=MOST_NODES)
     """Flower nodes; each hosts every nodes-th device."""
-    cpus_per_node: int = Field(1, ge=1)
+    cpus_per_node: int = Field(1, ge=1, le=MOST_NODES)
     reply_timeout_s: float = Field(1800, gt=0)
     """A node that has not answered by then counts as failed for that round."""
-    ray_address: str | None = None
+    ray_address: Text | None = None
     """An existing Ray cluster; null starts one."""
     device: Device = "cpu"
     """Where cohorts train and rank, and the server pretrains: cpu, cuda, cuda:N; torch-cpu: what a GPU would do, done

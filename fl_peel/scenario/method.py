@@ -12,7 +12,20 @@ from fl_peel.data.settings import CollectedMode, DataFormat, Phase, SplitOrder
 from fl_peel.errors import ScenarioError
 from fl_peel.grouping.settings import ItemGroupKind
 from fl_peel.pretraining.settings import DiversityForm, PretrainingConfig, SpectralConfig, check_negatives
-from fl_peel.scenario.base import Keys, PartShare, Share, ShareOrNone
+from fl_peel.scenario.base import (
+    MOST_DEVICES,
+    MOST_ITEMS,
+    MOST_LISTED,
+    MOST_ROUNDS,
+    WIDEST,
+    WIDEST_LAYER,
+    FilePath,
+    Keys,
+    PartShare,
+    Share,
+    ShareOrNone,
+    Text,
+)
 from fl_peel.weighting.settings import SELECTORS, ControllerConfig, FeatureName
 
 Selector = Annotated[str, AfterValidator(SELECTORS.check)]
@@ -23,14 +36,14 @@ class TimelinePart(Keys):
 
     start: Share = 0.6
     """Share of all interactions that are past when the first period begins."""
-    periods: int = Field(8, ge=1)
+    periods: int = Field(8, ge=1, le=MOST_LISTED)
     share: Share = 0.05
     """Of all interactions, what happens in a period."""
     days: float | None = Field(None, gt=0)
     """Or how long a period is; null: by ``share``."""
-    passes: int = Field(1, ge=1)
+    passes: int = Field(1, ge=1, le=MOST_ROUNDS)
     """Of stage 1 in each period, from the directions of the last."""
-    group_rounds: int = Field(1, ge=0)
+    group_rounds: int = Field(1, ge=0, le=MOST_ROUNDS)
     """Of Lloyd's algorithm in each period, from the last centroids."""
     allowance: Share = 0.15
     """Of the table's rows, how many a period may change: those that change most, new items first."""
@@ -38,7 +51,7 @@ class TimelinePart(Keys):
     """A device changes its user group if another one is nearer by more than this share of the squared distance between
     its vector and the group's centroid: what it downloads for it must be worth it.
     """
-    rounds: int = Field(0, ge=0)
+    rounds: int = Field(0, ge=0, le=MOST_ROUNDS)
     """Of the fleet's clock, how many a period lasts at least; its steps take some by themselves."""
     fading: float | None = Field(10.0, gt=0)
     """A device's vector is a sum over what it did, of e^(-n / fading) where it did n things since; null: all alike."""
@@ -46,7 +59,9 @@ class TimelinePart(Keys):
     """Users who do nothing for so many periods speak of the newer half of what they did, after twice as many of a
     quarter, in the end of nothing: they have left. null: nobody leaves.
     """
-    fresh_exponents: tuple[Annotated[float, Field(ge=0)], ...] = Field((0.0, 0.25, 0.5, 0.75, 1.0), min_length=1)
+    fresh_exponents: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (0.0, 0.25, 0.5, 0.75, 1.0), min_length=1, max_length=MOST_LISTED
+    )
     """Items are scored by the share of their uses that is of the last period, to one of these powers: devices choose it
     after every period."""
     period: int = Field(0, ge=0)
@@ -69,13 +84,13 @@ class TimelinePart(Keys):
 class Data(Keys):
     """Which interactions, and how each user's are split."""
 
-    name: str | None = None
+    name: Text | None = None
     """A named data set (``fl-peel data list``)."""
-    path: str | None = None
+    path: FilePath | None = None
     """Or a file or folder of your own."""
     format: DataFormat = "auto"
     """Of ``path``."""
-    test_path: str | None = None
+    test_path: FilePath | None = None
     """The given test file that belongs to ``path``, if any."""
     min_rating: float | None = None
     """Keep interactions with at least this rating; null keeps all."""
@@ -125,35 +140,35 @@ class Pretraining(Keys):
     source: Literal["collected", "devices"] = "collected"
     """Whose sums spectral takes: over the collected interactions, or over all devices, which keep theirs; what is
     collected is then where passes start."""
-    columns: int = Field(512, ge=1)
-    passes: int = Field(6, ge=1)
+    columns: int = Field(512, ge=1, le=WIDEST)
+    passes: int = Field(6, ge=1, le=MOST_ROUNDS)
     user_exponent: float = Field(0.3, ge=0, le=1)
     item_exponent: float = Field(0.5, ge=0, le=1)
     count_exponent: float | None = Field(None, ge=0, le=1)
     """null, here and below: chosen by devices on their validation items."""
     value_exponent: float | None = Field(None, ge=0)
-    panel: int = Field(1000, ge=1)
+    panel: int = Field(1000, ge=1, le=MOST_DEVICES)
     """Devices, about, that are asked to choose."""
-    group_columns: int = Field(128, ge=1)
-    group_rounds: int = Field(8, ge=1)
+    group_columns: int = Field(128, ge=1, le=WIDEST)
+    group_rounds: int = Field(8, ge=1, le=MOST_ROUNDS)
     row_sketch: Share | None = None
     """Buckets, as a share of the items, that rows are hashed into under secure aggregation: a count sketch, in all
     passes but the last; null: all rows."""
     sum_bits: Literal[32, 64] = 64
     """Of the words in which devices say sums; 32: in units that are as fine as the number of devices allows."""
-    windows: int = Field(3, ge=1)
+    windows: int = Field(3, ge=1, le=MOST_ROUNDS)
     """Rounds of the fleet's clock that a step of spectral from devices stays open for those who are away at first."""
     deadline_s: float | None = Field(None, gt=0)
     """Virtual seconds that a device has for a step once it takes part; null: the server waits for all."""
-    embedding_dim: int = Field(64, ge=1)
-    num_layers: int = Field(3, ge=0)
+    embedding_dim: int = Field(64, ge=1, le=WIDEST)
+    num_layers: int = Field(3, ge=0, le=MOST_LISTED)
     loss: Literal["sampled-softmax", "bpr"] = "sampled-softmax"
-    epochs: int = Field(80, ge=0)
-    batch_size: int = Field(2048, ge=1)
+    epochs: int = Field(80, ge=0, le=MOST_ROUNDS)
+    batch_size: int = Field(2048, ge=1, le=MOST_DEVICES)
     learning_rate: float = Field(0.03, gt=0)
     l2: float = Field(0.2, ge=0)
     l2_exponent: float = Field(1.0, ge=0)
-    num_negatives: int = Field(4096, ge=0)
+    num_negatives: int = Field(4096, ge=0, le=MOST_ITEMS)
     temperature: float = Field(0.25, gt=0)
     similarity: Literal["dot", "cosine"] = "dot"
     popularity_correction: float = Field(0.0, ge=0, le=1)
@@ -162,7 +177,7 @@ class Pretraining(Keys):
     initial_norm: float = Field(1.0, gt=0)
     diversity_form: DiversityForm = "cosine"
     diversity_weight: float = Field(0.0, ge=0)
-    diversity_slices: int = Field(4, ge=1)
+    diversity_slices: int = Field(4, ge=1, le=WIDEST)
     """Slices between which the regularizer acts (a divisor of embedding_dim)."""
     collected: Collected = Collected()
 
@@ -216,8 +231,8 @@ _SPECTRAL = tuple(field.name for field in fields(SpectralConfig) if field.name n
 class UserGroupsPart(Keys):
     """K-means on the user embeddings of the collected users."""
 
-    count: int = Field(16, ge=1)
-    min_size: int = Field(8, ge=1)
+    count: int = Field(16, ge=1, le=MOST_DEVICES)
+    min_size: int = Field(8, ge=1, le=MOST_DEVICES)
     """No group is smaller: with one member, a group would reveal it."""
     neighbour_weight: float = Field(0.1, ge=0)
     """How much of its users' neighbours each group's table starts with; 0: a copy of the global table."""
@@ -230,11 +245,11 @@ class Blocks(Keys):
 
     item_groups: ItemGroupKind = "single"
     """contiguous (as the authors), popularity tiers, interest-popularity, single (one item a group)."""
-    count: int = Field(20, ge=1)
+    count: int = Field(20, ge=1, le=MOST_ITEMS)
     """Item groups, for every kind but single."""
-    num_tiers: int = Field(4, ge=1)
+    num_tiers: int = Field(4, ge=1, le=MOST_ITEMS)
     """Popularity tiers of interest-popularity."""
-    num_slices: int = Field(1, ge=1)
+    num_slices: int = Field(1, ge=1, le=WIDEST)
     """A divisor of pretraining.embedding_dim."""
     precision: Precision = "int8"
     """Of the blocks that devices are sent and keep: fp32, fp16, int8, int4."""
@@ -246,14 +261,14 @@ class ControllerPart(Keys):
     features: tuple[FeatureName, ...] = Field(
         ("shown", "popularity", "global-popularity", "loss", "energy"), min_length=1
     )
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (16, 16)
-    steps: int = Field(20, ge=0)
+    hidden: tuple[Annotated[int, Field(ge=1, le=WIDEST_LAYER)], ...] = Field((16, 16), max_length=16)
+    steps: int = Field(20, ge=0, le=MOST_ROUNDS)
     learning_rate: float = Field(0.01, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     memory: float = Field(0.5, ge=0, le=1)
-    every: int = Field(1, ge=1)
+    every: int = Field(1, ge=1, le=MOST_ROUNDS)
     """Rounds between outer steps: devices send validation signals in every such round."""
-    list_length: int = Field(50, ge=1)
+    list_length: int = Field(50, ge=1, le=MOST_ITEMS)
     """Length of the top list in which a device looks for its validation items."""
 
     @property

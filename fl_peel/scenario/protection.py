@@ -8,7 +8,16 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from fl_peel.exchange.settings import STATISTICS
 from fl_peel.privacy.settings import LARGEST_MULTIPLIER, MECHANISMS, NO_MECHANISM
-from fl_peel.scenario.base import Keys, PartShare, Share, as_share, check_distinct
+from fl_peel.scenario.base import (
+    MOST_DEVICES,
+    MOST_ITEMS,
+    MOST_LISTED,
+    Keys,
+    PartShare,
+    Share,
+    as_share,
+    check_distinct,
+)
 
 Norm = Annotated[float, Field(gt=0, le=1e9)]
 
@@ -82,7 +91,7 @@ class Privacy(Keys):
     """Statistics by name that installed packages register under ``fl_peel.statistics``, under a mechanism."""
     group_epsilon: float | None = Field(None, gt=0)
     """Devices whose data was not collected answer their user group by randomized response with this epsilon."""
-    colluding_devices: int = Field(1, ge=0)
+    colluding_devices: int = Field(1, ge=0, le=MOST_DEVICES)
     """Under secure aggregation devices add the noise, in shares: of how many in a user group none is counted on, since
     they may tell it to whoever attacks. 1: any device that looks at tables knows its own.
     """
@@ -153,15 +162,15 @@ class SecureAggregation(Keys):
     enabled: bool = False
     masked: bool = True
     """false: the same devices, dropouts and void rounds, without keys and masks: what the protocol is compared with."""
-    devices_per_group: int | None = Field(64, ge=2)
+    devices_per_group: int | None = Field(64, ge=2, le=MOST_DEVICES)
     """Devices of a user group that take part in a round, drawn from the round's cohort; null takes all of it. Of
     refinement alone: a step of stage 1 takes all devices that come.
     """
-    min_devices: int = Field(8, ge=3)
+    min_devices: int = Field(8, ge=3, le=MOST_DEVICES)
     """A user group of which fewer are reached sits the round out: a sum over few hides little. In stage 1 it ends the
     run.
     """
-    neighbours: int = Field(12, ge=2)
+    neighbours: int = Field(12, ge=2, le=MOST_DEVICES)
     """Devices that each device shares masks and secrets with: even; all the others in a group that is no larger."""
     threshold: Share = 0.55
     """Share of a device's neighbours, and of a group's devices, that must last out a round: above one half."""
@@ -196,11 +205,13 @@ class Poisoning(Keys):
     them as validation hits, and multiply the target items' rows by factor; idle: they do as told, to compare with.
     """
     factor: float = Field(10.0, gt=0, le=1e6)
-    target_items: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    target_items: tuple[Annotated[int, Field(ge=0)], ...] = Field((), max_length=MOST_ITEMS)
     """Item numbers, what promote is for and what the target hit rate is of."""
-    num_targets: int = Field(5, ge=1)
+    num_targets: int = Field(5, ge=1, le=MOST_ITEMS)
     """Without target_items: so many, drawn by the seed."""
-    compare: tuple[Annotated[float, BeforeValidator(as_share), Field(gt=0, lt=1)], ...] = ()
+    compare: tuple[Annotated[float, BeforeValidator(as_share), Field(gt=0, lt=1)], ...] = Field(
+        (), max_length=MOST_LISTED
+    )
     """Refine anew with each of these shares, with robust aggregation and without."""
 
     @model_validator(mode="after")

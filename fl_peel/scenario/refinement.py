@@ -7,16 +7,16 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from fl_peel.exchange.settings import check_contents
-from fl_peel.scenario.base import Keys, PartShare, Share, as_share
+from fl_peel.scenario.base import MOST_DEVICES, MOST_ITEMS, MOST_ROUNDS, Keys, PartShare, Share, as_share
 from fl_peel.training.settings import LocalLoss, LocalTraining
 
 
 class Local(Keys):
     """What a device does in a round; see :class:`fl_peel.training.settings.LocalTraining`."""
 
-    epochs: int = Field(1, ge=1)
-    batch_size: int = Field(64, ge=1)
-    num_negatives: int = Field(128, ge=1)
+    epochs: int = Field(1, ge=1, le=MOST_ROUNDS)
+    batch_size: int = Field(64, ge=1, le=MOST_DEVICES)
+    num_negatives: int = Field(128, ge=1, le=MOST_ITEMS)
     learning_rate: float = Field(0.05, gt=0)
     user_learning_rate: float = Field(0.003, ge=0)
     l2: float = Field(0.0, ge=0)
@@ -41,7 +41,7 @@ class Robust(Keys):
     """Over the sums of sub-cohorts, row by row; krum: over those of the sub-cohorts that lie closest together. Against
     devices whose own node lies too, and bounds nothing; the server sees smaller sums.
     """
-    buckets: int = Field(16, ge=3)
+    buckets: int = Field(16, ge=3, le=MOST_DEVICES)
     """Sub-cohorts of a user group, into which devices are hashed; with every rule but mean."""
     trim: Annotated[float, BeforeValidator(as_share), Field(ge=0, lt=0.5)] = 0.2
     """trimmed-mean: share of the sub-cohorts that is left out at either end; krum: share that may be poisoned."""
@@ -70,7 +70,7 @@ class Acceptance(Keys):
 
     rule: Literal["validation", "always"] = "validation"
     """validation: a group keeps what is better beyond noise, and else goes back; always: all keep all."""
-    every: int | None = Field(None, ge=1)
+    every: int | None = Field(None, ge=1, le=MOST_ROUNDS)
     """Rounds between comparisons; null: one, after the last round."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """That a kept refinement is better, of one side."""
@@ -79,7 +79,7 @@ class Acceptance(Keys):
 class Refinement(Keys):
     """Stage 2: federated rounds."""
 
-    rounds: int = Field(8, ge=0)
+    rounds: int = Field(8, ge=0, le=MOST_ROUNDS)
     cohort_share: Share = 1.0
     """Share of the devices sampled in each round; those that are not available then do not answer."""
     sampling: Literal["fixed", "poisson"] = "fixed"

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from fl_peel.scenario.base import Keys
+from fl_peel.scenario.base import MOST_LISTED, Keys, Text, check_path
 from fl_peel.scenario.measurement import Elasticity, Engine, Evaluation, Fairness
 from fl_peel.scenario.method import Blocks, ControllerPart, Data, Pretraining, Selector, UserGroupsPart
 from fl_peel.scenario.protection import Poisoning, Privacy, SecureAggregation
@@ -21,10 +21,10 @@ from fl_peel.scenario.refinement import Refinement, Robust
 class Scenario(Keys):
     """Everything that decides a run, but for the folder the data lies in and the one results go to."""
 
-    name: str
-    question: str = ""
+    name: Text
+    question: Text = ""
     """What the scenario is for, in a sentence."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**64 - 1)
     data: Data
     pretraining: Pretraining = Pretraining()
     user_groups: UserGroupsPart = UserGroupsPart()
@@ -44,6 +44,16 @@ class Scenario(Keys):
     secure_aggregation: SecureAggregation = SecureAggregation()
     poisoning: Poisoning = Poisoning()
     engine: Engine = Engine()
+
+    @field_validator("fleet")
+    @classmethod
+    def _fleet(cls, fleet: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        entries = (fleet,) if isinstance(fleet, str) else fleet
+        if not 0 < len(entries) <= MOST_LISTED:
+            raise ValueError(f"names {len(entries)} fleets; give 1 to {MOST_LISTED}")
+        for entry in entries:
+            check_path(entry)
+        return fleet
 
     @model_validator(mode="after")
     def _slices(self) -> Scenario:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 from rich.text import Text
 
 from fl_peel.errors import ProfileError, ScenarioError
+from fl_peel.files import file_kind
 from simulations.cli.console import new_table, one_line, print_table
 
 profiles_app = typer.Typer(help="Fleets of devices: memory, links, availability.", no_args_is_help=True)
@@ -49,8 +51,8 @@ def profiles_show(fleet: FleetName) -> None:
     for profile, share in zip(loaded.profiles, loaded.shares, strict=True):
         table.add_row(Text(profile.name), f"{share:.2%}", profile.precision or "the scenario's")
     print_table(table)
-    path = SHIPPED_FOLDER / f"{fleet}.yaml" if fleet in shipped_names() else Path(fleet).expanduser()
-    if path.is_file():
+    path = SHIPPED_FOLDER / f"{fleet}.yaml" if fleet in shipped_names() else Path(os.path.expanduser(fleet))
+    if file_kind(path) == "file":
         typer.echo(path.read_text(encoding="utf-8-sig").rstrip())
 
 

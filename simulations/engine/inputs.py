@@ -9,7 +9,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import DataError, ReportError, ScenarioError
+from fl_peel.files import file_kind
 from fl_peel.roots import check_one_root
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import require_device
@@ -19,9 +21,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from clients.fleet.fleet import Fleet
     from fl_peel.blocks.layout import BlockLayout
     from fl_peel.data.interactions import Splits
 
+MOST_ROUNDS_LOOKED_AT = 1000
+"""For a device that is available: in a usual fleet the first round has one."""
 STUDIES = ("compare", "ablate", "audit")
 RESULT_FILES = (
     *("report.json", "metrics.csv", "report.html", "scenario.yaml", "bench.json"),
@@ -52,7 +57,7 @@ def checked(scenario: Scenario, out: Path | None, *, place: str = "--out", worki
     scenario = absolute(scenario)
     for key in ("path", "test_path"):
         path = getattr(scenario.data, key)
-        if path is not None and not Path(path).exists():
+        if path is not None and file_kind(Path(path)) == "nothing":
             raise DataError(f"{path}: no such file or folder; correct data.{key}")
 
     from clients.fleet.fleet import load_fleet
@@ -120,6 +125,8 @@ def check_data(scenario: Scenario, splits: Splits) -> None:
             "the filter of spectral pretraining is chosen on them; raise it, or set pretraining.count_exponent and "
             "value_exponent",
         )
+    if scenario.user_groups.count > splits.num_users:
+        raise ScenarioError(f"user_groups.count: {scenario.user_groups.count} of {splits.num_users} devices; lower it")
     _check_reached(scenario, splits.num_users)
 
 
@@ -174,11 +181,26 @@ def check_devices(scenario: Scenario, splits: Splits) -> None:
                 f"{key}: {share:.4%} is above the largest budget of the fleet, {largest:.4%}, so that nobody would "
                 "train; lower it"
             )
-    soonest = float(DeviceRates.of(fleet.rates(scenario.seed, devices)).latency_s.min(initial=np.inf))
+    rates = DeviceRates.of(fleet.rates(scenario.seed, devices))
+    block_bytes = int(min(layout.block_bytes(precision).min() for precision in PRECISIONS))
+    soonest = float((rates.latency_s + block_bytes / rates.downlink_bytes_per_s).min(initial=np.inf))
     if refinement.deadline_s is not None and refinement.deadline_s < soonest:
         raise ScenarioError(
-            f"refinement.deadline_s: {refinement.deadline_s:g} is below the latency of every device, {soonest:g} s at "
-            "least, so that nobody would be in time; raise it"
+            f"refinement.deadline_s: {refinement.deadline_s:g} is below what one block takes to reach any device, "
+            f"{soonest:g} s at least, so that nobody would be in time; raise it"
+        )
+    _check_available(scenario, fleet, devices)
+
+
+def _check_available(scenario: Scenario, fleet: Fleet, devices: NDArray[np.int64]) -> None:
+    """Refuse rounds in none of which any device is available; a timeline has rounds of its own."""
+    rounds = min(scenario.refinement.rounds, MOST_ROUNDS_LOOKED_AT)
+    if scenario.data.timeline is not None or not rounds:
+        return
+    if not any(fleet.available(scenario.seed, devices, number).any() for number in range(1, rounds + 1)):
+        raise ScenarioError(
+            f"fleet: no device is available in any of {rounds} rounds, so that nobody would train; raise availability "
+            "of its profiles, or set refinement.rounds to 0"
         )
 
 
@@ -331,7 +353,7 @@ def absolute(scenario: Scenario) -> Scenario:
     """The same scenario with paths that hold in any working directory."""
     data = scenario.data.model_copy(
         update={
-            key: os.path.abspath(Path(path).expanduser())
+            key: os.path.abspath(os.path.expanduser(path))
             for key in ("path", "test_path")
             if (path := getattr(scenario.data, key)) is not None
         }
@@ -346,10 +368,11 @@ def absolute(scenario: Scenario) -> Scenario:
 def _absolute_fleet(entry: str) -> str:
     """``fleet.yaml`` and ``fleet.yaml:class`` as absolute paths; the name of a shipped fleet stays."""
     path, colon, only = entry.rpartition(":")
-    if Path(entry).expanduser().is_file():
-        return os.path.abspath(Path(entry).expanduser())
-    if colon and Path(path).expanduser().is_file():
-        return f"{os.path.abspath(Path(path).expanduser())}:{only}"
+    whole, path = os.path.expanduser(entry), os.path.expanduser(path)
+    if file_kind(Path(whole)) == "file":
+        return os.path.abspath(whole)
+    if colon and file_kind(Path(path)) == "file":
+        return f"{os.path.abspath(path)}:{only}"
     return entry
 
 

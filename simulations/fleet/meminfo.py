@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from clients.keys.specs import kind_of
 from clients.keys.tabular import MAX_DATA_BYTES
 from clients.keys.traces import LONGEST_S
 from fl_peel.errors import ProfileError
+from fl_peel.files import file_kind
+from fl_peel.yaml_text import kind_of
 from simulations.report.files import csv_bytes
 from simulations.report.tables.view import TableView, format_bytes
 
@@ -118,9 +119,10 @@ def _check_share(share: float) -> None:
 
 
 def _check_file(path: Path) -> None:
-    if path.is_dir():
+    kind = file_kind(path)
+    if kind == "folder":
         raise ProfileError(f"{path}: is a folder; give the recordings in it")
-    if not path.is_file():
+    if kind != "file":
         raise ProfileError(f"{path}: no such file; give recordings of /proc/meminfo")
     num_bytes = path.stat().st_size
     if num_bytes > MAX_DATA_BYTES:

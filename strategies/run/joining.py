@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from fl_peel import wire
@@ -10,6 +12,8 @@ from strategies.nodes.members import Members
 from strategies.nodes.nodes import Nodes
 from strategies.run.place import Place
 from strategies.run.prepare import Prepared
+
+logger = logging.getLogger("fl_peel")
 
 
 def join(scenario: Scenario, place: Place, prepared: Prepared, nodes: Nodes) -> Members:
@@ -28,3 +32,18 @@ def join(scenario: Scenario, place: Place, prepared: Prepared, nodes: Nodes) -> 
         np.max([reply.ceilings for reply in replies], axis=0),
         tuple(replies[0].class_names.split("\n")),
     )
+
+
+def warn_of_small_groups(scenario: Scenario, members: Members) -> None:
+    """Tell of rounds that every user group would sit out: how large groups are is known once devices have joined."""
+    secure, largest = scenario.secure_aggregation, int(np.bincount(members.groups).max(initial=0))
+    if secure.enabled and scenario.refinement.rounds and largest < secure.min_devices:
+        logger.warning(
+            "secure_aggregation.min_devices is %d and the largest user group has %d devices: all rounds are void and "
+            "nothing is refined; lower it, or user_groups.count",
+            secure.min_devices,
+            largest,
+        )
+
+
+__all__ = ["join", "warn_of_small_groups"]

@@ -24,7 +24,7 @@ from strategies.rounds.choice import channel_of, contents_of
 from strategies.rounds.federation import Federation
 from strategies.rounds.keeping import Keeping
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.joining import join
+from strategies.run.joining import join, warn_of_small_groups
 from strategies.run.kept import Kept
 from strategies.run.kept_rounds import KeptRounds
 from strategies.run.place import Place
@@ -73,6 +73,7 @@ class Refiner:
     def joined(self, scenario: Scenario, plan: Plan | None, *, num_traced: int = 0) -> PeelStrategy:
         """Devices take part; a strategy before its first round, of which the report follows ``num_traced`` devices."""
         federation = self.federation(scenario, join(scenario, self.place, self.prepared, self.nodes))
+        warn_of_small_groups(scenario, federation.members)
         traced = some_devices(scenario, federation.members, "traced", num_traced)
         strategy = put_together(PeelStrategy, federation, plan, traced=traced, on_event=self.on_event)
         if self.controller is not None:

@@ -236,8 +236,8 @@ NOT_A_FLEET = {
         ),
         "more than 100000 entries",
     ),
-    "a file within itself": ("profiles: &p [*p]\n", "more than 100000 entries"),
-    "huge": ("#" * (2**20 + 1), "a fleet file at most 1048576"),
+    "a file within itself": ("profiles: &p [*p]\n", "nested too deeply"),
+    "huge": ("#" * (2**20 + 1), "my-fleet.yaml: has more than 1048576 bytes; put long series into a file of their own"),
 }
 
 

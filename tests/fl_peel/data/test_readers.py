@@ -1,3 +1,5 @@
+import os
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -192,6 +194,16 @@ BAD_FILES = [
     ("x.csv", 'user,item\n"1",2\n"3,4\n', r"x\.csv:3: unexpected end of data; mend the quotes"),
     ("x.csv", 'user,item,note\n1,2,"two\nlines"\n1,2\n', r"x\.csv:4: 2 fields where 3"),
     ("x.csv", "user,item,time\n1,2,2020-01-01\n", r"x\.csv:2: timestamp is '2020-01-01', not a number"),
+    ("x.csv", "user,item\n1,2\n1,nan\n", r"x\.csv:3: item is 'nan', which stands for no id; leave out such rows"),
+    ("x.csv", f"user,item\n1,2\n{'9' * 5000},2\n", r"x\.csv:3: user has 5000 characters, ids at most 1000; shorten it"),
+    ("x.csv", f"user,item\n1,-{'9' * 5000}\n", r"x\.csv:2: item is negative \(-999"),
+    ("x.csv", f"user,item\n1,2\n{'x' * 10**7}\n", r"x\.csv:3: field larger than field limit"),
+    ("x.csv", "x" * 10**7, r"x\.csv:1: field larger than field limit"),
+    ("x.csv", ",".join(map(str, range(10**5))) + "\n1\n", r"x\.csv:1: no user column among '0', .*; call it user"),
+    ("x.csv", "user,item,rating\n1,2,3\n1,3,nan\n", r"x\.csv:3: rating is 'nan', not a number"),
+    ("u.data", f"1\t2\t3\t4\n1\t{'x' * 10**6}\t3\t4\n", r"u\.data:2: item is 'xxx.*, not an integer"),
+    ("u.data", f"1\t2\t{'x' * 10**6}\t4\n", r"u\.data:1: rating is 'xxx.*, not a number"),
+    ("train.txt", f"0 1\n0 {'9' * 10**6}\n", r"train\.txt:2: item has 1000000 characters, ids at most 1000"),
     ("train.txt", " \n\n", r"train\.txt: the file is empty"),
     ("train.txt", "0\n1\n", r"train\.txt: names users and holds no interaction"),
     ("train.txt", "0 1 2\n1 x 3\n", r"train\.txt:2: item is 'x', not an integer"),
@@ -214,6 +226,7 @@ def test_malformed_files_are_one_clear_line(tmp_path, name, content, message):
         read_interactions(path)
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 500
 
 
 @pytest.mark.parametrize("name", ["u.data", "x.csv", "x.parquet", "train.txt", "unknown"])
@@ -229,6 +242,24 @@ def test_folder_in_place_of_a_file(tmp_path, name):
         read_interactions(tmp_path / name)
     with pytest.raises(DataError, match="is a folder; name the file inside it"):
         read_interactions(tmp_path / name, format="parquet" if "parquet" in name else "movielens-tab")
+
+
+@pytest.mark.parametrize("format", ["csv", "lightgcn", "movielens-tab", "parquet"])
+def test_what_may_never_end_is_told_without_waiting(tmp_path, format):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(DataError, match="is a pipe or a device, which may never end; write what it says into a"):
+            read_interactions(path, format=format)
+    with pytest.raises(DataError, match="no such file; check the path"):
+        read_interactions("a" * 5000, format=format)
+
+
+def test_marks_of_byte_order_and_line_ends_of_windows_are_none_of_the_data(tmp_path):
+    for name, content in (("x.csv", "user,item\n1,2\n3,4\n"), ("train.txt", "0 1\n1 0\n"), ("u.data", U_DATA)):
+        plain = read_interactions(write(tmp_path, name, content))
+        typed = read_interactions(write(tmp_path, name, b"\xef\xbb\xbf" + content.replace("\n", "\r\n").encode()))
+        assert rows_of(plain.pairs) == rows_of(typed.pairs)
+        assert plain.user_labels == typed.user_labels
 
 
 def test_folder_without_test_list(tmp_path):
@@ -260,6 +291,10 @@ def test_truncated_parquet(tmp_path):
         ({"user": [1, 2], "item": [2, -3]}, r"row 2: item is negative \(-3\)"),
         ({"user": [1, 2], "item": [2, 3], "time": [1.0, float("nan")]}, "row 2: timestamp is nan; store a finite"),
         ({"user": [1, 2], "item": [2, 3], "time": [1, None]}, "row 2: timestamp is missing"),
+        (
+            {"user": [1], "item": [2], "time": pa.array([2**64 - 1], pa.uint64())},
+            "row 1: timestamp is 1844674407",
+        ),
         ({"user": [1], "item": [2], "time": ["now"]}, "timestamp column is string; store it as numbers"),
         ({"user": [1], "item": [2], "rating": [float("inf")]}, "row 1: rating is inf"),
         ({"user": pa.array([], pa.int64()), "item": pa.array([], pa.int64())}, "holds no interaction"),

@@ -1,5 +1,8 @@
 """Scenarios: every bad key or value is one line that names its place, and what is written reads back the same."""
 
+import os
+import re
+
 import pytest
 import yaml
 from hypothesis import example, given, settings
@@ -226,7 +229,7 @@ def test_the_last_override_wins_and_the_seed_option_wins_over_it():
         ("refinement.rounds", "--set refinement.rounds: expected path=value, e.g. refinement.rounds=5"),
         ("=5", "--set =5: expected path=value"),
         ("a..b=5", "--set a..b=5: expected path=value"),
-        ("refinement.rounds=[", "--set refinement.rounds=[: the value is not valid YAML; quote it"),
+        ("refinement.rounds=[", "--set refinement.rounds=[: not valid YAML: expected the node content, but found"),
         ("data.name.x=1", "--set data.name.x=1: data.name is a value, it has no keys"),
         ("refinement.roundz=1", "ml-100k: unknown key refinement.roundz; did you mean 'rounds'?"),
     ],
@@ -253,13 +256,13 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path, text, line):
     path.write_text(text)
     with pytest.raises(ScenarioError) as caught:
         load_scenario(path)
-    assert str(caught.value).startswith(f"{path}: {line}")
+    assert re.match(rf"{re.escape(str(path))}(:\d+)?: {line}", str(caught.value))
     assert "\n" not in str(caught.value)
 
 
 def test_bytes_that_are_no_text_are_one_line(tmp_path):
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ScenarioError, match="cannot be read"):
+    with pytest.raises(ScenarioError, match=r"bad\.yaml:1: is not UTF-8 text \(byte 0\); mend it"):
         load_scenario(tmp_path / "bad.yaml")
 
 
@@ -289,3 +292,67 @@ def test_an_unknown_mechanism_is_refused_when_the_scenario_is_read():
     assert error_of(privacy={"mechanism": "laplace"}).startswith(
         "privacy.mechanism: unknown mechanism 'laplace'; did you mean 'local-laplace'? known: none, central-gaussian, "
     )
+
+
+HOSTILE = {
+    "refinement.rounds=2020-13-45": "not valid YAML: '2020-13-45' is no valid timestamp; quote it",
+    "name=2020-01-01": "name: input should be a valid string (got the date 2020-01-01; quote it if it is text)",
+    "data.refit=!!bool x": "not valid YAML: 'x' is no valid bool",
+    f"seed={'9' * 5000}": "not valid YAML: a number of 5000 characters; at most 1000",
+    "seed=18446744073709551616": "seed: input should be less than or equal to 18446744073709551615",
+    f"refinement.rounds={'[' * 3000}": "nested too deeply",
+    f"a{'.b' * 3000}=1": "expected path=value",
+    f"refinement.rounds={'x' * 100_000}": "unable to parse string as an integer (got 'xxxxxxxxx",
+    f"refinement.{'x' * 100_000}=1": "unknown key refinement.xxxxxxxxx",
+    "refinement={rounds: 1, rounds: 2}": "the key 'rounds' is there twice",
+    "privacy.noise_multiplier=1e300": "noise_multiplier: input should be less than or equal to 100000",
+    'name="\\ud800"': "name: input should be a valid string, unable to parse raw data as a unicode string",
+    'data={path: "\\ud800.csv"}': "data.path: input should be a valid string, unable to parse",
+    'data={path: "a\\0b"}': "data.path: has a character of code 0, which no file's name has",
+    "fleet=[]": "fleet: names 0 fleets; give 1 to 1000",
+    f"fleet=[{'a' * 256}]": "a part of the path has more than 255 bytes",
+    f"data={{path: {'a/' * 2048}}}": "data.path: string should have at most 4095 characters",
+    "controller.hidden=[1000000,1000000]": "controller.hidden.0: input should be less than or equal to 4096 (got",
+    f"controller.hidden=[{'4,' * 17}]": "controller.hidden: tuple should have at most 16 items",
+    "pretraining.embedding_dim=1000000": "embedding_dim: input should be less than or equal to 16384 (got 1000000)",
+    "pretraining.columns=1000000": "pretraining.columns: input should be less than or equal to 16384",
+    "pretraining.num_layers=1001": "pretraining.num_layers: input should be less than or equal to 1000 (got 1001)",
+    "pretraining.epochs=1000001": "pretraining.epochs: input should be less than or equal to 1000000",
+    "pretraining.passes=1000001": "pretraining.passes: input should be less than or equal to 1000000",
+    "refinement.rounds=1000001": "refinement.rounds: input should be less than or equal to 1000000",
+    "refinement.local.epochs=1000001": "refinement.local.epochs: input should be less than or equal to 1000000",
+    "elasticity.rounds=1000001": "elasticity.rounds: input should be less than or equal to 1000000",
+    "engine.nodes=4097": "engine.nodes: input should be less than or equal to 4096 (got 4097)",
+    "evaluation.top_n=10000001": "evaluation.top_n: input should be less than or equal to 10000000",
+    f"evaluation.budgets=[{'1%,' * 1001}]": "evaluation.budgets: tuple should have at most 1000 items",
+    "data.timeline={periods: 1001}": "data.timeline.periods: input should be less than or equal to 1000",
+}
+
+
+@pytest.mark.parametrize("override", HOSTILE, ids=lambda text: text[:40])
+def test_what_would_hurt_is_one_short_line(override):
+    with pytest.raises(ScenarioError) as caught:
+        load_scenario("ml-100k", [override])
+    assert HOSTILE[override] in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+def test_a_small_file_that_unfolds_is_refused(tmp_path):
+    lines = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 7)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]", *lines, "data: {name: *a6}"]))
+    with pytest.raises(ScenarioError) as caught:
+        load_scenario(path)
+    assert "has more than 100000 entries once its anchors are followed" in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_what_is_no_scenario_file_is_told_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for place in (tmp_path, tmp_path / "pipe.yaml", "/dev/zero"):
+        with pytest.raises(ScenarioError, match="is a folder, a pipe or a device, and no file of text"):
+            load_scenario(place)
+    with pytest.raises(ScenarioError, match=r"aaa: no such scenario or file; known: ") as caught:
+        load_scenario("a" * 5000)
+    assert len(str(caught.value)) < 700

@@ -60,7 +60,13 @@ BAD = [
         ["fleet=[fleet.yaml:small]", "fairness.exclude_below=43%"],
         "fairness.exclude_below: 43.0000% is above the largest budget of the fleet, 41.",
     ),
-    (["refinement.deadline_s=0.000001"], "refinement.deadline_s: 1e-06 is below the latency of every device, "),
+    (["refinement.deadline_s=0.000001"], "refinement.deadline_s: 1e-06 is below what one block takes to reach "),
+    (
+        ["fleet=[slow.yaml]", "refinement.deadline_s=1"],
+        "refinement.deadline_s: 1 is below what one block takes",
+    ),
+    (["fleet=[away.yaml]"], "fleet: no device is available in any of 2 rounds, so that nobody would train; raise"),
+    (["user_groups={count: 41, min_size: 1}"], "user_groups.count: 41 of 40 devices; lower it"),
     (
         ["secure_aggregation={enabled: true, min_devices: 41, devices_per_group: null}"],
         "secure_aggregation.min_devices: 41 of 40 devices that a round can ask, so that every user group would sit out",
@@ -82,6 +88,10 @@ BAD = [
 def world(tiny, tmp_path, monkeypatch):
     """A fleet that holds nothing, and packages whose selectors are none."""
     (tmp_path / "poor.yaml").write_text("profiles: [{name: poor, memory: {table_share: 0.01}}]\n")
+    (tmp_path / "away.yaml").write_text("profiles: [{name: a, memory: {table_share: 1.0}, availability: 0}]\n")
+    (tmp_path / "slow.yaml").write_text(
+        "profiles: [{name: a, memory: {table_share: 1.0}, network: {downlink_mbps: 0.00001}}]\n"
+    )
     found = {"broken": "nowhere:at_all", "odd": "tests.simulations.engine.test_inputs:ODD"}
     points = [EntryPoint(name, value, "fl_peel.selectors") for name, value in found.items()]
     monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == "fl_peel.selectors" else [])
@@ -112,6 +122,9 @@ def test_what_is_known_before_the_engine_starts_is_told_then(world, tmp_path, ch
         [SECURE, "refinement={rounds: 0, cohort_share: 1%}"],
         [SECURE, "secure_aggregation.devices_per_group=null", "refinement={sampling: poisson, cohort_share: 1%}"],
         ["poisoning.num_targets=60"],
+        ["user_groups={count: 40, min_size: 1}"],
+        ["fleet=[away.yaml]", "refinement.rounds=0"],
+        ["fleet=[slow.yaml]", "refinement.deadline_s=1000"],
     ],
 )
 def test_what_can_be_had_is_let_through(world, tmp_path, changes):

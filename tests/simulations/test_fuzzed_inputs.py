@@ -1,0 +1,138 @@
+"""Shipped scenarios and fleets, and data files, with something changed at random: read, or refused in one short line.
+
+Through what the command line calls; without Ray.
+"""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clients.fleet.files import SHIPPED_FOLDER
+from clients.fleet.fleet import load_fleet
+from fl_peel.data.readers import read_interactions
+from fl_peel.errors import MAX_MESSAGE, FlPeelError
+from fl_peel.scenario.scenario import Scenario
+from simulations.cli import main as cli
+from simulations.cli.console import one_line
+from simulations.engine.inputs import absolute
+from simulations.scenario_files import load_scenario, shipped_scenarios
+
+SCENARIOS = [path.read_bytes() for path in shipped_scenarios().values()]
+FLEETS = [path.read_bytes() for path in sorted(SHIPPED_FOLDER.glob("*.yaml"))]
+DATA = {
+    "u.data": b"1\t2\t3\t4\n1\t3\t5\t6\n2\t2\t4\t5\n",
+    "r.dat": b"1::2::3::4\n1::3::5::6\n",
+    "x.inter": b"user_id:token\titem_id:token\trating:float\n1\t2\t3.5\n2\t2\t1\n",
+    "x.csv": b'user,item,timestamp\nu1,i1,1\n"u2",i1,2\n',
+    "train.txt": b"0 1 2\n1 0\n2 2\n",
+}
+STRANGE = [
+    *("null", "~", "true", "nan", ".nan", ".inf", "-1", "0", "1e400", "1e-400", "-0.0", "''", "[]", "{}", "[[]]", "%"),
+    *("2020-13-45", "2020-01-01", "!!int x", "!!bool x", "!!binary x", "!!set {a}", "!!python/name:os.system", "*a"),
+    *(
+        "&a [*a]",
+        "<<",
+        "=",
+        "0x_",
+        "1:60",
+        "9" * 5000,
+        "[" * 500,
+        "x" * 5000,
+        '"\\ud800"',
+        '"\\0"',
+        "~root",
+        "/dev/zero",
+    ),
+    *("1" * 400, "- - -", "? a", "|", ">", "@", "`", "\t", "\ufeff", "\u2028", "99999999999999999999", "1%", "101%"),
+]
+
+
+@st.composite
+def changed(draw, texts):
+    """One of the texts, with bytes, lines and values replaced."""
+    text = draw(st.sampled_from(texts))
+    for _ in range(draw(st.integers(1, 4))):
+        lines = text.splitlines(keepends=True) or [b""]
+        place = draw(st.integers(0, len(lines) - 1))
+        kind = draw(st.sampled_from(["byte", "twice", "gone", "value", "cut"]))
+        if kind == "byte" and text:
+            at = draw(st.integers(0, len(text) - 1))
+            text = text[:at] + draw(st.binary(max_size=2)) + text[at + 1 :]
+            continue
+        if kind == "twice":
+            lines.insert(draw(st.integers(0, len(lines))), lines[place])
+        elif kind == "gone":
+            del lines[place]
+        elif kind == "value":
+            key, colon, _ = lines[place].partition(b":")
+            lines[place] = key + colon + b" " + draw(st.sampled_from(STRANGE)).encode() + b"\n"
+        else:
+            lines[place] = lines[place][: draw(st.integers(0, len(lines[place])))]
+        text = b"".join(lines)
+    return text
+
+
+def told(read):
+    """What is read, or None where it is refused as it should be."""
+    try:
+        return read()
+    except FlPeelError as mistake:
+        said, shown = str(mistake), one_line(mistake)
+    assert len(said) <= MAX_MESSAGE
+    assert "\n" not in shown
+    return None
+
+
+quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@given(changed(SCENARIOS))
+@quick
+def test_a_changed_scenario_is_read_or_refused(tmp_path, text):
+    (tmp_path / "x.yaml").write_bytes(text)
+    scenario = told(lambda: absolute(load_scenario(tmp_path / "x.yaml")))
+    if scenario is not None:
+        assert Scenario.from_json(scenario.to_json()) == scenario
+        scenario.to_yaml()
+
+
+@given(
+    st.sampled_from(["name", "seed", "refinement", "refinement.rounds", "fleet", "evaluation.budgets", "data.path"]),
+    st.one_of(st.sampled_from(STRANGE), st.text(max_size=20)),
+)
+@quick
+def test_any_override_is_read_or_refused(key, value):
+    scenario = told(lambda: load_scenario("ml-100k", [f"{key}={value}"]))
+    if scenario is not None:
+        assert Scenario.from_json(scenario.to_json()) == scenario
+
+
+@given(changed(FLEETS))
+@quick
+def test_a_changed_fleet_is_read_or_refused(tmp_path, text):
+    (tmp_path / "x.yaml").write_bytes(text)
+    fleet = told(lambda: load_fleet(tmp_path / "x.yaml"))
+    assert fleet is None or fleet.names
+
+
+@given(st.sampled_from(sorted(DATA)).flatmap(lambda name: st.tuples(st.just(name), changed([DATA[name]]))))
+@quick
+def test_changed_data_are_read_or_refused(tmp_path, made):
+    name, text = made
+    (tmp_path / name).write_bytes(text)
+    data = told(lambda: read_interactions(tmp_path / name))
+    assert data is None or data.pairs.num_interactions > 0
+
+
+@pytest.mark.parametrize(
+    "value", ["2020-13-45", "!!bool x", "[" * 3000, "9" * 5000, '"\\ud800"', "&a [*a]", "x" * 9000]
+)
+def test_the_command_line_says_one_line(monkeypatch, capfd, value):
+    monkeypatch.setattr("sys.argv", ["fl-peel", "run", "ml-100k", "--set", f"refinement.rounds={value}"])
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    out, err = capfd.readouterr()
+    assert (leaving.value.code, out) == (2, "")
+    assert err.startswith("fl-peel: error: ")
+    assert err.count("\n") == 1
+    assert len(err) <= MAX_MESSAGE + 20
