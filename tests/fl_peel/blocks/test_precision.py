@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_peel.blocks.precision import code_columns, code_dtype, dequantize, has_scales, quantize, row_bytes
+from fl_peel.blocks.precision import (
+    code_columns,
+    code_dtype,
+    dequantize,
+    has_scales,
+    integer_scales,
+    quantize,
+    row_bytes,
+    scale_divisors,
+)
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import ScenarioError
 from tests.helpers.blocks import seeds
@@ -87,6 +96,32 @@ def test_int4_clips_a_lone_large_value_when_that_costs_less():
     # clipped to 8: 2 off; clipped to 7: 3 off; max scaling: 7 x 0.470 = 3.29
     decoded = round_trip(rows, "int4")[0]
     np.testing.assert_allclose(decoded, [9.0] + [27 / 7] * 7, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        # steps 1.25 and 1.125 are off by the same: .5625, .375, 0, .625 and .0625, .25, .875, .125
+        [5.5625, -5.375, -8.75, -6.875],
+        # likewise but for a few units in the last place, less than sums of squares in float32 tell apart
+        [5.562502861022949, -5.375004768371582, -8.75, -6.874990463256836],
+        [-7.9999895095825195, 8.75, 1.8750056028366089, -3.187485694885254],
+    ],
+)
+def test_int4_clips_nothing_where_that_gains_nothing(row):
+    assert quantize(np.array([row], np.float32), "int4")[1].tolist() == [1.25]
+
+
+def test_a_scale_that_cuts_by_half_a_step_is_kept():
+    least = 2.0**-24  # the smallest half-precision number
+    largest = np.array([127.5 * least, 127.75 * least], np.float32)
+    assert integer_scales(largest, "int8").tolist() == [least, 2 * least]
+
+
+def test_rows_of_zeros_are_divided_by_one():
+    divisors = scale_divisors(np.array([0, 0.5, 3], np.float16))
+    assert divisors.dtype == np.float32
+    assert divisors.tolist() == [1, 0.5, 3]
 
 
 @settings(max_examples=100, deadline=None)
