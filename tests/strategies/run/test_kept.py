@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from collections.abc import Set
 from dataclasses import replace
 from typing import Any
 
@@ -53,13 +54,18 @@ class Stopped(BaseException):
 
 def figures(result: Any) -> Any:
     """All but what depends on the hour."""
-
-    def timeless(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: timeless(value) for key, value in node.items() if key not in TIMES}
-        return [timeless(value) for value in node] if isinstance(node, list) else node
-
     return timeless(json.loads(json.dumps(to_json(result))))
+
+
+def timeless(node: Any, *, and_not: Set[str] = frozenset()) -> Any:
+    """Without times, and without other keys."""
+    if isinstance(node, dict):
+        return {
+            key: timeless(value, and_not=and_not)
+            for key, value in node.items()
+            if key not in TIMES and key not in and_not
+        }
+    return [timeless(value, and_not=and_not) for value in node] if isinstance(node, list) else node
 
 
 def served(scenario: Any, run_dir: Any, kept: Any, *, stop_at: int | None = None) -> tuple[Any, int, list[Event]]:
