@@ -22,6 +22,7 @@ from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.settings import is_gpu
+from simulations.engine.ray_token import environment, own_token
 from simulations.engine.stoppable_grid import StoppableGrid
 from strategies.run.place import Place
 
@@ -49,7 +50,7 @@ def simulated(
         EngineError: the engine itself failed.
     """
     backend_config = _backend_config(scenario)
-    with _quiet_engine(), _visible_gpus(scenario.engine.device):
+    with _quiet_engine(), _visible_gpus(scenario.engine.device), own_token(scenario.engine.ray_address):
         outcome: list[Result] = []
         failed: list[BaseException] = []
         stop, ended = threading.Event(), threading.Event()
@@ -147,17 +148,11 @@ def _quiet_engine() -> Iterator[None]:
 @contextmanager
 def _visible_gpus(device: str) -> Iterator[None]:
     """With ``cuda:N``, workers see all GPUs, so that N means the same to them; else Ray shows each only its own."""
-    key = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
-    before = os.environ.get(key)
     if is_gpu(device) and ":" in device:
-        os.environ[key] = "1"
-    try:
+        with environment(RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES="1"):
+            yield
+    else:
         yield
-    finally:
-        if before is None:
-            os.environ.pop(key, None)
-        else:
-            os.environ[key] = before
 
 
 __all__ = ["require_cluster", "simulated"]
