@@ -15,7 +15,7 @@ from fl_peel.errors import ScenarioError
 from fl_peel.events import OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import require_cluster
-from simulations.engine.inputs import checked
+from simulations.engine.inputs import STUDY_RESULTS, checked, given_folder
 from simulations.engine.versions import versions
 from simulations.scenario_files import load_scenario
 from simulations.studies.study import Study, open_study
@@ -59,9 +59,11 @@ class Frame:
         if not isinstance(scenario, Scenario):
             scenario = load_scenario(scenario, options.get("overrides", ()))
         _check(scenario)
+        folder = given_folder(out)
+        assert folder is not None, "a study has a folder"
         return Frame(
-            checked(scenario, Path(out), working_dir=Path.cwd()),
-            Path(out),
+            checked(scenario, folder, working_dir=Path.cwd(), writes=STUDY_RESULTS),
+            folder,
             options.get("data_dir"),
             options.get("cache_dir"),
             options.get("on_event", silent),

@@ -145,6 +145,19 @@ def test_a_file_in_a_results_folders_place_is_refused(tmp_path, name):
         check_out(tmp_path)
 
 
+def test_a_place_in_which_nothing_can_be_made_is_refused_at_the_start(tmp_path, monkeypatch):
+    """Whatever its mode says: nobody may write into a full disk, or into some folders of the system's."""
+
+    def refuse(dir):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("simulations.engine.inputs.tempfile.TemporaryFile", refuse)
+    with pytest.raises(
+        ReportError, match=r"out: cannot be written, nothing can be made in .* \(No space left on device\)"
+    ):
+        check_out(tmp_path / "out")
+
+
 def test_a_link_to_nowhere_is_refused(tmp_path):
     os.symlink(tmp_path / "gone", tmp_path / "link")
     for out in (tmp_path / "link", tmp_path / "link" / "deeper"):
