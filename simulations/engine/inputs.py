@@ -16,6 +16,7 @@ from fl_peel.roots import check_one_root
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import require_device
 from fl_peel.weighting.settings import CONTROLLER, SELECTORS
+from simulations.engine.cluster import require_cluster
 from simulations.engine.listing import require_ours
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def checked(
     not what a run of the scenario does.
 
     Raises:
-        EngineError: packages from two roots.
+        EngineError: packages from two roots, or nobody answers at ``engine.ray_address``.
         ReportError: ``out`` cannot be a folder of results.
         ProfileError: no such fleet, or one that makes no sense.
         DataError: no such data file.
@@ -67,6 +68,8 @@ def checked(
     """
     check_one_root(working_dir)
     require_device(scenario.engine.device)
+    if scenario.engine.ray_address:
+        require_cluster(scenario.engine.ray_address)
     if out is not None:
         check_out(out, place, run_results(scenario) if writes is None else writes)
     scenario = absolute(scenario)
@@ -74,6 +77,8 @@ def checked(
         path = getattr(scenario.data, key)
         if path is not None and not Path(path).exists():
             raise DataError(f"{path}: no such file or folder; correct data.{key}")
+        if path is not None and not (Path(path).is_file() or Path(path).is_dir()):
+            raise DataError(f"{path}: is a device or a pipe, neither file nor folder; correct data.{key}")
 
     from clients.fleet.fleet import load_fleet
 

@@ -14,7 +14,6 @@ from typing import Any, TypedDict, TypeVar
 from fl_peel.errors import ScenarioError
 from fl_peel.events import OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
-from simulations.engine.engine import require_cluster
 from simulations.engine.inputs import STUDY_RESULTS, checked, given_folder
 from simulations.engine.versions import versions
 from simulations.scenario_files import load_scenario
@@ -97,14 +96,11 @@ def _check(scenario: Scenario) -> None:
 
     Raises:
         ScenarioError: naming the key and the remedy.
-        EngineError: nobody answers at ``engine.ray_address``.
     """
     if scenario.data.timeline is not None:
         raise ScenarioError("data.timeline: studies measure at one moment; leave it out")
     if scenario.evaluation.top_n != 20:
         raise ScenarioError(f"evaluation.top_n: {scenario.evaluation.top_n} is not 20, which studies report; leave it")
-    if scenario.engine.ray_address:
-        require_cluster(scenario.engine.ray_address)
 
 
 __all__ = ["Frame", "Options"]
