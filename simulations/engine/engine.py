@@ -113,14 +113,25 @@ def gpu_share(nodes: int) -> float:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Whoever already does something at SIGTERM goes on doing it: Ray would end its own processes within the signal,
-    and then this one with a dump of its stack.
+    """Whoever already does something at SIGTERM goes on doing it: while it starts, Ray would end its own processes
+    within the signal, and later this one with a dump of its stack.
     """
-    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, None):
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler in (signal.SIG_DFL, None) or threading.current_thread() is not threading.main_thread():
         yield
-    else:
-        with patch("ray._private.utils.set_sigterm_handler"):
-            yield
+        return
+    import ray
+
+    start = ray.init
+
+    def init(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return start(*args, **kwargs)
+        finally:
+            signal.signal(signal.SIGTERM, handler)  # beneath Python, Ray has replaced it
+
+    with patch("ray.init", init), patch("ray._private.utils.set_sigterm_handler"):
+        yield
 
 
 def _root_of(error: BaseException) -> BaseException:

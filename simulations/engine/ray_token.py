@@ -52,7 +52,7 @@ def own_token(address: str | None) -> Iterator[None]:
 
 def _read_again() -> None:
     """Ray reads the environment when it is imported, and keeps the first token: for another, it must look again."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     AuthenticationTokenLoader.instance().reset_cache()
     Config.initialize("")
