@@ -27,6 +27,7 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.settings import is_gpu
 from simulations.engine.cluster import require_cluster
 from simulations.engine.ray_token import environment, own_token
+from simulations.engine.raylet import RayletWatch
 from simulations.engine.stoppable_grid import StoppableGrid
 from strategies.run.place import Place
 
@@ -54,7 +55,13 @@ def simulated(
         outcome: list[Result] = []
         failed: list[BaseException] = []
         stop, ended = threading.Event(), threading.Event()
+        lost = threading.Event()
         server_app = ServerApp()
+
+        def without_ray() -> None:
+            if not ended.is_set():
+                lost.set()
+                stop.set()
 
         def told(event: Event) -> None:
             if stop.is_set():
@@ -71,12 +78,13 @@ def simulated(
                 ended.set()
 
         try:
-            run_simulation(
-                server_app,
-                client,
-                num_supernodes=scenario.engine.nodes,
-                backend_config=backend_config,
-            )
+            with RayletWatch(without_ray):
+                run_simulation(
+                    server_app,
+                    client,
+                    num_supernodes=scenario.engine.nodes,
+                    backend_config=backend_config,
+                )
         except Exception as error:
             if not failed:
                 root = " ".join(str(_root_of(error)).split())
@@ -85,6 +93,10 @@ def simulated(
             stop.set()  # also on Ctrl-C: otherwise the server's thread would wait for replies that never come
             ended.wait(timeout=10)
     if failed:
+        if lost.is_set():
+            raise EngineError(
+                "Ray has ended: its raylet was killed, perhaps for want of memory; run again, with fewer nodes if so"
+            ) from failed[0]
         raise failed[0]
     if not outcome:
         raise EngineError("Flower's simulation engine ended without a result; see its log above")
