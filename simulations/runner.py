@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -23,18 +22,21 @@ from simulations.differences.runs import Runs
 from simulations.differences.seeds import SeedsResult, seeds_result, write_seeds
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
-from simulations.engine.inputs import check_devices, check_run, checked
+from simulations.engine.inputs import check_devices, check_run, checked, given_folder, require_folders
 from simulations.engine.memory import PeakMemory
 from simulations.engine.unfinished import DONE, about_run, is_done, mark_done, unfinished
 from simulations.engine.versions import versions
 from simulations.fleet.summary import fleet_summary
-from simulations.report.files import write_files
-from simulations.report.files_of_run import ReportError, read_report, write_report
+from simulations.report.files_of_run import read_report, report_contents
+from simulations.report.results import write_results
 from simulations.scenario_files import load_scenario
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult
 from strategies.run.place import Place
 from strategies.server_app import serve
+
+ARTIFACTS = "artifacts"
+"""Folder of the stored embeddings of some devices, in the run's folder and among its results."""
 
 
 def run(
@@ -60,7 +62,8 @@ def run(
     """
     if not isinstance(scenario, Scenario):
         scenario = load_scenario(scenario, overrides, seed=seed)
-    scenario = checked(scenario, None if out is None else Path(out), working_dir=Path.cwd())
+    out = given_folder(out)
+    scenario = checked(scenario, out, working_dir=Path.cwd())
     with run_folder() as run_dir:
         place = Place(
             os.path.abspath(data_dir) if data_dir else os.environ.get("FL_PEEL_DATA", ""),
@@ -72,14 +75,14 @@ def run(
         check_run(scenario, splits)  # mistakes show before the engine starts
         check_devices(scenario, splits)
         reading_s = time.perf_counter() - start
-        with unfinished(None if out is None else Path(out), scenario, splits, fresh=fresh) as kept_dir:
+        with unfinished(out, scenario, splits, fresh=fresh) as kept_dir:
             with PeakMemory() as memory:
                 result = simulated(scenario, replace(place, kept_dir=kept_dir), on_event, server=serve)
             stages = result.stages | {"data": result.stages["data"] + reading_s}
             result = replace(result, stages=stages)
             result = finished(result, scenario, memory.peak_bytes, command)
             if out is not None:
-                save(result, scenario, run_dir, Path(out))
+                save(result, scenario, run_dir, out)
         return result
 
 
@@ -109,7 +112,7 @@ def run_seeds(
         raise ScenarioError(
             "data.timeline: is replayed with several seeds by simulations.timeline.seeds.run_timeline_seeds"
         )
-    out = Path(out)
+    out = require_folders(out, scenario, seeds)
     scenario = checked(scenario, out, working_dir=Path.cwd())
     evaluation = scenario.evaluation.model_copy(update={"per_device": True})
     found = []
@@ -155,22 +158,23 @@ def _done_before(place: Path, about: dict[str, Any]) -> RunResult | None:
 
 def save(result: RunResult, scenario: Scenario, run_dir: Path, out: Path) -> None:
     """Write a run's files: report.json, metrics.csv, report.html, scenario.yaml, artifacts/ and, where it was asked
-    for, per-device.parquet.
+    for, per-device.parquet. Of an earlier run's, nothing is left.
 
     Raises:
         ReportError: the folder cannot be written, or the result is not a report.
     """
-    write_report(result, out)
-    per_device = {FILE: (run_dir / FILE).read_bytes()} if (run_dir / FILE).is_file() else {}
-    write_files(out, {"scenario.yaml": scenario.to_yaml().encode(), **per_device})
-    try:
-        if not per_device:
-            (out / FILE).unlink(missing_ok=True)  # that of an earlier run
-        shutil.rmtree(out / "artifacts", ignore_errors=True)  # likewise
-        if (run_dir / "artifacts").is_dir():
-            shutil.copytree(run_dir / "artifacts", out / "artifacts")
-    except OSError as error:
-        raise ReportError(f"{out / 'artifacts'}: cannot be written ({error}); give another --out") from error
+    kept = run_dir / ARTIFACTS
+    files = sorted(path for path in kept.rglob("*") if path.is_file()) if kept.is_dir() else []
+    write_results(
+        out,
+        {
+            **report_contents(result),
+            "scenario.yaml": scenario.to_yaml().encode(),
+            **({FILE: run_dir / FILE} if (run_dir / FILE).is_file() else {}),
+            **{path.relative_to(run_dir).as_posix(): path for path in files},
+        },
+        out_of_date=lambda name: name == FILE or name.startswith(f"{ARTIFACTS}/"),
+    )
 
 
 def finished(result: RunResult, scenario: Scenario, peak_bytes: int, command: str | None) -> RunResult:

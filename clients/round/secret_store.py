@@ -1,11 +1,13 @@
 """What devices keep between the stages of a round of secure aggregation: files in the node's folder, gone afterwards.
 
 One file for each round and user group, readable by its owner alone, since whichever process answers a message must find
-it; Flower's context would send secrets to and fro. A real device keeps them in its memory.
+it; Flower's context would send secrets to and fro. A real device keeps them in its memory. A run that starts its own
+workers gives them a key in their environment, which files are encrypted with: what a killed run leaves says nothing.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
 from fl_peel.errors import SecureAggregationError
@@ -21,6 +25,8 @@ from fl_peel.secure.keys import Occasion
 Arrays = dict[str, NDArray[Any]]
 KEYS, SHARED, MASKED = "keys", "shares", "round"
 """The stage that is over."""
+KEY_VARIABLE, KEY_BYTES, NONCE_BYTES = "FL_PEEL_SECRETS_KEY", 32, 12
+"""The variable of the environment that has the key, in hexadecimal digits; for AES-256-GCM."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,10 @@ class SecretStore:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._path(server_round, group)
         part = path.with_suffix(".part")
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, stage=np.array(stage), **arrays)
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            np.savez(file, allow_pickle=False, stage=np.array(stage), **arrays)
+            file.write(_sealed(content.getvalue(), path.name))
         part.replace(path)
 
     def load(self, server_round: int, group: int, stage: str) -> Arrays:
@@ -50,8 +58,14 @@ class SecretStore:
             SecureAggregationError: that stage is not the last one these devices went through.
         """
         try:
-            with np.load(self._path(server_round, group)) as content:
+            path = self._path(server_round, group)
+            with np.load(io.BytesIO(_opened(path.read_bytes(), path.name))) as content:
                 arrays = {name: content[name] for name in content.files}
+        except InvalidTag as error:
+            raise SecureAggregationError(
+                f"secure aggregation, {Occasion(server_round, group)}: devices refuse: what they hold of this round "
+                "was changed, or is of another run"
+            ) from error
         except OSError as error:
             raise SecureAggregationError(
                 f"secure aggregation, {Occasion(server_round, group)}: devices refuse: they hold nothing of "
@@ -76,4 +90,22 @@ class SecretStore:
         return self.folder / f"{server_round}-{group}.npz"
 
 
-__all__ = ["KEYS", "MASKED", "SHARED", "SecretStore"]
+def _sealed(content: bytes, name: str) -> bytes:
+    """As the file of that name holds it: encrypted, where this process has a key."""
+    key = os.environ.get(KEY_VARIABLE)
+    if key is None:
+        return content
+    nonce = os.urandom(NONCE_BYTES)
+    return nonce + AESGCM(bytes.fromhex(key)).encrypt(nonce, content, name.encode())
+
+
+def _opened(content: bytes, name: str) -> bytes:
+    key = os.environ.get(KEY_VARIABLE)
+    if key is None:
+        return content
+    if len(content) < NONCE_BYTES:
+        raise InvalidTag
+    return AESGCM(bytes.fromhex(key)).decrypt(content[:NONCE_BYTES], content[NONCE_BYTES:], name.encode())
+
+
+__all__ = ["KEYS", "KEY_BYTES", "KEY_VARIABLE", "MASKED", "SHARED", "SecretStore"]

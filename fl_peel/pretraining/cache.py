@@ -1,7 +1,8 @@
 """Pretrained tables kept by content, so that studies that differ only in their federated part pretrain once.
 
 The key covers everything that decides the tables: the collected interactions, the settings, the seed, the versions of
-this package, torch, NumPy and SciPy, and the code paths that libraries run. Files are safetensors; nothing is pickled.
+this package, torch, NumPy and SciPy, and the code paths that libraries run. Files are safetensors with a digest of what
+they hold; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from fl_peel import __version__
 from fl_peel.code_paths import code_paths
@@ -27,6 +31,9 @@ from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.train import EpochFigures, PretrainedEmbeddings
 
 logger = logging.getLogger("fl_peel")
+
+DIGEST = "digest"
+"""Key of a file's metadata."""
 
 
 def pretraining_key(collected: UserItems, num_items: int, config: PretrainingConfig, seed: int, device: str) -> str:
@@ -41,16 +48,35 @@ def pretraining_key(collected: UserItems, num_items: int, config: PretrainingCon
 
 
 def read_tables(folder: Path, key: str) -> PretrainedEmbeddings | None:
-    """The kept tables, or None where there are none (or the file is damaged)."""
+    """The kept tables, or None where there are none, or, with a warning, where the file is damaged."""
     path = folder / f"{key}.safetensors"
     try:
         if not path.is_file():
             return None
-        tensors = load_file(path)
-        history = tuple(EpochFigures(i + 1, float(loss)) for i, loss in enumerate(tensors["loss"]))
-        return PretrainedEmbeddings(tensors["users"], tensors["items"], float(tensors["temperature"][0]), history)
-    except (SafetensorError, KeyError, IndexError, ValueError, TypeError, OSError):
+        return _read(path)
+    except (SafetensorError, KeyError, IndexError, ValueError, TypeError, OSError) as error:
+        logger.warning("%s: kept tables are damaged (%s); pretraining anew", path, error or type(error).__name__)
         return None
+
+
+def _read(path: Path) -> PretrainedEmbeddings:
+    with safe_open(path, framework="numpy") as file:
+        kept = (file.metadata() or {}).get(DIGEST)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
+    if kept != _digest(tensors):
+        raise ValueError("not what was written")
+    history = tuple(EpochFigures(i + 1, float(loss)) for i, loss in enumerate(tensors["loss"]))
+    return PretrainedEmbeddings(tensors["users"], tensors["items"], float(tensors["temperature"][0]), history)
+
+
+def _digest(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """Of names, types, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        digest.update(json.dumps([name, tensor.dtype.str, tensor.shape]).encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()
 
 
 def write_tables(folder: Path, key: str, tables: PretrainedEmbeddings) -> None:
@@ -72,7 +98,7 @@ def _write(folder: Path, file: str, tables: PretrainedEmbeddings) -> None:
         "loss": np.array([figures.loss for figures in tables.history]),
     }
     try:
-        save_file(tensors, name)
+        save_file(tensors, name, {DIGEST: _digest(tensors)})
         os.replace(name, folder / file)
     finally:
         Path(name).unlink(missing_ok=True)

@@ -41,9 +41,10 @@ from simulations.bench.rivals import pfl_interpreter, pfl_rate, stock_flower_rat
 from simulations.bench.world import World, make_world
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
-from simulations.engine.inputs import require_dataset
+from simulations.engine.inputs import BENCH_RESULTS, check_out, given_folder, require_dataset
 from simulations.engine.memory import PeakMemory
-from simulations.report.files import json_bytes, write_files
+from simulations.report.files import json_bytes
+from simulations.report.results import write_results
 from simulations.runner import run
 from strategies.evaluation.evaluator import Evaluator
 from strategies.nodes.nodes import Nodes
@@ -71,6 +72,9 @@ def bench(
         FlPeelError: a data set that is not there, or a failed engine.
     """
     require_device(device)
+    out = given_folder(out)
+    if out is not None:
+        check_out(out, writes=BENCH_RESULTS)
     plan = replace(plan or BenchPlan(stock_devices=stock_devices), device=device)
     if not million:
         plan = replace(plan, sizes=())
@@ -111,7 +115,7 @@ def bench(
         found["main_job_seconds"] = time.perf_counter() - start
     on_event(Event("bench", 3, 3))
     if out is not None:
-        write_files(Path(out), {"bench.json": json_bytes(found)})
+        write_results(out, {"bench.json": json_bytes(found)})
     return found
 
 

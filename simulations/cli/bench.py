@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from simulations.cli.console import DataDir
+from simulations.cli.console import DataDir, path_option
 
 
 def bench(
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for bench.json.")] = None,
+    out: Annotated[Path | None, path_option("--out", "Folder for bench.json.")] = None,
     device: Annotated[str, typer.Option("--device", help="Where cohorts train: cpu, cuda, cuda:N, torch-cpu.")] = "cpu",
     million: Annotated[
         bool, typer.Option("--million/--no-million", help="Also 10,000, 100,000 and a million synthetic devices.")
@@ -28,11 +28,8 @@ def bench(
     """Measure the engine on Gowalla against a plain Flower app, and up to a million devices; print bench.json."""
     from simulations.bench.bench import bench as measure
     from simulations.cli.progress import shown
-    from simulations.engine.inputs import check_out
     from simulations.report.files import json_bytes
 
-    if out is not None:
-        check_out(out)
     folder = data_dir or os.environ.get("FL_PEEL_DATA", "")
     with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
         found = measure(

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from fl_peel.errors import FlPeelError
+from fl_peel.errors import FlPeelError, ReportError
 
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder that holds data sets by name; default: $FL_PEEL_DATA, then the cache."),
 ]
+
+
+def path_option(name: str, text: str, metavar: str = "PATH") -> Any:
+    """An option that is a path; an empty one, which would mean the current folder, is refused."""
+
+    def read(given: str) -> Path:
+        if not str(given).strip():
+            raise ReportError(f"{name}: is empty; give a path, or . for the current folder")
+        return Path(given)
+
+    return typer.Option(name, parser=read, metavar=metavar, help=text)
 
 
 def new_table(*columns: str) -> Table:

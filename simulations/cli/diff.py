@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.console import print_table
+from simulations.cli.console import path_option, print_table
 
 
 def diff(
     runs: Annotated[
         list[Path], typer.Argument(metavar="A B [C ...]", help="Output folders of `fl-peel run`; A is compared with.")
     ],
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")] = None,
-    html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page there.")] = None,
+    json_file: Annotated[Path | None, path_option("--json", "Write the figures there.", "FILE")] = None,
+    html_file: Annotated[Path | None, path_option("--html", "Write a page there.", "FILE")] = None,
 ) -> None:
     """Compare runs, device by device: differences and ratios with paired intervals, p-values corrected.
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from fl_peel.errors import ProfileError, ScenarioError
 from fl_peel.files import file_kind
-from simulations.cli.console import new_table, one_line, print_table
+from simulations.cli.console import new_table, one_line, path_option, print_table
 
 profiles_app = typer.Typer(help="Fleets of devices: memory, links, availability.", no_args_is_help=True)
 
@@ -75,7 +75,7 @@ def profiles_sample(
     full_table_bytes: Annotated[
         int, typer.Option("--full-table-bytes", min=1, help="Of the fp32 item table that shares refer to.")
     ] = 10_000_000,
-    out: Annotated[Path | None, typer.Option("--out", help="An SVG file to draw budgets to.")] = None,
+    out: Annotated[Path | None, path_option("--out", "An SVG file to draw budgets to.")] = None,
 ) -> None:
     """Draw devices from a fleet; print what they are like, and plot their budgets over time (to a file with --out)."""
     from clients.fleet.fleet import load_fleet
@@ -100,7 +100,7 @@ def profiles_sample(
 @profiles_app.command("from-meminfo")
 def profiles_from_meminfo(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings of /proc/meminfo, a device each.")],
-    out: Annotated[Path | None, typer.Option("--out", help="A CSV file for the trace; default: to stdout.")] = None,
+    out: Annotated[Path | None, path_option("--out", "A CSV file for the trace; default: to stdout.")] = None,
     recommender_share: Annotated[
         float, typer.Option("--recommender-share", help="Of the available memory, above 0 and at most 1.")
     ] = 1.0,

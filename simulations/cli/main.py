@@ -1,14 +1,17 @@
 """The command line: `fl-peel run`, `diff`, `compare`, `ablate`, `audit`, `bench`, `machines`, `scenarios`, and lists.
 
-Exit codes: 0 done; 1 a bug of ours (with a traceback); 2 a mistake of the user's (one line on stderr); 130 Ctrl-C.
+Exit codes: 0 done; 1 a bug of ours (with a traceback); 2 a mistake of the user's (one line on stderr); 130 Ctrl-C;
+143 SIGTERM.
 Heavy imports are inside the commands, after the scenario is read: help, lists and mistakes in keys answer at once.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 from rich.text import Text
@@ -24,7 +27,9 @@ from simulations.cli.machines import machines
 from simulations.cli.run import run
 from simulations.cli.studies import add_studies
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR = 2
+STOPPED = {130: "interrupted", 143: "terminated"}
+"""Codes of Ctrl-C, as typer has it, and of SIGTERM."""
 
 app = typer.Typer(
     help="Federated simulation of personalized elastic embeddings for on-device recommendation, on Flower.",
@@ -69,16 +74,25 @@ def scenarios() -> None:
 
 def main() -> None:
     """Entry point of `fl-peel`: runs a command and turns what happens into an exit code."""
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         app(prog_name="fl-peel")
     except FlPeelError as mistake:
         print(f"fl-peel: error: {one_line(mistake)}", file=sys.stderr)
         sys.exit(USER_ERROR)
     except SystemExit as leaving:
-        if leaving.code != INTERRUPTED:  # what typer makes of Ctrl-C
+        if leaving.code not in STOPPED:
             raise
-        print("fl-peel: interrupted", file=sys.stderr)
-        _leave(INTERRUPTED)  # the engine's threads may still wait for their workers
+        print(f"fl-peel: {STOPPED[leaving.code]}", file=sys.stderr)
+        _leave(leaving.code)  # the engine's threads may still wait for their workers
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """End as at Ctrl-C: all that is open is closed on the way out; a second signal does not disturb that."""
+    signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
 def _leave(code: int) -> None:

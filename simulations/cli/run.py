@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
-from simulations.cli.console import DataDir, print_table
+from simulations.cli.console import DataDir, path_option, print_table
 
 
 def run(
@@ -23,7 +23,7 @@ def run(
         typer.Option("--set", metavar="PATH=VALUE", help="Change a key, e.g. refinement.rounds=5; repeatable."),
     ] = None,
     data_dir: DataDir = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for report.html, report.json, ...")] = None,
+    out: Annotated[Path | None, path_option("--out", "Folder for report.html, report.json, ...")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the scenario's.")] = None,
     profiles: Annotated[str | None, typer.Option("--profiles", metavar="FLEET", help="Sets fleet.")] = None,
     nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Flower nodes; sets engine.nodes.")] = None,

@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.text import Text
 
 from fl_peel.events import OnEvent, silent
-from simulations.cli.console import DataDir
+from simulations.cli.console import DataDir, path_option
 from simulations.cli.shares import read_budgets
 
 if TYPE_CHECKING:
     from simulations.studies.frame import Options
 
 ScenarioName = Annotated[str, typer.Argument(help="A shipped scenario or a YAML file.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder for the results, and for checkpoints to resume from.")]
+Out = Annotated[Path, path_option("--out", "Folder for the results, and for checkpoints to resume from.")]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Repeat with this many seeds, from the scenario's on.")]
 Overrides = Annotated[
     list[str] | None,

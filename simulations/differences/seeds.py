@@ -12,8 +12,9 @@ import numpy as np
 from fl_peel.plain import to_plain
 from fl_peel.ranking.bootstrap import REPLICATES, Doubles, Estimate, estimate, over
 from simulations.differences.runs import SEEDS_FILE, Runs
-from simulations.report.files import json_bytes, write_files
+from simulations.report.files import json_bytes
 from simulations.report.render import provenance, render, scenario_name
+from simulations.report.results import write_results
 from simulations.report.tables.view import ABSENT, TableView, format_interval
 
 SEEDS_PAGE = "seeds.html"
@@ -167,7 +168,7 @@ def write_seeds(out: Path, result: SeedsResult) -> list[Path]:
         note=result.method,
         **provenance(to_plain(result), "") | {"seed": None},
     )
-    return write_files(out, {SEEDS_FILE: json_bytes(to_plain(result)), SEEDS_PAGE: page.encode()})
+    return write_results(out, {SEEDS_FILE: json_bytes(to_plain(result)), SEEDS_PAGE: page.encode()})
 
 
 __all__ = [

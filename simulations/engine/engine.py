@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
+import secrets
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
@@ -18,16 +20,16 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from clients.client_app import app as client_app
+from clients.round.secret_store import KEY_BYTES, KEY_VARIABLE
 from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.settings import is_gpu
+from simulations.engine.cluster import require_cluster
+from simulations.engine.ray_token import environment, own_token
+from simulations.engine.raylet import RayletWatch
 from simulations.engine.stoppable_grid import StoppableGrid
 from strategies.run.place import Place
-
-CONNECT_S = 10.0
-"""How long a Ray cluster may take to answer."""
-
 
 Result = TypeVar("Result")
 Server = Callable[[Grid, Scenario, Place, OnEvent], Result]
@@ -49,11 +51,17 @@ def simulated(
         EngineError: the engine itself failed.
     """
     backend_config = _backend_config(scenario)
-    with _quiet_engine(), _visible_gpus(scenario.engine.device):
+    with _quiet_engine(), _visible_gpus(scenario.engine.device), _own_signals(), _own_secrets(scenario):
         outcome: list[Result] = []
         failed: list[BaseException] = []
         stop, ended = threading.Event(), threading.Event()
+        lost = threading.Event()
         server_app = ServerApp()
+
+        def without_ray() -> None:
+            if not ended.is_set():
+                lost.set()
+                stop.set()
 
         def told(event: Event) -> None:
             if stop.is_set():
@@ -70,19 +78,25 @@ def simulated(
                 ended.set()
 
         try:
-            run_simulation(
-                server_app,
-                client,
-                num_supernodes=scenario.engine.nodes,
-                backend_config=backend_config,
-            )
+            with RayletWatch(without_ray):
+                run_simulation(
+                    server_app,
+                    client,
+                    num_supernodes=scenario.engine.nodes,
+                    backend_config=backend_config,
+                )
         except Exception as error:
             if not failed:
-                raise EngineError(f"Flower's simulation engine failed: {' '.join(str(error).split())}") from error
+                root = " ".join(str(_root_of(error)).split())
+                raise EngineError(f"Flower's simulation engine failed: {root}") from error
         finally:
             stop.set()  # also on Ctrl-C: otherwise the server's thread would wait for replies that never come
             ended.wait(timeout=10)
     if failed:
+        if lost.is_set():
+            raise EngineError(
+                "Ray has ended: its raylet was killed, perhaps for want of memory; run again, with fewer nodes if so"
+            ) from failed[0]
         raise failed[0]
     if not outcome:
         raise EngineError("Flower's simulation engine ended without a result; see its log above")
@@ -109,31 +123,43 @@ def gpu_share(nodes: int) -> float:
     return max(10_000 // nodes, 1) / 10_000
 
 
-def require_cluster(address: str) -> None:
-    """Look whether somebody listens at ``host:port``; Ray itself would go on trying for many minutes.
-
-    Raises:
-        EngineError: nobody does.
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Whoever already does something at SIGTERM goes on doing it: while it starts, Ray would end its own processes
+    within the signal, and later this one with a dump of its stack.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        return  # "auto" and the like: Ray knows what they mean
-    try:
-        socket.create_connection((host.rpartition("/")[2], int(port)), timeout=CONNECT_S).close()
-    except OSError as error:
-        raise EngineError(
-            f"engine.ray_address: no Ray cluster answers at {address} ({error}); start one with "
-            "`ray start --head` or correct the address"
-        ) from error
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler in (signal.SIG_DFL, None) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    import ray
+
+    start = ray.init
+
+    def init(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return start(*args, **kwargs)
+        finally:
+            signal.signal(signal.SIGTERM, handler)  # beneath Python, Ray has replaced it
+
+    with patch("ray.init", init), patch("ray._private.utils.set_sigterm_handler"):
+        yield
+
+
+def _root_of(error: BaseException) -> BaseException:
+    """What an error was first raised for: Flower wraps it three times."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 @contextmanager
 def _quiet_engine() -> Iterator[None]:
-    """Flower without chatter, and the process's search path as it was afterwards."""
+    """Flower without chatter and tracebacks (what failed is raised), and the search path afterwards as it was."""
     python_path = os.environ.get("PYTHONPATH")
     logger = logging.getLogger("flwr")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
@@ -145,19 +171,27 @@ def _quiet_engine() -> Iterator[None]:
 
 
 @contextmanager
+def _own_secrets(scenario: Scenario) -> Iterator[None]:
+    """Of the Ray that is started within: its token, and the key of what devices keep secret between messages. Its
+    workers inherit them; those of a cluster that is there do not.
+    """
+    address = scenario.engine.ray_address
+    if address:
+        with own_token(address):
+            yield
+    else:
+        with environment(**{KEY_VARIABLE: secrets.token_hex(KEY_BYTES)}), own_token(address):
+            yield
+
+
+@contextmanager
 def _visible_gpus(device: str) -> Iterator[None]:
     """With ``cuda:N``, workers see all GPUs, so that N means the same to them; else Ray shows each only its own."""
-    key = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
-    before = os.environ.get(key)
     if is_gpu(device) and ":" in device:
-        os.environ[key] = "1"
-    try:
+        with environment(RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES="1"):
+            yield
+    else:
         yield
-    finally:
-        if before is None:
-            os.environ.pop(key, None)
-        else:
-            os.environ[key] = before
 
 
-__all__ = ["require_cluster", "simulated"]
+__all__ = ["simulated"]

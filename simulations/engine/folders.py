@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
+import psutil
 
 from fl_peel.errors import ReportError
+
+PREFIX, OWNER = "fl-peel-", "owner.json"
+"""Of the name of a run's folder; the file in it that says whose it is."""
+SAME_S = 1.0
+"""Seconds by which a process's start may differ when it is read again."""
 
 
 def default_cache_dir() -> Path:
@@ -26,21 +37,84 @@ def data_folder(data_dir: str | Path | None) -> str:
 
 @contextmanager
 def run_folder() -> Iterator[Path]:
-    """A temporary folder for the simulated devices' disks.
+    """A temporary folder for the simulated devices' disks; those of killed runs are removed before.
 
     Raises:
-        ReportError: there is no place for one.
+        ReportError: there is no place for one, or the disk is full.
     """
     try:
-        folder = Path(tempfile.mkdtemp(prefix="fl-peel-"))
+        sweep(Path(tempfile.gettempdir()))
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     except OSError as error:
         raise ReportError(
             f"no temporary folder can be made ({error}); set TMPDIR to one that can be written"
         ) from error
     try:
+        (folder / OWNER).write_text(json.dumps(dataclasses.asdict(Owner.of(psutil.Process()))), encoding="utf-8")
         yield folder
+    except OSError as error:
+        if not _is_full(error):
+            raise
+        raise ReportError(
+            f"{folder.parent}: the run's folder has no room there ({error}); make some, or set TMPDIR to another disk"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-__all__ = ["data_folder", "default_cache_dir", "run_folder"]
+def _is_full(error: OSError) -> bool:
+    """Whether it is of a full disk; NumPy gives no number, but tells how much of an array it could write."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and " requested and " in str(error))
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that a run's folder is of. machine: its host, and which processes it sees there (containers);
+    started_s: since the host started, whatever its clock was set to meanwhile.
+    """
+
+    machine: str
+    pid: int
+    started_s: float
+
+    @staticmethod
+    def of(process: psutil.Process) -> Owner:
+        """A process of this machine."""
+        return Owner(_machine(), process.pid, _started_s(process))
+
+    def is_gone(self) -> bool:
+        """Whether the process has ended; False where that cannot be known."""
+        if self.machine != _machine():
+            return False
+        try:
+            return abs(_started_s(psutil.Process(self.pid)) - self.started_s) > SAME_S
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.Error:
+            return False
+
+
+def _started_s(process: psutil.Process) -> float:
+    boot_s = psutil.boot_time()  # first: psutil adds the one that it read last
+    return process.create_time() - boot_s
+
+
+def _machine() -> str:
+    try:
+        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return platform.node()
+
+
+def sweep(place: Path) -> None:
+    """Remove the folders of runs that were killed: those whose process has ended, and that say so."""
+    for folder in place.glob(f"{PREFIX}*"):
+        try:
+            owner = Owner(**json.loads((folder / OWNER).read_text(encoding="utf-8")))
+            if owner.is_gone():
+                shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, ValueError, TypeError):
+            continue  # not a run's, or of one that has just begun
+
+
+__all__ = ["Owner", "data_folder", "default_cache_dir", "run_folder", "sweep"]

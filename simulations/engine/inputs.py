@@ -6,6 +6,8 @@ What needs NumPy is imported when a fleet is checked: a mistake that shows witho
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,6 +18,8 @@ from fl_peel.roots import check_one_root
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import require_device
 from fl_peel.weighting.settings import CONTROLLER, SELECTORS
+from simulations.engine.cluster import require_cluster
+from simulations.engine.listing import require_ours
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,23 +32,40 @@ if TYPE_CHECKING:
 MOST_ROUNDS_LOOKED_AT = 1000
 """For a device that is available: in a usual fleet the first round has one."""
 STUDIES = ("compare", "ablate", "audit")
-RESULT_FILES = (
-    *("report.json", "metrics.csv", "report.html", "scenario.yaml", "bench.json"),
-    *("per-device.parquet", "seeds.json", "seeds.html"),
-    *(f"{study}.{ending}" for study in STUDIES for ending in ("json", "csv", "html", "svg")),
+ENDINGS = ("json", "csv", "html", "svg")
+RUN_RESULTS = ("report.json", "metrics.csv", "report.html", "scenario.yaml", "per-device.parquet", "artifacts")
+SEEDS_RESULTS = ("seeds.json", "seeds.html")
+TIMELINE_RESULTS = (
+    *(f"timeline.{ending}" for ending in ENDINGS),
+    *("scenario.yaml", "timeline-seeds.json", "timeline-seeds.html"),
+)
+STUDY_RESULTS = tuple(f"{study}.{ending}" for study in STUDIES for ending in ENDINGS)
+BENCH_RESULTS = ("bench.json",)
+RESULT_FOLDERS = ("artifacts", "checkpoints")
+"""Folders that runs and studies may make among their results."""
+RESULT_FILES = tuple(
+    name
+    for name in (*RUN_RESULTS, *SEEDS_RESULTS, *TIMELINE_RESULTS, *STUDY_RESULTS, *BENCH_RESULTS)
+    if name not in RESULT_FOLDERS
 )
 """What a run, a study or a benchmark may write into its folder."""
-RESULT_FOLDERS = ("artifacts", "checkpoints")
-"""Folders that they may make there."""
 
 
-def checked(scenario: Scenario, out: Path | None, *, place: str = "--out", working_dir: Path | None = None) -> Scenario:
+def checked(
+    scenario: Scenario,
+    out: Path | None,
+    *,
+    place: str = "--out",
+    working_dir: Path | None = None,
+    writes: Sequence[str] | None = None,
+) -> Scenario:
     """The scenario with absolute paths (nodes may have another working directory), once everything is found.
 
-    working_dir: of the workers this process will start; nothing in it may hide our packages.
+    working_dir: of the workers this process will start; nothing in it may hide our packages; writes: into ``out``, if
+    not what a run of the scenario does.
 
     Raises:
-        EngineError: packages from two roots.
+        EngineError: packages from two roots, or nobody answers at ``engine.ray_address``.
         ReportError: ``out`` cannot be a folder of results.
         ProfileError: no such fleet, or one that makes no sense.
         DataError: no such data file.
@@ -52,13 +73,17 @@ def checked(scenario: Scenario, out: Path | None, *, place: str = "--out", worki
     """
     check_one_root(working_dir)
     require_device(scenario.engine.device)
+    if scenario.engine.ray_address:
+        require_cluster(scenario.engine.ray_address)
     if out is not None:
-        check_out(out, place)
+        check_out(out, place, run_results(scenario) if writes is None else writes)
     scenario = absolute(scenario)
     for key in ("path", "test_path"):
         path = getattr(scenario.data, key)
         if path is not None and file_kind(Path(path)) == "nothing":
             raise DataError(f"{path}: no such file or folder; correct data.{key}")
+        if path is not None and not (Path(path).is_file() or Path(path).is_dir()):
+            raise DataError(f"{path}: is a device or a pipe, neither file nor folder; correct data.{key}")
 
     from clients.fleet.fleet import load_fleet
 
@@ -306,14 +331,45 @@ def check_plug_ins(scenario: Scenario) -> None:
             find_statistic(name)
 
 
-def check_out(out: Path, place: str = "--out") -> None:
-    """Refuse a place that no results can be written to.
+def run_results(scenario: Scenario) -> tuple[str, ...]:
+    """Names of what a run of the scenario may write into its folder."""
+    return (*(TIMELINE_RESULTS if scenario.data.timeline is not None else RUN_RESULTS), *SEEDS_RESULTS)
+
+
+def given_folder(out: str | Path | None) -> Path | None:
+    """The folder that results go to, None for no results.
 
     Raises:
-        ReportError: something is in the way, the folder is not writable, or the system knows no such name.
+        ReportError: an empty path, which would mean the current folder.
+    """
+    if out is not None and not str(out).strip():
+        raise ReportError("out: is empty; give a folder, or . for the current one")
+    return None if out is None else Path(out)
+
+
+def require_folders(out: str | Path, scenario: Scenario, seeds: int) -> Path:
+    """The folder that results of so many seeds go to, each into ``seed-K`` of it.
+
+    Raises:
+        ReportError: an empty path, or a seed's folder that no results can be written to.
+    """
+    folder = given_folder(out)
+    assert folder is not None, "several seeds have a folder"
+    for number in range(scenario.seed, scenario.seed + seeds):
+        check_out(folder / f"seed-{number}", writes=run_results(scenario))
+    return folder
+
+
+def check_out(out: Path, place: str = "--out", writes: Sequence[str] = ()) -> None:
+    """Refuse a place that no results can be written to. writes: names of what will be written there.
+
+    Raises:
+        ReportError: something is in the way, the folder is not writable, or the system knows no such name; or a file
+            there that would be replaced is not ours.
     """
     try:
         _check_out(out, place)
+        require_ours(out, writes, place)
     except OSError as error:
         raise ReportError(f"{out}: cannot be a folder ({error.strerror}); give {place} another one") from error
 
@@ -339,8 +395,13 @@ def _check_out(out: Path, place: str) -> None:
         there = there.parent
     if not there.is_dir():
         raise ReportError(f"{out}: cannot be made, {there} is a file; give {place} another folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ReportError(f"{out}: cannot be written, {there} is read-only; give {place} another folder")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ReportError(
+            f"{out}: cannot be written, nothing can be made in {there} ({error.strerror}); give {place} another folder"
+        ) from error
     for name in RESULT_FILES:
         if (out / name).is_dir():
             raise ReportError(f"{out / name}: is a folder where a result would be; move it, or give another {place}")

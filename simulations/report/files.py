@@ -58,44 +58,66 @@ def csv_bytes(header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes
     return buffer.getvalue().encode()
 
 
-def write_files(out_dir: Path, contents: Mapping[str, bytes]) -> list[Path]:
-    """Write `contents` (file name -> bytes) into `out_dir`: all of them or, on any failure, none.
+def write_files(out_dir: Path, contents: Mapping[str, bytes | Path], stale: Iterable[str] = ()) -> list[Path]:
+    """Write `contents` (name -> bytes, or a file to copy) into `out_dir`, remove `stale`: all or, on any failure, none.
 
-    Files are first written into a temporary folder inside `out_dir` (on the same disk: a move is atomic) and
-    then moved one by one; if a move fails, those already made are undone. Other files in `out_dir` are left
+    Files are first written into a temporary folder on the same disk, and then moved: a folder that is new comes with
+    one rename, a single file likewise. Where several old files are replaced, all of them leave before the first new one
+    comes, so that even a killed process leaves none of one kind beside the other. Other files in `out_dir` are left
     alone. Raises `ReportError` when the disk says no.
     """
+    is_new = not out_dir.exists()
+    place = out_dir.parent if is_new else out_dir
     try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".report-", dir=out_dir))
+        place.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".report-", dir=place))
     except OSError as error:
         raise ReportError(f"{out_dir}: cannot write here ({error}); give another --out") from error
     try:
         for name, data in contents.items():
-            (staging / name).write_bytes(data)
-        return _move_all(staging, out_dir, list(contents))
+            file = staging / "new" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(data, Path):
+                shutil.copyfile(data, file)
+            else:
+                file.write_bytes(data)
+        if not (is_new and _renamed(staging / "new", out_dir)):
+            _replace_all(staging, out_dir, list(contents), list(stale))
+        return [out_dir / name for name in contents]
     except OSError as error:
         raise ReportError(f"{out_dir}: cannot write ({error}); the old files are as they were") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _move_all(staging: Path, out_dir: Path, names: Sequence[str]) -> list[Path]:
-    backup = staging / "old"
-    backup.mkdir()
-    for name in names:
-        if (out_dir / name).exists():
-            shutil.copy2(out_dir / name, backup / name)
+def _renamed(folder: Path, target: Path) -> bool:
+    """Whether the folder could be given its name; not where somebody else was faster."""
+    try:
+        folder.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        return False
+    return True
+
+
+def _replace_all(staging: Path, out_dir: Path, names: Sequence[str], stale: Sequence[str]) -> None:
+    aside: list[str] = []
     moved: list[str] = []
     try:
+        if len(names) + len(stale) > 1:
+            for name in (*names, *stale):
+                if os.path.lexists(out_dir / name):
+                    (staging / "old" / name).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(out_dir / name, staging / "old" / name)
+                    aside.append(name)
         for name in names:
-            os.replace(staging / name, out_dir / name)
+            (out_dir / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staging / "new" / name, out_dir / name)
             moved.append(name)
     except BaseException:
         for name in moved:
-            if (backup / name).exists():
-                shutil.move(backup / name, out_dir / name)
-            else:
-                (out_dir / name).unlink()
+            (out_dir / name).unlink()
+        for name in aside:
+            (staging / "old" / name).rename(out_dir / name)
         raise
-    return [out_dir / name for name in names]

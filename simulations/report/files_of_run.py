@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from fl_peel.errors import ReportError
-from simulations.report.files import csv_bytes, json_bytes, to_plain, write_files
+from simulations.report.files import csv_bytes, json_bytes, to_plain
 from simulations.report.page import run_page
 from simulations.report.plots.run import report_figures
+from simulations.report.results import write_results
 from simulations.report.tables.run import summary_tables
 from strategies.figures.schema import RunResult, from_json, to_json
 
@@ -23,6 +24,7 @@ __all__ = [
     "RunResult",
     "metric_rows",
     "read_report",
+    "report_contents",
     "report_figures",
     "summary_tables",
     "write_report",
@@ -39,16 +41,22 @@ def write_report(result: RunResult, out_dir: Path) -> list[Path]:
     in `out_dir` stay. Raises `ReportError`, naming the key's path, for a value out of range or of the wrong type, NaN
     or infinity, and for a folder that cannot be written.
     """
+    return write_results(out_dir, report_contents(result))
+
+
+def report_contents(result: RunResult) -> dict[str, bytes]:
+    """The three files by name.
+
+    Raises:
+        ReportError: as :func:`write_report`, of the value.
+    """
     plain = to_plain(to_json(result))
     checked = from_json(plain)
-    return write_files(
-        out_dir,
-        {
-            "report.json": json_bytes(plain),
-            "metrics.csv": csv_bytes(CSV_COLUMNS, metric_rows(plain)),
-            "report.html": run_page(checked, report_figures(checked)).encode(),
-        },
-    )
+    return {
+        "report.json": json_bytes(plain),
+        "metrics.csv": csv_bytes(CSV_COLUMNS, metric_rows(plain)),
+        "report.html": run_page(checked, report_figures(checked)).encode(),
+    }
 
 
 def read_report(path: Path) -> RunResult:

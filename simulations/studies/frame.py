@@ -14,8 +14,7 @@ from typing import Any, TypedDict, TypeVar
 from fl_peel.errors import ScenarioError
 from fl_peel.events import OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
-from simulations.engine.engine import require_cluster
-from simulations.engine.inputs import checked
+from simulations.engine.inputs import STUDY_RESULTS, checked, given_folder
 from simulations.engine.versions import versions
 from simulations.scenario_files import load_scenario
 from simulations.studies.study import Study, open_study
@@ -59,9 +58,11 @@ class Frame:
         if not isinstance(scenario, Scenario):
             scenario = load_scenario(scenario, options.get("overrides", ()))
         _check(scenario)
+        folder = given_folder(out)
+        assert folder is not None, "a study has a folder"
         return Frame(
-            checked(scenario, Path(out), working_dir=Path.cwd()),
-            Path(out),
+            checked(scenario, folder, working_dir=Path.cwd(), writes=STUDY_RESULTS),
+            folder,
             options.get("data_dir"),
             options.get("cache_dir"),
             options.get("on_event", silent),
@@ -95,14 +96,11 @@ def _check(scenario: Scenario) -> None:
 
     Raises:
         ScenarioError: naming the key and the remedy.
-        EngineError: nobody answers at ``engine.ray_address``.
     """
     if scenario.data.timeline is not None:
         raise ScenarioError("data.timeline: studies measure at one moment; leave it out")
     if scenario.evaluation.top_n != 20:
         raise ScenarioError(f"evaluation.top_n: {scenario.evaluation.top_n} is not 20, which studies report; leave it")
-    if scenario.engine.ray_address:
-        require_cluster(scenario.engine.ray_address)
 
 
 __all__ = ["Frame", "Options"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,15 @@ from strategies.figures.schema import Ratio
 from strategies.timeline.schema import LineResult, PeriodResult, Summary, TimelineResult
 
 
-def write_timeline(result: TimelineResult, out_dir: Path) -> list[Path]:
-    """Write the four files into ``out_dir``, all or none, and return their paths.
+def write_timeline(result: TimelineResult, out_dir: Path, more: Mapping[str, bytes] | None = None) -> list[Path]:
+    """Write the four files, and more, into ``out_dir``, all or none, and return their paths.
 
     Raises:
         ReportError: the folder cannot be written.
     """
     plain = to_plain(in_plain(result, top_n=20), "timeline")
-    return write_study(out_dir, plain, csv_rows(result), timeline_page(result), recall_plot(result.periods))
+    plot = recall_plot(result.periods)
+    return write_study(out_dir, plain, csv_rows(result), timeline_page(result), plot, more=more)
 
 
 def csv_rows(result: TimelineResult) -> list[dict[str, Any]]:

@@ -14,10 +14,9 @@ from fl_peel.events import OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
-from simulations.engine.inputs import check_devices, check_items
+from simulations.engine.inputs import check_devices, check_items, check_out, given_folder, run_results
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
-from simulations.report.files import write_files
 from simulations.timeline.report import write_timeline
 from strategies.run.place import Place
 from strategies.timeline.schema import TimelineResult
@@ -51,6 +50,9 @@ def run_with_replicates(
 ) -> tuple[TimelineResult, dict[str, NDArray[np.float64]]]:
     """As :func:`run_timeline`, and by way of serving (B,) replicates of its recall over the last three periods."""
     check_timeline(scenario)
+    out = given_folder(out)
+    if out is not None:
+        check_out(out, writes=run_results(scenario))
     with run_folder() as run_dir:
         place = Place(os.path.abspath(data_dir) if data_dir else os.environ.get("FL_PEEL_DATA", ""), str(run_dir))
         with PeakMemory() as memory:
@@ -62,14 +64,13 @@ def run_with_replicates(
             replicates = dict(zip(kept["lines"].tolist(), kept["recalls"], strict=True))
     result = replace(result, versions=versions(), command=command, peak_rss_bytes=memory.peak_bytes)
     if out is not None:
-        save_timeline(result, scenario, Path(out))
+        save_timeline(result, scenario, out)
     return result, replicates
 
 
 def save_timeline(result: TimelineResult, scenario: Scenario, out: Path) -> None:
     """Write a timeline's files, and the scenario."""
-    write_timeline(result, out)
-    write_files(out, {"scenario.yaml": scenario.to_yaml().encode()})
+    write_timeline(result, out, {"scenario.yaml": scenario.to_yaml().encode()})
 
 
 __all__ = ["run_timeline", "run_with_replicates", "save_timeline"]

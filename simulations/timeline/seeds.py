@@ -14,8 +14,10 @@ from fl_peel.events import OnEvent, of_seed, silent
 from fl_peel.plain import to_plain
 from fl_peel.scenario.scenario import Scenario
 from simulations.differences.seeds import METHOD, Figure, figure_text
-from simulations.report.files import json_bytes, write_files
+from simulations.engine.inputs import require_folders
+from simulations.report.files import json_bytes
 from simulations.report.render import provenance, render, scenario_name
+from simulations.report.results import write_results
 from simulations.report.tables.view import TableView
 from simulations.timeline.run import run_with_replicates
 from simulations.timeline.words import BASES, LABELS
@@ -62,6 +64,7 @@ def run_timeline_seeds(
     Raises:
         FlPeelError: as :func:`simulations.timeline.run.run_timeline`.
     """
+    out = require_folders(out, scenario, seeds)
     results, drawn = [], []
     for number in range(scenario.seed, scenario.seed + seeds):
         one = scenario.model_copy(update={"seed": number})
@@ -141,7 +144,7 @@ def write_timeline_seeds(out: Path, result: TimelineSeeds) -> list[Path]:
         note=result.method,
         **provenance(to_plain(result), "") | {"seed": None},
     )
-    return write_files(out, {f"{NAME}.json": json_bytes(to_plain(result)), f"{NAME}.html": page.encode()})
+    return write_results(out, {f"{NAME}.json": json_bytes(to_plain(result)), f"{NAME}.html": page.encode()})
 
 
 __all__ = ["NAME", "LineSeeds", "TimelineSeeds", "run_timeline_seeds", "timeline_seeds", "timeline_seeds_view"]

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from flwr.app import Error, Message
 
@@ -286,7 +287,11 @@ def test_run_from_python_on_the_engine(tiny, tmp_path):
 
 
 @pytest.mark.engine
-def test_ctrl_c_ends_the_run_at_once_and_leaves_nothing(tiny, tmp_path):
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("sent", "code", "told"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_the_run_at_once_and_leaves_nothing(tiny, tmp_path, sent, code, told):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     # so many rounds that it cannot end by itself
@@ -298,11 +303,15 @@ def test_ctrl_c_ends_the_run_at_once_and_leaves_nothing(tiny, tmp_path):
         if "joining" in line:
             break
     assert list(temporary.glob("fl-peel-*"))
-    process.send_signal(signal.SIGINT)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert started, "Ray's processes"
+    process.send_signal(sent)
     start = time.monotonic()
     _, errors = process.communicate(timeout=240)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert time.monotonic() - start < 180  # 3 s on free cores; the other tests of a suite may have them all
-    assert errors.rstrip().splitlines()[-1] == "fl-peel: interrupted"
+    assert errors.rstrip().splitlines()[-1] == f"fl-peel: {told}"
+    assert not re.search("Traceback|stack|SIGTERM", errors)
+    assert not psutil.wait_procs(started, timeout=60)[1]
     assert not list(temporary.glob("fl-peel-*"))
     assert not (tmp_path / "out").exists()

@@ -1,12 +1,13 @@
 """Pretrained tables kept by content: what changes the key, and what a damaged file does."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
+from fl_peel.pretraining.cache import DIGEST, _digest, pretraining_key, read_tables, write_tables
 from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.train import EpochFigures, PretrainedEmbeddings
 from tests.helpers.blocks import rows_of
@@ -89,36 +90,70 @@ def test_there_may_be_none(tmp_path):
     assert read_tables(tmp_path / "no folder", "k") is None
 
 
-def test_a_damaged_file_is_as_good_as_none(tmp_path):
+def test_a_damaged_file_is_as_good_as_none_and_told_in_one_line(tmp_path, caplog):
+    """Zeroed numbers, a flipped bit anywhere, even in the shape: not only what safetensors finds."""
     write_tables(tmp_path, "k", TABLES)
     path = tmp_path / "k.safetensors"
     whole = path.read_bytes()
-    for damaged in (b"", b"not at all", whole[:-1], whole[:20], b"\xff" * len(whole)):
+    damages = [b"", b"not at all", whole[:-1], whole[:20], b"\xff" * len(whole), whole[:-24] + bytes(24)]
+    damages += [whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :] for at in range(8, len(whole))]
+    for damaged in damages:
         path.write_bytes(damaged)
-        assert read_tables(tmp_path, "k") is None
+        caplog.clear()
+        kept = read_tables(tmp_path, "k")
+        if kept is None:
+            (record,) = caplog.records
+            assert record.getMessage().startswith(f"{path}: kept tables are damaged (")
+            assert record.getMessage().endswith("); pretraining anew")
+            assert "\n" not in record.getMessage()
+        else:  # spaces that safetensors pads its header with
+            assert all((getattr(kept, name) == getattr(TABLES, name)).all() for name in ("users", "items"))
+            assert (kept.temperature, kept.history) == (TABLES.temperature, TABLES.history)
     path.write_bytes(whole)
     assert read_tables(tmp_path, "k") is not None
+
+
+def test_a_file_without_a_digest_is_written_anew(tmp_path):
+    write_tables(tmp_path, "k", TABLES)
+    save_file(load_file(tmp_path / "k.safetensors"), tmp_path / "k.safetensors")
+    assert read_tables(tmp_path, "k") is None
+    write_tables(tmp_path, "k", TABLES)
+    assert read_tables(tmp_path, "k") is not None
+
+
+def test_several_that_write_at_once_leave_one_whole_file(tmp_path):
+    """As runs that find the same cache cold; whoever reads meanwhile finds nothing or all of it."""
+    with ThreadPoolExecutor(4) as pool:
+        writing = [pool.submit(write_tables, tmp_path, "k", TABLES) for _ in range(40)]
+        reading = [pool.submit(read_tables, tmp_path, "k") for _ in range(40)]
+    assert all(done.exception() is None for done in writing)
+    found = [done.result() for done in reading] + [read_tables(tmp_path, "k")]
+    assert all((kept.items == TABLES.items).all() for kept in found if kept is not None)
+    assert found[-1] is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["k.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["users", "items", "temperature", "loss"])
 def test_a_file_that_lacks_something_is_as_good_as_none(tmp_path, name):
     write_tables(tmp_path, "k", TABLES)
     tensors = load_file(tmp_path / "k.safetensors")
-    save_file({other: tensor for other, tensor in tensors.items() if other != name}, tmp_path / "k.safetensors")
+    fewer = {other: tensor for other, tensor in tensors.items() if other != name}
+    save_file(fewer, tmp_path / "k.safetensors", {DIGEST: _digest(fewer)})
     assert read_tables(tmp_path, "k") is None
 
 
 def test_an_empty_temperature_is_as_good_as_none(tmp_path):
     write_tables(tmp_path, "k", TABLES)
     tensors = load_file(tmp_path / "k.safetensors")
-    save_file({**tensors, "temperature": np.zeros(0)}, tmp_path / "k.safetensors")
+    tensors["temperature"] = np.zeros(0)
+    save_file(tensors, tmp_path / "k.safetensors", {DIGEST: _digest(tensors)})
     assert read_tables(tmp_path, "k") is None
 
 
 def test_a_write_that_fails_leaves_what_was_there_and_stops_nobody(tmp_path, monkeypatch, caplog):
     write_tables(tmp_path, "k", TABLES)
 
-    def full(tensors, name):
+    def full(tensors, name, metadata):
         raise OSError("no space left")
 
     monkeypatch.setattr("fl_peel.pretraining.cache.save_file", full)

@@ -465,3 +465,17 @@ def test_error_text_that_spans_lines_is_printed_as_one(fl_peel, monkeypatch):
 
     monkeypatch.setattr("simulations.scenario_files.load_scenario", fail)
     assert fl_peel("run")[2] == f"{ERROR}a b\n"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(("run", "--out"), ("compare", "--out"), ("ablate", "--out"), ("audit", "--out"), ("bench", "--out")),
+        *(("diff", "a", "b", "--json"), ("diff", "a", "b", "--html"), ("profiles", "sample", "phones", "--out")),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_the_current_folder(fl_peel, args):
+    code, out, err = fl_peel(*args, "")
+    assert (code, out) == (2, "")
+    assert err == f"{ERROR}{args[-1]}: is empty; give a path, or . for the current folder\n"

@@ -7,7 +7,7 @@ import pytest
 
 from fl_peel import plugins
 from fl_peel.disks import device_splits
-from fl_peel.errors import FlPeelError, ReportError, ScenarioError
+from fl_peel.errors import DataError, FlPeelError, ReportError, ScenarioError
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import check_devices, check_out, check_run, checked
 from simulations.scenario_files import load_scenario
@@ -156,6 +156,30 @@ def test_a_file_in_a_results_folders_place_is_refused(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(ReportError, match=f"{name}: is a file where a folder would be; move it, or give another"):
         check_out(tmp_path)
+
+
+def test_a_place_in_which_nothing_can_be_made_is_refused_at_the_start(tmp_path, monkeypatch):
+    """Whatever its mode says: nobody may write into a full disk, or into some folders of the system's."""
+
+    def refuse(dir):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("simulations.engine.inputs.tempfile.TemporaryFile", refuse)
+    with pytest.raises(
+        ReportError, match=r"out: cannot be written, nothing can be made in .* \(No space left on device\)"
+    ):
+        check_out(tmp_path / "out")
+
+
+@pytest.mark.parametrize("key", ["path", "test_path"])
+def test_a_pipe_or_a_device_is_no_data(tiny_scenario, tmp_path, key):
+    """Whoever read it would wait, or read, for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        data = tiny_scenario.data.model_copy(update={key: str(path)})
+        said = rf"{path}: is a device or a pipe, neither file nor folder; correct data\.{key}"
+        with pytest.raises(DataError, match=said):
+            checked(tiny_scenario.model_copy(update={"data": data}), None)
 
 
 def test_a_link_to_nowhere_is_refused(tmp_path):

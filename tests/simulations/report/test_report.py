@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fl_peel.privacy.report import PrivacyReport
+from simulations.engine.listing import LIST
 from simulations.report.files import write_files
 from simulations.report.files_of_run import ReportError, read_report, summary_tables, write_report
 from simulations.report.plots.run import report_figures
@@ -536,8 +537,10 @@ def snapshot(folder: Path) -> dict:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-@pytest.mark.parametrize("fails_at", [1, 2, 3])
-@pytest.mark.parametrize("old", [{}, {"a": b"1", "b": b"2", "c": b"3"}, {"b": b"2"}])
+OLD = [{}, {"a": b"1", "b": b"2", "c": b"3"}, {"b": b"2"}]
+
+
+@pytest.mark.parametrize(("old", "fails_at"), [(old, at) for old in OLD for at in range(1, 4 + len(old))])
 def test_a_failure_between_moves_leaves_the_old_files(tmp_path, monkeypatch, fails_at, old):
     for name, data in (old | {"mine.txt": b"not the report's"}).items():
         (tmp_path / name).write_bytes(data)
@@ -555,6 +558,31 @@ def test_a_failure_between_moves_leaves_the_old_files(tmp_path, monkeypatch, fai
         write_files(tmp_path, {"a": b"new", "b": b"new", "c": b"new"})
     assert len(calls) == fails_at
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("moves", range(7))
+def test_a_process_killed_between_moves_leaves_no_new_file_beside_an_old_one(tmp_path, monkeypatch, moves):
+    """Whoever is killed undoes nothing: the folder is looked at as it is after so many moves."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(b"old")
+    seen, real = [], os.replace
+
+    def replace(source, target):
+        seen.append({file.read_bytes() for file in tmp_path.iterdir() if file.is_file()})
+        real(source, target)
+
+    monkeypatch.setattr("simulations.report.files.os.replace", replace)
+    write_files(tmp_path, {"a": b"new", "b": b"new", "c": b"new"})
+    seen.append({file.read_bytes() for file in tmp_path.iterdir() if file.is_file()})
+    assert len(seen) == 7
+    assert len(seen[moves]) <= 1
+
+
+def test_a_new_folder_comes_with_one_rename(tmp_path, monkeypatch):
+    monkeypatch.setattr("simulations.report.files.os.replace", lambda *_: pytest.fail("a file was moved by itself"))
+    write_files(tmp_path / "deep" / "out", {"a": b"1"})
+    assert snapshot(tmp_path / "deep" / "out") == {"a": b"1"}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
 
 
 def test_a_failure_while_staging_leaves_the_old_files(tmp_path, monkeypatch):
@@ -579,7 +607,7 @@ def test_a_later_report_replaces_its_own_files_only(tmp_path):
     write_report(replace(run_result(), seed=1), tmp_path)
     paths = write_report(run_result(), tmp_path)
     assert [path.name for path in paths] == ["report.json", "metrics.csv", "report.html"]
-    assert set(snapshot(tmp_path)) == {"scenario.yaml", "report.json", "metrics.csv", "report.html"}
+    assert set(snapshot(tmp_path)) == {"scenario.yaml", "report.json", "metrics.csv", "report.html", LIST}
     assert read_report(tmp_path).seed == 7
 
 

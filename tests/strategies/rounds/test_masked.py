@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Error, Message
 
-from clients.round.secret_store import SecretStore
+from clients.round.secret_store import KEY_BYTES, KEY_VARIABLE, SecretStore
 from fl_peel import wire
 from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.release import update_bits
@@ -325,6 +325,30 @@ def test_the_store_keeps_stages_in_order(tmp_path):
     store.save(1, 1, "keys", {})
     store.forget(but_groups=[1], of_round=1)
     assert [path.name for path in (tmp_path / "secure").iterdir()] == ["1-1.npz"]
+
+
+def test_with_a_key_in_the_environment_nothing_lies_open(tmp_path, monkeypatch):
+    """And what is kept is of this run, this round and this group."""
+    secret = np.frombuffer(b"a secret that no disk is to know", np.uint8)
+    monkeypatch.setenv(KEY_VARIABLE, "07" * KEY_BYTES)
+    store = SecretStore.of(tmp_path)
+    store.save(1, 0, "keys", {"x": secret})
+    kept = tmp_path / "secure" / "1-0.npz"
+    assert secret.tobytes() not in kept.read_bytes()
+    assert store.load(1, 0, "keys")["x"].tobytes() == secret.tobytes()
+    assert kept.stat().st_mode & 0o077 == 0
+    whole = kept.read_bytes()
+    (tmp_path / "secure" / "1-1.npz").write_bytes(whole)
+    with pytest.raises(SecureAggregationError, match="was changed, or is of another run"):
+        store.load(1, 1, "keys")
+    for changed in (whole[:-1], whole[:5], b"", whole[:-1] + bytes([whole[-1] ^ 1])):
+        kept.write_bytes(changed)
+        with pytest.raises(SecureAggregationError, match="was changed, or is of another run"):
+            store.load(1, 0, "keys")
+    kept.write_bytes(whole)
+    monkeypatch.setenv(KEY_VARIABLE, "08" * KEY_BYTES)
+    with pytest.raises(SecureAggregationError, match="was changed, or is of another run"):
+        store.load(1, 0, "keys")
 
 
 def test_the_report_shows_it_in_words_and_numbers(tiny_scenario, tmp_path):

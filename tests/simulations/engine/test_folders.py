@@ -1,0 +1,93 @@
+"""The folder of a run: no room in it is one line; what killed runs left is swept, and nothing of a living one."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import psutil
+import pytest
+
+from fl_peel.errors import ReportError
+from simulations.engine.folders import OWNER, Owner, run_folder, sweep
+from tests.helpers.root import ROOT
+
+KILLED = """
+import os, signal
+from simulations.engine.folders import run_folder
+
+with run_folder() as folder:
+    (folder / "users.npy").write_bytes(b"of a device")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def left(place, owner):
+    """A folder that somebody's run has, or had."""
+    folder = place / f"fl-peel-{len(list(place.iterdir()))}"
+    folder.mkdir()
+    (folder / OWNER).write_text(json.dumps(dataclasses.asdict(owner)))
+    return folder
+
+
+@pytest.mark.faults
+def test_the_next_run_sweeps_what_a_killed_one_left(temporary):
+    environment = os.environ | {"TMPDIR": str(temporary)}
+    done = subprocess.run([sys.executable, "-c", KILLED], env=environment, cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (folder,) = temporary.iterdir()
+    assert (folder / "users.npy").is_file()
+    with run_folder() as own:
+        assert list(temporary.iterdir()) == [own]
+    assert not list(temporary.iterdir())
+
+
+def test_a_living_runs_folder_stays_and_one_whose_number_another_process_has_goes(temporary):
+    this = Owner.of(psutil.Process())
+    living = left(temporary, this)
+    parent = left(temporary, Owner.of(psutil.Process(os.getppid())))
+    elsewhere = left(temporary, dataclasses.replace(this, machine="another", pid=2**30))
+    ended = left(temporary, dataclasses.replace(this, pid=2**30))
+    recycled = left(temporary, dataclasses.replace(this, started_s=this.started_s - 60))
+    sweep(temporary)
+    assert all(folder.is_dir() for folder in (living, parent, elsewhere))
+    assert not any(folder.exists() for folder in (ended, recycled))
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"pid": 1}', '{"machine": "", "pid": "x", "started_s": 0}'])
+def test_a_folder_that_does_not_say_whose_it_is_stays(temporary, content):
+    folder = temporary / "fl-peel-compiled-0"
+    folder.mkdir()
+    if content is not None:
+        (folder / OWNER).write_text(content)
+    sweep(temporary)
+    assert folder.is_dir()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError("400 requested and 100 written")])
+def test_no_room_is_one_line_and_nothing_stays(temporary, error):
+    said = r"the run's folder has no room there \(.*\); make some, or set TMPDIR"
+    with pytest.raises(ReportError, match=said) as caught, run_folder():
+        raise error
+    assert str(caught.value).startswith(f"{temporary}: ")
+    assert not list(temporary.iterdir())
+
+
+def test_another_mistake_keeps_its_traceback(temporary):
+    with pytest.raises(FileNotFoundError), run_folder():
+        raise FileNotFoundError(2, "No such file or directory")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_numpy_tells_a_full_disk_as_we_know_it(temporary):
+    with pytest.raises(ReportError, match="has no room there"), run_folder(), open("/dev/full", "wb") as full:
+        np.save(full, np.zeros(10_000))
