@@ -7,6 +7,7 @@ it; Flower's context would send secrets to and fro. A real device keeps them in 
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +53,12 @@ class SecretStore:
         try:
             with np.load(self._path(server_round, group)) as content:
                 arrays = {name: content[name] for name in content.files}
-        except OSError as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise SecureAggregationError(
                 f"secure aggregation, {Occasion(server_round, group)}: devices refuse: they hold nothing of "
                 "this round, it has not begun or is over; the server repeats a stage, or the node lost its folder"
             ) from error
-        done = str(arrays.pop("stage"))
+        done = str(arrays.pop("stage", "none"))
         if done != stage:
             raise SecureAggregationError(
                 f"secure aggregation, {Occasion(server_round, group)}: devices refuse: after stage {done} "
