@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -62,12 +61,15 @@ RESHAPED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 TYPES = [np.int8, np.int32, np.int64, np.uint32, np.uint64, np.float16, np.float32, np.float64, np.bool_, "S3", ">i8"]
 
 
-@dataclass(frozen=True)
 class Wrong:
-    """A message, and in a word what was done to it."""
+    """A message, and in a word what was done to it: all that is printed."""
 
-    content: RecordDict = field(repr=False)
-    how: str
+    def __init__(self, content: RecordDict, how: str) -> None:
+        self.content = content
+        self.how = how
+
+    def __repr__(self) -> str:
+        return self.how
 
 
 @st.composite

@@ -89,6 +89,8 @@ def try_answers(kind, nodes, sent, reply_type, replies):
             assert isinstance(found[0].error, MessageError)
             assert "\n" not in str(found[0].error)
             assert len(str(found[0].error)) < 400
+        elif asking._disagreeing(kind, {answer.partition: answer for answer in found}):
+            pass  # of another size than the others: asked again
         elif hasattr(reply_type, "__add__"):  # what is let in can be added up
             reduce(add, [answer.reply for answer in found])
 
