@@ -19,12 +19,10 @@ import numpy as np
 
 from fl_peel.data.datasets import load_dataset
 from fl_peel.data.interactions import PARTS, Interactions, Splits, UserItems, split
+from fl_peel.data.population import SAID, read_splits
 from fl_peel.data.readers import read_interactions
 from fl_peel.data.timeline import Timeline
 from fl_peel.scenario.scenario import Scenario
-
-SAID = "said"
-"""The part that is there where it is not all of train."""
 
 
 def load_interactions(scenario: Scenario, data_dir: str) -> Interactions:
@@ -57,13 +55,7 @@ def device_splits(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
         folder = Path(run_dir) / f"devices-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
         if not folder.is_dir():
             _prepare(scenario, data_dir, folder)
-    parts = [_mapped(folder, part) for part in PARTS]
-    said = _mapped(folder, SAID) if (folder / f"{SAID}-items.npy").is_file() else None
-    return Splits(parts[0], parts[1], parts[2], int(np.load(folder / "num_items.npy")), said)
-
-
-def _mapped(folder: Path, part: str) -> UserItems:
-    return UserItems(*(np.load(folder / f"{part}-{what}.npy", mmap_mode="r") for what in ("indptr", "items")))
+    return read_splits(folder, beyond=scenario.data.timeline is not None)
 
 
 def device_timeline(scenario: Scenario, data_dir: str, run_dir: str) -> Timeline:

@@ -10,6 +10,7 @@
     ├── ArtifactError           a stored elastic embedding is not what it claims to be
     ├── ReportError             a result is incomplete or its files cannot be written
     ├── SecureAggregationError  a device or the server refuses a message of secure aggregation
+    ├── MessageError            a message is not what it must be: names, types, shapes or ranges
     └── EngineError             the Flower engine failed: no nodes, no replies, mixed-up packages
 
 Messages are one line, name the place (file and line, key path, profile name) and the remedy.
@@ -56,6 +57,10 @@ class ArtifactError(FlPeelError):
 
 class SecureAggregationError(FlPeelError):
     """A device or the server refuses a message of secure aggregation: it was changed, repeated, or asks too much."""
+
+
+class MessageError(FlPeelError):
+    """A message is not what it must be: something is missing or unknown, or of another type, shape or range."""
 
 
 class EngineError(FlPeelError):

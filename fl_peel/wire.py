@@ -43,13 +43,14 @@ import dataclasses
 import io
 import math
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, SupportsIndex, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, SupportsIndex, TypeVar, get_args, get_origin
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from fl_peel.blocks.settings import PRECISIONS
+from fl_peel.errors import MessageError
 from fl_peel.exchange.columns import Columns
 from fl_peel.exchange.counters import (
     ClassCounts,
@@ -60,9 +61,10 @@ from fl_peel.exchange.counters import (
     StepCounts,
     StepTraces,
 )
+from fl_peel.exchange.expected import TOTAL, WHOLE, Of, fields_of, plain_of, summed
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.paired import PairedSums
-from fl_peel.ranking.spread import Histogram
+from fl_peel.ranking.spread import NUM_BINS, Histogram
 from fl_peel.ranking.top import MetricSums
 
 HELLO = "query.hello"
@@ -97,6 +99,22 @@ EVERYBODY = -1
 
 Arrays = dict[str, NDArray[Any]]
 
+MOST_NODES, MOST_ROUNDS, MOST_REPLICATES = 1 << 20, 1 << 20, 1 << 20
+STEPS = ("counts", "pass", "choice", "vectors", "groups", "moments", "maps")
+"""Of stage 1."""
+LABEL = r"[\w.-]*"
+"""Of files that a device writes."""
+_COUNT = Of(least=0, most=TOTAL)
+_SIZE = Of(least=0)
+_COLUMNS = Of(least=0, most=1 << 24)
+_HOSTED = Of(least=0, most="hosted")
+_SECONDS = Of(least=0)
+_DEVICES = Of(("N",), least=0, among="devices", ascending=True)
+_WAITS = Of(("W",), least=0, most=TOTAL)
+_BY_CLASS = Of(("C",), least=0, most=TOTAL)
+_KEYS = Of(("N", 32))
+_TRACED = {"device": Of(among="devices"), "device_class": Of(within="C"), "step": Of(within="T")}
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -118,8 +136,8 @@ class HelloRequest:
 class HelloReply:
     """The node's place among the nodes. root: folder that its copy of the packages lies in; code: which code it is."""
 
-    partition: int
-    num_partitions: int
+    partition: Annotated[int, Of(least=0)]
+    num_partitions: Annotated[int, Of(least=1, most=MOST_NODES)]
     root: str
     code: str
 
@@ -141,19 +159,23 @@ class SumsRequest:
     """
 
     setting: Setting
-    step: str
-    columns: int
+    step: Annotated[str, Of(choices=STEPS)]
+    columns: Annotated[int, _COLUMNS]
     time: int
     counted: bool
-    first: int
-    table: NDArray[np.float32]
-    centroids: NDArray[np.float32]
-    groups: NDArray[np.int64]
+    first: Annotated[int, _COLUMNS]
+    table: Annotated[NDArray[np.float32], Of(("rows", "part"))]
+    centroids: Annotated[NDArray[np.float32], Of(("G", "centre"))]
+    groups: Annotated[NDArray[np.int64], Of(("M",), ascending=True)]
     all_rows: bool = dataclasses.field(default=False, kw_only=True)
-    buckets: int = dataclasses.field(default=0, kw_only=True)
-    place: NDArray[np.int32] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32), kw_only=True)
-    weights: NDArray[np.float32] = dataclasses.field(default_factory=lambda: np.zeros(0, np.float32), kw_only=True)
-    noise_multiplier: float = dataclasses.field(default=0.0, kw_only=True)
+    buckets: Annotated[int, _COLUMNS] = dataclasses.field(default=0, kw_only=True)
+    place: Annotated[NDArray[np.int32], Of(("placed",))] = dataclasses.field(
+        default_factory=lambda: np.zeros(0, np.int32), kw_only=True
+    )
+    weights: Annotated[NDArray[np.float32], Of(("weights",))] = dataclasses.field(
+        default_factory=lambda: np.zeros(0, np.float32), kw_only=True
+    )
+    noise_multiplier: Annotated[float, _SECONDS] = dataclasses.field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -164,28 +186,32 @@ class ChoiceRequest:
 
     setting: Setting
     time: int
-    panel: int
-    place: int
-    directions: NDArray[np.float32]
-    values: NDArray[np.float64]
-    counts: NDArray[np.float64]
-    count_exponents: NDArray[np.float64]
-    value_exponents: NDArray[np.float64]
-    drawn: NDArray[np.int64]
+    panel: Annotated[int, _SIZE]
+    place: Annotated[int, _SIZE]
+    directions: Annotated[NDArray[np.float32], Of(("I", "K"))]
+    values: Annotated[NDArray[np.float64], Of(("K",))]
+    counts: Annotated[NDArray[np.float64], Of(("I",))]
+    count_exponents: Annotated[NDArray[np.float64], Of(("filters",))]
+    value_exponents: Annotated[NDArray[np.float64], Of(("filters",))]
+    drawn: Annotated[NDArray[np.int64], Of(("D",), within="I")]
     all_rows: bool = dataclasses.field(default=False, kw_only=True)
-    noise_multiplier: float = dataclasses.field(default=0.0, kw_only=True)
-    recent: NDArray[np.float64] = dataclasses.field(default_factory=lambda: np.zeros(0), kw_only=True)
-    fresh_exponents: NDArray[np.float64] = dataclasses.field(default_factory=lambda: np.zeros(0), kw_only=True)
+    noise_multiplier: Annotated[float, _SECONDS] = dataclasses.field(default=0.0, kw_only=True)
+    recent: Annotated[NDArray[np.float64], Of(("recent",))] = dataclasses.field(
+        default_factory=lambda: np.zeros(0), kw_only=True
+    )
+    fresh_exponents: Annotated[NDArray[np.float64], Of(("fresh",))] = dataclasses.field(
+        default_factory=lambda: np.zeros(0), kw_only=True
+    )
 
 
 @dataclass(frozen=True)
 class ChoiceReply:
     """won: (C,) by filter, added up over devices; answered: how many these are; counts, waits_us: as in sums."""
 
-    won: NDArray[np.int64]
-    answered: int
+    won: Annotated[NDArray[np.int64], summed("filters")]
+    answered: Annotated[int, _COUNT]
     counts: RoundCounts
-    waits_us: NDArray[np.int64]
+    waits_us: Annotated[NDArray[np.int64], _WAITS]
 
 
 @dataclass(frozen=True)
@@ -208,7 +234,7 @@ class SumsReply:
 
     sums: dict[int, GroupSum]
     counts: RoundCounts
-    waits_us: NDArray[np.int64]
+    waits_us: Annotated[NDArray[np.int64], _WAITS]
 
 
 @dataclass(frozen=True)
@@ -222,14 +248,16 @@ class JoinRequest:
     """
 
     setting: Setting
-    item_group: NDArray[np.int32]
-    centroids: NDArray[np.float32]
-    item_table: NDArray[np.float32]
-    devices: NDArray[np.int64]
-    users: NDArray[np.float32]
-    groups: NDArray[np.int32]
-    maps: NDArray[np.float32]
-    former: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    item_group: Annotated[NDArray[np.int32], Of(("I",), within="I")]
+    centroids: Annotated[NDArray[np.float32], Of(("G", "c"))]
+    item_table: Annotated[NDArray[np.float32], Of(("rows", "d"))]
+    devices: Annotated[NDArray[np.int64], Of(("M",), least=0, among="devices", ascending=True)]
+    users: Annotated[NDArray[np.float32], Of(("M", "d"))]
+    groups: Annotated[NDArray[np.int32], Of(("M",), within="G")]
+    maps: Annotated[NDArray[np.float32], Of(("mapped", "K", "d"))]
+    former: Annotated[NDArray[np.int64], Of(("former",), least=-1, most="most groups")] = dataclasses.field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )
 
 
 @dataclass(frozen=True)
@@ -241,9 +269,9 @@ class JoinReply:
     """
 
     class_names: str
-    devices: NDArray[np.int64]
-    groups: NDArray[np.int32]
-    ceilings: NDArray[np.int64]
+    devices: Annotated[NDArray[np.int64], _DEVICES]
+    groups: Annotated[NDArray[np.int32], Of(("N",), within="G")]
+    ceilings: Annotated[NDArray[np.int64], Of(("G",), least=0)]
 
 
 @dataclass(frozen=True)
@@ -258,12 +286,12 @@ class RoundRequest:
     setting: Setting
     server_round: int
     signals: bool
-    temperature: float
-    devices: NDArray[np.int64]
-    traced: NDArray[np.int64]
+    temperature: Annotated[float, Of()]
+    devices: Annotated[NDArray[np.int64], _DEVICES]
+    traced: Annotated[NDArray[np.int64], Of(("traced",))]
     groups: dict[int, Arrays]
-    clip_norm: float = dataclasses.field(default=math.inf, kw_only=True)
-    noise_multiplier: float = dataclasses.field(default=0.0, kw_only=True)
+    clip_norm: Annotated[float, Of(least=0, most=math.inf)] = dataclasses.field(default=math.inf, kw_only=True)
+    noise_multiplier: Annotated[float, _SECONDS] = dataclasses.field(default=0.0, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -294,17 +322,17 @@ class EvaluateRequest:
 
     setting: Setting
     server_round: int
-    precision: str
-    split: str
-    label: str
-    budgets: NDArray[np.int64]
-    factors: NDArray[np.float64]
-    rooms: NDArray[np.float64]
-    artifacts: NDArray[np.int64]
+    precision: Annotated[str, Of(choices=PRECISIONS)]
+    split: Annotated[str, Of(choices=("test", "validation", "targets"))]
+    label: Annotated[str, Of(pattern=LABEL)]
+    budgets: Annotated[NDArray[np.int64], Of(("X",), least=OWN_BUDGET)]
+    factors: Annotated[NDArray[np.float64], Of(("X",))]
+    rooms: Annotated[NDArray[np.float64], Of(("X",))]
+    artifacts: Annotated[NDArray[np.int64], Of(("artifacts",))]
     groups: dict[int, Arrays]
-    replicates: int = 0
+    replicates: Annotated[int, Of(least=0, most=MOST_REPLICATES)] = 0
     per_device: bool = False
-    first: int = 0
+    first: Annotated[int, _SIZE] = 0
     last: int = -1
 
 
@@ -318,19 +346,19 @@ class RefreshRequest:
 
     setting: Setting
     server_round: int
-    precision: str
-    budgets: NDArray[np.int64]
-    changed: NDArray[np.uint8]
+    precision: Annotated[str, Of(choices=PRECISIONS)]
+    budgets: Annotated[NDArray[np.int64], Of(("X",), least=OWN_BUDGET)]
+    changed: Annotated[NDArray[np.uint8], Of(("tables", "B"), least=0, most=RESCALED)]
     groups: dict[int, Arrays]
-    former: NDArray[np.int64]
+    former: Annotated[NDArray[np.int64], Of(("G",), least=-1, most="most groups")]
 
 
 @dataclass(frozen=True)
 class RefreshReply:
     """refreshed: (X, C); short: devices whose list ended before their budget did."""
 
-    refreshed: Refreshed
-    short: int
+    refreshed: Annotated[Refreshed, Of(("X", "C"), least=0, most=TOTAL)]
+    short: Annotated[int, _COUNT]
 
     def __add__(self, other: RefreshReply) -> RefreshReply:
         """Of these devices and those."""
@@ -343,12 +371,12 @@ class DeviceFigures:
     and ndcg under each budget, (N, X).
     """
 
-    devices: NDArray[np.int64]
-    classes: NDArray[np.int64]
-    groups: NDArray[np.int64]
-    items: NDArray[np.int64]
-    recall: NDArray[np.float64]
-    ndcg: NDArray[np.float64]
+    devices: Annotated[NDArray[np.int64], Of(("M",), among="devices")]
+    classes: Annotated[NDArray[np.int64], Of(("M",), within="C")]
+    groups: Annotated[NDArray[np.int64], Of(("M",), within="G")]
+    items: Annotated[NDArray[np.int64], Of(("M",), least=0)]
+    recall: Annotated[NDArray[np.float64], Of(("M", "X"), least=0, most=1)]
+    ndcg: Annotated[NDArray[np.float64], Of(("M", "X"), least=0, most=1)]
 
     def __add__(self, other: DeviceFigures) -> DeviceFigures:
         """These devices and those."""
@@ -364,13 +392,13 @@ class EvaluateReply:
     budgets, whose list of ranked blocks ended before the budget did.
     """
 
-    sums: MetricSums
-    stored_max: NDArray[np.int64]
-    owned: OwnCounts
-    spread: Histogram
+    sums: Annotated[MetricSums, Of(("X", "C", "groups"), least=0, most="metrics", columns={"devices": _HOSTED})]
+    stored_max: Annotated[NDArray[np.int64], Of(("X",), least=0)]
+    owned: Annotated[OwnCounts, Of(("X", "C"), least=f"-{TOTAL}", most=TOTAL, columns={"devices": _HOSTED})]
+    spread: Annotated[Histogram, Of(("X", "C", NUM_BINS), least=0, most="metrics", columns={"counts": _HOSTED})]
     replicates: Replicates
     single: DeviceFigures
-    short: int
+    short: Annotated[int, _COUNT]
 
     def by_budget(self) -> MetricSums:
         """Metrics of all devices under each budget, (X,)."""
@@ -406,10 +434,10 @@ class MovingRequest:
 
     setting: Setting
     server_round: int
-    rounds: int
-    precision: str
-    devices: NDArray[np.int64]
-    traced: NDArray[np.int64]
+    rounds: Annotated[int, Of(least=1, most=MOST_ROUNDS)]
+    precision: Annotated[str, Of(choices=PRECISIONS)]
+    devices: Annotated[NDArray[np.int64], _DEVICES]
+    traced: Annotated[NDArray[np.int64], Of(("traced",))]
     groups: dict[int, Arrays]
     keeps: bool = False
 
@@ -420,10 +448,10 @@ class MovingReply:
     step of the fleet's clock.
     """
 
-    steps: StepCounts
-    traced: StepTraces
-    trace_steps: StepCounts
-    step_s: float
+    steps: Annotated[StepCounts, Of(("T", "C"), least=0, most=TOTAL)]
+    traced: Annotated[StepTraces, Of(("traces",), columns=_TRACED)]
+    trace_steps: Annotated[StepCounts, Of(("traces",), least=0, most=TOTAL)]
+    step_s: Annotated[float, _SECONDS]
 
     def __add__(self, other: MovingReply) -> MovingReply:
         """Of both sets of devices."""
@@ -441,8 +469,8 @@ class CompareRequest:
 
     setting: Setting
     server_round: int
-    precision: str
-    num_groups: int
+    precision: Annotated[str, Of(choices=PRECISIONS)]
+    num_groups: Annotated[int, Of(least=0, most="most groups")]
     kept: dict[int, Arrays]
     current: dict[int, Arrays]
 
@@ -451,8 +479,10 @@ class CompareRequest:
 class CompareReply:
     """sums: (G,), see :class:`fl_peel.ranking.paired.PairedSums`; download_bytes: what devices fetched for it."""
 
-    sums: PairedSums
-    download_bytes: int
+    sums: Annotated[
+        PairedSums, Of(("G",), least=f"-{TOTAL}", most=TOTAL, columns={"devices": _COUNT, "square": _COUNT})
+    ]
+    download_bytes: Annotated[int, _COUNT]
 
 
 @dataclass(frozen=True)
@@ -460,16 +490,16 @@ class KeepRequest:
     """accepted (A,), restored (R,): user groups whose devices keep what they have now, or go back."""
 
     setting: Setting
-    accepted: NDArray[np.int64]
-    restored: NDArray[np.int64]
+    accepted: Annotated[NDArray[np.int64], Of(("accepted",))]
+    restored: Annotated[NDArray[np.int64], Of(("restored",))]
 
 
 @dataclass(frozen=True)
 class KeepReply:
     """Devices that kept, and that went back."""
 
-    accepted: int
-    restored: int
+    accepted: Annotated[int, _COUNT]
+    restored: Annotated[int, _COUNT]
 
 
 @dataclass(frozen=True)
@@ -478,7 +508,7 @@ class SecureKeysRequest:
 
     setting: Setting
     server_round: int
-    devices: NDArray[np.int64]
+    devices: Annotated[NDArray[np.int64], _DEVICES]
 
 
 @dataclass(frozen=True)
@@ -488,12 +518,12 @@ class SecureKeysReply:
     clock: (C,), devices sampled, not available, not let in; protocol_s: seconds spent on keys.
     """
 
-    devices: NDArray[np.int64]
-    groups: NDArray[np.int32]
-    channel_keys: NDArray[np.uint8]
-    mask_keys: NDArray[np.uint8]
-    clock: ClockCounts
-    protocol_s: float
+    devices: Annotated[NDArray[np.int64], _DEVICES]
+    groups: Annotated[NDArray[np.int32], Of(("N",), least="first group", most="last group")]
+    channel_keys: Annotated[NDArray[np.uint8], _KEYS]
+    mask_keys: Annotated[NDArray[np.uint8], _KEYS]
+    clock: Annotated[ClockCounts, _BY_CLASS]
+    protocol_s: Annotated[float, _SECONDS]
 
 
 @dataclass(frozen=True)
@@ -502,11 +532,11 @@ class Directory:
     devices, of which channel_keys and mask_keys (M, 32).
     """
 
-    devices: NDArray[np.int64]
-    neighbours: NDArray[np.int64]
-    directory: NDArray[np.int64]
-    channel_keys: NDArray[np.uint8]
-    mask_keys: NDArray[np.uint8]
+    devices: Annotated[NDArray[np.int64], _DEVICES]
+    neighbours: Annotated[NDArray[np.int64], Of(("N", "k"), within="M")]
+    directory: Annotated[NDArray[np.int64], Of(("M",), least=0, ascending=True)]
+    channel_keys: Annotated[NDArray[np.uint8], Of(("M", 32))]
+    mask_keys: Annotated[NDArray[np.uint8], Of(("M", 32))]
 
 
 @dataclass(frozen=True)
@@ -522,8 +552,8 @@ class SecureSharesRequest:
 class SealedShares:
     """Devices (N,) that shared their secrets; sealed (N, k, SEALED_BYTES) for each neighbour."""
 
-    devices: NDArray[np.int64]
-    sealed: NDArray[np.uint8]
+    devices: Annotated[NDArray[np.int64], _DEVICES]
+    sealed: Annotated[NDArray[np.uint8], Of(("N", "k", "sealed"))]
 
 
 @dataclass(frozen=True)
@@ -531,7 +561,7 @@ class SecureSharesReply:
     """groups: what the devices of each user group shared."""
 
     groups: dict[int, SealedShares]
-    protocol_s: float
+    protocol_s: Annotated[float, _SECONDS]
 
 
 @dataclass(frozen=True)
@@ -540,9 +570,9 @@ class Inbox:
     these sealed for the device.
     """
 
-    devices: NDArray[np.int64]
-    present: NDArray[np.bool_]
-    sealed: NDArray[np.uint8]
+    devices: Annotated[NDArray[np.int64], _DEVICES]
+    present: Annotated[NDArray[np.bool_], Of(("N", "k"))]
+    sealed: Annotated[NDArray[np.uint8], Of(("N", "k", "sealed"))]
 
 
 @dataclass(frozen=True)
@@ -556,9 +586,9 @@ class SecureRoundRequest(RoundRequest):
 class MaskedSum:
     """Devices (N,) whose masked vectors add up to narrow (V,) and wide (W,)."""
 
-    devices: NDArray[np.int64]
-    narrow: NDArray[np.uint32]
-    wide: NDArray[np.uint64]
+    devices: Annotated[NDArray[np.int64], _DEVICES]
+    narrow: Annotated[NDArray[np.uint32], Of(("narrow",))]
+    wide: Annotated[NDArray[np.uint64], Of(("wide",))]
 
 
 @dataclass(frozen=True)
@@ -570,19 +600,19 @@ class SecureRoundReply:
     """
 
     groups: dict[int, MaskedSum]
-    classes: ClassCounts
-    clock: ClockCounts
-    slowest_us: int
-    protocol_s: float
+    classes: Annotated[ClassCounts, _BY_CLASS]
+    clock: Annotated[ClockCounts, _BY_CLASS]
+    slowest_us: Annotated[int, _COUNT]
+    protocol_s: Annotated[float, _SECONDS]
 
 
 @dataclass(frozen=True)
 class Questions:
     """Of devices (N,) here: which neighbours survived (N, k) or dropped out (N, k)."""
 
-    devices: NDArray[np.int64]
-    survived: NDArray[np.bool_]
-    dropped: NDArray[np.bool_]
+    devices: Annotated[NDArray[np.int64], _DEVICES]
+    survived: Annotated[NDArray[np.bool_], Of(("N", "k"))]
+    dropped: Annotated[NDArray[np.bool_], Of(("N", "k"))]
 
 
 @dataclass(frozen=True)
@@ -600,9 +630,9 @@ class OpenedShares:
     (N, k, SHARE_BYTES).
     """
 
-    devices: NDArray[np.int64]
-    index: NDArray[np.int64]
-    shares: NDArray[np.uint8]
+    devices: Annotated[NDArray[np.int64], _DEVICES]
+    index: Annotated[NDArray[np.int64], Of(("N", "k"), least=0, most="k")]
+    shares: Annotated[NDArray[np.uint8], Of(("N", "k", 16))]
 
 
 @dataclass(frozen=True)
@@ -610,7 +640,7 @@ class SecureUnmaskReply:
     """groups: what each user group's devices opened."""
 
     groups: dict[int, OpenedShares]
-    protocol_s: float
+    protocol_s: Annotated[float, _SECONDS]
 
 
 @dataclass(frozen=True)
@@ -624,14 +654,14 @@ class SecureStepRequest:
     setting: Setting
     server_round: int
     time: int
-    step: str
-    columns: int = 0
-    groups: int = 0
-    panel: int = 0
-    drawn: int = 0
-    place: int = 0
-    shapes: int = 0
-    buckets: int = 0
+    step: Annotated[str, Of(choices=STEPS)]
+    columns: Annotated[int, _COLUMNS] = 0
+    groups: Annotated[int, _COLUMNS] = 0
+    panel: Annotated[int, _SIZE] = 0
+    drawn: Annotated[int, _SIZE] = 0
+    place: Annotated[int, _SIZE] = 0
+    shapes: Annotated[int, _SIZE] = 0
+    buckets: Annotated[int, _COLUMNS] = 0
 
 
 @dataclass(frozen=True)
@@ -660,10 +690,10 @@ class SecureSumsReply:
     """
 
     sum: MaskedSum
-    classes: ClassCounts
-    clock: ClockCounts
-    waits_us: NDArray[np.int64]
-    protocol_s: float
+    classes: Annotated[ClassCounts, _BY_CLASS]
+    clock: Annotated[ClockCounts, _BY_CLASS]
+    waits_us: Annotated[NDArray[np.int64], _WAITS]
+    protocol_s: Annotated[float, _SECONDS]
 
 
 class _SharedArray(Array):
@@ -744,31 +774,109 @@ def _put(name: str, content: Any, arrays: dict[str, Array], config: dict[str, An
 
 
 def unpack(kind: type[Payload], content: RecordDict) -> Payload:
-    """The message dataclass that :func:`pack` packed. Its arrays are read-only: they lie in the message."""
-    arrays, config = content.array_records["arrays"], content.config_records["config"]
-    by_group: dict[str, dict[int, Arrays]] = {}
-    for name, array in arrays.items():
-        if "/" in name:
-            field, group, inner = name.split("/")
-            by_group.setdefault(field, {}).setdefault(int(group), {})[inner] = _to_numpy(array)
+    """The message dataclass that :func:`pack` packed. Its arrays are read-only: they lie in the message.
 
-    def read(of: type[Any], name: str) -> Any:
+    Raises:
+        MessageError: it is no such message: a field is missing, is not known, or is of another type.
+    """
+    try:
+        arrays, config = content.array_records["arrays"], content.config_records["config"]
+    except KeyError as error:
+        raise MessageError(f"{kind.__name__}: has no record {error}") from None
+    reader = _Reader(kind.__name__, arrays, config)
+    fields = {field: reader.read(of, field) for field, of in fields_of(kind).items()}
+    reader.end()
+    return kind(**fields)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Of one message. taken: names in its two records that were read."""
+
+    what: str
+    arrays: ArrayRecord
+    config: ConfigRecord
+    taken: set[str] = dataclasses.field(default_factory=set)
+
+    def read(self, of: Any, name: str) -> Any:
+        """A field by its type."""
+        of = plain_of(of)
         if get_origin(of) is dict:
-            inner = get_args(of)[1]
-            groups: Any = config[name]
-            found = {int(group): by_group.get(name, {}).get(int(group), {}) for group in groups}
-            return found if inner == Arrays else {group: inner(**each) for group, each in found.items()}
+            return self._groups(get_args(of)[1], name)
         if get_origin(of) is None and issubclass(of, Columns):
-            return of.unstacked(_to_numpy(arrays[name]) if name in arrays else np.array(config[name], np.int64))
+            return self._columns(of, name)
         if dataclasses.is_dataclass(of):
-            return of(**{field: read(its, f"{name}.{field}") for field, its in _fields(of).items()})
-        return _to_numpy(arrays[name]) if name in arrays else config[name]
+            kind: Any = of
+            return kind(**{field: self.read(its, f"{name}.{field}") for field, its in fields_of(of).items()})
+        return self._number(of, name) if get_origin(of) is None else self._array(name, np.dtype(_number_type(of)))
 
-    return kind(**{field: read(of, field) for field, of in _fields(kind).items()})  # type: ignore[arg-type]
+    def end(self) -> None:
+        """Nothing is left that no field has."""
+        strange = sorted({*self.arrays, *self.config} - self.taken)
+        if strange:
+            raise MessageError(f"{self.what}: nothing is called {strange[0][:40]!r}")
+
+    def _array(self, name: str, dtype: np.dtype[Any] | None = None) -> NDArray[Any]:
+        if name not in self.arrays:
+            raise MessageError(f"{self.what}: {name} is missing")
+        self.taken.add(name)
+        try:
+            array = _to_numpy(self.arrays[name])
+        except Exception as error:  # whatever a stranger's bytes make of the reader
+            why = " ".join(str(error).split())[:80]
+            raise MessageError(f"{self.what}: {name} is no array: {why}") from None
+        if dtype is not None and array.dtype != dtype:
+            raise MessageError(f"{self.what}: {name} is of type {array.dtype}, not {dtype}")
+        return array
+
+    def _number(self, of: type[Any], name: str) -> Any:
+        if name not in self.config:
+            raise MessageError(f"{self.what}: {name} is missing")
+        self.taken.add(name)
+        value = self.config[name]
+        kinds = (int, float) if of is float else (of,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and of is not bool):
+            raise MessageError(f"{self.what}: {name} is of type {type(value).__name__}, not {of.__name__}")
+        return value
+
+    def _numbers(self, name: str) -> list[int]:
+        value = self._number(list, name)
+        if not all(type(number) is int and -(1 << 63) <= number < 1 << 63 for number in value):
+            raise MessageError(f"{self.what}: {name} is no list of whole numbers")
+        return list(value)
+
+    def _columns(self, of: type[Columns], name: str) -> Columns:
+        stacked = self._array(name, np.dtype(np.int64)) if name in self.arrays else np.array(self._numbers(name))
+        if stacked.ndim < 1 or stacked.shape[-1] != len(of.names()):
+            raise MessageError(f"{self.what}: {name} is of shape {stacked.shape}, of {len(of.names())} columns")
+        return of.unstacked(stacked.astype(np.int64, copy=False))
+
+    def _groups(self, inner: Any, name: str) -> dict[int, Any]:
+        groups = self._numbers(name)
+        found: dict[int, dict[str, NDArray[Any]]] = {group: {} for group in groups}
+        if len(found) < len(groups):
+            raise MessageError(f"{self.what}: {name} names a user group twice")
+        for place in [place for place in self.arrays if place.startswith(f"{name}/")]:
+            group, _, key = place.removeprefix(f"{name}/").partition("/")
+            if not key or not group.removeprefix("-").isdecimal() or len(group) > 20 or int(group) not in found:
+                raise MessageError(f"{self.what}: nothing is called {place[:40]!r}")
+            found[int(group)][key] = self._array(place)
+        if inner == Arrays:
+            return found
+        return {group: self._of_arrays(inner, arrays, f"{name}/{group}") for group, arrays in found.items()}
+
+    def _of_arrays(self, kind: type[Any], arrays: Arrays, where: str) -> Any:
+        """A dataclass of arrays alone. Those of sums come in either of two widths."""
+        wanted = fields_of(kind)
+        if set(arrays) != set(wanted):
+            raise MessageError(f"{self.what}: {where} has {sorted(arrays)}, not {sorted(wanted)}")
+        for name, of in wanted.items():
+            dtype = np.dtype(_number_type(plain_of(of)))
+            if arrays[name].dtype != dtype and not (kind is GroupSum and str(arrays[name].dtype) in WHOLE):
+                raise MessageError(f"{self.what}: {where}/{name} is of type {arrays[name].dtype}, not {dtype}")
+        return kind(**arrays)
 
 
-@lru_cache(maxsize=64)
-def _fields(kind: type[Any]) -> dict[str, Any]:
-    """Types of a dataclass's fields by name."""
-    hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+def _number_type(array: Any) -> Any:
+    """NDArray[number] -> number."""
+    return get_args(get_args(array)[1])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
 from fl_peel.data.interactions import IntArray
+from fl_peel.errors import EngineError
 from fl_peel.wire import OWN_BUDGET
 
 NEVER = np.iinfo(np.int32).max
@@ -27,23 +29,34 @@ class Before:
 
     @staticmethod
     def read(cohort: Cohort, budgets: IntArray | None = None) -> Before:
-        """As it was saved, for all devices that are or were hosted. budgets: (X,), where nothing was saved yet."""
+        """As it was saved, for all devices that are or were hosted. budgets: (X,), where nothing was saved yet.
+
+        Raises:
+            EngineError: what was saved is damaged.
+        """
         count = len(cohort.devices)
         if not cohort.held_file.is_file():
             some = np.zeros(0, np.int64) if budgets is None else budgets
             nothing = np.zeros((count, len(some)), np.int64), np.zeros((0, 0), np.int32)
             return Before(np.full(count, -1, np.int64), *nothing, some)
-        with np.load(cohort.held_file) as kept:
-            known, some = len(kept["groups"]), kept["budgets"]
-            count = max(count, known)
-            groups, cutoffs = np.full(count, -1, np.int64), np.zeros((count, len(some)), np.int64)
-            groups[:known], cutoffs[:known] = kept["groups"], kept["cutoffs"]
-            return Before(groups, cutoffs, kept["ranks"], some)
+        try:
+            with np.load(cohort.held_file) as kept:
+                known, some = len(kept["groups"]), kept["budgets"]
+                count = max(count, known)
+                groups, cutoffs = np.full(count, -1, np.int64), np.zeros((count, len(some)), np.int64)
+                groups[:known], cutoffs[:known] = kept["groups"], kept["cutoffs"]
+                return Before(groups, cutoffs, kept["ranks"], some)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise EngineError(
+                f"{cohort.held_file}: what this node's devices hold is damaged; start the run again"
+            ) from error
 
     def save(self, cohort: Cohort) -> None:
         """For the next period."""
         cohort.held_file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(cohort.held_file, **vars(self))
+        part = cohort.held_file.with_suffix(".part.npz")
+        np.savez(part, **vars(self))
+        part.replace(cohort.held_file)  # a node that dies meanwhile leaves what was
 
     @property
     def own(self) -> int:

@@ -135,17 +135,33 @@ class Cohort:
         np.save(self.folder / "item_group.npy", layout.item_group)
 
     def layout(self) -> BlockLayout:
-        """The layout of :meth:`save_layout`."""
-        return _layout(
-            str(self.folder / "item_group.npy"),
-            (self.folder / "item_group.npy").stat().st_mtime_ns,
-            self.scenario.pretraining.embedding_dim,
-            self.scenario.blocks.num_slices,
-        )
+        """The layout of :meth:`save_layout`.
+
+        Raises:
+            EngineError: the server has announced none, or what is left of it is damaged.
+        """
+        path = self.folder / "item_group.npy"
+        try:
+            return _layout(
+                str(path),
+                path.stat().st_mtime_ns,
+                self.scenario.pretraining.embedding_dim,
+                self.scenario.blocks.num_slices,
+            )
+        except (OSError, ValueError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise EngineError(f"{path}: this node's devices have not joined the run ({why}); start it again") from error
 
     def state(self, mode: Literal["r", "r+"] = "r+") -> DeviceState:
-        """The devices' state."""
-        return DeviceState.open(self.folder, mode)
+        """The devices' state.
+
+        Raises:
+            EngineError: they have not joined the run, or what they keep is damaged.
+        """
+        state = DeviceState.open(self.folder, mode)
+        if state.users.shape != (len(self.devices), self.scenario.pretraining.embedding_dim):
+            raise EngineError(f"{self.folder}: what this node's devices keep is damaged; start the run again")
+        return state
 
 
 @lru_cache(maxsize=2)

@@ -24,6 +24,7 @@ from clients.round.secret_store import KEYS, MASKED, SHARED, Arrays, SecretStore
 from clients.round.world import RoundWorld, reached_devices
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.data.interactions import IntArray
+from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.open_sums import dense
 from fl_peel.exchange.release import Release, layout_of
@@ -97,7 +98,7 @@ def share_secrets(cohort: Cohort, request: SecureSharesRequest) -> SecureSharesR
         occasion = Occasion(request.server_round, group)
         kept = store.load(request.server_round, group, KEYS)
         devices, neighbours = given.devices, given.neighbours
-        assert (kept["devices"] == devices).all()
+        check_same(occasion, kept, devices)
         lost = vanishing(scenario, request.server_round, devices) == Vanishes.SHARES
         needed, _ = needed_of(scenario, len(given.directory))
         size = protocol.SEALED_BYTES if scenario.secure_aggregation.masked else 0
@@ -184,8 +185,9 @@ class _GroupStage:
         known = SecretStore.of(cohort.folder).load(request.server_round, group, SHARED)
         devices = given.devices
         here = np.searchsorted(known["devices"], devices)
+        here = np.minimum(here, len(known["devices"]) - 1)
         known = known | {name: known[name][here] for name in ("devices", "private", "neighbours")}
-        assert (known["devices"] == devices).all()
+        check_same(Occasion(request.server_round, group), known, devices)
         layout = layout_of(
             cohort.scenario,
             num_devices=len(known["directory"]),
@@ -270,7 +272,7 @@ def open_shares(cohort: Cohort, request: SecureUnmaskRequest) -> SecureUnmaskRep
     for group, given in request.groups.items():
         mine, occasion = kept[group], Occasion(request.server_round, group)
         devices = given.devices
-        assert (mine["devices"] == devices).all()
+        check_same(occasion, mine, devices)
         answers = vanishing(scenario, request.server_round, devices) != Vanishes.OPENING
         index = np.zeros(given.survived.shape, np.int64)
         shares = np.zeros((*index.shape, SHARE_BYTES), np.uint8)
@@ -298,6 +300,18 @@ def _bytes(content: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8)
 
 
+def check_same(occasion: Occasion, kept: Arrays, devices: IntArray) -> None:
+    """Refuse a question to other devices (N,) than those that go through the round.
+
+    Raises:
+        SecureAggregationError: they hold nothing of it.
+    """
+    if not np.array_equal(kept["devices"], devices):
+        raise SecureAggregationError(
+            f"secure aggregation, {occasion}: devices refuse: some that are asked hold nothing of this round"
+        )
+
+
 def secrets_of(kept: Arrays, i: int) -> Secrets:
     """Of the device at a place."""
     private = kept["private"][i].tobytes()
@@ -313,6 +327,7 @@ def neighbour_at(known: Arrays, place: int) -> Neighbour:
 
 __all__ = [
     "announce_keys",
+    "check_same",
     "held_arrays",
     "make_keys",
     "masked_round",

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from clients.node.clock import spend
 from clients.node.cohort import Cohort
-from clients.round.masked import held_arrays, make_keys, neighbour_at, secrets_of
+from clients.round.masked import check_same, held_arrays, make_keys, neighbour_at, secrets_of
 from clients.round.noised_stage1 import Noise, noise_of
 from clients.round.secret_store import MASKED, SHARED, Arrays, SecretStore
 from clients.round.stage1 import STEPS, There, asked_to_choose, chosen, moments_by_group
@@ -182,9 +182,9 @@ class _Begun:
         """Before the first part."""
         cohort, told = step.cohort, step.told
         known = SecretStore.of(cohort.folder).load(told.server_round, EVERYBODY, SHARED)
-        here = np.searchsorted(known["devices"], inbox.devices)
+        here = np.minimum(np.searchsorted(known["devices"], inbox.devices), len(known["devices"]) - 1)
         known |= {name: known[name][here] for name in ("devices", "private", "neighbours")}
-        assert (known["devices"] == inbox.devices).all()
+        check_same(Occasion(told.server_round, EVERYBODY), known, inbox.devices)
         places, vanishes = cohort.places(inbox.devices), vanishing(cohort.scenario, told.server_round, inbox.devices)
         there = step.there(known["neighbours"].shape[1])
         lost = vanishes == Vanishes.VECTOR

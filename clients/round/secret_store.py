@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,12 +67,12 @@ class SecretStore:
                 f"secure aggregation, {Occasion(server_round, group)}: devices refuse: what they hold of this round "
                 "was changed, or is of another run"
             ) from error
-        except OSError as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise SecureAggregationError(
                 f"secure aggregation, {Occasion(server_round, group)}: devices refuse: they hold nothing of "
                 "this round, it has not begun or is over; the server repeats a stage, or the node lost its folder"
             ) from error
-        done = str(arrays.pop("stage"))
+        done = str(arrays.pop("stage", "none"))
         if done != stage:
             raise SecureAggregationError(
                 f"secure aggregation, {Occasion(server_round, group)}: devices refuse: after stage {done} "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -19,9 +20,20 @@ from clients.node.cohort import Cohort
 from clients.round.accounts import clock_counts
 from clients.round.noised_stage1 import Noise, noise_of
 from fl_peel.data.interactions import IntArray
+from fl_peel.errors import EngineError
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
 from fl_peel.pretraining.bounded import Said
-from fl_peel.pretraining.by_sums import Moments, Question, Shapes, Units, add_rows, half_of, nearest, unit_vectors
+from fl_peel.pretraining.by_sums import (
+    Floats,
+    Moments,
+    Question,
+    Shapes,
+    Units,
+    add_rows,
+    half_of,
+    nearest,
+    unit_vectors,
+)
 from fl_peel.pretraining.costs import Answer, Asked, Step, StepCost, choice_cost, cost_of, hidden
 from fl_peel.pretraining.sketch import RowSketch
 from fl_peel.privacy.stage1 import Stage1Noise, said_of
@@ -249,18 +261,40 @@ def _sent(cohort: Cohort, sums: IntArray) -> IntArray:
 def _vectors(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
     """All devices make theirs, those that are away as soon as they come: it depends on nobody else."""
     path, stop = cohort.vectors_file, request.first + request.table.shape[1]
-    if request.first == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.lib.format.open_memmap(path, "w+", np.float32, (len(cohort.devices), request.columns))
-    vectors = np.load(path, mmap_mode="r+")
-    vectors[:, request.first : stop] = add_rows(request.table, cohort.rows, cohort.fading)
+    rows = add_rows(request.table, cohort.rows, cohort.fading)
+    if request.table.shape[1] < request.columns:  # as they are, so that any part of them may be asked for again
+        rows = _in_parts(path.with_suffix(".parts.npy"), request, rows)
     if stop == request.columns:
-        vectors[:] = unit_vectors(vectors)
+        vectors = unit_vectors(rows)
         nothing = cohort.joining & (cohort.rows.counts() == 0)
         if len(request.weights) == request.columns:  # what a device is taken for that has no row of its own yet
             vectors[nothing] = request.weights
-    vectors.flush()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        done = path.with_suffix(".done.npy")
+        np.save(done, vectors)
+        done.replace(path)
     return {EVERYBODY: GroupSum(np.array([len(places)]), NONE, NONE, NONE)}
+
+
+def _in_parts(path: Path, request: SumsRequest, part: Floats) -> Floats:
+    """All columns of devices' vectors (N, K) so far, with this part (N, k) of them.
+
+    Raises:
+        EngineError: the parts before it are not there.
+    """
+    shape = (len(part), request.columns)
+    if request.first == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    try:
+        rows = np.load(path, mmap_mode="r+")
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{path}: devices have not made the first columns of their vectors") from error
+    if rows.shape != shape:
+        raise EngineError(f"{path}: of shape {rows.shape}, not {shape}; start the run again")
+    rows[:, request.first : request.first + part.shape[1]] = part
+    rows.flush()
+    return cast(Floats, rows)
 
 
 def _grouped(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:

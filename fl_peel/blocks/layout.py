@@ -125,6 +125,10 @@ class BlockLayout:
         per_group = self.id_bytes + self.group_sizes * row_bytes(self.slice_dim, precision)
         return np.repeat(per_group, self.num_slices)
 
+    def num_rows(self, blocks: NDArray[np.integer]) -> int:
+        """Items with a block among these."""
+        return int(self.group_sizes[np.unique(blocks // self.num_slices)].sum())
+
     def block_rows(self, blocks: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Spell out blocks (K,) as the row pieces they hold, block after block.
 

@@ -29,7 +29,8 @@ from fl_peel.blocks.precision import (
 from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import overhead_bytes, stored_user
 from fl_peel.data.interactions import UserItems
-from fl_peel.errors import BudgetError
+from fl_peel.errors import BudgetError, MessageError
+from fl_peel.exchange.expected import Checked, Known, Of
 
 
 def ranking(weights: NDArray[np.floating]) -> NDArray[np.int64]:
@@ -60,6 +61,14 @@ def check_budget(layout: BlockLayout, precision: Precision, budget_bytes: int, p
             f"{place}: budget {budget_bytes} B is below one block ({smallest} B with header and user embedding, "
             f"{precision}); raise the budget, use more item groups or more slices"
         )
+
+
+PACKED = {
+    "blocks": Of(("K",), within="B", dtypes=("uint16", "uint32")),
+    "codes": Of(("bytes",), dtypes=("uint8",)),
+    "scales": Of(("scales",), dtypes=("float16",)),
+}
+"""Ranked blocks as they travel."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +186,12 @@ class RankedBlocks:
 
     @staticmethod
     def unpack(layout: BlockLayout, precision: Precision, arrays: Mapping[str, NDArray[np.generic]]) -> RankedBlocks:
-        """Decode what :func:`pack_blocks` packed."""
+        """Decode what :func:`pack_blocks` packed.
+
+        Raises:
+            MessageError: it is not what could be packed.
+        """
+        check_packed(layout, precision, arrays)
         blocks = arrays["blocks"].astype(np.int64)
         order = RowOrder.of(layout, blocks)
         width = layout.slice_dim
@@ -236,6 +250,33 @@ class RowOrder:
 
 def _as_codes(array: NDArray[np.generic]) -> Codes:
     return array  # type: ignore[return-value]
+
+
+def check_packed(layout: BlockLayout, precision: Precision, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+    """Refuse what :func:`pack_blocks` cannot have packed.
+
+    Raises:
+        MessageError: an array is missing, or is of another type or length; a block that is not there, or is twice.
+    """
+    checked = Checked.of(Known({"B": layout.num_blocks}, arrays=PACKED))
+    checked.group(arrays, "ranked blocks")
+    blocks = arrays["blocks"]
+    if blocks.dtype != layout.id_dtype:
+        raise MessageError(f"ranked blocks: numbers of type {blocks.dtype}, not {layout.id_dtype}")
+    there = np.zeros(layout.num_blocks, np.bool_)
+    there[blocks] = True
+    if np.count_nonzero(there) < len(blocks):
+        raise MessageError("ranked blocks: a block is there twice")
+    pieces = len(blocks) if layout.is_single else int(layout.group_sizes[blocks // layout.num_slices].sum())
+    dtype, columns = code_dtype(precision), code_columns(layout.slice_dim, precision)
+    wanted = pieces * columns * dtype.itemsize, pieces if has_scales(precision) else 0
+    if (len(arrays["codes"]), len(arrays["scales"])) != wanted:
+        raise MessageError(
+            f"ranked blocks: {len(arrays['codes'])} bytes of codes and {len(arrays['scales'])} scales, where "
+            f"{len(blocks)} blocks in {precision} take {wanted[0]} and {wanted[1]}"
+        )
+    if dtype.kind == "f" and not np.isfinite(arrays["codes"].view(dtype)).all():
+        raise MessageError("ranked blocks: not all numbers are finite")
 
 
 def pack_blocks(

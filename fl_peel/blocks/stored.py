@@ -179,6 +179,9 @@ class StoredEmbedding:
             (np.dtype("<f2"), num_pieces if has_scales(precision) else 0),
             (code_dtype(precision), num_pieces * columns),
         )
+        floats = [array for array in (user, scales, flat_codes) if array.dtype.kind == "f"]
+        if not all(np.isfinite(array).all() for array in floats):
+            raise refused("some of its numbers are not finite")
         ids = flat_ids.astype(np.int64).reshape(num_blocks, fields)
         blocks = np.ascontiguousarray(ids[:, 0])
         starts, counts = (blocks // num_slices, np.ones_like(blocks)) if single else (ids[:, 1], ids[:, 2])

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from fl_peel import kernels
-from fl_peel.data.interactions import PARTS, UserItems
+from fl_peel.data.interactions import PARTS, Splits, UserItems
 from fl_peel.errors import DataError
 from fl_peel.randomness import device_seeds, device_uniforms
 
+SAID = "said"
+"""The part that is there where it is not all of train."""
 CHUNK = 50_000
 """Devices made at a time, by default: a few dozen megabytes."""
 
@@ -138,6 +141,59 @@ class Population:
         return np.stack([counts - 2 * held_out, held_out, held_out])
 
 
+def read_splits(folder: Path, *, beyond: bool = False) -> Splits:
+    """What :meth:`Population.write` wrote, mapped into memory. beyond: whether devices may have items that no table has
+    a row of, as in a timeline.
+
+    Raises:
+        DataError: a file is missing, or is not what it must be.
+    """
+    said = (SAID,) if (folder / f"{SAID}-items.npy").is_file() else ()
+    names = [f"{part}-{what}.npy" for part in (*PARTS, *said) for what in ("indptr", "items")]
+    try:
+        stamps = tuple((folder / name).stat().st_mtime_ns for name in (*names, "num_items.npy"))
+    except OSError as error:
+        raise _damaged(folder, f"{error.strerror}: {Path(error.filename).name}") from error
+    return _read(folder, stamps, bool(said), beyond)
+
+
+@lru_cache(maxsize=4)
+def _read(folder: Path, stamps: tuple[int, ...], said: bool, beyond: bool) -> Splits:
+    """``stamps`` keep the cache from answering with older files."""
+    num_items = _array(folder, "num_items", np.dtype(np.int64), 0)
+    if not 0 < int(num_items) < 1 << 31:
+        raise _damaged(folder, f"num_items.npy says {int(num_items)} items")
+    limit = 1 << 31 if beyond else int(num_items)
+    parts = [_rows(folder, part, limit) for part in (*PARTS, *((SAID,) if said else ()))]
+    if len({part.num_users for part in parts}) > 1:
+        raise _damaged(folder, f"its parts are of {[part.num_users for part in parts]} devices")
+    return Splits(parts[0], parts[1], parts[2], int(num_items), parts[3] if said else None)
+
+
+def _rows(folder: Path, part: str, limit: int) -> UserItems:
+    indptr = _array(folder, f"{part}-indptr", np.dtype(np.int64), 1)
+    items = _array(folder, f"{part}-items", np.dtype(np.int32), 1)
+    if not len(indptr) or indptr[0] != 0 or indptr[-1] != len(items) or (np.diff(indptr) < 0).any():
+        raise _damaged(folder, f"{part}-indptr.npy does not divide the {len(items)} items of {part}-items.npy")
+    if len(items) and (items.min() < 0 or items.max() >= limit):
+        raise _damaged(folder, f"{part}-items.npy has items from {items.min()} to {items.max()}, not 0 to {limit - 1}")
+    return UserItems(indptr, items)
+
+
+def _array(folder: Path, name: str, dtype: np.dtype[Any], dimensions: int) -> NDArray[Any]:
+    try:
+        array = np.load(folder / f"{name}.npy", mmap_mode="r")  # no more of it is read than is there
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(folder, f"{name}.npy: {' '.join(str(error).split())[:120]}") from error
+    if array.dtype != dtype or array.ndim != dimensions:
+        raise _damaged(folder, f"{name}.npy: {array.ndim} dimensions of {array.dtype}, not {dimensions} of {dtype}")
+    return np.asarray(array)
+
+
+def _damaged(folder: Path, why: str) -> DataError:
+    return DataError(f"{folder}: no devices' items: {why}; write the folder again")
+
+
 def _created(path: Path, dtype: type[np.generic], length: int) -> NDArray[np.generic]:
     if length == 0:  # an empty file cannot be mapped
         np.save(path, np.zeros(0, dtype))
@@ -147,4 +203,4 @@ def _created(path: Path, dtype: type[np.generic], length: int) -> NDArray[np.gen
     return mapped
 
 
-__all__ = ["CHUNK", "Population"]
+__all__ = ["CHUNK", "SAID", "Population", "read_splits"]

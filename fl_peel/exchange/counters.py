@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 
 from fl_peel.exchange.columns import Columns, Counters, IntArray
+from fl_peel.exchange.expected import TOTAL, Of
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,13 @@ class RoundCounts:
     slowest_us: virtual microseconds of the slowest device whose update counts; traces: of devices the report follows.
     """
 
-    classes: ClassCounts
-    clock: ClockCounts
-    totals: RoundTotals
-    slowest_us: int
-    traces: Traces
+    classes: Annotated[ClassCounts, Of(("C",), least=0, most=TOTAL)]
+    clock: Annotated[ClockCounts, Of(("C",), least=0, most=TOTAL)]
+    totals: Annotated[RoundTotals, Of((), least=0, most=TOTAL, columns={"loss": Of(least=f"-{TOTAL}", most=TOTAL)})]
+    slowest_us: Annotated[int, Of(least=0, most=TOTAL)]
+    traces: Annotated[
+        Traces, Of(("traces",), least=0, columns={"device": Of(among="traced"), "device_class": Of(within="C")})
+    ]
 
     @classmethod
     def nothing(cls, num_classes: int) -> Self:

@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.exchange.expected import WHOLE, Of, summed
 from fl_peel.exchange.statistics import GroupShape
 from fl_peel.secure.vector import Bits, Field, Values
 
 BY_ROW = ("sums", "touched", "row_loss", "row_examples")
 """Arrays of a group's reply that have one entry a row, of those rows that its ``rows`` name."""
+
+_ROWS = Of(("T",), within="R", ascending=True, dtypes=WHOLE)
+_WIDE_ROWS = Of(("W",), within="R", ascending=True, dtypes=WHOLE)
+_DEVICES_OF_BLOCKS = Of(("K",), least=0, most="N", dtypes=WHOLE)
+UPDATES = {
+    "rows": _ROWS,
+    "sums": summed("T", "d"),
+    "wide_rows": _WIDE_ROWS,
+    "wide_sums": summed("W", "d"),
+    "touched": Of(("T", "S"), least=0, most="N", dtypes=WHOLE),
+    "row_loss": summed("T"),
+    "row_examples": summed("T", least=0),
+    "holders": _DEVICES_OF_BLOCKS,
+}
+"""A group's arrays of a reply: of N devices, with K blocks of S slices in R rows of d columns."""
+SIGNALS = {"hits": summed("K"), "shown": summed("K"), "exposed": _DEVICES_OF_BLOCKS}
+"""And in rounds with signals."""
+IN_BUCKETS = {
+    "rows": replace(_ROWS, by="buckets"),
+    "buckets": Of(("T",), within="buckets", dtypes=WHOLE),
+    "wide_rows": replace(_WIDE_ROWS, by="wide_buckets"),
+    "wide_buckets": Of(("W",), within="buckets", dtypes=WHOLE),
+    "bucket_holders": Of(("buckets", "K"), least=0, most="N", dtypes=WHOLE),
+}
+"""What is different, or besides, where devices are in buckets."""
 
 
 def update_fields(group: GroupShape, *, signals: bool, update_bits: Bits) -> tuple[Field, ...]:
@@ -61,4 +88,4 @@ def sparse(values: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
     return {"rows": rows, **{name: array[rows] for name, array in by_row.items()}, **others}
 
 
-__all__ = ["BY_ROW", "dense", "sparse", "update_fields"]
+__all__ = ["BY_ROW", "IN_BUCKETS", "SIGNALS", "UPDATES", "dense", "sparse", "update_fields"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from scipy import special
 
 from fl_peel import kernels
 from fl_peel.exchange.columns import IntArray
+from fl_peel.exchange.expected import TOTAL, Of
 from fl_peel.randomness import device_seeds
 from fl_peel.ranking.top import SUM_SCALE
 
@@ -44,9 +46,9 @@ class Replicates:
     devices (B,) that count. Those of disjoint sets of devices add up.
     """
 
-    recall: IntArray
-    ndcg: IntArray
-    devices: IntArray
+    recall: Annotated[IntArray, Of(("X", "B"), least=0, most=TOTAL)]
+    ndcg: Annotated[IntArray, Of(("X", "B"), least=0, most=TOTAL)]
+    devices: Annotated[IntArray, Of(("B",), least=0, most=TOTAL)]
 
     @staticmethod
     def of(

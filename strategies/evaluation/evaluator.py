@@ -15,11 +15,13 @@ from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import pack_ranking
 from fl_peel.blocks.settings import Precision
-from fl_peel.ranking.top import MetricSums
+from fl_peel.exchange.expected import Known
+from fl_peel.ranking.top import SUM_SCALE, MetricSums
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import Quality
 from strategies.nodes.batches import packed_batches
 from strategies.nodes.members import Members
+from strategies.nodes.nodes import Query
 from strategies.rounds.federation import Federation
 from strategies.rounds.strategy import PeelStrategy
 
@@ -113,7 +115,10 @@ class Evaluator:
                 per_device and scenario.evaluation.per_device,
                 *devices,
             )
-            return reduce(add, self.federation.nodes.ask(wire.EVALUATE, wire.EvaluateReply, lambda _: request))
+            replies = self.federation.nodes.ask(
+                wire.EVALUATE, wire.EvaluateReply, lambda partition: Query(request, self._known(request, partition))
+            )
+            return reduce(add, replies)
 
         def served(some: Iterable[int], reach: int | None) -> wire.EvaluateReply:
             def pack(group: int) -> wire.Arrays:
@@ -126,6 +131,25 @@ class Evaluator:
             return reduce(add, replies)
 
         return served(tables, self._reach(budgets))
+
+    def _known(self, request: wire.EvaluateRequest, partition: int) -> Known:
+        """What is known of a node's answer: how many devices it hosts, and in which user groups they are."""
+        members, groups = self.members, list(request.groups)
+        here = members.devices % len(self.federation.nodes.ids) == partition
+        reached = here if wire.EVERYBODY in groups else here & np.isin(members.groups, groups)
+        single = members.devices[reached if request.per_device else np.zeros_like(reached)]
+        hosted = int(here.sum())
+        sizes = {
+            "X": len(request.budgets),
+            "C": len(members.class_names),
+            "G": len(self.federation.states),
+            "groups": max(int(members.groups[here].max(initial=-1)), *groups) + 1,
+            "B": request.replicates,
+            "M": len(single),
+            "hosted": hosted,
+            "metrics": hosted * int(SUM_SCALE),
+        }
+        return Known(sizes, {"devices": single})
 
     def own_budgets(self) -> wire.EvaluateReply:
         """Every device under its own budget of the moment."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fl_peel import wire
 from fl_peel.blocks.ranked import pack_ranking
 from fl_peel.exchange.counters import StepCounts
+from fl_peel.exchange.expected import Known
 from fl_peel.randomness import rng_for
 from fl_peel.ranking.top import SUM_SCALE, margin_of
 from strategies.evaluation.evaluator import REACH, Evaluator, margins_of, overall_recall
@@ -29,6 +30,7 @@ from strategies.figures.schema import (
     OverTime,
 )
 from strategies.nodes.batches import packed_batches
+from strategies.nodes.nodes import Query
 from strategies.run.refinement import Refine
 
 IntArray = NDArray[np.int64]
@@ -142,11 +144,11 @@ def _ask(
     scenario, nodes, devices = evaluator.scenario, evaluator.federation.nodes, who.devices
     hosts = devices % len(nodes.ids)
 
-    def request(partition: int) -> wire.MovingRequest | None:
+    def request(partition: int) -> Query | None:
         mine = devices[hosts == partition]
         if not len(mine):
             return None
-        return wire.MovingRequest(
+        payload = wire.MovingRequest(
             evaluator.federation.setting,
             who.begin,
             who.rounds,
@@ -156,6 +158,10 @@ def _ask(
             batch,
             who.keeps,
         )
+        known = Known(
+            {"C": len(evaluator.members.class_names)}, {"devices": np.intersect1d(mine, traced)}, agreed=("T",)
+        )
+        return Query(payload, known)
 
     return nodes.ask(wire.MOVING, wire.MovingReply, request)
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TypeVar
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fl_peel import errors, wire
-from fl_peel.errors import EngineError, FlPeelError, ScenarioError, SecureAggregationError
+from fl_peel.errors import EngineError, FlPeelError, MessageError, ScenarioError, SecureAggregationError
+from fl_peel.exchange.expected import MOST, TOTAL, Known, check
 from fl_peel.roots import code_digest, own_root
+from fl_peel.scenario.scenario import Scenario
 
 logger = logging.getLogger("fl_peel")
 Reply = TypeVar("Reply")
@@ -21,13 +25,60 @@ PULL_INTERVAL_S = 0.01
 """Seconds between looks for replies in simulation."""
 
 
+ONCE = frozenset({wire.REFRESH})
+"""Kinds of questions that are not asked again: devices remember that they have answered."""
+NOISED = frozenset({wire.SUMS, wire.CHOICE, wire.JOIN})
+"""Kinds of questions whose answers may have noise, of which a second answer would have another."""
+PAUSES_S = (0.5, 2.0, 5.0)
+"""Seconds until a node that failed is asked again: a worker that died must start first."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question to a node, and what is known of a right answer."""
+
+    payload: object
+    known: Known = field(default_factory=Known)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """To whom a message went, and what is known of the answer."""
+
+    partition: int
+    known: Known
+
+
+@dataclass(frozen=True)
+class Answer(Generic[Reply]):
+    """A node's right reply, with the sizes that were found in it; or else what went wrong. came: whether the node said
+    anything but that it failed.
+    """
+
+    partition: int
+    reply: Reply | None
+    sizes: Mapping[str, int]
+    error: FlPeelError | None = None
+    came: bool = True
+
+
+Content = Callable[[int], Query | None]
+"""The question to a partition, if there is one."""
+
+
 @dataclass(frozen=True)
 class Nodes:
-    """Node ids by partition. Node ids are random, partitions are not: everything is ordered by partition."""
+    """Node ids by partition. Node ids are random, partitions are not: everything is ordered by partition.
+
+    noise_is_drawn: whether devices draw noise that is new each time, so that they must not be asked twice.
+    """
 
     grid: Grid
     ids: tuple[int, ...]
     timeout_s: float
+    noise_is_drawn: bool = False
+    _open: dict[str, _Sent] = field(default_factory=dict, repr=False, compare=False)
+    _numbers: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
 
     @staticmethod
     def connect(grid: Grid, scenario: str, *, root: str, timeout_s: float, patience_s: float = 120.0) -> Nodes:
@@ -35,6 +86,7 @@ class Nodes:
 
         Raises:
             EngineError: not all partitions answered in time, or nodes run another copy of the packages.
+            MessageError: a node's answer is none, or another one's.
         """
         deadline = time.monotonic() + patience_s
         if hasattr(grid, "pull_interval"):  # of the simulation's grid, which else looks for replies 10 times a second
@@ -48,7 +100,7 @@ class Nodes:
             for reply in grid.send_and_receive(messages, timeout=min(timeout_s, patience_s)) if messages else []:
                 if reply.has_error():
                     raise failure(reply, f"node {reply.metadata.src_node_id}")
-                answer = wire.unpack(wire.HelloReply, reply.content)
+                answer = _hello(reply, wanted)
                 if answer.root != root and answer.code != code_digest(own_root()):
                     raise EngineError(
                         f"the node of partition {answer.partition} runs other code, from {answer.root}, than the "
@@ -57,7 +109,9 @@ class Nodes:
                 found[answer.partition] = reply.metadata.src_node_id
                 wanted = answer.num_partitions
             if wanted is not None and set(found) >= set(range(wanted)):
-                return Nodes(grid, tuple(found[partition] for partition in range(wanted)), timeout_s)
+                drawn = Scenario.from_json(scenario).privacy
+                ids = tuple(found[partition] for partition in range(wanted))
+                return Nodes(grid, ids, timeout_s, drawn.noised and drawn.noise_source == "system")
             if time.monotonic() > deadline:
                 raise EngineError(
                     f"{len(found)} of {wanted or 'unknown'} nodes answered within {patience_s:.0f} s; "
@@ -65,57 +119,143 @@ class Nodes:
                 )
             time.sleep(0.5)
 
-    def messages(self, kind: str, content: Callable[[int], object | None]) -> Iterable[Message]:
-        """One message for each partition for which ``content`` has a payload."""
-        for partition, node in enumerate(self.ids):
-            payload = content(partition)
-            if payload is not None:
-                record: RecordDict = wire.pack(payload)
-                yield Message(record, dst_node_id=node, message_type=kind)
+    def begin(self) -> None:
+        """Whatever is not answered yet comes too late."""
+        self._open.clear()
 
-    def ask(self, kind: str, reply_type: type[Reply], content: Callable[[int], object | None]) -> list[Reply]:
-        """Ask nodes and wait for all of them.
+    def messages(self, kind: str, content: Content) -> Iterable[Message]:
+        """One message for each partition for which ``content`` has a question."""
+        for partition, node in enumerate(self.ids):
+            asked = content(partition)
+            if asked is not None:
+                # Flower brings the group back with the reply, also with one that the SuperLink makes for a dead node
+                number = str(next(self._numbers))
+                self._open[number] = _Sent(partition, asked.known.with_sizes(**{TOTAL: MOST // len(self.ids)}))
+                record: RecordDict = wire.pack(asked.payload)
+                yield Message(record, dst_node_id=node, message_type=kind, group_id=number)
+
+    def answers(self, kind: str, reply_type: type[Reply], replies: Iterable[Message]) -> Iterator[Answer[Reply]]:
+        """Every message's answer, once; what nobody waits for any more is left out."""
+        for message in replies:
+            sent = self._open.get(message.metadata.group_id)
+            theirs = message.has_error() or sent is None or message.metadata.src_node_id == self.ids[sent.partition]
+            if sent is None or not theirs:
+                logger.warning("an answer to %s that nobody waits for is left out", kind)
+                continue
+            del self._open[message.metadata.group_id]
+            who = f"node {sent.partition} ({kind})"
+            if message.has_error():
+                yield Answer(sent.partition, None, {}, failure(message, who), came=False)
+                continue
+            try:
+                reply = wire.unpack(reply_type, message.content)
+                sizes = check(reply, sent.known)
+            except MessageError as error:
+                yield Answer(sent.partition, None, {}, MessageError(f"{who} gave a wrong answer: {error}"))
+            else:
+                agreed = {name: sizes[name] for name in sent.known.agreed if name in sizes}
+                yield Answer(sent.partition, reply, agreed)
+
+    def _exchange(
+        self, kind: str, reply_type: type[Reply], content: Content
+    ) -> tuple[list[int], dict[int, Answer[Reply]]]:
+        """Ask nodes once: who was asked; answers by partition, ascending. Who says nothing is not among these."""
+        self.begin()
+        messages = list(self.messages(kind, content))
+        asked = [sent.partition for sent in self._open.values()]
+        replies = self.grid.send_and_receive(messages, timeout=self.timeout_s) if messages else []
+        found = sorted(self.answers(kind, reply_type, replies), key=lambda answer: answer.partition)
+        return asked, {answer.partition: answer for answer in found}
+
+    def ask(self, kind: str, reply_type: type[Reply], content: Content) -> list[Reply]:
+        """Ask nodes and wait for all of them; one that fails, or whose answer is wrong, is asked again a few times.
 
         Raises:
-            EngineError: a node failed or did not answer in time.
+            EngineError, MessageError: a node failed each time, or did not answer in time.
             FlPeelError: a node found a mistake of the user's, which it names.
         """
-        messages = list(self.messages(kind, content))
-        replies = list(self.grid.send_and_receive(messages, timeout=self.timeout_s))
-        for reply in replies:
-            if reply.has_error():
-                raise failure(reply, f"node {self.partition(reply)} ({kind})")
-        if len(replies) < len(messages):
-            raise EngineError(
-                f"{len(messages) - len(replies)} of {len(messages)} nodes did not answer {kind} within "
-                f"{self.timeout_s:.0f} s; raise engine.reply_timeout_s or look for their errors in the log"
-            )
-        ordered = sorted(replies, key=self.partition)
-        return [wire.unpack(reply_type, reply.content) for reply in ordered]
+        good: dict[int, Answer[Reply]] = {}
+        for pause_s in (*PAUSES_S, None):
+            asked, found = self._exchange(kind, reply_type, _of_others(good, content))
+            if len(found) < len(asked):
+                raise EngineError(
+                    f"{len(asked) - len(found)} of {len(asked)} nodes did not answer {kind} within "
+                    f"{self.timeout_s:.0f} s; raise engine.reply_timeout_s or look for their errors in the log"
+                )
+            found = good | found
+            found |= _disagreeing(kind, found)
+            good = {partition: answer for partition, answer in found.items() if answer.error is None}
+            if len(good) == len(found):
+                break
+            for answer in found.values():
+                if answer.error is None:
+                    continue
+                if pause_s is None or not self._may_repeat(kind, answer):
+                    raise answer.error
+                logger.warning("%s; it is asked again", answer.error)
+            time.sleep(pause_s or 0)
+        return [answer.reply for _, answer in sorted(good.items()) if answer.reply is not None]
 
-    def ask_some(self, kind: str, reply_type: type[Reply], content: Callable[[int], object | None]) -> dict[int, Reply]:
-        """Ask nodes; replies by partition, ascending, of those that answer.
+    def _may_repeat(self, kind: str, answer: Answer[Reply]) -> bool:
+        """Whether a node may be asked the same again: not about a mistake that it would name again."""
+        if kind in ONCE or not isinstance(answer.error, (EngineError, MessageError)):
+            return False
+        return not (self.noise_is_drawn and kind in NOISED and answer.came)
+
+    def ask_some(self, kind: str, reply_type: type[Reply], content: Content) -> dict[int, Reply]:
+        """Ask nodes, once; replies by partition, ascending, of those that answer, and rightly.
 
         Raises:
-            ScenarioError, SecureAggregationError: a node names a mistake, or its devices refuse.
+            ScenarioError: a node names a mistake.
+            SecureAggregationError: the devices of all nodes refuse.
         """
-        messages = list(self.messages(kind, content))
-        replies = list(self.grid.send_and_receive(messages, timeout=self.timeout_s)) if messages else []
-        good = {}
-        for message in sorted(replies, key=self.partition):
-            if message.has_error():
-                raise_or_log(failure(message, f"node {self.partition(message)} ({kind})"))
-            else:
-                good[self.partition(message)] = wire.unpack(reply_type, message.content)
-        if len(replies) < len(messages):
-            logger.warning(
-                "%d of %d nodes did not answer %s in time", len(messages) - len(replies), len(messages), kind
-            )
+        asked, found = self._exchange(kind, reply_type, content)
+        found |= _disagreeing(kind, found)
+        good = {partition: answer.reply for partition, answer in found.items() if answer.reply is not None}
+        raise_or_log([answer.error for answer in found.values() if answer.error is not None], nobody=not good)
+        if len(found) < len(asked):
+            logger.warning("%d of %d nodes did not answer %s in time", len(asked) - len(found), len(asked), kind)
         return good
 
-    def partition(self, reply: Message) -> int:
-        """Partition of the node that sent a reply."""
-        return self.ids.index(reply.metadata.src_node_id)
+
+def _of_others(known: Container[int], content: Content) -> Content:
+    """Questions to the partitions whose answers are not known."""
+    return lambda partition: None if partition in known else content(partition)
+
+
+def _hello(reply: Message, wanted: int | None) -> wire.HelloReply:
+    """What a node says of itself.
+
+    Raises:
+        MessageError: it is no such answer, or another number of nodes than others say.
+    """
+    who = f"node {reply.metadata.src_node_id} ({wire.HELLO}) gave a wrong answer"
+    try:
+        answer = wire.unpack(wire.HelloReply, reply.content)
+        check(answer, Known())
+    except MessageError as error:
+        raise MessageError(f"{who}: {error}") from None
+    if answer.partition >= answer.num_partitions or wanted not in (None, answer.num_partitions):
+        raise MessageError(
+            f"{who}: it is partition {answer.partition} of {answer.num_partitions}, where others say "
+            f"{wanted or answer.num_partitions} partitions; start all nodes with one num-partitions, counted from 0"
+        )
+    return answer
+
+
+def _disagreeing(kind: str, found: Mapping[int, Answer[Reply]]) -> dict[int, Answer[Reply]]:
+    """Of right answers, those whose sizes are not those of most: all, where there is no most."""
+    good = {partition: tuple(sorted(one.sizes.items())) for partition, one in found.items() if one.error is None}
+    counts = Counter(good.values()).most_common(2)
+    if len(counts) < 2:
+        return {}
+    most = counts[0][0] if counts[0][1] > counts[1][1] else None
+    wrong = {
+        partition: MessageError(f"node {partition} ({kind}) gave a wrong answer: {dict(sizes)}, unlike others")
+        for partition, sizes in good.items()
+        if sizes != most
+    }
+    return {partition: replace(found[partition], reply=None, error=error) for partition, error in wrong.items()}
 
 
 def failure(reply: Message, who: str) -> FlPeelError:
@@ -124,13 +264,14 @@ def failure(reply: Message, who: str) -> FlPeelError:
         name, _, text = (reply.error.reason or "").partition("|")
         kind = getattr(errors, name, EngineError)
         if isinstance(kind, type) and issubclass(kind, FlPeelError):
-            return kind(text)
+            return kind(" ".join(text.split())[:2000])
     reason = " ".join((reply.error.reason or "no reason given").split())
     return EngineError(f"{who} failed: {reason[-500:]}")
 
 
-def raise_or_log(error: Exception) -> None:
-    """Raise what every node would say again; log what befell one node."""
-    if isinstance(error, (ScenarioError, SecureAggregationError)):
-        raise error
-    logger.warning("%s", error)
+def raise_or_log(found: Iterable[FlPeelError], *, nobody: bool = False) -> None:
+    """Raise what every node would say again; log what befell some. nobody: no node did any better."""
+    for error in found:
+        if isinstance(error, ScenarioError) or (nobody and isinstance(error, SecureAggregationError)):
+            raise error
+        logger.warning("%s", error)

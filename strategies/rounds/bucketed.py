@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.ranked import RowOrder
+from fl_peel.exchange.expected import Known
+from fl_peel.exchange.open_sums import IN_BUCKETS
 from fl_peel.scenario.refinement import Robust
 from fl_peel.wire import Arrays
 from strategies.groups.aggregation import CHUNK_ROWS, BlockSums, Denominator, mean_update
 from strategies.rounds.open import OpenServerContents
+from strategies.rounds.record import SentRound
 
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
@@ -30,6 +34,13 @@ BoolArray = NDArray[np.bool_]
 
 class BucketedServerContents(OpenServerContents):
     """Open contents, bucket by bucket; the update of the table is robust against a few of them."""
+
+    def expects(self, sent: SentRound, group: int, devices: int) -> Known | None:
+        """Row by row, and whose it is."""
+        known = super().expects(sent, group, devices)
+        assert known is not None
+        known = replace(known, arrays={**(known.arrays or {}), **IN_BUCKETS})
+        return known.with_sizes(buckets=self.federation.scenario.refinement.aggregation.robust.buckets)
 
     def take_group(self, group: int, blocks: NDArray[np.int64], parts: Sequence[Arrays]) -> None:
         """One user group. blocks: (K,) as they were ranked when sent; parts: sums with one entry a bucket."""

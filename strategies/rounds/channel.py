@@ -7,19 +7,21 @@ server reads; ``masked``: secure aggregation, the server reads sums alone.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from flwr.app import RecordDict
 from numpy.typing import NDArray
 
+from fl_peel.exchange.expected import Known
 from fl_peel.wire import RoundReply, RoundRequest
 from strategies.rounds.federation import Federation
 from strategies.rounds.record import SecureRecord, SentRound
 
 IntArray = NDArray[np.int64]
+Expects = Callable[[SentRound, int, int], Known | None]
+"""What a node must say of a user group, so many of whose devices it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,12 @@ class Begun:
 class Channel(ABC):
     """Of one refinement, round after round: begin, message for every node, collect.
 
-    kind: of its messages; records: one a round, where the channel keeps any; opened: the last round's sums by user
-    group, where the channel opens them.
+    kind: of its messages; answer: what a node answers; records: one a round, where the channel keeps any; opened: the
+    last round's sums by user group, where the channel opens them.
     """
 
     kind: ClassVar[str]
+    answer: ClassVar[type]
 
     def __init__(self, federation: Federation) -> None:
         self.federation = federation
@@ -61,8 +64,14 @@ class Channel(ABC):
         """What a node is sent for a request, as :attr:`kind`."""
 
     @abstractmethod
-    def collect(self, sent: SentRound, replies: Iterable[RecordDict]) -> Iterable[RoundReply]:
-        """The round's sums, from what nodes replied; in any order, and in as many parts as the channel likes."""
+    def known(self, sent: SentRound, request: RoundRequest, expects: Expects) -> Known:
+        """What is known of the right answer to a message. expects: of the contents."""
+
+    @abstractmethod
+    def collect(self, sent: SentRound, replies: Iterable[Any]) -> Iterable[RoundReply]:
+        """The round's sums, from what nodes replied, each an :attr:`answer`; in any order, and in as many parts as the
+        channel likes.
+        """
 
 
 __all__ = ["Begun", "Channel", "OpenedSum"]

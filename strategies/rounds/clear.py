@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flwr.app import RecordDict
+import numpy as np
 
 from fl_peel import wire
-from strategies.rounds.channel import Begun, Channel, IntArray
+from fl_peel.exchange.expected import Known
+from strategies.rounds.channel import Begun, Channel, Expects, IntArray
 from strategies.rounds.record import SentRound
 
 
@@ -15,6 +16,7 @@ class ClearChannel(Channel):
     """Messages as they are."""
 
     kind = wire.ROUND
+    answer = wire.RoundReply
 
     def begin(self, server_round: int, cohort: IntArray) -> Begun:
         """Everybody may be asked."""
@@ -24,9 +26,21 @@ class ClearChannel(Channel):
         """The request itself."""
         return request
 
-    def collect(self, sent: SentRound, replies: Iterable[RecordDict]) -> Iterable[wire.RoundReply]:
+    def known(self, sent: SentRound, request: wire.RoundRequest, expects: Expects) -> Known:
+        """Of every user group what the contents expect; and that no device is counted twice, or not at all."""
+        members = self.federation.members.groups_of(request.devices)
+        counts = {group: int((members == group).sum()) for group in request.groups}
+        anything = Known(arrays=None)
+        return Known(
+            {"C": self.federation.num_classes},
+            {"traced": np.sort(request.traced)},
+            groups={group: expects(sent, group, count) or anything for group, count in counts.items()},
+            totals={"counts.clock.sampled": len(request.devices)},
+        )
+
+    def collect(self, sent: SentRound, replies: Iterable[wire.RoundReply]) -> Iterable[wire.RoundReply]:
         """One part a node and message, as they come."""
-        return (wire.unpack(wire.RoundReply, reply) for reply in replies)
+        return replies
 
 
 __all__ = ["ClearChannel"]

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.exchange.expected import Known
 from fl_peel.privacy.plan import Plan
 from fl_peel.weighting.controller import Controller
 from fl_peel.wire import Arrays
@@ -48,6 +49,12 @@ class ServerContents(ABC):
     def groups(self, asked: NDArray[np.int32]) -> list[int]:
         """User groups whose blocks are ranked, ascending. asked: (N,) those of the devices that are asked."""
         return [int(group) for group in np.unique(asked)]
+
+    def expects(self, sent: SentRound, group: int, devices: int) -> Known | None:
+        """What a node must say of a user group, so many of whose devices it was asked for; None where anything goes.
+        What is said otherwise is left out, with all else that the node says.
+        """
+        return None
 
     @abstractmethod
     def take(self, sent: SentRound, sums: Mapping[int, Sequence[Arrays]], opened: Mapping[int, OpenedSum]) -> None:

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.blocks.ranked import pack_ranking
+from fl_peel.exchange.expected import Known
 from fl_peel.ranking.paired import Effects, PairedSums
 from strategies.groups.state import UserGroupState
 from strategies.nodes.batches import batches
+from strategies.nodes.nodes import Query
 from strategies.rounds.strategy import PeelStrategy
 
 MESSAGE_BYTES = 64 << 20
@@ -82,7 +84,8 @@ class Keeping:
                 {group: self._packed(group, self._weights[group], self._kept[group]) for group in some},
                 {group: self._packed(group, weights[group], states[group]) for group in some},
             )
-            for reply in strategy.nodes.ask(wire.COMPARE, wire.CompareReply, lambda partition, r=request: r):  # type: ignore[misc]
+            asked = Query(request, Known({"G": len(states)}))
+            for reply in strategy.nodes.ask(wire.COMPARE, wire.CompareReply, lambda partition, asked=asked: asked):  # type: ignore[misc]
                 sums += reply.sums
                 moved += reply.download_bytes
         effects = Effects.of(sums)
@@ -108,7 +111,7 @@ class Keeping:
         nobody = np.zeros(0, np.int64)
         told = {"accepted": nobody, "restored": nobody} | groups
         request = wire.KeepRequest(self.strategy.setting, **told)
-        self.strategy.nodes.ask(wire.KEEP, wire.KeepReply, lambda partition: request)
+        self.strategy.nodes.ask(wire.KEEP, wire.KeepReply, lambda partition: Query(request))
 
 
 __all__ = ["Comparison", "Keeping"]

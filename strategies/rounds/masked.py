@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
-from flwr.app import RecordDict
 
 from fl_peel import wire
 from fl_peel.blocks.ranked import RowOrder
 from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts, RoundTotals
+from fl_peel.exchange.expected import Known
 from fl_peel.exchange.open_sums import sparse
 from fl_peel.exchange.release import layout_of
 from fl_peel.exchange.statistics import GroupShape
@@ -27,7 +27,8 @@ from fl_peel.secure.masks import Words
 from fl_peel.secure.plan import DeviceBytes
 from fl_peel.secure.unmask import added, without
 from fl_peel.secure.vector import CHECK, Values, VectorLayout
-from strategies.rounds.channel import Begun, Channel, OpenedSum
+from strategies.nodes.nodes import Content, Query
+from strategies.rounds.channel import Begun, Channel, Expects, OpenedSum
 from strategies.rounds.federation import Federation
 from strategies.rounds.masked_group import AnnouncedKeys, BoolArray, IntArray, SecureGroup, drawn_devices
 from strategies.rounds.record import SecureRecord, SentRound
@@ -40,6 +41,7 @@ class MaskedChannel(Channel):
     """Secure aggregation. ``records``: one a round; ``opened``: the last round's sums by user group."""
 
     kind = wire.SECURE_ROUND
+    answer = wire.SecureRoundReply
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
@@ -54,13 +56,12 @@ class MaskedChannel(Channel):
         self.records.append(record)
         self._announce(record, asked)
 
-        def shares(partition: int) -> wire.SecureSharesRequest | None:
-            groups = {
-                group: one.directory(here)
-                for group, one in self._groups.items()
-                if (here := self._hosted(one, partition)).any()
-            }
-            return wire.SecureSharesRequest(self._setting, server_round, groups) if groups else None
+        def shares(partition: int) -> Query | None:
+            here = {group: self._hosted(one, partition) for group, one in self._groups.items()}
+            groups = {group: self._groups[group].directory(mine) for group, mine in here.items() if mine.any()}
+            known = {group: self._groups[group].known(group_of.devices) for group, group_of in groups.items()}
+            request = wire.SecureSharesRequest(self._setting, server_round, groups)
+            return Query(request, Known(groups=known)) if groups else None
 
         shared = self._ask(wire.SECURE_SHARES, wire.SecureSharesReply, shares)
         record.device_s += sum(reply.protocol_s for reply in shared)
@@ -72,11 +73,20 @@ class MaskedChannel(Channel):
     def _announce(self, record: SecureRecord, devices: IntArray) -> None:
         """Stage 1: devices that are reached announce their keys; user groups with too few of them sit out."""
 
-        def keys(partition: int) -> wire.SecureKeysRequest | None:
+        members = self.federation.members
+
+        def keys(partition: int) -> Query | None:
             mine = devices[devices % len(self._nodes.ids) == partition]
-            return wire.SecureKeysRequest(self._setting, record.server_round, mine) if len(mine) else None
+            known = Known(
+                {"C": self.federation.num_classes, "first group": 0, "last group": len(self.federation.states) - 1},
+                {"devices": mine},
+                totals={"clock.sampled": len(mine)},
+            )
+            return Query(wire.SecureKeysRequest(self._setting, record.server_round, mine), known) if len(mine) else None
 
         replies = self._ask(wire.SECURE_KEYS, wire.SecureKeysReply, keys)
+        # nobody announces keys in another group than it joined
+        replies = [reply for reply in replies if (members.groups_of(reply.devices) == reply.groups).all()]
         record.device_s += sum(reply.protocol_s for reply in replies)
         self._clock = ClockCounts.zeros(self.federation.num_classes)
         for reply in replies:
@@ -101,14 +111,23 @@ class MaskedChannel(Channel):
         fields = {name: getattr(request, name) for name in request.__dataclass_fields__}
         return wire.SecureRoundRequest(**(fields | {"traced": request.traced[:0]}), secure=secure)
 
-    def collect(self, sent: SentRound, replies: Iterable[RecordDict]) -> Iterable[wire.RoundReply]:
+    def known(self, sent: SentRound, request: wire.RoundRequest, expects: Expects) -> Known:
+        """Which devices may be in a sum, and of how many words it is."""
+        groups = {}
+        for group in request.groups:
+            one = self._groups[group]
+            narrow, wide = self._vector_layout(one, sent).num_words
+            mine = one.devices[one.shared & np.isin(one.devices, request.devices)]
+            groups[group] = Known({"narrow": narrow, "wide": wide}, {"devices": mine})
+        return Known({"C": self.federation.num_classes}, groups=groups)
+
+    def collect(self, sent: SentRound, replies: Iterable[wire.SecureRoundReply]) -> Iterable[wire.RoundReply]:
         """Stage 4: the sums, as if one node had hosted all devices."""
         record = self.records[-1]
         counts = replace(RoundCounts.nothing(self.federation.num_classes), clock=self._clock)
         vectors: dict[int, list[Words]] = {group: [] for group in self._groups}
         survived = {group: np.zeros(len(one.devices), np.bool_) for group, one in self._groups.items()}
-        for content in replies:
-            reply = wire.unpack(wire.SecureRoundReply, content)
+        for reply in replies:
             record.device_s += reply.protocol_s
             counts = replace(
                 counts,
@@ -134,19 +153,16 @@ class MaskedChannel(Channel):
             if group not in whole:
                 continue
             contents = [reply.groups[group] for reply in replied if group in reply.groups]
-            answered = np.isin(one.devices, np.concatenate([content.devices for content in contents]))
+            answered = np.isin(one.devices, [device for content in contents for device in content.devices])
             if self._void(record, group, one.why_void(survived[group], answered)):
                 record.void_devices += int(survived[group].sum())
                 continue
-            total = added(vectors[group])
-            if self._scenario.secure_aggregation.masked:
-                total = without(total, one.masks_left(sent.server_round, survived[group], contents))
-            values = layout.values(total)
-            if values.pop(CHECK).tolist() != [survived[group].sum()]:
-                raise SecureAggregationError(
-                    f"secure aggregation, round {sent.server_round}, user group {group}: masks are left in the sum; "
-                    "a device masked its vector with other keys than it announced"
-                )
+            try:
+                values = self._values(one, sent, survived[group], vectors[group], contents)
+            except SecureAggregationError as error:
+                self._void(record, group, str(error))
+                record.void_devices += int(survived[group].sum())
+                continue
             record.devices += int(survived[group].sum())
             record.recovered += int((one.shared & ~survived[group]).sum())
             counts = _with_counters(counts, values)
@@ -156,12 +172,35 @@ class MaskedChannel(Channel):
         record.server_s += time.perf_counter() - start
         yield wire.RoundReply(arrays, counts)
 
+    def _values(
+        self,
+        one: SecureGroup,
+        sent: SentRound,
+        survived: BoolArray,
+        vectors: list[Words],
+        opened: list[wire.OpenedShares],
+    ) -> Values:
+        """What the vectors of the devices that survived (M,) add up to.
+
+        Raises:
+            SecureAggregationError: the shares that were opened are not those of the masks in the sum.
+        """
+        total = added(vectors)
+        if self._scenario.secure_aggregation.masked:
+            total = without(total, one.masks_left(sent.server_round, survived, opened))
+        values = self._vector_layout(one, sent).values(total)
+        if values.pop(CHECK).tolist() != [survived.sum()]:
+            raise SecureAggregationError(
+                "masks are left in the sum; a device masked its vector with other keys than it announced"
+            )
+        return values
+
     def _opened(
         self, record: SecureRecord, whole: dict[int, SecureGroup], survived: dict[int, BoolArray]
     ) -> list[wire.SecureUnmaskReply]:
         """Ask the survivors of the groups that are not void for shares; everybody forgets the round."""
 
-        def questions(partition: int) -> wire.SecureUnmaskRequest | None:
+        def questions(partition: int) -> Query | None:
             if not any(self._hosted(one, partition).any() for one in self._groups.values()):
                 return None
             groups = {
@@ -169,7 +208,9 @@ class MaskedChannel(Channel):
                 for group, one in whole.items()
                 if (here := self._hosted(one, partition) & survived[group]).any()
             }
-            return wire.SecureUnmaskRequest(self._setting, record.server_round, groups)
+            known = {group: whole[group].known(asked.devices) for group, asked in groups.items()}
+            request = wire.SecureUnmaskRequest(self._setting, record.server_round, groups)
+            return Query(request, Known(groups=known))
 
         replies = self._ask(wire.SECURE_UNMASK, wire.SecureUnmaskReply, questions)
         record.device_s += sum(reply.protocol_s for reply in replies)
@@ -209,7 +250,7 @@ class MaskedChannel(Channel):
         """Which of a group's devices (M,) the node of a partition hosts."""
         return np.asarray(one.devices % len(self._nodes.ids) == partition)
 
-    def _ask(self, kind: str, reply_type: type[Reply], content: Callable[[int], object | None]) -> list[Reply]:
+    def _ask(self, kind: str, reply_type: type[Reply], content: Content) -> list[Reply]:
         """Ask nodes; those that fail or are silent have dropped out."""
         return list(self._nodes.ask_some(kind, reply_type, content).values())
 

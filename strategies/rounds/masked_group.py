@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.exchange.expected import Known
 from fl_peel.randomness import device_uniforms, rng_for
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.secure.device import SEALED_BYTES
 from fl_peel.secure.graph import neighbour_graph
 from fl_peel.secure.keys import Occasion
 from fl_peel.secure.plan import needed_of
@@ -60,6 +62,7 @@ class SecureGroup:
     quorum: int
     shared: BoolArray
     sealed: NDArray[np.uint8]
+    masked: bool
 
     @staticmethod
     def of(scenario: Scenario, server_round: int, group: int, keys: AnnouncedKeys) -> SecureGroup:
@@ -71,7 +74,16 @@ class SecureGroup:
         nothing = np.zeros((*neighbours.shape, 0), np.uint8)
         channel, mask = keys.channel_keys, keys.mask_keys
         return SecureGroup(
-            group, devices, channel, mask, neighbours, needed, quorum, np.zeros(len(devices), np.bool_), nothing
+            group,
+            devices,
+            channel,
+            mask,
+            neighbours,
+            needed,
+            quorum,
+            np.zeros(len(devices), np.bool_),
+            nothing,
+            scenario.secure_aggregation.masked,
         )
 
     def with_shares(self, replies: Iterable[SealedShares]) -> SecureGroup:
@@ -93,6 +105,13 @@ class SecureGroup:
             shared &= ~lonely
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return SecureGroup(**(fields | {"shared": shared, "sealed": sealed}))
+
+    def known(self, devices: IntArray) -> Known:
+        """Of a right answer of these devices, some of the group's: who may be in it, and what each may say of each of
+        its neighbours.
+        """
+        sizes = {"k": self.neighbours.shape[1], "sealed": SEALED_BYTES if self.masked else 0}
+        return Known(sizes, {"devices": devices})
 
     def directory(self, here: BoolArray) -> Directory:
         """Stage 2 for the devices ``here`` (M,): who they are, who everybody is, who their neighbours are."""

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import RankedBlocks, RowOrder
 from fl_peel.blocks.settings import Precision
+from fl_peel.exchange.expected import Known, summed
 from fl_peel.exchange.release import BUILT_IN, SIGNALS, Part, Release, bounds, shapes
 from fl_peel.exchange.statistics import GroupShape, find_statistic
 from fl_peel.exchange.sums import Sums
@@ -141,6 +142,13 @@ class NoisedServerContents(ServerContents):
     def groups(self, asked: NDArray[np.int32]) -> list[int]:
         """All that have devices: noise hides whether a user group was in the round."""
         return super().groups(self.federation.members.groups)
+
+    def expects(self, sent: SentRound, group: int, devices: int) -> Known | None:
+        """Every part, dense."""
+        layout, blocks = self.federation.layout, sent.blocks[group]
+        sizes = GroupShape(layout.num_rows(blocks), layout.num_slices, layout.embedding_dim, len(blocks))
+        parts = Release.of(self.federation.scenario, signals=sent.signals).parts
+        return Known(arrays={part: summed(*shape) for part, shape in shapes(sizes, parts).items()})
 
     def take(self, sent: SentRound, sums: Mapping[int, Sequence[Arrays]], opened: Mapping[int, OpenedSum]) -> None:
         """Noise every user group's sums and change its table and statistics; then the bound of the next round."""

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.ranked import RowOrder
+from fl_peel.exchange.expected import Known
+from fl_peel.exchange.open_sums import SIGNALS, UPDATES
 from fl_peel.wire import Arrays
 from strategies.groups.aggregation import BlockSums, apply_mean
 from strategies.groups.state import UserGroupState
@@ -22,6 +24,18 @@ class OpenServerContents(ServerContents):
 
     An aggregation rule of one's own overrides :meth:`apply`.
     """
+
+    def expects(self, sent: SentRound, group: int, devices: int) -> Known | None:
+        """Sums of the rows that were sent."""
+        layout, blocks = self.federation.layout, sent.blocks[group]
+        sizes = {
+            "R": layout.num_rows(blocks),
+            "d": layout.embedding_dim,
+            "S": layout.num_slices,
+            "K": len(blocks),
+            "N": devices,
+        }
+        return Known(sizes, arrays=UPDATES | (SIGNALS if sent.signals else {}))
 
     def take(self, sent: SentRound, sums: Mapping[int, Sequence[Arrays]], opened: Mapping[int, OpenedSum]) -> None:
         """Change the table and statistics of each user group that somebody said something of."""

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from fl_peel.ranking.top import SUM_SCALE
 from fl_peel.weighting.controller import Controller
 from fl_peel.weighting.selectors import block_weights
 from strategies.nodes.batches import batches
-from strategies.nodes.nodes import failure, raise_or_log
+from strategies.nodes.nodes import Query, raise_or_log
 from strategies.rounds.channel import Channel
 from strategies.rounds.contents import ServerContents
 from strategies.rounds.federation import Federation, for_groups
@@ -118,6 +119,7 @@ class PeelStrategy(Strategy):
         self._started, self._message_bytes = time.perf_counter(), 0
         now = self.federation.begin + server_round
         begun = self.channel.begin(now, self.cohort(now))
+        self.nodes.begin()
         sizes = np.bincount(self.members.groups_of(begun.asked), minlength=len(self.states))
         signals = server_round % self.scenario.controller.every == 0
         self._sent = SentRound(server_round, signals, len(begun.asked), sizes)
@@ -126,24 +128,24 @@ class PeelStrategy(Strategy):
         for batch in batches(self.contents.groups(groups), self._num_bytes, MESSAGE_BYTES):
             payloads = dict(zip(batch, for_groups(self._packed, batch), strict=True))
 
-            def request(partition: int, payloads: dict[int, wire.Arrays] = payloads) -> wire.RoundRequest | None:
+            def request(partition: int, payloads: dict[int, wire.Arrays] = payloads) -> Query | None:
                 mine = (hosts == partition) & np.isin(groups, list(payloads))
                 if not mine.any():
                     return None
                 here = {group: payloads[group] for group in np.unique(groups[mine]).tolist()}
-                return self.channel.message(
-                    wire.RoundRequest(
-                        self.setting,
-                        now,
-                        signals,
-                        self.federation.temperature,
-                        cohort[mine],
-                        self._traced,
-                        here,
-                        clip_norm=self.contents.clip_norm,
-                        noise_multiplier=self.contents.noise_multiplier,
-                    )
+                plain = wire.RoundRequest(
+                    self.setting,
+                    now,
+                    signals,
+                    self.federation.temperature,
+                    cohort[mine],
+                    self._traced,
+                    here,
+                    clip_norm=self.contents.clip_norm,
+                    noise_multiplier=self.contents.noise_multiplier,
                 )
+                known = self.channel.known(self._sent, plain, self.contents.expects)
+                return Query(self.channel.message(plain), known)
 
             for message in self.nodes.messages(self.channel.kind, request):
                 self._message_bytes += _size(message)
@@ -171,7 +173,7 @@ class PeelStrategy(Strategy):
         sums: dict[int, list[wire.Arrays]] = {}
         counts = RoundCounts.nothing(self.federation.num_classes)
         # sums are integers: the order in which replies come does not matter
-        for reply in self.channel.collect(self._sent, self._received(server_round, replies)):
+        for reply in self.channel.collect(self._sent, self._received(replies)):
             counts += reply.counts
             for group, content in reply.groups.items():
                 sums.setdefault(group, []).append(content)
@@ -189,15 +191,25 @@ class PeelStrategy(Strategy):
         self.after_round(server_round)
         return None, None
 
-    def _received(self, server_round: int, replies: Iterable[Message]) -> Iterable[RecordDict]:
-        """What nodes replied; a node that failed is left out."""
-        for message in replies:
-            if message.has_error():
-                # a mistake that every node would make in every round ends the run
-                raise_or_log(failure(message, f"node {self.nodes.partition(message)}, round {server_round}"))
-                continue
-            self._message_bytes += _size(message)
-            yield message.content
+    def _received(self, replies: Iterable[Message]) -> Iterable[Any]:
+        """What nodes replied; a node that failed, or said what it cannot have to say, is left out."""
+
+        def counted() -> Iterator[Message]:
+            for message in replies:
+                if not message.has_error():
+                    self._message_bytes += _size(message)
+                yield message
+
+        failed = []
+        answers = 0
+        for answer in self.nodes.answers(self.channel.kind, self.channel.answer, counted()):
+            if answer.error is None:
+                answers += 1
+                yield answer.reply
+            else:
+                failed.append(answer.error)
+        # a mistake that every node would make in every round ends the run
+        raise_or_log(failed, nobody=not answers)
 
     def _record(self, server_round: int, counts: RoundCounts, controller_loss: float | None) -> RoundRecord:
         totals, classes = counts.totals, counts.classes.total()

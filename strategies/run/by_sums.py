@@ -105,7 +105,16 @@ def sums_of(
     bounded, multiplier = plan is not None, plan.multiplier if plan is not None else 0.0
     if scenario.secure_aggregation.enabled:
         return MaskedSums(
-            nodes, setting, num_items, panel, windows, units, bounded=bounded, multiplier=multiplier, scenario=scenario
+            nodes,
+            setting,
+            num_items,
+            panel,
+            windows,
+            units,
+            bounded=bounded,
+            multiplier=multiplier,
+            scenario=scenario,
+            num_devices=num_devices,
         )
     all_rows = scenario.privacy.rows == "all-sent"
     return FederatedSums(

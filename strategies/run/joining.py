@@ -7,9 +7,12 @@ import logging
 import numpy as np
 
 from fl_peel import wire
+from fl_peel.disks import device_splits
+from fl_peel.errors import EngineError
+from fl_peel.exchange.expected import Known
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.members import Members
-from strategies.nodes.nodes import Nodes
+from strategies.nodes.nodes import Nodes, Query
 from strategies.run.place import Place
 from strategies.run.prepare import Prepared
 
@@ -17,13 +20,23 @@ logger = logging.getLogger("fl_peel")
 
 
 def join(scenario: Scenario, place: Place, prepared: Prepared, nodes: Nodes) -> Members:
-    """Devices take part: those whose data was collected get their embedding, the others find it locally."""
+    """Devices take part: those whose data was collected get their embedding, the others find it locally.
+
+    Raises:
+        EngineError, MessageError: a node failed, or what its devices answer makes no sense.
+    """
+    num_devices = device_splits(scenario, place.data_dir, place.run_dir).num_users
     setting = wire.Setting(scenario.to_json(), place.data_dir, place.run_dir)
 
-    def request(partition: int) -> wire.JoinRequest:
-        return prepared.join_request(setting, partition, len(nodes.ids))
+    def request(partition: int) -> Query:
+        payload = prepared.join_request(setting, partition, len(nodes.ids))
+        hosted = np.arange(partition, num_devices, len(nodes.ids))
+        return Query(payload, Known({"N": len(hosted), "G": len(payload.centroids)}, {"devices": hosted}))
 
     replies = nodes.ask(wire.JOIN, wire.JoinReply, request)
+    names = {reply.class_names for reply in replies}
+    if len(names) > 1:
+        raise EngineError(f"nodes have different fleets: {sorted(names)}; give all of them the same fleet file")
     devices = np.concatenate([reply.devices for reply in replies])
     order = np.argsort(devices, kind="stable")
     return Members(

@@ -18,6 +18,7 @@ import numpy as np
 from fl_peel import wire
 from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts
+from fl_peel.exchange.expected import Known
 from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question
 from fl_peel.pretraining.costs import Step
 from fl_peel.pretraining.sketch import RowSketch
@@ -26,6 +27,7 @@ from fl_peel.secure.masks import Words
 from fl_peel.secure.stage1 import Part, StepVector, moments_of
 from fl_peel.secure.unmask import Mask, added, without
 from fl_peel.secure.vector import CHECK, Values
+from strategies.nodes.nodes import Query
 from strategies.rounds.masked_group import AnnouncedKeys, BoolArray, SecureGroup
 from strategies.run.stage1 import FederatedSums, SumsRecord
 
@@ -45,6 +47,7 @@ class MaskedSums(FederatedSums):
     """
 
     scenario: Scenario = field(kw_only=True)
+    num_devices: int = field(kw_only=True)
     all_rows: bool = field(default=True, kw_only=True)
     _steps: int = 0
 
@@ -169,7 +172,9 @@ class MaskedSums(FederatedSums):
         parts = vector.parts(PART_BYTES)
         replies: dict[int, list[wire.SecureSumsReply]] = {partition: [] for partition in range(len(self.nodes.ids))}
         for part in parts:
-            found = self._sent(kind, one, part, request, replies)
+            narrow, wide = vector.part(part).num_words
+            sizes = {"C": len(clock.sampled), "W": self.windows, "narrow": narrow, "wide": wide}
+            found = self._sent(kind, one, part, request, replies, sizes)
             # a node that fails has dropped out with all of its devices, whatever it sent before
             replies = {partition: [*replies[partition], reply] for partition, reply in found.items()}
         survived = np.isin(one.devices, [device for each in replies.values() for device in each[0].sum.devices])
@@ -188,7 +193,13 @@ class MaskedSums(FederatedSums):
 
     def _begin(self, told: wire.SecureStepRequest) -> tuple[SecureGroup, ClockCounts]:
         """Who takes part is settled: they have announced keys and shared their secrets."""
-        announced = list(self.nodes.ask_some(wire.SECURE_STEP, wire.SecureKeysReply, lambda _: told).values())
+        everybody = {"first group": wire.EVERYBODY, "last group": wire.EVERYBODY}
+
+        def hosted(partition: int) -> Query:
+            here = np.arange(partition, self.num_devices, len(self.nodes.ids))
+            return Query(told, Known(everybody, {"devices": here}, agreed=("C",)))
+
+        announced = list(self.nodes.ask_some(wire.SECURE_STEP, wire.SecureKeysReply, hosted).values())
         if not announced:
             raise self._too_few(told, "no node answered, the log says why", None)
         clock = reduce(add, (reply.clock for reply in announced))
@@ -201,31 +212,42 @@ class MaskedSums(FederatedSums):
         least = self.scenario.secure_aggregation.min_devices
         if len(devices) < least:
             over = wire.SecureUnmaskRequest(self.setting, told.server_round, {})
-            self.nodes.ask_some(wire.SECURE_UNMASK, wire.SecureUnmaskReply, lambda _: over)  # keys are forgotten
+            self.nodes.ask_some(wire.SECURE_UNMASK, wire.SecureUnmaskReply, lambda _: Query(over))  # keys are forgotten
             raise self._too_few(
                 told, f"{len(devices)} devices announced keys, secure_aggregation.min_devices is {least}", clock
             )
         keys = AnnouncedKeys(devices[order], channel, mask)
         one = SecureGroup.of(self.scenario, told.server_round, wire.EVERYBODY, keys)
 
-        def shares(partition: int) -> wire.SecureSharesRequest | None:
+        def shares(partition: int) -> Query | None:
             here = self._hosted(one, partition)
-            groups = {wire.EVERYBODY: one.directory(here)}
-            return wire.SecureSharesRequest(self.setting, told.server_round, groups) if here.any() else None
+            request = wire.SecureSharesRequest(self.setting, told.server_round, {wire.EVERYBODY: one.directory(here)})
+            known = Known(groups={wire.EVERYBODY: one.known(one.devices[here])}, every_group=True)
+            return Query(request, known) if here.any() else None
 
         shared = self.nodes.ask_some(wire.SECURE_SHARES, wire.SecureSharesReply, shares).values()
         return one.with_shares(reply.groups[wire.EVERYBODY] for reply in shared), clock
 
     def _sent(
-        self, kind: str, one: SecureGroup, part: Part, request: Request, nodes: dict[int, list[wire.SecureSumsReply]]
+        self,
+        kind: str,
+        one: SecureGroup,
+        part: Part,
+        request: Request,
+        nodes: dict[int, list[wire.SecureSumsReply]],
+        sizes: dict[str, int],
     ) -> dict[int, wire.SecureSumsReply]:
-        """A part of the vectors, of the nodes that have sent all before it."""
+        """A part of the vectors, of the nodes that have sent all before it. sizes: of a right answer."""
 
-        def content(partition: int) -> object | None:
+        def content(partition: int) -> Query | None:
             here = one.shared & self._hosted(one, partition)
             if partition not in nodes or not here.any():
                 return None
-            return request(part, {wire.EVERYBODY: one.inbox(here)} if part[0] == 0 else {})
+            payload = request(part, {wire.EVERYBODY: one.inbox(here)} if part[0] == 0 else {})
+            first = next(iter(nodes[partition]), None)  # all parts are of the same devices
+            mine = one.devices[here] if first is None else first.sum.devices
+            known = Known({**sizes, **({} if first is None else {"N": len(mine)})}, {"devices": mine})
+            return Query(payload, known)
 
         return self.nodes.ask_some(kind, wire.SecureSumsReply, content)
 
@@ -235,11 +257,13 @@ class MaskedSums(FederatedSums):
         """The masks that are left in the sum over ``survived`` (M,). Devices forget the step, whatever comes of it."""
         why = one.why_void(survived)
 
-        def questions(partition: int) -> wire.SecureUnmaskRequest | None:
+        def questions(partition: int) -> Query | None:
             hosted = self._hosted(one, partition)
             here = hosted & survived
             groups = {} if why is not None or not here.any() else {wire.EVERYBODY: one.questions(here, survived)}
-            return wire.SecureUnmaskRequest(self.setting, told.server_round, groups) if hosted.any() else None
+            request = wire.SecureUnmaskRequest(self.setting, told.server_round, groups)
+            known = {group: one.known(asked.devices) for group, asked in groups.items()}
+            return Query(request, Known(groups=known, every_group=True)) if hosted.any() else None
 
         replies = self.nodes.ask_some(wire.SECURE_UNMASK, wire.SecureUnmaskReply, questions).values()
         if why is None:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from fl_peel import wire
 from fl_peel.errors import EngineError
 from fl_peel.exchange.counters import RoundCounts
+from fl_peel.exchange.expected import Known, summed
 from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question, Units, whole_of
 from fl_peel.pretraining.costs import Step
 from fl_peel.pretraining.sketch import RowSketch
-from strategies.nodes.nodes import Nodes
+from strategies.nodes.nodes import Nodes, Query
 
 COLUMNS = 128
 """Of a table, in one message to a node: 20 MB of 40,000 rows."""
@@ -106,7 +107,8 @@ class FederatedSums:
             recent=np.zeros(0) if question.recent is None else np.asarray(question.recent, np.float64),
             fresh_exponents=question.shapes.fresh_exponents,
         )
-        replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: request)
+        known = Known({"filters": len(question.shapes.value_exponents), "W": self.windows}, agreed=("C",))
+        replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: Query(request, known))
         self._record("choice", replies, alone=True)
         return np.sum([reply.won for reply in replies], axis=0), sum(reply.answered for reply in replies)
 
@@ -176,7 +178,8 @@ class FederatedSums:
             weights=np.zeros(0, np.float32) if weights is None else weights,
             noise_multiplier=self.multiplier,
         )
-        replies = self.nodes.ask(wire.SUMS, wire.SumsReply, lambda partition: request)
+        known = Known({"W": self.windows}, groups=self._said(request), every_group=True, agreed=("C",))
+        replies = self.nodes.ask(wire.SUMS, wire.SumsReply, lambda partition: Query(request, known))
         if first == 0:
             self._record(step, replies, alone=step == "vectors" and weights is not None)
         found: dict[int, list[wire.GroupSum]] = {}
@@ -184,6 +187,29 @@ class FederatedSums:
             for group, sums in reply.sums.items():
                 found.setdefault(group, []).append(sums)
         return found
+
+    def _said(self, request: wire.SumsRequest) -> dict[int, Known]:
+        """What a node says in a step, by user group."""
+        count, columns = request.centroids.shape
+        part = len(request.groups) if self.bounded else request.table.shape[1]
+        parts: dict[str, dict[str, tuple[int, ...]]] = {
+            "counts": {"sizes": (1,), "items": (self.num_items,)},
+            "pass": {"sizes": (1,), "first": (self.num_items, part)},
+            "vectors": {"sizes": (1,)},
+            "groups": {"sizes": (count,), "first": (count, columns)},
+            "moments": {
+                "sizes": (1,),
+                "first": (request.columns,),
+                "second": (request.columns * (request.columns + 1) // 2,),
+                "items": (self.num_items,),
+            },
+        }
+        if request.step not in parts:  # devices fetch their maps, and say nothing
+            return {}
+        nothing = dict.fromkeys(("sizes", "first", "second", "items"), (0,))
+        shapes = nothing | parts[request.step]
+        known = Known(arrays={name: summed(*shape) for name, shape in shapes.items()})
+        return dict.fromkeys(request.groups.tolist() if request.step == "moments" else [wire.EVERYBODY], known)
 
     def _record(self, step: Step, replies: Sequence[wire.SumsReply | wire.ChoiceReply], *, alone: bool = False) -> None:
         """Remember what a step took. alone: it goes on without anybody, too."""

@@ -23,6 +23,7 @@ from fl_peel.disks import device_timeline
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.exchange.counters import ClassCounts, Refreshed
+from fl_peel.exchange.expected import Known
 from fl_peel.pretraining.by_sums import Ints
 from fl_peel.pretraining.onward import Exponents, Model, exponents_of, go_on, question_of
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS
@@ -37,7 +38,7 @@ from strategies.groups.start import make_layout
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes.batches import packed_batches
 from strategies.nodes.members import Members
-from strategies.nodes.nodes import Nodes
+from strategies.nodes.nodes import Nodes, Query
 from strategies.run.by_sums import BySums
 from strategies.run.joining import join
 from strategies.run.place import Place, Stages
@@ -404,7 +405,8 @@ class _Run:
             groups |= batch
         changed = self.published.changed
         request = wire.RefreshRequest(federation.setting, self.clock, precision, budgets, changed, groups, former)
-        replies = self.nodes.ask(wire.REFRESH, wire.RefreshReply, lambda partition: request)
+        known = Known({"X": len(budgets), "C": len(evaluator.members.class_names)})
+        replies = self.nodes.ask(wire.REFRESH, wire.RefreshReply, lambda partition: Query(request, known))
         return reduce(add, replies).refreshed
 
     def ask(

@@ -23,6 +23,7 @@ from simulations import run
 from simulations.report.files_of_run import read_report
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
+from strategies.nodes import nodes
 from strategies.rounds import strategy as peel
 from strategies.run.place import Place
 from strategies.server_app import serve
@@ -136,7 +137,10 @@ def test_a_round_in_which_every_node_fails_changes_nothing(tiny_scenario, tmp_pa
     assert result.full_table.refined == result.full_table.start != result.full_table.globally
 
 
-def test_a_failure_outside_the_rounds_stops_the_run_with_one_line(tiny_scenario, tmp_path):
+def test_a_failure_outside_the_rounds_stops_the_run_with_one_line(tiny_scenario, tmp_path, monkeypatch):
+    """When it is there each time."""
+    monkeypatch.setattr(nodes, "PAUSES_S", (0.0,))
+
     def fail(partition, message):
         failing = message.metadata.message_type == wire.EVALUATE and partition == 1
         return Message(Error(0, "killed\nby the kernel"), reply_to=message) if failing else None

@@ -1,5 +1,6 @@
 """Synthetic populations: the same in chunks and whole, out-of-core, with the popularity and the groups planted."""
 
+import re
 import tracemalloc
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_peel.data.interactions import PARTS
-from fl_peel.data.population import Population
+from fl_peel.data.population import Population, read_splits
 from fl_peel.disks import device_splits
 from fl_peel.errors import DataError
 from simulations.scenario_files import load_scenario
@@ -107,3 +108,38 @@ def test_memory_holds_a_chunk_and_not_the_population(tmp_path):
 def test_what_cannot_be_drawn_is_refused(change, words):
     with pytest.raises(DataError, match=words.replace("..", r"\.\.")):
         Population(**{"seed": 0, "num_devices": 10, "num_items": 400, "num_groups": 4} | change)
+
+
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-3]),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+    "no array": lambda path: path.write_bytes(b"not an array"),
+    "pickle": lambda path: np.save(path, np.array([{}], object), allow_pickle=True),
+    "floats": lambda path: np.save(path, np.zeros(3)),
+    "negative": lambda path: np.save(path, -np.load(path)),
+    "large": lambda path: np.save(path, np.load(path) + np.load(path).dtype.type(1 << 20)),
+    "deeper": lambda path: np.save(path, np.load(path)[..., None]),
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES))
+@pytest.mark.parametrize("name", ["train-indptr", "test-items", "num_items"])
+def test_a_folder_that_is_damaged_is_refused_in_one_line(tmp_path, damage, name):
+    """Before anybody computes with a number of it."""
+    Population(0, 9, 200, num_groups=2).write(tmp_path)
+    if (damage, name) == ("large", "num_items"):
+        np.save(tmp_path / "num_items.npy", np.int64(1 << 40))
+    else:
+        DAMAGES[damage](tmp_path / f"{name}.npy")
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}: no devices' items: ")) as caught:
+        read_splits(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_devices_of_a_timeline_may_have_items_beyond_the_table(tmp_path):
+    Population(0, 9, 200, num_groups=2).write(tmp_path)
+    np.save(tmp_path / "num_items.npy", np.int64(3))
+    assert read_splits(tmp_path, beyond=True).num_items == 3
+    with pytest.raises(DataError, match="not 0 to 2"):
+        read_splits(tmp_path)

@@ -1,0 +1,49 @@
+"""Whatever a node is asked: its devices answer, or refuse in one line."""
+
+import pytest
+from flwr.app import Message
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fl_peel import wire
+from simulations.scenario_files import load_scenario
+from strategies.run.place import Place
+from strategies.server_app import serve
+from tests.helpers.loopback import LoopbackGrid
+from tests.helpers.mutating import mutated
+from tests.strategies.nodes.test_wrong_answers import MODES
+
+KINDS = {
+    "clear": [wire.HELLO, wire.ROUND, wire.EVALUATE, wire.MOVING, wire.COMPARE, wire.KEEP, wire.JOIN],
+    "secure": [wire.SECURE_KEYS, wire.SECURE_SHARES, wire.SECURE_ROUND, wire.SECURE_UNMASK],
+    "federated": [wire.SUMS, wire.CHOICE],
+}
+
+
+@pytest.mark.parametrize("mode", list(KINDS))
+def test_a_question_is_answered_or_refused_in_one_line(tiny, tmp_path, mode):
+    """Every kind of message, changed in every way; no compiled loop meets a number that it does not expect."""
+    grid = LoopbackGrid(2)
+    serve(grid, load_scenario(tiny, MODES[mode]), Place("", str(tmp_path / "run")))
+    asked = {}
+    for kind, content in grid.crossed:
+        asked.setdefault(kind, []).append(content)
+    node = next(iter(grid.get_node_ids()))
+    for kind in KINDS[mode]:
+        questions = asked[kind][:: max(1, len(asked[kind]) // 4)]  # the first of them, and some of other steps
+        try_questions(grid, node, kind, questions)
+
+
+def try_questions(grid, node, kind, questions):
+    """Of one kind of message, of which these were right."""
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(wrong=st.integers(0, len(questions) - 1).flatmap(lambda place: mutated(questions[place])))
+    def check(wrong):
+        (reply,) = grid.send_and_receive([Message(wrong.content, dst_node_id=node, message_type=kind)])
+        grid.crossed.clear()
+        if reply.has_error():
+            assert reply.error.code == wire.USER_MISTAKE, reply.error.reason
+            assert "\n" not in reply.error.reason
+
+    check()
