@@ -48,7 +48,7 @@ class Channel(ABC):
     """
 
     kind: ClassVar[str]
-    answer: ClassVar[type]
+    answer: ClassVar[type[Any]]
 
     def __init__(self, federation: Federation) -> None:
         self.federation = federation
