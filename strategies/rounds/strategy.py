@@ -31,7 +31,7 @@ from fl_peel.ranking.top import SUM_SCALE
 from fl_peel.weighting.controller import Controller
 from fl_peel.weighting.selectors import block_weights
 from strategies.nodes.batches import batches
-from strategies.nodes.nodes import Query, raise_or_log
+from strategies.nodes.nodes import Answer, Query, raise_or_log
 from strategies.rounds.channel import Channel
 from strategies.rounds.contents import ServerContents
 from strategies.rounds.federation import Federation, for_groups
@@ -202,7 +202,8 @@ class PeelStrategy(Strategy):
 
         failed = []
         answers = 0
-        for answer in self.nodes.answers(self.channel.kind, self.channel.answer, counted()):
+        found: Iterator[Answer[Any]] = self.nodes.answers(self.channel.kind, self.channel.answer, counted())
+        for answer in found:
             if answer.error is None:
                 answers += 1
                 yield answer.reply
