@@ -7,8 +7,8 @@ done say so with the same description, until all are.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +21,13 @@ from fl_peel.data.interactions import Splits
 from fl_peel.errors import ReportError
 from fl_peel.roots import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
+from simulations.engine.folders import OWNER, Owner
 from simulations.engine.versions import versions
 from simulations.report.files import json_bytes, write_files
 from simulations.studies.checkpoints import data_digest, fleet_digests
 
 NAME = ".unfinished"
-ABOUT, OWNER = "about.json", "owner.json"
+ABOUT = "about.json"
 DONE = ".done.json"
 
 
@@ -51,8 +52,7 @@ def unfinished(out: Path | None, scenario: Scenario, splits: Splits, *, fresh: b
         raise ReportError(
             f"{out}: holds an unfinished run, with {differs}; give --fresh to start anew in its place, or another --out"
         )
-    process = psutil.Process()
-    owner = {"pid": process.pid, "started": process.create_time()}
+    owner = dataclasses.asdict(Owner.of(psutil.Process()))
     write_files(folder, {ABOUT: json_bytes(about), OWNER: json_bytes(owner)})
     try:
         yield str(folder)
@@ -122,14 +122,14 @@ def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _refuse_a_second(folder: Path) -> None:
     try:
-        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
-        process = psutil.Process(owner["pid"])
-        alive = abs(process.create_time() - owner["started"]) < 1 and process.pid != os.getpid()
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        owner = Owner(**json.loads((folder / OWNER).read_text(encoding="utf-8")))
+        at_work = not owner.is_gone() and owner != Owner.of(psutil.Process())
+    except (OSError, ValueError, TypeError):
         return
-    if alive:
+    if at_work:
         raise ReportError(
-            f"{folder.parent}: process {owner['pid']} is writing a run there; wait for it, or give another --out"
+            f"{folder.parent}: process {owner.pid} of {owner.machine.split()[0]} is writing a run there; wait for it, "
+            f"or give another --out (if that machine is gone, remove {folder})"
         )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.blocks.ranked import RowOrder
 from fl_peel.exchange.expected import Known
 from fl_peel.privacy.plan import Plan
 from fl_peel.weighting.controller import Controller
@@ -61,6 +62,12 @@ class ServerContents(ABC):
         """Change the user groups' tables and statistics. sums: what was said of each user group, in parts that add up;
         opened: whose sums these are, where the channel tells.
         """
+
+    def may_change(self, group: int, blocks: NDArray[np.int64], parts: Sequence[Arrays]) -> NDArray[np.integer]:
+        """Items (T,) whose rows of a user group's table :meth:`take` may have changed: those of the blocks (K,) that it
+        was sent. What a run keeps of tables as it goes is these rows alone. parts: what was said of the user group.
+        """
+        return RowOrder.of(self.federation.layout, blocks).items
 
     def outer_step(self, controller: Controller) -> float | None:
         """The controller learns from the signals of a round that had any; returns its loss, if there is one."""

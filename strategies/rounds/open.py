@@ -51,6 +51,17 @@ class OpenServerContents(ServerContents):
         self.apply(state, order, total)
         state.take_statistics(layout, blocks, order, total, self.federation.scenario)
 
+    def may_change(self, group: int, blocks: NDArray[np.int64], parts: Sequence[Arrays]) -> NDArray[np.integer]:
+        """Those that some device changed, but under a rule of one's own."""
+        items = super().may_change(group, blocks, parts)
+        if (
+            type(self).take_group is not OpenServerContents.take_group
+            or type(self).apply is not OpenServerContents.apply
+        ):
+            return items
+        rows = [part[name] for part in parts for name in ("rows", "wide_rows") if name in part]
+        return items[np.unique(np.concatenate(rows))] if rows else items[:0]
+
     def empty(self, order: RowOrder, blocks: NDArray[np.int64]) -> BlockSums:
         """Sums over nobody."""
         layout = self.federation.layout

@@ -47,7 +47,8 @@ class PeelStrategy(Strategy):
     """Per-group rounds: send ranked blocks, add up what devices say, aggregate, step the controller.
 
     rounds: what each did. traced: devices whose budgets and kept blocks the report shows (simulation only).
-    after_round: is told the number of each round that is done; done: rounds that were, before this process.
+    after_round: is told the number of each round that is done; done: rounds that were, before this process; changed:
+    where somebody wants to know, the rows (G, I) of item tables that rounds may have changed.
     """
 
     def __init__(
@@ -70,16 +71,12 @@ class PeelStrategy(Strategy):
         self.rounds: list[RoundRecord] = []
         self.after_round: Callable[[int], None] = lambda server_round: None
         self.done = 0
+        self.changed: NDArray[np.bool_] | None = None
         self._traced = traced
         self._on_event = on_event
         self._sent = SentRound(0, False, 0, np.zeros(len(self.states), np.int64))
         self._started = 0.0
         self._message_bytes = 0
-
-    @property
-    def sent(self) -> SentRound:
-        """What the last round asked for."""
-        return self._sent
 
     def summary(self) -> None:
         """Log what will run."""
@@ -178,6 +175,9 @@ class PeelStrategy(Strategy):
             for group, content in reply.groups.items():
                 sums.setdefault(group, []).append(content)
         self.contents.take(self._sent, sums, self.channel.opened)
+        if self.changed is not None:
+            for group, blocks in self._sent.blocks.items():
+                self.changed[group, self.contents.may_change(group, blocks, sums.get(group, ()))] = True
         learns = wants_signals(self.scenario) and self._sent.signals
         controller_loss = self.contents.outer_step(self.controller) if learns else None
         record = self.contents.figures(self._sent, self._record(server_round, counts, controller_loss))

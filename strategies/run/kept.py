@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
+
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.plugins import all_added
 from fl_peel.roots import PACKAGES
@@ -33,6 +35,7 @@ Live = Mapping[str, object]
 
 MAGIC = b"fl-peel kept 1\n"
 DIGEST_BYTES = 16
+CODEC = "lz4"
 DISKS = ("nodes", "artifacts")
 """Folders of a run in which devices change something."""
 SECRETS = "secure"
@@ -83,7 +86,7 @@ class Kept:
             return None
         try:
             data = (self.folder / f"{name}.kept").read_bytes()
-            content = _Unpickler(checked_content(data), live or {}).load()
+            content = opened(data, live)
             number, seconds, value = content["number"], content["seconds"], content["value"]
             if number is not None:
                 self._restore(self.folder / f"{name}.disks-{number}")
@@ -99,19 +102,17 @@ class Kept:
         """Keep a value under a name, in place of an earlier one. number: another one each time that disks are kept."""
         if self.folder is None:
             return
-        buffer = io.BytesIO()
         content = {"number": number if disks else None, "seconds": dict(self.stages.seconds), "value": value}
         try:
-            _Pickler(buffer, live or {}).dump(content)
+            data = sealed(content, live)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             self.on_event(Event(name, 1, 1, f"cannot be kept for later ({str(error)[:80]})"))
             return
-        data = buffer.getvalue()
         try:
             if disks:
                 self._copy(self.folder / f"{name}.disks-{number}")
             part = self.folder / f".{name}.part"
-            part.write_bytes(MAGIC + _digest(data) + data)
+            part.write_bytes(data)
             os.replace(part, self.folder / f"{name}.kept")
             for old in self.folder.glob(f"{name}.disks-*"):
                 if not disks or old.name != f"{name}.disks-{number}":
@@ -143,18 +144,33 @@ class Found:
     value: Any
 
 
-def checked_content(data: bytes) -> io.BytesIO:
-    """What a file says after its digest.
+def sealed(content: object, live: Live | None = None) -> bytes:
+    """What a file says: its digest, then the content, compressed (statistics of blocks are mostly nought).
+
+    Raises:
+        pickle.PicklingError, TypeError, AttributeError: it holds something that is no value.
+    """
+    packed = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(packed, CODEC) as stream:
+        _Pickler(stream, {} if live is None else live).dump(content)
+    data: bytes = packed.getvalue().to_pybytes()
+    return MAGIC + _digest(data) + data
+
+
+def opened(data: bytes, live: Live | None = None) -> Any:
+    """The content of what :func:`sealed` said.
 
     Raises:
         ValueError: it is none of ours, or damaged.
+        Exception: those of ``_DAMAGED``: it was sealed by somebody else.
     """
     head = len(MAGIC) + DIGEST_BYTES
     if len(data) < head or not data.startswith(MAGIC):
         raise ValueError("not a kept stage of this version")
     if data[len(MAGIC) : head] != _digest(data[head:]):
         raise ValueError("its digest does not fit")
-    return io.BytesIO(data[head:])
+    with pa.CompressedInputStream(pa.BufferReader(memoryview(data)[head:]), CODEC) as stream:
+        return _Unpickler(io.BytesIO(stream.read()), {} if live is None else live).load()
 
 
 def _digest(data: bytes) -> bytes:
@@ -162,7 +178,7 @@ def _digest(data: bytes) -> bytes:
 
 
 class _Pickler(pickle.Pickler):
-    def __init__(self, file: io.BytesIO, live: Live) -> None:
+    def __init__(self, file: Any, live: Live) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self._names = {id(one): name for name, one in live.items() if one is not None}
 

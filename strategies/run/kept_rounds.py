@@ -1,7 +1,7 @@
 """A refinement that goes on after the last round that was kept.
 
 What rounds change is kept as it is, but for item tables: of these, only rows that some round may have changed since the
-start, which is made anew. That bounds what a round leaves on the disk by what its devices were sent.
+start, which is made anew. That bounds what a round leaves on the disk by what its devices trained.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class KeptRounds:
         self._kept, self._strategy, self._keeping = kept, strategy, keeping
         about = f"{strategy.federation.begin}\n{strategy.scenario.to_json()}"
         self._name = f"rounds-{hashlib.blake2b(about.encode(), digest_size=6).hexdigest()}"
-        self._changed = np.zeros((len(strategy.states), strategy.layout.num_items), np.bool_)
+        strategy.changed = np.zeros((len(strategy.states), strategy.layout.num_items), np.bool_)
 
     def go_on(self) -> int:
         """Take up what was kept; returns how many rounds are done."""
@@ -34,7 +34,7 @@ class KeptRounds:
         if found is None:
             return 0
         strategy, keeping, value = self._strategy, self._keeping, found.value
-        self._changed = value["changed"]
+        strategy.changed = value["changed"]
         strategy.controller, strategy.contents, strategy.channel, strategy.rounds = value["parts"]
         strategy.states[:] = value["states"]
         self._fill(strategy.states, value["rows"])
@@ -47,12 +47,9 @@ class KeptRounds:
     def after(self, server_round: int) -> None:
         """Keep what there is after a round."""
         strategy, keeping = self._strategy, self._keeping
-        for group, blocks in strategy.sent.blocks.items():
-            item_groups = np.unique(blocks // strategy.layout.num_slices)
-            self._changed[group] |= np.isin(strategy.layout.item_group, item_groups)
         value: dict[str, Any] = {
             "done": server_round,
-            "changed": self._changed,
+            "changed": strategy.changed,
             "parts": (strategy.controller, strategy.contents, strategy.channel, strategy.rounds),
             "states": list(strategy.states),
             "rows": self._rows(strategy.states),
@@ -80,10 +77,12 @@ class KeptRounds:
         return live
 
     def _rows(self, states: Sequence[UserGroupState]) -> list[NDArray[np.float32]]:
-        return [state.table[changed] for state, changed in zip(states, self._changed, strict=True)]
+        assert self._strategy.changed is not None
+        return [state.table[changed] for state, changed in zip(states, self._strategy.changed, strict=True)]
 
     def _fill(self, states: Sequence[UserGroupState], rows: Sequence[NDArray[np.float32]]) -> None:
-        for state, changed, mine in zip(states, self._changed, rows, strict=True):
+        assert self._strategy.changed is not None
+        for state, changed, mine in zip(states, self._strategy.changed, rows, strict=True):
             state.table[changed] = mine
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,7 +15,8 @@ import pytest
 from fl_peel.disks import device_splits
 from fl_peel.errors import ReportError
 from simulations.engine import unfinished as module
-from simulations.engine.unfinished import NAME, OWNER, about_run, is_done, mark_done, unfinished
+from simulations.engine.folders import OWNER, Owner
+from simulations.engine.unfinished import NAME, about_run, is_done, mark_done, unfinished
 from simulations.scenario_files import load_scenario
 
 
@@ -110,10 +112,10 @@ def test_two_runs_do_not_write_into_one_folder(tiny, splits, tmp_path):
     stop_in(out, scenario, splits)
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        owner = {"pid": other.pid, "started": psutil.Process(other.pid).create_time()}
-        (out / NAME / OWNER).write_text(json.dumps(owner))
+        owner = Owner.of(psutil.Process(other.pid))
+        (out / NAME / OWNER).write_text(json.dumps(dataclasses.asdict(owner)))
         with (
-            pytest.raises(ReportError, match=f"process {other.pid} is writing a run there"),
+            pytest.raises(ReportError, match=rf"process {other.pid} of \S+ is writing a run there"),
             unfinished(out, scenario, splits, fresh=True),
         ):
             pass
@@ -125,7 +127,7 @@ def test_two_runs_do_not_write_into_one_folder(tiny, splits, tmp_path):
         pass
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"pid": 1}', '{"pid": PID, "started": 0}'])
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"pid": 1}', '{"pid": PID}'])
 def test_what_says_nothing_of_a_living_run_stops_nobody(text, tiny, splits, tmp_path):
     text = text.replace("PID", str(os.getpid()))
     (tmp_path / "out" / NAME).mkdir(parents=True)

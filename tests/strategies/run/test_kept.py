@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from collections import defaultdict
 from collections.abc import Set
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,8 +19,10 @@ from hypothesis import strategies as st
 from fl_peel.events import Event
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
+from strategies.rounds import choice
 from strategies.rounds.keeping import Keeping
-from strategies.run.kept import DIGEST_BYTES, MAGIC, Kept, _digest
+from strategies.rounds.open import OpenServerContents
+from strategies.run.kept import CODEC, MAGIC, Kept, _digest, opened, sealed
 from strategies.run.place import Place, Stages
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid, let_through
@@ -127,26 +131,40 @@ def test_what_is_done_is_not_done_again(tiny, tmp_path):
     assert result.stages["refinement"] > 0
 
 
-def test_of_item_tables_only_rows_that_rounds_may_have_changed_are_kept(tiny, tmp_path):
-    """Devices hold a twentieth of the fp32 table, so that in int8 a fifth of the rows is sent."""
-    (tmp_path / "poor.yaml").write_text("profiles: [{name: poor, population_share: 1, memory: {table_share: 0.05}}]")
-    sizes = {}
-    for fleet in ("poor.yaml", "fleet.yaml"):
-        changes = [
-            f"fleet={fleet}",
-            "pretraining.embedding_dim=64",
-            "blocks={item_groups: single}",
-            "selector=popularity",
-        ]
-        scenario = load_scenario(tiny, [*changes, "evaluation.budgets=[5%]", "elasticity.falls=[]"])
-        kept = tmp_path / f"kept-{fleet}"
-        kept.mkdir()
-        served(scenario, tmp_path / f"run-{fleet}", kept)
-        (file,) = (file for file in kept.iterdir() if file.name.startswith("rounds-") and file.suffix == ".kept")
-        assert len(list(kept.glob("rounds-*"))) == 2  # one file, and the disks of the last round
-        sizes[fleet] = file.stat().st_size
-    tables = 2 * 2 * 60 * 64 * 4  # as they are and as they were kept, user groups, items, columns, bytes
-    assert sizes["fleet.yaml"] - sizes["poor.yaml"] > 0.7 * tables
+def test_of_item_tables_only_rows_that_devices_changed_are_kept(tiny, tmp_path):
+    """With user groups of four devices, each of which trains a few of 60 items."""
+    changes = ["user_groups.count=8", "pretraining.embedding_dim=64", "blocks={item_groups: single}"]
+    less = ["selector=popularity", "evaluation.budgets=[50%]", "elasticity.falls=[]", "fleet=[fleet.yaml:large]"]
+    scenario = load_scenario(tiny, changes + less)
+    (tmp_path / "kept").mkdir()
+    served(scenario, tmp_path / "run", tmp_path / "kept")
+    assert len(list((tmp_path / "kept").glob("rounds-*"))) == 2  # one file, and the disks of the last round
+    (file,) = (tmp_path / "kept").glob("rounds-*.kept")
+    live = defaultdict(lambda: np.zeros((60, 64), np.float32))
+    value = opened(file.read_bytes(), live)["value"]
+    rows = value["changed"].sum(axis=1)
+    assert (rows < 60).all()
+    assert (rows > 0).any()
+    assert [len(mine) for mine in value["rows"]] == rows.tolist()
+
+
+class EveryRow(OpenServerContents):
+    """A rule that changes rows that no device changed."""
+
+    def apply(self, state, order, total):
+        super().apply(state, order, total)
+        state.table[order.items] *= np.float32(0.5)
+
+
+def test_a_rule_of_ones_own_may_change_every_row_that_was_sent(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(choice, "OpenServerContents", EveryRow)
+    scenario = load_scenario(tiny, KINDS["kept by some"])
+    whole, messages, _ = served(scenario, tmp_path / "whole", "")
+    (tmp_path / "kept").mkdir()
+    served(scenario, tmp_path / "stopped", tmp_path / "kept", stop_at=messages // 2)
+    result, _, told = served(scenario, tmp_path / "again", tmp_path / "kept")
+    assert any("kept from before" in event.text for event in told)
+    assert figures(result) == figures(whole)
 
 
 def damaged_files(folder: Any) -> list[Any]:
@@ -168,7 +186,7 @@ def test_a_damaged_file_is_done_again(damage, tiny, tmp_path):
             case "empty":
                 data = bytearray()
             case "foreign":
-                data = bytearray(MAGIC + _digest(pickle.dumps(os.getcwd)) + pickle.dumps(os.getcwd))
+                data = bytearray(sealed(os.getcwd))
         file.write_bytes(bytes(data))
     result, _, told = served(scenario, tmp_path / "second", tmp_path / "kept")
     assert figures(result) == figures(whole)
@@ -183,17 +201,18 @@ def kept_at(folder: Any) -> Kept:
 @pytest.mark.parametrize("thing", [os.system, print, os.getcwd, Kept.write, np.load, pickle.loads, Event])
 def test_nothing_but_values_is_read(thing, tmp_path):
     kept = kept_at(tmp_path / "kept")
-    content = pickle.dumps({"number": None, "seconds": {}, "value": thing})
-    (tmp_path / "kept" / "it.kept").write_bytes(MAGIC + _digest(content) + content)
+    (tmp_path / "kept" / "it.kept").write_bytes(sealed({"number": None, "seconds": {}, "value": thing}))
     found = kept.read("it")
     assert (found is not None) == (thing is Event)  # a class of ours is a value
 
 
 @settings(max_examples=150, deadline=None)
-@given(content=st.binary(max_size=200))
-def test_any_bytes_after_a_right_digest_are_a_value_or_none(content, tmp_path_factory):
+@given(content=st.binary(max_size=200), packed=st.booleans())
+def test_any_bytes_after_a_right_digest_are_a_value_or_none(content, packed, tmp_path_factory):
     kept = kept_at(tmp_path_factory.mktemp("kept"))
     assert kept.folder is not None
+    if packed:
+        content = pa.compress(content, CODEC, asbytes=True)
     (kept.folder / "it.kept").write_bytes(MAGIC + _digest(content) + content)
     assert kept.read("it") is None
 
@@ -218,4 +237,3 @@ def test_what_is_kept_of_keeping_is_how_it_turned_out():
     keeping.rounds_kept, keeping.comparisons = np.array([1, 0]), []
     again = pickle.loads(pickle.dumps(keeping))
     assert again.rounds_kept.tolist() == [1, 0]
-    assert len(MAGIC) + DIGEST_BYTES < 40
