@@ -145,13 +145,13 @@ def test_an_empty_cell_has_mean_zero():
 
 def test_items_that_no_table_knows_are_wanted_and_never_found():
     """Items 3 and 9 came after the table of 3 was made; rows 0 and 1, items 2 and 0, are recommended. By hand: the
-    first device finds one of three, the second all of its one, the third none of two.
+    first device finds one of three, the second all of its one, the third none of two, the fourth none of its one.
     """
     layout = BlockLayout(np.arange(3, dtype=np.int32), 1, 1)
     ranked = rank_blocks(layout, "fp32", np.array([2.0, 1.0, 3.0]), np.ones((3, 1), np.float32))
     assert ranked.items.tolist() == [2, 0, 1]
-    best = np.array([[0, 1], [0, 1], [0, -1]], np.int32)
-    recall, ndcg = recall_ndcg(ranked, best, rows_of([3, 0, 9], [2], [9, 1]), 2)
-    assert recall.tolist() == pytest.approx([1 / 3, 1, 0])
+    best = np.array([[0, 1], [0, 1], [0, -1], [1, 2]], np.int32)
+    recall, ndcg = recall_ndcg(ranked, best, rows_of([3, 0, 9], [2], [9, 1], [9]), 2)
+    assert recall.tolist() == pytest.approx([1 / 3, 1, 0, 0])
     assert ndcg[1] == 1
     assert ndcg[2] == 0
