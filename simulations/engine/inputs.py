@@ -19,7 +19,7 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import require_device
 from fl_peel.weighting.settings import CONTROLLER, SELECTORS
 from simulations.engine.cluster import require_cluster
-from simulations.engine.listing import require_ours
+from simulations.listing import require_ours
 
 if TYPE_CHECKING:
     import numpy as np

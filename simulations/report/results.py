@@ -1,11 +1,11 @@
-"""Writing into a folder of results: all or none, and listed as ours (:mod:`simulations.engine.listing`)."""
+"""Writing into a folder of results: all or none, and listed as ours (:mod:`simulations.listing`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from simulations.engine.listing import LIST, listed
+from simulations.listing import LIST, listed
 from simulations.report.files import json_bytes, write_files
 
 

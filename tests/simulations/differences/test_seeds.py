@@ -10,6 +10,7 @@ import pytest
 from fl_peel import wire
 from simulations import runner
 from simulations.cli import main as cli
+from simulations.listing import LIST
 from simulations.report.files_of_run import read_report
 from strategies.figures.per_device import PerDevice
 from strategies.run.place import Place
@@ -93,7 +94,7 @@ def test_seeds_are_runs_of_their_own_and_one_page_of_all(tiny, tmp_path, fl_peel
     out = tmp_path / "out"
     code, shown, err = fl_peel(*quick("run", tiny, "--seeds", 2, "--seed", 3, "--out", out))
     assert code == 0, err
-    assert sorted(path.name for path in out.iterdir()) == ["seed-3", "seed-4", "seeds.html", "seeds.json"]
+    assert sorted(path.name for path in out.iterdir()) == [LIST, "seed-3", "seed-4", "seeds.html", "seeds.json"]
     reports = [read_report(out / f"seed-{seed}") for seed in (3, 4)]
     assert [report.seed for report in reports] == [3, 4]
     alone = tmp_path / "alone"

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from fl_peel.privacy.report import PrivacyReport
-from simulations.engine.listing import LIST
+from simulations.listing import LIST
 from simulations.report.files import write_files
 from simulations.report.files_of_run import ReportError, read_report, summary_tables, write_report
 from simulations.report.plots.run import report_figures

@@ -6,7 +6,7 @@ import pytest
 
 from fl_peel.errors import ReportError
 from simulations.engine.inputs import RUN_RESULTS, check_out, given_folder, require_folders
-from simulations.engine.listing import LIST, listed
+from simulations.listing import LIST, listed
 from simulations.report.results import write_results
 
 

@@ -12,6 +12,7 @@ from fl_peel.errors import BudgetError, ScenarioError
 from fl_peel.ranking.bootstrap import Replicates, interval
 from simulations.cli.shares import read_budgets
 from simulations.engine.inputs import absolute
+from simulations.listing import LIST
 from simulations.scenario_files import load_scenario
 from simulations.studies import study as studies
 from simulations.studies.ablate import ablate as ablation
@@ -117,7 +118,8 @@ def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp
             assert row["recall@20"] == 0  # 37 bytes hold no header
     assert read_compare(out) == json.loads((out / "compare.json").read_text())
     assert {path.name for path in out.iterdir()} == {
-        *("compare.json", "compare.csv", "compare.html", "compare.svg", "checkpoints")
+        LIST,
+        *("compare.json", "compare.csv", "compare.html", "compare.svg", "checkpoints"),
     }
     assert counts["simulated"] == 1
     assert counts["compete"] == len(RIVALS) + 1
@@ -400,7 +402,8 @@ def test_an_ablation_measures_every_part_and_runs_equals_once(tiny, tmp_path, co
     assert "grouping: off" in ran
     assert "user groups: 1" not in ran
     assert {path.name for path in out.iterdir()} == {
-        *("ablate.json", "ablate.csv", "ablate.html", "ablate.svg", "checkpoints")
+        LIST,
+        *("ablate.json", "ablate.csv", "ablate.html", "ablate.svg", "checkpoints"),
     }
     view = ablate_view(result)
     assert len(view.rows) == len(by_name)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fl_peel.errors import ReportError, ScenarioError
+from simulations.listing import LIST
 from simulations.scenario_files import load_scenario
 from simulations.studies import study as studies
 from simulations.studies.compare import compare as comparison
@@ -85,7 +86,8 @@ def test_a_leaderboard_has_every_row_and_resumes_without_retraining(tiny, tmp_pa
     assert len(result["tuning"]["0"]["fedavg-bprmf"]["tried"]) == 2
     assert by_place["hetefedrec", 0.9, "fp32"]["note"].endswith("columns")
     assert {path.name for path in out.iterdir()} == {
-        *("compare.json", "compare.csv", "compare.html", "compare.svg", "checkpoints")
+        LIST,
+        *("compare.json", "compare.csv", "compare.html", "compare.svg", "checkpoints"),
     }
     assert json.loads((out / "compare.json").read_text())["rows"][0]["method"] == "peel"
     assert "hetefedrec" in (out / "compare.html").read_text()

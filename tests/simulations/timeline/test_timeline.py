@@ -10,6 +10,7 @@ import pytest
 
 from fl_peel.errors import ScenarioError
 from simulations import flower
+from simulations.listing import LIST
 from simulations.scenario_files import load_scenario, shipped_scenarios
 from simulations.timeline import run as runs
 from simulations.timeline.report import timeline_tables
@@ -39,7 +40,8 @@ def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
     result = runs.run_timeline(load_scenario(file), out=tmp_path / "out", on_event=told.append, command="as typed")
     assert [event.done for event in told] == list(range(1, 9))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("timeline.json", "timeline.csv", "timeline.html", "timeline.svg", "scenario.yaml")
+        LIST,
+        *("timeline.json", "timeline.csv", "timeline.html", "timeline.svg", "scenario.yaml"),
     }
     plain = json.loads((tmp_path / "out" / "timeline.json").read_text())
     assert plain["last"]["federation"]["lines"]["all"]["recall"] == result.last["federation"].lines["all"].recall
