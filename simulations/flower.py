@@ -23,13 +23,13 @@ from simulations.cli.progress import Lines
 from simulations.engine.folders import default_cache_dir, run_folder
 from simulations.engine.inputs import check_run, checked, require_absolute
 from simulations.engine.memory import PeakMemory
-from simulations.engine.unfinished import unfinished
 from simulations.engine.versions import versions
 from simulations.report.files_of_run import summary_tables
 from simulations.runner import finished, save
 from simulations.scenario_files import load_scenario
 from simulations.timeline.report import timeline_tables
 from simulations.timeline.run import save_timeline
+from simulations.unfinished import unfinished
 from strategies.run.place import Place
 from strategies.server_app import serve
 from strategies.timeline.serve import serve_timeline

@@ -24,12 +24,12 @@ from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import check_devices, check_run, checked, given_folder, require_folders
 from simulations.engine.memory import PeakMemory
-from simulations.engine.unfinished import DONE, about_run, is_done, mark_done, unfinished
 from simulations.engine.versions import versions
 from simulations.fleet.summary import fleet_summary
 from simulations.report.files_of_run import read_report, report_contents
 from simulations.report.results import write_results
 from simulations.scenario_files import load_scenario
+from simulations.unfinished import DONE, about_run, is_done, mark_done, unfinished
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult
 from strategies.run.place import Place

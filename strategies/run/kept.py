@@ -4,19 +4,15 @@ A stage that is done leaves one file: what came of it and, where devices changed
 refinement leaves one such file after every round, in place of the last. A file appears whole or not at all, and says a
 digest of itself: one that is damaged counts as not there, and its stage is done again.
 
-Files are pickles of the project's own values, read by an unpickler that knows no other classes, but NumPy's arrays, and
-no functions: a file from elsewhere can hold wrong values, but says nothing to be run.
+What a file says is a value of :mod:`strategies.run.values`, compressed: statistics of blocks are mostly nought.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import pickle
 import shutil
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,13 +21,10 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.plugins import all_added
-from fl_peel.roots import PACKAGES
 from strategies.run.place import Place, Stages
+from strategies.run.values import Live, read_value, write_value
 
 Result = TypeVar("Result")
-Live = Mapping[str, object]
-"""Objects that are there again when a file is read, by name: a file refers to them and does not hold them."""
 
 MAGIC = b"fl-peel kept 1\n"
 DIGEST_BYTES = 16
@@ -40,14 +33,9 @@ DISKS = ("nodes", "artifacts")
 """Folders of a run in which devices change something."""
 SECRETS = "secure"
 """Folders within, of secrets that last as long as a round."""
-_NUMPY = {"ndarray", "memmap", "dtype", "_reconstruct", "scalar", "_frombuffer"}
-_PLAIN = {("builtins", name) for name in ("set", "frozenset", "slice", "complex", "bytearray", "object")} | {
-    ("collections", name) for name in ("OrderedDict", "defaultdict", "deque")
-}
-
 _DAMAGED = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError, ImportError),
-    *(MemoryError, OverflowError, RecursionError, pickle.UnpicklingError),
+    *(MemoryError, OverflowError, RecursionError),
 )
 
 
@@ -105,7 +93,7 @@ class Kept:
         content = {"number": number if disks else None, "seconds": dict(self.stages.seconds), "value": value}
         try:
             data = sealed(content, live)
-        except (pickle.PicklingError, TypeError, AttributeError) as error:
+        except (TypeError, RecursionError) as error:
             self.on_event(Event(name, 1, 1, f"cannot be kept for later ({str(error)[:80]})"))
             return
         try:
@@ -145,14 +133,14 @@ class Found:
 
 
 def sealed(content: object, live: Live | None = None) -> bytes:
-    """What a file says: its digest, then the content, compressed (statistics of blocks are mostly nought).
+    """What a file says: its digest, then the content.
 
     Raises:
-        pickle.PicklingError, TypeError, AttributeError: it holds something that is no value.
+        TypeError, RecursionError: it holds something that is no value, or itself.
     """
     packed = pa.BufferOutputStream()
     with pa.CompressedOutputStream(packed, CODEC) as stream:
-        _Pickler(stream, {} if live is None else live).dump(content)
+        write_value(stream, content, {} if live is None else live)
     data: bytes = packed.getvalue().to_pybytes()
     return MAGIC + _digest(data) + data
 
@@ -170,41 +158,11 @@ def opened(data: bytes, live: Live | None = None) -> Any:
     if data[len(MAGIC) : head] != _digest(data[head:]):
         raise ValueError("its digest does not fit")
     with pa.CompressedInputStream(pa.BufferReader(memoryview(data)[head:]), CODEC) as stream:
-        return _Unpickler(io.BytesIO(stream.read()), {} if live is None else live).load()
+        return read_value(memoryview(stream.read()), {} if live is None else live)
 
 
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
-
-
-class _Pickler(pickle.Pickler):
-    def __init__(self, file: Any, live: Live) -> None:
-        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self._names = {id(one): name for name, one in live.items() if one is not None}
-
-    def persistent_id(self, obj: Any) -> str | None:
-        return self._names.get(id(obj))
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, live: Live) -> None:
-        super().__init__(file)
-        self._live = live
-        self._roots = {*PACKAGES, *(point.module.partition(".")[0] for point in all_added())}
-
-    def persistent_load(self, name: Any) -> object:
-        return self._live[name]
-
-    def find_class(self, module: str, name: str) -> Any:
-        numpy = module.partition(".")[0] == "numpy" and name in _NUMPY
-        if numpy or (module, name) in _PLAIN:
-            return super().find_class(module, name)
-        if module.partition(".")[0] in self._roots and "." not in name:
-            __import__(module)
-            found = getattr(sys.modules[module], name, None)
-            if isinstance(found, type) and found.__module__.partition(".")[0] in self._roots:
-                return found
-        raise pickle.UnpicklingError(f"{module}.{name} is no value that a run keeps")
 
 
 __all__ = ["Kept"]

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from strategies.groups.state import UserGroupState
 from strategies.rounds.keeping import Keeping
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.kept import Kept, Live
+from strategies.run.kept import Kept
+from strategies.run.values import Live
 
 
 class KeptRounds:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from simulations.engine.unfinished import NAME
+from simulations.unfinished import NAME
 from tests.strategies.run.test_kept import timeless
 
 FL_PEEL = (sys.executable, "-m", "simulations.cli.main")

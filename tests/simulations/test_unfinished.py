@@ -14,10 +14,10 @@ import pytest
 
 from fl_peel.disks import device_splits
 from fl_peel.errors import ReportError
-from simulations.engine import unfinished as module
+from simulations import unfinished as module
 from simulations.engine.folders import OWNER, Owner
-from simulations.engine.unfinished import NAME, about_run, is_done, mark_done, unfinished
 from simulations.scenario_files import load_scenario
+from simulations.unfinished import NAME, about_run, is_done, mark_done, unfinished
 
 
 @pytest.fixture
