@@ -69,6 +69,10 @@ class Keeping:
         if last:
             self._go_back()
 
+    def forget(self) -> None:
+        """All rounds are done: what was kept is the strategy's, and how it turned out stays."""
+        self._kept, self._weights = [], []
+
     def _compare(self, server_round: int) -> None:
         strategy = self.strategy
         scenario, states = strategy.scenario, strategy.states

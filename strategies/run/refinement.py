@@ -110,10 +110,15 @@ class Refiner:
             for told in after:
                 told(server_round)
 
-        strategy.after_round = after_round
-        strategy.start(
-            self.grid, ArrayRecord(), num_rounds=scenario.refinement.rounds, timeout=scenario.engine.reply_timeout_s
-        )
+        strategy.after_round, before = after_round, strategy.after_round
+        try:
+            strategy.start(
+                self.grid, ArrayRecord(), num_rounds=scenario.refinement.rounds, timeout=scenario.engine.reply_timeout_s
+            )
+        finally:  # tables of gigabytes: nobody holds them in a circle, waiting to be found
+            strategy.after_round = before
+        if keeping is not None:
+            keeping.forget()
         return keeping
 
     def again(self, scenario: Scenario) -> PeelStrategy:

@@ -1,5 +1,8 @@
 """A refinement that does not help is not kept: tables and devices go back, group by group, and the report says so."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -48,6 +51,21 @@ def refined(scenario: Scenario, folder, nodes=2):
 
 def state_of(scenario, folder, node, nodes):
     return open_cohort(scenario.to_json(), "", str(folder), node, nodes).state("r")
+
+
+def test_tables_are_gone_with_their_strategy(scenario, tmp_path):
+    """Without waiting for Python to look for circles: at 256 user groups they are gigabytes."""
+    refined(harmful(scenario), tmp_path / "before")  # torch's optimizers import more of it when there is a first one
+    gc.collect()
+    gc.disable()
+    try:
+        strategy, keeping, _, _ = refined(harmful(scenario), tmp_path / "run")
+        states = [weakref.ref(state) for state in strategy.states]
+        assert keeping.kept == []
+        del strategy, keeping
+        assert [state() for state in states] == [None] * len(states)
+    finally:
+        gc.enable()
 
 
 def test_what_harms_is_taken_back_on_server_and_devices(scenario, tmp_path):
