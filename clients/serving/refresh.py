@@ -78,7 +78,7 @@ def _sent_bytes(
     sent = np.zeros(len(members), np.int64)
     reach = int(cutoffs.max(initial=0))
     costs, places = np.diff(ranked.cost)[:reach], np.arange(reach)
-    rows = costs // ranked.layout.block_bytes(ranked.precision).min()  # of single items: 1
+    rows = ranked.layout.group_sizes[ranked.blocks[:reach] // ranked.layout.num_slices]
     scales = rows * SCALE_BYTES if has_scales(ranked.precision) else costs
     skipped = ranked.unneeded(hidden)
     step = max(1, AT_ONCE // max(reach, 1))

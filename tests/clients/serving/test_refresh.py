@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+import clients.serving.refresh as module
 from clients.node.before import Before
 from clients.serving.refresh import _sent_bytes, refresh
 from fl_peel.blocks.layout import BlockLayout
@@ -121,3 +122,44 @@ def test_who_stays_in_a_group_that_has_another_number_by_now_has_not_moved(tmp_p
     again = refresh(cohort, request).refreshed
     assert again.moved_bytes.tolist() == [[6 * BLOCK]], "another group's own table: all of it"
     assert again.sent_bytes.tolist() == [[6 * BLOCK]]
+
+
+def test_devices_are_looked_at_in_parts_and_each_by_itself(monkeypatch):
+    """One at a time: they hold 0, 2 and 3 of the list, and the second has used up item 3."""
+    monkeypatch.setattr(module, "AT_ONCE", 1)
+    held = before([-1, 0, 0], [0, 2, 3], [ORDER.tolist()])
+    assert sent(held, [3, 4, 5], hidden=[(1, 3), (2, 4)]) == [3 * BLOCK, 2 * BLOCK, 2 * BLOCK]
+    monkeypatch.setattr(module, "AT_ONCE", 10)  # two at a time
+    assert sent(held, [3, 4, 5], hidden=[(1, 3), (2, 4)]) == [3 * BLOCK, 2 * BLOCK, 2 * BLOCK]
+
+
+def test_what_is_never_needed_beyond_what_fits_changes_nothing():
+    """Item 0 is the third of the list: with two that fit it is not reached, with three it is."""
+    nothing = before([-1], [0], [])
+    assert sent(nothing, [2], hidden=[(0, 0)]) == [2 * BLOCK]
+    assert sent(nothing, [3], hidden=[(0, 0)]) == [2 * BLOCK]
+    assert sent(nothing, [0], hidden=[(0, 5)]) == [0]
+
+
+def test_a_block_of_several_rows_has_a_scale_for_each():
+    """Two items a block: 2 x (4 codes + 2 of scale), and 6 bytes that name it."""
+    layout = BlockLayout(np.array([0, 0, 1, 1, 2, 2], np.int32), 4, 1)
+    found = rank_blocks(layout, "int8", np.array([3.0, 2.0, 1.0]), np.ones((6, 4), np.float32))
+    ranks = np.array([[0, 1, 2]], np.int32)
+    held = Before(np.array([0]), np.array([[3]]), ranks, np.array([100]))
+    flags, nobody, one = (
+        np.full(3, RESCALED, np.uint8),
+        UserItems.from_pairs(*(np.zeros(0, int),) * 2, 1),
+        np.zeros(1, int),
+    )
+    said = _sent_bytes(found, np.array([3]), nobody, flags, held, one, 0, np.array([False]))
+    assert said.tolist() == [3 * 2 * SCALE]
+
+
+def test_without_scales_what_grew_is_sent_whole():
+    found = rank_blocks(LAYOUT, "fp16", np.arange(6, 0, -1.0), np.ones((6, 4), np.float32))
+    held = before([0], [3], [[0, 1, 2, 3, 4, 5]])
+    nobody = UserItems.from_pairs(np.zeros(0, int), np.zeros(0, int), 1)
+    flags = np.array([0, RESCALED, 0, 0, 0, 0], np.uint8)
+    said = _sent_bytes(found, np.array([3]), nobody, flags, held, np.zeros(1, int), 0, np.array([False]))
+    assert said.tolist() == [2 * 4 + 2]
