@@ -15,6 +15,7 @@ logit is the block's expected share of the hits minus its observed share.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
@@ -104,6 +105,12 @@ class Controller(nn.Module):
             for number, moment in state["moments"].items()
         }
         self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Controller:
+        copied = object.__new__(Controller)
+        memo[id(self)] = copied
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
 
     @staticmethod
     def for_statistics(groups: Sequence[BlockStatistics], config: ControllerConfig, *, seed: int) -> Controller:

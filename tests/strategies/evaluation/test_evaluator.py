@@ -171,12 +171,13 @@ def asking(enough: int = 0, message_bytes: int = 1 << 20, per_device: bool = Tru
     """An evaluator of two user groups, with budgets of at most 100 and 90 bytes, and what it asks two nodes. Lists of
     less than ``enough`` blocks are too short for a device of user group 1 on the second.
     """
-    asked = []
+    asked, known = [], []
 
     def ask(kind, reply, request_of):
         assert (kind, reply) == (wire.EVALUATE, wire.EvaluateReply)
-        request = request_of(0)
-        assert request_of(1) is request
+        request = request_of(0).payload
+        assert request_of(1).payload is request
+        known.append([request_of(partition).known for partition in range(2)])
         lists = {group: {name: sent.numpy() for name, sent in list_.items()} for group, list_ in request.groups.items()}
         asked.append(dataclasses.replace(request, groups=lists))
         return [Reply([]), Reply([len(asked)], int(1 in lists and len(lists[1]["blocks"]) < enough))]
@@ -190,10 +191,15 @@ def asking(enough: int = 0, message_bytes: int = 1 << 20, per_device: bool = Tru
     federation = types.SimpleNamespace(
         scenario=scenario,
         layout=LAYOUT,
-        members=types.SimpleNamespace(ceilings=np.array([100, 90])),
+        members=types.SimpleNamespace(
+            ceilings=np.array([100, 90]),
+            devices=np.arange(5),
+            groups=np.array([0, 1, 0, 1, 1]),
+            class_names=("phone", "watch", "car"),
+        ),
         states=[types.SimpleNamespace(table=table) for table in TABLES],
         setting="setting",
-        nodes=types.SimpleNamespace(ask=ask),
+        nodes=types.SimpleNamespace(ask=ask, ids=(7, 8), known=known),
     )
     weights = {"energy": [np.arange(30.0), -np.arange(30.0)], "popularity": [-np.arange(30.0)] * 2}
     return Evaluator(federation, weights.__getitem__, message_bytes), asked
@@ -218,6 +224,23 @@ def test_nodes_are_asked_what_the_scenario_says():
     assert blocks(request) == {0: [29, 28, 27, 26, 25, 24], 1: [0, 1, 2, 3, 4, 5]}
     codes = request.groups[1]["codes"].view(np.float32)
     assert codes.tolist() == TABLES[1][:6, 0].tolist()
+
+
+def test_what_is_known_of_a_nodes_answer():
+    """The first of two nodes hosts devices 0, 2, 4 of user groups 0, 0, 1, the second 1 and 3 of group 1."""
+    evaluator, _ = asking()
+    evaluator.evaluate([60, 52], per_device=True)
+    evaluator.evaluate([60], everybody=TABLES[1])
+    (both, one), (everybody, _) = evaluator.federation.nodes.known
+    assert (both.sizes["X"], both.sizes["C"], both.sizes["G"], both.sizes["B"]) == (2, 3, 2, 50)
+    assert both.numbers["devices"].tolist() == [0, 2, 4]
+    assert one.numbers["devices"].tolist() == [1, 3]
+    assert (both.sizes["M"], both.sizes["hosted"], one.sizes["hosted"]) == (3, 3, 2)
+    assert everybody.numbers["devices"].tolist() == [], "nothing of single devices was asked"
+    evaluator, _ = asking(message_bytes=1)
+    evaluator.evaluate([60], per_device=True)
+    (first, _), _ = evaluator.federation.nodes.known
+    assert first.numbers["devices"].tolist() == [0, 2], "of group 0 alone"
 
 
 def test_nodes_are_asked_what_is_given():

@@ -292,6 +292,8 @@ def test_the_node_config_names_the_profile(slow_world):
             centroids=slow_world.centroids,
             item_table=slow_world.items,
             users=slow_world.users[:0],
+            groups=np.zeros(0, np.int32),
+            maps=np.zeros((0, 0, slow_world.items.shape[1]), np.float32),
         )
         message = Message(wire.pack(request), dst_node_id=5, message_type=wire.JOIN)
         message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
