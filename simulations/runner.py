@@ -65,11 +65,7 @@ def run(
     out = given_folder(out)
     scenario = checked(scenario, out, working_dir=Path.cwd())
     with run_folder() as run_dir:
-        place = Place(
-            os.path.abspath(data_dir) if data_dir else os.environ.get("FL_PEEL_DATA", ""),
-            str(run_dir),
-            str(cache_dir or ""),
-        )
+        place = Place(data_folder(data_dir), str(run_dir), str(cache_dir or ""))
         start = time.perf_counter()
         splits = device_splits(scenario, place.data_dir, place.run_dir)
         check_run(scenario, splits)  # mistakes show before the engine starts

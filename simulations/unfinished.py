@@ -107,9 +107,9 @@ def what_differs(folder: Path, about: dict[str, Any]) -> str:
         if not isinstance(mine, dict) or not isinstance(theirs, dict):
             words = {"data": "other data", "fleet": "another fleet file", "code": "another version's code"}
             return words.get(what, f"no {what}")
-        keys = [key for key in _flat(mine) if _flat(mine).get(key) != _flat(theirs).get(key)]
-        keys = keys or sorted(_flat(theirs).keys() - _flat(mine).keys())
-        return f"{keys[0]}={_flat(theirs).get(keys[0])} and not {_flat(mine).get(keys[0])}"
+        ours, others = _flat(mine), _flat(theirs)
+        keys = [key for key in ours if ours[key] != others.get(key)] or sorted(others.keys() - ours.keys())
+        return f"{keys[0]}={others.get(keys[0])} and not {ours.get(keys[0])}"
     return ""
 
 

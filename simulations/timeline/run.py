@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from fl_peel.disks import device_splits
 from fl_peel.events import OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
-from simulations.engine.folders import run_folder
+from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import check_devices, check_items, check_out, given_folder, run_results
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
@@ -54,7 +53,7 @@ def run_with_replicates(
     if out is not None:
         check_out(out, writes=run_results(scenario))
     with run_folder() as run_dir:
-        place = Place(os.path.abspath(data_dir) if data_dir else os.environ.get("FL_PEEL_DATA", ""), str(run_dir))
+        place = Place(data_folder(data_dir), str(run_dir))
         with PeakMemory() as memory:
             splits = device_splits(scenario, place.data_dir, place.run_dir)
             check_items(scenario, splits.num_items)
