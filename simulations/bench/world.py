@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,19 +45,23 @@ class TimedStrategy(PeelStrategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Time what the server does before nodes have all they need."""
-        start = time.perf_counter()
-        yield from super().configure_train(server_round, arrays, config, grid)
+        mark = dict.fromkeys(("server_select_and_pack", "nodes_and_messages", "server_aggregate"), 0.0)
+        self.marks.append(mark)
         self._mark = time.perf_counter()
-        self.marks.append({"server_select_and_pack": self._mark - start})
+        yield from _timed(super().configure_train(server_round, arrays, config, grid), mark, "server_select_and_pack")
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Time what the nodes did, messages included, and what the server does with it."""
-        start = time.perf_counter()
-        self.marks[-1]["nodes_and_messages"] = start - self._mark
-        answer = super().aggregate_train(server_round, replies)
-        self.marks[-1]["server_aggregate"] = time.perf_counter() - start
+        """Time what the nodes did, messages included, and what the server does with it. It packs and adds up between:
+        that is not counted with the nodes.
+        """
+        mark, before = self.marks[-1], time.perf_counter()
+        waited = {"s": 0.0}
+        answer = super().aggregate_train(server_round, _timed(replies, waited, "s"))
+        end = time.perf_counter()
+        mark["server_aggregate"] = end - before - waited["s"]
+        mark["nodes_and_messages"] = end - self._mark - mark["server_aggregate"] - mark["server_select_and_pack"]
         return answer
 
     def timed(self, grid: Grid, rounds: int) -> tuple[float, dict[str, float], list[float]]:
@@ -142,3 +146,15 @@ def _popularity(train: UserItems, members: NDArray[np.int64], num_items: int) ->
     """Interactions per device and item in a group, (I,), from at most 5,000 of its devices."""
     devices = members[:5000]
     return (train.select(devices).popularity(num_items) / max(len(devices), 1)).astype(np.float32)
+
+
+def _timed(messages: Iterable[Message], seconds: dict[str, float], name: str) -> Iterator[Message]:
+    """Messages as they come, and how long they take to come."""
+    source = iter(messages)
+    while True:
+        start = time.perf_counter()
+        message = next(source, None)
+        seconds[name] += time.perf_counter() - start
+        if message is None:
+            return
+        yield message

@@ -1,4 +1,4 @@
-"""A Grid that stops waiting when the engine has stopped.
+"""A Grid that sends no more at a time than nodes work on, and stops waiting when the engine has stopped.
 
 When Ray cannot start, or the user presses Ctrl-C, the engine's thread ends, but the server's would wait for replies
 until its timeout, half an hour later.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -18,30 +19,72 @@ from simulations.engine.passing_grid import PassingGrid
 
 POLL_S = 0.02
 """Seconds between two looks for replies."""
+AT_ONCE = 2
+"""Messages that a node is sent before it has answered: one that it works on, one that waits."""
 
 
 class StoppableGrid(PassingGrid):
-    """Waits for replies only until ``stop`` is set."""
+    """Waits for replies only until ``stop`` is set; sends messages as nodes have room, and hands replies on at once."""
 
     def __init__(self, grid: Grid, stop: threading.Event) -> None:
         super().__init__(grid)
         self._stop = stop
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send, and wait for all replies, for ``timeout`` seconds, or until the engine stops.
+        """Send, and wait for all replies, for ``timeout`` seconds, or until the engine stops. The first messages are
+        sent at once, further ones while replies are taken.
 
         Raises:
             EngineError: the engine has stopped.
         """
-        waiting = set(self.push_messages(messages))
+        sending = _Sending(self, iter(messages))
+        sending.send()
+        return self._replies(sending, timeout)
+
+    def _replies(self, sending: _Sending, timeout: float | None) -> Iterator[Message]:
         deadline = None if timeout is None else time.monotonic() + timeout
-        replies: list[Message] = []
-        while waiting and (deadline is None or time.monotonic() < deadline):
+        while sending.waiting and (deadline is None or time.monotonic() < deadline):
             if self._stop.is_set():
                 raise EngineError("the simulation engine has stopped")
-            arrived = list(self.pull_messages(waiting))
-            replies += arrived
-            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
-            if waiting and not arrived:
+            arrived = list(self.pull_messages(sending.waiting))
+            for reply in arrived:
+                del sending.waiting[reply.metadata.reply_to_message_id]
+            sending.send()  # before what came is worked on
+            while arrived:
+                yield arrived.pop(0)
+            if sending.waiting and not arrived:
                 self._stop.wait(POLL_S)
-        return replies
+
+
+class _Sending:
+    """Messages on their way. waiting: ids of those that were sent and are not answered, and to which node each went."""
+
+    def __init__(self, grid: Grid, messages: Iterator[Message]) -> None:
+        self.waiting: dict[str, int] = {}
+        self._grid, self._messages = grid, messages
+        self._held: dict[int, deque[Message]] = {}
+        self._more = True
+
+    def send(self) -> None:
+        """Send what nodes have room for. One that does not answer holds nobody else up: what it is to get is held."""
+        while True:
+            busy = Counter(self.waiting.values())
+            ready = [held.popleft() for node, held in self._held.items() if held and busy[node] < AT_ONCE]
+            if not ready and not self._has_more(busy):
+                return
+            for message in ready:
+                (number,) = self._grid.push_messages([message])
+                self.waiting[number] = message.metadata.dst_node_id
+
+    def _has_more(self, busy: Counter[int]) -> bool:
+        """Take one message more, if there is one and some node has room."""
+        if not self._more or (self._held and all(busy[node] >= AT_ONCE for node in self._held)):
+            return False
+        message = next(self._messages, None)
+        self._more = message is not None
+        if message is not None:
+            self._held.setdefault(message.metadata.dst_node_id, deque()).append(message)
+        return self._more
+
+
+__all__ = ["StoppableGrid"]

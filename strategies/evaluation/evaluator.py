@@ -94,10 +94,8 @@ class Evaluator:
         coded = precision or scenario.blocks.precision
         if everybody is None:
             weights = dict(enumerate(self.weights(selector or scenario.selector)))
-            tables = {group: state.table for group, state in enumerate(self.federation.states)}
         else:
             weights = {wire.EVERYBODY: np.arange(layout.num_blocks, 0, -1.0)}
-            tables = {wire.EVERYBODY: everybody}
 
         def asked(groups: dict[int, wire.Arrays]) -> wire.EvaluateReply:
             request = wire.EvaluateRequest(
@@ -122,7 +120,9 @@ class Evaluator:
 
         def served(some: Iterable[int], reach: int | None) -> wire.EvaluateReply:
             def pack(group: int) -> wire.Arrays:
-                return pack_ranking(layout, coded, weights[group], tables[group], reach)
+                if everybody is not None:
+                    return pack_ranking(layout, coded, weights[group], everybody, reach)
+                return self.federation.states[group].packed(layout, coded, weights[group], reach)
 
             replies = []
             for groups in packed_batches(some, pack, self.message_bytes):
@@ -130,7 +130,7 @@ class Evaluator:
                 replies.append(served(groups, 2 * reach) if reach is not None and reply.short else reply)
             return reduce(add, replies)
 
-        return served(tables, self._reach(budgets))
+        return served(weights, self._reach(budgets))
 
     def _known(self, request: wire.EvaluateRequest, partition: int) -> Known:
         """What is known of a node's answer: how many devices it hosts, and in which user groups they are."""

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import wire
-from fl_peel.blocks.ranked import pack_ranking
 from fl_peel.exchange.counters import StepCounts
 from fl_peel.exchange.expected import Known
 from fl_peel.randomness import rng_for
@@ -129,7 +128,7 @@ def follow(
 
     def pack(group: int) -> wire.Arrays:
         reach = int(REACH * int(members.ceilings[group]))
-        return pack_ranking(evaluator.layout, scenario.blocks.precision, weights[group], states[group].table, reach)
+        return states[group].packed(evaluator.layout, scenario.blocks.precision, weights[group], reach)
 
     replies: list[wire.MovingReply] = []
     for batch in packed_batches(np.unique(groups).tolist(), pack, message_bytes):

@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 import fl_peel
 from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
-from fl_peel.blocks.ranked import pack_ranking, smallest_budget_bytes
+from fl_peel.blocks.ranked import smallest_budget_bytes
 from fl_peel.blocks.settings import Precision
 from fl_peel.errors import BudgetError
 from fl_peel.events import Event, OnEvent, silent
@@ -207,7 +207,7 @@ def _rows(evaluator: Evaluator, trial: Trial, selector: str, precision: Precisio
         }
         start = time.perf_counter()
         for state, weights in zip(evaluator.federation.states, evaluator.weights(selector), strict=True):
-            pack_ranking(layout, precision, weights, state.table, max(budgets))
+            state.packed(layout, precision, weights, max(budgets))
         seconds = time.perf_counter() - start
         for i, request in enumerate(served):
             rows[request] |= {

@@ -17,6 +17,7 @@ from fl_peel.weighting.statistics import BlockStatistics
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.start import by_block, shown_in_lists
 from strategies.groups.state import UserGroupState, block_energy
+from strategies.groups.tables import FloatArray, empty_tables, rest
 
 TEMPERATURE = 0.4
 """Of the local loss, where the scenario gives none: scores spread as far as :mod:`fl_peel.pretraining.by_sums` says."""
@@ -27,18 +28,20 @@ UNSEEN = 0.03
 
 
 def spectral_states(
-    scenario: Scenario, layout: BlockLayout, start: SpectralStart, num_devices: int
+    scenario: Scenario, layout: BlockLayout, start: SpectralStart, num_devices: int, folder: str = ""
 ) -> list[UserGroupState]:
-    """Every user group with its table and statistics, from sums alone. num_devices: of everybody.
+    """Every user group with its table and statistics, from sums alone. num_devices: of everybody; folder: as
+    in :func:`empty_tables`.
 
     What devices would be shown is estimated from users drawn from the group's moments, less what they have already.
     """
     as_numbered = -np.arange(layout.num_blocks, dtype=np.float64)
     global_popularity = by_block(layout, start.counts / max(num_devices, 1))
     sizes = np.repeat(layout.group_sizes, layout.num_slices)
+    tables = empty_tables(len(start.groups), (layout.num_items, layout.embedding_dim), folder)
     aggregation, list_length = scenario.refinement.aggregation, scenario.controller.list_length
 
-    def state(group: GroupStart) -> UserGroupState:
+    def state(group: GroupStart, table: FloatArray) -> UserGroupState:
         nothing = UserItems(np.zeros(len(group.users) + 1, np.int64), np.zeros(0, np.int32))
         everything = rank_blocks(layout, "fp32", as_numbered, group.table)
         popularity = by_block(layout, group.items)
@@ -51,8 +54,10 @@ def spectral_states(
             loss=np.zeros(layout.num_blocks, np.float32),
             energy=block_energy(layout, group.table),
         )
+        table[:] = group.table
+        rest(table)
         return UserGroupState(
-            group.table.copy(),
+            table,
             statistics,
             ServerOptimizer(aggregation.optimizer, aggregation.learning_rate),
             popularity.astype(np.float64) * sizes,
@@ -60,7 +65,7 @@ def spectral_states(
         )
 
     with fixed_threads(1), ThreadPoolExecutor(max_workers=2) as pool:
-        return list(pool.map(state, start.groups))
+        return list(pool.map(state, start.groups, tables))
 
 
 __all__ = ["TEMPERATURE", "spectral_states"]

@@ -21,6 +21,7 @@ from fl_peel.training.signals import signals_of_group
 from fl_peel.weighting.statistics import BlockStatistics
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.state import FloatArray, UserGroupState, block_energy
+from strategies.groups.tables import empty_tables, rest
 
 
 def make_layout(
@@ -85,10 +86,14 @@ def starting_states(
     pretrained: PretrainedEmbeddings,
     groups: UserGroups,
     collected: UserItems,
+    folder: str = "",
 ) -> list[UserGroupState]:
-    """Every group with its starting table, and statistics from the collected interactions alone."""
+    """Every group with its starting table, and statistics from the collected interactions alone. folder: as in
+    :func:`empty_tables`.
+    """
     num_items = layout.num_items
     tables = starting_tables(scenario, pretrained, groups, collected)
+    room = empty_tables(groups.num_groups, (num_items, layout.embedding_dim), folder)
     as_numbered = -np.arange(layout.num_blocks, dtype=np.float64)
     global_popularity = by_block(layout, collected.popularity(num_items) / max((collected.counts() > 0).sum(), 1))
     aggregation = scenario.refinement.aggregation
@@ -108,8 +113,10 @@ def starting_states(
             loss=np.zeros(layout.num_blocks, np.float32),
             energy=block_energy(layout, table),
         )
+        room[group][:] = table
+        rest(room[group])
         return UserGroupState(
-            table,
+            room[group],
             statistics,
             ServerOptimizer(aggregation.optimizer, aggregation.learning_rate),
             popularity.astype(np.float64) * sizes,

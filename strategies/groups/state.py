@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RowOrder
+from fl_peel.blocks.ranked import RowOrder, pack_ranking
+from fl_peel.blocks.settings import Precision
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.statistics import BlockStatistics
+from fl_peel.wire import Arrays
 from strategies.groups.aggregation import BlockSums
 from strategies.groups.optimizer import ServerOptimizer
+from strategies.groups.tables import empty_tables, rest
 
 FloatArray = NDArray[np.float32]
 
@@ -41,6 +46,26 @@ class UserGroupState:
     optimizer: ServerOptimizer
     counted_interactions: NDArray[np.float64]
     counted_devices: NDArray[np.float64]
+
+    def packed(
+        self, layout: BlockLayout, precision: Precision, weights: NDArray[np.float64], num_bytes: int | None
+    ) -> Arrays:
+        """The best blocks by their weights (B,), as many as ``num_bytes`` hold (None: all), for the wire."""
+        packed = pack_ranking(layout, precision, weights, self.table, num_bytes)
+        self.rest()
+        return packed
+
+    def rest(self) -> None:
+        """The table is not needed for a while."""
+        rest(self.table)
+
+    def copied_to(self, table: FloatArray) -> UserGroupState:
+        """A copy, whose table takes the place of ``table`` (I, d)."""
+        table[:] = self.table
+        self.rest()
+        rest(table)
+        memo = {id(self.table): table}
+        return copy.deepcopy(self, memo)
 
     def take_statistics(
         self, layout: BlockLayout, blocks: NDArray[np.int64], order: RowOrder, total: BlockSums, scenario: Scenario
@@ -70,3 +95,14 @@ class UserGroupState:
             hits[blocks] = total.hits / FIXED_POINT
             exposure[blocks] = total.exposed * sizes[blocks]
             statistics.add_signals(hits, exposure, scenario.controller.memory)
+
+
+def copied_states(states: Sequence[UserGroupState], folder: str) -> list[UserGroupState]:
+    """User groups as they are now, whatever becomes of these. folder: as in :func:`empty_tables`.
+
+    Raises:
+        OSError: the folder's disk has no room for the tables.
+    """
+    shape = states[0].table.shape if states else (0, 0)
+    tables = empty_tables(len(states), (shape[0], shape[1]), folder)
+    return [state.copied_to(table) for state, table in zip(states, tables, strict=True)]

@@ -6,7 +6,7 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
@@ -35,10 +35,13 @@ PAUSES_S = (0.5, 2.0, 5.0)
 
 @dataclass(frozen=True)
 class Query:
-    """A question to a node, and what is known of a right answer."""
+    """A question to a node, and what is known of a right answer. about: user groups that it is about, for who counts
+    which of them are answered.
+    """
 
     payload: object
     known: Known = field(default_factory=Known)
+    about: Collection[int] = ()
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,13 @@ class _Sent:
 
     partition: int
     known: Known
+    about: Collection[int]
 
 
 @dataclass(frozen=True)
 class Answer(Generic[Reply]):
     """A node's right reply, with the sizes that were found in it; or else what went wrong. came: whether the node said
-    anything but that it failed.
+    anything but that it failed; about: as in the question.
     """
 
     partition: int
@@ -60,6 +64,7 @@ class Answer(Generic[Reply]):
     sizes: Mapping[str, int]
     error: FlPeelError | None = None
     came: bool = True
+    about: Collection[int] = ()
 
 
 Content = Callable[[int], Query | None]
@@ -130,7 +135,8 @@ class Nodes:
             if asked is not None:
                 # Flower brings the group back with the reply, also with one that the SuperLink makes for a dead node
                 number = str(next(self._numbers))
-                self._open[number] = _Sent(partition, asked.known.with_sizes(**{TOTAL: MOST // len(self.ids)}))
+                known = asked.known.with_sizes(**{TOTAL: MOST // len(self.ids)})
+                self._open[number] = _Sent(partition, known, asked.about)
                 record: RecordDict = wire.pack(asked.payload)
                 yield Message(record, dst_node_id=node, message_type=kind, group_id=number)
 
@@ -145,16 +151,17 @@ class Nodes:
             del self._open[message.metadata.group_id]
             who = f"node {sent.partition} ({kind})"
             if message.has_error():
-                yield Answer(sent.partition, None, {}, failure(message, who), came=False)
+                yield Answer(sent.partition, None, {}, failure(message, who), came=False, about=sent.about)
                 continue
             try:
                 reply = wire.unpack(reply_type, message.content)
                 sizes = check(reply, sent.known)
             except MessageError as error:
-                yield Answer(sent.partition, None, {}, MessageError(f"{who} gave a wrong answer: {error}"))
+                wrong = MessageError(f"{who} gave a wrong answer: {error}")
+                yield Answer(sent.partition, None, {}, wrong, about=sent.about)
             else:
                 agreed = {name: sizes[name] for name in sent.known.agreed if name in sizes}
-                yield Answer(sent.partition, reply, agreed)
+                yield Answer(sent.partition, reply, agreed, about=sent.about)
 
     def _exchange(
         self, kind: str, reply_type: type[Reply], content: Content

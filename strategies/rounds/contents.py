@@ -57,6 +57,13 @@ class ServerContents(ABC):
         """
         return None
 
+    @property
+    def takes_each(self) -> bool:
+        """Whether :meth:`take` may be told of user groups one after the other, as soon as all has been said of them; so
+        the server need not hold a whole round's sums.
+        """
+        return False
+
     @abstractmethod
     def take(self, sent: SentRound, sums: Mapping[int, Sequence[Arrays]], opened: Mapping[int, OpenedSum]) -> None:
         """Change the user groups' tables and statistics. sums: what was said of each user group, in parts that add up;

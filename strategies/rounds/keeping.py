@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import wire
-from fl_peel.blocks.ranked import pack_ranking
 from fl_peel.exchange.expected import Known
 from fl_peel.ranking.paired import Effects, PairedSums
-from strategies.groups.state import UserGroupState
+from strategies.groups.state import UserGroupState, copied_states
 from strategies.nodes.batches import batches
 from strategies.nodes.nodes import Query
 from strategies.rounds.strategy import PeelStrategy
@@ -36,24 +35,41 @@ class Comparison:
 class Keeping:
     """Compares a strategy's groups with what they kept last, every so many rounds, and takes back what is not better.
 
-    rounds_kept: (G,) of each group so far; comparisons: what was found.
+    folder: where large tables may lie; rounds_kept: (G,) of each group so far; comparisons: what was found.
     """
 
     strategy: PeelStrategy
+    folder: InitVar[str] = ""
     rounds_kept: NDArray[np.int64] = field(init=False)
     comparisons: list[Comparison] = field(default_factory=list)
     _kept: list[UserGroupState] = field(init=False, repr=False)
     _weights: list[NDArray[np.float64]] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, folder: str) -> None:
         strategy = self.strategy
         self.rounds_kept = np.zeros(len(strategy.states), np.int64)
-        self._kept = [copy.deepcopy(state) for state in strategy.states]
+        self._kept = copied_states(strategy.states, folder)
         self._weights = strategy.weights(strategy.scenario.selector)
 
     def __getstate__(self) -> dict[str, object]:
         """How it turned out; the strategy and its tables are not part of that."""
         return {"rounds_kept": self.rounds_kept, "comparisons": self.comparisons}
+
+    def said(self) -> dict[str, Any]:
+        """How it turned out so far, with every user group whose rounds were kept; its table is not part of that."""
+        kept = {group: (self._kept[group], self._weights[group]) for group in self.groups_kept}
+        return {"rounds_kept": self.rounds_kept, "comparisons": self.comparisons, "kept": kept}
+
+    def go_on(self, said: dict[str, Any]) -> None:
+        """From what :meth:`said` told."""
+        self.rounds_kept, self.comparisons = said["rounds_kept"], said["comparisons"]
+        for group, (state, weights) in said["kept"].items():
+            self._kept[group], self._weights[group] = state, weights
+
+    @property
+    def groups_kept(self) -> list[int]:
+        """User groups that have kept some round; the others are as they began."""
+        return np.flatnonzero(self.rounds_kept).tolist()  # type: ignore[no-any-return]
 
     @property
     def kept(self) -> list[UserGroupState]:
@@ -96,14 +112,15 @@ class Keeping:
         accepted = effects.better(scenario.refinement.acceptance.confidence)
         self.comparisons.append(Comparison(server_round, sums, effects, accepted, moved))
         for group in np.flatnonzero(accepted).tolist():
-            self._kept[group], self._weights[group] = copy.deepcopy(states[group]), weights[group]
+            self._kept[group] = states[group].copied_to(self._kept[group].table)
+            self._weights[group] = weights[group]
         self.rounds_kept[accepted] = server_round
         self._tell(accepted=np.flatnonzero(accepted))
 
     def _packed(self, group: int, weights: NDArray[np.float64], state: UserGroupState) -> wire.Arrays:
         strategy = self.strategy
         ceiling = int(strategy.members.ceilings[group])
-        return pack_ranking(strategy.layout, strategy.scenario.blocks.precision, weights, state.table, ceiling)
+        return state.packed(strategy.layout, strategy.scenario.blocks.precision, weights, ceiling)
 
     def _go_back(self) -> None:
         back = np.flatnonzero(self.rounds_kept < self.strategy.scenario.refinement.rounds)

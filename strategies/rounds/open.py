@@ -37,6 +37,11 @@ class OpenServerContents(ServerContents):
         }
         return Known(sizes, arrays=UPDATES | (SIGNALS if sent.signals else {}))
 
+    @property
+    def takes_each(self) -> bool:
+        """Yes, but under a rule of one's own for all of them together."""
+        return type(self).take is OpenServerContents.take
+
     def take(self, sent: SentRound, sums: Mapping[int, Sequence[Arrays]], opened: Mapping[int, OpenedSum]) -> None:
         """Change the table and statistics of each user group that somebody said something of."""
         for_groups(lambda group: self.take_group(group, sent.blocks[group], sums[group]), sums)
@@ -50,6 +55,7 @@ class OpenServerContents(ServerContents):
             total.add(part)
         self.apply(state, order, total)
         state.take_statistics(layout, blocks, order, total, self.federation.scenario)
+        state.rest()
 
     def may_change(self, group: int, blocks: NDArray[np.int64], parts: Sequence[Arrays]) -> NDArray[np.integer]:
         """Those that some device changed, but under a rule of one's own."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -22,7 +23,6 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fl_peel import wire
-from fl_peel.blocks.ranked import pack_ranking
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.release import wants_signals
@@ -77,6 +77,8 @@ class PeelStrategy(Strategy):
         self._sent = SentRound(0, False, 0, np.zeros(len(self.states), np.int64))
         self._started = 0.0
         self._message_bytes = 0
+        self._unanswered: Counter[int] = Counter()
+        """Nodes that were asked about a user group, and whose answer has not come yet."""
 
     def summary(self) -> None:
         """Log what will run."""
@@ -122,6 +124,7 @@ class PeelStrategy(Strategy):
         self._sent = SentRound(server_round, signals, len(begun.asked), sizes)
         cohort, groups = begun.ready, self.members.groups_of(begun.ready)
         hosts = cohort % len(self.nodes.ids)
+        self._unanswered = Counter((np.unique(groups * len(self.nodes.ids) + hosts) // len(self.nodes.ids)).tolist())
         for batch in batches(self.contents.groups(groups), self._num_bytes, MESSAGE_BYTES):
             payloads = dict(zip(batch, for_groups(self._packed, batch), strict=True))
 
@@ -142,7 +145,7 @@ class PeelStrategy(Strategy):
                     noise_multiplier=self.contents.noise_multiplier,
                 )
                 known = self.channel.known(self._sent, plain, self.contents.expects)
-                return Query(self.channel.message(plain), known)
+                return Query(self.channel.message(plain), known, here.keys())
 
             for message in self.nodes.messages(self.channel.kind, request):
                 self._message_bytes += _size(message)
@@ -150,9 +153,8 @@ class PeelStrategy(Strategy):
 
     def _packed(self, group: int) -> wire.Arrays:
         """A user group's ranked blocks, as many as its largest budget holds."""
-        table, ceiling = self.states[group].table, int(self.members.ceilings[group])
-        weights = self._weights(group, self.scenario.selector)
-        packed = pack_ranking(self.layout, self.scenario.blocks.precision, weights, table, ceiling)
+        ceiling, weights = int(self.members.ceilings[group]), self._weights(group, self.scenario.selector)
+        packed = self.states[group].packed(self.layout, self.scenario.blocks.precision, weights, ceiling)
         self._sent.blocks[group] = packed["blocks"].astype(np.int64)
         return wire.packed_once(packed)
 
@@ -174,10 +176,10 @@ class PeelStrategy(Strategy):
             counts += reply.counts
             for group, content in reply.groups.items():
                 sums.setdefault(group, []).append(content)
-        self.contents.take(self._sent, sums, self.channel.opened)
-        if self.changed is not None:
-            for group, blocks in self._sent.blocks.items():
-                self.changed[group, self.contents.may_change(group, blocks, sums.get(group, ()))] = True
+            if self.contents.takes_each:
+                whole = {group: sums.pop(group) for group in list(sums) if not self._unanswered[group]}
+                self._take(whole, whole)
+        self._take(sums, sums if self.contents.takes_each else self._sent.blocks)
         learns = wants_signals(self.scenario) and self._sent.signals
         controller_loss = self.contents.outer_step(self.controller) if learns else None
         record = self.contents.figures(self._sent, self._record(server_round, counts, controller_loss))
@@ -190,6 +192,14 @@ class PeelStrategy(Strategy):
         self._on_event(Event("refinement", server_round, self.scenario.refinement.rounds, text))
         self.after_round(server_round)
         return None, None
+
+    def _take(self, sums: dict[int, list[wire.Arrays]], groups: Iterable[int]) -> None:
+        """Let the contents change tables. groups: of which some rows may change."""
+        self.contents.take(self._sent, sums, self.channel.opened)
+        if self.changed is not None:
+            for group in groups:
+                rows = self.contents.may_change(group, self._sent.blocks[group], sums.get(group, ()))
+                self.changed[group, rows] = True
 
     def _received(self, replies: Iterable[Message]) -> Iterable[Any]:
         """What nodes replied; a node that failed, or said what it cannot have to say, is left out."""
@@ -204,6 +214,7 @@ class PeelStrategy(Strategy):
         answers = 0
         found: Iterator[Answer[Any]] = self.nodes.answers(self.channel.kind, self.channel.answer, counted())
         for answer in found:
+            self._unanswered.subtract(answer.about)
             if answer.error is None:
                 answers += 1
                 yield answer.reply

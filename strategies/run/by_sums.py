@@ -70,9 +70,9 @@ class BySums(Prepared):
         steps = before + self.steps
         return stage1_result(steps, self.start, members, seconds, self.epsilon) if steps else None
 
-    def states(self, scenario: Scenario) -> list[UserGroupState]:
+    def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:
         """Every user group with its table, and statistics from the sums alone."""
-        return spectral_states(scenario, self.layout, self.start, self.num_devices)
+        return spectral_states(scenario, self.layout, self.start, self.num_devices, folder)
 
     def join_request(self, setting: wire.Setting, partition: int, num_nodes: int) -> wire.JoinRequest:
         """Centroids and maps: a device finds its group and embedding from the vector that it has."""

@@ -37,9 +37,9 @@ class Pretrained(Prepared):
         """The table as pretrained, (I, d)."""
         return self.pretrained.items
 
-    def states(self, scenario: Scenario) -> list[UserGroupState]:
+    def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:
         """Every user group with its table, and statistics from the collected interactions."""
-        return starting_states(scenario, self.layout, self.pretrained, self.groups, self.given)
+        return starting_states(scenario, self.layout, self.pretrained, self.groups, self.given, folder)
 
     def join_request(self, setting: wire.Setting, partition: int, num_nodes: int) -> wire.JoinRequest:
         """Embeddings and groups of the devices that gave data; to the others the table, to find theirs."""

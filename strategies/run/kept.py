@@ -22,12 +22,14 @@ import pyarrow as pa
 
 from fl_peel.events import Event, OnEvent, silent
 from strategies.run.place import Place, Stages
+from strategies.run.row_file import RowFile
 from strategies.run.values import Live, read_value, write_value
 
 Result = TypeVar("Result")
 
 MAGIC = b"fl-peel kept 1\n"
 DIGEST_BYTES = 16
+HEAD_BYTES = len(MAGIC) + DIGEST_BYTES
 CODEC = "lz4"
 DISKS = ("nodes", "artifacts")
 """Folders of a run in which devices change something."""
@@ -65,17 +67,22 @@ class Kept:
             return found.value  # type: ignore[no-any-return]
         with nullcontext() if timed is None else self.stages(timed):
             result = work()
-        self.write(name, result, disks=disks)
+        self.write(name, lambda rows: result, disks=disks)
         return result
 
-    def read(self, name: str, live: Live | None = None) -> Found | None:
-        """What was kept under a name, with the devices' disks as they were then; None where nothing whole was."""
+    def read(self, name: str, live: Live | None = None, check: Check | None = None) -> Found | None:
+        """What was kept under a name, with the devices' disks as they were then; None where nothing whole was. check:
+        of the rows that a value was kept with.
+        """
         if self.folder is None:
             return None
         try:
             data = (self.folder / f"{name}.kept").read_bytes()
             content = opened(data, live)
             number, seconds, value = content["number"], content["seconds"], content["value"]
+            rows = RowFile(self._rows(name, number or 0)) if check is not None else None
+            if check is not None:
+                check(value, rows)
             if number is not None:
                 self._restore(self.folder / f"{name}.disks-{number}")
         except FileNotFoundError:
@@ -84,29 +91,34 @@ class Kept:
             self.on_event(Event(name, 0, 1, f"what was kept is damaged ({str(error)[:80]}): done again"))
             return None
         self.stages.seconds.update(seconds)
-        return Found(value)
+        return Found(value, rows)
 
-    def write(self, name: str, value: object, *, disks: bool, number: int = 0, live: Live | None = None) -> None:
-        """Keep a value under a name, in place of an earlier one. number: another one each time that disks are kept."""
+    def write(
+        self, name: str, value: Callable[[RowFile], object], *, disks: bool, number: int = 0, live: Live | None = None
+    ) -> None:
+        """Keep a value under a name, in place of an earlier one. value: of a file that it may write rows to; number:
+        another one each time that disks are kept.
+        """
         if self.folder is None:
             return
-        content = {"number": number if disks else None, "seconds": dict(self.stages.seconds), "value": value}
         try:
-            data = sealed(content, live)
-        except (TypeError, RecursionError) as error:
-            self.on_event(Event(name, 1, 1, f"cannot be kept for later ({str(error)[:80]})"))
-            return
-        try:
+            told = value(RowFile(self._rows(name, number)))
+            content = {"number": number if disks else None, "seconds": dict(self.stages.seconds), "value": told}
             if disks:
                 self._copy(self.folder / f"{name}.disks-{number}")
             part = self.folder / f".{name}.part"
-            part.write_bytes(data)
+            seal(part, content, live)
             os.replace(part, self.folder / f"{name}.kept")
             for old in self.folder.glob(f"{name}.disks-*"):
                 if not disks or old.name != f"{name}.disks-{number}":
                     shutil.rmtree(old, ignore_errors=True)
-        except OSError as error:
-            self.on_event(Event(name, 1, 1, f"cannot be kept for later ({error})"))
+        except (OSError, TypeError, RecursionError) as error:
+            self.on_event(Event(name, 1, 1, f"cannot be kept for later ({str(error)[:80]})"))
+
+    def _rows(self, name: str, number: int) -> Path:
+        """Two files in turn: the one that the last value was kept with stays as it is."""
+        assert self.folder is not None
+        return self.folder / f"{name}.rows-{number % 2}"
 
     def _copy(self, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
@@ -130,34 +142,43 @@ class Found:
     """A value that was kept; there may be one that is None."""
 
     value: Any
+    rows: RowFile | None = None
 
 
-def sealed(content: object, live: Live | None = None) -> bytes:
-    """What a file says: its digest, then the content.
+Check = Callable[[Any, RowFile], None]
+"""Whether rows are those of a value: a ValueError, where they are not."""
+
+
+def seal(path: Path, content: object, live: Live | None = None) -> None:
+    """Say a content in a file: its digest first.
 
     Raises:
+        OSError: it cannot be written.
         TypeError, RecursionError: it holds something that is no value, or itself.
     """
-    packed = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(packed, CODEC) as stream:
-        write_value(stream, content, {} if live is None else live)
-    data: bytes = packed.getvalue().to_pybytes()
-    return MAGIC + _digest(data) + data
+    with pa.OSFile(os.fspath(path), "wb") as file:
+        file.write(MAGIC + bytes(DIGEST_BYTES))
+        with pa.CompressedOutputStream(file, CODEC) as stream:
+            write_value(stream, content, {} if live is None else live)
+    with path.open("r+b") as written:
+        written.seek(HEAD_BYTES)
+        digest = hashlib.file_digest(written, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).digest()
+        written.seek(len(MAGIC))
+        written.write(digest)
 
 
 def opened(data: bytes, live: Live | None = None) -> Any:
-    """The content of what :func:`sealed` said.
+    """The content of what :func:`seal` said.
 
     Raises:
         ValueError: it is none of ours, or damaged.
         Exception: those of ``_DAMAGED``: it was sealed by somebody else.
     """
-    head = len(MAGIC) + DIGEST_BYTES
-    if len(data) < head or not data.startswith(MAGIC):
+    if len(data) < HEAD_BYTES or not data.startswith(MAGIC):
         raise ValueError("not a kept stage of this version")
-    if data[len(MAGIC) : head] != _digest(data[head:]):
+    if data[len(MAGIC) : HEAD_BYTES] != _digest(data[HEAD_BYTES:]):
         raise ValueError("its digest does not fit")
-    with pa.CompressedInputStream(pa.BufferReader(memoryview(data)[head:]), CODEC) as stream:
+    with pa.CompressedInputStream(pa.BufferReader(memoryview(data)[HEAD_BYTES:]), CODEC) as stream:
         return read_value(memoryview(stream.read()), {} if live is None else live)
 
 

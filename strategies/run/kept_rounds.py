@@ -1,22 +1,23 @@
 """A refinement that goes on after the last round that was kept.
 
 What rounds change is kept as it is, but for item tables: of these, only rows that some round may have changed since the
-start, which is made anew. That bounds what a round leaves on the disk by what its devices trained.
+start, which is made anew. That bounds what a round leaves on the disk by what its devices trained. They go to a file
+of their own, table after table, and never are in memory together.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.groups.state import UserGroupState
+from strategies.groups.tables import FloatArray
 from strategies.rounds.keeping import Keeping
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.kept import Kept
+from strategies.run.row_file import RowFile
 from strategies.run.values import Live
 
 
@@ -31,34 +32,53 @@ class KeptRounds:
 
     def go_on(self) -> int:
         """Take up what was kept; returns how many rounds are done."""
-        found = self._kept.read(self._name, self._live())
+        found = self._kept.read(self._name, self._live(), self._whole)
         if found is None:
             return 0
-        strategy, keeping, value = self._strategy, self._keeping, found.value
+        strategy, value = self._strategy, found.value
         strategy.changed = value["changed"]
         strategy.controller, strategy.contents, strategy.channel, strategy.rounds = value["parts"]
         strategy.states[:] = value["states"]
-        self._fill(strategy.states, value["rows"])
-        if keeping is not None:
-            vars(keeping).update(value["keeping"])
-            self._fill(keeping.kept, value["kept rows"])
+        if self._keeping is not None:
+            self._keeping.go_on(value["keeping"])
         done: int = value["done"]
+        assert found.rows is not None
+        found.rows.read(self._tables(done), value["sums"])
         return done
 
     def after(self, server_round: int) -> None:
         """Keep what there is after a round."""
+        strategy = self._strategy
+
+        def content(rows: RowFile) -> dict[str, Any]:
+            return {
+                "done": server_round,
+                "changed": strategy.changed,
+                "parts": (strategy.controller, strategy.contents, strategy.channel, strategy.rounds),
+                "states": list(strategy.states),
+                "keeping": self._keeping.said() if self._keeping is not None else None,
+                "sums": rows.write(self._tables(server_round)),
+            }
+
+        self._kept.write(self._name, content, disks=True, number=server_round, live=self._live())
+
+    @staticmethod
+    def _whole(value: dict[str, Any], rows: RowFile) -> None:
+        """Whether the rows are those that were kept.
+
+        Raises:
+            ValueError: they are not.
+        """
+        rows.check(value["sums"])
+
+    def _tables(self, done: int) -> list[tuple[FloatArray, NDArray[np.bool_]]]:
+        """Tables (I, d) that are not as they began, and which of their rows (I,) may have changed."""
         strategy, keeping = self._strategy, self._keeping
-        value: dict[str, Any] = {
-            "done": server_round,
-            "changed": strategy.changed,
-            "parts": (strategy.controller, strategy.contents, strategy.channel, strategy.rounds),
-            "states": list(strategy.states),
-            "rows": self._rows(strategy.states),
-        }
-        if keeping is not None:
-            value["keeping"] = {name: part for name, part in vars(keeping).items() if name != "strategy"}
-            value["kept rows"] = self._rows(keeping.kept)
-        self._kept.write(self._name, value, disks=True, number=server_round, live=self._live())
+        assert strategy.changed is not None
+        tables = [(state.table, changed) for state, changed in zip(strategy.states, strategy.changed, strict=True)]
+        if keeping is not None and done < strategy.scenario.refinement.rounds:  # then nothing is taken back any more
+            tables += [(keeping.kept[group].table, strategy.changed[group]) for group in keeping.groups_kept]
+        return tables
 
     def _live(self) -> Live:
         """What is there before the first round: parties, and every table as it starts, in which rows change."""
@@ -76,15 +96,6 @@ class KeptRounds:
         if self._keeping is not None:
             live |= {f"kept-{group}": state.table for group, state in enumerate(self._keeping.kept)}
         return live
-
-    def _rows(self, states: Sequence[UserGroupState]) -> list[NDArray[np.float32]]:
-        assert self._strategy.changed is not None
-        return [state.table[changed] for state, changed in zip(states, self._strategy.changed, strict=True)]
-
-    def _fill(self, states: Sequence[UserGroupState], rows: Sequence[NDArray[np.float32]]) -> None:
-        assert self._strategy.changed is not None
-        for state, changed, mine in zip(states, self._strategy.changed, rows, strict=True):
-            state.table[changed] = mine
 
 
 __all__ = ["KeptRounds"]

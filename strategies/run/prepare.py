@@ -51,8 +51,8 @@ class Prepared(ABC):
         return None
 
     @abstractmethod
-    def states(self, scenario: Scenario) -> list[UserGroupState]:
-        """Every user group as it starts."""
+    def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:
+        """Every user group as it starts. folder: where large tables may lie (:mod:`strategies.groups.tables`)."""
 
     @abstractmethod
     def join_request(self, setting: wire.Setting, partition: int, num_nodes: int) -> wire.JoinRequest:

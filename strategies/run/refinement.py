@@ -89,7 +89,7 @@ class Refiner:
             scenario,
             wire.Setting(scenario.to_json(), self.place.data_dir, self.place.run_dir),
             start.layout,
-            start.states(scenario) if states is None else states,
+            start.states(scenario, self.place.run_dir) if states is None else states,
             members,
             self.nodes,
             start.temperature,
@@ -99,7 +99,7 @@ class Refiner:
     def refine(self, strategy: PeelStrategy) -> Keeping | None:
         """All rounds of the strategy's scenario; returns what of them was kept, None where nobody was asked."""
         scenario = strategy.scenario
-        keeping = Keeping(strategy) if scenario.compares else None
+        keeping = Keeping(strategy, self.place.run_dir) if scenario.compares else None
         after = [] if keeping is None else [keeping.after]
         if self.kept is not None and self.kept.folder is not None:
             rounds = KeptRounds(self.kept, strategy, keeping)

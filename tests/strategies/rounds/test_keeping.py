@@ -118,9 +118,9 @@ def test_a_group_has_the_state_of_the_round_that_it_kept(scenario, tmp_path, mon
     strategy = []
     init = Keeping.__post_init__
 
-    def remember(self):
+    def remember(self, folder):
         strategy.append(self.strategy)
-        init(self)
+        init(self, folder)
 
     monkeypatch.setattr(Keeping, "__post_init__", remember)
     last, keeping, _, _ = refined(scenario, tmp_path / "run")

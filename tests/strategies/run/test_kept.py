@@ -20,7 +20,7 @@ from strategies.figures.schema import to_json
 from strategies.rounds import choice
 from strategies.rounds.keeping import Keeping
 from strategies.rounds.open import OpenServerContents
-from strategies.run.kept import CODEC, MAGIC, Kept, _digest, opened, sealed
+from strategies.run.kept import CODEC, MAGIC, Kept, _digest, opened, seal
 from strategies.run.place import Place, Stages
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid, let_through
@@ -136,14 +136,15 @@ def test_of_item_tables_only_rows_that_devices_changed_are_kept(tiny, tmp_path):
     scenario = load_scenario(tiny, changes + less)
     (tmp_path / "kept").mkdir()
     served(scenario, tmp_path / "run", tmp_path / "kept")
-    assert len(list((tmp_path / "kept").glob("rounds-*"))) == 2  # one file, and the disks of the last round
+    # one file, the disks of the last round, and rows of tables in two files in turn
+    assert len(list((tmp_path / "kept").glob("rounds-*"))) == 2 + min(scenario.refinement.rounds, 2)
     (file,) = (tmp_path / "kept").glob("rounds-*.kept")
     live = defaultdict(lambda: np.zeros((60, 64), np.float32))
     value = opened(file.read_bytes(), live)["value"]
     rows = value["changed"].sum(axis=1)
     assert (rows < 60).all()
     assert (rows > 0).any()
-    assert [len(mine) for mine in value["rows"]] == rows.tolist()
+    assert [num_bytes for num_bytes, _ in value["sums"]] == (4 * 64 * rows).tolist()
 
 
 class EveryRow(OpenServerContents):
@@ -166,7 +167,7 @@ def test_a_rule_of_ones_own_may_change_every_row_that_was_sent(tiny, tmp_path, m
 
 
 def damaged_files(folder: Any) -> list[Any]:
-    return sorted(file for file in folder.iterdir() if file.suffix == ".kept")
+    return sorted(file for file in folder.iterdir() if file.suffix == ".kept" or ".rows-" in file.name)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign"])
@@ -247,9 +248,14 @@ def test_a_full_disk_keeps_nothing_and_stops_nothing(tmp_path):
     assert "cannot be kept" in told[-1].text
 
 
+def sealed(content: object, folder: Any) -> bytes:
+    seal(folder / "sealed", content)
+    return (folder / "sealed").read_bytes()
+
+
 def test_what_is_kept_of_keeping_is_how_it_turned_out(tmp_path):
     keeping = object.__new__(Keeping)
     keeping.rounds_kept, keeping.comparisons, keeping._kept = np.array([1, 0]), [], [print]
-    again = opened(sealed(keeping))
+    again = opened(sealed(keeping, tmp_path))
     assert again.rounds_kept.tolist() == [1, 0]
     assert not hasattr(again, "_kept")

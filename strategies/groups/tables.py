@@ -1,0 +1,58 @@
+"""Where the item tables of user groups lie: in memory or, where they are many gigabytes, in a file of the run's folder.
+
+A table in a file is an array like any other. Its pages come into memory as they are used; :func:`rest` lets them go
+again, so that a server of hundreds of groups needs memory for those that it works on.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import tempfile
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+MOST_IN_MEMORY = 256 << 20
+"""Bytes of all user groups' tables together that stay in memory."""
+MOST_COPIED = 16 << 20
+"""Bytes that are written at a time where a file gets its length by writing."""
+
+
+def empty_tables(count: int, shape: tuple[int, int], folder: str) -> list[FloatArray]:
+    """Tables (I, d) for so many user groups, of noughts. folder: for a file without a name, which is gone with the last
+    of them; "" keeps all in memory.
+
+    Raises:
+        OSError: the folder's disk has no room for them.
+    """
+    num_bytes = 4 * math.prod(shape)
+    room = -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    if not folder or count * room <= MOST_IN_MEMORY:
+        return [np.zeros(shape, np.float32) for _ in range(count)]
+    with tempfile.TemporaryFile(dir=folder, prefix="tables-") as file:
+        _give_room(file.fileno(), count * room)
+        mapped = mmap.mmap(file.fileno(), count * room)
+    return [np.ndarray(shape, np.float32, mapped, group * room) for group in range(count)]
+
+
+def rest(table: FloatArray) -> None:
+    """A table is not needed for a while: its file keeps it, memory need not. Nothing for a table in memory."""
+    mapped = table.base
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        start = table.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+        mapped.madvise(mmap.MADV_DONTNEED, start, table.nbytes)
+
+
+def _give_room(file: int, num_bytes: int) -> None:
+    """Give a file its length, and the disk's room for it: a mapped page without any would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, num_bytes)
+        return
+    for start in range(0, num_bytes, MOST_COPIED):
+        os.pwrite(file, bytes(min(MOST_COPIED, num_bytes - start)), start)
+
+
+__all__ = ["FloatArray", "empty_tables", "rest"]

@@ -1,0 +1,78 @@
+"""Rows of many tables in one file, written and read table after table."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strategies.groups.tables import FloatArray, rest
+
+Sum = tuple[int, int]
+"""Of the rows of one table: how many bytes, and their CRC-32."""
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """A file of rows. It tells nothing of itself: whoever has it written keeps the sums."""
+
+    path: Path
+
+    def write(self, tables: Sequence[tuple[FloatArray, NDArray[np.bool_]]]) -> list[Sum]:
+        """Write of each table (I, d) the rows (I,) that are named, over whatever was there.
+
+        Raises:
+            OSError: it cannot be written, as on a full disk.
+        """
+        sizes = [int(rows.sum()) * table.shape[1] * 4 for table, rows in tables]
+        places = np.cumsum([0, *sizes])
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+
+        def write_table(number: int) -> Sum:
+            table, rows = tables[number]
+            data = np.ascontiguousarray(table[rows], np.float32).reshape(-1).view(np.uint8)
+            rest(table)
+            _write_all(file, memoryview(data), int(places[number]))
+            return len(data), zlib.crc32(data)
+
+        try:
+            with ThreadPoolExecutor(max_workers=2) as pool:
+                return list(pool.map(write_table, range(len(tables))))
+        finally:
+            os.close(file)
+
+    def check(self, sums: Sequence[Sum]) -> None:
+        """Whether these rows are in the file.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: other rows are.
+        """
+        with self.path.open("rb") as file:
+            for num_bytes, wanted in sums:
+                if os.fstat(file.fileno()).st_size < file.tell() + num_bytes:
+                    raise ValueError("rows of tables are missing")
+                if zlib.crc32(file.read(num_bytes)) != wanted:
+                    raise ValueError("rows of tables do not fit their sums")
+
+    def read(self, tables: Sequence[tuple[FloatArray, NDArray[np.bool_]]], sums: Sequence[Sum]) -> None:
+        """Rows of a file that was checked, to where they were written from."""
+        with self.path.open("rb") as file:
+            for (table, rows), (num_bytes, _) in zip(tables, sums, strict=True):
+                table[rows] = np.frombuffer(file.read(num_bytes), np.float32).reshape(-1, table.shape[1])
+                rest(table)
+
+
+def _write_all(file: int, data: memoryview, place: int) -> None:
+    while data:
+        written = os.pwrite(file, data, place)
+        data, place = data[written:], place + written
+
+
+__all__ = ["RowFile", "Sum"]
