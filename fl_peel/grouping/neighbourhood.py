@@ -78,8 +78,9 @@ class Neighbourhood:
         trace = np.trace(gram)
         if trace == 0:
             return table.copy()
-        solved = np.linalg.solve(gram + ridge * trace / dim * np.eye(dim), moment)
-        changed: FloatArray = (table + solved.T).astype(np.float32)
+        # well conditioned by the ridge; a solver would copy the moment of all items twice, column by column
+        inverse = np.linalg.inv(gram + ridge * trace / dim * np.eye(dim))
+        changed: FloatArray = (table + (inverse @ moment).T).astype(np.float32)
         return changed
 
 

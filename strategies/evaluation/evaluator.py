@@ -25,7 +25,7 @@ from strategies.nodes.nodes import Query
 from strategies.rounds.federation import Federation
 from strategies.rounds.strategy import PeelStrategy
 
-MESSAGE_BYTES = 128 << 20
+MESSAGE_BYTES = 32 << 20
 """Of blocks, in one message to a node."""
 REACH = 1.25
 """Devices skip blocks they never need, so they reach further down the list than their budget alone would. Where that is

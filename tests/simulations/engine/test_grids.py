@@ -61,29 +61,67 @@ def test_a_grid_overrides_waiting_alone(kind):
     assert set(vars(kind)) & {"run", *CALLS} == {"send_and_receive"}
 
 
+def message(text, node=1):
+    return SimpleNamespace(text=text, metadata=SimpleNamespace(dst_node_id=node))
+
+
 def reply(number):
     return SimpleNamespace(metadata=SimpleNamespace(reply_to_message_id=number))
 
 
 class Slow(PassingGrid):
-    """Answers one message at each look."""
+    """Answers one message at each look: the first that was sent of those that it answers at all."""
 
     def __init__(self, answers):
         super().__init__(Recorder())
-        self._answers = answers
+        self._answers = set(answers)
+        self.sent = []
 
     def push_messages(self, messages):
-        return list(messages)
+        self.sent += (texts := [message.text for message in messages])
+        return texts
 
     def pull_messages(self, message_ids):
-        return [reply(self._answers.pop(0))] if self._answers else []
+        found = [text for text in self.sent if text in self._answers and text in message_ids]
+        return [reply(text) for text in found[:1]]
+
+
+def texts_of(replies):
+    return [one.metadata.reply_to_message_id for one in replies]
 
 
 def test_all_replies_are_waited_for_until_the_timeout():
     grid = StoppableGrid(Slow(["a", "b"]), threading.Event())
-    assert [one.metadata.reply_to_message_id for one in grid.send_and_receive(["a", "b"])] == ["a", "b"]
+    assert texts_of(grid.send_and_receive([message("a"), message("b")])) == ["a", "b"]
     grid = StoppableGrid(Slow(["a"]), threading.Event())
-    assert len(list(grid.send_and_receive(["a", "b"], timeout=0.1))) == 1
+    assert len(list(grid.send_and_receive([message("a"), message("b")], timeout=0.1))) == 1
+
+
+def test_a_node_gets_no_more_than_it_works_on_and_one_that_waits():
+    slow, taken = Slow("abcdef"), []
+
+    def messages():
+        for text in "abcdef":
+            taken.append(text)
+            yield message(text, node="abcdef".index(text) % 2)
+
+    replies = iter(StoppableGrid(slow, threading.Event()).send_and_receive(messages()))
+    assert slow.sent == taken == ["a", "b", "c", "d"]  # at once, before anybody takes a reply
+    assert texts_of([next(replies)]) == ["a"]
+    assert slow.sent == taken == ["a", "b", "c", "d", "e"]
+    assert texts_of(replies) == ["b", "c", "d", "e", "f"]
+
+
+def test_a_node_that_does_not_answer_holds_nobody_else_up():
+    slow = Slow(["b1", "b2", "b3", "b4"])
+    both = [message(f"{node}{number}", node) for number in range(1, 5) for node in "ab"]
+    assert texts_of(StoppableGrid(slow, threading.Event()).send_and_receive(both, timeout=0.2)) == [
+        "b1",
+        "b2",
+        "b3",
+        "b4",
+    ]
+    assert set(slow.sent) == {"a1", "a2", "b1", "b2", "b3", "b4"}
 
 
 def test_when_the_engine_stops_nobody_waits_any_longer():
@@ -91,5 +129,5 @@ def test_when_the_engine_stops_nobody_waits_any_longer():
     threading.Timer(0.1, stop.set).start()
     start = time.monotonic()
     with pytest.raises(EngineError, match="has stopped"):
-        StoppableGrid(Slow([]), stop).send_and_receive(["a"], timeout=60)
+        list(StoppableGrid(Slow([]), stop).send_and_receive([message("a")], timeout=60))
     assert time.monotonic() - start < 30
