@@ -25,6 +25,7 @@ from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.settings import is_gpu
+from simulations.engine.allocation import WORKERS, reuse_memory
 from simulations.engine.cluster import require_cluster
 from simulations.engine.ray_token import environment, own_token
 from simulations.engine.raylet import RayletWatch
@@ -51,7 +52,8 @@ def simulated(
         EngineError: the engine itself failed.
     """
     backend_config = _backend_config(scenario)
-    with _quiet_engine(), _visible_gpus(scenario.engine.device), _own_signals(), _own_secrets(scenario):
+    reuse_memory()
+    with _quiet_engine(), _visible_gpus(scenario.engine.device), _own_signals(), _own_environment(scenario):
         outcome: list[Result] = []
         failed: list[BaseException] = []
         stop, ended = threading.Event(), threading.Event()
@@ -171,16 +173,17 @@ def _quiet_engine() -> Iterator[None]:
 
 
 @contextmanager
-def _own_secrets(scenario: Scenario) -> Iterator[None]:
-    """Of the Ray that is started within: its token, and the key of what devices keep secret between messages. Its
-    workers inherit them; those of a cluster that is there do not.
+def _own_environment(scenario: Scenario) -> Iterator[None]:
+    """Of the Ray that is started within: its token, the key of what devices keep secret between messages, how memory is
+    used. Its workers inherit them; those of a cluster that is there do not.
     """
     address = scenario.engine.ray_address
     if address:
         with own_token(address):
             yield
     else:
-        with environment(**{KEY_VARIABLE: secrets.token_hex(KEY_BYTES)}), own_token(address):
+        values = WORKERS | {KEY_VARIABLE: secrets.token_hex(KEY_BYTES)}
+        with environment(**values), own_token(address):
             yield
 
 

@@ -31,8 +31,8 @@ class StoppableGrid(PassingGrid):
         self._stop = stop
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send, and wait for all replies, for ``timeout`` seconds, or until the engine stops. The first messages are
-        sent at once, further ones while replies are taken.
+        """Send, and wait for all replies, for ``timeout`` seconds after the last that came, or until the engine stops.
+        The first messages are sent at once, further ones while replies are taken.
 
         Raises:
             EngineError: the engine has stopped.
@@ -42,18 +42,20 @@ class StoppableGrid(PassingGrid):
         return self._replies(sending, timeout)
 
     def _replies(self, sending: _Sending, timeout: float | None) -> Iterator[Message]:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while sending.waiting and (deadline is None or time.monotonic() < deadline):
+        last = time.monotonic()
+        while sending.waiting and (timeout is None or time.monotonic() < last + timeout):
             if self._stop.is_set():
                 raise EngineError("the simulation engine has stopped")
             arrived = list(self.pull_messages(sending.waiting))
             for reply in arrived:
                 del sending.waiting[reply.metadata.reply_to_message_id]
             sending.send()  # before what came is worked on
+            if not arrived:
+                self._stop.wait(POLL_S)
+                continue
             while arrived:
                 yield arrived.pop(0)
-            if sending.waiting and not arrived:
-                self._stop.wait(POLL_S)
+            last = time.monotonic()
 
 
 class _Sending:

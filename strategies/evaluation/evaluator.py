@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -21,7 +21,7 @@ from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import Quality
 from strategies.nodes.batches import packed_batches
 from strategies.nodes.members import Members
-from strategies.nodes.nodes import Query
+from strategies.nodes.nodes import Content, Query
 from strategies.rounds.federation import Federation
 from strategies.rounds.strategy import PeelStrategy
 
@@ -97,7 +97,7 @@ class Evaluator:
         else:
             weights = {wire.EVERYBODY: np.arange(layout.num_blocks, 0, -1.0)}
 
-        def asked(groups: dict[int, wire.Arrays]) -> wire.EvaluateReply:
+        def asked(groups: dict[int, wire.Arrays]) -> Content:
             request = wire.EvaluateRequest(
                 self.federation.setting,
                 scenario.refinement.rounds if self.server_round is None else self.server_round,
@@ -113,10 +113,7 @@ class Evaluator:
                 per_device and scenario.evaluation.per_device,
                 *devices,
             )
-            replies = self.federation.nodes.ask(
-                wire.EVALUATE, wire.EvaluateReply, lambda partition: Query(request, self._known(request, partition))
-            )
-            return reduce(add, replies)
+            return lambda partition: Query(request, self._known(request, partition))
 
         def served(some: Iterable[int], reach: int | None) -> wire.EvaluateReply:
             def pack(group: int) -> wire.Arrays:
@@ -124,9 +121,17 @@ class Evaluator:
                     return pack_ranking(layout, coded, weights[group], everybody, reach)
                 return self.federation.states[group].packed(layout, coded, weights[group], reach)
 
+            together: list[list[int]] = []
+
+            def questions() -> Iterator[Content]:
+                for groups in packed_batches(some, pack, self.message_bytes):
+                    together.append(list(groups))
+                    yield asked(groups)
+
+            nodes = self.federation.nodes
+            said = [reduce(add, one) for one in nodes.ask_each(wire.EVALUATE, wire.EvaluateReply, questions())]
             replies = []
-            for groups in packed_batches(some, pack, self.message_bytes):
-                reply = asked(groups)
+            for groups, reply in zip(together, said, strict=True):
                 replies.append(served(groups, 2 * reach) if reach is not None and reply.short else reply)
             return reduce(add, replies)
 

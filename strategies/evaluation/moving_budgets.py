@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -29,7 +30,7 @@ from strategies.figures.schema import (
     OverTime,
 )
 from strategies.nodes.batches import packed_batches
-from strategies.nodes.nodes import Query
+from strategies.nodes.nodes import Content, Query
 from strategies.run.refinement import Refine
 
 IntArray = NDArray[np.int64]
@@ -130,18 +131,17 @@ def follow(
         reach = int(REACH * int(members.ceilings[group]))
         return states[group].packed(evaluator.layout, scenario.blocks.precision, weights[group], reach)
 
-    replies: list[wire.MovingReply] = []
-    for batch in packed_batches(np.unique(groups).tolist(), pack, message_bytes):
-        some = replace(who, devices=devices[np.isin(groups, list(batch))])
-        replies += _ask(evaluator, some, traced, batch)
-    return reduce(add, replies)
+    def asked(batch: dict[int, wire.Arrays]) -> Content:
+        return _asked(evaluator, replace(who, devices=devices[np.isin(groups, list(batch))]), traced, batch)
+
+    together = packed_batches(np.unique(groups).tolist(), pack, message_bytes)
+    replies = evaluator.federation.nodes.ask_each(wire.MOVING, wire.MovingReply, map(asked, together))
+    return reduce(add, itertools.chain.from_iterable(replies))
 
 
-def _ask(
-    evaluator: Evaluator, who: Following, traced: IntArray, batch: dict[int, wire.Arrays]
-) -> list[wire.MovingReply]:
-    scenario, nodes, devices = evaluator.scenario, evaluator.federation.nodes, who.devices
-    hosts = devices % len(nodes.ids)
+def _asked(evaluator: Evaluator, who: Following, traced: IntArray, batch: dict[int, wire.Arrays]) -> Content:
+    scenario, devices = evaluator.scenario, who.devices
+    hosts = devices % len(evaluator.federation.nodes.ids)
 
     def request(partition: int) -> Query | None:
         mine = devices[hosts == partition]
@@ -162,7 +162,7 @@ def _ask(
         )
         return Query(payload, known)
 
-    return nodes.ask(wire.MOVING, wire.MovingReply, request)
+    return request
 
 
 def over_time(reply: wire.MovingReply, class_names: Sequence[str]) -> OverTime:

@@ -40,7 +40,7 @@ def empty_tables(count: int, shape: tuple[int, int], folder: str) -> list[FloatA
 
 def rest(table: FloatArray) -> None:
     """A table is not needed for a while: its file keeps it, memory need not. Nothing for a table in memory."""
-    mapped = table.base
+    mapped: object = table.base
     if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         start = table.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
         mapped.madvise(mmap.MADV_DONTNEED, start, table.nbytes)

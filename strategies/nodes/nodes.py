@@ -6,7 +6,7 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
@@ -171,8 +171,7 @@ class Nodes:
         messages = list(self.messages(kind, content))
         asked = [sent.partition for sent in self._open.values()]
         replies = self.grid.send_and_receive(messages, timeout=self.timeout_s) if messages else []
-        found = sorted(self.answers(kind, reply_type, replies), key=lambda answer: answer.partition)
-        return asked, {answer.partition: answer for answer in found}
+        return asked, _by_partition(self.answers(kind, reply_type, replies))
 
     def ask(self, kind: str, reply_type: type[Reply], content: Content) -> list[Reply]:
         """Ask nodes and wait for all of them; one that fails, or whose answer is wrong, is asked again a few times.
@@ -181,15 +180,56 @@ class Nodes:
             EngineError, MessageError: a node failed each time, or did not answer in time.
             FlPeelError: a node found a mistake of the user's, which it names.
         """
-        good: dict[int, Answer[Reply]] = {}
+        return self._until_right(kind, reply_type, content, *self._exchange(kind, reply_type, content))
+
+    def ask_each(self, kind: str, reply_type: type[Reply], contents: Iterable[Content]) -> Iterator[list[Reply]]:
+        """As :meth:`ask` of one content after the other; nodes work on one while the server makes the next.
+
+        Raises:
+            EngineError, MessageError, FlPeelError: as :meth:`ask`.
+        """
+        asked: dict[int, dict[int, Query]] = {}
+        found: dict[int, dict[int, Answer[Reply]]] = {}
+
+        def messages() -> Iterator[Message]:
+            for place, content in enumerate(contents):
+                each = {partition: content(partition) for partition in range(len(self.ids))}
+                asked[place] = {partition: replace(query, about=(place,)) for partition, query in each.items() if query}
+                found[place] = {}
+                yield from self.messages(kind, asked[place].get)
+
+        self.begin()
+        done: dict[int, list[Reply]] = {}
+        for answer in self.answers(kind, reply_type, self.grid.send_and_receive(messages(), timeout=self.timeout_s)):
+            (place,) = answer.about
+            found[place][answer.partition] = answer
+            if len(found[place]) == len(asked[place]):
+                found[place] = _by_partition(found[place].values())
+                if _are_right(kind, found[place]):  # then nobody is asked again, and the question may be forgotten
+                    done[place] = _replies(found.pop(place))
+                    asked[place] = {}
+        for place in sorted(asked):
+            yield (
+                done.pop(place)
+                if place in done
+                else self._until_right(kind, reply_type, asked[place].get, list(asked[place]), found[place])
+            )
+
+    def _until_right(
+        self,
+        kind: str,
+        reply_type: type[Reply],
+        content: Content,
+        asked: Sequence[int],
+        found: dict[int, Answer[Reply]],
+    ) -> list[Reply]:
+        """Right answers to what was asked of some partitions; found: what these answered."""
         for pause_s in (*PAUSES_S, None):
-            asked, found = self._exchange(kind, reply_type, _of_others(good, content))
             if len(found) < len(asked):
                 raise EngineError(
                     f"{len(asked) - len(found)} of {len(asked)} nodes did not answer {kind} within "
                     f"{self.timeout_s:.0f} s; raise engine.reply_timeout_s or look for their errors in the log"
                 )
-            found = good | found
             found |= _disagreeing(kind, found)
             good = {partition: answer for partition, answer in found.items() if answer.error is None}
             if len(good) == len(found):
@@ -201,7 +241,9 @@ class Nodes:
                     raise answer.error
                 logger.warning("%s; it is asked again", answer.error)
             time.sleep(pause_s or 0)
-        return [answer.reply for _, answer in sorted(good.items()) if answer.reply is not None]
+            again, answers = self._exchange(kind, reply_type, _of_others(good, content))
+            asked, found = [*good, *again], good | answers
+        return _replies(found)
 
     def _may_repeat(self, kind: str, answer: Answer[Reply]) -> bool:
         """Whether a node may be asked the same again: not about a mistake that it would name again."""
@@ -223,6 +265,18 @@ class Nodes:
         if len(found) < len(asked):
             logger.warning("%d of %d nodes did not answer %s in time", len(asked) - len(found), len(asked), kind)
         return good
+
+
+def _by_partition(answers: Iterable[Answer[Reply]]) -> dict[int, Answer[Reply]]:
+    return {answer.partition: answer for answer in sorted(answers, key=lambda answer: answer.partition)}
+
+
+def _are_right(kind: str, found: Mapping[int, Answer[Reply]]) -> bool:
+    return all(answer.error is None for answer in found.values()) and not _disagreeing(kind, found)
+
+
+def _replies(found: Mapping[int, Answer[Reply]]) -> list[Reply]:
+    return [answer.reply for _, answer in sorted(found.items()) if answer.reply is not None]
 
 
 def _of_others(known: Container[int], content: Content) -> Content:

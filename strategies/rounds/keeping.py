@@ -13,7 +13,7 @@ from fl_peel.exchange.expected import Known
 from fl_peel.ranking.paired import Effects, PairedSums
 from strategies.groups.state import UserGroupState, copied_states
 from strategies.nodes.batches import batches
-from strategies.nodes.nodes import Query
+from strategies.nodes.nodes import Content, Query
 from strategies.rounds.strategy import PeelStrategy
 
 MESSAGE_BYTES = 64 << 20
@@ -69,7 +69,7 @@ class Keeping:
     @property
     def groups_kept(self) -> list[int]:
         """User groups that have kept some round; the others are as they began."""
-        return np.flatnonzero(self.rounds_kept).tolist()  # type: ignore[no-any-return]
+        return np.flatnonzero(self.rounds_kept).tolist()
 
     @property
     def kept(self) -> list[UserGroupState]:
@@ -95,7 +95,8 @@ class Keeping:
         weights = strategy.weights(scenario.selector)
         sums, moved = PairedSums.zeros(len(states)), 0
         ceilings = strategy.members.ceilings
-        for some in batches(range(len(states)), lambda group: 2 * int(ceilings[group]), MESSAGE_BYTES):
+
+        def asked(some: list[int]) -> Content:
             request = wire.CompareRequest(
                 strategy.setting,
                 strategy.federation.begin + server_round,
@@ -104,8 +105,11 @@ class Keeping:
                 {group: self._packed(group, self._weights[group], self._kept[group]) for group in some},
                 {group: self._packed(group, weights[group], states[group]) for group in some},
             )
-            asked = Query(request, Known({"G": len(states)}))
-            for reply in strategy.nodes.ask(wire.COMPARE, wire.CompareReply, lambda partition, asked=asked: asked):  # type: ignore[misc]
+            return lambda partition: Query(request, Known({"G": len(states)}))
+
+        together = batches(range(len(states)), lambda group: 2 * int(ceilings[group]), MESSAGE_BYTES)
+        for replies in strategy.nodes.ask_each(wire.COMPARE, wire.CompareReply, map(asked, together)):
+            for reply in replies:
                 sums += reply.sums
                 moved += reply.download_bytes
         effects = Effects.of(sums)

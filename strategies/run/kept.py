@@ -80,7 +80,7 @@ class Kept:
             data = (self.folder / f"{name}.kept").read_bytes()
             content = opened(data, live)
             number, seconds, value = content["number"], content["seconds"], content["value"]
-            rows = RowFile(self._rows(name, number or 0)) if check is not None else None
+            rows = RowFile(self._rows(name, number or 0))
             if check is not None:
                 check(value, rows)
             if number is not None:
@@ -142,7 +142,7 @@ class Found:
     """A value that was kept; there may be one that is None."""
 
     value: Any
-    rows: RowFile | None = None
+    rows: RowFile
 
 
 Check = Callable[[Any, RowFile], None]

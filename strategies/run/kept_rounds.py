@@ -42,7 +42,6 @@ class KeptRounds:
         if self._keeping is not None:
             self._keeping.go_on(value["keeping"])
         done: int = value["done"]
-        assert found.rows is not None
         found.rows.read(self._tables(done), value["sums"])
         return done
 

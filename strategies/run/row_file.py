@@ -36,9 +36,9 @@ class RowFile:
 
         def write_table(number: int) -> Sum:
             table, rows = tables[number]
-            data = np.ascontiguousarray(table[rows], np.float32).reshape(-1).view(np.uint8)
+            data = memoryview(np.ascontiguousarray(table[rows], np.float32).reshape(-1).data).cast("B")
             rest(table)
-            _write_all(file, memoryview(data), int(places[number]))
+            _write_all(file, data, int(places[number]))
             return len(data), zlib.crc32(data)
 
         try:

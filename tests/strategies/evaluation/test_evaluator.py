@@ -15,6 +15,7 @@ from strategies.evaluation.evaluator import Evaluator, overall_recall, qualities
 from strategies.evaluation.moving_budgets import Following, follow
 from strategies.figures.intervals import Measured
 from strategies.figures.schema import Gain, Ratio
+from strategies.groups.state import UserGroupState
 from strategies.nodes.nodes import Nodes
 from strategies.run.collected import prepare_collected
 from strategies.run.place import Place, Stages
@@ -197,9 +198,11 @@ def asking(enough: int = 0, message_bytes: int = 1 << 20, per_device: bool = Tru
             groups=np.array([0, 1, 0, 1, 1]),
             class_names=("phone", "watch", "car"),
         ),
-        states=[types.SimpleNamespace(table=table) for table in TABLES],
+        states=[UserGroupState(table, None, None, np.zeros(0), np.zeros(0)) for table in TABLES],
         setting="setting",
-        nodes=types.SimpleNamespace(ask=ask, ids=(7, 8), known=known),
+        nodes=types.SimpleNamespace(
+            ask_each=lambda *what: [ask(*what[:2], content) for content in what[2]], ids=(7, 8), known=known
+        ),
     )
     weights = {"energy": [np.arange(30.0), -np.arange(30.0)], "popularity": [-np.arange(30.0)] * 2}
     return Evaluator(federation, weights.__getitem__, message_bytes), asked
