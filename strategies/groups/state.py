@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,12 +60,16 @@ class UserGroupState:
         rest(self.table)
 
     def copied_to(self, table: FloatArray) -> UserGroupState:
-        """A copy, whose table takes the place of ``table`` (I, d)."""
+        """A copy, whose table takes the place of ``table`` (I, d). What is known of blocks is shared: it changes by new
+        arrays alone.
+        """
         table[:] = self.table
         self.rest()
         rest(table)
-        memo = {id(self.table): table}
-        return copy.deepcopy(self, memo)
+        for known in (*vars(self.statistics).values(), self.counted_interactions, self.counted_devices):
+            known.flags.writeable = False
+        statistics, optimizer = copy.copy(self.statistics), copy.deepcopy(self.optimizer)
+        return replace(self, table=table, statistics=statistics, optimizer=optimizer)
 
     def take_statistics(
         self, layout: BlockLayout, blocks: NDArray[np.int64], order: RowOrder, total: BlockSums, scenario: Scenario
@@ -84,8 +88,9 @@ class UserGroupState:
         holders[blocks] = total.holders
         # an interaction counts on every device that has some slice of the row: as many as hold the best-held one
         holders = np.repeat(holders.reshape(-1, slices).max(axis=1), slices)
-        self.counted_interactions += np.repeat(examples, slices) / scenario.refinement.local.epochs
-        self.counted_devices += holders
+        examples_each = np.repeat(examples, slices) / scenario.refinement.local.epochs
+        self.counted_interactions = self.counted_interactions + examples_each  # a copy may have the array before
+        self.counted_devices = self.counted_devices + holders
         sizes = np.repeat(layout.group_sizes, slices)
         rate = self.counted_interactions / (np.maximum(self.counted_devices, 1) * sizes)
         statistics.popularity = rate.astype(np.float32)

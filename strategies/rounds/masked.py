@@ -25,7 +25,7 @@ from fl_peel.exchange.release import layout_of
 from fl_peel.exchange.statistics import GroupShape
 from fl_peel.secure.masks import Words
 from fl_peel.secure.plan import DeviceBytes
-from fl_peel.secure.unmask import added, without
+from fl_peel.secure.unmask import without
 from fl_peel.secure.vector import CHECK, Values, VectorLayout
 from strategies.nodes.nodes import Content, Query
 from strategies.rounds.channel import Begun, Channel, Expects, OpenedSum
@@ -122,10 +122,10 @@ class MaskedChannel(Channel):
         return Known({"C": self.federation.num_classes}, groups=groups)
 
     def collect(self, sent: SentRound, replies: Iterable[wire.SecureRoundReply]) -> Iterable[wire.RoundReply]:
-        """Stage 4: the sums, as if one node had hosted all devices."""
+        """Stage 4: the sums, as if one node had hosted all devices, user group by user group."""
         record = self.records[-1]
         counts = replace(RoundCounts.nothing(self.federation.num_classes), clock=self._clock)
-        vectors: dict[int, list[Words]] = {group: [] for group in self._groups}
+        sums: dict[int, Words] = {}
         survived = {group: np.zeros(len(one.devices), np.bool_) for group, one in self._groups.items()}
         for reply in replies:
             record.device_s += reply.protocol_s
@@ -137,17 +137,17 @@ class MaskedChannel(Channel):
             )
             for group, masked in reply.groups.items():
                 survived[group][np.searchsorted(self._groups[group].devices, masked.devices)] = True
-                vectors[group].append(Words(masked.narrow, masked.wide))
+                words = Words(masked.narrow, masked.wide)
+                sums[group] = sums[group] + words if group in sums else words
         whole = {
             group: one
             for group, one in self._groups.items()
             if not self._void(record, group, one.why_void(survived[group]))
         }
         replied = self._opened(record, whole, survived)
-        arrays: dict[int, wire.Arrays] = {}
-        opened: dict[int, OpenedSum] = {}
-        start = time.perf_counter()
+        self.opened = opened = dict[int, OpenedSum]()
         for group, one in self._groups.items():
+            start = time.perf_counter()
             layout = self._vector_layout(one, sent)
             self._count(record, one, survived[group], layout)
             if group not in whole:
@@ -158,7 +158,7 @@ class MaskedChannel(Channel):
                 record.void_devices += int(survived[group].sum())
                 continue
             try:
-                values = self._values(one, sent, survived[group], vectors[group], contents)
+                values = self._values(one, sent, survived[group], sums.pop(group), contents)
             except SecureAggregationError as error:
                 self._void(record, group, str(error))
                 record.void_devices += int(survived[group].sum())
@@ -166,26 +166,24 @@ class MaskedChannel(Channel):
             record.devices += int(survived[group].sum())
             record.recovered += int((one.shared & ~survived[group]).sum())
             counts = _with_counters(counts, values)
-            arrays[group] = sparse(values)
             opened[group] = OpenedSum(len(one.devices), int(survived[group].sum()))
-        self.opened = opened
-        record.server_s += time.perf_counter() - start
-        yield wire.RoundReply(arrays, counts)
+            record.server_s += time.perf_counter() - start
+            yield wire.RoundReply({group: sparse(values)}, RoundCounts.nothing(self.federation.num_classes))
+        yield wire.RoundReply({}, counts)
 
     def _values(
         self,
         one: SecureGroup,
         sent: SentRound,
         survived: BoolArray,
-        vectors: list[Words],
+        total: Words,
         opened: list[wire.OpenedShares],
     ) -> Values:
-        """What the vectors of the devices that survived (M,) add up to.
+        """What the vectors of the devices that survived (M,), of which ``total`` is the masked sum, add up to.
 
         Raises:
             SecureAggregationError: the shares that were opened are not those of the masks in the sum.
         """
-        total = added(vectors)
         if self._scenario.secure_aggregation.masked:
             total = without(total, one.masks_left(sent.server_round, survived, opened))
         values = self._vector_layout(one, sent).values(total)

@@ -11,6 +11,7 @@ devices took part or not.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -254,6 +255,7 @@ def take_statistics(
     """Give the statistics of installed packages what was released of theirs."""
     for part, total in release.sums.items():
         if part not in BUILT_IN:
+            state.statistics = copy.deepcopy(state.statistics)  # theirs to change
             find_statistic(part).take(total, release.std[part], num_devices, blocks, state.statistics)
 
 
@@ -339,7 +341,9 @@ def _take_counts(
     observed = np.repeat(per_group / sizes, layout.num_slices)
     noise_std = np.repeat(std / np.sqrt(sizes), layout.num_slices)
     rate = posterior_rate(prior, known, observed, num_devices, noise_std)
-    state.statistics.popularity[blocks] = rate.astype(np.float32)
+    popularity = state.statistics.popularity.copy()
+    popularity[blocks] = rate
+    state.statistics.popularity = popularity
 
 
 __all__ = [

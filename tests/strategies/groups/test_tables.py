@@ -99,8 +99,11 @@ def test_a_copied_group_is_a_group_of_its_own(most, tmp_path, monkeypatch):
         assert np.array_equal(state.table, twin.table)
         before = twin.table.copy()
         state.table += 1
-        state.statistics.popularity[:] = 9
-        state.counted_devices[:] = 9
+        with pytest.raises(ValueError, match="read-only"):
+            state.statistics.popularity[:] = 9  # it is the copy's, too
+        with pytest.raises(ValueError, match="read-only"):
+            state.counted_devices[:] = 9
+        state.statistics.popularity = state.statistics.popularity + 9
         state.optimizer.learning_rate = 9
         assert np.array_equal(twin.table, before)
         assert (twin.statistics.popularity.max(), twin.counted_devices.max()) == (0.5, 4.0)
