@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_peel import wire
 from fl_peel.events import Event
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
@@ -164,6 +165,31 @@ def test_a_rule_of_ones_own_may_change_every_row_that_was_sent(tiny, tmp_path, m
     result, _, told = served(scenario, tmp_path / "again", tmp_path / "kept")
     assert any("kept from before" in event.text for event in told)
     assert figures(result) == figures(whole)
+
+
+def test_groups_go_back_to_what_they_had_kept_before_the_run_was_stopped(tiny, tmp_path, monkeypatch):
+    """All keep the first round, and none of the next two; the run is stopped in the second."""
+    answers = iter([True, False, False] * 2)
+    monkeypatch.setattr(
+        "fl_peel.ranking.paired.Effects.better", lambda self, _: np.full(len(self.effect), next(answers))
+    )
+    scenario = load_scenario(tiny, [*ACCEPTED, "refinement.acceptance.every=1"])
+    whole, _, _ = served(scenario, tmp_path / "whole", "")
+    (tmp_path / "kept").mkdir()
+    rounds: list[Any] = []
+
+    def second_round(partition: int, message: Any) -> Any:
+        if message.metadata.message_type == wire.ROUND:
+            rounds.append(message)
+            if len(rounds) == 3:  # each has a message a node
+                raise Stopped
+        return let_through(partition, message)
+
+    with pytest.raises(Stopped):
+        serve(LoopbackGrid(2, second_round), scenario, Place("", str(tmp_path / "run"), "", str(tmp_path / "kept")))
+    result, _, _ = served(scenario, tmp_path / "again", tmp_path / "kept")
+    assert figures(result) == figures(whole)
+    assert next(answers, None) is None
 
 
 def damaged_files(folder: Any) -> list[Any]:
