@@ -170,9 +170,8 @@ def test_a_rule_of_ones_own_may_change_every_row_that_was_sent(tiny, tmp_path, m
 def test_groups_go_back_to_what_they_had_kept_before_the_run_was_stopped(tiny, tmp_path, monkeypatch):
     """All keep the first round, and none of the next two; the run is stopped in the second."""
     answers = iter([True, False, False] * 2)
-    monkeypatch.setattr(
-        "fl_peel.ranking.paired.Effects.better", lambda self, _: np.full(len(self.effect), next(answers))
-    )
+    better = "fl_peel.ranking.paired.Effects.better"
+    monkeypatch.setattr(better, lambda self, _: np.full(len(self.mean), next(answers)))
     scenario = load_scenario(tiny, [*ACCEPTED, "refinement.acceptance.every=1"])
     whole, _, _ = served(scenario, tmp_path / "whole", "")
     (tmp_path / "kept").mkdir()
