@@ -18,7 +18,9 @@ import numpy as np
 import psutil
 import torch
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
+from clients.fleet.fleet import FleetBudgets, load_fleet
 from fl_peel import wire
 from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import budget_bytes
@@ -32,11 +34,19 @@ from fl_peel.roots import own_root
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import train_group
 from fl_peel.training.processor import require_device, torch_device
-from fl_peel.training.settings import is_gpu
+from fl_peel.training.settings import LocalTraining, is_gpu
 from fl_peel.training.work import LocalWork
 from simulations.bench import stock_flower
 from simulations.bench.device import compared_metrics
-from simulations.bench.plan import FREE_BYTES, FULL_TABLES, MAIN_JOB, MILLION, BenchPlan, bench_scenario
+from simulations.bench.plan import (
+    FREE_BYTES,
+    FULL_TABLES,
+    MAIN_JOB,
+    MILLION,
+    BenchPlan,
+    bench_scenario,
+    flagship_scenario,
+)
 from simulations.bench.rivals import pfl_interpreter, pfl_rate, stock_flower_rate
 from simulations.bench.world import World, make_world
 from simulations.engine.engine import simulated
@@ -135,6 +145,8 @@ def _through_flower(
     """All that PEEL's engine does, on one set of nodes."""
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)
     found = _rounds(grid, scenario, place, plan, nodes, on_event)
+    if plan.flagship is not None:
+        found["flagship"] = _flagship(grid, plan, place, nodes, on_event)
     found["scaling"] = []
     for number, size in enumerate(sorted(plan.sizes)):
         one = _population(grid, scenario, plan, size, folder, nodes, on_event)
@@ -241,23 +253,58 @@ def _on_device(world: World, strategy: PeelStrategy, budget: int) -> dict[str, f
 
 def _training_alone(world: World, strategy: PeelStrategy) -> dict[str, float]:
     """The compiled loop by itself on one core, without messages: all devices, all groups, as in a round."""
+    whole = np.full(len(strategy.members.devices), np.iinfo(np.int64).max)
+    return {"training_alone_on_one_core": _loop_seconds(world, strategy, stock_flower.HOW, whole)}
+
+
+def _loop_seconds(world: World, strategy: PeelStrategy, how: LocalTraining, budgets: NDArray[np.int64]) -> float:
+    """Seconds of the compiled loop over devices under these budgets (N,), group after group, the best of two each."""
     train = device_splits(world.scenario, world.place.data_dir, world.place.run_dir).train
     table, users = world.prepared.pretrained.items, world.prepared.pretrained.users
-    seconds = 0.0
+    devices, seconds = strategy.members.devices, 0.0
     for group, popularity in enumerate(world.popularity):
-        members = np.flatnonzero(strategy.members.groups == group)
-        ceiling = int(strategy.members.ceilings[group])
+        here = np.flatnonzero(strategy.members.groups == group)
+        if not len(here):
+            continue
+        members, ceiling = devices[here], int(strategy.members.ceilings[group])
         ranked = rank_blocks(world.prepared.layout, "int8", popularity, table, ceiling)
         work = LocalWork(
             ranked,
-            np.full(len(members), len(ranked.blocks), np.int64),
+            ranked.cutoffs(budgets[here]),
             users[members],
             train.select(members),
             device_seeds(0, "bench", devices=members),
-            stock_flower.HOW,
+            how,
         )
         seconds += _best(lambda work=work: train_group(work), 2)  # type: ignore[misc]
-    return {"training_alone_on_one_core": seconds}
+    return seconds
+
+
+def _flagship(grid: Grid, plan: BenchPlan, place: Place, nodes: Nodes, on_event: OnEvent) -> dict[str, Any]:
+    """Rounds of a scenario that ships, and what of them the training loop takes alone."""
+    scenario = flagship_scenario(plan)
+    place = replace(place, run_dir=f"{place.run_dir}-flagship")
+    Path(place.run_dir).mkdir()
+    world = make_world(scenario, place, nodes, on_event)
+    strategy = world.strategy()
+    best_s, stages, seconds = strategy.timed(grid, plan.rounds)
+    devices = strategy.members.devices
+    fleet, layout = load_fleet(scenario.fleet), world.prepared.layout
+    budgets = FleetBudgets(fleet, scenario.seed, devices, layout.full_table_bytes).at(1)
+    how = scenario.refinement.local.config(strategy.federation.temperature)
+    alone_s = _loop_seconds(world, strategy, how, budgets) / plan.nodes
+    on_event(Event("bench", 1, 3, f"{scenario.name}: {len(devices) / best_s:,.0f} devices/s"))
+    return {
+        "scenario": scenario.name,
+        "devices": len(devices),
+        "user_groups": scenario.user_groups.count,
+        "devices_per_second": len(devices) / best_s,
+        "devices_per_second_median": len(devices) / float(np.median(seconds)),
+        "round_seconds": seconds,
+        "stages": stages,
+        "training_alone_on_all_cores": alone_s,
+        "round_to_training_alone": best_s / alone_s,
+    }
 
 
 def _best(work: Callable[[], object], times: int) -> float:

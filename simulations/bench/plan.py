@@ -30,8 +30,8 @@ profiles:
 @dataclass(frozen=True)
 class BenchPlan:
     """What is measured. data: a named data set, or a folder that a population was written to; sizes: devices of the
-    populations for the scaling figures, over ``num_items`` items; rounds: timed rounds of each kind; device: as
-    ``engine.device``.
+    populations for the scaling figures, over ``num_items`` items; rounds: timed rounds of each kind; flagship: the
+    scenario whose own rounds are timed too, on the same data; device: as ``engine.device``.
     """
 
     data: str = "gowalla"
@@ -43,6 +43,7 @@ class BenchPlan:
     sizes: tuple[int, ...] = (10_000, 100_000, MILLION)
     num_items: int = 100_000
     main_job: bool = True
+    flagship: str | None = "gowalla"
     nodes: int = 2
     device: str = "cpu"
 
@@ -50,12 +51,10 @@ class BenchPlan:
 def bench_scenario(plan: BenchPlan, data: str, fleet: str, *more: str) -> Scenario:
     """The scenario that rounds are timed on. data: a named data set or a folder; more: overrides."""
     how = stock_flower.HOW
-    path = Path(data)
-    source = ["data.name=null", f"data.path={data}"] if path.is_dir() else [f"data.name={data}"]
     return load_scenario(
         "ml-100k",
         [
-            *source,
+            *_source(data),
             f"fleet={fleet}",
             f"pretraining.embedding_dim={plan.embedding_dim}",
             "pretraining.epochs=0",
@@ -78,3 +77,26 @@ def bench_scenario(plan: BenchPlan, data: str, fleet: str, *more: str) -> Scenar
             *more,
         ],
     )
+
+
+def flagship_scenario(plan: BenchPlan) -> Scenario:
+    """Rounds as a scenario that ships has them: its user groups, fleet, losses, negatives. Tables are drawn."""
+    assert plan.flagship is not None
+    return load_scenario(
+        plan.flagship,
+        [
+            *_source(plan.data),
+            f"pretraining.embedding_dim={plan.embedding_dim}",
+            "pretraining.epochs=0",
+            "selector=popularity",
+            f"refinement.rounds={plan.rounds + 1}",
+            "refinement.acceptance.rule=always",
+            f"engine.nodes={plan.nodes}",
+            f"engine.device={plan.device}",
+        ],
+    )
+
+
+def _source(data: str) -> list[str]:
+    path = Path(data)
+    return ["data.name=null", f"data.path={data}"] if path.is_dir() else [f"data.name={data}"]

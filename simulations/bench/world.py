@@ -25,6 +25,7 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.statistics import BlockStatistics
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.state import UserGroupState
+from strategies.groups.tables import empty_tables, rest
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.collected import Pretrained
@@ -96,16 +97,20 @@ class World:
         members = join(scenario, self.place, self.prepared, self.nodes)
         layout, table = self.prepared.layout, self.prepared.pretrained.items
         energy = np.einsum("id,id->i", table, table)
-        states = [
-            UserGroupState(
-                table.copy(),
-                BlockStatistics(popularity, popularity, popularity, np.zeros_like(popularity), energy.copy()),
-                ServerOptimizer("sgd", 1.0),
-                popularity.astype(np.float64),
-                np.ones(layout.num_blocks),
+        tables = empty_tables(len(self.popularity), (layout.num_items, layout.embedding_dim), self.place.run_dir)
+        states = []
+        for mine, popularity in zip(tables, self.popularity, strict=True):
+            mine[:] = table
+            rest(mine)
+            states.append(
+                UserGroupState(
+                    mine,
+                    BlockStatistics(popularity, popularity, popularity, np.zeros_like(popularity), energy.copy()),
+                    ServerOptimizer("sgd", 1.0),
+                    popularity.astype(np.float64),
+                    np.ones(layout.num_blocks),
+                )
             )
-            for popularity in self.popularity
-        ]
         refiner = Refiner(self.nodes.grid, self.place, self.prepared, self.nodes, self.on_event)
         federation = refiner.federation(scenario, members, states)
         return put_together(TimedStrategy, federation, None, on_event=self.on_event)

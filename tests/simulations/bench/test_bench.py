@@ -172,7 +172,7 @@ def test_pfl_gets_the_devices_and_the_table_and_its_answer_is_read(tmp_path):
 
 @pytest.mark.engine
 def test_a_small_bench_has_every_figure(tmp_path):
-    Population(0, 300, 2400, 4).write(tmp_path / "pop")
+    Population(0, 300, 3000, 4).write(tmp_path / "pop")
     plan = BenchPlan(
         data=str(tmp_path / "pop"),
         embedding_dim=16,
@@ -201,6 +201,12 @@ def test_a_small_bench_has_every_figure(tmp_path):
     assert found["million"]["seconds"] >= found["million"]["round_seconds"][0]
     assert found["million"]["peak_rss_bytes"] > 100_000_000  # an interpreter with NumPy, Flower and Ray
     assert {"server_select_and_pack", "nodes_and_messages", "server_aggregate"} <= set(found["stages"])
+    flagship = found["flagship"]
+    assert (flagship["scenario"], flagship["devices"]) == ("gowalla", 300)
+    assert flagship["devices_per_second"] == pytest.approx(300 / min(flagship["round_seconds"]))
+    ratio = min(flagship["round_seconds"]) / flagship["training_alone_on_all_cores"]
+    assert flagship["round_to_training_alone"] == pytest.approx(ratio)
+    assert ratio > 1
     assert any("devices/s" in event.text and "s left" in event.text for event in events)
 
 
