@@ -21,6 +21,8 @@ from fl_peel.errors import ReportError
 
 PREFIX, OWNER = "fl-peel-", "owner.json"
 """Of the name of a run's folder; the file in it that says whose it is."""
+LEAST_FREE_BYTES = 32 << 20
+"""Where the smallest run finds room, with what Ray writes of itself."""
 SAME_S = 1.0
 """Seconds by which a process's start may differ when it is read again."""
 
@@ -43,7 +45,14 @@ def run_folder() -> Iterator[Path]:
         ReportError: there is no place for one, or the disk is full.
     """
     try:
-        sweep(Path(tempfile.gettempdir()))
+        place = Path(tempfile.gettempdir())
+        sweep(place)
+        free = shutil.disk_usage(place).free
+        if free < LEAST_FREE_BYTES:
+            raise ReportError(
+                f"{place}: {free >> 10} KiB are free, where a run and Ray's logs take {LEAST_FREE_BYTES >> 20} MiB and "
+                "more; make some room, or set TMPDIR to another disk"
+            )
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     except OSError as error:
         raise ReportError(

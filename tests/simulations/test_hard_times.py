@@ -1,0 +1,154 @@
+"""A third of the messages fails, a disk is full, the clock is set back: the right result, or one clear line."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from flwr.app import Error, Message
+
+from fl_peel import wire
+from fl_peel.errors import EngineError
+from fl_peel.randomness import rng_for
+from simulations.scenario_files import load_scenario
+from strategies.nodes import nodes as asking
+from strategies.run.place import Place
+from strategies.server_app import serve
+from tests.helpers.loopback import LoopbackGrid
+from tests.helpers.root import ROOT
+from tests.simulations.test_run import figures
+
+ROUNDS = ("refinement.rounds=6", "elasticity.rounds=2", "elasticity.devices=10", "engine.nodes=4")
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(asking, "PAUSES_S", (0.0, 0.0, 0.0))
+
+
+def failing(share, seed):
+    """A node's answer is an error, so often."""
+    rng = rng_for(seed, "failing")
+
+    def interfere(partition, message):
+        if message.metadata.message_type == wire.HELLO or rng.random() >= share:
+            return None
+        return Message(Error(0, "worker died"), reply_to=message)
+
+    return interfere
+
+
+def outcome(grid, scenario, folder):
+    """The result, or what the run's one error says."""
+    try:
+        return serve(grid, scenario, Place("", str(folder)))
+    except EngineError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_with_three_messages_of_ten_failing_there_is_a_result_or_one_line(tiny, tmp_path, seed):
+    scenario = load_scenario(tiny, ROUNDS)
+    whole = outcome(LoopbackGrid(4), scenario, tmp_path / "whole")
+    result = outcome(LoopbackGrid(4, failing(0.3, seed)), scenario, tmp_path / "failing")
+    if isinstance(result, str):  # a node was asked four times, and failed each time
+        assert result.endswith("worker died")
+        assert "\n" not in result
+        return
+    # what failed in a round is told, device by device; all that is asked again is whole
+    assert all(row.devices + row.failures == whole.rounds[0].devices for row in result.rounds)
+    assert sum(row.failures for row in result.rounds) > 0
+    for mine, theirs in zip(result.budgets, whole.budgets, strict=True):
+        assert math.isfinite(mine.recall)
+        assert mine.stored_bytes_max <= mine.budget_bytes
+        assert (mine.budget_bytes, mine.devices) == (theirs.budget_bytes, theirs.devices)
+
+
+def test_when_only_rounds_are_spared_every_figure_is_right(tiny, tmp_path):
+    """What is asked again is said again, to the last digit."""
+    scenario, interfere = load_scenario(tiny, ROUNDS), failing(0.1, 3)
+
+    def but_rounds(partition, message):
+        return None if message.metadata.message_type == wire.ROUND else interfere(partition, message)
+
+    whole = serve(LoopbackGrid(4), scenario, Place("", str(tmp_path / "whole")))
+    result = serve(LoopbackGrid(4, but_rounds), scenario, Place("", str(tmp_path / "failing")))
+    assert figures(result) == figures(whole)
+
+
+def test_nothing_waits_by_a_clock_that_can_be_set_back():
+    """Times are of the monotonic clock; what the hour is stands in reports alone."""
+    asked = {}
+    for package in ("fl_peel", "clients", "strategies", "simulations"):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            names = {
+                f"{node.value.id}.{node.attr}"
+                for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+            }
+            if found := names & {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today"}:
+                asked[file.relative_to(ROOT).as_posix()] = found
+    assert asked == {}
+
+
+@contextmanager
+def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
+    """A file system of so many bytes; the test is skipped where none may be mounted."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no file system may be mounted here, so none can be full")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fl_peel_run(scenario: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "simulations.cli.main", "run", str(scenario), *more],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.engine
+@pytest.mark.faults
+@pytest.mark.parametrize("of", ["out", "cache"])
+def test_a_disk_that_is_full_costs_what_it_was_for(of, tiny, tmp_path):
+    with small_disk(tmp_path / "disk", 16 << 10) as disk:
+        if of == "cache":
+            out = tmp_path / "out"
+            done = fl_peel_run(tiny, "--out", str(out), XDG_CACHE_HOME=str(disk))
+            assert done.returncode == 0, done.stderr
+            assert json.loads((out / "report.json").read_text())["budgets"]
+            return
+        done = fl_peel_run(tiny, "--out", str(disk / "out"), "--no-cache")
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr
+        assert not (disk / "out" / "report.json").exists()
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("fl-peel: error")]
+        assert str(disk) in line
+
+
+@pytest.mark.faults
+def test_no_room_for_the_runs_own_folder_is_told_before_anything_starts(tiny, tmp_path):
+    with small_disk(tmp_path / "disk", 64 << 10) as disk:
+        done = fl_peel_run(tiny, "--out", str(tmp_path / "out"), "--no-cache", TMPDIR=str(disk))
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "out" / "report.json").exists()
+        assert not list(disk.glob("fl-peel-*"))
+        assert [line for line in done.stderr.splitlines() if line.startswith("fl-peel: error") and "TMPDIR" in line]
