@@ -266,7 +266,7 @@ def refusals() -> list[dict[str, str]]:
             StoredEmbedding.from_bytes(data)
         except ArtifactError as error:
             why = str(error).removeprefix("not a stored embedding: ").removesuffix("; write it again with to_bytes()")
-            found.append({"what": what, "hex": data.hex(), "reason": why})
+            found.append({"what": what, "hex": data.hex(), "reason": why.partition(" b'")[0]})
         else:
             raise AssertionError(f"{what}: was read")
     return found
