@@ -14,7 +14,7 @@ from clients.runtime import READER
 from tests.helpers.root import ROOT
 
 NODE = shutil.which("node")
-needs_node = pytest.mark.skipif(NODE is None, reason="node (20 or newer) is not installed")
+needs_node = pytest.mark.skipif(NODE is None, reason="node (18 or newer) is not installed")
 DRIVER = ROOT / "tests" / "clients" / "runtime" / "driver.mjs"
 
 

@@ -43,7 +43,7 @@ class Case:
     kept: int | None = None
     seen: tuple[int, ...] = ()
     user_group: int = 0
-    numbers: Literal["scattered", "ones", "cancelling"] = "scattered"
+    numbers: Literal["scattered", "ones", "cancelling", "largest"] = "scattered"
 
     @property
     def layout(self) -> BlockLayout:
@@ -65,7 +65,7 @@ CASES = (
     Case("ties-int8", "int8", list(range(7)), 2, 1, numbers="ones"),
     Case("order-of-sums", "fp32", list(range(3)), 36, 3, numbers="cancelling"),
     Case("no-block", "int8", UNEQUAL, 6, 3, kept=0),
-    Case("one-item", "fp32", [0], 1, 1),
+    Case("one-item", "fp32", [0], 1, 1, numbers="largest"),
     Case("wide-ids-int8", "int8", list(range(70_000)), 4, 2, order=[139_999, 3, 65_536, 2, 140], kept=3),
     Case("wide-ids-groups", "int4", [i % 300 for i in range(310)], 219, 219, order=[65_699, 0, 219, 1_000, 65_698]),
 )
@@ -76,6 +76,8 @@ def table_of(case: Case) -> np.ndarray:
     rows, columns = np.indices((len(case.groups), case.columns))
     if case.numbers == "ones":
         return np.ones(rows.shape, np.float32)
+    if case.numbers == "largest":
+        return np.full(rows.shape, np.finfo(np.float32).max)
     if case.numbers == "cancelling":  # what a double loses on the way says in which order it was added up
         numbers = np.zeros(rows.shape)
         numbers[0, :4] = 2.0**60, 5, -(2.0**60), 7  # within a slice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fl_peel.errors import ArtifactError
 from tests.fl_peel.blocks.test_vectors import mutated, mutations
 from tests.helpers.blocks import layouts, precisions, random_table, seeds
 from tests.helpers.node import answers, needs_node
+from tests.helpers.root import ROOT
 from tests.vectors import make
 
 WITHOUT_SHRINKING = (Phase.explicit, Phase.reuse, Phase.generate)
@@ -30,6 +32,13 @@ def test_the_reader_is_small_and_needs_nothing():
     assert len(text.encode()) < 15_000
     assert "import" not in text
     assert "require(" not in text
+
+
+def test_it_is_in_the_wheel():
+    """Whole packages are, whatever their files are called."""
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert list(wheel) == ["packages"]
+    assert READER.relative_to(ROOT).parts[0] in wheel["packages"]
 
 
 @pytest.fixture(scope="module")
