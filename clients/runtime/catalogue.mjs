@@ -93,6 +93,7 @@ export function named(me, { ids, seen = [], groups } = {}) {
   }
   return {
     itemOf,
+    rowOf,
     idOf: (row) => (ids === undefined ? itemOf(row) : ids[itemOf(row)]),
     seenRows: seen.filter((item) => item < me.items).map(rowOf),
   };
