@@ -201,6 +201,7 @@ EXPORTED = {
         *SERVER_CONTENTS,
         *("Attack", "AttackContract", "BlockStatistics", "FlPeelError", "Mechanism", "MechanismContract", "Population"),
         *("Scenario", "SelectorContract", "__version__", "device_uniforms", "rng_for", "load_scenario", "run"),
+        "to_onnx",
         *FLEETS,
     },
     "clients": FLEETS | DEVICE_CONTENTS,

@@ -23,6 +23,7 @@ from simulations.cli.console import new_table, one_line, print_table
 from simulations.cli.data import data_app
 from simulations.cli.demo import demo
 from simulations.cli.diff import diff
+from simulations.cli.export_onnx import export_onnx
 from simulations.cli.fleets import profiles_app
 from simulations.cli.machines import machines
 from simulations.cli.run import run
@@ -44,6 +45,7 @@ add_studies(app)
 app.command()(run)
 app.command()(diff)
 app.command()(demo)
+app.command()(export_onnx)
 app.command()(bench)
 app.command()(machines)
 

@@ -118,6 +118,7 @@ function show() {
   for (const [, first, count] of peel.ids()) for (let row = first; row < first + count; row += 1) rows.add(row);
   const stored = peel.overheadBytes + peel.numBlocks * peel.idBytes + peel.numPieces * peel.pieceBytes;
   byId("bytes").textContent = formatBytes(budget);
+  byId("budget").dataset.bytes = budget;
   byId("budget").setAttribute("aria-valuetext", share);
   fill("stored", formatCount(stored), " B");
   fill("kept", formatCount(peel.numBlocks), ` of ${formatCount(full.numBlocks)}`);

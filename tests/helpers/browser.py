@@ -29,6 +29,12 @@ FLAGS = (
     *("--remote-debugging-port=0", "--remote-allow-origins=*", "about:blank"),
 )
 START_S = 30
+BOX = """(selector) => {
+  const element = document.querySelector(selector);
+  element.scrollIntoView({ block: "center" });
+  const { x, y, width, height } = element.getBoundingClientRect();
+  return [x, y, width, height];
+}"""
 
 
 class Page:
@@ -72,9 +78,7 @@ class Page:
     def open(self, file: Path, width: int = 1300, height: int = 1000, *, dark: bool = False) -> None:
         """Open a file in a window of some size."""
         mobile = width < 600
-        self.ask(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile
-        )
+        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.ask("Emulation.setEmulatedMedia", features=scheme)
         self.ask("Page.navigate", url=file.absolute().as_uri())
@@ -86,11 +90,7 @@ class Page:
 
     def drag(self, selector: str, start: float, stop: float) -> None:
         """Press the mouse on an element at a share of its width, move it to another, let go."""
-        box = self.tell(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-            " const b = e.getBoundingClientRect(); return [b.x, b.y, b.width, b.height]; })()"
-        )
-        x, y, width, height = box
+        x, y, width, height = self.tell(f"({BOX})({json.dumps(selector)})")
         places = [start + (stop - start) * i / 5 for i in range(6)]
         kinds = ["mousePressed", *["mouseMoved"] * 5, "mouseReleased"]
         for kind, place in zip(kinds, [*places, stop], strict=True):
