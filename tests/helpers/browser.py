@@ -28,7 +28,7 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
     *("--remote-debugging-port=0", "--remote-allow-origins=*", "about:blank"),
 )
-START_S = 30
+START_S = 60
 BOX = """(selector) => {
   const element = document.querySelector(selector);
   element.scrollIntoView({ block: "center" });
