@@ -20,6 +20,7 @@ code_paths.pin()  # before anything loads the libraries that read it
 if TYPE_CHECKING:
     from fl_peel.attacks.base import Attack
     from fl_peel.attacks.contracts import AttackContract
+    from fl_peel.blocks.onnx_export import to_onnx
     from fl_peel.data.population import Population
     from fl_peel.errors import FlPeelError
     from fl_peel.exchange.contracts import StatisticContract
@@ -99,6 +100,7 @@ __all__ = [
     "mean_update",
     "rng_for",
     "run",
+    "to_onnx",
 ]
 
 _own = imported_when_asked(
@@ -118,6 +120,7 @@ _own = imported_when_asked(
         "StatisticContract": "fl_peel.exchange.contracts",
         "device_uniforms": "fl_peel.randomness",
         "rng_for": "fl_peel.randomness",
+        "to_onnx": "fl_peel.blocks.onnx_export",
     },
 )
 

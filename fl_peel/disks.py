@@ -87,8 +87,14 @@ def _splits(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
     data = scenario.data
     if data.timeline is not None:
         return device_timeline(scenario, data_dir, run_dir).splits(data.timeline.period, data.timeline.phase)
+    return splits_of(scenario, load_interactions(scenario, data_dir))
+
+
+def splits_of(scenario: Scenario, interactions: Interactions) -> Splits:
+    """Every device's items, as the scenario cuts interactions that no timeline does."""
+    data = scenario.data
     return split(
-        load_interactions(scenario, data_dir),
+        interactions,
         seed=scenario.seed,
         validation_share=data.validation_share,
         test_share=data.test_share,

@@ -201,6 +201,7 @@ EXPORTED = {
         *SERVER_CONTENTS,
         *("Attack", "AttackContract", "BlockStatistics", "FlPeelError", "Mechanism", "MechanismContract", "Population"),
         *("Scenario", "SelectorContract", "__version__", "device_uniforms", "rng_for", "load_scenario", "run"),
+        "to_onnx",
         *FLEETS,
     },
     "clients": FLEETS | DEVICE_CONTENTS,
@@ -269,10 +270,12 @@ def test_pyproject_points_at_what_exists():
 
 
 def test_everything_that_runs_travels_with_the_flower_app():
-    """A Flower app bundle takes these kinds of files only. Nothing that runs reads `py.typed`."""
+    """A Flower app bundle takes these kinds of files only. Nothing that runs in it reads `py.typed`, nor the reader for
+    devices without Python.
+    """
     files = [path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files if path.name != "py.typed"}
-    assert kinds - {".pyc", ".nbi", ".nbc"} <= {".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl"}
+    assert kinds - {".pyc", ".nbi", ".nbc", ".mjs"} <= {".py", ".toml", ".md", ".yaml", ".yml", ".json", ".jsonl"}
 
 
 def test_one_root_is_found_and_another_in_the_working_directory_is_refused(tmp_path):

@@ -76,7 +76,8 @@ def grow(
     Returns the embedding, and bytes read.
 
     Raises:
-        ArtifactError: the embedding is of another catalogue, or a block is not of its size.
+        ArtifactError: the embedding is of another catalogue; a block is not of its size, is not there, or is there
+            twice.
     """
     check_catalogue(stored, layout)
     sizes = layout.block_bytes(stored.precision)
@@ -84,7 +85,7 @@ def grow(
     room = budget_bytes - overhead_bytes(stored.embedding_dim) - int(sizes[stored.blocks].sum())
     read, parts = 0, [stored]
     for sent in following:
-        block = int(np.frombuffer(sent, layout.id_dtype, 1)[0])
+        block = _number(sent, layout)
         needed = not known[block // layout.num_slices]
         if needed and sizes[block] > room:
             read += layout.id_bytes
@@ -95,7 +96,24 @@ def grow(
         if needed:
             room -= len(sent)
             parts.append(_alone(stored, layout, block, sent))
-    return _joined(parts), read
+    grown = _joined(parts)
+    if len(np.unique(grown.blocks)) < len(grown.blocks):
+        raise ArtifactError("the list has a block twice, or one that is stored; ask for it from the last block stored")
+    return grown, read
+
+
+def _number(sent: bytes, layout: BlockLayout) -> int:
+    """Which block was sent.
+
+    Raises:
+        ArtifactError: none that the catalogue has.
+    """
+    block = int(np.frombuffer(sent, layout.id_dtype, 1)[0]) if len(sent) >= layout.id_bytes else -1
+    if not 0 <= block < layout.num_blocks:
+        raise ArtifactError(
+            f"the list has {len(sent)} bytes that begin with no block of {layout.num_blocks}; ask for it again"
+        )
+    return block
 
 
 def _alone(stored: StoredEmbedding, layout: BlockLayout, block: int, sent: bytes) -> StoredEmbedding:

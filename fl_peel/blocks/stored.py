@@ -189,6 +189,8 @@ class StoredEmbedding:
             raise refused(f"a block beyond {groups} item groups, {num_slices} slices, {num_items} items")
         if len(np.unique(blocks)) < num_blocks or (counts < 1).any() or int(counts.sum()) != num_pieces:
             raise refused(f"its {num_blocks} blocks are not {num_pieces} row pieces of different blocks")
+        if not _rows_agree(blocks // num_slices, starts, counts):
+            raise refused("its blocks do not agree on which rows an item group has")
         return StoredEmbedding(
             num_items,
             groups,
@@ -209,18 +211,22 @@ class StoredEmbedding:
     def scores(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Catalogue rows with at least one block here (R,), ascending, and their scores (R,).
 
-        Masked concatenation: only the slices present contribute, each with its own slice of the user embedding.
+        Masked concatenation: only the slices present contribute, each with its own slice of the user embedding. It is
+        added up in double, column by column and then slice by slice, so that every reader gets the same bits.
         """
         slice_dim = self.embedding_dim // self.num_slices
         pieces = dequantize(self.codes, self.scales, self.precision, slice_dim)  # (T, s)
         place = np.repeat(np.arange(len(self.blocks)), self.counts)
         within = np.arange(len(place)) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
-        rows = self.starts[place] + within
-        users = self.user.astype(np.float32).reshape(self.num_slices, slice_dim)
-        partial = np.einsum("ts,ts->t", pieces, users[(self.blocks % self.num_slices)[place]])
+        rows, slices = self.starts[place] + within, (self.blocks % self.num_slices)[place]
+        users = self.user.astype(np.float64).reshape(self.num_slices, slice_dim)
+        products = pieces * users[slices]  # (T, s)
+        partial = np.cumsum(products, axis=1, out=products)[:, -1]  # np.sum has an order of its own
         present, inverse = np.unique(rows, return_inverse=True)
-        total = np.bincount(inverse, weights=partial, minlength=len(present))
-        return present, total.astype(np.float32)
+        by_slice = np.argsort(slices, kind="stable")
+        total = np.bincount(inverse[by_slice], weights=partial[by_slice], minlength=len(present))
+        with np.errstate(over="ignore"):  # of fp32 codes a score may be infinite: it still has its place
+            return present, total.astype(np.float32)
 
     def top_n(self, n: int, exclude_rows: NDArray[np.integer] | None = None) -> NDArray[np.int64]:
         """The n best catalogue rows, best first (ties: smaller row first), without ``exclude_rows``."""
@@ -229,6 +235,15 @@ class StoredEmbedding:
             keep = ~np.isin(rows, exclude_rows)
             rows, scores = rows[keep], scores[keep]
         return rows[np.lexsort((rows, -scores))[:n]]
+
+
+def _rows_agree(groups: NDArray[np.int64], starts: NDArray[np.int64], counts: NDArray[np.int64]) -> bool:
+    """Whether blocks of one item group have the same rows, and those of the next group later ones."""
+    order = np.argsort(groups, kind="stable")
+    groups, starts, ends = groups[order], starts[order], (starts + counts)[order]
+    same = groups[1:] == groups[:-1]
+    alike = (starts[1:] == starts[:-1]) & (ends[1:] == ends[:-1])
+    return bool(np.where(same, alike, starts[1:] >= ends[:-1]).all())
 
 
 def _arrays(data: bytes, *parts: tuple[np.dtype[Any], int]) -> list[NDArray[Any]]:

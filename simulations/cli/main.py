@@ -1,4 +1,4 @@
-"""The command line: `fl-peel run`, `diff`, `compare`, `ablate`, `audit`, `bench`, `machines`, `scenarios`, and lists.
+"""The command line: `fl-peel run`, `diff`, `demo`, `compare`, `ablate`, `audit`, `bench`, `machines`, and lists.
 
 Exit codes: 0 done; 1 a bug of ours (with a traceback); 2 a mistake of the user's (one line on stderr); 130 Ctrl-C;
 143 SIGTERM.
@@ -21,7 +21,9 @@ from fl_peel.errors import FlPeelError
 from simulations.cli.bench import bench
 from simulations.cli.console import new_table, one_line, print_table
 from simulations.cli.data import data_app
+from simulations.cli.demo import demo
 from simulations.cli.diff import diff
+from simulations.cli.export_onnx import export_onnx
 from simulations.cli.fleets import profiles_app
 from simulations.cli.machines import machines
 from simulations.cli.run import run
@@ -42,6 +44,8 @@ app.add_typer(profiles_app, name="profiles")
 add_studies(app)
 app.command()(run)
 app.command()(diff)
+app.command()(demo)
+app.command()(export_onnx)
 app.command()(bench)
 app.command()(machines)
 

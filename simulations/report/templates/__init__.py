@@ -11,6 +11,7 @@ from simulations.report.templates.ablate import ABLATE
 from simulations.report.templates.audit import AUDIT
 from simulations.report.templates.base import BASE, PARTS
 from simulations.report.templates.compare import COMPARE
+from simulations.report.templates.demo import DEMO
 from simulations.report.templates.leaderboard import LEADERBOARD
 from simulations.report.templates.report import REPORT
 from simulations.report.templates.tables import TABLES
@@ -22,6 +23,7 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
         "base.html": BASE,
         "report.html": REPORT,
         "compare.html": COMPARE,
+        "demo.html": DEMO,
         "leaderboard.html": LEADERBOARD,
         "ablate.html": ABLATE,
         "audit.html": AUDIT,

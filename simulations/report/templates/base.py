@@ -88,6 +88,8 @@ details > summary { cursor: pointer; color: var(--accent); margin: .75rem 0; }
 }
 @media print { main { max-width: none; padding: 0; } figure, table { break-inside: avoid; } }
 </style>
+{% block head %}
+{% endblock %}
 </head>
 <body>
 <main>

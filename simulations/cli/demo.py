@@ -1,0 +1,30 @@
+"""`fl-peel demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulations.cli.console import DataDir, path_option
+
+
+def demo(
+    run: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a run: fl-peel run --out OUT.")],
+    out: Annotated[Path, path_option("--out", "The page.", "FILE")] = Path("demo.html"),
+    data_dir: DataDir = None,
+) -> None:
+    """Write one page to play with: pick a device, drag its budget, see what stays and what it recommends."""
+    from simulations.engine.inputs import check_file
+
+    check_file(out, "--out")
+
+    from simulations.demo.of_run import demo_of_run
+    from simulations.report.files import write_files
+
+    made = demo_of_run(run, data_dir)
+    write_files(out.absolute().parent, {out.name: made.page.encode()})
+    if made.lacks:
+        typer.echo(f"note: {made.lacks}", err=True)
+    typer.echo(f"page: {out}")

@@ -1,0 +1,168 @@
+"""The page to play with: what is in it, from devices and from a run's folder; mistakes are one line."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from fl_peel.errors import ArtifactError, DataError, ReportError
+from simulations.cli.main import app
+from simulations.demo import page as pages
+from simulations.demo.of_run import demo_of_run, largest_artefacts
+from simulations.demo.page import DemoDevice, DemoItems, DemoPoint, demo_page, script
+from simulations.runner import save
+from simulations.scenario_files import load_scenario
+from strategies.run.place import Place
+from strategies.server_app import serve
+from tests.helpers.loopback import LoopbackGrid
+from tests.vectors import make
+
+QUICK = ["refinement.rounds=0", "elasticity={rounds: 0, falls: []}", "fairness.tiers=[]"]
+
+
+def device(name="a", vector="single-int8", wanted=None):
+    return DemoDevice(name, (make.FOLDER / f"{vector}.peel").read_bytes(), np.array([0, 5]), wanted)
+
+
+def made(devices, items=None, **more):
+    return demo_page(devices, items or DemoItems(), title="t", command="fl-peel demo", recall_at=5, **more)
+
+
+def data_of(page):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])
+
+
+def test_artefacts_and_what_is_known_of_items_are_in_the_page():
+    one, two = device("one", wanted=np.array([3])), device("two")
+    ids = tuple(f"</script><b>{item}" for item in range(9))
+    page = made([one, two], DemoItems(ids), curve=[DemoPoint(200, 0.2), DemoPoint(100, 0.1, 0.05, 0.15)])
+    assert page.count("</script>") == 2  # data and module: nothing of the data ends its element
+    data = data_of(page)
+    assert [base64.b64decode(told["file"]) for told in data["devices"]] == [one.artefact, two.artefact]
+    assert [(told["name"], told["seen"], told["wanted"]) for told in data["devices"]] == [
+        ("one", [0, 5], [3]),
+        ("two", [0, 5], None),
+    ]
+    assert data["items"] == {"ids": list(ids)}
+    assert [point["bytes"] for point in data["curve"]] == [100, 200]
+    assert data["curve"][1] == {"bytes": 200, "recall": 0.2, "low": None, "high": None}
+    assert data["recallAt"] == 5
+
+
+def test_names_are_escaped():
+    page = made([device("<img src=x>")])
+    assert "<img" not in page
+    assert '<option value="0">&lt;img src=x&gt;</option>' in page
+
+
+def test_nothing_is_loaded():
+    page = made([device()])
+    assert "default-src 'none'" in page
+    addresses = set(re.findall(r"https?://[^\s\"'`]+", page))
+    assert addresses == {"http://www.w3.org/2000/svg"}  # a name, not a place
+    assert not re.findall(r"^\s*import\b", script(), re.MULTILINE)
+
+
+def test_devices_that_hold_nothing_are_left_out():
+    page = made([device("none", "no-block"), device("some")])
+    assert [told["name"] for told in data_of(page)["devices"]] == ["some"]
+    with pytest.raises(ReportError, match="no device holds a block"):
+        made([device("none", "no-block")])
+    with pytest.raises(ReportError, match="no device holds a block"):
+        made([])
+
+
+def test_what_is_no_artefact_is_refused():
+    with pytest.raises(ArtifactError, match="not a stored embedding"):
+        made([DemoDevice("a", b"PEEL", np.zeros(0, int))])
+
+
+def test_without_the_script_it_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(pages, "SCRIPT", tmp_path / "demo.mjs")
+    with pytest.raises(ReportError, match=r"demo.mjs: No such file or directory; .* install fl-peel"):
+        made([device()])
+
+
+# ---------------------------------------------------------------- of a run
+
+
+def finished(tiny, tmp_path, *changes):
+    """A run's folder, without the engine."""
+    scenario = load_scenario(tiny, [*QUICK, *changes, "data.path=" + str(tiny.parent / "planted.csv")])
+    result = serve(LoopbackGrid(1), scenario, Place("", str(tmp_path / "run")))
+    save(result, scenario, tmp_path / "run", tmp_path / "out")
+    return result
+
+
+def test_of_a_run_with_the_data_it_read(tiny, tmp_path):
+    result = finished(tiny, tmp_path, "blocks.item_groups=single", "selector=popularity")
+    demo = demo_of_run(tmp_path / "out")
+    data = data_of(demo.page)
+    assert demo.lacks is None
+    assert len(data["devices"]) == 2
+    pairs = [line.split(",") for line in (tiny.parent / "planted.csv").read_text().split()[1:]]
+    assert sorted(data["items"]["ids"]) == sorted({item for _, item in pairs})
+    largest = largest_artefacts(tmp_path / "out")
+    for told, (number, file) in zip(data["devices"], largest.items(), strict=True):
+        assert told["name"] == f"device {number}"
+        assert base64.b64decode(told["file"]) == file.read_bytes()
+        assert len(set(told["seen"]) | set(told["wanted"])) == 12  # what each user has, each item once
+        assert not set(told["seen"]) & set(told["wanted"])
+        names = data["items"]["ids"]
+        mine = {item for user, item in pairs if user == f"u{number:04}"}
+        assert {names[item] for item in (*told["seen"], *told["wanted"])} == mine
+    rows = [row for row in result.budgets if row.selector == "popularity"]
+    assert len(rows) == 2
+    assert [(point["bytes"], point["recall"]) for point in data["curve"]] == [
+        (row.budget_bytes, row.recall) for row in sorted(rows, key=lambda row: row.budget_bytes)
+    ]
+
+
+def test_of_a_run_with_item_groups_or_without_its_data(tiny, tmp_path):
+    finished(tiny, tmp_path)
+    demo = demo_of_run(tmp_path / "out")
+    assert "items are called by row" in demo.lacks
+    assert data_of(demo.page)["devices"][0]["wanted"] is None
+    (tiny.parent / "planted.csv").unlink()
+    demo = demo_of_run(tmp_path / "out")
+    assert "planted.csv: no such file" in demo.lacks
+    assert data_of(demo.page)["items"] == {}
+    with pytest.raises(DataError, match=r"planted.csv: no such file"):
+        demo_of_run(tmp_path / "out", tmp_path)
+
+
+def test_of_a_device_the_largest_file_is_taken(tmp_path):
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    for name in ("device-3-int8-900", "device-3-int8-1000", "device-20-int8-50", "device-x-int8-9", "other"):
+        (folder / f"{name}.peel").write_bytes(b"")
+    assert {device: file.name for device, file in largest_artefacts(tmp_path).items()} == {
+        3: "device-3-int8-1000.peel",
+        20: "device-20-int8-50.peel",
+    }
+
+
+def test_the_command_writes_the_page_and_says_what_it_lacks(tiny, tmp_path):
+    finished(tiny, tmp_path)
+    target = tmp_path / "d" / "page.html"
+    target.parent.mkdir()
+    done = CliRunner().invoke(app, ["demo", str(tmp_path / "out"), "--out", str(target)])
+    assert done.exit_code == 0, done.output
+    assert f"page: {target}" in done.output.replace("\n", "")
+    assert "note: blocks are of item groups" in done.output
+    assert len(data_of(target.read_text())["devices"]) == 2
+
+
+def test_mistakes_are_told(tiny, tmp_path):
+    run = CliRunner().invoke
+    assert "cannot read" in str(run(app, ["demo", str(tmp_path / "nothing")]).exception)
+    assert "is a folder; give --out a file" in str(run(app, ["demo", "x", "--out", str(tmp_path)]).exception)
+    finished(tiny, tmp_path, "evaluation.artifacts=0")
+    with pytest.raises(ReportError, match=r"no artifacts/device-\*.peel; run again with --set evaluation.artifacts=3"):
+        demo_of_run(tmp_path / "out")
+    assert not (tmp_path / "demo.html").exists()
