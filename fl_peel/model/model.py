@@ -13,7 +13,6 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel import __version__
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
@@ -56,20 +55,22 @@ def save(
     orders: Sequence[NDArray[np.int64]],
     tables: Sequence[FloatArray],
     *,
+    package: str,
     base: FloatArray | None = None,
     each: ForEach = in_turn,
 ) -> int:
     """Save a model, whole or not at all, one user group after the other; returns its bytes.
 
     orders: (B,) blocks of each user group, best first; tables: (I, d) of each; base: a table (I, d) that groups may
-    have most blocks of; precision: of blocks that devices read; each: does the work for every group, in any order.
+    have most blocks of; precision: of blocks that devices read; package: version of this one; each: does the work for
+    every group, in any order.
     """
     layout = catalogue.layout
     different = _different(layout, base, tables)
     whole = sum(len(one) for one in different) / layout.num_blocks if different is not None else len(tables)
     saved: Precision = "fp32" if whole * layout.full_table_bytes <= WHOLE_BYTES else precision
     about = {
-        "package": __version__,
+        "package": package,
         "precision": precision,
         "tables": saved,
         "items": layout.num_items,
@@ -140,6 +141,8 @@ class Model:
             raise files.fault(ABOUT, f"does not list {missing[0]}")
         joining = _joining(files, num_items, dim, num_groups)
         precision, tables = (files.text(key, *PRECISIONS) for key in ("precision", "tables"))
+        if tables not in ("fp32", precision):
+            raise files.fault(ABOUT, f"its tables are in {tables}, and its devices read {precision}")
         return Model(files, catalogue, joining, cast(Precision, precision), cast(Precision, tables))
 
     @property

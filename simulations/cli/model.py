@@ -50,8 +50,6 @@ def export(
     chosen = _precision(precision)
     check_file(out, "--out")
     side = out.with_suffix(SIDE)
-    if side == out:
-        raise ModelError(f"{out}: is the name of the file beside it; give --out another one, e.g. me.peel")
 
     from fl_peel.model.model import load
     from simulations.report.files import write_files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fl_peel import __version__
 from fl_peel.blocks.ranked import ranking
 from fl_peel.disks import item_ids
 from fl_peel.model.catalogue import Catalogue
@@ -24,6 +25,7 @@ def save_model(strategy: PeelStrategy, prepared: Prepared, place: Place) -> int:
         scenario.blocks.precision,
         [ranking(weights) for weights in strategy.weights(scenario.selector)],
         [state.table for state in strategy.states],
+        package=__version__,
         base=prepared.global_table,
         each=for_groups,
     )
