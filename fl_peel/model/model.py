@@ -180,9 +180,21 @@ class Model:
         items = self.catalogue.items(interactions)
         if not len(items):
             raise ModelError("interactions: none are given, and a device joins by them; give one item at least")
-        users, groups = self.joining.join(UserItems(np.array([0, len(items)], np.int64), items))
         seen = np.unique(np.concatenate([items, self.catalogue.items(also_seen)]))
-        return Device(self, int(groups[0]), users[0], tuple(items.tolist()), tuple(seen.tolist()))
+        user, group = self._joined(items)
+        return Device(self, group, user, tuple(items.tolist()), tuple(seen.tolist()))
+
+    def _joined(self, items: NDArray[np.int32]) -> tuple[FloatArray, int]:
+        """User embedding (d,) and group of a device with these items."""
+        try:
+            with np.errstate(all="ignore"):
+                users, groups = self.joining.join(UserItems(np.array([0, len(items)], np.int64), items))
+                storable = np.isfinite(users.astype(np.float16)).all()
+        except np.linalg.LinAlgError:
+            storable = np.False_
+        if not storable:
+            raise self.files.fault(JOINING, "gives no user embedding that can be stored")
+        return users[0], int(groups[0])
 
     def blocks(self, group: int, precision: Precision | None = None) -> RankedBlocks:
         """All blocks of a user group, in its order.

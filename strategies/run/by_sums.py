@@ -78,7 +78,7 @@ class BySums(Prepared):
     @property
     def joining(self) -> Mapped:
         """It makes its vector of the rows of its items, as all devices did."""
-        return Mapped(self.start.centroids, self.start.own, self.start.maps)
+        return Mapped.of_rows(self.start.centroids, self.start.own, self.start.maps)
 
     def join_request(self, setting: wire.Setting, partition: int, num_nodes: int) -> wire.JoinRequest:
         """Centroids and maps: a device finds its group and embedding from the vector that it has."""

@@ -16,7 +16,7 @@ from fl_peel.errors import ModelError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
 from fl_peel.model import model as module
 from fl_peel.model.joining import KINDS, Mapped
-from fl_peel.pretraining.by_sums import add_rows, embeddings, nearest, unit_vectors
+from fl_peel.pretraining.by_sums import add_rows, embeddings, halves, nearest, unit_vectors
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
 from tests.helpers.models import LAYOUT, fitted, ids_of, mapped, saved
 
@@ -118,23 +118,25 @@ def test_a_device_joins_as_one_of_a_run_that_collects_nothing(tmp_path):
     joining = mapped(np.random.default_rng(5), LAYOUT, 4)
     saved(tmp_path / "model", groups=4, joining=joining)
     device = fl_peel.load(tmp_path / "model").device(GIVEN)
-    vector = unit_vectors(add_rows(joining.own, UserItems(np.array([0, 3]), np.array([3, 20, 7], np.int32))))
+    rows = UserItems(np.array([0, 3]), np.array([3, 20, 7], np.int32))
+    vector = unit_vectors(add_rows(joining.rows_of(np.arange(30)), rows))
     (group,) = nearest(vector, joining.centroids).tolist()
     assert device.group == group
-    assert device.user.tobytes() == embeddings(vector, joining.maps[group])[0].tobytes()
+    assert device.user.tobytes() == embeddings(vector, joining.map_of(group))[0].tobytes()
 
 
-def test_rows_and_maps_are_saved_as_they_are_sent_if_that_loses_nothing(tmp_path):
-    joining = mapped(np.random.default_rng(5), LAYOUT, 4)
-    tensors = joining.tensors()
-    assert (tensors["own"].dtype, tensors["maps"].dtype) == (np.float16, np.float16)
-    other = Mapped(joining.centroids, joining.own + np.float32(1e-6), joining.maps)
-    assert other.tensors()["own"].dtype == np.float32
-    for one in (joining, other):
-        again = KINDS["mapped"].of(one.tensors())
+def test_rows_and_maps_are_saved_as_they_are_sent_if_that_loses_nothing():
+    rng = np.random.default_rng(5)
+    own = halves(rng.normal(size=(30, 6)).astype(np.float32) * np.float32([1e-6, 1, 1e3, 1, 0, 1]))
+    maps = np.stack([halves(rng.normal(size=(6, 8)).astype(np.float32) * size) for size in (1.0, 1e-5)])
+    centroids = np.zeros((2, 4), np.float32)
+    for rows, kind in ((own, np.float16), (own + np.float32(1e-6), np.float32)):
+        joining = Mapped.of_rows(centroids, rows, maps)
+        assert (joining.own.dtype, joining.maps.dtype) == (kind, np.float16)
+        again = KINDS["mapped"].of(joining.tensors())
         assert isinstance(again, Mapped)
-        assert again.own.tobytes() == one.own.tobytes()
-        assert again.maps.tobytes() == one.maps.tobytes()
+        assert again.rows_of(np.arange(30)).tobytes() == rows.tobytes()
+        assert [again.map_of(group).tobytes() for group in range(2)] == [one.tobytes() for one in maps]
 
 
 def test_a_device_without_interactions_is_told(tmp_path):
