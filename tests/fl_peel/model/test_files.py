@@ -187,7 +187,6 @@ def test_arrays_that_do_not_fit_are_one_line(folder, name, changes, why):
     [
         {"own": np.zeros((30, 5), np.float16)},
         {"own": np.zeros(30, np.float16)},
-        {"own_units": np.full((1, 6), 1e38, np.float32)},
         {"map_units": np.full((2, 8), 1e38, np.float32)},
         {"own_units": np.zeros((2, 6), np.float32)},
         {"maps": np.zeros((2, 5, 8), np.float16)},
