@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 SIDE = ".items.json"
 """Ending of the file beside an artefact: own ids by catalogue row, and rows that were seen."""
+SIXTH = Decimal("0.000001")
 QUIT = ("q", "quit", "exit")
 _Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder model/ that a run with --out leaves.")]
 _Precision = Annotated[
@@ -134,7 +136,12 @@ def _typed(question: Callable[[], str]) -> Iterator[str]:
 
 def _ranked(found: Embedding, top: int) -> list[str]:
     """Rank, own id and score of the best, a line each."""
-    return [f"{rank}\t{name}\t{score:.6f}" for rank, (name, score) in enumerate(found.top(top), start=1)]
+    return [f"{rank}\t{name}\t{six_digits(score)}" for rank, (name, score) in enumerate(found.top(top), start=1)]
+
+
+def six_digits(score: float) -> str:
+    """As other languages round, too: what lies in the middle goes up."""
+    return f"{Decimal(score + 0.0).quantize(SIXTH, ROUND_HALF_UP):f}"
 
 
 def _held(found: Embedding, num_bytes: int) -> str:

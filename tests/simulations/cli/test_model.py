@@ -2,19 +2,25 @@
 
 import io
 import json
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
 import fl_peel
+from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.blocks.stored import StoredEmbedding
 from fl_peel.errors import BudgetError
+from simulations.cli.model import six_digits
 from simulations.cli.sizes import read_size
-from tests.helpers.blocks import layout_of
+from tests.helpers.blocks import LAYOUT_KINDS, layout_of
 from tests.helpers.models import saved
+from tests.helpers.root import ROOT
 from tests.simulations.cli.test_cli import ERROR, invoke
 
 LAYOUT = layout_of("unequal", 30, 12, 4, 2, 0)
+RANK = ROOT / "clients" / "runtime" / "rank.mjs"
 LEAST = 44 + 2 * 8
 
 
@@ -152,6 +158,25 @@ def test_it_ends_when_told(fl_peel_, monkeypatch, word):
     code, out, _ = talk(fl_peel_, monkeypatch, word, "item 3")
     assert code == 0
     assert "user group" not in out.partition("\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("score", "text"),
+    [(0.0078125, "0.007813"), (-0.0078125, "-0.007813"), (0.25, "0.250000"), (-0.0, "0.000000"), (-1e-9, "-0.000000")],
+)
+def test_scores_are_rounded_as_javascript_does(score, text):
+    assert six_digits(score) == text
+
+
+@pytest.mark.skipif(shutil.which("node") is None or not RANK.is_file(), reason="node, or its reader, is not there")
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", LAYOUT_KINDS)
+def test_a_reader_without_python_prints_the_same_lines(fl_peel_, tmp_path, kind, precision):
+    saved(tmp_path / "model", layout=layout_of(kind, 30, 12, 4, 2, 0))
+    _, out, _ = fl_peel_(*export("--precision", precision))
+    ran = subprocess.run(["node", str(RANK), "me.peel"], capture_output=True, text=True, timeout=60)
+    assert (ran.stdout, ran.stderr) == (out, "")
+    assert len(out.splitlines()) == 10
 
 
 @pytest.mark.parametrize(
