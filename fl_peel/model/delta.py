@@ -155,7 +155,7 @@ def _packed(kinds: NDArray[np.uint8]) -> NDArray[np.uint8]:
     padded = np.zeros(-(-len(kinds) // _PER_BYTE) * _PER_BYTE, np.uint8)
     padded[: len(kinds)] = kinds
     shifted = padded.reshape(-1, _PER_BYTE) << (2 * np.arange(_PER_BYTE, dtype=np.uint8))
-    return np.bitwise_or.reduce(shifted, axis=1).astype(np.uint8)
+    return cast("NDArray[np.uint8]", np.bitwise_or.reduce(shifted, axis=1))
 
 
 def _unpacked(packed: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
