@@ -3,9 +3,10 @@
 Source: Zheng, Qu, Chen, Zheng, Shi, Yin, "Personalized Elastic Embedding Learning for On-Device
 Recommendation", arXiv 2306.10532 (IEEE TKDE).
 
-Here is all that a user imports by name: what runs a scenario, what one's own selector, mechanism, attack, budget
-process or device profile builds on, and the suites that test them. Names that lie in another package of fl-peel are
-found through the entry points ``fl_peel.api`` of the installed package: the method itself imports nothing of its users.
+Here is all that a user imports by name: what runs a scenario, what reads the model that it leaves, what one's own
+selector, mechanism, attack, budget process or device profile builds on, and the suites that test them. Names that lie
+in another package of fl-peel are found through the entry points ``fl_peel.api`` of the installed package: the method
+itself imports nothing of its users.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from fl_peel.errors import FlPeelError
     from fl_peel.exchange.contracts import StatisticContract
     from fl_peel.exchange.statistics import BoundedStatistic
+    from fl_peel.model.device import Delta, Device, Embedding
+    from fl_peel.model.model import Model, load
     from fl_peel.privacy.contracts import MechanismContract
     from fl_peel.privacy.mechanisms import Mechanism
     from fl_peel.randomness import device_uniforms, rng_for
@@ -70,9 +73,12 @@ __all__ = [
     "BoundedStatistic",
     "BudgetContract",
     "BudgetProcess",
+    "Delta",
+    "Device",
     "DeviceContents",
     "DeviceContentsContract",
     "DeviceProfile",
+    "Embedding",
     "FlPeelError",
     "Fleet",
     "FleetBudgets",
@@ -80,6 +86,7 @@ __all__ = [
     "Mechanism",
     "MechanismContract",
     "Memory",
+    "Model",
     "NoisedServerContents",
     "OpenDeviceContents",
     "OpenServerContents",
@@ -95,6 +102,7 @@ __all__ = [
     "__version__",
     "device_uniforms",
     "fleet_from_mapping",
+    "load",
     "load_fleet",
     "load_scenario",
     "mean_update",
@@ -110,15 +118,20 @@ _own = imported_when_asked(
         "AttackContract": "fl_peel.attacks.contracts",
         "BlockStatistics": "fl_peel.weighting.statistics",
         "BoundedStatistic": "fl_peel.exchange.statistics",
+        "Delta": "fl_peel.model.device",
+        "Device": "fl_peel.model.device",
+        "Embedding": "fl_peel.model.device",
         "FlPeelError": "fl_peel.errors",
         "GroupUpdate": "fl_peel.training.update",
         "Mechanism": "fl_peel.privacy.mechanisms",
         "MechanismContract": "fl_peel.privacy.contracts",
+        "Model": "fl_peel.model.model",
         "Population": "fl_peel.data.population",
         "Scenario": "fl_peel.scenario.scenario",
         "SelectorContract": "fl_peel.weighting.contracts",
         "StatisticContract": "fl_peel.exchange.contracts",
         "device_uniforms": "fl_peel.randomness",
+        "load": "fl_peel.model.model",
         "rng_for": "fl_peel.randomness",
         "to_onnx": "fl_peel.blocks.onnx_export",
     },

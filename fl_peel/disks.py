@@ -22,7 +22,11 @@ from fl_peel.data.interactions import PARTS, Interactions, Splits, UserItems, sp
 from fl_peel.data.population import SAID, read_splits
 from fl_peel.data.readers import read_interactions
 from fl_peel.data.timeline import Timeline
+from fl_peel.errors import DataError
 from fl_peel.scenario.scenario import Scenario
+
+ITEM_IDS = "item-ids.json"
+"""Beside the splits: the data's own ids of items, by number; not there where the numbers are the ids."""
 
 
 def load_interactions(scenario: Scenario, data_dir: str) -> Interactions:
@@ -49,13 +53,38 @@ def device_splits(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
     Raises:
         DataError: the data set is not found, not readable or malformed.
     """
+    return read_splits(_folder(scenario, data_dir, run_dir), beyond=scenario.data.timeline is not None)
+
+
+def item_ids(scenario: Scenario, data_dir: str, run_dir: str) -> tuple[str, ...]:
+    """The data's own ids of items, by number, as they were when the splits were made; none where the numbers are the
+    ids, and in a timeline, whose numbers are its own.
+
+    Raises:
+        DataError: as for :func:`device_splits`.
+    """
+    file = _folder(scenario, data_dir, run_dir) / ITEM_IDS
+    if not file.is_file():
+        return ()
+    try:
+        ids = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: no ids of items ({str(error)[:80]}); write the folder again") from error
+    num_items = device_splits(scenario, data_dir, run_dir).num_items
+    if not isinstance(ids, list) or len(ids) != num_items or not all(isinstance(one, str) for one in ids):
+        raise DataError(f"{file}: not a list of {num_items} ids; write the folder again")
+    return tuple(ids)
+
+
+def _folder(scenario: Scenario, data_dir: str, run_dir: str) -> Path:
+    """Where the splits lie, prepared."""
     folder = Path(scenario.data.path or "")
     if not (scenario.data.path and (folder / f"{PARTS[-1]}-items.npy").is_file()):
         key = json.dumps([scenario.seed, data_dir, scenario.data.model_dump(mode="json")], sort_keys=True)
         folder = Path(run_dir) / f"devices-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
         if not folder.is_dir():
             _prepare(scenario, data_dir, folder)
-    return read_splits(folder, beyond=scenario.data.timeline is not None)
+    return folder
 
 
 def device_timeline(scenario: Scenario, data_dir: str, run_dir: str) -> Timeline:
@@ -83,11 +112,13 @@ def _cut(scenario_json: str, data_dir: str, run_dir: str) -> Timeline:
     )
 
 
-def _splits(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
+def _splits(scenario: Scenario, data_dir: str, run_dir: str) -> tuple[Splits, tuple[str, ...]]:
+    """Splits, and own ids of items."""
     data = scenario.data
     if data.timeline is not None:
-        return device_timeline(scenario, data_dir, run_dir).splits(data.timeline.period, data.timeline.phase)
-    return splits_of(scenario, load_interactions(scenario, data_dir))
+        return device_timeline(scenario, data_dir, run_dir).splits(data.timeline.period, data.timeline.phase), ()
+    found = load_interactions(scenario, data_dir)
+    return splits_of(scenario, found), found.item_labels
 
 
 def splits_of(scenario: Scenario, interactions: Interactions) -> Splits:
@@ -103,7 +134,7 @@ def splits_of(scenario: Scenario, interactions: Interactions) -> Splits:
 
 
 def _prepare(scenario: Scenario, data_dir: str, folder: Path) -> None:
-    splits = _splits(scenario, data_dir, str(folder.parent))
+    splits, ids = _splits(scenario, data_dir, str(folder.parent))
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".devices-"))
     try:
@@ -114,6 +145,8 @@ def _prepare(scenario: Scenario, data_dir: str, folder: Path) -> None:
             np.save(unfinished / f"{part}-indptr.npy", items.indptr)
             np.save(unfinished / f"{part}-items.npy", items.items)
         np.save(unfinished / "num_items.npy", np.int64(splits.num_items))
+        if ids:
+            (unfinished / ITEM_IDS).write_text(json.dumps(ids), encoding="utf-8")
         try:
             os.replace(unfinished, folder)
         except OSError:

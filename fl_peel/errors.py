@@ -8,6 +8,7 @@
     ├── ProfileError            a device profile or a budget trace makes no sense
     ├── BudgetError             a memory budget cannot hold what it must hold
     ├── ArtifactError           a stored elastic embedding is not what it claims to be
+    ├── ModelError              a saved model cannot be read, or has not what is asked of it
     ├── ReportError             a result is incomplete or its files cannot be written
     ├── SecureAggregationError  a device or the server refuses a message of secure aggregation
     ├── MessageError            a message is not what it must be: names, types, shapes or ranges
@@ -53,6 +54,10 @@ class BudgetError(FlPeelError):
 
 class ArtifactError(FlPeelError):
     """A stored elastic embedding is not what it claims to be."""
+
+
+class ModelError(FlPeelError):
+    """A saved model cannot be read, or has not what is asked of it."""
 
 
 class SecureAggregationError(FlPeelError):

@@ -25,7 +25,7 @@ from simulations.engine.inputs import check_run, checked, require_absolute
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
 from simulations.report.files_of_run import summary_tables
-from simulations.runner import finished, save
+from simulations.runner import MODEL, finished, keeping, save
 from simulations.scenario_files import load_scenario
 from simulations.timeline.report import timeline_tables
 from simulations.timeline.run import save_timeline
@@ -55,10 +55,10 @@ def main(grid: Grid, context: Context) -> None:
         check_run(scenario, splits)
         with unfinished(out, scenario, splits) as kept_dir:
             lines = Lines(lambda line: print(line, flush=True))
-            result = serve(grid, scenario, replace(place, kept_dir=kept_dir), lines)
+            result = serve(grid, scenario, keeping(place, kept_dir), lines)
             result = finished(result, scenario, memory.peak_bytes, command(config))
             if out is not None:
-                save(result, scenario, run_dir, out)
+                save(result, scenario, run_dir, out, Path(kept_dir) / MODEL)
     console = Console(width=120, highlight=False)
     for table in summary_tables(result):
         console.print(table)

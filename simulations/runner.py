@@ -37,6 +37,8 @@ from strategies.server_app import serve
 
 ARTIFACTS = "artifacts"
 """Folder of the stored embeddings of some devices, in the run's folder and among its results."""
+MODEL = "model"
+"""Folder of the model that serves new devices, among what is kept on the way and among a run's results."""
 
 
 def run(
@@ -73,13 +75,18 @@ def run(
         reading_s = time.perf_counter() - start
         with unfinished(out, scenario, splits, fresh=fresh) as kept_dir:
             with PeakMemory() as memory:
-                result = simulated(scenario, replace(place, kept_dir=kept_dir), on_event, server=serve)
+                result = simulated(scenario, keeping(place, kept_dir), on_event, server=serve)
             stages = result.stages | {"data": result.stages["data"] + reading_s}
             result = replace(result, stages=stages)
             result = finished(result, scenario, memory.peak_bytes, command)
             if out is not None:
-                save(result, scenario, run_dir, out)
+                save(result, scenario, run_dir, out, Path(kept_dir) / MODEL)
         return result
+
+
+def keeping(place: Place, kept_dir: str) -> Place:
+    """A place where a run keeps what is done, and leaves its model: on the disk of its results, "" for none of it."""
+    return replace(place, kept_dir=kept_dir, model_dir=os.path.join(kept_dir, MODEL) if kept_dir else "")
 
 
 def run_seeds(
@@ -152,15 +159,16 @@ def _done_before(place: Path, about: dict[str, Any]) -> RunResult | None:
         return None
 
 
-def save(result: RunResult, scenario: Scenario, run_dir: Path, out: Path) -> None:
-    """Write a run's files: report.json, metrics.csv, report.html, scenario.yaml, artifacts/ and, where it was asked
-    for, per-device.parquet. Of an earlier run's, nothing is left.
+def save(result: RunResult, scenario: Scenario, run_dir: Path, out: Path, model_dir: Path) -> None:
+    """Write a run's files: report.json, metrics.csv, report.html, scenario.yaml, artifacts/, model/ and, where it was
+    asked for, per-device.parquet. Of an earlier run's, nothing is left.
 
     Raises:
         ReportError: the folder cannot be written, or the result is not a report.
     """
     kept = run_dir / ARTIFACTS
     files = sorted(path for path in kept.rglob("*") if path.is_file()) if kept.is_dir() else []
+    model = sorted(model_dir.iterdir()) if model_dir.is_dir() else []
     write_results(
         out,
         {
@@ -168,8 +176,9 @@ def save(result: RunResult, scenario: Scenario, run_dir: Path, out: Path) -> Non
             "scenario.yaml": scenario.to_yaml().encode(),
             **({FILE: run_dir / FILE} if (run_dir / FILE).is_file() else {}),
             **{path.relative_to(run_dir).as_posix(): path for path in files},
+            **{f"{MODEL}/{path.name}": path for path in model},
         },
-        out_of_date=lambda name: name == FILE or name.startswith(f"{ARTIFACTS}/"),
+        out_of_date=lambda name: name == FILE or name.startswith((f"{ARTIFACTS}/", f"{MODEL}/")),
     )
 
 
@@ -189,4 +198,4 @@ def finished(result: RunResult, scenario: Scenario, peak_bytes: int, command: st
     )
 
 
-__all__ = ["finished", "run", "run_seeds", "save"]
+__all__ = ["MODEL", "finished", "keeping", "run", "run_seeds", "save"]

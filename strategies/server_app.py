@@ -44,6 +44,7 @@ from strategies.figures.secure import secure_report
 from strategies.nodes.members import NUM_TRACED, some_devices
 from strategies.nodes.nodes import Nodes
 from strategies.run.kept import Kept
+from strategies.run.model import save_model
 from strategies.run.place import Place, Stages
 from strategies.run.prepare import Prepared, privacy_plan
 from strategies.run.preparing import prepare
@@ -83,6 +84,10 @@ def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = sile
     with stages("refinement"):
         keeping = refiner.refine(strategy)
     found = kept.stage("evaluation", lambda: evaluated(evaluator, on_event), disks=True, timed="evaluation")
+    if place.model_dir:
+        with stages("model"):
+            num_bytes = save_model(strategy, prepared, place)
+        on_event(Event("model", 1, 1, f"{num_bytes / 1e6:,.1f} MB"))
     replies = replace(start, refined=found.refined)
     if scenario.evaluation.per_device:
         test = device_splits(scenario, place.data_dir, place.run_dir).test

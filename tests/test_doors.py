@@ -196,7 +196,7 @@ SERVER_CONTENTS = {
 }
 EXPORTED = {
     "fl_peel": {
-        *("BoundedStatistic", "GroupUpdate", "StatisticContract"),
+        *("BoundedStatistic", "GroupUpdate", "StatisticContract", "Delta", "Device", "Embedding", "Model", "load"),
         *DEVICE_CONTENTS,
         *SERVER_CONTENTS,
         *("Attack", "AttackContract", "BlockStatistics", "FlPeelError", "Mechanism", "MechanismContract", "Population"),

@@ -1,4 +1,4 @@
-"""The command line: `fl-peel run`, `diff`, `demo`, `compare`, `ablate`, `audit`, `bench`, `machines`, and lists.
+"""The command line: `fl-peel run`, `export`, `diff`, `demo`, `compare`, `ablate`, `audit`, `bench`, `scenarios`, and lists.
 
 Exit codes: 0 done; 1 a bug of ours (with a traceback); 2 a mistake of the user's (one line on stderr); 130 Ctrl-C;
 143 SIGTERM.
@@ -26,6 +26,7 @@ from simulations.cli.diff import diff
 from simulations.cli.export_onnx import export_onnx
 from simulations.cli.fleets import profiles_app
 from simulations.cli.machines import machines
+from simulations.cli.model import export, serve_device
 from simulations.cli.run import run
 from simulations.cli.studies import add_studies
 
@@ -48,6 +49,8 @@ app.command()(demo)
 app.command()(export_onnx)
 app.command()(bench)
 app.command()(machines)
+app.command()(export)
+app.command(name="serve-device")(serve_device)
 
 
 def _version(wanted: bool) -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fl_peel.events import Event, OnEvent, silent
 
-STAGES = ("start", "data", "pretraining", "grouping", "joining", "refinement", "evaluation", "heterogeneity")
+STAGES = ("start", "data", "pretraining", "grouping", "joining", "refinement", "evaluation", "model", "heterogeneity")
 """In the order in which they run."""
 
 MAX_LINES = {"pretraining": 5}

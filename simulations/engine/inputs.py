@@ -33,7 +33,10 @@ MOST_ROUNDS_LOOKED_AT = 1000
 """For a device that is available: in a usual fleet the first round has one."""
 STUDIES = ("compare", "ablate", "audit")
 ENDINGS = ("json", "csv", "html", "svg")
-RUN_RESULTS = ("report.json", "metrics.csv", "report.html", "scenario.yaml", "per-device.parquet", "artifacts")
+RUN_RESULTS = (
+    *("report.json", "metrics.csv", "report.html", "scenario.yaml", "per-device.parquet"),
+    *("artifacts", "model"),
+)
 SEEDS_RESULTS = ("seeds.json", "seeds.html")
 TIMELINE_RESULTS = (
     *(f"timeline.{ending}" for ending in ENDINGS),
@@ -41,7 +44,7 @@ TIMELINE_RESULTS = (
 )
 STUDY_RESULTS = tuple(f"{study}.{ending}" for study in STUDIES for ending in ENDINGS)
 BENCH_RESULTS = ("bench.json",)
-RESULT_FOLDERS = ("artifacts", "checkpoints")
+RESULT_FOLDERS = ("artifacts", "checkpoints", "model")
 """Folders that runs and studies may make among their results."""
 RESULT_FILES = tuple(
     name

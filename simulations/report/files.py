@@ -78,7 +78,7 @@ def write_files(out_dir: Path, contents: Mapping[str, bytes | Path], stale: Iter
             file = staging / "new" / name
             file.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(data, Path):
-                shutil.copyfile(data, file)
+                _linked_or_copied(data, file)
             else:
                 file.write_bytes(data)
         if not (is_new and _renamed(staging / "new", out_dir)):
@@ -88,6 +88,14 @@ def write_files(out_dir: Path, contents: Mapping[str, bytes | Path], stale: Iter
         raise ReportError(f"{out_dir}: cannot write ({error}); the old files are as they were") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _linked_or_copied(source: Path, target: Path) -> None:
+    """A file on the same disk is not written twice: nobody changes one that is there, a new one takes its place."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _renamed(folder: Path, target: Path) -> bool:

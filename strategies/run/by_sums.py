@@ -10,6 +10,7 @@ from fl_peel import wire
 from fl_peel.data.interactions import UserItems
 from fl_peel.disks import device_splits
 from fl_peel.events import Event, OnEvent, silent
+from fl_peel.model.joining import Mapped
 from fl_peel.pretraining.by_sums import Ints, Units
 from fl_peel.pretraining.stage1 import (
     PooledSums,
@@ -73,6 +74,11 @@ class BySums(Prepared):
     def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:
         """Every user group with its table, and statistics from the sums alone."""
         return spectral_states(scenario, self.layout, self.start, self.num_devices, folder)
+
+    @property
+    def joining(self) -> Mapped:
+        """It makes its vector of the rows of its items, as all devices did."""
+        return Mapped.of_rows(self.start.centroids, self.start.own, self.start.maps)
 
     def join_request(self, setting: wire.Setting, partition: int, num_nodes: int) -> wire.JoinRequest:
         """Centroids and maps: a device finds its group and embedding from the vector that it has."""

@@ -13,6 +13,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.disks import device_splits
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.grouping.clusters import UserGroups
+from fl_peel.model.joining import Fitted
 from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
 from fl_peel.pretraining.train import EpochFigures, PretrainedEmbeddings, pretrain
 from fl_peel.scenario.scenario import Scenario
@@ -40,6 +41,11 @@ class Pretrained(Prepared):
     def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:
         """Every user group with its table, and statistics from the collected interactions."""
         return starting_states(scenario, self.layout, self.pretrained, self.groups, self.given, folder)
+
+    @property
+    def joining(self) -> Fitted:
+        """It fits its embedding to the table as pretrained."""
+        return Fitted(self.groups.centroids, self.pretrained.items)
 
     def join_request(self, setting: wire.Setting, partition: int, num_nodes: int) -> wire.JoinRequest:
         """Embeddings and groups of the devices that gave data; to the others the table, to find theirs."""

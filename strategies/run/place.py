@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True)
 class Place:
     """Where a run finds and leaves things. data_dir: data sets ("" for the default places); run_dir: devices' state;
-    cache_dir: pretrained tables ("" keeps none); kept_dir: what is done of a run that may be stopped (likewise).
+    cache_dir: pretrained tables ("" keeps none); kept_dir: what is done of a run that may be stopped (likewise);
+    model_dir: the model that serves new devices (likewise).
     """
 
     data_dir: str
     run_dir: str
     cache_dir: str = ""
     kept_dir: str = ""
+    model_dir: str = ""
 
 
 @dataclass

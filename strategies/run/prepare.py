@@ -13,6 +13,7 @@ from fl_peel.blocks.layout import BlockLayout, budget_bytes
 from fl_peel.blocks.ranked import check_budget
 from fl_peel.data.interactions import UserItems, collected
 from fl_peel.disks import device_splits
+from fl_peel.model.joining import Joining
 from fl_peel.privacy.plan import Plan, check_delta, make_plan
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import Stage1Result
@@ -53,6 +54,11 @@ class Prepared(ABC):
     @abstractmethod
     def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:
         """Every user group as it starts. folder: where large tables may lie (:mod:`strategies.groups.tables`)."""
+
+    @property
+    @abstractmethod
+    def joining(self) -> Joining:
+        """How a device joins that was not there."""
 
     @abstractmethod
     def join_request(self, setting: wire.Setting, partition: int, num_nodes: int) -> wire.JoinRequest:

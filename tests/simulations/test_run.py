@@ -15,11 +15,13 @@ import psutil
 import pytest
 from flwr.app import Error, Message
 
+import fl_peel
 from fl_peel import wire
 from fl_peel.blocks.stored import StoredEmbedding
 from fl_peel.disks import device_splits
 from fl_peel.errors import BudgetError, EngineError
 from simulations import run, unfinished
+from simulations.listing import listed
 from simulations.report.files_of_run import read_report
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
@@ -272,6 +274,9 @@ def check_artifacts(out, result):
         assert budget in {row.budget_bytes for row in result.budgets}
         assert path.stat().st_size <= budget
         assert len(StoredEmbedding.from_bytes(path.read_bytes()).top_n(3)) <= 3
+    model = fl_peel.load(out / "model")
+    assert model.device(model.catalogue.ids[:3]).embedding(400).top(1)
+    assert {f"model/{file.name}" for file in (out / "model").iterdir()} <= listed(out)
 
 
 @pytest.mark.engine

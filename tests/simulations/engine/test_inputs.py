@@ -148,7 +148,7 @@ def test_a_folder_in_a_results_place_is_refused(tmp_path, name):
         check_out(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["artifacts", "checkpoints"])
+@pytest.mark.parametrize("name", ["artifacts", "checkpoints", "model"])
 def test_a_file_in_a_results_folders_place_is_refused(tmp_path, name):
     (tmp_path / name).mkdir()
     check_out(tmp_path)

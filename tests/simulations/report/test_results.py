@@ -41,7 +41,8 @@ def test_other_kinds_of_results_stay_and_stay_listed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["report.json", "scenario.yaml", "per-device.parquet", "artifacts/mine", "artifacts/a/b"]
+    "name",
+    ["report.json", "scenario.yaml", "per-device.parquet", "artifacts/mine", "artifacts/a/b", "model/model.json"],
 )
 def test_a_file_that_no_run_listed_is_refused_at_the_start(tmp_path, name):
     write_results(tmp_path, {"metrics.csv": b"1"})

@@ -1,0 +1,170 @@
+"""A device that a saved model serves: what it holds under a byte budget, and what moves when that changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.blocks import shrinking
+from fl_peel.blocks.elastic import ElasticEmbedding
+from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.settings import Precision
+from fl_peel.blocks.stored import StoredEmbedding
+from fl_peel.errors import BudgetError
+from fl_peel.model.catalogue import Catalogue, OwnId
+from fl_peel.model.delta import delta_of
+
+
+class Source(Protocol):
+    """Who serves a device: :class:`fl_peel.model.model.Model`."""
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """Its items."""
+
+    def device(self, interactions: Iterable[OwnId], *, also_seen: Iterable[OwnId] = ()) -> Device:
+        """A device joins."""
+
+    def blocks(self, group: int, precision: Precision | None = None) -> RankedBlocks:
+        """All blocks of a user group, in its order."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that has joined. group: its user group; user: (d,) its embedding; items: it joined with, in its order;
+    seen: these and others that it is not recommended, ascending; both by item number.
+    """
+
+    source: Source
+    group: int
+    user: NDArray[np.float32]
+    items: tuple[int, ...]
+    seen: tuple[int, ...]
+
+    def embedding(self, budget_bytes: int, precision: Precision | None = None) -> Embedding:
+        """What it holds under a budget, never a byte over.
+
+        Raises:
+            BudgetError: the budget does not even hold the header and the user embedding.
+            ModelError: the model does not serve in this precision, or is damaged.
+        """
+        seen = np.array(self.seen, np.int64)
+        elastic = ElasticEmbedding(self.source.blocks(self.group, precision), self.user, seen, self.group)
+        return Embedding(self, elastic.at(budget_bytes), budget_bytes)
+
+    def known_to(self, other: Source) -> Device:
+        """The same device, as it joins another model, with the items that this one has, too."""
+        mine, theirs = self.source.catalogue, other.catalogue
+        names, seen = (
+            [name for name in map(mine.id_of, items) if theirs.find(name) >= 0] for items in (self.items, self.seen)
+        )
+        return other.device(names, also_seen=seen)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What lies on a device: an artefact (docs/artefact.md) under a budget."""
+
+    device: Device
+    stored: StoredEmbedding
+    budget_bytes: int
+
+    def to_bytes(self) -> bytes:
+        """The artefact's file."""
+        return self.stored.to_bytes()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the file."""
+        return len(self.to_bytes())
+
+    def top(self, n: int = 10) -> list[tuple[str, float]]:
+        """The n best items, best first: own ids and scores. Items that were seen are left out, and so are those of
+        which no block is held.
+        """
+        layout = self.device.source.catalogue.layout
+        best = self.stored.top_n(n, self.seen_rows)
+        rows, scores = self.stored.scores()
+        found = scores[np.searchsorted(rows, best)]
+        items = layout.catalogue[best].tolist()
+        return [
+            (self.device.source.catalogue.id_of(item), float(score)) for item, score in zip(items, found, strict=True)
+        ]
+
+    @property
+    def seen_rows(self) -> NDArray[np.int64]:
+        """Catalogue rows of what was seen, ascending."""
+        rows = self.device.source.catalogue.layout.row_in_catalogue[list(self.device.seen)]
+        return np.sort(rows.astype(np.int64))
+
+    def shrink(self, budget_bytes: int) -> Embedding:
+        """What is left under a smaller budget: the last blocks go, and nobody is asked.
+
+        Raises:
+            BudgetError: the budget is larger, or does not even hold the header and the user embedding.
+        """
+        if budget_bytes > self.budget_bytes:
+            raise BudgetError(f"budget {budget_bytes} B is above {self.budget_bytes} B: to hold more, grow")
+        layout = self.device.source.catalogue.layout
+        return Embedding(self.device, shrinking.shrink(self.stored, layout, budget_bytes), budget_bytes)
+
+    def grow(self, budget_bytes: int) -> Delta:
+        """What must be read of the user group's list to use a larger budget.
+
+        Raises:
+            BudgetError: the budget is smaller.
+        """
+        if budget_bytes < self.budget_bytes:
+            raise BudgetError(f"budget {budget_bytes} B is below {self.budget_bytes} B: to hold less, shrink")
+        ranked = self.device.source.blocks(self.device.group, self.stored.precision)
+        layout = ranked.layout
+        last = self.stored.blocks[-1:]
+        behind = int(ranked.rank_of_block[last[0]]) + 1 if len(last) else 0
+        table = np.zeros((layout.num_items, layout.embedding_dim), np.float32)
+        table[ranked.items] = ranked.table
+        sent: list[bytes] = []
+        following = _recorded(shrinking.listed(layout, ranked.precision, ranked.blocks[behind:], table), sent)
+        seen = np.array(self.device.seen, np.int64)
+        stored, read = shrinking.grow(self.stored, layout, seen, budget_bytes, following)
+        content = b"".join(sent)[:read]  # of a block that does not fit, its id alone
+        return Delta(content, Embedding(self.device, stored, budget_bytes))
+
+    def update(self, newer: Source, budget_bytes: int | None = None) -> Delta:
+        """What must be sent to hold what a newer model gives this device under its budget, or another one. Blocks that
+        are as they were are not sent, whatever their place; of those that are, but for their scale, the scales are.
+
+        Raises:
+            ModelError: the newer model has none of the items that the device joined with, or is damaged.
+            BudgetError: as for :meth:`Device.embedding`.
+        """
+        device = self.device.known_to(newer)
+        budget = self.budget_bytes if budget_bytes is None else budget_bytes
+        after = device.embedding(budget, self.stored.precision)
+        places = newer.catalogue.places_of(self.device.source.catalogue, after.stored.blocks, self.stored.blocks)
+        return Delta(delta_of(self.stored, after.stored, places), after)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a device is sent, and what it holds afterwards: the very bytes that a fresh download would give it."""
+
+    content: bytes
+    embedding: Embedding
+
+    @property
+    def num_bytes(self) -> int:
+        """That are sent."""
+        return len(self.content)
+
+
+def _recorded(following: Iterable[bytes], sent: list[bytes]) -> Iterator[bytes]:
+    for one in following:
+        sent.append(one)
+        yield one
+
+
+__all__ = ["Delta", "Device", "Embedding", "Source"]

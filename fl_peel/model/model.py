@@ -1,0 +1,280 @@
+"""A saved model: it is read, a device joins it, and its groups' tables are handed out in their own order."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.settings import PRECISIONS, Precision
+from fl_peel.data.interactions import UserItems
+from fl_peel.errors import ModelError, ScenarioError
+from fl_peel.model.catalogue import Catalogue, OwnId
+from fl_peel.model.device import Device
+from fl_peel.model.files import ABOUT, DIGEST, ModelFiles, writing
+from fl_peel.model.joining import KINDS, Joining
+from fl_peel.model.tables import WHOLE_BYTES, Blocks, FloatArray, block_numbers, changed_blocks, ranked
+from fl_peel.scenario.base import MOST_ITEMS, WIDEST
+
+CATALOGUE, ITEMS, JOINING, BASE = "catalogue.json", "item-groups.safetensors", "joining.safetensors", "base.safetensors"
+MOST_LISTS = 4
+"""User groups whose blocks are held ready, decoded."""
+WORTH_A_BASE = 0.8
+"""Share of all blocks, base included, below which groups are saved as what differs from it."""
+
+
+ForEach = Callable[[Callable[[int], None], Iterable[int]], object]
+"""Does the work for every number."""
+
+
+def in_turn(work: Callable[[int], None], groups: Iterable[int]) -> None:
+    """One after the other."""
+    for group in groups:
+        work(group)
+
+
+def list_name(group: int) -> str:
+    """File of a user group's order of blocks and its blocks."""
+    return f"group-{group:05}.safetensors"
+
+
+def save(
+    folder: Path,
+    catalogue: Catalogue,
+    joining: Joining,
+    precision: Precision,
+    orders: Sequence[NDArray[np.int64]],
+    tables: Sequence[FloatArray],
+    *,
+    package: str,
+    base: FloatArray | None = None,
+    each: ForEach = in_turn,
+) -> int:
+    """Save a model, whole or not at all, one user group after the other; returns its bytes.
+
+    orders: (B,) blocks of each user group, best first; tables: (I, d) of each; base: a table (I, d) that groups may
+    have most blocks of; precision: of blocks that devices read; package: version of this one; each: does the work for
+    every group, in any order.
+    """
+    layout = catalogue.layout
+    different = _different(layout, base, tables)
+    whole = sum(len(one) for one in different) / layout.num_blocks if different is not None else len(tables)
+    saved: Precision = "fp32" if whole * layout.full_table_bytes <= WHOLE_BYTES else precision
+    about = {
+        "package": package,
+        "precision": precision,
+        "tables": saved,
+        "items": layout.num_items,
+        "embedding_dim": layout.embedding_dim,
+        "slices": layout.num_slices,
+        "user_groups": len(tables),
+        "joining": joining.kind,
+    }
+    with writing(folder, about) as written:
+        written.add_json(CATALOGUE, {"ids": list(catalogue.ids)})
+        written.add_tensors(ITEMS, {"item_group": layout.item_group})
+        written.add_tensors(JOINING, joining.tensors())
+        if different is not None:
+            assert base is not None, "groups differ from something"
+            written.add_tensors(BASE, Blocks.coded(layout, saved, base).tensors(layout))
+
+        def one(group: int) -> None:
+            some = None if different is None else different[group]
+            blocks = Blocks.coded(layout, saved, tables[group], some)
+            order = {"order": orders[group].astype(layout.id_dtype)}
+            written.add_tensors(list_name(group), order | blocks.tensors(layout))
+
+        each(one, range(len(tables)))
+    return written.num_bytes
+
+
+def _different(
+    layout: BlockLayout, base: FloatArray | None, tables: Sequence[FloatArray]
+) -> list[NDArray[np.int64]] | None:
+    """Blocks of each group that differ from the base; None where they are too many to be worth one."""
+    if base is None or len(tables) < 2:
+        return None
+    found, total, most = [], layout.num_blocks, WORTH_A_BASE * len(tables) * layout.num_blocks
+    for table in tables:
+        found.append(changed_blocks(layout, base, table))
+        total += len(found[-1])
+        if total > most:
+            return None
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A saved model. precision: of the blocks that devices of its run read; tables: that its own are saved in, fp32 for
+    those that serve in every precision.
+    """
+
+    files: ModelFiles
+    catalogue: Catalogue
+    joining: Joining
+    precision: Precision
+    tables: Precision
+    _lists: OrderedDict[tuple[int, Precision], RankedBlocks] = field(default_factory=OrderedDict, repr=False)
+
+    @staticmethod
+    def load(path: str | PathLike[str]) -> Model:
+        """Read a model; a user group's blocks are read and checked when they are first asked for.
+
+        Raises:
+            ModelError: something is missing, damaged, of another version, or does not fit; names the file.
+        """
+        files = ModelFiles.open(Path(path))
+        num_items, dim = files.number("items", MOST_ITEMS), files.number("embedding_dim", WIDEST)
+        catalogue = Catalogue(_layout(files, num_items, dim), _ids(files, num_items))
+        num_groups = files.number("user_groups", len(files.about["files"]))
+        missing = [name for name in map(list_name, range(num_groups)) if not files.has(name)]
+        if missing:
+            raise files.fault(ABOUT, f"does not list {missing[0]}")
+        joining = _joining(files, num_items, dim, num_groups)
+        precision, tables = (files.text(key, *PRECISIONS) for key in ("precision", "tables"))
+        if tables not in ("fp32", precision):
+            raise files.fault(ABOUT, f"its tables are in {tables}, and its devices read {precision}")
+        return Model(files, catalogue, joining, cast(Precision, precision), cast(Precision, tables))
+
+    @property
+    def digest(self) -> str:
+        """Of everything in it: two models with the same one are the same."""
+        return self.files.text(DIGEST)
+
+    @property
+    def num_items(self) -> int:
+        """Items of the catalogue."""
+        return self.catalogue.num_items
+
+    @property
+    def num_groups(self) -> int:
+        """User groups."""
+        return self.joining.num_groups
+
+    @property
+    def layout(self) -> BlockLayout:
+        """How its tables are cut into blocks."""
+        return self.catalogue.layout
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """That it serves in."""
+        return PRECISIONS if self.tables == "fp32" else (self.tables,)
+
+    def device(self, interactions: Iterable[OwnId], *, also_seen: Iterable[OwnId] = ()) -> Device:
+        """A device joins with its own interactions, oldest first: nobody else is asked. also_seen: what it should not
+        be recommended either.
+
+        Raises:
+            ModelError: no interactions, or an id that no item has.
+        """
+        items = self.catalogue.items(interactions)
+        if not len(items):
+            raise ModelError("interactions: none are given, and a device joins by them; give one item at least")
+        seen = np.unique(np.concatenate([items, self.catalogue.items(also_seen)]))
+        user, group = self._joined(items)
+        return Device(self, group, user, tuple(items.tolist()), tuple(seen.tolist()))
+
+    def _joined(self, items: NDArray[np.int32]) -> tuple[FloatArray, int]:
+        """User embedding (d,) and group of a device with these items."""
+        try:
+            with np.errstate(all="ignore"):
+                users, groups = self.joining.join(UserItems(np.array([0, len(items)], np.int64), items))
+                storable = np.isfinite(users.astype(np.float16)).all()
+        except np.linalg.LinAlgError:
+            storable = np.False_
+        if not storable:
+            raise self.files.fault(JOINING, "gives no user embedding that can be stored")
+        return users[0], int(groups[0])
+
+    def blocks(self, group: int, precision: Precision | None = None) -> RankedBlocks:
+        """All blocks of a user group, in its order.
+
+        Raises:
+            ModelError: no such group or precision, or its file is damaged.
+        """
+        wanted = precision or self.precision
+        if wanted not in PRECISIONS:
+            raise ModelError(f"precision {str(wanted)[:20]!r}: no such; choose from {', '.join(self.precisions)}")
+        if not 0 <= group < self.num_groups:
+            raise ModelError(f"user group {group}: there are {self.num_groups}, which count from 0")
+        found = self._lists.pop((group, wanted), None)
+        if found is None:
+            found = self._read(group, wanted)
+        self._lists[group, wanted] = found
+        while len(self._lists) > MOST_LISTS:
+            self._lists.popitem(last=False)
+        return found
+
+    def _read(self, group: int, precision: Precision) -> RankedBlocks:
+        name, layout = list_name(group), self.layout
+        if precision not in self.precisions:
+            raise ModelError(
+                f"{self.files.folder}: its tables are in {self.tables} alone, not {precision}; leave out the precision"
+            )
+        tensors = self.files.tensors(name)
+        try:
+            order = block_numbers(tensors, "order", layout)
+            if len(order) != layout.num_blocks:
+                raise ModelError(f"order has {len(order)} of {layout.num_blocks} blocks")
+            mine = Blocks.of(tensors, layout, self.tables)
+            whole = mine if mine.numbers is None else mine.over(self._base, layout)
+            return ranked(layout, self.tables, precision, order, whole)
+        except (ModelError, ScenarioError) as error:
+            raise self.files.fault(name, str(error)) from error
+
+    @cached_property
+    def _base(self) -> Blocks | None:
+        if not self.files.has(BASE):
+            return None
+        return Blocks.of(self.files.tensors(BASE), self.layout, self.tables)
+
+
+def _layout(files: ModelFiles, num_items: int, dim: int) -> BlockLayout:
+    slices = files.number("slices", dim)
+    found: NDArray[Any] | None = files.tensors(ITEMS).get("item_group")
+    if found is None or found.dtype != np.int32 or found.shape != (num_items,):
+        raise files.fault(ITEMS, f"item_group is not of {num_items} items")
+    if dim % slices:
+        raise files.fault(ABOUT, f"slices {slices} do not divide {dim} columns")
+    if found.min() < 0 or found.max() >= num_items or not np.bincount(found).all():
+        raise files.fault(ITEMS, "its item groups are not numbered from 0 without gaps")
+    return BlockLayout(found, dim, slices)
+
+
+def _ids(files: ModelFiles, num_items: int) -> tuple[str, ...]:
+    content = files.json(CATALOGUE)
+    ids = content.get("ids") if isinstance(content, dict) else None
+    if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
+        raise files.fault(CATALOGUE, "has no list of ids")
+    if ids and (len(ids) != num_items or len(set(ids)) != num_items):
+        raise files.fault(CATALOGUE, f"has {len(set(ids))} different ids for {num_items} items")
+    return tuple(ids)
+
+
+def _joining(files: ModelFiles, num_items: int, dim: int, num_groups: int) -> Joining:
+    kind = KINDS[files.text("joining", *KINDS)]
+    try:
+        joining = kind.of(files.tensors(JOINING))
+        if joining.centroids.ndim != 2 or joining.num_groups != num_groups:
+            raise ModelError(f"centroids of shape {joining.centroids.shape} for {num_groups} user groups")
+        joining.check(num_items, dim)
+    except ModelError as error:
+        if str(files.folder) in str(error):
+            raise
+        raise files.fault(JOINING, str(error)) from error
+    return joining
+
+
+load = Model.load
+
+__all__ = ["Model", "load", "save"]

@@ -1,0 +1,202 @@
+"""`fl-peel export` and `fl-peel serve-device`: what a saved model gives a device that was not there."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fl_peel.blocks.settings import PRECISIONS, Precision
+from fl_peel.errors import FlPeelError, ModelError
+from simulations.cli.console import one_line, path_option
+from simulations.cli.sizes import read_size
+
+if TYPE_CHECKING:
+    from fl_peel.model.device import Embedding
+    from fl_peel.model.model import Model
+
+SIDE = ".items.json"
+"""Ending of the file beside an artefact: own ids by catalogue row, and rows that were seen."""
+SIXTH = Decimal("0.000001")
+QUIT = ("q", "quit", "exit")
+_Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder model/ that a run with --out leaves.")]
+_Precision = Annotated[
+    str | None, typer.Option("--precision", help=f"Of the blocks: {', '.join(PRECISIONS)}; the run's by default.")
+]
+_Top = Annotated[int, typer.Option("--top", min=1, help="Items to show.")]
+
+
+def export(
+    model: _Model,
+    budget: Annotated[str, typer.Option("--budget", help="Bytes that the device has, e.g. 100KB.")],
+    out: Annotated[Path, path_option("--out", "File of the artefact, e.g. me.peel.", "FILE")],
+    user_items: Annotated[
+        list[str] | None,
+        typer.Option("--user-items", metavar="ID,ID,...", help="Items the user had, oldest first; repeatable."),
+    ] = None,
+    items_file: Annotated[
+        Path | None, path_option("--items-file", "The same from a file, one id a line.", "FILE")
+    ] = None,
+    precision: _Precision = None,
+    top: _Top = 10,
+) -> None:
+    """Write what a new device stores under a budget, and print what it would be recommended: rank, id, score."""
+    from simulations.engine.inputs import check_file
+
+    num_bytes, given = read_size(budget), [*_own_ids(user_items or []), *_lines(items_file)]
+    chosen = _precision(precision)
+    check_file(out, "--out")
+    side = out.with_suffix(SIDE)
+
+    from fl_peel.model.model import load
+    from simulations.report.files import write_files
+
+    loaded = load(model)
+    found = loaded.device(given).embedding(num_bytes, chosen)
+    content = found.to_bytes()
+    write_files(out.absolute().parent, {out.name: content, side.name: _side(loaded, found)})
+    typer.echo(f"{out}: {_held(found, len(content))}", err=True)
+    for line in _ranked(found, top):
+        typer.echo(line)
+
+
+def serve_device(model: _Model, precision: _Precision = None, top: _Top = 10) -> None:
+    """Be a device of a saved model in the terminal: items, a budget, recommendations, other budgets; q ends."""
+    chosen = _precision(precision)
+
+    from fl_peel.model.model import load
+
+    loaded = load(model)
+    typer.echo(f"{loaded.num_items:,} items, {loaded.num_groups} user groups, {loaded.precision} blocks; q ends")
+    session = _Session(loaded, chosen, top)
+    for line in _typed(lambda: session.question):
+        try:
+            for told in session.answer(line):
+                typer.echo(told)
+        except FlPeelError as mistake:
+            typer.echo(f"error: {one_line(mistake)}", err=True)
+
+
+@dataclass
+class _Session:
+    """A device at the terminal; first the items that it had are asked for, then budgets."""
+
+    model: Model
+    precision: Precision | None
+    top: int
+    held: Embedding | None = None
+    items: tuple[str, ...] = ()
+
+    @property
+    def question(self) -> str:
+        if not self.items:
+            return "items you had (ids, separated by commas)> "
+        return "budget (e.g. 100KB)> " if self.held is None else "another budget> "
+
+    def answer(self, line: str) -> list[str]:
+        """What is told on a line."""
+        if not self.items:
+            given = tuple(_own_ids([line]))
+            device = self.model.device(given)
+            self.items = given
+            return [f"user group {device.group} of {self.model.num_groups}"]
+        num_bytes = read_size(line, "budget")
+        told, self.held = self._moved(num_bytes)
+        return [f"{told}; {_held(self.held, self.held.num_bytes)}", *_ranked(self.held, self.top)]
+
+    def _moved(self, num_bytes: int) -> tuple[str, Embedding]:
+        before = self.held
+        if before is None:
+            first = self.model.device(self.items).embedding(num_bytes, self.precision)
+            return "downloaded", first
+        if num_bytes < before.budget_bytes:
+            return "shrinks, 0 B moved", before.shrink(num_bytes)
+        delta = before.grow(num_bytes)
+        return f"grows, {delta.num_bytes:,} B read", delta.embedding
+
+
+def _typed(question: Callable[[], str]) -> Iterator[str]:
+    """Lines that somebody types, or that a pipe says, until one ends it or there are no more."""
+    while True:
+        typer.echo(question(), nl=False)
+        line = sys.stdin.readline()
+        if not sys.stdin.isatty():
+            typer.echo(line.rstrip("\n"))
+        word = line.strip()
+        if not line or word.lower() in QUIT:
+            return
+        if word:
+            yield word
+
+
+def _ranked(found: Embedding, top: int) -> list[str]:
+    """Rank, own id and score of the best, a line each."""
+    return [f"{rank}\t{name}\t{six_digits(score)}" for rank, (name, score) in enumerate(found.top(top), start=1)]
+
+
+def six_digits(score: float) -> str:
+    """As other languages round, too: what lies in the middle goes up."""
+    return f"{Decimal(score + 0.0).quantize(SIXTH, ROUND_HALF_UP):f}"
+
+
+def _held(found: Embedding, num_bytes: int) -> str:
+    """What a device has, in words."""
+    stored = found.stored
+    return (
+        f"{num_bytes:,} of {found.budget_bytes:,} B, {len(stored.blocks):,} blocks, {stored.precision}, "
+        f"user group {found.device.group}"
+    )
+
+
+def _side(model: Model, found: Embedding) -> bytes:
+    """What a reader without this package needs beside an artefact."""
+    import json
+
+    content = {"ids": model.catalogue.by_row(), "seen": found.seen_rows.tolist()}
+    return (json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+
+
+def _own_ids(texts: list[str]) -> list[str]:
+    """Ids that are separated by commas."""
+    return [word.strip() for text in texts for word in text.split(",") if word.strip()]
+
+
+def _lines(file: Path | None) -> list[str]:
+    """Ids that stand in a file, one a line: they may have commas in them.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    if file is None:
+        return []
+    from fl_peel.files import file_kind
+
+    if file_kind(file) != "file":
+        raise ModelError(f"{file}: no such file; correct --items-file")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{file}: cannot be read ({str(error)[:80]}); write one id a line, in UTF-8") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _precision(text: str | None) -> Precision | None:
+    """A precision that there is.
+
+    Raises:
+        ModelError: there is no such one.
+    """
+    for precision in PRECISIONS:
+        if text == precision:
+            return precision
+    if text is not None:
+        raise ModelError(f"--precision: {text[:20]!r} is none; choose from {', '.join(PRECISIONS)}")
+    return None
+
+
+__all__ = ["export", "serve_device"]

@@ -1,0 +1,188 @@
+"""A saved model: what is saved is what is served, in whatever form it lies there."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fl_peel
+from fl_peel.blocks.elastic import ElasticEmbedding
+from fl_peel.blocks.ranked import RankedBlocks, pack_blocks
+from fl_peel.blocks.settings import PRECISIONS
+from fl_peel.data.interactions import UserItems
+from fl_peel.errors import ModelError
+from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
+from fl_peel.model import model as module
+from fl_peel.model.joining import KINDS, Mapped
+from fl_peel.pretraining.by_sums import add_rows, embeddings, halves, nearest, unit_vectors
+from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
+from tests.helpers.models import LAYOUT, fitted, ids_of, mapped, saved
+
+GIVEN = ["item 3", "item 20", "item 7"]
+
+
+def listed(layout, precision, order, table):
+    """The list as devices of a run decode it."""
+    return RankedBlocks.unpack(layout, precision, pack_blocks(layout, precision, order, table))
+
+
+def same(one, other):
+    return (one.precision, one.blocks.tolist(), one.items.tolist(), one.table.tobytes()) == (
+        other.precision,
+        other.blocks.tolist(),
+        other.items.tolist(),
+        other.table.tobytes(),
+    )
+
+
+@pytest.mark.parametrize("kind", LAYOUT_KINDS)
+@pytest.mark.parametrize("slices", [1, 2])
+def test_every_group_has_its_own_table_in_its_own_order_in_every_precision(tmp_path, kind, slices):
+    layout = layout_of(kind, 25, 6, 3, slices, 1)
+    orders, tables = saved(tmp_path / "model", layout=layout)
+    model = fl_peel.load(tmp_path / "model")
+    assert (model.num_items, model.num_groups, model.precision, model.precisions) == (25, 2, "int8", PRECISIONS)
+    for group in range(2):
+        for precision in PRECISIONS:
+            assert same(model.blocks(group, precision), listed(layout, precision, orders[group], tables[group]))
+        assert model.blocks(group).precision == "int8"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", LAYOUT_KINDS)
+def test_large_tables_are_saved_as_devices_read_them(tmp_path, monkeypatch, precision, kind):
+    monkeypatch.setattr(module, "WHOLE_BYTES", 0)
+    layout = layout_of(kind, 25, 6, 3, 2, 1)
+    orders, tables = saved(tmp_path / "model", layout=layout, precision=precision)
+    model = fl_peel.load(tmp_path / "model")
+    assert (model.tables, model.precisions) == (precision, PRECISIONS if precision == "fp32" else (precision,))
+    for group in range(2):
+        assert same(model.blocks(group), listed(layout, precision, orders[group], tables[group]))
+    if precision == "int8":
+        with pytest.raises(ModelError, match="tables are in int8 alone, not int4; leave out the precision"):
+            model.blocks(0, "int4")
+
+
+@settings(max_examples=30)
+@given(
+    kind=st.sampled_from(LAYOUT_KINDS),
+    precision=st.sampled_from(PRECISIONS),
+    changed=st.lists(st.sets(st.integers(0, 24), max_size=5), min_size=3, max_size=3),
+)
+def test_groups_that_have_much_in_common_are_saved_as_what_differs(tmp_path_factory, kind, precision, changed):
+    layout, rng, folder = layout_of(kind, 25, 12, 3, 2, 1), np.random.default_rng(0), tmp_path_factory.mktemp("model")
+    base = random_table(rng, layout)
+    tables = [base.copy() for _ in changed]
+    for table, items in zip(tables, changed, strict=True):
+        table[sorted(items), 1:2] += 1.0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "WHOLE_BYTES", 0)
+        orders, _ = saved(folder / "model", layout=layout, groups=3, precision=precision, tables=tables, base=base)
+    found = fl_peel.load(folder / "model")
+    for group, table in enumerate(tables):
+        assert same(found.blocks(group), listed(layout, precision, orders[group], table))
+
+
+def test_what_differs_alone_is_much_smaller(tmp_path):
+    layout = layout_of("single", 2000, 2000, 16, 1, 0)
+    base = random_table(np.random.default_rng(0), layout)
+    tables = [base.copy() for _ in range(8)]
+    tables[3][5:10] += 1
+    saved(tmp_path / "a", layout=layout, groups=8, tables=tables)
+    saved(tmp_path / "b", layout=layout, groups=8, tables=tables, base=base)
+    sizes = [sum(file.stat().st_size for file in (tmp_path / name).glob("[bg]*")) for name in ("a", "b")]
+    assert sizes[1] < 0.25 * sizes[0]
+    assert not list((tmp_path / "a").glob("base*"))
+
+
+def test_one_group_needs_no_base(tmp_path):
+    table = random_table(np.random.default_rng(0), LAYOUT)
+    saved(tmp_path / "model", groups=1, tables=[table.copy()], base=table)
+    assert not (tmp_path / "model" / module.BASE).exists()
+
+
+def test_a_device_joins_as_one_of_a_run_that_gave_nothing(tmp_path):
+    joining = fitted(np.random.default_rng(5), LAYOUT, 4)
+    saved(tmp_path / "model", groups=4, joining=joining)
+    device = fl_peel.load(tmp_path / "model").device(GIVEN)
+    rows = UserItems(np.array([0, 3]), np.array([3, 20, 7], np.int32))
+    user = fit_user_embeddings(joining.item_table, rows)
+    assert device.user.tobytes() == user[0].tobytes()
+    assert [device.group] == choose_group(user, joining.centroids).tolist()
+    assert (device.items, device.seen) == ((3, 20, 7), (3, 7, 20))
+
+
+def test_a_device_joins_as_one_of_a_run_that_collects_nothing(tmp_path):
+    joining = mapped(np.random.default_rng(5), LAYOUT, 4)
+    saved(tmp_path / "model", groups=4, joining=joining)
+    device = fl_peel.load(tmp_path / "model").device(GIVEN)
+    rows = UserItems(np.array([0, 3]), np.array([3, 20, 7], np.int32))
+    vector = unit_vectors(add_rows(joining.rows_of(np.arange(30)), rows))
+    (group,) = nearest(vector, joining.centroids).tolist()
+    assert device.group == group
+    assert device.user.tobytes() == embeddings(vector, joining.map_of(group))[0].tobytes()
+
+
+def test_rows_and_maps_are_saved_as_they_are_sent_if_that_loses_nothing():
+    rng = np.random.default_rng(5)
+    own = halves(rng.normal(size=(30, 6)).astype(np.float32) * np.float32([1e-6, 1, 1e3, 1, 0, 1]))
+    maps = np.stack([halves(rng.normal(size=(6, 8)).astype(np.float32) * size) for size in (1.0, 1e-5)])
+    centroids = np.zeros((2, 4), np.float32)
+    for rows, kind in ((own, np.float16), (own + np.float32(1e-6), np.float32)):
+        joining = Mapped.of_rows(centroids, rows, maps)
+        assert (joining.own.dtype, joining.maps.dtype) == (kind, np.float16)
+        again = KINDS["mapped"].of(joining.tensors())
+        assert isinstance(again, Mapped)
+        assert again.rows_of(np.arange(30)).tobytes() == rows.tobytes()
+        assert [again.map_of(group).tobytes() for group in range(2)] == [one.tobytes() for one in maps]
+
+
+def test_a_device_without_interactions_is_told(tmp_path):
+    saved(tmp_path / "model")
+    with pytest.raises(ModelError, match="interactions: none are given, and a device joins by them"):
+        fl_peel.load(tmp_path / "model").device([])
+
+
+def test_the_artefact_is_the_one_that_the_run_would_store(tmp_path):
+    orders, tables = saved(tmp_path / "model")
+    device = fl_peel.load(tmp_path / "model").device(GIVEN, also_seen=["item 1"])
+    ranked = listed(LAYOUT, "int8", orders[device.group], tables[device.group])
+    wanted = ElasticEmbedding(ranked, device.user, np.array([1, 3, 7, 20]), device.group).at(200).to_bytes()
+    assert device.embedding(200).to_bytes() == wanted
+
+
+def test_a_few_groups_are_held_ready_and_no_more(tmp_path):
+    saved(tmp_path / "model", groups=6)
+    model = fl_peel.load(tmp_path / "model")
+    first = model.blocks(0)
+    assert model.blocks(0) is first
+    for group in range(1, 1 + module.MOST_LISTS):
+        model.blocks(group)
+    assert model.blocks(0) is not first
+    assert len(model._lists) == module.MOST_LISTS
+
+
+@pytest.mark.parametrize("group", [-1, 2])
+def test_a_group_that_there_is_not_is_one_line(tmp_path, group):
+    saved(tmp_path / "model")
+    with pytest.raises(ModelError, match=f"user group {group}: there are 2, which count from 0"):
+        fl_peel.load(tmp_path / "model").blocks(group)
+    with pytest.raises(ModelError, match="precision 'int3': no such; choose from fp32, fp16, int8, int4"):
+        fl_peel.load(tmp_path / "model").blocks(0, "int3")  # type: ignore[arg-type]
+
+
+def test_the_same_model_has_the_same_digest_and_another_one_another(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        saved(tmp_path / name, seed)
+    one, again, other = (fl_peel.load(tmp_path / name) for name in "abc")
+    assert one.digest == again.digest != other.digest
+    assert json.loads((tmp_path / "a" / "model.json").read_text())["package"] == fl_peel.__version__
+
+
+def test_numbers_as_ids_are_saved_as_none(tmp_path):
+    saved(tmp_path / "model", ids=())
+    assert (tmp_path / "model" / module.CATALOGUE).read_text() == '{"ids": []}'
+    assert fl_peel.load(tmp_path / "model").device([3]).items == (3,)
+    assert len(ids_of(LAYOUT)) == LAYOUT.num_items

@@ -1,0 +1,71 @@
+"""Small saved models: of made-up tables, and of runs whose messages are answered in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fl_peel import __version__
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.settings import Precision
+from fl_peel.model.catalogue import Catalogue
+from fl_peel.model.joining import Fitted, Joining, Mapped
+from fl_peel.model.model import save
+from fl_peel.pretraining.by_sums import halves
+from fl_peel.scenario.scenario import Scenario
+from strategies.figures.schema import RunResult
+from strategies.run.place import Place
+from strategies.server_app import serve
+from tests.helpers.blocks import layout_of, random_table
+from tests.helpers.loopback import LoopbackGrid
+
+LAYOUT = layout_of("single", 30, 30, 4, 2, 0)
+NOTHING_COLLECTED = (
+    *("pretraining.model=spectral", "pretraining.source=devices", "pretraining.collected.share=0"),
+    *("pretraining.columns=8", "selector=shown", "refinement.local.user_learning_rate=0"),
+)
+
+
+def ids_of(layout: BlockLayout, first: int = 0) -> tuple[str, ...]:
+    """Names that are no numbers."""
+    return tuple(f"item {number + first}" for number in range(layout.num_items))
+
+
+def fitted(rng: np.random.Generator, layout: BlockLayout, groups: int = 2) -> Fitted:
+    """Random centroids, and a random table."""
+    return Fitted(rng.normal(size=(groups, layout.embedding_dim)).astype(np.float32), random_table(rng, layout))
+
+
+def mapped(rng: np.random.Generator, layout: BlockLayout, groups: int = 2, columns: int = 6) -> Mapped:
+    """Random centroids, rows and maps, as stage 1 rounds them."""
+    maps = [halves(rng.normal(size=(columns, layout.embedding_dim)).astype(np.float32)) for _ in range(groups)]
+    own = halves(rng.normal(size=(layout.num_items, columns)).astype(np.float32))
+    return Mapped.of_rows(rng.normal(size=(groups, 4)).astype(np.float32), own, np.stack(maps))
+
+
+def saved(
+    folder: Path,
+    seed: int = 0,
+    *,
+    layout: BlockLayout = LAYOUT,
+    groups: int = 2,
+    precision: Precision = "int8",
+    joining: Joining | None = None,
+    ids: tuple[str, ...] | None = None,
+    **more: Any,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Save a model of random tables; returns the orders and the tables."""
+    rng = np.random.default_rng(seed)
+    joining = joining or fitted(rng, layout, groups)
+    tables = more.pop("tables", None) or [random_table(rng, layout) for _ in range(groups)]
+    orders = [rng.permutation(layout.num_blocks) for _ in range(groups)]
+    catalogue = Catalogue(layout, ids_of(layout) if ids is None else ids)
+    save(folder, catalogue, joining, precision, orders, tables, package=__version__, **more)
+    return orders, tables
+
+
+def ran(scenario: Scenario, run_dir: Path, kept: str = "") -> RunResult:
+    """A run, whose model is in ``model`` of its folder."""
+    return serve(LoopbackGrid(2), scenario, Place("", str(run_dir), "", kept, str(run_dir / "model")))

@@ -1,0 +1,201 @@
+"""`fl-peel export` and `fl-peel serve-device`: what they write and print, and one line for what does not fit."""
+
+import io
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+import fl_peel
+from fl_peel.blocks.settings import PRECISIONS
+from fl_peel.blocks.stored import StoredEmbedding
+from fl_peel.errors import BudgetError
+from simulations.cli.model import six_digits
+from simulations.cli.sizes import read_size
+from tests.helpers.blocks import LAYOUT_KINDS, layout_of
+from tests.helpers.models import saved
+from tests.helpers.root import ROOT
+from tests.simulations.cli.test_cli import ERROR, invoke
+
+LAYOUT = layout_of("unequal", 30, 12, 4, 2, 0)
+RANK = ROOT / "clients" / "runtime" / "rank.mjs"
+LEAST = 44 + 2 * 8
+
+
+@pytest.fixture
+def fl_peel_(capfd, monkeypatch, tmp_path):
+    """The command, in a folder with a model in it."""
+    saved(tmp_path / "model", layout=LAYOUT)
+    monkeypatch.chdir(tmp_path)
+    return lambda *args: invoke(capfd, monkeypatch, *args)
+
+
+def export(*more, items="item 3,item 20", budget="400", out="me.peel"):
+    return ("export", "model", "--budget", budget, "--user-items", items, "--out", out, *more)
+
+
+def test_export_writes_the_artefact_and_names_the_best(fl_peel_, tmp_path):
+    code, out, err = fl_peel_(*export("--top", "3"))
+    device = fl_peel.load("model").device(["item 3", "item 20"])
+    found = device.embedding(400)
+    assert code == 0
+    assert (tmp_path / "me.peel").read_bytes() == found.to_bytes()
+    best = found.top(3)
+    assert out == "".join(f"{rank}\t{name}\t{score:.6f}\n" for rank, (name, score) in enumerate(best, 1))
+    assert err == (
+        f"me.peel: {found.num_bytes} of 400 B, {len(found.stored.blocks)} blocks, int8, user group {device.group}\n"
+    )
+
+
+def test_the_file_beside_it_is_all_that_another_reader_needs(fl_peel_, tmp_path):
+    """Own ids by catalogue row, and rows that were seen: from these and the artefact alone come the same lines."""
+    _, out, _ = fl_peel_(*export())
+    side = json.loads((tmp_path / "me.items.json").read_text())
+    assert side.keys() == {"ids", "seen"}
+    assert [side["ids"][row] for row in side["seen"]] == sorted(("item 3", "item 20"), key=side["ids"].index)
+    stored = StoredEmbedding.from_bytes((tmp_path / "me.peel").read_bytes())
+    rows = stored.top_n(10, np.array(side["seen"]))
+    assert [side["ids"][row] for row in rows] == [line.split("\t")[1] for line in out.splitlines()]
+    assert {file.name for file in tmp_path.iterdir()} == {"model", "me.peel", "me.items.json"}
+
+
+def test_items_may_stand_in_a_file_and_precision_and_folder_may_be_others(fl_peel_, tmp_path):
+    (tmp_path / "mine.txt").write_text("\ufeffitem 3\r\n\n item 20 \n", encoding="utf-8")
+    fl_peel_(*export("--precision", "int4"))
+    code, _, _ = fl_peel_(
+        *("export", "model", "--budget", "400", "--items-file", "mine.txt"),
+        *("--out", "new/other.peel", "--precision", "int4"),
+    )
+    assert code == 0
+    assert (tmp_path / "new" / "other.peel").read_bytes() == (tmp_path / "me.peel").read_bytes()
+    assert StoredEmbedding.from_bytes((tmp_path / "me.peel").read_bytes()).precision == "int4"
+    assert (tmp_path / "new" / "other.items.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (export(items="item 3,nothing"), "item 'nothing' is none of the model's 30; ids are those of its data"),
+        (export(items=" , "), "interactions: none are given, and a device joins by them"),
+        (export(budget="59"), "budget 59 B does not hold header and user embedding (60 B); raise the budget"),
+        (export(budget="lots"), "--budget: 'lots' is no number of bytes; write e.g. 100KB or 4096"),
+        (export("--precision", "int3"), "--precision: 'int3' is none; choose from fp32, fp16, int8, int4"),
+        (export(out="model"), "model: is a folder; give --out a file"),
+        (export(out=""), "--out: is empty; give a path"),
+        (export("--items-file", "nowhere.txt"), "nowhere.txt: no such file; correct --items-file"),
+        (("export", ".", *export()[2:]), ".: holds no model.json; name the folder model in it"),
+        (("serve-device", "nowhere"), "nowhere/model.json: no such file; name the folder model/"),
+        (("serve-device", "model", "--precision", "x"), "--precision: 'x' is none"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_nothing_is_written(fl_peel_, tmp_path, args, line):
+    code, out, err = fl_peel_(*args)
+    assert (code, out) == (2, "")
+    assert err.startswith(ERROR + line)
+    assert err.count("\n") == 1
+    assert {file.name for file in tmp_path.iterdir()} == {"model"}
+
+
+def test_a_file_of_items_that_is_no_text_is_one_line(fl_peel_, tmp_path):
+    (tmp_path / "mine").write_bytes(b"\xff\xfe\x00")
+    assert fl_peel_(*export("--items-file", "mine"))[2].startswith(f"{ERROR}mine: cannot be read")
+
+
+def test_a_damaged_model_is_one_line(fl_peel_, tmp_path):
+    for file in (tmp_path / "model").glob("group-*"):
+        file.write_bytes(file.read_bytes()[:-1])
+    code, out, err = fl_peel_(*export())
+    assert (code, out) == (2, "")
+    assert "it was cut off or changed; save the model again" in err
+
+
+def talk(fl_peel_, monkeypatch, *lines, end="q\n", more=()):
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines) + end))
+    return fl_peel_("serve-device", "model", "--top", "2", *more)
+
+
+def test_a_device_at_the_terminal(fl_peel_, monkeypatch):
+    code, out, err = talk(fl_peel_, monkeypatch, "item 3, item 20", "", "300", "400", "100", "400B")
+    device = fl_peel.load("model").device(["item 3", "item 20"])
+    small, large, least = (device.embedding(budget) for budget in (300, 400, 100))
+    assert (code, err) == (0, "")
+    assert out.startswith("30 items, 2 user groups, int8 blocks; q ends\n")
+    assert f"user group {device.group} of 2\n" in out
+    told = [line for line in out.splitlines() if " blocks, int8, " in line]
+    assert [line.split("; ")[0].split("> ")[-1] for line in told] == [
+        "downloaded",
+        f"grows, {small.grow(400).num_bytes} B read",
+        "shrinks, 0 B moved",
+        f"grows, {least.grow(400).num_bytes} B read",
+    ]
+    for line, found in zip(told, (small, large, least, large), strict=True):
+        assert f"{found.num_bytes} of {found.budget_bytes} B" in line
+    ranked = [f"{rank}\t{name}\t{score:.6f}" for rank, (name, score) in enumerate(large.top(2), 1)]
+    assert out.count("\n".join(ranked)) >= 2
+
+
+def test_mistakes_at_the_terminal_are_a_line_each_and_it_goes_on(fl_peel_, monkeypatch):
+    code, out, err = talk(fl_peel_, monkeypatch, "nothing", ",", "item 3", "x", "10", "400", "20", end="")
+    assert code == 0  # the pipe has ended
+    assert [line.split(";")[0] for line in err.splitlines()] == [
+        "error: item 'nothing' is none of the model's 30",
+        "error: interactions: none are given, and a device joins by them",
+        "error: budget: 'x' is no number of bytes",
+        f"error: budget 10 B does not hold header and user embedding ({LEAST} B)",
+        f"error: budget 20 B does not hold header and user embedding ({LEAST} B)",
+    ]
+    assert out.count(" of 400 B, ") == 1
+
+
+def test_another_precision_at_the_terminal(fl_peel_, monkeypatch):
+    assert " blocks, int4, " in talk(fl_peel_, monkeypatch, "item 3", "400", more=("--precision", "int4"))[1]
+
+
+@pytest.mark.parametrize("word", ["q", "Q", " quit ", "exit"])
+def test_it_ends_when_told(fl_peel_, monkeypatch, word):
+    code, out, _ = talk(fl_peel_, monkeypatch, word, "item 3")
+    assert code == 0
+    assert "user group" not in out.partition("\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("score", "text"),
+    [(0.0078125, "0.007813"), (-0.0078125, "-0.007813"), (0.25, "0.250000"), (-0.0, "0.000000"), (-1e-9, "-0.000000")],
+)
+def test_scores_are_rounded_as_javascript_does(score, text):
+    assert six_digits(score) == text
+
+
+@pytest.mark.skipif(shutil.which("node") is None or not RANK.is_file(), reason="node, or its reader, is not there")
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", LAYOUT_KINDS)
+def test_a_reader_without_python_prints_the_same_lines(fl_peel_, tmp_path, kind, precision):
+    saved(tmp_path / "model", layout=layout_of(kind, 30, 12, 4, 2, 0))
+    _, out, _ = fl_peel_(*export("--precision", precision))
+    ran = subprocess.run(["node", str(RANK), "me.peel"], capture_output=True, text=True, timeout=60)
+    assert (ran.stdout, ran.stderr) == (out, "")
+    assert len(out.splitlines()) == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("4096", 4096),
+        ("100KB", 100_000),
+        ("1.5 mb", 1_500_000),
+        ("64KiB", 65_536),
+        ("0", 0),
+        ("2.9b", 2),
+        ("1GB", 10**9),
+    ],
+)
+def test_sizes(text, num_bytes):
+    assert read_size(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "KB", "-1", "1e3", "1,000", "1 TB", "nan", "9" * 400, ".5KB", "٣"])
+def test_what_is_no_size(text):
+    with pytest.raises(BudgetError, match="is no number of bytes"):
+        read_size(text)
