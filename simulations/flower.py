@@ -20,6 +20,7 @@ from fl_peel.disks import device_splits
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
 from simulations.cli.progress import Lines
+from simulations.deployment.grid import deployment_grid
 from simulations.engine.folders import default_cache_dir, run_folder
 from simulations.engine.inputs import check_run, checked, require_absolute
 from simulations.engine.memory import PeakMemory
@@ -46,6 +47,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     config = context.run_config
     scenario, data_dir, out = read_config(config)
+    grid = deployment_grid(grid, scenario.engine.patience_s)
     with run_folder() as run_dir, PeakMemory() as memory:
         place = Place(data_dir, str(run_dir), str(default_cache_dir()))
         if scenario.data.timeline is not None:

@@ -6,7 +6,7 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
@@ -29,6 +29,8 @@ ONCE = frozenset({wire.REFRESH})
 """Kinds of questions that are not asked again: devices remember that they have answered."""
 NOISED = frozenset({wire.SUMS, wire.CHOICE, wire.JOIN})
 """Kinds of questions whose answers may have noise, of which a second answer would have another."""
+HELLO_S = 60.0
+"""Seconds that a node which comes later has to say who it is: nothing goes on meanwhile."""
 PAUSES_S = (0.5, 2.0, 5.0)
 """Seconds until a node that failed is asked again: a worker that died must start first."""
 
@@ -46,13 +48,14 @@ class _Sent:
     """To whom a message went, and what is known of the answer."""
 
     partition: int
+    node: int
     known: Known
 
 
 @dataclass(frozen=True)
 class Answer(Generic[Reply]):
     """A node's right reply, with the sizes that were found in it; or else what went wrong. came: whether the node said
-    anything but that it failed.
+    anything but that it failed; lost: whether somebody else said so, as the node is not there.
     """
 
     partition: int
@@ -60,25 +63,31 @@ class Answer(Generic[Reply]):
     sizes: Mapping[str, int]
     error: FlPeelError | None = None
     came: bool = True
+    lost: bool = False
 
 
 Content = Callable[[int], Query | None]
 """The question to a partition, if there is one."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Nodes:
     """Node ids by partition. Node ids are random, partitions are not: everything is ordered by partition.
 
-    noise_is_drawn: whether devices draw noise that is new each time, so that they must not be asked twice.
+    noise_is_drawn: whether devices draw noise that is new each time, so that they must not be asked twice; hello: what
+    a node is asked that comes later, in place of one that was lost; patience_s: how long that is waited for, 0 where
+    no node comes later.
     """
 
     grid: Grid
     ids: tuple[int, ...]
     timeout_s: float
     noise_is_drawn: bool = False
+    hello: Hello | None = None
+    patience_s: float = 0.0
     _open: dict[str, _Sent] = field(default_factory=dict, repr=False, compare=False)
     _numbers: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
+    _refused: set[int] = field(default_factory=set, repr=False, compare=False)
 
     @staticmethod
     def connect(grid: Grid, scenario: str, *, root: str, timeout_s: float, patience_s: float = 120.0) -> Nodes:
@@ -91,27 +100,27 @@ class Nodes:
         deadline = time.monotonic() + patience_s
         if hasattr(grid, "pull_interval"):  # of the simulation's grid, which else looks for replies 10 times a second
             grid.pull_interval = PULL_INTERVAL_S
+        returning_s = float(getattr(grid, "patience_s", 0.0))  # of a deployment's
+        hello = Hello(wire.HelloRequest(scenario), root)
         found: dict[int, int] = {}
         wanted: int | None = None
         while True:
             asked = [node for node in grid.get_node_ids() if node not in found.values()]
-            content = wire.pack(wire.HelloRequest(scenario))
-            messages = [Message(content, dst_node_id=node, message_type=wire.HELLO) for node in asked]
-            for reply in grid.send_and_receive(messages, timeout=min(timeout_s, patience_s)) if messages else []:
+            for reply in hello.ask(grid, asked, min(timeout_s, patience_s)):
+                node = reply.metadata.src_node_id
                 if reply.has_error():
-                    raise failure(reply, f"node {reply.metadata.src_node_id}")
-                answer = _hello(reply, wanted)
-                if answer.root != root and answer.code != code_digest(own_root()):
-                    raise EngineError(
-                        f"the node of partition {answer.partition} runs other code, from {answer.root}, than the "
-                        f"server, from {root}; install the same version, or start the SuperLink in another folder"
-                    )
-                found[answer.partition] = reply.metadata.src_node_id
+                    if returning_s and node not in asked:
+                        continue  # one that was lost before the run began
+                    raise failure(reply, f"node {node}")
+                answer = hello.checked(reply, wanted)
+                if found.setdefault(answer.partition, node) != node:
+                    raise EngineError(f"two nodes say that they are partition {answer.partition}; number them from 0")
                 wanted = answer.num_partitions
             if wanted is not None and set(found) >= set(range(wanted)):
                 drawn = Scenario.from_json(scenario).privacy
                 ids = tuple(found[partition] for partition in range(wanted))
-                return Nodes(grid, ids, timeout_s, drawn.noised and drawn.noise_source == "system")
+                noise_is_drawn = drawn.noised and drawn.noise_source == "system"
+                return Nodes(grid, ids, timeout_s, noise_is_drawn, hello, returning_s)
             if time.monotonic() > deadline:
                 raise EngineError(
                     f"{len(found)} of {wanted or 'unknown'} nodes answered within {patience_s:.0f} s; "
@@ -120,8 +129,28 @@ class Nodes:
             time.sleep(0.5)
 
     def begin(self) -> None:
-        """Whatever is not answered yet comes too late."""
+        """Whatever is not answered yet comes too late; nodes that have come in place of lost ones are asked instead."""
         self._open.clear()
+        if self.hello is not None and self.patience_s:
+            self._adopt(self.hello)
+
+    def _adopt(self, hello: Hello) -> None:
+        """A node that comes back has another id, and is known by its partition."""
+        strangers = [node for node in self.grid.get_node_ids() if node not in {*self.ids, *self._refused}]
+        for reply in hello.ask(self.grid, strangers, min(self.timeout_s, HELLO_S)):
+            node = reply.metadata.src_node_id
+            if reply.has_error() and node not in strangers:
+                continue  # it is gone again
+            try:
+                if reply.has_error():
+                    raise failure(reply, f"node {node}")
+                partition = hello.checked(reply, len(self.ids)).partition
+            except FlPeelError as error:
+                self._refused.add(node)
+                logger.warning("a node that came later is not taken: %s", error)
+                continue
+            logger.warning("partition %d is back, as node %d", partition, node)
+            self.ids = (*self.ids[:partition], node, *self.ids[partition + 1 :])
 
     def messages(self, kind: str, content: Content) -> Iterable[Message]:
         """One message for each partition for which ``content`` has a question."""
@@ -130,7 +159,7 @@ class Nodes:
             if asked is not None:
                 # Flower brings the group back with the reply, also with one that the SuperLink makes for a dead node
                 number = str(next(self._numbers))
-                self._open[number] = _Sent(partition, asked.known.with_sizes(**{TOTAL: MOST // len(self.ids)}))
+                self._open[number] = _Sent(partition, node, asked.known.with_sizes(**{TOTAL: MOST // len(self.ids)}))
                 record: RecordDict = wire.pack(asked.payload)
                 yield Message(record, dst_node_id=node, message_type=kind, group_id=number)
 
@@ -138,14 +167,15 @@ class Nodes:
         """Every message's answer, once; what nobody waits for any more is left out."""
         for message in replies:
             sent = self._open.get(message.metadata.group_id)
-            theirs = message.has_error() or sent is None or message.metadata.src_node_id == self.ids[sent.partition]
+            theirs = message.has_error() or sent is None or message.metadata.src_node_id == sent.node
             if sent is None or not theirs:
                 logger.warning("an answer to %s that nobody waits for is left out", kind)
                 continue
             del self._open[message.metadata.group_id]
             who = f"node {sent.partition} ({kind})"
             if message.has_error():
-                yield Answer(sent.partition, None, {}, failure(message, who), came=False)
+                lost = message.metadata.src_node_id != sent.node
+                yield Answer(sent.partition, None, {}, failure(message, who), came=False, lost=lost)
                 continue
             try:
                 reply = wire.unpack(reply_type, message.content)
@@ -175,32 +205,43 @@ class Nodes:
             FlPeelError: a node found a mistake of the user's, which it names.
         """
         good: dict[int, Answer[Reply]] = {}
-        for pause_s in (*PAUSES_S, None):
+        pauses_s, deadline = iter(PAUSES_S), time.monotonic() + self.patience_s
+        while True:
             asked, found = self._exchange(kind, reply_type, _of_others(good, content))
-            if len(found) < len(asked):
+            silent = [partition for partition in asked if partition not in found]
+            may_come = time.monotonic() < deadline
+            if silent and not (may_come and self._may_have_answered(kind)):
                 raise EngineError(
-                    f"{len(asked) - len(found)} of {len(asked)} nodes did not answer {kind} within "
+                    f"{len(silent)} of {len(asked)} nodes did not answer {kind} within "
                     f"{self.timeout_s:.0f} s; raise engine.reply_timeout_s or look for their errors in the log"
                 )
             found = good | found
             found |= _disagreeing(kind, found)
             good = {partition: answer for partition, answer in found.items() if answer.error is None}
-            if len(good) == len(found):
+            failed = [answer for answer in found.values() if answer.error is not None]
+            if not failed and not silent:
                 break
-            for answer in found.values():
-                if answer.error is None:
-                    continue
+            waits_for_lost = may_come and kind not in ONCE and all(answer.lost for answer in failed)
+            pause_s = PAUSES_S[-1] if waits_for_lost else next(pauses_s, None)
+            for answer in failed:
+                assert answer.error is not None, "of those that failed"
                 if pause_s is None or not self._may_repeat(kind, answer):
                     raise answer.error
                 logger.warning("%s; it is asked again", answer.error)
+            if silent:
+                logger.warning("nodes %s did not answer %s; they are asked again", silent, kind)
             time.sleep(pause_s or 0)
         return [answer.reply for _, answer in sorted(good.items()) if answer.reply is not None]
 
     def _may_repeat(self, kind: str, answer: Answer[Reply]) -> bool:
         """Whether a node may be asked the same again: not about a mistake that it would name again."""
-        if kind in ONCE or not isinstance(answer.error, (EngineError, MessageError)):
+        if not isinstance(answer.error, (EngineError, MessageError)):
             return False
-        return not (self.noise_is_drawn and kind in NOISED and answer.came)
+        return self._may_have_answered(kind) or (kind not in ONCE and not answer.came)
+
+    def _may_have_answered(self, kind: str) -> bool:
+        """Whether a node may be asked the same again that has answered, for all that is known."""
+        return kind not in ONCE and not (self.noise_is_drawn and kind in NOISED)
 
     def ask_some(self, kind: str, reply_type: type[Reply], content: Content) -> dict[int, Reply]:
         """Ask nodes, once; replies by partition, ascending, of those that answer, and rightly.
@@ -216,6 +257,35 @@ class Nodes:
         if len(found) < len(asked):
             logger.warning("%d of %d nodes did not answer %s in time", len(asked) - len(found), len(asked), kind)
         return good
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a node is asked that nobody knows yet, and how its answer is judged. root: of the server's packages."""
+
+    request: wire.HelloRequest
+    root: str
+
+    def ask(self, grid: Grid, nodes: Sequence[int], timeout_s: float) -> Iterable[Message]:
+        """What some nodes say of themselves."""
+        content = wire.pack(self.request)
+        messages = [Message(content, dst_node_id=node, message_type=wire.HELLO) for node in nodes]
+        return grid.send_and_receive(messages, timeout=timeout_s) if messages else []
+
+    def checked(self, reply: Message, wanted: int | None) -> wire.HelloReply:
+        """What a node said of itself.
+
+        Raises:
+            MessageError: it is no such answer, or another number of nodes than others say.
+            EngineError: it runs another copy of the packages.
+        """
+        answer = _hello(reply, wanted)
+        if answer.root != self.root and answer.code != code_digest(own_root()):
+            raise EngineError(
+                f"the node of partition {answer.partition} runs other code, from {answer.root}, than the "
+                f"server, from {self.root}; install the same version, or start the SuperLink in another folder"
+            )
+        return answer
 
 
 def _of_others(known: Container[int], content: Content) -> Content:
