@@ -32,7 +32,7 @@ from simulations.timeline.report import timeline_tables
 from simulations.timeline.run import save_timeline
 from simulations.unfinished import unfinished
 from strategies.run.place import Place
-from strategies.server_app import serve
+from strategies.server_app import connected, serve
 from strategies.timeline.serve import serve_timeline
 
 server_app = ServerApp()
@@ -53,11 +53,14 @@ def main(grid: Grid, context: Context) -> None:
         if scenario.data.timeline is not None:
             _timeline(grid, scenario, place, out, command(config))
             return
+        nodes = None
+        if scenario.data.held_by_nodes:  # who say how many devices there are, and keep on their disks what is done
+            nodes = connected(grid, scenario, place)
         splits = device_splits(scenario, place.data_dir, place.run_dir)
         check_run(scenario, splits)
-        with unfinished(out, scenario, splits) as kept_dir:
+        with unfinished(out if nodes is None else None, scenario, splits) as kept_dir:
             lines = Lines(lambda line: print(line, flush=True))
-            result = serve(grid, scenario, replace(place, kept_dir=kept_dir), lines)
+            result = serve(grid, scenario, replace(place, kept_dir=kept_dir), lines, nodes)
             result = finished(result, scenario, memory.peak_bytes, command(config))
             if out is not None:
                 save(result, scenario, run_dir, out)

@@ -142,7 +142,7 @@ def _ask(
     evaluator: Evaluator, who: Following, traced: IntArray, batch: dict[int, wire.Arrays]
 ) -> list[wire.MovingReply]:
     scenario, nodes, devices = evaluator.scenario, evaluator.federation.nodes, who.devices
-    hosts = devices % len(nodes.ids)
+    hosts = nodes.partitions_of(devices)
 
     def request(partition: int) -> Query | None:
         mine = devices[hosts == partition]

@@ -10,8 +10,10 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
+import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fl_peel import errors, wire
 from fl_peel.errors import EngineError, FlPeelError, MessageError, ScenarioError, SecureAggregationError
@@ -76,7 +78,8 @@ class Nodes:
 
     noise_is_drawn: whether devices draw noise that is new each time, so that they must not be asked twice; hello: what
     a node is asked that comes later, in place of one that was lost; patience_s: how long that is waited for, 0 where
-    no node comes later.
+    no node comes later; own: which devices each node hosts, where nodes have their interactions: else they are dealt
+    out one by one.
     """
 
     grid: Grid
@@ -85,13 +88,35 @@ class Nodes:
     noise_is_drawn: bool = False
     hello: Hello | None = None
     patience_s: float = 0.0
+    own: tuple[range, ...] = ()
     _open: dict[str, _Sent] = field(default_factory=dict, repr=False, compare=False)
     _numbers: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
     _refused: set[int] = field(default_factory=set, repr=False, compare=False)
 
+    @property
+    def num_devices(self) -> int:
+        """Of all nodes that have their own interactions."""
+        return sum(map(len, self.own))
+
+    def hosted(self, partition: int, num_devices: int) -> NDArray[np.int64]:
+        """Devices, of so many, that a node hosts, ascending."""
+        if self.own:
+            return np.asarray(self.own[partition], np.int64)
+        return np.arange(partition, num_devices, len(self.ids), dtype=np.int64)
+
+    def partitions_of(self, devices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Whose node hosts each of the devices (N,)."""
+        if not self.own:
+            return devices % len(self.ids)
+        order = sorted(range(len(self.own)), key=lambda partition: self.own[partition].start)
+        starts = np.array([self.own[partition].start for partition in order], np.int64)
+        return np.array(order, np.int64)[np.searchsorted(starts, devices, side="right") - 1]
+
     @staticmethod
-    def connect(grid: Grid, scenario: str, *, root: str, timeout_s: float, patience_s: float = 120.0) -> Nodes:
-        """Find the node of every partition.
+    def connect(
+        grid: Grid, scenario: str, *, root: str, timeout_s: float, patience_s: float = 120.0, catalogue: str = ""
+    ) -> Nodes:
+        """Find the node of every partition. catalogue: ids of all items, where nodes have their own interactions.
 
         Raises:
             EngineError: not all partitions answered in time, or nodes run another copy of the packages.
@@ -101,8 +126,9 @@ class Nodes:
         if hasattr(grid, "pull_interval"):  # of the simulation's grid, which else looks for replies 10 times a second
             grid.pull_interval = PULL_INTERVAL_S
         returning_s = float(getattr(grid, "patience_s", 0.0))  # of a deployment's
-        hello = Hello(wire.HelloRequest(scenario), root)
+        hello = Hello(wire.HelloRequest(scenario, catalogue=catalogue), root)
         found: dict[int, int] = {}
+        own: dict[int, range] = {}
         wanted: int | None = None
         while True:
             asked = [node for node in grid.get_node_ids() if node not in found.values()]
@@ -116,11 +142,13 @@ class Nodes:
                 if found.setdefault(answer.partition, node) != node:
                     raise EngineError(f"two nodes say that they are partition {answer.partition}; number them from 0")
                 wanted = answer.num_partitions
+                own[answer.partition] = _own_range(answer)
             if wanted is not None and set(found) >= set(range(wanted)):
                 drawn = Scenario.from_json(scenario).privacy
                 ids = tuple(found[partition] for partition in range(wanted))
                 noise_is_drawn = drawn.noised and drawn.noise_source == "system"
-                return Nodes(grid, ids, timeout_s, noise_is_drawn, hello, returning_s)
+                theirs = _without_gaps(own) if catalogue else ()
+                return Nodes(grid, ids, timeout_s, noise_is_drawn, hello, returning_s, theirs)
             if time.monotonic() > deadline:
                 raise EngineError(
                     f"{len(found)} of {wanted or 'unknown'} nodes answered within {patience_s:.0f} s; "
@@ -144,7 +172,10 @@ class Nodes:
             try:
                 if reply.has_error():
                     raise failure(reply, f"node {node}")
-                partition = hello.checked(reply, len(self.ids)).partition
+                answer = hello.checked(reply, len(self.ids))
+                partition = answer.partition
+                if self.own and _own_range(answer) != self.own[partition]:
+                    raise EngineError(f"partition {partition} comes back with other devices than it had")
             except FlPeelError as error:
                 self._refused.add(node)
                 logger.warning("a node that came later is not taken: %s", error)
@@ -286,6 +317,27 @@ class Hello:
                 f"server, from {self.root}; install the same version, or start the SuperLink in another folder"
             )
         return answer
+
+
+def _own_range(answer: wire.HelloReply) -> range:
+    return range(answer.first, answer.first + answer.hosted)
+
+
+def _without_gaps(own: Mapping[int, range]) -> tuple[range, ...]:
+    """The devices of every partition, which together are numbered from 0 on.
+
+    Raises:
+        EngineError: they are not.
+    """
+    end, last = 0, "nobody"
+    for partition, devices in sorted(own.items(), key=lambda one: (one[1].start, len(one[1]))):
+        if devices.start != end:
+            raise EngineError(
+                f"node {partition} hosts {len(devices)} devices from number {devices.start} on, where {last} leaves "
+                f"off before {end}; start nodes with first-device in --node-config, so that numbers have no gaps"
+            )
+        end, last = devices.stop, f"node {partition}"
+    return tuple(own[partition] for partition in range(len(own)))
 
 
 def _of_others(known: Container[int], content: Content) -> Content:
