@@ -20,7 +20,7 @@ from fl_peel.disks import device_splits
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
 from simulations.cli.progress import Lines
-from simulations.deployment.grid import deployment_grid
+from simulations.deployment.grid import deployment_grid, is_simulated
 from simulations.engine.folders import default_cache_dir, run_folder
 from simulations.engine.inputs import check_run, checked, require_absolute
 from simulations.engine.memory import PeakMemory
@@ -31,6 +31,7 @@ from simulations.scenario_files import load_scenario
 from simulations.timeline.report import timeline_tables
 from simulations.timeline.run import save_timeline
 from simulations.unfinished import unfinished
+from strategies.figures.schema import RunResult
 from strategies.run.place import Place
 from strategies.server_app import connected, serve
 from strategies.timeline.serve import serve_timeline
@@ -61,12 +62,19 @@ def main(grid: Grid, context: Context) -> None:
         with unfinished(out if nodes is None else None, scenario, splits) as kept_dir:
             lines = Lines(lambda line: print(line, flush=True))
             result = serve(grid, scenario, replace(place, kept_dir=kept_dir), lines, nodes)
-            result = finished(result, scenario, memory.peak_bytes, command(config))
+            result = _with_engine(finished(result, scenario, memory.peak_bytes, command(config)), grid)
             if out is not None:
                 save(result, scenario, run_dir, out)
     console = Console(width=120, highlight=False)
     for table in summary_tables(result):
         console.print(table)
+
+
+def _with_engine(result: RunResult, grid: Grid) -> RunResult:
+    """Say of a run on SuperNodes that it was one."""
+    if is_simulated(grid) or result.environment is None:
+        return result
+    return replace(result, environment=replace(result.environment, engine="deployment"))
 
 
 def _timeline(grid: Grid, scenario: Scenario, place: Place, out: Path | None, typed: str) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `fl-peel run`, `diff`, `compare`, `ablate`, `audit`, `bench`, `machines`, `scenarios`, and lists.
+"""The command line: `fl-peel run`, `diff`, `compare`, `ablate`, `audit`, `bench`, `machines`, `deploy`, and lists.
 
 Exit codes: 0 done; 1 a bug of ours (with a traceback); 2 a mistake of the user's (one line on stderr); 130 Ctrl-C;
 143 SIGTERM.
@@ -21,6 +21,7 @@ from fl_peel.errors import FlPeelError
 from simulations.cli.bench import bench
 from simulations.cli.console import new_table, one_line, print_table
 from simulations.cli.data import data_app
+from simulations.cli.deploy import deploy
 from simulations.cli.diff import diff
 from simulations.cli.fleets import profiles_app
 from simulations.cli.machines import machines
@@ -44,6 +45,7 @@ app.command()(run)
 app.command()(diff)
 app.command()(bench)
 app.command()(machines)
+app.command()(deploy)
 
 
 def _version(wanted: bool) -> None:

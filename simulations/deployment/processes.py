@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,23 +94,27 @@ class Deployment:
             check=False,
         )
 
-    def run(self, app: Path, config: Config, on_line: Callable[[str], None]) -> None:
-        """Run the app in ``app``, until it is over. on_line: is told every line that the server's side says.
+    def run(self, app: Path, config: Config, on_line: Callable[[str], None], limit_s: float | None = None) -> None:
+        """Run the app in ``app``, until it is over. on_line: is told every line that the server's side says; limit_s:
+        after so long all processes are ended.
 
         Raises:
-            EngineError: it failed, with Flower's word for why.
+            EngineError: it failed, with Flower's word for why, or was ended.
         """
         words = [*_program("flwr"), "run", str(app), CONNECTION, "--stream", "--run-config", _flat(config)]
-        with subprocess.Popen(
-            words,
-            env=dict(self.environment),
-            cwd=self.home,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        ) as running:
+        with (
+            subprocess.Popen(
+                words,
+                env=dict(self.environment),
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            ) as running,
+            _ended_after(limit_s, self.home),
+        ):
             assert running.stdout is not None, "it was asked for"
             for line in running.stdout:
                 on_line(line.rstrip("\n"))
@@ -198,6 +203,21 @@ def deployed(home: Path, node_configs: Sequence[Config], *, secure: bool = True)
         yield deployment
     finally:
         end_all(home)
+
+
+@contextmanager
+def _ended_after(limit_s: float | None, home: Path) -> Iterator[None]:
+    """Whatever takes longer loses its processes."""
+    if limit_s is None:
+        yield
+        return
+    timer = threading.Timer(limit_s, end_all, (home,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def end_all(home: Path) -> None:
