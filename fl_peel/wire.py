@@ -100,6 +100,8 @@ EVERYBODY = -1
 Arrays = dict[str, NDArray[Any]]
 
 MOST_NODES, MOST_ROUNDS, MOST_REPLICATES = 1 << 20, 1 << 20, 1 << 20
+MOST_HOSTED = 1 << 27
+"""Devices that have their data on a node: the server has a number for each."""
 STEPS = ("counts", "pass", "choice", "vectors", "groups", "moments", "maps")
 """Of stage 1."""
 LABEL = r"[\w.-]*"
@@ -148,8 +150,8 @@ class HelloReply:
     num_partitions: Annotated[int, Of(least=1, most=MOST_NODES)]
     root: str
     code: str
-    first: Annotated[int, Of(least=0)] = dataclasses.field(default=0, kw_only=True)
-    hosted: Annotated[int, Of(least=0)] = dataclasses.field(default=0, kw_only=True)
+    first: Annotated[int, Of(least=0, most=MOST_HOSTED)] = dataclasses.field(default=0, kw_only=True)
+    hosted: Annotated[int, Of(least=0, most=MOST_HOSTED)] = dataclasses.field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True)

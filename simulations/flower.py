@@ -55,11 +55,12 @@ def main(grid: Grid, context: Context) -> None:
             _timeline(grid, scenario, place, out, command(config))
             return
         nodes = None
-        if scenario.data.held_by_nodes:  # who say how many devices there are, and keep on their disks what is done
+        if scenario.data.held_by_nodes:  # who say how many devices there are
             nodes = connected(grid, scenario, place)
         splits = device_splits(scenario, place.data_dir, place.run_dir)
         check_run(scenario, splits)
-        with unfinished(out if nodes is None else None, scenario, splits) as kept_dir:
+        here = is_simulated(grid)  # elsewhere devices have disks of their own, which nobody copies
+        with unfinished(out if here else None, scenario, splits) as kept_dir:
             lines = Lines(lambda line: print(line, flush=True))
             result = serve(grid, scenario, replace(place, kept_dir=kept_dir), lines, nodes)
             result = _with_engine(finished(result, scenario, memory.peak_bytes, command(config)), grid)

@@ -29,6 +29,8 @@ START_S = 60.0
 """How long a SuperLink may take to listen."""
 RETRY_S = 5.0
 """Between two tries of a SuperNode that was killed: the SuperLink refuses it until it has missed its heartbeats."""
+END_S = 10.0
+"""That a process has to end in, once it was told."""
 Config = Mapping[str, str | int | float | bool]
 
 
@@ -113,11 +115,13 @@ class Deployment:
                 text=True,
                 errors="replace",
             ) as running,
-            _ended_after(limit_s, self.home),
+            _ended_after(limit_s, self.home) as ended,
         ):
             assert running.stdout is not None, "it was asked for"
             for line in running.stdout:
                 on_line(line.rstrip("\n"))
+        if ended.is_set():
+            raise EngineError(f"the run took more than {limit_s:g} s and was ended; allow it more")
         self._require_done()
 
     def _require_done(self) -> None:
@@ -206,16 +210,22 @@ def deployed(home: Path, node_configs: Sequence[Config], *, secure: bool = True)
 
 
 @contextmanager
-def _ended_after(limit_s: float | None, home: Path) -> Iterator[None]:
-    """Whatever takes longer loses its processes."""
+def _ended_after(limit_s: float | None, home: Path) -> Iterator[threading.Event]:
+    """Whatever takes longer loses its processes, which is told."""
+    ended = threading.Event()
+
+    def end() -> None:
+        ended.set()
+        end_all(home)
+
     if limit_s is None:
-        yield
+        yield ended
         return
-    timer = threading.Timer(limit_s, end_all, (home,))
+    timer = threading.Timer(limit_s, end)
     timer.daemon = True
     timer.start()
     try:
-        yield
+        yield ended
     finally:
         timer.cancel()
 
@@ -238,13 +248,13 @@ def _processes(home: Path) -> list[psutil.Process]:
     return found
 
 
-def _end(processes: Sequence[psutil.Process], number: signal.Signals, patience_s: float = 10.0) -> None:
+def _end(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
         try:
             process.send_signal(number)
         except psutil.Error:
             continue
-    psutil.wait_procs(processes, timeout=patience_s)
+    psutil.wait_procs(processes, timeout=END_S)
 
 
 def free_port() -> int:

@@ -69,8 +69,10 @@ def held(scenario):
     return Scenario.model_validate(content)
 
 
-def test_figures_are_those_of_the_simulation_of_the_same_devices(own, tmp_path):
+@pytest.mark.parametrize("refit", [False, True])
+def test_figures_are_those_of_the_simulation_of_the_same_devices(own, tmp_path, refit):
     scenario, folder = own
+    scenario = scenario.model_copy(update={"data": scenario.data.model_copy(update={"refit": refit})})
     deployed = serve(OwnGrid(folder), held(scenario), Place("", str(tmp_path / "server")))
     simulated, _ = served(scenario, tmp_path / "simulated")
     assert figures(deployed) == figures(simulated)

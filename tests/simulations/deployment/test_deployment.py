@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.deployment,
     pytest.mark.skipif(bool(MISSING), reason=f"not installed beside this Python: {', '.join(MISSING)}"),
 ]
-LIMIT_S = 900.0
+LIMIT_S = 1800.0
 """After which a run is ended: far more than one takes, also where others compute."""
 FEW_MESSAGES = (
     "evaluation.budgets=[50%]",
