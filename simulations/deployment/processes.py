@@ -118,8 +118,12 @@ class Deployment:
             _ended_after(limit_s, self.home) as ended,
         ):
             assert running.stdout is not None, "it was asked for"
-            for line in running.stdout:
-                on_line(line.rstrip("\n"))
+            try:
+                for line in running.stdout:
+                    on_line(line.rstrip("\n"))
+            except BaseException:  # Ctrl-C, SIGTERM, or whoever listens: nobody waits for the end
+                running.kill()
+                raise
         if ended.is_set():
             raise EngineError(f"the run took more than {limit_s:g} s and was ended; allow it more")
         self._require_done()

@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from fl_peel.errors import EngineError, FlPeelError, ScenarioError
 from simulations.cli.main import app
 from simulations.deployment import processes
 from simulations.deployment.local import node_configs
-from simulations.deployment.processes import end_all, free_port
+from simulations.deployment.processes import Deployment, end_all, free_port
 from simulations.scenario_files import load_scenario
 from tests.clients.node.test_own import NOTHING, held, take_apart
 from tests.helpers.root import ROOT
@@ -79,6 +80,30 @@ def test_all_that_a_deployment_started_ends_with_it_and_nothing_else(tmp_path, m
     finally:
         theirs.kill()
         theirs.wait()
+
+
+@pytest.fixture
+def endless(monkeypatch, tmp_path):
+    """A deployment whose `flwr run` says a line and goes on for ever."""
+    talks = "import time; print('refinement 1/2', flush=True); time.sleep(600)"
+    monkeypatch.setattr(processes, "_program", lambda name: [sys.executable, "-c", talks])
+    return Deployment(tmp_path, [], None, 1, os.environ | {"FLWR_HOME": str(tmp_path)})
+
+
+def test_whoever_stops_listening_waits_for_nobody(endless, tmp_path):
+    def stopped(line):
+        raise SystemExit(143)
+
+    start = time.monotonic()
+    with pytest.raises(SystemExit):
+        endless.run(tmp_path, {}, stopped)
+    assert time.monotonic() - start < 300
+
+
+def test_a_run_that_takes_too_long_is_ended_and_says_so(endless, tmp_path):
+    lines = []
+    with pytest.raises(EngineError, match=r"the run took more than 5 s and was ended; allow it more"):
+        endless.run(tmp_path, {}, lines.append, limit_s=5.0)
 
 
 def test_a_port_that_is_free_can_be_had():
