@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from flwr.app import Context, Error, Message
@@ -10,7 +11,8 @@ from flwr.clientapp import ClientApp
 from pydantic import ValidationError
 
 from clients.node import joining
-from clients.node.cohort import Cohort, open_cohort
+from clients.node.cohort import Cohort, open_cohort, open_own_cohort
+from clients.node.own import OwnData
 from clients.node.requests import checked
 from clients.node.simulation import refuse_seeded_noise
 from clients.round import clear, masked_stage1, stage1
@@ -52,9 +54,15 @@ def _of_scenario(read: Callable[[str], Read], text: str) -> Read:
 
 
 def _cohort(context: Context, request: Any) -> Cohort:
-    """A node started with its own data-dir or run-dir uses those (real nodes have their own disks); one started with a
-    profile hosts devices of that class alone. None does anything for noise that would hide nobody.
+    """A node started with its own data, data-dir or run-dir uses those (real nodes have their own disks); one started
+    with a profile hosts devices of that class alone. None does anything for noise that would hide nobody.
     """
+    own = OwnData.of(context, _partition(context)[0])
+    if own is not None:
+        theirs = own, request.setting.num_devices, *_partition(context), str(context.node_config.get("profile", ""))
+        cohort = _of_scenario(lambda text: open_own_cohort(text, *theirs), request.setting.scenario)
+        refuse_seeded_noise(cohort.scenario, context)
+        return cohort
     data_dir = str(context.node_config.get("data-dir", request.setting.data_dir))
     run_dir = str(context.node_config.get("run-dir", request.setting.run_dir))
     profile = str(context.node_config.get("profile", ""))
@@ -95,9 +103,18 @@ def hello(message: Message, context: Context) -> Message:
 
     def reply() -> wire.HelloReply:
         request = wire.unpack(wire.HelloRequest, message.content)
-        refuse_seeded_noise(_of_scenario(Scenario.from_json, request.scenario), context)
+        scenario = _of_scenario(Scenario.from_json, request.scenario)
+        refuse_seeded_noise(scenario, context)
         root = check_one_root()
-        return wire.HelloReply(*_partition(context), str(root), code_digest(root))
+        partition, num_partitions = _partition(context)
+        own = OwnData.of(context, partition)
+        if (own is None) == scenario.data.held_by_nodes:
+            raise EngineError(
+                f"node {partition}: nodes have their own interactions where the scenario has a catalogue alone, and "
+                f"only there; start the node {'with' if own is None else 'without'} data in its --node-config"
+            )
+        reply = wire.HelloReply(partition, num_partitions, str(root), code_digest(root))
+        return reply if own is None else replace(reply, first=own.first, hosted=own.hosted(scenario, request.catalogue))
 
     return _answer(message, reply)
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fl_peel.data.datasets import load_dataset
+from fl_peel.data.catalogue import checked_catalogue, in_catalogue, read_catalogue
+from fl_peel.data.datasets import dataset_folder, load_dataset
 from fl_peel.data.interactions import PARTS, Interactions, Splits, UserItems, split
 from fl_peel.data.population import SAID, read_splits
 from fl_peel.data.readers import read_interactions
@@ -27,18 +28,25 @@ from fl_peel.scenario.scenario import Scenario
 
 ITEM_IDS = "item-ids.json"
 """Beside the splits: the data's own ids of items, by number; not there where the numbers are the ids."""
+CATALOGUE, ENROLLED = "catalogue.txt", "enrolled.json"
+"""What a node that has its own data is told, and what the server is, in their folders of the run."""
 
 
 def load_interactions(scenario: Scenario, data_dir: str) -> Interactions:
-    """The scenario's interactions, from a named data set or a file of the user's.
+    """The scenario's interactions, from a named data set or a file of the user's, with the items of its catalogue.
 
     Raises:
         DataError: not found, not readable or malformed.
     """
+    found, catalogue = _read(scenario, data_dir), scenario.data.catalogue
+    return found if catalogue is None else in_catalogue(found, read_catalogue(catalogue), found.name)
+
+
+def _read(scenario: Scenario, data_dir: str) -> Interactions:
     data = scenario.data
     if data.name is not None:
         return load_dataset(data.name, data_dir=Path(data_dir) if data_dir else None, min_rating=data.min_rating)
-    assert data.path is not None
+    assert data.path is not None, "data that nodes hold is read by them"
     test_path = Path(data.test_path) if data.test_path else None
     return read_interactions(
         Path(data.path), format=data.format, test_path=test_path, min_rating=data.min_rating, name=scenario.name
@@ -46,13 +54,16 @@ def load_interactions(scenario: Scenario, data_dir: str) -> Interactions:
 
 
 def device_splits(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
-    """Splits of all devices, mapped from the run's folder; prepared there by whoever comes first.
+    """Splits of all devices, mapped from the run's folder; prepared there by whoever comes first, and anew when the
+    files have changed. Of data that nodes hold it is nothing, of as many devices as they have.
 
     ``data.path`` may also name a folder that holds such splits already (:class:`fl_peel.data.population.Population`).
 
     Raises:
         DataError: the data set is not found, not readable or malformed.
     """
+    if scenario.data.held_by_nodes:
+        return _nothing(scenario, Path(run_dir))
     return read_splits(_folder(scenario, data_dir, run_dir), beyond=scenario.data.timeline is not None)
 
 
@@ -63,6 +74,9 @@ def item_ids(scenario: Scenario, data_dir: str, run_dir: str) -> tuple[str, ...]
     Raises:
         DataError: as for :func:`device_splits`.
     """
+    if scenario.data.held_by_nodes:
+        assert scenario.data.catalogue is not None, "whoever names no data has a catalogue"
+        return read_catalogue(scenario.data.catalogue)
     file = _folder(scenario, data_dir, run_dir) / ITEM_IDS
     if not file.is_file():
         return ()
@@ -80,11 +94,85 @@ def _folder(scenario: Scenario, data_dir: str, run_dir: str) -> Path:
     """Where the splits lie, prepared."""
     folder = Path(scenario.data.path or "")
     if not (scenario.data.path and (folder / f"{PARTS[-1]}-items.npy").is_file()):
-        key = json.dumps([scenario.seed, data_dir, scenario.data.model_dump(mode="json")], sort_keys=True)
-        folder = Path(run_dir) / f"devices-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
+        data = scenario.data.model_dump(mode="json")
+        folder = _prepared_folder(run_dir, scenario.seed, data_dir, data, _stamps(scenario, data_dir))
         if not folder.is_dir():
-            _prepare(scenario, data_dir, folder)
+            splits, ids = _splits(scenario, data_dir, run_dir)  # may download the files first
+            folder = _prepared_folder(run_dir, scenario.seed, data_dir, data, _stamps(scenario, data_dir))
+            _keep(splits, folder, ids)
     return folder
+
+
+def own_splits(scenario: Scenario, data: Path, first: int, folder: Path) -> Splits:
+    """Splits of the devices of a node that has their interactions in a file of its own, the first of which has the
+    number ``first``; folder: of this node and run, with the catalogue that it was told (:func:`keep_catalogue`). The
+    node sees its data as it was when the run began.
+
+    Raises:
+        DataError: the file is not found, not readable or malformed, or has no item of the catalogue; or the node was
+            told no catalogue.
+    """
+    part = scenario.data
+    prepared = _prepared_folder(str(folder), scenario.seed, first, part.model_dump(mode="json"))
+    if not prepared.is_dir():
+        found = in_catalogue(read_interactions(data, format=part.format), read_catalogue(folder / CATALOGUE), str(data))
+        splits = split(
+            found,
+            seed=scenario.seed,
+            validation_share=part.validation_share,
+            test_share=part.test_share,
+            order=part.split_order,
+            first=first,
+        )
+        _keep(splits, prepared)
+    return read_splits(prepared)
+
+
+def keep_catalogue(catalogue: str, folder: Path) -> None:
+    """Remember the items, one a line, that a run is of.
+
+    Raises:
+        DataError: it is none.
+    """
+    checked_catalogue(catalogue, "the server's catalogue")
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{CATALOGUE}-{os.getpid()}"
+    part.write_text(catalogue, encoding="utf-8")
+    os.replace(part, folder / CATALOGUE)
+
+
+def enrol(num_devices: int, run_dir: str) -> None:
+    """Remember how many devices the nodes of a deployment have, whose data they hold."""
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
+    (Path(run_dir) / ENROLLED).write_text(json.dumps(num_devices), encoding="utf-8")
+
+
+def _nothing(scenario: Scenario, run_dir: Path) -> Splits:
+    try:
+        num_devices = int(json.loads((run_dir / ENROLLED).read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise DataError(
+            "data: has a catalogue alone, for a deployment whose nodes have their own interactions (docs/deploy.md); "
+            "give data.name or data.path"
+        ) from error
+    assert scenario.data.catalogue is not None, "whoever names no data has a catalogue"
+    nobody = UserItems(np.zeros(num_devices + 1, np.int64), np.zeros(0, np.int32))
+    return Splits(nobody, nobody, nobody, len(read_catalogue(scenario.data.catalogue)))
+
+
+def _prepared_folder(place: str, *of: object) -> Path:
+    key = json.dumps(of, sort_keys=True)
+    return Path(place) / f"devices-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
+
+
+def _stamps(scenario: Scenario, data_dir: str) -> list[tuple[str, int, int]]:
+    """Size and time of what the interactions are read from: whether a folder that is kept has those of today."""
+    data = scenario.data
+    where = [Path(path) for path in (data.path, data.test_path, data.catalogue) if path is not None]
+    if data.name is not None:
+        where.append(dataset_folder(data.name, Path(data_dir) if data_dir else None))
+    files = [file for path in where for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
 
 
 def device_timeline(scenario: Scenario, data_dir: str, run_dir: str) -> Timeline:
@@ -133,8 +221,7 @@ def splits_of(scenario: Scenario, interactions: Interactions) -> Splits:
     )
 
 
-def _prepare(scenario: Scenario, data_dir: str, folder: Path) -> None:
-    splits, ids = _splits(scenario, data_dir, str(folder.parent))
+def _keep(splits: Splits, folder: Path, ids: tuple[str, ...] = ()) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".devices-"))
     try:

@@ -100,6 +100,8 @@ EVERYBODY = -1
 Arrays = dict[str, NDArray[Any]]
 
 MOST_NODES, MOST_ROUNDS, MOST_REPLICATES = 1 << 20, 1 << 20, 1 << 20
+MOST_HOSTED = 1 << 27
+"""Devices that have their data on a node: the server has a number for each."""
 STEPS = ("counts", "pass", "choice", "vectors", "groups", "moments", "maps")
 """Of stage 1."""
 LABEL = r"[\w.-]*"
@@ -118,28 +120,38 @@ _TRACED = {"device": Of(among="devices"), "device_class": Of(within="C"), "step"
 
 @dataclass(frozen=True)
 class Setting:
-    """What is run, where a simulated node finds its devices' data and keeps their state. A real device has its own."""
+    """What is run, where a simulated node finds its devices' data and keeps their state. A real device has its own, and
+    is told how many devices there are.
+    """
 
     scenario: str
     data_dir: str
     run_dir: str
+    num_devices: Annotated[int, Of(least=0)] = dataclasses.field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True)
 class HelloRequest:
-    """Which partition do you host?"""
+    """Which partition do you host? catalogue: ids of all items, one a line, for nodes that have their own interactions,
+    "" where the scenario names the data.
+    """
 
     scenario: str
+    catalogue: str = dataclasses.field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)
 class HelloReply:
-    """The node's place among the nodes. root: folder that its copy of the packages lies in; code: which code it is."""
+    """The node's place among the nodes. root: folder that its copy of the packages lies in; code: which code it is;
+    first, hosted: of a node that has its own interactions, the number of its first device, and how many it has.
+    """
 
     partition: Annotated[int, Of(least=0)]
     num_partitions: Annotated[int, Of(least=1, most=MOST_NODES)]
     root: str
     code: str
+    first: Annotated[int, Of(least=0, most=MOST_HOSTED)] = dataclasses.field(default=0, kw_only=True)
+    hosted: Annotated[int, Of(least=0, most=MOST_HOSTED)] = dataclasses.field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from fl_peel.disks import device_splits
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
 from simulations.cli.progress import Lines
+from simulations.deployment.grid import deployment_grid, is_simulated
 from simulations.engine.folders import default_cache_dir, run_folder
 from simulations.engine.inputs import check_run, checked, require_absolute
 from simulations.engine.memory import PeakMemory
@@ -30,8 +31,9 @@ from simulations.scenario_files import load_scenario
 from simulations.timeline.report import timeline_tables
 from simulations.timeline.run import save_timeline
 from simulations.unfinished import unfinished
+from strategies.figures.schema import RunResult
 from strategies.run.place import Place
-from strategies.server_app import serve
+from strategies.server_app import connected, serve
 from strategies.timeline.serve import serve_timeline
 
 server_app = ServerApp()
@@ -46,22 +48,35 @@ def main(grid: Grid, context: Context) -> None:
     """
     config = context.run_config
     scenario, data_dir, out = read_config(config)
+    grid = deployment_grid(grid, scenario.engine.patience_s)
     with run_folder() as run_dir, PeakMemory() as memory:
         place = Place(data_dir, str(run_dir), str(default_cache_dir()))
         if scenario.data.timeline is not None:
             _timeline(grid, scenario, place, out, command(config))
             return
+        nodes = None
+        if scenario.data.held_by_nodes:  # who say how many devices there are
+            nodes = connected(grid, scenario, place)
         splits = device_splits(scenario, place.data_dir, place.run_dir)
         check_run(scenario, splits)
-        with unfinished(out, scenario, splits) as kept_dir:
+        here = is_simulated(grid)  # elsewhere devices have disks of their own, which nobody copies
+        with unfinished(out if here else None, scenario, splits) as kept_dir:
             lines = Lines(lambda line: print(line, flush=True))
-            result = serve(grid, scenario, keeping(place, kept_dir), lines)
-            result = finished(result, scenario, memory.peak_bytes, command(config))
+            at = keeping(place, kept_dir) if here or out is None else replace(place, model_dir=str(run_dir / MODEL))
+            result = serve(grid, scenario, at, lines, nodes)
+            result = _with_engine(finished(result, scenario, memory.peak_bytes, command(config)), grid)
             if out is not None:
-                save(result, scenario, run_dir, out, Path(kept_dir) / MODEL)
+                save(result, scenario, run_dir, out, Path(at.model_dir))
     console = Console(width=120, highlight=False)
     for table in summary_tables(result):
         console.print(table)
+
+
+def _with_engine(result: RunResult, grid: Grid) -> RunResult:
+    """Say of a run on SuperNodes that it was one."""
+    if is_simulated(grid) or result.environment is None:
+        return result
+    return replace(result, environment=replace(result.environment, engine="deployment"))
 
 
 def _timeline(grid: Grid, scenario: Scenario, place: Place, out: Path | None, typed: str) -> None:

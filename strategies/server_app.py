@@ -9,7 +9,8 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 import fl_peel
-from fl_peel.disks import device_splits
+from fl_peel.data.catalogue import read_catalogue
+from fl_peel.disks import device_splits, enrol
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.privacy.report import report_of
@@ -52,16 +53,39 @@ from strategies.run.refinement import Refiner
 from strategies.run.refit import rehearse
 
 
-def serve(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = silent) -> RunResult:
-    """Run a scenario on the nodes of ``grid``; returns what it measured, without what only the caller knows."""
+def connected(grid: Grid, scenario: Scenario, place: Place) -> Nodes:
+    """The nodes of ``grid``; those that have their own interactions are told the items, and tell how many devices they
+    have, which the run's folder knows from then on.
+
+    Raises:
+        FlPeelError: as for :meth:`strategies.nodes.nodes.Nodes.connect`; or the catalogue cannot be read.
+    """
+    catalogue = ""
+    if scenario.data.held_by_nodes:
+        assert scenario.data.catalogue is not None, "whoever names no data has a catalogue"
+        catalogue = "\n".join(read_catalogue(scenario.data.catalogue))
+    root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
+    nodes = Nodes.connect(
+        grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s, catalogue=catalogue
+    )
+    if catalogue:
+        enrol(nodes.num_devices, place.run_dir)
+    return nodes
+
+
+def serve(
+    grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = silent, nodes: Nodes | None = None
+) -> RunResult:
+    """Run a scenario on the nodes of ``grid``; returns what it measured, without what only the caller knows. nodes:
+    where they are connected already.
+    """
     if scenario.data.timeline is not None:
         raise ScenarioError(
             "data.timeline: is replayed by fl-peel run, flwr run and strategies.timeline.serve; leave it out"
         )
     stages = Stages()
     with stages("start"):
-        root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
-        nodes = Nodes.connect(grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s)
+        nodes = nodes or connected(grid, scenario, place)
     on_event(Event("start", 1, 1, f"{len(nodes.ids)} nodes"))
     plan = privacy_plan(scenario, place)
     told, rehearsal = scenario, None

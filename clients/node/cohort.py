@@ -1,13 +1,14 @@
 """The devices that one node hosts, and their state between rounds.
 
-Node p of P hosts the devices p, p + P, p + 2P, ... Their state (user embedding, user group, what they kept last) lies
-in memory-mapped files in the node's folder, not in Flower's context, which is pickled with every message; so whichever
-process answers a message finds it. In simulation, the devices' interactions lie in the same way in the run's folder.
+Node p of P hosts the devices p, p + P, p + 2P, ..., or those whose interactions it has (:mod:`clients.node.own`). Their
+state (user embedding, user group, what they kept last) lies in memory-mapped files in the node's folder, not in
+Flower's context, which is pickled with every message; so whichever process answers a message finds it. In simulation,
+the devices' interactions lie in the same way in the run's folder.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 
 from clients.fleet.fleet import Fleet, FleetBudgets, load_fleet
 from clients.node.clock import DeviceRates
+from clients.node.own import OwnData
 from clients.node.state import DeviceState
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.data.interactions import Splits, UserItems
-from fl_peel.disks import device_splits
+from fl_peel.disks import device_splits, own_splits
 from fl_peel.errors import EngineError
 from fl_peel.scenario.scenario import Scenario
 
@@ -48,6 +50,8 @@ class Cohort:
     """``budgets.at(server_round)``: memory budget of every hosted device, (N,) bytes."""
     population: int
     """Devices of all nodes together."""
+    own: bool = False
+    """Whether the node has these devices' interactions itself, so that their numbers follow one another."""
 
     @cached_property
     def seen(self) -> UserItems:
@@ -113,10 +117,13 @@ class Cohort:
         Raises:
             EngineError: a device that this node does not host.
         """
-        if len(devices) and not (devices % self.num_partitions == self.partition).all():
+        hosted = np.isin(devices, self.devices) if self.own else devices % self.num_partitions == self.partition
+        if not hosted.all():
             raise EngineError(
                 f"node {self.partition} of {self.num_partitions} was asked for devices that it does not host"
             )
+        if self.own:
+            return np.asarray(devices - self.devices[:1])
         return (devices - self.partition) // self.num_partitions
 
     @property
@@ -184,17 +191,47 @@ def open_cohort(
     scenario = Scenario.from_json(scenario_json)
     everybody = device_splits(scenario, data_dir, run_dir)
     devices = np.arange(partition, everybody.num_users, num_partitions, dtype=np.int64)
-    splits = everybody.of(devices)
+    place = Path(run_dir), partition, num_partitions
+    return _cohort(scenario, place, devices, everybody.of(devices), everybody.num_users, profile)
+
+
+@lru_cache(maxsize=64)
+def open_own_cohort(
+    scenario_json: str, data: OwnData, num_devices: int, partition: int, num_partitions: int, profile: str = ""
+) -> Cohort:
+    """The same of a node that has its devices' interactions itself. num_devices: of all nodes together.
+
+    Raises:
+        DataError: as for :func:`fl_peel.disks.own_splits`.
+        ProfileError: the fleet has no such class.
+    """
+    scenario = Scenario.from_json(scenario_json)
+    splits = own_splits(scenario, data.path, data.first, data.folder)
+    devices = np.arange(data.first, data.first + splits.num_users, dtype=np.int64)
+    place = data.folder, partition, num_partitions
+    return replace(_cohort(scenario, place, devices, splits, num_devices, profile), own=True)
+
+
+def _cohort(
+    scenario: Scenario,
+    place: tuple[Path, int, int],
+    devices: NDArray[np.int64],
+    splits: Splits,
+    population: int,
+    profile: str,
+) -> Cohort:
+    """place: the run's folder, the partition, and of how many."""
+    run_dir, partition, num_partitions = place
     fleet = load_fleet(scenario.fleet)
     if scenario.budget_factor != 1:
         fleet = fleet.with_shock(at_round=0, factor=scenario.budget_factor)
     own_fleet = fleet.only(profile) if profile else fleet
     classes = np.array([fleet.names.index(name) for name in own_fleet.names], np.int16)
-    full_table_bytes = 4 * everybody.num_items * scenario.pretraining.embedding_dim
+    full_table_bytes = 4 * splits.num_items * scenario.pretraining.embedding_dim
     return Cohort(
         scenario,
-        Path(run_dir) / "nodes" / f"{partition}-of-{num_partitions}{_variant(scenario)}",
-        Path(run_dir),
+        run_dir / "nodes" / f"{partition}-of-{num_partitions}{_variant(scenario)}",
+        run_dir,
         partition,
         num_partitions,
         devices,
@@ -203,7 +240,7 @@ def open_cohort(
         own_fleet,
         classes[own_fleet.classes(scenario.seed, devices)],
         FleetBudgets(own_fleet, scenario.seed, devices, full_table_bytes),
-        everybody.num_users,
+        population,
     )
 
 

@@ -175,6 +175,16 @@ def fetch_dataset(name: str, *, data_dir: Path | None = None, progress: Progress
     return folder
 
 
+def dataset_folder(name: str, data_dir: Path | None) -> Path:
+    """The folder that a named data set is read from, or will be once it is downloaded.
+
+    Raises:
+        DataError: unknown name; or its files are not all there.
+    """
+    found = _find(_named(name), data_dir)
+    return cache_dir() / name if found is None else found[0]
+
+
 def list_datasets(data_dir: Path | None = None) -> list[DatasetRow]:
     """Every named data set, and where it lies, if it does."""
     rows = []

@@ -149,8 +149,10 @@ def split(
     validation_share: float = 0.1,
     test_share: float = 0.2,
     order: SplitOrder = "auto",
+    first: int = 0,
 ) -> Splits:
-    """Split each user's interactions into train, validation and test. Deterministic in (data, seed).
+    """Split each user's interactions into train, validation and test. Deterministic in (data, seed). first: the number
+    of the first of these users, where they are some of many.
 
     Each user's items are put in order: oldest first where there are timestamps (``order`` "time" or "auto"),
     else a random order that depends on the seed, the user and the items alone. The newest ``test_share`` is
@@ -174,7 +176,7 @@ def split(
         rank = np.lexsort((pairs.items, interactions.timestamps, users))
     else:
         # every pair draws its own key, so that no other pair and no order of lines can move it
-        keys = mix64(device_seeds(seed, "split", devices=users) ^ mix64(pairs.items.astype(np.uint64)))
+        keys = mix64(device_seeds(seed, "split", devices=users + first) ^ mix64(pairs.items.astype(np.uint64)))
         rank = np.lexsort((pairs.items, keys, users))
     items = pairs.items[rank]
     counts = pairs.counts()
@@ -187,7 +189,7 @@ def split(
     if by_time:
         wanted = np.rint(left * validation_share)
     else:
-        chance = device_uniforms(seed, "validation-share", devices=np.arange(len(left)))
+        chance = device_uniforms(seed, "validation-share", devices=np.arange(len(left)) + first)
         wanted = np.floor(left * validation_share + chance)
     num_validation = np.minimum(wanted.astype(np.int64), np.maximum(left - 1, 0))
     is_test = position >= np.repeat(left, counts)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from fl_peel.data.interactions import UserItems
@@ -81,6 +80,8 @@ def user_groups(
 def _k_means(points: FloatArray, count: int, seed: int) -> FloatArray:
     """Centroids (count, d). One thread: sums of several threads arrive in any order."""
     distinct = len(np.unique(points, axis=0)) if len(points) <= 4096 else count
+    from sklearn.cluster import KMeans  # a second that nodes do not need
+
     with threadpool_limits(limits=1):
         model = KMeans(n_clusters=min(count, distinct), n_init=3, random_state=seed % 2**32).fit(points)
     return np.asarray(model.cluster_centers_, dtype=np.float32)

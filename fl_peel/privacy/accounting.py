@@ -20,21 +20,16 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-from dp_accounting import (
-    ComposedDpEvent,
-    DpEvent,
-    NeighboringRelation,
-    PoissonSampledDpEvent,
-    SelfComposedDpEvent,
-)
-from dp_accounting.pld import PLDAccountant
-from dp_accounting.rdp import RdpAccountant
-from scipy.stats import norm
+from typing import TYPE_CHECKING
 
 from fl_peel.errors import ScenarioError
 from fl_peel.privacy.mechanisms import Mechanism
 from fl_peel.privacy.settings import LARGEST_MULTIPLIER
+
+if TYPE_CHECKING:  # the server alone accounts: nodes start sooner without
+    from dp_accounting import DpEvent
+    from dp_accounting.pld import PLDAccountant
+    from dp_accounting.rdp import RdpAccountant
 
 SMALLEST_MULTIPLIER = 0.1
 """Calibration gives no less, even where a target would allow it: such a target protects nobody."""
@@ -71,6 +66,8 @@ class Spent:
 
 def event_of(mechanism: Mechanism, multiplier: float, schedule: Schedule) -> DpEvent:
     """All of a run's noised rounds."""
+    from dp_accounting import ComposedDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+
     events: list[DpEvent] = []
     kinds = [(schedule.sampling, kind) for kind in schedule.rounds] + [(1.0, kind) for kind in schedule.certain]
     for sampling, (times, share) in kinds:
@@ -85,6 +82,10 @@ def event_of(mechanism: Mechanism, multiplier: float, schedule: Schedule) -> DpE
 
 def spent(event: DpEvent, delta: float, *, discretization: float = 1e-4) -> Spent:
     """Epsilon of an event at ``delta`` against a neighbour that sends nothing but zeros."""
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.pld import PLDAccountant
+    from dp_accounting.rdp import RdpAccountant
+
     relation = NeighboringRelation.REPLACE_SPECIAL
     rdp = _epsilon(RdpAccountant(neighboring_relation=relation), event, delta)
     pld = None
@@ -153,6 +154,8 @@ def analytic_gaussian_delta(multiplier: float, epsilon: float) -> float:
 
     What the accountants are checked against: a closed form, exact.
     """
+    from scipy.stats import norm
+
     half = 1 / (2 * multiplier)
     return float(norm.cdf(half - epsilon * multiplier) - math.exp(epsilon) * norm.cdf(-half - epsilon * multiplier))
 

@@ -16,15 +16,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from dp_accounting import DpEvent, GaussianDpEvent, LaplaceDpEvent
 from numpy.typing import NDArray
 
 from fl_peel.errors import FieldError, ScenarioError
 from fl_peel.privacy.exact import Bits, discrete_gaussian, discrete_laplace
 from fl_peel.privacy.settings import MECHANISMS, NO_MECHANISM
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent  # takes a second, for what the server alone computes
 
 FloatArray = NDArray[np.float64]
 
@@ -92,6 +94,8 @@ class Gaussian(Mechanism):
 
     def event(self, multiplier: float) -> DpEvent:
         """A Gaussian mechanism."""
+        from dp_accounting import GaussianDpEvent
+
         return GaussianDpEvent(multiplier)
 
     def of_share(self, multiplier: float, share: float) -> float:
@@ -139,6 +143,8 @@ class LocalLaplace(Mechanism):
 
     def event(self, multiplier: float) -> DpEvent:
         """A Laplace mechanism: the loss of a vector whose L1 distance is 1 is at most that of one number at 1."""
+        from dp_accounting import LaplaceDpEvent
+
         return LaplaceDpEvent(multiplier)
 
     def of_share(self, multiplier: float, share: float) -> float:

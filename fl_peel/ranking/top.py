@@ -18,7 +18,6 @@ from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.columns import Counters
-from fl_peel.ranking.torch_ranking import top_rows as top_rows_in_torch
 from fl_peel.training.processor import torch_device
 
 TILE_ROWS = 64
@@ -52,6 +51,8 @@ def top_rows(
     """
     where = torch_device(device)
     if where is not None:
+        from fl_peel.ranking.torch_ranking import top_rows as top_rows_in_torch
+
         return top_rows_in_torch(ranked, cutoffs, users, exclude, n, where)
     num_rows, num_slices = ranked.position.shape
     width = ranked.layout.slice_dim

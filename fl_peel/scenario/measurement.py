@@ -89,6 +89,8 @@ class Engine(Keys):
     cpus_per_node: int = Field(1, ge=1, le=MOST_NODES)
     reply_timeout_s: float = Field(1800, gt=0)
     """A node that has not answered by then counts as failed for that round."""
+    patience_s: float = Field(600, gt=0)
+    """Of a deployment: how long a node that is lost is waited for where all must answer; rounds go on without it."""
     ray_address: Text | None = None
     """An existing Ray cluster; null starts one."""
     device: Device = "cpu"

@@ -90,6 +90,10 @@ class Data(Keys):
     """Or a file or folder of your own."""
     format: DataFormat = "auto"
     """Of ``path``."""
+    catalogue: FilePath | None = None
+    """Items, one id a line, which are numbered in this order; others are left out. Without name and path: of a
+    deployment whose nodes have their own interactions (docs/deploy.md).
+    """
     test_path: FilePath | None = None
     """The given test file that belongs to ``path``, if any."""
     min_rating: float | None = None
@@ -107,8 +111,10 @@ class Data(Keys):
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
-        if (self.name is None) == (self.path is None):
+        if (self.name is not None and self.path is not None) or not (self.name or self.path or self.catalogue):
             raise ValueError("give either name (a named data set) or path (a file of your own)")
+        if self.held_by_nodes and (self.timeline is not None or self.min_rating is not None):
+            raise ValueError("catalogue: alone, nodes have their own interactions; leave out timeline and min_rating")
         for key, given in (("test_path", self.test_path is not None), ("format", self.format != "auto")):
             if given and self.path is None:
                 raise ValueError(f"{key} belongs to path, and {self.name} is read by name; leave it out, or give path")
@@ -119,6 +125,11 @@ class Data(Keys):
         if self.timeline is not None and (self.refit or self.test_path is not None):
             raise ValueError("timeline: has its own splits; leave out refit and test_path")
         return self
+
+    @property
+    def held_by_nodes(self) -> bool:
+        """Whether nodes have their own interactions, and nobody else has any."""
+        return self.name is None and self.path is None
 
 
 class Collected(Keys):

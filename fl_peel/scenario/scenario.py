@@ -110,6 +110,22 @@ class Scenario(Keys):
         return self
 
     @model_validator(mode="after")
+    def _held_by_nodes(self) -> Scenario:
+        if not self.data.held_by_nodes:
+            return self
+        if not self.pretraining.by_devices or self.pretraining.collected.share:
+            raise ValueError(
+                "data.catalogue: without name and path nothing is collected; set pretraining.model: spectral, "
+                "source: devices and collected.share: 0"
+            )
+        if self.evaluation.per_device or self.poisoning.largest_share > 0:
+            raise ValueError(
+                "evaluation.per_device, poisoning: are of simulations, which have all interactions; leave them out, or "
+                "give data.name or data.path"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _refit(self) -> Scenario:
         if self.data.refit and self.privacy.noised:
             raise ValueError("data.refit takes both stages twice and so spends epsilon again; leave it out under noise")

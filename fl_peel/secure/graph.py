@@ -10,7 +10,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import hypergeom
 
 
 def num_neighbours(devices: int, wanted: int) -> int:
@@ -47,6 +46,8 @@ def chance_of_void(devices: int, neighbours: int, threshold: int, lost: int) -> 
     """Upper bound of the probability that a round is void when ``lost`` of the devices, drawn at random, vanish: some
     device has fewer than ``threshold`` neighbours left (hypergeometric, union bound over the devices).
     """
+    from scipy.stats import hypergeom
+
     alive = float(hypergeom.cdf(threshold - 1, devices - 1, devices - 1 - min(lost, devices - 1), neighbours))
     return min(1.0, devices * alive)
 
@@ -55,6 +56,8 @@ def chance_of_exposure(devices: int, neighbours: int, threshold: int, colluding:
     """Upper bound of the probability that some device has ``threshold`` or more neighbours among ``colluding`` devices,
     placed at random, that hand all they know to the server, which then can open that device's vector.
     """
+    from scipy.stats import hypergeom
+
     exposed = float(hypergeom.sf(threshold - 1, devices - 1, min(colluding, devices - 1), neighbours))
     return min(1.0, devices * exposed)
 

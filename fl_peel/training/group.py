@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from fl_peel import kernels
 from fl_peel.errors import ScenarioError
 from fl_peel.training.processor import torch_device
-from fl_peel.training.torch_cohort import train_devices as train_in_torch
 from fl_peel.training.update import GroupUpdate, holders_of, in_two_parts
 from fl_peel.training.work import LocalWork
 
@@ -44,6 +43,8 @@ def train_group(work: LocalWork) -> tuple[NDArray[np.float32], GroupUpdate]:
     if where is None:
         trained, update = _compiled(work)
     else:
+        from fl_peel.training.torch_cohort import train_devices as train_in_torch
+
         done = train_in_torch(work, where)
         trained, holders = done.users, holders_of(work.cutoffs[done.examples > 0], len(work.ranked.blocks))
         update = GroupUpdate(

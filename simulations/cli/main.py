@@ -1,4 +1,4 @@
-"""The command line: `fl-peel run`, `export`, `diff`, `demo`, `compare`, `ablate`, `audit`, `bench`, `scenarios`, and lists.
+"""The command line: `fl-peel run`, `export`, `demo`, `deploy`, `diff`, `compare`, `ablate`, `audit`, and lists.
 
 Exit codes: 0 done; 1 a bug of ours (with a traceback); 2 a mistake of the user's (one line on stderr); 130 Ctrl-C;
 143 SIGTERM.
@@ -22,6 +22,7 @@ from simulations.cli.bench import bench
 from simulations.cli.console import new_table, one_line, print_table
 from simulations.cli.data import data_app
 from simulations.cli.demo import demo
+from simulations.cli.deploy import deploy
 from simulations.cli.diff import diff
 from simulations.cli.export_onnx import export_onnx
 from simulations.cli.fleets import profiles_app
@@ -51,6 +52,7 @@ app.command()(bench)
 app.command()(machines)
 app.command()(export)
 app.command(name="serve-device")(serve_device)
+app.command()(deploy)
 
 
 def _version(wanted: bool) -> None:

@@ -81,7 +81,7 @@ def checked(
     if out is not None:
         check_out(out, place, run_results(scenario) if writes is None else writes)
     scenario = absolute(scenario)
-    for key in ("path", "test_path"):
+    for key in ("path", "test_path", "catalogue"):
         path = getattr(scenario.data, key)
         if path is not None and file_kind(Path(path)) == "nothing":
             raise DataError(f"{path}: no such file or folder; correct data.{key}")
@@ -146,7 +146,8 @@ def check_data(scenario: Scenario, splits: Splits) -> None:
                 f"user_groups.min_size: {least} of {known} devices whose data is collected; lower it, or raise "
                 "pretraining.collected.share"
             )
-    if scenario.pretraining.model == "spectral" and scenario.pretraining.spectral().chooses:
+    unseen = scenario.data.held_by_nodes
+    if not unseen and scenario.pretraining.model == "spectral" and scenario.pretraining.spectral().chooses:
         require_items(
             splits,
             "validation",
@@ -169,11 +170,13 @@ def check_run(scenario: Scenario, splits: Splits) -> None:
     from fl_peel.exchange.release import wants_signals
     from strategies.run.prepare import check_budgets
 
-    require_items(splits, "test", "reports are of them; raise it")
-    if scenario.fairness.tiers and not scenario.data.refit:
-        require_items(splits, "validation", "fairness.tiers are chosen on them; raise it, or set fairness.tiers to []")
-    if wants_signals(scenario) and scenario.refinement.rounds:
-        require_items(splits, "validation", "the controller learns from them; raise it, or set other selectors")
+    if not scenario.data.held_by_nodes:  # what nodes have nobody knows
+        require_items(splits, "test", "reports are of them; raise it")
+        if scenario.fairness.tiers and not scenario.data.refit:
+            because = "fairness.tiers are chosen on them; raise it, or set fairness.tiers to []"
+            require_items(splits, "validation", because)
+        if wants_signals(scenario) and scenario.refinement.rounds:
+            require_items(splits, "validation", "the controller learns from them; raise it, or set other selectors")
     _check_honest(scenario, splits)
     check_data(scenario, splits)
     check_budgets(scenario, _layout(scenario, splits))
@@ -418,7 +421,7 @@ def absolute(scenario: Scenario) -> Scenario:
     data = scenario.data.model_copy(
         update={
             key: os.path.abspath(os.path.expanduser(path))
-            for key in ("path", "test_path")
+            for key in ("path", "test_path", "catalogue")
             if (path := getattr(scenario.data, key)) is not None
         }
     )
@@ -448,6 +451,7 @@ def require_absolute(scenario: Scenario, folders: dict[str, str]) -> None:
     """
     fleet = (scenario.fleet,) if isinstance(scenario.fleet, str) else scenario.fleet
     paths = {**folders, "data.path": scenario.data.path, "data.test_path": scenario.data.test_path}
+    paths["data.catalogue"] = scenario.data.catalogue
     paths |= {"fleet": next((entry for entry in fleet if "/" in entry and not entry.startswith(("/", "~"))), "")}
     for key, path in paths.items():
         if path and not Path(path).expanduser().is_absolute():

@@ -140,7 +140,7 @@ class Evaluator:
     def _known(self, request: wire.EvaluateRequest, partition: int) -> Known:
         """What is known of a node's answer: how many devices it hosts, and in which user groups they are."""
         members, groups = self.members, list(request.groups)
-        here = members.devices % len(self.federation.nodes.ids) == partition
+        here = self.federation.nodes.partitions_of(members.devices) == partition
         reached = here if wire.EVERYBODY in groups else here & np.isin(members.groups, groups)
         single = members.devices[reached if request.per_device else np.zeros_like(reached)]
         hosted = int(here.sum())

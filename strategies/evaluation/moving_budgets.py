@@ -141,7 +141,7 @@ def follow(
 
 def _asked(evaluator: Evaluator, who: Following, traced: IntArray, batch: dict[int, wire.Arrays]) -> Content:
     scenario, devices = evaluator.scenario, who.devices
-    hosts = devices % len(evaluator.federation.nodes.ids)
+    hosts = evaluator.federation.nodes.partitions_of(devices)
 
     def request(partition: int) -> Query | None:
         mine = devices[hosts == partition]

@@ -650,6 +650,8 @@ class EnvironmentResult:
     cpus: Count | None = None
     machine: str | None = None
     system: str | None = None
+    engine: str = "simulation"
+    """Flower's; ``deployment``: nodes were SuperNodes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,10 @@ from collections.abc import Callable, Collection, Container, Iterable, Iterator,
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
+import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from fl_peel import errors, wire
 from fl_peel.errors import EngineError, FlPeelError, MessageError, ScenarioError, SecureAggregationError
@@ -29,6 +31,8 @@ ONCE = frozenset({wire.REFRESH})
 """Kinds of questions that are not asked again: devices remember that they have answered."""
 NOISED = frozenset({wire.SUMS, wire.CHOICE, wire.JOIN})
 """Kinds of questions whose answers may have noise, of which a second answer would have another."""
+HELLO_S = 60.0
+"""Seconds that a node which comes later has to say who it is: nothing goes on meanwhile."""
 PAUSES_S = (0.5, 2.0, 5.0)
 """Seconds until a node that failed is asked again: a worker that died must start first."""
 
@@ -49,6 +53,7 @@ class _Sent:
     """To whom a message went, and what is known of the answer."""
 
     partition: int
+    node: int
     known: Known
     about: Collection[int]
 
@@ -56,7 +61,8 @@ class _Sent:
 @dataclass(frozen=True)
 class Answer(Generic[Reply]):
     """A node's right reply, with the sizes that were found in it; or else what went wrong. came: whether the node said
-    anything but that it failed; about: as in the question.
+    anything but that it failed; lost: whether somebody else said so, as the node is not there; about: as in the
+    question.
     """
 
     partition: int
@@ -64,6 +70,7 @@ class Answer(Generic[Reply]):
     sizes: Mapping[str, int]
     error: FlPeelError | None = None
     came: bool = True
+    lost: bool = False
     about: Collection[int] = ()
 
 
@@ -71,23 +78,51 @@ Content = Callable[[int], Query | None]
 """The question to a partition, if there is one."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Nodes:
     """Node ids by partition. Node ids are random, partitions are not: everything is ordered by partition.
 
-    noise_is_drawn: whether devices draw noise that is new each time, so that they must not be asked twice.
+    noise_is_drawn: whether devices draw noise that is new each time, so that they must not be asked twice; hello: what
+    a node is asked that comes later, in place of one that was lost; patience_s: how long that is waited for, 0 where
+    no node comes later; own: which devices each node hosts, where nodes have their interactions: else they are dealt
+    out one by one.
     """
 
     grid: Grid
     ids: tuple[int, ...]
     timeout_s: float
     noise_is_drawn: bool = False
+    hello: Hello | None = None
+    patience_s: float = 0.0
+    own: tuple[range, ...] = ()
     _open: dict[str, _Sent] = field(default_factory=dict, repr=False, compare=False)
     _numbers: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
+    _refused: set[int] = field(default_factory=set, repr=False, compare=False)
+
+    @property
+    def num_devices(self) -> int:
+        """Of all nodes that have their own interactions."""
+        return sum(map(len, self.own))
+
+    def hosted(self, partition: int, num_devices: int) -> NDArray[np.int64]:
+        """Devices, of so many, that a node hosts, ascending."""
+        if self.own:
+            return np.asarray(self.own[partition], np.int64)
+        return np.arange(partition, num_devices, len(self.ids), dtype=np.int64)
+
+    def partitions_of(self, devices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Whose node hosts each of the devices (N,)."""
+        if not self.own:
+            return devices % len(self.ids)
+        order = sorted(range(len(self.own)), key=lambda partition: self.own[partition].start)
+        starts = np.array([self.own[partition].start for partition in order], np.int64)
+        return np.array(order, np.int64)[np.searchsorted(starts, devices, side="right") - 1]
 
     @staticmethod
-    def connect(grid: Grid, scenario: str, *, root: str, timeout_s: float, patience_s: float = 120.0) -> Nodes:
-        """Find the node of every partition.
+    def connect(
+        grid: Grid, scenario: str, *, root: str, timeout_s: float, patience_s: float = 120.0, catalogue: str = ""
+    ) -> Nodes:
+        """Find the node of every partition. catalogue: ids of all items, where nodes have their own interactions.
 
         Raises:
             EngineError: not all partitions answered in time, or nodes run another copy of the packages.
@@ -96,27 +131,30 @@ class Nodes:
         deadline = time.monotonic() + patience_s
         if hasattr(grid, "pull_interval"):  # of the simulation's grid, which else looks for replies 10 times a second
             grid.pull_interval = PULL_INTERVAL_S
+        returning_s = float(getattr(grid, "patience_s", 0.0))  # of a deployment's
+        hello = Hello(wire.HelloRequest(scenario, catalogue=catalogue), root)
         found: dict[int, int] = {}
+        own: dict[int, range] = {}
         wanted: int | None = None
         while True:
             asked = [node for node in grid.get_node_ids() if node not in found.values()]
-            content = wire.pack(wire.HelloRequest(scenario))
-            messages = [Message(content, dst_node_id=node, message_type=wire.HELLO) for node in asked]
-            for reply in grid.send_and_receive(messages, timeout=min(timeout_s, patience_s)) if messages else []:
+            for reply in hello.ask(grid, asked, min(timeout_s, patience_s)):
+                node = reply.metadata.src_node_id
                 if reply.has_error():
-                    raise failure(reply, f"node {reply.metadata.src_node_id}")
-                answer = _hello(reply, wanted)
-                if answer.root != root and answer.code != code_digest(own_root()):
-                    raise EngineError(
-                        f"the node of partition {answer.partition} runs other code, from {answer.root}, than the "
-                        f"server, from {root}; install the same version, or start the SuperLink in another folder"
-                    )
-                found[answer.partition] = reply.metadata.src_node_id
+                    if returning_s and node not in asked:
+                        continue  # one that was lost before the run began
+                    raise failure(reply, f"node {node}")
+                answer = hello.checked(reply, wanted)
+                if found.setdefault(answer.partition, node) != node:
+                    raise EngineError(f"two nodes say that they are partition {answer.partition}; number them from 0")
                 wanted = answer.num_partitions
+                own[answer.partition] = _own_range(answer)
             if wanted is not None and set(found) >= set(range(wanted)):
                 drawn = Scenario.from_json(scenario).privacy
                 ids = tuple(found[partition] for partition in range(wanted))
-                return Nodes(grid, ids, timeout_s, drawn.noised and drawn.noise_source == "system")
+                noise_is_drawn = drawn.noised and drawn.noise_source == "system"
+                theirs = _without_gaps(own) if catalogue else ()
+                return Nodes(grid, ids, timeout_s, noise_is_drawn, hello, returning_s, theirs)
             if time.monotonic() > deadline:
                 raise EngineError(
                     f"{len(found)} of {wanted or 'unknown'} nodes answered within {patience_s:.0f} s; "
@@ -125,8 +163,31 @@ class Nodes:
             time.sleep(0.5)
 
     def begin(self) -> None:
-        """Whatever is not answered yet comes too late."""
+        """Whatever is not answered yet comes too late; nodes that have come in place of lost ones are asked instead."""
         self._open.clear()
+        if self.hello is not None and self.patience_s:
+            self._adopt(self.hello)
+
+    def _adopt(self, hello: Hello) -> None:
+        """A node that comes back has another id, and is known by its partition."""
+        strangers = [node for node in self.grid.get_node_ids() if node not in {*self.ids, *self._refused}]
+        for reply in hello.ask(self.grid, strangers, min(self.timeout_s, HELLO_S)):
+            node = reply.metadata.src_node_id
+            if reply.has_error() and node not in strangers:
+                continue  # it is gone again
+            try:
+                if reply.has_error():
+                    raise failure(reply, f"node {node}")
+                answer = hello.checked(reply, len(self.ids))
+                partition = answer.partition
+                if self.own and _own_range(answer) != self.own[partition]:
+                    raise EngineError(f"partition {partition} comes back with other devices than it had")
+            except FlPeelError as error:
+                self._refused.add(node)
+                logger.warning("a node that came later is not taken: %s", error)
+                continue
+            logger.warning("partition %d is back, as node %d", partition, node)
+            self.ids = (*self.ids[:partition], node, *self.ids[partition + 1 :])
 
     def messages(self, kind: str, content: Content) -> Iterable[Message]:
         """One message for each partition for which ``content`` has a question."""
@@ -136,7 +197,7 @@ class Nodes:
                 # Flower brings the group back with the reply, also with one that the SuperLink makes for a dead node
                 number = str(next(self._numbers))
                 known = asked.known.with_sizes(**{TOTAL: MOST // len(self.ids)})
-                self._open[number] = _Sent(partition, known, asked.about)
+                self._open[number] = _Sent(partition, node, known, asked.about)
                 record: RecordDict = wire.pack(asked.payload)
                 yield Message(record, dst_node_id=node, message_type=kind, group_id=number)
 
@@ -144,14 +205,15 @@ class Nodes:
         """Every message's answer, once; what nobody waits for any more is left out."""
         for message in replies:
             sent = self._open.get(message.metadata.group_id)
-            theirs = message.has_error() or sent is None or message.metadata.src_node_id == self.ids[sent.partition]
+            theirs = message.has_error() or sent is None or message.metadata.src_node_id == sent.node
             if sent is None or not theirs:
                 logger.warning("an answer to %s that nobody waits for is left out", kind)
                 continue
             del self._open[message.metadata.group_id]
             who = f"node {sent.partition} ({kind})"
             if message.has_error():
-                yield Answer(sent.partition, None, {}, failure(message, who), came=False, about=sent.about)
+                lost = message.metadata.src_node_id != sent.node
+                yield Answer(sent.partition, None, {}, failure(message, who), came=False, lost=lost, about=sent.about)
                 continue
             try:
                 reply = wire.unpack(reply_type, message.content)
@@ -224,32 +286,42 @@ class Nodes:
         found: dict[int, Answer[Reply]],
     ) -> list[Reply]:
         """Right answers to what was asked of some partitions; found: what these answered."""
-        for pause_s in (*PAUSES_S, None):
-            if len(found) < len(asked):
+        pauses_s, deadline = iter(PAUSES_S), time.monotonic() + self.patience_s
+        while True:
+            silent = [partition for partition in asked if partition not in found]
+            may_come = time.monotonic() < deadline
+            if silent and not (may_come and self._may_have_answered(kind)):
                 raise EngineError(
-                    f"{len(asked) - len(found)} of {len(asked)} nodes did not answer {kind} within "
+                    f"{len(silent)} of {len(asked)} nodes did not answer {kind} within "
                     f"{self.timeout_s:.0f} s; raise engine.reply_timeout_s or look for their errors in the log"
                 )
             found |= _disagreeing(kind, found)
             good = {partition: answer for partition, answer in found.items() if answer.error is None}
-            if len(good) == len(found):
-                break
-            for answer in found.values():
-                if answer.error is None:
-                    continue
+            failed = [answer for answer in found.values() if answer.error is not None]
+            if not failed and not silent:
+                return _replies(found)
+            waits_for_lost = may_come and kind not in ONCE and all(answer.lost for answer in failed)
+            pause_s = PAUSES_S[-1] if waits_for_lost else next(pauses_s, None)
+            for answer in failed:
+                assert answer.error is not None, "of those that failed"
                 if pause_s is None or not self._may_repeat(kind, answer):
                     raise answer.error
                 logger.warning("%s; it is asked again", answer.error)
+            if silent:
+                logger.warning("nodes %s did not answer %s; they are asked again", silent, kind)
             time.sleep(pause_s or 0)
             again, answers = self._exchange(kind, reply_type, _of_others(good, content))
             asked, found = [*good, *again], good | answers
-        return _replies(found)
 
     def _may_repeat(self, kind: str, answer: Answer[Reply]) -> bool:
         """Whether a node may be asked the same again: not about a mistake that it would name again."""
-        if kind in ONCE or not isinstance(answer.error, (EngineError, MessageError)):
+        if not isinstance(answer.error, (EngineError, MessageError)):
             return False
-        return not (self.noise_is_drawn and kind in NOISED and answer.came)
+        return self._may_have_answered(kind) or (kind not in ONCE and not answer.came)
+
+    def _may_have_answered(self, kind: str) -> bool:
+        """Whether a node may be asked the same again that has answered, for all that is known."""
+        return kind not in ONCE and not (self.noise_is_drawn and kind in NOISED)
 
     def ask_some(self, kind: str, reply_type: type[Reply], content: Content) -> dict[int, Reply]:
         """Ask nodes, once; replies by partition, ascending, of those that answer, and rightly.
@@ -265,6 +337,56 @@ class Nodes:
         if len(found) < len(asked):
             logger.warning("%d of %d nodes did not answer %s in time", len(asked) - len(found), len(asked), kind)
         return good
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a node is asked that nobody knows yet, and how its answer is judged. root: of the server's packages."""
+
+    request: wire.HelloRequest
+    root: str
+
+    def ask(self, grid: Grid, nodes: Sequence[int], timeout_s: float) -> Iterable[Message]:
+        """What some nodes say of themselves."""
+        content = wire.pack(self.request)
+        messages = [Message(content, dst_node_id=node, message_type=wire.HELLO) for node in nodes]
+        return grid.send_and_receive(messages, timeout=timeout_s) if messages else []
+
+    def checked(self, reply: Message, wanted: int | None) -> wire.HelloReply:
+        """What a node said of itself.
+
+        Raises:
+            MessageError: it is no such answer, or another number of nodes than others say.
+            EngineError: it runs another copy of the packages.
+        """
+        answer = _hello(reply, wanted)
+        if answer.root != self.root and answer.code != code_digest(own_root()):
+            raise EngineError(
+                f"the node of partition {answer.partition} runs other code, from {answer.root}, than the "
+                f"server, from {self.root}; install the same version, or start the SuperLink in another folder"
+            )
+        return answer
+
+
+def _own_range(answer: wire.HelloReply) -> range:
+    return range(answer.first, answer.first + answer.hosted)
+
+
+def _without_gaps(own: Mapping[int, range]) -> tuple[range, ...]:
+    """The devices of every partition, which together are numbered from 0 on.
+
+    Raises:
+        EngineError: they are not.
+    """
+    end, last = 0, "nobody"
+    for partition, devices in sorted(own.items(), key=lambda one: (one[1].start, len(one[1]))):
+        if devices.start != end:
+            raise EngineError(
+                f"node {partition} hosts {len(devices)} devices from number {devices.start} on, where {last} leaves "
+                f"off before {end}; start nodes with first-device in --node-config, so that numbers have no gaps"
+            )
+        end, last = devices.stop, f"node {partition}"
+    return tuple(own[partition] for partition in range(len(own)))
 
 
 def _by_partition(answers: Iterable[Answer[Reply]]) -> dict[int, Answer[Reply]]:

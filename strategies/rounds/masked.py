@@ -76,7 +76,7 @@ class MaskedChannel(Channel):
         members = self.federation.members
 
         def keys(partition: int) -> Query | None:
-            mine = devices[devices % len(self._nodes.ids) == partition]
+            mine = devices[self._nodes.partitions_of(devices) == partition]
             known = Known(
                 {"C": self.federation.num_classes, "first group": 0, "last group": len(self.federation.states) - 1},
                 {"devices": mine},
@@ -246,7 +246,7 @@ class MaskedChannel(Channel):
 
     def _hosted(self, one: SecureGroup, partition: int) -> BoolArray:
         """Which of a group's devices (M,) the node of a partition hosts."""
-        return np.asarray(one.devices % len(self._nodes.ids) == partition)
+        return np.asarray(self._nodes.partitions_of(one.devices) == partition)
 
     def _ask(self, kind: str, reply_type: type[Reply], content: Content) -> list[Reply]:
         """Ask nodes; those that fail or are silent have dropped out."""

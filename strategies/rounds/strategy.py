@@ -123,7 +123,7 @@ class PeelStrategy(Strategy):
         signals = server_round % self.scenario.controller.every == 0
         self._sent = SentRound(server_round, signals, len(begun.asked), sizes)
         cohort, groups = begun.ready, self.members.groups_of(begun.ready)
-        hosts = cohort % len(self.nodes.ids)
+        hosts = self.nodes.partitions_of(cohort)
         self._unanswered = Counter((np.unique(groups * len(self.nodes.ids) + hosts) // len(self.nodes.ids)).tolist())
         for batch in batches(self.contents.groups(groups), self._num_bytes, MESSAGE_BYTES):
             payloads = dict(zip(batch, for_groups(self._packed, batch), strict=True))

@@ -26,11 +26,11 @@ def join(scenario: Scenario, place: Place, prepared: Prepared, nodes: Nodes) -> 
         EngineError, MessageError: a node failed, or what its devices answer makes no sense.
     """
     num_devices = device_splits(scenario, place.data_dir, place.run_dir).num_users
-    setting = wire.Setting(scenario.to_json(), place.data_dir, place.run_dir)
+    setting = wire.Setting(scenario.to_json(), place.data_dir, place.run_dir, num_devices=num_devices)
 
     def request(partition: int) -> Query:
         payload = prepared.join_request(setting, partition, len(nodes.ids))
-        hosted = np.arange(partition, num_devices, len(nodes.ids))
+        hosted = nodes.hosted(partition, num_devices)
         return Query(payload, Known({"N": len(hosted), "G": len(payload.centroids)}, {"devices": hosted}))
 
     replies = nodes.ask(wire.JOIN, wire.JoinReply, request)

@@ -196,7 +196,7 @@ class MaskedSums(FederatedSums):
         everybody = {"first group": wire.EVERYBODY, "last group": wire.EVERYBODY}
 
         def hosted(partition: int) -> Query:
-            here = np.arange(partition, self.num_devices, len(self.nodes.ids))
+            here = self.nodes.hosted(partition, self.num_devices)
             return Query(told, Known(everybody, {"devices": here}, agreed=("C",)))
 
         announced = list(self.nodes.ask_some(wire.SECURE_STEP, wire.SecureKeysReply, hosted).values())
@@ -299,7 +299,7 @@ class MaskedSums(FederatedSums):
 
     def _hosted(self, one: SecureGroup, partition: int) -> BoolArray:
         """Which of the devices (M,) the node of a partition hosts."""
-        return np.asarray(one.devices % len(self.nodes.ids) == partition)
+        return np.asarray(self.nodes.partitions_of(one.devices) == partition)
 
     def _too_few(self, told: wire.SecureStepRequest, why: str, clock: ClockCounts | None) -> SecureAggregationError:
         asked = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 from fl_peel import __version__
@@ -9,10 +11,15 @@ from fl_peel.blocks.ranked import ranking
 from fl_peel.disks import item_ids
 from fl_peel.model.catalogue import Catalogue
 from fl_peel.model.model import save
+from strategies.groups.state import UserGroupState
+from strategies.groups.tables import FloatArray
 from strategies.rounds.federation import for_groups
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.place import Place
 from strategies.run.prepare import Prepared
+
+AT_ONCE = 4
+"""Tables that are in memory while they are saved; two are at work."""
 
 
 def save_model(strategy: PeelStrategy, prepared: Prepared, place: Place) -> int:
@@ -24,11 +31,29 @@ def save_model(strategy: PeelStrategy, prepared: Prepared, place: Place) -> int:
         prepared.joining,
         scenario.blocks.precision,
         [ranking(weights) for weights in strategy.weights(scenario.selector)],
-        [state.table for state in strategy.states],
+        _Tables(strategy.states),
         package=__version__,
         base=prepared.global_table,
         each=for_groups,
     )
+
+
+class _Tables(Sequence[FloatArray]):
+    """Tables (I, d) of user groups, to be looked at one after the other: those before them rest."""
+
+    def __init__(self, states: Sequence[UserGroupState]) -> None:
+        self._states = states
+        self._looked_at = deque[UserGroupState]()
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def __getitem__(self, group: int) -> FloatArray:  # type: ignore[override]
+        state = self._states[group]
+        self._looked_at.append(state)
+        if len(self._looked_at) > AT_ONCE:
+            self._looked_at.popleft().rest()
+        return state.table
 
 
 __all__ = ["save_model"]

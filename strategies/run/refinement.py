@@ -87,7 +87,7 @@ class Refiner:
         start = self.prepared
         return Federation(
             scenario,
-            wire.Setting(scenario.to_json(), self.place.data_dir, self.place.run_dir),
+            wire.Setting(scenario.to_json(), self.place.data_dir, self.place.run_dir, num_devices=len(members.devices)),
             start.layout,
             start.states(scenario, self.place.run_dir) if states is None else states,
             members,

@@ -111,7 +111,7 @@ class World:
         return Setting(self.scenario.to_json(), "", str(self.folder / "run"))
 
     def cohorts(self, nodes: int) -> list[Cohort]:
-        return [open_cohort(*dataclasses.astuple(self.setting), p, nodes) for p in range(nodes)]
+        return [open_cohort(self.setting.scenario, "", self.setting.run_dir, p, nodes) for p in range(nodes)]
 
     def join(self, cohort: Cohort) -> JoinReply:
         mine = self.known[self.known % cohort.num_partitions == cohort.partition]

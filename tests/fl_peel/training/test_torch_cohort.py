@@ -22,10 +22,8 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.data.population import Population
 from fl_peel.errors import ScenarioError
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.ranking import top as ranking
 from fl_peel.ranking import torch_ranking
 from fl_peel.ranking.top import evaluate, top_rows
-from fl_peel.training import group as local_training
 from fl_peel.training import torch_cohort
 from fl_peel.training.group import train_group
 from fl_peel.training.processor import pretraining_device, require_device, torch_device
@@ -265,8 +263,8 @@ def calls(monkeypatch):
 
         return count
 
-    monkeypatch.setattr(local_training, "train_in_torch", counted("train", local_training.train_in_torch))
-    monkeypatch.setattr(ranking, "top_rows_in_torch", counted("rank", ranking.top_rows_in_torch))
+    monkeypatch.setattr(torch_cohort, "train_devices", counted("train", torch_cohort.train_devices))
+    monkeypatch.setattr(torch_ranking, "top_rows", counted("rank", torch_ranking.top_rows))
     monkeypatch.setattr(kernels, "train_devices", counted("compiled train", kernels.train_devices))
     monkeypatch.setattr(kernels, "top_rows", counted("compiled rank", kernels.top_rows))
     return counts

@@ -1,0 +1,79 @@
+"""A scenario on Flower's deployment engine, all of it on this machine: what a deployment does, without machines."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fl_peel.data.readers import read_interactions
+from fl_peel.errors import EngineError, ScenarioError
+from fl_peel.scenario.scenario import Scenario
+from simulations.deployment.app import write_app
+from simulations.deployment.processes import Config, Deployment, deployed
+
+
+def node_configs(scenario: Scenario, *, nodes: int, own: Sequence[Path] = ()) -> list[Config]:
+    """What SuperNodes are started with. own: files of theirs, one each, numbered in this order; nodes: how many there
+    are where there are none, so that each takes its share of the scenario's devices.
+
+    Raises:
+        ScenarioError: files and a scenario that do not fit together.
+        DataError: a file cannot be read.
+    """
+    if bool(own) != scenario.data.held_by_nodes:
+        raise ScenarioError(
+            "--own: nodes have files of their own where the scenario has data.catalogue, and neither data.name nor "
+            "data.path; give both or none"
+        )
+    if not own:
+        return [{"partition-id": number, "num-partitions": nodes, "simulated": True} for number in range(nodes)]
+    configs: list[Config] = []
+    first = 0
+    for number, path in enumerate(own):
+        place = {"partition-id": number, "num-partitions": len(own)}
+        configs.append({**place, "data": str(path.absolute()), "first-device": first})
+        first += read_interactions(path, format=scenario.data.format).num_users
+    return configs
+
+
+def run_deployed(
+    scenario: Scenario,
+    configs: Sequence[Config],
+    on_line: Callable[[str], None],
+    *,
+    data_dir: str = "",
+    out: Path | None = None,
+    secure: bool = True,
+    meanwhile: Callable[[Deployment, str], None] | None = None,
+    limit_s: float | None = None,
+) -> None:
+    """Start a SuperLink and SuperNodes, run a scenario with absolute paths on them, and end them. on_line: is told what
+    the server's side says; meanwhile: likewise, with what runs; limit_s: after so long everything is ended.
+
+    Raises:
+        EngineError: one of them did not start, or the run failed, with its last words.
+    """
+    with tempfile.TemporaryDirectory(prefix="fl-peel-deployed-") as folder:
+        home = Path(folder) / "home"
+        (Path(folder) / "scenario.yaml").write_text(scenario.to_yaml(), encoding="utf-8")
+        if scenario.data.held_by_nodes:  # what devices keep goes with the deployment
+            configs = [{**one, "run-dir": f"{folder}/node-{one['partition-id']}"} for one in configs]
+        given = {"scenario": f"{folder}/scenario.yaml", "data-dir": data_dir, "out": str(out.absolute()) if out else ""}
+        with deployed(home, configs, secure=secure) as deployment:
+
+            def told(line: str) -> None:
+                on_line(line)
+                if meanwhile is not None:
+                    meanwhile(deployment, line)
+
+            try:
+                deployment.run(write_app(Path(folder) / "app"), given, told, limit_s)
+            except EngineError as error:
+                tail = deployment.log("superlink").read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
+                for line in tail:
+                    on_line(line)
+                raise EngineError(str(error).partition("; see ")[0]) from error
+
+
+__all__ = ["node_configs", "run_deployed"]

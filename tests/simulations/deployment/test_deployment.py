@@ -1,0 +1,126 @@
+"""Flower's deployment engine itself: a SuperLink and three SuperNodes, with TLS and keys, as processes on loopback.
+
+What is slow here is Flower's: a ClientApp starts anew for every message, and a SuperNode that is killed counts as there
+until it has missed two heartbeats, a minute.
+"""
+
+import csv
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from simulations.deployment.local import node_configs, run_deployed
+from simulations.report.files_of_run import read_report
+from simulations.scenario_files import load_scenario
+from tests.clients.node.test_own import BOUNDS, NOTHING, held, take_apart
+from tests.simulations.test_run import figures, served
+
+PROGRAMS = ("flower-superlink", "flower-supernode", "flower-superexec", "flwr", "flwr-serverapp", "flwr-clientapp")
+MISSING = [name for name in PROGRAMS if not (Path(sys.executable).parent / name).is_file()]
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.deployment,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed beside this Python: {', '.join(MISSING)}"),
+]
+LIMIT_S = 1800.0
+"""After which a run is ended: far more than one takes, also where others compute."""
+FEW_MESSAGES = (
+    "evaluation.budgets=[50%]",
+    "evaluation.selectors=[shown]",
+    "evaluation.full_tables=false",
+    "evaluation.artifacts=0",
+    "elasticity.rounds=0",
+    "elasticity.falls=[]",
+    "fairness.tiers=[]",
+    "refinement.acceptance.rule=always",
+    "selector=shown",
+)
+FEW_STEPS = (
+    "pretraining.passes=1",
+    "pretraining.count_exponent=0.5",
+    "pretraining.value_exponent=0",
+    "pretraining.group_rounds=1",
+    "refinement.rounds=1",
+)
+
+
+def absolute(tiny, tmp_path):
+    """The same scenario with paths that hold anywhere."""
+    text = tiny.read_text().replace("planted.csv", f"{tmp_path}/planted.csv")
+    (tmp_path / "absolute.yaml").write_text(text.replace("fleet.yaml", f"{tmp_path}/fleet.yaml"))
+    return tmp_path / "absolute.yaml"
+
+
+@pytest.fixture
+def deploys(monkeypatch, tmp_path):
+    """Where deployments put their folders; of none is anything left, neither files nor processes."""
+    place = tmp_path / "deployed"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    yield place
+    assert not list(place.glob("fl-peel-deployed-*"))
+    homes = [str(place) in process.environ().get("FLWR_HOME", "") for process in mine()]
+    assert not any(homes)
+
+
+def mine():
+    found = []
+    for process in psutil.process_iter():
+        try:
+            process.environ()
+        except psutil.Error:
+            continue
+        found.append(process)
+    return found
+
+
+def test_nodes_that_hold_their_own_data_have_the_figures_of_the_simulation(tiny, tmp_path, deploys):
+    """No disk is shared, the server has items alone."""
+    rows = list(csv.DictReader((tmp_path / "planted.csv").open()))
+    (tmp_path / "items.txt").write_text("".join(f"{item}\n" for item in sorted({row["item"] for row in rows})))
+    take_apart(rows, tmp_path / "apart", BOUNDS)
+    changes = [*NOTHING, *FEW_STEPS, *FEW_MESSAGES, f"data.catalogue={tmp_path}/items.txt"]
+    scenario = load_scenario(absolute(tiny, tmp_path), changes)
+    wanted, _ = served(scenario, tmp_path / "simulated")
+    (tmp_path / "planted.csv").unlink()
+
+    files = [tmp_path / "apart" / f"node-{number}.csv" for number in range(3)]
+    lines = []
+    configs = node_configs(held(scenario), nodes=3, own=files)
+    assert [config["first-device"] for config in configs] == list(BOUNDS[:-1])
+    run_deployed(held(scenario), configs, lines.append, out=tmp_path / "out", limit_s=LIMIT_S)
+    result = read_report(tmp_path / "out" / "report.json")
+    assert figures(result) == figures(wanted)
+    assert (result.environment.engine, result.environment.nodes) == ("deployment", 3)
+    assert any("refinement 1/1" in line for line in lines)
+
+
+@pytest.mark.faults
+def test_a_node_that_is_killed_costs_its_devices_and_is_taken_back(tiny, tmp_path, deploys):
+    scenario = load_scenario(absolute(tiny, tmp_path), [*FEW_MESSAGES, "refinement.rounds=4"])
+    configs = node_configs(scenario, nodes=3)
+    seen, bringing = [], []
+
+    def meanwhile(deployment, line):
+        if "refinement " not in line:
+            return
+        seen.append(line)
+        if len(seen) == 1:
+            deployment.kill_node(2)
+        if len(seen) == 3:  # a whole round went on without it
+            bringing.append(threading.Thread(target=deployment.bring_back, args=(2,)))
+            bringing[0].start()
+
+    lines = []
+    run_deployed(scenario, configs, lines.append, out=tmp_path / "out", meanwhile=meanwhile, limit_s=LIMIT_S)
+    bringing[0].join(timeout=60)
+    result = read_report(tmp_path / "out" / "report.json")
+    failures = [row.failures for row in result.rounds]
+    assert len(failures) == 4
+    assert failures[0] == 0
+    assert set(failures) == {0, 13}  # devices 2, 5, 8, ... of 40
+    assert sum(row.devices for row in result.device_classes.values()) == 40  # back by the evaluation

@@ -1,0 +1,123 @@
+"""`fl-peel deploy`: what SuperNodes are started with; mistakes are known before anything starts."""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from fl_peel.errors import EngineError, FlPeelError, ScenarioError
+from simulations.cli.main import app
+from simulations.deployment import processes
+from simulations.deployment.local import node_configs
+from simulations.deployment.processes import Deployment, end_all, free_port
+from simulations.scenario_files import load_scenario
+from tests.clients.node.test_own import NOTHING, held, take_apart
+from tests.helpers.root import ROOT
+
+
+def test_files_are_numbered_one_after_the_other(tiny, tmp_path):
+    (tmp_path / "items.txt").write_text("i0000\n")
+    take_apart(list(csv.DictReader((tmp_path / "planted.csv").open())), tmp_path / "apart", (0, 1, 30, 40))
+    scenario = held(load_scenario(tiny, [*NOTHING, f"data.catalogue={tmp_path}/items.txt"]))
+    own = sorted((tmp_path / "apart").iterdir())
+    configs = node_configs(scenario, nodes=9, own=own)
+    assert [(one["partition-id"], one["num-partitions"], one["first-device"]) for one in configs] == [
+        (0, 3, 0),
+        (1, 3, 1),
+        (2, 3, 30),
+    ]
+    assert [one["data"] for one in configs] == [str(path) for path in own]
+    with pytest.raises(ScenarioError, match=r"--own: nodes have files of their own where the scenario has data"):
+        node_configs(scenario, nodes=3)
+
+
+def test_without_files_each_node_takes_its_share_of_the_scenarios_devices(tiny):
+    scenario = load_scenario(tiny)
+    assert [one["partition-id"] for one in node_configs(scenario, nodes=2)] == [0, 1]
+    with pytest.raises(ScenarioError, match="--own"):
+        node_configs(scenario, nodes=2, own=[tiny])
+
+
+def test_a_mistake_is_told_before_anything_starts(tiny, monkeypatch):
+    monkeypatch.setattr(processes, "_program", lambda name: pytest.fail("started"))
+    ran = CliRunner().invoke(app, ["deploy", str(tiny), "--set", "refinement.roundz=1"])
+    assert isinstance(ran.exception, FlPeelError)
+    assert "unknown key refinement.roundz" in str(ran.exception)
+    ran = CliRunner().invoke(app, ["deploy", str(tiny), "--own", "nowhere.csv"])
+    assert str(ran.exception).startswith("--own: ")
+
+
+def test_a_program_of_flowers_that_is_missing_is_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(EngineError, match="/nowhere/flower-superlink: no such program; install flwr"):
+        processes._program("flower-superlink")
+
+
+@pytest.mark.faults
+def test_all_that_a_deployment_started_ends_with_it_and_nothing_else(tmp_path, monkeypatch):
+    """Whoever does not heed a friendly word, and whoever has lost its parent, too."""
+    stubborn = (
+        "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); signal.pause()"
+    )
+    mine, other = os.environ | {"FLWR_HOME": str(tmp_path)}, os.environ | {"FLWR_HOME": f"{tmp_path}-other"}
+
+    def started(environment):
+        running = subprocess.Popen([sys.executable, "-c", stubborn], env=environment, stdout=subprocess.PIPE, text=True)
+        assert running.stdout.readline() == "on\n"
+        return running
+
+    ours, theirs = started(mine), started(other)
+    try:
+        monkeypatch.setattr(processes, "END_S", 0.5)
+        end_all(tmp_path)
+        ours.wait(timeout=20)
+        assert theirs.poll() is None
+    finally:
+        theirs.kill()
+        theirs.wait()
+
+
+@pytest.fixture
+def endless(monkeypatch, tmp_path):
+    """A deployment whose `flwr run` says a line and goes on for ever."""
+    talks = "import time; print('refinement 1/2', flush=True); time.sleep(600)"
+    monkeypatch.setattr(processes, "_program", lambda name: [sys.executable, "-c", talks])
+    return Deployment(tmp_path, [], None, 1, os.environ | {"FLWR_HOME": str(tmp_path)})
+
+
+def test_whoever_stops_listening_waits_for_nobody(endless, tmp_path):
+    def stopped(line):
+        raise SystemExit(143)
+
+    start = time.monotonic()
+    with pytest.raises(SystemExit):
+        endless.run(tmp_path, {}, stopped)
+    assert time.monotonic() - start < 300
+
+
+def test_a_run_that_takes_too_long_is_ended_and_says_so(endless, tmp_path):
+    lines = []
+    with pytest.raises(EngineError, match=r"the run took more than 5 s and was ended; allow it more"):
+        endless.run(tmp_path, {}, lines.append, limit_s=5.0)
+
+
+def test_a_port_that_is_free_can_be_had():
+    assert 1024 < free_port() < 65_536
+
+
+def test_containers_start_what_flower_has():
+    """Flags of compose.yaml are those that processes on this machine are started with."""
+    services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    assert {"superlink", "node-0", "node-1", "node-2"} <= services.keys()
+    source = (ROOT / "simulations" / "deployment" / "processes.py").read_text(encoding="utf-8")
+    for name in ("superlink", "node-0", "node-1", "node-2"):
+        words = services[name]["command"].split()
+        assert f'"{words[0]}"' in source
+        flags = [word for word in words if word.startswith("--")]
+        assert flags
+        assert [flag for flag in flags if f'"{flag}"' not in source] == []

@@ -1,0 +1,123 @@
+"""On a deployment nodes are lost and come back: rounds go on without them, whatever needs all of them waits."""
+
+import pytest
+from flwr.app import Message
+
+from fl_peel import wire
+from fl_peel.errors import EngineError, MessageError
+from strategies.nodes import nodes as nodes_module
+from strategies.nodes.nodes import Nodes, Query
+from strategies.run.place import Place
+from strategies.server_app import serve
+from tests.helpers.lossy import LossyGrid
+from tests.helpers.root import ROOT
+from tests.simulations.test_run import figures, served
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(nodes_module, "PAUSES_S", (0.0, 0.0, 0.01))
+
+
+def connected(grid, scenario):
+    return Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60, patience_s=1)
+
+
+def asked(nodes, scenario):
+    """Who answers a question that all nodes can answer at any time."""
+    question = Query(wire.HelloRequest(scenario.to_json()))
+    return [reply.partition for reply in nodes.ask(wire.HELLO, wire.HelloReply, lambda partition: question)]
+
+
+def test_a_node_that_comes_back_is_asked_under_its_new_id(tiny_scenario):
+    grid = LossyGrid(3)
+    nodes = connected(grid, tiny_scenario)
+    grid.lose(1)
+    back = grid.bring_back(1)
+    assert asked(nodes, tiny_scenario) == [0, 1, 2]
+    assert nodes.ids[1] == back
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_where_all_must_answer_a_lost_node_is_waited_for(tiny_scenario, silent, monkeypatch):
+    grid = LossyGrid(3)
+    nodes = connected(grid, tiny_scenario)
+    grid.lose(2, silent=silent)
+    waited = []
+
+    def sleep(pause_s):
+        waited.append(pause_s)
+        if len(waited) == 6:  # more often than a node that fails is asked again
+            grid.bring_back(2)
+
+    monkeypatch.setattr(nodes_module.time, "sleep", sleep)
+    assert asked(nodes, tiny_scenario) == [0, 1, 2]
+    assert len(waited) == 6
+
+
+@pytest.mark.parametrize(("silent", "line"), [(False, "node 2 .* failed: Node Unavailable"), (True, "did not answer")])
+def test_a_node_that_never_comes_back_ends_a_run_with_one_line(tiny_scenario, silent, line):
+    grid = LossyGrid(3, patience_s=0.05)
+    nodes = connected(grid, tiny_scenario)
+    grid.lose(2, silent=silent)
+    with pytest.raises(EngineError, match=line):
+        asked(nodes, tiny_scenario)
+
+
+def test_who_may_have_drawn_noise_is_not_asked_again(tiny_scenario):
+    grid = LossyGrid(3)
+    nodes = connected(grid, tiny_scenario)
+    nodes.noise_is_drawn = True
+    grid.lose(2, silent=True)
+    with pytest.raises(EngineError, match=r"1 of 1 nodes did not answer query\.join"):
+        nodes.ask(wire.JOIN, wire.JoinReply, lambda partition: Query(wire.HelloRequest("")) if partition == 2 else None)
+
+
+def test_a_stranger_that_is_no_node_of_the_run_is_told_of_once(tiny_scenario, caplog):
+    grid = LossyGrid(3)
+    nodes = connected(grid, tiny_scenario)
+    grid.bring_back(7)  # of 4 nodes, it says
+    for _ in range(2):
+        assert asked(nodes, tiny_scenario) == [0, 1, 2]
+    assert caplog.text.count("a node that came later is not taken") == 1
+
+
+def test_a_node_that_was_lost_before_the_run_is_not_waited_for(tiny_scenario):
+    grid = LossyGrid(3)
+    stale = grid.bring_back(1)
+    grid.get_node_ids = lambda: list(grid._partition)
+    grid.gone.add(stale)
+    assert stale not in connected(grid, tiny_scenario).ids
+
+
+def test_two_nodes_of_one_partition_are_refused(tiny_scenario):
+    grid = LossyGrid(2)
+    grid._partition[99] = 1
+    with pytest.raises((EngineError, MessageError), match=r"two nodes say that they are partition 1|it is partition"):
+        connected(grid, tiny_scenario)
+
+
+def test_a_round_goes_on_without_a_lost_node_and_with_it_when_it_is_back(tiny_scenario, tmp_path):
+    """Its devices are those that failed; what it kept is there when it comes back."""
+
+    def lose_one(partition, message: Message):
+        kind = message.metadata.message_type
+        if kind == wire.ROUND and wire.unpack(wire.RoundRequest, message.content).server_round == 1 and not grid.gone:
+            grid.lose(2)
+        if kind == wire.ROUND and wire.unpack(wire.RoundRequest, message.content).server_round == 2 and not back:
+            back.append(grid.bring_back(2))
+        return
+
+    back = []
+    grid = LossyGrid(3, lose_one)
+    result = serve(grid, tiny_scenario, Place("", str(tmp_path / "run")))
+    assert [row.failures for row in result.rounds] == [13, 13]  # of 40 devices; it is back after the second began
+    assert sum(row.devices for row in result.device_classes.values()) == 40
+    whole, _ = served(tiny_scenario, tmp_path / "whole", nodes=3)
+    assert figures(whole) != figures(result)
+
+
+def test_a_deployment_without_losses_has_the_figures_of_the_simulation(tiny_scenario, tmp_path):
+    deployed = serve(LossyGrid(3), tiny_scenario, Place("", str(tmp_path / "deployed")))
+    simulated, _ = served(tiny_scenario, tmp_path / "simulated", nodes=2)
+    assert figures(deployed) == figures(simulated)
