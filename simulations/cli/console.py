@@ -1,7 +1,8 @@
-"""What commands share: tables on the terminal, errors as one line."""
+"""What commands share: options, tables on the terminal or one JSON document, errors as one line."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,20 @@ DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder that holds data sets by name; default: $FL_PEEL_DATA, then the cache."),
 ]
+
+
+def _scenarios(incomplete: str) -> list[str]:
+    from simulations.scenario_files import shipped_scenarios
+
+    return [name for name in shipped_scenarios() if name.startswith(incomplete)]
+
+
+ScenarioName = Annotated[str, typer.Argument(help="A shipped scenario or a YAML file.", autocompletion=_scenarios)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a key, e.g. refinement.rounds=5; repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else goes to stderr.")]
 
 
 def path_option(name: str, text: str, metavar: str = "PATH") -> Any:
@@ -42,6 +57,11 @@ def print_table(table: Table) -> None:
     if not console.is_terminal:
         console.width = 400  # a file or a pipe has no width of its own: one row, one line
     console.print(table)
+
+
+def print_json(value: Any) -> None:
+    """Write a value of plain JSON types to stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def one_line(mistake: FlPeelError) -> str:
