@@ -18,6 +18,7 @@ Schema = Mapping[str, Any]
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 ANY_NAME = "NAME"
 """Stands in paths for the keys of a mapping that the user names."""
+_TYPES = {"string": "text", "boolean": "true or false", "integer": "whole number"}
 _LIMITS = {
     "minimum": ">= {}",
     "exclusiveMinimum": "> {}",
@@ -137,7 +138,7 @@ def _kinds(node: Schema, top: Schema) -> Iterator[str]:
         items = list(dict.fromkeys(_kinds(node.get("items", {}), top)))
         yield f"list of {' or '.join(items)}" if items else "list"
     elif "type" in node:
-        yield {"string": "text", "boolean": "true or false", "integer": "whole number"}.get(node["type"], node["type"])
+        yield _TYPES.get(node["type"]) or str(node["type"])
 
 
 def _limits(node: Schema) -> list[str]:

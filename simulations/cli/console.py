@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_peel.errors import FlPeelError, ReportError
+from fl_peel.plain import to_plain
 
 DataDir = Annotated[
     Path | None,
@@ -60,8 +62,28 @@ def print_table(table: Table) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Write a value of plain JSON types to stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """Write one JSON document to stdout: what a command found, dataclasses included."""
+    plain = to_plain(value)
+    typer.echo(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False, default=_in_json))
+
+
+def show(
+    figures: Callable[[], Any], tables: Callable[[], Iterable[Table]], page: Path | None, *, quiet: bool, as_json: bool
+) -> None:
+    """Print what was measured, as tables or as JSON, and where the page lies; nothing is made that is not printed."""
+    if as_json:
+        print_json(figures())
+    if quiet:
+        return
+    for table in () if as_json else tables():
+        print_table(table)
+    if page is not None:
+        typer.echo(f"report: {page}", err=as_json)
+
+
+def _in_json(value: Any) -> Any:
+    """A path as text, a NumPy scalar as Python's own."""
+    return str(value) if isinstance(value, Path) else value.item()
 
 
 def one_line(mistake: FlPeelError) -> str:
