@@ -32,6 +32,9 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start anew, also where --out holds a run that was stopped.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what a run would move, hold and take; write nothing.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -53,6 +56,11 @@ def run(
     err = Console(stderr=True, highlight=False)
     if loaded.data.name is not None:
         require_dataset(loaded.data.name, data_dir)  # before the progress bars of a run begin
+    if dry_run:
+        from simulations.cli.estimates import show_estimate
+
+        show_estimate(loaded, data_dir, seeds or 1, as_json=as_json)
+        return
 
     from simulations import runner
     from simulations.cli.progress import shown

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fl_peel.events import OnEvent, silent
 from simulations.cli.console import AsJson, DataDir, Overrides, ScenarioName, path_option, show
+from simulations.cli.estimates import tell_estimate
 from simulations.cli.shares import read_budgets
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def compare(
             if given is not None:
                 raise ScenarioError(f"{option}: is for scenarios that collect; leave it out where nothing is collected")
         told = _options(["compare", scenario], overrides, words, data_dir, quiet)
+        tell_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
         found = compare_federated(loaded, shares, out=out, seeds=seeds, **told)
         board = leaderboard_view(found["rows"]).to_rich
         show(lambda: found, lambda: [board()], out / "compare.html", quiet=quiet, as_json=as_json)
@@ -81,6 +83,7 @@ def compare(
     chosen: dict[str, Any] = {}
     if rivals is not None:
         chosen = dict(zip(("rivals", "ceilings"), some(name.strip() for name in rivals.split(",")), strict=True))
+    tell_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
     result = comparison.compare(
         loaded,
         shares,
@@ -124,6 +127,7 @@ def ablate(
     from simulations.studies.ablate.report import ablate_view
 
     words = {"--budgets": budgets, "--parts": parts, "--seeds": seeds}
+    tell_estimate("ablate", loaded, data_dir, out, seeds, quiet=quiet)
     result = ablation.ablate(
         loaded,
         shares,
@@ -199,6 +203,7 @@ def audit(
         "--only": only,
         "--row": rows,
     }
+    tell_estimate("audit", loaded, data_dir, out, 1, quiet=quiet)
     result = auditing.audit(
         loaded,
         out=out,
