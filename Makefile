@@ -14,6 +14,11 @@ INSTALLED := $(VENV)/.installed$(if $(LOCKED),-locked)
 
 run: $(INSTALLED)
 	$(BIN)/fl-peel run ml-100k --out $(OUT)
+	@echo
+	@echo "Look at the report:           $(OUT)/report.html"
+	@echo "Activate the environment:     . $(BIN)/activate"
+	@echo "Then, for example:            fl-peel run ml-100k --set refinement.rounds=20 --out out/longer"
+	@echo "Your own data, step by step:  docs/tutorial.md"
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

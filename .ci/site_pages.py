@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-OPTIONAL = ("model.md", "deploy.md", "results.md")
+OPTIONAL = ("model.md", "deploy.md", "runtime.md")
 """Pages of the nav that are left out where there is no such file."""
 FROM_ROOT = ("index.md", "changes.md")
 """Pages that are files of the root."""
