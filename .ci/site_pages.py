@@ -117,7 +117,7 @@ def _table(keys: Any, path: str) -> list[str]:
     lines = ["| key | type | unit | default | limits | what |", "|---|---|---|---|---|---|"]
     for key in keys:
         name = key.path.removeprefix(f"{path}.") if path else key.path
-        default = "must be given" if key.default is None else f"`{key.default}`"
+        default = "must be given" if key.default is None else f"`{key.default}`" if key.default else ""
         cells = (f"`{name}`", key.type, key.unit, default, key.limits, _linked(key.description))
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
     return [*lines, ""]

@@ -33,7 +33,9 @@ _LIMITS = {
 
 @dataclass(frozen=True)
 class Key:
-    """One key. path: dotted, from the top; limits: as words, empty for none; default: None where it must be given."""
+    """One key. path: dotted, from the top; limits: as words, empty for none; default: None where it must be given,
+    empty where nothing stands for it.
+    """
 
     path: str
     type: str
@@ -107,7 +109,7 @@ def _key(path: str, node: Schema, top: Schema, *, required: bool) -> Key:
     kinds = list(dict.fromkeys(_kinds(node, top)))
     limits = ", ".join(dict.fromkeys(limit for one in _leaves(node, top) for limit in _limits(one)))
     units = [one["unit"] for one in _leaves(node, top) if "unit" in one]
-    default = None if required or "default" not in node else text_of(node["default"])
+    default = None if required else text_of(node["default"]) if "default" in node else ""
     return Key(
         path, " or ".join(kinds), units[0] if units else "", default, limits, _one_line(node.get("description", ""))
     )

@@ -73,7 +73,7 @@ def _show_keys(content: dict[str, Any], as_json: bool) -> None:
     console = Console()
     width = console.width if console.is_terminal else 400  # a file or a pipe has no width of its own
     for key in found:
-        facts = [key.type, key.unit, "" if key.default is None else f"default {key.default}", key.limits]
+        facts = [key.type, key.unit, f"default {key.default}" if key.default else "", key.limits]
         typer.secho(f"{key.path}: {text_of(value_of(key))}", bold=True)
         for line in ("; ".join(fact for fact in facts if fact), key.description):
             typer.echo(textwrap.fill(line, width, initial_indent=INDENT, subsequent_indent=INDENT))
