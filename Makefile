@@ -10,10 +10,15 @@ LOCK := $(if $(LOCKED),requirements.lock)
 INSTALLED := $(VENV)/.installed$(if $(LOCKED),-locked)
 
 
-.PHONY: run test lint lock mutants clean
+.PHONY: run test lint docs lock mutants clean
 
 run: $(INSTALLED)
 	$(BIN)/fl-peel run ml-100k --out $(OUT)
+	@echo
+	@echo "Look at the report:           $(OUT)/report.html"
+	@echo "Activate the environment:     . $(BIN)/activate"
+	@echo "Then, for example:            fl-peel run ml-100k --set refinement.rounds=20 --out out/longer"
+	@echo "Your own data, step by step:  docs/tutorial.md"
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
@@ -22,6 +27,10 @@ lint: $(INSTALLED)-dev
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
+
+# the site of docs/ and of what is made from the code, into site/; a warning is an error
+docs: $(INSTALLED)-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 # docs/mutants.md; GROUPS="splits budgets" for some of it
 mutants: $(VENV)/.installed-dev
@@ -40,6 +49,10 @@ $(INSTALLED)-dev: pyproject.toml $(LOCK) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $(if $(LOCK),--requirement $(LOCK)) --editable '.[dev]'
 	touch $@ $(INSTALLED)
 
+$(INSTALLED)-docs: pyproject.toml $(LOCK) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(if $(LOCK),--requirement $(LOCK)) --editable '.[docs]'
+	touch $@ $(INSTALLED)
+
 # versions that are in the file stay while pyproject.toml allows them: UPGRADE=--upgrade takes the newest
 lock: $(BIN)/python
 	$(BIN)/python -m pip install --quiet uv
@@ -48,5 +61,5 @@ lock: $(BIN)/python
 	  --extra-index-url https://download.pytorch.org/whl/cpu --emit-index-url --custom-compile-command "make lock" $(UV)
 
 clean:
-	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) out site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Every snippet of the README runs, and every command it names exists."""
+"""What the README says to type works, and every command that it and the pages of results and commands name exists."""
 
 import re
 import shlex
@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import typer
 import yaml
+from typer.testing import CliRunner
 
-from clients.fleet.fleet import fleet_from_mapping
-from fl_peel.weighting.statistics import BlockStatistics
+from simulations import runner
 from simulations.cli.main import app
 from simulations.scenario_files import load_scenario
+from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
 
 README = ROOT / "README.md"
@@ -19,22 +20,6 @@ README = ROOT / "README.md"
 
 def snippets(language):
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
-
-
-def test_the_fleet_of_the_readme_is_valid():
-    (text,) = snippets("yaml")
-    fleet = fleet_from_mapping(yaml.safe_load(text))
-    assert fleet.names == ("watch", "phone")
-
-
-def test_the_selector_of_the_readme_ranks_blocks():
-    (text,) = [snippet for snippet in snippets("python") if "def " in snippet]
-    scope = {}
-    exec(text, scope)
-    ones = np.ones(3, np.float32)
-    statistics = BlockStatistics(np.array([1, 0, 0], np.float32), ones, ones, ones, ones)
-    weights = scope["most_shown_per_interaction"](statistics, 0, 0)
-    assert weights[1] == weights[2] > weights[0]
 
 
 @pytest.mark.engine
@@ -75,29 +60,81 @@ def data_home(tmp_path, monkeypatch):
 
 
 def commands():
-    lines = [
-        line
-        for block in re.findall(r"```\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-        for line in block.splitlines()
-    ]
-    inline = re.findall(r"`(fl-peel [^`]+)`", README.read_text(encoding="utf-8"))
-    return [line.split("  #")[0].strip() for line in [*lines, *inline] if line.startswith("fl-peel ")]
+    found = []
+    for page in (README, ROOT / "docs" / "results.md", ROOT / "docs" / "commands.md"):
+        text = page.read_text(encoding="utf-8")
+        lines = [
+            line for block in re.findall(r"```(?:bash)?\n(.*?)```", text, re.DOTALL) for line in block.splitlines()
+        ]
+        lines += re.findall(r"`(fl-peel [^`]+)`", text)
+        found += [line.split("  #")[0].strip() for line in lines if line.startswith("fl-peel ")]
+    return list(dict.fromkeys(found))
+
+
+def quickstart():
+    """What a newcomer types, line by line."""
+    text = README.read_text(encoding="utf-8")
+    (block,) = re.findall(r"## Quickstart\n```bash\n(.*?)```", text, re.DOTALL)
+    return block.splitlines()
 
 
 @pytest.mark.parametrize("command", commands())
 def test_commands_and_their_options_exist(command):
     words = shlex.split(command)[1:]
     group = typer.main.get_command(app)
-    while words and hasattr(group, "commands"):
-        assert words[0] in group.commands, f"no such command: {command}"
+    while words and hasattr(group, "commands") and words[0] in group.commands:
         group = group.commands[words.pop(0)]
-    options = {name for parameter in group.params for name in parameter.opts}
+    unknown = words[0] if words and hasattr(group, "commands") and not words[0].startswith("-") else None
+    assert unknown in (None, "COMMAND"), f"no such command: {command}"
+    options = {name for parameter in group.params for name in parameter.opts} | {"--help", "--install-completion"}
     assert {word for word in words if word.startswith("--")} <= options
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if " --set " in c])
 def test_overrides_name_existing_keys(command):
     words = shlex.split(command)[1:]
-    overrides = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    if not any("surprising" in override for override in overrides):  # the reader's own selector
-        load_scenario("ml-100k", overrides)
+    load_scenario("ml-100k", [words[i + 1] for i, word in enumerate(words) if word == "--set"])
+
+
+def test_the_quickstart_is_typed_in_the_environment_that_make_run_makes():
+    first, *others = quickstart()
+    assert first == ". .venv/bin/activate"
+    assert "VENV ?= .venv\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert set(others) <= set(commands())
+    assert len(others) >= 3
+
+
+@pytest.mark.usefixtures("data_home")
+def test_the_quickstart_runs(tmp_path, monkeypatch):
+    """All but its first line, on made-up data and on nodes without an engine."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        runner,
+        "simulated",
+        lambda scenario, place, on_event, *, server: server(LoopbackGrid(2), scenario, place, on_event),
+    )
+    monkeypatch.setattr("simulations.runner.check_run", lambda *args: None)  # the data are too few for 1% of a table
+    for line in quickstart()[1:]:
+        ran = CliRunner().invoke(app, shlex.split(line)[1:], catch_exceptions=False)
+        assert ran.exit_code == 0, f"{line}\n{ran.stderr}"
+    assert (tmp_path / "out" / "first" / "report.html").is_file()
+
+
+def test_make_run_says_what_comes_next():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (said,) = re.findall(r"^run: .*\n(?:\t.*\n)*?((?:\t@echo .*\n)+)", makefile, re.MULTILINE)
+    assert "/bin/activate" in said.replace("$(BIN)/activate", "/bin/activate")
+    assert "$(OUT)/report.html" in said
+    for page in re.findall(r"docs/[\w/-]+\.md", said):
+        assert (ROOT / page).is_file()
+
+
+def test_the_figures_of_the_quickstart_are_those_that_were_measured():
+    """The table of README is part of the page of results."""
+    text = README.read_text(encoding="utf-8")
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    measured = results[results.index("`fl-peel run ml-100k`: 943 devices") :]
+    rows = re.findall(r"^\| [^|]*?(fp32|at 1%|at 5%) \| ([\d.]+ KB) \| (0\.\d{4}) \|$", text, re.MULTILINE)
+    assert len(rows) == 3
+    for name, size, recall in rows:
+        assert re.search(rf"^\| [^|]*{name} \| {size} \| {recall} \|", measured, re.MULTILINE), name

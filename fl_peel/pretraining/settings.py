@@ -10,25 +10,10 @@ from fl_peel.errors import ScenarioError
 
 @dataclass(frozen=True)
 class PretrainingConfig:
-    """How the server trains the full table. See :class:`PretrainedEmbeddings` for what comes out.
+    """How the server trains the full table: what :class:`fl_peel.scenario.method.Pretraining` says under each key. See
+    :class:`PretrainedEmbeddings` for what comes out.
 
-    model: "lightgcn" spreads the tables over ``num_layers`` of the graph; "matrix-factorization" does not.
-    epochs: passes over the users; batch_size: users in a step, each with all of its collected items.
-    learning_rate: of Adam, falling linearly to zero over the epochs.
-    l2: weight of the squared norms of the layer-0 rows; l2_exponent: a row's share of the penalty goes with its
-        interactions ** exponent, so 1 penalizes every interaction and 0 every row the same.
-    num_negatives: sampled softmax: items drawn per step and shared by its users, 0 for all items;
-        BPR: items drawn per interaction.
-    temperature: logits are dot product / temperature.
-    similarity: "dot", or "cosine": the tables are normalized to length 1, in training and in the result.
-    popularity_correction: share of the item's log popularity that training adds to its logit and that
-        serving leaves out; 0 learns the data's popularity as it is, 1 learns as if all items
-        were equally popular.
-    user_weight_exponent: a user's weight in the loss is interactions ** exponent; 0: users count the same,
-        1: interactions count the same.
-    initialization: "spectral" (truncated SVD) or "normal" (standard deviation 0.1 / sqrt(d)).
-    initial_norm: mean length of an item's layer-0 row at the start, for both.
-    diversity_*: see :func:`fl_peel.pretraining.losses.slice_diversity`; num_slices must divide embedding_dim.
+    diversity_*: see :func:`fl_peel.pretraining.losses.slice_diversity`; num_slices is ``diversity_slices``.
     num_threads: torch threads, fixed since sums of more add up in another order (what else decides it:
         :mod:`fl_peel.code_paths`); 0: two from 300,000 interactions on, else one (threads on small tables wait for
         each other more than they work).
@@ -75,17 +60,11 @@ VALUE_EXPONENTS = (0.0, 0.1, 0.2, 0.35, 0.5)
 
 @dataclass(frozen=True)
 class SpectralConfig:
-    """How tables are made of sums over devices; see :mod:`fl_peel.pretraining.by_sums`.
+    """How tables are made of sums over devices (:mod:`fl_peel.pretraining.by_sums`): what
+    :class:`fl_peel.scenario.method.Pretraining` says under each key.
 
-    columns: K of the space in which devices are compared; oversampling: columns more in passes, which find the others
-        better; passes: multiplications by R~^T R~, each a round of every device.
-    user_exponent, item_exponent: a and b of R~ = D_u^-a R D_i^-b; count_exponent: of the item counts in scores;
-    value_exponent: of the eigenvalues, a filter's shape between all columns alike (0) and the leading ones. None: about
-    ``panel`` devices choose one of ``COUNT_EXPONENTS`` or ``VALUE_EXPONENTS`` by their validation items.
-    group_columns: leading columns in which user groups are found; group_rounds: of Lloyd's algorithm.
-    row_sketch: buckets that rows are hashed into in all passes but the last, as a share of the rows; None: all rows.
-    sum_bits: of the words of passes, user groups and moments: 64, or 32 with units so coarse that no sum overflows.
-    num_threads: as in :class:`PretrainingConfig`.
+    oversampling: columns more in passes, which find the others better; an exponent of None: about ``panel`` devices
+    choose one of ``COUNT_EXPONENTS`` or ``VALUE_EXPONENTS``; num_threads: as in :class:`PretrainingConfig`.
     """
 
     columns: int = 512

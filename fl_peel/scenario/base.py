@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic.config import JsonDict
+from pydantic_core import CoreSchema
+
+from fl_peel.plugins import Registry
 
 MOST_ROUNDS = 1_000_000
 """Rounds, epochs, passes: at a second each they take twelve days, and nobody waits for more."""
@@ -49,19 +54,52 @@ def as_share(value: Any) -> Any:
     return value
 
 
+def unit(of: str) -> JsonDict:
+    """What a number counts or measures, as a field's ``json_schema_extra``: it is shown beside the key."""
+    return {"unit": of}
+
+
+_BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
+"""Bounds behind a validator are not translated by pydantic."""
+
+
+@dataclass(frozen=True)
+class _OrPercent:
+    """Tells editors that a share may be written as a percentage."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonDict:
+        number = {_BOUNDS.get(key, key): value for key, value in handler(schema).items()}
+        return {"anyOf": [number, {"type": "string", "pattern": PERCENT}], **unit("share")}
+
+
+PERCENT = r"^\s*(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*%\s*$"
+"""How a percentage is written: ``1%``, ``0.25%``."""
+OR_PERCENT = _OrPercent()
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Tells editors the names that a registry knows where the schema is made, those of installed packages included."""
+
+    registry: Registry[Any]
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonDict:
+        return {**handler(schema), "enum": list(self.registry.names())}
+
+
 Text = Annotated[str, Field(max_length=LONGEST_NAME)]
 
 
 FilePath = Annotated[str, Field(max_length=4095), AfterValidator(check_path)]
 
 
-Share = Annotated[float, BeforeValidator(as_share), Field(gt=0, le=1)]
+Share = Annotated[float, BeforeValidator(as_share), Field(gt=0, le=1), OR_PERCENT]
 
 
-ShareOrNone = Annotated[float, BeforeValidator(as_share), Field(ge=0, le=1)]
+ShareOrNone = Annotated[float, BeforeValidator(as_share), Field(ge=0, le=1), OR_PERCENT]
 
 
-PartShare = Annotated[float, BeforeValidator(as_share), Field(ge=0, lt=1)]
+PartShare = Annotated[float, BeforeValidator(as_share), Field(ge=0, lt=1), OR_PERCENT]
 
 
 def check_distinct(key: str, values: Sequence[Hashable]) -> None:
@@ -78,6 +116,6 @@ def check_distinct(key: str, values: Sequence[Hashable]) -> None:
 
 
 class Keys(BaseModel):
-    """The keys of one part of a scenario: immutable, strict about their names."""
+    """The keys of one part of a scenario: immutable, strict about their names. The text under a key describes it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)

@@ -18,6 +18,7 @@ from fl_peel.scenario.base import (
     Share,
     Text,
     check_distinct,
+    unit,
 )
 from fl_peel.scenario.method import Selector
 from fl_peel.training.settings import check_device_name
@@ -36,17 +37,19 @@ Device = Annotated[str, AfterValidator(_device)]
 class Evaluation(Keys):
     """What is measured in the end, on the test items."""
 
-    top_n: int = Field(20, ge=1, le=MOST_ITEMS)
+    top_n: int = Field(20, ge=1, le=MOST_ITEMS, json_schema_extra=unit("items"))
+    """Length of the list that recall and NDCG look at."""
     budgets: tuple[Share, ...] = Field((0.01, 0.025, 0.05, 0.1, 0.25), max_length=MOST_LISTED)
     """Shares of the fp32 full item table."""
     precisions: tuple[Precision, ...] = ()
     """Empty: that of blocks.precision."""
     selectors: tuple[Selector, ...] = Field(("shown", "popularity"), max_length=MOST_LISTED)
+    """Orders of the blocks that are measured beside one another."""
     full_tables: bool = True
     """Also the full fp32 tables, global and refined."""
-    artifacts: int = Field(3, ge=0, le=MOST_DEVICES)
+    artifacts: int = Field(3, ge=0, le=MOST_DEVICES, json_schema_extra=unit("devices"))
     """Devices whose stored embeddings are written to the output folder."""
-    bootstrap: int = Field(1000, ge=0, le=100_000)
+    bootstrap: int = Field(1000, ge=0, le=100_000, json_schema_extra=unit("replicates"))
     """Replicates that intervals over devices come from, see docs/statistics.md; 0: no intervals."""
     per_device: bool = False
     """Also what every single device gets, as per-device.parquet in the output folder; in simulation only."""
@@ -71,9 +74,9 @@ class Fairness(Keys):
 class Elasticity(Keys):
     """What happens to trained tables when budgets move; see docs/heterogeneity.md."""
 
-    rounds: int = Field(6, ge=0, le=MOST_ROUNDS)
+    rounds: int = Field(6, ge=0, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
     """Rounds after the last one for which devices are followed, at every step of the fleet's clock; 0: not at all."""
-    devices: int = Field(2000, ge=1, le=MOST_DEVICES)
+    devices: int = Field(2000, ge=1, le=MOST_DEVICES, json_schema_extra=unit("devices"))
     """Devices followed, drawn by the seed; all where there are fewer."""
     falls: tuple[Share, ...] = Field((1.0, 0.5, 0.25, 0.1, 0.05), max_length=MOST_LISTED)
     """Factors by which all budgets fall at once after the last round."""
@@ -84,10 +87,11 @@ class Elasticity(Keys):
 class Engine(Keys):
     """How the simulation runs. Nothing here changes a result; ``device`` alone changes how figures are rounded."""
 
-    nodes: int = Field(2, ge=1, le=MOST_NODES)
+    nodes: int = Field(2, ge=1, le=MOST_NODES, json_schema_extra=unit("nodes"))
     """Flower nodes; each hosts every nodes-th device."""
-    cpus_per_node: int = Field(1, ge=1, le=MOST_NODES)
-    reply_timeout_s: float = Field(1800, gt=0)
+    cpus_per_node: int = Field(1, ge=1, le=MOST_NODES, json_schema_extra=unit("processors"))
+    """That Ray sets aside for a node: as many nodes work at a time as the machine has room for."""
+    reply_timeout_s: float = Field(1800, gt=0, json_schema_extra=unit("s"))
     """A node that has not answered by then counts as failed for that round."""
     patience_s: float = Field(600, gt=0)
     """Of a deployment: how long a node that is lost is waited for where all must answer; rounds go on without it."""

@@ -21,14 +21,16 @@ from fl_peel.scenario.base import (
     WIDEST_LAYER,
     FilePath,
     Keys,
+    OneOf,
     PartShare,
     Share,
     ShareOrNone,
     Text,
+    unit,
 )
 from fl_peel.weighting.settings import SELECTORS, ControllerConfig, FeatureName
 
-Selector = Annotated[str, AfterValidator(SELECTORS.check)]
+Selector = Annotated[str, AfterValidator(SELECTORS.check), OneOf(SELECTORS)]
 
 
 class TimelinePart(Keys):
@@ -36,14 +38,15 @@ class TimelinePart(Keys):
 
     start: Share = 0.6
     """Share of all interactions that are past when the first period begins."""
-    periods: int = Field(8, ge=1, le=MOST_LISTED)
+    periods: int = Field(8, ge=1, le=MOST_LISTED, json_schema_extra=unit("periods"))
+    """That are replayed, one after the other."""
     share: Share = 0.05
     """Of all interactions, what happens in a period."""
-    days: float | None = Field(None, gt=0)
+    days: float | None = Field(None, gt=0, json_schema_extra=unit("days"))
     """Or how long a period is; null: by ``share``."""
-    passes: int = Field(1, ge=1, le=MOST_ROUNDS)
+    passes: int = Field(1, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("passes"))
     """Of stage 1 in each period, from the directions of the last."""
-    group_rounds: int = Field(1, ge=0, le=MOST_ROUNDS)
+    group_rounds: int = Field(1, ge=0, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
     """Of Lloyd's algorithm in each period, from the last centroids."""
     allowance: Share = 0.15
     """Of the table's rows, how many a period may change: those that change most, new items first."""
@@ -51,20 +54,20 @@ class TimelinePart(Keys):
     """A device changes its user group if another one is nearer by more than this share of the squared distance between
     its vector and the group's centroid: what it downloads for it must be worth it.
     """
-    rounds: int = Field(0, ge=0, le=MOST_ROUNDS)
+    rounds: int = Field(0, ge=0, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
     """Of the fleet's clock, how many a period lasts at least; its steps take some by themselves."""
-    fading: float | None = Field(10.0, gt=0)
+    fading: float | None = Field(10.0, gt=0, json_schema_extra=unit("interactions"))
     """A device's vector is a sum over what it did, of e^(-n / fading) where it did n things since; null: all alike."""
-    leaving: float | None = Field(None, gt=0)
+    leaving: float | None = Field(None, gt=0, json_schema_extra=unit("periods"))
     """Users who do nothing for so many periods speak of the newer half of what they did, after twice as many of a
     quarter, in the end of nothing: they have left. null: nobody leaves.
     """
     fresh_exponents: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (0.0, 0.25, 0.5, 0.75, 1.0), min_length=1, max_length=MOST_LISTED
+        (0.0, 0.25, 0.5, 0.75, 1.0), min_length=1, max_length=MOST_LISTED, json_schema_extra=unit("exponent")
     )
     """Items are scored by the share of their uses that is of the last period, to one of these powers: devices choose it
     after every period."""
-    period: int = Field(0, ge=0)
+    period: int = Field(0, ge=0, json_schema_extra=unit("number of a period"))
     """Where the run is: it moves this by itself."""
     phase: Phase = "learn"
     """Of the period; the run moves this, too."""
@@ -96,7 +99,7 @@ class Data(Keys):
     """
     test_path: FilePath | None = None
     """The given test file that belongs to ``path``, if any."""
-    min_rating: float | None = None
+    min_rating: float | None = Field(None, json_schema_extra=unit("rating"))
     """Keep interactions with at least this rating; null keeps all."""
     split_order: SplitOrder = "auto"
     """time: newest to test; random; auto: time where there are timestamps."""
@@ -142,53 +145,81 @@ class Collected(Keys):
 
 
 class Pretraining(Keys):
-    """Stage 1; see :class:`fl_peel.pretraining.settings.PretrainingConfig` for each field and, for those of spectral,
-    :class:`fl_peel.pretraining.settings.SpectralConfig`.
-    """
+    """Stage 1: how tables are pretrained, and from what; see docs/method.md and docs/nothing-collected.md."""
 
     model: Literal["lightgcn", "matrix-factorization", "spectral"] = "lightgcn"
     """spectral: tables from sums over users (:mod:`fl_peel.pretraining.by_sums`), which need no gradient."""
     source: Literal["collected", "devices"] = "collected"
     """Whose sums spectral takes: over the collected interactions, or over all devices, which keep theirs; what is
     collected is then where passes start."""
-    columns: int = Field(512, ge=1, le=WIDEST)
-    passes: int = Field(6, ge=1, le=MOST_ROUNDS)
-    user_exponent: float = Field(0.3, ge=0, le=1)
-    item_exponent: float = Field(0.5, ge=0, le=1)
-    count_exponent: float | None = Field(None, ge=0, le=1)
-    """null, here and below: chosen by devices on their validation items."""
-    value_exponent: float | None = Field(None, ge=0)
-    panel: int = Field(1000, ge=1, le=MOST_DEVICES)
+    columns: int = Field(512, ge=1, le=WIDEST, json_schema_extra=unit("columns"))
+    """K of the space in which spectral compares devices, and tables are made."""
+    passes: int = Field(6, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("passes"))
+    """Multiplications by R~^T R~ of spectral, each a round of every device."""
+    user_exponent: float = Field(0.3, ge=0, le=1, json_schema_extra=unit("exponent"))
+    """a of R~ = D_u^-a R D_i^-b, which spectral decomposes: how much less each interaction of an active user says."""
+    item_exponent: float = Field(0.5, ge=0, le=1, json_schema_extra=unit("exponent"))
+    """b of R~: how much less each interaction with a popular item says."""
+    count_exponent: float | None = Field(None, ge=0, le=1, json_schema_extra=unit("exponent"))
+    """Of the item counts in spectral's scores; null, here and below: chosen by devices on their validation items."""
+    value_exponent: float | None = Field(None, ge=0, json_schema_extra=unit("exponent"))
+    """Of the eigenvalues: a filter's shape between all columns alike (0) and the leading ones."""
+    panel: int = Field(1000, ge=1, le=MOST_DEVICES, json_schema_extra=unit("devices"))
     """Devices, about, that are asked to choose."""
-    group_columns: int = Field(128, ge=1, le=WIDEST)
-    group_rounds: int = Field(8, ge=1, le=MOST_ROUNDS)
+    group_columns: int = Field(128, ge=1, le=WIDEST, json_schema_extra=unit("columns"))
+    """Leading columns in which spectral finds user groups."""
+    group_rounds: int = Field(8, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
+    """Of Lloyd's algorithm, by which spectral finds user groups."""
     row_sketch: Share | None = None
     """Buckets, as a share of the items, that rows are hashed into under secure aggregation: a count sketch, in all
     passes but the last; null: all rows."""
-    sum_bits: Literal[32, 64] = 64
+    sum_bits: Literal[32, 64] = Field(64, json_schema_extra=unit("bits"))
     """Of the words in which devices say sums; 32: in units that are as fine as the number of devices allows."""
-    windows: int = Field(3, ge=1, le=MOST_ROUNDS)
+    windows: int = Field(3, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
     """Rounds of the fleet's clock that a step of spectral from devices stays open for those who are away at first."""
-    deadline_s: float | None = Field(None, gt=0)
+    deadline_s: float | None = Field(None, gt=0, json_schema_extra=unit("s"))
     """Virtual seconds that a device has for a step once it takes part; null: the server waits for all."""
-    embedding_dim: int = Field(64, ge=1, le=WIDEST)
-    num_layers: int = Field(3, ge=0, le=MOST_LISTED)
+    embedding_dim: int = Field(64, ge=1, le=WIDEST, json_schema_extra=unit("numbers a row"))
+    """Of a user's and an item's embedding; a table takes four bytes a number, so budgets scale with it."""
+    num_layers: int = Field(3, ge=0, le=MOST_LISTED, json_schema_extra=unit("layers"))
+    """Of the graph that lightgcn spreads the tables over; matrix-factorization spreads none."""
     loss: Literal["sampled-softmax", "bpr"] = "sampled-softmax"
-    epochs: int = Field(80, ge=0, le=MOST_ROUNDS)
-    batch_size: int = Field(2048, ge=1, le=MOST_DEVICES)
-    learning_rate: float = Field(0.03, gt=0)
-    l2: float = Field(0.2, ge=0)
-    l2_exponent: float = Field(1.0, ge=0)
-    num_negatives: int = Field(4096, ge=0, le=MOST_ITEMS)
-    temperature: float = Field(0.25, gt=0)
+    """sampled-softmax, against items drawn a step; bpr, pair by pair."""
+    epochs: int = Field(80, ge=0, le=MOST_ROUNDS, json_schema_extra=unit("passes over the users"))
+    """On Gowalla, 80 do better on held-out items than 40 (docs/method.md)."""
+    batch_size: int = Field(2048, ge=1, le=MOST_DEVICES, json_schema_extra=unit("users"))
+    """In a step, each with all of its collected items."""
+    learning_rate: float = Field(0.03, gt=0, json_schema_extra=unit("step"))
+    """Of Adam, falling linearly to zero over the epochs."""
+    l2: float = Field(0.2, ge=0, json_schema_extra=unit("weight"))
+    """Of the squared norms of the layer-0 rows in the loss."""
+    l2_exponent: float = Field(1.0, ge=0, json_schema_extra=unit("exponent"))
+    """A row's share of the penalty goes with its interactions ** exponent: 1 penalizes every interaction, 0 every row
+    the same.
+    """
+    num_negatives: int = Field(4096, ge=0, le=MOST_ITEMS, json_schema_extra=unit("items"))
+    """sampled-softmax: drawn a step and shared by its users, 0 for all items; bpr: drawn an interaction."""
+    temperature: float = Field(0.25, gt=0, json_schema_extra=unit("divisor of a logit"))
+    """Logits are dot product / temperature."""
     similarity: Literal["dot", "cosine"] = "dot"
-    popularity_correction: float = Field(0.0, ge=0, le=1)
-    user_weight_exponent: float = Field(1.0, ge=0)
+    """dot; cosine: the tables are normalized to length 1, in training and in the result."""
+    popularity_correction: float = Field(0.0, ge=0, le=1, json_schema_extra=unit("share"))
+    """Of the item's log popularity, which training adds to its logit and serving leaves out: 0 learns the data's
+    popularity as it is, 1 learns as if all items were equally popular.
+    """
+    user_weight_exponent: float = Field(1.0, ge=0, json_schema_extra=unit("exponent"))
+    """A user's weight in the loss is interactions ** exponent: 0: users count the same, 1: interactions do."""
     initialization: Literal["spectral", "normal"] = "spectral"
-    initial_norm: float = Field(1.0, gt=0)
+    """spectral: a truncated SVD; normal: noise of standard deviation 0.1 / sqrt(embedding_dim)."""
+    initial_norm: float = Field(1.0, gt=0, json_schema_extra=unit("length"))
+    """Mean of an item's layer-0 row at the start, for both."""
     diversity_form: DiversityForm = "cosine"
-    diversity_weight: float = Field(0.0, ge=0)
-    diversity_slices: int = Field(4, ge=1, le=WIDEST)
+    """Of the regularizer that keeps an item's slices different: none; cosine, which is bounded; distance, the paper's,
+    which is not.
+    """
+    diversity_weight: float = Field(0.0, ge=0, json_schema_extra=unit("weight"))
+    """Of that regularizer in the loss; 0: none."""
+    diversity_slices: int = Field(4, ge=1, le=WIDEST, json_schema_extra=unit("slices"))
     """Slices between which the regularizer acts (a divisor of embedding_dim)."""
     collected: Collected = Collected()
 
@@ -242,12 +273,13 @@ _SPECTRAL = tuple(field.name for field in fields(SpectralConfig) if field.name n
 class UserGroupsPart(Keys):
     """K-means on the user embeddings of the collected users."""
 
-    count: int = Field(16, ge=1, le=MOST_DEVICES)
-    min_size: int = Field(8, ge=1, le=MOST_DEVICES)
+    count: int = Field(16, ge=1, le=MOST_DEVICES, json_schema_extra=unit("user groups"))
+    """Each has an item table and a block order of its own; shipped scenarios have 60 to 120 devices a group."""
+    min_size: int = Field(8, ge=1, le=MOST_DEVICES, json_schema_extra=unit("users"))
     """No group is smaller: with one member, a group would reveal it."""
-    neighbour_weight: float = Field(0.1, ge=0)
+    neighbour_weight: float = Field(0.1, ge=0, json_schema_extra=unit("weight"))
     """How much of its users' neighbours each group's table starts with; 0: a copy of the global table."""
-    neighbour_ridge: float = Field(0.01, gt=0)
+    neighbour_ridge: float = Field(0.01, gt=0, json_schema_extra=unit("share"))
     """Ridge of that regression, as a share of the mean squared user embedding."""
 
 
@@ -256,30 +288,38 @@ class Blocks(Keys):
 
     item_groups: ItemGroupKind = "single"
     """contiguous (as the authors), popularity tiers, interest-popularity, single (one item a group)."""
-    count: int = Field(20, ge=1, le=MOST_ITEMS)
+    count: int = Field(20, ge=1, le=MOST_ITEMS, json_schema_extra=unit("item groups"))
     """Item groups, for every kind but single."""
-    num_tiers: int = Field(4, ge=1, le=MOST_ITEMS)
+    num_tiers: int = Field(4, ge=1, le=MOST_ITEMS, json_schema_extra=unit("tiers"))
     """Popularity tiers of interest-popularity."""
-    num_slices: int = Field(1, ge=1, le=WIDEST)
+    num_slices: int = Field(1, ge=1, le=WIDEST, json_schema_extra=unit("slices"))
     """A divisor of pretraining.embedding_dim."""
     precision: Precision = "int8"
     """Of the blocks that devices are sent and keep: fp32, fp16, int8, int4."""
 
 
 class ControllerPart(Keys):
-    """The network that turns block features into weights; see :class:`fl_peel.weighting.settings.ControllerConfig`."""
+    """The network that turns block features into weights; see docs/method.md."""
 
     features: tuple[FeatureName, ...] = Field(
         ("shown", "popularity", "global-popularity", "loss", "energy"), min_length=1
     )
-    hidden: tuple[Annotated[int, Field(ge=1, le=WIDEST_LAYER)], ...] = Field((16, 16), max_length=16)
-    steps: int = Field(20, ge=0, le=MOST_ROUNDS)
-    learning_rate: float = Field(0.01, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    memory: float = Field(0.5, ge=0, le=1)
-    every: int = Field(1, ge=1, le=MOST_ROUNDS)
+    """Of a block, the network's inputs; the first one is the order that it starts from."""
+    hidden: tuple[Annotated[int, Field(ge=1, le=WIDEST_LAYER)], ...] = Field(
+        (16, 16), max_length=16, json_schema_extra=unit("units")
+    )
+    """Widths of the hidden layers: a few hundred numbers in all cannot overfit."""
+    steps: int = Field(20, ge=0, le=MOST_ROUNDS, json_schema_extra=unit("steps"))
+    """Of Adam, in a round."""
+    learning_rate: float = Field(0.01, gt=0, json_schema_extra=unit("step"))
+    """Of those."""
+    weight_decay: float = Field(0.01, ge=0, json_schema_extra=unit("weight"))
+    """Of the network's weights, in each step."""
+    memory: float = Field(0.5, ge=0, le=1, json_schema_extra=unit("share"))
+    """Of the signals of earlier rounds, that still counts in the next."""
+    every: int = Field(1, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
     """Rounds between outer steps: devices send validation signals in every such round."""
-    list_length: int = Field(50, ge=1, le=MOST_ITEMS)
+    list_length: int = Field(50, ge=1, le=MOST_ITEMS, json_schema_extra=unit("items"))
     """Length of the top list in which a device looks for its validation items."""
 
     @property

@@ -12,14 +12,17 @@ from fl_peel.scenario.base import (
     MOST_DEVICES,
     MOST_ITEMS,
     MOST_LISTED,
+    OR_PERCENT,
     Keys,
+    OneOf,
     PartShare,
     Share,
     as_share,
     check_distinct,
+    unit,
 )
 
-Norm = Annotated[float, Field(gt=0, le=1e9)]
+Norm = Annotated[float, Field(gt=0, le=1e9, json_schema_extra=unit("norm"))]
 
 
 class Clipping(Keys):
@@ -31,9 +34,9 @@ class Clipping(Keys):
     """
     norm: Norm = 1.0
     """L2 (local-laplace: L1) bound of a device's update; adaptive: the bound of the first round."""
-    quantile: float = Field(0.5, gt=0, lt=1)
+    quantile: float = Field(0.5, gt=0, lt=1, json_schema_extra=unit("share"))
     """adaptive: share of the devices whose update shall stay whole."""
-    learning_rate: float = Field(0.2, gt=0, le=10)
+    learning_rate: float = Field(0.2, gt=0, le=10, json_schema_extra=unit("step"))
     """adaptive: bound <- bound * exp(-learning_rate * (share below it - quantile)) after every round."""
 
 
@@ -42,14 +45,15 @@ class ReleaseShares(Keys):
     that of stage 1.
     """
 
-    updates: float = Field(0.9, gt=0)
-    signals: float = Field(0.1, ge=0)
+    updates: float = Field(0.9, gt=0, json_schema_extra=unit("share"))
+    """Block updates, which teach the tables."""
+    signals: float = Field(0.1, ge=0, json_schema_extra=unit("share"))
     """Validation hits of each block, which teach the controller."""
-    counts: float = Field(0.0, ge=0)
+    counts: float = Field(0.0, ge=0, json_schema_extra=unit("share"))
     """Which blocks' items a device has interacted with: popularity within the user group."""
-    quantile: float = Field(0.02, ge=0)
+    quantile: float = Field(0.02, ge=0, json_schema_extra=unit("share"))
     """With adaptive clipping: whether a device's update was below the bound."""
-    stage1: float = Field(4.0, gt=0)
+    stage1: float = Field(4.0, gt=0, json_schema_extra=unit("rounds"))
     """All that devices say in stage 1 (``pretraining.source: devices``), in full rounds; besides the others, of which
     one round is made, and not normalized with them.
     """
@@ -58,7 +62,7 @@ class ReleaseShares(Keys):
 class Statistic(Keys):
     """A statistic of an installed package that noised rounds release besides; see docs/privacy.md."""
 
-    share: float = Field(gt=0)
+    share: float = Field(gt=0, json_schema_extra=unit("share"))
     """Of one round's privacy, before all shares are normalized."""
     norm: Norm = 1.0
     """Bound of a device's contribution in a round: L2, with local-laplace L1."""
@@ -67,14 +71,15 @@ class Statistic(Keys):
 class Privacy(Keys):
     """What devices hide, from whom; see docs/privacy.md. Defaults: nothing is hidden and nothing changes."""
 
-    mechanism: Annotated[str, AfterValidator(MECHANISMS.check)] = NO_MECHANISM
+    mechanism: Annotated[str, AfterValidator(MECHANISMS.check), OneOf(MECHANISMS)] = NO_MECHANISM
     """none; central-gaussian: the server adds noise to the sum over a user group; local-gaussian, local-laplace: each
     device adds noise; or one that an installed package registers under ``fl_peel.mechanisms``.
     """
-    target_epsilon: float | None = Field(None, gt=0)
+    target_epsilon: float | None = Field(None, gt=0, json_schema_extra=unit("epsilon"))
     """User level, of the whole run; the noise follows from it."""
-    delta: float = Field(1e-5, gt=0, lt=1)
-    noise_multiplier: float | None = Field(None, ge=1e-6, le=LARGEST_MULTIPLIER)
+    delta: float = Field(1e-5, gt=0, lt=1, json_schema_extra=unit("probability"))
+    """With which the guarantee may fail, of (epsilon, delta); below one in the number of devices."""
+    noise_multiplier: float | None = Field(None, ge=1e-6, le=LARGEST_MULTIPLIER, json_schema_extra=unit("bounds"))
     """Noise of one round relative to the bound, in place of target_epsilon or, beside it, to be checked against it."""
     noise_source: Literal["seed", "system"] = "seed"
     """Where noise, answers by randomized response and coins of Poisson sampling come from. seed: the scenario's: runs
@@ -89,9 +94,9 @@ class Privacy(Keys):
     shares: ReleaseShares = ReleaseShares()
     statistics: dict[Annotated[str, AfterValidator(STATISTICS.check)], Statistic] = Field(default_factory=dict)
     """Statistics by name that installed packages register under ``fl_peel.statistics``, under a mechanism."""
-    group_epsilon: float | None = Field(None, gt=0)
+    group_epsilon: float | None = Field(None, gt=0, json_schema_extra=unit("epsilon"))
     """Devices whose data was not collected answer their user group by randomized response with this epsilon."""
-    colluding_devices: int = Field(1, ge=0, le=MOST_DEVICES)
+    colluding_devices: int = Field(1, ge=0, le=MOST_DEVICES, json_schema_extra=unit("devices"))
     """Under secure aggregation devices add the noise, in shares: of how many in a user group none is counted on, since
     they may tell it to whoever attacks. 1: any device that looks at tables knows its own.
     """
@@ -101,7 +106,7 @@ class Privacy(Keys):
     """Rows of a device's update: those it changed, or all it was sent, so that nobody sees which it changed."""
     requests: Literal["own-budget", "group-prefix"] = "own-budget"
     """Blocks a device downloads: what its budget holds, or what the largest budget of the fleet holds."""
-    answer_share: float | None = Field(None, gt=0, le=1)
+    answer_share: float | None = Field(None, gt=0, le=1, json_schema_extra=unit("share"))
     """Share of the rounds in which a device answers: one that is available more often, as some classes are, is silent
     in some, by a coin of its own. null: it answers whenever it can.
     """
@@ -160,21 +165,22 @@ class SecureAggregation(Keys):
     """
 
     enabled: bool = False
+    """Whether devices mask what they send, so that sums alone are learned."""
     masked: bool = True
     """false: the same devices, dropouts and void rounds, without keys and masks: what the protocol is compared with."""
-    devices_per_group: int | None = Field(64, ge=2, le=MOST_DEVICES)
+    devices_per_group: int | None = Field(64, ge=2, le=MOST_DEVICES, json_schema_extra=unit("devices"))
     """Devices of a user group that take part in a round, drawn from the round's cohort; null takes all of it. Of
     refinement alone: a step of stage 1 takes all devices that come.
     """
-    min_devices: int = Field(8, ge=3, le=MOST_DEVICES)
+    min_devices: int = Field(8, ge=3, le=MOST_DEVICES, json_schema_extra=unit("devices"))
     """A user group of which fewer are reached sits the round out: a sum over few hides little. In stage 1 it ends the
     run.
     """
-    neighbours: int = Field(12, ge=2, le=MOST_DEVICES)
+    neighbours: int = Field(12, ge=2, le=MOST_DEVICES, json_schema_extra=unit("devices"))
     """Devices that each device shares masks and secrets with: even; all the others in a group that is no larger."""
     threshold: Share = 0.55
     """Share of a device's neighbours, and of a group's devices, that must last out a round: above one half."""
-    word_bits: Literal["auto", 32, 64] = "auto"
+    word_bits: Literal["auto", 32, 64] = Field("auto", json_schema_extra=unit("bits"))
     """Width of the words of block updates; auto: 32 where a clipping norm proves that no sum passes them, else 64.
     Words of stage 1: ``pretraining.sum_bits``.
     """
@@ -204,12 +210,15 @@ class Poisoning(Keys):
     """scaled: their update times factor; sign-flip: times -factor; promote: they train on the target items too, claim
     them as validation hits, and multiply the target items' rows by factor; idle: they do as told, to compare with.
     """
-    factor: float = Field(10.0, gt=0, le=1e6)
-    target_items: tuple[Annotated[int, Field(ge=0)], ...] = Field((), max_length=MOST_ITEMS)
+    factor: float = Field(10.0, gt=0, le=1e6, json_schema_extra=unit("factor"))
+    """By which scaled and sign-flip updates, and promote's target rows, are multiplied."""
+    target_items: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (), max_length=MOST_ITEMS, json_schema_extra=unit("item numbers")
+    )
     """Item numbers, what promote is for and what the target hit rate is of."""
-    num_targets: int = Field(5, ge=1, le=MOST_ITEMS)
+    num_targets: int = Field(5, ge=1, le=MOST_ITEMS, json_schema_extra=unit("items"))
     """Without target_items: so many, drawn by the seed."""
-    compare: tuple[Annotated[float, BeforeValidator(as_share), Field(gt=0, lt=1)], ...] = Field(
+    compare: tuple[Annotated[float, BeforeValidator(as_share), Field(gt=0, lt=1), OR_PERCENT], ...] = Field(
         (), max_length=MOST_LISTED
     )
     """Refine anew with each of these shares, with robust aggregation and without."""

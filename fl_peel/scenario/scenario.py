@@ -11,7 +11,7 @@ import json
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from fl_peel.scenario.base import MOST_LISTED, Keys, Text, check_path
+from fl_peel.scenario.base import MOST_LISTED, Keys, Text, check_path, unit
 from fl_peel.scenario.measurement import Elasticity, Engine, Evaluation, Fairness
 from fl_peel.scenario.method import Blocks, ControllerPart, Data, Pretraining, Selector, UserGroupsPart
 from fl_peel.scenario.protection import Poisoning, Privacy, SecureAggregation
@@ -22,9 +22,11 @@ class Scenario(Keys):
     """Everything that decides a run, but for the folder the data lies in and the one results go to."""
 
     name: Text
+    """Of the scenario, in reports; where a file has none, the file's own name."""
     question: Text = ""
     """What the scenario is for, in a sentence."""
-    seed: int = Field(0, ge=0, le=2**64 - 1)
+    seed: int = Field(0, ge=0, le=2**64 - 1, json_schema_extra=unit("seed"))
+    """All randomness of a run comes from it: the same seed gives the same figures, to the last digit."""
     data: Data
     pretraining: Pretraining = Pretraining()
     user_groups: UserGroupsPart = UserGroupsPart()
@@ -35,7 +37,7 @@ class Scenario(Keys):
     refinement: Refinement = Refinement()
     fleet: str | tuple[str, ...] = "default"
     """Device profiles: a shipped fleet or YAML files."""
-    budget_factor: float = Field(1.0, gt=0, le=1)
+    budget_factor: float = Field(1.0, gt=0, le=1, json_schema_extra=unit("factor"))
     """All budgets of the fleet times this."""
     evaluation: Evaluation = Evaluation()
     fairness: Fairness = Fairness()

@@ -35,11 +35,7 @@ FEATURES: tuple[FeatureName, ...] = get_args(FeatureName)
 
 @dataclass(frozen=True)
 class ControllerConfig:
-    """features: inputs, the first one being the order to start from; hidden: widths of the hidden layers.
-
-    steps: outer steps (Adam) per round; learning_rate: of those; weight_decay: of the network;
-    memory: share of the signals of earlier rounds that still counts in the next.
-    """
+    """How the controller learns: what :class:`fl_peel.scenario.method.ControllerPart` says under each key."""
 
     features: tuple[FeatureName, ...] = ("shown", "popularity", "global-popularity", "loss", "energy")
     hidden: tuple[int, ...] = (16, 16)

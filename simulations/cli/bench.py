@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from simulations.cli.console import DataDir, path_option
+from simulations.cli.console import DataDir, path_option, print_json
 
 
 def bench(
@@ -24,11 +24,11 @@ def bench(
         Path | None, typer.Option("--pfl-python", help="Python that has pfl and torch installed: measure pfl, too.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As other commands have it: what it prints is JSON.")] = False,
 ) -> None:
     """Measure the engine on Gowalla against a plain Flower app, and up to a million devices; print bench.json."""
     from simulations.bench.bench import bench as measure
     from simulations.cli.progress import shown
-    from simulations.report.files import json_bytes
 
     folder = data_dir or os.environ.get("FL_PEEL_DATA", "")
     with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
@@ -41,4 +41,4 @@ def bench(
             pfl_python=pfl_python,
             on_event=on_event,
         )
-    typer.echo(json_bytes(found))
+    print_json(found)

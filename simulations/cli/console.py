@@ -1,7 +1,9 @@
-"""What commands share: tables on the terminal, errors as one line."""
+"""What commands share: options, tables on the terminal or one JSON document, errors as one line."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +12,26 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_peel.errors import FlPeelError, ReportError
+from fl_peel.plain import to_plain
 
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Folder that holds data sets by name; default: $FL_PEEL_DATA, then the cache."),
 ]
+
+
+def _scenarios(incomplete: str) -> list[str]:
+    from simulations.scenario_files import shipped_scenarios
+
+    return [name for name in shipped_scenarios() if name.startswith(incomplete)]
+
+
+ScenarioName = Annotated[str, typer.Argument(help="A shipped scenario or a YAML file.", autocompletion=_scenarios)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a key, e.g. refinement.rounds=5; repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else goes to stderr.")]
 
 
 def path_option(name: str, text: str, metavar: str = "PATH") -> Any:
@@ -42,6 +59,31 @@ def print_table(table: Table) -> None:
     if not console.is_terminal:
         console.width = 400  # a file or a pipe has no width of its own: one row, one line
     console.print(table)
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON document to stdout: what a command found, dataclasses included."""
+    plain = to_plain(value)
+    typer.echo(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False, default=_in_json))
+
+
+def show(
+    figures: Callable[[], Any], tables: Callable[[], Iterable[Table]], page: Path | None, *, quiet: bool, as_json: bool
+) -> None:
+    """Print what was measured, as tables or as JSON, and where the page lies; nothing is made that is not printed."""
+    if as_json:
+        print_json(figures())
+    if quiet:
+        return
+    for table in () if as_json else tables():
+        print_table(table)
+    if page is not None:
+        typer.echo(f"report: {page}", err=as_json)
+
+
+def _in_json(value: Any) -> Any:
+    """A path as text, a NumPy scalar as Python's own."""
+    return str(value) if isinstance(value, Path) else value.item()
 
 
 def one_line(mistake: FlPeelError) -> str:

@@ -6,28 +6,40 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.console import DataDir, new_table, print_table
+from simulations.cli.console import AsJson, DataDir, new_table, print_json, print_table
 
 data_app = typer.Typer(help="Named data sets.", no_args_is_help=True)
 
 
 @data_app.command("list")
-def data_list(data_dir: DataDir = None) -> None:
+def data_list(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """List the named data sets, and where they are."""
     from fl_peel.data.datasets import list_datasets
 
+    rows = list_datasets(data_dir)
+    if as_json:
+        print_json(rows)
+        return
     table = new_table("name", "users", "items", "interactions", "folder")
     for column in table.columns[1:4]:
         column.justify = "right"
-    for row in list_datasets(data_dir):
+    for row in rows:
         where = str(row.where) if row.where else "not here; fl-peel data fetch"
         table.add_row(row.name, f"{row.num_users:,}", f"{row.num_items:,}", f"{row.num_interactions:,}", where)
     print_table(table)
 
 
 @data_app.command("fetch")
-def data_fetch(name: Annotated[str, typer.Argument(help="See fl-peel data list.")], data_dir: DataDir = None) -> None:
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="See fl-peel data list.")],
+    data_dir: DataDir = None,
+    as_json: AsJson = False,
+) -> None:
     """Download a data set, unless it is here, and verify it."""
     from fl_peel.data.datasets import fetch_dataset
 
-    typer.echo(fetch_dataset(name, data_dir=data_dir))
+    folder = fetch_dataset(name, data_dir=data_dir)
+    if as_json:
+        print_json({"name": name, "where": folder})
+    else:
+        typer.echo(folder)

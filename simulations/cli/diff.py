@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.console import path_option, print_table
+from simulations.cli.console import AsJson, path_option, print_json, print_table
 
 
 def diff(
     runs: Annotated[
         list[Path], typer.Argument(metavar="A B [C ...]", help="Output folders of `fl-peel run`; A is compared with.")
     ],
-    json_file: Annotated[Path | None, path_option("--json", "Write the figures there.", "FILE")] = None,
+    json_file: Annotated[Path | None, path_option("--json-file", "Write the figures there.", "FILE")] = None,
     html_file: Annotated[Path | None, path_option("--html", "Write a page there.", "FILE")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Compare runs, device by device: differences and ratios with paired intervals, p-values corrected.
 
@@ -23,7 +24,7 @@ def diff(
     """
     from simulations.engine.inputs import check_file
 
-    for option, file in (("--json", json_file), ("--html", html_file)):
+    for option, file in (("--json-file", json_file), ("--html", html_file)):
         if file is not None:
             check_file(file, option)
 
@@ -33,12 +34,15 @@ def diff(
     from simulations.report.files import json_bytes, write_files
 
     result = differences.diff(runs)
-    for view in diff_views(result):
-        print_table(view.to_rich())
+    if as_json:
+        print_json(result)
+    else:
+        for view in diff_views(result):
+            print_table(view.to_rich())
     if missing_note(result):
-        typer.echo(missing_note(result))
+        typer.echo(missing_note(result), err=as_json)
     if json_file is not None:
         write_files(json_file.absolute().parent, {json_file.name: json_bytes(differences.in_json(result))})
     if html_file is not None:
         write_files(html_file.absolute().parent, {html_file.name: diff_page(result, versions()).encode()})
-        typer.echo(f"page: {html_file}")
+        typer.echo(f"page: {html_file}", err=as_json)

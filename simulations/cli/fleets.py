@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +13,7 @@ from rich.text import Text
 
 from fl_peel.errors import ProfileError, ScenarioError
 from fl_peel.files import file_kind
-from simulations.cli.console import new_table, one_line, path_option, print_table
+from simulations.cli.console import AsJson, new_table, one_line, path_option, print_json, print_table
 
 profiles_app = typer.Typer(help="Fleets of devices: memory, links, availability.", no_args_is_help=True)
 
@@ -23,30 +25,43 @@ FleetName = Annotated[str, typer.Argument(metavar="FLEET", help="A shipped fleet
 
 
 @profiles_app.command("list")
-def profiles_list() -> None:
+def profiles_list(as_json: AsJson = False) -> None:
     """List the fleets that ship or that installed packages registered."""
     from clients.fleet.files import PROFILES, read_source
     from clients.fleet.fleet import shipped_names
 
     table = new_table("fleet", "classes", "description")
+    fleets: list[dict[str, object]] = []
     for name in sorted({*shipped_names(), *PROFILES.names()}):
         try:
             document, _ = read_source(name)
         except ProfileError as error:  # one package that is broken hides nobody else's fleets
             table.add_row(name, "", Text(one_line(error), style="red"))
+            fleets.append({"fleet": name, "error": one_line(error)})
             continue
-        classes = ", ".join(profile.name for profile in document.profiles)
-        table.add_row(name, Text(classes), Text(" ".join(document.description.split())))
-    print_table(table)
+        classes, description = [profile.name for profile in document.profiles], " ".join(document.description.split())
+        table.add_row(name, Text(", ".join(classes)), Text(description))
+        fleets.append({"fleet": name, "classes": classes, "description": description})
+    if as_json:
+        print_json(fleets)
+    else:
+        print_table(table)
 
 
 @profiles_app.command("show")
-def profiles_show(fleet: FleetName) -> None:
+def profiles_show(fleet: FleetName, as_json: AsJson = False) -> None:
     """Print a fleet as it is understood: classes with their shares, and the file's own text."""
     from clients.fleet.files import SHIPPED_FOLDER
     from clients.fleet.fleet import load_fleet, shipped_names
 
     loaded = load_fleet(fleet)
+    if as_json:
+        classes = [
+            {"class": profile.name, "share": share, "precision": profile.precision}
+            for profile, share in zip(loaded.profiles, loaded.shares, strict=True)
+        ]
+        print_json({"fleet": fleet, "classes": classes})
+        return
     table = new_table("class", "share of devices", "precision")
     for profile, share in zip(loaded.profiles, loaded.shares, strict=True):
         table.add_row(Text(profile.name), f"{share:.2%}", profile.precision or "the scenario's")
@@ -57,13 +72,20 @@ def profiles_show(fleet: FleetName) -> None:
 
 
 @profiles_app.command("validate")
-def profiles_validate(fleets: Annotated[list[str], typer.Argument(metavar="FLEET...", help="YAML files.")]) -> None:
+def profiles_validate(
+    fleets: Annotated[list[str], typer.Argument(metavar="FLEET...", help="YAML files.")], as_json: AsJson = False
+) -> None:
     """Check fleet files: one line each, exit code 2 at the first that makes no sense."""
     from clients.fleet.fleet import load_fleet
 
+    found: list[dict[str, object]] = []
     for fleet in fleets:
         loaded = load_fleet(fleet)
-        typer.echo(f"{fleet}: {len(loaded.profiles)} device classes ({', '.join(loaded.names)})")
+        found.append({"fleet": fleet, "classes": loaded.names})
+        text = f"{fleet}: {len(loaded.profiles)} device classes ({', '.join(loaded.names)})"
+        typer.echo(text, err=as_json)
+    if as_json:
+        print_json(found)
 
 
 @profiles_app.command("sample")
@@ -76,11 +98,12 @@ def profiles_sample(
         int, typer.Option("--full-table-bytes", min=1, help="Of the fp32 item table that shares refer to.")
     ] = 10_000_000,
     out: Annotated[Path | None, path_option("--out", "An SVG file to draw budgets to.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Draw devices from a fleet; print what they are like, and plot their budgets over time (to a file with --out)."""
     from clients.fleet.fleet import load_fleet
     from simulations.engine.inputs import check_out
-    from simulations.fleet.view import fleet_figure, fleet_lines, fleet_table, sample_fleet
+    from simulations.fleet.view import fleet_figure, fleet_lines, fleet_table, in_json, sample_fleet
     from simulations.report.files import write_files
 
     if out is not None and (out.is_dir() or out.suffix.lower() != ".svg"):
@@ -90,11 +113,14 @@ def profiles_sample(
     sample = sample_fleet(
         load_fleet(fleet), seed=seed, num_devices=devices, rounds=rounds, full_table_bytes=full_table_bytes
     )
-    print_table(fleet_table(sample).to_rich())
-    print_table(fleet_lines(sample).to_rich())
+    if as_json:
+        print_json(in_json(sample))
+    else:
+        print_table(fleet_table(sample).to_rich())
+        print_table(fleet_lines(sample).to_rich())
     if out is not None:
         write_files(out.parent, {out.name: fleet_figure(sample).svg.encode()})
-        typer.echo(out)
+        typer.echo(out, err=as_json)
 
 
 @profiles_app.command("from-meminfo")
@@ -108,6 +134,7 @@ def profiles_from_meminfo(
         float | None,
         typer.Option("--every", metavar="SECONDS", help="Between snapshots, where no line says the time."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Turn recordings of /proc/meminfo into a trace that fleets replay (docs/profiles.md says how to record)."""
     from simulations.engine.inputs import check_file
@@ -122,9 +149,15 @@ def profiles_from_meminfo(
             raise ProfileError(f"{out}: is a recording itself; give --out another name")
     recordings = read_recordings(files, every)
     trace = trace_bytes(recordings, recommender_share)
-    if out is None:
+    if out is None and not as_json:
         typer.echo(trace.decode(), nl=False)
         return
-    write_files(out.absolute().parent, {out.name: trace})
-    print_table(trace_table(recordings, recommender_share).to_rich())
-    typer.echo(out)
+    if out is not None:
+        write_files(out.absolute().parent, {out.name: trace})
+    if as_json:
+        rows = csv.DictReader(io.StringIO(trace.decode()))
+        print_json([{**row, "time_s": float(row["time_s"]), "memory_bytes": int(row["memory_bytes"])} for row in rows])
+    else:
+        print_table(trace_table(recordings, recommender_share).to_rich())
+    if out is not None:
+        typer.echo(out, err=as_json)

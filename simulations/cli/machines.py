@@ -6,19 +6,17 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.console import DataDir, new_table, print_table
+from simulations.cli.console import AsJson, DataDir, Overrides, ScenarioName, new_table, print_json, print_table
 
 
 def machines(
-    scenario: Annotated[str, typer.Argument(help="A shipped scenario or a YAML file.")] = "ml-100k",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Change a key, e.g. pretraining.epochs=5; repeatable."),
-    ] = None,
+    scenario: ScenarioName = "ml-100k",
+    overrides: Overrides = None,
     data_dir: DataDir = None,
     on: Annotated[
         list[str] | None, typer.Option("--on", help="Only on this machine, and the first; repeatable.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run a scenario with the code of several processors, and print where its stages differ (docs/machines.md)."""
     from fl_peel.errors import ScenarioError
@@ -31,6 +29,9 @@ def machines(
     first = next(iter(MACHINES))
     some = {name: values for name, values in MACHINES.items() if name == first or name in wanted}
     found = differences(scenario, overrides or [], data_dir, some)
+    if as_json:
+        print_json(found)
+        return
     table = new_table("machine", "stage", f"from {first!r}, of the largest number", "digest")
     for one in found:
         table.add_row(one.machine, one.stage, "equal" if one.equal else f"{one.largest:.1e}", one.digest)

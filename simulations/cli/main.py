@@ -14,12 +14,11 @@ from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
-from rich.text import Text
 
 from fl_peel import __version__
 from fl_peel.errors import FlPeelError
 from simulations.cli.bench import bench
-from simulations.cli.console import new_table, one_line, print_table
+from simulations.cli.console import one_line
 from simulations.cli.data import data_app
 from simulations.cli.demo import demo
 from simulations.cli.deploy import deploy
@@ -29,6 +28,7 @@ from simulations.cli.fleets import profiles_app
 from simulations.cli.machines import machines
 from simulations.cli.model import export, serve_device
 from simulations.cli.run import run
+from simulations.cli.scenarios import scenarios_app
 from simulations.cli.studies import add_studies
 
 USER_ERROR = 2
@@ -38,11 +38,11 @@ STOPPED = {130: "interrupted", 143: "terminated"}
 app = typer.Typer(
     help="Federated simulation of personalized elastic embeddings for on-device recommendation, on Flower.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
 app.add_typer(profiles_app, name="profiles")
+app.add_typer(scenarios_app, name="scenarios")
 add_studies(app)
 app.command()(run)
 app.command()(diff)
@@ -68,17 +68,6 @@ def _main(
     ] = False,
 ) -> None:
     pass
-
-
-@app.command()
-def scenarios() -> None:
-    """List the scenarios that ship, and what each asks."""
-    from simulations.scenario_files import load_scenario, shipped_scenarios
-
-    table = new_table("scenario", "question")
-    for name in shipped_scenarios():
-        table.add_row(name, Text(load_scenario(name).question))
-    print_table(table)
 
 
 def main() -> None:

@@ -13,15 +13,12 @@ from rich.console import Console
 
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
-from simulations.cli.console import DataDir, path_option, print_table
+from simulations.cli.console import AsJson, DataDir, Overrides, ScenarioName, path_option, show
 
 
 def run(
-    scenario: Annotated[str, typer.Argument(help="A shipped scenario or a YAML file.")] = "ml-100k",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Change a key, e.g. refinement.rounds=5; repeatable."),
-    ] = None,
+    scenario: ScenarioName = "ml-100k",
+    overrides: Overrides = None,
     data_dir: DataDir = None,
     out: Annotated[Path | None, path_option("--out", "Folder for report.html, report.json, ...")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the scenario's.")] = None,
@@ -35,7 +32,11 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start anew, also where --out holds a run that was stopped.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what a run would move, hold and take; write nothing.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a scenario from the interactions file to the report."""
     from simulations.engine.inputs import checked, require_dataset
@@ -55,17 +56,23 @@ def run(
     err = Console(stderr=True, highlight=False)
     if loaded.data.name is not None:
         require_dataset(loaded.data.name, data_dir)  # before the progress bars of a run begin
+    if dry_run:
+        from simulations.cli.estimates import show_estimate
+
+        show_estimate(loaded, data_dir, seeds or 1, as_json=as_json)
+        return
 
     from simulations import runner
     from simulations.cli.progress import shown
     from simulations.engine.folders import default_cache_dir
     from simulations.report.files_of_run import summary_tables
+    from strategies.figures.schema import to_json
 
     cache_dir = None if no_cache else default_cache_dir()
     words = {"--seed": seed, "--profiles": profiles, "--nodes": nodes, "--data-dir": data_dir, "--seeds": seeds}
     command = _command(scenario, overrides or [], words, per_device)
     if loaded.data.timeline is not None:
-        _timeline(loaded, data_dir, out, err, command, seeds, quiet=quiet)
+        _timeline(loaded, data_dir, out, err, command, seeds, quiet=quiet, as_json=as_json)
         return
     if seeds is not None:
         assert out is not None
@@ -82,9 +89,7 @@ def run(
                 command=command,
                 fresh=fresh,
             )
-        if not quiet:
-            print_table(seeds_view(together).to_rich())
-            typer.echo(f"report: {out / SEEDS_PAGE}")
+        show(lambda: together, lambda: [seeds_view(together).to_rich()], out / SEEDS_PAGE, quiet=quiet, as_json=as_json)
         return
     with shown(err, quiet=quiet) as on_event:
         result = runner.run(
@@ -96,12 +101,8 @@ def run(
             command=command,
             fresh=fresh,
         )
-    if quiet:
-        return
-    for table in summary_tables(result):
-        print_table(table)
-    if out is not None:
-        typer.echo(f"report: {out / 'report.html'}")
+    page = None if out is None else out / "report.html"
+    show(lambda: to_json(result), lambda: summary_tables(result), page, quiet=quiet, as_json=as_json)
 
 
 def _timeline(
@@ -113,8 +114,10 @@ def _timeline(
     seeds: int | None,
     *,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Replay a timeline, with one seed or several, and show it."""
+    from fl_peel.plain import to_plain
     from simulations.cli.progress import shown
     from simulations.timeline.report import timeline_tables
     from simulations.timeline.run import run_timeline
@@ -124,19 +127,14 @@ def _timeline(
     with shown(err, quiet=quiet) as on_event:
         if seeds is None:
             result = run_timeline(scenario, data_dir=data_dir, out=out, on_event=on_event, command=command)
-            tables = timeline_tables(result)
+            figures, tables = to_plain(result, top_n=20), timeline_tables(result)
         else:
             assert out is not None
             together = run_timeline_seeds(
                 scenario, seeds=seeds, data_dir=data_dir, out=out, on_event=on_event, command=command
             )
-            tables = [timeline_seeds_view(together).to_rich()]
-    if quiet:
-        return
-    for table in tables:
-        print_table(table)
-    if out is not None:
-        typer.echo(f"report: {out / page}")
+            figures, tables = to_plain(together), [timeline_seeds_view(together).to_rich()]
+    show(lambda: figures, lambda: tables, None if out is None else out / page, quiet=quiet, as_json=as_json)
 
 
 def _command(scenario: str, overrides: list[str], options: Mapping[str, object], per_device: bool) -> str:

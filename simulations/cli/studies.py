@@ -8,22 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from fl_peel.events import OnEvent, silent
-from simulations.cli.console import DataDir, path_option
+from simulations.cli.console import AsJson, DataDir, Overrides, ScenarioName, path_option, show
+from simulations.cli.estimates import tell_estimate
 from simulations.cli.shares import read_budgets
 
 if TYPE_CHECKING:
     from simulations.studies.frame import Options
 
-ScenarioName = Annotated[str, typer.Argument(help="A shipped scenario or a YAML file.")]
 Out = Annotated[Path, path_option("--out", "Folder for the results, and for checkpoints to resume from.")]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Repeat with this many seeds, from the scenario's on.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Change a key, e.g. refinement.rounds=5; repeatable."),
-]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
 
 
@@ -52,6 +49,7 @@ def compare(
     overrides: Overrides = None,
     data_dir: DataDir = None,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare PEEL with every other way of fitting a budget: one table, one plot.
 
@@ -77,13 +75,15 @@ def compare(
             if given is not None:
                 raise ScenarioError(f"{option}: is for scenarios that collect; leave it out where nothing is collected")
         told = _options(["compare", scenario], overrides, words, data_dir, quiet)
+        tell_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
         found = compare_federated(loaded, shares, out=out, seeds=seeds, **told)
-        if not quiet:
-            _show(leaderboard_view(found["rows"]).to_rich(), out / "compare.html")
+        board = leaderboard_view(found["rows"]).to_rich
+        show(lambda: found, lambda: [board()], out / "compare.html", quiet=quiet, as_json=as_json)
         return
     chosen: dict[str, Any] = {}
     if rivals is not None:
         chosen = dict(zip(("rivals", "ceilings"), some(name.strip() for name in rivals.split(",")), strict=True))
+    tell_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
     result = comparison.compare(
         loaded,
         shares,
@@ -93,10 +93,13 @@ def compare(
         **chosen,
         **_options(["compare", scenario], overrides, words, data_dir, quiet),
     )
-    if not quiet:
-        more = [verdict_view(result), peel_over_view(result["rows"])]
-        more += [ceilings_view(result)] if result.get("ceilings") else []
-        _show(compare_table(result["rows"]), out / "compare.html", *(view.to_rich() for view in more))
+
+    def tables() -> list[Table]:
+        views = [verdict_view(result), peel_over_view(result["rows"])]
+        views += [ceilings_view(result)] if result.get("ceilings") else []
+        return [compare_table(result["rows"]), *(view.to_rich() for view in views)]
+
+    show(lambda: result, tables, out / "compare.html", quiet=quiet, as_json=as_json)
 
 
 def ablate(
@@ -112,6 +115,7 @@ def ablate(
     overrides: Overrides = None,
     data_dir: DataDir = None,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure what each part of the method is worth: one table, one plot."""
     from simulations.scenario_files import load_scenario
@@ -123,6 +127,7 @@ def ablate(
     from simulations.studies.ablate.report import ablate_view
 
     words = {"--budgets": budgets, "--parts": parts, "--seeds": seeds}
+    tell_estimate("ablate", loaded, data_dir, out, seeds, quiet=quiet)
     result = ablation.ablate(
         loaded,
         shares,
@@ -131,8 +136,7 @@ def ablate(
         parts=None if parts is None else [part.strip() for part in parts.split(",")],
         **_options(["ablate", scenario], overrides, words, data_dir, quiet),
     )
-    if not quiet:
-        _show(ablate_view(result).to_rich(), out / "ablate.html")
+    show(lambda: result, lambda: [ablate_view(result).to_rich()], out / "ablate.html", quiet=quiet, as_json=as_json)
 
 
 def audit(
@@ -160,6 +164,7 @@ def audit(
     overrides: Overrides = None,
     data_dir: DataDir = None,
     quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Attack what devices send under every privacy mechanism: advantage beside recall, one table, one plot."""
     from fl_peel.errors import ScenarioError
@@ -198,6 +203,7 @@ def audit(
         "--only": only,
         "--row": rows,
     }
+    tell_estimate("audit", loaded, data_dir, out, 1, quiet=quiet)
     result = auditing.audit(
         loaded,
         out=out,
@@ -205,8 +211,7 @@ def audit(
         rows=rows or [],
         **_options(["audit", scenario], overrides, words, data_dir, quiet),
     )
-    if not quiet:
-        _show(audit_view(result).to_rich(), out / "audit.html")
+    show(lambda: result, lambda: [audit_view(result).to_rich()], out / "audit.html", quiet=quiet, as_json=as_json)
 
 
 def _words(text: str | None, separator: str) -> tuple[str, ...] | None:
@@ -239,11 +244,3 @@ def _told(quiet: bool) -> OnEvent:
 
     console = Console(stderr=True, highlight=False)
     return silent if quiet else Lines(lambda line: console.print(Text(line), soft_wrap=True))
-
-
-def _show(table: Any, page: Path, *more: Any) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table, *more, sep="\n")
-    typer.echo(f"report: {page}")

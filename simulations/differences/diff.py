@@ -64,8 +64,8 @@ class DiffRun:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffResult:
-    """The content of what ``--json`` writes. changed: scenario keys that are not the same in all runs, with each run's
-    value; missing: tables that some run does not have, and which.
+    """The content of what ``--json-file`` writes. changed: scenario keys that are not the same in all runs, with each
+    run's value; missing: tables that some run does not have, and which.
     """
 
     runs: tuple[DiffRun, ...]

@@ -179,7 +179,7 @@ def check_run(scenario: Scenario, splits: Splits) -> None:
             require_items(splits, "validation", "the controller learns from them; raise it, or set other selectors")
     _check_honest(scenario, splits)
     check_data(scenario, splits)
-    check_budgets(scenario, _layout(scenario, splits))
+    check_budgets(scenario, layout_of(scenario, splits))
 
 
 def check_devices(scenario: Scenario, splits: Splits) -> None:
@@ -196,7 +196,7 @@ def check_devices(scenario: Scenario, splits: Splits) -> None:
     from clients.node.clock import DeviceRates
     from clients.node.joining import check_poorest, check_working
 
-    fleet, layout = load_fleet(scenario.fleet), _layout(scenario, splits)
+    fleet, layout = load_fleet(scenario.fleet), layout_of(scenario, splits)
     devices = np.arange(splits.num_users, dtype=np.int64)
     budgets = FleetBudgets(fleet, scenario.seed, devices, layout.full_table_bytes)
     ceilings, classes = budgets.ceiling(), fleet.classes(scenario.seed, devices)
@@ -251,7 +251,7 @@ def check_items(scenario: Scenario, num_items: int) -> None:
         raise ScenarioError(f"poisoning.num_targets: {targets} of {num_items} items; give at most {num_items}")
 
 
-def _layout(scenario: Scenario, splits: Splits) -> BlockLayout:
+def layout_of(scenario: Scenario, splits: Splits) -> BlockLayout:
     """The blocks as they will be; where item groups follow from what is pretrained, the smallest that they may be."""
     from strategies.groups.start import make_layout
 

@@ -85,6 +85,29 @@ def fleet_table(sample: SampledFleet) -> TableView:
     return TableView(f"Fleet {sample.fleet.source}", columns, tuple(rows), 1, note)
 
 
+def in_json(sample: SampledFleet) -> dict[str, Any]:
+    """The same in numbers, by device class: bytes, shares, medians of rates; null for a class without devices."""
+    classes: list[dict[str, Any]] = []
+    for index, name in enumerate(sample.fleet.names):
+        mine = sample.drawn["class"] == index
+        classes.append({"class": name, "devices": int(mine.sum()), "budget_bytes": None})
+        if mine.any():
+            low, middle, high = np.percentile(sample.budgets[:, mine], [10, 50, 90]).tolist()
+            classes[-1] |= {
+                "budget_bytes": {"p10": low, "median": middle, "p90": high},
+                "share_of_table": middle / sample.full_table_bytes,
+                **{key: float(np.median(sample.drawn[key][mine])) for key in _RATES},
+                "available": float(sample.drawn["available"][mine].mean()),
+            }
+    return {
+        "fleet": sample.fleet.source,
+        "seed": sample.seed,
+        "rounds": len(sample.budgets),
+        "full_table_bytes": sample.full_table_bytes,
+        "classes": classes,
+    }
+
+
 def fleet_lines(sample: SampledFleet) -> TableView:
     """The budgets over rounds of the first device of each class, as a line of bars: a plot for the terminal."""
     rows = []

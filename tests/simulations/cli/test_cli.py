@@ -471,7 +471,7 @@ def test_error_text_that_spans_lines_is_printed_as_one(fl_peel, monkeypatch):
     "args",
     [
         *(("run", "--out"), ("compare", "--out"), ("ablate", "--out"), ("audit", "--out"), ("bench", "--out")),
-        *(("diff", "a", "b", "--json"), ("diff", "a", "b", "--html"), ("profiles", "sample", "phones", "--out")),
+        *(("diff", "a", "b", "--json-file"), ("diff", "a", "b", "--html"), ("profiles", "sample", "phones", "--out")),
     ],
     ids=" ".join,
 )

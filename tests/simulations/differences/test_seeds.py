@@ -70,7 +70,9 @@ def test_single_devices_are_those_of_the_report_and_only_where_asked_for(tiny, t
     table = pyarrow.parquet.read_table(tmp_path / "a" / "per-device.parquet")
     assert table.column_names[:6] == ["device", "class", "group", "test_items", "recall@20 global", "ndcg@20 global"]
 
-    fl_peel(*quick("run", tiny, "--out", tmp_path / "a"))
+    code, shown, err = fl_peel(*quick("run", tiny, "--json", "--out", tmp_path / "a"))
+    assert (code, json.loads(shown)) == (0, json.loads((tmp_path / "a" / "report.json").read_text()))
+    assert err.splitlines()[-1] == f"report: {tmp_path / 'a' / 'report.html'}"
     assert not (tmp_path / "a" / "per-device.parquet").exists(), "that of the run before"
     told = []
     for grid in grids:
@@ -109,6 +111,9 @@ def test_seeds_are_runs_of_their_own_and_one_page_of_all(tiny, tmp_path, fl_peel
     assert row["recall"]["value"] == pytest.approx(np.mean(recalls), abs=1e-8)
     assert row["recall"]["seeds_std"] == pytest.approx(np.std(recalls, ddof=1), abs=1e-8)
     assert row["recall"]["low"] < row["recall"]["value"] < row["recall"]["high"]
+    code, shown_again, err = fl_peel(*quick("run", tiny, "--seeds", 2, "--seed", 3, "--json", "--out", tmp_path / "o"))
+    assert (code, json.loads(shown_again)["rows"]) == (0, found["rows"])
+    assert "report: " in err
     means = {
         name: np.mean([getattr(report.full_table, name).recall for report in reports]) for name in ("start", "refined")
     }
@@ -127,7 +132,7 @@ def test_diff_on_the_command_line(tiny, tmp_path, fl_peel):
     for name, more in (("a", []), ("b", ["--set", "blocks.precision=int4"]), ("c", ["--set", "data.test_share=0.3"])):
         assert fl_peel(*quick("run", tiny, "--per-device", "--out", tmp_path / name), *more)[0] == 0
     code, shown, err = fl_peel(
-        *("diff", tmp_path / "a", tmp_path / "b", "--json", tmp_path / "d.json", "--html", tmp_path / "d.html")
+        *("diff", tmp_path / "a", tmp_path / "b", "--json-file", tmp_path / "d.json", "--html", tmp_path / "d.html")
     )
     assert (code, err) == (0, "")
     assert "blocks.precision" in shown
@@ -137,12 +142,15 @@ def test_diff_on_the_command_line(tiny, tmp_path, fl_peel):
     (same,) = next(row for row in plain["rows"] if row["table"] == "global")["others"]
     assert (same["difference"]["low"], same["difference"]["high"], same["p"]) == (0.0, 0.0, 1.0)
     assert "<svg" in (tmp_path / "d.html").read_text()
+    code, shown, err = fl_peel("diff", tmp_path / "a", tmp_path / "b", "--json")
+    assert (code, json.loads(shown)) == (0, plain)
+    assert "Not in all runs" in err
     code, _, err = fl_peel("diff", tmp_path / "a", tmp_path / "c")
     assert code == 2
     assert err.count("\n") == 1
     assert "other devices or test items" in err
-    code, _, err = fl_peel("diff", tmp_path / "a", tmp_path / "b", "--json", tmp_path)
-    assert (code, err) == (2, f"fl-peel: error: {tmp_path}: is a folder; give --json a file\n")
+    code, _, err = fl_peel("diff", tmp_path / "a", tmp_path / "b", "--json-file", tmp_path)
+    assert (code, err) == (2, f"fl-peel: error: {tmp_path}: is a folder; give --json-file a file\n")
 
 
 @pytest.mark.parametrize(("option", "value"), [("--per-device", None), ("--seeds", 2)])

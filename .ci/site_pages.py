@@ -1,0 +1,175 @@
+"""What `make docs` adds to the pages of docs/: the README in front, references made from the code, links that work.
+
+Hooks of MkDocs; mkdocs.yml names this file.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+OPTIONAL = ("model.md", "deploy.md", "runtime.md")
+"""Pages of the nav that are left out where there is no such file."""
+FROM_ROOT = ("index.md", "changes.md")
+"""Pages that are files of the root."""
+_LINK = re.compile(r"!?\[([^\]]*)\]\(([^)\s]+)\)")
+
+
+def on_config(config: Any) -> Any:
+    """Leave out of the nav what is not there yet."""
+    config.nav = _existing(config.nav, Path(config.docs_dir))
+    return config
+
+
+def _existing(nav: list[Any], docs: Path) -> list[Any]:
+    """The nav without optional pages that are missing."""
+    found: list[Any] = []
+    for entry in nav:
+        ((title, target),) = entry.items()
+        if isinstance(target, list):
+            found.append({title: _existing(target, docs)})
+        elif target not in OPTIONAL or (docs / target).is_file():
+            found.append(entry)
+    return found
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages that are made."""
+    from mkdocs.structure.files import File
+
+    for name, content in pages().items():
+        files.append(File.generated(config, name, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Links to files that are not of the site, such as sources, become the names of these files."""
+    return relinked(markdown, page.file.src_uri)
+
+
+def relinked(markdown: str, place: str) -> str:
+    """A page's text with links that stay within the site. What is not there at all is left for MkDocs to find."""
+    of_root = place in FROM_ROOT
+
+    def link(found: re.Match[str]) -> str:
+        text, target = found.groups()
+        path = target.partition("#")[0]
+        if "://" in target or not path:
+            return found[0]
+        whole = _joined(place, path)
+        if whole.startswith("../") or (of_root and (ROOT / whole).exists()):
+            return text if "`" in text else f"`{text}`"
+        return found[0]
+
+    return _LINK.sub(link, markdown)
+
+
+def _joined(place: str, path: str) -> str:
+    """Where a relative link leads, from the folder of docs."""
+    parts = place.split("/")[:-1]
+    for part in path.split("/"):
+        if part == "..":
+            if not parts:
+                return f"../{path}"
+            parts.pop()
+        elif part != ".":
+            parts.append(part)
+    return "/".join(parts)
+
+
+def pages() -> dict[str, str]:
+    """Pages that are made, by name."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](").replace('="docs/', '="')
+    return {
+        "index.md": readme,
+        "changes.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+        "reference/scenario.md": scenario_page(),
+        "reference/commands.md": commands_page(),
+        "reference/python.md": python_page(),
+    }
+
+
+def scenario_page() -> str:
+    """Every key of a scenario."""
+    from fl_peel.scenario.reference import parts_of, scenario_schema
+
+    lines = [
+        "# Keys of a scenario",
+        "Made from the code: what `fl-peel scenarios show NAME --keys` prints. A share may be written as a percentage,",
+        "`0.1%`. A file needs no more than `data`. `fl-peel scenarios schema` prints the same as a JSON Schema, for",
+        "editors.",
+        "",
+    ]
+    for part in parts_of(scenario_schema()):
+        lines += [f"## {part.path or 'At the top'}", "", _linked(part.description), ""]
+        if part.keys:
+            lines += _table(part.keys, part.path)
+    return "\n".join(lines) + "\n"
+
+
+def _table(keys: Any, path: str) -> list[str]:
+    lines = ["| key | type | unit | default | limits | what |", "|---|---|---|---|---|---|"]
+    for key in keys:
+        name = key.path.removeprefix(f"{path}.") if path else key.path
+        default = "must be given" if key.default is None else f"`{key.default}`" if key.default else ""
+        cells = (f"`{name}`", key.type, key.unit, default, key.limits, _linked(key.description))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
+    return [*lines, ""]
+
+
+def _linked(text: str) -> str:
+    """Names of pages as links to them, from the folder of references."""
+    return re.sub(r"\bdocs/([\w-]+\.md)", r"[\1](../\1)", text)
+
+
+def commands_page() -> str:
+    """Every command with its arguments and options, as `--help` has them."""
+    import typer
+
+    from simulations.cli.main import app
+
+    lines = ["# Command line", "Made from the code: what `--help` prints.", ""]
+    lines += _command(typer.main.get_command(app), "fl-peel", 2)
+    return "\n".join(lines) + "\n"
+
+
+def _command(command: Any, name: str, level: int) -> list[str]:
+    import typer
+
+    context = typer.Context(command, info_name=name)
+    usage = " ".join(command.collect_usage_pieces(context))
+    lines = [f"{'#' * level} {name}", "", command.help or "", "", "```text", f"{name} {usage}", "```", ""]
+    records = [parameter.get_help_record(context) for parameter in command.params]
+    rows = [(record[0], record[1]) for record in records if record]
+    if rows:
+        lines += ["| option | what |", "|---|---|"]
+        lines += [f"| `{_plain(option)}` | {_plain(text)} |" for option, text in rows]
+        lines.append("")
+    for inner, sub in sorted(getattr(command, "commands", {}).items()):
+        lines += _command(sub, f"{name} {inner}", min(level + 1, 4))
+    return lines
+
+
+def _plain(text: str) -> str:
+    """Without what colours a terminal, and what would end a cell."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def python_page() -> str:
+    """All that users import from fl_peel."""
+    import tomllib
+
+    import fl_peel
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    elsewhere = project["entry-points"]["fl_peel.api"]
+    lines = ["# Python", "Made from docstrings: all that is imported from `fl_peel` by name.", ""]
+    for name in sorted(set(fl_peel.__all__) - {"__version__"}):
+        lines += [f"::: {elsewhere.get(name, f'fl_peel:{name}').replace(':', '.')}", ""]
+    return "\n".join(lines) + "\n"

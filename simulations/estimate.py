@@ -1,0 +1,302 @@
+"""What a run will move, hold and take, told before it starts (docs/estimate.md has the constants and their error).
+
+Bytes follow from the data, the fleet and the protocol; memory and time from constants, measured on one machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.fleet.fleet import Fleet, FleetBudgets, load_fleet
+from clients.round.in_time import METRIC_BYTES, SIGNAL_BYTES
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.stored import overhead_bytes
+from fl_peel.data.interactions import Splits
+from fl_peel.disks import device_splits
+from fl_peel.errors import ScenarioError
+from fl_peel.exchange.release import wants_signals
+from fl_peel.pretraining.by_sums import drawn_items
+from fl_peel.pretraining.costs import Asked, choice_cost, cost_of
+from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
+from fl_peel.scenario.scenario import Scenario
+from simulations.engine.folders import data_folder, run_folder
+from simulations.engine.inputs import check_devices, check_run, layout_of
+from strategies.run.by_sums import REFIT_PASSES
+from strategies.run.prepare import given_data
+
+Ints = NDArray[np.int64]
+
+WITHIN = 4.0
+"""Memory and time are within this factor, either way, on two cores of a server of today; docs/estimate.md."""
+ROUNDS_LOOKED_AT = 8
+"""Rounds whose budgets stand for those of all."""
+START_S, COMPILE_S = 10.0, 12.0
+"""Ray with its workers; the first round, in which loops are compiled or their code is read."""
+DEVICE_S = {"joining": 0.9e-3, "refinement": 3.5e-4, "evaluation": 2.0e-4, "heterogeneity": 1.2e-3}
+"""A device, in: joining and grouping; a round; one table that is measured; budgets that move and fair sizes."""
+ROUND_S = 0.4
+"""Of any round: messages, the tables of user groups."""
+DENSE_S, SPARSE_S, SUMS_S = 1.0e-9, 3.0e-10, 6.0e-8
+"""Of pretraining: a user, drawn item and epoch, times the width; an interaction, layer and step, likewise; an
+interaction, column and pass by sums."""
+BASE_BYTES, NODE_BYTES, DEVICE_BYTES = 0.9e9, 0.45e9, 2000
+"""Of the server's process with Ray's own; of a node's; of a device's state and items, here and there."""
+TABLES = 5
+"""Times that the tables of all user groups are held, in the server, the nodes and messages."""
+REPEATED = ("pretraining", "joining", "refinement")
+"""Stages that ``data.refit`` does twice."""
+STUDIES = {"compare": 20, "ablate": 8, "audit": 20}
+"""Runs that a study with one seed is worth, pretraining apart."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """bytes: of a device on average over the whole run, in stage 1 and in refinement, down and up. seconds: of every
+    stage, pretraining without kept tables; rounds: of refinement; participants: of one round, on average.
+    """
+
+    scenario: str
+    data: str
+    devices: int
+    items: int
+    train: int
+    validation: int
+    test: int
+    full_table_bytes: int
+    blocks: int
+    user_groups: int
+    rounds: int
+    participants: float
+    stage1_download_bytes: float
+    stage1_upload_bytes: float
+    download_bytes: float
+    upload_bytes: float
+    memory_bytes: float
+    seconds: dict[str, float]
+    notes: tuple[str, ...]
+
+    @property
+    def bytes_per_device(self) -> float:
+        """Down and up, both stages."""
+        return self.stage1_download_bytes + self.stage1_upload_bytes + self.download_bytes + self.upload_bytes
+
+    @property
+    def total_bytes(self) -> float:
+        """Of all devices."""
+        return self.devices * self.bytes_per_device
+
+    @property
+    def total_s(self) -> float:
+        """Of all stages."""
+        return sum(self.seconds.values())
+
+    @property
+    def study_s(self) -> float:
+        """What a study does again with every variation: all but the start and pretraining."""
+        return self.total_s - self.seconds["start"] - self.seconds["pretraining"]
+
+
+def estimate(scenario: Scenario, data_dir: str | Path | None) -> Estimate:
+    """Of a checked scenario. Its data is read; nothing is written that stays.
+
+    Raises:
+        FlPeelError: as a run would raise before it starts; or a timeline, which is not estimated.
+    """
+    if scenario.data.timeline is not None:
+        raise ScenarioError("data.timeline: what a timeline takes is not estimated; leave out --dry-run")
+    with run_folder() as run_dir:
+        splits = device_splits(scenario, data_folder(data_dir), str(run_dir))
+        check_run(scenario, splits)
+        check_devices(scenario, splits)
+        return _of(scenario, splits)
+
+
+def _of(scenario: Scenario, splits: Splits) -> Estimate:
+    layout, fleet = layout_of(scenario, splits), load_fleet(scenario.fleet)
+    traffic = _refinement(scenario, splits, layout, fleet)
+    stage1 = _stage1(scenario, splits, fleet, layout)
+    times = 2 if scenario.data.refit else 1
+    seconds = _seconds(scenario, splits, traffic)
+    return Estimate(
+        scenario=scenario.name,
+        data=scenario.data.name or str(scenario.data.path),
+        devices=splits.num_users,
+        items=splits.num_items,
+        train=splits.train.num_interactions,
+        validation=splits.validation.num_interactions,
+        test=splits.test.num_interactions,
+        full_table_bytes=layout.full_table_bytes,
+        blocks=layout.num_blocks,
+        user_groups=scenario.user_groups.count,
+        rounds=scenario.refinement.rounds,
+        participants=traffic.participants,
+        stage1_download_bytes=stage1[0],
+        stage1_upload_bytes=stage1[1],
+        download_bytes=times * traffic.download_bytes,
+        upload_bytes=times * traffic.upload_bytes,
+        memory_bytes=BASE_BYTES
+        + NODE_BYTES * scenario.engine.nodes
+        + DEVICE_BYTES * splits.num_users
+        + TABLES * scenario.user_groups.count * layout.full_table_bytes,
+        seconds={name: (times if name in REPEATED else 1) * value for name, value in seconds.items()},
+        notes=_notes(scenario),
+    )
+
+
+@dataclass(frozen=True)
+class _Traffic:
+    """Of refinement: devices in a round, and bytes of a device over all rounds, means over all devices."""
+
+    participants: float
+    download_bytes: float
+    upload_bytes: float
+
+
+def _refinement(scenario: Scenario, splits: Splits, layout: BlockLayout, fleet: Fleet) -> _Traffic:
+    """Devices read all blocks that fit, by the popularity of their items, and answer with the rows that they touch."""
+    refinement, local = scenario.refinement, scenario.refinement.local
+    if not refinement.rounds:
+        return _Traffic(0.0, 0.0, 0.0)
+    devices = np.arange(splits.num_users, dtype=np.int64)
+    popularity = splits.train.popularity(splits.num_items)
+    by_group = np.bincount(layout.item_group, popularity, layout.num_item_groups)
+    order = np.argsort(-np.repeat(by_group / layout.group_sizes, layout.num_slices), kind="stable")
+    cost = np.concatenate([[0], np.cumsum(layout.block_bytes(scenario.blocks.precision)[order])])
+    pieces = np.concatenate([[0], np.cumsum(layout.group_sizes[order // layout.num_slices])])
+    met = np.concatenate([[0], np.cumsum(by_group[order // layout.num_slices] / layout.num_slices)])
+    items, number = splits.train.counts(), scenario.secure_aggregation.devices_per_group
+    budgets = FleetBudgets(fleet, scenario.seed, devices, layout.full_table_bytes)
+    participants, down, up = [], [], []
+    for server_round in range(1, min(refinement.rounds, ROUNDS_LOOKED_AT) + 1):
+        bytes_now = np.floor(scenario.budget_factor * budgets.at(server_round)).astype(np.int64)
+        fit = np.searchsorted(cost, bytes_now - overhead_bytes(layout.embedding_dim), side="right") - 1
+        takes_part = fleet.available(scenario.seed, devices, server_round) & (fit > 0)
+        takes_part &= bytes_now >= refinement.min_budget_share * layout.full_table_bytes
+        share = refinement.sampling_rate
+        if scenario.secure_aggregation.enabled and number is not None:
+            share = min(share, number * scenario.user_groups.count / max(int(takes_part.sum()), 1))
+        fit = np.maximum(fit, 0)
+        read = np.full_like(fit, fit.max()) if scenario.privacy.requests == "group-prefix" else fit
+        positives = items * met[fit] / max(met[-1], 1)
+        touched = _touched(pieces[fit] / layout.num_slices, positives, local.num_negatives * local.epochs)
+        answer = METRIC_BYTES + layout.num_slices * touched * (layout.id_dtype.itemsize + 4 * layout.slice_dim)
+        if scenario.privacy.rows == "all-sent":
+            answer = 4.0 * layout.slice_dim * pieces[read]
+        if wants_signals(scenario):
+            answer = answer + SIGNAL_BYTES * np.minimum(scenario.controller.list_length, pieces[fit])
+        participants.append(share * takes_part.sum())
+        down.append(share * (takes_part * cost[read]).sum())
+        up.append(share * (takes_part * answer).sum())
+    every = refinement.rounds / splits.num_users
+    return _Traffic(float(np.mean(participants)), every * float(np.mean(down)), every * float(np.mean(up)))
+
+
+def _touched(rows: NDArray[np.float64], positives: NDArray[np.float64], drawn: int) -> NDArray[np.float64]:
+    """Rows, of so many, that are trained on: a device's own, and those that are drawn at least once."""
+    positives = np.minimum(positives, rows)
+    others = np.maximum(rows - positives, 1.0)
+    return positives + (rows - positives) * -np.expm1(-drawn * positives / others)
+
+
+def _stage1(scenario: Scenario, splits: Splits, fleet: Fleet, layout: BlockLayout) -> tuple[float, float]:
+    """Bytes of a device down and up, on average, where devices take part in stage 1."""
+    pretraining = scenario.pretraining
+    if not pretraining.by_devices:
+        return 0.0, 0.0
+    config, dim = pretraining.spectral(), pretraining.embedding_dim
+    wide = config.columns + config.oversampling
+    groups, devices = scenario.user_groups.count, np.arange(splits.num_users, dtype=np.int64)
+    budgets = FleetBudgets(fleet, scenario.seed, devices, layout.full_table_bytes).at(1)
+    all_rows = splits.num_items if scenario.privacy.rows == "all-sent" or scenario.secure_aggregation.enabled else 0
+    word = pretraining.sum_bits // 8
+
+    def bytes_of(passes: int, *, tables: bool) -> tuple[float, float]:
+        steps = [(1, Asked("counts")), (passes, Asked("pass", wide, all_rows=all_rows, word_bytes=word))]
+        if tables:
+            steps += [
+                (1, Asked("vectors", config.columns, all_rows=all_rows)),
+                (config.group_rounds + 1, Asked("groups", config.group_columns, groups, word_bytes=word)),
+                (1, Asked("moments", config.columns, word_bytes=word)),
+                (1, Asked("maps", config.columns, dim=dim)),
+            ]
+        costs = [(times, cost_of(step, splits.train.counts(), budgets)) for times, step in steps]
+        return (
+            sum(times * float(cost.download_bytes.mean()) for times, cost in costs),
+            sum(times * float(cost.upload_bytes.mean()) for times, cost in costs),
+        )
+
+    # refinement is rehearsed on the first half's tables; without rounds the filter is all that is chosen
+    parts = [bytes_of(config.passes, tables=not scenario.data.refit or scenario.refinement.rounds > 0)]
+    if scenario.data.refit:
+        parts.append(bytes_of(REFIT_PASSES, tables=True))
+    if config.chooses:
+        parts.append(_choice(config, splits, scenario.seed, budgets, all_rows))
+    return sum(down for down, _ in parts), sum(up for _, up in parts)
+
+
+def _choice(config: SpectralConfig, splits: Splits, seed: int, budgets: Ints, all_rows: int) -> tuple[float, float]:
+    """Bytes of a device, on average, by which some choose the filter."""
+    drawn, place = drawn_items(splits.train.popularity(splits.num_items), seed)
+    shapes = len(COUNT_EXPONENTS if config.count_exponent is None else (0,))
+    shapes *= len(VALUE_EXPONENTS if config.value_exponent is None else (0,))
+    items, wanted = splits.train.counts(), splits.validation.counts()
+    cost = choice_cost(config.columns, len(drawn), place, shapes, items, wanted, budgets, all_rows)
+    share = min(1.0, config.panel / splits.num_users)
+    return share * float(cost.download_bytes.mean()), share * float(cost.upload_bytes.mean())
+
+
+def _seconds(scenario: Scenario, splits: Splits, traffic: _Traffic) -> dict[str, float]:
+    """Of every stage, once."""
+    evaluation, devices = scenario.evaluation, splits.num_users
+    refinement = scenario.refinement.rounds * (ROUND_S + DEVICE_S["refinement"] * traffic.participants)
+    tables = len(evaluation.budgets) * len(evaluation.selectors) * max(1, len(evaluation.precisions))
+    tables += 4 if evaluation.full_tables else 1
+    refined = (scenario.fairness.exclude_below is not None) + len(scenario.elasticity.trained_for)
+    refined += 2 * len(scenario.poisoning.compare)
+    return {
+        "start": START_S,
+        "pretraining": _pretraining_s(scenario, splits),
+        "joining": DEVICE_S["joining"] * devices,
+        "refinement": refinement + (COMPILE_S if scenario.refinement.rounds else 0.0),
+        "evaluation": DEVICE_S["evaluation"] * devices * tables,
+        "heterogeneity": DEVICE_S["heterogeneity"] * devices + refined * refinement,
+    }
+
+
+def _pretraining_s(scenario: Scenario, splits: Splits) -> float:
+    pretraining = scenario.pretraining
+    if pretraining.model == "spectral":
+        config = pretraining.spectral()
+        wide = config.columns + config.oversampling
+        return SUMS_S * config.passes * wide * splits.train.num_interactions
+    given, has_data = given_data(scenario, splits.train)
+    users = int(has_data.sum())
+    steps = -(-users // pretraining.batch_size)
+    layers = pretraining.num_layers if pretraining.model == "lightgcn" else 1
+    drawn = pretraining.num_negatives or splits.num_items
+    if pretraining.loss == "bpr":
+        drawn *= given.num_interactions // max(users, 1)
+    dense = DENSE_S * users * min(drawn, splits.num_items)
+    sparse = SPARSE_S * steps * layers * given.num_interactions
+    return pretraining.epochs * pretraining.embedding_dim * (dense + sparse)
+
+
+def _notes(scenario: Scenario) -> tuple[str, ...]:
+    """What the figures leave out."""
+    found = []
+    if scenario.secure_aggregation.enabled:
+        found.append("bytes are without the keys, shares and whole vectors of secure aggregation, which come on top")
+    if scenario.privacy.noised:
+        found.append("bytes and seconds are without what a mechanism adds")
+    if scenario.refinement.rounds and scenario.compares:
+        found.append("bytes are without the comparison by which user groups keep what was refined")
+    if not scenario.pretraining.by_devices and scenario.pretraining.model != "spectral":
+        found.append("tables that an earlier run pretrained are kept by content, and then take no time")
+    return tuple(found)
+
+
+__all__ = ["STUDIES", "WITHIN", "Estimate", "estimate"]

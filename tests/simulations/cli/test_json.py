@@ -1,0 +1,120 @@
+"""`--json`: one document on stdout, the figures of the tables; everything else on stderr."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from simulations.cli import console
+from simulations.cli.main import app
+from simulations.report.tables.view import TableView
+
+
+def fl_peel(*args):
+    result = CliRunner().invoke(app, [*map(str, args), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0
+    return json.loads(result.stdout), result.stderr
+
+
+def commands(group, path=()):
+    for name, command in getattr(group, "commands", {}).items():
+        yield (*path, name), command
+        yield from commands(command, (*path, name))
+
+
+PRINTS_NO_FIGURES = {("data",), ("profiles",), ("scenarios", "schema")}
+
+
+def test_every_command_has_it():
+    found = dict(commands(typer.main.get_command(app)))
+    without = {path for path, command in found.items() if not any("--json" in p.opts for p in command.params)}
+    assert without <= PRINTS_NO_FIGURES | {path for path in found if path[0] in ("deploy", "serve", "model", "demo")}
+    assert {("run",), ("compare",), ("audit",), ("profiles", "sample")} <= found.keys() - without
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "profiles:\n"
+        "  - {name: half, population_share: 1.0, memory: {table_share: 0.5}, network: {uplink_mbps: 3}}\n"
+        "  - {name: never, population_share: 0.0, memory: {table_share: 0.1}}\n"
+    )
+    return file
+
+
+def test_data_sets(tmp_path):
+    rows, err = fl_peel("data", "list", "--data-dir", tmp_path)
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["gowalla"] == {
+        **{"name": "gowalla", "num_users": 29858, "num_items": 40981, "num_interactions": 1027370, "where": None}
+    }
+    assert err == ""
+
+
+def test_fleets(fleet):
+    rows, _ = fl_peel("profiles", "list")
+    assert next(row for row in rows if row["fleet"] == "default")["classes"] == ["low-end", "mid-range", "high-end"]
+    shown, _ = fl_peel("profiles", "show", fleet)
+    assert shown["classes"] == [
+        {"class": "half", "share": 1.0, "precision": None},
+        {"class": "never", "share": 0.0, "precision": None},
+    ]
+    checked, err = fl_peel("profiles", "validate", fleet)
+    assert checked == [{"fleet": str(fleet), "classes": ["half", "never"]}]
+    assert "2 device classes" in err
+
+
+def test_a_sample_is_told_in_numbers(fleet, tmp_path):
+    out = tmp_path / "fleet.svg"
+    found, err = fl_peel(
+        *("profiles", "sample", fleet, "--devices", 5, "--rounds", 3, "--full-table-bytes", 4000, "--out", out)
+    )
+    half, never = found["classes"]
+    assert half["budget_bytes"] == {"p10": 2000.0, "median": 2000.0, "p90": 2000.0}
+    assert (half["devices"], half["share_of_table"], half["uplink_mbps"], half["available"]) == (5, 0.5, 3.0, 1.0)
+    assert never == {"class": "never", "devices": 0, "budget_bytes": None}
+    assert err.split() == [str(out)]
+
+
+def test_a_trace(tmp_path):
+    phone = tmp_path / "phone.txt"
+    phone.write_text("100\nMemTotal: 9 kB\nMemAvailable: 4 kB\n105\nMemTotal: 9 kB\nMemAvailable: 2 kB\n")
+    found, _ = fl_peel("profiles", "from-meminfo", phone, "--recommender-share", 0.5)
+    assert found == [
+        {"device": "phone", "time_s": 0.0, "memory_bytes": 2048},
+        {"device": "phone", "time_s": 5.0, "memory_bytes": 1024},
+    ]
+
+
+def test_figures_or_tables_and_never_both(capsys):
+    table = TableView("T", ("a",), (("1",),)).to_rich
+
+    def show(**how):
+        console.show(lambda: {"a": 1}, lambda: [table()], Path("page.html"), **how)
+        return capsys.readouterr()
+
+    assert show(quiet=False, as_json=True) == ('{\n  "a": 1\n}\n', "report: page.html\n")
+    assert show(quiet=True, as_json=True) == ('{\n  "a": 1\n}\n', "")
+    assert show(quiet=True, as_json=False) == ("", "")
+    out, err = show(quiet=False, as_json=False)
+    assert re.search(r"T(.|\n)*report: page.html\n$", out)
+    assert err == ""
+
+
+@pytest.mark.parametrize("study", ["compare", "ablate", "audit"])
+def test_studies(study, tmp_path, monkeypatch):
+    """What they measure takes minutes, and is tested where it is made."""
+    found = {"rows": [{"recall@20": 0.25}]}
+    monkeypatch.setattr(f"simulations.studies.{study}.{study}.{study}", lambda *args, **kwargs: found)
+    shown, err = fl_peel(study, "ml-100k", "--out", tmp_path)
+    assert shown == found
+    assert err.splitlines()[-1] == f"report: {tmp_path / study}.html"
+
+
+def test_a_bench(monkeypatch):
+    monkeypatch.setattr("simulations.bench.bench.bench", lambda *args, **kwargs: {"devices_per_s": 3.5})
+    assert fl_peel("bench") == ({"devices_per_s": 3.5}, "")

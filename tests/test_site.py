@@ -1,0 +1,92 @@
+"""The site has every page, made from the code as it is; links that would leave it are text."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from site_pages import OPTIONAL, commands_page, pages, python_page, relinked, scenario_page
+
+import fl_peel
+from fl_peel.scenario.reference import keys_of, scenario_schema
+from tests.helpers.root import ROOT
+
+MKDOCS = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+
+
+def targets(nav):
+    for entry in nav:
+        for target in entry.values():
+            if isinstance(target, list):
+                yield from targets(target)
+            else:
+                yield target
+
+
+def test_every_page_is_in_the_nav_once():
+    named = list(targets(MKDOCS["nav"]))
+    there = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert len(named) == len(set(named))
+    assert there | {*pages()} | {*OPTIONAL} == {*named} | {*OPTIONAL}
+    assert MKDOCS["strict"] is True
+
+
+def test_every_key_of_a_scenario_has_a_row():
+    page = scenario_page()
+    for key in keys_of(scenario_schema()):
+        part, _, name = key.path.rpartition(".")
+        assert f"\n## {part or 'At the top'}\n" in page
+        rows = [row for row in page.splitlines() if row.startswith(f"| `{name}` |")]
+        assert any(key.unit in row and key.type.replace("<", "&lt;") in row for row in rows), key.path
+    assert "[docs/" not in page
+    assert "](../privacy.md)" in page
+
+
+def test_every_command_and_option_is_there():
+    page = commands_page()
+    for heading in ("## fl-peel", "### fl-peel run", "#### fl-peel scenarios show", "#### fl-peel profiles sample"):
+        assert f"{heading}\n" in page
+    assert "| `--dry-run` | Only tell what a run would move" in page
+
+
+def test_every_public_name_is_there():
+    page = python_page()
+    names = set(re.findall(r"^::: [\w.]+\.(\w+)$", page, flags=re.MULTILINE))
+    assert names == set(fl_peel.__all__) - {"__version__"}
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "expected"),
+    [
+        ("engine.md", "[wire.py](../fl_peel/wire.py)", "`wire.py`"),
+        ("engine.md", "[`wire.py`](../fl_peel/wire.py#L3)", "`wire.py`"),
+        ("engine.md", "[how](method.md#terms)", None),
+        ("how-to/extend.md", "[c](../method.md)", None),
+        ("how-to/extend.md", "[c](../../Makefile)", "`c`"),
+        ("how-to/extend.md", "[c](../nothing.md)", None),
+        ("index.md", "![p](figures/a.svg)", None),
+        ("index.md", "[RunResult](strategies/figures/schema.py)", "`RunResult`"),
+        ("index.md", "[paper](https://arxiv.org/x) [here](#limits)", None),
+    ],
+)
+def test_links_stay_within_the_site(place, text, expected):
+    """None: as it was."""
+    assert relinked(text, place) == (text if expected is None else expected)
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    """`make docs`; strict, so that a warning is an error."""
+    pytest.importorskip("mkdocstrings", reason="make docs installs what the site is made with")
+    ran = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "WARNING" not in ran.stderr
+    page = (tmp_path / "site" / "reference" / "python.html").read_text(encoding="utf-8")
+    assert "Base of all budget processes" in page

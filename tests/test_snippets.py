@@ -1,0 +1,143 @@
+"""What the tutorial and the how-to pages tell a reader to do is done, and works."""
+
+import importlib
+import os
+import shlex
+import sys
+import tomllib
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from fl_peel import plugins
+from simulations import runner
+from simulations.cli.main import app
+from simulations.scenario_files import load_scenario
+from tests.helpers.loopback import LoopbackGrid
+from tests.helpers.root import ROOT
+from tests.helpers.snippets import follow, in_shell, snippets_of
+
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+HOW_TO = sorted((ROOT / "docs" / "how-to").glob("*.md"))
+PAGES = [TUTORIAL, *HOW_TO]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to work in, whose modules can be imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """Runs a line: ``fl-peel`` in this process, on nodes without an engine; anything else in bash."""
+
+    def simulated(scenario, place, on_event, *, server):
+        return server(LoopbackGrid(2), scenario, place, on_event)
+
+    monkeypatch.setattr(runner, "simulated", simulated)
+
+    def run(line):
+        words, _, target = line.partition(" > ")
+        if not words.startswith("fl-peel "):
+            in_shell(line)
+            return
+        ran = CliRunner().invoke(app, shlex.split(words)[1:], catch_exceptions=False)
+        assert ran.exit_code == 0, f"{line}\n{ran.stderr}"
+        if target:
+            with open(target.strip(), "w", encoding="utf-8") as file:
+                file.write(ran.stdout)
+
+    return run
+
+
+@pytest.mark.usefixtures("api")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_works_as_told(page, folder, typed, capsys):
+    sys.modules.pop("my_package", None)
+    done = follow(page, folder, typed)
+    assert done > 0 or page.stem == "extend"
+    if page == TUTORIAL:
+        assert (folder / "out" / "books" / "report.html").is_file()
+        assert "full table: 12,8" in capsys.readouterr().out
+
+
+@pytest.mark.engine
+def test_the_tutorial_works_as_typed(folder):
+    """On the engine, line by line in bash: the other test has all but that."""
+    assert follow(TUTORIAL, folder, in_shell) > 5
+
+
+def console_lines():
+    found = []
+    for page in PAGES:
+        for snippet in snippets_of(page):
+            if snippet.language in ("bash", "console"):
+                found += [(page.stem, line) for line in snippet.commands() if line.startswith("fl-peel ")]
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), console_lines())
+def test_commands_and_their_options_exist(page, line):
+    words = shlex.split(line.partition(" > ")[0])[1:]
+    group = typer.main.get_command(app)
+    while words and hasattr(group, "commands") and words[0] in group.commands:
+        group = group.commands[words.pop(0)]
+    options = {name for parameter in group.params for name in parameter.opts}
+    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= options
+    assert not hasattr(group, "commands") or group.name == "scenarios", f"no such command: {line}"
+    changes = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    if page != "extend":
+        load_scenario("ml-100k", changes)
+
+
+@pytest.mark.usefixtures("api")
+def test_names_of_the_package_that_extends_are_known(folder, typed, monkeypatch):
+    """As if it were installed: its entry points are those of its pyproject.toml."""
+    page = ROOT / "docs" / "how-to" / "extend.md"
+    follow(page, folder, typed)
+    groups = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["entry-points"]
+    points = [EntryPoint(name, value, group) for group, named in groups.items() for name, value in named.items()]
+    real = plugins.entry_points
+    monkeypatch.setattr(
+        plugins, "entry_points", lambda group: [point for point in points if point.group == group] or real(group=group)
+    )
+    sys.modules.pop("my_package", None)
+    rng = np.random.default_rng(0)
+    rows = [f"{u},{i}" for u in range(40) for i in rng.permutation(60)[:12]]
+    (folder / "events.csv").write_text("user,item\n" + "\n".join(rows) + "\n")
+    (folder / "fleet.yaml").write_text("profiles: [{name: any, memory: {table_share: 0.9}}]\n")
+    small = [
+        "fleet=fleet.yaml",
+        "data={path: events.csv}",
+        "pretraining={embedding_dim: 8, epochs: 2, diversity_slices: 2}",
+    ]
+    small += ["user_groups={count: 2}", "refinement.rounds=1", "evaluation.budgets=[50%]", "evaluation.artifacts=0"]
+    small += ["elasticity={rounds: 0, falls: []}", "fairness.tiers=[]", "selector=shown"]
+    for changes in (
+        ["evaluation.selectors=[shown, surprising]"],
+        ["refinement.contents=proximal"],
+        ["refinement.contents=half-steps"],
+    ):
+        words = [word for change in (*small, *changes) for word in ("--set", change)]
+        typed(shlex.join(["fl-peel", "run", "ml-100k", "--quiet", *words]))
+    suite = importlib.import_module("test_my_package").TestSurprising()
+    suite.test_one_finite_non_negative_weight_per_block()
+    sys.modules.pop("test_my_package", None)
+    sys.modules.pop("my_package", None)
+
+
+def test_blocks_are_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text('```bash\nls  # look\n\n```\n```yaml title="a.yaml"\nx: 1\n```\n```\nplain\n```\n')
+    bash, yaml = snippets_of(page)
+    assert (bash.commands(), yaml.title, yaml.text) == (["ls"], "a.yaml", "x: 1\n")
+    page.write_text('```text title="a.yaml"\nx: 2\n```\n')
+    (tmp_path / "a.yaml").write_text("x: 1\n")
+    with pytest.raises(AssertionError, match=r"a\.yaml"):
+        follow(page, tmp_path, os.system)
