@@ -11,7 +11,7 @@ from simulations.cli.console import DataDir, path_option
 
 
 def demo(
-    run: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a run: fl-peel run --out OUT.")],
+    run: Annotated[Path, typer.Argument(metavar="MODEL", help="OUT/model of fl-peel run --out OUT, or OUT.")],
     out: Annotated[Path, path_option("--out", "The page.", "FILE")] = Path("demo.html"),
     data_dir: DataDir = None,
 ) -> None:
@@ -20,10 +20,11 @@ def demo(
 
     check_file(out, "--out")
 
+    from fl_peel.model.files import ABOUT
     from simulations.demo.of_run import demo_of_run
     from simulations.report.files import write_files
 
-    made = demo_of_run(run, data_dir)
+    made = demo_of_run(run.absolute().parent if (run / ABOUT).is_file() else run, data_dir)
     write_files(out.absolute().parent, {out.name: made.page.encode()})
     if made.lacks:
         typer.echo(f"note: {made.lacks}", err=True)

@@ -14,6 +14,7 @@ from fl_peel.data.datasets import load_dataset
 from fl_peel.data.interactions import Splits
 from fl_peel.disks import load_interactions, splits_of
 from fl_peel.errors import DataError, ReportError
+from fl_peel.model.model import Model, load
 from fl_peel.scenario.scenario import Scenario
 from simulations.demo.page import DemoDevice, DemoItems, DemoPoint, demo_page
 from simulations.engine.folders import data_folder
@@ -23,6 +24,8 @@ from strategies.figures.schema import RunResult
 
 ARTEFACT = re.compile(r"device-(\d+)-(\w+)-(\d+)\.peel")
 """A device's number, what the file is of, its budget."""
+MODEL = "model"
+"""Folder of a run's model."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +53,51 @@ def demo_of_run(out: Path, data_dir: Path | None = None) -> RunDemo:
         raise ReportError(f"{out}: no artifacts/device-*.peel; run again with --set evaluation.artifacts=3")
     scenario = load_scenario(out / "scenario.yaml")
     items, splits, lacks = _data(scenario, data_dir)
+    if (out / MODEL).is_dir():
+        items = items_of(load(out / MODEL))
+        lacks = None if lacks is None else f"recall of single devices is not told: {lacks}"
+    elif lacks is not None:
+        lacks = f"items are called by number, and recall of single devices is not told: {lacks}"
+    elif not all(StoredEmbedding.from_bytes(file.read_bytes()).single for file in largest.values()):
+        items, splits = DemoItems(), None
+        lacks = "blocks are of item groups, and no model/ says which: items are called by row"
+    return RunDemo(page_of(report, scenario, largest, items, splits, f"fl-peel demo {out} --out demo.html"), lacks)
+
+
+def page_of(
+    report: RunResult,
+    scenario: Scenario,
+    artefacts: Mapping[int, Path],
+    items: DemoItems,
+    splits: Splits | None,
+    command: str,
+) -> str:
+    """The page of some devices, by number. splits: of everybody, None where they are not at hand.
+
+    Raises:
+        ReportError, ArtifactError: as :func:`demo_page`.
+    """
     devices = []
-    for number, file in largest.items():
+    for number, file in artefacts.items():
         artefact = file.read_bytes()
-        stored = StoredEmbedding.from_bytes(artefact)
-        known = splits is not None and stored.single and stored.num_items == splits.num_items
+        known = splits is not None and StoredEmbedding.from_bytes(artefact).num_items == splits.num_items
         devices.append(_device(number, artefact, splits if known else None))
-        if splits is not None and not known:
-            items, lacks = (
-                DemoItems(),
-                "blocks are of item groups, which the run does not leave: items are called by row",
-            )
-    page = demo_page(
+    return demo_page(
         devices,
         items,
         title=f"{scenario.name}: devices and their budgets",
         curve=_curve(report, scenario),
         recall_at=report.top_n,
-        command=f"{report.command or 'fl-peel run'}\nfl-peel demo {out} --out demo.html",
+        command=f"{report.command or 'fl-peel run'}\n{command}",
         seed=report.seed,
     )
-    return RunDemo(page, lacks)
+
+
+def items_of(model: Model) -> DemoItems:
+    """What a saved model calls its items, and their groups."""
+    catalogue = model.catalogue
+    groups = () if catalogue.layout.is_single else tuple(catalogue.layout.item_group.tolist())
+    return DemoItems(tuple(catalogue.id_of(item) for item in range(catalogue.num_items)), groups)
 
 
 def largest_artefacts(out: Path) -> Mapping[int, Path]:
@@ -96,7 +123,7 @@ def _data(scenario: Scenario, data_dir: Path | None) -> tuple[DemoItems, Splits 
     except DataError as error:
         if data_dir is not None:
             raise
-        return DemoItems(), None, f"items are called by number, and recall of single devices is not told: {error}"
+        return DemoItems(), None, str(error)
 
 
 def _device(number: int, artefact: bytes, splits: Splits | None) -> DemoDevice:

@@ -91,11 +91,13 @@ def test_without_the_script_it_is_one_line(monkeypatch, tmp_path):
 # ---------------------------------------------------------------- of a run
 
 
-def finished(tiny, tmp_path, *changes):
+def finished(tiny, tmp_path, *changes, with_model=False):
     """A run's folder, without the engine."""
     scenario = load_scenario(tiny, [*QUICK, *changes, "data.path=" + str(tiny.parent / "planted.csv")])
-    result = serve(LoopbackGrid(1), scenario, Place("", str(tmp_path / "run")))
-    save(result, scenario, tmp_path / "run", tmp_path / "out")
+    model = tmp_path / "run" / "model"
+    place = Place("", str(tmp_path / "run"), model_dir=str(model) if with_model else "")
+    result = serve(LoopbackGrid(1), scenario, place)
+    save(result, scenario, tmp_path / "run", tmp_path / "out", model)
     return result
 
 
@@ -130,10 +132,27 @@ def test_of_a_run_with_item_groups_or_without_its_data(tiny, tmp_path):
     assert data_of(demo.page)["devices"][0]["wanted"] is None
     (tiny.parent / "planted.csv").unlink()
     demo = demo_of_run(tmp_path / "out")
+    assert demo.lacks.startswith("items are called by number, and recall of single devices is not told: ")
     assert "planted.csv: no such file" in demo.lacks
     assert data_of(demo.page)["items"] == {}
     with pytest.raises(DataError, match=r"planted.csv: no such file"):
         demo_of_run(tmp_path / "out", tmp_path)
+
+
+def test_a_model_says_what_items_are_called_and_their_groups(tiny, tmp_path):
+    finished(tiny, tmp_path, with_model=True)
+    demo = demo_of_run(tmp_path / "out")
+    items, device = data_of(demo.page)["items"], data_of(demo.page)["devices"][0]
+    pairs = [line.split(",") for line in (tiny.parent / "planted.csv").read_text().split()[1:]]
+    assert demo.lacks is None
+    assert sorted(items["ids"]) == sorted({item for _, item in pairs})
+    assert sorted(set(items["groups"])) == list(range(6))
+    assert len(set(device["seen"]) | set(device["wanted"])) == 12
+    (tiny.parent / "planted.csv").unlink()
+    demo = demo_of_run(tmp_path / "out")
+    assert demo.lacks.startswith("recall of single devices is not told: ")
+    assert data_of(demo.page)["items"] == items
+    assert data_of(demo.page)["devices"][0]["wanted"] is None
 
 
 def test_of_a_device_the_largest_file_is_taken(tmp_path):
@@ -156,6 +175,14 @@ def test_the_command_writes_the_page_and_says_what_it_lacks(tiny, tmp_path):
     assert f"page: {target}" in done.output.replace("\n", "")
     assert "note: blocks are of item groups" in done.output
     assert len(data_of(target.read_text())["devices"]) == 2
+
+
+def test_the_command_takes_the_folder_of_the_model_too(tiny, tmp_path):
+    finished(tiny, tmp_path, with_model=True)
+    done = CliRunner().invoke(app, ["demo", str(tmp_path / "out" / "model"), "--out", str(tmp_path / "page.html")])
+    assert done.exit_code == 0, done.output
+    assert "note" not in done.output
+    assert len(data_of((tmp_path / "page.html").read_text())["devices"]) == 2
 
 
 def test_mistakes_are_told(tiny, tmp_path):
