@@ -20,8 +20,10 @@ code_paths.pin()  # before anything loads the libraries that read it
 if TYPE_CHECKING:
     from fl_peel.attacks.base import Attack
     from fl_peel.attacks.contracts import AttackContract
+    from fl_peel.callbacks import Callback
     from fl_peel.data.population import Population
     from fl_peel.errors import FlPeelError
+    from fl_peel.events import Event
     from fl_peel.exchange.contracts import StatisticContract
     from fl_peel.exchange.statistics import BoundedStatistic
     from fl_peel.privacy.contracts import MechanismContract
@@ -69,9 +71,11 @@ __all__ = [
     "BoundedStatistic",
     "BudgetContract",
     "BudgetProcess",
+    "Callback",
     "DeviceContents",
     "DeviceContentsContract",
     "DeviceProfile",
+    "Event",
     "FlPeelError",
     "Fleet",
     "FleetBudgets",
@@ -108,6 +112,8 @@ _own = imported_when_asked(
         "AttackContract": "fl_peel.attacks.contracts",
         "BlockStatistics": "fl_peel.weighting.statistics",
         "BoundedStatistic": "fl_peel.exchange.statistics",
+        "Callback": "fl_peel.callbacks",
+        "Event": "fl_peel.events",
         "FlPeelError": "fl_peel.errors",
         "GroupUpdate": "fl_peel.training.update",
         "Mechanism": "fl_peel.privacy.mechanisms",

@@ -196,7 +196,7 @@ SERVER_CONTENTS = {
 }
 EXPORTED = {
     "fl_peel": {
-        *("BoundedStatistic", "GroupUpdate", "StatisticContract"),
+        *("BoundedStatistic", "Callback", "Event", "GroupUpdate", "StatisticContract"),
         *DEVICE_CONTENTS,
         *SERVER_CONTENTS,
         *("Attack", "AttackContract", "BlockStatistics", "FlPeelError", "Mechanism", "MechanismContract", "Population"),

@@ -16,6 +16,11 @@ DataDir = Annotated[
     typer.Option("--data-dir", help="Folder that holds data sets by name; default: $FL_PEEL_DATA, then the cache."),
 ]
 
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", metavar="NAME=PLACE", help="Tell a tracker: tensorboard=DIR, mlflow=DIR; repeatable."),
+]
+
 
 def path_option(name: str, text: str, metavar: str = "PATH") -> Any:
     """An option that is a path; an empty one, which would mean the current folder, is refused."""

@@ -11,9 +11,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fl_peel.callbacks import Callback
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
-from simulations.cli.console import DataDir, path_option, print_table
+from simulations.cli.console import DataDir, Track, path_option, print_table
+from simulations.trackers.registry import trackers
 
 
 def run(
@@ -35,6 +37,7 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start anew, also where --out holds a run that was stopped.")
     ] = False,
+    track: Track = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
 ) -> None:
     """Run a scenario from the interactions file to the report."""
@@ -56,6 +59,8 @@ def run(
     if loaded.data.name is not None:
         require_dataset(loaded.data.name, data_dir)  # before the progress bars of a run begin
 
+    callbacks = trackers(track or [])
+
     from simulations import runner
     from simulations.cli.progress import shown
     from simulations.engine.folders import default_cache_dir
@@ -65,7 +70,7 @@ def run(
     words = {"--seed": seed, "--profiles": profiles, "--nodes": nodes, "--data-dir": data_dir, "--seeds": seeds}
     command = _command(scenario, overrides or [], words, per_device)
     if loaded.data.timeline is not None:
-        _timeline(loaded, data_dir, out, err, command, seeds, quiet=quiet)
+        _timeline(loaded, data_dir, out, err, command, seeds, callbacks, quiet=quiet)
         return
     if seeds is not None:
         assert out is not None
@@ -79,6 +84,7 @@ def run(
                 out=out,
                 cache_dir=cache_dir,
                 on_event=on_event,
+                callbacks=callbacks,
                 command=command,
                 fresh=fresh,
             )
@@ -93,6 +99,7 @@ def run(
             out=out,
             cache_dir=cache_dir,
             on_event=on_event,
+            callbacks=callbacks,
             command=command,
             fresh=fresh,
         )
@@ -111,6 +118,7 @@ def _timeline(
     err: Console,
     command: str,
     seeds: int | None,
+    callbacks: list[Callback],
     *,
     quiet: bool,
 ) -> None:
@@ -123,12 +131,20 @@ def _timeline(
     page = "timeline.html" if seeds is None else f"{NAME}.html"
     with shown(err, quiet=quiet) as on_event:
         if seeds is None:
-            result = run_timeline(scenario, data_dir=data_dir, out=out, on_event=on_event, command=command)
+            result = run_timeline(
+                scenario, data_dir=data_dir, out=out, on_event=on_event, callbacks=callbacks, command=command
+            )
             tables = timeline_tables(result)
         else:
             assert out is not None
             together = run_timeline_seeds(
-                scenario, seeds=seeds, data_dir=data_dir, out=out, on_event=on_event, command=command
+                scenario,
+                seeds=seeds,
+                data_dir=data_dir,
+                out=out,
+                on_event=on_event,
+                callbacks=callbacks,
+                command=command,
             )
             tables = [timeline_seeds_view(together).to_rich()]
     if quiet:
