@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from simulations.report.plots.bars import full_recalls, recall_by_class, recall_by_group, stage_seconds
@@ -82,6 +83,12 @@ def _share_axis(axes: Axes, shares: Sequence[float], full_bytes: float | None) -
 
 def recall_by_budget(result: RunResult) -> Plot | None:
     """Recall against the budget, one line a precision and selector, with the full tables as yardsticks."""
+    drawn = recall_figure(result)
+    return None if drawn is None else finish(drawn[0], "recall", "Recall against the budget", drawn[1])
+
+
+def recall_figure(result: RunResult) -> tuple[Figure, str] | None:
+    """The same as a figure, and in words; draw it within `styled()`."""
     rows = sorted(result.budgets, key=lambda row: (row.precision, row.selector, row.share))
     if not rows:
         return None
@@ -107,12 +114,7 @@ def recall_by_budget(result: RunResult) -> Plot | None:
     axes.set_ylabel(f"Recall@{result.top_n} (test, mean over devices)")
     axes.margins(y=0.08)
     label_ends(axes, labels)
-    return finish(
-        figure,
-        "recall",
-        "Recall against the budget",
-        f"Line chart of Recall@{result.top_n} against budget: {'; '.join(words)}.",
-    )
+    return figure, f"Line chart of Recall@{result.top_n} against budget: {'; '.join(words)}."
 
 
 def device_traces(result: RunResult) -> Plot | None:
