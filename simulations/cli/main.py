@@ -26,6 +26,7 @@ from simulations.cli.fleets import profiles_app
 from simulations.cli.machines import machines
 from simulations.cli.run import run
 from simulations.cli.studies import add_studies
+from simulations.cli.sweep import sweep
 
 USER_ERROR = 2
 STOPPED = {130: "interrupted", 143: "terminated"}
@@ -41,6 +42,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(profiles_app, name="profiles")
 add_studies(app)
 app.command()(run)
+app.command()(sweep)
 app.command()(diff)
 app.command()(bench)
 app.command()(machines)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_peel.callbacks import Callback
-from fl_peel.events import Event
+from fl_peel.events import Event, plain_name
 from fl_peel.extras import optional
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.inputs import check_out
@@ -24,7 +24,9 @@ class TensorBoard(Callback):
 
     def on_start(self, scenario: Scenario) -> None:
         """Begin a folder of event files."""
-        self._writer = self._kind(log_dir=str(_free(self._folder / f"{scenario.name}-seed-{scenario.seed}")))
+        self._writer = self._kind(
+            log_dir=str(_free(self._folder / plain_name(f"{scenario.name}-seed-{scenario.seed}")))
+        )
         self._writer.add_text("scenario", f"```yaml\n{scenario.to_yaml()}```")
 
     def on_event(self, event: Event) -> None:

@@ -63,7 +63,7 @@ def report_figures(result: RunResult) -> tuple[Plot, ...]:
     return tuple(plot for plot in plots if plot is not None)
 
 
-def _share_axis(axes: Axes, shares: Sequence[float], full_bytes: float | None) -> None:
+def share_axis(axes: Axes, shares: Sequence[float], full_bytes: float | None) -> None:
     """Log x axis in % of the fp32 full table, ticks at the budgets measured; KB along the top."""
     ticks = sorted(set(shares))
     axes.set_xscale("log")
@@ -94,7 +94,7 @@ def recall_figure(result: RunResult) -> tuple[Figure, str] | None:
         return None
     precisions, selectors = {row.precision for row in rows}, {row.selector for row in rows}
     figure, (axes,) = new_figure(3.9)
-    _share_axis(axes, [row.share for row in rows], result.full_table.bytes)
+    share_axis(axes, [row.share for row in rows], result.full_table.bytes)
     labels, words = [], []
     lines = [(key, list(group)) for key, group in groupby(rows, key=lambda row: (row.precision, row.selector))]
     for index, ((precision, selector), line) in enumerate(lines):

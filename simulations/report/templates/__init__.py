@@ -14,6 +14,7 @@ from simulations.report.templates.compare import COMPARE
 from simulations.report.templates.leaderboard import LEADERBOARD
 from simulations.report.templates.notebook import NOTEBOOK
 from simulations.report.templates.report import REPORT
+from simulations.report.templates.sweep import SWEEP
 from simulations.report.templates.tables import TABLES
 from simulations.report.templates.timeline import TIMELINE
 
@@ -27,6 +28,7 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
         "ablate.html": ABLATE,
         "audit.html": AUDIT,
         "notebook.html": NOTEBOOK,
+        "sweep.html": SWEEP,
         "tables.html": TABLES,
         "timeline.html": TIMELINE,
     }
