@@ -30,10 +30,8 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """For people: keys by their last names, where these differ."""
-        last = [path.rpartition(".")[2] for path, _ in self.values]
-        short = len(set(last)) == len(last)
-        names = last if short else [path for path, _ in self.values]
+        """For people."""
+        names = short_names(path for path, _ in self.values)
         return ", ".join(f"{name}={text}" for name, (_, text) in zip(names, self.values, strict=True))
 
     @property
@@ -42,6 +40,13 @@ class Setting:
         whole = ",".join(f"{path}={text}" for path, text in self.values)
         plain = re.sub(r"[^\w.=,%+-]+", "_", whole, flags=re.ASCII)[:MAX_FOLDER]
         return plain if plain == whole else f"{plain}-{hashlib.blake2b(whole.encode(), digest_size=4).hexdigest()}"
+
+
+def short_names(paths: Iterable[str]) -> list[str]:
+    """The last names of keys, where these differ."""
+    whole = list(paths)
+    last = [path.rpartition(".")[2] for path in whole]
+    return last if len(set(last)) == len(last) else whole
 
 
 def settings_of(asked: Iterable[str]) -> tuple[Setting, ...]:
@@ -94,4 +99,4 @@ def split_values(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-__all__ = ["Setting", "settings_of", "split_values"]
+__all__ = ["Setting", "settings_of", "short_names", "split_values"]

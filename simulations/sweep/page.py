@@ -24,6 +24,7 @@ from simulations.report.plots.style import (
 from simulations.report.render import provenance, render, scenario_name
 from simulations.report.results import write_results
 from simulations.report.tables.view import ABSENT, TableView, format_interval, format_metric
+from simulations.sweep.grid import short_names
 from simulations.sweep.schema import SweepResult, SweepRow
 
 NAME = "sweep"
@@ -32,26 +33,32 @@ PAGE = f"{NAME}.html"
 
 def sweep_view(result: SweepResult) -> TableView:
     """Every setting's recall, by table; the setting that validation chooses is emphasized."""
-    tables = [figure.table for figure in result.rows[0].tables]
+    keys, tables = _columns(result)
     rows = tuple(
-        (row.setting, format_metric(row.validation), *(figure_text(figure.recall) for figure in row.tables))
+        (*row.values.values(), format_metric(row.validation), *(figure_text(figure.recall) for figure in row.tables))
         for row in result.rows
     )
-    best = {(place, 1) for place, row in enumerate(result.rows) if row.setting == result.chosen}
+    best = {(place, len(keys)) for place, row in enumerate(result.rows) if row.setting == result.chosen}
     note = (
         f"Recall@{result.top_n} on the test, means over {len(result.seeds)} seed(s); in brackets 95 % intervals over "
         "devices" + (" and seeds" if len(result.seeds) > 1 else "") + ". Shares: of the bytes of the fp32 full table, "
         "under the setting's own precision and selector. Validation: Recall@20 in the last round, by which to choose; "
         "the test is for the report of what was chosen."
     )
-    return TableView("Settings", ("setting", "validation", *tables), rows, 1, note, frozenset(best))
+    return TableView("Settings", (*keys, "validation", *tables), rows, len(keys), note, frozenset(best))
+
+
+def _columns(result: SweepResult) -> tuple[list[str], list[str]]:
+    """Keys, and tables."""
+    first = result.rows[0]
+    return short_names(first.values), [figure.table for figure in first.tables]
 
 
 def differences_view(result: SweepResult) -> TableView | None:
     """Recall less that of the first setting, each device compared with itself; None where nothing can be compared."""
     rows = tuple(
         (
-            row.setting,
+            *row.values.values(),
             *(
                 ABSENT if one.less is None else format_interval(one.less.value, one.less.low, one.less.high)
                 for one in row.tables
@@ -61,14 +68,13 @@ def differences_view(result: SweepResult) -> TableView | None:
     )
     if all(one.less is None for row in result.rows for one in row.tables):
         return None
-    tables = [figure.table for figure in result.rows[0].tables]
+    keys, tables = _columns(result)
     note = (
         "Each device compared with itself. sweep.json has p-values, corrected for all of these differences (Holm). A "
         "dash: a setting with other test items."
     )
-    return TableView(
-        f"Recall@{result.top_n} less that of {result.rows[0].setting}", ("setting", *tables), rows, 1, note
-    )
+    title = f"Recall@{result.top_n} less that of {result.rows[0].setting}"
+    return TableView(title, (*keys, *tables), rows, len(keys), note)
 
 
 def sweep_views(result: SweepResult) -> list[TableView]:

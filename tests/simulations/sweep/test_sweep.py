@@ -67,7 +67,8 @@ def test_a_sweep_is_runs_side_by_side(tiny, tmp_path, command_line, without_engi
     assert "<svg" in page
     assert "<script" not in page
     assert "batch_size=4, selector=popularity" in page
-    assert "batch_size=4, selector=popularity" in shown
+    half = f"{plain['rows'][3]['tables'][0]['recall']['value']:.4f}"
+    assert any(line.split()[:2] == ["4", "popularity"] and half in line for line in shown.splitlines())
     assert f"report: {out / 'sweep.html'}" in shown
     assert "[4/4]" in err or "sweep 4/4" in err
 
