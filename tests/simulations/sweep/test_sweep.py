@@ -131,20 +131,23 @@ def test_what_is_done_is_read(tiny, tmp_path, monkeypatch, without_engine):
 
 def test_runs_of_another_scenario_are_not_read(tiny, tmp_path, monkeypatch, without_engine):
     out, asked = tmp_path / "out", [*QUICK, "refinement.local.batch_size=2,4"]
-    first = sweep(tiny, asked, out=out)
+    first = sweep(tiny, asked, out=out, seeds=2)
     engine = runner.simulated
 
-    def stopping(*args, **kwargs):
-        raise EngineError("pulled the plug")
+    def stopping(scenario, *args, **kwargs):
+        if scenario.seed == 1:
+            raise EngineError("pulled the plug")
+        return engine(scenario, *args, **kwargs)
 
     monkeypatch.setattr(runner, "simulated", stopping)
     with pytest.raises(EngineError, match="plug"):
-        sweep(tiny, [*asked, "pretraining.epochs=2"], out=out)
+        sweep(tiny, [*asked, "pretraining.epochs=2"], out=out, seeds=2)
     monkeypatch.setattr(runner, "simulated", engine)
     del without_engine[:]
-    again = sweep(tiny, asked, out=out, fresh=True)
-    assert len(without_engine) == 2
+    again = sweep(tiny, asked, out=out, seeds=2)
+    assert [(one.seed, one.refinement.local.batch_size) for one in without_engine] == [(0, 2), (1, 2)]
     assert [row.tables for row in again.rows] == [row.tables for row in first.rows]
+    assert sweep(tiny, asked, out=out, seeds=1).seeds == (0,)
 
 
 @pytest.mark.parametrize(
