@@ -12,12 +12,12 @@ from fl_peel.scenario.scenario import Scenario
 class Callback(Protocol):
     """Told what becomes of a run; a subclass overrides what it wants to know.
 
-    Events come from the thread of the run's server. Whatever a callback raises costs a warning and the rest of what it
+    All but the end comes from the thread of the run's server. Whatever a callback raises costs a warning and the rest of what it
     would have been told: the run goes on.
     """
 
     def on_start(self, scenario: Scenario) -> None:
-        """A run of this scenario begins."""
+        """A run of this scenario has begun: it was not refused."""
 
     def on_event(self, event: Event) -> None:
         """A step has ended; its figures are numbers by plain names."""
@@ -26,7 +26,7 @@ class Callback(Protocol):
         """The run is done. result: what report.json says."""
 
     def on_error(self, error: BaseException) -> None:
-        """The run has failed, or was stopped."""
+        """The run, which had begun, has failed or was stopped."""
 
 
 __all__ = ["Callback"]

@@ -52,20 +52,25 @@ def watched(
 ) -> Figures:
     """What ``work`` does, of which callbacks and ``on_event`` are told.
 
-    said: the result as callbacks get it; last: figures of it that no event has told, told as those of a last one.
+    A run begins with its first event: one that is refused before leaves no trace in any tracker. said: the result as
+    callbacks get it; last: figures of it that no event has told, told as those of a last one.
     """
-    watchers = Watchers(callbacks)
+    watchers, begun = Watchers(callbacks), False
 
     def told(event: Event) -> None:
+        nonlocal begun
         on_event(event)
+        if not begun:
+            begun = True
+            watchers.tell(lambda callback: callback.on_start(scenario))
         watchers.event(event)
 
-    watchers.tell(lambda callback: callback.on_start(scenario))
     try:
         result = work(told)
     except BaseException as error:
         stopped = error
-        watchers.tell(lambda callback: callback.on_error(stopped))
+        if begun:
+            watchers.tell(lambda callback: callback.on_error(stopped))
         raise
     watchers.event(Event("report", 1, 1, figures=last(result)))
     watchers.tell(lambda callback: callback.on_end(said(result)))

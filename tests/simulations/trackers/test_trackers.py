@@ -142,6 +142,15 @@ def test_callbacks_hear_of_a_run_that_fails(tiny, monkeypatch):
     assert str(notes.told[-1][1]) == "lost"
 
 
+def test_a_run_that_is_refused_leaves_no_trace(tiny, tmp_path, command_line):
+    pytest.importorskip("tensorboard", reason="no tensorboard")
+    place = tmp_path / "boards"
+    changes = ("--set", "user_groups.min_size=4000", "--track", f"tensorboard={place}")
+    code, _, err = command_line("run", tiny, *changes)
+    assert (code, err.count("\n")) == (2, 1)
+    assert not place.exists()
+
+
 def test_tensorboard_reads_back_what_was_written(tiny, tmp_path, command_line):
     reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
     place, out = tmp_path / "boards", tmp_path / "out"
