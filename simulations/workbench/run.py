@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -46,6 +47,8 @@ def run(
     """
     if not isinstance(scenario, Scenario):
         scenario = load_scenario(scenario, overrides, seed=seed)
+    if notebook() is not None:
+        logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)  # of widgets that nobody asked for
     if callbacks is None:
         callbacks = [] if notebook() is None else [Progress()]
     folder, single = given_folder(out), scenario.evaluation.per_device
