@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from fl_peel.attacks.base import Attack
     from fl_peel.attacks.contracts import AttackContract
     from fl_peel.blocks.onnx_export import to_onnx
+    from fl_peel.callbacks import Callback
     from fl_peel.data.population import Population
     from fl_peel.errors import FlPeelError
+    from fl_peel.events import Event
     from fl_peel.exchange.contracts import StatisticContract
     from fl_peel.exchange.statistics import BoundedStatistic
     from fl_peel.model.device import Delta, Device, Embedding
@@ -54,6 +56,8 @@ _OF_OTHER_PACKAGES = frozenset(
         "OpenServerContents",
         "PositiveFloat",
         "ProfileContract",
+        "Progress",
+        "Result",
         "ServerContents",
         "ServerContentsContract",
         "ShareFloat",
@@ -73,12 +77,14 @@ __all__ = [
     "BoundedStatistic",
     "BudgetContract",
     "BudgetProcess",
+    "Callback",
     "Delta",
     "Device",
     "DeviceContents",
     "DeviceContentsContract",
     "DeviceProfile",
     "Embedding",
+    "Event",
     "FlPeelError",
     "Fleet",
     "FleetBudgets",
@@ -93,6 +99,8 @@ __all__ = [
     "Population",
     "PositiveFloat",
     "ProfileContract",
+    "Progress",
+    "Result",
     "Scenario",
     "SelectorContract",
     "ServerContents",
@@ -118,9 +126,11 @@ _own = imported_when_asked(
         "AttackContract": "fl_peel.attacks.contracts",
         "BlockStatistics": "fl_peel.weighting.statistics",
         "BoundedStatistic": "fl_peel.exchange.statistics",
+        "Callback": "fl_peel.callbacks",
         "Delta": "fl_peel.model.device",
         "Device": "fl_peel.model.device",
         "Embedding": "fl_peel.model.device",
+        "Event": "fl_peel.events",
         "FlPeelError": "fl_peel.errors",
         "GroupUpdate": "fl_peel.training.update",
         "Mechanism": "fl_peel.privacy.mechanisms",

@@ -12,6 +12,7 @@
     ├── ReportError             a result is incomplete or its files cannot be written
     ├── SecureAggregationError  a device or the server refuses a message of secure aggregation
     ├── MessageError            a message is not what it must be: names, types, shapes or ranges
+    ├── MissingExtraError       something needs a package of an extra that is not installed
     └── EngineError             the Flower engine failed: no nodes, no replies, mixed-up packages
 
 Messages are one line, name the place (file and line, key path, profile name) and the remedy.
@@ -66,6 +67,10 @@ class SecureAggregationError(FlPeelError):
 
 class MessageError(FlPeelError):
     """A message is not what it must be: something is missing or unknown, or of another type, shape or range."""
+
+
+class MissingExtraError(FlPeelError):
+    """Something needs a package of an extra, such as ``fl-peel[pandas]``, that is not installed."""
 
 
 class EngineError(FlPeelError):

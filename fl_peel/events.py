@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
 class Event:
-    """Step ``done`` of ``total`` of a stage has ended; ``text`` is for people."""
+    """Step ``done`` of ``total`` of a stage has ended; ``text`` is for people.
+
+    figures: what the step measured, by names such as ``refinement/loss`` (docs/trackers.md has them all).
+    """
 
     stage: str
     done: int
     total: int
     text: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    @property
+    def step(self) -> int:
+        """Where on an axis the figures stand: the epoch, the round, the period."""
+        return self.done
 
 
 OnEvent = Callable[[Event], None]
@@ -26,3 +36,18 @@ def silent(event: Event) -> None:
 def of_seed(seed: int, on_event: OnEvent) -> OnEvent:
     """The same events, with the seed before each stage's name."""
     return lambda event: on_event(replace(event, stage=f"seed {seed}: {event.stage}"))
+
+
+def figures_under(prefix: str, on_event: OnEvent) -> OnEvent:
+    """The same events, with ``prefix/`` before each figure's name: of a stage that runs more than once."""
+    return lambda event: on_event(replace(event, figures={f"{prefix}/{k}": v for k, v in event.figures.items()}))
+
+
+def known(figures: Mapping[str, float | None]) -> dict[str, float]:
+    """Figures without those that were not measured."""
+    return {name: float(value) for name, value in figures.items() if value is not None}
+
+
+def plain_name(text: str) -> str:
+    """Part of a figure's name: letters, digits, points, dashes and underscores, which every tracker accepts."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", text.replace("%", "pct")).strip("_")

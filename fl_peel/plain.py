@@ -34,6 +34,17 @@ class Inline:
     prefix: str = ""
 
 
+def laid_flat(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What is in nested dictionaries, by its path: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``. An empty one is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value:
+            flat |= {f"{key}.{path}": one for path, one in laid_flat(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
 def to_plain(value: Any, **names: object) -> Any:
     """Dataclasses as dictionaries, tuples as lists, in the order of the fields. names: what keys are filled in with."""
     if is_dataclass(value) and not isinstance(value, type):

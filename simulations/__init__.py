@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from fl_peel.lazy import imported_when_asked
 
 if TYPE_CHECKING:
-    from simulations.runner import run
     from simulations.scenario_files import load_scenario, shipped_scenarios
+    from simulations.workbench.progress import Progress
+    from simulations.workbench.result import Result
+    from simulations.workbench.run import run
 
-__all__ = ["load_scenario", "run", "shipped_scenarios"]
+__all__ = ["Progress", "Result", "load_scenario", "run", "shipped_scenarios"]
 
 # A simulation reports to nobody. Flower and Ray read these when they are imported.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -21,8 +23,10 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray wil
 __getattr__ = imported_when_asked(
     __name__,
     {
+        "Progress": "simulations.workbench.progress",
+        "Result": "simulations.workbench.result",
         "load_scenario": "simulations.scenario_files",
-        "run": "simulations.runner",
+        "run": "simulations.workbench.run",
         "shipped_scenarios": "simulations.scenario_files",
     },
 )

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fl_peel.callbacks import Callback
 from fl_peel.disks import device_splits
 from fl_peel.errors import FlPeelError, ScenarioError
 from fl_peel.events import Event, OnEvent, of_seed, silent
@@ -29,9 +31,11 @@ from simulations.fleet.summary import fleet_summary
 from simulations.report.files_of_run import read_report, report_contents
 from simulations.report.results import write_results
 from simulations.scenario_files import load_scenario
+from simulations.trackers.figures import figures_on_test
+from simulations.trackers.watching import watched
 from simulations.unfinished import DONE, about_run, is_done, mark_done, unfinished
 from strategies.figures.per_device import FILE, PerDevice
-from strategies.figures.schema import RunResult
+from strategies.figures.schema import RunResult, to_json
 from strategies.run.place import Place
 from strategies.server_app import serve
 
@@ -50,20 +54,25 @@ def run(
     out: str | Path | None = None,
     cache_dir: str | Path | None = None,
     on_event: OnEvent = silent,
+    callbacks: Sequence[Callback] = (),
     command: str | None = None,
     fresh: bool = False,
 ) -> RunResult:
     """Run a scenario and return what it measured; with ``out``, also write the report files there.
 
     scenario: a shipped name, a YAML file or a Scenario; overrides: ``path=value``; cache_dir: where pretrained tables
-    are kept by content (None keeps none). With ``out``, what is done is kept there until all is: the same run, stopped
-    at any moment and called again, goes on to the same figures; fresh: it starts anew.
+    are kept by content (None keeps none); callbacks: told what happens, and never in the way. With ``out``, what is
+    done is kept there until all is: the same run, stopped at any moment and called again, goes on to the same figures;
+    fresh: it starts anew.
 
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
     """
     if not isinstance(scenario, Scenario):
         scenario = load_scenario(scenario, overrides, seed=seed)
+    if callbacks:
+        alone = partial(run, scenario, data_dir=data_dir, out=out, cache_dir=cache_dir, command=command, fresh=fresh)
+        return watched(lambda told: alone(on_event=told), scenario, callbacks, on_event, to_json, figures_on_test)
     out = given_folder(out)
     scenario = checked(scenario, out, working_dir=Path.cwd())
     with run_folder() as run_dir:
@@ -99,6 +108,7 @@ def run_seeds(
     data_dir: str | Path | None = None,
     cache_dir: str | Path | None = None,
     on_event: OnEvent = silent,
+    callbacks: Sequence[Callback] = (),
     command: str | None = None,
     fresh: bool = False,
 ) -> SeedsResult:
@@ -127,7 +137,14 @@ def run_seeds(
         result = None if fresh else _done_before(place, about)
         if result is None:
             result = run(
-                one, data_dir=data_dir, out=place, cache_dir=cache_dir, on_event=told, command=command, fresh=fresh
+                one,
+                data_dir=data_dir,
+                out=place,
+                cache_dir=cache_dir,
+                on_event=told,
+                callbacks=callbacks,
+                command=command,
+                fresh=fresh,
             )
             mark_done(place, about)
         else:

@@ -19,6 +19,7 @@ import psutil
 
 from fl_peel.data.interactions import Splits
 from fl_peel.errors import ReportError
+from fl_peel.plain import laid_flat
 from fl_peel.roots import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.folders import OWNER, Owner
@@ -107,17 +108,10 @@ def what_differs(folder: Path, about: dict[str, Any]) -> str:
         if not isinstance(mine, dict) or not isinstance(theirs, dict):
             words = {"data": "other data", "fleet": "another fleet file", "code": "another version's code"}
             return words.get(what, f"no {what}")
-        ours, others = _flat(mine), _flat(theirs)
+        ours, others = laid_flat(mine), laid_flat(theirs)
         keys = [key for key in ours if ours[key] != others.get(key)] or sorted(others.keys() - ours.keys())
         return f"{keys[0]}={others.get(keys[0])} and not {ours.get(keys[0])}"
     return ""
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _refuse_a_second(folder: Path) -> None:

@@ -196,17 +196,18 @@ SERVER_CONTENTS = {
 }
 EXPORTED = {
     "fl_peel": {
-        *("BoundedStatistic", "GroupUpdate", "StatisticContract", "Delta", "Device", "Embedding", "Model", "load"),
+        *("BoundedStatistic", "Callback", "Event", "GroupUpdate", "StatisticContract"),
+        *("Delta", "Device", "Embedding", "Model", "load", "to_onnx"),
         *DEVICE_CONTENTS,
         *SERVER_CONTENTS,
         *("Attack", "AttackContract", "BlockStatistics", "FlPeelError", "Mechanism", "MechanismContract", "Population"),
         *("Scenario", "SelectorContract", "__version__", "device_uniforms", "rng_for", "load_scenario", "run"),
-        "to_onnx",
+        *("Progress", "Result"),
         *FLEETS,
     },
     "clients": FLEETS | DEVICE_CONTENTS,
     "strategies": {"PeelStrategy", "Place", "serve", *SERVER_CONTENTS},
-    "simulations": {"load_scenario", "run", "shipped_scenarios"},
+    "simulations": {"Progress", "Result", "load_scenario", "run", "shipped_scenarios"},
 }
 
 
@@ -236,7 +237,7 @@ def test_every_reader_of_a_package_is_told_the_same_names(package):
 
 
 def test_names_of_other_packages_are_the_same_things(api):
-    assert fl_peel.run is simulations.run is importlib.import_module("simulations.runner").run
+    assert fl_peel.run is simulations.run is importlib.import_module("simulations.workbench.run").run
     assert api.keys() == fl_peel._OF_OTHER_PACKAGES
     for name, place in api.items():
         assert getattr(fl_peel, name) is getattr(importlib.import_module(place.split(":")[0]), name)

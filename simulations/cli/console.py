@@ -19,6 +19,11 @@ DataDir = Annotated[
     typer.Option("--data-dir", help="Folder that holds data sets by name; default: $FL_PEEL_DATA, then the cache."),
 ]
 
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", metavar="NAME=PLACE", help="Tell a tracker: tensorboard=DIR, mlflow=DIR; repeatable."),
+]
+
 
 def _scenarios(incomplete: str) -> list[str]:
     from simulations.scenario_files import shipped_scenarios

@@ -30,6 +30,7 @@ from simulations.cli.model import export, serve_device
 from simulations.cli.run import run
 from simulations.cli.scenarios import scenarios_app
 from simulations.cli.studies import add_studies
+from simulations.cli.sweep import sweep
 
 USER_ERROR = 2
 STOPPED = {130: "interrupted", 143: "terminated"}
@@ -45,6 +46,7 @@ app.add_typer(profiles_app, name="profiles")
 app.add_typer(scenarios_app, name="scenarios")
 add_studies(app)
 app.command()(run)
+app.command()(sweep)
 app.command()(diff)
 app.command()(demo)
 app.command()(export_onnx)

@@ -11,9 +11,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fl_peel.callbacks import Callback
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
-from simulations.cli.console import AsJson, DataDir, Overrides, ScenarioName, path_option, show
+from simulations.cli.console import AsJson, DataDir, Overrides, ScenarioName, Track, path_option, show
+from simulations.trackers.registry import trackers
 
 
 def run(
@@ -35,6 +37,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell what a run would move, hold and take; write nothing.")
     ] = False,
+    track: Track = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -62,6 +65,8 @@ def run(
         show_estimate(loaded, data_dir, seeds or 1, as_json=as_json)
         return
 
+    callbacks = trackers(track or [])
+
     from simulations import runner
     from simulations.cli.progress import shown
     from simulations.engine.folders import default_cache_dir
@@ -72,7 +77,7 @@ def run(
     words = {"--seed": seed, "--profiles": profiles, "--nodes": nodes, "--data-dir": data_dir, "--seeds": seeds}
     command = _command(scenario, overrides or [], words, per_device)
     if loaded.data.timeline is not None:
-        _timeline(loaded, data_dir, out, err, command, seeds, quiet=quiet, as_json=as_json)
+        _timeline(loaded, data_dir, out, err, command, seeds, callbacks, quiet=quiet, as_json=as_json)
         return
     if seeds is not None:
         assert out is not None
@@ -86,6 +91,7 @@ def run(
                 out=out,
                 cache_dir=cache_dir,
                 on_event=on_event,
+                callbacks=callbacks,
                 command=command,
                 fresh=fresh,
             )
@@ -98,6 +104,7 @@ def run(
             out=out,
             cache_dir=cache_dir,
             on_event=on_event,
+            callbacks=callbacks,
             command=command,
             fresh=fresh,
         )
@@ -112,6 +119,7 @@ def _timeline(
     err: Console,
     command: str,
     seeds: int | None,
+    callbacks: list[Callback],
     *,
     quiet: bool,
     as_json: bool,
@@ -126,12 +134,20 @@ def _timeline(
     page = "timeline.html" if seeds is None else f"{NAME}.html"
     with shown(err, quiet=quiet) as on_event:
         if seeds is None:
-            result = run_timeline(scenario, data_dir=data_dir, out=out, on_event=on_event, command=command)
+            result = run_timeline(
+                scenario, data_dir=data_dir, out=out, on_event=on_event, callbacks=callbacks, command=command
+            )
             figures, tables = to_plain(result, top_n=20), timeline_tables(result)
         else:
             assert out is not None
             together = run_timeline_seeds(
-                scenario, seeds=seeds, data_dir=data_dir, out=out, on_event=on_event, command=command
+                scenario,
+                seeds=seeds,
+                data_dir=data_dir,
+                out=out,
+                on_event=on_event,
+                callbacks=callbacks,
+                command=command,
             )
             figures, tables = to_plain(together), [timeline_seeds_view(together).to_rich()]
     show(lambda: figures, lambda: tables, None if out is None else out / page, quiet=quiet, as_json=as_json)

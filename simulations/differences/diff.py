@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_peel.errors import ReportError
-from fl_peel.plain import to_plain
+from fl_peel.plain import laid_flat, to_plain
 from fl_peel.ranking.bootstrap import REPLICATES, estimate, holm, over
 from simulations.differences.runs import METRICS, Runs, require_same
 
@@ -115,7 +115,7 @@ def diff(paths: Sequence[Path], replicates: int = REPLICATES) -> DiffResult:
     )
 
 
-def rows_of(runs: Sequence[Runs], tables: Sequence[str], names: str, replicates: int) -> list[DiffRow]:
+def rows_of(runs: Sequence[Runs], tables: Sequence[str], names: Sequence[str], replicates: int) -> list[DiffRow]:
     """Every metric of every table, p-values not yet corrected."""
     means = [one.means(tables) for one in runs]  # (2, T, S) each
     drawn = [one.replicates(tables, replicates) for one in runs]  # (2, T, B) each
@@ -177,18 +177,10 @@ def corrected(rows: Sequence[DiffRow]) -> tuple[DiffRow, ...]:
 
 def changed_keys(scenarios: Sequence[dict[str, Any]]) -> dict[str, tuple[Any, ...]]:
     """Keys whose values differ, by their paths; None where a scenario lacks one."""
-    flat = [dict(_flat(scenario)) for scenario in scenarios]
+    flat = [laid_flat(scenario) for scenario in scenarios]
     paths = sorted({path for one in flat for path in one if path.split(".")[0] not in IRRELEVANT})
     found = {path: tuple(one.get(path) for one in flat) for path in paths}
     return {path: values for path, values in found.items() if any(value != values[0] for value in values)}
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, part in value.items():
-            yield from _flat(part, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
 
 
 def in_json(result: DiffResult) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.callbacks import Callback
 from fl_peel.disks import device_splits
 from fl_peel.events import OnEvent, silent
+from fl_peel.plain import to_plain
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
@@ -17,6 +21,7 @@ from simulations.engine.inputs import check_devices, check_items, check_out, giv
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
 from simulations.timeline.report import write_timeline
+from simulations.trackers.watching import watched
 from strategies.run.place import Place
 from strategies.timeline.schema import TimelineResult
 from strategies.timeline.serve import REPLICATES, check_timeline, serve_timeline
@@ -28,6 +33,7 @@ def run_timeline(
     data_dir: str | Path | None = None,
     out: str | Path | None = None,
     on_event: OnEvent = silent,
+    callbacks: Sequence[Callback] = (),
     command: str | None = None,
 ) -> TimelineResult:
     """Replay a checked scenario's timeline; with ``out``, write timeline.json, .csv, .html and .svg there, and the
@@ -36,7 +42,9 @@ def run_timeline(
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
     """
-    return run_with_replicates(scenario, data_dir=data_dir, out=out, on_event=on_event, command=command)[0]
+    return run_with_replicates(
+        scenario, data_dir=data_dir, out=out, on_event=on_event, callbacks=callbacks, command=command
+    )[0]
 
 
 def run_with_replicates(
@@ -45,9 +53,20 @@ def run_with_replicates(
     data_dir: str | Path | None = None,
     out: str | Path | None = None,
     on_event: OnEvent = silent,
+    callbacks: Sequence[Callback] = (),
     command: str | None = None,
 ) -> tuple[TimelineResult, dict[str, NDArray[np.float64]]]:
     """As :func:`run_timeline`, and by way of serving (B,) replicates of its recall over the last three periods."""
+    if callbacks:
+        alone = partial(run_with_replicates, scenario, data_dir=data_dir, out=out, command=command)
+        return watched(
+            lambda told: alone(on_event=told),
+            scenario,
+            callbacks,
+            on_event,
+            lambda found: to_plain(found[0]),
+            lambda found: {},
+        )
     check_timeline(scenario)
     out = given_folder(out)
     if out is not None:

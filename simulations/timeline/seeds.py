@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.callbacks import Callback
 from fl_peel.errors import ScenarioError
 from fl_peel.events import OnEvent, of_seed, silent
 from fl_peel.plain import to_plain
@@ -56,6 +58,7 @@ def run_timeline_seeds(
     out: Path,
     data_dir: str | Path | None = None,
     on_event: OnEvent = silent,
+    callbacks: Sequence[Callback] = (),
     command: str | None = None,
 ) -> TimelineSeeds:
     """Replay a checked scenario's timeline with so many seeds, from its own on: each into ``out/seed-K``, and what they
@@ -69,7 +72,12 @@ def run_timeline_seeds(
     for number in range(scenario.seed, scenario.seed + seeds):
         one = scenario.model_copy(update={"seed": number})
         result, replicates = run_with_replicates(
-            one, data_dir=data_dir, out=out / f"seed-{number}", on_event=of_seed(number, on_event), command=command
+            one,
+            data_dir=data_dir,
+            out=out / f"seed-{number}",
+            on_event=of_seed(number, on_event),
+            callbacks=callbacks,
+            command=command,
         )
         results.append(result)
         drawn.append(replicates)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.events import known
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, Traces
 
 
@@ -45,6 +46,26 @@ class RoundRecord:
     clock: ClockCounts
     virtual_seconds: float
     traces: Traces = field(repr=False)
+
+    def figures(self, asked: int) -> dict[str, float]:
+        """Those that were measured, by the names that events have for them. asked: devices, which are as good as those
+        that count where these are not told.
+        """
+        return known(
+            {
+                "refinement/loss": self.loss,
+                "refinement/controller_loss": self.controller_loss,
+                "refinement/devices": self.devices,
+                "refinement/failures": self.failures,
+                "refinement/devices_per_second": (self.devices or asked) / self.seconds,
+                "refinement/seconds": self.seconds,
+                "refinement/virtual_seconds": self.virtual_seconds,
+                "refinement/download_bytes": self.download_bytes,
+                "refinement/upload_bytes": self.upload_bytes,
+                "validation/recall_at_20": self.recall,
+                "validation/ndcg_at_20": self.ndcg,
+            }
+        )
 
 
 @dataclass

@@ -184,12 +184,12 @@ class PeelStrategy(Strategy):
         controller_loss = self.contents.outer_step(self.controller) if learns else None
         record = self.contents.figures(self._sent, self._record(server_round, counts, controller_loss))
         self.rounds.append(record)
-        speed = (record.devices or self._sent.asked) / record.seconds
+        figures = record.figures(self._sent.asked)
         left_s = record.seconds * (self.scenario.refinement.rounds - server_round)
-        text = f"{speed:,.0f} devices/s, {left_s:.0f} s left" + (
+        text = f"{figures['refinement/devices_per_second']:,.0f} devices/s, {left_s:.0f} s left" + (
             f", validation recall@20 {record.recall:.4f}" if record.recall else ""
         )
-        self._on_event(Event("refinement", server_round, self.scenario.refinement.rounds, text))
+        self._on_event(Event("refinement", server_round, self.scenario.refinement.rounds, text, figures))
         self.after_round(server_round)
         return None, None
 

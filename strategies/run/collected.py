@@ -78,7 +78,8 @@ def prepare_collected(scenario: Scenario, place: Place, stages: Stages, on_event
     config = scenario.pretraining.config()
 
     def show(figures: EpochFigures) -> None:
-        on_event(Event("pretraining", figures.epoch, config.epochs, f"loss {figures.loss:.4f}"))
+        told = {"pretraining/loss": figures.loss}
+        on_event(Event("pretraining", figures.epoch, config.epochs, f"loss {figures.loss:.4f}", told))
 
     with stages("pretraining"):
         device = pretraining_device(scenario.engine.device)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.serverapp import Grid
 
-from fl_peel.events import Event, OnEvent, silent
+from fl_peel.events import Event, OnEvent, figures_under, silent
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.controller import Controller
 from strategies.nodes.members import Members
@@ -53,6 +53,7 @@ def rehearse(
     kept: Kept | None = None,
 ) -> Rehearsal:
     """Run both stages on train items, measure on validation items alone, and say what to refit with."""
+    on_event = figures_under("rehearsal", on_event)
     if scenario.pretraining.model == "spectral" and not scenario.refinement.rounds:  # the filter is all there is
         found = choose_by_sums(scenario, place, stages, nodes, on_event)
         return Rehearsal(refitting(scenario, found, 0), None, None, (), found)

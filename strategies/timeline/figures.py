@@ -7,11 +7,12 @@ from functools import reduce
 from operator import add
 
 from fl_peel import wire
+from fl_peel.events import plain_name
 from fl_peel.exchange.counters import Refreshed
 from strategies.evaluation.evaluator import margins_of
 from strategies.figures.intervals import Measured
 from strategies.timeline.lines import COHORTS, Cohort, Lines
-from strategies.timeline.schema import ClassResult, LineResult, Read, Summary
+from strategies.timeline.schema import ClassResult, LineResult, PeriodResult, Read, Summary
 
 
 def line_result(measured: Measured) -> LineResult:
@@ -28,6 +29,15 @@ def by_kind(lines: Lines, periods: Sequence[int], line: str) -> dict[str, LineRe
 def period_lines(lines: Lines, period: int) -> dict[str, dict[str, LineResult]]:
     """All ways of serving in a period."""
     return {line: by_kind(lines, [period], line) for line in lines.names()}
+
+
+def period_figures(period: PeriodResult) -> dict[str, float]:
+    """Of a period, by the names that events have for them."""
+    sizes = ("devices", "joining", "items", "user_groups", "changed_rows")
+    recalls = {line: kinds["all"].recall for line, kinds in period.lines.items() if "all" in kinds}
+    return {f"timeline/{name}": float(getattr(period, name)) for name in sizes} | {
+        f"timeline/recall_at_20/{plain_name(line)}": recall for line, recall in recalls.items()
+    }
 
 
 def summaries(lines: Lines, periods: Iterable[int]) -> dict[str, Summary]:
@@ -85,4 +95,4 @@ def class_results(
     return found
 
 
-__all__ = ["by_kind", "class_results", "line_result", "period_lines", "reads_of", "summaries"]
+__all__ = ["by_kind", "class_results", "line_result", "period_figures", "period_lines", "reads_of", "summaries"]

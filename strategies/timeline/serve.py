@@ -45,7 +45,7 @@ from strategies.run.place import Place, Stages
 from strategies.run.prepare import check_budgets
 from strategies.run.refinement import Refiner
 from strategies.run.stage1 import FederatedSums, SumsRecord
-from strategies.timeline.figures import class_results, period_lines, reads_of, summaries
+from strategies.timeline.figures import class_results, period_figures, period_lines, reads_of, summaries
 from strategies.timeline.lines import Cohort, Found, Lines
 from strategies.timeline.refining import Refined, refined, rehearsed
 from strategies.timeline.rivals import Asked, CachedList, Scored, found
@@ -76,7 +76,7 @@ def serve_timeline(grid: Grid, scenario: Scenario, place: Place, on_event: OnEve
     run = _Run(grid, scenario, place, nodes, timeline, stages)
     for period in range(timeline.periods):
         run.period(period)
-        on_event(Event("timeline", period + 1, timeline.periods, run.told(period)))
+        on_event(Event("timeline", period + 1, timeline.periods, run.told(period), period_figures(run.periods[period])))
     run.end()
     drawn = run.lines.replicates(run.last)
     np.savez(Path(place.run_dir) / REPLICATES, lines=np.array(list(drawn)), recalls=np.stack(list(drawn.values())))

@@ -11,7 +11,7 @@ GRAPH = import_graph({dotted(path): path.read_text() for path in FILES})
 
 
 def test_the_walk_sees_imports():
-    assert "simulations.runner" in GRAPH["simulations"]  # within a function
+    assert "simulations.workbench.run" in GRAPH["simulations"]  # within a function
     assert "simulations.studies.frame" in GRAPH["simulations.cli.studies"]  # TYPE_CHECKING
 
 

@@ -287,9 +287,8 @@ def test_run_from_python_on_the_engine(tiny, tmp_path):
     result = run(tiny, overrides=["engine.nodes=8"], cache_dir=tmp_path / "cache", on_event=events.append)
     assert os.environ.get("PYTHONPATH") == python_path
     wanted, _ = served(load_scenario(tiny), tmp_path / "run")
-    assert figures(result) == figures(wanted)
-    assert result.environment is not None
-    assert result.environment.nodes == 8
+    assert figures(result.figures) == figures(wanted)
+    assert result["environment"]["nodes"] == 8
     assert [event.stage for event in events if event.done == event.total][-1] == "heterogeneity"
     assert len(list((tmp_path / "cache").iterdir())) == 1
     assert not list(Path(tmp_path).glob("report*"))

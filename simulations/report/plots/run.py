@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from simulations.report.plots.bars import full_recalls, recall_by_class, recall_by_group, stage_seconds
@@ -62,7 +63,7 @@ def report_figures(result: RunResult) -> tuple[Plot, ...]:
     return tuple(plot for plot in plots if plot is not None)
 
 
-def _share_axis(axes: Axes, shares: Sequence[float], full_bytes: float | None) -> None:
+def share_axis(axes: Axes, shares: Sequence[float], full_bytes: float | None) -> None:
     """Log x axis in % of the fp32 full table, ticks at the budgets measured; KB along the top."""
     ticks = sorted(set(shares))
     axes.set_xscale("log")
@@ -82,12 +83,18 @@ def _share_axis(axes: Axes, shares: Sequence[float], full_bytes: float | None) -
 
 def recall_by_budget(result: RunResult) -> Plot | None:
     """Recall against the budget, one line a precision and selector, with the full tables as yardsticks."""
+    drawn = recall_figure(result)
+    return None if drawn is None else finish(drawn[0], "recall", "Recall against the budget", drawn[1])
+
+
+def recall_figure(result: RunResult) -> tuple[Figure, str] | None:
+    """The same as a figure, and in words; draw it within `styled()`."""
     rows = sorted(result.budgets, key=lambda row: (row.precision, row.selector, row.share))
     if not rows:
         return None
     precisions, selectors = {row.precision for row in rows}, {row.selector for row in rows}
     figure, (axes,) = new_figure(3.9)
-    _share_axis(axes, [row.share for row in rows], result.full_table.bytes)
+    share_axis(axes, [row.share for row in rows], result.full_table.bytes)
     labels, words = [], []
     lines = [(key, list(group)) for key, group in groupby(rows, key=lambda row: (row.precision, row.selector))]
     for index, ((precision, selector), line) in enumerate(lines):
@@ -107,12 +114,7 @@ def recall_by_budget(result: RunResult) -> Plot | None:
     axes.set_ylabel(f"Recall@{result.top_n} (test, mean over devices)")
     axes.margins(y=0.08)
     label_ends(axes, labels)
-    return finish(
-        figure,
-        "recall",
-        "Recall against the budget",
-        f"Line chart of Recall@{result.top_n} against budget: {'; '.join(words)}.",
-    )
+    return figure, f"Line chart of Recall@{result.top_n} against budget: {'; '.join(words)}."
 
 
 def device_traces(result: RunResult) -> Plot | None:

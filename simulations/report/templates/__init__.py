@@ -13,7 +13,9 @@ from simulations.report.templates.base import BASE, PARTS
 from simulations.report.templates.compare import COMPARE
 from simulations.report.templates.demo import DEMO
 from simulations.report.templates.leaderboard import LEADERBOARD
+from simulations.report.templates.notebook import NOTEBOOK
 from simulations.report.templates.report import REPORT
+from simulations.report.templates.sweep import SWEEP
 from simulations.report.templates.tables import TABLES
 from simulations.report.templates.timeline import TIMELINE
 
@@ -27,6 +29,8 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
         "leaderboard.html": LEADERBOARD,
         "ablate.html": ABLATE,
         "audit.html": AUDIT,
+        "notebook.html": NOTEBOOK,
+        "sweep.html": SWEEP,
         "tables.html": TABLES,
         "timeline.html": TIMELINE,
     }

@@ -39,7 +39,7 @@ def test_a_stranger_is_refused_and_a_second_run_has_another_token(tiny, tmp_path
                 strangers.append(as_stranger(ray.get_runtime_context().gcs_address))
 
     first, second = (run(tiny, cache_dir=tmp_path / "cache", on_event=look) for _ in range(2))
-    assert figures(first) == figures(second)
+    assert figures(first.figures) == figures(second.figures)
     assert len(set(tokens)) == 2
     assert strangers[0].returncode != 0
     assert "joined" not in strangers[0].stdout

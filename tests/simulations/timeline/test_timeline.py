@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fl_peel.callbacks import Callback
 from fl_peel.errors import ScenarioError
 from simulations import flower
 from simulations.listing import LIST
@@ -36,9 +37,24 @@ def without_engine(scenario, place, on_event, *, server):
 
 def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "simulated", without_engine)
-    told = []
-    result = runs.run_timeline(load_scenario(file), out=tmp_path / "out", on_event=told.append, command="as typed")
+    told, followed = [], []
+
+    class Follower(Callback):
+        def on_event(self, event):
+            followed.append(event)
+
+        def on_end(self, result):
+            followed.append(result)
+
+    result = runs.run_timeline(
+        load_scenario(file), out=tmp_path / "out", on_event=told.append, callbacks=[Follower()], command="as typed"
+    )
     assert [event.done for event in told] == list(range(1, 9))
+    assert followed[:8] == told
+    for event, period in zip(told, result.periods, strict=True):
+        assert event.figures["timeline/recall_at_20/federation"] == period.lines["federation"]["all"].recall
+        assert event.figures["timeline/items"] == period.items
+    assert followed[-1]["seed"] == result.seed
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         LIST,
         *("timeline.json", "timeline.csv", "timeline.html", "timeline.svg", "scenario.yaml"),

@@ -1,0 +1,79 @@
+"""`fl-peel sweep`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from fl_peel.events import Event, OnEvent, silent
+from simulations.cli.console import AsJson, DataDir, Track, path_option, show
+from simulations.trackers.registry import trackers
+
+
+def sweep(
+    scenario: Annotated[str, typer.Argument(help="A shipped scenario or a YAML file.")] = "ml-100k",
+    asked: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUES", help="A key's values, e.g. refinement.rounds=1,5; repeatable."),
+    ] = None,
+    out: Annotated[Path, path_option("--out", "Folder for the results, one of it for each setting.")] = Path("sweep"),
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Run every setting with this many seeds.")] = 1,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The first, instead of the scenario's.")] = None,
+    data_dir: DataDir = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Pretrain anew, and do not keep the tables.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run all settings anew, also those that are done.")] = False,
+    track: Track = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a scenario under every combination of settings: one table, one plot.
+
+    Typed again, it goes on where it was stopped; with more values, it runs those that are new.
+    """
+    from simulations.sweep.grid import settings_of
+
+    settings_of(asked or [])  # before the heavy imports
+    callbacks = trackers(track or [])
+
+    from fl_peel.plain import to_plain
+    from simulations.engine.folders import default_cache_dir
+    from simulations.sweep.page import PAGE, sweep_views
+    from simulations.sweep.sweep import sweep as swept
+
+    line = ["fl-peel", "sweep", scenario, *(word for one in asked or [] for word in ("--set", one))]
+    for option, value in {"--seeds": seeds, "--seed": seed, "--data-dir": data_dir}.items():
+        line += [] if value is None else [option, str(value)]
+    result = swept(
+        scenario,
+        asked or [],
+        out=out,
+        seeds=seeds,
+        seed=seed,
+        data_dir=data_dir,
+        cache_dir=None if no_cache else default_cache_dir(),
+        on_event=_told(quiet),
+        callbacks=callbacks,
+        command=shlex.join(line),
+        fresh=fresh,
+    )
+    views = (view.to_rich() for view in sweep_views(result))
+    show(lambda: to_plain(result), lambda: views, out / PAGE, quiet=quiet, as_json=as_json)
+
+
+def _told(quiet: bool) -> OnEvent:
+    """A line for every stage that has ended, on stderr."""
+    from simulations.cli.progress import Lines
+
+    console = Console(stderr=True, highlight=False)
+    lines = Lines(lambda line: console.print(Text(line), soft_wrap=True))
+
+    def tell(event: Event) -> None:
+        if event.done >= event.total or event.stage == "sweep":
+            lines(event)
+
+    return silent if quiet else tell

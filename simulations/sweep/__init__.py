@@ -1,0 +1,1 @@
+"""`fl-peel sweep`: a scenario under every combination of some settings."""

@@ -1,0 +1,172 @@
+"""A sweep for readers: tables, a figure, a page, and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fl_peel.plain import to_plain
+from simulations.differences.seeds import METHOD, figure_text
+from simulations.report.files import csv_bytes, json_bytes
+from simulations.report.plots.run import share_axis
+from simulations.report.plots.style import (
+    PALETTE,
+    EndLabel,
+    Plot,
+    error_bars,
+    finish,
+    label_ends,
+    line_kwargs,
+    new_figure,
+    styled,
+)
+from simulations.report.render import provenance, render, scenario_name
+from simulations.report.results import write_results
+from simulations.report.tables.view import ABSENT, TableView, format_interval, format_metric
+from simulations.sweep.grid import short_names
+from simulations.sweep.schema import SweepResult, SweepRow
+
+NAME = "sweep"
+PAGE = f"{NAME}.html"
+
+
+def sweep_view(result: SweepResult) -> TableView:
+    """Every setting's recall, by table; the setting that validation chooses is emphasized."""
+    keys, tables = _columns(result)
+    rows = tuple(
+        (*row.values.values(), format_metric(row.validation), *(figure_text(figure.recall) for figure in row.tables))
+        for row in result.rows
+    )
+    best = {(place, len(keys)) for place, row in enumerate(result.rows) if row.setting == result.chosen}
+    note = (
+        f"Recall@{result.top_n} on the test, means over {len(result.seeds)} seed(s); in brackets 95 % intervals over "
+        "devices" + (" and seeds" if len(result.seeds) > 1 else "") + ". Shares: of the bytes of the fp32 full table, "
+        "under the setting's own precision and selector. Validation: Recall@20 in the last round, by which to choose; "
+        "the test is for the report of what was chosen."
+    )
+    return TableView("Settings", (*keys, "validation", *tables), rows, len(keys), note, frozenset(best))
+
+
+def _columns(result: SweepResult) -> tuple[list[str], list[str]]:
+    """Keys, and tables."""
+    first = result.rows[0]
+    return short_names(first.values), [figure.table for figure in first.tables]
+
+
+def differences_view(result: SweepResult) -> TableView | None:
+    """Recall less that of the first setting, each device compared with itself; None where nothing can be compared."""
+    rows = tuple(
+        (
+            *row.values.values(),
+            *(
+                ABSENT if one.less is None else format_interval(one.less.value, one.less.low, one.less.high)
+                for one in row.tables
+            ),
+        )
+        for row in result.rows[1:]
+    )
+    if all(one.less is None for row in result.rows for one in row.tables):
+        return None
+    keys, tables = _columns(result)
+    note = (
+        "Each device compared with itself. sweep.json has p-values, corrected for all of these differences (Holm). A "
+        "dash: a setting with other test items."
+    )
+    title = f"Recall@{result.top_n} less that of {result.rows[0].setting}"
+    return TableView(title, (*keys, *tables), rows, len(keys), note)
+
+
+def sweep_views(result: SweepResult) -> list[TableView]:
+    """What the terminal shows."""
+    less = differences_view(result)
+    return [sweep_view(result), *([less] if less else [])]
+
+
+def sweep_plot(result: SweepResult) -> Plot | None:
+    """Recall at every share of the full table, a line a setting, with intervals; of many settings the first eight."""
+    shown = result.rows[: len(PALETTE)]
+    lines = [(row, _by_share(row)) for row in shown]
+    if not lines[0][1]:
+        return None
+    labels, words = [], []
+    with styled():
+        figure, (axes,) = new_figure(3.9)
+        share_axis(axes, list(lines[0][1]), None)
+        for index, (row, by_share) in enumerate(lines):
+            x, recalls = list(by_share), list(by_share.values())
+            y, style = [one.value for one in recalls], line_kwargs(index)
+            axes.plot(x, y, **style)
+            ends = [None if one.low is None or one.high is None else (one.low, one.high) for one in recalls]
+            aside = 1.025 ** (index - (len(lines) - 1) / 2)  # so that bars of several lines can be told apart
+            error_bars(axes, [share * aside for share in x], y, ends, style["color"])
+            labels.append(EndLabel(row.setting, x[-1], y[-1], style["color"], bold=row.setting == result.chosen))
+            words.append(f"{row.setting} goes from {y[0]:.4f} to {y[-1]:.4f}")
+        axes.set_ylabel(f"Recall@{result.top_n} (test, mean over devices)")
+        axes.margins(y=0.08)
+        label_ends(axes, labels)
+        return finish(figure, NAME, "Recall against the budget", f"Line chart, by setting: {'; '.join(words)}.")
+
+
+def _by_share(row: SweepRow) -> dict[float, Any]:
+    shares = [one for one in row.tables if one.table.endswith("%")]
+    return {float(one.table.removesuffix("%")) / 100: one.recall for one in shares}
+
+
+def sweep_page(result: SweepResult) -> str:
+    """One HTML page, nothing fetched from elsewhere."""
+    keys = list(result.rows[0].values)
+    chosen = "" if result.chosen is None else f" On validation the best is {result.chosen}."
+    more = len(result.rows) - len(PALETTE)
+    return render(
+        "sweep.html",
+        title=f"{scenario_name(result.scenario).partition(':')[0]}: a sweep over {', '.join(keys)}",
+        lead=f"One scenario under {len(result.rows)} settings.{chosen}",
+        facts=[
+            ("settings", f"{len(result.rows):,}"),
+            ("seeds", f"{len(result.seeds)}"),
+            ("devices", f"{result.devices:,}"),
+        ],
+        tables=sweep_views(result),
+        plot=sweep_plot(result),
+        caption="Lines with 95 % intervals, by setting." + (f" {more} more are in the table." if more > 0 else ""),
+        note=METHOD,
+        **provenance(to_plain(result), ""),
+    )
+
+
+def csv_rows(result: SweepResult) -> Iterator[dict[str, Any]]:
+    """A row a setting, table and metric."""
+    for row in result.rows:
+        place = {"setting": row.setting, **row.values}
+        yield {**place, "table": "validation", "metric": "recall@20", "value": row.validation}
+        for one in row.tables:
+            for metric, figure in (("recall", one.recall), ("ndcg", one.ndcg)):
+                found = {"value": figure.value, "low": figure.low, "high": figure.high, "seeds_std": figure.seeds_std}
+                if metric == "recall" and one.less is not None:
+                    ends = {"less_low": one.less.low, "less_high": one.less.high}
+                    found |= {"less": one.less.value, **ends, "p_holm": one.p_holm}
+                yield {**place, "table": one.table, "metric": f"{metric}@{result.top_n}", **found}
+
+
+def write_sweep(out: Path, result: SweepResult) -> list[Path]:
+    """Write sweep.json, .csv, .html and, where there are budgets, .svg: all or none.
+
+    Raises:
+        ReportError: the folder cannot be written.
+    """
+    plot = sweep_plot(result)
+    columns = (
+        *("setting", *result.rows[0].values, "table", "metric", "value", "low", "high", "seeds_std"),
+        *("less", "less_low", "less_high", "p_holm"),
+    )
+    contents = {
+        f"{NAME}.json": json_bytes(to_plain(result)),
+        f"{NAME}.csv": csv_bytes(columns, csv_rows(result)),
+        PAGE: sweep_page(result).encode(),
+        **({} if plot is None else {f"{NAME}.svg": plot.svg.encode()}),
+    }
+    return write_results(out, contents, out_of_date=lambda name: name == f"{NAME}.svg")
+
+
+__all__ = ["PAGE", "sweep_page", "sweep_plot", "sweep_views", "write_sweep"]

@@ -1,0 +1,154 @@
+"""Run a scenario under every combination of some settings, each with several seeds, and put them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fl_peel.callbacks import Callback
+from fl_peel.disks import device_splits
+from fl_peel.errors import FlPeelError, ScenarioError
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.ranking.bootstrap import REPLICATES
+from fl_peel.scenario.scenario import Scenario
+from simulations.engine.folders import data_folder, run_folder
+from simulations.engine.inputs import SWEEP_RESULTS, check_devices, check_out, check_run, checked, require_folders
+from simulations.engine.versions import versions
+from simulations.runner import run_seeds
+from simulations.scenario_files import load_scenario
+from simulations.sweep.figures import Measured, shared_tables, sweep_rows
+from simulations.sweep.grid import Setting, settings_of
+from simulations.sweep.page import write_sweep
+from simulations.sweep.schema import SweepResult
+from simulations.unfinished import DONE, about_run, is_done, mark_done
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A setting with its checked scenario, its folder, and what its runs are, by which they are known again."""
+
+    setting: Setting
+    scenario: Scenario
+    folder: Path
+    about: dict[str, Any]
+
+
+def sweep(
+    scenario: str | Path = "ml-100k",
+    asked: Iterable[str] = (),
+    *,
+    out: str | Path,
+    seeds: int = 1,
+    seed: int | None = None,
+    data_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    on_event: OnEvent = silent,
+    callbacks: Sequence[Callback] = (),
+    command: str | None = None,
+    fresh: bool = False,
+) -> SweepResult:
+    """Run every combination of ``path=value,value,...`` with so many seeds, each into a folder of its own below
+    ``out``, and write sweep.json, .csv, .html and .svg there. What is done is read: of a sweep that was stopped, and of
+    a smaller one; fresh: all is run anew.
+
+    Raises:
+        FlPeelError: a mistake in any of the scenarios, before anything runs; or as :func:`simulations.runner.run`.
+    """
+    place = Path(out)
+    plans = planned(scenario, settings_of(asked), place, seeds, seed, data_dir)
+    found = []
+    for number, plan in enumerate(plans, start=1):
+        told = _of_setting(plan.setting, on_event)
+        measured = None if fresh else _done_before(plan)
+        if measured is None:
+            (plan.folder / DONE).unlink(missing_ok=True)  # of other runs there, which are replaced now
+            run_seeds(
+                plan.scenario,
+                seeds=seeds,
+                out=plan.folder,
+                data_dir=data_dir,
+                cache_dir=cache_dir,
+                on_event=told,
+                callbacks=callbacks,
+                command=command,
+                fresh=fresh,
+            )
+            measured = Measured.read(plan.folder, plan.setting)
+            mark_done(plan.folder, plan.about)
+        else:
+            told(Event("report", 1, 1, "kept from an earlier sweep"))
+        found.append(measured)
+        on_event(Event("sweep", number, len(plans), plan.setting.label))
+    result = _result(plans, found, command)
+    write_sweep(place, result)
+    return result
+
+
+def planned(
+    source: str | Path,
+    settings: Sequence[Setting],
+    out: Path,
+    seeds: int,
+    seed: int | None,
+    data_dir: str | Path | None,
+) -> list[Planned]:
+    """Every setting's scenario, checked with its data; nothing is written.
+
+    Raises:
+        FlPeelError: the first mistake, in one line.
+    """
+    check_out(out, writes=SWEEP_RESULTS)
+    scenarios = [load_scenario(source, setting.overrides, seed=seed) for setting in settings]
+    if any(one.data.timeline is not None for one in scenarios):
+        raise ScenarioError("data.timeline: is replayed by fl-peel run; a sweep measures at one moment, leave it out")
+    if len({one.evaluation.top_n for one in scenarios}) > 1:
+        raise ScenarioError("evaluation.top_n: figures of different lengths cannot be compared; give it one value")
+    plans = []
+    for setting, scenario in zip(settings, scenarios, strict=True):
+        named = scenario.model_copy(update={"name": f"{scenario.name}: {setting.label}"})
+        one = checked(named, None, working_dir=Path.cwd())
+        folder = require_folders(out / setting.folder, one, seeds)
+        with run_folder() as run_dir:
+            splits = device_splits(one, data_folder(data_dir), str(run_dir))
+            check_run(one, splits)
+            check_devices(one, splits)
+            about = about_run(one, splits) | {"seeds": seeds}
+        plans.append(Planned(setting, one, folder, about))
+    return plans
+
+
+def _done_before(plan: Planned) -> Measured | None:
+    """What an earlier sweep has left of this very setting; None where there is none, or its files are damaged."""
+    if not is_done(plan.folder, plan.about):
+        return None
+    try:
+        return Measured.read(plan.folder, plan.setting)
+    except FlPeelError:
+        return None
+
+
+def _of_setting(setting: Setting, on_event: OnEvent) -> OnEvent:
+    return lambda event: on_event(replace(event, stage=f"{setting.label}: {event.stage}"))
+
+
+def _result(plans: Sequence[Planned], found: Sequence[Measured], command: str | None) -> SweepResult:
+    first = plans[0].scenario
+    replicates = first.evaluation.bootstrap or REPLICATES
+    known = {one.setting.label: one.validation for one in found if one.validation is not None}
+    return SweepResult(
+        scenario=first.model_dump(mode="json"),
+        seeds=found[0].runs.seeds,
+        devices=min(one.runs.num_devices for one in found),
+        top_n=found[0].runs.top_n,
+        replicates=replicates,
+        fixed=plans[0].setting.fixed,
+        chosen=max(known, key=known.__getitem__) if len(known) == len(found) else None,
+        rows=sweep_rows(found, shared_tables(found), replicates),
+        versions=versions(),
+        command=command,
+    )
+
+
+__all__ = ["planned", "sweep"]

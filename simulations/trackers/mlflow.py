@@ -1,0 +1,74 @@
+"""MLflow: every run a run of the experiment ``fl-peel`` (extra ``mlflow``)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fl_peel.callbacks import Callback
+from fl_peel.errors import shortened
+from fl_peel.events import Event
+from fl_peel.extras import optional
+from fl_peel.plain import laid_flat
+from fl_peel.scenario.scenario import Scenario
+from simulations.engine.inputs import check_out
+
+EXPERIMENT = "fl-peel"
+MAX_VALUE = 500
+"""Characters of a parameter, which every MLflow accepts."""
+MAX_PARAMETERS = 100
+"""In one message, likewise."""
+
+
+class MLflow(Callback):
+    """Figures as metrics, scenario keys as parameters, the report as an artifact.
+
+    place: a folder of MLflow's file store, or the address of a server or database, with ``://``.
+    """
+
+    def __init__(self, place: str) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a simulation reports to nobody
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 wants to be told so
+        what = "the tracker 'mlflow'"
+        optional("mlflow", "mlflow", what)
+        self._entities = optional("mlflow.entities", "mlflow", what)
+        uri = place
+        if "://" not in place:
+            check_out(Path(place), "--track mlflow=")
+            uri = Path(place).resolve().as_uri()
+        self._client: Any = optional("mlflow.tracking", "mlflow", what).MlflowClient(tracking_uri=uri)
+        self._run = ""
+
+    def on_start(self, scenario: Scenario) -> None:
+        """Begin a run, with the scenario's keys."""
+        found = self._client.get_experiment_by_name(EXPERIMENT)
+        experiment = found.experiment_id if found else self._client.create_experiment(EXPERIMENT)
+        name = f"{scenario.name}-seed-{scenario.seed}"
+        self._run = self._client.create_run(experiment, run_name=name).info.run_id
+        parameters = [
+            self._entities.Param(key, shortened(value if isinstance(value, str) else json.dumps(value), MAX_VALUE))
+            for key, value in laid_flat(scenario.model_dump(mode="json")).items()
+        ]
+        for begin in range(0, len(parameters), MAX_PARAMETERS):
+            self._client.log_batch(self._run, params=parameters[begin : begin + MAX_PARAMETERS])
+
+    def on_event(self, event: Event) -> None:
+        """Write its figures."""
+        for name, value in event.figures.items():
+            self._client.log_metric(self._run, name, value, step=event.step)
+
+    def on_end(self, result: Mapping[str, Any]) -> None:
+        """Add the report."""
+        self._client.log_text(self._run, json.dumps(dict(result), indent=2), "report.json")
+        self._client.set_terminated(self._run, "FINISHED")
+
+    def on_error(self, error: BaseException) -> None:
+        """Say that the run is over."""
+        self._client.set_tag(self._run, "error", shortened(f"{type(error).__name__}: {error}", MAX_VALUE))
+        self._client.set_terminated(self._run, "FAILED" if isinstance(error, Exception) else "KILLED")
+
+
+__all__ = ["MLflow"]

@@ -1,0 +1,95 @@
+"""A run's progress where there is a notebook, and on the terminal where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from rich.console import Console
+
+from fl_peel.callbacks import Callback
+from fl_peel.events import Event, OnEvent
+from fl_peel.scenario.scenario import Scenario
+from simulations.cli.progress import shown
+from simulations.workbench.notebook import notebook
+
+LEAST_S = 0.25
+"""Between two changes of what a notebook shows, but for those that end a stage."""
+
+
+@dataclass
+class Stages:
+    """The latest event of each stage, as a notebook shows it."""
+
+    latest: dict[str, Event] = field(default_factory=dict)
+    end: str = ""
+
+    def __repr__(self) -> str:
+        lines = [f"{one.stage} {one.done}/{one.total} {one.text}".strip() for one in self.latest.values()]
+        return "\n".join([*lines, *([self.end] if self.end else [])])
+
+    def _repr_html_(self) -> str:
+        rows = [
+            f"<tr><th>{escape(one.stage)}</th>"
+            f'<td><progress value="{min(one.done, one.total)}" max="{one.total}"></progress></td>'
+            f"<td>{one.done}/{one.total}</td><td>{escape(one.text)}</td></tr>"
+            for one in self.latest.values()
+        ]
+        return f"<table>{''.join(rows)}</table>{escape(self.end)}"
+
+
+class Progress(Callback):
+    """Shows a run's stages: as bars that move in a notebook, on stderr elsewhere. One for one run at a time."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._open = ExitStack()
+        self._tell: OnEvent | None = None
+        self._handle: Any = None
+        self._stages = Stages()
+        self._begun_s = self._shown_s = 0.0
+
+    def on_start(self, scenario: Scenario) -> None:
+        """Begin to show."""
+        self._begun_s = self._clock()
+        if notebook() is None:
+            self._tell = self._open.enter_context(shown(Console(stderr=True, highlight=False)))
+            return
+        from IPython.display import display
+
+        self._stages = Stages()
+        self._handle = display(self._stages, display_id=True)  # type: ignore[no-untyped-call]
+
+    def on_event(self, event: Event) -> None:
+        """Show it, unless something was shown just now."""
+        if self._tell is not None:
+            self._tell(event)
+            return
+        self._stages.latest[event.stage] = event
+        now_s = self._clock()
+        if event.done >= event.total or now_s - self._shown_s >= LEAST_S:
+            self._shown_s = now_s
+            self._handle.update(self._stages)
+
+    def on_end(self, result: Mapping[str, Any]) -> None:
+        """Say what it took."""
+        self._close(f"done in {self._clock() - self._begun_s:.1f} s")
+
+    def on_error(self, error: BaseException) -> None:
+        """Leave what was shown."""
+        self._close(f"stopped after {self._clock() - self._begun_s:.1f} s")
+
+    def _close(self, end: str) -> None:
+        self._open.close()
+        self._tell = None
+        if self._handle is not None:
+            self._stages.end = end
+            self._handle.update(self._stages)
+            self._handle = None
+
+
+__all__ = ["Progress"]

@@ -1,0 +1,188 @@
+"""What a run has measured, for Python and notebooks: tables, a figure, files."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+from fl_peel.errors import ReportError
+from fl_peel.scenario.scenario import Scenario
+from simulations.differences.runs import SEEDS_FILE
+from simulations.engine.inputs import RUN_RESULTS, check_out
+from simulations.report.files_of_run import read_report, report_contents
+from simulations.report.plots.run import recall_by_budget, recall_figure
+from simulations.report.plots.style import styled
+from simulations.report.render import render, scenario_name
+from simulations.report.results import write_results
+from simulations.report.tables.run import budgets_view
+from simulations.report.tables.view import format_share
+from simulations.workbench.frames import budget_frame, class_frame, device_frame, round_frame
+from simulations.workbench.notebook import show_figures
+from strategies.figures.per_device import FILE, PerDevice
+from strategies.figures.schema import FullTable, RunResult, to_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result(Mapping[str, Any]):
+    """A run's result. As a mapping it is the content of report.json; ``figures`` are the same, typed throughout.
+
+    per_device: what single devices get, of runs with ``evaluation.per_device``. Tables need the extra ``pandas``; their
+    columns are named as in report.json, with a point between nested names.
+    """
+
+    figures: RunResult
+    per_device: PerDevice | None = None
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        """The content of report.json."""
+        return to_json(self.figures)
+
+    def __getitem__(self, key: str) -> Any:
+        return self.report[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.report)
+
+    def __len__(self) -> int:
+        return len(self.report)
+
+    @property
+    def scenario(self) -> dict[str, Any]:
+        """Resolved: every key with its value."""
+        return self.figures.scenario
+
+    @property
+    def seed(self) -> int:
+        """That the run was made with."""
+        return self.figures.seed
+
+    @property
+    def full_table(self) -> FullTable:
+        """The whole item table in fp32, as pretrained and as refined."""
+        return self.figures.full_table
+
+    @property
+    def budgets(self) -> pd.DataFrame:
+        """A row for each budget, precision and selector.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return budget_frame(self.report)
+
+    @property
+    def rounds(self) -> pd.DataFrame:
+        """A row for each round: what it moved and measured.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return round_frame(self.report)
+
+    @property
+    def classes(self) -> pd.DataFrame:
+        """A row for each device class, under its own moving budgets.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        return class_frame(self.report)
+
+    @property
+    def devices(self) -> pd.DataFrame:
+        """A row for each device: its class, user group, and recall and NDCG from every table.
+
+        Raises:
+            ReportError: the run did not ask for single devices.
+            MissingExtraError: pandas is not installed.
+        """
+        if self.per_device is None:
+            raise ReportError(
+                "devices: the run has no figures of single devices; run again with overrides=['evaluation.per_device="
+                "true'] (--per-device), or take .classes"
+            )
+        return device_frame(self.per_device)
+
+    def plot(self) -> Figure:
+        """Recall against the budget, with error bars and full tables as yardsticks: a matplotlib figure.
+
+        Raises:
+            ReportError: no budget was measured.
+        """
+        with styled():
+            drawn = recall_figure(self.figures)
+        if drawn is None:
+            raise ReportError("plot: the run measured no budget; give evaluation.budgets")
+        show_figures()
+        return drawn[0]
+
+    def save(self, path: str | Path) -> Path:
+        """Write report.json, metrics.csv, report.html, scenario.yaml and, where there are figures of single devices,
+        per-device.parquet into a folder; returns it. What devices stored is written by ``run(..., out=...)`` alone.
+
+        Raises:
+            ReportError: the folder cannot be written, or holds files of somebody else by these names.
+        """
+        folder = Path(path)
+        check_out(folder, "save()", RUN_RESULTS)
+        scenario = Scenario.model_validate(self.scenario).to_yaml().encode()
+        contents: dict[str, bytes | Path] = {**report_contents(self.figures), "scenario.yaml": scenario}
+        with tempfile.TemporaryDirectory() as temporary:
+            if self.per_device is not None:
+                contents[FILE] = Path(temporary) / FILE
+                self.per_device.write(Path(temporary) / FILE)
+            write_results(folder, contents, out_of_date=lambda name: name == FILE)
+        return folder
+
+    @staticmethod
+    def load(path: str | Path) -> Result:
+        """Of a folder that a run or :meth:`save` has written, or the report.json in it.
+
+        Raises:
+            ReportError: it is none, or of several seeds.
+        """
+        place = Path(path)
+        if (place / SEEDS_FILE).is_file():
+            raise ReportError(f"{place}: holds several seeds; give one of its folders, such as {place / 'seed-0'}")
+        beside = (place if place.is_dir() else place.parent) / FILE
+        return Result(read_report(place), PerDevice.read(beside) if beside.is_file() else None)
+
+    def __repr__(self) -> str:
+        found = self.figures
+        devices = "" if found.environment is None else f", {found.environment.devices:,} devices"
+        return f"<Result of {scenario_name(found.scenario)}, seed {found.seed}{devices}{self._best()}>"
+
+    def _best(self) -> str:
+        rows = sorted(self.figures.budgets, key=lambda row: (row.share, row.recall))
+        if not rows:
+            return ""
+        first, last = rows[0], rows[-1]
+        recalls = [max(row.recall for row in rows if row.share == end.share) for end in (first, last)]
+        reached = f"recall@{self.figures.top_n} {recalls[0]:.4f} at {format_share(first.share)}"
+        return f", {reached}" + (f" to {recalls[1]:.4f} at {format_share(last.share)}" if len(rows) > 1 else "")
+
+    def _repr_html_(self) -> str:
+        """The budgets and the lead figure, for notebooks."""
+        with styled():
+            plot = recall_by_budget(self.figures)
+        return render(
+            "notebook.html",
+            title=repr(self).strip("<>"),
+            budgets=budgets_view(self.figures) if self.figures.budgets else None,
+            alt="" if plot is None else plot.alt,
+            image="" if plot is None else base64.b64encode(plot.svg.encode()).decode(),
+        )
+
+
+__all__ = ["Result"]

@@ -1,0 +1,72 @@
+"""What `fl_peel.run` is: a run as the command line makes it, for Python and notebooks."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from fl_peel.callbacks import Callback
+from fl_peel.events import OnEvent, silent
+from fl_peel.scenario.scenario import Scenario
+from simulations import runner
+from simulations.engine.folders import default_cache_dir
+from simulations.engine.inputs import given_folder
+from simulations.scenario_files import load_scenario
+from simulations.workbench.notebook import notebook
+from simulations.workbench.progress import Progress
+from simulations.workbench.result import Result
+from strategies.figures.per_device import FILE, PerDevice
+
+
+def run(
+    scenario: str | Path | Scenario = "ml-100k",
+    *,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+    data_dir: str | Path | None = None,
+    out: str | Path | None = None,
+    cache: bool = True,
+    cache_dir: str | Path | None = None,
+    on_event: OnEvent = silent,
+    callbacks: Sequence[Callback] | None = None,
+    command: str | None = None,
+    fresh: bool = False,
+) -> Result:
+    """Run a scenario and return what it measured; with ``out``, also write the report files there.
+
+    scenario: a shipped name, a YAML file or a Scenario; overrides: ``path=value``. cache: whether pretrained tables are
+    kept by content, in ``cache_dir`` or, where that is None, where the command line keeps them. callbacks: told what
+    happens; None: in a notebook its progress is shown. With ``out``, what is done is kept there until all is: the same
+    run, stopped at any moment and called again, goes on to the same figures; fresh: it starts anew.
+
+    Raises:
+        FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
+    """
+    if not isinstance(scenario, Scenario):
+        scenario = load_scenario(scenario, overrides, seed=seed)
+    if notebook() is not None:
+        logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)  # of widgets that nobody asked for
+    if callbacks is None:
+        callbacks = [] if notebook() is None else [Progress()]
+    folder, single = given_folder(out), scenario.evaluation.per_device
+    with ExitStack() as stack:
+        if folder is None and single:  # files of single devices go through a folder
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        figures = runner.run(
+            scenario,
+            data_dir=data_dir,
+            out=folder,
+            cache_dir=(cache_dir or default_cache_dir()) if cache else None,
+            on_event=on_event,
+            callbacks=callbacks,
+            command=command,
+            fresh=fresh,
+        )
+        devices = PerDevice.read(folder / FILE) if folder is not None and single else None
+    return Result(figures, devices)
+
+
+__all__ = ["run"]

@@ -1,0 +1,39 @@
+"""Runs without an engine, for tests of what stands around them."""
+
+import sys
+
+import pytest
+
+from simulations import runner
+from simulations.cli import main as cli
+from tests.helpers.loopback import LoopbackGrid
+
+QUICK = ["refinement.rounds=1", "elasticity={rounds: 0, falls: []}", "fairness.tiers=[]", "data.validation_share=0.1"]
+"""Overrides of the tiny scenario for runs of which nothing but their surroundings matters."""
+
+
+@pytest.fixture
+def without_engine(monkeypatch):
+    """Runs are served by two nodes in this process; the scenarios of those that began are kept."""
+    begun = []
+
+    def simulated(scenario, place, on_event, *, server):
+        begun.append(scenario)
+        return server(LoopbackGrid(2), scenario, place, on_event)
+
+    monkeypatch.setattr(runner, "simulated", simulated)
+    return begun
+
+
+@pytest.fixture
+def command_line(capfd, monkeypatch, without_engine):
+    """The command line, as (exit code, stdout, stderr) of what is typed, on such runs."""
+
+    def invoke(*args):
+        monkeypatch.setattr(sys, "argv", ["fl-peel", *map(str, args)])
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+        out, err = capfd.readouterr()
+        return leaving.value.code or 0, out, err
+
+    return invoke

@@ -1,0 +1,194 @@
+"""Sweeps: every setting a run of its own, side by side, resumable, refused as a whole."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fl_peel import Callback
+from fl_peel.errors import EngineError
+from simulations import runner
+from simulations.differences.diff import diff
+from simulations.listing import LIST
+from simulations.report.files_of_run import read_report
+from simulations.scenario_files import load_scenario
+from simulations.sweep.page import sweep_page, sweep_plot
+from simulations.sweep.sweep import sweep
+from strategies.figures.schema import to_json
+from tests.simulations.conftest import QUICK
+
+VARIED = ["refinement.local.batch_size=2,4", "selector=controller,popularity"]
+
+
+def words(changes):
+    return [word for change in changes for word in ("--set", change)]
+
+
+def test_a_sweep_is_runs_side_by_side(tiny, tmp_path, command_line, without_engine):
+    out = tmp_path / "out"
+    code, shown, err = command_line("sweep", tiny, *words([*QUICK, *VARIED]), "--seeds", 2, "--seed", 3, "--out", out)
+    assert code == 0, err
+    folders = [
+        f"refinement.local.batch_size={size},selector={selector}"
+        for size in (2, 4)
+        for selector in ("controller", "popularity")
+    ]
+    files = {f"sweep.{ending}" for ending in ("json", "csv", "html", "svg")}
+    assert {path.name for path in out.iterdir()} == {*folders, *files, LIST}
+    assert [(one.seed, one.refinement.local.batch_size, one.selector) for one in without_engine] == [
+        (seed, size, selector) for size in (2, 4) for selector in ("controller", "popularity") for seed in (3, 4)
+    ]
+    plain = json.loads((out / "sweep.json").read_text())
+    assert [row["folder"] for row in plain["rows"]] == folders
+    assert plain["rows"][1]["values"] == {"refinement.local.batch_size": "2", "selector": "popularity"}
+    tables = ["50%", "100%", "own budget", "global", "start", "refined"]
+    for row in plain["rows"]:
+        reports = [read_report(out / row["folder"] / f"seed-{seed}") for seed in (3, 4)]
+        assert [figure["table"] for figure in row["tables"]] == tables
+        selector = row["values"]["selector"]
+        at_half = [
+            next(one.recall for one in report.budgets if (one.share, one.selector) == (0.5, selector))
+            for report in reports
+        ]
+        half = row["tables"][0]["recall"]
+        assert half["by_seed"] == pytest.approx(at_half, abs=1e-8)
+        assert half["low"] < half["value"] < half["high"]
+        assert row["validation"] == pytest.approx(np.mean([report.history[-1].recall for report in reports]))
+    best = max(plain["rows"], key=lambda row: row["validation"])
+    assert plain["chosen"] == best["setting"]
+    assert plain["command"].startswith(f"fl-peel sweep {tiny} --set refinement.rounds=1 ")
+
+    rows = list(csv.DictReader((out / "sweep.csv").open()))
+    assert len(rows) == 4 * (1 + len(tables) * 2)
+    assert float(rows[1]["value"]) == plain["rows"][0]["tables"][0]["recall"]["value"]
+    page = (out / "sweep.html").read_text()
+    assert "<svg" in page
+    assert "<script" not in page
+    assert "batch_size=4, selector=popularity" in page
+    half = f"{plain['rows'][3]['tables'][0]['recall']['value']:.4f}"
+    assert any(line.split()[:2] == ["4", "popularity"] and half in line for line in shown.splitlines())
+    assert f"report: {out / 'sweep.html'}" in shown
+    assert "[4/4]" in err or "sweep 4/4" in err
+
+
+def test_differences_are_paired_as_those_of_a_diff(tiny, tmp_path, without_engine):
+    out = tmp_path / "out"
+    result = sweep(tiny, [*QUICK, "blocks.precision=int8,int4"], out=out)
+    first, other = result.rows
+    assert all(one.less is None for one in first.tables)
+    found = diff([out / row.folder for row in result.rows], result.replicates)
+    by_table = {row.table: row.others[0] for row in found.rows if row.metric.startswith("recall")}
+    for name in ("refined", "own budget"):
+        less = next(one.less for one in other.tables if one.table == name)
+        assert less == by_table[name].difference
+    half = next(one for one in other.tables if one.table == "50%")
+    assert half.less.value == pytest.approx(half.recall.value - first.tables[0].recall.value, abs=1e-12)
+    assert half.p_holm is not None
+    alone = runner.run(load_scenario(tiny, [*QUICK, "blocks.precision=int4"]))
+    assert to_json(read_report(out / other.folder / "seed-0"))["budgets"] == to_json(alone)["budgets"]
+
+    many = replace(result, rows=tuple(replace(first, setting=f"number {number}") for number in range(10)))
+    assert sweep_plot(many).alt.count("goes from") == 8
+    assert "2 more are in the table" in sweep_page(many)
+
+
+def test_settings_with_other_test_items_are_not_compared(tiny, tmp_path, without_engine):
+    result = sweep(tiny, [*QUICK, "data.test_share=25%,30%"], out=tmp_path / "out")
+    assert all(one.less is None for row in result.rows for one in row.tables)
+    assert "less that of" not in (tmp_path / "out" / "sweep.html").read_text()
+
+
+def test_what_is_done_is_read(tiny, tmp_path, monkeypatch, without_engine):
+    out, engine = tmp_path / "out", runner.simulated
+
+    def stopping(scenario, *args, **kwargs):
+        if len(without_engine) == 3:
+            raise EngineError("pulled the plug")
+        return engine(scenario, *args, **kwargs)
+
+    monkeypatch.setattr(runner, "simulated", stopping)
+    asked = [*QUICK, "refinement.local.batch_size=2,4"]
+    with pytest.raises(EngineError, match="plug"):
+        sweep(tiny, asked, out=out, seeds=2)
+    assert not (out / "sweep.json").exists()
+    monkeypatch.setattr(runner, "simulated", engine)
+    resumed = sweep(tiny, asked, out=out, seeds=2)
+    assert [(one.seed, one.refinement.local.batch_size) for one in without_engine] == [(0, 2), (1, 2), (0, 4), (1, 4)]
+    whole = sweep(tiny, asked, out=tmp_path / "whole", seeds=2)
+    assert resumed == whole
+
+    del without_engine[:]
+    more = sweep(tiny, [*QUICK, "refinement.local.batch_size=2,4,8"], out=out, seeds=2)
+    assert [one.refinement.local.batch_size for one in without_engine] == [8, 8], "what a smaller sweep has left"
+    assert [row.tables[0].recall for row in more.rows[:2]] == [row.tables[0].recall for row in whole.rows]
+
+    del without_engine[:]
+    sweep(tiny, asked, out=out, seeds=2, fresh=True)
+    assert len(without_engine) == 4
+
+
+def test_runs_of_another_scenario_are_not_read(tiny, tmp_path, monkeypatch, without_engine):
+    out, asked = tmp_path / "out", [*QUICK, "refinement.local.batch_size=2,4"]
+    first = sweep(tiny, asked, out=out, seeds=2)
+    engine = runner.simulated
+
+    def stopping(scenario, *args, **kwargs):
+        if scenario.seed == 1:
+            raise EngineError("pulled the plug")
+        return engine(scenario, *args, **kwargs)
+
+    monkeypatch.setattr(runner, "simulated", stopping)
+    with pytest.raises(EngineError, match="plug"):
+        sweep(tiny, [*asked, "pretraining.epochs=2"], out=out, seeds=2)
+    monkeypatch.setattr(runner, "simulated", engine)
+    del without_engine[:]
+    again = sweep(tiny, asked, out=out, seeds=2)
+    assert [(one.seed, one.refinement.local.batch_size) for one in without_engine] == [(0, 2), (1, 2)]
+    assert [row.tables for row in again.rows] == [row.tables for row in first.rows]
+    assert sweep(tiny, asked, out=out, seeds=1).seeds == (0,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["refinement.rounds=1,many"], "refinement.rounds"),
+        (["refinement.round=1,2"], "did you mean 'rounds'"),
+        (["fleet=fleet.yaml,nowhere.yaml"], "nowhere.yaml"),
+        (["user_groups.min_size=4,4000"], "user_groups.min_size"),
+        (["evaluation.top_n=10,20"], "evaluation.top_n: figures of different lengths cannot be compared"),
+        (["refinement.rounds=1"], "--set: nothing varies"),
+    ],
+)
+def test_bad_values_are_refused_before_anything_runs(tiny, tmp_path, command_line, without_engine, changes, said):
+    out = tmp_path / "out"
+    code, _, err = command_line("sweep", tiny, *words(changes), "--out", out)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert said in err
+    assert not without_engine
+    assert not out.exists()
+
+
+def test_somebody_elses_files_are_left_alone(tiny, tmp_path, command_line, without_engine):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "sweep.csv").write_text("mine")
+    code, _, err = command_line("sweep", tiny, *words(["refinement.rounds=1,2"]), "--out", out)
+    assert code == 2
+    assert "no run of fl-peel has listed it as its own" in err
+    assert not without_engine
+
+
+def test_every_setting_is_a_run_of_its_own_for_trackers(tiny, tmp_path, without_engine):
+    told = []
+
+    class Names(Callback):
+        def on_start(self, scenario):
+            told.append((scenario.name, scenario.seed))
+
+        def on_end(self, result):
+            told.append(result["seed"])
+
+    sweep(tiny, [*QUICK, "refinement.local.batch_size=2,4"], out=tmp_path / "out", callbacks=[Names()])
+    assert told == [("tiny: batch_size=2", 0), 0, ("tiny: batch_size=4", 0), 0]

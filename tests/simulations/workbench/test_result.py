@@ -1,0 +1,155 @@
+"""A result: tables, a figure, files, and what a notebook shows of it."""
+
+import dataclasses
+import json
+import sys
+
+import matplotlib.pyplot as plt
+import pyarrow.parquet
+import pytest
+
+import fl_peel
+from fl_peel.errors import MissingExtraError, ReportError
+from fl_peel.scenario.scenario import Scenario
+from simulations.engine.folders import default_cache_dir
+from simulations.report.files_of_run import read_report
+from simulations.workbench.frames import round_frame
+from strategies.figures.schema import to_json
+from tests.simulations.conftest import QUICK
+
+
+@pytest.fixture
+def result(tiny, without_engine):
+    return fl_peel.run(tiny, overrides=[*QUICK, "evaluation.per_device=true"])
+
+
+@pytest.fixture
+def pandas():
+    return pytest.importorskip("pandas", reason="no pandas")
+
+
+@pytest.mark.usefixtures("api")
+class TestResult:
+    def test_it_is_what_report_json_says(self, result):
+        assert result.report == to_json(result.figures)
+        assert result["budgets"][0]["recall@20"] == result.figures.budgets[0].recall
+        assert dict(result) == json.loads(json.dumps(result.report))
+        assert (result.seed, result.scenario["name"]) == (0, "tiny")
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            result.figures = None
+
+    def test_it_says_itself_in_a_line(self, result):
+        rows = result.figures.budgets
+        low, high = (max(row.recall for row in rows if row.share == share) for share in (0.5, 1.0))
+        assert repr(result) == (
+            f"<Result of tiny, seed 0, 40 devices, recall@20 {low:.4f} at 50% to {high:.4f} at 100%>"
+        )
+        bare = dataclasses.replace(result.figures, budgets=(), environment=None)
+        assert repr(fl_peel.Result(bare)) == "<Result of tiny, seed 0>"
+
+    def test_tables_are_those_of_the_report(self, result, pandas):
+        budgets = result.budgets
+        assert isinstance(budgets, pandas.DataFrame)
+        first = result.figures.budgets[0]
+        assert budgets["recall@20"].tolist() == [row.recall for row in result.figures.budgets]
+        assert budgets.loc[0, "recall@20_interval.low"] == first.recall_interval.low
+        assert budgets.loc[0, "to_global.value"] == first.to_global.value
+        rounds = result.rounds
+        assert rounds["upload_bytes"].tolist() == [row.upload_bytes for row in result.figures.rounds]
+        assert rounds["validation recall@20"].tolist() == [row.recall for row in result.figures.history]
+        assert result.classes["class"].tolist() == list(result.figures.device_classes)
+
+    def test_a_round_says_what_it_took_and_when_it_ended(self, pandas):
+        rounds = [{"server_round": number, "virtual_seconds": took} for number, took in ((1, 2.0), (2, 3.0))]
+        history = [{"server_round": number, "virtual_seconds": ended} for number, ended in ((1, 2.0), (2, 5.0))]
+        frame = round_frame({"rounds": rounds, "history": history})
+        assert frame["virtual_seconds"].tolist() == [2.0, 3.0]
+        assert frame["elapsed_virtual_seconds"].tolist() == [2.0, 5.0]
+
+    def test_devices_are_those_of_the_file(self, result, pandas, tmp_path):
+        devices = result.devices
+        table = pyarrow.parquet.read_table(result.save(tmp_path / "saved") / "per-device.parquet")
+        assert devices.columns.tolist() == table.column_names
+        for name in table.column_names:
+            assert devices[name].tolist() == table.column(name).to_pylist(), name
+
+    def test_without_single_devices_it_says_what_to_do(self, result):
+        with pytest.raises(ReportError, match=r"evaluation\.per_device=true.*or take \.classes"):
+            _ = fl_peel.Result(result.figures).devices
+
+    def test_without_pandas_it_says_what_to_do(self, result, monkeypatch):
+        monkeypatch.setitem(sys.modules, "pandas", None)
+        for name in ("budgets", "rounds", "devices", "classes"):
+            with pytest.raises(MissingExtraError, match=r"pip install 'fl-peel\[pandas\]'$"):
+                getattr(result, name)
+
+    def test_what_is_saved_is_read_back(self, result, tmp_path):
+        folder = result.save(tmp_path / "saved")
+        assert read_report(folder) == result.figures
+        for place in (folder, folder / "report.json", str(folder)):
+            read = fl_peel.Result.load(place)
+            assert read == result
+            assert read.per_device.recall.tolist() == result.per_device.recall.tolist()
+        assert (folder / "report.html").is_file()
+        assert Scenario.model_validate(result.scenario).to_yaml() == (folder / "scenario.yaml").read_text()
+        fl_peel.Result(result.figures).save(folder)
+        assert fl_peel.Result.load(folder).per_device is None, "that of the result before is gone"
+
+    def test_what_is_no_run_is_refused_in_a_line(self, result, tmp_path):
+        (tmp_path / "seeds.json").write_text("{}")
+        with pytest.raises(ReportError, match="holds several seeds; give one of its folders"):
+            fl_peel.Result.load(tmp_path)
+        (tmp_path / "words.json").write_text("words")
+        for place in (tmp_path / "nowhere", tmp_path / "words.json"):
+            with pytest.raises(ReportError, match=rf"^{place}.*(give the --out folder of a run|run again with --out)$"):
+                fl_peel.Result.load(place)
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "report.json").write_text("mine")
+        with pytest.raises(ReportError, match="no run of fl-peel has listed it as its own"):
+            result.save(tmp_path / "mine")
+        assert [path.name for path in (tmp_path / "mine").iterdir()] == ["report.json"]
+
+    def test_the_figure_has_budgets_recalls_and_error_bars(self, result, tmp_path):
+        figure = result.plot()
+        (axes,) = figure.axes
+        rows = [row for row in result.figures.budgets if row.selector == "controller"]
+        drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines if len(line.get_xdata()) == 2]
+        assert ([row.share for row in rows], [row.recall for row in rows]) in drawn
+        assert len(axes.containers) == 2, "error bars of both selectors"
+        figure.savefig(tmp_path / "recall.png")
+        assert plt.get_fignums() == [], "no window, no global state"
+        with pytest.raises(ReportError, match=r"give evaluation\.budgets"):
+            fl_peel.Result(dataclasses.replace(result.figures, budgets=())).plot()
+
+    def test_a_notebook_shows_budgets_and_the_figure(self, result):
+        shown = result._repr_html_()
+        assert "Elastic embeddings by budget" in shown
+        assert f"{result.figures.budgets[0].recall:.4f}" in shown
+        assert 'src="data:image/svg+xml;base64,' in shown
+        assert len(shown) < 200_000
+        assert "<script" not in fl_peel.Result(dataclasses.replace(result.figures, budgets=()))._repr_html_()
+
+
+@pytest.mark.usefixtures("api", "without_engine")
+def test_pretrained_tables_are_kept_as_on_the_command_line(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def told(**options):
+        events = []
+        fl_peel.run(tiny, overrides=QUICK, on_event=events.append, **options)
+        return [event.text for event in events if event.stage == "pretraining"][-1]
+
+    assert told(cache=False) == ""
+    assert not default_cache_dir().exists()
+    assert told() == ""
+    assert len(list(default_cache_dir().iterdir())) == 1
+    assert told() == "kept from an earlier run"
+    assert told(cache_dir=tmp_path / "mine") == ""
+    assert len(list((tmp_path / "mine").iterdir())) == 1
+
+
+@pytest.mark.usefixtures("api", "without_engine")
+def test_files_are_written_where_a_folder_is_given(tiny, tmp_path):
+    result = fl_peel.run(tiny, overrides=[*QUICK, "evaluation.per_device=true"], out=tmp_path / "out")
+    assert fl_peel.Result.load(tmp_path / "out") == result
+    assert fl_peel.Result.load(tmp_path / "out").per_device.tables == result.per_device.tables
