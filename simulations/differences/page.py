@@ -16,7 +16,8 @@ from simulations.report.plots.style import (
     styled,
 )
 from simulations.report.render import provenance, render
-from simulations.report.tables.view import ABSENT, TableView, format_interval, metric_name
+from simulations.report.tables.view import ABSENT, TableView, format_interval
+from simulations.report.tables.words import metric_name
 
 
 def runs_view(result: DiffResult) -> TableView:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 import yaml
@@ -11,6 +13,19 @@ from markupsafe import Markup
 
 from simulations.report.tables.view import TableView
 from simulations.report.templates import TEMPLATES
+from simulations.report.templates.script import SCRIPT
+from simulations.report.theme import css, themed
+
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "style-src 'unsafe-inline'",
+        f"script-src 'sha256-{b64encode(sha256(SCRIPT.encode()).digest()).decode()}'",
+        "base-uri 'none'",
+        "form-action 'none'",
+    )
+)
+"""Of what a page may do: nothing is fetched, and no script runs but its own."""
 
 
 def scenario_name(scenario: Mapping[str, Any] | str) -> str:
@@ -28,8 +43,10 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["svg"] = lambda plot: Markup(plot.svg)  # to_svg escapes names
-    return environment.get_template(template).render(**values)
+    environment.filters["svg"] = lambda plot: Markup(themed(plot.svg))  # to_svg escapes names
+    environment.filters["narrow_svg"] = lambda plot: Markup(themed(plot.narrow))
+    colors = {"light": Markup(css(dark=False)), "dark": Markup(css(dark=True))}
+    return environment.get_template(template).render(colors=colors, script=Markup(SCRIPT), policy=POLICY, **values)
 
 
 def provenance(values: Mapping[str, Any], command: str) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from simulations.report.plots.style import (
     to_svg,
     yardstick,
 )
-from simulations.report.tables.view import format_share, metric_name
+from simulations.report.tables.view import format_share
+from simulations.report.tables.words import metric_name
 from simulations.studies.compare.schema import CompareFullTable, CompareRow
 
 
