@@ -48,8 +48,17 @@ def test_the_lead_figure_begins_at_nought_and_has_the_line_to_beat():
     assert plot.narrow
     assert plot.svg.count('class="tip"') == plot.narrow.count('class="tip"') == 4
     assert "int8: 0.1500 [0.1300, 0.1800] at 1%, 10.00 KB, 0.600 of the best full table" in plot.svg
-    lowest = max(float(y) for y in re.findall(r'<use [^>]*y="([\d.]+)"', plot.svg))
-    assert lowest > 250  # the tick of 0 is at the foot
+    heights = {
+        words[:12]: float(y) for words, y in re.findall(r"<title>([^<]*)</title>.*?y=\"([\d.]+)\"", tips(plot.svg))
+    }
+    of_nought = 2 * heights["fp32: 0.0500"] - heights["fp32: 0.1000"]
+    foot = float(re.findall(r'id="recall-ytick_1".*?<use [^>]*y="([\d.]+)"', plot.svg, flags=re.DOTALL)[0])
+    assert of_nought == pytest.approx(foot, abs=0.1)
+
+
+def tips(svg: str) -> str:
+    """A line a point that says something."""
+    return "\n".join(" ".join(tip.split()) for tip in re.findall(r'<g class="tip">.*?</g>', svg, flags=re.DOTALL))
 
 
 def with_own_tables():
