@@ -45,6 +45,7 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters["svg"] = lambda plot: Markup(themed(plot.svg))  # to_svg escapes names
     environment.filters["narrow_svg"] = lambda plot: Markup(themed(plot.narrow))
+    environment.filters["themed"] = themed
     colors = {"light": Markup(css(dark=False)), "dark": Markup(css(dark=True))}
     return environment.get_template(template).render(colors=colors, script=Markup(SCRIPT), policy=POLICY, **values)
 

@@ -29,6 +29,8 @@ from simulations.report.theme import BLUE, GREEN, GRID, INK, MUTED, ORANGE, PAPE
 
 PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK, MUTED)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKS = "●■▲◆▼✚✖★"
+"""The same as characters."""
 Ends = tuple[float, float] | None
 """Of an interval; None where there is none."""
 LABEL_PT = 8.5
@@ -74,9 +76,25 @@ _STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
+class Series:
+    """What is drawn of one thing: its number (:func:`in_series`), name, colour and mark."""
+
+    number: int
+    name: str
+    color: str
+    mark: str
+
+    @staticmethod
+    def of(number: int, name: str) -> Series:
+        """As :func:`line_kwargs` draws the line of that number."""
+        style = line_kwargs(number)
+        return Series(number, name, style["color"], MARKS[MARKERS.index(style["marker"])])
+
+
+@dataclass(frozen=True)
 class Plot:
-    """A finished figure: `name` (also the prefix of its ids), heading, the same in words, its SVG, and that of its
-    narrow form, if it has one.
+    """A finished figure: `name` (also the prefix of its ids), heading, the same in words, its SVG, that of its narrow
+    form, if it has one, and what a page can switch off.
     """
 
     name: str
@@ -84,6 +102,7 @@ class Plot:
     alt: str
     svg: str
     narrow: str = ""
+    series: tuple[Series, ...] = ()
 
 
 @contextmanager
@@ -160,7 +179,7 @@ class EndLabel:
 
 def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
     """Write each label right of the axes, level with its line's end, moved apart where they would overlap; in the
-    narrow form above the axes.
+    narrow form above the axes, but for series, which the page names.
 
     A leader goes level from the line's end to the edge, and from there to the label; as labels keep the order of the
     ends, no two leaders cross. Call it when the limits are final; the figure's layout engine makes the room.
@@ -170,7 +189,7 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
     figure = axes.get_figure(root=True)
     assert figure is not None
     if is_narrow():
-        _label_above(axes, labels)
+        _label_above(axes, [label for label in labels if label.series is None])
         return
     gap = (LABEL_PT + 3.5) / (axes.bbox.height * 72.0 / figure.dpi)  # of the axes' height
     axes.get_ylim()  # settles the limits, which are lazy, before places are read off them
@@ -209,6 +228,8 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
 
 def _label_above(axes: Axes, labels: Sequence[EndLabel]) -> None:
     """Names with their lines above the axes, from the highest end to the lowest; the figure grows by what they take."""
+    if not labels:
+        return
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
     ordered = sorted(labels, key=lambda label: -label.y)

@@ -37,6 +37,20 @@ PARTS = """\
 {% endfor %}
 </p>
 {% endmacro %}
+{% macro key(plot) %}
+<style>
+{% for one in plot.series %}
+figure:has(#{{ plot.name }}-on-{{ one.number }}:not(:checked)) [data-series="{{ one.number }}"] { display: none; }
+{% endfor %}
+</style>
+<fieldset class="key">
+<legend>Lines that are shown</legend>
+{% for one in plot.series %}
+<label><input type="checkbox" id="{{ plot.name }}-on-{{ one.number }}" checked>
+<span style="{{ ('color: ' ~ one.color) | themed }}" aria-hidden="true">{{ one.mark }}</span> {{ one.name }}</label>
+{% endfor %}
+</fieldset>
+{% endmacro %}
 {% macro figure(plot, caption) %}
 <figure>
 {% if plot.narrow %}
@@ -45,6 +59,7 @@ PARTS = """\
 {% else %}
 <div class="scroll only" tabindex="0" role="region" aria-label="{{ plot.title }}">{{ plot | svg }}</div>
 {% endif %}
+{% if plot.series %}{{ key(plot) }}{% endif %}
 <figcaption>{{ caption }}</figcaption>
 </figure>
 {% endmacro %}
@@ -94,6 +109,11 @@ figure { margin: 1rem 0 1.5rem; }
 figure svg { display: block; width: 100%; height: auto; }
 .only svg { min-width: 34rem; }
 .tall { display: none; max-width: 26rem; }
+.key { display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: .5rem 0; padding: .3rem .8rem .6rem; font-size: .85rem;
+  border: 1px solid var(--line); border-radius: 4px; }
+.key legend { color: var(--muted); padding: 0 .3rem; }
+.key input { accent-color: var(--accent); margin: 0 .2rem 0 0; }
+.key label { white-space: nowrap; padding: .15rem 0; }
 .why { border-left: 3px solid var(--blue); padding-left: .8rem; max-width: 44rem; }
 .one { font-size: .92rem; margin: .75rem 0 .25rem; }
 .cell { font-variant-numeric: tabular-nums; }
@@ -118,6 +138,7 @@ details > summary { cursor: pointer; color: var(--accent); margin: .75rem 0; }
   main { padding: 1.25rem .9rem 3rem; }
   h1 { font-size: 1.35rem; }
   table { font-size: .8rem; }
+  .wrap .number { white-space: nowrap; }
   .facts { grid-template-columns: repeat(2, 1fr); }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 }

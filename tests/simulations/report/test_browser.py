@@ -5,8 +5,9 @@ import re
 import pytest
 
 from simulations.report.files_of_run import report_contents
+from simulations.studies.compare.report import write_compare
 from tests.helpers.browser import browser, needs_chromium
-from tests.simulations.report.test_report import Page, run_result
+from tests.simulations.report.test_report import Page, compare_result, run_result
 
 pytestmark = needs_chromium
 SHOWN = "(selector) => [...document.querySelectorAll(selector)].filter((one) => one.checkVisibility()).length"
@@ -96,6 +97,23 @@ def test_points_say_what_they_are(page):
     page.ask("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
     assert page.tell("document.querySelector('.words').innerText").startswith("fp32: 0.0500 [0.0300, 0.0800] at 1%")
     assert not page.tell("document.querySelector('.words').hidden")
+
+
+def test_methods_of_a_comparison_are_switched_off_and_on(page, tmp_path):
+    """By style alone: in both panels, what is drawn of it, said of it and written of it."""
+    write_compare(compare_result(), tmp_path)
+    page.loaded.clear()
+    page.open(tmp_path / "compare.html")
+    drawn = "[0, 1].map((n) => [...document.querySelectorAll(`.wide [data-series='${n}']`)].filter("
+    drawn += "(one) => getComputedStyle(one).display !== 'none').length)"
+    peel, random = page.tell(drawn)
+    assert random >= 2 * 3  # line, label, points
+    assert page.tell("document.querySelectorAll('.key label')[1].innerText.trim()").endswith("random")
+    page.tell("document.querySelectorAll('.key input')[1].click()")
+    assert page.tell(drawn) == [peel, 0]
+    page.tell("document.querySelectorAll('.key input')[1].click()")
+    assert page.tell(drawn) == [peel, random]
+    page.loaded.clear()
 
 
 def numbers(text: str) -> set[str]:

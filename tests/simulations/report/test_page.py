@@ -9,6 +9,7 @@ from simulations.report.files_of_run import report_contents
 from simulations.report.page import run_page, why_less
 from simulations.report.plots.bars import recall_by_class
 from simulations.report.plots.run import device_traces, recall_by_budget
+from simulations.report.plots.style import INK, EndLabel, label_ends, new_figure, styled
 from simulations.report.render import render
 from simulations.report.tables.run import device_classes_view
 from simulations.report.tables.view import TableView
@@ -123,3 +124,18 @@ def test_there_is_no_slider_of_one_budget(name):
     several, one = run_result(), replace(run_result(), budgets=run_result().budgets[:1])
     assert 'id="budget"' in run_page(several, ())
     assert 'id="budget"' not in run_page(one, ())
+
+
+def test_no_two_leaders_cross():
+    """They start at the edge in the order of the lines' ends, and labels keep it."""
+    ends = [(1, 0.5), (9, 0.52), (10, 0.51), (4, 0.9), (10, 0.1), (10, 0.1)]
+    with styled():
+        _, (axes,) = new_figure(3.0)
+        axes.set(xlim=(0, 10), ylim=(0, 1))
+        label_ends(axes, [EndLabel(f"{y}", x, y, INK) for x, y in ends])
+        leaders = [(words.xy, words.xyann) for words in axes.texts]
+    assert all(start[0] >= 0.97 and stop[0] > 1 for start, stop in leaders)
+    order = sorted(range(len(ends)), key=lambda place: leaders[place][0][1])
+    assert order == sorted(range(len(ends)), key=lambda place: leaders[place][1][1])
+    assert len(axes.lines) == 3  # of those that end before the edge, level with their ends
+    assert all(len(set(line.get_ydata())) == 1 for line in axes.lines)
