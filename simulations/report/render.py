@@ -16,16 +16,20 @@ from simulations.report.templates import TEMPLATES
 from simulations.report.templates.script import SCRIPT
 from simulations.report.theme import css, themed
 
-POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "style-src 'unsafe-inline'",
-        f"script-src 'sha256-{b64encode(sha256(SCRIPT.encode()).digest()).decode()}'",
-        "base-uri 'none'",
-        "form-action 'none'",
+
+def policy(script: str, *more: str) -> str:
+    """What a page may do: no script runs but its own, and nothing is fetched but what ``more`` allows."""
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    return "; ".join(
+        (
+            "default-src 'none'",
+            "style-src 'unsafe-inline'",
+            f"script-src 'sha256-{digest}'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            *more,
+        )
     )
-)
-"""Of what a page may do: nothing is fetched, and no script runs but its own."""
 
 
 def scenario_name(scenario: Mapping[str, Any] | str) -> str:
@@ -34,7 +38,9 @@ def scenario_name(scenario: Mapping[str, Any] | str) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a template of :mod:`simulations.report.templates`; every value is escaped."""
+    """A page from a template of :mod:`simulations.report.templates`; every value is escaped. script, policy: where the
+    page has others than the usual ones.
+    """
     environment = Environment(
         loader=DictLoader(dict(TEMPLATES)),
         autoescape=True,
@@ -47,7 +53,8 @@ def render(template: str, **values: Any) -> str:
     environment.filters["narrow_svg"] = lambda plot: Markup(themed(plot.narrow))
     environment.filters["themed"] = themed
     colors = {"light": Markup(css(dark=False)), "dark": Markup(css(dark=True))}
-    return environment.get_template(template).render(colors=colors, script=Markup(SCRIPT), policy=POLICY, **values)
+    usual = {"colors": colors, "script": Markup(SCRIPT), "policy": policy(SCRIPT)}
+    return environment.get_template(template).render(usual | values)
 
 
 def provenance(values: Mapping[str, Any], command: str) -> dict[str, Any]:

@@ -56,12 +56,12 @@ def css(dark: bool) -> str:
 
 
 def themed(svg: str) -> str:
-    """A figure whose colours are the page's variables; those that have none stay."""
+    """A figure whose colours are the page's variables, and its own where the page has none."""
     names = {light: name for name, (light, _) in variables().items()}
 
     def named(match: re.Match[str]) -> str:
         name = names.get(match[0].lower())
-        return match[0] if name is None else f"var(--{name})"
+        return match[0] if name is None else f"var(--{name}, {match[0]})"
 
     return re.sub(r"(?<=: )#[0-9a-fA-F]{6}\b", named, svg)
 

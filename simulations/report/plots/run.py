@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from simulations.report.plots.bars import full_recalls, recall_by_class, recall_by_group, stage_seconds
@@ -65,7 +66,7 @@ def report_figures(result: RunResult) -> tuple[Plot, ...]:
     return tuple(plot for plot in plots if plot is not None)
 
 
-def _share_axis(axes: Axes, shares: Sequence[float], full_bytes: float | None) -> None:
+def share_axis(axes: Axes, shares: Sequence[float], full_bytes: float | None) -> None:
     """Log x axis in % of the fp32 full table, ticks at the budgets measured; KB along the top."""
     ticks = sorted(set(shares))
     axes.set_xscale("log")
@@ -91,11 +92,17 @@ def recall_by_budget(result: RunResult) -> Plot | None:
     """Recall against the budget, one line a precision and selector, from nought, below the line to beat: the best full
     table, with its interval. The global table is drawn, too.
     """
+    drawn = recall_figure(result)
+    return None if drawn is None else finish(drawn[0], "recall", "Recall against the budget", drawn[1])
+
+
+def recall_figure(result: RunResult) -> tuple[Figure, str] | None:
+    """The same as a figure, and in words; draw it within `styled()`."""
     rows = sorted(result.budgets, key=lambda row: (row.precision, row.selector, row.share))
     if not rows:
         return None
     figure, (axes,) = new_figure(4.1)
-    _share_axis(axes, [row.share for row in rows], result.full_table.bytes)
+    share_axis(axes, [row.share for row in rows], result.full_table.bytes)
     labels, words = [], []
     lines = [(key, list(group)) for key, group in groupby(rows, key=lambda row: (row.precision, row.selector))]
     for index, ((precision, selector), line) in enumerate(lines):
@@ -123,12 +130,7 @@ def recall_by_budget(result: RunResult) -> Plot | None:
     axes.set_ylim(0, 1.1 * max([*tops, *([best.quality.recall] if best else []), 1e-9]))
     axes.set_ylabel(f"Recall@{result.top_n} (test, mean over devices)")
     label_ends(axes, labels)
-    return finish(
-        figure,
-        "recall",
-        "Recall against the budget",
-        f"Line chart of Recall@{result.top_n} against budget: {'; '.join(words)}.",
-    )
+    return figure, f"Line chart of Recall@{result.top_n} against budget: {'; '.join(words)}."
 
 
 def line_name(selector: str, selectors: Collection[str]) -> str:

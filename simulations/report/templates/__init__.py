@@ -12,6 +12,7 @@ from simulations.report.templates.audit import AUDIT
 from simulations.report.templates.base import BASE, PARTS
 from simulations.report.templates.compare import COMPARE
 from simulations.report.templates.leaderboard import LEADERBOARD
+from simulations.report.templates.live import LIVE
 from simulations.report.templates.report import REPORT
 from simulations.report.templates.tables import TABLES
 from simulations.report.templates.timeline import TIMELINE
@@ -25,6 +26,7 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
         "leaderboard.html": LEADERBOARD,
         "ablate.html": ABLATE,
         "audit.html": AUDIT,
+        "live.html": LIVE,
         "tables.html": TABLES,
         "timeline.html": TIMELINE,
     }

@@ -114,6 +114,12 @@ figure svg { display: block; width: 100%; height: auto; }
 .key legend { color: var(--muted); padding: 0 .3rem; }
 .key input { accent-color: var(--accent); margin: 0 .2rem 0 0; }
 .key label { white-space: nowrap; padding: .15rem 0; }
+progress { accent-color: var(--accent); width: 8rem; }
+#figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: 0 1.5rem; }
+#figures p { grid-row: auto; margin: .5rem 0 0; font-size: .85rem; }
+#figures svg { width: 100%; height: 4rem; }
+#figures polyline { fill: none; stroke: var(--blue); stroke-width: 2; vector-effect: non-scaling-stroke; }
+#steps ol { font-size: .85rem; font-variant-numeric: tabular-nums; }
 .why { border-left: 3px solid var(--blue); padding-left: .8rem; max-width: 44rem; }
 .one { font-size: .92rem; margin: .75rem 0 .25rem; }
 .cell { font-variant-numeric: tabular-nums; }
@@ -160,12 +166,15 @@ details > summary { cursor: pointer; color: var(--accent); margin: .75rem 0; }
 <main>
 <h1>{{ title }}</h1>
 <p class="lead">{{ lead }}</p>
+{% if facts %}
 <dl class="facts">
 {% for name, value in facts %}
 <div><dt>{{ name }}</dt><dd>{{ value }}</dd></div>
 {% endfor %}
 </dl>
+{% endif %}
 {% block content %}{% endblock %}
+{% block reproduce %}
 <section id="reproduce">
 <h2>Reproduce</h2>
 {% if command %}
@@ -184,6 +193,7 @@ details > summary { cursor: pointer; color: var(--accent); margin: .75rem 0; }
 </details>
 {% endif %}
 </section>
+{% endblock %}
 </main>
 <script>{{ script }}</script>
 </body>
