@@ -1,4 +1,5 @@
-"""The command line: `fl-peel run`, `diff`, `compare`, `ablate`, `audit`, `bench`, `machines`, `scenarios`, and lists.
+"""The command line: `fl-peel run`, `diff`, `compare`, `ablate`, `audit`, `bench`, `machines`, `report`,
+`scenarios`, and lists.
 
 Exit codes: 0 done; 1 a bug of ours (with a traceback); 2 a mistake of the user's (one line on stderr); 130 Ctrl-C;
 143 SIGTERM.
@@ -24,6 +25,7 @@ from simulations.cli.data import data_app
 from simulations.cli.diff import diff
 from simulations.cli.fleets import profiles_app
 from simulations.cli.machines import machines
+from simulations.cli.report import report
 from simulations.cli.run import run
 from simulations.cli.studies import add_studies
 
@@ -44,6 +46,7 @@ app.command()(run)
 app.command()(diff)
 app.command()(bench)
 app.command()(machines)
+app.command()(report)
 
 
 def _version(wanted: bool) -> None:

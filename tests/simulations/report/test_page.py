@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from simulations.report.files_of_run import report_contents
 from simulations.report.page import run_page, why_less
 from simulations.report.plots.bars import recall_by_class
 from simulations.report.plots.run import device_traces, recall_by_budget
@@ -110,17 +109,7 @@ def test_one_row_is_a_sentence():
     assert "<table" in render("tables.html", tables=[several], **values)
 
 
-def test_a_page_is_made_again_from_its_json(tmp_path):
-    """Without running anything."""
-    from simulations.report.files_of_run import read_report, write_report
-
-    write_report(run_result(), tmp_path)
-    before = (tmp_path / "report.html").read_bytes()
-    assert report_contents(read_report(tmp_path))["report.html"] == before
-
-
-@pytest.mark.parametrize("name", ["quality", "budgets"])
-def test_there_is_no_slider_of_one_budget(name):
+def test_there_is_no_slider_of_one_budget():
     several, one = run_result(), replace(run_result(), budgets=run_result().budgets[:1])
     assert 'id="budget"' in run_page(several, ())
     assert 'id="budget"' not in run_page(one, ())
