@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -67,7 +68,7 @@ def recall_by_class(result: RunResult) -> Plot | None:
         known = [(value, place) for value, place in zip(of_classes, y, strict=True) if value is not None]
         if known:
             x, places = zip(*known, strict=True)
-            style = {"color": color, "markeredgecolor": PAPER, "markersize": 7, "zorder": 5}
+            style: dict[str, Any] = {"color": color, "markeredgecolor": PAPER, "markersize": 7, "zorder": 5}
             axes.plot(x, places, marker, label=METHODS[table], **style)
             top = max(top, *x)
             words.append(f"{METHODS[table]} {min(x):.4f} to {max(x):.4f}")
@@ -154,7 +155,7 @@ def recall_by_group(result: RunResult) -> Plot | None:
     heights = [value for _, value, _ in measured]
     ends = [around(row.recall, row.recall_margin) for row in rows if row.recall is not None]
     axes.bar(x, heights, width=min(0.72, 0.14 * len(measured) + 0.1), color=darker(GREEN))
-    hover(axes, x, heights, [f"user group {group}: {value:.4f}" for group, value, _ in measured])
+    hover(axes, x.tolist(), heights, [f"user group {group}: {value:.4f}" for group, value, _ in measured])
     error_bars(axes, [float(place) for place in x], heights, ends, INK if len(measured) <= MAX_NAMED_GROUPS else MUTED)
     axes.set_xlim(-0.6, len(measured) - 0.4)
     axes.grid(visible=False, axis="x")

@@ -116,13 +116,14 @@ def recall_figure(result: RunResult) -> tuple[Figure, str] | None:
         labels.append(EndLabel(name, x[-1], y[-1], style["color"], bold=True))
         words.append(f"{name} goes from {y[0]:.4f} at {format_share(x[0])} to {y[-1]:.4f} at {format_share(x[-1])}")
         hover(axes, x, y, [_budget_words(row, name) for row in line])
-    best, *others = sorted(full_recalls(result), key=lambda one: -one.quality.recall) or [None]
-    for one in (best, *(one for one in others if one is not None and one.name == "global")):
-        if one is not None:
-            value, to_beat = one.quality.recall, " to beat" * (one is best)
-            label = yardstick(axes, value, f"full table{to_beat}: {one.name} {value:.4f}", INK if to_beat else MUTED)
-            labels.append(replace(label, bold=bool(to_beat)))
-            words.append(f"the full {one.name} table reaches {value:.4f}")
+    full = sorted(full_recalls(result), key=lambda one: -one.quality.recall)
+    best = full[0] if full else None
+    for one in full:
+        if one is best or one.name == "global":
+            to_beat, color = (" to beat", INK) if one is best else ("", MUTED)
+            told = f"full table{to_beat}: {one.name} {one.quality.recall:.4f}"
+            labels.append(replace(yardstick(axes, one.quality.recall, told, color), bold=one is best))
+            words.append(f"the full {one.name} table reaches {one.quality.recall:.4f}")
     if best is not None and best.quality.recall_interval is not None:
         known = best.quality.recall_interval
         axes.axhspan(known.low, known.high, color=INK, alpha=0.08, linewidth=0, zorder=0)
@@ -266,7 +267,7 @@ def bytes_by_round(result: RunResult) -> Plot | None:
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("round")
     axes.set_ylabel(f"{unit} a round, all devices")
-    hover(axes, [row.server_round for row in rounds], down / scale, [_round_words(row) for row in rounds])
+    hover(axes, [row.server_round for row in rounds], (down / scale).tolist(), [_round_words(row) for row in rounds])
     label_ends(
         axes,
         [

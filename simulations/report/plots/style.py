@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from html import escape
 from textwrap import fill
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import matplotlib
 import numpy as np
@@ -45,7 +45,7 @@ TIP = "tip:"
 SERIES = "series:"
 """Before the number of what can be switched off together, while it is drawn."""
 Params = ParamSpec("Params")
-MaybePlot = TypeVar("MaybePlot", "Plot", "Plot | None")
+MaybePlot = TypeVar("MaybePlot", bound="Plot | None")
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same shapes on every machine
@@ -55,7 +55,7 @@ _STYLE: dict[Any, Any] = {
     "axes.titleweight": "bold",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": matplotlib.cycler(color=[INK]),
+    "axes.prop_cycle": f"cycler('color', ['{INK}'])",
     "patch.edgecolor": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -125,7 +125,7 @@ def in_both_forms(draw: Callable[Params, MaybePlot]) -> Callable[Params, MaybePl
             return wide
         with styled(NARROW_IN):
             narrow = draw(*args, **kwargs)
-        return replace(wide, narrow="" if narrow is None else narrow.svg)
+        return cast(MaybePlot, replace(wide, narrow="" if narrow is None else narrow.svg))
 
     return both
 
@@ -361,3 +361,44 @@ def finish(figure: Figure, name: str, title: str, alt: str) -> Plot:
         for axes in figure.axes:
             axes.set_xlabel(fill(axes.get_xlabel(), NARROW_CHARACTERS))
     return Plot(name, title, alt, to_svg(figure, f"{name}-narrow" if is_narrow() else name, alt))
+
+
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GRID",
+    "INK",
+    "LABEL_PT",
+    "LEGEND_IN",
+    "MARKERS",
+    "MARKS",
+    "MUTED",
+    "NARROW_IN",
+    "ORANGE",
+    "PALETTE",
+    "PAPER",
+    "PURPLE",
+    "SKY",
+    "VERMILLION",
+    "WIDTH_IN",
+    "EndLabel",
+    "Ends",
+    "Plot",
+    "Series",
+    "around",
+    "darker",
+    "error_bars",
+    "finish",
+    "hover",
+    "in_both_forms",
+    "in_series",
+    "is_narrow",
+    "label_ends",
+    "line_kwargs",
+    "new_figure",
+    "short_bytes",
+    "spread",
+    "styled",
+    "to_svg",
+    "yardstick",
+]

@@ -83,7 +83,7 @@ BASE = """\
 * { box-sizing: border-box; }
 body { margin: 0; color: var(--ink); background: var(--paper);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
-main { max-width: 64rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+main { max-width: 66rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; }
 h2 { font-size: 1.2rem; margin: 2.75rem 0 .75rem; }
 .lead { font-size: 1.08rem; margin: 0 0 1.25rem; max-width: 44rem; }
@@ -134,7 +134,8 @@ progress { accent-color: var(--accent); width: 8rem; }
 .slider { margin: 0 0 1.25rem; padding: .7rem .9rem; background: var(--code); border-radius: 4px; font-size: .9rem; }
 .slider label { display: block; font-weight: 600; }
 .slider input { width: 100%; margin: .5rem 0; accent-color: var(--accent); }
-tr.at > * { background: var(--code); font-weight: 700; }
+tr.at > * { background: var(--code); }
+tr.at > :first-child { box-shadow: inset 3px 0 var(--accent); padding-left: .6rem; }
 .scroll:focus-visible { outline: 2px solid var(--accent); }
 pre { background: var(--code); padding: .9rem 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.45;
   border-radius: 4px; }
