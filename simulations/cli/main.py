@@ -27,6 +27,7 @@ from simulations.cli.export_onnx import export_onnx
 from simulations.cli.fleets import profiles_app
 from simulations.cli.machines import machines
 from simulations.cli.model import export, serve_device
+from simulations.cli.report import report
 from simulations.cli.run import run
 from simulations.cli.scenarios import scenarios_app
 from simulations.cli.studies import add_studies
@@ -55,6 +56,7 @@ app.command()(machines)
 app.command()(export)
 app.command(name="serve-device")(serve_device)
 app.command()(deploy)
+app.command()(report)
 
 
 def _version(wanted: bool) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +15,13 @@ from rich.console import Console
 
 from fl_peel.callbacks import Callback
 from fl_peel.errors import ScenarioError
+from fl_peel.events import OnEvent
 from fl_peel.scenario.scenario import Scenario
 from simulations.cli.console import AsJson, DataDir, Overrides, ScenarioName, Track, path_option, show
 from simulations.trackers.registry import trackers
+
+LIVE_PORT = 8760
+"""Where the growing run is served, unless another port is asked for."""
 
 
 def run(
@@ -38,6 +44,12 @@ def run(
         bool, typer.Option("--dry-run", help="Only tell what a run would move, hold and take; write nothing.")
     ] = False,
     track: Track = None,
+    live: Annotated[
+        bool, typer.Option("--live", help=f"Serve the growing run on a page of this machine, at port {LIVE_PORT}.")
+    ] = False,
+    live_port: Annotated[
+        int | None, typer.Option("--live-port", min=0, max=65535, help="Serve it there; 0: at any port that is free.")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -68,16 +80,18 @@ def run(
     callbacks = trackers(track or [])
 
     from simulations import runner
-    from simulations.cli.progress import shown
+    from simulations.cli.live import shown_at
     from simulations.engine.folders import default_cache_dir
     from simulations.report.files_of_run import summary_tables
     from strategies.figures.schema import to_json
 
+    shown = partial(shown_at, port=live_port if live_port is not None or not live else LIVE_PORT, title=loaded.name)
     cache_dir = None if no_cache else default_cache_dir()
     words = {"--seed": seed, "--profiles": profiles, "--nodes": nodes, "--data-dir": data_dir, "--seeds": seeds}
     command = _command(scenario, overrides or [], words, per_device)
     if loaded.data.timeline is not None:
-        _timeline(loaded, data_dir, out, err, command, seeds, callbacks, quiet=quiet, as_json=as_json)
+        told = shown(err, quiet=quiet)
+        _timeline(loaded, data_dir, out, command, seeds, told, callbacks, quiet=quiet, as_json=as_json)
         return
     if seeds is not None:
         assert out is not None
@@ -116,9 +130,9 @@ def _timeline(
     scenario: Scenario,
     data_dir: Path | None,
     out: Path | None,
-    err: Console,
     command: str,
     seeds: int | None,
+    shown: AbstractContextManager[OnEvent],
     callbacks: list[Callback],
     *,
     quiet: bool,
@@ -126,13 +140,12 @@ def _timeline(
 ) -> None:
     """Replay a timeline, with one seed or several, and show it."""
     from fl_peel.plain import to_plain
-    from simulations.cli.progress import shown
     from simulations.timeline.report import timeline_tables
     from simulations.timeline.run import run_timeline
     from simulations.timeline.seeds import NAME, run_timeline_seeds, timeline_seeds_view
 
     page = "timeline.html" if seeds is None else f"{NAME}.html"
-    with shown(err, quiet=quiet) as on_event:
+    with shown as on_event:
         if seeds is None:
             result = run_timeline(
                 scenario, data_dir=data_dir, out=out, on_event=on_event, callbacks=callbacks, command=command

@@ -12,11 +12,12 @@ from simulations.report.plots.style import (
     PALETTE,
     Plot,
     finish,
+    in_both_forms,
     new_figure,
-    styled,
 )
 from simulations.report.render import provenance, render
-from simulations.report.tables.view import ABSENT, TableView, format_interval, metric_name
+from simulations.report.tables.view import ABSENT, TableView, format_interval
+from simulations.report.tables.words import metric_name
 
 
 def runs_view(result: DiffResult) -> TableView:
@@ -96,34 +97,34 @@ def diff_views(result: DiffResult) -> list[TableView]:
     return [runs_view(result), *([changed] if changed else []), *metric_views(result)]
 
 
+@in_both_forms
 def diff_plot(result: DiffResult) -> Plot | None:
     """Ratios to the first run, with intervals: a line a table, a colour a run."""
     rows = [row for row in result.rows if row.metric.startswith("recall")]
     first, others = result.runs[0].run, [one.run for one in result.runs[1:]]
     words = []
-    with styled():
-        figure, (axes,) = new_figure(0.9 + (0.22 + 0.14 * len(others)) * len(rows))
-        for i, name in enumerate(others):
-            for place, row in enumerate(rows):
-                ratio = row.others[i].ratio
-                if ratio is None:
-                    continue
-                height = len(rows) - 1 - place + 0.5 * (0.5 - (i + 0.5) / len(others))
-                color = PALETTE[i % len(PALETTE)]
-                if ratio.low is not None and ratio.high is not None:
-                    axes.plot((ratio.low, ratio.high), (height, height), color=color, linewidth=1.4)
-                axes.plot(ratio.value, height, "o", color=color, label=name if place == 0 else None)
-                words.append(f"{row.table}: {name} {format_interval(ratio.value, ratio.low, ratio.high, 3)}")
-        if not words:
-            return None
-        axes.axvline(1, color=INK, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
-        axes.set_yticks(range(len(rows)), [row.table for row in reversed(rows)])
-        axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.grid(visible=False, axis="y")
-        axes.set_xlabel(f"Recall@{result.top_n} over that of run {first}; lines: paired 95 % intervals")
-        if len(others) > 1:
-            axes.legend(frameon=False, fontsize=LABEL_PT, loc="best")
-        return finish(figure, "diff", "Ratios", f"Dots with intervals, by table: {'; '.join(words)}.")
+    figure, (axes,) = new_figure(0.9 + (0.22 + 0.14 * len(others)) * len(rows))
+    for i, name in enumerate(others):
+        for place, row in enumerate(rows):
+            ratio = row.others[i].ratio
+            if ratio is None:
+                continue
+            height = len(rows) - 1 - place + 0.5 * (0.5 - (i + 0.5) / len(others))
+            color = PALETTE[i % len(PALETTE)]
+            if ratio.low is not None and ratio.high is not None:
+                axes.plot((ratio.low, ratio.high), (height, height), color=color, linewidth=1.4)
+            axes.plot(ratio.value, height, "o", color=color, label=name if place == 0 else None)
+            words.append(f"{row.table}: {name} {format_interval(ratio.value, ratio.low, ratio.high, 3)}")
+    if not words:
+        return None
+    axes.axvline(1, color=INK, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
+    axes.set_yticks(range(len(rows)), [row.table for row in reversed(rows)])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(f"Recall@{result.top_n} over that of run {first}; lines: paired 95 % intervals")
+    if len(others) > 1:
+        axes.legend(frameon=False, fontsize=LABEL_PT, loc="best")
+    return finish(figure, "diff", "Ratios", f"Dots with intervals, by table: {'; '.join(words)}.")
 
 
 def diff_page(result: DiffResult, versions: dict[str, str]) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "read_report",
     "report_contents",
     "report_figures",
+    "run_page",
     "summary_tables",
     "write_report",
 ]

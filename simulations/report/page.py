@@ -1,17 +1,24 @@
-"""A result as one HTML page: no script, no network, every name escaped, figures inline."""
+"""A result as one HTML page: no network, every name escaped, figures inline, all of it there without its script."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fl_peel.plain import to_plain
 from simulations.report.plots.style import Plot
 from simulations.report.render import provenance, render, scenario_name
 from simulations.report.tables.heterogeneity import elasticity_tables, fairness_tables, fleet_table, time_table
-from simulations.report.tables.run import budgets_view, costs_view, device_classes_view, full_table_view
+from simulations.report.tables.run import (
+    budgets_view,
+    costs_view,
+    device_classes_view,
+    format_over,
+    full_table_view,
+)
 from simulations.report.tables.stages import kept_views, stage1_views
 from simulations.report.tables.view import TableView, format_bytes, format_metric, format_share, nested_views
-from strategies.figures.schema import Quality, RunResult, to_json
+from simulations.report.tables.words import selector_name
+from strategies.figures.schema import BudgetRow, Quality, Ratio, RunResult, to_json
 
 FIGURES = (
     *("recall", "traces", "bytes", "learning", "classes", "groups", "stages"),
@@ -27,6 +34,7 @@ def run_page(result: RunResult, plots: Sequence[Plot]) -> str:
         "report.html",
         title=f"{name}: personalized elastic embeddings",
         lead=_lead(result),
+        why=why_less(result),
         facts=_run_facts(result),
         full_table=full_table_view(result),
         budgets=budgets_view(result) if result.budgets else None,
@@ -53,25 +61,73 @@ def privacy_views(result: RunResult) -> list[TableView]:
 
 
 def _lead(result: RunResult) -> str:
-    """The run in one sentence: the cheapest elastic embedding that matches the strongest full table, or the best."""
+    """The run in one sentence: the cheapest elastic embedding that the strongest full table is not better than beyond
+    chance, or the best.
+    """
     full, whose = _yardstick(result)
     rows = sorted(result.budgets, key=lambda row: row.share)
     if not rows or (full is not None and full.recall <= 0):
         return "Federated training of item tables that shrink to any memory budget."
-    matching = [row for row in rows if full is not None and row.recall >= full.recall]
+    matching = [row for row in rows if full is not None and _as_good(row, full.recall)]
     row = max(
         (row for row in matching if row.share == matching[0].share) if matching else rows,
         key=lambda row: row.recall,
     )
     start = (
         f"At {format_share(row.share)} of the bytes ({format_bytes(row.budget_bytes)}), "
-        f"{row.precision} blocks chosen by “{row.selector}” reach "
+        f"{row.precision} blocks chosen by {selector_name(row.selector)} reach "
     )
     if full is None:
         return f"{start}a Recall@{result.top_n} of {format_metric(row.recall)}; the full table was not measured."
-    return (
-        f"{start}{row.recall / full.recall:.2f} times the Recall@{result.top_n} of the strongest full table, {whose}."
+    known = row.to_strongest
+    over = f"{row.recall / full.recall:.2f}" if known is None else format_over(known)
+    return f"{start}{over} times the Recall@{result.top_n} of the strongest full table, {whose}."
+
+
+def _as_good(row: BudgetRow, recall: float) -> bool:
+    """Whether a full table of that recall is not better beyond chance."""
+    high = None if row.to_strongest is None else row.to_strongest.high
+    return row.recall >= recall or (high is not None and high >= 1)
+
+
+def why_less(result: RunResult) -> str:
+    """Why less can be more, where the figure shows that it is; nothing elsewhere."""
+    left_out = (
+        "An item of which a device keeps no block is not recommended, and those left out are the ones that "
+        f"{'its user group is shown least' if _best_selector(result) == 'shown' else 'count least for its user group'}"
     )
+    if shares := _beyond_chance(row for row in result.budgets if _low(row.to_strongest) > 1):
+        return (
+            f"Less is more at {shares}: the table ranks better than the best full one, beyond chance. {left_out}, so "
+            "that they take no place in a list from items that are wanted."
+        )
+    groups = (result.full_table.start, result.full_table.refined)
+    own = max((one for one in groups if one is not None), key=lambda one: one.recall, default=None)
+    shares = _beyond_chance(row for row in result.budgets if _low(row.to_global) > 1)
+    if not shares or own is None or _low(own.to_global) <= 1 or own.to_global is None:
+        return ""
+    return (
+        f"Less is more than the full global table at {shares}, beyond chance, as a user group has a table of its own. "
+        f"In full, that is already {format_over(own.to_global)} times as good as one table for everybody. What cutting "
+        f"it leaves out is hardly missed. {left_out}."
+    )
+
+
+def _low(ratio: Ratio | None) -> float:
+    return 0.0 if ratio is None or ratio.low is None else ratio.low
+
+
+def _beyond_chance(rows: Iterable[BudgetRow]) -> str:
+    """The budgets of rows in words, the smallest and the largest."""
+    shares = sorted({row.share for row in rows})
+    if not shares:
+        return ""
+    return " to ".join(format_share(share) for share in dict.fromkeys((shares[0], shares[-1])))
+
+
+def _best_selector(result: RunResult) -> str:
+    """By which the best elastic table chose its blocks."""
+    return max(result.budgets, key=lambda row: row.recall).selector if result.budgets else ""
 
 
 def _yardstick(result: RunResult) -> tuple[Quality | None, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 import yaml
@@ -11,6 +13,23 @@ from markupsafe import Markup
 
 from simulations.report.tables.view import TableView
 from simulations.report.templates import TEMPLATES
+from simulations.report.templates.script import SCRIPT
+from simulations.report.theme import css, themed
+
+
+def policy(script: str, *more: str) -> str:
+    """What a page may do: no script runs but its own, and nothing is fetched but what ``more`` allows."""
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    return "; ".join(
+        (
+            "default-src 'none'",
+            "style-src 'unsafe-inline'",
+            f"script-src 'sha256-{digest}'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            *more,
+        )
+    )
 
 
 def scenario_name(scenario: Mapping[str, Any] | str) -> str:
@@ -19,7 +38,9 @@ def scenario_name(scenario: Mapping[str, Any] | str) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a template of :mod:`simulations.report.templates`; every value is escaped."""
+    """A page from a template of :mod:`simulations.report.templates`; every value is escaped. script, policy: where the
+    page has others than the usual ones.
+    """
     environment = Environment(
         loader=DictLoader(dict(TEMPLATES)),
         autoescape=True,
@@ -28,8 +49,12 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["svg"] = lambda plot: Markup(plot.svg)  # to_svg escapes names
-    return environment.get_template(template).render(**values)
+    environment.filters["svg"] = lambda plot: Markup(themed(plot.svg))  # to_svg escapes names
+    environment.filters["narrow_svg"] = lambda plot: Markup(themed(plot.narrow))
+    environment.filters["themed"] = themed
+    colors = {"light": Markup(css(dark=False)), "dark": Markup(css(dark=True))}
+    usual = {"colors": colors, "script": Markup(SCRIPT), "policy": policy(SCRIPT)}
+    return environment.get_template(template).render(usual | values)
 
 
 def provenance(values: Mapping[str, Any], command: str) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from simulations.report.plots.style import (
     Plot,
     error_bars,
     finish,
+    hover,
+    in_both_forms,
+    is_narrow,
     label_ends,
     line_kwargs,
     new_figure,
-    styled,
 )
 from simulations.timeline.words import KINDS, LABELS
 from strategies.timeline.schema import LineResult, PeriodResult
@@ -35,72 +37,70 @@ LEAD = (
 """Lines of the lead figure; the tables have all of them."""
 
 
+@in_both_forms
 def recall_plot(periods: Sequence[PeriodResult]) -> Plot:
     """Recall of all devices over the periods, a line for each way of serving, with 95 % intervals."""
     names = [name for name in LEAD if name in periods[0].lines]
-    with styled():
-        figure, (axes,) = new_figure(4.2)
-        labels = []
-        for index, name in enumerate(names):
-            found = [period.lines[name]["all"] for period in periods]
-            style = line_kwargs(index, strong=name == "federation", dashed=not name.startswith("federation"))
-            x, y = list(range(1, len(periods) + 1)), [one.recall for one in found]
-            label = _line(axes, LABELS.get(name, name), x, y, style, [_ends(one) for one in found])
-            labels.append(replace(label, bold=name == "federation"))
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("period")
-        axes.set_ylabel("Recall@20 of what devices do in the period")
-        label_ends(axes, labels)
-        last = "; ".join(f"{LABELS.get(name, name)} {periods[-1].lines[name]['all'].recall:.4f}" for name in names)
-        return finish(
-            figure, "timeline", "Recall over time", f"Line chart of Recall@20 by period. In the last: {last}."
-        )
+    figure, (axes,) = new_figure(4.2)
+    labels = []
+    for index, name in enumerate(names):
+        found = [period.lines[name]["all"] for period in periods]
+        style = line_kwargs(index, strong=name == "federation", dashed=not name.startswith("federation"))
+        x, y = list(range(1, len(periods) + 1)), [one.recall for one in found]
+        label = _line(axes, LABELS.get(name, name), x, y, style, [_ends(one) for one in found])
+        labels.append(replace(label, bold=name == "federation"))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("period")
+    axes.set_ylabel("Recall@20 of what devices do in the period")
+    label_ends(axes, labels)
+    last = "; ".join(f"{LABELS.get(name, name)} {periods[-1].lines[name]['all'].recall:.4f}" for name in names)
+    return finish(figure, "timeline", "Recall over time", f"Line chart of Recall@20 by period. In the last: {last}.")
 
 
+@in_both_forms
 def kinds_plot(periods: Sequence[PeriodResult]) -> Plot:
     """Recall of the federation by when devices joined."""
-    with styled():
-        figure, panels = new_figure(3.2, 1, 3, sharey=True)
-        for axes, (kind, words) in zip(panels, KINDS.items(), strict=True):
-            for index, name in enumerate(("federation", "start-table", "cached-list")):
-                found = [(number, period.lines[name].get(kind)) for number, period in enumerate(periods, start=1)]
-                known = [(number, one) for number, one in found if one is not None]
-                style = line_kwargs(index, strong=index == 0, dashed=index > 0) | {"label": LABELS.get(name, name)}
-                x, y = [number for number, _ in known], [one.recall for _, one in known]
-                axes.plot(x, y, **style)
-                error_bars(axes, x, y, [_ends(one) for _, one in known], style["color"])
-            axes.set_title(words)
-            axes.set_xlabel("period")
-        panels[0].set_ylim(bottom=0)
-        panels[0].set_ylabel("Recall@20")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-        return finish(figure, "kinds", "New devices and old", "Three line charts of Recall@20 by when devices joined.")
+    figure, panels = new_figure(3.2, 1, 3, sharey=True)
+    for axes, (kind, words) in zip(panels, KINDS.items(), strict=True):
+        for index, name in enumerate(("federation", "start-table", "cached-list")):
+            found = [(number, period.lines[name].get(kind)) for number, period in enumerate(periods, start=1)]
+            known = [(number, one) for number, one in found if one is not None]
+            style = line_kwargs(index, strong=index == 0, dashed=index > 0) | {"label": LABELS.get(name, name)}
+            x, y = [number for number, _ in known], [one.recall for _, one in known]
+            axes.plot(x, y, **style)
+            error_bars(axes, x, y, [_ends(one) for _, one in known], style["color"])
+        axes.set_title(words)
+        axes.set_xlabel("period")
+    panels[0].set_ylim(bottom=0)
+    panels[0].set_ylabel("Recall@20")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=1 if is_narrow() else 3, frameon=False)
+    return finish(figure, "kinds", "New devices and old", "Three line charts of Recall@20 by when devices joined.")
 
 
+@in_both_forms
 def life_plot(periods: Sequence[PeriodResult]) -> Plot:
     """Below one another, over the periods: recall, bytes of a device, what changed, devices' own budgets at every
     moment, and how often they re-selected because these moved.
     """
-    with styled():
-        figure, (recall, moved, changed, budgets, selected) = new_figure(10.0, 5, 1, sharex=True)
-        _recall(recall, periods)
-        _moved_bytes(moved, periods)
-        _changed(changed, periods)
-        _budgets(budgets, periods)
-        x = list(range(1, len(periods) + 1))
-        followed = [period.followed for period in periods]
-        often = [one.figures.reselections / max(one.figures.devices, 1) if one else 0.0 for one in followed]
-        selected.plot(x, often, **line_kwargs(0))
-        _from_nought(selected, often)
-        selected.set_ylabel("re-selections a device")
-        selected.set_xlabel("period")
-        return finish(
-            figure,
-            "life",
-            "What it takes, and what becomes of budgets",
-            "Line charts by period: recall, bytes sent to a device, what changed, mean budgets, re-selections.",
-        )
+    figure, (recall, moved, changed, budgets, selected) = new_figure(10.0, 5, 1, sharex=True)
+    _recall(recall, periods)
+    _moved_bytes(moved, periods)
+    _changed(changed, periods)
+    _budgets(budgets, periods)
+    x = list(range(1, len(periods) + 1))
+    followed = [period.followed for period in periods]
+    often = [one.figures.reselections / max(one.figures.devices, 1) if one else 0.0 for one in followed]
+    selected.plot(x, often, **line_kwargs(0))
+    _from_nought(selected, often)
+    selected.set_ylabel("re-selections a device")
+    selected.set_xlabel("period")
+    return finish(
+        figure,
+        "life",
+        "What it takes, and what becomes of budgets",
+        "Line charts by period: recall, bytes sent to a device, what changed, mean budgets, re-selections.",
+    )
 
 
 def _from_nought(axes: Axes, values: Sequence[float]) -> None:
@@ -170,24 +170,24 @@ def _budgets(axes: Axes, periods: Sequence[PeriodResult]) -> None:
     label_ends(axes, labels)
 
 
+@in_both_forms
 def classes_plot(periods: Sequence[PeriodResult]) -> Plot:
     """Recall of each device class under its own budgets, over the periods, with 95 % intervals."""
-    with styled():
-        figure, (axes,) = new_figure(3.4)
-        labels = []
-        for index, name in enumerate(periods[0].classes):
-            style = line_kwargs(index)
-            known = [(number, period.classes[name]) for number, period in enumerate(periods, start=1)]
-            points = [(number, one.recall, one.margin) for number, one in known if one.recall is not None]
-            x, y = [number for number, _, _ in points], [recall for _, recall, _ in points]
-            ends = [None if margin is None else (recall - margin, recall + margin) for _, recall, margin in points]
-            if points:
-                labels.append(_line(axes, name, x, y, style, ends))
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("period")
-        axes.set_ylabel("Recall@20, own budgets")
-        label_ends(axes, labels)
-        return finish(figure, "classes", "Device classes", "Line chart of Recall@20 by period and device class.")
+    figure, (axes,) = new_figure(3.4)
+    labels = []
+    for index, name in enumerate(periods[0].classes):
+        style = line_kwargs(index)
+        known = [(number, period.classes[name]) for number, period in enumerate(periods, start=1)]
+        points = [(number, one.recall, one.margin) for number, one in known if one.recall is not None]
+        x, y = [number for number, _, _ in points], [recall for _, recall, _ in points]
+        ends = [None if margin is None else (recall - margin, recall + margin) for _, recall, margin in points]
+        if points:
+            labels.append(_line(axes, name, x, y, style, ends))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("period")
+    axes.set_ylabel("Recall@20, own budgets")
+    label_ends(axes, labels)
+    return finish(figure, "classes", "Device classes", "Line chart of Recall@20 by period and device class.")
 
 
 def _line(
@@ -200,6 +200,8 @@ def _line(
 ) -> EndLabel:
     """Draw a line, with error bars where there are any, and return its label."""
     axes.plot(x, y, **style)
+    if style["marker"]:
+        hover(axes, x, y, [f"{words}, period {at:g}: {value:.4g}" for at, value in zip(x, y, strict=True)])
     if ends:
         error_bars(axes, x, y, ends, style["color"])
     return EndLabel(words, x[-1], y[-1], style["color"])

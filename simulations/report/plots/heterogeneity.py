@@ -13,10 +13,12 @@ from simulations.report.plots.style import (
     GREEN,
     INK,
     LABEL_PT,
+    LEGEND_IN,
     MARKERS,
     MUTED,
     ORANGE,
     PALETTE,
+    PAPER,
     VERMILLION,
     EndLabel,
     Plot,
@@ -24,19 +26,23 @@ from simulations.report.plots.style import (
     darker,
     error_bars,
     finish,
+    hover,
+    in_both_forms,
+    is_narrow,
     label_ends,
     line_kwargs,
     new_figure,
     short_bytes,
     yardstick,
 )
-from simulations.report.tables.heterogeneity import METHODS
 from simulations.report.tables.view import format_share
+from simulations.report.tables.words import METHODS
 from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, PEEL, RunResult
 
 MAX_TRACES = 4
 
 
+@in_both_forms
 def fairness_by_class(result: RunResult) -> Plot | None:
     """Recall of every device class under each way of serving it: a line of dots a class."""
     part = result.fairness
@@ -53,8 +59,11 @@ def fairness_by_class(result: RunResult) -> Plot | None:
         values = np.array([row.recall.get(name) for row in rows], np.float64)  # None: NaN
         axes.plot(
             values, y, linestyle="", marker=MARKERS[index], color=colors[name], label=METHODS[name],
-            markersize=12 if name == PEEL else 6.5, markeredgecolor="white", zorder=2 if name == PEEL else 3,
+            markersize=12 if name == PEEL else 6.5, markeredgecolor=PAPER, zorder=2 if name == PEEL else 3,
         )  # fmt: skip
+        shown = [(value, float(y[i]), rows[i].device_class) for i, value in enumerate(values) if not np.isnan(value)]
+        sayings = [f"{kind}, {METHODS[name]}: {value:.4f}" for value, _, kind in shown]
+        hover(axes, [one[0] for one in shown], [one[1] for one in shown], sayings)
         margins = np.array([row.margin.get(name) for row in rows], np.float64)
         if not np.isnan(margins).all():
             axes.errorbar(values, y, xerr=np.nan_to_num(margins), fmt="none", ecolor=colors[name], elinewidth=0.8,
@@ -65,9 +74,19 @@ def fairness_by_class(result: RunResult) -> Plot | None:
     axes.set_yticks(y, [f"{row.device_class}\n{row.devices:,} devices" for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlim(*dot_limits(known))
-    axes.set_xlabel(f"Recall@{result.top_n} by device class")
+    cut = " (the axis does not begin at 0)" if axes.get_xlim()[0] > 0 else ""
+    axes.set_xlabel(f"Recall@{result.top_n} by device class{cut}")
+    columns = 1 if is_narrow() else 3
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=3, fontsize=LABEL_PT, frameon=False)
+    figure.legend(
+        handles[::-1],
+        labels[::-1],
+        loc="outside upper left",
+        ncols=columns,
+        fontsize=LABEL_PT,
+        frameon=False,
+    )
+    figure.set_figheight(figure.get_figheight() + LEGEND_IN * (-(-len(methods) // columns) - 2))
     return finish(figure, "fairness", "Who gets what", f"Dots by device class: {'; '.join(reversed(words))}.")
 
 
@@ -78,6 +97,7 @@ def dot_limits(values: Sequence[float]) -> tuple[float, float]:
     return (min(0.0, low - margin) if low < high / 2 else low - margin), high + margin
 
 
+@in_both_forms
 def recall_after_falls(result: RunResult) -> Plot | None:
     """Recall right after all budgets fall by a factor: elastic, rigid, trained for it, the full tables."""
     falls = result.elasticity.falls if result.elasticity is not None else ()
@@ -108,6 +128,7 @@ def recall_after_falls(result: RunResult) -> Plot | None:
         x, y, ends = zip(*points, strict=True)
         style = line_kwargs(index)
         error_bars(axes, x, y, ends, style["color"])
+        hover(axes, x, y, [f"{name}: {v:.4f} at {format_share(f)}".replace("\n", " ") for f, v, _ in points])
         axes.plot(x, y, **style | ({"linestyle": "", "markersize": 9} if key == "trained_for" else {}))
         labels.append(EndLabel(name, x[-1], y[-1], style["color"], bold=True))
         words.append(f"{key} from {y[0]:.4f} at {format_share(x[0])} to {y[-1]:.4f} at {format_share(x[-1])}")
@@ -122,6 +143,7 @@ def recall_after_falls(result: RunResult) -> Plot | None:
     return finish(figure, "falls", "When all budgets fall at once", f"Recall after a fall: {'; '.join(words)}.")
 
 
+@in_both_forms
 def moving_budgets(result: RunResult) -> Plot | None:
     """After training: mean budget and stored bytes, recall of elastic and rigid devices, and a few devices' blocks."""
     followed = result.elasticity.followed if result.elasticity is not None else None
@@ -173,6 +195,7 @@ def moving_budgets(result: RunResult) -> Plot | None:
     return finish(figure, "moving", "Budgets that move after training", alt)
 
 
+@in_both_forms
 def fleet_budgets(result: RunResult) -> Plot | None:
     """The fleet: share of the full table that budgets of each class range over, on a log scale."""
     rows = [row for row in result.fleet.classes if row.share_high > 0] if result.fleet is not None else []

@@ -7,8 +7,8 @@ is in `simulations.studies.compare.plot`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -26,40 +26,43 @@ from simulations.report.plots.style import (
     LABEL_PT,
     MUTED,
     ORANGE,
+    PAPER,
     EndLabel,
     Plot,
     darker,
     error_bars,
     finish,
+    hover,
+    in_both_forms,
+    is_narrow,
     label_ends,
     line_kwargs,
     new_figure,
     short_bytes,
-    styled,
     yardstick,
 )
-from simulations.report.tables.view import byte_unit, format_bytes, format_share
-from strategies.figures.schema import HistoryRow, RunResult
+from simulations.report.tables.view import byte_unit, format_bytes, format_interval, format_share
+from simulations.report.tables.words import selector_name
+from strategies.figures.schema import BudgetRow, HistoryRow, RoundRow, RunResult
 
 MAX_TRACES = 4  # devices drawn over the rounds
 
 
 def report_figures(result: RunResult) -> tuple[Plot, ...]:
     """Return every figure of a run for which it has data, in reading order."""
-    with styled():
-        plots = (
-            recall_by_budget(result),
-            device_traces(result),
-            bytes_by_round(result),
-            learning_curves(result),
-            recall_by_class(result),
-            recall_by_group(result),
-            stage_seconds(result),
-            fleet_budgets(result),
-            fairness_by_class(result),
-            recall_after_falls(result),
-            moving_budgets(result),
-        )
+    plots = (
+        recall_by_budget(result),
+        device_traces(result),
+        bytes_by_round(result),
+        learning_curves(result),
+        recall_by_class(result),
+        recall_by_group(result),
+        stage_seconds(result),
+        fleet_budgets(result),
+        fairness_by_class(result),
+        recall_after_falls(result),
+        moving_budgets(result),
+    )
     return tuple(plot for plot in plots if plot is not None)
 
 
@@ -70,8 +73,11 @@ def share_axis(axes: Axes, shares: Sequence[float], full_bytes: float | None) ->
     axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
     axes.set_xticks(ticks, [format_share(tick) for tick in ticks], rotation=0)
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("budget, % of the bytes of the fp32 full item table (log scale)")
     axes.grid(visible=False, axis="x")
+    if is_narrow():
+        axes.set_xlabel("budget, of the full table's bytes (log scale)")
+        return
+    axes.set_xlabel("budget, % of the bytes of the fp32 full item table (log scale)")
     if full_bytes:
         top = axes.secondary_xaxis("top")
         top.set_xticks(ticks, [short_bytes(tick * full_bytes) for tick in ticks])
@@ -81,8 +87,11 @@ def share_axis(axes: Axes, shares: Sequence[float], full_bytes: float | None) ->
         top.spines["top"].set_visible(False)
 
 
+@in_both_forms
 def recall_by_budget(result: RunResult) -> Plot | None:
-    """Recall against the budget, one line a precision and selector, with the full tables as yardsticks."""
+    """Recall against the budget, one line a precision and selector, from nought, below the line to beat: the best full
+    table, with its interval. The global table is drawn, too.
+    """
     drawn = recall_figure(result)
     return None if drawn is None else finish(drawn[0], "recall", "Recall against the budget", drawn[1])
 
@@ -92,8 +101,7 @@ def recall_figure(result: RunResult) -> tuple[Figure, str] | None:
     rows = sorted(result.budgets, key=lambda row: (row.precision, row.selector, row.share))
     if not rows:
         return None
-    precisions, selectors = {row.precision for row in rows}, {row.selector for row in rows}
-    figure, (axes,) = new_figure(3.9)
+    figure, (axes,) = new_figure(4.1)
     share_axis(axes, [row.share for row in rows], result.full_table.bytes)
     labels, words = [], []
     lines = [(key, list(group)) for key, group in groupby(rows, key=lambda row: (row.precision, row.selector))]
@@ -104,19 +112,41 @@ def recall_figure(result: RunResult) -> tuple[Figure, str] | None:
         ends = [None if one is None else (one.low, one.high) for one in (row.recall_interval for row in line)]
         aside = 1.025 ** (index - (len(lines) - 1) / 2)  # so that bars of several lines can be told apart
         error_bars(axes, [share * aside for share in x], y, ends, style["color"])
-        parts = [selector] * (len(selectors) > 1) + [precision] * (len(precisions) > 1 or len(selectors) == 1)
-        name = " ".join(parts)
+        name = f"{precision}, {line_name(selector, {row.selector for row in rows})}".removesuffix(", ")
         labels.append(EndLabel(name, x[-1], y[-1], style["color"], bold=True))
         words.append(f"{name} goes from {y[0]:.4f} at {format_share(x[0])} to {y[-1]:.4f} at {format_share(x[-1])}")
-    for name, value, color in reversed(full_recalls(result)):
-        labels.append(yardstick(axes, value, f"full table, {name} {value:.4f}", color))
-        words.append(f"the full {name} table reaches {value:.4f}")
+        hover(axes, x, y, [_budget_words(row, name) for row in line])
+    full = sorted(full_recalls(result), key=lambda one: -one.quality.recall)
+    best = full[0] if full else None
+    for one in full:
+        if one is best or one.name == "global":
+            to_beat, color = (" to beat", INK) if one is best else ("", MUTED)
+            told = f"full table{to_beat}: {one.name} {one.quality.recall:.4f}"
+            labels.append(replace(yardstick(axes, one.quality.recall, told, color), bold=one is best))
+            words.append(f"the full {one.name} table reaches {one.quality.recall:.4f}")
+    if best is not None and best.quality.recall_interval is not None:
+        known = best.quality.recall_interval
+        axes.axhspan(known.low, known.high, color=INK, alpha=0.08, linewidth=0, zorder=0)
+    tops = [row.recall_interval.high if row.recall_interval else row.recall for row in rows]
+    axes.set_ylim(0, 1.1 * max([*tops, *([best.quality.recall] if best else []), 1e-9]))
     axes.set_ylabel(f"Recall@{result.top_n} (test, mean over devices)")
-    axes.margins(y=0.08)
     label_ends(axes, labels)
     return figure, f"Line chart of Recall@{result.top_n} against budget: {'; '.join(words)}."
 
 
+def line_name(selector: str, selectors: Collection[str]) -> str:
+    """How a line is told from others of its precision: by who chose its blocks, where there is a choice."""
+    return f"by {selector_name(selector)}" if len(selectors) > 1 else ""
+
+
+def _budget_words(row: BudgetRow, name: str) -> str:
+    known = row.recall_interval
+    within = format_interval(row.recall, *((known.low, known.high) if known else (None, None)))
+    over = "" if row.to_strongest is None else f", {row.to_strongest.value:.3f} of the best full table"
+    return f"{name}: {within} at {format_share(row.share)}, {format_bytes(row.budget_bytes)}{over}"
+
+
+@in_both_forms
 def device_traces(result: RunResult) -> Plot | None:
     """Budget, stored bytes and kept blocks of a few devices, round by round."""
     traces = [trace for trace in result.traces if trace.budget_bytes][:MAX_TRACES]
@@ -134,6 +164,8 @@ def device_traces(result: RunResult) -> Plot | None:
         left.set_ylim(bottom=0)
         left.set_ylabel(unit)
         left.set_title(f"device {trace.device}, {trace.device_class}", fontsize=9)
+        away = [place for place, value in enumerate(trace.budget_bytes) if value is None]
+        _shade_away((left, right), away)
         right.stairs(_gaps(trace.kept_blocks), edges, color=GREEN, fill=True, alpha=0.55, linewidth=0)
         right.set_ylim(bottom=0)
         right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -143,6 +175,7 @@ def device_traces(result: RunResult) -> Plot | None:
         words.append(
             f"device {trace.device} ({trace.device_class}) keeps {min(kept, default=0):,} to "
             f"{max(kept, default=0):,} blocks in {len(trace.budget_bytes)} rounds"
+            + (f", away in {len(away)} of them" if away else "")
         )
     figure.align_ylabels(panels)
     for axes in panels[-2:]:
@@ -158,6 +191,30 @@ def device_traces(result: RunResult) -> Plot | None:
         "Budgets that move, and what devices keep",
         f"Step charts of budget, stored bytes and kept blocks by round: {'; '.join(words)}.",
     )
+
+
+def _shade_away(panels: Iterable[Axes], places: Sequence[int]) -> None:
+    """Hatch the rounds in which a device was away, from below to above: it took no part, which is not the same as
+    holding nothing.
+    """
+    for axes in panels:
+        for place in places:
+            axes.axvspan(
+                place + 0.5, place + 1.5, facecolor="none", edgecolor=MUTED, hatch="////", linewidth=0, alpha=0.6
+            )
+        runs = [place for place in places if place - 1 not in places]  # one word for rounds beside one another
+        for first in runs:
+            last = next(place for place in range(first, places[-1] + 1) if place + 1 not in places)
+            axes.annotate(
+                "away",
+                ((first + last) / 2 + 1, 0.5),
+                xycoords=axes.get_xaxis_transform(),
+                ha="center",
+                va="center",
+                fontsize=LABEL_PT,
+                color=darker(MUTED),
+                bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5},
+            )
 
 
 def _round_axis(axes: Axes, num_rounds: int) -> None:
@@ -191,6 +248,7 @@ def _key(axes: Axes, entries: Sequence[tuple[str, str]]) -> None:
         offset += 6.2 * len(name) + 8
 
 
+@in_both_forms
 def bytes_by_round(result: RunResult) -> Plot | None:
     """Bytes that crossed the network each round, all devices together: download above zero, upload below."""
     rounds = result.rounds
@@ -209,6 +267,7 @@ def bytes_by_round(result: RunResult) -> Plot | None:
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("round")
     axes.set_ylabel(f"{unit} a round, all devices")
+    hover(axes, [row.server_round for row in rounds], (down / scale).tolist(), [_round_words(row) for row in rounds])
     label_ends(
         axes,
         [
@@ -223,6 +282,12 @@ def bytes_by_round(result: RunResult) -> Plot | None:
     return finish(figure, "bytes", "Bytes on the network", alt)
 
 
+def _round_words(row: RoundRow) -> str:
+    down, up = format_bytes(row.download_bytes), format_bytes(row.upload_bytes)
+    return f"round {row.server_round}: {down} down, {up} up, {row.devices:,} devices"
+
+
+@in_both_forms
 def learning_curves(result: RunResult) -> Plot | None:
     """Loss and recall (or NDCG) after each round; over the virtual clock too."""
     history = result.history
@@ -247,6 +312,7 @@ def learning_curves(result: RunResult) -> Plot | None:
                 continue
             style = line_kwargs(index) | {"marker": "o" if len(x) <= 30 else ""}
             axes.plot(x, y, **style)
+            hover(axes, x, y, [f"{curve.name} {value:.4g}, {over} {at:.4g}" for at, value in zip(x, y, strict=True)])
             labels.append(EndLabel(f"{curve.name} {y[-1]:.4g}", x[-1], y[-1], style["color"]))
             words.append(f"{curve.name} goes from {y[0]:.4g} to {y[-1]:.4g} over the {over}")
         axes.set_xlabel(over)

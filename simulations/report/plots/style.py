@@ -1,8 +1,7 @@
-"""How every figure looks and becomes SVG: palette, type, labels at line ends, the same bytes each time.
+"""How every figure looks and becomes SVG: type, labels at line ends, words at points, the same bytes each time.
 
-Colours are Okabe and Ito's set ("Color Universal Design", 2008), told apart with any colour vision, without
-its yellow, which is too light for lines on white. A line also differs by its marker, and carries its
-name at its end instead of in a legend.
+Colours are those of :mod:`simulations.report.theme`. A line also differs by its marker, and carries its name at its end
+instead of in a legend. Of every figure there is a narrow form for telephones: panels below one another, names above.
 """
 
 from __future__ import annotations
@@ -10,35 +9,43 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import wraps
 from html import escape
-from typing import Any
+from textwrap import fill
+from typing import Any, ParamSpec, TypeVar, cast
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from simulations.report.tables.view import byte_unit
+from simulations.report.theme import BLUE, GREEN, GRID, INK, MUTED, ORANGE, PAPER, PURPLE, SKY, VERMILLION, darker
 
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-)
-INK, MUTED, GRID = "#222222", "#6B6B6B", "#E3E3E3"
 PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK, MUTED)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKS = "●■▲◆▼✚✖★"
+"""The same as characters."""
 Ends = tuple[float, float] | None
 """Of an interval; None where there is none."""
 LABEL_PT = 8.5
-WIDTH_IN = 7.4
+WIDTH_IN, NARROW_IN = 7.4, 3.7
+"""Of a figure on a page of its usual width, and on a telephone."""
+NARROW_CHARACTERS = 44
+"""Of an axis's name on a telephone, before it goes on below."""
+LEGEND_IN = 0.19
+"""Height of a name above a panel."""
+TIP = "tip:"
+"""Before words that a figure says of a point, while it is drawn."""
+SERIES = "series:"
+"""Before the number of what can be switched off together, while it is drawn."""
+Params = ParamSpec("Params")
+MaybePlot = TypeVar("MaybePlot", bound="Plot | None")
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same shapes on every machine
@@ -48,6 +55,8 @@ _STYLE: dict[Any, Any] = {
     "axes.titleweight": "bold",
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.prop_cycle": f"cycler('color', ['{INK}'])",
+    "patch.edgecolor": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
     "axes.grid": True,
@@ -67,22 +76,63 @@ _STYLE: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
+class Series:
+    """What is drawn of one thing: its number (:func:`in_series`), name, colour and mark."""
+
+    number: int
+    name: str
+    color: str
+    mark: str
+
+    @staticmethod
+    def of(number: int, name: str) -> Series:
+        """As :func:`line_kwargs` draws the line of that number."""
+        style = line_kwargs(number)
+        return Series(number, name, style["color"], MARKS[MARKERS.index(style["marker"])])
+
+
+@dataclass(frozen=True)
 class Plot:
-    """A finished figure: `name` (also the prefix of its ids), heading, the same in words, and its SVG."""
+    """A finished figure: `name` (also the prefix of its ids), heading, the same in words, its SVG, that of its narrow
+    form, if it has one, and what a page can switch off.
+    """
 
     name: str
     title: str
     alt: str
     svg: str
+    narrow: str = ""
+    series: tuple[Series, ...] = ()
 
 
 @contextmanager
-def styled() -> Iterator[None]:
+def styled(width_in: float = WIDTH_IN) -> Iterator[None]:
     """Draw in the house style whatever the user's own matplotlib settings are; they come back afterwards."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams.update(_STYLE | {"figure.figsize": (width_in, width_in)})
         yield
+
+
+def in_both_forms(draw: Callable[Params, MaybePlot]) -> Callable[Params, MaybePlot]:
+    """A function that draws a figure, wide and narrow, in the house style."""
+
+    @wraps(draw)
+    def both(*args: Params.args, **kwargs: Params.kwargs) -> MaybePlot:
+        with styled():
+            wide = draw(*args, **kwargs)
+        if wide is None:
+            return wide
+        with styled(NARROW_IN):
+            narrow = draw(*args, **kwargs)
+        return cast(MaybePlot, replace(wide, narrow="" if narrow is None else narrow.svg))
+
+    return both
+
+
+def is_narrow() -> bool:
+    """Whether the figure of the moment is drawn for a telephone."""
+    return float(matplotlib.rcParams["figure.figsize"][0]) < WIDTH_IN
 
 
 def to_svg(figure: Figure, name: str, alt: str) -> str:
@@ -99,64 +149,122 @@ def to_svg(figure: Figure, name: str, alt: str) -> str:
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'href="#', f'href="#{name}-', text)
     text = text.replace("url(#", f"url(#{name}-")
+    spoken = rf'<a xlink:href="{TIP}([^"]*)"[^>]*>(.*?)</a>'
+    text = re.sub(spoken, r'<g class="tip"><title>\1</title>\2</g>', text, flags=re.DOTALL)
+    text = re.sub(rf'id="{name}-{SERIES}(\d+)"', r'class="series" data-series="\1"', text)
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"\d+\.\d{3,}", _two_decimals, path[0]), text)
     text = text.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)
     start = text.index(">") + 1
     return f"{text[:start]}<title>{escape(alt)}</title>{text[start:]}"
 
 
-def darker(color: str) -> tuple[float, float, float]:
-    """The same hue, dark enough for small text on white."""
-    red, green, blue = to_rgb(color)
-    return (red * 0.72, green * 0.72, blue * 0.72)
+def _two_decimals(number: re.Match[str]) -> str:
+    """A hundredth of a point is not seen, and pages are a third smaller."""
+    return f"{float(number[0]):.2f}"
 
 
 @dataclass(frozen=True)
 class EndLabel:
-    """A name to write at the right end of a line that stops at (x, y), in data coordinates."""
+    """A name to write at the right end of a line that stops at (x, y), in data coordinates; series: as in
+    :func:`in_series`.
+    """
 
     text: str
     x: float
     y: float
     color: str
     bold: bool = False
+    series: int | None = None
 
 
 def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
-    """Write each label right of the axes, level with its line's end, moved apart where they would overlap.
+    """Write each label right of the axes, level with its line's end, moved apart where they would overlap; in the
+    narrow form above the axes, but for series, which the page names.
 
-    Call it when the limits are final; the figure's layout engine makes the room.
+    A leader goes level from the line's end to the edge, and from there to the label; as labels keep the order of the
+    ends, no two leaders cross. Call it when the limits are final; the figure's layout engine makes the room.
     """
     if not labels:
         return
     figure = axes.get_figure(root=True)
     assert figure is not None
+    if is_narrow():
+        _label_above(axes, [label for label in labels if label.series is None])
+        return
     gap = (LABEL_PT + 3.5) / (axes.bbox.height * 72.0 / figure.dpi)  # of the axes' height
     axes.get_ylim()  # settles the limits, which are lazy, before places are read off them
     to_axes = axes.transData + axes.transAxes.inverted()
-    wanted = [float(to_axes.transform((label.x, label.y))[1]) for label in labels]
-    for label, height in zip(labels, spread(wanted, gap, 0.0, 1.0), strict=True):
-        axes.annotate(
+    ends = [to_axes.transform((label.x, label.y)) for label in labels]
+    places = spread([float(end[1]) for end in ends], gap, 0.0, 1.0)
+    for label, (right, height), place in zip(labels, ends, places, strict=True):
+        color, series = label.color, label.series
+        if right < 0.97:
+            level = axes.plot((right, 1), (height, height), color=color, lw=0.6, alpha=0.55, transform=axes.transAxes)
+            in_series(series, level)
+        words = axes.annotate(
             label.text,
-            xy=(label.x, label.y),
-            xycoords="data",
-            xytext=(1.025, height),
+            xy=(min(max(right, 0.97), 1.0), height),
+            xycoords="axes fraction",
+            xytext=(1.035, place),
             textcoords="axes fraction",
             va="center",
             ha="left",
             fontsize=LABEL_PT,
             fontweight="bold" if label.bold else "normal",
-            color=darker(label.color),
+            color=darker(color),
             arrowprops={
                 "arrowstyle": "-",
                 "relpos": (0, 0.5),
-                "color": label.color,
+                "color": color,
                 "lw": 0.6,
                 "alpha": 0.55,
                 "shrinkA": 1,
-                "shrinkB": 3,
+                "shrinkB": 0,
             },
             annotation_clip=False,
         )
+        in_series(series, (words, *((words.arrow_patch,) if words.arrow_patch is not None else ())))
+
+
+def _label_above(axes: Axes, labels: Sequence[EndLabel]) -> None:
+    """Names with their lines above the axes, from the highest end to the lowest; the figure grows by what they take."""
+    if not labels:
+        return
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    ordered = sorted(labels, key=lambda label: -label.y)
+    drawn = {(line.get_color(), float(np.ravel(line.get_ydata())[-1])): line for line in axes.lines}
+    handles = [drawn.get((label.color, label.y), Line2D([], [], color=label.color, linewidth=5)) for label in ordered]
+    names = [label.text.replace("\n", " ") for label in ordered]
+    key = axes.legend(
+        handles,
+        names,
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        frameon=False,
+        fontsize=LABEL_PT,
+        labelspacing=0.25,
+        borderaxespad=0.2,
+        handlelength=1.8,
+    )
+    for text, label in zip(key.get_texts(), ordered, strict=True):
+        text.set_color(darker(label.color))
+        text.set_fontweight("bold" if label.bold else "normal")
+    figure.set_figheight(figure.get_figheight() + LEGEND_IN * len(labels))
+
+
+def hover(axes: Axes, x: Sequence[float], y: Sequence[float], words: Sequence[str], series: int | None = None) -> None:
+    """Say something of each point when it is pointed at."""
+    if len(x):
+        unseen = axes.scatter(x, y, s=190, facecolor=(1, 1, 1, 0), edgecolor="none", zorder=9)
+        unseen.set_urls([f"{TIP}{text}" for text in words])
+        in_series(series, [unseen])
+
+
+def in_series(number: int | None, artists: Iterable[Artist]) -> None:
+    """Mark what is drawn as part of the series of that number, which a page can switch off."""
+    for artist in artists if number is not None else ():
+        artist.set_gid(f"{SERIES}{number}")
 
 
 def spread(wanted: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf) -> list[float]:
@@ -187,7 +295,7 @@ def line_kwargs(index: int, *, strong: bool = True, dashed: bool = False) -> dic
     return {
         "color": color,
         "marker": MARKERS[(index + index // len(PALETTE)) % len(MARKERS)],
-        "markeredgecolor": "white",
+        "markeredgecolor": PAPER,
         "markeredgewidth": 0.6,
         "linewidth": 2.4 if strong else 1.3,
         "linestyle": (0, (4, 2)) if dashed else "-",
@@ -196,8 +304,13 @@ def line_kwargs(index: int, *, strong: bool = True, dashed: bool = False) -> dic
 
 
 def new_figure(height_in: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> tuple[Figure, list[Axes]]:
-    """Return a figure of the page's width and its panels, row by row."""
-    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    """Return a figure of the page's width and its panels, row by row; in the narrow form all of them below one another,
+    each a little lower.
+    """
+    if is_narrow() and columns > 1:
+        height_in, rows, columns = 0.8 * columns * height_in, rows * columns, 1
+        kwargs.pop("width_ratios", None)
+    figure = Figure(figsize=(float(matplotlib.rcParams["figure.figsize"][0]), height_in), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, **kwargs)
     return figure, [axes for line in grid for axes in line]
 
@@ -209,7 +322,14 @@ def short_bytes(num_bytes: float) -> str:
 
 
 def error_bars(
-    axes: Axes, x: Sequence[float], y: Sequence[float], ends: Sequence[Ends], color: str, *, across: bool = False
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    ends: Sequence[Ends],
+    color: str,
+    *,
+    across: bool = False,
+    series: int | None = None,
 ) -> None:
     """Draw the interval (low, high) of each point that has one, as a thin bar: upright, or across, of x."""
     known = [(x[i], y[i], *both) for i, both in enumerate(ends) if both is not None]
@@ -218,7 +338,10 @@ def error_bars(
         value = right if across else up
         bars = [np.maximum(value - low, 0), np.maximum(high - value, 0)]
         upright, level = (None, bars) if across else (bars, None)
-        axes.errorbar(right, up, upright, level, fmt="none", ecolor=color, elinewidth=0.9, capsize=2.2, zorder=3)
+        drawn = axes.errorbar(
+            right, up, upright, level, fmt="none", ecolor=color, elinewidth=0.9, capsize=2.2, zorder=3
+        )
+        in_series(series, (*drawn.lines[1], *drawn.lines[2]))
 
 
 def around(value: float | None, margin: float | None) -> Ends:
@@ -234,4 +357,48 @@ def yardstick(axes: Axes, value: float, text: str, color: str = INK) -> EndLabel
 
 def finish(figure: Figure, name: str, title: str, alt: str) -> Plot:
     """Close a figure: its SVG with `alt` as text alternative; call it within `styled()`."""
-    return Plot(name, title, alt, to_svg(figure, name, alt))
+    if is_narrow():
+        for axes in figure.axes:
+            axes.set_xlabel(fill(axes.get_xlabel(), NARROW_CHARACTERS))
+    return Plot(name, title, alt, to_svg(figure, f"{name}-narrow" if is_narrow() else name, alt))
+
+
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GRID",
+    "INK",
+    "LABEL_PT",
+    "LEGEND_IN",
+    "MARKERS",
+    "MARKS",
+    "MUTED",
+    "NARROW_IN",
+    "ORANGE",
+    "PALETTE",
+    "PAPER",
+    "PURPLE",
+    "SKY",
+    "VERMILLION",
+    "WIDTH_IN",
+    "EndLabel",
+    "Ends",
+    "Plot",
+    "Series",
+    "around",
+    "darker",
+    "error_bars",
+    "finish",
+    "hover",
+    "in_both_forms",
+    "in_series",
+    "is_narrow",
+    "label_ends",
+    "line_kwargs",
+    "new_figure",
+    "short_bytes",
+    "spread",
+    "styled",
+    "to_svg",
+    "yardstick",
+]

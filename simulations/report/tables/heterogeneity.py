@@ -15,6 +15,7 @@ from simulations.report.tables.view import (
     format_share,
     nested_views,
 )
+from simulations.report.tables.words import method_name
 from strategies.figures.schema import (
     EXCLUDING_SMALL,
     FIXED_TIERS,
@@ -34,14 +35,6 @@ from strategies.figures.schema import (
     WorstClass,
 )
 
-METHODS = {
-    PEEL: "elastic (PEEL)",
-    FULL_REFINED: "full table, refined",
-    FULL_GLOBAL: "full table, global",
-    FIXED_TIERS: "fixed tiers",
-    EXCLUDING_SMALL: "small devices excluded",
-    TRAINED_WITHOUT: "trained without them",
-}
 Row = TypeVar("Row")
 
 
@@ -72,11 +65,6 @@ def _per_second(value: float) -> str:
 
 def _three(value: float) -> str:
     return f"{value:.3f}"
-
-
-def method_name(key: str) -> str:
-    """A way of serving devices in words: 'peel' -> 'elastic (PEEL)'."""
-    return METHODS.get(key, key)
 
 
 _FLEET: Sequence[Column[FleetClassRow]] = (
@@ -183,8 +171,8 @@ def fairness_tables(result: RunResult) -> list[TableView]:
     views = [
         _table("By device class", part.by_class, _CLASSES, _tiers(part.fixed_tiers)),
         _table("Over devices", part.over_devices, _spread(result.top_n)),
-        _table("The worst class", part.worst_class, _WORST),
-        _table("The gap between classes", part.gap, _GAP, gap),
+        _table("The worst class", part.worst_class, _WORST, num_labels=2),
+        _table("The gap between classes", part.gap, _GAP, gap, num_labels=3),
     ]
     shown = {"metric", "by_class", "over_devices", "worst_class", "gap", "fixed_tiers"}  # metric: in the headings
     rest = {key: value for key, value in to_plain(part, top_n=result.top_n).items() if key not in shown}
@@ -218,11 +206,13 @@ def elasticity_tables(result: RunResult) -> list[TableView]:
     return [view for view in views if view.rows] + nested_views("Elasticity", rest)
 
 
-def _table(title: str, rows: Sequence[Row], columns: Sequence[Column[Row]], note: str = "") -> TableView:
+def _table(
+    title: str, rows: Sequence[Row], columns: Sequence[Column[Row]], note: str = "", num_labels: int = 1
+) -> TableView:
     """Columns of which no row has anything are left out."""
     shown = [column for column in columns if any(column.value(row) is not None for row in rows)]
     body = tuple(tuple(_cell(column, row) for column in shown) for row in rows)
-    return TableView(title, tuple(column.heading for column in shown), body, 1, note)
+    return TableView(title, tuple(column.heading for column in shown), body, num_labels, note)
 
 
 def _cell(column: Column[Row], row: Row) -> str:

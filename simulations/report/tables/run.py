@@ -15,7 +15,8 @@ from simulations.report.tables.view import (
     format_metric,
     format_share,
 )
-from strategies.figures.schema import BudgetRow, Gain, Interval, Ratio, RunResult
+from simulations.report.tables.words import METHODS
+from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, BudgetRow, Gain, Interval, Ratio, RunResult
 
 NOT_MEASURED = "Not measured (evaluation.full_tables), so that there are no ratios either."
 
@@ -104,6 +105,8 @@ def _against(row: BudgetRow, name: str | None) -> Ratio | None:
 def device_classes_view(result: RunResult) -> TableView:
     """Each device class under its own moving budget; a dash for what devices withhold."""
     said = result.privacy is None or not result.privacy.withholds
+    own = own_full_tables(result)
+    against = [name for name in (FULL_REFINED, FULL_GLOBAL) if any(name in one for one in own.values())]
 
     def counted(text: str) -> str:
         return text if said else ABSENT
@@ -114,6 +117,7 @@ def device_classes_view(result: RunResult) -> TableView:
             f"{row.devices:,}",
             format_kilobytes(row.budget_bytes_mean),
             _with_margin(row.recall, row.recall_margin),
+            *(format_metric(own.get(name, {}).get(table)) for table in against),
             counted(f"{row.reselections:,}"),
             f"{row.budget_violations:,} / {counted(f'{row.working_violations:,}')}",
             counted(format_kilobytes(row.peak_bytes_mean)),
@@ -126,7 +130,9 @@ def device_classes_view(result: RunResult) -> TableView:
         for name, row in result.device_classes.items()
     )
     columns = (
-        *("device class", "devices", "budget KB", f"Recall@{result.top_n}", "re-selections", "violations"),
+        *("device class", "devices", "budget KB", f"Recall@{result.top_n}"),
+        *(METHODS[table] for table in against),
+        *("re-selections", "violations"),
         "peak KB",
         *("down", "up", "virtual s", "energy J", "dropped"),
     )
@@ -134,9 +140,22 @@ def device_classes_view(result: RunResult) -> TableView:
         "±: half the width of the 95 % interval over devices. Violations: of budgets / of working memory, over all "
         "rounds. Peak: what devices store, and what choosing and training take besides."
     )
+    if against:
+        note += f" Full tables: Recall@{result.top_n} of the same devices with them."
     if not said:
         note += " Devices withhold what they do in rounds (privacy.counters); the rest is of the evaluation."
     return TableView("Device classes", columns, rows, note=note)
+
+
+def own_full_tables(result: RunResult) -> dict[str, dict[str, float]]:
+    """Recall of the devices of each class, were they served by full tables, by class and table; where measured."""
+    rows = result.fairness.by_class if result.fairness is not None else ()
+    return {
+        row.device_class: {
+            table: value for table in (FULL_REFINED, FULL_GLOBAL) if (value := row.recall.get(table)) is not None
+        }
+        for row in rows
+    }
 
 
 def _with_margin(value: float | None, margin: float | None) -> str:

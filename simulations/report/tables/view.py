@@ -11,6 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from simulations.report.tables.words import VALUES, key_name
+
 ABSENT = "–"
 
 
@@ -89,40 +91,41 @@ def format_interval(value: float | None, low: float | None, high: float | None, 
 
 
 def nested_views(title: str, values: Mapping[str, Any]) -> list[TableView]:
-    """Show a free-form part (`fairness`): its scalars in one table, each list of records in its own."""
+    """Show a free-form part (`fairness`) in words: its scalars in one table, each list of records in its own."""
     scalars: list[tuple[str, str]] = []
     views: list[TableView] = []
 
     def walk(path: str, value: Any) -> None:
+        key = path.rpartition(".")[2]
         if isinstance(value, Mapping):
-            for key, part in value.items():
-                walk(f"{path}.{key}" if path else key, part)
+            for name, part in value.items():
+                walk(f"{path}.{name}" if path else name, part)
         elif isinstance(value, list) and value and all(isinstance(record, Mapping) for record in value):
-            columns = tuple(dict.fromkeys(key for record in value for key in record))
-            rows = tuple(tuple(_scalar(record.get(key)) for key in columns) for record in value)
-            views.append(TableView(f"{title}: {path}", columns, rows))
+            columns = tuple(dict.fromkeys(name for record in value for name in record))
+            rows = tuple(tuple(_scalar(record.get(name), name) for name in columns) for record in value)
+            views.append(TableView(f"{title}: {key_name(path)}", tuple(map(key_name, columns)), rows))
         elif isinstance(value, list):
-            scalars.append((path, ", ".join(_scalar(part) for part in value)))
+            scalars.append((key_name(path), ", ".join(_scalar(part, key) for part in value)))
         else:
-            scalars.append((path, _scalar(value)))
+            scalars.append((key_name(path), _scalar(value, key)))
 
     walk("", values)
     head = [TableView(title, ("what", "value"), tuple(scalars))] if scalars else []
     return head + views
 
 
-def _scalar(value: Any) -> str:
+def _scalar(value: Any, key: str = "") -> str:
+    """A value of that key for readers."""
     if value is None:
         return ABSENT
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, str):
+        return VALUES.get((key, value), value)
+    if "bytes" in key:
+        return format_bytes(value)
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float) and math.isfinite(value) and abs(value) >= 1000:
         return f"{value:,.1f}"
     return f"{value:.4f}" if isinstance(value, float) and 0.001 <= abs(value) < 1000 else f"{value}"
-
-
-def metric_name(metric: str) -> str:
-    """How a metric key is written for readers: 'ndcg@20' -> 'NDCG@20'."""
-    return metric.replace("recall", "Recall").replace("ndcg", "NDCG").replace("_", " ")

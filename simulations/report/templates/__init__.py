@@ -13,6 +13,7 @@ from simulations.report.templates.base import BASE, PARTS
 from simulations.report.templates.compare import COMPARE
 from simulations.report.templates.demo import DEMO
 from simulations.report.templates.leaderboard import LEADERBOARD
+from simulations.report.templates.live import LIVE
 from simulations.report.templates.notebook import NOTEBOOK
 from simulations.report.templates.report import REPORT
 from simulations.report.templates.sweep import SWEEP
@@ -31,6 +32,7 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
         "audit.html": AUDIT,
         "notebook.html": NOTEBOOK,
         "sweep.html": SWEEP,
+        "live.html": LIVE,
         "tables.html": TABLES,
         "timeline.html": TIMELINE,
     }

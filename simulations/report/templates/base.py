@@ -1,8 +1,9 @@
 """What both pages share: head, styles, heading, tables, figures, and the part on how to reproduce."""
 
 PARTS = """\
-{% macro table(view, bare=false) %}
-<div class="scroll">
+{% macro table(view, bare=false, id="") %}
+{% if view.rows | length == 1 %}{{ sentence(view, bare) }}{% else %}
+<div class="scroll"{% if id %} id="{{ id }}"{% endif %} tabindex="0" role="region" aria-label="{{ view.title }}">
 <table class="{{ 'narrow' if view.columns | length < 4 }}{{ ' wrap' if view.best }}">
 <caption{% if bare %} class="hidden"{% endif %}>{{ view.title }}</caption>
 <thead><tr>
@@ -24,11 +25,41 @@ PARTS = """\
 </tbody>
 </table>
 </div>
+{% endif %}
 {% if view.note %}<p class="note">{{ view.note }}</p>{% endif %}
+{% endmacro %}
+{% macro sentence(view, bare=false) %}
+<p class="one">{% if not bare %}<b>{{ view.title }}.</b> {% endif %}
+{% for cell in view.rows[0] %}
+{{ view.columns[loop.index0] }} <span class="cell">{{ cell }}</span>
+{%- if not loop.last %}{{ ': ' if loop.first else ', ' }}{% else %}.{% endif %}
+
+{% endfor %}
+</p>
+{% endmacro %}
+{% macro key(plot) %}
+<style>
+{% for one in plot.series %}
+figure:has(#{{ plot.name }}-on-{{ one.number }}:not(:checked)) [data-series="{{ one.number }}"] { display: none; }
+{% endfor %}
+</style>
+<fieldset class="key">
+<legend>Lines that are shown</legend>
+{% for one in plot.series %}
+<label><input type="checkbox" id="{{ plot.name }}-on-{{ one.number }}" checked>
+<span style="{{ ('color: ' ~ one.color) | themed }}" aria-hidden="true">{{ one.mark }}</span> {{ one.name }}</label>
+{% endfor %}
+</fieldset>
 {% endmacro %}
 {% macro figure(plot, caption) %}
 <figure>
-<div class="scroll">{{ plot | svg }}</div>
+{% if plot.narrow %}
+<div class="wide">{{ plot | svg }}</div>
+<div class="tall">{{ plot | narrow_svg }}</div>
+{% else %}
+<div class="scroll only" tabindex="0" role="region" aria-label="{{ plot.title }}">{{ plot | svg }}</div>
+{% endif %}
+{% if plot.series %}{{ key(plot) }}{% endif %}
 <figcaption>{{ caption }}</figcaption>
 </figure>
 {% endmacro %}
@@ -41,19 +72,18 @@ BASE = """\
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
 <meta name="color-scheme" content="light dark">
 <title>{{ title }}</title>
 <style>
-:root { color-scheme: light dark; --ink: #222; --muted: #5c5c5c; --line: #e0e0e0; --accent: #0072b2; --paper: #fff;
-  --code: #f6f6f6; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e6e6; --muted: #a8a8a8; --line: #3a3a3a; --accent: #6cb6e8; --paper: #161616; --code: #222; }
-  figure svg { background: #fff; border-radius: 4px; }
+:root { color-scheme: light dark; {{ colors.light }} }
+@media screen and (prefers-color-scheme: dark) {
+  :root { {{ colors.dark }} }
 }
 * { box-sizing: border-box; }
 body { margin: 0; color: var(--ink); background: var(--paper);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
-main { max-width: 56rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+main { max-width: 66rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; }
 h2 { font-size: 1.2rem; margin: 2.75rem 0 .75rem; }
 .lead { font-size: 1.08rem; margin: 0 0 1.25rem; max-width: 44rem; }
@@ -76,7 +106,37 @@ thead .number { white-space: normal; }
 .hidden { position: absolute; width: 1px; height: 1px; padding: 0; overflow: hidden; clip-path: inset(50%); }
 .note, figcaption { color: var(--muted); font-size: .85rem; margin: .25rem 0 1rem; max-width: 46rem; }
 figure { margin: 1rem 0 1.5rem; }
-figure svg { display: block; width: 100%; min-width: 34rem; height: auto; }
+figure svg { display: block; width: 100%; height: auto; }
+.only svg { min-width: 34rem; }
+.tall { display: none; max-width: 26rem; }
+.key { display: flex; flex-wrap: wrap; gap: .1rem 1rem; margin: .5rem 0; padding: .3rem .8rem .6rem; font-size: .85rem;
+  border: 1px solid var(--line); border-radius: 4px; }
+.key legend { color: var(--muted); padding: 0 .3rem; }
+.key input { accent-color: var(--accent); margin: 0 .2rem 0 0; }
+.key label { white-space: nowrap; padding: .15rem 0; }
+progress { accent-color: var(--accent); width: 8rem; }
+#figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: 0 1.5rem; }
+#figures p { grid-row: auto; margin: .5rem 0 0; font-size: .85rem; }
+#figures svg { width: 100%; height: 4rem; }
+#figures polyline { fill: none; stroke: var(--blue); stroke-width: 2; vector-effect: non-scaling-stroke; }
+#steps ol { font-size: .85rem; font-variant-numeric: tabular-nums; }
+.why { border-left: 3px solid var(--blue); padding-left: .8rem; max-width: 44rem; }
+.one { font-size: .92rem; margin: .75rem 0 .25rem; }
+.cell { font-variant-numeric: tabular-nums; }
+.words { position: absolute; z-index: 1; max-width: 20rem; padding: .3rem .55rem; border-radius: 4px; font-size: .82rem;
+  color: var(--paper); background: var(--ink); pointer-events: none; }
+.tip.at use, .tip.at path { fill: var(--accent) !important; fill-opacity: .3 !important; }
+.sort { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; text-align: inherit; }
+.sort:hover { text-decoration: underline; }
+.sort:focus-visible, input:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+[aria-sort] .sort::after { content: " \\2191"; }
+[aria-sort="descending"] .sort::after { content: " \\2193"; }
+.slider { margin: 0 0 1.25rem; padding: .7rem .9rem; background: var(--code); border-radius: 4px; font-size: .9rem; }
+.slider label { display: block; font-weight: 600; }
+.slider input { width: 100%; margin: .5rem 0; accent-color: var(--accent); }
+tr.at > * { background: var(--code); }
+tr.at > :first-child { box-shadow: inset 3px 0 var(--accent); padding-left: .6rem; }
+.scroll:focus-visible { outline: 2px solid var(--accent); }
 pre { background: var(--code); padding: .9rem 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.45;
   border-radius: 4px; }
 pre, code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
@@ -85,8 +145,22 @@ details > summary { cursor: pointer; color: var(--accent); margin: .75rem 0; }
   main { padding: 1.25rem .9rem 3rem; }
   h1 { font-size: 1.35rem; }
   table { font-size: .8rem; }
+  .wrap .number { white-space: nowrap; }
+  .facts { grid-template-columns: repeat(2, 1fr); }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 }
-@media print { main { max-width: none; padding: 0; } figure, table { break-inside: avoid; } }
+@media screen and (max-width: 40rem) {
+  .wide { display: none; }
+  .tall { display: block; }
+}
+@media print {
+  .slider, .words { display: none; }
+  main { max-width: none; padding: 0; }
+  figure, table, .why { break-inside: avoid; }
+  h2, caption { break-after: avoid; }
+  .scroll { overflow: visible; }
+  th, td { white-space: normal; }
+}
 </style>
 {% block head %}
 {% endblock %}
@@ -95,12 +169,15 @@ details > summary { cursor: pointer; color: var(--accent); margin: .75rem 0; }
 <main>
 <h1>{{ title }}</h1>
 <p class="lead">{{ lead }}</p>
+{% if facts %}
 <dl class="facts">
 {% for name, value in facts %}
 <div><dt>{{ name }}</dt><dd>{{ value }}</dd></div>
 {% endfor %}
 </dl>
+{% endif %}
 {% block content %}{% endblock %}
+{% block reproduce %}
 <section id="reproduce">
 <h2>Reproduce</h2>
 {% if command %}
@@ -119,7 +196,9 @@ details > summary { cursor: pointer; color: var(--accent); margin: .75rem 0; }
 </details>
 {% endif %}
 </section>
+{% endblock %}
 </main>
+<script>{{ script }}</script>
 </body>
 </html>
 """

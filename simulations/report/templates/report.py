@@ -6,15 +6,26 @@ REPORT = """\
 {% block content %}
 <section id="quality">
 <h2>Quality under a budget</h2>
-{{ table(full_table) }}
 {% if plots.recall %}
 {{ figure(plots.recall, "Each point is one budget that every device is held to; no retraining between points. "
-  "Dashed: the full fp32 item table, as pretrained for all users (global) and as refined by the federation. Bars: 95 % "
-  "intervals over devices, of each figure alone; the table below compares devices with themselves, which is surer.") }}
+  "Dashed: full fp32 item tables, which know no budget; the best of them is the line to beat, its 95 % interval is "
+  "grey. Bars: 95 % intervals over devices, of each figure alone; the table below compares devices with themselves, "
+  "which is surer.") }}
+{% endif %}
+{% if why %}
+<p class="why">{{ why }}</p>
 {% endif %}
 {% if budgets %}
-{{ table(budgets) }}
+{% if budgets.rows | length > 1 %}
+<div class="slider" id="budget" hidden>
+<label for="share">A budget</label>
+<input type="range" id="share" min="0" max="0" step="1">
+<output for="share"></output>
+</div>
 {% endif %}
+{{ table(budgets, id="budgets") }}
+{% endif %}
+{{ table(full_table) }}
 </section>
 {% if stage1 %}
 <section id="stage1">
@@ -36,7 +47,7 @@ REPORT = """\
 <section id="traces">
 <h2>{{ plots.traces.title }}</h2>
 {{ figure(plots.traces, "Black line: the budget of that round. Blue: bytes stored, never above it. "
-  "Green: blocks kept.") }}
+  "Green: blocks kept. Hatched: the device was away.") }}
 </section>
 {% endif %}
 {% if device_classes or plots.classes %}
@@ -53,7 +64,8 @@ REPORT = """\
 {% endif %}
 {% if plots.classes %}
 {{ figure(plots.classes, "Recall@" ~ top_n ~ " under each class's own moving budget; beside each bar its devices and "
-  "mean budget. Thin lines: 95 % intervals over devices.") }}
+  "mean budget. Diamonds and squares: the same devices with full tables, what to compare a class with, as classes "
+  "have different users. Thin lines: 95 % intervals over devices.") }}
 {% endif %}
 </section>
 {% endif %}

@@ -9,7 +9,17 @@ from typing import Any
 from matplotlib.ticker import FuncFormatter
 
 from simulations.report.files import to_plain
-from simulations.report.plots.style import INK, Ends, Plot, error_bars, finish, line_kwargs, new_figure, styled
+from simulations.report.plots.style import (
+    INK,
+    Ends,
+    Plot,
+    error_bars,
+    finish,
+    in_both_forms,
+    is_narrow,
+    line_kwargs,
+    new_figure,
+)
 from simulations.report.render import provenance, render, scenario_name
 from simulations.report.tables.view import TableView, format_bytes, format_metric, format_share
 from simulations.studies.compare.paired import ratio_text
@@ -75,40 +85,46 @@ def ratios_view(result: Mapping[str, Any]) -> TableView:
     return TableView("As a ratio to the scenario as it is", columns, tuple(body), 2, note)
 
 
+@in_both_forms
 def ablate_plot(rows: Sequence[Row]) -> Plot:
     """Recall of every variation as a ratio to that of the scenario itself, one mark a budget."""
     lines = list(_lines(rows).items())
     (_, base), others = lines[0], lines[1:]
     shares = sorted(base)
-    with styled():
-        figure, (axes,) = new_figure(1.3 + 0.24 * len(others))
-        for index, share in enumerate(shares):
-            reference = base[share]["recall@20"]
-            if reference <= 0:
-                continue
-            ratios = [by_share[share]["recall@20"] / reference for _, by_share in others]
-            places = [len(others) - i + 0.16 * (index - (len(shares) - 1) / 2) for i in range(len(others))]
-            style = line_kwargs(index) | {"linestyle": "none", "label": format_share(share)}
-            axes.plot(ratios, places, **style)
-            ends = [_ends(by_share[share].get("to_scenario")) for _, by_share in others]
-            error_bars(axes, ratios, places, ends, style["color"], across=True)
-        axes.axvline(1.0, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), zorder=2)
-        labels = [f"{part}: {setting}" for (part, setting), _ in others]
-        axes.set_yticks(range(len(others), 0, -1), labels)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
-        axes.set_xlabel("Recall@20 (test), as a ratio to the scenario as it is")
-        figure.legend(title="budget", loc="outside upper right", ncols=max(len(shares), 1), frameon=False)
-        worst = min(others, key=lambda line: sum(row["recall@20"] for row in line[1].values()), default=None)
-        alt = f"Dot chart of {len(others)} variations by their recall relative to the scenario."
-        if worst is not None:
-            alt += f" Least: {worst[0][0]}, {worst[0][1]}."
-        return finish(figure, "ablate", "What each part is worth", alt)
+    figure, (axes,) = new_figure(1.3 + 0.24 * len(others))
+    for index, share in enumerate(shares):
+        reference = base[share]["recall@20"]
+        if reference <= 0:
+            continue
+        ratios = [by_share[share]["recall@20"] / reference for _, by_share in others]
+        places = [len(others) - i + 0.16 * (index - (len(shares) - 1) / 2) for i in range(len(others))]
+        style = line_kwargs(index) | {"linestyle": "none", "label": format_share(share)}
+        axes.plot(ratios, places, **style)
+        ends = [_ends(by_share[share].get("to_scenario")) for _, by_share in others]
+        error_bars(axes, ratios, places, ends, style["color"], across=True)
+    axes.axvline(1.0, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), zorder=2)
+    labels = [f"{part}: {setting}" for (part, setting), _ in others]
+    axes.set_yticks(range(len(others), 0, -1), labels)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
+    axes.set_xlabel("Recall@20 (test), as a ratio to the scenario as it is")
+    figure.legend(
+        title="budget",
+        loc="outside upper right",
+        ncols=min(max(len(shares), 1), 4 if is_narrow() else 9),
+        frameon=False,
+    )
+    worst = min(others, key=lambda line: sum(row["recall@20"] for row in line[1].values()), default=None)
+    alt = f"Dot chart of {len(others)} variations by their recall relative to the scenario."
+    if worst is not None:
+        alt += f" Least: {worst[0][0]}, {worst[0][1]}."
+    return finish(figure, "ablate", "What each part is worth", alt)
 
 
 def _ends(ratio: Mapping[str, Any] | None) -> Ends:
     return None if ratio is None or ratio["low"] is None else (ratio["low"], ratio["high"])
 
 
+@in_both_forms
 def collected_plot(rows: Sequence[Row]) -> Plot | None:
     """Recall of the full tables against the share that is collected, at the start and refined, a line for each source;
     None where fewer than two shares were tried.
@@ -120,23 +136,22 @@ def collected_plot(rows: Sequence[Row]) -> Plot | None:
             lines.setdefault(source, []).append((float(share.rstrip("%")), next(iter(by_share.values()))))
     if max((len(points) for points in lines.values()), default=0) < 2:
         return None
-    with styled():
-        figure, (axes,) = new_figure(3.2)
-        for index, (source, points) in enumerate(lines.items()):
-            shares = [share for share, _ in points]
-            for when, dashes in (("start", (0, (4, 2))), ("refined", "solid")):
-                recall = [row[f"{when}_full_recall@20"] for _, row in points]
-                name = f"{SOURCES.get(source, source)}, {when}" if source else when
-                style = line_kwargs(index) | {"linestyle": dashes, "label": name}
-                axes.plot(shares, recall, **style)
-                if when == "refined":  # one of the two: they lie over one another
-                    error_bars(axes, shares, recall, [_full_ends(row, when) for _, row in points], style["color"])
-        axes.set_xlabel("Share that is collected, per cent")
-        axes.set_ylabel("Recall@20 (test), full tables")
-        figure.legend(loc="outside upper center", ncols=2, frameon=False)
-        best = max((row["refined_full_recall@20"], share) for points in lines.values() for share, row in points)
-        alt = f"Recall of the full tables by collected share, {len(lines)} sources; the best is {best[0]:.4f}."
-        return finish(figure, "collected", "Recall by collected share", alt)
+    figure, (axes,) = new_figure(3.2)
+    for index, (source, points) in enumerate(lines.items()):
+        shares = [share for share, _ in points]
+        for when, dashes in (("start", (0, (4, 2))), ("refined", "solid")):
+            recall = [row[f"{when}_full_recall@20"] for _, row in points]
+            name = f"{SOURCES.get(source, source)}, {when}" if source else when
+            style = line_kwargs(index) | {"linestyle": dashes, "label": name}
+            axes.plot(shares, recall, **style)
+            if when == "refined":  # one of the two: they lie over one another
+                error_bars(axes, shares, recall, [_full_ends(row, when) for _, row in points], style["color"])
+    axes.set_xlabel("Share that is collected, per cent")
+    axes.set_ylabel("Recall@20 (test), full tables")
+    figure.legend(loc="outside upper center", ncols=1 if is_narrow() else 2, frameon=False)
+    best = max((row["refined_full_recall@20"], share) for points in lines.values() for share, row in points)
+    alt = f"Recall of the full tables by collected share, {len(lines)} sources; the best is {best[0]:.4f}."
+    return finish(figure, "collected", "Recall by collected share", alt)
 
 
 def _full_ends(row: Row, when: str = "start") -> Ends:
@@ -145,6 +160,7 @@ def _full_ends(row: Row, when: str = "start") -> Ends:
     return None if ends is None else (ends[0], ends[1])
 
 
+@in_both_forms
 def noise_plot(rows: Sequence[Row]) -> Plot | None:
     """Recall of the full tables as stage 1 leaves them against epsilon, next to that without noise; None where fewer
     than two epsilons were tried.
@@ -164,24 +180,24 @@ def noise_plot(rows: Sequence[Row]) -> Plot | None:
                 without = recall
     if len(points) < 2:
         return None
-    with styled():
-        figure, (axes,) = new_figure(3.0)
-        style = line_kwargs(0) | {"label": "under noise"}
-        at, recalls = [x for x, _ in points], [y for _, y in points]
-        axes.plot(at, recalls, **style)
-        error_bars(axes, at, recalls, ends, style["color"])
-        if without is not None:
-            axes.axhline(without, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label="without noise")
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel("Epsilon of the whole run, user level")
-        axes.set_ylabel("Recall@20 (test), full tables")
-        figure.legend(loc="outside upper center", ncols=2, frameon=False)
-        best = max(recall for _, recall in points)
-        alt = f"Recall of the full tables at {len(points)} epsilons; the best is {best:.4f}."
-        return finish(figure, "noise", "Recall by epsilon", alt)
+    figure, (axes,) = new_figure(3.0)
+    style = line_kwargs(0) | {"label": "under noise"}
+    at, recalls = [x for x, _ in points], [y for _, y in points]
+    axes.plot(at, recalls, **style)
+    error_bars(axes, at, recalls, ends, style["color"])
+    if without is not None:
+        axes.axhline(without, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label="without noise")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("Epsilon of the whole run, user level")
+    axes.set_ylabel("Recall@20 (test), full tables")
+    figure.legend(loc="outside upper center", ncols=1 if is_narrow() else 2, frameon=False)
+    best = max(recall for _, recall in points)
+    alt = f"Recall of the full tables at {len(points)} epsilons; the best is {best:.4f}."
+    return finish(figure, "noise", "Recall by epsilon", alt)
 
 
+@in_both_forms
 def population_plot(rows: Sequence[Row]) -> Plot | None:
     """Recall of the full tables as stage 1 leaves them against the number of devices, under noise and without; None
     where fewer than two numbers were tried.
@@ -196,20 +212,19 @@ def population_plot(rows: Sequence[Row]) -> Plot | None:
             ends.setdefault(words, []).append(_full_ends(first))
     if max((len(points) for points in lines.values()), default=0) < 2:
         return None
-    with styled():
-        figure, (axes,) = new_figure(3.0)
-        for index, (words, points) in enumerate(lines.items()):
-            style = line_kwargs(index) | {"label": words}
-            at, recalls = [number for number, _ in points], [recall for _, recall in points]
-            axes.plot(at, recalls, **style)
-            error_bars(axes, at, recalls, ends[words], style["color"])
-        axes.set_xscale("log")
-        axes.set_xlabel("Devices (synthetic)")
-        axes.set_ylabel("Recall@20 (test), full tables")
-        figure.legend(loc="outside upper center", ncols=2, frameon=False)
-        last = ", ".join(f"{words} {points[-1][1]:.4f}" for words, points in lines.items())
-        alt = f"Recall of the full tables by number of synthetic devices; with the most of them: {last}."
-        return finish(figure, "population", "Recall by number of devices", alt)
+    figure, (axes,) = new_figure(3.0)
+    for index, (words, points) in enumerate(lines.items()):
+        style = line_kwargs(index) | {"label": words}
+        at, recalls = [number for number, _ in points], [recall for _, recall in points]
+        axes.plot(at, recalls, **style)
+        error_bars(axes, at, recalls, ends[words], style["color"])
+    axes.set_xscale("log")
+    axes.set_xlabel("Devices (synthetic)")
+    axes.set_ylabel("Recall@20 (test), full tables")
+    figure.legend(loc="outside upper center", ncols=1 if is_narrow() else 2, frameon=False)
+    last = ", ".join(f"{words} {points[-1][1]:.4f}" for words, points in lines.items())
+    alt = f"Recall of the full tables by number of synthetic devices; with the most of them: {last}."
+    return finish(figure, "population", "Recall by number of devices", alt)
 
 
 SOURCES = {"and devices": "the rest from devices", "alone": "the collected part alone"}

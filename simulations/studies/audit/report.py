@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from simulations.report.files import to_plain
-from simulations.report.plots.style import INK, Ends, Plot, error_bars, finish, line_kwargs, new_figure, styled
+from simulations.report.plots.style import (
+    INK,
+    Ends,
+    Plot,
+    error_bars,
+    finish,
+    hover,
+    in_both_forms,
+    is_narrow,
+    line_kwargs,
+    new_figure,
+)
 from simulations.report.render import provenance, render, scenario_name
 from simulations.report.tables.view import ABSENT, TableView, format_metric, format_share
 from simulations.studies.compare.paired import ratio_text
@@ -46,10 +57,10 @@ def audit_view(result: Mapping[str, Any]) -> TableView:
         least = ABSENT if canary is None else f"{canary['epsilon_low']:.2f}"
         recall = (format_metric(row["recall@20"]), ratio_text(row.get("to_none")))
         body.append((row["mechanism"], row["view"], epsilon, least, *recall, *cells))
-    columns = ("mechanism", "server sees", "epsilon", "epsilon, at least", "recall@20", "to none", *names)
+    columns = ("mechanism", "server sees", "epsilon", "epsilon, at least", "Recall@20", "to none", *names)
     share = rows[0]["share"] if rows else 0.01
     note = (
-        f"Advantage (TPR - FPR) ± half its 95 % interval; recall@20 at {format_share(share)} of the full table, "
+        f"Advantage (TPR - FPR) ± half its 95 % interval; Recall@20 at {format_share(share)} of the full table, "
         "and over that without protection, each device compared with itself. "
         "“epsilon, at least”: lower bound from canary devices; without noise, what so many trials can show."
     )
@@ -61,36 +72,40 @@ def _advantage(figures: Mapping[str, Any]) -> str:
     return f"{figures['advantage']:.3f} ±{half:.3f}"
 
 
+@in_both_forms
 def audit_plot(rows: Sequence[Row]) -> Plot:
     """Privacy against utility: the largest advantage and that of every attack, beside recall, one mark a mechanism."""
     names = list(dict.fromkeys(name for row in rows for name in row["attacks"]))
     places = list(range(len(rows), 0, -1))
-    with styled():
-        figure, (left, right) = new_figure(1.6 + 0.34 * len(rows), 1, 2, sharey=True, width_ratios=(3, 2))
-        for index, name in enumerate(names):
-            shown = [(row["attacks"][name], y) for row, y in zip(rows, places, strict=True) if name in row["attacks"]]
-            style = line_kwargs(index, strong=False) | {"linestyle": "none", "label": name}
-            x, y = [one["advantage"] for one, _ in shown], [place + 0.07 * (index % 5 - 2) for _, place in shown]
-            left.plot(x, y, **style)
-            ends: list[Ends] = [(one["advantage_low"], one["advantage_high"]) for one, _ in shown]
-            error_bars(left, x, y, ends, style["color"], across=True)
-        left.axvline(0.0, color=INK, linewidth=1.0)
-        for edge in (-HOLDS, HOLDS):
-            left.axvline(edge, color=INK, linewidth=0.7, linestyle=(0, (2, 3)))
-        left.set_yticks(places, [row["mechanism"] for row in rows])
-        left.set_xlabel("attack advantage (dotted: ±0.02)")
-        recalls = [row["recall@20"] for row in rows]
-        right.barh(places, recalls, height=0.5, color=line_kwargs(0)["color"])
-        error_bars(right, recalls, places, [_ends(row) for row in rows], INK, across=True)
-        right.set_xlabel("recall@20 (test)")
-        right.set_xlim(left=0)
-        if names:
-            figure.legend(loc="outside upper right", ncols=4, frameon=False, fontsize=7.5)
-        worst = {row["mechanism"]: max((a["advantage"] for a in row["attacks"].values()), default=0.0) for row in rows}
-        words = "; ".join(
-            f"{row['mechanism']} {worst[row['mechanism']]:.2f} at recall {row['recall@20']:.4f}" for row in rows
-        )
-        return finish(figure, "audit", "Privacy and utility", f"Largest attack advantage by mechanism: {words}.")
+    figure, (left, right) = new_figure(1.6 + 0.34 * len(rows), 1, 2, sharey=True, width_ratios=(3, 2))
+    for index, name in enumerate(names):
+        shown = [(row["attacks"][name], y) for row, y in zip(rows, places, strict=True) if name in row["attacks"]]
+        style = line_kwargs(index, strong=False) | {"linestyle": "none", "label": name}
+        x, y = [one["advantage"] for one, _ in shown], [place + 0.07 * (index % 5 - 2) for _, place in shown]
+        left.plot(x, y, **style)
+        ends: list[Ends] = [(one["advantage_low"], one["advantage_high"]) for one, _ in shown]
+        error_bars(left, x, y, ends, style["color"], across=True)
+        told = [
+            f"{row['mechanism']}, {name}: {_advantage(row['attacks'][name])}" for row in rows if name in row["attacks"]
+        ]
+        hover(left, x, y, told)
+    left.axvline(0.0, color=INK, linewidth=1.0)
+    for edge in (-HOLDS, HOLDS):
+        left.axvline(edge, color=INK, linewidth=0.7, linestyle=(0, (2, 3)))
+    left.set_yticks(places, [row["mechanism"] for row in rows])
+    left.set_xlabel("attack advantage (dotted: ±0.02)")
+    recalls = [row["recall@20"] for row in rows]
+    right.barh(places, recalls, height=0.5, color=line_kwargs(0)["color"])
+    error_bars(right, recalls, places, [_ends(row) for row in rows], INK, across=True)
+    right.set_xlabel("Recall@20 (test)")
+    right.set_xlim(left=0)
+    if names:
+        figure.legend(loc="outside upper right", ncols=2 if is_narrow() else 4, frameon=False, fontsize=7.5)
+    worst = {row["mechanism"]: max((a["advantage"] for a in row["attacks"].values()), default=0.0) for row in rows}
+    words = "; ".join(
+        f"{row['mechanism']} {worst[row['mechanism']]:.2f} at recall {row['recall@20']:.4f}" for row in rows
+    )
+    return finish(figure, "audit", "Privacy and utility", f"Largest attack advantage by mechanism: {words}.")
 
 
 def _ends(row: Row) -> Ends:

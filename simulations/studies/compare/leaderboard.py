@@ -22,7 +22,7 @@ from simulations.report.tables.view import (
     format_share,
 )
 from simulations.studies.compare.paired import ratio_text
-from simulations.studies.compare.plot import compare_alt, compare_plot
+from simulations.studies.compare.plot import compare_plot
 from simulations.studies.compare.report import plotted_rows
 from simulations.studies.compare.schema import CompareFullTable, CompareRow, PairedRatio, check_of
 from simulations.studies.files import write_study
@@ -87,7 +87,7 @@ def write_leaderboard(result: Leaderboard, out_dir: Path) -> list[Path]:
     plain = cast(Leaderboard, to_plain(result, "comparison"))
     check_of(_LEADERBOARD, plain, "comparison")
     shown = plotted_rows(plain["rows"])
-    plot = Plot("compare", "Quality against bytes", compare_alt(shown), compare_plot(shown, plain["full_table"]))
+    plot = compare_plot(shown, plain["full_table"])
     return write_study(out_dir, plain, plain["rows"], leaderboard_page(plain, plot), plot)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,46 +13,56 @@ from simulations.report.plots.style import (
     MUTED,
     EndLabel,
     Ends,
+    Plot,
+    Series,
     around,
     error_bars,
+    finish,
+    hover,
+    in_both_forms,
+    in_series,
+    is_narrow,
     label_ends,
     line_kwargs,
     new_figure,
     short_bytes,
-    styled,
-    to_svg,
     yardstick,
 )
-from simulations.report.tables.view import format_share, metric_name
+from simulations.report.tables.view import format_bytes, format_interval, format_share
+from simulations.report.tables.words import metric_name
 from simulations.studies.compare.schema import CompareFullTable, CompareRow
 
 
-def compare_plot(rows: Sequence[CompareRow], full_table: CompareFullTable | None = None) -> str:
-    """Return the comparison's figure as SVG: Recall@20 above, NDCG@20 below, against stored bytes.
+@in_both_forms
+def compare_plot(rows: Sequence[CompareRow], full_table: CompareFullTable | None = None) -> Plot:
+    """The comparison's figure: Recall@20 above, NDCG@20 below, against stored bytes.
 
-    One line a method and precision (of which the label is silent where it is empty); methods that serve each user
-    group differently are solid, the others dashed; `peel` is the widest. Error bars show
-    `recall@20_interval` and `ndcg@20_interval`, or the `_std` over seeds, where rows carry them. With `full_table` its
-    quality is a yardstick and the top axis tells bytes as a share of it.
+    One line a method and precision (of which the label is silent where it is empty), each of which a page can switch
+    off; methods that serve each user group differently are solid, the others dashed; `peel` is the widest. Error bars
+    show `recall@20_interval` and `ndcg@20_interval`, or the `_std` over seeds, where rows carry them. With `full_table`
+    its quality is a yardstick and the top axis tells bytes as a share of it.
     """
     lines: dict[tuple[str, str], list[CompareRow]] = {}
     for row in rows:
         lines.setdefault((row["method"], row["precision"]), []).append(row)
     order = sorted(lines, key=lambda key: (key[0] != "peel", not lines[key][0]["group_aware"]))
-    precisions: dict[str, set[str]] = {}
-    for method, precision in order:
-        precisions.setdefault(method, set()).add(precision)
-    with styled():
-        figure, panels = new_figure(2 * max(3.1, 0.22 * (len(lines) + 3)), 2, 1, sharex=True)
-        for axes, metric in zip(panels, ("recall@20", "ndcg@20"), strict=True):
-            _compare_panel(axes, metric, [(key, lines[key]) for key in order], full_table)
-        panels[-1].set_xlabel(
-            "stored on the device (log scale; top: % of the fp32 full table)\n"
-            "solid: may serve each user group differently; dashed: one table for all"
-        )
-        if full_table is not None:
-            _share_ticks(panels[0], sorted({row["share"] for row in rows}), full_table["bytes"])
-        return to_svg(figure, "compare", compare_alt(rows))
+    figure, panels = new_figure(2 * max(3.1, 0 if is_narrow() else 0.22 * (len(lines) + 3)), 2, 1, sharex=True)
+    for axes, metric in zip(panels, ("recall@20", "ndcg@20"), strict=True):
+        _compare_panel(axes, metric, [(key, lines[key]) for key in order], full_table)
+    panels[-1].set_xlabel(
+        "stored on the device (log scale)"
+        if is_narrow()
+        else "stored on the device (log scale; top: % of the fp32 full table)\n"
+        "solid: may serve each user group differently; dashed: one table for all"
+    )
+    if full_table is not None and not is_narrow():
+        _share_ticks(panels[0], sorted({row["share"] for row in rows}), full_table["bytes"])
+    series = tuple(Series.of(number, _name(*key)) for number, key in enumerate(order))
+    return replace(finish(figure, "compare", "Quality against bytes", compare_alt(rows)), series=series)
+
+
+def _name(method: str, precision: str) -> str:
+    return f"{method} {precision}".strip()
 
 
 def _compare_panel(
@@ -62,14 +73,16 @@ def _compare_panel(
 ) -> None:
     labels = []
     axes.set_xscale("log")
-    for index, ((method, precision), group) in enumerate(lines):
+    for index, (key, group) in enumerate(lines):
         points: list[Mapping[str, Any]] = sorted(group, key=lambda row: row["stored_bytes_max"])
         x = [max(point["stored_bytes_max"], 1) for point in points]
         y = [point[metric] for point in points]
-        style = line_kwargs(index, strong=method == "peel", dashed=not group[0]["group_aware"])
-        axes.plot(x, y, **style)
-        error_bars(axes, x, y, [_ends(point, metric) for point in points], style["color"])
-        labels.append(EndLabel(f"{method} {precision}".strip(), x[-1], y[-1], style["color"], method == "peel"))
+        strong, name = key[0] == "peel", _name(*key)
+        style = line_kwargs(index, strong=strong, dashed=not group[0]["group_aware"])
+        in_series(index, axes.plot(x, y, **style))
+        error_bars(axes, x, y, [_ends(point, metric) for point in points], style["color"], series=index)
+        hover(axes, x, y, [f"{name}: {_told(point, metric)}" for point in points], index)
+        labels.append(EndLabel(name, x[-1], y[-1], style["color"], strong, index))
     if full_table is not None:
         value = full_table["recall@20"] if metric == "recall@20" else full_table["ndcg@20"]
         labels.append(yardstick(axes, value, f"full table, fp32 {value:.4f}"))
@@ -79,6 +92,12 @@ def _compare_panel(
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(visible=False, axis="x")
     label_ends(axes, labels)
+
+
+def _told(point: Mapping[str, Any], metric: str) -> str:
+    ends = _ends(point, metric) or (None, None)
+    within = format_interval(point[metric], *ends)
+    return f"{within} at {format_share(point['share'])}, {format_bytes(point['stored_bytes_max'])} stored"
 
 
 def _ends(point: Mapping[str, Any], metric: str) -> Ends:

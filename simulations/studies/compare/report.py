@@ -14,7 +14,7 @@ from simulations.report.plots.style import Plot
 from simulations.report.render import provenance, render, scenario_name
 from simulations.report.tables.view import format_bytes, format_metric
 from simulations.studies.compare.paired import peel_over_view
-from simulations.studies.compare.plot import compare_alt, compare_plot
+from simulations.studies.compare.plot import compare_plot
 from simulations.studies.compare.schema import CompareResult, CompareRow, check_compare
 from simulations.studies.compare.tables import (
     ceilings_view,
@@ -36,8 +36,7 @@ def write_compare(result: CompareResult, out_dir: Path) -> list[Path]:
     plain = cast(CompareResult, to_plain(result, "comparison"))
     check_compare(plain)
     plotted = plotted_rows(plain["rows"])
-    svg = compare_plot(plotted, plain["full_table"])
-    plot = Plot("compare", "Quality against bytes", compare_alt(plotted), svg)
+    plot = compare_plot(plotted, plain["full_table"])
     return write_study(out_dir, plain, plain["rows"], compare_page(plain, plot), plot)
 
 

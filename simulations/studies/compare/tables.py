@@ -15,8 +15,8 @@ from simulations.report.tables.view import (
     format_metric,
     format_ratio,
     format_share,
-    metric_name,
 )
+from simulations.report.tables.words import metric_name
 from simulations.studies.compare.schema import CompareResult, CompareRow
 
 

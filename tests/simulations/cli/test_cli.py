@@ -1,7 +1,10 @@
 """The command line: what it prints, and honest exit codes; every mistake is one line on stderr."""
 
+import re
+import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -384,6 +387,30 @@ def test_runs_keep_pretrained_tables_unless_told_otherwise(fl_peel, tiny, tmp_pa
     monkeypatch.setattr("simulations.runner.run", lambda scenario, **kwargs: asked.update(kwargs))
     assert fl_peel("run", tiny, "--quiet") == (0, "", "")
     assert asked["cache_dir"] == tmp_path / "cache" / "fl-peel" / "pretrained"
+
+
+def test_a_run_is_served_while_it_lasts_where_that_is_asked_for(fl_peel, tiny, monkeypatch):
+    seen = []
+
+    def run(scenario, **kwargs):
+        kwargs["on_event"](Event("data", 1, 1))
+        seen.append([thread.name for thread in threading.enumerate() if "serve_forever" in thread.name])
+
+    monkeypatch.setattr("simulations.runner.run", run)
+    status, out, err = fl_peel("run", tiny, "--quiet", "--live-port", "0")
+    assert (status, out) == (0, "")
+    assert re.fullmatch(r"live: http://127\.0\.0\.1:\d+/\n", err)
+    assert fl_peel("run", tiny, "--quiet") == (0, "", "")
+    assert [len(names) for names in seen] == [1, 0]
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_done(fl_peel, tiny, monkeypatch):
+    monkeypatch.setattr("simulations.runner.run", lambda *_, **__: pytest.fail("it ran"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, _, err = fl_peel("run", tiny, "--live-port", str(port))
+    assert status == 2
+    assert re.fullmatch(rf"fl-peel: error: --live-port {port}: cannot serve there .*\n", err)
 
 
 @pytest.mark.engine

@@ -27,7 +27,7 @@ def commands(group, path=()):
 
 PRINTS_NO_FIGURES = {
     *(("data",), ("profiles",), ("scenarios", "schema"), ("export",), ("export-onnx",), ("serve-device",)),
-    *(("deploy",), ("demo",)),
+    *(("deploy",), ("demo",), ("report",)),
 }
 
 

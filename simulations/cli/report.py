@@ -1,0 +1,19 @@
+"""`fl-peel report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR ...", help="Output folders of finished commands.")],
+) -> None:
+    """Write the pages of finished runs, comparisons, audits and timelines again, from their JSON; nothing runs."""
+    from simulations.pages import pages_again
+
+    for folder in folders:
+        for page in pages_again(folder):
+            typer.echo(f"report: {page}")

@@ -1,0 +1,136 @@
+"""The page of a run in a real browser: wide and narrow, light and dark, with its script and without."""
+
+import re
+
+import pytest
+
+from simulations.report.files_of_run import report_contents
+from simulations.studies.compare.report import write_compare
+from tests.helpers.browser import browser, needs_chromium
+from tests.simulations.report.test_report import Page, compare_result, run_result
+
+pytestmark = needs_chromium
+SHOWN = "(selector) => [...document.querySelectorAll(selector)].filter((one) => one.checkVisibility()).length"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_bytes(report_contents(run_result())["report.html"])
+    return path
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    with browser(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture
+def page(file, chromium):
+    chromium.complaints.clear()
+    chromium.loaded.clear()
+    chromium.open(file)
+    yield chromium
+    assert not chromium.complaints
+    assert set(chromium.loaded) <= {file.absolute().as_uri()}
+
+
+@pytest.mark.parametrize(("width", "form"), [(1300, ".wide"), (390, ".tall")])
+def test_nothing_is_wider_than_the_page_and_one_form_of_each_figure_is_shown(page, file, width, form):
+    page.open(file, width)
+    assert page.tell("document.documentElement.scrollWidth") <= width
+    assert page.tell(f"({SHOWN})('figure svg')") == page.tell(f"({SHOWN})('{form} svg')") == 7
+    wide = "[...document.querySelectorAll('table')].filter((one) => one.scrollWidth > one.parentElement.clientWidth)"
+    assert page.tell(f"{wide}.every((one) => getComputedStyle(one.parentElement).overflowX === 'auto')")
+    assert bool(page.tell(f"{wide}.length")) is (width == 390)  # tables scroll in themselves
+
+
+@pytest.mark.parametrize(
+    ("dark", "paper", "ink"), [(False, "255, 255, 255", "34, 34, 34"), (True, "22, 22, 22", "230, 230, 230")]
+)
+def test_page_and_figures_are_dark_where_that_is_wanted(page, file, dark, paper, ink):
+    page.open(file, dark=dark)
+    assert page.tell("getComputedStyle(document.body).backgroundColor") == f"rgb({paper})"
+    assert page.tell("getComputedStyle(document.body).color") == f"rgb({ink})"
+    behind = "getComputedStyle(document.querySelector('#recall-patch_1 path')).fill"
+    assert page.tell(behind) == f"rgb({paper})"
+
+
+def column(place: int) -> str:
+    return f"[...document.querySelectorAll('#budgets tbody tr')].map((row) => row.cells[{place}].textContent)"
+
+
+def test_tables_are_sorted_up_and_down(page):
+    press = "document.querySelectorAll('#budgets th button')[5].click()"  # of recall
+    page.tell(press)
+    assert [cell[:6] for cell in page.tell(column(5))] == ["0.0500", "0.1000", "0.1500", "0.2100"]
+    page.tell(press)
+    assert [cell[:6] for cell in page.tell(column(5))] == ["0.2100", "0.1500", "0.1000", "0.0500"]
+    assert page.tell("document.querySelector('#budgets th[aria-sort]').ariaSort") == "descending"
+    page.tell("document.querySelectorAll('#budgets th button')[3].click()")  # of bytes
+    assert page.tell(column(3)) == ["10.0", "10.0", "50.0", "50.0"]
+
+
+def test_a_budget_slides(page):
+    told = "document.querySelector('#budget output').innerText"
+    assert page.tell(told).startswith("1%, 10.0 KB")
+    page.tell("document.querySelector('#share').focus()")
+    page.press("ArrowRight", 39)
+    assert page.tell(told).split("\n")[:3] == [
+        "5%, 50.0 KB",
+        "fp32 controller: Recall@20 0.1000 [0.0800, 0.1300], global x 0.500 [0.450, 0.560], "
+        "refined x 0.400 [0.350, 0.460]",
+        "int8 controller: Recall@20 0.2100 [0.1900, 0.2400], global x 1.050 [1.000, 1.110], "
+        "refined x 0.840 [0.790, 0.900]",
+    ]
+    assert page.tell("document.querySelectorAll('#budgets tr.at').length") == 2
+    assert page.tell("document.querySelectorAll('.wide .tip.at').length") == 2
+
+
+def test_points_say_what_they_are(page):
+    place = page.tell(
+        "(() => { const tip = document.querySelector('.wide .tip'); tip.scrollIntoView({ block: 'center' });"
+        " const box = tip.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+    )
+    assert page.tell("document.querySelector('.words').hidden")
+    page.ask("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
+    assert page.tell("document.querySelector('.words').innerText").startswith("fp32: 0.0500 [0.0300, 0.0800] at 1%")
+    assert not page.tell("document.querySelector('.words').hidden")
+
+
+def test_methods_of_a_comparison_are_switched_off_and_on(page, tmp_path):
+    """By style alone: in both panels, what is drawn of it, said of it and written of it."""
+    write_compare(compare_result(), tmp_path)
+    page.loaded.clear()
+    page.open(tmp_path / "compare.html")
+    drawn = "[0, 1].map((n) => [...document.querySelectorAll(`.wide [data-series='${n}']`)].filter("
+    drawn += "(one) => getComputedStyle(one).display !== 'none').length)"
+    peel, random = page.tell(drawn)
+    assert random >= 2 * 3  # line, label, points
+    assert page.tell("document.querySelectorAll('.key label')[1].innerText.trim()").endswith("random")
+    page.tell("document.querySelectorAll('.key input')[1].click()")
+    assert page.tell(drawn) == [peel, 0]
+    page.tell("document.querySelectorAll('.key input')[1].click()")
+    assert page.tell(drawn) == [peel, random]
+    page.loaded.clear()
+
+
+def numbers(text: str) -> set[str]:
+    return set(re.findall(r"\d[\d.,]*\d|\d", text))
+
+
+def test_without_its_script_the_page_has_every_number(page, file, tmp_path):
+    page.ask("Emulation.setScriptExecutionDisabled", value=True)
+    page.open(file)
+    bare = page.ask("Page.getFrameTree")  # the page is there, and nothing has run
+    assert bare["frameTree"]["frame"]["url"] == file.absolute().as_uri()
+    page.ask("Emulation.setScriptExecutionDisabled", value=False)
+    without = re.sub(r"<script>.*?</script>", "", file.read_text(), flags=re.DOTALL)
+    page.open(file)
+    shown = page.tell(
+        "document.body.innerText + [...document.querySelectorAll('.tip')].map((tip) => tip.dataset.words)"
+    )
+    assert numbers(shown) - {"11"} <= numbers(Page(without).text)
+    assert "<title>int8: 0.1500" in without
+    assert len(re.findall(r"<script>.*?</script>", file.read_text(), flags=re.DOTALL)[0]) < 6000
