@@ -66,7 +66,7 @@ def main(grid: Grid, context: Context) -> None:
             result = serve(grid, scenario, at, lines, nodes)
             result = _with_engine(finished(result, scenario, memory.peak_bytes, command(config)), grid)
             if out is not None:
-                save(result, scenario, run_dir, out, Path(at.model_dir))
+                save(result, scenario, run_dir, out, Path(at.model_dir), splits if here else None)
     console = Console(width=120, highlight=False)
     for table in summary_tables(result):
         console.print(table)

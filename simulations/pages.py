@@ -10,6 +10,7 @@ from typing import Any
 
 from fl_peel.errors import ReportError
 from fl_peel.plain import from_plain
+from simulations.demo.of_run import DEMO
 from simulations.report.files import write_files
 from simulations.report.files_of_run import report_figures, run_page
 from simulations.studies.audit.report import audit_page, audit_plot
@@ -41,7 +42,8 @@ def _read(file: Path) -> Any:
 
 def _run(plain: Any, where: str) -> bytes:
     result = from_json(plain, where)
-    return run_page(result, report_figures(result)).encode()
+    demo = DEMO if Path(where).with_name(DEMO).is_file() else None
+    return run_page(result, report_figures(result), demo).encode()
 
 
 def _compare(plain: Any, where: str) -> bytes:

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from fl_peel.callbacks import Callback
+from fl_peel.data.interactions import Splits
 from fl_peel.disks import device_splits
-from fl_peel.errors import FlPeelError, ScenarioError
+from fl_peel.errors import FlPeelError, ReportError, ScenarioError
 from fl_peel.events import Event, OnEvent, of_seed, silent
+from fl_peel.model.model import load
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
+from simulations.demo.of_run import DEMO, items_of, largest_artefacts, page_of
 from simulations.differences.runs import Runs
 from simulations.differences.seeds import SeedsResult, seeds_result, write_seeds
 from simulations.engine.engine import simulated
@@ -89,7 +92,7 @@ def run(
             result = replace(result, stages=stages)
             result = finished(result, scenario, memory.peak_bytes, command)
             if out is not None:
-                save(result, scenario, run_dir, out, Path(kept_dir) / MODEL)
+                save(result, scenario, run_dir, out, Path(kept_dir) / MODEL, splits)
         return result
 
 
@@ -176,9 +179,12 @@ def _done_before(place: Path, about: dict[str, Any]) -> RunResult | None:
         return None
 
 
-def save(result: RunResult, scenario: Scenario, run_dir: Path, out: Path, model_dir: Path) -> None:
-    """Write a run's files: report.json, metrics.csv, report.html, scenario.yaml, artifacts/, model/ and, where it was
-    asked for, per-device.parquet. Of an earlier run's, nothing is left.
+def save(
+    result: RunResult, scenario: Scenario, run_dir: Path, out: Path, model_dir: Path, splits: Splits | None = None
+) -> None:
+    """Write a run's files: report.json, metrics.csv, report.html, scenario.yaml, artifacts/, model/, demo.html where
+    there is something to play with and, where it was asked for, per-device.parquet. Of an earlier run's, nothing is
+    left. splits: of the devices, by which the page to play with tells recall.
 
     Raises:
         ReportError: the folder cannot be written, or the result is not a report.
@@ -186,17 +192,34 @@ def save(result: RunResult, scenario: Scenario, run_dir: Path, out: Path, model_
     kept = run_dir / ARTIFACTS
     files = sorted(path for path in kept.rglob("*") if path.is_file()) if kept.is_dir() else []
     model = sorted(model_dir.iterdir()) if model_dir.is_dir() else []
+    demo = _demo(result, scenario, run_dir, model_dir, splits)
     write_results(
         out,
         {
-            **report_contents(result),
+            **report_contents(result, next(iter(demo), None)),
+            **demo,
             "scenario.yaml": scenario.to_yaml().encode(),
             **({FILE: run_dir / FILE} if (run_dir / FILE).is_file() else {}),
             **{path.relative_to(run_dir).as_posix(): path for path in files},
             **{f"{MODEL}/{path.name}": path for path in model},
         },
-        out_of_date=lambda name: name == FILE or name.startswith((f"{ARTIFACTS}/", f"{MODEL}/")),
+        out_of_date=lambda name: name in (FILE, DEMO) or name.startswith((f"{ARTIFACTS}/", f"{MODEL}/")),
     )
+
+
+def _demo(
+    result: RunResult, scenario: Scenario, run_dir: Path, model_dir: Path, splits: Splits | None
+) -> dict[str, bytes]:
+    """The page to play with, by name; none where no device left anything, or the reader is not installed."""
+    artefacts = largest_artefacts(run_dir)
+    if not artefacts or not model_dir.is_dir():
+        return {}
+    items = items_of(load(model_dir))
+    try:
+        page = page_of(result, scenario, artefacts, items, splits, f"fl-peel demo OUT/{MODEL} --out {DEMO}")
+    except ReportError:
+        return {}
+    return {DEMO: page.encode()}
 
 
 def finished(result: RunResult, scenario: Scenario, peak_bytes: int, command: str | None) -> RunResult:

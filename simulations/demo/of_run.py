@@ -24,6 +24,8 @@ from strategies.figures.schema import RunResult
 
 ARTEFACT = re.compile(r"device-(\d+)-(\w+)-(\d+)\.peel")
 """A device's number, what the file is of, its budget."""
+DEMO = "demo.html"
+"""The page among a run's results."""
 MODEL = "model"
 """Folder of a run's model."""
 

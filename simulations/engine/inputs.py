@@ -34,7 +34,7 @@ MOST_ROUNDS_LOOKED_AT = 1000
 STUDIES = ("compare", "ablate", "audit")
 ENDINGS = ("json", "csv", "html", "svg")
 RUN_RESULTS = (
-    *("report.json", "metrics.csv", "report.html", "scenario.yaml", "per-device.parquet"),
+    *("report.json", "metrics.csv", "report.html", "demo.html", "scenario.yaml", "per-device.parquet"),
     *("artifacts", "model"),
 )
 SEEDS_RESULTS = ("seeds.json", "seeds.html")

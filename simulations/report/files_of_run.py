@@ -45,8 +45,8 @@ def write_report(result: RunResult, out_dir: Path) -> list[Path]:
     return write_results(out_dir, report_contents(result))
 
 
-def report_contents(result: RunResult) -> dict[str, bytes]:
-    """The three files by name.
+def report_contents(result: RunResult, demo: str | None = None) -> dict[str, bytes]:
+    """The three files by name. demo: as in :func:`run_page`.
 
     Raises:
         ReportError: as :func:`write_report`, of the value.
@@ -56,7 +56,7 @@ def report_contents(result: RunResult) -> dict[str, bytes]:
     return {
         "report.json": json_bytes(plain),
         "metrics.csv": csv_bytes(CSV_COLUMNS, metric_rows(plain)),
-        "report.html": run_page(checked, report_figures(checked)).encode(),
+        "report.html": run_page(checked, report_figures(checked), demo).encode(),
     }
 
 

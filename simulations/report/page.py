@@ -27,14 +27,15 @@ FIGURES = (
 """As `plots` names them."""
 
 
-def run_page(result: RunResult, plots: Sequence[Plot]) -> str:
-    """Return the page of a run; parts without data are left out."""
+def run_page(result: RunResult, plots: Sequence[Plot], demo: str | None = None) -> str:
+    """Return the page of a run; parts without data are left out. demo: page to play with that lies beside it."""
     name, plain = scenario_name(result.scenario), to_json(result)
     return render(
         "report.html",
         title=f"{name}: personalized elastic embeddings",
         lead=_lead(result),
         why=why_less(result),
+        demo=demo,
         facts=_run_facts(result),
         full_table=full_table_view(result),
         budgets=budgets_view(result) if result.budgets else None,

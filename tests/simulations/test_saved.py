@@ -3,8 +3,11 @@
 import shutil
 
 import fl_peel
+from fl_peel.disks import device_splits
 from simulations.listing import listed
+from simulations.pages import pages_again
 from simulations.runner import MODEL, finished, keeping, save
+from simulations.scenario_files import load_scenario
 from strategies.run.place import Place
 from tests.helpers.models import ran
 
@@ -23,6 +26,24 @@ def test_a_model_is_listed_and_a_later_run_leaves_nothing_of_it(tiny_scenario, t
     save(result, tiny_scenario, run_dir, out, run_dir / MODEL)
     assert [file.name for file in (out / MODEL).iterdir()] == ["mine"]
     assert not names & listed(out)
+
+
+def test_the_page_to_play_with_lies_beside_the_report_which_links_it(tiny, tmp_path):
+    scenario = load_scenario(tiny, ["data.path=" + str(tmp_path / "planted.csv")])
+    run_dir, out = tmp_path / "run", tmp_path / "out"
+    result = finished(ran(scenario, run_dir), scenario, 1, None)
+    splits = device_splits(scenario, "", str(run_dir))
+    out.mkdir()
+    save(result, scenario, run_dir, out, run_dir / MODEL, splits)
+    assert 'href="demo.html"' in (out / "report.html").read_text()
+    assert '"wanted": [' in (out / "demo.html").read_text()
+    assert "demo.html" in listed(out)
+    pages_again(out)
+    assert 'href="demo.html"' in (out / "report.html").read_text()
+    shutil.rmtree(run_dir / "artifacts")  # a run of which no device leaves anything
+    save(result, scenario, run_dir, out, run_dir / MODEL, splits)
+    assert not (out / "demo.html").exists()
+    assert "demo.html" not in (out / "report.html").read_text()
 
 
 def test_a_run_without_results_leaves_no_model_either():

@@ -15,6 +15,9 @@ REPORT = """\
 {% if why %}
 <p class="why">{{ why }}</p>
 {% endif %}
+{% if demo %}
+<p class="why"><a href="{{ demo }}">Drag a device's budget</a>: which blocks stay, and what it is recommended.</p>
+{% endif %}
 {% if budgets %}
 {% if budgets.rows | length > 1 %}
 <div class="slider" id="budget" hidden>
