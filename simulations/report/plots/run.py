@@ -178,7 +178,7 @@ def device_traces(result: RunResult) -> Plot | None:
             + (f", away in {len(away)} of them" if away else "")
         )
     figure.align_ylabels(panels)
-    for axes in panels[-2:]:
+    for axes in panels[-1:] if is_narrow() else panels[-2:]:
         axes.set_xlabel("round")
         _round_axis(axes, max(len(trace.budget_bytes) for trace in traces))
     for axes in panels:

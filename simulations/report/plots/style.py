@@ -36,7 +36,7 @@ Ends = tuple[float, float] | None
 LABEL_PT = 8.5
 WIDTH_IN, NARROW_IN = 7.4, 3.7
 """Of a figure on a page of its usual width, and on a telephone."""
-NARROW_CHARACTERS = 44
+NARROW_CHARACTERS = 30
 """Of an axis's name on a telephone, before it goes on below."""
 LEGEND_IN = 0.19
 """Height of a name above a panel."""

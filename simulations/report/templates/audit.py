@@ -6,7 +6,7 @@ AUDIT = """\
 {% block content %}
 <section id="leaks">
 <h2>What each mechanism leaks, and costs</h2>
-{{ figure(plot, "One mark an attack; recall beside it.") }}
+{{ figure(plot, "One mark an attack; recall beside it. Bars: 95 % intervals.") }}
 {{ table(leaks) }}
 </section>
 {% endblock %}

@@ -146,6 +146,8 @@ details > summary { cursor: pointer; color: var(--accent); margin: .75rem 0; }
   h1 { font-size: 1.35rem; }
   table { font-size: .8rem; }
   .wrap .number { white-space: nowrap; }
+  .scroll th:first-child { position: sticky; left: 0; background: var(--paper); min-width: 5rem; max-width: 9rem;
+    white-space: normal; }
   .facts { grid-template-columns: repeat(2, 1fr); }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 }

@@ -14,6 +14,7 @@ from simulations.differences.diff import diff, in_json
 from simulations.differences.page import diff_page, diff_views, missing_note
 from simulations.differences.runs import Runs
 from simulations.report.files_of_run import write_report
+from simulations.report.templates.script import SCRIPT
 from strategies.figures.per_device import PerDevice
 from tests.simulations.report.test_report import run_result
 
@@ -174,10 +175,11 @@ def test_the_page_stands_alone_and_the_json_holds_it_all(tmp_path, recalls):
     result = diff(paths)
     page = diff_page(result, {"numpy": "2"})
     assert "<b>run" not in page
-    assert not re.search(r'(src|href)="(?!#)|<script|@import|url\((?!#)', page)
+    assert page.count("<script") == page.count(f"<script>{SCRIPT}</script>") == 1  # its own
+    assert not re.search(r'(src|href)="(?!#)|@import|url\((?!#)', page)
     assert "prefers-color-scheme: dark" in page
     assert 'name="viewport" content="width=device-width' in page
-    assert page.count("<svg") == 1
+    assert page.count("<svg") == 2  # wide, narrow
     assert diff_page(diff(paths), {"numpy": "2"}) == page
     plain = json.loads(json.dumps(in_json(result)))
     assert [row["table"] for row in plain["rows"][:3]] == list(TABLES)

@@ -38,7 +38,7 @@ def test_every_colour_of_a_figure_is_one_of_the_pages():
         for svg in (plot.svg, plot.narrow):
             assert "#222222" in svg
             assert ": #" not in themed(svg).replace("#000000", "")  # matplotlib's default of what is not drawn
-            assert "var(--paper)" in themed(svg)
+            assert "var(--paper, #ffffff)" in themed(svg)
 
 
 def test_no_two_variables_are_alike_on_light_paper():
