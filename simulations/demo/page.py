@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from clients.runtime import READER
 from fl_peel.blocks.stored import StoredEmbedding
 from fl_peel.errors import ReportError
-from simulations.report.render import render
+from simulations.report.render import policy, render
 from simulations.report.tables.view import format_bytes
 
 SCRIPT = Path(__file__).parent / "demo.mjs"
@@ -78,6 +78,7 @@ def demo_page(
     if not holding:
         raise ReportError("no device holds a block: there is nothing to show; run with larger evaluation.budgets")
     first = stored[holding[0]]
+    code = script()
     data = {
         "devices": [_plain(device) for device in holding],
         "items": {key: value for key, value in (("ids", items.ids), ("groups", items.groups)) if value},
@@ -102,7 +103,8 @@ def demo_page(
         ],
         names=[device.name for device in holding],
         data=_json(data),
-        script=Markup(script()),
+        script=Markup(code),
+        policy=policy(code, "img-src data:"),
         recall_at=recall_at,
         command=command,
         seed=seed,

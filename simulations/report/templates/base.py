@@ -200,7 +200,9 @@ details > summary { cursor: pointer; color: var(--accent); margin: .75rem 0; }
 </section>
 {% endblock %}
 </main>
+{% block script %}
 <script>{{ script }}</script>
+{% endblock %}
 </body>
 </html>
 """

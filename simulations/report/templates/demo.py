@@ -3,8 +3,6 @@
 DEMO = """\
 {% extends "base.html" %}
 {% block head %}
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:">
 <style>
 :root { --warm: #d55e00; --good: #00795a; --faint: #e9eef2; }
 @media (prefers-color-scheme: dark) {
@@ -91,8 +89,8 @@ canvas { display: block; width: 100%; }
 <p class="note" id="curve-note"></p>
 </section>
 <script type="application/json" id="data">{{ data }}</script>
-<script type="module">
-{{ script }}
-</script>
+<script type="module">{{ script }}</script>
+{% endblock %}
+{% block script %}
 {% endblock %}
 """

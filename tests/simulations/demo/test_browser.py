@@ -170,11 +170,15 @@ COLORS = """(() => {
 })()"""
 
 
+NUMBERS = """(name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim().slice(1)
+  .match(/../g).map((two) => parseInt(two, 16)).join()"""
+
+
 def test_the_map_is_drawn_in_the_colours_of_the_legend(page, made):
     page.tell("document.querySelectorAll('#chips button')[1].click()")
     kept = int(check(page, made, 0)["kept"].split()[0])
     light = page.tell(COLORS)
-    accent, warm, faint = "0,114,178", "213,94,0", "233,238,242"
+    accent, warm, faint = (page.tell(f"({NUMBERS})('{name}')") for name in ("--accent", "--warm", "--faint"))
     assert min(light.get(color, 0) for color in (accent, warm, faint)) > 0
     held = (light[accent] + light[warm]) / (light[accent] + light[warm] + light[faint])
     whole = len(made[1][0][0].at(6000).blocks)
