@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from simulations import runner
 from simulations.cli.main import app
 from simulations.scenario_files import load_scenario
+from simulations.sweep.grid import settings_of
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
 
@@ -93,7 +94,9 @@ def test_commands_and_their_options_exist(command):
 @pytest.mark.parametrize("command", [c for c in commands() if " --set " in c])
 def test_overrides_name_existing_keys(command):
     words = shlex.split(command)[1:]
-    load_scenario("ml-100k", [words[i + 1] for i, word in enumerate(words) if word == "--set"])
+    changes = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    for overrides in [one.overrides for one in settings_of(changes)] if words[0] == "sweep" else [changes]:
+        load_scenario("ml-100k", overrides)
 
 
 def test_the_quickstart_is_typed_in_the_environment_that_make_run_makes():

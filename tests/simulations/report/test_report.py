@@ -157,7 +157,8 @@ def plain_result() -> dict:
         },
         "elastic_traces": [],
         "stages": {"pretraining": 1.25, "federation": 0.5},
-        "environment": {"nodes": 2, "user_groups": 2, "blocks": 9, "devices": 8, "items": 3, "cpus": 2},
+        "environment": {"nodes": 2, "user_groups": 2, "blocks": 9, "devices": 8, "items": 3, "cpus": 2}
+        | {"engine": "simulation"},
         "peak_rss_bytes": 123_456_789,
     }
 

@@ -201,7 +201,10 @@ def asking(enough: int = 0, message_bytes: int = 1 << 20, per_device: bool = Tru
         states=[UserGroupState(table, None, None, np.zeros(0), np.zeros(0)) for table in TABLES],
         setting="setting",
         nodes=types.SimpleNamespace(
-            ask_each=lambda *what: [ask(*what[:2], content) for content in what[2]], ids=(7, 8), known=known
+            ask_each=lambda *what: [ask(*what[:2], content) for content in what[2]],
+            partitions_of=lambda devices: devices % 2,
+            ids=(7, 8),
+            known=known,
         ),
     )
     weights = {"energy": [np.arange(30.0), -np.arange(30.0)], "popularity": [-np.arange(30.0)] * 2}
