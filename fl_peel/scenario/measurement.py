@@ -93,7 +93,7 @@ class Engine(Keys):
     """That Ray sets aside for a node: as many nodes work at a time as the machine has room for."""
     reply_timeout_s: float = Field(1800, gt=0, json_schema_extra=unit("s"))
     """A node that has not answered by then counts as failed for that round."""
-    patience_s: float = Field(600, gt=0)
+    patience_s: float = Field(600, gt=0, json_schema_extra=unit("s"))
     """Of a deployment: how long a node that is lost is waited for where all must answer; rounds go on without it."""
     ray_address: Text | None = None
     """An existing Ray cluster; null starts one."""

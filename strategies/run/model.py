@@ -9,6 +9,7 @@ from pathlib import Path
 from fl_peel import __version__
 from fl_peel.blocks.ranked import ranking
 from fl_peel.disks import item_ids
+from fl_peel.errors import ReportError
 from fl_peel.model.catalogue import Catalogue
 from fl_peel.model.model import save
 from strategies.groups.state import UserGroupState
@@ -23,19 +24,30 @@ AT_ONCE = 4
 
 
 def save_model(strategy: PeelStrategy, prepared: Prepared, place: Place) -> int:
-    """Save tables, orders of blocks and how a device joins, where the place says; returns the bytes."""
+    """Save tables, orders of blocks and how a device joins, where the place says; returns the bytes.
+
+    Raises:
+        ReportError: they cannot be written there.
+    """
     scenario, layout = strategy.scenario, strategy.layout
-    return save(
-        Path(place.model_dir),
-        Catalogue(layout, item_ids(scenario, place.data_dir, place.run_dir)),
-        prepared.joining,
-        scenario.blocks.precision,
-        [ranking(weights) for weights in strategy.weights(scenario.selector)],
-        _Tables(strategy.states),
-        package=__version__,
-        base=prepared.global_table,
-        each=for_groups,
-    )
+    catalogue = Catalogue(layout, item_ids(scenario, place.data_dir, place.run_dir))
+    orders = [ranking(weights) for weights in strategy.weights(scenario.selector)]
+    try:
+        return save(
+            Path(place.model_dir),
+            catalogue,
+            prepared.joining,
+            scenario.blocks.precision,
+            orders,
+            _Tables(strategy.states),
+            package=__version__,
+            base=prepared.global_table,
+            each=for_groups,
+        )
+    except OSError as error:
+        raise ReportError(
+            f"{place.model_dir}: the model cannot be written ({error}); make some room there, or give another --out"
+        ) from error
 
 
 class _Tables(Sequence[FloatArray]):

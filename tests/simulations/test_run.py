@@ -305,7 +305,14 @@ def test_a_signal_ends_the_run_at_once_and_leaves_nothing(tiny, tmp_path, sent, 
     # so many rounds that it cannot end by itself
     command = [*FL_PEEL, "run", str(tiny), "--set", "refinement.rounds=100000", "--out", str(tmp_path / "out")]
     environment = os.environ | {"TMPDIR": str(temporary), "RAY_TMPDIR": "/tmp"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if "joining" in line:
