@@ -16,7 +16,6 @@ from clients.round.in_time import METRIC_BYTES, SIGNAL_BYTES
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import Splits
-from fl_peel.disks import device_splits
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.release import wants_signals
 from fl_peel.pretraining.by_sums import drawn_items
@@ -24,7 +23,7 @@ from fl_peel.pretraining.costs import Asked, choice_cost, cost_of
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.folders import data_folder, run_folder
-from simulations.engine.inputs import check_devices, check_run, layout_of
+from simulations.engine.inputs import layout_of, splits_to_run
 from strategies.run.by_sums import REFIT_PASSES
 from strategies.run.prepare import given_data
 
@@ -109,10 +108,7 @@ def estimate(scenario: Scenario, data_dir: str | Path | None) -> Estimate:
     if scenario.data.timeline is not None:
         raise ScenarioError("data.timeline: what a timeline takes is not estimated; leave out --dry-run")
     with run_folder() as run_dir:
-        splits = device_splits(scenario, data_folder(data_dir), str(run_dir))
-        check_run(scenario, splits)
-        check_devices(scenario, splits)
-        return _of(scenario, splits)
+        return _of(scenario, splits_to_run(scenario, data_folder(data_dir), str(run_dir)))
 
 
 def _of(scenario: Scenario, splits: Splits) -> Estimate:

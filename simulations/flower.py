@@ -22,11 +22,11 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.cli.progress import Lines
 from simulations.deployment.grid import deployment_grid, is_simulated
 from simulations.engine.folders import default_cache_dir, run_folder
-from simulations.engine.inputs import check_run, checked, require_absolute
+from simulations.engine.inputs import MODEL, check_run, checked, require_absolute
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
 from simulations.report.files_of_run import summary_tables
-from simulations.runner import MODEL, finished, keeping, save
+from simulations.runner import finished, keeping, save
 from simulations.scenario_files import load_scenario
 from simulations.timeline.report import timeline_tables
 from simulations.timeline.run import save_timeline

@@ -10,7 +10,7 @@ from typing import Any
 
 from fl_peel.errors import ReportError
 from fl_peel.plain import from_plain
-from simulations.demo.of_run import DEMO
+from simulations.engine.inputs import DEMO
 from simulations.report.files import write_files
 from simulations.report.files_of_run import report_figures, run_page
 from simulations.studies.audit.report import audit_page, audit_plot

@@ -17,17 +17,25 @@ from typing import Any
 from fl_peel.callbacks import Callback
 from fl_peel.data.interactions import Splits
 from fl_peel.disks import device_splits
-from fl_peel.errors import FlPeelError, ReportError, ScenarioError
+from fl_peel.errors import ReportError, ScenarioError
 from fl_peel.events import Event, OnEvent, of_seed, silent
 from fl_peel.model.model import load
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
-from simulations.demo.of_run import DEMO, items_of, largest_artefacts, page_of
+from simulations.demo.of_run import items_of, largest_artefacts, page_of
 from simulations.differences.runs import Runs
 from simulations.differences.seeds import SeedsResult, seeds_result, write_seeds
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
-from simulations.engine.inputs import check_devices, check_run, checked, given_folder, require_folders
+from simulations.engine.inputs import (
+    ARTIFACTS,
+    DEMO,
+    MODEL,
+    checked,
+    given_folder,
+    require_folders,
+    splits_to_run,
+)
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
 from simulations.fleet.summary import fleet_summary
@@ -36,16 +44,11 @@ from simulations.report.results import write_results
 from simulations.scenario_files import load_scenario
 from simulations.trackers.figures import figures_on_test
 from simulations.trackers.watching import watched
-from simulations.unfinished import DONE, about_run, is_done, mark_done, unfinished
+from simulations.unfinished import DONE, about_run, mark_done, read_done, unfinished
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult, to_json
 from strategies.run.place import Place
 from strategies.server_app import serve
-
-ARTIFACTS = "artifacts"
-"""Folder of the stored embeddings of some devices, in the run's folder and among its results."""
-MODEL = "model"
-"""Folder of the model that serves new devices, among what is kept on the way and among a run's results."""
 
 
 def run(
@@ -81,9 +84,7 @@ def run(
     with run_folder() as run_dir:
         place = Place(data_folder(data_dir), str(run_dir), str(cache_dir or ""))
         start = time.perf_counter()
-        splits = device_splits(scenario, place.data_dir, place.run_dir)
-        check_run(scenario, splits)  # mistakes show before the engine starts
-        check_devices(scenario, splits)
+        splits = splits_to_run(scenario, place.data_dir, place.run_dir)
         reading_s = time.perf_counter() - start
         with unfinished(out, scenario, splits, fresh=fresh) as kept_dir:
             with PeakMemory() as memory:
@@ -170,13 +171,12 @@ def _about(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
 
 def _done_before(place: Path, about: dict[str, Any]) -> RunResult | None:
     """The result of this very run that lies there; None where none does, or its files are damaged."""
-    if not is_done(place, about):
-        return None
-    try:
+
+    def read() -> RunResult:
         PerDevice.read(place / FILE)
         return read_report(place / "report.json")
-    except FlPeelError:
-        return None
+
+    return read_done(place, about, read)
 
 
 def save(

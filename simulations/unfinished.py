@@ -10,15 +10,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from fl_peel.data.interactions import Splits
-from fl_peel.errors import ReportError
+from fl_peel.errors import FlPeelError, ReportError
 from fl_peel.plain import laid_flat
 from fl_peel.roots import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
@@ -27,6 +27,7 @@ from simulations.engine.versions import versions
 from simulations.report.files import json_bytes, write_files
 from simulations.studies.checkpoints import data_digest, fleet_digests
 
+Done = TypeVar("Done")
 NAME = ".unfinished"
 ABOUT = "about.json"
 DONE = ".done.json"
@@ -93,6 +94,16 @@ def is_done(out: Path, about: dict[str, Any]) -> bool:
     return bool(found == json.loads(json.dumps(about)))
 
 
+def read_done(out: Path, about: dict[str, Any], read: Callable[[], Done]) -> Done | None:
+    """What is read of a folder with the results of just this run; None where it has none, or its files are damaged."""
+    if not is_done(out, about):
+        return None
+    try:
+        return read()
+    except FlPeelError:
+        return None
+
+
 def what_differs(folder: Path, about: dict[str, Any]) -> str:
     """What is not as in the folder, in words; "" where nothing is, or nothing readable was left."""
     try:
@@ -127,4 +138,4 @@ def _refuse_a_second(folder: Path) -> None:
         )
 
 
-__all__ = ["DONE", "NAME", "about_run", "is_done", "mark_done", "unfinished", "what_differs"]
+__all__ = ["DONE", "NAME", "about_run", "is_done", "mark_done", "read_done", "unfinished", "what_differs"]

@@ -116,7 +116,8 @@ def test_the_quickstart_runs(tmp_path, monkeypatch):
         "simulated",
         lambda scenario, place, on_event, *, server: server(LoopbackGrid(2), scenario, place, on_event),
     )
-    monkeypatch.setattr("simulations.runner.check_run", lambda *args: None)  # the data are too few for 1% of a table
+    # the data are too few for 1% of a table
+    monkeypatch.setattr("simulations.engine.inputs.check_run", lambda *args: None)
     for line in quickstart()[1:]:
         ran = CliRunner().invoke(app, shlex.split(line)[1:], catch_exceptions=False)
         assert ran.exit_code == 0, f"{line}\n{ran.stderr}"

@@ -18,16 +18,13 @@ from fl_peel.model.model import Model, load
 from fl_peel.scenario.scenario import Scenario
 from simulations.demo.page import DemoDevice, DemoItems, DemoPoint, demo_page
 from simulations.engine.folders import data_folder
+from simulations.engine.inputs import ARTIFACTS, MODEL
 from simulations.report.files_of_run import read_report
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import RunResult
 
 ARTEFACT = re.compile(r"device-(\d+)-(\w+)-(\d+)\.peel")
 """A device's number, what the file is of, its budget."""
-DEMO = "demo.html"
-"""The page among a run's results."""
-MODEL = "model"
-"""Folder of a run's model."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def items_of(model: Model) -> DemoItems:
 def largest_artefacts(out: Path) -> Mapping[int, Path]:
     """Of every device that left artefacts the file of its largest budget, by device number."""
     found: dict[int, tuple[int, Path]] = {}
-    for file in sorted((out / "artifacts").glob("device-*.peel")):
+    for file in sorted((out / ARTIFACTS).glob("device-*.peel")):
         if named := ARTEFACT.fullmatch(file.name):
             device, budget = int(named[1]), int(named[3])
             found[device] = max(found.get(device, (-1, file)), (budget, file))

@@ -33,9 +33,15 @@ MOST_ROUNDS_LOOKED_AT = 1000
 """For a device that is available: in a usual fleet the first round has one."""
 STUDIES = ("compare", "ablate", "audit")
 ENDINGS = ("json", "csv", "html", "svg")
+ARTIFACTS = "artifacts"
+"""Folder of the stored embeddings of some devices, in the run's folder and among its results."""
+MODEL = "model"
+"""Folder of the model that serves new devices, among what is kept on the way and among a run's results."""
+DEMO = "demo.html"
+"""The page to play with, among a run's results."""
 RUN_RESULTS = (
-    *("report.json", "metrics.csv", "report.html", "demo.html", "scenario.yaml", "per-device.parquet"),
-    *("artifacts", "model"),
+    *("report.json", "metrics.csv", "report.html", DEMO, "scenario.yaml", "per-device.parquet"),
+    *(ARTIFACTS, MODEL),
 )
 SEEDS_RESULTS = ("seeds.json", "seeds.html")
 TIMELINE_RESULTS = (
@@ -45,7 +51,7 @@ TIMELINE_RESULTS = (
 STUDY_RESULTS = tuple(f"{study}.{ending}" for study in STUDIES for ending in ENDINGS)
 SWEEP_RESULTS = tuple(f"sweep.{ending}" for ending in ENDINGS)
 BENCH_RESULTS = ("bench.json",)
-RESULT_FOLDERS = ("artifacts", "checkpoints", "model")
+RESULT_FOLDERS = (ARTIFACTS, "checkpoints", MODEL)
 """Folders that runs and studies may make among their results."""
 RESULT_FILES = tuple(
     name
@@ -181,6 +187,20 @@ def check_run(scenario: Scenario, splits: Splits) -> None:
     _check_honest(scenario, splits)
     check_data(scenario, splits)
     check_budgets(scenario, layout_of(scenario, splits))
+
+
+def splits_to_run(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
+    """Splits of all devices of a scenario, on which it can be run as it is: mistakes show before an engine starts.
+
+    Raises:
+        FlPeelError: as :func:`fl_peel.disks.device_splits`, :func:`check_run` and :func:`check_devices`.
+    """
+    from fl_peel.disks import device_splits
+
+    splits = device_splits(scenario, data_dir, run_dir)
+    check_run(scenario, splits)
+    check_devices(scenario, splits)
+    return splits
 
 
 def check_devices(scenario: Scenario, splits: Splits) -> None:

@@ -9,15 +9,13 @@ from typing import Any
 from fl_peel.plain import to_plain
 from simulations.differences.seeds import METHOD, figure_text
 from simulations.report.files import csv_bytes, json_bytes
-from simulations.report.plots.run import share_axis
+from simulations.report.plots.run import line_over_shares, share_axis
 from simulations.report.plots.style import (
     PALETTE,
     EndLabel,
     Plot,
-    error_bars,
     finish,
     label_ends,
-    line_kwargs,
     new_figure,
     styled,
 )
@@ -95,12 +93,10 @@ def sweep_plot(result: SweepResult) -> Plot | None:
         share_axis(axes, list(lines[0][1]), None)
         for index, (row, by_share) in enumerate(lines):
             x, recalls = list(by_share), list(by_share.values())
-            y, style = [one.value for one in recalls], line_kwargs(index)
-            axes.plot(x, y, **style)
+            y = [one.value for one in recalls]
             ends = [None if one.low is None or one.high is None else (one.low, one.high) for one in recalls]
-            aside = 1.025 ** (index - (len(lines) - 1) / 2)  # so that bars of several lines can be told apart
-            error_bars(axes, [share * aside for share in x], y, ends, style["color"])
-            labels.append(EndLabel(row.setting, x[-1], y[-1], style["color"], bold=row.setting == result.chosen))
+            color = line_over_shares(axes, x, y, ends, index, len(lines))
+            labels.append(EndLabel(row.setting, x[-1], y[-1], color, bold=row.setting == result.chosen))
             words.append(f"{row.setting} goes from {y[0]:.4f} to {y[-1]:.4f}")
         axes.set_ylabel(f"Recall@{result.top_n} (test, mean over devices)")
         axes.margins(y=0.08)

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fl_peel.callbacks import Callback
-from fl_peel.disks import device_splits
-from fl_peel.errors import FlPeelError, ScenarioError
+from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.folders import data_folder, run_folder
-from simulations.engine.inputs import SWEEP_RESULTS, check_devices, check_out, check_run, checked, require_folders
+from simulations.engine.inputs import SWEEP_RESULTS, check_out, checked, require_folders, splits_to_run
 from simulations.engine.versions import versions
 from simulations.runner import run_seeds
 from simulations.scenario_files import load_scenario
@@ -22,7 +21,7 @@ from simulations.sweep.figures import Measured, shared_tables, sweep_rows
 from simulations.sweep.grid import Setting, settings_of
 from simulations.sweep.page import write_sweep
 from simulations.sweep.schema import SweepResult
-from simulations.unfinished import DONE, about_run, is_done, mark_done
+from simulations.unfinished import DONE, about_run, mark_done, read_done
 
 
 @dataclass(frozen=True)
@@ -111,9 +110,7 @@ def planned(
         one = checked(named, None, working_dir=Path.cwd())
         folder = require_folders(out / setting.folder, one, seeds)
         with run_folder() as run_dir:
-            splits = device_splits(one, data_folder(data_dir), str(run_dir))
-            check_run(one, splits)
-            check_devices(one, splits)
+            splits = splits_to_run(one, data_folder(data_dir), str(run_dir))
             about = about_run(one, splits) | {"seeds": seeds}
         plans.append(Planned(setting, one, folder, about))
     return plans
@@ -121,12 +118,7 @@ def planned(
 
 def _done_before(plan: Planned) -> Measured | None:
     """What an earlier sweep has left of this very setting; None where there is none, or its files are damaged."""
-    if not is_done(plan.folder, plan.about):
-        return None
-    try:
-        return Measured.read(plan.folder, plan.setting)
-    except FlPeelError:
-        return None
+    return read_done(plan.folder, plan.about, lambda: Measured.read(plan.folder, plan.setting))
 
 
 def _of_setting(setting: Setting, on_event: OnEvent) -> OnEvent:

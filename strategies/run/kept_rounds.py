@@ -32,7 +32,7 @@ class KeptRounds:
 
     def go_on(self) -> int:
         """Take up what was kept; returns how many rounds are done."""
-        found = self._kept.read(self._name, self._live(), self._whole)
+        found = self._kept.read(self._name, self._live(), lambda value, rows: rows.check(value["sums"]))
         if found is None:
             return 0
         strategy, value = self._strategy, found.value
@@ -60,15 +60,6 @@ class KeptRounds:
             }
 
         self._kept.write(self._name, content, disks=True, number=server_round, live=self._live())
-
-    @staticmethod
-    def _whole(value: dict[str, Any], rows: RowFile) -> None:
-        """Whether the rows are those that were kept.
-
-        Raises:
-            ValueError: they are not.
-        """
-        rows.check(value["sums"])
 
     def _tables(self, done: int) -> list[tuple[FloatArray, NDArray[np.bool_]]]:
         """Tables (I, d) that are not as they began, and which of their rows (I,) may have changed."""

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 import fl_peel
 from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
-from fl_peel.blocks.ranked import pack_ranking
 from fl_peel.data.interactions import Splits
 from fl_peel.data.settings import Phase
 from fl_peel.data.timeline import Timeline
@@ -398,7 +397,7 @@ class _Run:
         weights, budgets = evaluator.weights(self.scenario.selector), np.array(self.budgets(evaluator), np.int64)
 
         def pack(group: int) -> wire.Arrays:
-            return pack_ranking(evaluator.layout, precision, weights[group], federation.states[group].table, None)
+            return federation.states[group].packed(evaluator.layout, precision, weights[group], None)
 
         groups: dict[int, wire.Arrays] = {}
         for batch in packed_batches(range(len(federation.states)), pack, MESSAGE_BYTES):

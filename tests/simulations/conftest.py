@@ -6,20 +6,35 @@ import pytest
 
 from simulations import runner
 from simulations.cli import main as cli
+from tests.helpers.browser import browser
 from tests.helpers.loopback import LoopbackGrid
 
 QUICK = ["refinement.rounds=1", "elasticity={rounds: 0, falls: []}", "fairness.tiers=[]", "data.validation_share=0.1"]
 """Overrides of the tiny scenario for runs of which nothing but their surroundings matters."""
 
 
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    """A page of a headless browser, that a module's tests share."""
+    with browser(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
 @pytest.fixture
-def without_engine(monkeypatch):
+def grids():
+    """The nodes of each run without an engine, with what crossed."""
+    return []
+
+
+@pytest.fixture
+def without_engine(monkeypatch, grids):
     """Runs are served by two nodes in this process; the scenarios of those that began are kept."""
     begun = []
 
     def simulated(scenario, place, on_event, *, server):
         begun.append(scenario)
-        return server(LoopbackGrid(2), scenario, place, on_event)
+        grids.append(LoopbackGrid(2))
+        return server(grids[-1], scenario, place, on_event)
 
     monkeypatch.setattr(runner, "simulated", simulated)
     return begun

@@ -28,6 +28,7 @@ from simulations.report.plots.style import (
     ORANGE,
     PAPER,
     EndLabel,
+    Ends,
     Plot,
     darker,
     error_bars,
@@ -87,6 +88,20 @@ def share_axis(axes: Axes, shares: Sequence[float], full_bytes: float | None) ->
         top.spines["top"].set_visible(False)
 
 
+def line_over_shares(
+    axes: Axes, shares: Sequence[float], values: Sequence[float], ends: Sequence[Ends], index: int, count: int
+) -> str:
+    """Draw line ``index`` of ``count`` over the axis of :func:`share_axis`, with bars from end to end that stand beside
+    those of the others; returns its colour.
+    """
+    style = line_kwargs(index)
+    axes.plot(shares, values, **style)
+    aside = 1.025 ** (index - (count - 1) / 2)
+    color: str = style["color"]
+    error_bars(axes, [share * aside for share in shares], values, ends, color)
+    return color
+
+
 @in_both_forms
 def recall_by_budget(result: RunResult) -> Plot | None:
     """Recall against the budget, one line a precision and selector, from nought, below the line to beat: the best full
@@ -107,13 +122,10 @@ def recall_figure(result: RunResult) -> tuple[Figure, str] | None:
     lines = [(key, list(group)) for key, group in groupby(rows, key=lambda row: (row.precision, row.selector))]
     for index, ((precision, selector), line) in enumerate(lines):
         x, y = [row.share for row in line], [row.recall for row in line]
-        style = line_kwargs(index)
-        axes.plot(x, y, **style)
         ends = [None if one is None else (one.low, one.high) for one in (row.recall_interval for row in line)]
-        aside = 1.025 ** (index - (len(lines) - 1) / 2)  # so that bars of several lines can be told apart
-        error_bars(axes, [share * aside for share in x], y, ends, style["color"])
+        color = line_over_shares(axes, x, y, ends, index, len(lines))
         name = f"{precision}, {line_name(selector, {row.selector for row in rows})}".removesuffix(", ")
-        labels.append(EndLabel(name, x[-1], y[-1], style["color"], bold=True))
+        labels.append(EndLabel(name, x[-1], y[-1], color, bold=True))
         words.append(f"{name} goes from {y[0]:.4f} at {format_share(x[0])} to {y[-1]:.4f} at {format_share(x[-1])}")
         hover(axes, x, y, [_budget_words(row, name) for row in line])
     full = sorted(full_recalls(result), key=lambda one: -one.quality.recall)

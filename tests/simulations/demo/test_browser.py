@@ -9,7 +9,7 @@ from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import rank_blocks
 from simulations.demo.page import DemoDevice, DemoItems, DemoPoint, demo_page
-from tests.helpers.browser import browser, needs_chromium
+from tests.helpers.browser import needs_chromium
 
 pytestmark = needs_chromium
 NUM_ITEMS, TOP = 240, 20
@@ -46,12 +46,6 @@ def made(tmp_path_factory):
     )
     file.write_text(text)
     return file, found
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    with browser(tmp_path_factory.mktemp("profile")) as page:
-        yield page
 
 
 @pytest.fixture

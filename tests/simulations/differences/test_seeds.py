@@ -1,56 +1,27 @@
 """Several seeds of one scenario, files of single devices, and the commands for both, on nodes without an engine."""
 
 import json
-import sys
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 
 from fl_peel import wire
-from simulations import runner
-from simulations.cli import main as cli
 from simulations.listing import LIST
 from simulations.report.files_of_run import read_report
 from strategies.figures.per_device import PerDevice
 from strategies.run.place import Place
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
-
-QUICK = ["refinement.rounds=1", "elasticity={rounds: 0, falls: []}", "fairness.tiers=[]", "data.validation_share=0.1"]
-
-
-@pytest.fixture
-def grids(monkeypatch):
-    """Runs are served by two nodes in this process; what crossed is kept."""
-    made = []
-
-    def simulated(scenario, place, on_event, *, server):
-        made.append(LoopbackGrid(2))
-        return server(made[-1], scenario, place, on_event)
-
-    monkeypatch.setattr(runner, "simulated", simulated)
-    return made
-
-
-@pytest.fixture
-def fl_peel(capfd, monkeypatch, grids):
-    def invoke(*args):
-        monkeypatch.setattr(sys, "argv", ["fl-peel", *map(str, args)])
-        with pytest.raises(SystemExit) as leaving:
-            cli.main()
-        out, err = capfd.readouterr()
-        return leaving.value.code or 0, out, err
-
-    return invoke
+from tests.simulations.conftest import QUICK
 
 
 def quick(*words):
     return [*words, *(word for change in QUICK for word in ("--set", change))]
 
 
-def test_single_devices_are_those_of_the_report_and_only_where_asked_for(tiny, tmp_path, fl_peel, grids):
-    code, _, err = fl_peel(*quick("run", tiny, "--per-device", "--out", tmp_path / "a"))
+def test_single_devices_are_those_of_the_report_and_only_where_asked_for(tiny, tmp_path, command_line, grids):
+    code, _, err = command_line(*quick("run", tiny, "--per-device", "--out", tmp_path / "a"))
     assert code == 0, err
     report, found = read_report(tmp_path / "a"), PerDevice.read(tmp_path / "a" / "per-device.parquet")
     assert report.command.endswith("--per-device")
@@ -70,7 +41,7 @@ def test_single_devices_are_those_of_the_report_and_only_where_asked_for(tiny, t
     table = pyarrow.parquet.read_table(tmp_path / "a" / "per-device.parquet")
     assert table.column_names[:6] == ["device", "class", "group", "test_items", "recall@20 global", "ndcg@20 global"]
 
-    code, shown, err = fl_peel(*quick("run", tiny, "--json", "--out", tmp_path / "a"))
+    code, shown, err = command_line(*quick("run", tiny, "--json", "--out", tmp_path / "a"))
     assert (code, json.loads(shown)) == (0, json.loads((tmp_path / "a" / "report.json").read_text()))
     assert err.splitlines()[-1] == f"report: {tmp_path / 'a' / 'report.html'}"
     assert not (tmp_path / "a" / "per-device.parquet").exists(), "that of the run before"
@@ -92,15 +63,15 @@ def test_files_of_single_devices_do_not_depend_on_nodes(tiny_scenario, tmp_path)
     assert files[0] == files[1]
 
 
-def test_seeds_are_runs_of_their_own_and_one_page_of_all(tiny, tmp_path, fl_peel):
+def test_seeds_are_runs_of_their_own_and_one_page_of_all(tiny, tmp_path, command_line):
     out = tmp_path / "out"
-    code, shown, err = fl_peel(*quick("run", tiny, "--seeds", 2, "--seed", 3, "--out", out))
+    code, shown, err = command_line(*quick("run", tiny, "--seeds", 2, "--seed", 3, "--out", out))
     assert code == 0, err
     assert sorted(path.name for path in out.iterdir()) == [LIST, "seed-3", "seed-4", "seeds.html", "seeds.json"]
     reports = [read_report(out / f"seed-{seed}") for seed in (3, 4)]
     assert [report.seed for report in reports] == [3, 4]
     alone = tmp_path / "alone"
-    fl_peel(*quick("run", tiny, "--per-device", "--seed", 4, "--out", alone))
+    command_line(*quick("run", tiny, "--per-device", "--seed", 4, "--out", alone))
     assert read_report(alone).budgets == reports[1].budgets, "as if it had been run by itself"
     found = json.loads((out / "seeds.json").read_text())
     assert found["seeds"] == [3, 4]
@@ -111,7 +82,9 @@ def test_seeds_are_runs_of_their_own_and_one_page_of_all(tiny, tmp_path, fl_peel
     assert row["recall"]["value"] == pytest.approx(np.mean(recalls), abs=1e-8)
     assert row["recall"]["seeds_std"] == pytest.approx(np.std(recalls, ddof=1), abs=1e-8)
     assert row["recall"]["low"] < row["recall"]["value"] < row["recall"]["high"]
-    code, shown_again, err = fl_peel(*quick("run", tiny, "--seeds", 2, "--seed", 3, "--json", "--out", tmp_path / "o"))
+    code, shown_again, err = command_line(
+        *quick("run", tiny, "--seeds", 2, "--seed", 3, "--json", "--out", tmp_path / "o")
+    )
     assert (code, json.loads(shown_again)["rows"]) == (0, found["rows"])
     assert "report: " in err
     means = {
@@ -128,10 +101,10 @@ def test_seeds_are_runs_of_their_own_and_one_page_of_all(tiny, tmp_path, fl_peel
     assert (out / "seeds.html").read_text().count("<script") == 1  # its own
 
 
-def test_diff_on_the_command_line(tiny, tmp_path, fl_peel):
+def test_diff_on_the_command_line(tiny, tmp_path, command_line):
     for name, more in (("a", []), ("b", ["--set", "blocks.precision=int4"]), ("c", ["--set", "data.test_share=0.3"])):
-        assert fl_peel(*quick("run", tiny, "--per-device", "--out", tmp_path / name), *more)[0] == 0
-    code, shown, err = fl_peel(
+        assert command_line(*quick("run", tiny, "--per-device", "--out", tmp_path / name), *more)[0] == 0
+    code, shown, err = command_line(
         *("diff", tmp_path / "a", tmp_path / "b", "--json-file", tmp_path / "d.json", "--html", tmp_path / "d.html")
     )
     assert (code, err) == (0, "")
@@ -142,20 +115,20 @@ def test_diff_on_the_command_line(tiny, tmp_path, fl_peel):
     (same,) = next(row for row in plain["rows"] if row["table"] == "global")["others"]
     assert (same["difference"]["low"], same["difference"]["high"], same["p"]) == (0.0, 0.0, 1.0)
     assert "<svg" in (tmp_path / "d.html").read_text()
-    code, shown, err = fl_peel("diff", tmp_path / "a", tmp_path / "b", "--json")
+    code, shown, err = command_line("diff", tmp_path / "a", tmp_path / "b", "--json")
     assert (code, json.loads(shown)) == (0, plain)
     assert "Not in all runs" in err
-    code, _, err = fl_peel("diff", tmp_path / "a", tmp_path / "c")
+    code, _, err = command_line("diff", tmp_path / "a", tmp_path / "c")
     assert code == 2
     assert err.count("\n") == 1
     assert "other devices or test items" in err
-    code, _, err = fl_peel("diff", tmp_path / "a", tmp_path / "b", "--json-file", tmp_path)
+    code, _, err = command_line("diff", tmp_path / "a", tmp_path / "b", "--json-file", tmp_path)
     assert (code, err) == (2, f"fl-peel: error: {tmp_path}: is a folder; give --json-file a file\n")
 
 
 @pytest.mark.parametrize(("option", "value"), [("--per-device", None), ("--seeds", 2)])
-def test_without_a_folder_there_is_nowhere_to_write(tiny, fl_peel, option, value):
+def test_without_a_folder_there_is_nowhere_to_write(tiny, command_line, option, value):
     words = [option] if value is None else [option, value]
-    code, _, err = fl_peel("run", tiny, *words)
+    code, _, err = command_line("run", tiny, *words)
     assert code == 2
     assert err.endswith("there is no folder to write to; give --out\n")

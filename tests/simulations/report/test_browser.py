@@ -6,7 +6,7 @@ import pytest
 
 from simulations.report.files_of_run import report_contents
 from simulations.studies.compare.report import write_compare
-from tests.helpers.browser import browser, needs_chromium
+from tests.helpers.browser import needs_chromium
 from tests.simulations.report.test_report import Page, compare_result, run_result
 
 pytestmark = needs_chromium
@@ -18,12 +18,6 @@ def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_bytes(report_contents(run_result())["report.html"])
     return path
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    with browser(tmp_path_factory.mktemp("profile")) as page:
-        yield page
 
 
 @pytest.fixture
