@@ -40,7 +40,7 @@ class Registry(Generic[T]):
 
     def added(self) -> dict[str, EntryPoint]:
         """Entry points of installed packages by name."""
-        return {point.name: point for point in entry_points(group=self.group)}
+        return {point.name: point for point in _points(self.group)}
 
     def names(self) -> tuple[str, ...]:
         """Every known name: reserved and shipped ones in their order, then added ones, sorted."""
@@ -89,7 +89,7 @@ class Registry(Generic[T]):
         return f"the {self.what} {name!r}" + (f" of {found.value}" if isinstance(found, EntryPoint) else "")
 
     def _find(self, name: str) -> T | EntryPoint:
-        claims = [point for point in entry_points(group=self.group) if point.name == name]
+        claims = [point for point in _points(self.group) if point.name == name]
         targets = sorted({point.value for point in claims})
         if len(targets) > 1 or (claims and name in (*self.shipped, *self.reserved)):
             others = ", ".join(targets)
@@ -107,6 +107,11 @@ def all_added() -> list[EntryPoint]:
     points = entry_points()
     groups = sorted(group for group in points.groups if group.startswith("fl_peel.") and group != "fl_peel.api")
     return [point for group in groups for point in points.select(group=group)]
+
+
+def _points(group: str) -> list[EntryPoint]:
+    # once a library imports importlib_metadata (mlflow and OpenTelemetry do), what is found is of that package's class
+    return [EntryPoint(point.name, point.value, point.group) for point in entry_points(group=group)]
 
 
 def _said(error: Exception) -> str:

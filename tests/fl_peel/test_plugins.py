@@ -86,3 +86,12 @@ def test_every_mistake_is_one_line(install, name, said):
 def test_a_guess_comes_with_everything_known():
     assert did_you_mean("rouns", ["rounds", "seed"]) == "did you mean 'rounds'? known: rounds, seed"
     assert did_you_mean("xyz", ["rounds", "seed"]) == "known: rounds, seed"
+
+
+def test_entry_points_of_the_backport_are_plug_ins_too(monkeypatch):
+    """Once importlib_metadata is imported, Python's own look-up answers with that package's class."""
+    backport = pytest.importorskip("importlib_metadata")  # mlflow and OpenTelemetry bring it
+    points = [backport.EntryPoint("saw", f"{__name__}:saw", "tests.tools")]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == "tests.tools" else [])
+    assert TOOLS.get("saw") is saw
+    assert isinstance(TOOLS.make("saw", Tool), Hammer)
