@@ -20,8 +20,10 @@ run: $(INSTALLED)
 	@echo "Then, for example:            fl-peel run ml-100k --set refinement.rounds=20 --out out/longer"
 	@echo "Your own data, step by step:  docs/tutorial.md"
 
+# deployments last, by themselves: Flower's processes are told apart from dead ones by how long they say nothing
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not deployment"
+	$(BIN)/python -m pytest --numprocesses 2 --dist load -m deployment
 
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check $(CODE)

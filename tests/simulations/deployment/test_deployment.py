@@ -5,7 +5,6 @@ until it has missed two heartbeats, a minute.
 """
 
 import csv
-import os
 import sys
 import tempfile
 import threading
@@ -25,9 +24,6 @@ MISSING = [name for name in PROGRAMS if not (Path(sys.executable).parent / name)
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.deployment,
-    pytest.mark.skipif(
-        "FL_PEEL_DEPLOYMENT" not in os.environ, reason="set FL_PEEL_DEPLOYMENT=1; it wants free processors"
-    ),
     pytest.mark.skipif(bool(MISSING), reason=f"not installed beside this Python: {', '.join(MISSING)}"),
 ]
 LIMIT_S = 1800.0
@@ -103,7 +99,6 @@ def test_nodes_that_hold_their_own_data_have_the_figures_of_the_simulation(tiny,
     assert any("refinement" in line for line in lines)
 
 
-@pytest.mark.skipif("FL_PEEL_DEPLOYMENT" not in os.environ, reason="wants free processors: set FL_PEEL_DEPLOYMENT=1")
 @pytest.mark.faults
 def test_a_node_that_is_killed_costs_its_devices_and_is_taken_back(tiny, tmp_path, deploys):
     changes = [*FEW_MESSAGES, "refinement.rounds=4", "engine.reply_timeout_s=180"]
