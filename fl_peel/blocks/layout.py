@@ -127,7 +127,9 @@ class BlockLayout:
 
     def num_rows(self, blocks: NDArray[np.integer]) -> int:
         """Items with a block among these."""
-        return int(self.group_sizes[np.unique(blocks // self.num_slices)].sum())
+        there = np.zeros(self.num_item_groups, np.bool_)
+        there[blocks // self.num_slices] = True
+        return int(self.group_sizes[there].sum())
 
     def block_rows(self, blocks: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Spell out blocks (K,) as the row pieces they hold, block after block.

@@ -33,9 +33,13 @@ from fl_peel.errors import BudgetError, MessageError
 from fl_peel.exchange.expected import Checked, Known, Of
 
 
-def ranking(weights: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Block numbers by decreasing weight (B,) -> (B,); equal weights by block number."""
-    return np.argsort(-weights.astype(np.float64), kind="stable")
+def ranking(weights: NDArray[np.floating], first: int | None = None) -> NDArray[np.int64]:
+    """Block numbers by decreasing weight (B,) -> (B,); equal weights by block number. first: only so many of them."""
+    keys = -weights.astype(np.float64)
+    if first is None or not 0 < first < len(keys):
+        return np.argsort(keys, kind="stable")[:first]
+    best = np.flatnonzero(keys <= np.partition(keys, first - 1)[first - 1])  # with all that are as good as the last
+    return best[np.argsort(keys[best], kind="stable")[:first]]
 
 
 def prefix_length(layout: BlockLayout, precision: Precision, order: NDArray[np.int64], budget_bytes: int) -> int:
@@ -322,10 +326,11 @@ def pack_ranking(
 
     weights: (B,); table: (I, d), the group's item table.
     """
-    order = ranking(weights)
-    if budget_bytes is not None:
-        order = order[: prefix_length(layout, precision, order, budget_bytes)]
-    return pack_blocks(layout, precision, order, table)
+    if budget_bytes is None:
+        return pack_blocks(layout, precision, ranking(weights), table)
+    at_most = max(budget_bytes, 0) // int(layout.block_bytes(precision).min())
+    order = ranking(weights, first=at_most)
+    return pack_blocks(layout, precision, order[: prefix_length(layout, precision, order, budget_bytes)], table)
 
 
 def rank_blocks(

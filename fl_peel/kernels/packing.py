@@ -12,16 +12,14 @@ def largest_magnitudes(
     index,  # (T,) int64: which pieces
     largest,  # (T,) float32, written; NaN where the piece holds one
 ):
-    width = pieces.shape[1]
+    # magnitudes are ordered as their bits are, NaN above all; integers are compared many at a time
+    bits, most_bits = pieces.view(np.uint32), largest.view(np.uint32)
     for t in range(len(index)):
         piece = index[t]
-        most = np.float32(0.0)
-        total = np.float32(0.0)
-        for c in range(width):
-            value = abs(pieces[piece, c])
-            most = value if value > most else most
-            total += value
-        largest[t] = most if total == total else np.float32(np.nan)  # a comparison with NaN is false
+        most = np.uint32(0)
+        for c in range(bits.shape[1]):
+            most = max(most, bits[piece, c] & np.uint32(0x7FFFFFFF))
+        most_bits[t] = most
 
 
 @njit(nogil=True, cache=True)
@@ -83,11 +81,12 @@ def step_rows(
     num_slices = scale.shape[1]
     width = dim // num_slices
     for r in range(len(items)):
-        item = items[r]
+        item = np.uint64(items[r])  # a number that may be negative keeps the loop from being many steps at a time
         for s in range(num_slices):
             by = scale[r, s]
             if by != 0.0:
-                for c in range(s * width, (s + 1) * width):
+                for column in range(width):
+                    c = np.uint64(s * width + column)
                     table[item, c] += rate * np.float32(np.float64(total[r, c]) * by)
         for c in range(dim):
             total[r, c] = 0

@@ -25,8 +25,7 @@ FloatArray = NDArray[np.float32]
 
 def block_energy(layout: BlockLayout, table: FloatArray) -> FloatArray:
     """Mean squared length of each block's row pieces, (I, d) -> (B,)."""
-    pieces = table.reshape(layout.num_items, layout.num_slices, layout.slice_dim)
-    squares = np.einsum("isk,isk->is", pieces, pieces)  # (I, S)
+    squares = _row_energy(layout, table)
     if layout.is_single:
         energy: FloatArray = squares.reshape(-1)
         return energy
@@ -35,6 +34,13 @@ def block_energy(layout: BlockLayout, table: FloatArray) -> FloatArray:
         for s in range(layout.num_slices)
     ]
     return (np.stack(columns, axis=1) / layout.group_sizes[:, None]).reshape(-1).astype(np.float32)
+
+
+def _row_energy(layout: BlockLayout, rows: FloatArray) -> FloatArray:
+    """Squared length of each slice of rows, (R, d) -> (R, S)."""
+    pieces = rows.reshape(len(rows), layout.num_slices, layout.slice_dim)
+    squares: FloatArray = np.einsum("isk,isk->is", pieces, pieces)
+    return squares
 
 
 @dataclass
@@ -72,10 +78,17 @@ class UserGroupState:
         return replace(self, table=table, statistics=statistics, optimizer=optimizer)
 
     def take_statistics(
-        self, layout: BlockLayout, blocks: NDArray[np.int64], order: RowOrder, total: BlockSums, scenario: Scenario
+        self,
+        layout: BlockLayout,
+        blocks: NDArray[np.int64],
+        order: RowOrder,
+        total: BlockSums,
+        scenario: Scenario,
+        *,
+        all_rows: bool = False,
     ) -> None:
         """Change what is known of the blocks by one round's sums. blocks: (K,) as they were ranked when sent; order: of
-        their rows.
+        their rows, those of the table that may have changed. all_rows: any row may have.
         """
         statistics = self.statistics
         groups, slices = layout.item_group[order.items], layout.num_slices
@@ -94,7 +107,13 @@ class UserGroupState:
         sizes = np.repeat(layout.group_sizes, slices)
         rate = self.counted_interactions / (np.maximum(self.counted_devices, 1) * sizes)
         statistics.popularity = rate.astype(np.float32)
-        statistics.energy = block_energy(layout, self.table)
+        if layout.is_single and not all_rows:
+            statistics.energy = statistics.energy.copy()  # a copy of this state may have the array before
+            statistics.energy.reshape(layout.num_items, slices)[order.items] = _row_energy(
+                layout, self.table[order.items]
+            )
+        else:
+            statistics.energy = block_energy(layout, self.table)
         if total.exposed.any():
             hits, exposure = np.zeros(layout.num_blocks), np.zeros(layout.num_blocks)
             hits[blocks] = total.hits / FIXED_POINT

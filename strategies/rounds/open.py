@@ -54,19 +54,21 @@ class OpenServerContents(ServerContents):
         for part in parts:
             total.add(part)
         self.apply(state, order, total)
-        state.take_statistics(layout, blocks, order, total, self.federation.scenario)
+        scenario = self.federation.scenario
+        state.take_statistics(layout, blocks, order, total, scenario, all_rows=self._applies_its_own)
         state.rest()
 
     def may_change(self, group: int, blocks: NDArray[np.int64], parts: Sequence[Arrays]) -> NDArray[np.integer]:
         """Those that some device changed, but under a rule of one's own."""
         items = super().may_change(group, blocks, parts)
-        if (
-            type(self).take_group is not OpenServerContents.take_group
-            or type(self).apply is not OpenServerContents.apply
-        ):
+        if self._applies_its_own or type(self).take_group is not OpenServerContents.take_group:
             return items
         rows = [part[name] for part in parts for name in ("rows", "wide_rows") if name in part]
         return items[np.unique(np.concatenate(rows))] if rows else items[:0]
+
+    @property
+    def _applies_its_own(self) -> bool:
+        return type(self).apply is not OpenServerContents.apply
 
     def empty(self, order: RowOrder, blocks: NDArray[np.int64]) -> BlockSums:
         """Sums over nobody."""

@@ -247,3 +247,15 @@ def test_an_empty_ranking_keeps_and_recommends_nothing():
     assert ranked.cutoffs(np.array([0, 10**9])).tolist() == [0, 0]
     assert ranked.serving_cutoffs(np.array([10**9]), NOBODY_SEEN)[1].tolist() == [overhead_bytes(4)]
     assert ElasticEmbedding(ranked, np.ones(4, np.float32), np.zeros(0, int)).top_n(10**6, 3).tolist() == []
+
+
+@given(seeds, st.integers(1, 60), st.integers(0, 70))
+def test_the_first_blocks_are_those_of_the_whole_ranking(seed, num_blocks, first):
+    weights = np.random.default_rng(seed).integers(0, 5, num_blocks) - np.float64(seed % 3)  # many ties
+    np.testing.assert_array_equal(ranking(weights, first=first), ranking(weights)[:first])
+
+
+@given(layouts, seeds)
+def test_rows_of_blocks_are_counted_once(layout, seed):
+    blocks = np.random.default_rng(seed).integers(0, layout.num_blocks, 2 * layout.num_blocks)
+    assert layout.num_rows(blocks) == len(np.unique(layout.block_rows(blocks)[0]))

@@ -17,7 +17,7 @@ from fl_peel.training.work import LocalWork
 from fl_peel.weighting.statistics import BlockStatistics
 from strategies.groups.aggregation import BlockSums, apply_mean, mean_update
 from strategies.groups.optimizer import ServerOptimizer
-from strategies.groups.state import UserGroupState
+from strategies.groups.state import UserGroupState, block_energy
 from tests.helpers.blocks import layouts, random_table, seeds
 
 TWO_ITEMS = BlockLayout(np.arange(2, dtype=np.int32), 2, 2)
@@ -260,6 +260,28 @@ def test_popularity_is_per_device_that_could_count():
     np.testing.assert_allclose(state.statistics.popularity, [5 / 6, 5 / 6, 5 / 6, 5 / 6], rtol=1e-6)
     # energy: squares of the new table, item by item and slice by slice
     np.testing.assert_allclose(state.statistics.energy, [1.3**2, 2.2**2, 3.6**2, 16], rtol=1e-5)
+
+
+@pytest.mark.parametrize("all_rows", [False, True])
+def test_energy_is_that_of_the_whole_table_where_only_some_rows_change(all_rows):
+    layout = BlockLayout(np.arange(40, dtype=np.int32), 8, 2)
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((40, 8)).astype(np.float32)
+    nothing = np.zeros(layout.num_blocks, np.float32)
+    statistics = BlockStatistics(nothing, nothing, nothing, nothing, block_energy(layout, table))
+    state = UserGroupState(table, statistics, ServerOptimizer("sgd", 1.0), np.zeros(80), np.zeros(80))
+    earlier = statistics.energy
+    before = earlier.copy()
+    blocks = np.array([6, 7, 31, 2])  # of items 3, 15, 1
+    order = RowOrder.of(layout, blocks)
+    table[order.items] *= 2
+    if all_rows:  # a rule of one's own changes what it wants
+        table[39] *= 3
+    scenario = group_state()[1]
+    state.take_statistics(layout, blocks, order, BlockSums.zeros(3, 2, 8, 4), scenario, all_rows=all_rows)
+    np.testing.assert_array_equal(statistics.energy, block_energy(layout, table))
+    assert (statistics.energy != before).sum() == (8 if all_rows else 6)
+    np.testing.assert_array_equal(earlier, before)  # a copy of the state may have it
 
 
 def test_loss_is_the_mean_over_interactions_and_stays_where_nobody_had_any():
