@@ -42,6 +42,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, SupportsIndex, TypeVar, get_args, get_origin
 
@@ -735,9 +736,24 @@ def _to_array(content: NDArray[Any]) -> Array:
     return _SharedArray(str(content.dtype), tuple(content.shape), "numpy.ndarray", data)
 
 
+_USUAL_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(..)"
+    rb"\{'descr': '([<|][a-z]\d)', 'fortran_order': False, "
+    rb"'shape': \((\d{1,18},|(?:\d{1,18}(?:, \d{1,18})+)?)\), \} *\n",
+    re.DOTALL,
+)
+"""As numpy writes the header of an array of rows of numbers."""
+
+
 def _to_numpy(array: Array) -> NDArray[Any]:
     """As ``array.numpy()``, without a copy: the result is read-only."""
-    header = io.BytesIO(bytes(array.data[:1024]))
+    start = bytes(array.data[:1024])
+    usual = _USUAL_HEADER.match(start) if array.stype == "numpy.ndarray" else None
+    if usual is not None and usual.end() == 10 + int.from_bytes(usual[1], "little"):
+        # numpy's reader has Python parse a header as a program: a tenth of a message's time
+        length = tuple(int(number) for number in usual[3].split(b",") if number)
+        return np.frombuffer(array.data, usual[2].decode(), math.prod(length), usual.end()).reshape(length)
+    header = io.BytesIO(start)
     if array.stype != "numpy.ndarray" or np.lib.format.read_magic(header) != (1, 0):
         return array.numpy()
     shape, by_column, dtype = np.lib.format.read_array_header_1_0(header)

@@ -129,7 +129,7 @@ class BlockLayout:
         """Items with a block among these."""
         there = np.zeros(self.num_item_groups, np.bool_)
         there[blocks // self.num_slices] = True
-        return int(self.group_sizes[there].sum())
+        return int(np.count_nonzero(there) if self.is_single else self.group_sizes[there].sum())
 
     def block_rows(self, blocks: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Spell out blocks (K,) as the row pieces they hold, block after block.

@@ -16,7 +16,7 @@ from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.statistics import BlockStatistics
 from fl_peel.wire import Arrays
-from strategies.groups.aggregation import BlockSums
+from strategies.groups.aggregation import CHUNK_ROWS, BlockSums
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.tables import empty_tables, rest
 
@@ -109,9 +109,10 @@ class UserGroupState:
         statistics.popularity = rate.astype(np.float32)
         if layout.is_single and not all_rows:
             statistics.energy = statistics.energy.copy()  # a copy of this state may have the array before
-            statistics.energy.reshape(layout.num_items, slices)[order.items] = _row_energy(
-                layout, self.table[order.items]
-            )
+            energy = statistics.energy.reshape(layout.num_items, slices)
+            for start in range(0, len(order.items), CHUNK_ROWS):
+                some = order.items[start : start + CHUNK_ROWS]
+                energy[some] = _row_energy(layout, self.table[some])
         else:
             statistics.energy = block_energy(layout, self.table)
         if total.exposed.any():

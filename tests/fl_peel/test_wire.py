@@ -2,13 +2,15 @@
 
 import dataclasses
 import inspect
+import io
 import typing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import Array
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -157,6 +159,29 @@ def test_what_is_unpacked_can_be_used_at_once(budget):
     # header 44, user 8; a block of the group of two takes 6 + 2 x 3 = 12 bytes, of the others 6 + 3 = 9: the first
     # four by weight are 3, 4, 5 (9 each) and 0 (12), 39 bytes; with 1, 12 more, 51; with 2, 60, above 58
     assert len(blocks.blocks) == {None: 6, 110: 5, 0: 0}[budget]
+
+
+@given(
+    st.sampled_from([(), (3,), (2, 5), (0, 4)]),
+    st.lists(st.tuples(st.integers(0, 135), st.integers(0, 255)), max_size=4),
+)
+@example((3,), [(8, 200)])  # a header that says it is longer
+@example((3,), [(8, 100)])
+@example((3,), [(62, ord(" "))])  # (3) is no shape
+@example((2, 5), [(62, ord("-"))])
+def test_headers_are_read_as_numpy_reads_them(shape, changes):
+    data = bytearray(wire._to_array(np.ones(shape, "<i2")).data)
+    for place, value in changes:
+        data[place % len(data)] = value
+    array = Array("int16", shape, "numpy.ndarray", bytes(data))
+    found = []
+    for read in (wire._to_numpy, np.load):
+        try:
+            one = read(array if read is wire._to_numpy else io.BytesIO(bytes(data)))
+            found.append((one.dtype, one.shape, one.tobytes()))
+        except Exception:
+            found.append(None)
+    assert found[0] == found[1]
 
 
 def test_nothing_is_pickled():
