@@ -10,7 +10,7 @@ import pytest
 from simulations.engine.allocation import WORKERS
 
 FAULTS = """
-import resource, sys
+import resource, sys, threading
 import numpy as np
 if sys.argv[1] == "here":
     from simulations.engine.allocation import reuse_memory
@@ -21,17 +21,22 @@ for size in sizes:
     first, second = np.empty(size, np.uint8), np.empty(size, np.uint8)
     first[:], second[:] = 1, 2
     del first, second
+    if "threads" in sys.argv:  # what this thread freed, the next ones take
+        threads = [threading.Thread(target=lambda: np.empty(size, np.uint8).fill(3)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+            thread.join()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(how: str) -> int:
+def faults(*how: str) -> int:
     """Pages that the system had to give while 40 pairs of arrays of 2,300 to 2,800 pages were made and freed."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     plain["NUMPY_MADVISE_HUGEPAGE"] = "0"
     done = subprocess.run(
-        [sys.executable, "-c", FAULTS, how],
-        env=plain | (WORKERS if how == "workers" else {}),
+        [sys.executable, "-c", FAULTS, *how],
+        env=plain | (WORKERS if "workers" in how else {}),
         capture_output=True,
         text=True,
         check=True,
@@ -43,3 +48,10 @@ def faults(how: str) -> int:
 @pytest.mark.parametrize("how", ["here", "workers"])
 def test_arrays_take_the_place_of_those_before(how):
     assert faults(how) < 0.2 * faults("plain")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such setting")
+@pytest.mark.parametrize("how", ["here", "workers"])
+def test_threads_share_what_was_freed(how):
+    alone = faults(how)
+    assert faults(how, "threads") < 1.2 * alone + 1000
