@@ -64,7 +64,10 @@ class OpenServerContents(ServerContents):
         if self._applies_its_own or type(self).take_group is not OpenServerContents.take_group:
             return items
         rows = [part[name] for part in parts for name in ("rows", "wide_rows") if name in part]
-        return items[np.unique(np.concatenate(rows))] if rows else items[:0]
+        changed = np.zeros(len(items), np.bool_)
+        for some in rows:
+            changed[some] = True
+        return items[changed]
 
     @property
     def _applies_its_own(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import psutil
 
+from simulations.engine import memory as memory_module
 from simulations.engine.memory import ASKED_S, PeakMemory
 
 
@@ -85,3 +87,14 @@ def test_it_follows_this_process() -> None:
         held = np.ones(40_000_000)
         memory._stop.wait(1.2)
     assert memory.peak_bytes > held.nbytes
+
+
+def test_while_a_run_grows_asking_takes_a_twentieth_of_the_time(monkeypatch) -> None:
+    """Each question takes 0.1 s here, so that two seconds must lie between two of them."""
+    clock = itertools.count()
+    monkeypatch.setattr(memory_module.time, "thread_time", lambda: 0.1 * next(clock))
+    memory, one = PeakMemory(), Fake(1, 1000, shared=600, part=300)
+    for number in range(9):
+        one.own = 1000 * (number + 1)
+        assert look(memory, one, now_s=number / 2) == one.own + 300  # by what was shared before, where it is not asked
+    assert one.asked == 3
