@@ -23,6 +23,7 @@ from clients.client_app import app as client_app
 from clients.round.secret_store import KEY_BYTES, KEY_VARIABLE
 from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
+from fl_peel.kernels.ahead import compiling_ahead
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.settings import is_gpu
 from simulations.engine.allocation import WORKERS, reuse_memory
@@ -53,7 +54,13 @@ def simulated(
     """
     backend_config = _backend_config(scenario)
     reuse_memory()
-    with _quiet_engine(), _visible_gpus(scenario.engine.device), _own_signals(), _own_environment(scenario):
+    with (
+        compiling_ahead(),
+        _quiet_engine(),
+        _visible_gpus(scenario.engine.device),
+        _own_signals(),
+        _own_environment(scenario),
+    ):
         outcome: list[Result] = []
         failed: list[BaseException] = []
         stop, ended = threading.Event(), threading.Event()
