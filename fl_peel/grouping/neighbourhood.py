@@ -25,7 +25,7 @@ FloatArray = NDArray[np.float32]
 CHUNK_USERS = 256
 """Users whose scores of all items are held at a time."""
 CHUNK_ROWS, CHUNK_ITEMS = 8, 256
-"""Rows of scores and of items that are computed with in double precision at a time: what stays in a processor's cache."""
+"""Rows of scores, and items, that are computed with in double precision at a time: they stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
