@@ -92,10 +92,13 @@ class Evaluator:
         """
         scenario, layout = self.scenario, self.layout
         coded = precision or scenario.blocks.precision
-        if everybody is None:
-            weights = dict(enumerate(self.weights(selector or scenario.selector)))
+        as_numbered = np.arange(layout.num_blocks, 0, -1.0)
+        if everybody is not None:
+            weights = {wire.EVERYBODY: as_numbered}
+        elif list(budgets) == [wire.UNLIMITED]:  # where all blocks are there, their order says nothing
+            weights = dict.fromkeys(range(len(self.federation.states)), as_numbered)
         else:
-            weights = {wire.EVERYBODY: np.arange(layout.num_blocks, 0, -1.0)}
+            weights = dict(enumerate(self.weights(selector or scenario.selector)))
 
         def asked(groups: dict[int, wire.Arrays]) -> Content:
             request = wire.EvaluateRequest(
