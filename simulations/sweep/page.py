@@ -15,6 +15,7 @@ from simulations.report.plots.style import (
     EndLabel,
     Plot,
     finish,
+    in_both_forms,
     label_ends,
     new_figure,
     styled,
@@ -81,9 +82,12 @@ def sweep_views(result: SweepResult) -> list[TableView]:
     return [sweep_view(result), *([less] if less else [])]
 
 
+@in_both_forms
 def sweep_plot(result: SweepResult) -> Plot | None:
-    """Recall at every share of the full table, a line a setting, with intervals; of many settings the first eight."""
-    shown = result.rows[: len(PALETTE)]
+    """Recall at every share of the full table, a line a setting, with intervals; of many settings the first eight, of a
+    search the eight that are the best on validation.
+    """
+    shown = _drawn(result)
     lines = [(row, _by_share(row)) for row in shown]
     if not lines[0][1]:
         return None
@@ -104,6 +108,13 @@ def sweep_plot(result: SweepResult) -> Plot | None:
         return finish(figure, NAME, "Recall against the budget", f"Line chart, by setting: {'; '.join(words)}.")
 
 
+def _drawn(result: SweepResult) -> tuple[SweepRow, ...]:
+    if result.search:
+        best = sorted(result.rows, key=lambda row: row.validation or 0.0, reverse=True)[: len(PALETTE)]
+        return tuple(row for row in result.rows if row in best)
+    return result.rows[: len(PALETTE)]
+
+
 def _by_share(row: SweepRow) -> dict[float, Any]:
     shares = [one for one in row.tables if one.table.endswith("%")]
     return {float(one.table.removesuffix("%")) / 100: one.recall for one in shares}
@@ -114,10 +125,13 @@ def sweep_page(result: SweepResult) -> str:
     keys = list(result.rows[0].values)
     chosen = "" if result.chosen is None else f" On validation the best is {result.chosen}."
     more = len(result.rows) - len(PALETTE)
+    kind = "search" if result.search else "sweep"
+    which = ": the eight that are the best on validation" if result.search and more > 0 else ""
+    found = f", those that {result.trials} trials of a search on validation came to" if result.search else ""
     return render(
         "sweep.html",
-        title=f"{scenario_name(result.scenario).partition(':')[0]}: a sweep over {', '.join(keys)}",
-        lead=f"One scenario under {len(result.rows)} settings.{chosen}",
+        title=f"{scenario_name(result.scenario).partition(':')[0]}: a {kind} over {', '.join(keys)}",
+        lead=f"One scenario under {len(result.rows)} settings{found}.{chosen}",
         facts=[
             ("settings", f"{len(result.rows):,}"),
             ("seeds", f"{len(result.seeds)}"),
@@ -125,7 +139,8 @@ def sweep_page(result: SweepResult) -> str:
         ],
         tables=sweep_views(result),
         plot=sweep_plot(result),
-        caption="Lines with 95 % intervals, by setting." + (f" {more} more are in the table." if more > 0 else ""),
+        caption=f"Lines with 95 % intervals, by setting{which}."
+        + (f" {more} more are in the table." if more > 0 else ""),
         note=METHOD,
         **provenance(to_plain(result), ""),
     )
