@@ -18,7 +18,6 @@ from simulations.report.plots.style import (
     in_both_forms,
     label_ends,
     new_figure,
-    styled,
 )
 from simulations.report.render import provenance, render, scenario_name
 from simulations.report.results import write_results
@@ -34,7 +33,11 @@ def sweep_view(result: SweepResult) -> TableView:
     """Every setting's recall, by table; the setting that validation chooses is emphasized."""
     keys, tables = _columns(result)
     rows = tuple(
-        (*row.values.values(), format_metric(row.validation), *(figure_text(figure.recall) for figure in row.tables))
+        (
+            *row.values.values(),
+            format_metric(row.validation),
+            *(figure_text(figure.recall) for figure in row.tables),
+        )
         for row in result.rows
     )
     best = {(place, len(keys)) for place, row in enumerate(result.rows) if row.setting == result.chosen}
@@ -92,20 +95,19 @@ def sweep_plot(result: SweepResult) -> Plot | None:
     if not lines[0][1]:
         return None
     labels, words = [], []
-    with styled():
-        figure, (axes,) = new_figure(3.9)
-        share_axis(axes, list(lines[0][1]), None)
-        for index, (row, by_share) in enumerate(lines):
-            x, recalls = list(by_share), list(by_share.values())
-            y = [one.value for one in recalls]
-            ends = [None if one.low is None or one.high is None else (one.low, one.high) for one in recalls]
-            color = line_over_shares(axes, x, y, ends, index, len(lines))
-            labels.append(EndLabel(row.setting, x[-1], y[-1], color, bold=row.setting == result.chosen))
-            words.append(f"{row.setting} goes from {y[0]:.4f} to {y[-1]:.4f}")
-        axes.set_ylabel(f"Recall@{result.top_n} (test, mean over devices)")
-        axes.margins(y=0.08)
-        label_ends(axes, labels)
-        return finish(figure, NAME, "Recall against the budget", f"Line chart, by setting: {'; '.join(words)}.")
+    figure, (axes,) = new_figure(3.9)
+    share_axis(axes, list(lines[0][1]), None)
+    for index, (row, by_share) in enumerate(lines):
+        x, recalls = list(by_share), list(by_share.values())
+        y = [one.value for one in recalls]
+        ends = [None if one.low is None or one.high is None else (one.low, one.high) for one in recalls]
+        color = line_over_shares(axes, x, y, ends, index, len(lines))
+        labels.append(EndLabel(row.setting, x[-1], y[-1], color, bold=row.setting == result.chosen))
+        words.append(f"{row.setting} goes from {y[0]:.4f} to {y[-1]:.4f}")
+    axes.set_ylabel(f"Recall@{result.top_n} (test, mean over devices)")
+    axes.margins(y=0.08)
+    label_ends(axes, labels)
+    return finish(figure, NAME, "Recall against the budget", f"Line chart, by setting: {'; '.join(words)}.")
 
 
 def _drawn(result: SweepResult) -> tuple[SweepRow, ...]:

@@ -1,6 +1,7 @@
 """Searches: Optuna chooses settings by validation, the same ones again, and goes on where it was."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 
@@ -185,6 +186,8 @@ def test_a_search_goes_on_where_it_was_stopped(tiny, tmp_path, monkeypatch, with
     drawn = sweep_plot(many)
     assert "number 2 goes" in drawn.alt
     assert "number 1 goes" not in drawn.alt
+    wide, narrow = (float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1]) for svg in (drawn.svg, drawn.narrow))
+    assert narrow < wide / 1.5
     assert "by setting: the eight that are the best on validation. 2 more are in the table." in sweep_page(many)
 
 
