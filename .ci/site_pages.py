@@ -90,6 +90,7 @@ def pages() -> dict[str, str]:
         "index.md": readme,
         "changes.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
         "reference/scenario.md": scenario_page(),
+        "reference/fleet.md": fleet_page(),
         "reference/commands.md": commands_page(),
         "reference/python.md": python_page(),
     }
@@ -107,6 +108,24 @@ def scenario_page() -> str:
         "",
     ]
     for part in parts_of(scenario_schema()):
+        lines += [f"## {part.path or 'At the top'}", "", _linked(part.description), ""]
+        if part.keys:
+            lines += _table(part.keys, part.path)
+    return "\n".join(lines) + "\n"
+
+
+def fleet_page() -> str:
+    """Every key of a fleet file."""
+    from clients.fleet.reference import fleet_parts
+
+    lines = [
+        "# Keys of a fleet",
+        "Made from the code. What they are for is told in [Fleets](../profiles.md). A file needs no more than",
+        "`profiles`, each with `name` and `memory`. `fl-peel profiles schema` prints the same as a JSON Schema, for",
+        "editors.",
+        "",
+    ]
+    for part in fleet_parts():
         lines += [f"## {part.path or 'At the top'}", "", _linked(part.description), ""]
         if part.keys:
             lines += _table(part.keys, part.path)

@@ -49,7 +49,12 @@ def _read(scenario: Scenario, data_dir: str) -> Interactions:
     assert data.path is not None, "data that nodes hold is read by them"
     test_path = Path(data.test_path) if data.test_path else None
     return read_interactions(
-        Path(data.path), format=data.format, test_path=test_path, min_rating=data.min_rating, name=scenario.name
+        Path(data.path),
+        format=data.format,
+        test_path=test_path,
+        min_rating=data.min_rating,
+        name=scenario.name,
+        dialect=data.dialect,
     )
 
 
@@ -115,7 +120,8 @@ def own_splits(scenario: Scenario, data: Path, first: int, folder: Path) -> Spli
     part = scenario.data
     prepared = _prepared_folder(str(folder), scenario.seed, first, part.model_dump(mode="json"))
     if not prepared.is_dir():
-        found = in_catalogue(read_interactions(data, format=part.format), read_catalogue(folder / CATALOGUE), str(data))
+        found = read_interactions(data, format=part.format, dialect=part.dialect)
+        found = in_catalogue(found, read_catalogue(folder / CATALOGUE), str(data))
         splits = split(
             found,
             seed=scenario.seed,

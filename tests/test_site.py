@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import yaml
-from site_pages import OPTIONAL, commands_page, pages, python_page, relinked, scenario_page
+from site_pages import OPTIONAL, commands_page, fleet_page, pages, python_page, relinked, scenario_page
 
 import fl_peel
+from clients.fleet.reference import fleet_parts
 from fl_peel.scenario.reference import keys_of, scenario_schema
 from tests.helpers.root import ROOT
 
@@ -31,6 +32,14 @@ def test_every_page_is_in_the_nav_once():
     assert len(named) == len(set(named))
     assert there | {*pages()} | {*OPTIONAL} == {*named} | {*OPTIONAL}
     assert MKDOCS["strict"] is True
+
+
+def test_every_key_of_a_fleet_is_on_its_page():
+    page = fleet_page()
+    assert "## profiles[].memory\n" in page
+    assert "| `uplink_mbps` | number or distribution | Mbit/s | `5` | > 0 | From the device. |" in page
+    assert "## profiles[].budget, process: random-walk\n" in page
+    assert page.count("\n## ") == len(fleet_parts())
 
 
 def test_every_key_of_a_scenario_has_a_row():

@@ -1,4 +1,7 @@
-"""What the tutorial and the how-to pages tell a reader to do is done, and works."""
+"""What the tutorial and the how-to pages tell a reader to do is done, and works.
+
+On the engine, as it is typed: tests/test_first_hour.py.
+"""
 
 import importlib
 import os
@@ -65,12 +68,6 @@ def test_a_page_works_as_told(page, folder, typed, capsys):
     if page == TUTORIAL:
         assert (folder / "out" / "books" / "report.html").is_file()
         assert "full table: 12,8" in capsys.readouterr().out
-
-
-@pytest.mark.engine
-def test_the_tutorial_works_as_typed(folder):
-    """On the engine, line by line in bash: the other test has all but that."""
-    assert follow(TUTORIAL, folder, in_shell) > 5
 
 
 def console_lines():

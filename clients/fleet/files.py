@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from clients.fleet.profile import DeviceProfile
 from clients.keys.specs import NonNegativeFloat, NonNegativeInt, Spec, explain
@@ -15,6 +15,7 @@ from clients.processes.base import Clock
 from fl_peel.errors import FieldError, ProfileError, shortened
 from fl_peel.files import file_kind
 from fl_peel.plugins import Registry, did_you_mean
+from fl_peel.scenario.base import unit
 from fl_peel.yaml_text import StrictLoader, YamlFault, kind_of, read_yaml_file
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
@@ -25,9 +26,12 @@ PROFILES: Registry[object] = Registry("profile", "fl_peel.profiles")
 class Shock(Spec):
     """All budgets of the fleet times ``factor`` from ``at_round`` on (until ``until_round``, if given)."""
 
-    at_round: NonNegativeInt
-    factor: NonNegativeFloat
-    until_round: NonNegativeInt | None = None
+    at_round: NonNegativeInt = Field(json_schema_extra=unit("round"))
+    """From its start on."""
+    factor: NonNegativeFloat = Field(json_schema_extra=unit("factor"))
+    """Of all budgets."""
+    until_round: NonNegativeInt | None = Field(None, json_schema_extra=unit("round"))
+    """Until its start; null: to the end."""
 
     @model_validator(mode="after")
     def _check_rounds(self) -> Shock:
@@ -40,9 +44,13 @@ class FleetDocument(Spec):
     """The top level of a fleet file."""
 
     profiles: tuple[DeviceProfile, ...]
+    """Classes of devices; `{use: NAME}`, and keys to replace, is one that an installed package registered."""
     clock: Clock = Clock()
+    """How time passes for budgets."""
     shocks: tuple[Shock, ...] = ()
+    """What happens to all budgets at once."""
     description: str = ""
+    """For people: `fl-peel profiles list` shows it."""
 
     @field_validator("profiles", mode="before")
     @classmethod

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PlainValidator, field_validator, model_validator
+from pydantic import Field, PlainValidator, WithJsonSchema, field_validator, model_validator
 
 from clients.keys.distributions import (
     Constant,
@@ -26,6 +26,7 @@ from clients.processes.base import BudgetProcess, Devices, Moment
 from clients.processes.budgets import ConstantBudget, read_budget
 from fl_peel.errors import FieldError
 from fl_peel.randomness import device_uniforms
+from fl_peel.scenario.base import unit
 from fl_peel.yaml_text import kind_of
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
@@ -50,13 +51,20 @@ class Memory(Spec):
     times the largest budget that the device ever has, and with it never exceeds the total.
     """
 
-    total_kb: Kilobytes | None = None
-    total_mb: Megabytes | None = None
-    total_gb: Gigabytes | None = None
-    recommender_share: PositiveShare | None = None
-    table_share: PositiveShare | None = None
-    table_share_per_gb: PerGigabyte | None = None
-    working_factor: Positive = Constant(WORKING_FACTOR)
+    total_kb: Kilobytes | None = Field(None, json_schema_extra=unit("KB"))
+    """Memory of the device in 1024 bytes; no budget ever exceeds it."""
+    total_mb: Megabytes | None = Field(None, json_schema_extra=unit("MB"))
+    """The same in 1024 KB."""
+    total_gb: Gigabytes | None = Field(None, json_schema_extra=unit("GB"))
+    """The same in 1024 MB."""
+    recommender_share: PositiveShare | None = Field(None, json_schema_extra=unit("share"))
+    """Of the total: the base budget, whatever the data set."""
+    table_share: PositiveShare | None = Field(None, json_schema_extra=unit("share"))
+    """Of the fp32 full item table: the base budget; no total is needed."""
+    table_share_per_gb: PerGigabyte | None = Field(None, json_schema_extra=unit("share per GB"))
+    """Of the fp32 full item table, per GB of the total: the base budget."""
+    working_factor: Positive = Field(Constant(WORKING_FACTOR), json_schema_extra=unit("largest budgets"))
+    """Working memory, which choosing and training take besides; docs/profiles.md says why 16."""
 
     @model_validator(mode="after")
     def _check_keys(self) -> Memory:
@@ -96,22 +104,28 @@ class Memory(Spec):
 class Compute(Spec):
     """How fast a device trains."""
 
-    samples_per_s: Positive = Constant(5000.0)
+    samples_per_s: Positive = Field(Constant(5000.0), json_schema_extra=unit("samples per s"))
+    """Training samples."""
 
 
 class Network(Spec):
     """A device's link; megabits are 10^6 bits."""
 
-    uplink_mbps: Positive = Constant(5.0)
-    downlink_mbps: Positive = Constant(20.0)
-    latency_ms: NonNegative = Constant(50.0)
+    uplink_mbps: Positive = Field(Constant(5.0), json_schema_extra=unit("Mbit/s"))
+    """From the device."""
+    downlink_mbps: Positive = Field(Constant(20.0), json_schema_extra=unit("Mbit/s"))
+    """To the device."""
+    latency_ms: NonNegative = Field(Constant(50.0), json_schema_extra=unit("ms"))
+    """Before the first byte of a message."""
 
 
 class Energy(Spec):
     """What training and the radio draw from the battery; a megabyte on the radio is 10^6 bytes."""
 
-    train_watts: NonNegative = Constant(0.0)
-    radio_joules_per_mb: NonNegative = Constant(0.0)
+    train_watts: NonNegative = Field(Constant(0.0), json_schema_extra=unit("W"))
+    """While it trains."""
+    radio_joules_per_mb: NonNegative = Field(Constant(0.0), json_schema_extra=unit("J/MB"))
+    """Sent or received."""
 
 
 class DeviceProfile(Spec):
@@ -121,15 +135,25 @@ class DeviceProfile(Spec):
     """
 
     name: str
-    population_share: ShareFloat | None = None
-    population_count: PositiveInt | None = None
+    """Class of devices, as reports show it; no two of a fleet are alike."""
+    population_share: ShareFloat | None = Field(None, json_schema_extra=unit("share"))
+    """Of the population; over all profiles 1. Without it and counts all are alike."""
+    population_count: PositiveInt | None = Field(None, json_schema_extra=unit("devices"))
+    """In place of shares, in every profile: they count by these."""
     memory: Memory | None = None
-    budget: Annotated[BudgetProcess, PlainValidator(read_budget)] = ConstantBudget()
+    """May be left out where the budget process knows bytes by itself."""
+    budget: Annotated[BudgetProcess, PlainValidator(read_budget), WithJsonSchema({})] = ConstantBudget()
+    """How the budget moves around the base: the name of a process, or a mapping with it and its keys."""
     compute: Compute = Compute()
+    """How fast it trains."""
     network: Network = Network()
-    availability: Annotated[Availability, PlainValidator(read_availability)] = RandomAvailability()
+    """Its link."""
+    availability: Annotated[Availability, PlainValidator(read_availability), WithJsonSchema({})] = RandomAvailability()
+    """When the device can be sampled: a probability a round, a daily window, or as recorded."""
     energy: Energy | None = None
+    """What it draws from the battery."""
     precision: Precision | None = None
+    """For your own use: in a run all classes store blocks at the scenario's blocks.precision."""
 
     @field_validator("name", mode="before")
     @classmethod

@@ -16,11 +16,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PlainValidator, ValidationInfo
+from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
 from scipy.special import ndtri
 
 from clients.keys.specs import folder_of, in_bounds, number
@@ -276,12 +276,24 @@ def _reader(
     return PlainValidator(read)
 
 
-Positive = Annotated[Distribution, _reader(gt=0)]
-NonNegative = Annotated[Distribution, _reader(ge=0)]
-Share = Annotated[Distribution, _reader(ge=0, le=1)]
-PositiveShare = Annotated[Distribution, _reader(gt=0, le=1)]
-PerGigabyte = Annotated[Distribution, _reader(gt=0, le=2**20)]  # a table of a kilobyte, 2^20 times in a gigabyte
+def distribution_schema(**limits: float) -> dict[str, Any]:
+    """What editors are told: a number, or one of the distributions."""
+    named = {"type": "object", "title": "distribution", "minProperties": 1, "maxProperties": 1}
+    return {"anyOf": [{"type": "number", **limits}, {**named, "propertyNames": {"enum": sorted(_READERS)}}]}
+
+
+def _schema(**limits: float) -> WithJsonSchema:
+    return WithJsonSchema(distribution_schema(**limits))
+
+
+_POSITIVE = _schema(exclusiveMinimum=0)
+Positive = Annotated[Distribution, _reader(gt=0), _POSITIVE]
+NonNegative = Annotated[Distribution, _reader(ge=0), _schema(minimum=0)]
+Share = Annotated[Distribution, _reader(ge=0, le=1), _schema(minimum=0, maximum=1)]
+PositiveShare = Annotated[Distribution, _reader(gt=0, le=1), _schema(exclusiveMinimum=0, maximum=1)]
+# a table of a kilobyte, 2^20 times in a gigabyte
+PerGigabyte = Annotated[Distribution, _reader(gt=0, le=2**20), _schema(exclusiveMinimum=0, maximum=2**20)]
 # nothing holds 2^53 bytes, and up to there a float64 counts every byte
-Kilobytes = Annotated[Distribution, _reader(gt=0, le=2**43, unit_bytes=2**10)]
-Megabytes = Annotated[Distribution, _reader(gt=0, le=2**33, unit_bytes=2**20)]
-Gigabytes = Annotated[Distribution, _reader(gt=0, le=2**23, unit_bytes=2**30)]
+Kilobytes = Annotated[Distribution, _reader(gt=0, le=2**43, unit_bytes=2**10), _POSITIVE]
+Megabytes = Annotated[Distribution, _reader(gt=0, le=2**33, unit_bytes=2**20), _POSITIVE]
+Gigabytes = Annotated[Distribution, _reader(gt=0, le=2**23, unit_bytes=2**30), _POSITIVE]

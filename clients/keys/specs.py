@@ -11,7 +11,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 
 from fl_peel.errors import FieldError, PathPart
 from fl_peel.plugins import did_you_mean
@@ -21,7 +29,7 @@ from fl_peel.yaml_text import kind_of
 class Spec(BaseModel):
     """Base of everything a fleet file can hold: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -85,11 +93,16 @@ def _whole(minimum: int) -> Callable[[object], int]:
     return lambda value: whole(value, minimum)
 
 
-PositiveFloat = Annotated[float, BeforeValidator(_bounded(gt=0))]
-NonNegativeFloat = Annotated[float, BeforeValidator(_bounded(ge=0))]
-ShareFloat = Annotated[float, BeforeValidator(_bounded(ge=0, le=1))]
-PositiveInt = Annotated[int, BeforeValidator(_whole(1))]
-NonNegativeInt = Annotated[int, BeforeValidator(_whole(0))]
+def as_schema(kind: str, **limits: float) -> WithJsonSchema:
+    """What editors are told of a number that a validator of ours reads."""
+    return WithJsonSchema({"type": kind, **limits})
+
+
+PositiveFloat = Annotated[float, BeforeValidator(_bounded(gt=0)), as_schema("number", exclusiveMinimum=0)]
+NonNegativeFloat = Annotated[float, BeforeValidator(_bounded(ge=0)), as_schema("number", minimum=0)]
+ShareFloat = Annotated[float, BeforeValidator(_bounded(ge=0, le=1)), as_schema("number", minimum=0, maximum=1)]
+PositiveInt = Annotated[int, BeforeValidator(_whole(1)), as_schema("integer", minimum=1)]
+NonNegativeInt = Annotated[int, BeforeValidator(_whole(0)), as_schema("integer", minimum=0)]
 
 
 def folder_of(info: ValidationInfo) -> Path:

@@ -16,16 +16,17 @@ from typing import Annotated, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PlainValidator, ValidationError, ValidationInfo, model_validator
+from pydantic import Field, PlainValidator, ValidationError, ValidationInfo, model_validator
 
 from clients.keys.distributions import Constant, NonNegative, Positive, Share
-from clients.keys.specs import PositiveFloat, ShareFloat, Spec, first_problem, folder_of
+from clients.keys.specs import PositiveFloat, ShareFloat, Spec, as_schema, first_problem, folder_of
 from clients.keys.tabular import checked_file
 from clients.keys.traces import AtEnd, Traces, load_traces
 from clients.processes.base import Devices, Moment
 from fl_peel.errors import FieldError
 from fl_peel.plugins import did_you_mean
 from fl_peel.randomness import device_uniforms
+from fl_peel.scenario.base import unit
 from fl_peel.yaml_text import kind_of
 
 
@@ -39,7 +40,8 @@ class Availability(Protocol):
 class RandomAvailability(Spec):
     """Each round anew with the device's probability; the answer holds for the whole round."""
 
-    probability: Share = Constant(1.0)
+    probability: Share = Field(Constant(1.0), json_schema_extra=unit("probability"))
+    """To be there in a round."""
 
     def available(self, seed: int, devices: Devices, now: Moment) -> NDArray[np.bool_]:
         """(N,) bool."""
@@ -55,11 +57,16 @@ class DiurnalAvailability(Spec):
     there with a probability drawn anew each round.
     """
 
-    period_hours: PositiveFloat = 24.0
-    window_hours: Positive
-    phase_hours: NonNegative | None = None
-    inside_probability: ShareFloat = 1.0
-    outside_probability: ShareFloat = 0.0
+    period_hours: PositiveFloat = Field(24.0, json_schema_extra=unit("h"))
+    """From one opening to the next."""
+    window_hours: Positive = Field(json_schema_extra=unit("h"))
+    """For so long in every period."""
+    phase_hours: NonNegative | None = Field(None, json_schema_extra=unit("h"))
+    """When the window opens; null: at all hours alike."""
+    inside_probability: ShareFloat = Field(1.0, json_schema_extra=unit("probability"))
+    """To be there within the window."""
+    outside_probability: ShareFloat = Field(0.0, json_schema_extra=unit("probability"))
+    """To be there outside."""
 
     @model_validator(mode="after")
     def _check_window(self) -> DiurnalAvailability:
@@ -82,9 +89,12 @@ class DiurnalAvailability(Spec):
 class TraceAvailability(Spec):
     """Recorded: ``device, time_s, available`` (0 or 1) from CSV, TSV or Parquet, replayed as budget traces are."""
 
-    file: Annotated[Traces, PlainValidator(lambda value, info: _read_trace(value, info))]
+    file: Annotated[Traces, PlainValidator(lambda value, info: _read_trace(value, info)), as_schema("string")]
+    """CSV, TSV or Parquet, from the folder of the fleet file on."""
     at_end: AtEnd = "loop"
+    """Of a recording that is over: from its start again, or its last value."""
     random_start: bool = True
+    """Each device begins somewhere in its recording."""
 
     def available(self, seed: int, devices: Devices, now: Moment) -> NDArray[np.bool_]:
         """(N,) bool."""

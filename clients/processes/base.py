@@ -17,10 +17,11 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from clients.keys.distributions import FloatArray
-from clients.keys.specs import PositiveFloat, Spec, in_bounds, whole
+from clients.keys.specs import PositiveFloat, Spec, as_schema, in_bounds, whole
+from fl_peel.scenario.base import unit
 
 Devices = NDArray[np.int64]
 State = NDArray[Any] | None
@@ -34,11 +35,16 @@ def _steps(value: object) -> int:
     return int(in_bounds(whole(value, 1), le=MAX_STEPS_PER_ROUND))
 
 
+_STEPS = as_schema("integer", minimum=1, maximum=MAX_STEPS_PER_ROUND)
+
+
 class Clock(Spec):
     """The budget clock: ``step_s`` seconds per step, ``steps_per_round`` steps per round."""
 
-    step_s: PositiveFloat = 900.0
-    steps_per_round: Annotated[int, BeforeValidator(_steps)] = 4
+    step_s: PositiveFloat = Field(900.0, json_schema_extra=unit("s"))
+    """Of a step, within which budgets stand still."""
+    steps_per_round: Annotated[int, BeforeValidator(_steps), _STEPS] = Field(4, json_schema_extra=unit("steps"))
+    """To a round of the run."""
 
     def step_of(self, server_round: float) -> int:
         """Step at a time in rounds: round 3 begins at step 3 * steps_per_round; 3.5 is half a round later.

@@ -11,10 +11,10 @@ from types import MappingProxyType
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import PlainValidator, ValidationInfo, model_validator
+from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema, model_validator
 
 from clients.keys.distributions import FloatArray, Share
-from clients.keys.specs import NonNegativeFloat, NonNegativeInt, PositiveFloat, ShareFloat, folder_of
+from clients.keys.specs import NonNegativeFloat, NonNegativeInt, PositiveFloat, ShareFloat, as_schema, folder_of
 from clients.keys.tabular import checked_file
 from clients.keys.traces import AtEnd, Traces, load_traces
 from clients.processes.base import BudgetProcess, Clock, Devices, Moment, State
@@ -22,6 +22,7 @@ from clients.processes.markov import MarkovBudget
 from fl_peel.errors import FieldError
 from fl_peel.plugins import Registry
 from fl_peel.randomness import device_uniforms
+from fl_peel.scenario.base import unit
 from fl_peel.yaml_text import kind_of
 
 __all__ = [
@@ -57,9 +58,12 @@ class PeriodicBudget(BudgetProcess):
     ``phase`` is a share of the period; by default devices are spread evenly over it.
     """
 
-    period_hours: PositiveFloat
-    amplitude: Share
-    phase: Share | None = None
+    period_hours: PositiveFloat = Field(json_schema_extra=unit("h"))
+    """Of the wave."""
+    amplitude: Share = Field(json_schema_extra=unit("share"))
+    """Of the base budget, up and down."""
+    phase: Share | None = Field(None, json_schema_extra=unit("share"))
+    """Of the period, at the start; null: spread evenly over devices."""
 
     def budget(self, state: State, seed: int, devices: Devices, base_bytes: FloatArray, now: Moment) -> FloatArray:
         """(N,) bytes."""
@@ -80,10 +84,14 @@ class PeriodicBudget(BudgetProcess):
 class RandomWalkBudget(BudgetProcess):
     """base * x; x starts at ``first`` and moves by a uniform step of at most ``largest_step``, reflected at bounds."""
 
-    largest_step: PositiveFloat
-    min_factor: NonNegativeFloat = 0.1
-    max_factor: PositiveFloat = 1.0
-    first: NonNegativeFloat | None = None
+    largest_step: PositiveFloat = Field(json_schema_extra=unit("factor"))
+    """At most so much up or down, at every step of the clock."""
+    min_factor: NonNegativeFloat = Field(0.1, json_schema_extra=unit("factor"))
+    """Least of the base budget."""
+    max_factor: PositiveFloat = Field(1.0, json_schema_extra=unit("factor"))
+    """Most of the base budget."""
+    first: NonNegativeFloat | None = Field(None, json_schema_extra=unit("factor"))
+    """At step 0."""
 
     @model_validator(mode="after")
     def _check_bounds(self) -> RandomWalkBudget:
@@ -129,11 +137,16 @@ class TraceBudget(BudgetProcess):
     Which recorded device a simulated one replays: see :mod:`clients.keys.traces`.
     """
 
-    file: Annotated[Traces, PlainValidator(lambda value, info: _read_trace(value, info))]
+    file: Annotated[Traces, PlainValidator(lambda value, info: _read_trace(value, info)), as_schema("string")]
+    """CSV, TSV or Parquet, from the folder of the fleet file on."""
     scale: Literal["relative", "absolute"] = "relative"
-    recommender_share: ShareFloat = 1.0
+    """relative: base budget times memory over the largest of the recording; absolute: bytes as recorded."""
+    recommender_share: ShareFloat = Field(1.0, json_schema_extra=unit("share"))
+    """Of recorded bytes, where scale is absolute."""
     at_end: AtEnd = "loop"
+    """Of a recording that is over: from its start again, or its last value."""
     random_start: bool = True
+    """Each device begins somewhere in its recording."""
 
     def needs_memory(self) -> bool:
         """Only a relative trace does."""
@@ -163,10 +176,16 @@ def _read_trace(value: object, info: ValidationInfo) -> Traces:
 class ShockBudget(BudgetProcess):
     """Another process times ``factor`` from the start of ``at_round`` on (until ``until_round``, if given)."""
 
-    at_round: NonNegativeInt
-    factor: NonNegativeFloat
-    until_round: NonNegativeInt | None = None
-    of: Annotated[BudgetProcess, PlainValidator(lambda value, info: read_budget(value, info))] = ConstantBudget()
+    at_round: NonNegativeInt = Field(json_schema_extra=unit("round"))
+    """From its start on."""
+    factor: NonNegativeFloat = Field(json_schema_extra=unit("factor"))
+    """Of the other process's budget."""
+    until_round: NonNegativeInt | None = Field(None, json_schema_extra=unit("round"))
+    """Until its start; null: to the end."""
+    of: Annotated[BudgetProcess, PlainValidator(lambda value, info: read_budget(value, info)), WithJsonSchema({})] = (
+        ConstantBudget()
+    )
+    """The other process."""
 
     @model_validator(mode="after")
     def _check_rounds(self) -> ShockBudget:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import PlainValidator, ValidationInfo, field_validator, model_validator
+from pydantic import PlainValidator, ValidationInfo, WithJsonSchema, field_validator, model_validator
 
 from clients.keys.distributions import FloatArray
 from clients.keys.specs import in_bounds, number
@@ -30,6 +30,10 @@ def _read_states(value: object) -> dict[str, float]:
     return states
 
 
+_STATES: dict[str, Any] = {"type": "object", "title": "factors by state", "minProperties": 1}
+_ROWS: dict[str, Any] = {"anyOf": [{"type": "array"}, {"type": "object", "title": "rows by state"}]}
+
+
 class MarkovBudget(BudgetProcess):
     """The device is in one of several states (foreground, background, ...), each with its share of the base budget.
 
@@ -41,9 +45,12 @@ class MarkovBudget(BudgetProcess):
     a state can be found from scratch by looking back only to where that last happened.
     """
 
-    states: Annotated[dict[str, float], PlainValidator(_read_states)]
-    transitions_per_step: Any
+    states: Annotated[dict[str, float], PlainValidator(_read_states), WithJsonSchema(_STATES)]
+    """Factor of the base budget, by state."""
+    transitions_per_step: Annotated[Any, WithJsonSchema(_ROWS)]
+    """A row per state, with the probability of each next one."""
     first: str | None = None
+    """The state at step 0; null: as often as in the long run."""
 
     @field_validator("transitions_per_step", mode="plain")
     @classmethod

@@ -11,12 +11,15 @@ csv, tsv       ``*.csv``, ``*.tsv``               split by commas or tabs, below
 parquet        ``*.parquet``, ``*.pq``            columns named like those of CSV
 =============  =================================  ====================================================
 
-Columns are called user or user_id, item or item_id, rating, timestamp or time; the last two may be absent.
+Columns are called user or user_id, item or item_id, rating, timestamp or time, unless a dialect says otherwise; the
+last two may be absent. Times are seconds since 1970, or ISO 8601.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,7 +30,7 @@ from numpy.typing import NDArray
 from fl_peel.data.interactions import Interactions, UserItems
 from fl_peel.data.lists import MAX_ID, read_lists
 from fl_peel.data.parquet import read_parquet
-from fl_peel.data.settings import DataFormat
+from fl_peel.data.settings import HEADED, DataFormat, Dialect
 from fl_peel.data.tables import TEXT_FORMATS, Columns, read_text_table
 from fl_peel.errors import DataError
 from fl_peel.files import file_kind
@@ -51,6 +54,7 @@ def read_interactions(
     test_path: Path | str | None = None,
     min_rating: float | None = None,
     name: str | None = None,
+    dialect: Dialect | None = None,
 ) -> Interactions:
     """Read an interactions file, and the test file that belongs to it if there is one.
 
@@ -68,6 +72,7 @@ def read_interactions(
         min_rating: keep interactions rated this or better; users and items left without any are not numbered.
         name: what to call the data; default: the file's name without its ending (MovieLens and lists: the
             folder's name).
+        dialect: names of columns, and the zone of times without an offset; default: the usual names, and no zone.
 
     Raises:
         DataError: anything wrong with the files, in one line that names file and line.
@@ -78,6 +83,9 @@ def read_interactions(
         raise DataError(f"{path}: unknown format {chosen!r}; choose from {', '.join(get_args(DataFormat))}")
     if min_rating is not None and not math.isfinite(min_rating):
         raise DataError(f"{path}: min_rating is {min_rating}; it must be a finite number")
+    dialect = dialect or Dialect()
+    if dialect.columns and chosen not in HEADED:
+        raise DataError(f"{path}: columns of {chosen} have no names; leave out data.columns, or correct data.format")
     test = Path(test_path) if test_path is not None else None
     if chosen == "lightgcn":
         if file_kind(path) == "folder":
@@ -89,7 +97,7 @@ def read_interactions(
             raise DataError(f"{path}: lists have no ratings; leave out min_rating")
         return _from_lists(path, test, name or path.resolve().parent.name)
     default = path.resolve().parent.name if chosen.startswith("movielens") else path.stem
-    return _from_tables(path, test, chosen, min_rating, name or default)
+    return _from_tables(path, test, partial(_read_table, chosen, dialect), min_rating, name or default)
 
 
 def _format_of(path: Path) -> DataFormat:
@@ -132,9 +140,11 @@ def _count_ids(path: Path, what: str, ids: NDArray[np.int64]) -> int:
     return count
 
 
-def _from_tables(path: Path, test_path: Path | None, chosen: str, min_rating: float | None, name: str) -> Interactions:
+def _from_tables(
+    path: Path, test_path: Path | None, read: Callable[[Path], Columns], min_rating: float | None, name: str
+) -> Interactions:
     paths = [path] if test_path is None else [path, test_path]
-    parts = [_rated(p, _read_table(p, chosen), min_rating) for p in paths]
+    parts = [_rated(p, read(p), min_rating) for p in paths]
     users, user_labels = _numbered([part.users for part in parts])
     items, item_labels = _numbered([part.items for part in parts])
     num_users, num_items = len(user_labels), len(item_labels)
@@ -145,8 +155,8 @@ def _from_tables(path: Path, test_path: Path | None, chosen: str, min_rating: fl
     return Interactions(name, pairs, num_items, timestamps, given, user_labels, item_labels)
 
 
-def _read_table(path: Path, chosen: str) -> Columns:
-    return read_parquet(path) if chosen == "parquet" else read_text_table(path, TEXT_FORMATS[chosen])
+def _read_table(chosen: str, dialect: Dialect, path: Path) -> Columns:
+    return read_parquet(path, dialect) if chosen == "parquet" else read_text_table(path, TEXT_FORMATS[chosen], dialect)
 
 
 def _rated(path: Path, columns: Columns, min_rating: float | None) -> Columns:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,11 @@ import pyarrow.compute as pc
 import pyarrow.csv
 from numpy.typing import NDArray
 
+from fl_peel.data.settings import Dialect
+from fl_peel.data.times import is_date, number_fault, seconds_of, time_fault
 from fl_peel.errors import DataError, shortened
 from fl_peel.files import file_kind
+from fl_peel.plugins import did_you_mean
 from fl_peel.yaml_text import kind_of
 
 ALIASES = {
@@ -34,8 +36,6 @@ ALIASES = {
 _BOM = b"\xef\xbb\xbf"
 _INTEGER = re.compile(r"[0-9]+")
 _NEGATIVE = re.compile(r"-[0-9]+")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-MAX_TIME = 2.0**63
 LONGEST_LABEL = 1000
 """Characters of an id: more are a file that is not split as it says."""
 
@@ -102,7 +102,7 @@ def read_bytes(path: Path) -> bytes:
     return raw
 
 
-def read_text_table(path: Path, text_format: TextFormat) -> Columns:
+def read_text_table(path: Path, text_format: TextFormat, dialect: Dialect) -> Columns:
     """Read a delimited text file.
 
     Raises:
@@ -110,24 +110,26 @@ def read_text_table(path: Path, text_format: TextFormat) -> Columns:
     """
     raw = read_bytes(path)
     names = text_format.columns or _header(path, raw, text_format)
-    positions = pick_columns(f"{path}:1" if text_format.columns is None else str(path), names)
+    positions = pick_columns(f"{path}:1" if text_format.columns is None else str(path), names, dialect.columns)
     try:
-        return _read_fast(raw, text_format, len(names), positions)
+        return _read_fast(raw, text_format, len(names), positions, dialect.time_zone)
     except ValueError as error:  # Arrow's own errors are ValueErrors too
-        _raise_for_bad_line(path, raw, text_format, names, positions)
+        _raise_for_bad_line(path, raw, text_format, names, positions, dialect.time_zone)
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: cannot be read ({reason}); check the format and the file") from error
 
 
-def pick_columns(place: str, names: Sequence[str]) -> dict[str, int]:
-    """Position of the user, item, rating and timestamp columns; the last two may be absent.
+def pick_columns(place: str, names: Sequence[str], given: Mapping[str, str]) -> dict[str, int]:
+    """Position of the user, item, rating and timestamp columns; the last two may be absent. given: as in a dialect.
 
     Raises:
-        DataError: no user or item column, or two columns that mean the same.
+        DataError: no user or item column, none of a given name, or two columns that mean the same.
     """
-    positions: dict[str, int] = {}
+    positions = {meaning: _position(place, names, meaning, name) for meaning, name in given.items()}
     for meaning, aliases in ALIASES.items():
-        found = [i for i, name in enumerate(names) if name.strip().lower() in aliases]
+        if meaning in given:
+            continue
+        found = [i for i, name in enumerate(names) if _plain(name) in aliases and i not in positions.values()]
         if len(found) > 1:
             which = " and ".join(repr(names[i]) for i in found)
             raise DataError(f"{place}: {which} both name the {meaning}; keep one of them")
@@ -135,8 +137,37 @@ def pick_columns(place: str, names: Sequence[str]) -> dict[str, int]:
             positions[meaning] = found[0]
         elif meaning in ("user", "item"):
             have = shortened(", ".join(repr(name) for name in names), 300)
-            raise DataError(f"{place}: no {meaning} column among {have}; call it {' or '.join(aliases[:2])}")
-    return positions
+            raise DataError(
+                f"{place}: no {meaning} column among {have}; call it {' or '.join(aliases[:2])}, "
+                f"or give its name as data.columns.{meaning}"
+            )
+    return {meaning: positions[meaning] for meaning in ALIASES if meaning in positions}
+
+
+def _position(place: str, names: Sequence[str], meaning: str, name: str) -> int:
+    """Of the column that a dialect gives a name."""
+    key = f"data.columns.{column_key(meaning)}"
+    found = [i for i, one in enumerate(names) if one.strip() == name.strip()]
+    if len(found) > 1:
+        raise DataError(f"{place}: {len(found)} columns are called {name!r}, which {key} names; rename one of them")
+    if not found:
+        known = shortened(did_you_mean(name, names), 300)
+        raise DataError(f"{place}: no column {shortened(repr(name), 100)}; correct {key}: {known}")
+    return found[0]
+
+
+def column_key(meaning: str) -> str:
+    """The key of a scenario's ``data.columns`` that names a column."""
+    return "time" if meaning == "timestamp" else meaning
+
+
+def called(meaning: str, name: str) -> str:
+    """A column in a message: what it means, with its name where that is a name of the user's own."""
+    return meaning if _plain(name) in ALIASES[meaning] else f"{shortened(name, 100)} ({meaning})"
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower()
 
 
 def label_fault(label: str | None, *, integer_ids: bool) -> str | None:
@@ -151,15 +182,6 @@ def label_fault(label: str | None, *, integer_ids: bool) -> str | None:
         return f"is {kind_of(label)}, not an integer; ids here are whole numbers"
     if len(label) > LONGEST_LABEL:
         return f"has {len(label)} characters, ids at most {LONGEST_LABEL}; shorten it, or mend the line"
-    return None
-
-
-def _number_fault(text: str, *, is_time: bool) -> str | None:
-    text = text.strip(" ")
-    if not _NUMBER.fullmatch(text):
-        return f"is {kind_of(text)}, not a number; mend or remove the line"
-    if not math.isfinite(float(text)) or (is_time and abs(float(text)) >= MAX_TIME):
-        return f"is {kind_of(text)}, out of range; mend or remove the line"
     return None
 
 
@@ -185,7 +207,9 @@ def _header(path: Path, raw: bytes, text_format: TextFormat) -> tuple[str, ...]:
     return tuple(name.strip() for name in names)
 
 
-def _read_fast(raw: bytes, text_format: TextFormat, num_fields: int, positions: dict[str, int]) -> Columns:
+def _read_fast(
+    raw: bytes, text_format: TextFormat, num_fields: int, positions: dict[str, int], zone: str | None
+) -> Columns:
     """Read in one vectorized pass; ValueError where anything at all is wrong."""
     delimiter = text_format.delimiter
     if len(delimiter) > 1:  # Arrow splits at one character only
@@ -216,23 +240,8 @@ def _read_fast(raw: bytes, text_format: TextFormat, num_fields: int, positions: 
     ratings = pc.cast(text["rating"], pa.float64()).to_numpy() if "rating" in text else None
     if ratings is not None and not np.isfinite(ratings).all():
         raise ValueError("a rating is not finite")
-    timestamps = _text_times(text["timestamp"]) if "timestamp" in text else None
+    timestamps = seconds_of(text["timestamp"], zone) if "timestamp" in text else None
     return Columns(text["user"], text["item"], ratings, timestamps)
-
-
-def _text_times(column: Any) -> NDArray[np.int64]:
-    try:
-        return np.asarray(pc.cast(column, pa.int64()).to_numpy(zero_copy_only=False))
-    except pa.ArrowInvalid:
-        return whole_seconds(pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False))
-
-
-def whole_seconds(times: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Round (N,) times down to whole seconds; ValueError where one is not finite or does not fit."""
-    if not (np.abs(times) < MAX_TIME).all():  # false for NaN too
-        raise ValueError("a timestamp is not a number or out of range")
-    seconds: NDArray[np.int64] = np.floor(times).astype(np.int64)
-    return seconds
 
 
 def _lines(path: Path, raw: bytes, text_format: TextFormat) -> Iterator[tuple[int, list[str]]]:
@@ -259,9 +268,14 @@ def _lines(path: Path, raw: bytes, text_format: TextFormat) -> Iterator[tuple[in
 
 
 def _raise_for_bad_line(
-    path: Path, raw: bytes, text_format: TextFormat, names: Sequence[str], positions: dict[str, int]
+    path: Path,
+    raw: bytes,
+    text_format: TextFormat,
+    names: Sequence[str],
+    positions: dict[str, int],
+    zone: str | None,
 ) -> None:
-    num_records = 0
+    num_records, dates = 0, False
     for line, fields in _lines(path, raw, text_format):
         if text_format.columns is None and line == 1:
             continue
@@ -271,12 +285,15 @@ def _raise_for_bad_line(
             sign = {"\t": "tabs", ",": "commas"}.get(text_format.delimiter, repr(text_format.delimiter))
             raise DataError(f"{path}:{line}: {have} where {len(names)} belong ({', '.join(names)}), split at {sign}")
         for meaning, position in positions.items():
-            text = fields[position]
+            text = fields[position].strip(" ")
             if meaning in ("user", "item"):
-                fault = label_fault(text.strip(" "), integer_ids=text_format.integer_ids)
+                fault = label_fault(text, integer_ids=text_format.integer_ids)
+            elif meaning == "rating":
+                fault = number_fault(text)
             else:
-                fault = _number_fault(text, is_time=meaning == "timestamp")
+                dates = is_date(text) if num_records == 1 else dates
+                fault = time_fault(text, zone, dates=dates)
             if fault:
-                raise DataError(f"{path}:{line}: {meaning} {fault}")
+                raise DataError(f"{path}:{line}: {called(meaning, names[position])} {fault}")
     if num_records == 0:
         raise DataError(f"{path}: names its columns and holds no interaction; check that it was written in full")

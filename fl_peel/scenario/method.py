@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import fields
 from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import AfterValidator, Field, model_validator
 
 from fl_peel.blocks.settings import Precision
-from fl_peel.data.settings import CollectedMode, DataFormat, Phase, SplitOrder
-from fl_peel.errors import ScenarioError
+from fl_peel.data.settings import HEADED, ZONE_UTC, CollectedMode, DataFormat, Dialect, Phase, SplitOrder
+from fl_peel.errors import ScenarioError, shortened
 from fl_peel.grouping.settings import ItemGroupKind
+from fl_peel.plugins import did_you_mean
 from fl_peel.pretraining.settings import DiversityForm, PretrainingConfig, SpectralConfig, check_negatives
 from fl_peel.scenario.base import (
     MOST_DEVICES,
@@ -26,6 +28,7 @@ from fl_peel.scenario.base import (
     Share,
     ShareOrNone,
     Text,
+    check_distinct,
     unit,
 )
 from fl_peel.weighting.settings import SELECTORS, ControllerConfig, FeatureName
@@ -84,6 +87,43 @@ class TimelinePart(Keys):
         return self
 
 
+def _known_zone(name: str) -> str:
+    if name == ZONE_UTC:
+        return name
+    try:
+        return ZoneInfo(name).key
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        known = available_timezones()
+        if not known:
+            raise ValueError("this machine has no time zones; install the system's tzdata, or give UTC") from error
+        shown = shortened(did_you_mean(name, sorted(known)).partition("known:")[0], 100)
+        raise ValueError(f"no such time zone; {shown}give UTC, or a name like Europe/Berlin") from error
+
+
+class ColumnNames(Keys):
+    """What columns of ``path`` are called, where a file has other names than user, item, rating and timestamp."""
+
+    user: Text | None = None
+    """Of the column that says who."""
+    item: Text | None = None
+    """Of the column that says what."""
+    rating: Text | None = None
+    """Of the column that says how much."""
+    time: Text | None = None
+    """Of the column that says when: seconds since 1970, or ISO 8601 like 2026-03-01T09:30:00+01:00."""
+
+    @model_validator(mode="after")
+    def _are_distinct(self) -> ColumnNames:
+        check_distinct("columns", [name.strip() for name in self.given.values()])
+        return self
+
+    @property
+    def given(self) -> dict[str, str]:
+        """Names by what they mean to readers, of those that there are."""
+        names = {"user": self.user, "item": self.item, "rating": self.rating, "timestamp": self.time}
+        return {meaning: name for meaning, name in names.items() if name is not None}
+
+
 class Data(Keys):
     """Which interactions, and how each user's are split."""
 
@@ -93,6 +133,9 @@ class Data(Keys):
     """Or a file or folder of your own."""
     format: DataFormat = "auto"
     """Of ``path``."""
+    columns: ColumnNames = ColumnNames()
+    time_zone: Annotated[Text, AfterValidator(_known_zone)] | None = None
+    """Of times in ``path`` that have no offset: UTC, or a name like Europe/Berlin; null: such times are refused."""
     catalogue: FilePath | None = None
     """Items, one id a line, which are numbered in this order; others are left out. Without name and path: of a
     deployment whose nodes have their own interactions (docs/deploy.md).
@@ -118,16 +161,30 @@ class Data(Keys):
             raise ValueError("give either name (a named data set) or path (a file of your own)")
         if self.held_by_nodes and (self.timeline is not None or self.min_rating is not None):
             raise ValueError("catalogue: alone, nodes have their own interactions; leave out timeline and min_rating")
-        for key, given in (("test_path", self.test_path is not None), ("format", self.format != "auto")):
-            if given and self.path is None:
-                raise ValueError(f"{key} belongs to path, and {self.name} is read by name; leave it out, or give path")
+        of_path = {
+            "test_path": self.test_path is not None,
+            "format": self.format != "auto",
+            "columns": bool(self.columns.given),
+            "time_zone": self.time_zone is not None,
+        }
+        for key, given in of_path.items():  # nodes may have files of any kind, and no test file
+            if given and self.path is None and (self.name is not None or key == "test_path"):
+                why = f"{self.name} is read by name" if self.name else "nodes have their own test items"
+                raise ValueError(f"{key} belongs to path, and {why}; leave it out, or give path")
         if self.refit and not self.validation_share:
             raise ValueError(
                 "refit: there is nothing to refit on with validation_share 0; raise it, or leave refit out"
             )
         if self.timeline is not None and (self.refit or self.test_path is not None):
             raise ValueError("timeline: has its own splits; leave out refit and test_path")
+        if self.columns.given and self.format not in ("auto", *HEADED):
+            raise ValueError(f"columns: those of format {self.format} have no names; leave out one of them")
         return self
+
+    @property
+    def dialect(self) -> Dialect:
+        """How the files are written."""
+        return Dialect(self.columns.given, self.time_zone)
 
     @property
     def held_by_nodes(self) -> bool:

@@ -139,6 +139,8 @@ def _kinds(node: Schema, top: Schema) -> Iterator[str]:
     elif node.get("type") == "array":
         items = list(dict.fromkeys(_kinds(node.get("items", {}), top)))
         yield f"list of {' or '.join(items)}" if items else "list"
+    elif node.get("type") == "object" and "title" in node:
+        yield str(node["title"])
     elif "type" in node:
         yield _TYPES.get(node["type"]) or str(node["type"])
 

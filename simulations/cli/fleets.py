@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -161,3 +162,14 @@ def profiles_from_meminfo(
         print_table(trace_table(recordings, recommender_share).to_rich())
     if out is not None:
         typer.echo(out, err=as_json)
+
+
+@profiles_app.command("schema")
+def profiles_schema() -> None:
+    """Print the JSON Schema of fleet files, by which editors complete keys and mark mistakes.
+
+    Save it, and begin a fleet with `# yaml-language-server: $schema=FILE`.
+    """
+    from clients.fleet.reference import fleet_schema
+
+    typer.echo(json.dumps(fleet_schema(), indent=2, ensure_ascii=False))

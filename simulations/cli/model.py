@@ -13,7 +13,7 @@ import typer
 
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.errors import FlPeelError, ModelError
-from simulations.cli.console import one_line, path_option
+from simulations.cli.console import AsJson, one_line, path_option, print_json
 from simulations.cli.sizes import read_size
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def export(
     ] = None,
     precision: _Precision = None,
     top: _Top = 10,
+    as_json: AsJson = False,
 ) -> None:
     """Write what a new device stores under a budget, and print what it would be recommended: rank, id, score."""
     from simulations.engine.inputs import check_file
@@ -61,6 +62,9 @@ def export(
     content = found.to_bytes()
     write_files(out.absolute().parent, {out.name: content, side.name: _side(loaded, found)})
     typer.echo(f"{out}: {_held(found, len(content))}", err=True)
+    if as_json:
+        print_json(_in_json(found, len(content), top))
+        return
     for line in _ranked(found, top):
         typer.echo(line)
 
@@ -137,6 +141,18 @@ def _typed(question: Callable[[], str]) -> Iterator[str]:
 def _ranked(found: Embedding, top: int) -> list[str]:
     """Rank, own id and score of the best, a line each."""
     return [f"{rank}\t{name}\t{six_digits(score)}" for rank, (name, score) in enumerate(found.top(top), start=1)]
+
+
+def _in_json(found: Embedding, num_bytes: int, top: int) -> dict[str, object]:
+    stored = found.stored
+    return {
+        "bytes": num_bytes,
+        "budget_bytes": found.budget_bytes,
+        "blocks": len(stored.blocks),
+        "precision": stored.precision,
+        "user_group": found.device.group,
+        "items": [{"rank": rank, "id": name, "score": score} for rank, (name, score) in enumerate(found.top(top), 1)],
+    }
 
 
 def six_digits(score: float) -> str:

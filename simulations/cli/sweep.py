@@ -10,8 +10,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from simulations.cli.console import AsJson, DataDir, Track, path_option, show
+from simulations.sweep.grid import TRIALS, settings_of
 from simulations.trackers.registry import trackers
 
 
@@ -20,6 +22,17 @@ def sweep(
     asked: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUES", help="A key's values, e.g. refinement.rounds=1,5; repeatable."),
+    ] = None,
+    searched: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--search",
+            metavar="PATH=LOW..HIGH",
+            help="Look for the value that is best on validation; (log) and (step N) may follow; or PATH=VALUES.",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, help=f"Settings that a search tries.  [default: {TRIALS}]")
     ] = None,
     out: Annotated[Path, path_option("--out", "Folder for the results, one of it for each setting.")] = Path("sweep"),
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Run every setting with this many seeds.")] = 1,
@@ -31,13 +44,21 @@ def sweep(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a scenario under every combination of settings: one table, one plot.
+    """Run a scenario under every combination of settings, or search for the best: one table, one plot.
 
     Typed again, it goes on where it was stopped; with more values, it runs those that are new.
     """
-    from simulations.sweep.grid import settings_of
+    # before the heavy imports
+    if searched:
+        from simulations.sweep.search import optuna
+        from simulations.sweep.space import space_of
 
-    settings_of(asked or [])  # before the heavy imports
+        space_of(searched, asked or [])
+        optuna()
+    else:
+        settings_of(asked or [])
+    if trials is not None and not searched:
+        raise ScenarioError("--trials: is of a search; give --search PATH=LOW..HIGH, or leave it out")
     callbacks = trackers(track or [])
 
     from fl_peel.plain import to_plain
@@ -46,7 +67,8 @@ def sweep(
     from simulations.sweep.sweep import sweep as swept
 
     line = ["fl-peel", "sweep", scenario, *(word for one in asked or [] for word in ("--set", one))]
-    for option, value in {"--seeds": seeds, "--seed": seed, "--data-dir": data_dir}.items():
+    line += [word for one in searched or [] for word in ("--search", one)]
+    for option, value in {"--trials": trials, "--seeds": seeds, "--seed": seed, "--data-dir": data_dir}.items():
         line += [] if value is None else [option, str(value)]
     result = swept(
         scenario,
@@ -60,6 +82,8 @@ def sweep(
         callbacks=callbacks,
         command=shlex.join(line),
         fresh=fresh,
+        searched=searched or [],
+        trials=trials or TRIALS,
     )
     views = (view.to_rich() for view in sweep_views(result))
     show(lambda: to_plain(result), lambda: views, out / PAGE, quiet=quiet, as_json=as_json)
@@ -73,7 +97,7 @@ def _told(quiet: bool) -> OnEvent:
     lines = Lines(lambda line: console.print(Text(line), soft_wrap=True))
 
     def tell(event: Event) -> None:
-        if event.done >= event.total or event.stage == "sweep":
+        if event.done >= event.total or event.stage in ("sweep", "search"):
             lines(event)
 
     return silent if quiet else tell

@@ -33,7 +33,7 @@ def node_configs(scenario: Scenario, *, nodes: int, own: Sequence[Path] = ()) ->
     for number, path in enumerate(own):
         place = {"partition-id": number, "num-partitions": len(own)}
         configs.append({**place, "data": str(path.absolute()), "first-device": first})
-        first += read_interactions(path, format=scenario.data.format).num_users
+        first += read_interactions(path, format=scenario.data.format, dialect=scenario.data.dialect).num_users
     return configs
 
 

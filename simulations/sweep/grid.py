@@ -13,6 +13,8 @@ from fl_peel.errors import ScenarioError, shortened
 MAX_FOLDER = 100
 """Characters of a folder's name."""
 MAX_SETTINGS = 1000
+TRIALS = 20
+"""Of a search, where nobody says how many."""
 _OPEN, _CLOSE, _QUOTES = "[{", "]}", "'\""
 
 
@@ -55,6 +57,22 @@ def settings_of(asked: Iterable[str]) -> tuple[Setting, ...]:
     Raises:
         ScenarioError: no values, a key that is given twice or is the seed, nothing that varies, or too many settings.
     """
+    varying, fixed = values_of(asked)
+    if not varying:
+        raise ScenarioError("--set: nothing varies; give a key several values, e.g. --set refinement.rounds=1,5")
+    combinations = list(itertools.islice(itertools.product(*varying.values()), MAX_SETTINGS + 1))
+    if len(combinations) > MAX_SETTINGS:
+        raise ScenarioError(f"--set: more than {MAX_SETTINGS} combinations; give fewer values")
+    same = as_overrides(fixed)
+    return tuple(Setting(tuple(zip(varying, values, strict=True)), same) for values in combinations)
+
+
+def values_of(asked: Iterable[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Keys with several values, and keys with one.
+
+    Raises:
+        ScenarioError: no values, or a key that is given twice or is the seed.
+    """
     varying: dict[str, list[str]] = {}
     fixed: dict[str, str] = {}
     for text in asked:
@@ -71,13 +89,12 @@ def settings_of(asked: Iterable[str]) -> tuple[Setting, ...]:
             varying[path] = found
         else:
             fixed[path] = found[0]
-    if not varying:
-        raise ScenarioError("--set: nothing varies; give a key several values, e.g. --set refinement.rounds=1,5")
-    combinations = list(itertools.islice(itertools.product(*varying.values()), MAX_SETTINGS + 1))
-    if len(combinations) > MAX_SETTINGS:
-        raise ScenarioError(f"--set: more than {MAX_SETTINGS} combinations; give fewer values")
-    same = tuple(f"{path}={text}" for path, text in fixed.items())
-    return tuple(Setting(tuple(zip(varying, values, strict=True)), same) for values in combinations)
+    return varying, fixed
+
+
+def as_overrides(fixed: dict[str, str]) -> tuple[str, ...]:
+    """As ``--set`` has them."""
+    return tuple(f"{path}={text}" for path, text in fixed.items())
 
 
 def split_values(text: str) -> list[str]:
@@ -99,4 +116,4 @@ def split_values(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-__all__ = ["Setting", "settings_of", "short_names", "split_values"]
+__all__ = ["TRIALS", "Setting", "as_overrides", "settings_of", "short_names", "split_values", "values_of"]

@@ -15,9 +15,9 @@ from simulations.report.plots.style import (
     EndLabel,
     Plot,
     finish,
+    in_both_forms,
     label_ends,
     new_figure,
-    styled,
 )
 from simulations.report.render import provenance, render, scenario_name
 from simulations.report.results import write_results
@@ -33,7 +33,11 @@ def sweep_view(result: SweepResult) -> TableView:
     """Every setting's recall, by table; the setting that validation chooses is emphasized."""
     keys, tables = _columns(result)
     rows = tuple(
-        (*row.values.values(), format_metric(row.validation), *(figure_text(figure.recall) for figure in row.tables))
+        (
+            *row.values.values(),
+            format_metric(row.validation),
+            *(figure_text(figure.recall) for figure in row.tables),
+        )
         for row in result.rows
     )
     best = {(place, len(keys)) for place, row in enumerate(result.rows) if row.setting == result.chosen}
@@ -81,27 +85,36 @@ def sweep_views(result: SweepResult) -> list[TableView]:
     return [sweep_view(result), *([less] if less else [])]
 
 
+@in_both_forms
 def sweep_plot(result: SweepResult) -> Plot | None:
-    """Recall at every share of the full table, a line a setting, with intervals; of many settings the first eight."""
-    shown = result.rows[: len(PALETTE)]
+    """Recall at every share of the full table, a line a setting, with intervals; of many settings the first eight, of a
+    search the eight that are the best on validation.
+    """
+    shown = _drawn(result)
     lines = [(row, _by_share(row)) for row in shown]
     if not lines[0][1]:
         return None
     labels, words = [], []
-    with styled():
-        figure, (axes,) = new_figure(3.9)
-        share_axis(axes, list(lines[0][1]), None)
-        for index, (row, by_share) in enumerate(lines):
-            x, recalls = list(by_share), list(by_share.values())
-            y = [one.value for one in recalls]
-            ends = [None if one.low is None or one.high is None else (one.low, one.high) for one in recalls]
-            color = line_over_shares(axes, x, y, ends, index, len(lines))
-            labels.append(EndLabel(row.setting, x[-1], y[-1], color, bold=row.setting == result.chosen))
-            words.append(f"{row.setting} goes from {y[0]:.4f} to {y[-1]:.4f}")
-        axes.set_ylabel(f"Recall@{result.top_n} (test, mean over devices)")
-        axes.margins(y=0.08)
-        label_ends(axes, labels)
-        return finish(figure, NAME, "Recall against the budget", f"Line chart, by setting: {'; '.join(words)}.")
+    figure, (axes,) = new_figure(3.9)
+    share_axis(axes, list(lines[0][1]), None)
+    for index, (row, by_share) in enumerate(lines):
+        x, recalls = list(by_share), list(by_share.values())
+        y = [one.value for one in recalls]
+        ends = [None if one.low is None or one.high is None else (one.low, one.high) for one in recalls]
+        color = line_over_shares(axes, x, y, ends, index, len(lines))
+        labels.append(EndLabel(row.setting, x[-1], y[-1], color, bold=row.setting == result.chosen))
+        words.append(f"{row.setting} goes from {y[0]:.4f} to {y[-1]:.4f}")
+    axes.set_ylabel(f"Recall@{result.top_n} (test, mean over devices)")
+    axes.margins(y=0.08)
+    label_ends(axes, labels)
+    return finish(figure, NAME, "Recall against the budget", f"Line chart, by setting: {'; '.join(words)}.")
+
+
+def _drawn(result: SweepResult) -> tuple[SweepRow, ...]:
+    if result.search:
+        best = sorted(result.rows, key=lambda row: row.validation or 0.0, reverse=True)[: len(PALETTE)]
+        return tuple(row for row in result.rows if row in best)
+    return result.rows[: len(PALETTE)]
 
 
 def _by_share(row: SweepRow) -> dict[float, Any]:
@@ -114,10 +127,13 @@ def sweep_page(result: SweepResult) -> str:
     keys = list(result.rows[0].values)
     chosen = "" if result.chosen is None else f" On validation the best is {result.chosen}."
     more = len(result.rows) - len(PALETTE)
+    kind = "search" if result.search else "sweep"
+    which = ": the eight that are the best on validation" if result.search and more > 0 else ""
+    found = f", those that {result.trials} trials of a search on validation came to" if result.search else ""
     return render(
         "sweep.html",
-        title=f"{scenario_name(result.scenario).partition(':')[0]}: a sweep over {', '.join(keys)}",
-        lead=f"One scenario under {len(result.rows)} settings.{chosen}",
+        title=f"{scenario_name(result.scenario).partition(':')[0]}: a {kind} over {', '.join(keys)}",
+        lead=f"One scenario under {len(result.rows)} settings{found}.{chosen}",
         facts=[
             ("settings", f"{len(result.rows):,}"),
             ("seeds", f"{len(result.seeds)}"),
@@ -125,7 +141,8 @@ def sweep_page(result: SweepResult) -> str:
         ],
         tables=sweep_views(result),
         plot=sweep_plot(result),
-        caption="Lines with 95 % intervals, by setting." + (f" {more} more are in the table." if more > 0 else ""),
+        caption=f"Lines with 95 % intervals, by setting{which}."
+        + (f" {more} more are in the table." if more > 0 else ""),
         note=METHOD,
         **provenance(to_plain(result), ""),
     )

@@ -40,6 +40,7 @@ class SweepRow:
 class SweepResult:
     """chosen: the setting that is the best on validation, None where that was not measured; tables: shares of the full
     table under the setting's own precision and selector, own budgets, and full tables; scenario: of the first setting.
+    search: what was looked for, with how many trials; nothing of a sweep over all combinations.
     """
 
     scenario: dict[str, Any]
@@ -52,6 +53,8 @@ class SweepResult:
     rows: tuple[SweepRow, ...]
     versions: dict[str, str]
     command: str | None = None
+    search: tuple[str, ...] = ()
+    trials: int | None = None
 
 
 __all__ = ["SweepFigure", "SweepResult", "SweepRow"]

@@ -18,9 +18,11 @@ from simulations.engine.versions import versions
 from simulations.runner import run_seeds
 from simulations.scenario_files import load_scenario
 from simulations.sweep.figures import Measured, shared_tables, sweep_rows
-from simulations.sweep.grid import Setting, settings_of
+from simulations.sweep.grid import TRIALS, Setting, settings_of
 from simulations.sweep.page import write_sweep
 from simulations.sweep.schema import SweepResult
+from simulations.sweep.search import optuna, search
+from simulations.sweep.space import Space, space_of
 from simulations.unfinished import DONE, about_run, mark_done, read_done
 
 
@@ -32,6 +34,49 @@ class Planned:
     scenario: Scenario
     folder: Path
     about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sweeping:
+    """How each setting of a sweep is run, with so many seeds, into a folder of its own below ``out``."""
+
+    source: str | Path
+    out: Path
+    seeds: int
+    seed: int | None
+    data_dir: str | Path | None
+    cache_dir: str | Path | None
+    on_event: OnEvent
+    callbacks: Sequence[Callback]
+    command: str | None
+    fresh: bool
+
+    def planned(self, settings: Sequence[Setting]) -> list[Planned]:
+        """As :func:`planned`."""
+        return planned(self.source, settings, self.out, self.seeds, self.seed, self.data_dir)
+
+    def measured(self, plan: Planned) -> Measured:
+        """Run a setting, or read what an earlier sweep has left of it."""
+        told = _of_setting(plan.setting, self.on_event)
+        found = None if self.fresh else _done_before(plan)
+        if found is not None:
+            told(Event("report", 1, 1, "kept from an earlier sweep"))
+            return found
+        (plan.folder / DONE).unlink(missing_ok=True)  # of other runs there, which are replaced now
+        run_seeds(
+            plan.scenario,
+            seeds=self.seeds,
+            out=plan.folder,
+            data_dir=self.data_dir,
+            cache_dir=self.cache_dir,
+            on_event=told,
+            callbacks=self.callbacks,
+            command=self.command,
+            fresh=self.fresh,
+        )
+        found = Measured.read(plan.folder, plan.setting)
+        mark_done(plan.folder, plan.about)
+        return found
 
 
 def sweep(
@@ -47,42 +92,74 @@ def sweep(
     callbacks: Sequence[Callback] = (),
     command: str | None = None,
     fresh: bool = False,
+    searched: Iterable[str] = (),
+    trials: int = TRIALS,
 ) -> SweepResult:
     """Run every combination of ``path=value,value,...`` with so many seeds, each into a folder of its own below
     ``out``, and write sweep.json, .csv, .html and .svg there. What is done is read: of a sweep that was stopped, and of
-    a smaller one; fresh: all is run anew.
+    a smaller one; fresh: all is run anew. searched: in place of combinations, Optuna looks so many times for the values
+    of ``path=low..high`` that are the best on validation; ``asked`` then has one value a key.
 
     Raises:
         FlPeelError: a mistake in any of the scenarios, before anything runs; or as :func:`simulations.runner.run`.
+        MissingExtraError: a search, and Optuna is not installed.
     """
-    place = Path(out)
-    plans = planned(scenario, settings_of(asked), place, seeds, seed, data_dir)
-    found = []
-    for number, plan in enumerate(plans, start=1):
-        told = _of_setting(plan.setting, on_event)
-        measured = None if fresh else _done_before(plan)
-        if measured is None:
-            (plan.folder / DONE).unlink(missing_ok=True)  # of other runs there, which are replaced now
-            run_seeds(
-                plan.scenario,
-                seeds=seeds,
-                out=plan.folder,
-                data_dir=data_dir,
-                cache_dir=cache_dir,
-                on_event=told,
-                callbacks=callbacks,
-                command=command,
-                fresh=fresh,
-            )
-            measured = Measured.read(plan.folder, plan.setting)
-            mark_done(plan.folder, plan.about)
-        else:
-            told(Event("report", 1, 1, "kept from an earlier sweep"))
-        found.append(measured)
-        on_event(Event("sweep", number, len(plans), plan.setting.label))
-    result = _result(plans, found, command)
-    write_sweep(place, result)
+    how = Sweeping(scenario, Path(out), seeds, seed, data_dir, cache_dir, on_event, tuple(callbacks), command, fresh)
+    looked_for = tuple(searched)
+    if looked_for:
+        found = _searched(how, space_of(looked_for, asked), trials)
+    else:
+        found = []
+        plans = how.planned(settings_of(asked))
+        for number, plan in enumerate(plans, start=1):
+            found.append((plan, how.measured(plan)))
+            on_event(Event("sweep", number, len(plans), plan.setting.label))
+    result = _result([plan for plan, _ in found], [measured for _, measured in found], command)
+    if looked_for:
+        result = replace(result, search=looked_for, trials=trials)
+    write_sweep(how.out, result)
     return result
+
+
+def _searched(how: Sweeping, space: Space, trials: int) -> list[tuple[Planned, Measured]]:
+    """The settings of a search, each once, in the order of trials."""
+    optuna()
+    first = how.planned(space.edges)[0].scenario
+    if not (first.refinement.rounds and first.data.validation_share):
+        raise ScenarioError(
+            "--search: goes by recall on validation after the last round, which is not measured; raise "
+            "refinement.rounds and data.validation_share above 0"
+        )
+    own = load_scenario(how.source, space.fixed, seed=how.seed)
+    found: dict[Setting, tuple[Planned, Measured]] = {}
+
+    def validation_of(setting: Setting) -> float:
+        if setting not in found:
+            (plan,) = how.planned([setting])
+            found[setting] = plan, how.measured(plan)
+        reached = found[setting][1].validation
+        if reached is None:
+            raise ScenarioError(
+                f"--search: {setting.label} has no figure on validation to go by; give another --search"
+            )
+        return reached
+
+    def told(number: int, setting: Setting, reached: float) -> None:
+        how.on_event(Event("search", number, trials, f"{setting.label}: validation {reached:.4f}"))
+
+    search(space, values_at(own, space), validation_of, trials=trials, seed=own.seed, told=told)
+    return list(found.values())
+
+
+def values_at(scenario: Scenario, space: Space) -> dict[str, Any]:
+    """What a scenario says at the keys of a search; nothing where it has none."""
+    found: dict[str, Any] = {}
+    for one in space.varied:
+        value: Any = scenario.model_dump(mode="json")
+        for name in one.path.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        found[one.path] = value
+    return found
 
 
 def planned(

@@ -24,6 +24,7 @@ DATA = {
     "r.dat": b"1::2::3::4\n1::3::5::6\n",
     "x.inter": b"user_id:token\titem_id:token\trating:float\n1\t2\t3.5\n2\t2\t1\n",
     "x.csv": b'user,item,timestamp\nu1,i1,1\n"u2",i1,2\n',
+    "dates.csv": b"user,item,time\nu1,i1,2026-03-01T09:30:00+01:00\nu2,i1,2026-03-01T09:30Z\n",
     "train.txt": b"0 1 2\n1 0\n2 2\n",
 }
 STRANGE = [

@@ -359,7 +359,7 @@ def finish(figure: Figure, name: str, title: str, alt: str) -> Plot:
     """Close a figure: its SVG with `alt` as text alternative; call it within `styled()`."""
     if is_narrow():
         for axes in figure.axes:
-            axes.set_xlabel(fill(axes.get_xlabel(), NARROW_CHARACTERS))
+            axes.xaxis.label.set_text(fill(axes.get_xlabel(), NARROW_CHARACTERS))  # and its place stays
     return Plot(name, title, alt, to_svg(figure, f"{name}-narrow" if is_narrow() else name, alt))
 
 

@@ -158,10 +158,11 @@ details > summary { cursor: pointer; color: var(--accent); margin: .75rem 0; }
 @media print {
   .slider, .words { display: none; }
   main { max-width: none; padding: 0; }
-  figure, table, .why { break-inside: avoid; }
+  figure, table, tr, .why { break-inside: avoid; }
   h2, caption { break-after: avoid; }
   .scroll { overflow: visible; }
   th, td { white-space: normal; }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 }
 </style>
 {% block head %}

@@ -106,7 +106,9 @@ def ablate_plot(rows: Sequence[Row]) -> Plot:
     labels = [f"{part}: {setting}" for (part, setting), _ in others]
     axes.set_yticks(range(len(others), 0, -1), labels)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
-    axes.set_xlabel("Recall@20 (test), as a ratio to the scenario as it is")
+    # names at the left leave little room below the axes of a telephone
+    place = "right" if is_narrow() else "center"
+    axes.set_xlabel("Recall@20 (test), as a ratio to the scenario as it is", loc=place)
     figure.legend(
         title="budget",
         loc="outside upper right",

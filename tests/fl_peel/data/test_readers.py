@@ -78,7 +78,7 @@ def test_parquet_gives_the_same_interactions(tmp_path):
 
 def test_parquet_with_text_ids_and_arrow_timestamps(tmp_path):
     users = pa.array(["b", "a", "b"]).dictionary_encode()
-    times = pa.array([2_500, 1_000, 1_999], pa.timestamp("ms"))
+    times = pa.array([2_500, 1_000, 1_999], pa.timestamp("ms", "UTC"))
     pq.write_table(pa.table({"user_id": users, "item_id": ["y", "x", "x"], "time": times}), tmp_path / "x.pq")
     data = read_interactions(tmp_path / "x.pq")
     # a -> 0, b -> 1; 1.999 s is second 1, before second 2
@@ -193,7 +193,7 @@ BAD_FILES = [
     ("x.csv", "user,item\n1,2\n3,-1\n", r"x\.csv:3: item is negative \(-1\)"),
     ("x.csv", 'user,item\n"1",2\n"3,4\n', r"x\.csv:3: unexpected end of data; mend the quotes"),
     ("x.csv", 'user,item,note\n1,2,"two\nlines"\n1,2\n', r"x\.csv:4: 2 fields where 3"),
-    ("x.csv", "user,item,time\n1,2,2020-01-01\n", r"x\.csv:2: timestamp is '2020-01-01', not a number"),
+    ("x.csv", "user,item,time\n1,2,soon\n", r"x\.csv:2: timestamp is 'soon', not a number of seconds or a time like 2"),
     ("x.csv", "user,item\n1,2\n1,nan\n", r"x\.csv:3: item is 'nan', which stands for no id; leave out such rows"),
     ("x.csv", f"user,item\n1,2\n{'9' * 5000},2\n", r"x\.csv:3: user has 5000 characters, ids at most 1000; shorten it"),
     ("x.csv", f"user,item\n1,-{'9' * 5000}\n", r"x\.csv:2: item is negative \(-999"),
@@ -295,7 +295,8 @@ def test_truncated_parquet(tmp_path):
             {"user": [1], "item": [2], "time": pa.array([2**64 - 1], pa.uint64())},
             "row 1: timestamp is 1844674407",
         ),
-        ({"user": [1], "item": [2], "time": ["now"]}, "timestamp column is string; store it as numbers"),
+        ({"user": [1], "item": [2], "time": ["now"]}, "row 1: timestamp is 'now', not a number of seconds or a time"),
+        ({"user": [1], "item": [2], "time": [True]}, "timestamp column is bool; store it as numbers"),
         ({"user": [1], "item": [2], "rating": [float("inf")]}, "row 1: rating is inf"),
         ({"user": pa.array([], pa.int64()), "item": pa.array([], pa.int64())}, "holds no interaction"),
     ],

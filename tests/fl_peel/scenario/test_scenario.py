@@ -110,6 +110,28 @@ BAD = [
     ({"evaluation": {"top_n": 0}}, "evaluation.top_n: input should be greater than or equal to 1 (got 0)"),
     ({"data": {"name": "a", "test_path": "t"}}, "data: test_path belongs to path, and a is read by name; leave it out"),
     ({"data": {"name": "a", "format": "csv"}}, "data: format belongs to path, and a is read by name; leave it out"),
+    (
+        {"data": {"name": "a", "columns": {"user": "u"}}},
+        "data: columns belongs to path, and a is read by name; leave it",
+    ),
+    (
+        {"data": {"name": "a", "time_zone": "UTC"}},
+        "data: time_zone belongs to path, and a is read by name; leave it out",
+    ),
+    ({"data": {"path": "a", "columns": {"user": "x", "item": "x "}}}, "data.columns: columns: x is given twice; leave"),
+    (
+        {"data": {"path": "a", "format": "movielens-tab", "columns": {"user": "u"}}},
+        "data: columns: those of format movielens-tab have",
+    ),
+    ({"data": {"path": "a", "columns": {"timestamp": "t"}}}, "unknown key data.columns.timestamp; did you mean"),
+    (
+        {"data": {"path": "a", "time_zone": "Europe/Berlon"}},
+        "data.time_zone: no such time zone; did you mean 'Europe/Berlin'? give",
+    ),
+    (
+        {"data": {"path": "a", "time_zone": "../x"}},
+        "data.time_zone: no such time zone; give UTC, or a name like Europe/",
+    ),
     ({"pretraining": {"loss": "bpr", "num_negatives": 0}}, "pretraining: num_negatives: bpr needs at least 1; 0 (all"),
     (
         {"pretraining": {"loss": "bpr", "popularity_correction": 0.5}},

@@ -26,7 +26,7 @@ def commands(group, path=()):
 
 
 PRINTS_NO_FIGURES = {
-    *(("data",), ("profiles",), ("scenarios", "schema"), ("export",), ("export-onnx",), ("serve-device",)),
+    *(("data",), ("profiles",), ("profiles", "schema"), ("scenarios", "schema"), ("export-onnx",), ("serve-device",)),
     *(("deploy",), ("demo",), ("report",)),
 }
 

@@ -49,6 +49,21 @@ def test_export_writes_the_artefact_and_names_the_best(fl_peel_, tmp_path):
     )
 
 
+def test_export_tells_the_same_as_json(fl_peel_):
+    code, out, _ = fl_peel_(*export("--top", "3", "--json"))
+    device = fl_peel.load("model").device(["item 3", "item 20"])
+    found = device.embedding(400)
+    assert code == 0
+    assert json.loads(out) == {
+        "bytes": found.num_bytes,
+        "budget_bytes": 400,
+        "blocks": len(found.stored.blocks),
+        "precision": "int8",
+        "user_group": device.group,
+        "items": [{"rank": rank, "id": name, "score": score} for rank, (name, score) in enumerate(found.top(3), 1)],
+    }
+
+
 def test_the_file_beside_it_is_all_that_another_reader_needs(fl_peel_, tmp_path):
     """Own ids by catalogue row, and rows that were seen: from these and the artefact alone come the same lines."""
     _, out, _ = fl_peel_(*export())

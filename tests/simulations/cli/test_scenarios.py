@@ -5,6 +5,7 @@ import json
 import yaml
 from typer.testing import CliRunner
 
+from clients.fleet.reference import fleet_schema
 from fl_peel.scenario.reference import scenario_schema
 from simulations.cli.main import app
 from simulations.scenario_files import load_scenario, shipped_scenarios
@@ -44,6 +45,7 @@ def test_keys_have_the_scenarios_own_values():
 
 def test_the_schema_is_printed():
     assert json.loads(fl_peel("scenarios", "schema")) == scenario_schema()
+    assert json.loads(fl_peel("profiles", "schema")) == fleet_schema()
 
 
 def test_an_editor_finds_the_schema_beside_a_scenario(tmp_path):

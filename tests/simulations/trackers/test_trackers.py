@@ -4,7 +4,6 @@ import json
 import logging
 import re
 import sys
-import types
 
 import pytest
 
@@ -246,14 +245,8 @@ def test_shipped_trackers_are_named():
     assert TRACKERS.names() == ("tensorboard", "mlflow")
 
 
-def test_the_callbacks_of_the_page_work(tiny, without_engine, monkeypatch, capsys):
-    scope, logged = {}, []
-    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "trackers.md").read_text(), re.DOTALL):
-        exec(code, scope)
-    begun = types.SimpleNamespace(log=logged.append, finish=lambda **how: logged.append(("finished", how)))
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **how: logged.append(how) or begun))
-    result = runner.run(tiny, overrides=QUICK, callbacks=[scope["Printer"](), scope["WandB"]("mine")])
+def test_the_callback_of_the_page_works(tiny, without_engine, capsys):
+    scope = {}
+    exec(re.search(r"```python\n(.*?)```", (ROOT / "docs" / "trackers.md").read_text(), re.DOTALL)[1], scope)
+    result = runner.run(tiny, overrides=QUICK, callbacks=[scope["Printer"]()])
     assert f"1 {result.history[0].recall}" in capsys.readouterr().out.splitlines()
-    assert (logged[0]["project"], logged[0]["config"]["seed"]) == ("mine", 0)
-    assert logged[-2]["test/recall_at_20/50pct"] == result.budgets[0].recall
-    assert logged[-1] == ("finished", {})

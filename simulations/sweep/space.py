@@ -1,0 +1,143 @@
+"""What a search varies: ranges and choices of keys, as they are typed. Light: read at the start."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from fl_peel.errors import ScenarioError, shortened
+from fl_peel.scenario.base import as_share
+from simulations.sweep.grid import Setting, as_overrides, split_values, values_of
+
+_RANGE = re.compile(r"(?P<low>[^,(]+?)\.\.(?P<high>[^,(]+)(?:\((?P<kind>[^)]*)\))?")
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+_STEP = re.compile(r"step\s+(\S+)")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers of a key from low to high, both included; whole: no fractions; log: as likely between 1 and 10 as between
+    10 and 100; step: between two of them, None for any.
+    """
+
+    path: str
+    low: float
+    high: float
+    whole: bool
+    log: bool = False
+    step: float | None = None
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """As they are typed."""
+        return self.text_of(self.low), self.text_of(self.high)
+
+    def text_of(self, value: float) -> str:
+        """A value as it is run and told: four digits, within the range."""
+        if self.whole:
+            return str(int(value))
+        return repr(min(max(float(f"{value:.4g}"), self.low), self.high))
+
+    def holds(self, value: Any) -> bool:
+        """Whether a search can come to a value."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return False
+        steps = (value - self.low) / self.step if self.step else 0.0
+        return math.isclose(steps, round(steps), abs_tol=1e-9) and (not self.whole or value == int(value))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Values of a key, as they are typed."""
+
+    path: str
+    values: tuple[str, ...]
+
+
+Varied = Range | Choice
+
+
+@dataclass(frozen=True)
+class Space:
+    """varied: what a search chooses, in the order typed; fixed: overrides that all settings have."""
+
+    varied: tuple[Varied, ...]
+    fixed: tuple[str, ...]
+
+    def setting(self, values: Iterable[str]) -> Setting:
+        """With a value for each key, as it is typed."""
+        return Setting(tuple(zip((one.path for one in self.varied), values, strict=True)), self.fixed)
+
+    @property
+    def edges(self) -> tuple[Setting, ...]:
+        """Settings with every end and every choice in one of them: what is wrong with a value shows in these."""
+        options = [one.values if isinstance(one, Choice) else one.ends for one in self.varied]
+        most = max(map(len, options))
+        return tuple(self.setting(values[min(place, len(values) - 1)] for values in options) for place in range(most))
+
+
+def space_of(searched: Iterable[str], asked: Iterable[str] = ()) -> Space:
+    """searched: ``path=low..high``, ``path=low..high(log)``, ``path=low..high(step 8)`` or ``path=value,value``; whole
+    numbers where both ends are. asked: ``path=value``, the same in all settings.
+
+    Raises:
+        ScenarioError: something of this makes no sense, or a key is given twice.
+    """
+    varied = tuple(_varied(text) for text in searched)
+    several, fixed = values_of(asked)
+    if several:
+        raise ScenarioError(f"--set {next(iter(several))}: has several values; in a search give them to --search")
+    named = [*(one.path for one in varied), *fixed]
+    for one in varied:
+        if named.count(one.path) > 1:
+            raise ScenarioError(f"--search {one.path}: is given twice; leave one out")
+    return Space(varied, as_overrides(fixed))
+
+
+def _varied(text: str) -> Varied:
+    path, equals, values = (part.strip() for part in text.partition("="))
+    shown = f"--search {shortened(text, 100)}"
+    if not equals or not path or not values:
+        raise ScenarioError(f"{shown}: expected path=low..high, e.g. 'refinement.local.learning_rate=0.01..1(log)'")
+    if path == "seed":
+        raise ScenarioError(f"{shown}: seeds are no setting; give --seed and --seeds")
+    if found := _RANGE.fullmatch(values):
+        return _range(shown, path, found)
+    choices = tuple(dict.fromkeys(split_values(values)))
+    if not all(choices) or len(choices) < 2:
+        raise ScenarioError(f"{shown}: expected low..high, or values between commas; one value is for --set")
+    return Choice(path, choices)
+
+
+def _range(shown: str, path: str, found: re.Match[str]) -> Range:
+    low_text, high_text, kind = found["low"].strip(), found["high"].strip(), (found["kind"] or "").strip()
+    whole = all(_WHOLE.fullmatch(text) for text in (low_text, high_text))
+    low, high = _number(shown, low_text), _number(shown, high_text)
+    if not low < high:
+        raise ScenarioError(f"{shown}: from {low_text} to {high_text} there is nothing; give the lower one first")
+    step = None
+    if stepped := _STEP.fullmatch(kind):
+        step = _number(shown, stepped[1])
+        if step <= 0 or (whole and step != int(step)):
+            raise ScenarioError(f"{shown}: a step is above 0, and whole where the ends are")
+    elif kind not in ("", "log"):
+        raise ScenarioError(f"{shown}: ({kind}) is unknown; known: (log), (step 8)")
+    if kind == "log" and low <= 0:
+        raise ScenarioError(f"{shown}: (log) knows numbers above 0 alone; raise the lower end, or leave it out")
+    return Range(path, low, high, whole, kind == "log", step)
+
+
+def _number(shown: str, text: str) -> float:
+    try:
+        value = float(as_share(text))
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ScenarioError(f"{shown}: {shortened(text, 40)} is no number; expected low..high, e.g. 0.01..1(log)")
+    return value
+
+
+__all__ = ["Choice", "Range", "Space", "Varied", "space_of"]
