@@ -1,11 +1,13 @@
 """Runs without an engine, for tests of what stands around them."""
 
 import sys
+from html import escape
 
 import pytest
 
 from simulations import runner
 from simulations.cli import main as cli
+from simulations.report.plots import style
 from tests.helpers.browser import browser
 from tests.helpers.loopback import LoopbackGrid
 
@@ -21,13 +23,19 @@ def chromium(tmp_path_factory):
 
 
 @pytest.fixture
+def sketched(monkeypatch):
+    """Figures are put together and not rendered, for which matplotlib takes longer than a whole run without it."""
+    monkeypatch.setattr(style, "to_svg", lambda figure, name, alt: f'<svg role="img" aria-label="{escape(alt)}"></svg>')
+
+
+@pytest.fixture
 def grids():
     """The nodes of each run without an engine, with what crossed."""
     return []
 
 
 @pytest.fixture
-def without_engine(monkeypatch, grids):
+def without_engine(monkeypatch, grids, sketched):
     """Runs are served by two nodes in this process; the scenarios of those that began are kept."""
     begun = []
 
