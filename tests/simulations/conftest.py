@@ -1,13 +1,12 @@
 """Runs without an engine, for tests of what stands around them."""
 
 import sys
-from html import escape
 
 import pytest
 
 from simulations import runner
 from simulations.cli import main as cli
-from simulations.report.plots import style
+from simulations.report import files_of_run
 from tests.helpers.browser import browser
 from tests.helpers.loopback import LoopbackGrid
 
@@ -23,20 +22,16 @@ def chromium(tmp_path_factory):
 
 
 @pytest.fixture
-def sketched(monkeypatch):
-    """Figures are put together and not rendered, for which matplotlib takes longer than a whole run without it."""
-    monkeypatch.setattr(style, "to_svg", lambda figure, name, alt: f'<svg role="img" aria-label="{escape(alt)}"></svg>')
-
-
-@pytest.fixture
 def grids():
     """The nodes of each run without an engine, with what crossed."""
     return []
 
 
 @pytest.fixture
-def without_engine(monkeypatch, grids, sketched):
-    """Runs are served by two nodes in this process; the scenarios of those that began are kept."""
+def without_engine(monkeypatch, grids):
+    """Runs are served by two nodes in this process; the scenarios of those that began are kept. Their own pages have no
+    figures, which take longer to draw than the rest of a run to compute: test_run.py draws them.
+    """
     begun = []
 
     def simulated(scenario, place, on_event, *, server):
@@ -45,6 +40,7 @@ def without_engine(monkeypatch, grids, sketched):
         return server(grids[-1], scenario, place, on_event)
 
     monkeypatch.setattr(runner, "simulated", simulated)
+    monkeypatch.setattr(files_of_run, "report_figures", lambda result: ())
     return begun
 
 
