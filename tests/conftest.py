@@ -9,10 +9,12 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
-# read when Flower and Ray are imported, so before any test module is
+# read when Flower, Ray, torch and NumPy are imported, so before any test module is
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+# threads of one small product wait for one another, at full speed, while the other tests have their processor
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import Phase, settings

@@ -82,8 +82,7 @@ ASK = "from fl_peel.code_paths import code_paths; import scipy.linalg; print(cod
 
 @pytest.mark.skipif(not processor_flags() >= code_paths.NEEDED, reason="needs AVX2 and FMA on Linux")
 def test_importing_the_package_first_is_enough():
-    assert told(ASK) == "pinned"
-    assert told("import fl_peel; import fl_peel.kernels; " + ASK) == "pinned"
+    assert told("import fl_peel.kernels; " + ASK) == "pinned"
     assert told("import numpy; " + ASK).endswith("; too late for numpy")
     assert told(ASK, **{SWITCH: "native"}).startswith("native: ")
     assert told(ASK, MKL_CBWR="AVX2").startswith("native: ")

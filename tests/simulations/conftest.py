@@ -6,6 +6,7 @@ import pytest
 
 from simulations import runner
 from simulations.cli import main as cli
+from simulations.report import files_of_run
 from tests.helpers.browser import browser
 from tests.helpers.loopback import LoopbackGrid
 
@@ -28,7 +29,9 @@ def grids():
 
 @pytest.fixture
 def without_engine(monkeypatch, grids):
-    """Runs are served by two nodes in this process; the scenarios of those that began are kept."""
+    """Runs are served by two nodes in this process; the scenarios of those that began are kept. Their own pages have no
+    figures, which take longer to draw than the rest of a run to compute: test_run.py draws them.
+    """
     begun = []
 
     def simulated(scenario, place, on_event, *, server):
@@ -37,6 +40,7 @@ def without_engine(monkeypatch, grids):
         return server(grids[-1], scenario, place, on_event)
 
     monkeypatch.setattr(runner, "simulated", simulated)
+    monkeypatch.setattr(files_of_run, "report_figures", lambda result: ())
     return begun
 
 

@@ -14,15 +14,17 @@ from typing import Any
 import pytest
 
 from simulations.unfinished import NAME
+from tests.helpers.root import ROOT
 from tests.strategies.run.test_kept import timeless
 
-FL_PEEL = (sys.executable, "-m", "simulations.cli.main")
 CHANGES = ("refinement.acceptance.rule=validation", "data.validation_share=20%", "refinement.rounds=4")
+ENGINE, NONE = "simulations.cli.main", "tests.helpers.without_ray"
+"""Modules that are the command line: on Ray, and with nodes in its own process."""
 
 
-def command(scenario: Path, out: Path, *more: str) -> list[str]:
+def words(scenario: Path, out: Path) -> list[str]:
     changes = [word for change in CHANGES for word in ("--set", change)]
-    return [*FL_PEEL, "run", str(scenario), "--out", str(out), "--no-cache", *changes, *more]
+    return ["run", str(scenario), "--out", str(out), "--no-cache", *changes]
 
 
 def report(out: Path) -> Any:
@@ -32,12 +34,18 @@ def report(out: Path) -> Any:
 
 @pytest.mark.engine
 @pytest.mark.faults
-def test_killed_in_every_part_of_a_run_it_ends_in_the_same_report(tiny, tmp_path):
-    subprocess.run(command(tiny, tmp_path / "whole"), check=True, capture_output=True)
+def test_killed_in_every_part_of_a_run_it_ends_in_the_same_report(tiny, tmp_path, command_line):
+    """While rounds go on, nodes are killed with it that are processes of their own."""
+    assert command_line(*words(tiny, tmp_path / "whole"))[0] == 0
     out = tmp_path / "out"
-    for reached in ("stage-1.kept", "rounds-*.disks-2", "evaluation.kept"):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for reached, module in (("stage-1.kept", NONE), ("rounds-*.disks-2", ENGINE), ("evaluation.kept", NONE)):
         process = subprocess.Popen(
-            command(tiny, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            [sys.executable, "-m", module, *words(tiny, out)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env=environment,
         )
         while not list((out / NAME).glob(reached)):
             assert process.poll() is None, f"it ended before {reached}"
@@ -45,7 +53,8 @@ def test_killed_in_every_part_of_a_run_it_ends_in_the_same_report(tiny, tmp_path
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not (out / "report.json").exists()
-    last = subprocess.run(command(tiny, out), check=True, capture_output=True, text=True)
-    assert "kept from before the run was stopped" in last.stderr
+    code, _, told = command_line(*words(tiny, out))
+    assert code == 0, told
+    assert "kept from before the run was stopped" in told
     assert report(out) == report(tmp_path / "whole")
     assert not (out / NAME).exists()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,9 @@ from fl_peel import wire
 from fl_peel.blocks.stored import StoredEmbedding
 from fl_peel.disks import device_splits
 from fl_peel.errors import BudgetError, EngineError
-from simulations import run, unfinished
+from simulations import run, runner, unfinished
 from simulations.listing import listed
-from simulations.report.files_of_run import read_report
+from simulations.report.files_of_run import read_report, report_figures
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
 from strategies.nodes import nodes
@@ -31,6 +32,7 @@ from strategies.run.place import Place
 from strategies.server_app import serve
 from tests.conftest import plant
 from tests.helpers.loopback import LoopbackGrid, let_through
+from tests.simulations.conftest import QUICK
 
 FL_PEEL = (sys.executable, "-m", "simulations.cli.main")
 
@@ -244,6 +246,16 @@ def test_the_command_line_on_the_engine_equals_the_loopback(tiny, tmp_path):
     check_artifacts(out, result)
     assert (out / "report.html").stat().st_size > 10_000
     assert (out / "metrics.csv").is_file()
+
+
+def test_a_run_of_which_little_is_asked_has_its_figures(tiny, tmp_path, monkeypatch):
+    """Without an engine, but with the page that tests of what stands around runs leave without figures."""
+    monkeypatch.setattr(runner, "simulated", lambda *args, server: server(LoopbackGrid(2), *args))
+    result = run(tiny, overrides=QUICK, out=tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    drawn = report_figures(result.figures)
+    assert {"recall", "traces", "bytes", "learning"} <= {plot.name for plot in drawn}
+    assert [f'aria-label="{escape(plot.alt)}"' in page for plot in drawn] == [True] * len(drawn)
 
 
 def check_issue_keys(result):

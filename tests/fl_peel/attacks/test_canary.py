@@ -16,7 +16,13 @@ SEEDS = range(20)
 SMALL = ("refinement.rounds=2", "secure_aggregation.min_devices=4")
 
 
-def scenario(mechanism: str = "central-gaussian", epsilon: float = 4.0, delta: float = 1e-5, **refinement) -> Scenario:
+def scenario(
+    mechanism: str = "central-gaussian",
+    epsilon: float = 4.0,
+    delta: float = 1e-5,
+    multiplier: float | None = None,
+    **refinement,
+) -> Scenario:
     return Scenario.model_validate(
         {
             "name": "canary",
@@ -26,6 +32,7 @@ def scenario(mechanism: str = "central-gaussian", epsilon: float = 4.0, delta: f
             "privacy": {
                 "mechanism": mechanism,
                 "target_epsilon": epsilon,
+                "noise_multiplier": multiplier,
                 "delta": delta,
                 "clipping": {"kind": "flat", "norm": 0.5},
                 "rows": "all-sent",
@@ -73,9 +80,9 @@ def with_part_of_the_noise(plan, part):
     return dataclasses.replace(plan, mechanism=Forgetful())
 
 
-def shown(content, plan):
+def shown(content, plan, seeds=SEEDS):
     """Epsilons of each of the seeds."""
-    return [canary_audit(content, plan, trials=300, seed=seed).epsilon_low for seed in SEEDS]
+    return [canary_audit(content, plan, trials=300, seed=seed).epsilon_low for seed in seeds]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +91,7 @@ def shown(content, plan):
         scenario(**TIGHT),
         scenario("local-gaussian", **TIGHT),
         scenario("local-laplace", **TIGHT),
-        scenario(cohort_share=0.5, sampling="poisson", **TIGHT),
+        scenario(cohort_share=0.5, sampling="poisson", multiplier=0.8974, **TIGHT),  # as calibration finds in 10 s
     ],
     ids=["central-gaussian", "local-gaussian", "local-laplace", "poisson"],
 )
@@ -95,7 +102,7 @@ def test_never_above_the_accounted_epsilon_over_20_seeds(content):
     found = shown(content, plan)
     assert max(found) <= plan.epsilon
     assert np.mean(found) > 0.05  # and not because nothing was told apart
-    assert np.mean(shown(content, with_part_of_the_noise(plan, 0.5))) > plan.epsilon
+    assert np.mean(shown(content, with_part_of_the_noise(plan, 0.5), SEEDS[:10])) > plan.epsilon
     assert canary_audit(content, with_part_of_the_noise(plan, 1e-6), trials=300, seed=0).epsilon_low > 2
 
 
