@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 
 from fl_peel.data.interactions import Splits
+from fl_peel.data.timeline import Timeline
 from fl_peel.roots import own_root
 from fl_peel.scenario.scenario import Scenario
 from simulations.report.files import json_bytes, to_plain, write_files
@@ -68,9 +69,13 @@ class Checkpoints:
         return result, seconds
 
 
-def data_digest(splits: Splits) -> str:
-    """Digest of the three splits of all devices."""
+def data_digest(splits: Splits | Timeline) -> str:
+    """Digest of the three splits of all devices, or of all that they do as time goes by."""
     digest = hashlib.blake2b(digest_size=10)
+    if isinstance(splits, Timeline):
+        for column in (splits.users, splits.items, splits.times, splits.edges, splits.before):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
     for part in (splits.train, splits.validation, splits.test):
         digest.update(np.ascontiguousarray(part.indptr).tobytes())
         digest.update(np.ascontiguousarray(part.items).tobytes())

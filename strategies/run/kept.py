@@ -37,7 +37,7 @@ STEPS = "step-"
 """Names of what is kept within a stage, until the stage is."""
 SECRETS = "secure"
 """Folders within, of secrets that last as long as a round."""
-_DAMAGED = (
+DAMAGED = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError, ImportError),
     *(MemoryError, OverflowError, RecursionError),
 )
@@ -90,7 +90,7 @@ class Kept:
                 self._restore(self.folder / f"{name}.disks-{number}")
         except FileNotFoundError:
             return None
-        except _DAMAGED as error:
+        except DAMAGED as error:
             self.on_event(Event(name, 0, 1, f"what was kept is damaged ({str(error)[:80]}): done again"))
             return None
         self.stages.seconds.update(seconds)
@@ -180,7 +180,7 @@ def opened(data: bytes, live: Live | None = None) -> Any:
 
     Raises:
         ValueError: it is none of ours, or damaged.
-        Exception: those of ``_DAMAGED``: it was sealed by somebody else.
+        Exception: those of ``DAMAGED``: it was sealed by somebody else.
     """
     if len(data) < HEAD_BYTES or not data.startswith(MAGIC):
         raise ValueError("not a kept stage of this version")
