@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from fl_peel.blocks.stored import stored_user
 from fl_peel.errors import EngineError
 
+MOST_IN_MEMORY = 256 << 20
+"""Bytes of embeddings that stay in memory once they were used."""
 NAMES = ("users", "groups", "kept_blocks", "kept_users")
 
 
@@ -49,8 +52,36 @@ class DeviceState:
     @staticmethod
     def create(folder: Path, users: NDArray[np.float32], groups: NDArray[np.int32]) -> None:
         """Write the state devices start with; nothing is kept yet (-1)."""
+        DeviceState.begin(folder, len(groups), 0, users, groups)
+
+    @staticmethod
+    def begin(
+        folder: Path, num_devices: int, first: int, users: NDArray[np.float32], groups: NDArray[np.int32]
+    ) -> None:
+        """Write what some devices start with: those from the place ``first`` on, of ``num_devices``. The first part
+        makes the files anew.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "users.npy", stored_user(users))
-        np.save(folder / "groups.npy", groups)
-        np.save(folder / "kept_blocks.npy", np.full(len(groups), -1, np.int32))
-        np.save(folder / "kept_users.npy", stored_user(users))
+        stored, here = stored_user(users), slice(first, first + len(groups))
+        parts = {
+            "users": stored,
+            "groups": groups,
+            "kept_blocks": np.full(len(groups), -1, np.int32),
+            "kept_users": stored,
+        }
+        for name, part in parts.items():
+            path = folder / f"{name}.npy"
+            if here == slice(0, num_devices):
+                np.save(path, part)
+                continue
+            if first == 0:
+                np.lib.format.open_memmap(path, "w+", part.dtype, (num_devices, *part.shape[1:]))
+            if len(part):
+                np.load(path, mmap_mode="r+")[here] = part
+
+    def rest(self) -> None:
+        """Embeddings are not needed for a while: where they are many, their files keep them, memory need not."""
+        for array in (self.users, self.kept_users):
+            mapped = getattr(array, "_mmap", None)
+            if mapped is not None and array.nbytes > MOST_IN_MEMORY and hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)

@@ -82,7 +82,7 @@ class BySums(Prepared):
         """It makes its vector of the rows of its items, as all devices did."""
         return Mapped.of_rows(self.start.centroids, self.start.own, self.start.maps)
 
-    def join_request(self, setting: wire.Setting, partition: int, num_nodes: int) -> wire.JoinRequest:
+    def join_request(self, setting: wire.Setting, devices: Ints) -> wire.JoinRequest:
         """Centroids and maps: a device finds its group and embedding from the vector that it has."""
         dim = self.layout.embedding_dim
         nobody = np.zeros(0, np.int64)
