@@ -1,4 +1,4 @@
-"""Growth is measured as it says: lines through planted figures are found, every axis has its figures, points are kept."""
+"""Growth is measured as it says: planted lines are found, every axis has its figures, points are kept."""
 
 from __future__ import annotations
 
