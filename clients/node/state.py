@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fl_peel.blocks.stored import stored_user
 from fl_peel.errors import EngineError
 
-MOST_IN_MEMORY = 256 << 20
+MOST_IN_MEMORY = 64 << 20
 """Bytes of embeddings that stay in memory once they were used."""
 NAMES = ("users", "groups", "kept_blocks", "kept_users")
 

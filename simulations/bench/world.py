@@ -36,6 +36,8 @@ from strategies.run.refinement import Refiner, put_together
 
 DRAWN = 50_000
 """Embeddings that are drawn at a time."""
+MOST_IN_MEMORY = 64 << 20
+"""Bytes of all devices' embeddings that the server keeps in memory until they have joined."""
 
 
 class TimedStrategy(PeelStrategy):
@@ -130,7 +132,7 @@ def make_world(scenario: Scenario, place: Place, nodes: Nodes, on_event: OnEvent
     # of a population, its own groups; of a data set, groups drawn in the same way
     assignment = Population(0, num_users, num_items, num_groups, noise=0.0).groups(np.arange(num_users))
     Path(place.run_dir).mkdir(parents=True, exist_ok=True)
-    (users,) = empty_tables(1, (num_users, dim), place.run_dir)
+    (users,) = empty_tables(1, (num_users, dim), place.run_dir, most_in_memory=MOST_IN_MEMORY)
     for start in range(0, num_users, DRAWN):
         part = users[start : start + DRAWN]
         rng.standard_normal(out=part, dtype=np.float32)

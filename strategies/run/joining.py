@@ -17,8 +17,8 @@ from strategies.nodes.nodes import Nodes, Query
 from strategies.run.place import Place
 from strategies.run.prepare import Prepared
 
-AT_ONCE = 1 << 17
-"""Devices of a node that join at a time: 32 MB of embeddings of 64 numbers."""
+AT_ONCE = 1 << 16
+"""Devices of a node that join at a time: 16 MB of embeddings of 64 numbers."""
 
 logger = logging.getLogger("fl_peel")
 
