@@ -60,6 +60,9 @@ class DeviceState:
     ) -> None:
         """Write what some devices start with: those from the place ``first`` on, of ``num_devices``. The first part
         makes the files anew.
+
+        Raises:
+            EngineError: the parts before it are not there.
         """
         folder.mkdir(parents=True, exist_ok=True)
         stored, here = stored_user(users), slice(first, first + len(groups))
@@ -76,8 +79,10 @@ class DeviceState:
                 continue
             if first == 0:
                 np.lib.format.open_memmap(path, "w+", part.dtype, (num_devices, *part.shape[1:]))
-            if len(part):
+            try:
                 np.load(path, mmap_mode="r+")[here] = part
+            except (OSError, ValueError) as error:
+                raise EngineError(f"{path}: devices before these have not joined the run; start it again") from error
 
     def rest(self) -> None:
         """Embeddings are not needed for a while: where they are many, their files keep them, memory need not."""
