@@ -1,5 +1,7 @@
 """What devices start with is the same, however many join at a time."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ def some(count):
 def test_parts_are_the_whole(ends, tmp_path):
     users, groups = some(10)
     DeviceState.create(tmp_path / "whole", users, groups)
-    for first, stop in zip(ends, ends[1:], strict=False):
+    for first, stop in itertools.pairwise(ends):
         DeviceState.begin(tmp_path / "parts", 10, first, users[first:stop], groups[first:stop])
     for name in NAMES:
         assert (np.load(tmp_path / "whole" / f"{name}.npy") == np.load(tmp_path / "parts" / f"{name}.npy")).all()
