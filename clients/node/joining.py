@@ -102,17 +102,21 @@ def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
         some = places[alone]
         users[alone] = fit_user_embeddings(request.item_table, cohort.splits.train.select(some))
         groups[alone] = answered_groups(cohort, some, choose_group(users[alone], request.centroids), request.centroids)
-    ceilings = cohort.budgets.ceiling()
+    if request.first == 0:
+        _check_devices(cohort, layout)
+        cohort.save_layout(layout)
+    DeviceState.begin(cohort.folder, len(cohort.devices), request.first, users, groups)
+    by_group = stated_ceilings(cohort, places, groups, len(request.centroids))
+    return JoinReply("\n".join(cohort.fleet.names), cohort.devices[places], groups, by_group)
+
+
+def _check_devices(cohort: Cohort, layout: BlockLayout) -> None:
+    scenario, ceilings = cohort.scenario, cohort.ceilings
     factor = scenario.budget_factor  # what a fall leaves may be too little for some
     usual = ceilings if factor == 1 else (ceilings + 1) / factor
     check_poorest(layout, scenario.blocks.precision, usual, cohort.classes, cohort.fleet.names)
     working = cohort.budgets.working() if factor == 1 else (cohort.budgets.working() + 1) / factor
     check_working(layout, scenario, working, cohort.classes, cohort.fleet.names)
-    if request.first == 0:
-        cohort.save_layout(layout)
-    DeviceState.begin(cohort.folder, len(cohort.devices), request.first, users, groups)
-    by_group = stated_ceilings(cohort, places, groups, len(request.centroids))
-    return JoinReply("\n".join(cohort.fleet.names), cohort.devices[places], groups, by_group)
 
 
 def joining(cohort: Cohort, request: JoinRequest) -> IntArray:
@@ -168,7 +172,7 @@ def stated_ceilings(cohort: Cohort, places: IntArray, groups: NDArray[np.int32],
     if cohort.scenario.privacy.requests == "group-prefix":
         return np.full(num_groups, cohort.largest_budget, np.int64)
     by_group = np.zeros(num_groups, np.int64)
-    np.maximum.at(by_group, groups, cohort.budgets.ceiling()[places])
+    np.maximum.at(by_group, groups, cohort.ceilings[places])
     return by_group
 
 

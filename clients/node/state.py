@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,8 +12,6 @@ from numpy.typing import NDArray
 from fl_peel.blocks.stored import stored_user
 from fl_peel.errors import EngineError
 
-MOST_IN_MEMORY = 64 << 20
-"""Bytes of embeddings that stay in memory once they were used."""
 NAMES = ("users", "groups", "kept_blocks", "kept_users")
 
 
@@ -83,10 +80,3 @@ class DeviceState:
                 np.load(path, mmap_mode="r+")[here] = part
             except (OSError, ValueError) as error:
                 raise EngineError(f"{path}: devices before these have not joined the run; start it again") from error
-
-    def rest(self) -> None:
-        """Embeddings are not needed for a while: where they are many, their files keep them, memory need not."""
-        for array in (self.users, self.kept_users):
-            mapped = getattr(array, "_mmap", None)
-            if mapped is not None and array.nbytes > MOST_IN_MEMORY and hasattr(mmap, "MADV_DONTNEED"):
-                mapped.madvise(mmap.MADV_DONTNEED)

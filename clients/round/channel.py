@@ -49,11 +49,9 @@ def run_round(channel: Channel[Reply]) -> Reply:
         counted, kept = channel.take(RankedBlocks.unpack(layout, precision, payload), group, members)
         counts += counted
         keeps += kept
-        world.state.rest()
     state = world.cohort.state()
     for one in keeps:  # last, so that a round that fails half-way leaves devices as they were
         one.remember(state)
-        state.rest()
     return channel.reply(world.contents.counted(counts))
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fl_peel.data.settings import CollectedMode, SplitOrder
 from fl_peel.errors import DataError
+from fl_peel.mapped import let_go
 from fl_peel.randomness import device_seeds, device_uniforms, mix64, rng_for
 
 SELECTED = 1 << 18
@@ -140,6 +141,11 @@ class Splits:
     def num_users(self) -> int:
         """Number of users, U."""
         return self.train.num_users
+
+    def rest(self) -> None:
+        """Nothing of it is needed for a while; see :func:`fl_peel.mapped.let_go`."""
+        for part in (self.train, self.validation, self.test):
+            let_go(part.indptr, part.items)
 
     def of(self, users: NDArray[np.integer]) -> Splits:
         """The share of some users, renumbered 0..len(users)-1 in the order given."""

@@ -144,6 +144,7 @@ def make_world(scenario: Scenario, place: Place, nodes: Nodes, on_event: OnEvent
     popularity = np.stack(
         [_popularity(splits.train, np.flatnonzero(assignment == group), num_items) for group in range(num_groups)]
     )
+    splits.rest()
     nothing = UserItems(np.zeros(num_users + 1, np.int64), np.zeros(0, np.int32))
     prepared = Pretrained(
         layout,

@@ -31,14 +31,3 @@ def test_a_part_without_those_before_it_is_refused(tmp_path):
     DeviceState.create(tmp_path, users, groups)  # of another population
     with pytest.raises(EngineError, match="devices before these have not joined"):
         DeviceState.begin(tmp_path, 10, 4, users, groups)
-
-
-def test_what_rests_is_not_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr("clients.node.state.MOST_IN_MEMORY", 0)
-    users, groups = some(4)
-    DeviceState.create(tmp_path, users, groups)
-    state = DeviceState.open(tmp_path, "r+")
-    state.users[1] = 7
-    state.rest()
-    assert (state.users[1] == 7).all()
-    assert (np.asarray(state.kept_users) == DeviceState.open(tmp_path, "r").kept_users).all()

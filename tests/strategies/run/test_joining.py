@@ -6,8 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from clients.node import state
-from fl_peel import wire
+from fl_peel import mapped, wire
 from fl_peel.data import interactions
 from fl_peel.errors import FlPeelError
 from simulations.scenario_files import load_scenario
@@ -48,7 +47,7 @@ def test_devices_that_join_a_few_at_a_time_are_those_that_join_at_once(collected
     whole = serve(LoopbackGrid(3), scenario, Place("", str(tmp_path / "whole")))
     monkeypatch.setattr(joining, "AT_ONCE", 5)
     monkeypatch.setattr(interactions, "SELECTED", 3)
-    monkeypatch.setattr(state, "MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(mapped, "MOST_IN_MEMORY", 0)
     grid = LoopbackGrid(3)
     parts = serve(grid, scenario, Place("", str(tmp_path / "parts")))
     assert figures(parts) == figures(whole)
