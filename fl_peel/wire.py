@@ -258,6 +258,9 @@ class JoinRequest:
     item_group: (I,); centroids: (G, d). maps: (G, K, d) from the vector that a device made in stage 1 to its embedding,
     (0, 0, d) where devices have none; centroids are then (G, c) and of those vectors. former: (G,) in a timeline, the
     number that each group had in the last period, -1 for new ones: devices that are in it may stay.
+
+    Of many devices some join at a time, one part after the other: first, count: of the node's hosted devices, the place
+    of the first one in this part and how many are, -1 for all.
     """
 
     setting: Setting
@@ -271,6 +274,8 @@ class JoinRequest:
     former: Annotated[NDArray[np.int64], Of(("former",), least=-1, most="most groups")] = dataclasses.field(
         default_factory=lambda: np.zeros(0, np.int64)
     )
+    first: Annotated[int, Of(least=0, most=MOST_HOSTED)] = 0
+    count: Annotated[int, Of(least=-1, most=MOST_HOSTED)] = -1
 
 
 @dataclass(frozen=True)

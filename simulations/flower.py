@@ -16,7 +16,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
-from fl_peel.disks import device_splits
+from fl_peel.disks import device_splits, device_timeline
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
 from simulations.cli.progress import Lines
@@ -81,10 +81,13 @@ def _with_engine(result: RunResult, grid: Grid) -> RunResult:
 
 def _timeline(grid: Grid, scenario: Scenario, place: Place, out: Path | None, typed: str) -> None:
     """Replay a timeline and print it."""
-    result = serve_timeline(grid, scenario, place, Lines(lambda line: print(line, flush=True)))
-    result = replace(result, versions=versions(), command=typed)
-    if out is not None:
-        save_timeline(result, scenario, out)
+    timeline = device_timeline(scenario, place.data_dir, place.run_dir)
+    with unfinished(out if is_simulated(grid) else None, scenario, timeline) as kept_dir:
+        lines = Lines(lambda line: print(line, flush=True))
+        result = serve_timeline(grid, scenario, replace(place, kept_dir=kept_dir), lines)
+        result = replace(result, versions=versions(), command=typed)
+        if out is not None:
+            save_timeline(result, scenario, out)
     console = Console(width=120, highlight=False)
     for table in timeline_tables(result):
         console.print(table)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import psutil
 
 from fl_peel.data.interactions import Splits
+from fl_peel.data.timeline import Timeline
 from fl_peel.errors import FlPeelError, ReportError
 from fl_peel.plain import laid_flat
 from fl_peel.roots import code_digest, own_root
@@ -34,7 +35,9 @@ DONE = ".done.json"
 
 
 @contextmanager
-def unfinished(out: Path | None, scenario: Scenario, splits: Splits, *, fresh: bool = False) -> Iterator[str]:
+def unfinished(
+    out: Path | None, scenario: Scenario, splits: Splits | Timeline, *, fresh: bool = False
+) -> Iterator[str]:
     """The folder ("" where there is no ``out``), in which an earlier try of the same run may have left something; gone
     when the block ends well, and left as it is when it does not. fresh: what is there is removed first.
 
@@ -66,7 +69,7 @@ def unfinished(out: Path | None, scenario: Scenario, splits: Splits, *, fresh: b
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def about_run(scenario: Scenario, splits: Splits) -> dict[str, Any]:
+def about_run(scenario: Scenario, splits: Splits | Timeline) -> dict[str, Any]:
     """Everything that decides what a run leaves on the way."""
     content = scenario.model_dump(mode="json")
     for key in ("name", "question"):

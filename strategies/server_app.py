@@ -97,7 +97,7 @@ def serve(
         scenario = rehearsal.scenario
     before = rehearsal.prepared if rehearsal else None
     prepared = kept.stage(
-        "stage-1", lambda: prepare(scenario, plan, place, stages, nodes, on_event, before), disks=True
+        "stage-1", lambda: prepare(scenario, plan, place, stages, nodes, on_event, before, kept), disks=True
     )
     refiner = Refiner(grid, place, prepared, nodes, on_event, rehearsal.controller if rehearsal else None, kept=kept)
     with stages("joining"):

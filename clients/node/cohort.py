@@ -85,6 +85,11 @@ class Cohort:
         return self.joining if said is None else self.joining & (said.counts() > 0)
 
     @cached_property
+    def ceilings(self) -> NDArray[np.int64]:
+        """Bytes (N,) that the budget of each hosted device never exceeds."""
+        return self.budgets.ceiling()
+
+    @cached_property
     def largest_budget(self) -> int:
         """Bytes that the budget of no device of the whole fleet ever exceeds: it stands for what its makers publish, so
         it is the same on every node.
@@ -192,7 +197,9 @@ def open_cohort(
     everybody = device_splits(scenario, data_dir, run_dir)
     devices = np.arange(partition, everybody.num_users, num_partitions, dtype=np.int64)
     place = Path(run_dir), partition, num_partitions
-    return _cohort(scenario, place, devices, everybody.of(devices), everybody.num_users, profile)
+    mine = everybody.of(devices)
+    everybody.rest()
+    return _cohort(scenario, place, devices, mine, everybody.num_users, profile)
 
 
 @lru_cache(maxsize=64)

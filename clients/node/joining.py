@@ -90,27 +90,40 @@ def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
     """
     scenario = cohort.scenario
     layout = BlockLayout(request.item_group, scenario.pretraining.embedding_dim, scenario.blocks.num_slices)
-    num_devices = len(cohort.devices)
-    users = np.zeros((num_devices, layout.embedding_dim), np.float32)
-    groups = np.full(num_devices, -1, np.int32)
-    known = cohort.places(request.devices)
+    places = joining(cohort, request)
+    users = np.zeros((len(places), layout.embedding_dim), np.float32)
+    groups = np.full(len(places), -1, np.int32)
+    known = cohort.places(request.devices) - request.first
     users[known], groups[known] = request.users, request.groups
     alone = np.flatnonzero(groups < 0)
     if len(request.maps):
         users, groups = _mapped(cohort, request)
     elif len(alone):
-        users[alone] = fit_user_embeddings(request.item_table, cohort.splits.train.select(alone))
-        groups[alone] = answered_groups(cohort, alone, choose_group(users[alone], request.centroids), request.centroids)
-    ceilings = cohort.budgets.ceiling()
+        some = places[alone]
+        users[alone] = fit_user_embeddings(request.item_table, cohort.splits.train.select(some))
+        groups[alone] = answered_groups(cohort, some, choose_group(users[alone], request.centroids), request.centroids)
+    if request.first == 0:
+        _check_devices(cohort, layout)
+        cohort.save_layout(layout)
+    DeviceState.begin(cohort.folder, len(cohort.devices), request.first, users, groups)
+    by_group = stated_ceilings(cohort, places, groups, len(request.centroids))
+    return JoinReply("\n".join(cohort.fleet.names), cohort.devices[places], groups, by_group)
+
+
+def _check_devices(cohort: Cohort, layout: BlockLayout) -> None:
+    scenario, ceilings = cohort.scenario, cohort.ceilings
     factor = scenario.budget_factor  # what a fall leaves may be too little for some
     usual = ceilings if factor == 1 else (ceilings + 1) / factor
     check_poorest(layout, scenario.blocks.precision, usual, cohort.classes, cohort.fleet.names)
     working = cohort.budgets.working() if factor == 1 else (cohort.budgets.working() + 1) / factor
     check_working(layout, scenario, working, cohort.classes, cohort.fleet.names)
-    cohort.save_layout(layout)
-    DeviceState.create(cohort.folder, users, groups)
-    by_group = stated_ceilings(cohort, np.arange(num_devices), groups, len(request.centroids))
-    return JoinReply("\n".join(cohort.fleet.names), cohort.devices, groups, by_group)
+
+
+def joining(cohort: Cohort, request: JoinRequest) -> IntArray:
+    """Places of the hosted devices that join now."""
+    num_devices = len(cohort.devices)
+    stop = num_devices if request.count < 0 else min(request.first + request.count, num_devices)
+    return np.arange(request.first, stop)
 
 
 def _mapped(cohort: Cohort, request: JoinRequest) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -159,7 +172,7 @@ def stated_ceilings(cohort: Cohort, places: IntArray, groups: NDArray[np.int32],
     if cohort.scenario.privacy.requests == "group-prefix":
         return np.full(num_groups, cohort.largest_budget, np.int64)
     by_group = np.zeros(num_groups, np.int64)
-    np.maximum.at(by_group, groups, cohort.budgets.ceiling()[places])
+    np.maximum.at(by_group, groups, cohort.ceilings[places])
     return by_group
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from clients.node.cohort import Cohort
+from clients.node.joining import joining
 from fl_peel import wire
 from fl_peel.errors import MessageError
 from fl_peel.exchange.expected import Known, Of, check
@@ -85,13 +86,20 @@ def _check_join(cohort: Cohort, request: wire.JoinRequest) -> None:
         raise MessageError("JoinRequest.item_group: an item group is empty")
     if not len(request.centroids):
         raise MessageError("JoinRequest.centroids: there is no user group")
+    some = joining(cohort, request)
+    if request.first + max(request.count, 0) > len(cohort.devices):
+        raise MessageError(f"JoinRequest.count: devices that are not there, of {len(cohort.devices)}")
+    if not np.isin(request.devices, cohort.devices[some]).all():
+        raise MessageError("JoinRequest.devices: some join in another part")
     if len(request.maps):
         if len(request.maps) != len(request.centroids):
             raise MessageError(f"JoinRequest.maps: {len(request.maps)} of {len(request.centroids)} user groups")
+        if len(some) < len(cohort.devices):
+            raise MessageError("JoinRequest.maps: all devices of a node join at once")
         return
     if request.centroids.shape[1] != cohort.scenario.pretraining.embedding_dim:
         raise MessageError(f"JoinRequest.centroids: of {request.centroids.shape[1]} columns, as no embedding is")
-    if len(request.devices) < len(cohort.devices):
+    if len(request.devices) < len(some):
         _whole(request.item_table, cohort.splits.num_items, "item_table")
 
 

@@ -49,8 +49,34 @@ class DeviceState:
     @staticmethod
     def create(folder: Path, users: NDArray[np.float32], groups: NDArray[np.int32]) -> None:
         """Write the state devices start with; nothing is kept yet (-1)."""
+        DeviceState.begin(folder, len(groups), 0, users, groups)
+
+    @staticmethod
+    def begin(
+        folder: Path, num_devices: int, first: int, users: NDArray[np.float32], groups: NDArray[np.int32]
+    ) -> None:
+        """Write what some devices start with: those from the place ``first`` on, of ``num_devices``. The first part
+        makes the files anew.
+
+        Raises:
+            EngineError: the parts before it are not there.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "users.npy", stored_user(users))
-        np.save(folder / "groups.npy", groups)
-        np.save(folder / "kept_blocks.npy", np.full(len(groups), -1, np.int32))
-        np.save(folder / "kept_users.npy", stored_user(users))
+        stored, here = stored_user(users), slice(first, first + len(groups))
+        parts = {
+            "users": stored,
+            "groups": groups,
+            "kept_blocks": np.full(len(groups), -1, np.int32),
+            "kept_users": stored,
+        }
+        for name, part in parts.items():
+            path = folder / f"{name}.npy"
+            if here == slice(0, num_devices):
+                np.save(path, part)
+                continue
+            if first == 0:
+                np.lib.format.open_memmap(path, "w+", part.dtype, (num_devices, *part.shape[1:]))
+            try:
+                np.load(path, mmap_mode="r+")[here] = part
+            except (OSError, ValueError) as error:
+                raise EngineError(f"{path}: devices before these have not joined the run; start it again") from error

@@ -17,6 +17,7 @@ from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.exchange.counters import RoundCounts, RoundTotals, Traces
 from fl_peel.exchange.trained import Trained
+from fl_peel.mapped import rows_at
 from fl_peel.ranking.top import SUM_SCALE, MetricSums, recall_ndcg
 
 
@@ -42,7 +43,7 @@ def train_members(
     working = world.working(members)
     memory = world.memory(ranked, members, working)
     devices = GroupDevices(
-        np.asarray(world.state.users[members]),
+        rows_at(world.state.users, members),
         cohort.splits.train.select(members),
         world.seeds[members],
         cohort.rates.select(members),

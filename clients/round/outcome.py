@@ -12,6 +12,7 @@ from clients.node.state import DeviceState
 from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import RoundCounts
+from fl_peel.mapped import put_rows
 from fl_peel.wire import Arrays
 
 
@@ -34,7 +35,7 @@ class Keeps:
 
     def remember(self, state: DeviceState) -> None:
         """Let the devices keep what they learned."""
-        state.users[self.places] = stored_user(self.users)
+        put_rows(state.users, self.places, stored_user(self.users))
         state.kept_blocks[self.reached] = self.blocks
 
 

@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 from fl_peel.data.settings import CollectedMode, SplitOrder
 from fl_peel.errors import DataError
+from fl_peel.mapped import let_go
 from fl_peel.randomness import device_seeds, device_uniforms, mix64, rng_for
 
+SELECTED = 1 << 18
+"""Users whose items are looked up at a time."""
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
@@ -52,12 +55,21 @@ class UserItems:
         return np.repeat(np.arange(self.num_users), self.counts())
 
     def select(self, users: NDArray[np.integer]) -> UserItems:
-        """Rows of the given users, in that order: (len(users) + 1,) and their items."""
-        counts = self.counts()[users]
-        indptr = np.zeros(len(users) + 1, dtype=np.int64)
-        np.cumsum(counts, out=indptr[1:])
-        offsets = np.repeat(self.indptr[users] - indptr[:-1], counts)
-        return UserItems(indptr, self.items[offsets + np.arange(indptr[-1])])
+        """Rows of the given users, in that order: (len(users) + 1,) and their items. Besides these, memory holds where
+        the items of some users lie at a time.
+        """
+        users = np.asarray(users, np.int64)
+        starts, indptr = self.indptr[users], np.zeros(len(users) + 1, dtype=np.int64)
+        np.cumsum(self.indptr[users + 1] - starts, out=indptr[1:])
+        starts -= indptr[:-1]
+        items = np.empty(indptr[-1], self.items.dtype)
+        for first in range(0, len(users), SELECTED):
+            stop = min(first + SELECTED, len(users))
+            begin, end = indptr[first], indptr[stop]
+            places = np.repeat(starts[first:stop], np.diff(indptr[first : stop + 1]))
+            places += np.arange(begin, end)
+            items[begin:end] = self.items[places]
+        return UserItems(indptr, items)
 
     def keep(self, mask: NDArray[np.bool_]) -> UserItems:
         """Interactions where ``mask`` (N,) holds; every user stays, some with no item."""
@@ -129,6 +141,11 @@ class Splits:
     def num_users(self) -> int:
         """Number of users, U."""
         return self.train.num_users
+
+    def rest(self) -> None:
+        """Nothing of it is needed for a while; see :func:`fl_peel.mapped.let_go`."""
+        for part in (self.train, self.validation, self.test):
+            let_go(part.indptr, part.items)
 
     def of(self, users: NDArray[np.integer]) -> Splits:
         """The share of some users, renumbered 0..len(users)-1 in the order given."""

@@ -22,6 +22,7 @@ from scipy.special import ndtri
 from fl_peel import kernels
 from fl_peel.data.interactions import PARTS, Splits, UserItems
 from fl_peel.errors import DataError
+from fl_peel.mapped import let_go
 from fl_peel.randomness import device_seeds, device_uniforms
 
 SAID = "said"
@@ -130,6 +131,7 @@ class Population:
                 if stops[-1] > ends[i]:
                     items[i][ends[i] : stops[-1]] = rows.items[part_of == i]
                 ends[i] = stops[-1]
+            let_go(*pointers, *items)
         for array in [*pointers, *items]:
             if isinstance(array, np.memmap):
                 array.flush()
@@ -177,6 +179,7 @@ def _rows(folder: Path, part: str, limit: int) -> UserItems:
         raise _damaged(folder, f"{part}-indptr.npy does not divide the {len(items)} items of {part}-items.npy")
     if len(items) and (items.min() < 0 or items.max() >= limit):
         raise _damaged(folder, f"{part}-items.npy has items from {items.min()} to {items.max()}, not 0 to {limit - 1}")
+    let_go(indptr, items)
     return UserItems(indptr, items)
 
 

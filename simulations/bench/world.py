@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,11 @@ from strategies.run.collected import Pretrained
 from strategies.run.joining import join
 from strategies.run.place import Place
 from strategies.run.refinement import Refiner, put_together
+
+DRAWN = 50_000
+"""Embeddings that are drawn at a time."""
+MOST_IN_MEMORY = 64 << 20
+"""Bytes of all devices' embeddings that the server keeps in memory until they have joined."""
 
 
 class TimedStrategy(PeelStrategy):
@@ -125,16 +131,20 @@ def make_world(scenario: Scenario, place: Place, nodes: Nodes, on_event: OnEvent
     centroids = rng.standard_normal((num_groups, dim), np.float32) * np.float32(0.2)
     # of a population, its own groups; of a data set, groups drawn in the same way
     assignment = Population(0, num_users, num_items, num_groups, noise=0.0).groups(np.arange(num_users))
-    users = np.empty((num_users, dim), np.float32)
-    for start in range(0, num_users, 50_000):
-        part = users[start : start + 50_000]
-        part[:] = rng.standard_normal(part.shape, np.float32) * np.float32(0.05)
-        part += centroids[assignment[start : start + 50_000]]
+    Path(place.run_dir).mkdir(parents=True, exist_ok=True)
+    (users,) = empty_tables(1, (num_users, dim), place.run_dir, most_in_memory=MOST_IN_MEMORY)
+    for start in range(0, num_users, DRAWN):
+        part = users[start : start + DRAWN]
+        rng.standard_normal(out=part, dtype=np.float32)
+        part *= np.float32(0.05)
+        part += centroids[assignment[start : start + DRAWN]]
+        rest(users)
     items = rng.standard_normal((num_items, dim), np.float32) * np.float32(0.2)
     layout = BlockLayout(np.arange(num_items, dtype=np.int32), dim, 1)
     popularity = np.stack(
         [_popularity(splits.train, np.flatnonzero(assignment == group), num_items) for group in range(num_groups)]
     )
+    splits.rest()
     nothing = UserItems(np.zeros(num_users + 1, np.int64), np.zeros(0, np.int32))
     prepared = Pretrained(
         layout,

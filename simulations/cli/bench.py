@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from simulations.cli.console import DataDir, path_option, print_json
+from simulations.cli.console import DataDir, path_option, print_json, show
 
 
 def bench(
     data_dir: DataDir = None,
-    out: Annotated[Path | None, path_option("--out", "Folder for bench.json.")] = None,
+    out: Annotated[Path | None, path_option("--out", "Folder for bench.json, or growth.json.")] = None,
     device: Annotated[str, typer.Option("--device", help="Where cohorts train: cpu, cuda, cuda:N, torch-cpu.")] = "cpu",
     million: Annotated[
         bool, typer.Option("--million/--no-million", help="Also 10,000, 100,000 and a million synthetic devices.")
@@ -23,10 +23,22 @@ def bench(
     pfl_python: Annotated[
         Path | None, typer.Option("--pfl-python", help="Python that has pfl and torch installed: measure pfl, too.")
     ] = None,
+    growth: Annotated[
+        bool,
+        typer.Option(
+            "--growth", help="In place of that: how a round grows with devices, items, groups, columns, rounds, nodes."
+        ),
+    ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="With --growth: measure all anew, also what --out has of an earlier try.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As other commands have it: what it prints is JSON.")] = False,
 ) -> None:
     """Measure the engine on Gowalla against a plain Flower app, and up to a million devices; print bench.json."""
+    if growth:
+        _growth(out, fresh=fresh, quiet=quiet, as_json=as_json)
+        return
     from simulations.bench.bench import bench as measure
     from simulations.cli.progress import shown
 
@@ -42,3 +54,14 @@ def bench(
             on_event=on_event,
         )
     print_json(found)
+
+
+def _growth(out: Path | None, *, fresh: bool, quiet: bool, as_json: bool) -> None:
+    """Measure how a round grows, and show it as tables."""
+    from simulations.bench.growth import growth as measure
+    from simulations.bench.growth import growth_views
+    from simulations.cli.progress import shown
+
+    with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
+        found = measure(out, on_event=on_event, fresh=fresh)
+    show(lambda: found, lambda: [view.to_rich() for view in growth_views(found)], None, quiet=quiet, as_json=as_json)

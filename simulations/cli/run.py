@@ -91,7 +91,7 @@ def run(
     command = _command(scenario, overrides or [], words, per_device)
     if loaded.data.timeline is not None:
         told = shown(err, quiet=quiet)
-        _timeline(loaded, data_dir, out, command, seeds, told, callbacks, quiet=quiet, as_json=as_json)
+        _timeline(loaded, data_dir, out, command, seeds, told, callbacks, fresh=fresh, quiet=quiet, as_json=as_json)
         return
     if seeds is not None:
         assert out is not None
@@ -135,6 +135,7 @@ def _timeline(
     shown: AbstractContextManager[OnEvent],
     callbacks: list[Callback],
     *,
+    fresh: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -148,7 +149,13 @@ def _timeline(
     with shown as on_event:
         if seeds is None:
             result = run_timeline(
-                scenario, data_dir=data_dir, out=out, on_event=on_event, callbacks=callbacks, command=command
+                scenario,
+                data_dir=data_dir,
+                out=out,
+                on_event=on_event,
+                callbacks=callbacks,
+                command=command,
+                fresh=fresh,
             )
             figures, tables = to_plain(result, top_n=20), timeline_tables(result)
         else:
@@ -161,6 +168,7 @@ def _timeline(
                 on_event=on_event,
                 callbacks=callbacks,
                 command=command,
+                fresh=fresh,
             )
             figures, tables = to_plain(together), [timeline_seeds_view(together).to_rich()]
     show(lambda: figures, lambda: tables, None if out is None else out / page, quiet=quiet, as_json=as_json)

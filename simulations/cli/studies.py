@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Out = Annotated[Path, path_option("--out", "Folder for the results, and for checkpoints to resume from.")]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Repeat with this many seeds, from the scenario's on.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Do all anew, also what an earlier try has kept in --out.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
 
 
@@ -48,6 +49,7 @@ def compare(
     seeds: Seeds = 1,
     overrides: Overrides = None,
     data_dir: DataDir = None,
+    fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -74,7 +76,7 @@ def compare(
         for option, given in (("--single-budgets", single), ("--rivals", rivals)):
             if given is not None:
                 raise ScenarioError(f"{option}: is for scenarios that collect; leave it out where nothing is collected")
-        told = _options(["compare", scenario], overrides, words, data_dir, quiet)
+        told = _options(["compare", scenario], overrides, words, data_dir, fresh, quiet)
         tell_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
         found = compare_federated(loaded, shares, out=out, seeds=seeds, **told)
         board = leaderboard_view(found["rows"]).to_rich
@@ -91,7 +93,7 @@ def compare(
         seeds=seeds,
         single_budgets=single,
         **chosen,
-        **_options(["compare", scenario], overrides, words, data_dir, quiet),
+        **_options(["compare", scenario], overrides, words, data_dir, fresh, quiet),
     )
 
     def tables() -> list[Table]:
@@ -114,6 +116,7 @@ def ablate(
     seeds: Seeds = 1,
     overrides: Overrides = None,
     data_dir: DataDir = None,
+    fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -134,7 +137,7 @@ def ablate(
         out=out,
         seeds=seeds,
         parts=None if parts is None else [part.strip() for part in parts.split(",")],
-        **_options(["ablate", scenario], overrides, words, data_dir, quiet),
+        **_options(["ablate", scenario], overrides, words, data_dir, fresh, quiet),
     )
     show(lambda: result, lambda: [ablate_view(result).to_rich()], out / "ablate.html", quiet=quiet, as_json=as_json)
 
@@ -163,6 +166,7 @@ def audit(
     ] = None,
     overrides: Overrides = None,
     data_dir: DataDir = None,
+    fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -209,7 +213,7 @@ def audit(
         out=out,
         settings=settings,
         rows=rows or [],
-        **_options(["audit", scenario], overrides, words, data_dir, quiet),
+        **_options(["audit", scenario], overrides, words, data_dir, fresh, quiet),
     )
     show(lambda: result, lambda: [audit_view(result).to_rich()], out / "audit.html", quiet=quiet, as_json=as_json)
 
@@ -219,7 +223,12 @@ def _words(text: str | None, separator: str) -> tuple[str, ...] | None:
 
 
 def _options(
-    command: list[str], overrides: list[str] | None, words: dict[str, Any], data_dir: Path | None, quiet: bool
+    command: list[str],
+    overrides: list[str] | None,
+    words: dict[str, Any],
+    data_dir: Path | None,
+    fresh: bool,
+    quiet: bool,
 ) -> Options:
     """What every study is told. words: the command's own options by name; with the others they make the line to type
     to get the same files again, but for the folder.
@@ -235,6 +244,7 @@ def _options(
         "cache_dir": default_cache_dir(),
         "on_event": _told(quiet),
         "command": shlex.join(line),
+        "fresh": fresh,
     }
 
 

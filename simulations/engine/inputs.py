@@ -51,11 +51,20 @@ TIMELINE_RESULTS = (
 STUDY_RESULTS = tuple(f"{study}.{ending}" for study in STUDIES for ending in ENDINGS)
 SWEEP_RESULTS = tuple(f"sweep.{ending}" for ending in ENDINGS)
 BENCH_RESULTS = ("bench.json",)
+GROWTH_RESULTS = ("growth.json", "growth.txt")
 RESULT_FOLDERS = (ARTIFACTS, "checkpoints", MODEL)
 """Folders that runs and studies may make among their results."""
 RESULT_FILES = tuple(
     name
-    for name in (*RUN_RESULTS, *SEEDS_RESULTS, *TIMELINE_RESULTS, *STUDY_RESULTS, *SWEEP_RESULTS, *BENCH_RESULTS)
+    for name in (
+        *RUN_RESULTS,
+        *SEEDS_RESULTS,
+        *TIMELINE_RESULTS,
+        *STUDY_RESULTS,
+        *SWEEP_RESULTS,
+        *BENCH_RESULTS,
+        *GROWTH_RESULTS,
+    )
     if name not in RESULT_FOLDERS
 )
 """What a run, a study or a benchmark may write into its folder."""

@@ -20,19 +20,27 @@ import numpy as np
 import yaml
 
 from fl_peel.data.interactions import Splits
+from fl_peel.data.timeline import Timeline
 from fl_peel.roots import own_root
 from fl_peel.scenario.scenario import Scenario
 from simulations.report.files import json_bytes, to_plain, write_files
 from simulations.studies.sources import digest_of
 
+CHECKPOINTS = "checkpoints"
+"""Folder of them, in that of a study's results."""
+
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """folder: of the files; data: digest of the devices' data; root: the folder that our packages lie in."""
+    """folder: of the files; data: digest of the devices' data; root: the folder that our packages lie in; fresh: files
+    that were there before are not read.
+    """
 
     folder: Path
     data: str
     root: Path = field(default_factory=own_root)
+    fresh: bool = False
+    _written: set[Path] = field(default_factory=set, repr=False, compare=False)
 
     def path(self, name: str, content: object, modules: Iterable[str]) -> Path:
         """Where the result of a stage is kept. modules: that its work enters; all they import follows from them."""
@@ -43,6 +51,8 @@ class Checkpoints:
 
     def read(self, path: Path) -> Any | None:
         """The kept result, or None where there is none (or the file is damaged)."""
+        if self.fresh and path not in self._written:
+            return None
         try:
             return json.loads(path.read_text(encoding="utf-8"))["result"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -52,6 +62,12 @@ class Checkpoints:
         """Keep a result, whole or not at all."""
         kept = to_plain({"seconds": seconds, "result": result}, path.stem)
         write_files(path.parent, {path.name: json_bytes(kept)})
+        self._written.add(path)
+
+    def others(self, path: Path) -> bool:
+        """Whether what is kept under the name of a file is of something else: another scenario, data, or code."""
+        name = path.name.rpartition("-")[0]
+        return any(one.name.rpartition("-")[0] == name and one != path for one in self.folder.glob(f"{name}-*.json"))
 
     def stage(
         self, name: str, content: object, modules: Iterable[str], work: Callable[[], Any]
@@ -68,9 +84,13 @@ class Checkpoints:
         return result, seconds
 
 
-def data_digest(splits: Splits) -> str:
-    """Digest of the three splits of all devices."""
+def data_digest(splits: Splits | Timeline) -> str:
+    """Digest of the three splits of all devices, or of all that they do as time goes by."""
     digest = hashlib.blake2b(digest_size=10)
+    if isinstance(splits, Timeline):
+        for column in (splits.users, splits.items, splits.times, splits.edges, splits.before):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
     for part in (splits.train, splits.validation, splits.test):
         digest.update(np.ascontiguousarray(part.indptr).tobytes())
         digest.update(np.ascontiguousarray(part.items).tobytes())

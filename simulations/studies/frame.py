@@ -35,6 +35,8 @@ class Options(TypedDict, total=False):
     """Told every step."""
     command: str | None
     """What to type to get the same files again, for the report."""
+    fresh: bool
+    """Whether what an earlier try has kept is left unread, and all is done anew."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Frame:
     cache_dir: str | Path | None = None
     on_event: OnEvent = silent
     command: str | None = None
+    fresh: bool = False
 
     @staticmethod
     def of(scenario: str | Path | Scenario, out: str | Path, options: Options) -> Frame:
@@ -67,6 +70,7 @@ class Frame:
             options.get("cache_dir"),
             options.get("on_event", silent),
             options.get("command"),
+            options.get("fresh", False),
         )
 
     def by_seed(self, seeds: int, work: Callable[[Study], T]) -> dict[int, T]:
@@ -75,7 +79,12 @@ class Frame:
         for seed in range(self.scenario.seed, self.scenario.seed + seeds):
             one = self.scenario.model_copy(update={"seed": seed})
             with open_study(
-                one, self.out, data_dir=self.data_dir, cache_dir=self.cache_dir, on_event=self.on_event
+                one,
+                self.out,
+                data_dir=self.data_dir,
+                cache_dir=self.cache_dir,
+                on_event=self.on_event,
+                fresh=self.fresh,
             ) as study:
                 done[seed] = work(study)
         return done

@@ -19,7 +19,7 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import check_data, check_devices, require_items
-from simulations.studies.checkpoints import Checkpoints, data_digest, decisive
+from simulations.studies.checkpoints import CHECKPOINTS, Checkpoints, data_digest, decisive
 from simulations.studies.sources import plugin_modules
 from strategies.evaluation.trials import Trial, serve_trials
 from strategies.run.collected import Pretrained, prepare_collected
@@ -146,11 +146,19 @@ def study_splits(scenario: Scenario, place: Place) -> Splits:
 
 @contextmanager
 def open_study(
-    scenario: Scenario, out: Path, *, data_dir: str | Path | None, cache_dir: str | Path | None, on_event: OnEvent
+    scenario: Scenario,
+    out: Path,
+    *,
+    data_dir: str | Path | None,
+    cache_dir: str | Path | None,
+    on_event: OnEvent,
+    fresh: bool = False,
 ) -> Iterator[Study]:
-    """One seed's study, in a folder of its own that is gone afterwards; what is kept lies in ``out``/checkpoints."""
-    folder = out / "checkpoints"
+    """One seed's study, in a folder of its own that is gone afterwards; what is kept lies in ``out``/checkpoints.
+    fresh: nothing that was kept before is read.
+    """
+    folder = out / CHECKPOINTS
     with run_folder() as run_dir:
         place = Place(data_folder(data_dir), str(run_dir), str(cache_dir or folder / "tables"))
         splits = study_splits(scenario, place)
-        yield Study(scenario, place, splits, Checkpoints(folder, data_digest(splits)), on_event)
+        yield Study(scenario, place, splits, Checkpoints(folder, data_digest(splits), fresh=fresh), on_event)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.callbacks import Callback
-from fl_peel.disks import device_splits
+from fl_peel.disks import device_splits, device_timeline
 from fl_peel.events import OnEvent, silent
 from fl_peel.plain import to_plain
 from fl_peel.scenario.scenario import Scenario
@@ -22,6 +22,7 @@ from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
 from simulations.timeline.report import write_timeline
 from simulations.trackers.watching import watched
+from simulations.unfinished import unfinished
 from strategies.run.place import Place
 from strategies.timeline.schema import TimelineResult
 from strategies.timeline.serve import REPLICATES, check_timeline, serve_timeline
@@ -35,15 +36,17 @@ def run_timeline(
     on_event: OnEvent = silent,
     callbacks: Sequence[Callback] = (),
     command: str | None = None,
+    fresh: bool = False,
 ) -> TimelineResult:
     """Replay a checked scenario's timeline; with ``out``, write timeline.json, .csv, .html and .svg there, and the
-    scenario.
+    scenario. Stopped at any moment and called again, it goes on after the last period that was done; fresh: it starts
+    anew.
 
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
     """
     return run_with_replicates(
-        scenario, data_dir=data_dir, out=out, on_event=on_event, callbacks=callbacks, command=command
+        scenario, data_dir=data_dir, out=out, on_event=on_event, callbacks=callbacks, command=command, fresh=fresh
     )[0]
 
 
@@ -55,10 +58,11 @@ def run_with_replicates(
     on_event: OnEvent = silent,
     callbacks: Sequence[Callback] = (),
     command: str | None = None,
+    fresh: bool = False,
 ) -> tuple[TimelineResult, dict[str, NDArray[np.float64]]]:
     """As :func:`run_timeline`, and by way of serving (B,) replicates of its recall over the last three periods."""
     if callbacks:
-        alone = partial(run_with_replicates, scenario, data_dir=data_dir, out=out, command=command)
+        alone = partial(run_with_replicates, scenario, data_dir=data_dir, out=out, command=command, fresh=fresh)
         return watched(
             lambda told: alone(on_event=told),
             scenario,
@@ -73,16 +77,18 @@ def run_with_replicates(
         check_out(out, writes=run_results(scenario))
     with run_folder() as run_dir:
         place = Place(data_folder(data_dir), str(run_dir))
-        with PeakMemory() as memory:
-            splits = device_splits(scenario, place.data_dir, place.run_dir)
-            check_items(scenario, splits.num_items)
-            check_devices(scenario, splits)
-            result = simulated(scenario, place, on_event, server=serve_timeline)
-        with np.load(run_dir / REPLICATES) as kept:
-            replicates = dict(zip(kept["lines"].tolist(), kept["recalls"], strict=True))
-    result = replace(result, versions=versions(), command=command, peak_rss_bytes=memory.peak_bytes)
-    if out is not None:
-        save_timeline(result, scenario, out)
+        splits = device_splits(scenario, place.data_dir, place.run_dir)
+        check_items(scenario, splits.num_items)
+        check_devices(scenario, splits)
+        timeline = device_timeline(scenario, place.data_dir, place.run_dir)
+        with unfinished(out, scenario, timeline, fresh=fresh) as kept_dir:
+            with PeakMemory() as memory:
+                result = simulated(scenario, replace(place, kept_dir=kept_dir), on_event, server=serve_timeline)
+            with np.load(run_dir / REPLICATES) as kept:
+                replicates = dict(zip(kept["lines"].tolist(), kept["recalls"], strict=True))
+            result = replace(result, versions=versions(), command=command, peak_rss_bytes=memory.peak_bytes)
+            if out is not None:
+                save_timeline(result, scenario, out)
     return result, replicates
 
 

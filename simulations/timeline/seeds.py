@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.callbacks import Callback
-from fl_peel.errors import ScenarioError
-from fl_peel.events import OnEvent, of_seed, silent
+from fl_peel.disks import device_timeline
+from fl_peel.errors import ReportError, ScenarioError
+from fl_peel.events import Event, OnEvent, of_seed, silent
 from fl_peel.plain import to_plain
 from fl_peel.scenario.scenario import Scenario
 from simulations.differences.seeds import METHOD, Figure, figure_text
+from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import require_folders
 from simulations.report.files import json_bytes
 from simulations.report.render import provenance, render, scenario_name
@@ -23,10 +26,14 @@ from simulations.report.results import write_results
 from simulations.report.tables.view import TableView
 from simulations.timeline.run import run_with_replicates
 from simulations.timeline.words import BASES, LABELS
+from simulations.unfinished import DONE, about_run, mark_done, read_done
+from strategies.run.kept import DAMAGED, opened, seal
 from strategies.timeline.schema import TimelineResult
 
 Doubles = NDArray[np.float64]
 NAME = "timeline-seeds"
+WHOLE = ".whole.kept"
+"""Of a seed that is done, until all are: its result and its replicates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +67,11 @@ def run_timeline_seeds(
     on_event: OnEvent = silent,
     callbacks: Sequence[Callback] = (),
     command: str | None = None,
+    fresh: bool = False,
 ) -> TimelineSeeds:
     """Replay a checked scenario's timeline with so many seeds, from its own on: each into ``out/seed-K``, and what they
-    say together into ``out``.
+    say together into ``out``. Stopped and called again, it goes on: seeds that are done are read; fresh: it starts
+    anew.
 
     Raises:
         FlPeelError: as :func:`simulations.timeline.run.run_timeline`.
@@ -71,19 +80,50 @@ def run_timeline_seeds(
     results, drawn = [], []
     for number in range(scenario.seed, scenario.seed + seeds):
         one = scenario.model_copy(update={"seed": number})
-        result, replicates = run_with_replicates(
-            one,
-            data_dir=data_dir,
-            out=out / f"seed-{number}",
-            on_event=of_seed(number, on_event),
-            callbacks=callbacks,
-            command=command,
-        )
-        results.append(result)
-        drawn.append(replicates)
+        place, told = out / f"seed-{number}", of_seed(number, on_event)
+        about = _about(one, data_dir)
+        found = None if fresh else read_done(place, about, partial(_read_whole, place))
+        if found is None:
+            found = run_with_replicates(
+                one,
+                data_dir=data_dir,
+                out=place,
+                on_event=told,
+                callbacks=callbacks,
+                command=command,
+                fresh=fresh,
+            )
+            seal(place / WHOLE, found)
+            mark_done(place, about)
+        else:
+            told(Event("report", 1, 1, "kept from before the run was stopped"))
+        results.append(found[0])
+        drawn.append(found[1])
     together = timeline_seeds(results, drawn, command)
     write_timeline_seeds(out, together)
+    for result in results:
+        for name in (DONE, WHOLE):
+            (out / f"seed-{result.seed}" / name).unlink(missing_ok=True)
     return together
+
+
+def _about(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
+    """Which timeline a scenario is, with its data."""
+    with run_folder() as run_dir:
+        return about_run(scenario, device_timeline(scenario, data_folder(data_dir), str(run_dir)))
+
+
+def _read_whole(place: Path) -> tuple[TimelineResult, dict[str, Doubles]]:
+    """What a seed that is done left for the others.
+
+    Raises:
+        ReportError: it is not there, or damaged.
+    """
+    try:
+        result, drawn = opened((place / WHOLE).read_bytes())
+    except DAMAGED as error:
+        raise ReportError(f"{place / WHOLE}: damaged; give --fresh to replay that seed anew") from error
+    return result, drawn
 
 
 def timeline_seeds(

@@ -21,16 +21,18 @@ MOST_COPIED = 16 << 20
 """Bytes that are written at a time where a file gets its length by writing."""
 
 
-def empty_tables(count: int, shape: tuple[int, int], folder: str) -> list[FloatArray]:
+def empty_tables(
+    count: int, shape: tuple[int, int], folder: str, *, most_in_memory: int = MOST_IN_MEMORY
+) -> list[FloatArray]:
     """Tables (I, d) for so many user groups, of noughts. folder: for a file without a name, which is gone with the last
-    of them; "" keeps all in memory.
+    of them; "" keeps all in memory. most_in_memory: bytes of all together that need no file.
 
     Raises:
         OSError: the folder's disk has no room for them.
     """
     num_bytes = 4 * math.prod(shape)
     room = -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    if not folder or count * room <= MOST_IN_MEMORY:
+    if not folder or count * room <= most_in_memory:
         return [np.zeros(shape, np.float32) for _ in range(count)]
     with tempfile.TemporaryFile(dir=folder, prefix="tables-") as file:
         _give_room(file.fileno(), count * room)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,6 +30,8 @@ from strategies.groups.start import make_layout
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes.members import Members
 from strategies.nodes.nodes import Nodes
+from strategies.run.kept import Kept
+from strategies.run.kept_steps import KeptSums
 from strategies.run.masked_stage1 import MaskedSums
 from strategies.run.noised_stage1 import NoisedSums
 from strategies.run.place import Place, Stages
@@ -80,7 +82,7 @@ class BySums(Prepared):
         """It makes its vector of the rows of its items, as all devices did."""
         return Mapped.of_rows(self.start.centroids, self.start.own, self.start.maps)
 
-    def join_request(self, setting: wire.Setting, partition: int, num_nodes: int) -> wire.JoinRequest:
+    def join_request(self, setting: wire.Setting, devices: Ints) -> wire.JoinRequest:
         """Centroids and maps: a device finds its group and embedding from the vector that it has."""
         dim = self.layout.embedding_dim
         nobody = np.zeros(0, np.int64)
@@ -155,19 +157,28 @@ def _chosen(found: SpectralFilter | SpectralStart) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Ready:
-    """Whom stage 1 asks. devices: of the federation; sums: of these, or of what is collected."""
+    """Whom stage 1 asks. devices: of the federation; said: what they say, kept step by step; sums: of these, or of
+    what is collected.
+    """
 
     given: UserItems
     num_devices: int
     num_items: int
     devices: FederatedSums
+    said: KeptSums
     sums: Sums
     plan: Plan | None
     progress: Progress
 
     @staticmethod
     def of(
-        scenario: Scenario, plan: Plan | None, place: Place, stages: Stages, nodes: Nodes, on_event: OnEvent
+        scenario: Scenario,
+        plan: Plan | None,
+        place: Place,
+        stages: Stages,
+        nodes: Nodes,
+        on_event: OnEvent,
+        kept: Kept | None,
     ) -> _Ready:
         assert scenario.privacy.noised == (plan is not None), "noise needs its plan"
         with stages("data"):
@@ -179,18 +190,23 @@ class _Ready:
         setting = wire.Setting(scenario.to_json(), place.data_dir, place.run_dir, num_devices=splits.num_users)
         federated = sums_of(scenario, nodes, setting, splits.num_items, splits.num_users, plan)
         exponent = scenario.pretraining.user_exponent
-        sums: Sums = PooledSums(given, splits.num_items, exponent, asked=federated.choice)
-        if by_devices:
-            sums = federated if plan is None else NoisedSums(federated, scenario, plan)
+        told = federated if plan is None else NoisedSums(federated, scenario, plan)
+        said = KeptSums(told, federated, kept or Kept.at(replace(place, kept_dir=""), stages))
+        sums = said if by_devices else PooledSums(given, splits.num_items, exponent, asked=said.choice)
 
         def show(done: int, total: int, text: str) -> None:
             on_event(Event("pretraining", min(done, total), total, text))
 
-        return _Ready(given, splits.num_users, splits.num_items, federated, sums, plan, show)
+        return _Ready(given, splits.num_users, splits.num_items, federated, said, sums, plan, show)
 
 
 def choose_by_sums(
-    scenario: Scenario, place: Place, stages: Stages, nodes: Nodes, on_event: OnEvent = silent
+    scenario: Scenario,
+    place: Place,
+    stages: Stages,
+    nodes: Nodes,
+    on_event: OnEvent = silent,
+    kept: Kept | None = None,
 ) -> ChosenBySums:
     """Counts, passes, and which filter devices choose; no user groups, and no noise.
 
@@ -198,7 +214,7 @@ def choose_by_sums(
         DataError: the data set cannot be had, or nobody has any item.
         EngineError: a node failed, or a step reached nobody.
     """
-    ready = _Ready.of(scenario, None, place, stages, nodes, on_event)
+    ready = _Ready.of(scenario, None, place, stages, nodes, on_event, kept)
     pretraining = scenario.pretraining
     with stages("pretraining"):
         found = run_passes(
@@ -219,16 +235,17 @@ def prepare_by_sums(
     nodes: Nodes,
     on_event: OnEvent = silent,
     earlier: FloatArray | None = None,
+    kept: Kept | None = None,
 ) -> BySums:
     """Sums -> directions -> user groups with tables, blocks. Devices make their vectors on the way. plan: of the
-    scenario's noise; earlier: directions (I, K) of a stage 1 before, to go on from.
+    scenario's noise; earlier: directions (I, K) of a stage 1 before, to go on from; kept: where steps are kept.
 
     Raises:
         DataError: the data set cannot be had, or nobody has any item.
         EngineError: a node failed, or a step reached nobody.
         BudgetError: an evaluation budget is below one block.
     """
-    ready = _Ready.of(scenario, plan, place, stages, nodes, on_event)
+    ready = _Ready.of(scenario, plan, place, stages, nodes, on_event, kept)
     pretraining, groups = scenario.pretraining, scenario.user_groups
     with stages("pretraining"):
         start = run_stage1(
@@ -245,7 +262,7 @@ def prepare_by_sums(
         if pretraining.by_devices:
             ready.devices.maps(start.own.shape[1])
         else:
-            ready.devices.vectors(start.own)
+            ready.said.vectors(start.own)
     scored = start.scored[:, : pretraining.embedding_dim]
     layout = make_layout(scenario, ready.num_items, start.counts, scored)
     on_event(Event("grouping", 1, 1, f"{len(start.groups)} user groups, {layout.num_blocks:,} blocks"))

@@ -20,6 +20,7 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import pretraining_device
 from strategies.groups.start import make_groups, make_layout, starting_states
 from strategies.groups.state import FloatArray, UserGroupState
+from strategies.groups.tables import rest
 from strategies.run.place import Place, Stages
 from strategies.run.prepare import Prepared, check_budgets, given_data
 
@@ -47,18 +48,23 @@ class Pretrained(Prepared):
         """It fits its embedding to the table as pretrained."""
         return Fitted(self.groups.centroids, self.pretrained.items)
 
-    def join_request(self, setting: wire.Setting, partition: int, num_nodes: int) -> wire.JoinRequest:
+    @property
+    def tells_each(self) -> bool:
+        """Its embedding."""
+        return True
+
+    def join_request(self, setting: wire.Setting, devices: NDArray[np.int64]) -> wire.JoinRequest:
         """Embeddings and groups of the devices that gave data; to the others the table, to find theirs."""
-        known = np.flatnonzero(self.has_data)
-        items = self.pretrained.items
-        mine = known[known % num_nodes == partition].astype(np.int64)
+        items, mine = self.pretrained.items, devices[self.has_data[devices]]
+        users = self.pretrained.users[mine]
+        rest(self.pretrained.users)
         return wire.JoinRequest(
             setting,
             self.layout.item_group,
             self.groups.centroids,
-            items[:0] if self.has_data.all() else items,
+            items[:0] if len(mine) == len(devices) else items,
             mine,
-            self.pretrained.users[mine],
+            users,
             self.groups.assignment[mine],
             np.zeros((0, 0, items.shape[1]), np.float32),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from strategies.nodes.nodes import Nodes, Query
 from strategies.run.place import Place
 from strategies.run.prepare import Prepared
 
+AT_ONCE = 1 << 16
+"""Devices of a node that join at a time: 16 MB of embeddings of 64 numbers."""
+
 logger = logging.getLogger("fl_peel")
 
 
@@ -28,12 +32,21 @@ def join(scenario: Scenario, place: Place, prepared: Prepared, nodes: Nodes) -> 
     num_devices = device_splits(scenario, place.data_dir, place.run_dir).num_users
     setting = wire.Setting(scenario.to_json(), place.data_dir, place.run_dir, num_devices=num_devices)
 
-    def request(partition: int) -> Query:
-        payload = prepared.join_request(setting, partition, len(nodes.ids))
-        hosted = nodes.hosted(partition, num_devices)
-        return Query(payload, Known({"N": len(hosted), "G": len(payload.centroids)}, {"devices": hosted}))
+    hosted = [nodes.hosted(partition, num_devices) for partition in range(len(nodes.ids))]
+    most = max(map(len, hosted), default=0)
+    at_once = AT_ONCE if prepared.tells_each else max(most, 1)
+    replies: list[wire.JoinReply] = []
+    for first in range(0, max(most, 1), at_once):
 
-    replies = nodes.ask(wire.JOIN, wire.JoinReply, request)
+        def request(partition: int, first: int = first) -> Query:
+            some = hosted[partition][first : first + at_once]
+            whole = len(some) == len(hosted[partition])
+            payload = prepared.join_request(setting, some)
+            if not whole:  # a node that has all of its devices in earlier parts joins nobody
+                payload = replace(payload, first=min(first, len(hosted[partition])), count=len(some))
+            return Query(payload, Known({"N": len(some), "G": len(payload.centroids)}, {"devices": some}))
+
+        replies += nodes.ask(wire.JOIN, wire.JoinReply, request)
     names = {reply.class_names for reply in replies}
     if len(names) > 1:
         raise EngineError(f"nodes have different fleets: {sorted(names)}; give all of them the same fleet file")

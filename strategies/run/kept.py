@@ -33,9 +33,11 @@ HEAD_BYTES = len(MAGIC) + DIGEST_BYTES
 CODEC = "lz4"
 DISKS = ("nodes", "artifacts")
 """Folders of a run in which devices change something."""
+STEPS = "step-"
+"""Names of what is kept within a stage, until the stage is."""
 SECRETS = "secure"
 """Folders within, of secrets that last as long as a round."""
-_DAMAGED = (
+DAMAGED = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError, ImportError),
     *(MemoryError, OverflowError, RecursionError),
 )
@@ -68,6 +70,7 @@ class Kept:
         with nullcontext() if timed is None else self.stages(timed):
             result = work()
         self.write(name, lambda rows: result, disks=disks)
+        self._forget_steps()
         return result
 
     def read(self, name: str, live: Live | None = None, check: Check | None = None) -> Found | None:
@@ -87,7 +90,7 @@ class Kept:
                 self._restore(self.folder / f"{name}.disks-{number}")
         except FileNotFoundError:
             return None
-        except _DAMAGED as error:
+        except DAMAGED as error:
             self.on_event(Event(name, 0, 1, f"what was kept is damaged ({str(error)[:80]}): done again"))
             return None
         self.stages.seconds.update(seconds)
@@ -114,6 +117,11 @@ class Kept:
                     shutil.rmtree(old, ignore_errors=True)
         except (OSError, TypeError, RecursionError) as error:
             self.on_event(Event(name, 1, 1, f"cannot be kept for later ({str(error)[:80]})"))
+
+    def _forget_steps(self) -> None:
+        """They were of a stage that is done."""
+        for one in [] if self.folder is None else list(self.folder.glob(f"{STEPS}*")):
+            shutil.rmtree(one, ignore_errors=True) if one.is_dir() else one.unlink(missing_ok=True)
 
     def _rows(self, name: str, number: int) -> Path:
         """Two files in turn: the one that the last value was kept with stays as it is."""
@@ -172,7 +180,7 @@ def opened(data: bytes, live: Live | None = None) -> Any:
 
     Raises:
         ValueError: it is none of ours, or damaged.
-        Exception: those of ``_DAMAGED``: it was sealed by somebody else.
+        Exception: those of ``DAMAGED``: it was sealed by somebody else.
     """
     if len(data) < HEAD_BYTES or not data.startswith(MAGIC):
         raise ValueError("not a kept stage of this version")

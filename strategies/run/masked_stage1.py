@@ -51,6 +51,16 @@ class MaskedSums(FederatedSums):
     all_rows: bool = field(default=True, kw_only=True)
     _steps: int = 0
 
+    @property
+    def where(self) -> tuple[int, ...]:
+        """As in the clear, and how many steps have had keys."""
+        return (*super().where, self._steps)
+
+    def go_on(self, where: Sequence[int], records: Sequence[SumsRecord]) -> None:
+        """As in the clear."""
+        *others, self._steps = where
+        super().go_on(others, records)
+
     def counts(self) -> Ints:
         """How many devices have each item, (I,)."""
         (found,) = self._added(*self._told("counts"))

@@ -21,7 +21,7 @@ from strategies.run.stage1 import FederatedSums
 
 @dataclass
 class NoisedSums:
-    """:class:`fl_peel.pretraining.stage1.Sums` under noise.
+    """:class:`fl_peel.pretraining.stage1.Sums` under noise. taken: how often each part was asked for.
 
     Raises:
         AssertionError: something is asked once more than the plan accounts for.
@@ -31,7 +31,7 @@ class NoisedSums:
     scenario: Scenario
     plan: Plan
     bounded: bool = True
-    _taken: Counter[str] = field(default_factory=Counter)
+    taken: Counter[str] = field(default_factory=Counter)
 
     @property
     def units(self) -> Units:
@@ -97,9 +97,9 @@ class NoisedSums:
         """What the server adds to the next sum with these parts, drawn by its number; None where it adds nothing."""
         accounted = {release.part: release.times for release in self.plan.stage1}
         for part in parts:
-            self._taken[part] += 1
-            assert self._taken[part] <= accounted.get(part, 0), f"{part}: asked more often than is accounted for"
-        return self._scales.whole("server", self._taken[parts[0]]) if self._by_server else None
+            self.taken[part] += 1
+            assert self.taken[part] <= accounted.get(part, 0), f"{part}: asked more often than is accounted for"
+        return self._scales.whole("server", self.taken[parts[0]]) if self._by_server else None
 
 
 __all__ = ["NoisedSums"]

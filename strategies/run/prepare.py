@@ -60,9 +60,14 @@ class Prepared(ABC):
     def joining(self) -> Joining:
         """How a device joins that was not there."""
 
+    @property
+    def tells_each(self) -> bool:
+        """Whether every device is told something of its own, so that of many some join at a time."""
+        return False
+
     @abstractmethod
-    def join_request(self, setting: wire.Setting, partition: int, num_nodes: int) -> wire.JoinRequest:
-        """What the devices of a node are told."""
+    def join_request(self, setting: wire.Setting, devices: NDArray[np.int64]) -> wire.JoinRequest:
+        """What these devices of a node are told."""
 
 
 def given_data(scenario: Scenario, train: UserItems) -> tuple[UserItems, NDArray[np.bool_]]:

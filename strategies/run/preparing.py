@@ -8,6 +8,7 @@ from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.nodes import Nodes
 from strategies.run.by_sums import BySums, ChosenBySums, prepare_by_sums
 from strategies.run.collected import prepare_collected
+from strategies.run.kept import Kept
 from strategies.run.place import Place, Stages
 from strategies.run.prepare import Prepared
 
@@ -20,13 +21,14 @@ def prepare(
     nodes: Nodes,
     on_event: OnEvent = silent,
     before: Prepared | ChosenBySums | None = None,
+    kept: Kept | None = None,
 ) -> Prepared:
     """Stage 1 as the scenario has it, on the server or on the nodes. plan: of the scenario's noise; before: what an
-    earlier one left, on a part of the same data.
+    earlier one left, on a part of the same data; kept: where its steps are kept, so that it goes on after the last.
     """
     if scenario.pretraining.model == "spectral":
         directions = before.directions if isinstance(before, BySums | ChosenBySums) else None
-        return prepare_by_sums(scenario, plan, place, stages, nodes, on_event, directions)
+        return prepare_by_sums(scenario, plan, place, stages, nodes, on_event, directions, kept)
     return prepare_collected(scenario, place, stages, on_event)
 
 

@@ -55,11 +55,11 @@ def rehearse(
     """Run both stages on train items, measure on validation items alone, and say what to refit with."""
     on_event = figures_under("rehearsal", on_event)
     if scenario.pretraining.model == "spectral" and not scenario.refinement.rounds:  # the filter is all there is
-        found = choose_by_sums(scenario, place, stages, nodes, on_event)
+        found = choose_by_sums(scenario, place, stages, nodes, on_event, kept)
         return Rehearsal(refitting(scenario, found, 0), None, None, (), found)
 
     def first() -> Prepared:
-        return prepare(scenario, None, place, stages, nodes, on_event)
+        return prepare(scenario, None, place, stages, nodes, on_event, kept=kept)
 
     prepared = first() if kept is None else kept.stage("rehearsal-stage-1", first, disks=True)
     refiner = Refiner(grid, place, prepared, nodes, on_event, kept=kept)

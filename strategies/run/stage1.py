@@ -113,6 +113,16 @@ class FederatedSums:
         return np.sum([reply.won for reply in replies], axis=0), sum(reply.answered for reply in replies)
 
     @property
+    def where(self) -> tuple[int, ...]:
+        """How far it is: what :meth:`go_on` takes."""
+        return self._time, self._columns
+
+    def go_on(self, where: Sequence[int], records: Sequence[SumsRecord]) -> None:
+        """Be as far as another one was, with what its steps took."""
+        self._time, self._columns = where
+        self.records[:] = records
+
+    @property
     def now(self) -> int:
         """On the fleet's clock, the round after the last step."""
         return self._time + self.windows

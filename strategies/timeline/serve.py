@@ -40,6 +40,7 @@ from strategies.nodes.members import Members
 from strategies.nodes.nodes import Nodes, Query
 from strategies.run.by_sums import BySums
 from strategies.run.joining import join
+from strategies.run.kept import Kept
 from strategies.run.place import Place, Stages
 from strategies.run.prepare import check_budgets
 from strategies.run.refinement import Refiner
@@ -72,9 +73,13 @@ def serve_timeline(grid: Grid, scenario: Scenario, place: Place, on_event: OnEve
     with stages("start"):
         nodes = Nodes.connect(grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s)
         timeline = device_timeline(scenario, place.data_dir, place.run_dir)
-    run = _Run(grid, scenario, place, nodes, timeline, stages)
-    for period in range(timeline.periods):
+    run, kept = _Run(grid, scenario, place, nodes, timeline, stages), Kept.at(place, stages, on_event)
+    done = run.go_on(kept)
+    if done:
+        on_event(Event("timeline", done, timeline.periods, "kept from before the run was stopped"))
+    for period in range(done, timeline.periods):
         run.period(period)
+        run.keep(kept)
         on_event(Event("timeline", period + 1, timeline.periods, run.told(period), period_figures(run.periods[period])))
     run.end()
     drawn = run.lines.replicates(run.last)
@@ -118,6 +123,34 @@ class _Served:
     began: int
     asked: int
 
+    def at(self, place: Place) -> _Served:
+        """The same, of a run whose folder lies elsewhere."""
+
+        def there(evaluator: Evaluator) -> Evaluator:
+            federation = evaluator.federation
+            setting = replace(federation.setting, data_dir=place.data_dir, run_dir=place.run_dir)
+            return replace(evaluator, federation=replace(federation, setting=setting))
+
+        return replace(self, known=there(self.known), new=there(self.new))
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Of blocks (B,), of every user group, by selector."""
+
+    orders: dict[str, list[NDArray[np.float64]]]
+
+    def __call__(self, selector: str) -> list[NDArray[np.float64]]:
+        """As an :class:`Evaluator` asks for them."""
+        return self.orders[selector]
+
+
+GOES_ON = (
+    *("clock", "exponents", "model", "basis", "published", "served", "lasted", "first_lists", "first", "lines"),
+    *("periods", "layout_bytes"),
+)
+"""What of a run one period leaves to the next."""
+
 
 @dataclass
 class _Run:
@@ -143,6 +176,23 @@ class _Run:
     lines: Lines = field(default_factory=Lines)
     periods: list[PeriodResult] = field(default_factory=list)
     layout_bytes: int = 0
+
+    def keep(self, kept: Kept) -> None:
+        """Keep what there is after a period, in place of what was after the one before."""
+        content = {name: getattr(self, name) for name in GOES_ON}
+        number = len(self.periods)
+        kept.write("timeline", lambda rows: content, disks=True, number=number, live={"nodes": self.nodes})
+
+    def go_on(self, kept: Kept) -> int:
+        """Take up what was kept; returns how many periods are done."""
+        found = kept.read("timeline", {"nodes": self.nodes})
+        if found is None:
+            return 0
+        for name in GOES_ON:
+            setattr(self, name, found.value[name])
+        assert self.served is not None, "somebody is served in every period"
+        self.served = self.served.at(self.place)
+        return len(self.periods)
 
     @property
     def part(self) -> TimelinePart:
@@ -375,7 +425,7 @@ class _Run:
             "shown": [state.statistics.shown.astype(np.float64) for state in states],
             "popularity": [state.statistics.popularity.astype(np.float64) for state in states],
         }
-        return Evaluator(federation, lambda selector: orders[selector], server_round=self.clock)
+        return Evaluator(federation, _Weights(orders), server_round=self.clock)
 
     @property
     def labels(self) -> list[str]:

@@ -2,13 +2,16 @@
 
 Every row is a run of its own on the engine, measured like a trial; while it goes its way, an observer records what a
 server sees of single devices (:mod:`simulations.studies.audit.observer`), and every attack is tried on that. Where a
-mechanism adds noise, canary devices bound its epsilon from below.
+mechanism adds noise, canary devices bound its epsilon from below. A row that is done is kept by content
+(:mod:`simulations.studies.checkpoints`): an audit that was stopped goes on with the next one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -23,19 +26,24 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
+from simulations.engine.versions import versions
 from simulations.studies.audit.attacks import attacked, control
 from simulations.studies.audit.observer import Observer, TapGrid
 from simulations.studies.audit.report import write_audit
 from simulations.studies.audit.rows import EPSILONS, AuditRow, added_rows, chosen_rows
+from simulations.studies.checkpoints import CHECKPOINTS, Checkpoints, data_digest, decisive
 from simulations.studies.compare.paired import REPLICATES, ratio_of, with_interval
 from simulations.studies.frame import Frame, Options
-from simulations.studies.study import study_splits
+from simulations.studies.sources import plugin_modules
+from simulations.studies.study import FEDERATED, study_splits
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
 from strategies.run.place import Place
 from strategies.run.prepare import privacy_plan
 
 CANARY = "canary"
+AUDITED = ("simulations.studies.audit.audit", *FEDERATED)
+"""What a row enters: the attacks, and what a trial does."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +99,72 @@ def audit(
             devices = int((study_splits(row.scenario, place).test.counts() > 0).sum())
             privacy_plan(row.scenario, place)
             _require_replay(row)
+        kept = KeptRows.of(frame, chosen, place, settings, names)
+        found = kept.read()
+        missing = [row for row in chosen if row.name not in found]
+        if missing:
 
-        def server(grid: Grid, _: Scenario, place: Place, on_event: OnEvent) -> dict[str, Any]:
-            return {"rows": audited(grid, chosen, place, settings, names, on_event)}
+            def server(grid: Grid, _: Scenario, place: Place, on_event: OnEvent) -> dict[str, Any]:
+                rows = audited(grid, missing, place, settings, names, on_event, kept)
+                return {row["mechanism"]: row for row in rows}
 
-        audited_rows = simulated(scenario, place, frame.on_event, server=server)
+            found |= simulated(scenario, place, frame.on_event, server=server)
     figures = {"settings": asdict(settings), "collected_share": scenario.pretraining.collected.share}
-    result = frame.result({"rows": compared(audited_rows["rows"], devices), **figures})
+    result = frame.result({"rows": compared([found[row.name] for row in chosen], devices), **figures})
     write_audit(result, frame.out)
     return result
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """Rows of an audit that are done. paths: where each is kept, by name."""
+
+    checkpoints: Checkpoints
+    paths: Mapping[str, Path]
+    on_event: OnEvent = silent
+
+    @staticmethod
+    def of(
+        frame: Frame, rows: Sequence[AuditRow], place: Place, settings: AuditSettings, names: Sequence[str]
+    ) -> KeptRows:
+        """By what decides each: its scenario with the devices' data, what is watched, the attacks, code and versions;
+        not which other rows there are.
+        """
+        watched = asdict(replace(settings, epsilons=(), clip_norm=0.0, only=None, attacks=tuple(names)))
+        modules = (*AUDITED, *plugin_modules())
+        folder, paths = frame.out / CHECKPOINTS, {}
+        for row in rows:
+            data = data_digest(study_splits(row.scenario, place))
+            evaluation = row.scenario.evaluation.model_dump(mode="json")
+            content = [decisive(row.scenario), evaluation, row.scenario.engine.nodes, watched, versions()]
+            paths[row.name] = Checkpoints(folder, data).path(f"audit-{_as_file(row.name)}", content, modules)
+        return KeptRows(Checkpoints(folder, "", fresh=frame.fresh), paths, frame.on_event)
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """Rows that are done, by name; one that is kept of something else is told in a line, and done anew."""
+        found = {}
+        for name, path in self.paths.items():
+            row = self.checkpoints.read(path)
+            if row is not None:
+                found[name] = row
+                self.on_event(Event(name, 1, 1, "kept from an earlier run"))
+            elif not self.checkpoints.fresh and self.checkpoints.others(path):
+                self.on_event(
+                    Event(name, 0, 1, "what is kept is of another scenario, data, fleet, options or version: anew")
+                )
+        return found
+
+    def done(self, row: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Keep a row; returns it as it is read."""
+        path = self.paths[row["mechanism"]]
+        self.checkpoints.write(path, row, seconds)
+        return self.checkpoints.read(path) or row
+
+
+def _as_file(name: str) -> str:
+    """A row's name as a part of a file's: users may name theirs as they like."""
+    plain = "".join(letter if letter.isalnum() else "-" for letter in name)[:40]
+    return f"{plain}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"
 
 
 def compared(rows: Sequence[dict[str, Any]], num_devices: int) -> list[dict[str, Any]]:
@@ -141,14 +206,19 @@ def audited(
     settings: AuditSettings,
     names: Sequence[str],
     on_event: OnEvent = silent,
+    kept: KeptRows | None = None,
 ) -> list[dict[str, Any]]:
-    """Run and attack one row after the other on the nodes of ``grid``; the rows of audit.json."""
+    """Run and attack one row after the other on the nodes of ``grid``; the rows of audit.json. kept: where each goes as
+    soon as it is there.
+    """
     first = rows[0].scenario
     root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
     nodes = Nodes.connect(grid, first.to_json(), root=root, timeout_s=first.engine.reply_timeout_s)
     results = []
     for number, row in enumerate(rows, start=1):
-        results.append(_one(grid, nodes, row, place, settings, names, on_event))
+        start = time.perf_counter()
+        one = _one(grid, nodes, row, place, settings, names, on_event)
+        results.append(one if kept is None else kept.done(one, time.perf_counter() - start))
         on_event(Event("audit", number, len(rows), row.name))
     return results
 

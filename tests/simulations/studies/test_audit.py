@@ -2,6 +2,11 @@
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +19,9 @@ from fl_peel.errors import ScenarioError
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
+from simulations.studies.audit import audit as module
 from simulations.studies.audit.attacks import attacked, control
-from simulations.studies.audit.audit import AuditSettings, _require_replay, attacks_on, audited, compared
+from simulations.studies.audit.audit import AuditSettings, _require_replay, attacks_on, audit, audited, compared
 from simulations.studies.audit.observer import Observer, TapGrid, figures_of
 from simulations.studies.audit.report import audit_view, write_audit
 from simulations.studies.audit.rows import AuditRow, added_rows, audit_rows, chosen_rows
@@ -297,3 +303,78 @@ def test_noise_that_does_not_repeat_cannot_be_audited(tiny):
     )
     with pytest.raises(ScenarioError, match=r"privacy\.noise_source: system never gives the same noise again"):
         _require_replay(AuditRow("noised", scenario))
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """Rows that were run, on nodes in this process; the second of the first try is stopped."""
+    rows = []
+
+    def spied(grid, nodes, trial, *rest):
+        rows.append(trial.name)
+        if rows == ["none", "clipping"]:
+            raise KeyboardInterrupt
+        return run_trial(grid, nodes, trial, *rest)
+
+    def simulated(scenario, place, on_event, *, server):
+        return server(LoopbackGrid(2), scenario, place, on_event)
+
+    monkeypatch.setattr(module, "run_trial", spied)
+    monkeypatch.setattr(module, "simulated", simulated)
+    return rows
+
+
+def test_an_audit_that_is_stopped_goes_on_with_the_next_row(tiny, tmp_path, begun):
+    settings = replace(SETTINGS, only=("none", "clipping"))
+    with pytest.raises(KeyboardInterrupt):
+        audit(load_scenario(tiny), out=tmp_path / "out", settings=settings)
+    told = []
+    found = audit(load_scenario(tiny), out=tmp_path / "out", settings=settings, on_event=told.append)
+    assert begun == ["none", "clipping", "clipping"]
+    assert (told[0].stage, told[0].text) == ("none", "kept from an earlier run")
+    whole = audit(load_scenario(tiny), out=tmp_path / "out", settings=settings, fresh=True)
+    assert begun[3:] == ["none", "clipping"], "fresh: all anew"
+    assert json.dumps(found) == json.dumps(whole)
+
+
+@pytest.mark.parametrize("what", ["scenario", "options", "data", "version"])
+def test_a_row_that_is_kept_of_something_else_is_told_and_done_anew(what, tiny, tmp_path, begun, monkeypatch):
+    monkeypatch.setattr(module, "audited", lambda *asked: [asked[-1].done({"mechanism": "none"}, 1.0)])
+    settings, told, changes = replace(SETTINGS, only=("none",)), [], []
+    monkeypatch.setattr(module, "compared", lambda rows, num_devices: rows)
+    monkeypatch.setattr(module, "write_audit", lambda result, out: [])
+    audit(load_scenario(tiny), out=tmp_path / "out", settings=settings)
+    if what == "scenario":
+        changes = ["refinement.rounds=1"]
+    elif what == "options":
+        settings = replace(settings, rounds=1)
+    elif what == "data":
+        changes = ["data.test_share=30%"]
+    else:
+        monkeypatch.setattr(module, "versions", lambda: {"numpy": "9.9"})
+    for number, text in enumerate(("of another scenario, data, fleet, options or version", "kept from an earlier run")):
+        audit(load_scenario(tiny, changes), out=tmp_path / "out", settings=settings, on_event=told.append)
+        assert text in told[number].text
+
+
+@pytest.mark.engine
+@pytest.mark.faults
+def test_an_audit_that_is_killed_ends_in_the_same_figures(tiny, tmp_path):
+    command = [sys.executable, "-m", "simulations.cli.main", "audit", str(tiny), "--only", "none; clipping"]
+    command += ["--devices", "40", "--rounds", "2", "--budget", "50%", "--attacks", "touched-rows"]
+    command += ["--canary-trials", "100", "--out"]
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while not list(out.glob("checkpoints/audit-none-*.json")):
+        assert process.poll() is None, "it ended before"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "audit.json").exists()
+    again = subprocess.run([*command, str(out)], check=True, capture_output=True, text=True)
+    assert "kept from an earlier run" in again.stderr
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    ours, theirs = (json.loads((one / "audit.json").read_text()) for one in (out, tmp_path / "whole"))
+    assert ours == theirs

@@ -2,14 +2,18 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fl_peel.callbacks import Callback
-from fl_peel.errors import ScenarioError
+from fl_peel.errors import ReportError, ScenarioError
 from simulations import flower
 from simulations.listing import LIST
 from simulations.scenario_files import load_scenario, shipped_scenarios
@@ -17,10 +21,12 @@ from simulations.timeline import run as runs
 from simulations.timeline.report import timeline_tables
 from simulations.timeline.seeds import run_timeline_seeds
 from simulations.timeline.words import LABELS
+from simulations.unfinished import NAME
 from strategies.run.place import Place
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
 from tests.helpers.root import ROOT
+from tests.strategies.run.test_kept import timeless
 
 
 @pytest.fixture
@@ -132,6 +138,70 @@ def test_several_seeds_are_put_together(file, tmp_path, monkeypatch):
     assert "as typed" in page
 
 
+def test_seeds_that_are_done_are_read(file, tmp_path, monkeypatch):
+    """The second seed fails the first time; what is damaged is replayed again."""
+    short = load_scenario(file, ["data.timeline.periods=2"])
+    begun, told = [], []
+
+    def counted(scenario, place, on_event, *, server):
+        begun.append(scenario.seed)
+        if begun == [0, 1]:
+            raise KeyboardInterrupt
+        return without_engine(scenario, place, on_event, server=server)
+
+    monkeypatch.setattr(runs, "simulated", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run_timeline_seeds(short, seeds=2, out=tmp_path / "out")
+    found = run_timeline_seeds(short, seeds=2, out=tmp_path / "out", on_event=told.append)
+    assert begun == [0, 1, 1]
+    assert told[0].text == "kept from before the run was stopped"
+    assert found.lines == run_timeline_seeds(short, seeds=2, out=tmp_path / "whole").lines
+    assert not list((tmp_path / "out").glob("seed-*/.*.kept"))
+
+
+def test_a_timeline_of_another_scenario_is_told_in_one_line(file, tmp_path, monkeypatch):
+    def stopped(scenario, place, on_event, *, server):
+        with open(f"{place.kept_dir}/timeline.kept", "wb"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "simulated", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        runs.run_timeline(load_scenario(file), out=tmp_path / "out")
+    other = load_scenario(file, ["data.timeline.passes=2"])
+    with pytest.raises(ReportError, match=r"unfinished run, with data\.timeline\.passes=.* and not 2; give --fresh"):
+        runs.run_timeline(other, out=tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        runs.run_timeline(other, out=tmp_path / "out", fresh=True)
+    (tmp_path / "rows.csv").write_text(csv_of(planted(1)))
+    with pytest.raises(ReportError, match="unfinished run, with other data"):
+        runs.run_timeline(other, out=tmp_path / "out")
+
+
+@pytest.mark.engine
+@pytest.mark.faults
+def test_a_timeline_that_is_killed_ends_in_the_same_files(file, tmp_path):
+    command = [sys.executable, "-m", "simulations.cli.main", "run", str(file), "--set", "data.timeline.periods=2"]
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while not (out / NAME / "timeline.kept").exists():
+        assert process.poll() is None, "it ended before"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "timeline.json").exists()
+    again = subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, text=True)
+    assert "kept from before the run was stopped" in again.stderr
+    assert not (out / NAME).exists()
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    ours, theirs = (
+        timeless(json.loads((one / "timeline.json").read_text()), and_not={"peak_rss_bytes", "command"})
+        for one in (out, tmp_path / "whole")
+    )
+    assert ours == theirs
+
+
 def test_flwr_run_replays_a_timeline(file, tmp_path, monkeypatch, capsys):
     config = {"scenario": str(file), "out": str(tmp_path / "out"), "set": "data.timeline.periods=2"}
     context = SimpleNamespace(run_config={"seed": -1, "data-dir": "", **config})
@@ -145,8 +215,6 @@ def test_flwr_run_replays_a_timeline(file, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.engine
 def test_the_command_line_replays_a_timeline_on_the_engine(file, tmp_path):
-    import subprocess
-
     command = [sys.executable, "-m", "simulations.cli.main", "run", str(file), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

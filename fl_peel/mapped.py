@@ -1,0 +1,52 @@
+"""Arrays that lie in files: their pages come into memory as they are used, and may be let go again."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PAGE_BYTES = mmap.PAGESIZE
+MOST_IN_MEMORY = 64 << 20
+"""Bytes of an array that stay in memory once they were used."""
+
+
+def let_go(*arrays: NDArray[Any]) -> None:
+    """Arrays are not needed for a while: where they are large and lie in files, these keep them, memory need not."""
+    for array in arrays:
+        base: object = array
+        while isinstance(base, np.ndarray):
+            base = base.base
+        if isinstance(base, mmap.mmap) and array.nbytes > MOST_IN_MEMORY and hasattr(mmap, "MADV_DONTNEED"):
+            base.madvise(mmap.MADV_DONTNEED)
+
+
+def rows_at(array: NDArray[Any], places: NDArray[np.integer]) -> NDArray[Any]:
+    """Rows of a mapped array, in this order: (len(places), ...). Of a large one memory holds those of some places at a
+    time, and then no more than is returned.
+    """
+    rows = np.empty((len(places), *array.shape[1:]), array.dtype)
+    for some in _parts(array, places):
+        rows[some] = array[places[some]]
+        let_go(array)
+    return rows
+
+
+def put_rows(array: NDArray[Any], places: NDArray[np.integer], rows: NDArray[Any]) -> None:
+    """Write rows (N, ...) at places (N,) of a mapped array, likewise."""
+    for some in _parts(array, places):
+        array[places[some]] = rows[some]
+        let_go(array)
+
+
+def _parts(array: NDArray[Any], places: NDArray[np.integer]) -> Iterator[slice]:
+    """All places at once of a small array; of a large one as many as pages may stay, were each on one of its own."""
+    at_once = max(len(places), 1) if array.nbytes <= MOST_IN_MEMORY else max(MOST_IN_MEMORY // PAGE_BYTES, 1)
+    for first in range(0, len(places), at_once):
+        yield slice(first, first + at_once)
+
+
+__all__ = ["let_go", "put_rows", "rows_at"]

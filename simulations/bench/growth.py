@@ -1,0 +1,247 @@
+"""How a round grows: seconds, processor seconds and peak memory against devices, items, user groups, columns, rounds
+and nodes, one after the other, the others as in a middle point.
+
+Each point is a population of its own on an engine of its own, so that nothing is left of another one. Points that are
+done are kept by content (:mod:`simulations.studies.checkpoints`). An exponent is the slope of a straight line through
+logarithms, by least squares: it is of the range that was measured, and of no other. What every point takes (Flower's
+polling, an interpreter for each node) makes it smaller than what it will be for larger sizes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
+from rich.console import Console
+
+from fl_peel.data.population import Population
+from fl_peel.errors import EngineError
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.roots import own_root
+from fl_peel.scenario.scenario import Scenario
+from simulations.bench.plan import FULL_TABLES, BenchPlan, bench_scenario
+from simulations.bench.world import make_world
+from simulations.engine.engine import simulated
+from simulations.engine.folders import run_folder
+from simulations.engine.inputs import GROWTH_RESULTS, check_out, given_folder
+from simulations.engine.memory import PeakMemory
+from simulations.engine.versions import versions
+from simulations.report.files import json_bytes
+from simulations.report.results import write_results
+from simulations.report.tables.view import TableView, format_bytes
+from simulations.studies.checkpoints import CHECKPOINTS, Checkpoints
+from strategies.nodes.nodes import Nodes
+from strategies.run.place import Place
+
+MODULES = ("simulations.bench.growth", "clients.client_app")
+"""What a point enters."""
+FIGURES = ("seconds", "cpu_seconds", "peak_rss_bytes")
+PLANTED_GROUPS = 4
+"""Of taste, in every population: with the user groups, the data does not change."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a round is of. columns: of the item tables; rounds: that are counted, after one that is not."""
+
+    devices: int = 16_000
+    items: int = 8_000
+    groups: int = 8
+    columns: int = 32
+    rounds: int = 2
+    nodes: int = 2
+
+
+Sizes = Mapping[str, Sequence[int]]
+SIZES: Sizes = {
+    "devices": (4_000, 16_000, 64_000, 128_000),
+    "items": (2_000, 8_000, 32_000, 64_000),
+    "groups": (2, 8, 32, 64),
+    "columns": (16, 32, 64, 128),
+    "rounds": (2, 4, 8, 16),
+    "nodes": (1, 2, 4, 8),
+}
+"""Of every axis; the others are those of the middle point."""
+
+
+@dataclass(frozen=True)
+class GrowthPlan:
+    """What is measured: ``sizes`` by axis, around ``middle``."""
+
+    middle: Point = field(default_factory=Point)
+    sizes: Sizes = field(default_factory=lambda: SIZES)
+
+    def points(self, axis: str) -> list[Point]:
+        """Of an axis, smallest first."""
+        return [replace(self.middle, **{axis: size}) for size in sorted(self.sizes[axis])]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """``factor * size ** exponent``, of sizes from ``low`` to ``high``; largest_ratio: by which a measured figure is
+    above or below the line at most.
+    """
+
+    exponent: float
+    factor: float
+    low: float
+    high: float
+    largest_ratio: float
+
+    @staticmethod
+    def of(sizes: Sequence[float], figures: Sequence[float]) -> Fit:
+        """Through figures at two sizes at least, all above nought, by least squares on logarithms."""
+        x, y = np.log(np.asarray(sizes, np.float64)), np.log(np.asarray(figures, np.float64))
+        centred = x - x.mean()
+        exponent = float((centred * y).sum() / (centred**2).sum())
+        level = float(y.mean() - exponent * x.mean())
+        off = float(np.abs(y - (level + exponent * x)).max())
+        return Fit(exponent, float(np.exp(level)), float(min(sizes)), float(max(sizes)), float(np.exp(off)))
+
+
+def growth(
+    out: str | Path | None = None,
+    *,
+    plan: GrowthPlan | None = None,
+    on_event: OnEvent = silent,
+    fresh: bool = False,
+) -> dict[str, Any]:
+    """Measure every point, and write growth.json and growth.txt to ``out`` if given, where points that are done are
+    kept. fresh: none that was kept before is read.
+
+    Raises:
+        FlPeelError: ``out`` cannot be written, or a failed engine.
+    """
+    plan, out = plan or GrowthPlan(), given_folder(out)
+    if out is not None:
+        check_out(out, writes=GROWTH_RESULTS)
+    found: dict[str, Any] = {
+        "environment": {"cpus": psutil.cpu_count(), "load_average_before": psutil.getloadavg()[0]},
+        "middle": asdict(plan.middle),
+        "axes": {},
+    }
+    kept = None if out is None else Checkpoints(out / CHECKPOINTS, "growth", fresh=fresh)
+    known: dict[Point, dict[str, float]] = {}
+    total = sum(map(len, plan.sizes.values()))
+    done = 0
+    for axis in plan.sizes:
+        for point in plan.points(axis):
+            if point not in known:
+                known[point] = measured(point) if kept is None else _kept(kept, point)
+            done += 1
+            size = getattr(point, axis)
+            on_event(Event("growth", done, total, f"{axis} {size:,}: {known[point]['seconds']:.2f} s"))
+        found["axes"][axis] = axis_figures(axis, [(point, known[point]) for point in plan.points(axis)])
+    if out is not None:
+        write_results(out, {"growth.json": json_bytes(found), "growth.txt": growth_text(found).encode()})
+    return found
+
+
+def _kept(kept: Checkpoints, point: Point) -> dict[str, float]:
+    """Of a point, as it was measured before or now."""
+    content = [asdict(point), versions(), psutil.cpu_count()]
+    result, _ = kept.stage("growth", content, MODULES, lambda: measured(point))
+    return {key: float(value) for key, value in result.items()}
+
+
+def axis_figures(axis: str, points: Sequence[tuple[Point, Mapping[str, float]]]) -> dict[str, Any]:
+    """Rows of an axis, and the line through each figure. Of rounds the seconds of all count, else those of the best."""
+    rows = []
+    for point, figures in points:
+        each = {name: figures[name if axis != "rounds" or name == FIGURES[-1] else f"all_{name}"] for name in FIGURES}
+        rows.append({axis: getattr(point, axis), **each})
+    sizes = [row[axis] for row in rows]
+    fits = {name: asdict(Fit.of(sizes, [row[name] for row in rows])) for name in FIGURES} if len(rows) > 1 else {}
+    return {"rows": rows, "fits": fits}
+
+
+def measured(point: Point) -> dict[str, float]:
+    """Seconds and processor seconds of the best round and of all that count; peak memory of all processes, from when
+    devices join on.
+    """
+    plan = BenchPlan(
+        embedding_dim=point.columns, user_groups=point.groups, rounds=point.rounds, nodes=point.nodes, sizes=()
+    )
+    with run_folder() as folder:
+        (folder / "full.yaml").write_text(FULL_TABLES)
+        data = folder / "population"
+        Population(0, point.devices, point.items, PLANTED_GROUPS).write(data)
+        scenario = bench_scenario(plan, str(data), str(folder / "full.yaml"))
+        place = Place("", str(folder / "run"))
+        return simulated(scenario, place, silent, server=partial(_rounds, point))
+
+
+def _rounds(point: Point, grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent) -> dict[str, float]:
+    nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)
+    with PeakMemory() as memory:
+        strategy = make_world(scenario, place, nodes, on_event).strategy()
+        cpu = [0.0]
+        strategy.after_round = lambda server_round: cpu.append(processor_seconds())
+        strategy.start(grid, ArrayRecord(), num_rounds=point.rounds + 1, timeout=scenario.engine.reply_timeout_s)
+    if any(record.failures for record in strategy.rounds):
+        raise EngineError("bench: a node failed in a timed round; look for its error in the log above")
+    seconds = [record.seconds for record in strategy.rounds][1:]
+    used = np.diff(cpu[1:])
+    return {
+        "seconds": min(seconds),
+        "cpu_seconds": float(used.min()),
+        "all_seconds": sum(seconds),
+        "all_cpu_seconds": float(used.sum()),
+        "peak_rss_bytes": float(memory.peak_bytes),
+    }
+
+
+def processor_seconds() -> float:
+    """Of this process and its children so far."""
+    me, total = psutil.Process(), 0.0
+    for process in (me, *me.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def growth_views(found: Mapping[str, Any]) -> list[TableView]:
+    """A table an axis."""
+    return [_view(axis, part, found["middle"]) for axis, part in found["axes"].items()]
+
+
+def _view(axis: str, part: Mapping[str, Any], middle: Mapping[str, int]) -> TableView:
+    formats: tuple[Callable[[float], str], ...] = ("{:.2f}".format, "{:.2f}".format, format_bytes)
+    rows = [
+        (f"{row[axis]:,}", *(show(row[name]) for show, name in zip(formats, FIGURES, strict=True)))
+        for row in part["rows"]
+    ]
+    if part["fits"]:
+        rows.append(("exponent", *(f"{part['fits'][name]['exponent']:.2f}" for name in FIGURES)))
+    others = ", ".join(f"{value:,} {key}" for key, value in middle.items() if key != axis)
+    what = "all rounds" if axis == "rounds" else "a round"
+    return TableView(
+        f"Growth with {axis}",
+        (axis, f"seconds of {what}", "of processors", "peak memory"),
+        tuple(rows),
+        1,
+        f"Of {others}. The exponent is of this range.",
+    )
+
+
+def growth_text(found: Mapping[str, Any]) -> str:
+    """All tables, as the terminal has them."""
+    text = io.StringIO()
+    console = Console(file=text, width=100, highlight=False)
+    for view in growth_views(found):
+        console.print(view.to_rich())
+    return text.getvalue()
+
+
+__all__ = ["Fit", "GrowthPlan", "Point", "axis_figures", "growth", "growth_text", "growth_views", "measured"]

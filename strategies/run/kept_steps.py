@@ -1,0 +1,100 @@
+"""A stage 1 by devices that goes on after the last step that was kept.
+
+The server computes the same from the same sums, so what devices added up to in each step is all that is kept, one file
+a step, and where the step left the clock and the accounts. A run that goes on computes from the first step on and asks
+devices from the first that is not there. The files are gone when the stage is kept as a whole. Moments, the last sums,
+are as many as the tables that are made of them: they are asked for again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fl_peel.events import Event
+from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question, Units
+from fl_peel.pretraining.sketch import RowSketch
+from strategies.run.kept import STEPS, Kept
+from strategies.run.noised_stage1 import NoisedSums
+from strategies.run.stage1 import FederatedSums
+
+Said = TypeVar("Said")
+
+
+@dataclass
+class KeptSums:
+    """:class:`fl_peel.pretraining.stage1.Sums`, of which each is kept. devices: who are asked; sums: what is learned of
+    them, with the noise that is added; both may be one.
+    """
+
+    sums: FederatedSums | NoisedSums
+    devices: FederatedSums
+    kept: Kept
+    _done: int = field(default=0, init=False)
+
+    @property
+    def bounded(self) -> bool:
+        """See :class:`fl_peel.pretraining.stage1.Sums`."""
+        return self.sums.bounded
+
+    @property
+    def units(self) -> Units:
+        """See :class:`fl_peel.pretraining.stage1.Sums`."""
+        return self.sums.units
+
+    def std(self, part: str) -> float:
+        """See :class:`fl_peel.pretraining.stage1.Sums`."""
+        return self.sums.std(part)
+
+    def counts(self) -> Ints:
+        """See :class:`fl_peel.pretraining.stage1.Sums`."""
+        return self._step(self.sums.counts)
+
+    def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
+        """See :class:`fl_peel.pretraining.stage1.Sums`."""
+        return self._step(lambda: self.sums.passed(table, weights, sketch))
+
+    def choice(self, question: Question) -> tuple[Ints, int]:
+        """See :class:`fl_peel.pretraining.stage1.Sums`."""
+        return self._step(lambda: self.sums.choice(question))
+
+    def vectors(self, own: Floats) -> None:
+        """See :class:`fl_peel.pretraining.stage1.Sums`; devices have them on their disks."""
+        self._step(lambda: self.sums.vectors(own), disks=True)
+
+    def groups(self, centroids: Floats) -> GroupSums:
+        """See :class:`fl_peel.pretraining.stage1.Sums`."""
+        return self._step(lambda: self.sums.groups(centroids))
+
+    def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
+        """See :class:`fl_peel.pretraining.stage1.Sums`; not kept."""
+        return self.sums.moments(centroids, groups)
+
+    def _step(self, ask: Callable[[], Said], *, disks: bool = False) -> Said:
+        """What devices said in the next step. disks: they change something."""
+        self._done += 1
+        found = self.kept.read(self._name)
+        if found is not None:
+            if self._done == 1:
+                self.kept.on_event(Event("pretraining", 0, 1, "steps are kept from before the run was stopped"))
+            self.devices.go_on(found.value["where"], found.value["records"])
+            if isinstance(self.sums, NoisedSums):
+                self.sums.taken = Counter(found.value["taken"])
+            return found.value["said"]  # type: ignore[no-any-return]
+        said = ask()
+        content = {"said": said, "where": self.devices.where, "records": list(self.devices.records)}
+        if isinstance(self.sums, NoisedSums):
+            content["taken"] = dict(self.sums.taken)
+        self.kept.write(self._name, lambda rows: content, disks=disks)
+        return said
+
+    @property
+    def _name(self) -> str:
+        of: dict[str, Any] = {"scenario": self.devices.setting.scenario, "begin": self.devices.begin}
+        return f"{STEPS}{hashlib.blake2b(repr(of).encode(), digest_size=6).hexdigest()}-{self._done}"
+
+
+__all__ = ["KeptSums"]

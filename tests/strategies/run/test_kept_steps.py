@@ -1,0 +1,81 @@
+"""A stage 1 by devices that is stopped goes on after its last step, and ends in the same figures."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from fl_peel import wire
+from simulations.scenario_files import load_scenario
+from strategies.run.place import Place
+from strategies.server_app import serve
+from tests.helpers.loopback import LoopbackGrid, let_through
+from tests.strategies.run.test_kept import Stopped, figures
+
+SPECTRAL = (
+    *("pretraining.model=spectral", "pretraining.columns=8", "pretraining.passes=3", "selector=shown"),
+    *("refinement.rounds=1", "elasticity={rounds: 0, falls: []}", "fairness.tiers=[]", "data.validation_share=20%"),
+)
+BY_DEVICES = (*SPECTRAL, "pretraining.source=devices")
+NOISE = (
+    *("privacy.mechanism=central-gaussian", "privacy.noise_multiplier=0.1", "privacy.clipping.kind=flat"),
+    *("privacy.delta=1e-2", "refinement.sampling=poisson", "pretraining.collected.share=0"),
+)
+KINDS = {
+    "open": BY_DEVICES,
+    "collected": SPECTRAL,
+    "refit": (*BY_DEVICES, "data.refit=true", "refinement.rounds=0"),
+    "noised": (*BY_DEVICES, *NOISE),
+    "masked": (*BY_DEVICES, "secure_aggregation.enabled=true", "secure_aggregation.min_devices=4"),
+}
+ASKED = {wire.SUMS: wire.SumsRequest, wire.CHOICE: wire.ChoiceRequest, wire.SECURE_STEP: wire.SecureStepRequest}
+
+
+def asked(message: Any) -> str:
+    """Which step of stage 1 a message begins; "" for another."""
+    kind = ASKED.get(message.metadata.message_type)
+    if kind is None:
+        return ""
+    request = wire.unpack(kind, message.content)
+    return f"{getattr(request, 'step', 'choice')} at {request.time} of {zlib.crc32(request.setting.scenario.encode())}"
+
+
+def served(scenario: Any, run_dir: Any, kept: Any, *, stop_at: str = "") -> tuple[Any, Counter[str]]:
+    """The result, None if it was stopped at a step, and how often nodes were asked for each."""
+    steps: Counter[str] = Counter()
+
+    def interfere(partition: int, message: Any) -> Any:
+        step = asked(message)
+        if step:
+            if step == stop_at:
+                raise Stopped
+            steps[step] += 1
+        return let_through(partition, message)
+
+    try:
+        return serve(LoopbackGrid(2, interfere), scenario, Place("", str(run_dir), "", str(kept))), steps
+    except Stopped:
+        return None, steps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_that_are_done_are_not_asked_for_again(kind, tiny, tmp_path):
+    scenario = load_scenario(tiny, KINDS[kind])
+    whole, steps = served(scenario, tmp_path / "whole", "")
+    wanted = figures(whole)
+    for name in ("pass", "choice", "vectors", "groups", "moments"):
+        of_name = [step for step in steps if step.startswith(name)]
+        if not of_name:
+            continue
+        kept = tmp_path / f"kept-{name}"
+        kept.mkdir()
+        stopped, before = served(scenario, tmp_path / f"stopped-{name}", kept, stop_at=of_name[-1])
+        assert stopped is None
+        result, after = served(scenario, tmp_path / f"again-{name}", kept)
+        assert figures(result) == wanted, f"stopped at {name}"
+        assert before.keys() | after.keys() == steps.keys()
+        assert not before.keys() & after.keys(), f"{name}: asked again"
+        assert not list(kept.glob("step-*")), "gone with the stage"
