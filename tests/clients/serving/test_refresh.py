@@ -167,7 +167,7 @@ def test_without_scales_what_grew_is_sent_whole():
     assert said.tolist() == [2 * 4 + 2]
 
 
-# ---------------------------------------------------------------- a whole node: seven devices, two groups, three budgets
+# ---------------------------------------------------------------- a whole node: seven devices, three budgets
 
 BASE = overhead_bytes(4)
 BUDGETS = [UNLIMITED, OWN_BUDGET, BASE + 3 * BLOCK]

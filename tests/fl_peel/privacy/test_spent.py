@@ -106,9 +106,14 @@ def test_accountants_are_asked_for_zeros_instead_quietly_and_at_the_delta(monkey
 def test_accountants_are_heard_again_whatever_happened():
     logger = logging.getLogger("absl")
     level = logger.level
-    with pytest.raises(ZeroDivisionError), _quiet():
-        assert logger.level == logging.ERROR
-        _ = 1 / 0
+
+    def failing():
+        with _quiet():
+            assert logger.level == logging.ERROR
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
     assert logger.level == level
 
 
