@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 import clients.serving.refresh as module
 from clients.node.before import NEVER, Before
@@ -18,6 +19,12 @@ from tests.helpers.blocks import rows_of
 LAYOUT = BlockLayout(np.arange(6, dtype=np.int32), 4, 1)
 ORDER = np.array([5, 3, 0, 1, 2, 4])
 BLOCK, SCALE = 8, 2
+
+
+@pytest.fixture(autouse=True)
+def few_at_once(monkeypatch):
+    """As many as there are here, and no more."""
+    monkeypatch.setattr(module, "AT_ONCE", 100)
 
 
 def ranked():
@@ -244,6 +251,7 @@ def test_what_a_node_reads_by_budget_and_class(tmp_path):
     assert after.groups.tolist() == [1, 0, 1, 0, 1, 1, 1], "who takes no part keeps what it had"
     assert after.cutoffs.tolist() == [[4, 1, 3], [6, 2, 3], [4, 0, 3], [6, 6, 4], [4, 4, 3], [4, 2, 3], [6, 5, 4]]
     assert after.ranks.tolist() == [[2, 3, 4, 1, 5, 0], [1, 3, 0, NEVER, 2, NEVER]]
+    assert after.ranks.dtype == np.int32
     assert after.budgets.tolist() == BUDGETS
 
 
@@ -268,6 +276,21 @@ def test_lists_that_are_not_sent_are_nobodys(tmp_path):
     assert Before.read(one).ranks.tolist() == [[2, 3, 4, 1, 5, 0]]
     assert refresh(two, asked([[0] * 6], groups=[1])).refreshed.devices.tolist() == [[2, 2]] * 3
     assert Before.read(two).ranks.tolist() == [[NEVER] * 6, [1, 3, 0, NEVER, 2, NEVER]]
+
+
+def test_a_list_of_which_a_node_has_no_device_is_read_by_nobody(tmp_path):
+    cohort = node_of(tmp_path)
+    cohort.state = {"r": SimpleNamespace(groups=np.ones(7, np.int32))}.__getitem__
+    assert refresh(cohort, asked([[0] * 6])).refreshed.devices.tolist() == [[3, 3]] * 3
+    assert Before.read(cohort).ranks[0].tolist() == [2, 3, 4, 1, 5, 0], "it is remembered all the same"
+
+
+def test_of_a_list_of_nothing_nothing_is_read():
+    empty = rank_blocks(LAYOUT, "int8", np.ones(6), np.ones((6, 4), np.float32), budget_bytes=0)
+    nobody, none = UserItems.from_pairs(np.zeros(0, int), np.zeros(0, int), 2), np.zeros(0, np.uint8)
+    held = before([-1, 0], [0, 3], [ORDER.tolist()])
+    cutoffs, places, strange = np.zeros(2, int), np.arange(2), np.zeros(2, np.bool_)
+    assert _sent_bytes(empty, cutoffs, nobody, none, held, places, 0, strange).tolist() == [0, 0]
 
 
 def test_in_a_first_period_nobody_held_anything(tmp_path):

@@ -9,6 +9,7 @@ import math
 
 import pytest
 from dp_accounting import (
+    ComposedDpEvent,
     GaussianDpEvent,
     LaplaceDpEvent,
     NeighboringRelation,
@@ -21,11 +22,13 @@ from fl_peel.errors import ScenarioError
 from fl_peel.privacy.accounting import (
     NO_PRIVACY,
     SMALLEST_MULTIPLIER,
+    TOLERANCE,
     Schedule,
     Spent,
     _quiet,
     analytic_gaussian_delta,
     calibrated,
+    event_of,
     spent,
 )
 from fl_peel.privacy.mechanisms import CentralGaussian, LocalGaussian, LocalLaplace
@@ -40,6 +43,17 @@ EVENT = SelfComposedDpEvent(GaussianDpEvent(2.0), 3)
 def test_events_of_mechanisms():
     assert CentralGaussian().event(2.5) == LocalGaussian().event(2.5) == GaussianDpEvent(2.5)
     assert LocalLaplace().event(2.5) == LaplaceDpEvent(2.5)
+
+
+def test_events_by_hand():
+    """A coin where there is one; precisions of a share; nothing of what is released never or of no share."""
+    schedule = Schedule(((0, 1.0), (3, 1.0), (5, 0.0), (2, 0.25)), 0.5, ((7, 1.0),))
+    full, part = (PoissonSampledDpEvent(0.5, GaussianDpEvent(z)) for z in (2.0, 4.0))
+    certain = SelfComposedDpEvent(GaussianDpEvent(2.0), 7)
+    assert event_of(CentralGaussian(), 2.0, schedule) == ComposedDpEvent(
+        [SelfComposedDpEvent(full, 3), SelfComposedDpEvent(part, 2), certain]
+    )
+    assert event_of(CentralGaussian(), 2.0, Schedule(((7, 1.0),))) == ComposedDpEvent([certain])
 
 
 # ---------------------------------------------------------------- two accountants
@@ -188,3 +202,18 @@ def test_a_target_is_met_by_all_noise_that_there_may_be_and_refused_beyond(least
     for beyond in (LARGEST_MULTIPLIER * 1.001, 1e9):
         with pytest.raises(ScenarioError, match=r"^privacy\.target_epsilon: .* cannot be met over the rounds"):
             least(beyond)
+
+
+@pytest.mark.parametrize(("target", "step"), [(0.05, 1e-4), (1.0, 1e-4), (5.0, 5e-4), (30.0, 1e-3), (40.0, 1e-3)])
+def test_calibration_resolves_losses_as_far_as_its_target_needs(target, step, monkeypatch):
+    """Here a run of noise z costs 9 / z: the least noise is 9 / target."""
+    steps = set()
+
+    def cost(event, delta, *, discretization):
+        steps.add(discretization)
+        return Spent(9 / event.events[0].event.noise_multiplier, delta, "", None, None)
+
+    monkeypatch.setattr("fl_peel.privacy.accounting.spent", cost)
+    multiplier = calibrated(CentralGaussian(), Schedule(((1, 1.0),)), target, DELTA)
+    assert 9 / target <= multiplier <= 9 / target * (1 + TOLERANCE)
+    assert list(steps) == pytest.approx([step])
