@@ -5,12 +5,13 @@ reads, orders and sets up what it is asked to run each time it is called, which 
 
 What is not mutated keeps its time, so that loops that were compiled for it are not compiled again.
 
-What a mutant computes is limited, and not how long it waits for a processor.
+What a mutant computes is limited, and not how long it waits for a processor; so is the memory that it asks for.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -32,6 +33,10 @@ PATIENCE = 20
 """How much longer a mutant may take by the clock than mutmut allows: a machine that is busy with something else must
 not make a survivor look as if it had run too long. The limit of what it computes stays as it is.
 """
+MEMORY_BYTES = 2 << 30
+"""What a mutant may ask for besides what was there before: one that takes a number for a length asks for more than any
+machine has.
+"""
 
 
 class Collected:
@@ -49,6 +54,7 @@ class Collected:
 
     def run(self, names: Iterable[str]) -> int:
         """Run these tests in their order, up to the first that fails; to be called once, in a fork."""
+        _limit_memory()
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (1, 2):
             os.dup2(nowhere, stream)
@@ -70,6 +76,14 @@ class Collected:
         finally:
             shutil.rmtree(own, ignore_errors=True)
         return pytest.ExitCode.TESTS_FAILED if self.session.testsfailed else pytest.ExitCode.OK
+
+
+def _limit_memory() -> None:
+    """Of this process; where the system does not tell what it has, there is no limit."""
+    told = Path("/proc/self/statm")
+    if told.exists():
+        limit = int(told.read_text().split()[0]) * resource.getpagesize() + MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def make_faster() -> None:

@@ -115,6 +115,21 @@ def table(counts: Mapping[str, Mapping[str, int]]) -> str:
     return "\n".join([*rows, "| all | " + " | ".join(map(str, total)) + " |"])
 
 
+def counted(table: str) -> dict[str, dict[str, int]]:
+    """Counts by module and status, of a table."""
+    head, _, *rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.split("\n")]
+    status = {shown: name for name, shown in COLUMNS.items()} | {"survived": "survived"}
+    return {
+        row[0]: {status[shown]: int(cell) for shown, cell in zip(head[2:], row[2:], strict=True) if int(cell)}
+        for row in rows[:-1]
+    }
+
+
+def between(page: str, part: str) -> str:
+    """What is between the marks of a part."""
+    return page.split(f"<!-- {part} -->\n")[1].split(f"\n<!-- end of {part} -->")[0]
+
+
 def replaced(page: str, part: str, content: str) -> str:
     """A page with what is between the marks of a part replaced."""
     start, end = f"<!-- {part} -->\n", f"\n<!-- end of {part} -->"

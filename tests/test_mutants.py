@@ -5,6 +5,8 @@ from survivors import (
     LISTED,
     PAGE,
     Mutant,
+    between,
+    counted,
     function_source,
     read_listed,
     reasons,
@@ -98,3 +100,13 @@ def test_counts_are_added_up():
 def test_a_part_of_a_page_is_replaced():
     page = "before\n<!-- list -->\nold\n<!-- end of list -->\nbehind\n"
     assert replaced(page, "list", "new") == page.replace("old", "new")
+
+
+def test_rows_of_what_was_not_run_again_are_read_from_the_page():
+    counts = {"b": {"killed": 3, "segfault": 2, "timeout": 1, "survived": 4}, "a.c": {"not checked": 5}}
+    assert counted(table(counts)) == counts
+    assert counted(table({"b": {"killed": 3}})) == {"b": {"killed": 3}}
+    page = replaced("before\n<!-- table -->\n\n<!-- end of table -->\nbehind\n", "table", table(counts))
+    assert between(page, "table") == table(counts)
+    shown = PAGE.read_text(encoding="utf-8")
+    assert shown == replaced(shown, "table", table(counted(between(shown, "table")))), "its sums are those of its rows"

@@ -131,13 +131,13 @@ def calibrated(mechanism: Mechanism, schedule: Schedule, epsilon: float, delta: 
 
     low, high = SMALLEST_MULTIPLIER, 1.0
     while cost(high) > epsilon:
-        low, high = high, 4 * high
-        if high > LARGEST_MULTIPLIER:
+        low, high = high, min(4 * high, LARGEST_MULTIPLIER)
+        if low == LARGEST_MULTIPLIER:
             raise ScenarioError(
                 f"privacy.target_epsilon: {epsilon:g} at delta {delta:g} cannot be met over the rounds of this run "
                 f"with noise below {LARGEST_MULTIPLIER:g} times the bound; raise it, or lower refinement.rounds"
             )
-    while low == SMALLEST_MULTIPLIER and high > 4 * low and cost(high / 4) <= epsilon:
+    if low == SMALLEST_MULTIPLIER and cost(high / 4) <= epsilon:
         high /= 4
     low = max(low, high / 4)
     while high / low > 1 + TOLERANCE:

@@ -91,9 +91,11 @@ def counts(device: int) -> StepCounts:
     return found
 
 
-def cohort_of(requests="", device="cpu"):
-    """Devices 10 to 13: the first two are of user group 0, the others of 1; 12 is of class 0, the others of 1."""
-    room = np.array([ROOM[10], [0] * 6, ROOM[12], ROOM[13]])
+def cohort_of(requests="", device="cpu", idle=(0,) * 6):
+    """Devices 10 to 13: the first two are of user group 0, the others of 1; 12 is of class 0, the others of 1. idle:
+    the room of device 11.
+    """
+    room = np.array([ROOM[10], idle, ROOM[12], ROOM[13]])
     return SimpleNamespace(
         scenario=SimpleNamespace(
             evaluation=SimpleNamespace(top_n=20),
@@ -154,6 +156,14 @@ def test_who_has_room_for_no_block_moves_nothing(requests):
     assert (steps.devices.tolist(), steps.counted.tolist(), steps.rigid_empty.tolist()) == ([1] * 6, [1] * 6, [1] * 6)
     assert not steps.moved_bytes.any()
     assert not steps.rigid_moved_bytes.any()
+
+
+def test_who_has_room_and_keeps_it_serves_from_the_beginning():
+    """Its budget never moves; it wants item 0."""
+    steps = followed(devices=[11], idle=(2 * BLOCK,) * 6).steps[:, 1]
+    assert steps.kept_blocks.tolist() == [2] * 6
+    assert steps.recall.tolist() == steps.rigid_recall.tolist() == [SUM_SCALE] * 6
+    assert not steps.moved_bytes.any()
 
 
 def test_where_nobody_may_see_where_a_device_stops_it_reads_the_whole_list():

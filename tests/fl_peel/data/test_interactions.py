@@ -128,6 +128,14 @@ def test_random_split_of_a_user_does_not_depend_on_other_users_or_line_order():
         assert (before[0], before[2]) == (after[0], after[2])
 
 
+def test_some_of_many_users_are_split_as_among_all_of_them():
+    rows = [np.random.default_rng(user).permutation(40)[: 15 + user] for user in range(12)]
+    whole = split(Interactions("x", ragged(*rows), 40), seed=7)
+    behind = split(Interactions("x", ragged(*rows[5:]), 40), seed=7, first=5)
+    for part in ("train", "validation", "test"):
+        assert rows_of(getattr(behind, part)) == rows_of(getattr(whole, part))[5:]
+
+
 def test_random_split_is_fair_to_every_place():
     # Each of 10 items of 4000 users is a test item with probability 0.2: 800 +- 5 * sqrt(4000 * 0.16) = 127.
     data = Interactions("x", ragged(*[range(10)] * 4000), 10)
@@ -185,6 +193,10 @@ def test_share_of_some_users_is_renumbered():
     assert share.num_users == 2
     assert (rows_of(share.train), rows_of(share.validation)) == ([[2], [0]], [[5], [3]])
     assert (rows_of(share.test), share.num_items) == ([[], [6]], 8)
+    assert (share.said, share.spoken) == (None, share.train)
+    some = Splits(parts.train, parts.validation, parts.test, 8, ragged([], [1], [2])).of(np.array([2, 0]))
+    assert rows_of(some.said) == rows_of(some.spoken) == [[2], []]
+    assert rows_of(some.train) == [[2], [0]]
 
 
 # --- collected -------------------------------------------------------------------------------------------------

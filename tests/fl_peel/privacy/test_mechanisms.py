@@ -24,6 +24,7 @@ from fl_peel.privacy.mechanisms import (
     LocalLaplace,
     Mechanism,
     find_mechanism,
+    fixed_point,
     noise_share,
 )
 from fl_peel.privacy.noising import randomized_groups, with_device_noise
@@ -74,6 +75,26 @@ def test_a_mechanism_of_ones_own(monkeypatch):
 def test_the_names_that_scenarios_know_are_those_of_the_mechanisms():
     assert {name: MECHANISMS.make(name, Mechanism) for name in MECHANISMS.shipped} == mechanisms._BUILT_IN
     assert find_mechanism("none") is None
+    assert find_mechanism("local-laplace") == LocalLaplace()
+
+
+def test_devices_that_add_noise_hide_which_of_two_contributions_they_sent():
+    # bound 1: two vectors of norm 1 lie up to 2 apart, a vector and zero lie 1 apart
+    assert CentralGaussian().scale(3.0, 1.0, 1.0) == 3.0
+    assert LocalGaussian().scale(3.0, 1.0, 1.0) == 6.0
+    assert LocalLaplace().scale(3.0, 0.5, 1.0) == 12.0
+
+
+def test_whole_noise_is_drawn_by_mechanisms_that_say_how():
+    class Floats(CentralGaussian):
+        draw_whole = Mechanism.draw_whole
+
+    assert [one.draws_whole for one in (CentralGaussian(), LocalLaplace(), Floats())] == [True, True, False]
+
+
+def test_numbers_beyond_the_range_saturate_with_their_sign():
+    assert fixed_point(np.array([1e300, -1e300, 0.75, -0.75]), 4.0).tolist() == [2**62, -(2**62), 3, -3]
+    assert fixed_point(np.array([0.0]), 4.0).dtype == np.int64
 
 
 # ---------------------------------------------------------------- what a device contributes
@@ -225,6 +246,7 @@ def test_shares_of_noise_add_up():
         rngs = [np.random.default_rng(device) for device in range(devices)]
         total = sum(noise_share(rng, (4000,), 3.0, 25, FIXED_POINT) for rng in rngs) / FIXED_POINT
         assert total.std() == pytest.approx(3.0 * math.sqrt(devices / 25), rel=0.05)
+        assert abs(total.mean()) < 0.3
 
 
 def test_answers_which_user_group():
