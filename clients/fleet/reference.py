@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from pydantic import BaseModel
+
 from clients.fleet.files import FleetDocument
 from clients.keys.distributions import distribution_schema
 from clients.processes.availability import DiurnalAvailability, TraceAvailability
@@ -74,7 +76,7 @@ def budget_schemas() -> dict[str, dict[str, Any]]:
 
 def availability_schemas() -> dict[str, dict[str, Any]]:
     """Keys below ``diurnal`` and ``trace``."""
-    kinds = {"diurnal": DiurnalAvailability, "trace": TraceAvailability}
+    kinds: dict[str, type[BaseModel]] = {"diurnal": DiurnalAvailability, "trace": TraceAvailability}
     return {name: _as_typed(kind.model_json_schema()) for name, kind in kinds.items()}
 
 
