@@ -48,6 +48,7 @@ from simulations.bench.plan import (
     flagship_scenario,
 )
 from simulations.bench.rivals import pfl_interpreter, pfl_rate, stock_flower_rate
+from simulations.bench.start import start_seconds
 from simulations.bench.world import World, make_world
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
@@ -123,6 +124,7 @@ def bench(
         start = time.perf_counter()
         run(MAIN_JOB, overrides=[f"engine.device={device}"], data_dir=data_dir, on_event=on_event)
         found["main_job_seconds"] = time.perf_counter() - start
+        found["start"] = start_seconds(MAIN_JOB, str(data_dir or ""))
     on_event(Event("bench", 3, 3))
     if out is not None:
         write_results(out, {"bench.json": json_bytes(found)})
