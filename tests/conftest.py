@@ -82,6 +82,17 @@ def nothing_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "DATASETS", known)
 
 
+@pytest.fixture(scope="session")
+def compiled_for_others(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where loops lie that are compiled for other processors: one folder for all tests of a session, whose workers have
+    theirs beside one another.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled-for-others"
+    folder.mkdir(exist_ok=True)
+    return str(folder)
+
+
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The names that ``fl_peel`` takes from other packages, as pyproject.toml has them, whatever is installed."""

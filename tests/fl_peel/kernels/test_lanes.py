@@ -103,7 +103,7 @@ def runs_here(needed):
 
 
 @pytest.mark.skipif(not runs_here("avx2 fma"), reason="needs the code of other x86-64 processors to run here")
-def test_training_ranking_and_signals_are_the_same_bits_for_every_processor(tmp_path):
+def test_training_ranking_and_signals_are_the_same_bits_for_every_processor(compiled_for_others):
     digests = {}
     for name, environment in PROCESSORS.items():
         if name == "skylake-avx512" and not runs_here("avx512f avx512vl avx512dq avx512bw avx512cd"):
@@ -111,7 +111,7 @@ def test_training_ranking_and_signals_are_the_same_bits_for_every_processor(tmp_
         kept = {key: value for key, value in os.environ.items() if not key.startswith("NUMBA_CPU")}
         done = subprocess.run(
             [sys.executable, "-c", WORK],
-            env={**kept, "NUMBA_CACHE_DIR": str(tmp_path), **environment},
+            env={**kept, "NUMBA_CACHE_DIR": compiled_for_others, **environment},
             cwd=ROOT,
             capture_output=True,
             text=True,

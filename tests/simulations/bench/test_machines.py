@@ -55,10 +55,11 @@ def test_a_run_that_fails_is_told(tiny):
 
 @pytest.mark.engine
 @pytest.mark.skipif(not processor_flags() >= NEEDED, reason="needs AVX2 and FMA on Linux")
-def test_a_pinned_run_is_the_same_to_the_last_bit_on_another_processor(tiny):
+def test_a_pinned_run_is_the_same_to_the_last_bit_on_another_processor(tiny, compiled_for_others):
     """From pretraining to recall: with loops compiled for haswell, and libraries on one thread."""
-    other = {**MACHINES["pinned-haswell"], **MACHINES["pinned-one-thread"]}
-    pinned = dict.fromkeys(MACHINES["pinned-one-thread"], "2")
+    cache = {"NUMBA_CACHE_DIR": compiled_for_others}
+    pinned = cache | dict.fromkeys(MACHINES["pinned-one-thread"], "2")
+    other = cache | MACHINES["pinned-haswell"] | MACHINES["pinned-one-thread"]
     found = differences(str(tiny), ["user_groups.neighbour_weight=0.1"], machines={"pinned": pinned, "other": other})
     assert {"pretrained items", "starting tables", "refined tables", "refined weights", "recall"} <= {
         one.stage for one in found
