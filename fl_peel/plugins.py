@@ -111,7 +111,10 @@ def all_added() -> list[EntryPoint]:
 
 def _points(group: str) -> list[EntryPoint]:
     # once a library imports importlib_metadata (mlflow and OpenTelemetry do), what is found is of that package's class
-    return [EntryPoint(point.name, point.value, point.group) for point in entry_points(group=group)]
+    return [
+        point if isinstance(point, EntryPoint) else EntryPoint(point.name, point.value, point.group)
+        for point in entry_points(group=group)
+    ]
 
 
 def _said(error: Exception) -> str:

@@ -112,6 +112,7 @@ _SIZE = Of(least=0)
 _COLUMNS = Of(least=0, most=1 << 24)
 _HOSTED = Of(least=0, most="hosted")
 _SECONDS = Of(least=0)
+_ROUND = Of(least=0, most=MOST_ROUNDS)
 _DEVICES = Of(("N",), least=0, among="devices", ascending=True)
 _WAITS = Of(("W",), least=0, most=TOTAL)
 _BY_CLASS = Of(("C",), least=0, most=TOTAL)
@@ -174,7 +175,7 @@ class SumsRequest:
     setting: Setting
     step: Annotated[str, Of(choices=STEPS)]
     columns: Annotated[int, _COLUMNS]
-    time: int
+    time: Annotated[int, _ROUND]
     counted: bool
     first: Annotated[int, _COLUMNS]
     table: Annotated[NDArray[np.float32], Of(("rows", "part"))]
@@ -198,7 +199,7 @@ class ChoiceRequest:
     """
 
     setting: Setting
-    time: int
+    time: Annotated[int, _ROUND]
     panel: Annotated[int, _SIZE]
     place: Annotated[int, _SIZE]
     directions: Annotated[NDArray[np.float32], Of(("I", "K"))]
@@ -302,7 +303,7 @@ class RoundRequest:
     """
 
     setting: Setting
-    server_round: int
+    server_round: Annotated[int, _ROUND]
     signals: bool
     temperature: Annotated[float, Of()]
     devices: Annotated[NDArray[np.int64], _DEVICES]
@@ -339,7 +340,7 @@ class EvaluateRequest:
     """
 
     setting: Setting
-    server_round: int
+    server_round: Annotated[int, _ROUND]
     precision: Annotated[str, Of(choices=PRECISIONS)]
     split: Annotated[str, Of(choices=("test", "validation", "targets"))]
     label: Annotated[str, Of(pattern=LABEL)]
@@ -363,7 +364,7 @@ class RefreshRequest:
     """
 
     setting: Setting
-    server_round: int
+    server_round: Annotated[int, _ROUND]
     precision: Annotated[str, Of(choices=PRECISIONS)]
     budgets: Annotated[NDArray[np.int64], Of(("X",), least=OWN_BUDGET)]
     changed: Annotated[NDArray[np.uint8], Of(("tables", "B"), least=0, most=RESCALED)]
@@ -451,7 +452,7 @@ class MovingRequest:
     """
 
     setting: Setting
-    server_round: int
+    server_round: Annotated[int, _ROUND]
     rounds: Annotated[int, Of(least=1, most=MOST_ROUNDS)]
     precision: Annotated[str, Of(choices=PRECISIONS)]
     devices: Annotated[NDArray[np.int64], _DEVICES]
@@ -486,7 +487,7 @@ class CompareRequest:
     """Which is better for you? kept, current: ranked blocks of each user group as it was kept last and as it is."""
 
     setting: Setting
-    server_round: int
+    server_round: Annotated[int, _ROUND]
     precision: Annotated[str, Of(choices=PRECISIONS)]
     num_groups: Annotated[int, Of(least=0, most="most groups")]
     kept: dict[int, Arrays]
@@ -525,7 +526,7 @@ class SecureKeysRequest:
     """A round of secure aggregation begins for devices (N,) of this node."""
 
     setting: Setting
-    server_round: int
+    server_round: Annotated[int, _ROUND]
     devices: Annotated[NDArray[np.int64], _DEVICES]
 
 
@@ -671,7 +672,7 @@ class SecureStepRequest:
 
     setting: Setting
     server_round: int
-    time: int
+    time: Annotated[int, _ROUND]
     step: Annotated[str, Of(choices=STEPS)]
     columns: Annotated[int, _COLUMNS] = 0
     groups: Annotated[int, _COLUMNS] = 0

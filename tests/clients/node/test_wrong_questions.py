@@ -47,3 +47,25 @@ def try_questions(grid, node, kind, questions):
             assert "\n" not in reply.error.reason
 
     check()
+
+
+TIMES = {
+    "clear": dict.fromkeys((wire.ROUND, wire.EVALUATE, wire.MOVING, wire.COMPARE), "server_round"),
+    "secure": {wire.SECURE_KEYS: "server_round"},
+    "federated": {wire.SUMS: "time", wire.CHOICE: "time"},
+}
+
+
+@pytest.mark.parametrize("when", [-1, 1 << 40])
+@pytest.mark.parametrize("mode", list(TIMES))
+def test_a_time_that_never_comes_is_refused(tiny, tmp_path, mode, when):
+    """The budgets' clock starts at 0, and nodes go from step to step to know where they are."""
+    grid = LoopbackGrid(1)
+    serve(grid, load_scenario(tiny, MODES[mode]), Place("", str(tmp_path / "run")))
+    node = next(iter(grid.get_node_ids()))
+    for kind, name in TIMES[mode].items():
+        content = next(content for its, content in grid.crossed if its == kind)
+        content["config"][name] = when
+        (reply,) = grid.send_and_receive([Message(content, dst_node_id=node, message_type=kind)])
+        assert reply.error.code == wire.USER_MISTAKE
+        assert name in reply.error.reason
