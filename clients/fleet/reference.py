@@ -74,8 +74,8 @@ def budget_schemas() -> dict[str, dict[str, Any]]:
 
 def availability_schemas() -> dict[str, dict[str, Any]]:
     """Keys below ``diurnal`` and ``trace``."""
-    kinds = {"diurnal": DiurnalAvailability, "trace": TraceAvailability}
-    return {name: _as_typed(kind.model_json_schema()) for name, kind in kinds.items()}
+    schemas = {"diurnal": DiurnalAvailability.model_json_schema(), "trace": TraceAvailability.model_json_schema()}
+    return {name: _as_typed(schema) for name, schema in schemas.items()}
 
 
 def _availability(parts: dict[str, Any]) -> dict[str, Any]:
