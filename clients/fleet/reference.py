@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pydantic import BaseModel
-
 from clients.fleet.files import FleetDocument
 from clients.keys.distributions import distribution_schema
 from clients.processes.availability import DiurnalAvailability, TraceAvailability
@@ -76,8 +74,8 @@ def budget_schemas() -> dict[str, dict[str, Any]]:
 
 def availability_schemas() -> dict[str, dict[str, Any]]:
     """Keys below ``diurnal`` and ``trace``."""
-    kinds: dict[str, type[BaseModel]] = {"diurnal": DiurnalAvailability, "trace": TraceAvailability}
-    return {name: _as_typed(kind.model_json_schema()) for name, kind in kinds.items()}
+    schemas = {"diurnal": DiurnalAvailability.model_json_schema(), "trace": TraceAvailability.model_json_schema()}
+    return {name: _as_typed(schema) for name, schema in schemas.items()}
 
 
 def _availability(parts: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from matplotlib.ticker import FuncFormatter
 
@@ -107,8 +107,7 @@ def ablate_plot(rows: Sequence[Row]) -> Plot:
     axes.set_yticks(range(len(others), 0, -1), labels)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
     # names at the left leave little room below the axes of a telephone
-    place: Literal["right", "center"] = "right" if is_narrow() else "center"
-    axes.set_xlabel("Recall@20 (test), as a ratio to the scenario as it is", loc=place)
+    axes.set_xlabel("Recall@20 (test), as a ratio to the scenario as it is", loc="right" if is_narrow() else "center")
     figure.legend(
         title="budget",
         loc="outside upper right",
