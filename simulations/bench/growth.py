@@ -2,14 +2,16 @@
 and nodes, one after the other, the others as in a middle point.
 
 Each point is a population of its own on an engine of its own, so that nothing is left of another one. Points that are
-done are kept by content (:mod:`simulations.studies.checkpoints`). An exponent is the slope of a straight line through
+done are kept by what decides them, code and versions included. An exponent is the slope of a straight line through
 logarithms, by least squares: it is of the range that was measured, and of no other. What every point takes (Flower's
 polling, an interpreter for each node) makes it smaller than what it will be for larger sizes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -25,7 +27,7 @@ from rich.console import Console
 from fl_peel.data.population import Population
 from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.roots import own_root
+from fl_peel.roots import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
 from simulations.bench.plan import FULL_TABLES, BenchPlan, bench_scenario
 from simulations.bench.world import make_world
@@ -34,15 +36,14 @@ from simulations.engine.folders import run_folder
 from simulations.engine.inputs import GROWTH_RESULTS, check_out, given_folder
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
-from simulations.report.files import json_bytes
+from simulations.report.files import json_bytes, write_files
 from simulations.report.results import write_results
 from simulations.report.tables.view import TableView, format_bytes
-from simulations.studies.checkpoints import CHECKPOINTS, Checkpoints
 from strategies.nodes.nodes import Nodes
 from strategies.run.place import Place
 
-MODULES = ("simulations.bench.growth", "clients.client_app")
-"""What a point enters."""
+KEPT = "checkpoints"
+"""Folder, in that of the results, of points that are done."""
 FIGURES = ("seconds", "cpu_seconds", "peak_rss_bytes")
 PLANTED_GROUPS = 4
 """Of taste, in every population: with the user groups, the data does not change."""
@@ -128,14 +129,13 @@ def growth(
         "middle": asdict(plan.middle),
         "axes": {},
     }
-    kept = None if out is None else Checkpoints(out / CHECKPOINTS, "growth", fresh=fresh)
     known: dict[Point, dict[str, float]] = {}
     total = sum(map(len, plan.sizes.values()))
     done = 0
     for axis in plan.sizes:
         for point in plan.points(axis):
             if point not in known:
-                known[point] = measured(point) if kept is None else _kept(kept, point)
+                known[point] = measured(point) if out is None else _kept(out / KEPT, point, fresh=fresh)
             done += 1
             size = getattr(point, axis)
             on_event(Event("growth", done, total, f"{axis} {size:,}: {known[point]['seconds']:.2f} s"))
@@ -145,11 +145,18 @@ def growth(
     return found
 
 
-def _kept(kept: Checkpoints, point: Point) -> dict[str, float]:
+def _kept(folder: Path, point: Point, *, fresh: bool) -> dict[str, float]:
     """Of a point, as it was measured before or now."""
-    content = [asdict(point), versions(), psutil.cpu_count()]
-    result, _ = kept.stage("growth", content, MODULES, lambda: measured(point))
-    return {key: float(value) for key, value in result.items()}
+    content = json.dumps([asdict(point), versions(), psutil.cpu_count(), code_digest(own_root())], sort_keys=True)
+    name = f"growth-{hashlib.blake2b(content.encode(), digest_size=10).hexdigest()}.json"
+    try:
+        if not fresh:
+            return {key: float(value) for key, value in json.loads((folder / name).read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        pass  # none was measured, or its file is damaged
+    found = measured(point)
+    write_files(folder, {name: json_bytes(found)})
+    return found
 
 
 def axis_figures(axis: str, points: Sequence[tuple[Point, Mapping[str, float]]]) -> dict[str, Any]:
