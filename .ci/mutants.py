@@ -117,6 +117,10 @@ GROUPS = {
             "tests/strategies/rounds/test_keeping.py",
         ),
     ),
+    "model": Group(
+        ("fl_peel/model/*",),
+        tuple(f"tests/fl_peel/model/test_{name}.py" for name in ("catalogue", "device", "files", "model")),
+    ),
 }
 
 # ---- what is added to mutmut: its own functions, each wrapped once
