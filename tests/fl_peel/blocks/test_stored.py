@@ -18,7 +18,7 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import quantize
 from fl_peel.blocks.ranked import rank_blocks
 from fl_peel.blocks.settings import PRECISIONS
-from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes, stored_user
+from fl_peel.blocks.stored import StoredEmbedding, _rows_agree, overhead_bytes, stored_user
 from fl_peel.errors import ArtifactError
 from tests.helpers.blocks import layout_of, layouts, precisions, random_table, seeds
 from tests.helpers.root import ROOT
@@ -257,6 +257,24 @@ def test_a_header_that_contradicts_the_content_is_refused(data, changes):
 )
 def test_a_number_that_cannot_be_is_told(place, content, why):
     assert why in refused(resealed(GROUPED, (place, content)))
+
+
+@pytest.mark.parametrize(
+    ("groups", "starts", "counts", "agree"),
+    [
+        ([], [], [], True),
+        ([2, 0, 2, 1], [5, 0, 5, 3], [2, 3, 2, 1], True),  # in any order, with a gap
+        ([0, 1], [0, 3], [3, 1], True),
+        ([0, 1], [0, 2], [3, 1], False),  # the second begins in the first
+        ([1, 0], [0, 3], [3, 1], False),  # or before it
+        ([0, 1, 2], [0, 3, 4], [3, 2, 1], False),
+        ([0, 0], [1, 2], [3, 2], False),  # one group begins here and there, or ends
+        ([0, 0], [1, 1], [3, 2], False),
+        ([0, 0], [0, 2], [2, 2], False),
+    ],
+)
+def test_rows_of_item_groups_by_hand(groups, starts, counts, agree):
+    assert _rows_agree(*(np.array(one, np.int64) for one in (groups, starts, counts))) is agree
 
 
 def test_the_user_group_is_kept_from_the_list_to_the_file_and_back():
