@@ -119,7 +119,10 @@ GROUPS = {
     ),
     "model": Group(
         ("fl_peel/model/*",),
-        tuple(f"tests/fl_peel/model/test_{name}.py" for name in ("catalogue", "device", "files", "joining", "model")),
+        tuple(
+            f"tests/fl_peel/model/test_{name}.py"
+            for name in ("catalogue", "delta", "device", "files", "joining", "model")
+        ),
     ),
 }
 

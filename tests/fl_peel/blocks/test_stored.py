@@ -134,6 +134,15 @@ def test_scores_by_hand_with_some_slices():
     assert artefact.top_n(10, np.array([1])).tolist() == [0]
 
 
+def test_a_score_beyond_all_numbers_keeps_its_place():
+    """60,000 x 3e38 is above what fp32 has; there is no warning."""
+    layout = BlockLayout(np.arange(3, dtype=np.int32), 1, 1)
+    table = np.array([[1.0], [3e38], [-3e38]], np.float32)
+    artefact = StoredEmbedding.build(layout, "fp32", np.array([60_000], np.float32), np.arange(3), table)
+    assert artefact.scores()[1].tolist() == [60_000, np.inf, -np.inf]
+    assert artefact.top_n(3).tolist() == [1, 0, 2]
+
+
 def test_ties_go_to_the_smaller_catalogue_row():
     layout = BlockLayout(np.arange(4, dtype=np.int32), 2, 1)
     artefact = StoredEmbedding.build(
