@@ -117,6 +117,13 @@ GROUPS = {
             "tests/strategies/rounds/test_keeping.py",
         ),
     ),
+    "model": Group(
+        ("fl_peel/model/*",),
+        tuple(
+            f"tests/fl_peel/model/test_{name}.py"
+            for name in ("catalogue", "delta", "device", "files", "joining", "model")
+        ),
+    ),
 }
 
 # ---- what is added to mutmut: its own functions, each wrapped once

@@ -58,7 +58,7 @@ def integer_scales(largest: NDArray[np.float32], precision: Precision) -> NDArra
         ScenarioError: a magnitude is not finite, or too large for an fp16 scale.
     """
     max_code = _MAX_CODE[precision]
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         scales = (largest / max_code).astype(np.float16)  # (R,)
     if not np.isfinite(scales).all():
         raise _unstorable(precision)
@@ -78,7 +78,9 @@ def _integer_codes(
     rows: NDArray[np.float32], clip: float, precision: Precision
 ) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     max_code = _MAX_CODE[precision]
-    scales = integer_scales(np.abs(rows).max(axis=1, initial=0.0) * clip, precision)
+    with np.errstate(invalid="ignore"):  # what is no number is refused by its scale
+        largest = np.abs(rows).max(axis=1, initial=0.0) * clip
+    scales = integer_scales(largest, precision)
     codes = np.clip(np.rint(rows / scale_divisors(scales)[:, None]), -max_code, max_code).astype(np.int8)
     return codes, scales
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import (
     code_columns,
     code_dtype,
@@ -15,6 +16,7 @@ from fl_peel.blocks.precision import (
     row_bytes,
     scale_divisors,
 )
+from fl_peel.blocks.ranked import pack_blocks
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import ScenarioError
 from tests.helpers.blocks import seeds
@@ -186,6 +188,18 @@ def test_what_is_not_finite_is_refused(precision, value):
     with pytest.raises(ScenarioError, match="diverged") as caught:
         quantize(rows, precision)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("bits", [0x7F800001, 0xFFBFFFFF])
+def test_what_signals_that_it_is_no_number_is_refused_without_a_warning(precision, bits):
+    """As a damaged file may hold it."""
+    rows = np.ones((2, 3), np.float32)
+    rows.view(np.uint32)[1, 2] = bits
+    layout = BlockLayout(np.arange(2, dtype=np.int32), 3, 1)
+    for coded in (lambda: quantize(rows, precision), lambda: pack_blocks(layout, precision, np.arange(2), rows)):
+        with pytest.raises(ScenarioError, match="diverged"):
+            coded()
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("fp16", 65504.0), ("int8", 65504.0 * 127), ("int4", 65504.0 * 7)])

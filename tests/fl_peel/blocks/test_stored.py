@@ -18,7 +18,7 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import quantize
 from fl_peel.blocks.ranked import rank_blocks
 from fl_peel.blocks.settings import PRECISIONS
-from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes, stored_user
+from fl_peel.blocks.stored import StoredEmbedding, _rows_agree, overhead_bytes, stored_user
 from fl_peel.errors import ArtifactError
 from tests.helpers.blocks import layout_of, layouts, precisions, random_table, seeds
 from tests.helpers.root import ROOT
@@ -132,6 +132,15 @@ def test_scores_by_hand_with_some_slices():
     assert artefact.top_n(10).tolist() == [1, 0]  # item 2 is never recommended
     assert artefact.top_n(1).tolist() == [1]
     assert artefact.top_n(10, np.array([1])).tolist() == [0]
+
+
+def test_a_score_beyond_all_numbers_keeps_its_place():
+    """60,000 x 3e38 is above what fp32 has; there is no warning."""
+    layout = BlockLayout(np.arange(3, dtype=np.int32), 1, 1)
+    table = np.array([[1.0], [3e38], [-3e38]], np.float32)
+    artefact = StoredEmbedding.build(layout, "fp32", np.array([60_000], np.float32), np.arange(3), table)
+    assert artefact.scores()[1].tolist() == [60_000, np.inf, -np.inf]
+    assert artefact.top_n(3).tolist() == [1, 0, 2]
 
 
 def test_ties_go_to_the_smaller_catalogue_row():
@@ -257,6 +266,37 @@ def test_a_header_that_contradicts_the_content_is_refused(data, changes):
 )
 def test_a_number_that_cannot_be_is_told(place, content, why):
     assert why in refused(resealed(GROUPED, (place, content)))
+
+
+def test_what_is_in_a_file_that_nothing_can_be_made_of_is_told():
+    """Ids begin at 52, of six bytes each: number, first row, rows."""
+    ids = np.frombuffer(GROUPED, "<u2", 18, 52).reshape(6, 3).copy()
+    assert "some of its numbers are not finite" in refused(resealed(GROUPED, (44, b"\x00\x7c")))
+    empty = ids.copy()
+    empty[0, 2], empty[1, 1:] = 0, (0, ids[0, 2] + ids[1, 2])
+    assert "6 blocks are not 18 row pieces of different blocks" in refused(resealed(GROUPED, (52, empty.tobytes())))
+    apart = ids.copy()
+    first = int(np.flatnonzero(ids[:, 1] == 0)[0])
+    apart[first, 1] = 1
+    assert "do not agree on which rows an item group has" in refused(resealed(GROUPED, (52, apart.tobytes())))
+
+
+@pytest.mark.parametrize(
+    ("groups", "starts", "counts", "agree"),
+    [
+        ([], [], [], True),
+        ([2, 0, 2, 1], [5, 0, 5, 3], [2, 3, 2, 1], True),  # in any order, with a gap
+        ([0, 1], [0, 3], [3, 1], True),
+        ([0, 1], [0, 2], [3, 1], False),  # the second begins in the first
+        ([1, 0], [0, 3], [3, 1], False),  # or before it
+        ([0, 1, 2], [0, 3, 4], [3, 2, 1], False),
+        ([0, 0], [1, 2], [3, 2], False),  # one group begins here and there, or ends
+        ([0, 0], [1, 1], [3, 2], False),
+        ([0, 0], [0, 2], [2, 2], False),
+    ],
+)
+def test_rows_of_item_groups_by_hand(groups, starts, counts, agree):
+    assert _rows_agree(*(np.array(one, np.int64) for one in (groups, starts, counts))) is agree
 
 
 def test_the_user_group_is_kept_from_the_list_to_the_file_and_back():

@@ -1,5 +1,7 @@
 """A device that a model serves: never a byte over its budget, and the same bytes however it came to them."""
 
+from zlib import crc32
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 import fl_peel
 from fl_peel.blocks.header import HEADER_BYTES
+from fl_peel.blocks.shrinking import listed
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.errors import ArtifactError, BudgetError, ModelError
 from fl_peel.model import model as module
@@ -80,6 +83,24 @@ def test_what_is_read_to_grow_is_told_to_the_byte(models):
     assert device.embedding(LEAST).grow(10**6).num_bytes == 50 * 10  # all of the list, which nothing closes
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_what_is_read_to_grow_is_the_list_from_behind_the_last_block(models, precision):
+    model = models["single", False]
+    device = model.device(items([3]))
+    ranked = model.blocks(device.group, precision)
+    table = np.zeros((25, 12), np.float32)
+    table[ranked.items] = ranked.table
+    sent = list(listed(ranked.layout, precision, ranked.blocks, table))
+    held = device.embedding(LEAST + 2 * len(sent[0]), precision)
+    behind = ranked.rank_of_block[held.stored.blocks[-1]] + 1
+    everything = held.grow(10**6)
+    assert everything.content == b"".join(sent[behind:])
+    assert everything.embedding.to_bytes() == device.embedding(10**6, precision).to_bytes()
+    some = held.grow(held.num_bytes + 3 * len(sent[0]) + 1)
+    assert some.content == b"".join(sent[behind:])[: some.num_bytes]
+    assert some.num_bytes in (n * len(sent[0]) + 2 for n in (3, 4, 5))  # two blocks are of what was seen
+
+
 @settings(max_examples=60)
 @given(kind=kinds, had=had, budget=budgets, n=st.integers(1, 30))
 def test_the_best_items_are_named_scored_and_were_not_seen(models, kind, had, budget, n):
@@ -94,6 +115,12 @@ def test_the_best_items_are_named_scored_and_were_not_seen(models, kind, had, bu
     others = set(score_of) - {int(name.removeprefix("item ")) for name, _ in best} - {*had, 1}
     assert len(best) == n or not others
     assert all(score_of[item] <= best[-1][1] for item in others if best)
+
+
+def test_ten_items_are_named_unless_others_are_asked_for(models):
+    found = models["single", False].device(items([3])).embedding(MOST)
+    assert found.top() == found.top(10)
+    assert len(found.top()) == 10
 
 
 def test_budgets_that_go_the_wrong_way_or_hold_nothing_are_one_line(models):
@@ -203,6 +230,56 @@ def test_a_delta_for_something_else_is_refused(models, tmp_path):
             applied(other.stored, content)
 
 
+def resealed(data, place, content):
+    """With other bytes at a place, and a checksum that fits."""
+    changed = bytearray(data)
+    changed[place : place + len(content)] = content
+    changed[40:44] = crc32(bytes(changed[44:]), crc32(bytes(changed[:40]))).to_bytes(4, "little")
+    return bytes(changed)
+
+
+# behind the header: 24 bytes of the user, 48 numbers of blocks, 12 bytes of what becomes of them, places
+IDS = HEADER_BYTES + 24
+KINDS = IDS + 48 * 2
+PLACES = KINDS + 12
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "why"),
+    [
+        (5, b"\x04", "precision number 4, 12 columns in 2 slices"),
+        (8, bytes(4), "precision number 2, 12 columns in 2 slices"),  # of no items
+        (12, bytes(4), "precision number 2, 12 columns in 2 slices"),
+        (16, bytes(2), "precision number 2, 0 columns in 2 slices"),
+        (18, bytes(2), "precision number 2, 12 columns in 0 slices"),
+        (18, b"\x05\x00", "precision number 2, 12 columns in 5 slices"),
+        (6, b"\x02", "2 numbers of 2 bytes a block"),
+        (7, b"\x04", "1 numbers of 4 bytes a block"),
+        (20, b"\xff" * 4, r"\d+ bytes, where it speaks of 858\d+ and more"),
+        (20, b"\x31", "its 49 blocks are not 48 row pieces"),
+        (24, b"\x31", "its 48 blocks are not 49 row pieces"),
+        (KINDS, b"\x03", "its 48 blocks are not 48 row pieces"),
+        (PLACES, b"\x30\x00", "what it builds on is not held here"),
+        (5, b"\x03", "what it builds on is not held here"),  # is in another precision
+        (18, b"\x01\x00", "what it builds on is not held here"),  # has wider blocks
+    ],
+)
+def test_a_delta_that_contradicts_itself_is_refused(update, place, content, why):
+    before, delta = update
+    with pytest.raises(ArtifactError, match=f"^not a delta for what is held here: {why}; ask for it again"):
+        applied(before.stored, resealed(delta, place, content))
+
+
+def test_a_delta_has_no_byte_too_few_or_too_many(update):
+    before, delta = update
+    for wrong in (delta[:-1], delta + b"\x00"):
+        with pytest.raises(ArtifactError, match=f"{len(wrong)} bytes, where it speaks of {len(delta)};"):
+            applied(before.stored, resealed(wrong, 0, b""))
+    for length in (IDS - 1, KINDS - 1, PLACES - 1, PLACES + 1):
+        with pytest.raises(ArtifactError, match=rf"{length} bytes, where it speaks of \d+ and more;"):
+            applied(before.stored, resealed(delta[:length], 0, b""))
+
+
 @settings(max_examples=300)
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.integers(0, 10_000), sealed=st.booleans())
 def test_whatever_a_delta_says_it_is_applied_or_one_line(update, place, value, cut, sealed):
@@ -211,9 +288,7 @@ def test_whatever_a_delta_says_it_is_applied_or_one_line(update, place, value, c
     data = bytearray(content if cut % 3 else content[: cut % len(content) + 1])
     data[place % len(data)] = value
     if sealed and len(data) > HEADER_BYTES:
-        from zlib import crc32
-
-        data[40:44] = crc32(bytes(data[44:]), crc32(bytes(data[:40]))).to_bytes(4, "little")
+        data = bytearray(resealed(data, 0, b""))
     told = ""
     try:
         assert len(applied(before.stored, bytes(data)).to_bytes()) < 10_000

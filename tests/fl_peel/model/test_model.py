@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import fl_peel
 from fl_peel.blocks.elastic import ElasticEmbedding
+from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import RankedBlocks, pack_blocks
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.data.interactions import UserItems
@@ -16,6 +17,7 @@ from fl_peel.errors import ModelError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
 from fl_peel.model import model as module
 from fl_peel.model.joining import KINDS, Mapped
+from fl_peel.model.tables import changed_blocks
 from fl_peel.pretraining.by_sums import add_rows, embeddings, halves, nearest, unit_vectors
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
 from tests.helpers.models import LAYOUT, fitted, ids_of, mapped, saved
@@ -95,6 +97,16 @@ def test_what_differs_alone_is_much_smaller(tmp_path):
     sizes = [sum(file.stat().st_size for file in (tmp_path / name).glob("[bg]*")) for name in ("a", "b")]
     assert sizes[1] < 0.25 * sizes[0]
     assert not list((tmp_path / "a").glob("base*"))
+
+
+def test_blocks_that_differ_by_hand():
+    """Items 0 and 2, 1 and 3, and 4, two slices of two columns each."""
+    layout = BlockLayout(np.array([0, 1, 0, 1, 2], np.int32), 4, 2)
+    base = np.zeros((5, 4), np.float32)
+    table = base.copy()
+    table[[3, 3, 2, 4], [0, 1, 3, 2]] = 1.0
+    assert changed_blocks(layout, base, table).tolist() == [1, 2, 5]
+    assert changed_blocks(layout, base, base).tolist() == []
 
 
 def test_one_group_needs_no_base(tmp_path):
