@@ -14,7 +14,7 @@ from simulations.cli.console import DataDir, path_option, print_json, show
 
 def bench(
     data_dir: DataDir = None,
-    out: Annotated[Path | None, path_option("--out", "Folder for bench.json, or growth.json.")] = None,
+    out: Annotated[Path | None, path_option("--out", "Folder for bench.json, growth.json or population.json.")] = None,
     device: Annotated[str, typer.Option("--device", help="Where cohorts train: cpu, cuda, cuda:N, torch-cpu.")] = "cpu",
     million: Annotated[
         bool, typer.Option("--million/--no-million", help="Also 10,000, 100,000 and a million synthetic devices.")
@@ -29,6 +29,12 @@ def bench(
             "--growth", help="In place of that: how a round grows with devices, items, groups, columns, rounds, nodes."
         ),
     ] = False,
+    population: Annotated[
+        int | None,
+        typer.Option(
+            "--population", min=100, max=100_000_000, help="In place of that: one round of so many synthetic devices."
+        ),
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="With --growth: measure all anew, also what --out has of an earlier try.")
     ] = False,
@@ -39,8 +45,16 @@ def bench(
     if growth:
         _growth(out, fresh=fresh, quiet=quiet, as_json=as_json)
         return
-    from simulations.bench.bench import bench as measure
     from simulations.cli.progress import shown
+
+    if population is not None:
+        from simulations.bench.large import large
+
+        with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
+            found = large(population, out, on_event=on_event)
+        print_json(found)
+        return
+    from simulations.bench.bench import bench as measure
 
     folder = data_dir or os.environ.get("FL_PEEL_DATA", "")
     with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:

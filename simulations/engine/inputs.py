@@ -52,6 +52,7 @@ STUDY_RESULTS = tuple(f"{study}.{ending}" for study in STUDIES for ending in END
 SWEEP_RESULTS = tuple(f"sweep.{ending}" for ending in ENDINGS)
 BENCH_RESULTS = ("bench.json",)
 GROWTH_RESULTS = ("growth.json", "growth.txt")
+POPULATION_RESULTS = ("population.json",)
 RESULT_FOLDERS = (ARTIFACTS, "checkpoints", MODEL)
 """Folders that runs and studies may make among their results."""
 RESULT_FILES = tuple(
@@ -64,6 +65,7 @@ RESULT_FILES = tuple(
         *SWEEP_RESULTS,
         *BENCH_RESULTS,
         *GROWTH_RESULTS,
+        *POPULATION_RESULTS,
     )
     if name not in RESULT_FOLDERS
 )
