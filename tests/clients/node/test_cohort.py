@@ -124,6 +124,7 @@ class World:
             devices=mine.astype(np.int64),
             users=self.users[mine],
             groups=self.groups[mine],
+            count=-1,
         )
         return join(cohort, request)
 
