@@ -233,7 +233,7 @@ def test_nothing_is_asked_once_more_than_accounted_for(scenario, tmp_path):
     plan = make_plan(scenario)
     sums = NoisedSums(pooled(scenario, tmp_path / "pooled"), scenario, plan)
     start = start_of(scenario, sums)
-    assert sums._taken == {release.part: release.times for release in plan.stage1}
+    assert sums.taken == {release.part: release.times for release in plan.stage1}
     with pytest.raises(AssertionError, match="group sizes: asked more often than is accounted for"):
         sums.groups(start.centroids)
 
