@@ -83,7 +83,7 @@ GROUPS = {
         (
             *(
                 f"tests/fl_peel/blocks/test_{name}.py"
-                for name in ("blocks", "kept", "precision", "selection", "stored")
+                for name in ("blocks", "kept", "packed", "precision", "selection", "stored")
             ),
             "tests/fl_peel/ranking/test_ranking.py",
         ),

@@ -71,3 +71,10 @@ def test_blocks_of_another_shape_are_not_there():
     other = layout_of("single", 4, 4, 1, 2, 0)
     some = np.arange(4)
     assert Catalogue(SINGLE).places_of(Catalogue(other), some, some).tolist() == [-1] * 4
+
+
+def test_single_items_are_no_item_groups_whatever_their_names():
+    grouped = Catalogue(layout_of("contiguous", 4, 2, 2, 1, 0), tuple("abcd"))
+    single, some = Catalogue(SINGLE, tuple("abcd")), np.arange(2)
+    assert single.places_of(grouped, some, some).tolist() == [-1, -1]
+    assert grouped.places_of(single, some, some).tolist() == [-1, -1]

@@ -188,6 +188,15 @@ def test_what_is_as_it_was_is_not_sent(tmp_path):
     assert fresh.content == fresh.embedding.to_bytes()  # a download is shorter
 
 
+def test_an_update_keeps_what_was_seen_and_the_precision(tmp_path):
+    before, after = same_group(tmp_path, changed=[5], scaled=[])
+    device = before.device.source.device(items([3]), also_seen=items([9, 5]))
+    updated = device.embedding(400, "int4").update(after).embedding
+    assert (updated.device.seen, updated.device.items) == ((3, 5, 9), (3,))
+    assert updated.stored.precision == "int4"
+    assert updated.to_bytes() == after.device(items([3]), also_seen=items([5, 9])).embedding(400, "int4").to_bytes()
+
+
 def test_items_that_moved_in_the_catalogue_are_not_sent_again(tmp_path):
     """Five new items, and all numbers differ: blocks are known by their items' names."""
     before, _ = same_group(tmp_path, changed=[], scaled=[])
