@@ -22,17 +22,18 @@ MOST_COPIED = 16 << 20
 
 
 def empty_tables(
-    count: int, shape: tuple[int, int], folder: str, *, most_in_memory: int = MOST_IN_MEMORY
+    count: int, shape: tuple[int, int], folder: str, *, most_in_memory: int | None = None
 ) -> list[FloatArray]:
     """Tables (I, d) for so many user groups, of noughts. folder: for a file without a name, which is gone with the last
-    of them; "" keeps all in memory. most_in_memory: bytes of all together that need no file.
+    of them; "" keeps all in memory. most_in_memory: bytes of all together that need no file,
+    by default ``MOST_IN_MEMORY``.
 
     Raises:
         OSError: the folder's disk has no room for them.
     """
     num_bytes = 4 * math.prod(shape)
     room = -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    if not folder or count * room <= most_in_memory:
+    if not folder or count * room <= (MOST_IN_MEMORY if most_in_memory is None else most_in_memory):
         return [np.zeros(shape, np.float32) for _ in range(count)]
     with tempfile.TemporaryFile(dir=folder, prefix="tables-") as file:
         _give_room(file.fileno(), count * room)
