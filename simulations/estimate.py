@@ -24,6 +24,7 @@ from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, Spect
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import layout_of, splits_to_run
+from strategies.groups.tables import MOST_IN_MEMORY
 from strategies.run.by_sums import REFIT_PASSES
 from strategies.run.prepare import given_data
 
@@ -45,7 +46,9 @@ interaction, column and pass by sums."""
 BASE_BYTES, NODE_BYTES, DEVICE_BYTES = 0.9e9, 0.45e9, 2000
 """Of the server's process with Ray's own; of a node's; of a device's state and items, here and there."""
 TABLES = 5
-"""Times that the tables of all user groups are held, in the server, the nodes and messages."""
+"""Times that the tables of all user groups are held, in the server, the nodes and messages; what is above
+``MOST_IN_MEMORY`` lies in a file, and is in memory once at most.
+"""
 REPEATED = ("pretraining", "joining", "refinement")
 """Stages that ``data.refit`` does twice."""
 STUDIES = {"compare": 20, "ablate": 8, "audit": 20}
@@ -137,10 +140,16 @@ def _of(scenario: Scenario, splits: Splits) -> Estimate:
         memory_bytes=BASE_BYTES
         + NODE_BYTES * scenario.engine.nodes
         + DEVICE_BYTES * splits.num_users
-        + TABLES * scenario.user_groups.count * layout.full_table_bytes,
+        + _table_bytes(scenario.user_groups.count * layout.full_table_bytes),
         seconds={name: (times if name in REPEATED else 1) * value for name, value in seconds.items()},
         notes=_notes(scenario),
     )
+
+
+def _table_bytes(all_tables: int) -> int:
+    """Memory that the tables of all user groups take."""
+    in_memory = min(all_tables, MOST_IN_MEMORY)
+    return TABLES * in_memory + all_tables - in_memory
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from fl_peel.errors import ScenarioError
+from simulations import estimate as estimates
 from simulations import runner
 from simulations.cli.estimates import format_seconds
 from simulations.cli.main import app
@@ -108,3 +109,10 @@ def test_a_line_before_a_study(study, tiny, tmp_path, monkeypatch):
 def test_seconds_have_no_more_digits_than_they_should():
     texts = [format_seconds(seconds) for seconds in (4.2, 99, 200, 7200)]
     assert texts == ["about 4 s", "about 99 s", "about 3 min", "about 2.0 h"]
+
+
+def test_tables_above_what_stays_in_memory_count_once():
+    """Of 256 groups with 10.49 MB each: they lie in a file."""
+    at_most = 256 << 20
+    assert estimates._table_bytes(at_most) == 5 * at_most
+    assert estimates._table_bytes(at_most + 1000) == 5 * at_most + 1000
