@@ -278,7 +278,9 @@ def test_what_is_in_a_file_that_nothing_can_be_made_of_is_told():
     apart = ids.copy()
     first = int(np.flatnonzero(ids[:, 1] == 0)[0])
     apart[first, 1] = 1
-    assert ": its blocks do not agree on which rows an item group has;" in refused(resealed(GROUPED, (52, apart.tobytes())))
+    assert ": its blocks do not agree on which rows an item group has;" in refused(
+        resealed(GROUPED, (52, apart.tobytes()))
+    )
 
 
 @pytest.mark.parametrize(
