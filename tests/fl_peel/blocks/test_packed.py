@@ -30,24 +30,24 @@ def test_what_was_packed_is_taken(precision, kind):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"codes": None}, "ranked blocks"),
-        ({"blocks": np.array([4, 0, 6], np.uint16)}, "ranked blocks"),  # blocks are 0 to 5
-        ({"blocks": np.array([4, 0, 3], np.int64)}, "ranked blocks"),
-        ({"blocks": np.array([4, 0, 3], np.uint32)}, "ranked blocks: numbers of type uint32, not uint16"),
-        ({"blocks": np.array([4, 0, 4], np.uint16)}, "ranked blocks: a block is there twice"),
+        ({"codes": None}, ""),
+        ({"blocks": np.array([4, 0, 6], np.uint16)}, ""),  # blocks are 0 to 5
+        ({"blocks": np.array([4, 0, 3], np.int64)}, ""),
+        ({"blocks": np.array([4, 0, 3], np.uint32)}, "numbers of type uint32, not uint16"),
+        ({"blocks": np.array([4, 0, 4], np.uint16)}, "a block is there twice"),
         (
             {"codes": np.zeros(2 * ROWS - 1, np.uint8)},
             f"{2 * ROWS - 1} bytes of codes and {ROWS} scales, where 3 blocks",
         ),
         ({"codes": np.zeros(2 * ROWS + 1, np.uint8)}, f"in int8 take {2 * ROWS} and {ROWS}"),
-        ({"codes": np.zeros(2 * ROWS, np.int8)}, "ranked blocks"),
-        ({"scales": np.zeros(ROWS - 1, np.float16)}, f"ranked blocks: {2 * ROWS} bytes of codes and {ROWS - 1} scales"),
-        ({"scales": np.zeros(ROWS, np.float32)}, "ranked blocks"),
+        ({"codes": np.zeros(2 * ROWS, np.int8)}, ""),
+        ({"scales": np.zeros(ROWS - 1, np.float16)}, f"{2 * ROWS} bytes of codes and {ROWS - 1} scales"),
+        ({"scales": np.zeros(ROWS, np.float32)}, ""),
     ],
 )
 def test_what_cannot_have_been_packed_is_refused(changes, why):
     arrays = {name: array for name, array in (packed("int8") | changes).items() if array is not None}
-    with pytest.raises(MessageError, match=why):
+    with pytest.raises(MessageError, match=f"^ranked blocks.*{why}"):
         check_packed(LAYOUT, "int8", arrays)
 
 
@@ -58,7 +58,7 @@ def test_floats_are_finite_and_have_no_scales(precision, value):
     assert not has_scales(precision)
     floats = right["codes"].view(f"<f{4 if precision == 'fp32' else 2}").copy()
     floats[-1] = value
-    with pytest.raises(MessageError, match="ranked blocks: not all numbers are finite"):
+    with pytest.raises(MessageError, match=r"^ranked blocks: not all numbers are finite"):
         check_packed(LAYOUT, precision, right | {"codes": floats.view(np.uint8)})
     with pytest.raises(MessageError, match="bytes of codes and 1 scales"):
         check_packed(LAYOUT, precision, right | {"scales": np.zeros(1, np.float16)})

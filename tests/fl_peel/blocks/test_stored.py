@@ -271,14 +271,16 @@ def test_a_number_that_cannot_be_is_told(place, content, why):
 def test_what_is_in_a_file_that_nothing_can_be_made_of_is_told():
     """Ids begin at 52, of six bytes each: number, first row, rows."""
     ids = np.frombuffer(GROUPED, "<u2", 18, 52).reshape(6, 3).copy()
-    assert "some of its numbers are not finite" in refused(resealed(GROUPED, (44, b"\x00\x7c")))
+    assert ": some of its numbers are not finite;" in refused(resealed(GROUPED, (44, b"\x00\x7c")))
     empty = ids.copy()
     empty[0, 2], empty[1, 1:] = 0, (0, ids[0, 2] + ids[1, 2])
     assert "6 blocks are not 18 row pieces of different blocks" in refused(resealed(GROUPED, (52, empty.tobytes())))
     apart = ids.copy()
     first = int(np.flatnonzero(ids[:, 1] == 0)[0])
     apart[first, 1] = 1
-    assert "do not agree on which rows an item group has" in refused(resealed(GROUPED, (52, apart.tobytes())))
+    assert ": its blocks do not agree on which rows an item group has;" in refused(
+        resealed(GROUPED, (52, apart.tobytes()))
+    )
 
 
 @pytest.mark.parametrize(

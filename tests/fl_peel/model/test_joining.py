@@ -9,7 +9,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError
 from fl_peel.model import joining as module
 from fl_peel.model.joining import Mapped, as_halves
-from tests.helpers.models import LAYOUT, mapped
+from tests.helpers.models import LAYOUT, fitted, mapped
 
 
 def test_devices_that_join_together_join_as_each_alone():
@@ -73,6 +73,13 @@ FITS = mapped(np.random.default_rng(0), LAYOUT)
 def test_what_does_not_fit_is_named(changes, why):
     with pytest.raises(ModelError, match=f"^{why}"):
         replace(FITS, **changes).check(30, 8)
+
+
+def test_who_fits_an_embedding_is_told_what_does_not_fit():
+    joining = fitted(np.random.default_rng(0), LAYOUT)
+    joining.check(30, 8)
+    with pytest.raises(ModelError, match=r"^centroids of shape \(2, 7\), not \(2, 8\)"):
+        replace(joining, centroids=joining.centroids[:, :7]).check(30, 8)
 
 
 @pytest.mark.parametrize("columns", [1, 4, 6])

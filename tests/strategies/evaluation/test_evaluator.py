@@ -10,8 +10,9 @@ from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.ranking.bootstrap import Replicates
+from fl_peel.ranking.top import SUM_SCALE
 from simulations.scenario_files import load_scenario
-from strategies.evaluation.evaluator import Evaluator, overall_recall, qualities
+from strategies.evaluation.evaluator import Evaluator, margins_of, overall_recall, qualities
 from strategies.evaluation.moving_budgets import Following, follow
 from strategies.figures.intervals import Measured
 from strategies.figures.schema import Gain, Ratio
@@ -242,11 +243,23 @@ def test_what_is_known_of_a_nodes_answer():
     assert both.numbers["devices"].tolist() == [0, 2, 4]
     assert one.numbers["devices"].tolist() == [1, 3]
     assert (both.sizes["M"], both.sizes["hosted"], one.sizes["hosted"]) == (3, 3, 2)
+    assert (both.sizes["groups"], both.sizes["metrics"], one.sizes["metrics"]) == (2, 3 * SUM_SCALE, 2 * SUM_SCALE)
+    assert everybody.sizes["groups"] == 2
     assert everybody.numbers["devices"].tolist() == [], "nothing of single devices was asked"
     evaluator, _ = asking(message_bytes=1)
     evaluator.evaluate([60], per_device=True)
     (first, _), _ = evaluator.federation.nodes.known
     assert first.numbers["devices"].tolist() == [0, 2], "of group 0 alone"
+    evaluator, _ = asking(message_bytes=1)
+    evaluator.federation.nodes.partitions_of = np.zeros_like
+    evaluator.evaluate([60])
+    (_, nobody), _ = evaluator.federation.nodes.known
+    assert (nobody.sizes["hosted"], nobody.sizes["groups"]) == (0, 1)
+
+
+def test_where_less_than_two_devices_count_there_is_no_margin():
+    sums = types.SimpleNamespace(margin=lambda: np.array([np.nan, 0.25]))
+    assert margins_of(sums) == [None, 0.25]
 
 
 def test_nodes_are_asked_what_is_given():
