@@ -78,7 +78,7 @@ def _stamp() -> Path:
     processor = os.environ.get("NUMBA_CPU_NAME") or llvmlite.binding.get_host_cpu_name()
     digest.update(repr((numba.__version__, sys.version_info, processor)).encode())
     cache = os.environ.get(VARIABLE)
-    return (Path(cache) if cache else folder / "__pycache__") / f"compiled-{digest.hexdigest()}"
+    return (Path(cache) if cache else folder / "__pycache__") / f"{digest.hexdigest()}.compiled"
 
 
 @contextmanager
