@@ -59,17 +59,25 @@ def skipped(line):
     return line.partition("  #")[0].strip() in NOT_TYPED
 
 
+def sources():
+    """What a clone would have: what git tracks or, where this is no clone, all but what building leaves."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if not tracked.returncode:
+        return [name for name in tracked.stdout.split("\0") if name and (ROOT / name).is_file()]
+    built = {"out", "site", "__pycache__"}
+    names = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+    left = built | {part.name for part in ROOT.glob(".*") if part.name != ".ci"}
+    return [str(name) for name in names if not left & set(name.parts[:-1])]
+
+
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory):
     """Types a script into a new shell of the machine, in the copy; (copy, what types)."""
     place = tmp_path_factory.mktemp("machine")
     copy, home, data = place / "fl-peel", place / "home", place / "data"
-    for name in subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split("\0"):
-        if name and (ROOT / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, copy / name)
+    for name in sources():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, copy / name)
     home.mkdir()
     install(copy)
     # a fresh machine has them from the package index
