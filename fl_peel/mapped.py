@@ -17,11 +17,19 @@ MOST_IN_MEMORY = 64 << 20
 def let_go(*arrays: NDArray[Any]) -> None:
     """Arrays are not needed for a while: where they are large and lie in files, these keep them, memory need not."""
     for array in arrays:
-        base: object = array
-        while isinstance(base, np.ndarray):
-            base = base.base
-        if isinstance(base, mmap.mmap) and array.nbytes > MOST_IN_MEMORY and hasattr(mmap, "MADV_DONTNEED"):
-            base.madvise(mmap.MADV_DONTNEED)
+        if array.nbytes > MOST_IN_MEMORY:
+            rest(array)
+
+
+def rest(array: NDArray[Any]) -> None:
+    """A contiguous array is not needed for a while, however small. Nothing for one in memory."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and array.nbytes and hasattr(mmap, "MADV_DONTNEED"):
+        start = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
+        page = start // PAGE_BYTES * PAGE_BYTES
+        base.madvise(mmap.MADV_DONTNEED, page, start + array.nbytes - page)
 
 
 def rows_at(array: NDArray[Any], places: NDArray[np.integer]) -> NDArray[Any]:
@@ -49,4 +57,4 @@ def _parts(array: NDArray[Any], places: NDArray[np.integer]) -> Iterator[slice]:
         yield slice(first, first + at_once)
 
 
-__all__ = ["let_go", "put_rows", "rows_at"]
+__all__ = ["let_go", "put_rows", "rest", "rows_at"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,11 @@ PACKAGES = ("fl_peel", "clients", "strategies", "simulations")
 def own_root() -> Path:
     """Folder that this copy of the packages lies in."""
     return Path(__file__).resolve().parent.parent
+
+
+def own_environment() -> dict[str, str]:
+    """Of a process that is to find this copy of the packages first."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(own_root()), os.environ.get("PYTHONPATH", "")])}
 
 
 def check_one_root(working_dir: Path | None = None) -> Path:

@@ -21,6 +21,7 @@ from numba import types
 
 from fl_peel import kernels
 from fl_peel.kernels.compile_cache import VARIABLE
+from fl_peel.roots import own_environment
 
 LOOPS = {
     "train_devices": "float32.2 int32.2 int64.1 int64.1 float32.2 int64.1 int32.1 uint64.1 int64 int64 int64 float64 "
@@ -88,11 +89,9 @@ def compiling_ahead() -> Iterator[None]:
         yield
         return
     words = [sys.executable, "-m", "fl_peel.kernels.ahead"]
-    root = str(Path(kernels.__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     with subprocess.Popen(
         words,
-        env=environment,
+        env=own_environment(),
         start_new_session=True,  # Ctrl-C is for the run, which ends this
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

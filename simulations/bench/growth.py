@@ -20,16 +20,14 @@ from typing import Any
 
 import numpy as np
 import psutil
-from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from rich.console import Console
 
 from fl_peel.data.population import Population
-from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.roots import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
-from simulations.bench.plan import FULL_TABLES, BenchPlan, bench_scenario
+from simulations.bench.plan import BenchPlan, population_scenario
 from simulations.bench.world import make_world
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
@@ -178,10 +176,7 @@ def measured(point: Point) -> dict[str, float]:
         embedding_dim=point.columns, user_groups=point.groups, rounds=point.rounds, nodes=point.nodes, sizes=()
     )
     with run_folder() as folder:
-        (folder / "full.yaml").write_text(FULL_TABLES)
-        data = folder / "population"
-        Population(0, point.devices, point.items, PLANTED_GROUPS).write(data)
-        scenario = bench_scenario(plan, str(data), str(folder / "full.yaml"))
+        scenario = population_scenario(plan, folder, Population(0, point.devices, point.items, PLANTED_GROUPS))
         place = Place("", str(folder / "run"))
         return simulated(scenario, place, silent, server=partial(_rounds, point))
 
@@ -192,9 +187,7 @@ def _rounds(point: Point, grid: Grid, scenario: Scenario, place: Place, on_event
         strategy = make_world(scenario, place, nodes, on_event).strategy()
         cpu = [0.0]
         strategy.after_round = lambda server_round: cpu.append(processor_seconds())
-        strategy.start(grid, ArrayRecord(), num_rounds=point.rounds + 1, timeout=scenario.engine.reply_timeout_s)
-    if any(record.failures for record in strategy.rounds):
-        raise EngineError("bench: a node failed in a timed round; look for its error in the log above")
+        strategy.run_whole(grid, point.rounds + 1)
     seconds = [record.seconds for record in strategy.rounds][1:]
     used = np.diff(cpu[1:])
     return {

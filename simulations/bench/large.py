@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fl_peel.data.population import Population
@@ -19,7 +18,7 @@ from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.roots import own_root
 from fl_peel.scenario.scenario import Scenario
-from simulations.bench.plan import FULL_TABLES, BenchPlan, bench_scenario
+from simulations.bench.plan import BenchPlan, population_scenario
 from simulations.bench.world import make_world
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
@@ -64,12 +63,9 @@ def large(size: int, out: str | Path | None = None, *, on_event: OnEvent = silen
     plan = BenchPlan(user_groups=groups, rounds=1, sizes=())
     clock = _Clock(time.perf_counter())
     with run_folder() as folder, PeakMemory() as memory:
-        (folder / "full.yaml").write_text(FULL_TABLES)
-        data = folder / "population"
-        Population(0, size, plan.num_items, groups).write(data)
+        scenario = population_scenario(plan, folder, Population(0, size, plan.num_items, groups))
         stages = {"write_population": clock.lap()}
         on_event(Event("bench", 1, 3, f"{size:,} devices written"))
-        scenario = bench_scenario(plan, str(data), str(folder / "full.yaml"))
         place = Place("", str(folder / "run"))
         round_s, devices = simulated(scenario, place, on_event, server=partial(_round, clock, stages))
     found = {
@@ -96,11 +92,9 @@ def _round(
     strategy = make_world(scenario, place, nodes, on_event).strategy()
     stages["join"] = clock.lap()
     on_event(Event("bench", 2, 3, f"{len(strategy.members.devices):,} devices joined"))
-    strategy.start(grid, ArrayRecord(), num_rounds=1, timeout=scenario.engine.reply_timeout_s)
+    strategy.run_whole(grid, 1)
     stages["round"] = clock.lap()
     (record,) = strategy.rounds
-    if record.failures:
-        raise EngineError("bench: a node failed in the round; look for its error in the log above")
     on_event(Event("bench", 3, 3, f"{record.devices / record.seconds:,.0f} devices/s"))
     return record.seconds, record.devices
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fl_peel.data.population import Population
 from fl_peel.scenario.scenario import Scenario
 from simulations.bench import stock_flower
 from simulations.scenario_files import load_scenario
@@ -77,6 +78,14 @@ def bench_scenario(plan: BenchPlan, data: str, fleet: str, *more: str) -> Scenar
             *more,
         ],
     )
+
+
+def population_scenario(plan: BenchPlan, folder: Path, population: Population) -> Scenario:
+    """The same on a population, which is written to ``folder``, with full tables."""
+    data, fleet = folder / "population", folder / "full.yaml"
+    fleet.write_text(FULL_TABLES)
+    population.write(data)
+    return bench_scenario(plan, str(data), str(fleet))
 
 
 def flagship_scenario(plan: BenchPlan) -> Scenario:

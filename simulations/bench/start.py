@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 
 from fl_peel.errors import EngineError
-from fl_peel.roots import own_root
+from fl_peel.roots import own_environment
 
 TIMES = 3
 """Of each the best: what else the machine does can only slow it."""
@@ -34,8 +33,7 @@ def start_seconds(scenario: str, data_dir: str) -> dict[str, float]:
 
 
 def _environment() -> dict[str, str]:
-    paths = [str(own_root()), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200"}
+    return own_environment() | {"COLUMNS": "200"}
 
 
 def _seconds(program: str) -> float:

@@ -20,13 +20,14 @@ from fl_peel.disks import device_splits
 from fl_peel.errors import EngineError
 from fl_peel.events import OnEvent, silent
 from fl_peel.grouping.clusters import UserGroups
+from fl_peel.mapped import rest
 from fl_peel.pretraining.train import PretrainedEmbeddings
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.statistics import BlockStatistics
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.state import UserGroupState
-from strategies.groups.tables import empty_tables, rest
+from strategies.groups.tables import empty_tables
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.collected import Pretrained
@@ -71,15 +72,23 @@ class TimedStrategy(PeelStrategy):
         mark["nodes_and_messages"] = end - self._mark - mark["server_aggregate"] - mark["server_select_and_pack"]
         return answer
 
+    def run_whole(self, grid: Grid, num_rounds: int) -> None:
+        """Run so many rounds.
+
+        Raises:
+            EngineError: a node failed, and so a round was not whole.
+        """
+        self.start(grid, ArrayRecord(), num_rounds=num_rounds, timeout=self.scenario.engine.reply_timeout_s)
+        if any(record.failures for record in self.rounds):
+            raise EngineError("bench: a node failed in a timed round; look for its error in the log above")
+
     def timed(self, grid: Grid, rounds: int) -> tuple[float, dict[str, float], list[float]]:
         """Run one round that is not counted and then ``rounds``: best seconds, its stages, all seconds.
 
         Raises:
-            EngineError: a node failed, and so the round was not whole.
+            EngineError: as for :meth:`run_whole`.
         """
-        self.start(grid, ArrayRecord(), num_rounds=rounds + 1, timeout=self.scenario.engine.reply_timeout_s)
-        if any(record.failures for record in self.rounds):
-            raise EngineError("bench: a node failed in a timed round; look for its error in the log above")
+        self.run_whole(grid, rounds + 1)
         seconds = [record.seconds for record in self.rounds][-rounds:]
         best = int(np.argmin(seconds))
         return seconds[best], self.marks[-rounds:][best], seconds

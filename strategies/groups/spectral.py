@@ -9,6 +9,7 @@ import numpy as np
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import rank_blocks
 from fl_peel.data.interactions import UserItems
+from fl_peel.mapped import rest
 from fl_peel.pretraining.by_sums import GroupStart
 from fl_peel.pretraining.stage1 import SpectralStart
 from fl_peel.pretraining.train import fixed_threads
@@ -17,7 +18,7 @@ from fl_peel.weighting.statistics import BlockStatistics
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.start import by_block, shown_in_lists
 from strategies.groups.state import UserGroupState, block_energy
-from strategies.groups.tables import FloatArray, empty_tables, rest
+from strategies.groups.tables import FloatArray, empty_tables
 
 TEMPERATURE = 0.4
 """Of the local loss, where the scenario gives none: scores spread as far as :mod:`fl_peel.pretraining.by_sums` says."""

@@ -14,6 +14,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.grouping.clusters import UserGroups, item_groups, user_groups
 from fl_peel.grouping.neighbourhood import Neighbourhood, item_covariance
 from fl_peel.kernels import FIXED_POINT
+from fl_peel.mapped import rest
 from fl_peel.pretraining.train import PretrainedEmbeddings, fixed_threads
 from fl_peel.ranking.top import top_rows
 from fl_peel.scenario.scenario import Scenario
@@ -21,7 +22,7 @@ from fl_peel.training.signals import signals_of_group
 from fl_peel.weighting.statistics import BlockStatistics
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.state import FloatArray, UserGroupState, block_energy
-from strategies.groups.tables import empty_tables, rest
+from strategies.groups.tables import empty_tables
 
 
 def make_layout(

@@ -13,12 +13,13 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import RowOrder, pack_ranking
 from fl_peel.blocks.settings import Precision
 from fl_peel.kernels import FIXED_POINT
+from fl_peel.mapped import rest
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.statistics import BlockStatistics
 from fl_peel.wire import Arrays
 from strategies.groups.aggregation import CHUNK_ROWS, BlockSums
 from strategies.groups.optimizer import ServerOptimizer
-from strategies.groups.tables import empty_tables, rest
+from strategies.groups.tables import empty_tables
 
 FloatArray = NDArray[np.float32]
 

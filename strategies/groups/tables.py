@@ -1,7 +1,7 @@
 """Where the item tables of user groups lie: in memory or, where they are many gigabytes, in a file of the run's folder.
 
-A table in a file is an array like any other. Its pages come into memory as they are used; :func:`rest` lets them go
-again, so that a server of hundreds of groups needs memory for those that it works on.
+A table in a file is an array like any other. Its pages come into memory as they are used; :func:`fl_peel.mapped.rest`
+lets them go again, so that a server of hundreds of groups needs memory for those that it works on.
 """
 
 from __future__ import annotations
@@ -41,14 +41,6 @@ def empty_tables(
     return [np.ndarray(shape, np.float32, mapped, group * room) for group in range(count)]
 
 
-def rest(table: FloatArray) -> None:
-    """A table is not needed for a while: its file keeps it, memory need not. Nothing for a table in memory."""
-    mapped: object = table.base
-    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        start = table.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
-        mapped.madvise(mmap.MADV_DONTNEED, start, table.nbytes)
-
-
 def _give_room(file: int, num_bytes: int) -> None:
     """Give a file its length, and the disk's room for it: a mapped page without any would end the process."""
     if hasattr(os, "posix_fallocate"):
@@ -58,4 +50,4 @@ def _give_room(file: int, num_bytes: int) -> None:
         os.pwrite(file, bytes(min(MOST_COPIED, num_bytes - start)), start)
 
 
-__all__ = ["FloatArray", "empty_tables", "rest"]
+__all__ = ["FloatArray", "empty_tables"]

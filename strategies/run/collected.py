@@ -13,6 +13,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.disks import device_splits
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.grouping.clusters import UserGroups
+from fl_peel.mapped import rest
 from fl_peel.model.joining import Fitted
 from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
 from fl_peel.pretraining.train import EpochFigures, PretrainedEmbeddings, pretrain
@@ -20,7 +21,6 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import pretraining_device
 from strategies.groups.start import make_groups, make_layout, starting_states
 from strategies.groups.state import FloatArray, UserGroupState
-from strategies.groups.tables import rest
 from strategies.run.place import Place, Stages
 from strategies.run.prepare import Prepared, check_budgets, given_data
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.groups.tables import FloatArray, rest
+from fl_peel.mapped import rest
+from strategies.groups.tables import FloatArray
 
 Sum = tuple[int, int]
 """Of the rows of one table: how many bytes, and their CRC-32."""

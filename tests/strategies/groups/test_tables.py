@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fl_peel.mapped import rest
 from strategies.groups import tables
 from strategies.groups.state import copied_states
-from strategies.groups.tables import empty_tables, rest
+from strategies.groups.tables import empty_tables
 from tests.strategies.groups.test_aggregation import group_state
 
 SHAPE = (1000, 64)  # 62.5 pages
