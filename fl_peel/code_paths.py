@@ -23,6 +23,8 @@ NEEDED = frozenset({"avx2", "fma"})
 """Of a processor, for the code paths below."""
 OPENBLAS, MKL, TORCH = "Haswell", "COMPATIBLE", "avx2"
 """Of 2013, as is AVX2. MKL has AVX2 code that is not the same on processors of other makers than Intel."""
+WAIT = {"OPENBLAS_THREAD_TIMEOUT": "14"}
+"""2 ** this cycles, 5 us: how long an idle thread of OpenBLAS keeps a core from others. No code path."""
 _READ_BY = {
     "OPENBLAS_CORETYPE": "numpy",
     "NPY_DISABLE_CPU_FEATURES": "numpy",
@@ -52,6 +54,8 @@ def pin(environ: MutableMapping[str, str] = os.environ) -> None:
     """Name the code paths in the environment, where nobody did."""
     if environ.get(SWITCH) == "native":
         return
+    for name, value in WAIT.items():
+        environ.setdefault(name, value)
     for name, value in pinned(processor_flags(), version("numpy")).items():
         if name not in environ:
             environ[name] = value

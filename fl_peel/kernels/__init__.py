@@ -26,6 +26,7 @@ from fl_peel.kernels.packing import add_rows, decode_int8, encode_int8, largest_
 from fl_peel.kernels.ranking import block_signals, hit_sums, tile_rows, top_rows  # noqa: E402
 from fl_peel.kernels.resampling import weighted_sums  # noqa: E402
 from fl_peel.kernels.selecting import serving_cutoffs  # noqa: E402
+from fl_peel.kernels.spreading import add_scaled_rows, spread_rows  # noqa: E402
 from fl_peel.kernels.training import train_devices  # noqa: E402
 
 FIXED_POINT = float(1 << 24)
@@ -34,6 +35,7 @@ FIXED_POINT = float(1 << 24)
 __all__ = [
     "FIXED_POINT",
     "add_rows",
+    "add_scaled_rows",
     "block_signals",
     "bounded_hits",
     "count_examples",
@@ -45,6 +47,7 @@ __all__ = [
     "largest_magnitudes",
     "neighbour_scores",
     "serving_cutoffs",
+    "spread_rows",
     "step_rows",
     "tile_rows",
     "top_rows",

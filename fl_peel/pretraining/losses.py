@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fl_peel.kernels import add_scaled_rows
+from fl_peel.pretraining.propagation import SparseMatrix, csr_tensor
 from fl_peel.pretraining.settings import DiversityForm
+from fl_peel.pretraining.workers import ALONE, Workers
 
 _CHUNK_LOGITS = 1 << 21  # logits held at once: 8 MB of float32, so that they stay in the processor's cache
+_ROWS_TOGETHER = (
+    16  # rows of a chunk that are shared out: torch's last few numbers come of other code than those before
+)
 
 
 @dataclass(frozen=True)
@@ -49,12 +56,6 @@ def bpr_loss(users: Tensor, items: Tensor, batch: UserBatch, negatives: Tensor, 
     return (losses * batch.weights).sum()
 
 
-def _csr(indptr: Tensor, columns: Tensor, values: Tensor, num_columns: int) -> Tensor:
-    """Sparse (len(indptr) - 1, num_columns)."""
-    size = (len(indptr) - 1, num_columns)
-    return torch.sparse_csr_tensor(indptr.int(), columns.int(), values, size=size, check_invariants=False)
-
-
 def product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     """left (n, k) times right (k, m), written to ``out`` (n, m), no gradient recorded.
 
@@ -65,6 +66,52 @@ def product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
         return torch.mm(left, right, out=out)
     np.matmul(left.detach().numpy(), right.detach().numpy(), out=out.detach().numpy())
     return out
+
+
+def exponentials(logits: Tensor, bias: Tensor, rows: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Highest of every one of these rows (n, 1), and the sum of what is left in their place, exp(logit - highest)."""
+    part = logits[slice(*rows)].add_(bias)
+    highest = part.amax(dim=1, keepdim=True)
+    return highest, part.sub_(highest).exp_().sum(dim=1, keepdim=True)
+
+
+def scale(logits: Tensor, factors: Tensor, rows: tuple[int, int]) -> None:
+    """Multiply these rows."""
+    logits[slice(*rows)] *= factors[slice(*rows)]
+
+
+def positives(scaled: Tensor, items: Tensor, batch: UserBatch, workers: Workers) -> Tensor:
+    """Logits of what users have, without a bias, (P,). scaled: (B, d) users over the temperature."""
+
+    @torch.no_grad()  # which is said thread by thread
+    def part(rows: tuple[int, int]) -> Tensor:
+        indptr = batch.indptr[rows[0] : rows[1] + 1]
+        first, last = int(indptr[0]), int(indptr[-1])
+        pattern = csr_tensor(indptr - first, batch.items[first:last], batch.weights[first:last], items.shape[0])
+        found: Tensor = torch.sparse.sampled_addmm(pattern, scaled[slice(*rows)], items.T, beta=0.0).values()
+        return found
+
+    return torch.cat(workers.map(part, workers.ranges(0, len(scaled))))
+
+
+def own_terms(
+    batch: UserBatch, items: Tensor, scaled: Tensor, pull: Tensor, user_gradient: Tensor, item_gradient: Tensor,
+    workers: Workers,
+) -> None:  # fmt: skip
+    """What positives pull: from the users' gradient (B, d), and from the items' (I, d)."""
+    if items.device.type != "cpu":
+        user_gradient -= csr_tensor(batch.indptr, batch.items, pull, items.shape[0]) @ items
+        item_gradient.index_add_(0, batch.items, scaled[batch.rows] * -pull[:, None])
+        return
+    into = batch.items.int().numpy()
+    matrix = SparseMatrix(batch.indptr.int().numpy(), into, pull.numpy())
+    user_gradient -= matrix.spread(items, workers)
+    target, given, rows, factors = item_gradient.numpy(), scaled.detach().numpy(), batch.rows.numpy(), (-pull).numpy()
+
+    def part(columns: tuple[int, int]) -> None:
+        add_scaled_rows(target, into, given, rows, factors, *columns)
+
+    workers.map(part, workers.ranges(0, target.shape[1]))
 
 
 class _SampledSoftmax(torch.autograd.Function):
@@ -79,6 +126,7 @@ class _SampledSoftmax(torch.autograd.Function):
         candidates: Tensor | None,
         item_bias: Tensor,
         temperature: float,
+        workers: Workers,
     ) -> Tensor:
         table = items if candidates is None else items[candidates]  # (M, d)
         share = math.log(items.shape[0] / table.shape[0])  # each candidate stands for I / M items
@@ -88,35 +136,35 @@ class _SampledSoftmax(torch.autograd.Function):
         user_gradient = torch.empty_like(users)
         item_gradient = torch.zeros_like(items)
         table_gradient = item_gradient if candidates is None else torch.zeros_like(table)
+        pull = torch.empty_like(batch.weights)
         loss = torch.zeros((), dtype=torch.float64, device=users.device)
         num_users = users.shape[0]
         chunk = max(1, min(num_users, _CHUNK_LOGITS // table.shape[0]))
         buffer, pushed = users.new_empty(chunk, table.shape[0]), torch.empty_like(table)
+        positive = positives(scaled, items, batch, workers)
         for start in range(0, num_users, chunk):
             stop = min(start + chunk, num_users)
             logits = product(scaled[start:stop], columns, out=buffer[: stop - start])  # (c, M)
-            logits += bias
-            highest = logits.amax(dim=1, keepdim=True)
-            total = logits.sub_(highest).exp_().sum(dim=1, keepdim=True)  # (c, 1)
+            parts = workers.ranges(0, stop - start)
+            tops = workers.map(partial(exponentials, logits, bias), parts)
+            highest, total = (torch.cat(part) for part in zip(*tops, strict=True))  # (c, 1) each
             log_total = (total.log() + highest)[:, 0]
 
+            # not shared out: the last few numbers of torch's softplus and sigmoid come of other code than those before
             first, last = int(batch.indptr[start]), int(batch.indptr[stop])
             rows, own, weights = batch.rows[first:last] - start, batch.items[first:last], batch.weights[first:last]
-            pattern = _csr(batch.indptr[start : stop + 1] - first, own, weights, items.shape[0])
-            positive = torch.sparse.sampled_addmm(pattern, scaled[start:stop], items.T, beta=0.0).values()
-            margin = log_total[rows] - positive - item_bias[own]
+            margin = log_total[rows] - positive[first:last] - item_bias[own]
             if candidates is None:
-                losses, pull = margin, weights
+                losses, pull[first:last] = margin, weights
             else:  # the positive joins its own denominator
-                losses, pull = F.softplus(margin), weights * torch.sigmoid(margin)
+                losses, pull[first:last] = F.softplus(margin), weights * torch.sigmoid(margin)
             loss += (losses * weights).sum(dtype=torch.float64)
 
-            pushes = users.new_zeros(stop - start).index_add_(0, rows, pull)
-            logits *= (pushes / total[:, 0])[:, None]
+            pushes = users.new_zeros(stop - start).index_add_(0, rows, pull[first:last])
+            workers.map(partial(scale, logits, (pushes / total[:, 0])[:, None]), parts)
             product(logits, table, out=user_gradient[start:stop])
-            user_gradient[start:stop] -= _csr(pattern.crow_indices(), own, pull, items.shape[0]) @ items
             table_gradient += product(logits.T, scaled[start:stop], out=pushed)
-            item_gradient.index_add_(0, own, scaled[start:stop][rows] * -pull[:, None])
+        own_terms(batch, items, scaled, pull, user_gradient, item_gradient, workers)
         user_gradient /= temperature
         if candidates is not None:
             item_gradient.index_add_(0, candidates, table_gradient)
@@ -126,7 +174,7 @@ class _SampledSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         user_gradient, item_gradient = ctx.saved_tensors
-        return gradients[0] * user_gradient, gradients[0] * item_gradient, None, None, None, None
+        return gradients[0] * user_gradient, gradients[0] * item_gradient, None, None, None, None, None
 
 
 def sampled_softmax_loss(
@@ -137,6 +185,7 @@ def sampled_softmax_loss(
     temperature: float,
     candidates: Tensor | None = None,
     item_bias: Tensor | None = None,
+    workers: Workers = ALONE,
 ) -> Tensor:
     """Mean of -log softmax of the positive's logit, logit = user . item / temperature + item_bias.
 
@@ -147,7 +196,7 @@ def sampled_softmax_loss(
     """
     bias = torch.zeros(items.shape[0], dtype=items.dtype, device=items.device) if item_bias is None else item_bias
     loss: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]
-        users, items, batch, candidates, bias, temperature
+        users, items, batch, candidates, bias, temperature, workers
     )
     return loss
 

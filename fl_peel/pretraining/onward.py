@@ -43,7 +43,7 @@ from fl_peel.pretraining.by_sums import (
 )
 from fl_peel.pretraining.settings import SpectralConfig
 from fl_peel.pretraining.stage1 import NUM_DRAWN, SpectralStart, Sums, find_centroids, iterated, passed
-from fl_peel.pretraining.train import fixed_threads
+from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for
 
 

@@ -51,7 +51,7 @@ from fl_peel.pretraining.by_sums import (
 from fl_peel.pretraining.noised import above_noise, cleaned, known, moved, popular_directions, symmetric
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
 from fl_peel.pretraining.sketch import RowSketch
-from fl_peel.pretraining.train import fixed_threads
+from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for, seed_for
 
 Progress = Callable[[int, int, str], None]

@@ -12,14 +12,12 @@ against many shared negatives (:mod:`fl_peel.pretraining.losses`), and so a few 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from fl_peel.data.interactions import UserItems
@@ -28,6 +26,7 @@ from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
 from fl_peel.pretraining.settings import PretrainingConfig, check_negatives
 from fl_peel.pretraining.spectral import spectral_tables
+from fl_peel.pretraining.workers import Workers, own_threads
 from fl_peel.randomness import seed_for
 
 FloatArray = NDArray[np.float32]
@@ -77,8 +76,8 @@ def pretrain(
     check_collected(collected)
     _check(config)
     num_threads = config.num_threads or (2 if collected.num_interactions >= 300_000 else 1)
-    with fixed_threads(num_threads):
-        trainer = _Trainer(collected, num_items, config, seed, device)
+    with own_threads(num_threads) as workers:
+        trainer = _Trainer(collected, num_items, config, seed, device, workers)
         history = []
         for figures in trainer.epochs():
             _check_finite(figures.loss)
@@ -125,23 +124,13 @@ def _check(config: PretrainingConfig) -> None:
     check_negatives(config.loss, config.num_negatives)
 
 
-@contextmanager
-def fixed_threads(num_threads: int) -> Iterator[None]:
-    """Torch, BLAS and OpenMP on this many threads, and as before afterwards."""
-    before = torch.get_num_threads()
-    with threadpool_limits(limits=num_threads):
-        torch.set_num_threads(num_threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-
-
 class _Trainer:
     """Layer-0 tables, their optimizer, and the data on the torch device."""
 
-    def __init__(self, collected: UserItems, num_items: int, config: PretrainingConfig, seed: int, device: str) -> None:
-        self._config, self._seed, self._device = config, seed, device
+    def __init__(
+        self, collected: UserItems, num_items: int, config: PretrainingConfig, seed: int, device: str, workers: Workers
+    ) -> None:
+        self._config, self._seed, self._device, self._workers = config, seed, device, workers
         collected = collected.by_item()  # tables do not depend on the order of a user's items, to the last bit
         self._rows, self._num_items = collected, num_items
         self._active = np.flatnonzero(collected.counts() > 0)
@@ -215,17 +204,18 @@ class _Trainer:
             torch.from_numpy((weights / weights.sum()).astype(np.float32)).to(self._device),
         )
 
-    def _final(self) -> tuple[Tensor, Tensor]:
-        """The tables that score: (U, d), (I, d)."""
-        users, items = propagate(self._graph, self._users, self._items, self._num_layers)
+    def _final(self, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The tables that score: (U, d) or, of the users that are wanted, (B, d); (I, d)."""
+        users, items = propagate(
+            self._graph, self._users, self._items, self._num_layers, wanted=wanted, workers=self._workers
+        )
         if self._config.similarity == "cosine":
             return F.normalize(users, dim=1, eps=1e-8), F.normalize(items, dim=1, eps=1e-8)
         return users, items
 
     def _loss(self, batch: UserBatch, generator: torch.Generator) -> Tensor:
         config = self._config
-        all_users, items = self._final()
-        users = all_users[batch.users]  # (B, d)
+        users, items = self._final(batch.users)
         if config.loss == "bpr":
             shape = (len(batch.items), config.num_negatives)
             negatives = torch.randint(self._num_items, shape, generator=generator).to(self._device)
@@ -238,6 +228,7 @@ class _Trainer:
                 temperature=config.temperature,
                 candidates=self._sample_items(config.num_negatives, generator),
                 item_bias=self._item_bias,
+                workers=self._workers,
             )
         if config.l2 > 0:
             squares = self._user_l2 @ self._users.square().sum(dim=1) + self._item_l2 @ self._items.square().sum(1)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl_peel.pretraining.train import fixed_threads
+from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import seed_for
 from fl_peel.weighting.settings import ControllerConfig
 from fl_peel.weighting.statistics import BlockStatistics, FloatArray

@@ -12,7 +12,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.mapped import rest
 from fl_peel.pretraining.by_sums import GroupStart
 from fl_peel.pretraining.stage1 import SpectralStart
-from fl_peel.pretraining.train import fixed_threads
+from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.statistics import BlockStatistics
 from strategies.groups.optimizer import ServerOptimizer

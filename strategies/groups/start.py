@@ -15,7 +15,8 @@ from fl_peel.grouping.clusters import UserGroups, item_groups, user_groups
 from fl_peel.grouping.neighbourhood import Neighbourhood, item_covariance
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.mapped import rest
-from fl_peel.pretraining.train import PretrainedEmbeddings, fixed_threads
+from fl_peel.pretraining.train import PretrainedEmbeddings
+from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.ranking.top import top_rows
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.signals import signals_of_group

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_peel.pretraining.train import fixed_threads
+from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for
 from fl_peel.ranking.top import MetricSums
 from strategies.rivals.base import SPLITS, TOP_N, IntArray, Listed, Lists, Material, Request, Rival, Split

@@ -21,7 +21,8 @@ from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
 from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.spectral import spectral_tables
-from fl_peel.pretraining.train import PretrainedEmbeddings, fixed_threads
+from fl_peel.pretraining.train import PretrainedEmbeddings
+from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import seed_for
 
 FloatArray = NDArray[np.float32]

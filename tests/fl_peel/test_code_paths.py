@@ -40,6 +40,10 @@ def test_what_the_user_set_stays(monkeypatch):
     monkeypatch.setattr(code_paths, "late", {})
     environ = {"OPENBLAS_CORETYPE": "Zen"}
     code_paths.pin(environ)
+    assert environ["OPENBLAS_THREAD_TIMEOUT"] == "14"
+    waits = {"OPENBLAS_THREAD_TIMEOUT": "26", SWITCH: "native"}
+    code_paths.pin(waits)
+    assert waits["OPENBLAS_THREAD_TIMEOUT"] == "26"
     assert environ["OPENBLAS_CORETYPE"] == "Zen"
     assert environ["MKL_CBWR"] == "COMPATIBLE"
     # this process has loaded NumPy, and torch perhaps: what is set now they do not read

@@ -19,7 +19,7 @@ from fl_peel.blocks.layout import share_bytes
 from fl_peel.blocks.settings import Precision
 from fl_peel.errors import ScenarioError
 from fl_peel.grouping.clusters import choose_group
-from fl_peel.pretraining.train import fixed_threads
+from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import pretraining_device
 from simulations.report.files import write_files

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_peel.pretraining.train import fixed_threads
+from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for
 from strategies.rivals.federated.base import NUMBER_BYTES, FloatArray, IntArray, PaddedUpdates, RowSums, Served, World
 from strategies.rivals.federated.bpr import START_SCALE, BprSetting, bpr_steps, start_vectors

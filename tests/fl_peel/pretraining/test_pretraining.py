@@ -7,15 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError, ScenarioError
 from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss, slice_diversity
-from fl_peel.pretraining.propagation import InteractionGraph, propagate
+from fl_peel.pretraining.propagation import InteractionGraph, SparseMatrix, propagate
 from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.spectral import normalized_interactions, truncated_svd
 from fl_peel.pretraining.train import EpochFigures, pretrain
+from fl_peel.pretraining.workers import Workers, fixed_threads, own_threads
 from fl_peel.randomness import rng_for
 
 SMALL = PretrainingConfig(
@@ -118,6 +120,58 @@ def test_propagation_gradient_equals_its_dense_twin() -> None:
     assert torch.allclose(items.grad, twin_items.grad, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_layers", [0, 1, 3])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_tables_of_the_users_that_are_wanted_are_the_same_to_the_last_bit_and_so_is_their_gradient(num_layers, count):
+    rows, num_items = some_rows(), 30
+    graph = InteractionGraph.build(rows, num_items)
+    generator = torch.Generator().manual_seed(0)
+    wanted = torch.randperm(40, generator=generator)[:9]
+    users, items = torch.randn(40, 5, generator=generator), torch.randn(30, 5, generator=generator)
+    target = torch.randn(39, 5, generator=generator)
+
+    def found(workers: Workers | None) -> list[torch.Tensor]:
+        mine, theirs = users.clone().requires_grad_(), items.clone().requires_grad_()
+        if workers is None:
+            every, spread = propagate(graph, mine, theirs, num_layers)
+            some = every[wanted]
+        else:
+            some, spread = propagate(graph, mine, theirs, num_layers, wanted=wanted, workers=workers)
+        (torch.cat([some, spread]) * target).sum().backward()
+        return [some, spread, mine.grad, theirs.grad]
+
+    with own_threads(count) as workers:
+        for one, other in zip(found(None), found(workers), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_sparse_products_equal_those_of_scipy():
+    matrix = sp.random(40, 30, density=0.3, format="csr", dtype=np.float32, random_state=1)
+    table, back = torch.randn(30, 5), torch.randn(3, 5)
+    whole, some = SparseMatrix.of(matrix), np.array([7, 0, 39])
+    total = torch.ones(40, 5)
+    with own_threads(2) as workers:
+        spread = whole.spread(table, workers, total)
+        assert torch.equal(total, spread + 1)
+        assert np.allclose(spread.numpy(), matrix @ table.numpy(), atol=1e-6)
+        assert torch.equal(whole.rows(some).spread(table, workers), spread[some])
+        twin = matrix[some].T @ back.numpy()
+        assert np.allclose(whole.rows(some).spread_back(back, 30, workers).numpy(), twin, atol=1e-6)
+
+
+def test_workers_share_out_everything_once_and_about_evenly():
+    for count in (1, 2, 3, 8):
+        workers = Workers(count)
+        work = np.array([0, 0, 100, 101, 102, 103, 203])
+        for parts in (workers.ranges(3, 13), workers.parts(work)):
+            assert [last for _, last in parts[:-1]] == [first for first, _ in parts[1:]]
+            assert all(first < last for first, last in parts)
+        assert (workers.ranges(3, 13)[0][0], workers.ranges(3, 13)[-1][1]) == (3, 13)
+        assert (workers.parts(work)[0][0], workers.parts(work)[-1][1]) == (0, 6)
+    assert Workers(2).ranges(0, 41) == [(0, 20), (20, 41)]
+    assert Workers(2).parts(np.array([0, 50, 60, 70, 100])) == [(0, 1), (1, 4)]
+
+
 # ---- losses
 
 
@@ -192,6 +246,35 @@ def test_softmax_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) 
     chunked.backward()
     assert chunked.item() == pytest.approx(whole.item(), rel=1e-6)
     assert torch.allclose(users.grad, gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_softmax_is_the_same_to_the_last_bit_for_any_number_of_workers(sampled: bool, monkeypatch) -> None:
+    monkeypatch.setattr("fl_peel.pretraining.losses._CHUNK_LOGITS", 13 * 150)
+    generator = torch.Generator().manual_seed(2)
+    rows = some_rows(371, 97)
+    items, starts = torch.randn(97, 8, generator=generator), torch.randn(371, 8, generator=generator)
+    counts, bias = rows.counts(), torch.randn(97, generator=generator)
+    weights = torch.rand(rows.num_interactions, generator=generator)
+    batch = UserBatch(
+        torch.arange(371),
+        torch.from_numpy(rows.indptr),
+        torch.from_numpy(np.repeat(np.arange(371), counts)),
+        torch.from_numpy(rows.items.astype(np.int64)),
+        weights,
+    )
+    candidates = torch.randperm(97, generator=generator)[:13] if sampled else None
+    found = []
+    for count in (1, 2, 3):
+        users, table = starts.clone().requires_grad_(), items.clone().requires_grad_()
+        with own_threads(count) as workers, fixed_threads(1):  # BLAS too: its products depend on its threads
+            loss = sampled_softmax_loss(
+                users, table, batch, temperature=0.3, candidates=candidates, item_bias=bias, workers=workers
+            )
+            loss.backward()
+        found.append((loss.detach(), users.grad, table.grad))
+    for other in found[1:]:
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(found[0], other, strict=True))
 
 
 def test_bpr_by_hand() -> None:
