@@ -1,6 +1,7 @@
 """Run a scenario in this process, on Flower's simulation engine.
 
-This is the one place that starts ``flwr.simulation``.
+A user waits for what is imported before Ray starts. So what the server's side needs, torch above all, and what draws
+pages are imported beside Ray's start.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from flwr.serverapp import Grid
 
 from fl_peel.callbacks import Callback
 from fl_peel.data.interactions import Splits
@@ -22,9 +26,6 @@ from fl_peel.events import Event, OnEvent, of_seed, silent
 from fl_peel.model.model import load
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
-from simulations.demo.of_run import items_of, largest_artefacts, page_of
-from simulations.differences.runs import Runs
-from simulations.differences.seeds import SeedsResult, seeds_result, write_seeds
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import (
@@ -38,8 +39,6 @@ from simulations.engine.inputs import (
 )
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
-from simulations.fleet.summary import fleet_summary
-from simulations.report.files_of_run import read_report, report_contents
 from simulations.report.results import write_results
 from simulations.scenario_files import load_scenario
 from simulations.trackers.figures import figures_on_test
@@ -48,7 +47,9 @@ from simulations.unfinished import DONE, about_run, mark_done, read_done, unfini
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult, to_json
 from strategies.run.place import Place
-from strategies.server_app import serve
+
+if TYPE_CHECKING:
+    from simulations.differences.seeds import SeedsResult
 
 
 def run(
@@ -88,7 +89,7 @@ def run(
         reading_s = time.perf_counter() - start
         with unfinished(out, scenario, splits, fresh=fresh) as kept_dir:
             with PeakMemory() as memory:
-                result = simulated(scenario, keeping(place, kept_dir), on_event, server=serve)
+                result = simulated(scenario, keeping(place, kept_dir), on_event, server=served)
             stages = result.stages | {"data": result.stages["data"] + reading_s}
             result = replace(result, stages=stages)
             result = finished(result, scenario, memory.peak_bytes, command)
@@ -123,6 +124,9 @@ def run_seeds(
     Raises:
         FlPeelError: as :func:`run`.
     """
+    from simulations.differences.runs import Runs
+    from simulations.differences.seeds import seeds_result, write_seeds
+
     if not isinstance(scenario, Scenario):
         scenario = load_scenario(scenario, overrides, seed=seed)
     if scenario.data.timeline is not None:
@@ -172,6 +176,8 @@ def _about(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
 def _done_before(place: Path, about: dict[str, Any]) -> RunResult | None:
     """The result of this very run that lies there; None where none does, or its files are damaged."""
 
+    from simulations.report.files_of_run import read_report
+
     def read() -> RunResult:
         PerDevice.read(place / FILE)
         return read_report(place / "report.json")
@@ -189,6 +195,8 @@ def save(
     Raises:
         ReportError: the folder cannot be written, or the result is not a report.
     """
+    from simulations.report.files_of_run import report_contents
+
     kept = run_dir / ARTIFACTS
     files = sorted(path for path in kept.rglob("*") if path.is_file()) if kept.is_dir() else []
     model = sorted(model_dir.iterdir()) if model_dir.is_dir() else []
@@ -211,6 +219,8 @@ def _demo(
     result: RunResult, scenario: Scenario, run_dir: Path, model_dir: Path, splits: Splits | None
 ) -> dict[str, bytes]:
     """The page to play with, by name; none where no device left anything, or the reader is not installed."""
+    from simulations.demo.of_run import items_of, largest_artefacts, page_of
+
     artefacts = largest_artefacts(run_dir)
     if not artefacts or not model_dir.is_dir():
         return {}
@@ -222,8 +232,20 @@ def _demo(
     return {DEMO: page.encode()}
 
 
+def served(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent) -> RunResult:
+    """:func:`strategies.server_app.serve`, in the server's thread, which Flower starts before Ray. What draws is
+    imported here too: what is wrong with it is told at the start.
+    """
+    from strategies.server_app import serve
+
+    import_module("simulations.report.files_of_run")
+    return serve(grid, scenario, place, on_event)
+
+
 def finished(result: RunResult, scenario: Scenario, peak_bytes: int, command: str | None) -> RunResult:
     """Add what identifies the run: versions, machine, fleet, command."""
+    from simulations.fleet.summary import fleet_summary
+
     environment = result.environment
     assert environment is not None, "serve tells how large the run was"
     return replace(

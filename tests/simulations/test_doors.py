@@ -1,5 +1,8 @@
 """Within simulations/: rooms open one way. That no two files import each other is tested for all packages at once."""
 
+import subprocess
+import sys
+
 import pytest
 
 from simulations.studies.sources import imported_names
@@ -47,3 +50,10 @@ def test_the_runner_is_a_door_for_these_names_alone():
         if name.startswith("simulations.runner.")
     }
     assert taken <= {f"simulations.runner.{name}" for name in simulations.runner.__all__}
+
+
+def test_a_user_does_not_wait_for_torch_and_pages_before_ray_starts():
+    """They are imported beside Ray's start."""
+    program = "import simulations.runner, sys; print({'torch', 'sklearn', 'matplotlib', 'ray'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
