@@ -28,6 +28,7 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.settings import is_gpu
 from simulations.engine.allocation import WORKERS, reuse_memory
 from simulations.engine.cluster import require_cluster
+from simulations.engine.delivery import delivered_soon
 from simulations.engine.ray_token import environment, own_token
 from simulations.engine.raylet import RayletWatch
 from simulations.engine.stoppable_grid import StoppableGrid
@@ -56,6 +57,7 @@ def simulated(
     reuse_memory()
     with (
         compiling_ahead(),
+        delivered_soon(),
         _quiet_engine(),
         _visible_gpus(scenario.engine.device),
         _own_signals(),

@@ -1,0 +1,48 @@
+"""Nodes are given messages as soon as there are any.
+
+Flower's engine takes one message for each node, then waits for a tenth of a second: a node had ten messages a second at
+most, however soon it was done with them, and evaluating hundreds of large tables was mostly waiting.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from flwr.server.superlink.fleet.vce import vce_api
+
+PAUSE_S = 0.005
+"""Between two looks for messages."""
+
+
+class _Soon:
+    """An event that nobody waits for longer than ``PAUSE_S``."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
+
+    def is_set(self) -> bool:
+        """As the event."""
+        return self._event.is_set()
+
+    def wait(self, timeout: float) -> bool:
+        """As the event, for less long."""
+        return self._event.wait(min(timeout, PAUSE_S))
+
+
+@contextmanager
+def delivered_soon() -> Iterator[None]:
+    """Within, the engine looks for messages every ``PAUSE_S``."""
+    hand_on = vce_api.add_messages_to_queue
+
+    def soon(state: Any, queue: Any, nodes_mapping: Any, f_stop: threading.Event) -> None:
+        hand_on(state, queue, nodes_mapping, _Soon(f_stop))
+
+    with patch.object(vce_api, "add_messages_to_queue", soon):
+        yield
+
+
+__all__ = ["delivered_soon"]
