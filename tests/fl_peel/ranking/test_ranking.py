@@ -74,13 +74,18 @@ def test_under_several_cutoffs_every_list_is_as_if_it_were_alone(layout, precisi
 def test_hundreds_of_rows_are_looked_at_once_for_all_lists(monkeypatch):
     """More than one tile of rows and more than one block of devices, cutoffs on and beside the ends of tiles."""
     rng, layout = np.random.default_rng(0), BlockLayout(np.arange(300, dtype=np.int32), 8, 1)
-    ranked = rank_blocks(layout, "fp32", rng.random(300), random_table(rng, layout))
-    users, seen = rng.normal(size=(70, 8)).astype(np.float32), rows_of(*[rng.permutation(300)[:9] for _ in range(70)])
+    ranked = rank_blocks(layout, "fp32", rng.random(300), rng.integers(-99, 99, (300, 8)).astype(np.float32))
+    users = rng.integers(-99, 99, (70, 8)).astype(np.float32)  # whole numbers: every sum is exact
+    seen = rows_of(*[rng.permutation(300)[:9] for _ in range(70)])
     cutoffs = rng.choice([0, 1, 63, 64, 65, 127, 128, 200, 299, 300], (70, 4))
-    alone = [top_rows(ranked, one.copy(), users, seen, 20).tolist() for one in cutoffs.T]
+    alone = [
+        [reference.top_rows(ranked, cutoff, users[i], seen.row(i), 9) for i, cutoff in enumerate(one)]
+        for one in cutoffs.T.tolist()
+    ]
+    alone = [[rows + [-1] * (9 - len(rows)) for rows in one] for one in alone]
     calls, loop = [], kernels.top_rows
     monkeypatch.setattr(kernels, "top_rows", lambda *given: calls.append(loop(*given)))
-    assert top_rows_under(ranked, cutoffs, users, seen, 20).tolist() == alone
+    assert top_rows_under(ranked, cutoffs, users, seen, 9).tolist() == alone
     assert len(calls) == 1
 
 
