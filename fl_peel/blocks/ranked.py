@@ -166,7 +166,12 @@ class RankedBlocks:
         Returns (cutoffs, stored_bytes, kept_blocks), each (N,). A budget too small for header and user embedding
         stores nothing at all: 0 bytes.
         """
-        skipped = self.unneeded(seen)
+        return self.cutoffs_without(budget_bytes, self.unneeded(seen))
+
+    def cutoffs_without(
+        self, budget_bytes: NDArray[np.int64], skipped: UserItems
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The same of devices for which :meth:`unneeded` was found."""
         overhead = overhead_bytes(self.layout.embedding_dim)
         num_devices = len(budget_bytes)
         cutoffs, kept_bytes, kept_blocks = (np.empty(num_devices, np.int64) for _ in range(3))
