@@ -209,12 +209,16 @@ class RankedBlocks:
         width = layout.slice_dim
         codes = arrays["codes"].view(code_dtype(precision)).reshape(-1, code_columns(width, precision))
         scales = arrays["scales"].astype(np.float16) if has_scales(precision) else np.zeros(0, np.float16)
-        table = np.zeros((len(order.items) * layout.num_slices, width), np.float32)
-        places = order.rows * layout.num_slices + order.slices
+        shape = len(order.items) * layout.num_slices, width
         if precision == "int8":
+            table = np.empty(shape, np.float32) if layout.num_slices == 1 else np.zeros(shape, np.float32)
+            places = order.rows * layout.num_slices + order.slices
             kernels.decode_int8(codes, scales.astype(np.float32), places, table)  # as dequantize does
         else:
-            table[places] = dequantize(_as_codes(codes), scales, precision, width)
+            table = dequantize(_as_codes(codes), scales, precision, width)
+            if layout.num_slices > 1:  # else pieces are rows, and in their order
+                pieces, table = table, np.zeros(shape, np.float32)
+                table[order.rows * layout.num_slices + order.slices] = pieces
         return RankedBlocks(
             layout,
             precision,
