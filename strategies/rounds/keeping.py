@@ -130,6 +130,8 @@ class Keeping:
         back = np.flatnonzero(self.rounds_kept < self.strategy.scenario.refinement.rounds)
         for group in back.tolist():
             self.strategy.states[group] = self._kept[group]
+        if self.strategy.changed is not None:  # those that keep no round are as they began
+            self.strategy.changed[self.rounds_kept == 0] = False
         self._tell(restored=back)
 
     def _tell(self, **groups: NDArray[np.int64]) -> None:
