@@ -345,6 +345,20 @@ def pack_ranking(
     return pack_blocks(layout, precision, order[: prefix_length(layout, precision, order, budget_bytes)], table)
 
 
+def ranked_as_numbered(layout: BlockLayout, table: NDArray[np.float32]) -> RankedBlocks:
+    """All blocks of a table (I, d) in the order of their numbers and in fp32, as :func:`rank_blocks` has them; where
+    blocks are rows, nothing is copied.
+
+    Raises:
+        ScenarioError: as for :func:`fl_peel.blocks.precision.quantize`.
+    """
+    if not (layout.is_single and layout.num_slices == 1 and np.isfinite(table).all()):
+        return rank_blocks(layout, "fp32", -np.arange(layout.num_blocks, dtype=np.float64), table)
+    blocks = np.arange(layout.num_blocks)
+    order = RowOrder.of(layout, blocks)
+    return RankedBlocks(layout, "fp32", blocks, order.items, np.ascontiguousarray(table), order.position)
+
+
 def rank_blocks(
     layout: BlockLayout,
     precision: Precision,
@@ -362,6 +376,7 @@ __all__ = [
     "pack_ranking",
     "prefix_length",
     "rank_blocks",
+    "ranked_as_numbered",
     "ranking",
     "smallest_budget_bytes",
     "stored_user",
