@@ -26,7 +26,7 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.kernels.ahead import compiling_ahead
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.settings import is_gpu
-from simulations.engine.allocation import WORKERS, reuse_memory
+from simulations.engine.allocation import WORKERS, give_back, reuse_memory
 from simulations.engine.cluster import require_cluster
 from simulations.engine.delivery import delivered_soon
 from simulations.engine.ray_token import environment, own_token
@@ -77,6 +77,8 @@ def simulated(
         def told(event: Event) -> None:
             if stop.is_set():
                 raise EngineError("the simulation engine has stopped")
+            if event.done == event.total or event.stage == "refinement":
+                give_back()
             on_event(event)
 
         @server_app.main()
