@@ -18,7 +18,8 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.counters import OwnCounts
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.spread import NUM_BINS, Histogram
-from fl_peel.ranking.top import MetricSums, evaluate_under
+from fl_peel.ranking.top import MetricSums, Tiles, evaluate_under
+from fl_peel.training.processor import torch_device
 from fl_peel.wire import EVERYBODY, DeviceFigures, EvaluateReply, EvaluateRequest
 
 
@@ -55,6 +56,8 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
         users = np.asarray(state.users[members])
         cell = cohort.classes[members].astype(np.int64) * num_groups + groups[members]
         own, classes = own_budgets[members], cohort.classes[members]
+        where = scenario.engine.device
+        tiles = Tiles.of(ranked) if len(parts) > 1 and torch_device(where) is None else None
         for part in parts:
             mine, hidden = part.wanted.select(members), part.exclude.select(members)
             skipped, counted = ranked.unneeded(hidden), mine.counts() > 0
@@ -66,9 +69,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
             )
             held = [Held.without(ranked, *one, own, skipped) for one in asked]
             cutoffs = np.array([one.cutoffs for one in held], np.int64).reshape(len(held), len(members)).T
-            recall, ndcg = evaluate_under(
-                ranked, cutoffs, users, hidden, mine, scenario.evaluation.top_n, scenario.engine.device
-            )
+            recall, ndcg = evaluate_under(ranked, cutoffs, users, hidden, mine, scenario.evaluation.top_n, where, tiles)
             if part is parts[0]:
                 figures.recall[members, part.places], figures.ndcg[members, part.places] = recall, ndcg
                 _write_artifacts(cohort, request, ranked, members, hidden)

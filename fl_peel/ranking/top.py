@@ -36,6 +36,28 @@ def _rows(ranked: RankedBlocks, items: UserItems) -> NDArray[np.int32]:
     )
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """Rows side by side, as the compiled loop scores them: rows (T, S * padded, TILE_ROWS), and the ranks of their
+    blocks, places (T, S, TILE_ROWS).
+    """
+
+    rows: NDArray[np.float32]
+    places: NDArray[np.int32]
+
+    @staticmethod
+    def of(ranked: RankedBlocks, num_rows: int | None = None) -> Tiles:
+        """Of the first rows, None for all."""
+        whole, num_slices = ranked.position.shape
+        count = -(-(whole if num_rows is None else num_rows) // TILE_ROWS)
+        tiles = Tiles(
+            np.empty((count, num_slices * -(-ranked.layout.slice_dim // 4) * 4, TILE_ROWS), np.float32),
+            np.empty((count, num_slices, TILE_ROWS), np.int32),
+        )
+        kernels.tile_rows(ranked.table, ranked.position, len(ranked.blocks), tiles.rows, tiles.places)
+        return tiles
+
+
 def top_rows(
     ranked: RankedBlocks,
     cutoffs: NDArray[np.int64],
@@ -59,9 +81,11 @@ def top_rows_under(
     exclude: UserItems,
     n: int,
     device: str = "cpu",
+    tiles: Tiles | None = None,
 ) -> NDArray[np.int32]:
     """The same (X, N, n) under several cutoffs (N, X), with one look at each row where rows are whole blocks: what a
-    device keeps under a smaller cutoff is the beginning of what it keeps under a larger one.
+    device keeps under a smaller cutoff is the beginning of what it keeps under a larger one. tiles: of all rows, for
+    whoever asks more often.
     """
     where = torch_device(device)
     num_slices = ranked.position.shape[1]
@@ -75,15 +99,11 @@ def top_rows_under(
 
         return top_rows_in_torch(ranked, np.ascontiguousarray(cutoffs[:, 0]), users, exclude, n, where)[None]
     present = ranked.num_present(cutoffs)
-    width = ranked.layout.slice_dim
-    num_tiles, padded = -(-int(present.max(initial=0)) // TILE_ROWS), -(-width // 4) * 4
-    tiles = np.empty((num_tiles, num_slices * padded, TILE_ROWS), np.float32)
-    places = np.empty((num_tiles, num_slices, TILE_ROWS), np.int32)
-    kernels.tile_rows(ranked.table, ranked.position, len(ranked.blocks), tiles, places)
+    tiles = tiles or Tiles.of(ranked, int(present.max(initial=0)))
     best = np.empty((num_lists, num_devices, n), np.int32)
     kernels.top_rows(
-        tiles,
-        places,
+        tiles.rows,
+        tiles.places,
         ranked.layout.row_in_catalogue[ranked.items],
         present,
         present.argsort(axis=1),
@@ -128,13 +148,16 @@ def evaluate_under(
     wanted: UserItems,
     n: int,
     device: str = "cpu",
+    tiles: Tiles | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The same (N, X) under several cutoffs (N, X). Who wants nothing ranks nothing."""
+    """The same (N, X) under several cutoffs (N, X). Who wants nothing ranks nothing. tiles: as in
+    :func:`top_rows_under`.
+    """
     recall, ndcg = np.zeros(cutoffs.shape), np.zeros(cutoffs.shape)
     some = np.flatnonzero(wanted.counts())
     if len(some):
         wants, stored = wanted.select(some), stored_user(users[some])
-        lists = top_rows_under(ranked, cutoffs[some], stored, exclude.select(some), n, device)
+        lists = top_rows_under(ranked, cutoffs[some], stored, exclude.select(some), n, device, tiles)
         for place, best in enumerate(lists):
             recall[some, place], ndcg[some, place] = recall_ndcg(ranked, best, wants, n)
     return recall, ndcg
