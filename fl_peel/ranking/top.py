@@ -71,7 +71,8 @@ def top_rows(
     Ties go to the smaller catalogue row, all that a device knows of an item.
     cutoffs: (N,); users: (N, d); exclude: what each device must not be recommended; device: as ``engine.device``.
     """
-    return top_rows_under(ranked, cutoffs[:, None], users, exclude, n, device)[0]
+    best: NDArray[np.int32] = top_rows_under(ranked, cutoffs[:, None], users, exclude, n, device)[0]
+    return best
 
 
 def top_rows_under(

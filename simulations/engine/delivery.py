@@ -18,19 +18,20 @@ PAUSE_S = 0.005
 """Between two looks for messages."""
 
 
-class _Soon:
-    """An event that nobody waits for longer than ``PAUSE_S``."""
+class _Soon(threading.Event):
+    """Another event, which nobody waits for longer than ``PAUSE_S``."""
 
     def __init__(self, event: threading.Event) -> None:
-        self._event = event
+        super().__init__()
+        self._other = event
 
     def is_set(self) -> bool:
-        """As the event."""
-        return self._event.is_set()
+        """As the other one."""
+        return self._other.is_set()
 
-    def wait(self, timeout: float) -> bool:
-        """As the event, for less long."""
-        return self._event.wait(min(timeout, PAUSE_S))
+    def wait(self, timeout: float | None = None) -> bool:
+        """As for the other one, for less long."""
+        return self._other.wait(PAUSE_S if timeout is None else min(timeout, PAUSE_S))
 
 
 @contextmanager

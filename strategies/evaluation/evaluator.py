@@ -238,8 +238,8 @@ class Evaluator:
             said = [reduce(add, one) for one in nodes.ask_each(wire.EVALUATE, wire.EvaluateReply, questions())]
             parts = Parts((), ())
             for groups, reply in zip(together, said, strict=True):
-                again = reach is not None and reply.short
-                parts += served(groups, 2 * reach) if again else Parts((tuple(groups),), (reply,))
+                told = Parts((tuple(groups),), (reply,))
+                parts += served(groups, 2 * reach) if reach is not None and reply.short else told
             return parts
 
         return served(weights if groups is None else groups, self._reach(budgets, rooms))

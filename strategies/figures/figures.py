@@ -92,13 +92,19 @@ def evaluated(
     told: dict[str, wire.EvaluateReply] = {}
     found: list[Asked] = []
     for precision, selector in asked:
-        what = {"precision": precision, "selector": selector, "label": precision}
         if (precision, selector) == main:  # the lists that devices are sent, which the other questions are about
-            rows = [Rows(tuple(budgets)), *more.values()]
-            reply, *others = evaluator.together(rows, artifacts=stored, **what)
+            reply, *others = evaluator.together(
+                [Rows(tuple(budgets)), *more.values()],
+                precision=precision,
+                selector=selector,
+                label=precision,
+                artifacts=stored,
+            )
             told = dict(zip(more, others, strict=True))
         else:
-            reply = evaluator.evaluate(budgets, per_device=True, **what)
+            reply = evaluator.evaluate(
+                budgets, precision=precision, selector=selector, label=precision, per_device=True
+            )
         found.append(Asked(precision, selector, reply))
         step(f"{precision}, {selector}")
     if budgets and len(stored) and main not in asked:  # nobody asked for figures of what devices would store

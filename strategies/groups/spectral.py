@@ -39,6 +39,7 @@ def spectral_states(
     global_popularity = by_block(layout, start.counts / max(num_devices, 1))
     sizes = np.repeat(layout.group_sizes, layout.num_slices)
     tables = empty_tables(len(start.groups), (layout.num_items, layout.embedding_dim), folder)
+    unknown = BlockStatistics.unknown(layout.num_blocks)
     aggregation, list_length = scenario.refinement.aggregation, scenario.controller.list_length
 
     def state(group: GroupStart, table: FloatArray) -> UserGroupState:
@@ -51,8 +52,8 @@ def spectral_states(
             popularity=rate,
             shown=(shown * (1.0 - np.minimum(rate, 1.0)) + UNSEEN * rate).astype(np.float32),
             global_popularity=global_popularity,
-            loss=np.zeros(layout.num_blocks, np.float32),
             energy=block_energy(layout, group.table),
+            **unknown,
         )
         table[:] = group.table
         rest(table)

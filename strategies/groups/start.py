@@ -96,6 +96,7 @@ def starting_states(
     tables = starting_tables(scenario, pretrained, groups, collected)
     room = empty_tables(groups.num_groups, (num_items, layout.embedding_dim), folder)
     global_popularity = by_block(layout, collected.popularity(num_items) / max((collected.counts() > 0).sum(), 1))
+    unknown = BlockStatistics.unknown(layout.num_blocks)
     aggregation = scenario.refinement.aggregation
 
     def state(group: int) -> UserGroupState:
@@ -110,8 +111,8 @@ def starting_states(
             popularity=(popularity / max(len(members), 1)).astype(np.float32),
             shown=(shown / sizes / max(len(members), 1)).astype(np.float32),
             global_popularity=global_popularity,
-            loss=np.zeros(layout.num_blocks, np.float32),
             energy=block_energy(layout, table),
+            **unknown,
         )
         room[group][:] = table
         rest(room[group])

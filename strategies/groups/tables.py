@@ -56,7 +56,7 @@ def copied_tables(tables: Sequence[FloatArray], folder: str, *, most_in_memory: 
     with tempfile.TemporaryFile(dir=folder, prefix="tables-") as file:
         _give_room(file.fileno(), len(tables) * room)
         for place, table in enumerate(tables):
-            write_all(file.fileno(), memoryview(table.reshape(-1)).cast("B"), place * room)
+            write_all(file.fileno(), memoryview(np.ascontiguousarray(table).reshape(-1).data).cast("B"), place * room)
             rest(table)
         return _mapped(file.fileno(), len(tables), room, shape)
 
