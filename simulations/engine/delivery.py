@@ -1,7 +1,8 @@
 """Nodes are given messages as soon as there are any.
 
 Flower's engine takes one message for each node, then waits for a tenth of a second: a node had ten messages a second at
-most, however soon it was done with them, and evaluating hundreds of large tables was mostly waiting.
+most, however soon it was done with them, and evaluating hundreds of large tables was mostly waiting. There is no
+setting for it. An engine that has no such loop delivers as it does.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
-from flwr.server.superlink.fleet.vce import vce_api
-
+ENGINE, LOOP = "flwr.server.superlink.fleet.vce.vce_api", "add_messages_to_queue"
+"""Where the engine's loop is, and its name."""
 PAUSE_S = 0.005
 """Between two looks for messages."""
 
@@ -37,12 +39,19 @@ class _Soon(threading.Event):
 @contextmanager
 def delivered_soon() -> Iterator[None]:
     """Within, the engine looks for messages every ``PAUSE_S``."""
-    hand_on = vce_api.add_messages_to_queue
+    try:
+        engine = import_module(ENGINE)
+    except ImportError:
+        engine = None
+    hand_on = getattr(engine, LOOP, None)
+    if hand_on is None:
+        yield
+        return
 
     def soon(state: Any, queue: Any, nodes_mapping: Any, f_stop: threading.Event) -> None:
         hand_on(state, queue, nodes_mapping, _Soon(f_stop))
 
-    with patch.object(vce_api, "add_messages_to_queue", soon):
+    with patch.object(engine, LOOP, soon):
         yield
 
 

@@ -4,8 +4,10 @@ import threading
 import time
 from queue import Queue
 
+import pytest
 from flwr.server.superlink.fleet.vce import vce_api
 
+from simulations.engine import delivery
 from simulations.engine.delivery import delivered_soon
 
 
@@ -46,3 +48,11 @@ def test_twenty_messages_a_node_are_there_at_once():
 def test_the_engine_may_stop_at_any_time():
     with delivered_soon():
         assert seconds_of(0)[1] == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("ENGINE", "flwr.no_such_engine"), ("LOOP", "no_such_loop")])
+def test_another_engine_delivers_as_it_does(name, value, monkeypatch):
+    monkeypatch.setattr(delivery, name, value)
+    before = vce_api.add_messages_to_queue
+    with delivered_soon():
+        assert vce_api.add_messages_to_queue is before
