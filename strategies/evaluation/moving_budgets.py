@@ -34,7 +34,7 @@ from strategies.nodes.nodes import Content, Query
 from strategies.run.refinement import Refine
 
 IntArray = NDArray[np.int64]
-MESSAGE_BYTES = 64 << 20
+MESSAGE_BYTES = 32 << 20
 """Of blocks, in one message to a node."""
 FALLS = "falls"
 """Name of what is asked about budgets that fall."""
