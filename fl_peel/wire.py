@@ -336,7 +336,9 @@ class EvaluateRequest:
     fit into that many times its own budget, and nothing else;
     artifacts: devices whose stored embeddings are written to the run folder (simulation only); replicates: of the
     bootstrap, 0 for none; per_device: whether what single devices get is told (simulation only); first, last: numbers
-    of the devices that count, last excluded, -1 for no end.
+    of the devices that count, last excluded, -1 for no end. on_validation: so many of the last budgets are of
+    validation items, whatever the split: of these there are no replicates, and nothing of single devices but 0; stored:
+    under how many of the first budgets embeddings are written, -1 for all.
     """
 
     setting: Setting
@@ -353,6 +355,8 @@ class EvaluateRequest:
     per_device: bool = False
     first: Annotated[int, _SIZE] = 0
     last: int = -1
+    on_validation: Annotated[int, _SIZE] = 0
+    stored: Annotated[int, Of(least=-1)] = -1
 
 
 @dataclass(frozen=True)
@@ -397,6 +401,10 @@ class DeviceFigures:
     recall: Annotated[NDArray[np.float64], Of(("M", "X"), least=0, most=1)]
     ndcg: Annotated[NDArray[np.float64], Of(("M", "X"), least=0, most=1)]
 
+    def only(self, places: slice) -> DeviceFigures:
+        """Under some of the budgets."""
+        return dataclasses.replace(self, recall=self.recall[:, places], ndcg=self.ndcg[:, places])
+
     def __add__(self, other: DeviceFigures) -> DeviceFigures:
         """These devices and those."""
         names = [field.name for field in dataclasses.fields(self)]
@@ -430,6 +438,18 @@ class EvaluateReply:
     def by_group(self, place: int = 0) -> MetricSums:
         """Metrics per user group, (G,), under one of the budgets asked for."""
         return self.sums[place].total(axis=0)
+
+    def only(self, places: slice) -> EvaluateReply:
+        """Under some of the budgets asked for."""
+        return EvaluateReply(
+            self.sums[places],
+            self.stored_max[places],
+            self.owned[places],
+            self.spread[places],
+            self.replicates.only(places),
+            self.single.only(places),
+            self.short,
+        )
 
     def __add__(self, other: EvaluateReply) -> EvaluateReply:
         """Of both sets of devices; one may know more user groups than the other."""

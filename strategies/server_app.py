@@ -16,8 +16,8 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.privacy.report import report_of
 from fl_peel.scenario.scenario import Scenario
 from strategies.evaluation.evaluator import Evaluator
-from strategies.evaluation.fairness import measure_fairness
-from strategies.evaluation.moving_budgets import measure_elasticity
+from strategies.evaluation.fairness import measure_fairness, tier_rows
+from strategies.evaluation.moving_budgets import fall_rows, measure_elasticity
 from strategies.evaluation.poisoning import measure_poisoning
 from strategies.figures.clock import time_to_recall
 from strategies.figures.figures import (
@@ -107,7 +107,11 @@ def serve(
     start = kept.stage("start-tables", lambda: _before_rounds(evaluator, prepared), timed="evaluation")
     with stages("refinement"):
         keeping = refiner.refine(strategy)
-    found = kept.stage("evaluation", lambda: evaluated(evaluator, on_event), disks=True, timed="evaluation")
+    begun = None if start.parts is None or keeping is None else start.parts.without(keeping.groups_kept)
+    beside = tier_rows(evaluator) | fall_rows(evaluator)
+    found = kept.stage(
+        "evaluation", lambda: evaluated(evaluator, on_event, beside, begun), disks=True, timed="evaluation"
+    )
     if place.model_dir:
         with stages("model"):
             num_bytes = save_model(strategy, prepared, place)
@@ -120,10 +124,12 @@ def serve(
     tables = {name: reply for name, reply in full.items() if reply is not None}
     traced, again = some_devices(scenario, members, "traced", NUM_TRACED), refiner.again
     elasticity, elastic_traces = kept.stage(
-        "moving-budgets", lambda: measure_elasticity(evaluator, tables, again, traced), timed="heterogeneity"
+        "moving-budgets",
+        lambda: measure_elasticity(evaluator, found.beside, tables, again, traced),
+        timed="heterogeneity",
     )
     fairness = kept.stage(
-        "fairness", lambda: measure_fairness(evaluator, found.own, tables, again), timed="heterogeneity"
+        "fairness", lambda: measure_fairness(evaluator, found.own, found.beside, tables, again), timed="heterogeneity"
     )
     on_event(Event("heterogeneity", 1, 1))
     poisoning = None
@@ -170,10 +176,12 @@ def _before_rounds(evaluator: Evaluator, prepared: Prepared) -> FullReplies:
     scenario = evaluator.scenario
     if not scenario.evaluation.full_tables:
         return FullReplies(None, None, None, None)
-    table = prepared.global_table
+    table, validated = prepared.global_table, bool(scenario.data.validation_share)
+    parts = evaluator.full_tables(with_validation=validated)
     return FullReplies(
         None if table is None else evaluator.full_table(table),
-        evaluator.full_table(),
-        evaluator.full_table(split="validation") if scenario.data.validation_share else None,
+        parts.whole.only(slice(0, 1)),
+        parts.whole.only(slice(1, 2)) if validated else None,
         None,
+        parts.only(slice(0, 1)),
     )

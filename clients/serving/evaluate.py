@@ -18,7 +18,8 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.counters import OwnCounts
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.spread import NUM_BINS, Histogram
-from fl_peel.ranking.top import MetricSums, evaluate
+from fl_peel.ranking.top import MetricSums, Tiles, evaluate_under
+from fl_peel.training.processor import torch_device
 from fl_peel.wire import EVERYBODY, DeviceFigures, EvaluateReply, EvaluateRequest
 
 
@@ -33,11 +34,10 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
         len(cohort.fleet.names),
         len(request.budgets),
     )
-    wanted, exclude = evaluation_items(cohort, request.split)
-    if request.first > 0 or request.last >= 0:
-        last = request.last if request.last >= 0 else cohort.population
-        counted = (cohort.devices >= request.first) & (cohort.devices < last)
-        wanted = wanted.keep(np.repeat(counted, wanted.counts()))
+    wanted, exclude = _asked(cohort, request, request.split)
+    parts = [_Part(slice(0, num_budgets - request.on_validation), wanted, exclude)]
+    if request.on_validation:
+        parts.append(_Part(slice(parts[0].places.stop, num_budgets), *_asked(cohort, request, "validation")))
     num_groups = max([num_groups, *(group + 1 for group in request.groups)])
     cells = num_classes * num_groups
     sums = MetricSums.zeros(num_budgets, cells)
@@ -54,27 +54,56 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
         figures.reached[members] = True
         ranked = RankedBlocks.unpack(layout, precision, payload)
         users = np.asarray(state.users[members])
-        mine, hidden = wanted.select(members), exclude.select(members)
         cell = cohort.classes[members].astype(np.int64) * num_groups + groups[members]
-        own = own_budgets[members]
-        classes, counted = cohort.classes[members], mine.counts() > 0
-        for i, budget in enumerate(request.budgets.tolist()):
-            held = Held.under(ranked, budget, float(request.factors[i]), float(request.rooms[i]), own, hidden)
-            per_device = OwnCounts(np.ones(len(members), np.int64), held.budgets, held.stored, held.violations)
-            short += int(held.short.sum())
-            owned[i].add(per_device.by_cell(classes, num_classes))
-            stored_max[i] = max(stored_max[i], int(held.stored.max()))
-            metrics = evaluate(
-                ranked, held.cutoffs, users, hidden, mine, scenario.evaluation.top_n, scenario.engine.device
+        own, classes = own_budgets[members], cohort.classes[members]
+        where = scenario.engine.device
+        tiles = Tiles.of(ranked) if len(parts) > 1 and torch_device(where) is None else None
+        for part in parts:
+            mine, hidden = part.wanted.select(members), part.exclude.select(members)
+            skipped, counted = ranked.unneeded(hidden), mine.counts() > 0
+            asked = zip(
+                request.budgets[part.places].tolist(),
+                request.factors[part.places].tolist(),
+                request.rooms[part.places].tolist(),
+                strict=True,
             )
-            figures.recall[members, i], figures.ndcg[members, i] = metrics
-            sums[i].add(MetricSums.of(cell, cells, *metrics, counted))
-            spread[i].add(Histogram.of(classes, num_classes, metrics[0], counted))
-        _write_artifacts(cohort, request, ranked, members, hidden)
+            held = [Held.without(ranked, *one, own, skipped) for one in asked]
+            cutoffs = np.array([one.cutoffs for one in held], np.int64).reshape(len(held), len(members)).T
+            recall, ndcg = evaluate_under(ranked, cutoffs, users, hidden, mine, scenario.evaluation.top_n, where, tiles)
+            if part is parts[0]:
+                figures.recall[members, part.places], figures.ndcg[members, part.places] = recall, ndcg
+                _write_artifacts(cohort, request, ranked, members, hidden)
+            for place, one in enumerate(held):
+                i, metrics = part.places.start + place, (recall[:, place], ndcg[:, place])
+                per_device = OwnCounts(np.ones(len(members), np.int64), one.budgets, one.stored, one.violations)
+                short += int(one.short.sum())
+                owned[i].add(per_device.by_cell(classes, num_classes))
+                stored_max[i] = max(stored_max[i], int(one.stored.max()))
+                sums[i].add(MetricSums.of(cell, cells, *metrics, counted))
+                spread[i].add(Histogram.of(classes, num_classes, metrics[0], counted))
     by_class = sums.reshaped(num_budgets, num_classes, num_groups)
     replicates = figures.replicates(cohort, wanted, request.replicates)
     single = figures.single(cohort, wanted, groups, request.per_device)
     return EvaluateReply(by_class, stored_max, owned, spread, replicates, single, short)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Which of the budgets are of the same items: what is wanted under them, and what is hidden."""
+
+    places: slice
+    wanted: UserItems
+    exclude: UserItems
+
+
+def _asked(cohort: Cohort, request: EvaluateRequest, split: str) -> tuple[UserItems, UserItems]:
+    """What of a split the devices that count want, and what is hidden."""
+    wanted, exclude = evaluation_items(cohort, split)
+    if request.first > 0 or request.last >= 0:
+        last = request.last if request.last >= 0 else cohort.population
+        counted = (cohort.devices >= request.first) & (cohort.devices < last)
+        wanted = wanted.keep(np.repeat(counted, wanted.counts()))
+    return wanted, exclude
 
 
 @dataclass(frozen=True)
@@ -117,12 +146,16 @@ def _write_artifacts(
     members: NDArray[np.int64],
     hidden: UserItems,
 ) -> None:
+    some = np.flatnonzero(np.isin(cohort.devices[members], request.artifacts))
+    if not len(some):
+        return
     folder, state = cohort.folder.parent.parent / "artifacts", cohort.state("r")
-    for i in np.flatnonzero(np.isin(cohort.devices[members], request.artifacts)):
+    budgets = request.budgets if request.stored < 0 else request.budgets[: request.stored]
+    for i in some:
         folder.mkdir(parents=True, exist_ok=True)
         user, group = np.asarray(state.users[members[i]]), int(state.groups[members[i]])
         elastic = ElasticEmbedding(ranked, user, hidden.row(int(i)), group)
-        for budget in request.budgets.tolist():
+        for budget in budgets.tolist():
             if budget >= overhead_bytes(ranked.layout.embedding_dim):
                 name = f"device-{cohort.devices[members[i]]}-{request.label}-{budget}.peel"
                 (folder / name).write_bytes(elastic.at(budget).to_bytes())

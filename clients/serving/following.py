@@ -20,7 +20,7 @@ from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.counters import StepCounts, StepTraces
-from fl_peel.ranking.top import SUM_SCALE, evaluate
+from fl_peel.ranking.top import SUM_SCALE, evaluate_under
 from fl_peel.wire import MovingReply, MovingRequest
 
 FloatArray = NDArray[np.float64]
@@ -60,8 +60,8 @@ def follow(cohort: Cohort, request: MovingRequest) -> MovingReply:
         if before is not None:
             before.cutoffs[members, before.own] = cutoffs
         classes = cohort.classes[members]
-        for step in range(num_steps):
-            steps[step].add(per_device[step].by_cell(classes, num_classes))
+        for number in np.unique(classes).tolist():
+            steps[:, number].add(per_device[:, classes == number].total(axis=1))
         for i in np.flatnonzero(np.isin(cohort.devices[members], request.traced)):
             device, its_class = (np.full(num_steps, number) for number in (cohort.devices[members[i]], classes[i]))
             traced.append(StepTraces(device, its_class.astype(np.int64), np.arange(num_steps)))
@@ -89,57 +89,81 @@ class _Followed:
         """What each device does at each step, (T, N), under ``budgets`` (T, N), and how far (N,) it has read by the
         end.
         """
-        num_steps, num_devices = budgets.shape
-        counted = self.wanted.counts() > 0
-        table = StepCounts.zeros(num_steps, num_devices)
-        held, held_bytes, behind = np.zeros((3, num_devices), np.int64)  # blocks, their bytes, rank behind the last
-        cutoffs, stored, kept, behind_now = np.zeros((4, num_devices), np.int64)
-        recall, rigid_bytes, rigid_recall = np.zeros((3, num_devices), np.int64)
-        for step in range(num_steps):
+        counted, table = self.wanted.counts() > 0, StepCounts.zeros(*budgets.shape)
+        cutoffs, stored, kept, behind = self._chosen(budgets)
+        num_bytes = self._block_bytes(stored)
+        held, held_bytes = _before(kept), _before(num_bytes)
+        changed, grew = kept != held, kept > held
+        recall = self._recall(cutoffs, changed)
+        table.devices[:] = 1
+        table.counted[:] = counted
+        table.budget_bytes[:] = budgets
+        table.stored_bytes[:] = stored
+        table.kept_blocks[:] = kept
+        table.violations[:] = stored > budgets
+        table.recall[:] = recall
+        table.recall_square[:] = _squared(recall)
+        later = table[1:]  # what devices choose at the first step they do not choose anew
+        later.grew[:] = grew[1:]
+        later.shrank[:] = kept[1:] < held[1:]
+        later.missing_bytes[:] = np.maximum(num_bytes - held_bytes, 0)[1:]
+        later.moved_bytes[:] = np.where(grew, self._read(_before(behind), cutoffs), 0)[1:]
+        later.reselected[:] = (changed & counted)[1:]
+        later.recall_before[:] = np.where(changed, _before(recall), 0)[1:]
+        later.recall_after[:] = np.where(changed, recall, 0)[1:]
+        self._rigid(table, num_bytes, self._read(np.zeros_like(cutoffs), cutoffs), steps_per_round)
+        return table, cutoffs[-1]
+
+    def _chosen(self, budgets: IntArray) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """What devices choose at each step under budgets (T, N): how far they read, bytes they store, blocks they keep,
+        and the rank behind the last of these, (T, N) each. They choose anew where their budget is another.
+        """
+        anew = np.ones(budgets.shape, np.bool_)
+        anew[1:] = budgets[1:] != budgets[:-1]
+        skipped, (steps, who) = self.ranked.unneeded(self.seen), np.nonzero(anew)
+        theirs = skipped.select(who)
+        cutoffs, stored, kept = self.ranked.cutoffs_without(budgets[steps, who], theirs)
+        behind = self.ranked.after_last_without(cutoffs, theirs)
+        place = np.zeros(budgets.shape, np.int64)
+        place[steps, who] = np.arange(len(who))
+        last = np.take_along_axis(place, _latest(anew), axis=0)
+        return cutoffs[last], stored[last], kept[last], behind[last]
+
+    def _recall(self, cutoffs: IntArray, changed: NDArray[np.bool_]) -> IntArray:
+        """Fixed-point recall (T, N) of devices that rank anew where what they keep has changed, (T, N); 0 before, and
+        for those without test items.
+        """
+        recall = np.zeros(cutoffs.shape, np.int64)
+        some = np.flatnonzero(changed.any(axis=1))
+        exact, _ = evaluate_under(
+            self.ranked,
+            np.ascontiguousarray(cutoffs[some].T),
+            self.users,
+            self.seen,
+            self.wanted,
+            self.top_n,
+            self.device,
+        )
+        recall[some] = np.where(changed[some], np.rint(exact.T * SUM_SCALE).astype(np.int64), 0)
+        return np.take_along_axis(recall, _latest(changed), axis=0)
+
+    def _rigid(self, table: StepCounts, num_bytes: IntArray, whole: IntArray, steps_per_round: int) -> None:
+        """What rigid devices do, who hold what they chose until it no longer fits. num_bytes, whole: (T, N) bytes of
+        blocks that they would choose at a step, and that are moved for it.
+        """
+        held, recall = np.zeros((2, num_bytes.shape[1]), np.int64)
+        for step in range(len(num_bytes)):
             row = table[step]
-            budget = budgets[step]
-            some = np.flatnonzero(budget != budgets[step - 1]) if step else np.arange(num_devices)
-            if len(some):
-                seen = self.seen.select(some)
-                cutoffs, stored, kept, behind_now = (one.copy() for one in (cutoffs, stored, kept, behind_now))
-                cutoffs[some], stored[some], kept[some] = self.ranked.serving_cutoffs(budget[some], seen)
-                behind_now[some] = self.ranked.after_last_kept(cutoffs[some], seen)
-            num_bytes = self._block_bytes(stored)
-            changed, grew = kept != held, kept > held
-            new_recall = recall.copy()
-            new_recall[changed] = self._recall(np.flatnonzero(changed), cutoffs)
-            if step:
-                row.grew[:] = grew
-                row.shrank[:] = kept < held
-                row.missing_bytes[:] = np.maximum(num_bytes - held_bytes, 0)
-                row.moved_bytes[:] = np.where(grew, self._read(behind, cutoffs), 0)
-                row.reselected[:] = changed & counted
-                row.recall_before[:] = np.where(changed, recall, 0)
-                row.recall_after[:] = np.where(changed, new_recall, 0)
-            recall, held, held_bytes = new_recall, kept, num_bytes
-            behind = behind_now
-            lost, empty = rigid_bytes + self._overhead > budget, rigid_bytes == 0
-            rigid_bytes, rigid_recall = np.where(lost, 0, rigid_bytes), np.where(lost, 0, rigid_recall)
+            lost, empty = held + self._overhead > row.budget_bytes, held == 0
+            held, recall = np.where(lost, 0, held), np.where(lost, 0, recall)
             if step % steps_per_round == 0:
-                fetch = empty & (kept > 0)  # what is lost at this very moment is missed until the next round
-                rigid_bytes, rigid_recall = (
-                    np.where(fetch, num_bytes, rigid_bytes),
-                    np.where(fetch, recall, rigid_recall),
-                )
+                fetch = empty & (row.kept_blocks > 0)  # what is lost at this very moment is missed until the next round
+                held, recall = np.where(fetch, num_bytes[step], held), np.where(fetch, row.recall, recall)
                 if step:
-                    row.rigid_moved_bytes[:] = np.where(fetch, self._read(np.zeros_like(cutoffs), cutoffs), 0)
-            row.devices[:] = 1
-            row.counted[:] = counted
-            row.budget_bytes[:] = budget
-            row.stored_bytes[:] = stored
-            row.kept_blocks[:] = kept
-            row.violations[:] = stored > budget
-            row.recall[:] = recall
-            row.recall_square[:] = _squared(recall)
-            row.rigid_recall[:] = rigid_recall
-            row.rigid_square[:] = _squared(rigid_recall)
-            row.rigid_empty[:] = rigid_bytes == 0
-        return table, cutoffs
+                    row.rigid_moved_bytes[:] = np.where(fetch, whole[step], 0)
+            row.rigid_recall[:] = recall
+            row.rigid_empty[:] = held == 0
+        table.rigid_square[:] = _squared(table.rigid_recall)
 
     def _read(self, start: IntArray, stop: IntArray) -> IntArray:
         """Bytes (N,) moved to devices that read the list from ``start`` to ``stop``, ranks (N,)."""
@@ -153,11 +177,16 @@ class _Followed:
     def _block_bytes(self, stored: IntArray) -> IntArray:
         return np.maximum(stored - self._overhead, 0)
 
-    def _recall(self, index: IntArray, cutoffs: IntArray) -> IntArray:
-        """Fixed-point recall of some of the devices; 0 for those without test items."""
-        seen, wanted = self.seen.select(index), self.wanted.select(index)
-        recall, _ = evaluate(self.ranked, cutoffs[index], self.users[index], seen, wanted, self.top_n, self.device)
-        return np.rint(recall * SUM_SCALE).astype(np.int64)
+
+def _before(values: IntArray) -> IntArray:
+    """Values (T, N) of the step before, 0 before the first."""
+    return np.concatenate([np.zeros_like(values[:1]), values[:-1]])
+
+
+def _latest(there: NDArray[np.bool_]) -> IntArray:
+    """The latest step, up to each, at which something is there, (T, N); the first where it never was."""
+    steps = np.arange(len(there))[:, None]
+    return np.maximum.accumulate(np.where(there, steps, 0), axis=0)
 
 
 def _squared(recall: IntArray) -> IntArray:

@@ -30,17 +30,25 @@ class Held:
 
         room: with room >= 0, a device has them only if they fit into ``room`` times its own budget, else nothing.
         """
+        return Held.without(ranked, budget, factor, room, own, ranked.unneeded(seen))
+
+    @staticmethod
+    def without(
+        ranked: RankedBlocks, budget: int, factor: float, room: float, own: IntArray, skipped: UserItems
+    ) -> Held:
+        """The same of devices for which :meth:`fl_peel.blocks.ranked.RankedBlocks.unneeded` was found."""
         num_devices = len(own)
         if budget == UNLIMITED:
             cutoffs = np.full(num_devices, len(ranked.blocks), np.int64)
             stored, unlimited = ranked.stored_bytes(cutoffs), np.full(num_devices, UNLIMITED, np.int64)
             return Held(cutoffs, stored, unlimited, np.zeros(num_devices, np.bool_))
         budgets = scaled(own, factor) if budget == OWN_BUDGET else np.full(num_devices, budget, np.int64)
-        cutoffs, stored, _ = ranked.serving_cutoffs(budgets, seen)
+        cutoffs, stored, _ = ranked.cutoffs_without(budgets, skipped)
         short = (cutoffs == len(ranked.blocks)) & (len(ranked.blocks) < ranked.layout.num_blocks)
         if room >= 0:
             budgets = scaled(own, room)
             fits = stored <= budgets
+            short &= fits  # with a longer list it would hold as much or more
             cutoffs, stored = np.where(fits, cutoffs, 0), np.where(fits, stored, 0)
         return Held(cutoffs, stored, budgets, short)
 

@@ -121,9 +121,18 @@ class BlockLayout:
         return self.id_fields * self.id_dtype.itemsize
 
     def block_bytes(self, precision: Precision) -> NDArray[np.int64]:
-        """Stored bytes of every block, shape (num_blocks,): identification, scales and codes."""
-        per_group = self.id_bytes + self.group_sizes * row_bytes(self.slice_dim, precision)
-        return np.repeat(per_group, self.num_slices)
+        """Stored bytes of every block, shape (num_blocks,), read-only: identification, scales and codes."""
+        if precision not in self._bytes_in:
+            per_group = self.id_bytes + self.group_sizes * row_bytes(self.slice_dim, precision)
+            stored = np.repeat(per_group, self.num_slices)
+            stored.flags.writeable = False
+            self._bytes_in[precision] = stored
+        return self._bytes_in[precision]
+
+    @cached_property
+    def _bytes_in(self) -> dict[Precision, NDArray[np.int64]]:
+        """What :meth:`block_bytes` was asked for: by every list that is packed or read."""
+        return {}
 
     def num_rows(self, blocks: NDArray[np.integer]) -> int:
         """Items with a block among these."""

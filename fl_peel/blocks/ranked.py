@@ -166,7 +166,12 @@ class RankedBlocks:
         Returns (cutoffs, stored_bytes, kept_blocks), each (N,). A budget too small for header and user embedding
         stores nothing at all: 0 bytes.
         """
-        skipped = self.unneeded(seen)
+        return self.cutoffs_without(budget_bytes, self.unneeded(seen))
+
+    def cutoffs_without(
+        self, budget_bytes: NDArray[np.int64], skipped: UserItems
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """The same of devices for which :meth:`unneeded` was found."""
         overhead = overhead_bytes(self.layout.embedding_dim)
         num_devices = len(budget_bytes)
         cutoffs, kept_bytes, kept_blocks = (np.empty(num_devices, np.int64) for _ in range(3))
@@ -180,7 +185,10 @@ class RankedBlocks:
         """Rank behind the last block that devices (N,) hold which chose up to ``cutoffs`` (N,) of
         :meth:`serving_cutoffs`: what they passed over last they do not know any more.
         """
-        skipped = self.unneeded(seen)
+        return self.after_last_without(cutoffs, self.unneeded(seen))
+
+    def after_last_without(self, cutoffs: NDArray[np.int64], skipped: UserItems) -> NDArray[np.int64]:
+        """The same of devices for which :meth:`unneeded` was found."""
         width = len(self.blocks) + 1
         passed = skipped.users() * width + skipped.items  # ascending
         who, after = np.arange(len(cutoffs)) * width, cutoffs.copy()
@@ -201,12 +209,16 @@ class RankedBlocks:
         width = layout.slice_dim
         codes = arrays["codes"].view(code_dtype(precision)).reshape(-1, code_columns(width, precision))
         scales = arrays["scales"].astype(np.float16) if has_scales(precision) else np.zeros(0, np.float16)
-        table = np.zeros((len(order.items) * layout.num_slices, width), np.float32)
-        places = order.rows * layout.num_slices + order.slices
+        shape = len(order.items) * layout.num_slices, width
         if precision == "int8":
+            table = np.empty(shape, np.float32) if layout.num_slices == 1 else np.zeros(shape, np.float32)
+            places = order.rows * layout.num_slices + order.slices
             kernels.decode_int8(codes, scales.astype(np.float32), places, table)  # as dequantize does
         else:
-            table[places] = dequantize(_as_codes(codes), scales, precision, width)
+            table = dequantize(_as_codes(codes), scales, precision, width)
+            if layout.num_slices > 1:  # else pieces are rows, and in their order
+                pieces, table = table, np.zeros(shape, np.float32)
+                table[order.rows * layout.num_slices + order.slices] = pieces
         return RankedBlocks(
             layout,
             precision,
@@ -333,6 +345,20 @@ def pack_ranking(
     return pack_blocks(layout, precision, order[: prefix_length(layout, precision, order, budget_bytes)], table)
 
 
+def ranked_as_numbered(layout: BlockLayout, table: NDArray[np.float32]) -> RankedBlocks:
+    """All blocks of a table (I, d) in the order of their numbers and in fp32, as :func:`rank_blocks` has them; where
+    blocks are rows, nothing is copied.
+
+    Raises:
+        ScenarioError: as for :func:`fl_peel.blocks.precision.quantize`.
+    """
+    if not (layout.is_single and layout.num_slices == 1 and np.isfinite(table).all()):
+        return rank_blocks(layout, "fp32", -np.arange(layout.num_blocks, dtype=np.float64), table)
+    blocks = np.arange(layout.num_blocks)
+    order = RowOrder.of(layout, blocks)
+    return RankedBlocks(layout, "fp32", blocks, order.items, np.ascontiguousarray(table), order.position)
+
+
 def rank_blocks(
     layout: BlockLayout,
     precision: Precision,
@@ -350,6 +376,7 @@ __all__ = [
     "pack_ranking",
     "prefix_length",
     "rank_blocks",
+    "ranked_as_numbered",
     "ranking",
     "smallest_budget_bytes",
     "stored_user",

@@ -27,7 +27,7 @@ LOOPS = {
     "train_devices": "float32.2 int32.2 int64.1 int64.1 float32.2 int64.1 int32.1 uint64.1 int64 int64 int64 float64 "
     "float64 float64 boolean float64 float64 boolean boolean int32.2 int64.2 boolean.1 int64.2 float64.1 int64.1 "
     "int64.1 float64.1",
-    "top_rows": "float32.3 int32.3 int32.1 int64.1 int64.1 float32.2 int64.1 int32.1 int64.1 int32.2 float32.2",
+    "top_rows": "float32.3 int32.3 int32.1 int64.2 int64.2 int64.1 float32.2 int64.1 int32.1 int64.1 int32.3",
     "hit_sums": "int32.2 int64.1 int32.1 int64 int64 float64.1 float64.1",
     "block_signals": "float32.2 int32.2 int64.1 float32.2 int32.2 int64.1 int32.1 int64.1 int64.1",
     "neighbour_scores": "int64.1 int64.1 int32.1 int64.1 int32.1 float32.2",

@@ -42,27 +42,31 @@ def top_rows(
     tiles,  # (T, S * padded, 64) float32, of tile_rows; padded is a multiple of 4
     places,  # (T, S, 64) int32
     tie_order,  # (R,) int32: of rows with equal scores the one with the smallest comes first
-    num_present,  # (N,) int64
+    num_present,  # (N, X) int64: rows that each list is made of, from the first one on
+    turns,  # (N, X) int64: the lists of each device by how many rows they are made of
     cutoffs,  # (N,) int64
     users,  # (N, d) float32
     indptr,  # (N + 1,) int64
     rows,  # table rows that are not to be recommended, -1 for rows that are not here
     order,  # (N,) int64: in which order devices are taken, best by num_present
-    best_rows,  # (N, n) int32, written: best first, -1 where there are fewer
-    best_scores,  # (N, n) float32, written
+    best_rows,  # (X, N, n) int32, written: best first, -1 where there are fewer
 ):
     """Blocks of 32 devices meet tiles of 64 rows, 4 devices at a time. A score is always added up in the same order,
-    whoever else is in the block and whatever the processor: column by column, one rounding each.
+    whoever else is in the block and whatever the processor: column by column, one rounding each. The lists of a device
+    are read off one after the other as its rows go by.
     """
     num_devices = len(cutoffs)
     num_slices = places.shape[1]
     padded = tiles.shape[1] // num_slices
     width = users.shape[1] // num_slices
-    num_top = best_rows.shape[1]
+    num_lists, _, num_top = best_rows.shape
     excluded = np.zeros(len(tie_order), np.int64)
     mine = np.zeros((32, num_slices * padded), np.float32)
+    now_rows = np.empty((32, num_top), np.int32)
+    now_scores = np.empty((32, num_top), np.float32)
     filled = np.zeros(32, np.int64)
     limits = np.zeros(32, np.int64)
+    told = np.zeros(32, np.int64)
     cuts = np.zeros(32, np.int64)
     thresholds = np.empty(32, np.float32)
     part = np.empty((4, 64), np.float32)
@@ -74,13 +78,14 @@ def top_rows(
         for m in range(32):
             filled[m] = 0
             limits[m] = 0
+            told[m] = 0
             cuts[m] = 0
             thresholds[m] = np.float32(-np.inf)
             if m < number:
                 i = order[first + m]
-                limits[m] = num_present[i]
+                limits[m] = num_present[i, turns[i, num_lists - 1]]
                 cuts[m] = cutoffs[i]
-                last = max(last, num_present[i])
+                last = max(last, limits[m])
                 for s in range(num_slices):
                     for k in range(width):
                         mine[m, s * padded + k] = users[i, s * width + k]
@@ -135,49 +140,57 @@ def top_rows(
                 scores = part if num_slices == 1 else score
                 for q in range(4):
                     m = quad + q
-                    here = min(limits[m] - 64 * t, 64)
-                    if here <= 0:
+                    if limits[m] <= 64 * t:
                         continue
+                    i = order[first + m]
                     threshold = thresholds[m]
                     promising = 0
                     for r in range(64):
                         promising += np.int32(1) if scores[q, r] >= threshold else np.int32(0)
-                    if promising == 0:
+                    if promising == 0 and num_present[i, turns[i, told[m]]] > 64 * (t + 1):
                         continue
-                    i = order[first + m]
-                    for r in range(here):
-                        value = scores[q, r]
-                        if value < threshold:
-                            continue
-                        row = 64 * t + r
-                        if excluded[row] >= stamp and (excluded[row] >> m) & 1:
-                            continue
-                        full = filled[m] == num_top
-                        place = num_top - 1 if full else filled[m]
-                        if full and value == threshold and tie_order[row] > tie_order[best_rows[i, place]]:
-                            continue
-                        if not full:
-                            filled[m] += 1
-                        while place > 0 and (
-                            best_scores[i, place - 1] < value
-                            or (
-                                best_scores[i, place - 1] == value
-                                and tie_order[best_rows[i, place - 1]] > tie_order[row]
-                            )
-                        ):
-                            best_scores[i, place] = best_scores[i, place - 1]
-                            best_rows[i, place] = best_rows[i, place - 1]
-                            place -= 1
-                        best_scores[i, place] = value
-                        best_rows[i, place] = row
-                        if filled[m] == num_top:
-                            threshold = best_scores[i, num_top - 1]
+                    begin = 0
+                    while told[m] < num_lists:
+                        left = num_present[i, turns[i, told[m]]] - 64 * t
+                        for r in range(begin, min(left, 64) if promising > 0 else begin):
+                            value = scores[q, r]
+                            if value < threshold:
+                                continue
+                            row = 64 * t + r
+                            if excluded[row] >= stamp and (excluded[row] >> m) & 1:
+                                continue
+                            full = filled[m] == num_top
+                            place = num_top - 1 if full else filled[m]
+                            if full and value == threshold and tie_order[row] > tie_order[now_rows[m, place]]:
+                                continue
+                            if not full:
+                                filled[m] += 1
+                            while place > 0 and (
+                                now_scores[m, place - 1] < value
+                                or (
+                                    now_scores[m, place - 1] == value
+                                    and tie_order[now_rows[m, place - 1]] > tie_order[row]
+                                )
+                            ):
+                                now_scores[m, place] = now_scores[m, place - 1]
+                                now_rows[m, place] = now_rows[m, place - 1]
+                                place -= 1
+                            now_scores[m, place] = value
+                            now_rows[m, place] = row
+                            if filled[m] == num_top:
+                                threshold = now_scores[m, num_top - 1]
+                        if left > 64:
+                            break
+                        begin = left
+                        for place in range(num_top):
+                            best_rows[turns[i, told[m]], i, place] = now_rows[m, place] if place < filled[m] else -1
+                        told[m] += 1
                     thresholds[m] = threshold
         for m in range(number):
             i = order[first + m]
-            for place in range(filled[m], num_top):
-                best_rows[i, place] = -1
-                best_scores[i, place] = np.float32(-np.inf)
+            for x in range(told[m], num_lists):  # of no rows at all
+                for place in range(num_top):
+                    best_rows[turns[i, x], i, place] = -1
 
 
 @njit(nogil=True, cache=True)

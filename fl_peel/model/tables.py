@@ -125,6 +125,8 @@ def changed_blocks(layout: BlockLayout, base: FloatArray, table: FloatArray) -> 
     """Numbers (C,), ascending, of the blocks in which two tables (I, d) differ."""
     shape = (layout.num_items, layout.num_slices, layout.slice_dim)
     items, slices = np.nonzero((base.reshape(shape) != table.reshape(shape)).any(axis=2))
+    if layout.is_single:  # a block is a slice of one row: they are in order, and different
+        return items * layout.num_slices + slices
     return np.unique(layout.item_group[items].astype(np.int64) * layout.num_slices + slices)
 
 

@@ -71,6 +71,10 @@ class Replicates:
         nothing = np.zeros((figures, count), np.int64)
         return Replicates(nothing, nothing, np.zeros(count, np.int64))
 
+    def only(self, figures: slice) -> Replicates:
+        """Of some of the figures."""
+        return Replicates(self.recall[figures], self.ndcg[figures], self.devices)
+
     def __add__(self, other: Replicates) -> Replicates:
         """Over both sets of devices."""
         return Replicates(self.recall + other.recall, self.ndcg + other.ndcg, self.devices + other.devices)

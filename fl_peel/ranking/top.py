@@ -36,6 +36,28 @@ def _rows(ranked: RankedBlocks, items: UserItems) -> NDArray[np.int32]:
     )
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """Rows side by side, as the compiled loop scores them: rows (T, S * padded, TILE_ROWS), and the ranks of their
+    blocks, places (T, S, TILE_ROWS).
+    """
+
+    rows: NDArray[np.float32]
+    places: NDArray[np.int32]
+
+    @staticmethod
+    def of(ranked: RankedBlocks, num_rows: int | None = None) -> Tiles:
+        """Of the first rows, None for all."""
+        whole, num_slices = ranked.position.shape
+        count = -(-(whole if num_rows is None else num_rows) // TILE_ROWS)
+        tiles = Tiles(
+            np.empty((count, num_slices * -(-ranked.layout.slice_dim // 4) * 4, TILE_ROWS), np.float32),
+            np.empty((count, num_slices, TILE_ROWS), np.int32),
+        )
+        kernels.tile_rows(ranked.table, ranked.position, len(ranked.blocks), tiles.rows, tiles.places)
+        return tiles
+
+
 def top_rows(
     ranked: RankedBlocks,
     cutoffs: NDArray[np.int64],
@@ -49,32 +71,49 @@ def top_rows(
     Ties go to the smaller catalogue row, all that a device knows of an item.
     cutoffs: (N,); users: (N, d); exclude: what each device must not be recommended; device: as ``engine.device``.
     """
+    best: NDArray[np.int32] = top_rows_under(ranked, cutoffs[:, None], users, exclude, n, device)[0]
+    return best
+
+
+def top_rows_under(
+    ranked: RankedBlocks,
+    cutoffs: NDArray[np.int64],
+    users: NDArray[np.float32],
+    exclude: UserItems,
+    n: int,
+    device: str = "cpu",
+    tiles: Tiles | None = None,
+) -> NDArray[np.int32]:
+    """The same (X, N, n) under several cutoffs (N, X), with one look at each row where rows are whole blocks: what a
+    device keeps under a smaller cutoff is the beginning of what it keeps under a larger one. tiles: of all rows, for
+    whoever asks more often.
+    """
     where = torch_device(device)
+    num_slices = ranked.position.shape[1]
+    num_devices, num_lists = cutoffs.shape
+    if not num_lists:
+        return np.empty((0, num_devices, n), np.int32)
+    if num_lists > 1 and (where is not None or num_slices > 1):
+        return np.stack([top_rows(ranked, some, users, exclude, n, device) for some in cutoffs.T])
     if where is not None:
         from fl_peel.ranking.torch_ranking import top_rows as top_rows_in_torch
 
-        return top_rows_in_torch(ranked, cutoffs, users, exclude, n, where)
-    num_rows, num_slices = ranked.position.shape
-    width = ranked.layout.slice_dim
-    num_tiles, padded = -(-num_rows // TILE_ROWS), -(-width // 4) * 4
-    tiles = np.empty((num_tiles, num_slices * padded, TILE_ROWS), np.float32)
-    places = np.empty((num_tiles, num_slices, TILE_ROWS), np.int32)
-    kernels.tile_rows(ranked.table, ranked.position, len(ranked.blocks), tiles, places)
+        return top_rows_in_torch(ranked, np.ascontiguousarray(cutoffs[:, 0]), users, exclude, n, where)[None]
     present = ranked.num_present(cutoffs)
-    best = np.empty((len(cutoffs), n), np.int32)
-    scores = np.empty((len(cutoffs), n), np.float32)
+    tiles = tiles or Tiles.of(ranked, int(present.max(initial=0)))
+    best = np.empty((num_lists, num_devices, n), np.int32)
     kernels.top_rows(
-        tiles,
-        places,
+        tiles.rows,
+        tiles.places,
         ranked.layout.row_in_catalogue[ranked.items],
         present,
-        cutoffs,
+        present.argsort(axis=1),
+        cutoffs.max(axis=1, initial=0),
         np.ascontiguousarray(users),
         exclude.indptr,
         _rows(ranked, exclude),
-        present.argsort(),
+        present.max(axis=1, initial=0).argsort(),
         best,
-        scores,
     )
     return best
 
@@ -98,8 +137,31 @@ def evaluate(
     device: str = "cpu",
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Recall@n and NDCG@n of each device from what it has stored: fp16 user embedding, coded blocks."""
-    best = top_rows(ranked, cutoffs, stored_user(users), exclude, n, device)
-    return recall_ndcg(ranked, best, wanted, n)
+    recall, ndcg = evaluate_under(ranked, cutoffs[:, None], users, exclude, wanted, n, device)
+    return recall[:, 0], ndcg[:, 0]
+
+
+def evaluate_under(
+    ranked: RankedBlocks,
+    cutoffs: NDArray[np.int64],
+    users: NDArray[np.float32],
+    exclude: UserItems,
+    wanted: UserItems,
+    n: int,
+    device: str = "cpu",
+    tiles: Tiles | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The same (N, X) under several cutoffs (N, X). Who wants nothing ranks nothing. tiles: as in
+    :func:`top_rows_under`.
+    """
+    recall, ndcg = np.zeros(cutoffs.shape), np.zeros(cutoffs.shape)
+    some = np.flatnonzero(wanted.counts())
+    if len(some):
+        wants, stored = wanted.select(some), stored_user(users[some])
+        lists = top_rows_under(ranked, cutoffs[some], stored, exclude.select(some), n, device, tiles)
+        for place, best in enumerate(lists):
+            recall[some, place], ndcg[some, place] = recall_ndcg(ranked, best, wants, n)
+    return recall, ndcg
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,15 @@ class BlockStatistics:
         if not len(self.hits):
             self.hits = np.zeros(len(self.popularity))
             self.exposure = np.zeros(len(self.popularity))
+
+    @staticmethod
+    def unknown(num_blocks: int) -> dict[str, NDArray[Any]]:
+        """What is not known before any round: loss, hits and exposure. User groups may share it, of which each gets
+        arrays of its own as it learns.
+        """
+        loss, signals = np.zeros(num_blocks, np.float32), np.zeros(num_blocks)
+        loss.flags.writeable = signals.flags.writeable = False
+        return {"loss": loss, "hits": signals, "exposure": signals}
 
     def features(self, names: Sequence[FeatureName]) -> FloatArray:
         """Controller inputs (B, F): rates and energies as logarithms, the loss as it is."""

@@ -26,8 +26,9 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.kernels.ahead import compiling_ahead
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.settings import is_gpu
-from simulations.engine.allocation import WORKERS, reuse_memory
+from simulations.engine.allocation import WORKERS, give_back, reuse_memory
 from simulations.engine.cluster import require_cluster
+from simulations.engine.delivery import delivered_soon
 from simulations.engine.ray_token import environment, own_token
 from simulations.engine.raylet import RayletWatch
 from simulations.engine.stoppable_grid import StoppableGrid
@@ -56,6 +57,7 @@ def simulated(
     reuse_memory()
     with (
         compiling_ahead(),
+        delivered_soon(),
         _quiet_engine(),
         _visible_gpus(scenario.engine.device),
         _own_signals(),
@@ -75,6 +77,8 @@ def simulated(
         def told(event: Event) -> None:
             if stop.is_set():
                 raise EngineError("the simulation engine has stopped")
+            if event.done == event.total or event.stage == "refinement":
+                give_back()
             on_event(event)
 
         @server_app.main()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Self
+from typing import Self, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,66 @@ REACH = 1.25
 not far enough for one of them, all of its message are asked again with a list twice as long: what a device gets under
 a budget depends on that budget alone.
 """
+
+
+class Question(TypedDict, total=False):
+    """What nodes may be asked besides budgets, see :meth:`Evaluator.evaluate`."""
+
+    precision: Precision | None
+    selector: str | None
+    split: str
+    everybody: NDArray[np.float32] | None
+    label: str
+    artifacts: NDArray[np.int64] | None
+    factors: Sequence[float] | None
+    rooms: Sequence[float] | None
+    per_device: bool
+    devices: tuple[int, int]
+    on_validation: int
+    stored: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Budgets to be asked about beside others. factors, rooms: one a budget, as in :meth:`Evaluator.evaluate`, without
+    them 1 and -1; on_validation: whether validation items are to be found under them, not those of the test.
+    """
+
+    budgets: tuple[int, ...]
+    factors: tuple[float, ...] = ()
+    rooms: tuple[float, ...] = ()
+    on_validation: bool = False
+
+    @property
+    def of_each(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """A factor and a room for each budget."""
+        return self.factors or (1.0,) * len(self.budgets), self.rooms or (-1.0,) * len(self.budgets)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What devices said of their user groups' tables, message by message. groups: of each message."""
+
+    groups: tuple[tuple[int, ...], ...]
+    replies: tuple[wire.EvaluateReply, ...]
+
+    @property
+    def whole(self) -> wire.EvaluateReply:
+        """Of all of them."""
+        return reduce(add, self.replies)
+
+    def only(self, places: slice) -> Parts:
+        """Under some of the budgets."""
+        return Parts(self.groups, tuple(reply.only(places) for reply in self.replies))
+
+    def without(self, changed: Container[int]) -> Parts:
+        """Messages that are of none of these user groups."""
+        kept = [place for place, some in enumerate(self.groups) if not any(group in changed for group in some)]
+        return Parts(tuple(self.groups[place] for place in kept), tuple(self.replies[place] for place in kept))
+
+    def __add__(self, other: Parts) -> Parts:
+        """These messages and those."""
+        return Parts(self.groups + other.groups, self.replies + other.replies)
 
 
 @dataclass(frozen=True)
@@ -67,7 +127,52 @@ class Evaluator:
         """Who is asked."""
         return self.federation.members
 
-    def evaluate(
+    def evaluate(self, budgets: Sequence[int], **asked: Unpack[Question]) -> wire.EvaluateReply:
+        """Every device ranks all items under each budget (bytes, UNLIMITED or OWN_BUDGET).
+
+        precision, selector: by default the scenario's. factors, rooms: one a budget, see
+        :class:`fl_peel.wire.EvaluateRequest`; without them 1 and -1. everybody: a table (I, d) that serves all devices,
+        whole, instead of their user groups' own. per_device: tell what single devices get, too, where the scenario
+        wants to know. Only the test has replicates: what is chosen on validation needs no interval. devices: numbers of
+        the first that counts and the one after the last, -1 for all from there on. on_validation, stored: see
+        :class:`fl_peel.wire.EvaluateRequest`.
+        """
+        return self.in_parts(budgets, **asked).whole
+
+    def together(
+        self,
+        rows: Sequence[Rows],
+        *,
+        precision: Precision | None = None,
+        selector: str | None = None,
+        label: str = "",
+        artifacts: NDArray[np.int64] | None = None,
+    ) -> list[wire.EvaluateReply]:
+        """Several questions about the same lists, which are sent and looked at once; a reply to each, which says of
+        single devices what they get on the test. artifacts: under the budgets of the first.
+        """
+        order = sorted(range(len(rows)), key=lambda place: rows[place].on_validation)  # those on validation come last
+        asked = [rows[place] for place in order]
+        factors, rooms = zip(*(one.of_each for one in asked), strict=True)
+        reply = self.evaluate(
+            [budget for one in asked for budget in one.budgets],
+            precision=precision,
+            selector=selector,
+            label=label,
+            artifacts=artifacts,
+            factors=[factor for some in factors for factor in some],
+            rooms=[room for some in rooms for room in some],
+            per_device=True,
+            on_validation=sum(len(one.budgets) for one in asked if one.on_validation),
+            stored=len(rows[0].budgets),
+        )
+        found, first = {}, 0
+        for place in order:
+            last = first + len(rows[place].budgets)
+            found[place], first = reply.only(slice(first, last)), last
+        return [found[place] for place in range(len(rows))]
+
+    def in_parts(
         self,
         budgets: Sequence[int],
         *,
@@ -81,21 +186,17 @@ class Evaluator:
         rooms: Sequence[float] | None = None,
         per_device: bool = False,
         devices: tuple[int, int] = (0, -1),
-    ) -> wire.EvaluateReply:
-        """Every device ranks all items under each budget (bytes, UNLIMITED or OWN_BUDGET).
-
-        precision, selector: by default the scenario's. factors, rooms: one a budget, see
-        :class:`fl_peel.wire.EvaluateRequest`; without them 1 and -1. everybody: a table (I, d) that serves all devices,
-        whole, instead of their user groups' own. per_device: tell what single devices get, too, where the scenario
-        wants to know. Only the test has replicates: what is chosen on validation needs no interval. devices: numbers of
-        the first that counts and the one after the last, -1 for all from there on.
-        """
+        on_validation: int = 0,
+        stored: int = -1,
+        groups: Iterable[int] | None = None,
+    ) -> Parts:
+        """As :meth:`evaluate`, message by message. groups: user groups that are asked, None for all."""
         scenario, layout = self.scenario, self.layout
         coded = precision or scenario.blocks.precision
         as_numbered = np.arange(layout.num_blocks, 0, -1.0)
         if everybody is not None:
             weights = {wire.EVERYBODY: as_numbered}
-        elif list(budgets) == [wire.UNLIMITED]:  # where all blocks are there, their order says nothing
+        elif set(budgets) == {wire.UNLIMITED}:  # where all blocks are there, their order says nothing
             weights = dict.fromkeys(range(len(self.federation.states)), as_numbered)
         else:
             weights = dict(enumerate(self.weights(selector or scenario.selector)))
@@ -115,10 +216,12 @@ class Evaluator:
                 scenario.evaluation.bootstrap if split == "test" else 0,
                 per_device and scenario.evaluation.per_device,
                 *devices,
+                on_validation,
+                stored,
             )
             return lambda partition: Query(request, self._known(request, partition))
 
-        def served(some: Iterable[int], reach: int | None) -> wire.EvaluateReply:
+        def served(some: Iterable[int], reach: int | None) -> Parts:
             def pack(group: int) -> wire.Arrays:
                 if everybody is not None:
                     return pack_ranking(layout, coded, weights[group], everybody, reach)
@@ -133,12 +236,13 @@ class Evaluator:
 
             nodes = self.federation.nodes
             said = [reduce(add, one) for one in nodes.ask_each(wire.EVALUATE, wire.EvaluateReply, questions())]
-            replies = []
+            parts = Parts((), ())
             for groups, reply in zip(together, said, strict=True):
-                replies.append(served(groups, 2 * reach) if reach is not None and reply.short else reply)
-            return reduce(add, replies)
+                told = Parts((tuple(groups),), (reply,))
+                parts += served(groups, 2 * reach) if reach is not None and reply.short else told
+            return parts
 
-        return served(weights, self._reach(budgets))
+        return served(weights if groups is None else groups, self._reach(budgets, rooms))
 
     def _known(self, request: wire.EvaluateRequest, partition: int) -> Known:
         """What is known of a node's answer: how many devices it hosts, and in which user groups they are."""
@@ -163,19 +267,33 @@ class Evaluator:
         """Every device under its own budget of the moment."""
         return self.evaluate([wire.OWN_BUDGET], per_device=True)
 
+    def full_tables(self, *, with_validation: bool = False, groups: Iterable[int] | None = None) -> Parts:
+        """Every device with the whole fp32 table of its user group, message by message: on the test and, beside it,
+        on validation.
+        """
+        return self.in_parts(
+            [wire.UNLIMITED] * (1 + with_validation),
+            precision="fp32",
+            per_device=True,
+            on_validation=int(with_validation),
+            groups=groups,
+        )
+
     def full_table(self, everybody: NDArray[np.float32] | None = None, *, split: str = "test") -> wire.EvaluateReply:
         """Every device with a whole fp32 table: that of its user group, or the same (I, d) for everybody."""
         return self.evaluate(
             [wire.UNLIMITED], precision="fp32", split=split, everybody=everybody, per_device=split == "test"
         )
 
-    def _reach(self, budgets: Sequence[int]) -> int | None:
+    def _reach(self, budgets: Sequence[int], rooms: Sequence[float] | None) -> int | None:
         """Bytes of ranked blocks that a device may need; None: of all of them."""
         if wire.UNLIMITED in budgets:
             return None
-        limits = [budget for budget in budgets if budget >= 0]
-        if wire.OWN_BUDGET in budgets:
-            limits.append(int(self.members.ceilings.max()))
+        most = int(self.members.ceilings.max())
+        limits = [] if wire.OWN_BUDGET not in budgets else [most]
+        for budget, room in zip(budgets, rooms or [-1.0] * len(budgets), strict=True):
+            if budget >= 0:
+                limits.append(budget if room < 0 else min(budget, int(room * most)))
         return int(REACH * max(limits))
 
 
@@ -195,4 +313,4 @@ def margins_of(sums: MetricSums) -> list[float | None]:
     return [None if np.isnan(margin) else float(margin) for margin in sums.margin().tolist()]
 
 
-__all__ = ["MESSAGE_BYTES", "REACH", "Evaluator", "margins_of", "overall_recall", "qualities"]
+__all__ = ["MESSAGE_BYTES", "REACH", "Evaluator", "Parts", "Rows", "margins_of", "overall_recall", "qualities"]

@@ -10,7 +10,7 @@ Rivals use the same groups, blocks, weights and precision, so that elasticity al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
-from strategies.evaluation.evaluator import Evaluator, margins_of
+from strategies.evaluation.evaluator import Evaluator, Rows, margins_of
 from strategies.figures.schema import (
     EXCLUDING_SMALL,
     FIXED_TIERS,
@@ -33,6 +33,9 @@ from strategies.figures.schema import (
     WorstClass,
 )
 from strategies.run.refinement import Refine
+
+TIERS, TIERS_ON_VALIDATION = "tiers", "tiers on validation"
+"""Names of what is asked about fixed tiers."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +83,10 @@ class Fairness:
         )
         self.served.append(Served(name, known, tuple(margins_of(per_class)), spread))
 
-    def add_tiers(self) -> FixedTiers:
-        """Fixed tiers, chosen per class on validation."""
+    def add_tiers(self, on_validation: wire.EvaluateReply, on_test: wire.EvaluateReply) -> FixedTiers:
+        """Fixed tiers, chosen per class on validation; of :func:`tier_rows`."""
         shares = sorted(self.evaluator.scenario.fairness.tiers)
-        budgets = [budget_bytes(self.evaluator.layout, share) for share in shares]
-        on_validation, on_test = (
-            self.evaluator.evaluate(budgets, split=split, rooms=[1.0] * len(budgets))
-            for split in ("validation", "test")
-        )
-        recall = np.stack([on_validation.by_class(i).recall for i in range(len(budgets))])  # (tiers, C)
+        recall = np.stack([on_validation.by_class(i).recall for i in range(len(shares))])  # (tiers, C)
         chosen = recall.argmax(axis=0)  # the smallest of the best
         self.add(FIXED_TIERS, on_test, chosen)
         return FixedTiers(
@@ -125,6 +123,15 @@ class Fairness:
         return tuple(rows)
 
 
+def tier_rows(evaluator: Evaluator) -> dict[str, Rows]:
+    """What is asked about fixed tiers, by name; nothing where there are none."""
+    shares = sorted(evaluator.scenario.fairness.tiers)
+    budgets = tuple(budget_bytes(evaluator.layout, share) for share in shares)
+    rooms = (1.0,) * len(budgets)
+    questions = {TIERS_ON_VALIDATION: Rows(budgets, rooms=rooms, on_validation=True), TIERS: Rows(budgets, rooms=rooms)}
+    return questions if budgets else {}
+
+
 def _ratio(value: float | None, to: float | None) -> float | None:
     return value / to if value is not None and to else None
 
@@ -157,15 +164,18 @@ def gaps(rows: Sequence[ClassFairness], methods: Sequence[str]) -> tuple[ClassGa
 def measure_fairness(
     evaluator: Evaluator,
     own: wire.EvaluateReply,
+    beside: Mapping[str, wire.EvaluateReply],
     full: dict[str, wire.EvaluateReply],
     refine: Refine,
 ) -> FairnessResult:
-    """``report.json["fairness"]``. own: everybody under their own budgets; full: full tables by name."""
+    """``report.json["fairness"]``. own: everybody under their own budgets; beside: replies to :func:`tier_rows`; full:
+    full tables by name.
+    """
     fairness = Fairness(evaluator, own)
     for name, reply in full.items():
         fairness.add(name, reply)
     part = evaluator.scenario.fairness
-    tiers = fairness.add_tiers() if part.tiers else None
+    tiers = fairness.add_tiers(beside[TIERS_ON_VALIDATION], beside[TIERS]) if part.tiers else None
     excluding = None if part.exclude_below is None else fairness.add_excluding(refine, part.exclude_below)
     rows = fairness.by_class(tuple(full))
     return FairnessResult(
@@ -179,4 +189,4 @@ def measure_fairness(
     )
 
 
-__all__ = ["Fairness", "gaps", "measure_fairness", "worst_classes"]
+__all__ = ["Fairness", "gaps", "measure_fairness", "tier_rows", "worst_classes"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -17,7 +17,7 @@ from fl_peel.exchange.counters import StepCounts
 from fl_peel.exchange.expected import Known
 from fl_peel.randomness import rng_for
 from fl_peel.ranking.top import SUM_SCALE, margin_of
-from strategies.evaluation.evaluator import REACH, Evaluator, margins_of, overall_recall
+from strategies.evaluation.evaluator import REACH, Evaluator, Rows, margins_of, overall_recall
 from strategies.figures.schema import (
     FULL_GLOBAL,
     FULL_REFINED,
@@ -34,15 +34,23 @@ from strategies.nodes.nodes import Content, Query
 from strategies.run.refinement import Refine
 
 IntArray = NDArray[np.int64]
-MESSAGE_BYTES = 64 << 20
+MESSAGE_BYTES = 32 << 20
 """Of blocks, in one message to a node."""
+FALLS = "falls"
+"""Name of what is asked about budgets that fall."""
 
 
 def measure_elasticity(
-    evaluator: Evaluator, full: dict[str, wire.EvaluateReply], refine: Refine, traced: IntArray
+    evaluator: Evaluator,
+    beside: Mapping[str, wire.EvaluateReply],
+    full: dict[str, wire.EvaluateReply],
+    refine: Refine,
+    traced: IntArray,
 ) -> tuple[ElasticityResult, tuple[ElasticTrace, ...]]:
-    """``report.json["elasticity"]`` and, for the devices ``traced``, ``report.json["elastic_traces"]``."""
-    falls = falling(evaluator, full, refine)
+    """``report.json["elasticity"]`` and, for the devices ``traced``, ``report.json["elastic_traces"]``. beside: the
+    reply to :func:`fall_rows`; full: full tables by name.
+    """
+    falls = falling(evaluator, beside.get(FALLS), full, refine)
     metric = f"recall@{evaluator.scenario.evaluation.top_n}"
     if not evaluator.scenario.elasticity.rounds:
         return ElasticityResult(metric, falls), ()
@@ -50,19 +58,28 @@ def measure_elasticity(
     return ElasticityResult(metric, falls, over_time(reply, names)), device_traces(reply, names)
 
 
-def falling(evaluator: Evaluator, full: dict[str, wire.EvaluateReply], refine: Refine) -> tuple[Fall, ...]:
-    """All budgets fall at once, after the last round: recall of elastic devices, of rigid ones, of the full tables,
-    and of tables trained for the fallen budgets.
-    """
+def fall_rows(evaluator: Evaluator) -> dict[str, Rows]:
+    """What is asked about budgets that fall, by name; nothing where none do."""
+    factors = _factors(evaluator)
+    ones = (1.0,) * len(factors)
+    own = (wire.OWN_BUDGET,) * (2 * len(factors))
+    return {FALLS: Rows(own, (*factors, *ones), (*(-1.0 for _ in factors), *factors))} if factors else {}
+
+
+def _factors(evaluator: Evaluator) -> tuple[float, ...]:
     part = evaluator.scenario.elasticity
-    factors = sorted({*part.falls, *part.trained_for}, reverse=True)
-    if not factors:
+    return tuple(sorted({*part.falls, *part.trained_for}, reverse=True))
+
+
+def falling(
+    evaluator: Evaluator, reply: wire.EvaluateReply | None, full: dict[str, wire.EvaluateReply], refine: Refine
+) -> tuple[Fall, ...]:
+    """All budgets fall at once, after the last round: recall of elastic devices, of rigid ones, of the full tables,
+    and of tables trained for the fallen budgets. reply: to :func:`fall_rows`, None where none fall.
+    """
+    part, factors = evaluator.scenario.elasticity, _factors(evaluator)
+    if reply is None:
         return ()
-    reply = evaluator.evaluate(
-        [wire.OWN_BUDGET] * (2 * len(factors)),
-        factors=[*factors, *([1.0] * len(factors))],
-        rooms=[*([-1.0] * len(factors)), *factors],
-    )
     served = reply.owned.total(axis=1)  # (budgets,) each
     tables = {name: overall_recall(table) for name, table in full.items()}
     margins = margins_of(reply.by_budget())
@@ -261,4 +278,4 @@ def _where(known: NDArray[np.bool_], sums: IntArray) -> tuple[float | None, ...]
     return tuple(value / SUM_SCALE if there else None for value, there in zip(sums.tolist(), known, strict=True))
 
 
-__all__ = ["Following", "device_traces", "falling", "follow", "measure_elasticity", "over_time"]
+__all__ = ["Following", "device_traces", "fall_rows", "falling", "follow", "measure_elasticity", "over_time"]

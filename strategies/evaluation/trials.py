@@ -27,7 +27,7 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.plain import to_plain
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
-from strategies.evaluation.evaluator import Evaluator, qualities
+from strategies.evaluation.evaluator import Evaluator, Rows, qualities
 from strategies.figures.schema import Quality
 from strategies.nodes.nodes import Nodes
 from strategies.rivals.base import Request
@@ -179,8 +179,9 @@ def moved_bytes(prepared: Prepared, strategy: PeelStrategy, keeping: Keeping | N
 
 def _full_tables(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
     """Of everybody with the whole fp32 table of its user group: on the test, and on validation."""
-    validation = in_json(qualities(evaluator.full_table(split="validation"))[0])
-    return {"": in_replicates(evaluator.full_table()), "_validation": validation}
+    both = evaluator.full_tables(with_validation=True).whole
+    test, validation = both.only(slice(0, 1)), both.only(slice(1, 2))
+    return {"": in_replicates(test), "_validation": in_json(qualities(validation)[0])}
 
 
 def in_replicates(reply: wire.EvaluateReply) -> dict[str, Any]:
@@ -202,9 +203,8 @@ def _rows(evaluator: Evaluator, trial: Trial, selector: str, precision: Precisio
     rows = {request: empty_row(request) for request in requests}
     if served:
         budgets = [request.budget_bytes for request in served]
-        replies = {
-            split: evaluator.evaluate(budgets, precision=precision, selector=selector, split=split) for split in SPLITS
-        }
+        asked = [Rows(tuple(budgets), on_validation=split == "validation") for split in SPLITS]
+        replies = dict(zip(SPLITS, evaluator.together(asked, precision=precision, selector=selector), strict=True))
         start = time.perf_counter()
         for state, weights in zip(evaluator.federation.states, evaluator.weights(selector), strict=True):
             state.packed(layout, precision, weights, max(budgets))

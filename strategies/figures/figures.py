@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 
@@ -16,7 +16,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.events import Event, OnEvent
 from fl_peel.exchange.counters import ClassCounts, Traces
 from fl_peel.ranking.top import MetricSums
-from strategies.evaluation.evaluator import Evaluator, margins_of, qualities
+from strategies.evaluation.evaluator import Evaluator, Parts, Rows, margins_of, qualities
 from strategies.figures.clock import class_costs, round_clock
 from strategies.figures.intervals import Measured
 from strategies.figures.per_device import OWN_BUDGET, PerDevice
@@ -50,16 +50,27 @@ class Asked:
 @dataclass(frozen=True)
 class Evaluated:
     """What is evaluated after the last round: every budget; everybody under their own budgets; the full tables as
-    refined, None where ``evaluation.full_tables`` is off.
+    refined, None where ``evaluation.full_tables`` is off; beside: what else is asked about what devices are sent, by
+    name.
     """
 
     budgets: tuple[Asked, ...]
     own: wire.EvaluateReply
     refined: wire.EvaluateReply | None
+    beside: dict[str, wire.EvaluateReply] = field(default_factory=dict)
 
 
-def evaluated(evaluator: Evaluator, on_event: OnEvent) -> Evaluated:
-    """Evaluate refined tables at every budget, precision and selector that the scenario names, on the test."""
+def evaluated(
+    evaluator: Evaluator,
+    on_event: OnEvent,
+    beside: Mapping[str, Rows] | None = None,
+    as_begun: Parts | None = None,
+) -> Evaluated:
+    """Evaluate refined tables at every budget, precision and selector that the scenario names, on the test.
+
+    beside: further questions by name, about the lists of the scenario's own precision and selector; as_begun: what was
+    said of full tables that have not changed since, None where all may have.
+    """
     scenario, members = evaluator.scenario, evaluator.members
     evaluation = scenario.evaluation
     precisions = evaluation.precisions or (scenario.blocks.precision,)
@@ -77,39 +88,58 @@ def evaluated(evaluator: Evaluator, on_event: OnEvent) -> Evaluated:
         on_event(Event("evaluation", done, total, text))
 
     budgets = [budget_bytes(evaluator.layout, share) for share in evaluation.budgets]
+    more = {OWN_BUDGET: Rows((wire.OWN_BUDGET,))} | dict(beside or {})
+    told: dict[str, wire.EvaluateReply] = {}
     found: list[Asked] = []
     for precision, selector in asked:
-        reply = evaluator.evaluate(
-            budgets,
-            precision=precision,
-            selector=selector,
-            label=precision,
-            artifacts=stored if (precision, selector) == main else None,
-            per_device=True,
-        )
+        if (precision, selector) == main:  # the lists that devices are sent, which the other questions are about
+            reply, *others = evaluator.together(
+                [Rows(tuple(budgets)), *more.values()],
+                precision=precision,
+                selector=selector,
+                label=precision,
+                artifacts=stored,
+            )
+            told = dict(zip(more, others, strict=True))
+        else:
+            reply = evaluator.evaluate(
+                budgets, precision=precision, selector=selector, label=precision, per_device=True
+            )
         found.append(Asked(precision, selector, reply))
         step(f"{precision}, {selector}")
     if budgets and len(stored) and main not in asked:  # nobody asked for figures of what devices would store
         evaluator.evaluate(budgets, label=scenario.blocks.precision, artifacts=stored)
-    own = evaluator.own_budgets()
+    if not told:
+        told = dict(zip(more, evaluator.together(list(more.values())), strict=True))
+    own = told.pop(OWN_BUDGET)
     step("own budgets")
     refined = None
     if evaluation.full_tables:
-        refined = evaluator.full_table()
+        refined = _full_tables(evaluator, as_begun)
     step("full tables")
-    return Evaluated(tuple(found), own, refined)
+    return Evaluated(tuple(found), own, refined, told)
+
+
+def _full_tables(evaluator: Evaluator, known: Parts | None) -> wire.EvaluateReply:
+    """Every device with the whole table of its user group. known: what was said of some of the groups' tables."""
+    if known is None:
+        return evaluator.full_table()
+    asked = {group for some in known.groups for group in some}
+    others = [group for group in range(len(evaluator.federation.states)) if group not in asked]
+    return (known + evaluator.full_tables(groups=others)).whole if others else known.whole
 
 
 @dataclass(frozen=True)
 class FullReplies:
     """What devices said of full tables: the global one, as user groups start (also on validation items), as refined;
-    None where there is none.
+    None where there is none. parts: of those that user groups start with, message by message.
     """
 
     globally: wire.EvaluateReply | None
     start: wire.EvaluateReply | None
     start_validation: wire.EvaluateReply | None
     refined: wire.EvaluateReply | None
+    parts: Parts | None = None
 
     @property
     def on_test(self) -> dict[str, wire.EvaluateReply]:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.blocks.ranked import ranked_as_numbered
 from fl_peel.data.interactions import UserItems
 from fl_peel.mapped import rest
 from fl_peel.pretraining.by_sums import GroupStart
@@ -36,15 +36,15 @@ def spectral_states(
 
     What devices would be shown is estimated from users drawn from the group's moments, less what they have already.
     """
-    as_numbered = -np.arange(layout.num_blocks, dtype=np.float64)
     global_popularity = by_block(layout, start.counts / max(num_devices, 1))
     sizes = np.repeat(layout.group_sizes, layout.num_slices)
     tables = empty_tables(len(start.groups), (layout.num_items, layout.embedding_dim), folder)
+    unknown = BlockStatistics.unknown(layout.num_blocks)
     aggregation, list_length = scenario.refinement.aggregation, scenario.controller.list_length
 
     def state(group: GroupStart, table: FloatArray) -> UserGroupState:
         nothing = UserItems(np.zeros(len(group.users) + 1, np.int64), np.zeros(0, np.int32))
-        everything = rank_blocks(layout, "fp32", as_numbered, group.table)
+        everything = ranked_as_numbered(layout, group.table)
         popularity = by_block(layout, group.items)
         rate = (popularity / max(group.size, 1)).astype(np.float32)
         shown = shown_in_lists(everything, group.users, nothing, list_length) / sizes / max(len(group.users), 1)
@@ -52,8 +52,8 @@ def spectral_states(
             popularity=rate,
             shown=(shown * (1.0 - np.minimum(rate, 1.0)) + UNSEEN * rate).astype(np.float32),
             global_popularity=global_popularity,
-            loss=np.zeros(layout.num_blocks, np.float32),
             energy=block_energy(layout, group.table),
+            **unknown,
         )
         table[:] = group.table
         rest(table)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks, rank_blocks
+from fl_peel.blocks.ranked import RankedBlocks, ranked_as_numbered
 from fl_peel.data.interactions import UserItems
 from fl_peel.grouping.clusters import UserGroups, item_groups, user_groups
 from fl_peel.grouping.neighbourhood import Neighbourhood, item_covariance
@@ -96,15 +96,15 @@ def starting_states(
     num_items = layout.num_items
     tables = starting_tables(scenario, pretrained, groups, collected)
     room = empty_tables(groups.num_groups, (num_items, layout.embedding_dim), folder)
-    as_numbered = -np.arange(layout.num_blocks, dtype=np.float64)
     global_popularity = by_block(layout, collected.popularity(num_items) / max((collected.counts() > 0).sum(), 1))
+    unknown = BlockStatistics.unknown(layout.num_blocks)
     aggregation = scenario.refinement.aggregation
 
     def state(group: int) -> UserGroupState:
         members = np.flatnonzero(groups.assignment == group)
         mine = collected.select(members)
         table = tables(group)
-        everything = rank_blocks(layout, "fp32", as_numbered, table)
+        everything = ranked_as_numbered(layout, table)
         popularity = by_block(layout, mine.popularity(num_items))  # interactions per item
         shown = shown_in_lists(everything, pretrained.users[members], mine, scenario.controller.list_length)
         sizes = np.repeat(layout.group_sizes, layout.num_slices)
@@ -112,8 +112,8 @@ def starting_states(
             popularity=(popularity / max(len(members), 1)).astype(np.float32),
             shown=(shown / sizes / max(len(members), 1)).astype(np.float32),
             global_popularity=global_popularity,
-            loss=np.zeros(layout.num_blocks, np.float32),
             energy=block_energy(layout, table),
+            **unknown,
         )
         room[group][:] = table
         rest(room[group])

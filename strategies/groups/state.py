@@ -19,7 +19,7 @@ from fl_peel.weighting.statistics import BlockStatistics
 from fl_peel.wire import Arrays
 from strategies.groups.aggregation import CHUNK_ROWS, BlockSums
 from strategies.groups.optimizer import ServerOptimizer
-from strategies.groups.tables import empty_tables
+from strategies.groups.tables import copied_tables
 
 FloatArray = NDArray[np.float32]
 
@@ -73,6 +73,10 @@ class UserGroupState:
         table[:] = self.table
         self.rest()
         rest(table)
+        return self.with_copy(table)
+
+    def with_copy(self, table: FloatArray) -> UserGroupState:
+        """A copy that has ``table`` (I, d), which is as this one's."""
         for known in (*vars(self.statistics).values(), self.counted_interactions, self.counted_devices):
             known.flags.writeable = False
         statistics, optimizer = copy.copy(self.statistics), copy.deepcopy(self.optimizer)
@@ -129,6 +133,5 @@ def copied_states(states: Sequence[UserGroupState], folder: str) -> list[UserGro
     Raises:
         OSError: the folder's disk has no room for the tables.
     """
-    shape = states[0].table.shape if states else (0, 0)
-    tables = empty_tables(len(states), (shape[0], shape[1]), folder)
-    return [state.copied_to(table) for state, table in zip(states, tables, strict=True)]
+    tables = copied_tables([state.table for state in states], folder)
+    return [state.with_copy(table) for state, table in zip(states, tables, strict=True)]

@@ -10,9 +10,12 @@ import math
 import mmap
 import os
 import tempfile
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fl_peel.mapped import rest
 
 FloatArray = NDArray[np.float32]
 MOST_IN_MEMORY = 256 << 20
@@ -31,14 +34,54 @@ def empty_tables(
     Raises:
         OSError: the folder's disk has no room for them.
     """
-    num_bytes = 4 * math.prod(shape)
-    room = -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-    if not folder or count * room <= (MOST_IN_MEMORY if most_in_memory is None else most_in_memory):
+    room = _room(count, shape, folder, most_in_memory)
+    if not room:
         return [np.zeros(shape, np.float32) for _ in range(count)]
     with tempfile.TemporaryFile(dir=folder, prefix="tables-") as file:
         _give_room(file.fileno(), count * room)
-        mapped = mmap.mmap(file.fileno(), count * room)
+        return _mapped(file.fileno(), count, room, shape)
+
+
+def copied_tables(tables: Sequence[FloatArray], folder: str, *, most_in_memory: int | None = None) -> list[FloatArray]:
+    """The same tables (I, d) once more, where :func:`empty_tables` would have them. A file is written and not mapped
+    meanwhile: a page that is written through a map takes four times as long.
+
+    Raises:
+        OSError: the folder's disk has no room for them.
+    """
+    shape = tables[0].shape if tables else (0, 0)
+    room = _room(len(tables), shape, folder, most_in_memory)
+    if not room:
+        return [table.copy() for table in tables]
+    with tempfile.TemporaryFile(dir=folder, prefix="tables-") as file:
+        _give_room(file.fileno(), len(tables) * room)
+        for place, table in enumerate(tables):
+            write_all(file.fileno(), memoryview(np.ascontiguousarray(table).reshape(-1).data).cast("B"), place * room)
+            rest(table)
+        return _mapped(file.fileno(), len(tables), room, shape)
+
+
+def _room(count: int, shape: tuple[int, ...], folder: str, most_in_memory: int | None) -> int:
+    """Bytes of the file for each of so many tables; 0 where they stay in memory."""
+    room = -(-4 * math.prod(shape) // mmap.PAGESIZE) * mmap.PAGESIZE
+    most = MOST_IN_MEMORY if most_in_memory is None else most_in_memory
+    return room if folder and count * room > most else 0
+
+
+def _mapped(file: int, count: int, room: int, shape: tuple[int, ...]) -> list[FloatArray]:
+    mapped = mmap.mmap(file, count * room)
     return [np.ndarray(shape, np.float32, mapped, group * room) for group in range(count)]
+
+
+def write_all(file: int, data: memoryview, place: int) -> None:
+    """All of the bytes into a file that is open, from a place on: the system may write fewer at a time.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
+    """
+    while data:
+        written = os.pwrite(file, data, place)
+        data, place = data[written:], place + written
 
 
 def _give_room(file: int, num_bytes: int) -> None:
@@ -50,4 +93,4 @@ def _give_room(file: int, num_bytes: int) -> None:
         os.pwrite(file, bytes(min(MOST_COPIED, num_bytes - start)), start)
 
 
-__all__ = ["FloatArray", "empty_tables"]
+__all__ = ["FloatArray", "copied_tables", "empty_tables", "write_all"]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fl_peel.blocks.compression import StoredTable, stored_bytes
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import dequantize, quantize
-from fl_peel.blocks.ranked import RankedBlocks, RowOrder, rank_blocks
+from fl_peel.blocks.ranked import RankedBlocks, RowOrder, ranked_as_numbered
 from fl_peel.blocks.settings import Precision
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.events import Event, OnEvent, silent
@@ -104,7 +104,7 @@ class Material:
     def shown(self) -> NDArray[np.float64]:
         """Discounted places of items (I,) in the lists of users who gave data, as PEEL counts them for its blocks."""
         layout = BlockLayout(np.arange(self.num_items, dtype=np.int32), self.pretrained.items.shape[1], 1)
-        everything = rank_blocks(layout, "fp32", -np.arange(self.num_items, dtype=np.float64), self.pretrained.items)
+        everything = ranked_as_numbered(layout, self.pretrained.items)
         return shown_in_lists(everything, self.users, self.given, ControllerPart().list_length)
 
     @cached_property

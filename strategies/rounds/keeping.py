@@ -16,7 +16,7 @@ from strategies.nodes.batches import batches
 from strategies.nodes.nodes import Content, Query
 from strategies.rounds.strategy import PeelStrategy
 
-MESSAGE_BYTES = 64 << 20
+MESSAGE_BYTES = 32 << 20
 """Of blocks, in one message to a node."""
 
 
@@ -124,12 +124,14 @@ class Keeping:
     def _packed(self, group: int, weights: NDArray[np.float64], state: UserGroupState) -> wire.Arrays:
         strategy = self.strategy
         ceiling = int(strategy.members.ceilings[group])
-        return state.packed(strategy.layout, strategy.scenario.blocks.precision, weights, ceiling)
+        return wire.packed_once(state.packed(strategy.layout, strategy.scenario.blocks.precision, weights, ceiling))
 
     def _go_back(self) -> None:
         back = np.flatnonzero(self.rounds_kept < self.strategy.scenario.refinement.rounds)
         for group in back.tolist():
             self.strategy.states[group] = self._kept[group]
+        if self.strategy.changed is not None:  # those that keep no round are as they began
+            self.strategy.changed[self.rounds_kept == 0] = False
         self._tell(restored=back)
 
     def _tell(self, **groups: NDArray[np.int64]) -> None:

@@ -31,7 +31,8 @@ def save_model(strategy: PeelStrategy, prepared: Prepared, place: Place) -> int:
     """
     scenario, layout = strategy.scenario, strategy.layout
     catalogue = Catalogue(layout, item_ids(scenario, place.data_dir, place.run_dir))
-    orders = [ranking(weights) for weights in strategy.weights(scenario.selector)]
+    weights = strategy.weights(scenario.selector)
+    orders = for_groups(lambda group: ranking(weights[group]), range(len(weights)))
     try:
         return save(
             Path(place.model_dir),

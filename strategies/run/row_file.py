@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.mapped import rest
-from strategies.groups.tables import FloatArray
+from strategies.groups.tables import FloatArray, write_all
 
 Sum = tuple[int, int]
 """Of the rows of one table: how many bytes, and their CRC-32."""
@@ -39,7 +39,7 @@ class RowFile:
             table, rows = tables[number]
             data = memoryview(np.ascontiguousarray(table[rows], np.float32).reshape(-1).data).cast("B")
             rest(table)
-            _write_all(file, data, int(places[number]))
+            write_all(file, data, int(places[number]))
             return len(data), zlib.crc32(data)
 
         try:
@@ -68,12 +68,6 @@ class RowFile:
             for (table, rows), (num_bytes, _) in zip(tables, sums, strict=True):
                 table[rows] = np.frombuffer(file.read(num_bytes), np.float32).reshape(-1, table.shape[1])
                 rest(table)
-
-
-def _write_all(file: int, data: memoryview, place: int) -> None:
-    while data:
-        written = os.pwrite(file, data, place)
-        data, place = data[written:], place + written
 
 
 __all__ = ["RowFile", "Sum"]

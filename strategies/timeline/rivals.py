@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks, rank_blocks
+from fl_peel.blocks.ranked import RankedBlocks, ranked_as_numbered
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.pretraining.by_sums import Floats, add_rows, unit_vectors
 from fl_peel.pretraining.onward import Model
@@ -86,7 +86,7 @@ class Scored:
     def ranked(self) -> RankedBlocks:
         """The whole table, in fp32."""
         layout = BlockLayout(np.arange(len(self.table), dtype=np.int32), self.table.shape[1], 1)
-        return rank_blocks(layout, "fp32", -np.arange(layout.num_blocks, dtype=np.float64), self.table)
+        return ranked_as_numbered(layout, self.table)
 
     def metrics(self, asked: Asked) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Recall and NDCG (N,) of devices that rank with it."""

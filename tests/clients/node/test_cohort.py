@@ -148,7 +148,7 @@ class World:
             setting=self.setting,
             factors=np.ones(len(budgets)),
             rooms=np.full(len(budgets), -1.0),
-            **{"server_round": 3, "last": -1, "precision": "int8", "split": split,
+            **{"server_round": 3, "last": -1, "stored": -1, "precision": "int8", "split": split,
                "budgets": np.array(budgets, np.int64), "artifacts": np.zeros(0, np.int64), "groups": ranked, **more},
         )  # fmt: skip
 

@@ -99,11 +99,11 @@ def test_a_device_that_stores_more_than_its_budget_is_counted():
 
 @pytest.mark.parametrize("room", [-1.0, 1.0])
 def test_serving_from_blocks_whose_cost_lies_is_counted(monkeypatch, room):
-    def one_more(self, budgets, seen):
+    def one_more(self, budgets, skipped):
         cutoffs = np.minimum(self.cutoffs(budgets) + 1, len(self.blocks))
         return cutoffs, self.stored_bytes(cutoffs), cutoffs
 
-    monkeypatch.setattr(RankedBlocks, "serving_cutoffs", one_more)
+    monkeypatch.setattr(RankedBlocks, "cutoffs_without", one_more)
     held = Held.under(RANKED, OWN_BUDGET, 1.0, room, np.array([84, 52 + 12 * 8]), rows_of([], []))
     assert held.violations.tolist() == ([1, 0] if room < 0 else [0, 0])  # with a room, what does not fit is not held
 

@@ -75,6 +75,8 @@ def evaluated(cohort=None, **changes):
         "per_device": True,
         "first": 0,
         "last": -1,
+        "on_validation": 0,
+        "stored": -1,
     }
     return evaluate_budgets(cohort or cohort_of(), SimpleNamespace(**(given | changes)))
 
@@ -157,8 +159,9 @@ def test_replicates_are_of_devices_that_count():
 
 def test_devices_whose_list_was_too_short_are_counted_under_every_budget():
     three = pack_ranking(LAYOUT, "fp32", -ITEMS, TABLE, BASE + 3 * BLOCK)
-    # device 12 has seen one of the three; under twice their own all but device 11 want more; all fit three blocks
-    assert evaluated(groups={0: three, 1: three}).short == 1 + 3 + 4
+    # device 12 has seen one of the three; under twice their own all but device 11 want more; all fit three blocks, but
+    # for 11 and 12 there is no room anyway
+    assert evaluated(groups={0: three, 1: three}).short == 1 + 3 + 2
     assert evaluated().short == 0
 
 
@@ -192,3 +195,36 @@ def test_what_is_stored_is_written_for_the_devices_that_are_named(tmp_path):
     assert (twelve.blocks.tolist(), twelve.user.tolist(), twelve.user_group) == ([0, 2], [3.0], 1)
     evaluated(cohort_of(tmp_path / "other"), artifacts=np.array([99]))
     assert not (tmp_path / "other").exists()
+
+
+def test_the_last_budgets_may_be_of_validation_items():
+    """Beside the test: of items before the last ones, 11 finds item 0, and 12 item 2."""
+    cohort = cohort_of()
+    cohort.splits.validation, cohort.splits.train = rows_of([], [0], [2], []), rows_of([], [], [1], [])
+    cohort.seen = cohort.splits.train.merged(cohort.splits.validation)
+    given = {"factors": np.ones(4), "rooms": -np.ones(4), "replicates": 3}
+    two, three = BASE + 2 * BLOCK, BASE + 3 * BLOCK
+    whole = evaluated(cohort, budgets=np.array([two, three, two, three]), on_validation=2, **given)
+    alone = {name: given[name][:2] for name in ("factors", "rooms")} | {"budgets": np.array([two, three])}
+    test = evaluated(cohort, **alone, replicates=3)
+    validation = evaluated(cohort, **alone, split="validation", replicates=0, per_device=False)
+    for part, expected in ((slice(0, 2), test), (slice(2, 4), validation)):
+        found = whole.only(part)
+        for name in ("sums", "owned", "spread"):
+            assert getattr(found, name).stacked().tolist() == getattr(expected, name).stacked().tolist()
+        assert found.stored_max.tolist() == expected.stored_max.tolist()
+    assert validation.sums.recall.sum() / SUM_SCALE == 4, "12 has no room for item 1, so that it has item 2"
+    found = whole.only(slice(0, 2))
+    assert found.replicates.recall.tolist() == test.replicates.recall.tolist()
+    assert found.replicates.devices.tolist() == test.replicates.devices.tolist()
+    assert found.single.recall.tolist() == test.single.recall.tolist()
+    assert not whole.single.recall[:, 2:].any()
+    assert not whole.replicates.recall[2:].any()
+
+
+def test_embeddings_are_written_under_the_first_budgets_alone(tmp_path):
+    cohort, budgets = cohort_of(tmp_path / "run"), np.array([BASE + BLOCK, BASE + 2 * BLOCK, BASE + 3 * BLOCK])
+    given = {"budgets": budgets, "factors": np.ones(3), "rooms": -np.ones(3), "artifacts": np.array([10])}
+    evaluated(cohort, **given, stored=2)
+    names = {f"device-10-mine-{budget}.peel" for budget in budgets[:2]}
+    assert {path.name for path in (tmp_path / "run" / "artifacts").iterdir()} == names

@@ -72,6 +72,8 @@ def test_a_list_that_ends_before_the_budget_is_told():
     assert under(BASE + BLOCK, ranked=sent).short.tolist() == [False] * 3
     assert under(OWN_BUDGET, ranked=sent).short.tolist() == [False, False, True]
     assert under(BASE + 5 * BLOCK).short.tolist() == [False] * 3  # the whole list there is
+    # what does not fit the room of the first two would not with a longer list
+    assert under(BASE + 2 * BLOCK, room=1.0, ranked=sent).short.tolist() == [False, False, True]
 
 
 def test_what_was_seen_takes_no_room():

@@ -22,6 +22,14 @@ def test_the_catalogue_lists_items_group_by_group():
     assert SIX_ITEMS.full_table_bytes == 6 * 6 * 4
 
 
+def test_block_bytes_are_counted_once():
+    layout = BlockLayout(np.zeros(3, np.int32), 2, 1)
+    assert layout.block_bytes("int8") is layout.block_bytes("int8")
+    assert layout.block_bytes("fp32").tolist() != layout.block_bytes("int8").tolist()
+    with pytest.raises(ValueError, match="read-only"):
+        layout.block_bytes("int8")[0] = 0
+
+
 def test_block_bytes_by_hand():
     # a block is identified by three uint16 numbers: 6 bytes; a piece of two columns takes:
     # fp32 8, fp16 4, int8 2 codes + 2 of scale = 4, int4 1 byte of codes + 2 of scale = 3

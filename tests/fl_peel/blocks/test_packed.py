@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import has_scales
-from fl_peel.blocks.ranked import check_packed, pack_blocks
+from fl_peel.blocks.ranked import check_packed, pack_blocks, rank_blocks, ranked_as_numbered
 from fl_peel.blocks.settings import PRECISIONS
-from fl_peel.errors import MessageError
+from fl_peel.errors import MessageError, ScenarioError
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
 
 LAYOUT = layout_of("unequal", 9, 3, 2, 2, 0)
@@ -69,3 +70,22 @@ def test_single_items_have_a_row_a_block():
     right = packed("int8", layout)
     with pytest.raises(MessageError, match="7 bytes of codes and 3 scales, where 3 blocks in int8 take 6 and 3"):
         check_packed(layout, "int8", right | {"codes": np.zeros(7, np.uint8)})
+
+
+@pytest.mark.parametrize("kind", LAYOUT_KINDS)
+@pytest.mark.parametrize("slices", [1, 2])
+def test_a_whole_table_is_as_if_it_had_travelled(kind, slices):
+    layout = layout_of(kind, 9, 3, slices, 2, 0)
+    table = random_table(np.random.default_rng(0), layout)
+    found, sent = ranked_as_numbered(layout, table), rank_blocks(layout, "fp32", -np.arange(layout.num_blocks), table)
+    for name in ("blocks", "items", "table", "position"):
+        one, other = getattr(found, name), getattr(sent, name)
+        assert (one.dtype, one.tolist()) == (other.dtype, other.tolist())
+    table[4, 1] = np.nan
+    with pytest.raises(ScenarioError, match="diverged"):
+        ranked_as_numbered(layout, table)
+
+
+def test_a_whole_table_of_rows_is_not_copied():
+    table = np.ones((5, 2), np.float32)
+    assert ranked_as_numbered(BlockLayout(np.arange(5, dtype=np.int32), 2, 1), table).table is table

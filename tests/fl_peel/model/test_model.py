@@ -107,6 +107,10 @@ def test_blocks_that_differ_by_hand():
     table[[3, 3, 2, 4], [0, 1, 3, 2]] = 1.0
     assert changed_blocks(layout, base, table).tolist() == [1, 2, 5]
     assert changed_blocks(layout, base, base).tolist() == []
+    single = BlockLayout(np.arange(len(base), dtype=np.int32), base.shape[1], 2)
+    rows, halves = np.nonzero((base != table).reshape(len(base), 2, -1).any(axis=2))
+    assert changed_blocks(single, base, table).tolist() == (2 * rows + halves).tolist()
+    assert changed_blocks(single, base, table).dtype == np.int64
 
 
 def test_one_group_needs_no_base(tmp_path):

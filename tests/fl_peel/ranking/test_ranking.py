@@ -5,11 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fl_peel import kernels
 from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import RankedBlocks, rank_blocks
 from fl_peel.blocks.stored import overhead_bytes, stored_user
-from fl_peel.ranking.top import MetricSums, evaluate, recall_ndcg, top_rows
+from fl_peel.ranking import top
+from fl_peel.ranking.top import MetricSums, evaluate, evaluate_under, recall_ndcg, top_rows, top_rows_under
 from fl_peel.training import reference
 from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
 
@@ -38,6 +40,69 @@ def test_device_and_cohort_recommend_the_same_items_ties_included(layout, precis
         assert mine.tolist() == ranked.items[best[i][best[i] >= 0]].tolist()
         rows = reference.top_rows(ranked, int(cutoffs[i]), users[i], seen.row(i), n)
         assert mine.tolist() == ranked.items[rows].tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    layout=layouts,
+    precision=precisions,
+    seed=seeds,
+    lists=st.integers(0, 5),
+    device=st.sampled_from(["cpu", "torch-cpu"]),
+)
+def test_under_several_cutoffs_every_list_is_as_if_it_were_alone(layout, precision, seed, lists, device):
+    """In any order of cutoffs, with equal ones, none and all of the blocks, and with ties."""
+    rng = np.random.default_rng(seed)
+    ranked = rank_blocks(layout, precision, rng.random(layout.num_blocks), exact_table(rng, layout))
+    users = rng.integers(-2, 3, (6, layout.embedding_dim)).astype(np.float32)
+    seen, wanted = (
+        rows_of(*[np.flatnonzero(rng.random(layout.num_items) < share).tolist() for _ in range(6)])
+        for share in (0.3, 0.2)
+    )
+    cutoffs = rng.integers(0, len(ranked.blocks) + 1, (6, lists))
+    found = top_rows_under(ranked, cutoffs, users, seen, 3, device)
+    assert (found.shape, found.dtype) == ((lists, 6, 3), np.int32)
+    recall, ndcg = evaluate_under(ranked, cutoffs, users, seen, wanted, 3, device)
+    assert recall.shape == ndcg.shape == (6, lists)
+    for place in range(lists):
+        alone = top_rows(ranked, cutoffs[:, place].copy(), users, seen, 3, device)
+        assert found[place].tolist() == alone.tolist()
+        metrics = recall_ndcg(ranked, alone, wanted, 3)
+        assert [recall[:, place].tolist(), ndcg[:, place].tolist()] == [one.tolist() for one in metrics]
+
+
+def test_hundreds_of_rows_are_looked_at_once_for_all_lists(monkeypatch):
+    """More than one tile of rows and more than one block of devices, cutoffs on and beside the ends of tiles."""
+    rng, layout = np.random.default_rng(0), BlockLayout(np.arange(300, dtype=np.int32), 8, 1)
+    ranked = rank_blocks(layout, "fp32", rng.random(300), rng.integers(-99, 99, (300, 8)).astype(np.float32))
+    users = rng.integers(-99, 99, (70, 8)).astype(np.float32)  # whole numbers: every sum is exact
+    seen = rows_of(*[rng.permutation(300)[:9] for _ in range(70)])
+    cutoffs = rng.choice([0, 1, 63, 64, 65, 127, 128, 200, 299, 300], (70, 4))
+    alone = [
+        [reference.top_rows(ranked, cutoff, users[i], seen.row(i), 9) for i, cutoff in enumerate(one)]
+        for one in cutoffs.T.tolist()
+    ]
+    alone = [[rows + [-1] * (9 - len(rows)) for rows in one] for one in alone]
+    calls, loop = [], kernels.top_rows
+    monkeypatch.setattr(kernels, "top_rows", lambda *given: calls.append(loop(*given)))
+    assert top_rows_under(ranked, cutoffs, users, seen, 9).tolist() == alone
+    assert len(calls) == 1
+
+
+def test_who_wants_nothing_ranks_nothing(monkeypatch):
+    layout = BlockLayout(np.arange(4, dtype=np.int32), 2, 1)
+    ranked = rank_blocks(layout, "fp32", np.arange(4.0), np.ones((4, 2), np.float32))
+    ranks, users = [], []
+    monkeypatch.setattr(
+        top, "top_rows_under", lambda ranked, cutoffs, some, *rest: ranks.append(cutoffs) or users.append(some)
+        or np.zeros((1, len(some), 1), np.int32)
+    )  # fmt: skip
+    given = ranked, np.array([1, 2, 3]), np.arange(6, dtype=np.float32).reshape(3, 2), rows_of([], [], [])
+    recall, ndcg = evaluate(*given, rows_of([], [3], [1]), 1)
+    assert (ranks[0].tolist(), users[0].tolist()) == ([[2], [3]], [[2, 3], [4, 5]])
+    assert recall.tolist() == ndcg.tolist() == [0, 1, 0], "row 0 is of item 3"
+    assert evaluate(*given, rows_of([], [], []), 1)[0].tolist() == [0, 0, 0]
+    assert len(ranks) == 1
 
 
 @settings(max_examples=150, deadline=None)

@@ -55,3 +55,23 @@ def test_arrays_take_the_place_of_those_before(how):
 def test_threads_share_what_was_freed(how):
     alone = faults(how)
     assert faults(how, "threads") < 1.2 * alone + 1000
+
+
+FREED = """
+import psutil
+import numpy as np
+from simulations.engine.allocation import give_back, reuse_memory
+reuse_memory()
+arrays = [np.ones(1 << 20, np.uint8) for _ in range(200)]
+last = np.ones(1 << 20, np.uint8)  # above them
+del arrays
+held = psutil.Process().memory_info().rss
+give_back()
+print(held - psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such function")
+def test_between_stages_what_is_free_is_given_back():
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 150 << 20

@@ -89,10 +89,10 @@ def test_it_follows_this_process() -> None:
     assert memory.peak_bytes > held.nbytes
 
 
-def test_while_a_run_grows_asking_takes_a_twentieth_of_the_time(monkeypatch) -> None:
-    """Each question takes 0.1 s here, so that two seconds must lie between two of them."""
+def test_while_a_run_grows_asking_takes_a_fiftieth_of_the_time(monkeypatch) -> None:
+    """Each question takes 0.04 s here, so that two seconds must lie between two of them."""
     clock = itertools.count()
-    monkeypatch.setattr(memory_module.time, "thread_time", lambda: 0.1 * next(clock))
+    monkeypatch.setattr(memory_module.time, "thread_time", lambda: 0.04 * next(clock))
     memory, one = PeakMemory(), Fake(1, 1000, shared=600, part=300)
     for number in range(9):
         one.own = 1000 * (number + 1)

@@ -12,7 +12,7 @@ from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import SUM_SCALE
 from simulations.scenario_files import load_scenario
-from strategies.evaluation.evaluator import Evaluator, margins_of, overall_recall, qualities
+from strategies.evaluation.evaluator import Evaluator, Rows, margins_of, overall_recall, qualities
 from strategies.evaluation.moving_budgets import Following, follow
 from strategies.figures.intervals import Measured
 from strategies.figures.schema import Gain, Ratio
@@ -272,7 +272,7 @@ def test_nodes_are_asked_what_is_given():
     assert (request.factors.tolist(), request.rooms.tolist(), request.artifacts.tolist()) == ([1, 2], [0, 3], [4])
     assert request.factors.dtype == request.rooms.dtype == np.float64
     assert (request.replicates, request.per_device) == (0, True)
-    assert blocks(request)[0] == list(range(7))  # 75 B, blocks of 4 B
+    assert blocks(request)[0] == list(range(4))  # 60 B fit no room at all, 65 B hold 4 blocks of 4 B
     evaluator, asked = asking(per_device=False)
     evaluator.evaluate([60], per_device=True)
     assert not asked[0].per_device, "the scenario does not want it"
@@ -332,3 +332,49 @@ def test_ones_own_budget_and_full_tables():
     evaluator.scenario.blocks.precision = "int8"
     evaluator.full_table()
     assert asked[0].precision == "fp32"
+
+
+def test_full_tables_of_some_groups_in_parts_on_the_test_and_on_validation():
+    evaluator, asked = asking(message_bytes=1)
+    parts = evaluator.full_tables(with_validation=True)
+    assert [(one.budgets.tolist(), one.on_validation, one.precision, one.split) for one in asked] == [
+        ([wire.UNLIMITED] * 2, 1, "fp32", "test")
+    ] * 2
+    assert [blocks(one) for one in asked] == [{0: list(range(30))}, {1: list(range(30))}]
+    assert (parts.groups, parts.replies) == (((0,), (1,)), (Reply([1]), Reply([2])))
+    assert parts.whole == Reply([1, 2])
+    assert parts.without([1]).replies == (Reply([1]),)
+    again = evaluator.full_tables(groups=[1])
+    assert (asked[2].budgets.tolist(), asked[2].on_validation, list(asked[2].groups)) == ([wire.UNLIMITED], 0, [1])
+    assert (parts.without([1]) + again).whole == Reply([1, 3])
+    together = asking()[0].full_tables()
+    assert together.groups == ((0, 1),)
+    assert together.without([0]).replies == (), "the message is of both"
+
+
+def test_questions_about_the_same_lists_are_asked_together():
+    """Those on validation last; a reply to each, in the order of the questions."""
+    evaluator, asked = asking()
+    rows = [Rows((52, 60)), Rows((70,), rooms=(1.0,), on_validation=True), Rows((wire.OWN_BUDGET,), factors=(0.5,))]
+
+    class Whole(Reply):
+        def only(self, places):
+            return places
+
+    def ask_each(kind, reply, contents):
+        return [[Whole([asked.append(content(0).payload) or 1])] for content in contents]
+
+    evaluator.federation.nodes.ask_each = ask_each
+    found = evaluator.together(rows, precision="fp16", selector="popularity", label="mine", artifacts=np.array([4]))
+    assert found == [slice(0, 2), slice(3, 4), slice(2, 3)]
+    (request,) = asked
+    assert request.budgets.tolist() == [52, 60, wire.OWN_BUDGET, 70]
+    assert (request.factors.tolist(), request.rooms.tolist()) == ([1, 1, 0.5, 1], [-1, -1, -1, 1])
+    assert (request.on_validation, request.stored, request.artifacts.tolist()) == (1, 2, [4])
+    assert (request.precision, request.label, request.split, request.per_device) == ("fp16", "mine", "test", True)
+
+
+def test_what_has_no_room_needs_no_list():
+    evaluator, asked = asking()
+    evaluator.evaluate([BASE + 20 * BLOCK], rooms=[1.0])
+    assert {len(list_) for list_ in blocks(asked[0]).values()} == {13}, "125 B, as for the largest of devices' own"

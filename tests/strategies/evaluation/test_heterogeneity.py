@@ -23,6 +23,7 @@ from clients.round.memory import RoundMemory
 from clients.serving.following import follow
 from fl_peel import wire
 from fl_peel.blocks.elastic import ElasticEmbedding
+from fl_peel.blocks.layout import budget_bytes
 from fl_peel.blocks.ranked import rank_blocks
 from fl_peel.blocks.shrinking import grow, listed
 from fl_peel.errors import ProfileError
@@ -33,7 +34,9 @@ from fl_peel.ranking.top import MetricSums
 from fl_peel.wire import MovingRequest, RoundReply
 from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario, shipped_scenarios
-from strategies.evaluation.fairness import Fairness
+from strategies.evaluation.evaluator import Rows
+from strategies.evaluation.fairness import TIERS, TIERS_ON_VALIDATION, Fairness, tier_rows
+from strategies.evaluation.moving_budgets import FALLS, fall_rows, falling
 from strategies.run.place import Place
 from strategies.server_app import serve
 from tests.clients.node.test_cohort import GROUPS, LAYOUT, NUM_USERS, World, filled
@@ -457,24 +460,33 @@ def test_fixed_tiers_are_chosen_on_validation():
         spread = Histogram(*(part.reshape(*recall.shape, -1) for part in (bins.counts, bins.sums)))
         return filled(wire.EvaluateReply, sums=shaped, spread=spread, owned=[None])
 
-    asked = []
-
-    def evaluate(budgets, *, split, rooms):
-        asked.append((tuple(budgets), split, tuple(rooms)))
-        return reply(split, slice(None))
-
     evaluator = types.SimpleNamespace(
         members=types.SimpleNamespace(class_names=("small", "large")),
         scenario=types.SimpleNamespace(fairness=types.SimpleNamespace(tiers=(0.25, 0.01))),
         layout=LAYOUT,
-        evaluate=evaluate,
     )
     fairness = Fairness(evaluator, reply("test", slice(0, 1)))
-    told = fairness.add_tiers()
+    told = fairness.add_tiers(reply("validation", slice(None)), reply("test", slice(None)))
     assert told.tiers == (0.01, 0.25)
     assert told.chosen == {"small": 0.25, "large": 0.01}
     assert fairness.served[-1].recall == pytest.approx((0.3, 0.1))
-    assert [split for _, split, _ in asked] == ["validation", "test"]
+    budgets = tuple(budget_bytes(LAYOUT, share) for share in (0.01, 0.25))
+    assert tier_rows(evaluator) == {
+        TIERS_ON_VALIDATION: Rows(budgets, rooms=(1.0, 1.0), on_validation=True),
+        TIERS: Rows(budgets, rooms=(1.0, 1.0)),
+    }
+    evaluator.scenario.fairness.tiers = ()
+    assert tier_rows(evaluator) == {}
+
+
+def test_every_fall_is_asked_of_elastic_and_of_rigid_devices():
+    part = types.SimpleNamespace(falls=(0.5, 1.0), trained_for=(0.25, 0.5))
+    evaluator = types.SimpleNamespace(scenario=types.SimpleNamespace(elasticity=part))
+    own, factors = (wire.OWN_BUDGET,) * 6, (1.0, 0.5, 0.25)
+    assert fall_rows(evaluator) == {FALLS: Rows(own, (*factors, 1.0, 1.0, 1.0), (-1.0, -1.0, -1.0, *factors))}
+    part.falls = part.trained_for = ()
+    assert fall_rows(evaluator) == {}
+    assert falling(evaluator, None, {}, None) == ()
 
 
 def test_rounds_without_anybody_work(tiny, tmp_path):

@@ -4,11 +4,21 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.events import Event
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import SUM_SCALE, MetricSums
-from strategies.figures.figures import Asked, Evaluated, FullReplies, budget_rows, evaluated, full_table
+from strategies.evaluation.evaluator import Parts, Rows
+from strategies.figures.figures import (
+    Asked,
+    Evaluated,
+    FullReplies,
+    _full_tables,
+    budget_rows,
+    evaluated,
+    full_table,
+)
 from strategies.figures.schema import Gain, Interval, Quality, Ratio
 from strategies.nodes.members import Members, some_devices
 
@@ -87,11 +97,16 @@ def test_budgets_beside_no_table_are_no_share_of_one():
 # ---------------------------------------------------------------- what is asked
 
 
-def asked_for(selector="energy", **changes):
+def asked_for(selector="energy", beside=None, **changes):
     """What is evaluated, and the events meanwhile; 10 items of 10 columns, 5% and 10% of 400 bytes."""
     given = {"budgets": (0.05, 0.1), "precisions": ("fp16", "int8"), "selectors": ("energy", "popularity")}
     evaluation = SimpleNamespace(**(given | {"artifacts": 3, "full_tables": True} | changes))
     asked, events = [], []
+
+    def together(rows, **more):
+        asked.append((rows, more))
+        return [f"reply {len(asked)}, {place}" for place in range(len(rows))]
+
     evaluator = SimpleNamespace(
         scenario=SimpleNamespace(
             evaluation=evaluation, blocks=SimpleNamespace(precision="int8"), selector=selector, seed=3
@@ -99,46 +114,76 @@ def asked_for(selector="energy", **changes):
         members=MEMBERS,
         layout=LAYOUT,
         evaluate=lambda budgets, **more: asked.append((budgets, more)) or f"reply {len(asked)}",
-        own_budgets=lambda: "own",
+        together=together,
         full_table=lambda: "full",
     )
-    found = evaluated(evaluator, events.append)
+    found = evaluated(evaluator, events.append, beside)
     stored = some_devices(evaluator.scenario, MEMBERS, "artifacts", 3).tolist()
     for _, more in asked:
-        if more["artifacts"] is not None:
+        if "artifacts" in more:
             assert more["artifacts"].tolist() == stored
             more["artifacts"] = "stored"
     return found, asked, events
 
 
+OWN = Rows((wire.OWN_BUDGET,))
+
+
 def test_every_precision_meets_every_selector():
-    found, asked, events = asked_for()
+    """What else is asked goes with the lists that devices are sent: those of the scenario's precision and selector."""
+    tiers = Rows((7, 8), on_validation=True)
+    found, asked, events = asked_for(beside={"tiers": tiers})
     pairs = [("fp16", "energy"), ("fp16", "popularity"), ("int8", "energy"), ("int8", "popularity")]
+    what = [{"precision": precision, "selector": selector, "label": precision} for precision, selector in pairs]
     assert asked == [
-        ([20, 40], {"precision": p, "selector": s, "label": p, "per_device": True,
-                    "artifacts": "stored" if (p, s) == ("int8", "energy") else None})
-        for p, s in pairs
-    ]  # fmt: skip
-    assert found == Evaluated(tuple(Asked(p, s, f"reply {i + 1}") for i, (p, s) in enumerate(pairs)), "own", "full")
+        ([20, 40], what[0] | {"per_device": True}),
+        ([20, 40], what[1] | {"per_device": True}),
+        ([Rows((20, 40)), OWN, tiers], what[2] | {"artifacts": "stored"}),
+        ([20, 40], what[3] | {"per_device": True}),
+    ]
+    replies = ["reply 1", "reply 2", "reply 3, 0", "reply 4"]
+    rows = tuple(Asked(*pair, reply) for pair, reply in zip(pairs, replies, strict=True))
+    assert found == Evaluated(rows, "reply 3, 1", "full", {"tiers": "reply 3, 2"})
     texts = ["fp16, energy", "fp16, popularity", "int8, energy", "int8, popularity", "own budgets", "full tables"]
     assert events == [Event("evaluation", done + 1, 6, text) for done, text in enumerate(texts)]
 
 
 def test_without_precisions_it_is_the_scenarios_and_without_full_tables_there_are_none():
     found, asked, events = asked_for(precisions=(), selectors=("energy",), full_tables=False)
-    assert [(more["precision"], more["artifacts"]) for _, more in asked] == [("int8", "stored")]
-    assert (found.own, found.refined) == ("own", None)
+    assert asked == [
+        ([Rows((20, 40)), OWN], {"precision": "int8", "selector": "energy", "label": "int8", "artifacts": "stored"})
+    ]
+    assert (found.own, found.refined, found.beside) == ("reply 1, 1", None, {})
     assert [event.total for event in events] == [3, 3, 3]
 
 
 def test_what_devices_would_store_is_written_even_where_no_figure_is_of_it():
     found, asked, events = asked_for(selector="controller")
-    assert asked[-1] == ([20, 40], {"label": "int8", "artifacts": "stored"})
-    assert (len(found.budgets), len(asked), events[-1].done) == (4, 5, 6)
-    assert len(asked_for(selector="controller", artifacts=0)[1]) == 4, "nothing is to be stored"
+    assert asked[-2:] == [([20, 40], {"label": "int8", "artifacts": "stored"}), ([OWN], {})]
+    assert (len(found.budgets), len(asked), events[-1].done) == (4, 6, 6)
+    assert len(asked_for(selector="controller", artifacts=0)[1]) == 5, "nothing is to be stored"
+
+
+def test_full_tables_that_did_not_change_are_not_asked_again():
+    class Reply(str):
+        def __add__(self, other):
+            return Reply(f"{self} {other}")
+
+    def full_tables(groups):
+        asked.append(list(groups))
+        return Parts((tuple(groups),), (Reply("anew"),))
+
+    asked = []
+    evaluator = SimpleNamespace(federation=SimpleNamespace(states=[None] * 4), full_tables=full_tables)
+    begun = Parts(((0, 1), (2,)), (Reply("both"), Reply("two")))
+    assert (_full_tables(evaluator, begun), asked) == ("both two anew", [[3]])
+    assert (_full_tables(evaluator, begun.without([1])), asked) == ("two anew", [[3], [0, 1, 3]])
+    assert _full_tables(evaluator, begun.without(range(4))) == "anew"
+    evaluator.federation.states.pop()
+    assert (_full_tables(evaluator, begun), len(asked)) == ("both two", 3), "nobody is left to be asked"
 
 
 def test_without_budgets_nothing_is_asked_or_stored():
     found, asked, events = asked_for(selector="controller", budgets=())
-    assert (found.budgets, asked) == ((), [])
+    assert (found.budgets, asked) == ((), [([OWN], {})])
     assert [(event.done, event.total) for event in events] == [(1, 2), (2, 2)]

@@ -14,7 +14,7 @@ import pytest
 from fl_peel.mapped import rest
 from strategies.groups import tables
 from strategies.groups.state import copied_states
-from strategies.groups.tables import empty_tables
+from strategies.groups.tables import copied_tables, empty_tables
 from tests.strategies.groups.test_aggregation import group_state
 
 SHAPE = (1000, 64)  # 62.5 pages
@@ -54,6 +54,30 @@ def test_tables_in_a_file_are_apart_and_zero_at_first(in_files, tmp_path, monkey
         assert isinstance(table.base, mmap.mmap)
         assert (table == number + 1).all()
     assert not list(tmp_path.iterdir())  # no name that a killed process would leave
+
+
+@pytest.mark.parametrize("at_once", [1 << 30, 1000], ids=["whole", "in pieces"])
+def test_copies_in_a_file_are_apart_from_what_they_are_of(in_files, tmp_path, monkeypatch, at_once):
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, place: write(file, data[:at_once], place))
+    made = [np.random.default_rng(number).random((50, 7), np.float32) for number in range(3)]
+    kept = [table.copy() for table in made]
+    copies = copied_tables(made, str(tmp_path))
+    for table in made:
+        table[:] = 0
+    for one, other in zip(copies, kept, strict=True):
+        assert isinstance(one.base, mmap.mmap)
+        assert (one == other).all()
+        one[:] = 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_copies_stay_in_memory_where_tables_do(tmp_path):
+    made = [np.ones((50, 7), np.float32)] * 2
+    copies = copied_tables(made, str(tmp_path))
+    made[0][:] = 2
+    assert [(one.base, float(one.max())) for one in copies] == [(None, 1.0)] * 2
+    assert copied_tables([], str(tmp_path)) == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the kernel does not tell")

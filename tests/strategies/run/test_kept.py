@@ -130,11 +130,12 @@ def test_what_is_done_is_not_done_again(tiny, tmp_path):
     assert result.stages["refinement"] > 0
 
 
-def test_of_item_tables_only_rows_that_devices_changed_are_kept(tiny, tmp_path):
-    """With user groups of four devices, each of which trains a few of 60 items."""
+@pytest.mark.parametrize("rule", ["always", "validation"])
+def test_of_item_tables_only_rows_that_devices_changed_are_kept(rule, tiny, tmp_path):
+    """With user groups of four devices, each of which trains a few of 60 items. Groups that went back have none."""
     changes = ["user_groups.count=8", "pretraining.embedding_dim=64", "blocks={item_groups: single}"]
     less = ["selector=popularity", "evaluation.budgets=[50%]", "elasticity.falls=[]", "fleet=[fleet.yaml:large]"]
-    scenario = load_scenario(tiny, changes + less)
+    scenario = load_scenario(tiny, [*changes, *less, f"refinement.acceptance.rule={rule}"])
     (tmp_path / "kept").mkdir()
     served(scenario, tmp_path / "run", tmp_path / "kept")
     # one file, the disks of the last round, and rows of tables in two files in turn
@@ -144,7 +145,10 @@ def test_of_item_tables_only_rows_that_devices_changed_are_kept(tiny, tmp_path):
     value = opened(file.read_bytes(), live)["value"]
     rows = value["changed"].sum(axis=1)
     assert (rows < 60).all()
-    assert (rows > 0).any()
+    if rule == "always":
+        assert (rows > 0).any()
+    else:
+        assert not rows[value["keeping"]["rounds_kept"] == 0].any()
     assert [num_bytes for num_bytes, _ in value["sums"]] == (4 * 64 * rows).tolist()
 
 
