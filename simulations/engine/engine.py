@@ -28,7 +28,6 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.settings import is_gpu
 from simulations.engine.allocation import WORKERS, give_back, reuse_memory
 from simulations.engine.cluster import require_cluster
-from simulations.engine.delivery import delivered_soon
 from simulations.engine.ray_token import environment, own_token
 from simulations.engine.raylet import RayletWatch
 from simulations.engine.stoppable_grid import StoppableGrid
@@ -57,7 +56,6 @@ def simulated(
     reuse_memory()
     with (
         compiling_ahead(),
-        delivered_soon(),
         _quiet_engine(),
         _visible_gpus(scenario.engine.device),
         _own_signals(),
