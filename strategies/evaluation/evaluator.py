@@ -19,14 +19,12 @@ from fl_peel.exchange.expected import Known
 from fl_peel.ranking.top import SUM_SCALE, MetricSums
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import Quality
-from strategies.nodes.batches import packed_batches
+from strategies.nodes.batches import MESSAGE_BYTES, packed_batches
 from strategies.nodes.members import Members
 from strategies.nodes.nodes import Content, Query
 from strategies.rounds.federation import Federation
 from strategies.rounds.strategy import PeelStrategy
 
-MESSAGE_BYTES = 32 << 20
-"""Of blocks, in one message to a node."""
 REACH = 1.25
 """Devices skip blocks they never need, so they reach further down the list than their budget alone would. Where that is
 not far enough for one of them, all of its message are asked again with a list twice as long: what a device gets under
@@ -313,4 +311,4 @@ def margins_of(sums: MetricSums) -> list[float | None]:
     return [None if np.isnan(margin) else float(margin) for margin in sums.margin().tolist()]
 
 
-__all__ = ["MESSAGE_BYTES", "REACH", "Evaluator", "Parts", "Rows", "margins_of", "overall_recall", "qualities"]
+__all__ = ["REACH", "Evaluator", "Parts", "Rows", "margins_of", "overall_recall", "qualities"]

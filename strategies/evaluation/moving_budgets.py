@@ -29,13 +29,11 @@ from strategies.figures.schema import (
     Moment,
     OverTime,
 )
-from strategies.nodes.batches import packed_batches
+from strategies.nodes.batches import MESSAGE_BYTES, packed_batches
 from strategies.nodes.nodes import Content, Query
 from strategies.run.refinement import Refine
 
 IntArray = NDArray[np.int64]
-MESSAGE_BYTES = 32 << 20
-"""Of blocks, in one message to a node."""
 FALLS = "falls"
 """Name of what is asked about budgets that fall."""
 

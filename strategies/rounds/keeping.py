@@ -12,12 +12,9 @@ from fl_peel import wire
 from fl_peel.exchange.expected import Known
 from fl_peel.ranking.paired import Effects, PairedSums
 from strategies.groups.state import UserGroupState, copied_states
-from strategies.nodes.batches import batches
+from strategies.nodes.batches import MESSAGE_BYTES, batches
 from strategies.nodes.nodes import Content, Query
 from strategies.rounds.strategy import PeelStrategy
-
-MESSAGE_BYTES = 32 << 20
-"""Of blocks, in one message to a node."""
 
 
 @dataclass(frozen=True)

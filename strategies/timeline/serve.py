@@ -30,12 +30,12 @@ from fl_peel.pretraining.stage1 import PooledSums, SpectralStart
 from fl_peel.scenario.method import TimelinePart
 from fl_peel.scenario.refinement import Robust
 from fl_peel.scenario.scenario import Scenario
-from strategies.evaluation.evaluator import MESSAGE_BYTES, Evaluator
+from strategies.evaluation.evaluator import Evaluator
 from strategies.evaluation.moving_budgets import Following, follow, over_time
 from strategies.groups.spectral import TEMPERATURE
 from strategies.groups.start import make_layout
 from strategies.groups.state import FloatArray, UserGroupState
-from strategies.nodes.batches import packed_batches
+from strategies.nodes.batches import MESSAGE_BYTES, packed_batches
 from strategies.nodes.members import Members
 from strategies.nodes.nodes import Nodes, Query
 from strategies.run.by_sums import BySums
