@@ -19,7 +19,7 @@ from fl_peel.exchange.expected import Known
 from fl_peel.ranking.top import SUM_SCALE, MetricSums
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import Quality
-from strategies.nodes.batches import MESSAGE_BYTES, packed_batches
+from strategies.nodes.batches import EVALUATED_BYTES, packed_batches
 from strategies.nodes.members import Members
 from strategies.nodes.nodes import Content, Query
 from strategies.rounds.federation import Federation
@@ -102,7 +102,7 @@ class Evaluator:
 
     federation: Federation
     weights: Callable[[str], list[NDArray[np.float64]]]
-    message_bytes: int = MESSAGE_BYTES
+    message_bytes: int = EVALUATED_BYTES
     server_round: int | None = None
 
     @classmethod

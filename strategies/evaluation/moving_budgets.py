@@ -29,7 +29,7 @@ from strategies.figures.schema import (
     Moment,
     OverTime,
 )
-from strategies.nodes.batches import MESSAGE_BYTES, packed_batches
+from strategies.nodes.batches import EVALUATED_BYTES, packed_batches
 from strategies.nodes.nodes import Content, Query
 from strategies.run.refinement import Refine
 
@@ -135,7 +135,7 @@ class Following:
 
 
 def follow(
-    evaluator: Evaluator, who: Following, traced: IntArray, message_bytes: int = MESSAGE_BYTES
+    evaluator: Evaluator, who: Following, traced: IntArray, message_bytes: int = EVALUATED_BYTES
 ) -> wire.MovingReply:
     """Ask nodes to follow some of their devices; groups in batches of about message_bytes."""
     scenario, members, states = evaluator.scenario, evaluator.members, evaluator.federation.states

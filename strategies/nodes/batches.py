@@ -8,10 +8,8 @@ from typing import TypeVar
 from fl_peel import wire
 
 Item = TypeVar("Item")
-MESSAGE_BYTES = 64 << 20
-"""Of blocks, in one message to a node. Flower's simulation gives it at most about ten a second: of smaller ones a round
-of hundreds of user groups was mostly waiting. Of larger ones more memory is in use at a time.
-"""
+EVALUATED_BYTES = 64 << 20
+"""Of blocks, in one message to a node that evaluates. Flower's simulation gives it at most about ten a second."""
 
 
 def batches(items: Iterable[Item], num_bytes: Callable[[Item], int], most_bytes: int) -> Iterator[list[Item]]:
@@ -38,4 +36,4 @@ def packed_batches(
         yield {group: wire.packed_once(arrays) for group, arrays in batch}
 
 
-__all__ = ["MESSAGE_BYTES", "batches", "packed_batches"]
+__all__ = ["EVALUATED_BYTES", "batches", "packed_batches"]

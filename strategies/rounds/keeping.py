@@ -12,7 +12,7 @@ from fl_peel import wire
 from fl_peel.exchange.expected import Known
 from fl_peel.ranking.paired import Effects, PairedSums
 from strategies.groups.state import UserGroupState, copied_states
-from strategies.nodes.batches import MESSAGE_BYTES, batches
+from strategies.nodes.batches import EVALUATED_BYTES, batches
 from strategies.nodes.nodes import Content, Query
 from strategies.rounds.strategy import PeelStrategy
 
@@ -104,7 +104,7 @@ class Keeping:
             )
             return lambda partition: Query(request, Known({"G": len(states)}))
 
-        together = batches(range(len(states)), lambda group: 2 * int(ceilings[group]), MESSAGE_BYTES)
+        together = batches(range(len(states)), lambda group: 2 * int(ceilings[group]), EVALUATED_BYTES)
         for replies in strategy.nodes.ask_each(wire.COMPARE, wire.CompareReply, map(asked, together)):
             for reply in replies:
                 sums += reply.sums

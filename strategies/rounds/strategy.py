@@ -30,7 +30,7 @@ from fl_peel.privacy.sources import source_of
 from fl_peel.ranking.top import SUM_SCALE
 from fl_peel.weighting.controller import Controller
 from fl_peel.weighting.selectors import block_weights
-from strategies.nodes.batches import MESSAGE_BYTES, batches
+from strategies.nodes.batches import batches
 from strategies.nodes.nodes import Answer, Query, raise_or_log
 from strategies.rounds.channel import Channel
 from strategies.rounds.contents import ServerContents
@@ -39,6 +39,8 @@ from strategies.rounds.record import RoundRecord, SentRound
 from strategies.rounds.sampling import sample_cohort
 
 logger = logging.getLogger("fl_peel")
+MESSAGE_BYTES = 16 << 20
+"""Of blocks, in one message to a node. Under ``flwr run`` it gets at most about ten a second, so not too few."""
 
 
 class PeelStrategy(Strategy):

@@ -35,7 +35,7 @@ from strategies.evaluation.moving_budgets import Following, follow, over_time
 from strategies.groups.spectral import TEMPERATURE
 from strategies.groups.start import make_layout
 from strategies.groups.state import FloatArray, UserGroupState
-from strategies.nodes.batches import MESSAGE_BYTES, packed_batches
+from strategies.nodes.batches import EVALUATED_BYTES, packed_batches
 from strategies.nodes.members import Members
 from strategies.nodes.nodes import Nodes, Query
 from strategies.run.by_sums import BySums
@@ -450,7 +450,7 @@ class _Run:
             return federation.states[group].packed(evaluator.layout, precision, weights[group], None)
 
         groups: dict[int, wire.Arrays] = {}
-        for batch in packed_batches(range(len(federation.states)), pack, MESSAGE_BYTES):
+        for batch in packed_batches(range(len(federation.states)), pack, EVALUATED_BYTES):
             groups |= batch
         changed = self.published.changed
         request = wire.RefreshRequest(federation.setting, self.clock, precision, budgets, changed, groups, former)
