@@ -40,7 +40,7 @@ from strategies.rounds.sampling import sample_cohort
 
 logger = logging.getLogger("fl_peel")
 MESSAGE_BYTES = 16 << 20
-"""Of blocks, in one message to a node. Under ``flwr run`` it gets at most about ten a second, so not too few."""
+"""Of blocks, in one message to a node. A node gets at most about ten messages a second, so not too few."""
 
 
 class PeelStrategy(Strategy):

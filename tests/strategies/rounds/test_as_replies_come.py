@@ -52,7 +52,8 @@ def a_round(kind, scenario, folder, monkeypatch, contents=OpenServerContents, in
 
 @pytest.fixture
 def scenario(tiny_scenario):
-    return changed(tiny_scenario, refinement={"rounds": 1})
+    """No group goes back: what changed stays so."""
+    return changed(tiny_scenario, refinement={"rounds": 1, "acceptance": {"rule": "always"}})
 
 
 def test_each_group_is_taken_when_both_nodes_have_answered(scenario, tmp_path, monkeypatch):
