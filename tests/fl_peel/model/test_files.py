@@ -234,7 +234,6 @@ def test_rows_and_maps_that_do_not_fit_are_one_line(tmp_path, changes):
         ('{"ids": ["a"]}', "has 1 different ids for 30 items"),
         (json.dumps({"ids": [*map(str, range(30)), "29"]}), "has 30 different ids for 30 items"),
     ],
-    ids=lambda text: text[:20],
 )
 def test_a_catalogue_that_makes_no_sense_is_one_line(folder, content, why):
     resealed(folder, CATALOGUE, content.encode())
