@@ -176,9 +176,13 @@ NAN = np.full((30, 8), np.nan, np.float32)
         ),
         (ITEMS, {"item_group": None}, "item_group is not of 30 items"),
         (ITEMS, {"item_group": np.arange(30)}, "item_group is not of 30 items"),
-        (ITEMS, {"item_group": np.full(30, 2**31 - 1, np.int32)}, "are not numbered from 0 without gaps"),
-        (ITEMS, {"item_group": np.full(30, -1, np.int32)}, "are not numbered from 0 without gaps"),
-        (ITEMS, {"item_group": np.ones(30, np.int32)}, "are not numbered from 0 without gaps"),
+        (
+            ITEMS,
+            {"item_group": np.full(30, 2**31 - 1, np.int32)},
+            "its item groups are not numbered from 0 without gaps",
+        ),
+        (ITEMS, {"item_group": np.full(30, -1, np.int32)}, "its item groups are not numbered from 0 without gaps"),
+        (ITEMS, {"item_group": np.ones(30, np.int32)}, "its item groups are not numbered from 0 without gaps"),
         (ITEMS, {"item_group": np.zeros((5, 6), np.int32)}, "item_group is not of 30 items"),
         (JOINING, {"item_table": NAN}, "item_table holds numbers that are not finite"),
         (JOINING, {"item_table": NAN[:, :7]}, "item_table of shape"),
@@ -191,7 +195,7 @@ def test_arrays_that_do_not_fit_are_one_line(folder, name, changes, why):
     tensors = safetensors.numpy.load((folder / name).read_bytes()) | changes
     kept = {key: tensor for key, tensor in tensors.items() if tensor is not None}
     resealed(folder, name, safetensors.numpy.save(kept))
-    with pytest.raises(ModelError, match=rf"model/{name}: .*{why}"):
+    with pytest.raises(ModelError, match=rf"model/{name}: (.* )?{why}"):
         use(folder)
 
 
@@ -248,8 +252,8 @@ def test_two_items_of_one_name_are_one_line(folder):
 
 
 def test_what_was_found_is_quoted_and_no_more_than_40_characters_of_it():
-    files = ModelFiles(Path("model"), {"text": "x" * 50, "number": 10**60, "list": [1]})
-    assert files.text("text") == "x" * 50
+    files = ModelFiles(Path("model"), {"text": "x" * 50, "number": 10**60, "list": [1], "most": 7})
+    assert (files.text("text"), files.number("most", 7)) == ("x" * 50, 7)
     for told, wanted in (
         (lambda: files.number("number", 7), f"number is 1{'0' * 39}, not a whole number from 1 to 7"),
         (lambda: files.text("text", "a", "b"), f"text is '{'x' * 40}', none of a, b"),
