@@ -233,6 +233,12 @@ def test_the_artefact_is_the_one_that_the_run_would_store(tmp_path):
     assert device.embedding(200).to_bytes() == wanted
 
 
+def test_a_table_may_be_one_block(tmp_path):
+    layout = layout_of("single", 1, 1, 2, 1, 0)
+    orders, tables = saved(tmp_path / "model", layout=layout)
+    assert same(fl_peel.load(tmp_path / "model").blocks(1), listed(layout, "int8", orders[1], tables[1]))
+
+
 def test_a_few_groups_are_held_ready_and_no_more(tmp_path):
     saved(tmp_path / "model", groups=6)
     model = fl_peel.load(tmp_path / "model")
