@@ -23,6 +23,7 @@ from _pytest.config import _prepareconfig
 from mutmut import __main__ as mutmut
 from mutmut import configuration
 from mutmut.runners.harness import PytestRunner
+from mutmut.state import state
 from mutmut.utils.file_utils import change_cwd
 from mutmut.workers import isolation, timeout
 from mutmut.workers.isolation import ForkRunner
@@ -37,6 +38,8 @@ MEMORY_BYTES = 2 << 30
 """What a mutant may ask for besides what was there before: one that takes a number for a length asks for more than any
 machine has.
 """
+SUSPICIOUS = 35
+"""mutmut's exit code for a mutant of which nothing can be said."""
 
 
 class Collected:
@@ -95,6 +98,9 @@ def make_faster() -> None:
         given = configuration.config()
         arguments = [*given.pytest_add_cli_args, *given.pytest_add_cli_args_test_selection]
         found.append(Collected(arguments, Path(tempfile.mkdtemp())))
+        unknown = sorted(state().duration_by_test.keys() - found[-1].items.keys())
+        if unknown:
+            raise RuntimeError(f"{unknown[0]}: has another name where tests are collected anew; give it plain ids")
         start(self)
 
     def shutdown(self: ForkRunner) -> None:
@@ -102,7 +108,12 @@ def make_faster() -> None:
         shutil.rmtree(found[-1].scratch, ignore_errors=True)
 
     def run_tests(self: PytestRunner, *, mutant_name: str | None, tests: Iterable[str]) -> int:
-        return found[0].run(tests) if found else run(self, mutant_name=mutant_name, tests=tests)
+        if not found:
+            return run(self, mutant_name=mutant_name, tests=tests)
+        try:
+            return found[0].run(tests)
+        except BaseException:  # to be counted neither as killed nor as survived; and no fork tidies up for all
+            os._exit(SUSPICIOUS)
 
     ForkRunner.startup = startup  # type: ignore[method-assign]
     ForkRunner.shutdown = shutdown  # type: ignore[method-assign]

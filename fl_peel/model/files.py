@@ -90,7 +90,7 @@ def writing(folder: Path, about: Mapping[str, Any]) -> Iterator[Written]:
         yield written
         said = {"format": FORMAT, "version": VERSION, **about, FILES: dict(sorted(written.files.items()))}
         said[DIGEST] = _digest_of_about(said)
-        (part / ABOUT).write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (part / ABOUT).write_bytes((json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
         shutil.rmtree(folder, ignore_errors=True)
         part.chmod(0o755)  # a temporary folder is its maker's alone
         part.replace(folder)

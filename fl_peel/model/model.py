@@ -67,7 +67,7 @@ def save(
     """
     layout = catalogue.layout
     different = _different(layout, base, tables)
-    whole = sum(len(one) for one in different) / layout.num_blocks if different is not None else len(tables)
+    whole = 1 + sum(map(len, different)) / layout.num_blocks if different is not None else len(tables)
     saved: Precision = "fp32" if whole * layout.full_table_bytes <= WHOLE_BYTES else precision
     about = {
         "package": package,
@@ -226,8 +226,7 @@ class Model:
             order = block_numbers(tensors, "order", layout)
             if len(order) != layout.num_blocks:
                 raise ModelError(f"order has {len(order)} of {layout.num_blocks} blocks")
-            mine = Blocks.of(tensors, layout, self.tables)
-            whole = mine if mine.numbers is None else mine.over(self._base, layout)
+            whole = Blocks.of(tensors, layout, self.tables).over(self._base, layout)
             return ranked(layout, self.tables, precision, order, whole)
         except (ModelError, ScenarioError) as error:
             raise self.files.fault(name, str(error)) from error

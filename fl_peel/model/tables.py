@@ -22,8 +22,8 @@ from fl_peel.errors import MessageError, ModelError
 Tensors = Mapping[str, NDArray[Any]]
 FloatArray = NDArray[np.float32]
 WHOLE_BYTES = 256_000_000
-"""Of all tables in fp32, up to which they are saved like this and serve in every precision. Larger ones are saved as
-devices of the run read them, in the precision of its blocks alone.
+"""Of all tables in fp32, a base among them, up to which they are saved like this and serve in every precision. Larger
+ones are saved as devices of the run read them, in the precision of its blocks alone.
 """
 
 

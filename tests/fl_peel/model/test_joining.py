@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError
+from fl_peel.grouping.clusters import fit_user_embeddings
 from fl_peel.model import joining as module
 from fl_peel.model.joining import Mapped, as_halves
 from tests.helpers.models import LAYOUT, fitted, mapped
@@ -80,6 +82,21 @@ def test_who_fits_an_embedding_is_told_what_does_not_fit():
     joining.check(30, 8)
     with pytest.raises(ModelError, match=r"^centroids of shape \(2, 7\), not \(2, 8\)"):
         replace(joining, centroids=joining.centroids[:, :7]).check(30, 8)
+
+
+def test_sums_are_of_one_thread(monkeypatch):
+    """More would add up in another order, and end in other digits."""
+    found = []
+
+    def noted(table, rows):
+        found.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return fit_user_embeddings(table, rows)
+
+    monkeypatch.setattr(module, "fit_user_embeddings", noted)
+    with threadpool_limits(limits=2):
+        fitted(np.random.default_rng(0), LAYOUT).join(UserItems(np.array([0, 2]), np.array([3, 5], np.int32)))
+    assert found
+    assert set(found) == {1}
 
 
 @pytest.mark.parametrize("columns", [1, 4, 6])

@@ -1,11 +1,13 @@
 """A saved model: what is saved is what is served, in whatever form it lies there."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import fl_peel
 from fl_peel.blocks.elastic import ElasticEmbedding
@@ -16,7 +18,9 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
 from fl_peel.model import model as module
-from fl_peel.model.joining import KINDS, Mapped
+from fl_peel.model.catalogue import Catalogue
+from fl_peel.model.files import ABOUT
+from fl_peel.model.joining import KINDS, Fitted, Mapped
 from fl_peel.model.tables import changed_blocks
 from fl_peel.pretraining.by_sums import add_rows, embeddings, halves, nearest, unit_vectors
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
@@ -113,6 +117,42 @@ def test_blocks_that_differ_by_hand():
     assert changed_blocks(single, base, table).dtype == np.int64
 
 
+@pytest.mark.parametrize(("changed", "worth"), [(3, True), (4, False)])
+def test_a_base_is_worth_it_up_to_eight_tenths_of_all_blocks(tmp_path, changed, worth):
+    """Two groups of ten blocks: sixteen, ten of which are in the base, and three of one group."""
+    layout = layout_of("single", 10, 10, 2, 1, 0)
+    base = random_table(np.random.default_rng(0), layout)
+    tables = [base.copy(), base.copy()]
+    tables[0][:3] += 1
+    tables[1][5 : 5 + changed] += 1
+    orders, _ = saved(tmp_path / "model", layout=layout, tables=tables, base=base)
+    assert (tmp_path / "model" / module.BASE).exists() == worth
+    found = fl_peel.load(tmp_path / "model")
+    for group in range(2):
+        assert same(found.blocks(group), listed(layout, "int8", orders[group], tables[group]))
+
+
+@pytest.mark.parametrize(("base", "whole"), [(False, 2.0), (True, 1.4)])
+def test_tables_are_saved_whole_up_to_a_number_of_bytes_with_the_base(tmp_path, monkeypatch, base, whole):
+    """Two tables of ten blocks of 8 bytes; or a base, and two blocks of each."""
+    layout = layout_of("single", 10, 10, 2, 1, 0)
+    table = random_table(np.random.default_rng(0), layout)
+    tables = [table.copy(), table.copy()]
+    for one in tables:
+        one[4:6] += 1
+    for most, precision in ((whole * 80, "fp32"), (whole * 80 - 1, "int8")):
+        monkeypatch.setattr(module, "WHOLE_BYTES", most)
+        saved(tmp_path / "model", layout=layout, tables=tables, base=table if base else None)
+        assert fl_peel.load(tmp_path / "model").tables == precision
+
+
+def test_what_saving_returns_is_the_bytes_of_all_that_is_listed(tmp_path):
+    joining, tables = fitted(np.random.default_rng(0), LAYOUT), [random_table(np.random.default_rng(1), LAYOUT)] * 2
+    orders = [np.arange(LAYOUT.num_blocks)] * 2
+    num_bytes = module.save(tmp_path / "a", Catalogue(LAYOUT), joining, "fp16", orders, tables, package="1")
+    assert num_bytes == sum(file.stat().st_size for file in (tmp_path / "a").iterdir() if file.name != ABOUT)
+
+
 def test_one_group_needs_no_base(tmp_path):
     table = random_table(np.random.default_rng(0), LAYOUT)
     saved(tmp_path / "model", groups=1, tables=[table.copy()], base=table)
@@ -155,6 +195,34 @@ def test_rows_and_maps_are_saved_as_they_are_sent_if_that_loses_nothing():
         assert [again.map_of(group).tobytes() for group in range(2)] == [one.tobytes() for one in maps]
 
 
+class Joins(Fitted):
+    """A user embedding that is given; or one that cannot be found."""
+
+    user: NDArray[np.float32] | None = None
+
+    def join(self, rows):
+        if self.user is None:
+            raise np.linalg.LinAlgError("Singular matrix")
+        return self.user, np.zeros(1, np.int32)
+
+
+@pytest.mark.parametrize("largest", [65_504.0, 70_000.0, np.inf, np.nan, None])
+def test_a_user_embedding_that_cannot_be_stored_is_one_line(tmp_path, monkeypatch, largest):
+    saved(tmp_path / "model")
+    model = fl_peel.load(tmp_path / "model")
+    joining = Joins(model.joining.centroids, model.joining.tensors()["item_table"])
+    monkeypatch.setattr(Joins, "user", None if largest is None else np.array([[1.0] * 7 + [largest]], np.float32))
+    model = replace(model, joining=joining)
+    if largest == 65_504.0:
+        assert model.device(GIVEN).user[-1] == largest
+        return
+    with pytest.raises(ModelError) as told:
+        model.device(GIVEN)
+    assert str(told.value).startswith(
+        f"{tmp_path / 'model' / module.JOINING}: gives no user embedding that can be stored; save the model again"
+    )
+
+
 def test_a_device_without_interactions_is_told(tmp_path):
     saved(tmp_path / "model")
     with pytest.raises(ModelError, match="interactions: none are given, and a device joins by them"):
@@ -167,6 +235,12 @@ def test_the_artefact_is_the_one_that_the_run_would_store(tmp_path):
     ranked = listed(LAYOUT, "int8", orders[device.group], tables[device.group])
     wanted = ElasticEmbedding(ranked, device.user, np.array([1, 3, 7, 20]), device.group).at(200).to_bytes()
     assert device.embedding(200).to_bytes() == wanted
+
+
+def test_a_table_may_be_one_block(tmp_path):
+    layout = layout_of("single", 1, 1, 2, 1, 0)
+    orders, tables = saved(tmp_path / "model", layout=layout)
+    assert same(fl_peel.load(tmp_path / "model").blocks(1), listed(layout, "int8", orders[1], tables[1]))
 
 
 def test_a_few_groups_are_held_ready_and_no_more(tmp_path):
