@@ -8,7 +8,7 @@ from typing import TypeVar
 from fl_peel import wire
 
 Item = TypeVar("Item")
-EVALUATED_BYTES = 64 << 20
+EVALUATED_BYTES = 32 << 20
 """Of blocks, in one message to a node that evaluates. Flower's simulation gives it at most about ten a second."""
 
 
