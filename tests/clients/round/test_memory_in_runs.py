@@ -66,13 +66,13 @@ def violated(tiny, tmp_path, name: str):
 
 def test_a_run_reports_what_serving_stores_over_budget(tiny, tmp_path, monkeypatch):
     assert not any(row.budget_violations for row in violated(tiny, tmp_path, "right").device_classes.values())
-    real = RankedBlocks.serving_cutoffs
+    real = RankedBlocks.cutoffs_without
 
-    def heavier(self, budgets, seen):
-        cutoffs, stored, kept = real(self, budgets, seen)
+    def heavier(self, budgets, skipped):
+        cutoffs, stored, kept = real(self, budgets, skipped)
         return cutoffs, np.where(stored > 0, budgets + 1, 0), kept
 
-    monkeypatch.setattr(RankedBlocks, "serving_cutoffs", heavier)
+    monkeypatch.setattr(RankedBlocks, "cutoffs_without", heavier)
     result = violated(tiny, tmp_path, "wrong")
     devices = sum(row.devices for row in result.device_classes.values())
     assert sum(row.budget_violations for row in result.device_classes.values()) == devices == 40
