@@ -158,6 +158,12 @@ def test_who_has_room_for_no_block_moves_nothing(requests):
     assert not steps.rigid_moved_bytes.any()
 
 
+def test_who_has_never_kept_a_block_finds_nothing_while_others_do():
+    found, alone = followed(devices=[11, 10]).steps[:, 1], counts(10)
+    assert found.recall.tolist() == alone.recall.tolist()
+    assert found.recall_square.tolist() == alone.recall_square.tolist()
+
+
 def test_who_has_room_and_keeps_it_serves_from_the_beginning():
     """Its budget never moves; it wants item 0."""
     steps = followed(devices=[11], idle=(2 * BLOCK,) * 6).steps[:, 1]
