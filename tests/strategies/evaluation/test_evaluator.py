@@ -375,6 +375,8 @@ def test_questions_about_the_same_lists_are_asked_together():
     assert (request.on_validation, request.stored, request.artifacts.tolist()) == (1, 2, [4])
     assert (request.precision, request.label, request.split, request.per_device) == ("fp16", "mine", "test", True)
     assert request.groups[0]["blocks"].numpy()[:2].tolist() == [0, 1], "of the selector that is given"
+    evaluator.together(rows)
+    assert asked[1].label == ""
 
 
 def test_parts_under_some_of_the_budgets_are_of_the_same_groups():
