@@ -11,7 +11,7 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import pack_ranking
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.ranking.bootstrap import Replicates
-from fl_peel.ranking.top import SUM_SCALE
+from fl_peel.ranking.top import SUM_SCALE, Tiles
 from fl_peel.wire import EVERYBODY, OWN_BUDGET, UNLIMITED
 from tests.helpers.blocks import rows_of
 
@@ -222,9 +222,26 @@ def test_the_last_budgets_may_be_of_validation_items():
     assert not whole.replicates.recall[2:].any()
 
 
+@pytest.mark.parametrize(
+    ("device", "on_validation", "whole"), [("cpu", 0, 0), ("cpu", 2, 2), ("torch-cpu", 0, 0), ("torch-cpu", 2, 0)]
+)
+def test_rows_are_laid_out_once_where_they_are_looked_at_twice(monkeypatch, device, on_validation, whole):
+    """Of two user groups that have devices: all rows, None; else as many as somebody holds, and of torch none."""
+    made, lay_out = [], Tiles.of
+    monkeypatch.setattr(Tiles, "of", staticmethod(lambda *asked: made.append(asked[1:]) or lay_out(*asked)))
+    cohort = cohort_of(device=device)
+    cohort.splits.validation = rows_of([], [0], [2], [])
+    evaluated(cohort, on_validation=on_validation)
+    assert made.count(()) == whole
+    assert bool(made) == (device == "cpu")
+    assert len(made) == whole or not whole, "and not again"
+
+
 def test_embeddings_are_written_under_the_first_budgets_alone(tmp_path):
     cohort, budgets = cohort_of(tmp_path / "run"), np.array([BASE + BLOCK, BASE + 2 * BLOCK, BASE + 3 * BLOCK])
     given = {"budgets": budgets, "factors": np.ones(3), "rooms": -np.ones(3), "artifacts": np.array([10])}
     evaluated(cohort, **given, stored=2)
     names = {f"device-10-mine-{budget}.peel" for budget in budgets[:2]}
     assert {path.name for path in (tmp_path / "run" / "artifacts").iterdir()} == names
+    evaluated(cohort_of(tmp_path / "other"), **given, stored=0)
+    assert not list((tmp_path / "other").rglob("*.peel"))

@@ -12,7 +12,7 @@ from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import SUM_SCALE
 from simulations.scenario_files import load_scenario
-from strategies.evaluation.evaluator import Evaluator, Rows, margins_of, overall_recall, qualities
+from strategies.evaluation.evaluator import Evaluator, Parts, Rows, margins_of, overall_recall, qualities
 from strategies.evaluation.moving_budgets import Following, follow
 from strategies.figures.intervals import Measured
 from strategies.figures.schema import Gain, Ratio
@@ -227,6 +227,7 @@ def test_nodes_are_asked_what_the_scenario_says():
     assert request.factors.dtype == request.rooms.dtype == np.float64
     assert (request.artifacts.tolist(), request.replicates, request.per_device) == ([], 50, False)
     assert (request.first, request.last) == (0, -1)
+    assert (request.on_validation, request.stored) == (0, -1)
     # a quarter more than 70 B: 87 B hold 6 blocks
     assert blocks(request) == {0: [29, 28, 27, 26, 25, 24], 1: [0, 1, 2, 3, 4, 5]}
     codes = request.groups[1]["codes"].view(np.float32)
@@ -340,6 +341,7 @@ def test_full_tables_of_some_groups_in_parts_on_the_test_and_on_validation():
     assert [(one.budgets.tolist(), one.on_validation, one.precision, one.split) for one in asked] == [
         ([wire.UNLIMITED] * 2, 1, "fp32", "test")
     ] * 2
+    assert all(one.per_device for one in asked)
     assert [blocks(one) for one in asked] == [{0: list(range(30))}, {1: list(range(30))}]
     assert (parts.groups, parts.replies) == (((0,), (1,)), (Reply([1]), Reply([2])))
     assert parts.whole == Reply([1, 2])
@@ -372,6 +374,15 @@ def test_questions_about_the_same_lists_are_asked_together():
     assert (request.factors.tolist(), request.rooms.tolist()) == ([1, 1, 0.5, 1], [-1, -1, -1, 1])
     assert (request.on_validation, request.stored, request.artifacts.tolist()) == (1, 2, [4])
     assert (request.precision, request.label, request.split, request.per_device) == ("fp16", "mine", "test", True)
+    assert request.groups[0]["blocks"].numpy()[:2].tolist() == [0, 1], "of the selector that is given"
+    evaluator.together(rows)
+    assert asked[1].label == ""
+
+
+def test_parts_under_some_of_the_budgets_are_of_the_same_groups():
+    parts = Parts(((0,), (1, 2)), tuple(types.SimpleNamespace(only=lambda places, of=of: (of, places)) for of in "ab"))
+    some = slice(1, 3)
+    assert parts.only(some) == Parts(((0,), (1, 2)), (("a", some), ("b", some)))
 
 
 def test_what_has_no_room_needs_no_list():
