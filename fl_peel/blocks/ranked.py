@@ -181,14 +181,10 @@ class RankedBlocks:
         )
         return cutoffs, np.where(room >= 0, kept_bytes + overhead, 0), kept_blocks
 
-    def after_last_kept(self, cutoffs: NDArray[np.int64], seen: UserItems) -> NDArray[np.int64]:
-        """Rank behind the last block that devices (N,) hold which chose up to ``cutoffs`` (N,) of
-        :meth:`serving_cutoffs`: what they passed over last they do not know any more.
-        """
-        return self.after_last_without(cutoffs, self.unneeded(seen))
-
     def after_last_without(self, cutoffs: NDArray[np.int64], skipped: UserItems) -> NDArray[np.int64]:
-        """The same of devices for which :meth:`unneeded` was found."""
+        """Rank behind the last block that devices (N,) hold which chose up to ``cutoffs`` (N,) of
+        :meth:`cutoffs_without`: what they passed over last they do not know any more.
+        """
         width = len(self.blocks) + 1
         passed = skipped.users() * width + skipped.items  # ascending
         who, after = np.arange(len(cutoffs)) * width, cutoffs.copy()

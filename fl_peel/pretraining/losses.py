@@ -8,7 +8,7 @@ the softmax over *all* items cheap.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,15 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fl_peel.kernels import add_scaled_rows
 from fl_peel.pretraining.propagation import SparseMatrix, csr_tensor
 from fl_peel.pretraining.settings import DiversityForm
 from fl_peel.pretraining.workers import ALONE, Workers
 
 _CHUNK_LOGITS = 1 << 21  # logits held at once: 8 MB of float32, so that they stay in the processor's cache
-_ROWS_TOGETHER = (
-    16  # rows of a chunk that are shared out: torch's last few numbers come of other code than those before
-)
 
 
 @dataclass(frozen=True)
@@ -103,15 +99,9 @@ def own_terms(
         user_gradient -= csr_tensor(batch.indptr, batch.items, pull, items.shape[0]) @ items
         item_gradient.index_add_(0, batch.items, scaled[batch.rows] * -pull[:, None])
         return
-    into = batch.items.int().numpy()
-    matrix = SparseMatrix(batch.indptr.int().numpy(), into, pull.numpy())
-    user_gradient -= matrix.spread(items, workers)
-    target, given, rows, factors = item_gradient.numpy(), scaled.detach().numpy(), batch.rows.numpy(), (-pull).numpy()
-
-    def part(columns: tuple[int, int]) -> None:
-        add_scaled_rows(target, into, given, rows, factors, *columns)
-
-    workers.map(part, workers.ranges(0, target.shape[1]))
+    pulls = SparseMatrix(batch.indptr.int().numpy(), batch.items.int().numpy(), pull.numpy())
+    user_gradient -= pulls.spread(items, workers)
+    replace(pulls, values=-pulls.values).add_back(scaled, item_gradient, workers)
 
 
 class _SampledSoftmax(torch.autograd.Function):

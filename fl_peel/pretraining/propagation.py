@@ -84,16 +84,15 @@ class SparseMatrix:
         places = np.arange(indptr[-1]) + np.repeat(self.indptr[chosen] - indptr[:-1], counts)
         return SparseMatrix(indptr.astype(np.int32), self.columns[places], self.values[places])
 
-    def spread_back(self, table: Tensor, num_columns: int, workers: Workers = ALONE) -> Tensor:
-        """The product of the transpose with a table (n, d), (num_columns, d), on the processor."""
-        given, out = table.detach().contiguous().numpy(), np.zeros((num_columns, table.shape[1]), np.float32)
+    def add_back(self, table: Tensor, total: Tensor, workers: Workers = ALONE) -> None:
+        """Add the product of the transpose with a table (n, d) to ``total`` (m, d), on the processor."""
+        given, target = table.detach().contiguous().numpy(), total.numpy()
         rows = np.repeat(np.arange(len(given)), np.diff(self.indptr))
 
         def part(columns: tuple[int, int]) -> None:
-            add_scaled_rows(out, self.columns, given, rows, self.values, *columns)
+            add_scaled_rows(target, self.columns, given, rows, self.values, *columns)
 
-        workers.map(part, workers.ranges(0, out.shape[1]))
-        return torch.from_numpy(out)
+        workers.map(part, workers.ranges(0, target.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,8 @@ class _PropagateTo(torch.autograd.Function):
         user_sum = items.new_zeros(ctx.num_users, items.shape[1])
         user_sum[ctx.wanted[ctx.order]] = some
         users = graph.forward.spread(items, workers, user_sum)
-        first = ctx.mine.spread_back(some, len(items), workers)
+        first = torch.zeros_like(items, memory_format=torch.contiguous_format)
+        ctx.mine.add_back(some, first, workers)
         item_sum, items = items + first, first
         for _ in range(ctx.num_layers - 1):
             users, items = (

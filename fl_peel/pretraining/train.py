@@ -26,7 +26,7 @@ from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
 from fl_peel.pretraining.settings import PretrainingConfig, check_negatives
 from fl_peel.pretraining.spectral import spectral_tables
-from fl_peel.pretraining.workers import Workers, own_threads
+from fl_peel.pretraining.workers import Workers, own_threads, threads_for
 from fl_peel.randomness import seed_for
 
 FloatArray = NDArray[np.float32]
@@ -75,7 +75,7 @@ def pretrain(
     """
     check_collected(collected)
     _check(config)
-    num_threads = config.num_threads or (2 if collected.num_interactions >= 300_000 else 1)
+    num_threads = config.num_threads or threads_for(collected.num_interactions)
     with own_threads(num_threads) as workers:
         trainer = _Trainer(collected, num_items, config, seed, device, workers)
         history = []

@@ -62,6 +62,11 @@ def fixed_threads(num_threads: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+def threads_for(num_interactions: int) -> int:
+    """Threads that pretraining takes for so much data: on small tables they wait for each other more than they work."""
+    return 2 if num_interactions >= 300_000 else 1
+
+
 @contextmanager
 def own_threads(num_threads: int) -> Iterator[Workers]:
     """So many workers, BLAS on as many threads, and torch on one."""
@@ -74,4 +79,4 @@ def own_threads(num_threads: int) -> Iterator[Workers]:
             yield Workers(num_threads, pool)
 
 
-__all__ = ["ALONE", "Workers", "fixed_threads", "own_threads"]
+__all__ = ["ALONE", "Workers", "fixed_threads", "own_threads", "threads_for"]

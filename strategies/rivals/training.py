@@ -6,7 +6,6 @@ Whole users in a batch, the pretraining's own losses, Adam with a learning rate 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -22,7 +21,7 @@ from fl_peel.pretraining.propagation import InteractionGraph, propagate
 from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.spectral import spectral_tables
 from fl_peel.pretraining.train import PretrainedEmbeddings
-from fl_peel.pretraining.workers import fixed_threads
+from fl_peel.pretraining.workers import fixed_threads, threads_for
 from fl_peel.randomness import seed_for
 
 FloatArray = NDArray[np.float32]
@@ -30,9 +29,8 @@ FloatArray = NDArray[np.float32]
 
 @contextmanager
 def training(num_interactions: int) -> Iterator[None]:
-    """As many threads as pretraining takes for data of this size; no word of torch about its CSR format."""
-    with fixed_threads(2 if num_interactions >= 300_000 else 1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+    """As many threads as pretraining takes for data of this size."""
+    with fixed_threads(threads_for(num_interactions)):
         yield
 
 

@@ -237,7 +237,7 @@ def test_a_device_knows_the_last_block_it_holds_and_not_what_it_passed_over_behi
     layout = BlockLayout(np.arange(6, dtype=np.int32), 4, 1)
     ranked = rank_blocks(layout, "int8", -np.arange(6.0), np.ones((6, 4), np.float32))
     seen = rows_of([], [0, 3, 4], [0, 3, 4], [0], [0, 1, 2, 3, 4, 5])
-    assert ranked.after_last_kept(np.array([6, 5, 2, 1, 6]), seen).tolist() == [6, 3, 2, 0, 0]
+    assert ranked.after_last_without(np.array([6, 5, 2, 1, 6]), ranked.unneeded(seen)).tolist() == [6, 3, 2, 0, 0]
 
 
 def test_an_empty_ranking_keeps_and_recommends_nothing():

@@ -46,7 +46,7 @@ def test_shrinking_and_growing_give_what_choosing_from_scratch_gives(layout, pre
     grown, read = grow(small, layout, known, many, listed(layout, precision, ranked.blocks[place:], table))
     assert grown.to_bytes() == large.to_bytes()
     before, after = (ranked.serving_cutoffs(np.array([budget]), seen)[0] for budget in (few, many))
-    assert ranked.after_last_kept(before, seen).tolist() == [place]
+    assert ranked.after_last_without(before, ranked.unneeded(seen)).tolist() == [place]
     assert read == int(ranked.read_bytes(np.array([place]), after)[0])
 
 
