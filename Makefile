@@ -22,7 +22,7 @@ run: $(INSTALLED)
 
 # deployments last, by themselves: Flower's processes are told apart from dead ones by how long they say nothing
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not deployment"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not deployment"
 	$(BIN)/python -m pytest --numprocesses 2 --dist load -m deployment
 
 lint: $(INSTALLED)-dev

@@ -58,6 +58,23 @@ evaluation: {budgets: [50%, 1.0], selectors: [controller, popularity], artifacts
 """
 
 
+LONGEST = (
+    "tests/test_first_hour.py",
+    *(f"tests/simulations/{name}.py" for name in ("test_killed", "engine/test_flwr_run", "bench/test_machines")),
+)
+"""Files of a minute and more, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that no worker is left with one of them at the end: those above, then what
+    starts an engine. All tests of a file stay together, in their order.
+    """
+    files = [item.nodeid.partition("::")[0] for item in items]
+    starting = {file for file, item in zip(files, items, strict=True) if item.get_closest_marker("engine")}
+    rank = {file: (LONGEST.index(file) if file in LONGEST else len(LONGEST), file not in starting) for file in files}
+    items.sort(key=lambda item: rank[item.nodeid.partition("::")[0]])
+
+
 class Nowhere:
     """A source of data files that cannot be reached."""
 
