@@ -108,11 +108,11 @@ def top_rows_under(
         ranked.layout.row_in_catalogue[ranked.items],
         present,
         present.argsort(axis=1),
-        cutoffs.max(axis=1, initial=0),
+        cutoffs.max(axis=1),
         np.ascontiguousarray(users),
         exclude.indptr,
         _rows(ranked, exclude),
-        present.max(axis=1, initial=0).argsort(),
+        present.max(axis=1).argsort(),
         best,
     )
     return best
@@ -148,7 +148,7 @@ def evaluate_under(
     exclude: UserItems,
     wanted: UserItems,
     n: int,
-    device: str = "cpu",
+    device: str,
     tiles: Tiles | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The same (N, X) under several cutoffs (N, X). Who wants nothing ranks nothing. tiles: as in

@@ -11,7 +11,7 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import RankedBlocks, rank_blocks
 from fl_peel.blocks.stored import overhead_bytes, stored_user
 from fl_peel.ranking import top
-from fl_peel.ranking.top import MetricSums, evaluate, evaluate_under, recall_ndcg, top_rows, top_rows_under
+from fl_peel.ranking.top import MetricSums, Tiles, evaluate, evaluate_under, recall_ndcg, top_rows, top_rows_under
 from fl_peel.training import reference
 from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
 
@@ -87,6 +87,25 @@ def test_hundreds_of_rows_are_looked_at_once_for_all_lists(monkeypatch):
     monkeypatch.setattr(kernels, "top_rows", lambda *given: calls.append(loop(*given)))
     assert top_rows_under(ranked, cutoffs, users, seen, 9).tolist() == alone
     assert len(calls) == 1
+
+
+def test_no_more_rows_are_laid_out_than_somebody_has_and_none_twice(monkeypatch):
+    rng, layout = np.random.default_rng(0), BlockLayout(np.arange(300, dtype=np.int32), 6, 1)
+    ranked = rank_blocks(layout, "fp32", rng.random(300), rng.normal(size=(300, 6)).astype(np.float32))
+    users, nothing = rng.normal(size=(2, 6)).astype(np.float32), rows_of([], [])
+    whole, part, none = Tiles.of(ranked), Tiles.of(ranked, 65), Tiles.of(ranked, 0)
+    assert (whole.rows.shape, whole.rows.dtype) == ((5, 8, 64), np.float32), "six columns are padded to eight"
+    assert (whole.places.shape, whole.places.dtype) == ((5, 1, 64), np.int32)
+    assert (len(part.rows), len(part.places), len(none.rows)) == (2, 2, 0)
+    asked, lay_out = [], Tiles.of
+    monkeypatch.setattr(Tiles, "of", staticmethod(lambda *given: asked.append(given[1:]) or lay_out(*given)))
+    for cutoffs in ([[3, 70], [64, 9]], [[0, 0], [0, 0]]):
+        top_rows_under(ranked, np.array(cutoffs), users, nothing, 3)
+    assert asked == [(70,), (0,)]
+    found = evaluate_under(ranked, np.array([[3, 70], [64, 9]]), users, nothing, rows_of([1], [2]), 3, "cpu", whole)
+    assert len(asked) == 2, "whoever brings rows that are laid out needs none"
+    assert found[0].shape == (2, 2)
+    assert top_rows_under(ranked, np.zeros((0, 2), np.int64), users[:0], rows_of(), 3).shape == (2, 0, 3)
 
 
 def test_who_wants_nothing_ranks_nothing(monkeypatch):
