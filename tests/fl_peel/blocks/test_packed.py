@@ -88,4 +88,6 @@ def test_a_whole_table_is_as_if_it_had_travelled(kind, slices):
 
 def test_a_whole_table_of_rows_is_not_copied():
     table = np.ones((5, 2), np.float32)
-    assert ranked_as_numbered(BlockLayout(np.arange(5, dtype=np.int32), 2, 1), table).table is table
+    found = ranked_as_numbered(BlockLayout(np.arange(5, dtype=np.int32), 2, 1), table)
+    assert found.table is table
+    assert found.precision == "fp32"

@@ -93,6 +93,7 @@ def test_unpacked_rows_are_the_coded_rows_in_their_place(layout, precision, seed
     assert (ranked.blocks == order[: len(ranked.blocks)]).all()
     if budget is not None:
         assert len(ranked.blocks) == prefix_length(layout, precision, order, budget)
+    assert ranked.table.dtype == np.float32
     rank_of = {int(block): rank for rank, block in enumerate(ranked.blocks)}
     sent = len(ranked.blocks)
     pieces = ranked.table.reshape(-1, layout.num_slices, layout.slice_dim)
