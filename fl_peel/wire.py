@@ -803,7 +803,10 @@ def pack(value: object) -> RecordDict:
     config: dict[str, Any] = {}
     for field in dataclasses.fields(value):  # type: ignore[arg-type]
         _put(field.name, getattr(value, field.name), arrays, config)
-    return RecordDict({"arrays": ArrayRecord(arrays), "config": ConfigRecord(config)})
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = array  # of a whole dict Flower would make arrays of its own, whose bytes Ray copies
+    return RecordDict({"arrays": record, "config": ConfigRecord(config)})
 
 
 def _put(name: str, content: Any, arrays: dict[str, Array], config: dict[str, Any]) -> None:
