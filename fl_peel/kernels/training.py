@@ -16,7 +16,7 @@ _ROOM = 2147483647.0  # largest int32
 _LIKED = np.int32(-(2**31))  # in a device's note of a row: it is among the train items
 _SLOT = np.int32(2**31 - 1)  # and the rest of the note: one more than the row's slot, 0 where it has none yet
 _DRAWN = 256  # rows that are drawn at a time
-_AHEAD = 8  # slots between the row that is worked on and the one that is brought near
+_AHEAD = 12  # slots between the row that is worked on and the one that is brought near
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -64,10 +64,10 @@ def _add_step(step, norm, row, sums, spilled, is_spilled, tallies):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _draw(positives, start, stop, present, state, drawing, table, random, notes, slot_row, pairs, times, batch_slots):
-    """Each positive of a batch and its negatives, by the slots of their rows, in ``pairs``; ``times`` that each is
-    there, and ``batch_slots`` that are. drawing: numbers of ``random`` that are used, that there are, slots that are
-    taken. Returns the new state and drawing, and how many slots the batch has.
+def _draw(positives, start, stop, present, state, drawing, random, notes, slot_row, pairs, counts, times, batch_slots):
+    """Each positive of a batch and its negatives, by the slots of their rows, in ``pairs``; where either counts,
+    ``times`` that each is there, and ``batch_slots`` that are. drawing: numbers of ``random`` that are used, that there
+    are, slots that are taken. Returns the new state and drawing, and how many slots the batch has.
     """
     num_used, num_random, num_slots = drawing
     drawn = len(pairs) // (stop - start)
@@ -94,13 +94,22 @@ def _draw(positives, start, stop, present, state, drawing, table, random, notes,
             notes[row] = (note & _LIKED) | np.int32(slot + 1)
             slot_row[num_slots] = row
             num_slots += is_new
-            fetch(table, row)
             pairs[at] = slot
             at += 1
-            batch_slots[num_batch] = slot
-            num_batch += np.int64(times[slot] == 0)
-            times[slot] += 1
+            if counts:
+                batch_slots[num_batch] = slot
+                num_batch += np.int64(times[slot] == 0)
+                times[slot] += 1
     return state, (num_used, num_random, num_slots), num_batch
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _fill_logits(table, slots, users, i, inverse_temperature, logits):
+    """Of the rows of a device's ``slots``, straight from the table."""
+    last = len(slots) - 1
+    for slot in range(len(slots)):
+        fetch(table, slots[min(slot + _AHEAD, last)])
+        logits[slot] = dot(users, i, table, slots[slot], 0, table.shape[1]) * inverse_temperature
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -287,21 +296,21 @@ def train_devices(
                     present,
                     state,
                     drawing,
-                    table,
                     random,
                     notes,
                     slot_row,
                     mine,
+                    not at_once or l2 != 0.0,
                     times,
                     batch_slots,
                 )
                 num_slots = drawing[2]
                 if at_once:
-                    for slot in range(num_slots):
-                        logits[slot] = dot(users, i, table, slot_row[slot], 0, dim) * inverse_temperature
+                    _fill_logits(table, slot_row[:num_slots], users, i, inverse_temperature, logits)
                 else:
                     for slot in range(first_slot, num_slots):
                         row = slot_row[slot]
+                        fetch(table, slot_row[min(slot + _AHEAD, num_slots - 1)])
                         if cut_rows:
                             for c in range(dim):
                                 masks[slot, c] = np.float32(1.0 if position[row, slice_of[c]] < cutoff else 0.0)

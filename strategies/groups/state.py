@@ -100,7 +100,7 @@ class UserGroupState:
             self._count_rows(order.items, blocks, total, scenario)
         else:
             self._count_blocks(layout, order.items, blocks, total, scenario)
-        sizes = np.repeat(layout.group_sizes, layout.num_slices)
+        sizes = layout.group_sizes if layout.num_slices == 1 else np.repeat(layout.group_sizes, layout.num_slices)
         rate = self.counted_interactions / (np.maximum(self.counted_devices, 1) * sizes)
         statistics.popularity = rate.astype(np.float32)
         if layout.is_single and not all_rows:
