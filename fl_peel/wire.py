@@ -44,6 +44,7 @@ import io
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, SupportsIndex, TypeVar, get_args, get_origin
 
 import numpy as np
@@ -62,7 +63,7 @@ from fl_peel.exchange.counters import (
     StepCounts,
     StepTraces,
 )
-from fl_peel.exchange.expected import TOTAL, WHOLE, Of, fields_of, plain_of, summed
+from fl_peel.exchange.expected import TOTAL, WHOLE, Of, fields_of, name_of, plain_of, summed
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.paired import PairedSums
 from fl_peel.ranking.spread import NUM_BINS, Histogram
@@ -755,11 +756,18 @@ def _array(dtype: str, shape: tuple[int, ...], stype: str, data: NDArray[np.uint
 
 def _to_array(content: NDArray[Any]) -> Array:
     """As ``Array(content)``, with one copy of the content instead of three."""
-    header = io.BytesIO()
     content = np.ascontiguousarray(content).reshape(content.shape)  # a number alone keeps its shape, ()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(content))
-    data = b"".join([header.getvalue(), content.reshape(-1).view(np.uint8).data])
-    return _SharedArray(str(content.dtype), tuple(content.shape), "numpy.ndarray", data)
+    data = b"".join([_header(content.dtype, content.shape), content.reshape(-1).view(np.uint8).data])
+    return _SharedArray(name_of(content.dtype), content.shape, "numpy.ndarray", data)
+
+
+@lru_cache(maxsize=4096)
+def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """What comes before the bytes of an array in rows: a round has thousands, of few shapes."""
+    header = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue()
 
 
 _USUAL_HEADER = re.compile(
@@ -803,7 +811,10 @@ def pack(value: object) -> RecordDict:
     config: dict[str, Any] = {}
     for field in dataclasses.fields(value):  # type: ignore[arg-type]
         _put(field.name, getattr(value, field.name), arrays, config)
-    return RecordDict({"arrays": ArrayRecord(arrays), "config": ConfigRecord(config)})
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = array  # of a whole dict Flower would make arrays of its own, whose bytes Ray copies
+    return RecordDict({"arrays": record, "config": ConfigRecord(config)})
 
 
 def _put(name: str, content: Any, arrays: dict[str, Array], config: dict[str, Any]) -> None:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.blocks.stored import overhead_bytes, user_bytes
-from fl_peel.exchange.traffic import row_pieces
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.memory import TrainingMemory
 
@@ -36,20 +35,19 @@ class Working:
 
     def cutoffs(self, ranked: RankedBlocks) -> IntArray:
         """Blocks (N,) that each can train."""
-        pieces = row_pieces(ranked.layout, ranked.blocks)
         held = self.takes.most_held(self.allowed, self.interactions)
-        return np.searchsorted(pieces, held, side="right").astype(np.int64) - 1
+        return np.searchsorted(ranked.row_pieces, held, side="right").astype(np.int64) - 1
 
     def most_bytes(self, ranked: RankedBlocks, cutoffs: IntArray) -> IntArray:
         """Bytes (N,) that choosing blocks, and training ``cutoffs`` (N,) of them, never exceed."""
-        held = row_pieces(ranked.layout, ranked.blocks)[cutoffs]
+        held = ranked.row_pieces[cutoffs]
         training = np.where(cutoffs > 0, self.takes.most_bytes(held, self.interactions), 0)
-        return np.maximum(training, choosing_bytes(ranked))
+        return np.maximum(training, ranked.largest_bytes)
 
     def taken_bytes(self, ranked: RankedBlocks, cutoffs: IntArray, touched: IntArray) -> IntArray:
         """The same of devices that touched so many row pieces (N,)."""
-        held = row_pieces(ranked.layout, ranked.blocks)[cutoffs]
-        return np.maximum(self.takes.taken_bytes(held, touched, self.interactions), choosing_bytes(ranked))
+        held = ranked.row_pieces[cutoffs]
+        return np.maximum(self.takes.taken_bytes(held, touched, self.interactions), ranked.largest_bytes)
 
 
 @dataclass(frozen=True)
@@ -116,16 +114,10 @@ def stored_bytes(ranked: RankedBlocks, cutoffs: IntArray, budgets: IntArray, bes
     return np.where(fits, ranked.stored_bytes(cutoffs) + beside, 0)
 
 
-def choosing_bytes(ranked: RankedBlocks) -> int:
-    """Of the block that is being read, the largest of the list."""
-    sizes = ranked.layout.block_bytes(ranked.precision)[ranked.blocks]
-    return int(sizes.max(initial=0))
-
-
 def beside_bytes(scenario: Scenario) -> int:
     """What a device holds during refinement besides its file: the user embedding that it may go back to."""
     goes_back = scenario.refinement.acceptance.rule != "always"
     return user_bytes(scenario.pretraining.embedding_dim) if goes_back else 0
 
 
-__all__ = ["RoundMemory", "Working", "beside_bytes", "choosing_bytes", "stored_bytes"]
+__all__ = ["RoundMemory", "Working", "beside_bytes", "stored_bytes"]

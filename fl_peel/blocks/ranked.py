@@ -37,9 +37,18 @@ def ranking(weights: NDArray[np.floating], first: int | None = None) -> NDArray[
     """Block numbers by decreasing weight (B,) -> (B,); equal weights by block number. first: only so many of them."""
     keys = -weights.astype(np.float64)
     if first is None or not 0 < first < len(keys):
-        return np.argsort(keys, kind="stable")[:first]
+        return _ascending(keys)[:first]
     best = np.flatnonzero(keys <= np.partition(keys, first - 1)[first - 1])  # with all that are as good as the last
-    return best[np.argsort(keys[best], kind="stable")[:first]]
+    return best[_ascending(keys[best])[:first]]
+
+
+def _ascending(keys: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Places of numbers in ascending order, of equal ones in their own. A sort that keeps equal numbers in order takes
+    several times as long: few lists have any.
+    """
+    order = np.argsort(keys)
+    ordered = keys[order]
+    return np.argsort(keys, kind="stable") if (ordered[1:] == ordered[:-1]).any() else order
 
 
 def prefix_length(layout: BlockLayout, precision: Precision, order: NDArray[np.int64], budget_bytes: int) -> int:
@@ -106,6 +115,18 @@ class RankedBlocks:
     def cost(self) -> NDArray[np.int64]:
         """Stored bytes of the first k blocks, shape (K + 1,)."""
         return np.concatenate([[0], np.cumsum(self.layout.block_bytes(self.precision)[self.blocks])])
+
+    @cached_property
+    def row_pieces(self) -> NDArray[np.int64]:
+        """Row pieces in the first k blocks, shape (K + 1,)."""
+        if self.layout.is_single:
+            return np.arange(len(self.blocks) + 1)
+        return np.concatenate([[0], np.cumsum(self.layout.group_sizes[self.blocks // self.layout.num_slices])])
+
+    @cached_property
+    def largest_bytes(self) -> int:
+        """Stored bytes of the largest block."""
+        return int(self.layout.block_bytes(self.precision)[self.blocks].max(initial=0))
 
     @cached_property
     def row_of_item(self) -> NDArray[np.int32]:

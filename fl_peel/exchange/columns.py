@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
+
+
+@lru_cache(maxsize=64)
+def _names(columns: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(columns))
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class Columns:
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """Of the columns, in order."""
-        return tuple(field.name for field in fields(cls))
+        return _names(cls)
 
     @classmethod
     def zeros(cls, *shape: int) -> Self:

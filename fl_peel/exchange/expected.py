@@ -130,7 +130,7 @@ class Checked:
         self.values(array, of, where)
 
     def _form(self, array: NDArray[Any], of: Of, where: str) -> None:
-        if of.dtypes and str(array.dtype) not in of.dtypes:
+        if of.dtypes and name_of(array.dtype) not in of.dtypes:
             raise MessageError(f"{where}: of type {array.dtype}, not {' or '.join(of.dtypes)}")
         self._shape(array.shape, of, where)
 
@@ -286,6 +286,12 @@ def _groups_within(groups: dict[int, Any], inner: Any, checked: Checked, where: 
         raise MessageError(f"{where}: {len(known.groups) - len(groups)} user groups are missing")
 
 
+@lru_cache(maxsize=64)
+def name_of(dtype: np.dtype[Any]) -> str:
+    """``str(dtype)``, which NumPy puts together anew each time."""
+    return str(dtype)
+
+
 def fields_of(kind: Any) -> dict[str, Any]:
     """Types of a dataclass's fields by name, with their :class:`Of`."""
     return _fields_of(kind)
@@ -307,4 +313,4 @@ def _of(annotated: Any) -> Of | None:
     return next((mark for mark in marks if isinstance(mark, Of)), None)
 
 
-__all__ = ["MOST", "TOTAL", "WHOLE", "Checked", "Known", "Of", "check", "fields_of", "plain_of", "summed"]
+__all__ = ["MOST", "TOTAL", "WHOLE", "Checked", "Known", "Of", "check", "fields_of", "name_of", "plain_of", "summed"]

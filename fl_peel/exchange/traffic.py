@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.exchange.release import Part, shapes
 from fl_peel.exchange.statistics import GroupShape
@@ -48,7 +47,7 @@ class Hiding:
         if not self.all_rows:
             return touched_pieces * (layout.id_dtype.itemsize + NUMBER_BYTES * layout.slice_dim)
         wanted = np.full_like(cutoffs, len(ranked.blocks)) if self.group_prefix else cutoffs
-        return row_pieces(layout, ranked.blocks)[wanted] * NUMBER_BYTES * layout.slice_dim
+        return ranked.row_pieces[wanted] * NUMBER_BYTES * layout.slice_dim
 
     def part_bytes(self, ranked: RankedBlocks) -> int:
         """The other parts, dense."""
@@ -59,9 +58,4 @@ class Hiding:
         return self.all_rows and self.group_prefix
 
 
-def row_pieces(layout: BlockLayout, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Row pieces in the first k of these blocks, (K + 1,)."""
-    return np.concatenate([[0], np.cumsum(layout.group_sizes[blocks // layout.num_slices])])
-
-
-__all__ = ["Hiding", "row_pieces"]
+__all__ = ["Hiding"]

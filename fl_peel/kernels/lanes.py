@@ -8,6 +8,8 @@ software, tens of times slower.
 
 from __future__ import annotations
 
+from typing import Any
+
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -30,6 +32,32 @@ def fma(typingctx, a, b, c):  # type: ignore[no-untyped-def]
     return types.float32(types.float32, types.float32, types.float32), generate
 
 
+def row_start(context: Any, builder: Any, kind: Any, matrix: Any, row: Any) -> Any:
+    """Pointer to the first number of a row of a C-contiguous matrix."""
+    view = context.make_array(kind)(context, builder, matrix)
+    return builder.gep(view.data, [builder.mul(row, builder.extract_value(view.shape, 1))])
+
+
+def fused_lanes(builder: Any) -> Any:
+    """The function a b + c of 16 lanes, with one rounding each."""
+    kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+    return cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+
+
+def added_lanes(builder: Any, lanes: Any) -> Any:
+    """Sum of 16 lanes: the upper half onto the lower one, until one is left."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        nothing = ir.Constant(lanes.type, ir.Undefined)
+        low, high = (
+            builder.shuffle_vector(lanes, nothing, ir.Constant(ir.VectorType(_INT32, width), list(some)))
+            for some in (range(width), range(width, 2 * width))
+        )
+        lanes = builder.fadd(low, high)
+    return builder.extract_element(lanes, ir.Constant(_INT32, 0))
+
+
 @intrinsic
 def _whole_lanes(typingctx, a, i, b, j, first, count):  # type: ignore[no-untyped-def]
     """Sum of a[i, c] b[j, c] over the columns first <= c < first + count, a multiple of 16; C-contiguous matrices."""
@@ -37,44 +65,22 @@ def _whole_lanes(typingctx, a, i, b, j, first, count):  # type: ignore[no-untype
         raise TypingError(f"dot: {a} and {b} must be C-contiguous matrices of float32")
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        pointers = []
-        for array, matrix, row in zip(signature.args[:3:2], arguments[:3:2], arguments[1:4:2], strict=True):
-            view = context.make_array(array)(context, builder, matrix)
-            columns = builder.extract_value(view.shape, 1)
-            pointers.append(builder.gep(view.data, [builder.add(builder.mul(row, columns), arguments[4])]))
-        number = arguments[5].type
-        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
-        fused = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
-        before = builder.block
-        loop, done = builder.append_basic_block("lanes"), builder.append_basic_block("lanes.done")
-        builder.cbranch(builder.icmp_signed(">", arguments[5], ir.Constant(number, 0)), loop, done)
-        with builder.goto_block(loop):
-            place, total = builder.phi(number), builder.phi(_VECTOR)
+        starts = [
+            builder.gep(
+                row_start(context, builder, signature.args[at], arguments[at], arguments[at + 1]), arguments[4:5]
+            )
+            for at in (0, 2)
+        ]
+        fused, number = fused_lanes(builder), arguments[5].type
+        total = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * LANES))
+        ends = ir.Constant(number, 0), arguments[5], ir.Constant(number, LANES)
+        with cgutils.for_range_slice(builder, *ends) as (place, _):
             parts = [
                 builder.load(builder.bitcast(builder.gep(start, [place]), _VECTOR.as_pointer()), align=4)
-                for start in pointers
+                for start in starts
             ]
-            added = builder.call(fused, [*parts, total])
-            onward = builder.add(place, ir.Constant(number, LANES))
-            place.add_incoming(ir.Constant(number, 0), before)
-            place.add_incoming(onward, loop)
-            total.add_incoming(ir.Constant(_VECTOR, [0.0] * LANES), before)
-            total.add_incoming(added, loop)
-            builder.cbranch(builder.icmp_signed("<", onward, arguments[5]), loop, done)
-        builder.position_at_end(done)
-        lanes = builder.phi(_VECTOR)
-        lanes.add_incoming(ir.Constant(_VECTOR, [0.0] * LANES), before)
-        lanes.add_incoming(added, loop)
-        width = LANES
-        while width > 1:  # the upper half onto the lower one
-            width //= 2
-            nothing = ir.Constant(lanes.type, ir.Undefined)
-            low, high = (
-                builder.shuffle_vector(lanes, nothing, ir.Constant(ir.VectorType(_INT32, width), list(some)))
-                for some in (range(width), range(width, 2 * width))
-            )
-            lanes = builder.fadd(low, high)
-        return builder.extract_element(lanes, ir.Constant(_INT32, 0))
+            builder.store(builder.call(fused, [*parts, builder.load(total)]), total)
+        return added_lanes(builder, builder.load(total))
 
     return types.float32(a, types.int64, b, types.int64, types.int64, types.int64), generate
 

@@ -43,11 +43,12 @@ class GroupUpdate:
         """The sums of the rows that some device changed, in two parts that add up: rows (T,), ascending, with sums
         (T, d) int32; wide_rows (W,) with wide_sums (W, d) int64, what did not fit there.
         """
-        rows = np.flatnonzero(self.touched.any(axis=1)).astype(np.int32)
+        touched = self.touched[:, 0] if self.touched.shape[1] == 1 else self.touched.any(axis=1)
+        rows = np.flatnonzero(touched).astype(np.int32)
         wide_rows = np.flatnonzero(self.is_wide).astype(np.int32)
         return {
             "rows": rows,
-            "sums": self.narrow[rows],
+            "sums": self.narrow if len(rows) == len(self.narrow) else self.narrow.take(rows, axis=0),
             "wide_rows": wide_rows,
             "wide_sums": self.wide[wide_rows],
         }

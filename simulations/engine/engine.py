@@ -4,6 +4,7 @@ This is the one place that starts ``flwr.simulation``."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -56,6 +57,7 @@ def simulated(
     reuse_memory()
     with (
         compiling_ahead(),
+        _lasting_objects(),
         _quiet_engine(),
         _visible_gpus(scenario.engine.device),
         _own_signals(),
@@ -162,6 +164,18 @@ def _root_of(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+@contextmanager
+def _lasting_objects() -> Iterator[None]:
+    """What there is by now, modules above all, stays: whoever looks for garbage, which thousands of arrays a round make
+    Python do, need not go through it.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -96,7 +96,51 @@ class UserGroupState:
         their rows, those of the table that may have changed. all_rows: any row may have.
         """
         statistics = self.statistics
-        groups, slices = layout.item_group[order.items], layout.num_slices
+        if layout.is_single and layout.num_slices == 1:
+            self._count_rows(order.items, blocks, total, scenario)
+        else:
+            self._count_blocks(layout, order.items, blocks, total, scenario)
+        sizes = layout.group_sizes if layout.num_slices == 1 else np.repeat(layout.group_sizes, layout.num_slices)
+        rate = self.counted_interactions / (np.maximum(self.counted_devices, 1) * sizes)
+        statistics.popularity = rate.astype(np.float32)
+        if layout.is_single and not all_rows:
+            statistics.energy = statistics.energy.copy()  # a copy of this state may have the array before
+            energy = statistics.energy.reshape(layout.num_items, layout.num_slices)
+            for start in range(0, len(order.items), CHUNK_ROWS):
+                some = order.items[start : start + CHUNK_ROWS]
+                energy[some] = _row_energy(layout, self.table[some])
+        else:
+            statistics.energy = block_energy(layout, self.table)
+        if total.exposed.any():
+            hits, exposure = np.zeros(layout.num_blocks), np.zeros(layout.num_blocks)
+            hits[blocks] = total.hits / FIXED_POINT
+            exposure[blocks] = total.exposed * sizes[blocks]
+            statistics.add_signals(hits, exposure, scenario.controller.memory)
+
+    def _count_rows(
+        self, items: NDArray[np.int32], blocks: NDArray[np.int64], total: BlockSums, scenario: Scenario
+    ) -> None:
+        """Losses, interactions and devices where a block is a row: of those that were sent alone."""
+        known = total.row_examples > 0
+        loss, interactions, devices = (
+            array.copy() for array in (self.statistics.loss, self.counted_interactions, self.counted_devices)
+        )  # a copy of this state may have the arrays before
+        loss[items[known]] = total.row_loss[known] / FIXED_POINT / total.row_examples[known]
+        interactions[items] += total.row_examples / scenario.refinement.local.epochs
+        devices[blocks] += total.holders
+        self.statistics.loss, self.counted_interactions, self.counted_devices = loss, interactions, devices
+
+    def _count_blocks(
+        self,
+        layout: BlockLayout,
+        items: NDArray[np.int32],
+        blocks: NDArray[np.int64],
+        total: BlockSums,
+        scenario: Scenario,
+    ) -> None:
+        """The same of any blocks."""
+        statistics = self.statistics
+        groups, slices = layout.item_group[items], layout.num_slices
         examples = np.bincount(groups, weights=total.row_examples, minlength=layout.num_item_groups)
         losses = np.bincount(groups, weights=total.row_loss / FIXED_POINT, minlength=layout.num_item_groups)
         mean_loss = np.divide(losses, examples, out=np.zeros(len(losses)), where=examples > 0)
@@ -109,22 +153,6 @@ class UserGroupState:
         examples_each = np.repeat(examples, slices) / scenario.refinement.local.epochs
         self.counted_interactions = self.counted_interactions + examples_each  # a copy may have the array before
         self.counted_devices = self.counted_devices + holders
-        sizes = np.repeat(layout.group_sizes, slices)
-        rate = self.counted_interactions / (np.maximum(self.counted_devices, 1) * sizes)
-        statistics.popularity = rate.astype(np.float32)
-        if layout.is_single and not all_rows:
-            statistics.energy = statistics.energy.copy()  # a copy of this state may have the array before
-            energy = statistics.energy.reshape(layout.num_items, slices)
-            for start in range(0, len(order.items), CHUNK_ROWS):
-                some = order.items[start : start + CHUNK_ROWS]
-                energy[some] = _row_energy(layout, self.table[some])
-        else:
-            statistics.energy = block_energy(layout, self.table)
-        if total.exposed.any():
-            hits, exposure = np.zeros(layout.num_blocks), np.zeros(layout.num_blocks)
-            hits[blocks] = total.hits / FIXED_POINT
-            exposure[blocks] = total.exposed * sizes[blocks]
-            statistics.add_signals(hits, exposure, scenario.controller.memory)
 
 
 def copied_states(states: Sequence[UserGroupState], folder: str) -> list[UserGroupState]:

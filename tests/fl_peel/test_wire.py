@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import io
+import pickle
 import typing
 from pathlib import Path
 
@@ -147,6 +148,18 @@ def test_a_payload_packed_once_is_the_same_message():
     plain = Blocks({0: ranked(), 7: ranked()})
     shared = wire.packed_once(ranked())
     assert_same(plain.groups, wire.unpack(Blocks, wire.pack(Blocks({0: shared, 7: shared}))).groups)
+
+
+def test_bytes_lie_beside_the_message_and_not_in_it():
+    """Ray then puts them into shared memory as they are, and whoever reads the message reads them there."""
+    table = np.arange(5000, dtype=np.int32).reshape(-1, 5)
+    beside: list[pickle.PickleBuffer] = []
+    message = pickle.dumps(wire.pack(Blocks({0: {"sums": table}})), protocol=5, buffer_callback=beside.append)
+    assert len(message) < table.nbytes / 4
+    assert max(len(buffer.raw()) for buffer in beside) > table.nbytes
+    received = wire.unpack(Blocks, pickle.loads(message, buffers=[buffer.raw() for buffer in beside]))
+    assert (received.groups[0]["sums"] == table).all()
+    assert any(np.shares_memory(received.groups[0]["sums"], np.frombuffer(buffer.raw(), np.uint8)) for buffer in beside)
 
 
 @pytest.mark.parametrize("budget", [None, 110, 0])

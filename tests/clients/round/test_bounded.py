@@ -11,7 +11,6 @@ from clients.round.choice import contents_of
 from fl_peel import wire
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.counters import RoundCounts
-from fl_peel.exchange.traffic import row_pieces
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy.plan import make_plan
 from simulations.report.page import privacy_views
@@ -151,7 +150,6 @@ def test_hidden_rows_and_requests_cost_bytes(tiny, tmp_path):
     hidden, _ = run_of(tiny, tmp_path, (*CENTRAL, "privacy.counters=measured"))
     for key in ("download_bytes", "upload_bytes"):
         assert getattr(hidden.rounds[0], key) > getattr(open_.rounds[0], key)
-    assert row_pieces(LAYOUT, np.array([0, 5, 7])).tolist() == [0, 1, 2, 3]  # single items: a piece a block
 
 
 def test_the_report_names_what_was_released(tiny, tmp_path):

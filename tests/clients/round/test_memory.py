@@ -75,12 +75,12 @@ def test_what_a_device_may_take_by_hand():
     own = working(*[10_000] * 3)
     assert own.most_bytes(RANKED, np.array([0, 1, 2])).tolist() == [8, 104 + 45, 104 + 2 * 45]
     assert working(*[10_000] * 2, interactions=0).most_bytes(RANKED, np.array([0, 1])).tolist() == [8, 64 + 5]
-    assert module.choosing_bytes(RANKED) == 8
+    assert RANKED.largest_bytes == 8
     nothing = rank_blocks(LAYOUT, "int8", -np.arange(12.0), np.ones((12, 4), np.float32), budget_bytes=0)
-    assert len(nothing.blocks) == module.choosing_bytes(nothing) == 0
+    assert len(nothing.blocks) == nothing.largest_bytes == 0
     assert own.most_bytes(nothing, np.zeros(3, np.int64)).tolist() == [0, 0, 0]
     wide = rank_blocks(LAYOUT, "fp32", -np.arange(12.0), np.ones((12, 4), np.float32))
-    assert module.choosing_bytes(wide) == 2 + 4 * 4
+    assert wide.largest_bytes == 2 + 4 * 4
 
 
 def test_what_lies_beside_the_file_counts_against_the_budget():

@@ -1,15 +1,19 @@
 """Compiled loops: what must hold beside equality with the readable twins of ``test_engine_twins``."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import code_dtype, quantize
 from fl_peel.blocks.ranked import pack_ranking, rank_blocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.kernels import FIXED_POINT
+from fl_peel.kernels.rows import add_fixed
 from fl_peel.ranking.top import top_rows
 from fl_peel.training import reference
 from fl_peel.training.group import train_group
@@ -58,6 +62,56 @@ def test_sums_beyond_32_bits_are_exact(num_slices, learning_rate):
     total[changed["rows"]] += changed["sums"]
     total[changed["wide_rows"]] += changed["wide_sums"]
     assert (total == update.sums).all()
+
+
+@pytest.mark.parametrize("dim", [6, 16, 40, 64])
+@pytest.mark.parametrize("how", [LocalTraining(l2=0.1), LocalTraining(loss="bpr", num_negatives=3, temperature=0.5)])
+def test_a_device_that_takes_one_step_says_what_it_would_say_of_copied_rows(dim, how):
+    """With a bound that nothing reaches rows are copied, and changes taken at the end: the same to the last bit."""
+    _, ranked, cutoffs, users, train = world(3, dim=dim)
+    seeds = np.arange(len(cutoffs), dtype=np.uint64)
+    work = LocalWork(ranked, cutoffs, users, train, seeds, how)
+    at_once, update = train_group(work)
+    copied, other = train_group(replace(work, how=replace(how, max_norm=1e30)))
+    assert (at_once == copied).all()
+    assert (at_once != users).any()
+    for name in ("sums", "tallies", "is_wide", "loss", "examples", "touched_pieces"):
+        assert (getattr(update, name) == getattr(other, name)).all(), name
+    np.testing.assert_allclose(update.norms, other.norms, rtol=1e-6)
+
+
+def test_one_company_leaves_no_trace_in_the_next():
+    """What is noted of a device's rows is gone before the next one, also where it had nothing to learn."""
+    _, ranked, cutoffs, users, train = world(4, num_items=6)
+    cutoffs[::2] = 1  # whoever has but one item, and likes it, learns nothing
+    seeds, how = np.arange(len(cutoffs), dtype=np.uint64), LocalTraining(epochs=2, batch_size=2, num_negatives=2)
+    work = LocalWork(ranked, cutoffs, users, train, seeds, how)
+    together, update = train_group(work)
+    alone = [train_group(work.select(np.array([i]))) for i in range(len(cutoffs))]
+    assert (together == np.concatenate([mine for mine, _ in alone])).all()
+    assert (update.sums == sum(one.sums for _, one in alone)).all()
+    assert (update.examples == np.concatenate([one.examples for _, one in alone])).all()
+    assert 0 < (update.examples > 0).sum() < len(cutoffs)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 40))
+def test_sums_in_32_bits_round_as_those_in_64(seed, dim):
+    rng = np.random.default_rng(seed)
+    step = (rng.normal(size=(1, dim)) * 2.0 ** rng.integers(-40, 6, (1, dim))).astype(np.float32)
+    step[0, rng.integers(dim)] = (rng.integers(-9, 9) + 0.5) / FIXED_POINT  # half-way goes up
+    sums = rng.integers(-100, 100, (2, dim)).astype(np.int32)
+    wanted = np.floor(step[0].astype(np.float64) * FIXED_POINT + 0.5).astype(np.int64)
+    added, begun = sums.copy(), sums.copy()
+    summed(added, 1, step, False)
+    summed(begun, 1, step, True)
+    assert (added[1] == sums[1] + wanted).all()
+    assert (begun[1] == wanted).all()
+    assert (added[0] == sums[0]).all()
+
+
+@njit
+def summed(sums, row, step, begins):
+    add_fixed(sums, row, step, begins)
 
 
 def test_changed_rows_are_those_that_devices_touched():
