@@ -21,11 +21,22 @@ def let_go(*arrays: NDArray[Any]) -> None:
             rest(array)
 
 
-def rest(array: NDArray[Any]) -> None:
-    """A contiguous array is not needed for a while, however small. Nothing for one in memory."""
+def lies_in_file(array: NDArray[Any]) -> bool:
+    """Whether a file keeps it."""
+    return isinstance(_home(array), mmap.mmap)
+
+
+def _home(array: NDArray[Any]) -> object:
+    """What an array's numbers lie in, where it is not the array's own."""
     base: object = array
     while isinstance(base, np.ndarray):
         base = base.base
+    return base
+
+
+def rest(array: NDArray[Any]) -> None:
+    """A contiguous array is not needed for a while, however small. Nothing for one in memory."""
+    base = _home(array)
     if isinstance(base, mmap.mmap) and array.nbytes and hasattr(mmap, "MADV_DONTNEED"):
         start = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
         page = start // PAGE_BYTES * PAGE_BYTES
@@ -57,4 +68,4 @@ def _parts(array: NDArray[Any], places: NDArray[np.integer]) -> Iterator[slice]:
         yield slice(first, first + at_once)
 
 
-__all__ = ["let_go", "put_rows", "rest", "rows_at"]
+__all__ = ["let_go", "lies_in_file", "put_rows", "rest", "rows_at"]

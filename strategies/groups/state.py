@@ -19,6 +19,7 @@ from fl_peel.weighting.statistics import BlockStatistics
 from fl_peel.wire import Arrays
 from strategies.groups.aggregation import CHUNK_ROWS, BlockSums
 from strategies.groups.optimizer import ServerOptimizer
+from strategies.groups.shelf import Shelf
 from strategies.groups.tables import copied_tables
 
 FloatArray = NDArray[np.float32]
@@ -46,13 +47,16 @@ def _row_energy(layout: BlockLayout, rows: FloatArray) -> FloatArray:
 
 @dataclass
 class UserGroupState:
-    """One user group: its copy of the item table (I, d), what is known of its blocks, its optimizer."""
+    """One user group: its copy of the item table (I, d), what is known of its blocks, its optimizer. shelf: where that
+    lies while nobody works on it, None for memory.
+    """
 
     table: FloatArray
     statistics: BlockStatistics
     optimizer: ServerOptimizer
     counted_interactions: NDArray[np.float64]
     counted_devices: NDArray[np.float64]
+    shelf: Shelf | None = None
 
     def packed(
         self, layout: BlockLayout, precision: Precision, weights: NDArray[np.float64], num_bytes: int | None
@@ -63,8 +67,13 @@ class UserGroupState:
         return packed
 
     def rest(self) -> None:
-        """The table is not needed for a while."""
+        """Nothing of it is needed for a while."""
         rest(self.table)
+        if self.shelf is not None:
+            for name, known in vars(self.statistics).items():
+                setattr(self.statistics, name, self.shelf.put(known))
+            self.counted_interactions = self.shelf.put(self.counted_interactions)
+            self.counted_devices = self.shelf.put(self.counted_devices)
 
     def copied_to(self, table: FloatArray) -> UserGroupState:
         """A copy, whose table takes the place of ``table`` (I, d). What is known of blocks is shared: it changes by new
@@ -125,6 +134,11 @@ class UserGroupState:
             hits[blocks] = total.hits / FIXED_POINT
             exposure[blocks] = total.exposed * sizes[blocks]
             statistics.add_signals(hits, exposure, scenario.controller.memory)
+
+
+def known_bytes(num_blocks: int) -> int:
+    """What is known of so many blocks of a user group takes, once it has learned of them."""
+    return num_blocks * (5 * 4 + 4 * 8)
 
 
 def copied_states(states: Sequence[UserGroupState], folder: str) -> list[UserGroupState]:
