@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAGE_BYTES = mmap.PAGESIZE
+AROUND_BYTES = 1 << 16
+"""Around a page that is read, which the system brings into memory with it."""
 MOST_IN_MEMORY = 64 << 20
 """Bytes of an array that stay in memory once they were used."""
 
@@ -38,9 +40,10 @@ def rest(array: NDArray[Any]) -> None:
     """A contiguous array is not needed for a while, however small. Nothing for one in memory."""
     base = _home(array)
     if isinstance(base, mmap.mmap) and array.nbytes and hasattr(mmap, "MADV_DONTNEED"):
-        start = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
-        page = start // PAGE_BYTES * PAGE_BYTES
-        base.madvise(mmap.MADV_DONTNEED, page, start + array.nbytes - page)
+        whole = np.frombuffer(base, np.uint8)
+        start = array.ctypes.data - whole.ctypes.data
+        page = max(start - AROUND_BYTES, 0) // PAGE_BYTES * PAGE_BYTES
+        base.madvise(mmap.MADV_DONTNEED, page, min(start + array.nbytes + AROUND_BYTES, len(whole)) - page)
 
 
 def rows_at(array: NDArray[Any], places: NDArray[np.integer]) -> NDArray[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,10 @@ class UserGroupState:
             self.counted_interactions = self.shelf.put(self.counted_interactions)
             self.counted_devices = self.shelf.put(self.counted_devices)
 
+    def _known(self) -> list[NDArray[Any]]:
+        """What is known of the blocks."""
+        return [*vars(self.statistics).values(), self.counted_interactions, self.counted_devices]
+
     def copied_to(self, table: FloatArray) -> UserGroupState:
         """A copy, whose table takes the place of ``table`` (I, d). What is known of blocks is shared: it changes by new
         arrays alone.
@@ -86,7 +91,7 @@ class UserGroupState:
 
     def with_copy(self, table: FloatArray) -> UserGroupState:
         """A copy that has ``table`` (I, d), which is as this one's."""
-        for known in (*vars(self.statistics).values(), self.counted_interactions, self.counted_devices):
+        for known in self._known():
             known.flags.writeable = False
         statistics, optimizer = copy.copy(self.statistics), copy.deepcopy(self.optimizer)
         return replace(self, table=table, statistics=statistics, optimizer=optimizer)
@@ -104,7 +109,7 @@ class UserGroupState:
         """Change what is known of the blocks by one round's sums. blocks: (K,) as they were ranked when sent; order: of
         their rows, those of the table that may have changed. all_rows: any row may have.
         """
-        statistics = self.statistics
+        statistics, before = self.statistics, self._known()
         groups, slices = layout.item_group[order.items], layout.num_slices
         examples = np.bincount(groups, weights=total.row_examples, minlength=layout.num_item_groups)
         losses = np.bincount(groups, weights=total.row_loss / FIXED_POINT, minlength=layout.num_item_groups)
@@ -134,6 +139,8 @@ class UserGroupState:
             hits[blocks] = total.hits / FIXED_POINT
             exposure[blocks] = total.exposed * sizes[blocks]
             statistics.add_signals(hits, exposure, scenario.controller.memory)
+        for known in before:  # some of it is known no more, but to a copy
+            rest(known)
 
 
 def known_bytes(num_blocks: int) -> int:
