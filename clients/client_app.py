@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from flwr.app import Context, Error, Message
@@ -23,6 +24,7 @@ from clients.serving import keeping
 from clients.serving import refresh as refreshing
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError, MessageError
+from fl_peel.freed import give_back
 from fl_peel.roots import check_one_root, code_digest
 from fl_peel.scenario.scenario import Scenario
 
@@ -75,8 +77,15 @@ def _cohort(context: Context, request: Any) -> Cohort:
 Request = TypeVar("Request")
 
 
+@lru_cache(maxsize=1)
+def _begin(kind: str) -> None:
+    """Messages of this kind come now, whose arrays have other sizes than those of another kind before them."""
+    give_back()
+
+
 def _answer(message: Message, work_for: Callable[[], object]) -> Message:
     """The reply, or the one line of a mistake instead of a traceback."""
+    _begin(message.metadata.message_type)
     try:
         return Message(wire.pack(work_for()), reply_to=message)
     except FlPeelError as mistake:

@@ -12,15 +12,17 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl_peel.data.catalogue import checked_catalogue, in_catalogue, read_catalogue
 from fl_peel.data.datasets import dataset_folder, load_dataset
 from fl_peel.data.interactions import PARTS, Interactions, Splits, UserItems, split
-from fl_peel.data.population import SAID, read_splits
+from fl_peel.data.population import read_splits
 from fl_peel.data.readers import read_interactions
 from fl_peel.data.timeline import Timeline
 from fl_peel.errors import DataError
@@ -30,6 +32,8 @@ ITEM_IDS = "item-ids.json"
 """Beside the splits: the data's own ids of items, by number; not there where the numbers are the ids."""
 CATALOGUE, ENROLLED = "catalogue.txt", "enrolled.json"
 """What a node that has its own data is told, and what the server is, in their folders of the run."""
+MOST_OF_ITS_OWN = 16 << 20
+"""Bytes of items that every process which answers for a node has in memory of its own."""
 
 
 def load_interactions(scenario: Scenario, data_dir: str) -> Interactions:
@@ -104,8 +108,32 @@ def _folder(scenario: Scenario, data_dir: str, run_dir: str) -> Path:
         if not folder.is_dir():
             splits, ids = _splits(scenario, data_dir, run_dir)  # may download the files first
             folder = _prepared_folder(run_dir, scenario.seed, data_dir, data, _stamps(scenario, data_dir))
-            _keep(splits, folder, ids)
+            _keep(folder, splits.num_items, splits.parts(), ids)
     return folder
+
+
+def hosted_splits(
+    scenario: Scenario, data_dir: str, run_dir: str, devices: NDArray[np.int64], host: Sequence[int]
+) -> Splits:
+    """Splits of the devices (N,) that a node of a simulation hosts, renumbered 0..N-1. Many lie in the run's folder,
+    mapped: whichever process answers for the node has them from there, and memory holds them once. host: what tells
+    the node from others.
+
+    Raises:
+        DataError: as for :func:`device_splits`.
+    """
+    everybody = device_splits(scenario, data_dir, run_dir)
+    share = len(devices) / max(everybody.num_users, 1)
+    if share * sum(items.items.nbytes for _, items in everybody.parts()) <= MOST_OF_ITS_OWN:
+        mine = everybody.of(devices)
+    else:
+        data = scenario.data.model_dump(mode="json")
+        folder = _prepared_folder(run_dir, scenario.seed, data_dir, data, _stamps(scenario, data_dir), *host)
+        if not folder.is_dir():
+            _keep(folder, everybody.num_items, ((name, items.select(devices)) for name, items in everybody.parts()))
+        mine = read_splits(folder, beyond=scenario.data.timeline is not None)
+    everybody.rest()
+    return mine
 
 
 def own_splits(scenario: Scenario, data: Path, first: int, folder: Path) -> Splits:
@@ -130,7 +158,7 @@ def own_splits(scenario: Scenario, data: Path, first: int, folder: Path) -> Spli
             order=part.split_order,
             first=first,
         )
-        _keep(splits, prepared)
+        _keep(prepared, splits.num_items, splits.parts())
     return read_splits(prepared)
 
 
@@ -227,17 +255,15 @@ def splits_of(scenario: Scenario, interactions: Interactions) -> Splits:
     )
 
 
-def _keep(splits: Splits, folder: Path, ids: tuple[str, ...] = ()) -> None:
+def _keep(folder: Path, num_items: int, parts: Iterable[tuple[str, UserItems]], ids: tuple[str, ...] = ()) -> None:
+    """Lay splits in a folder, whole or not at all. parts: by name, one after the other."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".devices-"))
     try:
-        for part in (*PARTS, SAID):
-            items: UserItems | None = getattr(splits, part)
-            if items is None:
-                continue
+        for part, items in parts:
             np.save(unfinished / f"{part}-indptr.npy", items.indptr)
             np.save(unfinished / f"{part}-items.npy", items.items)
-        np.save(unfinished / "num_items.npy", np.int64(splits.num_items))
+        np.save(unfinished / "num_items.npy", np.int64(num_items))
         if ids:
             (unfinished / ITEM_IDS).write_text(json.dumps(ids), encoding="utf-8")
         try:

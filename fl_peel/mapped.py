@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 PAGE_BYTES = mmap.PAGESIZE
+AROUND_BYTES = 1 << 16
+"""Around a page that is read, which the system brings into memory with it."""
 MOST_IN_MEMORY = 64 << 20
 """Bytes of an array that stay in memory once they were used."""
 
@@ -21,15 +23,27 @@ def let_go(*arrays: NDArray[Any]) -> None:
             rest(array)
 
 
-def rest(array: NDArray[Any]) -> None:
-    """A contiguous array is not needed for a while, however small. Nothing for one in memory."""
+def lies_in_file(array: NDArray[Any]) -> bool:
+    """Whether a file keeps it."""
+    return isinstance(_home(array), mmap.mmap)
+
+
+def _home(array: NDArray[Any]) -> object:
+    """What an array's numbers lie in, where it is not the array's own."""
     base: object = array
     while isinstance(base, np.ndarray):
         base = base.base
+    return base
+
+
+def rest(array: NDArray[Any]) -> None:
+    """A contiguous array is not needed for a while, however small. Nothing for one in memory."""
+    base = _home(array)
     if isinstance(base, mmap.mmap) and array.nbytes and hasattr(mmap, "MADV_DONTNEED"):
-        start = array.ctypes.data - np.frombuffer(base, np.uint8).ctypes.data
-        page = start // PAGE_BYTES * PAGE_BYTES
-        base.madvise(mmap.MADV_DONTNEED, page, start + array.nbytes - page)
+        whole = np.frombuffer(base, np.uint8)
+        start = array.ctypes.data - whole.ctypes.data
+        page = max(start - AROUND_BYTES, 0) // PAGE_BYTES * PAGE_BYTES
+        base.madvise(mmap.MADV_DONTNEED, page, min(start + array.nbytes + AROUND_BYTES, len(whole)) - page)
 
 
 def rows_at(array: NDArray[Any], places: NDArray[np.integer]) -> NDArray[Any]:
@@ -57,4 +71,4 @@ def _parts(array: NDArray[Any], places: NDArray[np.integer]) -> Iterator[slice]:
         yield slice(first, first + at_once)
 
 
-__all__ = ["let_go", "put_rows", "rest", "rows_at"]
+__all__ = ["let_go", "lies_in_file", "put_rows", "rest", "rows_at"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,7 @@ class FleetBudgets:
         self.fleet = fleet
         self.num_devices = len(ids)
         self._parts = tuple(
-            self._part(profile, index, ids[index], seed, full_table_bytes)
+            self._part(profile, index, ids if len(index) == len(ids) else ids[index], seed, full_table_bytes)
             for index, profile in fleet.members(seed, ids)
         )
         self._step = -1
@@ -75,7 +75,8 @@ class FleetBudgets:
         working = profile.working_bytes(seed, devices, ceiling_bytes=ceiling)
         _refuse(profile.name, "working memory", ~(working >= 0), devices)
         working = np.minimum(working, _LARGEST_BUDGET)
-        return _Part(profile.name, index, devices, profile.budget, budget_seed, base, ceiling, working)
+        found = held_once(base), held_once(ceiling), held_once(working)
+        return _Part(profile.name, index, devices, profile.budget, budget_seed, *found)
 
     def ceiling(self) -> NDArray[np.int64]:
         """Bytes that each device's budget never exceeds, whenever it is asked."""
@@ -156,6 +157,12 @@ def device_ids(devices: NDArray[np.integer]) -> Devices:
     if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
         raise TypeError(f"device ids must be a one-dimensional array of integers (got {ids.dtype}, {ids.shape})")
     return ids.astype(np.int64, copy=False)
+
+
+def held_once(values: NDArray[Any]) -> NDArray[Any]:
+    """Values (N,) as they are; where all are the same, memory holds one of them, and they cannot be changed."""
+    first = values[:1]
+    return np.broadcast_to(first.copy(), values.shape) if len(values) and (values == first).all() else values
 
 
 def _refuse(name: str, what: str, wrong: NDArray[np.bool_], devices: Devices) -> None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.fleet.budgets import held_once
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
@@ -43,12 +45,12 @@ class DeviceRates:
     def of(rates: Mapping[str, FloatArray]) -> DeviceRates:
         """From what :meth:`clients.fleet.fleet.Fleet.rates` gives."""
         return DeviceRates(
-            rates["latency_ms"] / 1e3,
-            rates["downlink_mbps"] * BYTES_PER_MEGABIT,
-            rates["uplink_mbps"] * BYTES_PER_MEGABIT,
-            rates["samples_per_s"],
-            rates["train_watts"],
-            rates["radio_joules_per_mb"],
+            held_once(rates["latency_ms"] / 1e3),
+            held_once(rates["downlink_mbps"] * BYTES_PER_MEGABIT),
+            held_once(rates["uplink_mbps"] * BYTES_PER_MEGABIT),
+            held_once(rates["samples_per_s"]),
+            held_once(rates["train_watts"]),
+            held_once(rates["radio_joules_per_mb"]),
         )
 
     def select(self, index: NDArray[np.integer]) -> DeviceRates:

@@ -16,13 +16,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.fleet.budgets import held_once
 from clients.fleet.fleet import Fleet, FleetBudgets, load_fleet
 from clients.node.clock import DeviceRates
 from clients.node.own import OwnData
 from clients.node.state import DeviceState
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.data.interactions import Splits, UserItems
-from fl_peel.disks import device_splits, own_splits
+from fl_peel.disks import device_splits, hosted_splits, own_splits
 from fl_peel.errors import EngineError
 from fl_peel.scenario.scenario import Scenario
 
@@ -87,7 +88,7 @@ class Cohort:
     @cached_property
     def ceilings(self) -> NDArray[np.int64]:
         """Bytes (N,) that the budget of each hosted device never exceeds."""
-        return self.budgets.ceiling()
+        return held_once(self.budgets.ceiling())
 
     @cached_property
     def largest_budget(self) -> int:
@@ -194,12 +195,10 @@ def open_cohort(
         ProfileError: the fleet has no such class.
     """
     scenario = Scenario.from_json(scenario_json)
-    everybody = device_splits(scenario, data_dir, run_dir)
-    devices = np.arange(partition, everybody.num_users, num_partitions, dtype=np.int64)
-    place = Path(run_dir), partition, num_partitions
-    mine = everybody.of(devices)
-    everybody.rest()
-    return _cohort(scenario, place, devices, mine, everybody.num_users, profile)
+    num_devices = device_splits(scenario, data_dir, run_dir).num_users
+    devices = np.arange(partition, num_devices, num_partitions, dtype=np.int64)
+    mine = hosted_splits(scenario, data_dir, run_dir, devices, (partition, num_partitions))
+    return _cohort(scenario, (Path(run_dir), partition, num_partitions), devices, mine, num_devices, profile)
 
 
 @lru_cache(maxsize=64)

@@ -18,6 +18,9 @@ from fl_peel.randomness import device_seeds, device_uniforms, mix64, rng_for
 
 SELECTED = 1 << 18
 """Users whose items are looked up at a time."""
+PARTS = ("train", "validation", "test")
+SAID = "said"
+"""The part that is there where it is not all of train."""
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
@@ -142,9 +145,14 @@ class Splits:
         """Number of users, U."""
         return self.train.num_users
 
+    def parts(self) -> list[tuple[str, UserItems]]:
+        """Each part by its name: ``PARTS`` and, where it is there, ``SAID``."""
+        said = [] if self.said is None else [(SAID, self.said)]
+        return [*zip(PARTS, (self.train, self.validation, self.test), strict=True), *said]
+
     def rest(self) -> None:
         """Nothing of it is needed for a while; see :func:`fl_peel.mapped.let_go`."""
-        for part in (self.train, self.validation, self.test):
+        for _, part in self.parts():
             let_go(part.indptr, part.items)
 
     def of(self, users: NDArray[np.integer]) -> Splits:
@@ -236,6 +244,3 @@ def collected(train: UserItems, *, seed: int, share: float, mode: CollectedMode)
         quota = np.ceil(counts * share - 1e-9).astype(np.int64)  # 100 * 0.07 is 7.000000000000001
         kept = train.keep(position < np.repeat(quota, counts))
     return kept, kept.counts() > 0
-
-
-PARTS = ("train", "validation", "test")

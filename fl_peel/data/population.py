@@ -20,13 +20,11 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from fl_peel import kernels
-from fl_peel.data.interactions import PARTS, Splits, UserItems
+from fl_peel.data.interactions import PARTS, SAID, Splits, UserItems
 from fl_peel.errors import DataError
 from fl_peel.mapped import let_go
 from fl_peel.randomness import device_seeds, device_uniforms
 
-SAID = "said"
-"""The part that is there where it is not all of train."""
 CHUNK = 50_000
 """Devices made at a time, by default: a few dozen megabytes."""
 
@@ -206,4 +204,4 @@ def _created(path: Path, dtype: type[np.generic], length: int) -> NDArray[np.gen
     return mapped
 
 
-__all__ = ["CHUNK", "SAID", "Population", "read_splits"]
+__all__ = ["CHUNK", "Population", "read_splits"]

@@ -52,7 +52,7 @@ def save(
     catalogue: Catalogue,
     joining: Joining,
     precision: Precision,
-    orders: Sequence[NDArray[np.int64]],
+    orders: Sequence[NDArray[np.integer]],
     tables: Sequence[FloatArray],
     *,
     package: str,

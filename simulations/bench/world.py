@@ -26,7 +26,8 @@ from fl_peel.randomness import rng_for
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.statistics import BlockStatistics
 from strategies.groups.optimizer import ServerOptimizer
-from strategies.groups.state import UserGroupState
+from strategies.groups.shelf import put_once, shelf_for
+from strategies.groups.state import UserGroupState, known_bytes
 from strategies.groups.tables import empty_tables
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.strategy import PeelStrategy
@@ -111,21 +112,23 @@ class World:
         scenario = scenario or self.scenario
         members = join(scenario, self.place, self.prepared, self.nodes)
         layout, table = self.prepared.layout, self.prepared.pretrained.items
-        energy = np.einsum("id,id->i", table, table)
+        shelf = shelf_for(len(self.popularity) * known_bytes(layout.num_blocks), self.place.run_dir)
+        energy = {"energy": np.einsum("id,id->i", table, table)}
+        shared = put_once(shelf, energy | BlockStatistics.unknown(layout.num_blocks))
         tables = empty_tables(len(self.popularity), (layout.num_items, layout.embedding_dim), self.place.run_dir)
         states = []
         for mine, popularity in zip(tables, self.popularity, strict=True):
             mine[:] = table
-            rest(mine)
-            states.append(
-                UserGroupState(
-                    mine,
-                    BlockStatistics(popularity, popularity, popularity, np.zeros_like(popularity), energy.copy()),
-                    ServerOptimizer("sgd", 1.0),
-                    popularity.astype(np.float64),
-                    np.ones(layout.num_blocks),
-                )
+            state = UserGroupState(
+                mine,
+                BlockStatistics(popularity, popularity, popularity, **shared),
+                ServerOptimizer("sgd", 1.0),
+                popularity.astype(np.float64),
+                np.ones(layout.num_blocks),
+                shelf,
             )
+            state.rest()
+            states.append(state)
         refiner = Refiner(self.nodes.grid, self.place, self.prepared, self.nodes, self.on_event)
         federation = refiner.federation(scenario, members, states)
         return put_together(TimedStrategy, federation, None, on_event=self.on_event)

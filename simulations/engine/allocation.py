@@ -34,11 +34,4 @@ def reuse_memory() -> None:
         mallopt(_M_ARENA_MAX, ARENAS)
 
 
-def give_back() -> None:
-    """Hand back what is free now: between stages, each of which makes arrays of other sizes."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-__all__ = ["WORKERS", "give_back", "reuse_memory"]
+__all__ = ["WORKERS", "reuse_memory"]

@@ -24,10 +24,11 @@ from clients.client_app import app as client_app
 from clients.round.secret_store import KEY_BYTES, KEY_VARIABLE
 from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
+from fl_peel.freed import give_back
 from fl_peel.kernels.ahead import compiling_ahead
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.settings import is_gpu
-from simulations.engine.allocation import WORKERS, give_back, reuse_memory
+from simulations.engine.allocation import WORKERS, reuse_memory
 from simulations.engine.cluster import require_cluster
 from simulations.engine.ray_token import environment, own_token
 from simulations.engine.raylet import RayletWatch
@@ -77,7 +78,7 @@ def simulated(
         def told(event: Event) -> None:
             if stop.is_set():
                 raise EngineError("the simulation engine has stopped")
-            if event.done == event.total or event.stage == "refinement":
+            if event.stage != "pretraining" or event.done == event.total:
                 give_back()
             on_event(event)
 

@@ -9,15 +9,15 @@ import numpy as np
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import ranked_as_numbered
 from fl_peel.data.interactions import UserItems
-from fl_peel.mapped import rest
 from fl_peel.pretraining.by_sums import GroupStart
 from fl_peel.pretraining.stage1 import SpectralStart
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.statistics import BlockStatistics
 from strategies.groups.optimizer import ServerOptimizer
+from strategies.groups.shelf import put_once, shelf_for
 from strategies.groups.start import by_block, shown_in_lists
-from strategies.groups.state import UserGroupState, block_energy
+from strategies.groups.state import UserGroupState, block_energy, known_bytes
 from strategies.groups.tables import FloatArray, empty_tables
 
 TEMPERATURE = 0.4
@@ -39,7 +39,9 @@ def spectral_states(
     global_popularity = by_block(layout, start.counts / max(num_devices, 1))
     sizes = np.repeat(layout.group_sizes, layout.num_slices)
     tables = empty_tables(len(start.groups), (layout.num_items, layout.embedding_dim), folder)
-    unknown = BlockStatistics.unknown(layout.num_blocks)
+    shelf = shelf_for(len(start.groups) * known_bytes(layout.num_blocks), folder)
+    everybody = {"global_popularity": global_popularity}
+    shared = put_once(shelf, everybody | BlockStatistics.unknown(layout.num_blocks))
     aggregation, list_length = scenario.refinement.aggregation, scenario.controller.list_length
 
     def state(group: GroupStart, table: FloatArray) -> UserGroupState:
@@ -51,19 +53,20 @@ def spectral_states(
         statistics = BlockStatistics(
             popularity=rate,
             shown=(shown * (1.0 - np.minimum(rate, 1.0)) + UNSEEN * rate).astype(np.float32),
-            global_popularity=global_popularity,
             energy=block_energy(layout, group.table),
-            **unknown,
+            **shared,
         )
         table[:] = group.table
-        rest(table)
-        return UserGroupState(
+        found = UserGroupState(
             table,
             statistics,
             ServerOptimizer(aggregation.optimizer, aggregation.learning_rate),
             popularity.astype(np.float64) * sizes,
             np.full(layout.num_blocks, float(group.size)),
+            shelf,
         )
+        found.rest()
+        return found
 
     with fixed_threads(1), ThreadPoolExecutor(max_workers=2) as pool:
         return list(pool.map(state, start.groups, tables))

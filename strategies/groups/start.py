@@ -14,7 +14,6 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.grouping.clusters import UserGroups, item_groups, user_groups
 from fl_peel.grouping.neighbourhood import Neighbourhood, item_covariance
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.mapped import rest
 from fl_peel.pretraining.train import PretrainedEmbeddings
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.ranking.top import top_rows
@@ -22,7 +21,8 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.signals import signals_of_group
 from fl_peel.weighting.statistics import BlockStatistics
 from strategies.groups.optimizer import ServerOptimizer
-from strategies.groups.state import FloatArray, UserGroupState, block_energy
+from strategies.groups.shelf import put_once, shelf_for
+from strategies.groups.state import FloatArray, UserGroupState, block_energy, known_bytes
 from strategies.groups.tables import empty_tables
 
 
@@ -97,7 +97,9 @@ def starting_states(
     tables = starting_tables(scenario, pretrained, groups, collected)
     room = empty_tables(groups.num_groups, (num_items, layout.embedding_dim), folder)
     global_popularity = by_block(layout, collected.popularity(num_items) / max((collected.counts() > 0).sum(), 1))
-    unknown = BlockStatistics.unknown(layout.num_blocks)
+    shelf = shelf_for(groups.num_groups * known_bytes(layout.num_blocks), folder)
+    everybody = {"global_popularity": global_popularity}
+    shared = put_once(shelf, everybody | BlockStatistics.unknown(layout.num_blocks))
     aggregation = scenario.refinement.aggregation
 
     def state(group: int) -> UserGroupState:
@@ -111,19 +113,20 @@ def starting_states(
         statistics = BlockStatistics(
             popularity=(popularity / max(len(members), 1)).astype(np.float32),
             shown=(shown / sizes / max(len(members), 1)).astype(np.float32),
-            global_popularity=global_popularity,
             energy=block_energy(layout, table),
-            **unknown,
+            **shared,
         )
         room[group][:] = table
-        rest(room[group])
-        return UserGroupState(
+        found = UserGroupState(
             room[group],
             statistics,
             ServerOptimizer(aggregation.optimizer, aggregation.learning_rate),
             popularity.astype(np.float64) * sizes,
             np.full(layout.num_blocks, float(len(members))),
+            shelf,
         )
+        found.rest()
+        return found
 
     # sums of several BLAS threads depend on how many it takes, and that on what else runs: one each
     with fixed_threads(1), ThreadPoolExecutor(max_workers=2) as pool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from fl_peel.weighting.statistics import BlockStatistics
 from fl_peel.wire import Arrays
 from strategies.groups.aggregation import CHUNK_ROWS, BlockSums
 from strategies.groups.optimizer import ServerOptimizer
+from strategies.groups.shelf import Shelf
 from strategies.groups.tables import copied_tables
 
 FloatArray = NDArray[np.float32]
@@ -46,13 +48,16 @@ def _row_energy(layout: BlockLayout, rows: FloatArray) -> FloatArray:
 
 @dataclass
 class UserGroupState:
-    """One user group: its copy of the item table (I, d), what is known of its blocks, its optimizer."""
+    """One user group: its copy of the item table (I, d), what is known of its blocks, its optimizer. shelf: where that
+    lies while nobody works on it, None for memory.
+    """
 
     table: FloatArray
     statistics: BlockStatistics
     optimizer: ServerOptimizer
     counted_interactions: NDArray[np.float64]
     counted_devices: NDArray[np.float64]
+    shelf: Shelf | None = None
 
     def packed(
         self, layout: BlockLayout, precision: Precision, weights: NDArray[np.float64], num_bytes: int | None
@@ -63,8 +68,17 @@ class UserGroupState:
         return packed
 
     def rest(self) -> None:
-        """The table is not needed for a while."""
+        """Nothing of it is needed for a while."""
         rest(self.table)
+        if self.shelf is not None:
+            for name, known in vars(self.statistics).items():
+                setattr(self.statistics, name, self.shelf.put(known))
+            self.counted_interactions = self.shelf.put(self.counted_interactions)
+            self.counted_devices = self.shelf.put(self.counted_devices)
+
+    def _known(self) -> list[NDArray[Any]]:
+        """What is known of the blocks."""
+        return [*vars(self.statistics).values(), self.counted_interactions, self.counted_devices]
 
     def copied_to(self, table: FloatArray) -> UserGroupState:
         """A copy, whose table takes the place of ``table`` (I, d). What is known of blocks is shared: it changes by new
@@ -77,7 +91,7 @@ class UserGroupState:
 
     def with_copy(self, table: FloatArray) -> UserGroupState:
         """A copy that has ``table`` (I, d), which is as this one's."""
-        for known in (*vars(self.statistics).values(), self.counted_interactions, self.counted_devices):
+        for known in self._known():
             known.flags.writeable = False
         statistics, optimizer = copy.copy(self.statistics), copy.deepcopy(self.optimizer)
         return replace(self, table=table, statistics=statistics, optimizer=optimizer)
@@ -95,7 +109,7 @@ class UserGroupState:
         """Change what is known of the blocks by one round's sums. blocks: (K,) as they were ranked when sent; order: of
         their rows, those of the table that may have changed. all_rows: any row may have.
         """
-        statistics = self.statistics
+        statistics, before = self.statistics, self._known()
         if layout.is_single and layout.num_slices == 1:
             self._count_rows(order.items, blocks, total, scenario)
         else:
@@ -116,6 +130,8 @@ class UserGroupState:
             hits[blocks] = total.hits / FIXED_POINT
             exposure[blocks] = total.exposed * sizes[blocks]
             statistics.add_signals(hits, exposure, scenario.controller.memory)
+        for known in before:  # some of it is known no more, but to a copy
+            rest(known)
 
     def _count_rows(
         self, items: NDArray[np.int32], blocks: NDArray[np.int64], total: BlockSums, scenario: Scenario
@@ -153,6 +169,11 @@ class UserGroupState:
         examples_each = np.repeat(examples, slices) / scenario.refinement.local.epochs
         self.counted_interactions = self.counted_interactions + examples_each  # a copy may have the array before
         self.counted_devices = self.counted_devices + holders
+
+
+def known_bytes(num_blocks: int) -> int:
+    """What is known of so many blocks of a user group takes, once it has learned of them."""
+    return num_blocks * (5 * 4 + 4 * 8)
 
 
 def copied_states(states: Sequence[UserGroupState], folder: str) -> list[UserGroupState]:

@@ -31,9 +31,14 @@ def packed_batches(
     groups: Iterable[int], pack: Callable[[int], wire.Arrays], most_bytes: int
 ) -> Iterator[dict[int, wire.Arrays]]:
     """User groups' blocks, packed one group after the other while batches are sent, as payloads of messages."""
-    packed = ((group, pack(group)) for group in groups)
-    for batch in batches(packed, lambda one: sum(array.nbytes for array in one[1].values()), most_bytes):
-        yield {group: wire.packed_once(arrays) for group, arrays in batch}
+    packed = ((group, *_packed_once(pack(group))) for group in groups)
+    for batch in batches(packed, lambda one: one[1], most_bytes):
+        yield {group: arrays for group, _, arrays in batch}
+
+
+def _packed_once(arrays: wire.Arrays) -> tuple[int, wire.Arrays]:
+    """How large arrays are, and they as a message has them, which is all that memory holds then."""
+    return sum(array.nbytes for array in arrays.values()), wire.packed_once(arrays)
 
 
 __all__ = ["EVALUATED_BYTES", "batches", "packed_batches"]

@@ -39,6 +39,8 @@ class KeptRounds:
         strategy.changed = value["changed"]
         strategy.controller, strategy.contents, strategy.channel, strategy.rounds = value["parts"]
         strategy.states[:] = value["states"]
+        for state in strategy.states:
+            state.rest()
         if self._keeping is not None:
             self._keeping.go_on(value["keeping"])
         done: int = value["done"]
@@ -83,6 +85,7 @@ class KeptRounds:
             "plan": strategy.contents.plan,
         }
         live |= {f"table-{group}": state.table for group, state in enumerate(strategy.states)}
+        live |= {"shelf": strategy.states[0].shelf} if strategy.states else {}
         if self._keeping is not None:
             live |= {f"kept-{group}": state.table for group, state in enumerate(self._keeping.kept)}
         return live

@@ -6,6 +6,9 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fl_peel import __version__
 from fl_peel.blocks.ranked import ranking
 from fl_peel.disks import item_ids
@@ -32,7 +35,14 @@ def save_model(strategy: PeelStrategy, prepared: Prepared, place: Place) -> int:
     scenario, layout = strategy.scenario, strategy.layout
     catalogue = Catalogue(layout, item_ids(scenario, place.data_dir, place.run_dir))
     weights = strategy.weights(scenario.selector)
-    orders = for_groups(lambda group: ranking(weights[group]), range(len(weights)))
+
+    def order(group: int) -> NDArray[np.integer]:
+        """Of a group's blocks; its weights are needed no more."""
+        found = ranking(weights[group]).astype(layout.id_dtype)
+        weights[group] = np.zeros(0)
+        return found
+
+    orders = for_groups(order, range(len(weights)))
     try:
         return save(
             Path(place.model_dir),

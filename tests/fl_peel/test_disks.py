@@ -5,8 +5,10 @@ import os
 import numpy as np
 import pytest
 
-from fl_peel.disks import device_splits
+from fl_peel import disks
+from fl_peel.disks import device_splits, hosted_splits
 from fl_peel.errors import DataError
+from fl_peel.mapped import lies_in_file
 from simulations.scenario_files import load_scenario
 
 
@@ -48,3 +50,31 @@ def test_a_catalogue_that_is_not_there_is_one_line(tiny, tmp_path):
     scenario = load_scenario(tiny, [f"data.catalogue={tmp_path}/nowhere.txt"])
     with pytest.raises(DataError, match=r"nowhere\.txt: cannot be read .* correct data\.catalogue"):
         device_splits(scenario, "", str(tmp_path / "run"))
+
+
+def test_many_devices_of_a_node_lie_in_the_run_folder_once(tiny, tmp_path, monkeypatch):
+    scenario, folder = load_scenario(tiny), str(tmp_path / "run")
+    devices = np.arange(1, device_splits(scenario, "", folder).num_users, 2)
+    few = hosted_splits(scenario, "", folder, devices, (1, 2))
+    prepared = set((tmp_path / "run").glob("devices-*"))
+    monkeypatch.setattr(disks, "MOST_OF_ITS_OWN", 0)
+    many = hosted_splits(scenario, "", folder, devices, (1, 2))
+    (added,) = set((tmp_path / "run").glob("devices-*")) - prepared
+    assert not any(lies_in_file(items.items) for _, items in few.parts())
+    for (name, mine), (_, theirs) in zip(many.parts(), few.parts(), strict=True):
+        assert lies_in_file(mine.items), name
+        assert np.array_equal(mine.items, theirs.items), name
+        assert np.array_equal(mine.indptr, theirs.indptr), name
+    assert added.is_dir()
+    monkeypatch.setattr(disks, "_keep", None)
+    hosted_splits(scenario, "", folder, devices, (1, 2))  # is not laid there again
+
+
+def test_nodes_do_not_take_each_others_devices(tiny, tmp_path, monkeypatch):
+    scenario, folder = load_scenario(tiny), str(tmp_path / "run")
+    monkeypatch.setattr(disks, "MOST_OF_ITS_OWN", 0)
+    everybody = device_splits(scenario, "", folder)
+    for host in ((0, 2), (1, 2), (1, 3)):
+        devices = np.arange(host[0], everybody.num_users, host[1])
+        mine = hosted_splits(scenario, "", folder, devices, host)
+        assert all_items(mine) == [all_items(everybody)[device] for device in devices], host

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from clients.fleet.budgets import held_once
 from clients.node.clock import MOST, DeviceRates, never_in_time, round_seconds, spend
 
 # 0.5 s latency, 8 Mbit/s down = 1,000,000 B/s, 0.8 Mbit/s up = 100,000 B/s, 50 samples/s, 2 W, 4 J/MB
@@ -103,3 +104,19 @@ def test_devices_do_not_depend_on_their_company():
         alone = spend(rates.select(np.array([i])), *(part[i : i + 1] for part in work), 40.0)
         assert alone.time_us[0] == together.time_us[i]
         assert alone.energy_mj[0] == together.energy_mj[i]
+
+
+def test_a_value_that_all_devices_have_is_held_once():
+    same, apart = np.full(1000, 2.5), np.append(np.full(999, 2.5), 2.0)
+    assert held_once(same).strides == (0,)
+    assert np.array_equal(held_once(same), same)
+    assert held_once(apart) is apart
+    assert np.isnan(held_once(np.full(3, np.nan))).all()
+    assert len(held_once(same[:0])) == 0
+
+
+def test_rates_that_all_devices_share_take_no_memory_for_each():
+    names = ("latency_ms", "downlink_mbps", "uplink_mbps", "samples_per_s", "train_watts", "radio_joules_per_mb")
+    rates = DeviceRates.of({name: np.full(1000, number + 1.0) for number, name in enumerate(names)})
+    assert {array.strides for array in vars(rates).values()} == {(0,)}
+    assert rates.downlink_bytes_per_s[-1] == 250_000

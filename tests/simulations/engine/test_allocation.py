@@ -60,7 +60,8 @@ def test_threads_share_what_was_freed(how):
 FREED = """
 import psutil
 import numpy as np
-from simulations.engine.allocation import give_back, reuse_memory
+from fl_peel.freed import give_back
+from simulations.engine.allocation import reuse_memory
 reuse_memory()
 arrays = [np.ones(1 << 20, np.uint8) for _ in range(200)]
 last = np.ones(1 << 20, np.uint8)  # above them

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_peel.mapped import rest
+from fl_peel.mapped import AROUND_BYTES, rest
 from strategies.groups import tables
 from strategies.groups.state import copied_states
 from strategies.groups.tables import copied_tables, empty_tables
@@ -86,7 +86,7 @@ def test_a_table_that_rests_takes_no_memory(in_files, tmp_path):
     one[:], other[:] = 1, 2
     assert resident_bytes(one) >= one.nbytes + other.nbytes
     rest(one)
-    assert other.nbytes <= resident_bytes(one) < one.nbytes + other.nbytes
+    assert other.nbytes - AROUND_BYTES <= resident_bytes(one) <= other.nbytes  # and of what lies around it, little
     rest(other)
     assert resident_bytes(one) == 0
     assert (one.sum(), other.sum()) == (one.size, 2 * other.size)

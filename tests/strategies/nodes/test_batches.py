@@ -1,9 +1,12 @@
 """What goes into one message."""
 
+import weakref
+
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategies.nodes.batches import batches
+from strategies.nodes.batches import batches, packed_batches
 
 
 def test_batches_by_hand():
@@ -19,3 +22,17 @@ def test_nothing_is_lost_and_no_batch_is_too_large(items, most):
     assert [item for batch in found for item in batch] == items
     assert all(sum(batch) <= most or len(batch) == 1 for batch in found)
     assert all(found)
+
+
+def test_of_what_is_packed_memory_holds_what_a_message_has():
+    made = []
+
+    def pack(group):
+        assert not [array for array in made if array() is not None], "the arrays of a group before it are still there"
+        array = np.full(1000, group)
+        made.append(weakref.ref(array))
+        return {"blocks": array}
+
+    found = list(packed_batches(range(5), pack, 2 * 8000))
+    assert [list(batch) for batch in found] == [[0, 1], [2, 3], [4]]
+    assert found[2][4]["blocks"].numpy().tolist() == [4] * 1000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Set
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from fl_peel import wire
 from fl_peel.events import Event
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
+from strategies.groups import shelf, tables
 from strategies.rounds import choice
 from strategies.rounds.keeping import Keeping
 from strategies.rounds.open import OpenServerContents
@@ -102,6 +104,31 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_figures(kind, tiny, tmp_path)
         result, more, _ = served(scenario, tmp_path / f"again-{number}", kept)
         assert figures(result) == wanted, f"stopped at message {stop_at} of {messages}"
         assert more <= messages
+
+
+@pytest.mark.parametrize("kind", ["kept by some", "by devices", "noised", "poisoned"])
+def test_what_lies_in_files_has_the_same_figures_and_is_gone_on_from(kind, tiny, tmp_path, monkeypatch):
+    scenario = load_scenario(tiny, KINDS[kind])
+    whole, _, _ = served(scenario, tmp_path / "memory", "")
+    monkeypatch.setattr(shelf, "MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(tables, "MOST_IN_MEMORY", 0)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    rounds: list[Any] = []
+
+    def third_round(partition: int, message: Any) -> Any:
+        if message.metadata.message_type == wire.ROUND:
+            rounds.append(message)
+            if len(rounds) == 5:  # each has a message a node
+                raise Stopped
+        return let_through(partition, message)
+
+    told: list[Event] = []
+    with suppress(Stopped):
+        serve(LoopbackGrid(2, third_round), scenario, Place("", str(tmp_path / "a"), "", str(kept)), told.append)
+    result, _, more = served(scenario, tmp_path / "b", kept)
+    assert figures(result) == figures(whole)
+    assert not [event for event in [*told, *more] if "cannot be kept" in event.text or "damaged" in event.text]
 
 
 def test_a_run_may_be_stopped_again_and_again(tiny, tmp_path):
