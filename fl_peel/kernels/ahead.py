@@ -32,6 +32,8 @@ LOOPS = {
     "block_signals": "float32.2 int32.2 int64.1 float32.2 int32.2 int64.1 int32.1 int64.1 int64.1",
     "neighbour_scores": "int64.1 int64.1 int32.1 int64.1 int32.1 float32.2",
     "tile_rows": "float32.2 int32.2 int64 float32.3 int32.3",
+    "spread_rows": "int32.1 int32.1 float32.1 float32.2 int64 int64 float32.2 float32.2",
+    "add_scaled_rows": "float32.2 int32.1 float32.2 int64.1 float32.1 int64 int64",
     "weighted_sums": "uint64.1 float64.1 float64.2 float64.2",
     "largest_magnitudes": "float32.2 int64.1 float32.1",
     "encode_int8": "float32.2 int64.1 float32.1 int8.2",
