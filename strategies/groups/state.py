@@ -101,7 +101,8 @@ class UserGroupState:
         else:
             self._count_blocks(layout, order.items, blocks, total, scenario)
         sizes = layout.group_sizes if layout.num_slices == 1 else np.repeat(layout.group_sizes, layout.num_slices)
-        rate = self.counted_interactions / (np.maximum(self.counted_devices, 1) * sizes)
+        devices = np.maximum(self.counted_devices, 1)
+        rate = self.counted_interactions / (devices if layout.is_single else devices * sizes)
         statistics.popularity = rate.astype(np.float32)
         if layout.is_single and not all_rows:
             statistics.energy = statistics.energy.copy()  # a copy of this state may have the array before
