@@ -123,9 +123,8 @@ class UserGroupState:
     ) -> None:
         """Losses, interactions and devices where a block is a row: of those that were sent alone."""
         known = total.row_examples > 0
-        loss, interactions, devices = (
-            array.copy() for array in (self.statistics.loss, self.counted_interactions, self.counted_devices)
-        )  # a copy of this state may have the arrays before
+        loss = self.statistics.loss.copy()  # a copy of this state may have the arrays before
+        interactions, devices = self.counted_interactions.copy(), self.counted_devices.copy()
         loss[items[known]] = total.row_loss[known] / FIXED_POINT / total.row_examples[known]
         interactions[items] += total.row_examples / scenario.refinement.local.epochs
         devices[blocks] += total.holders
