@@ -9,6 +9,9 @@ again. Only glibc has these settings.
 from __future__ import annotations
 
 import ctypes
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 MMAP_THRESHOLD_BYTES = 64 << 20
 """What is larger is handed back."""
@@ -34,6 +37,18 @@ def reuse_memory() -> None:
         mallopt(_M_ARENA_MAX, ARENAS)
 
 
+@contextmanager
+def lasting_objects() -> Iterator[None]:
+    """What there is by now, modules above all, stays: whoever looks for garbage, which thousands of arrays a round make
+    Python do, need not go through it.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def give_back() -> None:
     """Hand back what is free now: between stages, each of which makes arrays of other sizes."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -41,4 +56,4 @@ def give_back() -> None:
         trim(0)
 
 
-__all__ = ["WORKERS", "give_back", "reuse_memory"]
+__all__ = ["WORKERS", "give_back", "lasting_objects", "reuse_memory"]
