@@ -29,7 +29,8 @@ class Columns:
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """Of the columns, in order."""
-        return _names(cls)
+        kind: Any = cls
+        return _names(kind)
 
     @classmethod
     def zeros(cls, *shape: int) -> Self:

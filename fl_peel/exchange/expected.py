@@ -210,7 +210,7 @@ class Checked:
         kind = array.dtype
         if kind.kind == "b":
             return
-        ends = np.iinfo(kind) if kind.kind in "iu" else np.finfo(kind)
+        ends = _ends_of(kind)
         least = array[0] if of.ascending and not of.by else array.min() if low > ends.min else ends.min
         most = array[-1] if of.ascending and not of.by else array.max() if high < ends.max else ends.max
         if least < low or most > high:
@@ -284,6 +284,12 @@ def _groups_within(groups: dict[int, Any], inner: Any, checked: Checked, where: 
             _fields_within(content, mine, f"{where}/{group}")
     if known.every_group and known.groups is not None and len(groups) < len(known.groups):
         raise MessageError(f"{where}: {len(known.groups) - len(groups)} user groups are missing")
+
+
+@lru_cache(maxsize=64)
+def _ends_of(dtype: np.dtype[Any]) -> Any:
+    """The smallest and the largest number that a type holds."""
+    return np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype)
 
 
 @lru_cache(maxsize=64)

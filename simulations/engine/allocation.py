@@ -9,6 +9,9 @@ again. Only glibc has these settings.
 from __future__ import annotations
 
 import ctypes
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 MMAP_THRESHOLD_BYTES = 64 << 20
 """What is larger is handed back."""
@@ -34,4 +37,16 @@ def reuse_memory() -> None:
         mallopt(_M_ARENA_MAX, ARENAS)
 
 
-__all__ = ["WORKERS", "reuse_memory"]
+@contextmanager
+def lasting_objects() -> Iterator[None]:
+    """What there is by now, modules above all, stays: whoever looks for garbage, which thousands of arrays a round make
+    Python do, need not go through it.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+__all__ = ["WORKERS", "lasting_objects", "reuse_memory"]

@@ -4,7 +4,6 @@ This is the one place that starts ``flwr.simulation``."""
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import secrets
@@ -28,7 +27,7 @@ from fl_peel.freed import give_back
 from fl_peel.kernels.ahead import compiling_ahead
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.settings import is_gpu
-from simulations.engine.allocation import WORKERS, reuse_memory
+from simulations.engine.allocation import WORKERS, lasting_objects, reuse_memory
 from simulations.engine.cluster import require_cluster
 from simulations.engine.ray_token import environment, own_token
 from simulations.engine.raylet import RayletWatch
@@ -58,7 +57,7 @@ def simulated(
     reuse_memory()
     with (
         compiling_ahead(),
-        _lasting_objects(),
+        lasting_objects(),
         _quiet_engine(),
         _visible_gpus(scenario.engine.device),
         _own_signals(),
@@ -165,18 +164,6 @@ def _root_of(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-@contextmanager
-def _lasting_objects() -> Iterator[None]:
-    """What there is by now, modules above all, stays: whoever looks for garbage, which thousands of arrays a round make
-    Python do, need not go through it.
-    """
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager

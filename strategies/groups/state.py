@@ -115,7 +115,8 @@ class UserGroupState:
         else:
             self._count_blocks(layout, order.items, blocks, total, scenario)
         sizes = layout.group_sizes if layout.num_slices == 1 else np.repeat(layout.group_sizes, layout.num_slices)
-        rate = self.counted_interactions / (np.maximum(self.counted_devices, 1) * sizes)
+        devices = np.maximum(self.counted_devices, 1)
+        rate = self.counted_interactions / (devices if layout.is_single else devices * sizes)
         statistics.popularity = rate.astype(np.float32)
         if layout.is_single and not all_rows:
             statistics.energy = statistics.energy.copy()  # a copy of this state may have the array before
@@ -138,9 +139,8 @@ class UserGroupState:
     ) -> None:
         """Losses, interactions and devices where a block is a row: of those that were sent alone."""
         known = total.row_examples > 0
-        loss, interactions, devices = (
-            array.copy() for array in (self.statistics.loss, self.counted_interactions, self.counted_devices)
-        )  # a copy of this state may have the arrays before
+        loss = self.statistics.loss.copy()  # a copy of this state may have the arrays before
+        interactions, devices = self.counted_interactions.copy(), self.counted_devices.copy()
         loss[items[known]] = total.row_loss[known] / FIXED_POINT / total.row_examples[known]
         interactions[items] += total.row_examples / scenario.refinement.local.epochs
         devices[blocks] += total.holders

@@ -260,3 +260,24 @@ def test_the_first_blocks_are_those_of_the_whole_ranking(seed, num_blocks, first
 def test_rows_of_blocks_are_counted_once(layout, seed):
     blocks = np.random.default_rng(seed).integers(0, layout.num_blocks, 2 * layout.num_blocks)
     assert layout.num_rows(blocks) == len(np.unique(layout.block_rows(blocks)[0]))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 300), st.integers(1, 400))
+def test_equal_weights_go_by_block_number(seed, count, first):
+    """Whatever sorts them: some weights are equal, some are not."""
+    rng = np.random.default_rng(seed)
+    weights = np.where(rng.random(count) < 0.5, rng.integers(-2, 3, count), rng.random(count))
+    wanted = sorted(range(count), key=lambda block: (-weights[block], block))
+    assert ranking(weights).tolist() == wanted
+    assert ranking(weights, first=first).tolist() == wanted[:first]
+
+
+def test_row_pieces_of_a_list_by_hand():
+    layout = BlockLayout(np.array([0, 0, 1, 2, 2, 2], np.int32), 4, 2)
+    ranked = rank_blocks(layout, "fp32", np.array([1.0, 5, 0, 3, 2, 4]), np.ones((6, 4), np.float32))
+    assert ranked.blocks.tolist() == [1, 5, 3, 4, 0, 2]
+    assert ranked.row_pieces.tolist() == [0, 2, 5, 6, 9, 11, 12]
+    single = BlockLayout(np.arange(3, dtype=np.int32), 4, 2)
+    assert rank_blocks(single, "fp32", np.arange(6.0), np.ones((3, 4), np.float32)).row_pieces.tolist() == list(
+        range(7)
+    )

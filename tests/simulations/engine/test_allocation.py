@@ -1,5 +1,6 @@
 """Freed memory is used again, here and in workers."""
 
+import gc
 import os
 import platform
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from simulations.engine.allocation import WORKERS
+from simulations.engine.allocation import WORKERS, lasting_objects
 
 FAULTS = """
 import resource, sys, threading
@@ -76,3 +77,11 @@ print(held - psutil.Process().memory_info().rss)
 def test_between_stages_what_is_free_is_given_back():
     done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 150 << 20
+
+
+def test_what_was_there_before_a_run_is_not_looked_through():
+    before = gc.get_freeze_count()
+    with lasting_objects():
+        during = gc.get_freeze_count()
+    assert during > before + 10_000
+    assert gc.get_freeze_count() == 0

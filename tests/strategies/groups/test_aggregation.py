@@ -289,3 +289,33 @@ def test_loss_is_the_mean_over_interactions_and_stays_where_nobody_had_any():
     one = reply([0], [[0.1, 0.0]], [[1, 0]], [1, 1, 0], row_loss=fixed([3.0]), row_examples=[2])
     take(state, added(one), scenario)
     np.testing.assert_allclose(state.statistics.loss, [1.5, 1.5, 0, 0], atol=1e-6)
+
+
+@given(st.integers(0, 10**6))
+def test_counting_the_rows_that_were_sent_is_counting_all_blocks(seed):
+    """Where a block is a row, to the last bit; and what a copy of the state has stays as it was."""
+    rng, layout = np.random.default_rng(seed), BlockLayout(np.arange(30, dtype=np.int32), 4, 1)
+    scenario = group_state()[1]
+    blocks = rng.permutation(30)[: rng.integers(1, 31)]
+    order = RowOrder.of(layout, blocks)
+    total = BlockSums.zeros(len(blocks), 1, 4, len(blocks))
+    total.row_examples[:] = rng.integers(0, 3, len(blocks))
+    total.row_loss[:] = rng.integers(0, 2**40, len(blocks))
+    total.holders[:] = rng.integers(0, 9, len(blocks))
+
+    def state() -> UserGroupState:
+        known = np.linspace(0, 2, 30)
+        statistics = BlockStatistics(*(known.astype(np.float32) for _ in range(5)))
+        counted = np.arange(30.0), np.arange(30.0)
+        return UserGroupState(np.ones((30, 4), np.float32), statistics, ServerOptimizer("sgd", 1.0), *counted)
+
+    rows, all_blocks = state(), state()
+    before = rows.statistics.loss, rows.counted_interactions, rows.counted_devices
+    copies = [array.copy() for array in before]
+    rows._count_rows(order.items, blocks, total, scenario)
+    all_blocks._count_blocks(layout, order.items, blocks, total, scenario)
+    np.testing.assert_array_equal(rows.statistics.loss, all_blocks.statistics.loss)
+    np.testing.assert_array_equal(rows.counted_interactions, all_blocks.counted_interactions)
+    np.testing.assert_array_equal(rows.counted_devices, all_blocks.counted_devices)
+    for array, copied in zip(before, copies, strict=True):
+        np.testing.assert_array_equal(array, copied)
