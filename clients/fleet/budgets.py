@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,6 +62,7 @@ class FleetBudgets:
         )
         self._step = -1
         self._states: tuple[State, ...] = ()
+        self._round: tuple[int, NDArray[np.int64]] | None = None
 
     @staticmethod
     def _part(
@@ -80,16 +82,21 @@ class FleetBudgets:
 
     def ceiling(self) -> NDArray[np.int64]:
         """Bytes that each device's budget never exceeds, whenever it is asked."""
-        result = np.zeros(self.num_devices, dtype=np.int64)
-        for part in self._parts:
-            result[part.index] = np.floor(part.ceiling_bytes).astype(np.int64)
-        return result
+        return self._whole(lambda part: part.ceiling_bytes)
 
     def working(self) -> NDArray[np.int64]:
-        """Bytes that each device may use while it trains, besides what it stores."""
+        """Bytes that each device may use while it trains, besides what it stores; not to be changed."""
+        return self._working
+
+    @cached_property
+    def _working(self) -> NDArray[np.int64]:
+        return held_once(self._whole(lambda part: part.working_bytes))
+
+    def _whole(self, num_bytes: Callable[[_Part], FloatArray]) -> NDArray[np.int64]:
+        """Whole bytes of each device."""
         result = np.zeros(self.num_devices, dtype=np.int64)
         for part in self._parts:
-            result[part.index] = np.floor(part.working_bytes).astype(np.int64)
+            result[part.index] = np.floor(num_bytes(part)).astype(np.int64)
         return result
 
     def at(self, server_round: float) -> NDArray[np.int64]:
@@ -118,9 +125,14 @@ class FleetBudgets:
         return result
 
     def during(self, server_round: int) -> NDArray[np.int64]:
-        """Budgets at every step of a round, (steps_per_round, N); the first row is ``at(server_round)``."""
-        steps = self.fleet.clock.steps_per_round
-        return self.within(server_round, [step / steps for step in range(steps)])
+        """Budgets at every step of a round, (steps_per_round, N); the first row is ``at(server_round)``. Those of the
+        round that was asked about last are kept, as every message of a round asks; they are not to be changed.
+        """
+        if self._round is None or self._round[0] != server_round:
+            steps = self.fleet.clock.steps_per_round
+            found = held_once(self.within(server_round, [step / steps for step in range(steps)]))
+            self._round = server_round, found
+        return self._round[1]
 
     def _states_at(
         self, step: int, *, from_step: int | None = None, from_states: tuple[State, ...] | None = None
@@ -160,9 +172,9 @@ def device_ids(devices: NDArray[np.integer]) -> Devices:
 
 
 def held_once(values: NDArray[Any]) -> NDArray[Any]:
-    """Values (N,) as they are; where all are the same, memory holds one of them, and they cannot be changed."""
-    first = values[:1]
-    return np.broadcast_to(first.copy(), values.shape) if len(values) and (values == first).all() else values
+    """Values as they are; where all are the same, memory holds one of them, and they cannot be changed."""
+    first = values[(slice(0, 1),) * values.ndim]
+    return np.broadcast_to(first.copy(), values.shape) if values.size and (values == first).all() else values
 
 
 def _refuse(name: str, what: str, wrong: NDArray[np.bool_], devices: Devices) -> None:

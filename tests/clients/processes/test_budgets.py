@@ -411,3 +411,24 @@ def test_a_budget_never_exceeds_the_memory_of_the_device():
     assert budgets.ceiling().tolist() == [65_536] * 500
     assert budgets.at(1).max() == 65_536
     assert budgets.at(1).min() < 40_000
+
+
+def test_budgets_of_a_round_are_found_once_and_those_of_the_next_anew():
+    fleet, devices = load_fleet("default"), devices_of(300)
+    budgets = FleetBudgets(fleet, 0, devices, 10**7)
+    for server_round in (3, 3, 4, 2):
+        steps = fleet.clock.steps_per_round
+        alone = FleetBudgets(fleet, 0, devices, 10**7).within(server_round, [step / steps for step in range(steps)])
+        assert np.array_equal(budgets.during(server_round), alone)
+        assert budgets.during(server_round) is budgets.during(server_round)
+    assert not np.array_equal(budgets.during(3), budgets.during(4))
+    assert np.array_equal(budgets.at(3), budgets.during(3)[0])
+
+
+def test_devices_of_one_constant_budget_take_no_memory_for_each():
+    one = {"name": "one", "memory": {"table_share": 1.0}, "budget": {"process": "constant"}}
+    budgets = FleetBudgets(fleet_from_mapping({"profiles": [one]}), 0, devices_of(1000), 10**7)
+    for found in (budgets.during(1), budgets.working()):
+        assert set(found.strides) == {0}
+        assert found.shape[-1] == 1000
+    assert (budgets.during(1) == 10**7).all()
