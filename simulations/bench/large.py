@@ -31,7 +31,7 @@ from strategies.run.place import Place
 
 DEVICES_PER_GROUP = 62_500
 """As a million in 16 user groups: what a node holds at a time is of one group, whatever the population."""
-BASE_BYTES, DEVICE_BYTES, DISK_BYTES = 3 << 30, 750, 1400
+BASE_BYTES, DEVICE_BYTES, DISK_BYTES = 3 << 30, 550, 1700
 """Memory that must be free, besides and for each device; disk for each device. With less, Ray would end workers, of
 other runs too."""
 

@@ -49,8 +49,8 @@ class Shelf:
         room = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
         try:
             mapped, start, place = self._slot(room)
-            data = np.ascontiguousarray(array)
-            write_all(self._file.fileno(), memoryview(data.reshape(-1).view(np.uint8)), place)
+            data = np.ascontiguousarray(array).reshape(-1).data.cast("B")
+            write_all(self._file.fileno(), data, place)
         except OSError:
             return array
         found = np.ndarray(array.shape, array.dtype, mapped, start)

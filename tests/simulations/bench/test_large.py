@@ -34,7 +34,7 @@ def test_groups_are_as_large_as_those_of_a_million():
     assert 1_000_000 / DEVICES_PER_GROUP == 16
 
 
-@pytest.mark.parametrize(("memory", "disk", "said"), [(8, 100, r"10\.7 GB of memory"), (100, 8, r"14\.0 GB of disk")])
+@pytest.mark.parametrize(("memory", "disk", "said"), [(8, 100, r"8\.7 GB of memory"), (100, 8, r"17\.0 GB of disk")])
 def test_what_cannot_be_held_is_refused_at_the_start(monkeypatch, tmp_path, memory, disk, said):
     monkeypatch.setattr(module.psutil, "virtual_memory", lambda: SimpleNamespace(available=memory * 10**9))
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=disk * 10**9))
