@@ -70,11 +70,14 @@ class UserGroupState:
     def rest(self) -> None:
         """Nothing of it is needed for a while."""
         rest(self.table)
-        if self.shelf is not None:
-            for name, known in vars(self.statistics).items():
-                setattr(self.statistics, name, self.shelf.put(known))
-            self.counted_interactions = self.shelf.put(self.counted_interactions)
-            self.counted_devices = self.shelf.put(self.counted_devices)
+        for name, known in vars(self.statistics).items():
+            setattr(self.statistics, name, self.shelved(known))
+        self.counted_interactions = self.shelved(self.counted_interactions)
+        self.counted_devices = self.shelved(self.counted_devices)
+
+    def shelved(self, array: NDArray[Any]) -> NDArray[Any]:
+        """An array of this user group's blocks that is not needed for a while, where such arrays lie."""
+        return array if self.shelf is None else self.shelf.put(array)
 
     def _known(self) -> list[NDArray[Any]]:
         """What is known of the blocks."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.exchange.expected import Known
+from fl_peel.mapped import rest
 from fl_peel.ranking.paired import Effects, PairedSums
 from strategies.groups.state import UserGroupState, copied_states
 from strategies.nodes.batches import EVALUATED_BYTES, batches
@@ -46,7 +47,8 @@ class Keeping:
         strategy = self.strategy
         self.rounds_kept = np.zeros(len(strategy.states), np.int64)
         self._kept = copied_states(strategy.states, folder)
-        self._weights = strategy.weights(strategy.scenario.selector)
+        weights = strategy.weights(strategy.scenario.selector)
+        self._weights = [state.shelved(mine) for state, mine in zip(self._kept, weights, strict=True)]
 
     def __getstate__(self) -> dict[str, object]:
         """How it turned out; the strategy and its tables are not part of that."""
@@ -114,14 +116,16 @@ class Keeping:
         self.comparisons.append(Comparison(server_round, sums, effects, accepted, moved))
         for group in np.flatnonzero(accepted).tolist():
             self._kept[group] = states[group].copied_to(self._kept[group].table)
-            self._weights[group] = weights[group]
+            self._weights[group] = states[group].shelved(weights[group])
         self.rounds_kept[accepted] = server_round
         self._tell(accepted=np.flatnonzero(accepted))
 
     def _packed(self, group: int, weights: NDArray[np.float64], state: UserGroupState) -> wire.Arrays:
         strategy = self.strategy
         ceiling = int(strategy.members.ceilings[group])
-        return wire.packed_once(state.packed(strategy.layout, strategy.scenario.blocks.precision, weights, ceiling))
+        packed = state.packed(strategy.layout, strategy.scenario.blocks.precision, weights, ceiling)
+        rest(weights)
+        return wire.packed_once(packed)
 
     def _go_back(self) -> None:
         back = np.flatnonzero(self.rounds_kept < self.strategy.scenario.refinement.rounds)

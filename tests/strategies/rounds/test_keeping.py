@@ -8,7 +8,9 @@ import pytest
 
 from clients.node.cohort import open_cohort
 from fl_peel import wire
+from fl_peel.mapped import lies_in_file
 from fl_peel.scenario.scenario import Scenario
+from strategies.groups import shelf as shelves
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.keeping import Keeping
 from strategies.run.collected import prepare_collected
@@ -66,6 +68,22 @@ def test_tables_are_gone_with_their_strategy(scenario, tmp_path):
         assert [state() for state in states] == [None] * len(states)
     finally:
         gc.enable()
+
+
+def test_weights_of_what_is_kept_lie_where_the_rest_of_it_does(scenario, tmp_path, monkeypatch):
+    """And decisions are the same."""
+    asked, compare = [], Keeping._compare
+    with monkeypatch.context() as changed_here:
+        changed_here.setattr(shelves, "MOST_IN_MEMORY", 0)
+        changed_here.setattr(
+            Keeping, "_compare", lambda self, *given: compare(self, *given) or asked.append(list(self._weights))
+        )
+        _, in_file, _, _ = refined(scenario, tmp_path / "file")
+    assert asked
+    assert in_file.rounds_kept.any(), "some weights are those of a round"
+    assert all(lies_in_file(weights) for known in asked for weights in known)
+    _, in_memory, _, _ = refined(scenario, tmp_path / "memory")
+    assert in_file.rounds_kept.tolist() == in_memory.rounds_kept.tolist()
 
 
 def test_what_harms_is_taken_back_on_server_and_devices(scenario, tmp_path):
