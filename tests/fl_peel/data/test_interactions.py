@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_peel.data.interactions import Interactions, Splits, UserItems, collected, split
+from fl_peel.data import interactions
+from fl_peel.data.interactions import PARTS, SAID, Interactions, Splits, UserItems, collected, split
 from fl_peel.errors import DataError
 
 
@@ -49,6 +50,27 @@ def test_select_equals_picking_rows(rows, data):
     users = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=8))
     chosen = ragged(*rows).select(np.array(users, dtype=np.int64))
     assert rows_of(chosen) == [rows[user] for user in users]
+
+
+def test_rows_of_many_users_are_picked_some_at_a_time(monkeypatch):
+    monkeypatch.setattr(interactions, "SELECTED", 2)
+    rows = [[4, 2], [], [7], [1, 3, 5], [6]]
+    users = [3, 0, 2, 2, 1, 4, 3]
+    chosen = ragged(*rows).select(np.array(users))
+    assert rows_of(chosen) == [rows[user] for user in users]
+    assert (chosen.indptr.dtype, chosen.items.dtype) == (np.int64, np.int32)
+
+
+@pytest.mark.parametrize("said", [None, ragged([8])])
+def test_splits_are_told_by_their_parts_all_of_which_rest(said, monkeypatch):
+    three = ragged([1, 2]), ragged([3]), ragged([4, 5])
+    splits = Splits(*three, 9, said)
+    parts = dict(zip(PARTS, three, strict=True)) | ({} if said is None else {SAID: said})
+    assert [(name, id(part)) for name, part in splits.parts()] == [(name, id(part)) for name, part in parts.items()]
+    rested = []
+    monkeypatch.setattr(interactions, "let_go", lambda *arrays: rested.extend(map(id, arrays)))
+    splits.rest()
+    assert rested == [id(array) for part in parts.values() for array in (part.indptr, part.items)]
 
 
 @given(rows_strategy, st.data())
