@@ -1,5 +1,7 @@
 """What a device keeps under a budget: never above it, a superset under a larger one, nothing it does not need."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -281,3 +283,15 @@ def test_row_pieces_of_a_list_by_hand():
     assert rank_blocks(single, "fp32", np.arange(6.0), np.ones((3, 4), np.float32)).row_pieces.tolist() == list(
         range(7)
     )
+
+
+@given(layout=layouts, precision=precisions, seed=seeds, share=st.floats(0, 1))
+def test_a_list_knows_the_row_pieces_and_the_largest_of_its_blocks(layout, precision, seed, share):
+    rng = np.random.default_rng(seed)
+    blocks = rng.permutation(layout.num_blocks)[: int(share * layout.num_blocks)]
+    ranked = rank_blocks(layout, precision, rng.random(layout.num_blocks), random_table(rng, layout))
+    ranked = replace(ranked, blocks=blocks)  # nothing else is asked of it
+    members = np.bincount(layout.item_group, minlength=layout.num_item_groups)
+    pieces = [int(members[block // layout.num_slices]) for block in blocks]
+    assert ranked.row_pieces.tolist() == [sum(pieces[:count]) for count in range(len(blocks) + 1)]
+    assert ranked.largest_bytes == max((int(layout.block_bytes(precision)[block]) for block in blocks), default=0)
