@@ -33,6 +33,8 @@ def checked(cohort: Cohort, request: object) -> None:
     if isinstance(request, wire.ChoiceRequest):
         _whole(request.recent, sizes["I"], "recent")
         _whole(request.fresh_exponents, sizes["filters"], "fresh_exponents")
+        if not 0 < request.place <= len(request.drawn):
+            raise MessageError(f"ChoiceRequest.place: {request.place} of {len(request.drawn)} drawn items")
     if isinstance(request, wire.EvaluateRequest) and request.on_validation > len(request.budgets):
         raise MessageError(f"EvaluateRequest: {request.on_validation} of {len(request.budgets)} budgets on validation")
     if isinstance(request, wire.CompareRequest) and set(request.kept) != set(request.current):
