@@ -46,6 +46,23 @@ def _one_thread() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+def _spread_over(groups: Sequence[BlockStatistics], config: ControllerConfig) -> tuple[FloatArray, FloatArray]:
+    """Mean and standard deviation (F,) of each feature over all blocks, as NumPy has them of one array; of hundreds of
+    user groups it is the only one.
+    """
+    sizes = [len(group.loss) for group in groups]
+    features = np.empty((sum(sizes), len(config.features)), np.float32)
+    first = 0
+    for group, size in zip(groups, sizes, strict=True):
+        features[first : first + size] = group.features(config.features)
+        first += size
+    mean: FloatArray = features.mean(axis=0)
+    features -= mean
+    features *= features
+    std: FloatArray = np.sqrt(features.mean(axis=0))
+    return mean, std
+
+
 class Controller(nn.Module):
     """Linear start plus a small network. ``forward`` maps standardized features (B, F) to logits (B,)."""
 
@@ -115,12 +132,9 @@ class Controller(nn.Module):
     @staticmethod
     def for_statistics(groups: Sequence[BlockStatistics], config: ControllerConfig, *, seed: int) -> Controller:
         """A controller whose inputs are standardized over all blocks of all user groups."""
-        features = np.concatenate([group.features(config.features) for group in groups])
-        std = features.std(axis=0)
+        mean, std = _spread_over(groups, config)
         # a feature that does not vary yet (no loss has been seen) keeps its own scale
-        return Controller(
-            features.shape[1], config, features.mean(axis=0), np.where(std > 1e-6, std, 1).astype(np.float32), seed
-        )
+        return Controller(len(mean), config, mean, np.where(std > 1e-6, std, 1).astype(np.float32), seed)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B,) of blocks with features (B, F)."""

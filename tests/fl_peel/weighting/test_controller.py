@@ -1,6 +1,7 @@
 """The controller: where it starts, its outer gradient against the formula, and what it learns."""
 
 import copy
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -77,6 +78,20 @@ def test_weights_start_proportional_to_the_first_feature(first, hidden):
         # logit = log(rate) + constant, so the softmax is the rate's share
         np.testing.assert_allclose(controller.weights(group), rate / rate.sum(), rtol=1e-4)
         assert (np.argsort(controller.weights(group)) == np.argsort(rate)).all()
+
+
+@pytest.mark.parametrize("names", [("shown",), ("shown", "loss"), FEATURES])
+def test_inputs_are_standardized_over_all_groups_to_the_last_bit_and_memory_holds_them_once(names):
+    groups = [statistics(seed, 40_000 + seed) for seed in range(5)]
+    config = ControllerConfig(features=names)
+    whole = np.concatenate([group.features(names) for group in groups])
+    tracemalloc.start()
+    controller = Controller.for_statistics(groups, config, seed=0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert controller.mean.numpy().tobytes() == whole.mean(axis=0).tobytes()
+    assert controller.std.numpy().tobytes() == whole.std(axis=0).tobytes()
+    assert peak < 1.9 * whole.nbytes + 64 * 1024
 
 
 @pytest.mark.parametrize("seed", range(3))
