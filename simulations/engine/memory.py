@@ -19,7 +19,8 @@ GROWTH = 1.01
 
 
 class PeakMemory:
-    """Peak resident memory of this process and its children, sampled every half second, within a percent.
+    """Peak resident memory of this process and its children, sampled every half second: within a percent, or too high
+    by what came to be shared since that was last asked.
 
     Where the system tells, memory that several processes share (Ray's store, libraries) counts once. To tell it, the
     system walks through all pages, a third of a processor's time for a run of ten gigabytes. So it is asked only when
