@@ -8,7 +8,6 @@ An array that lies there is one like any other, to be read. Its pages come into 
 from __future__ import annotations
 
 import mmap
-import os
 import tempfile
 import threading
 import weakref
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.mapped import lies_in_file, rest
-from strategies.groups.tables import write_all
+from strategies.groups.tables import give_room, write_all
 
 MOST_IN_MEMORY = 64 << 20
 """Bytes of what is known of all user groups' blocks together that stay in memory."""
@@ -72,18 +71,11 @@ class Shelf:
             pass
         with self._growing:
             begin, count = self._end, max(CHUNK_BYTES // room, 1)
-            self._give_room(begin, count * room)
+            give_room(self._file.fileno(), count * room, begin)
             self._end = begin + count * room
         mapped = mmap.mmap(self._file.fileno(), count * room, offset=begin)
         free.extend((mapped, number * room, begin + number * room) for number in range(1, count))
         return mapped, 0, begin
-
-    def _give_room(self, begin: int, num_bytes: int) -> None:
-        """Give the file so many bytes more, and the disk's room for them."""
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._file.fileno(), begin, num_bytes)
-        else:
-            write_all(self._file.fileno(), memoryview(bytes(num_bytes)), begin)
 
 
 def put_once(shelf: Shelf | None, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -38,7 +38,7 @@ def empty_tables(
     if not room:
         return [np.zeros(shape, np.float32) for _ in range(count)]
     with tempfile.TemporaryFile(dir=folder, prefix="tables-") as file:
-        _give_room(file.fileno(), count * room)
+        give_room(file.fileno(), count * room)
         return _mapped(file.fileno(), count, room, shape)
 
 
@@ -54,7 +54,7 @@ def copied_tables(tables: Sequence[FloatArray], folder: str, *, most_in_memory: 
     if not room:
         return [table.copy() for table in tables]
     with tempfile.TemporaryFile(dir=folder, prefix="tables-") as file:
-        _give_room(file.fileno(), len(tables) * room)
+        give_room(file.fileno(), len(tables) * room)
         for place, table in enumerate(tables):
             write_all(file.fileno(), memoryview(np.ascontiguousarray(table).reshape(-1).data).cast("B"), place * room)
             rest(table)
@@ -84,13 +84,18 @@ def write_all(file: int, data: memoryview, place: int) -> None:
         data, place = data[written:], place + written
 
 
-def _give_room(file: int, num_bytes: int) -> None:
-    """Give a file its length, and the disk's room for it: a mapped page without any would end the process."""
+def give_room(file: int, num_bytes: int, begin: int = 0) -> None:
+    """Give a file so many bytes from a place on, and the disk's room for them: a mapped page without any would end the
+    process.
+
+    Raises:
+        OSError: the disk has no room for them.
+    """
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, num_bytes)
+        os.posix_fallocate(file, begin, num_bytes)
         return
     for start in range(0, num_bytes, MOST_COPIED):
-        os.pwrite(file, bytes(min(MOST_COPIED, num_bytes - start)), start)
+        write_all(file, memoryview(bytes(min(MOST_COPIED, num_bytes - start))), begin + start)
 
 
-__all__ = ["FloatArray", "copied_tables", "empty_tables", "write_all"]
+__all__ = ["FloatArray", "copied_tables", "empty_tables", "give_room", "write_all"]

@@ -91,6 +91,20 @@ def served(scenario: Any, run_dir: Any, kept: Any, *, stop_at: int | None = None
     return result, count, told
 
 
+def stopped_in(server_round: int) -> LoopbackGrid:
+    """Two nodes, of which the first that is asked to train in that round, from 1, ends the run."""
+    rounds: list[Any] = []
+
+    def interfere(partition: int, message: Any) -> Any:
+        if message.metadata.message_type == wire.ROUND:
+            rounds.append(message)
+            if len(rounds) == 2 * server_round - 1:  # each has a message a node
+                raise Stopped
+        return let_through(partition, message)
+
+    return LoopbackGrid(2, interfere)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_stopped_goes_on_to_the_same_figures(kind, tiny, tmp_path):
     scenario = load_scenario(tiny, KINDS[kind])
@@ -114,18 +128,9 @@ def test_what_lies_in_files_has_the_same_figures_and_is_gone_on_from(kind, tiny,
     monkeypatch.setattr(tables, "MOST_IN_MEMORY", 0)
     kept = tmp_path / "kept"
     kept.mkdir()
-    rounds: list[Any] = []
-
-    def third_round(partition: int, message: Any) -> Any:
-        if message.metadata.message_type == wire.ROUND:
-            rounds.append(message)
-            if len(rounds) == 5:  # each has a message a node
-                raise Stopped
-        return let_through(partition, message)
-
     told: list[Event] = []
     with suppress(Stopped):
-        serve(LoopbackGrid(2, third_round), scenario, Place("", str(tmp_path / "a"), "", str(kept)), told.append)
+        serve(stopped_in(3), scenario, Place("", str(tmp_path / "a"), "", str(kept)), told.append)
     result, _, more = served(scenario, tmp_path / "b", kept)
     assert figures(result) == figures(whole)
     assert not [event for event in [*told, *more] if "cannot be kept" in event.text or "damaged" in event.text]
@@ -206,17 +211,8 @@ def test_groups_go_back_to_what_they_had_kept_before_the_run_was_stopped(tiny, t
     scenario = load_scenario(tiny, [*ACCEPTED, "refinement.acceptance.every=1"])
     whole, _, _ = served(scenario, tmp_path / "whole", "")
     (tmp_path / "kept").mkdir()
-    rounds: list[Any] = []
-
-    def second_round(partition: int, message: Any) -> Any:
-        if message.metadata.message_type == wire.ROUND:
-            rounds.append(message)
-            if len(rounds) == 3:  # each has a message a node
-                raise Stopped
-        return let_through(partition, message)
-
     with pytest.raises(Stopped):
-        serve(LoopbackGrid(2, second_round), scenario, Place("", str(tmp_path / "run"), "", str(tmp_path / "kept")))
+        serve(stopped_in(2), scenario, Place("", str(tmp_path / "run"), "", str(tmp_path / "kept")))
     result, _, _ = served(scenario, tmp_path / "again", tmp_path / "kept")
     assert figures(result) == figures(whole)
     assert next(answers, None) is None
