@@ -11,6 +11,7 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import SUM_SCALE
+from fl_peel.weighting.statistics import BlockStatistics
 from simulations.scenario_files import load_scenario
 from strategies.evaluation.evaluator import Evaluator, Parts, Rows, margins_of, overall_recall, qualities
 from strategies.evaluation.moving_budgets import Following, follow
@@ -156,6 +157,7 @@ def test_a_figure_depends_on_its_own_budget_alone(asked):
 LAYOUT = BlockLayout(np.arange(30, dtype=np.int32), 1, 1)
 BASE, BLOCK = overhead_bytes(1), 6  # in fp32
 TABLES = [np.arange(30, dtype=np.float32)[:, None] + 100 * group for group in range(2)]
+NOTHING_KNOWN = BlockStatistics(*[np.zeros(0, np.float32)] * 5)
 
 
 @dataclasses.dataclass
@@ -199,7 +201,7 @@ def asking(enough: int = 0, message_bytes: int = 1 << 20, per_device: bool = Tru
             groups=np.array([0, 1, 0, 1, 1]),
             class_names=("phone", "watch", "car"),
         ),
-        states=[UserGroupState(table, None, None, np.zeros(0), np.zeros(0)) for table in TABLES],
+        states=[UserGroupState(table, NOTHING_KNOWN, None, np.zeros(0), np.zeros(0)) for table in TABLES],
         setting="setting",
         nodes=types.SimpleNamespace(
             ask_each=lambda *what: [ask(*what[:2], content) for content in what[2]],
