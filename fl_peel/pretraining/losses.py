@@ -7,7 +7,6 @@ the softmax over *all* items cheap.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fl_peel.pretraining.negatives import Candidates
 from fl_peel.pretraining.propagation import SparseMatrix, csr_tensor
 from fl_peel.pretraining.settings import DiversityForm
 from fl_peel.pretraining.workers import ALONE, Workers
@@ -113,14 +113,13 @@ class _SampledSoftmax(torch.autograd.Function):
         users: Tensor,
         items: Tensor,
         batch: UserBatch,
-        candidates: Tensor | None,
+        candidates: Candidates | None,
         item_bias: Tensor,
         temperature: float,
         workers: Workers,
     ) -> Tensor:
-        table = items if candidates is None else items[candidates]  # (M, d)
-        share = math.log(items.shape[0] / table.shape[0])  # each candidate stands for I / M items
-        bias = item_bias if candidates is None else item_bias[candidates] + share  # (M,)
+        table = items if candidates is None else items[candidates.items]  # (M, d)
+        bias = item_bias if candidates is None else item_bias[candidates.items] + candidates.log_stands_for  # (M,)
         scaled = users / temperature  # (B, d)
         columns = table.T.contiguous()  # (d, M)
         user_gradient = torch.empty_like(users)
@@ -157,7 +156,7 @@ class _SampledSoftmax(torch.autograd.Function):
         own_terms(batch, items, scaled, pull, user_gradient, item_gradient, workers)
         user_gradient /= temperature
         if candidates is not None:
-            item_gradient.index_add_(0, candidates, table_gradient)
+            item_gradient.index_add_(0, candidates.items, table_gradient)
         ctx.save_for_backward(user_gradient, item_gradient)
         return loss.to(users.dtype)
 
@@ -173,16 +172,16 @@ def sampled_softmax_loss(
     batch: UserBatch,
     *,
     temperature: float,
-    candidates: Tensor | None = None,
+    candidates: Candidates | None = None,
     item_bias: Tensor | None = None,
     workers: Workers = ALONE,
 ) -> Tensor:
     """Mean of -log softmax of the positive's logit, logit = user . item / temperature + item_bias.
 
-    users: (B, d) rows of the batch; items: (I, d); candidates: (M,) evenly drawn items, negatives that the whole
-    batch shares, None for all items; each stands for I / M items, so that the sum estimates the one over all
-    (Bengio and Senecal, IEEE TNN 2008). item_bias: (I,) known part of the logits that serving leaves out, such as
-    a share of the log popularity (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021).
+    users: (B, d) rows of the batch; items: (I, d); candidates: negatives that the whole batch shares, weighted so that
+    the sum estimates the one over all (:mod:`fl_peel.pretraining.negatives`), None for all items. item_bias: (I,) known
+    part of the logits that serving leaves out, such as a share of the log popularity (Menon et al., "Long-tail learning
+    via logit adjustment", ICLR 2021).
     """
     bias = torch.zeros(items.shape[0], dtype=items.dtype, device=items.device) if item_bias is None else item_bias
     loss: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]

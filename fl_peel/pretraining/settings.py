@@ -29,6 +29,7 @@ class PretrainingConfig:
     l2: float = 0.2
     l2_exponent: float = 1.0
     num_negatives: int = 4096
+    negatives_exponent: float = 0.0
     temperature: float = 0.25
     similarity: Literal["dot", "cosine"] = "dot"
     popularity_correction: float = 0.0
@@ -44,14 +45,17 @@ class PretrainingConfig:
 DiversityForm = Literal["none", "cosine", "distance"]
 
 
-def check_negatives(loss: str, num_negatives: int) -> None:
-    """Refuse BPR without anything to compare with.
+def check_negatives(loss: str, num_negatives: int, exponent: float) -> None:
+    """Refuse BPR without anything to compare with, and an exponent that nothing is drawn by.
 
     Raises:
         ScenarioError: naming the setting and the remedy.
     """
     if loss == "bpr" and num_negatives < 1:
         raise ScenarioError("pretraining.num_negatives: bpr needs at least 1; 0 (all items) is for sampled-softmax")
+    if exponent and (loss == "bpr" or not num_negatives):
+        doing = "bpr, which draws evenly" if loss == "bpr" else "num_negatives 0, which takes all items"
+        raise ScenarioError(f"pretraining.negatives_exponent: {exponent:g} does nothing under {doing}; leave it out")
 
 
 COUNT_EXPONENTS = (0.3, 0.4, 0.5)

@@ -23,6 +23,7 @@ from torch import Tensor
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError, ScenarioError
 from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss, slice_diversity
+from fl_peel.pretraining.negatives import CandidateSampler
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
 from fl_peel.pretraining.settings import PretrainingConfig, check_negatives
 from fl_peel.pretraining.spectral import spectral_tables
@@ -121,7 +122,7 @@ def _check(config: PretrainingConfig) -> None:
     for name in ("embedding_dim", "batch_size", "num_slices", "temperature", "learning_rate"):
         if getattr(config, name) <= 0:
             raise ScenarioError(f"pretraining.{name}: {getattr(config, name)} is not above 0; set a positive value")
-    check_negatives(config.loss, config.num_negatives)
+    check_negatives(config.loss, config.num_negatives, config.negatives_exponent)
 
 
 class _Trainer:
@@ -141,6 +142,7 @@ class _Trainer:
         self._items = torch.from_numpy(items).to(device).requires_grad_()
         self._optimizer = torch.optim.Adam([self._users, self._items], lr=config.learning_rate, fused=True)
         popularity = collected.popularity(num_items).astype(np.float64)
+        self._sampler = CandidateSampler.of(config, popularity)
         bias = config.popularity_correction * np.log((popularity + 1.0) / (popularity + 1.0).mean())
         self._item_bias = torch.from_numpy(bias.astype(np.float32)).to(device)
         self._user_l2 = self._l2_shares(collected.counts())
@@ -226,7 +228,7 @@ class _Trainer:
                 items,
                 batch,
                 temperature=config.temperature,
-                candidates=self._sample_items(config.num_negatives, generator),
+                candidates=self._sampler.draw(generator, self._device),
                 item_bias=self._item_bias,
                 workers=self._workers,
             )
@@ -234,16 +236,10 @@ class _Trainer:
             squares = self._user_l2 @ self._users.square().sum(dim=1) + self._item_l2 @ self._items.square().sum(1)
             loss = loss + 0.5 * config.l2 * squares
         if config.diversity_form != "none" and config.diversity_weight > 0:
-            chosen = self._sample_items(_DIVERSITY_SAMPLE, generator)
-            table = items if chosen is None else items[chosen]
+            chosen = CandidateSampler(self._num_items, _DIVERSITY_SAMPLE).draw(generator, self._device)
+            table = items if chosen is None else items[chosen.items]
             loss = loss + config.diversity_weight * slice_diversity(table, config.num_slices, config.diversity_form)
         return loss
-
-    def _sample_items(self, count: int, generator: torch.Generator) -> Tensor | None:
-        """``count`` different items, evenly drawn; None stands for all."""
-        if count == 0 or count >= self._num_items:
-            return None
-        return torch.randperm(self._num_items, generator=generator)[:count].to(self._device)
 
     def tables(self) -> tuple[FloatArray, FloatArray]:
         """Final tables as NumPy: (U, d), (I, d)."""

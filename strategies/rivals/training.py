@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss
+from fl_peel.pretraining.negatives import CandidateSampler
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
 from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.spectral import spectral_tables
@@ -41,6 +42,7 @@ class BatchLoss:
         self.given, self.num_items, self.config = given, num_items, config
         self.active = np.flatnonzero(given.counts() > 0)
         popularity = given.popularity(num_items).astype(np.float64)
+        self._sampler = CandidateSampler.of(config, popularity)
         bias = config.popularity_correction * np.log((popularity + 1.0) / (popularity + 1.0).mean())
         self._item_bias = torch.from_numpy(bias.astype(np.float32))
         self._user_l2, self._item_l2 = self._shares(given.counts()), self._shares(popularity)
@@ -81,12 +83,13 @@ class BatchLoss:
             shape = (len(batch.items), config.num_negatives)
             negatives = torch.randint(self.num_items, shape, generator=generator)
             return bpr_loss(users, items, batch, negatives, config.temperature)
-        count = config.num_negatives
-        candidates = None
-        if 0 < count < self.num_items:
-            candidates = torch.randperm(self.num_items, generator=generator)[:count]
         return sampled_softmax_loss(
-            users, items, batch, temperature=config.temperature, candidates=candidates, item_bias=self._item_bias
+            users,
+            items,
+            batch,
+            temperature=config.temperature,
+            candidates=self._sampler.draw(generator),
+            item_bias=self._item_bias,
         )
 
 

@@ -13,6 +13,7 @@ import torch
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError, ScenarioError
 from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss, slice_diversity
+from fl_peel.pretraining.negatives import Candidates
 from fl_peel.pretraining.propagation import InteractionGraph, SparseMatrix, propagate
 from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.spectral import normalized_interactions, truncated_svd
@@ -196,6 +197,17 @@ def test_full_softmax_by_hand() -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_every_candidate_counts_for_what_it_stands_for_by_hand() -> None:
+    users, items, batch = tiny_batch()
+    # candidates 1 and 3 stand for 5 and 3/2 items; user 0: scores 0 and 2; user 1: 2 and 0
+    sum_0, sum_1 = 5 + 1.5 * math.exp(2), 5 * math.exp(2) + 1.5
+    positives = [(1.0, sum_0), (0.0, sum_0), (2.0, sum_1)]
+    expected = sum(math.log(math.exp(p) + s) - p for p, s in positives) / 3
+    candidates = Candidates(torch.tensor([1, 3]), torch.tensor([5.0, 1.5]).log())
+    loss = sampled_softmax_loss(users, items, batch, temperature=1.0, candidates=candidates)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_softmax_over_candidates_adds_the_positive_and_the_bias_by_hand() -> None:
     users, items, batch = tiny_batch()
     bias = torch.tensor([0.0, 0.5, 0.0, 1.0])
@@ -203,12 +215,18 @@ def test_softmax_over_candidates_adds_the_positive_and_the_bias_by_hand() -> Non
     sum_0, sum_1 = 2 * (math.exp(0.5) + math.exp(3)), 2 * (math.exp(2.5) + math.exp(1))
     positives = [(1.0, sum_0), (0.5, sum_0), (2.0, sum_1)]
     expected = sum(math.log(math.exp(p) + s) - p for p, s in positives) / 3
-    loss = sampled_softmax_loss(users, items, batch, temperature=1.0, candidates=torch.tensor([1, 3]), item_bias=bias)
+    candidates = Candidates.alike(torch.tensor([1, 3]), 4)
+    loss = sampled_softmax_loss(users, items, batch, temperature=1.0, candidates=candidates, item_bias=bias)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("candidates", [None, torch.tensor([0, 3, 5, 11])])
-def test_softmax_gradient_equals_autograd(candidates: torch.Tensor | None) -> None:
+DRAWN = torch.tensor([0, 3, 5, 11])
+
+
+@pytest.mark.parametrize(
+    "candidates", [None, Candidates.alike(DRAWN, 12), Candidates(DRAWN, torch.tensor([0.0, 0.4, 3.0, 1.0]))]
+)
+def test_softmax_gradient_equals_autograd(candidates: Candidates | None) -> None:
     generator = torch.Generator().manual_seed(2)
     rows = some_rows(9, 12)
     users = torch.randn(9, 4, generator=generator, requires_grad=True)
@@ -230,7 +248,8 @@ def test_softmax_gradient_equals_autograd(candidates: torch.Tensor | None) -> No
     if candidates is None:
         total = logits.logsumexp(dim=1)[batch.rows]
     else:
-        total = torch.logaddexp(logits[:, candidates].logsumexp(dim=1)[batch.rows] + math.log(12 / 4), positive)
+        drawn = logits[:, candidates.items] + candidates.log_stands_for
+        total = torch.logaddexp(drawn.logsumexp(dim=1)[batch.rows], positive)
     twin = ((total - positive) * weights).sum()
     (2.0 * twin).backward()
     assert loss.item() == pytest.approx(twin.item(), rel=1e-5)
@@ -265,7 +284,7 @@ def test_softmax_is_the_same_to_the_last_bit_for_any_number_of_workers(sampled: 
         torch.from_numpy(rows.items.astype(np.int64)),
         weights,
     )
-    candidates = torch.randperm(97, generator=generator)[:13] if sampled else None
+    candidates = Candidates.alike(torch.randperm(97, generator=generator)[:13], 97) if sampled else None
     found = []
     for count in (1, 2, 3):
         users, table = starts.clone().requires_grad_(), items.clone().requires_grad_()
