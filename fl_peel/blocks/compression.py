@@ -195,15 +195,20 @@ class SparseTable:
         return self.dim
 
     @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """Where rows with any entry begin in ``flat``."""
+        return np.flatnonzero(np.diff(self.flat // self.dim, prepend=-1))
+
+    @cached_property
     def encoding(self) -> Encoding:
         """The cheapest."""
-        filled = len(np.unique(self.flat // self.dim))
+        filled = len(self._starts)
         return min(ENCODINGS, key=lambda name: place_bytes(name, len(self.flat), filled, self.num_items, self.dim))
 
     @property
     def kind(self) -> str:
         """Encoding, precision, shape of the table, entries, rows with any."""
-        filled = len(np.unique(self.flat // self.dim))
+        filled = len(self._starts)
         return f"{self.encoding} {self.precision} {self.num_items} {self.dim} {len(self.flat)} {filled}"
 
     def tensors(self) -> dict[str, NDArray[Any]]:
@@ -219,7 +224,7 @@ class SparseTable:
                 counts = np.bincount(rows, minlength=self.num_items)
                 parts = [counts.astype(count_type), columns.astype(column_type)]
             case "rows":
-                filled, counts = np.unique(rows, return_counts=True)
+                filled, counts = rows[self._starts], np.diff(self._starts, append=len(rows))
                 parts = [filled.astype(row_type), counts.astype(count_type), columns.astype(column_type)]
             case "bitmap":
                 bits = np.zeros(self.num_items * self.dim, np.bool_)
@@ -236,9 +241,11 @@ class SparseTable:
             values = whole.astype(np.float32) * self.scales.astype(np.float32)[self.flat % self.dim]
         else:
             values = self.codes.astype(np.float32)
-        items, place = np.unique(self.flat // self.dim, return_inverse=True)
+        rows, columns = np.divmod(self.flat, self.dim)
+        items = rows[self._starts]
+        place = np.repeat(np.arange(len(items)), np.diff(self._starts, append=len(rows)))
         table = np.zeros((len(items), self.dim), np.float32)
-        table[place, self.flat % self.dim] = values
+        table[place, columns] = values
         return items.astype(np.int32), table
 
 
@@ -266,11 +273,12 @@ def sparse_bytes(num_entries: int, filled_rows: int, num_items: int, dim: int, p
 
 def most_entries(order: NDArray[np.int64], num_items: int, dim: int, precision: Precision, budget_bytes: int) -> int:
     """How many of the ranked entries ``order`` (M,), each row * d + column, a sparse table of that budget holds."""
-    rows = order // dim
-    first = np.zeros(len(order), np.bool_)
-    first[np.unique(rows, return_index=True)[1]] = True
+    rows = order[: 2 * budget_bytes] // dim  # no value takes less than half a byte
+    place, opened = np.arange(len(rows)), np.empty(num_items, np.int64)
+    opened[rows[::-1]] = place[::-1]  # of a row that comes several times the last one stays
+    first = opened[rows] == place
     filled = np.concatenate([[0], np.cumsum(first)])  # rows with an entry among the first k
-    low, high = 0, len(order)
+    low, high = 0, len(rows)
     while low < high:
         middle = (low + high + 1) // 2
         if sparse_bytes(middle, int(filled[middle]), num_items, dim, precision) <= budget_bytes:
