@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fl_peel.errors import ScenarioError
@@ -97,6 +98,24 @@ def spent(event: DpEvent, delta: float, *, discretization: float = 1e-4) -> Spen
     return Spent(known.get(best, math.inf), delta, best, known.get("RDP"), known.get("PLD"))
 
 
+def cost_of(
+    mechanism: Mechanism, multiplier: float, schedule: Schedule, delta: float, *, discretization: float = 1e-4
+) -> Spent:
+    """What a run spends: :func:`spent` of :func:`event_of`. An accountant takes up to a second, and a study asks the
+    same for each of its runs, so answers are kept.
+    """
+    if type(mechanism).__hash__ is None:  # a plug-in may compare its values without being frozen
+        return spent(event_of(mechanism, multiplier, schedule), delta, discretization=discretization)
+    return _kept_cost(mechanism, multiplier, schedule, delta, discretization)
+
+
+@lru_cache(maxsize=1024)
+def _kept_cost(
+    mechanism: Mechanism, multiplier: float, schedule: Schedule, delta: float, discretization: float
+) -> Spent:
+    return spent(event_of(mechanism, multiplier, schedule), delta, discretization=discretization)
+
+
 def _epsilon(accountant: RdpAccountant | PLDAccountant, event: DpEvent, delta: float) -> float | None:
     if not accountant.supports(event):
         return None
@@ -127,7 +146,7 @@ def calibrated(mechanism: Mechanism, schedule: Schedule, epsilon: float, delta: 
     def cost(multiplier: float) -> float:
         # fine enough a grid for the losses of this target: large ones need not be resolved to 1e-4
         step = min(1e-3, max(1e-4, epsilon * 1e-4))
-        return spent(event_of(mechanism, multiplier, schedule), delta, discretization=step).epsilon
+        return cost_of(mechanism, multiplier, schedule, delta, discretization=step).epsilon
 
     low, high = SMALLEST_MULTIPLIER, 1.0
     while cost(high) > epsilon:
@@ -160,4 +179,4 @@ def analytic_gaussian_delta(multiplier: float, epsilon: float) -> float:
     return float(norm.cdf(half - epsilon * multiplier) - math.exp(epsilon) * norm.cdf(-half - epsilon * multiplier))
 
 
-__all__ = ["Schedule", "Spent", "analytic_gaussian_delta", "calibrated", "event_of", "spent"]
+__all__ = ["Schedule", "Spent", "analytic_gaussian_delta", "calibrated", "cost_of", "event_of", "spent"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.release import Part, bounds, shares_of
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.accounting import Schedule, Spent, calibrated, event_of, spent
+from fl_peel.privacy.accounting import Schedule, Spent, calibrated, cost_of
 from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
 from fl_peel.privacy.sources import whole_scale
 from fl_peel.privacy.stage1 import Stage1Release, Stage1Scales, stage1_releases, unit_of
@@ -56,7 +56,7 @@ class Plan:
         if not self.stage1:
             return None
         alone = Schedule((), certain=self.schedule.certain)
-        return spent(event_of(self.mechanism, self.multiplier, alone), self.cost.delta).epsilon
+        return cost_of(self.mechanism, self.multiplier, alone, self.cost.delta).epsilon
 
 
 def in_masked_sums(scenario: Scenario, mechanism: Mechanism | None) -> bool:
@@ -131,7 +131,7 @@ def make_plan(scenario: Scenario, *, most_rounds: int | None = None, asks_groups
     if multiplier is None:
         assert privacy.target_epsilon is not None
         multiplier = calibrated(mechanism, schedule, privacy.target_epsilon - group_epsilon, privacy.delta)
-    cost = spent(event_of(mechanism, multiplier, schedule), privacy.delta)
+    cost = cost_of(mechanism, multiplier, schedule, privacy.delta)
     if not math.isfinite(cost.epsilon):
         raise ScenarioError(
             f"privacy.noise_multiplier: {multiplier:g} at privacy.delta {privacy.delta:g} spends more than "

@@ -25,9 +25,11 @@ from fl_peel.privacy.accounting import (
     TOLERANCE,
     Schedule,
     Spent,
+    _kept_cost,
     _quiet,
     analytic_gaussian_delta,
     calibrated,
+    cost_of,
     event_of,
     spent,
 )
@@ -36,6 +38,15 @@ from fl_peel.privacy.settings import LARGEST_MULTIPLIER
 
 DELTA = 1e-5
 EVENT = SelfComposedDpEvent(GaussianDpEvent(2.0), 3)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_kept():
+    """Answers of accountants that are made up here are not those of other tests."""
+    _kept_cost.cache_clear()
+    yield
+    _kept_cost.cache_clear()
+
 
 # ---------------------------------------------------------------- what one release costs
 
@@ -148,6 +159,41 @@ def test_the_closed_form_by_hand():
     # Phi(1/2) - Phi(-1/2); Phi(1/2) - e Phi(-3/2)
     assert analytic_gaussian_delta(1.0, 0.0) == pytest.approx(0.3829249225, abs=1e-9)
     assert analytic_gaussian_delta(0.5, 1.0) == pytest.approx(0.6914624613 - math.e * 0.0668072013, abs=1e-9)
+
+
+# ---------------------------------------------------------------- what was asked before
+
+
+class Loose(LocalGaussian):
+    """Compared by something else than what it is, and so without a hash."""
+
+    def __eq__(self, other):
+        return True
+
+
+@pytest.mark.parametrize(("mechanism", "times"), [(CentralGaussian(), 1), (Loose(), 2)])
+def test_the_same_cost_is_computed_once(mechanism, times, monkeypatch):
+    asked = []
+
+    def cost(event, delta, *, discretization):
+        asked.append((event, delta, discretization))
+        return Spent(len(asked), delta, "", None, None)
+
+    monkeypatch.setattr("fl_peel.privacy.accounting.spent", cost)
+    schedule = Schedule(((2, 1.0),))
+    first, again = (cost_of(mechanism, 3.0, Schedule(((2, 1.0),)), DELTA) for _ in range(2))
+    assert (first.epsilon, again.epsilon) == (1, times)
+    assert asked == [(event_of(mechanism, 3.0, schedule), DELTA, 1e-4)] * times
+    del asked[:]
+    others = [
+        cost_of(LocalGaussian(), 3.0, schedule, DELTA),
+        cost_of(mechanism, 4.0, schedule, DELTA),
+        cost_of(mechanism, 3.0, Schedule(((3, 1.0),)), DELTA),
+        cost_of(mechanism, 3.0, schedule, 2 * DELTA),
+        cost_of(mechanism, 3.0, schedule, DELTA, discretization=1e-3),
+    ]
+    assert [one.epsilon for one in others] == [1, 2, 3, 4, 5]
+    assert [discretization for _, _, discretization in asked] == [1e-4] * 4 + [1e-3]
 
 
 # ---------------------------------------------------------------- calibration
