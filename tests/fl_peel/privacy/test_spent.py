@@ -206,14 +206,12 @@ def least(monkeypatch):
     def found(needed):
         tries = itertools.count()
 
-        def cost(event, delta, *, discretization):
+        def cost(mechanism, multiplier, schedule, delta, *, discretization):
             assert next(tries) < 99, "it never ends"
-            assert delta == DELTA
-            (kind,) = event.events
-            assert kind.count == 2
-            return Spent(1 / kind.event.noise_multiplier, delta, "", None, None)
+            assert (mechanism, schedule, delta) == (CentralGaussian(), Schedule(((2, 1.0),)), DELTA)
+            return Spent(1 / multiplier, delta, "", None, None)
 
-        monkeypatch.setattr("fl_peel.privacy.accounting.spent", cost)
+        monkeypatch.setattr("fl_peel.privacy.accounting.cost_of", cost)
         return calibrated(CentralGaussian(), Schedule(((2, 1.0),)), 1 / needed, DELTA)
 
     return found
@@ -255,11 +253,11 @@ def test_calibration_resolves_losses_as_far_as_its_target_needs(target, step, mo
     """Here a run of noise z costs 9 / z: the least noise is 9 / target."""
     steps = set()
 
-    def cost(event, delta, *, discretization):
+    def cost(mechanism, multiplier, schedule, delta, *, discretization):
         steps.add(discretization)
-        return Spent(9 / event.events[0].event.noise_multiplier, delta, "", None, None)
+        return Spent(9 / multiplier, delta, "", None, None)
 
-    monkeypatch.setattr("fl_peel.privacy.accounting.spent", cost)
+    monkeypatch.setattr("fl_peel.privacy.accounting.cost_of", cost)
     multiplier = calibrated(CentralGaussian(), Schedule(((1, 1.0),)), target, DELTA)
     assert 9 / target <= multiplier <= 9 / target * (1 + TOLERANCE)
     assert list(steps) == pytest.approx([step])
