@@ -195,6 +195,7 @@ def test_what_no_accountant_can_count_is_infinite():
 
 
 def test_what_no_accountant_can_count_is_refused(monkeypatch):
-    monkeypatch.setattr("fl_peel.privacy.plan.spent", lambda event, delta: Spent(math.inf, delta, "none", None, None))
+    beyond = Spent(math.inf, DELTA, "none", None, None)
+    monkeypatch.setattr("fl_peel.privacy.plan.cost_of", lambda *asked: beyond)
     with pytest.raises(ScenarioError, match=r"noise_multiplier: 2 at privacy\.delta 1e-05 spends more than can"):
         plan_of("privacy.noise_multiplier=2")
