@@ -36,7 +36,7 @@ class Pep(Rival):
     name: str = "pep"
     epochs: int = 1
     rates: tuple[float, ...] = (0.1, 0.01)
-    retraining: tuple[float, ...] = (1.0, 4.0, 16.0)
+    retraining: tuple[float, ...] = (0.1, 1.0, 4.0, 16.0)
     steps: int = 80
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
