@@ -131,7 +131,7 @@ def test_flwr_run_equals_fl_peel_run_and_fails_clearly(tiny, tmp_path, superlink
     assert "unknown key refinement.roundz; did you mean 'rounds'?" in failed.stdout + failed.stderr
     for _ in range(50):
         runs = json.loads(flwr(superlink, "ls", "--format", "json").stdout)["runs"]
-        if all(row["status"].startswith("finished") for row in runs):
+        if runs and all(row["status"].startswith("finished") for row in runs):
             break
         time.sleep(0.2)
     by_status = {row["status"]: row["status-details"] for row in runs}

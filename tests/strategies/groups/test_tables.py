@@ -93,6 +93,7 @@ def test_a_table_that_rests_takes_no_memory(in_files, tmp_path):
 
 
 def test_the_file_is_gone_with_its_last_table(in_files, tmp_path):
+    gc.collect()  # else what earlier tests left open is closed meanwhile
     open_before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
     made = empty_tables(2, SHAPE, str(tmp_path))
     last = made[1]
