@@ -199,6 +199,11 @@ class SparseTable:
         """Where rows with any entry begin in ``flat``."""
         return np.flatnonzero(np.diff(self.flat // self.dim, prepend=-1))
 
+    @property
+    def _in_rows(self) -> NDArray[np.int64]:
+        """Entries of each row with any."""
+        return np.diff(self._starts, append=len(self.flat))
+
     @cached_property
     def encoding(self) -> Encoding:
         """The cheapest."""
@@ -224,7 +229,7 @@ class SparseTable:
                 counts = np.bincount(rows, minlength=self.num_items)
                 parts = [counts.astype(count_type), columns.astype(column_type)]
             case "rows":
-                filled, counts = rows[self._starts], np.diff(self._starts, append=len(rows))
+                filled, counts = rows[self._starts], self._in_rows
                 parts = [filled.astype(row_type), counts.astype(count_type), columns.astype(column_type)]
             case "bitmap":
                 bits = np.zeros(self.num_items * self.dim, np.bool_)
@@ -236,14 +241,14 @@ class SparseTable:
 
     def decoded(self) -> tuple[NDArray[np.int32], FloatArray]:
         """Items with at least one entry; the others are not recommended, like items without any block."""
+        rows, columns = np.divmod(self.flat, self.dim)
         if has_scales(self.precision):
             whole = _unpacked(self.codes, len(self.flat)) if self.precision == "int4" else self.codes
-            values = whole.astype(np.float32) * self.scales.astype(np.float32)[self.flat % self.dim]
+            values = whole.astype(np.float32) * self.scales.astype(np.float32)[columns]
         else:
             values = self.codes.astype(np.float32)
-        rows, columns = np.divmod(self.flat, self.dim)
         items = rows[self._starts]
-        place = np.repeat(np.arange(len(items)), np.diff(self._starts, append=len(rows)))
+        place = np.repeat(np.arange(len(items)), self._in_rows)
         table = np.zeros((len(items), self.dim), np.float32)
         table[place, columns] = values
         return items.astype(np.int32), table

@@ -51,20 +51,26 @@ class CandidateSampler:
     def of(config: PretrainingConfig, popularity: NDArray[np.float64]) -> CandidateSampler:
         """As the settings have it. popularity: (I,) interactions with each item."""
         num_items, count = len(popularity), config.num_negatives
-        if not config.negatives_exponent or not 0 < count < num_items:
-            return CandidateSampler(num_items, count)
-        return CandidateSampler(num_items, count, chances((popularity + 1.0) ** config.negatives_exponent, count))
+        by_popularity = config.negatives_exponent and 0 < count < num_items
+        weighted = chances((popularity + 1.0) ** config.negatives_exponent, count) if by_popularity else None
+        return CandidateSampler(num_items, count, weighted)
 
     def draw(self, generator: torch.Generator, device: str = "cpu") -> Candidates | None:
         """Those of a step; None stands for all items."""
-        if not 0 < self.count < self.num_items:
-            return None
-        order = torch.randperm(self.num_items, generator=generator)
         if self.chances is None:
-            return Candidates.alike(order[: self.count].to(device), self.num_items)
+            alike = evenly_drawn(self.num_items, self.count, generator, device)
+            return None if alike is None else Candidates.alike(alike, self.num_items)
+        order = torch.randperm(self.num_items, generator=generator)
         items = order[torch.from_numpy(systematic(self.chances[order.numpy()], _uniform(generator)))].to(device)
         stands_for = -np.log(self.chances[items.cpu().numpy()])
         return Candidates(items, torch.from_numpy(stands_for.astype(np.float32)).to(device))
+
+
+def evenly_drawn(num_items: int, count: int, generator: torch.Generator, device: str = "cpu") -> Tensor | None:
+    """``count`` different items of ``num_items``; None stands for all."""
+    if not 0 < count < num_items:
+        return None
+    return torch.randperm(num_items, generator=generator)[:count].to(device)
 
 
 def _uniform(generator: torch.Generator) -> float:

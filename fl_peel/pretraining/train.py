@@ -23,7 +23,7 @@ from torch import Tensor
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError, ScenarioError
 from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss, slice_diversity
-from fl_peel.pretraining.negatives import CandidateSampler
+from fl_peel.pretraining.negatives import CandidateSampler, evenly_drawn
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
 from fl_peel.pretraining.settings import PretrainingConfig, check_negatives
 from fl_peel.pretraining.spectral import spectral_tables
@@ -236,8 +236,8 @@ class _Trainer:
             squares = self._user_l2 @ self._users.square().sum(dim=1) + self._item_l2 @ self._items.square().sum(1)
             loss = loss + 0.5 * config.l2 * squares
         if config.diversity_form != "none" and config.diversity_weight > 0:
-            chosen = CandidateSampler(self._num_items, _DIVERSITY_SAMPLE).draw(generator, self._device)
-            table = items if chosen is None else items[chosen.items]
+            chosen = evenly_drawn(self._num_items, _DIVERSITY_SAMPLE, generator, self._device)
+            table = items if chosen is None else items[chosen]
             loss = loss + config.diversity_weight * slice_diversity(table, config.num_slices, config.diversity_form)
         return loss
 

@@ -104,9 +104,9 @@ def cost_of(
     """What a run spends: :func:`spent` of :func:`event_of`. An accountant takes up to a second, and a study asks the
     same for each of its runs, so answers are kept.
     """
-    if type(mechanism).__hash__ is None:  # a plug-in may compare its values without being frozen
-        return spent(event_of(mechanism, multiplier, schedule), delta, discretization=discretization)
-    return _kept_cost(mechanism, multiplier, schedule, delta, discretization)
+    # a plug-in may compare its values without being frozen: then it has no hash to be kept by
+    ask = _kept_cost.__wrapped__ if type(mechanism).__hash__ is None else _kept_cost
+    return ask(mechanism, multiplier, schedule, delta, discretization)
 
 
 @lru_cache(maxsize=1024)

@@ -251,9 +251,10 @@ def test_a_target_is_met_by_all_noise_that_there_may_be_and_refused_beyond(least
 @pytest.mark.parametrize(("target", "step"), [(0.05, 1e-4), (1.0, 1e-4), (5.0, 5e-4), (30.0, 1e-3), (40.0, 1e-3)])
 def test_calibration_resolves_losses_as_far_as_its_target_needs(target, step, monkeypatch):
     """Here a run of noise z costs 9 / z: the least noise is 9 / target."""
-    steps = set()
+    steps, tries = set(), itertools.count()
 
     def cost(mechanism, multiplier, schedule, delta, *, discretization):
+        assert next(tries) < 99, "it never ends"
         steps.add(discretization)
         return Spent(9 / multiplier, delta, "", None, None)
 
