@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -13,9 +14,10 @@ from pydantic import ValidationError
 
 from clients.node import joining
 from clients.node.cohort import Cohort, open_cohort, open_own_cohort
+from clients.node.mistakes import node_error
 from clients.node.own import OwnData
 from clients.node.requests import checked
-from clients.node.simulation import refuse_seeded_noise
+from clients.node.simulation import DATA_DIR, RUN_DIR, is_simulated, refuse_paths, refuse_seeded_noise
 from clients.round import clear, masked_stage1, stage1
 from clients.round import masked as secure_round
 from clients.serving import evaluate as ranking
@@ -29,6 +31,7 @@ from fl_peel.roots import check_one_root, code_digest
 from fl_peel.scenario.scenario import Scenario
 
 app = ClientApp()
+logger = logging.getLogger("fl_peel")
 
 
 def _partition(context: Context) -> tuple[int, int]:
@@ -52,26 +55,30 @@ def _of_scenario(read: Callable[[str], Read], text: str) -> Read:
     try:
         return read(text)
     except ValidationError as error:
-        raise MessageError(f"what is to be run is no scenario: {error.errors()[0]['msg'][:200]}") from None
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:200]
+        raise MessageError(f"what is to be run is no scenario: {where} ({first['type']})") from None
+
+
+_scenario = lru_cache(maxsize=64)(Scenario.from_json)
 
 
 def _cohort(context: Context, request: Any) -> Cohort:
     """A node started with its own data, data-dir or run-dir uses those (real nodes have their own disks); one started
-    with a profile hosts devices of that class alone. None does anything for noise that would hide nobody.
+    with a profile hosts devices of that class alone. None does anything for noise that would hide nobody, or opens a
+    path that a message names, unless it is simulated.
     """
+    setting: wire.Setting = request.setting
+    scenario = _of_scenario(_scenario, setting.scenario)
+    refuse_seeded_noise(scenario, context)
     own = OwnData.of(context, _partition(context)[0])
+    hosting = *_partition(context), str(context.node_config.get("profile", "")), setting.fleet
     if own is not None:
-        theirs = own, request.setting.num_devices, *_partition(context), str(context.node_config.get("profile", ""))
-        cohort = _of_scenario(lambda text: open_own_cohort(text, *theirs), request.setting.scenario)
-        refuse_seeded_noise(cohort.scenario, context)
-        return cohort
-    data_dir = str(context.node_config.get("data-dir", request.setting.data_dir))
-    run_dir = str(context.node_config.get("run-dir", request.setting.run_dir))
-    profile = str(context.node_config.get("profile", ""))
-    where = data_dir, run_dir, *_partition(context), profile
-    cohort = _of_scenario(lambda text: open_cohort(text, *where), request.setting.scenario)
-    refuse_seeded_noise(cohort.scenario, context)
-    return cohort
+        return open_own_cohort(setting.scenario, own, setting.num_devices, *hosting)
+    refuse_paths(scenario, context)
+    data_dir = str(context.node_config.get(DATA_DIR, setting.data_dir))
+    run_dir = str(context.node_config.get(RUN_DIR, setting.run_dir))
+    return open_cohort(setting.scenario, data_dir, run_dir, *hosting)
 
 
 Request = TypeVar("Request")
@@ -83,13 +90,21 @@ def _begin(kind: str) -> None:
     give_back()
 
 
-def _answer(message: Message, work_for: Callable[[], object]) -> Message:
-    """The reply, or the one line of a mistake instead of a traceback."""
+def _answer(message: Message, context: Context, work_for: Callable[[], object]) -> Message:
+    """The reply, or what went wrong: the one line of a mistake where the node is simulated, else no more of it than
+    :func:`clients.node.mistakes.node_error` lets out.
+    """
     _begin(message.metadata.message_type)
     try:
         return Message(wire.pack(work_for()), reply_to=message)
     except FlPeelError as mistake:
-        return Message(Error(wire.USER_MISTAKE, f"{type(mistake).__name__}|{mistake}"), reply_to=message)
+        error = node_error(mistake, whole=is_simulated(context))
+        return Message(Error(wire.USER_MISTAKE, error.to_reason()), reply_to=message)
+    except Exception:
+        if is_simulated(context):
+            raise
+        logger.exception("%s was not answered", message.metadata.message_type)
+        return Message(Error(wire.NODE_FAILED, "the node failed; its log says how"), reply_to=message)
 
 
 def _answer_for_devices(
@@ -103,7 +118,7 @@ def _answer_for_devices(
         checked(cohort, request)
         return work(cohort, request)
 
-    return _answer(message, reply)
+    return _answer(message, context, reply)
 
 
 @app.query("hello")
@@ -120,12 +135,16 @@ def hello(message: Message, context: Context) -> Message:
         if (own is None) == scenario.data.held_by_nodes:
             raise EngineError(
                 f"node {partition}: nodes have their own interactions where the scenario has a catalogue alone, and "
-                f"only there; start the node {'with' if own is None else 'without'} data in its --node-config"
+                f"only there; start the node {'with' if own is None else 'without'} data in its --node-config",
+                public=True,
             )
-        reply = wire.HelloReply(partition, num_partitions, str(root), code_digest(root))
+        if own is None:
+            refuse_paths(scenario, context)
+        place = str(root) if is_simulated(context) else ""
+        reply = wire.HelloReply(partition, num_partitions, place, code_digest(root))
         return reply if own is None else replace(reply, first=own.first, hosted=own.hosted(scenario, request.catalogue))
 
-    return _answer(message, reply)
+    return _answer(message, context, reply)
 
 
 @app.train("sums")

@@ -31,10 +31,15 @@ def shortened(text: str, most: int) -> str:
 
 
 class FlPeelError(Exception):
-    """A mistake the user can mend. Its text is one line that names the place and the remedy."""
+    """A mistake the user can mend. Its text is one line that names the place and the remedy.
 
-    def __init__(self, message: object = "") -> None:
+    public: whether that line says nothing that one machine alone knows (a path, what is in a file), so that a node may
+    send it to the server.
+    """
+
+    def __init__(self, message: object = "", *, public: bool = False) -> None:
         super().__init__(shortened(str(message), MAX_MESSAGE))
+        self.public = public
 
 
 class ScenarioError(FlPeelError):

@@ -41,6 +41,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -88,7 +89,9 @@ SECURE_SUMS = "train.secure_sums"
 SECURE_CHOICE = "evaluate.secure_choice"
 
 USER_MISTAKE = 1001
-"""Code of an error reply whose reason is the one line of a :class:`fl_peel.errors.FlPeelError`."""
+"""Code of an error reply whose reason is a :class:`NodeError`."""
+NODE_FAILED = 1002
+"""Code of an error reply of a node that failed otherwise; its own log says how."""
 
 NEW, RESCALED = 1, 2
 """What became of a block from one period to the next."""
@@ -122,15 +125,44 @@ _TRACED = {"device": Of(among="devices"), "device_class": Of(within="C"), "step"
 
 
 @dataclass(frozen=True)
+class NodeError:
+    """Why a node did not answer. code: the class of :mod:`fl_peel.errors`; place: a key of the scenario, or "node
+    config", or "" where there is none; text: the whole line, if the mistake is public or the node is simulated.
+    """
+
+    code: str
+    place: str = ""
+    text: str = ""
+
+    def to_reason(self) -> str:
+        """One line of JSON, the reason of an error reply."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @staticmethod
+    def from_reason(reason: str) -> NodeError:
+        """Read :meth:`to_reason`.
+
+        Raises:
+            MessageError: it is none.
+        """
+        try:
+            return NodeError(**{name: str(value) for name, value in json.loads(reason).items()})
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            raise MessageError("an error reply that is none") from None
+
+
+@dataclass(frozen=True)
 class Setting:
-    """What is run, where a simulated node finds its devices' data and keeps their state. A real device has its own, and
-    is told how many devices there are.
+    """What is run. data_dir, run_dir: where a node that is simulated finds its devices' data and keeps their state; any
+    other node has folders of its own. num_devices: how many devices there are, for nodes that cannot see it. fleet: the
+    fleet files that the scenario names, as :func:`fl_peel.scenario.fleet_files.fleet_files` packs them.
     """
 
     scenario: str
     data_dir: str
     run_dir: str
     num_devices: Annotated[int, Of(least=0)] = dataclasses.field(default=0, kw_only=True)
+    fleet: str = dataclasses.field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,19 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from clients.fleet.profile import DeviceProfile
-from clients.keys.specs import NonNegativeFloat, NonNegativeInt, Spec, explain
+from clients.keys.specs import Folder, NonNegativeFloat, NonNegativeInt, Spec, explain
+from clients.keys.tabular import DATA_ENDINGS
 from clients.processes.base import Clock
 from fl_peel.errors import FieldError, ProfileError, shortened
 from fl_peel.files import file_kind
 from fl_peel.plugins import Registry, did_you_mean
 from fl_peel.scenario.base import unit
+from fl_peel.scenario.fleet_files import FleetFile
 from fl_peel.yaml_text import StrictLoader, YamlFault, kind_of, read_yaml_file
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
@@ -127,8 +130,8 @@ def shipped_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in SHIPPED_FOLDER.glob("*.yaml")))
 
 
-def read_document(data: object, *, where: str, folder: Path) -> FleetDocument:
-    """Check a mapping as a fleet file holds it; ``where`` names it in errors.
+def read_document(data: object, *, where: str, folder: Folder) -> FleetDocument:
+    """Check a mapping as a fleet file holds it; ``where`` names it in errors, ``folder`` has the files that it names.
 
     Raises:
         ProfileError: it makes no sense.
@@ -148,20 +151,52 @@ def read_source(source: str | Path) -> tuple[FleetDocument, str]:
         ProfileError: no such fleet, or it makes no sense.
     """
     text = str(source)
-    is_name = isinstance(source, str) and not text.endswith(_SUFFIXES) and not re.search(r"[/\\\0]", text)
-    if is_name and text in shipped_names():
-        path = SHIPPED_FOLDER / f"{text}.yaml"
-    elif is_name and text in PROFILES.names():
-        return _registered_document(text), text
-    else:
-        path = Path(os.path.expanduser(text))
-        kind = file_kind(path)
-        if kind == "folder":
-            raise ProfileError(f"{text}: is a folder; give a fleet file in it")
-        if kind == "nothing":
-            known = sorted({*shipped_names(), *PROFILES.names()})
-            raise ProfileError(f"{shortened(text, 200)}: no such fleet file or name; {did_you_mean(text, known)}")
+    if isinstance(source, str) and is_name(text):
+        return read_named(text)
+    path = Path(os.path.expanduser(text))
+    kind = file_kind(path)
+    if kind == "folder":
+        raise ProfileError(f"{text}: is a folder; give a fleet file in it")
+    if kind == "nothing":
+        known = sorted({*shipped_names(), *PROFILES.names()})
+        raise ProfileError(f"{shortened(text, 200)}: no such fleet file or name; {did_you_mean(text, known)}")
     return read_document(_load_yaml(path), where=path.name, folder=path.parent.resolve()), path.name
+
+
+def is_name(text: str) -> bool:
+    """Whether a fleet of this name ships or is registered."""
+    looks_like_one = not text.endswith(_SUFFIXES) and not re.search(r"[/\\\0]", text)
+    return looks_like_one and (text in shipped_names() or text in PROFILES.names())
+
+
+def read_named(name: str) -> tuple[FleetDocument, str]:
+    """Read a fleet of which :func:`is_name` is true; also returns how to call it in errors.
+
+    Raises:
+        ProfileError: it makes no sense.
+    """
+    if name in shipped_names():
+        path = SHIPPED_FOLDER / f"{name}.yaml"
+        return read_document(_load_yaml(path), where=path.name, folder=path.parent.resolve()), path.name
+    return _registered_document(name), name
+
+
+def read_sent(file: FleetFile) -> tuple[FleetDocument, str]:
+    """Read a fleet file that came with a message, and the files that it names: those alone that came with it. Also
+    returns how to call it in errors.
+
+    Raises:
+        ProfileError: it makes no sense.
+    """
+    with TemporaryDirectory(prefix="fl-peel-fleet-") as folder:
+        path = Path(folder) / "fleet.yaml"
+        path.write_bytes(file.content)
+        data: dict[str, Path] = {}
+        for number, (name, content) in enumerate(file.data.items()):
+            ending = Path(name).suffix.lower()
+            data[name] = Path(folder) / f"{number}{ending if ending in DATA_ENDINGS else ''}"
+            data[name].write_bytes(content)
+        return read_document(_load_yaml(path), where=file.name, folder=data), file.name
 
 
 def _registered_document(name: str) -> FleetDocument:

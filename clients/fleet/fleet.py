@@ -19,8 +19,11 @@ from clients.fleet.budgets import FleetBudgets, device_ids
 from clients.fleet.files import (
     PROFILES,
     FleetDocument,
+    is_name,
     population_shares,
     read_document,
+    read_named,
+    read_sent,
     read_source,
     shipped_names,
 )
@@ -32,8 +35,18 @@ from fl_peel.errors import ProfileError
 from fl_peel.files import file_kind
 from fl_peel.plugins import did_you_mean
 from fl_peel.randomness import device_uniforms, seed_for
+from fl_peel.scenario.fleet_files import FleetFile, sent_files
 
-__all__ = ["PROFILES", "DeviceProfile", "Fleet", "FleetBudgets", "fleet_from_mapping", "load_fleet", "shipped_names"]
+__all__ = [
+    "PROFILES",
+    "DeviceProfile",
+    "Fleet",
+    "FleetBudgets",
+    "fleet_from_mapping",
+    "load_fleet",
+    "load_sent_fleet",
+    "shipped_names",
+]
 
 
 @dataclass(frozen=True)
@@ -174,6 +187,30 @@ def load_fleet(source: str | Path | Sequence[str | Path]) -> Fleet:
     if not fleets:
         raise ProfileError("no fleet given; name one of " + ", ".join(shipped_names()))
     return fleets[0] if len(fleets) == 1 else _merged(fleets)
+
+
+def load_sent_fleet(source: str | Sequence[str], files: str) -> Fleet:
+    """Load the fleet of a scenario that came in a message: by name, or from the files that came with it
+    (:func:`fl_peel.scenario.fleet_files.fleet_files`). No path in it is opened.
+
+    Raises:
+        ProfileError: an entry is neither, or makes no sense.
+        MessageError: ``files`` holds no files.
+    """
+    sent = sent_files(files)
+    fleets = [_load_sent(entry, sent) for entry in ([source] if isinstance(source, str) else source)]
+    return fleets[0] if len(fleets) == 1 else _merged(fleets)
+
+
+def _load_sent(entry: str, sent: Mapping[str, FleetFile]) -> Fleet:
+    if entry in sent:
+        fleet, only = _fleet(*read_sent(sent[entry])), sent[entry].only
+    else:
+        name, _, only = (entry, "", "") if is_name(entry) else entry.rpartition(":")
+        if not is_name(name):
+            raise ProfileError("fleet: names no fleet of this node, and its file did not come with it", public=True)
+        fleet = _fleet(*read_named(name))
+    return fleet.only(only) if only else fleet
 
 
 def fleet_from_mapping(data: Mapping[str, object], *, where: str = "fleet", folder: Path | None = None) -> Fleet:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
 from scipy.special import ndtri
 
-from clients.keys.specs import folder_of, in_bounds, number
+from clients.keys.specs import Folder, folder_of, in_bounds, number
 from clients.keys.tabular import checked_file, is_blank, read_columns, sizes
 from fl_peel.errors import FieldError
 from fl_peel.plugins import did_you_mean
@@ -157,7 +157,7 @@ def _choice(weights: Mapping[float, float]) -> Choice:
     return Choice(tuple(ordered), tuple(kept[value] / total for value in ordered))
 
 
-def _uniform(value: object, unit_bytes: int | None, folder: Path) -> Distribution:
+def _uniform(value: object, unit_bytes: int | None, folder: Folder) -> Distribution:
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise FieldError(f"must be [low, high] (got {kind_of(value)})")
     low, high = _number(value[0], 0), _number(value[1], 1)
@@ -166,7 +166,7 @@ def _uniform(value: object, unit_bytes: int | None, folder: Path) -> Distributio
     return Uniform(low, high)
 
 
-def _lognormal(value: object, unit_bytes: int | None, folder: Path) -> Distribution:
+def _lognormal(value: object, unit_bytes: int | None, folder: Folder) -> Distribution:
     keys = _mapping(value, ("median", "sigma", "min", "max"), ("median", "sigma"))
     median = _number(keys["median"], "median", gt=0)
     sigma = _number(keys["sigma"], "sigma", ge=0, le=10)
@@ -178,7 +178,7 @@ def _lognormal(value: object, unit_bytes: int | None, folder: Path) -> Distribut
     return LogNormal(median, sigma, low, high)
 
 
-def _categorical(value: object, unit_bytes: int | None, folder: Path) -> Distribution:
+def _categorical(value: object, unit_bytes: int | None, folder: Folder) -> Distribution:
     keys = _mapping(value, ("values", "weights"), ("values",))
     values = keys["values"]
     if not isinstance(values, (list, tuple)) or not values:
@@ -192,7 +192,7 @@ def _categorical(value: object, unit_bytes: int | None, folder: Path) -> Distrib
     return _choice(totals)
 
 
-def _empirical(value: object, unit_bytes: int | None, folder: Path) -> Distribution:
+def _empirical(value: object, unit_bytes: int | None, folder: Folder) -> Distribution:
     keys = _mapping(value, ("counts", "file", "column", "weight_column", "unreadable"), ())
     if ("counts" in keys) == ("file" in keys):
         raise FieldError("must have either counts or file")
@@ -235,7 +235,7 @@ def _empirical(value: object, unit_bytes: int | None, folder: Path) -> Distribut
     return _choice(totals)
 
 
-_READERS: Mapping[str, Callable[[object, int | None, Path], Distribution]] = {
+_READERS: Mapping[str, Callable[[object, int | None, Folder], Distribution]] = {
     "uniform": _uniform,
     "lognormal": _lognormal,
     "categorical": _categorical,
@@ -243,7 +243,7 @@ _READERS: Mapping[str, Callable[[object, int | None, Path], Distribution]] = {
 }
 
 
-def read_distribution(value: object, *, unit_bytes: int | None = None, folder: Path = Path()) -> Distribution:
+def read_distribution(value: object, *, unit_bytes: int | None = None, folder: Folder = Path()) -> Distribution:
     """Read a number or ``{name: parameters}``.
 
     Raises:

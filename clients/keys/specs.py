@@ -105,10 +105,15 @@ PositiveInt = Annotated[int, BeforeValidator(_whole(1)), as_schema("integer", mi
 NonNegativeInt = Annotated[int, BeforeValidator(_whole(0)), as_schema("integer", minimum=0)]
 
 
-def folder_of(info: ValidationInfo) -> Path:
-    """Folder that relative file names start from: the fleet file's own, else the current one."""
+Folder = Path | Mapping[str, Path]
+"""Where the files lie that a fleet file names: in its own folder, or by name where they came with a message."""
+
+
+def folder_of(info: ValidationInfo) -> Folder:
+    """Folder that relative file names start from: the fleet file's own, else the current one; or the files by name."""
     context = info.context if isinstance(info.context, Mapping) else {}
-    return Path(context.get("folder", "."))
+    folder = context.get("folder", ".")
+    return folder if isinstance(folder, Mapping) else Path(folder)
 
 
 def _lines(error: ValidationError, prefix: tuple[PathPart, ...]) -> list[tuple[tuple[PathPart, ...], str]]:

@@ -9,13 +9,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from clients.keys.specs import number
+from clients.keys.specs import Folder, number
 from fl_peel.errors import FieldError, shortened
 from fl_peel.files import file_kind
 from fl_peel.plugins import did_you_mean
+from fl_peel.scenario.fleet_files import MAX_DATA_BYTES
 from fl_peel.yaml_text import kind_of
 
-MAX_DATA_BYTES = 256 * 2**20
+DATA_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".parquet")
 _UNIT_BYTES = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _AMOUNT = re.compile(
     r"(?P<numbers>\d[\d.,]*(?:\s*/\s*\d[\d.,]*)*)\s*(?P<unit>[kmgt]i?b|[kmgt]|bytes|b)?(?![a-z0-9])", re.IGNORECASE
@@ -25,7 +26,7 @@ _MINUS_OR_RANGE = re.compile(r"^\s*(\d[\d.,]*\s*)?[-\u2013\u2212]\s*$|\s(\d[\d.,
 _BLANK = frozenset({"", "-", "?", "n/a", "na", "nan", "none", "null", "unknown"})
 
 
-def checked_file(folder: Path, name: object) -> Path:
+def checked_file(folder: Folder, name: object) -> Path:
     """Path of a file named in a fleet file.
 
     Raises:
@@ -33,7 +34,12 @@ def checked_file(folder: Path, name: object) -> Path:
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise FieldError(f"must be a file name (got {kind_of(name)})")
-    path = folder / os.path.expanduser(name)
+    if isinstance(folder, Mapping):
+        if name not in folder:
+            raise FieldError("names a file that did not come with the fleet; files are named under the key file")
+        path = folder[name]
+    else:
+        path = folder / os.path.expanduser(name)
     if file_kind(path) != "file":
         raise FieldError(f"no file {shortened(str(path), 200)}; relative names start from the folder of the fleet file")
     num_bytes = path.stat().st_size

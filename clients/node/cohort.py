@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.fleet.budgets import held_once
-from clients.fleet.fleet import Fleet, FleetBudgets, load_fleet
+from clients.fleet.fleet import Fleet, FleetBudgets, load_sent_fleet
 from clients.node.clock import DeviceRates
 from clients.node.own import OwnData
 from clients.node.state import DeviceState
@@ -185,11 +185,18 @@ def _layout(path: str, stamp: int, embedding_dim: int, num_slices: int) -> Block
 
 @lru_cache(maxsize=64)
 def open_cohort(
-    scenario_json: str, data_dir: str, run_dir: str, partition: int, num_partitions: int, profile: str = ""
+    scenario_json: str,
+    data_dir: str,
+    run_dir: str,
+    partition: int,
+    num_partitions: int,
+    profile: str = "",
+    fleet: str = "",
 ) -> Cohort:
     """The cohort of node ``partition``: everything but the state that changes, so it may be kept in memory.
 
-    profile: the class of the fleet that all devices here belong to; "" draws each device's by population share.
+    profile: the class of the fleet that all devices here belong to; "" draws each device's by population share. fleet:
+    as in :class:`fl_peel.wire.Setting`.
 
     Raises:
         ProfileError: the fleet has no such class.
@@ -198,12 +205,19 @@ def open_cohort(
     num_devices = device_splits(scenario, data_dir, run_dir).num_users
     devices = np.arange(partition, num_devices, num_partitions, dtype=np.int64)
     mine = hosted_splits(scenario, data_dir, run_dir, devices, (partition, num_partitions))
-    return _cohort(scenario, (Path(run_dir), partition, num_partitions), devices, mine, num_devices, profile)
+    place = Path(run_dir), partition, num_partitions
+    return _cohort(scenario, place, devices, mine, num_devices, profile, fleet)
 
 
 @lru_cache(maxsize=64)
 def open_own_cohort(
-    scenario_json: str, data: OwnData, num_devices: int, partition: int, num_partitions: int, profile: str = ""
+    scenario_json: str,
+    data: OwnData,
+    num_devices: int,
+    partition: int,
+    num_partitions: int,
+    profile: str = "",
+    fleet: str = "",
 ) -> Cohort:
     """The same of a node that has its devices' interactions itself. num_devices: of all nodes together.
 
@@ -215,7 +229,7 @@ def open_own_cohort(
     splits = own_splits(scenario, data.path, data.first, data.folder)
     devices = np.arange(data.first, data.first + splits.num_users, dtype=np.int64)
     place = data.folder, partition, num_partitions
-    return replace(_cohort(scenario, place, devices, splits, num_devices, profile), own=True)
+    return replace(_cohort(scenario, place, devices, splits, num_devices, profile, fleet), own=True)
 
 
 def _cohort(
@@ -225,10 +239,11 @@ def _cohort(
     splits: Splits,
     population: int,
     profile: str,
+    fleet_files: str,
 ) -> Cohort:
     """place: the run's folder, the partition, and of how many."""
     run_dir, partition, num_partitions = place
-    fleet = load_fleet(scenario.fleet)
+    fleet = load_sent_fleet(scenario.fleet, fleet_files)
     if scenario.budget_factor != 1:
         fleet = fleet.with_shock(at_round=0, factor=scenario.budget_factor)
     own_fleet = fleet.only(profile) if profile else fleet

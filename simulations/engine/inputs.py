@@ -15,6 +15,7 @@ from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import DataError, ReportError, ScenarioError
 from fl_peel.files import file_kind
 from fl_peel.roots import check_one_root
+from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import require_device
 from fl_peel.weighting.settings import CONTROLLER, SELECTORS
@@ -106,9 +107,10 @@ def checked(
         if path is not None and not (Path(path).is_file() or Path(path).is_dir()):
             raise DataError(f"{path}: is a device or a pipe, neither file nor folder; correct data.{key}")
 
-    from clients.fleet.fleet import load_fleet
+    from clients.fleet.fleet import load_fleet, load_sent_fleet
 
     load_fleet(scenario.fleet)
+    load_sent_fleet(scenario.fleet, fleet_files(scenario.fleet))  # as nodes will have it
     check_plug_ins(scenario)
     return scenario
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from clients.keys.tabular import MAX_DATA_BYTES
 from clients.keys.traces import LONGEST_S
 from fl_peel.errors import ProfileError
 from fl_peel.files import file_kind
+from fl_peel.scenario.fleet_files import MAX_DATA_BYTES
 from fl_peel.yaml_text import kind_of
 from simulations.report.files import csv_bytes
 from simulations.report.tables.view import TableView, format_bytes

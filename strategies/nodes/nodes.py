@@ -362,8 +362,8 @@ class Hello:
         answer = _hello(reply, wanted)
         if answer.root != self.root and answer.code != code_digest(own_root()):
             raise EngineError(
-                f"the node of partition {answer.partition} runs other code, from {answer.root}, than the "
-                f"server, from {self.root}; install the same version, or start the SuperLink in another folder"
+                f"the node of partition {answer.partition} runs other code, from {answer.root or 'its machine'}, than "
+                f"the server, from {self.root}; install the same version, or start the SuperLink in another folder"
             )
         return answer
 
@@ -444,12 +444,21 @@ def _disagreeing(kind: str, found: Mapping[int, Answer[Reply]]) -> dict[int, Ans
 def failure(reply: Message, who: str) -> FlPeelError:
     """The error that an error reply stands for."""
     if reply.error.code == wire.USER_MISTAKE:
-        name, _, text = (reply.error.reason or "").partition("|")
-        kind = getattr(errors, name, EngineError)
+        try:
+            error = wire.NodeError.from_reason(reply.error.reason or "")
+        except MessageError:
+            return EngineError(f"{who} failed, and does not say how; look at its log")
+        kind = getattr(errors, error.code, EngineError)
         if isinstance(kind, type) and issubclass(kind, FlPeelError):
-            return kind(" ".join(text.split())[:2000])
+            return kind(" ".join(error.text.split())[:2000] or _unsaid(kind, error.place, who))
     reason = " ".join((reply.error.reason or "no reason given").split())
     return EngineError(f"{who} failed: {reason[-500:]}")
+
+
+def _unsaid(kind: type[FlPeelError], place: str, who: str) -> str:
+    """The line of a mistake of which a node told the class and the place alone."""
+    what = " ".join((kind.__doc__ or "").split()).rstrip(".")
+    return f"{' '.join(place.split())[:200] or who}: {what}; {who} has the whole line in its log"
 
 
 def raise_or_log(found: Iterable[FlPeelError], *, nobody: bool = False) -> None:

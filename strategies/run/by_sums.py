@@ -187,7 +187,7 @@ class _Ready:
         on_event(Event("data", 1, 1, f"{splits.num_users:,} devices, {splits.num_items:,} items"))
         by_devices = scenario.pretraining.by_devices
         plan = plan if by_devices else None
-        setting = wire.Setting(scenario.to_json(), place.data_dir, place.run_dir, num_devices=splits.num_users)
+        setting = place.setting(scenario, splits.num_users)
         federated = sums_of(scenario, nodes, setting, splits.num_items, splits.num_users, plan)
         exponent = scenario.pretraining.user_exponent
         told = federated if plan is None else NoisedSums(federated, scenario, plan)

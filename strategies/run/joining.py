@@ -30,7 +30,7 @@ def join(scenario: Scenario, place: Place, prepared: Prepared, nodes: Nodes) -> 
         EngineError, MessageError: a node failed, or what its devices answer makes no sense.
     """
     num_devices = device_splits(scenario, place.data_dir, place.run_dir).num_users
-    setting = wire.Setting(scenario.to_json(), place.data_dir, place.run_dir, num_devices=num_devices)
+    setting = place.setting(scenario, num_devices)
 
     hosted = [nodes.hosted(partition, num_devices) for partition in range(len(nodes.ids))]
     most = max(map(len, hosted), default=0)

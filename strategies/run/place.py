@@ -7,12 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from fl_peel import wire
+from fl_peel.scenario.fleet_files import fleet_files
+from fl_peel.scenario.scenario import Scenario
+
 
 @dataclass(frozen=True)
 class Place:
     """Where a run finds and leaves things. data_dir: data sets ("" for the default places); run_dir: devices' state;
     cache_dir: pretrained tables ("" keeps none); kept_dir: what is done of a run that may be stopped (likewise);
-    model_dir: the model that serves new devices (likewise).
+    model_dir: the model that serves new devices (likewise). fleets: files of fleets, as they were when the run first
+    needed them.
     """
 
     data_dir: str
@@ -20,6 +25,18 @@ class Place:
     cache_dir: str = ""
     kept_dir: str = ""
     model_dir: str = ""
+    fleets: dict[str | tuple[str, ...], str] = field(default_factory=dict, repr=False, compare=False)
+
+    def setting(self, scenario: Scenario, num_devices: int = 0) -> wire.Setting:
+        """What nodes are told of a run of this scenario here.
+
+        Raises:
+            ProfileError: a file of its fleet cannot be read.
+        """
+        if scenario.fleet not in self.fleets:
+            self.fleets[scenario.fleet] = fleet_files(scenario.fleet)
+        fleet = self.fleets[scenario.fleet]
+        return wire.Setting(scenario.to_json(), self.data_dir, self.run_dir, num_devices=num_devices, fleet=fleet)
 
 
 @dataclass

@@ -12,7 +12,6 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fl_peel import wire
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.privacy.plan import Plan
 from fl_peel.scenario.scenario import Scenario
@@ -87,7 +86,7 @@ class Refiner:
         start = self.prepared
         return Federation(
             scenario,
-            wire.Setting(scenario.to_json(), self.place.data_dir, self.place.run_dir, num_devices=len(members.devices)),
+            self.place.setting(scenario, len(members.devices)),
             start.layout,
             start.states(scenario, self.place.run_dir) if states is None else states,
             members,

@@ -209,13 +209,10 @@ class _Run:
         timeline = self.part.model_copy(update={"period": period, "phase": phase})
         return self.scenario.model_copy(update={"data": self.scenario.data.model_copy(update={"timeline": timeline})})
 
-    def setting(self, scenario: Scenario) -> wire.Setting:
-        return wire.Setting(scenario.to_json(), self.place.data_dir, self.place.run_dir)
-
     def sums(self, period: int, phase: Phase, splits: Splits) -> FederatedSums:
         """Over the devices that are there, from now on the clock."""
         pretraining = self.scenario.pretraining
-        setting = self.setting(self.at(period, phase))
+        setting = self.place.setting(self.at(period, phase))
         return FederatedSums(
             self.nodes, setting, splits.num_items, pretraining.panel, pretraining.windows, begin=self.clock
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.data.interactions import Splits
 from fl_peel.exchange.columns import Counters
 from fl_peel.randomness import rng_for
+from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.plan import Vanishes, needed_of, vanishing
 from simulations.engine.passing_grid import PassingGrid
@@ -161,9 +163,14 @@ class Observer:
         steps = self.stage1.steps(device)
         return DeviceView(device, self.watched().splits.num_items, tuple(self.views[device]), steps)
 
+    @cached_property
+    def _fleet(self) -> str:
+        """The files of the scenario's fleet."""
+        return fleet_files(self.scenario.fleet)
+
     def _everybody(self, scenario: str) -> Cohort:
         if self._cohort is None:
-            whole = open_cohort(scenario, self.data_dir, self.run_dir, 0, 1)
+            whole = open_cohort(scenario, self.data_dir, self.run_dir, 0, 1, fleet=self._fleet)
             self._cohort = dataclasses.replace(whole, folder=Path(self.run_dir) / "observer")
         return self._cohort
 
@@ -171,7 +178,7 @@ class Observer:
         """The state of all devices as it is on their real nodes."""
         num_devices = len(cohort.devices)
         parts = [
-            open_cohort(self.scenario.to_json(), self.data_dir, self.run_dir, p, self.num_nodes)
+            open_cohort(self.scenario.to_json(), self.data_dir, self.run_dir, p, self.num_nodes, fleet=self._fleet)
             for p in range(self.num_nodes)
         ]
         states = [part.state("r") for part in parts]

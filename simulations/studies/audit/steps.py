@@ -136,7 +136,7 @@ class StepObserver:
 
     def _everybody(self, setting: wire.Setting) -> Cohort:
         if self._cohort is None:
-            whole = open_cohort(setting.scenario, self.data_dir, self.run_dir, 0, 1)
+            whole = open_cohort(setting.scenario, self.data_dir, self.run_dir, 0, 1, fleet=setting.fleet)
             self._cohort = dataclasses.replace(whole, folder=Path(self.run_dir) / "observer" / "stage1")
         return self._cohort
 

@@ -19,6 +19,7 @@ from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes, stored_user
 from fl_peel.data.synthetic import planted_interactions
 from fl_peel.errors import BudgetError, EngineError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
+from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.wire import (
     EVERYBODY,
@@ -108,10 +109,12 @@ class World:
 
     @property
     def setting(self) -> Setting:
-        return Setting(self.scenario.to_json(), "", str(self.folder / "run"))
+        fleet = fleet_files(self.scenario.fleet)
+        return Setting(self.scenario.to_json(), "", str(self.folder / "run"), fleet=fleet)
 
     def cohorts(self, nodes: int) -> list[Cohort]:
-        return [open_cohort(self.setting.scenario, "", self.setting.run_dir, p, nodes) for p in range(nodes)]
+        scenario, run_dir, fleet = self.setting.scenario, self.setting.run_dir, self.setting.fleet
+        return [open_cohort(scenario, "", run_dir, p, nodes, fleet=fleet) for p in range(nodes)]
 
     def join(self, cohort: Cohort) -> JoinReply:
         mine = self.known[self.known % cohort.num_partitions == cohort.partition]

@@ -223,7 +223,9 @@ def test_a_device_refuses_seeded_noise_whatever_the_server_asks(tiny, tmp_path):
     for config in ({}, {"simulated": False}, {"simulated": "true"}):
         reply = ask(config)
         assert reply.error.code == wire.USER_MISTAKE
-        assert reply.error.reason.startswith("ScenarioError|privacy.noise_source: seed is for simulations")
+        error = wire.NodeError.from_reason(reply.error.reason)
+        assert (error.code, error.place) == ("ScenarioError", "privacy.noise_source")
+        assert error.text.startswith("privacy.noise_source: seed is for simulations")
 
 
 def test_a_delta_above_one_device_is_refused_at_the_start(tiny, tmp_path):

@@ -17,6 +17,7 @@ from fl_peel import wire
 from fl_peel.attacks import attack_names, load_attack
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
+from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
 from simulations.studies.audit import audit as module
@@ -199,7 +200,7 @@ def test_attacks_find_counts_and_nothing_is_in_the_candidates(tiny_scenario, tmp
 def test_truth_is_of_the_devices_own_node(tiny_scenario, tmp_path):
     observer, _, _ = observed(tiny_scenario, tmp_path / "run")
     watched = observer.watched()
-    node = open_cohort(tiny_scenario.to_json(), "", str(tmp_path / "run"), 1, 2)
+    node = open_cohort(tiny_scenario.to_json(), "", str(tmp_path / "run"), 1, 2, fleet=fleet_files(tiny_scenario.fleet))
     assert watched.classes[1::2].tolist() == node.classes.tolist()
     assert watched.groups[1::2].tolist() == node.state("r").groups.tolist()
     assert watched.splits.train.row(3).tolist() == node.splits.train.row(1).tolist()

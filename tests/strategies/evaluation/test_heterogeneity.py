@@ -272,13 +272,14 @@ def test_samples_are_counted_again_where_blocks_were_lost():
 
 
 def test_a_node_of_one_profile_hosts_that_class_alone(slow_world):
-    place = dataclasses.astuple(slow_world.setting)[:3]
-    cohort = open_cohort(*place, 0, 2, "slow")
+    setting = slow_world.setting
+    place, fleet = dataclasses.astuple(setting)[:3], setting.fleet
+    cohort = open_cohort(*place, 0, 2, "slow", fleet)
     assert cohort.own_fleet.names == ("slow",)
     assert cohort.fleet.names == ("quick", "slow")  # the columns of every sum stay those of the fleet
     assert (cohort.classes == 1).all()
     assert cohort.rates.latency_s.tolist() == [0.5] * 11
-    whole = open_cohort(*place, 0, 2)
+    whole = open_cohort(*place, 0, 2, fleet=fleet)
     slow = whole.classes == 1
     assert (cohort.rates.uplink_bytes_per_s[slow] == whole.rates.uplink_bytes_per_s[slow]).all()
 
@@ -287,7 +288,7 @@ def test_the_node_config_names_the_profile(slow_world):
     """As `flower-supernode --node-config 'profile="slow"'` sets it."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
-    def ask(profile: str) -> Message:
+    def ask(profile: str, *, simulated: bool = True) -> Message:
         request = filled(
             wire.JoinRequest,
             setting=slow_world.setting,
@@ -300,16 +301,17 @@ def test_the_node_config_names_the_profile(slow_world):
         )
         message = Message(wire.pack(request), dst_node_id=5, message_type=wire.JOIN)
         message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
-        config = {"partition-id": 1, "num-partitions": 2, "profile": profile}
+        config = {"partition-id": 1, "num-partitions": 2, "profile": profile, "simulated": simulated}
         return client_app(message, Context(run_id=1, node_id=5, node_config=config, state=RecordDict(), run_config={}))
 
     reply = wire.unpack(wire.JoinReply, ask("slow").content)
     assert reply.class_names == "quick\nslow"
     refused = ask("slwo")
     assert refused.error.code == wire.USER_MISTAKE
-    assert refused.error.reason.startswith("ProfileError|fleet.yaml: has no profile 'slwo'; did you mean 'slow'?")
+    error = wire.NodeError.from_reason(refused.error.reason)
+    assert error == wire.NodeError("ProfileError", "fleet", "fleet.yaml: has no profile 'slwo'; did you mean 'slow'?")
     with pytest.raises(ProfileError, match="has no profile 'phone'"):
-        open_cohort(*dataclasses.astuple(slow_world.setting)[:3], 1, 2, "phone")
+        open_cohort(*dataclasses.astuple(slow_world.setting)[:3], 1, 2, "phone", slow_world.setting.fleet)
 
 
 # ---------------------------------------------------------------- followed over time

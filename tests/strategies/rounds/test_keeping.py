@@ -9,6 +9,7 @@ import pytest
 from clients.node.cohort import open_cohort
 from fl_peel import wire
 from fl_peel.mapped import lies_in_file
+from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from strategies.groups import shelf as shelves
 from strategies.nodes.nodes import Nodes
@@ -52,7 +53,7 @@ def refined(scenario: Scenario, folder, nodes=2):
 
 
 def state_of(scenario, folder, node, nodes):
-    return open_cohort(scenario.to_json(), "", str(folder), node, nodes).state("r")
+    return open_cohort(scenario.to_json(), "", str(folder), node, nodes, fleet=fleet_files(scenario.fleet)).state("r")
 
 
 def test_tables_are_gone_with_their_strategy(scenario, tmp_path):

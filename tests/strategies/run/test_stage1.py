@@ -11,6 +11,7 @@ from fl_peel import wire
 from fl_peel.disks import device_splits
 from fl_peel.errors import DataError, EngineError
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
+from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.nodes import Nodes
 from strategies.run.by_sums import BySums
@@ -158,7 +159,7 @@ def test_a_device_that_comes_after_stage_1_takes_part(scenario, tmp_path, monkey
     """Away in every step, it has its vector when it joins, and what it would have had."""
     start, nodes, place, _ = prepared(scenario, tmp_path / "all")
     before = join(scenario, place, start, nodes)
-    cohort = open_cohort(scenario.to_json(), "", str(tmp_path / "late"), 1, 2)
+    cohort = open_cohort(scenario.to_json(), "", str(tmp_path / "late"), 1, 2, fleet=fleet_files(scenario.fleet))
 
     def available(self, places, server_round):
         return self.devices[places] != 7
@@ -171,7 +172,9 @@ def test_a_device_that_comes_after_stage_1_takes_part(scenario, tmp_path, monkey
     own = (members.groups == members.groups[7])[:20]
     assert own.all(), "in the group of its taste"
     assert len(members.devices) == len(before.devices)
-    state = open_cohort(scenario.to_json(), "", str(tmp_path / "late"), 1, 2).state("r")
+    state = open_cohort(scenario.to_json(), "", str(tmp_path / "late"), 1, 2, fleet=fleet_files(scenario.fleet)).state(
+        "r"
+    )
     assert state.users[3].any()  # device 7 is the fourth of its node
 
 
