@@ -57,7 +57,7 @@ FLEETS = {
     "fleet, of YAML": lambda s: ({"fleet": f"{s}/shadow.yaml"}, {}),
     "fleet, one class": lambda s: ({"fleet": f"{s}/shadow.yaml:root"}, {}),
     "fleet, one of two": lambda s: ({"fleet": ["default", f"{s}/shadow.yaml"]}, {}),
-    "fleet, going up": lambda s: ({"fleet": "../planted-secrets/shadow.yaml"}, {}),
+    "fleet, going up": lambda s: ({"fleet": f"../{s.parent.name}/{s.name}/shadow.yaml"}, {}),
     "budget trace": lambda s: (
         {"fleet": "evil.yaml"},
         naming(s, {**MEMORY, "budget": {"process": "trace", "file": f"{s}/shadow.csv"}}),
