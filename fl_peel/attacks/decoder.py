@@ -57,12 +57,14 @@ def decoded_items(passes: Sequence[PassView], items: Ints, user_exponent: float,
     """
     num_items = len(passes[0].table)
     rows = np.concatenate([one.table.T.astype(np.float64) for one in passes])  # (M, I)
-    returned = np.concatenate([one.sums[items].T for one in passes]) / scale  # (M, R)
+    returned: Doubles = np.concatenate([one.sums[items].T for one in passes]) / scale  # (M, R)
     shares = np.linalg.lstsq(rows, returned, rcond=None)[0].T  # (R, I), nothing for rows of zeros
     least = PRESENT * float(num_items) ** (-2 * user_exponent)
     # an owner of so many items adds that much to each of them: the fewest that explain a row bound it from below
     floor = PRESENT * np.maximum((shares > least).sum(axis=1), 1.0) ** (-2 * user_exponent)
-    return np.asarray(shares > floor[:, None]) & returned.any(axis=0)[:, None]
+    opened = np.asarray(returned.any(axis=0))
+    decoded: Bools = (shares > floor[:, None]) & opened[:, None]
+    return decoded
 
 
 def reconstruct(
