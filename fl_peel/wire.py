@@ -203,6 +203,10 @@ class SumsRequest:
     Of a bounded pass all columns, with D^-b, weights (I,), by which a device makes sure of its bound; groups: columns
     that are answered. Of vectors, weights (K,): what a device takes for its own that has none of the items yet.
     noise_multiplier: of noise that devices add, see :class:`fl_peel.privacy.stage1.Stage1Scales`.
+
+    counts_contributors: whether devices say only to which rows of the step they would contribute, for the server to
+    know which sums it may open; opened: the rows that it opens, as :func:`fl_peel.exchange.contributors.packed_rows`
+    sends them. Neither is of any use where a scenario counts no contributors (``privacy.counts_contributors``).
     """
 
     setting: Setting
@@ -223,12 +227,17 @@ class SumsRequest:
         default_factory=lambda: np.zeros(0, np.float32), kw_only=True
     )
     noise_multiplier: Annotated[float, _SECONDS] = dataclasses.field(default=0.0, kw_only=True)
+    counts_contributors: bool = dataclasses.field(default=False, kw_only=True)
+    opened: Annotated[NDArray[np.uint8], Of(("opened",))] = dataclasses.field(
+        default_factory=lambda: np.zeros(0, np.uint8), kw_only=True
+    )
 
 
 @dataclass(frozen=True)
 class ChoiceRequest:
     """Which filter ranks your validation items best? See :class:`fl_peel.pretraining.by_sums.Question`; only about
-    ``panel`` of all devices answer. all_rows, noise_multiplier: as in :class:`SumsRequest`; recent: (I,), or (0,).
+    ``panel`` of all devices answer. all_rows, noise_multiplier, counts_contributors: as in :class:`SumsRequest`;
+    recent: (I,), or (0,).
     """
 
     setting: Setting
@@ -249,6 +258,7 @@ class ChoiceRequest:
     fresh_exponents: Annotated[NDArray[np.float64], Of(("fresh",))] = dataclasses.field(
         default_factory=lambda: np.zeros(0), kw_only=True
     )
+    counts_contributors: bool = dataclasses.field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -720,7 +730,8 @@ class SecureStepRequest:
     """A step of stage 1 under secure aggregation begins. server_round: its number, -1 for the first, -2, ...; time: in
     rounds, when the first of its windows opens. What it will be, for devices to know whether they have the memory:
     columns and groups as in :class:`fl_peel.pretraining.costs.Asked`, of a choice the drawn items, place and shapes
-    as numbers; panel: devices that are asked, about, 0 for all; buckets: of a pass whose rows are hashed, else 0.
+    as numbers; panel: devices that are asked, about, 0 for all; buckets: of a pass whose rows are hashed, else 0;
+    counts_contributors: as in :class:`SumsRequest`.
     """
 
     setting: Setting
@@ -734,6 +745,7 @@ class SecureStepRequest:
     place: Annotated[int, _SIZE] = 0
     shapes: Annotated[int, _SIZE] = 0
     buckets: Annotated[int, _COLUMNS] = 0
+    counts_contributors: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Bytes follow from the data, the fleet and the protocol; memory and time from con
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -217,7 +217,7 @@ def _stage1(scenario: Scenario, splits: Splits, fleet: Fleet, layout: BlockLayou
     groups, devices = scenario.user_groups.count, np.arange(splits.num_users, dtype=np.int64)
     budgets = FleetBudgets(fleet, scenario.seed, devices, layout.full_table_bytes).at(1)
     all_rows = splits.num_items if scenario.privacy.rows == "all-sent" or scenario.secure_aggregation.enabled else 0
-    word = pretraining.sum_bits // 8
+    word, counted = pretraining.sum_bits // 8, scenario.privacy.counts_contributors
 
     def bytes_of(passes: int, *, tables: bool) -> tuple[float, float]:
         steps = [(1, Asked("counts")), (passes, Asked("pass", wide, all_rows=all_rows, word_bytes=word))]
@@ -228,6 +228,7 @@ def _stage1(scenario: Scenario, splits: Splits, fleet: Fleet, layout: BlockLayou
                 (1, Asked("moments", config.columns, word_bytes=word)),
                 (1, Asked("maps", config.columns, dim=dim)),
             ]
+        steps = [(times, replace(step, counts_contributors=counted)) for times, step in steps]
         costs = [(times, cost_of(step, splits.train.counts(), budgets)) for times, step in steps]
         return (
             sum(times * float(cost.download_bytes.mean()) for times, cost in costs),

@@ -11,6 +11,7 @@ from clients.node.joining import joining
 from fl_peel import wire
 from fl_peel.errors import MessageError
 from fl_peel.exchange.expected import Known, Of, check
+from fl_peel.pretraining.costs import COUNTED
 
 ANYTHING = Known(arrays=None)
 
@@ -73,13 +74,16 @@ def _of_sums(cohort: Cohort, request: wire.SumsRequest, known: Known) -> Known:
     nothing = Of((0, 0))
     # in a timeline, tables have rows of the items that there were, whatever there is by now
     rows = num_items if cohort.scenario.data.timeline is None else "rows"
+    has_table = request.step in ("pass", "vectors") and not request.counts_contributors
     arrays = {
-        "table": Of((rows, "part")) if request.step in ("pass", "vectors") else nothing,
+        "table": Of((rows, "part")) if has_table else nothing,
         "centroids": Of(("G", "centre")) if request.step in ("groups", "moments") else nothing,
         "place": Of((num_items if request.buckets else 0,), least=-request.buckets, most=request.buckets),
     }
     if request.step == "pass" and cohort.scenario.privacy.noised:
         arrays["weights"] = Of((num_items,))
+    if request.counts_contributors and request.step not in COUNTED:
+        raise MessageError(f"SumsRequest.counts_contributors: nobody contributes to a row in step {request.step}")
     most = len(request.centroids) if request.step == "moments" else request.columns
     arrays["groups"] = Of(("M",), least=0, most=most - 1, ascending=True)
     return Known(known.sizes, known.numbers, arrays)

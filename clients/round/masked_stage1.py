@@ -23,10 +23,10 @@ from clients.node.cohort import Cohort
 from clients.round.masked import check_same, held_arrays, make_keys, neighbour_at, secrets_of
 from clients.round.noised_stage1 import Noise, noise_of
 from clients.round.secret_store import MASKED, SHARED, Arrays, SecretStore
-from clients.round.stage1 import STEPS, There, asked_to_choose, chosen, moments_by_group
+from clients.round.stage1 import STEPS, There, asked_to_choose, chosen, contributors, moments_by_group
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
-from fl_peel.pretraining.costs import Asked, Step, StepCost, choice_cost, cost_of, hidden
+from fl_peel.pretraining.costs import COUNTED, Asked, Step, StepCost, choice_cost, cost_of, hidden
 from fl_peel.secure import device as protocol
 from fl_peel.secure.device import HeldShares
 from fl_peel.secure.keys import Occasion
@@ -73,10 +73,11 @@ def announce_step(cohort: Cohort, request: SecureStepRequest) -> SecureKeysReply
 
 def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
     """A part of what devices have to say in a step, but for a choice."""
-    part = {
+    parts = {
         "pass": (request.first, request.first + (len(request.groups) or request.table.shape[1])),
         "moments": (request.first, request.first + len(request.groups)),
-    }.get(request.step, (0, 1))
+    }
+    part = (0, 1) if request.counts_contributors else parts.get(request.step, (0, 1))
     told = SecureStepRequest(
         request.setting,
         request.server_round,
@@ -85,10 +86,13 @@ def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
         request.columns,
         len(request.centroids),
         buckets=request.buckets,
+        counts_contributors=request.counts_contributors,
     )
     step = _Step(cohort, told)
 
     def says(place: int, noise: Noise | None) -> Values:
+        if request.counts_contributors:
+            return {"contributors": contributors(cohort, np.array([place]), request)}
         return _SAYS[request.step](cohort, np.array([place]), request, noise)
 
     return _answered(step, part, request, says)
@@ -99,6 +103,8 @@ def masked_choice(cohort: Cohort, request: SecureChoiceRequest) -> SecureSumsRep
 
     def says(place: int, noise: Noise | None) -> Values:
         won, answered = chosen(cohort, np.array([place]), request, noise)
+        if request.counts_contributors:
+            return {"contributors": np.array([answered])}
         return {"won": won, "answered": np.array([answered])}
 
     step = SecureStepRequest(
@@ -111,6 +117,7 @@ def masked_choice(cohort: Cohort, request: SecureChoiceRequest) -> SecureSumsRep
         drawn=len(request.drawn),
         place=request.place,
         shapes=len(request.value_exponents),
+        counts_contributors=request.counts_contributors,
     )
     return _answered(_Step(cohort, step), (0, 1), request, says)
 
@@ -135,7 +142,11 @@ class _Step:
         return self.cohort.scenario.privacy.noised
 
     def vector(self, devices: int) -> StepVector:
-        """Of at most so many devices' sum."""
+        """Of at most so many devices' sum, in this part of the step."""
+        whole = self._sums_vector(devices)
+        return whole.counting if self.told.counts_contributors else whole
+
+    def _sums_vector(self, devices: int) -> StepVector:
         told, cohort = self.told, self.cohort
         items, classes = cohort.splits.num_items, 0 if self.withheld else len(cohort.fleet.names)
         bits = cohort.scenario.pretraining.sum_bits
@@ -144,15 +155,18 @@ class _Step:
         )
 
     def there(self, neighbours: int) -> There:
-        """Who comes, and what it takes of a device with that many neighbours."""
+        """Who comes, and what both parts of the step take of a device with that many neighbours."""
         told, splits = self.told, self.cohort.splits
-        answer = answer_of(self.vector(1), neighbours)
+        vector, counted = self._sums_vector(1), self.cohort.scenario.privacy.counts_contributors
+        answer = answer_of(vector, neighbours)
+        if counted and vector.step in COUNTED:
+            answer += answer_of(vector.counting, neighbours)
         items, wanted = splits.train.counts(), splits.validation.counts()
 
         def cost(budgets: IntArray) -> StepCost:
             if told.step == "choice":
                 sizes = (told.columns, told.drawn, told.place, told.shapes)
-                step = choice_cost(*sizes, items, wanted, budgets, splits.num_items)
+                step = choice_cost(*sizes, items, wanted, budgets, splits.num_items, counted=counted)
             else:
                 asked = Asked(
                     cast(Step, told.step),
@@ -161,6 +175,7 @@ class _Step:
                     all_rows=splits.num_items,
                     sketched=told.buckets > 0,
                     weighted=self.withheld,
+                    counts_contributors=counted,
                 )
                 step = cost_of(asked, items, budgets)
             return hidden(step, answer, budgets)
@@ -206,6 +221,8 @@ class _Begun:
         np.maximum.at(waits, there.window[places], spent.time_us)
         aside = ~stays | step.withheld  # the simulation's own count, where it is not in the sum
         cells, num_cells = cohort.classes[places[aside]], len(cohort.fleet.names)
+        if told.counts_contributors:  # what both parts of a step take is counted once, with its sums
+            classes, clock, waits = ClassCounts.zeros(len(places)), ClockCounts.zeros(len(places)), np.zeros_like(waits)
         start = time.perf_counter()
         known |= _opened(step, known, inbox, stays)
         reply = SecureSumsReply(

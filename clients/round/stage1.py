@@ -21,6 +21,7 @@ from clients.round.accounts import clock_counts
 from clients.round.noised_stage1 import Noise, noise_of
 from fl_peel.data.interactions import IntArray
 from fl_peel.errors import EngineError
+from fl_peel.exchange.contributors import Bools, unpacked_rows
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
 from fl_peel.pretraining.bounded import Said
 from fl_peel.pretraining.by_sums import (
@@ -30,11 +31,12 @@ from fl_peel.pretraining.by_sums import (
     Shapes,
     Units,
     add_rows,
+    group_sizes,
     half_of,
     nearest,
     unit_vectors,
 )
-from fl_peel.pretraining.costs import Answer, Asked, Step, StepCost, choice_cost, cost_of, hidden
+from fl_peel.pretraining.costs import COUNTED, Answer, Asked, Step, StepCost, choice_cost, cost_of, hidden
 from fl_peel.pretraining.sketch import RowSketch
 from fl_peel.privacy.stage1 import Stage1Noise, said_of
 from fl_peel.randomness import device_uniforms
@@ -114,13 +116,14 @@ def there_for_sums(cohort: Cohort, request: SumsRequest) -> Reached:
         all_rows,
         word_bytes=scenario.pretraining.sum_bits // 8,
         weighted=scenario.privacy.noised,
+        counts_contributors=scenario.privacy.counts_contributors,
     )
 
     def cost(budgets: IntArray) -> StepCost:
         taken = cost_of(asked, items, budgets)
         if all_rows and step not in ("vectors", "maps"):  # in which nothing is said
             vector = StepVector(step, request.columns, groups, 0, all_rows, 0, 1, bits=scenario.pretraining.sum_bits)
-            return hidden(taken, said_openly(vector), budgets)
+            return hidden(taken, said_openly(vector, counted=asked.counts_contributors), budgets)
         return taken
 
     return Reached.of(cohort, cost, request.time, cohort.joining if step == "vectors" else cohort.speaking)
@@ -130,18 +133,39 @@ def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
     """One step, or some columns of it, for all devices of a node."""
     reached = there_for_sums(cohort, request)
     sums = said(cohort, reached.places, request)
-    counts = reached.counts if request.counted else RoundCounts.nothing(len(cohort.fleet.names))
+    # what both parts of a step take is counted once, with its sums
+    counted = request.counted and not request.counts_contributors
+    counts = reached.counts if counted else RoundCounts.nothing(len(cohort.fleet.names))
     return SumsReply(sums, counts, reached.waits_us)
 
 
 def said(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
     """What the devices at these places add up to, whoever they are, by user group; with the noise that is theirs."""
+    if request.counts_contributors:
+        return {EVERYBODY: GroupSum(contributors(cohort, places, request), NONE, NONE, NONE)}
     return STEPS[request.step](cohort, places, request, noise_of(cohort, request))
 
 
-def said_openly(vector: StepVector) -> Answer:
-    """How a device says all words of a vector at once, in the clear."""
-    return Answer(vector.said_bytes, 0, 0, 1)
+def contributors(cohort: Cohort, places: IntArray, request: SumsRequest) -> IntArray:
+    """Return how many of the devices at these places would contribute to each row of a step (R,): of a pass to each
+    item's, else to each user group's.
+    """
+    if request.step == "pass":
+        return words_of(cohort).counts(cohort.splits.spoken.select(places))
+    return group_sizes(np.load(cohort.vectors_file, mmap_mode="r")[places], request.centroids)
+
+
+def _opened(cohort: Cohort, request: SumsRequest, rows: int) -> Bools | None:
+    """Return the rows (R,) of a step that the server opens; None for all of them."""
+    return unpacked_rows(request.opened, rows) if cohort.scenario.privacy.counts_contributors else None
+
+
+def said_openly(vector: StepVector, *, counted: bool) -> Answer:
+    """How a device says all words of a vector at once, in the clear. counted: after it has said to which rows it would
+    contribute.
+    """
+    answer = Answer(vector.said_bytes, 0, 0, 1)
+    return answer + Answer(vector.counting.said_bytes, 0, 0, 0) if counted and vector.step in COUNTED else answer
 
 
 def there_to_choose(cohort: Cohort, request: ChoiceRequest) -> Reached:
@@ -155,9 +179,10 @@ def there_to_choose(cohort: Cohort, request: ChoiceRequest) -> Reached:
     def cost(budgets: IntArray) -> StepCost:
         train, wanted = splits.train.counts(), splits.validation.counts()
         sizes = (len(request.values), len(request.drawn), request.place, filters)
-        taken = choice_cost(*sizes, train, wanted, budgets, all_rows)
+        counted = cohort.scenario.privacy.counts_contributors
+        taken = choice_cost(*sizes, train, wanted, budgets, all_rows, counted=counted)
         vector = StepVector("choice", len(request.values), 0, filters, splits.num_items, 0, 1)
-        return hidden(taken, said_openly(vector), budgets) if all_rows else taken
+        return hidden(taken, said_openly(vector, counted=counted), budgets) if all_rows else taken
 
     return Reached.of(cohort, cost, request.time, panel)
 
@@ -166,7 +191,8 @@ def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
     """Some devices say which filter ranks their validation items best."""
     reached = there_to_choose(cohort, request)
     won, answered = chosen(cohort, reached.places, request, noise_of(cohort, request))
-    return ChoiceReply(won, answered, reached.counts, reached.waits_us)
+    counts = RoundCounts.nothing(len(cohort.fleet.names)) if request.counts_contributors else reached.counts
+    return ChoiceReply(won, answered, counts, reached.waits_us)
 
 
 def chosen(cohort: Cohort, places: IntArray, request: ChoiceRequest, noise: Noise | None) -> tuple[IntArray, int]:
@@ -177,6 +203,8 @@ def chosen(cohort: Cohort, places: IntArray, request: ChoiceRequest, noise: Nois
     asked = (request.directions, request.values, request.counts, shapes, request.drawn, request.place)
     question = Question(*asked, recent, cohort.fading)
     splits = cohort.splits
+    if request.counts_contributors:
+        return np.zeros(len(request.value_exponents), np.int64), question.answering(splits.validation.select(places))
     won, answered = words_of(cohort).choice(question, splits.train.select(places), splits.validation.select(places))
     for one in noises(cohort, places, noise):
         won = won + one.choice(len(won))
@@ -245,7 +273,8 @@ def _passed(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise
         columns = range(int(request.groups[0]), int(request.groups[-1]) + 1)
     part = slice(columns.start, columns.stop)
     rows = cohort.splits.spoken.select(places)
-    sums = words.passed(request.table, request.weights, part, rows, sketch_of(request))
+    opened = _opened(cohort, request, len(request.table))
+    sums = words.passed(request.table, request.weights, part, rows, sketch_of(request), opened)
     for one in noises(cohort, places, noise):
         sums += one.passed(len(sums), columns)
     return {EVERYBODY: GroupSum(np.array([len(places)]), _sent(cohort, sums), NONE, NONE)}
@@ -299,7 +328,7 @@ def _in_parts(path: Path, request: SumsRequest, part: Floats) -> Floats:
 
 def _grouped(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
     vectors = np.asarray(np.load(cohort.vectors_file, mmap_mode="r")[places])
-    found = words_of(cohort).groups(vectors, request.centroids)
+    found = words_of(cohort).groups(vectors, request.centroids, _opened(cohort, request, len(request.centroids)))
     for one in noises(cohort, places, noise):
         found = found + one.groups(*request.centroids.shape)
     return {EVERYBODY: GroupSum(found.sizes, found.sums, NONE, NONE)}
@@ -327,6 +356,9 @@ def moments_by_group(
     some[~some] = np.asarray(vectors[places[~some]]).any(axis=1)
     known = np.flatnonzero(some)
     groups = nearest(leading[known], request.centroids)
+    opened = _opened(cohort, request, len(request.centroids))
+    if opened is not None:
+        groups = np.where(opened[groups], groups, -1)
     for group in request.groups.tolist():
         members = known[groups == group]
         if not (empty or noise is not None or len(members)):
@@ -358,6 +390,7 @@ __all__ = [
     "asked_to_choose",
     "choice",
     "chosen",
+    "contributors",
     "moments_by_group",
     "said",
     "sketch_of",

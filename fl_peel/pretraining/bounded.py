@@ -32,6 +32,7 @@ import scipy.sparse as sp
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.bounded_counts import BELOW, counts_within
+from fl_peel.exchange.contributors import Bools
 from fl_peel.pretraining.by_sums import (
     UNIT_SCALE,
     Doubles,
@@ -69,17 +70,24 @@ class Said(Protocol):
         """Item counts (I,)."""
 
     def passed(
-        self, table: Floats, weights: Floats, columns: slice, rows: UserItems, sketch: RowSketch | None = None
+        self,
+        table: Floats,
+        weights: Floats,
+        columns: slice,
+        rows: UserItems,
+        sketch: RowSketch | None = None,
+        opened: Bools | None = None,
     ) -> Ints:
         """A pass (I, k) of some columns of the table (I, K). weights: D^-b (I,) of a bounded one; else of no use.
-        sketch: of the rows, of one that is not bounded; then (B, k).
+        sketch: of the rows, of one that is not bounded; then (B, k). opened: rows (I,) that devices contribute to, of
+        one that is not bounded; None for all.
         """
 
     def choice(self, question: Question, rows: UserItems, wanted: UserItems) -> tuple[Ints, int]:
         """Shares under each filter (C,), and how many devices answered; nobody says the latter within bounds."""
 
-    def groups(self, vectors: Floats, centroids: Floats) -> GroupSums:
-        """One round of Lloyd's algorithm."""
+    def groups(self, vectors: Floats, centroids: Floats, opened: Bools | None = None) -> GroupSums:
+        """One round of Lloyd's algorithm. opened: as of a pass, of groups (G,)."""
 
     def moments(self, vectors: Floats, rows: UserItems) -> Moments:
         """Of the devices of one user group."""
@@ -100,18 +108,24 @@ class Open:
         return count_items(rows, self.num_items)
 
     def passed(
-        self, table: Floats, weights: Floats, columns: slice, rows: UserItems, sketch: RowSketch | None = None
+        self,
+        table: Floats,
+        weights: Floats,
+        columns: slice,
+        rows: UserItems,
+        sketch: RowSketch | None = None,
+        opened: Bools | None = None,
     ) -> Ints:
         """See :class:`Said`."""
-        return pass_sums(table[:, columns], rows, self.user_exponent, self.units.passes, sketch)
+        return pass_sums(table[:, columns], rows, self.user_exponent, self.units.passes, sketch, opened)
 
     def choice(self, question: Question, rows: UserItems, wanted: UserItems) -> tuple[Ints, int]:
         """See :class:`Said`."""
         return question.answer(rows, wanted, self.item_exponent)
 
-    def groups(self, vectors: Floats, centroids: Floats) -> GroupSums:
+    def groups(self, vectors: Floats, centroids: Floats, opened: Bools | None = None) -> GroupSums:
         """See :class:`Said`."""
-        return group_sums(vectors, centroids, self.units.groups)
+        return group_sums(vectors, centroids, self.units.groups, opened)
 
     def moments(self, vectors: Floats, rows: UserItems) -> Moments:
         """See :class:`Said`."""
@@ -134,10 +148,17 @@ class Bounded:
         return counts_within(rows.users(), rows.items, items, bound, UNIT_SCALE, l1=self.l1)
 
     def passed(
-        self, table: Floats, weights: Floats, columns: slice, rows: UserItems, sketch: RowSketch | None = None
+        self,
+        table: Floats,
+        weights: Floats,
+        columns: slice,
+        rows: UserItems,
+        sketch: RowSketch | None = None,
+        opened: Bools | None = None,
     ) -> Ints:
         """See :class:`Said`; in units of 1 / ``PASS_SCALE``."""
         assert sketch is None, "a bucket's rows have no bound together"
+        assert opened is None, "noise hides who contributes, and how many would say it without noise"
         ordered = rows.by_item()
         shape = (rows.num_users, self.num_items)
         mine = np.nan_to_num(weights[ordered.items].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
@@ -162,8 +183,9 @@ class Bounded:
         centred = shares - shares.mean(axis=1, keepdims=True)
         return within(centred, CHOICE_BOUND, UNIT_SCALE, l1=self.l1).sum(axis=0), 0
 
-    def groups(self, vectors: Floats, centroids: Floats) -> GroupSums:
+    def groups(self, vectors: Floats, centroids: Floats, opened: Bools | None = None) -> GroupSums:
         """See :class:`Said`; both in units of 1 / ``UNIT_SCALE``."""
+        assert opened is None, "noise hides who contributes, and how many would say it without noise"
         count, columns = centroids.shape
         known = np.flatnonzero(vectors.any(axis=1))
         groups = nearest(vectors[known], centroids)

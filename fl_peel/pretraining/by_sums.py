@@ -32,6 +32,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from fl_peel.data.interactions import UserItems
+from fl_peel.exchange.contributors import Bools
 from fl_peel.pretraining.settings import SpectralConfig
 from fl_peel.pretraining.sketch import MOST_ROWS, RowSketch
 from fl_peel.randomness import rng_for
@@ -120,17 +121,25 @@ def _matrix(rows: UserItems, num_items: int, kind: type[np.generic]) -> sp.csr_m
 
 
 def pass_sums(
-    table: Floats, rows: UserItems, user_exponent: float, scale: float = PASS_SCALE, sketch: RowSketch | None = None
+    table: Floats,
+    rows: UserItems,
+    user_exponent: float,
+    scale: float = PASS_SCALE,
+    sketch: RowSketch | None = None,
+    opened: Bools | None = None,
 ) -> Ints:
     """What devices return in a pass, added up, (I, k) in units of 1 / ``scale``; under a sketch (B, k).
 
     table: (I, k) = D^-b Q as the server sent it, some columns of it. A device's y = d_u^-2a sum of the rows of its
-    items; it is returned for each of them, so the sum is R^T D_u^-2a R ``table``.
+    items; it is returned for each of them, so the sum is R^T D_u^-2a R ``table``. opened: rows (I,) that devices
+    contribute to, None for all of them; the others are zero.
     """
     given = _matrix(rows, len(table), np.int64)
     said = given.astype(np.float64) @ table.astype(np.float64)
     said *= scale * inverse_power(rows.counts(), 2 * user_exponent)[:, None]
     whole = np.rint(said, out=said).astype(np.int64)
+    if opened is not None:
+        given = given @ sp.diags(opened.astype(np.int64), format="csr", dtype=np.int64)
     sums: Ints = (given if sketch is None else sketch.rows_of(given)).T @ whole
     return sums
 
@@ -225,13 +234,21 @@ class GroupSums:
         return GroupSums(self.sizes + other.sizes, self.sums + other.sums)
 
 
-def group_sums(vectors: Floats, centroids: Floats, scale: float = UNIT_SCALE) -> GroupSums:
+def group_sizes(vectors: Floats, centroids: Floats) -> Ints:
+    """Return how many of the devices with a vector (N, K) have each centroid of (G, c) as their nearest, (G,)."""
+    known = vectors[vectors.any(axis=1)]
+    return np.bincount(nearest(known, centroids), minlength=len(centroids))
+
+
+def group_sums(vectors: Floats, centroids: Floats, scale: float = UNIT_SCALE, opened: Bools | None = None) -> GroupSums:
     """One round of Lloyd's algorithm: devices with a vector (N, K) join their nearest centroid of (G, c). scale: units
-    of sums in one.
+    of sums in one; opened: groups (G,) that devices contribute to, None for all of them; the others look empty.
     """
     count, columns = centroids.shape
     known = np.flatnonzero(vectors.any(axis=1))
     groups = nearest(vectors[known], centroids)
+    if opened is not None:
+        known, groups = known[opened[groups]], groups[opened[groups]]
     sums = np.zeros((count, columns), np.int64)
     points = in_units(unit_vectors(vectors[known, :columns]), scale).astype(np.int64)
     np.add.at(sums, groups, points)
@@ -419,6 +436,14 @@ class Question:
         shares, answered = self.shares(rows, wanted, item_exponent)
         return np.rint(shares * UNIT_SCALE).astype(np.int64).sum(axis=0), answered
 
+    def answering(self, wanted: UserItems) -> int:
+        """Return how many devices have any validation item (N rows) on which somebody trains."""
+        return int((self._known(wanted).counts() > 0).sum())
+
+    def _known(self, wanted: UserItems) -> UserItems:
+        known = wanted.keep(wanted.items < len(self.counts))
+        return known.keep(self.counts[known.items] > 0)
+
     def shares(self, rows: UserItems, wanted: UserItems, item_exponent: float) -> tuple[Doubles, int]:
         """Of each device under each filter (N, C), the share of its validation items ``wanted`` (N rows) that outrank
         all but ``place`` - 1 of the drawn items that it does not have, zero where it has none; and how many devices
@@ -429,8 +454,7 @@ class Question:
         base = weighted_matrix(rows, len(counts), self.fading) @ (
             inverse_power(counts, item_exponent)[:, None] * directions
         )
-        known = wanted.keep(wanted.items < len(counts))
-        known = known.keep(counts[known.items] > 0)
+        known = self._known(wanted)
         users, items = known.users(), known.items
         hidden = (_matrix(rows, len(counts), np.int8) + _matrix(known, len(counts), np.int8))[:, drawn].toarray() > 0
         shares = np.zeros((rows.num_users, len(shapes.value_exponents)))
@@ -578,6 +602,7 @@ __all__ = [
     "filtered",
     "freshness",
     "group_moments",
+    "group_sizes",
     "group_sums",
     "half_of",
     "halves",

@@ -14,7 +14,7 @@ words as fit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -43,7 +43,8 @@ class Asked:
     """A step. columns: K that it is of; groups: user groups there are; dim: of user embeddings; all_rows: how many a
     device fetches that does not say which are of its items, 0 where it does; sketched: whether it is told how often
     each row is had, by which rows are hashed; word_bytes: of a number that is added up; weighted: every row of a pass
-    comes with a number besides, as a bounded one does.
+    comes with a number besides, as a bounded one does; counts_contributors: whether contributors are counted before
+    sums are opened, by a question of its own in the same step.
     """
 
     step: Step
@@ -54,6 +55,7 @@ class Asked:
     sketched: bool = False
     word_bytes: int = WORD_BYTES
     weighted: bool = False
+    counts_contributors: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class Answer:
     download_bytes: int
     upload_bytes: int
     exchanges: int
+
+    def __add__(self, other: Answer) -> Answer:
+        """Return what both answers take together."""
+        return Answer(*(mine + others for mine, others in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,27 @@ class StepCost:
     exchanges: Ints
 
 
+COUNTED: tuple[Step, ...] = ("pass", "choice", "groups", "moments")
+"""Steps of which contributors are counted before their sums are opened; a count itself is what it says."""
+
+
 def cost_of(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
     """Of devices with that many items (N,) and bytes they may hold (N,)."""
+    cost = _cost_of_sums(asked, items, budgets)
+    if not asked.counts_contributors or asked.step not in COUNTED:
+        return cost
+    # ids of rows go with the first question; which of them are opened is a bit for each row
+    rows = (asked.all_rows or items) if asked.step == "pass" else asked.groups
+    ids = 0 if asked.step in ("pass", "groups") else ID_BYTES
+    return replace(
+        cost,
+        download_bytes=cost.download_bytes + -(-rows // 8),
+        upload_bytes=cost.upload_bytes + ids,
+        exchanges=cost.exchanges + 1,
+    )
+
+
+def _cost_of_sums(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
     nothing = np.zeros_like(items)
     if asked.step == "counts":
         return StepCost(nothing, ID_BYTES * items, nothing, nothing, nothing + 1)
@@ -136,12 +161,21 @@ def hidden(step: StepCost, answer: Answer, budgets: Ints) -> StepCost:
 
 
 def choice_cost(
-    columns: int, drawn: int, place: int, shapes: int, items: Ints, wanted: Ints, budgets: Ints, all_rows: int = 0
+    columns: int,
+    drawn: int,
+    place: int,
+    shapes: int,
+    items: Ints,
+    wanted: Ints,
+    budgets: Ints,
+    all_rows: int = 0,
+    *,
+    counted: bool = False,
 ) -> StepCost:
     """Of ranking ``wanted`` (N,) validation items among ``drawn`` ones under ``shapes`` filters. items: (N,) on which
     the device trains, of which it makes its vector. Rows come as many at a time as fit beside that vector, the
     eigenvalues, and under each filter the scores of the device's items and of the best ``place`` drawn ones. all_rows:
-    as in :class:`Asked`.
+    as in :class:`Asked`; counted: whether contributors are counted before.
     """
     rows, row, vector = items + wanted + drawn, ROW_BYTES * columns, NUMBER_BYTES * columns
     kept = 2 * vector + NUMBER_BYTES * shapes * (place + wanted)
@@ -152,8 +186,8 @@ def choice_cost(
         np.full_like(items, WORD_BYTES * shapes) + ID_BYTES * (items + wanted),
         rows * -(-columns // SAMPLE_COLUMNS),
         kept + row,
-        -(-rows // at_a_time),
+        -(-rows // at_a_time) + counted,
     )
 
 
-__all__ = ["Answer", "Asked", "Step", "StepCost", "choice_cost", "cost_of", "hidden"]
+__all__ = ["COUNTED", "Answer", "Asked", "Step", "StepCost", "choice_cost", "cost_of", "hidden"]

@@ -42,7 +42,15 @@ from fl_peel.pretraining.by_sums import (
     unit_vectors,
 )
 from fl_peel.pretraining.settings import SpectralConfig
-from fl_peel.pretraining.stage1 import NUM_DRAWN, SpectralStart, Sums, find_centroids, iterated, passed
+from fl_peel.pretraining.stage1 import (
+    NUM_DRAWN,
+    SpectralStart,
+    Sums,
+    find_centroids,
+    iterated,
+    moments_by_group,
+    passed,
+)
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for
 
@@ -143,7 +151,10 @@ def go_on(
         raise DataError(f"pretraining.columns: a timeline needs at most embedding_dim {dim}, not {config.columns}")
     counts = np.asarray(sums.counts())
     if not counts.any():
-        raise DataError("stage 1: no device that answered has any item; see fl-peel fleet show, or raise deadlines")
+        raise DataError(
+            "stage 1: no item has as many devices that answered as privacy.min_owners asks for; see fl-peel fleet "
+            "show, raise deadlines, or lower privacy.min_owners"
+        )
     with fixed_threads(config.num_threads):
         whole, all_values = _directions(sums, config, before, counts, passes, seed)
         directions, values = whole[:, : config.columns], all_values[: config.columns]
@@ -166,7 +177,7 @@ def go_on(
         former = np.full(len(centroids), -1)
     else:
         centroids, former = _moved(sums, before.centroids, group_rounds, min_size)
-    moments = list(sums.moments(centroids, range(len(centroids))))
+    moments = list(moments_by_group(sums, centroids, counts))
     scale = _scale(scored, moments, sums.units.moments) if before is None else before.scale
     table = np.zeros((len(scored), dim), np.float32)
     fresh = freshness(recent, counts, exponents.fresh)

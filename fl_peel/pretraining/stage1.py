@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from sklearn.cluster import KMeans
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
+from fl_peel.exchange.contributors import Bools, opened_rows
 from fl_peel.pretraining.bounded import Open, Said
 from fl_peel.pretraining.by_sums import (
     UNIT_SCALE,
@@ -39,6 +40,7 @@ from fl_peel.pretraining.by_sums import (
     coarse,
     drawn_items,
     filtered,
+    group_sizes,
     halves,
     inverse_power,
     nearest,
@@ -212,7 +214,7 @@ def run_stage1(
     with fixed_threads(1):
         compression = Compression.of(shape.scored)
         with ThreadPoolExecutor(max_workers=2) as pool:
-            for group, moments in enumerate(_moments(sums, centroids, counts)):
+            for group, moments in enumerate(moments_by_group(sums, centroids, counts)):
                 one = partial(
                     compression.group,
                     moments,
@@ -252,7 +254,10 @@ def _passes(
     counts: Counts = known(whole, sums.std("counts")) if sums.bounded else whole
     step("items counted")
     if not counts.any():
-        raise DataError("stage 1: no device that answered has any item; see fl-peel fleet show, or raise deadlines")
+        raise DataError(
+            "stage 1: no item has as many devices that answered as privacy.min_owners asks for; see fl-peel fleet "
+            "show, raise deadlines, or lower privacy.min_owners"
+        )
     with fixed_threads(config.num_threads):
         if sums.bounded and (given is None or not given.num_interactions):
             directions = popular_directions(counts, config.columns + config.oversampling, config.item_exponent)
@@ -331,8 +336,10 @@ def _shape(
     drawn, place = drawn_items(counts, seed)
     won, answered = sums.choice(Question(halves(directions.astype(np.float32)), values, counts, shapes, drawn, place))
     if not (answered or sums.bounded):
-        raise DataError("stage 1: no device that was asked has a validation item; set pretraining.count_exponent and "
-                        "value_exponent, or raise pretraining.panel or data.validation_share")  # fmt: skip
+        raise DataError(
+            "stage 1: fewer devices that were asked have a validation item than privacy.min_owners says; set "
+            "pretraining.count_exponent and value_exponent, or raise pretraining.panel or data.validation_share"
+        )
     best = int(won.argmax())
     return (
         float(shapes.count_exponents[best]),
@@ -356,14 +363,16 @@ def passed(
     return scale[:, None] * (found if sketch is None else sketch.read(found, np.asarray(counts)))
 
 
-def _moments(sums: Sums, centroids: Floats, counts: Counts) -> Iterable[Moments]:
-    """Of all user groups, of bounded sums without what noise alone would say."""
+def moments_by_group(sums: Sums, centroids: Floats, counts: Counts) -> Iterable[Moments]:
+    """Of all user groups, of bounded sums without what noise alone would say, of others without items that nobody has
+    as far as ``counts`` (I,) say.
+    """
     for moments in sums.moments(centroids, range(len(centroids))):
         if sums.bounded:
             stds = {part: sums.std(part) for part in ("moment products", "moment items")}
             yield cleaned(moments, np.asarray(counts, np.float64), stds)
         else:
-            yield moments
+            yield replace(moments, items=np.where(counts > 0, moments.items, 0))
 
 
 def find_centroids(
@@ -427,7 +436,8 @@ def _noised_centroids(
 class PooledSums:
     """Over interactions (U rows) that one party holds. validation: of the same users; asked: who chooses the filter in
     their place, where they have none; said: what users add, None for everything as it is; fading: as in
-    :func:`fl_peel.pretraining.by_sums.add_rows`.
+    :func:`fl_peel.pretraining.by_sums.add_rows`; min_owners: contributors that a sum needs to count, as in a
+    federation.
     """
 
     rows: UserItems
@@ -440,6 +450,7 @@ class PooledSums:
     units: Units = field(default_factory=Units)
     said: Said | None = None
     fading: float | None = None
+    min_owners: int = 1
 
     @property
     def bounded(self) -> bool:
@@ -452,18 +463,23 @@ class PooledSums:
 
     def counts(self) -> Ints:
         """See :class:`Sums`."""
-        return self._said.counts(self.rows)
+        counts = self._said.counts(self.rows)
+        opened = self._opened(counts)
+        return counts if opened is None else np.where(opened, counts, 0)
 
     def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
         """See :class:`Sums`."""
-        return self._said.passed(table, weights, slice(None), self.rows, sketch)
+        opened = None if self.min_owners == 1 else self._opened(self._said.counts(self.rows))
+        return self._said.passed(table, weights, slice(None), self.rows, sketch, opened)
 
     def choice(self, question: Question) -> tuple[Ints, int]:
         """See :class:`Sums`."""
         if self.asked is not None:
             return self.asked(question)
         assert self.validation is not None, "who chooses has validation items"
-        return self._said.choice(question, self.rows, self.validation)
+        won, answered = self._said.choice(question, self.rows, self.validation)
+        opened = self._opened(np.array([answered]))
+        return (won, answered) if opened is None or opened[0] else (np.zeros_like(won), 0)
 
     def vectors(self, own: Floats) -> None:
         """See :class:`Sums`."""
@@ -471,7 +487,8 @@ class PooledSums:
 
     def groups(self, centroids: Floats) -> GroupSums:
         """See :class:`Sums`."""
-        return self._said.groups(self._made, centroids)
+        opened = None if self.min_owners == 1 else self._opened(group_sizes(self._made, centroids))
+        return self._said.groups(self._made, centroids, opened)
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
         """See :class:`Sums`."""
@@ -479,7 +496,16 @@ class PooledSums:
         found = nearest(self._made[known], centroids)
         for group in groups:
             members = known[found == group]
+            opened = self._opened(np.array([len(members)]))
+            if opened is not None and not opened[0]:
+                members = members[:0]
             yield self._said.moments(self._made[members], self.rows.select(members))
+
+    def _opened(self, contributors: Ints) -> Bools | None:
+        """Return which sums (R,) count, of so many contributors each; None where all of them do."""
+        if self.bounded or self.min_owners == 1:
+            return None
+        return opened_rows(contributors, self.min_owners)
 
     @property
     def _said(self) -> Said:
@@ -499,6 +525,7 @@ __all__ = [
     "Sums",
     "find_centroids",
     "iterated",
+    "moments_by_group",
     "num_steps",
     "passed",
     "run_passes",

@@ -110,6 +110,10 @@ class Privacy(Keys):
     """Share of the rounds in which a device answers: one that is available more often, as some classes are, is silent
     in some, by a coin of its own. null: it answers whenever it can.
     """
+    min_owners: int = Field(5, ge=1, le=MOST_DEVICES, json_schema_extra=unit("devices"))
+    """Contributors that a sum of stage 1 by devices needs to be opened: items with fewer owners, and user groups with
+    fewer members, are left out. 1: every sum is opened, those of single devices, too. Under a mechanism noise does it.
+    """
     counters: Literal["withheld", "measured"] = "withheld"
     """Losses, validation metrics, times and bytes per class, which no mechanism noises: not sent; or reported all the
     same, as the simulation's own measurement, like the test: outside the protocol and of no effect on it.
@@ -119,6 +123,11 @@ class Privacy(Keys):
     def noised(self) -> bool:
         """Whether a mechanism adds noise."""
         return self.mechanism != NO_MECHANISM
+
+    @property
+    def counts_contributors(self) -> bool:
+        """Whether a step of stage 1 counts who contributes to a sum before it is opened."""
+        return self.min_owners > 1 and not self.noised
 
     @property
     def sums_only(self) -> bool:

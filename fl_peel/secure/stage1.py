@@ -8,7 +8,7 @@ other step. It may go in parts of some units each, as one stream: masks go on wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,7 +26,7 @@ Part = tuple[int, int]
 class StepVector:
     """Of a step with K columns, G user groups, C filters to choose from, and I items; for classes of devices to count
     (0: nothing is counted), and a sum over at most so many devices. buckets: of a pass whose rows are hashed, 0 for all
-    rows; bits: of words.
+    rows; bits: of words; contributors: of the step's first part, in which devices say to which rows they contribute.
     """
 
     step: Step
@@ -38,13 +38,24 @@ class StepVector:
     devices: int
     buckets: int = 0
     bits: Bits = 64
+    contributors: bool = False
+
+    @property
+    def counting(self) -> StepVector:
+        """Return the vector of the step's first part."""
+        return replace(self, contributors=True)
 
     @property
     def units(self) -> int:
         """Of the body."""
+        if self.contributors:
+            return 1
         return {"pass": self.columns, "moments": self.groups}.get(self.step, 1)
 
     def _body(self, units: int) -> tuple[Field, ...]:
+        if self.contributors:
+            rows = {"pass": self.items, "choice": 1}.get(self.step, self.groups)
+            return (Field("contributors", (rows,), self.bits),)
         if self.step == "counts":
             return (Field("items", (self.items,), self.bits),)
         if self.step == "pass":

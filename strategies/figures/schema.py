@@ -242,11 +242,12 @@ class Stage1Result:
     """Stage 1 by federation. rounds: messages' worth of all devices, one for every step; devices: that are in the sums
     of passes, on average; bytes: of a device over all steps, on average over all devices, maps and centroids of joining
     included; seconds: of wall time; epsilon: of what devices say in it, at the run's delta, None where nothing is
-    noised.
+    noised; items: that tables have a row for, with at least ``privacy.min_owners`` owners where nothing is noised.
     """
 
     rounds: Count
     devices: Mean
+    items: Count
     bytes_down_mean: Mean
     bytes_up_mean: Mean
     seconds: Seconds

@@ -29,6 +29,7 @@ def stage1_result(
     return Stage1Result(
         rounds=len(records),
         devices=float(np.mean(passes)),
+        items=int((np.asarray(start.counts) > 0).sum()),
         bytes_down_mean=int(moved.download_bytes) / max(num_devices, 1),
         bytes_up_mean=int(moved.upload_bytes) / max(num_devices, 1),
         seconds=seconds,

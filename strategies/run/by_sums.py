@@ -121,12 +121,22 @@ def sums_of(
             units,
             bounded=bounded,
             multiplier=multiplier,
+            min_owners=scenario.privacy.min_owners,
             scenario=scenario,
             num_devices=num_devices,
         )
     all_rows = scenario.privacy.rows == "all-sent"
     return FederatedSums(
-        nodes, setting, num_items, panel, windows, units, bounded=bounded, multiplier=multiplier, all_rows=all_rows
+        nodes,
+        setting,
+        num_items,
+        panel,
+        windows,
+        units,
+        bounded=bounded,
+        multiplier=multiplier,
+        min_owners=scenario.privacy.min_owners,
+        all_rows=all_rows,
     )
 
 

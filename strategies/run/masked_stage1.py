@@ -17,6 +17,7 @@ import numpy as np
 
 from fl_peel import wire
 from fl_peel.errors import SecureAggregationError
+from fl_peel.exchange.contributors import Bits, opened_rows, packed_rows
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts
 from fl_peel.exchange.expected import Known
 from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question
@@ -63,16 +64,26 @@ class MaskedSums(FederatedSums):
 
     def counts(self) -> Ints:
         """How many devices have each item, (I,)."""
+        self._time += self.windows
         (found,) = self._added(*self._told("counts"))
-        return found["items"]
+        return self._owned(found["items"])
 
     def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
         """What a pass returns, (I, K), under a sketch (B, K): some columns a message."""
-        found = self._added(*self._told("pass", table.shape[1], table=table, weights=weights, sketch=sketch))
+        found = self._sums("pass", table.shape[1], table=table, weights=weights, sketch=sketch)
         return np.ascontiguousarray(np.concatenate([part["columns"] for part in found]).T)
 
     def choice(self, question: Question) -> tuple[Ints, int]:
         """Which filter some devices prefer: (C,), and how many answered."""
+        self._time += self.windows
+        if self.counts_contributors:
+            (found,) = self._choice(question, counts_contributors=True)
+            if not opened_rows(found["contributors"], self.min_owners)[0]:
+                return np.zeros(len(question.shapes.value_exponents), np.int64), 0
+        (found,) = self._choice(question)
+        return found["won"], int(found["answered"][0])
+
+    def _choice(self, question: Question, *, counts_contributors: bool = False) -> list[Values]:
         told, _ = self._told(
             "choice",
             len(question.values),
@@ -80,6 +91,7 @@ class MaskedSums(FederatedSums):
             drawn=len(question.drawn),
             place=question.place,
             shapes=len(question.shapes.value_exponents),
+            counts_contributors=counts_contributors,
         )
 
         def request(part: Part, secure: Inboxes) -> wire.SecureChoiceRequest:
@@ -98,22 +110,45 @@ class MaskedSums(FederatedSums):
                 noise_multiplier=self.multiplier,
                 server_round=told.server_round,
                 secure=secure,
+                counts_contributors=counts_contributors,
             )
 
-        (found,) = self._added(told, request, wire.SECURE_CHOICE)
-        return found["won"], int(found["answered"][0])
+        return self._added(told, request, wire.SECURE_CHOICE)
 
     def groups(self, centroids: Floats) -> GroupSums:
         """One round of Lloyd's algorithm."""
-        (found,) = self._added(*self._told("groups", centroids.shape[1], centroids=centroids))
+        (found,) = self._sums("groups", centroids.shape[1], centroids=centroids)
         return GroupSums(found["sizes"], found["sums"])
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterator[Moments]:
         """Of the user groups, one after the other; as many in a message as a reply may hold."""
         assert list(groups) == list(range(len(centroids))), "a device says which group is its own by zeros for the rest"
-        for part in self._added(*self._told("moments", self._columns, centroids=centroids)):
+        for part in self._sums("moments", self._columns, centroids=centroids):
             for words in part["moments"]:
                 yield moments_of(words, self._columns)
+
+    def _sums(
+        self,
+        step: Step,
+        columns: int,
+        *,
+        table: Floats | None = None,
+        centroids: Floats | None = None,
+        sketch: RowSketch | None = None,
+        weights: Floats | None = None,
+    ) -> list[Values]:
+        """The sums of a step, by part of the vector: of those that enough devices contribute to."""
+        self._time += self.windows
+        opened = None
+        if self.counts_contributors:
+            (counted,) = self._added(
+                *self._told(step, columns, centroids=centroids, sketch=sketch, counts_contributors=True)
+            )
+            opened = packed_rows(opened_rows(counted["contributors"], self.min_owners))
+        told, request = self._told(
+            step, columns, table=table, centroids=centroids, sketch=sketch, weights=weights, opened=opened
+        )
+        return self._added(told, request)
 
     def _told(
         self,
@@ -124,15 +159,24 @@ class MaskedSums(FederatedSums):
         centroids: Floats | None = None,
         sketch: RowSketch | None = None,
         weights: Floats | None = None,
+        opened: Bits | None = None,
+        counts_contributors: bool = False,
         **choice: int,
     ) -> tuple[wire.SecureStepRequest, Request]:
         """What devices are told of the next step before it begins, and then."""
-        self._time += self.windows
         self._steps += 1
         centres = np.zeros((0, 0), np.float32) if centroids is None else centroids
         place, buckets = (np.zeros(0, np.int32), 0) if sketch is None else (sketch.place, sketch.buckets)
         told = wire.SecureStepRequest(
-            self.setting, -self._steps, self._time, step, columns, len(centres), buckets=buckets, **choice
+            self.setting,
+            -self._steps,
+            self._time,
+            step,
+            columns,
+            len(centres),
+            buckets=buckets,
+            counts_contributors=counts_contributors,
+            **choice,
         )
 
         whole = self.bounded and step == "pass"  # devices need all columns to answer any
@@ -157,6 +201,8 @@ class MaskedSums(FederatedSums):
                 noise_multiplier=self.multiplier,
                 server_round=told.server_round,
                 secure=secure,
+                counts_contributors=counts_contributors,
+                opened=np.zeros(0, np.uint8) if opened is None else opened,
             )
 
         return told, request
@@ -178,6 +224,7 @@ class MaskedSums(FederatedSums):
             len(one.devices),
             told.buckets,
             self.units.bits,
+            told.counts_contributors,
         )
         parts = vector.parts(PART_BYTES)
         replies: dict[int, list[wire.SecureSumsReply]] = {partition: [] for partition in range(len(self.nodes.ids))}
@@ -198,6 +245,8 @@ class MaskedSums(FederatedSums):
                 f"secure aggregation, stage 1, {told.step}: masks are left in the sum; a device masked its vector with "
                 "other keys than it announced"
             )
+        if told.counts_contributors:  # what both parts of a step take is counted once, with its sums
+            return sums
         self._remember(told, clock, sums[0], [each[0] for each in replies.values()], len(one.devices))
         return sums
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.errors import EngineError
+from fl_peel.exchange.contributors import Bits, opened_rows, packed_rows
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.expected import Known, summed
 from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question, Units, whole_of
@@ -43,8 +44,8 @@ class FederatedSums:
 
     records: of the steps so far, one after the other on the virtual clock; windows: rounds that each lasts;
     panel: devices that choose the filter, about; units: of what devices say; bounded: whether devices keep to bounds;
-    multiplier: of noise that they add; all_rows: whether they fetch all rows of a table, or those of their items;
-    begin: round of the fleet's clock in which the first step opens.
+    multiplier: of noise that they add; min_owners: devices that a sum needs to be opened; all_rows: whether they fetch
+    all rows of a table, or those of their items; begin: round of the fleet's clock in which the first step opens.
     """
 
     nodes: Nodes
@@ -56,6 +57,7 @@ class FederatedSums:
     records: list[SumsRecord] = field(default_factory=list)
     bounded: bool = field(default=False, kw_only=True)
     multiplier: float = field(default=0.0, kw_only=True)
+    min_owners: int = field(default=1, kw_only=True)
     all_rows: bool = field(default=False, kw_only=True)
     begin: int = field(default=1, kw_only=True)
     _time: int = field(init=False)
@@ -70,7 +72,7 @@ class FederatedSums:
     def counts(self) -> Ints:
         """How many devices have each item, (I,)."""
         self._time += self.windows
-        return np.asarray(self._total(self._asked("counts")[wire.EVERYBODY], "items"))
+        return self._owned(np.asarray(self._total(self._asked("counts")[wire.EVERYBODY], "items")))
 
     def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
         """What a pass returns, (I, K): some columns a message; for bounds, a device needs all of them to answer any."""
@@ -78,13 +80,14 @@ class FederatedSums:
         self._time += self.windows
         sums = np.zeros(table.shape, np.int64)
         columns = table.shape[1]
+        opened = self._opened_rows("pass", columns)
         for first in range(0, columns, COLUMNS):
             if self.bounded:
                 some = np.arange(first, min(first + COLUMNS, columns))
                 replies = self._asked("pass", columns, first=first, table=table, groups=some, weights=weights)
             else:
                 part = np.ascontiguousarray(table[:, first : first + COLUMNS])
-                replies = self._asked("pass", columns, first=first, table=part)
+                replies = self._asked("pass", columns, first=first, table=part, opened=opened)
             sums[:, first : first + COLUMNS] = self._total(replies[wire.EVERYBODY], "first")
         return sums
 
@@ -108,6 +111,12 @@ class FederatedSums:
             fresh_exponents=question.shapes.fresh_exponents,
         )
         known = Known({"filters": len(question.shapes.value_exponents), "W": self.windows}, agreed=("C",))
+        if self.counts_contributors:
+            counting = replace(request, counts_contributors=True)
+            replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: Query(counting, known))
+            answering = np.array([sum(reply.answered for reply in replies)])
+            if not opened_rows(answering, self.min_owners)[0]:
+                return np.zeros(len(question.shapes.value_exponents), np.int64), 0
         replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: Query(request, known))
         self._record("choice", replies, alone=True)
         return np.sum([reply.won for reply in replies], axis=0), sum(reply.answered for reply in replies)
@@ -138,17 +147,19 @@ class FederatedSums:
     def groups(self, centroids: Floats) -> GroupSums:
         """One round of Lloyd's algorithm."""
         self._time += self.windows
-        replies = self._asked("groups", centroids.shape[1], centroids=centroids)[wire.EVERYBODY]
+        opened = self._opened_rows("groups", centroids.shape[1], centroids)
+        replies = self._asked("groups", centroids.shape[1], centroids=centroids, opened=opened)[wire.EVERYBODY]
         return GroupSums(self._total(replies, "sizes"), self._total(replies, "first"))
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterator[Moments]:
         """Of the user groups, one after the other; as many in a message as a reply may hold."""
         self._time += self.windows
         at_once = max(1, MOMENT_BYTES // (4 * self._columns**2))
+        opened = self._opened_rows("moments", self._columns, centroids)
         for start in range(0, len(groups), at_once):
             some = np.array(groups[start : start + at_once], np.int64)
             # the first message says what the step takes, whatever groups it is of
-            found = self._asked("moments", self._columns, first=start, centroids=centroids, groups=some)
+            found = self._asked("moments", self._columns, first=start, centroids=centroids, groups=some, opened=opened)
             for group in some.tolist():
                 size, first, second, items = (
                     self._total(found[group], name) for name in ("sizes", "first", "second", "items")
@@ -162,6 +173,22 @@ class FederatedSums:
 
     _columns: int = 0
 
+    @property
+    def counts_contributors(self) -> bool:
+        """Whether a step counts who contributes before its sums are opened."""
+        return self.min_owners > 1 and not self.bounded
+
+    def _owned(self, counts: Ints) -> Ints:
+        """Return item counts (I,) without those of items that have too few owners, as if nobody had them."""
+        return np.where(opened_rows(counts, self.min_owners), counts, 0) if self.counts_contributors else counts
+
+    def _opened_rows(self, step: Step, columns: int, centroids: Floats | None = None) -> Bits:
+        """Return which sums of the next step are opened, as they are sent, once its contributors are counted."""
+        if not self.counts_contributors:
+            return np.zeros(0, np.uint8)
+        replies = self._asked(step, columns, centroids=centroids, counts_contributors=True)
+        return packed_rows(opened_rows(self._total(replies[wire.EVERYBODY], "sizes"), self.min_owners))
+
     def _asked(
         self,
         step: Step,
@@ -172,6 +199,8 @@ class FederatedSums:
         centroids: Floats | None = None,
         groups: NDArray[np.int64] | None = None,
         weights: Floats | None = None,
+        opened: Bits | None = None,
+        counts_contributors: bool = False,
     ) -> dict[int, list[wire.GroupSum]]:
         """The nodes' sums by user group."""
         request = wire.SumsRequest(
@@ -187,10 +216,12 @@ class FederatedSums:
             all_rows=self.all_rows,
             weights=np.zeros(0, np.float32) if weights is None else weights,
             noise_multiplier=self.multiplier,
+            counts_contributors=counts_contributors,
+            opened=np.zeros(0, np.uint8) if opened is None else opened,
         )
         known = Known({"W": self.windows}, groups=self._said(request), every_group=True, agreed=("C",))
         replies = self.nodes.ask(wire.SUMS, wire.SumsReply, lambda partition: Query(request, known))
-        if first == 0:
+        if first == 0 and not counts_contributors:
             self._record(step, replies, alone=step == "vectors" and weights is not None)
         found: dict[int, list[wire.GroupSum]] = {}
         for reply in replies:
@@ -214,12 +245,15 @@ class FederatedSums:
                 "items": (self.num_items,),
             },
         }
+        if request.counts_contributors:
+            parts = {request.step: {"sizes": (self.num_items if request.step == "pass" else count,)}}
         if request.step not in parts:  # devices fetch their maps, and say nothing
             return {}
         nothing = dict.fromkeys(("sizes", "first", "second", "items"), (0,))
         shapes = nothing | parts[request.step]
         known = Known(arrays={name: summed(*shape) for name, shape in shapes.items()})
-        return dict.fromkeys(request.groups.tolist() if request.step == "moments" else [wire.EVERYBODY], known)
+        by_group = request.step == "moments" and not request.counts_contributors
+        return dict.fromkeys(request.groups.tolist() if by_group else [wire.EVERYBODY], known)
 
     def _record(self, step: Step, replies: Sequence[wire.SumsReply | wire.ChoiceReply], *, alone: bool = False) -> None:
         """Remember what a step took. alone: it goes on without anybody, too."""

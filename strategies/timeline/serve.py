@@ -214,7 +214,13 @@ class _Run:
         pretraining = self.scenario.pretraining
         setting = self.place.setting(self.at(period, phase))
         return FederatedSums(
-            self.nodes, setting, splits.num_items, pretraining.panel, pretraining.windows, begin=self.clock
+            self.nodes,
+            setting,
+            splits.num_items,
+            pretraining.panel,
+            pretraining.windows,
+            min_owners=self.scenario.privacy.min_owners,
+            begin=self.clock,
         )
 
     def period(self, period: int) -> None:

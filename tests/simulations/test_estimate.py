@@ -19,7 +19,7 @@ from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 
 BY_DEVICES = ["pretraining.model=spectral", "pretraining.source=devices", "pretraining.collected.share=0"]
-NARROW = ["pretraining.columns=16", "pretraining.group_columns=8"]
+NARROW = ["privacy.min_owners=1", "pretraining.columns=16", "pretraining.group_columns=8"]
 LOADED = 3.0
 """By which other work on the machine may slow a run besides."""
 

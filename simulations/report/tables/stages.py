@@ -53,6 +53,10 @@ def stage1_views(result: RunResult) -> list[TableView]:
         f"average over all devices, in {told.rounds} rounds. Devices, away, too small and late: on average over a "
         "step's rounds; those that are not in the sums are served all the same."
     )
+    privacy = result.scenario.get("privacy", {})
+    if privacy.get("mechanism") == "none" and privacy.get("min_owners", 1) > 1:
+        least = privacy["min_owners"]
+        note += f" No sum of fewer than {least} devices was opened: {told.items:,} items have at least {least} owners."
     per_class = "Too small: share of the rounds in which the device had less memory than the step needs."
     return [
         TableView(

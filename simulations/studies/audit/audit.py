@@ -257,6 +257,9 @@ def _one(
         "control": control(observer, scenario.seed) if observer.views else None,
         "privacy": scenario.privacy.model_dump(mode="json"),
     }
+    reconstruction = observer.stage1.reconstruction()
+    if reconstruction is not None:
+        found["reconstruction"] = asdict(reconstruction)
     if not observer.views:  # under secure aggregation, where every user group is too small
         found["note"] = "no sum was ever opened: no user group had enough devices in any round seen"
     plan = privacy_plan(scenario, place)

@@ -64,6 +64,14 @@ def audit_view(result: Mapping[str, Any]) -> TableView:
         "and over that without protection, each device compared with itself. "
         "“epsilon, at least”: lower bound from canary devices; without noise, what so many trials can show."
     )
+    decoded = [
+        f"{row['mechanism']}: the decoder of stage 1's sums finds {one['exact']} of {one['single_owners']} whole "
+        f"histories of devices that alone have some item, F1 {one['f1']:.3f} over the {one['items']} items with the "
+        f"fewest owners (guessing by popularity: {one['popularity_f1']:.3f})."
+        for row in rows
+        if (one := row.get("reconstruction")) is not None
+    ]
+    note = " ".join((note, *decoded))
     return TableView("What each mechanism leaks", columns, tuple(body), 2, note)
 
 

@@ -21,11 +21,15 @@ from clients.node.cohort import Cohort, open_cohort
 from clients.round.noised_stage1 import noise_of
 from clients.round.stage1 import chosen, said, there_for_sums, there_to_choose
 from fl_peel import wire
+from fl_peel.attacks.decoder import PassView, Reconstruction, reconstruct
 from fl_peel.attacks.views import IntArray, StepView
-from fl_peel.pretraining.by_sums import UNIT_SCALE
+from fl_peel.pretraining.by_sums import UNIT_SCALE, Units
 
 COLUMNS = 16
 """Of a pass that are looked at: a device adds the same numbers to each of its rows, so a few tell which they are."""
+
+LARGEST_PASS = 1 << 22
+"""Numbers in the table of a pass up to which the decoder is tried."""
 
 Arrays = Mapping[str, NDArray[Any]]
 StepRequest = wire.SumsRequest | wire.ChoiceRequest
@@ -47,6 +51,7 @@ class StepObserver:
     run_dir: str
     sums_alone: bool
     _seen: list[_Seen] = field(default_factory=list)
+    _passes: list[list[_Seen]] = field(default_factory=list)
     _sums: list[StepView] | None = None
     _cohort: Cohort | None = None
     _vectors: bool = False
@@ -59,6 +64,11 @@ class StepObserver:
         """
         if self._seen and self._seen[0].request.setting != request.setting:
             return
+        if request.counts_contributors:
+            return
+        if self.sums_alone and isinstance(request, wire.SumsRequest) and request.step == "pass":
+            assert devices is not None, "masked replies say whose they are"
+            self._keep_pass(request, np.sort(devices))
         if isinstance(request, wire.SumsRequest):
             if request.step == "maps" or (request.step == "pass" and request.first > 0):
                 return
@@ -67,6 +77,28 @@ class StepObserver:
         if devices is None:
             devices = _reached(self._everybody(request.setting), request)
         self._seen.append(_Seen(request, np.sort(devices)))
+
+    def _keep_pass(self, request: wire.SumsRequest, devices: IntArray) -> None:
+        """Keep all columns of a pass for the decoder, where it is neither bounded nor hashed, nor too large."""
+        size = request.table.shape[0] * request.columns
+        if not len(request.weights) and not request.buckets and size <= LARGEST_PASS:
+            if request.first == 0:
+                self._passes.append([])
+            self._passes[-1].append(_Seen(request, devices))
+
+    def reconstruction(self) -> Reconstruction | None:
+        """Return what the decoder finds in the sums of the passes; None where it can be tried on none."""
+        if not self._passes:
+            return None
+        cohort = self._everybody(self._passes[0][0].request.setting)
+        passes = []
+        for parts in self._passes:
+            requests = [one.request for one in parts if isinstance(one.request, wire.SumsRequest)]
+            answers = [said(cohort, parts[0].devices, request)[wire.EVERYBODY].first for request in requests]
+            table = np.concatenate([request.table for request in requests], axis=1)
+            passes.append(PassView(table, np.concatenate(answers, axis=1)))
+        units = Units.of(cohort.scenario.pretraining.spectral(), cohort.population, cohort.splits.num_items).passes
+        return reconstruct(passes, cohort.splits.spoken, cohort.scenario.pretraining.user_exponent, scale=units)
 
     @property
     def any(self) -> bool:

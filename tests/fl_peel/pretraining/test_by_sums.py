@@ -159,7 +159,7 @@ def test_fewer_directions_than_columns_and_dimensions_are_no_obstacle():
 
 def test_nobody_with_anything_is_refused():
     nobody = UserItems(np.zeros(5, np.int64), np.zeros(0, np.int32))
-    with pytest.raises(DataError, match="no device"):
+    with pytest.raises(DataError, match="no item has as many devices"):
         run_stage1(PooledSums(nobody, 4, 0.3), CONFIG, **SHAPE)
 
 

@@ -129,5 +129,5 @@ def test_more_columns_than_a_table_are_refused():
     with pytest.raises(DataError, match=r"^pretraining.columns: a timeline needs at most embedding_dim 4, not 6"):
         go_on(sums, CONFIG, None, exponents=SHAPE, recent=np.zeros(NUM_ITEMS), dim=4, **keys)
     nobody = PooledSums(UserItems(np.zeros(3, np.int64), np.zeros(0, np.int32)), NUM_ITEMS, 0.3)
-    with pytest.raises(DataError, match=r"^stage 1: no device that answered has any item"):
+    with pytest.raises(DataError, match=r"^stage 1: no item has as many devices that answered"):
         go_on(nobody, CONFIG, None, exponents=SHAPE, recent=np.zeros(NUM_ITEMS), dim=8, **keys)

@@ -88,7 +88,22 @@ def nothing_collected(tiny_scenario, tmp_path, **parts) -> Scenario:
     (tmp_path / "home.yaml").write_text(AT_HOME)
     spectral = SPECTRAL | {"count_exponent": None, "value_exponent": None, "passes": 3}
     base = changed(tiny_scenario, pretraining=spectral, fleet=str(tmp_path / "home.yaml"), refinement={"rounds": 0})
-    return changed(base, **parts)
+    return changed(changed(base, privacy={"min_owners": 1}), **parts)  # every sum is opened
+
+
+def test_the_decoder_is_tried_on_the_sums_that_are_seen(tiny_scenario, tmp_path):
+    """Where every sum is opened it finds whole histories; where few owners are left out, none of them."""
+    secure = {"enabled": True, "min_devices": 3}
+    scenario = nothing_collected(tiny_scenario, tmp_path, secure_aggregation=secure)
+    found = []
+    for least in (1, 5):
+        one = changed(scenario, privacy={"min_owners": least})
+        observer, _, _ = observed(one, tmp_path / str(least), sums_only=True)
+        found.append(observer.stage1.reconstruction())
+    assert found[0].single_owners == found[1].single_owners > 0
+    assert found[0].exact == found[0].single_owners
+    assert found[1].exact == 0
+    assert found[0].f1 > found[0].popularity_f1
 
 
 def test_views_of_stage_1_add_up_to_what_the_nodes_sent(tiny_scenario, tmp_path):
