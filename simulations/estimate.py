@@ -1,4 +1,4 @@
-"""What a run will move, hold and take, told before it starts (docs/estimate.md has the constants and their error).
+"""What a run will move, hold and take, told before it starts (docs/estimate.md has their error).
 
 Bytes follow from the data, the fleet and the protocol; memory and time from constants, measured on one machine.
 """

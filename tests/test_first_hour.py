@@ -168,24 +168,34 @@ def test_the_readme_works_as_typed(machine):
     said = type_in(script_of(README)[0])
     makes = said.partition("Look at the report:")
     assert makes[1], "make run says what comes next"
-    for name in ("out/ml-100k", "out/first"):
+    for name in ("out/ml-100k", "out/first", "out/federated"):
         assert (copy / name / "report.html").is_file()
     assert "refinement.rounds: " in said  # scenarios show --keys
     shares = {line.split()[0] for line in said.splitlines() if re.match(r"\d+\.\d% popularity 0\.\d{4}$", line)}
     assert shares == {"1.0%", "2.5%", "5.0%", "10.0%", "25.0%"}
 
-    result = read_report(copy / "out" / "first")
-    found = {"fp32": (result.full_table.bytes, result.full_table.globally.recall)}
-    for row in result.budgets:
-        if row.selector == result.scenario["selector"]:
-            found[f"at {row.share:.0%}"] = row.budget_bytes, row.recall
-    row = r"^\| [^|]*?(fp32|at 1%|at 5%) \| ([\d.]+) KB \| (0\.\d{4}) \|$"
+    row = r"^\| [^|]*?(fp32|at 1%|at 5%) \| ([\d.]+) KB \| (0\.\d{4}) \| (0\.\d{4})? ?\|$"
     rows = re.findall(row, README.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(rows) == 3
-    for name, size, recall in rows:
-        assert round(found[name][0] / 1000, 1) == float(size)
-        if real_data() is not None:
-            assert found[name][1] == pytest.approx(float(recall), abs=PLACES), name
+    for column, folder in enumerate(("first", "federated"), start=2):
+        measured = figures_of(read_report(copy / "out" / folder))
+        shown = [(line[0], line[1], line[column]) for line in rows if line[column]]
+        assert len(shown) == 5 - column
+        for name, size, recall in shown:
+            assert round(measured[name][0] / 1000, 1) == float(size)
+            if real_data() is not None:
+                assert measured[name][1] == pytest.approx(float(recall), abs=PLACES), name
+
+
+def figures_of(result):
+    """Bytes and recall of the rows of README's table, by the end of a row's name."""
+    figures = {}
+    if result.full_table.globally is not None:
+        figures["fp32"] = result.full_table.bytes, result.full_table.globally.recall
+    for row in result.budgets:
+        if row.selector == result.scenario["selector"]:
+            figures[f"at {row.share:.0%}"] = row.budget_bytes, row.recall
+    return figures
 
 
 @pytest.mark.engine

@@ -75,7 +75,7 @@ def measured() -> Iterator[ReaderMemory]:
 
 
 def main() -> None:
-    """Print the table as docs/runtime.md has it."""
+    """Print the table."""
     print("| budget | file | held | live at most, while it is read, checked and ranked |\n|---|---|---|---|")
     try:
         for row in measured():
