@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from simulations import runner
 from simulations.cli.main import app
-from simulations.scenario_files import load_scenario, shipped_scenarios
+from simulations.scenario_files import load_scenario
 from simulations.sweep.grid import settings_of
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
@@ -24,6 +24,8 @@ README = ROOT / "README.md"
 @pytest.fixture
 def data_home(tmp_path, monkeypatch):
     """The ml-100k scenario on made-up data: small, but with room for a block in 1% of the table."""
+    from simulations.scenario_files import shipped_scenarios
+
     rng = np.random.default_rng(0)
     rows = [f"{u},{i},{t}" for u in range(60) for t, i in enumerate(rng.permutation(1000)[:40])]
     (tmp_path / "pairs.csv").write_text("user,item,timestamp\n" + "\n".join(rows) + "\n", encoding="utf-8")
@@ -80,6 +82,8 @@ def test_commands_and_their_options_exist(command):
 
 @pytest.mark.parametrize("command", [c for c in commands() if " --set " in c])
 def test_overrides_name_existing_keys(command):
+    from simulations.scenario_files import shipped_scenarios
+
     words = shlex.split(command)[1:]
     changes = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     scenario = next((word for word in words[1:2] if word in shipped_scenarios()), "ml-100k")
