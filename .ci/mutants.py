@@ -37,18 +37,15 @@ from mutmut.stats import status_by_exit_code
 from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 from mutmut.workers.isolation import ForkRunner
 from survivors import (
+    COUNTS,
     KILLED,
     LISTED,
     NOTICED,
-    PAGE,
     ROOT,
     TRIED,
     Mutant,
-    between,
     counted,
     read_listed,
-    reasons,
-    replaced,
     squeezed,
     table,
     unexplained,
@@ -340,7 +337,7 @@ def main() -> int:
     parser.add_argument("--children", type=int, default=os.cpu_count() or 1, help="mutants at a time")
     parser.add_argument("--again", action="store_true", help="try again what survived and is listed")
     parser.add_argument("--show", action="store_true", help="run nothing: what the last run left")
-    parser.add_argument("--page", action="store_true", help="write rows and list into docs/mutants.md")
+    parser.add_argument("--counts", action="store_true", help="write the counts into .ci/mutants.md")
     given = parser.parse_args()
     names = given.groups or list(GROUPS)
     if not given.show:
@@ -363,10 +360,10 @@ def main() -> int:
         alive |= left
     mine = {one: why for one, why in listed.items() if one.module in counts}
     print(table(counts))
-    if given.page:
-        page = PAGE.read_text(encoding="utf-8")
-        before = {one: found for one, found in counted(between(page, "table")).items() if _path(one).exists()}
-        PAGE.write_text(replaced(replaced(page, "table", table(before | counts)), "list", reasons(listed)))
+    if given.counts:
+        known = counted(COUNTS.read_text(encoding="utf-8"))
+        kept = {module: found for module, found in known.items() if _path(module).exists()}
+        COUNTS.write_text(table(kept | counts) + "\n", encoding="utf-8")
     survived = [one for one, status in alive.items() if status not in NOTICED]
     news, gone = unexplained(survived, listed), sorted(mine.keys() - alive.keys())
     for one in news:

@@ -1,4 +1,4 @@
-"""Mutants that no test kills, listed with a reason each in ``.ci/survivors.yaml``; how docs/mutants.md shows them.
+"""Mutants that no test kills, each listed with a reason in ``.ci/survivors.yaml``; their counts in ``.ci/mutants.md``.
 
 A mutant is known by its module, its function and the lines that differ, blanks squeezed: lines may move.
 """
@@ -14,7 +14,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 LISTED = ROOT / ".ci" / "survivors.yaml"
-PAGE = ROOT / "docs" / "mutants.md"
+COUNTS = ROOT / ".ci" / "mutants.md"
+"""The counts of each module's last run, a table in Markdown and nothing else."""
 KILLED = ("killed", "segfault")
 """Of mutmut's statuses, those of mutants that a test failed on; code that ends the process was noticed, too."""
 NOTICED = (*KILLED, "timeout")
@@ -38,24 +39,6 @@ class Mutant:
     def place(self) -> str:
         """As lists and output name it."""
         return f"{self.module}:{self.function}"
-
-    @property
-    def change(self) -> str:
-        """What differs, without what both have before and behind it."""
-        before = _common(self.was, self.now)
-        behind = _common(self.was[before:][::-1], self.now[before:][::-1])
-        # whole words: back to the blank, on to the blank
-        start = self.was.rfind(" ", 0, before) + 1
-        ends = [len(text) - behind for text in (self.was, self.now)]
-        while behind and self.was[ends[0]] != " ":
-            ends, behind = [end + 1 for end in ends], behind - 1
-        return f"`{self.was[start : ends[0]].strip()}` → `{self.now[start : ends[1]].strip()}`"
-
-
-def _common(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
-    pairs = zip(one, other, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
 def squeezed(text: str) -> str:
@@ -90,17 +73,6 @@ def function_source(module: str, function: str, root: Path = ROOT) -> str | None
     return squeezed(ast.get_source_segment(source, node) or "")
 
 
-def reasons(listed: Mapping[Mutant, str]) -> str:
-    """The list as the page has it."""
-    by_reason: dict[str, list[Mutant]] = {}
-    for mutant, why in listed.items():
-        by_reason.setdefault(why, []).append(mutant)
-    lines = []
-    for why, mutants in by_reason.items():
-        lines += [f"**{why}**", "", *(f"- `{one.place}`, `{one.was}`: {one.change}" for one in sorted(mutants)), ""]
-    return "\n".join(lines).rstrip()
-
-
 def table(counts: Mapping[str, Mapping[str, int]]) -> str:
     """Counts by module and status, in Markdown; what crashed and what was not run have a column where there are any."""
     columns = [one for one in COLUMNS if one in ALWAYS or any(one in counted for counted in counts.values())]
@@ -117,24 +89,12 @@ def table(counts: Mapping[str, Mapping[str, int]]) -> str:
 
 def counted(table: str) -> dict[str, dict[str, int]]:
     """Counts by module and status, of a table."""
-    head, _, *rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.split("\n")]
+    head, _, *rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.splitlines()]
     status = {shown: name for name, shown in COLUMNS.items()} | {"survived": "survived"}
     return {
         row[0]: {status[shown]: int(cell) for shown, cell in zip(head[2:], row[2:], strict=True) if int(cell)}
         for row in rows[:-1]
     }
-
-
-def between(page: str, part: str) -> str:
-    """What is between the marks of a part."""
-    return page.split(f"<!-- {part} -->\n")[1].split(f"\n<!-- end of {part} -->")[0]
-
-
-def replaced(page: str, part: str, content: str) -> str:
-    """A page with what is between the marks of a part replaced."""
-    start, end = f"<!-- {part} -->\n", f"\n<!-- end of {part} -->"
-    before, rest = page.split(start)
-    return before + start + content + end + rest.split(end)[1]
 
 
 def unexplained(alive: Iterable[Mutant], listed: Mapping[Mutant, str]) -> list[Mutant]:

@@ -1,16 +1,13 @@
-"""The list of mutants that survive is about code that is there, and docs/mutants.md shows it; none is run here."""
+"""The list of mutants that survive is about code that is there; none is run here."""
 
 import pytest
 from survivors import (
+    COUNTS,
     LISTED,
-    PAGE,
     Mutant,
-    between,
     counted,
     function_source,
     read_listed,
-    reasons,
-    replaced,
     squeezed,
     table,
     unexplained,
@@ -32,11 +29,6 @@ def test_every_reason_is_one():
     assert all(mutant.was != mutant.now for mutant in listed)
 
 
-def test_the_page_shows_the_list():
-    page = PAGE.read_text(encoding="utf-8")
-    assert page == replaced(page, "list", reasons(read_listed(LISTED.read_text(encoding="utf-8"))))
-
-
 # ---------------------------------------------------------------- by hand
 
 ONE = Mutant("a.b", "C.f", "return x + 1", "return x - 1")
@@ -50,25 +42,11 @@ TEXT = """
 """
 
 
-def test_a_list_is_read_and_shown():
+def test_a_list_is_read():
     assert read_listed(TEXT) == {ONE: "it makes no difference"}
-    assert reasons(read_listed(TEXT)) == "**it makes no difference**\n\n- `a.b:C.f`, `return x + 1`: `+` → `-`"
     with pytest.raises(AssertionError, match="listed twice"):
         read_listed(TEXT + TEXT)
     assert read_listed("[]") == {}
-
-
-@pytest.mark.parametrize(
-    ("was", "now", "shown"),
-    [
-        ("if a < b:", "if a <= b:", "`<` → `<=`"),
-        ("f(a, b)", "f(a, )", "`b)` → `)`"),
-        ("x = f(a)", "x = None", "`f(a)` → `None`"),
-        ("return -a", "return +a", "`-a` → `+a`"),
-    ],
-)
-def test_changes_are_shown_without_what_is_alike(was, now, shown):
-    assert Mutant("m", "f", was, now).change == shown
 
 
 def test_survivors_that_nobody_listed_are_found():
@@ -97,16 +75,9 @@ def test_counts_are_added_up():
     assert crashed.splitlines()[2] == "| `b` | 6 | 3 | 1 | 2 | 0 |"
 
 
-def test_a_part_of_a_page_is_replaced():
-    page = "before\n<!-- list -->\nold\n<!-- end of list -->\nbehind\n"
-    assert replaced(page, "list", "new") == page.replace("old", "new")
-
-
-def test_rows_of_what_was_not_run_again_are_read_from_the_page():
+def test_counts_of_what_was_not_run_again_are_read_back():
     counts = {"b": {"killed": 3, "segfault": 2, "timeout": 1, "survived": 4}, "a.c": {"not checked": 5}}
-    assert counted(table(counts)) == counts
+    assert counted(table(counts) + "\n") == counts
     assert counted(table({"b": {"killed": 3}})) == {"b": {"killed": 3}}
-    page = replaced("before\n<!-- table -->\n\n<!-- end of table -->\nbehind\n", "table", table(counts))
-    assert between(page, "table") == table(counts)
-    shown = PAGE.read_text(encoding="utf-8")
-    assert shown == replaced(shown, "table", table(counted(between(shown, "table")))), "its sums are those of its rows"
+    shown = COUNTS.read_text(encoding="utf-8")
+    assert shown == table(counted(shown)) + "\n", "its sums are those of its rows"

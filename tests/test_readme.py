@@ -89,10 +89,13 @@ def test_commands_and_their_options_exist(command):
 
 @pytest.mark.parametrize("command", [c for c in commands() if " --set " in c])
 def test_overrides_name_existing_keys(command):
+    from simulations.scenario_files import shipped_scenarios
+
     words = shlex.split(command)[1:]
     changes = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    scenario = next((word for word in words[1:2] if word in shipped_scenarios()), "ml-100k")
     for overrides in [one.overrides for one in settings_of(changes)] if words[0] == "sweep" else [changes]:
-        load_scenario("ml-100k", overrides)
+        load_scenario(scenario, overrides)
 
 
 def test_the_quickstart_is_typed_in_the_environment_that_make_run_makes():
