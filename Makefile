@@ -10,7 +10,7 @@ LOCK := $(if $(LOCKED),requirements.lock)
 INSTALLED := $(VENV)/.installed$(if $(LOCKED),-locked)
 
 
-.PHONY: run test lint docs lock mutants clean
+.PHONY: run test golden lint docs lock mutants clean
 
 run: $(INSTALLED)
 	$(BIN)/fl-peel run ml-100k --out $(OUT)
@@ -24,6 +24,12 @@ run: $(INSTALLED)
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not deployment"
 	$(BIN)/python -m pytest --numprocesses 2 --dist load -m deployment
+
+# figures to the last digit (CONTRIBUTING.md): as committed, or as of BASE=commit; RECORD=1 writes those to commit;
+# DATA=folder: also the other data sets that lie there; SCENARIOS="ml-100k compare" for some
+golden: $(INSTALLED)
+	$(BIN)/python -m tests.golden $(if $(RECORD),--record) $(if $(BASE),--base $(BASE)) $(if $(DATA),--data-dir $(DATA)) \
+	  $(if $(SCENARIOS),--only "$(SCENARIOS)")
 
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check $(CODE)

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity  # what an engine sets before messages can be made
-
-from clients.client_app import app as client_app
 
 Interfere = Callable[[int, Message], "Message | None"]
 """(partition, message) -> a reply instead of the node's own, or None to let the node answer."""
@@ -25,10 +24,16 @@ def let_through(partition: int, message: Message) -> Message | None:
 
 
 class LoopbackGrid(Grid):
-    """``num_nodes`` nodes whose ids tell nothing about their partitions. ``crossed``: every record that crossed."""
+    """``num_nodes`` nodes whose ids tell nothing about their partitions. ``crossed``: every record that crossed;
+    ``client``: the app that answers, by default the one that pyproject.toml names.
+    """
 
-    def __init__(self, num_nodes: int, interfere: Interfere = let_through) -> None:
+    def __init__(self, num_nodes: int, interfere: Interfere = let_through, client: ClientApp | None = None) -> None:
+        if client is None:
+            from clients.client_app import app as client
+        self._client = client
         self._interfere = interfere
+        self._replies: dict[str, Message] = {}
         self._partition = {(7919 * (p + 1)) % 10_007: p for p in range(num_nodes)}
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
         self.crossed: list[tuple[str, RecordDict]] = []
@@ -48,10 +53,15 @@ class LoopbackGrid(Grid):
         return list(self._partition)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        raise NotImplementedError
+        numbers = []
+        for message in messages:
+            reply = self._answer(message)
+            numbers.append(message.metadata.message_id)
+            self._replies[numbers[-1]] = reply
+        return numbers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        raise NotImplementedError
+        return [self._replies.pop(number) for number in list(message_ids) if number in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         replies = [self._answer(message) for message in messages]
@@ -72,7 +82,7 @@ class LoopbackGrid(Grid):
         reply = self._interfere(partition, message)
         if reply is None:
             try:
-                reply = client_app(message, context)
+                reply = self._client(message, context)
             except Exception as error:
                 reply = Message(Error(0, f"{type(error).__name__}: {error}"), reply_to=message)
         if not reply.has_error():
