@@ -145,7 +145,7 @@ def test_a_simulation_needs_interactions(own, tmp_path):
             "without name and path nothing is collected",
         ),
         ("pretraining", {"collected": {"share": 0.5}}, "without name and path nothing is collected"),
-        ("evaluation", {"per_device": True}, "are of simulations, which have all interactions"),
+        ("evaluation", {"per_device": True}, "are for simulations, which have all interactions"),
         ("data", {"min_rating": 3}, "leave out timeline and min_rating"),
     ],
 )

@@ -132,16 +132,16 @@ BAD = [
     (["privacy.target_epsilon=8"], "privacy: target_epsilon needs a mechanism that adds noise; set privacy.mechanism"),
     (
         ["privacy.mechanism=central-gaussian", "privacy.target_epsilon=8"],
-        "privacy: mechanism central-gaussian without clipping protects nobody; set privacy.clipping.kind",
+        "privacy: mechanism central-gaussian without clipping gives no guarantee; set privacy.clipping.kind",
     ),
     (CENTRAL, "privacy: mechanism central-gaussian needs target_epsilon (or noise_multiplier); give one"),
     (
         [*CENTRAL, "privacy.target_epsilon=2", "privacy.group_epsilon=2"],
-        "privacy: group_epsilon leaves nothing of target_epsilon; lower it or raise the target",
+        "privacy: group_epsilon uses up target_epsilon; lower it or raise the target",
     ),
     (
         ["privacy.clipping.kind=adaptive"],
-        "privacy: clipping.kind adaptive counts devices under noise; set privacy.mechanism",
+        "privacy: clipping.kind adaptive releases a noised count of devices; set privacy.mechanism",
     ),
     ([*CENTRAL, "privacy.delta=1"], "privacy.delta: input should be less than 1"),
     (

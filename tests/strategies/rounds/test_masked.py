@@ -267,7 +267,7 @@ def test_the_report_has_the_form_of_its_schema(tiny_scenario, tmp_path):
 def test_keys_are_checked(tiny):
     for override, why in (
         ("neighbours=3", "secure_aggregation: neighbours 3 is odd; give an even number"),
-        ("threshold=0.5", "lets two halves open both secrets"),
+        ("threshold=0.5", "lets two halves of the devices reconstruct both secrets"),
         ("devices_per_group=4", "devices_per_group 4 is below min_devices 8"),
     ):
         with pytest.raises(Exception, match=why):

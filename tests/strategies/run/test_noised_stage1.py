@@ -284,7 +284,7 @@ BAD = [
         {"pretraining": {"source": "collected", "collected": {"share": 1.0}}},
         "pretraining.source: collected has devices",
     ),
-    ({"data": {"refit": True}}, "data.refit takes both stages twice"),
+    ({"data": {"refit": True}}, "data.refit runs both stages twice"),
 ]
 
 
