@@ -43,28 +43,31 @@ class Draw(Protocol):
 
 
 class Memory(Spec):
-    """How large a device's base budget is, and what it may use besides while it trains.
+    """Memory of a device class: its base budget, and the working memory available during training.
 
     Absolute: ``total_kb``, ``total_mb`` or ``total_gb`` (1 KB = 1024 bytes, as memory is sold) times
     ``recommender_share``. Relative to the fp32 full item table: ``table_share``, or a total times
-    ``table_share_per_gb``. A budget never exceeds the total, where there is one. Working memory is ``working_factor``
-    times the largest budget that the device ever has, and with it never exceeds the total.
+    ``table_share_per_gb``. A budget never exceeds the total, if there is one. Working memory is ``working_factor``
+    times the largest budget that the device ever has; together they never exceed the total.
     """
 
     total_kb: Kilobytes | None = Field(None, json_schema_extra=unit("KB"))
-    """Memory of the device in 1024 bytes; no budget ever exceeds it."""
+    """Total memory of the device in KB (1024 bytes); no budget exceeds it."""
     total_mb: Megabytes | None = Field(None, json_schema_extra=unit("MB"))
-    """The same in 1024 KB."""
+    """Total memory of the device in MB (1024 KB); no budget exceeds it."""
     total_gb: Gigabytes | None = Field(None, json_schema_extra=unit("GB"))
-    """The same in 1024 MB."""
+    """Total memory of the device in GB (1024 MB); no budget exceeds it."""
     recommender_share: PositiveShare | None = Field(None, json_schema_extra=unit("share"))
-    """Of the total: the base budget, whatever the data set."""
+    """Base budget as a share of the total memory, independent of the data set."""
     table_share: PositiveShare | None = Field(None, json_schema_extra=unit("share"))
-    """Of the fp32 full item table: the base budget; no total is needed."""
+    """Base budget as a share of the fp32 full item table; it needs no total."""
     table_share_per_gb: PerGigabyte | None = Field(None, json_schema_extra=unit("share per GB"))
-    """Of the fp32 full item table, per GB of the total: the base budget."""
-    working_factor: Positive = Field(Constant(WORKING_FACTOR), json_schema_extra=unit("largest budgets"))
-    """Working memory, which choosing and training take besides; docs/profiles.md says why 16."""
+    """Base budget as a share of the fp32 full item table, per GB of the total memory."""
+    working_factor: Positive = Field(
+        Constant(WORKING_FACTOR), json_schema_extra=unit("multiples of the largest budget")
+    )
+    """Working memory for block selection and training, in multiples of the largest budget; docs/profiles.md explains
+    the default of 16."""
 
     @model_validator(mode="after")
     def _check_keys(self) -> Memory:
@@ -102,58 +105,60 @@ class Memory(Spec):
 
 
 class Compute(Spec):
-    """How fast a device trains."""
+    """Compute of a device class."""
 
-    samples_per_s: Positive = Field(Constant(5000.0), json_schema_extra=unit("samples per s"))
-    """Training samples."""
+    samples_per_s: Positive = Field(Constant(5000.0), json_schema_extra=unit("samples/s"))
+    """Training speed in samples per second."""
 
 
 class Network(Spec):
-    """A device's link; megabits are 10^6 bits."""
+    """Network link of a device class; a megabit is 10^6 bits."""
 
     uplink_mbps: Positive = Field(Constant(5.0), json_schema_extra=unit("Mbit/s"))
-    """From the device."""
+    """Bandwidth from the device to the server."""
     downlink_mbps: Positive = Field(Constant(20.0), json_schema_extra=unit("Mbit/s"))
-    """To the device."""
+    """Bandwidth from the server to the device."""
     latency_ms: NonNegative = Field(Constant(50.0), json_schema_extra=unit("ms"))
-    """Before the first byte of a message."""
+    """Latency before the first byte of a message."""
 
 
 class Energy(Spec):
-    """What training and the radio draw from the battery; a megabyte on the radio is 10^6 bytes."""
+    """Energy that training and communication draw from the battery; a megabyte of communication is 10^6 bytes."""
 
     train_watts: NonNegative = Field(Constant(0.0), json_schema_extra=unit("W"))
-    """While it trains."""
+    """Power drawn while the device trains."""
     radio_joules_per_mb: NonNegative = Field(Constant(0.0), json_schema_extra=unit("J/MB"))
-    """Sent or received."""
+    """Energy per megabyte sent or received."""
 
 
 class DeviceProfile(Spec):
-    """One class of devices. Every draw is a function of (seed, profile name, key, device id).
+    """Profile of a device class. Every value is drawn as a function of (seed, profile name, key, device id).
 
-    Subclass it to compute any of this differently; see docs/profiles.md.
+    Subclass it to compute any of them differently; see docs/profiles.md.
     """
 
     name: str
-    """Class of devices, as reports show it; no two of a fleet are alike."""
+    """Name of the device class in reports, unique within the fleet."""
     population_share: ShareFloat | None = Field(None, json_schema_extra=unit("share"))
-    """Of the population; over all profiles 1. Without it and counts all are alike."""
+    """Share of the population that belongs to the class; the shares of all profiles sum to 1. Without shares and
+    counts, all classes are equally large."""
     population_count: PositiveInt | None = Field(None, json_schema_extra=unit("devices"))
-    """In place of shares, in every profile: they count by these."""
+    """Size of the class relative to the counts of the other profiles, in place of shares."""
     memory: Memory | None = None
-    """May be left out where the budget process knows bytes by itself."""
+    """Memory; optional if the budget process gives bytes itself."""
     budget: Annotated[BudgetProcess, PlainValidator(read_budget), WithJsonSchema({})] = ConstantBudget()
-    """How the budget moves around the base: the name of a process, or a mapping with it and its keys."""
+    """Budget process, by which the budget varies around its base: the name of a process, or a mapping with the name and
+    its keys."""
     compute: Compute = Compute()
-    """How fast it trains."""
+    """Compute."""
     network: Network = Network()
-    """Its link."""
+    """Network link."""
     availability: Annotated[Availability, PlainValidator(read_availability), WithJsonSchema({})] = RandomAvailability()
-    """When the device can be sampled: a probability a round, a daily window, or as recorded."""
+    """Availability, when the device can be sampled: a probability per round, a daily window, or a recording."""
     energy: Energy | None = None
-    """What it draws from the battery."""
+    """Energy model; null: no energy is counted."""
     precision: Precision | None = None
-    """For your own use: in a run all classes store blocks at the scenario's blocks.precision."""
+    """Block precision for your own use; in a run, all classes store blocks at the scenario's blocks.precision."""
 
     @field_validator("name", mode="before")
     @classmethod

@@ -39,12 +39,12 @@ _STEPS = as_schema("integer", minimum=1, maximum=MAX_STEPS_PER_ROUND)
 
 
 class Clock(Spec):
-    """The budget clock: ``step_s`` seconds per step, ``steps_per_round`` steps per round."""
+    """Budget clock: ``step_s`` seconds per step, ``steps_per_round`` steps per round."""
 
     step_s: PositiveFloat = Field(900.0, json_schema_extra=unit("s"))
-    """Of a step, within which budgets stand still."""
+    """Length of a step, within which budgets are constant."""
     steps_per_round: Annotated[int, BeforeValidator(_steps), _STEPS] = Field(4, json_schema_extra=unit("steps"))
-    """To a round of the run."""
+    """Steps per federated round."""
 
     def step_of(self, server_round: float) -> int:
         """Step at a time in rounds: round 3 begins at step 3 * steps_per_round; 3.5 is half a round later.

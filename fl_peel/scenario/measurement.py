@@ -103,6 +103,4 @@ class Engine(Keys):
     """Address of a running Ray cluster; null: a new one is started."""
     device: Device = "cpu"
     """Processor that trains, ranks and pretrains: cpu, cuda, cuda:N; torch-cpu runs the GPU's code on the processor,
-    slowly, for
-    tests (pretraining is then on cpu).
-    """
+    slowly, for tests (pretraining is then on cpu)."""

@@ -55,27 +55,20 @@ class TimelinePart(Keys):
     """Largest share of the table's rows that a period may change: new items first, then the rows that changed most."""
     nearer: PartShare = 0.0
     """Margin for changing the user group: a device moves to another group if that group's centroid is closer by more
-    than
-    this share of the squared distance to its present centroid, so that the move is worth the download.
-    """
+    than this share of the squared distance to its present centroid, so that the move is worth the download."""
     rounds: int = Field(0, ge=0, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
     """Least number of rounds of the fleet's clock that a period lasts; the steps of a period take some themselves."""
     fading: float | None = Field(10.0, gt=0, json_schema_extra=unit("interactions"))
     """Decay constant of a device's vector: an interaction followed by n later ones has weight e^(-n / fading); null:
-    all
-    interactions have the same weight.
-    """
+    all interactions have the same weight."""
     leaving: float | None = Field(None, gt=0, json_schema_extra=unit("periods"))
     """Half-life of inactive users: after so many periods without an interaction a user contributes the newer half of
-    its
-    interactions, after twice as many a quarter, and finally none. null: users stay.
-    """
+    its interactions, after twice as many a quarter, and finally none. null: users stay."""
     fresh_exponents: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (0.0, 0.25, 0.5, 0.75, 1.0), min_length=1, max_length=MOST_LISTED, json_schema_extra=unit("exponent")
     )
     """Candidate exponents of recency: an item's score is multiplied by (its interactions in the last period / all its
-    interactions) ** exponent; devices choose one of them on validation after every period.
-    """
+    interactions) ** exponent; devices choose one of them on validation after every period."""
     period: int = Field(0, ge=0, json_schema_extra=unit("period index"))
     """Index of the present period, from 0; the run sets it."""
     phase: Phase = "learn"
@@ -147,27 +140,21 @@ class Data(Keys):
     refused."""
     catalogue: FilePath | None = None
     """File of item ids, one per line; items are numbered in this order and all others are left out. Without ``name``
-    and ``path`` it
-    is that of a deployment whose nodes hold their own interactions (docs/deploy.md).
-    """
+    and ``path`` it is that of a deployment whose nodes hold their own interactions (docs/deploy.md)."""
     test_path: FilePath | None = None
     """Test file that belongs to ``path``, if there is one."""
     min_rating: float | None = Field(None, json_schema_extra=unit("rating"))
     """Lowest rating that counts as an interaction; null: all ratings count."""
     split_order: SplitOrder = "auto"
     """Order in which each user's interactions are split; time: the newest become test items; random; auto: time where
-    the data has
-    timestamps, else random.
-    """
+    the data has timestamps, else random."""
     validation_share: PartShare = 0.1
     """Share of each user's interactions outside the test part that become validation items."""
     test_share: PartShare = 0.2
     """Share of each user's interactions that become test items, unless the source has a test part."""
     refit: bool = False
     """Whether both stages run once more with the validation items added to the train items, after settings are chosen;
-    the
-    second run is evaluated.
-    """
+    the second run is evaluated."""
     timeline: TimelinePart | None = None
     """Replay of the interactions period by period, in place of one split; null: one split."""
 
@@ -216,14 +203,10 @@ class Collected(Keys):
 
     mode: CollectedMode = "users"
     """Who contributes to ``share``; users: a share of the users consents; oldest: every user gives the oldest share of
-    its
-    interactions.
-    """
+    its interactions."""
     share: ShareOrNone = 1.0
     """Share of the users, or of each user's interactions, that the server collects. 0: fully federated (no interaction
-    leaves a
-    device), which needs pretraining.source: devices.
-    """
+    leaves a device), which needs pretraining.source: devices."""
 
 
 class Pretraining(Keys):
@@ -234,26 +217,21 @@ class Pretraining(Keys):
     """
     source: Literal["collected", "devices"] = "collected"
     """Interactions that the sums of spectral run over; collected: those that the server collected; devices: those of
-    all
-    devices, which never leave them. With devices, what is collected initializes the passes.
-    """
+    all devices, which never leave them. With devices, what is collected initializes the passes."""
     columns: int = Field(512, ge=1, le=WIDEST, json_schema_extra=unit("columns"))
     """Rank K of the eigendecomposition, spectral only."""
     passes: int = Field(6, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("passes"))
     """Power iterations of spectral (products with R~^T R~), each one round over all devices."""
     user_exponent: float = Field(0.3, ge=0, le=1, json_schema_extra=unit("exponent"))
     """Exponent a of the normalized matrix R~ = D_u^-a R D_i^-b, spectral only: larger values reduce the weight of
-    active users'
-    interactions.
-    """
+    active users' interactions."""
     item_exponent: float = Field(0.5, ge=0, le=1, json_schema_extra=unit("exponent"))
     """Exponent b of R~: larger values reduce the weight of interactions with popular items."""
     count_exponent: float | None = Field(None, ge=0, le=1, json_schema_extra=unit("exponent"))
     """Exponent of the item counts in the scores, spectral only; null: chosen by devices on their validation items."""
     value_exponent: float | None = Field(None, ge=0, json_schema_extra=unit("exponent"))
     """Exponent of the eigenvalues, the shape of the spectral filter: 0 weights all columns equally, larger values the
-    leading ones; null: chosen by devices on their validation items.
-    """
+    leading ones; null: chosen by devices on their validation items."""
     panel: int = Field(1000, ge=1, le=MOST_DEVICES, json_schema_extra=unit("devices"))
     """Number of devices, approximately, that choose the exponents left at null."""
     group_columns: int = Field(128, ge=1, le=WIDEST, json_schema_extra=unit("columns"))
@@ -262,24 +240,18 @@ class Pretraining(Keys):
     """Rounds of Lloyd's algorithm that cluster the users, spectral only."""
     row_sketch: Share | None = None
     """Number of hash buckets of the item rows, as a share of the items: a count sketch of the masked sums in every pass
-    but the
-    last, under secure aggregation; null: all rows are sent.
-    """
+    but the last, under secure aggregation; null: all rows are sent."""
     sum_bits: Literal[32, 64] = Field(64, json_schema_extra=unit("bits"))
     """Word size of the sums that devices send; 32: fixed-point units as fine as the number of devices allows."""
     windows: int = Field(3, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
     """Rounds of the fleet's clock for which a step of spectral with source: devices stays open, so that devices that
-    are offline at
-    first can still answer.
-    """
+    are offline at first can still answer."""
     deadline_s: float | None = Field(None, gt=0, json_schema_extra=unit("s"))
     """Deadline of a device's answer to a step, in virtual seconds from when it takes part; null: the server waits for
     all."""
     embedding_dim: int = Field(64, ge=1, le=WIDEST, json_schema_extra=unit("dimensions"))
     """Dimension of the user and item embeddings. The full table takes four bytes per number, so relative budgets scale
-    with
-    it.
-    """
+    with it."""
     num_layers: int = Field(3, ge=0, le=MOST_LISTED, json_schema_extra=unit("layers"))
     """Number of graph convolution layers of lightgcn; matrix-factorization has none."""
     loss: Literal["sampled-softmax", "bpr"] = "sampled-softmax"
@@ -300,10 +272,8 @@ class Pretraining(Keys):
     """
     negatives_exponent: float = Field(0.0, ge=0, le=1, json_schema_extra=unit("exponent"))
     """Exponent of popularity in negative sampling, sampled-softmax only: an item is drawn with probability proportional
-    to (its
-    interactions + 1) ** exponent, with the inverse of that probability as its weight; 0: uniform sampling. On Gowalla
-    40
-    epochs with 0.75 give user groups as good as 80 epochs with 0 (docs/method.md).
+    to (its interactions + 1) ** exponent, with the inverse of that probability as its weight; 0: uniform sampling. On
+    Gowalla 40 epochs with 0.75 give user groups as good as 80 epochs with 0 (docs/method.md).
     """
     temperature: float = Field(0.25, gt=0, json_schema_extra=unit("divisor of logits"))
     """Temperature of the softmax: logits are dot product / temperature."""
@@ -312,9 +282,7 @@ class Pretraining(Keys):
     result."""
     popularity_correction: float = Field(0.0, ge=0, le=1, json_schema_extra=unit("share"))
     """Share of an item's log popularity that is added to its logit in training and left out in serving: 0 learns
-    popularity
-    as in the data, 1 learns as if all items were equally popular.
-    """
+    popularity as in the data, 1 learns as if all items were equally popular."""
     user_weight_exponent: float = Field(1.0, ge=0, json_schema_extra=unit("exponent"))
     """Exponent of a user's interaction count in its weight in the loss; 0: users count equally; 1: interactions count
     equally."""
@@ -325,8 +293,7 @@ class Pretraining(Keys):
     """Mean norm of the initial layer-0 item rows."""
     diversity_form: DiversityForm = "cosine"
     """Form of the regularizer that keeps the slices of an item different; none; cosine, which is bounded; distance, the
-    paper's, which is unbounded.
-    """
+    paper's, which is unbounded."""
     diversity_weight: float = Field(0.0, ge=0, json_schema_extra=unit("weight"))
     """Weight of that regularizer in the loss; 0: no regularizer."""
     diversity_slices: int = Field(4, ge=1, le=WIDEST, json_schema_extra=unit("slices"))
@@ -404,9 +371,7 @@ class Blocks(Keys):
 
     item_groups: ItemGroupKind = "single"
     """Grouping of the items; contiguous: by item number, as in the paper; popularity: popularity tiers;
-    interest-popularity: clusters
-    within popularity tiers; single: one item per group.
-    """
+    interest-popularity: clusters within popularity tiers; single: one item per group."""
     count: int = Field(20, ge=1, le=MOST_ITEMS, json_schema_extra=unit("item groups"))
     """Number of item groups, for every kind but single."""
     num_tiers: int = Field(4, ge=1, le=MOST_ITEMS, json_schema_extra=unit("tiers"))

@@ -30,8 +30,8 @@ class Clipping(Keys):
 
     kind: Literal["none", "flat", "per-block", "adaptive"] = "none"
     """Kind of clipping; flat: the whole update has norm ``norm`` at most; per-block: each of the K blocks sent has
-    ``norm`` / sqrt(K)
-    at most; adaptive: flat, with a bound that follows a quantile of the norms (Andrew et al., NeurIPS 2021).
+    ``norm`` / sqrt(K) at most; adaptive: flat, with a bound that follows a quantile of the norms (Andrew et al.,
+    NeurIPS 2021).
     """
     norm: Norm = 1.0
     """Clipping bound of a device's update, in L2 (local-laplace: L1); adaptive: the bound of the first round."""
@@ -39,16 +39,12 @@ class Clipping(Keys):
     """Share of the devices whose update should remain unclipped, adaptive only."""
     learning_rate: float = Field(0.2, gt=0, le=10, json_schema_extra=unit("step size"))
     """Learning rate of the bound, adaptive only: bound <- bound * exp(-learning_rate * (share below it - quantile))
-    after every
-    round.
-    """
+    after every round."""
 
 
 class ReleaseShares(Keys):
     """Division of one round's privacy budget among the quantities released; 0 releases nothing. The shares are
-    normalized to sum
-    to 1, except for stage1.
-    """
+    normalized to sum to 1, except for stage1."""
 
     updates: float = Field(0.9, gt=0, json_schema_extra=unit("share"))
     """Share of the block updates, which train the tables."""
@@ -60,9 +56,7 @@ class ReleaseShares(Keys):
     """Share of the count of devices below the clipping bound, with adaptive clipping."""
     stage1: float = Field(4.0, gt=0, json_schema_extra=unit("rounds"))
     """Privacy budget of all that devices send in stage 1 (``pretraining.source: devices``), in multiples of one round;
-    it is added to
-    that of the rounds and is not normalized.
-    """
+    it is added to that of the rounds and is not normalized."""
 
 
 class Statistic(Keys):
@@ -79,28 +73,23 @@ class Privacy(Keys):
 
     mechanism: Annotated[str, AfterValidator(MECHANISMS.check), OneOf(MECHANISMS)] = NO_MECHANISM
     """Privacy mechanism; none; central-gaussian: the server adds noise to the sum over a user group; local-gaussian,
-    local-laplace:
-    each device adds noise; or a mechanism that an installed package registers under ``fl_peel.mechanisms``.
+    local-laplace: each device adds noise; or a mechanism that an installed package registers under
+    ``fl_peel.mechanisms``.
     """
     target_epsilon: float | None = Field(None, gt=0, json_schema_extra=unit("epsilon"))
     """User-level epsilon of the whole run, from which the noise follows."""
     delta: float = Field(1e-5, gt=0, lt=1, json_schema_extra=unit("probability"))
     """Delta of the (epsilon, delta) guarantee: the probability with which it may fail. Choose it below one over the
-    number of
-    devices.
-    """
+    number of devices."""
     noise_multiplier: float | None = Field(
         None, ge=1e-6, le=LARGEST_MULTIPLIER, json_schema_extra=unit("clipping bounds")
     )
     """Noise of one round relative to the clipping bound, in place of target_epsilon; with both, it is checked against
-    target_epsilon.
-    """
+    target_epsilon."""
     noise_source: Literal["seed", "system"] = "seed"
     """Source of noise, of randomized responses and of the coins of Poisson sampling; seed: the scenario's seed, so that
-    runs repeat,
-    for simulations only, since whoever has the seed can subtract the noise; system: the operating system's randomness,
-    in exact
-    integer arithmetic; runs do not repeat.
+    runs repeat, for simulations only, since whoever has the seed can subtract the noise; system: the operating system's
+    randomness, in exact integer arithmetic; runs do not repeat.
     """
     clipping: Clipping = Clipping()
     signals_norm: Norm = 1.0
@@ -115,30 +104,23 @@ class Privacy(Keys):
     """Epsilon of the randomized response by which devices whose data was not collected report their user group."""
     colluding_devices: int = Field(1, ge=0, le=MOST_DEVICES, json_schema_extra=unit("devices"))
     """Number of devices of a user group whose noise shares are not counted on, since they may reveal them to an
-    attacker. Under secure
-    aggregation devices add the noise in shares; 1: any device that looks at tables knows its own share.
+    attacker. Under secure aggregation devices add the noise in shares; 1: any device that looks at tables knows its own
+    share.
     """
     shrinkage: bool = True
     """Whether the server shrinks noised updates and signals towards earlier estimates, by the variance of the noise."""
     rows: Literal["touched", "all-sent"] = "touched"
     """Rows that a device's update contains; touched: those it changed; all-sent: all rows it was sent, which hides the
-    rows it
-    changed.
-    """
+    rows it changed."""
     requests: Literal["own-budget", "group-prefix"] = "own-budget"
     """Blocks that a device downloads; own-budget: those that fit its budget; group-prefix: those that fit the largest
-    budget of the
-    fleet, which hides its own.
-    """
+    budget of the fleet, which hides its own."""
     answer_share: float | None = Field(None, gt=0, le=1, json_schema_extra=unit("share"))
     """Share of the rounds in which a device answers. Devices that are available more often than that skip rounds at
-    random, so that
-    availability reveals nothing about the class. null: devices answer whenever they are available.
-    """
+    random, so that availability reveals nothing about the class. null: devices answer whenever they are available."""
     counters: Literal["withheld", "measured"] = "withheld"
     """Losses, validation metrics, times and bytes per class, which no mechanism covers; withheld: not sent; measured:
-    reported as the
-    simulation's own measurement, like the test metrics, outside the protocol and without effect on it.
+    reported as the simulation's own measurement, like the test metrics, outside the protocol and without effect on it.
     """
 
     @property
@@ -187,22 +169,16 @@ class Privacy(Keys):
 
 class SecureAggregation(Keys):
     """Secure aggregation of the rounds and of the steps of stage 1: the server learns sums over devices and nothing
-    else; see
-    docs/secure-aggregation.md. In a step of stage 1 all devices form one group.
-    """
+    else; see docs/secure-aggregation.md. In a step of stage 1 all devices form one group."""
 
     enabled: bool = False
     """Whether devices mask what they send."""
     masked: bool = True
     """Whether keys and masks are used; false: the same devices, dropouts and void rounds without them, as a baseline of
-    the
-    protocol's cost.
-    """
+    the protocol's cost."""
     devices_per_group: int | None = Field(64, ge=2, le=MOST_DEVICES, json_schema_extra=unit("devices"))
     """Number of devices of a user group that take part in a round, drawn from the round's cohort; null: the whole
-    cohort. Refinement
-    only: a step of stage 1 takes all devices that answer.
-    """
+    cohort. Refinement only: a step of stage 1 takes all devices that answer."""
     min_devices: int = Field(8, ge=3, le=MOST_DEVICES, json_schema_extra=unit("devices"))
     """Smallest number of devices in a sum. A user group in which fewer devices are available skips the round; stage 1
     ends the run."""
@@ -214,9 +190,7 @@ class SecureAggregation(Keys):
     half."""
     word_bits: Literal["auto", 32, 64] = Field("auto", json_schema_extra=unit("bits"))
     """Word size of block updates; auto: 32 where the clipping norm proves that sums cannot overflow, else 64. Stage 1
-    has its own:
-    ``pretraining.sum_bits``.
-    """
+    has its own: ``pretraining.sum_bits``."""
     dropout_share: PartShare = 0.0
     """Share of the devices that drop out of a round or step after key exchange, at a random stage, for studies of
     dropouts."""
@@ -245,9 +219,8 @@ class Poisoning(Keys):
     """Share of malicious devices, drawn by device id: those of a smaller share are among those of a larger one."""
     kind: Literal["scaled", "sign-flip", "promote", "idle"] = "scaled"
     """Attack; scaled: the update times factor; sign-flip: the update times -factor; promote: malicious devices train on
-    the target items
-    too, report them as validation hits, and multiply the target items' rows by factor; idle: they behave honestly, for
-    comparison.
+    the target items too, report them as validation hits, and multiply the target items' rows by factor; idle: they
+    behave honestly, for comparison.
     """
     factor: float = Field(10.0, gt=0, le=1e6, json_schema_extra=unit("factor"))
     """Factor of the attack's updates, and of promote's target rows."""

@@ -58,9 +58,8 @@ class Robust(Keys):
     node."""
     rule: Literal["mean", "median", "trimmed-mean", "krum"] = "mean"
     """Aggregation rule over the sums of sub-cohorts, row by row; krum: over the sub-cohorts that lie closest together.
-    It protects
-    against malicious devices whose node is malicious too, and bounds no single update; the server sees sums over fewer
-    devices.
+    It protects against malicious devices whose node is malicious too, and bounds no single update; the server sees sums
+    over fewer devices.
     """
     buckets: int = Field(16, ge=3, le=MOST_DEVICES, json_schema_extra=unit("sub-cohorts"))
     """Number of sub-cohorts of a user group, into which devices are hashed; used by every rule but mean."""
@@ -90,15 +89,11 @@ class Aggregation(Keys):
 
 class Acceptance(Keys):
     """Acceptance of refinement per user group. Devices compare the refined table with the last accepted one, on their
-    validation
-    items (:mod:`fl_peel.ranking.paired`).
-    """
+    validation items (:mod:`fl_peel.ranking.paired`)."""
 
     rule: Literal["validation", "always"] = "validation"
     """Rule of acceptance; validation: a group accepts the refined table if it is significantly better, and returns to
-    the last
-    accepted one otherwise; always: every group accepts.
-    """
+    the last accepted one otherwise; always: every group accepts."""
     every: int | None = Field(None, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
     """Rounds between comparisons; null: one comparison after the last round."""
     confidence: float = Field(0.95, gt=0.5, lt=1, json_schema_extra=unit("probability"))
@@ -114,9 +109,7 @@ class Refinement(Keys):
     """Share of the devices that is sampled in each round; sampled devices that are offline do not answer."""
     sampling: Literal["fixed", "poisson"] = "fixed"
     """Sampling of the cohort; fixed: exactly that share; poisson: each device independently, which privacy
-    amplification by sampling
-    requires.
-    """
+    amplification by sampling requires."""
     over_selection: float = Field(0.0, ge=0, le=10, json_schema_extra=unit("share"))
     """Additional devices sampled, as a share of the cohort, to make up for those that miss the deadline."""
     deadline_s: float | None = Field(None, gt=0, json_schema_extra=unit("s"))
@@ -125,9 +118,8 @@ class Refinement(Keys):
     """Smallest budget of a device that trains, as a share of the fp32 full item table."""
     contents: Annotated[str | None, AfterValidator(check_contents)] = None
     """Name of a contribution (what devices send and what the server does with the sums) that an installed package
-    registers under
-    ``fl_peel.device_contents``, ``fl_peel.server_contents`` or both; null: the contribution that the other keys ask
-    for.
+    registers under ``fl_peel.device_contents``, ``fl_peel.server_contents`` or both; null: the contribution that the
+    other keys ask for.
     """
     local: Local = Local()
     aggregation: Aggregation = Aggregation()
