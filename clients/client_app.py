@@ -52,7 +52,7 @@ def _of_scenario(read: Callable[[str], Read], text: str) -> Read:
     try:
         return read(text)
     except ValidationError as error:
-        raise MessageError(f"what is to be run is no scenario: {error.errors()[0]['msg'][:200]}") from None
+        raise MessageError(f"the scenario of the run is not valid: {error.errors()[0]['msg'][:200]}") from None
 
 
 def _cohort(context: Context, request: Any) -> Cohort:
@@ -119,8 +119,8 @@ def hello(message: Message, context: Context) -> Message:
         own = OwnData.of(context, partition)
         if (own is None) == scenario.data.held_by_nodes:
             raise EngineError(
-                f"node {partition}: nodes have their own interactions where the scenario has a catalogue alone, and "
-                f"only there; start the node {'with' if own is None else 'without'} data in its --node-config"
+                f"node {partition}: nodes hold their own interactions if, and only if, the scenario has a catalogue "
+                f"and no name or path; start the node {'with' if own is None else 'without'} data in its --node-config"
             )
         reply = wire.HelloReply(partition, num_partitions, str(root), code_digest(root))
         return reply if own is None else replace(reply, first=own.first, hosted=own.hosted(scenario, request.catalogue))

@@ -33,7 +33,7 @@ def load_scenario(source: str | Path, overrides: Iterable[str] = (), *, seed: in
     try:
         content = read_yaml_file(path)
     except YamlFault as fault:
-        raise ScenarioError(f"{path}{fault.line}: {fault}; mend it, or name another scenario") from None
+        raise ScenarioError(f"{path}{fault.line}: {fault}; correct it, or name another scenario") from None
     if not isinstance(content, dict):
         raise ScenarioError(f"{path}: holds no mapping of keys; start from a file that `fl-peel scenarios` lists")
     content.setdefault("name", path.stem)

@@ -76,7 +76,7 @@ class Memory(Spec):
         if len(totals) > 1:
             raise FieldError(f"has {' and '.join(totals)}: keep one")
         if self.table_share is not None and (totals or shares):
-            raise FieldError(f"has table_share and {(totals + shares)[0]}: keep one way to say the budget")
+            raise FieldError(f"has table_share and {(totals + shares)[0]}: give the budget in one way")
         if self.table_share is None and not totals:
             raise FieldError("needs table_share, or one of total_kb, total_mb, total_gb")
         if totals and len(shares) != 1:
@@ -170,7 +170,7 @@ class DeviceProfile(Spec):
             or len(value) > 100
             or not value.isprintable()
         ):
-            raise FieldError(f"must be a short name without blanks around it (got {kind_of(value)})")
+            raise FieldError(f"must be a short name without surrounding blanks (got {kind_of(value)})")
         return value
 
     @model_validator(mode="after")

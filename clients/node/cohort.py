@@ -173,7 +173,7 @@ class Cohort:
         """
         state = DeviceState.open(self.folder, mode)
         if state.users.shape != (len(self.devices), self.scenario.pretraining.embedding_dim):
-            raise EngineError(f"{self.folder}: what this node's devices keep is damaged; start the run again")
+            raise EngineError(f"{self.folder}: the stored state of this node's devices is damaged; start the run again")
         return state
 
 

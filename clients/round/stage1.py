@@ -289,7 +289,7 @@ def _in_parts(path: Path, request: SumsRequest, part: Floats) -> Floats:
     try:
         rows = np.load(path, mmap_mode="r+")
     except (OSError, ValueError) as error:
-        raise EngineError(f"{path}: devices have not made the first columns of their vectors") from error
+        raise EngineError(f"{path}: devices have not computed the first columns of their vectors") from error
     if rows.shape != shape:
         raise EngineError(f"{path}: of shape {rows.shape}, not {shape}; start the run again")
     rows[:, request.first : request.first + part.shape[1]] = part

@@ -168,7 +168,7 @@ def _rated(path: Path, columns: Columns, min_rating: float | None) -> Columns:
     if not kept.any():
         raise DataError(
             f"{path}: no rating reaches min_rating={min_rating:g}; "
-            f"lower it to {columns.ratings.max():g}, the best there is, or less"
+            f"lower it to {columns.ratings.max():g}, the highest rating, or less"
         )
     mask = pa.array(kept)
     times = None if columns.timestamps is None else columns.timestamps[kept]

@@ -331,8 +331,9 @@ def _shape(
     drawn, place = drawn_items(counts, seed)
     won, answered = sums.choice(Question(halves(directions.astype(np.float32)), values, counts, shapes, drawn, place))
     if not (answered or sums.bounded):
-        raise DataError("stage 1: no device that was asked has a validation item; set pretraining.count_exponent and "
-                        "value_exponent, or raise pretraining.panel or data.validation_share")  # fmt: skip
+        raise DataError(
+            "stage 1: none of the requested devices has a validation item; set pretraining.count_exponent and "
+            "value_exponent, or raise pretraining.panel or data.validation_share")  # fmt: skip
     best = int(won.argmax())
     return (
         float(shapes.count_exponents[best]),

@@ -70,7 +70,7 @@ class VectorLayout:
         if strange:
             raise SecureAggregationError(
                 f"refinement.contents: devices say {sorted(strange)[0]!r}, which has no place in a masked vector; say "
-                "what the contents that ship say, or set secure_aggregation.enabled to false"
+                "what the shipped contributions send, or set secure_aggregation.enabled to false"
             )
         words = Words.zeros(*self.num_words)
         places = {32: 0, 64: 0}

@@ -64,7 +64,7 @@ class Study:
         """
         result, seconds = self.checkpoints.stage(name, decides, modules, work)
         if seconds is None:
-            self.on_event(Event(name, 1, 1, "kept from an earlier run"))
+            self.on_event(Event(name, 1, 1, "resumed from an earlier run"))
         else:
             self.seconds[name] = seconds
         return result
@@ -85,7 +85,7 @@ class Study:
         missing = [trial for trial in trials if results[trial.name] is None]
         for trial in trials:
             if trial not in missing:
-                self.on_event(Event(trial.name, 1, 1, "kept from an earlier run"))
+                self.on_event(Event(trial.name, 1, 1, "resumed from an earlier run"))
         if missing:
             self._require_plans(missing)
             if self.scenario.pretraining.model != "spectral":

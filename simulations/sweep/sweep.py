@@ -60,7 +60,7 @@ class Sweeping:
         told = _of_setting(plan.setting, self.on_event)
         found = None if self.fresh else _done_before(plan)
         if found is not None:
-            told(Event("report", 1, 1, "kept from an earlier sweep"))
+            told(Event("report", 1, 1, "resumed from an earlier sweep"))
             return found
         (plan.folder / DONE).unlink(missing_ok=True)  # of other runs there, which are replaced now
         run_seeds(

@@ -96,7 +96,7 @@ def run_timeline_seeds(
             seal(place / WHOLE, found)
             mark_done(place, about)
         else:
-            told(Event("report", 1, 1, "kept from before the run was stopped"))
+            told(Event("report", 1, 1, "resumed from a checkpoint"))
         results.append(found[0])
         drawn.append(found[1])
     together = timeline_seeds(results, drawn, command)

@@ -316,8 +316,8 @@ class MaskedSums(FederatedSums):
         if clock is not None:
             total = clock.total()
             asked = (
-                f" (of {int(total.sampled)} that were asked {int(total.unavailable)} were away, "
-                f"{int(total.excluded)} had too little memory)"
+                f" (of {int(total.sampled)} requested, {int(total.unavailable)} were offline, "
+                f"{int(total.excluded)} had insufficient memory)"
             )
         panel = ", pretraining.panel" if told.panel else ""
         return SecureAggregationError(

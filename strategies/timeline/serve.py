@@ -76,7 +76,7 @@ def serve_timeline(grid: Grid, scenario: Scenario, place: Place, on_event: OnEve
     run, kept = _Run(grid, scenario, place, nodes, timeline, stages), Kept.at(place, stages, on_event)
     done = run.go_on(kept)
     if done:
-        on_event(Event("timeline", done, timeline.periods, "kept from before the run was stopped"))
+        on_event(Event("timeline", done, timeline.periods, "resumed from a checkpoint"))
     for period in range(done, timeline.periods):
         run.period(period)
         run.keep(kept)
@@ -107,7 +107,7 @@ def check_timeline(scenario: Scenario) -> TimelinePart:
         ("evaluation.top_n", scenario.evaluation.top_n != 20, "20"),
     ):
         if wrong:
-            raise ScenarioError(f"{key}: a timeline does not go with it yet; set it to {remedy}")
+            raise ScenarioError(f"{key}: timelines do not support it yet; set it to {remedy}")
     return timeline
 
 

@@ -147,7 +147,7 @@ class KeptRows:
             row = self.checkpoints.read(path)
             if row is not None:
                 found[name] = row
-                self.on_event(Event(name, 1, 1, "kept from an earlier run"))
+                self.on_event(Event(name, 1, 1, "resumed from an earlier run"))
             elif not self.checkpoints.fresh and self.checkpoints.others(path):
                 self.on_event(
                     Event(name, 0, 1, "what is kept is of another scenario, data, fleet, options or version: anew")

@@ -191,7 +191,7 @@ BAD_FILES = [
     ("x.csv", "user,item,user_id\n1,2,3\n", r"x\.csv:1: 'user' and 'user_id' both name the user; keep one"),
     ("x.csv", "user,item\n1,2\n,3\n", r"x\.csv:3: user is missing"),
     ("x.csv", "user,item\n1,2\n3,-1\n", r"x\.csv:3: item is negative \(-1\)"),
-    ("x.csv", 'user,item\n"1",2\n"3,4\n', r"x\.csv:3: unexpected end of data; mend the quotes"),
+    ("x.csv", 'user,item\n"1",2\n"3,4\n', r"x\.csv:3: unexpected end of data; correct the quotes"),
     ("x.csv", 'user,item,note\n1,2,"two\nlines"\n1,2\n', r"x\.csv:4: 2 fields where 3"),
     ("x.csv", "user,item,time\n1,2,soon\n", r"x\.csv:2: timestamp is 'soon', not a number of seconds or a time like 2"),
     ("x.csv", "user,item\n1,2\n1,nan\n", r"x\.csv:3: item is 'nan', which stands for no id; leave out such rows"),

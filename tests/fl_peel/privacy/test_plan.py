@@ -362,7 +362,7 @@ def test_the_report_says_whom_the_noise_is_against():
     unmasked = told(scenario(colluding, secure_aggregation=SECURE | {"masked": False})).accounted
     assert central.adjacency == "a device's contributions, all rounds together, replaced by zeros"
     assert local.adjacency == "a device's contributions, all rounds together, replaced by any others"
-    tables = "the other devices and whoever sees the tables"
+    tables = "the other devices and anyone who sees the tables"
     server = "the server too"
     others = ", which learns noised sums alone, and 2 device(s) of the user group that tell it all they know"
     assert [one.covers for one in (central, local, masked, unmasked)] == [
@@ -374,29 +374,31 @@ def test_the_report_says_whom_the_noise_is_against():
     asked = told(scenario(CENTRAL | {"group_epsilon": 0.5}), asks_groups=True).accounted
     assert asked.covers == SENT.format("refinement, and the user group it answers", tables)
     poisson = scenario(refinement={"sampling": "poisson", "cohort_share": 0.25})
-    whoever = "Poisson, 0.25 a round, for whoever does not see which devices take part"
+    whoever = "Poisson, 0.25 per round, towards anyone who does not see which devices take part"
     assert told(poisson).accounted.sampling == whoever
-    assert central.sampling == "not amplified: every round a device can be in counts in full"
+    assert central.sampling == "not amplified: every round that a device can take part in counts in full"
 
 
-COLLECTED = "pretraining data: {}, which the server has in clear (pretraining.collected)"
+COLLECTED = "pretraining data: {}, which the server has in the clear (pretraining.collected)"
 SEED = [
     "whoever has the seed, which is in this report: noise, answers and coins follow from it and can be subtracted "
     "(privacy.noise_source: system)",
-    "the last bits of the noise, which samplers of floating-point numbers draw (privacy.noise_source: system)",
+    "the last bits of the noise, which floating-point samplers draw (privacy.noise_source: system)",
 ]
 OUTSIDE = [
     "memory budgets, device classes and availability, which are not interactions",
-    "the test, which the researcher makes on all devices outside the protocol",
+    "the test evaluation, which the researcher runs on all devices outside the protocol",
 ]
 ARTIFACTS = "3 devices whose embeddings are written beside this report (evaluation.artifacts)"
-ASKED_FOR = "how many blocks a device asks for: its budget of the moment (privacy.requests)"
+ASKED_FOR = "the number of blocks that a device requests, and so its current budget (privacy.requests)"
 VALIDATED = [
     "fixed tiers: the table sizes each device class gets, chosen on its validation items (fairness.tiers)",
-    "the recall of the first tables on validation items, in this report (evaluation.full_tables)",
-    "keys of this scenario, where they were chosen by trying several on validation items of the same devices",
+    "the validation recall of the first tables, in this report (evaluation.full_tables)",
+    "keys of this scenario, if they were chosen by trying several values on validation items of the same devices",
 ]
-MEASURED = "rounds' losses, recalls, times and bytes in this report: measured by the simulation, sent by nobody"
+MEASURED = (
+    "losses, recalls, times and bytes of the rounds in this report: measured by the simulation, sent by no device"
+)
 
 
 def uncovered(privacy=None, **keys):

@@ -457,9 +457,9 @@ def test_lines_are_few_and_say_where_a_run_stands():
 def test_a_stage_of_one_step_that_was_skipped_is_told_once():
     written = []
     lines = progress.Lines(written.append)
-    lines(Event("pretraining", 30, 30, "kept from an earlier run"))
+    lines(Event("pretraining", 30, 30, "loaded from the cache"))
     assert len(written) == 1
-    assert written[0].endswith("pretraining 30/30: kept from an earlier run")
+    assert written[0].endswith("pretraining 30/30: loaded from the cache")
 
 
 def test_bars_show_every_stage_on_a_terminal():

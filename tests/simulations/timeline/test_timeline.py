@@ -156,7 +156,7 @@ def test_seeds_that_are_done_are_read(file, tmp_path, monkeypatch):
         run_timeline_seeds(short, seeds=2, out=tmp_path / "out")
     found = run_timeline_seeds(short, seeds=2, out=tmp_path / "out", on_event=told.append)
     assert begun == [0, 1, 1]
-    assert told[0].text == "kept from before the run was stopped"
+    assert told[0].text == "resumed from a checkpoint"
     assert found.lines == run_timeline_seeds(short, seeds=2, out=tmp_path / "whole").lines
     assert not list((tmp_path / "out").glob("seed-*/.*.kept"))
 
@@ -194,7 +194,7 @@ def test_a_timeline_that_is_killed_ends_in_the_same_files(file, tmp_path):
     process.wait()
     assert not (out / "timeline.json").exists()
     again = subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, text=True)
-    assert "kept from before the run was stopped" in again.stderr
+    assert "resumed from a checkpoint" in again.stderr
     assert not (out / NAME).exists()
     subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
     ours, theirs = (

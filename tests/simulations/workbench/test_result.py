@@ -143,7 +143,7 @@ def test_pretrained_tables_are_kept_as_on_the_command_line(tiny, tmp_path, monke
     assert not default_cache_dir().exists()
     assert told() == ""
     assert len(list(default_cache_dir().iterdir())) == 1
-    assert told() == "kept from an earlier run"
+    assert told() == "loaded from the cache"
     assert told(cache_dir=tmp_path / "mine") == ""
     assert len(list((tmp_path / "mine").iterdir())) == 1
 

@@ -93,7 +93,7 @@ def test_a_node_that_was_lost_before_the_run_is_not_waited_for(tiny_scenario):
 def test_two_nodes_of_one_partition_are_refused(tiny_scenario):
     grid = LossyGrid(2)
     grid._partition[99] = 1
-    with pytest.raises((EngineError, MessageError), match=r"two nodes say that they are partition 1|it is partition"):
+    with pytest.raises((EngineError, MessageError), match=r"two nodes claim to be partition 1|it is partition"):
         connected(grid, tiny_scenario)
 
 

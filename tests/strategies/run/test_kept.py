@@ -157,7 +157,7 @@ def test_what_is_done_is_not_done_again(tiny, tmp_path):
     result, again, told = served(scenario, tmp_path / "second", tmp_path / "kept")
     assert again < messages / 2  # who is there, and joining
     assert {"stage-1", "start-tables", "evaluation", "moving-budgets", "fairness"} <= {
-        event.stage for event in told if "kept from before" in event.text
+        event.stage for event in told if "resumed from a checkpoint" in event.text
     }
     assert result.stages["refinement"] > 0
 
@@ -199,7 +199,7 @@ def test_a_rule_of_ones_own_may_change_every_row_that_was_sent(tiny, tmp_path, m
     (tmp_path / "kept").mkdir()
     served(scenario, tmp_path / "stopped", tmp_path / "kept", stop_at=messages // 2)
     result, _, told = served(scenario, tmp_path / "again", tmp_path / "kept")
-    assert any("kept from before" in event.text for event in told)
+    assert any("resumed from a checkpoint" in event.text for event in told)
     assert figures(result) == figures(whole)
 
 

@@ -213,7 +213,7 @@ def test_a_device_below_what_a_pass_needs_is_told_and_served(scenario, tmp_path)
 
 def test_a_step_that_reaches_nobody_says_why(scenario, tmp_path):
     scenario = changed(scenario, pretraining={"deadline_s": 1e-6})
-    with pytest.raises(EngineError, match=r"stage 1, counts: of 40 devices .* 40 were late"):
+    with pytest.raises(EngineError, match=r"stage 1, counts: of 40 devices .* 40 missed the deadline"):
         prepared(scenario, tmp_path / "run")
 
 

@@ -137,7 +137,7 @@ def test_the_rows_that_change_most_are_published_new_ones_first():
     ],
 )
 def test_what_a_timeline_knows_nothing_of_is_refused(folder, change, key):
-    with pytest.raises(ScenarioError, match=rf"^{key}: a timeline does not go with it yet; set it to "):
+    with pytest.raises(ScenarioError, match=rf"^{key}: timelines do not support it yet; set it to "):
         check_timeline(scenario_of(folder, planted(), change))
 
 
