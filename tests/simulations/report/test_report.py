@@ -489,7 +489,7 @@ def test_without_full_tables_there_are_no_ratios_and_no_yardsticks(tmp_path):
     assert read_report(tmp_path) == result
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["full_table"] == {"bytes": 1_000_000}
     text = page(tmp_path / "report.html").text
-    assert "Not measured (evaluation.full_tables), so that there are no ratios either." in text
+    assert "Not measured (evaluation.full_tables is false), so that ratios are not available." in text
     assert "reach a Recall@20 of 0.2100; the full table was not measured." in text
     assert "full table, global" not in text
     full, budgets, _, _ = (printed(table) for table in summary_tables(result))
