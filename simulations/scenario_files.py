@@ -35,7 +35,7 @@ def load_scenario(source: str | Path, overrides: Iterable[str] = (), *, seed: in
     except YamlFault as fault:
         raise ScenarioError(f"{path}{fault.line}: {fault}; correct it, or name another scenario") from None
     if not isinstance(content, dict):
-        raise ScenarioError(f"{path}: holds no mapping of keys; start from a file that `fl-peel scenarios` lists")
+        raise ScenarioError(f"{path}: is not a mapping of keys; start from a file that `fl-peel scenarios` lists")
     content.setdefault("name", path.stem)
     for override in overrides:
         content = _with_override(content, override)
@@ -67,7 +67,7 @@ def _with_override(content: dict[str, Any], override: str) -> dict[str, Any]:
 
     def changed(node: Any, left: list[str]) -> dict[str, Any]:
         if node is not None and not isinstance(node, dict):
-            raise ScenarioError(f"--set {shown}: {'.'.join(keys[: -len(left)])} is a value, it has no keys")
+            raise ScenarioError(f"--set {shown}: {'.'.join(keys[: -len(left)])} is a value and has no keys")
         inner = dict(node or {})
         inner[left[0]] = value if len(left) == 1 else changed(inner.get(left[0]), left[1:])
         return inner

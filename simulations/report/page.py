@@ -99,8 +99,8 @@ def why_less(result: RunResult) -> str:
     )
     if shares := _beyond_chance(row for row in result.budgets if _low(row.to_strongest) > 1):
         return (
-            f"At {shares} the smaller table is significantly better than the best full table. {left_out}, so that they "
-            "do not displace relevant items from a list."
+            f"At budgets of {shares} the smaller table is significantly better than the best full table. {left_out}, "
+            "so that they do not displace relevant items from a list."
         )
     groups = (result.full_table.start, result.full_table.refined)
     own = max((one for one in groups if one is not None), key=lambda one: one.recall, default=None)
@@ -108,9 +108,9 @@ def why_less(result: RunResult) -> str:
     if not shares or own is None or _low(own.to_global) <= 1 or own.to_global is None:
         return ""
     return (
-        f"At {shares} the smaller table is significantly better than the full global table, because each user group "
-        f"has its own: the full group tables already reach {format_over(own.to_global)} times the recall of the "
-        f"global table, and shrinking them costs little of it. {left_out}."
+        f"At budgets of {shares} the smaller table is significantly better than the full global table, because each "
+        f"user group has its own: the full group tables already reach {format_over(own.to_global)} times the recall "
+        f"of the global table, and shrinking them costs little of it. {left_out}."
     )
 
 

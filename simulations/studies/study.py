@@ -135,10 +135,12 @@ def study_splits(scenario: Scenario, place: Place) -> Splits:
         BudgetError: some device can never hold a block.
     """
     if scenario.data.refit:
-        raise ScenarioError("data.refit: studies choose on validation items, which it takes; leave it out")
+        raise ScenarioError(
+            "data.refit: studies choose settings on validation items, which refit trains on; leave it out"
+        )
     splits = device_splits(scenario, place.data_dir, place.run_dir)
-    require_items(splits, "validation", "studies choose on them; raise it")
-    require_items(splits, "test", "studies report on them; raise it")
+    require_items(splits, "validation", "studies choose settings on them; raise it")
+    require_items(splits, "test", "studies report metrics on them; raise it")
     check_data(scenario, splits)
     check_devices(scenario, splits)
     return splits

@@ -127,8 +127,8 @@ def full_recalls(result: RunResult) -> list[FullTableRecall]:
     full = result.full_table
     tables = (
         ("global", full.globally, MUTED),
-        ("groups, before refinement", full.start, PURPLE),
-        ("groups, after refinement", full.refined, INK),
+        ("before refinement", full.start, PURPLE),
+        ("refined", full.refined, INK),
     )
     return [FullTableRecall(name, quality, color) for name, quality, color in tables if quality is not None]
 
@@ -179,7 +179,7 @@ def recall_by_group(result: RunResult) -> Plot | None:
                 color=PAPER if inside else INK,
                 fontweight="bold",
             )
-    marks = [one for one in full_recalls(result) if one.name != "groups, before refinement"]
+    marks = [one for one in full_recalls(result) if one.name != "before refinement"]
     axes.set_ylabel(f"Recall@{result.top_n}")
     top = max([*heights, *(one.quality.recall for one in marks), *(high for _, high in filter(None, ends))])
     axes.set_ylim(0, top * 1.12 if top else 1)

@@ -73,7 +73,7 @@ def compare(
     frame = Frame.of(scenario, out, options)
     if frame.scenario.pretraining.model == "spectral":
         raise ScenarioError(
-            "pretraining.model: spectral leaves no table for everybody, from which rivals start; compare another "
+            "pretraining.model: spectral makes no global table, from which rivals start; compare another "
             "model, run the scenario, or collect nothing (pretraining.collected.share: 0, source: devices)"
         )
     shares = tuple(sorted(set(budgets)))

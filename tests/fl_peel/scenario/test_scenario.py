@@ -258,7 +258,7 @@ def test_the_last_override_wins_and_the_seed_option_wins_over_it():
         ("=5", "--set =5: expected path=value"),
         ("a..b=5", "--set a..b=5: expected path=value"),
         ("refinement.rounds=[", "--set refinement.rounds=[: not valid YAML: expected the node content, but found"),
-        ("data.name.x=1", "--set data.name.x=1: data.name is a value, it has no keys"),
+        ("data.name.x=1", "--set data.name.x=1: data.name is a value and has no keys"),
         ("refinement.roundz=1", "ml-100k: unknown key refinement.roundz; did you mean 'rounds'?"),
     ],
 )

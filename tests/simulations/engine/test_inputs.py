@@ -144,7 +144,7 @@ def test_studies_ask_the_data_too(world, tmp_path):
 def test_a_folder_in_a_results_place_is_refused(tmp_path, name):
     check_out(tmp_path)
     (tmp_path / name).mkdir()
-    with pytest.raises(ReportError, match=f"{name}: is a folder where a result would be; move it, or give another"):
+    with pytest.raises(ReportError, match=f"{name}: is a folder with the name of a result; move it, or give another"):
         check_out(tmp_path)
 
 
@@ -154,7 +154,9 @@ def test_a_file_in_a_results_folders_place_is_refused(tmp_path, name):
     check_out(tmp_path)
     (tmp_path / name).rmdir()
     (tmp_path / name).write_text("mine")
-    with pytest.raises(ReportError, match=f"{name}: is a file where a folder would be; move it, or give another"):
+    with pytest.raises(
+        ReportError, match=f"{name}: is a file with the name of a result's folder; move it, or give another"
+    ):
         check_out(tmp_path)
 
 

@@ -135,7 +135,7 @@ def test_the_trace_of_the_example_is_made_of_its_recording():
 
 OLD = SNAPSHOT.replace("MemAvailable:     {kb} kB\n", "")
 BAD = {
-    "nothing": ("", None, "phone.txt: holds no line MemAvailable; record with date +%s; cat /proc/meminfo, in a loop"),
+    "nothing": ("", None, "phone.txt: has no line MemAvailable; record with date +%s; cat /proc/meminfo, in a loop"),
     "another file": (
         "user,item\n1,2\n",
         None,
@@ -156,14 +156,14 @@ BAD = {
     "no times": (
         SNAPSHOT.format(kb=1),
         None,
-        "phone.txt:3: no line of time before this snapshot; record date +%s before",
+        "phone.txt:3: no time before this snapshot; record date +%s before",
     ),
     "one without time": (
         THREE + SNAPSHOT.format(kb=1),
         None,
-        "phone.txt:27: no line of time before this snapshot; record date +%s before each, or give --every SECONDS",
+        "phone.txt:27: no time before this snapshot; record date +%s before each, or give --every SECONDS",
     ),
-    "times twice over": (THREE, 5, "phone.txt:1: is a line of time, and --every is given too; leave --every out"),
+    "times twice over": (THREE, 5, "phone.txt:1: is a time, and --every is given too; leave --every out"),
     "an old kernel": (
         f"1\n{OLD}2\n{OLD}",
         None,

@@ -414,7 +414,7 @@ def test_an_ablation_measures_every_part_and_runs_equals_once(tiny, tmp_path, co
     ablation.ablate(scenario, (0.3, 0.6), out=out)
     assert counts["simulated"] == 1
 
-    with pytest.raises(ScenarioError, match=r"^--parts: 'nothing' is no part of the method; choose from diversity"):
+    with pytest.raises(ScenarioError, match=r"^--parts: 'nothing' is not a part of the method; choose from diversity"):
         ablation.ablate(scenario, (0.6,), out=out, parts=["nothing"])
 
 

@@ -123,7 +123,7 @@ def test_seeds_are_those_from_the_scenarios_on(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        (["evaluation.top_n=5"], "evaluation.top_n: 5 is not 20, which studies report; leave it"),
+        (["evaluation.top_n=5"], "evaluation.top_n: 5 is not 20, the list length of studies; leave it out"),
         (
             ["data.validation_share=0"],
             "data.validation_share: leaves no device a validation item, and studies",
@@ -278,7 +278,7 @@ def test_rows_that_are_not_there_are_refused(tiny, only):
 def test_two_rows_of_one_name_are_refused(tiny):
     scenario = load_scenario(tiny)
     for texts in (["none:seed=1"], ["mine:seed=1", "mine:seed=2"]):
-        with pytest.raises(ScenarioError, match=r"^--row (none|mine): there is a row of this name; give another$"):
+        with pytest.raises(ScenarioError, match=r"^--row (none|mine): a row with this name exists; give another$"):
             rows_of(scenario, added=added_rows(scenario, texts))
     assert rows_of(scenario, added=added_rows(scenario, ["mine:seed=1"]))[-1] == "mine"
 

@@ -104,9 +104,9 @@ def test_a_space_is_read():
         (["x"], [], "--search x: expected path=low..high"),
         (["=1..2"], [], "expected path=low..high"),
         (["x=3"], [], "one value is for --set"),
-        (["x=2..1"], [], "from 2 to 1 there is nothing; give the lower one first"),
+        (["x=2..1"], [], "from 2 to 1 there is no value; give the lower end first"),
         (["x=1..1"], [], "there is nothing"),
-        (["x=a..b"], [], "a is no number; expected low..high"),
+        (["x=a..b"], [], "a is not a number; expected low..high"),
         (["x=0..nan"], [], "nan is no number"),
         (["x=0..1(log)"], [], "(log) knows numbers above 0 alone"),
         (["x=0..1(ln)"], [], "(ln) is unknown; known: (log), (step 8)"),
@@ -115,7 +115,7 @@ def test_a_space_is_read():
         (["seed=1..2"], [], "give --seed and --seeds"),
         (["x=1..2", "x=1,2"], [], "--search x: is given twice; leave one out"),
         (["x=1..2"], ["x=1"], "--search x: is given twice; leave one out"),
-        (["x=1..2"], ["y=1,2"], "--set y: has several values; in a search give them to --search"),
+        (["x=1..2"], ["y=1,2"], "--set y: has several values; in a search, give them with --search"),
     ],
 )
 def test_a_space_that_makes_no_sense_is_refused(searched, asked, said):
