@@ -102,7 +102,7 @@ def test_a_line_before_a_study(study, tiny, tmp_path, monkeypatch):
     assert lines[0].endswith(f"within a factor of {WITHIN:g}")
     assert lines[1] == "measured"
     (tmp_path / "out" / "checkpoints").mkdir(parents=True)
-    assert "is not done again" in fl_peel(study, tiny, "--out", tmp_path / "out", "--json").stderr
+    assert "are not computed again" in fl_peel(study, tiny, "--out", tmp_path / "out", "--json").stderr
     assert "estimate" not in fl_peel(study, tiny, "--out", tmp_path / "out", "--json", "--quiet").stderr
 
 

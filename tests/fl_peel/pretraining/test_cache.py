@@ -103,8 +103,8 @@ def test_a_damaged_file_is_as_good_as_none_and_told_in_one_line(tmp_path, caplog
         kept = read_tables(tmp_path, "k")
         if kept is None:
             (record,) = caplog.records
-            assert record.getMessage().startswith(f"{path}: kept tables are damaged (")
-            assert record.getMessage().endswith("); pretraining anew")
+            assert record.getMessage().startswith(f"{path}: cached tables are damaged (")
+            assert record.getMessage().endswith("); pretraining again")
             assert "\n" not in record.getMessage()
         else:  # spaces that safetensors pads its header with
             assert all((getattr(kept, name) == getattr(TABLES, name)).all() for name in ("users", "items"))

@@ -156,7 +156,7 @@ BAD = [
     ),
     (
         ["privacy.mechanism=local-gaussian", "privacy.clipping.kind=flat", "privacy.target_epsilon=8"],
-        "privacy.rows: touched tells which rows a device changed, which local-gaussian must hide; set all-sent",
+        "privacy.rows: touched reveals which rows a device changed, which local-gaussian must hide; set all-sent",
     ),
     (
         [*CENTRAL, "privacy.target_epsilon=8", "fairness.exclude_below=1%"],
@@ -197,5 +197,5 @@ def test_what_no_accountant_can_count_is_infinite():
 def test_what_no_accountant_can_count_is_refused(monkeypatch):
     beyond = Spent(math.inf, DELTA, "none", None, None)
     monkeypatch.setattr("fl_peel.privacy.plan.cost_of", lambda *asked: beyond)
-    with pytest.raises(ScenarioError, match=r"noise_multiplier: 2 at privacy\.delta 1e-05 spends more than can"):
+    with pytest.raises(ScenarioError, match=r"noise_multiplier: 2 at privacy\.delta 1e-05 spends more than the acc"):
         plan_of("privacy.noise_multiplier=2")

@@ -124,7 +124,7 @@ BAD = [
     ({"data": {"path": "a", "columns": {"user": "x", "item": "x "}}}, "data.columns: columns: x is given twice; leave"),
     (
         {"data": {"path": "a", "format": "movielens-tab", "columns": {"user": "u"}}},
-        "data: columns: those of format movielens-tab have",
+        "data: columns: format movielens-tab has",
     ),
     ({"data": {"path": "a", "columns": {"timestamp": "t"}}}, "unknown key data.columns.timestamp; did you mean"),
     (
@@ -273,8 +273,8 @@ def test_a_bad_override_is_one_line(override, line):
     ("text", "line"),
     [
         ("data: [", "not valid YAML"),
-        ("- a\n- b\n", "holds no mapping of keys"),
-        ("", "holds no mapping of keys"),
+        ("- a\n- b\n", "is not a mapping of keys"),
+        ("", "is not a mapping of keys"),
         ("question: x\n", "data: field required"),
         ("data: {name: ml-100k}\nseed: \xff", "seed: input should be a valid integer"),
     ],
@@ -290,7 +290,7 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path, text, line):
 
 def test_bytes_that_are_no_text_are_one_line(tmp_path):
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ScenarioError, match=r"bad\.yaml:1: is not UTF-8 text \(byte 0\); mend it"):
+    with pytest.raises(ScenarioError, match=r"bad\.yaml:1: is not UTF-8 text \(byte 0\); correct it"):
         load_scenario(tmp_path / "bad.yaml")
 
 

@@ -410,7 +410,7 @@ def test_a_port_that_is_taken_is_told_before_anything_is_done(fl_peel, tiny, mon
         port = taken.getsockname()[1]
         status, _, err = fl_peel("run", tiny, "--live-port", str(port))
     assert status == 2
-    assert re.fullmatch(rf"fl-peel: error: --live-port {port}: cannot serve there .*\n", err)
+    assert re.fullmatch(rf"fl-peel: error: --live-port {port}: the port cannot be opened .*\n", err)
 
 
 @pytest.mark.engine

@@ -60,24 +60,25 @@ BAD = [
         ["fleet=[fleet.yaml:small]", "fairness.exclude_below=43%"],
         "fairness.exclude_below: 43.0000% is above the largest budget of the fleet, 41.",
     ),
-    (["refinement.deadline_s=0.000001"], "refinement.deadline_s: 1e-06 is below what one block takes to reach "),
+    (["refinement.deadline_s=0.000001"], "refinement.deadline_s: 1e-06 is shorter than the download of one block "),
     (
         ["fleet=[slow.yaml]", "refinement.deadline_s=1"],
-        "refinement.deadline_s: 1 is below what one block takes",
+        "refinement.deadline_s: 1 is shorter than the download of one block",
     ),
-    (["fleet=[away.yaml]"], "fleet: no device is available in any of 2 rounds, so that nobody would train; raise"),
+    (["fleet=[away.yaml]"], "fleet: no device is available in any of 2 rounds, so that no device would train; raise"),
     (["user_groups={count: 41, min_size: 1}"], "user_groups.count: 41 of 40 devices; lower it"),
     (
         ["secure_aggregation={enabled: true, min_devices: 41, devices_per_group: null}"],
-        "secure_aggregation.min_devices: 41 of 40 devices that a round can ask, so that every user group would sit out",
+        "secure_aggregation.min_devices: 41 of 40 devices that a round can sample, so that every user group would skip",
     ),
-    ([SECURE, "refinement.cohort_share=15%"], "secure_aggregation.min_devices: 8 of 6 devices that a round can ask"),
+    ([SECURE, "refinement.cohort_share=15%"], "secure_aggregation.min_devices: 8 of 6 devices that a round can sample"),
     # of the scenario and what is installed alone
     ([NOISED, "fairness.exclude_below=50%"], "fairness.exclude_below: refines once more and so spends epsilon again"),
-    ([NOISED.replace("central", "local")], "privacy.rows: touched tells which rows a device changed"),
+    ([NOISED.replace("central", "local")], "privacy.rows: touched reveals which rows a device changed"),
     (
         [NOISED, SECURE, "privacy.colluding_devices=9"],
-        "privacy.colluding_devices: of 8 devices 5 must last, and 9 may tell their noise, which leaves none",
+        "privacy.colluding_devices: of 8 devices 5 must stay until the end, and 9 may reveal their noise, which "
+        "leaves none",
     ),
     (["selector=broken"], "the selector 'broken' of nowhere:at_all cannot be imported"),
     (["evaluation.selectors=[odd]"], "selector 'odd' is a tuple; register a function of a group's statistics"),
@@ -167,9 +168,7 @@ def test_a_place_in_which_nothing_can_be_made_is_refused_at_the_start(tmp_path, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("simulations.engine.inputs.tempfile.TemporaryFile", refuse)
-    with pytest.raises(
-        ReportError, match=r"out: cannot be written, nothing can be made in .* \(No space left on device\)"
-    ):
+    with pytest.raises(ReportError, match=r"out: cannot be written, .* is not writable \(No space left on device\)"):
         check_out(tmp_path / "out")
 
 

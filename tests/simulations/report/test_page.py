@@ -28,14 +28,17 @@ def test_why_less_can_be_more_is_said_where_it_is():
     assert why_less(run_result()) == ""
     told = why_less(better_than(run_result(), strongest=True))
     assert told.startswith(
-        "Less is more at 5%: the table ranks better than the best full one, beyond chance. An item of"
+        "At budgets of 5% the smaller table is significantly better than the best full table. An item without"
     )
     assert why_less(better_than(run_result(), strongest=True, low=0.999)) == ""
 
 
 def test_why_less_can_be_more_than_the_global_table_is_the_groups_own():
     told = why_less(better_than(run_result(), strongest=False))
-    assert "at 5%, beyond chance, as a user group has a table of its own" in told
+    assert (
+        "At budgets of 5% the smaller table is significantly better than the full global table, because each user "
+        "group has" in told
+    )
     assert "already 1.250 [1.200, 1.300] times" in told
     full = run_result().full_table
     as_good = replace(full, refined=replace(full.refined, to_global=Ratio(1.0, 0.99, 1.01)))
@@ -74,7 +77,7 @@ def test_classes_stand_beside_their_own_full_tables():
         "the same devices with full table, refined 0.2100 to 0.2100, full table, global 0.1900 to 0.1900" in beside.alt
     )
     view = device_classes_view(with_own_tables())
-    assert view.columns[4:6] == ("full table, refined", "full table, global")
+    assert view.columns[4:6] == ("refined full table", "global full table")
     assert [row[4:6] for row in view.rows] == [("0.2100", "0.1900"), ("–", "–")]
 
 

@@ -301,7 +301,7 @@ def test_noise_that_does_not_repeat_cannot_be_audited(tiny):
     scenario = load_scenario(
         tiny, ["privacy={mechanism: central-gaussian, target_epsilon: 8, clipping: {kind: flat}, noise_source: system}"]
     )
-    with pytest.raises(ScenarioError, match=r"privacy\.noise_source: system never gives the same noise again"):
+    with pytest.raises(ScenarioError, match=r"privacy\.noise_source: system does not repeat noise"):
         _require_replay(AuditRow("noised", scenario))
 
 

@@ -61,7 +61,7 @@ def test_folders_are_told_apart_and_are_names_of_folders(values):
         (["=1,2"], "expected path=value,value"),
         (["a=1,"], "expected path=value,value"),
         (["a=1,2", "a=3"], "a is given twice; write all its values in one --set"),
-        (["seed=1,2"], "seeds are no setting; give --seed and --seeds"),
+        (["seed=1,2"], "seeds are not a setting; give --seed and --seeds"),
         ([f"a={','.join(map(str, range(40)))}", f"b={','.join(map(str, range(40)))}"], "more than 1000 combinations"),
     ],
 )

@@ -157,7 +157,7 @@ def test_runs_of_another_scenario_are_not_read(tiny, tmp_path, monkeypatch, with
         (["refinement.round=1,2"], "did you mean 'rounds'"),
         (["fleet=fleet.yaml,nowhere.yaml"], "nowhere.yaml"),
         (["user_groups.min_size=4,4000"], "user_groups.min_size"),
-        (["evaluation.top_n=10,20"], "evaluation.top_n: figures of different lengths cannot be compared"),
+        (["evaluation.top_n=10,20"], "evaluation.top_n: metrics of lists of different lengths cannot be compared"),
         (["refinement.rounds=1"], "--set: nothing varies"),
     ],
 )
@@ -176,7 +176,7 @@ def test_somebody_elses_files_are_left_alone(tiny, tmp_path, command_line, witho
     (out / "sweep.csv").write_text("mine")
     code, _, err = command_line("sweep", tiny, *words(["refinement.rounds=1,2"]), "--out", out)
     assert code == 2
-    assert "no run of fl-peel has listed it as its own" in err
+    assert "the folder holds files that fl-peel did not write" in err
     assert not without_engine
 
 

@@ -91,7 +91,7 @@ def test_what_does_not_go_with_a_timeline_is_refused_before_anything_runs(file, 
     with pytest.raises(ScenarioError, match=r"^secure_aggregation.enabled: "):
         runs.run_timeline(load_scenario(file, ["secure_aggregation.enabled=true"]), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ScenarioError, match=r"data.timeline: .*start 0.9 and 8 periods of 0.07 are more than all"):
+    with pytest.raises(ScenarioError, match=r"data.timeline: .*start 0.9 and 8 periods of 0.07 cover more than all"):
         load_scenario(file, ["data.timeline.start=0.9"])
     with pytest.raises(
         ScenarioError, match=r"timeline: a timeline makes its own splits; leave out refit and test_path"

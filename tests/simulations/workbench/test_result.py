@@ -105,7 +105,7 @@ class TestResult:
                 fl_peel.Result.load(place)
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "report.json").write_text("mine")
-        with pytest.raises(ReportError, match="no run of fl-peel has listed it as its own"):
+        with pytest.raises(ReportError, match="the folder holds files that fl-peel did not write"):
             result.save(tmp_path / "mine")
         assert [path.name for path in (tmp_path / "mine").iterdir()] == ["report.json"]
 

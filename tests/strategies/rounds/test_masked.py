@@ -182,7 +182,7 @@ def test_a_stage_is_answered_once(tiny_scenario, tmp_path):
     """Asked again for shares, devices refuse: they have given one kind and forgotten the other."""
     _, grid = served(secure(tiny_scenario), tmp_path / "run", nodes=2)
     opening = next(content for kind, content in grid.crossed if kind == wire.SECURE_UNMASK)
-    with pytest.raises(SecureAggregationError, match="they hold nothing of this round"):
+    with pytest.raises(SecureAggregationError, match="they have no state of this round"):
         _again(grid, wire.SECURE_UNMASK, opening)
 
 

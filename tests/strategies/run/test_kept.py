@@ -133,7 +133,9 @@ def test_what_lies_in_files_has_the_same_figures_and_is_gone_on_from(kind, tiny,
         serve(stopped_in(3), scenario, Place("", str(tmp_path / "a"), "", str(kept)), told.append)
     result, _, more = served(scenario, tmp_path / "b", kept)
     assert figures(result) == figures(whole)
-    assert not [event for event in [*told, *more] if "cannot be kept" in event.text or "damaged" in event.text]
+    assert not [
+        event for event in [*told, *more] if "the checkpoint cannot be written" in event.text or "damaged" in event.text
+    ]
 
 
 def test_a_run_may_be_stopped_again_and_again(tiny, tmp_path):
@@ -297,7 +299,7 @@ def test_a_full_disk_keeps_nothing_and_stops_nothing(tmp_path):
     kept = replace(kept_at(tmp_path / "kept"), on_event=told.append)
     (tmp_path / "kept" / ".it.part").mkdir()  # in the way
     assert kept.stage("it", lambda: 7) == 7
-    assert "cannot be kept" in told[-1].text
+    assert "the checkpoint cannot be written" in told[-1].text
 
 
 def sealed(content: object, folder: Any) -> bytes:

@@ -263,7 +263,7 @@ def test_devices_choose_the_filter_on_any_number_of_nodes(scenario, tmp_path):
     )
     assert served(fixed, tmp_path / "fixed")[0].full_table == results[0].full_table
     few = changed(free, pretraining={"panel": 1})
-    with pytest.raises(DataError, match=r"no device that was asked has a validation item.*panel"):
+    with pytest.raises(DataError, match=r"none of the requested devices has a validation item.*panel"):
         prepared(few, tmp_path / "few")
 
 
