@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from fl_peel.errors import ScenarioError, shortened
 from fl_peel.files import file_kind
 from fl_peel.plugins import did_you_mean
+from fl_peel.scenario.renamed import present_key, with_present_names
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.yaml_text import MAX_DEPTH, YamlFault, kind_of, read_yaml, read_yaml_file
 
@@ -36,6 +37,7 @@ def load_scenario(source: str | Path, overrides: Iterable[str] = (), *, seed: in
         raise ScenarioError(f"{path}{fault.line}: {fault}; correct it, or name another scenario") from None
     if not isinstance(content, dict):
         raise ScenarioError(f"{path}: is not a mapping of keys; start from a file that `fl-peel scenarios` lists")
+    content = with_present_names(content)
     content.setdefault("name", path.stem)
     for override in overrides:
         content = _with_override(content, override)
@@ -56,7 +58,7 @@ def _find(source: str | Path) -> Path:
 
 def _with_override(content: dict[str, Any], override: str) -> dict[str, Any]:
     path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
+    keys = present_key(path.strip()).split(".")
     shown = shortened(override, 100)
     if not equals or not all(keys) or len(keys) > MAX_DEPTH:
         raise ScenarioError(f"--set {shown}: expected path=value, e.g. refinement.rounds=5")

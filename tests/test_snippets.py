@@ -115,9 +115,9 @@ def test_names_of_the_package_that_extends_are_known(folder, typed, monkeypatch)
         "pretraining={embedding_dim: 8, epochs: 2, diversity_slices: 2}",
     ]
     small += ["user_groups={count: 2}", "refinement.rounds=1", "evaluation.budgets=[50%]", "evaluation.artifacts=0"]
-    small += ["elasticity={rounds: 0, falls: []}", "fairness.tiers=[]", "selector=shown"]
+    small += ["elasticity={rounds: 0, falls: []}", "fairness.tiers=[]", "selector=exposure"]
     for changes in (
-        ["evaluation.selectors=[shown, surprising]"],
+        ["evaluation.selectors=[exposure, surprising]"],
         ["refinement.contents=proximal"],
         ["refinement.contents=half-steps"],
     ):

@@ -43,7 +43,7 @@ class Evaluation(Keys):
     """Memory budgets to evaluate, as shares of the fp32 full item table."""
     precisions: tuple[Precision, ...] = ()
     """Block precisions to evaluate; empty: that of blocks.precision."""
-    selectors: tuple[Selector, ...] = Field(("shown", "popularity"), max_length=MOST_LISTED)
+    selectors: tuple[Selector, ...] = Field(("exposure", "popularity"), max_length=MOST_LISTED)
     """Selectors, that is orders of the blocks, to evaluate."""
     full_tables: bool = True
     """Whether the full fp32 tables are evaluated too: the global table and the refined group tables."""

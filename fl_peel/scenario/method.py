@@ -386,7 +386,7 @@ class ControllerPart(Keys):
     """Controller: the network that turns block features into weights; see docs/method.md."""
 
     features: tuple[FeatureName, ...] = Field(
-        ("shown", "popularity", "global-popularity", "loss", "energy"), min_length=1
+        ("exposure", "popularity", "global-popularity", "loss", "energy"), min_length=1
     )
     """Input features of the network, one value each per block; the first one is the order that it starts from."""
     hidden: tuple[Annotated[int, Field(ge=1, le=WIDEST_LAYER)], ...] = Field(

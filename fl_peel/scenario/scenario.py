@@ -7,6 +7,8 @@ classes of the method (:class:`fl_peel.training.settings.LocalTraining` and so o
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -16,6 +18,7 @@ from fl_peel.scenario.measurement import Elasticity, Engine, Evaluation, Fairnes
 from fl_peel.scenario.method import Blocks, ControllerPart, Data, Pretraining, Selector, UserGroupsPart
 from fl_peel.scenario.protection import Poisoning, Privacy, SecureAggregation
 from fl_peel.scenario.refinement import Refinement, Robust
+from fl_peel.scenario.renamed import with_present_names
 
 
 class Scenario(Keys):
@@ -31,7 +34,7 @@ class Scenario(Keys):
     pretraining: Pretraining = Pretraining()
     user_groups: UserGroupsPart = UserGroupsPart()
     blocks: Blocks = Blocks()
-    selector: Selector = "shown"
+    selector: Selector = "exposure"
     """Selector that ranks the blocks, in refinement too: a fixed order, or the controller, which is learned."""
     controller: ControllerPart = ControllerPart()
     refinement: Refinement = Refinement()
@@ -46,6 +49,11 @@ class Scenario(Keys):
     secure_aggregation: SecureAggregation = SecureAggregation()
     poisoning: Poisoning = Poisoning()
     engine: Engine = Engine()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _present_names(cls, content: Any) -> Any:
+        return with_present_names(content) if isinstance(content, Mapping) else content
 
     @field_validator("fleet")
     @classmethod

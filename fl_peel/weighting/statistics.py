@@ -53,7 +53,7 @@ class BlockStatistics:
         columns = []
         for name in names:
             match name:
-                case "shown":
+                case "exposure":
                     columns.append(np.log(self.shown + 1e-3))
                 case "popularity":
                     columns.append(np.log(self.popularity + 1e-3))

@@ -95,7 +95,7 @@ def why_less(result: RunResult) -> str:
     """Explain why a smaller table can be better, where the figure shows that it is; return nothing elsewhere."""
     left_out = (
         "An item without a stored block is not recommended, and the items left out are those with the least "
-        f"{'exposure' if _best_selector(result) == 'shown' else 'weight'} in the user group"
+        f"{'exposure' if _best_selector(result) == 'exposure' else 'weight'} in the user group"
     )
     if shares := _beyond_chance(row for row in result.budgets if _low(row.to_strongest) > 1):
         return (

@@ -103,7 +103,7 @@ def check_timeline(scenario: Scenario) -> TimelinePart:
         ("privacy.mechanism", scenario.privacy.noised, "none"),
         ("secure_aggregation.enabled", scenario.secure_aggregation.enabled, "false"),
         ("poisoning.share", scenario.poisoning.largest_share > 0, "0"),
-        ("selector", scenario.selector not in ("shown", "popularity"), "shown or popularity"),
+        ("selector", scenario.selector not in ("exposure", "popularity"), "exposure or popularity"),
         ("evaluation.top_n", scenario.evaluation.top_n != 20, "20"),
     ):
         if wrong:
@@ -422,7 +422,7 @@ class _Run:
         """Who is asked, of these tables."""
         federation = self.refiner(prepared).federation(scenario, members, states)
         orders = {
-            "shown": [state.statistics.shown.astype(np.float64) for state in states],
+            "exposure": [state.statistics.shown.astype(np.float64) for state in states],
             "popularity": [state.statistics.popularity.astype(np.float64) for state in states],
         }
         return Evaluator(federation, _Weights(orders), server_round=self.clock)

@@ -40,7 +40,7 @@ def test_bytes_of_refinement(tiny, tmp_path):
 
 
 def test_bytes_of_stage_1_by_devices(tiny, tmp_path):
-    scenario = load_scenario(tiny, [*BY_DEVICES, *NARROW, "refinement.rounds=0", "selector=shown"])
+    scenario = load_scenario(tiny, [*BY_DEVICES, *NARROW, "refinement.rounds=0", "selector=exposure"])
     found, result = estimate(scenario, None), measured(scenario, tmp_path)
     assert found.stage1_download_bytes == pytest.approx(result.stage1.bytes_down_mean, rel=0.25)
     assert found.stage1_upload_bytes == pytest.approx(result.stage1.bytes_up_mean, rel=0.25)

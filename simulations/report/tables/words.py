@@ -33,7 +33,7 @@ FULL_TABLES: Mapping[str, str] = MappingProxyType(
 )
 SELECTORS: Mapping[str, str] = MappingProxyType(
     {
-        "shown": "exposure in the group",
+        "exposure": "exposure in the group",
         "popularity": "popularity in the group",
         "global-popularity": "global popularity",
         "energy": "energy",
@@ -97,7 +97,7 @@ def method_name(key: str) -> str:
 
 
 def selector_name(key: str) -> str:
-    """By what blocks are chosen: 'shown' -> 'what a group is shown'; a user's own selector by its name."""
+    """By what blocks are chosen: 'exposure' -> 'exposure in the group'; a user's own selector by its name."""
     return SELECTORS.get(key, f"“{key}”")
 
 

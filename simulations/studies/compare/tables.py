@@ -93,7 +93,7 @@ CEILING_METRICS: tuple[Literal["validation_recall@20", "recall@20", "ndcg@20"], 
     "ndcg@20",
 )
 VERDICT = {
-    "group_shown": "group exposure",
+    "group_exposure": "group exposure",
     "group_popularity": "group popularity",
     "single_budget": "trained for the budget",
 }

@@ -93,7 +93,7 @@ BAD = [
     ({"blocks": {"num_slices": 3}}, "blocks.num_slices: 3 does not divide pretraining.embedding_dim 64"),
     ({"pretraining": {"diversity_slices": 7}}, "pretraining.diversity_slices: 7 does not divide"),
     ({"controller": {"features": []}}, "controller.features: tuple should have at least 1 item"),
-    ({"controller": {"features": ["mood"]}}, "controller.features.0: input should be 'shown'"),
+    ({"controller": {"features": ["mood"]}}, "controller.features.0: input should be 'exposure'"),
     ({"controller": {"hidden": [0]}}, "controller.hidden.0: input should be greater than or equal to 1 (got 0)"),
     ({"controller": {"memory": 2}}, "controller.memory: input should be less than or equal to 1 (got 2)"),
     ({"refinement": {"cohort_share": "120%"}}, "refinement.cohort_share: input should be less than or equal to 1"),

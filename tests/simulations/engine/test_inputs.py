@@ -118,7 +118,7 @@ def test_what_is_known_before_the_engine_starts_is_told_then(world, tmp_path, ch
         ["blocks={item_groups: interest-popularity, count: 6}"],
         ["blocks.item_groups=single", "blocks.count=1000"],
         ["data.validation_share=0", "fairness.tiers=[]", "refinement.rounds=0"],
-        ["data.validation_share=0", "fairness.tiers=[]", "selector=shown", "evaluation.selectors=[shown]"],
+        ["data.validation_share=0", "fairness.tiers=[]", "selector=exposure", "evaluation.selectors=[exposure]"],
         ["budget_factor=0.000001"],
         [SECURE, "refinement={rounds: 0, cohort_share: 1%}"],
         [SECURE, "secure_aggregation.devices_per_group=null", "refinement={sampling: poisson, cohort_share: 1%}"],

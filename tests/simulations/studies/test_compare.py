@@ -97,7 +97,7 @@ def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp
     result = compared(scenario, out)
     check_issue_keys(result)
     methods = {(row["method"], row["precision"]) for row in result["rows"]}
-    group = ("peel", "group-shown", "group-popularity")
+    group = ("peel", "group-exposure", "group-popularity")
     for method in (*group, "global-elastic", "popular-items", "random-blocks", "magnitude-blocks"):
         assert {(method, precision) for precision in ("fp32", "int8", "int4")} <= methods
     others = {"peel-authors", "peel-authors-groups", "peel-single-budget", *(rival.name for rival, _ in RIVALS)}

@@ -9,10 +9,10 @@ from simulations.sweep.grid import settings_of, split_values
 
 
 def test_every_combination_the_last_key_fastest():
-    found = settings_of(["refinement.rounds=1, 2", "selector=shown,popularity", "blocks.precision=int4"])
+    found = settings_of(["refinement.rounds=1, 2", "selector=exposure,popularity", "blocks.precision=int4"])
     assert [one.label for one in found] == [
-        *("rounds=1, selector=shown", "rounds=1, selector=popularity"),
-        *("rounds=2, selector=shown", "rounds=2, selector=popularity"),
+        *("rounds=1, selector=exposure", "rounds=1, selector=popularity"),
+        *("rounds=2, selector=exposure", "rounds=2, selector=popularity"),
     ]
     assert found[1].overrides == ["blocks.precision=int4", "refinement.rounds=1", "selector=popularity"]
     assert found[1].folder == "refinement.rounds=1,selector=popularity"

@@ -39,9 +39,9 @@ KINDS = {
         "pretraining.model=spectral",
         "pretraining.source=devices",
         "pretraining.columns=8",
-        "selector=shown",
+        "selector=exposure",
     ),
-    "masked": ("secure_aggregation.enabled=true", "secure_aggregation.min_devices=4", "selector=shown"),
+    "masked": ("secure_aggregation.enabled=true", "secure_aggregation.min_devices=4", "selector=exposure"),
     "noised": (
         "privacy.mechanism=central-gaussian",
         "privacy.noise_multiplier=0.1",
