@@ -230,7 +230,12 @@ def _cut(scenario_json: str, data_dir: str, run_dir: str) -> Timeline:
     assert part is not None, "the scenario has a timeline"
     found = load_interactions(scenario, data_dir)
     return Timeline.of(
-        found, start=part.start, periods=part.periods, share=part.share, days=part.days, leaving=part.leaving
+        found,
+        start=part.start,
+        periods=part.periods,
+        share=part.share,
+        days=part.days,
+        leaving=part.inactivity_half_life,
     )
 
 

@@ -250,7 +250,7 @@ def _choice(config: SpectralConfig, splits: Splits, seed: int, budgets: Ints, al
     shapes *= len(VALUE_EXPONENTS if config.value_exponent is None else (0,))
     items, wanted = splits.train.counts(), splits.validation.counts()
     cost = choice_cost(config.columns, len(drawn), place, shapes, items, wanted, budgets, all_rows)
-    share = min(1.0, config.panel / splits.num_users)
+    share = min(1.0, config.filter_devices / splits.num_users)
     return share * float(cost.download_bytes.mean()), share * float(cost.upload_bytes.mean())
 
 

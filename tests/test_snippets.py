@@ -118,8 +118,8 @@ def test_names_of_the_package_that_extends_are_known(folder, typed, monkeypatch)
     small += ["elasticity={rounds: 0, falls: []}", "fairness.tiers=[]", "selector=exposure"]
     for changes in (
         ["evaluation.selectors=[exposure, surprising]"],
-        ["refinement.contents=proximal"],
-        ["refinement.contents=half-steps"],
+        ["refinement.contribution=proximal"],
+        ["refinement.contribution=half-steps"],
     ):
         words = [word for change in (*small, *changes) for word in ("--set", change)]
         typed(shlex.join(["fl-peel", "run", "ml-100k", "--quiet", *words]))

@@ -68,7 +68,7 @@ class Cohort:
     def fading(self) -> float | None:
         """How fast what a device did fades in its vector, in a timeline; see :class:`fl_peel.scenario.method`."""
         timeline = self.scenario.data.timeline
-        return None if timeline is None else timeline.fading
+        return None if timeline is None else timeline.decay_interactions
 
     @cached_property
     def joining(self) -> NDArray[np.bool_]:

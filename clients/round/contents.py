@@ -1,7 +1,7 @@
 """Device half of a round's contents: what is bounded, said and paid for.
 
 To add one, subclass :class:`DeviceContents` (or one that ships, :class:`clients.round.open.OpenDeviceContents`),
-register it under the entry point group ``fl_peel.device_contents`` and name it in a scenario, ``refinement.contents``.
+register it under the entry point group ``fl_peel.device_contents`` and name it as ``refinement.contribution``.
 :class:`clients.round.contracts.DeviceContentsContract` tests it; docs/contents.md has examples.
 """
 

@@ -61,7 +61,7 @@ class There:
         everybody = np.arange(len(cohort.devices))
         window = np.full(len(everybody), -1)
         budgets = np.zeros(len(everybody), np.int64)
-        for number in range(cohort.scenario.pretraining.windows):
+        for number in range(cohort.scenario.pretraining.open_rounds):
             now = asked & (window < 0) & cohort.available(everybody, time + number)
             window[now] = number
             budgets[now] = cohort.budgets.at(time + number)[now]
@@ -96,7 +96,7 @@ class Reached:
             costs.upload_bytes[reached],
             cohort.scenario.pretraining.deadline_s,
         )
-        waits = np.zeros(cohort.scenario.pretraining.windows, np.int64)
+        waits = np.zeros(cohort.scenario.pretraining.open_rounds, np.int64)
         np.maximum.at(waits, window[reached], spent.time_us)
         return Reached(reached[~spent.late], _counts(cohort, asked, window >= 0, there.small, reached, spent), waits)
 

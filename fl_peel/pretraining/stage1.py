@@ -333,7 +333,7 @@ def _shape(
     if not (answered or sums.bounded):
         raise DataError(
             "stage 1: none of the requested devices has a validation item; set pretraining.count_exponent and "
-            "value_exponent, or raise pretraining.panel or data.validation_share")  # fmt: skip
+            "value_exponent, or raise pretraining.filter_devices or data.validation_share")  # fmt: skip
     best = int(won.argmax())
     return (
         float(shapes.count_exponents[best]),

@@ -51,20 +51,20 @@ class TimelinePart(Keys):
     """Passes of stage 1 in each period, warm-started from the previous period's eigenvectors."""
     group_rounds: int = Field(1, ge=0, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
     """Rounds of Lloyd's algorithm in each period, warm-started from the previous centroids."""
-    allowance: Share = 0.15
+    max_changed_rows: Share = 0.15
     """Largest share of the table's rows that a period may change: new items first, then the rows that changed most."""
-    nearer: PartShare = 0.0
+    regroup_margin: PartShare = 0.0
     """Margin for changing the user group: a device moves to another group if that group's centroid is closer by more
     than this share of the squared distance to its present centroid, so that the move is worth the download."""
     rounds: int = Field(0, ge=0, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
     """Least number of rounds of the fleet's clock that a period lasts; the steps of a period take some themselves."""
-    fading: float | None = Field(10.0, gt=0, json_schema_extra=unit("interactions"))
-    """Decay constant of a device's vector: an interaction followed by n later ones has weight e^(-n / fading); null:
-    all interactions have the same weight."""
-    leaving: float | None = Field(None, gt=0, json_schema_extra=unit("periods"))
+    decay_interactions: float | None = Field(10.0, gt=0, json_schema_extra=unit("interactions"))
+    """Decay constant of a device's vector: an interaction followed by n later ones has weight e^(-n /
+    decay_interactions); null: all interactions have the same weight."""
+    inactivity_half_life: float | None = Field(None, gt=0, json_schema_extra=unit("periods"))
     """Half-life of inactive users: after so many periods without an interaction a user contributes the newer half of
     its interactions, after twice as many a quarter, and finally none. null: users stay."""
-    fresh_exponents: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+    recency_exponents: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (0.0, 0.25, 0.5, 0.75, 1.0), min_length=1, max_length=MOST_LISTED, json_schema_extra=unit("exponent")
     )
     """Candidate exponents of recency: an item's score is multiplied by (its interactions in the last period / all its
@@ -232,7 +232,7 @@ class Pretraining(Keys):
     value_exponent: float | None = Field(None, ge=0, json_schema_extra=unit("exponent"))
     """Exponent of the eigenvalues, the shape of the spectral filter: 0 weights all columns equally, larger values the
     leading ones; null: chosen by devices on their validation items."""
-    panel: int = Field(1000, ge=1, le=MOST_DEVICES, json_schema_extra=unit("devices"))
+    filter_devices: int = Field(1000, ge=1, le=MOST_DEVICES, json_schema_extra=unit("devices"))
     """Number of devices, approximately, that choose the exponents left at null."""
     group_columns: int = Field(128, ge=1, le=WIDEST, json_schema_extra=unit("columns"))
     """Number of leading columns in which users are clustered, spectral only."""
@@ -243,7 +243,7 @@ class Pretraining(Keys):
     but the last, under secure aggregation; null: all rows are sent."""
     sum_bits: Literal[32, 64] = Field(64, json_schema_extra=unit("bits"))
     """Word size of the sums that devices send; 32: fixed-point units as fine as the number of devices allows."""
-    windows: int = Field(3, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
+    open_rounds: int = Field(3, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
     """Rounds of the fleet's clock for which a step of spectral with source: devices stays open, so that devices that
     are offline at first can still answer."""
     deadline_s: float | None = Field(None, gt=0, json_schema_extra=unit("s"))
@@ -339,7 +339,9 @@ class Pretraining(Keys):
 
     def config(self) -> PretrainingConfig:
         """How tables are trained by gradients; of spectral, how a rival's are."""
-        keys = self.model_dump(exclude={"collected", "diversity_slices", "source", "deadline_s", "windows", *_SPECTRAL})
+        keys = self.model_dump(
+            exclude={"collected", "diversity_slices", "source", "deadline_s", "open_rounds", *_SPECTRAL}
+        )
         if self.model == "spectral":
             keys["model"] = "lightgcn"
         return PretrainingConfig(**keys, num_slices=self.diversity_slices)
@@ -399,7 +401,7 @@ class ControllerPart(Keys):
     """Learning rate of those Adam steps."""
     weight_decay: float = Field(0.01, ge=0, json_schema_extra=unit("weight"))
     """Weight decay of the network's weights, per step."""
-    memory: float = Field(0.5, ge=0, le=1, json_schema_extra=unit("share"))
+    signal_momentum: float = Field(0.5, ge=0, le=1, json_schema_extra=unit("share"))
     """Weight of the signals of earlier rounds in the next round (exponential moving average)."""
     every: int = Field(1, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
     """Rounds between two updates of the controller; devices send validation signals in those rounds."""

@@ -116,7 +116,7 @@ class Refinement(Keys):
     """Deadline of a round in virtual seconds, after which updates are discarded; null: the server waits for all."""
     min_budget_share: PartShare = 0.0
     """Smallest budget of a device that trains, as a share of the fp32 full item table."""
-    contents: Annotated[str | None, AfterValidator(check_contents)] = None
+    contribution: Annotated[str | None, AfterValidator(check_contents)] = None
     """Name of a contribution (what devices send and what the server does with the sums) that an installed package
     registers under ``fl_peel.device_contents``, ``fl_peel.server_contents`` or both; null: the contribution that the
     other keys ask for.

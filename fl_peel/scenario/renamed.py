@@ -9,7 +9,17 @@ from typing import Any
 
 logger = logging.getLogger("fl_peel")
 
-KEYS: Mapping[str, str] = {}
+KEYS: Mapping[str, str] = {
+    "data.timeline.nearer": "data.timeline.regroup_margin",
+    "data.timeline.fading": "data.timeline.decay_interactions",
+    "data.timeline.leaving": "data.timeline.inactivity_half_life",
+    "data.timeline.allowance": "data.timeline.max_changed_rows",
+    "data.timeline.fresh_exponents": "data.timeline.recency_exponents",
+    "pretraining.panel": "pretraining.filter_devices",
+    "pretraining.windows": "pretraining.open_rounds",
+    "controller.memory": "controller.signal_momentum",
+    "refinement.contents": "refinement.contribution",
+}
 """Former path of a key -> its present one, in the same mapping."""
 VALUES: Mapping[str, Mapping[str, str]] = {
     "selector": {"shown": "exposure"},

@@ -42,4 +42,4 @@ class ControllerConfig:
     steps: int = 20
     learning_rate: float = 0.01
     weight_decay: float = 0.01
-    memory: float = 0.5
+    signal_momentum: float = 0.5

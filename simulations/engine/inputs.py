@@ -356,7 +356,7 @@ def check_plug_ins(scenario: Scenario) -> None:
         mechanism = find_mechanism(scenario.privacy.mechanism)
         assert mechanism is not None, "a mechanism that adds noise has a name"
         check_keys(scenario, mechanism)
-    if scenario.refinement.contents is not None:
+    if scenario.refinement.contribution is not None:
         from clients.round.choice import contents_kind as device_kind
         from strategies.rounds.choice import contents_kind as server_kind
 

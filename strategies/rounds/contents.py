@@ -1,7 +1,7 @@
 """Server half of a round's contents: whom it concerns, what becomes of the sums, which figures that leaves.
 
 To add one, subclass :class:`ServerContents` (or one that ships, :class:`strategies.rounds.open.OpenServerContents`),
-register it under the entry point group ``fl_peel.server_contents`` and name it in a scenario, ``refinement.contents``.
+register it under the entry point group ``fl_peel.server_contents`` and name it as ``refinement.contribution``.
 :class:`strategies.rounds.contracts.ServerContentsContract` tests it; docs/contents.md has examples.
 """
 

@@ -273,7 +273,7 @@ def take_signals(
     All ``num_devices`` that were asked count as exposed to all blocks (K,) that were sent: what each of them holds is
     not said.
     """
-    memory = scenario.controller.memory
+    memory = scenario.controller.signal_momentum
     hits, exposure = np.zeros(layout.num_blocks), np.zeros(layout.num_blocks)
     hits[blocks] = release.sums["signals"]
     exposure[blocks] = num_devices * np.repeat(layout.group_sizes, layout.num_slices)[blocks]

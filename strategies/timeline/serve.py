@@ -217,7 +217,7 @@ class _Run:
         pretraining = self.scenario.pretraining
         setting = self.setting(self.at(period, phase))
         return FederatedSums(
-            self.nodes, setting, splits.num_items, pretraining.panel, pretraining.windows, begin=self.clock
+            self.nodes, setting, splits.num_items, pretraining.filter_devices, pretraining.open_rounds, begin=self.clock
         )
 
     def period(self, period: int) -> None:
@@ -254,7 +254,9 @@ class _Run:
         self.follow()
         shared = not refining.rounds and (self.published is None or len(self.published.tables) == 1)
         exact = [state.table for state in (states[:1] if shared else states)]
-        self.published = Published.of(exact, self.model.fresh, self.published, self.model.former, self.part.allowance)
+        self.published = Published.of(
+            exact, self.model.fresh, self.published, self.model.former, self.part.max_changed_rows
+        )
         served = [replace(state, table=self.published.scored(group)) for group, state in enumerate(states)]
         known, new = (
             self.evaluator(one, prepared, served, some) for one, some in ((here, members), (newcomers, joined))
@@ -361,9 +363,14 @@ class _Run:
             self.basis = self.prepared(self.at(period, "choose"), splits, start), model
         part = self.part
         question = question_of(
-            model, self.scenario.seed, count=count, value=value, fresh=part.fresh_exponents, fading=part.fading
+            model,
+            self.scenario.seed,
+            count=count,
+            value=value,
+            fresh=part.recency_exponents,
+            fading=part.decay_interactions,
         )
-        fresh = part.fresh_exponents[0] if self.model is None else fixed.fresh
+        fresh = part.recency_exponents[0] if self.model is None else fixed.fresh
         self.exponents = Exponents(count[0], value[0], fresh)
         if question is not None:
             won, answered = sums.choice(question)
@@ -485,7 +492,7 @@ class _Run:
         """Everybody else, on the same devices."""
         assert self.model is not None
         config, replicates = self.scenario.pretraining.spectral(), self.scenario.evaluation.bootstrap
-        popularity, fading = learn.train.popularity(learn.num_items), self.part.fading
+        popularity, fading = learn.train.popularity(learn.num_items), self.part.decay_interactions
         behind, begin = self.timeline.begin_of(period - 1), self.timeline.begin_of(period)
         recent = np.bincount(self.timeline.items[behind:begin], minlength=learn.num_items)
         if self.first is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +41,40 @@ def value_at(scenario: Scenario, path: str) -> Any:
     for part in path.split("."):
         node = node[part]
     return node
+
+
+NUMBERS: dict[str, Any] = {
+    "data.timeline.recency_exponents": [0.0, 0.5], "pretraining.filter_devices": 7, "pretraining.open_rounds": 7,
+    "refinement.contribution": None,
+}  # fmt: skip
+"""Values of present keys; 0.25 of all others."""
+
+
+@pytest.mark.parametrize("former", renamed.KEYS)
+def test_former_keys_are_read_as_present_ones(former: str, caplog: pytest.LogCaptureFixture) -> None:
+    present = renamed.KEYS[former]
+    value = NUMBERS.get(present, 0.25)
+    scenario = Scenario.model_validate(mapping(former, value))
+    assert scenario == Scenario.model_validate(mapping(present, value))
+    assert value_at(scenario, present) == value
+    assert [record.getMessage() for record in caplog.records] == [
+        f"scenario: key {former} is now called {present}; the former name works in this version"
+    ]
+
+
+def test_an_override_by_a_former_key_replaces_the_present_one(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {name: ml-100k}\npretraining: {filter_devices: 5}\n")
+    assert load_scenario(file, ["pretraining.panel=7"]).pretraining.filter_devices == 7
+    file.write_text("data: {name: ml-100k}\npretraining: {panel: 5}\n")
+    assert load_scenario(file, ["pretraining.filter_devices=7"]).pretraining.filter_devices == 7
+
+
+def test_a_former_key_beside_its_present_one_is_refused() -> None:
+    content = mapping("pretraining.panel", 5)
+    content["pretraining"]["filter_devices"] = 7
+    with pytest.raises(ScenarioError, match=r"unknown key pretraining\.panel"):
+        validated(Scenario, content, "x")
 
 
 @pytest.mark.parametrize("path", renamed.VALUES)

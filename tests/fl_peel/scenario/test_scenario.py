@@ -95,7 +95,10 @@ BAD = [
     ({"controller": {"features": []}}, "controller.features: tuple should have at least 1 item"),
     ({"controller": {"features": ["mood"]}}, "controller.features.0: input should be 'exposure'"),
     ({"controller": {"hidden": [0]}}, "controller.hidden.0: input should be greater than or equal to 1 (got 0)"),
-    ({"controller": {"memory": 2}}, "controller.memory: input should be less than or equal to 1 (got 2)"),
+    (
+        {"controller": {"signal_momentum": 2}},
+        "controller.signal_momentum: input should be less than or equal to 1 (got 2)",
+    ),
     ({"refinement": {"cohort_share": "120%"}}, "refinement.cohort_share: input should be less than or equal to 1"),
     ({"refinement": {"local": {"loss": "hinge"}}}, "refinement.local.loss: input should be 'bpr'"),
     ({"refinement": {"aggregation": {"optimizer": "lion"}}}, "refinement.aggregation.optimizer: input should be 'sgd'"),

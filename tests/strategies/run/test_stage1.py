@@ -262,8 +262,8 @@ def test_devices_choose_the_filter_on_any_number_of_nodes(scenario, tmp_path):
         pretraining={"count_exponent": chosen.count_exponent, "value_exponent": chosen.value_exponent},
     )
     assert served(fixed, tmp_path / "fixed")[0].full_table == results[0].full_table
-    few = changed(free, pretraining={"panel": 1})
-    with pytest.raises(DataError, match=r"none of the requested devices has a validation item.*panel"):
+    few = changed(free, pretraining={"filter_devices": 1})
+    with pytest.raises(DataError, match=r"none of the requested devices has a validation item.*filter_devices"):
         prepared(few, tmp_path / "few")
 
 

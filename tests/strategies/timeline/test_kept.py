@@ -19,7 +19,7 @@ from tests.strategies.run.test_kept import Stopped
 PERIODS = 3
 KINDS = {
     "stage 1": (),
-    "refined": ("refinement.rounds=2", "data.timeline.leaving=2", "refinement.acceptance.every=1"),
+    "refined": ("refinement.rounds=2", "data.timeline.inactivity_half_life=2", "refinement.acceptance.every=1"),
 }
 
 
