@@ -25,7 +25,7 @@ def shipped_scenarios() -> dict[str, Path]:
 
 
 def load_scenario(source: str | Path, overrides: Iterable[str] = (), *, seed: int | None = None) -> Scenario:
-    """Read a scenario: a shipped name or a YAML file, changed by ``path=value`` overrides.
+    """Read a scenario: the name of a shipped one or a YAML file, changed by ``path=value`` overrides.
 
     Raises:
         ScenarioError: no such scenario, not YAML, or a key that is unknown, of the wrong type or out of range.

@@ -84,7 +84,7 @@ class Memory(Spec):
         return self
 
     def total_bytes(self, draw: Draw) -> FloatArray | None:
-        """Total memory per device in bytes, (N,); None where only a share of the table is known."""
+        """Return the total memory per device in bytes, (N,); None where only a share of the table is given."""
         for key, unit_bytes in _TOTAL_BYTES.items():
             quantity: Distribution | None = getattr(self, key)
             if quantity is not None:
@@ -92,7 +92,7 @@ class Memory(Spec):
         return None
 
     def base_bytes(self, draw: Draw, full_table_bytes: int) -> FloatArray:
-        """Base budget per device in bytes, (N,)."""
+        """Return the base budget per device in bytes, (N,)."""
         total_bytes = self.total_bytes(draw)
         if total_bytes is None:
             assert self.table_share is not None
@@ -182,7 +182,7 @@ class DeviceProfile(Spec):
         return self
 
     def draw(self, seed: int, devices: Devices) -> Draw:
-        """Return what draws this profile's values for these devices."""
+        """Return the function that draws this profile's values for these devices."""
 
         def drawn(section: str, key: str, quantity: Distribution) -> FloatArray:
             return quantity.draw(device_uniforms(seed, "profile", self.name, section, key, devices=devices))
@@ -190,27 +190,26 @@ class DeviceProfile(Spec):
         return drawn
 
     def base_bytes(self, seed: int, devices: Devices, *, full_table_bytes: int) -> FloatArray:
-        """Base budget in bytes, (N,), that the budget process moves; 0 where the process needs none."""
+        """Return the base budget in bytes, (N,), which the budget process varies; 0 where the process needs none."""
         if self.memory is None:
             return np.zeros(len(devices))
         return self.memory.base_bytes(self.draw(seed, devices), full_table_bytes)
 
     def limit_bytes(self, seed: int, devices: Devices) -> FloatArray:
-        """Total memory in bytes, (N,), which no budget exceeds; infinite where it is not known."""
+        """Return the total memory in bytes, (N,), which no budget exceeds; infinite where it is unknown."""
         total = None if self.memory is None else self.memory.total_bytes(self.draw(seed, devices))
         return np.full(len(devices), np.inf) if total is None else total
 
     def working_bytes(self, seed: int, devices: Devices, *, ceiling_bytes: FloatArray) -> FloatArray:
-        """Bytes (N,) that a device may use while it trains, besides what it stores. ceiling_bytes: (N,), which its
-        budgets never exceed.
-        """
+        """Return the bytes (N,) that a device may use during training in addition to what it stores. ceiling_bytes:
+        (N,), which its budgets never exceed."""
         if self.memory is None:
             return WORKING_FACTOR * ceiling_bytes
         factor = self.draw(seed, devices)("memory", "working_factor", self.memory.working_factor)
         return np.minimum(factor * ceiling_bytes, self.limit_bytes(seed, devices) - ceiling_bytes)
 
     def rates(self, seed: int, devices: Devices) -> dict[str, FloatArray]:
-        """Compute, link and energy values by their key, each (N,)."""
+        """Return compute, network and energy values by key, each (N,)."""
         draw = self.draw(seed, devices)
         energy = self.energy if self.energy is not None else Energy()
         return {
@@ -223,5 +222,5 @@ class DeviceProfile(Spec):
         }
 
     def available(self, seed: int, devices: Devices, now: Moment) -> NDArray[np.bool_]:
-        """Whether each device can be sampled at a moment, (N,) bool."""
+        """Return whether each device can be sampled at a moment, (N,) bool."""
         return self.availability.available(seed, devices, now)

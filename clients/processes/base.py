@@ -71,22 +71,23 @@ class Moment:
 
 
 class BudgetProcess(Spec):
-    """Base of all budget processes. Devices are (N,) int64 ids; a state's first axis is the device."""
+    """Base class of all budget processes. Devices are (N,) int64 ids; the first axis of a state is the device."""
 
     def needs_memory(self) -> bool:
-        """Whether the profile must say ``memory``; False where the process knows bytes by itself."""
+        """Return whether the profile must have ``memory``; False where the process gives bytes itself."""
         return True
 
     def start(self, seed: int, devices: Devices) -> State:
-        """State at step 0; None where no history matters."""
+        """Return the state at step 0; None where no history matters."""
         return None
 
     def advance(self, state: State, seed: int, devices: Devices, step: int) -> State:
-        """State at ``step`` from that at ``step - 1``; ``state`` is not changed."""
+        """Return the state at ``step`` from that at ``step - 1``; ``state`` is not changed."""
         return state
 
     def state_at(self, seed: int, devices: Devices, step: int) -> State:
-        """State at a step from scratch, equal to the one ``advance`` reaches. Override it for a short cut."""
+        """Return the state at a step from scratch, equal to the one that ``advance`` reaches. Override it for a faster
+        computation."""
         state = self.start(seed, devices)
         if state is not None:
             for earlier in range(1, step + 1):
@@ -94,9 +95,9 @@ class BudgetProcess(Spec):
         return state
 
     def budget(self, state: State, seed: int, devices: Devices, base_bytes: FloatArray, now: Moment) -> FloatArray:
-        """Budget in bytes, (N,) float64 >= 0."""
+        """Return the budget in bytes, (N,) float64 >= 0."""
         raise NotImplementedError
 
     def ceiling(self, seed: int, devices: Devices, base_bytes: FloatArray) -> FloatArray:
-        """Bytes that the budget never exceeds, (N,)."""
+        """Return the bytes that the budget never exceeds, (N,)."""
         raise NotImplementedError

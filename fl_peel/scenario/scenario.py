@@ -172,7 +172,8 @@ class Scenario(Keys):
 
     @property
     def compares(self) -> bool:
-        """Whether devices say which refinement helps them: where nothing hides what they say, and none of them lies."""
+        """Whether devices decide about the acceptance of refinement: where nothing hides their comparison, and no
+        device is malicious."""
         hidden = self.privacy.sums_only or self.secure_aggregation.enabled or self.poisoning.largest_share > 0
         wanted = self.refinement.acceptance.rule == "validation" and self.refinement.rounds > 0
         return wanted and not hidden and self.data.validation_share > 0
@@ -182,7 +183,7 @@ class Scenario(Keys):
         return self.poisoning.kind != "idle" or self.refinement.aggregation.robust != Robust()
 
     def to_yaml(self) -> str:
-        """The resolved scenario, every default spelled out."""
+        """Return the resolved scenario as YAML, with the value of every key."""
         content = json.loads(self.model_dump_json())
         text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         if (
@@ -192,7 +193,7 @@ class Scenario(Keys):
         return text
 
     def to_json(self) -> str:
-        """One line of JSON, the form in which it is sent to nodes."""
+        """Return one line of JSON, the form in which it is sent to nodes."""
         return self.model_dump_json()
 
     @staticmethod

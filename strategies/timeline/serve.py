@@ -522,7 +522,7 @@ class _Run:
         one = self.periods[period]
         recall = {name: one.lines[name]["all"].recall for name in (FULL, "cached-list") if name in one.lines}
         words = ", ".join(f"{name} {value:.4f}" for name, value in recall.items())
-        return f"{one.devices:,} devices, {one.joining} join, {one.items:,} items; recall@20: {words}"
+        return f"{one.devices:,} devices, {one.joining} joining, {one.items:,} items; recall@20: {words}"
 
     @property
     def last(self) -> range:
