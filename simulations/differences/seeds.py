@@ -146,7 +146,7 @@ def seeds_view(result: SeedsResult) -> TableView:
         f"Recall@{result.top_n}",
         "± over seeds",
         f"NDCG@{result.top_n}",
-        *(f"relative to {'global' if name == 'global' else 'best full'}" for name in against),
+        *(f"relative to {'global' if name == 'global' else 'best'}" for name in against),
     )
     note = (
         f"Means over {len(result.seeds)} seeds. In brackets: 95 % intervals over devices and seeds. ± over seeds: "

@@ -87,7 +87,7 @@ def budgets_view(result: RunResult) -> TableView:
     columns = (
         *("precision", "selector", "share", "budget KB", "stored KB"),
         *(f"Recall@{result.top_n}", f"NDCG@{result.top_n}"),
-        *(f"relative to {'global' if name == 'global' else 'best full'}" for name in against),
+        *(f"relative to {'global' if name == 'global' else 'best'}" for name in against),
     )
     best = f" ({FULL_TABLES[strongest]})" if (strongest := result.full_table.strongest) is not None else ""
     note = (
