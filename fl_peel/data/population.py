@@ -161,7 +161,7 @@ def _read(folder: Path, stamps: tuple[int, ...], said: bool, beyond: bool) -> Sp
     """``stamps`` keep the cache from answering with older files."""
     num_items = _array(folder, "num_items", np.dtype(np.int64), 0)
     if not 0 < int(num_items) < 1 << 31:
-        raise _damaged(folder, f"num_items.npy says {int(num_items)} items")
+        raise _damaged(folder, f"num_items.npy has {int(num_items)} items")
     limit = 1 << 31 if beyond else int(num_items)
     parts = [_rows(folder, part, limit) for part in (*PARTS, *((SAID,) if said else ()))]
     if len({part.num_users for part in parts}) > 1:

@@ -110,7 +110,7 @@ def _format_of(path: Path) -> DataFormat:
         if file_kind(path) == "nothing":
             raise DataError(f"{path}: no such file; check the path")
         known = ", ".join(get_args(DataFormat)[1:])
-        raise DataError(f"{path}: its name does not tell the format; set one of {known}")
+        raise DataError(f"{path}: its name does not reveal the format; set one of {known}")
     return found
 
 

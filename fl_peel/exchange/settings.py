@@ -62,8 +62,8 @@ def named_contents(
         )
     if bucketed is not None and not issubclass(found, bucketed):
         raise ScenarioError(
-            f"refinement.contribution: {name!r} knows no sub-cohorts, which refinement.aggregation.robust.rule: {rule} "
-            f"is over; subclass {bucketed.__name__}, or set mean"
+            f"refinement.contribution: {name!r} does not support sub-cohorts, which "
+            f"refinement.aggregation.robust.rule: {rule} needs; subclass {bucketed.__name__}, or set mean"
         )
     return found
 

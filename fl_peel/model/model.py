@@ -203,7 +203,7 @@ class Model:
         """
         wanted = precision or self.precision
         if wanted not in PRECISIONS:
-            raise ModelError(f"precision {str(wanted)[:20]!r}: no such; choose from {', '.join(self.precisions)}")
+            raise ModelError(f"precision {str(wanted)[:20]!r} is unknown; choose from {', '.join(self.precisions)}")
         if not 0 <= group < self.num_groups:
             raise ModelError(f"user group {group}: there are {self.num_groups}, which count from 0")
         found = self._lists.pop((group, wanted), None)

@@ -189,7 +189,7 @@ def _require_replay(row: AuditRow) -> None:
     if row.scenario.privacy.noise_source == "system":
         raise ScenarioError(
             f"{row.name}: privacy.noise_source: system does not repeat noise, and an audit asks attacked "
-            "devices once more what they said; set seed"
+            "devices a second time for their contribution; set seed"
         )
 
 

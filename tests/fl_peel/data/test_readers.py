@@ -213,7 +213,7 @@ BAD_FILES = [
     ("train.txt", "0 1\n\n1 99999999999999999999\n", r"train\.txt:3: item 99999999999999999999 is above 2147483647"),
     ("train.txt", "0 1\n1 2147483648\n", r"train\.txt:2: item 2147483648 is above 2147483647"),
     ("train.txt", "0 1\n1 2000000000\n", r"train\.txt: item 2000000000 occurs and only 2 items are used; number ids"),
-    ("notes.xyz", "1 2", r"notes\.xyz: its name does not tell the format; set one of movielens-tab, "),
+    ("notes.xyz", "1 2", r"notes\.xyz: its name does not reveal the format; set one of movielens-tab, "),
     ("x.parquet", b"PAR1 and then nothing", r"x\.parquet: not a whole Parquet file \(.*; write or copy it again"),
     ("x.parquet", b"", r"x\.parquet: not a whole Parquet file"),
 ]
