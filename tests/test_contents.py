@@ -194,11 +194,11 @@ def test_mistakes_are_told_when_the_scenario_is_read(tiny, installed, overrides,
         (["refinement.contribution=nonsense"], "'nonsense' is no DeviceContents"),
         (
             ["refinement.contribution=proximal", ROBUST],
-            "'proximal' does not support sub-cohorts, .*: median is over; subclass B",
+            "'proximal' does not support sub-cohorts, .*: median needs; subclass B",
         ),
         (
             ["refinement.contribution=sign", ROBUST],
-            "'sign' does not support sub-cohorts, .*: median is over; subclass Bucket",
+            "'sign' does not support sub-cohorts, .*: median needs; subclass Bucket",
         ),
         (["refinement.contribution=sign", *NOISE], "'sign' is not held to what privacy"),
         (["privacy.statistics={nonsense: {share: 1}}", *NOISE], "is not a BoundedStatistic"),
