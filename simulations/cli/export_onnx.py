@@ -14,7 +14,7 @@ def export_onnx(
     artefact: Annotated[Path, typer.Argument(metavar="ME.peel", help="Stored embedding of a device.")],
     out: Annotated[Path | None, path_option("--out", "ONNX file; default: ME.onnx in the same folder.", "FILE")] = None,
 ) -> None:
-    """Export a stored embedding as an ONNX model that scores all items of the catalogue; needs fl-peel[onnx]."""
+    """Export a stored embedding as an ONNX model that scores all items of the catalogue; needs the extra onnx."""
     from simulations.engine.inputs import check_file
 
     target = artefact.with_suffix(".onnx") if out is None else out
