@@ -158,7 +158,7 @@ def test_a_write_that_fails_leaves_what_was_there_and_stops_nobody(tmp_path, mon
 
     monkeypatch.setattr("fl_peel.pretraining.cache.save_file", full)
     write_tables(tmp_path, "k", dataclasses.replace(TABLES, temperature=9.0))
-    assert "pretrained tables cannot be kept (no space left); the next run pretrains anew" in caplog.text
+    assert "pretrained tables cannot be cached (no space left); the next run pretrains again" in caplog.text
     again = read_tables(tmp_path, "k")
     assert again is not None
     assert again.temperature == 0.15
@@ -169,4 +169,4 @@ def test_a_folder_that_cannot_be_made_stops_nobody(tmp_path, caplog):
     (tmp_path / "taken").write_text("a file")
     assert read_tables(tmp_path / "taken" / "deeper", "k") is None
     write_tables(tmp_path / "taken" / "deeper", "k", TABLES)
-    assert "deeper: pretrained tables cannot be kept" in caplog.text
+    assert "deeper: pretrained tables cannot be cached" in caplog.text

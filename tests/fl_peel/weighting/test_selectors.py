@@ -54,7 +54,7 @@ def order_of(name: str, statistics: BlockStatistics, seed: int = 0, user_group: 
 
 @pytest.mark.parametrize("name", ["popularity", "exposure", "global-popularity"])
 def test_rates_first_then_energy_then_number(name):
-    rates = {name.replace("-", "_"): [0.2, 0.5, 0.2, 0.2]}
+    rates = {"shown" if name == "exposure" else name.replace("-", "_"): [0.2, 0.5, 0.2, 0.2]}
     assert order_of(name, four_blocks(**rates, energy=[1, 0, 3, 1])) == [1, 2, 0, 3]
 
 

@@ -234,7 +234,7 @@ def test_a_bad_recording_is_one_line_and_leaves_nothing(fl_peel, tmp_path):
 @pytest.mark.parametrize(
     ("out", "expected"),
     [
-        ("phone.csv", "phone.csv: is a recording itself; give --out another name"),
+        ("phone.csv", "phone.csv: is one of the recordings; give --out another name"),
         ("memory.parquet", "memory.parquet: not a CSV file; give --out a name that ends in .csv"),
         ("folder.csv", "folder.csv: is a folder; give --out a file"),
         ("phone.csv/memory.csv", "phone.csv: is a file; give --out a folder"),

@@ -96,7 +96,7 @@ def test_items_may_stand_in_a_file_and_precision_and_folder_may_be_others(fl_pee
         (export(items=" , "), "interactions: none are given, and a device joins by them"),
         (export(budget="59"), "budget 59 B does not hold header and user embedding (60 B); raise the budget"),
         (export(budget="lots"), "--budget: 'lots' is not a number of bytes; write e.g. 100KB or 4096"),
-        (export("--precision", "int3"), "--precision: 'int3' is none; choose from fp32, fp16, int8, int4"),
+        (export("--precision", "int3"), "--precision: 'int3' is unknown; choose from fp32, fp16, int8, int4"),
         (export(out="model"), "model: is a folder; give --out a file"),
         (export(out=""), "--out: is empty; give a path"),
         (export("--items-file", "nowhere.txt"), "nowhere.txt: no such file; correct --items-file"),

@@ -40,11 +40,11 @@ BAD = [
     (["pretraining.collected.share=1%"], "pretraining: no interactions were collected; raise pretraining.collected"),
     (["user_groups.min_size=41"], "user_groups.min_size: 41 of 40 devices whose data is collected; lower it"),
     (["pretraining.collected.share=5%"], "user_groups.min_size: 4 of 2 devices whose data is collected; lower it"),
-    (["data.test_share=0"], "data.test_share: leaves no device a test item, and reports are of them; raise it"),
-    (["data.validation_share=0"], "data.validation_share: leaves no device a validation item, and fairness.tiers are"),
+    (["data.test_share=0"], "data.test_share: no device has a test item, and reports need them; raise it"),
+    (["data.validation_share=0"], "data.validation_share: no device has a validation item, and fairness.tiers are"),
     (
         ["data.validation_share=0", "fairness.tiers=[]"],
-        "data.validation_share: leaves no device a validation item, and the controller learns from them; raise it",
+        "data.validation_share: no device has a validation item, and the controller learns from them; raise it",
     ),
     (
         ["poisoning.share=0.999999"],
@@ -186,7 +186,7 @@ def test_a_pipe_or_a_device_is_no_data(tiny_scenario, tmp_path, key):
 def test_a_link_to_nowhere_is_refused(tmp_path):
     os.symlink(tmp_path / "gone", tmp_path / "link")
     for out in (tmp_path / "link", tmp_path / "link" / "deeper"):
-        with pytest.raises(ReportError, match=r"cannot be made, .*link is a link to nowhere; give --out another"):
+        with pytest.raises(ReportError, match=r"cannot be made, .*link is a broken link; give --out another"):
             check_out(out)
 
 

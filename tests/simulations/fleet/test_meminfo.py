@@ -168,10 +168,10 @@ BAD = {
         f"1\n{OLD}2\n{OLD}",
         None,
         "phone.txt:2: the snapshot that begins here has no MemAvailable, and the next begins in line 8; remove it "
-        "(kernels before 3.14 tell none",
+        "(kernels before 3.14 do not report it",
     ),
     "an old kernel without times": (OLD * 2, 5, "phone.txt:1: the snapshot that begins here has no MemAvailable, and"),
-    "only an old kernel": (f"1\n{OLD}", None, "phone.txt: holds no line MemAvailable"),
+    "only an old kernel": (f"1\n{OLD}", None, "phone.txt: has no line MemAvailable"),
     "a time alone": ("1\n2\n", None, "phone.txt:1: the snapshot that begins here has no MemAvailable, and the next"),
     "time stands still": (
         snapshots((7, 1), (7, 2)),

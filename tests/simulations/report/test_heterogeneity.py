@@ -115,7 +115,7 @@ def test_tables_show_the_figures(result):
     assert "small devices excluded" not in by_class.columns  # not measured, no column
     peel = result.fairness.by_class[0].recall["peel"]
     assert by_class.rows[0][by_class.columns.index("elastic")] == f"{peel:.4f}"
-    assert by_class.note.startswith("Fixed tiers, each class's of 40%, 80% of the full table: small ")
+    assert by_class.note.startswith("Fixed tier of each class, out of 40%, 80% of the full table: small ")
     assert spread.rows[0][0] == gap.rows[0][0] == "elastic (PEEL)"
     assert [row[0] for row in worst.rows] == ["global full table", "refined full table"]
     assert worst.rows[0][2] == f"{result.fairness.worst_class[0].ratio:.3f}"

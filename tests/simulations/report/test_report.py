@@ -408,7 +408,7 @@ def test_page_has_every_section_and_figure(written):
     assert all(len(label) > 30 for label in labels)
     assert "int8 goes from 0.1500 at 1% to 0.2100 at 5%" in labels[0]
     # 0.21 / 0.25 = 0.84 at the share that comes next to the strongest table
-    assert "At 5% of the bytes (50.00 KB), int8 blocks chosen by the controller reach 0.840 [" in shown.text
+    assert "At 5% of the bytes (50.00 KB), int8 blocks ranked by the controller reach 0.840 [" in shown.text
     assert "of the best full table, the group tables after refinement." in shown.text
     assert "fl-peel run scenario.yaml --seed 7" in shown.text
     assert "0.1.0" in shown.text

@@ -60,7 +60,7 @@ def test_so_is_one_in_the_folder_of_a_later_seed(tiny_scenario, tmp_path):
     (tmp_path / "seed-2").mkdir()
     (tmp_path / "seed-2" / "report.json").write_text("mine")
     require_folders(tmp_path, tiny_scenario, 2)
-    with pytest.raises(ReportError, match=r"seed-2/report\.json: no run of fl-peel"):
+    with pytest.raises(ReportError, match=r"seed-2/report\.json: the folder holds files that fl-peel did not write"):
         require_folders(tmp_path, tiny_scenario, 3)
 
 

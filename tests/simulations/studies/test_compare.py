@@ -484,5 +484,5 @@ def test_some_rivals_are_asked_for_by_name():
     chosen, ceilings = central.some(["cached-list", "pep", "item-neighbours"])
     assert [rival.name for rival, _ in chosen] == ["pep", "cached-list"]
     assert [one.name for one in ceilings] == ["item-neighbours"]
-    with pytest.raises(ScenarioError, match=r"^--rivals: there is no nobody; name some of smaller-dimension, .*ease"):
+    with pytest.raises(ScenarioError, match=r"^--rivals: unknown nobody; choose from smaller-dimension, .*ease"):
         central.some(["pep", "nobody"])

@@ -107,7 +107,7 @@ def test_a_space_is_read():
         (["x=2..1"], [], "from 2 to 1 there is no value; give the lower end first"),
         (["x=1..1"], [], "there is nothing"),
         (["x=a..b"], [], "a is not a number; expected low..high"),
-        (["x=0..nan"], [], "nan is no number"),
+        (["x=0..nan"], [], "nan is not a number"),
         (["x=0..1(log)"], [], "(log) needs numbers above 0"),
         (["x=0..1(ln)"], [], "(ln) is unknown; known: (log), (step 8)"),
         (["x=0..9(step 0)"], [], "a step must be above 0"),

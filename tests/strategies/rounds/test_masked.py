@@ -320,7 +320,7 @@ def test_the_store_keeps_stages_in_order(tmp_path):
     store.save(1, 0, "keys", {"x": np.arange(3)})
     assert store.load(1, 0, "keys")["x"].tolist() == [0, 1, 2]
     assert (tmp_path / "secure" / "1-0.npz").stat().st_mode & 0o077 == 0  # its owner's alone
-    with pytest.raises(SecureAggregationError, match="after stage keys comes another one"):
+    with pytest.raises(SecureAggregationError, match="after stage keys a different one follows"):
         store.load(1, 0, "round")
     store.save(1, 1, "keys", {})
     store.forget(but_groups=[1], of_round=1)
