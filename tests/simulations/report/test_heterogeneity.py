@@ -109,7 +109,7 @@ def test_keys_that_speak_of_more_items_than_there_are_are_refused(tiny):
 def test_tables_show_the_figures(result):
     fleet, times = fleet_table(result), time_table(result)
     assert [row[0] for row in fleet.rows] == ["small", "large"]
-    assert fleet.rows[1][fleet.columns.index("of full table")] == "100%"
+    assert fleet.rows[1][fleet.columns.index("share of full table")] == "100%"
     assert {row[0] for row in times.rows} == {"all", "small", "large"}
     by_class, spread, worst, gap = fairness_tables(result)[:4]
     assert "small devices excluded" not in by_class.columns  # not measured, no column
@@ -122,7 +122,7 @@ def test_tables_show_the_figures(result):
     assert gap.rows[0][1:] == ("large", "small", f"{result.fairness.gap[0].gap:+.4f}")
     assert len(fairness_tables(result)) == 4  # nothing is left
     falls = elasticity_tables(result)[0]
-    assert falls.rows[0][falls.columns.index("trained for it")] == "–"
+    assert falls.rows[0][falls.columns.index("trained for this budget")] == "–"
 
 
 def test_what_was_not_measured_is_left_out(result):

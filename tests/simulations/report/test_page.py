@@ -50,7 +50,7 @@ def test_the_lead_figure_begins_at_nought_and_has_the_line_to_beat():
     assert "best full table, refined: 0.2500; full table, global: 0.2000." in plot.alt
     assert plot.narrow
     assert plot.svg.count('class="tip"') == plot.narrow.count('class="tip"') == 4
-    assert "int8: 0.1500 [0.1300, 0.1800] at 1%, 10.00 KB, 0.600 of the best full table" in plot.svg
+    assert "int8: 0.1500 [0.1300, 0.1800] at 1%, 10.00 KB, 0.600 relative to the best full table" in plot.svg
     heights = {
         words[:12]: float(y) for words, y in re.findall(r"<title>([^<]*)</title>.*?y=\"([\d.]+)\"", tips(plot.svg))
     }

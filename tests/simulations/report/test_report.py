@@ -640,7 +640,7 @@ def test_summary_tables_tell_the_numbers():
     over = r"0\.750 \[0\.700, 0\.810\] +0\.600 \[0\.550, 0\.660\]"
     assert re.search(rf"int8 +controller +1% +10\.0 +10\.0 +0\.1500 \[0\.1300, 0\.1800\] +0\.0500 +{over}", budgets)
     assert "relative to global" in budgets
-    assert "over refined" in budgets
+    assert "relative to best" in budgets
     assert "0.1400 ±0.0300" in classes
     assert re.search(r"never seen +0 +0\.0 +– +0 +0", classes)
     assert NASTY in classes

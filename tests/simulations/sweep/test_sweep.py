@@ -97,7 +97,7 @@ def test_differences_are_paired_as_those_of_a_diff(tiny, tmp_path, without_engin
 def test_settings_with_other_test_items_are_not_compared(tiny, tmp_path, without_engine):
     result = sweep(tiny, [*QUICK, "data.test_share=25%,30%"], out=tmp_path / "out")
     assert all(one.less is None for row in result.rows for one in row.tables)
-    assert "less that of" not in (tmp_path / "out" / "sweep.html").read_text()
+    assert "Difference in Recall" not in (tmp_path / "out" / "sweep.html").read_text()
 
 
 def test_what_is_done_is_read(tiny, tmp_path, monkeypatch, without_engine):
