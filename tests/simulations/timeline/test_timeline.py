@@ -72,7 +72,7 @@ def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
     assert {row["line"] for row in rows} == result.last.keys()
     assert {row["period"] for row in rows} == {str(number) for number in range(1, 9)}
     page = (tmp_path / "out" / "timeline.html").read_text()
-    for words in ("as time goes by", "as typed", LABELS["cached-list"], LABELS["start-table"], "joining in the period"):
+    for words in ("recall over time", "as typed", LABELS["cached-list"], LABELS["start-table"], "joining in the period"):
         assert words in page
     summary, recall, reads = timeline_tables(result)
     assert (summary.row_count, recall.row_count) == (len(result.last), len(result.last))
