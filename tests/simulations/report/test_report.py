@@ -634,7 +634,8 @@ def printed(table) -> str:
 def test_summary_tables_tell_the_numbers():
     full, budgets, classes, costs = (printed(table) for table in summary_tables(run_result()))
     assert re.search(
-        r"refined +1\.00 MB +0\.2500 \[0\.2200, 0\.2800\] +0\.1250 +1\.250 \[1\.200, 1\.300\]", full
+        r"group tables after refinement +1\.00 MB +0\.2500 \[0\.2200, 0\.2800\] +0\.1250 +1\.250 \[1\.200, 1\.300\]",
+        full,
     )  # 0.25 / 0.2
     # share 1%, 10,000 B budget, 9,993 B stored, NDCG 0.15 / 3, ratios 0.15 / 0.2 and 0.15 / 0.25
     over = r"0\.750 \[0\.700, 0\.810\] +0\.600 \[0\.550, 0\.660\]"
