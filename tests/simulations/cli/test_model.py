@@ -102,7 +102,7 @@ def test_items_may_stand_in_a_file_and_precision_and_folder_may_be_others(fl_pee
         (export("--items-file", "nowhere.txt"), "nowhere.txt: no such file; correct --items-file"),
         (("export", ".", *export()[2:]), ".: holds no model.json; name the folder model in it"),
         (("serve-device", "nowhere"), "nowhere/model.json: no such file; name the folder model/"),
-        (("serve-device", "model", "--precision", "x"), "--precision: 'x' is none"),
+        (("serve-device", "model", "--precision", "x"), "--precision: 'x' is unknown"),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_nothing_is_written(fl_peel_, tmp_path, args, line):
