@@ -134,8 +134,8 @@ def hello(message: Message, context: Context) -> Message:
         own = OwnData.of(context, partition)
         if (own is None) == scenario.data.held_by_nodes:
             raise EngineError(
-                f"node {partition}: nodes have their own interactions where the scenario has a catalogue alone, and "
-                f"only there; start the node {'with' if own is None else 'without'} data in its --node-config",
+                f"node {partition}: nodes hold their own interactions if, and only if, the scenario has a catalogue "
+                f"and no name or path; start the node {'with' if own is None else 'without'} data in its --node-config",
                 public=True,
             )
         if own is None:

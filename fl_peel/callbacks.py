@@ -10,23 +10,23 @@ from fl_peel.scenario.scenario import Scenario
 
 
 class Callback(Protocol):
-    """Told what becomes of a run; a subclass overrides what it wants to know.
+    """Base class of callbacks of a run; a subclass overrides the events that it needs.
 
-    All but the end comes from the thread of the run's server. Whatever a callback raises costs a warning and the rest
-    of what it would have been told: the run goes on.
+    All events but the end come from the thread of the run's server. A callback that raises an exception is reported
+    with a warning and receives no further events; the run continues.
     """
 
     def on_start(self, scenario: Scenario) -> None:
-        """A run of this scenario has begun: it was not refused."""
+        """Called when a run of this scenario has started, after its checks."""
 
     def on_event(self, event: Event) -> None:
-        """A step has ended; its figures are numbers by plain names."""
+        """Called when a step has ended; its figures are numbers by plain names."""
 
     def on_end(self, result: Mapping[str, Any]) -> None:
-        """The run is done. result: what report.json says."""
+        """Called when the run has ended. result: the content of report.json."""
 
     def on_error(self, error: BaseException) -> None:
-        """The run, which had begun, has failed or was stopped."""
+        """Called when a started run has failed or was stopped."""
 
 
 __all__ = ["Callback"]

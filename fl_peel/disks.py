@@ -84,7 +84,7 @@ def item_ids(scenario: Scenario, data_dir: str, run_dir: str) -> tuple[str, ...]
         DataError: as for :func:`device_splits`.
     """
     if scenario.data.held_by_nodes:
-        assert scenario.data.catalogue is not None, "whoever names no data has a catalogue"
+        assert scenario.data.catalogue is not None, "a scenario without data has a catalogue"
         return read_catalogue(scenario.data.catalogue)
     file = _folder(scenario, data_dir, run_dir) / ITEM_IDS
     if not file.is_file():
@@ -186,10 +186,10 @@ def _nothing(scenario: Scenario, run_dir: Path) -> Splits:
         num_devices = int(json.loads((run_dir / ENROLLED).read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise DataError(
-            "data: has a catalogue alone, for a deployment whose nodes have their own interactions (docs/deploy.md); "
+            "data: has only a catalogue, for a deployment whose nodes hold their own interactions (docs/deploy.md); "
             "give data.name or data.path"
         ) from error
-    assert scenario.data.catalogue is not None, "whoever names no data has a catalogue"
+    assert scenario.data.catalogue is not None, "a scenario without data has a catalogue"
     nobody = UserItems(np.zeros(num_devices + 1, np.int64), np.zeros(0, np.int32))
     return Splits(nobody, nobody, nobody, len(read_catalogue(scenario.data.catalogue)))
 
@@ -230,7 +230,12 @@ def _cut(scenario_json: str, data_dir: str, run_dir: str) -> Timeline:
     assert part is not None, "the scenario has a timeline"
     found = load_interactions(scenario, data_dir)
     return Timeline.of(
-        found, start=part.start, periods=part.periods, share=part.share, days=part.days, leaving=part.leaving
+        found,
+        start=part.start,
+        periods=part.periods,
+        share=part.share,
+        days=part.days,
+        leaving=part.inactivity_half_life,
     )
 
 

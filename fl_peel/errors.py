@@ -2,7 +2,7 @@
 
 ::
 
-    FlPeelError                 every mistake a user can mend; the command line prints its one line
+    FlPeelError                 every mistake a user can correct; the command line prints its one line
     ├── ScenarioError           a scenario key is unknown, of the wrong type or out of range
     ├── DataError               a data set cannot be found, fetched, verified or read
     ├── ProfileError            a device profile or a budget trace makes no sense
@@ -31,7 +31,8 @@ def shortened(text: str, most: int) -> str:
 
 
 class FlPeelError(Exception):
-    """A mistake the user can mend. Its text is one line that names the place and the remedy.
+    """A mistake that the user can correct. Its text is one line that names the place and the remedy.
+
 
     public: whether that line says nothing that one machine alone knows (a path, what is in a file), so that a node may
     send it to the server.

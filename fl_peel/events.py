@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True)
 class Event:
-    """Step ``done`` of ``total`` of a stage has ended; ``text`` is for people.
+    """Progress event: step ``done`` of ``total`` of a stage has ended; ``text`` is for display.
 
-    figures: what the step measured, by names such as ``refinement/loss`` (docs/trackers.md has them all).
+    figures: measurements of the step, by names such as ``refinement/loss`` (docs/trackers.md lists them).
     """
 
     stage: str
@@ -22,7 +22,7 @@ class Event:
 
     @property
     def step(self) -> int:
-        """Where on an axis the figures stand: the epoch, the round, the period."""
+        """Position of the figures on an axis: the epoch, the round, the period."""
         return self.done
 
 

@@ -44,5 +44,5 @@ def device_seeds(seed: int, *identity: str | int, devices: NDArray[np.integer]) 
 
 
 def device_uniforms(seed: int, *identity: str | int, devices: NDArray[np.integer]) -> NDArray[np.float64]:
-    """One number in [0, 1) per device id, shape (N,)."""
+    """Return one number in [0, 1) per device id, shape (N,)."""
     return (device_seeds(seed, *identity, devices=devices) >> np.uint64(11)).astype(np.float64) * 2.0**-53

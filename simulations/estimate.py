@@ -109,7 +109,7 @@ def estimate(scenario: Scenario, data_dir: str | Path | None) -> Estimate:
         FlPeelError: as a run would raise before it starts; or a timeline, which is not estimated.
     """
     if scenario.data.timeline is not None:
-        raise ScenarioError("data.timeline: what a timeline takes is not estimated; leave out --dry-run")
+        raise ScenarioError("data.timeline: timelines are not estimated; leave out --dry-run")
     with run_folder() as run_dir:
         return _of(scenario, splits_to_run(scenario, data_folder(data_dir), str(run_dir)))
 
@@ -251,7 +251,7 @@ def _choice(config: SpectralConfig, splits: Splits, seed: int, budgets: Ints, al
     shapes *= len(VALUE_EXPONENTS if config.value_exponent is None else (0,))
     items, wanted = splits.train.counts(), splits.validation.counts()
     cost = choice_cost(config.columns, len(drawn), place, shapes, items, wanted, budgets, all_rows)
-    share = min(1.0, config.panel / splits.num_users)
+    share = min(1.0, config.filter_devices / splits.num_users)
     return share * float(cost.download_bytes.mean()), share * float(cost.upload_bytes.mean())
 
 
@@ -295,13 +295,13 @@ def _notes(scenario: Scenario) -> tuple[str, ...]:
     """What the figures leave out."""
     found = []
     if scenario.secure_aggregation.enabled:
-        found.append("bytes are without the keys, shares and whole vectors of secure aggregation, which come on top")
+        found.append("bytes exclude the keys, shares and masked vectors of secure aggregation")
     if scenario.privacy.noised:
-        found.append("bytes and seconds are without what a mechanism adds")
+        found.append("bytes and seconds exclude those of the privacy mechanism")
     if scenario.refinement.rounds and scenario.compares:
-        found.append("bytes are without the comparison by which user groups keep what was refined")
+        found.append("bytes exclude the comparison by which user groups accept refinement")
     if not scenario.pretraining.by_devices and scenario.pretraining.model != "spectral":
-        found.append("tables that an earlier run pretrained are kept by content, and then take no time")
+        found.append("tables that an earlier run pretrained are taken from the cache and need no time")
     return tuple(found)
 
 

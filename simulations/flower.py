@@ -101,7 +101,7 @@ def read_config(config: Mapping[str, object]) -> tuple[Scenario, str, Path | Non
     """
     seed = config["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < -1:
-        raise ScenarioError(f"seed: {seed!r} is no seed; give 0, 1, 2, ... or -1 for the scenario's own")
+        raise ScenarioError(f"seed: {seed!r} is not a seed; give 0, 1, 2, ... or -1 for the scenario's own")
     overrides = [override.strip() for override in str(config["set"]).split(";") if override.strip()]
     scenario = load_scenario(str(config["scenario"]), overrides, seed=None if seed == -1 else seed)
     data_dir, out = str(config["data-dir"]), str(config["out"])

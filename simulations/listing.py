@@ -38,7 +38,9 @@ def require_ours(out: Path, names: Sequence[str], place: str) -> None:
     ours = listed(out)
     for file in _files(out, names):
         if file.relative_to(out).as_posix() not in ours:
-            raise ReportError(f"{file}: no run of fl-peel has listed it as its own; move it, or give another {place}")
+            raise ReportError(
+                f"{file}: the folder holds files that fl-peel did not write; move this file, or give another {place}"
+            )
 
 
 def _files(out: Path, names: Sequence[str]) -> Iterator[Path]:

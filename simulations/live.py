@@ -74,8 +74,8 @@ def live(port: int, title: str) -> Iterator[tuple[str, Events]]:
     events = Events()
     page = render(
         "live.html",
-        title=f"{title}: under way",
-        lead="Waiting for the run to begin.",
+        title=f"{title}: running",
+        lead="Waiting for the run to start.",
         facts=[],
         script=Markup(LIVE_SCRIPT),
         policy=policy(LIVE_SCRIPT, "connect-src 'self'"),
@@ -84,7 +84,9 @@ def live(port: int, title: str) -> Iterator[tuple[str, Events]]:
         server = _Server((HOST, port), _Handler)
     except (OSError, OverflowError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise ReportError(f"--live-port {port}: cannot serve there ({why}); give another, or 0 for any") from error
+        raise ReportError(
+            f"--live-port {port}: the port cannot be opened ({why}); give another, or 0 for any"
+        ) from error
     server.page, server.events = page, events
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
     thread.start()

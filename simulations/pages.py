@@ -48,7 +48,7 @@ def _run(plain: Any, where: str) -> bytes:
 
 def _compare(plain: Any, where: str) -> bytes:
     if isinstance(plain, dict) and "tuning" in plain:
-        raise ReportError(f"{where}: of a leaderboard, whose page cannot be made again; run `fl-peel compare` anew")
+        raise ReportError(f"{where}: the page of a leaderboard cannot be written again; run `fl-peel compare` again")
     check_compare(plain, where)
     return compare_page(plain, compare_plot(plotted_rows(plain["rows"]), plain["full_table"])).encode()
 
@@ -61,7 +61,7 @@ def _audit(plain: Any, where: str) -> bytes:
     try:
         return audit_page(plain, audit_plot(plain["rows"])).encode()
     except (KeyError, TypeError) as error:
-        raise ReportError(f"{where}: not of an audit ({error!r}); run `fl-peel audit` anew") from error
+        raise ReportError(f"{where}: not an audit ({error!r}); run `fl-peel audit` again") from error
 
 
 PAGES: Mapping[str, Callable[[Any, str], bytes]] = MappingProxyType(

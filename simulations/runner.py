@@ -156,7 +156,7 @@ def run_seeds(
             )
             mark_done(place, about)
         else:
-            told(Event("report", 1, 1, "kept from before the run was stopped"))
+            told(Event("report", 1, 1, "resumed from a checkpoint"))
         found.append((number, result, PerDevice.read(place / FILE)))
     numbers, results, devices = zip(*found, strict=True)
     runs = Runs(str(out), numbers, devices, results[0].scenario)

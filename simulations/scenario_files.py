@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from fl_peel.errors import ScenarioError, shortened
 from fl_peel.files import file_kind
 from fl_peel.plugins import did_you_mean
+from fl_peel.scenario.renamed import present_key, with_present_names
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.yaml_text import MAX_DEPTH, YamlFault, kind_of, read_yaml, read_yaml_file
 
@@ -24,7 +25,7 @@ def shipped_scenarios() -> dict[str, Path]:
 
 
 def load_scenario(source: str | Path, overrides: Iterable[str] = (), *, seed: int | None = None) -> Scenario:
-    """Read a scenario: a shipped name or a YAML file, changed by ``path=value`` overrides.
+    """Read a scenario: the name of a shipped one or a YAML file, changed by ``path=value`` overrides.
 
     Raises:
         ScenarioError: no such scenario, not YAML, or a key that is unknown, of the wrong type or out of range.
@@ -33,9 +34,10 @@ def load_scenario(source: str | Path, overrides: Iterable[str] = (), *, seed: in
     try:
         content = read_yaml_file(path)
     except YamlFault as fault:
-        raise ScenarioError(f"{path}{fault.line}: {fault}; mend it, or name another scenario") from None
+        raise ScenarioError(f"{path}{fault.line}: {fault}; correct it, or name another scenario") from None
     if not isinstance(content, dict):
-        raise ScenarioError(f"{path}: holds no mapping of keys; start from a file that `fl-peel scenarios` lists")
+        raise ScenarioError(f"{path}: is not a mapping of keys; start from a file that `fl-peel scenarios` lists")
+    content = with_present_names(content)
     content.setdefault("name", path.stem)
     for override in overrides:
         content = _with_override(content, override)
@@ -56,7 +58,7 @@ def _find(source: str | Path) -> Path:
 
 def _with_override(content: dict[str, Any], override: str) -> dict[str, Any]:
     path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
+    keys = present_key(path.strip()).split(".")
     shown = shortened(override, 100)
     if not equals or not all(keys) or len(keys) > MAX_DEPTH:
         raise ScenarioError(f"--set {shown}: expected path=value, e.g. refinement.rounds=5")
@@ -67,7 +69,7 @@ def _with_override(content: dict[str, Any], override: str) -> dict[str, Any]:
 
     def changed(node: Any, left: list[str]) -> dict[str, Any]:
         if node is not None and not isinstance(node, dict):
-            raise ScenarioError(f"--set {shown}: {'.'.join(keys[: -len(left)])} is a value, it has no keys")
+            raise ScenarioError(f"--set {shown}: {'.'.join(keys[: -len(left)])} is a value and has no keys")
         inner = dict(node or {})
         inner[left[0]] = value if len(left) == 1 else changed(inner.get(left[0]), left[1:])
         return inner

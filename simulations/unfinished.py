@@ -55,7 +55,7 @@ def unfinished(
     differs = what_differs(folder, about)
     if differs:
         raise ReportError(
-            f"{out}: holds an unfinished run, with {differs}; give --fresh to start anew in its place, or another --out"
+            f"{out}: holds an unfinished run, with {differs}; give --fresh to start from scratch, or another --out"
         )
     owner = dataclasses.asdict(Owner.of(psutil.Process()))
     write_files(folder, {ABOUT: json_bytes(about), OWNER: json_bytes(owner)})
@@ -120,7 +120,7 @@ def what_differs(folder: Path, about: dict[str, Any]) -> str:
         if theirs == mine:
             continue
         if not isinstance(mine, dict) or not isinstance(theirs, dict):
-            words = {"data": "other data", "fleet": "another fleet file", "code": "another version's code"}
+            words = {"data": "other data", "fleet": "another fleet file", "code": "the code of another version"}
             return words.get(what, f"no {what}")
         ours, others = laid_flat(mine), laid_flat(theirs)
         keys = [key for key in ours if ours[key] != others.get(key)] or sorted(others.keys() - ours.keys())

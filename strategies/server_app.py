@@ -62,7 +62,7 @@ def connected(grid: Grid, scenario: Scenario, place: Place) -> Nodes:
     """
     catalogue = ""
     if scenario.data.held_by_nodes:
-        assert scenario.data.catalogue is not None, "whoever names no data has a catalogue"
+        assert scenario.data.catalogue is not None, "a scenario without data has a catalogue"
         catalogue = "\n".join(read_catalogue(scenario.data.catalogue))
     root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
     nodes = Nodes.connect(
@@ -81,7 +81,7 @@ def serve(
     """
     if scenario.data.timeline is not None:
         raise ScenarioError(
-            "data.timeline: is replayed by fl-peel run, flwr run and strategies.timeline.serve; leave it out"
+            "data.timeline: timelines are replayed by fl-peel run, flwr run and strategies.timeline.serve; leave it out"
         )
     stages = Stages()
     with stages("start"):

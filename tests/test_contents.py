@@ -124,8 +124,8 @@ def test_every_example_is_short():
 def test_a_run_with_ones_own_contents(tiny, tmp_path, installed, name):
     kept = "refinement.acceptance.rule=always"
     plain, _ = served(tiny, tmp_path / "plain", kept)
-    mine, _ = served(tiny, tmp_path / "mine", kept, f"refinement.contents={name}")
-    again, _ = served(tiny, tmp_path / "again", kept, f"refinement.contents={name}", nodes=3)
+    mine, _ = served(tiny, tmp_path / "mine", kept, f"refinement.contribution={name}")
+    again, _ = served(tiny, tmp_path / "again", kept, f"refinement.contribution={name}", nodes=3)
     assert recalls(mine) != recalls(plain)
     assert recalls(mine) == recalls(again)  # on any number of nodes
 
@@ -171,8 +171,8 @@ def test_contributions_are_bounded_by_the_framework():
     ("overrides", "message"),
     [
         (
-            ["refinement.contents=proximall"],
-            "refinement.contents: unknown contents 'proximall'; did you mean 'proximal'?",
+            ["refinement.contribution=proximall"],
+            "refinement.contribution: unknown contribution 'proximall'; did you mean 'proximal'?",
         ),
         (
             ["privacy.statistics={top-blok: {share: 1}}", *NOISE],
@@ -191,16 +191,16 @@ def test_mistakes_are_told_when_the_scenario_is_read(tiny, installed, overrides,
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["refinement.contents=nonsense"], "'nonsense' is no DeviceContents"),
+        (["refinement.contribution=nonsense"], "'nonsense' is no DeviceContents"),
         (
-            ["refinement.contents=proximal", ROBUST],
-            "'proximal' knows no sub-cohorts, .*: median is over; subclass B",
+            ["refinement.contribution=proximal", ROBUST],
+            "'proximal' does not support sub-cohorts, .*: median needs; subclass B",
         ),
         (
-            ["refinement.contents=sign", ROBUST],
-            "'sign' knows no sub-cohorts, .*: median is over; subclass Bucket",
+            ["refinement.contribution=sign", ROBUST],
+            "'sign' does not support sub-cohorts, .*: median needs; subclass Bucket",
         ),
-        (["refinement.contents=sign", *NOISE], "'sign' is not held to what privacy"),
+        (["refinement.contribution=sign", *NOISE], "'sign' is not held to what privacy"),
         (["privacy.statistics={nonsense: {share: 1}}", *NOISE], "is not a BoundedStatistic"),
     ],
 )
@@ -211,10 +211,10 @@ def test_plug_ins_are_looked_at_before_anything_runs(tiny, installed, overrides,
 
 def test_contents_that_privacy_does_not_hold_are_refused(tiny, installed):
     for name, kind in (("proximal", device_kind), ("sign", server_kind)):
-        scenario = load_scenario(tiny, [f"refinement.contents={name}", *NOISE])
+        scenario = load_scenario(tiny, [f"refinement.contribution={name}", *NOISE])
         with pytest.raises(ScenarioError, match=f"{name}' is not held to what privacy"):
             kind(scenario)
     with pytest.raises(ScenarioError, match="'nonsense' is no DeviceContents"):
-        device_kind(load_scenario(tiny, ["refinement.contents=nonsense"]))
+        device_kind(load_scenario(tiny, ["refinement.contribution=nonsense"]))
     with pytest.raises(ScenarioError, match="is not a BoundedStatistic"):
         find_statistic("nonsense")

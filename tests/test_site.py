@@ -37,7 +37,10 @@ def test_every_page_is_in_the_nav_once():
 def test_every_key_of_a_fleet_is_on_its_page():
     page = fleet_page()
     assert "## profiles[].memory\n" in page
-    assert "| `uplink_mbps` | number or distribution | Mbit/s | `5` | > 0 | From the device. |" in page
+    assert (
+        "| `uplink_mbps` | number or distribution | Mbit/s | `5` | > 0 | Bandwidth from the device to the server. |"
+        in page
+    )
     assert "## profiles[].budget, process: random-walk\n" in page
     assert page.count("\n## ") == len(fleet_parts())
 
@@ -57,7 +60,7 @@ def test_every_command_and_option_is_there():
     page = commands_page()
     for heading in ("## fl-peel", "### fl-peel run", "#### fl-peel scenarios show", "#### fl-peel profiles sample"):
         assert f"{heading}\n" in page
-    assert "| `--dry-run` | Only tell what a run would move" in page
+    assert "| `--dry-run` | Only estimate bytes, memory and time of the run" in page
 
 
 def test_every_public_name_is_there():
@@ -98,4 +101,4 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert "WARNING" not in ran.stderr
     page = (tmp_path / "site" / "reference" / "python.html").read_text(encoding="utf-8")
-    assert "Base of all budget processes" in page
+    assert "Base class of all budget processes" in page

@@ -115,8 +115,8 @@ def test_names_of_the_package_that_extends_are_known(folder, typed, monkeypatch)
         "pretraining={embedding_dim: 8, epochs: 2, diversity_slices: 2}",
     ]
     small += ["user_groups={count: 2}", "refinement.rounds=1", "evaluation.budgets=[50%]", "evaluation.artifacts=0"]
-    small += ["elasticity={rounds: 0, falls: []}", "fairness.tiers=[]", "selector=shown"]
-    changes = [*small, "evaluation.selectors=[shown, surprising]"]
+    small += ["elasticity={rounds: 0, falls: []}", "fairness.tiers=[]", "selector=exposure"]
+    changes = [*small, "evaluation.selectors=[exposure, surprising]"]
     words = [word for change in changes for word in ("--set", change)]
     typed(shlex.join(["fl-peel", "run", "ml-100k", "--quiet", *words]))
     suite = importlib.import_module("test_my_package").TestSurprising()

@@ -45,11 +45,11 @@ class Classes(Protocol):
 
 
 class FleetBudgets:
-    """The memory budgets of given devices over time, (N,) int64 bytes in the order the devices were given.
+    """Memory budgets of given devices over time, (N,) int64 bytes in the order of the devices.
 
-    Times are in rounds and may be fractions: budgets stand still within a step of the fleet's clock
-    (``steps_per_round`` steps to a round). Asking for rising times is fast; going back starts over. The answers
-    do not depend on what was asked before.
+    Times are in rounds and may be fractions: budgets are constant within a step of the fleet's clock
+    (``steps_per_round`` steps per round). Calls with increasing times are fast; going back starts over. Results do not
+    depend on earlier calls.
     """
 
     def __init__(self, fleet: Classes, seed: int, devices: NDArray[np.integer], full_table_bytes: int) -> None:
@@ -81,11 +81,11 @@ class FleetBudgets:
         return _Part(profile.name, index, devices, profile.budget, budget_seed, *found)
 
     def ceiling(self) -> NDArray[np.int64]:
-        """Bytes that each device's budget never exceeds, whenever it is asked."""
+        """Return the bytes that each device's budget never exceeds."""
         return self._whole(lambda part: part.ceiling_bytes)
 
     def working(self) -> NDArray[np.int64]:
-        """Bytes that each device may use while it trains, besides what it stores; not to be changed."""
+        """Return the bytes that each device may use during training beyond what it stores; not to be changed."""
         return self._working
 
     @cached_property
@@ -100,7 +100,7 @@ class FleetBudgets:
         return result
 
     def at(self, server_round: float) -> NDArray[np.int64]:
-        """Budgets at a time in rounds.
+        """Return the budgets at a time in rounds.
 
         Raises:
             ProfileError: a plugged-in process gave a budget below 0 or above its own ceiling.
@@ -111,10 +111,8 @@ class FleetBudgets:
         return self._budgets(step, states)
 
     def within(self, server_round: float, fractions: Sequence[float]) -> NDArray[np.int64]:
-        """Budgets at ``server_round + fraction`` for each fraction (any order), (F, N).
-
-        Looking ahead does not count as going on: ``at(server_round)`` stays fast afterwards.
-        """
+        """Return the budgets at ``server_round + fraction`` for each fraction (any order), (F, N). Looking ahead keeps
+        ``at(server_round)`` fast afterwards."""
         result = np.zeros((len(fractions), self.num_devices), dtype=np.int64)
         steps = [self.fleet.clock.step_of(server_round + fraction) for fraction in fractions]
         step, states = self._step, self._states
@@ -125,8 +123,9 @@ class FleetBudgets:
         return result
 
     def during(self, server_round: int) -> NDArray[np.int64]:
-        """Budgets at every step of a round, (steps_per_round, N); the first row is ``at(server_round)``. Those of the
-        round that was asked about last are kept, as every message of a round asks; they are not to be changed.
+        """Return the budgets at every step of a round, (steps_per_round, N); the first row is ``at(server_round)``.
+        Those of the last requested round are cached, since every message of a round needs them; they are not to be
+        changed.
         """
         if self._round is None or self._round[0] != server_round:
             steps = self.fleet.clock.steps_per_round

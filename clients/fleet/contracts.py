@@ -43,9 +43,10 @@ def _assert_ignores_company(ask: Callable[[Devices], NDArray[np.generic]], devic
 
 
 class BudgetContract:
-    """Subclass it, override :meth:`make`, and change the class attributes where your process needs it.
+    """Contract suite of a budget process: subclass it, override :meth:`make`, and change the class attributes where
+    your process needs it.
 
-    ``seeds`` and ``num_steps`` say how much is tried; ``base_bytes`` is the largest base budget.
+    ``seeds`` and ``num_steps`` set how much is tested; ``base_bytes`` is the largest base budget.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2**31)
@@ -59,23 +60,23 @@ class BudgetContract:
         raise NotImplementedError("override make() to return your budget process")
 
     def devices(self) -> Devices:
-        """Ids to test with: not in a row, and some of them large."""
+        """Return the ids to test with: not consecutive, and some of them large."""
         ids = np.arange(self.num_devices, dtype=np.int64) * 7919 + 3
         ids[-1] = 2**40
         return ids
 
     def base(self, devices: Devices) -> FloatArray:
-        """Base budgets, a function of the id: (N,)."""
+        """Return base budgets as a function of the id: (N,)."""
         return np.asarray(self.base_bytes * (1.0 + devices % 97) / 97.0, dtype=np.float64)
 
     def budget_at(self, seed: int, devices: Devices, step: int) -> FloatArray:
-        """Budgets at a step, reached from scratch: (N,)."""
+        """Return budgets at a step, computed from scratch: (N,)."""
         process = self.make()
         state = process.state_at(seed, devices, step)
         return process.budget(state, seed, devices, self.base(devices), self.clock.moment(step))
 
     def test_budgets_lie_between_zero_and_the_ceiling(self) -> None:
-        """At every step, for every seed."""
+        """Budgets lie between 0 and the ceiling, at every step and for every seed."""
         process, devices = self.make(), self.devices()
         for seed in self.seeds:
             ceiling = process.ceiling(seed, devices, self.base(devices))
@@ -89,7 +90,7 @@ class BudgetContract:
                 assert (budget <= ceiling).all(), f"a budget is above its ceiling at step {step}, seed {seed}"
 
     def test_from_scratch_equals_step_by_step(self) -> None:
-        """``state_at(t)`` is what ``advance`` reaches."""
+        """``state_at(t)`` equals the state that ``advance`` reaches."""
         process, devices = self.make(), self.devices()
         for seed in self.seeds:
             state = process.start(seed, devices)
@@ -100,7 +101,7 @@ class BudgetContract:
                 assert np.array_equal(budget, scratch), f"advance and state_at differ at step {step}, seed {seed}"
 
     def test_a_device_ignores_its_company(self) -> None:
-        """Order, chunks and number of the devices asked about cannot matter."""
+        """The budget of a device depends neither on the order nor on the number of devices in a call."""
         for step in (0, 1, self.num_steps - 1):
             _assert_ignores_company(
                 lambda ids, step=step: self.budget_at(self.seeds[0], ids, step),  # type: ignore[misc]
@@ -112,7 +113,7 @@ class BudgetContract:
         )
 
     def test_advance_leaves_its_arguments_alone(self) -> None:
-        """Neither the state nor the ids nor the base budgets are written to."""
+        """Neither the state nor the ids nor the base budgets are changed."""
         process, devices = self.make(), self.devices()
         devices.setflags(write=False)
         base = self.base(devices)
@@ -128,7 +129,7 @@ class BudgetContract:
             assert len(state) == len(devices), "a state's first axis must be the device"
 
     def test_survives_pickling(self) -> None:
-        """A fleet travels to the workers that host its devices."""
+        """The process can be pickled, since a fleet travels to the workers that host its devices."""
         process, devices = self.make(), self.devices()
         twin = pickle.loads(pickle.dumps(process))
         base = self.base(devices)
@@ -138,7 +139,7 @@ class BudgetContract:
 
 
 class ProfileContract:
-    """Subclass it and override :meth:`make` to return one DeviceProfile."""
+    """Contract suite of a device profile: subclass it and override :meth:`make` to return one DeviceProfile."""
 
     seeds: tuple[int, ...] = (0, 1, 2**31)
     num_devices: int = 200
@@ -149,18 +150,19 @@ class ProfileContract:
         raise NotImplementedError("override make() to return your device profile")
 
     def fleet(self) -> Fleet:
-        """Fleet of this profile alone."""
+        """Return the fleet of this profile alone."""
         alone = self.make().model_copy(update={"population_share": None, "population_count": None})
         return Fleet((alone,))
 
     def devices(self) -> Devices:
-        """Ids to test with: not in a row, and some of them large."""
+        """Return the ids to test with: not consecutive, and some of them large."""
         ids = np.arange(self.num_devices, dtype=np.int64) * 7919 + 3
         ids[-1] = 2**40
         return ids
 
     def test_budgets_stay_below_ceiling_and_total(self) -> None:
-        """Whole bytes, never negative, never above the ceiling, which is never above the device's memory."""
+        """Budgets are whole bytes, never negative and never above the ceiling, which is never above the device's
+        memory."""
         fleet, devices = self.fleet(), self.devices()
         for seed in self.seeds:
             budgets = FleetBudgets(fleet, seed, devices, _FULL_TABLE_BYTES)
@@ -172,7 +174,7 @@ class ProfileContract:
                 assert (now <= ceiling).all(), f"a budget is above its ceiling in round {server_round}"
 
     def test_rates_make_sense(self) -> None:
-        """Speeds are above 0, latency and energy not below."""
+        """Speeds are above 0, latency and energy at least 0."""
         for seed in self.seeds:
             for key, values in self.fleet().rates(seed, self.devices()).items():
                 assert np.isfinite(values).all(), f"{key} is not finite"
@@ -180,7 +182,7 @@ class ProfileContract:
                 assert (values > 0 if above_zero else values >= 0).all(), f"{key} is out of range"
 
     def test_a_device_ignores_its_company(self) -> None:
-        """Order, chunks and number of the devices asked about cannot matter."""
+        """The values of a device depend neither on the order nor on the number of devices in a call."""
         fleet, seed, devices = self.fleet(), self.seeds[0], self.devices()
         for server_round in self.rounds:
             _assert_ignores_company(
@@ -199,7 +201,7 @@ class ProfileContract:
             _assert_ignores_company(lambda ids, key=key: fleet.rates(seed, ids)[key], devices, key)  # type: ignore[misc]
 
     def test_going_back_in_time_changes_nothing(self) -> None:
-        """Budgets do not depend on what was asked before."""
+        """Budgets do not depend on earlier calls."""
         budgets = FleetBudgets(self.fleet(), self.seeds[0], self.devices(), _FULL_TABLE_BYTES)
         forward = [budgets.at(server_round) for server_round in self.rounds]
         backward = [budgets.at(server_round) for server_round in reversed(self.rounds)]
@@ -207,7 +209,7 @@ class ProfileContract:
             assert np.array_equal(first, second), "a budget depends on what was asked before"
 
     def test_survives_pickling(self) -> None:
-        """A fleet travels to the workers that host its devices."""
+        """The profile can be pickled, since a fleet travels to the workers that host its devices."""
         devices = self.devices()
         twin: Fleet = pickle.loads(pickle.dumps(self.fleet()))
         for server_round in self.rounds:

@@ -27,14 +27,15 @@ PROFILES: Registry[object] = Registry("profile", "fl_peel.profiles")
 
 
 class Shock(Spec):
-    """All budgets of the fleet times ``factor`` from ``at_round`` on (until ``until_round``, if given)."""
+    """A change of all budgets of the fleet: they are multiplied by ``factor`` from ``at_round`` on, until
+    ``until_round`` if it is given."""
 
     at_round: NonNegativeInt = Field(json_schema_extra=unit("round"))
-    """From its start on."""
+    """First round of the shock."""
     factor: NonNegativeFloat = Field(json_schema_extra=unit("factor"))
-    """Of all budgets."""
+    """Factor by which all budgets are multiplied."""
     until_round: NonNegativeInt | None = Field(None, json_schema_extra=unit("round"))
-    """Until its start; null: to the end."""
+    """Round at whose start the shock ends; null: it lasts to the end."""
 
     @model_validator(mode="after")
     def _check_rounds(self) -> Shock:
@@ -44,16 +45,17 @@ class Shock(Spec):
 
 
 class FleetDocument(Spec):
-    """The top level of a fleet file."""
+    """A fleet file: device classes and the budget clock."""
 
     profiles: tuple[DeviceProfile, ...]
-    """Classes of devices; `{use: NAME}`, and keys to replace, is one that an installed package registered."""
+    """Device classes, one profile each; `{use: NAME}` takes a profile that an installed package registered, and other
+    keys beside it replace the profile's."""
     clock: Clock = Clock()
-    """How time passes for budgets."""
+    """Budget clock."""
     shocks: tuple[Shock, ...] = ()
-    """What happens to all budgets at once."""
+    """Shocks that change the budgets of all devices at once."""
     description: str = ""
-    """For people: `fl-peel profiles list` shows it."""
+    """Description that `fl-peel profiles list` prints."""
 
     @field_validator("profiles", mode="before")
     @classmethod

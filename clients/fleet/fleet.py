@@ -51,7 +51,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Fleet:
-    """Device classes, the share of the population of each, and the budget clock."""
+    """Fleet: device classes, the share of the population of each, and the budget clock."""
 
     profiles: tuple[DeviceProfile, ...]
     clock: Clock = field(default_factory=Clock)
@@ -69,20 +69,19 @@ class Fleet:
 
     @property
     def precisions(self) -> tuple[str | None, ...]:
-        """Block precision that each class asks for; None where it leaves the choice to the scenario."""
+        """Block precision of each class; None where the scenario's applies."""
         return tuple(profile.precision for profile in self.profiles)
 
     def classes(self, seed: int, devices: NDArray[np.integer]) -> NDArray[np.int16]:
-        """Class index of each device, (N,), drawn by population share."""
+        """Return the class index of each device, (N,), drawn by population share."""
         drawn = device_uniforms(seed, "fleet", "class", devices=device_ids(devices))
         return np.searchsorted(cumulative(self.shares), drawn, side="right").astype(np.int16)
 
     def budget_bytes(
         self, seed: int, devices: NDArray[np.integer], server_round: float, *, full_table_bytes: int
     ) -> NDArray[np.int64]:
-        """Memory budget of each device at a time in rounds, (N,) bytes, from scratch.
-
-        To follow the same devices over time use :class:`FleetBudgets`.
+        """Return the memory budget of each device at a time in rounds, (N,) bytes, from scratch. To follow the same
+        devices over time use :class:`FleetBudgets`.
 
         Raises:
             ProfileError: a plugged-in process gave a budget below 0 or above its own ceiling.
@@ -101,7 +100,7 @@ class Fleet:
         return result
 
     def available(self, seed: int, devices: NDArray[np.integer], server_round: float) -> NDArray[np.bool_]:
-        """Whether each device can be sampled at a time in rounds, (N,) bool."""
+        """Return whether each device can be sampled at a time in rounds, (N,) bool."""
         ids = device_ids(devices)
         now = self.clock.moment(self.clock.step_of(server_round))
         result = np.zeros(len(ids), dtype=np.bool_)
@@ -139,7 +138,7 @@ class Fleet:
         }
 
     def only(self, name: str) -> Fleet:
-        """Return the fleet that has this class alone, as a real device of that class sees it.
+        """Return the fleet of this class alone, as a real device of that class sees it.
 
         Raises:
             ProfileError: there is no such class.
@@ -167,7 +166,7 @@ class Fleet:
         return replace(self, profiles=changed)
 
     def members(self, seed: int, ids: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], DeviceProfile]]:
-        """Positions of the devices of each class that has any."""
+        """Return the positions of the devices of each class that has any."""
         classes = self.classes(seed, ids)
         found = [(np.flatnonzero(classes == number), profile) for number, profile in enumerate(self.profiles)]
         return [(index, profile) for index, profile in found if len(index)]
@@ -176,7 +175,8 @@ class Fleet:
 def load_fleet(source: str | Path | Sequence[str | Path]) -> Fleet:
     """Load a fleet: a shipped or registered name, a YAML file, ``name:class`` for one class, or several of them.
 
-    Several sources become one fleet. Each counts alike, unless all give ``population_count``, which then add up.
+    Several sources become one fleet. All sources have equal weight, unless all give ``population_count``, which then
+    add up.
 
     Raises:
         ProfileError: no such fleet, or its file makes no sense.
@@ -214,7 +214,7 @@ def _load_sent(entry: str, sent: Mapping[str, FleetFile]) -> Fleet:
 
 
 def fleet_from_mapping(data: Mapping[str, object], *, where: str = "fleet", folder: Path | None = None) -> Fleet:
-    """Make a fleet from what a fleet file would hold; ``folder`` is where its relative file names start.
+    """Make a fleet from the content of a fleet file; relative file names start at ``folder``.
 
     Raises:
         ProfileError: it makes no sense.

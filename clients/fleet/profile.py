@@ -43,28 +43,31 @@ class Draw(Protocol):
 
 
 class Memory(Spec):
-    """How large a device's base budget is, and what it may use besides while it trains.
+    """Memory of a device class: its base budget, and the working memory available during training.
 
     Absolute: ``total_kb``, ``total_mb`` or ``total_gb`` (1 KB = 1024 bytes, as memory is sold) times
     ``recommender_share``. Relative to the fp32 full item table: ``table_share``, or a total times
-    ``table_share_per_gb``. A budget never exceeds the total, where there is one. Working memory is ``working_factor``
-    times the largest budget that the device ever has, and with it never exceeds the total.
+    ``table_share_per_gb``. A budget never exceeds the total, if there is one. Working memory is ``working_factor``
+    times the largest budget that the device ever has; together they never exceed the total.
     """
 
     total_kb: Kilobytes | None = Field(None, json_schema_extra=unit("KB"))
-    """Memory of the device in 1024 bytes; no budget ever exceeds it."""
+    """Total memory of the device in KB (1024 bytes); no budget exceeds it."""
     total_mb: Megabytes | None = Field(None, json_schema_extra=unit("MB"))
-    """The same in 1024 KB."""
+    """Total memory of the device in MB (1024 KB); no budget exceeds it."""
     total_gb: Gigabytes | None = Field(None, json_schema_extra=unit("GB"))
-    """The same in 1024 MB."""
+    """Total memory of the device in GB (1024 MB); no budget exceeds it."""
     recommender_share: PositiveShare | None = Field(None, json_schema_extra=unit("share"))
-    """Of the total: the base budget, whatever the data set."""
+    """Base budget as a share of the total memory, independent of the data set."""
     table_share: PositiveShare | None = Field(None, json_schema_extra=unit("share"))
-    """Of the fp32 full item table: the base budget; no total is needed."""
+    """Base budget as a share of the fp32 full item table; it needs no total."""
     table_share_per_gb: PerGigabyte | None = Field(None, json_schema_extra=unit("share per GB"))
-    """Of the fp32 full item table, per GB of the total: the base budget."""
-    working_factor: Positive = Field(Constant(WORKING_FACTOR), json_schema_extra=unit("largest budgets"))
-    """Working memory, which choosing and training take besides; docs/profiles.md says why 16."""
+    """Base budget as a share of the fp32 full item table, per GB of the total memory."""
+    working_factor: Positive = Field(
+        Constant(WORKING_FACTOR), json_schema_extra=unit("multiples of the largest budget")
+    )
+    """Working memory for block selection and training, in multiples of the largest budget; docs/profiles.md explains
+    the default of 16."""
 
     @model_validator(mode="after")
     def _check_keys(self) -> Memory:
@@ -73,7 +76,7 @@ class Memory(Spec):
         if len(totals) > 1:
             raise FieldError(f"has {' and '.join(totals)}: keep one")
         if self.table_share is not None and (totals or shares):
-            raise FieldError(f"has table_share and {(totals + shares)[0]}: keep one way to say the budget")
+            raise FieldError(f"has table_share and {(totals + shares)[0]}: give the budget in one way")
         if self.table_share is None and not totals:
             raise FieldError("needs table_share, or one of total_kb, total_mb, total_gb")
         if totals and len(shares) != 1:
@@ -81,7 +84,7 @@ class Memory(Spec):
         return self
 
     def total_bytes(self, draw: Draw) -> FloatArray | None:
-        """Total memory per device in bytes, (N,); None where only a share of the table is known."""
+        """Return the total memory per device in bytes, (N,); None where only a share of the table is given."""
         for key, unit_bytes in _TOTAL_BYTES.items():
             quantity: Distribution | None = getattr(self, key)
             if quantity is not None:
@@ -89,7 +92,7 @@ class Memory(Spec):
         return None
 
     def base_bytes(self, draw: Draw, full_table_bytes: int) -> FloatArray:
-        """Base budget per device in bytes, (N,)."""
+        """Return the base budget per device in bytes, (N,)."""
         total_bytes = self.total_bytes(draw)
         if total_bytes is None:
             assert self.table_share is not None
@@ -102,58 +105,60 @@ class Memory(Spec):
 
 
 class Compute(Spec):
-    """How fast a device trains."""
+    """Compute of a device class."""
 
-    samples_per_s: Positive = Field(Constant(5000.0), json_schema_extra=unit("samples per s"))
-    """Training samples."""
+    samples_per_s: Positive = Field(Constant(5000.0), json_schema_extra=unit("samples/s"))
+    """Training speed in samples per second."""
 
 
 class Network(Spec):
-    """A device's link; megabits are 10^6 bits."""
+    """Network link of a device class; a megabit is 10^6 bits."""
 
     uplink_mbps: Positive = Field(Constant(5.0), json_schema_extra=unit("Mbit/s"))
-    """From the device."""
+    """Bandwidth from the device to the server."""
     downlink_mbps: Positive = Field(Constant(20.0), json_schema_extra=unit("Mbit/s"))
-    """To the device."""
+    """Bandwidth from the server to the device."""
     latency_ms: NonNegative = Field(Constant(50.0), json_schema_extra=unit("ms"))
-    """Before the first byte of a message."""
+    """Latency before the first byte of a message."""
 
 
 class Energy(Spec):
-    """What training and the radio draw from the battery; a megabyte on the radio is 10^6 bytes."""
+    """Energy that training and communication draw from the battery; a megabyte of communication is 10^6 bytes."""
 
     train_watts: NonNegative = Field(Constant(0.0), json_schema_extra=unit("W"))
-    """While it trains."""
+    """Power drawn while the device trains."""
     radio_joules_per_mb: NonNegative = Field(Constant(0.0), json_schema_extra=unit("J/MB"))
-    """Sent or received."""
+    """Energy per megabyte sent or received."""
 
 
 class DeviceProfile(Spec):
-    """One class of devices. Every draw is a function of (seed, profile name, key, device id).
+    """Profile of a device class. Every value is drawn as a function of (seed, profile name, key, device id).
 
-    Subclass it to compute any of this differently; see docs/profiles.md.
+    Subclass it to compute any of them differently; see docs/profiles.md.
     """
 
     name: str
-    """Class of devices, as reports show it; no two of a fleet are alike."""
+    """Name of the device class in reports, unique within the fleet."""
     population_share: ShareFloat | None = Field(None, json_schema_extra=unit("share"))
-    """Of the population; over all profiles 1. Without it and counts all are alike."""
+    """Share of the population that belongs to the class; the shares of all profiles sum to 1. Without shares and
+    counts, all classes are equally large."""
     population_count: PositiveInt | None = Field(None, json_schema_extra=unit("devices"))
-    """In place of shares, in every profile: they count by these."""
+    """Size of the class relative to the counts of the other profiles, in place of shares."""
     memory: Memory | None = None
-    """May be left out where the budget process knows bytes by itself."""
+    """Memory; optional if the budget process gives bytes itself."""
     budget: Annotated[BudgetProcess, PlainValidator(read_budget), WithJsonSchema({})] = ConstantBudget()
-    """How the budget moves around the base: the name of a process, or a mapping with it and its keys."""
+    """Budget process, by which the budget varies around its base: the name of a process, or a mapping with the name and
+    its keys."""
     compute: Compute = Compute()
-    """How fast it trains."""
+    """Compute."""
     network: Network = Network()
-    """Its link."""
+    """Network link."""
     availability: Annotated[Availability, PlainValidator(read_availability), WithJsonSchema({})] = RandomAvailability()
-    """When the device can be sampled: a probability a round, a daily window, or as recorded."""
+    """Availability, when the device can be sampled: a probability per round, a daily window, or a recording."""
     energy: Energy | None = None
-    """What it draws from the battery."""
+    """Energy model; null: no energy is counted."""
     precision: Precision | None = None
-    """For your own use: in a run all classes store blocks at the scenario's blocks.precision."""
+    """Block precision for your own use; in a run, all classes store blocks at the scenario's blocks.precision."""
 
     @field_validator("name", mode="before")
     @classmethod
@@ -165,7 +170,7 @@ class DeviceProfile(Spec):
             or len(value) > 100
             or not value.isprintable()
         ):
-            raise FieldError(f"must be a short name without blanks around it (got {kind_of(value)})")
+            raise FieldError(f"must be a short name without surrounding blanks (got {kind_of(value)})")
         return value
 
     @model_validator(mode="after")
@@ -177,7 +182,7 @@ class DeviceProfile(Spec):
         return self
 
     def draw(self, seed: int, devices: Devices) -> Draw:
-        """Return what draws this profile's values for these devices."""
+        """Return the function that draws this profile's values for these devices."""
 
         def drawn(section: str, key: str, quantity: Distribution) -> FloatArray:
             return quantity.draw(device_uniforms(seed, "profile", self.name, section, key, devices=devices))
@@ -185,27 +190,26 @@ class DeviceProfile(Spec):
         return drawn
 
     def base_bytes(self, seed: int, devices: Devices, *, full_table_bytes: int) -> FloatArray:
-        """Base budget in bytes, (N,), that the budget process moves; 0 where the process needs none."""
+        """Return the base budget in bytes, (N,), which the budget process varies; 0 where the process needs none."""
         if self.memory is None:
             return np.zeros(len(devices))
         return self.memory.base_bytes(self.draw(seed, devices), full_table_bytes)
 
     def limit_bytes(self, seed: int, devices: Devices) -> FloatArray:
-        """Total memory in bytes, (N,), which no budget exceeds; infinite where it is not known."""
+        """Return the total memory in bytes, (N,), which no budget exceeds; infinite where it is unknown."""
         total = None if self.memory is None else self.memory.total_bytes(self.draw(seed, devices))
         return np.full(len(devices), np.inf) if total is None else total
 
     def working_bytes(self, seed: int, devices: Devices, *, ceiling_bytes: FloatArray) -> FloatArray:
-        """Bytes (N,) that a device may use while it trains, besides what it stores. ceiling_bytes: (N,), which its
-        budgets never exceed.
-        """
+        """Return the bytes (N,) that a device may use during training in addition to what it stores. ceiling_bytes:
+        (N,), which its budgets never exceed."""
         if self.memory is None:
             return WORKING_FACTOR * ceiling_bytes
         factor = self.draw(seed, devices)("memory", "working_factor", self.memory.working_factor)
         return np.minimum(factor * ceiling_bytes, self.limit_bytes(seed, devices) - ceiling_bytes)
 
     def rates(self, seed: int, devices: Devices) -> dict[str, FloatArray]:
-        """Compute, link and energy values by their key, each (N,)."""
+        """Return compute, network and energy values by key, each (N,)."""
         draw = self.draw(seed, devices)
         energy = self.energy if self.energy is not None else Energy()
         return {
@@ -218,5 +222,5 @@ class DeviceProfile(Spec):
         }
 
     def available(self, seed: int, devices: Devices, now: Moment) -> NDArray[np.bool_]:
-        """Whether each device can be sampled at a moment, (N,) bool."""
+        """Return whether each device can be sampled at a moment, (N,) bool."""
         return self.availability.available(seed, devices, now)

@@ -67,7 +67,7 @@ def budget_schemas() -> dict[str, dict[str, Any]]:
         kind = BUDGETS.get(name)
         if isinstance(kind, type) and issubclass(kind, BudgetProcess):
             schema = kind.model_json_schema()
-            keys = {"process": {"const": name, "description": "Its name."}, **schema.get("properties", {})}
+            keys = {"process": {"const": name, "description": "Name of the process."}, **schema.get("properties", {})}
             found[name] = schema | {"properties": keys, "required": ["process", *schema.get("required", ())]}
     return {name: _as_typed(schema) for name, schema in found.items()}
 

@@ -229,7 +229,7 @@ def _empirical(value: object, unit_bytes: int | None, folder: Folder) -> Distrib
                 totals[number(size)] += weight / len(found)
         except FieldError as error:
             if not skip:
-                raise FieldError(f"{place}: {error}; mend it or set unreadable: skip") from None
+                raise FieldError(f"{place}: {error}; correct it or set unreadable: skip") from None
     if not totals:
         raise FieldError(f"{path} holds no value")
     return _choice(totals)

@@ -48,7 +48,7 @@ class Before:
                 return Before(groups, cutoffs, kept["ranks"], some)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise EngineError(
-                f"{cohort.held_file}: what this node's devices hold is damaged; start the run again"
+                f"{cohort.held_file}: the state of this node's devices is damaged; start the run again"
             ) from error
 
     def save(self, cohort: Cohort) -> None:

@@ -68,7 +68,7 @@ class Cohort:
     def fading(self) -> float | None:
         """How fast what a device did fades in its vector, in a timeline; see :class:`fl_peel.scenario.method`."""
         timeline = self.scenario.data.timeline
-        return None if timeline is None else timeline.fading
+        return None if timeline is None else timeline.decay_interactions
 
     @cached_property
     def joining(self) -> NDArray[np.bool_]:
@@ -173,7 +173,7 @@ class Cohort:
         """
         state = DeviceState.open(self.folder, mode)
         if state.users.shape != (len(self.devices), self.scenario.pretraining.embedding_dim):
-            raise EngineError(f"{self.folder}: what this node's devices keep is damaged; start the run again")
+            raise EngineError(f"{self.folder}: the stored state of this node's devices is damaged; start the run again")
         return state
 
 

@@ -46,7 +46,7 @@ class OwnData:
             raise EngineError(f"node config: {KEY}: {path}: no such file; start the node with the path of one")
         first = config.get(FIRST, partition)
         if isinstance(first, bool) or not isinstance(first, int) or first < 0:
-            raise EngineError(f"node config: {FIRST}: {first!r} is no number of a device; give 0, 1, 2, ...")
+            raise EngineError(f"node config: {FIRST}: {first!r} is not a device number; give 0, 1, 2, ...")
         place = os.path.abspath(os.path.expanduser(str(config.get(FOLDER, f"{path}.fl-peel"))))
         return OwnData(path, first, Path(place) / f"run-{context.run_id}")
 

@@ -39,7 +39,7 @@ def checked(cohort: Cohort, request: object) -> None:
     if isinstance(request, wire.EvaluateRequest) and request.on_validation > len(request.budgets):
         raise MessageError(f"EvaluateRequest: {request.on_validation} of {len(request.budgets)} budgets on validation")
     if isinstance(request, wire.CompareRequest) and set(request.kept) != set(request.current):
-        raise MessageError("CompareRequest: other user groups are kept than are current")
+        raise MessageError("CompareRequest: the user groups with a stored table are not the current ones")
 
 
 def _known(cohort: Cohort, request: object) -> Known:
@@ -96,9 +96,9 @@ def _check_join(cohort: Cohort, request: wire.JoinRequest) -> None:
         raise MessageError("JoinRequest.centroids: there is no user group")
     some = joining(cohort, request)
     if request.first + max(request.count, 0) > len(cohort.devices):
-        raise MessageError(f"JoinRequest.count: devices that are not there, of {len(cohort.devices)}")
+        raise MessageError(f"JoinRequest.count: devices that do not exist, of {len(cohort.devices)}")
     if not np.isin(request.devices, cohort.devices[some]).all():
-        raise MessageError("JoinRequest.devices: some join in another part")
+        raise MessageError("JoinRequest.devices: some of them join in another part")
     if len(request.maps):
         if len(request.maps) != len(request.centroids):
             raise MessageError(f"JoinRequest.maps: {len(request.maps)} of {len(request.centroids)} user groups")

@@ -34,8 +34,8 @@ def refuse_seeded_noise(scenario: Scenario, context: Context) -> None:
     """
     if scenario.privacy.noised and scenario.privacy.noise_source == "seed" and not is_simulated(context):
         raise ScenarioError(
-            "privacy.noise_source: seed is for simulations, as whoever has the seed can subtract the noise; set system "
-            f"(or start nodes whose devices are simulated with --node-config '{KEY}=true')",
+            "privacy.noise_source: seed is for simulations, since anyone with the seed can subtract the noise; set "
+            f"system (or start nodes whose devices are simulated with --node-config '{KEY}=true')",
             public=True,
         )
 

@@ -43,7 +43,7 @@ class DeviceState:
         users, devices = found.users, found.groups.shape
         shapes = users.shape[:1], found.kept_blocks.shape, found.kept_users.shape[:1]
         if len(devices) != 1 or any(shape != devices for shape in shapes) or found.kept_users.shape != users.shape:
-            raise EngineError(f"{folder}: what this node's devices keep is damaged; start the run again")
+            raise EngineError(f"{folder}: the stored state of this node's devices is damaged; start the run again")
         return found
 
     @staticmethod
@@ -79,4 +79,6 @@ class DeviceState:
             try:
                 np.load(path, mmap_mode="r+")[here] = part
             except (OSError, ValueError) as error:
-                raise EngineError(f"{path}: devices before these have not joined the run; start it again") from error
+                raise EngineError(
+                    f"{path}: devices with smaller numbers have not joined the run; start it again"
+                ) from error

@@ -38,10 +38,10 @@ class Availability(Protocol):
 
 
 class RandomAvailability(Spec):
-    """Each round anew with the device's probability; the answer holds for the whole round."""
+    """Availability drawn in each round with the device's probability; it holds for the whole round."""
 
     probability: Share = Field(Constant(1.0), json_schema_extra=unit("probability"))
-    """To be there in a round."""
+    """Probability of being available in a round."""
 
     def available(self, seed: int, devices: Devices, now: Moment) -> NDArray[np.bool_]:
         """(N,) bool."""
@@ -51,22 +51,22 @@ class RandomAvailability(Spec):
 
 
 class DiurnalAvailability(Spec):
-    """A window of ``window_hours`` in every period, that opens at the device's own ``phase_hours``.
+    """Availability in a window of ``window_hours`` in every period, which opens at the device's own ``phase_hours``.
 
-    By default the windows of devices open at all hours alike. Inside and outside of the window the device is
-    there with a probability drawn anew each round.
+    By default the opening times of the devices are spread evenly over the period. Inside and outside the window the
+    device is available with a probability, drawn anew each round.
     """
 
     period_hours: PositiveFloat = Field(24.0, json_schema_extra=unit("h"))
-    """From one opening to the next."""
+    """Length of the period."""
     window_hours: Positive = Field(json_schema_extra=unit("h"))
-    """For so long in every period."""
+    """Length of the window in every period."""
     phase_hours: NonNegative | None = Field(None, json_schema_extra=unit("h"))
-    """When the window opens; null: at all hours alike."""
+    """Opening time of the window within the period; null: spread evenly over the period."""
     inside_probability: ShareFloat = Field(1.0, json_schema_extra=unit("probability"))
-    """To be there within the window."""
+    """Probability of being available inside the window."""
     outside_probability: ShareFloat = Field(0.0, json_schema_extra=unit("probability"))
-    """To be there outside."""
+    """Probability of being available outside the window."""
 
     @model_validator(mode="after")
     def _check_window(self) -> DiurnalAvailability:
@@ -87,14 +87,15 @@ class DiurnalAvailability(Spec):
 
 
 class TraceAvailability(Spec):
-    """Recorded: ``device, time_s, available`` (0 or 1) from CSV, TSV or Parquet, replayed as budget traces are."""
+    """Recorded availability: ``device, time_s, available`` (0 or 1) from a CSV, TSV or Parquet file, replayed like
+    budget traces."""
 
     file: Annotated[Traces, PlainValidator(lambda value, info: _read_trace(value, info)), as_schema("string")]
-    """CSV, TSV or Parquet, from the folder of the fleet file on."""
+    """Recording as a CSV, TSV or Parquet file; a relative path starts at the folder of the fleet file."""
     at_end: AtEnd = "loop"
-    """Of a recording that is over: from its start again, or its last value."""
+    """Behaviour at the end of a recording; loop: it starts again; hold: its last value remains."""
     random_start: bool = True
-    """Each device begins somewhere in its recording."""
+    """Whether each device starts at a random time of its recording."""
 
     def available(self, seed: int, devices: Devices, now: Moment) -> NDArray[np.bool_]:
         """(N,) bool."""

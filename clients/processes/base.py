@@ -39,12 +39,12 @@ _STEPS = as_schema("integer", minimum=1, maximum=MAX_STEPS_PER_ROUND)
 
 
 class Clock(Spec):
-    """The budget clock: ``step_s`` seconds per step, ``steps_per_round`` steps per round."""
+    """Budget clock: ``step_s`` seconds per step, ``steps_per_round`` steps per round."""
 
     step_s: PositiveFloat = Field(900.0, json_schema_extra=unit("s"))
-    """Of a step, within which budgets stand still."""
+    """Length of a step, within which budgets are constant."""
     steps_per_round: Annotated[int, BeforeValidator(_steps), _STEPS] = Field(4, json_schema_extra=unit("steps"))
-    """To a round of the run."""
+    """Steps per federated round."""
 
     def step_of(self, server_round: float) -> int:
         """Step at a time in rounds: round 3 begins at step 3 * steps_per_round; 3.5 is half a round later.
@@ -71,22 +71,23 @@ class Moment:
 
 
 class BudgetProcess(Spec):
-    """Base of all budget processes. Devices are (N,) int64 ids; a state's first axis is the device."""
+    """Base class of all budget processes. Devices are (N,) int64 ids; the first axis of a state is the device."""
 
     def needs_memory(self) -> bool:
-        """Whether the profile must say ``memory``; False where the process knows bytes by itself."""
+        """Return whether the profile must have ``memory``; False where the process gives bytes itself."""
         return True
 
     def start(self, seed: int, devices: Devices) -> State:
-        """State at step 0; None where no history matters."""
+        """Return the state at step 0; None where no history matters."""
         return None
 
     def advance(self, state: State, seed: int, devices: Devices, step: int) -> State:
-        """State at ``step`` from that at ``step - 1``; ``state`` is not changed."""
+        """Return the state at ``step`` from that at ``step - 1``; ``state`` is not changed."""
         return state
 
     def state_at(self, seed: int, devices: Devices, step: int) -> State:
-        """State at a step from scratch, equal to the one ``advance`` reaches. Override it for a short cut."""
+        """Return the state at a step from scratch, equal to the one that ``advance`` reaches. Override it for a faster
+        computation."""
         state = self.start(seed, devices)
         if state is not None:
             for earlier in range(1, step + 1):
@@ -94,9 +95,9 @@ class BudgetProcess(Spec):
         return state
 
     def budget(self, state: State, seed: int, devices: Devices, base_bytes: FloatArray, now: Moment) -> FloatArray:
-        """Budget in bytes, (N,) float64 >= 0."""
+        """Return the budget in bytes, (N,) float64 >= 0."""
         raise NotImplementedError
 
     def ceiling(self, seed: int, devices: Devices, base_bytes: FloatArray) -> FloatArray:
-        """Bytes that the budget never exceeds, (N,)."""
+        """Return the bytes that the budget never exceeds, (N,)."""
         raise NotImplementedError

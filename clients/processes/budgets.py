@@ -41,7 +41,7 @@ __all__ = [
 
 
 class ConstantBudget(BudgetProcess):
-    """The base budget, always."""
+    """Constant budget: the base budget at all times."""
 
     def budget(self, state: State, seed: int, devices: Devices, base_bytes: FloatArray, now: Moment) -> FloatArray:
         """(N,) bytes."""
@@ -53,17 +53,17 @@ class ConstantBudget(BudgetProcess):
 
 
 class PeriodicBudget(BudgetProcess):
-    """base * (1 + amplitude * sin(2 pi (time / period + phase))), the phase being the device's own.
+    """Periodic budget: base * (1 + amplitude * sin(2 pi (time / period + phase))), where each device has its own phase.
 
-    ``phase`` is a share of the period; by default devices are spread evenly over it.
+    ``phase`` is a share of the period; by default the phases of the devices are spread evenly over it.
     """
 
     period_hours: PositiveFloat = Field(json_schema_extra=unit("h"))
-    """Of the wave."""
+    """Length of the period."""
     amplitude: Share = Field(json_schema_extra=unit("share"))
-    """Of the base budget, up and down."""
+    """Amplitude up and down, as a share of the base budget."""
     phase: Share | None = Field(None, json_schema_extra=unit("share"))
-    """Of the period, at the start; null: spread evenly over devices."""
+    """Phase at the start, as a share of the period; null: spread evenly over the devices."""
 
     def budget(self, state: State, seed: int, devices: Devices, base_bytes: FloatArray, now: Moment) -> FloatArray:
         """(N,) bytes."""
@@ -82,16 +82,17 @@ class PeriodicBudget(BudgetProcess):
 
 
 class RandomWalkBudget(BudgetProcess):
-    """base * x; x starts at ``first`` and moves by a uniform step of at most ``largest_step``, reflected at bounds."""
+    """Random walk: base * x, where x starts at ``first`` and moves by a uniform step of at most ``largest_step``,
+    reflected at the bounds."""
 
     largest_step: PositiveFloat = Field(json_schema_extra=unit("factor"))
-    """At most so much up or down, at every step of the clock."""
+    """Largest step of the factor, up or down, at every step of the clock."""
     min_factor: NonNegativeFloat = Field(0.1, json_schema_extra=unit("factor"))
-    """Least of the base budget."""
+    """Smallest factor of the base budget."""
     max_factor: PositiveFloat = Field(1.0, json_schema_extra=unit("factor"))
-    """Most of the base budget."""
+    """Largest factor of the base budget."""
     first: NonNegativeFloat | None = Field(None, json_schema_extra=unit("factor"))
-    """At step 0."""
+    """Factor at step 0; null: drawn uniformly between the bounds."""
 
     @model_validator(mode="after")
     def _check_bounds(self) -> RandomWalkBudget:
@@ -130,23 +131,24 @@ class RandomWalkBudget(BudgetProcess):
 
 
 class TraceBudget(BudgetProcess):
-    """Replays recorded memory from a CSV, TSV or Parquet file with ``device, time_s, memory_bytes``.
+    """Recorded memory from a CSV, TSV or Parquet file with ``device, time_s, memory_bytes``.
 
-    ``scale`` "relative": base * memory / (that recording's largest memory). "absolute": memory *
-    ``recommender_share`` bytes, whatever the profile's ``memory`` says (which may then be left out).
-    Which recorded device a simulated one replays: see :mod:`clients.keys.traces`.
+    ``scale`` "relative": base * memory / (largest memory of that recording). "absolute": memory * ``recommender_share``
+    bytes, independent of the profile's ``memory`` (which may then be left out). Which recorded device a simulated one
+    replays: see :mod:`clients.keys.traces`.
     """
 
     file: Annotated[Traces, PlainValidator(lambda value, info: _read_trace(value, info)), as_schema("string")]
-    """CSV, TSV or Parquet, from the folder of the fleet file on."""
+    """Recording as a CSV, TSV or Parquet file; a relative path starts at the folder of the fleet file."""
     scale: Literal["relative", "absolute"] = "relative"
-    """relative: base budget times memory over the largest of the recording; absolute: bytes as recorded."""
+    """Scale of the recording; relative: base budget times memory over the largest memory of the recording; absolute:
+    bytes as recorded."""
     recommender_share: ShareFloat = Field(1.0, json_schema_extra=unit("share"))
-    """Of recorded bytes, where scale is absolute."""
+    """Budget as a share of the recorded bytes, with scale absolute."""
     at_end: AtEnd = "loop"
-    """Of a recording that is over: from its start again, or its last value."""
+    """Behaviour at the end of a recording; loop: it starts again; hold: its last value remains."""
     random_start: bool = True
-    """Each device begins somewhere in its recording."""
+    """Whether each device starts at a random time of its recording."""
 
     def needs_memory(self) -> bool:
         """Only a relative trace does."""
@@ -174,18 +176,19 @@ def _read_trace(value: object, info: ValidationInfo) -> Traces:
 
 
 class ShockBudget(BudgetProcess):
-    """Another process times ``factor`` from the start of ``at_round`` on (until ``until_round``, if given)."""
+    """Shock to another process: its budget times ``factor`` from the start of ``at_round`` on, until ``until_round`` if
+    it is given."""
 
     at_round: NonNegativeInt = Field(json_schema_extra=unit("round"))
-    """From its start on."""
+    """First round of the shock."""
     factor: NonNegativeFloat = Field(json_schema_extra=unit("factor"))
-    """Of the other process's budget."""
+    """Factor by which the other process's budget is multiplied."""
     until_round: NonNegativeInt | None = Field(None, json_schema_extra=unit("round"))
-    """Until its start; null: to the end."""
+    """Round at whose start the shock ends; null: it lasts to the end."""
     of: Annotated[BudgetProcess, PlainValidator(lambda value, info: read_budget(value, info)), WithJsonSchema({})] = (
         ConstantBudget()
     )
-    """The other process."""
+    """The other budget process."""
 
     @model_validator(mode="after")
     def _check_rounds(self) -> ShockBudget:

@@ -35,22 +35,22 @@ _ROWS: dict[str, Any] = {"anyOf": [{"type": "array"}, {"type": "object", "title"
 
 
 class MarkovBudget(BudgetProcess):
-    """The device is in one of several states (foreground, background, ...), each with its share of the base budget.
+    """Markov chain over states of the device (foreground, background, ...), each with its factor of the base budget.
 
-    ``states``: state -> factor. ``transitions_per_step``: a row per state, in that order, with the probability of
-    each next state. ``first``: the state at step 0; by default it is drawn from the chain's long-run distribution.
+    ``states``: state -> factor. ``transitions_per_step``: a row per state, in that order, with the probability of each
+    next state. ``first``: the state at step 0; by default it is drawn from the chain's long-run distribution.
 
-    The next state is looked up by one uniform number in [the part that all rows have in common | the row's own
-    rest]. A number in the common part forgets the past (Murdoch and Green 1998, the multigamma coupler), so that
-    a state can be found from scratch by looking back only to where that last happened.
+    The next state is looked up by one uniform number in [the part that all rows have in common | the row's own rest]. A
+    number in the common part forgets the past (Murdoch and Green 1998, the multigamma coupler), so that a state can be
+    computed from scratch by looking back only to where that last happened.
     """
 
     states: Annotated[dict[str, float], PlainValidator(_read_states), WithJsonSchema(_STATES)]
-    """Factor of the base budget, by state."""
+    """Factor of the base budget in each state."""
     transitions_per_step: Annotated[Any, WithJsonSchema(_ROWS)]
-    """A row per state, with the probability of each next one."""
+    """Transition probabilities per step of the clock: a row per state with the probability of each next state."""
     first: str | None = None
-    """The state at step 0; null: as often as in the long run."""
+    """State at step 0; null: drawn from the stationary distribution."""
 
     @field_validator("transitions_per_step", mode="plain")
     @classmethod

@@ -19,14 +19,16 @@ from fl_peel.wire import Arrays
 
 
 class BoundedDeviceContents(DeviceContents):
-    """The parts of the round's release; counters are withheld where the scenario says so."""
+    """Contribution of devices under privacy: the parts of the round's release; counters are withheld where the scenario
+    says so."""
 
     def hiding(self) -> Hiding | None:
-        """Rows that were not changed, blocks that were not needed, parts that are dense."""
+        """Return the padding that hides what a device changed: unchanged rows, blocks that were not needed, dense
+        parts."""
         return Hiding.of(self.scenario, self.release.parts)
 
     def said(self, ranked: RankedBlocks, trained: Trained, noise_devices: int | None = None) -> Arrays:
-        """Sums of the parts by name, each device's contribution bounded and noised."""
+        """Return sums of the parts by name, each device's contribution bounded and noised."""
         mechanism = find_mechanism(self.scenario.privacy.mechanism)
         if mechanism is None:
             return dict(bounded_sums(ranked, trained, self.release.parts, {SIGNALS: np.inf}, l1=False))

@@ -20,7 +20,7 @@ def contents_kind(scenario: Scenario) -> type[DeviceContents]:
     """
     bounded, robust = scenario.privacy.sums_only, scenario.refinement.aggregation.robust
     named = named_contents(
-        scenario.refinement.contents,
+        scenario.refinement.contribution,
         DEVICE_CONTENTS,
         DeviceContents,
         bounded=BoundedDeviceContents if bounded else None,

@@ -1,7 +1,7 @@
 """Device half of a round's contents: what is bounded, said and paid for.
 
 To add one, subclass :class:`DeviceContents` (or one that ships, :class:`clients.round.open.OpenDeviceContents`),
-register it under the entry point group ``fl_peel.device_contents`` and name it in a scenario, ``refinement.contents``.
+register it under the entry point group ``fl_peel.device_contents`` and name it as ``refinement.contribution``.
 :class:`clients.round.contracts.DeviceContentsContract` tests it; docs/contents.md has examples.
 """
 
@@ -31,7 +31,8 @@ from fl_peel.wire import Arrays, RoundRequest
 
 
 class DeviceContents(ABC):
-    """Of the devices of one node in one round. scenario: the run's; request: the server's.
+    """Base class of a contribution on the device side, for the devices of one node in one round. scenario: scenario of
+    the run; request: the server's request.
 
     release: what the round releases.
     """
@@ -42,7 +43,8 @@ class DeviceContents(ABC):
         self.release = Release.of(scenario, signals=request.signals)
 
     def local(self, how: LocalTraining) -> LocalTraining:
-        """How devices train: each device's update bounded as the scenario asks, by itself and by its node."""
+        """Return how devices train: each device's update is bounded as the scenario asks, by the device and by its
+        node."""
         clipping = self.scenario.privacy.clipping
         if clipping.kind != "none":
             mechanism = find_mechanism(self.scenario.privacy.mechanism)
@@ -56,27 +58,28 @@ class DeviceContents(ABC):
         return how if bound is None else replace(how, max_norm=min(how.max_norm, bound))
 
     def train(self, work: LocalWork) -> tuple[NDArray[np.float32], GroupUpdate]:
-        """Local training of devices of one user group, see :func:`fl_peel.training.group.train_group`."""
+        """Train the devices of one user group locally, see :func:`fl_peel.training.group.train_group`."""
         return train_group(work)
 
     def hiding(self) -> Hiding | None:
-        """What devices move besides what they need, so that sizes tell nothing; None where nothing is hidden."""
+        """Return what devices transfer beyond what they need, so that sizes reveal nothing; None where nothing is
+        hidden."""
         return Hiding.of(self.scenario, ()) if self.scenario.privacy.requests == "group-prefix" else None
 
     @abstractmethod
     def said(self, ranked: RankedBlocks, trained: Trained, noise_devices: int | None = None) -> Arrays:
-        """What devices of one user group say together: arrays that add up over disjoint sets of devices.
-
-        noise_devices: whose shares of central noise reach its full strength, where devices are to add it to sums that
-        the server does not see before; None where it is the server's to add.
+        """Return the contribution of devices of one user group: arrays that add up over disjoint sets of devices.
+        noise_devices: number of devices whose shares of central noise reach its full strength, where devices add it
+        to sums that the server does not see before; None where the server adds it.
         """
 
     def together(self, devices: IntArray, some: Callable[[NDArray[np.bool_]], MembersRound]) -> MembersRound:
-        """The round of all devices (N,) of one user group. some: that of those in a mask (N,), one of them at least."""
+        """Return the round of all devices (N,) of one user group. some: the contribution of the devices in a mask (N,),
+        at least one of them."""
         return some(np.ones(len(devices), np.bool_))
 
     def counted(self, counts: RoundCounts) -> RoundCounts:
-        """What of the counters is said."""
+        """Return the counters that are reported."""
         return counts.withheld() if self.release.withheld else counts
 
 

@@ -32,13 +32,14 @@ from fl_peel.wire import RoundRequest, Setting
 
 
 class DeviceContentsContract:
-    """Subclass it and set ``contents``; ``keys``: of a scenario that the contents are for."""
+    """Contract suite of a contribution on the device side: subclass it and set ``contents``; ``keys``: scenario keys
+    that the contribution needs."""
 
     contents: ClassVar[type[DeviceContents]]
     keys: ClassVar[dict[str, object]] = {}
 
     def made(self, *, signals: bool = True) -> DeviceContents:
-        """Contents of one request."""
+        """Return the contribution for one request."""
         keys = {"name": "contract", "data": {"path": "interactions.csv"}, **self.keys}
         scenario = Scenario.model_validate(keys)
         nobody = np.zeros(0, np.int64)
@@ -46,7 +47,7 @@ class DeviceContentsContract:
         return self.contents(scenario, RoundRequest(setting, 1, signals, 1.0, nobody, nobody, {}, clip_norm=1.0))
 
     def said(self, places: IntArray, *, signals: bool = True) -> Values:
-        """What some of the example devices say together, with an entry for every row."""
+        """Return the contribution of some example devices together, with an entry for every row."""
         ranked, all_of_them = example_devices(0)
         contents = self.made(signals=signals)
         seeds = np.arange(1, 10, dtype=np.uint64)[places]
@@ -60,7 +61,8 @@ class DeviceContentsContract:
         return dense(contents.said(ranked, trained), len(ranked.items), ranked.layout.embedding_dim)
 
     def test_numbers_are_whole_and_add_up_over_devices(self) -> None:
-        """So that nodes cannot change a sum: all devices together say what any two parts of them say, added up."""
+        """Contributions add up exactly, so that the number of nodes cannot change a sum: that of all devices equals the
+        sum of those of any two parts."""
         everybody = np.arange(9)
         for signals in (True, False):
             whole = self.said(everybody, signals=signals)
@@ -72,21 +74,21 @@ class DeviceContentsContract:
                     assert difference == 0, f"{name}: {difference} units of difference between one node and two"
 
     def test_the_same_devices_say_the_same(self) -> None:
-        """Randomness comes from identity."""
+        """Randomness depends on identities alone, so that the contribution of a device repeats."""
         first, again = self.said(np.arange(9)), self.said(np.arange(9))
         assert first.keys() == again.keys(), "says something else the second time"
         for name, values in first.items():
             assert np.array_equal(values, again[name]), f"{name} differs the second time"
 
     def test_bounds_are_only_ever_tightened(self) -> None:
-        """What the scenario bounds stays bounded."""
+        """Bounds of the scenario stay in force."""
         contents = self.made()
         how = contents.local(replace(LocalTraining(), max_norm=0.25))
         limit = DeviceContents.local(contents, replace(LocalTraining(), max_norm=0.25)).max_norm
         assert how.max_norm <= limit, f"local() lets updates grow to {how.max_norm}"
 
     def test_withheld_counters_stay_withheld(self) -> None:
-        """Where the scenario says so, nothing but how many devices were asked is counted."""
+        """Where the scenario withholds counters, only the number of requested devices is counted."""
         contents = self.made()
         counts = replace(RoundCounts.nothing(2), slowest_us=5)
         if contents.release.withheld:

@@ -308,7 +308,7 @@ def check_same(occasion: Occasion, kept: Arrays, devices: IntArray) -> None:
     """
     if not np.array_equal(kept["devices"], devices):
         raise SecureAggregationError(
-            f"secure aggregation, {occasion}: devices refuse: some that are asked hold nothing of this round"
+            f"secure aggregation, {occasion}: devices refuse: some of the requested devices have no state of this round"
         )
 
 

@@ -217,7 +217,7 @@ class _Begun:
         classes.devices[:] = stays
         classes.download_bytes[:], classes.upload_bytes[:] = spent.download_bytes, spent.upload_bytes
         clock.stragglers[:], clock.time_us[:], clock.energy_mj[:] = spent.late, spent.time_us, spent.energy_mj
-        waits = np.zeros(cohort.scenario.pretraining.windows, np.int64)
+        waits = np.zeros(cohort.scenario.pretraining.open_rounds, np.int64)
         np.maximum.at(waits, there.window[places], spent.time_us)
         aside = ~stays | step.withheld  # the simulation's own count, where it is not in the sum
         cells, num_cells = cohort.classes[places[aside]], len(cohort.fleet.names)
@@ -291,7 +291,7 @@ def _answered(step: _Step, part: Part, request: SecureSumsRequest | SecureChoice
     found = MaskedSum(devices, total.narrow, total.wide)
     if begun is not None:
         return replace(begun.reply, sum=found, protocol_s=begun.reply.protocol_s + protocol_s)
-    nothing = np.zeros(cohort.scenario.pretraining.windows, np.int64)
+    nothing = np.zeros(cohort.scenario.pretraining.open_rounds, np.int64)
     return SecureSumsReply(found, ClassCounts.zeros(num_classes), ClockCounts.zeros(num_classes), nothing, protocol_s)
 
 

@@ -13,10 +13,10 @@ from fl_peel.wire import Arrays
 
 
 class OpenDeviceContents(DeviceContents):
-    """Everything in the open; arrays as in a :class:`fl_peel.wire.RoundReply`."""
+    """Contribution of devices in the clear; arrays as in a :class:`fl_peel.wire.RoundReply`."""
 
     def said(self, ranked: RankedBlocks, trained: Trained, noise_devices: int | None = None) -> Arrays:
-        """Row updates with their counts and losses; in rounds with signals also hits, shown and exposed."""
+        """Return row updates with their counts and losses; in rounds with signals also hits, shown and exposed."""
         arrays = update_arrays(trained.update)
         if trained.best is None:
             return arrays

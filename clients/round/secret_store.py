@@ -64,19 +64,19 @@ class SecretStore:
                 arrays = {name: content[name] for name in content.files}
         except InvalidTag as error:
             raise SecureAggregationError(
-                f"secure aggregation, {Occasion(server_round, group)}: devices refuse: what they hold of this round "
+                f"secure aggregation, {Occasion(server_round, group)}: devices refuse: their state of this round "
                 "was changed, or is of another run"
             ) from error
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise SecureAggregationError(
-                f"secure aggregation, {Occasion(server_round, group)}: devices refuse: they hold nothing of "
-                "this round, it has not begun or is over; the server repeats a stage, or the node lost its folder"
+                f"secure aggregation, {Occasion(server_round, group)}: devices refuse: they have no state of "
+                "this round, which has not started or is over; the server repeats a stage, or the node lost its folder"
             ) from error
         done = str(arrays.pop("stage", "none"))
         if done != stage:
             raise SecureAggregationError(
-                f"secure aggregation, {Occasion(server_round, group)}: devices refuse: after stage {done} "
-                "comes another one; the server repeats a stage or leaves one out"
+                f"secure aggregation, {Occasion(server_round, group)}: devices refuse: after stage {done} a "
+                "different one follows; the server repeats a stage or leaves one out"
             )
         return arrays
 

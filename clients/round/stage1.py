@@ -63,7 +63,7 @@ class There:
         everybody = np.arange(len(cohort.devices))
         window = np.full(len(everybody), -1)
         budgets = np.zeros(len(everybody), np.int64)
-        for number in range(cohort.scenario.pretraining.windows):
+        for number in range(cohort.scenario.pretraining.open_rounds):
             now = asked & (window < 0) & cohort.available(everybody, time + number)
             window[now] = number
             budgets[now] = cohort.budgets.at(time + number)[now]
@@ -98,7 +98,7 @@ class Reached:
             costs.upload_bytes[reached],
             cohort.scenario.pretraining.deadline_s,
         )
-        waits = np.zeros(cohort.scenario.pretraining.windows, np.int64)
+        waits = np.zeros(cohort.scenario.pretraining.open_rounds, np.int64)
         np.maximum.at(waits, window[reached], spent.time_us)
         return Reached(reached[~spent.late], _counts(cohort, asked, window >= 0, there.small, reached, spent), waits)
 
@@ -318,7 +318,7 @@ def _in_parts(path: Path, request: SumsRequest, part: Floats) -> Floats:
     try:
         rows = np.load(path, mmap_mode="r+")
     except (OSError, ValueError) as error:
-        raise EngineError(f"{path}: devices have not made the first columns of their vectors") from error
+        raise EngineError(f"{path}: devices have not computed the first columns of their vectors") from error
     if rows.shape != shape:
         raise EngineError(f"{path}: of shape {rows.shape}, not {shape}; start the run again")
     rows[:, request.first : request.first + part.shape[1]] = part

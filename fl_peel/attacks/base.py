@@ -42,7 +42,8 @@ class Known:
 
 
 class Attack:
-    """One attack. name: in tables; secret: what it is after; source: where it is from; stage: what it reads."""
+    """Base class of an attack. name: its name in tables; secret: the secret that it infers; source: its publication;
+    stage: the stage whose messages it reads."""
 
     name: ClassVar[str]
     secret: ClassVar[Secret]
@@ -50,13 +51,11 @@ class Attack:
     stage: ClassVar[Stage] = "refinement"
 
     def learn(self, known: Sequence[Known], seed: int) -> None:
-        """Learn from accomplices, before any device is attacked. By default nothing."""
+        """Learn from accomplices before any device is attacked; by default nothing."""
 
     def scores(self, view: DeviceView, candidates: IntArray, seed: int) -> FloatArray:
-        """One finite number for each candidate (C,): the larger, the more likely.
-
-        Scores of different devices are compared with one threshold, so they need one scale.
-        """
+        """Return one finite score per candidate, (C,): the larger, the more likely. Scores of different devices are
+        compared with one threshold, so they must share one scale."""
         raise NotImplementedError
 
 

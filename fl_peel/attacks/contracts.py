@@ -130,36 +130,37 @@ def _example_steps(
 
 
 class AttackContract:
-    """Subclass it and set ``attack``.
+    """Contract suite of an attack: subclass it and set ``attack``.
 
-    ``succeeds``: least AUC on the planted leak; set it to 0 for an attack on a leak that the examples do not have.
+    ``succeeds``: smallest AUC on the planted leak; set it to 0 for an attack on a leak that the examples do not have.
     """
 
     attack: ClassVar[type[Attack]]
     succeeds: ClassVar[float] = 0.8
 
     def known(self, leak: Leak, seed: int = 0) -> list[Known]:
-        """Example devices."""
+        """Return example devices."""
         return example_views(leak, type(self).attack.secret, seed)
 
     def taught(self, leak: Leak) -> Attack:
-        """The attack, after learning from accomplices."""
+        """Return the attack after it learned from accomplices."""
         attack = type(self).attack()
         attack.learn(self.known(leak, 1), 0)
         return attack
 
     def auc(self, attack: Attack, devices: Sequence[Known]) -> float:
-        """Over all candidates of all devices."""
+        """Return the AUC over all candidates of all devices."""
         scores = [checked_scores(attack, one.view, one.candidates, 0) for one in devices]
         return auc_of(np.concatenate(scores), np.concatenate([one.truth for one in devices]))
 
     def test_it_says_what_it_is_after(self) -> None:
-        """A name for tables, and a secret that the audit knows."""
+        """The attack has a name for tables, and a secret that the audit knows."""
         assert type(self).attack.name, "an attack needs a name"
         assert type(self).attack.secret in (*ITEM_SECRETS, "user group", "device class"), "an unknown secret"
 
     def test_one_finite_score_per_candidate(self) -> None:
-        """Also for few candidates, before it learned, and where the protocol shows nothing."""
+        """Scores are finite, one per candidate, also for few candidates, before learning, and where the protocol
+        reveals nothing."""
         leaks: tuple[Leak, ...] = ("planted", "noise", "nothing")
         for leak in leaks:
             for attack in (type(self).attack(), self.taught(leak)):
@@ -168,24 +169,24 @@ class AttackContract:
                     checked_scores(attack, one.view, one.candidates[:1], 0)
 
     def test_a_planted_leak_is_found(self) -> None:
-        """Else a protected run that it finds nothing in proves nothing."""
+        """The attack finds a planted leak; otherwise finding nothing in a protected run proves nothing."""
         auc = self.auc(self.taught("planted"), self.known("planted"))
         assert auc >= type(self).succeeds, f"AUC {auc:.3f} on a planted leak is below {type(self).succeeds}"
 
     def test_nothing_is_found_in_nothing(self) -> None:
-        """Where nothing is shown every candidate of a device has one score."""
+        """Where nothing is revealed, all candidates of a device have the same score."""
         attack = self.taught("nothing")
         for one in self.known("nothing"):
             scores = checked_scores(attack, one.view, one.candidates, 0)
             assert np.ptp(scores) == 0, "scores differ though nothing was seen: the attack knows what it should not"
 
     def test_noise_is_noise(self) -> None:
-        """At chance, up to what 100 devices can tell: AUC between 0.3 and 0.7."""
+        """On noise the attack is at chance, within the precision of 100 devices: AUC between 0.3 and 0.7."""
         auc = self.auc(self.taught("noise"), self.known("noise"))
         assert 0.3 < auc < 0.7, f"AUC {auc:.3f} on pure noise"
 
     def test_the_same_question_has_the_same_answer(self) -> None:
-        """Whatever was asked in between, and whatever the state of global randomness; and views stay as they are."""
+        """Scores depend neither on earlier calls nor on the state of global randomness, and views are not changed."""
         attack, devices = self.taught("planted"), self.known("planted")
         first: FloatArray = checked_scores(attack, devices[0].view, devices[0].candidates, 0)
         before = copy.deepcopy(dict(devices[0].view.rounds[0].reply))

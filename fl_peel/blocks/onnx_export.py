@@ -25,7 +25,7 @@ USER, SCORES = "user", "scores"
 
 
 def to_onnx(artefact: StoredEmbedding | bytes | str | Path, out: str | Path | None = None) -> bytes:
-    """The model of an artefact, or of a file of one; written to ``out``, where it is given.
+    """Convert an artefact, or the file of one, to an ONNX model; it is written to ``out``, where given.
 
     Raises:
         ArtifactError: the package `onnx` is missing, the file cannot be read or written, or is no artefact.

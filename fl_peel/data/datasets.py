@@ -149,7 +149,7 @@ def load_dataset(
     dataset = _named(name)
     found = _find(dataset, data_dir)
     if found is None and not allow_download:
-        raise DataError(f"{name}: not here ({_places(data_dir)}); run 'fl-peel data fetch {name}' or set --data-dir")
+        raise DataError(f"{name}: not found ({_places(data_dir)}); run 'fl-peel data fetch {name}' or set --data-dir")
     folder, files = found or _fetch(dataset, cache_dir() / name, progress)
     _verify(dataset, folder, files)
     return _read(dataset, folder, files, min_rating)
@@ -263,7 +263,7 @@ def _fetch(dataset: NamedDataset, target: Path, progress: ProgressCallback | Non
                     source.fetch(work, show)
                     fetched = _layout_in(dataset, work)
                     if fetched is None:
-                        raise DataError("did not send the files of this data set")
+                        raise DataError("did not return the files of this data set")
                     files = fetched[1]
                     _verify(dataset, work, files, strict=True)
                 except DataError as error:
@@ -276,7 +276,7 @@ def _fetch(dataset: NamedDataset, target: Path, progress: ProgressCallback | Non
         raise DataError(f"{target}: cannot be written ({error.strerror}); check space and permissions") from error
     wanted = " and ".join(file.name for file in dataset.layouts[0])
     raise DataError(
-        f"{dataset.name}: could not be downloaded ({'; '.join(failures) or 'nobody serves it in this form'}); "
+        f"{dataset.name}: could not be downloaded ({'; '.join(failures) or 'no server offers it in this form'}); "
         f"put {wanted} into a folder {dataset.name} and name the folder above it with --data-dir"
     )
 

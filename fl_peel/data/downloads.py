@@ -103,7 +103,7 @@ class ZipArchive:
             download(self.url, archive, progress)
             digest = hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
             if digest != self.md5:
-                raise DataError(f"sent another file than published (md5 {digest}, published {self.md5})")
+                raise DataError(f"sent a file that differs from the published one (md5 {digest}, published {self.md5})")
             _extract(archive, self.member, folder)
 
 

@@ -31,9 +31,10 @@ CHUNK = 50_000
 
 @dataclass(frozen=True)
 class Population:
-    """A recipe. median_items, sigma: of the log-normal number of items per device, which is cut to at least
-    ``min_items`` and at most half a world; noise: share of the items from other worlds; exponent: of the power law;
-    held_out: share of a device's items that are validation, and as many again that are test.
+    """Recipe of a synthetic population. median_items, sigma: parameters of the log-normal number of items per device,
+    which is clipped to at least ``min_items`` and at most half a world; noise: share of the items from other worlds;
+    exponent: exponent of the power law of popularity; held_out: share of a device's items for validation, and the
+    same share for test.
     """
 
     seed: int
@@ -79,18 +80,18 @@ class Population:
         return np.cumsum((np.arange(ranks) + 1.0) ** -self.exponent)
 
     def groups(self, devices: NDArray[np.integer]) -> NDArray[np.int32]:
-        """Group of each device, (N,)."""
+        """Return the group of each device, (N,)."""
         uniforms = device_uniforms(self.seed, "population", "group", devices=devices)
         return np.minimum(uniforms * self.num_groups, self.num_groups - 1).astype(np.int32)
 
     def counts(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Items of each of the devices start..stop-1."""
+        """Return the numbers of items of the devices start..stop-1."""
         uniforms = device_uniforms(self.seed, "population", "count", devices=np.arange(start, stop))
         wanted = np.rint(self.median_items * np.exp(self.sigma * ndtri(np.maximum(uniforms, 1e-16))))
         return np.clip(wanted, self.min_items, self._most_items).astype(np.int64)
 
     def rows(self, start: int, stop: int) -> UserItems:
-        """Items of the devices start..stop-1, in the order drawn."""
+        """Return the items of the devices start..stop-1, in the order drawn."""
         indptr = np.zeros(stop - start + 1, np.int64)
         np.cumsum(self.counts(start, stop), out=indptr[1:])
         items = np.empty(indptr[-1], np.int32)
@@ -102,15 +103,13 @@ class Population:
         return UserItems(indptr, items)
 
     def chunks(self, size: int = CHUNK) -> Iterator[tuple[int, UserItems]]:
-        """Number of the first device and items, chunk by chunk."""
+        """Iterate over chunks: the number of the first device, and the items."""
         for start in range(0, self.num_devices, size):
             yield start, self.rows(start, min(start + size, self.num_devices))
 
     def write(self, folder: Path, *, chunk: int = CHUNK) -> None:
-        """Write the devices' train, validation and test items where ``data.path`` can name them.
-
-        Memory holds one chunk; the files are written through memory maps.
-        """
+        """Write the devices' train, validation and test items where ``data.path`` can name them. Memory holds one
+        chunk; the files are written through memory maps."""
         folder.mkdir(parents=True, exist_ok=True)
         totals = np.zeros(3, np.int64)
         for start in range(0, self.num_devices, chunk):
@@ -162,7 +161,7 @@ def _read(folder: Path, stamps: tuple[int, ...], said: bool, beyond: bool) -> Sp
     """``stamps`` keep the cache from answering with older files."""
     num_items = _array(folder, "num_items", np.dtype(np.int64), 0)
     if not 0 < int(num_items) < 1 << 31:
-        raise _damaged(folder, f"num_items.npy says {int(num_items)} items")
+        raise _damaged(folder, f"num_items.npy has {int(num_items)} items")
     limit = 1 << 31 if beyond else int(num_items)
     parts = [_rows(folder, part, limit) for part in (*PARTS, *((SAID,) if said else ()))]
     if len({part.num_users for part in parts}) > 1:

@@ -110,7 +110,7 @@ def _format_of(path: Path) -> DataFormat:
         if file_kind(path) == "nothing":
             raise DataError(f"{path}: no such file; check the path")
         known = ", ".join(get_args(DataFormat)[1:])
-        raise DataError(f"{path}: its name does not tell the format; set one of {known}")
+        raise DataError(f"{path}: its name does not reveal the format; set one of {known}")
     return found
 
 
@@ -168,7 +168,7 @@ def _rated(path: Path, columns: Columns, min_rating: float | None) -> Columns:
     if not kept.any():
         raise DataError(
             f"{path}: no rating reaches min_rating={min_rating:g}; "
-            f"lower it to {columns.ratings.max():g}, the best there is, or less"
+            f"lower it to {columns.ratings.max():g}, the highest rating, or less"
         )
     mask = pa.array(kept)
     times = None if columns.timestamps is None else columns.timestamps[kept]

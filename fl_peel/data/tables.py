@@ -87,7 +87,7 @@ def check_file(path: Path) -> None:
     if kind == "folder":
         raise DataError(f"{path}: is a folder; name the file inside it")
     if kind == "other":
-        raise DataError(f"{path}: is a pipe or a device, which may never end; write what it says into a file")
+        raise DataError(f"{path}: is a pipe or a device; write its output to a file")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -181,7 +181,7 @@ def label_fault(label: str | None, *, integer_ids: bool) -> str | None:
     if integer_ids and not _INTEGER.fullmatch(label):
         return f"is {kind_of(label)}, not an integer; ids here are whole numbers"
     if len(label) > LONGEST_LABEL:
-        return f"has {len(label)} characters, ids at most {LONGEST_LABEL}; shorten it, or mend the line"
+        return f"has {len(label)} characters, ids at most {LONGEST_LABEL}; shorten it, or correct the line"
     return None
 
 
@@ -264,7 +264,7 @@ def _lines(path: Path, raw: bytes, text_format: TextFormat) -> Iterator[tuple[in
                 yield line, fields
             line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}:{line}: {error}; mend the quotes") from error
+        raise DataError(f"{path}:{line}: {error}; correct the quotes") from error
 
 
 def _raise_for_bad_line(

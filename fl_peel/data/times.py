@@ -104,7 +104,7 @@ def time_fault(text: str, zone: str | None, *, dates: bool) -> str | None:
             return f"is {text}, without a time zone; {REMEDY}, or write its offset"
         if zone not in (None, ZONE_UTC) and _skipped(text, zone):
             return f"is {text}, which clocks in {zone} skipped; correct it, or write its offset"
-        return f"is {text}, which no calendar has; mend or remove the line"
+        return f"is {text}, which is no date of the calendar; correct or remove the line"
     return None
 
 
@@ -112,9 +112,9 @@ def number_fault(text: str, *, limit: float = math.inf) -> str | None:
     """What is wrong with a number, with the remedy, or None. limit: of its size."""
     text = text.strip(" ")
     if not _NUMBER.fullmatch(text):
-        return f"is {kind_of(text)}, not a number; mend or remove the line"
+        return f"is {kind_of(text)}, not a number; correct or remove the line"
     if not abs(float(text)) < limit:
-        return f"is {kind_of(text)}, out of range; mend or remove the line"
+        return f"is {kind_of(text)}, out of range; correct or remove the line"
     return None
 
 

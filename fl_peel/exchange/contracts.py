@@ -50,18 +50,18 @@ def example_devices(seed: int, num_devices: int = 9, num_items: int = 14) -> tup
 
 
 class StatisticContract:
-    """Subclass it and set ``statistic``; ``seeds`` says how much is tried."""
+    """Contract suite of a statistic: subclass it and set ``statistic``; ``seeds`` sets how much is tested."""
 
     statistic: ClassVar[type[BoundedStatistic]]
     seeds: ClassVar[tuple[int, ...]] = (0, 1, 2)
 
     def values(self, seed: int) -> tuple[RankedBlocks, Trained, FloatArray]:
-        """What example devices would say."""
+        """Return the contributions of example devices."""
         ranked, trained = example_devices(seed)
         return ranked, trained, np.asarray(self.statistic().values(ranked, trained), np.float64)
 
     def test_every_device_says_numbers_of_the_stated_shape(self) -> None:
-        """Also in rounds without signals, when there are no top lists."""
+        """Contributions have the stated shape, also in rounds without signals, when there are no top lists."""
         for seed in self.seeds:
             ranked, trained, values = self.values(seed)
             shape = (len(trained.devices), *self.statistic().shape(GroupShape.of(ranked)))
@@ -71,12 +71,12 @@ class StatisticContract:
             assert np.asarray(self.statistic().values(ranked, silent)).shape == shape, "another shape without signals"
 
     def test_the_shape_depends_on_what_everybody_knows_alone(self) -> None:
-        """Devices with other items, the same shape."""
+        """The shape depends on public quantities alone: devices with other items have the same shape."""
         shapes = {self.statistic().shape(GroupShape.of(self.values(seed)[0])) for seed in self.seeds}
         assert len(shapes) == 1, f"{shapes}: the shape would tell something of the devices"
 
     def test_a_device_speaks_for_itself(self) -> None:
-        """The others change nothing in what a device says."""
+        """The contribution of a device does not depend on other devices."""
         ranked, trained, values = self.values(0)
         for i in range(len(trained.devices)):
             one = Trained(
@@ -92,14 +92,14 @@ class StatisticContract:
             assert np.array_equal(alone[0], values[i]), "what a device says depends on the others"
 
     def test_no_contribution_passes_its_bound(self) -> None:
-        """After the framework bounded it."""
+        """No contribution exceeds its bound after clipping."""
         for l1 in (False, True):
             for row in self.values(0)[2]:
                 sums = bounded(row[None], 0.5, l1=l1) / FIXED_POINT
                 assert (np.abs(sums).sum() if l1 else np.sqrt((sums**2).sum())) <= 0.5
 
     def test_the_server_takes_any_noised_sum(self) -> None:
-        """Negative ones too; what it knows of the blocks stays finite."""
+        """The server accepts any noised sum, negative ones too; its statistics of the blocks stay finite."""
         for seed in self.seeds:
             ranked, trained, values = self.values(seed)
             statistics = example_statistics(seed, ranked.layout.num_blocks)

@@ -276,7 +276,7 @@ def _groups_within(groups: dict[int, Any], inner: Any, checked: Checked, where: 
     known = checked.known
     for group, content in groups.items():
         if known.groups is not None and group not in known.groups:
-            raise MessageError(f"{where}: nobody asked for user group {group}")
+            raise MessageError(f"{where}: user group {group} was not requested")
         mine = Checked.of(known.inside(group))
         if not dataclasses.is_dataclass(inner):
             mine.group(content, f"{where}/{group}")

@@ -7,8 +7,8 @@ from typing import Any
 from fl_peel.errors import FieldError, ScenarioError
 from fl_peel.plugins import Registry, did_you_mean
 
-DEVICE_CONTENTS: Registry[Any] = Registry("device contents", "fl_peel.device_contents")
-SERVER_CONTENTS: Registry[Any] = Registry("server contents", "fl_peel.server_contents")
+DEVICE_CONTENTS: Registry[Any] = Registry("device contribution", "fl_peel.device_contents")
+SERVER_CONTENTS: Registry[Any] = Registry("server contribution", "fl_peel.server_contents")
 STATISTICS: Registry[Any] = Registry("statistic", "fl_peel.statistics")
 
 
@@ -23,7 +23,7 @@ def check_contents(name: str | None) -> str | None:
     known = [registry for registry in (DEVICE_CONTENTS, SERVER_CONTENTS) if name in registry.added()]
     if not known:
         names = sorted({*DEVICE_CONTENTS.added(), *SERVER_CONTENTS.added()})
-        raise FieldError(f"unknown contents {name!r}; {did_you_mean(name, names)}")
+        raise FieldError(f"unknown contribution {name!r}; {did_you_mean(name, names)}")
     for registry in known:
         registry.check(name)
     return name
@@ -38,7 +38,7 @@ def named_contents(
     bucketed: type[Any] | None,
     rule: str,
 ) -> type[Any] | None:
-    """The class that a scenario's ``refinement.contents`` names; None where it names none of this registry.
+    """The class that a scenario's ``refinement.contribution`` names; None where it names none of this registry.
 
     bounded: the kind that keeps what ``privacy.*`` releases, where sums alone are released; bucketed: the one that
     knows sub-cohorts, where ``refinement.aggregation.robust`` has any for its ``rule``.
@@ -52,18 +52,18 @@ def named_contents(
     try:
         found = registry.get(name)
     except FieldError as error:
-        raise ScenarioError(f"refinement.contents: {error}") from None
+        raise ScenarioError(f"refinement.contribution: {error}") from None
     if not (isinstance(found, type) and issubclass(found, kind)):
-        raise ScenarioError(f"refinement.contents: {name!r} is no {kind.__name__}; subclass it")
+        raise ScenarioError(f"refinement.contribution: {name!r} is no {kind.__name__}; subclass it")
     if bounded is not None and not issubclass(found, bounded):
         raise ScenarioError(
-            f"refinement.contents: {name!r} is not held to what privacy.* releases; subclass "
+            f"refinement.contribution: {name!r} is not held to what privacy.* releases; subclass "
             f"{bounded.__name__}, or leave privacy.mechanism and privacy.rows as they are"
         )
     if bucketed is not None and not issubclass(found, bucketed):
         raise ScenarioError(
-            f"refinement.contents: {name!r} knows no sub-cohorts, which refinement.aggregation.robust.rule: {rule} "
-            f"is over; subclass {bucketed.__name__}, or set mean"
+            f"refinement.contribution: {name!r} does not support sub-cohorts, which "
+            f"refinement.aggregation.robust.rule: {rule} needs; subclass {bucketed.__name__}, or set mean"
         )
     return found
 

@@ -47,15 +47,15 @@ class GroupShape:
 
 
 class BoundedStatistic(ABC):
-    """One statistic; a value without state, made without arguments."""
+    """Base class of an additional noised statistic; a stateless value, made without arguments."""
 
     @abstractmethod
     def shape(self, group: GroupShape) -> tuple[int, ...]:
-        """Of what one device says, from what everybody knows."""
+        """Return the shape of one device's contribution, from public quantities alone."""
 
     @abstractmethod
     def values(self, ranked: RankedBlocks, trained: Trained) -> FloatArray:
-        """What each device would say, (M, *shape), not yet bounded; finite."""
+        """Return each device's contribution, (M, *shape), before clipping; finite."""
 
     @abstractmethod
     def take(
@@ -66,10 +66,8 @@ class BoundedStatistic(ABC):
         blocks: NDArray[np.int64],
         statistics: BlockStatistics,
     ) -> None:
-        """What the server makes of a user group's noised sum (shape): it may change ``statistics`` in place.
-
-        std: of the noise on each number; num_devices: that sums are divided by; blocks: (K,) that were sent.
-        """
+        """Use a user group's noised sum (shape) on the server; it may change ``statistics`` in place. std: standard
+        deviation of the noise on each number; num_devices: divisor of the sums; blocks: (K,) blocks that were sent."""
 
 
 @lru_cache(maxsize=32)

@@ -35,9 +35,8 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Device:
-    """A device that has joined. group: its user group; user: (d,) its embedding; items: it joined with, in its order;
-    seen: these and others that it is not recommended, ascending; both by item number.
-    """
+    """A device that has joined a model. group: its user group; user: (d,) its user embedding; items: the items it
+    joined with, in its order; seen: these and other items that are not recommended, ascending; both by item number."""
 
     source: Source
     group: int
@@ -46,7 +45,7 @@ class Device:
     seen: tuple[int, ...]
 
     def embedding(self, budget_bytes: int, precision: Precision | None = None) -> Embedding:
-        """What it holds under a budget, never a byte over.
+        """Return the embedding that the device stores under a budget, never a byte above it.
 
         Raises:
             BudgetError: the budget does not even hold the header and the user embedding.
@@ -57,7 +56,7 @@ class Device:
         return Embedding(self, elastic.at(budget_bytes), budget_bytes)
 
     def known_to(self, other: Source) -> Device:
-        """The same device, as it joins another model, with the items that this one has, too."""
+        """Return the same device as it joins another model, with the items that this one has too."""
         mine, theirs = self.source.catalogue, other.catalogue
         names, seen = (
             [name for name in map(mine.id_of, items) if theirs.find(name) >= 0] for items in (self.items, self.seen)
@@ -67,25 +66,24 @@ class Device:
 
 @dataclass(frozen=True)
 class Embedding:
-    """What lies on a device: an artefact (docs/artefact.md) under a budget."""
+    """Stored embedding of a device: an artefact (docs/artefact.md) under a budget."""
 
     device: Device
     stored: StoredEmbedding
     budget_bytes: int
 
     def to_bytes(self) -> bytes:
-        """The artefact's file."""
+        """Return the content of the artefact's file."""
         return self.stored.to_bytes()
 
     @property
     def num_bytes(self) -> int:
-        """Of the file."""
+        """Size of the file in bytes."""
         return len(self.to_bytes())
 
     def top(self, n: int = 10) -> list[tuple[str, float]]:
-        """The n best items, best first: own ids and scores. Items that were seen are left out, and so are those of
-        which no block is held.
-        """
+        """Return the n best items, best first: own ids and scores. Seen items and items without a stored block are left
+        out."""
         layout = self.device.source.catalogue.layout
         best = self.stored.top_n(n, self.seen_rows)
         rows, scores = self.stored.scores()
@@ -97,12 +95,12 @@ class Embedding:
 
     @property
     def seen_rows(self) -> NDArray[np.int64]:
-        """Catalogue rows of what was seen, ascending."""
+        """Return the catalogue rows of the seen items, ascending."""
         rows = self.device.source.catalogue.layout.row_in_catalogue[list(self.device.seen)]
         return np.sort(rows.astype(np.int64))
 
     def shrink(self, budget_bytes: int) -> Embedding:
-        """What is left under a smaller budget: the last blocks go, and nobody is asked.
+        """Return what remains under a smaller budget: the last blocks are dropped, without a message.
 
         Raises:
             BudgetError: the budget is larger, or does not even hold the header and the user embedding.
@@ -113,7 +111,7 @@ class Embedding:
         return Embedding(self.device, shrinking.shrink(self.stored, layout, budget_bytes), budget_bytes)
 
     def grow(self, budget_bytes: int) -> Delta:
-        """What must be read of the user group's list to use a larger budget.
+        """Return the delta of the user group's block list that fills a larger budget.
 
         Raises:
             BudgetError: the budget is smaller.
@@ -134,8 +132,9 @@ class Embedding:
         return Delta(content, Embedding(self.device, stored, budget_bytes))
 
     def update(self, newer: Source, budget_bytes: int | None = None) -> Delta:
-        """What must be sent to hold what a newer model gives this device under its budget, or another one. Blocks that
-        are as they were are not sent, whatever their place; of those that are, but for their scale, the scales are.
+        """Return the delta that turns the embedding into the one a newer model gives this device, under its budget or
+        another one. Unchanged blocks are not sent, whatever their place; of blocks in which only the scale changed,
+        the scales are sent.
 
         Raises:
             ModelError: the newer model has none of the items that the device joined with, or is damaged.
@@ -150,14 +149,14 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Delta:
-    """What a device is sent, and what it holds afterwards: the very bytes that a fresh download would give it."""
+    """Delta that a device downloads, and the embedding it then stores, equal to a fresh download byte for byte."""
 
     content: bytes
     embedding: Embedding
 
     @property
     def num_bytes(self) -> int:
-        """That are sent."""
+        """Size of the delta in bytes."""
         return len(self.content)
 
 

@@ -114,9 +114,8 @@ def _different(
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A saved model. precision: of the blocks that devices of its run read; tables: that its own are saved in, fp32 for
-    those that serve in every precision.
-    """
+    """A saved model. precision: precision of the blocks that devices of its run download; tables: precision in which
+    its tables are saved, fp32 for models that serve in every precision."""
 
     files: ModelFiles
     catalogue: Catalogue
@@ -127,7 +126,7 @@ class Model:
 
     @staticmethod
     def load(path: str | PathLike[str]) -> Model:
-        """Read a model; a user group's blocks are read and checked when they are first asked for.
+        """Read a model; the blocks of a user group are read and checked at first use.
 
         Raises:
             ModelError: something is missing, damaged, of another version, or does not fit; names the file.
@@ -147,32 +146,32 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """Of everything in it: two models with the same one are the same."""
+        """Digest of the whole content: models with equal digests are equal."""
         return self.files.text(DIGEST)
 
     @property
     def num_items(self) -> int:
-        """Items of the catalogue."""
+        """Number of items of the catalogue."""
         return self.catalogue.num_items
 
     @property
     def num_groups(self) -> int:
-        """User groups."""
+        """Number of user groups."""
         return self.joining.num_groups
 
     @property
     def layout(self) -> BlockLayout:
-        """How its tables are cut into blocks."""
+        """Layout of the blocks of its tables."""
         return self.catalogue.layout
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """That it serves in."""
+        """Precisions in which it serves."""
         return PRECISIONS if self.tables == "fp32" else (self.tables,)
 
     def device(self, interactions: Iterable[OwnId], *, also_seen: Iterable[OwnId] = ()) -> Device:
-        """A device joins with its own interactions, oldest first: nobody else is asked. also_seen: what it should not
-        be recommended either.
+        """Join a device with its own interactions, oldest first, without a server. also_seen: further items that are
+        not recommended to it.
 
         Raises:
             ModelError: no interactions, or an id that no item has.
@@ -197,14 +196,14 @@ class Model:
         return users[0], int(groups[0])
 
     def blocks(self, group: int, precision: Precision | None = None) -> RankedBlocks:
-        """All blocks of a user group, in its order.
+        """Return all blocks of a user group, in its order.
 
         Raises:
             ModelError: no such group or precision, or its file is damaged.
         """
         wanted = precision or self.precision
         if wanted not in PRECISIONS:
-            raise ModelError(f"precision {str(wanted)[:20]!r}: no such; choose from {', '.join(self.precisions)}")
+            raise ModelError(f"precision {str(wanted)[:20]!r} is unknown; choose from {', '.join(self.precisions)}")
         if not 0 <= group < self.num_groups:
             raise ModelError(f"user group {group}: there are {self.num_groups}, which count from 0")
         found = self._lists.pop((group, wanted), None)

@@ -55,7 +55,7 @@ def read_tables(folder: Path, key: str) -> PretrainedEmbeddings | None:
             return None
         return _read(path)
     except (SafetensorError, KeyError, IndexError, ValueError, TypeError, OSError) as error:
-        logger.warning("%s: kept tables are damaged (%s); pretraining anew", path, error or type(error).__name__)
+        logger.warning("%s: cached tables are damaged (%s); pretraining again", path, error or type(error).__name__)
         return None
 
 
@@ -84,7 +84,7 @@ def write_tables(folder: Path, key: str, tables: PretrainedEmbeddings) -> None:
     try:
         _write(folder, f"{key}.safetensors", tables)
     except (OSError, SafetensorError) as error:
-        logger.warning("%s: pretrained tables cannot be kept (%s); the next run pretrains anew", folder, error)
+        logger.warning("%s: pretrained tables cannot be cached (%s); the next run pretrains again", folder, error)
 
 
 def _write(folder: Path, file: str, tables: PretrainedEmbeddings) -> None:

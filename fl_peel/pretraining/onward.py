@@ -119,8 +119,8 @@ def exponents_of(question: Question, won: Ints, answered: int) -> Exponents:
     """
     if not answered:
         raise DataError(
-            "stage 1: no device that was asked did anything in the period before the first; set "
-            "pretraining.count_exponent and value_exponent, or raise pretraining.panel or data.timeline.share"
+            "stage 1: none of the requested devices has an interaction in the period before the first; set "
+            "pretraining.count_exponent and value_exponent, or raise pretraining.filter_devices or data.timeline.share"
         )
     best = int(won.argmax())
     shapes = question.shapes

@@ -67,12 +67,12 @@ class SpectralConfig:
     """How tables are made of sums over devices (:mod:`fl_peel.pretraining.by_sums`): what
     :class:`fl_peel.scenario.method.Pretraining` says under each key.
 
-    oversampling: columns more in passes, which find the others better; an exponent of None: about ``panel`` devices
+    oversampling: columns more in passes, which find the others better; an exponent of None: about ``filter_devices``
     choose one of ``COUNT_EXPONENTS`` or ``VALUE_EXPONENTS``; num_threads: as in :class:`PretrainingConfig`.
     """
 
     columns: int = 512
-    panel: int = 1000
+    filter_devices: int = 1000
     oversampling: int = 32
     passes: int = 6
     user_exponent: float = 0.3

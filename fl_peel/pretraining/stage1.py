@@ -337,8 +337,8 @@ def _shape(
     won, answered = sums.choice(Question(halves(directions.astype(np.float32)), values, counts, shapes, drawn, place))
     if not (answered or sums.bounded):
         raise DataError(
-            "stage 1: fewer devices that were asked have a validation item than privacy.min_owners says; set "
-            "pretraining.count_exponent and value_exponent, or raise pretraining.panel or data.validation_share"
+            "stage 1: fewer of the requested devices have a validation item than privacy.min_owners says; set "
+            "pretraining.count_exponent and value_exponent, or raise pretraining.filter_devices or data.validation_share"
         )
     best = int(won.argmax())
     return (

@@ -154,7 +154,8 @@ def calibrated(mechanism: Mechanism, schedule: Schedule, epsilon: float, delta: 
         if low == LARGEST_MULTIPLIER:
             raise ScenarioError(
                 f"privacy.target_epsilon: {epsilon:g} at delta {delta:g} cannot be met over the rounds of this run "
-                f"with noise below {LARGEST_MULTIPLIER:g} times the bound; raise it, or lower refinement.rounds"
+                f"with noise below {LARGEST_MULTIPLIER:g} times the clipping bound; raise it, or lower "
+                "refinement.rounds"
             )
     if low == SMALLEST_MULTIPLIER and cost(high / 4) <= epsilon:
         high /= 4

@@ -32,7 +32,7 @@ FloatArray = NDArray[np.float64]
 
 
 class Mechanism(ABC):
-    """One way of noising what devices contribute; a value without state."""
+    """Base class of a privacy mechanism; a stateless value."""
 
     name: ClassVar[str]
     where: ClassVar[Literal["server", "device"]]
@@ -46,42 +46,39 @@ class Mechanism(ABC):
 
     @property
     def range(self) -> float:
-        """How far two contributions can lie apart, in bounds: see the module's note on neighbours."""
+        """Largest distance of two contributions, in clipping bounds: see the module's note on adjacency."""
         return 1.0 if self.where == "server" else 2.0
 
     @abstractmethod
     def event(self, multiplier: float) -> DpEvent:
-        """What one release costs whose noise has ``multiplier`` times the largest distance of two contributions."""
+        """Return the privacy event of one release whose noise has ``multiplier`` times the largest distance of two
+        contributions."""
 
     @abstractmethod
     def of_share(self, multiplier: float, share: float) -> float:
-        """Multiplier of a part that has ``share`` (0 < share <= 1) of a release of ``multiplier``.
-
-        The parts of all shares, released together, must cost what one release of ``multiplier`` costs.
-        """
+        """Return the multiplier of a part with ``share`` (0 < share <= 1) of a release of ``multiplier``. The parts of
+        all shares, released together, must cost what one release of ``multiplier`` costs."""
 
     @abstractmethod
     def std(self, scale: float) -> float:
-        """Standard deviation of noise of this scale."""
+        """Return the standard deviation of noise of this scale."""
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> FloatArray:
-        """Independent noise of this scale, from a seed."""
+        """Draw independent noise of this scale, from a seed."""
 
     def draw_whole(self, bits: Bits, count: int, scale: int) -> NDArray[np.int64]:
-        """Independent noise (count,) of this whole scale in whole numbers, as ``privacy.noise_source: system`` has it.
-
-        Its distribution must be exact, and cost what ``event`` says: see :mod:`fl_peel.privacy.exact`.
-        """
+        """Draw independent integer noise (count,) of this integer scale, for ``privacy.noise_source: system``. Its
+        distribution must be exact, with the cost of ``event``: see :mod:`fl_peel.privacy.exact`."""
         raise NotImplementedError
 
     @property
     def draws_whole(self) -> bool:
-        """Whether :meth:`draw_whole` is there."""
+        """Whether :meth:`draw_whole` is implemented."""
         return type(self).draw_whole is not Mechanism.draw_whole
 
     def scale(self, multiplier: float, share: float, bound: float) -> float:
-        """Scale of the noise on a part with this share and bound."""
+        """Return the scale of the noise on a part with this share and bound."""
         return self.of_share(multiplier, share) * bound * self.range
 
 

@@ -81,8 +81,8 @@ def noise_devices_of(scenario: Scenario, num_devices: int) -> int:
     colluding = scenario.privacy.colluding_devices
     if quorum <= colluding:
         raise ScenarioError(
-            f"privacy.colluding_devices: of {num_devices} devices {quorum} must last, and {colluding} may tell their "
-            "noise, which leaves none; lower it, or raise secure_aggregation.min_devices or threshold"
+            f"privacy.colluding_devices: of {num_devices} devices {quorum} must stay until the end, and {colluding} "
+            "may reveal their noise, which leaves none; lower it, or raise secure_aggregation.min_devices or threshold"
         )
     return quorum - colluding
 
@@ -120,8 +120,8 @@ def make_plan(scenario: Scenario, *, most_rounds: int | None = None, asks_groups
     check_keys(scenario, mechanism)
     if asks_groups and privacy.target_epsilon is not None and privacy.group_epsilon is None:
         raise ScenarioError(
-            "privacy.group_epsilon: devices whose data is not collected answer which user group they are in; give the "
-            "part of target_epsilon that this answer may cost, or pretraining.collected.share 100%"
+            "privacy.group_epsilon: devices whose data is not collected report their user group; give the "
+            "part of target_epsilon that this report may cost, or pretraining.collected.share 100%"
         )
     group_epsilon = (privacy.group_epsilon or 0.0) if asks_groups else 0.0
     shares = shares_of(scenario)
@@ -135,7 +135,7 @@ def make_plan(scenario: Scenario, *, most_rounds: int | None = None, asks_groups
     if not math.isfinite(cost.epsilon):
         raise ScenarioError(
             f"privacy.noise_multiplier: {multiplier:g} at privacy.delta {privacy.delta:g} spends more than "
-            "can be counted; raise one of them"
+            "the accountant can compute; raise one of them"
         )
     plan = Plan(mechanism, multiplier, shares, schedule, cost, group_epsilon, stage1_releases(scenario))
     if privacy.target_epsilon is not None and plan.epsilon > privacy.target_epsilon * (1 + 1e-6):
@@ -156,8 +156,8 @@ def check_delta(scenario: Scenario, num_devices: int) -> None:
     delta = scenario.privacy.delta
     if scenario.privacy.noised and delta * num_devices > 1:
         raise ScenarioError(
-            f"privacy.delta: {delta:g} is above one of {num_devices:,} devices, and so allows to tell all about one of "
-            f"them; give at most {1 / num_devices:.2g}, better a tenth of that"
+            f"privacy.delta: {delta:g} is above one of {num_devices:,} devices, and so allows everything about one of "
+            f"them to be revealed; give at most {1 / num_devices:.2g}, better a tenth of that"
         )
 
 
@@ -186,12 +186,12 @@ def check_keys(scenario: Scenario, mechanism: Mechanism) -> None:
     privacy = scenario.privacy
     if mechanism.where == "device" and privacy.rows == "touched":
         raise ScenarioError(
-            f"privacy.rows: touched tells which rows a device changed, which {mechanism.name} must hide; set all-sent"
+            f"privacy.rows: touched reveals which rows a device changed, which {mechanism.name} must hide; set all-sent"
         )
     if privacy.noise_source == "system" and not mechanism.draws_whole:
         raise ScenarioError(
-            f"privacy.noise_source: mechanism {mechanism.name} draws no whole noise, which system asks for; give it a "
-            "draw_whole, or set seed"
+            f"privacy.noise_source: mechanism {mechanism.name} draws no integer noise, which system requires; give it "
+            "a draw_whole, or set seed"
         )
     if in_masked_sums(scenario, mechanism):
         noise_devices_of(scenario, scenario.secure_aggregation.min_devices)

@@ -88,9 +88,9 @@ def report_of(scenario: Scenario, plan: Plan | None, clip_norms: list[float]) ->
             counters=privacy.counters,
         )
     sampling = (
-        f"Poisson, {plan.schedule.sampling:.4g} a round, for whoever does not see which devices take part"
+        f"Poisson, {plan.schedule.sampling:.4g} per round, towards anyone who does not see which devices take part"
         if plan.schedule.sampling < 1
-        else "not amplified: every round a device can be in counts in full"
+        else "not amplified: every round that a device can take part in counts in full"
     )
     accounted = Accounted(
         accountant=plan.cost.accountant,
@@ -151,13 +151,11 @@ def _covers(scenario: Scenario, plan: Plan) -> str:
     seen_by = "the server too"
     if in_masked_sums(scenario, plan.mechanism) and scenario.secure_aggregation.masked:
         others = scenario.privacy.colluding_devices
-        seen_by += (
-            f", which learns noised sums alone, and {others} device(s) of the user group that tell it all they know"
-        )
+        seen_by += f", which learns only noised sums, and {others} device(s) of the user group that collude with it"
     elif plan.mechanism.where == "server":
-        seen_by = "the other devices and whoever sees the tables"
+        seen_by = "the other devices and anyone who sees the tables"
     stages = "stage 1 and in refinement" if plan.stage1 else "refinement"
-    group = ", and the user group it answers" if plan.group_epsilon else ""
+    group = ", and the user group it reports" if plan.group_epsilon else ""
     return f"everything a device sends in {stages}{group}, per device, over all rounds, towards {seen_by}"
 
 
@@ -172,30 +170,31 @@ def _not_covered(scenario: Scenario) -> list[str]:
     )
     rest = []
     if collected.share:
-        rest.append(f"pretraining data: {whose}, which the server has in clear (pretraining.collected)")
+        rest.append(f"pretraining data: {whose}, which the server has in the clear (pretraining.collected)")
     if scenario.privacy.noise_source == "seed":
         rest += [
-            "whoever has the seed, which is in this report: noise, answers and coins follow from it and can be "
+            "anyone with the seed, which is in this report: noise, answers and coins follow from it and can be "
             "subtracted (privacy.noise_source: system)",
-            "the last bits of the noise, which samplers of floating-point numbers draw (privacy.noise_source: system)",
+            "the last bits of the noise, which floating-point samplers draw (privacy.noise_source: system)",
         ]
     rest += [
         "memory budgets, device classes and availability, which are not interactions",
-        "the test, which the researcher makes on all devices outside the protocol",
+        "the test evaluation, which the researcher runs on all devices outside the protocol",
     ]
     if scenario.evaluation.artifacts:
         rest.append(
-            f"{scenario.evaluation.artifacts} devices whose embeddings are written beside this report "
+            f"{scenario.evaluation.artifacts} devices whose embeddings are written to the folder of this report "
             "(evaluation.artifacts)"
         )
     if scenario.privacy.requests == "own-budget":
-        rest.append("how many blocks a device asks for: its budget of the moment (privacy.requests)")
+        rest.append("the number of blocks that a device requests, and so its current budget (privacy.requests)")
     if scenario.pretraining.by_devices:
-        rest.append("bytes, times and devices of stage 1 in this report: measured by the simulation, sent by nobody")
+        rest.append("bytes, times and devices of stage 1 in this report: measured by the simulation, sent by no device")
     rest += _without_noise(scenario)
     if scenario.privacy.counters == "measured":
         rest.append(
-            "rounds' losses, recalls, times and bytes in this report: measured by the simulation, sent by nobody"
+            "losses, recalls, times and bytes of the rounds in this report: measured by the simulation, sent by no "
+            "device"
         )
     return rest
 
@@ -209,8 +208,8 @@ def _without_noise(scenario: Scenario) -> Iterator[str]:
     if scenario.fairness.tiers:
         yield "fixed tiers: the table sizes each device class gets, chosen on its validation items (fairness.tiers)"
     if scenario.evaluation.full_tables:
-        yield "the recall of the first tables on validation items, in this report (evaluation.full_tables)"
-    yield "keys of this scenario, where they were chosen by trying several on validation items of the same devices"
+        yield "the validation recall of the first tables, in this report (evaluation.full_tables)"
+    yield "keys of this scenario, if they were chosen by trying several values on validation items of the same devices"
 
 
 __all__ = ["Accounted", "PrivacyReport", "Released", "report_of"]

@@ -38,9 +38,9 @@ def check_path(path: str) -> str:
         ValueError: it has a zero, or a part of it is longer than file systems allow.
     """
     if "\0" in path:
-        raise ValueError("has a character of code 0, which no file's name has; leave it out")
+        raise ValueError("contains the character with code 0, which file names cannot contain; leave it out")
     if any(len(os.fsencode(part)) > 255 for part in path.split("/")):
-        raise ValueError("a part of the path has more than 255 bytes, which no file's name has; correct it")
+        raise ValueError("a part of the path has more than 255 bytes, the limit of file names; correct it")
     return path
 
 

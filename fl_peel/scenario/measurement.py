@@ -35,24 +35,25 @@ Device = Annotated[str, AfterValidator(_device)]
 
 
 class Evaluation(Keys):
-    """What is measured in the end, on the test items."""
+    """Final evaluation on the test items."""
 
     top_n: int = Field(20, ge=1, le=MOST_ITEMS, json_schema_extra=unit("items"))
-    """Length of the list that recall and NDCG look at."""
+    """Length N of the recommendation list in Recall@N and NDCG@N."""
     budgets: tuple[Share, ...] = Field((0.01, 0.025, 0.05, 0.1, 0.25), max_length=MOST_LISTED)
-    """Shares of the fp32 full item table."""
+    """Memory budgets to evaluate, as shares of the fp32 full item table."""
     precisions: tuple[Precision, ...] = ()
-    """Empty: that of blocks.precision."""
-    selectors: tuple[Selector, ...] = Field(("shown", "popularity"), max_length=MOST_LISTED)
-    """Orders of the blocks that are measured beside one another."""
+    """Block precisions to evaluate; empty: that of blocks.precision."""
+    selectors: tuple[Selector, ...] = Field(("exposure", "popularity"), max_length=MOST_LISTED)
+    """Selectors, that is orders of the blocks, to evaluate."""
     full_tables: bool = True
-    """Also the full fp32 tables, global and refined."""
+    """Whether the full fp32 tables are evaluated too: the global table and the refined group tables."""
     artifacts: int = Field(3, ge=0, le=MOST_DEVICES, json_schema_extra=unit("devices"))
-    """Devices whose stored embeddings are written to the output folder."""
+    """Number of devices whose stored embeddings are written to the output folder."""
     bootstrap: int = Field(1000, ge=0, le=100_000, json_schema_extra=unit("replicates"))
-    """Replicates that intervals over devices come from, see docs/statistics.md; 0: no intervals."""
+    """Bootstrap replicates for intervals over devices, see docs/statistics.md; 0: no intervals."""
     per_device: bool = False
-    """Also what every single device gets, as per-device.parquet in the output folder; in simulation only."""
+    """Whether the figures of every device are written to per-device.parquet in the output folder; in simulation only.
+    """
 
     @model_validator(mode="after")
     def _rows_are_distinct(self) -> Evaluation:
@@ -63,40 +64,43 @@ class Evaluation(Keys):
 
 
 class Fairness(Keys):
-    """What each device class gets, against systems whose tables are not elastic; see docs/heterogeneity.md."""
+    """Quality per device class, compared with systems whose tables are not elastic; see docs/heterogeneity.md."""
 
     tiers: tuple[Share, ...] = Field((0.0025, 0.01, 0.05, 0.25), max_length=MOST_LISTED)
-    """Fixed sizes, as shares of the full table; each class gets the one that is best for it on validation."""
+    """Fixed table sizes, as shares of the full table; each class gets the size that is best for it on validation."""
     exclude_below: Share | None = None
-    """Refine once more without the devices whose budget is below this share; null does not."""
+    """Budget share below which devices are left out of a second refinement, for comparison; null: no second refinement.
+    """
 
 
 class Elasticity(Keys):
-    """What happens to trained tables when budgets move; see docs/heterogeneity.md."""
+    """Behaviour of trained tables when budgets change; see docs/heterogeneity.md."""
 
     rounds: int = Field(6, ge=0, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
-    """Rounds after the last one for which devices are followed, at every step of the fleet's clock; 0: not at all."""
+    """Rounds after the last one for which devices are followed, at every step of the fleet's clock; 0: devices are not
+    followed."""
     devices: int = Field(2000, ge=1, le=MOST_DEVICES, json_schema_extra=unit("devices"))
-    """Devices followed, drawn by the seed; all where there are fewer."""
+    """Number of devices that are followed, drawn by the seed; all of them where there are fewer."""
     falls: tuple[Share, ...] = Field((1.0, 0.5, 0.25, 0.1, 0.05), max_length=MOST_LISTED)
-    """Factors by which all budgets fall at once after the last round."""
+    """Factors by which all budgets are multiplied at once after the last round."""
     trained_for: tuple[Share, ...] = Field((), max_length=MOST_LISTED)
-    """Of these factors: refine once more with all budgets times the factor, to compare with."""
+    """Those of these factors for which a second refinement runs with all budgets reduced, for comparison."""
 
 
 class Engine(Keys):
-    """How the simulation runs. Nothing here changes a result; ``device`` alone changes how figures are rounded."""
+    """Settings of the simulation engine. None of them changes a result, except that ``device`` changes how figures are
+    rounded."""
 
     nodes: int = Field(2, ge=1, le=MOST_NODES, json_schema_extra=unit("nodes"))
-    """Flower nodes; each hosts every nodes-th device."""
+    """Number of Flower nodes; of n nodes, each hosts every n-th device."""
     cpus_per_node: int = Field(1, ge=1, le=MOST_NODES, json_schema_extra=unit("processors"))
-    """That Ray sets aside for a node: as many nodes work at a time as the machine has room for."""
+    """Processors that Ray reserves for a node; as many nodes work at a time as the machine has processors for."""
     reply_timeout_s: float = Field(1800, gt=0, json_schema_extra=unit("s"))
-    """A node that has not answered by then counts as failed for that round."""
+    """Time after which a node that has not answered counts as failed for that round."""
     patience_s: float = Field(600, gt=0, json_schema_extra=unit("s"))
-    """Of a deployment: how long a node that is lost is waited for where all must answer; rounds go on without it."""
+    """Time that a deployment waits for a lost node in steps that need all nodes; rounds go on without it."""
     ray_address: Text | None = None
-    """An existing Ray cluster; null starts one."""
+    """Address of a running Ray cluster; null: a new one is started."""
     device: Device = "cpu"
-    """Where cohorts train and rank, and the server pretrains: cpu, cuda, cuda:N; torch-cpu: what a GPU would do, done
-    by the processor, slowly, for tests (pretraining then is on cpu)."""
+    """Processor that trains, ranks and pretrains: cpu, cuda, cuda:N; torch-cpu runs the GPU's code on the processor,
+    slowly, for tests (pretraining is then on cpu)."""

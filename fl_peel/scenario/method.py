@@ -37,53 +37,54 @@ Selector = Annotated[str, AfterValidator(SELECTORS.check), OneOf(SELECTORS)]
 
 
 class TimelinePart(Keys):
-    """Interactions are replayed in the order of time, see docs/timeline.md."""
+    """Replay of the interactions in order of time, see docs/timeline.md."""
 
     start: Share = 0.6
-    """Share of all interactions that are past when the first period begins."""
+    """Share of all interactions that lie before the first period."""
     periods: int = Field(8, ge=1, le=MOST_LISTED, json_schema_extra=unit("periods"))
-    """That are replayed, one after the other."""
+    """Number of periods that are replayed, one after the other."""
     share: Share = 0.05
-    """Of all interactions, what happens in a period."""
+    """Share of all interactions that falls into one period."""
     days: float | None = Field(None, gt=0, json_schema_extra=unit("days"))
-    """Or how long a period is; null: by ``share``."""
+    """Length of a period, in place of ``share``; null: periods hold equal shares of the interactions."""
     passes: int = Field(1, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("passes"))
-    """Of stage 1 in each period, from the directions of the last."""
+    """Passes of stage 1 in each period, warm-started from the previous period's eigenvectors."""
     group_rounds: int = Field(1, ge=0, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
-    """Of Lloyd's algorithm in each period, from the last centroids."""
-    allowance: Share = 0.15
-    """Of the table's rows, how many a period may change: those that change most, new items first."""
-    nearer: PartShare = 0.0
-    """A device changes its user group if another one is nearer by more than this share of the squared distance between
-    its vector and the group's centroid: what it downloads for it must be worth it.
-    """
+    """Rounds of Lloyd's algorithm in each period, warm-started from the previous centroids."""
+    max_changed_rows: Share = 0.15
+    """Largest share of the table's rows that a period may change: new items first, then the rows that changed most."""
+    regroup_margin: PartShare = 0.0
+    """Margin for changing the user group: a device moves to another group if that group's centroid is closer by more
+    than this share of the squared distance to its present centroid, so that the move is worth the download."""
     rounds: int = Field(0, ge=0, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
-    """Of the fleet's clock, how many a period lasts at least; its steps take some by themselves."""
-    fading: float | None = Field(10.0, gt=0, json_schema_extra=unit("interactions"))
-    """A device's vector is a sum over what it did, of e^(-n / fading) where it did n things since; null: all alike."""
-    leaving: float | None = Field(None, gt=0, json_schema_extra=unit("periods"))
-    """Users who do nothing for so many periods speak of the newer half of what they did, after twice as many of a
-    quarter, in the end of nothing: they have left. null: nobody leaves.
-    """
-    fresh_exponents: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+    """Least number of rounds of the fleet's clock that a period lasts; the steps of a period take some themselves."""
+    decay_interactions: float | None = Field(10.0, gt=0, json_schema_extra=unit("interactions"))
+    """Decay constant of a device's vector: an interaction followed by n later ones has weight e^(-n /
+    decay_interactions); null: all interactions have the same weight."""
+    inactivity_half_life: float | None = Field(None, gt=0, json_schema_extra=unit("periods"))
+    """Half-life of inactive users: after so many periods without an interaction a user contributes the newer half of
+    its interactions, after twice as many a quarter, and finally none. null: users stay."""
+    recency_exponents: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (0.0, 0.25, 0.5, 0.75, 1.0), min_length=1, max_length=MOST_LISTED, json_schema_extra=unit("exponent")
     )
-    """Items are scored by the share of their uses that is of the last period, to one of these powers: devices choose it
-    after every period."""
-    period: int = Field(0, ge=0, json_schema_extra=unit("number of a period"))
-    """Where the run is: it moves this by itself."""
+    """Candidate exponents of recency: an item's score is multiplied by (its interactions in the last period / all its
+    interactions) ** exponent; devices choose one of them on validation after every period."""
+    period: int = Field(0, ge=0, json_schema_extra=unit("period index"))
+    """Index of the present period, from 0; the run sets it."""
     phase: Phase = "learn"
-    """Of the period; the run moves this, too."""
+    """Part of the period; the run sets it."""
 
     @model_validator(mode="after")
     def _fits(self) -> TimelinePart:
         if self.days is None and self.start + self.periods * self.share > 1 + 1e-9:
             raise ValueError(
-                f"start {self.start:g} and {self.periods} periods of {self.share:g} are more than all interactions; "
+                f"start {self.start:g} and {self.periods} periods of {self.share:g} cover more than all interactions; "
                 "lower one of them"
             )
         if self.period >= self.periods:
-            raise ValueError(f"period: {self.period} is not one of the {self.periods}, which count from 0")
+            raise ValueError(
+                f"period: {self.period} is not one of the {self.periods} periods, which are numbered from 0"
+            )
         return self
 
 
@@ -101,16 +102,16 @@ def _known_zone(name: str) -> str:
 
 
 class ColumnNames(Keys):
-    """What columns of ``path`` are called, where a file has other names than user, item, rating and timestamp."""
+    """Names of the columns of ``path``, for files whose header does not say user, item, rating and timestamp."""
 
     user: Text | None = None
-    """Of the column that says who."""
+    """Name of the user column."""
     item: Text | None = None
-    """Of the column that says what."""
+    """Name of the item column."""
     rating: Text | None = None
-    """Of the column that says how much."""
+    """Name of the rating column."""
     time: Text | None = None
-    """Of the column that says when: seconds since 1970, or ISO 8601 like 2026-03-01T09:30:00+01:00."""
+    """Name of the time column: seconds since 1970, or ISO 8601 such as 2026-03-01T09:30:00+01:00."""
 
     @model_validator(mode="after")
     def _are_distinct(self) -> ColumnNames:
@@ -125,42 +126,47 @@ class ColumnNames(Keys):
 
 
 class Data(Keys):
-    """Which interactions, and how each user's are split."""
+    """Source of the interactions and the split of each user's interactions into train, validation and test items."""
 
     name: Text | None = None
-    """A named data set (``fl-peel data list``)."""
+    """Name of a data set that fl-peel knows (``fl-peel data list``)."""
     path: FilePath | None = None
-    """Or a file or folder of your own."""
+    """File or folder with your own interactions, in place of ``name``."""
     format: DataFormat = "auto"
-    """Of ``path``."""
+    """File format of ``path``; auto: recognized by the name and the content."""
     columns: ColumnNames = ColumnNames()
     time_zone: Annotated[Text, AfterValidator(_known_zone)] | None = None
-    """Of times in ``path`` that have no offset: UTC, or a name like Europe/Berlin; null: such times are refused."""
+    """Time zone of times in ``path`` that have no offset: UTC, or a name like Europe/Berlin; null: such times are
+    refused."""
     catalogue: FilePath | None = None
-    """Items, one id a line, which are numbered in this order; others are left out. Without name and path: of a
-    deployment whose nodes have their own interactions (docs/deploy.md).
-    """
+    """File of item ids, one per line; items are numbered in this order and all others are left out. Without ``name``
+    and ``path`` it is that of a deployment whose nodes hold their own interactions (docs/deploy.md)."""
     test_path: FilePath | None = None
-    """The given test file that belongs to ``path``, if any."""
+    """Test file that belongs to ``path``, if there is one."""
     min_rating: float | None = Field(None, json_schema_extra=unit("rating"))
-    """Keep interactions with at least this rating; null keeps all."""
+    """Lowest rating that counts as an interaction; null: all ratings count."""
     split_order: SplitOrder = "auto"
-    """time: newest to test; random; auto: time where there are timestamps."""
+    """Order in which each user's interactions are split; time: the newest become test items; random; auto: time where
+    the data has timestamps, else random."""
     validation_share: PartShare = 0.1
-    """Of each user's interactions that are not test."""
+    """Share of each user's interactions outside the test part that become validation items."""
     test_share: PartShare = 0.2
-    """Of each user's interactions, unless the source gives a test part."""
+    """Share of each user's interactions that become test items, unless the source has a test part."""
     refit: bool = False
-    """Choose on validation items, then run both stages once more with them as train items, and measure that."""
+    """Whether both stages run once more with the validation items added to the train items, after settings are chosen;
+    the second run is evaluated."""
     timeline: TimelinePart | None = None
-    """In place of a split of one moment: replay the interactions, period after period."""
+    """Replay of the interactions period by period, in place of one split; null: one split."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
         if (self.name is not None and self.path is not None) or not (self.name or self.path or self.catalogue):
             raise ValueError("give either name (a named data set) or path (a file of your own)")
         if self.held_by_nodes and (self.timeline is not None or self.min_rating is not None):
-            raise ValueError("catalogue: alone, nodes have their own interactions; leave out timeline and min_rating")
+            raise ValueError(
+                "catalogue: with a catalogue alone, nodes hold their own interactions; leave out timeline and "
+                "min_rating"
+            )
         of_path = {
             "test_path": self.test_path is not None,
             "format": self.format != "auto",
@@ -169,16 +175,16 @@ class Data(Keys):
         }
         for key, given in of_path.items():  # nodes may have files of any kind, and no test file
             if given and self.path is None and (self.name is not None or key == "test_path"):
-                why = f"{self.name} is read by name" if self.name else "nodes have their own test items"
-                raise ValueError(f"{key} belongs to path, and {why}; leave it out, or give path")
+                why = f"{self.name} is a named data set" if self.name else "nodes hold their own test items"
+                raise ValueError(f"{key} describes path, and {why}; leave it out, or give path")
         if self.refit and not self.validation_share:
             raise ValueError(
                 "refit: there is nothing to refit on with validation_share 0; raise it, or leave refit out"
             )
         if self.timeline is not None and (self.refit or self.test_path is not None):
-            raise ValueError("timeline: has its own splits; leave out refit and test_path")
+            raise ValueError("timeline: a timeline makes its own splits; leave out refit and test_path")
         if self.columns.given and self.format not in ("auto", *HEADED):
-            raise ValueError(f"columns: those of format {self.format} have no names; leave out one of them")
+            raise ValueError(f"columns: format {self.format} has no column names; leave out one of them")
         return self
 
     @property
@@ -193,96 +199,105 @@ class Data(Keys):
 
 
 class Collected(Keys):
-    """Whose train interactions the server may see for pretraining and grouping."""
+    """Interactions that the server may collect for pretraining and grouping."""
 
     mode: CollectedMode = "users"
-    """users: a share of the users consents; oldest: every user gives the oldest share of its interactions."""
+    """Who contributes to ``share``; users: a share of the users consents; oldest: every user gives the oldest share of
+    its interactions."""
     share: ShareOrNone = 1.0
-    """0: nothing is collected, which needs pretraining.source: devices."""
+    """Share of the users, or of each user's interactions, that the server collects. 0: fully federated (no interaction
+    leaves a device), which needs pretraining.source: devices."""
 
 
 class Pretraining(Keys):
-    """Stage 1: how tables are pretrained, and from what; see docs/method.md and docs/nothing-collected.md."""
+    """Stage 1, pretraining of the item tables; see docs/method.md and docs/nothing-collected.md."""
 
     model: Literal["lightgcn", "matrix-factorization", "spectral"] = "lightgcn"
-    """spectral: tables from sums over users (:mod:`fl_peel.pretraining.by_sums`), which need no gradient."""
+    """Model of stage 1; spectral: tables from sums over users (:mod:`fl_peel.pretraining.by_sums`), without gradients.
+    """
     source: Literal["collected", "devices"] = "collected"
-    """Whose sums spectral takes: over the collected interactions, or over all devices, which keep theirs; what is
-    collected is then where passes start."""
+    """Interactions that the sums of spectral run over; collected: those that the server collected; devices: those of
+    all devices, which never leave them. With devices, what is collected initializes the passes."""
     columns: int = Field(512, ge=1, le=WIDEST, json_schema_extra=unit("columns"))
-    """K of the space in which spectral compares devices, and tables are made."""
+    """Rank K of the eigendecomposition, spectral only."""
     passes: int = Field(6, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("passes"))
-    """Multiplications by R~^T R~ of spectral, each a round of every device."""
+    """Power iterations of spectral (products with R~^T R~), each one round over all devices."""
     user_exponent: float = Field(0.3, ge=0, le=1, json_schema_extra=unit("exponent"))
-    """a of R~ = D_u^-a R D_i^-b, which spectral decomposes: how much less each interaction of an active user says."""
+    """Exponent a of the normalized matrix R~ = D_u^-a R D_i^-b, spectral only: larger values reduce the weight of
+    active users' interactions."""
     item_exponent: float = Field(0.5, ge=0, le=1, json_schema_extra=unit("exponent"))
-    """b of R~: how much less each interaction with a popular item says."""
+    """Exponent b of R~: larger values reduce the weight of interactions with popular items."""
     count_exponent: float | None = Field(None, ge=0, le=1, json_schema_extra=unit("exponent"))
-    """Of the item counts in spectral's scores; null, here and below: chosen by devices on their validation items."""
+    """Exponent of the item counts in the scores, spectral only; null: chosen by devices on their validation items."""
     value_exponent: float | None = Field(None, ge=0, json_schema_extra=unit("exponent"))
-    """Of the eigenvalues: a filter's shape between all columns alike (0) and the leading ones."""
-    panel: int = Field(1000, ge=1, le=MOST_DEVICES, json_schema_extra=unit("devices"))
-    """Devices, about, that are asked to choose."""
+    """Exponent of the eigenvalues, the shape of the spectral filter: 0 weights all columns equally, larger values the
+    leading ones; null: chosen by devices on their validation items."""
+    filter_devices: int = Field(1000, ge=1, le=MOST_DEVICES, json_schema_extra=unit("devices"))
+    """Number of devices, approximately, that choose the exponents left at null."""
     group_columns: int = Field(128, ge=1, le=WIDEST, json_schema_extra=unit("columns"))
-    """Leading columns in which spectral finds user groups."""
+    """Number of leading columns in which users are clustered, spectral only."""
     group_rounds: int = Field(8, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
-    """Of Lloyd's algorithm, by which spectral finds user groups."""
+    """Rounds of Lloyd's algorithm that cluster the users, spectral only."""
     row_sketch: Share | None = None
-    """Buckets, as a share of the items, that rows are hashed into under secure aggregation: a count sketch, in all
-    passes but the last; null: all rows."""
+    """Number of hash buckets of the item rows, as a share of the items: a count sketch of the masked sums in every pass
+    but the last, under secure aggregation; null: all rows are sent."""
     sum_bits: Literal[32, 64] = Field(64, json_schema_extra=unit("bits"))
-    """Of the words in which devices say sums; 32: in units that are as fine as the number of devices allows."""
-    windows: int = Field(3, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
-    """Rounds of the fleet's clock that a step of spectral from devices stays open for those who are away at first."""
+    """Word size of the sums that devices send; 32: fixed-point units as fine as the number of devices allows."""
+    open_rounds: int = Field(3, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
+    """Rounds of the fleet's clock for which a step of spectral with source: devices stays open, so that devices that
+    are offline at first can still answer."""
     deadline_s: float | None = Field(None, gt=0, json_schema_extra=unit("s"))
-    """Virtual seconds that a device has for a step once it takes part; null: the server waits for all."""
-    embedding_dim: int = Field(64, ge=1, le=WIDEST, json_schema_extra=unit("numbers a row"))
-    """Of a user's and an item's embedding; a table takes four bytes a number, so budgets scale with it."""
+    """Deadline of a device's answer to a step, in virtual seconds from when it takes part; null: the server waits for
+    all."""
+    embedding_dim: int = Field(64, ge=1, le=WIDEST, json_schema_extra=unit("dimensions"))
+    """Dimension of the user and item embeddings. The full table takes four bytes per number, so relative budgets scale
+    with it."""
     num_layers: int = Field(3, ge=0, le=MOST_LISTED, json_schema_extra=unit("layers"))
-    """Of the graph that lightgcn spreads the tables over; matrix-factorization spreads none."""
+    """Number of graph convolution layers of lightgcn; matrix-factorization has none."""
     loss: Literal["sampled-softmax", "bpr"] = "sampled-softmax"
-    """sampled-softmax, against items drawn a step; bpr, pair by pair."""
-    epochs: int = Field(80, ge=0, le=MOST_ROUNDS, json_schema_extra=unit("passes over the users"))
-    """On Gowalla, 80 do better on held-out items than 40 (docs/method.md)."""
+    """Training loss; sampled-softmax: against the negatives of the whole batch; bpr: pairwise."""
+    epochs: int = Field(80, ge=0, le=MOST_ROUNDS, json_schema_extra=unit("epochs"))
+    """Number of training epochs. On Gowalla 80 epochs give better validation recall than 40 (docs/method.md)."""
     batch_size: int = Field(2048, ge=1, le=MOST_DEVICES, json_schema_extra=unit("users"))
-    """In a step, each with all of its collected items."""
-    learning_rate: float = Field(0.03, gt=0, json_schema_extra=unit("step"))
-    """Of Adam, falling linearly to zero over the epochs."""
+    """Users in a training step, each with all of its collected items."""
+    learning_rate: float = Field(0.03, gt=0, json_schema_extra=unit("step size"))
+    """Initial learning rate of Adam, per step; it falls linearly to zero over the epochs."""
     l2: float = Field(0.2, ge=0, json_schema_extra=unit("weight"))
-    """Of the squared norms of the layer-0 rows in the loss."""
+    """Weight of the squared norms of the layer-0 rows in the loss."""
     l2_exponent: float = Field(1.0, ge=0, json_schema_extra=unit("exponent"))
-    """A row's share of the penalty goes with its interactions ** exponent: 1 penalizes every interaction, 0 every row
-    the same.
+    """Exponent of a row's interaction count in its penalty: 1 penalizes each interaction equally, 0 each row equally.
     """
     num_negatives: int = Field(4096, ge=0, le=MOST_ITEMS, json_schema_extra=unit("items"))
-    """sampled-softmax: drawn a step and shared by its users, 0 for all items; bpr: drawn an interaction."""
+    """Number of negative items; sampled-softmax: per step, shared by its users, 0 for all items; bpr: per interaction.
+    """
     negatives_exponent: float = Field(0.0, ge=0, le=1, json_schema_extra=unit("exponent"))
-    """sampled-softmax: an item's chance to be drawn goes with (its interactions + 1) ** exponent, and it stands for one
-    over its chance items; 0: all alike. Gowalla's user groups are as good after 40 epochs with .75 as after 80 with 0
-    (docs/method.md).
+    """Exponent of popularity in negative sampling, sampled-softmax only: an item is drawn with probability proportional
+    to (its interactions + 1) ** exponent, with the inverse of that probability as its weight; 0: uniform sampling. On
+    Gowalla 40 epochs with 0.75 give user groups as good as 80 epochs with 0 (docs/method.md).
     """
-    temperature: float = Field(0.25, gt=0, json_schema_extra=unit("divisor of a logit"))
-    """Logits are dot product / temperature."""
+    temperature: float = Field(0.25, gt=0, json_schema_extra=unit("divisor of logits"))
+    """Temperature of the softmax: logits are dot product / temperature."""
     similarity: Literal["dot", "cosine"] = "dot"
-    """dot; cosine: the tables are normalized to length 1, in training and in the result."""
+    """Similarity of user and item; dot: dot product; cosine: rows are normalized to length 1, in training and in the
+    result."""
     popularity_correction: float = Field(0.0, ge=0, le=1, json_schema_extra=unit("share"))
-    """Of the item's log popularity, which training adds to its logit and serving leaves out: 0 learns the data's
-    popularity as it is, 1 learns as if all items were equally popular.
-    """
+    """Share of an item's log popularity that is added to its logit in training and left out in serving: 0 learns
+    popularity as in the data, 1 learns as if all items were equally popular."""
     user_weight_exponent: float = Field(1.0, ge=0, json_schema_extra=unit("exponent"))
-    """A user's weight in the loss is interactions ** exponent: 0: users count the same, 1: interactions do."""
+    """Exponent of a user's interaction count in its weight in the loss; 0: users count equally; 1: interactions count
+    equally."""
     initialization: Literal["spectral", "normal"] = "spectral"
-    """spectral: a truncated SVD; normal: noise of standard deviation 0.1 / sqrt(embedding_dim)."""
-    initial_norm: float = Field(1.0, gt=0, json_schema_extra=unit("length"))
-    """Mean of an item's layer-0 row at the start, for both."""
-    diversity_form: DiversityForm = "cosine"
-    """Of the regularizer that keeps an item's slices different: none; cosine, which is bounded; distance, the paper's,
-    which is not.
+    """Initial tables; spectral: truncated SVD; normal: Gaussian noise of standard deviation 0.1 / sqrt(embedding_dim).
     """
+    initial_norm: float = Field(1.0, gt=0, json_schema_extra=unit("length"))
+    """Mean norm of the initial layer-0 item rows."""
+    diversity_form: DiversityForm = "cosine"
+    """Form of the regularizer that keeps the slices of an item different; none; cosine, which is bounded; distance, the
+    paper's, which is unbounded."""
     diversity_weight: float = Field(0.0, ge=0, json_schema_extra=unit("weight"))
-    """Of that regularizer in the loss; 0: none."""
+    """Weight of that regularizer in the loss; 0: no regularizer."""
     diversity_slices: int = Field(4, ge=1, le=WIDEST, json_schema_extra=unit("slices"))
-    """Slices between which the regularizer acts (a divisor of embedding_dim)."""
+    """Number of slices that the regularizer compares, a divisor of embedding_dim."""
     collected: Collected = Collected()
 
     @model_validator(mode="after")
@@ -292,10 +307,12 @@ class Pretraining(Keys):
         except ScenarioError as error:
             raise ValueError(str(error).removeprefix("pretraining.")) from error
         if self.loss == "bpr" and self.popularity_correction:
-            raise ValueError("popularity_correction is of sampled-softmax and does nothing under bpr; leave it out")
+            raise ValueError(
+                "popularity_correction applies to sampled-softmax and has no effect under bpr; leave it out"
+            )
         if self.diversity_weight and (self.diversity_form == "none" or self.diversity_slices == 1):
             raise ValueError(
-                f"diversity_weight {self.diversity_weight:g} does nothing with diversity_form {self.diversity_form} "
+                f"diversity_weight {self.diversity_weight:g} has no effect with diversity_form {self.diversity_form} "
                 f"and {self.diversity_slices} diversity_slices; set a form and 2 or more slices, or the weight to 0"
             )
         return self
@@ -303,12 +320,15 @@ class Pretraining(Keys):
     @model_validator(mode="after")
     def _source(self) -> Pretraining:
         if self.source == "devices" and self.model != "spectral":
-            raise ValueError(f"source: devices needs model: spectral; {self.model} is trained on what is collected")
+            raise ValueError(
+                f"source: devices needs model: spectral; {self.model} is trained on collected interactions"
+            )
         if self.sum_bits != 64 and not self.by_devices:
-            raise ValueError("sum_bits is of what devices say; set source: devices, or leave it out")
+            raise ValueError("sum_bits applies to sums from devices; set source: devices, or leave it out")
         if not self.collected.share and not self.by_devices:
             raise ValueError(
-                "collected.share: 0 leaves the server nothing to start from; set model: spectral and source: devices"
+                "collected.share: 0 leaves the server no interactions to train on; set model: spectral and source: "
+                "devices"
             )
         return self
 
@@ -319,7 +339,9 @@ class Pretraining(Keys):
 
     def config(self) -> PretrainingConfig:
         """How tables are trained by gradients; of spectral, how a rival's are."""
-        keys = self.model_dump(exclude={"collected", "diversity_slices", "source", "deadline_s", "windows", *_SPECTRAL})
+        keys = self.model_dump(
+            exclude={"collected", "diversity_slices", "source", "deadline_s", "open_rounds", *_SPECTRAL}
+        )
         if self.model == "spectral":
             keys["model"] = "lightgcn"
         return PretrainingConfig(**keys, num_slices=self.diversity_slices)
@@ -333,54 +355,56 @@ _SPECTRAL = tuple(field.name for field in fields(SpectralConfig) if field.name n
 
 
 class UserGroupsPart(Keys):
-    """K-means on the user embeddings of the collected users."""
+    """User groups: clusters of users found by k-means on the embeddings of the collected users."""
 
     count: int = Field(16, ge=1, le=MOST_DEVICES, json_schema_extra=unit("user groups"))
-    """Each has an item table and a block order of its own; shipped scenarios have 60 to 120 devices a group."""
+    """Number of user groups, each with its own item table and block order; shipped scenarios have 60 to 120 devices per
+    group."""
     min_size: int = Field(8, ge=1, le=MOST_DEVICES, json_schema_extra=unit("users"))
-    """No group is smaller: with one member, a group would reveal it."""
+    """Smallest number of users in a group; a group of one would reveal its member."""
     neighbour_weight: float = Field(0.1, ge=0, json_schema_extra=unit("weight"))
-    """How much of its users' neighbours each group's table starts with; 0: a copy of the global table."""
+    """Weight of the users' neighbours in each group's initial table; 0: a copy of the global table."""
     neighbour_ridge: float = Field(0.01, gt=0, json_schema_extra=unit("share"))
-    """Ridge of that regression, as a share of the mean squared user embedding."""
+    """Ridge penalty of that regression, as a share of the mean squared user embedding."""
 
 
 class Blocks(Keys):
-    """Item groups x slices."""
+    """Blocks of the item table, the units that devices store and exchange: item groups x slices."""
 
     item_groups: ItemGroupKind = "single"
-    """contiguous (as the authors), popularity tiers, interest-popularity, single (one item a group)."""
+    """Grouping of the items; contiguous: by item number, as in the paper; popularity: popularity tiers;
+    interest-popularity: clusters within popularity tiers; single: one item per group."""
     count: int = Field(20, ge=1, le=MOST_ITEMS, json_schema_extra=unit("item groups"))
-    """Item groups, for every kind but single."""
+    """Number of item groups, for every kind but single."""
     num_tiers: int = Field(4, ge=1, le=MOST_ITEMS, json_schema_extra=unit("tiers"))
-    """Popularity tiers of interest-popularity."""
+    """Number of popularity tiers of interest-popularity."""
     num_slices: int = Field(1, ge=1, le=WIDEST, json_schema_extra=unit("slices"))
-    """A divisor of pretraining.embedding_dim."""
+    """Number of slices of the embedding dimensions, a divisor of pretraining.embedding_dim."""
     precision: Precision = "int8"
-    """Of the blocks that devices are sent and keep: fp32, fp16, int8, int4."""
+    """Number format of the blocks that devices download and store: fp32, fp16, int8 or int4."""
 
 
 class ControllerPart(Keys):
-    """The network that turns block features into weights; see docs/method.md."""
+    """Controller: the network that turns block features into weights; see docs/method.md."""
 
     features: tuple[FeatureName, ...] = Field(
-        ("shown", "popularity", "global-popularity", "loss", "energy"), min_length=1
+        ("exposure", "popularity", "global-popularity", "loss", "energy"), min_length=1
     )
-    """Of a block, the network's inputs; the first one is the order that it starts from."""
+    """Input features of the network, one value each per block; the first one is the order that it starts from."""
     hidden: tuple[Annotated[int, Field(ge=1, le=WIDEST_LAYER)], ...] = Field(
         (16, 16), max_length=16, json_schema_extra=unit("units")
     )
-    """Widths of the hidden layers: a few hundred numbers in all cannot overfit."""
+    """Widths of the hidden layers. Keep them small: a few hundred parameters in all cannot overfit."""
     steps: int = Field(20, ge=0, le=MOST_ROUNDS, json_schema_extra=unit("steps"))
-    """Of Adam, in a round."""
-    learning_rate: float = Field(0.01, gt=0, json_schema_extra=unit("step"))
-    """Of those."""
+    """Number of Adam steps per round."""
+    learning_rate: float = Field(0.01, gt=0, json_schema_extra=unit("step size"))
+    """Learning rate of those Adam steps."""
     weight_decay: float = Field(0.01, ge=0, json_schema_extra=unit("weight"))
-    """Of the network's weights, in each step."""
-    memory: float = Field(0.5, ge=0, le=1, json_schema_extra=unit("share"))
-    """Of the signals of earlier rounds, that still counts in the next."""
+    """Weight decay of the network's weights, per step."""
+    signal_momentum: float = Field(0.5, ge=0, le=1, json_schema_extra=unit("share"))
+    """Weight of the signals of earlier rounds in the next round (exponential moving average)."""
     every: int = Field(1, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
-    """Rounds between outer steps: devices send validation signals in every such round."""
+    """Rounds between two updates of the controller; devices send validation signals in those rounds."""
     list_length: int = Field(50, ge=1, le=MOST_ITEMS, json_schema_extra=unit("items"))
     """Length of the top list in which a device looks for its validation items."""
 

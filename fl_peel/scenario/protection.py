@@ -1,4 +1,4 @@
-"""Keys of what devices hide, from whom, and of devices that lie."""
+"""Keys of privacy, secure aggregation and poisoning."""
 
 from __future__ import annotations
 
@@ -26,97 +26,105 @@ Norm = Annotated[float, Field(gt=0, le=1e9, json_schema_extra=unit("norm"))]
 
 
 class Clipping(Keys):
-    """How a device bounds its own block update, before anything is added up; see docs/privacy.md."""
+    """Clipping of a device's block update before aggregation; see docs/privacy.md."""
 
     kind: Literal["none", "flat", "per-block", "adaptive"] = "none"
-    """flat: the whole update has norm ``norm`` at most; per-block: each of the K blocks sent has ``norm`` / sqrt(K);
-    adaptive: flat, with a bound that follows a quantile of the norms (Andrew et al., NeurIPS 2021).
+    """Kind of clipping; flat: the whole update has norm ``norm`` at most; per-block: each of the K blocks sent has
+    ``norm`` / sqrt(K) at most; adaptive: flat, with a bound that follows a quantile of the norms (Andrew et al.,
+    NeurIPS 2021).
     """
     norm: Norm = 1.0
-    """L2 (local-laplace: L1) bound of a device's update; adaptive: the bound of the first round."""
+    """Clipping bound of a device's update, in L2 (local-laplace: L1); adaptive: the bound of the first round."""
     quantile: float = Field(0.5, gt=0, lt=1, json_schema_extra=unit("share"))
-    """adaptive: share of the devices whose update shall stay whole."""
-    learning_rate: float = Field(0.2, gt=0, le=10, json_schema_extra=unit("step"))
-    """adaptive: bound <- bound * exp(-learning_rate * (share below it - quantile)) after every round."""
+    """Share of the devices whose update should remain unclipped, adaptive only."""
+    learning_rate: float = Field(0.2, gt=0, le=10, json_schema_extra=unit("step size"))
+    """Learning rate of the bound, adaptive only: bound <- bound * exp(-learning_rate * (share below it - quantile))
+    after every round."""
 
 
 class ReleaseShares(Keys):
-    """How one round's privacy is divided among what is released; 0 releases nothing. Normalized to sum to 1, but for
-    that of stage 1.
-    """
+    """Division of one round's privacy budget among the quantities released; 0 releases nothing. The shares are
+    normalized to sum to 1, except for stage1."""
 
     updates: float = Field(0.9, gt=0, json_schema_extra=unit("share"))
-    """Block updates, which teach the tables."""
+    """Share of the block updates, which train the tables."""
     signals: float = Field(0.1, ge=0, json_schema_extra=unit("share"))
-    """Validation hits of each block, which teach the controller."""
+    """Share of the validation hits per block, which train the controller."""
     counts: float = Field(0.0, ge=0, json_schema_extra=unit("share"))
-    """Which blocks' items a device has interacted with: popularity within the user group."""
+    """Share of the counts of interactions per block, which give popularity within the user group."""
     quantile: float = Field(0.02, ge=0, json_schema_extra=unit("share"))
-    """With adaptive clipping: whether a device's update was below the bound."""
+    """Share of the count of devices below the clipping bound, with adaptive clipping."""
     stage1: float = Field(4.0, gt=0, json_schema_extra=unit("rounds"))
-    """All that devices say in stage 1 (``pretraining.source: devices``), in full rounds; besides the others, of which
-    one round is made, and not normalized with them.
-    """
+    """Privacy budget of all that devices send in stage 1 (``pretraining.source: devices``), in multiples of one round;
+    it is added to that of the rounds and is not normalized."""
 
 
 class Statistic(Keys):
-    """A statistic of an installed package that noised rounds release besides; see docs/privacy.md."""
+    """A statistic of an installed package that noised rounds release in addition; see docs/privacy.md."""
 
     share: float = Field(gt=0, json_schema_extra=unit("share"))
-    """Of one round's privacy, before all shares are normalized."""
+    """Share of one round's privacy budget, before all shares are normalized."""
     norm: Norm = 1.0
     """Bound of a device's contribution in a round: L2, with local-laplace L1."""
 
 
 class Privacy(Keys):
-    """What devices hide, from whom; see docs/privacy.md. Defaults: nothing is hidden and nothing changes."""
+    """Differential privacy; see docs/privacy.md. By default no noise is added."""
 
     mechanism: Annotated[str, AfterValidator(MECHANISMS.check), OneOf(MECHANISMS)] = NO_MECHANISM
-    """none; central-gaussian: the server adds noise to the sum over a user group; local-gaussian, local-laplace: each
-    device adds noise; or one that an installed package registers under ``fl_peel.mechanisms``.
+    """Privacy mechanism; none; central-gaussian: the server adds noise to the sum over a user group; local-gaussian,
+    local-laplace: each device adds noise; or a mechanism that an installed package registers under
+    ``fl_peel.mechanisms``.
     """
     target_epsilon: float | None = Field(None, gt=0, json_schema_extra=unit("epsilon"))
-    """User level, of the whole run; the noise follows from it."""
+    """User-level epsilon of the whole run, from which the noise follows."""
     delta: float = Field(1e-5, gt=0, lt=1, json_schema_extra=unit("probability"))
-    """With which the guarantee may fail, of (epsilon, delta); below one in the number of devices."""
-    noise_multiplier: float | None = Field(None, ge=1e-6, le=LARGEST_MULTIPLIER, json_schema_extra=unit("bounds"))
-    """Noise of one round relative to the bound, in place of target_epsilon or, beside it, to be checked against it."""
+    """Delta of the (epsilon, delta) guarantee: the probability with which it may fail. Choose it below one over the
+    number of devices."""
+    noise_multiplier: float | None = Field(
+        None, ge=1e-6, le=LARGEST_MULTIPLIER, json_schema_extra=unit("clipping bounds")
+    )
+    """Noise of one round relative to the clipping bound, in place of target_epsilon; with both, it is checked against
+    target_epsilon."""
     noise_source: Literal["seed", "system"] = "seed"
-    """Where noise, answers by randomized response and coins of Poisson sampling come from. seed: the scenario's: runs
-    repeat, and whoever has it can subtract the noise, so that simulations alone may have it. system: the operating
-    system, in whole numbers, exactly; no run repeats.
+    """Source of noise, of randomized responses and of the coins of Poisson sampling; seed: the scenario's seed, so that
+    runs repeat, for simulations only, since whoever has the seed can subtract the noise; system: the operating system's
+    randomness, in exact integer arithmetic; runs do not repeat.
     """
     clipping: Clipping = Clipping()
     signals_norm: Norm = 1.0
-    """Bound of a device's signals in a round: L2, with local-laplace L1."""
+    """Bound of a device's validation signals in a round: L2, with local-laplace L1."""
     counts_norm: Norm = 1.0
-    """Bound of a device's interaction counts in a round, and in stage 1, likewise."""
+    """Bound of a device's interaction counts in a round, and in stage 1: L2, with local-laplace L1."""
     shares: ReleaseShares = ReleaseShares()
     statistics: dict[Annotated[str, AfterValidator(STATISTICS.check)], Statistic] = Field(default_factory=dict)
-    """Statistics by name that installed packages register under ``fl_peel.statistics``, under a mechanism."""
+    """Additional statistics by name, which installed packages register under ``fl_peel.statistics``; they need a
+    mechanism."""
     group_epsilon: float | None = Field(None, gt=0, json_schema_extra=unit("epsilon"))
-    """Devices whose data was not collected answer their user group by randomized response with this epsilon."""
+    """Epsilon of the randomized response by which devices whose data was not collected report their user group."""
     colluding_devices: int = Field(1, ge=0, le=MOST_DEVICES, json_schema_extra=unit("devices"))
-    """Under secure aggregation devices add the noise, in shares: of how many in a user group none is counted on, since
-    they may tell it to whoever attacks. 1: any device that looks at tables knows its own.
+    """Number of devices of a user group whose noise shares are not counted on, since they may reveal them to an
+    attacker. Under secure aggregation devices add the noise in shares; 1: any device that looks at tables knows its own
+    share.
     """
     shrinkage: bool = True
-    """The server shrinks noised updates and signals towards what it knew before, by the noise's variance."""
+    """Whether the server shrinks noised updates and signals towards earlier estimates, by the variance of the noise."""
     rows: Literal["touched", "all-sent"] = "touched"
-    """Rows of a device's update: those it changed, or all it was sent, so that nobody sees which it changed."""
+    """Rows that a device's update contains; touched: those it changed; all-sent: all rows it was sent, which hides the
+    rows it changed."""
     requests: Literal["own-budget", "group-prefix"] = "own-budget"
-    """Blocks a device downloads: what its budget holds, or what the largest budget of the fleet holds."""
+    """Blocks that a device downloads; own-budget: those that fit its budget; group-prefix: those that fit the largest
+    budget of the fleet, which hides its own."""
     answer_share: float | None = Field(None, gt=0, le=1, json_schema_extra=unit("share"))
-    """Share of the rounds in which a device answers: one that is available more often, as some classes are, is silent
-    in some, by a coin of its own. null: it answers whenever it can.
-    """
+    """Share of the rounds in which a device answers. Devices that are available more often than that skip rounds at
+    random, so that availability reveals nothing about the class. null: devices answer whenever they are available."""
     min_owners: int = Field(5, ge=1, le=MOST_DEVICES, json_schema_extra=unit("devices"))
-    """Contributors that a sum of stage 1 by devices needs to be opened: items with fewer owners, and user groups with
-    fewer members, are left out. 1: every sum is opened, those of single devices, too. Under a mechanism noise does it.
+    """Minimum number of contributors to a sum of stage 1 by devices: items with fewer owners and user groups with fewer
+    members are left out. 1: every sum is opened, those of single devices, too. Under a mechanism noise takes its place.
     """
     counters: Literal["withheld", "measured"] = "withheld"
-    """Losses, validation metrics, times and bytes per class, which no mechanism noises: not sent; or reported all the
-    same, as the simulation's own measurement, like the test: outside the protocol and of no effect on it.
+    """Losses, validation metrics, times and bytes per class, which no mechanism covers; withheld: not sent; measured:
+    reported as the simulation's own measurement, like the test metrics, outside the protocol and without effect on it.
     """
 
     @property
@@ -151,57 +159,60 @@ class Privacy(Keys):
                 raise ValueError("statistics are noised sums; set privacy.mechanism, e.g. central-gaussian")
             if self.clipping.kind == "adaptive":
                 raise ValueError(
-                    "clipping.kind adaptive counts devices under noise; set privacy.mechanism, or kind flat"
+                    "clipping.kind adaptive releases a noised count of devices; set privacy.mechanism, or kind flat"
                 )
             return self
         if self.clipping.kind == "none":
             raise ValueError(
-                f"mechanism {self.mechanism} without clipping protects nobody; set privacy.clipping.kind to flat, "
+                f"mechanism {self.mechanism} without clipping gives no guarantee; set privacy.clipping.kind to flat, "
                 "per-block or adaptive"
             )
         if self.target_epsilon is None and self.noise_multiplier is None:
             raise ValueError(f"mechanism {self.mechanism} needs target_epsilon (or noise_multiplier); give one")
         if self.target_epsilon is not None and (self.group_epsilon or 0.0) >= self.target_epsilon:
-            raise ValueError("group_epsilon leaves nothing of target_epsilon; lower it or raise the target")
+            raise ValueError("group_epsilon uses up target_epsilon; lower it or raise the target")
         if self.clipping.kind == "adaptive" and self.shares.quantile == 0:
             raise ValueError("clipping.kind adaptive needs shares.quantile above 0; give e.g. 0.02")
         return self
 
 
 class SecureAggregation(Keys):
-    """Rounds, and steps of stage 1, whose sums are all that the server learns of devices; see
-    docs/secure-aggregation.md. In a step of stage 1 all devices are one group.
-    """
+    """Secure aggregation of the rounds and of the steps of stage 1: the server learns sums over devices and nothing
+    else; see docs/secure-aggregation.md. In a step of stage 1 all devices form one group."""
 
     enabled: bool = False
-    """Whether devices mask what they send, so that sums alone are learned."""
+    """Whether devices mask what they send."""
     masked: bool = True
-    """false: the same devices, dropouts and void rounds, without keys and masks: what the protocol is compared with."""
+    """Whether keys and masks are used; false: the same devices, dropouts and void rounds without them, as a baseline of
+    the protocol's cost."""
     devices_per_group: int | None = Field(64, ge=2, le=MOST_DEVICES, json_schema_extra=unit("devices"))
-    """Devices of a user group that take part in a round, drawn from the round's cohort; null takes all of it. Of
-    refinement alone: a step of stage 1 takes all devices that come.
-    """
+    """Number of devices of a user group that take part in a round, drawn from the round's cohort; null: the whole
+    cohort. Refinement only: a step of stage 1 takes all devices that answer."""
     min_devices: int = Field(8, ge=3, le=MOST_DEVICES, json_schema_extra=unit("devices"))
-    """A user group of which fewer are reached sits the round out: a sum over few hides little. In stage 1 it ends the
-    run.
-    """
+    """Smallest number of devices in a sum. A user group in which fewer devices are available skips the round; stage 1
+    ends the run."""
     neighbours: int = Field(12, ge=2, le=MOST_DEVICES, json_schema_extra=unit("devices"))
-    """Devices that each device shares masks and secrets with: even; all the others in a group that is no larger."""
+    """Number of devices with which each device shares masks and secrets, an even number; in a smaller group, all the
+    others."""
     threshold: Share = 0.55
-    """Share of a device's neighbours, and of a group's devices, that must last out a round: above one half."""
+    """Share of a device's neighbours, and of a group's devices, that must stay until the end of a round: above one
+    half."""
     word_bits: Literal["auto", 32, 64] = Field("auto", json_schema_extra=unit("bits"))
-    """Width of the words of block updates; auto: 32 where a clipping norm proves that no sum passes them, else 64.
-    Words of stage 1: ``pretraining.sum_bits``.
-    """
+    """Word size of block updates; auto: 32 where the clipping norm proves that sums cannot overflow, else 64. Stage 1
+    has its own: ``pretraining.sum_bits``."""
     dropout_share: PartShare = 0.0
-    """Devices that vanish in a round or step after their keys are out, at a random stage: for studies of dropouts."""
+    """Share of the devices that drop out of a round or step after key exchange, at a random stage, for studies of
+    dropouts."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SecureAggregation:
         if self.neighbours % 2:
             raise ValueError(f"neighbours {self.neighbours} is odd; give an even number")
         if self.threshold <= 0.5:
-            raise ValueError(f"threshold {self.threshold:g} lets two halves open both secrets; give more than 0.5")
+            raise ValueError(
+                f"threshold {self.threshold:g} lets two halves of the devices reconstruct both secrets; give more "
+                "than 0.5"
+            )
         if self.devices_per_group is not None and self.devices_per_group < self.min_devices:
             raise ValueError(
                 f"devices_per_group {self.devices_per_group} is below min_devices {self.min_devices}; "
@@ -211,26 +222,27 @@ class SecureAggregation(Keys):
 
 
 class Poisoning(Keys):
-    """Devices that send what they should not; see docs/poisoning.md. Default: none do."""
+    """Malicious devices; see docs/poisoning.md. By default there are none."""
 
     share: PartShare = 0.0
-    """Of the devices, drawn by identity: those under a smaller share are among those under a larger one."""
+    """Share of malicious devices, drawn by device id: those of a smaller share are among those of a larger one."""
     kind: Literal["scaled", "sign-flip", "promote", "idle"] = "scaled"
-    """scaled: their update times factor; sign-flip: times -factor; promote: they train on the target items too, claim
-    them as validation hits, and multiply the target items' rows by factor; idle: they do as told, to compare with.
+    """Attack; scaled: the update times factor; sign-flip: the update times -factor; promote: malicious devices train on
+    the target items too, report them as validation hits, and multiply the target items' rows by factor; idle: they
+    behave honestly, for comparison.
     """
     factor: float = Field(10.0, gt=0, le=1e6, json_schema_extra=unit("factor"))
-    """By which scaled and sign-flip updates, and promote's target rows, are multiplied."""
+    """Factor of the attack's updates, and of promote's target rows."""
     target_items: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (), max_length=MOST_ITEMS, json_schema_extra=unit("item numbers")
     )
-    """Item numbers, what promote is for and what the target hit rate is of."""
+    """Item numbers that promote promotes and whose hit rate is reported."""
     num_targets: int = Field(5, ge=1, le=MOST_ITEMS, json_schema_extra=unit("items"))
-    """Without target_items: so many, drawn by the seed."""
+    """Number of target items that are drawn by the seed where target_items is empty."""
     compare: tuple[Annotated[float, BeforeValidator(as_share), Field(gt=0, lt=1), OR_PERCENT], ...] = Field(
         (), max_length=MOST_LISTED
     )
-    """Refine anew with each of these shares, with robust aggregation and without."""
+    """Shares of malicious devices for which refinement is repeated, with robust aggregation and without."""
 
     @model_validator(mode="after")
     def _targets_are_distinct(self) -> Poisoning:

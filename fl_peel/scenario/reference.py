@@ -34,8 +34,7 @@ _LIMITS = {
 @dataclass(frozen=True)
 class Key:
     """One key. path: dotted, from the top; limits: as words, empty for none; default: None where it must be given,
-    empty where nothing stands for it.
-    """
+    empty where nothing stands for it."""
 
     path: str
     type: str

@@ -22,24 +22,24 @@ from fl_peel.training.settings import LocalLoss, LocalTraining
 
 
 class Local(Keys):
-    """What a device does in a round; see docs/method.md."""
+    """Local training of a device in a round; see docs/method.md."""
 
     epochs: int = Field(1, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("passes"))
-    """Over the device's train items, in a round."""
+    """Passes over the device's train items, per round."""
     batch_size: int = Field(64, ge=1, le=MOST_DEVICES, json_schema_extra=unit("interactions"))
-    """In a step."""
+    """Interactions in a training step."""
     num_negatives: int = Field(128, ge=1, le=MOST_ITEMS, json_schema_extra=unit("items"))
-    """Drawn an interaction, from those that the device keeps and has not met."""
-    learning_rate: float = Field(0.05, gt=0, json_schema_extra=unit("step"))
-    """Of gradient descent, of the blocks."""
-    user_learning_rate: float = Field(0.003, ge=0, json_schema_extra=unit("step"))
-    """Of the device's own embedding, which never leaves it; 0 keeps it as it was."""
+    """Negative items per interaction, drawn from the items that the device stores and has not interacted with."""
+    learning_rate: float = Field(0.05, gt=0, json_schema_extra=unit("step size"))
+    """Learning rate of the item blocks, per step of gradient descent."""
+    user_learning_rate: float = Field(0.003, ge=0, json_schema_extra=unit("step size"))
+    """Learning rate of the device's user embedding, which never leaves the device; 0: it stays as it is."""
     l2: float = Field(0.0, ge=0, json_schema_extra=unit("weight"))
-    """Of the squared norms of the rows and of the own embedding in the loss."""
+    """Weight of the squared norms of the item rows and the user embedding in the loss."""
     loss: LocalLoss = "sampled-softmax"
-    """sampled-softmax, against all items drawn together; bpr, pair by pair."""
-    temperature: float | None = Field(None, gt=0, json_schema_extra=unit("divisor of a logit"))
-    """Of the logits; null takes the one of pretraining, so that the scale of scores stays."""
+    """Training loss; sampled-softmax: against all negatives together; bpr: pairwise."""
+    temperature: float | None = Field(None, gt=0, json_schema_extra=unit("divisor of logits"))
+    """Temperature of the softmax; null: that of pretraining, so that the scale of the scores stays."""
 
     def config(self, pretraining_temperature: float) -> LocalTraining:
         """The method's own value."""
@@ -50,20 +50,23 @@ class Local(Keys):
 
 
 class Robust(Keys):
-    """What bounds the influence of devices that lie; see docs/poisoning.md. Defaults: nothing."""
+    """Robust aggregation, which bounds the influence of malicious devices; see docs/poisoning.md. By default there is
+    none."""
 
     norm_bound: float | None = Field(None, gt=0, json_schema_extra=unit("L2 norm"))
-    """L2 bound of a device's whole update, held by its node: against devices that lie to an honest node."""
+    """L2 bound of a device's whole update, enforced by its node: it protects against malicious devices on an honest
+    node."""
     rule: Literal["mean", "median", "trimmed-mean", "krum"] = "mean"
-    """Over the sums of sub-cohorts, row by row; krum: over those of the sub-cohorts that lie closest together. Against
-    devices whose own node lies too, and bounds nothing; the server sees smaller sums.
+    """Aggregation rule over the sums of sub-cohorts, row by row; krum: over the sub-cohorts that lie closest together.
+    It protects against malicious devices whose node is malicious too, and bounds no single update; the server sees sums
+    over fewer devices.
     """
     buckets: int = Field(16, ge=3, le=MOST_DEVICES, json_schema_extra=unit("sub-cohorts"))
-    """Sub-cohorts of a user group, into which devices are hashed; with every rule but mean."""
+    """Number of sub-cohorts of a user group, into which devices are hashed; used by every rule but mean."""
     trim: Annotated[float, BeforeValidator(as_share), Field(ge=0, lt=0.5), OR_PERCENT] = Field(
         0.2, json_schema_extra=unit("share")
     )
-    """trimmed-mean: share of the sub-cohorts that is left out at either end; krum: share that may be poisoned."""
+    """Share of the sub-cohorts that trimmed-mean leaves out at either end, or that krum assumes to be poisoned."""
 
     @property
     def in_buckets(self) -> bool:
@@ -72,48 +75,51 @@ class Robust(Keys):
 
 
 class Aggregation(Keys):
-    """How the server turns block updates into a new group table."""
+    """Aggregation of block updates into a new group table, on the server."""
 
     denominator: Literal["holders", "touched"] = "touched"
-    """Mean over the devices that held the block (FedAvg), or over those that changed the row."""
+    """Devices that the mean update is over; holders: those that stored the block (FedAvg); touched: those that changed
+    the row."""
     optimizer: Literal["sgd", "adam", "adagrad"] = "sgd"
-    """On the mean update (Reddi et al., ICLR 2021)."""
-    learning_rate: float = Field(1.0, gt=0, json_schema_extra=unit("step"))
-    """Of the server, on the mean update: 1 adds it as it is."""
+    """Server optimizer, applied to the mean update (Reddi et al., ICLR 2021)."""
+    learning_rate: float = Field(1.0, gt=0, json_schema_extra=unit("step size"))
+    """Server learning rate; 1 adds the mean update as it is."""
     robust: Robust = Robust()
 
 
 class Acceptance(Keys):
-    """Which user groups keep what was refined. Devices compare it with what they kept last, on their validation items
-    (:mod:`fl_peel.ranking.paired`).
-    """
+    """Acceptance of refinement per user group. Devices compare the refined table with the last accepted one, on their
+    validation items (:mod:`fl_peel.ranking.paired`)."""
 
     rule: Literal["validation", "always"] = "validation"
-    """validation: a group keeps what is better beyond noise, and else goes back; always: all keep all."""
+    """Rule of acceptance; validation: a group accepts the refined table if it is significantly better, and returns to
+    the last accepted one otherwise; always: every group accepts."""
     every: int | None = Field(None, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
-    """Rounds between comparisons; null: one, after the last round."""
+    """Rounds between comparisons; null: one comparison after the last round."""
     confidence: float = Field(0.95, gt=0.5, lt=1, json_schema_extra=unit("probability"))
-    """That a kept refinement is better, of one side."""
+    """One-sided confidence that an accepted table is better."""
 
 
 class Refinement(Keys):
-    """Stage 2: federated rounds."""
+    """Stage 2: federated refinement of the group tables."""
 
     rounds: int = Field(8, ge=0, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
-    """Of federated refinement; 0 refines nothing."""
+    """Number of rounds; 0: no refinement."""
     cohort_share: Share = 1.0
-    """Share of the devices sampled in each round; those that are not available then do not answer."""
+    """Share of the devices that is sampled in each round; sampled devices that are offline do not answer."""
     sampling: Literal["fixed", "poisson"] = "fixed"
-    """fixed: that share exactly; poisson: each device by its own coin, which privacy accounting by sampling needs."""
+    """Sampling of the cohort; fixed: exactly that share; poisson: each device independently, which privacy
+    amplification by sampling requires."""
     over_selection: float = Field(0.0, ge=0, le=10, json_schema_extra=unit("share"))
-    """Extra devices sampled, as a share of the cohort, to make up for those that do not answer in time."""
+    """Additional devices sampled, as a share of the cohort, to make up for those that miss the deadline."""
     deadline_s: float | None = Field(None, gt=0, json_schema_extra=unit("s"))
-    """Virtual seconds after which an update is too late and counts for nothing; null waits for everybody."""
+    """Deadline of a round in virtual seconds, after which updates are discarded; null: the server waits for all."""
     min_budget_share: PartShare = 0.0
-    """Devices whose budget is below this share of the fp32 full item table do not train."""
-    contents: Annotated[str | None, AfterValidator(check_contents)] = None
-    """What devices say and the server makes of it: contents that an installed package registers under
-    ``fl_peel.device_contents``, ``fl_peel.server_contents`` or both; null: what the other keys ask for.
+    """Smallest budget of a device that trains, as a share of the fp32 full item table."""
+    contribution: Annotated[str | None, AfterValidator(check_contents)] = None
+    """Name of a contribution (what devices send and what the server does with the sums) that an installed package
+    registers under ``fl_peel.device_contents``, ``fl_peel.server_contents`` or both; null: the contribution that the
+    other keys ask for.
     """
     local: Local = Local()
     aggregation: Aggregation = Aggregation()

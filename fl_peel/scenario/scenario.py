@@ -7,6 +7,8 @@ classes of the method (:class:`fl_peel.training.settings.LocalTraining` and so o
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -16,29 +18,30 @@ from fl_peel.scenario.measurement import Elasticity, Engine, Evaluation, Fairnes
 from fl_peel.scenario.method import Blocks, ControllerPart, Data, Pretraining, Selector, UserGroupsPart
 from fl_peel.scenario.protection import Poisoning, Privacy, SecureAggregation
 from fl_peel.scenario.refinement import Refinement, Robust
+from fl_peel.scenario.renamed import with_present_names
 
 
 class Scenario(Keys):
-    """Everything that decides a run, but for the folder the data lies in and the one results go to."""
+    """All settings of a run, except for the folders of the data and of the results."""
 
     name: Text
-    """Of the scenario, in reports; where a file has none, the file's own name."""
+    """Name of the scenario in reports; default: the file's own name."""
     question: Text = ""
-    """What the scenario is for, in a sentence."""
+    """Question that the scenario answers, in one sentence."""
     seed: int = Field(0, ge=0, le=2**64 - 1, json_schema_extra=unit("seed"))
-    """All randomness of a run comes from it: the same seed gives the same figures, to the last digit."""
+    """Seed of all randomness of a run: the same seed gives the same figures, to the last digit."""
     data: Data
     pretraining: Pretraining = Pretraining()
     user_groups: UserGroupsPart = UserGroupsPart()
     blocks: Blocks = Blocks()
-    selector: Selector = "shown"
-    """What ranks the blocks, in refinement, too: a fixed order, or the controller, which is learned."""
+    selector: Selector = "exposure"
+    """Selector that ranks the blocks, in refinement too: a fixed order, or the controller, which is learned."""
     controller: ControllerPart = ControllerPart()
     refinement: Refinement = Refinement()
     fleet: str | tuple[str, ...] = "default"
-    """Device profiles: a shipped fleet or YAML files."""
+    """Fleet of device profiles: the name of a shipped fleet, or YAML files."""
     budget_factor: float = Field(1.0, gt=0, le=1, json_schema_extra=unit("factor"))
-    """All budgets of the fleet times this."""
+    """Factor by which all budgets of the fleet are multiplied."""
     evaluation: Evaluation = Evaluation()
     fairness: Fairness = Fairness()
     elasticity: Elasticity = Elasticity()
@@ -46,6 +49,11 @@ class Scenario(Keys):
     secure_aggregation: SecureAggregation = SecureAggregation()
     poisoning: Poisoning = Poisoning()
     engine: Engine = Engine()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _present_names(cls, content: Any) -> Any:
+        return with_present_names(content) if isinstance(content, Mapping) else content
 
     @field_validator("fleet")
     @classmethod
@@ -73,8 +81,8 @@ class Scenario(Keys):
         below, least = self.fairness.exclude_below, self.refinement.min_budget_share
         if below is not None and below < least:  # both are the same where the run refines without them
             raise ValueError(
-                f"fairness.exclude_below: {below:g} is below refinement.min_budget_share {least:g}, so that leaving "
-                "out would take more devices in; raise it, or leave it out"
+                f"fairness.exclude_below: {below:g} is below refinement.min_budget_share {least:g}, so that the "
+                "comparison would include more devices; raise it, or leave it out"
             )
         return self
 
@@ -94,19 +102,21 @@ class Scenario(Keys):
         hidden = self.secure_aggregation.enabled and pretraining.by_devices
         if pretraining.row_sketch is not None and not hidden:
             raise ValueError(
-                "pretraining.row_sketch shortens masked sums of devices, and in the clear hides nothing: what the "
-                "buckets of several passes have in common are the rows; set secure_aggregation.enabled: true and "
-                "source: devices, or leave it out"
+                "pretraining.row_sketch shortens masked sums of devices and hides nothing in the clear, where the "
+                "buckets of several passes together reveal the rows; set secure_aggregation.enabled: true and source: "
+                "devices, or leave it out"
             )
         if self.privacy.noised and pretraining.by_devices:
             wanted = {"row_sketch": pretraining.row_sketch is not None, "sum_bits": pretraining.sum_bits == 32}
             for key, asked in wanted.items():
                 if asked:
-                    raise ValueError(f"pretraining.{key} knows no room for noise; leave it out under a mechanism")
+                    raise ValueError(
+                        f"pretraining.{key} has no bound that allows for noise; leave it out under a mechanism"
+                    )
         chooses = pretraining.model == "spectral" and pretraining.spectral().chooses
         if self.privacy.noised and chooses and not pretraining.by_devices:
             raise ValueError(
-                "pretraining.source: collected has devices choose the filter, in the clear; under a mechanism set "
+                "pretraining.source: collected lets devices choose the filter in the clear; under a mechanism set "
                 "pretraining.count_exponent and value_exponent, or source: devices"
             )
         return self
@@ -117,22 +127,24 @@ class Scenario(Keys):
             return self
         if not self.pretraining.by_devices or self.pretraining.collected.share:
             raise ValueError(
-                "data.catalogue: without name and path nothing is collected; set pretraining.model: spectral, "
-                "source: devices and collected.share: 0"
+                "data.catalogue: without name and path no interaction leaves a device; set pretraining.model: "
+                "spectral, source: devices and collected.share: 0"
             )
         if self.evaluation.per_device or self.poisoning.largest_share > 0:
             raise ValueError(
-                "evaluation.per_device, poisoning: are of simulations, which have all interactions; leave them out, or "
-                "give data.name or data.path"
+                "evaluation.per_device, poisoning: are for simulations, which have all interactions; leave them out, "
+                "or give data.name or data.path"
             )
         return self
 
     @model_validator(mode="after")
     def _refit(self) -> Scenario:
         if self.data.refit and self.privacy.noised:
-            raise ValueError("data.refit takes both stages twice and so spends epsilon again; leave it out under noise")
+            raise ValueError("data.refit runs both stages twice and so spends epsilon twice; leave it out under noise")
         if self.data.refit and self.poisoning.largest_share > 0:
-            raise ValueError("data.refit: whoever lies would choose what is refit; leave it out with poisoning")
+            raise ValueError(
+                "data.refit: malicious devices would choose the settings of the refit; leave it out with poisoning"
+            )
         return self
 
     @model_validator(mode="after")
@@ -144,19 +156,24 @@ class Scenario(Keys):
             if self.privacy.sums_only:
                 raise ValueError(f"{rule} needs row counts of sub-cohorts, which privacy hides; set mean")
         if self.poisoning.largest_share > 0 and self.privacy.clipping.kind == "per-block":
-            raise ValueError("poisoning: malicious devices know no clipping per block; set privacy.clipping.kind flat")
+            raise ValueError(
+                "poisoning: malicious devices do not implement clipping per block; set privacy.clipping.kind flat"
+            )
         if self.poisoning.compare and self.privacy.noised:
-            raise ValueError("poisoning.compare refines anew and so spends epsilon again; leave it out under noise")
+            raise ValueError(
+                "poisoning.compare refines once more and so spends epsilon twice; leave it out under noise"
+            )
         if self.privacy.noised and self.poisoning.share > 0 and self._compares_with_clean_runs:
             raise ValueError(
-                "poisoning.share: what malicious devices do is told by refining anew without them, which spends "
-                "epsilon again; set 0 under noise"
+                "poisoning.share: the effect of malicious devices is measured by refining once more without them, "
+                "which spends epsilon twice; set 0 under noise"
             )
         return self
 
     @property
     def compares(self) -> bool:
-        """Whether devices say which refinement helps them: where nothing hides what they say, and none of them lies."""
+        """Whether devices decide about the acceptance of refinement: where nothing hides their comparison, and no
+        device is malicious."""
         hidden = self.privacy.sums_only or self.secure_aggregation.enabled or self.poisoning.largest_share > 0
         wanted = self.refinement.acceptance.rule == "validation" and self.refinement.rounds > 0
         return wanted and not hidden and self.data.validation_share > 0
@@ -166,7 +183,7 @@ class Scenario(Keys):
         return self.poisoning.kind != "idle" or self.refinement.aggregation.robust != Robust()
 
     def to_yaml(self) -> str:
-        """The resolved scenario, every default spelled out."""
+        """Return the resolved scenario as YAML, with the value of every key."""
         content = json.loads(self.model_dump_json())
         text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         if (
@@ -176,7 +193,7 @@ class Scenario(Keys):
         return text
 
     def to_json(self) -> str:
-        """One line of JSON, the form in which it is sent to nodes."""
+        """Return one line of JSON, the form in which it is sent to nodes."""
         return self.model_dump_json()
 
     @staticmethod

@@ -172,7 +172,7 @@ def open_shares(
         raise _refused(occasion, device, f"it holds no shares of device {min(strangers)}")
     if len(set(survived)) < needed:
         raise _refused(
-            occasion, device, f"only {len(set(survived))} of its neighbours are said to be left, {needed} must be"
+            occasion, device, f"only {len(set(survived))} of its neighbours are reported as left, {needed} must be"
         )
     opened = {other: (held[other].index, held[other].self_mask) for other in survived}
     return opened | {other: (held[other].index, held[other].mask_key) for other in dropped}

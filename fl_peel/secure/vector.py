@@ -69,8 +69,8 @@ class VectorLayout:
         strange = set(values) - {field.name for field in self.fields}
         if strange:
             raise SecureAggregationError(
-                f"refinement.contents: devices say {sorted(strange)[0]!r}, which has no place in a masked vector; say "
-                "what the contents that ship say, or set secure_aggregation.enabled to false"
+                f"refinement.contribution: devices send {sorted(strange)[0]!r}, which has no place in a masked vector; "
+                "send only what the shipped contributions send, or set secure_aggregation.enabled to false"
             )
         words = Words.zeros(*self.num_words)
         places = {32: 0, 64: 0}

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class GroupUpdate:
-    """What the devices of one user group return together: sums only.
+    """Sums that the devices of one user group return together.
 
-    narrow, wide: (R, d) int32 and int64, whose sum are the block updates in units of 1 / FIXED_POINT: ``narrow`` holds
-    something in the rows that are touched, ``wide`` in the rows ``is_wide`` (R,), what does not fit in 32 bits.
-    tallies: (R, 3 + S), see :mod:`fl_peel.kernels.training`. holders: (K,) devices that kept each block and trained.
-    Per device, not sent: loss, examples, touched_pieces, norms, each (N,).
+    narrow, wide: (R, d) int32 and int64, whose sum are the block updates in units of 1 / FIXED_POINT: ``narrow`` is set
+    in the rows that were changed, ``wide`` in the rows ``is_wide`` (R,), whose values do not fit in 32 bits. tallies:
+    (R, 3 + S), see :mod:`fl_peel.kernels.training`. holders: (K,) devices that stored each block and trained. Per
+    device, not sent: loss, examples, touched_pieces, norms, each (N,).
     """
 
     narrow: NDArray[np.int32]
@@ -40,9 +40,8 @@ class GroupUpdate:
         return sums
 
     def changed(self) -> dict[str, NDArray[np.int32] | NDArray[np.int64]]:
-        """The sums of the rows that some device changed, in two parts that add up: rows (T,), ascending, with sums
-        (T, d) int32; wide_rows (W,) with wide_sums (W, d) int64, what did not fit there.
-        """
+        """Return the sums of the rows that some device changed, in two parts that add up: rows (T,), ascending, with
+        sums (T, d) int32; wide_rows (W,) with wide_sums (W, d) int64, for values that do not fit there."""
         touched = self.touched[:, 0] if self.touched.shape[1] == 1 else self.touched.any(axis=1)
         rows = np.flatnonzero(touched).astype(np.int32)
         wide_rows = np.flatnonzero(self.is_wide).astype(np.int32)
@@ -54,13 +53,15 @@ class GroupUpdate:
         }
 
     def scaled(self, factor: float) -> GroupUpdate:
-        """One device's update times ``factor``; of several together, rounding would depend on who is with whom."""
+        """Return one device's update times ``factor``; rounding a sum of several would depend on which devices are in
+        it."""
         narrow, wide, is_wide = in_two_parts(np.rint(self.sums * factor).astype(np.int64))
         return replace(self, narrow=narrow, wide=wide, is_wide=is_wide, norms=self.norms * factor)
 
     @staticmethod
     def joined(parts: Sequence[GroupUpdate]) -> GroupUpdate:
-        """Of disjoint sets of devices, one set at least, in this order: sums added up, the rest side by side."""
+        """Join updates of disjoint sets of devices, at least one, in this order: sums are added up, the rest is
+        concatenated."""
         narrow, wide, is_wide = in_two_parts(np.asarray(sum(part.sums for part in parts), np.int64))
         tallies, holders = (np.asarray(sum(getattr(part, name) for part in parts)) for name in ("tallies", "holders"))
         names = ("loss", "examples", "touched_pieces", "norms")
@@ -69,7 +70,7 @@ class GroupUpdate:
 
     @property
     def touched(self) -> NDArray[np.int64]:
-        """Devices that changed each slice of each row, (R, S)."""
+        """Number of devices that changed each slice of each row, (R, S)."""
         return self.tallies[:, 3:]
 
     @property

@@ -39,18 +39,19 @@ def example_statistics(seed: int, num_blocks: int) -> BlockStatistics:
 
 
 class SelectorContract:
-    """Subclass it and set ``selector``; ``sizes`` and ``seeds`` say how much is tried."""
+    """Contract suite of a selector: subclass it and set ``selector``; ``sizes``, ``seeds`` set how much is tested."""
 
     selector: ClassVar[BlockSelector]
     sizes: ClassVar[tuple[int, ...]] = (1, 2, 7, 300)
     seeds: ClassVar[tuple[int, ...]] = (0, 1, 2**31)
 
     def weights(self, statistics: BlockStatistics, seed: int = 0, user_group: int = 0) -> FloatArray:
-        """What the selector under test answers."""
+        """Return the weights of the selector under test."""
         return type(self).selector(statistics, seed, user_group)
 
     def test_one_finite_non_negative_weight_per_block(self) -> None:
-        """For groups with ties, and for one about which nothing is known."""
+        """Weights are finite and non-negative, one per block, also for groups with ties and for one without
+        observations."""
         for size in self.sizes:
             nothing = np.zeros(size, np.float32)
             unknown = BlockStatistics(nothing, nothing, nothing, nothing, nothing)
@@ -61,7 +62,7 @@ class SelectorContract:
                 assert (weights >= 0).all(), "weights must not be negative"
 
     def test_the_same_question_has_the_same_answer(self) -> None:
-        """Whatever was asked in between, and whatever the state of global randomness."""
+        """Weights depend neither on earlier calls nor on the state of global randomness."""
         for seed in self.seeds:
             statistics = example_statistics(seed, 50)
             first = self.weights(statistics, seed, 3)
@@ -70,7 +71,7 @@ class SelectorContract:
             assert np.array_equal(self.weights(copy.deepcopy(statistics), seed, 3), first), "the answer changed"
 
     def test_the_statistics_stay_as_they_are(self) -> None:
-        """Other selectors read them too."""
+        """The statistics are not changed, since other selectors read them too."""
         statistics = example_statistics(0, 50)
         before = copy.deepcopy(statistics)
         self.weights(statistics)
@@ -78,6 +79,6 @@ class SelectorContract:
             assert np.array_equal(getattr(statistics, name), values), f"{name} was changed"
 
     def test_weights_make_a_ranking_of_all_blocks(self) -> None:
-        """Every block once."""
+        """The ranking by weight has every block once."""
         order = ranking(np.asarray(self.weights(example_statistics(0, 300))))
         assert np.array_equal(np.sort(order), np.arange(300)), "not a ranking of all blocks"

@@ -29,8 +29,8 @@ def popularity(statistics: BlockStatistics, seed: int, user_group: int) -> Float
     return _then_by_energy(statistics.popularity, statistics)
 
 
-def shown(statistics: BlockStatistics, seed: int, user_group: int) -> FloatArray:
-    """How much the pretrained table shows the block's items to the group's users."""
+def exposure(statistics: BlockStatistics, seed: int, user_group: int) -> FloatArray:
+    """Exposure: how often the block's items are in the top lists of the group's users under the pretrained table."""
     return _then_by_energy(statistics.shown, statistics)
 
 
@@ -66,7 +66,7 @@ def _then_by_energy(rates: NDArray[np.float32], statistics: BlockStatistics) -> 
 
 _BUILT_IN: dict[str, BlockSelector] = {
     "popularity": popularity,
-    "shown": shown,
+    "exposure": exposure,
     "global-popularity": global_popularity,
     "energy": energy,
     "random": random_blocks,

@@ -17,7 +17,7 @@ SELECTORS: Registry[Any] = Registry(
     MappingProxyType(
         {
             "popularity": "fl_peel.weighting.selectors:popularity",
-            "shown": "fl_peel.weighting.selectors:shown",
+            "exposure": "fl_peel.weighting.selectors:exposure",
             "global-popularity": "fl_peel.weighting.selectors:global_popularity",
             "energy": "fl_peel.weighting.selectors:energy",
             "random": "fl_peel.weighting.selectors:random_blocks",
@@ -27,7 +27,7 @@ SELECTORS: Registry[Any] = Registry(
 )
 """Functions from statistics to weights: the values of ``selector`` and of ``evaluation.selectors``."""
 
-FeatureName = Literal["shown", "popularity", "global-popularity", "loss", "energy"]
+FeatureName = Literal["exposure", "popularity", "global-popularity", "loss", "energy"]
 
 
 FEATURES: tuple[FeatureName, ...] = get_args(FeatureName)
@@ -37,9 +37,9 @@ FEATURES: tuple[FeatureName, ...] = get_args(FeatureName)
 class ControllerConfig:
     """How the controller learns: what :class:`fl_peel.scenario.method.ControllerPart` says under each key."""
 
-    features: tuple[FeatureName, ...] = ("shown", "popularity", "global-popularity", "loss", "energy")
+    features: tuple[FeatureName, ...] = ("exposure", "popularity", "global-popularity", "loss", "energy")
     hidden: tuple[int, ...] = (16, 16)
     steps: int = 20
     learning_rate: float = 0.01
     weight_decay: float = 0.01
-    memory: float = 0.5
+    signal_momentum: float = 0.5

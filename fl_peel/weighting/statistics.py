@@ -16,14 +16,14 @@ FloatArray = NDArray[np.float32]
 
 @dataclass
 class BlockStatistics:
-    """What the server knows about the blocks of one user group; (B,) each.
+    """Statistics of the blocks of one user group that the server knows; (B,) each.
 
-    Rates are per device and per item of the block, so that a large item group does not win by its size.
-    ``hits`` and ``exposure`` are the validation signals, accumulated over rounds.
+    Rates are per device and per item of the block, so that a large item group has no advantage by its size. ``hits``
+    and ``exposure`` are the validation signals, accumulated over rounds.
 
-    popularity: train interactions; shown: appearances in top lists, discounted by rank; global_popularity: train
-    interactions over everybody; loss: mean local loss (0: unknown); energy: mean squared length of the row pieces;
-    exposure: devices that kept the block times its items.
+    popularity: train interactions; shown: appearances in top lists, discounted by rank (the selector and feature
+    ``exposure``); global_popularity: train interactions over all devices; loss: mean local loss (0: unknown); energy:
+    mean squared norm of the row pieces; exposure: devices that stored the block times its items.
     """
 
     popularity: FloatArray
@@ -41,19 +41,18 @@ class BlockStatistics:
 
     @staticmethod
     def unknown(num_blocks: int) -> dict[str, NDArray[Any]]:
-        """What is not known before any round: loss, hits and exposure. User groups may share it, of which each gets
-        arrays of its own as it learns.
-        """
+        """Return statistics without any observation: loss, hits and exposure are zero. User groups may share it; each
+        gets arrays of its own as it learns."""
         loss, signals = np.zeros(num_blocks, np.float32), np.zeros(num_blocks)
         loss.flags.writeable = signals.flags.writeable = False
         return {"loss": loss, "hits": signals, "exposure": signals}
 
     def features(self, names: Sequence[FeatureName]) -> FloatArray:
-        """Controller inputs (B, F): rates and energies as logarithms, the loss as it is."""
+        """Return the controller's inputs (B, F): rates and energies as logarithms, the loss as it is."""
         columns = []
         for name in names:
             match name:
-                case "shown":
+                case "exposure":
                     columns.append(np.log(self.shown + 1e-3))
                 case "popularity":
                     columns.append(np.log(self.popularity + 1e-3))
@@ -66,6 +65,6 @@ class BlockStatistics:
         return np.stack(columns, axis=1).astype(np.float32)
 
     def add_signals(self, hits: NDArray[np.float64], exposure: NDArray[np.float64], memory: float) -> None:
-        """Take in one round's validation hits and exposure (B,)."""
+        """Add one round's validation hits and exposure (B,)."""
         self.hits = memory * self.hits + hits
         self.exposure = memory * self.exposure + exposure

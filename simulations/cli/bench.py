@@ -14,32 +14,40 @@ from simulations.cli.console import DataDir, path_option, print_json, show
 
 def bench(
     data_dir: DataDir = None,
-    out: Annotated[Path | None, path_option("--out", "Folder for bench.json, growth.json or population.json.")] = None,
-    device: Annotated[str, typer.Option("--device", help="Where cohorts train: cpu, cuda, cuda:N, torch-cpu.")] = "cpu",
+    out: Annotated[
+        Path | None, path_option("--out", "Output folder for bench.json, growth.json or population.json.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="Device on which cohorts train: cpu, cuda, cuda:N, torch-cpu.")
+    ] = "cpu",
     million: Annotated[
-        bool, typer.Option("--million/--no-million", help="Also 10,000, 100,000 and a million synthetic devices.")
+        bool,
+        typer.Option("--million/--no-million", help="Also measure 10,000, 100,000 and a million synthetic devices."),
     ] = True,
-    stock_devices: Annotated[int, typer.Option("--stock-devices", min=1, help="Nodes of the stock Flower app.")] = 1000,
+    stock_devices: Annotated[
+        int, typer.Option("--stock-devices", min=1, help="Number of nodes of the stock Flower app.")
+    ] = 1000,
     pfl_python: Annotated[
-        Path | None, typer.Option("--pfl-python", help="Python that has pfl and torch installed: measure pfl, too.")
+        Path | None, typer.Option("--pfl-python", help="Python with pfl and torch, to measure pfl too.")
     ] = None,
     growth: Annotated[
         bool,
         typer.Option(
-            "--growth", help="In place of that: how a round grows with devices, items, groups, columns, rounds, nodes."
+            "--growth",
+            help="Measure instead how a round scales with devices, items, groups, columns, rounds and nodes.",
         ),
     ] = False,
     population: Annotated[
         int | None,
         typer.Option(
-            "--population", min=100, max=100_000_000, help="In place of that: one round of so many synthetic devices."
+            "--population", min=100, max=100_000_000, help="Measure instead one round of this many synthetic devices."
         ),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="With --growth: measure all anew, also what --out has of an earlier try.")
+        bool, typer.Option("--fresh", help="With --growth: measure everything again, ignoring the results in --out.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As other commands have it: what it prints is JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (always; accepted for consistency).")] = False,
 ) -> None:
     """Measure the engine on Gowalla against a plain Flower app, and up to a million devices; print bench.json."""
     if growth:

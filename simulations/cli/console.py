@@ -16,12 +16,12 @@ from fl_peel.plain import to_plain
 
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", help="Folder that holds data sets by name; default: $FL_PEEL_DATA, then the cache."),
+    typer.Option("--data-dir", help="Folder with the data sets, by name; default: $FL_PEEL_DATA, then the cache."),
 ]
 
 Track = Annotated[
     list[str] | None,
-    typer.Option("--track", metavar="NAME=PLACE", help="Tell a tracker: tensorboard=DIR, mlflow=DIR; repeatable."),
+    typer.Option("--track", metavar="NAME=PLACE", help="Log to a tracker: tensorboard=DIR, mlflow=DIR; repeatable."),
 ]
 
 
@@ -31,12 +31,14 @@ def _scenarios(incomplete: str) -> list[str]:
     return [name for name in shipped_scenarios() if name.startswith(incomplete)]
 
 
-ScenarioName = Annotated[str, typer.Argument(help="A shipped scenario or a YAML file.", autocompletion=_scenarios)]
+ScenarioName = Annotated[
+    str, typer.Argument(help="Name of a shipped scenario, or a YAML file.", autocompletion=_scenarios)
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Change a key, e.g. refinement.rounds=5; repeatable."),
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a key, e.g. refinement.rounds=5; repeatable."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else goes to stderr.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, everything else to stderr.")]
 
 
 def path_option(name: str, text: str, metavar: str = "PATH") -> Any:

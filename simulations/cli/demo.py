@@ -11,11 +11,11 @@ from simulations.cli.console import DataDir, path_option
 
 
 def demo(
-    run: Annotated[Path, typer.Argument(metavar="MODEL", help="OUT/model of fl-peel run --out OUT, or OUT.")],
-    out: Annotated[Path, path_option("--out", "The page.", "FILE")] = Path("demo.html"),
+    run: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder OUT/model of `fl-peel run --out OUT`, or OUT.")],
+    out: Annotated[Path, path_option("--out", "HTML file of the page.", "FILE")] = Path("demo.html"),
     data_dir: DataDir = None,
 ) -> None:
-    """Write one page to play with: pick a device, drag its budget, see what stays and what it recommends."""
+    """Write an interactive page: choose a device and a budget, see its stored blocks and recommendations."""
     from simulations.engine.inputs import check_file
 
     check_file(out, "--out")

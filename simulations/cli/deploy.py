@@ -11,23 +11,25 @@ from simulations.cli.console import DataDir, path_option
 
 
 def deploy(
-    scenario: Annotated[str, typer.Argument(help="A shipped scenario or a YAML file.")] = "ml-100k",
+    scenario: Annotated[str, typer.Argument(help="Name of a shipped scenario, or a YAML file.")] = "ml-100k",
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Change a key, e.g. refinement.rounds=5; repeatable."),
+        typer.Option("--set", metavar="PATH=VALUE", help="Override a key, e.g. refinement.rounds=5; repeatable."),
     ] = None,
-    nodes: Annotated[int, typer.Option("--nodes", min=1, help="SuperNodes, each with a share of the devices.")] = 3,
+    nodes: Annotated[
+        int, typer.Option("--nodes", min=1, help="Number of SuperNodes, each with a share of the devices.")
+    ] = 3,
     own: Annotated[
         list[Path] | None,
-        typer.Option("--own", metavar="FILE", help="Interactions of one SuperNode alone; repeatable; data.catalogue."),
+        typer.Option("--own", metavar="FILE", help="Interactions of one SuperNode; repeatable; needs data.catalogue."),
     ] = None,
     data_dir: DataDir = None,
-    out: Annotated[Path | None, path_option("--out", "Folder for report.html, report.json, ...")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the scenario's.")] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Without TLS and without keys of SuperNodes.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing of what the server's side says.")] = False,
+    out: Annotated[Path | None, path_option("--out", "Output folder for report.html, report.json, ...")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed, in place of the scenario's.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Use neither TLS nor SuperNode authentication.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no output of the server.")] = False,
 ) -> None:
-    """Run a scenario on a SuperLink and SuperNodes, as processes of this machine that end with it."""
+    """Run a scenario on a SuperLink and SuperNodes, as local processes that end with the command."""
     from simulations.engine.inputs import checked
     from simulations.scenario_files import load_scenario
 

@@ -12,13 +12,13 @@ from simulations.cli.console import AsJson, path_option, print_json, print_table
 
 def diff(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="A B [C ...]", help="Output folders of `fl-peel run`; A is compared with.")
+        list[Path], typer.Argument(metavar="A B [C ...]", help="Output folders of `fl-peel run`; A is the reference.")
     ],
-    json_file: Annotated[Path | None, path_option("--json-file", "Write the figures there.", "FILE")] = None,
-    html_file: Annotated[Path | None, path_option("--html", "Write a page there.", "FILE")] = None,
+    json_file: Annotated[Path | None, path_option("--json-file", "JSON file for the figures.", "FILE")] = None,
+    html_file: Annotated[Path | None, path_option("--html", "HTML file for a page.", "FILE")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare runs, device by device: differences and ratios with paired intervals, p-values corrected.
+    """Compare runs: paired differences and ratios with intervals, and corrected p-values.
 
     Runs need `--per-device` or `--seeds`, and the same data and split.
     """

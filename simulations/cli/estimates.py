@@ -41,7 +41,7 @@ def tell_estimate(study: str, scenario: Scenario, data_dir: Path | None, out: Pa
         return
     seconds = seeds * (found.total_s + (STUDIES[study] - 1) * found.study_s)
     text = f"estimate: {format_seconds(seconds)} and {_memory(found)}, within a factor of {WITHIN:g}"
-    kept = f"; what {out / 'checkpoints'} holds is not done again" if (out / "checkpoints").is_dir() else ""
+    kept = f"; rows in {out / 'checkpoints'} are not computed again" if (out / "checkpoints").is_dir() else ""
     typer.echo(text + kept, err=True)
 
 
@@ -60,26 +60,28 @@ def estimate_view(found: Estimate, seeds: int) -> TableView:
 
     constants = f"measured constants, within a factor of {WITHIN:g}"
     parts = f"{found.train:,} train, {found.validation:,} validation, {found.test:,} test interactions"
-    asked = f"{found.rounds}, {found.participants:,.0f} devices in each"
+    asked = f"{found.rounds}, with {found.participants:,.0f} devices each"
     rows = [
         ("data", f"{found.data}: {found.devices:,} devices, {found.items:,} items", "read"),
         ("", parts, "split"),
         ("full table", f"{format_bytes(found.full_table_bytes)}, {found.blocks:,} blocks", "exact"),
         ("user groups", f"{found.user_groups}", "at most"),
-        ("rounds", asked, "the fleet's budgets and availability"),
-        ("stage 1, of a device", _moved(found.stage1_download_bytes, found.stage1_upload_bytes), "the protocol"),
+        ("rounds", asked, "budgets and availability of the fleet"),
+        ("stage 1, per device", _moved(found.stage1_download_bytes, found.stage1_upload_bytes), "protocol"),
         (
-            "rounds, of a device",
+            "rounds, per device",
             _moved(found.download_bytes, found.upload_bytes),
-            "the protocol; up within a factor of 2",
+            "protocol; up within a factor of 2",
         ),
-        ("all devices", format_bytes(found.total_bytes), "both, times the devices"),
+        ("all devices", format_bytes(found.total_bytes), "both, times the number of devices"),
         ("memory", _memory(found), constants),
         *((f"time: {name}", format_seconds(value), constants) for name, value in found.seconds.items()),
         ("time", format_seconds(seeds * found.total_s), f"{seeds} seeds" if seeds > 1 else "all stages"),
     ]
     note = "; ".join(found.notes)
-    return TableView(f"What a run of {found.scenario} would take", ("what", "estimate", "from"), tuple(rows), 3, note)
+    return TableView(
+        f"Estimated cost of a run of {found.scenario}", ("quantity", "estimate", "source"), tuple(rows), 3, note
+    )
 
 
 def _moved(download_bytes: float, upload_bytes: float) -> str:

@@ -11,10 +11,10 @@ from simulations.cli.console import path_option
 
 
 def export_onnx(
-    artefact: Annotated[Path, typer.Argument(metavar="ME.peel", help="What a device stores.")],
-    out: Annotated[Path | None, path_option("--out", "The model; default: ME.onnx beside it.", "FILE")] = None,
+    artefact: Annotated[Path, typer.Argument(metavar="ME.peel", help="Stored embedding of a device.")],
+    out: Annotated[Path | None, path_option("--out", "ONNX file; default: ME.onnx in the same folder.", "FILE")] = None,
 ) -> None:
-    """Write the scoring of a stored embedding as an ONNX model: scores of all catalogue rows; needs fl-peel[onnx]."""
+    """Export a stored embedding as an ONNX model that scores all items of the catalogue; needs the extra onnx."""
     from simulations.engine.inputs import check_file
 
     target = artefact.with_suffix(".onnx") if out is None else out

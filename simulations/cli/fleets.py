@@ -16,18 +16,18 @@ from fl_peel.errors import ProfileError, ScenarioError
 from fl_peel.files import file_kind
 from simulations.cli.console import AsJson, new_table, one_line, path_option, print_json, print_table
 
-profiles_app = typer.Typer(help="Fleets of devices: memory, links, availability.", no_args_is_help=True)
+profiles_app = typer.Typer(help="Fleets of devices: memory, network and availability.", no_args_is_help=True)
 
 
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of the draw.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the sample.")]
 
 
-FleetName = Annotated[str, typer.Argument(metavar="FLEET", help="A shipped fleet or a YAML file.")]
+FleetName = Annotated[str, typer.Argument(metavar="FLEET", help="Name of a shipped fleet, or a YAML file.")]
 
 
 @profiles_app.command("list")
 def profiles_list(as_json: AsJson = False) -> None:
-    """List the fleets that ship or that installed packages registered."""
+    """List the fleets that are shipped or registered by installed packages."""
     from clients.fleet.files import PROFILES, read_source
     from clients.fleet.fleet import shipped_names
 
@@ -51,7 +51,7 @@ def profiles_list(as_json: AsJson = False) -> None:
 
 @profiles_app.command("show")
 def profiles_show(fleet: FleetName, as_json: AsJson = False) -> None:
-    """Print a fleet as it is understood: classes with their shares, and the file's own text."""
+    """Print the classes of a fleet with their shares, and the text of its file."""
     from clients.fleet.files import SHIPPED_FOLDER
     from clients.fleet.fleet import load_fleet, shipped_names
 
@@ -74,9 +74,10 @@ def profiles_show(fleet: FleetName, as_json: AsJson = False) -> None:
 
 @profiles_app.command("validate")
 def profiles_validate(
-    fleets: Annotated[list[str], typer.Argument(metavar="FLEET...", help="YAML files.")], as_json: AsJson = False
+    fleets: Annotated[list[str], typer.Argument(metavar="FLEET...", help="YAML files of fleets.")],
+    as_json: AsJson = False,
 ) -> None:
-    """Check fleet files: one line each, exit code 2 at the first that makes no sense."""
+    """Check fleet files: one line each, exit code 2 at the first invalid one."""
     from clients.fleet.fleet import load_fleet
 
     found: list[dict[str, object]] = []
@@ -92,16 +93,23 @@ def profiles_validate(
 @profiles_app.command("sample")
 def profiles_sample(
     fleet: FleetName,
-    devices: Annotated[int, typer.Option("--devices", min=1, max=10_000_000, help="Devices to draw.")] = 1000,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, max=10_000, help="Rounds to follow budgets for.")] = 48,
+    devices: Annotated[
+        int, typer.Option("--devices", min=1, max=10_000_000, help="Number of devices to sample.")
+    ] = 1000,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, max=10_000, help="Number of rounds over which budgets are followed.")
+    ] = 48,
     seed: Seed = 0,
     full_table_bytes: Annotated[
-        int, typer.Option("--full-table-bytes", min=1, help="Of the fp32 item table that shares refer to.")
+        int,
+        typer.Option(
+            "--full-table-bytes", min=1, help="Size of the fp32 full item table, for budgets given as shares."
+        ),
     ] = 10_000_000,
-    out: Annotated[Path | None, path_option("--out", "An SVG file to draw budgets to.")] = None,
+    out: Annotated[Path | None, path_option("--out", "SVG file for a plot of the budgets.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw devices from a fleet; print what they are like, and plot their budgets over time (to a file with --out)."""
+    """Sample devices from a fleet; print their properties, and plot their budgets over time (to a file with --out)."""
     from clients.fleet.fleet import load_fleet
     from simulations.engine.inputs import check_out
     from simulations.fleet.view import fleet_figure, fleet_lines, fleet_table, in_json, sample_fleet
@@ -126,18 +134,25 @@ def profiles_sample(
 
 @profiles_app.command("from-meminfo")
 def profiles_from_meminfo(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings of /proc/meminfo, a device each.")],
-    out: Annotated[Path | None, path_option("--out", "A CSV file for the trace; default: to stdout.")] = None,
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Recordings of /proc/meminfo, one per device.")
+    ],
+    out: Annotated[Path | None, path_option("--out", "CSV file for the trace; default: stdout.")] = None,
     recommender_share: Annotated[
-        float, typer.Option("--recommender-share", help="Of the available memory, above 0 and at most 1.")
+        float,
+        typer.Option(
+            "--recommender-share", help="Share of the available memory for the recommender, above 0 and at most 1."
+        ),
     ] = 1.0,
     every: Annotated[
         float | None,
-        typer.Option("--every", metavar="SECONDS", help="Between snapshots, where no line says the time."),
+        typer.Option(
+            "--every", metavar="SECONDS", help="Seconds between snapshots, if the recording has no lines with the time."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn recordings of /proc/meminfo into a trace that fleets replay (docs/profiles.md says how to record)."""
+    """Convert recordings of /proc/meminfo to a trace that fleets replay (docs/profiles.md explains how to record)."""
     from simulations.engine.inputs import check_file
     from simulations.fleet.meminfo import read_recordings, trace_bytes, trace_table
     from simulations.report.files import write_files
@@ -147,7 +162,7 @@ def profiles_from_meminfo(
         if out.suffix.lower() != ".csv":
             raise ProfileError(f"{out}: not a CSV file; give --out a name that ends in .csv")
         if out.resolve() in {file.resolve() for file in files}:
-            raise ProfileError(f"{out}: is a recording itself; give --out another name")
+            raise ProfileError(f"{out}: is one of the recordings; give --out another name")
     recordings = read_recordings(files, every)
     trace = trace_bytes(recordings, recommender_share)
     if out is None and not as_json:
@@ -166,9 +181,9 @@ def profiles_from_meminfo(
 
 @profiles_app.command("schema")
 def profiles_schema() -> None:
-    """Print the JSON Schema of fleet files, by which editors complete keys and mark mistakes.
+    """Print the JSON Schema of fleet files, with which editors complete keys and mark mistakes.
 
-    Save it, and begin a fleet with `# yaml-language-server: $schema=FILE`.
+    Save it, and start a fleet file with `# yaml-language-server: $schema=FILE`.
     """
     from clients.fleet.reference import fleet_schema
 

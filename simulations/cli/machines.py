@@ -14,25 +14,26 @@ def machines(
     overrides: Overrides = None,
     data_dir: DataDir = None,
     on: Annotated[
-        list[str] | None, typer.Option("--on", help="Only on this machine, and the first; repeatable.")
+        list[str] | None,
+        typer.Option("--on", help="Restrict the comparison to this machine and the first; repeatable."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a scenario with the code of several processors, and print where its stages differ (docs/machines.md)."""
+    """Run a scenario with the code paths of several processors, and print where stages differ (docs/machines.md)."""
     from fl_peel.errors import ScenarioError
     from simulations.bench.machines import MACHINES, differences
 
     wanted = list(on or MACHINES)
     unknown = [name for name in wanted if name not in MACHINES]
     if unknown:
-        raise ScenarioError(f"--on: no machine {unknown[0]!r}; choose from {', '.join(MACHINES)}")
+        raise ScenarioError(f"--on: unknown machine {unknown[0]!r}; choose from {', '.join(MACHINES)}")
     first = next(iter(MACHINES))
     some = {name: values for name, values in MACHINES.items() if name == first or name in wanted}
     found = differences(scenario, overrides or [], data_dir, some)
     if as_json:
         print_json(found)
         return
-    table = new_table("machine", "stage", f"from {first!r}, of the largest number", "digest")
+    table = new_table("machine", "stage", f"difference to {first!r}, relative to the largest number", "digest")
     for one in found:
         table.add_row(one.machine, one.stage, "equal" if one.equal else f"{one.largest:.1e}", one.digest)
     print_table(table)

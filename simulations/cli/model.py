@@ -24,29 +24,30 @@ SIDE = ".items.json"
 """Ending of the file beside an artefact: own ids by catalogue row, and rows that were seen."""
 SIXTH = Decimal("0.000001")
 QUIT = ("q", "quit", "exit")
-_Model = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder model/ that a run with --out leaves.")]
+_Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder model/ in the output folder of a run.")]
 _Precision = Annotated[
-    str | None, typer.Option("--precision", help=f"Of the blocks: {', '.join(PRECISIONS)}; the run's by default.")
+    str | None,
+    typer.Option("--precision", help=f"Precision of the blocks: {', '.join(PRECISIONS)}; default: that of the run."),
 ]
-_Top = Annotated[int, typer.Option("--top", min=1, help="Items to show.")]
+_Top = Annotated[int, typer.Option("--top", min=1, help="Number of recommended items to print.")]
 
 
 def export(
     model: _Model,
-    budget: Annotated[str, typer.Option("--budget", help="Bytes that the device has, e.g. 100KB.")],
-    out: Annotated[Path, path_option("--out", "File of the artefact, e.g. me.peel.", "FILE")],
+    budget: Annotated[str, typer.Option("--budget", help="Memory budget of the device, e.g. 100KB.")],
+    out: Annotated[Path, path_option("--out", "File for the stored embedding, e.g. me.peel.", "FILE")],
     user_items: Annotated[
         list[str] | None,
-        typer.Option("--user-items", metavar="ID,ID,...", help="Items the user had, oldest first; repeatable."),
+        typer.Option("--user-items", metavar="ID,ID,...", help="Items of the user, oldest first; repeatable."),
     ] = None,
     items_file: Annotated[
-        Path | None, path_option("--items-file", "The same from a file, one id a line.", "FILE")
+        Path | None, path_option("--items-file", "File with items of the user, one id per line.", "FILE")
     ] = None,
     precision: _Precision = None,
     top: _Top = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Write what a new device stores under a budget, and print what it would be recommended: rank, id, score."""
+    """Write what a new device stores under a budget, and print its recommendations: rank, id, score."""
     from simulations.engine.inputs import check_file
 
     num_bytes, given = read_size(budget), [*_own_ids(user_items or []), *_lines(items_file)]
@@ -70,7 +71,7 @@ def export(
 
 
 def serve_device(model: _Model, precision: _Precision = None, top: _Top = 10) -> None:
-    """Be a device of a saved model in the terminal: items, a budget, recommendations, other budgets; q ends."""
+    """Simulate a device of a saved model in the terminal: enter items and budgets, see recommendations; q ends."""
     chosen = _precision(precision)
 
     from fl_peel.model.model import load
@@ -99,7 +100,7 @@ class _Session:
     @property
     def question(self) -> str:
         if not self.items:
-            return "items you had (ids, separated by commas)> "
+            return "your items (ids, separated by commas)> "
         return "budget (e.g. 100KB)> " if self.held is None else "another budget> "
 
     def answer(self, line: str) -> list[str]:
@@ -119,9 +120,9 @@ class _Session:
             first = self.model.device(self.items).embedding(num_bytes, self.precision)
             return "downloaded", first
         if num_bytes < before.budget_bytes:
-            return "shrinks, 0 B moved", before.shrink(num_bytes)
+            return "shrunk, 0 B downloaded", before.shrink(num_bytes)
         delta = before.grow(num_bytes)
-        return f"grows, {delta.num_bytes:,} B read", delta.embedding
+        return f"grown, {delta.num_bytes:,} B downloaded", delta.embedding
 
 
 def _typed(question: Callable[[], str]) -> Iterator[str]:
@@ -211,7 +212,7 @@ def _precision(text: str | None) -> Precision | None:
         if text == precision:
             return precision
     if text is not None:
-        raise ModelError(f"--precision: {text[:20]!r} is none; choose from {', '.join(PRECISIONS)}")
+        raise ModelError(f"--precision: {text[:20]!r} is unknown; choose from {', '.join(PRECISIONS)}")
     return None
 
 

@@ -11,7 +11,7 @@ import typer
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR ...", help="Output folders of finished commands.")],
 ) -> None:
-    """Write the pages of finished runs, comparisons, audits and timelines again, from their JSON; nothing runs."""
+    """Write the pages of finished runs, comparisons, audits and timelines again from their JSON, without a run."""
     from simulations.pages import pages_again
 
     for folder in folders:

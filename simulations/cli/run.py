@@ -28,32 +28,38 @@ def run(
     scenario: ScenarioName = "ml-100k",
     overrides: Overrides = None,
     data_dir: DataDir = None,
-    out: Annotated[Path | None, path_option("--out", "Folder for report.html, report.json, ...")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the scenario's.")] = None,
-    profiles: Annotated[str | None, typer.Option("--profiles", metavar="FLEET", help="Sets fleet.")] = None,
-    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Flower nodes; sets engine.nodes.")] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Run with this many seeds; needs --out.")] = None,
+    out: Annotated[Path | None, path_option("--out", "Output folder for report.html, report.json, ...")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed, in place of the scenario's.")] = None,
+    profiles: Annotated[
+        str | None, typer.Option("--profiles", metavar="FLEET", help="Use this fleet (key fleet).")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", min=1, help="Number of Flower nodes (key engine.nodes).")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Number of seeds to run; needs --out.")] = None,
     per_device: Annotated[
-        bool, typer.Option("--per-device", help="Also per-device.parquet; sets evaluation.per_device.")
+        bool, typer.Option("--per-device", help="Also write per-device.parquet (key evaluation.per_device).")
     ] = False,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Pretrain anew, and do not keep the tables.")] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Pretrain again, without reading or writing the cache.")
+    ] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start anew, also where --out holds a run that was stopped.")
+        bool, typer.Option("--fresh", help="Start from scratch, even if --out holds a stopped run.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell what a run would move, hold and take; write nothing.")
+        bool, typer.Option("--dry-run", help="Only estimate bytes, memory and time of the run; write nothing.")
     ] = False,
     track: Track = None,
     live: Annotated[
-        bool, typer.Option("--live", help=f"Serve the growing run on a page of this machine, at port {LIVE_PORT}.")
+        bool, typer.Option("--live", help=f"Show the progress of the run on a local web page, at port {LIVE_PORT}.")
     ] = False,
     live_port: Annotated[
-        int | None, typer.Option("--live-port", min=0, max=65535, help="Serve it there; 0: at any port that is free.")
+        int | None, typer.Option("--live-port", min=0, max=65535, help="Port of the local web page; 0: any free port.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no tables.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a scenario from the interactions file to the report."""
+    """Run a scenario, from the interactions to the report."""
     from simulations.engine.inputs import checked, require_dataset
     from simulations.scenario_files import load_scenario
 
@@ -66,7 +72,7 @@ def run(
         changes.append("evaluation.per_device=true")
     if (per_device or seeds is not None) and out is None:
         asked = "--per-device" if per_device else f"--seeds {seeds}"
-        raise ScenarioError(f"{asked}: there is no folder to write to; give --out")
+        raise ScenarioError(f"{asked}: needs an output folder; give --out")
     loaded = checked(load_scenario(scenario, changes, seed=seed), out)  # before the heavy imports
     err = Console(stderr=True, highlight=False)
     if loaded.data.name is not None:

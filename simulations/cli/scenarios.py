@@ -14,12 +14,12 @@ from simulations.cli.console import AsJson, Overrides, ScenarioName, new_table, 
 
 INDENT = "    "
 
-scenarios_app = typer.Typer(help="Scenarios: what ships, what is in one, and every key there is.")
+scenarios_app = typer.Typer(help="Scenarios: list, show, and describe their keys.")
 
 
 @scenarios_app.callback(invoke_without_command=True)
 def scenarios(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the scenarios that ship, and what each asks."""
+    """List the shipped scenarios and their questions."""
     if context.invoked_subcommand is not None:
         return
     from simulations.scenario_files import load_scenario, shipped_scenarios
@@ -38,12 +38,12 @@ def scenarios(context: typer.Context, as_json: AsJson = False) -> None:
 def scenarios_show(
     scenario: ScenarioName = "ml-100k",
     keys: Annotated[
-        bool, typer.Option("--keys", help="Every key with its type, unit, default, limits and description.")
+        bool, typer.Option("--keys", help="Describe every key: type, unit, default, limits and meaning.")
     ] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a scenario with the value of every key, as a file that `fl-peel run` reads."""
+    """Print a scenario with the value of every key, as YAML for `fl-peel run`."""
     from simulations.scenario_files import load_scenario
 
     loaded = load_scenario(scenario, overrides or [])
@@ -81,9 +81,9 @@ def _show_keys(content: dict[str, Any], as_json: bool) -> None:
 
 @scenarios_app.command("schema")
 def scenarios_schema() -> None:
-    """Print the JSON Schema of scenario files, by which editors complete keys and mark mistakes.
+    """Print the JSON Schema of scenario files, with which editors complete keys and mark mistakes.
 
-    Save it, and begin a scenario with `# yaml-language-server: $schema=FILE`.
+    Save it, and start a scenario file with `# yaml-language-server: $schema=FILE`.
     """
     from fl_peel.scenario.reference import scenario_schema
 

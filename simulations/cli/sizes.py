@@ -19,7 +19,7 @@ def read_size(text: str, place: str = "--budget") -> int:
     """
     found = _SIZE.fullmatch(text.strip().lower())
     if found is None or found[2] not in UNITS:
-        raise BudgetError(f"{place}: {shortened(repr(text), 40)} is no number of bytes; write e.g. 100KB or 4096")
+        raise BudgetError(f"{place}: {shortened(repr(text), 40)} is not a number of bytes; write e.g. 100KB or 4096")
     return int(float(found[1]) * UNITS[found[2]])
 
 

@@ -19,10 +19,10 @@ from simulations.cli.shares import read_budgets
 if TYPE_CHECKING:
     from simulations.studies.frame import Options
 
-Out = Annotated[Path, path_option("--out", "Folder for the results, and for checkpoints to resume from.")]
-Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Repeat with this many seeds, from the scenario's on.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Do all anew, also what an earlier try has kept in --out.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
+Out = Annotated[Path, path_option("--out", "Output folder, also for checkpoints to resume from.")]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds, from the scenario's on.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start from scratch, ignoring the checkpoints in --out.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no tables.")]
 
 
 def add_studies(app: typer.Typer) -> None:
@@ -36,15 +36,17 @@ def compare(
     scenario: ScenarioName = "ml-100k",
     out: Out = Path("compare"),
     budgets: Annotated[
-        str, typer.Option("--budgets", metavar="SHARES", help="Of the fp32 full item table.")
+        str, typer.Option("--budgets", metavar="SHARES", help="Memory budgets, as shares of the fp32 full item table.")
     ] = "0.1%,0.25%,0.5%,1%,2.5%,5%,10%",
     single_budgets: Annotated[
         str | None,
-        typer.Option("--single-budgets", metavar="SHARES", help="For which to train with that budget alone, too."),
+        typer.Option(
+            "--single-budgets", metavar="SHARES", help="Budgets for which PEEL is also trained with that budget alone."
+        ),
     ] = None,
     rivals: Annotated[
         str | None,
-        typer.Option("--rivals", metavar="NAMES", help="Of those without a federation, and of ceilings, only these."),
+        typer.Option("--rivals", metavar="NAMES", help="Restrict centrally trained rivals and upper bounds to these."),
     ] = None,
     seeds: Seeds = 1,
     overrides: Overrides = None,
@@ -53,9 +55,9 @@ def compare(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare PEEL with every other way of fitting a budget: one table, one plot.
+    """Compare PEEL with other methods under memory budgets: one table, one plot.
 
-    Where nothing is collected: with federated rivals.
+    A fully federated scenario is compared with federated methods.
     """
     from fl_peel.errors import ScenarioError
     from simulations.scenario_files import load_scenario
@@ -75,7 +77,9 @@ def compare(
     if nothing_is_collected(loaded):
         for option, given in (("--single-budgets", single), ("--rivals", rivals)):
             if given is not None:
-                raise ScenarioError(f"{option}: is for scenarios that collect; leave it out where nothing is collected")
+                raise ScenarioError(
+                    f"{option}: is for scenarios in which the server collects interactions; leave it out"
+                )
         told = _options(["compare", scenario], overrides, words, data_dir, fresh, quiet)
         tell_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
         found = compare_federated(loaded, shares, out=out, seeds=seeds, **told)
@@ -108,10 +112,11 @@ def ablate(
     scenario: ScenarioName = "ml-100k",
     out: Out = Path("ablate"),
     budgets: Annotated[
-        str, typer.Option("--budgets", metavar="SHARES", help="Of the fp32 full item table.")
+        str, typer.Option("--budgets", metavar="SHARES", help="Memory budgets, as shares of the fp32 full item table.")
     ] = "0.25%,1%,5%",
     parts: Annotated[
-        str | None, typer.Option("--parts", metavar="NAMES", help="Only these, e.g. slices,grouping.")
+        str | None,
+        typer.Option("--parts", metavar="NAMES", help="Restrict the ablation to these parts, e.g. slices,grouping."),
     ] = None,
     seeds: Seeds = 1,
     overrides: Overrides = None,
@@ -120,7 +125,7 @@ def ablate(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what each part of the method is worth: one table, one plot."""
+    """Ablate the method: leave out or change one part at a time; one table, one plot."""
     from simulations.scenario_files import load_scenario
 
     shares = read_budgets(budgets)
@@ -145,24 +150,43 @@ def ablate(
 def audit(
     scenario: ScenarioName = "ml-100k",
     out: Out = Path("audit"),
-    devices: Annotated[int, typer.Option("--devices", min=8, help="Watched; a quarter of them accomplices.")] = 400,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Seen, from the first on.")] = 8,
-    budget: Annotated[str, typer.Option("--budget", metavar="SHARE", help="That recall is measured at.")] = "1%",
+    devices: Annotated[
+        int,
+        typer.Option(
+            "--devices", min=8, help="Number of devices that are attacked; a quarter of them are accomplices."
+        ),
+    ] = 400,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Number of rounds observed, from the first on.")] = 8,
+    budget: Annotated[
+        str, typer.Option("--budget", metavar="SHARE", help="Budget at which recall is measured.")
+    ] = "1%",
     epsilons: Annotated[
-        str, typer.Option("--epsilons", metavar="LIST", help="Of the rows with central DP.")
+        str, typer.Option("--epsilons", metavar="LIST", help="Epsilons of the rows with central DP.")
     ] = "1,2,4,8",
     clip_norm: Annotated[
-        float, typer.Option("--clip-norm", help="Bound of a device's update, where the scenario has none.")
+        float, typer.Option("--clip-norm", help="Clipping bound of a device's update, if the scenario has none.")
     ] = 1.0,
-    canary_trials: Annotated[int, typer.Option("--canary-trials", min=100, help="With a canary, and without.")] = 1000,
+    canary_trials: Annotated[
+        int, typer.Option("--canary-trials", min=100, help="Number of trials with a canary, and of trials without.")
+    ] = 1000,
     canary_seeds: Annotated[
-        int, typer.Option("--canary-seeds", min=1, help="With that many trials each; the largest bound is reported.")
+        int,
+        typer.Option(
+            "--canary-seeds",
+            min=1,
+            help="Number of seeds, with that many trials each; the largest lower bound is reported.",
+        ),
     ] = 1,
-    attacks: Annotated[str | None, typer.Option("--attacks", metavar="NAMES", help="Only these.")] = None,
-    only: Annotated[str | None, typer.Option("--only", metavar="ROWS", help="E.g. 'none; clipping'.")] = None,
+    attacks: Annotated[
+        str | None, typer.Option("--attacks", metavar="NAMES", help="Restrict the audit to these attacks.")
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="ROWS", help="Restrict the audit to these rows, e.g. 'none; clipping'."),
+    ] = None,
     rows: Annotated[
         list[str] | None,
-        typer.Option("--row", metavar="NAME:PATH=VALUE,...", help="A row of your own; repeatable."),
+        typer.Option("--row", metavar="NAME:PATH=VALUE,...", help="Additional row with these overrides; repeatable."),
     ] = None,
     overrides: Overrides = None,
     data_dir: DataDir = None,
@@ -170,7 +194,7 @@ def audit(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Attack what devices send under every privacy mechanism: advantage beside recall, one table, one plot."""
+    """Audit privacy: attack what devices send under every mechanism; one table, one plot."""
     from fl_peel.errors import ScenarioError
     from simulations.scenario_files import load_scenario
 
@@ -178,7 +202,7 @@ def audit(
     try:
         wanted = tuple(float(word) for word in epsilons.split(",") if word.strip())
     except ValueError as error:
-        raise ScenarioError(f"--epsilons {epsilons}: not numbers; write e.g. 1,2,4,8") from error
+        raise ScenarioError(f"--epsilons {epsilons}: not a list of numbers; write e.g. 1,2,4,8") from error
     loaded = load_scenario(scenario, overrides or [])
 
     from simulations.studies.audit import audit as auditing

@@ -18,35 +18,39 @@ from simulations.trackers.registry import trackers
 
 
 def sweep(
-    scenario: Annotated[str, typer.Argument(help="A shipped scenario or a YAML file.")] = "ml-100k",
+    scenario: Annotated[str, typer.Argument(help="Name of a shipped scenario, or a YAML file.")] = "ml-100k",
     asked: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUES", help="A key's values, e.g. refinement.rounds=1,5; repeatable."),
+        typer.Option("--set", metavar="PATH=VALUES", help="Values of a key, e.g. refinement.rounds=1,5; repeatable."),
     ] = None,
     searched: Annotated[
         list[str] | None,
         typer.Option(
             "--search",
             metavar="PATH=LOW..HIGH",
-            help="Look for the value that is best on validation; (log) and (step N) may follow; or PATH=VALUES.",
+            help="Search this range for the best value on validation, optionally with (log) or (step N); or "
+            "PATH=VALUES.",
         ),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option("--trials", min=1, help=f"Settings that a search tries.  [default: {TRIALS}]")
+        int | None,
+        typer.Option("--trials", min=1, help=f"Number of settings that a search evaluates.  [default: {TRIALS}]"),
     ] = None,
-    out: Annotated[Path, path_option("--out", "Folder for the results, one of it for each setting.")] = Path("sweep"),
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Run every setting with this many seeds.")] = 1,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The first, instead of the scenario's.")] = None,
+    out: Annotated[Path, path_option("--out", "Output folder, with a folder for each setting.")] = Path("sweep"),
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds for every setting.")] = 1,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="First seed, in place of the scenario's.")] = None,
     data_dir: DataDir = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Pretrain anew, and do not keep the tables.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run all settings anew, also those that are done.")] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Pretrain again, without reading or writing the cache.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run all settings again, finished ones too.")] = False,
     track: Track = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no tables.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a scenario under every combination of settings, or search for the best: one table, one plot.
 
-    Typed again, it goes on where it was stopped; with more values, it runs those that are new.
+    The same command again resumes a stopped sweep; with further values, it runs the new settings.
     """
     # before the heavy imports
     if searched:
@@ -58,7 +62,7 @@ def sweep(
     else:
         settings_of(asked or [])
     if trials is not None and not searched:
-        raise ScenarioError("--trials: is of a search; give --search PATH=LOW..HIGH, or leave it out")
+        raise ScenarioError("--trials: needs a search; give --search PATH=LOW..HIGH, or leave it out")
     callbacks = trackers(track or [])
 
     from fl_peel.plain import to_plain

@@ -78,7 +78,7 @@ function choose(index) {
   budget = Math.min(Math.max(budget ?? device.budgetAt(STEPS / 2), device.least), device.bytes);
   byId("budget").value = Math.round(device.stepOf(budget));
   byId("list-note").textContent = device.seen.length
-    ? `The ${formatCount(device.seen.length)} items that it has interacted with are never recommended.`
+    ? `The ${formatCount(device.seen.length)} items that it has interacted with are excluded.`
     : "";
   drawChips();
   show();
@@ -125,7 +125,7 @@ function show() {
   fill("items", formatCount(rows.size), ` of ${formatCount(full.items)}`);
   if (recall === null) fill("recall", "–", "");
   else fill("recall", recall.toFixed(3), ` ${hits} of ${device.numWanted}`);
-  byId("told").textContent = `${share}: ${peel.numBlocks} blocks kept${recall === null ? "" : `, recall ${recall.toFixed(3)}`}.`;
+  byId("told").textContent = `${share}: ${peel.numBlocks} blocks stored${recall === null ? "" : `, recall ${recall.toFixed(3)}`}.`;
   for (const chip of byId("chips").children) {
     chip.setAttribute("aria-pressed", String(Math.min(Number(chip.dataset.bytes), device.bytes) === budget));
   }
@@ -194,12 +194,12 @@ function drawMap(kept, bestRows) {
       pen.fillRect(x, y + slice * piece, size - gap, slices > 1 ? piece - 0.5 : piece);
     }
   });
-  canvas.setAttribute("aria-label", `${kept} of ${blocks.length} blocks kept`);
+  canvas.setAttribute("aria-label", `${kept} of ${blocks.length} blocks stored`);
   const others = items - cellOf.size;
   byId("map-note").textContent = [
-    `Each cell is one of the ${formatCount(cellOf.size)} items that its largest file holds, in the order of its user `,
-    `group's list${slices > 1 ? `; each band is one of ${slices} slices` : ""}.`,
-    others ? ` ${formatCount(others)} others of the catalogue are not in the file.` : "",
+    `Each cell is one of the ${formatCount(cellOf.size)} items in its largest file, in the order of its user `,
+    `group's block order${slices > 1 ? `; each band is one of ${slices} slices` : ""}.`,
+    others ? ` The other ${formatCount(others)} items of the catalogue are not in the file.` : "",
   ].join("");
 }
 
@@ -265,8 +265,8 @@ function drawCurve(recall) {
   byId("chart").replaceChildren(svg);
   const at = `Recall@${data.recallAt}`;
   byId("curve-note").textContent = [
-    points.length && `Blue, solid: mean ${at} over all devices of the run, every device held to that budget.`,
-    own.length && `Orange, dashed: ${device.name} alone, of its ${device.numWanted} held-out items; it moves in steps of one item.`,
+    points.length && `Blue, solid: mean ${at} over all devices of the run, at the same budget for every device.`,
+    own.length && `Orange, dashed: ${device.name} alone, over its ${device.numWanted} held-out items (steps of one item).`,
     "Dashed line: the budget now.",
   ].filter(Boolean).join(" ");
 }

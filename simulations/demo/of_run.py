@@ -54,12 +54,12 @@ def demo_of_run(out: Path, data_dir: Path | None = None) -> RunDemo:
     items, splits, lacks = _data(scenario, data_dir)
     if (out / MODEL).is_dir():
         items = items_of(load(out / MODEL))
-        lacks = None if lacks is None else f"recall of single devices is not told: {lacks}"
+        lacks = None if lacks is None else f"recall of single devices is not available: {lacks}"
     elif lacks is not None:
-        lacks = f"items are called by number, and recall of single devices is not told: {lacks}"
+        lacks = f"items are shown by number, and recall of single devices is not available: {lacks}"
     elif not all(StoredEmbedding.from_bytes(file.read_bytes()).single for file in largest.values()):
         items, splits = DemoItems(), None
-        lacks = "blocks are of item groups, and no model/ says which: items are called by row"
+        lacks = "blocks are item groups, whose items only model/ lists: items are shown by row"
     return RunDemo(page_of(report, scenario, largest, items, splits, f"fl-peel demo {out} --out demo.html"), lacks)
 
 

@@ -76,7 +76,7 @@ def demo_page(
     stored = {device: StoredEmbedding.from_bytes(device.artefact) for device in devices}
     holding = [device for device in devices if len(stored[device].blocks)]
     if not holding:
-        raise ReportError("no device holds a block: there is nothing to show; run with larger evaluation.budgets")
+        raise ReportError("no device stores a block; run with larger evaluation.budgets")
     first = stored[holding[0]]
     code = script()
     data = {
@@ -92,8 +92,8 @@ def demo_page(
     return render(
         "demo.html",
         title=title,
-        lead="A device keeps the embedding blocks that its memory budget holds, and ranks with them. Drag the budget: "
-        "blocks come and go at the end of its list.",
+        lead="A device stores the embedding blocks that fit its memory budget, and ranks items with them. Move the "
+        "budget: blocks are added or dropped at the end of its user group's block order.",
         facts=[
             ("items", f"{first.num_items:,}"),
             ("columns", str(first.embedding_dim)),

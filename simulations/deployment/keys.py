@@ -59,7 +59,7 @@ def make_keys(folder: Path, *, hosts: Sequence[str] = ("127.0.0.1", "localhost")
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         there = [path for path in (keys.authority, keys.certificate, keys.node(0)) if path.exists()]
         if there:
-            raise EngineError(f"{there[0]}: is there already; remove it, or give another folder")
+            raise EngineError(f"{there[0]}: exists already; remove it, or give another folder")
         authority_key = ec.generate_private_key(ec.SECP384R1())
         authority = _signed(_name("fl-peel deployment"), authority_key, None, ())
         server_key = ec.generate_private_key(ec.SECP384R1())

@@ -82,7 +82,7 @@ class Deployment:
             except subprocess.TimeoutExpired:
                 return
             if time.monotonic() > deadline:
-                raise EngineError(f"SuperNode {number} is not taken back; see {self.log(f'node-{number}')}")
+                raise EngineError(f"SuperNode {number} was not accepted back; see {self.log(f'node-{number}')}")
 
     def flwr(self, *words: str, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
         """What a command of Flower's says about this deployment."""
@@ -125,7 +125,7 @@ class Deployment:
                 running.kill()
                 raise
         if ended.is_set():
-            raise EngineError(f"the run took more than {limit_s:g} s and was ended; allow it more")
+            raise EngineError(f"the run took more than {limit_s:g} s and was ended; raise the limit")
         self._require_done()
 
     def _require_done(self) -> None:
@@ -136,7 +136,7 @@ class Deployment:
             status, details = str(row["status"]), str(row["status-details"])
         except (ValueError, KeyError, TypeError) as error:
             told = " ".join((said.stdout + said.stderr).split())
-            raise EngineError(f"Flower does not tell what came of the run: {told[-500:]}") from error
+            raise EngineError(f"Flower does not report the outcome of the run: {told[-500:]}") from error
         if status != "finished:completed":
             raise EngineError(f"the run is {status}: {details}; see {self.log('superlink')}")
 

@@ -89,7 +89,9 @@ def diff(paths: Sequence[Path], replicates: int = REPLICATES) -> DiffResult:
         require_same(runs[0], other)
     tables = tuple(table for table in runs[0].tables if all(table in other.tables for other in runs[1:]))
     if not tables:
-        raise ReportError(f"{runs[0].name}: has no table in common with the others; give them the same budgets")
+        raise ReportError(
+            f"{runs[0].name}: has no table in common with the other runs; run them with the same evaluation.budgets"
+        )
     names = string.ascii_uppercase[: len(runs)]
     anywhere = dict.fromkeys(table for one in runs for table in one.tables)
     return DiffResult(

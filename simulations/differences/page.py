@@ -31,10 +31,11 @@ def runs_view(result: DiffResult) -> TableView:
 def metric_views(result: DiffResult) -> list[TableView]:
     """A table a metric: every table of the runs, in every run but the first, against the first."""
     first = result.runs[0].run
+    second = result.runs[1].run if len(result.runs) == 2 else "run"
     views = []
     for metric in dict.fromkeys(row.metric for row in result.rows):
         rows = tuple(_cells(row, other) for row in result.rows if row.metric == metric for other in row.others)
-        columns = ("table", "run", first, "it", f"it − {first}", f"it / {first}", "p, Holm")
+        columns = ("table", "run", first, second, f"{second} − {first}", f"{second} / {first}", "p (Holm)")
         views.append(TableView(metric_name(metric), columns, rows, 2, _note(result)))
     return views
 
@@ -63,11 +64,12 @@ def _note(result: DiffResult) -> str:
     covered = all(other.seeds for row in result.rows for other in row.others)
     over = "devices and seeds" if covered else "devices"
     note = (
-        f"In brackets: 95 % intervals over {over}, each device compared with itself. p: of no difference, corrected "
-        "for all questions of this diff (Holm)."
+        f"In brackets: paired 95 % intervals over {over}. p: p-value of no difference, corrected for all comparisons "
+        "of this diff (Holm)."
     )
     return note + (
-        " Seeds are not the same in all runs: they are averaged over, not counted." * (several and not covered)
+        " The runs have different seeds: figures are means over seeds, without the variation over seeds."
+        * (several and not covered)
     )
 
 
@@ -76,7 +78,7 @@ def changed_view(result: DiffResult) -> TableView | None:
     if not result.changed:
         return None
     rows = tuple((key, *(_value(value) for value in values)) for key, values in result.changed.items())
-    return TableView("What differs in the scenarios", ("key", *(one.run for one in result.runs)), rows, 1)
+    return TableView("Differences of the scenarios", ("key", *(one.run for one in result.runs)), rows, 1)
 
 
 def _value(value: object) -> str:
@@ -88,7 +90,7 @@ def missing_note(result: DiffResult) -> str:
     if not result.missing:
         return ""
     words = [f"{table} (not in {', '.join(runs)})" for table, runs in result.missing.items()]
-    return f"Not in all runs, and so not compared: {'; '.join(words)}."
+    return f"Not compared, since not in all runs: {'; '.join(words)}."
 
 
 def diff_views(result: DiffResult) -> list[TableView]:
@@ -121,7 +123,7 @@ def diff_plot(result: DiffResult) -> Plot | None:
     axes.set_yticks(range(len(rows)), [row.table for row in reversed(rows)])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel(f"Recall@{result.top_n} over that of run {first}; lines: paired 95 % intervals")
+    axes.set_xlabel(f"Recall@{result.top_n} relative to run {first}; lines: paired 95 % intervals")
     if len(others) > 1:
         axes.legend(frameon=False, fontsize=LABEL_PT, loc="best")
     return finish(figure, "diff", "Ratios", f"Dots with intervals, by table: {'; '.join(words)}.")
@@ -132,8 +134,8 @@ def diff_page(result: DiffResult, versions: dict[str, str]) -> str:
     letters = ", ".join(one.run for one in result.runs[1:])
     return render(
         "tables.html",
-        title=f"{letters} against {result.runs[0].run}",
-        lead="Runs side by side, each device compared with itself.",
+        title=f"{letters} compared with {result.runs[0].run}",
+        lead="Paired comparison of runs on the same devices.",
         facts=[
             ("runs", str(len(result.runs))),
             ("devices", f"{min(one.devices for one in result.runs):,}"),

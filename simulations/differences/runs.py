@@ -95,8 +95,8 @@ def require_same(first: Runs, other: Runs) -> None:
     same = ours == theirs if first.seeds == other.seeds else all(one == ours[0] for one in ours + theirs)
     if not same:
         raise ReportError(
-            f"{other.name}: other devices or test items than those of {first.name}; only runs of the same data set and "
-            "split can be compared (a random split follows from the seed)"
+            f"{other.name}: its devices or test items differ from those of {first.name}; only runs of the same data "
+            "set and split can be compared (a random split follows from the seed)"
         )
 
 

@@ -142,10 +142,16 @@ def seeds_view(result: SeedsResult) -> TableView:
         )
         for row in result.rows
     )
-    names = (f"Recall@{result.top_n}", "over seeds ±", f"NDCG@{result.top_n}", *(f"over {name}" for name in against))
+    names = (
+        f"Recall@{result.top_n}",
+        "± over seeds",
+        f"NDCG@{result.top_n}",
+        *(f"relative to {'global' if name == 'global' else 'best'}" for name in against),
+    )
     note = (
-        f"Means over {len(result.seeds)} seeds. In brackets: 95 % intervals over devices and seeds. Over seeds ±: "
-        "standard deviation of the recall of single runs. Over: recall over that of a full fp32 table, paired."
+        f"Means over {len(result.seeds)} seeds. In brackets: 95 % intervals over devices and seeds. ± over seeds: "
+        "standard deviation of recall over runs. Relative to: paired ratio of recall to that of a full fp32 table "
+        "(best: {result.strongest})."
     )
     return TableView(f"Seeds {', '.join(map(str, result.seeds))}", ("table", *names), rows, 1, note)
 
@@ -161,7 +167,7 @@ def write_seeds(out: Path, result: SeedsResult) -> list[Path]:
     page = render(
         "tables.html",
         title=f"{name}: {len(result.seeds)} seeds",
-        lead="The same scenario run with several seeds: what of its figures is the seed's, and what is not.",
+        lead="The same scenario with several seeds: means and their variation over seeds.",
         facts=[("devices", f"{result.devices:,}"), ("seeds", f"{len(result.seeds)}")],
         tables=[seeds_view(result)],
         plot=None,

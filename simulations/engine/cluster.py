@@ -22,7 +22,8 @@ def require_cluster(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit() or int(port) > 65_535 or "/" in host:
         raise EngineError(
-            f"engine.ray_address: {address!r} is no address of a Ray cluster; write HOST:PORT, ray://HOST:PORT or auto"
+            f"engine.ray_address: {address!r} is not an address of a Ray cluster; write HOST:PORT, ray://HOST:PORT or "
+            "auto"
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
@@ -44,7 +45,7 @@ def _require_grpc(address: str, target: str) -> None:
             grpc.channel_ready_future(channel).result(timeout=CONNECT_S)
         except grpc.FutureTimeoutError as error:
             raise EngineError(
-                f"engine.ray_address: what listens at {address} is no Ray cluster; correct the address"
+                f"engine.ray_address: the server at {address} is not a Ray cluster; correct the address"
             ) from error
 
 

@@ -108,7 +108,7 @@ def simulated(
     if failed:
         if lost.is_set():
             raise EngineError(
-                "Ray has ended: its raylet was killed, perhaps for want of memory; run again, with fewer nodes if so"
+                "Ray has ended: its raylet was killed, perhaps for lack of memory; run again, with fewer nodes if so"
             ) from failed[0]
         raise failed[0]
     if not outcome:

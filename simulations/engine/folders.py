@@ -65,7 +65,7 @@ def run_folder() -> Iterator[Path]:
         if not _is_full(error):
             raise
         raise ReportError(
-            f"{folder.parent}: the run's folder has no room there ({error}); make some, or set TMPDIR to another disk"
+            f"{folder.parent}: no space left for the run's folder ({error}); free some, or set TMPDIR to another disk"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -135,7 +135,7 @@ def require_items(splits: Splits, part: Literal["validation", "test"], because: 
         ScenarioError: naming the key; ``because`` says what for, and the remedy.
     """
     if not getattr(splits, part).num_interactions:
-        raise ScenarioError(f"data.{part}_share: leaves no device a {part} item, and {because}")
+        raise ScenarioError(f"data.{part}_share: no device has a {part} item, and {because}")
 
 
 def check_data(scenario: Scenario, splits: Splits) -> None:
@@ -191,7 +191,7 @@ def check_run(scenario: Scenario, splits: Splits) -> None:
     from strategies.run.prepare import check_budgets
 
     if not scenario.data.held_by_nodes:  # what nodes have nobody knows
-        require_items(splits, "test", "reports are of them; raise it")
+        require_items(splits, "test", "reports need them; raise it")
         if scenario.fairness.tiers and not scenario.data.refit:
             because = "fairness.tiers are chosen on them; raise it, or set fairness.tiers to []"
             require_items(splits, "validation", because)
@@ -243,7 +243,7 @@ def check_devices(scenario: Scenario, splits: Splits) -> None:
     ):
         if share > largest:
             raise ScenarioError(
-                f"{key}: {share:.4%} is above the largest budget of the fleet, {largest:.4%}, so that nobody would "
+                f"{key}: {share:.4%} is above the largest budget of the fleet, {largest:.4%}, so that no device would "
                 "train; lower it"
             )
     rates = DeviceRates.of(fleet.rates(scenario.seed, devices))
@@ -251,8 +251,8 @@ def check_devices(scenario: Scenario, splits: Splits) -> None:
     soonest = float((rates.latency_s + block_bytes / rates.downlink_bytes_per_s).min(initial=np.inf))
     if refinement.deadline_s is not None and refinement.deadline_s < soonest:
         raise ScenarioError(
-            f"refinement.deadline_s: {refinement.deadline_s:g} is below what one block takes to reach any device, "
-            f"{soonest:g} s at least, so that nobody would be in time; raise it"
+            f"refinement.deadline_s: {refinement.deadline_s:g} is shorter than the download of one block to any "
+            f"device, {soonest:g} s at least, so that every device would miss it; raise it"
         )
     _check_available(scenario, fleet, devices)
 
@@ -264,8 +264,8 @@ def _check_available(scenario: Scenario, fleet: Fleet, devices: NDArray[np.int64
         return
     if not any(fleet.available(scenario.seed, devices, number).any() for number in range(1, rounds + 1)):
         raise ScenarioError(
-            f"fleet: no device is available in any of {rounds} rounds, so that nobody would train; raise availability "
-            "of its profiles, or set refinement.rounds to 0"
+            f"fleet: no device is available in any of {rounds} rounds, so that no device would train; raise "
+            "availability of its profiles, or set refinement.rounds to 0"
         )
 
 
@@ -314,8 +314,8 @@ def _check_honest(scenario: Scenario, splits: Splits) -> None:
         tested = np.flatnonzero(splits.test.counts() > 0)
         if malicious(scenario, tested, share).all():
             raise ScenarioError(
-                f"poisoning.share, poisoning.compare: {share:.4%} leaves no honest device with test items, and recall "
-                "is theirs; lower it"
+                f"poisoning.share, poisoning.compare: {share:.4%} leaves no honest device with test items, over which "
+                "recall is measured; lower it"
             )
 
 
@@ -333,8 +333,8 @@ def _check_reached(scenario: Scenario, num_devices: int) -> None:
         most = len(sample_cohort(scenario.seed, 1, np.arange(num_devices), refinement.sampling_rate))
     if secure.min_devices > most:
         raise ScenarioError(
-            f"secure_aggregation.min_devices: {secure.min_devices} of {most} devices that a round can ask, so that "
-            "every user group would sit out; lower it, or raise refinement.cohort_share"
+            f"secure_aggregation.min_devices: {secure.min_devices} of {most} devices that a round can sample, so that "
+            "every user group would skip every round; lower it, or raise refinement.cohort_share"
         )
 
 
@@ -358,7 +358,7 @@ def check_plug_ins(scenario: Scenario) -> None:
         mechanism = find_mechanism(scenario.privacy.mechanism)
         assert mechanism is not None, "a mechanism that adds noise has a name"
         check_keys(scenario, mechanism)
-    if scenario.refinement.contents is not None:
+    if scenario.refinement.contribution is not None:
         from clients.round.choice import contents_kind as device_kind
         from strategies.rounds.choice import contents_kind as server_kind
 
@@ -431,7 +431,7 @@ def _check_out(out: Path, place: str) -> None:
     there = out.absolute()
     while not there.exists():
         if there.is_symlink():
-            raise ReportError(f"{out}: cannot be made, {there} is a link to nowhere; give {place} another folder")
+            raise ReportError(f"{out}: cannot be made, {there} is a broken link; give {place} another folder")
         there = there.parent
     if not there.is_dir():
         raise ReportError(f"{out}: cannot be made, {there} is a file; give {place} another folder")
@@ -440,14 +440,16 @@ def _check_out(out: Path, place: str) -> None:
             pass
     except OSError as error:
         raise ReportError(
-            f"{out}: cannot be written, nothing can be made in {there} ({error.strerror}); give {place} another folder"
+            f"{out}: cannot be written, {there} is not writable ({error.strerror}); give {place} another folder"
         ) from error
     for name in RESULT_FILES:
         if (out / name).is_dir():
-            raise ReportError(f"{out / name}: is a folder where a result would be; move it, or give another {place}")
+            raise ReportError(f"{out / name}: is a folder with the name of a result; move it, or give another {place}")
     for name in RESULT_FOLDERS:
         if (out / name).exists() and not (out / name).is_dir():
-            raise ReportError(f"{out / name}: is a file where a folder would be; move it, or give another {place}")
+            raise ReportError(
+                f"{out / name}: is a file with the name of a result's folder; move it, or give another {place}"
+            )
 
 
 def absolute(scenario: Scenario) -> Scenario:
@@ -489,4 +491,4 @@ def require_absolute(scenario: Scenario, folders: dict[str, str]) -> None:
     paths |= {"fleet": next((entry for entry in fleet if "/" in entry and not entry.startswith(("/", "~"))), "")}
     for key, path in paths.items():
         if path and not Path(path).expanduser().is_absolute():
-            raise ScenarioError(f"{key}: {path} is a relative path; give an absolute one under flwr run")
+            raise ScenarioError(f"{key}: {path} is a relative path; give an absolute path under flwr run")

@@ -76,7 +76,7 @@ def read_recording(path: Path, every_s: float | None = None) -> Recording:
     except OSError as error:
         raise ProfileError(f"{path}: cannot be read: {error.strerror}") from None
     if not reader.available_bytes:
-        raise ProfileError(f"{path}: holds no line MemAvailable; record with date +%s; cat /proc/meminfo, in a loop")
+        raise ProfileError(f"{path}: has no line MemAvailable; record with date +%s; cat /proc/meminfo, in a loop")
     first = reader.time_s[0]
     return Recording(path.stem, tuple(time - first for time in reader.time_s), tuple(reader.available_bytes))
 
@@ -166,7 +166,7 @@ class _Reader:
 
     def _time(self, number: int, time_s: Decimal) -> None:
         if self.every_s is not None:
-            raise self._error(number, "is a line of time, and --every is given too; leave --every out")
+            raise self._error(number, "is a time, and --every is given too; leave --every out")
         self._refuse_incomplete(self.begun or (self.told and self.told[0]), number)
         if time_s > LONGEST_S:
             raise self._error(number, f"time must be in seconds, at most {LONGEST_S:g}; record with date +%s")
@@ -185,7 +185,7 @@ class _Reader:
             self.time_s.append(self.told[1])
         else:
             raise self._error(
-                number, "no line of time before this snapshot; record date +%s before each, or give --every SECONDS"
+                number, "no time before this snapshot; record date +%s before each, or give --every SECONDS"
             )
         self.available_bytes.append(kilobytes * 1024)
         self.told = self.begun = None
@@ -195,7 +195,7 @@ class _Reader:
             raise self._error(
                 began,
                 f"the snapshot that begins here has no MemAvailable, and the next begins in line {number}; remove it "
-                "(kernels before 3.14 tell none: record on a newer one)",
+                "(kernels before 3.14 do not report it: record on a newer one)",
             )
 
     def _error(self, number: int, text: str) -> ProfileError:

@@ -117,7 +117,7 @@ def fleet_lines(sample: SampledFleet) -> TableView:
             budgets = sample.budgets[:, mine[0]]
             rows.append((name, format_bytes(budgets.min()), format_bytes(budgets.max()), bars(budgets)))
     last = len(sample.budgets) - 1
-    note = "The first device of each class; bars reach from nothing to the device's own largest budget."
+    note = "The first device of each class; bars reach from zero to the device's own largest budget."
     return TableView("Budgets over time", ("class", "lowest", "highest", f"round 0 to {last}"), tuple(rows), 1, note)
 
 

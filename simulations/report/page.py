@@ -56,14 +56,14 @@ def run_page(result: RunResult, plots: Sequence[Plot], demo: str | None = None) 
 
 
 def privacy_views(result: RunResult) -> list[TableView]:
-    """What the run hid and what it spent; nothing where it hid nothing."""
+    """Tables of privacy: what was hidden, and the epsilon spent; none where nothing was hidden."""
     told = result.privacy
     return nested_views("Privacy", to_plain(told)) if told is not None and told.hides else []
 
 
 def _lead(result: RunResult) -> str:
-    """The run in one sentence: the cheapest elastic embedding that the strongest full table is not better than beyond
-    chance, or the best.
+    """The run in one sentence: the smallest elastic embedding that is not significantly worse than the best full table,
+    or the best one.
     """
     full, whose = _yardstick(result)
     rows = sorted(result.budgets, key=lambda row: row.share)
@@ -76,13 +76,13 @@ def _lead(result: RunResult) -> str:
     )
     start = (
         f"At {format_share(row.share)} of the bytes ({format_bytes(row.budget_bytes)}), "
-        f"{row.precision} blocks chosen by {selector_name(row.selector)} reach "
+        f"{row.precision} blocks ranked by {selector_name(row.selector)} reach "
     )
     if full is None:
         return f"{start}a Recall@{result.top_n} of {format_metric(row.recall)}; the full table was not measured."
     known = row.to_strongest
     over = f"{row.recall / full.recall:.2f}" if known is None else format_over(known)
-    return f"{start}{over} times the Recall@{result.top_n} of the strongest full table, {whose}."
+    return f"{start}{over} times the Recall@{result.top_n} of the best full table, {whose}."
 
 
 def _as_good(row: BudgetRow, recall: float) -> bool:
@@ -92,15 +92,15 @@ def _as_good(row: BudgetRow, recall: float) -> bool:
 
 
 def why_less(result: RunResult) -> str:
-    """Why less can be more, where the figure shows that it is; nothing elsewhere."""
+    """Explain why a smaller table can be better, where the figure shows that it is; return nothing elsewhere."""
     left_out = (
-        "An item of which a device keeps no block is not recommended, and those left out are the ones that "
-        f"{'its user group is shown least' if _best_selector(result) == 'shown' else 'count least for its user group'}"
+        "An item without a stored block is not recommended, and the items left out are those with the least "
+        f"{'exposure' if _best_selector(result) == 'exposure' else 'weight'} in the user group"
     )
     if shares := _beyond_chance(row for row in result.budgets if _low(row.to_strongest) > 1):
         return (
-            f"Less is more at {shares}: the table ranks better than the best full one, beyond chance. {left_out}, so "
-            "that they take no place in a list from items that are wanted."
+            f"At budgets of {shares} the smaller table is significantly better than the best full table. {left_out}, "
+            "so that they do not displace relevant items from a list."
         )
     groups = (result.full_table.start, result.full_table.refined)
     own = max((one for one in groups if one is not None), key=lambda one: one.recall, default=None)
@@ -108,9 +108,9 @@ def why_less(result: RunResult) -> str:
     if not shares or own is None or _low(own.to_global) <= 1 or own.to_global is None:
         return ""
     return (
-        f"Less is more than the full global table at {shares}, beyond chance, as a user group has a table of its own. "
-        f"In full, that is already {format_over(own.to_global)} times as good as one table for everybody. What cutting "
-        f"it leaves out is hardly missed. {left_out}."
+        f"At budgets of {shares} the smaller table is significantly better than the full global table, because each "
+        f"user group has its own: the full group tables already reach {format_over(own.to_global)} times the recall "
+        f"of the global table, and shrinking them costs little of it. {left_out}."
     )
 
 
@@ -132,12 +132,12 @@ def _best_selector(result: RunResult) -> str:
 
 
 def _yardstick(result: RunResult) -> tuple[Quality | None, str]:
-    """The strongest full table of the run, and what it is."""
+    """The best full table of the run on the test, and what it is."""
     full = result.full_table
     tables: tuple[tuple[Quality | None, str], ...] = (
-        (full.globally, "the global one"),
-        (full.start, "that of the user groups at the start"),
-        (full.refined, "the refined one"),
+        (full.globally, "the global table"),
+        (full.start, "the group tables before refinement"),
+        (full.refined, "the group tables after refinement"),
     )
     known = [(quality, whose) for quality, whose in tables if quality is not None]
     return max(known, key=lambda one: one[0].recall, default=(None, ""))

@@ -107,9 +107,11 @@ def _check(scenario: Scenario) -> None:
         ScenarioError: naming the key and the remedy.
     """
     if scenario.data.timeline is not None:
-        raise ScenarioError("data.timeline: studies measure at one moment; leave it out")
+        raise ScenarioError("data.timeline: studies do not support timelines; leave it out")
     if scenario.evaluation.top_n != 20:
-        raise ScenarioError(f"evaluation.top_n: {scenario.evaluation.top_n} is not 20, which studies report; leave it")
+        raise ScenarioError(
+            f"evaluation.top_n: {scenario.evaluation.top_n} is not 20, the list length of studies; leave it out"
+        )
 
 
 __all__ = ["Frame", "Options"]

@@ -64,7 +64,7 @@ class Study:
         """
         result, seconds = self.checkpoints.stage(name, decides, modules, work)
         if seconds is None:
-            self.on_event(Event(name, 1, 1, "kept from an earlier run"))
+            self.on_event(Event(name, 1, 1, "resumed from an earlier run"))
         else:
             self.seconds[name] = seconds
         return result
@@ -85,7 +85,7 @@ class Study:
         missing = [trial for trial in trials if results[trial.name] is None]
         for trial in trials:
             if trial not in missing:
-                self.on_event(Event(trial.name, 1, 1, "kept from an earlier run"))
+                self.on_event(Event(trial.name, 1, 1, "resumed from an earlier run"))
         if missing:
             self._require_plans(missing)
             if self.scenario.pretraining.model != "spectral":
@@ -135,10 +135,12 @@ def study_splits(scenario: Scenario, place: Place) -> Splits:
         BudgetError: some device can never hold a block.
     """
     if scenario.data.refit:
-        raise ScenarioError("data.refit: studies choose on validation items, which it takes; leave it out")
+        raise ScenarioError(
+            "data.refit: studies choose settings on validation items, which refit trains on; leave it out"
+        )
     splits = device_splits(scenario, place.data_dir, place.run_dir)
-    require_items(splits, "validation", "studies choose on them; raise it")
-    require_items(splits, "test", "studies report on them; raise it")
+    require_items(splits, "validation", "studies choose settings on them; raise it")
+    require_items(splits, "test", "studies report metrics on them; raise it")
     check_data(scenario, splits)
     check_devices(scenario, splits)
     return splits

@@ -44,7 +44,7 @@ class Measured:
 
 
 def _shared(devices: PerDevice, own: str) -> PerDevice:
-    """``1% int8 shown`` is ``1%`` where that is the setting's own way: the same budget has one name in all settings."""
+    """Shorten ``1% int8 exposure`` to ``1%`` where that is the setting's own: a budget has one name in all settings."""
     names = tuple(table.removesuffix(f" {own}") for table in devices.tables)
     return replace(devices, tables=names)
 

@@ -84,7 +84,7 @@ def values_of(asked: Iterable[str]) -> tuple[dict[str, list[str]], dict[str, str
         if path in varying or path in fixed:
             raise ScenarioError(f"{shown}: {path} is given twice; write all its values in one --set, with commas")
         if path == "seed":
-            raise ScenarioError(f"{shown}: seeds are no setting; give --seed and --seeds")
+            raise ScenarioError(f"{shown}: seeds are not a setting; give --seed and --seeds")
         if len(found) > 1:
             varying[path] = found
         else:

@@ -43,9 +43,9 @@ def sweep_view(result: SweepResult) -> TableView:
     best = {(place, len(keys)) for place, row in enumerate(result.rows) if row.setting == result.chosen}
     note = (
         f"Recall@{result.top_n} on the test, means over {len(result.seeds)} seed(s); in brackets 95 % intervals over "
-        "devices" + (" and seeds" if len(result.seeds) > 1 else "") + ". Shares: of the bytes of the fp32 full table, "
-        "under the setting's own precision and selector. Validation: Recall@20 in the last round, by which to choose; "
-        "the test is for the report of what was chosen."
+        "devices" + (" and seeds" if len(result.seeds) > 1 else "") + ". Shares: budgets as shares of the fp32 full "
+        "table, with the setting's own precision and selector. Validation: validation Recall@20 in the last round, by "
+        "which settings are chosen; the test part is for reporting the chosen one."
     )
     return TableView("Settings", (*keys, "validation", *tables), rows, len(keys), note, frozenset(best))
 
@@ -72,10 +72,10 @@ def differences_view(result: SweepResult) -> TableView | None:
         return None
     keys, tables = _columns(result)
     note = (
-        "Each device compared with itself. sweep.json has p-values, corrected for all of these differences (Holm). A "
+        "Paired 95 % intervals over devices. sweep.json has p-values, corrected for all of these differences (Holm). A "
         "dash: a setting with other test items."
     )
-    title = f"Recall@{result.top_n} less that of {result.rows[0].setting}"
+    title = f"Difference in Recall@{result.top_n} to {result.rows[0].setting}"
     return TableView(title, (*keys, *tables), rows, len(keys), note)
 
 
@@ -125,11 +125,11 @@ def _by_share(row: SweepRow) -> dict[float, Any]:
 def sweep_page(result: SweepResult) -> str:
     """One HTML page, nothing fetched from elsewhere."""
     keys = list(result.rows[0].values)
-    chosen = "" if result.chosen is None else f" On validation the best is {result.chosen}."
+    chosen = "" if result.chosen is None else f" Best on validation: {result.chosen}."
     more = len(result.rows) - len(PALETTE)
     kind = "search" if result.search else "sweep"
-    which = ": the eight that are the best on validation" if result.search and more > 0 else ""
-    found = f", those that {result.trials} trials of a search on validation came to" if result.search else ""
+    which = " (the best eight on validation)" if result.search and more > 0 else ""
+    found = f", found in {result.trials} trials of a search on validation" if result.search else ""
     return render(
         "sweep.html",
         title=f"{scenario_name(result.scenario).partition(':')[0]}: a {kind} over {', '.join(keys)}",

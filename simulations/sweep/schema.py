@@ -1,4 +1,4 @@
-"""What a sweep has found: the content of `sweep.json`."""
+"""Types of `sweep.json`: what a sweep measured."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from simulations.differences.seeds import Figure
 
 @dataclass(frozen=True, kw_only=True)
 class SweepFigure:
-    """Recall and NDCG that a setting gets from a table; less: its recall less that of the first setting, paired device
-    by device; p_holm: of no difference, corrected for all differences of the sweep. Both None for the first setting,
-    and where test items are not the same.
+    """Recall and NDCG of a setting with one table. less: paired difference of its recall to that of the first setting;
+    p_holm: p-value of no difference, corrected for all differences of the sweep. Both are None for the first
+    setting, and where test items differ.
     """
 
     table: str
@@ -25,8 +25,9 @@ class SweepFigure:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRow:
-    """A setting: values by key, the folder of its runs within that of the sweep, and its figures by table. validation:
-    recall@20 on validation items in the last round, mean over seeds; None without rounds or validation items.
+    """Setting of a sweep: values by key, the folder of its runs within that of the sweep, and its figures by table.
+    validation: recall@20 on validation items in the last round, mean over seeds; None without rounds or validation
+    items.
     """
 
     setting: str
@@ -38,9 +39,10 @@ class SweepRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """chosen: the setting that is the best on validation, None where that was not measured; tables: shares of the full
-    table under the setting's own precision and selector, own budgets, and full tables; scenario: of the first setting.
-    search: what was looked for, with how many trials; nothing of a sweep over all combinations.
+    """Content of `sweep.json`. chosen: best setting on validation, None where that was not measured; tables: shares of
+    the full table under the setting's own precision and selector, own budgets, and full tables; scenario: that of
+    the first setting; search: keys that were searched; trials: their number of trials; both empty for a sweep over
+    all combinations.
     """
 
     scenario: dict[str, Any]

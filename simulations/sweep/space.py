@@ -89,7 +89,7 @@ def space_of(searched: Iterable[str], asked: Iterable[str] = ()) -> Space:
     varied = tuple(_varied(text) for text in searched)
     several, fixed = values_of(asked)
     if several:
-        raise ScenarioError(f"--set {next(iter(several))}: has several values; in a search give them to --search")
+        raise ScenarioError(f"--set {next(iter(several))}: has several values; in a search, give them with --search")
     named = [*(one.path for one in varied), *fixed]
     for one in varied:
         if named.count(one.path) > 1:
@@ -103,7 +103,7 @@ def _varied(text: str) -> Varied:
     if not equals or not path or not values:
         raise ScenarioError(f"{shown}: expected path=low..high, e.g. 'refinement.local.learning_rate=0.01..1(log)'")
     if path == "seed":
-        raise ScenarioError(f"{shown}: seeds are no setting; give --seed and --seeds")
+        raise ScenarioError(f"{shown}: seeds are not a setting; give --seed and --seeds")
     if found := _RANGE.fullmatch(values):
         return _range(shown, path, found)
     choices = tuple(dict.fromkeys(split_values(values)))
@@ -117,16 +117,16 @@ def _range(shown: str, path: str, found: re.Match[str]) -> Range:
     whole = all(_WHOLE.fullmatch(text) for text in (low_text, high_text))
     low, high = _number(shown, low_text), _number(shown, high_text)
     if not low < high:
-        raise ScenarioError(f"{shown}: from {low_text} to {high_text} there is nothing; give the lower one first")
+        raise ScenarioError(f"{shown}: from {low_text} to {high_text} there is no value; give the lower end first")
     step = None
     if stepped := _STEP.fullmatch(kind):
         step = _number(shown, stepped[1])
         if step <= 0 or (whole and step != int(step)):
-            raise ScenarioError(f"{shown}: a step is above 0, and whole where the ends are")
+            raise ScenarioError(f"{shown}: a step must be above 0, and a whole number where the ends are")
     elif kind not in ("", "log"):
         raise ScenarioError(f"{shown}: ({kind}) is unknown; known: (log), (step 8)")
     if kind == "log" and low <= 0:
-        raise ScenarioError(f"{shown}: (log) knows numbers above 0 alone; raise the lower end, or leave it out")
+        raise ScenarioError(f"{shown}: (log) needs numbers above 0; raise the lower end, or leave it out")
     return Range(path, low, high, whole, kind == "log", step)
 
 
@@ -136,7 +136,7 @@ def _number(shown: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ScenarioError(f"{shown}: {shortened(text, 40)} is no number; expected low..high, e.g. 0.01..1(log)")
+        raise ScenarioError(f"{shown}: {shortened(text, 40)} is not a number; expected low..high, e.g. 0.01..1(log)")
     return value
 
 

@@ -60,7 +60,7 @@ class Sweeping:
         told = _of_setting(plan.setting, self.on_event)
         found = None if self.fresh else _done_before(plan)
         if found is not None:
-            told(Event("report", 1, 1, "kept from an earlier sweep"))
+            told(Event("report", 1, 1, "resumed from an earlier sweep"))
             return found
         (plan.folder / DONE).unlink(missing_ok=True)  # of other runs there, which are replaced now
         run_seeds(
@@ -127,7 +127,7 @@ def _searched(how: Sweeping, space: Space, trials: int) -> list[tuple[Planned, M
     first = how.planned(space.edges)[0].scenario
     if not (first.refinement.rounds and first.data.validation_share):
         raise ScenarioError(
-            "--search: goes by recall on validation after the last round, which is not measured; raise "
+            "--search: needs validation recall after the last round, which is not measured; raise "
             "refinement.rounds and data.validation_share above 0"
         )
     own = load_scenario(how.source, space.fixed, seed=how.seed)
@@ -139,9 +139,7 @@ def _searched(how: Sweeping, space: Space, trials: int) -> list[tuple[Planned, M
             found[setting] = plan, how.measured(plan)
         reached = found[setting][1].validation
         if reached is None:
-            raise ScenarioError(
-                f"--search: {setting.label} has no figure on validation to go by; give another --search"
-            )
+            raise ScenarioError(f"--search: {setting.label} has no validation recall; give another --search")
         return reached
 
     def told(number: int, setting: Setting, reached: float) -> None:
@@ -178,9 +176,11 @@ def planned(
     check_out(out, writes=SWEEP_RESULTS)
     scenarios = [load_scenario(source, setting.overrides, seed=seed) for setting in settings]
     if any(one.data.timeline is not None for one in scenarios):
-        raise ScenarioError("data.timeline: is replayed by fl-peel run; a sweep measures at one moment, leave it out")
+        raise ScenarioError("data.timeline: sweeps do not support timelines; leave it out")
     if len({one.evaluation.top_n for one in scenarios}) > 1:
-        raise ScenarioError("evaluation.top_n: figures of different lengths cannot be compared; give it one value")
+        raise ScenarioError(
+            "evaluation.top_n: metrics of lists of different lengths cannot be compared; give it one value"
+        )
     plans = []
     for setting, scenario in zip(settings, scenarios, strict=True):
         named = scenario.model_copy(update={"name": f"{scenario.name}: {setting.label}"})

@@ -1,4 +1,4 @@
-"""Figures of a timeline: what every way of serving finds, period by period, and what devices are sent for it."""
+"""Figures of a timeline: recall of every serving method by period, and what devices download for it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def recall_plot(periods: Sequence[PeriodResult]) -> Plot:
         labels.append(replace(label, bold=name == "federation"))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("period")
-    axes.set_ylabel("Recall@20 of what devices do in the period")
+    axes.set_ylabel("Recall@20 on the interactions of the period")
     label_ends(axes, labels)
     last = "; ".join(f"{LABELS.get(name, name)} {periods[-1].lines[name]['all'].recall:.4f}" for name in names)
     return finish(figure, "timeline", "Recall over time", f"Line chart of Recall@20 by period. In the last: {last}.")
@@ -75,7 +75,7 @@ def kinds_plot(periods: Sequence[PeriodResult]) -> Plot:
     panels[0].set_ylabel("Recall@20")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=1 if is_narrow() else 3, frameon=False)
-    return finish(figure, "kinds", "New devices and old", "Three line charts of Recall@20 by when devices joined.")
+    return finish(figure, "kinds", "New and old devices", "Three line charts of Recall@20 by when devices joined.")
 
 
 @in_both_forms
@@ -93,12 +93,12 @@ def life_plot(periods: Sequence[PeriodResult]) -> Plot:
     often = [one.figures.reselections / max(one.figures.devices, 1) if one else 0.0 for one in followed]
     selected.plot(x, often, **line_kwargs(0))
     _from_nought(selected, often)
-    selected.set_ylabel("re-selections a device")
+    selected.set_ylabel("re-selections per device")
     selected.set_xlabel("period")
     return finish(
         figure,
         "life",
-        "What it takes, and what becomes of budgets",
+        "Costs and budgets",
         "Line charts by period: recall, bytes sent to a device, what changed, mean budgets, re-selections.",
     )
 
@@ -134,7 +134,7 @@ def _moved_bytes(axes: Axes, periods: Sequence[PeriodResult]) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylabel("KB a device is sent")
+    axes.set_ylabel("KB sent per device")
     label_ends(axes, labels)
 
 
@@ -142,8 +142,8 @@ def _changed(axes: Axes, periods: Sequence[PeriodResult]) -> None:
     later = periods[1:]  # in the first everything is new
     x = list(range(2, len(periods) + 1))
     shares = {
-        "changed their user group": [100 * period.reads["federation"].moved for period in later],
-        "of the rows changed": [100 * period.changed_rows / max(period.items, 1) for period in later],
+        "devices that changed group": [100 * period.reads["federation"].moved for period in later],
+        "share of rows changed": [100 * period.changed_rows / max(period.items, 1) for period in later],
     }
     labels = []
     if later:
@@ -163,10 +163,10 @@ def _budgets(axes: Axes, periods: Sequence[PeriodResult]) -> None:
         held += [moment.stored_bytes_mean / 1000 for moment in moments]
     labels = []
     if x:
-        shown = enumerate((("own budget", budgets), ("held of it", held)))
+        shown = enumerate((("own budget", budgets), ("stored", held)))
         labels = [_line(axes, words, x, y, line_kwargs(i) | {"marker": ""}) for i, (words, y) in shown]
     _from_nought(axes, budgets)
-    axes.set_ylabel("KB, mean of devices")
+    axes.set_ylabel("KB, mean over devices")
     label_ends(axes, labels)
 
 

@@ -69,11 +69,11 @@ def summary_view(result: TimelineResult, *, last: bool = True) -> TableView:
         )
         for line, one in summaries.items()
     )
-    columns = ("served by", "Recall@20", *KINDS.values(), *(f"to {LABELS[base]}" for base in BASES))
+    columns = ("served by", "Recall@20", *KINDS.values(), *(f"relative to {LABELS[base]}" for base in BASES))
     some = min(3, len(result.periods))
     note = (
-        "Of what devices do in a period, ranked before they do it; a device counts once for each period in which it "
-        "does anything. In brackets: 95 % intervals over devices; of ratios, each device compared with itself."
+        "The model is updated, then tested on the interactions of the next period; a device counts once for each "
+        "period in which it has interactions. In brackets: 95 % intervals over devices, paired for ratios."
     )
     return TableView(f"The last {some} periods" if last else "All periods", columns, body, 1, note)
 
@@ -115,12 +115,23 @@ def periods_view(result: TimelineResult) -> TableView:
         for number, period in enumerate(result.periods, start=1)
     )
     columns = (
-        *("period", "from", "to", "devices", "left", "joining", "items", "new items", "rows changed", "freshness"),
-        *("groups changed", "stage 1, down", "stage 1, up", "rounds of refinement", "down", "up"),
+        *(
+            "period",
+            "from",
+            "to",
+            "devices",
+            "left",
+            "joining",
+            "items",
+            "new items",
+            "changed rows",
+            "recency exponent",
+        ),
+        *("changed group", "stage 1, down", "stage 1, up", "refinement rounds", "down", "up"),
     )
     note = (
-        "Devices, items: there before the period; left: of these, those that sums hold nothing of any more. Freshness: "
-        "the power that devices chose. Bytes: a device, on average; of refinement, with what it takes to choose rounds."
+        "Devices, items: those before the period; left: devices that no longer contribute, being inactive. Recency "
+        "exponent: chosen by devices. Bytes: per device, mean; those of refinement include the choice of rounds."
     )
     return TableView("Periods", columns, body, 3, note)
 
@@ -146,16 +157,16 @@ def reads_view(result: TimelineResult) -> TableView:
             )
         )
     columns = (
-        "under",
-        "KB held",
-        "KB sent a period",
-        "of what is held",
+        "method",
+        "KB stored",
+        "KB sent per period",
+        "share of stored",
         "KB sent on joining",
-        "KB on changing group",
-        "over budget",
+        "KB sent on changing group",
+        "budget violations",
     )
     return TableView(
-        "What devices are sent", columns, tuple(body), 1, "Of blocks, coded; a device, on average. 1 KB = 1000 bytes."
+        "Downloads of devices", columns, tuple(body), 1, "Encoded blocks; per device, mean. 1 KB = 1000 bytes."
     )
 
 
@@ -181,15 +192,15 @@ def followed_view(result: TimelineResult) -> TableView:
             )
         )
     columns = (
-        *("period", "devices", "hours", "lowest mean budget", "highest", "re-selections a device"),
-        *("bytes to grow", "Recall@20", "of rigid devices", "over budget"),
+        *("period", "devices", "hours", "lowest mean budget", "highest", "re-selections per device"),
+        *("bytes sent for growth", "Recall@20", "Recall@20, rigid", "budget violations"),
     )
     note = (
-        "From when devices are asked until the next period's tables come, at every step of the fleet's clock: budgets "
-        "move, devices drop blocks without a message or read on in their list. A rigid device keeps what it chose, and "
-        "has nothing once that does not fit, until it downloads anew."
+        "From the evaluation until the next period's tables arrive, at every step of the fleet's clock: budgets "
+        "change, and devices drop blocks without a message or download further blocks. A rigid device keeps its "
+        "blocks while they fit, and stores nothing after that until its next download."
     )
-    return TableView("While budgets move", columns, tuple(body), 1, note)
+    return TableView("Changing budgets between periods", columns, tuple(body), 1, note)
 
 
 def classes_view(period: PeriodResult) -> TableView:
@@ -204,7 +215,7 @@ def classes_view(period: PeriodResult) -> TableView:
         )
         for name, one in period.classes.items()
     )
-    return TableView("Device classes, last period", ("class", "devices", "Recall@20", "budget", "held"), body, 1)
+    return TableView("Device classes, last period", ("class", "devices", "Recall@20", "budget", "stored"), body, 1)
 
 
 def _day(moment: int) -> str:
@@ -224,13 +235,13 @@ def timeline_page(result: TimelineResult) -> str:
     cached, periods = last.over.get("cached-list"), result.periods
     return render(
         "timeline.html",
-        title=f"{name}: as time goes by",
-        lead="Interactions in the order of time: before each period tables that go on, in it what devices find.",
+        title=f"{name}: recall over time",
+        lead="Interactions in order of time: in each period the model is updated, then tested on the next period.",
         facts=[
             ("periods", str(len(periods))),
             ("devices, first and last", f"{periods[0].devices:,}; {periods[-1].devices + periods[-1].joining:,}"),
             ("Recall@20, last three", format_metric(last.lines["all"].recall)),
-            ("times the list of the start", ABSENT if cached is None else f"{cached.value:.2f}"),
+            ("relative to static list", ABSENT if cached is None else f"{cached.value:.2f}"),
         ],
         recall=recall_plot(periods),
         kinds=kinds_plot(periods),

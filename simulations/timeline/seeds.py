@@ -96,7 +96,7 @@ def run_timeline_seeds(
             seal(place / WHOLE, found)
             mark_done(place, about)
         else:
-            told(Event("report", 1, 1, "kept from before the run was stopped"))
+            told(Event("report", 1, 1, "resumed from a checkpoint"))
         results.append(found[0])
         drawn.append(found[1])
     together = timeline_seeds(results, drawn, command)
@@ -122,7 +122,7 @@ def _read_whole(place: Path) -> tuple[TimelineResult, dict[str, Doubles]]:
     try:
         result, drawn = opened((place / WHOLE).read_bytes())
     except DAMAGED as error:
-        raise ReportError(f"{place / WHOLE}: damaged; give --fresh to replay that seed anew") from error
+        raise ReportError(f"{place / WHOLE}: damaged; give --fresh to replay that seed again") from error
     return result, drawn
 
 
@@ -133,7 +133,7 @@ def timeline_seeds(
     last three periods, of the same draws of devices in every seed.
     """
     if not all(one.keys() == drawn[0].keys() for one in drawn):
-        raise ScenarioError("evaluation: the seeds have not asked the same devices; raise data.timeline.share")
+        raise ScenarioError("evaluation: the seeds did not evaluate the same devices; raise data.timeline.share")
     devices = min(result.last["federation"].lines["all"].devices for result in results)
     means = {line: [result.last[line].lines["all"].recall for result in results] for line in drawn[0]}
     replicates = {line: np.mean([one[line] for one in drawn], axis=0) for line in drawn[0]}
@@ -172,10 +172,10 @@ def timeline_seeds_view(result: TimelineSeeds) -> TableView:
         )
         for one in result.lines
     )
-    columns = ("served by", "Recall@20", "by seed", *(f"to {LABELS[base]}" for base in BASES))
+    columns = ("served by", "Recall@20", "by seed", *(f"relative to {LABELS[base]}" for base in BASES))
     note = (
         f"Means over {len(result.seeds)} seeds of the last three periods. In brackets: 95 % intervals over devices and "
-        "seeds; of ratios, each device compared with itself."
+        "seeds, paired for ratios."
     )
     return TableView(f"Seeds {', '.join(map(str, result.seeds))}", columns, body, 1, note)
 
@@ -184,8 +184,8 @@ def write_timeline_seeds(out: Path, result: TimelineSeeds) -> list[Path]:
     """Write `timeline-seeds.json` and `timeline-seeds.html` into ``out``, both or none."""
     page = render(
         "tables.html",
-        title=f"{scenario_name(result.scenario)}: {len(result.seeds)} seeds, as time goes by",
-        lead="The same timeline with several seeds: what of its figures is the seed's, and what is not.",
+        title=f"{scenario_name(result.scenario)}: {len(result.seeds)} seeds, recall over time",
+        lead="The same timeline with several seeds: means and their variation over seeds.",
         facts=[("devices", f"{result.devices:,}"), ("seeds", f"{len(result.seeds)}")],
         tables=[timeline_seeds_view(result)],
         plot=None,

@@ -1,19 +1,19 @@
-"""What a reader calls the lines and kinds of a timeline."""
+"""Names of the serving methods and kinds of devices of a timeline, for readers."""
 
 from __future__ import annotations
 
 LABELS = {
-    "federation": "federation that goes on",
-    "federation, all rows": "the same, all rows sent anew",
-    "federation, own budgets": "federation, own budgets",
-    "retrained": "retrained on everything",
-    "refreshed-list": "list refreshed by a server",
-    "start-table": "table of the start, own actions",
-    "cached-list": "list of the start",
-    "cached-list-fresh": "list of the start, of what was new",
-    "popularity": "popularity until now",
-    "recent-popularity": "popularity of the last period",
+    "federation": "continual federated training",
+    "federation, all rows": "continual federated training, all rows sent",
+    "federation, own budgets": "continual federated training, own budgets",
+    "retrained": "central retraining",
+    "refreshed-list": "top-20 list, refreshed by the server",
+    "start-table": "static table, local user update",
+    "cached-list": "static top-20 list",
+    "cached-list-fresh": "static top-20 list, recency-weighted",
+    "popularity": "popularity, all periods so far",
+    "recent-popularity": "popularity, last period",
 }
-KINDS = {"start": "there at the start", "since": "joined since", "first": "joining in the period"}
+KINDS = {"start": "before the first period", "since": "joined later", "first": "joining in the period"}
 BASES = ("cached-list", "retrained", "recent-popularity")
 """Ways of serving that others are compared with in tables."""

@@ -35,7 +35,9 @@ class Watchers:
                 self._there.remove(callback)
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 name = type(callback).__name__
-                logger.warning("%s failed (%s) and is told nothing more of this run, which goes on", name, reason)
+                logger.warning(
+                    "%s failed (%s) and receives no further events of this run, which continues", name, reason
+                )
 
     def event(self, event: Event) -> None:
         """Tell each of them an event."""

@@ -43,7 +43,8 @@ class Stages:
 
 
 class Progress(Callback):
-    """Shows a run's stages: as bars that move in a notebook, on stderr elsewhere. One for one run at a time."""
+    """Callback that shows a run's stages: as progress bars in a notebook, on stderr elsewhere. Use one per run at a
+    time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -54,7 +55,7 @@ class Progress(Callback):
         self._begun_s = self._shown_s = 0.0
 
     def on_start(self, scenario: Scenario) -> None:
-        """Begin to show."""
+        """Start the display."""
         self._begun_s = self._clock()
         if notebook() is None:
             self._tell = self._open.enter_context(shown(Console(stderr=True, highlight=False)))
@@ -65,7 +66,7 @@ class Progress(Callback):
         self._handle = display(self._stages, display_id=True)  # type: ignore[no-untyped-call]
 
     def on_event(self, event: Event) -> None:
-        """Show it, unless something was shown just now."""
+        """Show the event, unless another one was shown just before."""
         if self._tell is not None:
             self._tell(event)
             return
@@ -76,11 +77,11 @@ class Progress(Callback):
             self._handle.update(self._stages)
 
     def on_end(self, result: Mapping[str, Any]) -> None:
-        """Say what it took."""
+        """Show the duration."""
         self._close(f"done in {self._clock() - self._begun_s:.1f} s")
 
     def on_error(self, error: BaseException) -> None:
-        """Leave what was shown."""
+        """Leave the display as it is."""
         self._close(f"stopped after {self._clock() - self._begun_s:.1f} s")
 
     def _close(self, end: str) -> None:

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result(Mapping[str, Any]):
-    """A run's result. As a mapping it is the content of report.json; ``figures`` are the same, typed throughout.
+    """Result of a run. As a mapping it is the content of report.json; ``figures`` has the same content with types.
 
-    per_device: what single devices get, of runs with ``evaluation.per_device``. Tables need the extra ``pandas``; their
-    columns are named as in report.json, with a point between nested names.
+    per_device: figures of single devices, for runs with ``evaluation.per_device``. Tables need the extra ``pandas``;
+    their columns are named as in report.json, with a dot between nested names.
     """
 
     figures: RunResult
@@ -45,7 +45,7 @@ class Result(Mapping[str, Any]):
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """The content of report.json."""
+        """Content of report.json."""
         return to_json(self.figures)
 
     def __getitem__(self, key: str) -> Any:
@@ -59,22 +59,22 @@ class Result(Mapping[str, Any]):
 
     @property
     def scenario(self) -> dict[str, Any]:
-        """Resolved: every key with its value."""
+        """Resolved scenario: every key with its value."""
         return self.figures.scenario
 
     @property
     def seed(self) -> int:
-        """That the run was made with."""
+        """Seed of the run."""
         return self.figures.seed
 
     @property
     def full_table(self) -> FullTable:
-        """The whole item table in fp32, as pretrained and as refined."""
+        """Full item table in fp32: the global table, and the group tables before and after refinement."""
         return self.figures.full_table
 
     @property
     def budgets(self) -> pd.DataFrame:
-        """A row for each budget, precision and selector.
+        """Return a row for each budget, precision and selector.
 
         Raises:
             MissingExtraError: pandas is not installed.
@@ -83,7 +83,7 @@ class Result(Mapping[str, Any]):
 
     @property
     def rounds(self) -> pd.DataFrame:
-        """A row for each round: what it moved and measured.
+        """Return a row for each round, with its bytes and metrics.
 
         Raises:
             MissingExtraError: pandas is not installed.
@@ -92,7 +92,7 @@ class Result(Mapping[str, Any]):
 
     @property
     def classes(self) -> pd.DataFrame:
-        """A row for each device class, under its own moving budgets.
+        """Return a row for each device class, under its own changing budgets.
 
         Raises:
             MissingExtraError: pandas is not installed.
@@ -101,7 +101,7 @@ class Result(Mapping[str, Any]):
 
     @property
     def devices(self) -> pd.DataFrame:
-        """A row for each device: its class, user group, and recall and NDCG from every table.
+        """Return a row for each device: its class, user group, and recall and NDCG with every table.
 
         Raises:
             ReportError: the run did not ask for single devices.
@@ -115,7 +115,7 @@ class Result(Mapping[str, Any]):
         return device_frame(self.per_device)
 
     def plot(self) -> Figure:
-        """Recall against the budget, with error bars and full tables as yardsticks: a matplotlib figure.
+        """Plot recall against the budget, with error bars and full tables for comparison: a matplotlib figure.
 
         Raises:
             ReportError: no budget was measured.
@@ -129,7 +129,8 @@ class Result(Mapping[str, Any]):
 
     def save(self, path: str | Path) -> Path:
         """Write report.json, metrics.csv, report.html, scenario.yaml and, where there are figures of single devices,
-        per-device.parquet into a folder; returns it. What devices stored is written by ``run(..., out=...)`` alone.
+        per-device.parquet into a folder; returns it. Stored embeddings of devices are only written by ``run(...,
+        out=...)``.
 
         Raises:
             ReportError: the folder cannot be written, or holds files of somebody else by these names.
@@ -147,7 +148,7 @@ class Result(Mapping[str, Any]):
 
     @staticmethod
     def load(path: str | Path) -> Result:
-        """Of a folder that a run or :meth:`save` has written, or the report.json in it.
+        """Read the result from a folder that a run or :meth:`save` has written, or from the report.json in it.
 
         Raises:
             ReportError: it is none, or of several seeds.

@@ -35,12 +35,13 @@ def run(
     command: str | None = None,
     fresh: bool = False,
 ) -> Result:
-    """Run a scenario and return what it measured; with ``out``, also write the report files there.
+    """Run a scenario and return its result; with ``out``, also write the report files there.
 
     scenario: a shipped name, a YAML file or a Scenario; overrides: ``path=value``. cache: whether pretrained tables are
-    kept by content, in ``cache_dir`` or, where that is None, where the command line keeps them. callbacks: told what
-    happens; None: in a notebook its progress is shown. With ``out``, what is done is kept there until all is: the same
-    run, stopped at any moment and called again, goes on to the same figures; fresh: it starts anew.
+    cached by content, in ``cache_dir`` or, where that is None, in the cache of the command line. callbacks: receive the
+    run's events; None: progress is shown in a notebook. With ``out``, checkpoints are written there until the run ends:
+    the same run, stopped at any moment and called again, resumes and gives the same figures; fresh: it starts from
+    scratch.
 
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.

@@ -1,12 +1,12 @@
-"""What a run measured: the types of `report.json`, filled where a figure is made and read where it is shown.
+"""Types of `report.json`: what a run measured, filled where a figure is computed and read where it is shown.
 
 :func:`to_json` and :func:`from_json` turn a :class:`RunResult` into plain JSON types and back; the file's layout is
 that of the fields below, in their order (:mod:`fl_peel.plain` has the rules). Recall and NDCG are of the first
-``evaluation.top_n`` items: a type says ``recall``, the file ``recall@20`` for 20. What rounds measure on validation is
-always of 20.
+``evaluation.top_n`` items: a type has ``recall``, the file ``recall@20`` for 20. Validation metrics of rounds are
+always of the first 20.
 
-Units: bytes are whole bytes (shown as 1 KB = 1000 B), seconds are wall time unless the name says `virtual`, metrics are
-in 0..1 and averaged over devices, a `share` is a fraction of the bytes of the fp32 full item table (0.01 is 1%).
+Units: bytes are whole bytes (displayed as 1 KB = 1000 B), seconds are wall time unless the name says `virtual`, metrics
+are in 0..1 and averaged over devices, a `share` is a fraction of the bytes of the fp32 full item table (0.01 is 1%).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Interval:
-    """Ends of a 95 % interval over devices; docs/statistics.md says what that means."""
+    """95 % interval over devices; see docs/statistics.md."""
 
     low: float
     high: float
@@ -58,9 +58,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Recall over that of another table, and the ends of its 95 % interval, paired device by device; None where
-    ``evaluation.bootstrap`` is 0.
-    """
+    """Recall relative to another table, with its paired 95 % interval over devices; the ends are None where
+    ``evaluation.bootstrap`` is 0."""
 
     value: Mean
     low: Mean | None
@@ -75,7 +74,7 @@ RecallMargin = Annotated[Mean | None, Key("recall@{top_n}_margin")]
 
 @dataclass(frozen=True)
 class TableQuality(Quality):
-    """That of a full table, with intervals, and recall over that of the global one."""
+    """Recall and NDCG of a full table with 95 % intervals, and its recall relative to the global table."""
 
     recall_interval: RecallInterval = None
     ndcg_interval: NdcgInterval = None
@@ -84,7 +83,7 @@ class TableQuality(Quality):
 
 @dataclass(frozen=True)
 class Gain:
-    """Of each device's recall, second less first: mean over so many ``devices``, and its 95 % interval."""
+    """Paired gain in recall of the second table over the first: mean over ``devices``, and its 95 % interval."""
 
     mean: float
     low: float
@@ -94,10 +93,11 @@ class Gain:
 
 @dataclass(frozen=True, kw_only=True)
 class FullTable:
-    """The whole item table in fp32, and its bytes: as pretrained, as user groups start with it before any device has
-    trained (start_validation: on validation items, by which settings are chosen; the rest is of the test), as refined
-    by the federation, and what that adds; None where ``evaluation.full_tables`` is off. strongest: which of global,
-    start and refined has the best recall on the test, a yardstick that is as hard as this run can make it.
+    """Full item table in fp32. bytes: its size; global: the global table, as pretrained; start: the group tables before
+    federated refinement; start_validation: the same on validation items, by which settings are chosen (all others
+    are on test items); refined: the group tables after federated refinement; gain: the paired gain of refinement;
+    strongest: which of global, start and refined has the best recall on the test, so that ratios to it are the most
+    conservative ones. The tables are None where ``evaluation.full_tables`` is off.
     """
 
     bytes: Bytes
@@ -111,10 +111,11 @@ class FullTable:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetRow:
-    """Elastic embeddings at one budget, every device held to the same bytes.
+    """Elastic embeddings at one memory budget, the same for every device.
 
-    precision: fp32, fp16, int8, int4; stored_bytes_max: largest artefact of any device, never above budget_bytes;
-    to_global, to_strongest: recall over that of the full global table, and of the strongest full table of the run.
+    precision: fp32, fp16, int8, int4; stored_bytes_max: size of the largest artefact of any device, never above
+    budget_bytes; to_global, to_strongest: recall relative to the full global table, and to the best full table of the
+    run.
     """
 
     share: Share
@@ -133,8 +134,10 @@ class BudgetRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCosts:
-    """What refinement cost a device class: virtual seconds and joules of a device over the run, on average; devices by
-    round whose update did not count, by why, and those that lost blocks while they trained.
+    """Cost of refinement for a device class. virtual_seconds, energy_j: virtual seconds and joules per device over the
+    run, mean; dropped: device-rounds whose update was not counted, for any of the following reasons; stragglers:
+    past the deadline; memory_dropouts: no block left in memory; memory_drops: device-rounds that lost blocks during
+    training and were still counted; unavailable: offline; excluded: below ``refinement.min_budget_share``.
     """
 
     virtual_seconds: Mean
@@ -149,9 +152,10 @@ class ClassCosts:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceClassRow:
-    """Devices of one class under their own moving budgets; recall is None where none could be evaluated. Means are over
-    devices and moments, bytes moved over devices. peak_bytes_mean: stored, and what choosing and training take besides,
-    over devices and rounds; working_violations: device-rounds that took more besides than working memory allows.
+    """Devices of one class under their own, changing budgets. recall, ndcg: None where no device could be evaluated;
+    budget_bytes_mean, stored_bytes_mean: means over devices and moments; download_bytes, upload_bytes: means over
+    devices; peak_bytes_mean: stored bytes plus the memory of block selection and training, mean over devices and
+    rounds; budget_violations, working_violations: device-rounds above the budget, and above the working memory.
     """
 
     devices: Count
@@ -171,7 +175,7 @@ class DeviceClassRow:
 
 @dataclass(frozen=True, kw_only=True)
 class UserGroupRow:
-    """One user group (K-means on user embeddings), its devices and what they reach."""
+    """User group (a cluster of users) with its number of devices and their quality."""
 
     group: int
     devices: Count
@@ -182,9 +186,9 @@ class UserGroupRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundClock:
-    """A round on the virtual clock, and its devices: how many were sampled, and why some of them do not count: not
-    available, excluded by ``refinement.min_budget_share``, past the deadline, without a block left. Those of
-    ``memory_drops`` lost blocks, and count.
+    """Round on the virtual clock, and its sampled devices by outcome. unavailable: offline; excluded: below
+    ``refinement.min_budget_share``; stragglers: past the deadline; memory_dropouts: no block left in memory; none of
+    these are counted in the update. memory_drops: devices that lost blocks and are counted.
     """
 
     virtual_seconds: Mean
@@ -198,8 +202,9 @@ class RoundClock:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Step:
-    """A step of stage 1, of which ``times`` were taken: devices whose sums count, and why others do not, added up over
-    these; bytes over all devices.
+    """Step of stage 1, with totals over its ``times`` repetitions. devices: device answers included in the sums;
+    unavailable, excluded, stragglers: devices that were offline, had insufficient memory, or answered past the
+    deadline; bytes and energy: totals over all devices.
     """
 
     step: str
@@ -216,7 +221,8 @@ class Stage1Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Class:
-    """A device class in stage 1: devices; share of their steps for which they had too little memory; what it took."""
+    """Device class in stage 1. devices: their number; excluded: share of the steps for which they had insufficient
+    memory; the others: means per device."""
 
     devices: Count
     excluded: Metric
@@ -228,8 +234,9 @@ class Stage1Class:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Filter:
-    """The shape of scores: exponents of item counts and eigenvalues; recall: among drawn items, on validation items of
-    the devices that chose them, None where the scenario names both.
+    """Spectral filter. count_exponent, value_exponent: exponents of the item counts and of the eigenvalues; validation
+    recall: recall among sampled items on the validation items of the devices that chose the exponents, None where
+    the scenario gives both.
     """
 
     count_exponent: Mean
@@ -239,10 +246,11 @@ class Stage1Filter:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Result:
-    """Stage 1 by federation. rounds: messages' worth of all devices, one for every step; devices: that are in the sums
-    of passes, on average; bytes: of a device over all steps, on average over all devices, maps and centroids of joining
-    included; seconds: of wall time; epsilon: of what devices say in it, at the run's delta, None where nothing is
-    noised; items: that tables have a row for, with at least ``privacy.min_owners`` owners where nothing is noised.
+    """Stage 1 by federation. rounds: rounds in which all devices exchange messages, one per step; devices: devices
+    included in the sums of passes, mean; bytes_down_mean, bytes_up_mean: bytes per device over all steps, mean over
+    all devices, including the maps and centroids of joining; seconds: wall time; epsilon: privacy loss of everything
+    that devices send in stage 1 at the run's delta, None without noise; items: items that tables have a row for,
+    without noise those with at least ``privacy.min_owners`` owners.
     """
 
     rounds: Count
@@ -260,8 +268,9 @@ class Stage1Result:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRow:
-    """What devices said of a refinement: those that compared, and the mean difference of their recall on validation
-    items with its standard error; accepted: user groups that keep it.
+    """Comparison of the refined tables with the last accepted ones. devices: devices that compared; difference,
+    standard_error: mean difference of their validation recall, with its standard error; accepted: user groups that
+    accepted the refined table.
     """
 
     server_round: Count
@@ -274,9 +283,8 @@ class ComparisonRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RefinementResult:
-    """What of the refinement was kept. groups_kept: user groups that kept any round; rounds_kept: how many groups, by
-    the rounds they kept; bytes_down_mean: of comparisons, by device.
-    """
+    """Acceptance of refinement. groups_kept: user groups that accepted any round; rounds_kept: number of groups by
+    accepted rounds; bytes_down_mean: bytes of the comparisons per device."""
 
     groups: Count
     groups_kept: Count
@@ -287,9 +295,8 @@ class RefinementResult:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRow:
-    """One federated round: bytes of all devices reached and of the messages to and from nodes, devices whose update
-    counts, devices of nodes that failed.
-    """
+    """Federated round. download_bytes, upload_bytes: bytes of all devices; message_bytes: bytes of the messages to and
+    from nodes; devices: devices whose update was counted; failures: devices of failed nodes."""
 
     server_round: Count
     download_bytes: Bytes
@@ -303,7 +310,7 @@ class RoundRow:
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryRow:
-    """What a round measured, at its time on the virtual clock; None where it was not measured."""
+    """Metrics of a round, at its time on the virtual clock; None where a metric was not measured."""
 
     server_round: Count
     virtual_seconds: Mean
@@ -315,7 +322,8 @@ class HistoryRow:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceTrace:
-    """One device through the rounds; the three lists are equally long, None where it was not observed."""
+    """Trace of one device over the rounds; the three lists have equal length, with None for rounds in which it was not
+    observed."""
 
     device: int
     device_class: str
@@ -326,7 +334,7 @@ class DeviceTrace:
 
 @dataclass(frozen=True, kw_only=True)
 class BytesPerDevice:
-    """Bytes that a device moved over the whole run, averaged over devices."""
+    """Bytes per device over the whole run, mean over devices."""
 
     download_mean: Mean
     upload_mean: Mean
@@ -334,7 +342,8 @@ class BytesPerDevice:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeToRecall:
-    """When validation recall of a class, or of all, first reached a share of its best, and what that took a device."""
+    """First round in which the validation recall of a class, or of all devices, reached ``target_share`` of its best,
+    with the cost per device until then."""
 
     device_class: DeviceClass
     target_share: Share
@@ -348,9 +357,9 @@ class TimeToRecall:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassFairness:
-    """What a device class gets: recall by way of serving, elastic recall over that of full tables, by table, and half
-    the width of the 95 % interval of each recall. None where no device of the class was evaluated, and where there is
-    nothing to divide by.
+    """Quality of a device class. recall: by serving method; ratio: elastic recall relative to a full table; margin:
+    half the width of the 95 % interval of each recall. None where no device of the class was evaluated, or the
+    denominator is 0.
     """
 
     device_class: DeviceClass
@@ -363,7 +372,7 @@ class ClassFairness:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """How recall is spread over all devices under one way of serving; None without devices."""
+    """Distribution of recall over all devices under one serving method; None without devices."""
 
     method: str
     recall: Recall
@@ -375,7 +384,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class WorstClass:
-    """The class whose elastic recall is the smallest share of that of a full table."""
+    """Device class with the smallest ratio of elastic recall to that of a full table."""
 
     against: str
     device_class: DeviceClass
@@ -384,7 +393,7 @@ class WorstClass:
 
 @dataclass(frozen=True)
 class ClassGap:
-    """Recall of the class with the largest budgets less that of the one with the smallest, under one way of serving."""
+    """Recall of the class with the largest budgets minus that of the one with the smallest, under one method."""
 
     method: str
     smallest: str
@@ -394,7 +403,7 @@ class ClassGap:
 
 @dataclass(frozen=True)
 class FixedTiers:
-    """Sizes of fixed tables, and which each class was given, as shares."""
+    """Fixed table sizes, and the size that each class was given, as shares."""
 
     tiers: tuple[Share, ...]
     chosen: dict[str, Share]
@@ -402,7 +411,8 @@ class FixedTiers:
 
 @dataclass(frozen=True)
 class ExcludingSmall:
-    """One size, with devices below it left out: the size as a share, and devices left out, by round."""
+    """Refinement without small devices. below: budget share below which devices are left out; device_rounds:
+    device-rounds left out."""
 
     below: Share
     device_rounds: Count
@@ -410,7 +420,7 @@ class ExcludingSmall:
 
 @dataclass(frozen=True, kw_only=True)
 class FairnessResult:
-    """What each device class gets, against systems whose tables are not elastic; metric: which recall this is."""
+    """Quality per device class, compared with systems whose tables are not elastic; metric: name of the recall."""
 
     metric: str
     worst_class: tuple[WorstClass, ...]
@@ -423,8 +433,9 @@ class FairnessResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Fall:
-    """All budgets fall at once by a factor: recall of elastic devices, of rigid ones, of full tables, of tables trained
-    for the fallen budgets (None where that was not asked for); margins: half the width of their 95 % intervals.
+    """Drop of all budgets at once by a factor: recall of elastic devices, of rigid devices, with full tables, and with
+    tables trained for the reduced budgets (None where they were not requested); margins: half the width of the 95 %
+    intervals.
     """
 
     factor: Share
@@ -444,9 +455,10 @@ class Fall:
 
 @dataclass(frozen=True, kw_only=True)
 class Followed:
-    """Devices followed after training, over all times: how often they re-selected, bytes of the blocks they lacked and
-    of those sent for them, recall before and after (None where nobody re-selected) and over all times; and for rigid
-    devices recall, bytes sent, and the share of times at which they serve nothing.
+    """Devices followed after training, over all times. reselections: number of re-selections of blocks; grew, shrank:
+    of these, how many grew or shrank; missing_block_bytes, growth_bytes: bytes of the missing blocks, and bytes sent
+    for them; recall_before, recall_after: recall before and after re-selections, None without any; recall: over all
+    times; rigid_*: the same for rigid devices, with the share of times at which they store nothing.
     """
 
     devices: Count
@@ -470,7 +482,7 @@ class Followed:
 
 @dataclass(frozen=True)
 class ClassFollowed:
-    """The same, of one device class."""
+    """Followed devices of one device class."""
 
     device_class: DeviceClass
     figures: Annotated[Followed, Inline()]
@@ -478,9 +490,8 @@ class ClassFollowed:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """Devices followed, at one time after training; growth_bytes: sent since the moment before; margins: half the width
-    of the 95 % intervals of recalls.
-    """
+    """Followed devices at one time after training. growth_bytes: bytes sent since the previous moment; margins: half
+    the width of the 95 % intervals of recall."""
 
     hours: Mean
     budget_bytes_mean: Mean
@@ -496,7 +507,7 @@ class Moment:
 
 @dataclass(frozen=True, kw_only=True)
 class OverTime:
-    """Devices followed for so many hours: all of them, by class, and moment by moment."""
+    """Devices followed for ``hours`` hours: all of them, by class, and moment by moment."""
 
     hours: Mean
     figures: Annotated[Followed, Inline()]
@@ -506,7 +517,7 @@ class OverTime:
 
 @dataclass(frozen=True)
 class ElasticityResult:
-    """What happens to trained tables when budgets move; metric: which recall this is."""
+    """Behaviour of trained tables when budgets change; metric: name of the recall."""
 
     metric: str
     falls: tuple[Fall, ...]
@@ -515,7 +526,8 @@ class ElasticityResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ElasticTrace:
-    """A single device followed after training, in simulation only: one value a moment; recall where it re-selected."""
+    """Trace of one device followed after training, in simulation only: one value per moment; recall only where it
+    re-selected blocks."""
 
     device: int
     device_class: str
@@ -530,7 +542,8 @@ class ElasticTrace:
 
 @dataclass(frozen=True, kw_only=True)
 class PoisoningRow:
-    """A share of malicious devices under a defence ("none"): recall, hits of targets, recall over the clean run's."""
+    """Share of malicious devices under a defence ("none"): recall, hit rate of the target items, and recall relative to
+    the clean run."""
 
     share: Metric
     robust: str
@@ -541,7 +554,7 @@ class PoisoningRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PoisoningResult:
-    """What malicious devices do, at ``budget_share`` of the table; see docs/poisoning.md."""
+    """Effect of malicious devices, at ``budget_share`` of the table; see docs/poisoning.md."""
 
     kind: str
     factor: float
@@ -553,7 +566,7 @@ class PoisoningResult:
 
 @dataclass(frozen=True, kw_only=True)
 class SecureSettings:
-    """The keys of ``secure_aggregation`` in the scenario."""
+    """Keys of ``secure_aggregation`` in the scenario."""
 
     masked: bool
     devices_per_group: Count | None
@@ -566,8 +579,9 @@ class SecureSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SecureCounts:
-    """User groups by round: of the rounds, that sat out for want of devices, that were void. Devices by round: that
-    began, whose vector is in a sum, that dropped out, whose masks were recovered, that were in a void group.
+    """Counts of secure aggregation. groups: group-rounds; sat_out_groups, void_groups: group-rounds skipped for lack of
+    devices, and void ones; announced: device-rounds that started; devices: whose vector is in a sum; dropped: that
+    dropped out; recovered: whose masks were recovered; void_devices: in void groups.
     """
 
     groups: Count = 0
@@ -595,7 +609,7 @@ class SecureCounts:
 
 @dataclass(frozen=True)
 class VoidGroup:
-    """A user group whose sum could not be had in a round."""
+    """User group whose sum could not be recovered in a round."""
 
     group: int
     why: str
@@ -603,7 +617,7 @@ class VoidGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class SecureRound:
-    """What the protocol did in one round."""
+    """Outcome of the protocol in one round."""
 
     server_round: Count
     counts: Annotated[SecureCounts, Inline()]
@@ -621,7 +635,7 @@ class SecureBytes:
 
 @dataclass(frozen=True)
 class SecureSeconds:
-    """Processor seconds of the protocol alone, over the run: all devices, and the server."""
+    """Processor seconds of the protocol alone over the run: all devices, and the server."""
 
     devices: Seconds
     server: Seconds
@@ -629,7 +643,8 @@ class SecureSeconds:
 
 @dataclass(frozen=True, kw_only=True)
 class SecureAggregationResult:
-    """What secure aggregation did and cost over all rounds; devices_per_second: that are in a sum, by these seconds."""
+    """Outcome and cost of secure aggregation over all rounds; devices_per_second: devices in a sum per processor
+    second."""
 
     settings: Annotated[SecureSettings, Inline()]
     counts: Annotated[SecureCounts, Inline()]
@@ -641,7 +656,7 @@ class SecureAggregationResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentResult:
-    """How large the run was and, where it is known, on which machine."""
+    """Size of the run and, where it is known, its machine."""
 
     nodes: Count
     user_groups: Count
@@ -652,14 +667,13 @@ class EnvironmentResult:
     machine: str | None = None
     system: str | None = None
     engine: str = "simulation"
-    """Flower's; ``deployment``: nodes were SuperNodes."""
+    """Flower engine; ``deployment``: nodes were SuperNodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FleetClassRow:
-    """A class of the fleet: budgets as median and 10th and 90th percentile over devices and rounds, bytes and shares;
-    other figures are medians over devices.
-    """
+    """Class of the fleet. budget_median, share_low, share_median, share_high: median, 10th and 90th percentile of the
+    budgets over devices and rounds, in bytes and as shares of the full table; others: medians over devices."""
 
     device_class: DeviceClass
     population_share: Metric
@@ -679,7 +693,7 @@ class FleetClassRow:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetResult:
-    """What fleet a run was about: drawn from its first devices, over the rounds of training and of following."""
+    """Fleet of the run: a sample of its first devices, over the rounds of training and of following."""
 
     source: str
     devices: Count
@@ -689,11 +703,11 @@ class FleetResult:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """Everything that one run measured: the content of `report.json`.
+    """Content of `report.json`: everything that one run measured.
 
-    scenario: resolved, every key with its value; stages: wall seconds by stage; command: what to type to get this
-    report again. What the server alone cannot know is added where the run is started: versions, peak_rss_bytes, fleet,
-    command, the machine.
+    scenario: resolved scenario with the value of every key; stages: wall seconds by stage; command: command that
+    produces this report again. versions, peak_rss_bytes, fleet, command and the machine are added where the run is
+    started.
     """
 
     scenario: dict[str, Any]
@@ -724,7 +738,7 @@ class RunResult:
 
     @property
     def top_n(self) -> int:
-        """Items that recall and NDCG look at."""
+        """Length N of the list in Recall@N and NDCG@N."""
         return _top_n(self.scenario)
 
 

@@ -133,7 +133,7 @@ class UserGroupState:
             hits, exposure = np.zeros(layout.num_blocks), np.zeros(layout.num_blocks)
             hits[blocks] = total.hits / FIXED_POINT
             exposure[blocks] = total.exposed * sizes[blocks]
-            statistics.add_signals(hits, exposure, scenario.controller.memory)
+            statistics.add_signals(hits, exposure, scenario.controller.signal_momentum)
         for known in before:  # some of it is known no more, but to a copy
             rest(known)
 

@@ -146,7 +146,7 @@ class Nodes:
                     raise failure(reply, f"node {node}")
                 answer = hello.checked(reply, wanted)
                 if found.setdefault(answer.partition, node) != node:
-                    raise EngineError(f"two nodes say that they are partition {answer.partition}; number them from 0")
+                    raise EngineError(f"two nodes claim to be partition {answer.partition}; number them from 0")
                 wanted = answer.num_partitions
                 own[answer.partition] = _own_range(answer)
             if wanted is not None and set(found) >= set(range(wanted)):
@@ -181,12 +181,12 @@ class Nodes:
                 answer = hello.checked(reply, len(self.ids))
                 partition = answer.partition
                 if self.own and _own_range(answer) != self.own[partition]:
-                    raise EngineError(f"partition {partition} comes back with other devices than it had")
+                    raise EngineError(f"partition {partition} came back with other devices than it had")
             except FlPeelError as error:
                 self._refused.add(node)
-                logger.warning("a node that came later is not taken: %s", error)
+                logger.warning("a node that joined later is not accepted: %s", error)
                 continue
-            logger.warning("partition %d is back, as node %d", partition, node)
+            logger.warning("partition %d is back as node %d", partition, node)
             self.ids = (*self.ids[:partition], node, *self.ids[partition + 1 :])
 
     def messages(self, kind: str, content: Content) -> Iterable[Message]:
@@ -207,7 +207,7 @@ class Nodes:
             sent = self._open.get(message.metadata.group_id)
             theirs = message.has_error() or sent is None or message.metadata.src_node_id == sent.node
             if sent is None or not theirs:
-                logger.warning("an answer to %s that nobody waits for is left out", kind)
+                logger.warning("a late answer to %s is ignored", kind)
                 continue
             del self._open[message.metadata.group_id]
             who = f"node {sent.partition} ({kind})"
@@ -335,7 +335,9 @@ class Nodes:
         good = {partition: answer.reply for partition, answer in found.items() if answer.reply is not None}
         raise_or_log([answer.error for answer in found.values() if answer.error is not None], nobody=not good)
         if len(found) < len(asked):
-            logger.warning("%d of %d nodes did not answer %s in time", len(asked) - len(found), len(asked), kind)
+            logger.warning(
+                "%d of %d nodes did not answer %s within the deadline", len(asked) - len(found), len(asked), kind
+            )
         return good
 
 

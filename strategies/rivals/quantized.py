@@ -28,7 +28,7 @@ from fl_peel.randomness import seed_for
 from strategies.rivals.base import FloatArray, IntArray, Material, Option, Request, Rival, whole_table
 from strategies.rivals.tables import narrowed
 
-Order = Literal["popularity", "shown"]
+Order = Literal["popularity", "exposure"]
 ITERATIONS, ROWS_PER_CENTROID = 10, 64
 """Of K-means, which takes that many rows by chance where there are more."""
 
@@ -137,7 +137,7 @@ class ProductQuantization(Rival):
     dims: tuple[float, ...] = (1.0, 0.5, 0.25)
     parts: tuple[int, ...] = (8, 16, 32)
     bits: tuple[int, ...] = (1, 2, 3, 4, 6)
-    orders: tuple[Order, ...] = ("popularity", "shown")
+    orders: tuple[Order, ...] = ("popularity", "exposure")
 
     def settings(self) -> tuple[ProductQuantization, ...]:
         """Every setting alone, for :class:`strategies.rivals.groups.PerGroup`."""
@@ -169,7 +169,7 @@ class ProductQuantization(Rival):
 
 def best_items(material: Material, by: Order) -> IntArray:
     """Items (I,), best first; what is shown to nobody goes by popularity."""
-    shown = material.shown if by == "shown" else np.zeros(material.num_items)
+    shown = material.shown if by == "exposure" else np.zeros(material.num_items)
     return np.lexsort((-material.popularity, -shown)).astype(np.int64)
 
 

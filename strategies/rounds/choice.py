@@ -29,7 +29,7 @@ def contents_kind(scenario: Scenario) -> type[ServerContents]:
     """
     bounded, robust = scenario.privacy.sums_only, scenario.refinement.aggregation.robust
     named = named_contents(
-        scenario.refinement.contents,
+        scenario.refinement.contribution,
         SERVER_CONTENTS,
         ServerContents,
         bounded=NoisedServerContents if bounded else None,

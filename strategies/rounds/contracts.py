@@ -36,15 +36,16 @@ NUM_ITEMS, DIM, SLICES, GROUPS = 6, 4, 2, 2
 
 
 class ServerContentsContract:
-    """Subclass it and set ``contents``, for device contents that say everything in the open; ``keys``: of a scenario
-    that they are for. Others override :meth:`said`, what nodes say of a user group.
+    """Contract suite of a contribution on the server side: subclass it and set ``contents``, for contributions in the
+    clear; ``keys``: scenario keys that it needs. For others, override :meth:`said`, the contribution of nodes to a
+    user group.
     """
 
     contents: ClassVar[type[ServerContents]]
     keys: ClassVar[dict[str, object]] = {}
 
     def said(self, seed: int, blocks: int) -> Arrays:
-        """One node's sums: open ones, of two devices that changed some rows."""
+        """Return one node's sums: in the clear, of two devices that changed some rows."""
         rng = np.random.default_rng(seed)
         rows = RowOrder.of(self.layout, np.arange(blocks)).items
         shape = (len(rows), DIM)
@@ -65,7 +66,7 @@ class ServerContentsContract:
     layout = BlockLayout(np.arange(NUM_ITEMS, dtype=np.int32), DIM, SLICES)
 
     def federation(self) -> Federation:
-        """Two user groups without nodes."""
+        """Return two user groups without nodes."""
         keys = {"name": "contract", "data": {"path": "interactions.csv"}, **self.keys}
         scenario = Scenario.model_validate(keys)
         rng = np.random.default_rng(0)
@@ -90,7 +91,7 @@ class ServerContentsContract:
         return Federation(scenario, setting, self.layout, states, members, cast(Any, None), 1.0)
 
     def after(self, parts: Sequence[Arrays]) -> Federation:
-        """The federation after a round in which the first user group's nodes said these parts."""
+        """Return the federation after a round in which the nodes of the first user group contributed these parts."""
         federation = self.federation()
         contents = self.contents(federation, None)
         blocks = np.arange(self.layout.num_blocks)
@@ -99,7 +100,7 @@ class ServerContentsContract:
         return federation
 
     def test_nodes_do_not_matter(self) -> None:
-        """The parts in any order, the same tables to the last bit."""
+        """Parts in any order give the same tables to the last bit."""
         parts = [self.said(seed, self.layout.num_blocks) for seed in range(3)]
         one, other = self.after(parts), self.after(parts[::-1])
         for mine, theirs in zip(one.states, other.states, strict=True):
@@ -108,25 +109,25 @@ class ServerContentsContract:
                 assert np.array_equal(array, getattr(theirs.statistics, name)), f"the order of replies changed {name}"
 
     def test_tables_stay_finite_and_in_shape(self) -> None:
-        """After a round like any other."""
+        """Tables stay finite and keep their shape after an ordinary round."""
         for state in self.after([self.said(seed, self.layout.num_blocks) for seed in range(3)]).states:
             assert state.table.shape == (NUM_ITEMS, DIM), f"a table of shape {state.table.shape}"
             assert state.table.dtype == np.float32, f"a table of {state.table.dtype}"
             assert np.isfinite(state.table).all(), "a table is no longer finite"
 
     def test_what_nobody_spoke_of_stays(self) -> None:
-        """The second user group has no sums."""
+        """A user group without sums stays unchanged."""
         before, after = self.federation(), self.after([self.said(0, self.layout.num_blocks)])
         assert np.array_equal(before.states[1].table, after.states[1].table), "a user group without sums changed"
 
     def test_a_round_of_nobody_is_no_mistake(self) -> None:
-        """No sums at all."""
+        """A round without sums is accepted."""
         federation = self.federation()
         sent = SentRound(1, True, 0, np.zeros(GROUPS, np.int64), {})
         self.contents(federation, None).take(sent, {}, {})
 
     def test_groups_that_are_asked_are_sent_something(self) -> None:
-        """Every user group with a device that is asked is among those whose blocks are ranked."""
+        """Every user group with a requested device is among those whose blocks are ranked."""
         contents = self.contents(self.federation(), None)
         assert set(contents.groups(np.array([1, 1, 0], np.int32))) >= {0, 1}
 

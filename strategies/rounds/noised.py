@@ -120,9 +120,10 @@ class PrivateRounds:
 
 
 class NoisedServerContents(ServerContents):
-    """Bounded sums: noised once, whether anybody answered or not, and shrunk towards what was known before.
+    """Contribution on the server side under privacy: bounded sums are noised once, whether or not any device answered,
+    and shrunk towards earlier estimates.
 
-    Where noise is in the sums already, user groups without a sum stay as they are. Without a plan nothing is noised.
+    Where devices add the noise, user groups without a sum stay unchanged. Without a plan there is no noise.
     """
 
     def __init__(self, federation: Federation, plan: Plan | None) -> None:
@@ -132,27 +133,27 @@ class NoisedServerContents(ServerContents):
 
     @property
     def clip_norm(self) -> float:
-        """That of the round to come."""
+        """Clipping bound of the next round."""
         return self.private.clip_norm
 
     @property
     def clip_norms(self) -> list[float]:
-        """One a round."""
+        """Clipping bounds, one per round."""
         return self.private.clip_norms
 
     def groups(self, asked: NDArray[np.int32]) -> list[int]:
-        """All that have devices: noise hides whether a user group was in the round."""
+        """Return all user groups that have devices: noise hides whether a group took part in the round."""
         return super().groups(self.federation.members.groups)
 
     def expects(self, sent: SentRound, group: int, devices: int) -> Known | None:
-        """Every part, dense."""
+        """Return the expected parts: all of them, dense."""
         layout, blocks = self.federation.layout, sent.blocks[group]
         sizes = GroupShape(layout.num_rows(blocks), layout.num_slices, layout.embedding_dim, len(blocks))
         parts = Release.of(self.federation.scenario, signals=sent.signals).parts
         return Known(arrays={part: summed(*shape) for part, shape in shapes(sizes, parts).items()})
 
     def take(self, sent: SentRound, sums: Mapping[int, Sequence[Arrays]], opened: Mapping[int, OpenedSum]) -> None:
-        """Noise every user group's sums and change its table and statistics; then the bound of the next round."""
+        """Noise every user group's sums and update its table and statistics; then the bound of the next round."""
         states, layout, scenario = self.federation.states, self.federation.layout, self.federation.scenario
         parts = Release.of(scenario, signals=sent.signals).parts
         blocks = {group: b for group, b in sent.blocks.items() if not self.private.in_sums or group in opened}
@@ -192,7 +193,7 @@ class NoisedServerContents(ServerContents):
         return (refinement.sampling_rate * sizes).astype(np.float64)
 
     def outer_step(self, controller: Controller) -> float | None:
-        """On noised signals the coefficients of the start alone move, by how much the noise lets them."""
+        """Update the controller on noised signals: only the initial coefficients change, as far as the noise allows."""
         privacy = self.federation.scenario.privacy
         if not (privacy.noised and privacy.shrinkage):
             return super().outer_step(controller)
@@ -200,7 +201,8 @@ class NoisedServerContents(ServerContents):
         return None
 
     def figures(self, sent: SentRound, record: RoundRecord) -> RoundRecord:
-        """Where devices withhold their counters but what they move is the same for all, the server knows it anyway."""
+        """Return the round's record. Where devices withhold their counters but all transfer the same bytes, the server
+        knows these anyway."""
         scenario = self.federation.scenario
         release = Release.of(scenario, signals=sent.signals)
         if not release.withheld:
@@ -273,7 +275,7 @@ def take_signals(
     All ``num_devices`` that were asked count as exposed to all blocks (K,) that were sent: what each of them holds is
     not said.
     """
-    memory = scenario.controller.memory
+    memory = scenario.controller.signal_momentum
     hits, exposure = np.zeros(layout.num_blocks), np.zeros(layout.num_blocks)
     hits[blocks] = release.sums["signals"]
     exposure[blocks] = num_devices * np.repeat(layout.group_sizes, layout.num_slices)[blocks]

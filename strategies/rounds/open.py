@@ -20,13 +20,13 @@ from strategies.rounds.record import SentRound
 
 
 class OpenServerContents(ServerContents):
-    """Every user group by itself: sums, then its table, then its statistics.
+    """Contribution on the server side in the clear, for each user group: its sums, then its table, then its statistics.
 
-    An aggregation rule of one's own overrides :meth:`apply`.
+    Override :meth:`apply` for an aggregation rule of your own.
     """
 
     def expects(self, sent: SentRound, group: int, devices: int) -> Known | None:
-        """Sums of the rows that were sent."""
+        """Return the expected sums: those of the rows that were sent."""
         layout, blocks = self.federation.layout, sent.blocks[group]
         sizes = {
             "R": layout.num_rows(blocks),
@@ -39,15 +39,15 @@ class OpenServerContents(ServerContents):
 
     @property
     def takes_each(self) -> bool:
-        """Yes, but under a rule of one's own for all of them together."""
+        """Whether groups are aggregated one by one: yes, unless a rule of your own needs all of them together."""
         return type(self).take is OpenServerContents.take
 
     def take(self, sent: SentRound, sums: Mapping[int, Sequence[Arrays]], opened: Mapping[int, OpenedSum]) -> None:
-        """Change the table and statistics of each user group that somebody said something of."""
+        """Update the table and statistics of each user group with a contribution."""
         for_groups(lambda group: self.take_group(group, sent.blocks[group], sums[group]), sums)
 
     def take_group(self, group: int, blocks: NDArray[np.int64], parts: Sequence[Arrays]) -> None:
-        """One user group. blocks: (K,) as they were ranked when sent; parts: sums that add up."""
+        """Update one user group. blocks: (K,) as they were ranked when sent; parts: sums that add up."""
         state, layout = self.federation.states[group], self.federation.layout
         order = RowOrder.of(layout, blocks)
         total = self.empty(order, blocks)
@@ -59,7 +59,8 @@ class OpenServerContents(ServerContents):
         state.rest()
 
     def may_change(self, group: int, blocks: NDArray[np.int64], parts: Sequence[Arrays]) -> NDArray[np.integer]:
-        """Those that some device changed, but under a rule of one's own."""
+        """Return the rows that may have changed: those that some device changed, unless a rule of your own changes
+        others."""
         items = super().may_change(group, blocks, parts)
         if self._applies_its_own or type(self).take_group is not OpenServerContents.take_group:
             return items
@@ -74,12 +75,12 @@ class OpenServerContents(ServerContents):
         return type(self).apply is not OpenServerContents.apply
 
     def empty(self, order: RowOrder, blocks: NDArray[np.int64]) -> BlockSums:
-        """Sums over nobody."""
+        """Return sums over no devices."""
         layout = self.federation.layout
         return BlockSums.zeros(len(order.items), layout.num_slices, layout.embedding_dim, len(blocks))
 
     def apply(self, state: UserGroupState, order: RowOrder, total: BlockSums) -> None:
-        """Change the table by the mean update. order: of the table's rows (R,); total: sums over the devices."""
+        """Add the mean update to the table. order: of the table's rows (R,); total: sums over the devices."""
         denominator = self.federation.scenario.refinement.aggregation.denominator
         apply_mean(state.table, order.items, total, order.position, denominator, state.optimizer)
 

@@ -108,7 +108,7 @@ def sums_of(
     plan: Plan | None = None,
 ) -> FederatedSums:
     """Of the devices of a federation, in the clear or masked; plan: of their noise, if any."""
-    panel, windows = scenario.pretraining.panel, scenario.pretraining.windows
+    panel, windows = scenario.pretraining.filter_devices, scenario.pretraining.open_rounds
     units = Units.of(scenario.pretraining.spectral(), num_devices, num_items)
     bounded, multiplier = plan is not None, plan.multiplier if plan is not None else 0.0
     if scenario.secure_aggregation.enabled:

@@ -94,7 +94,7 @@ def prepare_collected(scenario: Scenario, place: Place, stages: Stages, on_event
         pretrained = kept or pretrain(given, splits.num_items, config, seed=scenario.seed, device=device, progress=show)
         if place.cache_dir and kept is None:
             write_tables(Path(place.cache_dir), key, pretrained)
-    on_event(Event("pretraining", config.epochs, config.epochs, "kept from an earlier run" if kept else ""))
+    on_event(Event("pretraining", config.epochs, config.epochs, "loaded from the cache" if kept else ""))
     with stages("grouping"):
         groups = make_groups(scenario, pretrained, has_data)
         layout = make_layout(scenario, splits.num_items, given.popularity(splits.num_items), pretrained.items)

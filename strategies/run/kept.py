@@ -65,7 +65,7 @@ class Kept:
         """
         found = self.read(name)
         if found is not None:
-            self.on_event(Event(name, 1, 1, "kept from before the run was stopped"))
+            self.on_event(Event(name, 1, 1, "resumed from a checkpoint"))
             return found.value  # type: ignore[no-any-return]
         with nullcontext() if timed is None else self.stages(timed):
             result = work()
@@ -91,7 +91,7 @@ class Kept:
         except FileNotFoundError:
             return None
         except DAMAGED as error:
-            self.on_event(Event(name, 0, 1, f"what was kept is damaged ({str(error)[:80]}): done again"))
+            self.on_event(Event(name, 0, 1, f"the checkpoint is damaged ({str(error)[:80]}): computed again"))
             return None
         self.stages.seconds.update(seconds)
         return Found(value, rows)
@@ -116,7 +116,7 @@ class Kept:
                 if not disks or old.name != f"{name}.disks-{number}":
                     shutil.rmtree(old, ignore_errors=True)
         except (OSError, TypeError, RecursionError) as error:
-            self.on_event(Event(name, 1, 1, f"cannot be kept for later ({str(error)[:80]})"))
+            self.on_event(Event(name, 1, 1, f"the checkpoint cannot be written ({str(error)[:80]})"))
 
     def _forget_steps(self) -> None:
         """They were of a stage that is done."""

@@ -79,7 +79,7 @@ class KeptSums:
         found = self.kept.read(self._name)
         if found is not None:
             if self._done == 1:
-                self.kept.on_event(Event("pretraining", 0, 1, "steps are kept from before the run was stopped"))
+                self.kept.on_event(Event("pretraining", 0, 1, "steps are resumed from a checkpoint"))
             self.devices.go_on(found.value["where"], found.value["records"])
             if isinstance(self.sums, NoisedSums):
                 self.sums.taken = Counter(found.value["taken"])

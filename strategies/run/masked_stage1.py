@@ -365,13 +365,14 @@ class MaskedSums(FederatedSums):
         if clock is not None:
             total = clock.total()
             asked = (
-                f" (of {int(total.sampled)} that were asked {int(total.unavailable)} were away, "
-                f"{int(total.excluded)} had too little memory)"
+                f" (of {int(total.sampled)} requested, {int(total.unavailable)} were offline, "
+                f"{int(total.excluded)} had insufficient memory)"
             )
-        panel = ", pretraining.panel" if told.panel else ""
+        panel = ", pretraining.filter_devices" if told.panel else ""
         return SecureAggregationError(
-            f"secure aggregation, stage 1, {told.step}: {why}{asked}; raise pretraining.windows or deadline_s{panel}, "
-            "or secure_aggregation.neighbours, lower secure_aggregation.min_devices or threshold, or take another fleet"
+            f"secure aggregation, stage 1, {told.step}: {why}{asked}; raise pretraining.open_rounds or "
+            f"deadline_s{panel}, or secure_aggregation.neighbours, lower secure_aggregation.min_devices or threshold, "
+            "or take another fleet"
         )
 
 

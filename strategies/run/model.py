@@ -57,7 +57,7 @@ def save_model(strategy: PeelStrategy, prepared: Prepared, place: Place) -> int:
         )
     except OSError as error:
         raise ReportError(
-            f"{place.model_dir}: the model cannot be written ({error}); make some room there, or give another --out"
+            f"{place.model_dir}: the model cannot be written ({error}); free some space there, or give another --out"
         ) from error
 
 

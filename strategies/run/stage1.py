@@ -262,9 +262,9 @@ class FederatedSums:
         if not alone and not counts.classes.devices.any():
             clock = counts.clock.total()
             raise EngineError(
-                f"stage 1, {step}: of {int(clock.sampled)} devices {int(clock.unavailable)} were away, "
-                f"{int(clock.excluded)} had too little memory, {int(clock.stragglers)} were late, none was left; raise "
-                "pretraining.deadline_s, or take another fleet"
+                f"stage 1, {step}: of {int(clock.sampled)} devices {int(clock.unavailable)} were offline, "
+                f"{int(clock.excluded)} had insufficient memory, {int(clock.stragglers)} missed the deadline, none was "
+                "left; raise pretraining.deadline_s, or take another fleet"
             )
         self.records.append(SumsRecord(step, counts, int(waits.sum()) / 1e6))
 

@@ -1,4 +1,4 @@
-"""What a run over a timeline measured: the content of timeline.json."""
+"""Types of timeline.json: what a replayed timeline measured."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from strategies.figures.schema import Interval, OverTime, Ratio
 
 @dataclass(frozen=True)
 class LineResult:
-    """Of devices of one kind, or all, in one period or several: mean recall@20 and NDCG@20 of ``devices`` of them (in
-    several periods each counts once a period), and recall's interval.
-    """
+    """Mean recall@20 and NDCG@20 of ``devices`` devices of one kind, or of all, over one period or several (a device
+    counts once per period), with the interval of recall."""
 
     recall: float
     ndcg: float
@@ -22,9 +21,10 @@ class LineResult:
 
 @dataclass(frozen=True)
 class Read:
-    """What devices read at the beginning of a period under a budget, on average over those that were there before
-    (mean) and those that join (joining): bytes sent; bytes that they then hold; devices over budget; share of the
-    former that changed their user group, and the mean of what these were sent.
+    """Downloads of devices at the start of a period under one budget. sent_mean, held_mean: bytes sent to, and then
+    stored by, devices that were there before, mean; joining_mean: bytes sent to joining devices, mean; violations:
+    devices above the budget; moved: share of the devices that changed their user group; moved_sent_mean: bytes sent
+    to these, mean.
     """
 
     sent_mean: float
@@ -37,9 +37,8 @@ class Read:
 
 @dataclass(frozen=True)
 class ClassResult:
-    """Of a device class under its own budgets: recall@20 and half the width of its 95 % interval, devices asked, bytes
-    of its budgets and of what is held.
-    """
+    """Device class under its own budgets: recall@20 and half the width of its 95 % interval, devices evaluated, mean
+    bytes of the budgets and of what is stored."""
 
     recall: float | None
     margin: float | None
@@ -50,11 +49,13 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class PeriodResult:
-    """One period. exponents: of the filter, as devices chose it; begins, ends: seconds since 1970; devices: there
-    before it, left: of these, joining: in it; items: that tables have a row of, new_items: since the period before;
-    changed_rows: of a table, new ones included; stage1_down and so on: bytes of a device that was there, on average;
-    lines: by way of serving and kind of device, all included; reads: by budget; classes: by device class; followed:
-    devices while their own budgets moved, from when they were asked until the next period's tables came.
+    """One period. exponents: exponents of the filter, chosen by devices; begins, ends: seconds since 1970; devices:
+    devices that were there before it; left: those of them that are inactive; joining: devices that join in it;
+    items: items with a row in the tables; new_items: items new since the previous period; changed_rows: share of a
+    table's rows that changed, new ones included; stage1_down, stage1_up, refinement_down, refinement_up: bytes per
+    device, mean; lines: quality by serving method and kind of device, "all" included; reads: downloads by budget;
+    classes: by device class; followed: devices while their own budgets changed, until the next period's tables
+    arrived.
     """
 
     exponents: dict[str, float]
@@ -81,7 +82,8 @@ class PeriodResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """A way of serving over some periods: of all devices and by kind, and its recall over that of every other way."""
+    """Serving method over several periods: quality of all devices and by kind, and its recall relative to every other
+    method."""
 
     lines: dict[str, LineResult]
     over: dict[str, Ratio]
@@ -89,9 +91,8 @@ class Summary:
 
 @dataclass(frozen=True)
 class TimelineResult:
-    """full_table_bytes: of the last period, fp32;
-    last: over the last three periods; whole: over all.
-    """
+    """Content of timeline.json. full_table_bytes: size of the fp32 full table in the last period; last: summaries over
+    the last three periods; whole: summaries over all periods."""
 
     scenario: dict[str, Any]
     seed: int

@@ -76,7 +76,7 @@ def serve_timeline(grid: Grid, scenario: Scenario, place: Place, on_event: OnEve
     run, kept = _Run(grid, scenario, place, nodes, timeline, stages), Kept.at(place, stages, on_event)
     done = run.go_on(kept)
     if done:
-        on_event(Event("timeline", done, timeline.periods, "kept from before the run was stopped"))
+        on_event(Event("timeline", done, timeline.periods, "resumed from a checkpoint"))
     for period in range(done, timeline.periods):
         run.period(period)
         run.keep(kept)
@@ -103,11 +103,11 @@ def check_timeline(scenario: Scenario) -> TimelinePart:
         ("privacy.mechanism", scenario.privacy.noised, "none"),
         ("secure_aggregation.enabled", scenario.secure_aggregation.enabled, "false"),
         ("poisoning.share", scenario.poisoning.largest_share > 0, "0"),
-        ("selector", scenario.selector not in ("shown", "popularity"), "shown or popularity"),
+        ("selector", scenario.selector not in ("exposure", "popularity"), "exposure or popularity"),
         ("evaluation.top_n", scenario.evaluation.top_n != 20, "20"),
     ):
         if wrong:
-            raise ScenarioError(f"{key}: a timeline does not go with it yet; set it to {remedy}")
+            raise ScenarioError(f"{key}: timelines do not support it yet; set it to {remedy}")
     return timeline
 
 
@@ -217,8 +217,8 @@ class _Run:
             self.nodes,
             setting,
             splits.num_items,
-            pretraining.panel,
-            pretraining.windows,
+            pretraining.filter_devices,
+            pretraining.open_rounds,
             min_owners=self.scenario.privacy.min_owners,
             begin=self.clock,
         )
@@ -257,7 +257,9 @@ class _Run:
         self.follow()
         shared = not refining.rounds and (self.published is None or len(self.published.tables) == 1)
         exact = [state.table for state in (states[:1] if shared else states)]
-        self.published = Published.of(exact, self.model.fresh, self.published, self.model.former, self.part.allowance)
+        self.published = Published.of(
+            exact, self.model.fresh, self.published, self.model.former, self.part.max_changed_rows
+        )
         served = [replace(state, table=self.published.scored(group)) for group, state in enumerate(states)]
         known, new = (
             self.evaluator(one, prepared, served, some) for one, some in ((here, members), (newcomers, joined))
@@ -364,9 +366,14 @@ class _Run:
             self.basis = self.prepared(self.at(period, "choose"), splits, start), model
         part = self.part
         question = question_of(
-            model, self.scenario.seed, count=count, value=value, fresh=part.fresh_exponents, fading=part.fading
+            model,
+            self.scenario.seed,
+            count=count,
+            value=value,
+            fresh=part.recency_exponents,
+            fading=part.decay_interactions,
         )
-        fresh = part.fresh_exponents[0] if self.model is None else fixed.fresh
+        fresh = part.recency_exponents[0] if self.model is None else fixed.fresh
         self.exponents = Exponents(count[0], value[0], fresh)
         if question is not None:
             won, answered = sums.choice(question)
@@ -425,7 +432,7 @@ class _Run:
         """Who is asked, of these tables."""
         federation = self.refiner(prepared).federation(scenario, members, states)
         orders = {
-            "shown": [state.statistics.shown.astype(np.float64) for state in states],
+            "exposure": [state.statistics.shown.astype(np.float64) for state in states],
             "popularity": [state.statistics.popularity.astype(np.float64) for state in states],
         }
         return Evaluator(federation, _Weights(orders), server_round=self.clock)
@@ -488,7 +495,7 @@ class _Run:
         """Everybody else, on the same devices."""
         assert self.model is not None
         config, replicates = self.scenario.pretraining.spectral(), self.scenario.evaluation.bootstrap
-        popularity, fading = learn.train.popularity(learn.num_items), self.part.fading
+        popularity, fading = learn.train.popularity(learn.num_items), self.part.decay_interactions
         behind, begin = self.timeline.begin_of(period - 1), self.timeline.begin_of(period)
         recent = np.bincount(self.timeline.items[behind:begin], minlength=learn.num_items)
         if self.first is None:
@@ -518,7 +525,7 @@ class _Run:
         one = self.periods[period]
         recall = {name: one.lines[name]["all"].recall for name in (FULL, "cached-list") if name in one.lines}
         words = ", ".join(f"{name} {value:.4f}" for name, value in recall.items())
-        return f"{one.devices:,} devices, {one.joining} join, {one.items:,} items; recall@20: {words}"
+        return f"{one.devices:,} devices, {one.joining} joining, {one.items:,} items; recall@20: {words}"
 
     @property
     def last(self) -> range:

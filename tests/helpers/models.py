@@ -24,7 +24,7 @@ from tests.helpers.loopback import LoopbackGrid
 LAYOUT = layout_of("single", 30, 30, 4, 2, 0)
 NOTHING_COLLECTED = (
     *("pretraining.model=spectral", "pretraining.source=devices", "pretraining.collected.share=0"),
-    *("pretraining.columns=8", "selector=shown", "refinement.local.user_learning_rate=0"),
+    *("pretraining.columns=8", "selector=exposure", "refinement.local.user_learning_rate=0"),
 )
 
 

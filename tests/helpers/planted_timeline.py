@@ -43,7 +43,7 @@ def csv_of(rows: list[tuple[int, int, int]]) -> str:
 TIMELINE = """
 data:
   path: {path}
-  timeline: {{start: 40%, periods: 8, share: 7%, fresh_exponents: [0, 0.5]}}
+  timeline: {{start: 40%, periods: 8, share: 7%, recency_exponents: [0, 0.5]}}
 pretraining: {{model: spectral, source: devices, columns: 8, group_columns: 8, embedding_dim: 8, passes: 4,
   count_exponent: 0.5, value_exponent: 0.3,
   collected: {{share: 0}}}}

@@ -40,7 +40,7 @@ def test_bytes_of_refinement(tiny, tmp_path):
 
 
 def test_bytes_of_stage_1_by_devices(tiny, tmp_path):
-    scenario = load_scenario(tiny, [*BY_DEVICES, *NARROW, "refinement.rounds=0", "selector=shown"])
+    scenario = load_scenario(tiny, [*BY_DEVICES, *NARROW, "refinement.rounds=0", "selector=exposure"])
     found, result = estimate(scenario, None), measured(scenario, tmp_path)
     assert found.stage1_download_bytes == pytest.approx(result.stage1.bytes_down_mean, rel=0.25)
     assert found.stage1_upload_bytes == pytest.approx(result.stage1.bytes_up_mean, rel=0.25)
@@ -102,7 +102,7 @@ def test_a_line_before_a_study(study, tiny, tmp_path, monkeypatch):
     assert lines[0].endswith(f"within a factor of {WITHIN:g}")
     assert lines[1] == "measured"
     (tmp_path / "out" / "checkpoints").mkdir(parents=True)
-    assert "is not done again" in fl_peel(study, tiny, "--out", tmp_path / "out", "--json").stderr
+    assert "are not computed again" in fl_peel(study, tiny, "--out", tmp_path / "out", "--json").stderr
     assert "estimate" not in fl_peel(study, tiny, "--out", tmp_path / "out", "--json", "--quiet").stderr
 
 

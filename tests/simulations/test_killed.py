@@ -55,6 +55,6 @@ def test_killed_in_every_part_of_a_run_it_ends_in_the_same_report(tiny, tmp_path
         assert not (out / "report.json").exists()
     code, _, told = command_line(*words(tiny, out))
     assert code == 0, told
-    assert "kept from before the run was stopped" in told
+    assert "resumed from a checkpoint" in told
     assert report(out) == report(tmp_path / "whole")
     assert not (out / NAME).exists()

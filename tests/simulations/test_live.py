@@ -69,7 +69,7 @@ def test_figures_that_an_event_carries_are_told():
 def test_a_port_that_is_taken_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        message = f"--live-port {port}: cannot serve there .*give another"
+        message = f"--live-port {port}: the port cannot be opened .*give another"
         with pytest.raises(ReportError, match=message) as caught, live(port, "tiny"):
             pass
     assert "\n" not in str(caught.value)

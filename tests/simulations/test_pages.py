@@ -42,7 +42,7 @@ def test_an_audit_has_its_page_again_with_intervals_drawn(tmp_path):
         ("report.json", "{}", "report.json: scenario: Field required"),
         ("compare.json", '{"tuning": {}}', "compare.json: of a leaderboard"),
         ("timeline.json", "{}", "timeline.json: .*Field required"),
-        ("audit.json", "[]", "audit.json: not of an audit"),
+        ("audit.json", "[]", "audit.json: not an audit"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(tmp_path, name, text, message):

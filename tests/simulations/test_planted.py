@@ -87,7 +87,7 @@ def weights_of(selector, world):
     return [block_weights(selector, s, controller, seed=0, user_group=g) for g, s in enumerate(statistics)]
 
 
-@pytest.mark.parametrize("selector", ["popularity", "shown", "controller"])
+@pytest.mark.parametrize("selector", ["popularity", "exposure", "controller"])
 def test_each_groups_weights_rank_its_own_worlds_blocks_first(world, selector):
     _, taste, _, _, _, groups, layout, _ = world
     assert layout.num_blocks == 8  # one item a block
@@ -126,7 +126,7 @@ def test_without_groups_a_tight_budget_holds_the_wrong_world(world):
     assert recall(world, "global-popularity", 2, 20) == pytest.approx(15 / 44)
 
 
-@pytest.mark.parametrize("selector", ["popularity", "shown", "controller"])
+@pytest.mark.parametrize("selector", ["popularity", "exposure", "controller"])
 def test_with_groups_it_holds_the_right_one(world, selector):
     """The one item of its own world that a device has not seen is the first it keeps: everybody finds it. That is
     29/44 more than without groups; and it ranks first, before the best of the other world, which is kept too.

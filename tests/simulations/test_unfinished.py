@@ -84,7 +84,7 @@ def test_other_data_another_fleet_and_other_code_are_refused(tiny, splits, tmp_p
     (tmp_path / "fleet.yaml").write_text(fleet)
     with monkeypatch.context() as patched:
         patched.setattr(module, "code_digest", lambda root: "another")
-        with pytest.raises(ReportError, match="another version's code"), unfinished(out, scenario, splits):
+        with pytest.raises(ReportError, match="the code of another version"), unfinished(out, scenario, splits):
             pass
     with monkeypatch.context() as patched:
         patched.setattr(module, "versions", lambda: {"numpy": "9.9"})

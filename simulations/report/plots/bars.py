@@ -78,13 +78,13 @@ def recall_by_class(result: RunResult) -> Plot | None:
     if labels:
         axes.legend(
             loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=1 if is_narrow() else 2, frameon=False,
-            fontsize=LABEL_PT, borderaxespad=0.2, title="the same devices with", alignment="left",
+            fontsize=LABEL_PT, borderaxespad=0.2, title="same devices with the", alignment="left",
             title_fontsize=LABEL_PT,
         )  # fmt: skip
     low, high = min(bars, key=lambda bar: bar[2]), max(bars, key=lambda bar: bar[2])
     alt = (
         f"Bar chart of Recall@{result.top_n} for {len(bars)} device classes: from {low[2]:.4f} ({low[0]}) "
-        f"to {high[2]:.4f} ({high[0]}){'; the same devices with ' * bool(words)}{', '.join(words)}."
+        f"to {high[2]:.4f} ({high[0]}){'; the same devices with the ' * bool(words)}{', '.join(words)}."
     )
     return finish(figure, "classes", "Recall by device class", alt)
 
@@ -127,7 +127,7 @@ def full_recalls(result: RunResult) -> list[FullTableRecall]:
     full = result.full_table
     tables = (
         ("global", full.globally, MUTED),
-        ("of user groups at the start", full.start, PURPLE),
+        ("before refinement", full.start, PURPLE),
         ("refined", full.refined, INK),
     )
     return [FullTableRecall(name, quality, color) for name, quality, color in tables if quality is not None]
@@ -179,7 +179,7 @@ def recall_by_group(result: RunResult) -> Plot | None:
                 color=PAPER if inside else INK,
                 fontweight="bold",
             )
-    marks = [one for one in full_recalls(result) if one.name != "of user groups at the start"]
+    marks = [one for one in full_recalls(result) if one.name != "before refinement"]
     axes.set_ylabel(f"Recall@{result.top_n}")
     top = max([*heights, *(one.quality.recall for one in marks), *(high for _, high in filter(None, ends))])
     axes.set_ylim(0, top * 1.12 if top else 1)

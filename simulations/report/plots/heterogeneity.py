@@ -74,7 +74,7 @@ def fairness_by_class(result: RunResult) -> Plot | None:
     axes.set_yticks(y, [f"{row.device_class}\n{row.devices:,} devices" for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlim(*dot_limits(known))
-    cut = " (the axis does not begin at 0)" if axes.get_xlim()[0] > 0 else ""
+    cut = " (the axis does not start at 0)" if axes.get_xlim()[0] > 0 else ""
     axes.set_xlabel(f"Recall@{result.top_n} by device class{cut}")
     columns = 1 if is_narrow() else 3
     handles, labels = axes.get_legend_handles_labels()
@@ -87,7 +87,7 @@ def fairness_by_class(result: RunResult) -> Plot | None:
         frameon=False,
     )
     figure.set_figheight(figure.get_figheight() + LEGEND_IN * (-(-len(methods) // columns) - 2))
-    return finish(figure, "fairness", "Who gets what", f"Dots by device class: {'; '.join(reversed(words))}.")
+    return finish(figure, "fairness", "Recall by device class", f"Dots by device class: {'; '.join(reversed(words))}.")
 
 
 def dot_limits(values: Sequence[float]) -> tuple[float, float]:
@@ -113,8 +113,18 @@ def recall_after_falls(result: RunResult) -> Plot | None:
     axes.grid(visible=False, axis="x")
     lines: tuple[tuple[str, str, list[float | None], list[float | None]], ...] = (
         ("elastic", "elastic", [row.elastic for row in rows], [row.elastic_margin for row in rows]),
-        ("rigid", "keeps its blocks\nwhile they fit", [row.rigid for row in rows], [row.rigid_margin for row in rows]),
-        ("trained_for", "trained for it", [row.trained_for for row in rows], [row.trained_for_margin for row in rows]),
+        (
+            "rigid",
+            "rigid: keeps its blocks\nwhile they fit",
+            [row.rigid for row in rows],
+            [row.rigid_margin for row in rows],
+        ),
+        (
+            "trained_for",
+            "trained for\nthis budget",
+            [row.trained_for for row in rows],
+            [row.trained_for_margin for row in rows],
+        ),
     )
     labels, words = [], []
     for index, (key, name, values, margins) in enumerate(lines):
@@ -137,10 +147,10 @@ def recall_after_falls(result: RunResult) -> Plot | None:
         if recall is not None:
             labels.append(yardstick(axes, recall, METHODS[key], color))
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("all budgets, as a share of what they were (log scale)")
-    axes.set_ylabel(f"Recall@{result.top_n}, right after")
+    axes.set_xlabel("factor of all budgets (log scale)")
+    axes.set_ylabel(f"Recall@{result.top_n} after the drop")
     label_ends(axes, labels)
-    return finish(figure, "falls", "When all budgets fall at once", f"Recall after a fall: {'; '.join(words)}.")
+    return finish(figure, "falls", "Drop of all budgets at once", f"Recall after a drop: {'; '.join(words)}.")
 
 
 @in_both_forms
@@ -182,7 +192,7 @@ def moving_budgets(result: RunResult) -> Plot | None:
             labels.append(EndLabel(name, trace.hours[-1], trace.kept_blocks[-1], color))
         panels[2].set_ylim(bottom=0)
         panels[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        panels[2].set_ylabel("kept blocks")
+        panels[2].set_ylabel("stored blocks")
         label_ends(panels[2], labels)
     panels[-1].set_xlabel("hours after training")
     for axes in panels:
@@ -190,9 +200,9 @@ def moving_budgets(result: RunResult) -> Plot | None:
     ranges = [f"{min(values):.4f} to {max(values):.4f}" for values in (elastic, rigid)]
     alt = (
         f"Step charts over {hours[-1]:g} hours: mean recall of elastic devices from {ranges[0]}, "
-        f"of rigid ones from {ranges[1]}."
+        f"of rigid devices from {ranges[1]}."
     )
-    return finish(figure, "moving", "Budgets that move after training", alt)
+    return finish(figure, "moving", "Changing budgets after training", alt)
 
 
 @in_both_forms

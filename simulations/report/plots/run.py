@@ -76,7 +76,7 @@ def share_axis(axes: Axes, shares: Sequence[float], full_bytes: float | None) ->
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(visible=False, axis="x")
     if is_narrow():
-        axes.set_xlabel("budget, of the full table's bytes (log scale)")
+        axes.set_xlabel("budget, share of the full table (log scale)")
         return
     axes.set_xlabel("budget, % of the bytes of the fp32 full item table (log scale)")
     if full_bytes:
@@ -104,8 +104,8 @@ def line_over_shares(
 
 @in_both_forms
 def recall_by_budget(result: RunResult) -> Plot | None:
-    """Recall against the budget, one line a precision and selector, from nought, below the line to beat: the best full
-    table, with its interval. The global table is drawn, too.
+    """Recall against the budget, one line per precision and selector, from zero, with the best full table and its
+    interval for comparison. The global table is drawn, too.
     """
     drawn = recall_figure(result)
     return None if drawn is None else finish(drawn[0], "recall", "Recall against the budget", drawn[1])
@@ -132,10 +132,10 @@ def recall_figure(result: RunResult) -> tuple[Figure, str] | None:
     best = full[0] if full else None
     for one in full:
         if one is best or one.name == "global":
-            to_beat, color = (" to beat", INK) if one is best else ("", MUTED)
-            told = f"full table{to_beat}: {one.name} {one.quality.recall:.4f}"
+            kind, color = ("best full table", INK) if one is best else ("full table", MUTED)
+            told = f"{kind}: {one.name} {one.quality.recall:.4f}"
             labels.append(replace(yardstick(axes, one.quality.recall, told, color), bold=one is best))
-            words.append(f"the full {one.name} table reaches {one.quality.recall:.4f}")
+            words.append(f"{kind}, {one.name}: {one.quality.recall:.4f}")
     if best is not None and best.quality.recall_interval is not None:
         known = best.quality.recall_interval
         axes.axhspan(known.low, known.high, color=INK, alpha=0.08, linewidth=0, zorder=0)
@@ -154,7 +154,7 @@ def line_name(selector: str, selectors: Collection[str]) -> str:
 def _budget_words(row: BudgetRow, name: str) -> str:
     known = row.recall_interval
     within = format_interval(row.recall, *((known.low, known.high) if known else (None, None)))
-    over = "" if row.to_strongest is None else f", {row.to_strongest.value:.3f} of the best full table"
+    over = "" if row.to_strongest is None else f", {row.to_strongest.value:.3f} relative to the best full table"
     return f"{name}: {within} at {format_share(row.share)}, {format_bytes(row.budget_bytes)}{over}"
 
 
@@ -185,9 +185,9 @@ def device_traces(result: RunResult) -> Plot | None:
         right.set_ylabel("blocks")
         kept = [blocks for blocks in trace.kept_blocks if blocks is not None]
         words.append(
-            f"device {trace.device} ({trace.device_class}) keeps {min(kept, default=0):,} to "
+            f"device {trace.device} ({trace.device_class}) stores {min(kept, default=0):,} to "
             f"{max(kept, default=0):,} blocks in {len(trace.budget_bytes)} rounds"
-            + (f", away in {len(away)} of them" if away else "")
+            + (f", offline in {len(away)} of them" if away else "")
         )
     figure.align_ylabels(panels)
     for axes in panels[-1:] if is_narrow() else panels[-2:]:
@@ -196,17 +196,17 @@ def device_traces(result: RunResult) -> Plot | None:
     for axes in panels:
         axes.grid(visible=False, axis="x")
     _key(panels[0], [("budget", INK), ("stored", BLUE)])
-    _key(panels[1], [("kept blocks", GREEN)])
+    _key(panels[1], [("stored blocks", GREEN)])
     return finish(
         figure,
         "traces",
-        "Budgets that move, and what devices keep",
-        f"Step charts of budget, stored bytes and kept blocks by round: {'; '.join(words)}.",
+        "Budgets and stored blocks of single devices",
+        f"Step charts of budget, stored bytes and stored blocks by round: {'; '.join(words)}.",
     )
 
 
 def _shade_away(panels: Iterable[Axes], places: Sequence[int]) -> None:
-    """Hatch the rounds in which a device was away, from below to above: it took no part, which is not the same as
+    """Hatch the rounds in which a device was offline, from below to above: it took no part, which is not the same as
     holding nothing.
     """
     for axes in panels:
@@ -218,7 +218,7 @@ def _shade_away(panels: Iterable[Axes], places: Sequence[int]) -> None:
         for first in runs:
             last = next(place for place in range(first, places[-1] + 1) if place + 1 not in places)
             axes.annotate(
-                "away",
+                "offline",
                 ((first + last) / 2 + 1, 0.5),
                 xycoords=axes.get_xaxis_transform(),
                 ha="center",
@@ -278,7 +278,7 @@ def bytes_by_round(result: RunResult) -> Plot | None:
     _round_axis(axes, len(rounds))
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("round")
-    axes.set_ylabel(f"{unit} a round, all devices")
+    axes.set_ylabel(f"{unit} per round, all devices")
     hover(axes, [row.server_round for row in rounds], (down / scale).tolist(), [_round_words(row) for row in rounds])
     label_ends(
         axes,
@@ -332,7 +332,7 @@ def learning_curves(result: RunResult) -> Plot | None:
         if over == "round":
             _round_axis(axes, max(row.server_round for row in history))
         label_ends(axes, labels)
-    return finish(figure, "learning", "Learning, round by round", f"Line charts: {'; '.join(words)}.")
+    return finish(figure, "learning", "Metrics by round", f"Line charts: {'; '.join(words)}.")
 
 
 @dataclass(frozen=True)

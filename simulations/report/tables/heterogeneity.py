@@ -69,9 +69,9 @@ def _three(value: float) -> str:
 
 _FLEET: Sequence[Column[FleetClassRow]] = (
     Column("class", lambda row: row.device_class, str),
-    Column("of devices", lambda row: row.population_share, format_share),
+    Column("share of devices", lambda row: row.population_share, format_share),
     Column("budget", lambda row: row.budget_median, format_bytes),
-    Column("of full table", lambda row: row.share_median, format_share),
+    Column("share of full table", lambda row: row.share_median, format_share),
     Column("changes/round", lambda row: row.changes_per_round, _decimals),
     Column("samples/s", lambda row: row.samples_per_s, _per_second),
     Column("up Mbit/s", lambda row: row.uplink_mbps, _rate),
@@ -80,12 +80,12 @@ _FLEET: Sequence[Column[FleetClassRow]] = (
 )
 _TIMES: Sequence[Column[TimeToRecall]] = (
     Column("class", lambda row: row.device_class, str),
-    Column("of its best", lambda row: row.target_share, format_share),
+    Column("share of best", lambda row: row.target_share, format_share),
     Column("validation Recall@20", lambda row: row.recall, format_metric),
     Column("round", lambda row: row.server_round, _count),
     Column("virtual s", lambda row: row.virtual_seconds, _decimals),
-    Column("down a device", lambda row: row.download_bytes, format_bytes),
-    Column("up a device", lambda row: row.upload_bytes, format_bytes),
+    Column("down per device", lambda row: row.download_bytes, format_bytes),
+    Column("up per device", lambda row: row.upload_bytes, format_bytes),
     Column("energy J", lambda row: row.energy_j, _decimals),
 )
 _CLASSES: Sequence[Column[ClassFairness]] = (
@@ -93,56 +93,56 @@ _CLASSES: Sequence[Column[ClassFairness]] = (
     Column("devices", lambda row: row.devices, _count),
     Column("mean budget", lambda row: row.budget_bytes, format_bytes),
     Column("elastic", lambda row: row.recall[PEEL], format_metric),
-    Column("full, refined", lambda row: row.recall.get(FULL_REFINED), format_metric),
-    Column("full, global", lambda row: row.recall.get(FULL_GLOBAL), format_metric),
+    Column("refined full table", lambda row: row.recall.get(FULL_REFINED), format_metric),
+    Column("global full table", lambda row: row.recall.get(FULL_GLOBAL), format_metric),
     Column("elastic / global", lambda row: row.ratio.get(FULL_GLOBAL), _three),
     Column("fixed tiers", lambda row: row.recall.get(FIXED_TIERS), format_metric),
-    Column("small excluded", lambda row: row.recall.get(EXCLUDING_SMALL), format_metric),
-    Column("trained without", lambda row: row.recall.get(TRAINED_WITHOUT), format_metric),
+    Column("small devices excluded", lambda row: row.recall.get(EXCLUDING_SMALL), format_metric),
+    Column("trained without small", lambda row: row.recall.get(TRAINED_WITHOUT), format_metric),
 )
 _WORST: Sequence[Column[WorstClass]] = (
-    Column("against", lambda row: row.against, method_name),
+    Column("relative to", lambda row: row.against, method_name),
     Column("worst class", lambda row: row.device_class, str),
     Column("elastic / full", lambda row: row.ratio, _three),
 )
 _GAP: Sequence[Column[ClassGap]] = (
-    Column("served", lambda row: row.method, method_name),
+    Column("served by", lambda row: row.method, method_name),
     Column("largest budgets", lambda row: row.largest, str),
     Column("smallest budgets", lambda row: row.smallest, str),
-    Column("gap", lambda row: row.gap, lambda value: f"{value:+.4f}"),
+    Column("gap in recall", lambda row: row.gap, lambda value: f"{value:+.4f}"),
 )
 _FALLS: Sequence[Column[Fall]] = (
     Column("budgets", lambda row: row.factor, format_share),
     Column("mean budget", lambda row: row.budget_bytes_mean, format_bytes),
     Column("elastic", lambda row: row.elastic, format_metric),
     Column("rigid", lambda row: row.rigid, format_metric),
-    Column("trained for it", lambda row: row.trained_for, format_metric),
+    Column("trained for this budget", lambda row: row.trained_for, format_metric),
     Column("elastic / trained", lambda row: row.elastic_to_trained_for, _three),
-    Column("full, refined", lambda row: row.full_table_refined, format_metric),
+    Column("refined full table", lambda row: row.full_table_refined, format_metric),
     Column("violations", lambda row: row.budget_violations, _count),
 )
 _FOLLOWED: Sequence[Column[ClassFollowed]] = (
     Column("class", lambda row: row.device_class, str),
     Column("devices", lambda row: row.figures.devices, _count),
     Column("changes / h", lambda row: row.figures.reselections_per_device_hour, _decimals),
-    Column("grown / h", lambda row: row.figures.growth_bytes_per_device_hour, format_bytes),
+    Column("growth / h", lambda row: row.figures.growth_bytes_per_device_hour, format_bytes),
     Column("rigid / h", lambda row: row.figures.rigid_bytes_per_device_hour, format_bytes),
     Column("before", lambda row: row.figures.recall_before, format_metric),
     Column("after", lambda row: row.figures.recall_after, format_metric),
     Column("elastic", lambda row: row.figures.recall, format_metric),
     Column("rigid", lambda row: row.figures.rigid_recall, format_metric),
-    Column("empty", lambda row: row.figures.rigid_empty_share, format_share),
+    Column("rigid empty", lambda row: row.figures.rigid_empty_share, format_share),
 )
 
 
 def _spread(top_n: int) -> Sequence[Column[Spread]]:
     return (
-        Column("served", lambda row: row.method, method_name),
+        Column("served by", lambda row: row.method, method_name),
         Column(f"Recall@{top_n}", lambda row: row.recall, format_metric),
         Column("worst 10%", lambda row: row.worst_10_percent, format_metric),
         Column("worst 25%", lambda row: row.worst_25_percent, format_metric),
         Column("worst 50%", lambda row: row.worst_50_percent, format_metric),
-        Column("without a hit", lambda row: row.zero_share, format_share),
+        Column("recall 0", lambda row: row.zero_share, format_share),
     )
 
 
@@ -151,13 +151,13 @@ def fleet_table(result: RunResult) -> TableView | None:
     fleet = result.fleet
     if fleet is None:
         return None
-    note = f"Fleet {fleet.source}: medians over {fleet.devices:,} devices drawn and {fleet.rounds:,} rounds."
+    note = f"Fleet {fleet.source}: medians over {fleet.devices:,} sampled devices and {fleet.rounds:,} rounds."
     return _table("The fleet", fleet.classes, _FLEET, note)
 
 
 def time_table(result: RunResult) -> TableView | None:
     """When validation recall first reached a share of its best."""
-    note = "Bytes and energy of an average device of the class, up to and including that round."
+    note = "Bytes and energy per device of the class, mean, up to and including that round."
     rows = result.time_to_recall
     return _table("Time to recall, on the virtual clock", rows, _TIMES, note) if rows else None
 
@@ -167,12 +167,12 @@ def fairness_tables(result: RunResult) -> list[TableView]:
     part = result.fairness
     if part is None:
         return []
-    gap = "Recall of the class with the largest budgets less that of the one with the smallest."
+    gap = "Recall of the class with the largest budgets minus that of the class with the smallest."
     views = [
-        _table("By device class", part.by_class, _CLASSES, _tiers(part.fixed_tiers)),
-        _table("Over devices", part.over_devices, _spread(result.top_n)),
-        _table("The worst class", part.worst_class, _WORST, num_labels=2),
-        _table("The gap between classes", part.gap, _GAP, gap, num_labels=3),
+        _table("Recall by device class", part.by_class, _CLASSES, _tiers(part.fixed_tiers)),
+        _table("Distribution over devices", part.over_devices, _spread(result.top_n)),
+        _table("Worst device class", part.worst_class, _WORST, num_labels=2),
+        _table("Gap between device classes", part.gap, _GAP, gap, num_labels=3),
     ]
     shown = {"metric", "by_class", "over_devices", "worst_class", "gap", "fixed_tiers"}  # metric: in the headings
     rest = {key: value for key, value in to_plain(part, top_n=result.top_n).items() if key not in shown}
@@ -183,7 +183,7 @@ def _tiers(told: FixedTiers | None) -> str:
     if told is None:
         return ""
     chosen = ", ".join(f"{name} {format_share(share)}" for name, share in told.chosen.items())
-    return f"Fixed tiers, each class's of {', '.join(map(format_share, told.tiers))} of the full table: {chosen}."
+    return f"Fixed tier of each class, out of {', '.join(map(format_share, told.tiers))} of the full table: {chosen}."
 
 
 def elasticity_tables(result: RunResult) -> list[TableView]:
@@ -191,14 +191,15 @@ def elasticity_tables(result: RunResult) -> list[TableView]:
     part = result.elasticity
     if part is None:
         return []
-    note = "Rigid devices keep their blocks while they fit, then have nothing until the next round."
+    note = "Rigid devices keep their blocks while they fit, and store nothing after that until the next round."
     told = (
-        "Per device and hour: re-selections, bytes that elastic devices grew by, bytes that rigid ones loaded anew. "
-        "Recall before and after re-selections, and over all times; empty: share of time with no block at all."
+        "Per device and hour: re-selections, bytes sent to growing elastic devices, bytes that rigid ones downloaded "
+        "again. Recall before and after re-selections, and over all times; rigid empty: share of time without any "
+        "block."
     )
     by_class = part.followed.by_class if part.followed is not None else ()
     views = [
-        _table("When all budgets fall at once", part.falls, _FALLS, note),
+        _table("Drop of all budgets at once", part.falls, _FALLS, note),
         _table("Devices followed after training", by_class, _FOLLOWED, f"{told} {note}"),
     ]
     shown = {"metric", "falls", "by_class", "over_time"}

@@ -15,10 +15,10 @@ from simulations.report.tables.view import (
     format_metric,
     format_share,
 )
-from simulations.report.tables.words import METHODS
+from simulations.report.tables.words import FULL_TABLES, METHODS
 from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, BudgetRow, Gain, Interval, Ratio, RunResult
 
-NOT_MEASURED = "Not measured (evaluation.full_tables), so that there are no ratios either."
+NOT_MEASURED = "Not measured (evaluation.full_tables is false), so that ratios are not available."
 
 
 def full_table_view(result: RunResult) -> TableView:
@@ -26,11 +26,11 @@ def full_table_view(result: RunResult) -> TableView:
     not measured.
     """
     full = result.full_table
-    tables = (("global", full.globally), ("start of the user groups", full.start), ("refined", full.refined))
+    tables = (("global", full.globally), ("start", full.start), ("refined", full.refined))
     over_global = any(quality is not None and quality.to_global is not None for _, quality in tables)
     rows = tuple(
         (
-            name,
+            FULL_TABLES[name],
             format_bytes(full.bytes),
             with_interval(quality.recall, quality.recall_interval),
             with_interval(quality.ndcg, quality.ndcg_interval),
@@ -42,7 +42,7 @@ def full_table_view(result: RunResult) -> TableView:
     note = _gained(full.gain) if rows else NOT_MEASURED
     rows = rows or (("any", format_bytes(full.bytes), *(format_metric(None),) * 2),)
     columns: tuple[str, ...] = ("table", "size", f"Recall@{result.top_n}", f"NDCG@{result.top_n}")
-    columns += ("over global",) if over_global else ()
+    columns += ("relative to global",) if over_global else ()
     return TableView("Full item table, fp32", columns, rows, note=note)
 
 
@@ -51,7 +51,7 @@ def _gained(gain: Gain | None) -> str:
     if gain is None:
         return ""
     return (
-        f"Refined less start, device by device: {gain.mean:+.4f} "
+        f"Paired gain of refinement in recall: {gain.mean:+.4f} "
         f"[{gain.low:+.4f}, {gain.high:+.4f}] (95 % interval over {gain.devices:,} devices)."
     )
 
@@ -87,12 +87,13 @@ def budgets_view(result: RunResult) -> TableView:
     columns = (
         *("precision", "selector", "share", "budget KB", "stored KB"),
         *(f"Recall@{result.top_n}", f"NDCG@{result.top_n}"),
-        *(f"over {name}" for name in against),
+        *(f"relative to {'global' if name == 'global' else 'best'}" for name in against),
     )
+    best = f" ({FULL_TABLES[strongest]})" if (strongest := result.full_table.strongest) is not None else ""
     note = (
-        "Share: of the fp32 full table. Stored: the largest of any device. 1 KB = 1000 bytes. "
-        f"Over: Recall@{result.top_n} over that of a full fp32 table, the global one and whichever is the strongest on "
-        "the test. In brackets: 95 % intervals over devices; those of ratios compare each device with itself."
+        "Share: budget as a share of the fp32 full table. Stored: largest size on any device. 1 KB = 1000 bytes. "
+        f"Relative to: ratio of Recall@{result.top_n} to that of the full global table, and of the best full table on "
+        f"the test part{best}. In brackets: 95 % intervals over devices, paired for ratios."
     )
     return TableView("Elastic embeddings by budget", columns, rows, 2, note)
 
@@ -138,12 +139,12 @@ def device_classes_view(result: RunResult) -> TableView:
     )
     note = (
         "±: half the width of the 95 % interval over devices. Violations: of budgets / of working memory, over all "
-        "rounds. Peak: what devices store, and what choosing and training take besides."
+        "rounds. Peak: stored bytes plus the memory of block selection and training."
     )
     if against:
-        note += f" Full tables: Recall@{result.top_n} of the same devices with them."
+        note += f" Full tables: Recall@{result.top_n} of the same devices with full tables."
     if not said:
-        note += " Devices withhold what they do in rounds (privacy.counters); the rest is of the evaluation."
+        note += " A dash: not reported by devices during rounds (privacy.counters); the rest comes from the evaluation."
     return TableView("Device classes", columns, rows, note=note)
 
 
@@ -179,7 +180,7 @@ def costs_view(result: RunResult) -> TableView:
     if result.peak_rss_bytes is not None:
         rows.append(("peak memory", format_bytes(result.peak_rss_bytes)))
     rows += secure_rows(result.secure_aggregation) if result.secure_aggregation is not None else []
-    return TableView("Bytes and seconds", ("what", "value"), tuple(rows))
+    return TableView("Bytes and seconds", ("quantity", "value"), tuple(rows))
 
 
 def summary_tables(result: RunResult) -> list[Table]:

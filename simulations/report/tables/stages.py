@@ -11,10 +11,10 @@ STEPS = {
     "choice": "choice of the filter",
     "vectors": "vectors",
     "groups": "user groups",
-    "moments": "moments of the groups",
-    "maps": "maps of the groups",
+    "moments": "group moments",
+    "maps": "group maps",
 }
-"""What a reader calls the steps."""
+"""Names of the steps for readers."""
 
 
 def stage1_views(result: RunResult) -> list[TableView]:
@@ -50,24 +50,25 @@ def stage1_views(result: RunResult) -> list[TableView]:
     )
     note = (
         f"A device moved {format_bytes(told.bytes_down_mean)} down and {format_bytes(told.bytes_up_mean)} up, on "
-        f"average over all devices, in {told.rounds} rounds. Devices, away, too small and late: on average over a "
-        "step's rounds; those that are not in the sums are served all the same."
+        f"average over all devices, in {told.rounds} rounds. Devices (in the sums), offline, low memory "
+        "(insufficient) and past deadline: mean over the rounds of a step. Devices outside the sums are served all "
+        "the same."
     )
     privacy = result.scenario.get("privacy", {})
     if privacy.get("mechanism") == "none" and privacy.get("min_owners", 1) > 1:
         least = privacy["min_owners"]
         note += f" No sum of fewer than {least} devices was opened: {told.items:,} items have at least {least} owners."
-    per_class = "Too small: share of the rounds in which the device had less memory than the step needs."
+    per_class = "Insufficient memory: share of the rounds in which the device had less memory than the step needs."
     return [
         TableView(
-            "Stage 1, nothing collected" if not _share(result) else "Stage 1 by federation",
-            ("step", "rounds", "devices", "away", "too small", "late", "down", "up", "virtual s"),
+            "Stage 1, fully federated" if not _share(result) else "Stage 1 by federation",
+            ("step", "rounds", "devices", "offline", "low memory", "past deadline", "down", "up", "virtual s"),
             steps,
             note=note,
         ),
         TableView(
             "Stage 1 by device class",
-            ("device class", "devices", "too small", "down", "up", "virtual s", "energy J"),
+            ("device class", "devices", "insufficient memory", "down", "up", "virtual s", "energy J"),
             classes,
             note=per_class,
         ),
@@ -97,16 +98,16 @@ def kept_views(result: RunResult) -> list[TableView]:
         for row in told.comparisons
     )
     kept = ", ".join(
-        f"{groups} kept {'none' if rounds == '0' else f'the first {rounds} rounds'}"
+        f"{groups} accepted {'no round' if rounds == '0' else f'the first {rounds} rounds'}"
         for rounds, groups in told.rounds_kept.items()
     )
     note = (
-        f"Of {told.groups} user groups {kept}. Difference: Recall@20 on validation items of a device as refined, less "
-        "that as kept before, on average over devices, with its standard error; a group keeps what is better beyond "
-        "noise."
+        f"Of {told.groups} user groups {kept}. Difference: validation Recall@20 of a device with the refined table "
+        "minus that with the last accepted one, mean over devices; a group accepts a refined table that is "
+        "significantly better."
     )
-    columns = ("after round", "devices", "difference", "standard error", "groups that keep it", "down")
-    return [TableView("What of the refinement was kept", columns, rows, note=note)]
+    columns = ("after round", "devices", "difference", "standard error", "accepting groups", "down")
+    return [TableView("Acceptance of refinement", columns, rows, note=note)]
 
 
 __all__ = ["kept_views", "stage1_views"]

@@ -110,7 +110,7 @@ def nested_views(title: str, values: Mapping[str, Any]) -> list[TableView]:
             scalars.append((key_name(path), _scalar(value, key)))
 
     walk("", values)
-    head = [TableView(title, ("what", "value"), tuple(scalars))] if scalars else []
+    head = [TableView(title, ("quantity", "value"), tuple(scalars))] if scalars else []
     return head + views
 
 

@@ -1,4 +1,4 @@
-"""What a reader calls the keys and values of a result: no page shows a key."""
+"""Words for the keys and values of a result, so that no page shows a key."""
 
 from __future__ import annotations
 
@@ -17,69 +17,76 @@ from strategies.figures.schema import (
 METHODS: Mapping[str, str] = MappingProxyType(
     {
         PEEL: "elastic (PEEL)",
-        FULL_REFINED: "full table, refined",
-        FULL_GLOBAL: "full table, global",
+        FULL_REFINED: "refined full table",
+        FULL_GLOBAL: "global full table",
         FIXED_TIERS: "fixed tiers",
         EXCLUDING_SMALL: "small devices excluded",
-        TRAINED_WITHOUT: "trained without them",
+        TRAINED_WITHOUT: "elastic, trained without small devices",
+    }
+)
+FULL_TABLES: Mapping[str, str] = MappingProxyType(
+    {
+        "global": "global table",
+        "start": "group tables before refinement",
+        "refined": "group tables after refinement",
     }
 )
 SELECTORS: Mapping[str, str] = MappingProxyType(
     {
-        "shown": "what a group is shown",
+        "exposure": "exposure in the group",
         "popularity": "popularity in the group",
-        "global-popularity": "popularity with all",
+        "global-popularity": "global popularity",
         "energy": "energy",
-        "random": "chance",
+        "random": "random order",
         "controller": "the controller",
     }
 )
 KEYS: Mapping[str, str] = MappingProxyType(
     {
-        "accountant": "accounted by",
-        "adjacency": "neighbouring runs",
-        "budget_violations": "times over budget",
-        "clip_norms": "bounds of updates, by round",
-        "counters": "counters of devices",
+        "accountant": "accountant",
+        "adjacency": "adjacency",
+        "budget_violations": "budget violations",
+        "clip_norms": "clipping bounds, by round",
+        "counters": "device counters",
         "cpus": "processors",
         "delta": "delta",
-        "device_rounds": "devices left out, by round",
+        "device_rounds": "device-rounds left out",
         "epsilon_pld": "epsilon by privacy loss distributions",
         "epsilon_rdp": "epsilon by Rényi divergences",
         "excluding_small": "small devices excluded",
         "grew": "re-selections that grew",
-        "growth_bytes": "bytes sent to grow",
-        "growth_bytes_per_device_hour": "bytes sent to grow, a device and hour",
-        "growth_to_missing": "bytes sent to grow, over those missing",
+        "growth_bytes": "bytes sent for growth",
+        "growth_bytes_per_device_hour": "bytes sent for growth, per device and hour",
+        "growth_to_missing": "bytes sent for growth, relative to those missing",
         "hours": "hours followed",
         "kind": "attack",
-        "missing_block_bytes": "bytes of blocks that were missing",
-        "noise_multiplier": "noise, of the bound",
-        "noise_source": "noise drawn from",
+        "missing_block_bytes": "bytes of missing blocks",
+        "noise_multiplier": "noise multiplier",
+        "noise_source": "noise source",
         "noise_std": "standard deviation of the noise",
         "not_covered": "not covered",
-        "num_targets": "targets",
-        "requests": "devices ask for",
+        "num_targets": "target items",
+        "requests": "blocks that devices request",
         "reselections": "re-selections",
-        "reselections_per_device_hour": "re-selections a device and hour",
-        "rigid_bytes_per_device_hour": "bytes sent to a rigid device an hour",
-        "rigid_empty_share": "share of time that rigid devices hold nothing",
+        "reselections_per_device_hour": "re-selections per device and hour",
+        "rigid_bytes_per_device_hour": "bytes sent to a rigid device per hour",
+        "rigid_empty_share": "share of time in which rigid devices store nothing",
         "rigid_recall": "recall of rigid devices",
         "rows": "rows that devices send",
         "shrank": "re-selections that shrank",
-        "shrink_bytes": "bytes sent to shrink",
-        "target_epsilon": "epsilon asked for",
+        "shrink_bytes": "bytes sent for shrinking",
+        "target_epsilon": "target epsilon",
     }
 )
 VALUES: Mapping[tuple[str, str], str] = MappingProxyType(
     {
-        ("rows", "touched"): "those they touched",
-        ("rows", "all-sent"): "all that they were sent",
-        ("requests", "own-budget"): "what their own budget holds",
-        ("requests", "group-prefix"): "as many blocks as anybody in their group",
+        ("rows", "touched"): "those they changed",
+        ("rows", "all-sent"): "all rows they were sent",
+        ("requests", "own-budget"): "those that fit their own budget",
+        ("requests", "group-prefix"): "those that fit the largest budget",
         ("noise_source", "seed"): "the run's seed",
         ("noise_source", "system"): "the operating system",
-        ("clipping", "per-block"): "block by block",
+        ("clipping", "per-block"): "per block",
     }
 )
 
@@ -90,7 +97,7 @@ def method_name(key: str) -> str:
 
 
 def selector_name(key: str) -> str:
-    """By what blocks are chosen: 'shown' -> 'what a group is shown'; a user's own selector by its name."""
+    """By what blocks are chosen: 'exposure' -> 'exposure in the group'; a user's own selector by its name."""
     return SELECTORS.get(key, f"“{key}”")
 
 
@@ -104,4 +111,14 @@ def metric_name(metric: str) -> str:
     return metric.replace("recall@", "Recall@").replace("ndcg@", "NDCG@").replace("_", " ")
 
 
-__all__ = ["KEYS", "METHODS", "SELECTORS", "VALUES", "key_name", "method_name", "metric_name", "selector_name"]
+__all__ = [
+    "FULL_TABLES",
+    "KEYS",
+    "METHODS",
+    "SELECTORS",
+    "VALUES",
+    "key_name",
+    "method_name",
+    "metric_name",
+    "selector_name",
+]

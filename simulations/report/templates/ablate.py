@@ -5,20 +5,19 @@ ABLATE = """\
 {% from "parts.html" import table, figure %}
 {% block content %}
 <section id="parts">
-<h2>What each part is worth</h2>
-{{ figure(plot, "One mark a budget; right of the dashed line is better than the scenario as it is.") }}
+<h2>Contribution of each part</h2>
+{{ figure(plot, "One mark per budget; right of the dashed line: better than the unchanged scenario.") }}
 {{ table(table_of_parts) }}
 {{ table(ratios) }}
 {% if collected %}
-{{ figure(collected, "Dashed: as user groups start, before any device has trained. Solid: what is kept of the "
-  "refinement.") }}
+{{ figure(collected, "Dashed: group tables before federated refinement. Solid: after it.") }}
 {% endif %}
 {% if noise %}
-{{ figure(noise, "As user groups start. All that devices say is within epsilon, stage 1 included.") }}
+{{ figure(noise, "Group tables before refinement. Epsilon covers everything that devices send, stage 1 included.") }}
 {% endif %}
 {% if population %}
-{{ figure(population, "As user groups start, on synthetic devices: the same noise on a sum hides less of it the more "
-  "devices there are.") }}
+{{ figure(population, "Group tables before refinement, on synthetic devices: the same noise is smaller relative to a "
+  "sum over more devices.") }}
 {% endif %}
 </section>
 {% endblock %}

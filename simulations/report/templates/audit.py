@@ -5,8 +5,8 @@ AUDIT = """\
 {% from "parts.html" import table, figure %}
 {% block content %}
 <section id="leaks">
-<h2>What each mechanism leaks, and costs</h2>
-{{ figure(plot, "One mark an attack; recall beside it. Bars: 95 % intervals.") }}
+<h2>Leakage and cost of each mechanism</h2>
+{{ figure(plot, "Left: one mark per attack; right: recall. Bars: 95 % intervals.") }}
 {{ table(leaks) }}
 </section>
 {% endblock %}

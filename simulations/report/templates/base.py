@@ -44,7 +44,7 @@ figure:has(#{{ plot.name }}-on-{{ one.number }}:not(:checked)) [data-series="{{ 
 {% endfor %}
 </style>
 <fieldset class="key">
-<legend>Lines that are shown</legend>
+<legend>Visible lines</legend>
 {% for one in plot.series %}
 <label><input type="checkbox" id="{{ plot.name }}-on-{{ one.number }}" checked>
 <span style="{{ ('color: ' ~ one.color) | themed }}" aria-hidden="true">{{ one.mark }}</span> {{ one.name }}</label>

@@ -6,8 +6,8 @@ COMPARE = """\
 {% block content %}
 <section id="quality">
 <h2>Quality against bytes</h2>
-{{ figure(plot, "Solid lines serve each user group its own table, dashed lines one table for all. Error bars: 95 % "
-  "intervals over devices (and seeds, where there are several) of each figure alone.") }}
+{{ figure(plot, "Solid: each user group has its own table; dashed: one table for all. Error bars: 95 % intervals over "
+  "devices (and seeds, where there are several) of each point alone.") }}
 {% for view in tables %}
 {{ table(view) }}
 {% endfor %}

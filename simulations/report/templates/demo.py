@@ -1,4 +1,4 @@
-"""The page to play with."""
+"""The page of the interactive demo."""
 
 DEMO = """\
 {% extends "base.html" %}
@@ -62,23 +62,23 @@ canvas { display: block; width: 100%; }
 <p class="hidden" id="told" role="status" aria-live="polite"></p>
 <dl class="facts now">
 <div><dt>bytes stored</dt><dd id="stored"></dd></div>
-<div><dt>blocks kept</dt><dd id="kept"></dd></div>
-<div><dt>items it can show</dt><dd id="items"></dd></div>
+<div><dt>blocks stored</dt><dd id="kept"></dd></div>
+<div><dt>items it can rank</dt><dd id="items"></dd></div>
 <div><dt id="recall-name">recall@{{ recall_at }}</dt><dd id="recall"></dd></div>
 </dl>
 <div class="columns">
 <section id="map">
-<h2>Which blocks stay</h2>
+<h2>Stored blocks</h2>
 <canvas id="blocks" role="img"></canvas>
 <ul class="legend">
-<li><i style="background: var(--accent)"></i>kept</li>
+<li><i style="background: var(--accent)"></i>stored</li>
 <li><i style="background: var(--faint); box-shadow: inset 0 0 0 1px var(--line)"></i>dropped</li>
 <li><i style="background: var(--warm)"></i>recommended now</li>
 </ul>
 <p class="note" id="map-note"></p>
 </section>
 <section id="list">
-<h2>What it would be recommended</h2>
+<h2>Recommendations</h2>
 <ol class="best" id="best"></ol>
 <p class="note" id="list-note"></p>
 </section>

@@ -9,9 +9,9 @@ LEADERBOARD = """\
 {{ table(leaderboard) }}
 </section>
 <section id="quality">
-<h2>Quality against bytes held</h2>
-{{ figure(plot, "Solid: PEEL, which serves each user group its own table; dashed: one table for all, or one for each "
-  "width. Error bars: one standard deviation over seeds, where there are several.") }}
+<h2>Quality against stored bytes</h2>
+{{ figure(plot, "Solid: PEEL, with a table for each user group; dashed: one table for all, or one for each width. "
+  "Error bars: one standard deviation over seeds, where there are several.") }}
 </section>
 <section id="tuning">
 <h2>Tuning</h2>

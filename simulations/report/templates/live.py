@@ -80,7 +80,7 @@ LIVE_SCRIPT = """\
       const told = await (await fetch(`/events?since=${next}`, { cache: "no-store" })).json();
       told.events.forEach(show);
       [next, ended] = [told.next, told.ended];
-      lead.textContent = `${told.seconds.toFixed(0)} s since it began.`;
+      lead.textContent = `${told.seconds.toFixed(0)} s since the start.`;
     } catch {
       lead.textContent = "The run no longer answers: it has ended, or was stopped.";
       return;

@@ -7,21 +7,20 @@ REPORT = """\
 <section id="quality">
 <h2>Quality under a budget</h2>
 {% if plots.recall %}
-{{ figure(plots.recall, "Each point is one budget that every device is held to; no retraining between points. "
-  "Dashed: full fp32 item tables, which know no budget; the best of them is the line to beat, its 95 % interval is "
-  "grey. Bars: 95 % intervals over devices, of each figure alone; the table below compares devices with themselves, "
-  "which is surer.") }}
+{{ figure(plots.recall, "Each point is one budget, the same for every device, without retraining between "
+  "points. Dashed: full fp32 item tables, without a budget; the 95 % interval of the best one is grey. Bars: 95 % "
+  "intervals over devices, of each point alone; the table below has paired intervals of ratios, which are narrower.") }}
 {% endif %}
 {% if why %}
 <p class="why">{{ why }}</p>
 {% endif %}
 {% if demo %}
-<p class="why"><a href="{{ demo }}">Drag a device's budget</a>: which blocks stay, and what it is recommended.</p>
+<p class="why"><a href="{{ demo }}">Interactive demo</a>: change a device's budget, and see its blocks and its list.</p>
 {% endif %}
 {% if budgets %}
 {% if budgets.rows | length > 1 %}
 <div class="slider" id="budget" hidden>
-<label for="share">A budget</label>
+<label for="share">Budget</label>
 <input type="range" id="share" min="0" max="0" step="1">
 <output for="share"></output>
 </div>
@@ -50,7 +49,7 @@ REPORT = """\
 <section id="traces">
 <h2>{{ plots.traces.title }}</h2>
 {{ figure(plots.traces, "Black line: the budget of that round. Blue: bytes stored, never above it. "
-  "Green: blocks kept. Hatched: the device was away.") }}
+  "Green: blocks stored. Hatched: the device was offline.") }}
 </section>
 {% endif %}
 {% if device_classes or plots.classes %}
@@ -60,14 +59,14 @@ REPORT = """\
 {{ table(fleet) }}
 {% endif %}
 {% if plots.fleet %}
-{{ figure(plots.fleet, "Budgets that the classes of the fleet move between.") }}
+{{ figure(plots.fleet, "Range of budgets of each class of the fleet.") }}
 {% endif %}
 {% if device_classes %}
 {{ table(device_classes, bare=true) }}
 {% endif %}
 {% if plots.classes %}
-{{ figure(plots.classes, "Recall@" ~ top_n ~ " under each class's own moving budget; beside each bar its devices and "
-  "mean budget. Diamonds and squares: the same devices with full tables, what to compare a class with, as classes "
+{{ figure(plots.classes, "Recall@" ~ top_n ~ " under each class's own, changing budgets, with its number of devices "
+  "and mean budget. Diamonds and squares: the same devices with full tables; compare within a class, since classes "
   "have different users. Thin lines: 95 % intervals over devices.") }}
 {% endif %}
 </section>
@@ -82,8 +81,8 @@ REPORT = """\
 {% if plots.learning %}
 <section id="learning">
 <h2>{{ plots.learning.title }}</h2>
-{{ figure(plots.learning, "Metrics recorded after each round, of the devices that took part; no interval is known of "
-  "them, as rounds release no squares.") }}
+{{ figure(plots.learning, "Metrics after each round, over the participating devices, without intervals (rounds do not "
+  "release sums of squares).") }}
 </section>
 {% endif %}
 {% if times %}
@@ -96,8 +95,8 @@ REPORT = """\
 <section id="fairness">
 <h2>Fairness</h2>
 {% if plots.fairness %}
-{{ figure(plots.fairness, "Each class as it is served under its own budgets, next to the full tables and to systems "
-  "whose tables are not elastic. Classes have different users: compare dots within a line. Thin lines: 95 % intervals "
+{{ figure(plots.fairness, "Each class under its own budgets, with elastic tables, full tables and systems whose tables "
+  "are not elastic. Classes have different users: compare dots within a line. Thin lines: 95 % intervals "
   "over devices.") }}
 {% endif %}
 {% for view in fairness %}
@@ -109,12 +108,12 @@ REPORT = """\
 <section id="elasticity">
 <h2>Elasticity</h2>
 {% if plots.falls %}
-{{ figure(plots.falls, "All budgets fall at once after training, and nothing is trained anew, but for the tables that "
-  "were trained for the fallen budgets from the start. Bars: 95 % intervals over devices.") }}
+{{ figure(plots.falls, "All budgets drop at once after training, without retraining; for comparison, tables that were "
+  "trained for the reduced budgets from the start. Bars: 95 % intervals over devices.") }}
 {% endif %}
 {% if plots.moving %}
-{{ figure(plots.moving, "Devices followed after training while each budget moves in its own way. Rigid devices keep "
-  "what they chose until it no longer fits, then have nothing until the next round. Shaded: 95 % intervals over "
+{{ figure(plots.moving, "Devices followed after training while their budgets change. Rigid devices keep their blocks "
+  "while they fit, and store nothing after that until the next round. Shaded: 95 % intervals over "
   "devices.") }}
 {% endif %}
 {% for view in elasticity %}

@@ -67,7 +67,8 @@ SCRIPT = """\
         const here = cells[column] === share;
         row.classList.toggle("at", here);
         if (!here) continue;
-        const ratios = heads.map((head, place) => head.startsWith("over ") && `, ${head.slice(5)} x ${cells[place]}`);
+        const isRatio = (head) => head.startsWith("relative to ");
+        const ratios = heads.map((head, place) => isRatio(head) && `, ${cells[place]} ${head}`);
         lines.push(`${cells[0]} ${cells[1]}: ${heads[recall]} ${cells[recall]}${ratios.filter(Boolean).join("")}`);
       }
       const size = rows.find(([, cells]) => cells[column] === share)[1][column + 1];

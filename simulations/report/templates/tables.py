@@ -9,7 +9,7 @@ TABLES = """\
 {{ table(view) }}
 {% endfor %}
 {% if plot %}
-{{ figure(plot, "Right of the dashed line is better than the first run. Lines that cross it may be chance.") }}
+{{ figure(plot, "Right of the dashed line: better than the first run. An interval across it: not significant.") }}
 {% endif %}
 {% if note %}
 <p class="note">{{ note }}</p>

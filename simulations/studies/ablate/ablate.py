@@ -29,7 +29,7 @@ from strategies.evaluation.trials import Trial
 from strategies.run.prepare import given_data
 
 BUDGETS = (0.0025, 0.01, 0.05)
-BASELINE = "as the scenario says"
+BASELINE = "unchanged scenario"
 FULL = ("start", "refined")
 """The full tables of a trial: as user groups start with them, and as refined."""
 NOTHING = {"recall@20": 0.0, "ndcg@20": 0.0}
@@ -102,7 +102,7 @@ def _one_seed(study: Study, shares: tuple[float, ...], parts: list[str] | None) 
         )
         unknown = [part for part in parts if part not in known]
         if unknown:
-            raise ScenarioError(f"--parts: {unknown[0]!r} is no part of the method; choose from {', '.join(known)}")
+            raise ScenarioError(f"--parts: {unknown[0]!r} is not a part of the method; choose from {', '.join(known)}")
         chosen = [v for v in chosen if v.part in (BASELINE, *parts)]
     trials: list[Trial] = []
     named: dict[str, str] = {}  # variation -> the trial that measures it

@@ -54,12 +54,12 @@ def ablate_view(result: Mapping[str, Any]) -> TableView:
         counts = (f"{first['user_groups']}", f"{first['smallest_group']}", f"{first['blocks']:,}")
         body.append((part, setting, *counts, *cells, *full))
     columns = (
-        *("part", "setting", "user groups", "smallest", "blocks"),
+        *("part", "setting", "user groups", "smallest group", "blocks"),
         *map(format_share, shares),
-        *("full, start", "full, refined"),
+        *("full, before refinement", "full, refined"),
     )
-    note = "Recall@20 on test, by budget as a share of the fp32 full table; one change to the scenario a line."
-    return TableView("What each part is worth", columns, tuple(body), 2, note)
+    note = "Recall@20 on test, by budget as a share of the fp32 full table; each line changes one part of the scenario."
+    return TableView("Contribution of each part", columns, tuple(body), 2, note)
 
 
 def _cell(row: Row, prefix: str = "") -> str:
@@ -77,12 +77,12 @@ def ratios_view(result: Mapping[str, Any]) -> TableView:
         full = [ratio_text(first.get(f"{when}_full_to_scenario")) for when in ("start", "refined")]
         cells = [ratio_text(by_share[share].get("to_scenario")) for share in shares]
         body.append((part, setting, *cells, *full))
-    columns = ("part", "setting", *map(format_share, shares), "full, start", "full, refined")
+    columns = ("part", "setting", *map(format_share, shares), "full, before refinement", "full, refined")
     note = (
-        "Recall@20 on test over that of the scenario as it is. In brackets: 95 % intervals, each device compared with "
-        "itself; wholly above 1, the change is better beyond chance. Not corrected for how many there are."
+        "Recall@20 on test relative to that of the unchanged scenario. In brackets: paired 95 % intervals; an interval "
+        "above 1 means that the change is significantly better, without correction for multiple comparisons."
     )
-    return TableView("As a ratio to the scenario as it is", columns, tuple(body), 2, note)
+    return TableView("Relative to the unchanged scenario", columns, tuple(body), 2, note)
 
 
 @in_both_forms
@@ -107,7 +107,7 @@ def ablate_plot(rows: Sequence[Row]) -> Plot:
     axes.set_yticks(range(len(others), 0, -1), labels)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
     # names at the left leave little room below the axes of a telephone
-    axes.set_xlabel("Recall@20 (test), as a ratio to the scenario as it is", loc="right" if is_narrow() else "center")
+    axes.set_xlabel("Recall@20 (test), relative to the unchanged scenario", loc="right" if is_narrow() else "center")
     figure.legend(
         title="budget",
         loc="outside upper right",
@@ -117,8 +117,8 @@ def ablate_plot(rows: Sequence[Row]) -> Plot:
     worst = min(others, key=lambda line: sum(row["recall@20"] for row in line[1].values()), default=None)
     alt = f"Dot chart of {len(others)} variations by their recall relative to the scenario."
     if worst is not None:
-        alt += f" Least: {worst[0][0]}, {worst[0][1]}."
-    return finish(figure, "ablate", "What each part is worth", alt)
+        alt += f" Lowest: {worst[0][0]}, {worst[0][1]}."
+    return finish(figure, "ablate", "Contribution of each part", alt)
 
 
 def _ends(ratio: Mapping[str, Any] | None) -> Ends:
@@ -142,12 +142,12 @@ def collected_plot(rows: Sequence[Row]) -> Plot | None:
         shares = [share for share, _ in points]
         for when, dashes in (("start", (0, (4, 2))), ("refined", "solid")):
             recall = [row[f"{when}_full_recall@20"] for _, row in points]
-            name = f"{SOURCES.get(source, source)}, {when}" if source else when
+            name = f"{SOURCES.get(source, source)}, {WHEN[when]}" if source else WHEN[when]
             style = line_kwargs(index) | {"linestyle": dashes, "label": name}
             axes.plot(shares, recall, **style)
             if when == "refined":  # one of the two: they lie over one another
                 error_bars(axes, shares, recall, [_full_ends(row, when) for _, row in points], style["color"])
-    axes.set_xlabel("Share that is collected, per cent")
+    axes.set_xlabel("Collected share, per cent")
     axes.set_ylabel("Recall@20 (test), full tables")
     figure.legend(loc="outside upper center", ncols=1 if is_narrow() else 2, frameon=False)
     best = max((row["refined_full_recall@20"], share) for points in lines.values() for share, row in points)
@@ -228,8 +228,9 @@ def population_plot(rows: Sequence[Row]) -> Plot | None:
     return finish(figure, "population", "Recall by number of devices", alt)
 
 
-SOURCES = {"and devices": "the rest from devices", "alone": "the collected part alone"}
-"""What a reader calls them."""
+SOURCES = {"and devices": "the rest by devices", "alone": "collected share alone"}
+WHEN = {"start": "before refinement", "refined": "refined"}
+"""Names for readers."""
 
 
 def ablate_page(result: Mapping[str, Any], plot: Plot) -> str:
@@ -238,14 +239,14 @@ def ablate_page(result: Mapping[str, Any], plot: Plot) -> str:
     name = scenario_name(result["scenario"])
     facts = [
         ("full table, fp32", format_bytes(full["bytes"])),
-        ("its Recall@20", format_metric(full["recall@20"])),
+        ("Recall@20 of the full table", format_metric(full["recall@20"])),
         ("variations", str(len(_lines(result["rows"])) - 1)),
         ("seeds", str(result["seeds"])),
     ]
     return render(
         "ablate.html",
-        title=f"{name}: what each part is worth",
-        lead="One part of the method at a time, left out or changed; everything else as the scenario says.",
+        title=f"{name}: contribution of each part",
+        lead="One part of the method at a time is left out or changed; all other keys are those of the scenario.",
         facts=facts,
         table_of_parts=ablate_view(result),
         ratios=ratios_view(result),

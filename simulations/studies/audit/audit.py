@@ -147,10 +147,10 @@ class KeptRows:
             row = self.checkpoints.read(path)
             if row is not None:
                 found[name] = row
-                self.on_event(Event(name, 1, 1, "kept from an earlier run"))
+                self.on_event(Event(name, 1, 1, "resumed from an earlier run"))
             elif not self.checkpoints.fresh and self.checkpoints.others(path):
                 self.on_event(
-                    Event(name, 0, 1, "what is kept is of another scenario, data, fleet, options or version: anew")
+                    Event(name, 0, 1, "checkpoint of another scenario, data, fleet, options or version: computed again")
                 )
         return found
 
@@ -188,8 +188,8 @@ def _require_replay(row: AuditRow) -> None:
     """
     if row.scenario.privacy.noise_source == "system":
         raise ScenarioError(
-            f"{row.name}: privacy.noise_source: system never gives the same noise again, and an audit asks watched "
-            "devices once more what they said; set seed"
+            f"{row.name}: privacy.noise_source: system does not repeat noise, and an audit asks attacked "
+            "devices a second time for their contribution; set seed"
         )
 
 
@@ -261,7 +261,7 @@ def _one(
     if reconstruction is not None:
         found["reconstruction"] = asdict(reconstruction)
     if not observer.views:  # under secure aggregation, where every user group is too small
-        found["note"] = "no sum was ever opened: no user group had enough devices in any round seen"
+        found["note"] = "no sum was opened: no user group had enough devices in any observed round"
     plan = privacy_plan(scenario, place)
     canary = worst_canary(scenario, plan, trials=settings.canary_trials, seeds=settings.canary_seeds)
     found[CANARY] = {**asdict(canary), "epsilon_accounted": None if plan is None else plan.cost.epsilon}

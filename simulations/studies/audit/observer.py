@@ -155,7 +155,7 @@ class Observer:
 
     def watched(self) -> Watched:
         """The devices, once a round was seen."""
-        assert self._watched is not None, "no round was seen"
+        assert self._watched is not None, "no round was observed"
         return self._watched
 
     def view(self, device: int) -> DeviceView:

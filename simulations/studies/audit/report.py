@@ -57,12 +57,12 @@ def audit_view(result: Mapping[str, Any]) -> TableView:
         least = ABSENT if canary is None else f"{canary['epsilon_low']:.2f}"
         recall = (format_metric(row["recall@20"]), ratio_text(row.get("to_none")))
         body.append((row["mechanism"], row["view"], epsilon, least, *recall, *cells))
-    columns = ("mechanism", "server sees", "epsilon", "epsilon, at least", "Recall@20", "to none", *names)
+    columns = ("mechanism", "server sees", "epsilon", "epsilon, lower bound", "Recall@20", "relative to none", *names)
     share = rows[0]["share"] if rows else 0.01
     note = (
         f"Advantage (TPR - FPR) ± half its 95 % interval; Recall@20 at {format_share(share)} of the full table, "
-        "and over that without protection, each device compared with itself. "
-        "“epsilon, at least”: lower bound from canary devices; without noise, what so many trials can show."
+        "and its paired ratio to the run without protection. "
+        "Epsilon, lower bound: empirical, from canary devices; without noise, the most that the trials can show."
     )
     decoded = [
         f"{row['mechanism']}: the decoder of stage 1's sums finds {one['exact']} of {one['single_owners']} whole "
@@ -72,7 +72,7 @@ def audit_view(result: Mapping[str, Any]) -> TableView:
         if (one := row.get("reconstruction")) is not None
     ]
     note = " ".join((note, *decoded))
-    return TableView("What each mechanism leaks", columns, tuple(body), 2, note)
+    return TableView("Leakage of each mechanism", columns, tuple(body), 2, note)
 
 
 def _advantage(figures: Mapping[str, Any]) -> str:
@@ -126,15 +126,15 @@ def audit_page(result: Mapping[str, Any], plot: Plot) -> str:
     name = scenario_name(result["scenario"])
     settings = result["settings"]
     facts = [
-        ("devices watched", str(settings["devices"])),
-        ("rounds seen", str(settings["rounds"])),
+        ("devices attacked", str(settings["devices"])),
+        ("rounds observed", str(settings["rounds"])),
         ("mechanisms", str(len(result["rows"]))),
         ("collected for pretraining", format_share(result["collected_share"])),
     ]
     return render(
         "audit.html",
-        title=f"{name}: what still leaks",
-        lead="Attacks on exactly what the protocol shows a server of single devices, for every mechanism.",
+        title=f"{name}: privacy audit",
+        lead="Attacks on single devices, from exactly what the protocol reveals to the server, for every mechanism.",
         facts=facts,
         leaks=audit_view(result),
         plot=plot,

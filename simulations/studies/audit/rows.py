@@ -48,7 +48,7 @@ def chosen_rows(
     names = [*usual, *(row.name for row in added)]
     for name in names:
         if names.count(name) > 1:
-            raise ScenarioError(f"--row {name}: there is a row of this name; give another")
+            raise ScenarioError(f"--row {name}: a row with this name exists; give another")
     if only is not None:
         unknown = [name for name in only if name not in names]
         if unknown or not only:

@@ -49,7 +49,7 @@ def some(names: Iterable[str]) -> tuple[tuple[tuple[Rival, tuple[Precision, ...]
     wanted = set(names)
     known = [rival.name for rival, _ in RIVALS] + [ceiling.name for ceiling in CEILINGS]
     if strange := sorted(wanted - set(known)):
-        raise ScenarioError(f"--rivals: there is no {', '.join(strange)}; name some of {', '.join(known)}")
+        raise ScenarioError(f"--rivals: unknown {', '.join(strange)}; choose from {', '.join(known)}")
     return (
         tuple(one for one in RIVALS if one[0].name in wanted),
         tuple(one for one in CEILINGS if one.name in wanted),

@@ -38,7 +38,7 @@ from strategies.rivals.central import refine_centrally
 from strategies.rivals.compete import compete
 
 BUDGETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
-GROUP_SELECTORS = {"shown": "group-shown", "popularity": "group-popularity"}
+GROUP_SELECTORS = {"exposure": "group-exposure", "popularity": "group-popularity"}
 """Fixed orders of each user group's table, and the names of the methods they make: refined under that order, too, so
 that none is measured on tables that were made for another.
 """
@@ -73,7 +73,7 @@ def compare(
     frame = Frame.of(scenario, out, options)
     if frame.scenario.pretraining.model == "spectral":
         raise ScenarioError(
-            "pretraining.model: spectral leaves no table for everybody, from which rivals start; compare another "
+            "pretraining.model: spectral makes no global table, from which rivals start; compare another "
             "model, run the scenario, or collect nothing (pretraining.collected.share: 0, source: devices)"
         )
     shares = tuple(sorted(set(budgets)))

@@ -96,7 +96,7 @@ def compare_federated(
 def _check(scenario: Scenario) -> None:
     if not nothing_is_collected(scenario):
         raise ScenarioError(
-            "pretraining.collected.share: federated rivals are compared where nothing is collected; set it to 0, with "
+            "pretraining.collected.share: federated rivals need a fully federated scenario; set it to 0, with "
             "model: spectral and source: devices"
         )
     for key, asked, remedy in (
@@ -105,9 +105,7 @@ def _check(scenario: Scenario) -> None:
         ("poisoning.share", scenario.poisoning.share > 0, "0"),
     ):
         if asked:
-            raise ScenarioError(
-                f"{key}: federated rivals know nothing of it, and are compared without; set it to {remedy}"
-            )
+            raise ScenarioError(f"{key}: federated rivals do not support it; set it to {remedy}")
 
 
 def _one_seed(

@@ -110,15 +110,15 @@ def leaderboard_view(rows: Sequence[LeaderboardRow], title: str = "Leaderboard",
         for row in shown
     )
     columns = (
-        *("method", "size", "precision", "Recall@20 on validation", "Recall@20", "NDCG@20", "to peel-full"),
-        *("held KB, max", "down", "up", "rounds", "trials"),
+        *("method", "size", "precision", "validation Recall@20", "Recall@20", "NDCG@20", "relative to peel-full"),
+        *("stored KB, max", "down", "up", "rounds", "trials"),
     )
     note = (
-        "No interaction leaves a device. On the test, of the precision that validation chose; bold: what validation "
-        "likes best. Size: budget as a share of the fp32 full table. Held: to rank, of the largest device. Down, up: a "
-        "device over the run, on average. Trials: settings that validation chose from (peel: filters of stage 1). To "
-        "peel-full: recall over that of PEEL's full tables; in brackets its 95 % interval, each device compared with "
-        "itself."
+        "Fully federated: no interaction leaves a device. Test metrics at the precision chosen on validation; bold: "
+        "best on validation. Size: budget as a share of the fp32 full table. Stored: bytes needed for ranking, "
+        "largest of any device. Down, up: per device over the run, mean. Trials: settings evaluated on validation "
+        "(peel: filters of stage 1). Relative to peel-full: ratio of recall to that of PEEL's full tables; in "
+        "brackets: paired 95 % intervals."
     )
     return TableView(title, columns, body, 3, note, frozenset({(liked, 3)}) if shown else frozenset())
 
@@ -143,8 +143,10 @@ def tuning_view(tuning: dict[str, dict[str, Tuning]]) -> TableView:
         for method, found in methods.items()
         for one in found["tried"]
     )
-    columns = ("method", "seed", "setting", "best round", "rounds run", "Recall@20 on validation")
-    return TableView("Settings tried", columns, body, 3, "Of a panel of devices; the best one is measured on the test.")
+    columns = ("method", "seed", "setting", "best round", "rounds run", "validation Recall@20")
+    return TableView(
+        "Settings tried", columns, body, 3, "On a sample of devices; the best setting is measured on the test."
+    )
 
 
 def _flat(setting: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -159,8 +161,9 @@ def leaderboard_page(result: Leaderboard, plot: Plot) -> str:
     name = scenario_name(result["scenario"]) if "scenario" in result else ""
     return render(
         "leaderboard.html",
-        title=f"{name}: nothing collected" if name else "Nothing collected",
-        lead="PEEL and federated rivals on the same devices, no interaction leaving any of them; bytes counted.",
+        title=f"{name}: fully federated methods" if name else "Fully federated methods",
+        lead="PEEL and other federated methods on the same devices, with all bytes counted; no interaction leaves a "
+        "device.",
         facts=[
             ("PEEL's full tables, fp32", format_bytes(full["bytes"])),
             ("Recall@20", format_metric(full["recall@20"])),
@@ -169,7 +172,7 @@ def leaderboard_page(result: Leaderboard, plot: Plot) -> str:
         ],
         leaderboard=leaderboard_view(result["rows"]),
         tuning=tuning_view(result["tuning"]),
-        details=leaderboard_view(result["rows"], "Every row", every=True),
+        details=leaderboard_view(result["rows"], "All rows", every=True),
         plot=plot,
         **provenance(result, f"fl-peel compare {shlex.quote(name)}" if name else ""),
     )

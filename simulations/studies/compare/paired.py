@@ -79,10 +79,10 @@ def peel_over_view(rows: Sequence[Mapping[str, Any]]) -> TableView:
 
     body = tuple((method, *(ratio_text(cells.get((method, share))) for share in shares)) for method in methods)
     note = (
-        "PEEL's recall on the test over that of each method, each as validation chose it for that budget. In brackets: "
-        "95 % intervals, each device compared with itself: wholly above 1, PEEL is better beyond chance."
+        "Test recall of PEEL relative to each method, both with settings chosen on validation for that budget. In "
+        "brackets: paired 95 % intervals; above 1, PEEL is significantly better."
     )
-    return TableView("PEEL over each method", ("method", *map(format_share, shares)), body, 1, note)
+    return TableView("PEEL relative to each method", ("method", *map(format_share, shares)), body, 1, note)
 
 
 __all__ = [

@@ -53,7 +53,7 @@ def compare_plot(rows: Sequence[CompareRow], full_table: CompareFullTable | None
         "stored on the device (log scale)"
         if is_narrow()
         else "stored on the device (log scale; top: % of the fp32 full table)\n"
-        "solid: may serve each user group differently; dashed: one table for all"
+        "solid: a table per user group; dashed: one table for all"
     )
     if full_table is not None and not is_narrow():
         _share_ticks(panels[0], sorted({row["share"] for row in rows}), full_table["bytes"])

@@ -72,8 +72,8 @@ def compare_page(result: CompareResult, plot: Plot) -> str:
     ]
     return render(
         "compare.html",
-        title=f"{name}: ways to fit a budget" if name else "Ways to fit a budget",
-        lead="Every method under the same budgets, its bytes counted as they would be stored on the device.",
+        title=f"{name}: methods under memory budgets" if name else "Methods under memory budgets",
+        lead="Every method under the same budgets, with its bytes counted as stored on the device.",
         facts=facts,
         tables=[
             verdict_view(result),

@@ -10,7 +10,7 @@ import numpy as np
 
 from simulations.studies.compare.paired import METRICS, Row, ends_of, ratio_of
 
-OWN = ("peel", "peel-single-budget", "group-shown", "group-popularity")
+OWN = ("peel", "peel-single-budget", "group-exposure", "group-popularity")
 """PEEL, and what it is compared with by name."""
 
 
@@ -54,7 +54,7 @@ def _competes(row: Row) -> bool:
 def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[str, Any], num_devices: int = 0) -> Row:
     """The comparisons that matter, each between what validation chose; recall on test.
 
-    budgets: for each share PEEL's recall, its ratio to the full global table, to fixed orders of user groups (shown,
+    budgets: for each share PEEL's recall, its ratio to the full global table, to fixed orders of user groups (exposure,
     popularity), to the best rival without user groups and the best with them (the rivals that validation likes best;
     ceilings are none) and to PEEL trained for that budget alone; with several seeds also the differences, seed by seed.
     Ratios of rows with replicates have a paired interval beside them, ``..._interval``; num_devices: that have test
@@ -81,7 +81,7 @@ def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[st
             **ratio("to_full_table", peel, full),
         }
         for name, other in (
-            ("group_shown", here.get("group-shown")),
+            ("group_exposure", here.get("group-exposure")),
             ("group_popularity", here.get("group-popularity")),
             ("best_without_groups", rival),
             ("best_with_groups", of_groups),

@@ -21,17 +21,17 @@ _Intervals = TypedDict(
 
 
 class FullQuality(Quality, _Spread, _Intervals):
-    """Of a full table."""
+    """Quality of a full table."""
 
 
 class CompareFullTable(FullQuality):
-    """The full global fp32 table: the yardstick of every ratio."""
+    """Full global fp32 table, the reference of every ratio."""
 
     bytes: Bytes
 
 
 class PairedRatio(TypedDict):
-    """Recall of one method over that of another, and the ends of its paired 95 % interval."""
+    """Recall of one method relative to another, with its paired 95 % interval."""
 
     value: float
     low: float | None
@@ -43,19 +43,19 @@ class CompareRow(Quality, _Spread, _Intervals, _Validation):
 
     method: str
     group_aware: bool  # whether it may serve each user group differently
-    ceiling: NotRequired[bool]  # a line to look up to, from a server that has the data: no rival
+    ceiling: NotRequired[bool]  # an upper bound, computed by a server that has the data
     precision: str
     share: Share
     stored_bytes_max: Bytes
     seconds: Seconds  # spent to serve this budget
-    trials: NotRequired[Count]  # settings of this precision that were looked at on validation
+    trials: NotRequired[Count]  # settings of this precision evaluated on validation
     seeds: NotRequired[Count]
-    peel_over: NotRequired[PairedRatio]  # of rows that validation chose, peel's own apart
-    chosen: bool  # the precision that validation likes best, of this method at this budget
+    peel_over: NotRequired[PairedRatio]  # of rows chosen on validation, except those of peel
+    chosen: bool  # whether this precision is the best on validation, of this method at this budget
 
 
 class Ceiling(Quality, _Spread, _Intervals, _Validation):
-    """What a server does that has the data and knows no budget."""
+    """Upper bound: a method on a server that has all data and no budget."""
 
     method: str
     ceiling: bool
@@ -67,9 +67,8 @@ class Ceiling(Quality, _Spread, _Intervals, _Validation):
 
 
 class Refinement(TypedDict):
-    """The full table: the global one (none), those that user groups start with, refined by the federation, and refined
-    centrally (None: not run).
-    """
+    """Full table by refinement: the global table (none), the group tables before federated refinement (start), after it
+    (federated), and after refinement on the server (central; None: not run)."""
 
     none: FullQuality
     start: NotRequired[FullQuality]
@@ -78,7 +77,7 @@ class Refinement(TypedDict):
 
 
 class Summary(TypedDict):
-    """See :func:`simulations.studies.compare.rows.summary`."""
+    """Summary of the comparison; see :func:`simulations.studies.compare.rows.summary`."""
 
     budgets: list[dict[str, Any]]
     federated_to_none: NotRequired[Mean | None]
@@ -90,7 +89,7 @@ class Summary(TypedDict):
 
 
 class CompareResult(TypedDict):
-    """Every method at every budget: the content of `compare.json`."""
+    """Content of `compare.json`: every method at every budget."""
 
     full_table: CompareFullTable
     rows: list[CompareRow]

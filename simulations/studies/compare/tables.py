@@ -52,10 +52,10 @@ def compare_view(rows: Sequence[CompareRow], metric: str = "recall@20") -> Table
     )
     columns = ("method", "groups", "trials", *(format_share(share) for share in shares))
     note = (
-        "On the test, of what validation chose: the precision beside each figure; in bold, for each budget, the method "
-        "that is best on validation. Columns: budget as a share of the fp32 full table. Groups: may serve each user "
-        "group differently; server: sent by a server that has every device's data, and no rival. Trials: settings "
-        "looked at on validation for one budget, precisions included, at the budget with most."
+        "Test metrics of the settings chosen on validation, with the chosen precision; bold: the best method on "
+        "validation at each budget. Columns: budget as a share of the fp32 full table. Groups: whether each user group "
+        "may have its own table; server: an upper bound from a server that has the data of all devices. Trials: "
+        "settings evaluated on validation per budget, precisions included (the largest number over budgets)."
     )
     best = frozenset((line, column + 3) for column, (_, line) in liked.items())
     return TableView(f"{metric_name(metric)} by budget", columns, body, 2, note, best)
@@ -82,9 +82,9 @@ def ceilings_view(result: CompareResult) -> TableView:
         )
         for row in result.get("ceilings", ())
     )
-    columns = ("method", "KB on the server", "trials", "on validation", "Recall@20", "NDCG@20", "setting")
-    note = "Lines to look up to: no device holds these. 1 KB = 1000 bytes."
-    return TableView("On a server that has the data", columns, body, 1, note)
+    columns = ("method", "KB on the server", "trials", "validation Recall@20", "Recall@20", "NDCG@20", "setting")
+    note = "Upper bounds that no device stores. 1 KB = 1000 bytes."
+    return TableView("Upper bounds: server with all data", columns, body, 1, note)
 
 
 CEILING_METRICS: tuple[Literal["validation_recall@20", "recall@20", "ndcg@20"], ...] = (
@@ -93,9 +93,9 @@ CEILING_METRICS: tuple[Literal["validation_recall@20", "recall@20", "ndcg@20"], 
     "ndcg@20",
 )
 VERDICT = {
-    "group_shown": "group shown",
+    "group_exposure": "group exposure",
     "group_popularity": "group popularity",
-    "single_budget": "that budget alone",
+    "single_budget": "trained for the budget",
 }
 
 
@@ -115,16 +115,15 @@ def verdict_view(result: CompareResult) -> TableView:
         for line in result["summary"]["budgets"]
     )
     columns = (
-        *("budget", "precision", "Recall@20", "full table", *VERDICT.values()),
-        *("best without groups", "which is", "best with groups", "which is"),
+        *("budget", "precision", "Recall@20", "global table", *VERDICT.values()),
+        *("best without groups", "method", "best with groups", "method"),
     )
     note = (
-        "PEEL's recall on the test, and over that of: the full global table; user groups' tables in the order of what "
-        "is shown, and of popularity, refined under that order; PEEL trained for that budget alone; the methods "
-        "without user groups and with them that validation likes best, PEEL's own kin left out. In brackets: 95 % "
-        "intervals, each device compared with itself."
+        "Test recall of PEEL, and its ratio to that of: the full global table; group tables ranked by exposure, and by "
+        "popularity, refined under that order; PEEL trained for that budget alone; the best methods on validation "
+        "without user groups and with them, variants of PEEL excluded. In brackets: paired 95 % intervals."
     )
-    return TableView("Verdict", columns, rows, 2, note)
+    return TableView("PEEL relative to other methods", columns, rows, 2, note)
 
 
 def _over(told: Mapping[str, Any], name: str) -> str:
@@ -155,15 +154,15 @@ def compare_details_view(rows: Sequence[CompareRow]) -> TableView:
         for row in rows
     )
     columns = (
-        *("method", "precision", "share", "stored KB, max", "Recall@20 on validation"),
+        *("method", "precision", "share", "stored KB, max", "validation Recall@20"),
         *("Recall@20", "NDCG@20", "seconds", "trials"),
     )
     return TableView(
-        "Every row",
+        "All rows",
         columns,
         body,
         2,
-        "1 KB = 1000 bytes. Seconds: spent to serve that budget; trials: settings looked at on validation.",
+        "1 KB = 1000 bytes. Seconds: time to serve that budget; trials: settings evaluated on validation.",
     )
 
 
@@ -173,8 +172,8 @@ def refinement_view(result: CompareResult) -> TableView:
     base = refinement["none"]["recall@20"]
     rows = []
     for name, quality in (
-        ("none: the global table", refinement["none"]),
-        ("none: as groups start", refinement.get("start")),
+        ("none: global table", refinement["none"]),
+        ("none: group tables before refinement", refinement.get("start")),
         ("federated", refinement["federated"]),
         ("central", refinement["central"]),
     ):
@@ -186,4 +185,6 @@ def refinement_view(result: CompareResult) -> TableView:
             low, high = figures.get("recall@20_interval", (None, None))
             whole = format_interval(recall, low, high)
             rows.append((name, whole, format_metric(ndcg), format_ratio(recall, base)))
-    return TableView("Refinement of the full table", ("refinement", "Recall@20", "NDCG@20", "ratio"), tuple(rows))
+    return TableView(
+        "Refinement of the full table", ("refinement", "Recall@20", "NDCG@20", "relative to global"), tuple(rows)
+    )

@@ -113,7 +113,7 @@ def hello(folder, scenario, run_dir, bounds=BOUNDS, **config):
     ("config", "line"),
     [
         ({"data": "/nowhere/mine.csv"}, "node config: data: /nowhere/mine.csv: no such file; start the node with"),
-        ({"first-device": -1}, "node config: first-device: -1 is no number of a device"),
+        ({"first-device": -1}, "node config: first-device: -1 is not a device number"),
         ({"first-device": 0}, "node 0 hosts 13 devices from number 0 on, where node 1 leaves off before 1; start"),
     ],
 )
@@ -132,7 +132,7 @@ def test_own_data_and_data_of_the_scenario_do_not_mix(own, tmp_path):
 
 
 def test_a_simulation_needs_interactions(own, tmp_path):
-    with pytest.raises(DataError, match=r"data: has a catalogue alone, .* give data\.name or data\.path"):
+    with pytest.raises(DataError, match=r"data: has only a catalogue, .* give data\.name or data\.path"):
         device_splits(held(own[0]), "", str(tmp_path / "run"))
 
 
@@ -142,10 +142,10 @@ def test_a_simulation_needs_interactions(own, tmp_path):
         (
             "pretraining",
             {"source": "collected", "collected": {"share": 1}},
-            "without name and path nothing is collected",
+            "without name and path no interaction leaves a device",
         ),
-        ("pretraining", {"collected": {"share": 0.5}}, "without name and path nothing is collected"),
-        ("evaluation", {"per_device": True}, "are of simulations, which have all interactions"),
+        ("pretraining", {"collected": {"share": 0.5}}, "without name and path no interaction leaves a device"),
+        ("evaluation", {"per_device": True}, "are for simulations, which have all interactions"),
         ("data", {"min_rating": 3}, "leave out timeline and min_rating"),
     ],
 )

@@ -26,8 +26,8 @@ def test_parts_are_the_whole(ends, tmp_path):
 
 def test_a_part_without_those_before_it_is_refused(tmp_path):
     users, groups = some(4)
-    with pytest.raises(EngineError, match="devices before these have not joined"):
+    with pytest.raises(EngineError, match="devices with smaller numbers have not joined"):
         DeviceState.begin(tmp_path, 10, 4, users, groups)
     DeviceState.create(tmp_path, users, groups)  # of another population
-    with pytest.raises(EngineError, match="devices before these have not joined"):
+    with pytest.raises(EngineError, match="devices with smaller numbers have not joined"):
         DeviceState.begin(tmp_path, 10, 4, users, groups)

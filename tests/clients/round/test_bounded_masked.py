@@ -206,7 +206,7 @@ def test_the_report_says_whom_the_noise_is_against():
 
 def test_a_crowd_in_which_nobody_is_trusted_is_refused():
     scenario = load_scenario("private", ["privacy.colluding_devices=6"])  # of 8, 6 must last
-    with pytest.raises(ScenarioError, match=r"^privacy\.colluding_devices: of 8 devices 6 must last"):
+    with pytest.raises(ScenarioError, match=r"^privacy\.colluding_devices: of 8 devices 6 must stay until the end"):
         make_plan(scenario)
 
 

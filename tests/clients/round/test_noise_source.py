@@ -173,7 +173,7 @@ def test_what_the_system_cannot_draw_is_refused_at_the_start(overrides, line):
 def test_a_mechanism_that_draws_floats_alone_is_refused_at_the_start(monkeypatch):
     monkeypatch.setitem(mechanisms._BUILT_IN, "central-gaussian", Older())
     make_plan(load_scenario("ml-100k", CENTRAL))
-    with pytest.raises(ScenarioError, match=r"^privacy\.noise_source: mechanism older draws no whole noise"):
+    with pytest.raises(ScenarioError, match=r"^privacy\.noise_source: mechanism older draws no integer noise"):
         make_plan(load_scenario("ml-100k", [*CENTRAL, SYSTEM]))
 
 

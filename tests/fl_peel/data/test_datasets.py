@@ -346,7 +346,10 @@ def test_zip_archive_is_checked_and_unpacked(tmp_path, register, cache):
 
 @pytest.mark.parametrize(
     ("member", "wrong_md5", "reason"),
-    [("ml/u.data", True, "sent another file than published"), ("ml/u.base", False, "does not hold ml/u.base")],
+    [
+        ("ml/u.data", True, "sent a file that differs from the published one"),
+        ("ml/u.base", False, "does not hold ml/u.base"),
+    ],
 )
 def test_other_archive_than_published(tmp_path, register, cache, member, wrong_md5, reason):
     archive = zipped(tmp_path / "movies.zip", ml__u_data=U_DATA)

@@ -137,8 +137,12 @@ BAD = [
         OWN,
         r":5: bought_at \(timestamp\) is 2026-03-01T09:30, without a time zone; ",
     ),
-    (with_time("2026-02-30"), BERLIN, r":2: bought_at \(timestamp\) is 2026-02-30, which no calendar has; mend"),
-    (with_time("2026-02-30T10:00Z"), OWN, ":2: .* which no calendar has; mend"),
+    (
+        with_time("2026-02-30"),
+        BERLIN,
+        r":2: bought_at \(timestamp\) is 2026-02-30, which is no date of the calendar; correct",
+    ),
+    (with_time("2026-02-30T10:00Z"), OWN, ":2: .* which is no date of the calendar; correct"),
     (with_time("2026-03-29T02:30:00"), BERLIN, ":2: .* is 2026-03-29T02:30:00, which clocks in Europe/Berlin skipped;"),
     (
         with_time("1772353800", ROWS),
@@ -153,7 +157,7 @@ BAD = [
     (with_time("", ROWS), OWN, r":5: bought_at \(timestamp\) is '', not a number of seconds or a time like 2026-"),
     (with_time("03/01/2026"), OWN, r":2: bought_at \(timestamp\) is '03/01/2026', not a number of seconds or a time"),
     (text([("", "ann", 5, "3", "x")]), OWN, r":2: sku \(item\) is missing"),
-    (text([("tea", "ann", "many", "3", "x")]), OWN, r":2: stars \(rating\) is 'many', not a number; mend"),
+    (text([("tea", "ann", "many", "3", "x")]), OWN, r":2: stars \(rating\) is 'many', not a number; correct"),
     (
         text(),
         Dialect({"user": "custommer"}),

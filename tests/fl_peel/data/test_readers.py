@@ -191,7 +191,7 @@ BAD_FILES = [
     ("x.csv", "user,item,user_id\n1,2,3\n", r"x\.csv:1: 'user' and 'user_id' both name the user; keep one"),
     ("x.csv", "user,item\n1,2\n,3\n", r"x\.csv:3: user is missing"),
     ("x.csv", "user,item\n1,2\n3,-1\n", r"x\.csv:3: item is negative \(-1\)"),
-    ("x.csv", 'user,item\n"1",2\n"3,4\n', r"x\.csv:3: unexpected end of data; mend the quotes"),
+    ("x.csv", 'user,item\n"1",2\n"3,4\n', r"x\.csv:3: unexpected end of data; correct the quotes"),
     ("x.csv", 'user,item,note\n1,2,"two\nlines"\n1,2\n', r"x\.csv:4: 2 fields where 3"),
     ("x.csv", "user,item,time\n1,2,soon\n", r"x\.csv:2: timestamp is 'soon', not a number of seconds or a time like 2"),
     ("x.csv", "user,item\n1,2\n1,nan\n", r"x\.csv:3: item is 'nan', which stands for no id; leave out such rows"),
@@ -213,7 +213,7 @@ BAD_FILES = [
     ("train.txt", "0 1\n\n1 99999999999999999999\n", r"train\.txt:3: item 99999999999999999999 is above 2147483647"),
     ("train.txt", "0 1\n1 2147483648\n", r"train\.txt:2: item 2147483648 is above 2147483647"),
     ("train.txt", "0 1\n1 2000000000\n", r"train\.txt: item 2000000000 occurs and only 2 items are used; number ids"),
-    ("notes.xyz", "1 2", r"notes\.xyz: its name does not tell the format; set one of movielens-tab, "),
+    ("notes.xyz", "1 2", r"notes\.xyz: its name does not reveal the format; set one of movielens-tab, "),
     ("x.parquet", b"PAR1 and then nothing", r"x\.parquet: not a whole Parquet file \(.*; write or copy it again"),
     ("x.parquet", b"", r"x\.parquet: not a whole Parquet file"),
 ]
@@ -248,7 +248,7 @@ def test_folder_in_place_of_a_file(tmp_path, name):
 def test_what_may_never_end_is_told_without_waiting(tmp_path, format):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/zero"):
-        with pytest.raises(DataError, match="is a pipe or a device, which may never end; write what it says into a"):
+        with pytest.raises(DataError, match="is a pipe or a device; write its output to a"):
             read_interactions(path, format=format)
     with pytest.raises(DataError, match="no such file; check the path"):
         read_interactions("a" * 5000, format=format)

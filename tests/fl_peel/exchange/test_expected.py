@@ -80,7 +80,7 @@ def test_a_right_one_is_let_in_and_its_sizes_are_told():
         ({"clock": clock(101)}, "Letter.clock.sampled: has 101, which is not in 0..100"),
         ({"clock": clock(-1)}, "Letter.clock.sampled: has -1"),
         ({"clock": clock(2)}, "Letter.clock.sampled: adds up to 2, not 3"),
-        ({"sums": {5: {}}}, "Letter.sums: nobody asked for user group 5"),
+        ({"sums": {5: {}}}, "Letter.sums: user group 5 was not requested"),
         ({"sums": {4: {"first": np.array([1])}}}, "Letter.sums/4: rows is missing"),
         ({"sums": {4: {"first": np.array([1]), "rows": np.array([4])}}}, "rows: has 4, which is not in 0..3"),
         ({"sums": {4: {"first": np.array([1]), "rows": np.array([0, 1])}}}, r"rows: of shape \(2,\), not \(1\)"),

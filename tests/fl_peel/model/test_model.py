@@ -259,7 +259,7 @@ def test_a_group_that_there_is_not_is_one_line(tmp_path, group):
     saved(tmp_path / "model")
     with pytest.raises(ModelError, match=f"user group {group}: there are 2, which count from 0"):
         fl_peel.load(tmp_path / "model").blocks(group)
-    with pytest.raises(ModelError, match="precision 'int3': no such; choose from fp32, fp16, int8, int4"):
+    with pytest.raises(ModelError, match="precision 'int3' is unknown; choose from fp32, fp16, int8, int4"):
         fl_peel.load(tmp_path / "model").blocks(0, "int3")  # type: ignore[arg-type]
 
 

@@ -103,8 +103,8 @@ def test_a_damaged_file_is_as_good_as_none_and_told_in_one_line(tmp_path, caplog
         kept = read_tables(tmp_path, "k")
         if kept is None:
             (record,) = caplog.records
-            assert record.getMessage().startswith(f"{path}: kept tables are damaged (")
-            assert record.getMessage().endswith("); pretraining anew")
+            assert record.getMessage().startswith(f"{path}: cached tables are damaged (")
+            assert record.getMessage().endswith("); pretraining again")
             assert "\n" not in record.getMessage()
         else:  # spaces that safetensors pads its header with
             assert all((getattr(kept, name) == getattr(TABLES, name)).all() for name in ("users", "items"))
@@ -158,7 +158,7 @@ def test_a_write_that_fails_leaves_what_was_there_and_stops_nobody(tmp_path, mon
 
     monkeypatch.setattr("fl_peel.pretraining.cache.save_file", full)
     write_tables(tmp_path, "k", dataclasses.replace(TABLES, temperature=9.0))
-    assert "pretrained tables cannot be kept (no space left); the next run pretrains anew" in caplog.text
+    assert "pretrained tables cannot be cached (no space left); the next run pretrains again" in caplog.text
     again = read_tables(tmp_path, "k")
     assert again is not None
     assert again.temperature == 0.15
@@ -169,4 +169,4 @@ def test_a_folder_that_cannot_be_made_stops_nobody(tmp_path, caplog):
     (tmp_path / "taken").write_text("a file")
     assert read_tables(tmp_path / "taken" / "deeper", "k") is None
     write_tables(tmp_path / "taken" / "deeper", "k", TABLES)
-    assert "deeper: pretrained tables cannot be kept" in caplog.text
+    assert "deeper: pretrained tables cannot be cached" in caplog.text

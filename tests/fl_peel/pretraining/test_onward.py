@@ -112,7 +112,7 @@ def test_devices_choose_freshness_by_what_they_did():
     assert answered == len(even)
     assert exponents_of(question, won, answered) == Exponents(0.5, 0.5, 1.0)
     assert question_of(model, 0, count=(0.5,), value=(0.5,), fresh=(0.5,), fading=None) is None
-    with pytest.raises(DataError, match=r"^stage 1: no device that was asked did anything .*; set "):
+    with pytest.raises(DataError, match=r"^stage 1: none of the requested devices has an interaction .*; set "):
         exponents_of(question, won, 0)
 
 

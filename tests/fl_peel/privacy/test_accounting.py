@@ -132,16 +132,16 @@ BAD = [
     (["privacy.target_epsilon=8"], "privacy: target_epsilon needs a mechanism that adds noise; set privacy.mechanism"),
     (
         ["privacy.mechanism=central-gaussian", "privacy.target_epsilon=8"],
-        "privacy: mechanism central-gaussian without clipping protects nobody; set privacy.clipping.kind",
+        "privacy: mechanism central-gaussian without clipping gives no guarantee; set privacy.clipping.kind",
     ),
     (CENTRAL, "privacy: mechanism central-gaussian needs target_epsilon (or noise_multiplier); give one"),
     (
         [*CENTRAL, "privacy.target_epsilon=2", "privacy.group_epsilon=2"],
-        "privacy: group_epsilon leaves nothing of target_epsilon; lower it or raise the target",
+        "privacy: group_epsilon uses up target_epsilon; lower it or raise the target",
     ),
     (
         ["privacy.clipping.kind=adaptive"],
-        "privacy: clipping.kind adaptive counts devices under noise; set privacy.mechanism",
+        "privacy: clipping.kind adaptive releases a noised count of devices; set privacy.mechanism",
     ),
     ([*CENTRAL, "privacy.delta=1"], "privacy.delta: input should be less than 1"),
     (
@@ -156,7 +156,7 @@ BAD = [
     ),
     (
         ["privacy.mechanism=local-gaussian", "privacy.clipping.kind=flat", "privacy.target_epsilon=8"],
-        "privacy.rows: touched tells which rows a device changed, which local-gaussian must hide; set all-sent",
+        "privacy.rows: touched reveals which rows a device changed, which local-gaussian must hide; set all-sent",
     ),
     (
         [*CENTRAL, "privacy.target_epsilon=8", "fairness.exclude_below=1%"],
@@ -197,5 +197,5 @@ def test_what_no_accountant_can_count_is_infinite():
 def test_what_no_accountant_can_count_is_refused(monkeypatch):
     beyond = Spent(math.inf, DELTA, "none", None, None)
     monkeypatch.setattr("fl_peel.privacy.plan.cost_of", lambda *asked: beyond)
-    with pytest.raises(ScenarioError, match=r"noise_multiplier: 2 at privacy\.delta 1e-05 spends more than can"):
+    with pytest.raises(ScenarioError, match=r"noise_multiplier: 2 at privacy\.delta 1e-05 spends more than the acc"):
         plan_of("privacy.noise_multiplier=2")

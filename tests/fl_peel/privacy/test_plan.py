@@ -110,7 +110,7 @@ def test_the_answer_which_group_is_added_where_it_is_asked():
     plan = make_plan(scenario(target | {"group_epsilon": 1.0}), asks_groups=True)
     assert 2.9 < plan.cost.epsilon <= 3.0
     assert plan.epsilon <= 4.0
-    with pytest.raises(ScenarioError, match=r"privacy\.group_epsilon: devices whose data is not collected answer"):
+    with pytest.raises(ScenarioError, match=r"privacy\.group_epsilon: devices whose data is not collected report"):
         make_plan(scenario(target), asks_groups=True)
     assert make_plan(scenario(CENTRAL), asks_groups=True).group_epsilon == 0.0  # no target: it is free to tell
     assert make_plan(scenario(target)).epsilon <= 4.0
@@ -163,7 +163,7 @@ def test_shares_of_noise_are_counted_by_those_who_last_and_keep_it_to_themselves
     assert answers_needed(10, 0.6) == 6
     assert [count(colluding) for colluding in (0, 2, 5)] == [6, 4, 1]
     assert count(0, devices=20) == 12
-    with pytest.raises(ScenarioError, match="of 10 devices 6 must last, and 6 may tell"):
+    with pytest.raises(ScenarioError, match="of 10 devices 6 must stay until the end, and 6 may reveal"):
         count(6)
 
 
@@ -183,7 +183,7 @@ def test_whole_noise_is_asked_of_mechanisms_that_draw_it(monkeypatch):
     system = scenario(CENTRAL | {"noise_source": "system"})
     check_keys(system, CentralGaussian())
     check_keys(scenario(), Floats())
-    with pytest.raises(ScenarioError, match=r"privacy\.noise_source: mechanism floats draws no whole noise"):
+    with pytest.raises(ScenarioError, match=r"privacy\.noise_source: mechanism floats draws no integer noise"):
         check_keys(system, Floats())
 
 
@@ -348,7 +348,7 @@ def test_the_report_has_the_figures_of_the_plan():
         assert one.noise_std == plan.std(one.part, one.bound)
         assert (one.added_by, one.epsilon) == ("server", None)
     assert (answer.part, answer.rounds, answer.epsilon, answer.added_by) == ("user group", 1, 0.5, "device")
-    assert "and the user group it answers" in accounted.covers
+    assert "and the user group it reports" in accounted.covers
     assert told(given, norms=(), asks_groups=True).accounted.releases[0].bound == given.privacy.clipping.norm
 
 
@@ -362,9 +362,9 @@ def test_the_report_says_whom_the_noise_is_against():
     unmasked = told(scenario(colluding, secure_aggregation=SECURE | {"masked": False})).accounted
     assert central.adjacency == "a device's contributions, all rounds together, replaced by zeros"
     assert local.adjacency == "a device's contributions, all rounds together, replaced by any others"
-    tables = "the other devices and whoever sees the tables"
+    tables = "the other devices and anyone who sees the tables"
     server = "the server too"
-    others = ", which learns noised sums alone, and 2 device(s) of the user group that tell it all they know"
+    others = ", which learns only noised sums, and 2 device(s) of the user group that collude with it"
     assert [one.covers for one in (central, local, masked, unmasked)] == [
         SENT.format("refinement", seen_by) for seen_by in (tables, server, server + others, tables)
     ]
@@ -372,31 +372,33 @@ def test_the_report_says_whom_the_noise_is_against():
         "server", "device", "devices, in shares", "devices, in shares",
     ]  # fmt: skip
     asked = told(scenario(CENTRAL | {"group_epsilon": 0.5}), asks_groups=True).accounted
-    assert asked.covers == SENT.format("refinement, and the user group it answers", tables)
+    assert asked.covers == SENT.format("refinement, and the user group it reports", tables)
     poisson = scenario(refinement={"sampling": "poisson", "cohort_share": 0.25})
-    whoever = "Poisson, 0.25 a round, for whoever does not see which devices take part"
+    whoever = "Poisson, 0.25 per round, towards anyone who does not see which devices take part"
     assert told(poisson).accounted.sampling == whoever
-    assert central.sampling == "not amplified: every round a device can be in counts in full"
+    assert central.sampling == "not amplified: every round that a device can take part in counts in full"
 
 
-COLLECTED = "pretraining data: {}, which the server has in clear (pretraining.collected)"
+COLLECTED = "pretraining data: {}, which the server has in the clear (pretraining.collected)"
 SEED = [
-    "whoever has the seed, which is in this report: noise, answers and coins follow from it and can be subtracted "
+    "anyone with the seed, which is in this report: noise, answers and coins follow from it and can be subtracted "
     "(privacy.noise_source: system)",
-    "the last bits of the noise, which samplers of floating-point numbers draw (privacy.noise_source: system)",
+    "the last bits of the noise, which floating-point samplers draw (privacy.noise_source: system)",
 ]
 OUTSIDE = [
     "memory budgets, device classes and availability, which are not interactions",
-    "the test, which the researcher makes on all devices outside the protocol",
+    "the test evaluation, which the researcher runs on all devices outside the protocol",
 ]
-ARTIFACTS = "3 devices whose embeddings are written beside this report (evaluation.artifacts)"
-ASKED_FOR = "how many blocks a device asks for: its budget of the moment (privacy.requests)"
+ARTIFACTS = "3 devices whose embeddings are written to the folder of this report (evaluation.artifacts)"
+ASKED_FOR = "the number of blocks that a device requests, and so its current budget (privacy.requests)"
 VALIDATED = [
     "fixed tiers: the table sizes each device class gets, chosen on its validation items (fairness.tiers)",
-    "the recall of the first tables on validation items, in this report (evaluation.full_tables)",
-    "keys of this scenario, where they were chosen by trying several on validation items of the same devices",
+    "the validation recall of the first tables, in this report (evaluation.full_tables)",
+    "keys of this scenario, if they were chosen by trying several values on validation items of the same devices",
 ]
-MEASURED = "rounds' losses, recalls, times and bytes in this report: measured by the simulation, sent by nobody"
+MEASURED = (
+    "losses, recalls, times and bytes of the rounds in this report: measured by the simulation, sent by no device"
+)
 
 
 def uncovered(privacy=None, **keys):

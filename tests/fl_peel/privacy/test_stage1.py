@@ -177,8 +177,8 @@ def test_stage_1_is_in_the_plan_and_in_the_report():
         )  # fmt: skip
         assert one.noise_std == Stage1Scales.of(given, plan.multiplier).std(release.part)
         assert one.added_by == "server"
-    assert "stage 1 and in refinement, and the user group it answers" in accounted.covers
-    sent_by_nobody = "bytes, times and devices of stage 1 in this report: measured by the simulation, sent by nobody"
+    assert "stage 1 and in refinement, and the user group it reports" in accounted.covers
+    sent_by_nobody = "bytes, times and devices of stage 1 in this report: measured by the simulation, sent by no device"
     assert sent_by_nobody in accounted.not_covered
     assert "pretraining data" not in " | ".join(accounted.not_covered)  # nothing is collected
     without = given.model_copy(update={"refinement": given.refinement.model_copy(update={"rounds": 0})})

@@ -56,7 +56,7 @@ BAD = [
     ({"pretraining": {"collected": {"share": -1}}}, "pretraining.collected.share: input should be greater than or"),
     (
         {"pretraining": {"collected": {"share": 0}}},
-        "pretraining: collected.share: 0 leaves the server nothing to start from; set",
+        "pretraining: collected.share: 0 leaves the server no interactions to train on; set",
     ),
     (
         {"pretraining": {"source": "devices"}},
@@ -64,26 +64,26 @@ BAD = [
     ),
     (
         {"pretraining": {"model": "spectral", "source": "devices", "row_sketch": 0.25}},
-        "pretraining.row_sketch shortens masked sums of devices, and in the clear hides nothing",
+        "pretraining.row_sketch shortens masked sums of devices and hides nothing in the clear",
     ),
     (
         {"pretraining": {"model": "spectral", "row_sketch": "25%"}, "secure_aggregation": {"enabled": True}},
-        "pretraining.row_sketch shortens masked sums of devices, and in the clear hides nothing: what the buckets",
+        "pretraining.row_sketch shortens masked sums of devices and hides nothing in the clear, where the buckets",
     ),
-    ({"pretraining": {"model": "spectral", "sum_bits": 32}}, "pretraining: sum_bits is of what devices say"),
+    ({"pretraining": {"model": "spectral", "sum_bits": 32}}, "pretraining: sum_bits applies to sums from devices"),
     (
         {
             "pretraining": {"model": "spectral"},
             "privacy": {"mechanism": "central-gaussian", "target_epsilon": 8, "clipping": {"kind": "flat"}},
         },
-        "pretraining.source: collected has devices choose the filter, in the clear",
+        "pretraining.source: collected lets devices choose the filter in the clear",
     ),
     (
         {
             "pretraining": {"model": "spectral", "source": "devices", "sum_bits": 32},
             "privacy": {"mechanism": "central-gaussian", "target_epsilon": 8, "clipping": {"kind": "flat"}},
         },
-        "pretraining.sum_bits knows no room for noise",
+        "pretraining.sum_bits has no bound that allows for noise",
     ),
     ({"pretraining": {"collected": {"mode": "all"}}}, "pretraining.collected.mode: input should be 'users'"),
     ({"pretraining": {"collected": {"share": "half%"}}}, "pretraining.collected.share: 'half%' is not a percentage"),
@@ -93,9 +93,12 @@ BAD = [
     ({"blocks": {"num_slices": 3}}, "blocks.num_slices: 3 does not divide pretraining.embedding_dim 64"),
     ({"pretraining": {"diversity_slices": 7}}, "pretraining.diversity_slices: 7 does not divide"),
     ({"controller": {"features": []}}, "controller.features: tuple should have at least 1 item"),
-    ({"controller": {"features": ["mood"]}}, "controller.features.0: input should be 'shown'"),
+    ({"controller": {"features": ["mood"]}}, "controller.features.0: input should be 'exposure'"),
     ({"controller": {"hidden": [0]}}, "controller.hidden.0: input should be greater than or equal to 1 (got 0)"),
-    ({"controller": {"memory": 2}}, "controller.memory: input should be less than or equal to 1 (got 2)"),
+    (
+        {"controller": {"signal_momentum": 2}},
+        "controller.signal_momentum: input should be less than or equal to 1 (got 2)",
+    ),
     ({"refinement": {"cohort_share": "120%"}}, "refinement.cohort_share: input should be less than or equal to 1"),
     ({"refinement": {"local": {"loss": "hinge"}}}, "refinement.local.loss: input should be 'bpr'"),
     ({"refinement": {"aggregation": {"optimizer": "lion"}}}, "refinement.aggregation.optimizer: input should be 'sgd'"),
@@ -108,20 +111,23 @@ BAD = [
     ({"evaluation": {"budgets": [0]}}, "evaluation.budgets.0: input should be greater than 0 (got 0)"),
     ({"evaluation": {"budgets": ["150%"]}}, "evaluation.budgets.0: input should be less than or equal to 1"),
     ({"evaluation": {"top_n": 0}}, "evaluation.top_n: input should be greater than or equal to 1 (got 0)"),
-    ({"data": {"name": "a", "test_path": "t"}}, "data: test_path belongs to path, and a is read by name; leave it out"),
-    ({"data": {"name": "a", "format": "csv"}}, "data: format belongs to path, and a is read by name; leave it out"),
+    (
+        {"data": {"name": "a", "test_path": "t"}},
+        "data: test_path describes path, and a is a named data set; leave it out",
+    ),
+    ({"data": {"name": "a", "format": "csv"}}, "data: format describes path, and a is a named data set; leave it out"),
     (
         {"data": {"name": "a", "columns": {"user": "u"}}},
-        "data: columns belongs to path, and a is read by name; leave it",
+        "data: columns describes path, and a is a named data set; leave it",
     ),
     (
         {"data": {"name": "a", "time_zone": "UTC"}},
-        "data: time_zone belongs to path, and a is read by name; leave it out",
+        "data: time_zone describes path, and a is a named data set; leave it out",
     ),
     ({"data": {"path": "a", "columns": {"user": "x", "item": "x "}}}, "data.columns: columns: x is given twice; leave"),
     (
         {"data": {"path": "a", "format": "movielens-tab", "columns": {"user": "u"}}},
-        "data: columns: those of format movielens-tab have",
+        "data: columns: format movielens-tab has",
     ),
     ({"data": {"path": "a", "columns": {"timestamp": "t"}}}, "unknown key data.columns.timestamp; did you mean"),
     (
@@ -135,27 +141,29 @@ BAD = [
     ({"pretraining": {"loss": "bpr", "num_negatives": 0}}, "pretraining: num_negatives: bpr needs at least 1; 0 (all"),
     (
         {"pretraining": {"loss": "bpr", "popularity_correction": 0.5}},
-        "pretraining: popularity_correction is of sampled-softmax and does nothing under bpr; leave it out",
+        "pretraining: popularity_correction applies to sampled-softmax and has no effect under bpr; leave it out",
     ),
     (
         {"pretraining": {"diversity_weight": 0.1, "diversity_slices": 1}},
-        "pretraining: diversity_weight 0.1 does nothing with diversity_form cosine and 1 diversity_slices; set a form",
+        "pretraining: diversity_weight 0.1 has no effect with diversity_form cosine and 1 diversity_slices; set a form",
     ),
     (
         {"pretraining": {"diversity_weight": 0.1, "diversity_form": "none"}},
-        "pretraining: diversity_weight 0.1 does nothing with diversity_form none and 4 diversity_slices; set a form",
+        "pretraining: diversity_weight 0.1 has no effect with diversity_form none and 4 diversity_slices; set a form",
     ),
     ({"evaluation": {"budgets": ["1%", 0.01]}}, "evaluation: budgets: 0.01 is given twice; leave one out"),
     ({"evaluation": {"precisions": ["int8", "int8"]}}, "evaluation: precisions: int8 is given twice; leave one out"),
     ({"evaluation": {"selectors": ["random"] * 2}}, "evaluation: selectors: random is given twice; leave one out"),
     (
         {"fairness": {"exclude_below": 0.1}, "refinement": {"min_budget_share": 0.2}},
-        "fairness.exclude_below: 0.1 is below refinement.min_budget_share 0.2, so that leaving out would take more",
+        "fairness.exclude_below: 0.1 is below refinement.min_budget_share 0.2, so that the comparison would include "
+        "more",
     ),
     ({"poisoning": {"target_items": [7, 8, 7]}}, "poisoning: target_items: 7 is given twice; leave one out"),
     (
         {"poisoning": {"share": 0.1}, "privacy": NOISED},
-        "poisoning.share: what malicious devices do is told by refining anew without them, which spends epsilon again",
+        "poisoning.share: the effect of malicious devices is measured by refining once more without them, which "
+        "spends epsilon twice",
     ),
     (
         {
@@ -163,7 +171,8 @@ BAD = [
             "privacy": NOISED,
             "refinement": {"aggregation": {"robust": {"norm_bound": 1}}},
         },
-        "poisoning.share: what malicious devices do is told by refining anew without them, which spends epsilon again",
+        "poisoning.share: the effect of malicious devices is measured by refining once more without them, which "
+        "spends epsilon twice",
     ),
     ({"privacy": {"signals_norm": 1e300}}, "privacy.signals_norm: input should be less than or equal to 1000000000"),
     ({"privacy": {"counts_norm": 1e300}}, "privacy.counts_norm: input should be less than or equal to 1000000000"),
@@ -252,7 +261,7 @@ def test_the_last_override_wins_and_the_seed_option_wins_over_it():
         ("=5", "--set =5: expected path=value"),
         ("a..b=5", "--set a..b=5: expected path=value"),
         ("refinement.rounds=[", "--set refinement.rounds=[: not valid YAML: expected the node content, but found"),
-        ("data.name.x=1", "--set data.name.x=1: data.name is a value, it has no keys"),
+        ("data.name.x=1", "--set data.name.x=1: data.name is a value and has no keys"),
         ("refinement.roundz=1", "ml-100k: unknown key refinement.roundz; did you mean 'rounds'?"),
     ],
 )
@@ -267,8 +276,8 @@ def test_a_bad_override_is_one_line(override, line):
     ("text", "line"),
     [
         ("data: [", "not valid YAML"),
-        ("- a\n- b\n", "holds no mapping of keys"),
-        ("", "holds no mapping of keys"),
+        ("- a\n- b\n", "is not a mapping of keys"),
+        ("", "is not a mapping of keys"),
         ("question: x\n", "data: field required"),
         ("data: {name: ml-100k}\nseed: \xff", "seed: input should be a valid integer"),
     ],
@@ -284,7 +293,7 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path, text, line):
 
 def test_bytes_that_are_no_text_are_one_line(tmp_path):
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ScenarioError, match=r"bad\.yaml:1: is not UTF-8 text \(byte 0\); mend it"):
+    with pytest.raises(ScenarioError, match=r"bad\.yaml:1: is not UTF-8 text \(byte 0\); correct it"):
         load_scenario(tmp_path / "bad.yaml")
 
 
@@ -330,7 +339,7 @@ HOSTILE = {
     "privacy.noise_multiplier=1e300": "noise_multiplier: input should be less than or equal to 100000",
     'name="\\ud800"': "name: input should be a valid string, unable to parse raw data as a unicode string",
     'data={path: "\\ud800.csv"}': "data.path: input should be a valid string, unable to parse",
-    'data={path: "a\\0b"}': "data.path: has a character of code 0, which no file's name has",
+    'data={path: "a\\0b"}': "data.path: contains the character with code 0, which file names cannot contain",
     "fleet=[]": "fleet: names 0 fleets; give 1 to 1000",
     f"fleet=[{'a' * 256}]": "a part of the path has more than 255 bytes",
     f"data={{path: {'a/' * 2048}}}": "data.path: string should have at most 4095 characters",

@@ -173,7 +173,7 @@ def test_below_the_threshold_nothing_is_opened():
     group = Group.of(6, 4)  # 4 neighbours, more than half and 60% of them: 3
     assert group.needed == 3
     vectors = [words([i], [i]) for i in range(6)]
-    with pytest.raises(SecureAggregationError, match="of its neighbours are said to be left, 3 must be"):
+    with pytest.raises(SecureAggregationError, match="of its neighbours are reported as left, 3 must be"):
         group.sum_of(vectors, {0, 1})
 
 

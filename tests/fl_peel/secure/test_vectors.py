@@ -55,7 +55,7 @@ def test_a_word_is_refused_as_soon_as_the_sum_might_not_fit(bits):
 
 
 def test_an_array_without_a_place_is_refused_by_its_name():
-    with pytest.raises(SecureAggregationError, match="devices say 'extra', which has no place in a masked vector"):
+    with pytest.raises(SecureAggregationError, match="devices send 'extra', which has no place in a masked vector"):
         LAYOUT.words({"c": np.array([1]), "extra": np.array([1])})
 
 

@@ -49,10 +49,10 @@ def gradients(controller: Controller) -> dict[str, np.ndarray]:
 def test_features_by_hand():
     one = [np.array([value], np.float32) for value in (0.999, 0.099, 0.00999, 0.7, 2.0)]
     group = BlockStatistics(popularity=one[1], shown=one[0], global_popularity=one[2], loss=one[3], energy=one[4])
-    features = group.features(("shown", "popularity", "global-popularity", "loss", "energy"))
+    features = group.features(("exposure", "popularity", "global-popularity", "loss", "energy"))
     expected = [[np.log(1.0), np.log(0.1), np.log(0.01), 0.7, np.log(2.000001)]]
     np.testing.assert_allclose(features, expected, atol=1e-6)
-    assert (group.features(("loss", "shown"))[0] == features[0, [3, 0]]).all()
+    assert (group.features(("loss", "exposure"))[0] == features[0, [3, 0]]).all()
 
 
 def test_signals_fade():
@@ -67,20 +67,20 @@ def test_signals_fade():
 
 
 @pytest.mark.parametrize("hidden", [(), (16, 16), (3,)])
-@pytest.mark.parametrize("first", ["shown", "popularity"])
+@pytest.mark.parametrize("first", ["exposure", "popularity"])
 def test_weights_start_proportional_to_the_first_feature(first, hidden):
     rest = tuple(name for name in FEATURES if name != first)
     config = ControllerConfig(features=(first, *rest), hidden=hidden)
     groups = [statistics(seed, signals=False) for seed in range(3)]
     controller = Controller.for_statistics(groups, config, seed=0)
     for group in groups:
-        rate = (group.shown if first == "shown" else group.popularity).astype(np.float64) + 1e-3
+        rate = (group.shown if first == "exposure" else group.popularity).astype(np.float64) + 1e-3
         # logit = log(rate) + constant, so the softmax is the rate's share
         np.testing.assert_allclose(controller.weights(group), rate / rate.sum(), rtol=1e-4)
         assert (np.argsort(controller.weights(group)) == np.argsort(rate)).all()
 
 
-@pytest.mark.parametrize("names", [("shown",), ("shown", "loss"), FEATURES])
+@pytest.mark.parametrize("names", [("exposure",), ("exposure", "loss"), FEATURES])
 def test_inputs_are_standardized_over_all_groups_to_the_last_bit_and_memory_holds_them_once(names):
     groups = [statistics(seed, 40_000 + seed) for seed in range(5)]
     config = ControllerConfig(features=names)
@@ -259,7 +259,7 @@ def test_exposure_is_not_mistaken_for_worth():
     group.shown = np.ones(20, np.float32)
     group.energy = np.repeat(np.array([1, 3], np.float32), 10)
     group.add_signals(np.ones(20), np.repeat([100.0, 10.0], 10), 0.5)
-    config = ControllerConfig(features=("shown", "energy"), steps=400, learning_rate=0.05, weight_decay=0)
+    config = ControllerConfig(features=("exposure", "energy"), steps=400, learning_rate=0.05, weight_decay=0)
     controller = Controller.for_statistics([group], config, seed=0)
     controller.outer_step([group])
     weights = controller.weights(group)

@@ -24,7 +24,7 @@ class TestPopularity(SelectorContract):
 
 
 class TestShown(SelectorContract):
-    selector = staticmethod(selectors.shown)
+    selector = staticmethod(selectors.exposure)
 
 
 class TestGlobalPopularity(SelectorContract):
@@ -52,9 +52,9 @@ def order_of(name: str, statistics: BlockStatistics, seed: int = 0, user_group: 
     return ranking(weights).tolist()
 
 
-@pytest.mark.parametrize("name", ["popularity", "shown", "global-popularity"])
+@pytest.mark.parametrize("name", ["popularity", "exposure", "global-popularity"])
 def test_rates_first_then_energy_then_number(name):
-    rates = {name.replace("-", "_"): [0.2, 0.5, 0.2, 0.2]}
+    rates = {"shown" if name == "exposure" else name.replace("-", "_"): [0.2, 0.5, 0.2, 0.2]}
     assert order_of(name, four_blocks(**rates, energy=[1, 0, 3, 1])) == [1, 2, 0, 3]
 
 
@@ -89,7 +89,7 @@ def test_order_is_that_of_rate_then_energy(seed):
     statistics = example_statistics(seed, 60)
     statistics.energy = np.random.default_rng(seed).integers(0, 5, 60).astype(np.float32)
     expected = sorted(range(60), key=lambda b: (-statistics.shown[b], -statistics.energy[b], b))
-    assert order_of("shown", statistics) == expected
+    assert order_of("exposure", statistics) == expected
 
 
 def test_random_blocks_differ_by_seed_and_group_alone():
@@ -110,7 +110,7 @@ def test_the_controller_is_a_selector():
 
 
 def test_names():
-    assert SELECTORS.names()[:6] == ("controller", "popularity", "shown", "global-popularity", "energy", "random")
+    assert SELECTORS.names()[:6] == ("controller", "popularity", "exposure", "global-popularity", "energy", "random")
     for name in SELECTORS.names():
         assert SELECTORS.check(name) == name
 

@@ -70,5 +70,5 @@ def test_a_pinned_run_is_the_same_to_the_last_bit_on_another_processor(tiny, com
 def test_machines_are_asked_for_by_name():
     from simulations.cli.machines import machines as command
 
-    with pytest.raises(ScenarioError, match="no machine 'mine'; choose from pinned, "):
+    with pytest.raises(ScenarioError, match="unknown machine 'mine'; choose from pinned, "):
         command("ml-100k", on=["mine"])

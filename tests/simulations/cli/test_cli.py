@@ -234,7 +234,7 @@ def test_a_bad_recording_is_one_line_and_leaves_nothing(fl_peel, tmp_path):
 @pytest.mark.parametrize(
     ("out", "expected"),
     [
-        ("phone.csv", "phone.csv: is a recording itself; give --out another name"),
+        ("phone.csv", "phone.csv: is one of the recordings; give --out another name"),
         ("memory.parquet", "memory.parquet: not a CSV file; give --out a name that ends in .csv"),
         ("folder.csv", "folder.csv: is a folder; give --out a file"),
         ("phone.csv/memory.csv", "phone.csv: is a file; give --out a folder"),
@@ -410,7 +410,7 @@ def test_a_port_that_is_taken_is_told_before_anything_is_done(fl_peel, tiny, mon
         port = taken.getsockname()[1]
         status, _, err = fl_peel("run", tiny, "--live-port", str(port))
     assert status == 2
-    assert re.fullmatch(rf"fl-peel: error: --live-port {port}: cannot serve there .*\n", err)
+    assert re.fullmatch(rf"fl-peel: error: --live-port {port}: the port cannot be opened .*\n", err)
 
 
 @pytest.mark.engine
@@ -457,9 +457,9 @@ def test_lines_are_few_and_say_where_a_run_stands():
 def test_a_stage_of_one_step_that_was_skipped_is_told_once():
     written = []
     lines = progress.Lines(written.append)
-    lines(Event("pretraining", 30, 30, "kept from an earlier run"))
+    lines(Event("pretraining", 30, 30, "loaded from the cache"))
     assert len(written) == 1
-    assert written[0].endswith("pretraining 30/30: kept from an earlier run")
+    assert written[0].endswith("pretraining 30/30: loaded from the cache")
 
 
 def test_bars_show_every_stage_on_a_terminal():

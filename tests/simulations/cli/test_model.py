@@ -95,14 +95,14 @@ def test_items_may_stand_in_a_file_and_precision_and_folder_may_be_others(fl_pee
         (export(items="item 3,nothing"), "item 'nothing' is none of the model's 30; ids are those of its data"),
         (export(items=" , "), "interactions: none are given, and a device joins by them"),
         (export(budget="59"), "budget 59 B does not hold header and user embedding (60 B); raise the budget"),
-        (export(budget="lots"), "--budget: 'lots' is no number of bytes; write e.g. 100KB or 4096"),
-        (export("--precision", "int3"), "--precision: 'int3' is none; choose from fp32, fp16, int8, int4"),
+        (export(budget="lots"), "--budget: 'lots' is not a number of bytes; write e.g. 100KB or 4096"),
+        (export("--precision", "int3"), "--precision: 'int3' is unknown; choose from fp32, fp16, int8, int4"),
         (export(out="model"), "model: is a folder; give --out a file"),
         (export(out=""), "--out: is empty; give a path"),
         (export("--items-file", "nowhere.txt"), "nowhere.txt: no such file; correct --items-file"),
         (("export", ".", *export()[2:]), ".: holds no model.json; name the folder model in it"),
         (("serve-device", "nowhere"), "nowhere/model.json: no such file; name the folder model/"),
-        (("serve-device", "model", "--precision", "x"), "--precision: 'x' is none"),
+        (("serve-device", "model", "--precision", "x"), "--precision: 'x' is unknown"),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_nothing_is_written(fl_peel_, tmp_path, args, line):
@@ -141,9 +141,9 @@ def test_a_device_at_the_terminal(fl_peel_, monkeypatch):
     told = [line for line in out.splitlines() if " blocks, int8, " in line]
     assert [line.split("; ")[0].split("> ")[-1] for line in told] == [
         "downloaded",
-        f"grows, {small.grow(400).num_bytes} B read",
-        "shrinks, 0 B moved",
-        f"grows, {least.grow(400).num_bytes} B read",
+        f"grown, {small.grow(400).num_bytes} B downloaded",
+        "shrunk, 0 B downloaded",
+        f"grown, {least.grow(400).num_bytes} B downloaded",
     ]
     for line, found in zip(told, (small, large, least, large), strict=True):
         assert f"{found.num_bytes} of {found.budget_bytes} B" in line
@@ -157,7 +157,7 @@ def test_mistakes_at_the_terminal_are_a_line_each_and_it_goes_on(fl_peel_, monke
     assert [line.split(";")[0] for line in err.splitlines()] == [
         "error: item 'nothing' is none of the model's 30",
         "error: interactions: none are given, and a device joins by them",
-        "error: budget: 'x' is no number of bytes",
+        "error: budget: 'x' is not a number of bytes",
         f"error: budget 10 B does not hold header and user embedding ({LEAST} B)",
         f"error: budget 20 B does not hold header and user embedding ({LEAST} B)",
     ]
@@ -212,5 +212,5 @@ def test_sizes(text, num_bytes):
 
 @pytest.mark.parametrize("text", ["", "KB", "-1", "1e3", "1,000", "1 TB", "nan", "9" * 400, ".5KB", "٣"])
 def test_what_is_no_size(text):
-    with pytest.raises(BudgetError, match="is no number of bytes"):
+    with pytest.raises(BudgetError, match="is not a number of bytes"):
         read_size(text)

@@ -36,7 +36,7 @@ def test_keys_have_the_scenarios_own_values():
     lines = fl_peel("scenarios", "show", "ml-100k", "--keys", "--set", "refinement.rounds=3").splitlines()
     at = lines.index("refinement.rounds: 3")
     assert lines[at + 1] == "    whole number; rounds; default 8; >= 0, <= 1_000_000"
-    assert "Of federated refinement" in lines[at + 2]
+    assert "Number of rounds; 0: no refinement." in lines[at + 2]
     keys = {key["path"]: key for key in json.loads(fl_peel("scenarios", "show", "ml-100k", "--keys", "--json"))}
     assert keys["selector"]["value"] == load_scenario("ml-100k").selector
     assert keys["data.timeline.periods"]["value"] is None

@@ -187,5 +187,5 @@ def test_everything_that_is_moved_has_a_name(page):
         "[...document.querySelectorAll('select, input')].map((e) => e.labels.length ? e.labels[0].textContent : null)"
     )
     assert names == ["Device", "Memory budget"]
-    assert page.tell("document.getElementById('blocks').ariaLabel").endswith("blocks kept")
+    assert page.tell("document.getElementById('blocks').ariaLabel").endswith("blocks stored")
     assert page.tell("document.getElementById('budget').ariaValueText") == "500 B of 6.0 KB"

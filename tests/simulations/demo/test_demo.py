@@ -71,9 +71,9 @@ def test_nothing_is_loaded():
 def test_devices_that_hold_nothing_are_left_out():
     page = made([device("none", "no-block"), device("some")])
     assert [told["name"] for told in data_of(page)["devices"]] == ["some"]
-    with pytest.raises(ReportError, match="no device holds a block"):
+    with pytest.raises(ReportError, match="no device stores a block"):
         made([device("none", "no-block")])
-    with pytest.raises(ReportError, match="no device holds a block"):
+    with pytest.raises(ReportError, match="no device stores a block"):
         made([])
 
 
@@ -128,11 +128,11 @@ def test_of_a_run_with_the_data_it_read(tiny, tmp_path):
 def test_of_a_run_with_item_groups_or_without_its_data(tiny, tmp_path):
     finished(tiny, tmp_path)
     demo = demo_of_run(tmp_path / "out")
-    assert "items are called by row" in demo.lacks
+    assert "items are shown by row" in demo.lacks
     assert data_of(demo.page)["devices"][0]["wanted"] is None
     (tiny.parent / "planted.csv").unlink()
     demo = demo_of_run(tmp_path / "out")
-    assert demo.lacks.startswith("items are called by number, and recall of single devices is not told: ")
+    assert demo.lacks.startswith("items are shown by number, and recall of single devices is not available: ")
     assert "planted.csv: no such file" in demo.lacks
     assert data_of(demo.page)["items"] == {}
     with pytest.raises(DataError, match=r"planted.csv: no such file"):
@@ -150,7 +150,7 @@ def test_a_model_says_what_items_are_called_and_their_groups(tiny, tmp_path):
     assert len(set(device["seen"]) | set(device["wanted"])) == 12
     (tiny.parent / "planted.csv").unlink()
     demo = demo_of_run(tmp_path / "out")
-    assert demo.lacks.startswith("recall of single devices is not told: ")
+    assert demo.lacks.startswith("recall of single devices is not available: ")
     assert data_of(demo.page)["items"] == items
     assert data_of(demo.page)["devices"][0]["wanted"] is None
 

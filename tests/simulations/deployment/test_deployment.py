@@ -30,14 +30,14 @@ LIMIT_S = 1800.0
 """After which a run is ended: far more than one takes, also where others compute."""
 FEW_MESSAGES = (
     "evaluation.budgets=[50%]",
-    "evaluation.selectors=[shown]",
+    "evaluation.selectors=[exposure]",
     "evaluation.full_tables=false",
     "evaluation.artifacts=0",
     "elasticity.rounds=0",
     "elasticity.falls=[]",
     "fairness.tiers=[]",
     "refinement.acceptance.rule=always",
-    "selector=shown",
+    "selector=exposure",
 )
 FEW_STEPS = (
     "pretraining.passes=1",

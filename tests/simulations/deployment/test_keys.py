@@ -65,7 +65,7 @@ def test_each_node_has_a_key_of_its_own_and_no_other_reads_private_ones(tmp_path
 def test_keys_that_are_there_are_not_replaced(tmp_path):
     keys = make_keys(tmp_path, nodes=1)
     before = keys.key.read_bytes()
-    with pytest.raises(EngineError, match=r"ca\.crt: is there already; remove it, or give another folder"):
+    with pytest.raises(EngineError, match=r"ca\.crt: exists already; remove it, or give another folder"):
         make_keys(tmp_path, nodes=1)
     assert keys.key.read_bytes() == before
 

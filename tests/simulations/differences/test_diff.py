@@ -98,7 +98,9 @@ def test_other_data_another_split_or_other_cut_offs_are_refused(tmp_path, recall
         "fewer": per_device(first[:300]),
     }
     for name, other in strangers.items():
-        with pytest.raises(ReportError, match=rf"{name}: other devices or test items than those of .*a; only runs"):
+        with pytest.raises(
+            ReportError, match=rf"{name}: its devices or test items differ from those of .*a; only runs"
+        ):
             diff([a, folder(tmp_path / name, other)])
     with pytest.raises(ReportError, match=r"of the first 10 items, those of .*a of the first 20"):
         diff([a, folder(tmp_path / "ten", per_device(first, top_n=10))])
@@ -146,7 +148,7 @@ def test_seeds_are_averaged_and_their_spread_is_in_the_interval(tmp_path, recall
     (mixed,) = diff([a / "seed-0", b]).rows[0].others
     assert mixed.difference.value == pytest.approx(0.02)
     assert not mixed.seeds, "of one of them nothing is known over seeds"
-    assert "Seeds are not the same" in diff_views(diff([a / "seed-0", b]))[-1].note
+    assert "The runs have different seeds" in diff_views(diff([a / "seed-0", b]))[-1].note
 
 
 def test_runs_are_read_by_folder_or_file(tmp_path, recalls):

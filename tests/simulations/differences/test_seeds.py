@@ -109,7 +109,7 @@ def test_diff_on_the_command_line(tiny, tmp_path, command_line):
     )
     assert (code, err) == (0, "")
     assert "blocks.precision" in shown
-    assert "Not in all runs" in shown
+    assert "Not compared, since not in all runs" in shown
     plain = json.loads((tmp_path / "d.json").read_text())
     assert {row["table"] for row in plain["rows"]} == {"global", "start", "refined", "own budget"}
     (same,) = next(row for row in plain["rows"] if row["table"] == "global")["others"]
@@ -117,11 +117,11 @@ def test_diff_on_the_command_line(tiny, tmp_path, command_line):
     assert "<svg" in (tmp_path / "d.html").read_text()
     code, shown, err = command_line("diff", tmp_path / "a", tmp_path / "b", "--json")
     assert (code, json.loads(shown)) == (0, plain)
-    assert "Not in all runs" in err
+    assert "Not compared, since not in all runs" in err
     code, _, err = command_line("diff", tmp_path / "a", tmp_path / "c")
     assert code == 2
     assert err.count("\n") == 1
-    assert "other devices or test items" in err
+    assert "its devices or test items differ" in err
     code, _, err = command_line("diff", tmp_path / "a", tmp_path / "b", "--json-file", tmp_path)
     assert (code, err) == (2, f"fl-peel: error: {tmp_path}: is a folder; give --json-file a file\n")
 
@@ -131,4 +131,4 @@ def test_without_a_folder_there_is_nowhere_to_write(tiny, command_line, option, 
     words = [option] if value is None else [option, value]
     code, _, err = command_line("run", tiny, *words)
     assert code == 2
-    assert err.endswith("there is no folder to write to; give --out\n")
+    assert err.endswith("needs an output folder; give --out\n")

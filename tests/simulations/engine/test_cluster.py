@@ -16,7 +16,9 @@ from simulations.engine.inputs import checked
 )
 def test_what_is_no_address_is_refused(tiny_scenario, address):
     engine = tiny_scenario.engine.model_copy(update={"ray_address": address})
-    with pytest.raises(EngineError, match="is no address of a Ray cluster; write HOST:PORT, ray://HOST:PORT or auto"):
+    with pytest.raises(
+        EngineError, match="is not an address of a Ray cluster; write HOST:PORT, ray://HOST:PORT or auto"
+    ):
         checked(tiny_scenario.model_copy(update={"engine": engine}), None)
 
 
@@ -32,6 +34,6 @@ def test_somebody_who_listens_and_says_nothing_is_no_ray(scheme, monkeypatch):
         silent.listen()
         start = time.monotonic()
         address = f"{scheme}127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(EngineError, match=f"what listens at {address} is no Ray cluster; correct the address"):
+        with pytest.raises(EngineError, match=f"the server at {address} is not a Ray cluster; correct the address"):
             require_cluster(address)
     assert time.monotonic() - start < 20

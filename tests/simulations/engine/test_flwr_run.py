@@ -44,10 +44,10 @@ def test_the_data_folder_may_come_from_the_environment(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"seed": -2}, "seed: -2 is no seed; give 0, 1, 2, ... or -1"),
+        ({"seed": -2}, "seed: -2 is not a seed; give 0, 1, 2, ... or -1"),
         ({"scenario": "ml-10k"}, "ml-10k: no such scenario or file"),
         ({"set": "refinement.roundz=3"}, "ml-100k: unknown key refinement.roundz"),
-        ({"data-dir": "data"}, "data-dir: data is a relative path; give an absolute one under flwr run"),
+        ({"data-dir": "data"}, "data-dir: data is a relative path; give an absolute path under flwr run"),
         ({"out": "out/x"}, "out: out/x is a relative path"),
         ({"set": "data={path: my.csv}"}, "data.path: my.csv is a relative path"),
         ({"set": "fleet=./mine.yaml"}, "fleet: ./mine.yaml is a relative path"),

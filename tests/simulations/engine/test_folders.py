@@ -75,7 +75,7 @@ def test_a_folder_that_does_not_say_whose_it_is_stays(temporary, content):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError("400 requested and 100 written")])
 def test_no_room_is_one_line_and_nothing_stays(temporary, error):
-    said = r"the run's folder has no room there \(.*\); make some, or set TMPDIR"
+    said = r"no space left for the run's folder \(.*\); free some, or set TMPDIR"
     with pytest.raises(ReportError, match=said) as caught, run_folder():
         raise error
     assert str(caught.value).startswith(f"{temporary}: ")
@@ -89,5 +89,9 @@ def test_another_mistake_keeps_its_traceback(temporary):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
 def test_numpy_tells_a_full_disk_as_we_know_it(temporary):
-    with pytest.raises(ReportError, match="has no room there"), run_folder(), open("/dev/full", "wb") as full:
+    with (
+        pytest.raises(ReportError, match="no space left for the run's folder"),
+        run_folder(),
+        open("/dev/full", "wb") as full,
+    ):
         np.save(full, np.zeros(10_000))

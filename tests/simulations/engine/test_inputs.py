@@ -40,11 +40,11 @@ BAD = [
     (["pretraining.collected.share=1%"], "pretraining: no interactions were collected; raise pretraining.collected"),
     (["user_groups.min_size=41"], "user_groups.min_size: 41 of 40 devices whose data is collected; lower it"),
     (["pretraining.collected.share=5%"], "user_groups.min_size: 4 of 2 devices whose data is collected; lower it"),
-    (["data.test_share=0"], "data.test_share: leaves no device a test item, and reports are of them; raise it"),
-    (["data.validation_share=0"], "data.validation_share: leaves no device a validation item, and fairness.tiers are"),
+    (["data.test_share=0"], "data.test_share: no device has a test item, and reports need them; raise it"),
+    (["data.validation_share=0"], "data.validation_share: no device has a validation item, and fairness.tiers are"),
     (
         ["data.validation_share=0", "fairness.tiers=[]"],
-        "data.validation_share: leaves no device a validation item, and the controller learns from them; raise it",
+        "data.validation_share: no device has a validation item, and the controller learns from them; raise it",
     ),
     (
         ["poisoning.share=0.999999"],
@@ -60,24 +60,25 @@ BAD = [
         ["fleet=[fleet.yaml:small]", "fairness.exclude_below=43%"],
         "fairness.exclude_below: 43.0000% is above the largest budget of the fleet, 41.",
     ),
-    (["refinement.deadline_s=0.000001"], "refinement.deadline_s: 1e-06 is below what one block takes to reach "),
+    (["refinement.deadline_s=0.000001"], "refinement.deadline_s: 1e-06 is shorter than the download of one block "),
     (
         ["fleet=[slow.yaml]", "refinement.deadline_s=1"],
-        "refinement.deadline_s: 1 is below what one block takes",
+        "refinement.deadline_s: 1 is shorter than the download of one block",
     ),
-    (["fleet=[away.yaml]"], "fleet: no device is available in any of 2 rounds, so that nobody would train; raise"),
+    (["fleet=[away.yaml]"], "fleet: no device is available in any of 2 rounds, so that no device would train; raise"),
     (["user_groups={count: 41, min_size: 1}"], "user_groups.count: 41 of 40 devices; lower it"),
     (
         ["secure_aggregation={enabled: true, min_devices: 41, devices_per_group: null}"],
-        "secure_aggregation.min_devices: 41 of 40 devices that a round can ask, so that every user group would sit out",
+        "secure_aggregation.min_devices: 41 of 40 devices that a round can sample, so that every user group would skip",
     ),
-    ([SECURE, "refinement.cohort_share=15%"], "secure_aggregation.min_devices: 8 of 6 devices that a round can ask"),
+    ([SECURE, "refinement.cohort_share=15%"], "secure_aggregation.min_devices: 8 of 6 devices that a round can sample"),
     # of the scenario and what is installed alone
     ([NOISED, "fairness.exclude_below=50%"], "fairness.exclude_below: refines once more and so spends epsilon again"),
-    ([NOISED.replace("central", "local")], "privacy.rows: touched tells which rows a device changed"),
+    ([NOISED.replace("central", "local")], "privacy.rows: touched reveals which rows a device changed"),
     (
         [NOISED, SECURE, "privacy.colluding_devices=9"],
-        "privacy.colluding_devices: of 8 devices 5 must last, and 9 may tell their noise, which leaves none",
+        "privacy.colluding_devices: of 8 devices 5 must stay until the end, and 9 may reveal their noise, which "
+        "leaves none",
     ),
     (["selector=broken"], "the selector 'broken' of nowhere:at_all cannot be imported"),
     (["evaluation.selectors=[odd]"], "selector 'odd' is a tuple; register a function of a group's statistics"),
@@ -117,7 +118,7 @@ def test_what_is_known_before_the_engine_starts_is_told_then(world, tmp_path, ch
         ["blocks={item_groups: interest-popularity, count: 6}"],
         ["blocks.item_groups=single", "blocks.count=1000"],
         ["data.validation_share=0", "fairness.tiers=[]", "refinement.rounds=0"],
-        ["data.validation_share=0", "fairness.tiers=[]", "selector=shown", "evaluation.selectors=[shown]"],
+        ["data.validation_share=0", "fairness.tiers=[]", "selector=exposure", "evaluation.selectors=[exposure]"],
         ["budget_factor=0.000001"],
         [SECURE, "refinement={rounds: 0, cohort_share: 1%}"],
         [SECURE, "secure_aggregation.devices_per_group=null", "refinement={sampling: poisson, cohort_share: 1%}"],
@@ -144,7 +145,7 @@ def test_studies_ask_the_data_too(world, tmp_path):
 def test_a_folder_in_a_results_place_is_refused(tmp_path, name):
     check_out(tmp_path)
     (tmp_path / name).mkdir()
-    with pytest.raises(ReportError, match=f"{name}: is a folder where a result would be; move it, or give another"):
+    with pytest.raises(ReportError, match=f"{name}: is a folder with the name of a result; move it, or give another"):
         check_out(tmp_path)
 
 
@@ -154,7 +155,9 @@ def test_a_file_in_a_results_folders_place_is_refused(tmp_path, name):
     check_out(tmp_path)
     (tmp_path / name).rmdir()
     (tmp_path / name).write_text("mine")
-    with pytest.raises(ReportError, match=f"{name}: is a file where a folder would be; move it, or give another"):
+    with pytest.raises(
+        ReportError, match=f"{name}: is a file with the name of a result's folder; move it, or give another"
+    ):
         check_out(tmp_path)
 
 
@@ -165,9 +168,7 @@ def test_a_place_in_which_nothing_can_be_made_is_refused_at_the_start(tmp_path, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("simulations.engine.inputs.tempfile.TemporaryFile", refuse)
-    with pytest.raises(
-        ReportError, match=r"out: cannot be written, nothing can be made in .* \(No space left on device\)"
-    ):
+    with pytest.raises(ReportError, match=r"out: cannot be written, .* is not writable \(No space left on device\)"):
         check_out(tmp_path / "out")
 
 
@@ -185,7 +186,7 @@ def test_a_pipe_or_a_device_is_no_data(tiny_scenario, tmp_path, key):
 def test_a_link_to_nowhere_is_refused(tmp_path):
     os.symlink(tmp_path / "gone", tmp_path / "link")
     for out in (tmp_path / "link", tmp_path / "link" / "deeper"):
-        with pytest.raises(ReportError, match=r"cannot be made, .*link is a link to nowhere; give --out another"):
+        with pytest.raises(ReportError, match=r"cannot be made, .*link is a broken link; give --out another"):
             check_out(out)
 
 

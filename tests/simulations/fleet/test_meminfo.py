@@ -135,7 +135,7 @@ def test_the_trace_of_the_example_is_made_of_its_recording():
 
 OLD = SNAPSHOT.replace("MemAvailable:     {kb} kB\n", "")
 BAD = {
-    "nothing": ("", None, "phone.txt: holds no line MemAvailable; record with date +%s; cat /proc/meminfo, in a loop"),
+    "nothing": ("", None, "phone.txt: has no line MemAvailable; record with date +%s; cat /proc/meminfo, in a loop"),
     "another file": (
         "user,item\n1,2\n",
         None,
@@ -156,22 +156,22 @@ BAD = {
     "no times": (
         SNAPSHOT.format(kb=1),
         None,
-        "phone.txt:3: no line of time before this snapshot; record date +%s before",
+        "phone.txt:3: no time before this snapshot; record date +%s before",
     ),
     "one without time": (
         THREE + SNAPSHOT.format(kb=1),
         None,
-        "phone.txt:27: no line of time before this snapshot; record date +%s before each, or give --every SECONDS",
+        "phone.txt:27: no time before this snapshot; record date +%s before each, or give --every SECONDS",
     ),
-    "times twice over": (THREE, 5, "phone.txt:1: is a line of time, and --every is given too; leave --every out"),
+    "times twice over": (THREE, 5, "phone.txt:1: is a time, and --every is given too; leave --every out"),
     "an old kernel": (
         f"1\n{OLD}2\n{OLD}",
         None,
         "phone.txt:2: the snapshot that begins here has no MemAvailable, and the next begins in line 8; remove it "
-        "(kernels before 3.14 tell none",
+        "(kernels before 3.14 do not report it",
     ),
     "an old kernel without times": (OLD * 2, 5, "phone.txt:1: the snapshot that begins here has no MemAvailable, and"),
-    "only an old kernel": (f"1\n{OLD}", None, "phone.txt: holds no line MemAvailable"),
+    "only an old kernel": (f"1\n{OLD}", None, "phone.txt: has no line MemAvailable"),
     "a time alone": ("1\n2\n", None, "phone.txt:1: the snapshot that begins here has no MemAvailable, and the next"),
     "time stands still": (
         snapshots((7, 1), (7, 2)),

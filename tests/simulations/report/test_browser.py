@@ -73,10 +73,10 @@ def test_a_budget_slides(page):
     page.press("ArrowRight", 39)
     assert page.tell(told).split("\n")[:3] == [
         "5%, 50.0 KB",
-        "fp32 controller: Recall@20 0.1000 [0.0800, 0.1300], global x 0.500 [0.450, 0.560], "
-        "refined x 0.400 [0.350, 0.460]",
-        "int8 controller: Recall@20 0.2100 [0.1900, 0.2400], global x 1.050 [1.000, 1.110], "
-        "refined x 0.840 [0.790, 0.900]",
+        "fp32 controller: Recall@20 0.1000 [0.0800, 0.1300], 0.500 [0.450, 0.560] relative to global, "
+        "0.400 [0.350, 0.460] relative to best",
+        "int8 controller: Recall@20 0.2100 [0.1900, 0.2400], 1.050 [1.000, 1.110] relative to global, "
+        "0.840 [0.790, 0.900] relative to best",
     ]
     assert page.tell("document.querySelectorAll('#budgets tr.at').length") == 2
     assert page.tell("document.querySelectorAll('.wide .tip.at').length") == 2

@@ -47,8 +47,8 @@ def test_a_run_has_every_table_and_figure_about_devices(result, tmp_path):
     assert again == result
     page = (tmp_path / "out" / "report.html").read_text()
     for title in (
-        *("The fleet", "Time to recall, on the virtual clock", "By device class", "Over devices"),
-        *("When all budgets fall at once", "Devices followed after training"),
+        *("The fleet", "Time to recall, on the virtual clock", "Recall by device class", "Distribution over devices"),
+        *("Drop of all budgets at once", "Devices followed after training"),
     ):
         assert f"<caption>{title}" in page
     with styled():
@@ -76,8 +76,8 @@ def test_a_run_without_full_tables_ends_with_a_report(tiny, tmp_path):
     assert plain["full_table"] == {"bytes": 1888}
     assert "full_table" not in json.dumps(plain["elasticity"]) + json.dumps(plain["fairness"])
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Not measured (evaluation.full_tables)" in page
-    assert "full table, global" not in page
+    assert "Not measured (evaluation.full_tables is false)" in page
+    assert "global full table" not in page
 
 
 def test_every_key_and_label_follows_the_number_of_items_looked_at(tiny, tmp_path):
@@ -109,20 +109,20 @@ def test_keys_that_speak_of_more_items_than_there_are_are_refused(tiny):
 def test_tables_show_the_figures(result):
     fleet, times = fleet_table(result), time_table(result)
     assert [row[0] for row in fleet.rows] == ["small", "large"]
-    assert fleet.rows[1][fleet.columns.index("of full table")] == "100%"
+    assert fleet.rows[1][fleet.columns.index("share of full table")] == "100%"
     assert {row[0] for row in times.rows} == {"all", "small", "large"}
     by_class, spread, worst, gap = fairness_tables(result)[:4]
-    assert "small excluded" not in by_class.columns  # not measured, no column
+    assert "small devices excluded" not in by_class.columns  # not measured, no column
     peel = result.fairness.by_class[0].recall["peel"]
     assert by_class.rows[0][by_class.columns.index("elastic")] == f"{peel:.4f}"
-    assert by_class.note.startswith("Fixed tiers, each class's of 40%, 80% of the full table: small ")
+    assert by_class.note.startswith("Fixed tier of each class, out of 40%, 80% of the full table: small ")
     assert spread.rows[0][0] == gap.rows[0][0] == "elastic (PEEL)"
-    assert [row[0] for row in worst.rows] == ["full table, global", "full table, refined"]
+    assert [row[0] for row in worst.rows] == ["global full table", "refined full table"]
     assert worst.rows[0][2] == f"{result.fairness.worst_class[0].ratio:.3f}"
     assert gap.rows[0][1:] == ("large", "small", f"{result.fairness.gap[0].gap:+.4f}")
     assert len(fairness_tables(result)) == 4  # nothing is left
     falls = elasticity_tables(result)[0]
-    assert falls.rows[0][falls.columns.index("trained for it")] == "–"
+    assert falls.rows[0][falls.columns.index("trained for this budget")] == "–"
 
 
 def test_what_was_not_measured_is_left_out(result):

@@ -408,8 +408,8 @@ def test_page_has_every_section_and_figure(written):
     assert all(len(label) > 30 for label in labels)
     assert "int8 goes from 0.1500 at 1% to 0.2100 at 5%" in labels[0]
     # 0.21 / 0.25 = 0.84 at the share that comes next to the strongest table
-    assert "At 5% of the bytes (50.00 KB), int8 blocks chosen by the controller reach 0.840 [" in shown.text
-    assert "of the strongest full table, the refined one." in shown.text
+    assert "At 5% of the bytes (50.00 KB), int8 blocks ranked by the controller reach 0.840 [" in shown.text
+    assert "of the best full table, the group tables after refinement." in shown.text
     assert "fl-peel run scenario.yaml --seed 7" in shown.text
     assert "0.1.0" in shown.text
 
@@ -489,9 +489,9 @@ def test_without_full_tables_there_are_no_ratios_and_no_yardsticks(tmp_path):
     assert read_report(tmp_path) == result
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["full_table"] == {"bytes": 1_000_000}
     text = page(tmp_path / "report.html").text
-    assert "Not measured (evaluation.full_tables), so that there are no ratios either." in text
+    assert "Not measured (evaluation.full_tables is false), so that ratios are not available." in text
     assert "reach a Recall@20 of 0.2100; the full table was not measured." in text
-    assert "full table, global" not in text
+    assert "global full table" not in text
     full, budgets, _, _ = (printed(table) for table in summary_tables(result))
     assert re.search(r"any +1\.00 MB +– +–", full)
     assert re.search(r"int8 +controller +1% +10\.0 +10\.0 +0\.1500 \[0\.1300, 0\.1800\] +0\.0500 *\n", budgets)
@@ -634,13 +634,14 @@ def printed(table) -> str:
 def test_summary_tables_tell_the_numbers():
     full, budgets, classes, costs = (printed(table) for table in summary_tables(run_result()))
     assert re.search(
-        r"refined +1\.00 MB +0\.2500 \[0\.2200, 0\.2800\] +0\.1250 +1\.250 \[1\.200, 1\.300\]", full
+        r"group tables after refinement +1\.00 MB +0\.2500 \[0\.2200, 0\.2800\] +0\.1250 +1\.250 \[1\.200, 1\.300\]",
+        full,
     )  # 0.25 / 0.2
     # share 1%, 10,000 B budget, 9,993 B stored, NDCG 0.15 / 3, ratios 0.15 / 0.2 and 0.15 / 0.25
     over = r"0\.750 \[0\.700, 0\.810\] +0\.600 \[0\.550, 0\.660\]"
     assert re.search(rf"int8 +controller +1% +10\.0 +10\.0 +0\.1500 \[0\.1300, 0\.1800\] +0\.0500 +{over}", budgets)
-    assert "over global" in budgets
-    assert "over refined" in budgets
+    assert "relative to global" in budgets
+    assert "relative to best" in budgets
     assert "0.1400 ±0.0300" in classes
     assert re.search(r"never seen +0 +0\.0 +– +0 +0", classes)
     assert NASTY in classes
@@ -660,7 +661,7 @@ def test_what_devices_withhold_is_a_dash_and_not_a_zero():
     )
     shown = printed(summary_tables(replace(run_result(), privacy=hidden))[2])
     assert re.search(r"low .* – +0 / – +– +– +– +– +– +–", shown)
-    assert "Devices withhold what they do in rounds (privacy.counters)" in shown
+    assert "A dash: not reported by devices during rounds (privacy.counters)" in shown
     measured = replace(hidden, counters="measured")
     assert printed(summary_tables(replace(run_result(), privacy=measured))[2]) == printed(
         summary_tables(run_result())[2]

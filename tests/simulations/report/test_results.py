@@ -49,7 +49,9 @@ def test_a_file_that_no_run_listed_is_refused_at_the_start(tmp_path, name):
     check_out(tmp_path, writes=RUN_RESULTS)
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")
-    with pytest.raises(ReportError, match=f"{name}: no run of fl-peel has listed it as its own; move it, or give"):
+    with pytest.raises(
+        ReportError, match=f"{name}: the folder holds files that fl-peel did not write; move this file, or give"
+    ):
         check_out(tmp_path, writes=RUN_RESULTS)
     check_out(tmp_path, writes=("compare.json",))
 
@@ -58,7 +60,7 @@ def test_so_is_one_in_the_folder_of_a_later_seed(tiny_scenario, tmp_path):
     (tmp_path / "seed-2").mkdir()
     (tmp_path / "seed-2" / "report.json").write_text("mine")
     require_folders(tmp_path, tiny_scenario, 2)
-    with pytest.raises(ReportError, match=r"seed-2/report\.json: no run of fl-peel"):
+    with pytest.raises(ReportError, match=r"seed-2/report\.json: the folder holds files that fl-peel did not write"):
         require_folders(tmp_path, tiny_scenario, 3)
 
 

@@ -317,7 +317,7 @@ def test_noise_that_does_not_repeat_cannot_be_audited(tiny):
     scenario = load_scenario(
         tiny, ["privacy={mechanism: central-gaussian, target_epsilon: 8, clipping: {kind: flat}, noise_source: system}"]
     )
-    with pytest.raises(ScenarioError, match=r"privacy\.noise_source: system never gives the same noise again"):
+    with pytest.raises(ScenarioError, match=r"privacy\.noise_source: system does not repeat noise"):
         _require_replay(AuditRow("noised", scenario))
 
 
@@ -347,7 +347,7 @@ def test_an_audit_that_is_stopped_goes_on_with_the_next_row(tiny, tmp_path, begu
     told = []
     found = audit(load_scenario(tiny), out=tmp_path / "out", settings=settings, on_event=told.append)
     assert begun == ["none", "clipping", "clipping"]
-    assert (told[0].stage, told[0].text) == ("none", "kept from an earlier run")
+    assert (told[0].stage, told[0].text) == ("none", "resumed from an earlier run")
     whole = audit(load_scenario(tiny), out=tmp_path / "out", settings=settings, fresh=True)
     assert begun[3:] == ["none", "clipping"], "fresh: all anew"
     assert json.dumps(found) == json.dumps(whole)
@@ -368,7 +368,9 @@ def test_a_row_that_is_kept_of_something_else_is_told_and_done_anew(what, tiny, 
         changes = ["data.test_share=30%"]
     else:
         monkeypatch.setattr(module, "versions", lambda: {"numpy": "9.9"})
-    for number, text in enumerate(("of another scenario, data, fleet, options or version", "kept from an earlier run")):
+    for number, text in enumerate(
+        ("of another scenario, data, fleet, options or version", "resumed from an earlier run")
+    ):
         audit(load_scenario(tiny, changes), out=tmp_path / "out", settings=settings, on_event=told.append)
         assert text in told[number].text
 
@@ -390,7 +392,7 @@ def test_an_audit_that_is_killed_ends_in_the_same_figures(tiny, tmp_path):
     process.wait()
     assert not (out / "audit.json").exists()
     again = subprocess.run([*command, str(out)], check=True, capture_output=True, text=True)
-    assert "kept from an earlier run" in again.stderr
+    assert "resumed from an earlier run" in again.stderr
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
     ours, theirs = (json.loads((one / "audit.json").read_text()) for one in (out, tmp_path / "whole"))
     assert ours == theirs

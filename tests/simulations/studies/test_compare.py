@@ -97,7 +97,7 @@ def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp
     result = compared(scenario, out)
     check_issue_keys(result)
     methods = {(row["method"], row["precision"]) for row in result["rows"]}
-    group = ("peel", "group-shown", "group-popularity")
+    group = ("peel", "group-exposure", "group-popularity")
     for method in (*group, "global-elastic", "popular-items", "random-blocks", "magnitude-blocks"):
         assert {(method, precision) for precision in ("fp32", "int8", "int4")} <= methods
     others = {"peel-authors", "peel-authors-groups", "peel-single-budget", *(rival.name for rival, _ in RIVALS)}
@@ -414,7 +414,7 @@ def test_an_ablation_measures_every_part_and_runs_equals_once(tiny, tmp_path, co
     ablation.ablate(scenario, (0.3, 0.6), out=out)
     assert counts["simulated"] == 1
 
-    with pytest.raises(ScenarioError, match=r"^--parts: 'nothing' is no part of the method; choose from diversity"):
+    with pytest.raises(ScenarioError, match=r"^--parts: 'nothing' is not a part of the method; choose from diversity"):
         ablation.ablate(scenario, (0.6,), out=out, parts=["nothing"])
 
 
@@ -484,5 +484,5 @@ def test_some_rivals_are_asked_for_by_name():
     chosen, ceilings = central.some(["cached-list", "pep", "item-neighbours"])
     assert [rival.name for rival, _ in chosen] == ["pep", "cached-list"]
     assert [one.name for one in ceilings] == ["item-neighbours"]
-    with pytest.raises(ScenarioError, match=r"^--rivals: there is no nobody; name some of smaller-dimension, .*ease"):
+    with pytest.raises(ScenarioError, match=r"^--rivals: unknown nobody; choose from smaller-dimension, .*ease"):
         central.some(["pep", "nobody"])

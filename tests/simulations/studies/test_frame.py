@@ -123,12 +123,12 @@ def test_seeds_are_those_from_the_scenarios_on(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        (["evaluation.top_n=5"], "evaluation.top_n: 5 is not 20, which studies report; leave it"),
+        (["evaluation.top_n=5"], "evaluation.top_n: 5 is not 20, the list length of studies; leave it out"),
         (
             ["data.validation_share=0"],
-            "data.validation_share: leaves no device a validation item, and studies",
+            "data.validation_share: no device has a validation item, and studies",
         ),
-        (["data.test_share=0"], "data.test_share: leaves no device a test item, and studies report on"),
+        (["data.test_share=0"], "data.test_share: no device has a test item, and studies report metrics on"),
         (["blocks.count=60"], "blocks.count: 60 is not in 1..59, the number of items"),
         (["fleet=[poor.yaml]"], "device profile poor: budget 18 B is below one block"),
     ],
@@ -148,7 +148,7 @@ def test_what_no_study_can_measure_is_refused_before_any_work(tiny, tmp_path, un
         ([PRIVATE, "pretraining.collected.share=50%"], "privacy.group_epsilon: devices whose data is not collected"),
         ([PRIVATE, "fairness.exclude_below=60%"], "fairness.exclude_below: refines once more"),
         ([PRIVATE, "privacy.noise_multiplier=0.1"], "privacy.noise_multiplier: 0.1 spends epsilon"),
-        ([PRIVATE.replace("central", "local").replace("all-sent", "touched")], "privacy.rows: touched tells which"),
+        ([PRIVATE.replace("central", "local").replace("all-sent", "touched")], "privacy.rows: touched reveals which"),
     ],
 )
 def test_an_epsilon_that_cannot_be_had_is_refused_before_pretraining(tiny, tmp_path, untouched, study, changes, line):
@@ -158,7 +158,7 @@ def test_an_epsilon_that_cannot_be_had_is_refused_before_pretraining(tiny, tmp_p
 
 
 def test_an_audits_rows_are_all_possible_before_the_first_runs(tiny, tmp_path, untouched):
-    with pytest.raises(ScenarioError, match=r"^privacy\.rows: touched tells which rows"):
+    with pytest.raises(ScenarioError, match=r"^privacy\.rows: touched reveals which rows"):
         audit(tiny, tmp_path / "out", rows=[OPEN_ROW])
 
 
@@ -278,7 +278,7 @@ def test_rows_that_are_not_there_are_refused(tiny, only):
 def test_two_rows_of_one_name_are_refused(tiny):
     scenario = load_scenario(tiny)
     for texts in (["none:seed=1"], ["mine:seed=1", "mine:seed=2"]):
-        with pytest.raises(ScenarioError, match=r"^--row (none|mine): there is a row of this name; give another$"):
+        with pytest.raises(ScenarioError, match=r"^--row (none|mine): a row with this name exists; give another$"):
             rows_of(scenario, added=added_rows(scenario, texts))
     assert rows_of(scenario, added=added_rows(scenario, ["mine:seed=1"]))[-1] == "mine"
 
@@ -295,7 +295,7 @@ def test_where_no_sum_is_ever_opened_nothing_was_seen(tiny, tmp_path):
     place = Place("", str(tmp_path / "run"))
     (row,) = audited(LoopbackGrid(2), [AuditRow("sums", scenario)], place, settings, list(FEW["attacks"]))
     assert (row["attacks"], row["control"]) == ({}, None)
-    assert row["note"].startswith("no sum was ever opened")
+    assert row["note"].startswith("no sum was opened")
     assert row["recall@20"] > 0
     result = {
         **{"rows": [row], "settings": {"devices": 40, "rounds": 2}, "collected_share": 1.0, "seed": 0, "versions": {}},

@@ -9,10 +9,10 @@ from simulations.sweep.grid import settings_of, split_values
 
 
 def test_every_combination_the_last_key_fastest():
-    found = settings_of(["refinement.rounds=1, 2", "selector=shown,popularity", "blocks.precision=int4"])
+    found = settings_of(["refinement.rounds=1, 2", "selector=exposure,popularity", "blocks.precision=int4"])
     assert [one.label for one in found] == [
-        *("rounds=1, selector=shown", "rounds=1, selector=popularity"),
-        *("rounds=2, selector=shown", "rounds=2, selector=popularity"),
+        *("rounds=1, selector=exposure", "rounds=1, selector=popularity"),
+        *("rounds=2, selector=exposure", "rounds=2, selector=popularity"),
     ]
     assert found[1].overrides == ["blocks.precision=int4", "refinement.rounds=1", "selector=popularity"]
     assert found[1].folder == "refinement.rounds=1,selector=popularity"
@@ -61,7 +61,7 @@ def test_folders_are_told_apart_and_are_names_of_folders(values):
         (["=1,2"], "expected path=value,value"),
         (["a=1,"], "expected path=value,value"),
         (["a=1,2", "a=3"], "a is given twice; write all its values in one --set"),
-        (["seed=1,2"], "seeds are no setting; give --seed and --seeds"),
+        (["seed=1,2"], "seeds are not a setting; give --seed and --seeds"),
         ([f"a={','.join(map(str, range(40)))}", f"b={','.join(map(str, range(40)))}"], "more than 1000 combinations"),
     ],
 )

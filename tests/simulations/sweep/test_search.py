@@ -104,18 +104,18 @@ def test_a_space_is_read():
         (["x"], [], "--search x: expected path=low..high"),
         (["=1..2"], [], "expected path=low..high"),
         (["x=3"], [], "one value is for --set"),
-        (["x=2..1"], [], "from 2 to 1 there is nothing; give the lower one first"),
-        (["x=1..1"], [], "there is nothing"),
-        (["x=a..b"], [], "a is no number; expected low..high"),
-        (["x=0..nan"], [], "nan is no number"),
-        (["x=0..1(log)"], [], "(log) knows numbers above 0 alone"),
+        (["x=2..1"], [], "from 2 to 1 there is no value; give the lower end first"),
+        (["x=1..1"], [], "there is no value"),
+        (["x=a..b"], [], "a is not a number; expected low..high"),
+        (["x=0..nan"], [], "nan is not a number"),
+        (["x=0..1(log)"], [], "(log) needs numbers above 0"),
         (["x=0..1(ln)"], [], "(ln) is unknown; known: (log), (step 8)"),
-        (["x=0..9(step 0)"], [], "a step is above 0"),
-        (["x=0..9(step 0.5)"], [], "whole where the ends are"),
+        (["x=0..9(step 0)"], [], "a step must be above 0"),
+        (["x=0..9(step 0.5)"], [], "a whole number where the ends are"),
         (["seed=1..2"], [], "give --seed and --seeds"),
         (["x=1..2", "x=1,2"], [], "--search x: is given twice; leave one out"),
         (["x=1..2"], ["x=1"], "--search x: is given twice; leave one out"),
-        (["x=1..2"], ["y=1,2"], "--set y: has several values; in a search give them to --search"),
+        (["x=1..2"], ["y=1,2"], "--set y: has several values; in a search, give them with --search"),
     ],
 )
 def test_a_space_that_makes_no_sense_is_refused(searched, asked, said):
@@ -188,7 +188,7 @@ def test_a_search_goes_on_where_it_was_stopped(tiny, tmp_path, monkeypatch, with
     assert "number 1 goes" not in drawn.alt
     wide, narrow = (float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1]) for svg in (drawn.svg, drawn.narrow))
     assert narrow < wide / 1.5
-    assert "by setting: the eight that are the best on validation. 2 more are in the table." in sweep_page(many)
+    assert "by setting (the best eight on validation). 2 more are in the table." in sweep_page(many)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_search_goes_on_where_it_was_stopped(tiny, tmp_path, monkeypatch, with
         (["refinement.local.learning_rate=-1..1"], "refinement.local.learning_rate"),
         (["refinement.round=1..2"], "did you mean 'rounds'"),
         (["refinement.rounds=1..2", "fleet=fleet.yaml,nowhere.yaml"], "nowhere.yaml"),
-        (["refinement.rounds=0..2"], "--search: goes by recall on validation after the last round"),
+        (["refinement.rounds=0..2"], "--search: needs validation recall after the last round"),
     ],
 )
 def test_bad_values_are_refused_before_anything_runs(tiny, tmp_path, command_line, without_engine, searched, said):
@@ -213,7 +213,7 @@ def test_bad_values_are_refused_before_anything_runs(tiny, tmp_path, command_lin
 def test_trials_are_those_of_a_search(tiny, command_line):
     code, _, err = command_line("sweep", tiny, "--set", "refinement.rounds=1,2", "--trials", 3)
     assert (code, err.count("\n")) == (2, 1)
-    assert "--trials: is of a search; give --search PATH=LOW..HIGH, or leave it out" in err
+    assert "--trials: needs a search; give --search PATH=LOW..HIGH, or leave it out" in err
 
 
 def test_without_optuna_one_line_says_what_to_install(tiny, tmp_path, monkeypatch, command_line, without_engine):

@@ -97,7 +97,7 @@ def test_differences_are_paired_as_those_of_a_diff(tiny, tmp_path, without_engin
 def test_settings_with_other_test_items_are_not_compared(tiny, tmp_path, without_engine):
     result = sweep(tiny, [*QUICK, "data.test_share=25%,30%"], out=tmp_path / "out")
     assert all(one.less is None for row in result.rows for one in row.tables)
-    assert "less that of" not in (tmp_path / "out" / "sweep.html").read_text()
+    assert "Difference in Recall" not in (tmp_path / "out" / "sweep.html").read_text()
 
 
 def test_what_is_done_is_read(tiny, tmp_path, monkeypatch, without_engine):
@@ -157,7 +157,7 @@ def test_runs_of_another_scenario_are_not_read(tiny, tmp_path, monkeypatch, with
         (["refinement.round=1,2"], "did you mean 'rounds'"),
         (["fleet=fleet.yaml,nowhere.yaml"], "nowhere.yaml"),
         (["user_groups.min_size=4,4000"], "user_groups.min_size"),
-        (["evaluation.top_n=10,20"], "evaluation.top_n: figures of different lengths cannot be compared"),
+        (["evaluation.top_n=10,20"], "evaluation.top_n: metrics of lists of different lengths cannot be compared"),
         (["refinement.rounds=1"], "--set: nothing varies"),
     ],
 )
@@ -176,7 +176,7 @@ def test_somebody_elses_files_are_left_alone(tiny, tmp_path, command_line, witho
     (out / "sweep.csv").write_text("mine")
     code, _, err = command_line("sweep", tiny, *words(["refinement.rounds=1,2"]), "--out", out)
     assert code == 2
-    assert "no run of fl-peel has listed it as its own" in err
+    assert "the folder holds files that fl-peel did not write" in err
     assert not without_engine
 
 

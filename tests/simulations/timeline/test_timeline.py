@@ -72,7 +72,13 @@ def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
     assert {row["line"] for row in rows} == result.last.keys()
     assert {row["period"] for row in rows} == {str(number) for number in range(1, 9)}
     page = (tmp_path / "out" / "timeline.html").read_text()
-    for words in ("as time goes by", "as typed", LABELS["cached-list"], LABELS["start-table"], "joining in the period"):
+    for words in (
+        "recall over time",
+        "as typed",
+        LABELS["cached-list"],
+        LABELS["start-table"],
+        "joining in the period",
+    ):
         assert words in page
     summary, recall, reads = timeline_tables(result)
     assert (summary.row_count, recall.row_count) == (len(result.last), len(result.last))
@@ -91,9 +97,11 @@ def test_what_does_not_go_with_a_timeline_is_refused_before_anything_runs(file, 
     with pytest.raises(ScenarioError, match=r"^secure_aggregation.enabled: "):
         runs.run_timeline(load_scenario(file, ["secure_aggregation.enabled=true"]), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ScenarioError, match=r"data.timeline: .*start 0.9 and 8 periods of 0.07 are more than all"):
+    with pytest.raises(ScenarioError, match=r"data.timeline: .*start 0.9 and 8 periods of 0.07 cover more than all"):
         load_scenario(file, ["data.timeline.start=0.9"])
-    with pytest.raises(ScenarioError, match=r"timeline: has its own splits; leave out refit and test_path"):
+    with pytest.raises(
+        ScenarioError, match=r"timeline: a timeline makes its own splits; leave out refit and test_path"
+    ):
         load_scenario(file, ["data.refit=true"])
 
 
@@ -154,7 +162,7 @@ def test_seeds_that_are_done_are_read(file, tmp_path, monkeypatch):
         run_timeline_seeds(short, seeds=2, out=tmp_path / "out")
     found = run_timeline_seeds(short, seeds=2, out=tmp_path / "out", on_event=told.append)
     assert begun == [0, 1, 1]
-    assert told[0].text == "kept from before the run was stopped"
+    assert told[0].text == "resumed from a checkpoint"
     assert found.lines == run_timeline_seeds(short, seeds=2, out=tmp_path / "whole").lines
     assert not list((tmp_path / "out").glob("seed-*/.*.kept"))
 
@@ -192,7 +200,7 @@ def test_a_timeline_that_is_killed_ends_in_the_same_files(file, tmp_path):
     process.wait()
     assert not (out / "timeline.json").exists()
     again = subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, text=True)
-    assert "kept from before the run was stopped" in again.stderr
+    assert "resumed from a checkpoint" in again.stderr
     assert not (out / NAME).exists()
     subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
     ours, theirs = (

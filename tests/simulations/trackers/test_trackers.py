@@ -123,7 +123,7 @@ def test_a_callback_that_fails_costs_a_warning_and_no_run(tiny, without_engine, 
     with caplog.at_level(logging.WARNING, "fl_peel"):
         result = runner.run(tiny, overrides=QUICK, callbacks=[Broken(), notes])
     (line,) = [record.message for record in caplog.records if "Broken" in record.message]
-    assert line == "Broken failed (OSError: no space left) and is told nothing more of this run, which goes on"
+    assert line == "Broken failed (OSError: no space left) and receives no further events of this run, which continues"
     assert Broken.calls == 1
     assert notes.told[-1] == ("end", to_json(result))
 

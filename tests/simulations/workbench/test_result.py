@@ -105,7 +105,7 @@ class TestResult:
                 fl_peel.Result.load(place)
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "report.json").write_text("mine")
-        with pytest.raises(ReportError, match="no run of fl-peel has listed it as its own"):
+        with pytest.raises(ReportError, match="the folder holds files that fl-peel did not write"):
             result.save(tmp_path / "mine")
         assert [path.name for path in (tmp_path / "mine").iterdir()] == ["report.json"]
 
@@ -143,7 +143,7 @@ def test_pretrained_tables_are_kept_as_on_the_command_line(tiny, tmp_path, monke
     assert not default_cache_dir().exists()
     assert told() == ""
     assert len(list(default_cache_dir().iterdir())) == 1
-    assert told() == "kept from an earlier run"
+    assert told() == "loaded from the cache"
     assert told(cache_dir=tmp_path / "mine") == ""
     assert len(list((tmp_path / "mine").iterdir())) == 1
 

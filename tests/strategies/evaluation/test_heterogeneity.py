@@ -533,7 +533,7 @@ def test_two_fleets_on_one_seed_share_pretraining(tiny, tmp_path):
         events: list[Event] = []
         place = Place("", str(tmp_path / fleet[:5]), str(tmp_path / "cache"))
         serve(LoopbackGrid(1), load_scenario(tiny, [f"fleet={fleet}"]), place, events.append)
-        kept.append(any(event.text == "kept from an earlier run" for event in events))
+        kept.append(any(event.text == "loaded from the cache" for event in events))
     assert kept == [False, True]
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
 

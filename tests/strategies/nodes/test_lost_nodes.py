@@ -79,7 +79,7 @@ def test_a_stranger_that_is_no_node_of_the_run_is_told_of_once(tiny_scenario, ca
     grid.bring_back(7)  # of 4 nodes, it says
     for _ in range(2):
         assert asked(nodes, tiny_scenario) == [0, 1, 2]
-    assert caplog.text.count("a node that came later is not taken") == 1
+    assert caplog.text.count("a node that joined later is not accepted") == 1
 
 
 def test_a_node_that_was_lost_before_the_run_is_not_waited_for(tiny_scenario):
@@ -93,7 +93,7 @@ def test_a_node_that_was_lost_before_the_run_is_not_waited_for(tiny_scenario):
 def test_two_nodes_of_one_partition_are_refused(tiny_scenario):
     grid = LossyGrid(2)
     grid._partition[99] = 1
-    with pytest.raises((EngineError, MessageError), match=r"two nodes say that they are partition 1|it is partition"):
+    with pytest.raises((EngineError, MessageError), match=r"two nodes claim to be partition 1|it is partition"):
         connected(grid, tiny_scenario)
 
 

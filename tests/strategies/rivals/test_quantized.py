@@ -95,7 +95,7 @@ def test_rows_are_kept_by_popularity_or_by_what_is_shown(material):
     shown = best_items(material, "shown")
     assert (np.diff(material.shown[shown]) <= 0).all()
     assert popular.tolist() != shown.tolist()
-    (option,) = ProductQuantization(dims=(1.0,), parts=(8,), bits=(1,), orders=("shown",)).options(
+    (option,) = ProductQuantization(dims=(1.0,), parts=(8,), bits=(1,), orders=("exposure",)).options(
         material, [Request("int8", 0.1, 60 + 16 * 3 + 30)]
     )
     # 22 rows of a byte with a bit for each of 60 items in 8 bytes

@@ -182,7 +182,7 @@ def test_a_stage_is_answered_once(tiny_scenario, tmp_path):
     """Asked again for shares, devices refuse: they have given one kind and forgotten the other."""
     _, grid = served(secure(tiny_scenario), tmp_path / "run", nodes=2)
     opening = next(content for kind, content in grid.crossed if kind == wire.SECURE_UNMASK)
-    with pytest.raises(SecureAggregationError, match="they hold nothing of this round"):
+    with pytest.raises(SecureAggregationError, match="they have no state of this round"):
         _again(grid, wire.SECURE_UNMASK, opening)
 
 
@@ -267,7 +267,7 @@ def test_the_report_has_the_form_of_its_schema(tiny_scenario, tmp_path):
 def test_keys_are_checked(tiny):
     for override, why in (
         ("neighbours=3", "secure_aggregation: neighbours 3 is odd; give an even number"),
-        ("threshold=0.5", "lets two halves open both secrets"),
+        ("threshold=0.5", "lets two halves of the devices reconstruct both secrets"),
         ("devices_per_group=4", "devices_per_group 4 is below min_devices 8"),
     ):
         with pytest.raises(Exception, match=why):
@@ -320,7 +320,7 @@ def test_the_store_keeps_stages_in_order(tmp_path):
     store.save(1, 0, "keys", {"x": np.arange(3)})
     assert store.load(1, 0, "keys")["x"].tolist() == [0, 1, 2]
     assert (tmp_path / "secure" / "1-0.npz").stat().st_mode & 0o077 == 0  # its owner's alone
-    with pytest.raises(SecureAggregationError, match="after stage keys comes another one"):
+    with pytest.raises(SecureAggregationError, match="after stage keys a different one follows"):
         store.load(1, 0, "round")
     store.save(1, 1, "keys", {})
     store.forget(but_groups=[1], of_round=1)

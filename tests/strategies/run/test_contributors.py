@@ -91,8 +91,8 @@ def test_no_row_of_few_owners_and_no_small_group_is_ever_added_up(scenario, tmp_
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_choice_that_few_answer_is_not_opened(scenario, tmp_path, masked):
-    few = changed(scenario, pretraining={"panel": 5}, privacy={"min_owners": 6})  # five devices are asked
-    with pytest.raises(DataError, match=r"privacy\.min_owners.*panel"):
+    few = changed(scenario, pretraining={"filter_devices": 5}, privacy={"min_owners": 6})  # five devices are asked
+    with pytest.raises(DataError, match=r"privacy\.min_owners.*filter_devices"):
         prepared(secure(few) if masked else few, tmp_path / "run")
 
 

@@ -39,9 +39,9 @@ KINDS = {
         "pretraining.model=spectral",
         "pretraining.source=devices",
         "pretraining.columns=8",
-        "selector=shown",
+        "selector=exposure",
     ),
-    "masked": ("secure_aggregation.enabled=true", "secure_aggregation.min_devices=4", "selector=shown"),
+    "masked": ("secure_aggregation.enabled=true", "secure_aggregation.min_devices=4", "selector=exposure"),
     "noised": (
         "privacy.mechanism=central-gaussian",
         "privacy.noise_multiplier=0.1",
@@ -133,7 +133,9 @@ def test_what_lies_in_files_has_the_same_figures_and_is_gone_on_from(kind, tiny,
         serve(stopped_in(3), scenario, Place("", str(tmp_path / "a"), "", str(kept)), told.append)
     result, _, more = served(scenario, tmp_path / "b", kept)
     assert figures(result) == figures(whole)
-    assert not [event for event in [*told, *more] if "cannot be kept" in event.text or "damaged" in event.text]
+    assert not [
+        event for event in [*told, *more] if "the checkpoint cannot be written" in event.text or "damaged" in event.text
+    ]
 
 
 def test_a_run_may_be_stopped_again_and_again(tiny, tmp_path):
@@ -157,7 +159,7 @@ def test_what_is_done_is_not_done_again(tiny, tmp_path):
     result, again, told = served(scenario, tmp_path / "second", tmp_path / "kept")
     assert again < messages / 2  # who is there, and joining
     assert {"stage-1", "start-tables", "evaluation", "moving-budgets", "fairness"} <= {
-        event.stage for event in told if "kept from before" in event.text
+        event.stage for event in told if "resumed from a checkpoint" in event.text
     }
     assert result.stages["refinement"] > 0
 
@@ -199,7 +201,7 @@ def test_a_rule_of_ones_own_may_change_every_row_that_was_sent(tiny, tmp_path, m
     (tmp_path / "kept").mkdir()
     served(scenario, tmp_path / "stopped", tmp_path / "kept", stop_at=messages // 2)
     result, _, told = served(scenario, tmp_path / "again", tmp_path / "kept")
-    assert any("kept from before" in event.text for event in told)
+    assert any("resumed from a checkpoint" in event.text for event in told)
     assert figures(result) == figures(whole)
 
 
@@ -297,7 +299,7 @@ def test_a_full_disk_keeps_nothing_and_stops_nothing(tmp_path):
     kept = replace(kept_at(tmp_path / "kept"), on_event=told.append)
     (tmp_path / "kept" / ".it.part").mkdir()  # in the way
     assert kept.stage("it", lambda: 7) == 7
-    assert "cannot be kept" in told[-1].text
+    assert "the checkpoint cannot be written" in told[-1].text
 
 
 def sealed(content: object, folder: Any) -> bytes:

@@ -395,7 +395,7 @@ def test_a_part_is_sent_once_and_no_secret_is_left(clear, tmp_path):
     scenario = secure(clear)
     connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
     prepare(scenario, None, Place("", str(tmp_path / "run")), Stages(), connected)
-    assert "stage 1, step 1: devices refuse: after stage round comes another one" in str(caught[1])
+    assert "stage 1, step 1: devices refuse: after stage round a different one follows" in str(caught[1])
     stores = list((tmp_path / "run" / "nodes").glob("*/secure"))
     assert len(stores) == 1
     assert not [path for store in stores for path in store.iterdir()]

@@ -69,7 +69,7 @@ def test_so_does_one_that_gave_nothing_where_others_did(tiny, tmp_path):
 def test_the_ranking_is_the_one_that_the_run_evaluated(tiny, tmp_path):
     """To the last digit of every device's recall and NDCG, at every budget."""
     changes = [*NOTHING_COLLECTED, *EVERY_ARTEFACT, "blocks={item_groups: single}", "evaluation.budgets=[20%,50%]"]
-    scenario = load_scenario(tiny, [*changes, "evaluation.selectors=[shown]", "evaluation.top_n=5"])
+    scenario = load_scenario(tiny, [*changes, "evaluation.selectors=[exposure]", "evaluation.top_n=5"])
     ran(scenario, tmp_path / "run")
     measured = PerDevice.read(tmp_path / "run" / FILE)
     test = device_splits(scenario, "", str(tmp_path / "run")).test
@@ -77,7 +77,7 @@ def test_the_ranking_is_the_one_that_the_run_evaluated(tiny, tmp_path):
     assert measured.devices.tolist() == list(range(40))
     different = set()
     for share in (0.2, 0.5):
-        table = measured.tables.index(f"{share * 100:.4g}% int8 shown")
+        table = measured.tables.index(f"{share * 100:.4g}% int8 exposure")
         for number in range(40):
             found = joined(scenario, tmp_path / "run", number).embedding(budget_bytes(model.layout, share))
             wanted = {model.catalogue.id_of(item) for item in test.row(number).tolist()}
@@ -104,7 +104,7 @@ def test_numbers_are_the_ids_of_lists(tiny, tmp_path):
     rows = [" ".join(map(str, (user, *range(user % 5, 40, 3)))) for user in range(40)]
     for name, text in (("train", rows), ("test", [f"{user} {40 + user % 3}" for user in range(40)])):
         (tmp_path / f"{name}.txt").write_text("\n".join(text) + "\n")
-    scenario = load_scenario(tiny, [f"data={{path: {tmp_path}}}", "refinement.rounds=0", "selector=shown"])
+    scenario = load_scenario(tiny, [f"data={{path: {tmp_path}}}", "refinement.rounds=0", "selector=exposure"])
     ran(scenario, tmp_path / "run")
     model = fl_peel.load(tmp_path / "run" / "model")
     assert model.catalogue.ids == ()

@@ -224,7 +224,7 @@ def test_the_report_says_what_is_covered(scenario):
     parts = [release.part for release in told.releases]
     assert [part for part in parts if part.startswith("stage 1")] == [f"stage 1, {one.part}" for one in plan.stage1]
     assert told.covers.startswith(
-        "everything a device sends in stage 1 and in refinement, and the user group it answers"
+        "everything a device sends in stage 1 and in refinement, and the user group it reports"
     )
     assert not [text for text in told.not_covered if "pretraining data" in text]
 
@@ -275,16 +275,16 @@ def test_dense_messages_have_a_word_for_whatever_anybody_might_say(scenario, tmp
 
 
 BAD = [
-    ({"privacy": {"mechanism": "local-gaussian"}}, "privacy.rows: touched tells which rows a device changed"),
+    ({"privacy": {"mechanism": "local-gaussian"}}, "privacy.rows: touched reveals which rows a device changed"),
     (
         {"privacy": {"noise_multiplier": None, "target_epsilon": 0.5, "group_epsilon": None}},
         "privacy.group_epsilon: dev",
     ),
     (
         {"pretraining": {"source": "collected", "collected": {"share": 1.0}}},
-        "pretraining.source: collected has devices",
+        "pretraining.source: collected lets devices",
     ),
-    ({"data": {"refit": True}}, "data.refit takes both stages twice"),
+    ({"data": {"refit": True}}, "data.refit runs both stages twice"),
 ]
 
 

@@ -217,7 +217,7 @@ def test_a_device_below_what_a_pass_needs_is_told_and_served(scenario, tmp_path)
 
 def test_a_step_that_reaches_nobody_says_why(scenario, tmp_path):
     scenario = changed(scenario, pretraining={"deadline_s": 1e-6})
-    with pytest.raises(EngineError, match=r"stage 1, counts: of 40 devices .* 40 were late"):
+    with pytest.raises(EngineError, match=r"stage 1, counts: of 40 devices .* 40 missed the deadline"):
         prepared(scenario, tmp_path / "run")
 
 
@@ -266,8 +266,8 @@ def test_devices_choose_the_filter_on_any_number_of_nodes(scenario, tmp_path):
         pretraining={"count_exponent": chosen.count_exponent, "value_exponent": chosen.value_exponent},
     )
     assert served(fixed, tmp_path / "fixed")[0].full_table == results[0].full_table
-    few = changed(free, pretraining={"panel": 1})
-    with pytest.raises(DataError, match=r"fewer devices that were asked have a validation item.*panel"):
+    few = changed(free, pretraining={"filter_devices": 1})
+    with pytest.raises(DataError, match=r"fewer of the requested devices have a validation item.*filter_devices"):
         prepared(few, tmp_path / "few")
 
 

@@ -19,7 +19,7 @@ from tests.strategies.run.test_kept import Stopped
 PERIODS = 3
 KINDS = {
     "stage 1": (),
-    "refined": ("refinement.rounds=2", "data.timeline.leaving=2", "refinement.acceptance.every=1"),
+    "refined": ("refinement.rounds=2", "data.timeline.inactivity_half_life=2", "refinement.acceptance.every=1"),
 }
 
 
@@ -67,7 +67,7 @@ def test_a_timeline_that_is_stopped_goes_on_to_the_same_figures(kind, scenarios,
         count += some
         assert len(list(kept.iterdir())) == 2, "one file, and the disks of the last period"
     result, told, last = served(scenario, tmp_path / "again", kept)
-    assert [event.text for event in told] == ["kept from before the run was stopped"]
+    assert [event.text for event in told] == ["resumed from a checkpoint"]
     assert result == whole
     assert (np.load(tmp_path / "again" / REPLICATES)["recalls"] == drawn).all()
     assert count + last < 1.2 * messages

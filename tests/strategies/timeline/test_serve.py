@@ -137,7 +137,7 @@ def test_the_rows_that_change_most_are_published_new_ones_first():
     ],
 )
 def test_what_a_timeline_knows_nothing_of_is_refused(folder, change, key):
-    with pytest.raises(ScenarioError, match=rf"^{key}: a timeline does not go with it yet; set it to "):
+    with pytest.raises(ScenarioError, match=rf"^{key}: timelines do not support it yet; set it to "):
         check_timeline(scenario_of(folder, planted(), change))
 
 
@@ -196,7 +196,7 @@ def test_everybody_is_followed_those_that_join_as_well(result):
 
 
 def test_devices_stay_where_no_other_group_is_near_enough(result, folder):
-    stays = served(folder, planted(), "data.timeline.nearer=0.9")
+    stays = served(folder, planted(), "data.timeline.regroup_margin=0.9")
     moved, sent = (
         [sum(one.reads["federation at 30%"].__dict__[key] for one in run.periods[1:]) for run in (result, stays)]
         for key in ("moved", "sent_mean")
@@ -208,7 +208,7 @@ def test_devices_stay_where_no_other_group_is_near_enough(result, folder):
 def test_users_that_leave_fade_from_the_tables(folder):
     """Those of the third world stop on day 100: as they speak of less and less, nobody recommends it any more."""
     rows = [row for row in planted() if not (60 <= row[0] < 120 and row[2] >= 100 * 86_400)]
-    result = served(folder, rows, "data.timeline={leaving: 0.3, start: 55%, periods: 5, share: 7%}")
+    result = served(folder, rows, "data.timeline={inactivity_half_life: 0.3, start: 55%, periods: 5, share: 7%}")
     assert result.periods[0].left < 10
     assert result.periods[-1].left >= 60
     # half of the devices are asked nothing from then on, and so say nothing
