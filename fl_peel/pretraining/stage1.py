@@ -338,7 +338,8 @@ def _shape(
     if not (answered or sums.bounded):
         raise DataError(
             "stage 1: fewer of the requested devices have a validation item than privacy.min_owners says; set "
-            "pretraining.count_exponent and value_exponent, or raise pretraining.filter_devices or data.validation_share"
+            "pretraining.count_exponent and value_exponent, or raise pretraining.filter_devices or "
+            "data.validation_share"
         )
     best = int(won.argmax())
     return (
