@@ -17,7 +17,6 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from hypothesis import Phase, settings
 
 from fl_peel import plugins
 from fl_peel.data import datasets
@@ -25,13 +24,10 @@ from fl_peel.data.synthetic import planted_interactions
 from fl_peel.errors import DataError
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
+from tests.helpers.examples import register_profiles
 from tests.helpers.root import ROOT
 
-settings.register_profile("fl-peel", deadline=None)  # the first call of a compiled loop compiles it
-settings.register_profile(  # the same mutants survive each time, and nobody wants the smallest example
-    "mutants", deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)
-)
-settings.load_profile("fl-peel")
+register_profiles()
 
 FLEET = """
 profiles:

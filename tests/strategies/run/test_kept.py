@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel import wire
@@ -26,6 +26,7 @@ from strategies.rounds.open import OpenServerContents
 from strategies.run.kept import CODEC, MAGIC, Kept, _digest, opened, seal
 from strategies.run.place import Place, Stages
 from strategies.server_app import serve
+from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid, let_through
 
 TIMES = {"seconds", "stages", "message_bytes", "devices_per_second"}
@@ -274,7 +275,7 @@ def test_nothing_but_objects_of_our_classes_is_made(name, tmp_path):
     assert kept.read("it") is None
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(content=st.binary(max_size=200), packed=st.booleans())
 def test_any_bytes_after_a_right_digest_are_a_value_or_none(content, packed, tmp_path_factory):
     kept = kept_at(tmp_path_factory.mktemp("kept"))
