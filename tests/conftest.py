@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tomllib
 from dataclasses import replace
 from importlib.metadata import EntryPoint
@@ -22,6 +24,7 @@ from fl_peel import plugins
 from fl_peel.data import datasets
 from fl_peel.data.synthetic import planted_interactions
 from fl_peel.errors import DataError
+from fl_peel.kernels import ahead
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
 from tests.helpers.examples import register_profiles
@@ -59,12 +62,23 @@ LONGEST = (
     *(f"tests/simulations/{name}.py" for name in ("test_killed", "engine/test_flwr_run", "bench/test_machines")),
 )
 """Files of a minute and more, the longest first."""
+SLOW_KINDS = ("engine", "faults", "deployment")
+"""Markers of tests that only ``make test-all`` runs, but for those that are marked ``smoke`` besides."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the loops once before there are workers, each of which would compile all of them."""
+    if getattr(config.option, "numprocesses", None) and not ahead.is_compiled():
+        subprocess.run([sys.executable, "-m", "fl_peel.kernels.ahead"], cwd=ROOT, check=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long come first, so that no worker is left with one of them at the end: those above, then what
-    starts an engine. All tests of a file stay together, in their order.
+    """Mark what is slow by its kind. Files that take long come first, so that no worker is left with one of them at
+    the end: those above, then what starts an engine. All tests of a file stay together, in their order.
     """
+    for item in items:
+        if any(map(item.get_closest_marker, SLOW_KINDS)) and not item.get_closest_marker("smoke"):
+            item.add_marker("slow")
     files = [item.nodeid.partition("::")[0] for item in items]
     starting = {file for file, item in zip(files, items, strict=True) if item.get_closest_marker("engine")}
     rank = {file: (LONGEST.index(file) if file in LONGEST else len(LONGEST), file not in starting) for file in files}
