@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
+from contextlib import chdir
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -24,7 +26,6 @@ from fl_peel import plugins
 from fl_peel.data import datasets
 from fl_peel.data.synthetic import planted_interactions
 from fl_peel.errors import DataError
-from fl_peel.kernels import ahead
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
 from tests.helpers.examples import register_profiles
@@ -68,10 +69,14 @@ SLOW_KINDS = ("engine", "faults", "deployment")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Compile the loops once before there are workers, each of which would compile all of them."""
-    if getattr(config.option, "numprocesses", None) and not ahead.is_compiled():
-        subprocess.run([sys.executable, "-m", "fl_peel.kernels.ahead"], cwd=ROOT, check=True)
+    if getattr(config.option, "numprocesses", None):
+        from fl_peel.kernels import ahead
+
+        if not ahead.is_compiled():
+            subprocess.run([sys.executable, "-m", "fl_peel.kernels.ahead"], cwd=ROOT, check=True)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is slow by its kind. Files that take long come first, so that no worker is left with one of them at
     the end: those above, then what starts an engine. All tests of a file stay together, in their order.
@@ -131,12 +136,30 @@ def api(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return named
 
 
+@pytest.fixture(scope="session")
+def planted_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny scenario, its fleet and its data, for what several tests share; nobody writes there."""
+    folder = tmp_path_factory.mktemp("planted")
+    plant(folder / "planted.csv", users_per_group=20, items_per_group=30, per_user=12, noise=0.1)
+    (folder / "fleet.yaml").write_text(FLEET)
+    (folder / "tiny.yaml").write_text(SCENARIO)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(planted_home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """The tiny scenario on two nodes, and the nodes: for tests that look at a run without a wish of their own."""
+    from tests.helpers.runs import served  # torch and Flower, which the process that starts workers does without
+
+    with chdir(planted_home):
+        return served(load_scenario("tiny.yaml"), tmp_path_factory.mktemp("tiny-run"))
+
+
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tiny(planted_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A scenario file of 40 devices in 2 taste groups and 60 items; relative names in it start at its own folder."""
-    plant(tmp_path / "planted.csv", users_per_group=20, items_per_group=30, per_user=12, noise=0.1)
-    (tmp_path / "fleet.yaml").write_text(FLEET)
-    (tmp_path / "tiny.yaml").write_text(SCENARIO)
+    for file in planted_home.iterdir():
+        shutil.copy(file, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "tiny.yaml"
 

@@ -17,7 +17,7 @@ from strategies.run.place import Place
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
-from tests.simulations.test_run import figures, served
+from tests.helpers.runs import figures, served
 
 NOTHING = (
     "pretraining.model=spectral",

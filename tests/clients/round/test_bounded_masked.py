@@ -25,8 +25,8 @@ from fl_peel.secure.plan import needed_of
 from simulations.scenario_files import load_scenario
 from strategies.rounds.channel import OpenedSum
 from strategies.rounds.noised import PrivateRounds
+from tests.helpers.runs import figures, served
 from tests.simulations.studies.test_audit import observed
-from tests.simulations.test_run import figures, served
 
 PRIVATE = {
     "mechanism": "central-gaussian",

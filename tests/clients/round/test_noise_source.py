@@ -27,7 +27,7 @@ from strategies.run.place import Place
 from strategies.server_app import serve
 from tests.clients.round.test_bounded import CENTRAL, LOCAL, released_noise
 from tests.helpers.loopback import LoopbackGrid
-from tests.simulations.test_run import figures, served
+from tests.helpers.runs import figures, served
 from tests.strategies.run.test_stage1 import SPECTRAL
 
 SYSTEM = "privacy.noise_source=system"

@@ -9,7 +9,7 @@ import pytest
 
 from fl_peel import kernels
 from fl_peel.kernels import ahead
-from tests.simulations.test_run import served
+from tests.helpers.runs import served
 
 ONE = """
 from fl_peel.kernels import ahead

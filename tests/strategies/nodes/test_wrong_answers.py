@@ -19,7 +19,7 @@ from strategies.server_app import serve
 from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.mutating import mutated, parts_of, put_together, replying, with_array
-from tests.simulations.test_run import figures
+from tests.helpers.runs import figures
 
 CLEAR = ["evaluation.per_device=true", "elasticity.rounds=2", "elasticity.devices=10"]
 MODES = {

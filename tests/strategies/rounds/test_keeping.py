@@ -18,7 +18,7 @@ from strategies.run.place import Place, Stages
 from strategies.run.refinement import Refiner
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
-from tests.simulations.test_run import figures, served
+from tests.helpers.runs import figures, served
 from tests.strategies.run.test_stage1 import changed
 
 DATA = {"validation_share": 0.3}

@@ -19,7 +19,7 @@ from fl_peel.secure.vector import Field, VectorLayout
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import from_json, to_json
 from strategies.rounds import strategy as peel
-from tests.simulations.test_run import figures, served
+from tests.helpers.runs import figures, served
 
 EVERYBODY = {"enabled": True, "devices_per_group": None, "min_devices": 3}
 

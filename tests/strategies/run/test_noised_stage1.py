@@ -19,7 +19,7 @@ from fl_peel.privacy.report import report_of
 from fl_peel.privacy.stage1 import Stage1Noise, Stage1Scales, said_of
 from fl_peel.scenario.scenario import Scenario
 from strategies.run.noised_stage1 import NoisedSums
-from tests.simulations.test_run import figures, served
+from tests.helpers.runs import figures, served
 from tests.strategies.run.test_masked_stage1 import prepared as any_prepared
 from tests.strategies.run.test_masked_stage1 import same, secure
 from tests.strategies.run.test_stage1 import AT_HOME, AWAY, SPECTRAL, changed, fleet, prepared
