@@ -83,7 +83,7 @@ def test_figures_are_those_of_the_simulation_of_the_same_devices(own, tmp_path, 
 def test_secure_aggregation_gives_the_same_figures(own, tmp_path):
     scenario, folder = own
     content = json.loads(scenario.to_json())
-    content["secure_aggregation"] |= {"enabled": True, "min_devices": 3}
+    content["secure_aggregation"] |= {"enabled": True, "min_devices": 3, "neighbours": 4}
     content["refinement"]["rounds"] = 1
     scenario = Scenario.model_validate(content)
     deployed = serve(OwnGrid(folder), held(scenario), Place("", str(tmp_path / "server")))

@@ -36,7 +36,7 @@ PRIVATE = {
     "requests": "group-prefix",
     "shrinkage": False,
 }
-SECURE = {"enabled": True, "devices_per_group": None, "min_devices": 4, "threshold": 0.75}
+SECURE = {"enabled": True, "devices_per_group": None, "min_devices": 4, "neighbours": 4, "threshold": 0.75}
 
 
 def private(scenario: Scenario, privacy=(), secure=(), **sections) -> Scenario:
@@ -120,7 +120,7 @@ def test_noise_is_inside_the_masked_sum(tiny_scenario, tmp_path, releases):
 
 VARIANTS = {
     "flat": {},
-    "dropouts": {"secure": {"dropout_share": 0.1}},
+    "dropouts": {"secure": {"dropout_share": 0.1, "neighbours": 12}},
     "adaptive": {"privacy": {"clipping": {"kind": "adaptive", "norm": 0.5}}},
     "equal answers": {"privacy": {"answer_share": 0.6}},
 }

@@ -31,7 +31,7 @@ from tests.helpers.runs import figures, served
 from tests.strategies.run.test_stage1 import SPECTRAL
 
 SYSTEM = "privacy.noise_source=system"
-SECURE = "secure_aggregation={enabled: true, devices_per_group: null, min_devices: 4, threshold: 0.75}"
+SECURE = "secure_aggregation={enabled: true, devices_per_group: null, min_devices: 4, neighbours: 4, threshold: 0.75}"
 ASKED = ("pretraining.collected.share=50%", "privacy.group_epsilon=2")
 STAGE1 = (
     "pretraining=" + json.dumps(SPECTRAL | {"passes": 2, "count_exponent": None, "value_exponent": None}),

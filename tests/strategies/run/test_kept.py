@@ -42,7 +42,12 @@ KINDS = {
         "pretraining.columns=8",
         "selector=shown",
     ),
-    "masked": ("secure_aggregation.enabled=true", "secure_aggregation.min_devices=4", "selector=shown"),
+    "masked": (
+        "secure_aggregation.enabled=true",
+        "secure_aggregation.min_devices=4",
+        "secure_aggregation.neighbours=4",
+        "selector=shown",
+    ),
     "noised": (
         "privacy.mechanism=central-gaussian",
         "privacy.noise_multiplier=0.1",

@@ -30,7 +30,12 @@ KINDS = {
     "collected": SPECTRAL,
     "refit": (*BY_DEVICES, "data.refit=true", "refinement.rounds=0"),
     "noised": (*BY_DEVICES, *NOISE),
-    "masked": (*BY_DEVICES, "secure_aggregation.enabled=true", "secure_aggregation.min_devices=4"),
+    "masked": (
+        *BY_DEVICES,
+        "secure_aggregation.enabled=true",
+        "secure_aggregation.min_devices=4",
+        "secure_aggregation.neighbours=4",
+    ),
 }
 ASKED = {wire.SUMS: wire.SumsRequest, wire.CHOICE: wire.ChoiceRequest, wire.SECURE_STEP: wire.SecureStepRequest}
 

@@ -39,7 +39,7 @@ def clear(tiny_scenario, tmp_path) -> Scenario:
 
 
 def secure(scenario: Scenario, **keys) -> Scenario:
-    return changed(scenario, secure_aggregation={"enabled": True, "min_devices": 3} | keys)
+    return changed(scenario, secure_aggregation={"enabled": True, "min_devices": 3, "neighbours": 4} | keys)
 
 
 def prepared(scenario, folder, nodes=2, interfere=let_through):
