@@ -28,10 +28,14 @@ def grids():
 
 
 @pytest.fixture
-def without_engine(monkeypatch, grids):
-    """Runs are served by two nodes in this process; the scenarios of those that began are kept. Their own pages have no
-    figures, which take longer to draw than the rest of a run to compute: test_run.py draws them.
-    """
+def without_figures(monkeypatch):
+    """Pages of runs have no figures, which take longer to draw than all the rest: test_run.py draws them."""
+    monkeypatch.setattr(files_of_run, "report_figures", lambda result: ())
+
+
+@pytest.fixture
+def without_engine(monkeypatch, grids, without_figures):
+    """Runs are served by two nodes in this process; the scenarios of those that began are kept."""
     begun = []
 
     def simulated(scenario, place, on_event, *, server):
@@ -40,7 +44,6 @@ def without_engine(monkeypatch, grids):
         return server(grids[-1], scenario, place, on_event)
 
     monkeypatch.setattr(runner, "simulated", simulated)
-    monkeypatch.setattr(files_of_run, "report_figures", lambda result: ())
     return begun
 
 

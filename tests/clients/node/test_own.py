@@ -69,6 +69,7 @@ def held(scenario):
     return Scenario.model_validate(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refit", [False, True])
 def test_figures_are_those_of_the_simulation_of_the_same_devices(own, tmp_path, refit):
     scenario, folder = own
@@ -80,6 +81,7 @@ def test_figures_are_those_of_the_simulation_of_the_same_devices(own, tmp_path, 
     assert {path.name for path in (tmp_path / "server").iterdir()} == {"enrolled.json"}  # the server has nothing
 
 
+@pytest.mark.slow
 def test_secure_aggregation_gives_the_same_figures(own, tmp_path):
     scenario, folder = own
     content = json.loads(scenario.to_json())

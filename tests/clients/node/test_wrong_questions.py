@@ -57,6 +57,7 @@ TIMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", [-1, 1 << 40])
 @pytest.mark.parametrize("mode", list(TIMES))
 def test_a_time_that_never_comes_is_refused(tiny, tmp_path, mode, when):

@@ -96,6 +96,7 @@ CHANGES = 1_000_000
 SAMPLED = 40  # of them, stored for real
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_no_violation_in_a_million_budget_changes(precision):
     """A quarter of them at each precision; the lengths of a sample of real artefacts are what was counted."""

@@ -102,6 +102,7 @@ def runs_here(needed):
     return set(needed.split()) <= processor_flags()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not runs_here("avx2 fma"), reason="needs the code of other x86-64 processors to run here")
 def test_training_ranking_and_signals_are_the_same_bits_for_every_processor(compiled_for_others):
     digests = {}

@@ -131,6 +131,7 @@ def contribution(world, how, bounds, l1, devices, noise=None):
     return sums
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [None, LocalGaussian(), LocalLaplace()])
 @pytest.mark.parametrize("clip_blocks", [False, True])
 @pytest.mark.parametrize("l1", [False, True])

@@ -295,6 +295,7 @@ def every_metric(result):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("poisoned", [False, True])
 def test_a_run_in_torch_gives_the_same_metrics(tiny, tmp_path, calls, poisoned):
     """From the scenario file to the report, nodes included: every metric to 1e-3, and the same bits on other nodes."""

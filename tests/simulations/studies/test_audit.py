@@ -121,7 +121,7 @@ def test_views_of_stage_1_add_up_to_what_the_nodes_sent(tiny_scenario, tmp_path)
 
 @pytest.mark.parametrize("keys", [{}, {"row_sketch": 0.5, "sum_bits": 32}])
 def test_under_masks_stage_1_is_one_sum_of_all_that_stayed(tiny_scenario, tmp_path, keys):
-    secure = {"enabled": True, "min_devices": 3, "dropout_share": 0.1, "neighbours": 30}
+    secure = {"enabled": True, "min_devices": 3, "dropout_share": 0.1, "neighbours": 16}
     scenario = nothing_collected(tiny_scenario, tmp_path, secure_aggregation=secure)
     observer, _, _ = observed(changed(scenario, pretraining=keys), tmp_path / "run", sums_only=True)
     observer.finish()

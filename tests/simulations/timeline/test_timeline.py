@@ -130,6 +130,7 @@ def test_what_knows_nothing_of_time_refuses_it(file, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_several_seeds_are_put_together(two_seeds):
     """Means over seeds, and intervals over devices and seeds: as wide as one seed's at least where seeds agree."""
     found, out, _ = two_seeds
@@ -152,6 +153,7 @@ def test_several_seeds_are_put_together(two_seeds):
     assert "as typed" in page
 
 
+@pytest.mark.slow
 def test_seeds_that_are_done_are_read(two_seeds, tmp_path, monkeypatch):
     """The second seed fails the first time; what is damaged is replayed again."""
     whole, _, folder = two_seeds
@@ -221,6 +223,7 @@ def test_a_timeline_that_is_killed_on_the_engine_ends_in_the_same_files(two_seed
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_flwr_run_replays_a_timeline(file, tmp_path, monkeypatch, capsys):
     config = {"scenario": str(file), "out": str(tmp_path / "out"), "set": SHORT}
     context = SimpleNamespace(run_config={"seed": -1, "data-dir": "", **config})

@@ -159,6 +159,7 @@ def test_decisions_are_the_same_on_any_number_of_nodes(scenario, tmp_path):
     assert results[0].refinement == results[1].refinement == results[2].refinement
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [

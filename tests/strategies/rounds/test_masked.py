@@ -83,7 +83,7 @@ def test_the_figures_are_the_same_on_1_2_or_5_nodes_masked_or_not(tiny_scenario,
 
 def test_dropouts_leave_the_sum_of_those_who_stayed(tiny_scenario, tmp_path):
     """Those that vanish before they send a vector are as if they had not been sampled; of the rest, nothing is lost."""
-    scenario = secure(tiny_scenario, dropout_share=0.25, neighbours=30)
+    scenario = secure(tiny_scenario, dropout_share=0.25, neighbours=16)
     result, _ = served(scenario, tmp_path / "run", nodes=2)
     devices = np.arange(40)
     for number, row in enumerate(result.secure_aggregation.rounds, start=1):

@@ -67,6 +67,7 @@ def served(scenario: Any, run_dir: Any, kept: Any, *, stop_at: str = "") -> tupl
         return None, steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_that_are_done_are_not_asked_for_again(kind, tiny, tmp_path):
     """A run that is stopped at the last step of each kind, and every time goes on from where it was stopped before."""
