@@ -21,6 +21,7 @@ KINDS = {
 }
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("mode", list(KINDS))
 def test_a_question_is_answered_or_refused_in_one_line(tiny, tmp_path, mode):
     """Every kind of message, changed in every way; no compiled loop meets a number that it does not expect."""

@@ -67,6 +67,7 @@ def heard(tiny, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("mode", list(KINDS))
 def test_an_answer_is_right_or_its_node_has_failed(heard, mode):
     """Every kind of message, changed in every way."""

@@ -81,9 +81,9 @@ def test_pooled_sums_with_the_same_bounds_and_noise_equal_federated_ones(scenari
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keys", [LOCAL, LAPLACE], ids=["local-gaussian", "local-laplace"])
-def test_noise_of_devices_is_the_same_on_1_2_or_8_nodes(scenario, tmp_path, keys):
-    results = [served(private(scenario, **keys), tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 2, 8)]
-    assert figures(results[0]) == figures(results[1]) == figures(results[2])
+def test_noise_of_devices_is_the_same_on_1_or_8_nodes(scenario, tmp_path, keys):
+    results = [served(private(scenario, **keys), tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
+    assert figures(results[0]) == figures(results[1])
     assert results[0].stage1.epsilon > 0
     assert results[0].stage1.filter.recall is None
 
