@@ -59,6 +59,11 @@ KINDS = {
 }
 
 
+def but_one_slow(quick, kinds):
+    """Parameters of which one is for every day."""
+    return [kind if kind == quick else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
+
+
 class Stopped(BaseException):
     """As kill -9 would: nothing of ours may catch it."""
 
@@ -111,7 +116,7 @@ def stopped_in(server_round: int) -> LoopbackGrid:
     return LoopbackGrid(2, interfere)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", but_one_slow("kept by some", KINDS))
 def test_a_run_that_is_stopped_again_and_again_goes_on_to_the_same_figures(kind, tiny, tmp_path):
     scenario = load_scenario(tiny, KINDS[kind])
     whole, messages, _ = served(scenario, tmp_path / "whole", "")
@@ -129,7 +134,7 @@ def test_a_run_that_is_stopped_again_and_again_goes_on_to_the_same_figures(kind,
     assert number >= 2
 
 
-@pytest.mark.parametrize("kind", ["kept by some", "by devices", "noised", "poisoned"])
+@pytest.mark.parametrize("kind", but_one_slow("kept by some", ["kept by some", "by devices", "noised", "poisoned"]))
 def test_what_lies_in_files_has_the_same_figures_and_is_gone_on_from(kind, tiny, tmp_path, monkeypatch):
     scenario = load_scenario(tiny, KINDS[kind])
     whole, _, _ = served(scenario, tmp_path / "memory", "")
@@ -217,7 +222,7 @@ def damaged_files(folder: Any) -> list[Any]:
     return sorted(file for file in folder.iterdir() if file.suffix == ".kept" or ".rows-" in file.name)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign"])
+@pytest.mark.parametrize("damage", but_one_slow("flip", ["cut", "flip", "empty", "foreign"]))
 def test_a_damaged_file_is_done_again(damage, tiny, tmp_path):
     scenario = load_scenario(tiny, KINDS["kept by some"])
     (tmp_path / "kept").mkdir()

@@ -261,7 +261,6 @@ def test_a_sketch_of_masked_sums_is_that_of_pooled_data_on_1_2_or_8_nodes(clear,
         assert len(set(passes)) == 3
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("bits", [32, 64])
 def test_sums_of_32_bits_are_the_same_masked_and_in_the_clear(clear, tmp_path, bits):
     scenario = changed(clear, pretraining={"sum_bits": bits})
