@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 
 from simulations import runner
 from simulations.cli import main as cli
@@ -31,6 +32,12 @@ def grids():
 def without_figures(monkeypatch):
     """Pages of runs have no figures, which take longer to draw than all the rest: test_run.py draws them."""
     monkeypatch.setattr(files_of_run, "report_figures", lambda result: ())
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures have all their words, and nothing is drawn: for tests that look at what stands around them."""
+    monkeypatch.setattr(FigureCanvasSVG, "print_svg", lambda self, file, **_: file.write("<svg ></svg>"))
 
 
 @pytest.fixture

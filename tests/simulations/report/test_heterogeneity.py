@@ -65,7 +65,7 @@ def test_a_run_has_every_table_and_figure_about_devices(result, tmp_path):
 POISONED = "poisoning={share: 0.2, kind: promote, factor: 20, num_targets: 3}"
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_without_full_tables_ends_with_a_report(tiny, tmp_path):
     result = result_of(tiny, tmp_path, POISONED, "evaluation.full_tables=false")
     assert result.full_table == FullTable(bytes=1888)  # 59 items x 8 columns x 4 B
@@ -83,7 +83,7 @@ def test_a_run_without_full_tables_ends_with_a_report(tiny, tmp_path):
     assert "full table, global" not in page
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_every_key_and_label_follows_the_number_of_items_looked_at(tiny, tmp_path):
     result = result_of(tiny, tmp_path, POISONED, "evaluation.top_n=5")
     usual = result_of(tiny, tmp_path, POISONED)
