@@ -20,6 +20,9 @@ run: $(INSTALLED)
 	@echo "Then, for example:            fl-peel run ml-100k --set refinement.rounds=20 --out out/longer"
 	@echo "Your own data, step by step:  docs/tutorial.md"
 
+# compiled Python is kept whatever the environment says: each of the many processes would compile torch and all of ours
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 ALL := --hypothesis-profile=thorough
 # by themselves: Flower's processes are told apart from dead ones by how long they say nothing
