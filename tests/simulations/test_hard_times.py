@@ -64,6 +64,7 @@ def whole(planted_home, tmp_path_factory):
         return serve(LoopbackGrid(4), scenario, Place("", str(tmp_path_factory.mktemp("whole"))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_with_three_messages_of_ten_failing_there_is_a_result_or_one_line(tiny, tmp_path, whole, seed):
     scenario = load_scenario(tiny, ROUNDS)

@@ -235,6 +235,7 @@ def test_the_command_line_on_the_engine_equals_the_loopback(tiny, tmp_path):
     assert (out / "metrics.csv").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_of_which_little_is_asked_has_its_figures(tiny, tmp_path, monkeypatch):
     """Without an engine, but with the page that tests of what stands around runs leave without figures."""
     monkeypatch.setattr(runner, "simulated", lambda *args, server: server(LoopbackGrid(2), *args))

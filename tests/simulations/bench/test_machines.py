@@ -48,6 +48,7 @@ def test_a_machine_has_nothing_of_the_callers(tmp_path, monkeypatch):
     assert seen["NUMBA_CACHE_DIR"] not in ("mine", os.environ["NUMBA_CACHE_DIR"])
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told(tiny):
     with pytest.raises(EngineError, match=r"a run failed: .*no-such-scenario"):
         differences("no-such-scenario", machines={"a": {}, "b": {}})

@@ -119,6 +119,7 @@ def test_views_of_stage_1_add_up_to_what_the_nodes_sent(tiny_scenario, tmp_path)
     assert found["stage1-choice"]["auc"] > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{}, {"row_sketch": 0.5, "sum_bits": 32}])
 def test_under_masks_stage_1_is_one_sum_of_all_that_stayed(tiny_scenario, tmp_path, keys):
     secure = {"enabled": True, "min_devices": 3, "dropout_share": 0.1, "neighbours": 16}
@@ -240,6 +241,7 @@ def test_rows_of_ones_own():
             added_rows(load_scenario("ml-100k"), [text])
 
 
+@pytest.mark.slow
 def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
     """Noise is really in the run of a noised row: its canary says so, and its update is not the unprotected one's."""
     noised = tiny_scenario.model_dump(mode="json")
@@ -324,6 +326,7 @@ def begun(monkeypatch):
     return rows
 
 
+@pytest.mark.slow
 def test_an_audit_that_is_stopped_goes_on_with_the_next_row(tiny, tmp_path, begun):
     settings = replace(SETTINGS, only=("none", "clipping"))
     with pytest.raises(KeyboardInterrupt):
@@ -337,6 +340,7 @@ def test_an_audit_that_is_stopped_goes_on_with_the_next_row(tiny, tmp_path, begu
     assert json.dumps(found) == json.dumps(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["scenario", "options", "data", "version"])
 def test_a_row_that_is_kept_of_something_else_is_told_and_done_anew(what, tiny, tmp_path, begun, monkeypatch):
     monkeypatch.setattr(module, "audited", lambda *asked: [asked[-1].done({"mechanism": "none"}, 1.0)])

@@ -82,6 +82,7 @@ def test_every_file_behind_a_central_stage_decides_its_checkpoint(copy, name):
     assert [file for file in (common[0], common[-1], *own) if not changes(STAGES[name], copy, file)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["federated", "rule"])
 def test_whatever_an_interpreter_loads_is_found(name):
     """What the walk must find at least, told by somebody else: Python itself, importing what the stage enters."""

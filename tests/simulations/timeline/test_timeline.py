@@ -57,6 +57,7 @@ def without_engine(scenario, place, on_event, *, server):
     return server(LoopbackGrid(2), scenario, place, on_event)
 
 
+@pytest.mark.slow
 def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "simulated", without_engine)
     told, followed = [], []

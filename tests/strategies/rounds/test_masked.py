@@ -62,6 +62,7 @@ def test_the_figures_are_those_of_a_run_without(tiny_scenario, tmp_path):
     assert not [kind for kind, _ in grid.crossed if kind.endswith(wire.ROUND)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{}, {"dropout_share": 0.15}])
 def test_the_figures_are_the_same_on_1_2_or_5_nodes_masked_or_not(tiny_scenario, tmp_path, keys):
     scenario = secure(tiny_scenario, devices_per_group=14, **keys)
@@ -153,6 +154,7 @@ def test_a_node_that_fails_in_a_round_has_dropped_out(tiny_scenario, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_node_that_never_opens_its_shares_is_tolerated(tiny_scenario, tmp_path):
     def silent(partition, message):
         opening = message.metadata.message_type == wire.SECURE_UNMASK
@@ -203,6 +205,7 @@ def test_no_secret_is_left_behind(tiny_scenario, tmp_path):
         assert not [path for store in stores for path in store.iterdir()]
 
 
+@pytest.mark.slow
 def test_what_the_server_gets_of_a_lone_device_is_masked(tiny_scenario, tmp_path):
     """40 nodes with a device each: what one replies in the clear is in no masked reply, and the sums are the same."""
     scenario = secure(tiny_scenario)
@@ -236,6 +239,7 @@ def test_budgets_and_signals_of_single_devices_are_not_sent(tiny_scenario, tmp_p
             assert not len(wire.unpack(wire.SecureRoundRequest, content).traced)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", ["local-gaussian", "central-gaussian"])
 def test_privacy_mechanisms_run_under_secure_sums(tiny_scenario, tmp_path, mechanism):
     """Local noise is what it was. Central noise is the devices' to add: as much of it, masked or not."""
