@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from simulations.scenario_files import load_scenario
 from strategies.nodes import nodes as asking
 from strategies.run.place import Place
 from strategies.server_app import serve
+from tests.helpers import without_ray
 from tests.helpers.imports import modules
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
@@ -130,15 +130,14 @@ def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
 
 def fl_peel_run(scenario: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "simulations.cli.main", "run", str(scenario), *more],
-        env=os.environ | environment,
+        [sys.executable, "-m", without_ray.MODULE, "run", str(scenario), *more],
+        env=without_ray.environment(**environment),
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-@pytest.mark.engine
 @pytest.mark.faults
 @pytest.mark.parametrize("of", ["out", "cache"])
 def test_a_disk_that_is_full_costs_what_it_was_for(of, tiny, tmp_path):

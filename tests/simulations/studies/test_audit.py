@@ -28,6 +28,7 @@ from simulations.studies.audit.rows import AuditRow, added_rows, audit_rows, cho
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
 from strategies.run.place import Place
+from tests.helpers import without_ray
 from tests.helpers.loopback import LoopbackGrid
 from tests.strategies.run.test_stage1 import AT_HOME, SPECTRAL, changed
 
@@ -363,13 +364,18 @@ def test_a_row_that_is_kept_of_something_else_is_told_and_done_anew(what, tiny, 
 
 @pytest.mark.engine
 @pytest.mark.faults
-def test_an_audit_that_is_killed_ends_in_the_same_figures(tiny, tmp_path):
-    command = [sys.executable, "-m", "simulations.cli.main", "audit", str(tiny), "--only", "none; clipping"]
-    command += ["--devices", "40", "--rounds", "2", "--budget", "50%", "--attacks", "touched-rows"]
-    command += ["--canary-trials", "100", "--out"]
+def test_an_audit_that_is_killed_ends_in_the_same_figures_on_the_engine(tiny, tmp_path):
+    """As those of one whose nodes are in its own process, and which nobody kills."""
+    words = ["audit", str(tiny), "--only", "none; clipping", "--devices", "40", "--rounds", "2", "--budget", "50%"]
+    words += ["--attacks", "touched-rows", "--canary-trials", "100", "--out"]
+    without_engine = [sys.executable, "-m", without_ray.MODULE, *words]
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        [*without_engine, str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=without_ray.environment(),
     )
     while not list(out.glob("checkpoints/audit-none-*.json")):
         assert process.poll() is None, "it ended before"
@@ -377,8 +383,10 @@ def test_an_audit_that_is_killed_ends_in_the_same_figures(tiny, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (out / "audit.json").exists()
-    again = subprocess.run([*command, str(out)], check=True, capture_output=True, text=True)
+    command = [sys.executable, "-m", "simulations.cli.main", *words, str(out)]
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "kept from an earlier run" in again.stderr
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    command = [*without_engine, str(tmp_path / "whole")]
+    subprocess.run(command, check=True, capture_output=True, env=without_ray.environment())
     ours, theirs = (json.loads((one / "audit.json").read_text()) for one in (out, tmp_path / "whole"))
     assert ours == theirs

@@ -23,6 +23,7 @@ from simulations.timeline.seeds import run_timeline_seeds
 from simulations.timeline.words import LABELS
 from simulations.unfinished import NAME
 from strategies.run.place import Place
+from tests.helpers import without_ray
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
 from tests.strategies.run.test_kept import timeless
@@ -197,14 +198,17 @@ def test_a_timeline_of_another_scenario_is_told_in_one_line(file, tmp_path, monk
 
 @pytest.mark.engine
 @pytest.mark.faults
-def test_a_timeline_that_is_killed_on_the_engine_ends_in_the_same_files(two_seeds, tmp_path):
-    """As the command line replays it, and to the last digit those of nodes in this process."""
+def test_a_timeline_that_is_killed_ends_in_the_same_files_on_the_engine(two_seeds, tmp_path):
+    """As the command line replays it; to the last digit those of nodes in this process."""
     _, whole, folder = two_seeds
-    command = [sys.executable, "-m", "simulations.cli.main", "run", str(folder / "timeline.yaml"), "--set", SHORT]
-    command += ["--nodes", "2"]
+    words = ["run", str(folder / "timeline.yaml"), "--set", SHORT, "--nodes", "2", "--out", str(tmp_path / "out")]
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, "-m", without_ray.MODULE, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=without_ray.environment(),
     )
     while not (out / NAME / "timeline.kept").exists():
         assert process.poll() is None, "it ended before"
@@ -212,7 +216,8 @@ def test_a_timeline_that_is_killed_on_the_engine_ends_in_the_same_files(two_seed
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (out / "timeline.json").exists()
-    again = subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "simulations.cli.main", *words]
+    again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     assert "kept from before the run was stopped" in again.stderr
     assert "The last 2 periods" in again.stdout
     assert not (out / NAME).exists()
