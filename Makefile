@@ -10,7 +10,7 @@ LOCK := $(if $(LOCKED),requirements.lock)
 INSTALLED := $(VENV)/.installed$(if $(LOCKED),-locked)
 
 
-.PHONY: run test golden lint docs lock mutants clean
+.PHONY: run test test-all test-rest golden lint docs lock mutants clean
 
 run: $(INSTALLED)
 	$(BIN)/fl-peel run ml-100k --out $(OUT)
@@ -20,10 +20,27 @@ run: $(INSTALLED)
 	@echo "Then, for example:            fl-peel run ml-100k --set refinement.rounds=20 --out out/longer"
 	@echo "Your own data, step by step:  docs/tutorial.md"
 
-# deployments last, by themselves: Flower's processes are told apart from dead ones by how long they say nothing
-test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not deployment"
-	$(BIN)/python -m pytest --numprocesses 2 --dist load -m deployment
+# compiled Python is kept whatever the environment says: each of the many processes would compile torch and all of ours
+export PYTHONDONTWRITEBYTECODE :=
+
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+ALL := --hypothesis-profile=thorough
+# by themselves: Flower's processes are told apart from dead ones by how long they say nothing
+DEPLOYMENTS := $(BIN)/python -m pytest --numprocesses 2 --dist load -m deployment
+
+# what one wants to know while working, in minutes; DURATIONS=25 lists what takes longest, here and below
+test: $(INSTALLED)-dev
+	$(PYTEST) -m "not slow" $(if $(DURATIONS),--durations=$(DURATIONS))
+
+# everything, and properties on all their examples
+test-all: $(INSTALLED)-dev
+	$(PYTEST) $(ALL) -m "not deployment" $(if $(DURATIONS),--durations=$(DURATIONS))
+	$(DEPLOYMENTS)
+
+# what `make test` leaves of `make test-all`
+test-rest: $(INSTALLED)-dev
+	$(PYTEST) $(ALL) -m "(slow or hypothesis) and not deployment"
+	$(DEPLOYMENTS)
 
 # figures to the last digit (CONTRIBUTING.md): as committed, or as of BASE=commit; RECORD=1 writes those to commit;
 # DATA=folder: also the other data sets that lie there; SCENARIOS="ml-100k compare" for some

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
+import subprocess
+import sys
 import tomllib
+from contextlib import chdir
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -17,7 +22,6 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from hypothesis import Phase, settings
 
 from fl_peel import plugins
 from fl_peel.data import datasets
@@ -25,13 +29,10 @@ from fl_peel.data.synthetic import planted_interactions
 from fl_peel.errors import DataError
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
+from tests.helpers.examples import register_profiles
 from tests.helpers.root import ROOT
 
-settings.register_profile("fl-peel", deadline=None)  # the first call of a compiled loop compiles it
-settings.register_profile(  # the same mutants survive each time, and nobody wants the smallest example
-    "mutants", deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)
-)
-settings.load_profile("fl-peel")
+register_profiles()
 
 FLEET = """
 profiles:
@@ -63,16 +64,37 @@ LONGEST = (
     *(f"tests/simulations/{name}.py" for name in ("test_killed", "engine/test_flwr_run", "bench/test_machines")),
 )
 """Files of a minute and more, the longest first."""
+SLOW_KINDS = ("engine", "faults", "deployment")
+"""Markers of tests that only ``make test-all`` runs, but for those that are marked ``smoke`` besides."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the loops once before there are workers, each of which would compile all of them."""
+    if getattr(config.option, "numprocesses", None):
+        from fl_peel.kernels import ahead
+
+        if not ahead.is_compiled():
+            subprocess.run([sys.executable, "-m", "fl_peel.kernels.ahead"], cwd=ROOT, check=True)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long come first, so that no worker is left with one of them at the end: those above, then what
-    starts an engine. All tests of a file stay together, in their order.
+    """Mark what is slow by its kind. Files that take long come first, so that no worker is left with one of them at
+    the end: those above, then what starts an engine. All tests of a file stay together, in their order.
     """
+    for item in items:
+        if any(map(item.get_closest_marker, SLOW_KINDS)) and not item.get_closest_marker("smoke"):
+            item.add_marker("slow")
     files = [item.nodeid.partition("::")[0] for item in items]
     starting = {file for file, item in zip(files, items, strict=True) if item.get_closest_marker("engine")}
     rank = {file: (LONGEST.index(file) if file in LONGEST else len(LONGEST), file not in starting) for file in files}
     items.sort(key=lambda item: rank[item.nodeid.partition("::")[0]])
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: half a million objects need not be looked through whenever something is let go."""
+    gc.collect()
+    gc.freeze()
 
 
 class Nowhere:
@@ -121,12 +143,30 @@ def api(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return named
 
 
+@pytest.fixture(scope="session")
+def planted_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny scenario, its fleet and its data, for what several tests share; nobody writes there."""
+    folder = tmp_path_factory.mktemp("planted")
+    plant(folder / "planted.csv", users_per_group=20, items_per_group=30, per_user=12, noise=0.1)
+    (folder / "fleet.yaml").write_text(FLEET)
+    (folder / "tiny.yaml").write_text(SCENARIO)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(planted_home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """The tiny scenario on two nodes, and the nodes: for tests that look at a run without a wish of their own."""
+    from tests.helpers.runs import served  # torch and Flower, which the process that starts workers does without
+
+    with chdir(planted_home):
+        return served(load_scenario("tiny.yaml"), tmp_path_factory.mktemp("tiny-run"))
+
+
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tiny(planted_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A scenario file of 40 devices in 2 taste groups and 60 items; relative names in it start at its own folder."""
-    plant(tmp_path / "planted.csv", users_per_group=20, items_per_group=30, per_user=12, noise=0.1)
-    (tmp_path / "fleet.yaml").write_text(FLEET)
-    (tmp_path / "tiny.yaml").write_text(SCENARIO)
+    for file in planted_home.iterdir():
+        shutil.copy(file, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "tiny.yaml"
 

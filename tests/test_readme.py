@@ -1,59 +1,19 @@
-"""What the README says to type works, and every command exists that it and the pages of results and commands name.
-
-On the engine, as it stands: tests/test_first_hour.py."""
+"""Every command exists that the README and the pages of results and commands name; tests/test_first_hour.py types what
+the README says to type.
+"""
 
 import re
 import shlex
 
-import numpy as np
 import pytest
 import typer
-import yaml
-from typer.testing import CliRunner
 
-from simulations import runner
 from simulations.cli.main import app
 from simulations.scenario_files import load_scenario
 from simulations.sweep.grid import settings_of
-from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
 
 README = ROOT / "README.md"
-
-
-@pytest.fixture
-def data_home(tmp_path, monkeypatch):
-    """The scenarios of the quickstart on made-up data: small, but with room for a block in 1% of the table."""
-    from simulations.scenario_files import shipped_scenarios
-
-    rng = np.random.default_rng(0)
-    rows = [f"{u},{i},{t}" for u in range(60) for t, i in enumerate(rng.permutation(1000)[:40])]
-    (tmp_path / "pairs.csv").write_text("user,item,timestamp\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    fleet = tmp_path / "fleet.yaml"
-    fleet.write_text("profiles: [{name: any, population_share: 1, memory: {table_share: 0.9}}]\n", encoding="utf-8")
-    pretraining = {
-        "ml-100k": {"embedding_dim": 16},
-        "nothing-collected": {
-            "model": "spectral",
-            "source": "devices",
-            "collected": {"share": 0},
-            "embedding_dim": 16,
-            "columns": 16,
-            "group_columns": 16,
-        },
-    }
-    shipped = dict(shipped_scenarios())
-    for name, keys in pretraining.items():
-        scenario = {
-            "data": {"path": str(tmp_path / "pairs.csv")},
-            "pretraining": keys,
-            "blocks": {"item_groups": "single"},
-            "fleet": str(fleet),
-            "evaluation": {"artifacts": 0},
-        }
-        shipped[name] = tmp_path / f"{name}.yaml"
-        shipped[name].write_text(yaml.safe_dump(scenario), encoding="utf-8")
-    monkeypatch.setattr("simulations.scenario_files.shipped_scenarios", lambda: shipped)
 
 
 def commands():
@@ -104,24 +64,6 @@ def test_the_quickstart_is_typed_in_the_environment_that_make_run_makes():
     assert "VENV ?= .venv\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
     assert set(others) <= set(commands())
     assert len(others) >= 3
-
-
-@pytest.mark.usefixtures("data_home")
-def test_the_quickstart_runs(tmp_path, monkeypatch):
-    """All but its first line, on made-up data and on nodes without an engine."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        runner,
-        "simulated",
-        lambda scenario, place, on_event, *, server: server(LoopbackGrid(2), scenario, place, on_event),
-    )
-    # the data are too few for 1% of a table
-    monkeypatch.setattr("simulations.engine.inputs.check_run", lambda *args: None)
-    for line in quickstart()[1:]:
-        ran = CliRunner().invoke(app, shlex.split(line)[1:], catch_exceptions=False)
-        assert ran.exit_code == 0, f"{line}\n{ran.stderr}"
-    for name in ("first", "federated"):
-        assert (tmp_path / "out" / name / "report.html").is_file()
 
 
 def test_make_run_says_what_comes_next():

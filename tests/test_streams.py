@@ -17,6 +17,8 @@ SHARED = {
 
 def names(text):
     """Leading text parts of the streams that a source file draws from."""
+    if not any(name in text for name in NAMING):
+        return
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")

@@ -85,6 +85,7 @@ ASK = "from fl_peel.code_paths import code_paths; import scipy.linalg; print(cod
 
 
 @pytest.mark.skipif(not processor_flags() >= code_paths.NEEDED, reason="needs AVX2 and FMA on Linux")
+@pytest.mark.slow
 def test_importing_the_package_first_is_enough():
     assert told("import fl_peel.kernels; " + ASK) == "pinned"
     assert told("import numpy; " + ASK).endswith("; too late for numpy")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flwr.app import Array
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -21,6 +21,7 @@ from fl_peel.blocks.ranked import RankedBlocks, pack_ranking
 from fl_peel.errors import MessageError
 from fl_peel.exchange.columns import Columns
 from fl_peel.exchange.counters import RoundTotals
+from tests.helpers.examples import examples
 
 KINDS = [
     kind
@@ -101,11 +102,12 @@ def assert_same(one: object, other: object) -> None:
         assert one == other
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_message_comes_back_as_it_was(kind):
     """Also after its records were bytes; and nothing but the fields is sent."""
 
-    @settings(max_examples=20, deadline=None)
+    @examples(20)
     @given(message=messages_of(kind))
     def check(message):
         content = wire.pack(message)

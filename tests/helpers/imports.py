@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,16 +15,25 @@ def modules(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
+@functools.cache
+def statements(source: str) -> tuple[tuple[str, int, tuple[str, ...] | None], ...]:
+    """Return (module, level, names) of every import in a source, at any depth; names: None of ``import module``. Each
+    source is parsed once.
+    """
+    found: list[tuple[str, int, tuple[str, ...] | None]] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, 0, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.module or "", node.level, tuple(alias.name for alias in node.names)))
+    return tuple(found)
+
+
 def imports(path: Path) -> Iterator[str]:
     """Dotted names of everything that a file imports, at any depth of its code; relative ones made absolute."""
     package = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield (
-                ".".join([*package[: len(package) + 1 - node.level], node.module or ""]) if node.level else node.module
-            )
+    for module, level, _ in statements(path.read_text()):
+        yield ".".join([*package[: len(package) + 1 - level], module]) if level else module
 
 
 def dotted(path: Path) -> str:
@@ -39,15 +49,12 @@ def import_graph(files: Mapping[str, str]) -> dict[str, set[str]]:
     """
     graph = {}
     for name, source in files.items():
-        found = set()
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                assert not node.level, f"{name}: a relative import"
-                inside = {f"{node.module}.{alias.name}" for alias in node.names}
-                found |= inside & files.keys()
-                if not inside <= files.keys():
-                    found.add(node.module)
+        found: set[str] = set()
+        for module, level, names in statements(source):
+            assert not level, f"{name}: a relative import"
+            inside = {f"{module}.{part}" for part in names or ()}
+            found |= inside & files.keys()
+            if names is None or not inside <= files.keys():
+                found.add(module)
         graph[name] = (found & files.keys()) - {name}
     return graph

@@ -1,15 +1,22 @@
 """``python -m tests.helpers.without_ray run ...``: the command line with its nodes in its own process, and without
-figures on its pages; for tests that start it to kill it.
+figures on its pages; for tests that start it to kill it, or to take its disk away.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from simulations import runner
-from simulations.cli.main import main
-from simulations.report import files_of_run
+from simulations.engine import engine
 from tests.helpers.loopback import LoopbackGrid
+from tests.helpers.root import ROOT
+
+MODULE = "tests.helpers.without_ray"
+
+
+def environment(**more: str) -> dict[str, str]:
+    """In which another process finds this module, whatever folder it works in."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
 
 
 def simulated(*args: Any, server: Any) -> Any:
@@ -17,6 +24,9 @@ def simulated(*args: Any, server: Any) -> Any:
 
 
 if __name__ == "__main__":
-    runner.simulated = simulated
+    engine.simulated = simulated  # before anybody takes it from there
+    from simulations.cli.main import main
+    from simulations.report import files_of_run
+
     files_of_run.report_figures = lambda result: ()
     main()

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 
 from simulations import runner
 from simulations.cli import main as cli
@@ -28,10 +29,20 @@ def grids():
 
 
 @pytest.fixture
-def without_engine(monkeypatch, grids):
-    """Runs are served by two nodes in this process; the scenarios of those that began are kept. Their own pages have no
-    figures, which take longer to draw than the rest of a run to compute: test_run.py draws them.
-    """
+def without_figures(monkeypatch):
+    """Pages of runs have no figures, which take longer to draw than all the rest: test_run.py draws them."""
+    monkeypatch.setattr(files_of_run, "report_figures", lambda result: ())
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures have all their words, and nothing is drawn: for tests that look at what stands around them."""
+    monkeypatch.setattr(FigureCanvasSVG, "print_svg", lambda self, file, **_: file.write("<svg ></svg>"))
+
+
+@pytest.fixture
+def without_engine(monkeypatch, grids, without_figures):
+    """Runs are served by two nodes in this process; the scenarios of those that began are kept."""
     begun = []
 
     def simulated(scenario, place, on_event, *, server):
@@ -40,7 +51,6 @@ def without_engine(monkeypatch, grids):
         return server(grids[-1], scenario, place, on_event)
 
     monkeypatch.setattr(runner, "simulated", simulated)
-    monkeypatch.setattr(files_of_run, "report_figures", lambda result: ())
     return begun
 
 

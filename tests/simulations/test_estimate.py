@@ -39,6 +39,7 @@ def test_bytes_of_refinement(tiny, tmp_path):
     assert found.blocks == result.environment.blocks
 
 
+@pytest.mark.slow
 def test_bytes_of_stage_1_by_devices(tiny, tmp_path):
     scenario = load_scenario(tiny, [*BY_DEVICES, *NARROW, "refinement.rounds=0", "selector=exposure"])
     found, result = estimate(scenario, None), measured(scenario, tmp_path)

@@ -4,7 +4,7 @@ Through what the command line calls; without Ray.
 """
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from clients.fleet.files import SHIPPED_FOLDER
@@ -16,6 +16,7 @@ from simulations.cli import main as cli
 from simulations.cli.console import one_line
 from simulations.engine.inputs import absolute
 from simulations.scenario_files import load_scenario, shipped_scenarios
+from tests.helpers.examples import examples
 
 SCENARIOS = [path.read_bytes() for path in shipped_scenarios().values()]
 FLEETS = [path.read_bytes() for path in sorted(SHIPPED_FOLDER.glob("*.yaml"))]
@@ -84,7 +85,7 @@ def told(read):
     return None
 
 
-quick = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @given(changed(SCENARIOS))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,16 @@ from flwr.app import Error, Message
 from fl_peel import wire
 from fl_peel.errors import EngineError
 from fl_peel.randomness import rng_for
+from fl_peel.roots import PACKAGES
 from simulations.scenario_files import load_scenario
 from strategies.nodes import nodes as asking
 from strategies.run.place import Place
 from strategies.server_app import serve
+from tests.helpers import without_ray
+from tests.helpers.imports import modules
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
-from tests.simulations.test_run import figures
+from tests.helpers.runs import figures
 
 ROUNDS = ("refinement.rounds=6", "elasticity.rounds=2", "elasticity.devices=10", "engine.nodes=4")
 
@@ -54,10 +56,18 @@ def outcome(grid, scenario, folder):
         return str(error)
 
 
+@pytest.fixture(scope="module")
+def whole(planted_home, tmp_path_factory):
+    """The run in which nothing fails."""
+    with chdir(planted_home):
+        scenario = load_scenario("tiny.yaml", ROUNDS)
+        return serve(LoopbackGrid(4), scenario, Place("", str(tmp_path_factory.mktemp("whole"))))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
-def test_with_three_messages_of_ten_failing_there_is_a_result_or_one_line(tiny, tmp_path, seed):
+def test_with_three_messages_of_ten_failing_there_is_a_result_or_one_line(tiny, tmp_path, whole, seed):
     scenario = load_scenario(tiny, ROUNDS)
-    whole = outcome(LoopbackGrid(4), scenario, tmp_path / "whole")
     result = outcome(LoopbackGrid(4, failing(0.3, seed)), scenario, tmp_path / "failing")
     if isinstance(result, str):  # a node was asked four times, and failed each time
         assert result.endswith("worker died")
@@ -72,30 +82,34 @@ def test_with_three_messages_of_ten_failing_there_is_a_result_or_one_line(tiny, 
         assert (mine.budget_bytes, mine.devices) == (theirs.budget_bytes, theirs.devices)
 
 
-def test_when_only_rounds_are_spared_every_figure_is_right(tiny, tmp_path):
+def test_when_only_rounds_are_spared_every_figure_is_right(tiny, tmp_path, whole):
     """What is asked again is said again, to the last digit."""
     scenario, interfere = load_scenario(tiny, ROUNDS), failing(0.1, 3)
 
     def but_rounds(partition, message):
         return None if message.metadata.message_type == wire.ROUND else interfere(partition, message)
 
-    whole = serve(LoopbackGrid(4), scenario, Place("", str(tmp_path / "whole")))
     result = serve(LoopbackGrid(4, but_rounds), scenario, Place("", str(tmp_path / "failing")))
     assert figures(result) == figures(whole)
+
+
+CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today"}
 
 
 def test_nothing_waits_by_a_clock_that_can_be_set_back():
     """Times are of the monotonic clock; what the hour is stands in reports alone."""
     asked = {}
-    for package in ("fl_peel", "clients", "strategies", "simulations"):
-        for file in sorted((ROOT / package).rglob("*.py")):
-            names = {
-                f"{node.value.id}.{node.attr}"
-                for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-            }
-            if found := names & {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today"}:
-                asked[file.relative_to(ROOT).as_posix()] = found
+    for file in (file for package in PACKAGES for file in modules(package)):
+        text = file.read_text(encoding="utf-8")
+        if not any(name in text for name in CLOCKS):
+            continue
+        names = {
+            f"{node.value.id}.{node.attr}"
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        }
+        if found := names & CLOCKS:
+            asked[file.relative_to(ROOT).as_posix()] = found
     assert asked == {"simulations/deployment/keys.py": {"datetime.now"}}  # from when on a certificate holds
 
 
@@ -116,15 +130,14 @@ def small_disk(folder: Path, num_bytes: int) -> Iterator[Path]:
 
 def fl_peel_run(scenario: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "simulations.cli.main", "run", str(scenario), *more],
-        env=os.environ | environment,
+        [sys.executable, "-m", without_ray.MODULE, "run", str(scenario), *more],
+        env=without_ray.environment(**environment),
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-@pytest.mark.engine
 @pytest.mark.faults
 @pytest.mark.parametrize("of", ["out", "cache"])
 def test_a_disk_that_is_full_costs_what_it_was_for(of, tiny, tmp_path):

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from simulations.unfinished import NAME
-from tests.helpers.root import ROOT
+from tests.helpers import without_ray
 from tests.strategies.run.test_kept import timeless
 
 CHANGES = ("refinement.acceptance.rule=validation", "data.validation_share=20%", "refinement.rounds=4")
-ENGINE, NONE = "simulations.cli.main", "tests.helpers.without_ray"
+ENGINE, NONE = "simulations.cli.main", without_ray.MODULE
 """Modules that are the command line: on Ray, and with nodes in its own process."""
 
 
@@ -38,14 +38,13 @@ def test_killed_in_every_part_of_a_run_it_ends_in_the_same_report(tiny, tmp_path
     """While rounds go on, nodes are killed with it that are processes of their own."""
     assert command_line(*words(tiny, tmp_path / "whole"))[0] == 0
     out = tmp_path / "out"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for reached, module in (("stage-1.kept", NONE), ("rounds-*.disks-2", ENGINE), ("evaluation.kept", NONE)):
         process = subprocess.Popen(
             [sys.executable, "-m", module, *words(tiny, out)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            env=environment,
+            env=without_ray.environment(),
         )
         while not list((out / NAME).glob(reached)):
             assert process.poll() is None, f"it ended before {reached}"

@@ -13,7 +13,7 @@ from simulations.deployment.local import node_configs
 from simulations.scenario_files import load_scenario
 from simulations.studies.checkpoints import data_digest
 from tests.clients.node.test_own import NOTHING, held
-from tests.simulations.test_run import figures, served
+from tests.helpers.runs import figures, served
 
 NAMES = ["data.columns={user: customer, item: sku, time: bought_at}", "data.time_zone=Europe/Berlin"]
 

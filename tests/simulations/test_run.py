@@ -1,7 +1,6 @@
 """Whole runs: the same figures whoever asks, failures counted, nothing but the named payload crosses."""
 
 import dataclasses
-import json
 import os
 import re
 import signal
@@ -31,24 +30,11 @@ from strategies.rounds import strategy as peel
 from strategies.run.place import Place
 from strategies.server_app import serve
 from tests.conftest import plant
-from tests.helpers.loopback import LoopbackGrid, let_through
+from tests.helpers.loopback import LoopbackGrid
+from tests.helpers.runs import figures, served
 from tests.simulations.conftest import QUICK
 
 FL_PEEL = (sys.executable, "-m", "simulations.cli.main")
-
-
-def served(scenario, run_dir, nodes=2, interfere=let_through):
-    grid = LoopbackGrid(nodes, interfere)
-    return serve(grid, scenario, Place("", str(run_dir))), grid
-
-
-def figures(result):
-    """What must not depend on speed, nodes or the engine; as JSON types."""
-    result = json.loads(json.dumps(to_json(result)))
-    by_round = [{k: v for k, v in row.items() if k not in ("seconds", "message_bytes")} for row in result["rounds"]]
-    keys = ("full_table", "budgets", "device_classes", "user_groups", "history", "traces", "bytes_per_device")
-    keys += ("fairness", "elasticity", "elastic_traces", "time_to_recall")
-    return {"rounds": by_round, **{key: result[key] for key in keys}}
 
 
 def test_same_seed_same_figures_on_1_2_or_8_nodes(tiny_scenario, tmp_path):
@@ -224,6 +210,7 @@ def test_only_the_named_payload_crosses(tiny, tmp_path):
 
 
 @pytest.mark.engine
+@pytest.mark.smoke
 def test_the_command_line_on_the_engine_equals_the_loopback(tiny, tmp_path):
     """Also: what --out gets."""
     out = tmp_path / "out"
@@ -248,6 +235,7 @@ def test_the_command_line_on_the_engine_equals_the_loopback(tiny, tmp_path):
     assert (out / "metrics.csv").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_of_which_little_is_asked_has_its_figures(tiny, tmp_path, monkeypatch):
     """Without an engine, but with the page that tests of what stands around runs leave without figures."""
     monkeypatch.setattr(runner, "simulated", lambda *args, server: server(LoopbackGrid(2), *args))

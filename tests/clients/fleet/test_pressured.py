@@ -110,6 +110,7 @@ MUTANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_another_matrix_would_be_seen(mutant):
     document = yaml.safe_load((SHIPPED_FOLDER / "pressured-phones.yaml").read_text())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.fleet.fleet import FleetBudgets, fleet_from_mapping, load_fleet, shipped_names
 from fl_peel.errors import ProfileError
 from tests.helpers.contracts import ProfileContract
+from tests.helpers.examples import examples
 from tests.helpers.fleets import PHONES, TABLE, fleet_of, ids
 
 
@@ -190,7 +191,7 @@ def test_a_device_is_the_same_in_a_larger_fleet_run():
         assert np.array_equal(values, many[key][:50]), key
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     name=st.sampled_from(shipped_names()),
     seed=st.integers(0, 2**63),

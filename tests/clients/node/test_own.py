@@ -17,7 +17,7 @@ from strategies.run.place import Place
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
-from tests.simulations.test_run import figures, served
+from tests.helpers.runs import figures, served
 
 NOTHING = (
     "pretraining.model=spectral",
@@ -69,6 +69,7 @@ def held(scenario):
     return Scenario.model_validate(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refit", [False, True])
 def test_figures_are_those_of_the_simulation_of_the_same_devices(own, tmp_path, refit):
     scenario, folder = own
@@ -80,10 +81,11 @@ def test_figures_are_those_of_the_simulation_of_the_same_devices(own, tmp_path, 
     assert {path.name for path in (tmp_path / "server").iterdir()} == {"enrolled.json"}  # the server has nothing
 
 
+@pytest.mark.slow
 def test_secure_aggregation_gives_the_same_figures(own, tmp_path):
     scenario, folder = own
     content = json.loads(scenario.to_json())
-    content["secure_aggregation"] |= {"enabled": True, "min_devices": 3}
+    content["secure_aggregation"] |= {"enabled": True, "min_devices": 3, "neighbours": 4}
     content["refinement"]["rounds"] = 1
     scenario = Scenario.model_validate(content)
     deployed = serve(OwnGrid(folder), held(scenario), Place("", str(tmp_path / "server")))

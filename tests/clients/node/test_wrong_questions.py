@@ -2,13 +2,14 @@
 
 import pytest
 from flwr.app import Message
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from fl_peel import wire
 from simulations.scenario_files import load_scenario
 from strategies.run.place import Place
 from strategies.server_app import serve
+from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.mutating import mutated
 from tests.strategies.nodes.test_wrong_answers import MODES
@@ -20,6 +21,7 @@ KINDS = {
 }
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("mode", list(KINDS))
 def test_a_question_is_answered_or_refused_in_one_line(tiny, tmp_path, mode):
     """Every kind of message, changed in every way; no compiled loop meets a number that it does not expect."""
@@ -37,7 +39,7 @@ def test_a_question_is_answered_or_refused_in_one_line(tiny, tmp_path, mode):
 def try_questions(grid, node, kind, questions):
     """Of one kind of message, of which these were right."""
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @examples(40, suppress_health_check=list(HealthCheck))
     @given(wrong=st.integers(0, len(questions) - 1).flatmap(lambda place: mutated(questions[place])))
     def check(wrong):
         (reply,) = grid.send_and_receive([Message(wrong.content, dst_node_id=node, message_type=kind)])
@@ -56,6 +58,7 @@ TIMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", [-1, 1 << 40])
 @pytest.mark.parametrize("mode", list(TIMES))
 def test_a_time_that_never_comes_is_refused(tiny, tmp_path, mode, when):

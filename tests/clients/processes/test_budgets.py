@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.fleet.fleet import FleetBudgets, fleet_from_mapping, load_fleet, shipped_names
@@ -22,6 +22,7 @@ from clients.processes.budgets import (
 )
 from fl_peel.errors import ProfileError
 from tests.helpers.contracts import BudgetContract
+from tests.helpers.examples import examples
 
 CLOCK = Clock(step_s=900, steps_per_round=4)
 
@@ -305,7 +306,7 @@ def a_process():
     return st.one_of(plain, shock)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     process=a_process(),
     seed=st.integers(0, 2**63),
@@ -328,7 +329,7 @@ def test_any_process_is_within_bounds_and_ignores_path_and_company(process, seed
     assert np.array_equal(process.budget(scratch, seed, devices[some], base[some], CLOCK.moment(step)), budget[some])
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     name=st.sampled_from(shipped_names()),
     seed=st.integers(0, 2**63),

@@ -57,6 +57,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_nodes_make_no_difference(tiny, tmp_path, variant):
     (one, _), (three, _) = (run_of(tiny, tmp_path, VARIANTS[variant], nodes) for nodes in (1, 3))

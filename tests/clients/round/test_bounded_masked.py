@@ -25,8 +25,8 @@ from fl_peel.secure.plan import needed_of
 from simulations.scenario_files import load_scenario
 from strategies.rounds.channel import OpenedSum
 from strategies.rounds.noised import PrivateRounds
+from tests.helpers.runs import figures, served
 from tests.simulations.studies.test_audit import observed
-from tests.simulations.test_run import figures, served
 
 PRIVATE = {
     "mechanism": "central-gaussian",
@@ -36,7 +36,7 @@ PRIVATE = {
     "requests": "group-prefix",
     "shrinkage": False,
 }
-SECURE = {"enabled": True, "devices_per_group": None, "min_devices": 4, "threshold": 0.75}
+SECURE = {"enabled": True, "devices_per_group": None, "min_devices": 4, "neighbours": 4, "threshold": 0.75}
 
 
 def private(scenario: Scenario, privacy=(), secure=(), **sections) -> Scenario:
@@ -120,12 +120,13 @@ def test_noise_is_inside_the_masked_sum(tiny_scenario, tmp_path, releases):
 
 VARIANTS = {
     "flat": {},
-    "dropouts": {"secure": {"dropout_share": 0.1}},
+    "dropouts": {"secure": {"dropout_share": 0.1, "neighbours": 12}},
     "adaptive": {"privacy": {"clipping": {"kind": "adaptive", "norm": 0.5}}},
     "equal answers": {"privacy": {"answer_share": 0.6}},
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_nodes_make_no_difference(tiny_scenario, tmp_path, variant):
     keys = VARIANTS[variant]
@@ -148,6 +149,7 @@ def test_of_a_void_group_nothing_is_released(tiny_scenario, tmp_path, releases):
     assert result.full_table == untouched.full_table
 
 
+@pytest.mark.slow
 def test_no_message_of_a_lone_device_names_its_class(tiny_scenario, tmp_path):
     """40 nodes with a device each. Outside masks there are only numbers of devices, always in the same place."""
     _, grid = served(private(tiny_scenario), tmp_path / "run", nodes=40)
@@ -184,6 +186,7 @@ def test_devices_of_all_classes_answer_equally_often(tiny, tmp_path):
     assert often["0.6"] == pytest.approx([0.6] * 3, abs=0.03)  # standard error below 0.01
 
 
+@pytest.mark.slow
 def test_nothing_is_amplified_where_the_server_sees_who_takes_part():
     tossed = ["refinement.sampling=poisson", "refinement.cohort_share=0.2"]
     by_server = load_scenario("private", [*tossed, "secure_aggregation.enabled=false"])
@@ -215,6 +218,7 @@ def test_noised_words_are_wide(tiny_scenario):
     assert update_bits(private(tiny_scenario), 4) == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout_share", [0.0, 0.15])
 def test_the_audit_attacks_what_the_server_opened(tiny_scenario, tmp_path, releases, dropout_share):
     """To the last bit, noise and dropouts included."""

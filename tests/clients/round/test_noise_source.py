@@ -27,11 +27,12 @@ from strategies.run.place import Place
 from strategies.server_app import serve
 from tests.clients.round.test_bounded import CENTRAL, LOCAL, released_noise
 from tests.helpers.loopback import LoopbackGrid
-from tests.simulations.test_run import figures, served
+from tests.helpers.runs import figures, served
+from tests.strategies.run.test_kept import but_one_slow
 from tests.strategies.run.test_stage1 import SPECTRAL
 
 SYSTEM = "privacy.noise_source=system"
-SECURE = "secure_aggregation={enabled: true, devices_per_group: null, min_devices: 4, threshold: 0.75}"
+SECURE = "secure_aggregation={enabled: true, devices_per_group: null, min_devices: 4, neighbours: 4, threshold: 0.75}"
 ASKED = ("pretraining.collected.share=50%", "privacy.group_epsilon=2")
 STAGE1 = (
     "pretraining=" + json.dumps(SPECTRAL | {"passes": 2, "count_exponent": None, "value_exponent": None}),
@@ -75,7 +76,7 @@ def no_seeds(monkeypatch):
     return drawn
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", but_one_slow("central", KINDS))
 def test_whatever_hides_a_device_is_drawn_from_the_system(tiny, tmp_path, no_seeds, kind):
     result, _ = served(load_scenario(tiny, [*KINDS[kind], SYSTEM]), tmp_path / "run")
     named = {args[-1][0] if name != "uniforms" else args[0][0] for name, args in no_seeds}
@@ -100,6 +101,7 @@ def test_whatever_hides_a_device_is_drawn_from_the_system(tiny, tmp_path, no_see
     assert len(set(numbers)) == len(numbers), "what is drawn twice is known by the difference"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["central", "shares", "local", "stage 1, local"])
 def test_two_runs_of_the_system_differ_and_those_of_a_seed_do_not(tiny, tmp_path, kind):
     raw = (*KINDS[kind], "privacy.shrinkage=false")

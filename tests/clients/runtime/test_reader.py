@@ -8,7 +8,7 @@ import tomllib
 
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, given
 from hypothesis import strategies as st
 
 from clients.runtime import READER
@@ -19,6 +19,7 @@ from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.errors import ArtifactError
 from tests.fl_peel.blocks.test_vectors import mutated, mutations
 from tests.helpers.blocks import layouts, precisions, random_table, seeds
+from tests.helpers.examples import examples
 from tests.helpers.node import answers, needs_node
 from tests.helpers.root import ROOT
 from tests.vectors import make
@@ -134,7 +135,7 @@ def of_a_device(case):
 
 
 @needs_node
-@settings(max_examples=12, deadline=None, phases=WITHOUT_SHRINKING)
+@examples(12, phases=WITHOUT_SHRINKING)
 @given(st.lists(cases, min_size=5, max_size=25))
 def test_at_random_it_makes_the_bytes_that_python_makes(batch):
     asked = [of_a_device(case) for case in batch]
@@ -161,7 +162,7 @@ def in_python(data):
 
 
 @needs_node
-@settings(max_examples=12, deadline=None, phases=WITHOUT_SHRINKING)
+@examples(12, phases=WITHOUT_SHRINKING)
 @given(st.lists(st.tuples(st.sampled_from(NAMES), mutations), min_size=20, max_size=60))
 def test_what_python_refuses_it_refuses_and_what_python_reads_it_reads(batch):
     """With a checksum that fits, so that the numbers behind it are looked at."""

@@ -85,6 +85,7 @@ def shown(content, plan, seeds=SEEDS):
     return [canary_audit(content, plan, trials=300, seed=seed).epsilon_low for seed in seeds]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [
@@ -114,6 +115,7 @@ def test_noise_that_falls_short_is_caught():
     assert canary_audit(content, with_part_of_the_noise(plan, 0.2), trials=400, seed=0).epsilon_low > plan.epsilon
 
 
+@pytest.mark.slow
 def test_never_above_where_devices_add_the_noise_in_shares():
     """The shipped scenario: sums of the fewest devices that may be opened, without the share of the one that tells."""
     content = load_scenario("private", [*SMALL, "privacy.target_epsilon=1", "privacy.delta=0.1"])
@@ -124,6 +126,7 @@ def test_never_above_where_devices_add_the_noise_in_shares():
     assert worst.seeds == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [8, 10**9], ids=["half of the noise", "none"])
 def test_shares_for_too_many_devices_are_caught(monkeypatch, devices):
     """Shares made for 8 devices where 2 may be in the sum leave half of the deviation; for very many, nothing."""
@@ -136,6 +139,7 @@ def test_shares_for_too_many_devices_are_caught(monkeypatch, devices):
     assert worst_canary(content, plan, trials=200, seeds=5).epsilon_low > plan.epsilon
 
 
+@pytest.mark.slow
 def test_the_worst_of_many_seeds_is_reported():
     content = scenario(epsilon=2.0)
     plan = make_plan(content)

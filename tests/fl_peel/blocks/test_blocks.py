@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import row_bytes
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import ScenarioError
 from tests.helpers.blocks import layouts, precisions
+from tests.helpers.examples import examples
 
 # group 0 = items 1, 4; group 1 = items 0, 2, 5; group 2 = item 3; three slices of two columns
 SIX_ITEMS = BlockLayout(np.array([1, 0, 1, 2, 0, 1], np.int32), 6, 3)
@@ -83,7 +84,7 @@ def test_slices_must_divide_the_dimension():
         BlockLayout(np.zeros(2, np.int32), 8, 0)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(layout=layouts, precision=precisions)
 def test_all_blocks_together_are_the_whole_table_once(layout, precision):
     items, slices, place = layout.block_rows(np.arange(layout.num_blocks))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.blocks.layout import BlockLayout
@@ -14,6 +14,7 @@ from fl_peel.blocks.onnx_export import to_onnx
 from fl_peel.blocks.stored import StoredEmbedding
 from fl_peel.errors import ArtifactError
 from tests.helpers.blocks import layouts, precisions, random_table, seeds
+from tests.helpers.examples import examples
 from tests.vectors import make
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'fl-peel[onnx]')")
@@ -46,7 +47,7 @@ def test_every_vector_is_scored_to_the_last_bit(case):
     check(StoredEmbedding.from_bytes(file.read_bytes()), run(to_onnx(file)))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(layouts, precisions, seeds, st.floats(0, 1))
 def test_at_random_it_is_scored_to_the_last_bit(layout, precision, seed, share):
     rng = np.random.default_rng(seed)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.blocks.layout import BlockLayout
@@ -20,6 +20,7 @@ from fl_peel.blocks.ranked import pack_blocks
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import ScenarioError
 from tests.helpers.blocks import seeds
+from tests.helpers.examples import examples
 
 MAX_CODE = {"int8": 127, "int4": 7}
 
@@ -44,7 +45,7 @@ def test_row_bytes_by_hand():
     assert {p: row_bytes(64, p) for p in PRECISIONS} == {"fp32": 256, "fp16": 128, "int8": 66, "int4": 34}
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(seed=seeds, num_rows=st.integers(0, 5), num_dims=st.integers(1, 9), precision=st.sampled_from(PRECISIONS))
 def test_codes_have_the_promised_bytes(seed, num_rows, num_dims, precision):
     rows = rows_at(seed, [0] * num_rows, num_dims)
@@ -56,7 +57,7 @@ def test_codes_have_the_promised_bytes(seed, num_rows, num_dims, precision):
     assert dequantize(codes, scales, precision, num_dims).shape == rows.shape
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(seed=seeds, exponents=magnitudes, num_dims=st.integers(1, 9))
 def test_floats_lose_nothing_or_half_a_unit_in_the_last_place(seed, exponents, num_dims):
     rows = rows_at(seed, exponents, num_dims)
@@ -66,7 +67,7 @@ def test_floats_lose_nothing_or_half_a_unit_in_the_last_place(seed, exponents, n
     assert (error <= 2.0**-11 * np.abs(rows) + 2.0**-25).all()
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(seed=seeds, exponents=magnitudes, num_dims=st.integers(1, 9))
 def test_int8_is_within_half_a_step_at_every_magnitude(seed, exponents, num_dims):
     rows = rows_at(seed, exponents, num_dims)
@@ -80,7 +81,7 @@ def test_int8_is_within_half_a_step_at_every_magnitude(seed, exponents, num_dims
     assert (scales <= needed * (1 + 2.0**-11) + 2.0**-24).all()
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(seed=seeds, exponents=st.lists(st.integers(-2, 4), min_size=1, max_size=6), num_dims=st.integers(1, 9))
 def test_int4_is_no_worse_than_scaling_by_the_maximum(seed, exponents, num_dims):
     rows = rows_at(seed, exponents, num_dims)
@@ -126,7 +127,7 @@ def test_rows_of_zeros_are_divided_by_one():
     assert divisors.tolist() == [1, 0.5, 3]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(seed=seeds, exponents=magnitudes, num_dims=st.integers(1, 9))
 def test_int4_without_clipping_is_within_half_a_step(seed, exponents, num_dims):
     """Values inside the range that the scale spans are off by half a step at most."""
@@ -165,7 +166,7 @@ def test_odd_columns_of_int4_leave_half_a_byte():
     assert dequantize(codes, scales, "int4", 3).tolist() == [[7, -7, 3]]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     seed=seeds,
     exponents=st.lists(st.integers(-1, 4), min_size=1, max_size=4),

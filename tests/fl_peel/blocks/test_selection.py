@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.blocks.elastic import ElasticEmbedding
@@ -23,6 +23,7 @@ from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import BudgetError
 from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
+from tests.helpers.examples import examples
 
 NOBODY_SEEN = UserItems(np.zeros(2, np.int64), np.zeros(0, np.int32))
 
@@ -83,7 +84,7 @@ def test_a_budget_below_one_block_is_refused_in_one_line():
 # ---------------------------------------------------------------- what is sent and what is kept
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(layout=layouts, precision=precisions, seed=seeds, share=st.sampled_from([None, 0.3, 0.8]))
 def test_unpacked_rows_are_the_coded_rows_in_their_place(layout, precision, seed, share):
     rng = np.random.default_rng(seed)
@@ -116,7 +117,7 @@ def test_unpacked_rows_are_the_coded_rows_in_their_place(layout, precision, seed
     assert (np.diff(ranked.first_position) >= 0).all()
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(layout=layouts, precision=precisions, seed=seeds)
 def test_cutoffs_fit_and_one_more_block_does_not(layout, precision, seed):
     rng = np.random.default_rng(seed)
@@ -156,7 +157,7 @@ def slow_serving(ranked: RankedBlocks, budget: int, seen: set[int]) -> tuple[int
     return stored, kept
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(layout=layouts, precision=precisions, seed=seeds, sent=st.sampled_from([None, 0.5]))
 def test_serving_cutoffs_equal_the_readable_loop(layout, precision, seed, sent):
     rng = np.random.default_rng(seed)
@@ -175,7 +176,7 @@ def test_serving_cutoffs_equal_the_readable_loop(layout, precision, seed, sent):
         assert ranked.blocks[ranks].tolist() == expected_blocks
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(layout=layouts, precision=precisions, seed=seeds)
 def test_the_artefact_never_exceeds_the_budget_and_more_budget_keeps_a_superset(layout, precision, seed):
     """400 worlds x 8 budgets, real bytes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.fleet.fleet import FleetBudgets, load_fleet, shipped_names
@@ -18,6 +18,7 @@ from fl_peel.errors import ArtifactError, BudgetError
 from fl_peel.ranking.spread import NUM_BINS, Histogram
 from fl_peel.ranking.top import SUM_SCALE
 from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
+from tests.helpers.examples import examples
 
 
 def stored_of(layout, precision, blocks, table, user) -> StoredEmbedding:
@@ -25,7 +26,7 @@ def stored_of(layout, precision, blocks, table, user) -> StoredEmbedding:
 
 
 @given(layouts, precisions, seeds, st.data())
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_shrinking_and_growing_give_what_choosing_from_scratch_gives(layout, precision, seed, data):
     """Whatever a device has seen; and what it reads is what is counted."""
     rng = np.random.default_rng(seed)
@@ -95,6 +96,7 @@ CHANGES = 1_000_000
 SAMPLED = 40  # of them, stored for real
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_no_violation_in_a_million_budget_changes(precision):
     """A quarter of them at each precision; the lengths of a sample of real artefacts are what was counted."""
@@ -162,7 +164,7 @@ def test_nobody_has_no_worst():
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.integers(0, 5), st.sampled_from([0.1, 0.3, 0.5, 1.0]))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_histograms_add_up_and_are_close_to_sorting(values, split, share):
     array = np.array(values)
     cut = min(split, len(array))

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.blocks.elastic import ElasticEmbedding
@@ -21,6 +21,7 @@ from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.blocks.stored import StoredEmbedding, _rows_agree, overhead_bytes, stored_user
 from fl_peel.errors import ArtifactError
 from tests.helpers.blocks import layout_of, layouts, precisions, random_table, seeds
+from tests.helpers.examples import examples
 from tests.helpers.root import ROOT
 
 
@@ -32,7 +33,7 @@ def stored(layout: BlockLayout, precision: str, seed: int, share: float = 0.5) -
     return StoredEmbedding.build(layout, precision, user, blocks, random_table(rng, layout))
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(layout=layouts, precision=precisions, seed=seeds, share=st.sampled_from([0.0, 0.3, 1.0]))
 def test_bytes_are_linear_in_the_blocks_kept(layout, precision, seed, share):
     artefact = stored(layout, precision, seed, share)
@@ -76,7 +77,7 @@ def test_the_worked_example_of_the_docs():
     assert fields == list(zip(np.cumsum([0, *sizes[:-1]]).tolist(), sizes, strict=True))
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(layout=layouts, precision=precisions, seed=seeds, share=st.sampled_from([0.0, 0.3, 1.0]))
 def test_round_trip(layout, precision, seed, share):
     artefact = stored(layout, precision, seed, share)
@@ -155,7 +156,7 @@ def test_the_user_embedding_is_rounded_to_fp16():
     assert stored_user(np.array([1.0, 1.0004, 1.0006], np.float32)).tolist() == [1.0, 1.0, 1 + 2.0**-10]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(layout=layouts, precision=precisions, seed=seeds)
 def test_codes_are_those_of_the_table(layout, precision, seed):
     """Building from a table and from a table of which only the kept blocks are known is the same."""
@@ -333,7 +334,7 @@ def test_blocks_beyond_the_catalogue_or_twice_are_refused(place):
     assert "different blocks" in refused(resealed(GROUPED, (grouped + 4, b"\x00\x00")))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(places=st.lists(st.integers(0, len(GROUPED) - 1), min_size=1, max_size=4), byte=st.integers(0, 255))
 def test_flipped_bytes_are_refused(places, byte):
     data = bytearray(GROUPED)
@@ -343,7 +344,7 @@ def test_flipped_bytes_are_refused(places, byte):
         refused(bytes(data))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(places=st.lists(st.integers(0, len(GROUPED) - 1), min_size=1, max_size=4), byte=st.integers(0, 255))
 def test_flipped_bytes_with_a_checksum_that_fits_are_refused_or_harmless(places, byte):
     """Whatever is read can be ranked without a crash or an index out of range."""
@@ -359,7 +360,7 @@ def test_flipped_bytes_with_a_checksum_that_fits_are_refused_or_harmless(places,
     assert len(set(rows.tolist())) == len(rows)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(length=st.integers(0, len(GROUPED) - 1))
 def test_cut_off_files_are_refused(length):
     refused(GROUPED[:length])
@@ -367,7 +368,7 @@ def test_cut_off_files_are_refused(length):
         refused(resealed(GROUPED, cut=length))
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(
     data=st.data(),
     precision=st.sampled_from(["fp32", "fp16", "int8", "int4"]),

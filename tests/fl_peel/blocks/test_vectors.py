@@ -9,7 +9,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.blocks.header import HEADER_BYTES
@@ -18,6 +18,7 @@ from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.blocks.shrinking import grow
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.errors import ArtifactError
+from tests.helpers.examples import examples
 from tests.vectors import make
 
 CASES = {case.name: case for case in make.CASES}
@@ -164,7 +165,7 @@ def mutated(data, changes):
     return data
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(name=st.sampled_from(sorted(CASES)), changes=mutations, sealed=st.booleans())
 def test_any_change_is_refused_or_read_as_it_is_written(name, changes, sealed):
     """What is read is written again to the last byte: nothing in a file is read past."""
@@ -186,7 +187,7 @@ def test_any_change_is_refused_or_read_as_it_is_written(name, changes, sealed):
     assert (np.diff(rows) > 0).all()
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     fields=st.lists(st.sampled_from([0, 1, 2, 255, 65_535, (1 << 31) + 1, (1 << 32) - 1]), min_size=7, max_size=7),
     precision=st.integers(0, 3),

@@ -5,7 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.data.interactions import PARTS
@@ -13,13 +13,14 @@ from fl_peel.data.population import Population, read_splits
 from fl_peel.disks import device_splits
 from fl_peel.errors import DataError
 from simulations.scenario_files import load_scenario
+from tests.helpers.examples import examples
 
 
 def files(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(seed=st.integers(0, 99), chunk=st.integers(1, 50), groups=st.sampled_from([1, 3]))
 def test_chunks_equal_the_whole(tmp_path_factory, seed, chunk, groups):
     noise = 0.2 if groups > 1 else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.data.interactions import UserItems
@@ -19,6 +19,7 @@ from fl_peel.grouping.clusters import (
 from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.train import pretrain
 from fl_peel.randomness import rng_for
+from tests.helpers.examples import examples
 
 
 def rows_of(*rows: list[int]) -> UserItems:
@@ -65,7 +66,7 @@ def test_every_user_with_data_sits_where_it_would_put_itself() -> None:
     assert choose_group(users[7], groups.centroids)[0] == choose_group(users, groups.centroids)[7]
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     num_users=st.integers(1, 80),
     count=st.integers(1, 12),
@@ -129,7 +130,7 @@ def test_interest_popularity_item_groups() -> None:
     assert sorted(set(groups.tolist())) == [0, 1, 2, 3]
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(num_items=st.integers(1, 60), count=st.integers(1, 20), tiers=st.integers(1, 5), seed=st.integers(0, 99))
 def test_item_group_numbers_are_dense(num_items: int, count: int, tiers: int, seed: int) -> None:
     rng = rng_for(seed, "items")

@@ -9,7 +9,7 @@ import pytest
 
 from fl_peel import kernels
 from fl_peel.kernels import ahead
-from tests.simulations.test_run import served
+from tests.helpers.runs import served
 
 ONE = """
 from fl_peel.kernels import ahead
@@ -34,6 +34,7 @@ def dispatchers():
     return {name: getattr(kernels, name) for name in kernels.__all__ if hasattr(getattr(kernels, name), "signatures")}
 
 
+@pytest.mark.slow
 def test_what_was_compiled_is_kept_and_said(tmp_path):
     how = {"env": os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}, "capture_output": True, "text": True, "check": True}
     assert subprocess.run([sys.executable, "-c", ONE], **how).stdout.split() == ["False", "True"]

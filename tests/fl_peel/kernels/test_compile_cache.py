@@ -73,6 +73,7 @@ def test_a_folder_that_others_could_write_to_is_not_used(tmp_path, monkeypatch, 
     assert stat.S_IMODE(chosen.stat().st_mode) == 0o700
 
 
+@pytest.mark.slow
 def test_processes_that_compile_at_once_get_the_same_and_leave_it_for_the_next(tmp_path):
     code = (
         "import numpy as np\n"

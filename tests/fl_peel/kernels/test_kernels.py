@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit
 
@@ -19,6 +19,7 @@ from fl_peel.training import reference
 from fl_peel.training.group import train_group
 from fl_peel.training.settings import LocalTraining
 from fl_peel.training.work import LocalWork
+from tests.helpers.examples import examples
 
 
 def world(seed, num_items=150, dim=6, num_slices=1, num_devices=40, item_groups=None):
@@ -142,7 +143,7 @@ def test_a_device_ranks_the_same_in_any_company(num_slices):
         assert (one[0] == together[i]).all()
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     seed=st.integers(0, 1000),
     num_slices=st.sampled_from([1, 3]),

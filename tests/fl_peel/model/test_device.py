@@ -4,7 +4,7 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fl_peel
@@ -15,6 +15,7 @@ from fl_peel.errors import ArtifactError, BudgetError, ModelError
 from fl_peel.model import model as module
 from fl_peel.model.delta import MAGIC, applied
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
+from tests.helpers.examples import examples
 from tests.helpers.models import ids_of, saved
 
 LEAST = overhead_bytes(12)
@@ -45,7 +46,7 @@ had = st.lists(st.integers(0, 24), min_size=1, max_size=20)
 budgets = st.integers(LEAST, MOST)
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(kind=kinds, had=had, budget=budgets)
 def test_never_a_byte_over_the_budget_and_no_block_that_would_fit_is_left(models, kind, had, budget):
     device = models[kind].device(items(had))
@@ -58,7 +59,7 @@ def test_never_a_byte_over_the_budget_and_no_block_that_would_fit_is_left(models
         assert found.num_bytes + models[kind].layout.block_bytes("int8")[after] > budget
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(kind=kinds, had=had, first=budgets, second=budgets)
 def test_whoever_grows_or_shrinks_has_what_a_download_gives(models, kind, had, first, second):
     device = models[kind].device(items(had))
@@ -101,7 +102,7 @@ def test_what_is_read_to_grow_is_the_list_from_behind_the_last_block(models, pre
     assert some.num_bytes in (n * len(sent[0]) + 2 for n in (3, 4, 5))  # two blocks are of what was seen
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(kind=kinds, had=had, budget=budgets, n=st.integers(1, 30))
 def test_the_best_items_are_named_scored_and_were_not_seen(models, kind, had, budget, n):
     found = models[kind].device(items(had), also_seen=items([1])).embedding(budget)
@@ -148,7 +149,7 @@ def newer(folder, kind, *, changed, scaled, ids=None):
 some = st.sets(st.integers(0, 24), max_size=6)
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(kind=kinds, had=had, first=budgets, second=budgets, changed=some, scaled=some)
 def test_an_update_gives_what_a_download_gives_in_so_many_bytes(
     models, tmp_path_factory, kind, had, first, second, changed, scaled
@@ -289,7 +290,7 @@ def test_a_delta_has_no_byte_too_few_or_too_many(update):
             applied(before.stored, resealed(delta[:length], 0, b""))
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.integers(0, 10_000), sealed=st.booleans())
 def test_whatever_a_delta_says_it_is_applied_or_one_line(update, place, value, cut, sealed):
     """Also where the checksum fits."""

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fl_peel
@@ -17,6 +17,7 @@ from fl_peel.errors import FlPeelError, ModelError
 from fl_peel.model import files as module
 from fl_peel.model.files import ABOUT, DIGEST, ModelFiles, _digest_of_about, digest_of, writing
 from fl_peel.model.model import CATALOGUE, ITEMS, JOINING
+from tests.helpers.examples import examples
 from tests.helpers.models import LAYOUT, mapped, saved
 
 GROUP = "group-00000.safetensors"
@@ -318,7 +319,7 @@ def test_a_model_is_made_beside_its_place_and_is_for_all_to_read(tmp_path):
     assert (folder / ABOUT).read_bytes() == (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(
     name=st.sampled_from([CATALOGUE, ITEMS, JOINING, GROUP]),
     place=st.integers(0, 10_000),

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -24,6 +24,7 @@ from fl_peel.model.joining import KINDS, Fitted, Mapped
 from fl_peel.model.tables import changed_blocks
 from fl_peel.pretraining.by_sums import add_rows, embeddings, halves, nearest, unit_vectors
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
+from tests.helpers.examples import examples
 from tests.helpers.models import LAYOUT, fitted, ids_of, mapped, saved
 
 GIVEN = ["item 3", "item 20", "item 7"]
@@ -71,7 +72,7 @@ def test_large_tables_are_saved_as_devices_read_them(tmp_path, monkeypatch, prec
             model.blocks(0, "int4")
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(
     kind=st.sampled_from(LAYOUT_KINDS),
     precision=st.sampled_from(PRECISIONS),

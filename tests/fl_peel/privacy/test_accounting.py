@@ -69,6 +69,7 @@ def test_gaussian_against_the_closed_form():
         assert analytic_gaussian_delta(multiplier, epsilon) <= DELTA  # an upper bound of epsilon
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [1.0, 2.0, 4.0, 8.0])
 def test_calibration_of_composed_gaussians_is_the_closed_form(target):
     # R releases of multiplier z are one of z / sqrt(R)
@@ -96,6 +97,7 @@ def plan_of(*overrides, **how):
     return make_plan(load_scenario("ml-100k", [*CENTRAL, *overrides]), **how)
 
 
+@pytest.mark.slow
 def test_no_amplification_without_coins():
     fixed = plan_of("privacy.noise_multiplier=2", "refinement.cohort_share=0.25", "refinement.rounds=12")
     assert fixed.schedule.sampling == 1
@@ -121,6 +123,7 @@ def test_no_amplification_without_coins():
     )
 
 
+@pytest.mark.slow
 def test_the_answer_which_user_group_is_paid_for():
     plan = plan_of("privacy.target_epsilon=8", "privacy.group_epsilon=3", asks_groups=True)
     assert plan.cost.epsilon <= 5
@@ -169,6 +172,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "start"), BAD)
 def test_keys_that_make_no_true_epsilon_are_refused_in_one_line(overrides, start):
     with pytest.raises(ScenarioError) as caught:

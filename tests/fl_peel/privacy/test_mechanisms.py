@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel import plugins
@@ -38,6 +38,7 @@ from fl_peel.training.settings import LocalTraining
 from fl_peel.training.work import LocalWork
 from tests.fl_peel.training.test_twins import small_world
 from tests.helpers.blocks import rows_of
+from tests.helpers.examples import examples
 
 
 class TestCentralGaussian(MechanismContract):
@@ -130,6 +131,7 @@ def contribution(world, how, bounds, l1, devices, noise=None):
     return sums
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [None, LocalGaussian(), LocalLaplace()])
 @pytest.mark.parametrize("clip_blocks", [False, True])
 @pytest.mark.parametrize("l1", [False, True])
@@ -152,7 +154,7 @@ def test_any_cohort_size_gives_the_same_sums(clip_blocks, l1, noise):
         assert (totals[0][part] == totals[2][part]).all(), part
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     seed=st.integers(0, 1000),
     num_slices=st.sampled_from([1, 2, 4]),

@@ -101,6 +101,7 @@ def test_noise_grows_with_the_bound_and_shrinks_with_the_share():
         assert plan.std(part, 3.0) == pytest.approx(6 * plan.std(part, 0.5))
 
 
+@pytest.mark.slow
 def test_the_answer_which_group_is_added_where_it_is_asked():
     given = scenario(CENTRAL | {"group_epsilon": 0.5})
     assert make_plan(given).group_epsilon == 0.0
@@ -211,6 +212,7 @@ def test_more_noise_than_is_drawn_exactly_is_refused_by_part():
 # ---------------------------------------------------------------- accounting
 
 
+@pytest.mark.slow
 def test_rounds_that_a_coin_decides_cost_less_than_certain_ones():
     def cost(schedule):
         return spent(event_of(CentralGaussian(), 2.0, schedule), DELTA).epsilon
@@ -226,6 +228,7 @@ def test_rounds_that_a_coin_decides_cost_less_than_certain_ones():
     assert cost(Schedule((*free.rounds, (4, 1.0)), 1.0)) == certain
 
 
+@pytest.mark.slow
 def test_calibration_stays_between_its_ends():
     schedule = Schedule(((1, 1.0),))
     # a target that hardly protects gets no less than the smallest noise, and that meets it
@@ -235,6 +238,7 @@ def test_calibration_stays_between_its_ends():
         calibrated(CentralGaussian(), Schedule(((10, 1.0),)), 1e-9, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [0.05, 0.7, 30.0])
 def test_calibrated_noise_is_the_least_to_a_thousandth(target):
     schedule = Schedule(((3, 1.0),))

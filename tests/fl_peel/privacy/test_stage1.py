@@ -161,6 +161,7 @@ def test_noise_is_by_seed_device_part_and_piece(make):
 # ---------------------------------------------------------------- what it costs and what is told
 
 
+@pytest.mark.slow
 def test_stage_1_is_in_the_plan_and_in_the_report():
     given = scenario(GAUSSIAN | {"group_epsilon": 0.5})
     plan = make_plan(given, asks_groups=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel import kernels
@@ -14,6 +14,7 @@ from fl_peel.ranking import top
 from fl_peel.ranking.top import MetricSums, Tiles, evaluate, evaluate_under, recall_ndcg, top_rows, top_rows_under
 from fl_peel.training import reference
 from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
+from tests.helpers.examples import examples
 
 
 def exact_table(rng: np.random.Generator, layout: BlockLayout) -> np.ndarray:
@@ -24,7 +25,7 @@ def exact_table(rng: np.random.Generator, layout: BlockLayout) -> np.ndarray:
     return table.reshape(layout.num_items, layout.embedding_dim).astype(np.float32)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(layout=layouts, precision=st.sampled_from(["fp32", "fp16", "int4"]), seed=seeds, n=st.sampled_from([1, 3, 50]))
 def test_device_and_cohort_recommend_the_same_items_ties_included(layout, precision, seed, n):
     rng = np.random.default_rng(seed)
@@ -42,7 +43,7 @@ def test_device_and_cohort_recommend_the_same_items_ties_included(layout, precis
         assert mine.tolist() == ranked.items[rows].tolist()
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     layout=layouts,
     precision=precisions,
@@ -124,7 +125,7 @@ def test_who_wants_nothing_ranks_nothing(monkeypatch):
     assert len(ranks) == 1
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(layout=layouts, precision=precisions, seed=seeds)
 def test_device_and_cohort_recommend_the_same_items_on_any_table(layout, precision, seed):
     """Scores are summed in another order, so two items may change places only where they tie to 1e-5."""

@@ -5,12 +5,13 @@ import re
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario, shipped_scenarios, validated
+from tests.helpers.examples import examples
 from tests.helpers.light import loaded_by
 
 BASE = {"name": "test", "data": {"name": "ml-100k"}}
@@ -218,7 +219,7 @@ def test_a_resolved_scenario_reads_back_the_same(tmp_path):
     assert Scenario.from_json(scenario.to_json()) == scenario
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @example(rounds=1, learning_rate=0.1, budgets=[0.1], seed=0, question="line\x85end \u2028 \ufeff \x00 é")
 @given(
     rounds=st.integers(0, 10**6),

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.errors import SecureAggregationError
@@ -21,6 +21,7 @@ from fl_peel.secure.keys import Occasion, pair_key, private_key, public_key
 from fl_peel.secure.masks import Words, add_mask
 from fl_peel.secure.sharing import combine, split
 from fl_peel.secure.unmask import Mask, Masked, added, left_over, without
+from tests.helpers.examples import examples
 
 OCCASION = Occasion(server_round=3, group=1)
 
@@ -137,7 +138,7 @@ def test_a_secret_comes_back_from_enough_shares():
 # ---------------------------------------------------------------- any survivors
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data())
 def test_any_survivors_that_suffice_give_the_exact_sum(data):
     num_devices = data.draw(st.integers(4, 9))
@@ -312,7 +313,7 @@ def test_a_device_masks_parts_of_its_vector_as_the_whole():
 # ---------------------------------------------------------------- the graph
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.integers(2, 60), st.sampled_from([2, 4, 12, 30]), st.integers(0, 5))
 def test_neighbours_are_mutual_distinct_and_as_many_as_wanted(num_devices, wanted, seed):
     graph = neighbour_graph(num_devices, wanted, np.random.default_rng(seed))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.kernels import FIXED_POINT
@@ -16,11 +16,12 @@ from fl_peel.training.memory import TrainingMemory
 from fl_peel.training.settings import LocalTraining
 from fl_peel.training.work import LocalWork
 from tests.fl_peel.training.test_twins import small_world
+from tests.helpers.examples import examples
 
 INTS = st.integers(0, 400)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     seed=st.integers(0, 10_000),
     epochs=st.integers(1, 3),
@@ -72,7 +73,7 @@ def test_bytes_by_hand():
 
 
 @given(INTS, st.integers(0, 40_000), st.integers(1, 3), st.integers(1, 5), st.sampled_from([1, 4]))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_the_most_that_fits_fits_and_one_more_does_not(interactions, allowed, epochs, negatives, slices):
     takes = TrainingMemory(8, slices, LocalTraining(epochs=epochs, num_negatives=negatives), 10)
     count, bound = np.array([interactions]), np.array([allowed])

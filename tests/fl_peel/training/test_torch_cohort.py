@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -41,6 +41,7 @@ from strategies.figures.schema import to_json
 from strategies.run.place import Place
 from strategies.server_app import serve
 from tests.fl_peel.training.test_twins import small_world
+from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid
 
 CPU = torch.device("cpu")
@@ -95,7 +96,7 @@ worlds = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=80)
+@examples(80)
 @given(world=worlds, how=how_devices_train)
 def test_training_in_torch_equals_the_compiled_loop(world, how):
     """Devices keep any part of what was sent, some nothing; train items are drawn with repetition, some have none."""
@@ -103,7 +104,7 @@ def test_training_in_torch_equals_the_compiled_loop(world, how):
     both(ranked, cutoffs, users, train, seeds_of(cutoffs, world["seed"]), how)
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(seed=st.integers(0, 10_000), chunk_floats=st.sampled_from([1, 300, 3000]), how=how_devices_train)
 def test_how_devices_are_cut_into_chunks_changes_nothing(seed, chunk_floats, how):
     _, ranked, cutoffs, users, train = small_world(seed, num_devices=9)
@@ -206,7 +207,7 @@ def test_training_that_diverges_is_one_line():
         train_group(LocalWork(ranked, cutoffs, users, train, seeds_of(cutoffs), how, "torch-cpu"))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     seed=st.integers(0, 10_000),
     num_slices=st.sampled_from([1, 2, 4]),
@@ -294,6 +295,7 @@ def every_metric(result):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("poisoned", [False, True])
 def test_a_run_in_torch_gives_the_same_metrics(tiny, tmp_path, calls, poisoned):
     """From the scenario file to the report, nodes included: every metric to 1e-3, and the same bits on other nodes."""
@@ -439,7 +441,7 @@ def test_the_bench_measures_how_far_apart_metrics_are(tmp_path, monkeypatch):
 
 
 @gpu
-@settings(max_examples=30)
+@examples(30)
 @given(world=worlds, how=how_devices_train)
 def test_training_on_a_gpu_equals_the_compiled_loop(world, how):
     _, ranked, cutoffs, users, train = small_world(**world, num_devices=6)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.blocks.layout import BlockLayout
@@ -16,6 +16,7 @@ from fl_peel.training.settings import LocalTraining
 from fl_peel.training.signals import signals_of_group
 from fl_peel.training.update import holders_of
 from fl_peel.training.work import LocalWork
+from tests.helpers.examples import examples
 
 
 def small_world(seed, num_items=23, dim=8, num_slices=2, groups=None, precision="fp32", num_devices=5, budget=None):
@@ -35,7 +36,7 @@ def small_world(seed, num_items=23, dim=8, num_slices=2, groups=None, precision=
     return rng, ranked, cutoffs.astype(np.int64), users, train
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     seed=st.integers(0, 10_000),
     num_slices=st.sampled_from([1, 2, 4]),
@@ -67,7 +68,7 @@ def test_cohort_training_equals_the_one_device_twin(
     np.testing.assert_allclose(update.sums / FIXED_POINT, total / FIXED_POINT, rtol=1e-5, atol=5e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     seed=st.integers(0, 10_000),
     num_slices=st.sampled_from([1, 4]),

@@ -4,7 +4,7 @@ from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from fl_peel import plugins
 from fl_peel.blocks.ranked import ranking
@@ -17,6 +17,7 @@ from fl_peel.weighting.settings import SELECTORS, ControllerConfig
 from fl_peel.weighting.statistics import BlockStatistics
 from tests.helpers.blocks import seeds
 from tests.helpers.contracts import SelectorContract
+from tests.helpers.examples import examples
 
 
 class TestPopularity(SelectorContract):
@@ -83,7 +84,7 @@ def test_energy_never_overtakes_a_rate():
             assert order.index(1) < order.index(0)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(seed=seeds)
 def test_order_is_that_of_rate_then_energy(seed):
     statistics = example_statistics(seed, 60)

@@ -15,6 +15,7 @@ def loopback(scenario, place, on_event, *, server):
     return server(LoopbackGrid(2), scenario, place, on_event)
 
 
+@pytest.mark.slow
 def test_every_device_is_in_the_round_and_what_it_took_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "simulated", loopback)
     monkeypatch.setattr(module, "DEVICES_PER_GROUP", 200)

@@ -48,6 +48,7 @@ def test_a_machine_has_nothing_of_the_callers(tmp_path, monkeypatch):
     assert seen["NUMBA_CACHE_DIR"] not in ("mine", os.environ["NUMBA_CACHE_DIR"])
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told(tiny):
     with pytest.raises(EngineError, match=r"a run failed: .*no-such-scenario"):
         differences("no-such-scenario", machines={"a": {}, "b": {}})
@@ -58,7 +59,8 @@ def test_a_run_that_fails_is_told(tiny):
 def test_a_pinned_run_is_the_same_to_the_last_bit_on_another_processor(tiny, compiled_for_others):
     """From pretraining to recall: with loops compiled for haswell, and libraries on one thread."""
     cache = {"NUMBA_CACHE_DIR": compiled_for_others}
-    pinned = cache | dict.fromkeys(MACHINES["pinned-one-thread"], "2")
+    mine = {"NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR", "")}  # where all tests have it
+    pinned = mine | dict.fromkeys(MACHINES["pinned-one-thread"], "2")
     other = cache | MACHINES["pinned-haswell"] | MACHINES["pinned-one-thread"]
     found = differences(str(tiny), ["user_groups.neighbour_weight=0.1"], machines={"pinned": pinned, "other": other})
     assert {"pretrained items", "starting tables", "refined tables", "refined weights", "recall"} <= {

@@ -13,6 +13,7 @@ def test_artefacts_are_as_large_as_their_budget_allows():
     assert [len(runtime.artefact(budget)) for budget in (1000, 10_000)] == [988, 9964]  # 172 and rows of 68 bytes
 
 
+@pytest.mark.slow
 @needs_node
 def test_memory_is_a_small_multiple_of_the_bytes_promised(capsys):
     runtime.main()

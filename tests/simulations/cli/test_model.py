@@ -183,6 +183,7 @@ def test_scores_are_rounded_as_javascript_does(score, text):
     assert six_digits(score) == text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("node") is None or not RANK.is_file(), reason="node, or its reader, is not there")
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", LAYOUT_KINDS)

@@ -11,7 +11,7 @@ from fl_peel.blocks.ranked import rank_blocks
 from simulations.demo.page import DemoDevice, DemoItems, DemoPoint, demo_page
 from tests.helpers.browser import needs_chromium
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 NUM_ITEMS, TOP = 240, 20
 IDS = tuple(f"film {item}, a title that is rather longer than a telephone is wide" for item in range(NUM_ITEMS))
 

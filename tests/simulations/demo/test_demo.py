@@ -22,6 +22,7 @@ from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.vectors import make
 
+pytestmark = pytest.mark.usefixtures("without_figures")
 QUICK = ["refinement.rounds=0", "elasticity={rounds: 0, falls: []}", "fairness.tiers=[]"]
 
 

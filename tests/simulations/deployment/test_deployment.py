@@ -17,7 +17,7 @@ from simulations.deployment.local import node_configs, run_deployed
 from simulations.report.files_of_run import read_report
 from simulations.scenario_files import load_scenario
 from tests.clients.node.test_own import BOUNDS, NOTHING, held, take_apart
-from tests.simulations.test_run import figures, served
+from tests.helpers.runs import figures, served
 
 PROGRAMS = ("flower-superlink", "flower-supernode", "flower-superexec", "flwr", "flwr-serverapp", "flwr-clientapp")
 MISSING = [name for name in PROGRAMS if not (Path(sys.executable).parent / name).is_file()]

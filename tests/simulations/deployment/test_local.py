@@ -100,6 +100,7 @@ def test_whoever_stops_listening_waits_for_nobody(endless, tmp_path):
     assert time.monotonic() - start < 300
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_too_long_is_ended_and_says_so(endless, tmp_path):
     lines = []
     with pytest.raises(EngineError, match=r"the run took more than 5 s and was ended; raise the limit"):

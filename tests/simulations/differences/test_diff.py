@@ -18,6 +18,7 @@ from simulations.report.templates.script import SCRIPT
 from strategies.figures.per_device import PerDevice
 from tests.simulations.report.test_report import run_result
 
+pytestmark = pytest.mark.usefixtures("without_figures")
 TABLES = ("global", "1% int8 controller", "own budget")
 
 

@@ -63,6 +63,7 @@ def test_files_of_single_devices_do_not_depend_on_nodes(tiny_scenario, tmp_path)
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_seeds_are_runs_of_their_own_and_one_page_of_all(tiny, tmp_path, command_line):
     out = tmp_path / "out"
     code, shown, err = command_line(*quick("run", tiny, "--seeds", 2, "--seed", 3, "--out", out))

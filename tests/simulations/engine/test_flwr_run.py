@@ -17,7 +17,8 @@ from simulations.flower import command, read_config
 from simulations.report.files_of_run import read_report
 from simulations.scenario_files import load_scenario
 from tests.helpers.root import ROOT
-from tests.simulations.test_run import check_artifacts, figures, served
+from tests.helpers.runs import figures, served
+from tests.simulations.test_run import check_artifacts
 
 CONFIG = {"scenario": "ml-100k", "seed": -1, "data-dir": "", "out": "", "set": ""}
 

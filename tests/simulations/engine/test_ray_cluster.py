@@ -13,7 +13,7 @@ import pytest
 from fl_peel.errors import EngineError
 from simulations import run
 from simulations.scenario_files import load_scenario
-from tests.simulations.test_run import figures, served
+from tests.helpers.runs import figures, served
 
 
 def free_port():

@@ -9,7 +9,7 @@ import ray
 
 from simulations import run
 from simulations.engine.ray_token import environment, own_token
-from tests.simulations.test_run import figures
+from tests.helpers.runs import figures
 
 STRANGER = """
 import sys

@@ -9,7 +9,7 @@ from simulations.studies.compare.report import write_compare
 from tests.helpers.browser import needs_chromium
 from tests.simulations.report.test_report import Page, compare_result, run_result
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.slow]
 SHOWN = "(selector) => [...document.querySelectorAll(selector)].filter((one) => one.checkVisibility()).length"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import chdir
 from dataclasses import replace
 
 import pytest
@@ -36,9 +37,10 @@ def result_of(tiny, tmp_path, *changes: str) -> RunResult:
     return finished(serve(LoopbackGrid(1), scenario, Place("", str(tmp_path / "run"))), scenario, 1, None)
 
 
-@pytest.fixture
-def result(tiny, tmp_path) -> RunResult:
-    return result_of(tiny, tmp_path)
+@pytest.fixture(scope="module")
+def result(planted_home, tmp_path_factory) -> RunResult:
+    with chdir(planted_home):
+        return result_of("tiny.yaml", tmp_path_factory.mktemp("result"))
 
 
 def test_a_run_has_every_table_and_figure_about_devices(result, tmp_path):
@@ -63,6 +65,7 @@ def test_a_run_has_every_table_and_figure_about_devices(result, tmp_path):
 POISONED = "poisoning={share: 0.2, kind: promote, factor: 20, num_targets: 3}"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_without_full_tables_ends_with_a_report(tiny, tmp_path):
     result = result_of(tiny, tmp_path, POISONED, "evaluation.full_tables=false")
     assert result.full_table == FullTable(bytes=1888)  # 59 items x 8 columns x 4 B
@@ -80,6 +83,7 @@ def test_a_run_without_full_tables_ends_with_a_report(tiny, tmp_path):
     assert "global full table" not in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_key_and_label_follows_the_number_of_items_looked_at(tiny, tmp_path):
     result = result_of(tiny, tmp_path, POISONED, "evaluation.top_n=5")
     usual = result_of(tiny, tmp_path, POISONED)

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,7 @@ from simulations.listing import LIST
 from simulations.report.files import write_files
 from simulations.report.files_of_run import ReportError, read_report, summary_tables, write_report
 from simulations.report.plots.run import report_figures
-from simulations.report.plots.style import spread
+from simulations.report.plots.style import Plot, spread
 from simulations.report.tables.view import format_bytes, format_share, nested_views
 from simulations.report.theme import themed
 from simulations.studies.compare.plot import compare_alt
@@ -168,6 +169,12 @@ def run_result() -> RunResult:
     return from_json(plain_result())
 
 
+@cache
+def drawn_figures() -> tuple[Plot, ...]:
+    """Its figures, which take seconds to draw."""
+    return report_figures(run_result())
+
+
 def compare_row(method: str, share: float, recall: float, **more: object) -> dict:
     row = {
         "method": method,
@@ -270,6 +277,7 @@ def test_json_has_the_promised_keys(written):
     }
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_numpy_scalars_and_lists_are_written_as_plain_values(tmp_path):
     result = run_result()
     full = replace(
@@ -437,7 +445,7 @@ def test_page_escapes_names(written):
 def test_figures_are_well_formed_and_share_a_page_without_clashing_ids(written):
     ids = [attrs["id"] for _, attrs in page(written / "report.html").tags if "id" in attrs]
     assert len(ids) == len(set(ids)) > 100
-    for plot in report_figures(run_result()):
+    for plot in drawn_figures():
         root = ElementTree.fromstring(plot.svg)
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert root[0].text == plot.alt
@@ -445,6 +453,7 @@ def test_figures_are_well_formed_and_share_a_page_without_clashing_ids(written):
         assert references <= {element.get("id") for element in root.iter()}
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("key", OPTIONAL)
 def test_a_missing_part_is_left_out(tmp_path, key, written):
     plain = plain_result()
@@ -459,6 +468,7 @@ def test_a_missing_part_is_left_out(tmp_path, key, written):
     assert left.get(key) == ([] if key in LISTS else None)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_bare_minimum_is_written(tmp_path):
     result = replace(minimal(), budgets=(), device_classes={}, rounds=(), stages={}, scenario={"name": "tiny"})
     write_report(result, tmp_path)
@@ -466,12 +476,14 @@ def test_the_bare_minimum_is_written(tmp_path):
     assert len(summary_tables(result)) == 4
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_many_user_groups_are_sorted_and_counted():
     groups = tuple(UserGroupRow(group=group, devices=1, recall=(group * 7 % 50) / 100, ndcg=0.0) for group in range(50))
     (plot,) = (plot for plot in report_figures(replace(minimal(), user_groups=groups)) if plot.name == "groups")
     assert "50 user groups: from 0.0000 (0)" in plot.alt
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_curves_run_over_rounds_and_over_the_virtual_clock():
     result = run_result()
     learning = {plot.name: plot for plot in report_figures(result)}["learning"]
@@ -482,6 +494,7 @@ def test_curves_run_over_rounds_and_over_the_virtual_clock():
     assert "learning" not in {plot.name for plot in report_figures(replace(result, history=nothing))}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_full_tables_there_are_no_ratios_and_no_yardsticks(tmp_path):
     rows = tuple(replace(row, to_global=None, to_strongest=None) for row in run_result().budgets)
     result = replace(run_result(), full_table=FullTable(bytes=1_000_000), budgets=rows)
@@ -497,6 +510,7 @@ def test_without_full_tables_there_are_no_ratios_and_no_yardsticks(tmp_path):
     assert re.search(r"int8 +controller +1% +10\.0 +10\.0 +0\.1500 \[0\.1300, 0\.1800\] +0\.0500 *\n", budgets)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_label_and_key_names_the_items_looked_at(tmp_path):
     scenario = {"name": "tiny", "evaluation": {"top_n": 5}}
     result = replace(run_result(), scenario=scenario, fairness=None, elasticity=None)
@@ -512,7 +526,7 @@ def test_every_label_and_key_names_the_items_looked_at(tmp_path):
 
 def test_figures_have_error_bars_where_intervals_are_known():
     """The curve of recall has one a point, classes and groups one a bar that has a margin."""
-    drawn = {plot.name: plot.svg for plot in report_figures(run_result())}
+    drawn = {plot.name: plot.svg for plot in drawn_figures()}
     plain = plain_result()
     for row in (*plain["budgets"], *plain["device_classes"].values(), *plain["user_groups"]):
         for key in [key for key in row if key.endswith(("_interval", "_margin"))]:
@@ -590,6 +604,7 @@ def test_a_new_folder_comes_with_one_rename(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_failure_while_staging_leaves_the_old_files(tmp_path, monkeypatch):
     write_report(replace(run_result(), seed=1), tmp_path)
     before = snapshot(tmp_path)
@@ -607,6 +622,7 @@ def test_a_failure_while_staging_leaves_the_old_files(tmp_path, monkeypatch):
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_later_report_replaces_its_own_files_only(tmp_path):
     (tmp_path / "scenario.yaml").write_text("name: tiny\n")
     write_report(replace(run_result(), seed=1), tmp_path)
@@ -616,6 +632,7 @@ def test_a_later_report_replaces_its_own_files_only(tmp_path):
     assert read_report(tmp_path).seed == 7
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_out_that_is_a_file_is_one_clear_line(tmp_path):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(ReportError, match="out: cannot write here"):

@@ -2,9 +2,8 @@
 
 import pytest
 
-from simulations.report.plots.run import report_figures
 from simulations.report.theme import GRAPHICS, PLAIN, contrast, css, themed, variables
-from tests.simulations.report.test_report import run_result
+from tests.simulations.report.test_report import drawn_figures
 
 LIGHT, DARK = 0, 1
 
@@ -34,7 +33,7 @@ def test_figures_at_the_foot_of_bars_can_be_read(bar, mode):
 
 
 def test_every_colour_of_a_figure_is_one_of_the_pages():
-    for plot in report_figures(run_result()):
+    for plot in drawn_figures():
         for svg in (plot.svg, plot.narrow):
             assert "#222222" in svg
             assert ": #" not in themed(svg).replace("#000000", "")  # matplotlib's default of what is not drawn

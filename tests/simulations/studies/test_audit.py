@@ -29,6 +29,7 @@ from simulations.studies.audit.rows import AuditRow, added_rows, audit_rows, cho
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
 from strategies.run.place import Place
+from tests.helpers import without_ray
 from tests.helpers.loopback import LoopbackGrid
 from tests.strategies.run.test_stage1 import AT_HOME, SPECTRAL, changed
 
@@ -135,9 +136,10 @@ def test_views_of_stage_1_add_up_to_what_the_nodes_sent(tiny_scenario, tmp_path)
     assert found["stage1-choice"]["auc"] > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{}, {"row_sketch": 0.5, "sum_bits": 32}])
 def test_under_masks_stage_1_is_one_sum_of_all_that_stayed(tiny_scenario, tmp_path, keys):
-    secure = {"enabled": True, "min_devices": 3, "dropout_share": 0.1, "neighbours": 30}
+    secure = {"enabled": True, "min_devices": 3, "dropout_share": 0.1, "neighbours": 16}
     scenario = nothing_collected(tiny_scenario, tmp_path, secure_aggregation=secure)
     observer, _, _ = observed(changed(scenario, pretraining=keys), tmp_path / "run", sums_only=True)
     observer.finish()
@@ -256,6 +258,7 @@ def test_rows_of_ones_own():
             added_rows(load_scenario("ml-100k"), [text])
 
 
+@pytest.mark.slow
 def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
     """Noise is really in the run of a noised row: its canary says so, and its update is not the unprotected one's."""
     noised = tiny_scenario.model_dump(mode="json")
@@ -340,6 +343,7 @@ def begun(monkeypatch):
     return rows
 
 
+@pytest.mark.slow
 def test_an_audit_that_is_stopped_goes_on_with_the_next_row(tiny, tmp_path, begun):
     settings = replace(SETTINGS, only=("none", "clipping"))
     with pytest.raises(KeyboardInterrupt):
@@ -353,6 +357,7 @@ def test_an_audit_that_is_stopped_goes_on_with_the_next_row(tiny, tmp_path, begu
     assert json.dumps(found) == json.dumps(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["scenario", "options", "data", "version"])
 def test_a_row_that_is_kept_of_something_else_is_told_and_done_anew(what, tiny, tmp_path, begun, monkeypatch):
     monkeypatch.setattr(module, "audited", lambda *asked: [asked[-1].done({"mechanism": "none"}, 1.0)])
@@ -377,13 +382,18 @@ def test_a_row_that_is_kept_of_something_else_is_told_and_done_anew(what, tiny, 
 
 @pytest.mark.engine
 @pytest.mark.faults
-def test_an_audit_that_is_killed_ends_in_the_same_figures(tiny, tmp_path):
-    command = [sys.executable, "-m", "simulations.cli.main", "audit", str(tiny), "--only", "none; clipping"]
-    command += ["--devices", "40", "--rounds", "2", "--budget", "50%", "--attacks", "touched-rows"]
-    command += ["--canary-trials", "100", "--out"]
+def test_an_audit_that_is_killed_ends_in_the_same_figures_on_the_engine(tiny, tmp_path):
+    """As those of one whose nodes are in its own process, and which nobody kills."""
+    words = ["audit", str(tiny), "--only", "none; clipping", "--devices", "40", "--rounds", "2", "--budget", "50%"]
+    words += ["--attacks", "touched-rows", "--canary-trials", "100", "--out"]
+    without_engine = [sys.executable, "-m", without_ray.MODULE, *words]
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [*command, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        [*without_engine, str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=without_ray.environment(),
     )
     while not list(out.glob("checkpoints/audit-none-*.json")):
         assert process.poll() is None, "it ended before"
@@ -391,8 +401,10 @@ def test_an_audit_that_is_killed_ends_in_the_same_figures(tiny, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (out / "audit.json").exists()
-    again = subprocess.run([*command, str(out)], check=True, capture_output=True, text=True)
+    command = [sys.executable, "-m", "simulations.cli.main", *words, str(out)]
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "resumed from an earlier run" in again.stderr
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    command = [*without_engine, str(tmp_path / "whole")]
+    subprocess.run(command, check=True, capture_output=True, env=without_ray.environment())
     ours, theirs = (json.loads((one / "audit.json").read_text()) for one in (out, tmp_path / "whole"))
     assert ours == theirs

@@ -92,6 +92,7 @@ def compared(scenario, out, **kwargs):
     )
 
 
+@pytest.mark.slow
 def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp_path, counts):
     out = tmp_path / "out"
     result = compared(scenario, out)
@@ -155,6 +156,7 @@ def without_seconds(result):
     return result
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_where_it_stopped(scenario, tmp_path, counts, monkeypatch):
     class Killed(Exception):
         pass
@@ -179,6 +181,7 @@ def test_a_killed_comparison_goes_on_where_it_stopped(scenario, tmp_path, counts
     assert counts["pretrain"] == trained
 
 
+@pytest.mark.slow
 def test_seeds_give_means_and_spread(scenario, tmp_path, counts):
     few = {"rivals": RIVALS[1:3], "ceilings": CEILINGS, "single_budgets": ()}
     two = comparison.compare(scenario, BUDGETS, out=tmp_path / "two", seeds=2, **few)
@@ -367,6 +370,7 @@ def test_whatever_a_fleet_file_says_decides_too(tiny, tmp_path):
         assert decisive(scenario) != before, fleet
 
 
+@pytest.mark.slow
 def test_an_ablation_measures_every_part_and_runs_equals_once(tiny, tmp_path, counts):
     (tmp_path / "large.yaml").write_text("profiles: [{name: large, memory: {table_share: 1.0}}]")
     scenario = load_scenario(tiny, FEW)

@@ -54,6 +54,7 @@ def compared(tiny, out, *, changes=(), **kwargs):
     return federated.compare_federated(scenario, BUDGETS, out=out, methods=METHODS, effort=EFFORT, **kwargs)
 
 
+@pytest.mark.slow
 def test_a_leaderboard_has_every_row_and_resumes_without_retraining(tiny, tmp_path, started, monkeypatch):
     out = tmp_path / "out"
     result = compared(tiny, out)
@@ -101,6 +102,7 @@ def test_a_leaderboard_has_every_row_and_resumes_without_retraining(tiny, tmp_pa
     assert again["rows"] == rows
 
 
+@pytest.mark.slow
 def test_the_leaderboard_shows_what_validation_chose(tiny, tmp_path, started):
     rows = compared(tiny, tmp_path / "out")["rows"]
     view = leaderboard_view(rows)
@@ -117,6 +119,7 @@ def test_the_leaderboard_shows_what_validation_chose(tiny, tmp_path, started):
         )
 
 
+@pytest.mark.slow
 def test_seeds_give_means(tiny, tmp_path, started):
     two = compared(tiny, tmp_path / "out", seeds=2)
     one = compared(tiny, tmp_path / "out")
@@ -165,6 +168,7 @@ def test_the_other_comparison_says_where_to_go(tiny, tmp_path, started):
         comparison.compare(load_scenario(tiny, NOTHING), BUDGETS, out=tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_leaderboard_with_a_hole_is_not_written(tiny, tmp_path, started):
     result = compared(tiny, tmp_path / "out")
     del result["rows"][3]["bytes_up_mean"]
@@ -172,6 +176,7 @@ def test_a_leaderboard_with_a_hole_is_not_written(tiny, tmp_path, started):
         write_leaderboard(result, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_the_command_line_prints_it(tiny, tmp_path, started, monkeypatch):
     from typer.testing import CliRunner
 

@@ -80,6 +80,7 @@ def audit(scenario, out, **options):
 STUDIES = {"compare": compare, "ablate": ablate, "audit": audit}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_scenario_is_compared(tiny, tmp_path, started, kind):
     result = compare(load_scenario(tiny, KINDS[kind]), tmp_path / "out")
@@ -87,6 +88,7 @@ def test_every_kind_of_scenario_is_compared(tiny, tmp_path, started, kind):
     assert len(started) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_scenario_is_taken_apart(tiny, tmp_path, started, kind):
     result = ablate(load_scenario(tiny, KINDS[kind]), tmp_path / "out", parts=["collected", "controller", "refinement"])

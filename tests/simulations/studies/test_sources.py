@@ -11,6 +11,7 @@ import pytest
 
 from fl_peel import plugins
 from fl_peel.roots import PACKAGES
+from simulations.studies import sources
 from simulations.studies.checkpoints import Checkpoints
 from simulations.studies.compare.compare import COMPETING, REFINING, RIVALS
 from simulations.studies.sources import digest_of, plugin_modules, sources_of
@@ -22,9 +23,12 @@ STAGES = {
     "refining": REFINING,
     **{rival.name: (*COMPETING, type(rival).__module__) for rival, _ in RIVALS},
 }
-FILES = {
-    name: [path.relative_to(ROOT).as_posix() for path in sources_of(STAGES[name], ROOT).values()] for name in STAGES
-}
+
+
+@cache
+def files_of(name):
+    """Of a stage, as the walk finds them."""
+    return [path.relative_to(ROOT).as_posix() for path in sources_of(STAGES[name], ROOT).values()]
 
 
 @pytest.fixture(scope="module")
@@ -59,20 +63,26 @@ def changes(modules, root, file):
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("file", FILES["federated"])
-def test_every_file_behind_a_federated_trial_decides_its_checkpoint(copy, file):
-    assert changes(FEDERATED, copy, file)
+@pytest.mark.slow
+def test_every_file_behind_a_federated_trial_decides_its_checkpoint(copy, monkeypatch):
+    """With one walk for all of them: a comment imports nothing, as the next test sees by walking anew."""
+    found = sources_of(FEDERATED, copy)
+    monkeypatch.setattr(sources, "sources_of", lambda modules, root: found)
+    assert len(files_of("federated")) > 200
+    assert [file for file in files_of("federated") if not changes(FEDERATED, copy, file)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in STAGES if name != "federated"])
 def test_every_file_behind_a_central_stage_decides_its_checkpoint(copy, name):
     """But for those of a federated trial, of which two stand for all: they are found in the same way."""
-    common = [file for file in FILES[name] if file in FILES["federated"]]
-    own = [file for file in FILES[name] if file not in FILES["federated"]]
+    common = [file for file in files_of(name) if file in files_of("federated")]
+    own = [file for file in files_of(name) if file not in files_of("federated")]
     assert own
     assert [file for file in (common[0], common[-1], *own) if not changes(STAGES[name], copy, file)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["federated", "rule"])
 def test_whatever_an_interpreter_loads_is_found(name):
     """What the walk must find at least, told by somebody else: Python itself, importing what the stage enters."""
@@ -88,9 +98,9 @@ print(*(name for name in sys.modules if name.partition(".")[0] in {PACKAGES!r}))
 
 
 def test_what_was_once_forgotten_is_there():
-    assert {"strategies/rounds/bucketed.py", "clients/fleet/shipped/default.yaml"} <= set(FILES["federated"])
-    assert "fl_peel/kernels/training.py" in FILES["federated"]
-    assert {"strategies/rivals/compete.py", "strategies/rivals/tables.py"} <= set(FILES["truncated-svd"])
+    assert {"strategies/rounds/bucketed.py", "clients/fleet/shipped/default.yaml"} <= set(files_of("federated"))
+    assert "fl_peel/kernels/training.py" in files_of("federated")
+    assert {"strategies/rivals/compete.py", "strategies/rivals/tables.py"} <= set(files_of("truncated-svd"))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +117,7 @@ def test_what_was_once_forgotten_is_there():
     ],
 )
 def test_what_a_stage_does_not_import_leaves_its_checkpoint_alone(copy, name, file):
-    assert file not in FILES[name]
+    assert file not in files_of(name)
     assert not changes(STAGES[name], copy, file)
 
 

@@ -23,24 +23,42 @@ from simulations.timeline.seeds import run_timeline_seeds
 from simulations.timeline.words import LABELS
 from simulations.unfinished import NAME
 from strategies.run.place import Place
+from tests.helpers import without_ray
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
-from tests.helpers.root import ROOT
 from tests.strategies.run.test_kept import timeless
+
+
+def written(folder):
+    (folder / "fleet.yaml").write_text(FLEET)
+    (folder / "rows.csv").write_text(csv_of(planted()))
+    (folder / "timeline.yaml").write_text(TIMELINE.format(path=folder / "rows.csv", fleet=folder / "fleet.yaml"))
+    return folder / "timeline.yaml"
 
 
 @pytest.fixture
 def file(tmp_path):
-    (tmp_path / "fleet.yaml").write_text(FLEET)
-    (tmp_path / "rows.csv").write_text(csv_of(planted()))
-    (tmp_path / "timeline.yaml").write_text(TIMELINE.format(path=tmp_path / "rows.csv", fleet=tmp_path / "fleet.yaml"))
-    return tmp_path / "timeline.yaml"
+    return written(tmp_path)
+
+
+SHORT = "data.timeline.periods=2"
+
+
+@pytest.fixture(scope="module")
+def two_seeds(tmp_path_factory):
+    """(seeds 0 and 1 of a short timeline, their folder, the scenario's file)."""
+    folder = tmp_path_factory.mktemp("two-seeds")
+    short = load_scenario(written(folder), [SHORT])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "simulated", without_engine)
+        return run_timeline_seeds(short, seeds=2, out=folder / "out", command="as typed"), folder / "out", folder
 
 
 def without_engine(scenario, place, on_event, *, server):
     return server(LoopbackGrid(2), scenario, place, on_event)
 
 
+@pytest.mark.slow
 def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "simulated", without_engine)
     told, followed = [], []
@@ -122,12 +140,11 @@ def test_what_knows_nothing_of_time_refuses_it(file, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_several_seeds_are_put_together(file, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_several_seeds_are_put_together(two_seeds):
     """Means over seeds, and intervals over devices and seeds: as wide as one seed's at least where seeds agree."""
-    monkeypatch.setattr(runs, "simulated", without_engine)
-    short = load_scenario(file, ["data.timeline.periods=2"])
-    found = run_timeline_seeds(short, seeds=2, out=tmp_path / "out", command="as typed")
-    alone = [json.loads((tmp_path / "out" / f"seed-{seed}" / "timeline.json").read_text()) for seed in (0, 1)]
+    found, out, _ = two_seeds
+    alone = [json.loads((out / f"seed-{seed}" / "timeline.json").read_text()) for seed in (0, 1)]
     by_line = {one.line: one for one in found.lines}
     assert by_line.keys() == alone[0]["last"].keys()
     federation = by_line["federation"]
@@ -140,15 +157,17 @@ def test_several_seeds_are_put_together(file, tmp_path, monkeypatch):
     assert federation.over["cached-list"].by_seed == pytest.approx(
         [a / b for a, b in zip(recalls, cached, strict=True)]
     )
-    assert json.loads((tmp_path / "out" / "timeline-seeds.json").read_text())["seeds"] == [0, 1]
-    page = (tmp_path / "out" / "timeline-seeds.html").read_text()
+    assert json.loads((out / "timeline-seeds.json").read_text())["seeds"] == [0, 1]
+    page = (out / "timeline-seeds.html").read_text()
     assert "2 seeds" in page
     assert "as typed" in page
 
 
-def test_seeds_that_are_done_are_read(file, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_seeds_that_are_done_are_read(two_seeds, tmp_path, monkeypatch):
     """The second seed fails the first time; what is damaged is replayed again."""
-    short = load_scenario(file, ["data.timeline.periods=2"])
+    whole, _, folder = two_seeds
+    short = load_scenario(folder / "timeline.yaml", [SHORT])
     begun, told = [], []
 
     def counted(scenario, place, on_event, *, server):
@@ -163,7 +182,7 @@ def test_seeds_that_are_done_are_read(file, tmp_path, monkeypatch):
     found = run_timeline_seeds(short, seeds=2, out=tmp_path / "out", on_event=told.append)
     assert begun == [0, 1, 1]
     assert told[0].text == "resumed from a checkpoint"
-    assert found.lines == run_timeline_seeds(short, seeds=2, out=tmp_path / "whole").lines
+    assert found.lines == whole.lines
     assert not list((tmp_path / "out").glob("seed-*/.*.kept"))
 
 
@@ -187,11 +206,17 @@ def test_a_timeline_of_another_scenario_is_told_in_one_line(file, tmp_path, monk
 
 @pytest.mark.engine
 @pytest.mark.faults
-def test_a_timeline_that_is_killed_ends_in_the_same_files(file, tmp_path):
-    command = [sys.executable, "-m", "simulations.cli.main", "run", str(file), "--set", "data.timeline.periods=2"]
+def test_a_timeline_that_is_killed_ends_in_the_same_files_on_the_engine(two_seeds, tmp_path):
+    """As the command line replays it; to the last digit those of nodes in this process."""
+    _, whole, folder = two_seeds
+    words = ["run", str(folder / "timeline.yaml"), "--set", SHORT, "--nodes", "2", "--out", str(tmp_path / "out")]
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, "-m", without_ray.MODULE, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=without_ray.environment(),
     )
     while not (out / NAME / "timeline.kept").exists():
         assert process.poll() is None, "it ended before"
@@ -199,19 +224,22 @@ def test_a_timeline_that_is_killed_ends_in_the_same_files(file, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (out / "timeline.json").exists()
-    again = subprocess.run([*command, "--out", str(out)], check=True, capture_output=True, text=True)
+    command = [sys.executable, "-m", "simulations.cli.main", *words]
+    again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     assert "resumed from a checkpoint" in again.stderr
+    assert "The last 2 periods" in again.stdout
     assert not (out / NAME).exists()
-    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    assert (out / "timeline.html").is_file()
     ours, theirs = (
         timeless(json.loads((one / "timeline.json").read_text()), and_not={"peak_rss_bytes", "command"})
-        for one in (out, tmp_path / "whole")
+        for one in (out, whole / "seed-0")
     )
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_flwr_run_replays_a_timeline(file, tmp_path, monkeypatch, capsys):
-    config = {"scenario": str(file), "out": str(tmp_path / "out"), "set": "data.timeline.periods=2"}
+    config = {"scenario": str(file), "out": str(tmp_path / "out"), "set": SHORT}
     context = SimpleNamespace(run_config={"seed": -1, "data-dir": "", **config})
     scenario, data_dir, out = flower.read_config(context.run_config)
     place = Place(data_dir, str(tmp_path / "run"))
@@ -219,12 +247,3 @@ def test_flwr_run_replays_a_timeline(file, tmp_path, monkeypatch, capsys):
     flower._timeline(LoopbackGrid(2), scenario, place, out, flower.command(context.run_config))
     assert "The last 2 periods" in capsys.readouterr().out
     assert json.loads((out / "timeline.json").read_text())["command"] == flower.command(context.run_config)
-
-
-@pytest.mark.engine
-def test_the_command_line_replays_a_timeline_on_the_engine(file, tmp_path):
-    command = [sys.executable, "-m", "simulations.cli.main", "run", str(file), "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "The last 3 periods" in done.stdout
-    assert (tmp_path / "out" / "timeline.html").is_file()

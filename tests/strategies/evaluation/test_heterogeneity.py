@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.client_app import app as client_app
@@ -41,6 +41,7 @@ from strategies.run.place import Place
 from strategies.server_app import serve
 from tests.clients.node.test_cohort import GROUPS, LAYOUT, NUM_USERS, World, filled
 from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
+from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid
 
 EVERYBODY = np.arange(NUM_USERS)
@@ -186,7 +187,7 @@ def test_memory_of_a_round_by_hand():
 
 
 @given(layouts, precisions, seeds, st.integers(1, 5), st.integers(1, 8))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_devices_never_hold_more_than_the_budget_of_the_step(layout, precision, seed, steps, devices):
     rng = np.random.default_rng(seed)
     ranked = rank_blocks(layout, precision, rng.random(layout.num_blocks), random_table(rng, layout))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.blocks.layout import BlockLayout
@@ -19,6 +19,7 @@ from strategies.groups.aggregation import BlockSums, apply_mean, mean_update
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.state import UserGroupState, block_energy
 from tests.helpers.blocks import layouts, random_table, seeds
+from tests.helpers.examples import examples
 
 TWO_ITEMS = BlockLayout(np.arange(2, dtype=np.int32), 2, 2)
 RANKED = np.array([0, 2, 1])
@@ -85,7 +86,7 @@ def node_reply(update: GroupUpdate) -> dict[str, np.ndarray]:
     return {"rows": rows, **by_row, "holders": update.holders}
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     layout=layouts.filter(lambda layout: layout.num_items > 2),
     seed=seeds,

@@ -11,7 +11,7 @@ from strategies.run.place import Place
 from strategies.server_app import serve
 from tests.helpers.lossy import LossyGrid
 from tests.helpers.root import ROOT
-from tests.simulations.test_run import figures, served
+from tests.helpers.runs import figures, served
 
 
 @pytest.fixture(autouse=True)

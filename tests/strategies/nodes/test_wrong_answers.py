@@ -7,7 +7,7 @@ from operator import add
 import numpy as np
 import pytest
 from flwr.app import Error, Message
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 
 from fl_peel import wire
 from fl_peel.errors import EngineError, MessageError
@@ -16,9 +16,10 @@ from strategies.nodes import nodes as asking
 from strategies.nodes.nodes import Nodes
 from strategies.run.place import Place
 from strategies.server_app import serve
+from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.mutating import mutated, parts_of, put_together, replying, with_array
-from tests.simulations.test_run import figures
+from tests.helpers.runs import figures
 
 CLEAR = ["evaluation.per_device=true", "elasticity.rounds=2", "elasticity.devices=10"]
 MODES = {
@@ -66,6 +67,7 @@ def heard(tiny, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("mode", list(KINDS))
 def test_an_answer_is_right_or_its_node_has_failed(heard, mode):
     """Every kind of message, changed in every way."""
@@ -77,7 +79,7 @@ def test_an_answer_is_right_or_its_node_has_failed(heard, mode):
 def try_answers(kind, nodes, sent, reply_type, replies):
     """Of one kind of message, of which these were right."""
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @examples(60, suppress_health_check=list(HealthCheck))
     @given(wrong=mutated(replies[0].content))
     def check(wrong):
         nodes._open.clear()

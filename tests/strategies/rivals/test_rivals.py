@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.blocks.compression import (
@@ -53,6 +53,7 @@ from strategies.rivals.tables import (
     singular_factors,
 )
 from strategies.rivals.training import BatchLoss, PrunedTable, train_nested
+from tests.helpers.examples import examples
 from tests.strategies.rivals.conftest import CONFIG
 from tests.strategies.rivals.files import read_head
 
@@ -72,7 +73,7 @@ def requests(*shares, precisions=("fp32", "int8", "int4"), overhead=60):
 # bytes
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(num_items=st.integers(1, 40), dim=st.integers(1, 9), precision=st.sampled_from(PRECISIONS))
 def test_bytes_of_dense_tables_and_factors_are_those_of_the_file(num_items, dim, precision):
     table = random_table(0, num_items, dim)
@@ -122,7 +123,7 @@ def read_sparse(data):
     return table
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     num_items=st.sampled_from([1, 7, 300]),
     dim=st.integers(1, 9),

@@ -19,7 +19,7 @@ from strategies.run.place import Place, Stages
 from strategies.run.refinement import Refiner
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
-from tests.simulations.test_run import figures, served
+from tests.helpers.runs import figures, served
 from tests.strategies.run.test_stage1 import changed
 
 DATA = {"validation_share": 0.3}
@@ -160,6 +160,7 @@ def test_decisions_are_the_same_on_any_number_of_nodes(scenario, tmp_path):
     assert results[0].refinement == results[1].refinement == results[2].refinement
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [

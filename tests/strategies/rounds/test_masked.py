@@ -19,9 +19,9 @@ from fl_peel.secure.vector import Field, VectorLayout
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import from_json, to_json
 from strategies.rounds import strategy as peel
-from tests.simulations.test_run import figures, served
+from tests.helpers.runs import figures, served
 
-EVERYBODY = {"enabled": True, "devices_per_group": None, "min_devices": 3}
+EVERYBODY = {"enabled": True, "devices_per_group": None, "min_devices": 3, "neighbours": 4}
 
 
 @pytest.fixture
@@ -62,7 +62,8 @@ def test_the_figures_are_those_of_a_run_without(tiny_scenario, tmp_path):
     assert not [kind for kind, _ in grid.crossed if kind.endswith(wire.ROUND)]
 
 
-@pytest.mark.parametrize("keys", [{}, {"dropout_share": 0.15}, {"dropout_share": 0.15, "neighbours": 4}])
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [{}, {"dropout_share": 0.15}])
 def test_the_figures_are_the_same_on_1_2_or_5_nodes_masked_or_not(tiny_scenario, tmp_path, keys):
     scenario = secure(tiny_scenario, devices_per_group=14, **keys)
     one, _ = served(scenario, tmp_path / "1", nodes=1)
@@ -83,7 +84,7 @@ def test_the_figures_are_the_same_on_1_2_or_5_nodes_masked_or_not(tiny_scenario,
 
 def test_dropouts_leave_the_sum_of_those_who_stayed(tiny_scenario, tmp_path):
     """Those that vanish before they send a vector are as if they had not been sampled; of the rest, nothing is lost."""
-    scenario = secure(tiny_scenario, dropout_share=0.25, neighbours=30)
+    scenario = secure(tiny_scenario, dropout_share=0.25, neighbours=16)
     result, _ = served(scenario, tmp_path / "run", nodes=2)
     devices = np.arange(40)
     for number, row in enumerate(result.secure_aggregation.rounds, start=1):
@@ -144,7 +145,8 @@ def test_a_node_that_fails_in_a_round_has_dropped_out(tiny_scenario, tmp_path):
         first = wire.unpack(wire.SecureRoundRequest, message.content).server_round == 1
         return Message(Error(0, "out of memory"), reply_to=message) if first else None
 
-    result, _ = served(secure(tiny_scenario), tmp_path / "run", nodes=5, interfere=fail_once)
+    scenario = secure(tiny_scenario, neighbours=12)
+    result, _ = served(scenario, tmp_path / "run", nodes=5, interfere=fail_once)
     rows = [row.counts for row in result.secure_aggregation.rounds]
     assert [(row.devices, row.recovered, row.void_groups) for row in rows] == [
         (32, 8, 0),
@@ -152,13 +154,15 @@ def test_a_node_that_fails_in_a_round_has_dropped_out(tiny_scenario, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_node_that_never_opens_its_shares_is_tolerated(tiny_scenario, tmp_path):
     def silent(partition, message):
         opening = message.metadata.message_type == wire.SECURE_UNMASK
         return Message(Error(0, "gone"), reply_to=message) if opening and partition == 4 else None
 
-    lossy, _ = served(secure(tiny_scenario), tmp_path / "lossy", nodes=5, interfere=silent)
-    whole, _ = served(secure(tiny_scenario), tmp_path / "whole", nodes=5)
+    scenario = secure(tiny_scenario, neighbours=12)
+    lossy, _ = served(scenario, tmp_path / "lossy", nodes=5, interfere=silent)
+    whole, _ = served(scenario, tmp_path / "whole", nodes=5)
     assert figures(lossy) == figures(whole)
 
 
@@ -201,6 +205,7 @@ def test_no_secret_is_left_behind(tiny_scenario, tmp_path):
         assert not [path for store in stores for path in store.iterdir()]
 
 
+@pytest.mark.slow
 def test_what_the_server_gets_of_a_lone_device_is_masked(tiny_scenario, tmp_path):
     """40 nodes with a device each: what one replies in the clear is in no masked reply, and the sums are the same."""
     scenario = secure(tiny_scenario)
@@ -234,6 +239,7 @@ def test_budgets_and_signals_of_single_devices_are_not_sent(tiny_scenario, tmp_p
             assert not len(wire.unpack(wire.SecureRoundRequest, content).traced)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", ["local-gaussian", "central-gaussian"])
 def test_privacy_mechanisms_run_under_secure_sums(tiny_scenario, tmp_path, mechanism):
     """Local noise is what it was. Central noise is the devices' to add: as much of it, masked or not."""

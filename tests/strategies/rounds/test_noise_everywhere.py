@@ -14,7 +14,7 @@ from strategies.rounds import noised
 from strategies.rounds.noised import GroupRelease, NoisedServerContents, PrivateRounds, take_release, take_signals
 from tests.clients.node.test_cohort import LAYOUT
 from tests.clients.round.test_bounded import CENTRAL
-from tests.simulations.test_run import served
+from tests.helpers.runs import served
 
 RAW = (*CENTRAL, "privacy.shrinkage=false", "privacy.shares.counts=0.3")
 COINS = (*RAW, "refinement.sampling=poisson")

@@ -1,17 +1,18 @@
 """The cohort of a round: a function of seed, round and device."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from strategies.rounds.sampling import sample_cohort
+from tests.helpers.examples import examples
 
 DEVICES = np.arange(100, dtype=np.int64)
 shares = st.floats(0.01, 1.0)
 
 
 @given(seed=st.integers(0, 99), server_round=st.integers(1, 99), share=shares, order=st.permutations(range(100)))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_the_order_of_devices_cannot_matter(seed, server_round, share, order):
     cohort = sample_cohort(seed, server_round, DEVICES, share)
     assert (sample_cohort(seed, server_round, DEVICES[list(order)], share) == cohort).all()
@@ -36,7 +37,7 @@ def test_rounds_and_seeds_differ():
 
 
 @given(server_round=st.integers(1, 1000), small=shares, large=shares)
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_a_larger_share_adds_devices(server_round, small, large):
     small, large = sorted([small, large])
     inner, outer = (set(sample_cohort(0, server_round, DEVICES, share).tolist()) for share in (small, large))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel import wire
@@ -26,6 +26,7 @@ from strategies.rounds.open import OpenServerContents
 from strategies.run.kept import CODEC, MAGIC, Kept, _digest, opened, seal
 from strategies.run.place import Place, Stages
 from strategies.server_app import serve
+from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid, let_through
 
 TIMES = {"seconds", "stages", "message_bytes", "devices_per_second"}
@@ -41,7 +42,12 @@ KINDS = {
         "pretraining.columns=8",
         "selector=exposure",
     ),
-    "masked": ("secure_aggregation.enabled=true", "secure_aggregation.min_devices=4", "selector=exposure"),
+    "masked": (
+        "secure_aggregation.enabled=true",
+        "secure_aggregation.min_devices=4",
+        "secure_aggregation.neighbours=4",
+        "selector=exposure",
+    ),
     "noised": (
         "privacy.mechanism=central-gaussian",
         "privacy.noise_multiplier=0.1",
@@ -51,6 +57,11 @@ KINDS = {
     ),
     "poisoned": ("poisoning.share=20%", "poisoning.kind=sign-flip", "evaluation.full_tables=false"),
 }
+
+
+def but_one_slow(quick, kinds):
+    """Parameters of which one is for every day."""
+    return [kind if kind == quick else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
 
 
 class Stopped(BaseException):
@@ -105,22 +116,25 @@ def stopped_in(server_round: int) -> LoopbackGrid:
     return LoopbackGrid(2, interfere)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_is_stopped_goes_on_to_the_same_figures(kind, tiny, tmp_path):
+@pytest.mark.parametrize("kind", but_one_slow("kept by some", KINDS))
+def test_a_run_that_is_stopped_again_and_again_goes_on_to_the_same_figures(kind, tiny, tmp_path):
     scenario = load_scenario(tiny, KINDS[kind])
     whole, messages, _ = served(scenario, tmp_path / "whole", "")
-    wanted = figures(whole)
-    for number, stop_at in enumerate(np.random.default_rng(len(kind)).integers(2, messages, 2).tolist()):
-        kept = tmp_path / f"kept-{number}"
-        kept.mkdir()
-        stopped, _, _ = served(scenario, tmp_path / f"stopped-{number}", kept, stop_at=stop_at)
-        assert stopped is None
-        result, more, _ = served(scenario, tmp_path / f"again-{number}", kept)
-        assert figures(result) == wanted, f"stopped at message {stop_at} of {messages}"
-        assert more <= messages
+    rng = np.random.default_rng(len(kind))
+    kept, most = tmp_path / "kept", messages // 2
+    kept.mkdir()
+    for number in range(messages):  # each time at least joining and one stage, one step of a stage or one round
+        result, count, _ = served(
+            scenario, tmp_path / str(number), kept, stop_at=int(rng.integers(min(16, most), most + 1))
+        )
+        assert count <= messages
+        if result is not None:
+            break
+    assert figures(result) == figures(whole)
+    assert number >= 2
 
 
-@pytest.mark.parametrize("kind", ["kept by some", "by devices", "noised", "poisoned"])
+@pytest.mark.parametrize("kind", but_one_slow("kept by some", ["kept by some", "by devices", "noised", "poisoned"]))
 def test_what_lies_in_files_has_the_same_figures_and_is_gone_on_from(kind, tiny, tmp_path, monkeypatch):
     scenario = load_scenario(tiny, KINDS[kind])
     whole, _, _ = served(scenario, tmp_path / "memory", "")
@@ -136,20 +150,6 @@ def test_what_lies_in_files_has_the_same_figures_and_is_gone_on_from(kind, tiny,
     assert not [
         event for event in [*told, *more] if "the checkpoint cannot be written" in event.text or "damaged" in event.text
     ]
-
-
-def test_a_run_may_be_stopped_again_and_again(tiny, tmp_path):
-    scenario = load_scenario(tiny, KINDS["kept by some"])
-    whole, messages, _ = served(scenario, tmp_path / "whole", "")
-    kept, asked = tmp_path / "kept", 0
-    kept.mkdir()
-    for number in range(messages):  # each time so many messages: joining, and one stage or round at least
-        result, count, _ = served(scenario, tmp_path / str(number), kept, stop_at=16)
-        asked += count
-        if result is not None:
-            break
-    assert figures(result) == figures(whole)
-    assert number >= 2
 
 
 def test_what_is_done_is_not_done_again(tiny, tmp_path):
@@ -224,7 +224,7 @@ def damaged_files(folder: Any) -> list[Any]:
     return sorted(file for file in folder.iterdir() if file.suffix == ".kept" or ".rows-" in file.name)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign"])
+@pytest.mark.parametrize("damage", but_one_slow("flip", ["cut", "flip", "empty", "foreign"]))
 def test_a_damaged_file_is_done_again(damage, tiny, tmp_path):
     scenario = load_scenario(tiny, KINDS["kept by some"])
     (tmp_path / "kept").mkdir()
@@ -276,7 +276,7 @@ def test_nothing_but_objects_of_our_classes_is_made(name, tmp_path):
     assert kept.read("it") is None
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(content=st.binary(max_size=200), packed=st.booleans())
 def test_any_bytes_after_a_right_digest_are_a_value_or_none(content, packed, tmp_path_factory):
     kept = kept_at(tmp_path_factory.mktemp("kept"))

@@ -23,7 +23,7 @@ from strategies.run.prepare import privacy_plan
 from strategies.run.preparing import prepare
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.helpers.root import ROOT
-from tests.simulations.test_run import figures, served
+from tests.helpers.runs import figures, served
 from tests.strategies.run.test_stage1 import AT_HOME, AWAY, SPECTRAL, changed, fleet
 
 MASKED = ("counts", "pass", "choice", "groups", "moments")
@@ -41,7 +41,7 @@ def clear(tiny_scenario, tmp_path) -> Scenario:
 
 
 def secure(scenario: Scenario, **keys) -> Scenario:
-    return changed(scenario, secure_aggregation={"enabled": True, "min_devices": 3} | keys)
+    return changed(scenario, secure_aggregation={"enabled": True, "min_devices": 3, "neighbours": 4} | keys)
 
 
 def prepared(scenario, folder, nodes=2, interfere=let_through):
@@ -69,6 +69,7 @@ def sent(grid, *kinds):
     return [wire.unpack(wire.SecureSumsReply, content) for kind, content in grid.crossed if kind in wanted]
 
 
+@pytest.mark.slow
 def test_masked_equals_clear_on_1_2_or_8_nodes(clear, tmp_path):
     """Devices choose the filter, so that every step is taken."""
     free = changed(clear, pretraining={"count_exponent": None, "value_exponent": None})
@@ -89,6 +90,7 @@ def test_masked_equals_clear_on_1_2_or_8_nodes(clear, tmp_path):
         assert not [kind for kind, _ in grid.crossed if kind == wire.CHOICE]
 
 
+@pytest.mark.slow
 def test_whole_runs_tell_the_same_but_for_bytes_and_seconds(clear, tmp_path):
     refined = changed(clear, refinement={"rounds": 1, "acceptance": {"rule": "always"}})
     plain, _ = served(refined, tmp_path / "plain")
@@ -104,6 +106,7 @@ def test_whole_runs_tell_the_same_but_for_bytes_and_seconds(clear, tmp_path):
     assert masked.stage1.virtual_seconds > plain.stage1.virtual_seconds
 
 
+@pytest.mark.slow
 def test_parts_of_a_vector_change_nothing(clear, tmp_path, monkeypatch):
     whole, grid = prepared(secure(clear), tmp_path / "whole")
     monkeypatch.setattr("strategies.run.masked_stage1.PART_BYTES", 2500)  # 5 columns, or a user group
@@ -115,9 +118,10 @@ def test_parts_of_a_vector_change_nothing(clear, tmp_path, monkeypatch):
     assert moved[0] == moved[1], "a step costs the same in however many messages it is simulated"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nodes", [2, 5])
 def test_dropouts_leave_the_sums_of_those_who_stayed(clear, tmp_path, nodes):
-    scenario = secure(clear, dropout_share=0.2, neighbours=30)
+    scenario = secure(clear, dropout_share=0.2, neighbours=16)
     splits = device_splits(scenario, "", str(tmp_path / "run"))
 
     def stayed(step):
@@ -170,10 +174,11 @@ def test_dropouts_leave_the_sums_of_those_who_stayed(clear, tmp_path, nodes):
         assert one.counts.clock.stacked().tolist() == other.counts.clock.stacked().tolist()
 
 
+@pytest.mark.slow
 def test_a_node_that_fails_between_two_parts_has_dropped_out(clear, tmp_path, monkeypatch):
     """What its devices sent before is in no sum, and it is asked no more."""
     monkeypatch.setattr("strategies.run.masked_stage1.PART_BYTES", 2500)
-    scenario = secure(clear, neighbours=30)
+    scenario = secure(clear, neighbours=16)
 
     failed = []
 
@@ -200,6 +205,7 @@ def test_a_node_that_fails_between_two_parts_has_dropped_out(clear, tmp_path, mo
     assert same(run, other)
 
 
+@pytest.mark.slow
 def test_what_crosses_of_a_lone_device_is_masked(clear, tmp_path, monkeypatch):
     """40 nodes with a device each: what one says in the clear is in no masked reply, which looks drawn at random. No
     mask is used for two parts or steps: their difference would be that of what was said.
@@ -227,6 +233,7 @@ def test_what_crosses_of_a_lone_device_is_masked(clear, tmp_path, monkeypatch):
 SKETCHED = {"row_sketch": 0.4, "sum_bits": 32, "passes": 3}
 
 
+@pytest.mark.slow
 def test_a_sketch_of_masked_sums_is_that_of_pooled_data_on_1_2_or_8_nodes(clear, tmp_path):
     """And of sums that are not masked; every pass but the last has its own buckets."""
     scenario = changed(secure(clear), pretraining=SKETCHED)
@@ -262,6 +269,7 @@ def test_sums_of_32_bits_are_the_same_masked_and_in_the_clear(clear, tmp_path, b
     assert same(prepared(secure(scenario), tmp_path / "masked")[0], prepared(scenario, tmp_path / "plain")[0])
 
 
+@pytest.mark.slow
 def test_which_rows_a_device_has_cannot_be_read_from_its_messages(clear, tmp_path):
     """One device's items are others in the second data set; all that crosses has the same form and size."""
     lines = (tmp_path / "planted.csv").read_text().split()
@@ -286,6 +294,7 @@ def test_which_rows_a_device_has_cannot_be_read_from_its_messages(clear, tmp_pat
     assert forms[0] == forms[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{}, {"sum_bits": 32}, {"row_sketch": 0.4, "sum_bits": 32}])
 def test_bytes_are_those_of_the_arithmetic(clear, tmp_path, keys):
     run, _ = prepared(changed(secure(clear, neighbours=12), pretraining=keys), tmp_path / "run")
@@ -360,9 +369,10 @@ def test_too_few_devices_end_the_run_with_one_clear_line(clear, tmp_path, keys, 
     assert not list((tmp_path / "run" / "nodes").glob("*/secure/*")), "and leave no secret behind"
 
 
+@pytest.mark.slow
 def test_devices_away_or_late_are_left_out(clear, tmp_path):
     """Who is away never announces keys; who is late has dropped out, and its masks are recovered."""
-    away = secure(changed(clear, fleet=fleet(tmp_path, AWAY), pretraining={"windows": 2}), neighbours=30)
+    away = secure(changed(clear, fleet=fleet(tmp_path, AWAY), pretraining={"windows": 2}), neighbours=16)
     plain = changed(away, secure_aggregation={"enabled": False})
     masked = prepared(away, tmp_path / "masked")[0]
     assert same(masked, prepared(plain, tmp_path / "plain")[0])
@@ -370,7 +380,7 @@ def test_devices_away_or_late_are_left_out(clear, tmp_path):
     slow = AT_HOME.replace("share: 0.5, memory: {table_share: 0.6}}", "share: 0.2, memory: {table_share: 0.6}, "
                            "network: {downlink_mbps: 0.05}}").replace("share: 0.5, memory: {table_share: 1.0}",
                            "share: 0.8, memory: {table_share: 1.0}")  # fmt: skip
-    late = secure(changed(clear, fleet=fleet(tmp_path, slow), pretraining={"deadline_s": 1.0}), neighbours=30)
+    late = secure(changed(clear, fleet=fleet(tmp_path, slow), pretraining={"deadline_s": 1.0}), neighbours=16)
     run, _ = prepared(late, tmp_path / "late")
     clocks = {record.step: record.counts.clock.total() for record in run.steps}
     assert 0 < clocks["pass"].stragglers < 18

@@ -130,6 +130,7 @@ def arrays(folder):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [NOTHING_COLLECTED, HALF_COLLECTED, PRIVATE, ()], ids=["nothing", "half", "private", "all"]
 )
@@ -175,6 +176,7 @@ class Stopped(BaseException):
     """As kill -9 would."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("collects", [True, False])
 def test_a_run_that_was_stopped_leaves_the_model_of_one_that_was_not(tiny, tmp_path, collects):
     changes = ["refinement.acceptance.rule=validation", "data.validation_share=20%", "refinement.rounds=3"]

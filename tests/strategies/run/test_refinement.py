@@ -38,6 +38,7 @@ def tables(strategy):
     return np.stack([state.table for state in strategy.states])
 
 
+@pytest.mark.slow
 def test_every_refinement_has_the_noise_of_its_own_scenario(refiner, tiny, tiny_scenario):
     """Under a mechanism or not, whatever the refinement before it had."""
     assert isinstance(refiner.again(tiny_scenario).contents, OpenServerContents)

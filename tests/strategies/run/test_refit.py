@@ -5,7 +5,7 @@ import pytest
 
 from fl_peel.disks import device_splits
 from fl_peel.scenario.scenario import Scenario
-from tests.simulations.test_run import figures, served
+from tests.helpers.runs import figures, served
 from tests.strategies.run.test_stage1 import AT_HOME, SPECTRAL, changed
 
 

@@ -21,7 +21,7 @@ from strategies.run.prepare import privacy_plan
 from strategies.run.preparing import prepare
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
-from tests.simulations.test_run import figures, served
+from tests.helpers.runs import figures, served
 
 SPECTRAL = {
     "model": "spectral",

@@ -1,0 +1,29 @@
+"""How many examples a property is tried on: all of them in ``make test-all``, a fifth in ``make test``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import Phase, settings
+
+ALL, FEW = 100, 20
+"""Examples of a property that has no number of its own, in each of the two."""
+FEWEST = 5
+
+
+def register_profiles() -> None:
+    """Register the profiles that ``--hypothesis-profile`` names, and choose the quick one."""
+    settings.register_profile("quick", deadline=None, max_examples=FEW)  # the first call of a compiled loop compiles it
+    settings.register_profile("thorough", deadline=None, max_examples=ALL)
+    settings.register_profile(  # the same mutants survive each time, and nobody wants the smallest example
+        "mutants", deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)
+    )
+    settings.load_profile("quick")
+
+
+def examples(count: int, **more: Any) -> settings:
+    """Return the settings of a property that is tried on ``count`` examples, or on the profile's share of them."""
+    return settings(max_examples=max(min(count, FEWEST), count * settings().max_examples // ALL), **more)
+
+
+__all__ = ["examples", "register_profiles"]
