@@ -38,9 +38,9 @@ class Reconstruction:
     """How much of devices' histories a decoder finds, over the owners of the items that it was tried on.
 
     single_owners: devices that alone have some item; exact: how many of their histories are found without a mistake;
-    items: that the decoder was tried on, those with the fewest owners; f1: mean over items and their owners of the
-    F1 of what is found, against the owner's history; popularity_f1: the same of guessing as many of the most popular
-    items.
+    items: opened rows that the decoder was tried on besides, those with the fewest owners; f1: mean over these items
+    and their owners of the F1 of what is found, against the owner's history; popularity_f1: the same of guessing as
+    many of the most popular items.
     """
 
     single_owners: int
@@ -75,29 +75,30 @@ def reconstruct(
     scale: float = PASS_SCALE,
     most_items: int = 200,
 ) -> Reconstruction:
-    """Try the decoder on the items with the fewest owners among devices with ``rows`` (N rows), the truth."""
+    """Try the decoder on every item of a single owner, and on the opened items with the fewest owners.
+
+    rows: (N rows) of the devices, the truth; most_items: of opened items that are tried.
+    """
     num_items = len(passes[0].table)
     counts = rows.popularity(num_items)
-    owned = np.flatnonzero(counts > 0)
-    items = owned[np.argsort(counts[owned], kind="stable")]
-    chosen = items[: max(most_items, int((counts == 1).sum()))]
-    found = decoded_items(passes, chosen, user_exponent, scale)
     has = np.zeros((rows.num_users, num_items), np.bool_)
     has[rows.users(), rows.items] = True
+    alone = np.flatnonzero(counts == 1)
+    histories = has[has[:, alone].argmax(axis=0)]
+    exact = (decoded_items(passes, alone, user_exponent, scale) == histories).all(axis=1)
+    owners = has[:, alone].argmax(axis=0)
+    opened = np.flatnonzero(np.any([one.sums.any(axis=1) for one in passes], axis=0) & (counts > 0))
+    tried = opened[np.argsort(counts[opened], kind="stable")[:most_items]]
     popular = np.argsort(-counts, kind="stable")
-    exact: dict[int, bool] = {}
     figures = []
-    for item, guess in zip(chosen.tolist(), found, strict=True):
-        owners = np.flatnonzero(has[:, item])
-        for owner in owners.tolist():
+    for item, guess in zip(tried.tolist(), decoded_items(passes, tried, user_exponent, scale), strict=True):
+        for history in has[has[:, item]]:
             usual = np.zeros(num_items, np.bool_)
-            usual[popular[: int(has[owner].sum())]] = True
-            figures.append((_f1(guess, has[owner]), _f1(usual, has[owner])))
-        if len(owners) == 1:
-            one = int(owners[0])
-            exact[one] = exact.get(one, False) or bool((guess == has[one]).all())
+            usual[popular[: int(history.sum())]] = True
+            figures.append((_f1(guess, history), _f1(usual, history)))
     f1, popularity_f1 = np.mean(figures, axis=0) if figures else (0.0, 0.0)
-    return Reconstruction(len(exact), sum(exact.values()), len(chosen), float(f1), float(popularity_f1))
+    found = np.unique(owners[exact])
+    return Reconstruction(len(np.unique(owners)), len(found), len(tried), float(f1), float(popularity_f1))
 
 
 def _f1(guess: Bools, truth: Bools) -> float:
