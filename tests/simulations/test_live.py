@@ -43,7 +43,7 @@ def test_events_are_told_from_where_one_left_off():
         assert json.loads(asked(f"{address}events?since=-1")[1])["next"] == 3
         status, page = asked(address)
         assert status == 200
-        assert "tiny &lt;run&gt;: under way" in page
+        assert "tiny &lt;run&gt;: running" in page
         assert asked(f"{address}else")[0] == 404
     with pytest.raises(urllib.error.URLError):
         asked(address)  # gone with the run

@@ -174,7 +174,7 @@ def test_the_command_writes_the_page_and_says_what_it_lacks(tiny, tmp_path):
     done = CliRunner().invoke(app, ["demo", str(tmp_path / "out"), "--out", str(target)])
     assert done.exit_code == 0, done.output
     assert f"page: {target}" in done.output.replace("\n", "")
-    assert "note: blocks are of item groups" in done.output
+    assert "note: blocks are item groups" in done.output
     assert len(data_of(target.read_text())["devices"]) == 2
 
 
