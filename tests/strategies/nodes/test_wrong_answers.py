@@ -221,6 +221,7 @@ def wrong_shares(content):
     return with_array(content, name, lambda shares: shares ^ np.uint8(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "change"),
     [

@@ -34,6 +34,7 @@ def both(material):
     return one, other_test(one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [rival.name for rival, _ in RIVALS] + [rival.name for rival in CEILINGS])
 def test_other_test_items_change_no_choice(both, name):
     rivals = {rival.name: rival for rival in [*(rival for rival, _ in RIVALS), *CEILINGS]}

@@ -74,6 +74,7 @@ def arrays(server):
 # what the server sees
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "setting"), [*SETTINGS, (Popularity(), None)], ids=[*NAMES, "popularity"])
 def test_the_server_is_given_sums_and_nothing_of_a_single_device(method, setting, world):
     assert list(inspect.signature(type(method).merged).parameters) == ["self", "server", "sums", "setting"]

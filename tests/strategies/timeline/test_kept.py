@@ -53,6 +53,7 @@ def served(scenario: Any, run_dir: Any, kept: Any, *, stop_after: int = -1) -> t
     return dataclasses.replace(result, stages={}), told, count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_timeline_that_is_stopped_goes_on_to_the_same_figures(kind, scenarios, tmp_path):
     scenario = scenarios[kind]

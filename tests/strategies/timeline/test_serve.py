@@ -87,6 +87,7 @@ def test_bytes_are_counted(result):
     assert all(rows <= max(most, one.new_items) for rows, most, one in zip(changed, limit, later, strict=True))
 
 
+@pytest.mark.slow
 def test_it_is_the_same_on_any_number_of_nodes(result, folder):
     other = served(folder, planted(), nodes=5)
     for ours, theirs in zip(result.periods, other.periods, strict=True):
