@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -87,16 +87,25 @@ class Elasticity(Keys):
 class Engine(Keys):
     """How the simulation runs. Nothing here changes a result; ``device`` alone changes how figures are rounded."""
 
+    backend: Literal["auto", "embedded", "ray"] = "auto"
+    """What hosts the nodes: worker processes of this machine, or Flower's engine on Ray. auto: Ray where there is a
+    ray_address, or several GPUs for device cuda; else this machine."""
     nodes: int = Field(2, ge=1, le=MOST_NODES, json_schema_extra=unit("nodes"))
     """Flower nodes; each hosts every nodes-th device."""
     cpus_per_node: int = Field(1, ge=1, le=MOST_NODES, json_schema_extra=unit("processors"))
-    """That Ray sets aside for a node: as many nodes work at a time as the machine has room for."""
+    """Set aside for a node: as many nodes work at a time as the machine has room for."""
     reply_timeout_s: float = Field(1800, gt=0, json_schema_extra=unit("s"))
     """A node that has not answered by then counts as failed for that round."""
     patience_s: float = Field(600, gt=0, json_schema_extra=unit("s"))
     """Of a deployment: how long a node that is lost is waited for where all must answer; rounds go on without it."""
     ray_address: Text | None = None
-    """An existing Ray cluster; null starts one."""
+    """An existing Ray cluster; null needs none."""
     device: Device = "cpu"
     """Where cohorts train and rank, and the server pretrains: cpu, cuda, cuda:N; torch-cpu: what a GPU would do, done
     by the processor, slowly, for tests (pretraining then is on cpu)."""
+
+    @model_validator(mode="after")
+    def _cluster_is_of_ray(self) -> Engine:
+        if self.backend == "embedded" and self.ray_address is not None:
+            raise ValueError("ray_address is of a cluster, and backend embedded uses none; leave one of them out")
+        return self

@@ -279,7 +279,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_before_the_engine_starts(fl_peel, tiny, tmp_path, monkeypatch, mistake):
-    monkeypatch.setattr("simulations.engine.engine.run_simulation", None)  # would fail loudly
+    monkeypatch.setattr("simulations.engine.engine.run_embedded", None)  # would fail loudly
     args, line = MISTAKES[mistake]
     code, out, err = fl_peel("run", tiny, "--out", tmp_path / "out", *args(tmp_path))
     assert (code, out) == (2, "")
