@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.scenario.measurement import Engine
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.training.settings import is_gpu
 from simulations.engine.allocation import WORKERS, lasting_objects, reuse_memory
 from simulations.engine.embedded_engine import run_embedded, workers_ahead
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ from simulations.engine.worker import WANTED
 if TYPE_CHECKING:
     from flwr.app import Context, Message
 
+ONE_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
+"""Of the process that forks: pyarrow's allocator would start another."""
 JOIN_S = 5.0
 """Seconds that a thread has to end in, once its worker is gone."""
 
@@ -38,7 +41,7 @@ class ForkServer:
         self._words = [client, *preloaded]
         # a worker finds what this process finds, but nothing that merely lies in the working directory
         path = os.pathsep.join([str(own_root()), *filter(None, sys.path)])
-        self._environment = os.environ | environment | {"PYTHONPATH": path}
+        self._environment = os.environ | environment | ONE_THREAD | {"PYTHONPATH": path}
         self._lock = threading.Lock()
         self._closed = False
         self._start()
@@ -89,10 +92,8 @@ class ForkServer:
 
     def _end(self) -> None:
         self._control.close()
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)  # a group of its own, which its workers are in
-        except ProcessLookupError:
-            pass
         self._process.wait()
 
 
@@ -182,9 +183,7 @@ class _Worker:
 class Workers:
     """So many worker processes, until the block ends. Node p is hosted by number p modulo their count."""
 
-    def __init__(
-        self, count: int, client: str, environment: Mapping[str, str], preloaded: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, count: int, client: str, environment: Mapping[str, str], preloaded: Sequence[str] = ()) -> None:
         self._fork_server = ForkServer(client, environment, preloaded)
         self._workers = [_Worker(self._fork_server) for _ in range(count)]
 

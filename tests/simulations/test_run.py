@@ -296,7 +296,9 @@ def test_run_from_python_on_ray(tiny, tmp_path):
     """In this process, on 8 nodes; the search path that the engine sets does not stay behind."""
     python_path = os.environ.get("PYTHONPATH")
     events = []
-    result = run(tiny, overrides=["engine.nodes=8", "engine.backend=ray"], cache_dir=tmp_path / "cache", on_event=events.append)
+    result = run(
+        tiny, overrides=["engine.nodes=8", "engine.backend=ray"], cache_dir=tmp_path / "cache", on_event=events.append
+    )
     assert os.environ.get("PYTHONPATH") == python_path
     wanted, _ = served(load_scenario(tiny), tmp_path / "run")
     assert figures(result.figures) == figures(wanted)

@@ -254,7 +254,9 @@ def test_nothing_in_the_working_directory_hides_what_workers_import(tiny_scenari
     monkeypatch.chdir(folder)
 
     def server(grid, *_):
-        return [one.has_error() for one in grid.send_and_receive([asking("echo", node) for node in grid.get_node_ids()])]
+        return [
+            one.has_error() for one in grid.send_and_receive([asking("echo", node) for node in grid.get_node_ids()])
+        ]
 
     assert simulated(tiny_scenario, Place("", str(tmp_path)), server=server, client=CLIENT) == [False, False]
     assert Path.cwd() == folder
