@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -33,7 +34,8 @@ def backend_of(engine: Engine) -> Literal["embedded", "ray"]:
     """
     if engine.backend != "auto":
         return engine.backend
-    return "ray" if engine.ray_address or (engine.device == "cuda" and _several_gpus()) else "embedded"
+    needs_ray = engine.ray_address or (engine.device == "cuda" and _several_gpus())
+    return "ray" if needs_ray or not hasattr(os, "fork") else "embedded"
 
 
 def _several_gpus() -> bool:

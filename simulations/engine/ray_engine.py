@@ -28,11 +28,11 @@ from simulations.engine.stoppable_grid import StoppableGrid
 
 
 def run_on_ray(
-    engine: Engine, client: str, workers: Mapping[str, str], serve: Callable[[Grid, threading.Event], None]
+    engine: Engine, client: str, variables: Mapping[str, str], serve: Callable[[Grid, threading.Event], None]
 ) -> None:
     """Run the server's side in a thread of this process, and the nodes in Ray's workers.
 
-    client: the ClientApp, as ``module:name``; workers: variables of the environment of workers that start here; serve:
+    client: the ClientApp, as ``module:name``; variables: of the environment of workers that start here; serve:
     the server's side, is given the grid and an event that is set when the engine has stopped.
 
     Raises:
@@ -45,7 +45,7 @@ def run_on_ray(
         _own_search_path(),
         _visible_gpus(engine.device),
         _own_signals(),
-        _own_environment(engine, workers),
+        _own_environment(engine, variables),
     ):
         failed: list[BaseException] = []
         stop, ended = threading.Event(), threading.Event()
@@ -155,11 +155,11 @@ def _own_search_path() -> Iterator[None]:
 
 
 @contextmanager
-def _own_environment(engine: Engine, workers: Mapping[str, str]) -> Iterator[None]:
+def _own_environment(engine: Engine, variables: Mapping[str, str]) -> Iterator[None]:
     """Of the Ray that is started within: its token, and the environment of its workers. Those of a cluster that is
     there have their own.
     """
-    with environment(**({} if engine.ray_address else workers)), own_token(engine.ray_address):
+    with environment(**({} if engine.ray_address else variables)), own_token(engine.ray_address):
         yield
 
 

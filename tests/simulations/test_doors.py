@@ -53,7 +53,7 @@ def test_the_runner_is_a_door_for_these_names_alone():
 
 
 LATER = {"torch", "sklearn", "matplotlib", "jinja2", "ray"}
-"""What is imported when something trains, groups are made, a page is drawn; and what a run on one machine never needs."""
+"""What is imported when something trains, groups are made, a page is drawn, or never on one machine."""
 
 
 def test_a_user_does_not_wait_for_what_comes_later(tiny, tmp_path):
