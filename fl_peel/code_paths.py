@@ -75,19 +75,30 @@ def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def in_effect() -> dict[str, str]:
-    """The code path of each library as it runs, whoever chose it. Loads NumPy and torch."""
+    """The code path of each library as it runs, whoever chose it. Loads NumPy; torch only where its own is not named,
+    and it would choose when it is loaded.
+    """
     import numpy as np
-    import torch
     from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
     blas = {str(found["architecture"]) for found in threadpool_info() if found["internal_api"] == "openblas"}
     simd = np.show_config(mode="dicts")["SIMD Extensions"]
     return {
         "openblas": ", ".join(sorted(blas)) or "none",
-        "mkl": os.environ.get("MKL_CBWR", "native") if torch.backends.mkl.is_available() else "none",  # type: ignore[no-untyped-call]
-        "torch": torch.backends.cpu.get_cpu_capability(),
+        **_of_torch(),
         "numpy": str((simd.get("found") or simd["baseline"])[-1]),
     }
+
+
+def _of_torch() -> dict[str, str]:
+    """Of torch and of MKL, which it brings."""
+    mkl, named = os.environ.get("MKL_CBWR", "native"), os.environ.get("ATEN_CPU_CAPABILITY")
+    if "torch" not in sys.modules and named is not None:
+        return {"mkl": mkl, "torch": named.upper()}
+    import torch
+
+    has_mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return {"mkl": mkl if has_mkl else "none", "torch": torch.backends.cpu.get_cpu_capability()}
 
 
 def described(found: Mapping[str, str], late: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
-"""Run a scenario in this process, on Flower's simulation engine.
+"""Run a scenario in this process, on the engine that it asks for.
 
-A user waits for what is imported before Ray starts. So what the server's side needs, torch above all, and what draws
-pages are imported beside Ray's start.
+A user waits for what is imported before the nodes answer. So what the server's side needs is imported while they start,
+torch when something trains with it, and what draws pages when one is drawn.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -233,12 +232,9 @@ def _demo(
 
 
 def served(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent) -> RunResult:
-    """:func:`strategies.server_app.serve`, in the server's thread, which Flower starts before Ray. What draws is
-    imported here too: what is wrong with it is told at the start.
-    """
+    """:func:`strategies.server_app.serve`, imported while the nodes' processes start."""
     from strategies.server_app import serve
 
-    import_module("simulations.report.files_of_run")
     return serve(grid, scenario, place, on_event)
 
 

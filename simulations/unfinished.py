@@ -74,6 +74,7 @@ def about_run(scenario: Scenario, splits: Splits | Timeline) -> dict[str, Any]:
     content = scenario.model_dump(mode="json")
     for key in ("name", "question"):
         content.pop(key, None)
+    content["engine"].pop("backend")  # the same run goes on on another one
     return {
         "scenario": content,
         "data": data_digest(splits),

@@ -21,7 +21,6 @@ from typing import Annotated, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
-from scipy.special import ndtri
 
 from clients.keys.specs import Folder, folder_of, in_bounds, number
 from clients.keys.tabular import checked_file, is_blank, read_columns, sizes
@@ -93,6 +92,8 @@ class LogNormal:
     def draw(self, uniforms: FloatArray) -> FloatArray:
         """(N,) -> (N,)."""
         inner = np.clip(uniforms, 2.0**-53, 1 - 2.0**-53)
+        from scipy.special import ndtri  # a fleet is read before the first line, which nobody shall wait for
+
         return np.clip(self.median * np.exp(self.sigma * ndtri(inner)), self.low, self.high)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from fl_peel.errors import ScenarioError
+from fl_peel.errors import DataError, ScenarioError
+
+if TYPE_CHECKING:
+    from fl_peel.data.interactions import UserItems
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,16 @@ class PretrainingConfig:
 
 
 DiversityForm = Literal["none", "cosine", "distance"]
+
+
+def check_collected(collected: UserItems) -> None:
+    """Refuse to train on nothing.
+
+    Raises:
+        DataError: no interaction was collected.
+    """
+    if collected.num_interactions == 0:
+        raise DataError("pretraining: no interactions were collected; raise pretraining.collected.share")
 
 
 def check_negatives(loss: str, num_negatives: int, exponent: float) -> None:

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Protocol
 
 import numpy as np
-from sklearn.cluster import KMeans
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
@@ -393,6 +392,8 @@ def find_centroids(
     # where each item's devices are: an item's row, seen from a device that has nothing else
     points = unit_vectors(shape.own[counts > 0, :columns])
     wanted = min(num_groups, len(np.unique(points, axis=0)))
+    from sklearn.cluster import KMeans  # a second that nodes do not need; before its threads are fixed
+
     with fixed_threads(1):
         model = KMeans(wanted, n_init=1, random_state=seed_for(seed, "user-groups") % 2**32)
         model.fit(points, sample_weight=counts[counts > 0])

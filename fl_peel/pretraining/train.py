@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_peel.data.interactions import UserItems
-from fl_peel.errors import DataError, ScenarioError
+from fl_peel.errors import ScenarioError
+from fl_peel.pretraining.adam import EagerAdam
 from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss, slice_diversity
 from fl_peel.pretraining.negatives import CandidateSampler, evenly_drawn
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
-from fl_peel.pretraining.settings import PretrainingConfig, check_negatives
+from fl_peel.pretraining.settings import PretrainingConfig, check_collected, check_negatives
 from fl_peel.pretraining.spectral import spectral_tables
 from fl_peel.pretraining.workers import Workers, own_threads, threads_for
 from fl_peel.randomness import seed_for
@@ -91,16 +92,6 @@ def pretrain(
     return PretrainedEmbeddings(users, items, config.temperature, tuple(history))
 
 
-def check_collected(collected: UserItems) -> None:
-    """Refuse to train on nothing.
-
-    Raises:
-        DataError: no interaction was collected.
-    """
-    if collected.num_interactions == 0:
-        raise DataError("pretraining: no interactions were collected; raise pretraining.collected.share")
-
-
 def _check_finite(*results: float | FloatArray) -> None:
     """Refuse to go on with numbers that are none.
 
@@ -140,7 +131,7 @@ class _Trainer:
         users, items = self._initial()
         self._users = torch.from_numpy(users).to(device).requires_grad_()
         self._items = torch.from_numpy(items).to(device).requires_grad_()
-        self._optimizer = torch.optim.Adam([self._users, self._items], lr=config.learning_rate, fused=True)
+        self._optimizer = EagerAdam([self._users, self._items], lr=config.learning_rate, fused=True)
         popularity = collected.popularity(num_items).astype(np.float64)
         self._sampler = CandidateSampler.of(config, popularity)
         bias = config.popularity_correction * np.log((popularity + 1.0) / (popularity + 1.0).mean())

@@ -6,6 +6,7 @@ faster on two threads than on one. What a worker makes does not depend on how ma
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -52,7 +52,15 @@ ALONE = Workers()
 
 @contextmanager
 def fixed_threads(num_threads: int) -> Iterator[None]:
-    """Torch, BLAS and OpenMP on this many threads, and as before afterwards."""
+    """Torch, BLAS and OpenMP on this many threads, and as before afterwards.
+
+    Whoever uses torch in the block has imported it before; nobody else waits for that.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        with threadpool_limits(limits=num_threads):
+            yield
+        return
     before = torch.get_num_threads()
     with threadpool_limits(limits=num_threads):
         torch.set_num_threads(num_threads)
@@ -70,6 +78,8 @@ def threads_for(num_interactions: int) -> int:
 @contextmanager
 def own_threads(num_threads: int) -> Iterator[Workers]:
     """So many workers, BLAS on as many threads, and torch on one."""
+    import torch
+
     with fixed_threads(num_threads):
         torch.set_num_threads(1)
         if num_threads == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -91,16 +91,27 @@ class Engine(Keys):
     """Settings of the simulation engine. None of them changes a result, except that ``device`` changes how figures are
     rounded."""
 
+    backend: Literal["auto", "embedded", "ray"] = "auto"
+    """What hosts the nodes: worker processes of this machine, or Flower's engine on Ray. auto: Ray where there is a
+    ray_address, or several GPUs for device cuda; else this machine."""
     nodes: int = Field(2, ge=1, le=MOST_NODES, json_schema_extra=unit("nodes"))
     """Number of Flower nodes; of n nodes, each hosts every n-th device."""
     cpus_per_node: int = Field(1, ge=1, le=MOST_NODES, json_schema_extra=unit("processors"))
-    """Processors that Ray reserves for a node; as many nodes work at a time as the machine has processors for."""
+    """Processors reserved for a node; as many nodes work at a time as the machine has room for."""
     reply_timeout_s: float = Field(1800, gt=0, json_schema_extra=unit("s"))
     """Time after which a node that has not answered counts as failed for that round."""
     patience_s: float = Field(600, gt=0, json_schema_extra=unit("s"))
     """Time that a deployment waits for a lost node in steps that need all nodes; rounds go on without it."""
     ray_address: Text | None = None
-    """Address of a running Ray cluster; null: a new one is started."""
+    """Address of a running Ray cluster; null: none is used."""
     device: Device = "cpu"
     """Processor that trains, ranks and pretrains: cpu, cuda, cuda:N; torch-cpu runs the GPU's code on the processor,
     slowly, for tests (pretraining is then on cpu)."""
+
+    @model_validator(mode="after")
+    def _backend_fits_address(self) -> Engine:
+        if self.backend == "embedded" and self.ray_address is not None:
+            raise ValueError(
+                "ray_address names a Ray cluster, which backend embedded does not use; leave one of them out"
+            )
+        return self

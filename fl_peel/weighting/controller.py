@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fl_peel.pretraining.adam import EagerAdam
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import seed_for
 from fl_peel.weighting.settings import ControllerConfig
@@ -92,7 +93,7 @@ class Controller(nn.Module):
         self.start = nn.Parameter(torch.zeros(num_features))
         with torch.no_grad():
             self.start[0] = float(std[0])  # logit = log shown rate, up to a constant
-        self._optimizer = torch.optim.Adam(
+        self._optimizer = EagerAdam(
             [
                 {"params": [self.start], "weight_decay": 0.0},
                 {"params": self.network.parameters(), "weight_decay": config.weight_decay},

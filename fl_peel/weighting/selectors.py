@@ -8,16 +8,18 @@ group ``fl_peel.selectors``; it is then a value of ``selector`` and of ``evaluat
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.errors import FieldError, ScenarioError
 from fl_peel.randomness import rng_for
-from fl_peel.weighting.controller import Controller
 from fl_peel.weighting.settings import CONTROLLER, SELECTORS
 from fl_peel.weighting.statistics import BlockStatistics
+
+if TYPE_CHECKING:
+    from fl_peel.weighting.controller import Controller
 
 FloatArray = NDArray[np.floating[Any]]
 BlockSelector = Callable[[BlockStatistics, int, int], FloatArray]

@@ -29,7 +29,7 @@ from strategies.run.place import Place
 
 
 def stock_flower_rate(base: Scenario, place: Place, plan: BenchPlan, folder: Path, on_event: OnEvent) -> dict[str, Any]:
-    """The same training as a plain Flower app: a node per device, a message per device."""
+    """The same training as a plain Flower app, on Flower's own engine: a node per device, a message per device."""
     splits = device_splits(base, place.data_dir, place.run_dir)
     chosen, table = rivals_devices(base, splits, plan, folder, plan.stock_devices)
     layout = BlockLayout(np.arange(splits.num_items, dtype=np.int32), plan.embedding_dim, 1)
@@ -58,9 +58,9 @@ def stock_flower_rate(base: Scenario, place: Place, plan: BenchPlan, folder: Pat
             "stock_flower_seconds": seconds,
         }
 
-    engine = base.engine.model_copy(update={"nodes": len(chosen), "device": "cpu"})
+    engine = base.engine.model_copy(update={"nodes": len(chosen), "device": "cpu", "backend": "ray"})
     scenario = base.model_copy(update={"engine": engine})
-    return simulated(scenario, place, on_event, server=server, client=stock_flower.app)
+    return simulated(scenario, place, on_event, server=server, client=f"{stock_flower.__name__}:app")
 
 
 def rivals_devices(

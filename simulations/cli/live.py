@@ -10,7 +10,6 @@ from rich.text import Text
 
 from fl_peel.events import Event, OnEvent
 from simulations.cli.progress import shown
-from simulations.live import live
 
 
 @contextmanager
@@ -24,6 +23,8 @@ def shown_at(console: Console, *, port: int | None, title: str, quiet: bool = Fa
         with shown(console, quiet=quiet) as on_event:
             yield on_event
         return
+    from simulations.live import live
+
     with live(port, title) as (address, events):
         console.print(Text(f"live: {address}"), soft_wrap=True)
         with shown(console, quiet=quiet) as on_event:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from fl_peel.callbacks import Callback
 from fl_peel.errors import ScenarioError
-from fl_peel.events import OnEvent
+from fl_peel.events import Event
 from fl_peel.scenario.scenario import Scenario
 from simulations.cli.console import AsJson, DataDir, Overrides, ScenarioName, Track, path_option, show
 from simulations.trackers.registry import trackers
@@ -84,100 +83,74 @@ def run(
         return
 
     callbacks = trackers(track or [])
-
-    from simulations import runner
-    from simulations.cli.live import shown_at
-    from simulations.engine.folders import default_cache_dir
-    from simulations.report.files_of_run import summary_tables
-    from strategies.figures.schema import to_json
-
-    shown = partial(shown_at, port=live_port if live_port is not None or not live else LIVE_PORT, title=loaded.name)
-    cache_dir = None if no_cache else default_cache_dir()
     words = {"--seed": seed, "--profiles": profiles, "--nodes": nodes, "--data-dir": data_dir, "--seeds": seeds}
-    command = _command(scenario, overrides or [], words, per_device)
-    if loaded.data.timeline is not None:
-        told = shown(err, quiet=quiet)
-        _timeline(loaded, data_dir, out, command, seeds, told, callbacks, fresh=fresh, quiet=quiet, as_json=as_json)
-        return
+    given: dict[str, Any] = {
+        "data_dir": data_dir,
+        "out": out,
+        "callbacks": callbacks,
+        "command": _command(scenario, overrides or [], words, per_device),
+        "fresh": fresh,
+    }
+
+    from simulations.cli.live import shown_at
+    from simulations.engine import engine
+
+    port = live_port if live_port is not None or not live else LIVE_PORT
+    # the nodes' processes import what they need while this one does
+    with shown_at(err, port=port, title=loaded.name, quiet=quiet) as on_event, engine.starting(loaded):
+        on_event(Event("start", 0, 1, loaded.name))
+        given["on_event"] = on_event
+        if loaded.data.timeline is not None:
+            shown = _run_timeline(loaded, seeds, given)
+        else:
+            from simulations.engine.folders import default_cache_dir
+
+            shown = _run(loaded, seeds, given | {"cache_dir": None if no_cache else default_cache_dir()})
+    show(shown.figures, shown.tables, shown.page, quiet=quiet, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What a run comes to: its figures and tables, made when they are printed, and its page, if it has one."""
+
+    figures: Callable[[], Any]
+    tables: Callable[[], Iterable[Table]]
+    page: Path | None
+
+
+def _run(scenario: Scenario, seeds: int | None, given: Mapping[str, Any]) -> _Shown:
+    """Run a scenario with one seed or several. given: what else the runner is told."""
+    from simulations import runner
+
+    out: Path | None = given["out"]
     if seeds is not None:
-        assert out is not None
         from simulations.differences.seeds import SEEDS_PAGE, seeds_view
 
-        with shown(err, quiet=quiet) as on_event:
-            together = runner.run_seeds(
-                loaded,
-                seeds=seeds,
-                data_dir=data_dir,
-                out=out,
-                cache_dir=cache_dir,
-                on_event=on_event,
-                callbacks=callbacks,
-                command=command,
-                fresh=fresh,
-            )
-        show(lambda: together, lambda: [seeds_view(together).to_rich()], out / SEEDS_PAGE, quiet=quiet, as_json=as_json)
-        return
-    with shown(err, quiet=quiet) as on_event:
-        result = runner.run(
-            loaded,
-            data_dir=data_dir,
-            out=out,
-            cache_dir=cache_dir,
-            on_event=on_event,
-            callbacks=callbacks,
-            command=command,
-            fresh=fresh,
-        )
+        assert out is not None
+        together = runner.run_seeds(scenario, seeds=seeds, **given)
+        return _Shown(lambda: together, lambda: [seeds_view(together).to_rich()], out / SEEDS_PAGE)
+    from simulations.report.tables.run import summary_tables
+    from strategies.figures.schema import to_json
+
+    result = runner.run(scenario, **given)
     page = None if out is None else out / "report.html"
-    show(lambda: to_json(result), lambda: summary_tables(result), page, quiet=quiet, as_json=as_json)
+    return _Shown(lambda: to_json(result), lambda: summary_tables(result), page)
 
 
-def _timeline(
-    scenario: Scenario,
-    data_dir: Path | None,
-    out: Path | None,
-    command: str,
-    seeds: int | None,
-    shown: AbstractContextManager[OnEvent],
-    callbacks: list[Callback],
-    *,
-    fresh: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    """Replay a timeline, with one seed or several, and show it."""
+def _run_timeline(scenario: Scenario, seeds: int | None, given: Mapping[str, Any]) -> _Shown:
+    """Replay a timeline with one seed or several."""
     from fl_peel.plain import to_plain
     from simulations.timeline.report import timeline_tables
     from simulations.timeline.run import run_timeline
     from simulations.timeline.seeds import NAME, run_timeline_seeds, timeline_seeds_view
 
-    page = "timeline.html" if seeds is None else f"{NAME}.html"
-    with shown as on_event:
-        if seeds is None:
-            result = run_timeline(
-                scenario,
-                data_dir=data_dir,
-                out=out,
-                on_event=on_event,
-                callbacks=callbacks,
-                command=command,
-                fresh=fresh,
-            )
-            figures, tables = to_plain(result, top_n=20), timeline_tables(result)
-        else:
-            assert out is not None
-            together = run_timeline_seeds(
-                scenario,
-                seeds=seeds,
-                data_dir=data_dir,
-                out=out,
-                on_event=on_event,
-                callbacks=callbacks,
-                command=command,
-                fresh=fresh,
-            )
-            figures, tables = to_plain(together), [timeline_seeds_view(together).to_rich()]
-    show(lambda: figures, lambda: tables, None if out is None else out / page, quiet=quiet, as_json=as_json)
+    out: Path | None = given["out"]
+    page = None if out is None else out / ("timeline.html" if seeds is None else f"{NAME}.html")
+    if seeds is None:
+        result = run_timeline(scenario, **given)
+        return _Shown(lambda: to_plain(result, top_n=20), lambda: timeline_tables(result), page)
+    together = run_timeline_seeds(scenario, seeds=seeds, **given)
+    return _Shown(lambda: to_plain(together), lambda: [timeline_seeds_view(together).to_rich()], page)
 
 
 def _command(scenario: str, overrides: list[str], options: Mapping[str, object], per_device: bool) -> str:

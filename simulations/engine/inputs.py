@@ -146,7 +146,7 @@ def check_data(scenario: Scenario, splits: Splits) -> None:
         DataError: nothing is collected.
     """
     from fl_peel.grouping.clusters import check_count
-    from fl_peel.pretraining.train import check_collected
+    from fl_peel.pretraining.settings import check_collected
     from fl_peel.privacy.plan import check_delta
     from strategies.run.prepare import given_data
 

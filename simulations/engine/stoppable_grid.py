@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -24,11 +24,23 @@ AT_ONCE = 2
 
 
 class StoppableGrid(PassingGrid):
-    """Waits for replies only until ``stop`` is set; sends messages as nodes have room, and hands replies on at once."""
+    """Waits for replies only until ``stop`` is set; sends messages as nodes have room, and hands replies on at once.
 
-    def __init__(self, grid: Grid, stop: threading.Event) -> None:
+    wait: waits until a reply is there, at most so many seconds, if the grid can tell; give_up: is given the ids of
+    messages that were not answered in time.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        stop: threading.Event,
+        wait: Callable[[float], object] | None = None,
+        give_up: Callable[[Collection[str]], None] | None = None,
+    ) -> None:
         super().__init__(grid)
         self._stop = stop
+        self._wait = wait or stop.wait
+        self._give_up = give_up
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send, and wait for all replies, for ``timeout`` seconds after the last that came, or until the engine stops.
@@ -51,11 +63,13 @@ class StoppableGrid(PassingGrid):
                 del sending.waiting[reply.metadata.reply_to_message_id]
             sending.send()  # before what came is worked on
             if not arrived:
-                self._stop.wait(POLL_S)
+                self._wait(POLL_S)
                 continue
             while arrived:
                 yield arrived.pop(0)
             last = time.monotonic()
+        if sending.waiting and self._give_up is not None:
+            self._give_up(sending.waiting)
 
 
 class _Sending:

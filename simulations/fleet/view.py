@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clients.fleet.fleet import Fleet, FleetBudgets
-from simulations.report.plots.style import (
-    LABEL_PT,
-    PALETTE,
-    Plot,
-    darker,
-    finish,
-    new_figure,
-    short_bytes,
-    styled,
-)
 from simulations.report.tables.view import TableView, format_bytes, format_share
+
+if TYPE_CHECKING:
+    from simulations.report.plots.style import Plot
 
 MAX_DRAWN_CLASSES = 8
 LINES_PER_CLASS = 3
@@ -136,6 +129,8 @@ _RATES = ("samples_per_s", "uplink_mbps", "downlink_mbps")
 
 def fleet_figure(sample: SampledFleet) -> Plot:
     """Budgets of a few devices of each class over rounds (top), and the share of devices below each budget."""
+    from simulations.report.plots.style import LABEL_PT, PALETTE, darker, finish, new_figure, short_bytes, styled
+
     with styled():
         figure, (top, bottom) = new_figure(5.6, 2)
         rounds = np.arange(len(sample.budgets))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,6 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.grouping.clusters import UserGroups, item_groups, user_groups
 from fl_peel.grouping.neighbourhood import Neighbourhood, item_covariance
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.pretraining.train import PretrainedEmbeddings
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.ranking.top import top_rows
 from fl_peel.scenario.scenario import Scenario
@@ -24,6 +24,9 @@ from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.shelf import put_once, shelf_for
 from strategies.groups.state import FloatArray, UserGroupState, block_energy, known_bytes
 from strategies.groups.tables import empty_tables
+
+if TYPE_CHECKING:
+    from fl_peel.pretraining.train import PretrainedEmbeddings
 
 
 def make_layout(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,13 @@ from numpy.typing import NDArray
 from fl_peel.blocks.ranked import RowOrder
 from fl_peel.exchange.expected import Known
 from fl_peel.privacy.plan import Plan
-from fl_peel.weighting.controller import Controller
 from fl_peel.wire import Arrays
 from strategies.rounds.channel import OpenedSum
 from strategies.rounds.federation import Federation
 from strategies.rounds.record import RoundRecord, SentRound
+
+if TYPE_CHECKING:
+    from fl_peel.weighting.controller import Controller
 
 
 class ServerContents(ABC):

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fl_peel.blocks.layout import BlockLayout
@@ -37,13 +37,15 @@ from fl_peel.privacy.shrinkage import posterior_rate, shrunk
 from fl_peel.privacy.sources import source_of
 from fl_peel.privacy.tilting import NoisedSignals, tilted
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.weighting.controller import Controller
 from fl_peel.wire import EVERYBODY, Arrays
 from strategies.groups.state import UserGroupState, block_energy
 from strategies.rounds.channel import OpenedSum
 from strategies.rounds.contents import ServerContents
 from strategies.rounds.federation import Federation, for_groups
 from strategies.rounds.record import RoundRecord, SentRound
+
+if TYPE_CHECKING:
+    from fl_peel.weighting.controller import Controller
 
 FloatArray = NDArray[np.float64]
 
@@ -298,6 +300,8 @@ def tilt(controller: Controller, states: Sequence[UserGroupState], variances: Se
     start = np.zeros(len(names))
     start[0] = float(std[0])  # as a new controller's
     coefficients = tilted([group for group in groups if len(group.hits)], start)
+    import torch  # the controller is made of it
+
     with torch.no_grad():
         controller.start.copy_(torch.from_numpy(coefficients.astype(np.float32)))
 

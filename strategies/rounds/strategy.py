@@ -14,7 +14,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -28,7 +28,6 @@ from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.release import wants_signals
 from fl_peel.privacy.sources import source_of
 from fl_peel.ranking.top import SUM_SCALE
-from fl_peel.weighting.controller import Controller
 from fl_peel.weighting.selectors import block_weights
 from strategies.nodes.batches import batches
 from strategies.nodes.nodes import Answer, Query, raise_or_log
@@ -37,6 +36,9 @@ from strategies.rounds.contents import ServerContents
 from strategies.rounds.federation import Federation, for_groups
 from strategies.rounds.record import RoundRecord, SentRound
 from strategies.rounds.sampling import sample_cohort
+
+if TYPE_CHECKING:
+    from fl_peel.weighting.controller import Controller
 
 logger = logging.getLogger("fl_peel")
 MESSAGE_BYTES = 16 << 20
@@ -65,7 +67,9 @@ class PeelStrategy(Strategy):
         self.states, self.members, self.nodes = federation.states, federation.members, federation.nodes
         self.channel = channel
         self.contents = contents
-        self.controller = Controller.for_statistics(
+        from fl_peel.weighting.controller import Controller  # with torch, of which nodes' first answers need nothing
+
+        self.controller: Controller = Controller.for_statistics(
             [state.statistics for state in self.states], self.scenario.controller.config(), seed=self.scenario.seed
         )
         self.rounds: list[RoundRecord] = []

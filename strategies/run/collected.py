@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +16,15 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.grouping.clusters import UserGroups
 from fl_peel.mapped import rest
 from fl_peel.model.joining import Fitted
-from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
-from fl_peel.pretraining.train import EpochFigures, PretrainedEmbeddings, pretrain
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import pretraining_device
 from strategies.groups.start import make_groups, make_layout, starting_states
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.run.place import Place, Stages
 from strategies.run.prepare import Prepared, check_budgets, given_data
+
+if TYPE_CHECKING:
+    from fl_peel.pretraining.train import EpochFigures, PretrainedEmbeddings
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,9 @@ def prepare_collected(scenario: Scenario, place: Place, stages: Stages, on_event
         on_event(Event("pretraining", figures.epoch, config.epochs, f"loss {figures.loss:.4f}", told))
 
     with stages("pretraining"):
+        from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
+        from fl_peel.pretraining.train import pretrain  # with torch, of which nodes' first answers need nothing
+
         device = pretraining_device(scenario.engine.device)
         key = pretraining_key(given, splits.num_items, config, scenario.seed, device)
         kept = read_tables(Path(place.cache_dir), key) if place.cache_dir else None

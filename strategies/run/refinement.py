@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from flwr.app import ArrayRecord
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.privacy.plan import Plan
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.weighting.controller import Controller
 from strategies.groups.state import UserGroupState
 from strategies.nodes.members import Members, some_devices
 from strategies.nodes.nodes import Nodes
@@ -28,6 +27,9 @@ from strategies.run.kept import Kept
 from strategies.run.kept_rounds import KeptRounds
 from strategies.run.place import Place
 from strategies.run.prepare import Prepared, privacy_plan
+
+if TYPE_CHECKING:
+    from fl_peel.weighting.controller import Controller
 
 Kind = TypeVar("Kind", bound=PeelStrategy)
 Refine = Callable[[Scenario], PeelStrategy]

@@ -7,13 +7,13 @@ stage 1 and those rounds take validation items for train items; nothing is left 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.serverapp import Grid
 
 from fl_peel.events import Event, OnEvent, figures_under, silent
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.weighting.controller import Controller
 from strategies.nodes.members import Members
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.keeping import Keeping
@@ -25,6 +25,9 @@ from strategies.run.prepare import Prepared
 from strategies.run.preparing import prepare
 from strategies.run.refinement import Refiner
 from strategies.run.stage1 import SumsRecord
+
+if TYPE_CHECKING:
+    from fl_peel.weighting.controller import Controller
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from flwr.app import Error, Message
 
+from simulations.engine.flower_identity import number_message
 from tests.helpers.loopback import Interfere, LoopbackGrid, let_through
 
 SUPERLINK = 1
@@ -48,7 +49,7 @@ class LossyGrid(LoopbackGrid):
             return self._answer(message)
         if node in self.silent:
             return None
-        message.metadata.__dict__["_message_id"] = "lost"
+        number_message(message)
         reply = Message(Error(9, "Node Unavailable"), reply_to=message)
         reply.metadata.__dict__["_src_node_id"] = SUPERLINK
         return reply

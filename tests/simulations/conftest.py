@@ -1,12 +1,14 @@
 """Runs without an engine, for tests of what stands around them."""
 
 import sys
+from contextlib import nullcontext
 
 import pytest
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 
 from simulations import runner
 from simulations.cli import main as cli
+from simulations.engine import engine
 from simulations.report import files_of_run
 from tests.helpers.browser import browser
 from tests.helpers.loopback import LoopbackGrid
@@ -20,6 +22,12 @@ def chromium(tmp_path_factory):
     """A page of a headless browser, that a module's tests share."""
     with browser(tmp_path_factory.mktemp("profile")) as page:
         yield page
+
+
+@pytest.fixture(autouse=True)
+def nothing_ahead(monkeypatch):
+    """Commands start no workers ahead of a run, which these tests replace, or which starts its own."""
+    monkeypatch.setattr(engine, "starting", lambda scenario: nullcontext())
 
 
 @pytest.fixture

@@ -52,8 +52,25 @@ def test_the_runner_is_a_door_for_these_names_alone():
     assert taken <= {f"simulations.runner.{name}" for name in simulations.runner.__all__}
 
 
-def test_a_user_does_not_wait_for_torch_and_pages_before_ray_starts():
-    """They are imported beside Ray's start."""
-    program = "import simulations.runner, sys; print({'torch', 'sklearn', 'matplotlib', 'ray'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+LATER = {"torch", "sklearn", "matplotlib", "jinja2", "ray"}
+"""What is imported when something trains, groups are made, a page is drawn, or never on one machine."""
+
+
+def test_a_user_does_not_wait_for_what_comes_later(tiny, tmp_path):
+    """Until the nodes answer; and without --out no page is drawn."""
+    program = f"""if True:
+        import sys
+        from simulations.cli import progress
+        from simulations.cli.main import main
+        def tell(lines, event, write=progress.Lines.__call__):
+            print(event.stage, event.done, sorted({LATER!r} & set(sys.modules)))
+            write(lines, event)
+        progress.Lines.__call__ = tell
+        sys.argv = ["fl-peel", "run", {str(tiny)!r}, "--no-cache", *sys.argv[1:]]
+        main()
+    """
+    for more in ([], ["--out", str(tmp_path / "out")]):
+        done = subprocess.run([sys.executable, "-c", program, *more], capture_output=True, text=True, check=True)
+        lines = [line for line in done.stdout.splitlines() if line.endswith("]")]
+        assert lines[:3] == ["start 0 []", "start 1 []", "data 1 []"]
+        assert "heterogeneity 1 ['sklearn', 'torch']" in lines

@@ -280,11 +280,13 @@ def check_artifacts(out, result):
 
 
 @pytest.mark.engine
-def test_run_from_python_on_the_engine(tiny, tmp_path):
+def test_run_from_python_on_ray(tiny, tmp_path):
     """In this process, on 8 nodes; the search path that the engine sets does not stay behind."""
     python_path = os.environ.get("PYTHONPATH")
     events = []
-    result = run(tiny, overrides=["engine.nodes=8"], cache_dir=tmp_path / "cache", on_event=events.append)
+    result = run(
+        tiny, overrides=["engine.nodes=8", "engine.backend=ray"], cache_dir=tmp_path / "cache", on_event=events.append
+    )
     assert os.environ.get("PYTHONPATH") == python_path
     wanted, _ = served(load_scenario(tiny), tmp_path / "run")
     assert figures(result.figures) == figures(wanted)
@@ -294,16 +296,17 @@ def test_run_from_python_on_the_engine(tiny, tmp_path):
     assert not list(Path(tmp_path).glob("report*"))
 
 
-@pytest.mark.engine
 @pytest.mark.faults
+@pytest.mark.parametrize("backend", ["embedded", pytest.param("ray", marks=pytest.mark.engine)])
 @pytest.mark.parametrize(
     ("sent", "code", "told"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-def test_a_signal_ends_the_run_at_once_and_leaves_nothing(tiny, tmp_path, sent, code, told):
+def test_a_signal_ends_the_run_at_once_and_leaves_nothing(tiny, tmp_path, sent, code, told, backend):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     # so many rounds that it cannot end by itself
-    command = [*FL_PEEL, "run", str(tiny), "--set", "refinement.rounds=100000", "--out", str(tmp_path / "out")]
+    changes = ["--set", "refinement.rounds=100000", "--set", f"engine.backend={backend}"]
+    command = [*FL_PEEL, "run", str(tiny), *changes, "--out", str(tmp_path / "out")]
     environment = os.environ | {"TMPDIR": str(temporary), "RAY_TMPDIR": "/tmp"}
     process = subprocess.Popen(
         command,
@@ -319,7 +322,7 @@ def test_a_signal_ends_the_run_at_once_and_leaves_nothing(tiny, tmp_path, sent, 
             break
     assert list(temporary.glob("fl-peel-*"))
     started = psutil.Process(process.pid).children(recursive=True)
-    assert started, "Ray's processes"
+    assert started, "the engine's processes"
     process.send_signal(sent)
     start = time.monotonic()
     _, errors = process.communicate(timeout=240)

@@ -34,7 +34,7 @@ from simulations.bench import bench as benchmarks
 from simulations.bench import device as bench_device
 from simulations.bench.plan import BenchPlan, bench_scenario
 from simulations.cli.main import app
-from simulations.engine import engine
+from simulations.engine import ray_engine as engine
 from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
@@ -383,7 +383,7 @@ def test_a_number_beyond_the_gpus_that_are_there_is_refused(monkeypatch):
 
 def test_nodes_share_a_gpu_and_take_none_where_none_is_used(tiny_scenario):
     def num_gpus(device):
-        return engine._backend_config(on(tiny_scenario, device))["client_resources"]["num_gpus"]
+        return engine._backend_config(on(tiny_scenario, device).engine)["client_resources"]["num_gpus"]
 
     assert num_gpus("cpu") == num_gpus("torch-cpu") == 0
     assert num_gpus("cuda") == num_gpus("cuda:1") == 0.5  # two nodes

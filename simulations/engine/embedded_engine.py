@@ -1,0 +1,93 @@
+"""The engine of one machine: the same ServerApp, ClientApp and messages as on Flower's, on a Grid of our own.
+
+It starts in the time that imports take, and a run does not depend on Ray, whose start fails on a busy machine.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from fl_peel.scenario.measurement import Engine
+from simulations.engine.workers import Workers
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
+_started_ahead: ContextVar[tuple[Engine, str, Workers] | None] = ContextVar("workers that were started ahead")
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def start_workers(engine: Engine, client: str, variables: Mapping[str, str]) -> Workers:
+    """Start as many workers as the machine has room for, and nodes need. variables: of their environment."""
+    count = min(engine.nodes, max(processors() // engine.cpus_per_node, 1))
+    # libraries compute a node's sums with as many threads as it has processors: figures depend on it
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(engine.cpus_per_node))}
+    return Workers(count, client, threads | dict(variables), () if engine.device == "cpu" else ("torch",))
+
+
+@contextmanager
+def workers_ahead(engine: Engine, client: str, variables: Mapping[str, str]) -> Iterator[None]:
+    """Start the workers of the run within the block: they import what nodes need while this process does other things.
+
+    Nothing is started where they have been already.
+    """
+    if _ahead(engine, client) is not None:
+        yield
+        return
+    with start_workers(engine, client, variables) as workers:
+        token = _started_ahead.set((engine, client, workers))
+        try:
+            yield
+        finally:
+            _started_ahead.reset(token)
+
+
+def _ahead(engine: Engine, client: str) -> Workers | None:
+    started = _started_ahead.get(None)
+    return started[2] if started is not None and started[:2] == (engine, client) else None
+
+
+def run_embedded(
+    engine: Engine, client: str, variables: Mapping[str, str], serve: Callable[[Grid, threading.Event], None]
+) -> None:
+    """Run the server's side in this thread, and the nodes in worker processes.
+
+    client: the ClientApp, as ``module:name``; variables: of the workers' environment; serve: the server's side, is
+    given the grid and an event that is never set, as this engine stops with it alone.
+
+    Raises:
+        FlPeelError: whatever stopped the server's side.
+    """
+    with workers_ahead(engine, client, variables):
+        from flwr.app import Context, RecordDict
+        from flwr.serverapp import ServerApp
+
+        from simulations.engine.embedded_grid import EmbeddedGrid
+        from simulations.engine.flower_identity import RUN_ID
+        from simulations.engine.stoppable_grid import StoppableGrid
+
+        workers = _ahead(engine, client)
+        assert workers is not None, "they were started above"
+        grid, stop = EmbeddedGrid(engine.nodes, workers), threading.Event()
+        server_app = ServerApp()
+
+        @server_app.main()
+        def main(grid: Grid, context: Context) -> None:
+            serve(grid, stop)
+
+        server_app(
+            StoppableGrid(grid, stop, grid.wait, grid.give_up),
+            Context(run_id=RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config={}),
+        )
+
+
+__all__ = ["processors", "run_embedded", "start_workers", "workers_ahead"]

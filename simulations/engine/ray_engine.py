@@ -1,0 +1,176 @@
+"""Flower's simulation engine, whose nodes are actors of Ray: on a cluster, on several GPUs, or where it is asked for.
+
+This is the one place that starts ``flwr.simulation``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+from unittest.mock import patch
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
+
+from fl_peel.errors import EngineError
+from fl_peel.scenario.measurement import Engine
+from fl_peel.training.settings import is_gpu
+from simulations.engine.cluster import require_cluster
+from simulations.engine.ray_token import environment, own_token
+from simulations.engine.raylet import RayletWatch
+from simulations.engine.stoppable_grid import StoppableGrid
+
+
+def run_on_ray(
+    engine: Engine, client: str, variables: Mapping[str, str], serve: Callable[[Grid, threading.Event], None]
+) -> None:
+    """Run the server's side in a thread of this process, and the nodes in Ray's workers.
+
+    client: the ClientApp, as ``module:name``; variables: of the environment of workers that start here; serve:
+    the server's side, is given the grid and an event that is set when the engine has stopped.
+
+    Raises:
+        FlPeelError: whatever stopped the server's side.
+        EngineError: the engine itself failed.
+    """
+    backend_config = _backend_config(engine)
+    module, _, name = client.partition(":")
+    with (
+        _own_search_path(),
+        _visible_gpus(engine.device),
+        _own_signals(),
+        _own_environment(engine, variables),
+    ):
+        failed: list[BaseException] = []
+        stop, ended = threading.Event(), threading.Event()
+        served, lost = threading.Event(), threading.Event()
+        server_app = ServerApp()
+
+        def without_ray() -> None:
+            if not ended.is_set():
+                lost.set()
+                stop.set()
+
+        @server_app.main()
+        def main(grid: Grid, context: Context) -> None:
+            try:
+                serve(StoppableGrid(grid, stop), stop)
+                served.set()
+            except BaseException as error:  # handed to the caller below; Flower would print a traceback
+                failed.append(error)
+            finally:
+                ended.set()
+
+        try:
+            with RayletWatch(without_ray):
+                run_simulation(
+                    server_app,
+                    getattr(import_module(module), name),
+                    num_supernodes=engine.nodes,
+                    backend_config=backend_config,
+                )
+        except Exception as error:
+            if not failed:
+                root = " ".join(str(_root_of(error)).split())
+                raise EngineError(f"Flower's simulation engine failed: {root}") from error
+        finally:
+            stop.set()  # also on Ctrl-C: otherwise the server's thread would wait for replies that never come
+            ended.wait(timeout=10)
+    if failed:
+        if lost.is_set():
+            raise EngineError(
+                "Ray has ended: its raylet was killed, perhaps for lack of memory; run again, with fewer nodes if so"
+            ) from failed[0]
+        raise failed[0]
+    if not served.is_set():
+        raise EngineError("Flower's simulation engine ended without a result; see its log above")
+
+
+def _backend_config(engine: Engine) -> dict[str, Any]:
+    init_args: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False}
+    if engine.ray_address:
+        require_cluster(engine.ray_address)
+        init_args["address"] = engine.ray_address
+    else:
+        init_args["address"] = "local"  # never a cluster of somebody else's that happens to run on this machine
+        init_args["num_cpus"] = max(os.cpu_count() or 1, engine.cpus_per_node)
+    num_gpus = gpu_share(engine.nodes) if is_gpu(engine.device) else 0.0
+    # an actor that dies must come back, or later rounds lose their node too
+    resources = {"num_cpus": engine.cpus_per_node, "num_gpus": num_gpus, "max_restarts": -1}
+    return {"init_args": init_args, "client_resources": resources}
+
+
+def gpu_share(nodes: int) -> float:
+    """What of a GPU each of the nodes that share it gets, in whole ten-thousandths, as Ray has it."""
+    return max(10_000 // nodes, 1) / 10_000
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Whoever already does something at SIGTERM goes on doing it: while it starts, Ray would end its own processes
+    within the signal, and later this one with a dump of its stack.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler in (signal.SIG_DFL, None) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    import ray
+
+    start = ray.init
+
+    def init(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return start(*args, **kwargs)
+        finally:
+            signal.signal(signal.SIGTERM, handler)  # beneath Python, Ray has replaced it
+
+    with patch("ray.init", init), patch("ray._private.utils.set_sigterm_handler"):
+        yield
+
+
+def _root_of(error: BaseException) -> BaseException:
+    """What an error was first raised for: Flower wraps it three times."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+@contextmanager
+def _own_search_path() -> Iterator[None]:
+    """The search path afterwards as it was: the engine writes the whole of it into the environment."""
+    python_path = os.environ.get("PYTHONPATH")
+    try:
+        yield
+    finally:
+        if python_path is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = python_path
+
+
+@contextmanager
+def _own_environment(engine: Engine, variables: Mapping[str, str]) -> Iterator[None]:
+    """Of the Ray that is started within: its token, and the environment of its workers. Those of a cluster that is
+    there have their own.
+    """
+    with environment(**({} if engine.ray_address else variables)), own_token(engine.ray_address):
+        yield
+
+
+@contextmanager
+def _visible_gpus(device: str) -> Iterator[None]:
+    """With ``cuda:N``, workers see all GPUs, so that N means the same to them; else Ray shows each only its own."""
+    if is_gpu(device) and ":" in device:
+        with environment(RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES="1"):
+            yield
+    else:
+        yield
+
+
+__all__ = ["run_on_ray"]

@@ -1,0 +1,67 @@
+"""A process that forks workers, each of which answers messages: ``python -P -m simulations.engine.worker``.
+
+It imports the ClientApp once, so that a worker starts within milliseconds and shares what was imported. It starts no
+thread, which a fork would not survive: a fork of the run's own process, with its pools of threads, might hang. Whoever
+started it asks for a worker through a socket, by sending the worker's end of another one. When the run's process is
+gone, however it ended, that socket closes, and all of them end.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+from importlib import import_module
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
+
+WANTED = b"w"
+"""What comes with the socket of a worker that is wanted."""
+
+
+def serve_forks(control: socket.socket, client: str, preloaded: tuple[str, ...] = ()) -> NoReturn:
+    """Fork a worker for every socket that comes, until nobody can send any more.
+
+    client: the ClientApp, as ``module:name``; preloaded: modules that workers import beside it.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers: their sockets tell when they end
+    module, _, name = client.partition(":")
+    app: ClientApp = getattr(import_module(module), name)
+    for other in preloaded:
+        import_module(other)
+    gc.collect()
+    gc.freeze()  # what is shared stays shared: a search for garbage would write to it
+    while True:
+        wanted, sockets, *_ = socket.recv_fds(control, 1, 1)
+        if not wanted:
+            os.killpg(0, signal.SIGKILL)
+        if os.fork() == 0:
+            control.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            answer_all(Connection(sockets[0]), app)
+        os.close(sockets[0])
+
+
+def answer_all(connection: Connection, app: ClientApp) -> NoReturn:
+    """Say which process this is, and answer messages, one after the other, until nobody sends any more."""
+    from simulations.engine.answering import answer
+
+    connection.send(os.getpid())
+    while True:
+        try:
+            message, context = connection.recv()
+        except EOFError:
+            os._exit(0)
+        reply = answer(app, message, context)
+        del message
+        connection.send(reply)
+        del reply
+
+
+if __name__ == "__main__":
+    serve_forks(socket.socket(fileno=int(sys.argv[1])), sys.argv[2], tuple(sys.argv[3:]))

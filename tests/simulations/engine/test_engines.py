@@ -1,0 +1,262 @@
+"""What engines owe a run, whichever hosts the nodes: the same suite on worker processes of our own and on Ray."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from fl_peel.errors import DataError, ScenarioError
+from simulations import runner
+from simulations.engine import engine as engines
+from simulations.engine.embedded_engine import start_workers
+from simulations.engine.engine import backend_of, simulated, starting
+from simulations.engine.memory import PeakMemory
+from simulations.engine.workers import ForkServer
+from simulations.scenario_files import load_scenario
+from strategies.run.place import Place
+from tests.helpers.root import ROOT
+from tests.simulations.engine.clients import CLIENT, asking, carrying
+from tests.simulations.test_run import figures, served
+
+PATIENCE_S = 120.0
+"""That a worker has to come back in, on a machine that does other things."""
+
+
+@pytest.fixture(params=["embedded", pytest.param("ray", marks=pytest.mark.engine)])
+def backend(request):
+    return request.param
+
+
+@pytest.fixture
+def on_engine(backend, tiny, tmp_path):
+    """Runs ``server(grid, nodes)`` on so many nodes of the contract's ClientApp; returns what it does."""
+
+    def run(server, nodes=2):
+        scenario = load_scenario(tiny, [f"engine.backend={backend}", f"engine.nodes={nodes}"])
+
+        def connected(grid, *_):
+            while len(ids := sorted(grid.get_node_ids())) < nodes:
+                time.sleep(0.05)
+            return server(grid, ids)
+
+        return simulated(scenario, Place("", str(tmp_path)), server=connected, client=CLIENT)
+
+    return run
+
+
+def answers(grid, messages, timeout=PATIENCE_S):
+    """Replies by node."""
+    return {one.metadata.src_node_id: one for one in grid.send_and_receive(messages, timeout=timeout)}
+
+
+def echoed(grid, nodes):
+    """Process ids of the workers, by node, once all of them answer."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        replies = answers(grid, [asking("echo", node) for node in nodes])
+        if set(replies) == set(nodes) and not any(one.has_error() for one in replies.values()):
+            return {node: one.content.config_records["process"]["pid"] for node, one in replies.items()}
+        assert time.monotonic() < deadline, replies
+        time.sleep(0.5)
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 8])
+def test_figures_are_the_same_to_the_last_digit(backend, nodes, tiny, tmp_path):
+    if backend == "ray" and nodes != 2:
+        pytest.skip("8 of them: tests/simulations/test_run.py")
+    result = runner.run(tiny, overrides=[f"engine.backend={backend}", f"engine.nodes={nodes}"])
+    wanted, _ = served(load_scenario(tiny), tmp_path / "run", nodes=3)
+    assert figures(result) == figures(wanted)
+    assert result.environment.nodes == nodes
+
+
+def test_messages_come_back_whole_and_say_whose_they_are(on_engine):
+    def server(grid, nodes):
+        arrays = {node: np.random.default_rng(node).standard_normal((300, 4000)) for node in nodes}  # 9.6 MB
+        replies = answers(grid, [carrying(array, node) for node, array in arrays.items()])
+        for node, array in arrays.items():
+            (back,) = replies[node].content.array_records["arrays"].values()
+            assert back.numpy().tobytes() == array.tobytes()
+        places = [one.content.config_records["process"] for one in replies.values()]
+        assert sorted(one["partition-id"] for one in places) == list(range(len(nodes)))
+        assert {one["num-partitions"] for one in places} == {len(nodes)}
+        assert os.getpid() not in {one["pid"] for one in places}
+        return len(replies)
+
+    assert on_engine(server, nodes=3) == 3
+
+
+def test_a_node_that_raises_is_an_error_and_the_others_answer(on_engine):
+    def server(grid, nodes):
+        replies = answers(grid, [asking("fail", nodes[0]), asking("echo", nodes[1])])
+        assert "ZeroDivisionError" in replies[nodes[0]].error.reason
+        assert "of a node" in replies[nodes[0]].error.reason
+        assert not replies[nodes[1]].has_error()
+        assert set(echoed(grid, nodes)) == set(nodes)
+
+    on_engine(server)
+
+
+@pytest.mark.faults
+def test_a_worker_that_is_killed_costs_its_message_and_comes_back(on_engine):
+    def server(grid, nodes):
+        before = echoed(grid, nodes)
+        replies = answers(grid, [asking("die", nodes[0]), asking("echo", nodes[1])])
+        assert replies[nodes[0]].has_error()
+        assert not replies[nodes[1]].has_error()
+        after = echoed(grid, nodes)
+        assert before[nodes[0]] not in after.values()
+        return True
+
+    assert on_engine(server)
+
+
+@pytest.mark.faults
+def test_a_worker_that_is_killed_between_messages_is_replaced(on_engine):
+    def server(grid, nodes):
+        pid = echoed(grid, nodes)[nodes[0]]
+        os.kill(pid, 9)
+        psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=PATIENCE_S)
+        assert pid not in echoed(grid, nodes).values()
+
+    on_engine(server)
+
+
+def test_a_late_answer_is_not_waited_for_and_the_next_round_is_whole(on_engine):
+    def server(grid, nodes):
+        echoed(grid, nodes)
+        start = time.monotonic()
+        replies = answers(grid, [asking("sleep", nodes[0], seconds=20.0), asking("echo", nodes[1])], timeout=3.0)
+        assert time.monotonic() - start < 15
+        assert set(replies) == {nodes[1]}
+        assert set(echoed(grid, nodes)) == set(nodes)
+
+    on_engine(server)
+
+
+def test_what_stops_the_server_is_raised_as_it_is_and_nothing_is_left(on_engine):
+    before = set(psutil.Process().children(recursive=True))
+
+    def server(grid, nodes):
+        echoed(grid, nodes)
+        raise DataError("no such thing")
+
+    with pytest.raises(DataError, match=r"^no such thing$"):
+        on_engine(server)
+    left = [one for one in psutil.Process().children(recursive=True) if one not in before]
+    assert not psutil.wait_procs(left, timeout=30)[1]
+
+
+def test_what_workers_hold_is_counted(on_engine):
+    held = 400_000_000
+
+    def server(grid, nodes):
+        echoed(grid, nodes)
+        with PeakMemory() as before:
+            time.sleep(1.0)
+        with PeakMemory() as during:
+            replies = answers(grid, [asking("hold", nodes[0], bytes=held)])
+        assert replies[nodes[0]].content.config_records["config"]["sum"] == held
+        return during.peak_bytes - before.peak_bytes
+
+    assert on_engine(server) > 0.8 * held
+
+
+def test_the_embedded_engine_is_taken_on_one_machine(tiny, monkeypatch):
+    def chosen(*changes):
+        return backend_of(load_scenario(tiny, changes).engine)
+
+    assert chosen() == chosen("engine.nodes=500") == chosen("engine.device=cuda:1") == "embedded"
+    assert chosen("engine.ray_address=host:6379") == chosen("engine.backend=ray") == "ray"
+    for several, backend in ((True, "ray"), (False, "embedded")):
+        monkeypatch.setattr(engines, "_several_gpus", lambda several=several: several)
+        assert chosen("engine.device=cuda") == backend
+    assert chosen("engine.backend=embedded", "engine.device=cuda") == "embedded"
+    with pytest.raises(ScenarioError, match="ray_address is of a cluster, and backend embedded uses none"):
+        chosen("engine.backend=embedded", "engine.ray_address=host:6379")
+
+
+def test_as_many_workers_as_processors_have_room_for(tiny, monkeypatch):
+    monkeypatch.setattr("simulations.engine.embedded_engine.processors", lambda: 4)
+    for nodes, cpus_per_node, wanted in ((1, 1, 1), (3, 1, 3), (9, 1, 4), (9, 2, 2), (2, 9, 1)):
+        engine = load_scenario(tiny, [f"engine.nodes={nodes}", f"engine.cpus_per_node={cpus_per_node}"]).engine
+        with start_workers(engine, CLIENT, {}) as workers:
+            assert len(workers._workers) == wanted
+
+
+def test_workers_that_were_started_ahead_are_those_of_the_run(tiny_scenario, tmp_path, monkeypatch):
+    children = psutil.Process().children()
+    with starting(tiny_scenario):
+        (ahead,) = [one for one in psutil.Process().children() if one not in children]
+        server = lambda *_: [one for one in psutil.Process().children() if one not in children]  # noqa: E731
+        monkeypatch.setattr("simulations.engine.embedded_engine.start_workers", None)
+        assert ahead in simulated(tiny_scenario, Place("", str(tmp_path)), server=server)
+    assert not ahead.is_running()
+
+
+def test_a_client_that_cannot_be_imported_is_one_line(tiny_scenario, tmp_path):
+    def server(grid, *_):
+        (node, *_) = grid.get_node_ids()
+        (reply,) = grid.send_and_receive([asking("echo", node)], timeout=PATIENCE_S)
+        return reply.error.reason
+
+    said = simulated(tiny_scenario, Place("", str(tmp_path)), server=server, client="nowhere_at_all:app")
+    assert said == "no worker process starts: ModuleNotFoundError: No module named 'nowhere_at_all'"
+
+
+@pytest.mark.faults
+def test_workers_end_with_a_run_that_is_killed(tmp_path):
+    """Also while they work."""
+    program = (
+        "import sys, time\nfrom simulations.engine.embedded_engine import run_embedded\n"
+        "from fl_peel.scenario.measurement import Engine\nfrom tests.simulations.engine.clients import *\n"
+        "def serve(grid, stop):\n"
+        "    nodes = sorted(grid.get_node_ids())\n"
+        "    list(grid.send_and_receive([asking('echo', node) for node in nodes]))\n"
+        "    print('ready', flush=True)\n"
+        "    list(grid.send_and_receive([asking('sleep', node, seconds=600.0) for node in nodes]))\n"
+        "run_embedded(Engine(), CLIENT, {}, serve)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment) as ran:
+        assert ran.stdout is not None
+        assert ran.stdout.readline() == "ready\n"
+        started = psutil.Process(ran.pid).children(recursive=True)
+        assert len(started) > 1
+        ran.kill()
+        assert not psutil.wait_procs(started, timeout=30)[1]
+
+
+def test_what_forks_has_one_thread():
+    """Threads do not survive a fork, and what they held is held for ever. Those of OpenBLAS, which it has where a node
+    may use several processors, are started anew by itself.
+    """
+    server = ForkServer(engines.CLIENT, {"OMP_NUM_THREADS": "1"}, ("torch",))
+    try:
+        with server.fork() as connection:
+            connection.recv()  # all is imported
+            assert psutil.Process(server._process.pid).num_threads() == 1
+    finally:
+        server.close()
+
+
+def test_nothing_in_the_working_directory_hides_what_workers_import(tiny_scenario, tmp_path, monkeypatch):
+    folder = tmp_path / "hiding"
+    folder.mkdir()
+    (folder / "flwr.py").write_text("raise AssertionError('not mine')")
+    monkeypatch.chdir(folder)
+
+    def server(grid, *_):
+        return [
+            one.has_error() for one in grid.send_and_receive([asking("echo", node) for node in grid.get_node_ids()])
+        ]
+
+    assert simulated(tiny_scenario, Place("", str(tmp_path)), server=server, client=CLIENT) == [False, False]
+    assert Path.cwd() == folder
