@@ -22,6 +22,7 @@ from fl_peel.privacy.report import report_of
 from fl_peel.privacy.sources import Seeded, System, source_of, whole_scale
 from simulations.runner import run
 from simulations.scenario_files import load_scenario
+from strategies.nodes.nodes import Nodes
 from strategies.rounds.sampling import sample_cohort
 from strategies.run.place import Place
 from strategies.server_app import serve
@@ -198,8 +199,11 @@ def test_seeded_noise_is_refused_where_nothing_is_simulated(tiny, tmp_path, over
 
 
 @pytest.mark.parametrize("overrides", [(), (*CENTRAL, SYSTEM)], ids=["no noise", "system"])
-def test_other_runs_are_not(tiny, tmp_path, overrides):
-    serve(SuperNodes(2), load_scenario(tiny, overrides), Place("", str(tmp_path / "run")))
+def test_other_runs_are_not(tmp_path, overrides):
+    grid = SuperNodes(2)
+    grid.node_config = {"data-dir": str(tmp_path), "run-dir": str(tmp_path)}
+    scenario = load_scenario("ml-100k", overrides)
+    assert len(Nodes.connect(grid, scenario.to_json(), root="", timeout_s=10).ids) == 2
 
 
 @pytest.mark.engine
