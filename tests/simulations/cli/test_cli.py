@@ -88,7 +88,7 @@ def test_data_list_says_what_is_where(fl_peel, tmp_path):
     assert code == 0
     assert set(lines) == {"ml-100k", "ml-1m", "gowalla", "yelp2018", "amazon-book", "amazon-electronics-timed"}
     assert lines["gowalla"][1:] == ["29,858", "40,981", "1,027,370", str(tmp_path / "gowalla")]
-    assert "not here" in " ".join(lines["ml-1m"])
+    assert "not downloaded" in " ".join(lines["ml-1m"])
 
 
 def test_profiles_list_show_validate(fl_peel, tmp_path):
