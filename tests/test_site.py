@@ -88,6 +88,7 @@ def test_links_stay_within_the_site(place, text, expected):
     assert relinked(text, place) == (text if expected is None else expected)
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     """`make docs`; strict, so that a warning is an error."""
     pytest.importorskip("mkdocstrings", reason="make docs installs what the site is made with")
