@@ -34,8 +34,6 @@ PACKAGES = ("dp-accounting", "faiss-cpu", "numba", "numpy", "scikit-learn", "sci
 """Packages whose versions may change a digit."""
 MOST_LINES = 20
 """Differences of an entry that are printed."""
-SHARED = ("tests/__init__.py", "tests/helpers/__init__.py", "tests/helpers/loopback.py")
-"""Files outside this folder that are copied into the checkout of another commit, too."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -43,10 +41,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.golden", description=__doc__.splitlines()[0])
     parser.add_argument("--record", action="store_true", help="write the golden files anew")
     parser.add_argument("--base", metavar="COMMIT", help="compare with what this commit gives, not with golden files")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder of data sets, of which all are run")
+    parser.add_argument("--data-dir", type=absolute, metavar="DIR", help="folder of data sets, of which all are run")
     parser.add_argument("--only", metavar="'A B'", help="only these entries")
     parser.add_argument("--nodes", type=int, help="Flower nodes of each run, instead of the scenarios' own")
-    parser.add_argument("--reports", type=Path, default=REPORTS, metavar="DIR", help="folder of the golden files")
+    parser.add_argument("--reports", type=absolute, default=REPORTS, metavar="DIR", help="folder of the golden files")
     asked = parser.parse_args(words)
     with tempfile.TemporaryDirectory(prefix="golden-") as temporary:
         folder = Path(temporary)
@@ -64,6 +62,11 @@ def main(words: Sequence[str] | None = None) -> int:
         return run(
             [entry for entry in chosen if is_possible(entry, asked)], session, asked.reports, record=asked.record
         )
+
+
+def absolute(folder: str) -> Path:
+    """Return a folder by a name that is good in every working directory."""
+    return Path(folder).absolute()
 
 
 def is_possible(entry: Entry, asked: argparse.Namespace) -> bool:
@@ -148,12 +151,16 @@ def record_base(asked: argparse.Namespace) -> int:
     words = ["--record", "--reports", str(asked.reports)]
     for option, value in {"--data-dir": asked.data_dir, "--only": asked.only, "--nodes": asked.nodes}.items():
         words += [] if value is None else [option, str(value)]
-    with checkout(asked.base) as root:
-        print(f"{asked.base}:", flush=True)
-        environment = os.environ | {"PYTHONPATH": str(root)}
-        done = subprocess.run([sys.executable, "-m", "tests.golden", *words], cwd=root, env=environment, check=False)
+    try:
+        with checkout(asked.base) as root:
+            print(f"{asked.base}:", flush=True)
+            environment = os.environ | {"PYTHONPATH": str(root)}
+            command = [sys.executable, "-m", "tests.golden", *words]
+            code = subprocess.run(command, cwd=root, env=environment, check=False).returncode
+    except subprocess.CalledProcessError as error:  # of git, which has said why
+        return error.returncode
     print("working tree:", flush=True)
-    return done.returncode
+    return code
 
 
 @contextmanager
@@ -165,9 +172,6 @@ def checkout(commit: str) -> Iterator[Path]:
         try:
             shutil.rmtree(root / "tests" / "golden", ignore_errors=True)
             shutil.copytree(HERE, root / "tests" / "golden", ignore=shutil.ignore_patterns("__pycache__", "reports"))
-            for name in SHARED:
-                (root / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, root / name)
             yield root
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", root], cwd=ROOT, check=True)

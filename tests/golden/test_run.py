@@ -1,12 +1,13 @@
 """Golden reports are recorded and compared; a difference and a failure are told by name, and by the exit code."""
 
 import json
+import subprocess
 
 import pytest
 
 from tests.golden import run as module
 from tests.golden.entries import Entry, Session
-from tests.golden.run import MADE_WITH, MOST_LINES, run
+from tests.golden.run import MADE_WITH, MOST_LINES, checkout, run
 
 
 @pytest.fixture
@@ -69,3 +70,28 @@ def test_other_versions_are_told(session, reports, capsys, monkeypatch):
     (reports / MADE_WITH).write_text(json.dumps(content))
     run([], session, reports, record=False)
     assert "recorded with numpy 1.0; here is " in capsys.readouterr().out
+
+
+def test_another_commit_is_checked_out_with_this_folder_in_it(tmp_path, monkeypatch):
+    def git(*words):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        done = subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout
+
+    git("init", "--quiet")
+    here = tmp_path / "tests" / "golden"
+    (here / "reports").mkdir(parents=True)
+    (here / "gone.py").touch()
+    for text in ("then", "now"):
+        (tmp_path / "code.py").write_text(text)
+        (here / "entries.py").write_text(text)
+        git("add", ".")
+        git("commit", "--quiet", "--message", text)
+    (here / "gone.py").unlink()
+    for name, value in {"ROOT": tmp_path, "HERE": here}.items():
+        monkeypatch.setattr(module, name, value)
+    with checkout("HEAD~1") as root:
+        assert (root / "code.py").read_text() == "then"
+        assert {path.name: path.read_text() for path in (root / "tests" / "golden").iterdir()} == {"entries.py": "now"}
+    assert not root.exists()
+    assert len(git("worktree", "list").splitlines()) == 1
