@@ -68,7 +68,7 @@ def _cohort(context: Context, request: Any) -> Cohort:
     with a profile hosts devices of that class alone. None does anything for noise that would hide nobody, or opens a
     path that a message names, unless it is simulated.
     """
-    setting: wire.Setting = request.setting
+    setting: wire.RunSetting = request.setting
     scenario = _of_scenario(_scenario, setting.scenario)
     refuse_seeded_noise(scenario, context)
     own = OwnData.of(context, _partition(context)[0])

@@ -1,6 +1,6 @@
 """Dataclasses to plain JSON types and back: the layout of a file is written once, as the types of what it holds.
 
-A field goes by its own name, or by that of its :class:`Key`. A field whose default is None is left out while it is
+A field goes by its own name, or by that of its :class:`JsonKey`. A field whose default is None is left out while it is
 None; without that default None is written as null, which says: looked for, and not there. :class:`Inline` lays the keys
 of a part among those of its owner. Keys that no type knows are passed over, so that a newer report can be read.
 """
@@ -21,7 +21,7 @@ Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
-class Key:
+class JsonKey:
     """What a field is called in JSON; ``{name}`` in it is filled in when a file is written or read."""
 
     text: str
@@ -70,7 +70,7 @@ def from_plain(kind: type[Kind], plain: object, what: str, **names: object) -> K
     Raises:
         ReportError: a key is missing or its value of the wrong type or out of range; its path is named.
     """
-    value: Kind = _Reader(what, names).read(kind, plain, ())
+    value: Kind = _JsonReader(what, names).read(kind, plain, ())
     return value
 
 
@@ -97,7 +97,7 @@ def _fields(owner: type) -> tuple[_Field, ...]:
     for field in fields(owner):
         hint = hints[field.name]
         marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-        key = next((mark.text for mark in marks if isinstance(mark, Key)), field.name)
+        key = next((mark.text for mark in marks if isinstance(mark, JsonKey)), field.name)
         inline = next((mark.prefix for mark in marks if isinstance(mark, Inline)), None)
         required = field.default is MISSING and field.default_factory is MISSING
         found.append(_Field(field.name, key, hint, inline, field.default is None, required))
@@ -124,7 +124,7 @@ Path = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class _Reader:
+class _JsonReader:
     """Reads values by their types. names: what keys are filled in with."""
 
     what: str
@@ -195,4 +195,4 @@ class _Reader:
         return ReportError(f"{self.what}: {where}: {message}; see strategies/figures/schema.py")
 
 
-__all__ = ["Inline", "Key", "from_plain", "to_plain"]
+__all__ = ["Inline", "JsonKey", "from_plain", "to_plain"]

@@ -19,7 +19,7 @@ from rich.console import Console
 from fl_peel.disks import device_splits, device_timeline
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
-from simulations.cli.progress import Lines
+from simulations.cli.progress import ProgressLines
 from simulations.deployment.grid import deployment_grid, is_simulated
 from simulations.engine.folders import default_cache_dir, run_folder
 from simulations.engine.inputs import MODEL, check_run, checked, require_absolute
@@ -32,7 +32,7 @@ from simulations.timeline.report import timeline_tables
 from simulations.timeline.run import save_timeline
 from simulations.unfinished import unfinished
 from strategies.figures.schema import RunResult
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.server_app import connected, serve
 from strategies.timeline.serve import serve_timeline
 
@@ -50,7 +50,7 @@ def main(grid: Grid, context: Context) -> None:
     scenario, data_dir, out = read_config(config)
     grid = deployment_grid(grid, scenario.engine.patience_s)
     with run_folder() as run_dir, PeakMemory() as memory:
-        place = Place(data_dir, str(run_dir), str(default_cache_dir()))
+        place = RunPaths(data_dir, str(run_dir), str(default_cache_dir()))
         if scenario.data.timeline is not None:
             _timeline(grid, scenario, place, out, command(config))
             return
@@ -61,7 +61,7 @@ def main(grid: Grid, context: Context) -> None:
         check_run(scenario, splits)
         here = is_simulated(grid)  # elsewhere devices have disks of their own, which nobody copies
         with unfinished(out if here else None, scenario, splits) as kept_dir:
-            lines = Lines(lambda line: print(line, flush=True))
+            lines = ProgressLines(lambda line: print(line, flush=True))
             at = keeping(place, kept_dir) if here or out is None else replace(place, model_dir=str(run_dir / MODEL))
             result = serve(grid, scenario, at, lines, nodes)
             result = _with_engine(finished(result, scenario, memory.peak_bytes, command(config)), grid)
@@ -79,11 +79,11 @@ def _with_engine(result: RunResult, grid: Grid) -> RunResult:
     return replace(result, environment=replace(result.environment, engine="deployment"))
 
 
-def _timeline(grid: Grid, scenario: Scenario, place: Place, out: Path | None, typed: str) -> None:
+def _timeline(grid: Grid, scenario: Scenario, place: RunPaths, out: Path | None, typed: str) -> None:
     """Replay a timeline and print it."""
     timeline = device_timeline(scenario, place.data_dir, place.run_dir)
     with unfinished(out if is_simulated(grid) else None, scenario, timeline) as kept_dir:
-        lines = Lines(lambda line: print(line, flush=True))
+        lines = ProgressLines(lambda line: print(line, flush=True))
         result = serve_timeline(grid, scenario, replace(place, kept_dir=kept_dir), lines)
         result = replace(result, versions=versions(), command=typed)
         if out is not None:

@@ -29,7 +29,7 @@ FAREWELL_S = 2.0
 """How long the end waits to be heard, at most."""
 
 
-class Events:
+class EventLog:
     """What a run has told so far, for many threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -65,13 +65,13 @@ class Events:
 
 
 @contextmanager
-def live(port: int, title: str) -> Iterator[tuple[str, Events]]:
+def live(port: int, title: str) -> Iterator[tuple[str, EventLog]]:
     """Serve a run's page on loopback, and give its address and what to tell of events; port 0: any that is free.
 
     Raises:
         ReportError: the port is taken, or is none.
     """
-    events = Events()
+    events = EventLog()
     page = render(
         "live.html",
         title=f"{title}: running",
@@ -102,7 +102,7 @@ def live(port: int, title: str) -> Iterator[tuple[str, Events]]:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     page: bytes
-    events: Events
+    events: EventLog
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -138,4 +138,4 @@ class _Handler(BaseHTTPRequestHandler):
         """The terminal is the run's."""
 
 
-__all__ = ["Events", "live"]
+__all__ = ["EventLog", "live"]

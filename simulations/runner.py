@@ -45,7 +45,7 @@ from simulations.trackers.watching import watched
 from simulations.unfinished import DONE, about_run, mark_done, read_done, unfinished
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult, to_json
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 
 if TYPE_CHECKING:
     from simulations.differences.seeds import SeedsResult
@@ -82,7 +82,7 @@ def run(
     out = given_folder(out)
     scenario = checked(scenario, out, working_dir=Path.cwd())
     with run_folder() as run_dir:
-        place = Place(data_folder(data_dir), str(run_dir), str(cache_dir or ""))
+        place = RunPaths(data_folder(data_dir), str(run_dir), str(cache_dir or ""))
         start = time.perf_counter()
         splits = splits_to_run(scenario, place.data_dir, place.run_dir)
         reading_s = time.perf_counter() - start
@@ -97,7 +97,7 @@ def run(
         return result
 
 
-def keeping(place: Place, kept_dir: str) -> Place:
+def keeping(place: RunPaths, kept_dir: str) -> RunPaths:
     """A place where a run keeps what is done, and leaves its model: on the disk of its results, "" for none of it."""
     return replace(place, kept_dir=kept_dir, model_dir=os.path.join(kept_dir, MODEL) if kept_dir else "")
 
@@ -123,7 +123,7 @@ def run_seeds(
     Raises:
         FlPeelError: as :func:`run`.
     """
-    from simulations.differences.runs import Runs
+    from simulations.differences.runs import SeedRuns
     from simulations.differences.seeds import seeds_result, write_seeds
 
     if not isinstance(scenario, Scenario):
@@ -158,7 +158,7 @@ def run_seeds(
             told(Event("report", 1, 1, "resumed from a checkpoint"))
         found.append((number, result, PerDevice.read(place / FILE)))
     numbers, results, devices = zip(*found, strict=True)
-    runs = Runs(str(out), numbers, devices, results[0].scenario)
+    runs = SeedRuns(str(out), numbers, devices, results[0].scenario)
     together = seeds_result(runs, results[0].versions, command, scenario.evaluation.bootstrap or REPLICATES)
     write_seeds(out, together)
     for number in numbers:
@@ -231,7 +231,7 @@ def _demo(
     return {DEMO: page.encode()}
 
 
-def served(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent) -> RunResult:
+def served(grid: Grid, scenario: Scenario, place: RunPaths, on_event: OnEvent) -> RunResult:
     """:func:`strategies.server_app.serve`, imported while the nodes' processes start."""
     from strategies.server_app import serve
 

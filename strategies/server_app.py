@@ -21,7 +21,7 @@ from strategies.evaluation.moving_budgets import fall_rows, measure_elasticity
 from strategies.evaluation.poisoning import measure_poisoning
 from strategies.figures.clock import time_to_recall
 from strategies.figures.figures import (
-    FullReplies,
+    FullTableReplies,
     budget_rows,
     bytes_per_device,
     device_class_rows,
@@ -44,16 +44,16 @@ from strategies.figures.schema import (
 from strategies.figures.secure import secure_report
 from strategies.nodes.members import NUM_TRACED, some_devices
 from strategies.nodes.nodes import Nodes
-from strategies.run.kept import Kept
+from strategies.run.kept import RunCheckpoints
 from strategies.run.model import save_model
-from strategies.run.place import Place, Stages
-from strategies.run.prepare import Prepared, privacy_plan
+from strategies.run.place import RunPaths, StageTimes
+from strategies.run.prepare import Stage1Outcome, privacy_plan
 from strategies.run.preparing import prepare
 from strategies.run.refinement import Refiner
 from strategies.run.refit import rehearse
 
 
-def connected(grid: Grid, scenario: Scenario, place: Place) -> Nodes:
+def connected(grid: Grid, scenario: Scenario, place: RunPaths) -> Nodes:
     """The nodes of ``grid``; those that have their own interactions are told the items, and tell how many devices they
     have, which the run's folder knows from then on.
 
@@ -74,7 +74,7 @@ def connected(grid: Grid, scenario: Scenario, place: Place) -> Nodes:
 
 
 def serve(
-    grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = silent, nodes: Nodes | None = None
+    grid: Grid, scenario: Scenario, place: RunPaths, on_event: OnEvent = silent, nodes: Nodes | None = None
 ) -> RunResult:
     """Run a scenario on the nodes of ``grid``; returns what it measured, without what only the caller knows. nodes:
     where they are connected already.
@@ -83,13 +83,13 @@ def serve(
         raise ScenarioError(
             "data.timeline: timelines are replayed by fl-peel run, flwr run and strategies.timeline.serve; leave it out"
         )
-    stages = Stages()
+    stages = StageTimes()
     with stages("start"):
         nodes = nodes or connected(grid, scenario, place)
     on_event(Event("start", 1, 1, f"{len(nodes.ids)} nodes"))
     plan = privacy_plan(scenario, place)
     told, rehearsal = scenario, None
-    kept = Kept.at(place, stages, on_event)
+    kept = RunCheckpoints.at(place, stages, on_event)
     if scenario.data.refit:
         rehearsal = kept.stage(
             "rehearsal", lambda: rehearse(grid, told, place, nodes, stages, on_event, kept), disks=True
@@ -171,14 +171,14 @@ def serve(
     )
 
 
-def _before_rounds(evaluator: Evaluator, prepared: Prepared) -> FullReplies:
+def _before_rounds(evaluator: Evaluator, prepared: Stage1Outcome) -> FullTableReplies:
     """What devices get from full tables before any round, where the scenario wants to know."""
     scenario = evaluator.scenario
     if not scenario.evaluation.full_tables:
-        return FullReplies(None, None, None, None)
+        return FullTableReplies(None, None, None, None)
     table, validated = prepared.global_table, bool(scenario.data.validation_share)
     parts = evaluator.full_tables(with_validation=validated)
-    return FullReplies(
+    return FullTableReplies(
         None if table is None else evaluator.full_table(table),
         parts.whole.only(slice(0, 1)),
         parts.whole.only(slice(1, 2)) if validated else None,

@@ -23,7 +23,7 @@ from strategies.rounds.bucketed import BucketedServerContents
 from strategies.rounds.choice import contents_kind as server_kind
 from strategies.rounds.contracts import ServerContentsContract
 from strategies.rounds.open import OpenServerContents
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
@@ -107,7 +107,7 @@ def installed(monkeypatch):
 def served(tiny, folder, *overrides, nodes=2):
     scenario = load_scenario(tiny, [*overrides, f"engine.nodes={nodes}", "elasticity.rounds=0"])
     grid = LoopbackGrid(nodes)
-    return serve(grid, scenario, Place("", str(folder))), grid
+    return serve(grid, scenario, RunPaths("", str(folder))), grid
 
 
 def recalls(result):

@@ -215,7 +215,7 @@ EXPORTED = {
         *FLEETS,
     },
     "clients": FLEETS | DEVICE_CONTENTS,
-    "strategies": {"PeelStrategy", "Place", "serve", *SERVER_CONTENTS},
+    "strategies": {"PeelStrategy", "RunPaths", "serve", *SERVER_CONTENTS},
     "simulations": {"Progress", "Result", "load_scenario", "run", "shipped_scenarios"},
 }
 

@@ -20,7 +20,7 @@ _LARGEST_BUDGET = 2.0**62
 
 
 @dataclass(frozen=True)
-class _Part:
+class _ClassBudgets:
     """The devices of one class: their place in the answer, ids, and what their budgets derive from."""
 
     name: str
@@ -67,7 +67,7 @@ class FleetBudgets:
     @staticmethod
     def _part(
         profile: DeviceProfile, index: NDArray[np.int64], devices: Devices, seed: int, full_table_bytes: int
-    ) -> _Part:
+    ) -> _ClassBudgets:
         budget_seed = seed_for(seed, "budget", profile.name)
         base = profile.base_bytes(seed, devices, full_table_bytes=full_table_bytes)
         limit = profile.limit_bytes(seed, devices)
@@ -78,7 +78,7 @@ class FleetBudgets:
         _refuse(profile.name, "working memory", ~(working >= 0), devices)
         working = np.minimum(working, _LARGEST_BUDGET)
         found = held_once(base), held_once(ceiling), held_once(working)
-        return _Part(profile.name, index, devices, profile.budget, budget_seed, *found)
+        return _ClassBudgets(profile.name, index, devices, profile.budget, budget_seed, *found)
 
     def ceiling(self) -> NDArray[np.int64]:
         """Return the bytes that each device's budget never exceeds."""
@@ -92,7 +92,7 @@ class FleetBudgets:
     def _working(self) -> NDArray[np.int64]:
         return held_once(self._whole(lambda part: part.working_bytes))
 
-    def _whole(self, num_bytes: Callable[[_Part], FloatArray]) -> NDArray[np.int64]:
+    def _whole(self, num_bytes: Callable[[_ClassBudgets], FloatArray]) -> NDArray[np.int64]:
         """Whole bytes of each device."""
         result = np.zeros(self.num_devices, dtype=np.int64)
         for part in self._parts:

@@ -98,7 +98,7 @@ class LogNormal:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Categorical:
     """A list of values (rising) with the share of each."""
 
     values: tuple[float, ...]
@@ -147,7 +147,7 @@ def _number(
         raise FieldError(str(error), *path) from None
 
 
-def _choice(weights: Mapping[float, float]) -> Choice:
+def _choice(weights: Mapping[float, float]) -> Categorical:
     kept = {value: weight for value, weight in weights.items() if weight > 0}
     total = sum(kept.values())
     if not kept or not np.isfinite(total):
@@ -155,7 +155,7 @@ def _choice(weights: Mapping[float, float]) -> Choice:
     if len(kept) > _MAX_VALUES:
         raise FieldError(f"has {len(kept)} different values; at most {_MAX_VALUES}: round them")
     ordered = sorted(kept)
-    return Choice(tuple(ordered), tuple(kept[value] / total for value in ordered))
+    return Categorical(tuple(ordered), tuple(kept[value] / total for value in ordered))
 
 
 def _uniform(value: object, unit_bytes: int | None, folder: Folder) -> Distribution:
@@ -250,7 +250,7 @@ def read_distribution(value: object, *, unit_bytes: int | None = None, folder: F
     Raises:
         FieldError: neither, or parameters that make no sense.
     """
-    if isinstance(value, (Constant, Uniform, LogNormal, Choice)):
+    if isinstance(value, (Constant, Uniform, LogNormal, Categorical)):
         return value
     if not isinstance(value, Mapping):
         return Constant(number(value))

@@ -17,7 +17,7 @@ NEVER = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
-class Before:
+class PreviousHoldings:
     """What the hosted devices held last, (N,) by place: user group, -1 where there is none; cutoffs: (N, X) how far
     they read under each budget (X,); ranks: (G, B) of every block in the list of each group, NEVER where it was not.
     """
@@ -28,7 +28,7 @@ class Before:
     budgets: IntArray
 
     @staticmethod
-    def read(cohort: Cohort, budgets: IntArray | None = None) -> Before:
+    def read(cohort: Cohort, budgets: IntArray | None = None) -> PreviousHoldings:
         """As it was saved, for all devices that are or were hosted. budgets: (X,), where nothing was saved yet.
 
         Raises:
@@ -38,14 +38,14 @@ class Before:
         if not cohort.held_file.is_file():
             some = np.zeros(0, np.int64) if budgets is None else budgets
             nothing = np.zeros((count, len(some)), np.int64), np.zeros((0, 0), np.int32)
-            return Before(np.full(count, -1, np.int64), *nothing, some)
+            return PreviousHoldings(np.full(count, -1, np.int64), *nothing, some)
         try:
             with np.load(cohort.held_file) as kept:
                 known, some = len(kept["groups"]), kept["budgets"]
                 count = max(count, known)
                 groups, cutoffs = np.full(count, -1, np.int64), np.zeros((count, len(some)), np.int64)
                 groups[:known], cutoffs[:known] = kept["groups"], kept["cutoffs"]
-                return Before(groups, cutoffs, kept["ranks"], some)
+                return PreviousHoldings(groups, cutoffs, kept["ranks"], some)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise EngineError(
                 f"{cohort.held_file}: the state of this node's devices is damaged; start the run again"
@@ -82,4 +82,4 @@ class Before:
         return np.where(self.groups >= 0, current[self.groups], -1)
 
 
-__all__ = ["NEVER", "Before"]
+__all__ = ["NEVER", "PreviousHoldings"]

@@ -66,7 +66,7 @@ class DeviceRates:
 
 
 @dataclass(frozen=True)
-class Spent:
+class RoundCost:
     """What a round took of each device, (N,) each; late: it was not done by the deadline and was cut off there."""
 
     time_us: IntArray
@@ -94,7 +94,7 @@ def spend(
     samples: IntArray,
     upload_bytes: IntArray,
     deadline_s: float | None = None,
-) -> Spent:
+) -> RoundCost:
     """What devices spend on a round, each stopping at the deadline.
 
     download_bytes, samples, upload_bytes: (N,), the work of the whole round. Energy is train_watts over the training
@@ -114,7 +114,7 @@ def spend(
     )
     moved_up = np.where(late, np.minimum(np.floor(up_s * rates.uplink_bytes_per_s), upload_bytes), upload_bytes)
     joules = rates.train_watts * train_s + rates.radio_joules_per_mb * (moved_down + moved_up) / 1e6
-    return Spent(
+    return RoundCost(
         _whole(np.minimum(seconds, limit) * MICROSECONDS),
         _whole(joules * MILLIJOULES),
         moved_down.astype(np.int64),
@@ -136,4 +136,4 @@ def never_in_time(
     return round_seconds(rates, download_bytes, samples, np.zeros_like(download_bytes)) > deadline_s
 
 
-__all__ = ["MOST", "DeviceRates", "Spent", "never_in_time", "round_seconds", "spend"]
+__all__ = ["MOST", "DeviceRates", "RoundCost", "never_in_time", "round_seconds", "spend"]

@@ -196,7 +196,7 @@ def open_cohort(
     """The cohort of node ``partition``: everything but the state that changes, so it may be kept in memory.
 
     profile: the class of the fleet that all devices here belong to; "" draws each device's by population share. fleet:
-    as in :class:`fl_peel.wire.Setting`.
+    as in :class:`fl_peel.wire.RunSetting`.
 
     Raises:
         ProfileError: the fleet has no such class.

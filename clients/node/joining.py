@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.node.before import Before
+from clients.node.before import PreviousHoldings
 from clients.node.cohort import Cohort
 from clients.node.state import DeviceState
 from fl_peel.blocks.layout import BlockLayout
@@ -133,7 +133,7 @@ def _mapped(cohort: Cohort, request: JoinRequest) -> tuple[NDArray[np.float32], 
     groups = nearest(vectors, request.centroids)
     timeline = cohort.scenario.data.timeline
     if timeline is not None and len(request.former):
-        last = Before.read(cohort).now(request.former)[: len(groups)]
+        last = PreviousHoldings.read(cohort).now(request.former)[: len(groups)]
         groups = staying(np.asarray(vectors), request.centroids, groups, last, timeline.regroup_margin)
     groups = answered_groups(cohort, np.arange(len(groups)), groups, request.centroids)
     for group in np.unique(groups).tolist():

@@ -13,17 +13,17 @@ from clients.round.clear import clear_round
 from clients.round.masked import announce_keys
 from clients.round.members import train_members
 from clients.round.memory import beside_bytes
-from clients.round.world import RoundWorld
+from clients.round.world import RoundContext
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.exchange.counters import ClockCounts
 from fl_peel.privacy.mechanisms import find_mechanism
 from fl_peel.privacy.plan import in_masked_sums, noise_devices_of
-from fl_peel.secure.plan import Vanishes, vanishing
+from fl_peel.secure.plan import DropoutStage, vanishing
 from fl_peel.wire import RoundReply, RoundRequest, SecureKeysRequest
 
 
 @dataclass(frozen=True)
-class Stages:
+class UnmaskedFigures:
     """What the messages of secure aggregation say of one device outside its masked vector: the keys reply, but for
     keys, which are random numbers; whether it sends a vector, whether it opens shares.
     """
@@ -43,19 +43,19 @@ def answer_alone(cohort: Cohort, request: RoundRequest, announced: Mapping[int, 
     return clear_round(cohort, request, {group: noise_devices_of(cohort.scenario, number) for group, number in numbers})
 
 
-def stages_alone(cohort: Cohort, request: RoundRequest, ranked: RankedBlocks) -> Stages:
+def stages_alone(cohort: Cohort, request: RoundRequest, ranked: RankedBlocks) -> UnmaskedFigures:
     """The stages of secure aggregation of the request's one device."""
     keys = announce_keys(cohort, SecureKeysRequest(request.setting, request.server_round, request.devices))
     when = int(vanishing(cohort.scenario, request.server_round, request.devices)[0])
-    if when == Vanishes.NEVER and not _sends(cohort, request, ranked):
-        when = int(Vanishes.VECTOR)
-    sends = when != Vanishes.VECTOR
-    return Stages(keys.clock, len(keys.devices), sends, sends and when != Vanishes.OPENING)
+    if when == DropoutStage.NEVER and not _sends(cohort, request, ranked):
+        when = int(DropoutStage.VECTOR)
+    sends = when != DropoutStage.VECTOR
+    return UnmaskedFigures(keys.clock, len(keys.devices), sends, sends and when != DropoutStage.OPENING)
 
 
 def _sends(cohort: Cohort, request: RoundRequest, ranked: RankedBlocks) -> bool:
     """Whether memory and time let the device end the round."""
-    world, places = RoundWorld.of(cohort, request), cohort.places(request.devices)
+    world, places = RoundContext.of(cohort, request), cohort.places(request.devices)
     if world.memory(ranked, places, world.working(places)).dropped_out.all():
         return False
     if cohort.scenario.refinement.deadline_s is None:
@@ -71,4 +71,4 @@ def present_rows(
     return ranked.num_present(ranked.cutoffs(lowest - beside_bytes(cohort.scenario)))
 
 
-__all__ = ["Stages", "answer_alone", "present_rows", "stages_alone"]
+__all__ = ["UnmaskedFigures", "answer_alone", "present_rows", "stages_alone"]

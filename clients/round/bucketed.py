@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.round.open import OpenDeviceContents
-from clients.round.outcome import Keeps, MembersRound
+from clients.round.outcome import MembersReply, StateUpdate
 from fl_peel.data.interactions import IntArray
 from fl_peel.randomness import device_seeds
 from fl_peel.scenario.scenario import Scenario
@@ -28,15 +28,15 @@ BY_BLOCK = ("holders", "hits", "shown", "exposed")
 class BucketedDeviceContents(OpenDeviceContents):
     """What open contents say, bucket by bucket."""
 
-    def together(self, devices: IntArray, some: Callable[[NDArray[np.bool_]], MembersRound]) -> MembersRound:
+    def together(self, devices: IntArray, some: Callable[[NDArray[np.bool_]], MembersReply]) -> MembersReply:
         """The rounds of the buckets, put together."""
         buckets = buckets_of(self.scenario, devices)
         parts = {number: some(buckets == number) for number in np.unique(buckets).tolist()}
         arrays = {number: part.arrays for number, part in parts.items()}
-        return MembersRound(
+        return MembersReply(
             merged_arrays(arrays, self.scenario.refinement.aggregation.robust.buckets),
             reduce(add, (part.counts for part in parts.values())),
-            Keeps.joined([part.keeps for part in parts.values()]),
+            StateUpdate.joined([part.keeps for part in parts.values()]),
         )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
-from clients.round.outcome import Keeps
-from clients.round.world import RoundWorld
+from clients.round.outcome import StateUpdate
+from clients.round.world import RoundContext
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import RoundCounts
@@ -14,10 +14,10 @@ from fl_peel.exchange.counters import RoundCounts
 Reply = TypeVar("Reply")
 
 
-class Channel(ABC, Generic[Reply]):
+class DeviceChannel(ABC, Generic[Reply]):
     """Of one node and one round: it takes one user group after the other, then makes the reply."""
 
-    def __init__(self, world: RoundWorld) -> None:
+    def __init__(self, world: RoundContext) -> None:
         self.world = world
 
     def begin(self) -> RoundCounts:
@@ -29,7 +29,7 @@ class Channel(ABC, Generic[Reply]):
         """Places (N,) of the devices of a user group that are reached."""
 
     @abstractmethod
-    def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[Keeps]]:
+    def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
         """The round of devices (N,), one at least: what is counted in the open, and what they will keep."""
 
     @abstractmethod
@@ -37,10 +37,10 @@ class Channel(ABC, Generic[Reply]):
         """All that was said; counts: as far as they are said in the open."""
 
 
-def run_round(channel: Channel[Reply]) -> Reply:
+def run_round(channel: DeviceChannel[Reply]) -> Reply:
     """One round of a node's devices."""
     world = channel.world
-    counts, keeps = channel.begin(), list[Keeps]()
+    counts, keeps = channel.begin(), list[StateUpdate]()
     layout, precision = world.cohort.layout(), world.cohort.scenario.blocks.precision
     for group, payload in world.request.groups.items():
         members = channel.members(group)
@@ -55,4 +55,4 @@ def run_round(channel: Channel[Reply]) -> Reply:
     return channel.reply(world.contents.counted(counts))
 
 
-__all__ = ["Channel", "run_round"]
+__all__ = ["DeviceChannel", "run_round"]

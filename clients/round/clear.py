@@ -8,20 +8,20 @@ from dataclasses import replace
 import numpy as np
 
 from clients.node.cohort import Cohort
-from clients.round.channel import Channel, run_round
+from clients.round.channel import DeviceChannel, run_round
 from clients.round.members import ChannelTerms, train_members
-from clients.round.outcome import Keeps
-from clients.round.world import RoundWorld
+from clients.round.outcome import StateUpdate
+from clients.round.world import RoundContext
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.wire import Arrays, RoundReply, RoundRequest
 
 
-class ClearChannel(Channel[RoundReply]):
+class ClearDeviceChannel(DeviceChannel[RoundReply]):
     """noise_devices: of user groups whose devices add central noise in shares, whose shares make its full strength."""
 
-    def __init__(self, world: RoundWorld, noise_devices: Mapping[int, int] | None = None) -> None:
+    def __init__(self, world: RoundContext, noise_devices: Mapping[int, int] | None = None) -> None:
         super().__init__(world)
         self._noise_devices = noise_devices or {}
         self._groups = np.asarray(world.state.groups)
@@ -37,7 +37,7 @@ class ClearChannel(Channel[RoundReply]):
         """Those of the user group."""
         return np.asarray(self._reached[self._groups[self._reached] == group])
 
-    def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[Keeps]]:
+    def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
         """All of them together, as the contents have it."""
         terms = ChannelTerms(noise_devices=self._noise_devices.get(group))
         done = self.world.contents.together(
@@ -54,7 +54,7 @@ class ClearChannel(Channel[RoundReply]):
 
 def clear_round(cohort: Cohort, request: RoundRequest, noise_devices: Mapping[int, int] | None = None) -> RoundReply:
     """One round for the sampled devices of this node, in the clear."""
-    return run_round(ClearChannel(RoundWorld.of(cohort, request), noise_devices))
+    return run_round(ClearDeviceChannel(RoundContext.of(cohort, request), noise_devices))
 
 
-__all__ = ["ClearChannel", "clear_round"]
+__all__ = ["ClearDeviceChannel", "clear_round"]

@@ -23,12 +23,12 @@ from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.contracts import example_devices
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.open_sums import dense
-from fl_peel.exchange.trained import Trained
+from fl_peel.exchange.trained import TrainedDevices
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.vector import Values
 from fl_peel.training.settings import LocalTraining
 from fl_peel.training.work import LocalWork
-from fl_peel.wire import RoundRequest, Setting
+from fl_peel.wire import RoundRequest, RunSetting
 
 
 class DeviceContentsContract:
@@ -43,7 +43,7 @@ class DeviceContentsContract:
         keys = {"name": "contract", "data": {"path": "interactions.csv"}, **self.keys}
         scenario = Scenario.model_validate(keys)
         nobody = np.zeros(0, np.int64)
-        setting = Setting(scenario.to_json(), "", "")
+        setting = RunSetting(scenario.to_json(), "", "")
         return self.contents(scenario, RoundRequest(setting, 1, signals, 1.0, nobody, nobody, {}, clip_norm=1.0))
 
     def said(self, places: IntArray, *, signals: bool = True) -> Values:
@@ -57,7 +57,7 @@ class DeviceContentsContract:
             LocalWork(ranked, cutoffs, all_of_them.users[places], train, seeds, contents.local(LocalTraining()))
         )
         best = all_of_them.best[places] if signals and all_of_them.best is not None else None
-        trained = Trained(places, cutoffs, users, update, best, train, train)
+        trained = TrainedDevices(places, cutoffs, users, update, best, train, train)
         return dense(contents.said(ranked, trained), len(ranked.items), ranked.layout.embedding_dim)
 
     def test_numbers_are_whole_and_add_up_over_devices(self) -> None:

@@ -12,12 +12,12 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.node.clock import DeviceRates, Spent, never_in_time, spend
-from clients.round.malice import Malice
+from clients.node.clock import DeviceRates, RoundCost, never_in_time, spend
+from clients.round.malice import Adversary
 from clients.round.memory import IntArray, RoundMemory
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.data.interactions import UserItems
-from fl_peel.exchange.traffic import Hiding
+from fl_peel.exchange.traffic import TrafficPadding
 from fl_peel.ranking.top import top_rows
 from fl_peel.training.group import Train, train_group
 from fl_peel.training.settings import LocalTraining
@@ -40,7 +40,7 @@ class GroupDevices:
     train: UserItems
     seeds: NDArray[np.uint64]
     rates: DeviceRates
-    malice: Malice | None = None
+    malice: Adversary | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class GroupRound:
+class GroupOutcome:
     """What came of it. kept: (M,) positions of the devices that count; the next four are of those devices alone.
 
     users: (M, d); update: their sums; best: (M, L) top rows, or None;
@@ -67,7 +67,7 @@ class GroupRound:
     users: NDArray[np.float32]
     update: GroupUpdate
     best: NDArray[np.int32] | None
-    spent: Spent
+    spent: RoundCost
     stragglers: NDArray[np.bool_]
     memory_dropouts: NDArray[np.bool_]
 
@@ -81,10 +81,10 @@ def train_in_time(
     list_length: int | None,
     deadline_s: float | None,
     traffic: Traffic | None = None,
-    hiding: Hiding | None = None,
+    hiding: TrafficPadding | None = None,
     train: Train = train_group,
     device: str = "cpu",
-) -> GroupRound:
+) -> GroupOutcome:
     """Train the devices of one user group; list_length: of the top lists for signals, None where none are wanted.
 
     traffic: None where devices upload what they touched; hiding: what they move besides, so that nobody sees it;
@@ -118,7 +118,7 @@ def train_in_time(
         spent = spend(rates, download, samples, uploads, deadline_s)
         in_time = ~spent.late[kept]
         if in_time.all():
-            return GroupRound(kept, users, update, best, spent, spent.late & ~out, out)
+            return GroupOutcome(kept, users, update, best, spent, spent.late & ~out, out)
         kept = kept[in_time]
 
 
@@ -134,4 +134,4 @@ def _present(rows: NDArray[np.int32], items: UserItems, num_present: IntArray) -
     return items.keep((rows >= 0) & (rows < np.repeat(num_present, items.counts()))).counts()
 
 
-__all__ = ["METRIC_BYTES", "SIGNAL_BYTES", "GroupDevices", "GroupRound", "Traffic", "train_in_time", "work_samples"]
+__all__ = ["METRIC_BYTES", "SIGNAL_BYTES", "GroupDevices", "GroupOutcome", "Traffic", "train_in_time", "work_samples"]

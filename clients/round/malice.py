@@ -54,7 +54,7 @@ def pretended(items: UserItems, liars: BoolArray, targets: NDArray[np.int32]) ->
 
 
 @dataclass(frozen=True)
-class Malice:
+class Adversary:
     """Some devices of a user group among whom are malicious ones: liars (N,); targets, ascending."""
 
     liars: BoolArray
@@ -62,15 +62,15 @@ class Malice:
     targets: NDArray[np.int32]
 
     @staticmethod
-    def among(cohort: Cohort, places: IntArray) -> Malice | None:
+    def among(cohort: Cohort, places: IntArray) -> Adversary | None:
         """Of the hosted devices at these places (N,); None where the scenario has no malicious devices."""
         scenario = cohort.scenario
         if not scenario.poisoning.active:
             return None
         liars = malicious(scenario, cohort.devices[places])
-        return Malice(liars, scenario.poisoning, target_items(scenario, cohort.splits.num_items))
+        return Adversary(liars, scenario.poisoning, target_items(scenario, cohort.splits.num_items))
 
-    def select(self, positions: IntArray) -> Malice:
+    def select(self, positions: IntArray) -> Adversary:
         """Of some of the devices."""
         return replace(self, liars=self.liars[positions])
 
@@ -84,7 +84,7 @@ class Malice:
 
 
 def train_poisoned(
-    work: LocalWork, malice: Malice, train_them: Train = train_group
+    work: LocalWork, malice: Adversary, train_them: Train = train_group
 ) -> tuple[NDArray[np.float32], GroupUpdate]:
     """As ``train_them``, where devices that lie alter their updates.
 
@@ -138,4 +138,4 @@ def altered(
     return changed
 
 
-__all__ = ["Malice", "altered", "malicious", "pretended", "target_items", "train_poisoned"]
+__all__ = ["Adversary", "altered", "malicious", "pretended", "target_items", "train_poisoned"]

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
-from clients.round.channel import Channel, run_round
+from clients.round.channel import DeviceChannel, run_round
 from clients.round.in_time import Traffic
 from clients.round.members import ChannelTerms, train_members
-from clients.round.outcome import Keeps, MembersRound
+from clients.round.outcome import MembersReply, StateUpdate
 from clients.round.secret_store import KEYS, MASKED, SHARED, Arrays, SecretStore
-from clients.round.world import RoundWorld, reached_devices
+from clients.round.world import RoundContext, reached_devices
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.errors import SecureAggregationError
@@ -34,8 +34,8 @@ from fl_peel.privacy.plan import in_masked_sums, noise_devices_of
 from fl_peel.secure import device as protocol
 from fl_peel.secure.device import HeldShares, Neighbour, Secrets
 from fl_peel.secure.keys import KEY_BYTES, SEED_BYTES, Occasion
-from fl_peel.secure.masks import Words
-from fl_peel.secure.plan import EXCHANGES, DeviceBytes, Vanishes, needed_of, vanishing
+from fl_peel.secure.masks import MaskWords
+from fl_peel.secure.plan import EXCHANGES, DeviceBytes, DropoutStage, needed_of, vanishing
 from fl_peel.secure.sharing import SHARE_BYTES
 from fl_peel.secure.vector import CHECK, VectorLayout
 from fl_peel.wire import (
@@ -99,7 +99,7 @@ def share_secrets(cohort: Cohort, request: SecureSharesRequest) -> SecureSharesR
         kept = store.load(request.server_round, group, KEYS)
         devices, neighbours = given.devices, given.neighbours
         check_same(occasion, kept, devices)
-        lost = vanishing(scenario, request.server_round, devices) == Vanishes.SHARES
+        lost = vanishing(scenario, request.server_round, devices) == DropoutStage.SHARES
         needed, _ = needed_of(scenario, len(given.directory))
         size = protocol.SEALED_BYTES if scenario.secure_aggregation.masked else 0
         sealed = np.zeros((*neighbours.shape, size), np.uint8)
@@ -113,10 +113,10 @@ def share_secrets(cohort: Cohort, request: SecureSharesRequest) -> SecureSharesR
     return SecureSharesReply(replies, time.perf_counter() - start)
 
 
-class MaskedChannel(Channel[SecureRoundReply]):
+class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
     """Stage 3: devices whose secrets are shared train, mask their vectors, and send them; each by itself."""
 
-    def __init__(self, world: RoundWorld, request: SecureRoundRequest) -> None:
+    def __init__(self, world: RoundContext, request: SecureRoundRequest) -> None:
         super().__init__(world)
         self._request = request
         self._sums: dict[int, MaskedSum] = {}
@@ -126,11 +126,11 @@ class MaskedChannel(Channel[SecureRoundReply]):
         """Those whose neighbours' shares are in the message."""
         return self.world.cohort.places(self._request.secure[group].devices)
 
-    def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[Keeps]]:
+    def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
         """One device after the other; counted in the open are those that are in no sum, and how long it took."""
-        counts, keeps = self.begin(), list[Keeps]()
+        counts, keeps = self.begin(), list[StateUpdate]()
         stage = _GroupStage.of(self.world, ranked, self._request.secure[group], group)
-        survivors, total = [], Words.zeros(*stage.layout.num_words)
+        survivors, total = [], MaskWords.zeros(*stage.layout.num_words)
         for i in range(len(members)):
             part, words = stage.vector(i)
             if words is None:
@@ -155,7 +155,7 @@ class MaskedChannel(Channel[SecureRoundReply]):
 
 def masked_round(cohort: Cohort, request: SecureRoundRequest) -> SecureRoundReply:
     """Stage 3 for the devices of this node."""
-    return run_round(MaskedChannel(RoundWorld.of(cohort, request), request))
+    return run_round(MaskedDeviceChannel(RoundContext.of(cohort, request), request))
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class _GroupStage:
     for them (N, k, SEALED_BYTES), and which of these shared their secrets (N, k).
     """
 
-    world: RoundWorld
+    world: RoundContext
     ranked: RankedBlocks
     group: int
     layout: VectorLayout
@@ -179,7 +179,7 @@ class _GroupStage:
     held: list[dict[int, HeldShares]]
 
     @staticmethod
-    def of(world: RoundWorld, ranked: RankedBlocks, given: Inbox, group: int) -> _GroupStage:
+    def of(world: RoundContext, ranked: RankedBlocks, given: Inbox, group: int) -> _GroupStage:
         """From the message and from what the devices kept."""
         cohort, request = world.cohort, world.request
         known = SecretStore.of(cohort.folder).load(request.server_round, group, SHARED)
@@ -212,10 +212,10 @@ class _GroupStage:
             [{} for _ in devices],
         )
 
-    def vector(self, i: int) -> tuple[MembersRound, Words | None]:
+    def vector(self, i: int) -> tuple[MembersReply, MaskWords | None]:
         """What device ``i`` did and has to say; nothing if it does not get as far as to send it."""
         traffic = DeviceBytes.of(self.present.shape[1], self.layout.num_bytes)
-        lost = self.vanishes[i] == Vanishes.VECTOR
+        lost = self.vanishes[i] == DropoutStage.VECTOR
         upload = traffic.upload - traffic.vector if lost else traffic.upload
         moved = Traffic(traffic.download, upload, EXCHANGES)
         terms = ChannelTerms(moved, self.noise_devices)
@@ -229,7 +229,7 @@ class _GroupStage:
             values |= {name: getattr(counts, name).stacked() for name in ("classes", "clock", "totals")}
         return part, self.layout.words(values | {CHECK: np.ones(1, np.int64)})
 
-    def masked(self, i: int, words: Words) -> Words:
+    def masked(self, i: int, words: MaskWords) -> MaskWords:
         """The vector of device ``i`` as it is sent; it opens what its neighbours sealed for it on the way."""
         if not self.world.cohort.scenario.secure_aggregation.masked:
             return words
@@ -273,7 +273,7 @@ def open_shares(cohort: Cohort, request: SecureUnmaskRequest) -> SecureUnmaskRep
         mine, occasion = kept[group], Occasion(request.server_round, group)
         devices = given.devices
         check_same(occasion, mine, devices)
-        answers = vanishing(scenario, request.server_round, devices) != Vanishes.OPENING
+        answers = vanishing(scenario, request.server_round, devices) != DropoutStage.OPENING
         index = np.zeros(given.survived.shape, np.int64)
         shares = np.zeros((*index.shape, SHARE_BYTES), np.uint8)
         needed, _ = needed_of(scenario, len(mine["directory"]))

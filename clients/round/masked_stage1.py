@@ -23,15 +23,15 @@ from clients.node.cohort import Cohort
 from clients.round.masked import check_same, held_arrays, make_keys, neighbour_at, secrets_of
 from clients.round.noised_stage1 import Noise, noise_of
 from clients.round.secret_store import MASKED, SHARED, Arrays, SecretStore
-from clients.round.stage1 import STEPS, There, asked_to_choose, chosen, contributors, moments_by_group
+from clients.round.stage1 import STEPS, StepAttendance, asked_to_choose, chosen, contributors, moments_by_group
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
-from fl_peel.pretraining.costs import COUNTED, Asked, Step, StepCost, choice_cost, cost_of, hidden
+from fl_peel.pretraining.costs import COUNTED, Step, StepCost, StepShape, choice_cost, cost_of, hidden
 from fl_peel.secure import device as protocol
 from fl_peel.secure.device import HeldShares
 from fl_peel.secure.keys import Occasion
-from fl_peel.secure.masks import Words
-from fl_peel.secure.plan import Vanishes, needed_of, vanishing
+from fl_peel.secure.masks import MaskWords
+from fl_peel.secure.plan import DropoutStage, needed_of, vanishing
 from fl_peel.secure.stage1 import Part, StepVector, answer_of, moment_words, words_of
 from fl_peel.secure.vector import CHECK
 from fl_peel.wire import (
@@ -57,7 +57,7 @@ SECRET = (*KEPT, "private")
 def announce_step(cohort: Cohort, request: SecureStepRequest) -> SecureKeysReply:
     """Devices that come, and have the memory, make their keys. What is left of earlier steps is removed."""
     SecretStore.of(cohort.folder).forget()
-    begun = _Step(cohort, request)
+    begun = _MaskedStep(cohort, request)
     there = begun.there(cohort.scenario.secure_aggregation.neighbours)
     clock = ClockCounts.zeros(len(cohort.devices))
     clock.sampled[:] = begun.asked
@@ -88,7 +88,7 @@ def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
         buckets=request.buckets,
         counts_contributors=request.counts_contributors,
     )
-    step = _Step(cohort, told)
+    step = _MaskedStep(cohort, told)
 
     def says(place: int, noise: Noise | None) -> Values:
         if request.counts_contributors:
@@ -119,11 +119,11 @@ def masked_choice(cohort: Cohort, request: SecureChoiceRequest) -> SecureSumsRep
         shapes=len(request.value_exponents),
         counts_contributors=request.counts_contributors,
     )
-    return _answered(_Step(cohort, step), (0, 1), request, says)
+    return _answered(_MaskedStep(cohort, step), (0, 1), request, says)
 
 
 @dataclass(frozen=True)
-class _Step:
+class _MaskedStep:
     """A step as the devices of a node know it."""
 
     cohort: Cohort
@@ -154,7 +154,7 @@ class _Step:
             cast(Step, told.step), told.columns, told.groups, told.shapes, items, classes, devices, told.buckets, bits
         )
 
-    def there(self, neighbours: int) -> There:
+    def there(self, neighbours: int) -> StepAttendance:
         """Who comes, and what both parts of the step take of a device with that many neighbours."""
         told, splits = self.told, self.cohort.splits
         vector, counted = self._sums_vector(1), self.cohort.scenario.privacy.counts_contributors
@@ -168,7 +168,7 @@ class _Step:
                 sizes = (told.columns, told.drawn, told.place, told.shapes)
                 step = choice_cost(*sizes, items, wanted, budgets, splits.num_items, counted=counted)
             else:
-                asked = Asked(
+                asked = StepShape(
                     cast(Step, told.step),
                     told.columns,
                     told.groups,
@@ -180,11 +180,11 @@ class _Step:
                 step = cost_of(asked, items, budgets)
             return hidden(step, answer, budgets)
 
-        return There.of(self.cohort, cost, told.time, self.asked)
+        return StepAttendance.of(self.cohort, cost, told.time, self.asked)
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _StepMembers:
     """Devices (N,) that send their vector, with their secrets, and what they count; and of those that do not."""
 
     known: Arrays
@@ -193,7 +193,7 @@ class _Begun:
     reply: SecureSumsReply
 
     @staticmethod
-    def of(step: _Step, inbox: Inbox) -> _Begun:
+    def of(step: _MaskedStep, inbox: Inbox) -> _StepMembers:
         """Before the first part."""
         cohort, told = step.cohort, step.told
         known = SecretStore.of(cohort.folder).load(told.server_round, EVERYBODY, SHARED)
@@ -202,7 +202,7 @@ class _Begun:
         check_same(Occasion(told.server_round, EVERYBODY), known, inbox.devices)
         places, vanishes = cohort.places(inbox.devices), vanishing(cohort.scenario, told.server_round, inbox.devices)
         there = step.there(known["neighbours"].shape[1])
-        lost = vanishes == Vanishes.VECTOR
+        lost = vanishes == DropoutStage.VECTOR
         costs, rates = there.costs, cohort.rates.select(places)
         unsent = step.vector(1).num_bytes
         spent = spend(
@@ -232,7 +232,7 @@ class _Begun:
             waits,
             time.perf_counter() - start,
         )
-        return _Begun(known, classes[stays], clock[stays], reply)
+        return _StepMembers(known, classes[stays], clock[stays], reply)
 
     def head(self, i: int, device_class: int, num_classes: int) -> Values:
         """What device ``i`` counts, as words."""
@@ -244,7 +244,7 @@ class _Begun:
         }
 
 
-def _opened(step: _Step, known: Arrays, inbox: Inbox, stays: NDArray[np.bool_]) -> Arrays:
+def _opened(step: _MaskedStep, known: Arrays, inbox: Inbox, stays: NDArray[np.bool_]) -> Arrays:
     """What the devices that stay know once they have opened what their neighbours sealed for them."""
     occasion = Occasion(step.told.server_round, EVERYBODY)
     held: list[dict[int, HeldShares]] = []
@@ -261,17 +261,19 @@ def _opened(step: _Step, known: Arrays, inbox: Inbox, stays: NDArray[np.bool_]) 
     return mine | {"present": inbox.present[stays]} | held_arrays(held, inbox.present.shape[1])
 
 
-def _answered(step: _Step, part: Part, request: SecureSumsRequest | SecureChoiceRequest, says: Says) -> SecureSumsReply:
+def _answered(
+    step: _MaskedStep, part: Part, request: SecureSumsRequest | SecureChoiceRequest, says: Says
+) -> SecureSumsReply:
     """A part of the masked sum: one device after the other says it, and masks it."""
     cohort, told, (first, stop) = step.cohort, step.told, part
     store, num_classes = SecretStore.of(cohort.folder), len(cohort.fleet.names)
-    begun = _Begun.of(step, request.secure[EVERYBODY]) if first == 0 else None
+    begun = _StepMembers.of(step, request.secure[EVERYBODY]) if first == 0 else None
     known = store.load(told.server_round, EVERYBODY, _stage(first)) if begun is None else begun.known
     devices = known["devices"]
     vector = step.vector(len(known["directory"]))
     layout, start = vector.part(part), vector.start(part)
     noise = noise_of(cohort, request, len(known["directory"]))
-    total, places, protocol_s = Words.zeros(*layout.num_words), cohort.places(devices), 0.0
+    total, places, protocol_s = MaskWords.zeros(*layout.num_words), cohort.places(devices), 0.0
     for i, place in enumerate(places.tolist()):
         values = says(place, noise)
         if begun is not None:
@@ -300,7 +302,7 @@ def _stage(first: int) -> str:
     return f"unit {first}"
 
 
-def _masked(step: _Step, known: Arrays, i: int, words: Words, start: int) -> Words:
+def _masked(step: _MaskedStep, known: Arrays, i: int, words: MaskWords, start: int) -> MaskWords:
     """A part of the vector of device ``i`` as it is sent. start: bytes of it that went before."""
     scenario = step.cohort.scenario
     if not scenario.secure_aggregation.masked:

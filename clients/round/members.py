@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.round.accounts import class_counts, clock_counts
-from clients.round.in_time import GroupDevices, GroupRound, Traffic, train_in_time
-from clients.round.malice import Malice
-from clients.round.memory import RoundMemory, Working
-from clients.round.outcome import Keeps, MembersRound
-from clients.round.world import RoundWorld
+from clients.round.in_time import GroupDevices, GroupOutcome, Traffic, train_in_time
+from clients.round.malice import Adversary
+from clients.round.memory import RoundMemory, WorkingMemory
+from clients.round.outcome import MembersReply, StateUpdate
+from clients.round.world import RoundContext
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.data.interactions import IntArray, UserItems
-from fl_peel.exchange.counters import RoundCounts, RoundTotals, Traces
-from fl_peel.exchange.trained import Trained
+from fl_peel.exchange.counters import DeviceTraces, RoundCounts, RoundTotals
+from fl_peel.exchange.trained import TrainedDevices
 from fl_peel.mapped import rows_at
 from fl_peel.ranking.top import SUM_SCALE, MetricSums, recall_ndcg
 
@@ -36,8 +36,8 @@ CLEAR = ChannelTerms()
 
 
 def train_members(
-    world: RoundWorld, ranked: RankedBlocks, members: IntArray, terms: ChannelTerms = CLEAR
-) -> MembersRound:
+    world: RoundContext, ranked: RankedBlocks, members: IntArray, terms: ChannelTerms = CLEAR
+) -> MembersReply:
     """One round for some devices of one user group, by their places (N,). No device's state changes yet."""
     cohort, contents = world.cohort, world.contents
     working = world.working(members)
@@ -47,7 +47,7 @@ def train_members(
         cohort.splits.train.select(members),
         world.seeds[members],
         cohort.rates.select(members),
-        Malice.among(cohort, members),
+        Adversary.among(cohort, members),
     )
     done = train_in_time(
         ranked,
@@ -67,22 +67,22 @@ def train_members(
     if devices.malice is not None:
         validation = devices.malice.select(done.kept).claimed(validation)
     train = cohort.splits.train.select(kept)
-    trained = Trained(
+    trained = TrainedDevices(
         cohort.devices[kept], memory.last[done.kept], done.users, done.update, done.best, train, validation
     )
-    return MembersRound(
+    return MembersReply(
         contents.said(ranked, trained, terms.noise_devices),
         _counts(world, ranked, done, memory, working, members, validation),
-        Keeps(kept, done.users, members, memory.last),
+        StateUpdate(kept, done.users, members, memory.last),
     )
 
 
 def _counts(
-    world: RoundWorld,
+    world: RoundContext,
     ranked: RankedBlocks,
-    done: GroupRound,
+    done: GroupOutcome,
     memory: RoundMemory,
-    working: Working,
+    working: WorkingMemory,
     members: IntArray,
     validation: UserItems,
 ) -> RoundCounts:
@@ -113,7 +113,7 @@ def _counts(
     kept_before = np.asarray(world.state.kept_blocks[members])
     working_bytes = memory.working_bytes(ranked, working, done.kept, done.update.touched_pieces)
     shown = np.flatnonzero(np.isin(cohort.devices[members], world.request.traced))
-    traces = Traces(
+    traces = DeviceTraces(
         cohort.devices[members[shown]],
         classes[shown].astype(np.int64),
         memory.budgets[shown],

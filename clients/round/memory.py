@@ -24,7 +24,7 @@ IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Working:
+class WorkingMemory:
     """What devices (N,) may use while they train, besides what they store: allowed, bytes; interactions: train items;
     takes: what training takes.
     """
@@ -95,7 +95,9 @@ class RoundMemory:
         """Devices (N,) that end the round without a single block to train."""
         return np.asarray(self.trained == 0)
 
-    def working_bytes(self, ranked: RankedBlocks, working: Working, kept: IntArray, touched: IntArray) -> IntArray:
+    def working_bytes(
+        self, ranked: RankedBlocks, working: WorkingMemory, kept: IntArray, touched: IntArray
+    ) -> IntArray:
         """Bytes (N,) that the round took besides what is stored. touched: row pieces (M,) of the devices at positions
         ``kept`` (M,), which ended it; the others, and those that were interrupted, count what they may have touched.
         """
@@ -120,4 +122,4 @@ def beside_bytes(scenario: Scenario) -> int:
     return user_bytes(scenario.pretraining.embedding_dim) if goes_back else 0
 
 
-__all__ = ["RoundMemory", "Working", "beside_bytes", "stored_bytes"]
+__all__ = ["RoundMemory", "WorkingMemory", "beside_bytes", "stored_bytes"]

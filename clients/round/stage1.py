@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.node.clock import Spent, spend
+from clients.node.clock import RoundCost, spend
 from clients.node.cohort import Cohort
 from clients.round.accounts import clock_counts
 from clients.round.noised_stage1 import Noise, noise_of
@@ -23,12 +23,12 @@ from fl_peel.data.interactions import IntArray
 from fl_peel.errors import EngineError
 from fl_peel.exchange.contributors import Bools, unpacked_rows
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
-from fl_peel.pretraining.bounded import Said
+from fl_peel.pretraining.bounded import Stage1Contribution
 from fl_peel.pretraining.by_sums import (
+    FilterGrid,
+    FilterRequest,
     Floats,
     Moments,
-    Question,
-    Shapes,
     Units,
     add_rows,
     group_sizes,
@@ -36,7 +36,7 @@ from fl_peel.pretraining.by_sums import (
     nearest,
     unit_vectors,
 )
-from fl_peel.pretraining.costs import COUNTED, Answer, Asked, Step, StepCost, choice_cost, cost_of, hidden
+from fl_peel.pretraining.costs import COUNTED, AnswerCost, Step, StepCost, StepShape, choice_cost, cost_of, hidden
 from fl_peel.pretraining.sketch import RowSketch
 from fl_peel.privacy.stage1 import Stage1Noise, said_of
 from fl_peel.randomness import device_uniforms
@@ -47,7 +47,7 @@ NONE = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
-class There:
+class StepAttendance:
     """Who comes to a step, of N hosted devices. window: (N,) in which each is there first, -1 for never; small: (N,)
     those with too little memory then; reached: places of the others that come; costs: (N,).
     """
@@ -58,7 +58,7 @@ class There:
     costs: StepCost
 
     @staticmethod
-    def of(cohort: Cohort, cost: Callable[[IntArray], StepCost], time: int, asked: NDArray[np.bool_]) -> There:
+    def of(cohort: Cohort, cost: Callable[[IntArray], StepCost], time: int, asked: NDArray[np.bool_]) -> StepAttendance:
         """Of the devices ``asked`` (N,). cost: of all devices, with so many bytes of memory (N,)."""
         everybody = np.arange(len(cohort.devices))
         window = np.full(len(everybody), -1)
@@ -69,11 +69,11 @@ class There:
             budgets[now] = cohort.budgets.at(time + number)[now]
         costs = cost(budgets)
         small = (window >= 0) & (budgets < costs.least_bytes)
-        return There(window, small, np.flatnonzero((window >= 0) & ~small), costs)
+        return StepAttendance(window, small, np.flatnonzero((window >= 0) & ~small), costs)
 
 
 @dataclass(frozen=True)
-class Reached:
+class StepParticipants:
     """Who takes part in a step. places: of devices whose sums count; counts: what it takes of all that are reached;
     waits_us: (W,) of the slowest device in each window.
     """
@@ -83,12 +83,14 @@ class Reached:
     waits_us: IntArray
 
     @staticmethod
-    def of(cohort: Cohort, cost: Callable[[IntArray], StepCost], time: int, asked: NDArray[np.bool_]) -> Reached:
+    def of(
+        cohort: Cohort, cost: Callable[[IntArray], StepCost], time: int, asked: NDArray[np.bool_]
+    ) -> StepParticipants:
         """Of the devices ``asked`` (N,); each takes part when it is there first, with the memory that it has then.
 
         cost: of all devices, with so many bytes of memory (N,).
         """
-        there = There.of(cohort, cost, time, asked)
+        there = StepAttendance.of(cohort, cost, time, asked)
         reached, costs, window = there.reached, there.costs, there.window
         rates = cohort.rates.select(reached)
         spent = spend(
@@ -100,15 +102,17 @@ class Reached:
         )
         waits = np.zeros(cohort.scenario.pretraining.open_rounds, np.int64)
         np.maximum.at(waits, window[reached], spent.time_us)
-        return Reached(reached[~spent.late], _counts(cohort, asked, window >= 0, there.small, reached, spent), waits)
+        return StepParticipants(
+            reached[~spent.late], _counts(cohort, asked, window >= 0, there.small, reached, spent), waits
+        )
 
 
-def there_for_sums(cohort: Cohort, request: SumsRequest) -> Reached:
+def there_for_sums(cohort: Cohort, request: SumsRequest) -> StepParticipants:
     """Who takes part in a step, and what it takes."""
     items, scenario = cohort.splits.spoken.counts(), cohort.scenario
     all_rows = cohort.splits.num_items if request.all_rows else 0
     step, groups = cast(Step, request.step), len(request.centroids)
-    asked = Asked(
+    asked = StepShape(
         step,
         request.columns,
         groups,
@@ -126,7 +130,7 @@ def there_for_sums(cohort: Cohort, request: SumsRequest) -> Reached:
             return hidden(taken, said_openly(vector, counted=asked.counts_contributors), budgets)
         return taken
 
-    return Reached.of(cohort, cost, request.time, cohort.joining if step == "vectors" else cohort.speaking)
+    return StepParticipants.of(cohort, cost, request.time, cohort.joining if step == "vectors" else cohort.speaking)
 
 
 def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
@@ -160,15 +164,15 @@ def _opened(cohort: Cohort, request: SumsRequest, rows: int) -> Bools | None:
     return unpacked_rows(request.opened, rows) if cohort.scenario.privacy.counts_contributors else None
 
 
-def said_openly(vector: StepVector, *, counted: bool) -> Answer:
+def said_openly(vector: StepVector, *, counted: bool) -> AnswerCost:
     """How a device says all words of a vector at once, in the clear. counted: after it has said to which rows it would
     contribute.
     """
-    answer = Answer(vector.said_bytes, 0, 0, 1)
-    return answer + Answer(vector.counting.said_bytes, 0, 0, 0) if counted and vector.step in COUNTED else answer
+    answer = AnswerCost(vector.said_bytes, 0, 0, 1)
+    return answer + AnswerCost(vector.counting.said_bytes, 0, 0, 0) if counted and vector.step in COUNTED else answer
 
 
-def there_to_choose(cohort: Cohort, request: ChoiceRequest) -> Reached:
+def there_to_choose(cohort: Cohort, request: ChoiceRequest) -> StepParticipants:
     """Who takes part in a choice, and what it takes."""
     splits, panel = cohort.splits, asked_to_choose(cohort, request.panel)
     if not cohort.scenario.privacy.noised:  # else that a device answers would say that it has any
@@ -184,7 +188,7 @@ def there_to_choose(cohort: Cohort, request: ChoiceRequest) -> Reached:
         vector = StepVector("choice", len(request.values), 0, filters, splits.num_items, 0, 1)
         return hidden(taken, said_openly(vector, counted=counted), budgets) if all_rows else taken
 
-    return Reached.of(cohort, cost, request.time, panel)
+    return StepParticipants.of(cohort, cost, request.time, panel)
 
 
 def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
@@ -198,10 +202,10 @@ def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
 def chosen(cohort: Cohort, places: IntArray, request: ChoiceRequest, noise: Noise | None) -> tuple[IntArray, int]:
     """What devices at these places say of each filter (C,), and how many say anything."""
     fresh = request.fresh_exponents if len(request.recent) else np.zeros_like(request.value_exponents)
-    shapes = Shapes(request.count_exponents, request.value_exponents, fresh)
+    shapes = FilterGrid(request.count_exponents, request.value_exponents, fresh)
     recent = request.recent if len(request.recent) else None
     asked = (request.directions, request.values, request.counts, shapes, request.drawn, request.place)
-    question = Question(*asked, recent, cohort.fading)
+    question = FilterRequest(*asked, recent, cohort.fading)
     splits = cohort.splits
     if request.counts_contributors:
         return np.zeros(len(request.value_exponents), np.int64), question.answering(splits.validation.select(places))
@@ -228,7 +232,7 @@ def asked_to_choose(cohort: Cohort, panel: int) -> NDArray[np.bool_]:
     return np.asarray(drawn * cohort.population < panel)
 
 
-def words_of(cohort: Cohort) -> Said:
+def words_of(cohort: Cohort) -> Stage1Contribution:
     """What devices say, in which units."""
     num_items = cohort.splits.num_items
     units = Units.of(cohort.scenario.pretraining.spectral(), cohort.population, num_items)
@@ -241,7 +245,7 @@ def _counts(
     available: NDArray[np.bool_],
     small: NDArray[np.bool_],
     reached: IntArray,
-    spent: Spent,
+    spent: RoundCost,
 ) -> RoundCounts:
     num_classes = len(cohort.fleet.names)
     in_time, away = ~spent.late, asked & ~available
@@ -386,7 +390,7 @@ STEPS = {
 
 __all__ = [
     "STEPS",
-    "There",
+    "StepAttendance",
     "asked_to_choose",
     "choice",
     "chosen",

@@ -12,7 +12,7 @@ from clients.node.state import DeviceState
 from clients.round.accounts import clock_counts
 from clients.round.choice import contents_of
 from clients.round.contents import DeviceContents
-from clients.round.memory import RoundMemory, Working, beside_bytes
+from clients.round.memory import RoundMemory, WorkingMemory, beside_bytes
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClockCounts
@@ -24,7 +24,7 @@ from fl_peel.wire import RoundRequest
 
 
 @dataclass(frozen=True)
-class RoundWorld:
+class RoundContext:
     """What a round's devices share, whatever their user group. state: before the round, for reading (files, opened
     once and not for every group). For all N hosted devices: budgets (T, N) bytes at T steps of the round; seeds (N,).
     list_length: of the top lists for signals, None where none are wanted.
@@ -40,11 +40,11 @@ class RoundWorld:
     list_length: int | None
 
     @staticmethod
-    def of(cohort: Cohort, request: RoundRequest) -> RoundWorld:
+    def of(cohort: Cohort, request: RoundRequest) -> RoundContext:
         """The world of one request."""
         scenario = cohort.scenario
         contents = contents_of(scenario, request)
-        return RoundWorld(
+        return RoundContext(
             cohort,
             cohort.state("r"),
             request,
@@ -55,13 +55,13 @@ class RoundWorld:
             scenario.controller.signal_length if request.signals else None,
         )
 
-    def working(self, places: IntArray) -> Working:
+    def working(self, places: IntArray) -> WorkingMemory:
         """Working memory of the devices at these places."""
         cohort, layout = self.cohort, self.cohort.layout()
         takes = TrainingMemory(layout.embedding_dim, layout.num_slices, self.how, self.list_length or 0)
-        return Working(cohort.budgets.working()[places], cohort.splits.train.counts()[places], takes)
+        return WorkingMemory(cohort.budgets.working()[places], cohort.splits.train.counts()[places], takes)
 
-    def memory(self, ranked: RankedBlocks, places: IntArray, working: Working) -> RoundMemory:
+    def memory(self, ranked: RankedBlocks, places: IntArray, working: WorkingMemory) -> RoundMemory:
         """What the devices at these places hold in the round."""
         beside = beside_bytes(self.cohort.scenario)
         return RoundMemory.of(ranked, self.budgets[:, places], working.cutoffs(ranked), beside)
@@ -98,4 +98,4 @@ def answering(cohort: Cohort, places: IntArray, server_round: int) -> NDArray[np
     return available & (coin * cohort.usual_availability[places] < share)
 
 
-__all__ = ["RoundWorld", "answering", "reached_devices"]
+__all__ = ["RoundContext", "answering", "reached_devices"]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
-from clients.serving.held import Held
+from clients.serving.held import Holdings
 from clients.serving.wanted import evaluation_items
 from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.ranked import RankedBlocks
@@ -35,9 +35,9 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
         len(request.budgets),
     )
     wanted, exclude = _asked(cohort, request, request.split)
-    parts = [_Part(slice(0, num_budgets - request.on_validation), wanted, exclude)]
+    parts = [_BudgetGroup(slice(0, num_budgets - request.on_validation), wanted, exclude)]
     if request.on_validation:
-        parts.append(_Part(slice(parts[0].places.stop, num_budgets), *_asked(cohort, request, "validation")))
+        parts.append(_BudgetGroup(slice(parts[0].places.stop, num_budgets), *_asked(cohort, request, "validation")))
     num_groups = max([num_groups, *(group + 1 for group in request.groups)])
     cells = num_classes * num_groups
     sums = MetricSums.zeros(num_budgets, cells)
@@ -67,7 +67,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
                 request.rooms[part.places].tolist(),
                 strict=True,
             )
-            held = [Held.without(ranked, *one, own, skipped) for one in asked]
+            held = [Holdings.without(ranked, *one, own, skipped) for one in asked]
             cutoffs = np.array([one.cutoffs for one in held], np.int64).reshape(len(held), len(members)).T
             recall, ndcg = evaluate_under(ranked, cutoffs, users, hidden, mine, scenario.evaluation.top_n, where, tiles)
             if part is parts[0]:
@@ -88,7 +88,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _BudgetGroup:
     """Which of the budgets are of the same items: what is wanted under them, and what is hidden."""
 
     places: slice

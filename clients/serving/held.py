@@ -14,7 +14,7 @@ from fl_peel.wire import OWN_BUDGET, UNLIMITED
 
 
 @dataclass(frozen=True)
-class Held:
+class Holdings:
     """What devices serve from, (N,) each: blocks of the ranked list considered, bytes stored, budgets they are under
     (UNLIMITED where there is none), and whether the list ended before the budget did.
     """
@@ -25,23 +25,25 @@ class Held:
     short: NDArray[np.bool_]
 
     @staticmethod
-    def under(ranked: RankedBlocks, budget: int, factor: float, room: float, own: IntArray, seen: UserItems) -> Held:
+    def under(
+        ranked: RankedBlocks, budget: int, factor: float, room: float, own: IntArray, seen: UserItems
+    ) -> Holdings:
         """Blocks chosen for ``budget`` bytes (UNLIMITED: all; OWN_BUDGET: ``factor`` times the device's, ``own`` (N,)).
 
         room: with room >= 0, a device has them only if they fit into ``room`` times its own budget, else nothing.
         """
-        return Held.without(ranked, budget, factor, room, own, ranked.unneeded(seen))
+        return Holdings.without(ranked, budget, factor, room, own, ranked.unneeded(seen))
 
     @staticmethod
     def without(
         ranked: RankedBlocks, budget: int, factor: float, room: float, own: IntArray, skipped: UserItems
-    ) -> Held:
+    ) -> Holdings:
         """The same of devices for which :meth:`fl_peel.blocks.ranked.RankedBlocks.unneeded` was found."""
         num_devices = len(own)
         if budget == UNLIMITED:
             cutoffs = np.full(num_devices, len(ranked.blocks), np.int64)
             stored, unlimited = ranked.stored_bytes(cutoffs), np.full(num_devices, UNLIMITED, np.int64)
-            return Held(cutoffs, stored, unlimited, np.zeros(num_devices, np.bool_))
+            return Holdings(cutoffs, stored, unlimited, np.zeros(num_devices, np.bool_))
         budgets = scaled(own, factor) if budget == OWN_BUDGET else np.full(num_devices, budget, np.int64)
         cutoffs, stored, _ = ranked.cutoffs_without(budgets, skipped)
         short = (cutoffs == len(ranked.blocks)) & (len(ranked.blocks) < ranked.layout.num_blocks)
@@ -50,7 +52,7 @@ class Held:
             fits = stored <= budgets
             short &= fits  # with a longer list it would hold as much or more
             cutoffs, stored = np.where(fits, cutoffs, 0), np.where(fits, stored, 0)
-        return Held(cutoffs, stored, budgets, short)
+        return Holdings(cutoffs, stored, budgets, short)
 
     @property
     def violations(self) -> IntArray:
@@ -63,4 +65,4 @@ def scaled(budgets: IntArray, factor: float) -> IntArray:
     return budgets if factor == 1 else np.floor(budgets * factor).astype(np.int64)
 
 
-__all__ = ["Held", "scaled"]
+__all__ = ["Holdings", "scaled"]

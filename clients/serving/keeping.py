@@ -6,7 +6,7 @@ import numpy as np
 
 from clients.node.cohort import Cohort
 from clients.round.memory import beside_bytes
-from clients.serving.held import Held
+from clients.serving.held import Holdings
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.data.interactions import IntArray, UserItems
@@ -47,7 +47,7 @@ def _recall(
     """Recall (N,) of the devices at ``members`` from these blocks, and bytes that they fetched for it."""
     ranked = RankedBlocks.unpack(cohort.layout(), precision, payload)
     seen: UserItems = cohort.splits.train.select(members)
-    held = Held.under(ranked, OWN_BUDGET, 1.0, -1.0, budgets[members], seen)
+    held = Holdings.under(ranked, OWN_BUDGET, 1.0, -1.0, budgets[members], seen)
     wanted = cohort.splits.validation.select(members)
     recall, _ = evaluate(ranked, held.cutoffs, users, seen, wanted, TOP_N, cohort.scenario.engine.device)
     return recall, int(ranked.read_bytes(np.zeros_like(held.cutoffs), held.cutoffs).sum())

@@ -26,11 +26,11 @@ from scipy.stats import beta
 
 from fl_peel.exchange.release import Part, bounds, released, shapes
 from fl_peel.exchange.statistics import GroupShape
-from fl_peel.exchange.sums import Sums
+from fl_peel.exchange.sums import NamedSums
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy.noising import noise, with_noise_shares
 from fl_peel.privacy.plan import Plan, in_masked_sums, noise_devices_of
-from fl_peel.privacy.sources import Seeded
+from fl_peel.privacy.sources import SeededNoise
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.scenario import Scenario
 
@@ -116,16 +116,16 @@ def _drawn(
     sizes: dict[Part, tuple[int, ...]],
     what: tuple[int, int, int],
     seed: int,
-) -> Sums:
+) -> NamedSums:
     """Noise of one round; where devices add it in shares, of the fewest that the smallest sum may be of."""
     if not in_masked_sums(scenario, plan.mechanism):
-        return noise(plan.mechanism, scales, sizes, ("canary-noise", *what), Seeded(seed))
+        return noise(plan.mechanism, scales, sizes, ("canary-noise", *what), SeededNoise(seed))
     fewest = noise_devices_of(scenario, scenario.secure_aggregation.min_devices)
     stds = {part: plan.std(part, limits[part]) for part in scales}
     trial, present, server_round = what
     devices = np.arange(fewest) + fewest * (2 * trial + present)
-    nothing = Sums({part: np.zeros(sizes[part], np.int64) for part in scales})
-    return with_noise_shares(nothing, stds, fewest, Seeded(seed), server_round, devices)
+    nothing = NamedSums({part: np.zeros(sizes[part], np.int64) for part in scales})
+    return with_noise_shares(nothing, stds, fewest, SeededNoise(seed), server_round, devices)
 
 
 def _canary(rng: np.random.Generator, part: Part, shape: tuple[int, ...], bound: float, *, l1: bool) -> FloatArray:

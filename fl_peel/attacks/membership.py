@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_peel.attacks.base import Attack, Known, Secret
+from fl_peel.attacks.base import Accomplice, Attack, Secret
 from fl_peel.attacks.rows import norms, scaled
 from fl_peel.attacks.views import DeviceView, FloatArray, IntArray, RoundView
 from fl_peel.randomness import rng_for
@@ -41,7 +41,7 @@ class InteractionMembership(Attack):
         self.share = 0.1
         """Of the rows that a device changed, those that are positives: what accomplices say."""
 
-    def learn(self, known: Sequence[Known], seed: int) -> None:
+    def learn(self, known: Sequence[Accomplice], seed: int) -> None:
         """Learn the share of positives among the rows that came back."""
         positives = rows = 0
         for one in known:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 
-from fl_peel.attacks.base import Attack, Known, Secret
+from fl_peel.attacks.base import Accomplice, Attack, Secret
 from fl_peel.attacks.views import DeviceView, FloatArray, IntArray, RoundView
 from fl_peel.randomness import seed_for
 
@@ -35,7 +35,7 @@ class RequestedGroup(Attack):
     def __init__(self) -> None:
         self._rates: dict[int, FloatArray] = {}
 
-    def learn(self, known: Sequence[Known], seed: int) -> None:
+    def learn(self, known: Sequence[Accomplice], seed: int) -> None:
         """How often accomplices of each group ask for each block."""
         size = 1 + max((int(v.blocks.max(initial=0)) for one in known for v in one.view.rounds), default=0)
         sums: dict[int, list[FloatArray]] = {}
@@ -85,7 +85,7 @@ class _Trajectory(Attack):
         values = np.array(rounds, np.float64)
         return np.concatenate([values.mean(axis=0), values.std(axis=0), values.min(axis=0), values.max(axis=0)])
 
-    def learn(self, known: Sequence[Known], seed: int) -> None:
+    def learn(self, known: Sequence[Accomplice], seed: int) -> None:
         """Train the forest."""
         pairs = [(self._row(one.view), int(one.candidates[one.truth][0])) for one in known]
         pairs = [(row, label) for row, label in pairs if len(row)]

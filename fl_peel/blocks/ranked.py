@@ -30,7 +30,7 @@ from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import overhead_bytes, stored_user
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import BudgetError, MessageError
-from fl_peel.exchange.expected import Checked, Known, Of
+from fl_peel.exchange.expected import ArrayChecker, ArraySpec, MessageContext
 
 
 def ranking(weights: NDArray[np.floating], first: int | None = None) -> NDArray[np.int64]:
@@ -81,9 +81,9 @@ def check_budget(layout: BlockLayout, precision: Precision, budget_bytes: int, p
 
 
 PACKED = {
-    "blocks": Of(("K",), within="B", dtypes=("uint16", "uint32")),
-    "codes": Of(("bytes",), dtypes=("uint8",)),
-    "scales": Of(("scales",), dtypes=("float16",)),
+    "blocks": ArraySpec(("K",), within="B", dtypes=("uint16", "uint32")),
+    "codes": ArraySpec(("bytes",), dtypes=("uint8",)),
+    "scales": ArraySpec(("scales",), dtypes=("float16",)),
 }
 """Ranked blocks as they travel."""
 
@@ -295,7 +295,7 @@ def check_packed(layout: BlockLayout, precision: Precision, arrays: Mapping[str,
     Raises:
         MessageError: an array is missing, or is of another type or length; a block that is not there, or is twice.
     """
-    checked = Checked.of(Known({"B": layout.num_blocks}, arrays=PACKED))
+    checked = ArrayChecker.of(MessageContext({"B": layout.num_blocks}, arrays=PACKED))
     checked.group(arrays, "ranked blocks")
     blocks = arrays["blocks"]
     if blocks.dtype != layout.id_dtype:

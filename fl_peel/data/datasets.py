@@ -27,7 +27,7 @@ from pathlib import Path
 
 import platformdirs
 
-from fl_peel.data.downloads import PlainFiles, ProgressCallback, Source, Wheel, ZipArchive, progress_bar
+from fl_peel.data.downloads import DownloadSource, PlainFiles, ProgressCallback, Wheel, ZipArchive, progress_bar
 from fl_peel.data.interactions import Interactions
 from fl_peel.data.lists import read_lists
 from fl_peel.data.readers import read_interactions
@@ -58,7 +58,7 @@ class NamedDataset:
     num_items: int
     num_interactions: int
     layouts: tuple[tuple[DataFile, ...], ...]
-    sources: tuple[Source, ...]
+    sources: tuple[DownloadSource, ...]
 
 
 @dataclass(frozen=True)

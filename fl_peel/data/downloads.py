@@ -35,7 +35,7 @@ PIP_TIMEOUT_S = 300.0
 _CHUNK_BYTES = 1 << 16
 
 
-class Source(Protocol):
+class DownloadSource(Protocol):
     """A place that data files can be fetched from."""
 
     @property

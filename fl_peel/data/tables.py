@@ -41,7 +41,7 @@ LONGEST_LABEL = 1000
 
 
 @dataclass(frozen=True)
-class Columns:
+class FileColumns:
     """What one file says, row by row.
 
     users, items: (N,) Arrow strings, never null or empty; ratings: (N,) float64, finite, or None;
@@ -102,7 +102,7 @@ def read_bytes(path: Path) -> bytes:
     return raw
 
 
-def read_text_table(path: Path, text_format: TextFormat, dialect: Dialect) -> Columns:
+def read_text_table(path: Path, text_format: TextFormat, dialect: Dialect) -> FileColumns:
     """Read a delimited text file.
 
     Raises:
@@ -209,7 +209,7 @@ def _header(path: Path, raw: bytes, text_format: TextFormat) -> tuple[str, ...]:
 
 def _read_fast(
     raw: bytes, text_format: TextFormat, num_fields: int, positions: dict[str, int], zone: str | None
-) -> Columns:
+) -> FileColumns:
     """Read in one vectorized pass; ValueError where anything at all is wrong."""
     delimiter = text_format.delimiter
     if len(delimiter) > 1:  # Arrow splits at one character only
@@ -241,7 +241,7 @@ def _read_fast(
     if ratings is not None and not np.isfinite(ratings).all():
         raise ValueError("a rating is not finite")
     timestamps = seconds_of(text["timestamp"], zone) if "timestamp" in text else None
-    return Columns(text["user"], text["item"], ratings, timestamps)
+    return FileColumns(text["user"], text["item"], ratings, timestamps)
 
 
 def _lines(path: Path, raw: bytes, text_format: TextFormat) -> Iterator[tuple[int, list[str]]]:

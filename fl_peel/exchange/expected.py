@@ -1,7 +1,7 @@
 """What a message must hold: shapes in terms of sizes that the reader knows, and ranges of numbers.
 
-A field of a message says what it is with an :class:`Of`; whoever reads a message brings what is :class:`Known`. All of
-it is looked at before anything computes with it: compiled loops check no index.
+A field of a message says what it is with an :class:`ArraySpec`; whoever reads a message brings what is
+:class:`MessageContext`. All of it is looked at before anything computes with it: compiled loops check no index.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.errors import MessageError
-from fl_peel.exchange.columns import Columns
+from fl_peel.exchange.columns import IntColumns
 
 Number = int | float | str
 """A number, or the name of a size."""
@@ -28,7 +28,7 @@ WHOLE = ("int32", "int64")
 
 
 @dataclass(frozen=True)
-class Of:
+class ArraySpec:
     """An array, or columns without their last axis. shape: sizes, or their names: a name that is not known stands for
     the same size in all of a message; None: of any shape.
 
@@ -46,19 +46,19 @@ class Of:
     ascending: bool = False
     by: str | None = None
     dtypes: tuple[str, ...] = ()
-    columns: Mapping[str, Of] = field(default_factory=dict, hash=False)
+    columns: Mapping[str, ArraySpec] = field(default_factory=dict, hash=False)
     may_lack: bool = False
     choices: tuple[str, ...] = ()
     pattern: str | None = None
 
 
-def summed(*shape: int | str, least: Number | None = None, **more: Any) -> Of:
+def summed(*shape: int | str, least: Number | None = None, **more: Any) -> ArraySpec:
     """Whole numbers that are added up over nodes."""
-    return Of(shape, least=f"-{TOTAL}" if least is None else least, most=TOTAL, dtypes=WHOLE, **more)
+    return ArraySpec(shape, least=f"-{TOTAL}" if least is None else least, most=TOTAL, dtypes=WHOLE, **more)
 
 
 @dataclass(frozen=True)
-class Known:
+class MessageContext:
     """What the reader of a message knows. sizes: by name; numbers: by name, ascending; arrays: what a user group's
     arrays are, or fields whose shape depends on what was asked, None for anything; groups: of every user group that may
     be named, None for any; every_group: all of them must be; totals: what columns add up to, by their path; agreed:
@@ -67,37 +67,37 @@ class Known:
 
     sizes: Mapping[str, int] = field(default_factory=dict)
     numbers: Mapping[str, NDArray[np.integer]] = field(default_factory=dict)
-    arrays: Mapping[str, Of] | None = field(default_factory=dict)
-    groups: Mapping[int, Known] | None = None
+    arrays: Mapping[str, ArraySpec] | None = field(default_factory=dict)
+    groups: Mapping[int, MessageContext] | None = None
     every_group: bool = False
     totals: Mapping[str, int] = field(default_factory=dict)
     agreed: tuple[str, ...] = ()
 
-    def with_sizes(self, **sizes: int) -> Known:
+    def with_sizes(self, **sizes: int) -> MessageContext:
         """With more sizes."""
         return dataclasses.replace(self, sizes={**self.sizes, **sizes})
 
-    def with_groups(self, groups: Mapping[int, Known]) -> Known:
+    def with_groups(self, groups: Mapping[int, MessageContext]) -> MessageContext:
         """With the user groups that may be named."""
         return dataclasses.replace(self, groups=groups)
 
-    def inside(self, group: int) -> Known:
+    def inside(self, group: int) -> MessageContext:
         """What is known of a user group, with what is known of all."""
-        mine = Known(arrays=None) if self.groups is None else self.groups[group]
+        mine = MessageContext(arrays=None) if self.groups is None else self.groups[group]
         return dataclasses.replace(mine, sizes={**self.sizes, **mine.sizes}, numbers={**self.numbers, **mine.numbers})
 
 
 @dataclass(frozen=True)
-class Checked:
+class ArrayChecker:
     """Looks at the arrays of a message, one after the other. sizes: known ones, and those found on the way."""
 
-    known: Known
+    known: MessageContext
     sizes: dict[str, int]
 
     @staticmethod
-    def of(known: Known) -> Checked:
+    def of(known: MessageContext) -> ArrayChecker:
         """Before the first one."""
-        return Checked(known, dict(known.sizes))
+        return ArrayChecker(known, dict(known.sizes))
 
     def group(self, arrays: Mapping[str, NDArray[Any]], where: str) -> None:
         """All arrays of a user group by name: those that are known, and no others.
@@ -120,7 +120,7 @@ class Checked:
             before = wanted[name].by
             self.values(array, wanted[name], f"{where}/{name}", arrays.get(before) if before else None)
 
-    def array(self, array: NDArray[Any], of: Of, where: str) -> None:
+    def array(self, array: NDArray[Any], of: ArraySpec, where: str) -> None:
         """One array.
 
         Raises:
@@ -129,13 +129,13 @@ class Checked:
         self._form(array, of, where)
         self.values(array, of, where)
 
-    def _form(self, array: NDArray[Any], of: Of, where: str) -> None:
+    def _form(self, array: NDArray[Any], of: ArraySpec, where: str) -> None:
         if of.dtypes and name_of(array.dtype) not in of.dtypes:
             raise MessageError(f"{where}: of type {array.dtype}, not {' or '.join(of.dtypes)}")
         self._shape(array.shape, of, where)
 
-    def columns(self, columns: Columns, of: Of, where: str, path: str) -> None:
-        """Columns, each of the same shape. path: by which :attr:`Known.totals` names them.
+    def columns(self, columns: IntColumns, of: ArraySpec, where: str, path: str) -> None:
+        """Columns, each of the same shape. path: by which :attr:`MessageContext.totals` names them.
 
         Raises:
             MessageError: as for one array; or they do not add up to what is known.
@@ -148,7 +148,7 @@ class Checked:
             if wanted is not None and int(column.sum()) != wanted:
                 raise MessageError(f"{where}.{name}: adds up to {int(column.sum())}, not {wanted}")
 
-    def number(self, value: float, of: Of, where: str) -> None:
+    def number(self, value: float, of: ArraySpec, where: str) -> None:
         """A number alone.
 
         Raises:
@@ -160,7 +160,7 @@ class Checked:
         if not low <= value <= high:  # nor is what is no number
             raise MessageError(f"{where}: {value} is not in {low}..{high}")
 
-    def text(self, value: str, of: Of, where: str) -> None:
+    def text(self, value: str, of: ArraySpec, where: str) -> None:
         """A text alone.
 
         Raises:
@@ -171,7 +171,7 @@ class Checked:
         if of.pattern is not None and not re.fullmatch(of.pattern, value):
             raise MessageError(f"{where}: {value[:40]!r} is not of the form {of.pattern}")
 
-    def values(self, array: NDArray[Any], of: Of, where: str, before: NDArray[Any] | None = None) -> None:
+    def values(self, array: NDArray[Any], of: ArraySpec, where: str, before: NDArray[Any] | None = None) -> None:
         """The numbers of an array, of the right shape. before: the one whose numbers come first in its order.
 
         Raises:
@@ -190,21 +190,21 @@ class Checked:
             if not len(some) or not (some[place] == array).all():
                 raise MessageError(f"{where}: names some that are not among the {of.among}")
 
-    def _ascending(self, array: NDArray[Any], of: Of, where: str, before: NDArray[Any] | None) -> None:
+    def _ascending(self, array: NDArray[Any], of: ArraySpec, where: str, before: NDArray[Any] | None) -> None:
         order = np.diff(array) > 0
         if before is not None:
             order = (np.diff(before) > 0) | (order & (np.diff(before) == 0))
         if not order.all():
             raise MessageError(f"{where}: not in ascending order")
 
-    def _ends(self, of: Of) -> tuple[float, float]:
+    def _ends(self, of: ArraySpec) -> tuple[float, float]:
         """Of the range that numbers lie in."""
         if of.within is not None:
             return 0, self._named(of.within) - 1
         low, high = of.least, of.most
         return (-np.inf if low is None else self._named(low)), (np.inf if high is None else self._named(high))
 
-    def _range(self, array: NDArray[Any], of: Of, where: str) -> None:
+    def _range(self, array: NDArray[Any], of: ArraySpec, where: str) -> None:
         """The smallest and the largest number alone, and neither where the type holds no others."""
         low, high = self._ends(of)
         kind = array.dtype
@@ -224,7 +224,7 @@ class Checked:
         size = self.sizes.get(name, MOST)
         return -size if name != number else size
 
-    def _shape(self, shape: tuple[int, ...], of: Of, where: str) -> None:
+    def _shape(self, shape: tuple[int, ...], of: ArraySpec, where: str) -> None:
         if of.shape is None:
             return
         wanted = tuple(
@@ -239,25 +239,25 @@ class Checked:
                 raise MessageError(f"{where}: of shape {shape}, where {name} is one size")
 
 
-def check(message: object, known: Known) -> dict[str, int]:
+def check(message: object, known: MessageContext) -> dict[str, int]:
     """Shapes and ranges of what a message holds, against what its reader knows. Returns all sizes that it has.
 
     Raises:
         MessageError: the first that is wrong.
     """
-    checked = Checked.of(known)
+    checked = ArrayChecker.of(known)
     _fields_within(message, checked, type(message).__name__)
     return checked.sizes
 
 
-def _fields_within(message: Any, checked: Checked, what: str, path: str = "") -> None:
+def _fields_within(message: Any, checked: ArrayChecker, what: str, path: str = "") -> None:
     for name, annotated in fields_of(type(message)).items():
         value, plain = getattr(message, name), plain_of(annotated)
         of = (checked.known.arrays or {}).get(name, _of(annotated))
         where = f"{path}{name}"
         if isinstance(value, dict):
             _groups_within(value, get_args(plain)[1], checked, f"{what}.{where}")
-        elif isinstance(value, Columns):
+        elif isinstance(value, IntColumns):
             if of is not None:
                 checked.columns(value, of, f"{what}.{where}", where)
         elif dataclasses.is_dataclass(value):
@@ -272,12 +272,12 @@ def _fields_within(message: Any, checked: Checked, what: str, path: str = "") ->
             checked.number(value, of, f"{what}.{where}")
 
 
-def _groups_within(groups: dict[int, Any], inner: Any, checked: Checked, where: str) -> None:
+def _groups_within(groups: dict[int, Any], inner: Any, checked: ArrayChecker, where: str) -> None:
     known = checked.known
     for group, content in groups.items():
         if known.groups is not None and group not in known.groups:
             raise MessageError(f"{where}: user group {group} was not requested")
-        mine = Checked.of(known.inside(group))
+        mine = ArrayChecker.of(known.inside(group))
         if not dataclasses.is_dataclass(inner):
             mine.group(content, f"{where}/{group}")
         else:
@@ -299,7 +299,7 @@ def name_of(dtype: np.dtype[Any]) -> str:
 
 
 def fields_of(kind: Any) -> dict[str, Any]:
-    """Types of a dataclass's fields by name, with their :class:`Of`."""
+    """Types of a dataclass's fields by name, with their :class:`ArraySpec`."""
     return _fields_of(kind)
 
 
@@ -314,9 +314,21 @@ def plain_of(of: Any) -> Any:
     return get_args(of)[0] if get_origin(of) is Annotated else of
 
 
-def _of(annotated: Any) -> Of | None:
+def _of(annotated: Any) -> ArraySpec | None:
     marks = get_args(annotated)[1:] if get_origin(annotated) is Annotated else ()
-    return next((mark for mark in marks if isinstance(mark, Of)), None)
+    return next((mark for mark in marks if isinstance(mark, ArraySpec)), None)
 
 
-__all__ = ["MOST", "TOTAL", "WHOLE", "Checked", "Known", "Of", "check", "fields_of", "name_of", "plain_of", "summed"]
+__all__ = [
+    "MOST",
+    "TOTAL",
+    "WHOLE",
+    "ArrayChecker",
+    "ArraySpec",
+    "MessageContext",
+    "check",
+    "fields_of",
+    "name_of",
+    "plain_of",
+    "summed",
+]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.errors import FieldError, ScenarioError
 from fl_peel.exchange.settings import STATISTICS
-from fl_peel.exchange.trained import Trained
+from fl_peel.exchange.trained import TrainedDevices
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.weighting.statistics import BlockStatistics
 
@@ -54,7 +54,7 @@ class BoundedStatistic(ABC):
         """Return the shape of one device's contribution, from public quantities alone."""
 
     @abstractmethod
-    def values(self, ranked: RankedBlocks, trained: Trained) -> FloatArray:
+    def values(self, ranked: RankedBlocks, trained: TrainedDevices) -> FloatArray:
         """Return each device's contribution, (M, *shape), before clipping; finite."""
 
     @abstractmethod

@@ -9,20 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Sums(dict[str, NDArray[np.int64]]):
+class NamedSums(dict[str, NDArray[np.int64]]):
     """updates (R, d), signals (K,), counts (R,), quantile (1,), and a user's statistics: those that are released.
 
     Those of disjoint sets of devices add up with ``+``.
     """
 
     @staticmethod
-    def zeros(shapes: Mapping[str, tuple[int, ...]]) -> Sums:
+    def zeros(shapes: Mapping[str, tuple[int, ...]]) -> NamedSums:
         """Over nobody."""
-        return Sums({part: np.zeros(shape, np.int64) for part, shape in shapes.items()})
+        return NamedSums({part: np.zeros(shape, np.int64) for part, shape in shapes.items()})
 
-    def __add__(self, other: Mapping[str, NDArray[Any]]) -> Sums:
+    def __add__(self, other: Mapping[str, NDArray[Any]]) -> NamedSums:
         """Over both; ``other`` has the same parts."""
-        return Sums({part: values + other[part] for part, values in self.items()})
+        return NamedSums({part: values + other[part] for part, values in self.items()})
 
 
-__all__ = ["Sums"]
+__all__ = ["NamedSums"]

@@ -18,7 +18,7 @@ NUMBER_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Hiding:
+class TrafficPadding:
     """all_rows: updates cover every row that was downloaded; group_prefix: every device downloads all ranked blocks;
     dense: the parts besides updates that are sent for all blocks or rows.
     """
@@ -28,11 +28,11 @@ class Hiding:
     dense: tuple[Part, ...]
 
     @staticmethod
-    def of(scenario: Scenario, parts: tuple[Part, ...]) -> Hiding:
+    def of(scenario: Scenario, parts: tuple[Part, ...]) -> TrafficPadding:
         """From the scenario's switches; parts: released in this round, none where no mechanism adds noise."""
         privacy = scenario.privacy
         dense = tuple(part for part in parts if part != "updates") if privacy.noised else ()
-        return Hiding(privacy.rows == "all-sent", privacy.requests == "group-prefix", dense)
+        return TrafficPadding(privacy.rows == "all-sent", privacy.requests == "group-prefix", dense)
 
     def download_bytes(self, ranked: RankedBlocks, cutoffs: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bytes (N,) that devices read of the list that want the first ``cutoffs`` (N,) blocks."""
@@ -58,4 +58,4 @@ class Hiding:
         return self.all_rows and self.group_prefix
 
 
-__all__ = ["Hiding"]
+__all__ = ["TrafficPadding"]

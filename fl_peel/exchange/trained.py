@@ -12,7 +12,7 @@ from fl_peel.training.update import GroupUpdate
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedDevices:
     """Devices (M,) of one user group, those that count. cutoffs (M,): blocks each holds; users (M, d): new user
     embeddings, which stay on the devices; update: sums over them; best: (M, L) top rows, None in rounds without
     signals; train, validation: their items.
@@ -27,4 +27,4 @@ class Trained:
     validation: UserItems
 
 
-__all__ = ["Trained"]
+__all__ = ["TrainedDevices"]

@@ -19,7 +19,7 @@ from fl_peel.model.catalogue import Catalogue, OwnId
 from fl_peel.model.delta import delta_of
 
 
-class Source(Protocol):
+class ModelSource(Protocol):
     """Who serves a device: :class:`fl_peel.model.model.Model`."""
 
     @property
@@ -38,7 +38,7 @@ class Device:
     """A device that has joined a model. group: its user group; user: (d,) its user embedding; items: the items it
     joined with, in its order; seen: these and other items that are not recommended, ascending; both by item number."""
 
-    source: Source
+    source: ModelSource
     group: int
     user: NDArray[np.float32]
     items: tuple[int, ...]
@@ -55,7 +55,7 @@ class Device:
         elastic = ElasticEmbedding(self.source.blocks(self.group, precision), self.user, seen, self.group)
         return Embedding(self, elastic.at(budget_bytes), budget_bytes)
 
-    def known_to(self, other: Source) -> Device:
+    def known_to(self, other: ModelSource) -> Device:
         """Return the same device as it joins another model, with the items that this one has too."""
         mine, theirs = self.source.catalogue, other.catalogue
         names, seen = (
@@ -131,7 +131,7 @@ class Embedding:
         content = b"".join(sent)[:read]  # of a block that does not fit, its id alone
         return Delta(content, Embedding(self.device, stored, budget_bytes))
 
-    def update(self, newer: Source, budget_bytes: int | None = None) -> Delta:
+    def update(self, newer: ModelSource, budget_bytes: int | None = None) -> Delta:
         """Return the delta that turns the embedding into the one a newer model gives this device, under its budget or
         another one. Unchanged blocks are not sent, whatever their place; of blocks in which only the scale changed,
         the scales are sent.
@@ -166,4 +166,4 @@ def _recorded(following: Iterable[bytes], sent: list[bytes]) -> Iterator[bytes]:
         yield one
 
 
-__all__ = ["Delta", "Device", "Embedding", "Source"]
+__all__ = ["Delta", "Device", "Embedding", "ModelSource"]

@@ -52,7 +52,7 @@ def _digest_or_none(about: Mapping[str, Any]) -> str | None:
 
 
 @dataclass
-class Written:
+class ModelWriter:
     """The files of a model that is being saved."""
 
     folder: Path
@@ -79,14 +79,14 @@ class Written:
 
 
 @contextmanager
-def writing(folder: Path, about: Mapping[str, Any]) -> Iterator[Written]:
+def writing(folder: Path, about: Mapping[str, Any]) -> Iterator[ModelWriter]:
     """Files of a model, of which the folder has all, in place of what was there, or none. about: what ``model.json``
     says besides.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        written = Written(part)
+        written = ModelWriter(part)
         yield written
         said = {"format": FORMAT, "version": VERSION, **about, FILES: dict(sorted(written.files.items()))}
         said[DIGEST] = _digest_of_about(said)
@@ -222,4 +222,4 @@ def _about(folder: Path) -> dict[str, Any]:
     return about
 
 
-__all__ = ["ABOUT", "VERSION", "ModelFiles", "Written", "digest_of", "writing"]
+__all__ = ["ABOUT", "VERSION", "ModelFiles", "ModelWriter", "digest_of", "writing"]

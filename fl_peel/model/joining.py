@@ -52,7 +52,7 @@ class Joining(ABC):
 
 
 @dataclass(frozen=True)
-class Fitted(Joining):
+class FittedJoining(Joining):
     """A device fits its embedding to the item table (I, d), then takes the nearest group."""
 
     kind: ClassVar[str] = "fitted"
@@ -69,9 +69,9 @@ class Fitted(Joining):
         return {"centroids": self.centroids, "item_table": self.item_table}
 
     @staticmethod
-    def of(tensors: Tensors) -> Fitted:
+    def of(tensors: Tensors) -> FittedJoining:
         """Of what :meth:`tensors` gave."""
-        return Fitted(_floats(tensors, "centroids"), _floats(tensors, "item_table"))
+        return FittedJoining(_floats(tensors, "centroids"), _floats(tensors, "item_table"))
 
     def check(self, num_items: int, dim: int) -> None:
         """See :class:`Joining`."""
@@ -80,7 +80,7 @@ class Fitted(Joining):
 
 
 @dataclass(frozen=True)
-class Mapped(Joining):
+class MappedJoining(Joining):
     """A device adds up the rows of its items (I, K) to a vector, takes the nearest group, and multiplies the vector by
     the group's map (K, d). Both lie here as they are saved: own (I, K) and maps (G, K, d), whose columns are in units
     of own_units (1, K), map_units (G, d).
@@ -93,9 +93,9 @@ class Mapped(Joining):
     map_units: FloatArray
 
     @staticmethod
-    def of_rows(centroids: FloatArray, own: FloatArray, maps: FloatArray) -> Mapped:
+    def of_rows(centroids: FloatArray, own: FloatArray, maps: FloatArray) -> MappedJoining:
         """Of rows (I, K) and maps (G, K, d) as they are."""
-        return Mapped(centroids, *as_halves(own[None], flat=True), *as_halves(maps))
+        return MappedJoining(centroids, *as_halves(own[None], flat=True), *as_halves(maps))
 
     def rows_of(self, items: NDArray[np.integer]) -> FloatArray:
         """Rows (N, K) of some items."""
@@ -119,10 +119,10 @@ class Mapped(Joining):
         return {name: getattr(self, name) for name in ("centroids", "own", "own_units", "maps", "map_units")}
 
     @staticmethod
-    def of(tensors: Tensors) -> Mapped:
+    def of(tensors: Tensors) -> MappedJoining:
         """Of what :meth:`tensors` gave."""
         found = {name: _floats(tensors, name) for name in ("centroids", "own_units", "map_units")}
-        return Mapped(own=_some_floats(tensors, "own"), maps=_some_floats(tensors, "maps"), **found)
+        return MappedJoining(own=_some_floats(tensors, "own"), maps=_some_floats(tensors, "maps"), **found)
 
     def check(self, num_items: int, dim: int) -> None:
         """See :class:`Joining`."""
@@ -136,7 +136,9 @@ class Mapped(Joining):
         _check_shape("centroids", self.centroids, self.centroids.shape)
 
 
-KINDS: dict[str, type[Fitted] | type[Mapped]] = {kind.kind: kind for kind in (Fitted, Mapped)}
+KINDS: dict[str, type[FittedJoining] | type[MappedJoining]] = {
+    kind.kind: kind for kind in (FittedJoining, MappedJoining)
+}
 
 
 def as_halves(tables: FloatArray, *, flat: bool = False) -> tuple[NDArray[Any], FloatArray]:
@@ -173,4 +175,4 @@ def _check_shape(name: str, found: NDArray[Any], shape: tuple[int, ...]) -> None
         raise ModelError(f"{name} holds numbers that are not finite")
 
 
-__all__ = ["KINDS", "Fitted", "Joining", "Mapped", "as_halves"]
+__all__ = ["KINDS", "FittedJoining", "Joining", "MappedJoining", "as_halves"]

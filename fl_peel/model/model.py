@@ -22,7 +22,7 @@ from fl_peel.model.catalogue import Catalogue, OwnId
 from fl_peel.model.device import Device
 from fl_peel.model.files import ABOUT, DIGEST, ModelFiles, writing
 from fl_peel.model.joining import KINDS, Joining
-from fl_peel.model.tables import WHOLE_BYTES, Blocks, FloatArray, block_numbers, changed_blocks, ranked
+from fl_peel.model.tables import WHOLE_BYTES, CodedBlocks, FloatArray, block_numbers, changed_blocks, ranked
 from fl_peel.scenario.base import MOST_ITEMS, WIDEST
 
 CATALOGUE, ITEMS, JOINING, BASE = "catalogue.json", "item-groups.safetensors", "joining.safetensors", "base.safetensors"
@@ -85,11 +85,11 @@ def save(
         written.add_tensors(JOINING, joining.tensors())
         if different is not None:
             assert base is not None, "groups differ from something"
-            written.add_tensors(BASE, Blocks.coded(layout, saved, base).tensors(layout))
+            written.add_tensors(BASE, CodedBlocks.coded(layout, saved, base).tensors(layout))
 
         def one(group: int) -> None:
             some = None if different is None else different[group]
-            blocks = Blocks.coded(layout, saved, tables[group], some)
+            blocks = CodedBlocks.coded(layout, saved, tables[group], some)
             order = {"order": orders[group].astype(layout.id_dtype)}
             written.add_tensors(list_name(group), order | blocks.tensors(layout))
 
@@ -225,16 +225,16 @@ class Model:
             order = block_numbers(tensors, "order", layout)
             if len(order) != layout.num_blocks:
                 raise ModelError(f"order has {len(order)} of {layout.num_blocks} blocks")
-            whole = Blocks.of(tensors, layout, self.tables).over(self._base, layout)
+            whole = CodedBlocks.of(tensors, layout, self.tables).over(self._base, layout)
             return ranked(layout, self.tables, precision, order, whole)
         except (ModelError, ScenarioError) as error:
             raise self.files.fault(name, str(error)) from error
 
     @cached_property
-    def _base(self) -> Blocks | None:
+    def _base(self) -> CodedBlocks | None:
         if not self.files.has(BASE):
             return None
-        return Blocks.of(self.files.tensors(BASE), self.layout, self.tables)
+        return CodedBlocks.of(self.files.tensors(BASE), self.layout, self.tables)
 
 
 def _layout(files: ModelFiles, num_items: int, dim: int) -> BlockLayout:

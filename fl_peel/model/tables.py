@@ -28,7 +28,7 @@ ones are saved as devices of the run read them, in the precision of its blocks a
 
 
 @dataclass(frozen=True)
-class Blocks:
+class CodedBlocks:
     """Blocks (C,) by number, ascending, None for all: codes (T, columns) of their row pieces, block after block, and
     scales (T,), empty for floats.
     """
@@ -40,12 +40,12 @@ class Blocks:
     @staticmethod
     def coded(
         layout: BlockLayout, precision: Precision, table: FloatArray, numbers: NDArray[np.int64] | None = None
-    ) -> Blocks:
+    ) -> CodedBlocks:
         """Of a table (I, d)."""
         some = np.arange(layout.num_blocks) if numbers is None else numbers
         packed = pack_blocks(layout, precision, some, table)
         codes = packed["codes"].view(code_dtype(precision)).reshape(-1, code_columns(layout.slice_dim, precision))
-        return Blocks(numbers, codes, packed["scales"].astype(np.float16))
+        return CodedBlocks(numbers, codes, packed["scales"].astype(np.float16))
 
     def tensors(self, layout: BlockLayout) -> dict[str, NDArray[Any]]:
         """What is saved, by name."""
@@ -53,7 +53,7 @@ class Blocks:
         return {**numbers, "codes": self.codes, "scales": self.scales}
 
     @staticmethod
-    def of(tensors: Tensors, layout: BlockLayout, precision: Precision) -> Blocks:
+    def of(tensors: Tensors, layout: BlockLayout, precision: Precision) -> CodedBlocks:
         """Of what :meth:`tensors` gave.
 
         Raises:
@@ -73,9 +73,9 @@ class Blocks:
             found = tensors.get(name)
             if found is None or found.dtype != dtype or found.shape != shape:
                 raise ModelError(f"{name} are not {shape} of {dtype}")
-        return Blocks(numbers, tensors["codes"], tensors["scales"])
+        return CodedBlocks(numbers, tensors["codes"], tensors["scales"])
 
-    def over(self, base: Blocks | None, layout: BlockLayout) -> Blocks:
+    def over(self, base: CodedBlocks | None, layout: BlockLayout) -> CodedBlocks:
         """All blocks: these, and those of ``base`` that are not among them.
 
         Raises:
@@ -90,7 +90,7 @@ class Blocks:
         codes[places] = self.codes
         if len(scales):
             scales[places] = self.scales
-        return Blocks(None, codes, scales)
+        return CodedBlocks(None, codes, scales)
 
 
 def piece_places(layout: BlockLayout, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -131,7 +131,7 @@ def changed_blocks(layout: BlockLayout, base: FloatArray, table: FloatArray) -> 
 
 
 def ranked(
-    layout: BlockLayout, saved: Precision, wanted: Precision, order: NDArray[np.int64], blocks: Blocks
+    layout: BlockLayout, saved: Precision, wanted: Precision, order: NDArray[np.int64], blocks: CodedBlocks
 ) -> RankedBlocks:
     """All blocks of a user group in its order (B,), as its devices decode them.
 
@@ -156,4 +156,4 @@ def ranked(
         raise ModelError(str(error)) from error
 
 
-__all__ = ["WHOLE_BYTES", "Blocks", "block_numbers", "changed_blocks", "piece_places", "ranked"]
+__all__ = ["WHOLE_BYTES", "CodedBlocks", "block_numbers", "changed_blocks", "piece_places", "ranked"]

@@ -36,11 +36,11 @@ from fl_peel.exchange.contributors import Bools
 from fl_peel.pretraining.by_sums import (
     UNIT_SCALE,
     Doubles,
+    FilterRequest,
     Floats,
     GroupSums,
     Ints,
     Moments,
-    Question,
     Units,
     count_items,
     group_moments,
@@ -59,7 +59,7 @@ CHUNK = 4096
 """Devices whose outer products are added up at once: exact in doubles."""
 
 
-class Said(Protocol):
+class Stage1Contribution(Protocol):
     """What devices (N rows) say in each step, added up over them, as whole numbers."""
 
     @property
@@ -83,7 +83,7 @@ class Said(Protocol):
         one that is not bounded; None for all.
         """
 
-    def choice(self, question: Question, rows: UserItems, wanted: UserItems) -> tuple[Ints, int]:
+    def choice(self, question: FilterRequest, rows: UserItems, wanted: UserItems) -> tuple[Ints, int]:
         """Shares under each filter (C,), and how many devices answered; nobody says the latter within bounds."""
 
     def groups(self, vectors: Floats, centroids: Floats, opened: Bools | None = None) -> GroupSums:
@@ -94,7 +94,7 @@ class Said(Protocol):
 
 
 @dataclass(frozen=True)
-class Open:
+class OpenContribution:
     """Everything as it is: see :mod:`fl_peel.pretraining.by_sums`."""
 
     num_items: int
@@ -104,7 +104,7 @@ class Open:
     bounded: ClassVar[bool] = False
 
     def counts(self, rows: UserItems) -> Ints:
-        """See :class:`Said`."""
+        """See :class:`Stage1Contribution`."""
         return count_items(rows, self.num_items)
 
     def passed(
@@ -116,24 +116,24 @@ class Open:
         sketch: RowSketch | None = None,
         opened: Bools | None = None,
     ) -> Ints:
-        """See :class:`Said`."""
+        """See :class:`Stage1Contribution`."""
         return pass_sums(table[:, columns], rows, self.user_exponent, self.units.passes, sketch, opened)
 
-    def choice(self, question: Question, rows: UserItems, wanted: UserItems) -> tuple[Ints, int]:
-        """See :class:`Said`."""
+    def choice(self, question: FilterRequest, rows: UserItems, wanted: UserItems) -> tuple[Ints, int]:
+        """See :class:`Stage1Contribution`."""
         return question.answer(rows, wanted, self.item_exponent)
 
     def groups(self, vectors: Floats, centroids: Floats, opened: Bools | None = None) -> GroupSums:
-        """See :class:`Said`."""
+        """See :class:`Stage1Contribution`."""
         return group_sums(vectors, centroids, self.units.groups, opened)
 
     def moments(self, vectors: Floats, rows: UserItems) -> Moments:
-        """See :class:`Said`."""
+        """See :class:`Stage1Contribution`."""
         return group_moments(vectors, rows, self.num_items, self.units.moments)
 
 
 @dataclass(frozen=True)
-class Bounded:
+class BoundedContribution:
     """Within the bounds of the module's table. count_bound: of a device's item counts; l1: the norm of all bounds."""
 
     num_items: int
@@ -143,7 +143,7 @@ class Bounded:
     bounded: ClassVar[bool] = True
 
     def counts(self, rows: UserItems) -> Ints:
-        """See :class:`Said`; in units of 1 / ``UNIT_SCALE``."""
+        """See :class:`Stage1Contribution`; in units of 1 / ``UNIT_SCALE``."""
         bound, items = self.count_bound, self.num_items
         return counts_within(rows.users(), rows.items, items, bound, UNIT_SCALE, l1=self.l1)
 
@@ -156,7 +156,7 @@ class Bounded:
         sketch: RowSketch | None = None,
         opened: Bools | None = None,
     ) -> Ints:
-        """See :class:`Said`; in units of 1 / ``PASS_SCALE``."""
+        """See :class:`Stage1Contribution`; in units of 1 / ``PASS_SCALE``."""
         assert sketch is None, "a bucket's rows have no bound together"
         assert opened is None, "noise hides who contributes, and how many would say it without noise"
         ordered = rows.by_item()
@@ -177,14 +177,14 @@ class Bounded:
         sums: Ints = unit.astype(np.int64).T @ np.ascontiguousarray(y)
         return sums
 
-    def choice(self, question: Question, rows: UserItems, wanted: UserItems) -> tuple[Ints, int]:
-        """See :class:`Said`; only differences between filters matter, so that their mean is not said."""
+    def choice(self, question: FilterRequest, rows: UserItems, wanted: UserItems) -> tuple[Ints, int]:
+        """See :class:`Stage1Contribution`; only differences between filters matter, so that their mean is not said."""
         shares, _ = question.shares(rows, wanted, self.item_exponent)
         centred = shares - shares.mean(axis=1, keepdims=True)
         return within(centred, CHOICE_BOUND, UNIT_SCALE, l1=self.l1).sum(axis=0), 0
 
     def groups(self, vectors: Floats, centroids: Floats, opened: Bools | None = None) -> GroupSums:
-        """See :class:`Said`; both in units of 1 / ``UNIT_SCALE``."""
+        """See :class:`Stage1Contribution`; both in units of 1 / ``UNIT_SCALE``."""
         assert opened is None, "noise hides who contributes, and how many would say it without noise"
         count, columns = centroids.shape
         known = np.flatnonzero(vectors.any(axis=1))
@@ -195,7 +195,7 @@ class Bounded:
         return GroupSums(int(UNIT_SCALE) * np.bincount(groups, minlength=count), sums)
 
     def moments(self, vectors: Floats, rows: UserItems) -> Moments:
-        """See :class:`Said`; size and items in units of 1 / ``UNIT_SCALE``, too."""
+        """See :class:`Stage1Contribution`; size and items in units of 1 / ``UNIT_SCALE``, too."""
         columns = vectors.shape[1]
         first, second = np.zeros(columns, np.int64), np.zeros((columns, columns), np.int64)
         for start in range(0, len(vectors), CHUNK):
@@ -216,4 +216,4 @@ def within(values: Floats | Doubles, bound: float | Doubles, unit: float, *, l1:
     return whole
 
 
-__all__ = ["CHOICE_BOUND", "Bounded", "Open", "Said", "within"]
+__all__ = ["CHOICE_BOUND", "BoundedContribution", "OpenContribution", "Stage1Contribution", "within"]

@@ -398,7 +398,7 @@ def drawn_items(counts: Counts, seed: int, top_n: int = 20) -> tuple[Ints, int]:
 
 
 @dataclass(frozen=True)
-class Shapes:
+class FilterGrid:
     """Filters to choose from: exponents of counts, eigenvalues and freshness (C,) each."""
 
     count_exponents: Doubles
@@ -408,15 +408,15 @@ class Shapes:
     @staticmethod
     def of(
         count_exponents: Sequence[float], value_exponents: Sequence[float], fresh_exponents: Sequence[float] = (0.0,)
-    ) -> Shapes:
+    ) -> FilterGrid:
         """Every one of these with every one of those."""
         every = itertools.product(count_exponents, value_exponents, fresh_exponents)
         counts, values, fresh = np.array(list(every), np.float64).T
-        return Shapes(counts, values, fresh)
+        return FilterGrid(counts, values, fresh)
 
 
 @dataclass(frozen=True)
-class Question:
+class FilterRequest:
     """Which filter ranks your validation items best? directions: (I, K) as passes found them; values: (K,); counts:
     (I,); drawn, place: of :func:`drawn_items`; recent: (I,) of these counts, those of late, of a timeline, whose
     devices make their vectors with ``fading``.
@@ -425,7 +425,7 @@ class Question:
     directions: Floats
     values: Doubles
     counts: Counts
-    shapes: Shapes
+    shapes: FilterGrid
     drawn: Ints
     place: int
     recent: Counts | None = None
@@ -586,11 +586,11 @@ class Compression:
 __all__ = [
     "Compression",
     "Filter",
+    "FilterGrid",
+    "FilterRequest",
     "GroupStart",
     "GroupSums",
     "Moments",
-    "Question",
-    "Shapes",
     "Units",
     "add_rows",
     "blocks_of",

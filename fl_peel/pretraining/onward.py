@@ -24,12 +24,12 @@ from fl_peel.pretraining.by_sums import (
     Counts,
     Doubles,
     Filter,
+    FilterGrid,
+    FilterRequest,
     Floats,
     GroupStart,
     Ints,
     Moments,
-    Question,
-    Shapes,
     blocks_of,
     coarse,
     drawn_items,
@@ -45,7 +45,7 @@ from fl_peel.pretraining.settings import SpectralConfig
 from fl_peel.pretraining.stage1 import (
     NUM_DRAWN,
     SpectralStart,
-    Sums,
+    Stage1Sums,
     find_centroids,
     iterated,
     moments_by_group,
@@ -56,7 +56,7 @@ from fl_peel.randomness import rng_for
 
 
 @dataclass(frozen=True)
-class Model:
+class SpectralModel:
     """What goes on. directions: (I, K + o) orthonormal, with the columns that passes take besides; values: (K,)
     eigenvalues; counts: (I,) of items; own, scored: (I, K) as in :class:`fl_peel.pretraining.by_sums.Filter`, turned;
     centroids: (G, c); scale: of scored rows in tables; middle: (K,) the mean of devices' vectors at length 1, for those
@@ -92,26 +92,26 @@ class Exponents:
 
 
 def question_of(
-    model: Model,
+    model: SpectralModel,
     seed: int,
     *,
     count: Sequence[float],
     value: Sequence[float],
     fresh: Sequence[float],
     fading: float | None,
-) -> Question | None:
+) -> FilterRequest | None:
     """What devices are asked about the last model once a period is over: under which of these exponents it would have
     ranked best what they did. None where nothing is left to choose.
     """
-    shapes = Shapes.of(count, value, fresh)
+    shapes = FilterGrid.of(count, value, fresh)
     if len(shapes.count_exponents) == 1:
         return None
     drawn, place = drawn_items(model.counts, seed)
     directions = halves(model.directions[:, : len(model.values)].astype(np.float32))
-    return Question(directions, model.values, model.counts, shapes, drawn, place, model.recent, fading)
+    return FilterRequest(directions, model.values, model.counts, shapes, drawn, place, model.recent, fading)
 
 
-def exponents_of(question: Question, won: Ints, answered: int) -> Exponents:
+def exponents_of(question: FilterRequest, won: Ints, answered: int) -> Exponents:
     """The filter that most of what devices said is for.
 
     Raises:
@@ -128,9 +128,9 @@ def exponents_of(question: Question, won: Ints, answered: int) -> Exponents:
 
 
 def go_on(
-    sums: Sums,
+    sums: Stage1Sums,
     config: SpectralConfig,
-    before: Model | None,
+    before: SpectralModel | None,
     *,
     exponents: Exponents,
     recent: Counts,
@@ -140,7 +140,7 @@ def go_on(
     min_size: int,
     group_rounds: int,
     seed: int,
-) -> tuple[Model, SpectralStart]:
+) -> tuple[SpectralModel, SpectralStart]:
     """The model over what devices have now, and what user groups start with. before: the last model, None for the
     first; recent: (I,) uses of items in the period that is over.
 
@@ -185,7 +185,7 @@ def go_on(
     groups = tuple(_group(g, one, table, dim, sums.units.moments, seed) for g, one in enumerate(moments))
     first = np.sum([one.first for one in moments], axis=0).astype(np.float32)
     middle = unit_vectors(first[None, :])[0]
-    model = Model(whole, values, counts, own, scored, centroids, scale, middle, recent, fresh, former)
+    model = SpectralModel(whole, values, counts, own, scored, centroids, scale, middle, recent, fresh, former)
     filtered_by = exponents.count, exponents.value, None
     start = SpectralStart(
         own, scored, values.astype(np.float32), centroids, groups, counts, directions.astype(np.float32), *filtered_by
@@ -194,7 +194,7 @@ def go_on(
 
 
 def _directions(
-    sums: Sums, config: SpectralConfig, before: Model | None, counts: Counts, passes: int, seed: int
+    sums: Stage1Sums, config: SpectralConfig, before: SpectralModel | None, counts: Counts, passes: int, seed: int
 ) -> tuple[Doubles, Doubles]:
     """Of the counts as they are, from the last ones where there are any."""
     directions = starting_directions(counts, config.columns + config.oversampling, seed)
@@ -212,7 +212,7 @@ def _directions(
     return orthonormal_again(directions), values
 
 
-def _turn(shape: Filter, before: Model | None) -> Doubles:
+def _turn(shape: Filter, before: SpectralModel | None) -> Doubles:
     """Orthogonal (K, K): what brings scored rows closest to the last ones."""
     columns = shape.scored.shape[1]
     if before is None or before.scored.shape[1] != columns:
@@ -223,7 +223,7 @@ def _turn(shape: Filter, before: Model | None) -> Doubles:
     return turn
 
 
-def _moved(sums: Sums, centroids: Floats, rounds: int, min_size: int) -> tuple[Floats, Ints]:
+def _moved(sums: Stage1Sums, centroids: Floats, rounds: int, min_size: int) -> tuple[Floats, Ints]:
     """Lloyd's algorithm from the last centroids; a group that became too small is dissolved. Also returns the numbers
     (G,) that the groups which are left had.
     """
@@ -264,4 +264,4 @@ def _group(number: int, moments: Moments, table: Floats, dim: int, units: float,
     return GroupStart(group_map, table, moments.size, moments.items, users)
 
 
-__all__ = ["Exponents", "Model", "exponents_of", "go_on", "question_of"]
+__all__ = ["Exponents", "SpectralModel", "exponents_of", "go_on", "question_of"]

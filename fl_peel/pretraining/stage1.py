@@ -1,7 +1,7 @@
 """Stage 1 by sums, from the first count to the tables of the user groups, whoever adds up.
 
-:class:`Sums` is what must be added up over devices. :class:`PooledSums` does so over interactions that one party holds;
-a federation asks its devices. Both give the same numbers, to the last digit.
+:class:`Stage1Sums` is what must be added up over devices. :class:`PooledSums` does so over interactions that one party
+holds; a federation asks its devices. Both give the same numbers, to the last digit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
 from fl_peel.exchange.contributors import Bools, opened_rows
-from fl_peel.pretraining.bounded import Open, Said
+from fl_peel.pretraining.bounded import OpenContribution, Stage1Contribution
 from fl_peel.pretraining.by_sums import (
     UNIT_SCALE,
     WIDEST,
@@ -26,13 +26,13 @@ from fl_peel.pretraining.by_sums import (
     Counts,
     Doubles,
     Filter,
+    FilterGrid,
+    FilterRequest,
     Floats,
     GroupStart,
     GroupSums,
     Ints,
     Moments,
-    Question,
-    Shapes,
     Units,
     add_rows,
     blocks_of,
@@ -63,9 +63,9 @@ NUM_DRAWN = 256
 """Embeddings drawn from a user group's moments, by which its blocks are ranked before any device has ranked."""
 
 
-class Sums(Protocol):
-    """What a server learns of devices in stage 1, and all of it. See :class:`fl_peel.pretraining.bounded.Said` for what
-    each device adds.
+class Stage1Sums(Protocol):
+    """What a server learns of devices in stage 1, and all of it. See
+    :class:`fl_peel.pretraining.bounded.Stage1Contribution` for what each device adds.
     """
 
     @property
@@ -85,8 +85,8 @@ class Sums(Protocol):
     def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
         """A pass over all devices, (I, K); under a sketch (B, K)."""
 
-    def choice(self, question: Question) -> tuple[Ints, int]:
-        """:meth:`fl_peel.pretraining.by_sums.Question.answer` of some devices: (C,) and how many answered."""
+    def choice(self, question: FilterRequest) -> tuple[Ints, int]:
+        """:meth:`fl_peel.pretraining.by_sums.FilterRequest.answer` of some devices: (C,) and how many answered."""
 
     def vectors(self, own: Floats) -> None:
         """Devices make their vector of the rows (I, K) of their items, and keep it."""
@@ -157,7 +157,7 @@ class _Steps:
 
 
 def run_passes(
-    sums: Sums,
+    sums: Stage1Sums,
     config: SpectralConfig,
     *,
     seed: int,
@@ -174,7 +174,7 @@ def run_passes(
 
 
 def run_stage1(
-    sums: Sums,
+    sums: Stage1Sums,
     config: SpectralConfig,
     *,
     dim: int,
@@ -242,7 +242,7 @@ def run_stage1(
 
 
 def _passes(
-    sums: Sums,
+    sums: Stage1Sums,
     config: SpectralConfig,
     seed: int,
     given: UserItems | None,
@@ -320,7 +320,7 @@ def _beginning(
 
 
 def _shape(
-    sums: Sums, config: SpectralConfig, directions: Doubles, values: Doubles, counts: Counts,
+    sums: Stage1Sums, config: SpectralConfig, directions: Doubles, values: Doubles, counts: Counts,
     seed: int,
 ) -> tuple[float, float, float | None]:  # fmt: skip
     """The filter's exponents of counts and eigenvalues, and the recall by which devices chose them: None of bounded
@@ -328,12 +328,14 @@ def _shape(
     """
     if config.count_exponent is not None and config.value_exponent is not None:
         return config.count_exponent, config.value_exponent, None
-    shapes = Shapes.of(
+    shapes = FilterGrid.of(
         COUNT_EXPONENTS if config.count_exponent is None else (config.count_exponent,),
         VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,),
     )
     drawn, place = drawn_items(counts, seed)
-    won, answered = sums.choice(Question(halves(directions.astype(np.float32)), values, counts, shapes, drawn, place))
+    won, answered = sums.choice(
+        FilterRequest(halves(directions.astype(np.float32)), values, counts, shapes, drawn, place)
+    )
     if not (answered or sums.bounded):
         raise DataError(
             "stage 1: fewer of the requested devices have a validation item than privacy.min_owners says; set "
@@ -349,7 +351,7 @@ def _shape(
 
 
 def passed(
-    sums: Sums, directions: Doubles, counts: Counts, config: SpectralConfig, sketch: RowSketch | None = None
+    sums: Stage1Sums, directions: Doubles, counts: Counts, config: SpectralConfig, sketch: RowSketch | None = None
 ) -> Doubles:
     """R~^T R~ of orthonormal directions (I, K), what a sketch leaves of it; of bounded sums R^^T R^, which devices
     scale themselves.
@@ -363,7 +365,7 @@ def passed(
     return scale[:, None] * (found if sketch is None else sketch.read(found, np.asarray(counts)))
 
 
-def moments_by_group(sums: Sums, centroids: Floats, counts: Counts) -> Iterable[Moments]:
+def moments_by_group(sums: Stage1Sums, centroids: Floats, counts: Counts) -> Iterable[Moments]:
     """Of all user groups, of bounded sums without what noise alone would say, of others without items that nobody has
     as far as ``counts`` (I,) say.
     """
@@ -376,7 +378,7 @@ def moments_by_group(sums: Sums, centroids: Floats, counts: Counts) -> Iterable[
 
 
 def find_centroids(
-    sums: Sums,
+    sums: Stage1Sums,
     shape: Filter,
     counts: Counts,
     config: SpectralConfig,
@@ -417,7 +419,12 @@ def find_centroids(
 
 
 def _noised_centroids(
-    sums: Sums, centroids: Floats, config: SpectralConfig, num_groups: int, min_size: int, step: Callable[[str], None]
+    sums: Stage1Sums,
+    centroids: Floats,
+    config: SpectralConfig,
+    num_groups: int,
+    min_size: int,
+    step: Callable[[str], None],
 ) -> Floats:
     """As often as was accounted for. Groups that were too small in the last round are dissolved, all but the largest:
     to ask how large the others became would be one release more.
@@ -447,35 +454,35 @@ class PooledSums:
     user_exponent: float
     item_exponent: float = 0.5
     validation: UserItems | None = None
-    asked: Callable[[Question], tuple[Ints, int]] | None = None
+    asked: Callable[[FilterRequest], tuple[Ints, int]] | None = None
     made: Floats | None = None
     units: Units = field(default_factory=Units)
-    said: Said | None = None
+    said: Stage1Contribution | None = None
     fading: float | None = None
     min_owners: int = 1
 
     @property
     def bounded(self) -> bool:
-        """See :class:`Sums`."""
+        """See :class:`Stage1Sums`."""
         return self._said.bounded
 
     def std(self, part: str) -> float:
-        """See :class:`Sums`."""
+        """See :class:`Stage1Sums`."""
         return 0.0
 
     def counts(self) -> Ints:
-        """See :class:`Sums`."""
+        """See :class:`Stage1Sums`."""
         counts = self._said.counts(self.rows)
         opened = self._opened(counts)
         return counts if opened is None else np.where(opened, counts, 0)
 
     def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
-        """See :class:`Sums`."""
+        """See :class:`Stage1Sums`."""
         opened = None if self.min_owners == 1 else self._opened(self._said.counts(self.rows))
         return self._said.passed(table, weights, slice(None), self.rows, sketch, opened)
 
-    def choice(self, question: Question) -> tuple[Ints, int]:
-        """See :class:`Sums`."""
+    def choice(self, question: FilterRequest) -> tuple[Ints, int]:
+        """See :class:`Stage1Sums`."""
         if self.asked is not None:
             return self.asked(question)
         assert self.validation is not None, "who chooses has validation items"
@@ -484,16 +491,16 @@ class PooledSums:
         return (won, answered) if opened is None or opened[0] else (np.zeros_like(won), 0)
 
     def vectors(self, own: Floats) -> None:
-        """See :class:`Sums`."""
+        """See :class:`Stage1Sums`."""
         self.made = unit_vectors(add_rows(own, self.rows, self.fading))
 
     def groups(self, centroids: Floats) -> GroupSums:
-        """See :class:`Sums`."""
+        """See :class:`Stage1Sums`."""
         opened = None if self.min_owners == 1 else self._opened(group_sizes(self._made, centroids))
         return self._said.groups(self._made, centroids, opened)
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
-        """See :class:`Sums`."""
+        """See :class:`Stage1Sums`."""
         known = np.flatnonzero(self._made.any(axis=1))
         found = nearest(self._made[known], centroids)
         for group in groups:
@@ -510,8 +517,8 @@ class PooledSums:
         return opened_rows(contributors, self.min_owners)
 
     @property
-    def _said(self) -> Said:
-        return self.said or Open(self.num_items, self.user_exponent, self.item_exponent, self.units)
+    def _said(self) -> Stage1Contribution:
+        return self.said or OpenContribution(self.num_items, self.user_exponent, self.item_exponent, self.units)
 
     @property
     def _made(self) -> Floats:
@@ -524,7 +531,7 @@ __all__ = [
     "PooledSums",
     "SpectralFilter",
     "SpectralStart",
-    "Sums",
+    "Stage1Sums",
     "find_centroids",
     "iterated",
     "moments_by_group",

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.exchange.release import Part
-from fl_peel.exchange.sums import Sums
+from fl_peel.exchange.sums import NamedSums
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy.mechanisms import Mechanism
 from fl_peel.privacy.sources import Identity, NoiseSource
@@ -20,9 +20,9 @@ def noise(
     sizes: dict[Part, tuple[int, ...]],
     identity: Identity,
     source: NoiseSource,
-) -> Sums:
+) -> NamedSums:
     """Noise on every number of the parts in ``scales``, of the given identity."""
-    return Sums(
+    return NamedSums(
         {
             part: source.noise(mechanism, sizes[part], scale, FIXED_POINT, (*identity, part))
             for part, scale in scales.items()
@@ -31,17 +31,17 @@ def noise(
 
 
 def with_noise_shares(
-    sums: Sums,
+    sums: NamedSums,
     stds: dict[Part, float],
     num_devices: int,
     source: NoiseSource,
     server_round: int,
     devices: NDArray[np.int64],
-) -> Sums:
+) -> NamedSums:
     """The sums after each of the devices (M,) added its share of normal noise, of which ``num_devices`` shares reach
     ``stds``: more devices, more noise. A share is named by the device and the round alone, not by nodes.
     """
-    total = Sums({part: values.copy() for part, values in sums.items()})
+    total = NamedSums({part: values.copy() for part, values in sums.items()})
     for device in devices.tolist():
         for part, values in total.items():
             identity = ("noise-share", server_round, device, part)
@@ -50,15 +50,15 @@ def with_noise_shares(
 
 
 def with_device_noise(
-    sums: Sums,
+    sums: NamedSums,
     plan_scales: dict[Part, float],
     mechanism: Mechanism,
     source: NoiseSource,
     server_round: int,
     devices: NDArray[np.int64],
-) -> Sums:
+) -> NamedSums:
     """The sums after each of the devices (M,) added noise of its own to all of its contribution."""
-    total = Sums({part: values.copy() for part, values in sums.items()})
+    total = NamedSums({part: values.copy() for part, values in sums.items()})
     sizes: dict[Part, tuple[int, ...]] = {part: values.shape for part, values in sums.items()}
     for device in devices.tolist():
         drawn = noise(mechanism, plan_scales, sizes, ("device-noise", server_round, device), source)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.release import Part, bounds, shares_of
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.accounting import Schedule, Spent, calibrated, cost_of
+from fl_peel.privacy.accounting import PrivacyCost, Schedule, calibrated, cost_of
 from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
 from fl_peel.privacy.sources import whole_scale
 from fl_peel.privacy.stage1 import Stage1Release, Stage1Scales, stage1_releases, unit_of
@@ -31,7 +31,7 @@ class Plan:
     multiplier: float
     shares: Mapping[Part, float]
     schedule: Schedule
-    cost: Spent
+    cost: PrivacyCost
     group_epsilon: float
     """Of the answer which user group a device is in, spent besides; 0 where no device is asked."""
     stage1: tuple[Stage1Release, ...] = ()

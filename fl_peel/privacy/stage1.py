@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from fl_peel.pretraining.bounded import CHOICE_BOUND, Bounded, Open, Said
+from fl_peel.pretraining.bounded import CHOICE_BOUND, BoundedContribution, OpenContribution, Stage1Contribution
 from fl_peel.pretraining.by_sums import PASS_SCALE, UNIT_SCALE, GroupSums, Ints, Moments, Units
 from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
 from fl_peel.privacy.sources import NoiseSource, source_of
@@ -72,13 +72,15 @@ def unit_of(part: str) -> float:
     return {"pass": PASS_SCALE, "moment products": UNIT_SCALE**2}.get(part, UNIT_SCALE)
 
 
-def said_of(scenario: Scenario, num_items: int, units: Units) -> Said:
+def said_of(scenario: Scenario, num_items: int, units: Units) -> Stage1Contribution:
     """What devices say in stage 1. units: of what is not bounded."""
     pretraining = scenario.pretraining
     mechanism = find_mechanism(scenario.privacy.mechanism)
     if mechanism is None or not pretraining.by_devices:
-        return Open(num_items, pretraining.user_exponent, pretraining.item_exponent, units)
-    return Bounded(num_items, pretraining.item_exponent, scenario.privacy.counts_norm, mechanism.norm == "l1")
+        return OpenContribution(num_items, pretraining.user_exponent, pretraining.item_exponent, units)
+    return BoundedContribution(
+        num_items, pretraining.item_exponent, scenario.privacy.counts_norm, mechanism.norm == "l1"
+    )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from scipy import special
 
 from fl_peel import kernels
 from fl_peel.exchange.columns import IntArray
-from fl_peel.exchange.expected import TOTAL, Of
+from fl_peel.exchange.expected import TOTAL, ArraySpec
 from fl_peel.randomness import device_seeds
 from fl_peel.ranking.top import SUM_SCALE
 
@@ -46,9 +46,9 @@ class Replicates:
     devices (B,) that count. Those of disjoint sets of devices add up.
     """
 
-    recall: Annotated[IntArray, Of(("X", "B"), least=0, most=TOTAL)]
-    ndcg: Annotated[IntArray, Of(("X", "B"), least=0, most=TOTAL)]
-    devices: Annotated[IntArray, Of(("B",), least=0, most=TOTAL)]
+    recall: Annotated[IntArray, ArraySpec(("X", "B"), least=0, most=TOTAL)]
+    ndcg: Annotated[IntArray, ArraySpec(("X", "B"), least=0, most=TOTAL)]
+    devices: Annotated[IntArray, ArraySpec(("B",), least=0, most=TOTAL)]
 
     @staticmethod
     def of(

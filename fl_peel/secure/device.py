@@ -29,7 +29,7 @@ from fl_peel.secure.keys import (
     seal,
     unseal,
 )
-from fl_peel.secure.masks import Words, add_mask
+from fl_peel.secure.masks import MaskWords, add_mask
 from fl_peel.secure.sharing import SHARE_BYTES, split
 
 INDEX_BYTES = 2
@@ -123,14 +123,14 @@ def received_shares(
 
 
 def mask_vector(
-    words: Words,
+    words: MaskWords,
     secrets: Secrets,
     occasion: Occasion,
     device: int,
     present: Sequence[Neighbour],
     needed: int,
     start: int = 0,
-) -> Words:
+) -> MaskWords:
     """The vector as the server gets it, from the device's own, which is left as it is.
 
     present: neighbours whose shares have arrived. Of two neighbours the one with the smaller number adds their mask.
@@ -141,7 +141,7 @@ def mask_vector(
     """
     if len(present) < needed:
         raise _refused(occasion, device, f"only {len(present)} neighbours are left, {needed} must be")
-    masked = Words(words.narrow.copy(), words.wide.copy())
+    masked = MaskWords(words.narrow.copy(), words.wide.copy())
     add_mask(masked, secrets.self_seed, start=start)
     private = mask_private_key(secrets.mask_key_seed)
     for neighbour in present:

@@ -19,7 +19,7 @@ EXCHANGES = 4
 """Times a device answers the server in a round: keys, shares, vector, opened shares."""
 
 
-class Vanishes(IntEnum):
+class DropoutStage(IntEnum):
     """Before which answer a device is lost that a study makes drop out."""
 
     NEVER = 0
@@ -54,11 +54,11 @@ def needed_of(scenario: Scenario, num_devices: int) -> tuple[int, int]:
 
 
 def vanishing(scenario: Scenario, server_round: int, devices: NDArray[np.int64]) -> NDArray[np.int64]:
-    """When each device (N,) is lost in a round, as :class:`Vanishes`: by ``dropout_share``, at any stage alike."""
+    """When each device (N,) is lost in a round, as :class:`DropoutStage`: by ``dropout_share``, at any stage alike."""
     share = scenario.secure_aggregation.dropout_share
     lost = device_uniforms(scenario.seed, "secure-dropout", server_round, devices=devices) < share
     stage = device_uniforms(scenario.seed, "secure-dropout-stage", server_round, devices=devices)
-    return np.where(lost, 1 + np.floor(3 * stage).astype(np.int64), int(Vanishes.NEVER))
+    return np.where(lost, 1 + np.floor(3 * stage).astype(np.int64), int(DropoutStage.NEVER))
 
 
-__all__ = ["EXCHANGES", "DeviceBytes", "Vanishes", "needed_of", "vanishing"]
+__all__ = ["EXCHANGES", "DeviceBytes", "DropoutStage", "needed_of", "vanishing"]

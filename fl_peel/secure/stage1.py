@@ -14,7 +14,7 @@ import numpy as np
 
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
 from fl_peel.pretraining.by_sums import Ints, Moments, half_of, whole_of
-from fl_peel.pretraining.costs import Answer, Step
+from fl_peel.pretraining.costs import AnswerCost, Step
 from fl_peel.secure.plan import EXCHANGES, DeviceBytes
 from fl_peel.secure.vector import CHECK, Bits, Field, VectorLayout
 
@@ -104,10 +104,10 @@ class StepVector:
         return [(first, min(first + at_once, self.units)) for first in range(0, self.units, at_once)]
 
 
-def answer_of(vector: StepVector, neighbours: int) -> Answer:
+def answer_of(vector: StepVector, neighbours: int) -> AnswerCost:
     """What it takes a device to say that vector, with masks of so many neighbours."""
     moved = DeviceBytes.of(neighbours, 0)
-    return Answer(vector.num_bytes, moved.download, moved.upload, EXCHANGES)
+    return AnswerCost(vector.num_bytes, moved.download, moved.upload, EXCHANGES)
 
 
 def moment_words(columns: int, items: int) -> int:

@@ -49,7 +49,7 @@ from simulations.bench.plan import (
 )
 from simulations.bench.rivals import pfl_interpreter, pfl_rate, stock_flower_rate
 from simulations.bench.start import start_seconds
-from simulations.bench.world import World, make_world
+from simulations.bench.world import BenchContext, make_world
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import BENCH_RESULTS, check_out, given_folder, require_dataset
@@ -60,7 +60,7 @@ from simulations.runner import run
 from strategies.evaluation.evaluator import Evaluator
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 
 
 def bench(
@@ -102,9 +102,9 @@ def bench(
     with run_folder() as folder:
         (folder / "full.yaml").write_text(FULL_TABLES)
         base = bench_scenario(plan, plan.data, str(folder / "full.yaml"))
-        place = Place(str(data_dir or ""), str(folder / "main"))
+        place = RunPaths(str(data_dir or ""), str(folder / "main"))
 
-        def server(grid: Grid, scenario: Scenario, place: Place, told: OnEvent) -> dict[str, Any]:
+        def server(grid: Grid, scenario: Scenario, place: RunPaths, told: OnEvent) -> dict[str, Any]:
             return _through_flower(grid, scenario, place, plan, folder, told)
 
         found |= simulated(base, place, on_event, server=server)
@@ -142,7 +142,7 @@ def _environment(device: str) -> dict[str, Any]:
 
 
 def _through_flower(
-    grid: Grid, scenario: Scenario, place: Place, plan: BenchPlan, folder: Path, on_event: OnEvent
+    grid: Grid, scenario: Scenario, place: RunPaths, plan: BenchPlan, folder: Path, on_event: OnEvent
 ) -> dict[str, Any]:
     """All that PEEL's engine does, on one set of nodes."""
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)
@@ -164,7 +164,7 @@ def _through_flower(
 
 
 def _rounds(
-    grid: Grid, scenario: Scenario, place: Place, plan: BenchPlan, nodes: Nodes, on_event: OnEvent
+    grid: Grid, scenario: Scenario, place: RunPaths, plan: BenchPlan, nodes: Nodes, on_event: OnEvent
 ) -> dict[str, Any]:
     """Rounds of all devices, of a few and of the default fleet; evaluation; one device by itself."""
     world = make_world(scenario, place, nodes, on_event)
@@ -199,7 +199,7 @@ def _rounds(
     alone = bench_scenario(
         plan, plan.data, str(scenario.fleet), f"refinement.cohort_share={share}", "user_groups.count=1"
     )
-    one_table = make_world(alone, Place(place.data_dir, f"{place.run_dir}-one-table"), nodes, on_event).strategy()
+    one_table = make_world(alone, RunPaths(place.data_dir, f"{place.run_dir}-one-table"), nodes, on_event).strategy()
     alone_s, _, _ = one_table.timed(grid, plan.rounds)
     found["same_devices_per_second"] = one_table.rounds[-1].devices / alone_s
     return found
@@ -217,7 +217,7 @@ def _population(
         # user groups of one size, so that a larger population has more of them
         num_groups = max(1, round(plan.user_groups * size / max(plan.sizes)))
         scenario = bench_scenario(plan, str(data), str(base.fleet), f"user_groups.count={num_groups}")
-        world = make_world(scenario, Place("", str(folder / f"run-{size}")), nodes, on_event)
+        world = make_world(scenario, RunPaths("", str(folder / f"run-{size}")), nodes, on_event)
         strategy = world.strategy()
         joined = time.perf_counter()
         rounds = max(1, min(plan.rounds, 200_000 // size))
@@ -238,7 +238,7 @@ def _population(
     }
 
 
-def _on_device(world: World, strategy: PeelStrategy, budget: int) -> dict[str, float]:
+def _on_device(world: BenchContext, strategy: PeelStrategy, budget: int) -> dict[str, float]:
     """What one device does by itself at 1% of the bytes: choose its blocks; rank all items with what it stored."""
     layout = world.prepared.layout
     ceiling = int(strategy.members.ceilings[0])
@@ -253,13 +253,13 @@ def _on_device(world: World, strategy: PeelStrategy, budget: int) -> dict[str, f
     }
 
 
-def _training_alone(world: World, strategy: PeelStrategy) -> dict[str, float]:
+def _training_alone(world: BenchContext, strategy: PeelStrategy) -> dict[str, float]:
     """The compiled loop by itself on one core, without messages: all devices, all groups, as in a round."""
     whole = np.full(len(strategy.members.devices), np.iinfo(np.int64).max)
     return {"training_alone_on_one_core": _loop_seconds(world, strategy, stock_flower.HOW, whole)}
 
 
-def _loop_seconds(world: World, strategy: PeelStrategy, how: LocalTraining, budgets: NDArray[np.int64]) -> float:
+def _loop_seconds(world: BenchContext, strategy: PeelStrategy, how: LocalTraining, budgets: NDArray[np.int64]) -> float:
     """Seconds of the compiled loop over devices under these budgets (N,), group after group, the best of two each."""
     train = device_splits(world.scenario, world.place.data_dir, world.place.run_dir).train
     table, users = world.prepared.pretrained.items, world.prepared.pretrained.users
@@ -282,7 +282,7 @@ def _loop_seconds(world: World, strategy: PeelStrategy, how: LocalTraining, budg
     return seconds
 
 
-def _flagship(grid: Grid, plan: BenchPlan, place: Place, nodes: Nodes, on_event: OnEvent) -> dict[str, Any]:
+def _flagship(grid: Grid, plan: BenchPlan, place: RunPaths, nodes: Nodes, on_event: OnEvent) -> dict[str, Any]:
     """Rounds of a scenario that ships, and what of them the training loop takes alone."""
     scenario = flagship_scenario(plan)
     place = replace(place, run_dir=f"{place.run_dir}-flagship")

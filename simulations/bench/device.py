@@ -17,14 +17,14 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import train_group
 from fl_peel.training.work import LocalWork
 from strategies.rounds.sampling import sample_cohort
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 
 TOP_N = 20
 MOST_DEVICES = 4000
 """Devices of the comparison, drawn where there are more: it is no measure of speed."""
 
 
-def compared_metrics(scenario: Scenario, place: Place, device: str) -> dict[str, Any]:
+def compared_metrics(scenario: Scenario, place: RunPaths, device: str) -> dict[str, Any]:
     """One round of devices, from tables that know something of their tastes, on ``cpu`` and on ``device``.
 
     All are one user group and hold the whole table in int8. ``metrics``: means over devices with test items, by where;

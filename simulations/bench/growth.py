@@ -38,7 +38,7 @@ from simulations.report.files import json_bytes, write_files
 from simulations.report.results import write_results
 from simulations.report.tables.view import TableView, format_bytes
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 
 KEPT = "checkpoints"
 """Folder, in that of the results, of points that are done."""
@@ -177,11 +177,11 @@ def measured(point: Point) -> dict[str, float]:
     )
     with run_folder() as folder:
         scenario = population_scenario(plan, folder, Population(0, point.devices, point.items, PLANTED_GROUPS))
-        place = Place("", str(folder / "run"))
+        place = RunPaths("", str(folder / "run"))
         return simulated(scenario, place, silent, server=partial(_rounds, point))
 
 
-def _rounds(point: Point, grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent) -> dict[str, float]:
+def _rounds(point: Point, grid: Grid, scenario: Scenario, place: RunPaths, on_event: OnEvent) -> dict[str, float]:
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)
     with PeakMemory() as memory:
         strategy = make_world(scenario, place, nodes, on_event).strategy()

@@ -27,7 +27,7 @@ from simulations.engine.memory import PeakMemory
 from simulations.report.files import json_bytes
 from simulations.report.results import write_results
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 
 DEVICES_PER_GROUP = 62_500
 """As a million in 16 user groups: what a node holds at a time is of one group, whatever the population."""
@@ -66,7 +66,7 @@ def large(size: int, out: str | Path | None = None, *, on_event: OnEvent = silen
         scenario = population_scenario(plan, folder, Population(0, size, plan.num_items, groups))
         stages = {"write_population": clock.lap()}
         on_event(Event("bench", 1, 3, f"{size:,} devices written"))
-        place = Place("", str(folder / "run"))
+        place = RunPaths("", str(folder / "run"))
         round_s, devices = simulated(scenario, place, on_event, server=partial(_round, clock, stages))
     found = {
         "devices": devices,
@@ -85,7 +85,7 @@ def large(size: int, out: str | Path | None = None, *, on_event: OnEvent = silen
 
 
 def _round(
-    clock: _Clock, stages: dict[str, float], grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent
+    clock: _Clock, stages: dict[str, float], grid: Grid, scenario: Scenario, place: RunPaths, on_event: OnEvent
 ) -> tuple[float, int]:
     stages["engine"] = clock.lap()
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)

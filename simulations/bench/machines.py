@@ -31,8 +31,8 @@ from simulations.engine.inputs import checked
 from strategies.evaluation.evaluator import Evaluator, qualities
 from strategies.figures.figures import evaluated
 from strategies.nodes.nodes import Nodes
-from strategies.run.collected import Pretrained
-from strategies.run.place import Place, Stages
+from strategies.run.collected import CentralStage1Outcome
+from strategies.run.place import RunPaths, StageTimes
 from strategies.run.prepare import privacy_plan
 from strategies.run.preparing import prepare
 from strategies.run.refinement import Refiner
@@ -66,7 +66,7 @@ Stagewise = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Difference:
+class StageDifference:
     """Of one stage on one machine from the first machine. digest: of its numbers there; largest: difference, over the
     largest magnitude; infinite where there are as many numbers on neither side. equal: bit by bit.
     """
@@ -78,15 +78,15 @@ class Difference:
     largest: float
 
 
-def stages_of(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = silent) -> Stagewise:
+def stages_of(grid: Grid, scenario: Scenario, place: RunPaths, on_event: OnEvent = silent) -> Stagewise:
     """Run a scenario; what each stage leaves, in order."""
-    stages = Stages()
+    stages = StageTimes()
     root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
     nodes = Nodes.connect(grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s)
     plan = privacy_plan(scenario, place)
     prepared = prepare(scenario, plan, place, stages, nodes, on_event)
     found: Stagewise = {}
-    if isinstance(prepared, Pretrained):
+    if isinstance(prepared, CentralStage1Outcome):
         found["pretrained users"], found["pretrained items"] = prepared.pretrained.users, prepared.pretrained.items
         found["user groups"] = prepared.groups.assignment
     refiner = Refiner(grid, place, prepared, nodes, on_event)
@@ -102,18 +102,18 @@ def stages_of(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = 
     return found
 
 
-def compared(first: Stagewise, other: Stagewise, machine: str) -> list[Difference]:
+def compared(first: Stagewise, other: Stagewise, machine: str) -> list[StageDifference]:
     """Every stage of the other machine beside the first's."""
     return [_difference(machine, stage, first[stage], other[stage]) for stage in first]
 
 
-def _difference(machine: str, stage: str, mine: NDArray[Any], other: NDArray[Any]) -> Difference:
+def _difference(machine: str, stage: str, mine: NDArray[Any], other: NDArray[Any]) -> StageDifference:
     equal = (mine.dtype, mine.shape, mine.tobytes()) == (other.dtype, other.shape, other.tobytes())
     largest = float("inf")
     if mine.shape == other.shape:
         apart = np.abs(mine.astype(np.float64) - other.astype(np.float64)).max(initial=0.0)
         largest = float(apart / max(float(np.abs(mine).max(initial=0)), 1e-300))
-    return Difference(machine, stage, blake2b(other.tobytes(), digest_size=4).hexdigest(), equal, largest)
+    return StageDifference(machine, stage, blake2b(other.tobytes(), digest_size=4).hexdigest(), equal, largest)
 
 
 def differences(
@@ -121,7 +121,7 @@ def differences(
     overrides: Sequence[str] = (),
     data_dir: Path | None = None,
     machines: Mapping[str, Mapping[str, str]] = MACHINES,
-) -> list[Difference]:
+) -> list[StageDifference]:
     """Run a scenario on every machine; the differences of each from the first.
 
     Raises:
@@ -163,7 +163,7 @@ def _main(out: str, data_dir: str, name: str, *overrides: str) -> None:
 
     scenario = checked(load_scenario(name, list(overrides)), None, working_dir=Path.cwd())
     with run_folder() as run_dir:
-        place = Place(os.path.abspath(data_dir) if data_dir else "", str(run_dir), "")
+        place = RunPaths(os.path.abspath(data_dir) if data_dir else "", str(run_dir), "")
         np.savez(out, allow_pickle=False, **simulated(scenario, place, server=stages_of))
 
 
@@ -171,4 +171,4 @@ if __name__ == "__main__":
     _main(*sys.argv[1:])
 
 
-__all__ = ["MACHINES", "Difference", "compared", "differences", "stages_of"]
+__all__ = ["MACHINES", "StageDifference", "compared", "differences", "stages_of"]

@@ -25,10 +25,12 @@ from simulations.bench import stock_flower
 from simulations.bench.plan import BenchPlan
 from simulations.engine.engine import simulated
 from strategies.rounds.sampling import sample_cohort
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 
 
-def stock_flower_rate(base: Scenario, place: Place, plan: BenchPlan, folder: Path, on_event: OnEvent) -> dict[str, Any]:
+def stock_flower_rate(
+    base: Scenario, place: RunPaths, plan: BenchPlan, folder: Path, on_event: OnEvent
+) -> dict[str, Any]:
     """The same training as a plain Flower app, on Flower's own engine: a node per device, a message per device."""
     splits = device_splits(base, place.data_dir, place.run_dir)
     chosen, table = rivals_devices(base, splits, plan, folder, plan.stock_devices)
@@ -36,7 +38,7 @@ def stock_flower_rate(base: Scenario, place: Place, plan: BenchPlan, folder: Pat
     blocks = pack_ranking(layout, "int8", splits.train.popularity(splits.num_items).astype(np.float64), table, None)
     ranked = RankedBlocks.unpack(layout, "int8", blocks)
 
-    def server(grid: Grid, scenario: Scenario, place: Place, told: OnEvent) -> dict[str, Any]:
+    def server(grid: Grid, scenario: Scenario, place: RunPaths, told: OnEvent) -> dict[str, Any]:
         def one_round(server_round: int, nodes: list[int]) -> float:
             start = time.perf_counter()
             content = stock_flower.train_content(folder, base.seed, server_round, splits.num_items, blocks)
@@ -96,7 +98,7 @@ def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["no message"])[-1]
 
 
-def pfl_rate(python: str, base: Scenario, place: Place, plan: BenchPlan, folder: Path) -> dict[str, Any]:
+def pfl_rate(python: str, base: Scenario, place: RunPaths, plan: BenchPlan, folder: Path) -> dict[str, Any]:
     """The same training under pfl, in its own environment; see :mod:`simulations.bench.pfl_app`.
 
     Raises:

@@ -31,9 +31,9 @@ from strategies.groups.state import UserGroupState, known_bytes
 from strategies.groups.tables import empty_tables
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.collected import Pretrained
+from strategies.run.collected import CentralStage1Outcome
 from strategies.run.joining import join
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.run.refinement import Refiner, put_together
 
 DRAWN = 50_000
@@ -96,12 +96,12 @@ class TimedStrategy(PeelStrategy):
 
 
 @dataclass
-class World:
+class BenchContext:
     """A population of devices at work: what the server needs to run rounds on them."""
 
     scenario: Scenario
-    place: Place
-    prepared: Pretrained
+    place: RunPaths
+    prepared: CentralStage1Outcome
     nodes: Nodes
     popularity: NDArray[np.float32]
     """(G, I), what ranks blocks."""
@@ -134,7 +134,7 @@ class World:
         return put_together(TimedStrategy, federation, None, on_event=self.on_event)
 
 
-def make_world(scenario: Scenario, place: Place, nodes: Nodes, on_event: OnEvent) -> World:
+def make_world(scenario: Scenario, place: RunPaths, nodes: Nodes, on_event: OnEvent) -> BenchContext:
     """Devices of a data set with drawn embeddings and planted groups."""
     splits = device_splits(scenario, place.data_dir, place.run_dir)
     num_users, num_items, dim = splits.num_users, splits.num_items, scenario.pretraining.embedding_dim
@@ -158,7 +158,7 @@ def make_world(scenario: Scenario, place: Place, nodes: Nodes, on_event: OnEvent
     )
     splits.rest()
     nothing = UserItems(np.zeros(num_users + 1, np.int64), np.zeros(0, np.int32))
-    prepared = Pretrained(
+    prepared = CentralStage1Outcome(
         layout,
         1.0,
         nothing,
@@ -166,7 +166,7 @@ def make_world(scenario: Scenario, place: Place, nodes: Nodes, on_event: OnEvent
         PretrainedEmbeddings(users, items, 1.0),
         UserGroups(assignment, centroids),
     )
-    return World(scenario, place, prepared, nodes, popularity, on_event)
+    return BenchContext(scenario, place, prepared, nodes, popularity, on_event)
 
 
 def _popularity(train: UserItems, members: NDArray[np.int64], num_items: int) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.cli.console import print_json, print_table
 
 if TYPE_CHECKING:
-    from simulations.estimate import Estimate
+    from simulations.estimate import RunEstimate
     from simulations.report.tables.view import TableView
 
 
@@ -45,7 +45,7 @@ def tell_estimate(study: str, scenario: Scenario, data_dir: Path | None, out: Pa
     typer.echo(text + kept, err=True)
 
 
-def in_json(found: Estimate, seeds: int) -> dict[str, Any]:
+def in_json(found: RunEstimate, seeds: int) -> dict[str, Any]:
     """An estimate in numbers, with its sums and how far it may be off."""
     from simulations.estimate import WITHIN
 
@@ -53,7 +53,7 @@ def in_json(found: Estimate, seeds: int) -> dict[str, Any]:
     return {**asdict(found), **sums, "seeds": seeds, "total_seconds": seeds * found.total_s, "within_factor": WITHIN}
 
 
-def estimate_view(found: Estimate, seeds: int) -> TableView:
+def estimate_view(found: RunEstimate, seeds: int) -> TableView:
     """An estimate as a table: what, how much, how it is known."""
     from simulations.estimate import WITHIN
     from simulations.report.tables.view import TableView, format_bytes
@@ -90,7 +90,7 @@ def _moved(download_bytes: float, upload_bytes: float) -> str:
     return f"{format_bytes(download_bytes)} down, {format_bytes(upload_bytes)} up"
 
 
-def _memory(found: Estimate) -> str:
+def _memory(found: RunEstimate) -> str:
     return f"{found.memory_bytes / 1e9:.1f} GB of memory"
 
 

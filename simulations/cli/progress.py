@@ -34,12 +34,12 @@ def shown(console: Console, *, quiet: bool = False) -> Iterator[OnEvent]:
         if console.is_terminal:
             yield from _bars(console)
         else:
-            yield Lines(lambda line: console.print(Text(line), soft_wrap=True))
+            yield ProgressLines(lambda line: console.print(Text(line), soft_wrap=True))
     finally:
         logger.removeHandler(handler)
 
 
-class Lines:
+class ProgressLines:
     """A line for each step of a stage with few steps, a few lines for a stage with many."""
 
     def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:

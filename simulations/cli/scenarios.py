@@ -57,9 +57,9 @@ def scenarios_show(
 
 
 def _show_keys(content: dict[str, Any], as_json: bool) -> None:
-    from fl_peel.scenario.reference import Key, keys_of, scenario_schema, text_of
+    from fl_peel.scenario.reference import ScenarioKey, keys_of, scenario_schema, text_of
 
-    def value_of(key: Key) -> Any:
+    def value_of(key: ScenarioKey) -> Any:
         """What the scenario has there; None below what it leaves out."""
         node: Any = content
         for part in key.path.split("."):

@@ -274,7 +274,7 @@ def _options(
 
 def _told(quiet: bool) -> OnEvent:
     """A line a step on stderr: a study has too many stages for bars."""
-    from simulations.cli.progress import Lines
+    from simulations.cli.progress import ProgressLines
 
     console = Console(stderr=True, highlight=False)
-    return silent if quiet else Lines(lambda line: console.print(Text(line), soft_wrap=True))
+    return silent if quiet else ProgressLines(lambda line: console.print(Text(line), soft_wrap=True))

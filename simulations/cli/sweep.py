@@ -95,10 +95,10 @@ def sweep(
 
 def _told(quiet: bool) -> OnEvent:
     """A line for every stage that has ended, on stderr."""
-    from simulations.cli.progress import Lines
+    from simulations.cli.progress import ProgressLines
 
     console = Console(stderr=True, highlight=False)
-    lines = Lines(lambda line: console.print(Text(line), soft_wrap=True))
+    lines = ProgressLines(lambda line: console.print(Text(line), soft_wrap=True))
 
     def tell(event: Event) -> None:
         if event.done >= event.total or event.stage in ("sweep", "search"):

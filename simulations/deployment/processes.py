@@ -20,7 +20,7 @@ import psutil
 
 from clients.round.secret_store import KEY_BYTES, KEY_VARIABLE
 from fl_peel.errors import EngineError
-from simulations.deployment.keys import Keys, make_keys
+from simulations.deployment.keys import KeyFolder, make_keys
 
 HOST = "127.0.0.1"
 CONNECTION = "deployed"
@@ -40,7 +40,7 @@ class Deployment:
 
     home: Path
     node_configs: Sequence[Config]
-    keys: Keys | None
+    keys: KeyFolder | None
     port: int
     environment: Mapping[str, str]
     _nodes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)

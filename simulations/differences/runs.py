@@ -21,7 +21,7 @@ SEEDS_FILE = "seeds.json"
 
 
 @dataclass(frozen=True)
-class Runs:
+class SeedRuns:
     """Seeds, and what devices get under each of them; scenario: resolved, of the first."""
 
     name: str
@@ -30,7 +30,7 @@ class Runs:
     scenario: dict[str, Any]
 
     @staticmethod
-    def read(path: Path) -> Runs:
+    def read(path: Path) -> SeedRuns:
         """Of an output folder of `fl-peel run`, with or without --seeds, or of the report.json or seeds.json in it.
 
         Raises:
@@ -42,7 +42,7 @@ class Runs:
             folders = [folder / f"seed-{seed}" for seed in _seeds(folder / SEEDS_FILE)]
         reports = [read_report(one) for one in folders]
         found = tuple(PerDevice.read(one / FILE) for one in folders)
-        return Runs(str(path), tuple(report.seed for report in reports), found, reports[0].scenario)
+        return SeedRuns(str(path), tuple(report.seed for report in reports), found, reports[0].scenario)
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ def _seeds(file: Path) -> list[int]:
         raise ReportError(f"{file}: not a file of --seeds ({error}); run again with --seeds") from error
 
 
-def require_same(first: Runs, other: Runs) -> None:
+def require_same(first: SeedRuns, other: SeedRuns) -> None:
     """Refuse runs of different devices or test items: their figures are of different things.
 
     Raises:
@@ -100,4 +100,4 @@ def require_same(first: Runs, other: Runs) -> None:
         )
 
 
-__all__ = ["METRICS", "SEEDS_FILE", "Runs", "require_same"]
+__all__ = ["METRICS", "SEEDS_FILE", "SeedRuns", "require_same"]

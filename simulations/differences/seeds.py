@@ -11,7 +11,7 @@ import numpy as np
 
 from fl_peel.plain import to_plain
 from fl_peel.ranking.bootstrap import REPLICATES, Doubles, Estimate, estimate, over
-from simulations.differences.runs import SEEDS_FILE, Runs
+from simulations.differences.runs import SEEDS_FILE, SeedRuns
 from simulations.report.files import json_bytes
 from simulations.report.render import provenance, render, scenario_name
 from simulations.report.results import write_results
@@ -88,7 +88,7 @@ class SeedsResult:
     command: str | None = None
 
 
-def seeds_result(runs: Runs, versions: dict[str, str], command: str | None, replicates: int) -> SeedsResult:
+def seeds_result(runs: SeedRuns, versions: dict[str, str], command: str | None, replicates: int) -> SeedsResult:
     """Every table's figures over all seeds. replicates: of the bootstrap."""
     tables = runs.tables
     means, drawn = runs.means(tables), runs.replicates(tables, replicates)

@@ -19,10 +19,10 @@ from simulations.engine.embedded_engine import run_embedded, workers_ahead
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
-    from strategies.run.place import Place
+    from strategies.run.place import RunPaths
 
 Result = TypeVar("Result")
-Server = Callable[["Grid", Scenario, "Place", OnEvent], Result]
+Server = Callable[["Grid", Scenario, "RunPaths", OnEvent], Result]
 """The server's side of whatever is run on the nodes."""
 CLIENT = "clients.client_app:app"
 """The ClientApp of nodes."""
@@ -56,7 +56,7 @@ def starting(scenario: Scenario) -> Iterator[None]:
 
 def simulated(
     scenario: Scenario,
-    place: Place,
+    place: RunPaths,
     on_event: OnEvent = silent,
     *,
     server: Server[Result],

@@ -180,14 +180,14 @@ class _Worker:
             return error_reply(question.message, f"no worker process starts: {why}")
 
 
-class Workers:
+class WorkerPool:
     """So many worker processes, until the block ends. Node p is hosted by number p modulo their count."""
 
     def __init__(self, count: int, client: str, environment: Mapping[str, str], preloaded: Sequence[str] = ()) -> None:
         self._fork_server = ForkServer(client, environment, preloaded)
         self._workers = [_Worker(self._fork_server) for _ in range(count)]
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -208,4 +208,4 @@ class Workers:
             worker.give_up(numbers)
 
 
-__all__ = ["ForkServer", "Workers"]
+__all__ = ["ForkServer", "WorkerPool"]

@@ -68,7 +68,7 @@ def read_recording(path: Path, every_s: float | None = None) -> Recording:
             time; or a time that does not rise, or is not in seconds.
     """
     _check_file(path)
-    reader = _Reader(path, None if every_s is None else Decimal(str(every_s)))
+    reader = _MeminfoReader(path, None if every_s is None else Decimal(str(every_s)))
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -132,7 +132,7 @@ def _check_file(path: Path) -> None:
         )
 
 
-class _Reader:
+class _MeminfoReader:
     """What is known after each line: complete snapshots, and the line where an incomplete one began."""
 
     def __init__(self, path: Path, every_s: Decimal | None) -> None:

@@ -22,8 +22,8 @@ from simulations.engine.inputs import check_data, check_devices, require_items
 from simulations.studies.checkpoints import CHECKPOINTS, Checkpoints, data_digest, decisive
 from simulations.studies.sources import plugin_modules
 from strategies.evaluation.trials import Trial, serve_trials
-from strategies.run.collected import Pretrained, prepare_collected
-from strategies.run.place import Place, Stages
+from strategies.run.collected import CentralStage1Outcome, prepare_collected
+from strategies.run.place import RunPaths, StageTimes
 from strategies.run.prepare import privacy_plan
 
 FEDERATED = ("strategies.evaluation.trials", "clients.client_app")
@@ -35,22 +35,22 @@ class Study:
     """One seed of a study. seconds: of every stage, as it was when it was really done."""
 
     scenario: Scenario
-    place: Place
+    place: RunPaths
     splits: Splits
     checkpoints: Checkpoints
     on_event: OnEvent = silent
     seconds: dict[str, float] = field(default_factory=dict)
-    _prepared: list[Pretrained] = field(default_factory=list)
+    _prepared: list[CentralStage1Outcome] = field(default_factory=list)
 
     @property
     def tested_devices(self) -> int:
         """How many devices have test items: those that figures are means over."""
         return int((self.splits.test.counts() > 0).sum())
 
-    def prepared(self) -> Pretrained:
+    def prepared(self) -> CentralStage1Outcome:
         """Stage 1 of the study's scenario; done when it is first needed, its tables kept by content."""
         if not self._prepared:
-            stages = Stages()
+            stages = StageTimes()
             evaluation = self.scenario.evaluation.model_copy(update={"budgets": (1.0,)})
             scenario = self.scenario.model_copy(update={"evaluation": evaluation})
             self._prepared.append(prepare_collected(scenario, self.place, stages, self.on_event))
@@ -101,7 +101,7 @@ class Study:
                 self.seconds[trial.name] = seconds
                 start = time.perf_counter()
 
-            def server(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent) -> dict[str, Any]:
+            def server(grid: Grid, scenario: Scenario, place: RunPaths, on_event: OnEvent) -> dict[str, Any]:
                 return serve_trials(grid, missing, place, on_event, done)
 
             results |= simulated(self.scenario, self.place, self.on_event, server=server)
@@ -126,7 +126,7 @@ def _content(trial: Trial) -> list[Any]:
     return [decisive(trial.scenario), *what, trial.scenario.evaluation.top_n]
 
 
-def study_splits(scenario: Scenario, place: Place) -> Splits:
+def study_splits(scenario: Scenario, place: RunPaths) -> Splits:
     """The devices' data.
 
     Raises:
@@ -161,6 +161,6 @@ def open_study(
     """
     folder = out / CHECKPOINTS
     with run_folder() as run_dir:
-        place = Place(data_folder(data_dir), str(run_dir), str(cache_dir or folder / "tables"))
+        place = RunPaths(data_folder(data_dir), str(run_dir), str(cache_dir or folder / "tables"))
         splits = study_splits(scenario, place)
         yield Study(scenario, place, splits, Checkpoints(folder, data_digest(splits), fresh=fresh), on_event)

@@ -10,7 +10,7 @@ import numpy as np
 
 from fl_peel.errors import ReportError
 from simulations.differences.diff import Difference, DiffRow, corrected, rows_of
-from simulations.differences.runs import Runs, require_same
+from simulations.differences.runs import SeedRuns, require_same
 from simulations.differences.seeds import FULL_TABLES, Figure
 from simulations.report.files_of_run import read_report
 from simulations.sweep.grid import Setting
@@ -19,28 +19,28 @@ from strategies.figures.per_device import OWN_BUDGET, PerDevice
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredSetting:
     """A setting's runs, one a seed, tables by names that settings share; validation: as in a sweep's row."""
 
     setting: Setting
-    runs: Runs
+    runs: SeedRuns
     validation: float | None
 
     @staticmethod
-    def read(folder: Path, setting: Setting) -> Measured:
+    def read(folder: Path, setting: Setting) -> MeasuredSetting:
         """Of the folder that the setting's runs have left.
 
         Raises:
             ReportError: something is missing or damaged.
         """
-        runs = Runs.read(folder)
+        runs = SeedRuns.read(folder)
         reports = [read_report(folder / f"seed-{seed}") for seed in runs.seeds]
         last = [report.history[-1].recall if report.history else None for report in reports]
         known = [recall for recall in last if recall is not None]
         own = f"{runs.scenario['blocks']['precision']} {runs.scenario['selector']}"
         shared = tuple(_shared(one, own) for one in runs.by_seed)
         validation = float(np.mean(known)) if len(known) == len(last) else None
-        return Measured(setting, replace(runs, by_seed=shared), validation)
+        return MeasuredSetting(setting, replace(runs, by_seed=shared), validation)
 
 
 def _shared(devices: PerDevice, own: str) -> PerDevice:
@@ -49,14 +49,14 @@ def _shared(devices: PerDevice, own: str) -> PerDevice:
     return replace(devices, tables=names)
 
 
-def shared_tables(found: Sequence[Measured]) -> tuple[str, ...]:
+def shared_tables(found: Sequence[MeasuredSetting]) -> tuple[str, ...]:
     """Tables that all settings have: shares of the full table, own budgets, full tables."""
     tables = [table for table in found[0].runs.tables if all(table in other.runs.tables for other in found[1:])]
     shares = [table for table in tables if table.endswith("%")]
     return (*shares, *(table for table in (OWN_BUDGET, *FULL_TABLES) if table in tables))
 
 
-def sweep_rows(found: Sequence[Measured], tables: Sequence[str], replicates: int) -> tuple[SweepRow, ...]:
+def sweep_rows(found: Sequence[MeasuredSetting], tables: Sequence[str], replicates: int) -> tuple[SweepRow, ...]:
     """Every setting's figures, and recall less that of the first."""
     less = _less(found, tables, replicates)
     rows = []
@@ -88,7 +88,7 @@ def sweep_rows(found: Sequence[Measured], tables: Sequence[str], replicates: int
     return tuple(rows)
 
 
-def _less(found: Sequence[Measured], tables: Sequence[str], replicates: int) -> dict[str, dict[str, Difference]]:
+def _less(found: Sequence[MeasuredSetting], tables: Sequence[str], replicates: int) -> dict[str, dict[str, Difference]]:
     """By setting and table, recall less that of the first; settings with other test items are left out."""
     same = [one for one in found if _comparable(found[0].runs, one.runs)]
     if len(same) < 2:
@@ -106,7 +106,7 @@ def _is_recall(row: DiffRow) -> bool:
     return row.metric.startswith("recall")
 
 
-def _comparable(first: Runs, other: Runs) -> bool:
+def _comparable(first: SeedRuns, other: SeedRuns) -> bool:
     try:
         require_same(first, other)
     except ReportError:
@@ -114,4 +114,4 @@ def _comparable(first: Runs, other: Runs) -> bool:
     return True
 
 
-__all__ = ["Measured", "shared_tables", "sweep_rows"]
+__all__ = ["MeasuredSetting", "shared_tables", "sweep_rows"]

@@ -12,7 +12,7 @@ from typing import Any
 from fl_peel.extras import optional
 from fl_peel.randomness import seed_for
 from simulations.sweep.grid import Setting
-from simulations.sweep.space import Choice, Space, Varied
+from simulations.sweep.space import ListedValues, Space, Varied
 
 OwnValues = Mapping[str, Any]
 Told = Callable[[int, Setting, float], None]
@@ -50,13 +50,13 @@ def search(
 
 def _as_suggested(one: Varied, value: Any) -> Any:
     """A scenario's own value as Optuna would have it, or None where a search cannot come to it."""
-    if isinstance(one, Choice):
+    if isinstance(one, ListedValues):
         return next((text for text in one.values if text == str(value)), None)
     return value if one.holds(value) else None
 
 
 def _suggested(trial: Any, one: Varied) -> str:
-    if isinstance(one, Choice):
+    if isinstance(one, ListedValues):
         return str(trial.suggest_categorical(one.path, one.values))
     if one.whole:
         step = 1 if one.step is None else int(one.step)

@@ -50,14 +50,14 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ListedValues:
     """Values of a key, as they are typed."""
 
     path: str
     values: tuple[str, ...]
 
 
-Varied = Range | Choice
+Varied = Range | ListedValues
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Space:
     @property
     def edges(self) -> tuple[Setting, ...]:
         """Settings with every end and every choice in one of them: what is wrong with a value shows in these."""
-        options = [one.values if isinstance(one, Choice) else one.ends for one in self.varied]
+        options = [one.values if isinstance(one, ListedValues) else one.ends for one in self.varied]
         most = max(map(len, options))
         return tuple(self.setting(values[min(place, len(values) - 1)] for values in options) for place in range(most))
 
@@ -109,7 +109,7 @@ def _varied(text: str) -> Varied:
     choices = tuple(dict.fromkeys(split_values(values)))
     if not all(choices) or len(choices) < 2:
         raise ScenarioError(f"{shown}: expected low..high, or values between commas; one value is for --set")
-    return Choice(path, choices)
+    return ListedValues(path, choices)
 
 
 def _range(shown: str, path: str, found: re.Match[str]) -> Range:
@@ -140,4 +140,4 @@ def _number(shown: str, text: str) -> float:
     return value
 
 
-__all__ = ["Choice", "Range", "Space", "Varied", "space_of"]
+__all__ = ["ListedValues", "Range", "Space", "Varied", "space_of"]

@@ -17,7 +17,7 @@ from simulations.engine.inputs import SWEEP_RESULTS, check_out, checked, require
 from simulations.engine.versions import versions
 from simulations.runner import run_seeds
 from simulations.scenario_files import load_scenario
-from simulations.sweep.figures import Measured, shared_tables, sweep_rows
+from simulations.sweep.figures import MeasuredSetting, shared_tables, sweep_rows
 from simulations.sweep.grid import TRIALS, Setting, settings_of
 from simulations.sweep.page import write_sweep
 from simulations.sweep.schema import SweepResult
@@ -27,7 +27,7 @@ from simulations.unfinished import DONE, about_run, mark_done, read_done
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedSetting:
     """A setting with its checked scenario, its folder, and what its runs are, by which they are known again."""
 
     setting: Setting
@@ -37,7 +37,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Sweeping:
+class SweepRunner:
     """How each setting of a sweep is run, with so many seeds, into a folder of its own below ``out``."""
 
     source: str | Path
@@ -51,11 +51,11 @@ class Sweeping:
     command: str | None
     fresh: bool
 
-    def planned(self, settings: Sequence[Setting]) -> list[Planned]:
+    def planned(self, settings: Sequence[Setting]) -> list[PlannedSetting]:
         """As :func:`planned`."""
         return planned(self.source, settings, self.out, self.seeds, self.seed, self.data_dir)
 
-    def measured(self, plan: Planned) -> Measured:
+    def measured(self, plan: PlannedSetting) -> MeasuredSetting:
         """Run a setting, or read what an earlier sweep has left of it."""
         told = _of_setting(plan.setting, self.on_event)
         found = None if self.fresh else _done_before(plan)
@@ -74,7 +74,7 @@ class Sweeping:
             command=self.command,
             fresh=self.fresh,
         )
-        found = Measured.read(plan.folder, plan.setting)
+        found = MeasuredSetting.read(plan.folder, plan.setting)
         mark_done(plan.folder, plan.about)
         return found
 
@@ -104,7 +104,7 @@ def sweep(
         FlPeelError: a mistake in any of the scenarios, before anything runs; or as :func:`simulations.runner.run`.
         MissingExtraError: a search, and Optuna is not installed.
     """
-    how = Sweeping(scenario, Path(out), seeds, seed, data_dir, cache_dir, on_event, tuple(callbacks), command, fresh)
+    how = SweepRunner(scenario, Path(out), seeds, seed, data_dir, cache_dir, on_event, tuple(callbacks), command, fresh)
     looked_for = tuple(searched)
     if looked_for:
         found = _searched(how, space_of(looked_for, asked), trials)
@@ -121,7 +121,7 @@ def sweep(
     return result
 
 
-def _searched(how: Sweeping, space: Space, trials: int) -> list[tuple[Planned, Measured]]:
+def _searched(how: SweepRunner, space: Space, trials: int) -> list[tuple[PlannedSetting, MeasuredSetting]]:
     """The settings of a search, each once, in the order of trials."""
     optuna()
     first = how.planned(space.edges)[0].scenario
@@ -131,7 +131,7 @@ def _searched(how: Sweeping, space: Space, trials: int) -> list[tuple[Planned, M
             "refinement.rounds and data.validation_share above 0"
         )
     own = load_scenario(how.source, space.fixed, seed=how.seed)
-    found: dict[Setting, tuple[Planned, Measured]] = {}
+    found: dict[Setting, tuple[PlannedSetting, MeasuredSetting]] = {}
 
     def validation_of(setting: Setting) -> float:
         if setting not in found:
@@ -167,7 +167,7 @@ def planned(
     seeds: int,
     seed: int | None,
     data_dir: str | Path | None,
-) -> list[Planned]:
+) -> list[PlannedSetting]:
     """Every setting's scenario, checked with its data; nothing is written.
 
     Raises:
@@ -189,20 +189,20 @@ def planned(
         with run_folder() as run_dir:
             splits = splits_to_run(one, data_folder(data_dir), str(run_dir))
             about = about_run(one, splits) | {"seeds": seeds}
-        plans.append(Planned(setting, one, folder, about))
+        plans.append(PlannedSetting(setting, one, folder, about))
     return plans
 
 
-def _done_before(plan: Planned) -> Measured | None:
+def _done_before(plan: PlannedSetting) -> MeasuredSetting | None:
     """What an earlier sweep has left of this very setting; None where there is none, or its files are damaged."""
-    return read_done(plan.folder, plan.about, lambda: Measured.read(plan.folder, plan.setting))
+    return read_done(plan.folder, plan.about, lambda: MeasuredSetting.read(plan.folder, plan.setting))
 
 
 def _of_setting(setting: Setting, on_event: OnEvent) -> OnEvent:
     return lambda event: on_event(replace(event, stage=f"{setting.label}: {event.stage}"))
 
 
-def _result(plans: Sequence[Planned], found: Sequence[Measured], command: str | None) -> SweepResult:
+def _result(plans: Sequence[PlannedSetting], found: Sequence[MeasuredSetting], command: str | None) -> SweepResult:
     first = plans[0].scenario
     replicates = first.evaluation.bootstrap or REPLICATES
     known = {one.setting.label: one.validation for one in found if one.validation is not None}

@@ -24,7 +24,7 @@ from simulations.studies.files import write_study
 from simulations.timeline.plots import classes_plot, kinds_plot, life_plot, recall_plot
 from simulations.timeline.words import BASES, KINDS, LABELS
 from strategies.figures.schema import Ratio
-from strategies.timeline.schema import LineResult, PeriodResult, Summary, TimelineResult
+from strategies.timeline.schema import LineResult, PeriodResult, TimelineResult, TimelineSummary
 
 
 def write_timeline(result: TimelineResult, out_dir: Path, more: Mapping[str, bytes] | None = None) -> list[Path]:
@@ -83,7 +83,7 @@ def _figure(one: LineResult) -> str:
     return format_interval(one.recall, *ends)
 
 
-def _over(one: Summary, base: str, line: str) -> str:
+def _over(one: TimelineSummary, base: str, line: str) -> str:
     ratio: Ratio | None = one.over.get(base)
     return ABSENT if ratio is None or line == base else format_interval(ratio.value, ratio.low, ratio.high, 3)
 

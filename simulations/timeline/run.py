@@ -23,7 +23,7 @@ from simulations.engine.versions import versions
 from simulations.timeline.report import write_timeline
 from simulations.trackers.watching import watched
 from simulations.unfinished import unfinished
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.timeline.schema import TimelineResult
 from strategies.timeline.serve import REPLICATES, check_timeline, serve_timeline
 
@@ -76,7 +76,7 @@ def run_with_replicates(
     if out is not None:
         check_out(out, writes=run_results(scenario))
     with run_folder() as run_dir:
-        place = Place(data_folder(data_dir), str(run_dir))
+        place = RunPaths(data_folder(data_dir), str(run_dir))
         splits = device_splits(scenario, place.data_dir, place.run_dir)
         check_items(scenario, splits.num_items)
         check_devices(scenario, splits)

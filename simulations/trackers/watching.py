@@ -17,7 +17,7 @@ Figures = TypeVar("Figures")
 
 
 @dataclass
-class Watchers:
+class CallbackGroup:
     """Callbacks that are told together; one that fails is told nothing more."""
 
     callbacks: Iterable[Callback]
@@ -57,7 +57,7 @@ def watched(
     A run begins with its first event: one that is refused before leaves no trace in any tracker. said: the result as
     callbacks get it; last: figures of it that no event has told, told as those of a last one.
     """
-    watchers, begun = Watchers(callbacks), False
+    watchers, begun = CallbackGroup(callbacks), False
 
     def told(event: Event) -> None:
         nonlocal begun
@@ -79,4 +79,4 @@ def watched(
     return result
 
 
-__all__ = ["Watchers", "watched"]
+__all__ = ["CallbackGroup", "watched"]

@@ -22,7 +22,7 @@ LEAST_S = 0.25
 
 
 @dataclass
-class Stages:
+class StageBars:
     """The latest event of each stage, as a notebook shows it."""
 
     latest: dict[str, Event] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Progress(Callback):
         self._open = ExitStack()
         self._tell: OnEvent | None = None
         self._handle: Any = None
-        self._stages = Stages()
+        self._stages = StageBars()
         self._begun_s = self._shown_s = 0.0
 
     def on_start(self, scenario: Scenario) -> None:
@@ -62,7 +62,7 @@ class Progress(Callback):
             return
         from IPython.display import display
 
-        self._stages = Stages()
+        self._stages = StageBars()
         self._handle = display(self._stages, display_id=True)  # type: ignore[no-untyped-call]
 
     def on_event(self, event: Event) -> None:

@@ -26,7 +26,7 @@ from simulations.report.tables.view import format_share
 from simulations.workbench.frames import budget_frame, class_frame, device_frame, round_frame
 from simulations.workbench.notebook import show_figures
 from strategies.figures.per_device import FILE, PerDevice
-from strategies.figures.schema import FullTable, RunResult, to_json
+from strategies.figures.schema import FullTableResult, RunResult, to_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +68,7 @@ class Result(Mapping[str, Any]):
         return self.figures.seed
 
     @property
-    def full_table(self) -> FullTable:
+    def full_table(self) -> FullTableResult:
         """Full item table in fp32: the global table, and the group tables before and after refinement."""
         return self.figures.full_table
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
-from strategies.evaluation.evaluator import Evaluator, Rows, margins_of
+from strategies.evaluation.evaluator import BudgetRequest, Evaluator, margins_of
 from strategies.figures.schema import (
     EXCLUDING_SMALL,
     FIXED_TIERS,
@@ -28,7 +28,7 @@ from strategies.figures.schema import (
     ClassGap,
     ExcludingSmall,
     FairnessResult,
-    FixedTiers,
+    FixedTiersResult,
     Spread,
     WorstClass,
 )
@@ -39,7 +39,7 @@ TIERS, TIERS_ON_VALIDATION = "tiers", "tiers on validation"
 
 
 @dataclass(frozen=True)
-class Served:
+class ServingRecall:
     """One way of serving devices: recall of every class and half the width of its interval, None where none of its
     devices was evaluated, and its spread over devices.
     """
@@ -50,14 +50,14 @@ class Served:
     spread: Spread
 
 
-class Fairness:
+class FairnessTally:
     """Collects one way of serving after the other, each as recall per class and a histogram over devices."""
 
     def __init__(self, evaluator: Evaluator, own: wire.EvaluateReply) -> None:
         """own: the evaluation of everybody under their own budgets."""
         self.evaluator = evaluator
         self.names = evaluator.members.class_names
-        self.served: list[Served] = []
+        self.served: list[ServingRecall] = []
         self._own = own.owned[0]
         self._evaluated = own.by_class().devices
         self.add(PEEL, own)
@@ -81,15 +81,15 @@ class Fairness:
         known = tuple(
             float(value) if there else None for value, there in zip(recall, self._evaluated.tolist(), strict=True)
         )
-        self.served.append(Served(name, known, tuple(margins_of(per_class)), spread))
+        self.served.append(ServingRecall(name, known, tuple(margins_of(per_class)), spread))
 
-    def add_tiers(self, on_validation: wire.EvaluateReply, on_test: wire.EvaluateReply) -> FixedTiers:
+    def add_tiers(self, on_validation: wire.EvaluateReply, on_test: wire.EvaluateReply) -> FixedTiersResult:
         """Fixed tiers, chosen per class on validation; of :func:`tier_rows`."""
         shares = sorted(self.evaluator.scenario.fairness.tiers)
         recall = np.stack([on_validation.by_class(i).recall for i in range(len(shares))])  # (tiers, C)
         chosen = recall.argmax(axis=0)  # the smallest of the best
         self.add(FIXED_TIERS, on_test, chosen)
-        return FixedTiers(
+        return FixedTiersResult(
             tuple(shares), {name: shares[place] for name, place in zip(self.names, chosen.tolist(), strict=True)}
         )
 
@@ -123,12 +123,15 @@ class Fairness:
         return tuple(rows)
 
 
-def tier_rows(evaluator: Evaluator) -> dict[str, Rows]:
+def tier_rows(evaluator: Evaluator) -> dict[str, BudgetRequest]:
     """What is asked about fixed tiers, by name; nothing where there are none."""
     shares = sorted(evaluator.scenario.fairness.tiers)
     budgets = tuple(budget_bytes(evaluator.layout, share) for share in shares)
     rooms = (1.0,) * len(budgets)
-    questions = {TIERS_ON_VALIDATION: Rows(budgets, rooms=rooms, on_validation=True), TIERS: Rows(budgets, rooms=rooms)}
+    questions = {
+        TIERS_ON_VALIDATION: BudgetRequest(budgets, rooms=rooms, on_validation=True),
+        TIERS: BudgetRequest(budgets, rooms=rooms),
+    }
     return questions if budgets else {}
 
 
@@ -171,7 +174,7 @@ def measure_fairness(
     """``report.json["fairness"]``. own: everybody under their own budgets; beside: replies to :func:`tier_rows`; full:
     full tables by name.
     """
-    fairness = Fairness(evaluator, own)
+    fairness = FairnessTally(evaluator, own)
     for name, reply in full.items():
         fairness.add(name, reply)
     part = evaluator.scenario.fairness
@@ -189,4 +192,4 @@ def measure_fairness(
     )
 
 
-__all__ = ["Fairness", "gaps", "measure_fairness", "tier_rows", "worst_classes"]
+__all__ = ["FairnessTally", "gaps", "measure_fairness", "tier_rows", "worst_classes"]

@@ -27,16 +27,16 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.plain import to_plain
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
-from strategies.evaluation.evaluator import Evaluator, Rows, qualities
+from strategies.evaluation.evaluator import BudgetRequest, Evaluator, qualities
 from strategies.figures.schema import Quality
 from strategies.nodes.nodes import Nodes
 from strategies.rivals.base import Request
 from strategies.rivals.compete import empty_row
 from strategies.rivals.replicates import in_json as replicates_in_json
-from strategies.rounds.keeping import Keeping
+from strategies.rounds.keeping import AcceptanceTest
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.place import Place, Stages
-from strategies.run.prepare import Prepared, privacy_plan
+from strategies.run.place import RunPaths, StageTimes
+from strategies.run.prepare import Stage1Outcome, privacy_plan
 from strategies.run.preparing import prepare
 from strategies.run.refinement import Refiner
 
@@ -58,7 +58,7 @@ class Trial:
 def serve_trials(
     grid: Grid,
     trials: Sequence[Trial],
-    place: Place,
+    place: RunPaths,
     on_event: OnEvent = silent,
     on_done: Callable[[Trial, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
@@ -117,9 +117,9 @@ def _progress(trial: Trial, on_event: OnEvent) -> OnEvent:
     return told
 
 
-def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: Place, on_event: OnEvent = silent) -> dict[str, Any]:
+def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: RunPaths, on_event: OnEvent = silent) -> dict[str, Any]:
     """Refine under the trial's scenario and measure."""
-    stages = Stages()
+    stages = StageTimes()
     # what is measured is the trial's to say; prepare checks only what the scenario would measure by itself
     evaluation = trial.scenario.evaluation.model_copy(
         update={"budgets": (1.0,), "selectors": trial.selectors, "bootstrap": REPLICATES}
@@ -160,7 +160,9 @@ def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: Place, on_event: On
     }
 
 
-def moved_bytes(prepared: Prepared, strategy: PeelStrategy, keeping: Keeping | None) -> dict[str, dict[str, float]]:
+def moved_bytes(
+    prepared: Stage1Outcome, strategy: PeelStrategy, keeping: AcceptanceTest | None
+) -> dict[str, dict[str, float]]:
     """Bytes down and up of a device on average: in stage 1; in rounds, with what is compared after them."""
     devices = max(len(strategy.members.devices), 1)
     stage1 = [step.counts.classes.total() for step in prepared.steps]
@@ -203,7 +205,7 @@ def _rows(evaluator: Evaluator, trial: Trial, selector: str, precision: Precisio
     rows = {request: empty_row(request) for request in requests}
     if served:
         budgets = [request.budget_bytes for request in served]
-        asked = [Rows(tuple(budgets), on_validation=split == "validation") for split in SPLITS]
+        asked = [BudgetRequest(tuple(budgets), on_validation=split == "validation") for split in SPLITS]
         replies = dict(zip(SPLITS, evaluator.together(asked, precision=precision, selector=selector), strict=True))
         start = time.perf_counter()
         for state, weights in zip(evaluator.federation.states, evaluator.weights(selector), strict=True):

@@ -14,11 +14,11 @@ from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
 from fl_peel.data.interactions import UserItems
 from fl_peel.events import Event, OnEvent
-from fl_peel.exchange.counters import ClassCounts, Traces
+from fl_peel.exchange.counters import ClassCounts, DeviceTraces
 from fl_peel.ranking.top import MetricSums
-from strategies.evaluation.evaluator import Evaluator, Parts, Rows, margins_of, qualities
+from strategies.evaluation.evaluator import BudgetRequest, EvaluationParts, Evaluator, margins_of, qualities
 from strategies.figures.clock import class_costs, round_clock
-from strategies.figures.intervals import Measured
+from strategies.figures.intervals import MeasuredQuality
 from strategies.figures.per_device import OWN_BUDGET, PerDevice
 from strategies.figures.schema import (
     BudgetRow,
@@ -26,7 +26,7 @@ from strategies.figures.schema import (
     ComparisonRow,
     DeviceClassRow,
     DeviceTrace,
-    FullTable,
+    FullTableResult,
     HistoryRow,
     Quality,
     RefinementResult,
@@ -34,12 +34,12 @@ from strategies.figures.schema import (
     UserGroupRow,
 )
 from strategies.nodes.members import Members, some_devices
-from strategies.rounds.keeping import Comparison, Keeping
+from strategies.rounds.keeping import AcceptanceTest, Comparison
 from strategies.rounds.record import RoundRecord
 
 
 @dataclass(frozen=True)
-class Asked:
+class BudgetReplies:
     """What devices said of every budget of the scenario, under a precision and a selector."""
 
     precision: str
@@ -48,13 +48,13 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationReplies:
     """What is evaluated after the last round: every budget; everybody under their own budgets; the full tables as
     refined, None where ``evaluation.full_tables`` is off; beside: what else is asked about what devices are sent, by
     name.
     """
 
-    budgets: tuple[Asked, ...]
+    budgets: tuple[BudgetReplies, ...]
     own: wire.EvaluateReply
     refined: wire.EvaluateReply | None
     beside: dict[str, wire.EvaluateReply] = field(default_factory=dict)
@@ -63,9 +63,9 @@ class Evaluated:
 def evaluated(
     evaluator: Evaluator,
     on_event: OnEvent,
-    beside: Mapping[str, Rows] | None = None,
-    as_begun: Parts | None = None,
-) -> Evaluated:
+    beside: Mapping[str, BudgetRequest] | None = None,
+    as_begun: EvaluationParts | None = None,
+) -> EvaluationReplies:
     """Evaluate refined tables at every budget, precision and selector that the scenario names, on the test.
 
     beside: further questions by name, about the lists of the scenario's own precision and selector; as_begun: what was
@@ -88,13 +88,13 @@ def evaluated(
         on_event(Event("evaluation", done, total, text))
 
     budgets = [budget_bytes(evaluator.layout, share) for share in evaluation.budgets]
-    more = {OWN_BUDGET: Rows((wire.OWN_BUDGET,))} | dict(beside or {})
+    more = {OWN_BUDGET: BudgetRequest((wire.OWN_BUDGET,))} | dict(beside or {})
     told: dict[str, wire.EvaluateReply] = {}
-    found: list[Asked] = []
+    found: list[BudgetReplies] = []
     for precision, selector in asked:
         if (precision, selector) == main:  # the lists that devices are sent, which the other questions are about
             reply, *others = evaluator.together(
-                [Rows(tuple(budgets)), *more.values()],
+                [BudgetRequest(tuple(budgets)), *more.values()],
                 precision=precision,
                 selector=selector,
                 label=precision,
@@ -105,7 +105,7 @@ def evaluated(
             reply = evaluator.evaluate(
                 budgets, precision=precision, selector=selector, label=precision, per_device=True
             )
-        found.append(Asked(precision, selector, reply))
+        found.append(BudgetReplies(precision, selector, reply))
         step(f"{precision}, {selector}")
     if budgets and len(stored) and main not in asked:  # nobody asked for figures of what devices would store
         evaluator.evaluate(budgets, label=scenario.blocks.precision, artifacts=stored)
@@ -117,10 +117,10 @@ def evaluated(
     if evaluation.full_tables:
         refined = _full_tables(evaluator, as_begun)
     step("full tables")
-    return Evaluated(tuple(found), own, refined, told)
+    return EvaluationReplies(tuple(found), own, refined, told)
 
 
-def _full_tables(evaluator: Evaluator, known: Parts | None) -> wire.EvaluateReply:
+def _full_tables(evaluator: Evaluator, known: EvaluationParts | None) -> wire.EvaluateReply:
     """Every device with the whole table of its user group. known: what was said of some of the groups' tables."""
     if known is None:
         return evaluator.full_table()
@@ -130,7 +130,7 @@ def _full_tables(evaluator: Evaluator, known: Parts | None) -> wire.EvaluateRepl
 
 
 @dataclass(frozen=True)
-class FullReplies:
+class FullTableReplies:
     """What devices said of full tables: the global one, as user groups start (also on validation items), as refined;
     None where there is none. parts: of those that user groups start with, message by message.
     """
@@ -139,7 +139,7 @@ class FullReplies:
     start: wire.EvaluateReply | None
     start_validation: wire.EvaluateReply | None
     refined: wire.EvaluateReply | None
-    parts: Parts | None = None
+    parts: EvaluationParts | None = None
 
     @property
     def on_test(self) -> dict[str, wire.EvaluateReply]:
@@ -148,7 +148,7 @@ class FullReplies:
         return {name: reply for name, reply in whole.items() if reply is not None}
 
 
-def per_device(evaluator: Evaluator, found: Evaluated, full: FullReplies, test: UserItems) -> PerDevice:
+def per_device(evaluator: Evaluator, found: EvaluationReplies, full: FullTableReplies, test: UserItems) -> PerDevice:
     """What every single device gets from every table. test: items of all devices."""
     scenario = evaluator.scenario
     replies = {name: (reply, 0) for name, reply in full.on_test.items()}
@@ -165,13 +165,13 @@ def per_device(evaluator: Evaluator, found: Evaluated, full: FullReplies, test: 
     )
 
 
-def full_table(num_bytes: int, replies: FullReplies) -> FullTable:
+def full_table(num_bytes: int, replies: FullTableReplies) -> FullTableResult:
     """The full tables, with intervals, and which is the strongest."""
-    measured = {name: Measured.of(reply) for name, reply in replies.on_test.items()}
+    measured = {name: MeasuredQuality.of(reply) for name, reply in replies.on_test.items()}
     base, start, refined = (measured.get(name) for name in ("global", "start", "refined"))
     qualities_ = {name: one.quality(base) for name, one in measured.items()}
     chosen_by = replies.start_validation
-    return FullTable(
+    return FullTableResult(
         bytes=num_bytes,
         globally=qualities_.get("global"),
         start=qualities_.get("start"),
@@ -182,14 +182,14 @@ def full_table(num_bytes: int, replies: FullReplies) -> FullTable:
     )
 
 
-def budget_rows(evaluator: Evaluator, found: Evaluated, full: FullReplies) -> tuple[BudgetRow, ...]:
+def budget_rows(evaluator: Evaluator, found: EvaluationReplies, full: FullTableReplies) -> tuple[BudgetRow, ...]:
     """A row for each budget, precision and selector, beside the full tables."""
-    measured = {name: Measured.of(reply) for name, reply in full.on_test.items()}
+    measured = {name: MeasuredQuality.of(reply) for name, reply in full.on_test.items()}
     strongest = max(measured.values(), key=lambda one: one.recall, default=None)
     rows = []
     for asked in found.budgets:
         for place, share in enumerate(evaluator.scenario.evaluation.budgets):
-            one = Measured.of(asked.reply, place)
+            one = MeasuredQuality.of(asked.reply, place)
             rows.append(
                 BudgetRow(
                     share=share,
@@ -317,7 +317,7 @@ def device_traces(members: Members, records: Sequence[RoundRecord]) -> tuple[Dev
     )
 
 
-def _of(device: int, traces: Traces, values: NDArray[np.int64]) -> int | None:
+def _of(device: int, traces: DeviceTraces, values: NDArray[np.int64]) -> int | None:
     """A device's value among those of a round; None where the round did not see it."""
     found = values[traces.device == device]
     return int(found[0]) if len(found) else None
@@ -331,7 +331,7 @@ def bytes_per_device(records: Sequence[RoundRecord], num_devices: int) -> BytesP
     )
 
 
-def refinement_result(keeping: Keeping, num_devices: int) -> RefinementResult:
+def refinement_result(keeping: AcceptanceTest, num_devices: int) -> RefinementResult:
     """What of a refinement was kept."""
     rounds, groups = np.unique(keeping.rounds_kept, return_counts=True)
     moved = sum(one.download_bytes for one in keeping.comparisons)
@@ -357,8 +357,8 @@ def _comparison(one: Comparison) -> ComparisonRow:
 
 
 __all__ = [
-    "Evaluated",
-    "FullReplies",
+    "EvaluationReplies",
+    "FullTableReplies",
     "budget_rows",
     "bytes_per_device",
     "device_class_rows",

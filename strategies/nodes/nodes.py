@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fl_peel import errors, wire
 from fl_peel.errors import EngineError, FlPeelError, MessageError, ScenarioError, SecureAggregationError
-from fl_peel.exchange.expected import MOST, TOTAL, Known, check
+from fl_peel.exchange.expected import MOST, TOTAL, MessageContext, check
 from fl_peel.roots import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
 
@@ -38,28 +38,28 @@ PAUSES_S = (0.5, 2.0, 5.0)
 
 
 @dataclass(frozen=True)
-class Query:
+class NodeRequest:
     """A question to a node, and what is known of a right answer. about: user groups that it is about, for who counts
     which of them are answered.
     """
 
     payload: object
-    known: Known = field(default_factory=Known)
+    known: MessageContext = field(default_factory=MessageContext)
     about: Collection[int] = ()
 
 
 @dataclass(frozen=True)
-class _Sent:
+class _SentRequest:
     """To whom a message went, and what is known of the answer."""
 
     partition: int
     node: int
-    known: Known
+    known: MessageContext
     about: Collection[int]
 
 
 @dataclass(frozen=True)
-class Answer(Generic[Reply]):
+class NodeReply(Generic[Reply]):
     """A node's right reply, with the sizes that were found in it; or else what went wrong. came: whether the node said
     anything but that it failed; lost: whether somebody else said so, as the node is not there; about: as in the
     question.
@@ -74,7 +74,7 @@ class Answer(Generic[Reply]):
     about: Collection[int] = ()
 
 
-Content = Callable[[int], Query | None]
+Content = Callable[[int], NodeRequest | None]
 """The question to a partition, if there is one."""
 
 
@@ -95,7 +95,7 @@ class Nodes:
     hello: Hello | None = None
     patience_s: float = 0.0
     own: tuple[range, ...] = ()
-    _open: dict[str, _Sent] = field(default_factory=dict, repr=False, compare=False)
+    _open: dict[str, _SentRequest] = field(default_factory=dict, repr=False, compare=False)
     _numbers: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
     _refused: set[int] = field(default_factory=set, repr=False, compare=False)
 
@@ -197,11 +197,11 @@ class Nodes:
                 # Flower brings the group back with the reply, also with one that the SuperLink makes for a dead node
                 number = str(next(self._numbers))
                 known = asked.known.with_sizes(**{TOTAL: MOST // len(self.ids)})
-                self._open[number] = _Sent(partition, node, known, asked.about)
+                self._open[number] = _SentRequest(partition, node, known, asked.about)
                 record: RecordDict = wire.pack(asked.payload)
                 yield Message(record, dst_node_id=node, message_type=kind, group_id=number)
 
-    def answers(self, kind: str, reply_type: type[Reply], replies: Iterable[Message]) -> Iterator[Answer[Reply]]:
+    def answers(self, kind: str, reply_type: type[Reply], replies: Iterable[Message]) -> Iterator[NodeReply[Reply]]:
         """Every message's answer, once; what nobody waits for any more is left out."""
         for message in replies:
             sent = self._open.get(message.metadata.group_id)
@@ -213,21 +213,23 @@ class Nodes:
             who = f"node {sent.partition} ({kind})"
             if message.has_error():
                 lost = message.metadata.src_node_id != sent.node
-                yield Answer(sent.partition, None, {}, failure(message, who), came=False, lost=lost, about=sent.about)
+                yield NodeReply(
+                    sent.partition, None, {}, failure(message, who), came=False, lost=lost, about=sent.about
+                )
                 continue
             try:
                 reply = wire.unpack(reply_type, message.content)
                 sizes = check(reply, sent.known)
             except MessageError as error:
                 wrong = MessageError(f"{who} gave a wrong answer: {error}")
-                yield Answer(sent.partition, None, {}, wrong, about=sent.about)
+                yield NodeReply(sent.partition, None, {}, wrong, about=sent.about)
             else:
                 agreed = {name: sizes[name] for name in sent.known.agreed if name in sizes}
-                yield Answer(sent.partition, reply, agreed, about=sent.about)
+                yield NodeReply(sent.partition, reply, agreed, about=sent.about)
 
     def _exchange(
         self, kind: str, reply_type: type[Reply], content: Content
-    ) -> tuple[list[int], dict[int, Answer[Reply]]]:
+    ) -> tuple[list[int], dict[int, NodeReply[Reply]]]:
         """Ask nodes once: who was asked; answers by partition, ascending. Who says nothing is not among these."""
         self.begin()
         messages = list(self.messages(kind, content))
@@ -250,8 +252,8 @@ class Nodes:
         Raises:
             EngineError, MessageError, FlPeelError: as :meth:`ask`.
         """
-        asked: dict[int, dict[int, Query]] = {}
-        found: dict[int, dict[int, Answer[Reply]]] = {}
+        asked: dict[int, dict[int, NodeRequest]] = {}
+        found: dict[int, dict[int, NodeReply[Reply]]] = {}
 
         def messages() -> Iterator[Message]:
             for place, content in enumerate(contents):
@@ -283,7 +285,7 @@ class Nodes:
         reply_type: type[Reply],
         content: Content,
         asked: Sequence[int],
-        found: dict[int, Answer[Reply]],
+        found: dict[int, NodeReply[Reply]],
     ) -> list[Reply]:
         """Right answers to what was asked of some partitions; found: what these answered."""
         pauses_s, deadline = iter(PAUSES_S), time.monotonic() + self.patience_s
@@ -313,7 +315,7 @@ class Nodes:
             again, answers = self._exchange(kind, reply_type, _of_others(good, content))
             asked, found = [*good, *again], good | answers
 
-    def _may_repeat(self, kind: str, answer: Answer[Reply]) -> bool:
+    def _may_repeat(self, kind: str, answer: NodeReply[Reply]) -> bool:
         """Whether a node may be asked the same again: not about a mistake that it would name again."""
         if not isinstance(answer.error, (EngineError, MessageError)):
             return False
@@ -391,15 +393,15 @@ def _without_gaps(own: Mapping[int, range]) -> tuple[range, ...]:
     return tuple(own[partition] for partition in range(len(own)))
 
 
-def _by_partition(answers: Iterable[Answer[Reply]]) -> dict[int, Answer[Reply]]:
+def _by_partition(answers: Iterable[NodeReply[Reply]]) -> dict[int, NodeReply[Reply]]:
     return {answer.partition: answer for answer in sorted(answers, key=lambda answer: answer.partition)}
 
 
-def _are_right(kind: str, found: Mapping[int, Answer[Reply]]) -> bool:
+def _are_right(kind: str, found: Mapping[int, NodeReply[Reply]]) -> bool:
     return all(answer.error is None for answer in found.values()) and not _disagreeing(kind, found)
 
 
-def _replies(found: Mapping[int, Answer[Reply]]) -> list[Reply]:
+def _replies(found: Mapping[int, NodeReply[Reply]]) -> list[Reply]:
     return [answer.reply for _, answer in sorted(found.items()) if answer.reply is not None]
 
 
@@ -417,7 +419,7 @@ def _hello(reply: Message, wanted: int | None) -> wire.HelloReply:
     who = f"node {reply.metadata.src_node_id} ({wire.HELLO}) gave a wrong answer"
     try:
         answer = wire.unpack(wire.HelloReply, reply.content)
-        check(answer, Known())
+        check(answer, MessageContext())
     except MessageError as error:
         raise MessageError(f"{who}: {error}") from None
     if answer.partition >= answer.num_partitions or wanted not in (None, answer.num_partitions):
@@ -428,7 +430,7 @@ def _hello(reply: Message, wanted: int | None) -> wire.HelloReply:
     return answer
 
 
-def _disagreeing(kind: str, found: Mapping[int, Answer[Reply]]) -> dict[int, Answer[Reply]]:
+def _disagreeing(kind: str, found: Mapping[int, NodeReply[Reply]]) -> dict[int, NodeReply[Reply]]:
     """Of right answers, those whose sizes are not those of most: all, where there is no most."""
     good = {partition: tuple(sorted(one.sizes.items())) for partition, one in found.items() if one.error is None}
     counts = Counter(good.values()).most_common(2)

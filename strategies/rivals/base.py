@@ -55,7 +55,7 @@ UNLIMITED = Request("fp32", 1.0, 1 << 62)
 
 
 @dataclass(frozen=True)
-class Starts:
+class GroupStarts:
     """What user groups start with in PEEL. assignment: (U,) each device's group, by number; table: the item table
     (I, d) that a group starts with, to be called under ``fixed_threads(1)``.
     """
@@ -83,7 +83,7 @@ class Material:
     device: str = "cpu"
     cache_dir: str = ""
     on_event: OnEvent = field(default=silent, repr=False)
-    starts: Starts | None = field(default=None, repr=False)
+    starts: GroupStarts | None = field(default=None, repr=False)
 
     @property
     def num_items(self) -> int:
@@ -169,7 +169,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListOption:
     """As :class:`Option`, where all that counts are the lists that come of it: one table a user group, or no table at
     all on the device. lists: (U, TOP_N) items of each split, best first, -1 where a device has fewer.
     """
@@ -194,7 +194,7 @@ class Rival(Protocol):
     def name(self) -> str:
         """Its ``method`` in compare.json."""
 
-    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option | Listed]:
+    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option | ListOption]:
         """What devices hold, for each request that can be served at all; in any order."""
 
     def why_nothing(self, material: Material) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for
 from fl_peel.ranking.top import MetricSums
-from strategies.rivals.base import SPLITS, TOP_N, IntArray, Listed, Lists, Material, Request, Rival, Split
+from strategies.rivals.base import SPLITS, TOP_N, IntArray, ListOption, Lists, Material, Request, Rival, Split
 from strategies.rivals.quality import list_sums, lists_of, means
 
 SAMPLE = 1000
@@ -32,7 +32,7 @@ class PerGroup(Rival):
     settings: tuple[Rival, ...] = ()
     group_aware: ClassVar[bool] = True
 
-    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Listed]:
+    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[ListOption]:
         """One a request, of the setting that validation likes best.
 
         Raises:
@@ -42,7 +42,7 @@ class PerGroup(Rival):
             raise ValueError(f"{self.name}: the material has no starts of user groups")
         yield from self._served(material, requests)
 
-    def _served(self, material: Material, requests: Sequence[Request]) -> list[Listed]:
+    def _served(self, material: Material, requests: Sequence[Request]) -> list[ListOption]:
         start = time.perf_counter()
         assert material.starts is not None
         members = material.starts.members()
@@ -55,11 +55,11 @@ class PerGroup(Rival):
                     recall = means(total)[f"recall@{TOP_N}"]
                     if request not in chosen or recall > chosen[request][0]:
                         chosen[request] = (recall, setting)
-            found = {request: _Everybody(material.splits.num_users) for request in chosen}
+            found = {request: _GatheredLists(material.splits.num_users) for request in chosen}
             _serve(material, members, {request: setting for request, (_, setting) in chosen.items()}, found)
         seconds = (time.perf_counter() - start) / max(len(found), 1)
         return [
-            Listed(
+            ListOption(
                 request,
                 one.lists,
                 one.stored,
@@ -92,7 +92,7 @@ class PerGroup(Rival):
 
 
 @dataclass
-class _Everybody:
+class _GatheredLists:
     """What is gathered of all devices for one request, group by group."""
 
     num_users: int
@@ -132,7 +132,7 @@ def _validation_sums(setting: Rival, inside: Material, requests: Sequence[Reques
 
 
 def _serve(
-    material: Material, members: dict[int, IntArray], chosen: dict[Request, Rival], found: dict[Request, _Everybody]
+    material: Material, members: dict[int, IntArray], chosen: dict[Request, Rival], found: dict[Request, _GatheredLists]
 ) -> None:
     """Fill in what all groups' devices hold, each request under its chosen setting."""
     settings = list(dict.fromkeys(chosen.values()))

@@ -38,7 +38,7 @@ Genes = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchSettings:
     """population: subsets in a generation; generations; ranked: subsets of each that are really ranked with (the
     estimator's favourites); mutation: share of the blocks that a child exchanges; sample: devices ranked for.
     """
@@ -56,7 +56,7 @@ class Rule(Rival):
 
     name: str = "rule"
     num_slices: int = 4
-    search: Search = Search()
+    search: SearchSettings = SearchSettings()
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
         """The best subset found for each request."""
@@ -139,7 +139,7 @@ def evolve(
     room: int,
     starts: Sequence[NDArray[np.int64]],
     fitness: Callable[[Genes], float],
-    search: Search,
+    search: SearchSettings,
     seed: int,
 ) -> tuple[Genes, int]:
     """The fittest subset found, (B,) bool, of at most ``room`` bytes, and how many were ranked with.
@@ -200,7 +200,7 @@ def _child(
     order: NDArray[np.int64],
     costs: NDArray[np.int64],
     room: int,
-    search: Search,
+    search: SearchSettings,
     rng: np.random.Generator,
 ) -> Genes:
     first, second = (parents[int(len(parents) * rng.random() ** 2)][0] for _ in range(2))
@@ -246,4 +246,4 @@ def estimator(
     return guess
 
 
-__all__ = ["Rule", "Search", "estimator", "evolve", "fitted", "starting_orders"]
+__all__ = ["Rule", "SearchSettings", "estimator", "evolve", "fitted", "starting_orders"]

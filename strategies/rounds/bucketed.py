@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.ranked import RowOrder
-from fl_peel.exchange.expected import Known
+from fl_peel.exchange.expected import MessageContext
 from fl_peel.exchange.open_sums import IN_BUCKETS
 from fl_peel.scenario.refinement import Robust
 from fl_peel.wire import Arrays
@@ -35,7 +35,7 @@ BoolArray = NDArray[np.bool_]
 class BucketedServerContents(OpenServerContents):
     """Open contents, bucket by bucket; the update of the table is robust against a few of them."""
 
-    def expects(self, sent: SentRound, group: int, devices: int) -> Known | None:
+    def expects(self, sent: SentRound, group: int, devices: int) -> MessageContext | None:
         """Row by row, and whose it is."""
         known = super().expects(sent, group, devices)
         assert known is not None

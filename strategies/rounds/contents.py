@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.ranked import RowOrder
-from fl_peel.exchange.expected import Known
+from fl_peel.exchange.expected import MessageContext
 from fl_peel.privacy.plan import Plan
 from fl_peel.wire import Arrays
 from strategies.rounds.channel import OpenedSum
@@ -54,7 +54,7 @@ class ServerContents(ABC):
         """Return the user groups whose blocks are ranked, ascending. asked: (N,) groups of the requested devices."""
         return [int(group) for group in np.unique(asked)]
 
-    def expects(self, sent: SentRound, group: int, devices: int) -> Known | None:
+    def expects(self, sent: SentRound, group: int, devices: int) -> MessageContext | None:
         """Return what a node must contribute for a user group with this many requested devices; None where anything is
         accepted. A reply that differs is ignored, with the rest of the node's reply."""
         return None

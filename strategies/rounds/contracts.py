@@ -24,7 +24,7 @@ from fl_peel.exchange.open_sums import sparse
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.statistics import BlockStatistics
-from fl_peel.wire import Arrays, Setting
+from fl_peel.wire import Arrays, RunSetting
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.state import UserGroupState
 from strategies.nodes.members import Members
@@ -87,7 +87,7 @@ class ServerContentsContract:
             )
         groups = np.array([0, 0, 1, 1], np.int32)
         members = Members(np.arange(4), groups, np.full(GROUPS, 10_000, np.int64), ("phone",))
-        setting = Setting(scenario.to_json(), "", "")
+        setting = RunSetting(scenario.to_json(), "", "")
         return Federation(scenario, setting, self.layout, states, members, cast(Any, None), 1.0)
 
     def after(self, parts: Sequence[Arrays]) -> Federation:

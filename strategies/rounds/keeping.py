@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import wire
-from fl_peel.exchange.expected import Known
+from fl_peel.exchange.expected import MessageContext
 from fl_peel.mapped import rest
 from fl_peel.ranking.paired import Effects, PairedSums
 from strategies.groups.state import UserGroupState, copied_states
 from strategies.nodes.batches import EVALUATED_BYTES, batches
-from strategies.nodes.nodes import Content, Query
+from strategies.nodes.nodes import Content, NodeRequest
 from strategies.rounds.strategy import PeelStrategy
 
 
@@ -30,7 +30,7 @@ class Comparison:
 
 
 @dataclass
-class Keeping:
+class AcceptanceTest:
     """Compares a strategy's groups with what they kept last, every so many rounds, and takes back what is not better.
 
     folder: where large tables may lie; rounds_kept: (G,) of each group so far; comparisons: what was found.
@@ -104,7 +104,7 @@ class Keeping:
                 {group: self._packed(group, self._weights[group], self._kept[group]) for group in some},
                 {group: self._packed(group, weights[group], states[group]) for group in some},
             )
-            return lambda partition: Query(request, Known({"G": len(states)}))
+            return lambda partition: NodeRequest(request, MessageContext({"G": len(states)}))
 
         together = batches(range(len(states)), lambda group: 2 * int(ceilings[group]), EVALUATED_BYTES)
         for replies in strategy.nodes.ask_each(wire.COMPARE, wire.CompareReply, map(asked, together)):
@@ -139,7 +139,7 @@ class Keeping:
         nobody = np.zeros(0, np.int64)
         told = {"accepted": nobody, "restored": nobody} | groups
         request = wire.KeepRequest(self.strategy.setting, **told)
-        self.strategy.nodes.ask(wire.KEEP, wire.KeepReply, lambda partition: Query(request))
+        self.strategy.nodes.ask(wire.KEEP, wire.KeepReply, lambda partition: NodeRequest(request))
 
 
-__all__ = ["Comparison", "Keeping"]
+__all__ = ["AcceptanceTest", "Comparison"]

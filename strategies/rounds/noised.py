@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import RankedBlocks, RowOrder
 from fl_peel.blocks.settings import Precision
-from fl_peel.exchange.expected import Known, summed
+from fl_peel.exchange.expected import MessageContext, summed
 from fl_peel.exchange.release import BUILT_IN, SIGNALS, Part, Release, bounds, shapes
 from fl_peel.exchange.statistics import GroupShape, find_statistic
-from fl_peel.exchange.sums import Sums
-from fl_peel.exchange.traffic import Hiding
+from fl_peel.exchange.sums import NamedSums
+from fl_peel.exchange.traffic import TrafficPadding
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy.noising import noise
 from fl_peel.privacy.plan import Plan, in_masked_sums, noise_devices_of
@@ -79,7 +79,7 @@ class PrivateRounds:
         return self.plan is not None and in_masked_sums(self.scenario, self.plan.mechanism)
 
     def released(
-        self, total: Sums, server_round: int, group: int, num_devices: float, opened: OpenedSum | None = None
+        self, total: NamedSums, server_round: int, group: int, num_devices: float, opened: OpenedSum | None = None
     ) -> GroupRelease:
         """Sums of a user group with noise. num_devices: that add noise of their own, where devices do; opened: whose
         shares of noise are in the sums, where they are.
@@ -115,7 +115,7 @@ class PrivateRounds:
             return
         noised = quantile / FIXED_POINT
         if not self.in_sums:  # else every user group's devices have noised theirs
-            noised = self.released(Sums(quantile=quantile), server_round, EVERYBODY, num_devices).sums["quantile"]
+            noised = self.released(NamedSums(quantile=quantile), server_round, EVERYBODY, num_devices).sums["quantile"]
         within = float(noised[0]) / max(num_devices, 1.0) + 0.5
         within = min(max(within, 0.0), 1.0)
         self.clip_norm *= math.exp(-clipping.learning_rate * (within - clipping.quantile))
@@ -147,12 +147,12 @@ class NoisedServerContents(ServerContents):
         """Return all user groups that have devices: noise hides whether a group took part in the round."""
         return super().groups(self.federation.members.groups)
 
-    def expects(self, sent: SentRound, group: int, devices: int) -> Known | None:
+    def expects(self, sent: SentRound, group: int, devices: int) -> MessageContext | None:
         """Return the expected parts: all of them, dense."""
         layout, blocks = self.federation.layout, sent.blocks[group]
         sizes = GroupShape(layout.num_rows(blocks), layout.num_slices, layout.embedding_dim, len(blocks))
         parts = Release.of(self.federation.scenario, signals=sent.signals).parts
-        return Known(arrays={part: summed(*shape) for part, shape in shapes(sizes, parts).items()})
+        return MessageContext(arrays={part: summed(*shape) for part, shape in shapes(sizes, parts).items()})
 
     def take(self, sent: SentRound, sums: Mapping[int, Sequence[Arrays]], opened: Mapping[int, OpenedSum]) -> None:
         """Noise every user group's sums and update its table and statistics; then the bound of the next round."""
@@ -165,7 +165,7 @@ class NoisedServerContents(ServerContents):
         num_devices = self._expected_devices(sent)
 
         def take(group: int) -> GroupRelease:
-            total = Sums({part: values for part, values in totals[group].items() if part != "quantile"})
+            total = NamedSums({part: values for part, values in totals[group].items() if part != "quantile"})
             count = float(num_devices[group])
             release = self.private.released(total, sent.server_round, group, count, opened.get(group))
             take_release(states[group], layout, blocks[group], release, count, scenario)
@@ -222,10 +222,10 @@ class NoisedServerContents(ServerContents):
         )
 
 
-def empty_sums(layout: BlockLayout, blocks: NDArray[np.int64], parts: Iterable[Part]) -> Sums:
+def empty_sums(layout: BlockLayout, blocks: NDArray[np.int64], parts: Iterable[Part]) -> NamedSums:
     """Sums over nobody, for the blocks (K,) that were sent to a user group."""
     group = GroupShape(len(RowOrder.of(layout, blocks).items), layout.num_slices, layout.embedding_dim, len(blocks))
-    return Sums.zeros(shapes(group, parts))
+    return NamedSums.zeros(shapes(group, parts))
 
 
 def take_release(
@@ -314,7 +314,7 @@ def public_bytes(
     blocks: (K,) that the group was sent.
     """
     ranked = rank_shape(layout, scenario.blocks.precision, blocks)
-    hiding = Hiding.of(scenario, parts)
+    hiding = TrafficPadding.of(scenario, parts)
     everything = np.array([len(blocks)])
     down = int(hiding.download_bytes(ranked, everything)[0]) if hiding.group_prefix else 0
     if not hiding.is_public():

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.ranked import RowOrder
-from fl_peel.exchange.expected import Known
+from fl_peel.exchange.expected import MessageContext
 from fl_peel.exchange.open_sums import SIGNALS, UPDATES
 from fl_peel.wire import Arrays
 from strategies.groups.aggregation import BlockSums, apply_mean
@@ -25,7 +25,7 @@ class OpenServerContents(ServerContents):
     Override :meth:`apply` for an aggregation rule of your own.
     """
 
-    def expects(self, sent: SentRound, group: int, devices: int) -> Known | None:
+    def expects(self, sent: SentRound, group: int, devices: int) -> MessageContext | None:
         """Return the expected sums: those of the rows that were sent."""
         layout, blocks = self.federation.layout, sent.blocks[group]
         sizes = {
@@ -35,7 +35,7 @@ class OpenServerContents(ServerContents):
             "K": len(blocks),
             "N": devices,
         }
-        return Known(sizes, arrays=UPDATES | (SIGNALS if sent.signals else {}))
+        return MessageContext(sizes, arrays=UPDATES | (SIGNALS if sent.signals else {}))
 
     @property
     def takes_each(self) -> bool:

@@ -30,8 +30,8 @@ from fl_peel.privacy.sources import source_of
 from fl_peel.ranking.top import SUM_SCALE
 from fl_peel.weighting.selectors import block_weights
 from strategies.nodes.batches import batches
-from strategies.nodes.nodes import Answer, Query, raise_or_log
-from strategies.rounds.channel import Channel
+from strategies.nodes.nodes import NodeReply, NodeRequest, raise_or_log
+from strategies.rounds.channel import ServerChannel
 from strategies.rounds.contents import ServerContents
 from strategies.rounds.federation import Federation, for_groups
 from strategies.rounds.record import RoundRecord, SentRound
@@ -56,7 +56,7 @@ class PeelStrategy(Strategy):
     def __init__(
         self,
         federation: Federation,
-        channel: Channel,
+        channel: ServerChannel,
         contents: ServerContents,
         *,
         traced: NDArray[np.int64],
@@ -132,7 +132,7 @@ class PeelStrategy(Strategy):
         for batch in batches(self.contents.groups(groups), self._num_bytes, MESSAGE_BYTES):
             payloads = dict(zip(batch, for_groups(self._packed, batch), strict=True))
 
-            def request(partition: int, payloads: dict[int, wire.Arrays] = payloads) -> Query | None:
+            def request(partition: int, payloads: dict[int, wire.Arrays] = payloads) -> NodeRequest | None:
                 mine = (hosts == partition) & np.isin(groups, list(payloads))
                 if not mine.any():
                     return None
@@ -149,7 +149,7 @@ class PeelStrategy(Strategy):
                     noise_multiplier=self.contents.noise_multiplier,
                 )
                 known = self.channel.known(self._sent, plain, self.contents.expects)
-                return Query(self.channel.message(plain), known, here.keys())
+                return NodeRequest(self.channel.message(plain), known, here.keys())
 
             for message in self.nodes.messages(self.channel.kind, request):
                 self._message_bytes += _size(message)
@@ -216,7 +216,7 @@ class PeelStrategy(Strategy):
 
         failed = []
         answers = 0
-        found: Iterator[Answer[Any]] = self.nodes.answers(self.channel.kind, self.channel.answer, counted())
+        found: Iterator[NodeReply[Any]] = self.nodes.answers(self.channel.kind, self.channel.answer, counted())
         for answer in found:
             self._unanswered.subtract(answer.about)
             if answer.error is None:

@@ -10,14 +10,14 @@ from fl_peel import wire
 from fl_peel.data.interactions import UserItems
 from fl_peel.disks import device_splits
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.model.joining import Mapped
+from fl_peel.model.joining import MappedJoining
 from fl_peel.pretraining.by_sums import Ints, Units
 from fl_peel.pretraining.stage1 import (
     PooledSums,
     Progress,
     SpectralFilter,
     SpectralStart,
-    Sums,
+    Stage1Sums,
     run_passes,
     run_stage1,
 )
@@ -30,12 +30,12 @@ from strategies.groups.start import make_layout
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes.members import Members
 from strategies.nodes.nodes import Nodes
-from strategies.run.kept import Kept
-from strategies.run.kept_steps import KeptSums
+from strategies.run.kept import RunCheckpoints
+from strategies.run.kept_steps import CheckpointedSums
 from strategies.run.masked_stage1 import MaskedSums
 from strategies.run.noised_stage1 import NoisedSums
-from strategies.run.place import Place, Stages
-from strategies.run.prepare import Prepared, check_budgets, given_data
+from strategies.run.place import RunPaths, StageTimes
+from strategies.run.prepare import Stage1Outcome, check_budgets, given_data
 from strategies.run.stage1 import FederatedSums, SumsRecord
 
 REFIT_PASSES = 2
@@ -43,7 +43,7 @@ REFIT_PASSES = 2
 
 
 @dataclass(frozen=True)
-class BySums(Prepared):
+class FederatedStage1Outcome(Stage1Outcome):
     """User groups with a table each, and what makes a device's vector one of its group's embeddings. epsilon: of what
     devices said on the way, None without a mechanism; former: as in :class:`fl_peel.wire.JoinRequest`.
     """
@@ -78,11 +78,11 @@ class BySums(Prepared):
         return spectral_states(scenario, self.layout, self.start, self.num_devices, folder)
 
     @property
-    def joining(self) -> Mapped:
+    def joining(self) -> MappedJoining:
         """It makes its vector of the rows of its items, as all devices did."""
-        return Mapped.of_rows(self.start.centroids, self.start.own, self.start.maps)
+        return MappedJoining.of_rows(self.start.centroids, self.start.own, self.start.maps)
 
-    def join_request(self, setting: wire.Setting, devices: Ints) -> wire.JoinRequest:
+    def join_request(self, setting: wire.RunSetting, devices: Ints) -> wire.JoinRequest:
         """Centroids and maps: a device finds its group and embedding from the vector that it has."""
         dim = self.layout.embedding_dim
         nobody = np.zeros(0, np.int64)
@@ -102,7 +102,7 @@ class BySums(Prepared):
 def sums_of(
     scenario: Scenario,
     nodes: Nodes,
-    setting: wire.Setting,
+    setting: wire.RunSetting,
     num_items: int,
     num_devices: int,
     plan: Plan | None = None,
@@ -141,19 +141,19 @@ def sums_of(
 
 
 @dataclass(frozen=True)
-class ChosenBySums:
+class ChosenFilter:
     """What the first half of stage 1 leaves: a filter that devices chose, and directions (I, K) to go on from."""
 
     filter: SpectralFilter
     steps: tuple[SumsRecord, ...]
 
     def chosen(self) -> dict[str, float]:
-        """As :meth:`BySums.chosen`."""
+        """As :meth:`FederatedStage1Outcome.chosen`."""
         return _chosen(self.filter)
 
     @property
     def directions(self) -> FloatArray:
-        """As :attr:`BySums.directions`."""
+        """As :attr:`FederatedStage1Outcome.directions`."""
         return self.filter.directions.astype(np.float32)
 
 
@@ -166,7 +166,7 @@ def _chosen(found: SpectralFilter | SpectralStart) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class _Ready:
+class _Stage1Inputs:
     """Whom stage 1 asks. devices: of the federation; said: what they say, kept step by step; sums: of these, or of
     what is collected.
     """
@@ -175,8 +175,8 @@ class _Ready:
     num_devices: int
     num_items: int
     devices: FederatedSums
-    said: KeptSums
-    sums: Sums
+    said: CheckpointedSums
+    sums: Stage1Sums
     plan: Plan | None
     progress: Progress
 
@@ -184,12 +184,12 @@ class _Ready:
     def of(
         scenario: Scenario,
         plan: Plan | None,
-        place: Place,
-        stages: Stages,
+        place: RunPaths,
+        stages: StageTimes,
         nodes: Nodes,
         on_event: OnEvent,
-        kept: Kept | None,
-    ) -> _Ready:
+        kept: RunCheckpoints | None,
+    ) -> _Stage1Inputs:
         assert scenario.privacy.noised == (plan is not None), "noise needs its plan"
         with stages("data"):
             splits = device_splits(scenario, place.data_dir, place.run_dir)
@@ -201,30 +201,30 @@ class _Ready:
         federated = sums_of(scenario, nodes, setting, splits.num_items, splits.num_users, plan)
         exponent = scenario.pretraining.user_exponent
         told = federated if plan is None else NoisedSums(federated, scenario, plan)
-        said = KeptSums(told, federated, kept or Kept.at(replace(place, kept_dir=""), stages))
+        said = CheckpointedSums(told, federated, kept or RunCheckpoints.at(replace(place, kept_dir=""), stages))
         sums = said if by_devices else PooledSums(given, splits.num_items, exponent, asked=said.choice)
 
         def show(done: int, total: int, text: str) -> None:
             on_event(Event("pretraining", min(done, total), total, text))
 
-        return _Ready(given, splits.num_users, splits.num_items, federated, said, sums, plan, show)
+        return _Stage1Inputs(given, splits.num_users, splits.num_items, federated, said, sums, plan, show)
 
 
 def choose_by_sums(
     scenario: Scenario,
-    place: Place,
-    stages: Stages,
+    place: RunPaths,
+    stages: StageTimes,
     nodes: Nodes,
     on_event: OnEvent = silent,
-    kept: Kept | None = None,
-) -> ChosenBySums:
+    kept: RunCheckpoints | None = None,
+) -> ChosenFilter:
     """Counts, passes, and which filter devices choose; no user groups, and no noise.
 
     Raises:
         DataError: the data set cannot be had, or nobody has any item.
         EngineError: a node failed, or a step reached nobody.
     """
-    ready = _Ready.of(scenario, None, place, stages, nodes, on_event, kept)
+    ready = _Stage1Inputs.of(scenario, None, place, stages, nodes, on_event, kept)
     pretraining = scenario.pretraining
     with stages("pretraining"):
         found = run_passes(
@@ -234,19 +234,19 @@ def choose_by_sums(
             given=ready.given if pretraining.by_devices else None,
             progress=ready.progress,
         )
-    return ChosenBySums(found, tuple(ready.devices.records) if pretraining.by_devices else ())
+    return ChosenFilter(found, tuple(ready.devices.records) if pretraining.by_devices else ())
 
 
 def prepare_by_sums(
     scenario: Scenario,
     plan: Plan | None,
-    place: Place,
-    stages: Stages,
+    place: RunPaths,
+    stages: StageTimes,
     nodes: Nodes,
     on_event: OnEvent = silent,
     earlier: FloatArray | None = None,
-    kept: Kept | None = None,
-) -> BySums:
+    kept: RunCheckpoints | None = None,
+) -> FederatedStage1Outcome:
     """Sums -> directions -> user groups with tables, blocks. Devices make their vectors on the way. plan: of the
     scenario's noise; earlier: directions (I, K) of a stage 1 before, to go on from; kept: where steps are kept.
 
@@ -255,7 +255,7 @@ def prepare_by_sums(
         EngineError: a node failed, or a step reached nobody.
         BudgetError: an evaluation budget is below one block.
     """
-    ready = _Ready.of(scenario, plan, place, stages, nodes, on_event, kept)
+    ready = _Stage1Inputs.of(scenario, plan, place, stages, nodes, on_event, kept)
     pretraining, groups = scenario.pretraining, scenario.user_groups
     with stages("pretraining"):
         start = run_stage1(
@@ -279,7 +279,7 @@ def prepare_by_sums(
     check_budgets(scenario, layout)
     steps = tuple(ready.devices.records) if pretraining.by_devices else ()
     epsilon = None if ready.plan is None else ready.plan.stage1_epsilon
-    return BySums(layout, TEMPERATURE, start, ready.num_devices, steps, epsilon)
+    return FederatedStage1Outcome(layout, TEMPERATURE, start, ready.num_devices, steps, epsilon)
 
 
-__all__ = ["BySums", "ChosenBySums", "choose_by_sums", "prepare_by_sums"]
+__all__ = ["ChosenFilter", "FederatedStage1Outcome", "choose_by_sums", "prepare_by_sums"]

@@ -15,20 +15,20 @@ from fl_peel.disks import device_splits
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.grouping.clusters import UserGroups
 from fl_peel.mapped import rest
-from fl_peel.model.joining import Fitted
+from fl_peel.model.joining import FittedJoining
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import pretraining_device
 from strategies.groups.start import make_groups, make_layout, starting_states
 from strategies.groups.state import FloatArray, UserGroupState
-from strategies.run.place import Place, Stages
-from strategies.run.prepare import Prepared, check_budgets, given_data
+from strategies.run.place import RunPaths, StageTimes
+from strategies.run.prepare import Stage1Outcome, check_budgets, given_data
 
 if TYPE_CHECKING:
     from fl_peel.pretraining.train import EpochFigures, PretrainedEmbeddings
 
 
 @dataclass(frozen=True)
-class Pretrained(Prepared):
+class CentralStage1Outcome(Stage1Outcome):
     """One table, an embedding for every user who gave data, user groups of these."""
 
     given: UserItems
@@ -46,16 +46,16 @@ class Pretrained(Prepared):
         return starting_states(scenario, self.layout, self.pretrained, self.groups, self.given, folder)
 
     @property
-    def joining(self) -> Fitted:
+    def joining(self) -> FittedJoining:
         """It fits its embedding to the table as pretrained."""
-        return Fitted(self.groups.centroids, self.pretrained.items)
+        return FittedJoining(self.groups.centroids, self.pretrained.items)
 
     @property
     def tells_each(self) -> bool:
         """Its embedding."""
         return True
 
-    def join_request(self, setting: wire.Setting, devices: NDArray[np.int64]) -> wire.JoinRequest:
+    def join_request(self, setting: wire.RunSetting, devices: NDArray[np.int64]) -> wire.JoinRequest:
         """Embeddings and groups of the devices that gave data; to the others the table, to find theirs."""
         items, mine = self.pretrained.items, devices[self.has_data[devices]]
         users = self.pretrained.users[mine]
@@ -72,7 +72,9 @@ class Pretrained(Prepared):
         )
 
 
-def prepare_collected(scenario: Scenario, place: Place, stages: Stages, on_event: OnEvent = silent) -> Pretrained:
+def prepare_collected(
+    scenario: Scenario, place: RunPaths, stages: StageTimes, on_event: OnEvent = silent
+) -> CentralStage1Outcome:
     """Collected interactions -> pretrained tables -> user groups, item groups, blocks.
 
     Raises:
@@ -105,7 +107,7 @@ def prepare_collected(scenario: Scenario, place: Place, stages: Stages, on_event
         layout = make_layout(scenario, splits.num_items, given.popularity(splits.num_items), pretrained.items)
     on_event(Event("grouping", 1, 1, f"{groups.num_groups} user groups, {layout.num_blocks:,} blocks"))
     check_budgets(scenario, layout)
-    return Pretrained(layout, pretrained.temperature, given, has_data, pretrained, groups)
+    return CentralStage1Outcome(layout, pretrained.temperature, given, has_data, pretrained, groups)
 
 
-__all__ = ["Pretrained", "prepare_collected"]
+__all__ = ["CentralStage1Outcome", "prepare_collected"]

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from fl_peel.events import Event, OnEvent, silent
-from strategies.run.place import Place, Stages
+from strategies.run.place import RunPaths, StageTimes
 from strategies.run.row_file import RowFile
 from strategies.run.values import Live, read_value, write_value
 
@@ -44,20 +44,20 @@ DAMAGED = (
 
 
 @dataclass
-class Kept:
+class RunCheckpoints:
     """The files of one run. folder: None keeps nothing; run_dir: where devices' disks are; stages: what stages took,
     which goes on, too.
     """
 
     folder: Path | None
     run_dir: Path
-    stages: Stages
+    stages: StageTimes
     on_event: OnEvent = field(default=silent, repr=False)
 
     @staticmethod
-    def at(place: Place, stages: Stages, on_event: OnEvent = silent) -> Kept:
+    def at(place: RunPaths, stages: StageTimes, on_event: OnEvent = silent) -> RunCheckpoints:
         """Where the place says."""
-        return Kept(Path(place.kept_dir) if place.kept_dir else None, Path(place.run_dir), stages, on_event)
+        return RunCheckpoints(Path(place.kept_dir) if place.kept_dir else None, Path(place.run_dir), stages, on_event)
 
     def stage(self, name: str, work: Callable[[], Result], *, disks: bool = False, timed: str | None = None) -> Result:
         """What came of a stage that is done, or of ``work``, which is then kept. disks: devices change in it; timed:
@@ -73,7 +73,7 @@ class Kept:
         self._forget_steps()
         return result
 
-    def read(self, name: str, live: Live | None = None, check: Check | None = None) -> Found | None:
+    def read(self, name: str, live: Live | None = None, check: Check | None = None) -> Checkpoint | None:
         """What was kept under a name, with the devices' disks as they were then; None where nothing whole was. check:
         of the rows that a value was kept with.
         """
@@ -94,7 +94,7 @@ class Kept:
             self.on_event(Event(name, 0, 1, f"the checkpoint is damaged ({str(error)[:80]}): computed again"))
             return None
         self.stages.seconds.update(seconds)
-        return Found(value, rows)
+        return Checkpoint(value, rows)
 
     def write(
         self, name: str, value: Callable[[RowFile], object], *, disks: bool, number: int = 0, live: Live | None = None
@@ -146,7 +146,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Found:
+class Checkpoint:
     """A value that was kept; there may be one that is None."""
 
     value: Any
@@ -194,4 +194,4 @@ def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
-__all__ = ["Kept"]
+__all__ = ["RunCheckpoints"]

@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies.groups.tables import FloatArray
-from strategies.rounds.keeping import Keeping
+from strategies.rounds.keeping import AcceptanceTest
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.kept import Kept
+from strategies.run.kept import RunCheckpoints
 from strategies.run.row_file import RowFile
 from strategies.run.values import Live
 
 
-class KeptRounds:
+class RoundCheckpoints:
     """The rounds of one refinement that is about to begin. keeping: what compares them, if anything does."""
 
-    def __init__(self, kept: Kept, strategy: PeelStrategy, keeping: Keeping | None) -> None:
+    def __init__(self, kept: RunCheckpoints, strategy: PeelStrategy, keeping: AcceptanceTest | None) -> None:
         self._kept, self._strategy, self._keeping = kept, strategy, keeping
         about = f"{strategy.federation.begin}\n{strategy.scenario.to_json()}"
         self._name = f"rounds-{hashlib.blake2b(about.encode(), digest_size=6).hexdigest()}"
@@ -91,4 +91,4 @@ class KeptRounds:
         return live
 
 
-__all__ = ["KeptRounds"]
+__all__ = ["RoundCheckpoints"]

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fl_peel.events import Event
-from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question, Units
+from fl_peel.pretraining.by_sums import FilterRequest, Floats, GroupSums, Ints, Moments, Units
 from fl_peel.pretraining.sketch import RowSketch
-from strategies.run.kept import STEPS, Kept
+from strategies.run.kept import STEPS, RunCheckpoints
 from strategies.run.noised_stage1 import NoisedSums
 from strategies.run.stage1 import FederatedSums
 
@@ -25,52 +25,52 @@ Said = TypeVar("Said")
 
 
 @dataclass
-class KeptSums:
-    """:class:`fl_peel.pretraining.stage1.Sums`, of which each is kept. devices: who are asked; sums: what is learned of
-    them, with the noise that is added; both may be one.
+class CheckpointedSums:
+    """:class:`fl_peel.pretraining.stage1.Stage1Sums`, of which each is kept. devices: who are asked; sums: what is
+    learned of them, with the noise that is added; both may be one.
     """
 
     sums: FederatedSums | NoisedSums
     devices: FederatedSums
-    kept: Kept
+    kept: RunCheckpoints
     _done: int = field(default=0, init=False)
 
     @property
     def bounded(self) -> bool:
-        """See :class:`fl_peel.pretraining.stage1.Sums`."""
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
         return self.sums.bounded
 
     @property
     def units(self) -> Units:
-        """See :class:`fl_peel.pretraining.stage1.Sums`."""
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
         return self.sums.units
 
     def std(self, part: str) -> float:
-        """See :class:`fl_peel.pretraining.stage1.Sums`."""
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
         return self.sums.std(part)
 
     def counts(self) -> Ints:
-        """See :class:`fl_peel.pretraining.stage1.Sums`."""
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
         return self._step(self.sums.counts)
 
     def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
-        """See :class:`fl_peel.pretraining.stage1.Sums`."""
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
         return self._step(lambda: self.sums.passed(table, weights, sketch))
 
-    def choice(self, question: Question) -> tuple[Ints, int]:
-        """See :class:`fl_peel.pretraining.stage1.Sums`."""
+    def choice(self, question: FilterRequest) -> tuple[Ints, int]:
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
         return self._step(lambda: self.sums.choice(question))
 
     def vectors(self, own: Floats) -> None:
-        """See :class:`fl_peel.pretraining.stage1.Sums`; devices have them on their disks."""
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`; devices have them on their disks."""
         self._step(lambda: self.sums.vectors(own), disks=True)
 
     def groups(self, centroids: Floats) -> GroupSums:
-        """See :class:`fl_peel.pretraining.stage1.Sums`."""
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
         return self._step(lambda: self.sums.groups(centroids))
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
-        """See :class:`fl_peel.pretraining.stage1.Sums`; not kept."""
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`; not kept."""
         return self.sums.moments(centroids, groups)
 
     def _step(self, ask: Callable[[], Said], *, disks: bool = False) -> Said:
@@ -97,4 +97,4 @@ class KeptSums:
         return f"{STEPS}{hashlib.blake2b(repr(of).encode(), digest_size=6).hexdigest()}-{self._done}"
 
 
-__all__ = ["KeptSums"]
+__all__ = ["CheckpointedSums"]

@@ -19,16 +19,16 @@ from fl_peel import wire
 from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.contributors import Bits, opened_rows, packed_rows
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts
-from fl_peel.exchange.expected import Known
-from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question
+from fl_peel.exchange.expected import MessageContext
+from fl_peel.pretraining.by_sums import FilterRequest, Floats, GroupSums, Ints, Moments
 from fl_peel.pretraining.costs import Step
 from fl_peel.pretraining.sketch import RowSketch
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.masks import Words
+from fl_peel.secure.masks import MaskWords
 from fl_peel.secure.stage1 import Part, StepVector, moments_of
 from fl_peel.secure.unmask import Mask, added, without
 from fl_peel.secure.vector import CHECK, Values
-from strategies.nodes.nodes import Query
+from strategies.nodes.nodes import NodeRequest
 from strategies.rounds.masked_group import AnnouncedKeys, BoolArray, SecureGroup
 from strategies.run.stage1 import FederatedSums, SumsRecord
 
@@ -42,7 +42,7 @@ Request = Callable[[Part, Inboxes], object]
 
 @dataclass
 class MaskedSums(FederatedSums):
-    """:class:`fl_peel.pretraining.stage1.Sums` of devices that mask what they say.
+    """:class:`fl_peel.pretraining.stage1.Stage1Sums` of devices that mask what they say.
 
     Devices make vectors and fetch maps as in the clear, where they answer nothing; of a table, they fetch all rows.
     """
@@ -73,7 +73,7 @@ class MaskedSums(FederatedSums):
         found = self._sums("pass", table.shape[1], table=table, weights=weights, sketch=sketch)
         return np.ascontiguousarray(np.concatenate([part["columns"] for part in found]).T)
 
-    def choice(self, question: Question) -> tuple[Ints, int]:
+    def choice(self, question: FilterRequest) -> tuple[Ints, int]:
         """Which filter some devices prefer: (C,), and how many answered."""
         self._time += self.windows
         if self.counts_contributors:
@@ -83,7 +83,7 @@ class MaskedSums(FederatedSums):
         (found,) = self._choice(question)
         return found["won"], int(found["answered"][0])
 
-    def _choice(self, question: Question, *, counts_contributors: bool = False) -> list[Values]:
+    def _choice(self, question: FilterRequest, *, counts_contributors: bool = False) -> list[Values]:
         told, _ = self._told(
             "choice",
             len(question.values),
@@ -238,7 +238,7 @@ class MaskedSums(FederatedSums):
         masks = self._opened(told, one, survived, clock)
         sums = []
         for number, part in enumerate(parts):
-            words = (Words(each[number].sum.narrow, each[number].sum.wide) for each in replies.values())
+            words = (MaskWords(each[number].sum.narrow, each[number].sum.wide) for each in replies.values())
             sums.append(vector.part(part).values(without(added(words), masks, vector.start(part))))
         if sums[0].pop(CHECK).tolist() != [survived.sum()]:
             raise SecureAggregationError(
@@ -254,9 +254,9 @@ class MaskedSums(FederatedSums):
         """Who takes part is settled: they have announced keys and shared their secrets."""
         everybody = {"first group": wire.EVERYBODY, "last group": wire.EVERYBODY}
 
-        def hosted(partition: int) -> Query:
+        def hosted(partition: int) -> NodeRequest:
             here = self.nodes.hosted(partition, self.num_devices)
-            return Query(told, Known(everybody, {"devices": here}, agreed=("C",)))
+            return NodeRequest(told, MessageContext(everybody, {"devices": here}, agreed=("C",)))
 
         announced = list(self.nodes.ask_some(wire.SECURE_STEP, wire.SecureKeysReply, hosted).values())
         if not announced:
@@ -271,18 +271,20 @@ class MaskedSums(FederatedSums):
         least = self.scenario.secure_aggregation.min_devices
         if len(devices) < least:
             over = wire.SecureUnmaskRequest(self.setting, told.server_round, {})
-            self.nodes.ask_some(wire.SECURE_UNMASK, wire.SecureUnmaskReply, lambda _: Query(over))  # keys are forgotten
+            self.nodes.ask_some(
+                wire.SECURE_UNMASK, wire.SecureUnmaskReply, lambda _: NodeRequest(over)
+            )  # keys are forgotten
             raise self._too_few(
                 told, f"{len(devices)} devices announced keys, secure_aggregation.min_devices is {least}", clock
             )
         keys = AnnouncedKeys(devices[order], channel, mask)
         one = SecureGroup.of(self.scenario, told.server_round, wire.EVERYBODY, keys)
 
-        def shares(partition: int) -> Query | None:
+        def shares(partition: int) -> NodeRequest | None:
             here = self._hosted(one, partition)
             request = wire.SecureSharesRequest(self.setting, told.server_round, {wire.EVERYBODY: one.directory(here)})
-            known = Known(groups={wire.EVERYBODY: one.known(one.devices[here])}, every_group=True)
-            return Query(request, known) if here.any() else None
+            known = MessageContext(groups={wire.EVERYBODY: one.known(one.devices[here])}, every_group=True)
+            return NodeRequest(request, known) if here.any() else None
 
         shared = self.nodes.ask_some(wire.SECURE_SHARES, wire.SecureSharesReply, shares).values()
         return one.with_shares(reply.groups[wire.EVERYBODY] for reply in shared), clock
@@ -298,15 +300,15 @@ class MaskedSums(FederatedSums):
     ) -> dict[int, wire.SecureSumsReply]:
         """A part of the vectors, of the nodes that have sent all before it. sizes: of a right answer."""
 
-        def content(partition: int) -> Query | None:
+        def content(partition: int) -> NodeRequest | None:
             here = one.shared & self._hosted(one, partition)
             if partition not in nodes or not here.any():
                 return None
             payload = request(part, {wire.EVERYBODY: one.inbox(here)} if part[0] == 0 else {})
             first = next(iter(nodes[partition]), None)  # all parts are of the same devices
             mine = one.devices[here] if first is None else first.sum.devices
-            known = Known({**sizes, **({} if first is None else {"N": len(mine)})}, {"devices": mine})
-            return Query(payload, known)
+            known = MessageContext({**sizes, **({} if first is None else {"N": len(mine)})}, {"devices": mine})
+            return NodeRequest(payload, known)
 
         return self.nodes.ask_some(kind, wire.SecureSumsReply, content)
 
@@ -316,13 +318,13 @@ class MaskedSums(FederatedSums):
         """The masks that are left in the sum over ``survived`` (M,). Devices forget the step, whatever comes of it."""
         why = one.why_void(survived)
 
-        def questions(partition: int) -> Query | None:
+        def questions(partition: int) -> NodeRequest | None:
             hosted = self._hosted(one, partition)
             here = hosted & survived
             groups = {} if why is not None or not here.any() else {wire.EVERYBODY: one.questions(here, survived)}
             request = wire.SecureUnmaskRequest(self.setting, told.server_round, groups)
             known = {group: one.known(asked.devices) for group, asked in groups.items()}
-            return Query(request, Known(groups=known, every_group=True)) if hosted.any() else None
+            return NodeRequest(request, MessageContext(groups=known, every_group=True)) if hosted.any() else None
 
         replies = self.nodes.ask_some(wire.SECURE_UNMASK, wire.SecureUnmaskReply, questions).values()
         if why is None:

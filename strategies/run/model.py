@@ -19,14 +19,14 @@ from strategies.groups.state import UserGroupState
 from strategies.groups.tables import FloatArray
 from strategies.rounds.federation import for_groups
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.place import Place
-from strategies.run.prepare import Prepared
+from strategies.run.place import RunPaths
+from strategies.run.prepare import Stage1Outcome
 
 AT_ONCE = 4
 """Tables that are in memory while they are saved; two are at work."""
 
 
-def save_model(strategy: PeelStrategy, prepared: Prepared, place: Place) -> int:
+def save_model(strategy: PeelStrategy, prepared: Stage1Outcome, place: RunPaths) -> int:
     """Save tables, orders of blocks and how a device joins, where the place says; returns the bytes.
 
     Raises:

@@ -13,7 +13,7 @@ from fl_peel.scenario.scenario import Scenario
 
 
 @dataclass(frozen=True)
-class Place:
+class RunPaths:
     """Where a run finds and leaves things. data_dir: data sets ("" for the default places); run_dir: devices' state;
     cache_dir: pretrained tables ("" keeps none); kept_dir: what is done of a run that may be stopped (likewise);
     model_dir: the model that serves new devices (likewise). fleets: files of fleets, as they were when the run first
@@ -27,7 +27,7 @@ class Place:
     model_dir: str = ""
     fleets: dict[str | tuple[str, ...], str] = field(default_factory=dict, repr=False, compare=False)
 
-    def setting(self, scenario: Scenario, num_devices: int = 0) -> wire.Setting:
+    def setting(self, scenario: Scenario, num_devices: int = 0) -> wire.RunSetting:
         """What nodes are told of a run of this scenario here.
 
         Raises:
@@ -36,11 +36,11 @@ class Place:
         if scenario.fleet not in self.fleets:
             self.fleets[scenario.fleet] = fleet_files(scenario.fleet)
         fleet = self.fleets[scenario.fleet]
-        return wire.Setting(scenario.to_json(), self.data_dir, self.run_dir, num_devices=num_devices, fleet=fleet)
+        return wire.RunSetting(scenario.to_json(), self.data_dir, self.run_dir, num_devices=num_devices, fleet=fleet)
 
 
 @dataclass
-class Stages:
+class StageTimes:
     """Wall seconds of each stage."""
 
     seconds: dict[str, float] = field(default_factory=dict)

@@ -20,12 +20,12 @@ from strategies.figures.schema import Stage1Result
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes.members import Members
 from strategies.rounds.sampling import sample_cohort
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.run.stage1 import SumsRecord
 
 
 @dataclass(frozen=True)
-class Prepared(ABC):
+class Stage1Outcome(ABC):
     """What the server has after stage 1. temperature: of the local loss, where the scenario gives none."""
 
     layout: BlockLayout
@@ -66,7 +66,7 @@ class Prepared(ABC):
         return False
 
     @abstractmethod
-    def join_request(self, setting: wire.Setting, devices: NDArray[np.int64]) -> wire.JoinRequest:
+    def join_request(self, setting: wire.RunSetting, devices: NDArray[np.int64]) -> wire.JoinRequest:
         """What these devices of a node are told."""
 
 
@@ -87,7 +87,7 @@ def check_budgets(scenario: Scenario, layout: BlockLayout) -> None:
             check_budget(layout, precision, budget_bytes(layout, share), f"evaluation.budgets {share:.4%}")
 
 
-def privacy_plan(scenario: Scenario, place: Place) -> Plan | None:
+def privacy_plan(scenario: Scenario, place: RunPaths) -> Plan | None:
     """How much noise the run adds, and what it spends; None where no mechanism is named.
 
     Raises:
@@ -111,4 +111,4 @@ def privacy_plan(scenario: Scenario, place: Place) -> Plan | None:
     return make_plan(scenario, most_rounds=most, asks_groups=asks_groups)
 
 
-__all__ = ["Prepared", "check_budgets", "given_data", "privacy_plan"]
+__all__ = ["Stage1Outcome", "check_budgets", "given_data", "privacy_plan"]

@@ -6,28 +6,28 @@ from fl_peel.events import OnEvent, silent
 from fl_peel.privacy.plan import Plan
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.nodes import Nodes
-from strategies.run.by_sums import BySums, ChosenBySums, prepare_by_sums
+from strategies.run.by_sums import ChosenFilter, FederatedStage1Outcome, prepare_by_sums
 from strategies.run.collected import prepare_collected
-from strategies.run.kept import Kept
-from strategies.run.place import Place, Stages
-from strategies.run.prepare import Prepared
+from strategies.run.kept import RunCheckpoints
+from strategies.run.place import RunPaths, StageTimes
+from strategies.run.prepare import Stage1Outcome
 
 
 def prepare(
     scenario: Scenario,
     plan: Plan | None,
-    place: Place,
-    stages: Stages,
+    place: RunPaths,
+    stages: StageTimes,
     nodes: Nodes,
     on_event: OnEvent = silent,
-    before: Prepared | ChosenBySums | None = None,
-    kept: Kept | None = None,
-) -> Prepared:
+    before: Stage1Outcome | ChosenFilter | None = None,
+    kept: RunCheckpoints | None = None,
+) -> Stage1Outcome:
     """Stage 1 as the scenario has it, on the server or on the nodes. plan: of the scenario's noise; before: what an
     earlier one left, on a part of the same data; kept: where its steps are kept, so that it goes on after the last.
     """
     if scenario.pretraining.model == "spectral":
-        directions = before.directions if isinstance(before, BySums | ChosenBySums) else None
+        directions = before.directions if isinstance(before, FederatedStage1Outcome | ChosenFilter) else None
         return prepare_by_sums(scenario, plan, place, stages, nodes, on_event, directions, kept)
     return prepare_collected(scenario, place, stages, on_event)
 

@@ -20,13 +20,13 @@ from strategies.nodes.members import Members, some_devices
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.choice import channel_of, contents_of
 from strategies.rounds.federation import Federation
-from strategies.rounds.keeping import Keeping
+from strategies.rounds.keeping import AcceptanceTest
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.joining import join, warn_of_small_groups
-from strategies.run.kept import Kept
-from strategies.run.kept_rounds import KeptRounds
-from strategies.run.place import Place
-from strategies.run.prepare import Prepared, privacy_plan
+from strategies.run.kept import RunCheckpoints
+from strategies.run.kept_rounds import RoundCheckpoints
+from strategies.run.place import RunPaths
+from strategies.run.prepare import Stage1Outcome, privacy_plan
 
 if TYPE_CHECKING:
     from fl_peel.weighting.controller import Controller
@@ -63,13 +63,13 @@ class Refiner:
     """
 
     grid: Grid
-    place: Place
-    prepared: Prepared
+    place: RunPaths
+    prepared: Stage1Outcome
     nodes: Nodes
     on_event: OnEvent = field(default=silent, repr=False)
     controller: Controller | None = None
     begin: int = 0
-    kept: Kept | None = None
+    kept: RunCheckpoints | None = None
 
     def joined(self, scenario: Scenario, plan: Plan | None, *, num_traced: int = 0) -> PeelStrategy:
         """Devices take part; a strategy before its first round, of which the report follows ``num_traced`` devices."""
@@ -97,13 +97,13 @@ class Refiner:
             self.begin,
         )
 
-    def refine(self, strategy: PeelStrategy) -> Keeping | None:
+    def refine(self, strategy: PeelStrategy) -> AcceptanceTest | None:
         """All rounds of the strategy's scenario; returns what of them was kept, None where nobody was asked."""
         scenario = strategy.scenario
-        keeping = Keeping(strategy, self.place.run_dir) if scenario.compares else None
+        keeping = AcceptanceTest(strategy, self.place.run_dir) if scenario.compares else None
         after = [] if keeping is None else [keeping.after]
         if self.kept is not None and self.kept.folder is not None:
-            rounds = KeptRounds(self.kept, strategy, keeping)
+            rounds = RoundCheckpoints(self.kept, strategy, keeping)
             strategy.done = rounds.go_on()
             after.append(rounds.after)
 

@@ -16,12 +16,12 @@ from fl_peel.events import Event, OnEvent, figures_under, silent
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.members import Members
 from strategies.nodes.nodes import Nodes
-from strategies.rounds.keeping import Keeping
+from strategies.rounds.keeping import AcceptanceTest
 from strategies.rounds.record import RoundRecord
-from strategies.run.by_sums import ChosenBySums, choose_by_sums
-from strategies.run.kept import Kept
-from strategies.run.place import Place, Stages
-from strategies.run.prepare import Prepared
+from strategies.run.by_sums import ChosenFilter, choose_by_sums
+from strategies.run.kept import RunCheckpoints
+from strategies.run.place import RunPaths, StageTimes
+from strategies.run.prepare import Stage1Outcome
 from strategies.run.preparing import prepare
 from strategies.run.refinement import Refiner
 from strategies.run.stage1 import SumsRecord
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class SettingsSelection:
     """What was chosen. scenario: of the refit; controller: as trained, if it was; the rest: what choosing took."""
 
     scenario: Scenario
     controller: Controller | None
-    keeping: Keeping | None
+    keeping: AcceptanceTest | None
     records: tuple[RoundRecord, ...]
-    prepared: Prepared | ChosenBySums
+    prepared: Stage1Outcome | ChosenFilter
 
     @property
     def steps(self) -> tuple[SumsRecord, ...]:
@@ -49,19 +49,19 @@ class Rehearsal:
 def rehearse(
     grid: Grid,
     scenario: Scenario,
-    place: Place,
+    place: RunPaths,
     nodes: Nodes,
-    stages: Stages,
+    stages: StageTimes,
     on_event: OnEvent = silent,
-    kept: Kept | None = None,
-) -> Rehearsal:
+    kept: RunCheckpoints | None = None,
+) -> SettingsSelection:
     """Run both stages on train items, measure on validation items alone, and say what to refit with."""
     on_event = figures_under("rehearsal", on_event)
     if scenario.pretraining.model == "spectral" and not scenario.refinement.rounds:  # the filter is all there is
         found = choose_by_sums(scenario, place, stages, nodes, on_event, kept)
-        return Rehearsal(refitting(scenario, found, 0), None, None, (), found)
+        return SettingsSelection(refitting(scenario, found, 0), None, None, (), found)
 
-    def first() -> Prepared:
+    def first() -> Stage1Outcome:
         return prepare(scenario, None, place, stages, nodes, on_event, kept=kept)
 
     prepared = first() if kept is None else kept.stage("rehearsal-stage-1", first, disks=True)
@@ -72,17 +72,17 @@ def rehearse(
         keeping = refiner.refine(strategy)
     rounds = scenario.refinement.rounds if keeping is None else kept_by_most(keeping, strategy.members)
     on_event(Event("refinement", 1, 1, f"refit with {rounds} rounds"))
-    return Rehearsal(
+    return SettingsSelection(
         refitting(scenario, prepared, rounds), strategy.controller, keeping, tuple(strategy.rounds), prepared
     )
 
 
-def kept_by_most(keeping: Keeping, members: Members) -> int:
+def kept_by_most(keeping: AcceptanceTest, members: Members) -> int:
     """Rounds of refinement that the median device kept; the refit has user groups of its own."""
     return int(np.median(keeping.rounds_kept[members.groups])) if len(members.groups) else 0
 
 
-def refitting(scenario: Scenario, prepared: Prepared | ChosenBySums, rounds: int) -> Scenario:
+def refitting(scenario: Scenario, prepared: Stage1Outcome | ChosenFilter, rounds: int) -> Scenario:
     """The scenario of the refit: everything that was chosen is said."""
     acceptance = scenario.refinement.acceptance.model_copy(update={"rule": "always"})
     parts = {
@@ -96,4 +96,4 @@ def refitting(scenario: Scenario, prepared: Prepared | ChosenBySums, rounds: int
     return scenario.model_copy(update=changed)
 
 
-__all__ = ["Rehearsal", "kept_by_most", "refitting", "rehearse"]
+__all__ = ["SettingsSelection", "kept_by_most", "refitting", "rehearse"]

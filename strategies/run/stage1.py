@@ -14,11 +14,11 @@ from fl_peel import wire
 from fl_peel.errors import EngineError
 from fl_peel.exchange.contributors import Bits, opened_rows, packed_rows
 from fl_peel.exchange.counters import RoundCounts
-from fl_peel.exchange.expected import Known, summed
-from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question, Units, whole_of
+from fl_peel.exchange.expected import MessageContext, summed
+from fl_peel.pretraining.by_sums import FilterRequest, Floats, GroupSums, Ints, Moments, Units, whole_of
 from fl_peel.pretraining.costs import Step
 from fl_peel.pretraining.sketch import RowSketch
-from strategies.nodes.nodes import Nodes, Query
+from strategies.nodes.nodes import NodeRequest, Nodes
 
 COLUMNS = 128
 """Of a table, in one message to a node: 20 MB of 40,000 rows."""
@@ -40,7 +40,7 @@ class SumsRecord:
 
 @dataclass
 class FederatedSums:
-    """:class:`fl_peel.pretraining.stage1.Sums` of the devices of a federation.
+    """:class:`fl_peel.pretraining.stage1.Stage1Sums` of the devices of a federation.
 
     records: of the steps so far, one after the other on the virtual clock; windows: rounds that each lasts;
     panel: devices that choose the filter, about; units: of what devices say; bounded: whether devices keep to bounds;
@@ -49,7 +49,7 @@ class FederatedSums:
     """
 
     nodes: Nodes
-    setting: wire.Setting
+    setting: wire.RunSetting
     num_items: int
     panel: int
     windows: int
@@ -91,7 +91,7 @@ class FederatedSums:
             sums[:, first : first + COLUMNS] = self._total(replies[wire.EVERYBODY], "first")
         return sums
 
-    def choice(self, question: Question) -> tuple[Ints, int]:
+    def choice(self, question: FilterRequest) -> tuple[Ints, int]:
         """Which filter some devices prefer: (C,), and how many answered."""
         self._time += self.windows
         request = wire.ChoiceRequest(
@@ -110,14 +110,14 @@ class FederatedSums:
             recent=np.zeros(0) if question.recent is None else np.asarray(question.recent, np.float64),
             fresh_exponents=question.shapes.fresh_exponents,
         )
-        known = Known({"filters": len(question.shapes.value_exponents), "W": self.windows}, agreed=("C",))
+        known = MessageContext({"filters": len(question.shapes.value_exponents), "W": self.windows}, agreed=("C",))
         if self.counts_contributors:
             counting = replace(request, counts_contributors=True)
-            replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: Query(counting, known))
+            replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: NodeRequest(counting, known))
             answering = np.array([sum(reply.answered for reply in replies)])
             if not opened_rows(answering, self.min_owners)[0]:
                 return np.zeros(len(question.shapes.value_exponents), np.int64), 0
-        replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: Query(request, known))
+        replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: NodeRequest(request, known))
         self._record("choice", replies, alone=True)
         return np.sum([reply.won for reply in replies], axis=0), sum(reply.answered for reply in replies)
 
@@ -219,8 +219,8 @@ class FederatedSums:
             counts_contributors=counts_contributors,
             opened=np.zeros(0, np.uint8) if opened is None else opened,
         )
-        known = Known({"W": self.windows}, groups=self._said(request), every_group=True, agreed=("C",))
-        replies = self.nodes.ask(wire.SUMS, wire.SumsReply, lambda partition: Query(request, known))
+        known = MessageContext({"W": self.windows}, groups=self._said(request), every_group=True, agreed=("C",))
+        replies = self.nodes.ask(wire.SUMS, wire.SumsReply, lambda partition: NodeRequest(request, known))
         if first == 0 and not counts_contributors:
             self._record(step, replies, alone=step == "vectors" and weights is not None)
         found: dict[int, list[wire.GroupSum]] = {}
@@ -229,7 +229,7 @@ class FederatedSums:
                 found.setdefault(group, []).append(sums)
         return found
 
-    def _said(self, request: wire.SumsRequest) -> dict[int, Known]:
+    def _said(self, request: wire.SumsRequest) -> dict[int, MessageContext]:
         """What a node says in a step, by user group."""
         count, columns = request.centroids.shape
         part = len(request.groups) if self.bounded else request.table.shape[1]
@@ -251,7 +251,7 @@ class FederatedSums:
             return {}
         nothing = dict.fromkeys(("sizes", "first", "second", "items"), (0,))
         shapes = nothing | parts[request.step]
-        known = Known(arrays={name: summed(*shape) for name, shape in shapes.items()})
+        known = MessageContext(arrays={name: summed(*shape) for name, shape in shapes.items()})
         by_group = request.step == "moments" and not request.counts_contributors
         return dict.fromkeys(request.groups.tolist() if by_group else [wire.EVERYBODY], known)
 

@@ -8,25 +8,25 @@ from operator import add
 
 from fl_peel import wire
 from fl_peel.events import plain_name
-from fl_peel.exchange.counters import Refreshed
+from fl_peel.exchange.counters import RefreshCounts
 from strategies.evaluation.evaluator import margins_of
-from strategies.figures.intervals import Measured
-from strategies.timeline.lines import COHORTS, Cohort, Lines
-from strategies.timeline.schema import ClassResult, LineResult, PeriodResult, Read, Summary
+from strategies.figures.intervals import MeasuredQuality
+from strategies.timeline.lines import COHORTS, Cohort, ServingMetrics
+from strategies.timeline.schema import ClassResult, LineResult, PeriodResult, ReadCosts, TimelineSummary
 
 
-def line_result(measured: Measured) -> LineResult:
+def line_result(measured: MeasuredQuality) -> LineResult:
     """Of some devices in some periods."""
     return LineResult(measured.recall, measured.ndcg, measured.devices, measured.recall_interval)
 
 
-def by_kind(lines: Lines, periods: Sequence[int], line: str) -> dict[str, LineResult]:
+def by_kind(lines: ServingMetrics, periods: Sequence[int], line: str) -> dict[str, LineResult]:
     """A way of serving, by kind of device, all first."""
     found = {"all": lines.over(periods, line)} | {cohort: lines.over(periods, line, [cohort]) for cohort in COHORTS}
     return {name: line_result(one) for name, one in found.items() if one is not None}
 
 
-def period_lines(lines: Lines, period: int) -> dict[str, dict[str, LineResult]]:
+def period_lines(lines: ServingMetrics, period: int) -> dict[str, dict[str, LineResult]]:
     """All ways of serving in a period."""
     return {line: by_kind(lines, [period], line) for line in lines.names()}
 
@@ -40,13 +40,13 @@ def period_figures(period: PeriodResult) -> dict[str, float]:
     }
 
 
-def summaries(lines: Lines, periods: Iterable[int]) -> dict[str, Summary]:
+def summaries(lines: ServingMetrics, periods: Iterable[int]) -> dict[str, TimelineSummary]:
     """All ways of serving over some periods, and each over every other."""
     some = list(periods)
     whole = {line: lines.over(some, line) for line in lines.names()}
     measured = {line: one for line, one in whole.items() if one is not None}
     return {
-        line: Summary(
+        line: TimelineSummary(
             by_kind(lines, some, line),
             {
                 other: ratio
@@ -58,13 +58,13 @@ def summaries(lines: Lines, periods: Iterable[int]) -> dict[str, Summary]:
     }
 
 
-def reads_of(labels: Sequence[str], known: Refreshed, new: Refreshed) -> dict[str, Read]:
+def reads_of(labels: Sequence[str], known: RefreshCounts, new: RefreshCounts) -> dict[str, ReadCosts]:
     """What devices read, (X, C) each, by budget."""
     found = {}
     for place, label in enumerate(labels):
         there, joining = known[place].total(axis=0), new[place].total(axis=0)
         devices = max(int(there.devices), 1)
-        found[label] = Read(
+        found[label] = ReadCosts(
             sent_mean=int(there.sent_bytes) / devices,
             held_mean=int(there.held_bytes) / devices,
             joining_mean=int(joining.sent_bytes) / max(int(joining.devices), 1),

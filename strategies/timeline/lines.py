@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fl_peel import wire
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import MetricSums
-from strategies.figures.intervals import Measured
+from strategies.figures.intervals import MeasuredQuality
 
 Cohort = Literal["start", "since", "first"]
 """Devices that were there when the first period began; that joined in a period since; that join in this one."""
@@ -22,37 +22,37 @@ COHORTS: tuple[Cohort, ...] = get_args(Cohort)
 
 
 @dataclass(frozen=True)
-class Found:
+class MetricTotals:
     """Of some devices: sums of their metrics, (1,), and of these under the weights of a bootstrap, (1, B)."""
 
     sums: MetricSums
     replicates: Replicates
 
     @staticmethod
-    def of(reply: wire.EvaluateReply, place: int = 0) -> Found:
+    def of(reply: wire.EvaluateReply, place: int = 0) -> MetricTotals:
         """Under one of the budgets asked for."""
         some = slice(place, place + 1)
         drawn = reply.replicates
-        return Found(reply.by_budget()[some], Replicates(drawn.recall[some], drawn.ndcg[some], drawn.devices))
+        return MetricTotals(reply.by_budget()[some], Replicates(drawn.recall[some], drawn.ndcg[some], drawn.devices))
 
-    def __add__(self, other: Found) -> Found:
+    def __add__(self, other: MetricTotals) -> MetricTotals:
         """Of these devices and those, or of the same in another period: each device and period counts once."""
-        return Found(self.sums + other.sums, self.replicates + other.replicates)
+        return MetricTotals(self.sums + other.sums, self.replicates + other.replicates)
 
-    def measured(self) -> Measured:
+    def measured(self) -> MeasuredQuality:
         """Means, and those of the replicates."""
         recall, ndcg = self.sums.mean()
         recalls, ndcgs = self.replicates.means()
-        return Measured(float(recall[0]), float(ndcg[0]), recalls[0], ndcgs[0], int(self.sums.devices[0]))
+        return MeasuredQuality(float(recall[0]), float(ndcg[0]), recalls[0], ndcgs[0], int(self.sums.devices[0]))
 
 
 @dataclass
-class Lines:
+class ServingMetrics:
     """By period, way of serving and kind of device."""
 
-    found: dict[tuple[int, str, Cohort], Found] = field(default_factory=dict)
+    found: dict[tuple[int, str, Cohort], MetricTotals] = field(default_factory=dict)
 
-    def put(self, period: int, line: str, cohort: Cohort, found: Found) -> None:
+    def put(self, period: int, line: str, cohort: Cohort, found: MetricTotals) -> None:
         """What these devices find in this period; added to what is there."""
         key = period, line, cohort
         self.found[key] = self.found[key] + found if key in self.found else found
@@ -66,7 +66,7 @@ class Lines:
         found = {line: self.over(periods, line) for line in self.names()}
         return {line: one.recalls for line, one in found.items() if one is not None}
 
-    def over(self, periods: Iterable[int], line: str, cohorts: Iterable[Cohort] = COHORTS) -> Measured | None:
+    def over(self, periods: Iterable[int], line: str, cohorts: Iterable[Cohort] = COHORTS) -> MeasuredQuality | None:
         """Over these periods and kinds of devices; None where nobody was asked."""
         keys = [(period, line, cohort) for period in periods for cohort in cohorts]
         found = [self.found[key] for key in keys if key in self.found]
@@ -76,4 +76,4 @@ class Lines:
         return whole if whole.devices else None
 
 
-__all__ = ["COHORTS", "Cohort", "Found", "Lines"]
+__all__ = ["COHORTS", "Cohort", "MetricTotals", "ServingMetrics"]

@@ -22,7 +22,7 @@ from strategies.run.refit import kept_by_most
 
 
 @dataclass(frozen=True)
-class Refined:
+class PeriodRefinement:
     """What refining took. rounds: kept of those that were tried, or done; on the clock: ``ends`` is the round after;
     compared_bytes: sent to devices that compared.
     """
@@ -42,24 +42,24 @@ class Refined:
         return sum(record.virtual_seconds for record in self.records)
 
 
-def rehearsed(refiner: Refiner, scenario: Scenario) -> Refined:
+def rehearsed(refiner: Refiner, scenario: Scenario) -> PeriodRefinement:
     """Try all rounds of a scenario, of the part to choose."""
     strategy = refiner.joined(scenario, None)
     keeping = refiner.refine(strategy)
     ends = refiner.begin + 1 + scenario.refinement.rounds
     if keeping is None:
-        return Refined(scenario.refinement.rounds, ends, tuple(strategy.rounds))
+        return PeriodRefinement(scenario.refinement.rounds, ends, tuple(strategy.rounds))
     compared = sum(one.download_bytes for one in keeping.comparisons)
-    return Refined(kept_by_most(keeping, strategy.members), ends, tuple(strategy.rounds), compared)
+    return PeriodRefinement(kept_by_most(keeping, strategy.members), ends, tuple(strategy.rounds), compared)
 
 
 def refined(
     refiner: Refiner, scenario: Scenario, members: Members, states: list[UserGroupState], rounds: int
-) -> Refined:
+) -> PeriodRefinement:
     """Refine tables for so many rounds, with nothing left to compare on; ``states`` have them then."""
     ends = refiner.begin + 1 + rounds
     if not rounds:
-        return Refined(0, ends)
+        return PeriodRefinement(0, ends)
     acceptance = scenario.refinement.acceptance.model_copy(update={"rule": "always"})
     parts = {
         "refinement": scenario.refinement.model_copy(update={"rounds": rounds, "acceptance": acceptance}),
@@ -68,7 +68,7 @@ def refined(
     federation = refiner.federation(scenario.model_copy(update=parts), members, states)
     strategy = put_together(PeelStrategy, federation, None)
     refiner.refine(strategy)
-    return Refined(rounds, ends, tuple(strategy.rounds))
+    return PeriodRefinement(rounds, ends, tuple(strategy.rounds))
 
 
-__all__ = ["Refined", "refined", "rehearsed"]
+__all__ = ["PeriodRefinement", "refined", "rehearsed"]

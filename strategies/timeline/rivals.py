@@ -21,16 +21,16 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import RankedBlocks, ranked_as_numbered
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.pretraining.by_sums import Floats, add_rows, unit_vectors
-from fl_peel.pretraining.onward import Model
+from fl_peel.pretraining.onward import SpectralModel
 from fl_peel.ranking.top import evaluate, top_rows
 from strategies.rivals import quality
-from strategies.timeline.lines import Cohort, Found
+from strategies.timeline.lines import Cohort, MetricTotals
 
 TOP_N = 20
 
 
 @dataclass(frozen=True)
-class Asked:
+class PeriodDevices:
     """Devices of a period: what they have, what they are asked for, their kind; devices: (N,) their numbers."""
 
     devices: NDArray[np.int64]
@@ -39,7 +39,7 @@ class Asked:
     cohort: Cohort
 
     @staticmethod
-    def of(learn: Splits, join: Splits, at_start: int) -> list[Asked]:
+    def of(learn: Splits, join: Splits, at_start: int) -> list[PeriodDevices]:
         """All devices of a period that are asked for anything. at_start: how many there were when the first began."""
         asked = []
         kinds: list[tuple[Splits, Cohort, int, int]] = [
@@ -49,12 +49,12 @@ class Asked:
         ]
         for splits, cohort, first, last in kinds:
             some = np.arange(first, last)[splits.test.counts()[first:last] > 0]
-            asked.append(Asked(some, splits.train.select(some), splits.test.select(some), cohort))
+            asked.append(PeriodDevices(some, splits.train.select(some), splits.test.select(some), cohort))
         return asked
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredTables:
     """Tables (I, d) of items, and rows (I, d) of which a device makes its vector; middle: (d,) of who has none; fading:
     as devices have it.
     """
@@ -65,16 +65,16 @@ class Scored:
     fading: float | None = None
 
     @staticmethod
-    def of(model: Model, fading: float | None) -> Scored:
+    def of(model: SpectralModel, fading: float | None) -> ScoredTables:
         """As a model has them."""
         table = model.scored * model.fresh[:, None].astype(np.float32)
-        return Scored(table, model.own, model.middle, fading)
+        return ScoredTables(table, model.own, model.middle, fading)
 
     @staticmethod
-    def by(popularity: NDArray[np.integer]) -> Scored:
+    def by(popularity: NDArray[np.integer]) -> ScoredTables:
         """Items by a number: everybody's vector is 1."""
         column = popularity.astype(np.float32)[:, None]
-        return Scored(column, np.zeros_like(column), np.ones(1, np.float32))
+        return ScoredTables(column, np.zeros_like(column), np.ones(1, np.float32))
 
     def users(self, rows: UserItems) -> Floats:
         """Vectors (N, d) of devices with these items."""
@@ -88,7 +88,7 @@ class Scored:
         layout = BlockLayout(np.arange(len(self.table), dtype=np.int32), self.table.shape[1], 1)
         return ranked_as_numbered(layout, self.table)
 
-    def metrics(self, asked: Asked) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def metrics(self, asked: PeriodDevices) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Recall and NDCG (N,) of devices that rank with it."""
         ranked = self.ranked
         whole = np.full(len(asked.devices), len(ranked.blocks), np.int64)
@@ -103,27 +103,29 @@ class Scored:
         return np.where(best >= 0, ranked.items[best], np.int32(-1)).astype(np.int32)
 
 
-def found(asked: Asked, metrics: tuple[NDArray[np.float64], NDArray[np.float64]], replicates: int) -> Found:
+def found(
+    asked: PeriodDevices, metrics: tuple[NDArray[np.float64], NDArray[np.float64]], replicates: int
+) -> MetricTotals:
     """Sums of these devices' metrics."""
-    each = quality.Found(asked.devices, *metrics, np.ones(len(asked.devices), np.bool_))
-    return Found(each.sums(), each.drawn(replicates))
+    each = quality.DeviceQuality(asked.devices, *metrics, np.ones(len(asked.devices), np.bool_))
+    return MetricTotals(each.sums(), each.drawn(replicates))
 
 
 @dataclass(frozen=True)
-class CachedList:
+class StaticLists:
     """Lists (U, 20) of the devices that were there when they were made, and one (20,) for everybody else."""
 
     lists: NDArray[np.int32]
     common: NDArray[np.int32]
 
     @staticmethod
-    def of(scored: Scored, popularity: NDArray[np.int64], train: UserItems) -> CachedList:
+    def of(scored: ScoredTables, popularity: NDArray[np.int64], train: UserItems) -> StaticLists:
         """Of everybody who is there, without what they have."""
         nobody = UserItems(np.zeros(2, np.int64), np.zeros(0, np.int32))
-        common = Scored.by(popularity).lists(nobody, nobody)[0]
-        return CachedList(scored.lists(train, train), common)
+        common = ScoredTables.by(popularity).lists(nobody, nobody)[0]
+        return StaticLists(scored.lists(train, train), common)
 
-    def metrics(self, asked: Asked, num_items: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def metrics(self, asked: PeriodDevices, num_items: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Recall and NDCG (N,): items that a device has used since are passed over."""
         lists = np.tile(self.common, (len(asked.devices), 1))
         known = asked.devices < len(self.lists)
@@ -135,4 +137,4 @@ class CachedList:
         return quality.list_metrics(lists, asked.wanted, num_items)
 
 
-__all__ = ["Asked", "CachedList", "Scored", "found"]
+__all__ = ["PeriodDevices", "ScoredTables", "StaticLists", "found"]

@@ -21,46 +21,48 @@ from fl_peel.data.timeline import Timeline
 from fl_peel.disks import device_timeline
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.exchange.counters import ClassCounts, Refreshed
-from fl_peel.exchange.expected import Known
+from fl_peel.exchange.counters import ClassCounts, RefreshCounts
+from fl_peel.exchange.expected import MessageContext
 from fl_peel.pretraining.by_sums import Ints
-from fl_peel.pretraining.onward import Exponents, Model, exponents_of, go_on, question_of
+from fl_peel.pretraining.onward import Exponents, SpectralModel, exponents_of, go_on, question_of
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS
 from fl_peel.pretraining.stage1 import PooledSums, SpectralStart
 from fl_peel.scenario.method import TimelinePart
 from fl_peel.scenario.refinement import Robust
 from fl_peel.scenario.scenario import Scenario
 from strategies.evaluation.evaluator import Evaluator
-from strategies.evaluation.moving_budgets import Following, follow, over_time
+from strategies.evaluation.moving_budgets import FollowPlan, follow, over_time
 from strategies.groups.spectral import TEMPERATURE
 from strategies.groups.start import make_layout
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes.batches import EVALUATED_BYTES, packed_batches
 from strategies.nodes.members import Members
-from strategies.nodes.nodes import Nodes, Query
-from strategies.run.by_sums import BySums
+from strategies.nodes.nodes import NodeRequest, Nodes
+from strategies.run.by_sums import FederatedStage1Outcome
 from strategies.run.joining import join
-from strategies.run.kept import Kept
-from strategies.run.place import Place, Stages
+from strategies.run.kept import RunCheckpoints
+from strategies.run.place import RunPaths, StageTimes
 from strategies.run.prepare import check_budgets
 from strategies.run.refinement import Refiner
 from strategies.run.stage1 import FederatedSums, SumsRecord
 from strategies.timeline.figures import class_results, period_figures, period_lines, reads_of, summaries
-from strategies.timeline.lines import Cohort, Found, Lines
-from strategies.timeline.refining import Refined, refined, rehearsed
-from strategies.timeline.rivals import Asked, CachedList, Scored, found
+from strategies.timeline.lines import Cohort, MetricTotals, ServingMetrics
+from strategies.timeline.refining import PeriodRefinement, refined, rehearsed
+from strategies.timeline.rivals import PeriodDevices, ScoredTables, StaticLists, found
 from strategies.timeline.schema import PeriodResult, TimelineResult
-from strategies.timeline.tables import Published
+from strategies.timeline.tables import PublishedTables
 
 REPLICATES = "timeline-replicates.npz"
-"""What a run leaves in its folder for whoever puts several together, by way of serving: :meth:`Lines.replicates`."""
+"""What a run leaves in its folder for whoever puts several together, by way of serving:
+:meth:`ServingMetrics.replicates`.
+"""
 LAST = 3
 """Periods that the summary of the end is over."""
 FULL, WHOLE, OWN = "federation", "federation, all rows", "federation, own budgets"
 """Ways of serving: tables of which as many rows change as the allowance says; all that changed; own budgets."""
 
 
-def serve_timeline(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = silent) -> TimelineResult:
+def serve_timeline(grid: Grid, scenario: Scenario, place: RunPaths, on_event: OnEvent = silent) -> TimelineResult:
     """Replay a scenario's timeline on the nodes of ``grid``.
 
     Raises:
@@ -68,12 +70,12 @@ def serve_timeline(grid: Grid, scenario: Scenario, place: Place, on_event: OnEve
         FlPeelError: whatever stopped a node.
     """
     check_timeline(scenario)
-    stages = Stages()
+    stages = StageTimes()
     root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
     with stages("start"):
         nodes = Nodes.connect(grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s)
         timeline = device_timeline(scenario, place.data_dir, place.run_dir)
-    run, kept = _Run(grid, scenario, place, nodes, timeline, stages), Kept.at(place, stages, on_event)
+    run, kept = _TimelineRun(grid, scenario, place, nodes, timeline, stages), RunCheckpoints.at(place, stages, on_event)
     done = run.go_on(kept)
     if done:
         on_event(Event("timeline", done, timeline.periods, "resumed from a checkpoint"))
@@ -112,7 +114,7 @@ def check_timeline(scenario: Scenario) -> TimelinePart:
 
 
 @dataclass(frozen=True)
-class _Served:
+class _ServedPeriod:
     """Devices of a period that were there before and those that join in it, (M,) each, and the tables that they have;
     began: the round of the clock in which the period's steps opened, asked: in which devices were asked.
     """
@@ -123,7 +125,7 @@ class _Served:
     began: int
     asked: int
 
-    def at(self, place: Place) -> _Served:
+    def at(self, place: RunPaths) -> _ServedPeriod:
         """The same, of a run whose folder lies elsewhere."""
 
         def there(evaluator: Evaluator) -> Evaluator:
@@ -153,37 +155,37 @@ GOES_ON = (
 
 
 @dataclass
-class _Run:
+class _TimelineRun:
     """A timeline on its way. clock: round of the fleet's clock in which the next step opens; basis: what stage 1 made
     last, for the next refinement to be rehearsed on.
     """
 
     grid: Grid
     scenario: Scenario
-    place: Place
+    place: RunPaths
     nodes: Nodes
     timeline: Timeline
-    stages: Stages
+    stages: StageTimes
     clock: int = 1
     exponents: Exponents = field(default_factory=lambda: Exponents(0.5, 0.5, 0.0))
-    model: Model | None = None
-    basis: tuple[BySums, Model] | None = None
-    published: Published | None = None
-    served: _Served | None = None
+    model: SpectralModel | None = None
+    basis: tuple[FederatedStage1Outcome, SpectralModel] | None = None
+    published: PublishedTables | None = None
+    served: _ServedPeriod | None = None
     lasted: int = 0
-    first_lists: dict[str, CachedList] = field(default_factory=dict)
-    first: Scored | None = None
-    lines: Lines = field(default_factory=Lines)
+    first_lists: dict[str, StaticLists] = field(default_factory=dict)
+    first: ScoredTables | None = None
+    lines: ServingMetrics = field(default_factory=ServingMetrics)
     periods: list[PeriodResult] = field(default_factory=list)
     layout_bytes: int = 0
 
-    def keep(self, kept: Kept) -> None:
+    def keep(self, kept: RunCheckpoints) -> None:
         """Keep what there is after a period, in place of what was after the one before."""
         content = {name: getattr(self, name) for name in GOES_ON}
         number = len(self.periods)
         kept.write("timeline", lambda rows: content, disks=True, number=number, live={"nodes": self.nodes})
 
-    def go_on(self, kept: Kept) -> int:
+    def go_on(self, kept: RunCheckpoints) -> int:
         """Take up what was kept; returns how many periods are done."""
         found = kept.read("timeline", {"nodes": self.nodes})
         if found is None:
@@ -248,7 +250,7 @@ class _Run:
             fresh.vectors(self.model.own, self.model.middle)
             joined = join(newcomers, self.place, prepared, self.nodes)
         states = prepared.states(here)
-        refining = Refined(0, self.clock)
+        refining = PeriodRefinement(0, self.clock)
         if self.scenario.refinement.rounds:
             with self.stages("refinement"):
                 states = [replace(state, table=state.table.copy()) for state in states]
@@ -257,7 +259,7 @@ class _Run:
         self.follow()
         shared = not refining.rounds and (self.published is None or len(self.published.tables) == 1)
         exact = [state.table for state in (states[:1] if shared else states)]
-        self.published = Published.of(
+        self.published = PublishedTables.of(
             exact, self.model.fresh, self.published, self.model.former, self.part.max_changed_rows
         )
         served = [replace(state, table=self.published.scored(group)) for group, state in enumerate(states)]
@@ -272,7 +274,7 @@ class _Run:
         with self.stages("rivals"):
             self.rivals(period, learn, joining)
         newest = joined.devices[joined.devices >= learn.num_users]
-        self.served = _Served(known, new, (members.devices, newest), began, self.clock)
+        self.served = _ServedPeriod(known, new, (members.devices, newest), began, self.clock)
         self.basis = prepared, self.model
         taken = [record.counts.classes for record in records]
         spent = reduce(add, taken, ClassCounts.zeros(len(members.class_names))).total()
@@ -308,14 +310,14 @@ class _Run:
             )
         )
 
-    def refiner(self, prepared: BySums) -> Refiner:
+    def refiner(self, prepared: FederatedStage1Outcome) -> Refiner:
         """Of these tables, on the nodes of the run, from now on the clock."""
         return Refiner(self.grid, self.place, prepared, self.nodes, begin=self.clock - 1)
 
-    def rehearsal(self, period: int) -> Refined:
+    def rehearsal(self, period: int) -> PeriodRefinement:
         """How many rounds of refinement helped, had they been done before the period that is over."""
         if not self.scenario.refinement.rounds or self.basis is None:
-            return Refined(0, self.clock)
+            return PeriodRefinement(0, self.clock)
         scenario, (prepared, model) = self.at(period, "choose"), self.basis
         sums = self.sums(period, "choose", self.timeline.splits(period, "choose"))
         sums.vectors(model.own, model.middle)  # as they had them then
@@ -334,7 +336,7 @@ class _Run:
         with self.stages("following"):
             nobody = np.zeros(0, np.int64)
             replies = [
-                follow(one, Following(devices, last.asked, self.lasted, keeps=True), nobody)
+                follow(one, FollowPlan(devices, last.asked, self.lasted, keeps=True), nobody)
                 for one, devices in zip((last.known, last.new), last.devices, strict=True)
                 if len(devices)
             ]
@@ -402,8 +404,8 @@ class _Run:
         }
 
     def going_on(
-        self, sums: FederatedSums | PooledSums, before: Model | None, recent: Ints
-    ) -> tuple[Model, SpectralStart]:
+        self, sums: FederatedSums | PooledSums, before: SpectralModel | None, recent: Ints
+    ) -> tuple[SpectralModel, SpectralStart]:
         """Of these sums, from the last model, or anew with as many passes as the first time."""
         config = self.scenario.pretraining.spectral()
         first = before is None
@@ -418,16 +420,16 @@ class _Run:
             **self.groups(),
         )
 
-    def prepared(self, scenario: Scenario, splits: Splits, start: SpectralStart) -> BySums:
+    def prepared(self, scenario: Scenario, splits: Splits, start: SpectralStart) -> FederatedStage1Outcome:
         """What joining and user groups start from."""
         layout = make_layout(
             scenario, splits.num_items, start.counts, start.scored[:, : scenario.pretraining.embedding_dim]
         )
         check_budgets(scenario, layout)
-        return BySums(layout, TEMPERATURE, start, splits.num_users, ())
+        return FederatedStage1Outcome(layout, TEMPERATURE, start, splits.num_users, ())
 
     def evaluator(
-        self, scenario: Scenario, prepared: BySums, states: list[UserGroupState], members: Members
+        self, scenario: Scenario, prepared: FederatedStage1Outcome, states: list[UserGroupState], members: Members
     ) -> Evaluator:
         """Who is asked, of these tables."""
         federation = self.refiner(prepared).federation(scenario, members, states)
@@ -448,7 +450,7 @@ class _Run:
         shares = [budget_bytes(evaluator.layout, share) for share in self.scenario.evaluation.budgets]
         return [*shares, wire.OWN_BUDGET, wire.UNLIMITED]
 
-    def read(self, evaluator: Evaluator, former: Ints) -> Refreshed:
+    def read(self, evaluator: Evaluator, former: Ints) -> RefreshCounts:
         """Devices read what they lack, under each budget (X, C). former: (G,) numbers that groups had when they last
         did.
         """
@@ -464,8 +466,8 @@ class _Run:
             groups |= batch
         changed = self.published.changed
         request = wire.RefreshRequest(federation.setting, self.clock, precision, budgets, changed, groups, former)
-        known = Known({"X": len(budgets), "C": len(evaluator.members.class_names)})
-        replies = self.nodes.ask(wire.REFRESH, wire.RefreshReply, lambda partition: Query(request, known))
+        known = MessageContext({"X": len(budgets), "C": len(evaluator.members.class_names)})
+        replies = self.nodes.ask(wire.REFRESH, wire.RefreshReply, lambda partition: NodeRequest(request, known))
         return reduce(add, replies).refreshed
 
     def ask(
@@ -485,10 +487,10 @@ class _Run:
             reply = evaluator.evaluate(budgets[:-1], devices=devices)
             told[cohort] = reply
             for place, label in enumerate(self.labels[:-1]):
-                self.lines.put(period, label, cohort, Found.of(reply, place))
+                self.lines.put(period, label, cohort, MetricTotals.of(reply, place))
             for label, (asks, table) in {FULL: (evaluator, None), WHOLE: exactly(evaluator, exact)}.items():
                 whole = asks.evaluate([wire.UNLIMITED], precision="fp32", everybody=table, devices=devices)
-                self.lines.put(period, label, cohort, Found.of(whole))
+                self.lines.put(period, label, cohort, MetricTotals.of(whole))
         return told
 
     def rivals(self, period: int, learn: Splits, joining: Splits) -> None:
@@ -499,21 +501,23 @@ class _Run:
         behind, begin = self.timeline.begin_of(period - 1), self.timeline.begin_of(period)
         recent = np.bincount(self.timeline.items[behind:begin], minlength=learn.num_items)
         if self.first is None:
-            self.first = replace(Scored.of(self.model, fading), table=self.model.scored)  # freshness would not last
+            self.first = replace(
+                ScoredTables.of(self.model, fading), table=self.model.scored
+            )  # freshness would not last
             self.first_lists = {
-                "cached-list": CachedList.of(self.first, popularity, learn.train),
-                "cached-list-fresh": CachedList.of(Scored.of(self.model, fading), popularity, learn.train),
+                "cached-list": StaticLists.of(self.first, popularity, learn.train),
+                "cached-list-fresh": StaticLists.of(ScoredTables.of(self.model, fading), popularity, learn.train),
             }
         pooled = PooledSums(learn.train, learn.num_items, config.user_exponent, config.item_exponent, fading=fading)
-        retrained = Scored.of(self.going_on(pooled, None, recent)[0], fading)
-        lists = CachedList.of(retrained, popularity, learn.train)
+        retrained = ScoredTables.of(self.going_on(pooled, None, recent)[0], fading)
+        lists = StaticLists.of(retrained, popularity, learn.train)
         scored = {
             "start-table": self.first,
             "retrained": retrained,
-            "popularity": Scored.by(popularity),
-            "recent-popularity": Scored.by(recent * (len(self.timeline.items) + 1) + popularity),
+            "popularity": ScoredTables.by(popularity),
+            "recent-popularity": ScoredTables.by(recent * (len(self.timeline.items) + 1) + popularity),
         }
-        for asked in Asked.of(learn, joining, self.at_start):
+        for asked in PeriodDevices.of(learn, joining, self.at_start):
             for name, cached in {**self.first_lists, "refreshed-list": lists}.items():
                 metrics = cached.metrics(asked, int(self.timeline.items.max()) + 1)
                 self.lines.put(period, name, asked.cohort, found(asked, metrics, replicates))

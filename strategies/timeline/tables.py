@@ -14,7 +14,7 @@ from strategies.groups.state import FloatArray
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedTables:
     """tables: (I, d) each, without freshness: the one that all user groups share, or every group's own; fresh: (I,)
     what scores are multiplied with besides; changed: (T, I) which rows are NEW, which RESCALED, as
     :mod:`fl_peel.wire` has these words.
@@ -28,10 +28,10 @@ class Published:
     def of(
         exact: Sequence[FloatArray],
         fresh: NDArray[np.float64],
-        before: Published | None,
+        before: PublishedTables | None,
         former: Ints,
         allowance: float,
-    ) -> Published:
+    ) -> PublishedTables:
         """Of tables (I, d) as they would be, freshness included. former: (G,) numbers that groups had before, -1 for
         new ones; allowance: share of a table's rows that may change.
         """
@@ -45,7 +45,7 @@ class Published:
                 changed[(changed == 0) & (fresh != np.append(before.fresh, np.ones(more)))] = wire.RESCALED
             tables.append(now)
             changes.append(changed)
-        return Published(tuple(tables), fresh, np.stack(changes))
+        return PublishedTables(tuple(tables), fresh, np.stack(changes))
 
     def table_of(self, group: int) -> FloatArray | None:
         """Without freshness, of a user group; None of one that there was not."""
@@ -79,4 +79,4 @@ def published(before: FloatArray | None, table: FloatArray, allowance: float) ->
     return now, changed
 
 
-__all__ = ["Published", "published"]
+__all__ = ["PublishedTables", "published"]

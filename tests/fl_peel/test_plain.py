@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field
 
 from fl_peel.errors import ReportError
-from fl_peel.plain import Inline, Key, from_plain, to_plain
+from fl_peel.plain import Inline, JsonKey, from_plain, to_plain
 
 Part = Annotated[float, Field(ge=0, le=1)]
 
@@ -17,12 +17,12 @@ Part = Annotated[float, Field(ge=0, le=1)]
 @dataclass(frozen=True)
 class Inner:
     share: Part
-    best: Annotated[float | None, Key("recall@{n}")]
+    best: Annotated[float | None, JsonKey("recall@{n}")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outer:
-    name: Annotated[str, Key("class")]
+    name: Annotated[str, JsonKey("class")]
     inner: Annotated[Inner, Inline()]
     maybe: int | None
     absent: Inner | None = None

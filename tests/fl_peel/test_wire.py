@@ -19,7 +19,7 @@ from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import RankedBlocks, pack_ranking
 from fl_peel.errors import MessageError
-from fl_peel.exchange.columns import Columns
+from fl_peel.exchange.columns import IntColumns
 from fl_peel.exchange.counters import RoundTotals
 from tests.helpers.examples import examples
 
@@ -66,7 +66,7 @@ def field_values(annotation: object) -> st.SearchStrategy:
         )
     if annotation is RoundTotals:  # numbers alone
         return arrays_of_shape(np.int64, (len(RoundTotals.names()),)).map(RoundTotals.unstacked)
-    if isinstance(annotation, type) and issubclass(annotation, Columns):
+    if isinstance(annotation, type) and issubclass(annotation, IntColumns):
         width = len(annotation.names())
         return SHAPES.flatmap(lambda shape: arrays_of_shape(np.int64, (*shape, width))).map(annotation.unstacked)
     if dataclasses.is_dataclass(annotation):
@@ -88,7 +88,7 @@ def assert_same(one: object, other: object) -> None:
         assert one.dtype == other.dtype
         assert one.shape == other.shape
         assert np.array_equal(one, other)
-    elif isinstance(one, Columns):
+    elif isinstance(one, IntColumns):
         assert_same(one.stacked(), other.stacked())
     elif dataclasses.is_dataclass(one):
         for field in dataclasses.fields(one):

@@ -14,7 +14,7 @@ from simulations.cli.estimates import format_seconds
 from simulations.cli.main import app
 from simulations.estimate import WITHIN, estimate
 from simulations.scenario_files import load_scenario
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 
@@ -25,7 +25,7 @@ LOADED = 3.0
 
 
 def measured(scenario, tmp_path):
-    return serve(LoopbackGrid(2), scenario, Place("", str(tmp_path / "run")))
+    return serve(LoopbackGrid(2), scenario, RunPaths("", str(tmp_path / "run")))
 
 
 def test_bytes_of_refinement(tiny, tmp_path):

@@ -12,7 +12,7 @@ from rich.console import Console
 from fl_peel.errors import ReportError
 from fl_peel.events import Event
 from simulations.cli.live import shown_at
-from simulations.live import Events, live
+from simulations.live import EventLog, live
 from tests.helpers.browser import browser, needs_chromium
 
 
@@ -61,7 +61,7 @@ def test_figures_that_an_event_carries_are_told():
     class Measured(Event):
         figures: dict[str, float] = field(default_factory=dict)
 
-    events = Events()
+    events = EventLog()
     events(Measured("refinement", 1, 2, figures={"refinement/loss": 0.5}))
     assert events.since(0)["events"][0]["figures"] == {"refinement/loss": 0.5}
 
@@ -77,7 +77,7 @@ def test_a_port_that_is_taken_is_one_line():
 
 def test_the_end_waits_for_those_who_look_and_for_nobody_else():
     now = [0.0]
-    events = Events(lambda: now[0])
+    events = EventLog(lambda: now[0])
     events.end()  # at once: nobody has asked
     assert events.since(0)["ended"]
 

@@ -27,7 +27,7 @@ from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
 from strategies.nodes import nodes
 from strategies.rounds import strategy as peel
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.server_app import serve
 from tests.conftest import plant
 from tests.helpers.loopback import LoopbackGrid
@@ -47,7 +47,7 @@ def test_same_seed_same_figures_on_1_2_or_8_nodes(tiny_scenario, tmp_path):
 
 def test_kept_tables_give_the_figures_of_those_trained_now(tiny_scenario, tmp_path):
     """To the last bit: pretraining must leave nothing behind but its tables."""
-    place = [Place("", str(tmp_path / name), str(tmp_path / "cache")) for name in ("cold", "warm")]
+    place = [RunPaths("", str(tmp_path / name), str(tmp_path / "cache")) for name in ("cold", "warm")]
     cold, warm = (serve(LoopbackGrid(2), tiny_scenario, each) for each in place)
     assert figures(cold) == figures(warm)
     assert warm.stages["pretraining"] < cold.stages["pretraining"]

@@ -8,7 +8,7 @@ from simulations.listing import listed
 from simulations.pages import pages_again
 from simulations.runner import MODEL, finished, keeping, save
 from simulations.scenario_files import load_scenario
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from tests.helpers.models import ran
 
 
@@ -47,5 +47,5 @@ def test_the_page_to_play_with_lies_beside_the_report_which_links_it(tiny, tmp_p
 
 
 def test_a_run_without_results_leaves_no_model_either():
-    assert keeping(Place("a", "b"), "") == Place("a", "b")
-    assert keeping(Place("a", "b"), "/c") == Place("a", "b", "", "/c", "/c/model")
+    assert keeping(RunPaths("a", "b"), "") == RunPaths("a", "b")
+    assert keeping(RunPaths("a", "b"), "/c") == RunPaths("a", "b", "", "/c", "/c/model")

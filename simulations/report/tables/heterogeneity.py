@@ -27,7 +27,7 @@ from strategies.figures.schema import (
     ClassFollowed,
     ClassGap,
     Fall,
-    FixedTiers,
+    FixedTiersResult,
     FleetClassRow,
     RunResult,
     Spread,
@@ -179,7 +179,7 @@ def fairness_tables(result: RunResult) -> list[TableView]:
     return [view for view in views if view.rows] + nested_views("Fairness", rest)
 
 
-def _tiers(told: FixedTiers | None) -> str:
+def _tiers(told: FixedTiersResult | None) -> str:
     if told is None:
         return ""
     chosen = ", ".join(f"{name} {format_share(share)}" for name, share in told.chosen.items())

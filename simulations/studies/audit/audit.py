@@ -38,7 +38,7 @@ from simulations.studies.sources import plugin_modules
 from simulations.studies.study import FEDERATED, study_splits
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.run.prepare import privacy_plan
 
 CANARY = "canary"
@@ -94,17 +94,17 @@ def audit(
         only=settings.only,
     )
     with run_folder() as run_dir:
-        place = Place(data_folder(frame.data_dir), str(run_dir), str(frame.cache_dir or ""))
+        place = RunPaths(data_folder(frame.data_dir), str(run_dir), str(frame.cache_dir or ""))
         for row in chosen:  # what cannot be had is told before anything runs
             devices = int((study_splits(row.scenario, place).test.counts() > 0).sum())
             privacy_plan(row.scenario, place)
             _require_replay(row)
-        kept = KeptRows.of(frame, chosen, place, settings, names)
+        kept = AuditCheckpoints.of(frame, chosen, place, settings, names)
         found = kept.read()
         missing = [row for row in chosen if row.name not in found]
         if missing:
 
-            def server(grid: Grid, _: Scenario, place: Place, on_event: OnEvent) -> dict[str, Any]:
+            def server(grid: Grid, _: Scenario, place: RunPaths, on_event: OnEvent) -> dict[str, Any]:
                 rows = audited(grid, missing, place, settings, names, on_event, kept)
                 return {row["mechanism"]: row for row in rows}
 
@@ -116,7 +116,7 @@ def audit(
 
 
 @dataclass(frozen=True)
-class KeptRows:
+class AuditCheckpoints:
     """Rows of an audit that are done. paths: where each is kept, by name."""
 
     checkpoints: Checkpoints
@@ -125,8 +125,8 @@ class KeptRows:
 
     @staticmethod
     def of(
-        frame: Frame, rows: Sequence[AuditRow], place: Place, settings: AuditSettings, names: Sequence[str]
-    ) -> KeptRows:
+        frame: Frame, rows: Sequence[AuditRow], place: RunPaths, settings: AuditSettings, names: Sequence[str]
+    ) -> AuditCheckpoints:
         """By what decides each: its scenario with the devices' data, what is watched, the attacks, code and versions;
         not which other rows there are.
         """
@@ -138,7 +138,7 @@ class KeptRows:
             evaluation = row.scenario.evaluation.model_dump(mode="json")
             content = [decisive(row.scenario), evaluation, row.scenario.engine.nodes, watched, versions()]
             paths[row.name] = Checkpoints(folder, data).path(f"audit-{_as_file(row.name)}", content, modules)
-        return KeptRows(Checkpoints(folder, "", fresh=frame.fresh), paths, frame.on_event)
+        return AuditCheckpoints(Checkpoints(folder, "", fresh=frame.fresh), paths, frame.on_event)
 
     def read(self) -> dict[str, dict[str, Any]]:
         """Rows that are done, by name; one that is kept of something else is told in a line, and done anew."""
@@ -202,11 +202,11 @@ def attacks_on(scenario: Scenario) -> list[str]:
 def audited(
     grid: Grid,
     rows: Sequence[AuditRow],
-    place: Place,
+    place: RunPaths,
     settings: AuditSettings,
     names: Sequence[str],
     on_event: OnEvent = silent,
-    kept: KeptRows | None = None,
+    kept: AuditCheckpoints | None = None,
 ) -> list[dict[str, Any]]:
     """Run and attack one row after the other on the nodes of ``grid``; the rows of audit.json. kept: where each goes as
     soon as it is there.
@@ -227,7 +227,7 @@ def _one(
     grid: Grid,
     nodes: Nodes,
     row: AuditRow,
-    place: Place,
+    place: RunPaths,
     settings: AuditSettings,
     names: Sequence[str],
     on_event: OnEvent,

@@ -36,7 +36,7 @@ StepRequest = wire.SumsRequest | wire.ChoiceRequest
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _SeenRequest:
     """A request, and the devices (N,) whose answer to it came."""
 
     request: StepRequest
@@ -50,8 +50,8 @@ class StepObserver:
     data_dir: str
     run_dir: str
     sums_alone: bool
-    _seen: list[_Seen] = field(default_factory=list)
-    _passes: list[list[_Seen]] = field(default_factory=list)
+    _seen: list[_SeenRequest] = field(default_factory=list)
+    _passes: list[list[_SeenRequest]] = field(default_factory=list)
     _sums: list[StepView] | None = None
     _cohort: Cohort | None = None
     _vectors: bool = False
@@ -76,7 +76,7 @@ class StepObserver:
                 request = dataclasses.replace(request, table=request.table[:, :COLUMNS])
         if devices is None:
             devices = _reached(self._everybody(request.setting), request)
-        self._seen.append(_Seen(request, np.sort(devices)))
+        self._seen.append(_SeenRequest(request, np.sort(devices)))
 
     def _keep_pass(self, request: wire.SumsRequest, devices: IntArray) -> None:
         """Keep all columns of a pass for the decoder, where it is neither bounded nor hashed, nor too large."""
@@ -84,7 +84,7 @@ class StepObserver:
         if not len(request.weights) and not request.buckets and size <= LARGEST_PASS:
             if request.first == 0:
                 self._passes.append([])
-            self._passes[-1].append(_Seen(request, devices))
+            self._passes[-1].append(_SeenRequest(request, devices))
 
     def reconstruction(self) -> Reconstruction | None:
         """Return what the decoder finds in the sums of the passes; None where it can be tried on none."""
@@ -117,9 +117,9 @@ class StepObserver:
         alone = np.array([device], np.int64)
         return tuple(self._view(part, alone[np.isin(alone, part[0].devices)]) for part in self._parts())
 
-    def _parts(self) -> list[list[_Seen]]:
+    def _parts(self) -> list[list[_SeenRequest]]:
         """Requests by step: vectors and moments go in several messages."""
-        parts: list[list[_Seen]] = []
+        parts: list[list[_SeenRequest]] = []
         for one in self._seen:
             again = isinstance(one.request, wire.SumsRequest) and one.request.first > 0
             if again:
@@ -128,7 +128,7 @@ class StepObserver:
                 parts.append([one])
         return parts
 
-    def _view(self, part: Sequence[_Seen], devices: IntArray) -> StepView:
+    def _view(self, part: Sequence[_SeenRequest], devices: IntArray) -> StepView:
         first = part[0].request
         cohort = self._everybody(first.setting)
         if isinstance(first, wire.ChoiceRequest):
@@ -166,7 +166,7 @@ class StepObserver:
                 said(self._everybody(one.request.setting), one.devices, one.request)
         self._vectors = True
 
-    def _everybody(self, setting: wire.Setting) -> Cohort:
+    def _everybody(self, setting: wire.RunSetting) -> Cohort:
         if self._cohort is None:
             whole = open_cohort(setting.scenario, self.data_dir, self.run_dir, 0, 1, fleet=setting.fleet)
             self._cohort = dataclasses.replace(whole, folder=Path(self.run_dir) / "observer" / "stage1")

@@ -33,7 +33,7 @@ from simulations.studies.frame import Frame, Options
 from simulations.studies.study import Study
 from strategies.evaluation.trials import Trial
 from strategies.groups.start import starting_tables
-from strategies.rivals.base import UNLIMITED, Material, Request, Rival, Starts
+from strategies.rivals.base import UNLIMITED, GroupStarts, Material, Request, Rival
 from strategies.rivals.central import refine_centrally
 from strategies.rivals.compete import compete
 
@@ -257,7 +257,7 @@ def material_of(study: Study) -> Material:
     alone = np.flatnonzero(assignment < 0)
     assignment[alone] = choose_group(plain.users[alone], prepared.groups.centroids)
     tables = starting_tables(study.scenario, prepared.pretrained, prepared.groups, prepared.given)
-    return dataclasses.replace(plain, starts=Starts(assignment, tables))
+    return dataclasses.replace(plain, starts=GroupStarts(assignment, tables))
 
 
 def refined(study: Study, material: Material | None) -> dict[str, Any]:

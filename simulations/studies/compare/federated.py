@@ -32,7 +32,7 @@ from simulations.studies.study import Study
 from strategies.evaluation.trials import Trial
 from strategies.rivals.base import Request
 from strategies.rivals.compete import empty_row
-from strategies.rivals.federated.base import Federated, IntArray, World
+from strategies.rivals.federated.base import Federated, FederatedContext, IntArray
 from strategies.rivals.federated.bpr import FedAvgBpr
 from strategies.rivals.federated.fcf import Fcf
 from strategies.rivals.federated.hetefedrec import HeteFedRec
@@ -178,7 +178,9 @@ def filters(scenario: Scenario) -> int:
     return counts * (len(VALUE_EXPONENTS) if pretraining.value_exponent is None else 1)
 
 
-def served_rows(method: Federated[Any], world: World, shares: Sequence[float], effort: Effort) -> dict[str, Any]:
+def served_rows(
+    method: Federated[Any], world: FederatedContext, shares: Sequence[float], effort: Effort
+) -> dict[str, Any]:
     """A tuned rival: its full table at two precisions and, where it has several widths, what fits each budget."""
     result = tuned(method, world, ("fp32",) if method.name == "popularity" else WHOLE, effort)
     best = result.pop("trained")
@@ -205,7 +207,7 @@ def served_rows(method: Federated[Any], world: World, shares: Sequence[float], e
     return {**result, "rows": rows}
 
 
-def world_of(study: Study) -> World:
+def world_of(study: Study) -> FederatedContext:
     """The study's devices, with the memory, and there in the rounds, that the scenario's fleet gives them."""
     scenario = study.scenario
     devices = np.arange(study.splits.num_users)
@@ -220,7 +222,9 @@ def world_of(study: Study) -> World:
         )
         return asked[fleet.available(scenario.seed, asked, float(number))]
 
-    return World(study.splits, scenario.pretraining.embedding_dim, scenario.seed, memory, present, study.on_event)
+    return FederatedContext(
+        study.splits, scenario.pretraining.embedding_dim, scenario.seed, memory, present, study.on_event
+    )
 
 
 __all__ = ["METHODS", "compare_federated", "nothing_is_collected"]

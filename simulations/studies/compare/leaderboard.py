@@ -44,7 +44,7 @@ class LeaderboardRow(CompareRow):
     to_peel: NotRequired[PairedRatio]  # recall over that of PEEL's full tables
 
 
-class Tried(TypedDict):
+class TriedSetting(TypedDict):
     """A setting, and what validation said of it at its best round. last: rounds that were run."""
 
     setting: dict[str, Any]
@@ -58,7 +58,7 @@ class Tuning(TypedDict):
 
     setting: dict[str, Any]
     own_rows: bool
-    tried: list[Tried]
+    tried: list[TriedSetting]
 
 
 class Leaderboard(TypedDict):

@@ -17,12 +17,12 @@ from fl_peel.kernels.on_devices import bpr_devices
 from fl_peel.randomness import device_seeds, rng_for
 from strategies.rivals.federated.base import (
     NUMBER_BYTES,
+    FederatedContext,
     FloatArray,
     IntArray,
     RowSums,
     RowUpdates,
-    Served,
-    World,
+    ServedTables,
 )
 
 START_SCALE = 0.1
@@ -48,15 +48,15 @@ GRID = tuple(BprSetting(rate, l2, share) for rate, l2, share in product((0.05, 0
 class SharedTable:
     """The server has one item table (I, d), which every device is sent; rows that devices changed are added up."""
 
-    def server(self, world: World, setting: Any) -> FloatArray:
+    def server(self, world: FederatedContext, setting: Any) -> FloatArray:
         """A random table."""
         return world.start_table("items", world.num_items, world.dim, START_SCALE)
 
-    def sent(self, server: FloatArray, devices: IntArray, world: World) -> IntArray:
+    def sent(self, server: FloatArray, devices: IntArray, world: FederatedContext) -> IntArray:
         """The whole table."""
         return np.full(len(devices), server.size * NUMBER_BYTES, np.int64)
 
-    def nothing(self, world: World) -> RowSums:
+    def nothing(self, world: FederatedContext) -> RowSums:
         """Zeros."""
         return RowSums.nothing(world.num_items, world.dim)
 
@@ -68,12 +68,18 @@ class FedAvgBpr(SharedTable):
     name: str = "fedavg-bprmf"
     grid: tuple[BprSetting, ...] = GRID
 
-    def kept(self, world: World, setting: BprSetting) -> FloatArray:
+    def kept(self, world: FederatedContext, setting: BprSetting) -> FloatArray:
         """Random vectors."""
         return start_vectors(world, world.dim)
 
     def answer(
-        self, server: FloatArray, kept: FloatArray, devices: IntArray, number: int, world: World, setting: BprSetting
+        self,
+        server: FloatArray,
+        kept: FloatArray,
+        devices: IntArray,
+        number: int,
+        world: FederatedContext,
+        setting: BprSetting,
     ) -> RowUpdates:
         """Changed rows."""
         kept[devices], updates = bpr_steps(
@@ -85,12 +91,14 @@ class FedAvgBpr(SharedTable):
         """The table, and a share of all changes."""
         return (server + setting.server_share * sums.changes()).astype(np.float32)
 
-    def served(self, server: FloatArray, kept: FloatArray, world: World, setting: BprSetting) -> Served:
+    def served(
+        self, server: FloatArray, kept: FloatArray, world: FederatedContext, setting: BprSetting
+    ) -> ServedTables:
         """One table for all."""
-        return Served((server,), np.zeros(world.num_devices, np.int64), kept)
+        return ServedTables((server,), np.zeros(world.num_devices, np.int64), kept)
 
 
-def start_vectors(world: World, dim: int) -> FloatArray:
+def start_vectors(world: FederatedContext, dim: int) -> FloatArray:
     """A random vector (U, d) for every device, from its own number."""
     return np.stack(
         [
@@ -105,7 +113,7 @@ def bpr_steps(
     users: FloatArray,
     devices: IntArray,
     widths: tuple[int, ...],
-    world: World,
+    world: FederatedContext,
     setting: BprSetting,
     number: int,
     *,

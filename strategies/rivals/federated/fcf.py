@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.kernels.on_devices import add_gradients, solve_users
-from strategies.rivals.federated.base import NUMBER_BYTES, UNITS, IntArray, Served, World
+from strategies.rivals.federated.base import NUMBER_BYTES, UNITS, FederatedContext, IntArray, ServedTables
 
 BETAS = (0.1, 0.99)
 """Of Adam, as in the paper."""
@@ -76,19 +76,19 @@ class Fcf:
     name: str = "fcf"
     grid: tuple[FcfSetting, ...] = GRID
 
-    def server(self, world: World, setting: FcfSetting) -> FcfServer:
+    def server(self, world: FederatedContext, setting: FcfSetting) -> FcfServer:
         """A random table."""
         table = world.start_table("items", world.num_items, world.dim, START_SCALE).astype(np.float64)
         return FcfServer(table, np.zeros_like(table), np.zeros_like(table))
 
-    def kept(self, world: World, setting: FcfSetting) -> None:
+    def kept(self, world: FederatedContext, setting: FcfSetting) -> None:
         """A factor is solved for anew in every round."""
 
-    def sent(self, server: FcfServer, devices: IntArray, world: World) -> IntArray:
+    def sent(self, server: FcfServer, devices: IntArray, world: FederatedContext) -> IntArray:
         """The whole table."""
         return np.full(len(devices), server.table.size * NUMBER_BYTES, np.int64)
 
-    def nothing(self, world: World) -> Gradients:
+    def nothing(self, world: FederatedContext) -> Gradients:
         """Zeros."""
         return Gradients(
             np.zeros((world.dim, world.dim), np.int64),
@@ -97,7 +97,13 @@ class Fcf:
         )
 
     def answer(
-        self, server: FcfServer, kept: None, devices: IntArray, number: int, world: World, setting: FcfSetting
+        self,
+        server: FcfServer,
+        kept: None,
+        devices: IntArray,
+        number: int,
+        world: FederatedContext,
+        setting: FcfSetting,
     ) -> Gradients:
         """Gradients of every row, added up on the way."""
         train = world.train.select(devices)
@@ -115,14 +121,16 @@ class Fcf:
         scaled = first / (1 - BETAS[0] ** steps) / (np.sqrt(second / (1 - BETAS[1] ** steps)) + EPSILON)
         return FcfServer(server.table - setting.learning_rate * scaled, first, second, steps)
 
-    def served(self, server: FcfServer, kept: None, world: World, setting: FcfSetting) -> Served:
+    def served(self, server: FcfServer, kept: None, world: FederatedContext, setting: FcfSetting) -> ServedTables:
         """One table for all, and the factors that it gives."""
         parts = [solved(server.table, some, world, setting) for some in world.chunks(np.arange(world.num_devices))]
         users = np.concatenate(parts).astype(np.float32)
-        return Served((server.table.astype(np.float32),), np.zeros(world.num_devices, np.int64), users)
+        return ServedTables((server.table.astype(np.float32),), np.zeros(world.num_devices, np.int64), users)
 
 
-def solved(table: NDArray[np.float64], devices: IntArray, world: World, setting: FcfSetting) -> NDArray[np.float64]:
+def solved(
+    table: NDArray[np.float64], devices: IntArray, world: FederatedContext, setting: FcfSetting
+) -> NDArray[np.float64]:
     """User factors (N, d) of these devices."""
     train = world.train.select(devices)
     factors = np.empty((len(devices), table.shape[1]))

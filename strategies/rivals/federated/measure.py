@@ -13,20 +13,28 @@ from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import UserItems
 from fl_peel.ranking.top import recall_ndcg, top_rows
 from strategies.rivals.base import TOP_N, Request, Split, whole_table
-from strategies.rivals.federated.base import FloatArray, IntArray, RowUpdates, Served, World
-from strategies.rivals.quality import Found
+from strategies.rivals.federated.base import FederatedContext, FloatArray, IntArray, RowUpdates, ServedTables
+from strategies.rivals.quality import DeviceQuality
 
 
 def quality(
-    served: Served, world: World, split: Split, precision: Precision = "fp32", among: IntArray | None = None
+    served: ServedTables,
+    world: FederatedContext,
+    split: Split,
+    precision: Precision = "fp32",
+    among: IntArray | None = None,
 ) -> dict[str, float]:
     """Mean Recall@20 and NDCG@20 over devices (or the given ones) with at least one item to find."""
     return found_by(served, world, split, precision, among).mean()
 
 
 def found_by(
-    served: Served, world: World, split: Split, precision: Precision = "fp32", among: IntArray | None = None
-) -> Found:
+    served: ServedTables,
+    world: FederatedContext,
+    split: Split,
+    precision: Precision = "fp32",
+    among: IntArray | None = None,
+) -> DeviceQuality:
     """What each device (or each of the given ones) with at least one item to find finds."""
     splits = world.splits
     wanted = splits.test if split == "test" else splits.validation
@@ -49,10 +57,10 @@ def found_by(
                 rows = as_stored(served.tables[place][own.items] + own.rows, precision)
                 best = with_own_rows(others, option.ranked.table, users, hidden, replace(own, rows=rows), TOP_N)
             recall[some], ndcg[some] = recall_ndcg(option.ranked, best, wanted.select(some), TOP_N)
-    return Found(chosen, recall[chosen], ndcg[chosen], np.ones(len(chosen), np.bool_))
+    return DeviceQuality(chosen, recall[chosen], ndcg[chosen], np.ones(len(chosen), np.bool_))
 
 
-def held_bytes(served: Served, precision: Precision) -> IntArray:
+def held_bytes(served: ServedTables, precision: Precision) -> IntArray:
     """Bytes (U,) of what each device holds to rank: header, vector in fp16, its whole table."""
     sizes = [stored_bytes(DenseTable.of(table, precision)) for table in served.tables]
     return np.array(sizes, np.int64)[served.tier]

@@ -16,7 +16,7 @@ import numpy as np
 
 from fl_peel.kernels.on_devices import bce_devices
 from fl_peel.randomness import device_seeds
-from strategies.rivals.federated.base import FloatArray, IntArray, RowSums, RowUpdates, Served, World
+from strategies.rivals.federated.base import FederatedContext, FloatArray, IntArray, RowSums, RowUpdates, ServedTables
 from strategies.rivals.federated.bpr import SharedTable, start_vectors
 
 BATCH_SIZE = 256
@@ -49,7 +49,7 @@ class PFedRec(SharedTable):
     name: str = "pfedrec"
     grid: tuple[PFedRecSetting, ...] = GRID
 
-    def kept(self, world: World, setting: PFedRecSetting) -> FloatArray:
+    def kept(self, world: FederatedContext, setting: PFedRecSetting) -> FloatArray:
         """Random score functions."""
         return start_vectors(world, world.dim + 1)
 
@@ -59,7 +59,7 @@ class PFedRec(SharedTable):
         kept: FloatArray,
         devices: IntArray,
         number: int,
-        world: World,
+        world: FederatedContext,
         setting: PFedRecSetting,
     ) -> RowUpdates:
         """Changed rows."""
@@ -71,7 +71,9 @@ class PFedRec(SharedTable):
         share = 1 / max(sums.devices, 1) if setting.server_share is None else setting.server_share
         return (server + share * sums.changes()).astype(np.float32)
 
-    def served(self, server: FloatArray, kept: FloatArray, world: World, setting: PFedRecSetting) -> Served:
+    def served(
+        self, server: FloatArray, kept: FloatArray, world: FederatedContext, setting: PFedRecSetting
+    ) -> ServedTables:
         """The table with every device's own rows, and its own score function, after one more local training on it.
 
         The bias, the same for all items, ranks nothing.
@@ -80,7 +82,7 @@ class PFedRec(SharedTable):
         parts = [personal_steps(server, kept[some], some, 0, world, setting) for some in world.chunks(everybody)]
         users = np.concatenate([part[0] for part in parts])
         own = RowUpdates.joined([part[1] for part in parts])
-        return Served((server,), np.zeros(world.num_devices, np.int64), users[:, :-1], own)
+        return ServedTables((server,), np.zeros(world.num_devices, np.int64), users[:, :-1], own)
 
 
 def personal_steps(
@@ -88,7 +90,7 @@ def personal_steps(
     users: FloatArray,
     devices: IntArray,
     number: int,
-    world: World,
+    world: FederatedContext,
     setting: PFedRecSetting,
 ) -> tuple[FloatArray, RowUpdates]:
     """One local training of these devices (N,): score functions (N, d + 1) after it, and how their rows changed."""

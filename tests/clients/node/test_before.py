@@ -4,14 +4,14 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from clients.node.before import Before
+from clients.node.before import PreviousHoldings
 from clients.node.joining import staying
 from fl_peel.wire import OWN_BUDGET
 
 
 def before(groups):
     count = len(groups)
-    return Before(
+    return PreviousHoldings(
         np.array(groups), np.zeros((count, 2), np.int64), np.zeros((0, 0), np.int32), np.array([9, OWN_BUDGET])
     )
 
@@ -27,15 +27,17 @@ def test_it_is_remembered_for_more_devices_than_there_were(tmp_path):
     def cohort(devices):
         return SimpleNamespace(devices=np.arange(devices), held_file=tmp_path / "nodes" / "held.npz")
 
-    first = Before.read(cohort(2), np.array([9, OWN_BUDGET]))
+    first = PreviousHoldings.read(cohort(2), np.array([9, OWN_BUDGET]))
     assert first.groups.tolist() == [-1, -1]
     assert first.cutoffs.shape == (2, 2)
-    Before(np.array([3, 1]), np.array([[5, 6], [7, 8]]), np.ones((4, 3), np.int32), first.budgets).save(cohort(2))
-    later = Before.read(cohort(3))
+    PreviousHoldings(np.array([3, 1]), np.array([[5, 6], [7, 8]]), np.ones((4, 3), np.int32), first.budgets).save(
+        cohort(2)
+    )
+    later = PreviousHoldings.read(cohort(3))
     assert later.groups.tolist() == [3, 1, -1]
     assert later.cutoffs.tolist() == [[5, 6], [7, 8], [0, 0]]
     assert later.own == 1
-    assert Before.read(cohort(1)).groups.tolist() == [3, 1], "those that are not there now keep theirs"
+    assert PreviousHoldings.read(cohort(1)).groups.tolist() == [3, 1], "those that are not there now keep theirs"
 
 
 def test_a_group_is_changed_where_it_is_worth_the_download():

@@ -31,7 +31,7 @@ from fl_peel.wire import (
     JoinRequest,
     RoundReply,
     RoundRequest,
-    Setting,
+    RunSetting,
     pack,
 )
 from strategies.groups.aggregation import BlockSums, mean_update
@@ -108,9 +108,9 @@ class World:
         self.weights = rng.random((GROUPS, LAYOUT.num_blocks))
 
     @property
-    def setting(self) -> Setting:
+    def setting(self) -> RunSetting:
         fleet = fleet_files(self.scenario.fleet)
-        return Setting(self.scenario.to_json(), "", str(self.folder / "run"), fleet=fleet)
+        return RunSetting(self.scenario.to_json(), "", str(self.folder / "run"), fleet=fleet)
 
     def cohorts(self, nodes: int) -> list[Cohort]:
         scenario, run_dir, fleet = self.setting.scenario, self.setting.run_dir, self.setting.fleet

@@ -13,7 +13,7 @@ from fl_peel.errors import DataError, EngineError, FlPeelError
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
@@ -74,7 +74,7 @@ def held(scenario):
 def test_figures_are_those_of_the_simulation_of_the_same_devices(own, tmp_path, refit):
     scenario, folder = own
     scenario = scenario.model_copy(update={"data": scenario.data.model_copy(update={"refit": refit})})
-    deployed = serve(OwnGrid(folder), held(scenario), Place("", str(tmp_path / "server")))
+    deployed = serve(OwnGrid(folder), held(scenario), RunPaths("", str(tmp_path / "server")))
     simulated, _ = served(scenario, tmp_path / "simulated")
     assert figures(deployed) == figures(simulated)
     assert deployed.environment.devices == 40
@@ -88,7 +88,7 @@ def test_secure_aggregation_gives_the_same_figures(own, tmp_path):
     content["secure_aggregation"] |= {"enabled": True, "min_devices": 3, "neighbours": 4}
     content["refinement"]["rounds"] = 1
     scenario = Scenario.model_validate(content)
-    deployed = serve(OwnGrid(folder), held(scenario), Place("", str(tmp_path / "server")))
+    deployed = serve(OwnGrid(folder), held(scenario), RunPaths("", str(tmp_path / "server")))
     simulated, _ = served(scenario, tmp_path / "simulated")
     assert figures(deployed) == figures(simulated)
 
@@ -100,7 +100,7 @@ def test_items_that_the_catalogue_lacks_are_left_out_and_told_of_where_they_lie(
     with file.open("a") as more:
         more.write(f"{user},unheard of\n")
     with caplog.at_level(logging.WARNING):
-        deployed = serve(OwnGrid(folder), held(scenario), Place("", str(tmp_path / "server")))
+        deployed = serve(OwnGrid(folder), held(scenario), RunPaths("", str(tmp_path / "server")))
     assert "node-1.csv: 1 items with 1 interactions are not in the catalogue and left out" in caplog.text
     simulated, _ = served(scenario, tmp_path / "simulated")
     assert figures(deployed) == figures(simulated)
@@ -108,7 +108,7 @@ def test_items_that_the_catalogue_lacks_are_left_out_and_told_of_where_they_lie(
 
 def hello(folder, scenario, run_dir, bounds=BOUNDS, **config):
     grid = OwnGrid(folder, bounds, **config)
-    return serve(grid, scenario, Place("", str(run_dir)))
+    return serve(grid, scenario, RunPaths("", str(run_dir)))
 
 
 @pytest.mark.parametrize(

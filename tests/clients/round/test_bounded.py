@@ -18,7 +18,7 @@ from simulations.scenario_files import load_scenario, shipped_scenarios
 from strategies.figures.schema import to_json
 from strategies.rounds.noised import PrivateRounds, empty_sums
 from strategies.rounds.sampling import sample_cohort
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.server_app import serve
 from tests.clients.node.test_cohort import LAYOUT
 from tests.helpers.loopback import LoopbackGrid
@@ -37,7 +37,7 @@ SHIPPED = {"private": 2, "local-dp": 8}
 def run_of(tiny, folder, overrides, nodes=2):
     scenario = load_scenario(tiny, overrides)
     grid = LoopbackGrid(nodes)
-    return serve(grid, scenario, Place("", str(folder / f"run-{nodes}-{len(list(folder.iterdir()))}"))), grid
+    return serve(grid, scenario, RunPaths("", str(folder / f"run-{nodes}-{len(list(folder.iterdir()))}"))), grid
 
 
 def figures(result):
@@ -205,7 +205,7 @@ def test_withholding_is_for_privacy_alone(tiny):
     counts.clock.sampled[:] = [3, 4]
     for overrides, left in (((), 7), (CENTRAL, 0), ((*CENTRAL, "privacy.counters=measured"), 7)):
         scenario = load_scenario(tiny, overrides)
-        setting = wire.Setting(scenario.to_json(), "", "")
+        setting = wire.RunSetting(scenario.to_json(), "", "")
         nobody = np.zeros(0, np.int64)
         said = contents_of(scenario, wire.RoundRequest(setting, 1, True, 1.0, nobody, nobody, {})).counted(counts)
         assert said.slowest_us == left

@@ -19,7 +19,7 @@ from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy.noising import with_noise_shares
 from fl_peel.privacy.plan import in_masked_sums, make_plan, noise_devices_of
 from fl_peel.privacy.report import report_of
-from fl_peel.privacy.sources import Seeded
+from fl_peel.privacy.sources import SeededNoise
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.plan import needed_of
 from simulations.scenario_files import load_scenario
@@ -74,7 +74,7 @@ def test_survivors_at_the_threshold_reach_the_planned_noise(devices, threshold, 
     nothing = {"updates": np.zeros((400, 250), np.int64)}
     for count in (fewest, devices):
         noised = (
-            with_noise_shares(nothing, {"updates": 3.0}, fewest, Seeded(0), 1, np.arange(count))["updates"]
+            with_noise_shares(nothing, {"updates": 3.0}, fewest, SeededNoise(0), 1, np.arange(count))["updates"]
             / FIXED_POINT
         )
         # standard error of a deviation over 100,000 numbers: 0.22 %

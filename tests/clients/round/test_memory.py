@@ -7,8 +7,8 @@ import pytest
 
 from clients.fleet.fleet import FleetBudgets, fleet_from_mapping
 from clients.round import memory as module
-from clients.round.memory import RoundMemory, Working
-from clients.serving.held import Held
+from clients.round.memory import RoundMemory, WorkingMemory
+from clients.serving.held import Holdings
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import RankedBlocks, rank_blocks
 from fl_peel.scenario.scenario import Scenario
@@ -24,8 +24,8 @@ TAKES = TrainingMemory(4, 1, LocalTraining(num_negatives=1), 0)
 """With n interactions 4 n + 16 + 48 bytes, 5 a row held and 40 a row touched, 2 n rows in one epoch."""
 
 
-def working(*allowed: int, interactions: int = 10) -> Working:
-    return Working(np.array(allowed), np.full(len(allowed), interactions), TAKES)
+def working(*allowed: int, interactions: int = 10) -> WorkingMemory:
+    return WorkingMemory(np.array(allowed), np.full(len(allowed), interactions), TAKES)
 
 
 def test_training_begins_with_as_many_of_the_stored_blocks_as_working_memory_allows():
@@ -93,7 +93,7 @@ def test_what_lies_beside_the_file_counts_against_the_budget():
 def test_a_device_that_stores_more_than_its_budget_is_counted():
     """By itself, whatever chose the blocks."""
     some = np.array([100, 101, 99, 500])
-    held = Held(np.zeros(4, np.int64), some, np.array([100, 100, 100, UNLIMITED]), np.zeros(4, np.bool_))
+    held = Holdings(np.zeros(4, np.int64), some, np.array([100, 100, 100, UNLIMITED]), np.zeros(4, np.bool_))
     assert held.violations.tolist() == [0, 1, 0, 0]
 
 
@@ -104,7 +104,7 @@ def test_serving_from_blocks_whose_cost_lies_is_counted(monkeypatch, room):
         return cutoffs, self.stored_bytes(cutoffs), cutoffs
 
     monkeypatch.setattr(RankedBlocks, "cutoffs_without", one_more)
-    held = Held.under(RANKED, OWN_BUDGET, 1.0, room, np.array([84, 52 + 12 * 8]), rows_of([], []))
+    held = Holdings.under(RANKED, OWN_BUDGET, 1.0, room, np.array([84, 52 + 12 * 8]), rows_of([], []))
     assert held.violations.tolist() == ([1, 0] if room < 0 else [0, 0])  # with a room, what does not fit is not held
 
 

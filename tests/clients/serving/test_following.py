@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clients.node.before import Before
+from clients.node.before import PreviousHoldings
 from clients.serving.following import follow
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import pack_ranking
@@ -188,7 +188,7 @@ def test_in_a_timeline_devices_remember_what_they_hold_in_the_end(tmp_path):
     path = tmp_path / "held.npz"
     some = np.full((4, 2), 7)
     cohort = SimpleNamespace(held_file=path, devices=np.arange(10, 14))
-    Before(np.array([0, 0, 1, 1]), some, np.zeros((2, 1), np.int32), np.array([500, OWN_BUDGET])).save(cohort)
+    PreviousHoldings(np.array([0, 0, 1, 1]), some, np.zeros((2, 1), np.int32), np.array([500, OWN_BUDGET])).save(cohort)
     followed(keeps=True, held_file=path)
     with np.load(path) as kept:
         cutoffs = kept["cutoffs"]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clients.serving.held import Held, scaled
+from clients.serving.held import Holdings, scaled
 from clients.serving.wanted import evaluation_items
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import rank_blocks
@@ -23,8 +23,8 @@ NOTHING = rows_of([], [], [])
 OWN = np.array([BASE - 1, BASE + BLOCK, BASE + 3 * BLOCK + 5])
 
 
-def under(budget, *, factor=1.0, room=-1.0, ranked=RANKED, seen=NOTHING) -> Held:
-    return Held.under(ranked, budget, factor, room, OWN, seen)
+def under(budget, *, factor=1.0, room=-1.0, ranked=RANKED, seen=NOTHING) -> Holdings:
+    return Holdings.under(ranked, budget, factor, room, OWN, seen)
 
 
 def numbers(held):

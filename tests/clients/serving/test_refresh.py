@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import clients.serving.refresh as module
-from clients.node.before import NEVER, Before
+from clients.node.before import NEVER, PreviousHoldings
 from clients.serving.refresh import _sent_bytes, refresh
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked import pack_ranking, rank_blocks
@@ -37,7 +37,7 @@ def before(groups, cutoffs, lists):
     ranks = np.full((len(lists), 6), np.iinfo(np.int32).max, np.int32)
     for group, blocks in enumerate(lists):
         ranks[group, blocks] = np.arange(len(blocks))
-    return Before(np.array(groups), np.array(cutoffs)[:, None], ranks, np.array([100]))
+    return PreviousHoldings(np.array(groups), np.array(cutoffs)[:, None], ranks, np.array([100]))
 
 
 def sent(held, cutoffs, *, changed=(0,) * 6, hidden=(), members=None, strange=None):
@@ -86,7 +86,7 @@ def test_what_a_device_never_needs_is_passed_over():
 
 def test_items_that_came_since_were_held_by_nobody():
     short = before([0], [3], [[1, 0]])
-    short = Before(short.groups, short.cutoffs, short.ranks[:, :2], short.budgets)
+    short = PreviousHoldings(short.groups, short.cutoffs, short.ranks[:, :2], short.budgets)
     assert sent(short, [6]) == [4 * BLOCK]
 
 
@@ -107,7 +107,7 @@ def test_who_stays_in_a_group_that_has_another_number_by_now_has_not_moved(tmp_p
     )
     lists = [ORDER.tolist(), ORDER.tolist(), ORDER.tolist()]
     held = before([2, 2, 0], [6, 6, 6], lists)
-    Before(held.groups, held.cutoffs, held.ranks, np.array([UNLIMITED])).save(cohort)
+    PreviousHoldings(held.groups, held.cutoffs, held.ranks, np.array([UNLIMITED])).save(cohort)
     weights = np.empty(6)
     weights[ORDER] = np.arange(6, 0, -1)
     packed = pack_ranking(LAYOUT, "int8", weights, np.arange(24, dtype=np.float32).reshape(6, 4), None)
@@ -124,7 +124,7 @@ def test_who_stays_in_a_group_that_has_another_number_by_now_has_not_moved(tmp_p
     assert found.devices.tolist() == [[4]]
     assert found.moved.tolist() == [[1]], "the one whose group is gone"
     assert found.sent_bytes.tolist() == [[6 * BLOCK]], "the new one; the list is the same in all groups"
-    assert Before.read(cohort).groups.tolist() == [1, 1, 1, 0]
+    assert PreviousHoldings.read(cohort).groups.tolist() == [1, 1, 1, 0]
     request.changed = np.stack([np.zeros(6, np.uint8)] * 2)
     request.former = np.array([0, 1])
     cohort.state = lambda mode: SimpleNamespace(groups=np.array([0, 1, 1, 0]))
@@ -155,7 +155,7 @@ def test_a_block_of_several_rows_has_a_scale_for_each():
     layout = BlockLayout(np.array([0, 0, 1, 1, 2, 2], np.int32), 4, 1)
     found = rank_blocks(layout, "int8", np.array([3.0, 2.0, 1.0]), np.ones((6, 4), np.float32))
     ranks = np.array([[0, 1, 2]], np.int32)
-    held = Before(np.array([0]), np.array([[3]]), ranks, np.array([100]))
+    held = PreviousHoldings(np.array([0]), np.array([[3]]), ranks, np.array([100]))
     flags, nobody, one = (
         np.full(3, RESCALED, np.uint8),
         UserItems.from_pairs(*(np.zeros(0, int),) * 2, 1),
@@ -181,7 +181,7 @@ BUDGETS = [UNLIMITED, OWN_BUDGET, BASE + 3 * BLOCK]
 OWN = [BLOCK, 2 * BLOCK + 3, -1, 100, 4 * BLOCK, 2 * BLOCK, 100]
 LISTS = ([5, 3, 0, 1, 2, 4], [2, 0, 4, 1])
 """Of groups 0 and 1; that of 1 ends early."""
-BEFORE = Before(
+BEFORE = PreviousHoldings(
     np.array([0, 0, -1, 1, 1, 0, 1]),  # as groups were numbered then: 0 is 1 by now, and 1 is 0
     np.array([[3, 1, 2], [3, 2, 3], [0, 0, 0], [6, 6, 2], [6, 4, 3], [3, 2, 3], [6, 5, 4]]),
     np.array([[1, NEVER, 0, 2, NEVER, NEVER], [2, 3, 4, 1, 5, 0]], np.int32),  # of blocks 2, 0, 3; as list 0 is
@@ -247,7 +247,7 @@ def test_what_a_node_reads_by_budget_and_class(tmp_path):
     ]
     assert not found.violations.any()
     assert reply.short == 1, "4 has room for more than its list under its own budget"
-    after = Before.read(cohort)
+    after = PreviousHoldings.read(cohort)
     assert after.groups.tolist() == [1, 0, 1, 0, 1, 1, 1], "who takes no part keeps what it had"
     assert after.cutoffs.tolist() == [[4, 1, 3], [6, 2, 3], [4, 0, 3], [6, 6, 4], [4, 4, 3], [4, 2, 3], [6, 5, 4]]
     assert after.ranks.tolist() == [[2, 3, 4, 1, 5, 0], [1, 3, 0, NEVER, 2, NEVER]]
@@ -266,23 +266,23 @@ def test_where_no_list_is_sent_all_is_as_it_was(tmp_path):
     cohort = node_of(tmp_path)
     reply = refresh(cohort, asked([[0] * 6], groups=()))
     assert (reply.short, reply.refreshed.stacked().any()) == (0, False)
-    after = Before.read(cohort)
+    after = PreviousHoldings.read(cohort)
     assert [values.tolist() for values in vars(after).values()] == [values.tolist() for values in vars(BEFORE).values()]
 
 
 def test_lists_that_are_not_sent_are_nobodys(tmp_path):
     one, two = node_of(tmp_path / "one"), node_of(tmp_path / "two")
     assert refresh(one, asked([[0] * 6], groups=[0])).refreshed.devices.tolist() == [[1, 1]] * 3
-    assert Before.read(one).ranks.tolist() == [[2, 3, 4, 1, 5, 0]]
+    assert PreviousHoldings.read(one).ranks.tolist() == [[2, 3, 4, 1, 5, 0]]
     assert refresh(two, asked([[0] * 6], groups=[1])).refreshed.devices.tolist() == [[2, 2]] * 3
-    assert Before.read(two).ranks.tolist() == [[NEVER] * 6, [1, 3, 0, NEVER, 2, NEVER]]
+    assert PreviousHoldings.read(two).ranks.tolist() == [[NEVER] * 6, [1, 3, 0, NEVER, 2, NEVER]]
 
 
 def test_a_list_of_which_a_node_has_no_device_is_read_by_nobody(tmp_path):
     cohort = node_of(tmp_path)
     cohort.state = {"r": SimpleNamespace(groups=np.ones(7, np.int32))}.__getitem__
     assert refresh(cohort, asked([[0] * 6])).refreshed.devices.tolist() == [[3, 3]] * 3
-    assert Before.read(cohort).ranks[0].tolist() == [2, 3, 4, 1, 5, 0], "it is remembered all the same"
+    assert PreviousHoldings.read(cohort).ranks[0].tolist() == [2, 3, 4, 1, 5, 0], "it is remembered all the same"
 
 
 def test_of_a_list_of_nothing_nothing_is_read():
@@ -302,7 +302,7 @@ def test_in_a_first_period_nobody_held_anything(tmp_path):
         [(3 + 3 + 3) * BLOCK, (3 + 3 + 3) * BLOCK],
     ]
     assert not found.moved.any()
-    assert Before.read(cohort).groups.tolist() == [1, 0, 1, 0, 1, 1, -1]
+    assert PreviousHoldings.read(cohort).groups.tolist() == [1, 0, 1, 0, 1, 1, -1]
     nobody = node_of(tmp_path / "nobody", held=None)
     refresh(nobody, asked([[0] * 6], groups=()))
-    assert Before.read(nobody).ranks.shape == (0, 6)
+    assert PreviousHoldings.read(nobody).ranks.shape == (0, 6)

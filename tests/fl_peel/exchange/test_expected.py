@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from fl_peel.errors import MessageError
 from fl_peel.exchange.counters import ClockCounts
-from fl_peel.exchange.expected import MOST, TOTAL, Checked, Known, Of, check, summed
+from fl_peel.exchange.expected import MOST, TOTAL, ArrayChecker, ArraySpec, MessageContext, check, summed
 
 
 @dataclass(frozen=True)
 class Letter:
     """One of each kind of field."""
 
-    devices: Annotated[NDArray[np.int64], Of(("N",), among="devices", ascending=True)]
-    groups: Annotated[NDArray[np.int32], Of(("N",), within="G")]
-    share: Annotated[float, Of(least=0)]
-    bound: Annotated[float, Of(least=0, most=math.inf)]
-    name: Annotated[str, Of(choices=("one", "two"))]
-    clock: Annotated[ClockCounts, Of(("C",), least=0, most=TOTAL)]
+    devices: Annotated[NDArray[np.int64], ArraySpec(("N",), among="devices", ascending=True)]
+    groups: Annotated[NDArray[np.int32], ArraySpec(("N",), within="G")]
+    share: Annotated[float, ArraySpec(least=0)]
+    bound: Annotated[float, ArraySpec(least=0, most=math.inf)]
+    name: Annotated[str, ArraySpec(choices=("one", "two"))]
+    clock: Annotated[ClockCounts, ArraySpec(("C",), least=0, most=TOTAL)]
     sums: dict[int, dict[str, NDArray[np.int64]]]
 
 
@@ -46,10 +46,14 @@ def letter(**changed):
     return Letter(**(fields | changed))
 
 
-KNOWN = Known(
+KNOWN = MessageContext(
     {"G": 2, "C": 2, TOTAL: 100},
     {"devices": np.array([1, 3, 5, 7])},
-    groups={4: Known({"R": 4}, arrays={"first": summed("T"), "rows": Of(("T",), within="R", ascending=True)})},
+    groups={
+        4: MessageContext(
+            {"R": 4}, arrays={"first": summed("T"), "rows": ArraySpec(("T",), within="R", ascending=True)}
+        )
+    },
     totals={"clock.sampled": 3},
 )
 
@@ -101,8 +105,8 @@ def test_the_first_that_is_wrong_is_named(changed, why):
 
 
 def test_rows_ascend_within_their_bucket():
-    of = Of(("T",), within="R", ascending=True, by="buckets")
-    checked = Checked.of(Known({"R": 4}, arrays={"rows": of, "buckets": Of(("T",))}))
+    of = ArraySpec(("T",), within="R", ascending=True, by="buckets")
+    checked = ArrayChecker.of(MessageContext({"R": 4}, arrays={"rows": of, "buckets": ArraySpec(("T",))}))
     checked.group({"buckets": np.array([0, 0, 2]), "rows": np.array([1, 3, 0])}, "x")
     with pytest.raises(MessageError, match=r"buckets: of shape \(2,\), not \(3\)"):
         checked.group({"buckets": np.array([0, 0]), "rows": np.array([1, 3, 0])}, "x")
@@ -121,6 +125,6 @@ def test_numbers_that_their_type_keeps_in_range_are_not_looked_at():
         max = min
 
     sums = np.zeros((3, 2), np.int32).view(Unread)
-    Checked.of(Known({TOTAL: MOST // 64})).array(sums, summed("T", "d"), "sums")
+    ArrayChecker.of(MessageContext({TOTAL: MOST // 64})).array(sums, summed("T", "d"), "sums")
     with pytest.raises(AssertionError, match="looked at"):
-        Checked.of(Known({TOTAL: 1 << 20})).array(sums, summed("T", "d"), "sums")
+        ArrayChecker.of(MessageContext({TOTAL: 1 << 20})).array(sums, summed("T", "d"), "sums")

@@ -10,7 +10,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError
 from fl_peel.grouping.clusters import fit_user_embeddings
 from fl_peel.model import joining as module
-from fl_peel.model.joining import Mapped, as_halves
+from fl_peel.model.joining import MappedJoining, as_halves
 from tests.helpers.models import LAYOUT, fitted, mapped
 
 
@@ -102,4 +102,4 @@ def test_sums_are_of_one_thread(monkeypatch):
 @pytest.mark.parametrize("columns", [1, 4, 6])
 def test_a_group_is_chosen_by_some_numbers_of_a_vector_or_all(columns):
     replace(FITS, centroids=np.ones((2, columns), np.float32)).check(30, 8)
-    assert isinstance(FITS, Mapped)
+    assert isinstance(FITS, MappedJoining)

@@ -20,7 +20,7 @@ from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
 from fl_peel.model import model as module
 from fl_peel.model.catalogue import Catalogue
 from fl_peel.model.files import ABOUT
-from fl_peel.model.joining import KINDS, Fitted, Mapped
+from fl_peel.model.joining import KINDS, FittedJoining, MappedJoining
 from fl_peel.model.tables import changed_blocks
 from fl_peel.pretraining.by_sums import add_rows, embeddings, halves, nearest, unit_vectors
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
@@ -188,15 +188,15 @@ def test_rows_and_maps_are_saved_as_they_are_sent_if_that_loses_nothing():
     maps = np.stack([halves(rng.normal(size=(6, 8)).astype(np.float32) * size) for size in (1.0, 1e-5)])
     centroids = np.zeros((2, 4), np.float32)
     for rows, kind in ((own, np.float16), (own + np.float32(1e-6), np.float32)):
-        joining = Mapped.of_rows(centroids, rows, maps)
+        joining = MappedJoining.of_rows(centroids, rows, maps)
         assert (joining.own.dtype, joining.maps.dtype) == (kind, np.float16)
         again = KINDS["mapped"].of(joining.tensors())
-        assert isinstance(again, Mapped)
+        assert isinstance(again, MappedJoining)
         assert again.rows_of(np.arange(30)).tobytes() == rows.tobytes()
         assert [again.map_of(group).tobytes() for group in range(2)] == [one.tobytes() for one in maps]
 
 
-class Joins(Fitted):
+class Joins(FittedJoining):
     """A user embedding that is given; or one that cannot be found."""
 
     user: NDArray[np.float32] | None = None

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fl_peel.data.interactions import UserItems
-from fl_peel.pretraining.bounded import CHOICE_BOUND, Bounded, Open, within
-from fl_peel.pretraining.by_sums import PASS_SCALE, UNIT_SCALE, Moments, Question, Shapes, unit_vectors
+from fl_peel.pretraining.bounded import CHOICE_BOUND, BoundedContribution, OpenContribution, within
+from fl_peel.pretraining.by_sums import PASS_SCALE, UNIT_SCALE, FilterGrid, FilterRequest, Moments, unit_vectors
 from fl_peel.pretraining.noised import above_noise, cleaned, known, popular_directions, shrunk_items, symmetric
 
 NUM_ITEMS = 30
@@ -20,13 +20,13 @@ def norm(values, unit: float, *, l1: bool) -> float:
     return float(np.abs(wide).sum() if l1 else np.sqrt((wide * wide).sum()))
 
 
-def parts_of(said: Bounded, rng, size: int) -> dict[str, tuple[np.ndarray, float, float]]:
+def parts_of(said: BoundedContribution, rng, size: int) -> dict[str, tuple[np.ndarray, float, float]]:
     """What one device says, its unit and its bound: of a hostile table, weights and centroids."""
     rows, wanted = device(rng, size), device(rng, 4)
     table = (10.0 ** rng.integers(-3, 6) * rng.standard_normal((NUM_ITEMS, 7))).astype(np.float32)
     weights = np.abs(rng.standard_normal(NUM_ITEMS) * 10.0 ** rng.integers(-6, 6, NUM_ITEMS)).astype(np.float32)
-    shapes = Shapes.of((0.3, 0.4, 0.5), (0.0, 0.5))
-    question = Question(table, np.ones(7), np.arange(1.0, NUM_ITEMS + 1), shapes, np.arange(NUM_ITEMS), 5)
+    shapes = FilterGrid.of((0.3, 0.4, 0.5), (0.0, 0.5))
+    question = FilterRequest(table, np.ones(7), np.arange(1.0, NUM_ITEMS + 1), shapes, np.arange(NUM_ITEMS), 5)
     vectors = unit_vectors(rng.standard_normal((1, 7)).astype(np.float32))
     groups = said.groups(vectors, rng.standard_normal((3, 4)).astype(np.float32))
     moments = said.moments(vectors, rows)
@@ -45,7 +45,7 @@ def parts_of(said: Bounded, rng, size: int) -> dict[str, tuple[np.ndarray, float
 
 @pytest.mark.parametrize("l1", [False, True], ids=["l2", "l1"])
 def test_every_part_is_within_its_bound_and_some_come_near(l1):
-    said, most = Bounded(NUM_ITEMS, 0.5, 1.5, l1), {}
+    said, most = BoundedContribution(NUM_ITEMS, 0.5, 1.5, l1), {}
     for seed in range(60):
         rng = np.random.default_rng(seed)
         for part, (values, unit, bound) in parts_of(said, rng, int(rng.integers(1, NUM_ITEMS))).items():
@@ -56,7 +56,7 @@ def test_every_part_is_within_its_bound_and_some_come_near(l1):
 
 
 def test_what_is_not_a_number_or_has_no_items_says_nothing():
-    said = Bounded(NUM_ITEMS, 0.5, 1.0)
+    said = BoundedContribution(NUM_ITEMS, 0.5, 1.0)
     rows = device(np.random.default_rng(0), 5)
     for worst in (np.nan, np.inf):
         table, weights = np.full((NUM_ITEMS, 3), worst, np.float32), np.ones(NUM_ITEMS, np.float32)
@@ -72,12 +72,12 @@ def test_what_is_not_a_number_or_has_no_items_says_nothing():
 def test_a_device_of_unknown_items_alone_says_nothing_in_a_pass(l1):
     rng = np.random.default_rng(0)
     table = rng.standard_normal((NUM_ITEMS, 7)).astype(np.float32)
-    said = Bounded(NUM_ITEMS, 0.5, 1.0, l1)
+    said = BoundedContribution(NUM_ITEMS, 0.5, 1.0, l1)
     assert not said.passed(table, np.zeros(NUM_ITEMS, np.float32), slice(None), device(rng, 5)).any()
 
 
 def test_a_device_of_few_items_counts_fully_and_a_bounded_pass_is_one_of_unit_vectors():
-    said, rng = Bounded(NUM_ITEMS, 0.5, 3.0), np.random.default_rng(1)
+    said, rng = BoundedContribution(NUM_ITEMS, 0.5, 3.0), np.random.default_rng(1)
     rows = device(rng, 9)
     assert np.allclose(said.counts(rows)[rows.items], UNIT_SCALE, rtol=1e-6)
     weights = np.linspace(0.5, 2.0, NUM_ITEMS).astype(np.float32)
@@ -90,7 +90,7 @@ def test_a_device_of_few_items_counts_fully_and_a_bounded_pass_is_one_of_unit_ve
 
 
 def test_sums_are_the_same_for_devices_together_or_one_by_one():
-    said, rng = Bounded(NUM_ITEMS, 0.5, 1.0), np.random.default_rng(2)
+    said, rng = BoundedContribution(NUM_ITEMS, 0.5, 1.0), np.random.default_rng(2)
     each = [device(rng, size) for size in (3, 8, 20)]
     rows = UserItems(np.array([0, 3, 11, 31]), np.concatenate([one.items for one in each]))
     table, weights = rng.standard_normal((NUM_ITEMS, 5)).astype(np.float32), np.ones(NUM_ITEMS, np.float32)
@@ -108,7 +108,7 @@ def test_sums_are_the_same_for_devices_together_or_one_by_one():
 
 def test_what_is_open_is_as_it_was():
     rows = device(np.random.default_rng(3), 9)
-    assert Open(NUM_ITEMS, 0.3, 0.5).counts(rows).sum() == 9
+    assert OpenContribution(NUM_ITEMS, 0.3, 0.5).counts(rows).sum() == 9
     assert within(np.array([[3.0, 4.0]]), 10.0, 4.0, l1=False).tolist() == [[12, 16]]
 
 

@@ -8,7 +8,7 @@ import pytest
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
 from fl_peel.pretraining import by_sums, stage1
-from fl_peel.pretraining.costs import Asked, cost_of
+from fl_peel.pretraining.costs import StepShape, cost_of
 from fl_peel.pretraining.settings import SpectralConfig
 from fl_peel.pretraining.stage1 import PooledSums, num_steps, run_stage1
 
@@ -208,20 +208,20 @@ def test_devices_choose_the_filter_that_ranks_their_validation_items_best(rows):
 
 def test_costs_are_those_of_the_arithmetic():
     items, rich = np.array([10, 100]), np.array([10**9, 10**9])
-    cost = cost_of(Asked("pass", 544), items, rich)
+    cost = cost_of(StepShape("pass", 544), items, rich)
     assert cost.download_bytes.tolist() == [10 * (4 + 2 * 544) + 544, 100 * (4 + 2 * 544) + 544]
     assert cost.upload_bytes.tolist() == [8 * 544 + 40, 8 * 544 + 400]
     assert cost.exchanges.tolist() == [1, 1]
     assert cost.least_bytes.tolist() == [2 * 10 + 8, 2 * 100 + 8]
     # room for 10 columns of 28 bytes, and for one of 208
-    poor = cost_of(Asked("pass", 544), items, np.array([280, 280]))
+    poor = cost_of(StepShape("pass", 544), items, np.array([280, 280]))
     assert poor.exchanges.tolist() == [55, 544]
     assert (poor.download_bytes == cost.download_bytes).all()
-    assert cost_of(Asked("counts"), items, rich).upload_bytes.tolist() == [40, 400]
-    assert cost_of(Asked("groups", 128, 64), items, rich).download_bytes.tolist() == [64 * 128] * 2
-    assert cost_of(Asked("moments", 512), items, rich).upload_bytes.tolist() == [40 + 4096, 400 + 4096]
-    assert cost_of(Asked("vectors", 512), items, rich).upload_bytes.tolist() == [0, 0]
-    assert cost_of(Asked("maps", 512, dim=64), items, rich).download_bytes.tolist() == [512 * (2 * 64 + 1)] * 2
+    assert cost_of(StepShape("counts"), items, rich).upload_bytes.tolist() == [40, 400]
+    assert cost_of(StepShape("groups", 128, 64), items, rich).download_bytes.tolist() == [64 * 128] * 2
+    assert cost_of(StepShape("moments", 512), items, rich).upload_bytes.tolist() == [40 + 4096, 400 + 4096]
+    assert cost_of(StepShape("vectors", 512), items, rich).upload_bytes.tolist() == [0, 0]
+    assert cost_of(StepShape("maps", 512, dim=64), items, rich).download_bytes.tolist() == [512 * (2 * 64 + 1)] * 2
 
 
 def test_rows_are_sent_in_half_precision():

@@ -12,7 +12,7 @@ from dp_accounting import (
 )
 
 from fl_peel.errors import ScenarioError
-from fl_peel.privacy.accounting import Schedule, Spent, analytic_gaussian_delta, calibrated, event_of, spent
+from fl_peel.privacy.accounting import PrivacyCost, Schedule, analytic_gaussian_delta, calibrated, event_of, spent
 from fl_peel.privacy.mechanisms import CentralGaussian, LocalLaplace
 from fl_peel.privacy.plan import make_plan
 from simulations.scenario_files import load_scenario
@@ -195,11 +195,11 @@ def test_an_accountant_without_a_finite_answer_has_none():
 
 
 def test_what_no_accountant_can_count_is_infinite():
-    assert spent(UnsupportedDpEvent(), DELTA) == Spent(math.inf, DELTA, "none", None, None)
+    assert spent(UnsupportedDpEvent(), DELTA) == PrivacyCost(math.inf, DELTA, "none", None, None)
 
 
 def test_what_no_accountant_can_count_is_refused(monkeypatch):
-    beyond = Spent(math.inf, DELTA, "none", None, None)
+    beyond = PrivacyCost(math.inf, DELTA, "none", None, None)
     monkeypatch.setattr("fl_peel.privacy.plan.cost_of", lambda *asked: beyond)
     with pytest.raises(ScenarioError, match=r"noise_multiplier: 2 at privacy\.delta 1e-05 spends more than the acc"):
         plan_of("privacy.noise_multiplier=2")

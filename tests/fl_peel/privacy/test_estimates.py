@@ -19,7 +19,7 @@ from fl_peel.privacy.mechanisms import (
 )
 from fl_peel.privacy.noising import randomized_groups
 from fl_peel.privacy.shrinkage import posterior_rate, shrink_factor, shrunk
-from fl_peel.privacy.sources import Seeded
+from fl_peel.privacy.sources import SeededNoise
 from fl_peel.privacy.tilting import NoisedSignals, tilted
 
 # ---------------------------------------------------------------- shrinkage
@@ -173,19 +173,19 @@ def test_steps_are_held_to_one_and_add_up():
 
 def test_one_group_needs_no_answer():
     groups = np.zeros(5, np.int32)
-    assert randomized_groups(groups, 1, 0.1, Seeded(0), np.arange(5)) is groups
-    two = randomized_groups(np.zeros(20_000, np.int32), 2, 0.0, Seeded(0), np.arange(20_000))
+    assert randomized_groups(groups, 1, 0.1, SeededNoise(0), np.arange(5)) is groups
+    two = randomized_groups(np.zeros(20_000, np.int32), 2, 0.0, SeededNoise(0), np.arange(20_000))
     assert two.dtype == np.int32
     assert two.mean() == pytest.approx(0.5, abs=0.02)  # epsilon 0: a coin
 
 
 def test_answers_are_by_device_and_seed():
     groups = np.arange(2000, dtype=np.int32) % 5
-    one, again, other = (randomized_groups(groups, 5, 1.0, Seeded(seed), np.arange(2000)) for seed in (0, 0, 1))
+    one, again, other = (randomized_groups(groups, 5, 1.0, SeededNoise(seed), np.arange(2000)) for seed in (0, 0, 1))
     assert (one == again).all()
     assert (one != other).any()
     assert set(one.tolist()) == set(range(5))
-    assert (randomized_groups(groups, 5, 50.0, Seeded(0), np.arange(2000)) == groups).all()
+    assert (randomized_groups(groups, 5, 50.0, SeededNoise(0), np.arange(2000)) == groups).all()
     # who does not say his own group says each other one alike
     lied = (one - groups)[one != groups] % 5
     assert np.bincount(lied, minlength=5)[1:] / len(lied) == pytest.approx([0.25] * 4, abs=0.05)

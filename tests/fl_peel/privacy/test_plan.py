@@ -7,7 +7,7 @@ import pytest
 
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.release import shares_of
-from fl_peel.exchange.sums import Sums
+from fl_peel.exchange.sums import NamedSums
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy.accounting import (
     NO_PRIVACY,
@@ -33,7 +33,7 @@ from fl_peel.privacy.plan import (
     schedule_of,
 )
 from fl_peel.privacy.report import report_of
-from fl_peel.privacy.sources import Seeded
+from fl_peel.privacy.sources import SeededNoise
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.graph import answers_needed
 
@@ -260,37 +260,37 @@ def test_beyond_all_privacy_one_accountant_is_asked():
 # ---------------------------------------------------------------- noise on sums
 
 
-def zeros(**sizes) -> Sums:
-    return Sums({part: np.zeros(size, np.int64) for part, size in sizes.items()})
+def zeros(**sizes) -> NamedSums:
+    return NamedSums({part: np.zeros(size, np.int64) for part, size in sizes.items()})
 
 
 def test_each_part_has_the_noise_of_its_scale():
     sizes = {"updates": (100, 50), "signals": (5000,)}
-    drawn = noise(CentralGaussian(), {"updates": 2.0, "signals": 0.5}, sizes, ("here", 3), Seeded(1))
+    drawn = noise(CentralGaussian(), {"updates": 2.0, "signals": 0.5}, sizes, ("here", 3), SeededNoise(1))
     assert {part: values.shape for part, values in drawn.items()} == sizes
     assert [values.std() / FIXED_POINT for values in drawn.values()] == pytest.approx([2.0, 0.5], rel=0.05)
     again, other_round, other_seed = (
-        noise(CentralGaussian(), {"updates": 2.0}, sizes, identity, Seeded(seed))["updates"]
+        noise(CentralGaussian(), {"updates": 2.0}, sizes, identity, SeededNoise(seed))["updates"]
         for identity, seed in ((("here", 3), 1), (("here", 4), 1), (("here", 3), 2))
     )
     assert (again == drawn["updates"]).all()
     assert (other_round != drawn["updates"]).mean() > 0.99
     assert (other_seed != drawn["updates"]).mean() > 0.99
     sizes = dict.fromkeys(sizes, (5000,))
-    same = noise(CentralGaussian(), {"updates": 1.0, "signals": 1.0}, sizes, ("here",), Seeded(1))
+    same = noise(CentralGaussian(), {"updates": 1.0, "signals": 1.0}, sizes, ("here",), SeededNoise(1))
     assert abs(np.corrcoef(same["updates"], same["signals"])[0, 1]) < 0.1  # parts are noised apart
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_noise_of_devices_is_by_identity_added_to_what_was_there_and_leaves_it_alone(shared):
     def noised(sums, seed, server_round, devices):
-        who = (Seeded(seed), server_round, np.asarray(devices))
+        who = (SeededNoise(seed), server_round, np.asarray(devices))
         if shared:
             return with_noise_shares(sums, {"updates": 3.0, "signals": 6.0}, 9, *who)
         return with_device_noise(sums, {"updates": 1.0, "signals": 2.0}, LocalGaussian(), *who)
 
     empty = zeros(updates=(60, 50), signals=(3000,))
-    said = Sums({part: values + 7 for part, values in empty.items()})
+    said = NamedSums({part: values + 7 for part, values in empty.items()})
     one, two, both = (noised(empty, 5, 2, devices) for devices in ([4], [8], [8, 4]))
     for part, std in (("updates", 1.0), ("signals", 2.0)):  # nine shares reach 3 and 6
         assert one[part].std() / FIXED_POINT == pytest.approx(std, rel=0.06)
@@ -304,13 +304,13 @@ def test_noise_of_devices_is_by_identity_added_to_what_was_there_and_leaves_it_a
 
 
 def test_who_has_the_seed_subtracts_the_noise():
-    said = Sums({"updates": np.arange(12).reshape(3, 4), "signals": np.arange(5)})
-    own = with_device_noise(said, {"updates": 1.0, "signals": 2.0}, LocalGaussian(), Seeded(5), 2, np.array([4]))
-    shared = with_noise_shares(said, {"updates": 3.0, "signals": 6.0}, 9, Seeded(5), 2, np.array([4]))
+    said = NamedSums({"updates": np.arange(12).reshape(3, 4), "signals": np.arange(5)})
+    own = with_device_noise(said, {"updates": 1.0, "signals": 2.0}, LocalGaussian(), SeededNoise(5), 2, np.array([4]))
+    shared = with_noise_shares(said, {"updates": 3.0, "signals": 6.0}, 9, SeededNoise(5), 2, np.array([4]))
     for part, scale in (("updates", 1.0), ("signals", 2.0)):
         shape = said[part].shape
-        drawn = Seeded(5).noise(LocalGaussian(), shape, scale, FIXED_POINT, ("device-noise", 2, 4, part))
-        share = Seeded(5).share(shape, 3 * scale, 9, FIXED_POINT, ("noise-share", 2, 4, part))
+        drawn = SeededNoise(5).noise(LocalGaussian(), shape, scale, FIXED_POINT, ("device-noise", 2, 4, part))
+        share = SeededNoise(5).share(shape, 3 * scale, 9, FIXED_POINT, ("noise-share", 2, 4, part))
         assert (own[part] - drawn == said[part]).all()
         assert (shared[part] - share == said[part]).all()
 

@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from fl_peel.pretraining.bounded import CHOICE_BOUND, Bounded, Open
+from fl_peel.pretraining.bounded import CHOICE_BOUND, BoundedContribution, OpenContribution
 from fl_peel.pretraining.by_sums import PASS_SCALE, UNIT_SCALE, Units
 from fl_peel.privacy.accounting import Schedule, event_of, spent
 from fl_peel.privacy.mechanisms import CentralGaussian, LocalLaplace
 from fl_peel.privacy.plan import make_plan
 from fl_peel.privacy.report import report_of
-from fl_peel.privacy.sources import Seeded
+from fl_peel.privacy.sources import SeededNoise
 from fl_peel.privacy.stage1 import SHARES, Stage1Scales, said_of, stage1_releases
 from fl_peel.scenario.scenario import Scenario
 
@@ -66,10 +66,12 @@ def test_nothing_is_released_where_nothing_is_noised_or_devices_have_no_part():
 def test_what_devices_say_is_bounded_under_a_mechanism_alone():
     units = Units(2.0, 4.0, 8.0)
     said = said_of(scenario(), 9, units)
-    assert said == Bounded(9, scenario().pretraining.item_exponent, 0.7, False)
-    assert said_of(scenario(LAPLACE), 9, units) == Bounded(9, scenario().pretraining.item_exponent, 0.7, True)
+    assert said == BoundedContribution(9, scenario().pretraining.item_exponent, 0.7, False)
+    assert said_of(scenario(LAPLACE), 9, units) == BoundedContribution(
+        9, scenario().pretraining.item_exponent, 0.7, True
+    )
     plain = scenario({}, user_exponent=0.25, item_exponent=0.75)
-    assert said_of(plain, 9, units) == Open(9, 0.25, 0.75, units)
+    assert said_of(plain, 9, units) == OpenContribution(9, 0.25, 0.75, units)
 
 
 # ---------------------------------------------------------------- noise
@@ -140,7 +142,7 @@ def test_shapes_are_those_of_what_is_said():
 
 @pytest.mark.parametrize("make", [Stage1Scales.whole, lambda scales, *who: scales.shared(9, *who)])
 def test_noise_is_by_seed_device_part_and_piece(make):
-    other_seed = dataclasses.replace(SCALES, source=Seeded(1))
+    other_seed = dataclasses.replace(SCALES, source=SeededNoise(1))
     here, again, there, reseeded = (
         make(scales, *who)
         for scales, who in ((SCALES, (7, 1)), (SCALES, (7, 1)), (SCALES, (8, 1)), (other_seed, (7, 1)))

@@ -11,8 +11,8 @@ from fl_peel.exchange.counters import ClassCounts, ClockCounts
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.pretraining.by_sums import Moments
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.masks import Words
-from fl_peel.secure.plan import DeviceBytes, Vanishes, needed_of, vanishing
+from fl_peel.secure.masks import MaskWords
+from fl_peel.secure.plan import DeviceBytes, DropoutStage, needed_of, vanishing
 from fl_peel.secure.stage1 import StepVector, answer_of, moment_words, moments_of, words_of
 from fl_peel.secure.vector import CHECK, Field, VectorLayout, sum_bits
 
@@ -61,7 +61,7 @@ def test_an_array_without_a_place_is_refused_by_its_name():
 
 def test_vectors_of_another_layout_are_not_read():
     with pytest.raises(AssertionError):
-        LAYOUT.values(Words.zeros(5, 6))
+        LAYOUT.values(MaskWords.zeros(5, 6))
 
 
 def test_words_are_narrow_only_where_no_sum_can_pass_them():
@@ -113,7 +113,7 @@ def test_devices_vanish_by_their_share_at_every_stage_alike():
     stages = vanishing(scenario, 2, devices)
     counts = np.bincount(stages, minlength=4) / len(devices)
     assert counts == pytest.approx([0.7, 0.1, 0.1, 0.1], abs=5 * math.sqrt(0.21 / len(devices)))
-    assert set(stages.tolist()) == {int(stage) for stage in Vanishes}
+    assert set(stages.tolist()) == {int(stage) for stage in DropoutStage}
     assert (vanishing(scenario, 2, devices[5:9]) == stages[5:9]).all()  # by identity, whoever else is asked
     later = vanishing(scenario, 3, devices)  # anew: others are lost, and those that are lost again at other stages
     assert ((later > 0) & (stages > 0)).mean() == pytest.approx(0.09, abs=0.01)

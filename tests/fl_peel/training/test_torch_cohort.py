@@ -38,7 +38,7 @@ from simulations.engine import ray_engine as engine
 from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.server_app import serve
 from tests.fl_peel.training.test_twins import small_world
 from tests.helpers.examples import examples
@@ -303,7 +303,7 @@ def test_a_run_in_torch_gives_the_same_metrics(tiny, tmp_path, calls, poisoned):
     scenario = load_scenario(tiny, more)
     results = {}
     for name, device, nodes in (("cpu", "cpu", 2), ("torch", "torch-cpu", 2), ("three", "torch-cpu", 3)):
-        place = Place("", str(tmp_path / name))
+        place = RunPaths("", str(tmp_path / name))
         calls.update(dict.fromkeys(calls, 0))
         results[name] = every_metric(serve(LoopbackGrid(nodes), on(scenario, device), place))
         if device == "cpu":
@@ -322,7 +322,7 @@ def test_a_run_in_torch_gives_the_same_metrics(tiny, tmp_path, calls, poisoned):
 
 def test_malicious_devices_train_where_the_others_do(calls):
     _, ranked, cutoffs, users, train = small_world(3)
-    malice = poison.Malice(np.array([True, False, True, False, False]), load_poisoning(), np.zeros(0, np.int32))
+    malice = poison.Adversary(np.array([True, False, True, False, False]), load_poisoning(), np.zeros(0, np.int32))
     work = LocalWork(ranked, cutoffs, users, train, seeds_of(cutoffs), LocalTraining(epochs=2))
     compiled = malice.train(work)
     assert calls["train"] == 0
@@ -426,7 +426,7 @@ def test_the_bench_measures_how_far_apart_metrics_are(tmp_path, monkeypatch):
     Population(0, 200, 320, 4).write(tmp_path / "pop")
     plan = BenchPlan(data=str(tmp_path / "pop"), embedding_dim=8, user_groups=4)
     scenario = bench_scenario(plan, plan.data, "default")
-    place = Place("", str(tmp_path / "run"))
+    place = RunPaths("", str(tmp_path / "run"))
     found = bench_device.compared_metrics(scenario, place, "torch-cpu")
     assert set(found["metrics"]) == {"cpu", "torch-cpu"}
     assert found["metrics"]["cpu"]["recall@20"] > 2 * 20 / 320
@@ -459,7 +459,7 @@ def test_ranking_on_a_gpu_equals_the_compiled_loop():
 @gpu
 def test_a_run_on_a_gpu_gives_the_same_metrics(tiny_scenario, tmp_path):
     results = [
-        every_metric(serve(LoopbackGrid(2), on(tiny_scenario, device), Place("", str(tmp_path / device))))
+        every_metric(serve(LoopbackGrid(2), on(tiny_scenario, device), RunPaths("", str(tmp_path / device))))
         for device in ("cpu", "cuda")
     ]
     assert results[1] == pytest.approx(results[0], abs=1e-3)

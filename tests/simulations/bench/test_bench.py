@@ -25,7 +25,7 @@ from simulations.bench.plan import BenchPlan, bench_scenario
 from simulations.bench.rivals import pfl_rate
 from simulations.scenario_files import load_scenario
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from tests.helpers.loopback import LoopbackGrid
 
 NUM_ITEMS, DIM = 320, 8
@@ -87,7 +87,7 @@ def test_every_device_of_the_bench_trains_on_all_its_items(tmp_path):
     assert how == stock_flower.HOW
     grid = LoopbackGrid(2)
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(benchmarks.own_root()), timeout_s=60)
-    world = bench_world.make_world(scenario, Place("", str(tmp_path / "run")), nodes, lambda event: None)
+    world = bench_world.make_world(scenario, RunPaths("", str(tmp_path / "run")), nodes, lambda event: None)
     strategy = world.strategy()
     before = strategy.states[0].counted_interactions.copy()
     strategy.timed(grid, 1)
@@ -166,7 +166,7 @@ def test_pfl_gets_the_devices_and_the_table_and_its_answer_is_read(tmp_path):
     (tmp_path / "python").chmod(0o755)
     plan = BenchPlan(data=str(tmp_path / "pop"), embedding_dim=DIM, user_groups=2, pfl_devices=10)
     base = bench_scenario(plan, plan.data, "default")
-    found = pfl_rate(str(tmp_path / "python"), base, Place("", str(tmp_path)), plan, tmp_path / "pfl")
+    found = pfl_rate(str(tmp_path / "python"), base, RunPaths("", str(tmp_path)), plan, tmp_path / "pfl")
     assert found == {"pfl_devices_per_second": 5.0, "pfl_devices": 10, "pfl_version": "9"}
 
 

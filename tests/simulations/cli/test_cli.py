@@ -441,7 +441,7 @@ def test_a_budget_below_one_block_is_one_line_and_leaves_nothing(tiny, tmp_path)
 def test_lines_are_few_and_say_where_a_run_stands():
     now = iter([100.0, 101.5, *range(102, 200)])
     written = []
-    lines = progress.Lines(written.append, clock=lambda: next(now))
+    lines = progress.ProgressLines(written.append, clock=lambda: next(now))
     lines(Event("start", 1, 1, "2 nodes"))
     for epoch in range(1, 31):
         lines(Event("pretraining", epoch, 30, f"loss {epoch}"))
@@ -457,7 +457,7 @@ def test_lines_are_few_and_say_where_a_run_stands():
 
 def test_a_stage_of_one_step_that_was_skipped_is_told_once():
     written = []
-    lines = progress.Lines(written.append)
+    lines = progress.ProgressLines(written.append)
     lines(Event("pretraining", 30, 30, "loaded from the cache"))
     assert len(written) == 1
     assert written[0].endswith("pretraining 30/30: loaded from the cache")

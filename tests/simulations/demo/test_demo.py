@@ -17,7 +17,7 @@ from simulations.demo.of_run import demo_of_run, largest_artefacts
 from simulations.demo.page import DemoDevice, DemoItems, DemoPoint, demo_page, script
 from simulations.runner import save
 from simulations.scenario_files import load_scenario
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.vectors import make
@@ -96,7 +96,7 @@ def finished(tiny, tmp_path, *changes, with_model=False):
     """A run's folder, without the engine."""
     scenario = load_scenario(tiny, [*QUICK, *changes, "data.path=" + str(tiny.parent / "planted.csv")])
     model = tmp_path / "run" / "model"
-    place = Place("", str(tmp_path / "run"), model_dir=str(model) if with_model else "")
+    place = RunPaths("", str(tmp_path / "run"), model_dir=str(model) if with_model else "")
     result = serve(LoopbackGrid(1), scenario, place)
     save(result, scenario, tmp_path / "run", tmp_path / "out", model)
     return result

@@ -12,7 +12,7 @@ from fl_peel.errors import ReportError
 from fl_peel.ranking.bootstrap import Replicates, holm, interval
 from simulations.differences.diff import diff, in_json
 from simulations.differences.page import diff_page, diff_views, missing_note
-from simulations.differences.runs import Runs
+from simulations.differences.runs import SeedRuns
 from simulations.report.files_of_run import write_report
 from simulations.report.templates.script import SCRIPT
 from strategies.figures.per_device import PerDevice
@@ -154,11 +154,11 @@ def test_seeds_are_averaged_and_their_spread_is_in_the_interval(tmp_path, recall
 
 def test_runs_are_read_by_folder_or_file(tmp_path, recalls):
     whole = seeds_folder(tmp_path / "a", {4: recalls[0], 5: recalls[1]})
-    assert Runs.read(whole).seeds == Runs.read(whole / "seeds.json").seeds == (4, 5)
-    assert Runs.read(whole / "seed-5" / "report.json").seeds == (5,)
+    assert SeedRuns.read(whole).seeds == SeedRuns.read(whole / "seeds.json").seeds == (4, 5)
+    assert SeedRuns.read(whole / "seed-5" / "report.json").seeds == (5,)
     (whole / "seeds.json").write_text("{}")
     with pytest.raises(ReportError, match=r"seeds.json: not a file of --seeds"):
-        Runs.read(whole)
+        SeedRuns.read(whole)
 
 
 def test_what_differs_between_scenarios_and_tables_is_said(tmp_path, recalls):

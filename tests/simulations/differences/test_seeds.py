@@ -10,7 +10,7 @@ from fl_peel import wire
 from simulations.listing import LIST
 from simulations.report.files_of_run import read_report
 from strategies.figures.per_device import PerDevice
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.simulations.conftest import QUICK
@@ -58,7 +58,7 @@ def test_files_of_single_devices_do_not_depend_on_nodes(tiny_scenario, tmp_path)
     scenario = tiny_scenario.model_copy(update={"evaluation": evaluation})
     files = []
     for nodes in (1, 3):
-        serve(LoopbackGrid(nodes), scenario, Place("", str(tmp_path / str(nodes))))
+        serve(LoopbackGrid(nodes), scenario, RunPaths("", str(tmp_path / str(nodes))))
         files.append((tmp_path / str(nodes) / "per-device.parquet").read_bytes())
     assert files[0] == files[1]
 

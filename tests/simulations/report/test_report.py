@@ -31,7 +31,7 @@ from simulations.report.theme import themed
 from simulations.studies.compare.plot import compare_alt
 from simulations.studies.compare.report import compare_plot, compare_table, plotted_rows, read_compare, write_compare
 from simulations.studies.compare.tables import ceilings_view, compare_details_view, compare_view, verdict_view
-from strategies.figures.schema import FullTable, RunResult, TableQuality, UserGroupRow, from_json
+from strategies.figures.schema import FullTableResult, RunResult, TableQuality, UserGroupRow, from_json
 
 NASTY = "<b>low & 'end'</b>"  # a device class that must be escaped
 LISTS = ("user_groups", "history", "traces", "time_to_recall", "elastic_traces")  # empty where there is nothing
@@ -497,7 +497,7 @@ def test_curves_run_over_rounds_and_over_the_virtual_clock():
 @pytest.mark.usefixtures("undrawn")
 def test_without_full_tables_there_are_no_ratios_and_no_yardsticks(tmp_path):
     rows = tuple(replace(row, to_global=None, to_strongest=None) for row in run_result().budgets)
-    result = replace(run_result(), full_table=FullTable(bytes=1_000_000), budgets=rows)
+    result = replace(run_result(), full_table=FullTableResult(bytes=1_000_000), budgets=rows)
     write_report(result, tmp_path)
     assert read_report(tmp_path) == result
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["full_table"] == {"bytes": 1_000_000}

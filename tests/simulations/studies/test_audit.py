@@ -28,7 +28,7 @@ from simulations.studies.audit.report import audit_view, write_audit
 from simulations.studies.audit.rows import AuditRow, added_rows, audit_rows, chosen_rows
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from tests.helpers import without_ray
 from tests.helpers.loopback import LoopbackGrid
 from tests.strategies.run.test_stage1 import AT_HOME, SPECTRAL, changed
@@ -39,7 +39,7 @@ SETTINGS = AuditSettings(devices=40, rounds=2, share=0.5, canary_trials=100, att
 def observed(scenario: Scenario, run_dir, *, num_nodes: int = 2, count: int = 40, sums_only: bool = False):
     """A real run with an observer beside it, and all that crossed the network in it."""
     grid = LoopbackGrid(num_nodes)
-    place = Place("", str(run_dir))
+    place = RunPaths("", str(run_dir))
     observer = Observer(scenario, "", str(run_dir), num_nodes, count, 99, sums_only)
     tap = TapGrid(grid, observer)
     nodes = Nodes(tap, tuple(grid.get_node_ids()), 60.0)
@@ -269,7 +269,7 @@ def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
         "clipping": {"kind": "flat"},
     }
     rows = [AuditRow("none", tiny_scenario), AuditRow("local", Scenario.model_validate(noised))]
-    place = Place("", str(tmp_path / "run"))
+    place = RunPaths("", str(tmp_path / "run"))
     found = audited(LoopbackGrid(2), rows, place, SETTINGS, list(SETTINGS.attacks or ()))
     assert [row["mechanism"] for row in found] == ["none", "local"]
     assert all(0 <= row["validation recall@20"] <= 1 for row in found)
@@ -310,7 +310,7 @@ def test_recall_is_measured_with_the_larger_budgets_of_the_run(tiny_scenario, tm
 
     monkeypatch.setattr("simulations.studies.audit.audit.run_trial", spied)
     settings = replace(SETTINGS, share=0.6)
-    place = Place("", str(tmp_path / "audit"))
+    place = RunPaths("", str(tmp_path / "audit"))
     found = audited(LoopbackGrid(2), [AuditRow("none", tiny_scenario)], place, settings, ["touched-rows"])
     assert shares == [(0.6, 1.0)]  # the scenario's 50% is smaller
     assert found[0]["share"] == 0.6

@@ -31,7 +31,7 @@ from strategies.rivals.groups import PerGroup
 from strategies.rivals.pep import Pep
 from strategies.rivals.quality import found_by, quality
 from strategies.rivals.replicates import in_json, replicates
-from strategies.rivals.rule import Rule, Search
+from strategies.rivals.rule import Rule, SearchSettings
 from strategies.rivals.server import CachedList, Ease, FullTable
 from strategies.rivals.tables import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd
 from strategies.run import collected as preparing
@@ -48,7 +48,7 @@ RIVALS = (
     (MagnitudePruning(), ("fp16", "int8", "int4")),
     (Pep(epochs=1, rates=(0.1,), retraining=(1.0,), steps=5), ("fp16",)),
     (FixedTiers(), ("int4",)),
-    (Rule(search=Search(population=4, generations=1, ranked=1)), ("int8",)),
+    (Rule(search=SearchSettings(population=4, generations=1, ranked=1)), ("int8",)),
     (PerGroup("magnitude-pruning-groups", (MagnitudePruning(),)), ("int8",)),
     (CachedList(tables=(FullTable(), PerGroup("start", (FullTable(),)))), ("fp32",)),
 )

@@ -18,7 +18,7 @@ from simulations.studies.compare import compare as comparison
 from simulations.studies.frame import Frame
 from simulations.studies.study import open_study
 from strategies.evaluation.trials import Trial
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from tests.conftest import plant
 from tests.helpers.loopback import LoopbackGrid
 
@@ -294,7 +294,7 @@ def test_where_no_sum_is_ever_opened_nothing_was_seen(tiny, tmp_path):
     """20 devices of a group are fewer than the 30 that a sum must be of: a finding, with its recall and its note."""
     scenario = load_scenario(tiny, [SECURE, "secure_aggregation.min_devices=30"])
     settings = AuditSettings(**FEW)
-    place = Place("", str(tmp_path / "run"))
+    place = RunPaths("", str(tmp_path / "run"))
     (row,) = audited(LoopbackGrid(2), [AuditRow("sums", scenario)], place, settings, list(FEW["attacks"]))
     assert (row["attacks"], row["control"]) == ({}, None)
     assert row["note"].startswith("no sum was opened")

@@ -11,7 +11,7 @@ from fl_peel.errors import EngineError, ScenarioError
 from simulations import runner
 from simulations.sweep.page import sweep_page, sweep_plot
 from simulations.sweep.search import search
-from simulations.sweep.space import Choice, Range, space_of
+from simulations.sweep.space import ListedValues, Range, space_of
 from simulations.sweep.sweep import sweep
 from tests.simulations.conftest import QUICK
 
@@ -90,12 +90,12 @@ def test_a_space_is_read():
     assert space.varied == (
         Range("a.b", 0.01, 0.1, False),
         Range("c", 2.0, 8.0, True, step=2.0),
-        Choice("d", ("[1, 2]", "[3]")),
+        ListedValues("d", ("[1, 2]", "[3]")),
     )
     assert space.fixed == ("e=7",)
     edges = [setting.overrides for setting in space.edges]
     assert edges == [["e=7", "a.b=0.01", "c=2", "d=[1, 2]"], ["e=7", "a.b=0.1", "c=8", "d=[3]"]]
-    assert space_of(["fleet=../a.yaml,../b.yaml"]).varied == (Choice("fleet", ("../a.yaml", "../b.yaml")),)
+    assert space_of(["fleet=../a.yaml,../b.yaml"]).varied == (ListedValues("fleet", ("../a.yaml", "../b.yaml")),)
 
 
 @pytest.mark.parametrize(

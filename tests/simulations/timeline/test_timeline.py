@@ -22,7 +22,7 @@ from simulations.timeline.report import timeline_tables
 from simulations.timeline.seeds import run_timeline_seeds
 from simulations.timeline.words import LABELS
 from simulations.unfinished import NAME
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from tests.helpers import without_ray
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
@@ -242,7 +242,7 @@ def test_flwr_run_replays_a_timeline(file, tmp_path, monkeypatch, capsys):
     config = {"scenario": str(file), "out": str(tmp_path / "out"), "set": SHORT}
     context = SimpleNamespace(run_config={"seed": -1, "data-dir": "", **config})
     scenario, data_dir, out = flower.read_config(context.run_config)
-    place = Place(data_dir, str(tmp_path / "run"))
+    place = RunPaths(data_dir, str(tmp_path / "run"))
     (tmp_path / "run").mkdir()
     flower._timeline(LoopbackGrid(2), scenario, place, out, flower.command(context.run_config))
     assert "The last 2 periods" in capsys.readouterr().out

@@ -13,14 +13,21 @@ from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import SUM_SCALE
 from fl_peel.weighting.statistics import BlockStatistics
 from simulations.scenario_files import load_scenario
-from strategies.evaluation.evaluator import Evaluator, Parts, Rows, margins_of, overall_recall, qualities
-from strategies.evaluation.moving_budgets import Following, follow
-from strategies.figures.intervals import Measured
+from strategies.evaluation.evaluator import (
+    BudgetRequest,
+    EvaluationParts,
+    Evaluator,
+    margins_of,
+    overall_recall,
+    qualities,
+)
+from strategies.evaluation.moving_budgets import FollowPlan, follow
+from strategies.figures.intervals import MeasuredQuality
 from strategies.figures.schema import Gain, Ratio
 from strategies.groups.state import UserGroupState
 from strategies.nodes.nodes import Nodes
 from strategies.run.collected import prepare_collected
-from strategies.run.place import Place, Stages
+from strategies.run.place import RunPaths, StageTimes
 from strategies.run.refinement import Refiner
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
@@ -29,9 +36,9 @@ from tests.helpers.root import ROOT
 def evaluator_of(scenario, folder, nodes: int) -> tuple[Evaluator, LoopbackGrid, np.ndarray]:
     """Before the first round; the grid that is asked, and the pretrained table."""
     grid = LoopbackGrid(nodes)
-    place = Place("", str(folder))
+    place = RunPaths("", str(folder))
     connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    prepared = prepare_collected(scenario, place, Stages())
+    prepared = prepare_collected(scenario, place, StageTimes())
     strategy = Refiner(grid, place, prepared, connected).joined(scenario, None)
     return Evaluator.of(strategy), grid, prepared.pretrained.items
 
@@ -59,7 +66,7 @@ def test_several_messages_and_nodes_make_no_difference(asked, tiny_scenario, tmp
     assert same(three.evaluate(budgets), whole)
     assert same(three.full_table(items), one.full_table(items))
     traced = one.members.devices[:3]
-    together, apart = (follow(one, Following.of(one), traced, message_bytes) for message_bytes in (1 << 20, 1))
+    together, apart = (follow(one, FollowPlan.of(one), traced, message_bytes) for message_bytes in (1 << 20, 1))
     assert same(apart.steps, together.steps)
     assert sorted(apart.traced.stacked().tolist()) == sorted(together.traced.stacked().tolist())
 
@@ -111,14 +118,14 @@ def test_devices_that_have_nothing_to_find_are_in_no_replicate(tiny, tmp_path):
     assert same(
         Replicates.of(reply.single.devices, reply.single.recall, reply.single.ndcg, counted, 1000), reply.replicates
     )
-    interval = Measured.of(reply).recall_interval
+    interval = MeasuredQuality.of(reply).recall_interval
     assert interval.low < float(reply.single.recall[counted].mean()) < interval.high
 
 
 def test_ratios_and_differences_are_paired(asked):
     one, _, items = asked
     table, again, small = one.full_table(items), one.full_table(items), one.evaluate([200])
-    full, same_again, less = (Measured.of(reply) for reply in (table, again, small))
+    full, same_again, less = (MeasuredQuality.of(reply) for reply in (table, again, small))
     assert full.over(same_again) == Ratio(1.0, 1.0, 1.0)
     assert full.gain(same_again) == Gain(0.0, 0.0, 0.0, full.devices)
     gain, ratio = less.gain(full), less.over(full)
@@ -133,7 +140,7 @@ def test_ratios_and_differences_are_paired(asked):
 def test_without_replicates_there_are_no_intervals_and_nobody_tells_of_single_devices(tiny, tmp_path):
     none, _, items = evaluator_of(load_scenario(tiny, ["evaluation.bootstrap=0"]), tmp_path / "run", 2)
     reply = none.full_table(items)
-    measured = Measured.of(reply)
+    measured = MeasuredQuality.of(reply)
     assert (measured.recall_interval, measured.gain(measured)) == (None, None)
     assert measured.over(measured) == Ratio(1.0, None, None)
     assert not len(reply.single.devices), "evaluation.per_device is off"
@@ -359,7 +366,11 @@ def test_full_tables_of_some_groups_in_parts_on_the_test_and_on_validation():
 def test_questions_about_the_same_lists_are_asked_together():
     """Those on validation last; a reply to each, in the order of the questions."""
     evaluator, asked = asking()
-    rows = [Rows((52, 60)), Rows((70,), rooms=(1.0,), on_validation=True), Rows((wire.OWN_BUDGET,), factors=(0.5,))]
+    rows = [
+        BudgetRequest((52, 60)),
+        BudgetRequest((70,), rooms=(1.0,), on_validation=True),
+        BudgetRequest((wire.OWN_BUDGET,), factors=(0.5,)),
+    ]
 
     class Whole(Reply):
         def only(self, places):
@@ -382,9 +393,11 @@ def test_questions_about_the_same_lists_are_asked_together():
 
 
 def test_parts_under_some_of_the_budgets_are_of_the_same_groups():
-    parts = Parts(((0,), (1, 2)), tuple(types.SimpleNamespace(only=lambda places, of=of: (of, places)) for of in "ab"))
+    parts = EvaluationParts(
+        ((0,), (1, 2)), tuple(types.SimpleNamespace(only=lambda places, of=of: (of, places)) for of in "ab")
+    )
     some = slice(1, 3)
-    assert parts.only(some) == Parts(((0,), (1, 2)), (("a", some), ("b", some)))
+    assert parts.only(some) == EvaluationParts(((0,), (1, 2)), (("a", some), ("b", some)))
 
 
 def test_what_has_no_room_needs_no_list():

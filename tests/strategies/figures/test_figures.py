@@ -3,7 +3,7 @@
 import pytest
 
 from simulations.scenario_files import load_scenario
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 
@@ -11,7 +11,7 @@ QUICK = ["refinement.rounds=0", "elasticity={rounds: 0, falls: []}", "fairness.t
 
 
 def served(tiny, run_dir, *changes):
-    return serve(LoopbackGrid(2), load_scenario(tiny, [*QUICK, *changes]), Place("", str(run_dir)))
+    return serve(LoopbackGrid(2), load_scenario(tiny, [*QUICK, *changes]), RunPaths("", str(run_dir)))
 
 
 @pytest.mark.parametrize(

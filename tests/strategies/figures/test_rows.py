@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fl_peel.exchange.counters import ClassCounts, ClockCounts, OwnCounts, Traces
+from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces, OwnCounts
 from fl_peel.ranking.paired import PairedSums
 from fl_peel.ranking.top import SUM_SCALE, MetricSums
 from fl_peel.wire import DeviceFigures
 from strategies.figures.figures import (
-    Asked,
-    Evaluated,
-    FullReplies,
+    BudgetReplies,
+    EvaluationReplies,
+    FullTableReplies,
     bytes_per_device,
     device_class_rows,
     device_traces,
@@ -23,7 +23,7 @@ from strategies.figures.figures import (
     round_rows,
     user_group_rows,
 )
-from strategies.figures.intervals import Measured
+from strategies.figures.intervals import MeasuredQuality
 from strategies.figures.per_device import digest
 from strategies.figures.schema import Quality
 from strategies.nodes.members import Members
@@ -42,7 +42,7 @@ def metrics(recall, ndcg, devices, squares=None) -> MetricSums:
     return MetricSums(*sums, np.array(devices))
 
 
-def record(number: int, *, seconds: float = 1.0, traces: Traces | None = None, **classes) -> RoundRecord:
+def record(number: int, *, seconds: float = 1.0, traces: DeviceTraces | None = None, **classes) -> RoundRecord:
     """A round of three classes. classes: columns of their counts."""
     counts, clock = ClassCounts.zeros(3), ClockCounts.zeros(3)
     for name, values in classes.items():
@@ -52,7 +52,8 @@ def record(number: int, *, seconds: float = 1.0, traces: Traces | None = None, *
     return RoundRecord(
         server_round=number, devices=10 + number, failures=number % 2, seconds=0.25 * number, **numbers,
         loss=0.5 * number, recall=0.1 * number, ndcg=0.2 * number, controller_loss=None if number == 1 else 3.0,
-        classes=counts, clock=clock, virtual_seconds=seconds, traces=Traces.zeros(0) if traces is None else traces,
+        classes=counts, clock=clock, virtual_seconds=seconds,
+        traces=DeviceTraces.zeros(0) if traces is None else traces,
     )  # fmt: skip
 
 
@@ -131,7 +132,7 @@ def test_rounds_and_history_by_hand():
 
 def test_devices_that_rounds_followed():
     def seen(devices, classes, values):
-        return Traces(*(np.array(v) for v in (devices, classes, values, np.add(values, 1), np.add(values, 2))))
+        return DeviceTraces(*(np.array(v) for v in (devices, classes, values, np.add(values, 1), np.add(values, 2))))
 
     rounds = [record(1, traces=seen([9, 4], [2, 0], [10, 20])), record(2, traces=seen([4], [0], [30])), record(3)]
     four, nine = device_traces(MEMBERS, rounds)
@@ -178,11 +179,13 @@ def test_what_single_devices_get_by_hand():
     evaluation = SimpleNamespace(budgets=(0.05, 0.0025), top_n=20)
     evaluator = SimpleNamespace(scenario=SimpleNamespace(evaluation=evaluation, seed=9), members=MEMBERS)
     asked = (
-        Asked("int8", "energy", reply([0.1, 0.2], [0.3, 0.4])),
-        Asked("fp16", "controller", reply([0.5, 0.6], [0.7, 0.8])),
+        BudgetReplies("int8", "energy", reply([0.1, 0.2], [0.3, 0.4])),
+        BudgetReplies("fp16", "controller", reply([0.5, 0.6], [0.7, 0.8])),
     )
-    full = FullReplies(reply([0.11, 0.12]), None, reply([9, 9]), reply([0.13, 0.14]))
-    found = per_device(evaluator, Evaluated(asked, reply([0.15, 0.16]), None), full, rows_of([], [4], [], [2, 3]))
+    full = FullTableReplies(reply([0.11, 0.12]), None, reply([9, 9]), reply([0.13, 0.14]))
+    found = per_device(
+        evaluator, EvaluationReplies(asked, reply([0.15, 0.16]), None), full, rows_of([], [4], [], [2, 3])
+    )
     assert dict(zip(found.tables, found.recall.T.tolist(), strict=True)) == {
         "global": [0.12, 0.11],
         "refined": [0.14, 0.13],
@@ -199,8 +202,8 @@ def test_what_single_devices_get_by_hand():
 
 
 def test_what_refinement_adds_by_hand():
-    start = Measured(0.25, 0.5, np.array([0.2, 0.25, 0.3]), np.zeros(3), 4)
-    refined = Measured(0.375, 0.5, np.array([0.4, 0.35, 0.3]), np.zeros(3), 4)
+    start = MeasuredQuality(0.25, 0.5, np.array([0.2, 0.25, 0.3]), np.zeros(3), 4)
+    refined = MeasuredQuality(0.375, 0.5, np.array([0.4, 0.35, 0.3]), np.zeros(3), 4)
     gain = refined.gain(start)
     assert (gain.mean, gain.devices) == (0.125, 4)
     low, high = np.quantile([0.2, 0.1, 0.0], [0.025, 0.975])  # replicate by replicate

@@ -14,7 +14,7 @@ from fl_peel.errors import EngineError, MessageError
 from simulations.scenario_files import load_scenario
 from strategies.nodes import nodes as asking
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.server_app import serve
 from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid
@@ -60,7 +60,7 @@ def heard(tiny, tmp_path, monkeypatch):
             return real(self, kind, reply_type, replies)
 
         monkeypatch.setattr(Nodes, "answers", listen)
-        serve(LoopbackGrid(2), load_scenario(tiny, MODES[mode]), Place("", str(tmp_path / "run")))
+        serve(LoopbackGrid(2), load_scenario(tiny, MODES[mode]), RunPaths("", str(tmp_path / "run")))
         monkeypatch.setattr(Nodes, "answers", real)
         return kept
 
@@ -100,7 +100,7 @@ def try_answers(kind, nodes, sent, reply_type, replies):
 
 
 def served(tiny, folder):
-    return serve(LoopbackGrid(2), load_scenario(tiny, MODES["clear"]), Place("", str(folder)))
+    return serve(LoopbackGrid(2), load_scenario(tiny, MODES["clear"]), RunPaths("", str(folder)))
 
 
 class Changing(LoopbackGrid):
@@ -121,7 +121,7 @@ class Changing(LoopbackGrid):
 
 
 def changed_run(tiny, folder, mode, kind, change, times=1):
-    return serve(Changing(2, kind, change, times), load_scenario(tiny, MODES[mode]), Place("", str(folder)))
+    return serve(Changing(2, kind, change, times), load_scenario(tiny, MODES[mode]), RunPaths("", str(folder)))
 
 
 def set_wide(content):
@@ -198,7 +198,7 @@ class Echoing(LoopbackGrid):
 
 
 def test_replies_that_come_late_or_twice_count_once(tiny, tmp_path):
-    echoed = serve(Echoing(2), load_scenario(tiny, MODES["clear"]), Place("", str(tmp_path / "echo")))
+    echoed = serve(Echoing(2), load_scenario(tiny, MODES["clear"]), RunPaths("", str(tmp_path / "echo")))
     assert figures(echoed) == figures(served(tiny, tmp_path / "whole"))
 
 

@@ -14,11 +14,11 @@ from fl_peel.pretraining.train import pretrain
 from strategies.rivals.federated.base import (
     UNITS,
     Federated,
+    FederatedContext,
     PaddedUpdates,
     RowSums,
     RowUpdates,
-    Served,
-    World,
+    ServedTables,
 )
 from strategies.rivals.federated.bpr import BprSetting, FedAvgBpr, bpr_steps
 from strategies.rivals.federated.fcf import Fcf, FcfServer, FcfSetting, Gradients, solved
@@ -49,7 +49,7 @@ def world():
     """120 devices in 2 taste groups, 100 items of which each group likes 50; one device in four is away."""
     data = planted_interactions(3, 60, 50, 2, 16, noise=0.05, exponent=0.5)
     splits = split(data, seed=0, validation_share=0.2, test_share=0.25)
-    return World(splits, 8, 0, np.arange(120)[::-1] + 1, three_in_four)
+    return FederatedContext(splits, 8, 0, np.arange(120)[::-1] + 1, three_in_four)
 
 
 def rows_of(method, setting, world, numbers=(1, 2, 3), order=lambda devices: devices):
@@ -150,7 +150,9 @@ def alone_with(items, num_items, dim=3):
     """A world of one device."""
     one = UserItems(np.array([0, len(items)]), np.array(items, np.int32))
     none = UserItems(np.array([0, 0]), np.zeros(0, np.int32))
-    return World(Splits(one, none, none, num_items), dim, 0, np.ones(1, np.int64), lambda number: np.array([0]))
+    return FederatedContext(
+        Splits(one, none, none, num_items), dim, 0, np.ones(1, np.int64), lambda number: np.array([0])
+    )
 
 
 def log_loss(user, positive, negative, widths):
@@ -360,7 +362,7 @@ def test_everybody_can_have_a_table_of_another_width(world):
         )
     # devices of the narrowest table have never trained the other columns; they find them
     widest = method.at_width(best.served, 2, world, setting)
-    random = Served((best.served.tables[2],), np.zeros(120, np.int64), best.served.users)
+    random = ServedTables((best.served.tables[2],), np.zeros(120, np.int64), best.served.users)
     small = np.flatnonzero(method.tiers(world) == 0)
     found, lost = (quality(one, world, "test", among=small)["recall@20"] for one in (widest, random))
     assert found > lost
@@ -397,7 +399,7 @@ def test_a_device_is_not_shown_on_the_test_what_it_has_in_validation(world):
     table[splits.test.items, splits.test.users()] = 1
     table[splits.validation.items, splits.validation.users()] = 2
     table[splits.train.items, splits.train.users()] = 3
-    served = Served((table,), np.zeros(120, np.int64), np.eye(120, dtype=np.float32))
+    served = ServedTables((table,), np.zeros(120, np.int64), np.eye(120, dtype=np.float32))
     assert quality(served, world, "test")["recall@20"] == 1
     assert quality(served, world, "test")["ndcg@20"] == 1
     assert quality(served, world, "validation")["ndcg@20"] == 1
@@ -440,7 +442,9 @@ class Told:
         table = np.zeros((world.num_items, world.num_devices), np.float32)
         if server[0, 0] < 30:
             table[wanted.items, wanted.users()] = 1
-        return Served((table,), np.zeros(world.num_devices, np.int64), np.eye(world.num_devices, dtype=np.float32))
+        return ServedTables(
+            (table,), np.zeros(world.num_devices, np.int64), np.eye(world.num_devices, dtype=np.float32)
+        )
 
 
 def test_setting_and_round_are_chosen_on_validation(world):
@@ -507,7 +511,7 @@ def test_federated_bpr_comes_near_central_bpr(world, popular):
     shape = {"model": "matrix-factorization", "embedding_dim": 8, "num_slices": 1}
     config = PretrainingConfig(**shape, loss="bpr", num_negatives=4, learning_rate=0.03, l2=0.1, temperature=1.0)
     central = max(
-        quality(Served((found.items,), np.zeros(120, np.int64), found.users), world, "test")["recall@20"]
+        quality(ServedTables((found.items,), np.zeros(120, np.int64), found.users), world, "test")["recall@20"]
         for found in (
             pretrain(world.splits.train, 100, dataclasses.replace(config, epochs=e), seed=0) for e in (5, 15, 60)
         )

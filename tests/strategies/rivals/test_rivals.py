@@ -43,7 +43,7 @@ from strategies.rivals.central import Rates, grid, refine_centrally, train_group
 from strategies.rivals.compete import NOTHING_FITS, compete
 from strategies.rivals.pep import Pep, entries_about
 from strategies.rivals.quality import quality
-from strategies.rivals.rule import Rule, Search, evolve, fitted
+from strategies.rivals.rule import Rule, SearchSettings, evolve, fitted
 from strategies.rivals.tables import (
     FixedTiers,
     MagnitudePruning,
@@ -333,7 +333,7 @@ def test_evolution_finds_planted_blocks():
     worth = np.zeros(200)
     worth[rng.permutation(200)[:20]] = 1.0
     costs = np.full(200, 10)
-    search = Search(population=40, generations=40, ranked=10)
+    search = SearchSettings(population=40, generations=40, ranked=10)
     best, ranked = evolve(costs, 205, [np.arange(200)], lambda genes: float(worth[genes].sum()), search, seed=1)
     assert best.sum() == 20
     random = [worth[rng.permutation(200)[:20]].sum() for _ in range(ranked)]
@@ -342,7 +342,7 @@ def test_evolution_finds_planted_blocks():
 
 def test_rule_beats_random_blocks_on_validation(material):
     wanted = requests(0.1, 0.3, precisions=("int8",))
-    rows = compete(Rule(search=Search(population=16, generations=4, ranked=4)), material, wanted)
+    rows = compete(Rule(search=SearchSettings(population=16, generations=4, ranked=4)), material, wanted)
     for request, row in zip(wanted, rows, strict=True):
         layout = Rule().layout(material, request, wanted)
         decoded = decoded_blocks(layout, "int8", material.pretrained.items)
@@ -380,7 +380,7 @@ def test_options_are_chosen_on_validation_and_the_rest_is_not_told(material):
 def test_no_rival_is_above_any_budget(material):
     shares = (0.0, 0.02, 0.1, 0.3)
     rivals = [SmallerDimension(), TruncatedSvd(), MagnitudePruning(), Pep(epochs=1, rates=(0.1,)), FixedTiers()]
-    for rival in [*rivals, Rule(search=Search(population=8, generations=1, ranked=1))]:
+    for rival in [*rivals, Rule(search=SearchSettings(population=8, generations=1, ranked=1))]:
         wanted = requests(*shares, precisions=("int8", "int4"))
         rows = compete(rival, material, wanted)
         assert [(row["precision"], row["share"]) for row in rows] == [(r.precision, r.share) for r in wanted]

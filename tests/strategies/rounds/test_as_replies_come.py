@@ -8,7 +8,7 @@ from strategies.nodes.nodes import Nodes
 from strategies.rounds import strategy as module
 from strategies.rounds.open import OpenServerContents
 from strategies.run.collected import prepare_collected
-from strategies.run.place import Place, Stages
+from strategies.run.place import RunPaths, StageTimes
 from strategies.run.refinement import Refiner
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
@@ -34,9 +34,9 @@ def a_round(kind, scenario, folder, monkeypatch, contents=OpenServerContents, in
     monkeypatch.setattr(module, "MESSAGE_BYTES", 1)
     monkeypatch.setattr("strategies.rounds.choice.OpenServerContents", contents)
     grid = kind(2) if interfere is None else kind(2, interfere)
-    place = Place("", str(folder))
+    place = RunPaths("", str(folder))
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    refiner = Refiner(grid, place, prepare_collected(scenario, place, Stages()), nodes)
+    refiner = Refiner(grid, place, prepare_collected(scenario, place, StageTimes()), nodes)
     strategy, taken = refiner.joined(scenario, None), []
     take = strategy.contents.take
 

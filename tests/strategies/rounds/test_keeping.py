@@ -13,9 +13,9 @@ from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from strategies.groups import shelf as shelves
 from strategies.nodes.nodes import Nodes
-from strategies.rounds.keeping import Keeping
+from strategies.rounds.keeping import AcceptanceTest
 from strategies.run.collected import prepare_collected
-from strategies.run.place import Place, Stages
+from strategies.run.place import RunPaths, StageTimes
 from strategies.run.refinement import Refiner
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
@@ -42,9 +42,9 @@ def harmful(scenario: Scenario) -> Scenario:
 
 def refined(scenario: Scenario, folder, nodes=2):
     """A strategy after its rounds, and what was kept; devices' state by node."""
-    grid, place = LoopbackGrid(nodes), Place("", str(folder))
+    grid, place = LoopbackGrid(nodes), RunPaths("", str(folder))
     connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    refiner = Refiner(grid, place, prepare_collected(scenario, place, Stages()), connected)
+    refiner = Refiner(grid, place, prepare_collected(scenario, place, StageTimes()), connected)
     strategy = refiner.joined(scenario, None)
     start = [state.table.copy() for state in strategy.states]
     users = [state_of(scenario, folder, node, nodes).users.copy() for node in range(nodes)]
@@ -73,11 +73,11 @@ def test_tables_are_gone_with_their_strategy(scenario, tmp_path):
 
 def test_weights_of_what_is_kept_lie_where_the_rest_of_it_does(scenario, tmp_path, monkeypatch):
     """And decisions are the same."""
-    asked, compare = [], Keeping._compare
+    asked, compare = [], AcceptanceTest._compare
     with monkeypatch.context() as changed_here:
         changed_here.setattr(shelves, "MOST_IN_MEMORY", 0)
         changed_here.setattr(
-            Keeping, "_compare", lambda self, *given: compare(self, *given) or asked.append(list(self._weights))
+            AcceptanceTest, "_compare", lambda self, *given: compare(self, *given) or asked.append(list(self._weights))
         )
         _, in_file, _, _ = refined(scenario, tmp_path / "file")
     assert asked
@@ -90,7 +90,7 @@ def test_weights_of_what_is_kept_lie_where_the_rest_of_it_does(scenario, tmp_pat
 def test_what_harms_is_taken_back_on_server_and_devices(scenario, tmp_path):
     scenario = harmful(scenario)
     strategy, keeping, start, users = refined(scenario, tmp_path / "run")
-    assert isinstance(keeping, Keeping)
+    assert isinstance(keeping, AcceptanceTest)
     assert keeping.rounds_kept.tolist() == [0, 0]
     assert keeping.comparisons[0].sums.mean().max() < 0
     for state, table in zip(strategy.states, start, strict=True):
@@ -135,13 +135,13 @@ def test_a_group_has_the_state_of_the_round_that_it_kept(scenario, tmp_path, mon
 
     monkeypatch.setattr("fl_peel.ranking.paired.Effects.better", better)
     strategy = []
-    init = Keeping.__post_init__
+    init = AcceptanceTest.__post_init__
 
     def remember(self, folder):
         strategy.append(self.strategy)
         init(self, folder)
 
-    monkeypatch.setattr(Keeping, "__post_init__", remember)
+    monkeypatch.setattr(AcceptanceTest, "__post_init__", remember)
     last, keeping, _, _ = refined(scenario, tmp_path / "run")
     assert keeping.rounds_kept.tolist() == [1, 2]
     assert (last.states[0].table == tables[0][0]).all()

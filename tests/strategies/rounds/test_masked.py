@@ -12,8 +12,8 @@ from fl_peel import wire
 from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.release import update_bits
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.masks import Words
-from fl_peel.secure.plan import Vanishes, vanishing
+from fl_peel.secure.masks import MaskWords
+from fl_peel.secure.plan import DropoutStage, vanishing
 from fl_peel.secure.unmask import added
 from fl_peel.secure.vector import Field, VectorLayout
 from simulations.scenario_files import load_scenario
@@ -90,15 +90,15 @@ def test_dropouts_leave_the_sum_of_those_who_stayed(tiny_scenario, tmp_path):
     for number, row in enumerate(result.secure_aggregation.rounds, start=1):
         when = vanishing(scenario, number, devices)
         assert (np.bincount(when, minlength=4) > 0).all(), "each stage loses somebody in this example"
-        gone = np.isin(when, [Vanishes.SHARES, Vanishes.VECTOR])
+        gone = np.isin(when, [DropoutStage.SHARES, DropoutStage.VECTOR])
         assert row.counts.void_groups == 0
         assert row.counts.devices == 40 - gone.sum() == 40 - row.counts.dropped
-        assert row.counts.recovered == (when == Vanishes.VECTOR).sum()
+        assert row.counts.recovered == (when == DropoutStage.VECTOR).sum()
         assert result.rounds[number - 1].devices == row.counts.devices
 
     def only_survivors(seed, server_round, cohort, share, **_):
         when = vanishing(scenario, server_round, devices)
-        return np.flatnonzero(np.isin(when, [Vanishes.NEVER, Vanishes.OPENING]))
+        return np.flatnonzero(np.isin(when, [DropoutStage.NEVER, DropoutStage.OPENING]))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(peel, "sample_cohort", only_survivors)
@@ -213,14 +213,14 @@ def test_what_the_server_gets_of_a_lone_device_is_masked(tiny_scenario, tmp_path
     clear, open_grid = served(secure(tiny_scenario, masked=False), tmp_path / "clear", nodes=40)
     assert figures(masked) == figures(clear)
 
-    def vectors(crossed) -> list[Words]:
+    def vectors(crossed) -> list[MaskWords]:
         found = []
         for kind, content in crossed:
             if kind == f"reply to {wire.SECURE_ROUND}":
                 reply = wire.unpack(wire.SecureRoundReply, content)
                 assert not reply.classes.stacked().any()
                 assert not reply.clock.stacked().any()
-                found += [Words(part.narrow, part.wide) for part in reply.groups.values()]
+                found += [MaskWords(part.narrow, part.wide) for part in reply.groups.values()]
         return found
 
     hidden, shown = vectors(grid.crossed), vectors(open_grid.crossed)

@@ -11,7 +11,7 @@ from fl_peel.events import silent
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.nodes import Nodes
 from strategies.run import by_sums, collected
-from strategies.run.place import Place, Stages
+from strategies.run.place import RunPaths, StageTimes
 from strategies.run.prepare import given_data
 from strategies.run.preparing import prepare
 from tests.helpers.loopback import LoopbackGrid
@@ -48,7 +48,7 @@ def others_changed(scenario: Scenario, splits: Splits) -> Splits:
 
 def prepared(scenario: Scenario, folder, monkeypatch, *, change: bool):
     """Stage 1; change: whether the server's copy of the data is another one where nothing was given."""
-    place = Place("", str(folder))
+    place = RunPaths("", str(folder))
     connected = Nodes.connect(LoopbackGrid(2), scenario.to_json(), root=str(ROOT), timeout_s=60)
     with monkeypatch.context() as patched:
         if change:
@@ -58,7 +58,7 @@ def prepared(scenario: Scenario, folder, monkeypatch, *, change: bool):
                     "device_splits",
                     lambda content, *where: others_changed(content, device_splits(content, *where)),
                 )
-        return prepare(scenario, None, place, Stages(), connected, silent)
+        return prepare(scenario, None, place, StageTimes(), connected, silent)
 
 
 @pytest.mark.parametrize("mode", HALF)

@@ -13,7 +13,7 @@ from simulations.scenario_files import load_scenario
 from strategies.nodes.members import Members
 from strategies.run import joining
 from strategies.run.joining import warn_of_small_groups
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.strategies.run.test_kept import figures
@@ -44,12 +44,12 @@ QUICK = ("refinement.rounds=1", "elasticity={rounds: 0, falls: []}", "fairness.t
 def test_devices_that_join_a_few_at_a_time_are_those_that_join_at_once(collected, tiny, tmp_path, monkeypatch):
     """Forty on three nodes; and memory holds no more than what is used."""
     scenario = load_scenario(tiny, [*QUICK, f"pretraining.collected.share={collected}", "engine.nodes=3"])
-    whole = serve(LoopbackGrid(3), scenario, Place("", str(tmp_path / "whole")))
+    whole = serve(LoopbackGrid(3), scenario, RunPaths("", str(tmp_path / "whole")))
     monkeypatch.setattr(joining, "AT_ONCE", 5)
     monkeypatch.setattr(interactions, "SELECTED", 3)
     monkeypatch.setattr(mapped, "MOST_IN_MEMORY", 0)
     grid = LoopbackGrid(3)
-    parts = serve(grid, scenario, Place("", str(tmp_path / "parts")))
+    parts = serve(grid, scenario, RunPaths("", str(tmp_path / "parts")))
     assert figures(parts) == figures(whole)
     requests = [wire.unpack(wire.JoinRequest, content) for kind, content in grid.crossed if kind == wire.JOIN]
     assert {(one.first, one.count) for one in requests} == {(0, 5), (5, 5), (10, 4), (10, 3)}
@@ -72,4 +72,4 @@ def test_a_part_of_devices_that_are_not_there_is_refused(part, said, tiny, tmp_p
         return let_through(partition, message)
 
     with pytest.raises(FlPeelError, match=said):
-        serve(LoopbackGrid(1, spoilt), scenario, Place("", str(tmp_path / "run")))
+        serve(LoopbackGrid(1, spoilt), scenario, RunPaths("", str(tmp_path / "run")))

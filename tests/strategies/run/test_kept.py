@@ -21,10 +21,10 @@ from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
 from strategies.groups import shelf, tables
 from strategies.rounds import choice
-from strategies.rounds.keeping import Keeping
+from strategies.rounds.keeping import AcceptanceTest
 from strategies.rounds.open import OpenServerContents
-from strategies.run.kept import CODEC, MAGIC, Kept, _digest, opened, seal
-from strategies.run.place import Place, Stages
+from strategies.run.kept import CODEC, MAGIC, RunCheckpoints, _digest, opened, seal
+from strategies.run.place import RunPaths, StageTimes
 from strategies.server_app import serve
 from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid, let_through
@@ -96,7 +96,7 @@ def served(scenario: Any, run_dir: Any, kept: Any, *, stop_at: int | None = None
         return let_through(partition, message)
 
     try:
-        result = serve(LoopbackGrid(2, interfere), scenario, Place("", str(run_dir), "", str(kept)), told.append)
+        result = serve(LoopbackGrid(2, interfere), scenario, RunPaths("", str(run_dir), "", str(kept)), told.append)
     except Stopped:
         return None, count, told
     return result, count, told
@@ -144,7 +144,7 @@ def test_what_lies_in_files_has_the_same_figures_and_is_gone_on_from(kind, tiny,
     kept.mkdir()
     told: list[Event] = []
     with suppress(Stopped):
-        serve(stopped_in(3), scenario, Place("", str(tmp_path / "a"), "", str(kept)), told.append)
+        serve(stopped_in(3), scenario, RunPaths("", str(tmp_path / "a"), "", str(kept)), told.append)
     result, _, more = served(scenario, tmp_path / "b", kept)
     assert figures(result) == figures(whole)
     assert not [
@@ -214,7 +214,7 @@ def test_groups_go_back_to_what_they_had_kept_before_the_run_was_stopped(tiny, t
     whole, _, _ = served(scenario, tmp_path / "whole", "")
     (tmp_path / "kept").mkdir()
     with pytest.raises(Stopped):
-        serve(stopped_in(2), scenario, Place("", str(tmp_path / "run"), "", str(tmp_path / "kept")))
+        serve(stopped_in(2), scenario, RunPaths("", str(tmp_path / "run"), "", str(tmp_path / "kept")))
     result, _, _ = served(scenario, tmp_path / "again", tmp_path / "kept")
     assert figures(result) == figures(whole)
     assert next(answers, None) is None
@@ -246,9 +246,9 @@ def test_a_damaged_file_is_done_again(damage, tiny, tmp_path):
     assert any("damaged" in event.text for event in told)
 
 
-def kept_at(folder: Any) -> Kept:
+def kept_at(folder: Any) -> RunCheckpoints:
     folder.mkdir(exist_ok=True)
-    return Kept(folder, folder, Stages())
+    return RunCheckpoints(folder, folder, StageTimes())
 
 
 def foreign(module: str, name: str) -> bytes:
@@ -308,7 +308,7 @@ def sealed(content: object, folder: Any) -> bytes:
 
 
 def test_what_is_kept_of_keeping_is_how_it_turned_out(tmp_path):
-    keeping = object.__new__(Keeping)
+    keeping = object.__new__(AcceptanceTest)
     keeping.rounds_kept, keeping.comparisons, keeping._kept = np.array([1, 0]), [], [print]
     again = opened(sealed(keeping, tmp_path))
     assert again.rounds_kept.tolist() == [1, 0]

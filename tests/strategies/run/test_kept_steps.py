@@ -10,7 +10,7 @@ import pytest
 
 from fl_peel import wire
 from simulations.scenario_files import load_scenario
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.strategies.run.test_kept import Stopped, figures
@@ -62,7 +62,7 @@ def served(scenario: Any, run_dir: Any, kept: Any, *, stop_at: str = "") -> tupl
         return let_through(partition, message)
 
     try:
-        return serve(LoopbackGrid(2, interfere), scenario, Place("", str(run_dir), "", str(kept))), steps
+        return serve(LoopbackGrid(2, interfere), scenario, RunPaths("", str(run_dir), "", str(kept))), steps
     except Stopped:
         return None, steps
 

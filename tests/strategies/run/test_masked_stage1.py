@@ -12,13 +12,13 @@ from fl_peel import wire
 from fl_peel.disks import device_splits
 from fl_peel.errors import SecureAggregationError
 from fl_peel.pretraining.by_sums import Units
-from fl_peel.pretraining.costs import Answer, Asked, cost_of, hidden
+from fl_peel.pretraining.costs import AnswerCost, StepShape, cost_of, hidden
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.plan import DeviceBytes, Vanishes, vanishing
+from fl_peel.secure.plan import DeviceBytes, DropoutStage, vanishing
 from fl_peel.secure.stage1 import StepVector
 from strategies.nodes.nodes import Nodes, failure
-from strategies.run.place import Place, Stages
+from strategies.run.place import RunPaths, StageTimes
 from strategies.run.prepare import privacy_plan
 from strategies.run.preparing import prepare
 from tests.helpers.loopback import LoopbackGrid, let_through
@@ -47,8 +47,8 @@ def secure(scenario: Scenario, **keys) -> Scenario:
 def prepared(scenario, folder, nodes=2, interfere=let_through):
     grid = LoopbackGrid(nodes, interfere)
     connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    place = Place("", str(folder))
-    return prepare(scenario, privacy_plan(scenario, place), place, Stages(), connected), grid
+    place = RunPaths("", str(folder))
+    return prepare(scenario, privacy_plan(scenario, place), place, StageTimes(), connected), grid
 
 
 def same(one, other) -> bool:
@@ -125,7 +125,7 @@ def test_dropouts_leave_the_sums_of_those_who_stayed(clear, tmp_path, nodes):
     splits = device_splits(scenario, "", str(tmp_path / "run"))
 
     def stayed(step):
-        return ~np.isin(vanishing(scenario, -step, np.arange(40)), [Vanishes.SHARES, Vanishes.VECTOR])
+        return ~np.isin(vanishing(scenario, -step, np.arange(40)), [DropoutStage.SHARES, DropoutStage.VECTOR])
 
     run, _ = prepared(scenario, tmp_path / "run", nodes)
     devices = [int(record.counts.classes.devices.sum()) for record in run.steps if record.step in MASKED]
@@ -331,8 +331,8 @@ def test_bytes_are_those_of_the_arithmetic(clear, tmp_path, keys):
 def test_little_memory_costs_exchanges_and_each_costs_latency():
     items = np.array([10, 10, 10])
     budgets = np.array([10**6, 488 + 60, 35])
-    step = cost_of(Asked("pass", 20, all_rows=60), items, budgets)
-    cost = hidden(step, Answer(8 * 1235, 100, 200, 4), budgets)
+    step = cost_of(StepShape("pass", 20, all_rows=60), items, budgets)
+    cost = hidden(step, AnswerCost(8 * 1235, 100, 200, 4), budgets)
     assert cost.download_bytes.tolist() == [20 * (2 * 60 + 1) + 100] * 3
     assert cost.upload_bytes.tolist() == [8 * 1235 + 200] * 3
     assert cost.least_bytes.tolist() == [28 + 8] * 3  # a column of the rows it has, its sum, and a word
@@ -404,7 +404,7 @@ def test_a_part_is_sent_once_and_no_secret_is_left(clear, tmp_path):
     grid = LoopbackGrid(1, again)
     scenario = secure(clear)
     connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    prepare(scenario, None, Place("", str(tmp_path / "run")), Stages(), connected)
+    prepare(scenario, None, RunPaths("", str(tmp_path / "run")), StageTimes(), connected)
     assert "stage 1, step 1: devices refuse: after stage round a different one follows" in str(caught[1])
     stores = list((tmp_path / "run" / "nodes").glob("*/secure"))
     assert len(stores) == 1

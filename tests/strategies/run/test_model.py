@@ -15,7 +15,7 @@ from fl_peel.model import model as module
 from fl_peel.model.files import ABOUT
 from simulations.scenario_files import load_scenario
 from strategies.figures.per_device import FILE, PerDevice
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.helpers.models import NOTHING_COLLECTED, ran
@@ -161,13 +161,13 @@ def test_a_model_holds_nothing_of_any_device(tiny, tmp_path, changes):
 
 
 def test_a_run_that_leaves_no_model_writes_none(tiny_scenario, tmp_path):
-    serve(LoopbackGrid(2), tiny_scenario, Place("", str(tmp_path / "run")))
+    serve(LoopbackGrid(2), tiny_scenario, RunPaths("", str(tmp_path / "run")))
     assert not list(tmp_path.rglob("model.json"))
 
 
 def test_the_figures_are_the_same_with_a_model_and_without(tiny_scenario, tmp_path):
     with_one = ran(tiny_scenario, tmp_path / "with")
-    without = serve(LoopbackGrid(2), tiny_scenario, Place("", str(tmp_path / "without")))
+    without = serve(LoopbackGrid(2), tiny_scenario, RunPaths("", str(tmp_path / "without")))
     assert with_one.budgets == without.budgets
     assert with_one.stages.keys() - without.stages.keys() == {"model"}
 
@@ -192,7 +192,7 @@ def test_a_run_that_was_stopped_leaves_the_model_of_one_that_was_not(tiny, tmp_p
         return let_through(partition, message)
 
     (tmp_path / "kept").mkdir()
-    place = Place("", str(tmp_path / "stopped"), "", str(tmp_path / "kept"), str(tmp_path / "kept" / "model"))
+    place = RunPaths("", str(tmp_path / "stopped"), "", str(tmp_path / "kept"), str(tmp_path / "kept" / "model"))
     with pytest.raises(Stopped):
         serve(LoopbackGrid(2, interfere), scenario, place)
     assert not (tmp_path / "kept" / "model").exists()

@@ -14,9 +14,9 @@ from fl_peel.pretraining.stage1 import PooledSums, run_stage1
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.nodes import Nodes
-from strategies.run.by_sums import BySums
+from strategies.run.by_sums import FederatedStage1Outcome
 from strategies.run.joining import join
-from strategies.run.place import Place, Stages
+from strategies.run.place import RunPaths, StageTimes
 from strategies.run.prepare import privacy_plan
 from strategies.run.preparing import prepare
 from tests.helpers.loopback import LoopbackGrid
@@ -57,11 +57,11 @@ def changed(scenario: Scenario, **parts) -> Scenario:
     return Scenario.model_validate(content)
 
 
-def prepared(scenario, folder, nodes=2) -> tuple[BySums, Nodes, Place, LoopbackGrid]:
-    grid, place = LoopbackGrid(nodes), Place("", str(folder))
+def prepared(scenario, folder, nodes=2) -> tuple[FederatedStage1Outcome, Nodes, RunPaths, LoopbackGrid]:
+    grid, place = LoopbackGrid(nodes), RunPaths("", str(folder))
     connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    result = prepare(scenario, privacy_plan(scenario, place), place, Stages(), connected)
-    assert isinstance(result, BySums)
+    result = prepare(scenario, privacy_plan(scenario, place), place, StageTimes(), connected)
+    assert isinstance(result, FederatedStage1Outcome)
     return result, connected, place, grid
 
 

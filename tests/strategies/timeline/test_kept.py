@@ -10,7 +10,7 @@ import pytest
 
 from fl_peel.events import Event
 from simulations.scenario_files import load_scenario
-from strategies.run.place import Place
+from strategies.run.place import RunPaths
 from strategies.timeline.serve import REPLICATES, serve_timeline
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
@@ -46,7 +46,7 @@ def served(scenario: Any, run_dir: Any, kept: Any, *, stop_after: int = -1) -> t
 
     try:
         result = serve_timeline(
-            LoopbackGrid(2, interfere), scenario, Place("", str(run_dir), "", str(kept)), told.append
+            LoopbackGrid(2, interfere), scenario, RunPaths("", str(run_dir), "", str(kept)), told.append
         )
     except Stopped:
         return None, told, count
