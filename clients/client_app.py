@@ -71,7 +71,7 @@ def _cohort(context: Context, request: Any) -> Cohort:
     setting: wire.RunSetting = request.setting
     scenario = _of_scenario(_scenario, setting.scenario)
     refuse_seeded_noise(scenario, context)
-    own = OwnData.of(context, _partition(context)[0])
+    own = OwnData.from_context(context, _partition(context)[0])
     hosting = *_partition(context), str(context.node_config.get("profile", "")), setting.fleet
     if own is not None:
         return open_own_cohort(setting.scenario, own, setting.num_devices, *hosting)
@@ -131,7 +131,7 @@ def hello(message: Message, context: Context) -> Message:
         refuse_seeded_noise(scenario, context)
         root = check_one_root()
         partition, num_partitions = _partition(context)
-        own = OwnData.of(context, partition)
+        own = OwnData.from_context(context, partition)
         if (own is None) == scenario.data.held_by_nodes:
             raise EngineError(
                 f"node {partition}: nodes hold their own interactions if, and only if, the scenario has a catalogue "

@@ -125,7 +125,7 @@ def hosted_splits(
     everybody = device_splits(scenario, data_dir, run_dir)
     share = len(devices) / max(everybody.num_users, 1)
     if share * sum(items.items.nbytes for _, items in everybody.parts()) <= MOST_OF_ITS_OWN:
-        mine = everybody.of(devices)
+        mine = everybody.select(devices)
     else:
         data = scenario.data.model_dump(mode="json")
         folder = _prepared_folder(run_dir, scenario.seed, data_dir, data, _stamps(scenario, data_dir), *host)
@@ -229,7 +229,7 @@ def _cut(scenario_json: str, data_dir: str, run_dir: str) -> Timeline:
     part = scenario.data.timeline
     assert part is not None, "the scenario has a timeline"
     found = load_interactions(scenario, data_dir)
-    return Timeline.of(
+    return Timeline.from_interactions(
         found,
         start=part.start,
         periods=part.periods,

@@ -111,10 +111,10 @@ def estimate(scenario: Scenario, data_dir: str | Path | None) -> RunEstimate:
     if scenario.data.timeline is not None:
         raise ScenarioError("data.timeline: timelines are not estimated; leave out --dry-run")
     with run_folder() as run_dir:
-        return _of(scenario, splits_to_run(scenario, data_folder(data_dir), str(run_dir)))
+        return _estimate_run(scenario, splits_to_run(scenario, data_folder(data_dir), str(run_dir)))
 
 
-def _of(scenario: Scenario, splits: Splits) -> RunEstimate:
+def _estimate_run(scenario: Scenario, splits: Splits) -> RunEstimate:
     layout, fleet = layout_of(scenario, splits), load_fleet(scenario.fleet)
     traffic = _refinement(scenario, splits, layout, fleet)
     stage1 = _stage1(scenario, splits, fleet, layout)

@@ -21,7 +21,7 @@ from fl_peel.callbacks import Callback
 from fl_peel.data.interactions import Splits
 from fl_peel.disks import device_splits
 from fl_peel.errors import ReportError, ScenarioError
-from fl_peel.events import Event, OnEvent, of_seed, silent
+from fl_peel.events import Event, OnEvent, silent, with_seed
 from fl_peel.model.model import load
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
@@ -139,7 +139,7 @@ def run_seeds(
     for number in range(scenario.seed, scenario.seed + seeds):
         one = scenario.model_copy(update={"seed": number, "evaluation": evaluation})
         place = out / f"seed-{number}"
-        told = of_seed(number, on_event)
+        told = with_seed(number, on_event)
         about = _about(one, data_dir)
         result = None if fresh else _done_before(place, about)
         if result is None:

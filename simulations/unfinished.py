@@ -57,7 +57,7 @@ def unfinished(
         raise ReportError(
             f"{out}: holds an unfinished run, with {differs}; give --fresh to start from scratch, or another --out"
         )
-    owner = dataclasses.asdict(Owner.of(psutil.Process()))
+    owner = dataclasses.asdict(Owner.from_process(psutil.Process()))
     write_files(folder, {ABOUT: json_bytes(about), OWNER: json_bytes(owner)})
     try:
         yield str(folder)
@@ -132,7 +132,7 @@ def what_differs(folder: Path, about: dict[str, Any]) -> str:
 def _refuse_a_second(folder: Path) -> None:
     try:
         owner = Owner(**json.loads((folder / OWNER).read_text(encoding="utf-8")))
-        at_work = not owner.is_gone() and owner != Owner.of(psutil.Process())
+        at_work = not owner.is_gone() and owner != Owner.from_process(psutil.Process())
     except (OSError, ValueError, TypeError):
         return
     if at_work:

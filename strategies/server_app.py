@@ -89,7 +89,7 @@ def serve(
     on_event(Event("start", 1, 1, f"{len(nodes.ids)} nodes"))
     plan = privacy_plan(scenario, place)
     told, rehearsal = scenario, None
-    kept = RunCheckpoints.at(place, stages, on_event)
+    kept = RunCheckpoints.from_paths(place, stages, on_event)
     if scenario.data.refit:
         rehearsal = kept.stage(
             "rehearsal", lambda: rehearse(grid, told, place, nodes, stages, on_event, kept), disks=True
@@ -102,7 +102,7 @@ def serve(
     refiner = Refiner(grid, place, prepared, nodes, on_event, rehearsal.controller if rehearsal else None, kept=kept)
     with stages("joining"):
         strategy = refiner.joined(scenario, plan, num_traced=NUM_TRACED)
-    evaluator, members, states = Evaluator.of(strategy), strategy.members, strategy.states
+    evaluator, members, states = Evaluator.from_strategy(strategy), strategy.members, strategy.states
     on_event(Event("joining", 1, 1, f"{len(members.devices):,} devices joined"))
     start = kept.stage("start-tables", lambda: _before_rounds(evaluator, prepared), timed="evaluation")
     with stages("refinement"):

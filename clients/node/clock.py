@@ -42,7 +42,7 @@ class DeviceRates:
     radio_joules_per_mb: FloatArray
 
     @staticmethod
-    def of(rates: Mapping[str, FloatArray]) -> DeviceRates:
+    def from_rates(rates: Mapping[str, FloatArray]) -> DeviceRates:
         """From what :meth:`clients.fleet.fleet.Fleet.rates` gives."""
         return DeviceRates(
             held_once(rates["latency_ms"] / 1e3),

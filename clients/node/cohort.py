@@ -102,7 +102,7 @@ class Cohort:
     @cached_property
     def rates(self) -> DeviceRates:
         """Compute, link and energy rates of every hosted device."""
-        return DeviceRates.of(self.own_fleet.rates(self.scenario.seed, self.devices))
+        return DeviceRates.from_rates(self.own_fleet.rates(self.scenario.seed, self.devices))
 
     def available(self, places: NDArray[np.int64], server_round: float) -> NDArray[np.bool_]:
         """Which of these hosted devices can take part at a time in rounds."""

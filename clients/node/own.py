@@ -31,7 +31,7 @@ class OwnData:
     folder: Path
 
     @staticmethod
-    def of(context: Context, partition: int) -> OwnData | None:
+    def from_context(context: Context, partition: int) -> OwnData | None:
         """What the node was started with; None where it was told of no file. By default the device of a node that has
         one device is numbered as the node is.
 

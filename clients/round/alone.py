@@ -55,7 +55,7 @@ def stages_alone(cohort: Cohort, request: RoundRequest, ranked: RankedBlocks) ->
 
 def _sends(cohort: Cohort, request: RoundRequest, ranked: RankedBlocks) -> bool:
     """Whether memory and time let the device end the round."""
-    world, places = RoundContext.of(cohort, request), cohort.places(request.devices)
+    world, places = RoundContext.from_request(cohort, request), cohort.places(request.devices)
     if world.memory(ranked, places, world.working(places)).dropped_out.all():
         return False
     if cohort.scenario.refinement.deadline_s is None:

@@ -25,7 +25,7 @@ class BoundedDeviceContents(DeviceContents):
     def hiding(self) -> TrafficPadding | None:
         """Return the padding that hides what a device changed: unchanged rows, blocks that were not needed, dense
         parts."""
-        return TrafficPadding.of(self.scenario, self.release.parts)
+        return TrafficPadding.from_scenario(self.scenario, self.release.parts)
 
     def said(self, ranked: RankedBlocks, trained: TrainedDevices, noise_devices: int | None = None) -> Arrays:
         """Return sums of the parts by name, each device's contribution bounded and noised."""

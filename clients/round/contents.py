@@ -40,7 +40,7 @@ class DeviceContents(ABC):
     def __init__(self, scenario: Scenario, request: RoundRequest) -> None:
         self.scenario = scenario
         self.request = request
-        self.release = Release.of(scenario, signals=request.signals)
+        self.release = Release.from_scenario(scenario, signals=request.signals)
 
     def local(self, how: LocalTraining) -> LocalTraining:
         """Return how devices train: each device's update is bounded as the scenario asks, by the device and by its
@@ -64,7 +64,11 @@ class DeviceContents(ABC):
     def hiding(self) -> TrafficPadding | None:
         """Return what devices transfer beyond what they need, so that sizes reveal nothing; None where nothing is
         hidden."""
-        return TrafficPadding.of(self.scenario, ()) if self.scenario.privacy.requests == "group-prefix" else None
+        return (
+            TrafficPadding.from_scenario(self.scenario, ())
+            if self.scenario.privacy.requests == "group-prefix"
+            else None
+        )
 
     @abstractmethod
     def said(self, ranked: RankedBlocks, trained: TrainedDevices, noise_devices: int | None = None) -> Arrays:

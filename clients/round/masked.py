@@ -56,7 +56,7 @@ from fl_peel.wire import (
 
 def announce_keys(cohort: Cohort, request: SecureKeysRequest) -> SecureKeysReply:
     """Stage 1: devices that are reached make their keys. What is left of earlier rounds is removed."""
-    store = SecretStore.of(cohort.folder)
+    store = SecretStore.from_node_folder(cohort.folder)
     store.forget()
     budgets = cohort.budgets.during(request.server_round)[0]
     reached, clock = reached_devices(cohort, cohort.places(request.devices), budgets, request.server_round)
@@ -64,7 +64,7 @@ def announce_keys(cohort: Cohort, request: SecureKeysRequest) -> SecureKeysReply
     start = time.perf_counter()
     channel, mask = make_keys(cohort, request.server_round, reached, groups)
     spent = time.perf_counter() - start
-    if Release.of(cohort.scenario, signals=False).withheld:
+    if Release.from_scenario(cohort.scenario, signals=False).withheld:
         clock = clock.asked_alone()
     return SecureKeysReply(cohort.devices[reached], groups, channel, mask, clock, spent)
 
@@ -75,7 +75,7 @@ def make_keys(
     """Fresh keys of devices (N,) in their user groups (N,): public ones (N, 32) of channels and of masks. What is
     private they keep.
     """
-    store, masked = SecretStore.of(cohort.folder), cohort.scenario.secure_aggregation.masked
+    store, masked = SecretStore.from_node_folder(cohort.folder), cohort.scenario.secure_aggregation.masked
     channel, mask = (np.zeros((len(reached), KEY_BYTES), np.uint8) for _ in range(2))
     private = np.zeros((len(reached), KEY_BYTES + 2 * SEED_BYTES), np.uint8)
     for i in range(len(reached) if masked else 0):
@@ -90,7 +90,7 @@ def make_keys(
 
 def share_secrets(cohort: Cohort, request: SecureSharesRequest) -> SecureSharesReply:
     """Stage 2: every device seals a pair of shares for each of its neighbours. Groups that sit out are forgotten."""
-    store, scenario = SecretStore.of(cohort.folder), cohort.scenario
+    store, scenario = SecretStore.from_node_folder(cohort.folder), cohort.scenario
     store.forget(but_groups=request.groups, of_round=request.server_round)
     start = time.perf_counter()
     replies: dict[int, SealedShares] = {}
@@ -129,7 +129,7 @@ class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
     def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
         """One device after the other; counted in the open are those that are in no sum, and how long it took."""
         counts, keeps = self.begin(), list[StateUpdate]()
-        stage = _GroupStage.of(self.world, ranked, self._request.secure[group], group)
+        stage = _GroupStage.from_message(self.world, ranked, self._request.secure[group], group)
         survivors, total = [], MaskWords.zeros(*stage.layout.num_words)
         for i in range(len(members)):
             part, words = stage.vector(i)
@@ -155,7 +155,7 @@ class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
 
 def masked_round(cohort: Cohort, request: SecureRoundRequest) -> SecureRoundReply:
     """Stage 3 for the devices of this node."""
-    return run_round(MaskedDeviceChannel(RoundContext.of(cohort, request), request))
+    return run_round(MaskedDeviceChannel(RoundContext.from_request(cohort, request), request))
 
 
 @dataclass(frozen=True)
@@ -179,10 +179,10 @@ class _GroupStage:
     held: list[dict[int, HeldShares]]
 
     @staticmethod
-    def of(world: RoundContext, ranked: RankedBlocks, given: Inbox, group: int) -> _GroupStage:
+    def from_message(world: RoundContext, ranked: RankedBlocks, given: Inbox, group: int) -> _GroupStage:
         """From the message and from what the devices kept."""
         cohort, request = world.cohort, world.request
-        known = SecretStore.of(cohort.folder).load(request.server_round, group, SHARED)
+        known = SecretStore.from_node_folder(cohort.folder).load(request.server_round, group, SHARED)
         devices = given.devices
         here = np.searchsorted(known["devices"], devices)
         here = np.minimum(here, len(known["devices"]) - 1)
@@ -191,7 +191,7 @@ class _GroupStage:
         layout = layout_of(
             cohort.scenario,
             num_devices=len(known["directory"]),
-            group=GroupShape.of(ranked),
+            group=GroupShape.from_ranked(ranked),
             num_classes=len(cohort.fleet.names),
             signals=request.signals,
         )
@@ -214,7 +214,7 @@ class _GroupStage:
 
     def vector(self, i: int) -> tuple[MembersReply, MaskWords | None]:
         """What device ``i`` did and has to say; nothing if it does not get as far as to send it."""
-        traffic = DeviceBytes.of(self.present.shape[1], self.layout.num_bytes)
+        traffic = DeviceBytes.from_sizes(self.present.shape[1], self.layout.num_bytes)
         lost = self.vanishes[i] == DropoutStage.VECTOR
         upload = traffic.upload - traffic.vector if lost else traffic.upload
         moved = Traffic(traffic.download, upload, EXCHANGES)
@@ -247,7 +247,7 @@ class _GroupStage:
         kept = {name: self.known[name][survivors] for name in ("devices", "neighbours")}
         kept |= {"directory": self.known["directory"], "present": self.present[survivors]}
         kept |= held_arrays([self.held[i] for i in survivors], self.present.shape[1])
-        store = SecretStore.of(self.world.cohort.folder)
+        store = SecretStore.from_node_folder(self.world.cohort.folder)
         store.save(self.world.request.server_round, self.group, MASKED, kept)
 
 
@@ -264,7 +264,7 @@ def held_arrays(held: Sequence[Mapping[int, HeldShares]], neighbours: int) -> Ar
 
 def open_shares(cohort: Cohort, request: SecureUnmaskRequest) -> SecureUnmaskReply:
     """Stage 4: devices give one share of each neighbour, and forget the round: they answer once."""
-    store, scenario = SecretStore.of(cohort.folder), cohort.scenario
+    store, scenario = SecretStore.from_node_folder(cohort.folder), cohort.scenario
     start = time.perf_counter()
     kept = {group: store.load(request.server_round, group, MASKED) for group in request.groups}
     store.forget()

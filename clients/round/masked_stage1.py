@@ -56,7 +56,7 @@ SECRET = (*KEPT, "private")
 
 def announce_step(cohort: Cohort, request: SecureStepRequest) -> SecureKeysReply:
     """Devices that come, and have the memory, make their keys. What is left of earlier steps is removed."""
-    SecretStore.of(cohort.folder).forget()
+    SecretStore.from_node_folder(cohort.folder).forget()
     begun = _MaskedStep(cohort, request)
     there = begun.there(cohort.scenario.secure_aggregation.neighbours)
     clock = ClockCounts.zeros(len(cohort.devices))
@@ -180,7 +180,7 @@ class _MaskedStep:
                 step = cost_of(asked, items, budgets)
             return hidden(step, answer, budgets)
 
-        return StepAttendance.of(self.cohort, cost, told.time, self.asked)
+        return StepAttendance.from_cohort(self.cohort, cost, told.time, self.asked)
 
 
 @dataclass(frozen=True)
@@ -193,10 +193,10 @@ class _StepMembers:
     reply: SecureSumsReply
 
     @staticmethod
-    def of(step: _MaskedStep, inbox: Inbox) -> _StepMembers:
+    def from_inbox(step: _MaskedStep, inbox: Inbox) -> _StepMembers:
         """Before the first part."""
         cohort, told = step.cohort, step.told
-        known = SecretStore.of(cohort.folder).load(told.server_round, EVERYBODY, SHARED)
+        known = SecretStore.from_node_folder(cohort.folder).load(told.server_round, EVERYBODY, SHARED)
         here = np.minimum(np.searchsorted(known["devices"], inbox.devices), len(known["devices"]) - 1)
         known |= {name: known[name][here] for name in ("devices", "private", "neighbours")}
         check_same(Occasion(told.server_round, EVERYBODY), known, inbox.devices)
@@ -266,8 +266,8 @@ def _answered(
 ) -> SecureSumsReply:
     """A part of the masked sum: one device after the other says it, and masks it."""
     cohort, told, (first, stop) = step.cohort, step.told, part
-    store, num_classes = SecretStore.of(cohort.folder), len(cohort.fleet.names)
-    begun = _StepMembers.of(step, request.secure[EVERYBODY]) if first == 0 else None
+    store, num_classes = SecretStore.from_node_folder(cohort.folder), len(cohort.fleet.names)
+    begun = _StepMembers.from_inbox(step, request.secure[EVERYBODY]) if first == 0 else None
     known = store.load(told.server_round, EVERYBODY, _stage(first)) if begun is None else begun.known
     devices = known["devices"]
     vector = step.vector(len(known["directory"]))

@@ -106,7 +106,7 @@ def _counts(
     )
     if done.best is not None:
         per_device = recall_ndcg(ranked, done.best, validation, 20)
-        metrics = MetricSums.of(cohort.classes[kept], num_classes, *per_device, validation.counts() > 0)
+        metrics = MetricSums.from_devices(cohort.classes[kept], num_classes, *per_device, validation.counts() > 0)
         clock = replace(clock, recall=metrics.recall, evaluated=metrics.devices)
         total = metrics.total()
         totals = replace(totals, recall=total.recall, ndcg=total.ndcg, evaluated=total.devices)

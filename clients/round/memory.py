@@ -68,7 +68,7 @@ class RoundMemory:
     trained: IntArray
 
     @staticmethod
-    def of(ranked: RankedBlocks, budgets: IntArray, trainable: IntArray, beside: int = 0) -> RoundMemory:
+    def from_budgets(ranked: RankedBlocks, budgets: IntArray, trainable: IntArray, beside: int = 0) -> RoundMemory:
         """budgets: (T, N) bytes at every step of the round; trainable: (N,) blocks that working memory is enough for.
 
         beside: bytes that every device holds besides its blocks' file.

@@ -20,7 +20,7 @@ def noise_of(cohort: Cohort, request: SumsRequest | ChoiceRequest, announced: in
     scenario = cohort.scenario
     if not scenario.privacy.noised:
         return None
-    scales = Stage1Scales.of(scenario, request.noise_multiplier)
+    scales = Stage1Scales.from_scenario(scenario, request.noise_multiplier)
     if scales.mechanism.where == "device":
         return lambda device: scales.whole(request.time, device)
     if announced is not None and in_masked_sums(scenario, scales.mechanism):

@@ -58,7 +58,9 @@ class StepAttendance:
     costs: StepCost
 
     @staticmethod
-    def of(cohort: Cohort, cost: Callable[[IntArray], StepCost], time: int, asked: NDArray[np.bool_]) -> StepAttendance:
+    def from_cohort(
+        cohort: Cohort, cost: Callable[[IntArray], StepCost], time: int, asked: NDArray[np.bool_]
+    ) -> StepAttendance:
         """Of the devices ``asked`` (N,). cost: of all devices, with so many bytes of memory (N,)."""
         everybody = np.arange(len(cohort.devices))
         window = np.full(len(everybody), -1)
@@ -83,14 +85,14 @@ class StepParticipants:
     waits_us: IntArray
 
     @staticmethod
-    def of(
+    def from_cohort(
         cohort: Cohort, cost: Callable[[IntArray], StepCost], time: int, asked: NDArray[np.bool_]
     ) -> StepParticipants:
         """Of the devices ``asked`` (N,); each takes part when it is there first, with the memory that it has then.
 
         cost: of all devices, with so many bytes of memory (N,).
         """
-        there = StepAttendance.of(cohort, cost, time, asked)
+        there = StepAttendance.from_cohort(cohort, cost, time, asked)
         reached, costs, window = there.reached, there.costs, there.window
         rates = cohort.rates.select(reached)
         spent = spend(
@@ -130,7 +132,9 @@ def there_for_sums(cohort: Cohort, request: SumsRequest) -> StepParticipants:
             return hidden(taken, said_openly(vector, counted=asked.counts_contributors), budgets)
         return taken
 
-    return StepParticipants.of(cohort, cost, request.time, cohort.joining if step == "vectors" else cohort.speaking)
+    return StepParticipants.from_cohort(
+        cohort, cost, request.time, cohort.joining if step == "vectors" else cohort.speaking
+    )
 
 
 def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
@@ -188,7 +192,7 @@ def there_to_choose(cohort: Cohort, request: ChoiceRequest) -> StepParticipants:
         vector = StepVector("choice", len(request.values), 0, filters, splits.num_items, 0, 1)
         return hidden(taken, said_openly(vector, counted=counted), budgets) if all_rows else taken
 
-    return StepParticipants.of(cohort, cost, request.time, panel)
+    return StepParticipants.from_cohort(cohort, cost, request.time, panel)
 
 
 def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
@@ -235,7 +239,7 @@ def asked_to_choose(cohort: Cohort, panel: int) -> NDArray[np.bool_]:
 def words_of(cohort: Cohort) -> Stage1Contribution:
     """What devices say, in which units."""
     num_items = cohort.splits.num_items
-    units = Units.of(cohort.scenario.pretraining.spectral(), cohort.population, num_items)
+    units = Units.from_config(cohort.scenario.pretraining.spectral(), cohort.population, num_items)
     return said_of(cohort.scenario, num_items, units)
 
 

@@ -40,7 +40,7 @@ class RoundContext:
     list_length: int | None
 
     @staticmethod
-    def of(cohort: Cohort, request: RoundRequest) -> RoundContext:
+    def from_request(cohort: Cohort, request: RoundRequest) -> RoundContext:
         """The world of one request."""
         scenario = cohort.scenario
         contents = contents_of(scenario, request)
@@ -64,7 +64,7 @@ class RoundContext:
     def memory(self, ranked: RankedBlocks, places: IntArray, working: WorkingMemory) -> RoundMemory:
         """What the devices at these places hold in the round."""
         beside = beside_bytes(self.cohort.scenario)
-        return RoundMemory.of(ranked, self.budgets[:, places], working.cutoffs(ranked), beside)
+        return RoundMemory.from_budgets(ranked, self.budgets[:, places], working.cutoffs(ranked), beside)
 
     def reached(self, places: IntArray) -> tuple[IntArray, ClockCounts]:
         """Of the sampled devices at ``places``, those that are available and let in; and how many are not."""

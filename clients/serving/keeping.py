@@ -37,7 +37,7 @@ def compare(cohort: Cohort, request: CompareRequest) -> CompareReply:
             recall, down = _recall(cohort, request.precision, payload, members, np.asarray(users[members]), budgets)
             recalls.append(recall)
             moved += down
-        sums.add(PairedSums.of(groups[members], request.num_groups, recalls[1] - recalls[0]))
+        sums.add(PairedSums.from_devices(groups[members], request.num_groups, recalls[1] - recalls[0]))
     return CompareReply(sums, moved)
 
 

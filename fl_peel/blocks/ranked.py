@@ -226,7 +226,7 @@ class RankedBlocks:
         """
         check_packed(layout, precision, arrays)
         blocks = arrays["blocks"].astype(np.int64)
-        order = RowOrder.of(layout, blocks)
+        order = RowOrder.from_blocks(layout, blocks)
         width = layout.slice_dim
         codes = arrays["codes"].view(code_dtype(precision)).reshape(-1, code_columns(width, precision))
         scales = arrays["scales"].astype(np.float16) if has_scales(precision) else np.zeros(0, np.float16)
@@ -264,7 +264,7 @@ class RowOrder:
     slices: NDArray[np.int64]
 
     @staticmethod
-    def of(layout: BlockLayout, blocks: NDArray[np.int64]) -> RowOrder:
+    def from_blocks(layout: BlockLayout, blocks: NDArray[np.int64]) -> RowOrder:
         """Order rows by their best block; items of one block stay in catalogue order."""
         if layout.is_single and layout.num_slices == 1:  # a block is an item is a row
             rows = np.arange(len(blocks))
@@ -295,7 +295,7 @@ def check_packed(layout: BlockLayout, precision: Precision, arrays: Mapping[str,
     Raises:
         MessageError: an array is missing, or is of another type or length; a block that is not there, or is twice.
     """
-    checked = ArrayChecker.of(MessageContext({"B": layout.num_blocks}, arrays=PACKED))
+    checked = ArrayChecker.from_context(MessageContext({"B": layout.num_blocks}, arrays=PACKED))
     checked.group(arrays, "ranked blocks")
     blocks = arrays["blocks"]
     if blocks.dtype != layout.id_dtype:
@@ -376,7 +376,7 @@ def ranked_as_numbered(layout: BlockLayout, table: NDArray[np.float32]) -> Ranke
     if not (layout.is_single and layout.num_slices == 1 and np.isfinite(table).all()):
         return rank_blocks(layout, "fp32", -np.arange(layout.num_blocks, dtype=np.float64), table)
     blocks = np.arange(layout.num_blocks)
-    order = RowOrder.of(layout, blocks)
+    order = RowOrder.from_blocks(layout, blocks)
     return RankedBlocks(layout, "fp32", blocks, order.items, np.ascontiguousarray(table), order.position)
 
 

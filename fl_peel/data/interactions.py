@@ -155,7 +155,7 @@ class Splits:
         for _, part in self.parts():
             let_go(part.indptr, part.items)
 
-    def of(self, users: NDArray[np.integer]) -> Splits:
+    def select(self, users: NDArray[np.integer]) -> Splits:
         """The share of some users, renumbered 0..len(users)-1 in the order given."""
         said = None if self.said is None else self.said.select(users)
         parts = self.train.select(users), self.validation.select(users), self.test.select(users)

@@ -34,7 +34,7 @@ class Timeline:
     leaving: float | None = None
 
     @staticmethod
-    def of(
+    def from_interactions(
         interactions: Interactions,
         *,
         start: float,
@@ -107,18 +107,20 @@ class Timeline:
             new = np.flatnonzero(self.users[here] >= known) + begin
             _, firsts = np.unique(self.users[new], return_index=True)
             rest = np.delete(new, firsts)
-            nobody = self._of(np.zeros(0, np.int64), users)
-            return Splits(self._of(new[firsts], users), nobody, self._of(rest, users), self.items_before(begin))
+            nobody = self._user_items(np.zeros(0, np.int64), users)
+            return Splits(
+                self._user_items(new[firsts], users), nobody, self._user_items(rest, users), self.items_before(begin)
+            )
         place = behind if phase == "choose" else begin
         test = np.flatnonzero(self.users[here] < known) + begin
         if phase == "earlier":
             place = behind
         since = {"recent": behind, "earlier": self.begin_of(period - 2)}.get(phase, 0)
-        train = self._of(np.arange(since, place), known)
+        train = self._user_items(np.arange(since, place), known)
         return Splits(
             train,
-            self._of(np.arange(place, begin), known),
-            self._of(test, known),
+            self._user_items(np.arange(place, begin), known),
+            self._user_items(test, known),
             self.items_before(place),
             self.said(train, period - 1 if phase == "choose" else period) if since == 0 else None,
         )
@@ -146,7 +148,7 @@ class Timeline:
         place = np.arange(train.num_interactions) - np.repeat(train.indptr[:-1], counts)
         return train.keep(place >= np.repeat(counts - kept, counts))
 
-    def _of(self, places: IntArray, num_users: int) -> UserItems:
+    def _user_items(self, places: IntArray, num_users: int) -> UserItems:
         return UserItems.from_pairs(self.users[places], self.items[places], num_users)
 
 

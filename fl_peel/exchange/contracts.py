@@ -64,7 +64,7 @@ class StatisticContract:
         """Contributions have the stated shape, also in rounds without signals, when there are no top lists."""
         for seed in self.seeds:
             ranked, trained, values = self.values(seed)
-            shape = (len(trained.devices), *self.statistic().shape(GroupShape.of(ranked)))
+            shape = (len(trained.devices), *self.statistic().shape(GroupShape.from_ranked(ranked)))
             assert values.shape == shape, f"said {values.shape}, stated {shape}"
             assert np.isfinite(values).all(), "numbers must be finite"
             silent = TrainedDevices(**{**vars(trained), "best": None})
@@ -72,7 +72,7 @@ class StatisticContract:
 
     def test_the_shape_depends_on_what_everybody_knows_alone(self) -> None:
         """The shape depends on public quantities alone: devices with other items have the same shape."""
-        shapes = {self.statistic().shape(GroupShape.of(self.values(seed)[0])) for seed in self.seeds}
+        shapes = {self.statistic().shape(GroupShape.from_ranked(self.values(seed)[0])) for seed in self.seeds}
         assert len(shapes) == 1, f"{shapes}: the shape would tell something of the devices"
 
     def test_a_device_speaks_for_itself(self) -> None:

@@ -95,7 +95,7 @@ class ArrayChecker:
     sizes: dict[str, int]
 
     @staticmethod
-    def of(known: MessageContext) -> ArrayChecker:
+    def from_context(known: MessageContext) -> ArrayChecker:
         """Before the first one."""
         return ArrayChecker(known, dict(known.sizes))
 
@@ -245,7 +245,7 @@ def check(message: object, known: MessageContext) -> dict[str, int]:
     Raises:
         MessageError: the first that is wrong.
     """
-    checked = ArrayChecker.of(known)
+    checked = ArrayChecker.from_context(known)
     _fields_within(message, checked, type(message).__name__)
     return checked.sizes
 
@@ -253,7 +253,7 @@ def check(message: object, known: MessageContext) -> dict[str, int]:
 def _fields_within(message: Any, checked: ArrayChecker, what: str, path: str = "") -> None:
     for name, annotated in fields_of(type(message)).items():
         value, plain = getattr(message, name), plain_of(annotated)
-        of = (checked.known.arrays or {}).get(name, _of(annotated))
+        of = (checked.known.arrays or {}).get(name, _array_spec(annotated))
         where = f"{path}{name}"
         if isinstance(value, dict):
             _groups_within(value, get_args(plain)[1], checked, f"{what}.{where}")
@@ -277,7 +277,7 @@ def _groups_within(groups: dict[int, Any], inner: Any, checked: ArrayChecker, wh
     for group, content in groups.items():
         if known.groups is not None and group not in known.groups:
             raise MessageError(f"{where}: user group {group} was not requested")
-        mine = ArrayChecker.of(known.inside(group))
+        mine = ArrayChecker.from_context(known.inside(group))
         if not dataclasses.is_dataclass(inner):
             mine.group(content, f"{where}/{group}")
         else:
@@ -314,7 +314,7 @@ def plain_of(of: Any) -> Any:
     return get_args(of)[0] if get_origin(of) is Annotated else of
 
 
-def _of(annotated: Any) -> ArraySpec | None:
+def _array_spec(annotated: Any) -> ArraySpec | None:
     marks = get_args(annotated)[1:] if get_origin(annotated) is Annotated else ()
     return next((mark for mark in marks if isinstance(mark, ArraySpec)), None)
 

@@ -47,7 +47,7 @@ class Release:
     withheld: bool
 
     @staticmethod
-    def of(scenario: Scenario, *, signals: bool) -> Release:
+    def from_scenario(scenario: Scenario, *, signals: bool) -> Release:
         """What a round of this scenario releases; signals are not of every round.
 
         Without a mechanism there are no counts, which would tell a lone device's items.
@@ -132,7 +132,7 @@ def layout_of(
     scenario: Scenario, *, num_devices: int, group: GroupShape, num_classes: int, signals: bool
 ) -> VectorLayout:
     """The vector of a user group's devices in a round of secure aggregation."""
-    release = Release.of(scenario, signals=signals)
+    release = Release.from_scenario(scenario, signals=signals)
     fields = release.fields(group, update_bits(scenario, num_devices))
     return VectorLayout((*fields, *release.counter_fields(num_classes), Field(CHECK, (1,), 64)), num_devices)
 

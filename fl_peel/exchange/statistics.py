@@ -40,7 +40,7 @@ class GroupShape:
     blocks: int
 
     @staticmethod
-    def of(ranked: RankedBlocks) -> GroupShape:
+    def from_ranked(ranked: RankedBlocks) -> GroupShape:
         """Of the ranked blocks as a device sees them."""
         layout = ranked.layout
         return GroupShape(len(ranked.items), layout.num_slices, layout.embedding_dim, len(ranked.blocks))

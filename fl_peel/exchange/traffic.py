@@ -28,7 +28,7 @@ class TrafficPadding:
     dense: tuple[Part, ...]
 
     @staticmethod
-    def of(scenario: Scenario, parts: tuple[Part, ...]) -> TrafficPadding:
+    def from_scenario(scenario: Scenario, parts: tuple[Part, ...]) -> TrafficPadding:
         """From the scenario's switches; parts: released in this round, none where no mechanism adds noise."""
         privacy = scenario.privacy
         dense = tuple(part for part in parts if part != "updates") if privacy.noised else ()
@@ -51,7 +51,9 @@ class TrafficPadding:
 
     def part_bytes(self, ranked: RankedBlocks) -> int:
         """The other parts, dense."""
-        return NUMBER_BYTES * sum(math.prod(shape) for shape in shapes(GroupShape.of(ranked), self.dense).values())
+        return NUMBER_BYTES * sum(
+            math.prod(shape) for shape in shapes(GroupShape.from_ranked(ranked), self.dense).values()
+        )
 
     def is_public(self) -> bool:
         """Whether what a device moves says nothing about it: the server can tell without being told."""

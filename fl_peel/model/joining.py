@@ -69,7 +69,7 @@ class FittedJoining(Joining):
         return {"centroids": self.centroids, "item_table": self.item_table}
 
     @staticmethod
-    def of(tensors: Tensors) -> FittedJoining:
+    def from_tensors(tensors: Tensors) -> FittedJoining:
         """Of what :meth:`tensors` gave."""
         return FittedJoining(_floats(tensors, "centroids"), _floats(tensors, "item_table"))
 
@@ -93,7 +93,7 @@ class MappedJoining(Joining):
     map_units: FloatArray
 
     @staticmethod
-    def of_rows(centroids: FloatArray, own: FloatArray, maps: FloatArray) -> MappedJoining:
+    def from_rows(centroids: FloatArray, own: FloatArray, maps: FloatArray) -> MappedJoining:
         """Of rows (I, K) and maps (G, K, d) as they are."""
         return MappedJoining(centroids, *as_halves(own[None], flat=True), *as_halves(maps))
 
@@ -119,7 +119,7 @@ class MappedJoining(Joining):
         return {name: getattr(self, name) for name in ("centroids", "own", "own_units", "maps", "map_units")}
 
     @staticmethod
-    def of(tensors: Tensors) -> MappedJoining:
+    def from_tensors(tensors: Tensors) -> MappedJoining:
         """Of what :meth:`tensors` gave."""
         found = {name: _floats(tensors, name) for name in ("centroids", "own_units", "map_units")}
         return MappedJoining(own=_some_floats(tensors, "own"), maps=_some_floats(tensors, "maps"), **found)

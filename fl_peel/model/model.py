@@ -225,7 +225,7 @@ class Model:
             order = block_numbers(tensors, "order", layout)
             if len(order) != layout.num_blocks:
                 raise ModelError(f"order has {len(order)} of {layout.num_blocks} blocks")
-            whole = CodedBlocks.of(tensors, layout, self.tables).over(self._base, layout)
+            whole = CodedBlocks.from_tensors(tensors, layout, self.tables).over(self._base, layout)
             return ranked(layout, self.tables, precision, order, whole)
         except (ModelError, ScenarioError) as error:
             raise self.files.fault(name, str(error)) from error
@@ -234,7 +234,7 @@ class Model:
     def _base(self) -> CodedBlocks | None:
         if not self.files.has(BASE):
             return None
-        return CodedBlocks.of(self.files.tensors(BASE), self.layout, self.tables)
+        return CodedBlocks.from_tensors(self.files.tensors(BASE), self.layout, self.tables)
 
 
 def _layout(files: ModelFiles, num_items: int, dim: int) -> BlockLayout:
@@ -262,7 +262,7 @@ def _ids(files: ModelFiles, num_items: int) -> tuple[str, ...]:
 def _joining(files: ModelFiles, num_items: int, dim: int, num_groups: int) -> Joining:
     kind = KINDS[files.text("joining", *KINDS)]
     try:
-        joining = kind.of(files.tensors(JOINING))
+        joining = kind.from_tensors(files.tensors(JOINING))
         if joining.centroids.ndim != 2 or joining.num_groups != num_groups:
             raise ModelError(f"centroids of shape {joining.centroids.shape} for {num_groups} user groups")
         joining.check(num_items, dim)

@@ -53,7 +53,7 @@ class CodedBlocks:
         return {**numbers, "codes": self.codes, "scales": self.scales}
 
     @staticmethod
-    def of(tensors: Tensors, layout: BlockLayout, precision: Precision) -> CodedBlocks:
+    def from_tensors(tensors: Tensors, layout: BlockLayout, precision: Precision) -> CodedBlocks:
         """Of what :meth:`tensors` gave.
 
         Raises:

@@ -75,7 +75,7 @@ class Units:
     bits: Literal[32, 64] = 64
 
     @staticmethod
-    def of(config: SpectralConfig, devices: int, items: int) -> Units:
+    def from_config(config: SpectralConfig, devices: int, items: int) -> Units:
         """The finest powers of two with which sums of so many devices fit, whatever they have.
 
         Of a pass with columns of length 1 at most, d_u^-2a times the sum of d_u rows is below d_u^(1/2 - 2a), by Cauchy
@@ -374,7 +374,7 @@ class Filter:
     scored: Floats
 
     @staticmethod
-    def of(
+    def from_spectrum(
         directions: Doubles, values: Doubles, counts: Counts, *, own_exponent: float, count_exponent: float,
         value_exponent: float,
     ) -> Filter:  # fmt: skip
@@ -406,7 +406,7 @@ class FilterGrid:
     fresh_exponents: Doubles
 
     @staticmethod
-    def of(
+    def from_exponents(
         count_exponents: Sequence[float], value_exponents: Sequence[float], fresh_exponents: Sequence[float] = (0.0,)
     ) -> FilterGrid:
         """Every one of these with every one of those."""
@@ -542,7 +542,7 @@ class Compression:
     means: Doubles
 
     @staticmethod
-    def of(scored: Floats) -> Compression:
+    def from_scored(scored: Floats) -> Compression:
         """For scored rows (I, K)."""
         wide = scored.astype(np.float64)
         squares = wide.T @ wide

@@ -48,7 +48,7 @@ class CandidateSampler:
     chances: NDArray[np.float64] | None = None
 
     @staticmethod
-    def of(config: PretrainingConfig, popularity: NDArray[np.float64]) -> CandidateSampler:
+    def from_config(config: PretrainingConfig, popularity: NDArray[np.float64]) -> CandidateSampler:
         """As the settings have it. popularity: (I,) interactions with each item."""
         num_items, count = len(popularity), config.num_negatives
         by_popularity = config.negatives_exponent and 0 < count < num_items

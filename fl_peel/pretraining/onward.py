@@ -103,7 +103,7 @@ def question_of(
     """What devices are asked about the last model once a period is over: under which of these exponents it would have
     ranked best what they did. None where nothing is left to choose.
     """
-    shapes = FilterGrid.of(count, value, fresh)
+    shapes = FilterGrid.from_exponents(count, value, fresh)
     if len(shapes.count_exponents) == 1:
         return None
     drawn, place = drawn_items(model.counts, seed)
@@ -158,7 +158,7 @@ def go_on(
     with fixed_threads(config.num_threads):
         whole, all_values = _directions(sums, config, before, counts, passes, seed)
         directions, values = whole[:, : config.columns], all_values[: config.columns]
-        shape = Filter.of(
+        shape = Filter.from_spectrum(
             directions,
             values,
             counts,

@@ -51,7 +51,7 @@ class SparseMatrix:
     elsewhere: Tensor | None = None
 
     @staticmethod
-    def of(matrix: sp.csr_matrix, device: str = "cpu") -> SparseMatrix:
+    def from_scipy(matrix: sp.csr_matrix, device: str = "cpu") -> SparseMatrix:
         """From SciPy's."""
         indptr, columns = matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32)
         elsewhere = None
@@ -106,7 +106,9 @@ class InteractionGraph:
     def build(rows: UserItems, num_items: int, device: str = "cpu") -> InteractionGraph:
         """Build from the collected interactions."""
         matrix = normalized_interactions(rows, num_items)
-        return InteractionGraph(SparseMatrix.of(matrix, device), SparseMatrix.of(sp.csr_matrix(matrix.T), device))
+        return InteractionGraph(
+            SparseMatrix.from_scipy(matrix, device), SparseMatrix.from_scipy(sp.csr_matrix(matrix.T), device)
+        )
 
 
 def own_copy(table: Tensor) -> Tensor:

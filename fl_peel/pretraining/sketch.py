@@ -37,7 +37,7 @@ class RowSketch:
     buckets: int
 
     @staticmethod
-    def of(counts: Ints, share: float, seed: int, number: int) -> RowSketch:
+    def from_counts(counts: Ints, share: float, seed: int, number: int) -> RowSketch:
         """Of the pass of that number, fresh in each. counts: (I,) of devices that have each item; share: B / I.
 
         The most frequent rows have a bucket each; in the others, rows of every frequency are mixed.

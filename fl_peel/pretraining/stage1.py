@@ -197,7 +197,7 @@ def run_stage1(
     found = _passes(sums, config, seed, given, earlier, step)
     directions, values, counts = found.directions, found.values, found.counts
     with fixed_threads(config.num_threads):
-        shape = Filter.of(
+        shape = Filter.from_spectrum(
             directions,
             values,
             counts,
@@ -211,7 +211,7 @@ def run_stage1(
     groups: list[GroupStart] = []
     pending: deque[Future[GroupStart]] = deque()
     with fixed_threads(1):
-        compression = Compression.of(shape.scored)
+        compression = Compression.from_scored(shape.scored)
         with ThreadPoolExecutor(max_workers=2) as pool:
             for group, moments in enumerate(moments_by_group(sums, centroids, counts)):
                 one = partial(
@@ -269,7 +269,7 @@ def _passes(
         number += 1
         sketch = None
         if config.row_sketch is not None and number < config.passes:
-            sketch = RowSketch.of(counts, config.row_sketch, seed, number)
+            sketch = RowSketch.from_counts(counts, config.row_sketch, seed, number)
         found = passed(sums, directions, counts, config, sketch)
         step(f"pass {number}")
         return found
@@ -328,7 +328,7 @@ def _shape(
     """
     if config.count_exponent is not None and config.value_exponent is not None:
         return config.count_exponent, config.value_exponent, None
-    shapes = FilterGrid.of(
+    shapes = FilterGrid.from_exponents(
         COUNT_EXPONENTS if config.count_exponent is None else (config.count_exponent,),
         VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,),
     )

@@ -133,7 +133,7 @@ class _Trainer:
         self._items = torch.from_numpy(items).to(device).requires_grad_()
         self._optimizer = EagerAdam([self._users, self._items], lr=config.learning_rate, fused=True)
         popularity = collected.popularity(num_items).astype(np.float64)
-        self._sampler = CandidateSampler.of(config, popularity)
+        self._sampler = CandidateSampler.from_config(config, popularity)
         bias = config.popularity_correction * np.log((popularity + 1.0) / (popularity + 1.0).mean())
         self._item_bias = torch.from_numpy(bias.astype(np.float32)).to(device)
         self._user_l2 = self._l2_shares(collected.counts())

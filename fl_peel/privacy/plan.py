@@ -172,7 +172,7 @@ def check_scales(scenario: Scenario, plan: Plan) -> None:
     for part, bound in bounds(scenario, scenario.privacy.clipping.norm).items():
         if part in plan.shares:
             whole_scale(plan.scale(part, bound), FIXED_POINT)
-    scales = Stage1Scales.of(scenario, plan.multiplier)
+    scales = Stage1Scales.from_scenario(scenario, plan.multiplier)
     for release in plan.stage1:
         whole_scale(scales.scale(release.part), unit_of(release.part))
 

@@ -123,7 +123,7 @@ def _releases(scenario: Scenario, plan: Plan, clip_norm: float) -> Iterator[Rele
     """Of every part. clip_norm: bound of updates in the last round."""
     rounds, every = scenario.refinement.rounds, scenario.controller.every
     added_by = "devices, in shares" if in_masked_sums(scenario, plan.mechanism) else plan.mechanism.where
-    scales = Stage1Scales.of(scenario, plan.multiplier)
+    scales = Stage1Scales.from_scenario(scenario, plan.multiplier)
     for release in plan.stage1:
         yield ReleaseRow(
             part=f"stage 1, {release.part}",

@@ -93,7 +93,7 @@ class Stage1Scales:
     source: NoiseSource
 
     @staticmethod
-    def of(scenario: Scenario, multiplier: float) -> Stage1Scales:
+    def from_scenario(scenario: Scenario, multiplier: float) -> Stage1Scales:
         """Of a scenario that has a mechanism."""
         mechanism = find_mechanism(scenario.privacy.mechanism)
         assert mechanism is not None

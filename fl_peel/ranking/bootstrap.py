@@ -51,7 +51,7 @@ class Replicates:
     devices: Annotated[IntArray, ArraySpec(("B",), least=0, most=TOTAL)]
 
     @staticmethod
-    def of(
+    def from_devices(
         devices: NDArray[np.integer], recall: Doubles, ndcg: Doubles, counted: NDArray[np.bool_], count: int
     ) -> Replicates:
         """Of single devices, by their numbers (N,), and their metrics (N, X); only those where ``counted`` holds."""

@@ -37,7 +37,7 @@ class DeviceBytes:
     vector: int
 
     @staticmethod
-    def of(neighbours: int, vector: int) -> DeviceBytes:
+    def from_sizes(neighbours: int, vector: int) -> DeviceBytes:
         """Down: number and two keys, then number and sealed shares of every neighbour, and what became of each. Up: two
         keys, sealed shares, the vector, and a number and a share for each neighbour.
         """

@@ -106,7 +106,7 @@ class StepVector:
 
 def answer_of(vector: StepVector, neighbours: int) -> AnswerCost:
     """What it takes a device to say that vector, with masks of so many neighbours."""
-    moved = DeviceBytes.of(neighbours, 0)
+    moved = DeviceBytes.from_sizes(neighbours, 0)
     return AnswerCost(vector.num_bytes, moved.download, moved.upload, EXCHANGES)
 
 

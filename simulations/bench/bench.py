@@ -179,7 +179,7 @@ def _rounds(
         "message_bytes": strategy.rounds[-1].message_bytes,
         "stages": stages,
     }
-    budget, evaluator = budget_bytes(world.prepared.layout, 0.01), Evaluator.of(strategy)
+    budget, evaluator = budget_bytes(world.prepared.layout, 0.01), Evaluator.from_strategy(strategy)
     found["evaluation_seconds"] = _best(
         lambda: evaluator.evaluate([budget], precision="int8", selector="popularity"), 3
     )

@@ -34,7 +34,7 @@ def compared_metrics(scenario: Scenario, place: RunPaths, device: str) -> dict[s
     everybody = np.arange(splits.num_users)
     share = min(1.0, MOST_DEVICES / max(splits.num_users, 1))
     devices = sample_cohort(scenario.seed, 1, everybody, share)
-    splits = splits.of(devices)
+    splits = splits.select(devices)
     num_devices, num_items, train = len(devices), splits.num_items, splits.train
     pretrained = pretrain(train, num_items, scenario.pretraining.config(), seed=scenario.seed)
     layout = BlockLayout(np.arange(num_items, dtype=np.int32), scenario.pretraining.embedding_dim, 1)
@@ -52,7 +52,7 @@ def compared_metrics(scenario: Scenario, place: RunPaths, device: str) -> dict[s
         new = rank_blocks(layout, "int8", weights, table)
         per_device = evaluate(new, everything, users, seen, splits.test, TOP_N, where)
         counted = splits.test.counts() > 0
-        recall, ndcg = MetricSums.of(np.zeros(num_devices, np.int64), 1, *per_device, counted).mean()
+        recall, ndcg = MetricSums.from_devices(np.zeros(num_devices, np.int64), 1, *per_device, counted).mean()
         metrics[where] = {f"recall@{TOP_N}": float(recall[0]), f"ndcg@{TOP_N}": float(ndcg[0])}
     differences = [abs(metrics[device][name] - value) for name, value in metrics["cpu"].items()]
     return {"metrics": metrics, "metrics_difference": max(differences)}

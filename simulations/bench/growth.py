@@ -96,7 +96,7 @@ class Fit:
     largest_ratio: float
 
     @staticmethod
-    def of(sizes: Sequence[float], figures: Sequence[float]) -> Fit:
+    def from_figures(sizes: Sequence[float], figures: Sequence[float]) -> Fit:
         """Through figures at two sizes at least, all above nought, by least squares on logarithms."""
         x, y = np.log(np.asarray(sizes, np.float64)), np.log(np.asarray(figures, np.float64))
         centred = x - x.mean()
@@ -164,7 +164,11 @@ def axis_figures(axis: str, points: Sequence[tuple[Point, Mapping[str, float]]])
         each = {name: figures[name if axis != "rounds" or name == FIGURES[-1] else f"all_{name}"] for name in FIGURES}
         rows.append({axis: getattr(point, axis), **each})
     sizes = [row[axis] for row in rows]
-    fits = {name: asdict(Fit.of(sizes, [row[name] for row in rows])) for name in FIGURES} if len(rows) > 1 else {}
+    fits = (
+        {name: asdict(Fit.from_figures(sizes, [row[name] for row in rows])) for name in FIGURES}
+        if len(rows) > 1
+        else {}
+    )
     return {"rows": rows, "fits": fits}
 
 

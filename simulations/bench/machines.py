@@ -96,7 +96,11 @@ def stages_of(grid: Grid, scenario: Scenario, place: RunPaths, on_event: OnEvent
     refiner.refine(strategy)
     found["refined tables"] = np.stack([state.table for state in strategy.states])
     found["refined weights"] = np.stack(strategy.weights(scenario.selector))
-    rows = [one for asked in evaluated(Evaluator.of(strategy), on_event).budgets for one in qualities(asked.reply)]
+    rows = [
+        one
+        for asked in evaluated(Evaluator.from_strategy(strategy), on_event).budgets
+        for one in qualities(asked.reply)
+    ]
     found["recall"] = np.array([row.recall for row in rows])
     found["ndcg"] = np.array([row.ndcg for row in rows])
     return found

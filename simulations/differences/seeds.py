@@ -37,7 +37,7 @@ class Figure:
     by_seed: tuple[float, ...]
 
     @staticmethod
-    def of(found: Estimate, by_seed: list[float]) -> Figure:
+    def from_estimate(found: Estimate, by_seed: list[float]) -> Figure:
         """Of an estimate."""
         return Figure(
             value=found.value, low=found.low, high=found.high, seeds_std=found.seeds_std, by_seed=tuple(by_seed)
@@ -47,7 +47,7 @@ class Figure:
     def mean(by_seed: Sequence[float], drawn: Doubles, num_devices: int) -> Figure:
         """Mean over seeds. drawn: (B,) replicates of it."""
         values = list(by_seed)
-        return Figure.of(estimate(float(np.mean(values)), drawn, num_devices, values), values)
+        return Figure.from_estimate(estimate(float(np.mean(values)), drawn, num_devices, values), values)
 
     @staticmethod
     def ratio(
@@ -56,7 +56,7 @@ class Figure:
         """Mean over seeds over that of a base, paired."""
         value = float(np.mean(by_seed) / np.mean(base_by_seed))
         ratios = [one / base for one, base in zip(by_seed, base_by_seed, strict=True)]
-        return Figure.of(estimate(value, over(drawn, base_drawn), num_devices, ratios), ratios)
+        return Figure.from_estimate(estimate(value, over(drawn, base_drawn), num_devices, ratios), ratios)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -246,7 +246,7 @@ def check_devices(scenario: Scenario, splits: Splits) -> None:
                 f"{key}: {share:.4%} is above the largest budget of the fleet, {largest:.4%}, so that no device would "
                 "train; lower it"
             )
-    rates = DeviceRates.of(fleet.rates(scenario.seed, devices))
+    rates = DeviceRates.from_rates(fleet.rates(scenario.seed, devices))
     block_bytes = int(min(layout.block_bytes(precision).min() for precision in PRECISIONS))
     soonest = float((rates.latency_s + block_bytes / rates.downlink_bytes_per_s).min(initial=np.inf))
     if refinement.deadline_s is not None and refinement.deadline_s < soonest:

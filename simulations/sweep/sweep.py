@@ -57,7 +57,7 @@ class SweepRunner:
 
     def measured(self, plan: PlannedSetting) -> MeasuredSetting:
         """Run a setting, or read what an earlier sweep has left of it."""
-        told = _of_setting(plan.setting, self.on_event)
+        told = _with_setting(plan.setting, self.on_event)
         found = None if self.fresh else _done_before(plan)
         if found is not None:
             told(Event("report", 1, 1, "resumed from an earlier sweep"))
@@ -198,7 +198,7 @@ def _done_before(plan: PlannedSetting) -> MeasuredSetting | None:
     return read_done(plan.folder, plan.about, lambda: MeasuredSetting.read(plan.folder, plan.setting))
 
 
-def _of_setting(setting: Setting, on_event: OnEvent) -> OnEvent:
+def _with_setting(setting: Setting, on_event: OnEvent) -> OnEvent:
     return lambda event: on_event(replace(event, stage=f"{setting.label}: {event.stage}"))
 
 

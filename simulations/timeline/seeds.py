@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fl_peel.callbacks import Callback
 from fl_peel.disks import device_timeline
 from fl_peel.errors import ReportError, ScenarioError
-from fl_peel.events import Event, OnEvent, of_seed, silent
+from fl_peel.events import Event, OnEvent, silent, with_seed
 from fl_peel.plain import to_plain
 from fl_peel.scenario.scenario import Scenario
 from simulations.differences.seeds import METHOD, Figure, figure_text
@@ -80,7 +80,7 @@ def run_timeline_seeds(
     results, drawn = [], []
     for number in range(scenario.seed, scenario.seed + seeds):
         one = scenario.model_copy(update={"seed": number})
-        place, told = out / f"seed-{number}", of_seed(number, on_event)
+        place, told = out / f"seed-{number}", with_seed(number, on_event)
         about = _about(one, data_dir)
         found = None if fresh else read_done(place, about, partial(_read_whole, place))
         if found is None:

@@ -61,7 +61,7 @@ class BudgetRequest:
     on_validation: bool = False
 
     @property
-    def of_each(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def factors_and_rooms(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """A factor and a room for each budget."""
         return self.factors or (1.0,) * len(self.budgets), self.rooms or (-1.0,) * len(self.budgets)
 
@@ -108,7 +108,7 @@ class Evaluator:
     server_round: int | None = None
 
     @classmethod
-    def of(cls, strategy: PeelStrategy) -> Self:
+    def from_strategy(cls, strategy: PeelStrategy) -> Self:
         """Of the tables and weights that a strategy has."""
         return cls(strategy.federation, strategy.weights)
 
@@ -153,7 +153,7 @@ class Evaluator:
         """
         order = sorted(range(len(rows)), key=lambda place: rows[place].on_validation)  # those on validation come last
         asked = [rows[place] for place in order]
-        factors, rooms = zip(*(one.of_each for one in asked), strict=True)
+        factors, rooms = zip(*(one.factors_and_rooms for one in asked), strict=True)
         reply = self.evaluate(
             [budget for one in asked for budget in one.budgets],
             precision=precision,

@@ -98,7 +98,7 @@ class FairnessTally:
         scenario, budget = self.evaluator.scenario, budget_bytes(self.evaluator.layout, share)
         refinement = scenario.refinement.model_copy(update={"min_budget_share": share})
         without = refine(scenario.model_copy(update={"refinement": refinement}))
-        reply = Evaluator.of(without).evaluate([budget, wire.OWN_BUDGET], rooms=[1.0, -1.0])
+        reply = Evaluator.from_strategy(without).evaluate([budget, wire.OWN_BUDGET], rooms=[1.0, -1.0])
         self.add(EXCLUDING_SMALL, reply)
         self.add(TRAINED_WITHOUT, reply, np.ones(len(self.names), np.int64))
         excluded = sum(int(record.clock.excluded.sum()) for record in without.rounds)

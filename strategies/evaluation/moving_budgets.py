@@ -52,7 +52,7 @@ def measure_elasticity(
     metric = f"recall@{evaluator.scenario.evaluation.top_n}"
     if not evaluator.scenario.elasticity.rounds:
         return ElasticityResult(metric, falls), ()
-    reply, names = follow(evaluator, FollowPlan.of(evaluator), traced), evaluator.members.class_names
+    reply, names = follow(evaluator, FollowPlan.from_evaluator(evaluator), traced), evaluator.members.class_names
     return ElasticityResult(metric, falls, over_time(reply, names)), device_traces(reply, names)
 
 
@@ -112,7 +112,7 @@ def _trained_for(evaluator: Evaluator, factor: float, refine: Refine) -> tuple[f
     if factor != 1:
         scenario = evaluator.scenario
         fallen = scenario.model_copy(update={"budget_factor": scenario.budget_factor * factor})
-        evaluator = Evaluator.of(refine(fallen))
+        evaluator = Evaluator.from_strategy(refine(fallen))
     reply = evaluator.own_budgets()
     return overall_recall(reply), margins_of(reply.by_budget())[0]
 
@@ -127,7 +127,7 @@ class FollowPlan:
     keeps: bool = False
 
     @classmethod
-    def of(cls, evaluator: Evaluator) -> Self:
+    def from_evaluator(cls, evaluator: Evaluator) -> Self:
         """As a scenario's ``elasticity`` asks: some devices, from the last round on."""
         scenario, members = evaluator.scenario, evaluator.members
         drawn = rng_for(scenario.seed, "followed").permutation(members.devices)[: scenario.elasticity.devices]

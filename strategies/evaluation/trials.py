@@ -130,7 +130,7 @@ def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: RunPaths, on_event:
     refiner = Refiner(grid, place, prepared, nodes, on_event)
     with stages("joining"):
         strategy = refiner.joined(scenario, plan)
-    evaluator, members, states = Evaluator.of(strategy), strategy.members, strategy.states
+    evaluator, members, states = Evaluator.from_strategy(strategy), strategy.members, strategy.states
     full: dict[str, Any] = {"bytes": prepared.layout.full_table_bytes}
     with stages("evaluation"):
         if trial.full_tables:

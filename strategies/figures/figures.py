@@ -156,7 +156,7 @@ def per_device(evaluator: Evaluator, found: EvaluationReplies, full: FullTableRe
         for place, share in enumerate(scenario.evaluation.budgets):
             replies[f"{share * 100:.4g}% {asked.precision} {asked.selector}"] = (asked.reply, place)
     replies[OWN_BUDGET] = (found.own, 0)
-    return PerDevice.of(
+    return PerDevice.from_replies(
         replies,
         evaluator.members.class_names,
         top_n=scenario.evaluation.top_n,
@@ -167,7 +167,7 @@ def per_device(evaluator: Evaluator, found: EvaluationReplies, full: FullTableRe
 
 def full_table(num_bytes: int, replies: FullTableReplies) -> FullTableResult:
     """The full tables, with intervals, and which is the strongest."""
-    measured = {name: MeasuredQuality.of(reply) for name, reply in replies.on_test.items()}
+    measured = {name: MeasuredQuality.from_reply(reply) for name, reply in replies.on_test.items()}
     base, start, refined = (measured.get(name) for name in ("global", "start", "refined"))
     qualities_ = {name: one.quality(base) for name, one in measured.items()}
     chosen_by = replies.start_validation
@@ -184,12 +184,12 @@ def full_table(num_bytes: int, replies: FullTableReplies) -> FullTableResult:
 
 def budget_rows(evaluator: Evaluator, found: EvaluationReplies, full: FullTableReplies) -> tuple[BudgetRow, ...]:
     """A row for each budget, precision and selector, beside the full tables."""
-    measured = {name: MeasuredQuality.of(reply) for name, reply in full.on_test.items()}
+    measured = {name: MeasuredQuality.from_reply(reply) for name, reply in full.on_test.items()}
     strongest = max(measured.values(), key=lambda one: one.recall, default=None)
     rows = []
     for asked in found.budgets:
         for place, share in enumerate(evaluator.scenario.evaluation.budgets):
-            one = MeasuredQuality.of(asked.reply, place)
+            one = MeasuredQuality.from_reply(asked.reply, place)
             rows.append(
                 BudgetRow(
                     share=share,
@@ -309,15 +309,15 @@ def device_traces(members: Members, records: Sequence[RoundRecord]) -> tuple[Dev
         DeviceTrace(
             device=device,
             device_class=classes[device],
-            budget_bytes=tuple(_of(device, traces, traces.budget_bytes) for traces in seen),
-            stored_bytes=tuple(_of(device, traces, traces.stored_bytes) for traces in seen),
-            kept_blocks=tuple(_of(device, traces, traces.kept_blocks) for traces in seen),
+            budget_bytes=tuple(_traced_value(device, traces, traces.budget_bytes) for traces in seen),
+            stored_bytes=tuple(_traced_value(device, traces, traces.stored_bytes) for traces in seen),
+            kept_blocks=tuple(_traced_value(device, traces, traces.kept_blocks) for traces in seen),
         )
         for device in sorted(classes)
     )
 
 
-def _of(device: int, traces: DeviceTraces, values: NDArray[np.int64]) -> int | None:
+def _traced_value(device: int, traces: DeviceTraces, values: NDArray[np.int64]) -> int | None:
     """A device's value among those of a round; None where the round did not see it."""
     found = values[traces.device == device]
     return int(found[0]) if len(found) else None

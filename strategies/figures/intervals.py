@@ -27,7 +27,7 @@ class MeasuredQuality:
     devices: int
 
     @staticmethod
-    def of(reply: wire.EvaluateReply, place: int = 0) -> MeasuredQuality:
+    def from_reply(reply: wire.EvaluateReply, place: int = 0) -> MeasuredQuality:
         """Under one of the budgets asked for."""
         sums, (recalls, ndcgs) = reply.by_budget()[place], reply.replicates.means()
         recall, ndcg = sums.mean()

@@ -121,13 +121,13 @@ class Material:
         whole[alone] = fit_user_embeddings(items, self.splits.train.select(alone))
         return whole
 
-    def of(self, devices: NDArray[np.int64]) -> Material:
+    def select_devices(self, devices: NDArray[np.int64]) -> Material:
         """The same tables, and these devices (N,) alone; ``given`` and ``popularity`` are theirs alone, too."""
         return replace(
             self,
             given=self.given.select(devices),
             has_data=np.ones(len(devices), np.bool_),
-            splits=self.splits.of(devices),
+            splits=self.splits.select(devices),
             pretrained=replace(self.pretrained, users=self.users[devices]),
             starts=None,
         )
@@ -234,7 +234,7 @@ def ranked_blocks(
     layout: BlockLayout, precision: Precision, blocks: NDArray[np.int64], decoded: FloatArray
 ) -> RankedBlocks:
     """Ranked blocks (K,) over an already decoded table (I, d)."""
-    order = RowOrder.of(layout, blocks)
+    order = RowOrder.from_blocks(layout, blocks)
     table = np.zeros((len(order.items), layout.num_slices, layout.slice_dim), np.float32)
     pieces = decoded.reshape(layout.num_items, layout.num_slices, layout.slice_dim)
     table[order.rows, order.slices] = pieces[order.items[order.rows], order.slices]

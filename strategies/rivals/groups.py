@@ -76,7 +76,7 @@ class PerGroup(Rival):
         """Validation sums over the sampled groups of every setting, for the requests that it serves in all of them."""
 
         def one(group: int) -> list[dict[Request, MetricSums]]:
-            inside = of_group(material, group, members[group])
+            inside = group_material(material, group, members[group])
             return [_validation_sums(setting, inside, requests) for setting in self.settings]
 
         with ThreadPoolExecutor(max_workers=2) as pool:  # the compiled loops release the interpreter lock
@@ -116,10 +116,10 @@ def sample_of_groups(members: dict[int, IntArray], seed: int) -> list[int]:
     return chosen
 
 
-def of_group(material: Material, group: int, members: IntArray) -> Material:
+def group_material(material: Material, group: int, members: IntArray) -> Material:
     """What a group's rival starts from: the group's table and its members' data alone."""
     assert material.starts is not None
-    return material.of(members).starting_with(material.starts.table(group))
+    return material.select_devices(members).starting_with(material.starts.table(group))
 
 
 def _validation_sums(setting: Rival, inside: Material, requests: Sequence[Request]) -> dict[Request, MetricSums]:
@@ -139,7 +139,7 @@ def _serve(
 
     def one(group: int) -> None:
         mine = members[group]
-        inside = of_group(material, group, mine)
+        inside = group_material(material, group, mine)
         for setting in settings:
             wanted = [request for request, liked in chosen.items() if liked == setting]
             for option in setting.options(inside, wanted):
@@ -155,4 +155,4 @@ def _serve(
         list(pool.map(one, members))
 
 
-__all__ = ["PerGroup", "of_group", "sample_of_groups"]
+__all__ = ["PerGroup", "group_material", "sample_of_groups"]

@@ -144,7 +144,7 @@ class Hashing(Rival):
                 for epoch in range(loss_of.epochs(self.steps))
             ],
         )
-        first, other = (DenseTable.of(part, request.precision) for part in parts)
+        first, other = (DenseTable.from_table(part, request.precision) for part in parts)
         stored = HashedTable(first, other, operation, number)
         users = np.where(material.has_data[:, None], users, np.float32(0))
         users = material.complete(users, stored.decoded()[1])

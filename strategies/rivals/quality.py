@@ -30,11 +30,11 @@ class DeviceQuality:
 
     def sums(self) -> MetricSums:
         """Over the devices that count, (1,) each."""
-        return MetricSums.of(np.zeros(len(self.devices), np.int64), 1, self.recall, self.ndcg, self.counted)
+        return MetricSums.from_devices(np.zeros(len(self.devices), np.int64), 1, self.recall, self.ndcg, self.counted)
 
     def drawn(self, count: int) -> Replicates:
         """Sums of the devices that count under the weights of a bootstrap's replicates, (1, count)."""
-        return Replicates.of(self.devices, self.recall[:, None], self.ndcg[:, None], self.counted, count)
+        return Replicates.from_devices(self.devices, self.recall[:, None], self.ndcg[:, None], self.counted, count)
 
     def mean(self) -> dict[str, float]:
         """Mean Recall@20 and NDCG@20."""
@@ -89,7 +89,7 @@ def list_metrics(lists: Lists, wanted: UserItems, num_items: int) -> tuple[NDArr
 def list_sums(lists: Lists, wanted: UserItems, num_items: int) -> MetricSums:
     """Metric sums, (1,) each, over the devices that have an item to find."""
     metrics = list_metrics(lists, wanted, num_items)
-    return MetricSums.of(np.zeros(len(lists), np.int64), 1, *metrics, wanted.counts() > 0)
+    return MetricSums.from_devices(np.zeros(len(lists), np.int64), 1, *metrics, wanted.counts() > 0)
 
 
 def means(sums: MetricSums) -> dict[str, float]:

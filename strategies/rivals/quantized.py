@@ -50,7 +50,7 @@ class QuantizedTable:
     scales: NDArray[np.float16]
 
     @staticmethod
-    def of(
+    def from_table(
         table: FloatArray, items: NDArray[np.int32], parts: int, bits: int, precision: Precision, seed: int
     ) -> QuantizedTable:
         """Codebooks of the rows ``items`` (n,) of a table (I, d), n at least 2^bits, and their codes.
@@ -161,7 +161,7 @@ class ProductQuantization(Rival):
                 items = np.sort(order[:most]).astype(np.int32)
                 seed = seed_for(material.seed, "product-quantization", parts, bits, most)
                 with fixed_threads(1):
-                    stored = QuantizedTable.of(table, items, parts, bits, request.precision, seed)
+                    stored = QuantizedTable.from_table(table, items, parts, bits, request.precision, seed)
                 seconds = time.perf_counter() - start
                 label = f"{dim} columns, {parts} x {bits} bits, {most} items by {by}"
                 yield whole_table(request, stored, users, seconds, label, num_items)

@@ -62,7 +62,7 @@ class Rule(Rival):
         """The best subset found for each request."""
         rng = rng_for(material.seed, "rule-devices")
         wanting = np.flatnonzero(material.splits.validation.counts() > 0)
-        sample = material.of(np.sort(rng.permutation(wanting)[: self.search.sample]))
+        sample = material.select_devices(np.sort(rng.permutation(wanting)[: self.search.sample]))
         for request in requests:
             start = time.perf_counter()
             layout = self.layout(material, request, requests)

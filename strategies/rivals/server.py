@@ -104,7 +104,7 @@ class Ease(Rival):
                 yield replace(self.solved(material, ridge), request=requests[0])
             return
         start = time.perf_counter()
-        part = of_popular_items(material, self.most_items)
+        part = keep_popular_items(material, self.most_items)
         ridge = max(self.ridges, key=lambda value: quality(self.solved(part, value), part, "validation")["recall@20"])
         whole = self.solved(material, ridge)
         label = f"{whole.label}, chosen on {self.most_items:,} items"
@@ -159,7 +159,7 @@ def _mirror(square: FloatArray, block: int = 1024) -> None:
             square[i : i + block, j : j + block] = square[j : j + block, i : i + block].T
 
 
-def of_popular_items(material: Material, count: int) -> Material:
+def keep_popular_items(material: Material, count: int) -> Material:
     """The same devices with the interactions with ``count`` most popular items alone, numbered anew."""
     splits = material.splits
     popularity = splits.train.popularity(splits.num_items)
@@ -234,7 +234,7 @@ class FullTable(Rival):
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
         """One, for the first request: it knows no budget."""
-        stored = DenseTable.of(material.pretrained.items, "fp32")
+        stored = DenseTable.from_table(material.pretrained.items, "fp32")
         yield whole_table(requests[0], stored, material.users, 0.0, self.name)
 
 

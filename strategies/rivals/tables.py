@@ -40,7 +40,7 @@ class SmallerDimension(Rival):
             users = material.complete(tables.users, tables.items)
             seconds = time.perf_counter() - start
             for request in (r for r in requests if dims[r] == dim):
-                stored = DenseTable.of(tables.items, request.precision)
+                stored = DenseTable.from_table(tables.items, request.precision)
                 yield whole_table(request, stored, users, seconds, f"{dim} dimensions")
 
 
@@ -66,7 +66,7 @@ class TruncatedSvd(Rival):
             seconds = time.perf_counter() - start
             for request in requests:
                 if rank := ranks[request]:
-                    parts = (DenseTable.of(part, request.precision) for part in (left[:, :rank], right[:rank]))
+                    parts = (DenseTable.from_table(part, request.precision) for part in (left[:, :rank], right[:rank]))
                     yield whole_table(request, FactorTable(*parts), material.users, seconds, f"rank {rank}, {label}")
 
 
@@ -119,7 +119,7 @@ class MagnitudePruning(Rival):
             if count:
                 kept = np.zeros(table.size, np.bool_)
                 kept[order[:count]] = True
-                stored = SparseTable.of(table, kept.reshape(table.shape), request.precision)
+                stored = SparseTable.from_table(table, kept.reshape(table.shape), request.precision)
                 label = f"{count} entries, {stored.encoding}"
                 yield whole_table(request, stored, material.users, seconds, label, num_items)
 
@@ -150,7 +150,7 @@ class FixedTiers(Rival):
                 width = fitting[-1]
                 items = np.ascontiguousarray(tables.items[:, :width])
                 users = material.complete(np.ascontiguousarray(tables.users[:, :width]), items)
-                stored = DenseTable.of(items, request.precision)
+                stored = DenseTable.from_table(items, request.precision)
                 yield whole_table(request, stored, users, 0.0, f"{width} dimensions")
 
 

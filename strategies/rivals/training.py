@@ -42,7 +42,7 @@ class BatchLoss:
         self.given, self.num_items, self.config = given, num_items, config
         self.active = np.flatnonzero(given.counts() > 0)
         popularity = given.popularity(num_items).astype(np.float64)
-        self._sampler = CandidateSampler.of(config, popularity)
+        self._sampler = CandidateSampler.from_config(config, popularity)
         bias = config.popularity_correction * np.log((popularity + 1.0) / (popularity + 1.0).mean())
         self._item_bias = torch.from_numpy(bias.astype(np.float32))
         self._user_l2, self._item_l2 = self._shares(given.counts()), self._shares(popularity)

@@ -46,7 +46,7 @@ class BucketedServerContents(OpenServerContents):
         """One user group. blocks: (K,) as they were ranked when sent; parts: sums with one entry a bucket."""
         state, layout = self.federation.states[group], self.federation.layout
         aggregation = self.federation.scenario.refinement.aggregation
-        order = RowOrder.of(layout, blocks)
+        order = RowOrder.from_blocks(layout, blocks)
         total = self.empty(order, blocks)
         buckets = by_bucket(parts, aggregation.robust.buckets, total)
         add_statistics(total, parts, buckets)

@@ -73,7 +73,7 @@ class ServerContents(ABC):
     def may_change(self, group: int, blocks: NDArray[np.int64], parts: Sequence[Arrays]) -> NDArray[np.integer]:
         """Return the items (T,) whose rows of a user group's table :meth:`take` may have changed: among those of the
         blocks (K,) that it was sent. Checkpoints contain only these rows. parts: contributions to the user group."""
-        return RowOrder.of(self.federation.layout, blocks).items
+        return RowOrder.from_blocks(self.federation.layout, blocks).items
 
     def outer_step(self, controller: Controller) -> float | None:
         """Update the controller from the signals of a round that had any; return its loss, if there is one."""

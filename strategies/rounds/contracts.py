@@ -47,7 +47,7 @@ class ServerContentsContract:
     def said(self, seed: int, blocks: int) -> Arrays:
         """Return one node's sums: in the clear, of two devices that changed some rows."""
         rng = np.random.default_rng(seed)
-        rows = RowOrder.of(self.layout, np.arange(blocks)).items
+        rows = RowOrder.from_blocks(self.layout, np.arange(blocks)).items
         shape = (len(rows), DIM)
         touched = rng.integers(0, 3, (len(rows), SLICES))
         moved = rng.normal(0, 0.1, shape) * np.repeat(touched > 0, DIM // SLICES, axis=1)

@@ -111,7 +111,7 @@ class AcceptanceTest:
             for reply in replies:
                 sums += reply.sums
                 moved += reply.download_bytes
-        effects = Effects.of(sums)
+        effects = Effects.from_sums(sums)
         accepted = effects.better(scenario.refinement.acceptance.confidence)
         self.comparisons.append(Comparison(server_round, sums, effects, accepted, moved))
         for group in np.flatnonzero(accepted).tolist():

@@ -101,7 +101,7 @@ class MaskedServerChannel(ServerChannel):
             if len(found.devices) < self._scenario.secure_aggregation.min_devices:
                 record.sat_out_groups += 1
                 continue
-            self._groups[group] = SecureGroup.of(self._scenario, record.server_round, group, found)
+            self._groups[group] = SecureGroup.from_keys(self._scenario, record.server_round, group, found)
             record.announced += len(found.devices)
         record.groups = len(self._groups)
         record.server_s += time.perf_counter() - start
@@ -229,7 +229,7 @@ class MaskedServerChannel(ServerChannel):
         record.dropped += len(survived) - int(survived.sum())
         if one.group in record.why_void:
             record.void_devices += int(survived.sum())
-        moved = DeviceBytes.of(one.neighbours.shape[1], layout.num_bytes)
+        moved = DeviceBytes.from_sizes(one.neighbours.shape[1], layout.num_bytes)
         shared = int(one.shared.sum())
         record.shared += shared
         record.vector_bytes += shared * moved.vector
@@ -239,7 +239,7 @@ class MaskedServerChannel(ServerChannel):
     def _vector_layout(self, one: SecureGroup, sent: SentRound) -> VectorLayout:
         layout = self.federation.layout
         blocks = sent.blocks.get(one.group, np.zeros(0, np.int64))
-        rows = len(RowOrder.of(layout, blocks).items)
+        rows = len(RowOrder.from_blocks(layout, blocks).items)
         return layout_of(
             self._scenario,
             num_devices=len(one.devices),

@@ -65,7 +65,7 @@ class SecureGroup:
     masked: bool
 
     @staticmethod
-    def of(scenario: Scenario, server_round: int, group: int, keys: AnnouncedKeys) -> SecureGroup:
+    def from_keys(scenario: Scenario, server_round: int, group: int, keys: AnnouncedKeys) -> SecureGroup:
         """Draw the neighbours of a group's devices."""
         devices = keys.devices
         rng = rng_for(scenario.seed, "secure-graph", server_round, group)

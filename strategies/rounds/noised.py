@@ -151,13 +151,13 @@ class NoisedServerContents(ServerContents):
         """Return the expected parts: all of them, dense."""
         layout, blocks = self.federation.layout, sent.blocks[group]
         sizes = GroupShape(layout.num_rows(blocks), layout.num_slices, layout.embedding_dim, len(blocks))
-        parts = Release.of(self.federation.scenario, signals=sent.signals).parts
+        parts = Release.from_scenario(self.federation.scenario, signals=sent.signals).parts
         return MessageContext(arrays={part: summed(*shape) for part, shape in shapes(sizes, parts).items()})
 
     def take(self, sent: SentRound, sums: Mapping[int, Sequence[Arrays]], opened: Mapping[int, OpenedSum]) -> None:
         """Noise every user group's sums and update its table and statistics; then the bound of the next round."""
         states, layout, scenario = self.federation.states, self.federation.layout, self.federation.scenario
-        parts = Release.of(scenario, signals=sent.signals).parts
+        parts = Release.from_scenario(scenario, signals=sent.signals).parts
         blocks = {group: b for group, b in sent.blocks.items() if not self.private.in_sums or group in opened}
         totals = {
             group: reduce(add, sums.get(group, []), empty_sums(layout, mine, parts)) for group, mine in blocks.items()
@@ -206,7 +206,7 @@ class NoisedServerContents(ServerContents):
         """Return the round's record. Where devices withhold their counters but all transfer the same bytes, the server
         knows these anyway."""
         scenario = self.federation.scenario
-        release = Release.of(scenario, signals=sent.signals)
+        release = Release.from_scenario(scenario, signals=sent.signals)
         if not release.withheld:
             return record
         down = up = 0
@@ -224,7 +224,9 @@ class NoisedServerContents(ServerContents):
 
 def empty_sums(layout: BlockLayout, blocks: NDArray[np.int64], parts: Iterable[Part]) -> NamedSums:
     """Sums over nobody, for the blocks (K,) that were sent to a user group."""
-    group = GroupShape(len(RowOrder.of(layout, blocks).items), layout.num_slices, layout.embedding_dim, len(blocks))
+    group = GroupShape(
+        len(RowOrder.from_blocks(layout, blocks).items), layout.num_slices, layout.embedding_dim, len(blocks)
+    )
     return NamedSums.zeros(shapes(group, parts))
 
 
@@ -237,7 +239,7 @@ def take_release(
     scenario: Scenario,
 ) -> None:
     """Change a user group's table and popularity by what was released; num_devices: that the sums are divided by."""
-    order = RowOrder.of(layout, blocks)
+    order = RowOrder.from_blocks(layout, blocks)
     sums, std, shrinks = release.sums, release.std, scenario.privacy.shrinkage
     if num_devices > 0:
         updates = sums["updates"] / num_devices
@@ -314,7 +316,7 @@ def public_bytes(
     blocks: (K,) that the group was sent.
     """
     ranked = rank_shape(layout, scenario.blocks.precision, blocks)
-    hiding = TrafficPadding.of(scenario, parts)
+    hiding = TrafficPadding.from_scenario(scenario, parts)
     everything = np.array([len(blocks)])
     down = int(hiding.download_bytes(ranked, everything)[0]) if hiding.group_prefix else 0
     if not hiding.is_public():
@@ -324,7 +326,7 @@ def public_bytes(
 
 def rank_shape(layout: BlockLayout, precision: Precision, blocks: NDArray[np.int64]) -> RankedBlocks:
     """Ranked blocks without content, to count bytes with."""
-    order = RowOrder.of(layout, blocks)
+    order = RowOrder.from_blocks(layout, blocks)
     nothing = np.zeros((len(order.items), 0), np.float32)
     return RankedBlocks(layout, precision, blocks, order.items, nothing, order.position)
 

@@ -49,7 +49,7 @@ class OpenServerContents(ServerContents):
     def take_group(self, group: int, blocks: NDArray[np.int64], parts: Sequence[Arrays]) -> None:
         """Update one user group. blocks: (K,) as they were ranked when sent; parts: sums that add up."""
         state, layout = self.federation.states[group], self.federation.layout
-        order = RowOrder.of(layout, blocks)
+        order = RowOrder.from_blocks(layout, blocks)
         total = self.empty(order, blocks)
         for part in parts:
             total.add(part)

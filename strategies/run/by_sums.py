@@ -80,7 +80,7 @@ class FederatedStage1Outcome(Stage1Outcome):
     @property
     def joining(self) -> MappedJoining:
         """It makes its vector of the rows of its items, as all devices did."""
-        return MappedJoining.of_rows(self.start.centroids, self.start.own, self.start.maps)
+        return MappedJoining.from_rows(self.start.centroids, self.start.own, self.start.maps)
 
     def join_request(self, setting: wire.RunSetting, devices: Ints) -> wire.JoinRequest:
         """Centroids and maps: a device finds its group and embedding from the vector that it has."""
@@ -109,7 +109,7 @@ def sums_of(
 ) -> FederatedSums:
     """Of the devices of a federation, in the clear or masked; plan: of their noise, if any."""
     panel, windows = scenario.pretraining.filter_devices, scenario.pretraining.open_rounds
-    units = Units.of(scenario.pretraining.spectral(), num_devices, num_items)
+    units = Units.from_config(scenario.pretraining.spectral(), num_devices, num_items)
     bounded, multiplier = plan is not None, plan.multiplier if plan is not None else 0.0
     if scenario.secure_aggregation.enabled:
         return MaskedSums(
@@ -181,7 +181,7 @@ class _Stage1Inputs:
     progress: Progress
 
     @staticmethod
-    def of(
+    def from_scenario(
         scenario: Scenario,
         plan: Plan | None,
         place: RunPaths,
@@ -201,7 +201,7 @@ class _Stage1Inputs:
         federated = sums_of(scenario, nodes, setting, splits.num_items, splits.num_users, plan)
         exponent = scenario.pretraining.user_exponent
         told = federated if plan is None else NoisedSums(federated, scenario, plan)
-        said = CheckpointedSums(told, federated, kept or RunCheckpoints.at(replace(place, kept_dir=""), stages))
+        said = CheckpointedSums(told, federated, kept or RunCheckpoints.from_paths(replace(place, kept_dir=""), stages))
         sums = said if by_devices else PooledSums(given, splits.num_items, exponent, asked=said.choice)
 
         def show(done: int, total: int, text: str) -> None:
@@ -224,7 +224,7 @@ def choose_by_sums(
         DataError: the data set cannot be had, or nobody has any item.
         EngineError: a node failed, or a step reached nobody.
     """
-    ready = _Stage1Inputs.of(scenario, None, place, stages, nodes, on_event, kept)
+    ready = _Stage1Inputs.from_scenario(scenario, None, place, stages, nodes, on_event, kept)
     pretraining = scenario.pretraining
     with stages("pretraining"):
         found = run_passes(
@@ -255,7 +255,7 @@ def prepare_by_sums(
         EngineError: a node failed, or a step reached nobody.
         BudgetError: an evaluation budget is below one block.
     """
-    ready = _Stage1Inputs.of(scenario, plan, place, stages, nodes, on_event, kept)
+    ready = _Stage1Inputs.from_scenario(scenario, plan, place, stages, nodes, on_event, kept)
     pretraining, groups = scenario.pretraining, scenario.user_groups
     with stages("pretraining"):
         start = run_stage1(

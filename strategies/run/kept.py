@@ -55,7 +55,7 @@ class RunCheckpoints:
     on_event: OnEvent = field(default=silent, repr=False)
 
     @staticmethod
-    def at(place: RunPaths, stages: StageTimes, on_event: OnEvent = silent) -> RunCheckpoints:
+    def from_paths(place: RunPaths, stages: StageTimes, on_event: OnEvent = silent) -> RunCheckpoints:
         """Where the place says."""
         return RunCheckpoints(Path(place.kept_dir) if place.kept_dir else None, Path(place.run_dir), stages, on_event)
 

@@ -278,7 +278,7 @@ class MaskedSums(FederatedSums):
                 told, f"{len(devices)} devices announced keys, secure_aggregation.min_devices is {least}", clock
             )
         keys = AnnouncedKeys(devices[order], channel, mask)
-        one = SecureGroup.of(self.scenario, told.server_round, wire.EVERYBODY, keys)
+        one = SecureGroup.from_keys(self.scenario, told.server_round, wire.EVERYBODY, keys)
 
         def shares(partition: int) -> NodeRequest | None:
             here = self._hosted(one, partition)

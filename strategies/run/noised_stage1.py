@@ -86,7 +86,7 @@ class NoisedSums:
 
     @property
     def _scales(self) -> Stage1Scales:
-        return Stage1Scales.of(self.scenario, self.plan.multiplier)
+        return Stage1Scales.from_scenario(self.scenario, self.plan.multiplier)
 
     @property
     def _by_server(self) -> bool:

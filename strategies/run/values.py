@@ -39,7 +39,7 @@ def write_value(file: BinaryIO, value: object, live: Live) -> None:
         RecursionError: it holds itself.
     """
     nodes = _Nodes(live)
-    root = nodes.of(value)
+    root = nodes.encode(value)
     arrays = [{"dtype": array.dtype.str, "shape": array.shape} for array in nodes.arrays]
     head = json.dumps({"root": root, "nodes": nodes.nodes, "arrays": arrays}).encode()
     file.write(len(head).to_bytes(LENGTH_BYTES, "little"))
@@ -82,7 +82,7 @@ class _Nodes:
         self._known: dict[int, int] = {}
         self._held: list[object] = []  # so that no other thing gets an id that is known
 
-    def of(self, value: object) -> Any:
+    def encode(self, value: object) -> Any:
         """A plain value as it is, anything else as ``[number of its node]``."""
         if type(value) in _PLAIN:
             return value
@@ -99,9 +99,9 @@ class _Nodes:
             return ["live", name]
         kind = _KINDS.get(type(value))
         if kind is not None:
-            return [kind, [self.of(one) for one in value]]
+            return [kind, [self.encode(one) for one in value]]
         if type(value) is dict:
-            return ["dict", [[self.of(key), self.of(one)] for key, one in value.items()]]
+            return ["dict", [[self.encode(key), self.encode(one)] for key, one in value.items()]]
         if isinstance(value, np.ndarray | np.generic):
             array = np.asarray(value)
             if array.dtype.kind not in "biuf":
@@ -118,7 +118,7 @@ class _Nodes:
         state = value.__getstate__()
         if isinstance(value, list | tuple | set | frozenset | dict | str | int | float) or isinstance(state, tuple):
             raise TypeError(f"a {cls.__module__}.{cls.__qualname__}, with slots or of a plain type, is not kept")
-        return ["object", cls.__module__, cls.__qualname__, self.of(state)]
+        return ["object", cls.__module__, cls.__qualname__, self.encode(state)]
 
 
 def _made(node: list[Any], made: list[Any], arrays: list[NDArray[Any]], live: Live) -> Any:

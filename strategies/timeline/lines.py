@@ -29,7 +29,7 @@ class MetricTotals:
     replicates: Replicates
 
     @staticmethod
-    def of(reply: wire.EvaluateReply, place: int = 0) -> MetricTotals:
+    def from_reply(reply: wire.EvaluateReply, place: int = 0) -> MetricTotals:
         """Under one of the budgets asked for."""
         some = slice(place, place + 1)
         drawn = reply.replicates

@@ -39,7 +39,7 @@ class PeriodDevices:
     cohort: Cohort
 
     @staticmethod
-    def of(learn: Splits, join: Splits, at_start: int) -> list[PeriodDevices]:
+    def from_splits(learn: Splits, join: Splits, at_start: int) -> list[PeriodDevices]:
         """All devices of a period that are asked for anything. at_start: how many there were when the first began."""
         asked = []
         kinds: list[tuple[Splits, Cohort, int, int]] = [
@@ -65,13 +65,13 @@ class ScoredTables:
     fading: float | None = None
 
     @staticmethod
-    def of(model: SpectralModel, fading: float | None) -> ScoredTables:
+    def from_model(model: SpectralModel, fading: float | None) -> ScoredTables:
         """As a model has them."""
         table = model.scored * model.fresh[:, None].astype(np.float32)
         return ScoredTables(table, model.own, model.middle, fading)
 
     @staticmethod
-    def by(popularity: NDArray[np.integer]) -> ScoredTables:
+    def from_popularity(popularity: NDArray[np.integer]) -> ScoredTables:
         """Items by a number: everybody's vector is 1."""
         column = popularity.astype(np.float32)[:, None]
         return ScoredTables(column, np.zeros_like(column), np.ones(1, np.float32))
@@ -119,10 +119,10 @@ class StaticLists:
     common: NDArray[np.int32]
 
     @staticmethod
-    def of(scored: ScoredTables, popularity: NDArray[np.int64], train: UserItems) -> StaticLists:
+    def from_scored(scored: ScoredTables, popularity: NDArray[np.int64], train: UserItems) -> StaticLists:
         """Of everybody who is there, without what they have."""
         nobody = UserItems(np.zeros(2, np.int64), np.zeros(0, np.int32))
-        common = ScoredTables.by(popularity).lists(nobody, nobody)[0]
+        common = ScoredTables.from_popularity(popularity).lists(nobody, nobody)[0]
         return StaticLists(scored.lists(train, train), common)
 
     def metrics(self, asked: PeriodDevices, num_items: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

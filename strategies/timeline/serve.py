@@ -75,7 +75,10 @@ def serve_timeline(grid: Grid, scenario: Scenario, place: RunPaths, on_event: On
     with stages("start"):
         nodes = Nodes.connect(grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s)
         timeline = device_timeline(scenario, place.data_dir, place.run_dir)
-    run, kept = _TimelineRun(grid, scenario, place, nodes, timeline, stages), RunCheckpoints.at(place, stages, on_event)
+    run, kept = (
+        _TimelineRun(grid, scenario, place, nodes, timeline, stages),
+        RunCheckpoints.from_paths(place, stages, on_event),
+    )
     done = run.go_on(kept)
     if done:
         on_event(Event("timeline", done, timeline.periods, "resumed from a checkpoint"))
@@ -259,7 +262,7 @@ class _TimelineRun:
         self.follow()
         shared = not refining.rounds and (self.published is None or len(self.published.tables) == 1)
         exact = [state.table for state in (states[:1] if shared else states)]
-        self.published = PublishedTables.of(
+        self.published = PublishedTables.from_exact(
             exact, self.model.fresh, self.published, self.model.former, self.part.max_changed_rows
         )
         served = [replace(state, table=self.published.scored(group)) for group, state in enumerate(states)]
@@ -487,10 +490,10 @@ class _TimelineRun:
             reply = evaluator.evaluate(budgets[:-1], devices=devices)
             told[cohort] = reply
             for place, label in enumerate(self.labels[:-1]):
-                self.lines.put(period, label, cohort, MetricTotals.of(reply, place))
+                self.lines.put(period, label, cohort, MetricTotals.from_reply(reply, place))
             for label, (asks, table) in {FULL: (evaluator, None), WHOLE: exactly(evaluator, exact)}.items():
                 whole = asks.evaluate([wire.UNLIMITED], precision="fp32", everybody=table, devices=devices)
-                self.lines.put(period, label, cohort, MetricTotals.of(whole))
+                self.lines.put(period, label, cohort, MetricTotals.from_reply(whole))
         return told
 
     def rivals(self, period: int, learn: Splits, joining: Splits) -> None:
@@ -502,22 +505,24 @@ class _TimelineRun:
         recent = np.bincount(self.timeline.items[behind:begin], minlength=learn.num_items)
         if self.first is None:
             self.first = replace(
-                ScoredTables.of(self.model, fading), table=self.model.scored
+                ScoredTables.from_model(self.model, fading), table=self.model.scored
             )  # freshness would not last
             self.first_lists = {
-                "cached-list": StaticLists.of(self.first, popularity, learn.train),
-                "cached-list-fresh": StaticLists.of(ScoredTables.of(self.model, fading), popularity, learn.train),
+                "cached-list": StaticLists.from_scored(self.first, popularity, learn.train),
+                "cached-list-fresh": StaticLists.from_scored(
+                    ScoredTables.from_model(self.model, fading), popularity, learn.train
+                ),
             }
         pooled = PooledSums(learn.train, learn.num_items, config.user_exponent, config.item_exponent, fading=fading)
-        retrained = ScoredTables.of(self.going_on(pooled, None, recent)[0], fading)
-        lists = StaticLists.of(retrained, popularity, learn.train)
+        retrained = ScoredTables.from_model(self.going_on(pooled, None, recent)[0], fading)
+        lists = StaticLists.from_scored(retrained, popularity, learn.train)
         scored = {
             "start-table": self.first,
             "retrained": retrained,
-            "popularity": ScoredTables.by(popularity),
-            "recent-popularity": ScoredTables.by(recent * (len(self.timeline.items) + 1) + popularity),
+            "popularity": ScoredTables.from_popularity(popularity),
+            "recent-popularity": ScoredTables.from_popularity(recent * (len(self.timeline.items) + 1) + popularity),
         }
-        for asked in PeriodDevices.of(learn, joining, self.at_start):
+        for asked in PeriodDevices.from_splits(learn, joining, self.at_start):
             for name, cached in {**self.first_lists, "refreshed-list": lists}.items():
                 metrics = cached.metrics(asked, int(self.timeline.items.max()) + 1)
                 self.lines.put(period, name, asked.cohort, found(asked, metrics, replicates))

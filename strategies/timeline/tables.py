@@ -25,7 +25,7 @@ class PublishedTables:
     changed: NDArray[np.uint8]
 
     @staticmethod
-    def of(
+    def from_exact(
         exact: Sequence[FloatArray],
         fresh: NDArray[np.float64],
         before: PublishedTables | None,

@@ -42,7 +42,7 @@ def mapped(rng: np.random.Generator, layout: BlockLayout, groups: int = 2, colum
     """Random centroids, rows and maps, as stage 1 rounds them."""
     maps = [halves(rng.normal(size=(columns, layout.embedding_dim)).astype(np.float32)) for _ in range(groups)]
     own = halves(rng.normal(size=(layout.num_items, columns)).astype(np.float32))
-    return MappedJoining.of_rows(rng.normal(size=(groups, 4)).astype(np.float32), own, np.stack(maps))
+    return MappedJoining.from_rows(rng.normal(size=(groups, 4)).astype(np.float32), own, np.stack(maps))
 
 
 def saved(

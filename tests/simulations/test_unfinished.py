@@ -74,7 +74,7 @@ def test_another_scenario_is_refused_by_its_key(change, said, tiny, splits, tmp_
 def test_other_data_another_fleet_and_other_code_are_refused(tiny, splits, tmp_path, monkeypatch):
     scenario, out = load_scenario(tiny), tmp_path / "out"
     stop_in(out, scenario, splits)
-    fewer = splits.of(range(30))
+    fewer = splits.select(range(30))
     with pytest.raises(ReportError, match="with other data"), unfinished(out, scenario, fewer):
         pass
     fleet = (tmp_path / "fleet.yaml").read_text()
@@ -112,7 +112,7 @@ def test_two_runs_do_not_write_into_one_folder(tiny, splits, tmp_path):
     stop_in(out, scenario, splits)
     other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        owner = Owner.of(psutil.Process(other.pid))
+        owner = Owner.from_process(psutil.Process(other.pid))
         (out / NAME / OWNER).write_text(json.dumps(dataclasses.asdict(owner)))
         with (
             pytest.raises(ReportError, match=rf"process {other.pid} of \S+ is writing a run there"),

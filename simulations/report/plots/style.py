@@ -86,7 +86,7 @@ class Series:
     mark: str
 
     @staticmethod
-    def of(number: int, name: str) -> Series:
+    def from_number(number: int, name: str) -> Series:
         """As :func:`line_kwargs` draws the line of that number."""
         style = line_kwargs(number)
         return Series(number, name, style["color"], MARKS[MARKERS.index(style["marker"])])

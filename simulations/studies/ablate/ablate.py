@@ -76,7 +76,7 @@ def ablate(
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
     """
-    frame = Frame.of(scenario, out, options)
+    frame = Frame.from_scenario(scenario, out, options)
     shares = tuple(sorted(set(budgets)))
     chosen = None if parts is None else list(parts)
     by_seed = list(frame.by_seed(seeds, lambda study: _one_seed(study, shares, chosen)).values())

@@ -81,7 +81,7 @@ def audit(
         FlPeelError: a mistake in the scenario, the data or the rows, an unknown attack, or a failed engine.
     """
     settings = settings or AuditSettings()
-    frame = Frame.of(scenario, out, options)
+    frame = Frame.from_scenario(scenario, out, options)
     scenario = frame.scenario
     names = list(settings.attacks or attacks_on(scenario))
     for name in names:
@@ -99,7 +99,7 @@ def audit(
             devices = int((study_splits(row.scenario, place).test.counts() > 0).sum())
             privacy_plan(row.scenario, place)
             _require_replay(row)
-        kept = AuditCheckpoints.of(frame, chosen, place, settings, names)
+        kept = AuditCheckpoints.from_frame(frame, chosen, place, settings, names)
         found = kept.read()
         missing = [row for row in chosen if row.name not in found]
         if missing:
@@ -124,7 +124,7 @@ class AuditCheckpoints:
     on_event: OnEvent = silent
 
     @staticmethod
-    def of(
+    def from_frame(
         frame: Frame, rows: Sequence[AuditRow], place: RunPaths, settings: AuditSettings, names: Sequence[str]
     ) -> AuditCheckpoints:
         """By what decides each: its scenario with the devices' data, what is watched, the attacks, code and versions;

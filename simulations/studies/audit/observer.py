@@ -212,7 +212,7 @@ class Observer:
             cohort.classes[devices].astype(np.int64),
             np.zeros((len(devices), cohort.splits.num_items), np.bool_),
             accomplices,
-            cohort.splits.of(devices),
+            cohort.splits.select(devices),
             int(groups.max()) + 1,
             len(cohort.fleet.names),
         )

@@ -97,7 +97,9 @@ class StepObserver:
             answers = [said(cohort, parts[0].devices, request)[wire.EVERYBODY].first for request in requests]
             table = np.concatenate([request.table for request in requests], axis=1)
             passes.append(PassView(table, np.concatenate(answers, axis=1)))
-        units = Units.of(cohort.scenario.pretraining.spectral(), cohort.population, cohort.splits.num_items).passes
+        units = Units.from_config(
+            cohort.scenario.pretraining.spectral(), cohort.population, cohort.splits.num_items
+        ).passes
         return reconstruct(passes, cohort.splits.spoken, cohort.scenario.pretraining.user_exponent, scale=units)
 
     @property

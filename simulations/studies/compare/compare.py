@@ -70,7 +70,7 @@ def compare(
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
     """
-    frame = Frame.of(scenario, out, options)
+    frame = Frame.from_scenario(scenario, out, options)
     if frame.scenario.pretraining.model == "spectral":
         raise ScenarioError(
             "pretraining.model: spectral makes no global table, from which rivals start; compare another "

@@ -72,7 +72,7 @@ def compare_federated(
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
     """
-    frame = Frame.of(scenario, out, options)
+    frame = Frame.from_scenario(scenario, out, options)
     _check(frame.scenario)
     shares = tuple(sorted(set(budgets)))
     found = frame.by_seed(seeds, lambda study: _one_seed(study, shares, methods, effort or Effort()))

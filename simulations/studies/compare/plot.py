@@ -57,7 +57,7 @@ def compare_plot(rows: Sequence[CompareRow], full_table: CompareFullTable | None
     )
     if full_table is not None and not is_narrow():
         _share_ticks(panels[0], sorted({row["share"] for row in rows}), full_table["bytes"])
-    series = tuple(Series.of(number, _name(*key)) for number, key in enumerate(order))
+    series = tuple(Series.from_number(number, _name(*key)) for number, key in enumerate(order))
     return replace(finish(figure, "compare", "Quality against bytes", compare_alt(rows)), series=series)
 
 

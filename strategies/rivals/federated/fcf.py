@@ -58,7 +58,7 @@ class Gradients:
     rows: IntArray
     num_bytes: IntArray
 
-    def of(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
+    def sum_gradients(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sum of the gradients (I, d)."""
         return (table @ self.moments + self.rows) / UNITS
 
@@ -114,7 +114,7 @@ class Fcf:
 
     def merged(self, server: FcfServer, sums: Gradients, setting: FcfSetting) -> FcfServer:
         """A step of Adam."""
-        gradient = 2 * (sums.of(server.table) + setting.l2 * server.table)
+        gradient = 2 * (sums.sum_gradients(server.table) + setting.l2 * server.table)
         steps = server.steps + 1
         first = BETAS[0] * server.first + (1 - BETAS[0]) * gradient
         second = BETAS[1] * server.second + (1 - BETAS[1]) * gradient**2

@@ -46,12 +46,12 @@ def found_by(
         tier = chosen[served.tier[chosen] == place]
         for some in world.chunks(tier):
             users = stored_user(np.ascontiguousarray(served.users[some, : table.shape[1]]))
-            option = whole_table(Request(precision, 1.0, 0), DenseTable.of(table, precision), users, 0.0)
+            option = whole_table(Request(precision, 1.0, 0), DenseTable.from_table(table, precision), users, 0.0)
             hidden = exclude.select(some)
             if served.own is None:
                 best = top_rows(option.ranked, option.test_cutoffs, users, hidden, TOP_N)
             else:
-                own = of_devices(served.own, some)
+                own = select_devices(served.own, some)
                 theirs = UserItems(own.indptr, own.items)
                 others = top_rows(option.ranked, option.test_cutoffs, users, hidden.merged(theirs), TOP_N)
                 rows = as_stored(served.tables[place][own.items] + own.rows, precision)
@@ -62,7 +62,7 @@ def found_by(
 
 def held_bytes(served: ServedTables, precision: Precision) -> IntArray:
     """Bytes (U,) of what each device holds to rank: header, vector in fp16, its whole table."""
-    sizes = [stored_bytes(DenseTable.of(table, precision)) for table in served.tables]
+    sizes = [stored_bytes(DenseTable.from_table(table, precision)) for table in served.tables]
     return np.array(sizes, np.int64)[served.tier]
 
 
@@ -71,7 +71,7 @@ def as_stored(rows: FloatArray, precision: Precision) -> FloatArray:
     return dequantize(*quantize(rows, precision), precision, rows.shape[1])
 
 
-def of_devices(updates: RowUpdates, devices: IntArray) -> RowUpdates:
+def select_devices(updates: RowUpdates, devices: IntArray) -> RowUpdates:
     """The updates of these devices (N,) alone, in this order."""
     numbered = UserItems(updates.indptr, np.arange(len(updates.items), dtype=np.int32)).select(devices)
     return RowUpdates(numbered.indptr, updates.items[numbered.items], updates.rows[numbered.items])

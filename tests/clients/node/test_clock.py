@@ -11,7 +11,7 @@ from clients.fleet.budgets import held_once
 from clients.node.clock import MOST, DeviceRates, never_in_time, round_seconds, spend
 
 # 0.5 s latency, 8 Mbit/s down = 1,000,000 B/s, 0.8 Mbit/s up = 100,000 B/s, 50 samples/s, 2 W, 4 J/MB
-PHONE = DeviceRates.of(
+PHONE = DeviceRates.from_rates(
     {
         "latency_ms": np.array([500.0]),
         "downlink_mbps": np.array([8.0]),
@@ -117,6 +117,6 @@ def test_a_value_that_all_devices_have_is_held_once():
 
 def test_rates_that_all_devices_share_take_no_memory_for_each():
     names = ("latency_ms", "downlink_mbps", "uplink_mbps", "samples_per_s", "train_watts", "radio_joules_per_mb")
-    rates = DeviceRates.of({name: np.full(1000, number + 1.0) for number, name in enumerate(names)})
+    rates = DeviceRates.from_rates({name: np.full(1000, number + 1.0) for number, name in enumerate(names)})
     assert {array.strides for array in vars(rates).values()} == {(0,)}
     assert rates.downlink_bytes_per_s[-1] == 250_000

@@ -191,11 +191,11 @@ def run(world: World, nodes: int) -> Outcome:
             reply = clear_round(cohort, request)
             replies.append(reply)
             for group, content in reply.groups.items():
-                order = RowOrder.of(LAYOUT, request.groups[group]["blocks"].astype(np.int64))
+                order = RowOrder.from_blocks(LAYOUT, request.groups[group]["blocks"].astype(np.int64))
                 shape = len(order.items), SLICES, DIM, len(request.groups[group]["blocks"])
                 sums.setdefault(group, BlockSums.zeros(*shape)).add(content)
         for group, total in sums.items():
-            order = RowOrder.of(LAYOUT, request.groups[group]["blocks"].astype(np.int64))
+            order = RowOrder.from_blocks(LAYOUT, request.groups[group]["blocks"].astype(np.int64))
             tables[group, order.items] += mean_update(total, order.position, "touched")[0]
         history.append(replies)
         totals.append(sums)

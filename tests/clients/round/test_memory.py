@@ -35,7 +35,7 @@ def test_training_begins_with_as_many_of_the_stored_blocks_as_working_memory_all
     assert trainable.tolist() == [0, 0, 1, 2, 5, 12]
     budgets = np.full((2, 6), 52 + 4 * 8)
     budgets[1, 4] = 52 + 3 * 8
-    memory = RoundMemory.of(RANKED, budgets, trainable)
+    memory = RoundMemory.from_budgets(RANKED, budgets, trainable)
     assert memory.first.tolist() == [4] * 6
     assert memory.last.tolist() == [4, 4, 4, 4, 3, 4]
     assert memory.begun.tolist() == [0, 0, 1, 2, 4, 4]
@@ -46,7 +46,7 @@ def test_training_begins_with_as_many_of_the_stored_blocks_as_working_memory_all
 
 
 def test_losing_blocks_that_are_not_trained_interrupts_nothing():
-    memory = RoundMemory.of(RANKED, np.array([[52 + 40, 52 + 16], [52 + 16, 52 + 40]]), np.array([2, 2]))
+    memory = RoundMemory.from_budgets(RANKED, np.array([[52 + 40, 52 + 16], [52 + 16, 52 + 40]]), np.array([2, 2]))
     assert memory.dropped_blocks.tolist() == [True, False]
     assert memory.interrupted.tolist() == [False, False]
 
@@ -56,7 +56,7 @@ def test_steps_at_which_a_device_holds_more_than_its_budget_are_counted(monkeypa
     budgets = np.full((3, 2), 84)
     more = np.array([[1, 0], [1, 0], [0, 1]])
     monkeypatch.setattr(module, "stored_bytes", lambda ranked, held, lowest, beside: budgets + more)
-    assert RoundMemory.of(RANKED, budgets, np.full(2, 12)).violations.tolist() == [2, 1]
+    assert RoundMemory.from_budgets(RANKED, budgets, np.full(2, 12)).violations.tolist() == [2, 1]
 
 
 def test_working_bytes_by_hand():
@@ -64,7 +64,9 @@ def test_working_bytes_by_hand():
     what they may have touched. The fifth has nothing to train and reads a block.
     """
     own = working(*[10_000] * 4, 50)
-    memory = RoundMemory.of(RANKED, np.array([[84, 84, 84, 84, 84], [84, 84, 60, 84, 84]]), own.cutoffs(RANKED))
+    memory = RoundMemory.from_budgets(
+        RANKED, np.array([[84, 84, 84, 84, 84], [84, 84, 60, 84, 84]]), own.cutoffs(RANKED)
+    )
     taken = memory.working_bytes(RANKED, own, np.array([0, 1, 2]), np.array([3, 1, 1]))
     full = 104 + 4 * 45
     assert taken.tolist() == [104 + 4 * 5 + 3 * 40, 104 + 4 * 5 + 40, full, full, 8]
@@ -84,7 +86,7 @@ def test_what_a_device_may_take_by_hand():
 
 
 def test_what_lies_beside_the_file_counts_against_the_budget():
-    memory = RoundMemory.of(RANKED, np.array([[84, 59, 60, 68]]), np.full(4, 12), beside=8)
+    memory = RoundMemory.from_budgets(RANKED, np.array([[84, 59, 60, 68]]), np.full(4, 12), beside=8)
     assert memory.first.tolist() == [3, 0, 0, 1]
     assert memory.stored.tolist() == [84, 0, 60, 68]
     assert not memory.violations.any()

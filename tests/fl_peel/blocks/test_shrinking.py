@@ -149,7 +149,7 @@ def test_no_violation_as_shipped_fleets_move(name):
 def test_the_worst_tenth_from_a_histogram_by_hand():
     """Ten devices with 0, 0.1, ... 0.9: the worst tenth is the 0, the worst quarter (0 + .1 + .2 / 2) / 2.5."""
     values = np.arange(10) / 10
-    histogram = Histogram.of(np.zeros(10, np.int64), 1, values, np.ones(10, bool))
+    histogram = Histogram.from_devices(np.zeros(10, np.int64), 1, values, np.ones(10, bool))
     one = Histogram(histogram.counts[0], histogram.sums[0])
     assert one.worst_mean(0.1) == 0.0
     assert one.worst_mean(0.25) == pytest.approx((0 + 0.1 + 0.2 / 2) / 2.5, abs=1e-9)
@@ -169,8 +169,10 @@ def test_histograms_add_up_and_are_close_to_sorting(values, split, share):
     array = np.array(values)
     cut = min(split, len(array))
     cells, counted = np.zeros(len(array), np.int64), np.ones(len(array), bool)
-    whole = Histogram.of(cells, 1, array, counted)
-    parts = [Histogram.of(cells[part], 1, array[part], counted[part]) for part in (slice(cut), slice(cut, None))]
+    whole = Histogram.from_devices(cells, 1, array, counted)
+    parts = [
+        Histogram.from_devices(cells[part], 1, array[part], counted[part]) for part in (slice(cut), slice(cut, None))
+    ]
     assert (parts[0].counts + parts[1].counts == whole.counts).all()
     assert (parts[0].sums + parts[1].sums == whole.sums).all()
     assert whole.counts.sum() == len(values)
@@ -182,6 +184,6 @@ def test_histograms_add_up_and_are_close_to_sorting(values, split, share):
 
 
 def test_devices_without_test_items_are_not_counted():
-    histogram = Histogram.of(np.array([0, 1]), 2, np.array([0.5, 0.0]), np.array([True, False]))
+    histogram = Histogram.from_devices(np.array([0, 1]), 2, np.array([0.5, 0.0]), np.array([True, False]))
     assert histogram.counts.sum(axis=1).tolist() == [1, 0]
     assert histogram.counts[0, 50] == 1  # (0.49, 0.50]

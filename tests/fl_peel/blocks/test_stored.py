@@ -313,7 +313,7 @@ def test_the_user_group_is_kept_from_the_list_to_the_file_and_back():
     blocks, pieces = np.array([1]), np.ones((1, 2), np.float32)
     assert StoredEmbedding.build(layout, "int8", user, blocks, table, 7).user_group == 7
     assert StoredEmbedding.build(layout, "int8", user, blocks, table).user_group == 0
-    assert StoredEmbedding.of_pieces(layout, "int8", user, blocks, pieces).user_group == 0
+    assert StoredEmbedding.from_pieces(layout, "int8", user, blocks, pieces).user_group == 0
 
 
 def test_numbers_are_checked_before_anything_is_allocated(monkeypatch):

@@ -211,12 +211,12 @@ def test_validation_takes_all_but_one_of_what_the_test_leaves(timed):
 
 def test_share_of_some_users_is_renumbered():
     parts = Splits(ragged([0], [1], [2]), ragged([3], [4], [5]), ragged([6], [7], []), 8)
-    share = parts.of(np.array([2, 0]))
+    share = parts.select(np.array([2, 0]))
     assert share.num_users == 2
     assert (rows_of(share.train), rows_of(share.validation)) == ([[2], [0]], [[5], [3]])
     assert (rows_of(share.test), share.num_items) == ([[], [6]], 8)
     assert (share.said, share.spoken) == (None, share.train)
-    some = Splits(parts.train, parts.validation, parts.test, 8, ragged([], [1], [2])).of(np.array([2, 0]))
+    some = Splits(parts.train, parts.validation, parts.test, 8, ragged([], [1], [2])).select(np.array([2, 0]))
     assert rows_of(some.said) == rows_of(some.spoken) == [[2], []]
     assert rows_of(some.train) == [[2], [0]]
 

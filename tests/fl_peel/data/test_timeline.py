@@ -33,7 +33,7 @@ def timeline(rows=ROWS, **changes):
     pairs = UserItems.from_pairs(numbers, items, len(labels))
     data = Interactions("planted", pairs, int(items.max()) + 1, (days * 86_400)[order])
     keys = {"start": 6 / 14, "periods": 2, "share": 4 / 14, "days": None}
-    return Timeline.of(data, **(keys | changes))
+    return Timeline.from_interactions(data, **(keys | changes))
 
 
 def pairs(items):
@@ -104,7 +104,7 @@ def test_what_cannot_be_cut_is_refused():
         timeline(start=0.1, share=0.3)
     data = Interactions("timeless", UserItems.from_pairs(np.array([0]), np.array([0]), 1), 1)
     with pytest.raises(DataError, match=r"^timeless: has no timestamps, which data.timeline needs; leave it out$"):
-        Timeline.of(data, start=0.5, periods=1, share=0.1, days=None)
+        Timeline.from_interactions(data, start=0.5, periods=1, share=0.1, days=None)
 
 
 def test_who_does_nothing_speaks_of_less_and_less():
@@ -120,7 +120,7 @@ def test_who_does_nothing_speaks_of_less_and_less():
     later = found.splits(1, "learn")
     assert pairs(later.train.select(np.array([2]))) == [(0, 1)], "it still has what it did"
     assert later.spoken.counts()[2] == 0, "one thing, half of it: it has left"
-    assert pairs(later.of(np.array([1, 0])).spoken) == [
+    assert pairs(later.select(np.array([1, 0])).spoken) == [
         *[(0, 0), (0, 1), (0, 2)],
         *[(1, 0), (1, 1), (1, 2), (1, 3)],
     ]

@@ -106,7 +106,7 @@ def test_the_first_that_is_wrong_is_named(changed, why):
 
 def test_rows_ascend_within_their_bucket():
     of = ArraySpec(("T",), within="R", ascending=True, by="buckets")
-    checked = ArrayChecker.of(MessageContext({"R": 4}, arrays={"rows": of, "buckets": ArraySpec(("T",))}))
+    checked = ArrayChecker.from_context(MessageContext({"R": 4}, arrays={"rows": of, "buckets": ArraySpec(("T",))}))
     checked.group({"buckets": np.array([0, 0, 2]), "rows": np.array([1, 3, 0])}, "x")
     with pytest.raises(MessageError, match=r"buckets: of shape \(2,\), not \(3\)"):
         checked.group({"buckets": np.array([0, 0]), "rows": np.array([1, 3, 0])}, "x")
@@ -125,6 +125,6 @@ def test_numbers_that_their_type_keeps_in_range_are_not_looked_at():
         max = min
 
     sums = np.zeros((3, 2), np.int32).view(Unread)
-    ArrayChecker.of(MessageContext({TOTAL: MOST // 64})).array(sums, summed("T", "d"), "sums")
+    ArrayChecker.from_context(MessageContext({TOTAL: MOST // 64})).array(sums, summed("T", "d"), "sums")
     with pytest.raises(AssertionError, match="looked at"):
-        ArrayChecker.of(MessageContext({TOTAL: 1 << 20})).array(sums, summed("T", "d"), "sums")
+        ArrayChecker.from_context(MessageContext({TOTAL: 1 << 20})).array(sums, summed("T", "d"), "sums")

@@ -35,7 +35,7 @@ def scenario(**privacy):
 )
 def test_what_is_released_and_what_is_withheld(privacy, parts, withheld):
     for signals in (True, False):
-        release = Release.of(scenario(**privacy), signals=signals)
+        release = Release.from_scenario(scenario(**privacy), signals=signals)
         assert release.bounded == (parts is not None)
         assert release.parts == tuple(part for part in parts or () if signals or part != "signals")
         assert release.withheld == withheld

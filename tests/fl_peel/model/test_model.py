@@ -188,9 +188,9 @@ def test_rows_and_maps_are_saved_as_they_are_sent_if_that_loses_nothing():
     maps = np.stack([halves(rng.normal(size=(6, 8)).astype(np.float32) * size) for size in (1.0, 1e-5)])
     centroids = np.zeros((2, 4), np.float32)
     for rows, kind in ((own, np.float16), (own + np.float32(1e-6), np.float32)):
-        joining = MappedJoining.of_rows(centroids, rows, maps)
+        joining = MappedJoining.from_rows(centroids, rows, maps)
         assert (joining.own.dtype, joining.maps.dtype) == (kind, np.float16)
-        again = KINDS["mapped"].of(joining.tensors())
+        again = KINDS["mapped"].from_tensors(joining.tensors())
         assert isinstance(again, MappedJoining)
         assert again.rows_of(np.arange(30)).tobytes() == rows.tobytes()
         assert [again.map_of(group).tobytes() for group in range(2)] == [one.tobytes() for one in maps]

@@ -25,7 +25,7 @@ def parts_of(said: BoundedContribution, rng, size: int) -> dict[str, tuple[np.nd
     rows, wanted = device(rng, size), device(rng, 4)
     table = (10.0 ** rng.integers(-3, 6) * rng.standard_normal((NUM_ITEMS, 7))).astype(np.float32)
     weights = np.abs(rng.standard_normal(NUM_ITEMS) * 10.0 ** rng.integers(-6, 6, NUM_ITEMS)).astype(np.float32)
-    shapes = FilterGrid.of((0.3, 0.4, 0.5), (0.0, 0.5))
+    shapes = FilterGrid.from_exponents((0.3, 0.4, 0.5), (0.0, 0.5))
     question = FilterRequest(table, np.ones(7), np.arange(1.0, NUM_ITEMS + 1), shapes, np.arange(NUM_ITEMS), 5)
     vectors = unit_vectors(rng.standard_normal((1, 7)).astype(np.float32))
     groups = said.groups(vectors, rng.standard_normal((3, 4)).astype(np.float32))

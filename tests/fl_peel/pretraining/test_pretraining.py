@@ -149,7 +149,7 @@ def test_tables_of_the_users_that_are_wanted_are_the_same_to_the_last_bit_and_so
 def test_sparse_products_equal_those_of_scipy():
     matrix = sp.random(40, 30, density=0.3, format="csr", dtype=np.float32, random_state=1)
     table, back = torch.randn(30, 5), torch.randn(3, 5)
-    whole, some = SparseMatrix.of(matrix), np.array([7, 0, 39])
+    whole, some = SparseMatrix.from_scipy(matrix), np.array([7, 0, 39])
     total = torch.ones(40, 5)
     with own_threads(2) as workers:
         spread = whole.spread(table, workers, total)

@@ -80,16 +80,16 @@ def test_what_devices_say_is_bounded_under_a_mechanism_alone():
 @pytest.mark.parametrize("mechanism", [CentralGaussian(), LocalLaplace()])
 def test_scales_are_those_of_the_mechanism(mechanism):
     given = scenario(GAUSSIAN if mechanism.name == "central-gaussian" else LAPLACE)
-    scales = Stage1Scales.of(given, 3.0)
+    scales = Stage1Scales.from_scenario(given, 3.0)
     assert scales.mechanism == mechanism
     for release in stage1_releases(given):
         expected = mechanism.scale(3.0, release.share, release.bound)
         assert scales.scale(release.part) == expected
         assert scales.std(release.part) == mechanism.std(expected)
-    assert Stage1Scales.of(given, 6.0).std("pass") == 2 * scales.std("pass")
+    assert Stage1Scales.from_scenario(given, 6.0).std("pass") == 2 * scales.std("pass")
 
 
-SCALES = Stage1Scales.of(scenario(), 3.0)
+SCALES = Stage1Scales.from_scenario(scenario(), 3.0)
 MANY = 4000
 
 
@@ -178,7 +178,7 @@ def test_stage_1_is_in_the_plan_and_in_the_report():
         assert (one.part, one.rounds, one.share, one.bound) == (
             f"stage 1, {release.part}", release.times, release.share, release.bound,
         )  # fmt: skip
-        assert one.noise_std == Stage1Scales.of(given, plan.multiplier).std(release.part)
+        assert one.noise_std == Stage1Scales.from_scenario(given, plan.multiplier).std(release.part)
         assert one.added_by == "server"
     assert "stage 1 and in refinement, and the user group it reports" in accounted.covers
     sent_by_nobody = "bytes, times and devices of stage 1 in this report: measured by the simulation, sent by no device"

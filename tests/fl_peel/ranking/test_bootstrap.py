@@ -26,7 +26,7 @@ def weights(devices: np.ndarray, count: int) -> np.ndarray:
 
 def replicates(devices: np.ndarray, recall: np.ndarray, count: int = 1000, counted: np.ndarray | None = None):
     counted = np.ones(len(devices), np.bool_) if counted is None else counted
-    return Replicates.of(devices, recall, recall / 2, counted, count)
+    return Replicates.from_devices(devices, recall, recall / 2, counted, count)
 
 
 def test_sums_are_those_of_the_twin_to_the_last_unit():
@@ -114,12 +114,14 @@ def test_margins_are_students_and_cover_too():
     rng, hits, trials = np.random.default_rng(4), 0, 600
     for _ in range(trials):
         recall = rng.beta(1.2, 2.8, 25)
-        sums = MetricSums.of(np.zeros(25, np.int64), 1, recall, recall, np.ones(25, np.bool_))
+        sums = MetricSums.from_devices(np.zeros(25, np.int64), 1, recall, recall, np.ones(25, np.bool_))
         margin = float(sums.margin()[0])
         assert margin == pytest.approx(stats.t.ppf(0.975, 24) * stats.sem(recall), rel=1e-5)
         hits += abs(recall.mean() - 0.3) <= margin
     assert 0.92 <= hits / trials <= 0.975
-    alone = MetricSums.of(np.zeros(2, np.int64), 3, np.array([0.5, 0.1]), np.zeros(2), np.array([True, False]))
+    alone = MetricSums.from_devices(
+        np.zeros(2, np.int64), 3, np.array([0.5, 0.1]), np.zeros(2), np.array([True, False])
+    )
     assert np.isnan(alone.margin()).all(), "one device says nothing of how devices differ"
 
 

@@ -94,12 +94,12 @@ def test_no_more_rows_are_laid_out_than_somebody_has_and_none_twice(monkeypatch)
     rng, layout = np.random.default_rng(0), BlockLayout(np.arange(300, dtype=np.int32), 6, 1)
     ranked = rank_blocks(layout, "fp32", rng.random(300), rng.normal(size=(300, 6)).astype(np.float32))
     users, nothing = rng.normal(size=(2, 6)).astype(np.float32), rows_of([], [])
-    whole, part, none = Tiles.of(ranked), Tiles.of(ranked, 65), Tiles.of(ranked, 0)
+    whole, part, none = Tiles.from_ranked(ranked), Tiles.from_ranked(ranked, 65), Tiles.from_ranked(ranked, 0)
     assert (whole.rows.shape, whole.rows.dtype) == ((5, 8, 64), np.float32), "six columns are padded to eight"
     assert (whole.places.shape, whole.places.dtype) == ((5, 1, 64), np.int32)
     assert (len(part.rows), len(part.places), len(none.rows)) == (2, 2, 0)
-    asked, lay_out = [], Tiles.of
-    monkeypatch.setattr(Tiles, "of", staticmethod(lambda *given: asked.append(given[1:]) or lay_out(*given)))
+    asked, lay_out = [], Tiles.from_ranked
+    monkeypatch.setattr(Tiles, "from_ranked", staticmethod(lambda *given: asked.append(given[1:]) or lay_out(*given)))
     for cutoffs in ([[3, 70], [64, 9]], [[0, 0], [0, 0]]):
         top_rows_under(ranked, np.array(cutoffs), users, nothing, 3)
     assert asked == [(70,), (0,)]
@@ -218,13 +218,13 @@ def test_means_are_over_devices_that_want_something():
     ranked, users = ten_items()
     wanted = rows_of([0], [9], [])
     recall, ndcg = evaluate(ranked, np.full(3, 10), users, rows_of([], [], []), wanted, 2)
-    sums = MetricSums.of(np.zeros(3, int), 1, recall, ndcg, wanted.counts() > 0)
+    sums = MetricSums.from_devices(np.zeros(3, int), 1, recall, ndcg, wanted.counts() > 0)
     assert sums.devices.tolist() == [2]
     assert sums.mean()[0].tolist() == [0.5]
 
 
 def test_an_empty_cell_has_mean_zero():
-    sums = MetricSums.of(np.zeros(0, int), 2, np.zeros(0), np.zeros(0), np.zeros(0, bool))
+    sums = MetricSums.from_devices(np.zeros(0, int), 2, np.zeros(0), np.zeros(0), np.zeros(0, bool))
     assert sums.mean()[0].tolist() == [0, 0]
 
 

@@ -90,8 +90,8 @@ def test_bytes_of_a_device_by_hand():
     # sealed: nonce 12, number 2, two shares of 16, tag 16 = 62
     # down, a neighbour: number 8, keys 64; number 8, sealed 62; number 8, what became of it 1 = 151
     # up: keys 64; a neighbour: number 8, sealed 62; number 8, number of the share 2, share 16 = 96
-    assert DeviceBytes.of(1, 0) == DeviceBytes(151, 64 + 96, 0)
-    assert DeviceBytes.of(10, 1000) == DeviceBytes(1510, 64 + 960 + 1000, 1000)
+    assert DeviceBytes.from_sizes(1, 0) == DeviceBytes(151, 64 + 96, 0)
+    assert DeviceBytes.from_sizes(10, 1000) == DeviceBytes(1510, 64 + 960 + 1000, 1000)
 
 
 SCENARIO = {"name": "s", "question": "?", "data": {"name": "ml-100k"}}

@@ -17,7 +17,7 @@ AXES = ("devices", "items", "groups", "columns", "rounds", "nodes")
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 1.7, -0.3])
 def test_a_planted_exponent_is_found(exponent):
     sizes = [10, 40, 90, 1000]
-    fit = Fit.of(sizes, [3 * size**exponent for size in sizes])
+    fit = Fit.from_figures(sizes, [3 * size**exponent for size in sizes])
     assert fit.exponent == pytest.approx(exponent, abs=1e-12)
     assert fit.factor == pytest.approx(3)
     assert (fit.low, fit.high) == (10, 1000)
@@ -26,7 +26,7 @@ def test_a_planted_exponent_is_found(exponent):
 
 def test_the_line_is_that_of_least_squares():
     """By hand, of sizes 1, e, e^2: logarithms 0, 1, 1 have the slope 1/2 and are off by a sixth or a third."""
-    fit = Fit.of(np.exp([0, 1, 2]).tolist(), np.exp([0, 1, 1]).tolist())
+    fit = Fit.from_figures(np.exp([0, 1, 2]).tolist(), np.exp([0, 1, 1]).tolist())
     assert fit.exponent == pytest.approx(0.5)
     assert fit.factor == pytest.approx(np.exp(1 / 6))
     assert fit.largest_ratio == pytest.approx(np.exp(1 / 3))

@@ -61,7 +61,7 @@ def test_figures_side_by_side_with_paired_intervals_and_corrected_p_values(tmp_p
     assert (other.difference.low, other.difference.high) == pytest.approx((ends.low, ends.high), abs=8e-4)
     alone = row.figure.high - row.figure.low
     assert other.difference.high - other.difference.low < alone / 3, "strangers would differ by more than either varies"
-    sums = Replicates.of(
+    sums = Replicates.from_devices(
         np.arange(400), np.stack([first[:, 1], second[:, 1]], 1), np.zeros((400, 2)), first[:, 1] >= 0, 1000
     )
     one, two = sums.means()[0]

@@ -52,9 +52,9 @@ def test_the_next_run_sweeps_what_a_killed_one_left(temporary):
 
 
 def test_a_living_runs_folder_stays_and_one_whose_number_another_process_has_goes(temporary):
-    this = Owner.of(psutil.Process())
+    this = Owner.from_process(psutil.Process())
     living = left(temporary, this)
-    parent = left(temporary, Owner.of(psutil.Process(os.getppid())))
+    parent = left(temporary, Owner.from_process(psutil.Process(os.getppid())))
     elsewhere = left(temporary, dataclasses.replace(this, machine="another", pid=2**30))
     ended = left(temporary, dataclasses.replace(this, pid=2**30))
     recycled = left(temporary, dataclasses.replace(this, started_s=this.started_s - 60))

@@ -279,7 +279,7 @@ def test_peel_over_each_method_has_a_paired_interval():
     rng, names = np.random.default_rng(0), ("peel", "group-popularity", "rule")
     recall = rng.beta(0.6, 2.4, 300)
     figures = np.stack([recall, 0.95 * recall + 0.01 * rng.standard_normal(300), 0 * recall], axis=1)
-    sums = Replicates.of(np.arange(300), figures, figures, np.ones(300, np.bool_), 1000)
+    sums = Replicates.from_devices(np.arange(300), figures, figures, np.ones(300, np.bool_), 1000)
     rows = [
         {
             **{"method": name, "group_aware": True, "precision": "int8", "share": 0.01, "chosen": True},

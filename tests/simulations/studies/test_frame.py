@@ -108,16 +108,16 @@ def test_every_kind_of_scenario_is_audited_where_it_can_be(tiny, tmp_path, start
 @pytest.mark.parametrize("study", STUDIES)
 def test_where_a_result_is_from(tiny, tmp_path, monkeypatch, study):
     """Without the work: what the frame adds to figures."""
-    frame = Frame.of(tiny, tmp_path / "out", {"overrides": ["seed=3"], "command": f"fl-peel {study}"})
+    frame = Frame.from_scenario(tiny, tmp_path / "out", {"overrides": ["seed=3"], "command": f"fl-peel {study}"})
     result = frame.result({"figure": 1})
     assert list(result) == ["figure", "scenario", "seed", "versions", "command"]
     assert (result["seed"], result["command"]) == (3, f"fl-peel {study}")
     assert result["scenario"]["fleet"] == str(tmp_path / "fleet.yaml")  # absolute
-    assert "command" not in Frame.of(tiny, tmp_path / "out", {}).result({})
+    assert "command" not in Frame.from_scenario(tiny, tmp_path / "out", {}).result({})
 
 
 def test_seeds_are_those_from_the_scenarios_on(tiny, tmp_path):
-    frame = Frame.of(tiny, tmp_path / "out", {"overrides": ["seed=3"]})
+    frame = Frame.from_scenario(tiny, tmp_path / "out", {"overrides": ["seed=3"]})
     assert frame.by_seed(2, lambda study: study.scenario.seed) == {3: 3, 4: 4}
 
 

@@ -40,7 +40,7 @@ def evaluator_of(scenario, folder, nodes: int) -> tuple[Evaluator, LoopbackGrid,
     connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
     prepared = prepare_collected(scenario, place, StageTimes())
     strategy = Refiner(grid, place, prepared, connected).joined(scenario, None)
-    return Evaluator.of(strategy), grid, prepared.pretrained.items
+    return Evaluator.from_strategy(strategy), grid, prepared.pretrained.items
 
 
 def same(one, other) -> bool:
@@ -66,7 +66,9 @@ def test_several_messages_and_nodes_make_no_difference(asked, tiny_scenario, tmp
     assert same(three.evaluate(budgets), whole)
     assert same(three.full_table(items), one.full_table(items))
     traced = one.members.devices[:3]
-    together, apart = (follow(one, FollowPlan.of(one), traced, message_bytes) for message_bytes in (1 << 20, 1))
+    together, apart = (
+        follow(one, FollowPlan.from_evaluator(one), traced, message_bytes) for message_bytes in (1 << 20, 1)
+    )
     assert same(apart.steps, together.steps)
     assert sorted(apart.traced.stacked().tolist()) == sorted(together.traced.stacked().tolist())
 
@@ -91,7 +93,7 @@ def test_intervals_are_the_same_on_1_2_or_7_nodes_under_any_seed_and_device_by_d
         order = np.argsort(single.devices)
         assert single.devices[order].tolist() == list(range(40))
         counted = single.items > 0
-        again = Replicates.of(single.devices, single.recall, single.ndcg, counted, 1000)
+        again = Replicates.from_devices(single.devices, single.recall, single.ndcg, counted, 1000)
         assert same(again, replies.replicates)
         assert single.recall[counted].mean(axis=0) == pytest.approx(replies.by_budget().mean()[0], abs=1e-8)
         found.append(replies)
@@ -116,16 +118,17 @@ def test_devices_that_have_nothing_to_find_are_in_no_replicate(tiny, tmp_path):
     counted = reply.single.items > 0
     assert 5 < (~counted).sum() < 20
     assert same(
-        Replicates.of(reply.single.devices, reply.single.recall, reply.single.ndcg, counted, 1000), reply.replicates
+        Replicates.from_devices(reply.single.devices, reply.single.recall, reply.single.ndcg, counted, 1000),
+        reply.replicates,
     )
-    interval = MeasuredQuality.of(reply).recall_interval
+    interval = MeasuredQuality.from_reply(reply).recall_interval
     assert interval.low < float(reply.single.recall[counted].mean()) < interval.high
 
 
 def test_ratios_and_differences_are_paired(asked):
     one, _, items = asked
     table, again, small = one.full_table(items), one.full_table(items), one.evaluate([200])
-    full, same_again, less = (MeasuredQuality.of(reply) for reply in (table, again, small))
+    full, same_again, less = (MeasuredQuality.from_reply(reply) for reply in (table, again, small))
     assert full.over(same_again) == Ratio(1.0, 1.0, 1.0)
     assert full.gain(same_again) == Gain(0.0, 0.0, 0.0, full.devices)
     gain, ratio = less.gain(full), less.over(full)
@@ -140,7 +143,7 @@ def test_ratios_and_differences_are_paired(asked):
 def test_without_replicates_there_are_no_intervals_and_nobody_tells_of_single_devices(tiny, tmp_path):
     none, _, items = evaluator_of(load_scenario(tiny, ["evaluation.bootstrap=0"]), tmp_path / "run", 2)
     reply = none.full_table(items)
-    measured = MeasuredQuality.of(reply)
+    measured = MeasuredQuality.from_reply(reply)
     assert (measured.recall_interval, measured.gain(measured)) == (None, None)
     assert measured.over(measured) == Ratio(1.0, None, None)
     assert not len(reply.single.devices), "evaluation.per_device is off"

@@ -177,7 +177,7 @@ def test_memory_of_a_round_by_hand():
             [340, 260, 100, 340, 340],
         ]
     )
-    memory = RoundMemory.of(ranked, budgets, np.full(budgets.shape[1], len(ranked.blocks)))
+    memory = RoundMemory.from_budgets(ranked, budgets, np.full(budgets.shape[1], len(ranked.blocks)))
     assert memory.first.tolist() == [48, 48, 9, 1, 0]
     assert memory.last.tolist() == [48, 4, 1, 0, 0]
     assert memory.stored.tolist() == [340, 340, 106, 58, 0]
@@ -193,7 +193,7 @@ def test_devices_never_hold_more_than_the_budget_of_the_step(layout, precision, 
     ranked = rank_blocks(layout, precision, rng.random(layout.num_blocks), random_table(rng, layout))
     whole = int(ranked.stored_bytes(np.array([layout.num_blocks]))[0])
     budgets = rng.integers(0, whole + 100, (steps, devices))
-    memory = RoundMemory.of(ranked, budgets, np.full(budgets.shape[1], len(ranked.blocks)))
+    memory = RoundMemory.from_budgets(ranked, budgets, np.full(budgets.shape[1], len(ranked.blocks)))
     assert not memory.violations.any()
     assert (memory.last <= memory.first).all()
     lowest = budgets.min(axis=0)
@@ -206,7 +206,10 @@ def test_a_violation_would_be_seen():
     ranked = rank_blocks(LAYOUT, "int8", np.arange(48.0), np.ones((24, 4), np.float32))
     cutoffs = ranked.cutoffs
     object.__setattr__(ranked, "cutoffs", lambda budgets: np.minimum(cutoffs(budgets) + 1, 48))
-    assert RoundMemory.of(ranked, np.array([[110, 340], [110, 60]]), np.full(2, 48)).violations.tolist() == [2, 1]
+    assert RoundMemory.from_budgets(ranked, np.array([[110, 340], [110, 60]]), np.full(2, 48)).violations.tolist() == [
+        2,
+        1,
+    ]
 
 
 FALLING = """
@@ -264,7 +267,7 @@ def test_a_device_that_loses_all_its_memory_drops_out(tmp_path):
 def test_samples_are_counted_again_where_blocks_were_lost():
     """Items in order of rank; a device with train items 0, 2 and 5 has 3 of them among six rows and 1 among two."""
     ranked = rank_blocks(LAYOUT, "int8", -np.arange(48.0), np.ones((24, 4), np.float32))
-    memory = RoundMemory.of(ranked, 52 + 6 * np.array([[12, 12, 12], [12, 4, 0]]), np.full(3, 48))
+    memory = RoundMemory.from_budgets(ranked, 52 + 6 * np.array([[12, 12, 12], [12, 4, 0]]), np.full(3, 48))
     train = rows_of([0, 2, 5], [0, 2, 5], [0, 2, 5])
     assert work_samples(ranked, memory, train).tolist() == [3, 4, 3]
 
@@ -458,9 +461,9 @@ def test_fixed_tiers_are_chosen_on_validation():
         recall = np.array(recalls[split])[tiers]
         cells = np.arange(recall.size)
         there = np.ones(recall.size, np.bool_)
-        sums = MetricSums.of(cells, recall.size, recall.ravel(), recall.ravel(), there)
+        sums = MetricSums.from_devices(cells, recall.size, recall.ravel(), recall.ravel(), there)
         shaped = sums.reshaped(*recall.shape, 1)
-        bins = Histogram.of(cells, recall.size, recall.ravel(), there)
+        bins = Histogram.from_devices(cells, recall.size, recall.ravel(), there)
         spread = Histogram(*(part.reshape(*recall.shape, -1) for part in (bins.counts, bins.sums)))
         return filled(wire.EvaluateReply, sums=shaped, spread=spread, owned=[None])
 

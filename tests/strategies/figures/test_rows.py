@@ -149,7 +149,7 @@ def test_bytes_per_device_by_hand():
 
 
 def test_what_of_a_refinement_was_kept():
-    differences = PairedSums.of(np.array([0, 0, 1, 1]), 3, np.array([0.5, 0.25, -0.25, 0.5]))
+    differences = PairedSums.from_devices(np.array([0, 0, 1, 1]), 3, np.array([0.5, 0.25, -0.25, 0.5]))
     nobody = PairedSums.zeros(3)
     comparisons = [
         SimpleNamespace(server_round=4, sums=differences, accepted=np.array([True, False, True]), download_bytes=100),

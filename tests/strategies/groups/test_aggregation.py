@@ -24,7 +24,7 @@ from tests.helpers.examples import examples
 TWO_ITEMS = BlockLayout(np.arange(2, dtype=np.int32), 2, 2)
 RANKED = np.array([0, 2, 1])
 """Item 0 slice 0, item 1 slice 0, item 0 slice 1; item 1 slice 1 (block 3) was sent to nobody."""
-ORDER = RowOrder.of(TWO_ITEMS, RANKED)
+ORDER = RowOrder.from_blocks(TWO_ITEMS, RANKED)
 
 
 def fixed(values) -> np.ndarray:
@@ -225,7 +225,7 @@ def group_state(optimizer: str = "sgd") -> tuple[UserGroupState, Scenario]:
 
 def take(state: UserGroupState, total: BlockSums, scenario: Scenario) -> None:
     """What open contents do with the sums of a user group."""
-    order = RowOrder.of(TWO_ITEMS, RANKED)
+    order = RowOrder.from_blocks(TWO_ITEMS, RANKED)
     apply_mean(
         state.table,
         order.items,
@@ -274,7 +274,7 @@ def test_energy_is_that_of_the_whole_table_where_only_some_rows_change(all_rows)
     earlier = statistics.energy
     before = earlier.copy()
     blocks = np.array([6, 7, 31, 2])  # of items 3, 15, 1
-    order = RowOrder.of(layout, blocks)
+    order = RowOrder.from_blocks(layout, blocks)
     table[order.items] *= 2
     if all_rows:  # a rule of one's own changes what it wants
         table[39] *= 3
@@ -298,7 +298,7 @@ def test_counting_the_rows_that_were_sent_is_counting_all_blocks(seed):
     rng, layout = np.random.default_rng(seed), BlockLayout(np.arange(30, dtype=np.int32), 4, 1)
     scenario = group_state()[1]
     blocks = rng.permutation(30)[: rng.integers(1, 31)]
-    order = RowOrder.of(layout, blocks)
+    order = RowOrder.from_blocks(layout, blocks)
     total = BlockSums.zeros(len(blocks), 1, 4, len(blocks))
     total.row_examples[:] = rng.integers(0, 3, len(blocks))
     total.row_loss[:] = rng.integers(0, 2**40, len(blocks))

@@ -163,7 +163,7 @@ def test_what_was_known_before_a_round_rests_though_a_copy_holds_it(shelf, tmp_p
     state.rest()
     (kept,) = copied_states([state], str(tmp_path))
     blocks = np.arange(10)
-    order = RowOrder.of(layout, blocks)
+    order = RowOrder.from_blocks(layout, blocks)
     total = BlockSums.zeros(len(order.items), 1, 2, len(blocks))
     state.take_statistics(layout, blocks, order, total, scenario)
     state.rest()

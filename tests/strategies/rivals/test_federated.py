@@ -260,9 +260,9 @@ def test_a_device_of_fcf_solves_its_least_squares_and_sends_the_gradient(world):
         preference[train_items.row(place)] = 1
         confidence = 1 + 3.0 * preference
         said += (confidence * (table @ factors[place] - preference))[:, None] * factors[place]
-    np.testing.assert_allclose(sums.of(table), said, atol=1e-4)
+    np.testing.assert_allclose(sums.sum_gradients(table), said, atol=1e-4)
     wanted = numeric(lambda t: implicit_loss(t, factors, train_items, 3.0), table)
-    np.testing.assert_allclose(2 * sums.of(table), wanted, atol=1e-3)
+    np.testing.assert_allclose(2 * sums.sum_gradients(table), wanted, atol=1e-3)
 
 
 def test_the_server_of_fcf_steps_as_adam_does():
@@ -358,7 +358,7 @@ def test_everybody_can_have_a_table_of_another_width(world):
         assert served.users.shape == (120, width)
         assert (
             held_bytes(served, "int8").tolist()
-            == [stored_bytes(DenseTable.of(best.served.tables[place], "int8"))] * 120
+            == [stored_bytes(DenseTable.from_table(best.served.tables[place], "int8"))] * 120
         )
     # devices of the narrowest table have never trained the other columns; they find them
     widest = method.at_width(best.served, 2, world, setting)

@@ -8,7 +8,7 @@ import pytest
 from fl_peel.data.interactions import UserItems
 from strategies.rivals.base import SPLITS, TOP_N, UNLIMITED, GroupStarts, ListOption, Request, Rival
 from strategies.rivals.compete import compete
-from strategies.rivals.groups import PerGroup, of_group, sample_of_groups
+from strategies.rivals.groups import PerGroup, group_material, sample_of_groups
 from strategies.rivals.quality import lists_of, quality, top_lists
 from strategies.rivals.quantized import ProductQuantization
 from strategies.rivals.server import FullTable
@@ -51,7 +51,7 @@ def test_each_group_is_served_from_its_own_table(grouped):
 def test_a_group_sees_its_members_alone(grouped):
     members = grouped.starts.members()
     assert sorted(np.concatenate(list(members.values())).tolist()) == list(range(120))
-    inside = of_group(grouped, 2, members[2])
+    inside = group_material(grouped, 2, members[2])
     assert inside.splits.num_users == inside.given.num_users == len(inside.users) == 40
     assert inside.given.num_interactions == grouped.given.select(members[2]).num_interactions
     assert inside.starts is None

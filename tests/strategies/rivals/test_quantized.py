@@ -19,7 +19,7 @@ from tests.strategies.rivals.test_rivals import random_table, requests
 
 def quantized(table, items, parts, bits, precision, seed=1):
     with fixed_threads(1):
-        return QuantizedTable.of(table, np.asarray(items, np.int32), parts, bits, precision, seed)
+        return QuantizedTable.from_table(table, np.asarray(items, np.int32), parts, bits, precision, seed)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -83,7 +83,7 @@ def test_as_many_rows_as_fit_and_no_more():
 def test_codes_do_not_depend_on_threads():
     table = random_table(0, 900, 16)
     one = quantized(table, np.arange(900), 8, 4, "int8")
-    two = QuantizedTable.of(table, np.arange(900, dtype=np.int32), 8, 4, "int8", 1)
+    two = QuantizedTable.from_table(table, np.arange(900, dtype=np.int32), 8, 4, "int8", 1)
     again = quantized(table, np.arange(900), 8, 4, "int8")
     np.testing.assert_array_equal(one.packed, again.packed)
     assert np.mean((one.decoded()[1] - table) ** 2) == pytest.approx(np.mean((two.decoded()[1] - table) ** 2), rel=0.05)
@@ -138,7 +138,7 @@ def test_two_rows_make_an_item(operation):
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_bytes_of_hashed_tables_are_those_of_the_file(precision):
-    first, second = (DenseTable.of(random_table(seed, rows, 6), precision) for seed, rows in ((0, 20), (1, 5)))
+    first, second = (DenseTable.from_table(random_table(seed, rows, 6), precision) for seed, rows in ((0, 20), (1, 5)))
     stored = HashedTable(first, second, "add", np.random.default_rng(0).permutation(97))
     data = to_bytes(stored, np.zeros(6, np.float32))
     assert len(data) == stored_bytes(stored)

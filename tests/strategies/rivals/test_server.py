@@ -18,8 +18,8 @@ from strategies.rivals.server import (
     best_lists,
     ease_weights,
     interactions,
+    keep_popular_items,
     neighbour_weights,
-    of_popular_items,
 )
 
 
@@ -101,7 +101,7 @@ def test_ease_needs_its_memory_and_says_so(material, monkeypatch):
 
 
 def test_a_large_catalogue_chooses_lambda_on_its_popular_items(material):
-    part = of_popular_items(material, 40)
+    part = keep_popular_items(material, 40)
     popularity = material.splits.train.popularity(60)
     kept = np.sort(np.argsort(-popularity, kind="stable")[:40])
     assert part.num_items == 40

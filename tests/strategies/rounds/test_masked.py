@@ -322,7 +322,7 @@ def test_a_word_that_might_overflow_is_refused():
 
 
 def test_the_store_keeps_stages_in_order(tmp_path):
-    store = SecretStore.of(tmp_path)
+    store = SecretStore.from_node_folder(tmp_path)
     store.save(1, 0, "keys", {"x": np.arange(3)})
     assert store.load(1, 0, "keys")["x"].tolist() == [0, 1, 2]
     assert (tmp_path / "secure" / "1-0.npz").stat().st_mode & 0o077 == 0  # its owner's alone
@@ -337,7 +337,7 @@ def test_with_a_key_in_the_environment_nothing_lies_open(tmp_path, monkeypatch):
     """And what is kept is of this run, this round and this group."""
     secret = np.frombuffer(b"a secret that no disk is to know", np.uint8)
     monkeypatch.setenv(KEY_VARIABLE, "07" * KEY_BYTES)
-    store = SecretStore.of(tmp_path)
+    store = SecretStore.from_node_folder(tmp_path)
     store.save(1, 0, "keys", {"x": secret})
     kept = tmp_path / "secure" / "1-0.npz"
     assert secret.tobytes() not in kept.read_bytes()

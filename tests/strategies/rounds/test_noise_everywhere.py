@@ -82,7 +82,7 @@ def test_a_mean_by_hand():
     """Sums of 10 over 5 devices are 2 each; hits of 10 were seen by 5 for every item of a block."""
     scenario = load_scenario("ml-100k", RAW)
     blocks = np.arange(LAYOUT.num_blocks)
-    order = RowOrder.of(LAYOUT, blocks)
+    order = RowOrder.from_blocks(LAYOUT, blocks)
     rows, dim = len(order.items), LAYOUT.embedding_dim
     told = {}
     statistics = SimpleNamespace(add_signals=lambda hits, exposure, memory: told.update(hits=hits, exposure=exposure))

@@ -239,7 +239,7 @@ def test_a_sketch_of_masked_sums_is_that_of_pooled_data_on_1_2_or_8_nodes(clear,
     scenario = changed(secure(clear), pretraining=SKETCHED)
     train = device_splits(scenario, "", str(tmp_path / "data")).train
     config = scenario.pretraining.spectral()
-    units = Units.of(config, 40, 59)
+    units = Units.from_config(config, 40, 59)
     pooled = PooledSums(train, 59, config.user_exponent, units=units)
     start = run_stage1(pooled, config, dim=8, num_groups=2, min_size=4, seed=0)
     exact, _ = prepared(changed(secure(clear), pretraining=SKETCHED | {"row_sketch": None}), tmp_path / "exact")
@@ -301,7 +301,7 @@ def test_bytes_are_those_of_the_arithmetic(clear, tmp_path, keys):
     word, buckets = (4 if keys else 8), (24 if "row_sketch" in keys else 59)
     items, classes, columns, groups, small = 59, 2, 12, 2, 6
     width = min(columns + 32, int((run.start.counts > 0).sum()))
-    protocol = DeviceBytes.of(12, 0)
+    protocol = DeviceBytes.from_sizes(12, 0)
     head = 1 + classes * (9 + 10)
     words = {
         "counts": items,

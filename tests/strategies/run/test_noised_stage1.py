@@ -132,7 +132,7 @@ def test_every_part_of_every_step_is_noised_as_accounted_for(scenario, tmp_path,
     noised = private(scenario, noise_multiplier=3.0, **(LOCAL if mechanism == "local" else {}))
     if mechanism == "shares":
         noised = secure(noised, masked=False)
-    plan, scales = make_plan(noised), Stage1Scales.of(noised, 3.0)
+    plan, scales = make_plan(noised), Stage1Scales.from_scenario(noised, 3.0)
     heard, more = {}, {}
 
     def factor(record):
@@ -203,7 +203,7 @@ def numbers(found, part):
 def test_the_noise_that_is_drawn_is_what_epsilon_says(scenario):
     run = private(scenario, target_epsilon=6.0, noise_multiplier=None, group_epsilon=1.0)
     plan = make_plan(run, asks_groups=True)
-    scales = Stage1Scales.of(run, plan.multiplier)
+    scales = Stage1Scales.from_scenario(run, plan.multiplier)
     loss = sum(release.times * (release.bound / scales.std(release.part)) ** 2 for release in plan.stage1)
     assert analytic_gaussian_delta(1 / math.sqrt(loss), plan.epsilon - 1.0) == pytest.approx(plan.cost.delta, rel=0.1)
     assert plan.epsilon == pytest.approx(6.0, abs=0.02)
@@ -368,7 +368,9 @@ def evidence(scenario, others, plan, trials, present):
     for trial in range(trials):
         run = scenario.model_copy(update={"seed": 1 + 2 * trial + present})
         sums = [dataclasses.replace(one) for one in (everybody, others)]
-        observer = Observer(NoisedSums(sums[0], run, plan), sums[1], Stage1Scales.of(scenario, plan.multiplier))
+        observer = Observer(
+            NoisedSums(sums[0], run, plan), sums[1], Stage1Scales.from_scenario(scenario, plan.multiplier)
+        )
         start_of(run, observer)
         found.append(observer.evidence)
     return np.array(found)
@@ -386,7 +388,7 @@ def test_a_canary_in_stage_1_shows_no_more_than_is_accounted_for(scenario, tmp_p
     """
     run = private(scenario, noise_multiplier=None, target_epsilon=12.0, group_epsilon=0.1)
     plan = make_plan(run, asks_groups=True)
-    scales = Stage1Scales.of(run, plan.multiplier)
+    scales = Stage1Scales.from_scenario(run, plan.multiplier)
     accounted = math.sqrt(sum(one.times * (one.bound / scales.std(one.part)) ** 2 for one in plan.stage1))
 
     others = pooled(run, tmp_path / "pooled")
@@ -403,7 +405,7 @@ def test_a_canary_in_stage_1_shows_no_more_than_is_accounted_for(scenario, tmp_p
     monkeypatch.setattr(
         NoisedSums,
         "_scales",
-        property(lambda self: Halved(**vars(Stage1Scales.of(self.scenario, self.plan.multiplier)))),
+        property(lambda self: Halved(**vars(Stage1Scales.from_scenario(self.scenario, self.plan.multiplier)))),
     )
     assert Halved(**vars(scales)).scale("pass") == whole(scales, "pass") / 2
     assert told()[0] > 1.25 * accounted

@@ -148,14 +148,14 @@ def test_the_planted_item_appears(result):
 
 def test_groups_with_tables_of_their_own_publish_each_by_itself():
     exact = [np.array([[4, 0], [0, 2]], np.float32), np.array([[8, 0], [0, 6]], np.float32)]
-    first = PublishedTables.of(exact, np.array([2.0, 1.0]), None, np.array([-1, -1]), 0.5)
+    first = PublishedTables.from_exact(exact, np.array([2.0, 1.0]), None, np.array([-1, -1]), 0.5)
     assert first.changed.tolist() == [[1, 1], [1, 1]]
     assert first.scored(1).tolist() == exact[1].tolist()
     # of what was group 1 and is group 0 by now, the first row moved most; the scale of the second is another
-    second = PublishedTables.of([exact[1] + 2, exact[0]], np.array([2.0, 2.0]), first, np.array([1, -1]), 0.5)
+    second = PublishedTables.from_exact([exact[1] + 2, exact[0]], np.array([2.0, 2.0]), first, np.array([1, -1]), 0.5)
     assert second.changed.tolist() == [[0, 1], [1, 1]]
     assert second.scored(0).tolist() == [[8, 0], [2, 8]]
-    third = PublishedTables.of([second.scored(0)], np.array([2.0, 1.0]), second, np.array([0]), 0.0)
+    third = PublishedTables.from_exact([second.scored(0)], np.array([2.0, 1.0]), second, np.array([0]), 0.0)
     assert third.changed.tolist() == [[0, 2]], "no row may change, one is rescaled"
 
 
