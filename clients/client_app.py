@@ -26,7 +26,7 @@ from clients.serving import keeping
 from clients.serving import refresh as refreshing
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError, MessageError
-from fl_peel.freed import give_back
+from fl_peel.freed import release_memory
 from fl_peel.roots import check_one_root, code_digest
 from fl_peel.scenario.scenario import Scenario
 
@@ -87,7 +87,7 @@ Request = TypeVar("Request")
 @lru_cache(maxsize=1)
 def _begin(kind: str) -> None:
     """Messages of this kind come now, whose arrays have other sizes than those of another kind before them."""
-    give_back()
+    release_memory()
 
 
 def _answer(message: Message, context: Context, work_for: Callable[[], object]) -> Message:

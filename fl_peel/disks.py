@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.data.catalogue import checked_catalogue, in_catalogue, read_catalogue
+from fl_peel.data.catalogue import checked_catalogue, read_catalogue, restrict_to_catalogue
 from fl_peel.data.datasets import dataset_folder, load_dataset
 from fl_peel.data.interactions import PARTS, Interactions, Splits, UserItems, split
 from fl_peel.data.population import read_splits
@@ -43,7 +43,7 @@ def load_interactions(scenario: Scenario, data_dir: str) -> Interactions:
         DataError: not found, not readable or malformed.
     """
     found, catalogue = _read(scenario, data_dir), scenario.data.catalogue
-    return found if catalogue is None else in_catalogue(found, read_catalogue(catalogue), found.name)
+    return found if catalogue is None else restrict_to_catalogue(found, read_catalogue(catalogue), found.name)
 
 
 def _read(scenario: Scenario, data_dir: str) -> Interactions:
@@ -132,7 +132,7 @@ def hosted_splits(
         if not folder.is_dir():
             _keep(folder, everybody.num_items, ((name, items.select(devices)) for name, items in everybody.parts()))
         mine = read_splits(folder, beyond=scenario.data.timeline is not None)
-    everybody.rest()
+    everybody.drop_pages()
     return mine
 
 
@@ -149,7 +149,7 @@ def own_splits(scenario: Scenario, data: Path, first: int, folder: Path) -> Spli
     prepared = _prepared_folder(str(folder), scenario.seed, first, part.model_dump(mode="json"))
     if not prepared.is_dir():
         found = read_interactions(data, format=part.format, dialect=part.dialect)
-        found = in_catalogue(found, read_catalogue(folder / CATALOGUE), str(data))
+        found = restrict_to_catalogue(found, read_catalogue(folder / CATALOGUE), str(data))
         splits = split(
             found,
             seed=scenario.seed,

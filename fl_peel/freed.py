@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Hand back what is free now: between stages, each of which makes arrays of other sizes."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
-__all__ = ["give_back"]
+__all__ = ["release_memory"]

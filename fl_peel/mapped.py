@@ -16,11 +16,11 @@ MOST_IN_MEMORY = 64 << 20
 """Bytes of an array that stay in memory once they were used."""
 
 
-def let_go(*arrays: NDArray[Any]) -> None:
+def drop_pages(*arrays: NDArray[Any]) -> None:
     """Arrays are not needed for a while: where they are large and lie in files, these keep them, memory need not."""
     for array in arrays:
         if array.nbytes > MOST_IN_MEMORY:
-            rest(array)
+            drop_pages_now(array)
 
 
 def lies_in_file(array: NDArray[Any]) -> bool:
@@ -36,7 +36,7 @@ def _home(array: NDArray[Any]) -> object:
     return base
 
 
-def rest(array: NDArray[Any]) -> None:
+def drop_pages_now(array: NDArray[Any]) -> None:
     """A contiguous array is not needed for a while, however small. Nothing for one in memory."""
     base = _home(array)
     if isinstance(base, mmap.mmap) and array.nbytes and hasattr(mmap, "MADV_DONTNEED"):
@@ -53,7 +53,7 @@ def rows_at(array: NDArray[Any], places: NDArray[np.integer]) -> NDArray[Any]:
     rows = np.empty((len(places), *array.shape[1:]), array.dtype)
     for some in _parts(array, places):
         rows[some] = array[places[some]]
-        let_go(array)
+        drop_pages(array)
     return rows
 
 
@@ -61,7 +61,7 @@ def put_rows(array: NDArray[Any], places: NDArray[np.integer], rows: NDArray[Any
     """Write rows (N, ...) at places (N,) of a mapped array, likewise."""
     for some in _parts(array, places):
         array[places[some]] = rows[some]
-        let_go(array)
+        drop_pages(array)
 
 
 def _parts(array: NDArray[Any], places: NDArray[np.integer]) -> Iterator[slice]:
@@ -71,4 +71,4 @@ def _parts(array: NDArray[Any], places: NDArray[np.integer]) -> Iterator[slice]:
         yield slice(first, first + at_once)
 
 
-__all__ = ["let_go", "lies_in_file", "put_rows", "rest", "rows_at"]
+__all__ = ["drop_pages", "drop_pages_now", "lies_in_file", "put_rows", "rows_at"]

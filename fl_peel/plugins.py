@@ -68,7 +68,7 @@ class Registry(Generic[T]):
         try:
             return found.load()  # type: ignore[no-any-return]
         except Exception as error:
-            raise FieldError(f"{self._place(name, found)} cannot be imported: {_said(error)}") from None
+            raise FieldError(f"{self._place(name, found)} cannot be imported: {_error_text(error)}") from None
 
     def make(self, name: str, kind: type[Kind]) -> Kind:
         """Return a value of ``kind``: what the name stands for, called without arguments where it makes one.
@@ -80,7 +80,7 @@ class Registry(Generic[T]):
         try:
             made = target() if callable(target) and not isinstance(target, kind) else target
         except Exception as error:
-            raise FieldError(f"{place} cannot be made: {_said(error)}") from None
+            raise FieldError(f"{place} cannot be made: {_error_text(error)}") from None
         if not isinstance(made, kind):
             raise FieldError(f"{place} is not a {kind.__name__}; subclass {kind.__module__}.{kind.__name__}")
         return made
@@ -117,7 +117,7 @@ def _points(group: str) -> list[EntryPoint]:
     ]
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

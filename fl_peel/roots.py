@@ -38,7 +38,7 @@ def check_one_root(working_dir: Path | None = None) -> Path:
     """
     root = own_root()
     for name in PACKAGES:
-        place = _found(name)
+        place = _package_folder(name)
         if place is not None and place.resolve() != root:
             raise _two_roots(name, place, root)
     if working_dir is not None and working_dir.resolve() != root:
@@ -55,7 +55,7 @@ def _two_roots(name: str, place: Path, root: Path) -> EngineError:
     )
 
 
-def _found(name: str) -> Path | None:
+def _package_folder(name: str) -> Path | None:
     """Folder that ``import name`` would take the package from; None where it would find none."""
     try:
         spec = importlib.util.find_spec(name)

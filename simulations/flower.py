@@ -26,11 +26,11 @@ from simulations.engine.inputs import MODEL, check_run, checked, require_absolut
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
 from simulations.report.files_of_run import summary_tables
-from simulations.runner import finished, keeping, save
+from simulations.runner import finished, save, with_checkpoints
 from simulations.scenario_files import load_scenario
 from simulations.timeline.report import timeline_tables
 from simulations.timeline.run import save_timeline
-from simulations.unfinished import unfinished
+from simulations.unfinished import resumable_folder
 from strategies.figures.schema import RunResult
 from strategies.run.place import RunPaths
 from strategies.server_app import connected, serve
@@ -60,9 +60,13 @@ def main(grid: Grid, context: Context) -> None:
         splits = device_splits(scenario, place.data_dir, place.run_dir)
         check_run(scenario, splits)
         here = is_simulated(grid)  # elsewhere devices have disks of their own, which nobody copies
-        with unfinished(out if here else None, scenario, splits) as kept_dir:
+        with resumable_folder(out if here else None, scenario, splits) as kept_dir:
             lines = ProgressLines(lambda line: print(line, flush=True))
-            at = keeping(place, kept_dir) if here or out is None else replace(place, model_dir=str(run_dir / MODEL))
+            at = (
+                with_checkpoints(place, kept_dir)
+                if here or out is None
+                else replace(place, model_dir=str(run_dir / MODEL))
+            )
             result = serve(grid, scenario, at, lines, nodes)
             result = _with_engine(finished(result, scenario, memory.peak_bytes, command(config)), grid)
             if out is not None:
@@ -82,9 +86,9 @@ def _with_engine(result: RunResult, grid: Grid) -> RunResult:
 def _timeline(grid: Grid, scenario: Scenario, place: RunPaths, out: Path | None, typed: str) -> None:
     """Replay a timeline and print it."""
     timeline = device_timeline(scenario, place.data_dir, place.run_dir)
-    with unfinished(out if is_simulated(grid) else None, scenario, timeline) as kept_dir:
+    with resumable_folder(out if is_simulated(grid) else None, scenario, timeline) as kept_dir:
         lines = ProgressLines(lambda line: print(line, flush=True))
-        result = serve_timeline(grid, scenario, replace(place, kept_dir=kept_dir), lines)
+        result = serve_timeline(grid, scenario, replace(place, checkpoint_dir=kept_dir), lines)
         result = replace(result, versions=versions(), command=typed)
         if out is not None:
             save_timeline(result, scenario, out)

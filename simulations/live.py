@@ -35,7 +35,7 @@ class EventLog:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._begin = clock, clock()
         self._changed = threading.Condition()
-        self._told: list[dict[str, Any]] = []
+        self._events: list[dict[str, Any]] = []
         self._asked: float | None = None
         self._ended = self._heard = False
 
@@ -43,7 +43,7 @@ class EventLog:
         """Note an event, and when it came."""
         told = {field.name: getattr(event, field.name) for field in fields(event)}
         with self._changed:
-            self._told.append(told | {"seconds": self._clock() - self._begin})
+            self._events.append(told | {"seconds": self._clock() - self._begin})
 
     def since(self, number: int) -> dict[str, Any]:
         """Events from that number on, the number of the next one, and whether the run has ended."""
@@ -53,7 +53,7 @@ class EventLog:
             self._changed.notify_all()
             seconds = self._clock() - self._begin
             return {
-                "events": self._told[number:], "next": len(self._told), "ended": self._ended, "seconds": seconds
+                "events": self._events[number:], "next": len(self._events), "ended": self._ended, "seconds": seconds
             }  # fmt: skip
 
     def end(self) -> None:

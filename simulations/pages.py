@@ -21,7 +21,7 @@ from strategies.figures.schema import from_json
 from strategies.timeline.schema import TimelineResult
 
 
-def pages_again(folder: Path) -> list[Path]:
+def rebuild_pages(folder: Path) -> list[Path]:
     """Write the page beside every result in a folder, as this version makes it, and return their paths: all or none.
 
     Raises:
@@ -69,4 +69,4 @@ PAGES: Mapping[str, Callable[[Any, str], bytes]] = MappingProxyType(
 )
 """Results by their file, and how each becomes a page."""
 
-__all__ = ["PAGES", "pages_again"]
+__all__ = ["PAGES", "rebuild_pages"]

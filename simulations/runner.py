@@ -42,7 +42,7 @@ from simulations.report.results import write_results
 from simulations.scenario_files import load_scenario
 from simulations.trackers.figures import figures_on_test
 from simulations.trackers.watching import watched
-from simulations.unfinished import DONE, about_run, mark_done, read_done, unfinished
+from simulations.unfinished import DONE, about_run, mark_completed, read_completed, resumable_folder
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult, to_json
 from strategies.run.place import RunPaths
@@ -86,9 +86,9 @@ def run(
         start = time.perf_counter()
         splits = splits_to_run(scenario, place.data_dir, place.run_dir)
         reading_s = time.perf_counter() - start
-        with unfinished(out, scenario, splits, fresh=fresh) as kept_dir:
+        with resumable_folder(out, scenario, splits, fresh=fresh) as kept_dir:
             with PeakMemory() as memory:
-                result = simulated(scenario, keeping(place, kept_dir), on_event, server=served)
+                result = simulated(scenario, with_checkpoints(place, kept_dir), on_event, server=served)
             stages = result.stages | {"data": result.stages["data"] + reading_s}
             result = replace(result, stages=stages)
             result = finished(result, scenario, memory.peak_bytes, command)
@@ -97,9 +97,9 @@ def run(
         return result
 
 
-def keeping(place: RunPaths, kept_dir: str) -> RunPaths:
+def with_checkpoints(place: RunPaths, kept_dir: str) -> RunPaths:
     """A place where a run keeps what is done, and leaves its model: on the disk of its results, "" for none of it."""
-    return replace(place, kept_dir=kept_dir, model_dir=os.path.join(kept_dir, MODEL) if kept_dir else "")
+    return replace(place, checkpoint_dir=kept_dir, model_dir=os.path.join(kept_dir, MODEL) if kept_dir else "")
 
 
 def run_seeds(
@@ -141,7 +141,7 @@ def run_seeds(
         place = out / f"seed-{number}"
         told = with_seed(number, on_event)
         about = _about(one, data_dir)
-        result = None if fresh else _done_before(place, about)
+        result = None if fresh else _completed_before(place, about)
         if result is None:
             result = run(
                 one,
@@ -153,7 +153,7 @@ def run_seeds(
                 command=command,
                 fresh=fresh,
             )
-            mark_done(place, about)
+            mark_completed(place, about)
         else:
             told(Event("report", 1, 1, "resumed from a checkpoint"))
         found.append((number, result, PerDevice.read(place / FILE)))
@@ -172,7 +172,7 @@ def _about(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
         return about_run(scenario, device_splits(scenario, data_folder(data_dir), str(run_dir)))
 
 
-def _done_before(place: Path, about: dict[str, Any]) -> RunResult | None:
+def _completed_before(place: Path, about: dict[str, Any]) -> RunResult | None:
     """The result of this very run that lies there; None where none does, or its files are damaged."""
 
     from simulations.report.files_of_run import read_report
@@ -181,7 +181,7 @@ def _done_before(place: Path, about: dict[str, Any]) -> RunResult | None:
         PerDevice.read(place / FILE)
         return read_report(place / "report.json")
 
-    return read_done(place, about, read)
+    return read_completed(place, about, read)
 
 
 def save(
@@ -256,4 +256,4 @@ def finished(result: RunResult, scenario: Scenario, peak_bytes: int, command: st
     )
 
 
-__all__ = ["MODEL", "finished", "keeping", "run", "run_seeds", "save"]
+__all__ = ["MODEL", "finished", "run", "run_seeds", "save", "with_checkpoints"]

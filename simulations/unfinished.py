@@ -35,7 +35,7 @@ DONE = ".done.json"
 
 
 @contextmanager
-def unfinished(
+def resumable_folder(
     out: Path | None, scenario: Scenario, splits: Splits | Timeline, *, fresh: bool = False
 ) -> Iterator[str]:
     """The folder ("" where there is no ``out``), in which an earlier try of the same run may have left something; gone
@@ -84,12 +84,12 @@ def about_run(scenario: Scenario, splits: Splits | Timeline) -> dict[str, Any]:
     }
 
 
-def mark_done(out: Path, about: dict[str, Any]) -> None:
+def mark_completed(out: Path, about: dict[str, Any]) -> None:
     """Say of a folder of results which run they are of."""
     write_files(out, {DONE: json_bytes(about)})
 
 
-def is_done(out: Path, about: dict[str, Any]) -> bool:
+def is_completed(out: Path, about: dict[str, Any]) -> bool:
     """Whether a folder says that it has the results of just this run."""
     try:
         found = json.loads((out / DONE).read_text(encoding="utf-8"))
@@ -98,9 +98,9 @@ def is_done(out: Path, about: dict[str, Any]) -> bool:
     return bool(found == json.loads(json.dumps(about)))
 
 
-def read_done(out: Path, about: dict[str, Any], read: Callable[[], Done]) -> Done | None:
+def read_completed(out: Path, about: dict[str, Any], read: Callable[[], Done]) -> Done | None:
     """What is read of a folder with the results of just this run; None where it has none, or its files are damaged."""
-    if not is_done(out, about):
+    if not is_completed(out, about):
         return None
     try:
         return read()
@@ -142,4 +142,13 @@ def _refuse_a_second(folder: Path) -> None:
         )
 
 
-__all__ = ["DONE", "NAME", "about_run", "is_done", "mark_done", "read_done", "unfinished", "what_differs"]
+__all__ = [
+    "DONE",
+    "NAME",
+    "about_run",
+    "is_completed",
+    "mark_completed",
+    "read_completed",
+    "resumable_folder",
+    "what_differs",
+]

@@ -50,7 +50,7 @@ from strategies.run.place import RunPaths, StageTimes
 from strategies.run.prepare import Stage1Outcome, privacy_plan
 from strategies.run.preparing import prepare
 from strategies.run.refinement import Refiner
-from strategies.run.refit import rehearse
+from strategies.run.refit import select_settings
 
 
 def connected(grid: Grid, scenario: Scenario, place: RunPaths) -> Nodes:
@@ -92,14 +92,16 @@ def serve(
     kept = RunCheckpoints.from_paths(place, stages, on_event)
     if scenario.data.refit:
         rehearsal = kept.stage(
-            "rehearsal", lambda: rehearse(grid, told, place, nodes, stages, on_event, kept), disks=True
+            "rehearsal", lambda: select_settings(grid, told, place, nodes, stages, on_event, kept), disks=True
         )
         scenario = rehearsal.scenario
     before = rehearsal.prepared if rehearsal else None
     prepared = kept.stage(
         "stage-1", lambda: prepare(scenario, plan, place, stages, nodes, on_event, before, kept), disks=True
     )
-    refiner = Refiner(grid, place, prepared, nodes, on_event, rehearsal.controller if rehearsal else None, kept=kept)
+    refiner = Refiner(
+        grid, place, prepared, nodes, on_event, rehearsal.controller if rehearsal else None, checkpoints=kept
+    )
     with stages("joining"):
         strategy = refiner.joined(scenario, plan, num_traced=NUM_TRACED)
     evaluator, members, states = Evaluator.from_strategy(strategy), strategy.members, strategy.states
@@ -107,7 +109,7 @@ def serve(
     start = kept.stage("start-tables", lambda: _before_rounds(evaluator, prepared), timed="evaluation")
     with stages("refinement"):
         keeping = refiner.refine(strategy)
-    begun = None if start.parts is None or keeping is None else start.parts.without(keeping.groups_kept)
+    begun = None if start.parts is None or keeping is None else start.parts.without(keeping.accepted_groups)
     beside = tier_rows(evaluator) | fall_rows(evaluator)
     found = kept.stage(
         "evaluation", lambda: evaluated(evaluator, on_event, beside, begun), disks=True, timed="evaluation"
@@ -122,14 +124,14 @@ def serve(
         per_device(evaluator, found, replies, test).write(Path(place.run_dir) / FILE)
     full = {FULL_GLOBAL: replies.globally, FULL_REFINED: found.refined}
     tables = {name: reply for name, reply in full.items() if reply is not None}
-    traced, again = some_devices(scenario, members, "traced", NUM_TRACED), refiner.again
+    traced, again = some_devices(scenario, members, "traced", NUM_TRACED), refiner.refine_again
     elasticity, elastic_traces = kept.stage(
         "moving-budgets",
-        lambda: measure_elasticity(evaluator, found.beside, tables, again, traced),
+        lambda: measure_elasticity(evaluator, found.extra, tables, again, traced),
         timed="heterogeneity",
     )
     fairness = kept.stage(
-        "fairness", lambda: measure_fairness(evaluator, found.own, found.beside, tables, again), timed="heterogeneity"
+        "fairness", lambda: measure_fairness(evaluator, found.own, found.extra, tables, again), timed="heterogeneity"
     )
     on_event(Event("heterogeneity", 1, 1))
     poisoning = None
@@ -137,7 +139,7 @@ def serve(
         poisoning = kept.stage("poisoning", lambda: measure_poisoning(strategy, again), timed="poisoning")
     steps = rehearsal.steps if rehearsal else ()
     records, num_devices = [*(rehearsal.records if rehearsal else ()), *strategy.rounds], len(members.devices)
-    keeping = rehearsal.keeping if rehearsal else keeping
+    keeping = rehearsal.acceptance if rehearsal else keeping
     return RunResult(
         scenario=told.model_dump(mode="json"),
         seed=scenario.seed,

@@ -70,8 +70,8 @@ class TestBucketedOnTheServer(ServerContentsContract):
     contents = BucketedServerContents
     keys: ClassVar = {"refinement": {"aggregation": {"robust": {"rule": "median", "buckets": 3}}}}
 
-    def said(self, seed, blocks):
-        arrays = super().said(seed, blocks)
+    def contribution(self, seed, blocks):
+        arrays = super().contribution(seed, blocks)
         holders = np.zeros((3, blocks), np.int64)
         holders[seed % 3] = arrays["holders"]
         wide = {"wide_rows": np.zeros(0, np.int64), "wide_sums": np.zeros((0, 4), np.int64)}

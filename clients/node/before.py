@@ -63,7 +63,7 @@ class PreviousHoldings:
         """Which of the budgets is the devices' own, that moves."""
         return int(np.flatnonzero(self.budgets == OWN_BUDGET)[0])
 
-    def had(self, places: IntArray, budget: int, blocks: IntArray) -> NDArray[np.bool_]:
+    def held_blocks(self, places: IntArray, budget: int, blocks: IntArray) -> NDArray[np.bool_]:
         """Which of these blocks (K,) the devices at ``places`` (N,) held, (N, K)."""
         held = np.zeros((len(places), len(blocks)), np.bool_)
         known = np.flatnonzero(blocks < self.ranks.shape[1])
@@ -72,7 +72,7 @@ class PreviousHoldings:
         held[np.ix_(some, known)] = ranks < self.cutoffs[places[some], budget][:, None]
         return held
 
-    def now(self, former: IntArray) -> IntArray:
+    def current_groups(self, former: IntArray) -> IntArray:
         """The numbers (N,) that devices' user groups have by now, -1 where there is none any more. former: (G,) those
         that the groups of now had, -1 for new ones.
         """

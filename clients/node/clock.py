@@ -127,7 +127,7 @@ def _whole(values: FloatArray) -> IntArray:
     return np.rint(np.minimum(values, MOST)).astype(np.int64)
 
 
-def never_in_time(
+def never_within_deadline(
     rates: DeviceRates, download_bytes: IntArray, samples: IntArray, deadline_s: float | None
 ) -> NDArray[np.bool_]:
     """Devices (N,) that miss the deadline before they upload anything: there is no need to simulate their training."""
@@ -136,4 +136,4 @@ def never_in_time(
     return round_seconds(rates, download_bytes, samples, np.zeros_like(download_bytes)) > deadline_s
 
 
-__all__ = ["MOST", "DeviceRates", "RoundCost", "never_in_time", "round_seconds", "spend"]
+__all__ = ["MOST", "DeviceRates", "RoundCost", "never_within_deadline", "round_seconds", "spend"]

@@ -80,9 +80,9 @@ class Cohort:
         return self.splits.train.counts() > 0 if timeline is not None and timeline.phase == "join" else everybody
 
     @cached_property
-    def speaking(self) -> NDArray[np.bool_]:
+    def contributing(self) -> NDArray[np.bool_]:
         """Which of them (N,) sums are asked of: all, but for those that have left, in a timeline."""
-        said = self.splits.said
+        said = self.splits.contributed
         return self.joining if said is None else self.joining & (said.counts() > 0)
 
     @cached_property

@@ -133,7 +133,7 @@ def _mapped(cohort: Cohort, request: JoinRequest) -> tuple[NDArray[np.float32], 
     groups = nearest(vectors, request.centroids)
     timeline = cohort.scenario.data.timeline
     if timeline is not None and len(request.former):
-        last = PreviousHoldings.read(cohort).now(request.former)[: len(groups)]
+        last = PreviousHoldings.read(cohort).current_groups(request.former)[: len(groups)]
         groups = staying(np.asarray(vectors), request.centroids, groups, last, timeline.regroup_margin)
     groups = answered_groups(cohort, np.arange(len(groups)), groups, request.centroids)
     for group in np.unique(groups).tolist():

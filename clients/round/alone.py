@@ -12,7 +12,7 @@ from clients.node.cohort import Cohort
 from clients.round.clear import clear_round
 from clients.round.masked import announce_keys
 from clients.round.members import train_members
-from clients.round.memory import beside_bytes
+from clients.round.memory import extra_bytes
 from clients.round.world import RoundContext
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.exchange.counters import ClockCounts
@@ -60,7 +60,7 @@ def _sends(cohort: Cohort, request: RoundRequest, ranked: RankedBlocks) -> bool:
         return False
     if cohort.scenario.refinement.deadline_s is None:
         return True
-    return len(train_members(world, ranked, places).keeps.places) > 0
+    return len(train_members(world, ranked, places).state_update.places) > 0
 
 
 def present_rows(
@@ -68,7 +68,7 @@ def present_rows(
 ) -> NDArray[np.int64]:
     """Rows (N,) that devices at these places hold when the round ends: the first ones of the ranked blocks."""
     lowest = cohort.budgets.during(server_round)[:, places].min(axis=0)
-    return ranked.num_present(ranked.cutoffs(lowest - beside_bytes(cohort.scenario)))
+    return ranked.num_present(ranked.cutoffs(lowest - extra_bytes(cohort.scenario)))
 
 
 __all__ = ["UnmaskedFigures", "answer_alone", "present_rows", "stages_alone"]

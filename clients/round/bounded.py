@@ -27,7 +27,7 @@ class BoundedDeviceContents(DeviceContents):
         parts."""
         return TrafficPadding.from_scenario(self.scenario, self.release.parts)
 
-    def said(self, ranked: RankedBlocks, trained: TrainedDevices, noise_devices: int | None = None) -> Arrays:
+    def contribution(self, ranked: RankedBlocks, trained: TrainedDevices, noise_devices: int | None = None) -> Arrays:
         """Return sums of the parts by name, each device's contribution bounded and noised."""
         mechanism = find_mechanism(self.scenario.privacy.mechanism)
         if mechanism is None:

@@ -36,7 +36,7 @@ class BucketedDeviceContents(OpenDeviceContents):
         return MembersReply(
             merged_arrays(arrays, self.scenario.refinement.aggregation.robust.buckets),
             reduce(add, (part.counts for part in parts.values())),
-            StateUpdate.joined([part.keeps for part in parts.values()]),
+            StateUpdate.joined([part.state_update for part in parts.values()]),
         )
 
 

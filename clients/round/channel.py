@@ -18,11 +18,11 @@ class DeviceChannel(ABC, Generic[Reply]):
     """Of one node and one round: it takes one user group after the other, then makes the reply."""
 
     def __init__(self, world: RoundContext) -> None:
-        self.world = world
+        self.context = world
 
     def begin(self) -> RoundCounts:
         """Before the first user group; returns what is counted already."""
-        return RoundCounts.nothing(len(self.world.cohort.fleet.names))
+        return RoundCounts.nothing(len(self.context.cohort.fleet.names))
 
     @abstractmethod
     def members(self, group: int) -> IntArray:
@@ -39,7 +39,7 @@ class DeviceChannel(ABC, Generic[Reply]):
 
 def run_round(channel: DeviceChannel[Reply]) -> Reply:
     """One round of a node's devices."""
-    world = channel.world
+    world = channel.context
     counts, keeps = channel.begin(), list[StateUpdate]()
     layout, precision = world.cohort.layout(), world.cohort.scenario.blocks.precision
     for group, payload in world.request.groups.items():

@@ -26,11 +26,11 @@ class ClearDeviceChannel(DeviceChannel[RoundReply]):
         self._noise_devices = noise_devices or {}
         self._groups = np.asarray(world.state.groups)
         self._reached = np.zeros(0, np.int64)
-        self._said: dict[int, Arrays] = {}
+        self._contributions: dict[int, Arrays] = {}
 
     def begin(self) -> RoundCounts:
         """Which of the sampled devices are reached."""
-        self._reached, clock = self.world.reached(self.world.cohort.places(self.world.request.devices))
+        self._reached, clock = self.context.reached(self.context.cohort.places(self.context.request.devices))
         return replace(super().begin(), clock=clock)
 
     def members(self, group: int) -> IntArray:
@@ -40,16 +40,16 @@ class ClearDeviceChannel(DeviceChannel[RoundReply]):
     def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
         """All of them together, as the contents have it."""
         terms = ChannelTerms(noise_devices=self._noise_devices.get(group))
-        done = self.world.contents.together(
-            self.world.cohort.devices[members],
-            lambda some: train_members(self.world, ranked, members[some], terms),
+        done = self.context.contents.together(
+            self.context.cohort.devices[members],
+            lambda some: train_members(self.context, ranked, members[some], terms),
         )
-        self._said[group] = done.arrays
-        return done.counts, [done.keeps]
+        self._contributions[group] = done.arrays
+        return done.counts, [done.state_update]
 
     def reply(self, counts: RoundCounts) -> RoundReply:
         """Sums and counters."""
-        return RoundReply(self._said, counts)
+        return RoundReply(self._contributions, counts)
 
 
 def clear_round(cohort: Cohort, request: RoundRequest, noise_devices: Mapping[int, int] | None = None) -> RoundReply:

@@ -71,7 +71,7 @@ class DeviceContents(ABC):
         )
 
     @abstractmethod
-    def said(self, ranked: RankedBlocks, trained: TrainedDevices, noise_devices: int | None = None) -> Arrays:
+    def contribution(self, ranked: RankedBlocks, trained: TrainedDevices, noise_devices: int | None = None) -> Arrays:
         """Return the contribution of devices of one user group: arrays that add up over disjoint sets of devices.
         noise_devices: number of devices whose shares of central noise reach its full strength, where devices add it
         to sums that the server does not see before; None where the server adds it.

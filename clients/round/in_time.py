@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.node.clock import DeviceRates, RoundCost, never_in_time, spend
+from clients.node.clock import DeviceRates, RoundCost, never_within_deadline, spend
 from clients.round.malice import Adversary
 from clients.round.memory import IntArray, RoundMemory
 from fl_peel.blocks.ranked import RankedBlocks
@@ -32,15 +32,15 @@ METRIC_BYTES = 32
 
 @dataclass(frozen=True)
 class GroupDevices:
-    """The devices of one group that were reached: user embeddings (N, d), train items, seeds (N,), rates; malice: which
-    of them are malicious, None where nobody is.
+    """The devices of one group that were reached: user embeddings (N, d), train items, seeds (N,), rates; adversary:
+    which of them are malicious, None where nobody is.
     """
 
     users: NDArray[np.float32]
     train: UserItems
     seeds: NDArray[np.uint64]
     rates: DeviceRates
-    malice: Adversary | None = None
+    adversary: Adversary | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class GroupOutcome:
     memory_dropouts: NDArray[np.bool_]
 
 
-def train_in_time(
+def train_within_deadline(
     ranked: RankedBlocks,
     memory: RoundMemory,
     devices: GroupDevices,
@@ -99,11 +99,11 @@ def train_in_time(
         rates = replace(rates, latency_s=traffic.exchanges * rates.latency_s)
     samples = how.epochs * work_samples(ranked, memory, devices.train)
     out = memory.dropped_out
-    kept = np.flatnonzero(~out & ~never_in_time(rates, download, samples, deadline_s))
+    kept = np.flatnonzero(~out & ~never_within_deadline(rates, download, samples, deadline_s))
     uploads = np.zeros(len(download), np.int64)
     while True:
         trained, held, items = memory.trained[kept], memory.last[kept], devices.train.select(kept)
-        train_them = train if devices.malice is None else partial(devices.malice.select(kept).train, honest=train)
+        train_them = train if devices.adversary is None else partial(devices.adversary.select(kept).train, honest=train)
         users, update = train_them(
             LocalWork(ranked, trained, devices.users[kept], items, devices.seeds[kept], how, device)
         )
@@ -125,7 +125,7 @@ def train_in_time(
 def work_samples(ranked: RankedBlocks, memory: RoundMemory, train: UserItems) -> IntArray:
     """Training samples of one epoch, (N,): once as it begins, and once more where blocks were lost since."""
     rows = ranked.row_of_item[train.items]
-    samples = _present(rows, train, ranked.num_present(memory.begun))
+    samples = _present(rows, train, ranked.num_present(memory.started))
     return samples + np.where(memory.interrupted, _present(rows, train, ranked.num_present(memory.trained)), 0)
 
 
@@ -134,4 +134,12 @@ def _present(rows: NDArray[np.int32], items: UserItems, num_present: IntArray) -
     return items.keep((rows >= 0) & (rows < np.repeat(num_present, items.counts()))).counts()
 
 
-__all__ = ["METRIC_BYTES", "SIGNAL_BYTES", "GroupDevices", "GroupOutcome", "Traffic", "train_in_time", "work_samples"]
+__all__ = [
+    "METRIC_BYTES",
+    "SIGNAL_BYTES",
+    "GroupDevices",
+    "GroupOutcome",
+    "Traffic",
+    "train_within_deadline",
+    "work_samples",
+]

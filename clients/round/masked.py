@@ -124,12 +124,12 @@ class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
 
     def members(self, group: int) -> IntArray:
         """Those whose neighbours' shares are in the message."""
-        return self.world.cohort.places(self._request.secure[group].devices)
+        return self.context.cohort.places(self._request.secure[group].devices)
 
     def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
         """One device after the other; counted in the open are those that are in no sum, and how long it took."""
         counts, keeps = self.begin(), list[StateUpdate]()
-        stage = _GroupStage.from_message(self.world, ranked, self._request.secure[group], group)
+        stage = _GroupStage.from_message(self.context, ranked, self._request.secure[group], group)
         survivors, total = [], MaskWords.zeros(*stage.layout.num_words)
         for i in range(len(members)):
             part, words = stage.vector(i)
@@ -142,7 +142,7 @@ class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
             np.add(total.narrow, masked.narrow, out=total.narrow)
             np.add(total.wide, masked.wide, out=total.wide)
             survivors.append(i)
-            keeps.append(part.keeps)
+            keeps.append(part.state_update)
             counts += replace(self.begin(), slowest_us=part.counts.slowest_us)
         stage.keep(survivors)
         self._sums[group] = MaskedSum(stage.devices[survivors], total.narrow, total.wide)
@@ -164,7 +164,7 @@ class _GroupStage:
     for them (N, k, SEALED_BYTES), and which of these shared their secrets (N, k).
     """
 
-    world: RoundContext
+    context: RoundContext
     ranked: RankedBlocks
     group: int
     layout: VectorLayout
@@ -219,21 +219,21 @@ class _GroupStage:
         upload = traffic.upload - traffic.vector if lost else traffic.upload
         moved = Traffic(traffic.download, upload, EXCHANGES)
         terms = ChannelTerms(moved, self.noise_devices)
-        part = train_members(self.world, self.ranked, self.places[i : i + 1], terms)
+        part = train_members(self.context, self.ranked, self.places[i : i + 1], terms)
         counts = part.counts
-        if lost or not len(part.keeps.places):
+        if lost or not len(part.state_update.places):
             counts = replace(counts, classes=counts.classes.without_update(), clock=counts.clock.without_update())
             return replace(part, counts=counts), None
         values = dense(part.arrays, len(self.ranked.items), self.ranked.layout.embedding_dim)
-        if not self.world.contents.release.withheld:
+        if not self.context.contents.release.withheld:
             values |= {name: getattr(counts, name).stacked() for name in ("classes", "clock", "totals")}
         return part, self.layout.words(values | {CHECK: np.ones(1, np.int64)})
 
     def masked(self, i: int, words: MaskWords) -> MaskWords:
         """The vector of device ``i`` as it is sent; it opens what its neighbours sealed for it on the way."""
-        if not self.world.cohort.scenario.secure_aggregation.masked:
+        if not self.context.cohort.scenario.secure_aggregation.masked:
             return words
-        occasion, device = Occasion(self.world.request.server_round, self.group), int(self.devices[i])
+        occasion, device = Occasion(self.context.request.server_round, self.group), int(self.devices[i])
         secrets = secrets_of(self.known, i)
         slots = np.flatnonzero(self.present[i]).tolist()
         others = [neighbour_at(self.known, int(self.known["neighbours"][i, j])) for j in slots]
@@ -247,8 +247,8 @@ class _GroupStage:
         kept = {name: self.known[name][survivors] for name in ("devices", "neighbours")}
         kept |= {"directory": self.known["directory"], "present": self.present[survivors]}
         kept |= held_arrays([self.held[i] for i in survivors], self.present.shape[1])
-        store = SecretStore.from_node_folder(self.world.cohort.folder)
-        store.save(self.world.request.server_round, self.group, MASKED, kept)
+        store = SecretStore.from_node_folder(self.context.cohort.folder)
+        store.save(self.context.request.server_round, self.group, MASKED, kept)
 
 
 def held_arrays(held: Sequence[Mapping[int, HeldShares]], neighbours: int) -> Arrays:

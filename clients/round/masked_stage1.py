@@ -23,7 +23,7 @@ from clients.node.cohort import Cohort
 from clients.round.masked import check_same, held_arrays, make_keys, neighbour_at, secrets_of
 from clients.round.noised_stage1 import Noise, noise_of
 from clients.round.secret_store import MASKED, SHARED, Arrays, SecretStore
-from clients.round.stage1 import STEPS, StepAttendance, asked_to_choose, chosen, contributors, moments_by_group
+from clients.round.stage1 import STEPS, StepAttendance, choice_panel, chosen, contributors, moments_by_group
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
 from fl_peel.pretraining.costs import COUNTED, Step, StepCost, StepShape, choice_cost, cost_of, hidden
@@ -46,11 +46,11 @@ from fl_peel.wire import (
 )
 
 Values = dict[str, IntArray]
-Says = Callable[[int, Noise | None], Values]
+Contribute = Callable[[int, Noise | None], Values]
 """What the device at a place has to say, with what noise it adds."""
-KEPT = ("devices", "neighbours", "present", "index", "shares")
+PREPARED = ("devices", "neighbours", "present", "index", "shares")
 """What devices, (N,) each, keep of the step when their vector is sent; besides the directory."""
-SECRET = (*KEPT, "private")
+SECRET = (*PREPARED, "private")
 """What they keep between parts of it; besides the directory and the public keys there."""
 
 
@@ -58,7 +58,7 @@ def announce_step(cohort: Cohort, request: SecureStepRequest) -> SecureKeysReply
     """Devices that come, and have the memory, make their keys. What is left of earlier steps is removed."""
     SecretStore.from_node_folder(cohort.folder).forget()
     begun = _MaskedStep(cohort, request)
-    there = begun.there(cohort.scenario.secure_aggregation.neighbours)
+    there = begun.attendance(cohort.scenario.secure_aggregation.neighbours)
     clock = ClockCounts.zeros(len(cohort.devices))
     clock.sampled[:] = begun.asked
     clock.unavailable[:] = begun.asked & (there.window < 0)
@@ -93,7 +93,7 @@ def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
     def says(place: int, noise: Noise | None) -> Values:
         if request.counts_contributors:
             return {"contributors": contributors(cohort, np.array([place]), request)}
-        return _SAYS[request.step](cohort, np.array([place]), request, noise)
+        return _CONTRIBUTIONS[request.step](cohort, np.array([place]), request, noise)
 
     return _answered(step, part, request, says)
 
@@ -127,13 +127,13 @@ class _MaskedStep:
     """A step as the devices of a node know it."""
 
     cohort: Cohort
-    told: SecureStepRequest
+    request: SecureStepRequest
 
     @property
     def asked(self) -> NDArray[np.bool_]:
         """Which devices (N,) are."""
-        if self.told.panel:
-            return asked_to_choose(self.cohort, self.told.panel)
+        if self.request.panel:
+            return choice_panel(self.cohort, self.request.panel)
         return np.ones(len(self.cohort.devices), np.bool_)
 
     @property
@@ -144,19 +144,19 @@ class _MaskedStep:
     def vector(self, devices: int) -> StepVector:
         """Of at most so many devices' sum, in this part of the step."""
         whole = self._sums_vector(devices)
-        return whole.counting if self.told.counts_contributors else whole
+        return whole.counting if self.request.counts_contributors else whole
 
     def _sums_vector(self, devices: int) -> StepVector:
-        told, cohort = self.told, self.cohort
+        told, cohort = self.request, self.cohort
         items, classes = cohort.splits.num_items, 0 if self.withheld else len(cohort.fleet.names)
         bits = cohort.scenario.pretraining.sum_bits
         return StepVector(
             cast(Step, told.step), told.columns, told.groups, told.shapes, items, classes, devices, told.buckets, bits
         )
 
-    def there(self, neighbours: int) -> StepAttendance:
+    def attendance(self, neighbours: int) -> StepAttendance:
         """Who comes, and what both parts of the step take of a device with that many neighbours."""
-        told, splits = self.told, self.cohort.splits
+        told, splits = self.request, self.cohort.splits
         vector, counted = self._sums_vector(1), self.cohort.scenario.privacy.counts_contributors
         answer = answer_of(vector, neighbours)
         if counted and vector.step in COUNTED:
@@ -195,13 +195,13 @@ class _StepMembers:
     @staticmethod
     def from_inbox(step: _MaskedStep, inbox: Inbox) -> _StepMembers:
         """Before the first part."""
-        cohort, told = step.cohort, step.told
+        cohort, told = step.cohort, step.request
         known = SecretStore.from_node_folder(cohort.folder).load(told.server_round, EVERYBODY, SHARED)
         here = np.minimum(np.searchsorted(known["devices"], inbox.devices), len(known["devices"]) - 1)
         known |= {name: known[name][here] for name in ("devices", "private", "neighbours")}
         check_same(Occasion(told.server_round, EVERYBODY), known, inbox.devices)
         places, vanishes = cohort.places(inbox.devices), vanishing(cohort.scenario, told.server_round, inbox.devices)
-        there = step.there(known["neighbours"].shape[1])
+        there = step.attendance(known["neighbours"].shape[1])
         lost = vanishes == DropoutStage.VECTOR
         costs, rates = there.costs, cohort.rates.select(places)
         unsent = step.vector(1).num_bytes
@@ -246,7 +246,7 @@ class _StepMembers:
 
 def _opened(step: _MaskedStep, known: Arrays, inbox: Inbox, stays: NDArray[np.bool_]) -> Arrays:
     """What the devices that stay know once they have opened what their neighbours sealed for them."""
-    occasion = Occasion(step.told.server_round, EVERYBODY)
+    occasion = Occasion(step.request.server_round, EVERYBODY)
     held: list[dict[int, HeldShares]] = []
     for i in np.flatnonzero(stays).tolist():
         slots = np.flatnonzero(inbox.present[i]).tolist()
@@ -262,10 +262,10 @@ def _opened(step: _MaskedStep, known: Arrays, inbox: Inbox, stays: NDArray[np.bo
 
 
 def _answered(
-    step: _MaskedStep, part: Part, request: SecureSumsRequest | SecureChoiceRequest, says: Says
+    step: _MaskedStep, part: Part, request: SecureSumsRequest | SecureChoiceRequest, says: Contribute
 ) -> SecureSumsReply:
     """A part of the masked sum: one device after the other says it, and masks it."""
-    cohort, told, (first, stop) = step.cohort, step.told, part
+    cohort, told, (first, stop) = step.cohort, step.request, part
     store, num_classes = SecretStore.from_node_folder(cohort.folder), len(cohort.fleet.names)
     begun = _StepMembers.from_inbox(step, request.secure[EVERYBODY]) if first == 0 else None
     known = store.load(told.server_round, EVERYBODY, _stage(first)) if begun is None else begun.known
@@ -286,7 +286,7 @@ def _answered(
         total.wide[:] += masked.wide
         protocol_s += time.perf_counter() - began
     last = stop == vector.units
-    kept = {name: known[name] for name in (KEPT if last else SECRET)} | {"directory": known["directory"]}
+    kept = {name: known[name] for name in (PREPARED if last else SECRET)} | {"directory": known["directory"]}
     if not last:
         kept |= {name: known[name] for name in ("channel_keys", "mask_keys")}
     store.save(told.server_round, EVERYBODY, MASKED if last else _stage(stop), kept)
@@ -308,7 +308,7 @@ def _masked(step: _MaskedStep, known: Arrays, i: int, words: MaskWords, start: i
     if not scenario.secure_aggregation.masked:
         return words
     others = [neighbour_at(known, int(known["neighbours"][i, j])) for j in np.flatnonzero(known["present"][i]).tolist()]
-    occasion, device = Occasion(step.told.server_round, EVERYBODY), int(known["devices"][i])
+    occasion, device = Occasion(step.request.server_round, EVERYBODY), int(known["devices"][i])
     needed, _ = needed_of(scenario, len(known["directory"]))
     return protocol.mask_vector(words, secrets_of(known, i), occasion, device, others, needed, start)
 
@@ -333,6 +333,6 @@ def _moments(cohort: Cohort, place: IntArray, request: SecureSumsRequest, noise:
     return {"moments": words}
 
 
-_SAYS = {"counts": _counted, "pass": _passed, "groups": _grouped, "moments": _moments}
+_CONTRIBUTIONS = {"counts": _counted, "pass": _passed, "groups": _grouped, "moments": _moments}
 
 __all__ = ["announce_step", "masked_choice", "masked_sums"]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.round.accounts import class_counts, clock_counts
-from clients.round.in_time import GroupDevices, GroupOutcome, Traffic, train_in_time
+from clients.round.in_time import GroupDevices, GroupOutcome, Traffic, train_within_deadline
 from clients.round.malice import Adversary
 from clients.round.memory import RoundMemory, WorkingMemory
 from clients.round.outcome import MembersReply, StateUpdate
@@ -49,7 +49,7 @@ def train_members(
         cohort.rates.select(members),
         Adversary.among(cohort, members),
     )
-    done = train_in_time(
+    done = train_within_deadline(
         ranked,
         memory,
         devices,
@@ -64,14 +64,14 @@ def train_members(
     kept = members[done.kept]
     # what nobody had used when tables were made is in none of them
     validation = cohort.splits.validation.select(kept).below(ranked.layout.num_items)
-    if devices.malice is not None:
-        validation = devices.malice.select(done.kept).claimed(validation)
+    if devices.adversary is not None:
+        validation = devices.adversary.select(done.kept).claimed(validation)
     train = cohort.splits.train.select(kept)
     trained = TrainedDevices(
         cohort.devices[kept], memory.last[done.kept], done.users, done.update, done.best, train, validation
     )
     return MembersReply(
-        contents.said(ranked, trained, terms.noise_devices),
+        contents.contribution(ranked, trained, terms.noise_devices),
         _counts(world, ranked, done, memory, working, members, validation),
         StateUpdate(kept, done.users, members, memory.last),
     )

@@ -56,7 +56,7 @@ class RoundMemory:
 
     budgets: bytes when the round begins; first: blocks chosen then; last: blocks still held when it ends (a prefix of
     the first); stored: bytes of the first and what lies beside them; violations: steps at which a device held more than
-    its budget. begun: blocks whose training began; trained: those whose training ended, all that the update covers.
+    its budget. started: blocks whose training began; trained: those whose training ended, all that the update covers.
     """
 
     budgets: IntArray
@@ -64,7 +64,7 @@ class RoundMemory:
     last: IntArray
     stored: IntArray
     violations: IntArray
-    begun: IntArray
+    started: IntArray
     trained: IntArray
 
     @staticmethod
@@ -88,7 +88,7 @@ class RoundMemory:
     @property
     def interrupted(self) -> NDArray[np.bool_]:
         """Devices (N,) that lost blocks which they trained."""
-        return self.trained < self.begun
+        return self.trained < self.started
 
     @property
     def dropped_out(self) -> NDArray[np.bool_]:
@@ -101,7 +101,7 @@ class RoundMemory:
         """Bytes (N,) that the round took besides what is stored. touched: row pieces (M,) of the devices at positions
         ``kept`` (M,), which ended it; the others, and those that were interrupted, count what they may have touched.
         """
-        taken = working.most_bytes(ranked, self.begun)
+        taken = working.most_bytes(ranked, self.started)
         pieces = np.zeros(len(taken), np.int64)
         pieces[kept] = touched
         ended = np.zeros(len(taken), np.bool_)
@@ -116,10 +116,10 @@ def stored_bytes(ranked: RankedBlocks, cutoffs: IntArray, budgets: IntArray, bes
     return np.where(fits, ranked.stored_bytes(cutoffs) + beside, 0)
 
 
-def beside_bytes(scenario: Scenario) -> int:
+def extra_bytes(scenario: Scenario) -> int:
     """What a device holds during refinement besides its file: the user embedding that it may go back to."""
     goes_back = scenario.refinement.acceptance.rule != "always"
     return user_bytes(scenario.pretraining.embedding_dim) if goes_back else 0
 
 
-__all__ = ["RoundMemory", "WorkingMemory", "beside_bytes", "stored_bytes"]
+__all__ = ["RoundMemory", "WorkingMemory", "extra_bytes", "stored_bytes"]

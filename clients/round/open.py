@@ -15,7 +15,7 @@ from fl_peel.wire import Arrays
 class OpenDeviceContents(DeviceContents):
     """Contribution of devices in the clear; arrays as in a :class:`fl_peel.wire.RoundReply`."""
 
-    def said(self, ranked: RankedBlocks, trained: TrainedDevices, noise_devices: int | None = None) -> Arrays:
+    def contribution(self, ranked: RankedBlocks, trained: TrainedDevices, noise_devices: int | None = None) -> Arrays:
         """Return row updates with their counts and losses; in rounds with signals also hits, shown and exposed."""
         arrays = update_arrays(trained.update)
         if trained.best is None:

@@ -45,7 +45,7 @@ class MembersReply:
 
     arrays: Arrays
     counts: RoundCounts
-    keeps: StateUpdate
+    state_update: StateUpdate
 
 
 __all__ = ["MembersReply", "StateUpdate"]

@@ -38,7 +38,7 @@ from fl_peel.pretraining.by_sums import (
 )
 from fl_peel.pretraining.costs import COUNTED, AnswerCost, Step, StepCost, StepShape, choice_cost, cost_of, hidden
 from fl_peel.pretraining.sketch import RowSketch
-from fl_peel.privacy.stage1 import Stage1Noise, said_of
+from fl_peel.privacy.stage1 import Stage1Noise, make_contribution
 from fl_peel.randomness import device_uniforms
 from fl_peel.secure.stage1 import StepVector
 from fl_peel.wire import EVERYBODY, ChoiceReply, ChoiceRequest, GroupSum, SumsReply, SumsRequest
@@ -109,9 +109,9 @@ class StepParticipants:
         )
 
 
-def there_for_sums(cohort: Cohort, request: SumsRequest) -> StepParticipants:
+def sums_participants(cohort: Cohort, request: SumsRequest) -> StepParticipants:
     """Who takes part in a step, and what it takes."""
-    items, scenario = cohort.splits.spoken.counts(), cohort.scenario
+    items, scenario = cohort.splits.contributed_items.counts(), cohort.scenario
     all_rows = cohort.splits.num_items if request.all_rows else 0
     step, groups = cast(Step, request.step), len(request.centroids)
     asked = StepShape(
@@ -129,25 +129,25 @@ def there_for_sums(cohort: Cohort, request: SumsRequest) -> StepParticipants:
         taken = cost_of(asked, items, budgets)
         if all_rows and step not in ("vectors", "maps"):  # in which nothing is said
             vector = StepVector(step, request.columns, groups, 0, all_rows, 0, 1, bits=scenario.pretraining.sum_bits)
-            return hidden(taken, said_openly(vector, counted=asked.counts_contributors), budgets)
+            return hidden(taken, clear_contribution(vector, counted=asked.counts_contributors), budgets)
         return taken
 
     return StepParticipants.from_cohort(
-        cohort, cost, request.time, cohort.joining if step == "vectors" else cohort.speaking
+        cohort, cost, request.time, cohort.joining if step == "vectors" else cohort.contributing
     )
 
 
 def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
     """One step, or some columns of it, for all devices of a node."""
-    reached = there_for_sums(cohort, request)
-    sums = said(cohort, reached.places, request)
+    reached = sums_participants(cohort, request)
+    sums = contribute(cohort, reached.places, request)
     # what both parts of a step take is counted once, with its sums
     counted = request.counted and not request.counts_contributors
     counts = reached.counts if counted else RoundCounts.nothing(len(cohort.fleet.names))
     return SumsReply(sums, counts, reached.waits_us)
 
 
-def said(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
+def contribute(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
     """What the devices at these places add up to, whoever they are, by user group; with the noise that is theirs."""
     if request.counts_contributors:
         return {EVERYBODY: GroupSum(contributors(cohort, places, request), NONE, NONE, NONE)}
@@ -159,7 +159,7 @@ def contributors(cohort: Cohort, places: IntArray, request: SumsRequest) -> IntA
     item's, else to each user group's.
     """
     if request.step == "pass":
-        return words_of(cohort).counts(cohort.splits.spoken.select(places))
+        return cohort_contribution(cohort).counts(cohort.splits.contributed_items.select(places))
     return group_sizes(np.load(cohort.vectors_file, mmap_mode="r")[places], request.centroids)
 
 
@@ -168,17 +168,21 @@ def _opened(cohort: Cohort, request: SumsRequest, rows: int) -> Bools | None:
     return unpacked_rows(request.opened, rows) if cohort.scenario.privacy.counts_contributors else None
 
 
-def said_openly(vector: StepVector, *, counted: bool) -> AnswerCost:
+def clear_contribution(vector: StepVector, *, counted: bool) -> AnswerCost:
     """How a device says all words of a vector at once, in the clear. counted: after it has said to which rows it would
     contribute.
     """
-    answer = AnswerCost(vector.said_bytes, 0, 0, 1)
-    return answer + AnswerCost(vector.counting.said_bytes, 0, 0, 0) if counted and vector.step in COUNTED else answer
+    answer = AnswerCost(vector.contribution_bytes, 0, 0, 1)
+    return (
+        answer + AnswerCost(vector.counting.contribution_bytes, 0, 0, 0)
+        if counted and vector.step in COUNTED
+        else answer
+    )
 
 
-def there_to_choose(cohort: Cohort, request: ChoiceRequest) -> StepParticipants:
+def choice_participants(cohort: Cohort, request: ChoiceRequest) -> StepParticipants:
     """Who takes part in a choice, and what it takes."""
-    splits, panel = cohort.splits, asked_to_choose(cohort, request.panel)
+    splits, panel = cohort.splits, choice_panel(cohort, request.panel)
     if not cohort.scenario.privacy.noised:  # else that a device answers would say that it has any
         panel &= splits.validation.counts() > 0
     all_rows = splits.num_items if request.all_rows else 0
@@ -190,14 +194,14 @@ def there_to_choose(cohort: Cohort, request: ChoiceRequest) -> StepParticipants:
         counted = cohort.scenario.privacy.counts_contributors
         taken = choice_cost(*sizes, train, wanted, budgets, all_rows, counted=counted)
         vector = StepVector("choice", len(request.values), 0, filters, splits.num_items, 0, 1)
-        return hidden(taken, said_openly(vector, counted=counted), budgets) if all_rows else taken
+        return hidden(taken, clear_contribution(vector, counted=counted), budgets) if all_rows else taken
 
     return StepParticipants.from_cohort(cohort, cost, request.time, panel)
 
 
 def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
     """Some devices say which filter ranks their validation items best."""
-    reached = there_to_choose(cohort, request)
+    reached = choice_participants(cohort, request)
     won, answered = chosen(cohort, reached.places, request, noise_of(cohort, request))
     counts = RoundCounts.nothing(len(cohort.fleet.names)) if request.counts_contributors else reached.counts
     return ChoiceReply(won, answered, counts, reached.waits_us)
@@ -213,7 +217,9 @@ def chosen(cohort: Cohort, places: IntArray, request: ChoiceRequest, noise: Nois
     splits = cohort.splits
     if request.counts_contributors:
         return np.zeros(len(request.value_exponents), np.int64), question.answering(splits.validation.select(places))
-    won, answered = words_of(cohort).choice(question, splits.train.select(places), splits.validation.select(places))
+    won, answered = cohort_contribution(cohort).choice(
+        question, splits.train.select(places), splits.validation.select(places)
+    )
     for one in noises(cohort, places, noise):
         won = won + one.choice(len(won))
     return won, answered
@@ -230,17 +236,17 @@ def sketch_of(request: SumsRequest) -> RowSketch | None:
     return RowSketch(request.place, request.buckets) if request.buckets else None
 
 
-def asked_to_choose(cohort: Cohort, panel: int) -> NDArray[np.bool_]:
+def choice_panel(cohort: Cohort, panel: int) -> NDArray[np.bool_]:
     """Which hosted devices (N,) are among about ``panel`` of all."""
     drawn = device_uniforms(cohort.scenario.seed, "panel", devices=cohort.devices)
     return np.asarray(drawn * cohort.population < panel)
 
 
-def words_of(cohort: Cohort) -> Stage1Contribution:
+def cohort_contribution(cohort: Cohort) -> Stage1Contribution:
     """What devices say, in which units."""
     num_items = cohort.splits.num_items
     units = Units.from_config(cohort.scenario.pretraining.spectral(), cohort.population, num_items)
-    return said_of(cohort.scenario, num_items, units)
+    return make_contribution(cohort.scenario, num_items, units)
 
 
 def _counts(
@@ -268,19 +274,19 @@ def _counts(
 
 def _counted(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
     num_items = cohort.splits.num_items
-    items = words_of(cohort).counts(cohort.splits.spoken.select(places))
+    items = cohort_contribution(cohort).counts(cohort.splits.contributed_items.select(places))
     for one in noises(cohort, places, noise):
         items = items + one.counts(num_items)
     return {EVERYBODY: GroupSum(np.array([len(places)]), NONE, NONE, items)}
 
 
 def _passed(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
-    words = words_of(cohort)
+    words = cohort_contribution(cohort)
     columns = range(request.table.shape[1])
     if words.bounded:
         columns = range(int(request.groups[0]), int(request.groups[-1]) + 1)
     part = slice(columns.start, columns.stop)
-    rows = cohort.splits.spoken.select(places)
+    rows = cohort.splits.contributed_items.select(places)
     opened = _opened(cohort, request, len(request.table))
     sums = words.passed(request.table, request.weights, part, rows, sketch_of(request), opened)
     for one in noises(cohort, places, noise):
@@ -336,7 +342,9 @@ def _in_parts(path: Path, request: SumsRequest, part: Floats) -> Floats:
 
 def _grouped(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
     vectors = np.asarray(np.load(cohort.vectors_file, mmap_mode="r")[places])
-    found = words_of(cohort).groups(vectors, request.centroids, _opened(cohort, request, len(request.centroids)))
+    found = cohort_contribution(cohort).groups(
+        vectors, request.centroids, _opened(cohort, request, len(request.centroids))
+    )
     for one in noises(cohort, places, noise):
         found = found + one.groups(*request.centroids.shape)
     return {EVERYBODY: GroupSum(found.sizes, found.sums, NONE, NONE)}
@@ -357,7 +365,7 @@ def moments_by_group(
     """
     vectors = np.load(cohort.vectors_file, mmap_mode="r")
     num_items = cohort.splits.num_items
-    words = words_of(cohort)
+    words = cohort_contribution(cohort)
     # every message of the step comes here, so that no more is read of the vectors than decides the group
     leading = np.asarray(vectors[:, : request.centroids.shape[1]])[places]
     some = np.asarray(leading.any(axis=1))
@@ -372,7 +380,7 @@ def moments_by_group(
         if not (empty or noise is not None or len(members)):
             continue
         mine = np.asarray(vectors[places[members]])
-        moments = words.moments(mine, cohort.splits.spoken.select(places[members]))
+        moments = words.moments(mine, cohort.splits.contributed_items.select(places[members]))
         for one in noises(cohort, places, noise):
             moments = moments + one.moments(group, vectors.shape[1], num_items)
         yield group, moments
@@ -395,14 +403,14 @@ STEPS = {
 __all__ = [
     "STEPS",
     "StepAttendance",
-    "asked_to_choose",
     "choice",
+    "choice_panel",
+    "choice_participants",
     "chosen",
+    "contribute",
     "contributors",
     "moments_by_group",
-    "said",
     "sketch_of",
+    "sums_participants",
     "sums_round",
-    "there_for_sums",
-    "there_to_choose",
 ]

@@ -12,7 +12,7 @@ from clients.node.state import DeviceState
 from clients.round.accounts import clock_counts
 from clients.round.choice import contents_of
 from clients.round.contents import DeviceContents
-from clients.round.memory import RoundMemory, WorkingMemory, beside_bytes
+from clients.round.memory import RoundMemory, WorkingMemory, extra_bytes
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClockCounts
@@ -63,7 +63,7 @@ class RoundContext:
 
     def memory(self, ranked: RankedBlocks, places: IntArray, working: WorkingMemory) -> RoundMemory:
         """What the devices at these places hold in the round."""
-        beside = beside_bytes(self.cohort.scenario)
+        beside = extra_bytes(self.cohort.scenario)
         return RoundMemory.from_budgets(ranked, self.budgets[:, places], working.cutoffs(ranked), beside)
 
     def reached(self, places: IntArray) -> tuple[IntArray, ClockCounts]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from clients.node.cohort import Cohort
-from clients.round.memory import beside_bytes
+from clients.round.memory import extra_bytes
 from clients.serving.held import Holdings
 from fl_peel.blocks.ranked import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
@@ -24,7 +24,7 @@ def compare(cohort: Cohort, request: CompareRequest) -> CompareReply:
     assert request.precision in PRECISIONS
     state, wanted = cohort.state("r"), cohort.splits.validation
     groups = np.asarray(state.groups)
-    budgets = cohort.budgets.at(request.server_round) - beside_bytes(cohort.scenario)
+    budgets = cohort.budgets.at(request.server_round) - extra_bytes(cohort.scenario)
     asked = cohort.available(np.arange(len(groups)), request.server_round) & (wanted.counts() > 0)
     sums = PairedSums.zeros(request.num_groups)
     moved = 0

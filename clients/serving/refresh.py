@@ -34,7 +34,7 @@ def refresh(cohort: Cohort, request: RefreshRequest) -> RefreshReply:
     layout, num_classes, num_budgets = cohort.layout(), len(cohort.fleet.names), len(request.budgets)
     groups = np.asarray(cohort.state("r").groups, np.int64)
     before = PreviousHoldings.read(cohort, request.budgets)
-    last = before.now(request.former)
+    last = before.current_groups(request.former)
     own, seen = cohort.budgets.at(request.server_round), cohort.seen.below(layout.num_items)
     total = RefreshCounts.zeros(num_budgets, num_classes)
     now_groups, now_cutoffs, short = before.groups.copy(), before.cutoffs.copy(), 0
@@ -88,7 +88,7 @@ def _sent_bytes(
         passed = skipped.select(some)
         inside = passed.keep(passed.items < reach)
         needed[inside.users(), inside.items] = False
-        had = before.had(members[some], budget, ranked.blocks[:reach]) & ~strange[some][:, None]
+        had = before.held_blocks(members[some], budget, ranked.blocks[:reach]) & ~strange[some][:, None]
         lacking = (changed[None, :reach] == NEW) | ~had
         rescaled = ~lacking & (changed[None, :reach] == RESCALED)
         sent[some] = (needed & lacking) @ costs + (needed & rescaled) @ scales

@@ -22,7 +22,7 @@ SUREST = 0.98
 """Share of wins that counts as certain at most: few validation items are few coins."""
 
 
-def told_items(view: DeviceView) -> FloatArray:
+def contributed_items(view: DeviceView) -> FloatArray:
     """What counts and moments add up to, by item (I,)."""
     total = np.zeros(view.num_items)
     for one in (*view.of_step("counts"), *view.of_step("moments")):
@@ -45,7 +45,7 @@ class Stage1Rows(_Stage1Attack):
 
     def scores(self, view: DeviceView, candidates: IntArray, seed: int) -> FloatArray:
         """Sum over steps, each on the scale of the device's own."""
-        total = scaled(told_items(view))
+        total = scaled(contributed_items(view))
         for one in view.of_step("pass"):
             norms = one.reply.get("norms")
             if norms is not None:
@@ -93,7 +93,7 @@ class Stage1Choice(_Stage1Attack):
         total = np.zeros(view.num_items)
         for one in view.of_step("choice"):
             if one.reply and one.reply["answered"][0] > 0:
-                total += self._ratios(one, told_items(view))
+                total += self._ratios(one, contributed_items(view))
         return total[candidates]
 
     @staticmethod
@@ -135,4 +135,4 @@ class Stage1Group(_Stage1Attack):
         return total
 
 
-__all__ = ["Stage1Choice", "Stage1Group", "Stage1Rows", "Stage1Vector", "told_items"]
+__all__ = ["Stage1Choice", "Stage1Group", "Stage1Rows", "Stage1Vector", "contributed_items"]

@@ -53,7 +53,7 @@ def checked_catalogue(text: str, where: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines)
 
 
-def in_catalogue(found: Interactions, catalogue: Sequence[str], where: str) -> Interactions:
+def restrict_to_catalogue(found: Interactions, catalogue: Sequence[str], where: str) -> Interactions:
     """The interactions with the catalogue's items, numbered as there; others are left out, and how many is told here
     alone. Users stay, also those that nothing is left of.
 
@@ -95,4 +95,4 @@ def _renumbered(items: UserItems, numbers: IntArray) -> UserItems:
     return UserItems(kept.indptr, numbers[kept.items].astype(np.int32))
 
 
-__all__ = ["checked_catalogue", "in_catalogue", "read_catalogue"]
+__all__ = ["checked_catalogue", "read_catalogue", "restrict_to_catalogue"]

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from fl_peel import kernels
-from fl_peel.data.interactions import PARTS, SAID, Splits, UserItems
+from fl_peel.data.interactions import CONTRIBUTED, PARTS, Splits, UserItems
 from fl_peel.errors import DataError
-from fl_peel.mapped import let_go
+from fl_peel.mapped import drop_pages
 from fl_peel.randomness import device_seeds, device_uniforms
 
 CHUNK = 50_000
@@ -128,7 +128,7 @@ class Population:
                 if stops[-1] > ends[i]:
                     items[i][ends[i] : stops[-1]] = rows.items[part_of == i]
                 ends[i] = stops[-1]
-            let_go(*pointers, *items)
+            drop_pages(*pointers, *items)
         for array in [*pointers, *items]:
             if isinstance(array, np.memmap):
                 array.flush()
@@ -147,7 +147,7 @@ def read_splits(folder: Path, *, beyond: bool = False) -> Splits:
     Raises:
         DataError: a file is missing, or is not what it must be.
     """
-    said = (SAID,) if (folder / f"{SAID}-items.npy").is_file() else ()
+    said = (CONTRIBUTED,) if (folder / f"{CONTRIBUTED}-items.npy").is_file() else ()
     names = [f"{part}-{what}.npy" for part in (*PARTS, *said) for what in ("indptr", "items")]
     try:
         stamps = tuple((folder / name).stat().st_mtime_ns for name in (*names, "num_items.npy"))
@@ -163,7 +163,7 @@ def _read(folder: Path, stamps: tuple[int, ...], said: bool, beyond: bool) -> Sp
     if not 0 < int(num_items) < 1 << 31:
         raise _damaged(folder, f"num_items.npy has {int(num_items)} items")
     limit = 1 << 31 if beyond else int(num_items)
-    parts = [_rows(folder, part, limit) for part in (*PARTS, *((SAID,) if said else ()))]
+    parts = [_rows(folder, part, limit) for part in (*PARTS, *((CONTRIBUTED,) if said else ()))]
     if len({part.num_users for part in parts}) > 1:
         raise _damaged(folder, f"its parts are of {[part.num_users for part in parts]} devices")
     return Splits(parts[0], parts[1], parts[2], int(num_items), parts[3] if said else None)
@@ -176,7 +176,7 @@ def _rows(folder: Path, part: str, limit: int) -> UserItems:
         raise _damaged(folder, f"{part}-indptr.npy does not divide the {len(items)} items of {part}-items.npy")
     if len(items) and (items.min() < 0 or items.max() >= limit):
         raise _damaged(folder, f"{part}-items.npy has items from {items.min()} to {items.max()}, not 0 to {limit - 1}")
-    let_go(indptr, items)
+    drop_pages(indptr, items)
     return UserItems(indptr, items)
 
 

@@ -95,7 +95,7 @@ class Timeline:
         done before this period. In these, of users who had done anything by then, test is what they do in the period.
         join: of users who do their first thing in this period, train is that first thing and test the rest of what they
         do in it; those from before are there, with nothing. To learn and to choose, users who leave say less and less
-        of what they did (:meth:`said`). Items that nobody had used before the period (to choose,
+        of what they did (:meth:`contributed`). Items that nobody had used before the period (to choose,
         and earlier: before the one behind) have numbers from ``num_items`` on, and are in no table.
         """
         begin, end = int(self.edges[period]), int(self.edges[period + 1])
@@ -122,7 +122,7 @@ class Timeline:
             self._user_items(np.arange(place, begin), known),
             self._user_items(test, known),
             self.items_before(place),
-            self.said(train, period - 1 if phase == "choose" else period) if since == 0 else None,
+            self.contributed(train, period - 1 if phase == "choose" else period) if since == 0 else None,
         )
 
     def silent(self, period: int, num_users: int) -> FloatArray:
@@ -137,7 +137,7 @@ class Timeline:
         size = max(begins[1] - begins[0], 1)
         return np.where(last >= begins[0], whole, whole + (begins[0] - 1 - last) / size)
 
-    def said(self, train: UserItems, period: int) -> UserItems | None:
+    def contributed(self, train: UserItems, period: int) -> UserItems | None:
         """What users speak of in sums when a period begins: the newest of their items, of which half are left after
         ``leaving`` periods of silence, a quarter after twice as many, in the end none. None: all speak of everything.
         """

@@ -31,7 +31,7 @@ def _clip_factor(size, entries, bound, l1):
 
 
 @njit(nogil=True, cache=True)
-def _add_beside(step, bound, row, sums, spilled, is_spilled, tallies):
+def _add_wide_step(step, bound, row, sums, spilled, is_spilled, tallies):
     """As :func:`_add_step`, of a step that does not fit in 32 bits, alone or on top of what is there."""
     fits = bound < _ROOM
     if not is_spilled[row]:
@@ -60,7 +60,7 @@ def _add_step(step, norm, row, sums, spilled, is_spilled, tallies):
         add_fixed(sums, row, step, tallies[row, 2] == 0)
         tallies[row, 2] += np.int64(bound)
     else:
-        _add_beside(step, bound, row, sums, spilled, is_spilled, tallies)
+        _add_wide_step(step, bound, row, sums, spilled, is_spilled, tallies)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

@@ -91,7 +91,7 @@ class Exponents:
     fresh: float
 
 
-def question_of(
+def filter_request(
     model: SpectralModel,
     seed: int,
     *,
@@ -127,7 +127,7 @@ def exponents_of(question: FilterRequest, won: Ints, answered: int) -> Exponents
     return Exponents(*(float(one[best]) for one in vars(shapes).values()))
 
 
-def go_on(
+def update_model(
     sums: Stage1Sums,
     config: SpectralConfig,
     before: SpectralModel | None,
@@ -264,4 +264,4 @@ def _group(number: int, moments: Moments, table: Floats, dim: int, units: float,
     return GroupStart(group_map, table, moments.size, moments.items, users)
 
 
-__all__ = ["Exponents", "SpectralModel", "exponents_of", "go_on", "question_of"]
+__all__ = ["Exponents", "SpectralModel", "exponents_of", "filter_request", "update_model"]

@@ -444,7 +444,7 @@ def _noised_centroids(
 @dataclass
 class PooledSums:
     """Over interactions (U rows) that one party holds. validation: of the same users; asked: who chooses the filter in
-    their place, where they have none; said: what users add, None for everything as it is; fading: as in
+    their place, where they have none; contribution: what users add, None for everything as it is; fading: as in
     :func:`fl_peel.pretraining.by_sums.add_rows`; min_owners: contributors that a sum needs to count, as in a
     federation.
     """
@@ -457,14 +457,14 @@ class PooledSums:
     asked: Callable[[FilterRequest], tuple[Ints, int]] | None = None
     made: Floats | None = None
     units: Units = field(default_factory=Units)
-    said: Stage1Contribution | None = None
+    contribution: Stage1Contribution | None = None
     fading: float | None = None
     min_owners: int = 1
 
     @property
     def bounded(self) -> bool:
         """See :class:`Stage1Sums`."""
-        return self._said.bounded
+        return self._contribution.bounded
 
     def std(self, part: str) -> float:
         """See :class:`Stage1Sums`."""
@@ -472,21 +472,21 @@ class PooledSums:
 
     def counts(self) -> Ints:
         """See :class:`Stage1Sums`."""
-        counts = self._said.counts(self.rows)
+        counts = self._contribution.counts(self.rows)
         opened = self._opened(counts)
         return counts if opened is None else np.where(opened, counts, 0)
 
     def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
         """See :class:`Stage1Sums`."""
-        opened = None if self.min_owners == 1 else self._opened(self._said.counts(self.rows))
-        return self._said.passed(table, weights, slice(None), self.rows, sketch, opened)
+        opened = None if self.min_owners == 1 else self._opened(self._contribution.counts(self.rows))
+        return self._contribution.passed(table, weights, slice(None), self.rows, sketch, opened)
 
     def choice(self, question: FilterRequest) -> tuple[Ints, int]:
         """See :class:`Stage1Sums`."""
         if self.asked is not None:
             return self.asked(question)
         assert self.validation is not None, "who chooses has validation items"
-        won, answered = self._said.choice(question, self.rows, self.validation)
+        won, answered = self._contribution.choice(question, self.rows, self.validation)
         opened = self._opened(np.array([answered]))
         return (won, answered) if opened is None or opened[0] else (np.zeros_like(won), 0)
 
@@ -497,7 +497,7 @@ class PooledSums:
     def groups(self, centroids: Floats) -> GroupSums:
         """See :class:`Stage1Sums`."""
         opened = None if self.min_owners == 1 else self._opened(group_sizes(self._made, centroids))
-        return self._said.groups(self._made, centroids, opened)
+        return self._contribution.groups(self._made, centroids, opened)
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
         """See :class:`Stage1Sums`."""
@@ -508,7 +508,7 @@ class PooledSums:
             opened = self._opened(np.array([len(members)]))
             if opened is not None and not opened[0]:
                 members = members[:0]
-            yield self._said.moments(self._made[members], self.rows.select(members))
+            yield self._contribution.moments(self._made[members], self.rows.select(members))
 
     def _opened(self, contributors: Ints) -> Bools | None:
         """Return which sums (R,) count, of so many contributors each; None where all of them do."""
@@ -517,8 +517,8 @@ class PooledSums:
         return opened_rows(contributors, self.min_owners)
 
     @property
-    def _said(self) -> Stage1Contribution:
-        return self.said or OpenContribution(self.num_items, self.user_exponent, self.item_exponent, self.units)
+    def _contribution(self) -> Stage1Contribution:
+        return self.contribution or OpenContribution(self.num_items, self.user_exponent, self.item_exponent, self.units)
 
     @property
     def _made(self) -> Floats:

@@ -81,7 +81,7 @@ def event_of(mechanism: Mechanism, multiplier: float, schedule: Schedule) -> DpE
     return ComposedDpEvent(events)
 
 
-def spent(event: DpEvent, delta: float, *, discretization: float = 1e-4) -> PrivacyCost:
+def privacy_cost(event: DpEvent, delta: float, *, discretization: float = 1e-4) -> PrivacyCost:
     """Epsilon of an event at ``delta`` against a neighbour that sends nothing but zeros."""
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld import PLDAccountant
@@ -101,8 +101,8 @@ def spent(event: DpEvent, delta: float, *, discretization: float = 1e-4) -> Priv
 def cost_of(
     mechanism: Mechanism, multiplier: float, schedule: Schedule, delta: float, *, discretization: float = 1e-4
 ) -> PrivacyCost:
-    """What a run spends: :func:`spent` of :func:`event_of`. An accountant takes up to a second, and a study asks the
-    same for each of its runs, so answers are kept.
+    """What a run spends: :func:`privacy_cost` of :func:`event_of`. An accountant takes up to a second, and a study asks
+    the same for each of its runs, so answers are kept.
     """
     # a plug-in may compare its values without being frozen: then it has no hash to be kept by
     ask = _kept_cost.__wrapped__ if type(mechanism).__hash__ is None else _kept_cost
@@ -113,7 +113,7 @@ def cost_of(
 def _kept_cost(
     mechanism: Mechanism, multiplier: float, schedule: Schedule, delta: float, discretization: float
 ) -> PrivacyCost:
-    return spent(event_of(mechanism, multiplier, schedule), delta, discretization=discretization)
+    return privacy_cost(event_of(mechanism, multiplier, schedule), delta, discretization=discretization)
 
 
 def _epsilon(accountant: RdpAccountant | PLDAccountant, event: DpEvent, delta: float) -> float | None:
@@ -180,4 +180,4 @@ def analytic_gaussian_delta(multiplier: float, epsilon: float) -> float:
     return float(norm.cdf(half - epsilon * multiplier) - math.exp(epsilon) * norm.cdf(-half - epsilon * multiplier))
 
 
-__all__ = ["PrivacyCost", "Schedule", "analytic_gaussian_delta", "calibrated", "cost_of", "event_of", "spent"]
+__all__ = ["PrivacyCost", "Schedule", "analytic_gaussian_delta", "calibrated", "cost_of", "event_of", "privacy_cost"]

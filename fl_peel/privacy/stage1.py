@@ -72,7 +72,7 @@ def unit_of(part: str) -> float:
     return {"pass": PASS_SCALE, "moment products": UNIT_SCALE**2}.get(part, UNIT_SCALE)
 
 
-def said_of(scenario: Scenario, num_items: int, units: Units) -> Stage1Contribution:
+def make_contribution(scenario: Scenario, num_items: int, units: Units) -> Stage1Contribution:
     """What devices say in stage 1. units: of what is not bounded."""
     pretraining = scenario.pretraining
     mechanism = find_mechanism(scenario.privacy.mechanism)
@@ -167,4 +167,4 @@ class Stage1Noise:
         )
 
 
-__all__ = ["SHARES", "Stage1Noise", "Stage1Release", "Stage1Scales", "said_of", "stage1_releases", "unit_of"]
+__all__ = ["SHARES", "Stage1Noise", "Stage1Release", "Stage1Scales", "make_contribution", "stage1_releases", "unit_of"]

@@ -94,7 +94,7 @@ class StepVector:
         return self.part((0, self.units)).num_bytes
 
     @property
-    def said_bytes(self) -> int:
+    def contribution_bytes(self) -> int:
         """Of what is said, without counters and the check."""
         return VectorLayout(self._body(self.units), self.devices).num_bytes
 
@@ -121,7 +121,7 @@ def words_of(moments: Moments) -> Ints:
 
 
 def moments_of(words: Ints, columns: int) -> Moments:
-    """Of :func:`words_of`."""
+    """Of :func:`cohort_contribution`."""
     stop = 1 + columns + columns * (columns + 1) // 2
     second = whole_of(words[1 + columns : stop], columns)
     return Moments(int(words[0]), words[1 : 1 + columns].copy(), second, words[stop:].copy())

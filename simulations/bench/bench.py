@@ -49,7 +49,7 @@ from simulations.bench.plan import (
 )
 from simulations.bench.rivals import pfl_interpreter, pfl_rate, stock_flower_rate
 from simulations.bench.start import start_seconds
-from simulations.bench.world import BenchContext, make_world
+from simulations.bench.world import BenchContext, make_context
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import BENCH_RESULTS, check_out, given_folder, require_dataset
@@ -167,7 +167,7 @@ def _rounds(
     grid: Grid, scenario: Scenario, place: RunPaths, plan: BenchPlan, nodes: Nodes, on_event: OnEvent
 ) -> dict[str, Any]:
     """Rounds of all devices, of a few and of the default fleet; evaluation; one device by itself."""
-    world = make_world(scenario, place, nodes, on_event)
+    world = make_context(scenario, place, nodes, on_event)
     strategy = world.strategy()
     num_devices = len(strategy.members.devices)
     best_s, stages, seconds = strategy.timed(grid, plan.rounds)
@@ -199,7 +199,7 @@ def _rounds(
     alone = bench_scenario(
         plan, plan.data, str(scenario.fleet), f"refinement.cohort_share={share}", "user_groups.count=1"
     )
-    one_table = make_world(alone, RunPaths(place.data_dir, f"{place.run_dir}-one-table"), nodes, on_event).strategy()
+    one_table = make_context(alone, RunPaths(place.data_dir, f"{place.run_dir}-one-table"), nodes, on_event).strategy()
     alone_s, _, _ = one_table.timed(grid, plan.rounds)
     found["same_devices_per_second"] = one_table.rounds[-1].devices / alone_s
     return found
@@ -217,7 +217,7 @@ def _population(
         # user groups of one size, so that a larger population has more of them
         num_groups = max(1, round(plan.user_groups * size / max(plan.sizes)))
         scenario = bench_scenario(plan, str(data), str(base.fleet), f"user_groups.count={num_groups}")
-        world = make_world(scenario, RunPaths("", str(folder / f"run-{size}")), nodes, on_event)
+        world = make_context(scenario, RunPaths("", str(folder / f"run-{size}")), nodes, on_event)
         strategy = world.strategy()
         joined = time.perf_counter()
         rounds = max(1, min(plan.rounds, 200_000 // size))
@@ -243,7 +243,7 @@ def _on_device(world: BenchContext, strategy: PeelStrategy, budget: int) -> dict
     layout = world.prepared.layout
     ceiling = int(strategy.members.ceilings[0])
     ranked = rank_blocks(layout, "int8", world.popularity[0], world.prepared.pretrained.items, ceiling)
-    train = device_splits(world.scenario, world.place.data_dir, world.place.run_dir).train
+    train = device_splits(world.scenario, world.paths.data_dir, world.paths.run_dir).train
     elastic = ElasticEmbedding(ranked, world.prepared.pretrained.users[0], train.row(0))
     stored = elastic.at(budget)
     seen = layout.row_in_catalogue[elastic.seen]
@@ -261,7 +261,7 @@ def _training_alone(world: BenchContext, strategy: PeelStrategy) -> dict[str, fl
 
 def _loop_seconds(world: BenchContext, strategy: PeelStrategy, how: LocalTraining, budgets: NDArray[np.int64]) -> float:
     """Seconds of the compiled loop over devices under these budgets (N,), group after group, the best of two each."""
-    train = device_splits(world.scenario, world.place.data_dir, world.place.run_dir).train
+    train = device_splits(world.scenario, world.paths.data_dir, world.paths.run_dir).train
     table, users = world.prepared.pretrained.items, world.prepared.pretrained.users
     devices, seconds = strategy.members.devices, 0.0
     for group, popularity in enumerate(world.popularity):
@@ -287,7 +287,7 @@ def _flagship(grid: Grid, plan: BenchPlan, place: RunPaths, nodes: Nodes, on_eve
     scenario = flagship_scenario(plan)
     place = replace(place, run_dir=f"{place.run_dir}-flagship")
     Path(place.run_dir).mkdir()
-    world = make_world(scenario, place, nodes, on_event)
+    world = make_context(scenario, place, nodes, on_event)
     strategy = world.strategy()
     best_s, stages, seconds = strategy.timed(grid, plan.rounds)
     devices = strategy.members.devices

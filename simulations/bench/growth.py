@@ -28,7 +28,7 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.roots import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
 from simulations.bench.plan import BenchPlan, population_scenario
-from simulations.bench.world import make_world
+from simulations.bench.world import make_context
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import GROWTH_RESULTS, check_out, given_folder
@@ -133,7 +133,7 @@ def growth(
     for axis in plan.sizes:
         for point in plan.points(axis):
             if point not in known:
-                known[point] = measured(point) if out is None else _kept(out / KEPT, point, fresh=fresh)
+                known[point] = measured(point) if out is None else _read_or_measure(out / KEPT, point, fresh=fresh)
             done += 1
             size = getattr(point, axis)
             on_event(Event("growth", done, total, f"{axis} {size:,}: {known[point]['seconds']:.2f} s"))
@@ -143,7 +143,7 @@ def growth(
     return found
 
 
-def _kept(folder: Path, point: Point, *, fresh: bool) -> dict[str, float]:
+def _read_or_measure(folder: Path, point: Point, *, fresh: bool) -> dict[str, float]:
     """Of a point, as it was measured before or now."""
     content = json.dumps([asdict(point), versions(), psutil.cpu_count(), code_digest(own_root())], sort_keys=True)
     name = f"growth-{hashlib.blake2b(content.encode(), digest_size=10).hexdigest()}.json"
@@ -188,7 +188,7 @@ def measured(point: Point) -> dict[str, float]:
 def _rounds(point: Point, grid: Grid, scenario: Scenario, place: RunPaths, on_event: OnEvent) -> dict[str, float]:
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)
     with PeakMemory() as memory:
-        strategy = make_world(scenario, place, nodes, on_event).strategy()
+        strategy = make_context(scenario, place, nodes, on_event).strategy()
         cpu = [0.0]
         strategy.after_round = lambda server_round: cpu.append(processor_seconds())
         strategy.run_whole(grid, point.rounds + 1)

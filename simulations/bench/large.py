@@ -19,7 +19,7 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.roots import own_root
 from fl_peel.scenario.scenario import Scenario
 from simulations.bench.plan import BenchPlan, population_scenario
-from simulations.bench.world import make_world
+from simulations.bench.world import make_context
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import POPULATION_RESULTS, check_out, given_folder
@@ -89,7 +89,7 @@ def _round(
 ) -> tuple[float, int]:
     stages["engine"] = clock.lap()
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)
-    strategy = make_world(scenario, place, nodes, on_event).strategy()
+    strategy = make_context(scenario, place, nodes, on_event).strategy()
     stages["join"] = clock.lap()
     on_event(Event("bench", 2, 3, f"{len(strategy.members.devices):,} devices joined"))
     strategy.run_whole(grid, 1)

@@ -20,7 +20,7 @@ from fl_peel.disks import device_splits
 from fl_peel.errors import EngineError
 from fl_peel.events import OnEvent, silent
 from fl_peel.grouping.clusters import UserGroups
-from fl_peel.mapped import rest
+from fl_peel.mapped import drop_pages_now
 from fl_peel.pretraining.train import PretrainedEmbeddings
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.scenario import Scenario
@@ -100,7 +100,7 @@ class BenchContext:
     """A population of devices at work: what the server needs to run rounds on them."""
 
     scenario: Scenario
-    place: RunPaths
+    paths: RunPaths
     prepared: CentralStage1Outcome
     nodes: Nodes
     popularity: NDArray[np.float32]
@@ -110,12 +110,12 @@ class BenchContext:
     def strategy(self, scenario: Scenario | None = None) -> TimedStrategy:
         """Have the devices join; a strategy to run rounds with."""
         scenario = scenario or self.scenario
-        members = join(scenario, self.place, self.prepared, self.nodes)
+        members = join(scenario, self.paths, self.prepared, self.nodes)
         layout, table = self.prepared.layout, self.prepared.pretrained.items
-        shelf = shelf_for(len(self.popularity) * known_bytes(layout.num_blocks), self.place.run_dir)
+        shelf = shelf_for(len(self.popularity) * known_bytes(layout.num_blocks), self.paths.run_dir)
         energy = {"energy": np.einsum("id,id->i", table, table)}
         shared = put_once(shelf, energy | BlockStatistics.unknown(layout.num_blocks))
-        tables = empty_tables(len(self.popularity), (layout.num_items, layout.embedding_dim), self.place.run_dir)
+        tables = empty_tables(len(self.popularity), (layout.num_items, layout.embedding_dim), self.paths.run_dir)
         states = []
         for mine, popularity in zip(tables, self.popularity, strict=True):
             mine[:] = table
@@ -127,14 +127,14 @@ class BenchContext:
                 np.ones(layout.num_blocks),
                 shelf,
             )
-            state.rest()
+            state.drop_pages()
             states.append(state)
-        refiner = Refiner(self.nodes.grid, self.place, self.prepared, self.nodes, self.on_event)
+        refiner = Refiner(self.nodes.grid, self.paths, self.prepared, self.nodes, self.on_event)
         federation = refiner.federation(scenario, members, states)
         return put_together(TimedStrategy, federation, None, on_event=self.on_event)
 
 
-def make_world(scenario: Scenario, place: RunPaths, nodes: Nodes, on_event: OnEvent) -> BenchContext:
+def make_context(scenario: Scenario, place: RunPaths, nodes: Nodes, on_event: OnEvent) -> BenchContext:
     """Devices of a data set with drawn embeddings and planted groups."""
     splits = device_splits(scenario, place.data_dir, place.run_dir)
     num_users, num_items, dim = splits.num_users, splits.num_items, scenario.pretraining.embedding_dim
@@ -150,13 +150,13 @@ def make_world(scenario: Scenario, place: RunPaths, nodes: Nodes, on_event: OnEv
         rng.standard_normal(out=part, dtype=np.float32)
         part *= np.float32(0.05)
         part += centroids[assignment[start : start + DRAWN]]
-        rest(users)
+        drop_pages_now(users)
     items = rng.standard_normal((num_items, dim), np.float32) * np.float32(0.2)
     layout = BlockLayout(np.arange(num_items, dtype=np.int32), dim, 1)
     popularity = np.stack(
         [_popularity(splits.train, np.flatnonzero(assignment == group), num_items) for group in range(num_groups)]
     )
-    splits.rest()
+    splits.drop_pages()
     nothing = UserItems(np.zeros(num_users + 1, np.int64), np.zeros(0, np.int32))
     prepared = CentralStage1Outcome(
         layout,

@@ -28,7 +28,9 @@ def show_estimate(scenario: Scenario, data_dir: Path | None, seeds: int, *, as_j
     print_table(estimate_view(found, seeds).to_rich())
 
 
-def tell_estimate(study: str, scenario: Scenario, data_dir: Path | None, out: Path, seeds: int, *, quiet: bool) -> None:
+def print_estimate(
+    study: str, scenario: Scenario, data_dir: Path | None, out: Path, seeds: int, *, quiet: bool
+) -> None:
     """A line on stderr before a study: how long it may take. Of a mistake nothing is told here: the study tells it."""
     from simulations.engine.inputs import checked
     from simulations.estimate import STUDIES, WITHIN, estimate
@@ -101,4 +103,4 @@ def format_seconds(seconds: float) -> str:
     return f"about {seconds / 60:.0f} min" if seconds < 6000 else f"about {seconds / 3600:.1f} h"
 
 
-__all__ = ["estimate_view", "format_seconds", "in_json", "show_estimate", "tell_estimate"]
+__all__ = ["estimate_view", "format_seconds", "in_json", "print_estimate", "show_estimate"]

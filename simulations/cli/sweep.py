@@ -82,7 +82,7 @@ def sweep(
         seed=seed,
         data_dir=data_dir,
         cache_dir=None if no_cache else default_cache_dir(),
-        on_event=_told(quiet),
+        on_event=_print_events(quiet),
         callbacks=callbacks,
         command=shlex.join(line),
         fresh=fresh,
@@ -93,7 +93,7 @@ def sweep(
     show(lambda: to_plain(result), lambda: views, out / PAGE, quiet=quiet, as_json=as_json)
 
 
-def _told(quiet: bool) -> OnEvent:
+def _print_events(quiet: bool) -> OnEvent:
     """A line for every stage that has ended, on stderr."""
     from simulations.cli.progress import ProgressLines
 

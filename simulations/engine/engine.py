@@ -74,13 +74,13 @@ def simulated(
 
     def serve(grid: Grid, stop: threading.Event) -> None:
         from fl_peel.errors import EngineError
-        from fl_peel.freed import give_back
+        from fl_peel.freed import release_memory
 
         def told(event: Event) -> None:
             if stop.is_set():
                 raise EngineError("the simulation engine has stopped")
             if event.stage != "pretraining" or event.done == event.total:
-                give_back()
+                release_memory()
             on_event(event)
 
         outcome.append(server(grid, scenario, place, told))

@@ -139,8 +139,8 @@ class _MeminfoReader:
         self.path, self.every_s = path, every_s
         self.time_s: list[Decimal] = []
         self.available_bytes: list[int] = []
-        self.told: tuple[int, Decimal] | None = None  # a line of time, and what it says
-        self.begun: int | None = None  # a line MemTotal
+        self.time: tuple[int, Decimal] | None = None  # a line of time, and what it says
+        self.snapshot_line: int | None = None  # a line MemTotal
 
     def take(self, number: int, raw: bytes) -> None:
         """Read a line, the ``number``-th of the file."""
@@ -155,8 +155,8 @@ class _MeminfoReader:
         elif found := _AVAILABLE.fullmatch(line):
             self._available(number, int(found[1]))
         elif line.startswith("MemTotal:") and _OTHER.fullmatch(line):
-            self._refuse_incomplete(self.begun, number)
-            self.begun = number
+            self._refuse_incomplete(self.snapshot_line, number)
+            self.snapshot_line = number
         elif (line.startswith("MemAvailable") or not _OTHER.fullmatch(line)) and raw.endswith(b"\n"):  # not cut off
             raise self._error(
                 number,
@@ -167,28 +167,28 @@ class _MeminfoReader:
     def _time(self, number: int, time_s: Decimal) -> None:
         if self.every_s is not None:
             raise self._error(number, "is a time, and --every is given too; leave --every out")
-        self._refuse_incomplete(self.begun or (self.told and self.told[0]), number)
+        self._refuse_incomplete(self.snapshot_line or (self.time and self.time[0]), number)
         if time_s > LONGEST_S:
             raise self._error(number, f"time must be in seconds, at most {LONGEST_S:g}; record with date +%s")
         if self.time_s and time_s <= self.time_s[-1]:
             raise self._error(
                 number, f"time must rise (got {time_s} after {self.time_s[-1]}); remove this snapshot, or wait longer"
             )
-        self.told = number, time_s
+        self.time = number, time_s
 
     def _available(self, number: int, kilobytes: int) -> None:
         if kilobytes > LARGEST_KB:
             raise self._error(number, f"MemAvailable must be at most {LARGEST_KB} kB; remove this snapshot")
         if self.every_s is not None:
             self.time_s.append(len(self.time_s) * self.every_s)
-        elif self.told is not None:
-            self.time_s.append(self.told[1])
+        elif self.time is not None:
+            self.time_s.append(self.time[1])
         else:
             raise self._error(
                 number, "no time before this snapshot; record date +%s before each, or give --every SECONDS"
             )
         self.available_bytes.append(kilobytes * 1024)
-        self.told = self.begun = None
+        self.time = self.snapshot_line = None
 
     def _refuse_incomplete(self, began: int | None, number: int) -> None:
         if began is not None:

@@ -15,7 +15,7 @@ from simulations.report.tables.run import (
     format_over,
     full_table_view,
 )
-from simulations.report.tables.stages import kept_views, stage1_views
+from simulations.report.tables.stages import acceptance_views, stage1_views
 from simulations.report.tables.view import TableView, format_bytes, format_metric, format_share, nested_views
 from simulations.report.tables.words import selector_name
 from strategies.figures.schema import BudgetRow, Quality, Ratio, RunResult, to_json
@@ -44,7 +44,7 @@ def run_page(result: RunResult, plots: Sequence[Plot], demo: str | None = None) 
         fleet=fleet_table(result),
         times=time_table(result),
         stage1=stage1_views(result),
-        kept=kept_views(result),
+        kept=acceptance_views(result),
         fairness=fairness_tables(result),
         elasticity=elasticity_tables(result),
         privacy=privacy_views(result),
@@ -97,14 +97,14 @@ def why_less(result: RunResult) -> str:
         "An item without a stored block is not recommended, and the items left out are those with the least "
         f"{'exposure' if _best_selector(result) == 'exposure' else 'weight'} in the user group"
     )
-    if shares := _beyond_chance(row for row in result.budgets if _low(row.to_strongest) > 1):
+    if shares := _significant(row for row in result.budgets if _low(row.to_strongest) > 1):
         return (
             f"At budgets of {shares} the smaller table is significantly better than the best full table. {left_out}, "
             "so that they do not displace relevant items from a list."
         )
     groups = (result.full_table.start, result.full_table.refined)
     own = max((one for one in groups if one is not None), key=lambda one: one.recall, default=None)
-    shares = _beyond_chance(row for row in result.budgets if _low(row.to_global) > 1)
+    shares = _significant(row for row in result.budgets if _low(row.to_global) > 1)
     if not shares or own is None or _low(own.to_global) <= 1 or own.to_global is None:
         return ""
     return (
@@ -118,7 +118,7 @@ def _low(ratio: Ratio | None) -> float:
     return 0.0 if ratio is None or ratio.low is None else ratio.low
 
 
-def _beyond_chance(rows: Iterable[BudgetRow]) -> str:
+def _significant(rows: Iterable[BudgetRow]) -> str:
     """The budgets of rows in words, the smallest and the largest."""
     shares = sorted({row.share for row in rows})
     if not shares:

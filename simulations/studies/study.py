@@ -35,7 +35,7 @@ class Study:
     """One seed of a study. seconds: of every stage, as it was when it was really done."""
 
     scenario: Scenario
-    place: RunPaths
+    paths: RunPaths
     splits: Splits
     checkpoints: Checkpoints
     on_event: OnEvent = silent
@@ -53,7 +53,7 @@ class Study:
             stages = StageTimes()
             evaluation = self.scenario.evaluation.model_copy(update={"budgets": (1.0,)})
             scenario = self.scenario.model_copy(update={"evaluation": evaluation})
-            self._prepared.append(prepare_collected(scenario, self.place, stages, self.on_event))
+            self._prepared.append(prepare_collected(scenario, self.paths, stages, self.on_event))
             self.seconds.setdefault("pretraining", stages.seconds["pretraining"])
         return self._prepared[0]
 
@@ -104,7 +104,7 @@ class Study:
             def server(grid: Grid, scenario: Scenario, place: RunPaths, on_event: OnEvent) -> dict[str, Any]:
                 return serve_trials(grid, missing, place, on_event, done)
 
-            results |= simulated(self.scenario, self.place, self.on_event, server=server)
+            results |= simulated(self.scenario, self.paths, self.on_event, server=server)
         return results
 
     def _require_plans(self, trials: Sequence[Trial]) -> None:
@@ -117,7 +117,7 @@ class Study:
             content = trial.scenario.model_dump(mode="json", exclude=others)
             content["collected"] = trial.scenario.pretraining.collected.model_dump(mode="json")
             if content not in seen:
-                privacy_plan(trial.scenario, self.place)
+                privacy_plan(trial.scenario, self.paths)
                 seen.append(content)
 
 

@@ -15,7 +15,7 @@ from simulations.sweep.grid import Setting
 from simulations.sweep.space import ListedValues, Space, Varied
 
 OwnValues = Mapping[str, Any]
-Told = Callable[[int, Setting, float], None]
+OnTrial = Callable[[int, Setting, float], None]
 
 
 def optuna() -> Any:
@@ -28,7 +28,7 @@ def optuna() -> Any:
 
 
 def search(
-    space: Space, own: OwnValues, validation_of: Callable[[Setting], float], *, trials: int, seed: int, told: Told
+    space: Space, own: OwnValues, validation_of: Callable[[Setting], float], *, trials: int, seed: int, told: OnTrial
 ) -> None:
     """Look so many times for the setting whose validation is the highest. own: the scenario's values of the keys, which
     are the first trial where the space has them; told: the number of a trial, its setting, and what it reached.

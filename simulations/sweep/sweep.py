@@ -23,7 +23,7 @@ from simulations.sweep.page import write_sweep
 from simulations.sweep.schema import SweepResult
 from simulations.sweep.search import optuna, search
 from simulations.sweep.space import Space, space_of
-from simulations.unfinished import DONE, about_run, mark_done, read_done
+from simulations.unfinished import DONE, about_run, mark_completed, read_completed
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class SweepRunner:
     def measured(self, plan: PlannedSetting) -> MeasuredSetting:
         """Run a setting, or read what an earlier sweep has left of it."""
         told = _with_setting(plan.setting, self.on_event)
-        found = None if self.fresh else _done_before(plan)
+        found = None if self.fresh else _completed_before(plan)
         if found is not None:
             told(Event("report", 1, 1, "resumed from an earlier sweep"))
             return found
@@ -75,7 +75,7 @@ class SweepRunner:
             fresh=self.fresh,
         )
         found = MeasuredSetting.read(plan.folder, plan.setting)
-        mark_done(plan.folder, plan.about)
+        mark_completed(plan.folder, plan.about)
         return found
 
 
@@ -193,9 +193,9 @@ def planned(
     return plans
 
 
-def _done_before(plan: PlannedSetting) -> MeasuredSetting | None:
+def _completed_before(plan: PlannedSetting) -> MeasuredSetting | None:
     """What an earlier sweep has left of this very setting; None where there is none, or its files are damaged."""
-    return read_done(plan.folder, plan.about, lambda: MeasuredSetting.read(plan.folder, plan.setting))
+    return read_completed(plan.folder, plan.about, lambda: MeasuredSetting.read(plan.folder, plan.setting))
 
 
 def _with_setting(setting: Setting, on_event: OnEvent) -> OnEvent:

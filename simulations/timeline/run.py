@@ -22,7 +22,7 @@ from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
 from simulations.timeline.report import write_timeline
 from simulations.trackers.watching import watched
-from simulations.unfinished import unfinished
+from simulations.unfinished import resumable_folder
 from strategies.run.place import RunPaths
 from strategies.timeline.schema import TimelineResult
 from strategies.timeline.serve import REPLICATES, check_timeline, serve_timeline
@@ -81,9 +81,9 @@ def run_with_replicates(
         check_items(scenario, splits.num_items)
         check_devices(scenario, splits)
         timeline = device_timeline(scenario, place.data_dir, place.run_dir)
-        with unfinished(out, scenario, timeline, fresh=fresh) as kept_dir:
+        with resumable_folder(out, scenario, timeline, fresh=fresh) as kept_dir:
             with PeakMemory() as memory:
-                result = simulated(scenario, replace(place, kept_dir=kept_dir), on_event, server=serve_timeline)
+                result = simulated(scenario, replace(place, checkpoint_dir=kept_dir), on_event, server=serve_timeline)
             with np.load(run_dir / REPLICATES) as kept:
                 replicates = dict(zip(kept["lines"].tolist(), kept["recalls"], strict=True))
             result = replace(result, versions=versions(), command=command, peak_rss_bytes=memory.peak_bytes)

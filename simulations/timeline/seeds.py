@@ -26,7 +26,7 @@ from simulations.report.results import write_results
 from simulations.report.tables.view import TableView
 from simulations.timeline.run import run_with_replicates
 from simulations.timeline.words import BASES, LABELS
-from simulations.unfinished import DONE, about_run, mark_done, read_done
+from simulations.unfinished import DONE, about_run, mark_completed, read_completed
 from strategies.run.kept import DAMAGED, opened, seal
 from strategies.timeline.schema import TimelineResult
 
@@ -82,7 +82,7 @@ def run_timeline_seeds(
         one = scenario.model_copy(update={"seed": number})
         place, told = out / f"seed-{number}", with_seed(number, on_event)
         about = _about(one, data_dir)
-        found = None if fresh else read_done(place, about, partial(_read_whole, place))
+        found = None if fresh else read_completed(place, about, partial(_read_whole, place))
         if found is None:
             found = run_with_replicates(
                 one,
@@ -94,7 +94,7 @@ def run_timeline_seeds(
                 fresh=fresh,
             )
             seal(place / WHOLE, found)
-            mark_done(place, about)
+            mark_completed(place, about)
         else:
             told(Event("report", 1, 1, "resumed from a checkpoint"))
         results.append(found[0])

@@ -21,18 +21,18 @@ class CallbackGroup:
     """Callbacks that are told together; one that fails is told nothing more."""
 
     callbacks: Iterable[Callback]
-    _there: list[Callback] = field(init=False, repr=False)
+    _active: list[Callback] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._there = list(self.callbacks)
+        self._active = list(self.callbacks)
 
     def tell(self, what: Callable[[Callback], None]) -> None:
         """Tell each of them something."""
-        for callback in list(self._there):
+        for callback in list(self._active):
             try:
                 what(callback)
             except Exception as error:
-                self._there.remove(callback)
+                self._active.remove(callback)
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 name = type(callback).__name__
                 logger.warning(

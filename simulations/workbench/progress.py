@@ -49,16 +49,16 @@ class Progress(Callback):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._open = ExitStack()
-        self._tell: OnEvent | None = None
+        self._print: OnEvent | None = None
         self._handle: Any = None
         self._stages = StageBars()
-        self._begun_s = self._shown_s = 0.0
+        self._start_s = self._shown_s = 0.0
 
     def on_start(self, scenario: Scenario) -> None:
         """Start the display."""
-        self._begun_s = self._clock()
+        self._start_s = self._clock()
         if notebook() is None:
-            self._tell = self._open.enter_context(shown(Console(stderr=True, highlight=False)))
+            self._print = self._open.enter_context(shown(Console(stderr=True, highlight=False)))
             return
         from IPython.display import display
 
@@ -67,8 +67,8 @@ class Progress(Callback):
 
     def on_event(self, event: Event) -> None:
         """Show the event, unless another one was shown just before."""
-        if self._tell is not None:
-            self._tell(event)
+        if self._print is not None:
+            self._print(event)
             return
         self._stages.latest[event.stage] = event
         now_s = self._clock()
@@ -78,15 +78,15 @@ class Progress(Callback):
 
     def on_end(self, result: Mapping[str, Any]) -> None:
         """Show the duration."""
-        self._close(f"done in {self._clock() - self._begun_s:.1f} s")
+        self._close(f"done in {self._clock() - self._start_s:.1f} s")
 
     def on_error(self, error: BaseException) -> None:
         """Leave the display as it is."""
-        self._close(f"stopped after {self._clock() - self._begun_s:.1f} s")
+        self._close(f"stopped after {self._clock() - self._start_s:.1f} s")
 
     def _close(self, end: str) -> None:
         self._open.close()
-        self._tell = None
+        self._print = None
         if self._handle is not None:
             self._stages.end = end
             self._handle.update(self._stages)

@@ -50,14 +50,14 @@ class BudgetReplies:
 @dataclass(frozen=True)
 class EvaluationReplies:
     """What is evaluated after the last round: every budget; everybody under their own budgets; the full tables as
-    refined, None where ``evaluation.full_tables`` is off; beside: what else is asked about what devices are sent, by
+    refined, None where ``evaluation.full_tables`` is off; extra: what else is asked about what devices are sent, by
     name.
     """
 
     budgets: tuple[BudgetReplies, ...]
     own: wire.EvaluateReply
     refined: wire.EvaluateReply | None
-    beside: dict[str, wire.EvaluateReply] = field(default_factory=dict)
+    extra: dict[str, wire.EvaluateReply] = field(default_factory=dict)
 
 
 def evaluated(
@@ -333,11 +333,11 @@ def bytes_per_device(records: Sequence[RoundRecord], num_devices: int) -> BytesP
 
 def refinement_result(keeping: AcceptanceTest, num_devices: int) -> RefinementResult:
     """What of a refinement was kept."""
-    rounds, groups = np.unique(keeping.rounds_kept, return_counts=True)
+    rounds, groups = np.unique(keeping.accepted_rounds, return_counts=True)
     moved = sum(one.download_bytes for one in keeping.comparisons)
     return RefinementResult(
-        groups=len(keeping.rounds_kept),
-        groups_kept=int((keeping.rounds_kept > 0).sum()),
+        groups=len(keeping.accepted_rounds),
+        groups_kept=int((keeping.accepted_rounds > 0).sum()),
         rounds_kept={str(number): int(count) for number, count in zip(rounds, groups, strict=True)},
         bytes_down_mean=moved / max(num_devices, 1),
         comparisons=tuple(_comparison(one) for one in keeping.comparisons),

@@ -2,7 +2,7 @@
 (:mod:`strategies.groups.tables`): of hundreds of user groups, what is known of blocks takes as much memory again.
 
 An array that lies there is one like any other, to be read. Its pages come into memory as they are used, and
-:func:`fl_peel.mapped.rest` lets them go.
+:func:`fl_peel.mapped.drop_pages_now` lets them go.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.mapped import lies_in_file, rest
+from fl_peel.mapped import drop_pages_now, lies_in_file
 from strategies.groups.tables import give_room, write_all
 
 MOST_IN_MEMORY = 64 << 20
@@ -43,7 +43,7 @@ class Shelf:
     def put(self, array: NDArray[Any]) -> NDArray[Any]:
         """The same array, which lies there from now on; as it is where the disk has no room."""
         if lies_in_file(array) or not array.nbytes:
-            rest(array)
+            drop_pages_now(array)
             return array
         room = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
         try:

@@ -65,7 +65,7 @@ def spectral_states(
             np.full(layout.num_blocks, float(group.size)),
             shelf,
         )
-        found.rest()
+        found.drop_pages()
         return found
 
     with fixed_threads(1), ThreadPoolExecutor(max_workers=2) as pool:

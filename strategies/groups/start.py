@@ -128,7 +128,7 @@ def starting_states(
             np.full(layout.num_blocks, float(len(members))),
             shelf,
         )
-        found.rest()
+        found.drop_pages()
         return found
 
     # sums of several BLAS threads depend on how many it takes, and that on what else runs: one each

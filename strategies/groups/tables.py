@@ -1,7 +1,8 @@
 """Where the item tables of user groups lie: in memory or, where they are many gigabytes, in a file of the run's folder.
 
-A table in a file is an array like any other. Its pages come into memory as they are used; :func:`fl_peel.mapped.rest`
-lets them go again, so that a server of hundreds of groups needs memory for those that it works on.
+A table in a file is an array like any other. Its pages come into memory as they are used;
+:func:`fl_peel.mapped.drop_pages_now` lets them go again, so that a server of hundreds of groups needs memory for those
+that it works on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.mapped import rest
+from fl_peel.mapped import drop_pages_now
 
 FloatArray = NDArray[np.float32]
 MOST_IN_MEMORY = 256 << 20
@@ -57,7 +58,7 @@ def copied_tables(tables: Sequence[FloatArray], folder: str, *, most_in_memory: 
         give_room(file.fileno(), len(tables) * room)
         for place, table in enumerate(tables):
             write_all(file.fileno(), memoryview(np.ascontiguousarray(table).reshape(-1).data).cast("B"), place * room)
-            rest(table)
+            drop_pages_now(table)
         return _mapped(file.fileno(), len(tables), room, shape)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fl_peel.events import Event
 from strategies.rivals.base import NOTHING_FITS, ListOption, Material, Option, Request, Rival
-from strategies.rivals.quality import found_by, quality
+from strategies.rivals.quality import device_quality, quality
 from strategies.rivals.replicates import replicates
 
 
@@ -35,7 +35,7 @@ def compete(rival: Rival, material: Material, requests: Sequence[Request]) -> li
         start = time.perf_counter()
         if request in best:
             validation, option = best[request]
-            found = found_by(option, material, "test")
+            found = device_quality(option, material, "test")
             rows[request] = _row(request, int(option.stored.max(initial=0)), seconds[request], option.label) | {
                 "trials": trials[request],
                 "validation": validation,

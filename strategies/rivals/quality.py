@@ -41,7 +41,7 @@ class DeviceQuality:
         return means(self.sums())
 
 
-def found_by(
+def device_quality(
     option: Option | ListOption, material: Material, split: Split, users: NDArray[np.int64] | None = None
 ) -> DeviceQuality:
     """What each device with at least one item to find (or each of the given ones) finds."""
@@ -54,14 +54,14 @@ def found_by(
         metrics = list_metrics(option.lists[split][chosen], want, material.num_items)
         return DeviceQuality(chosen, *metrics, want.counts() > 0)
     cutoffs = option.test_cutoffs if split == "test" else option.validation_cutoffs
-    return found_with(option.ranked, cutoffs, option.users, exclude, wanted, chosen)
+    return chosen_quality(option.ranked, cutoffs, option.users, exclude, wanted, chosen)
 
 
 def quality(
     option: Option | ListOption, material: Material, split: Split, users: NDArray[np.int64] | None = None
 ) -> dict[str, float]:
     """Mean Recall@20 and NDCG@20 over devices (or the given ones) with at least one item to find."""
-    return found_by(option, material, split, users).mean()
+    return device_quality(option, material, split, users).mean()
 
 
 def top_lists(option: Option, material: Material, split: Split) -> Lists:
@@ -98,7 +98,7 @@ def means(sums: MetricSums) -> dict[str, float]:
     return {f"recall@{TOP_N}": float(recall[0]), f"ndcg@{TOP_N}": float(ndcg[0])}
 
 
-def found_with(
+def chosen_quality(
     ranked: RankedBlocks,
     cutoffs: NDArray[np.int64],
     users: FloatArray,

@@ -54,7 +54,7 @@ class BucketedServerContents(OpenServerContents):
         rows = changed.any(axis=1)
         state.optimizer.apply(state.table, order.items[rows], update[rows], changed[rows])
         state.take_statistics(layout, blocks, order, total, self.federation.scenario)
-        state.rest()
+        state.drop_pages()
 
 
 def by_bucket(contents: Sequence[Arrays], num_buckets: int, zeros: BlockSums) -> list[BlockSums]:

@@ -60,7 +60,7 @@ class ServerContents(ABC):
         return None
 
     @property
-    def takes_each(self) -> bool:
+    def aggregates_incrementally(self) -> bool:
         """Whether :meth:`take` may be called for one user group at a time, as soon as its contributions are complete,
         so that the server need not hold the sums of a whole round."""
         return False

@@ -37,14 +37,14 @@ NUM_ITEMS, DIM, SLICES, GROUPS = 6, 4, 2, 2
 
 class ServerContentsContract:
     """Contract suite of a contribution on the server side: subclass it and set ``contents``, for contributions in the
-    clear; ``keys``: scenario keys that it needs. For others, override :meth:`said`, the contribution of nodes to a
-    user group.
+    clear; ``keys``: scenario keys that it needs. For others, override :meth:`contribution`, the contribution of nodes
+    to a user group.
     """
 
     contents: ClassVar[type[ServerContents]]
     keys: ClassVar[dict[str, object]] = {}
 
-    def said(self, seed: int, blocks: int) -> Arrays:
+    def contribution(self, seed: int, blocks: int) -> Arrays:
         """Return one node's sums: in the clear, of two devices that changed some rows."""
         rng = np.random.default_rng(seed)
         rows = RowOrder.from_blocks(self.layout, np.arange(blocks)).items
@@ -101,7 +101,7 @@ class ServerContentsContract:
 
     def test_nodes_do_not_matter(self) -> None:
         """Parts in any order give the same tables to the last bit."""
-        parts = [self.said(seed, self.layout.num_blocks) for seed in range(3)]
+        parts = [self.contribution(seed, self.layout.num_blocks) for seed in range(3)]
         one, other = self.after(parts), self.after(parts[::-1])
         for mine, theirs in zip(one.states, other.states, strict=True):
             assert np.array_equal(mine.table, theirs.table), "the order of replies changed a table"
@@ -110,14 +110,14 @@ class ServerContentsContract:
 
     def test_tables_stay_finite_and_in_shape(self) -> None:
         """Tables stay finite and keep their shape after an ordinary round."""
-        for state in self.after([self.said(seed, self.layout.num_blocks) for seed in range(3)]).states:
+        for state in self.after([self.contribution(seed, self.layout.num_blocks) for seed in range(3)]).states:
             assert state.table.shape == (NUM_ITEMS, DIM), f"a table of shape {state.table.shape}"
             assert state.table.dtype == np.float32, f"a table of {state.table.dtype}"
             assert np.isfinite(state.table).all(), "a table is no longer finite"
 
     def test_what_nobody_spoke_of_stays(self) -> None:
         """A user group without sums stays unchanged."""
-        before, after = self.federation(), self.after([self.said(0, self.layout.num_blocks)])
+        before, after = self.federation(), self.after([self.contribution(0, self.layout.num_blocks)])
         assert np.array_equal(before.states[1].table, after.states[1].table), "a user group without sums changed"
 
     def test_a_round_of_nobody_is_no_mistake(self) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.exchange.expected import MessageContext
-from fl_peel.mapped import rest
+from fl_peel.mapped import drop_pages_now
 from fl_peel.ranking.paired import Effects, PairedSums
 from strategies.groups.state import UserGroupState, copied_states
 from strategies.nodes.batches import EVALUATED_BYTES, batches
@@ -33,47 +33,47 @@ class Comparison:
 class AcceptanceTest:
     """Compares a strategy's groups with what they kept last, every so many rounds, and takes back what is not better.
 
-    folder: where large tables may lie; rounds_kept: (G,) of each group so far; comparisons: what was found.
+    folder: where large tables may lie; accepted_rounds: (G,) of each group so far; comparisons: what was found.
     """
 
     strategy: PeelStrategy
     folder: InitVar[str] = ""
-    rounds_kept: NDArray[np.int64] = field(init=False)
+    accepted_rounds: NDArray[np.int64] = field(init=False)
     comparisons: list[Comparison] = field(default_factory=list)
-    _kept: list[UserGroupState] = field(init=False, repr=False)
+    _accepted_states: list[UserGroupState] = field(init=False, repr=False)
     _weights: list[NDArray[np.float64]] = field(init=False, repr=False)
 
     def __post_init__(self, folder: str) -> None:
         strategy = self.strategy
-        self.rounds_kept = np.zeros(len(strategy.states), np.int64)
-        self._kept = copied_states(strategy.states, folder)
+        self.accepted_rounds = np.zeros(len(strategy.states), np.int64)
+        self._accepted_states = copied_states(strategy.states, folder)
         weights = strategy.weights(strategy.scenario.selector)
-        self._weights = [state.shelved(mine) for state, mine in zip(self._kept, weights, strict=True)]
+        self._weights = [state.shelved(mine) for state, mine in zip(self._accepted_states, weights, strict=True)]
 
     def __getstate__(self) -> dict[str, object]:
         """How it turned out; the strategy and its tables are not part of that."""
-        return {"rounds_kept": self.rounds_kept, "comparisons": self.comparisons}
+        return {"rounds_kept": self.accepted_rounds, "comparisons": self.comparisons}
 
-    def said(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """How it turned out so far, with every user group whose rounds were kept; its table is not part of that."""
-        kept = {group: (self._kept[group], self._weights[group]) for group in self.groups_kept}
-        return {"rounds_kept": self.rounds_kept, "comparisons": self.comparisons, "kept": kept}
+        kept = {group: (self._accepted_states[group], self._weights[group]) for group in self.accepted_groups}
+        return {"rounds_kept": self.accepted_rounds, "comparisons": self.comparisons, "kept": kept}
 
-    def go_on(self, said: dict[str, Any]) -> None:
-        """From what :meth:`said` told."""
-        self.rounds_kept, self.comparisons = said["rounds_kept"], said["comparisons"]
+    def resume(self, said: dict[str, Any]) -> None:
+        """From what :meth:`state` told."""
+        self.accepted_rounds, self.comparisons = said["rounds_kept"], said["comparisons"]
         for group, (state, weights) in said["kept"].items():
-            self._kept[group], self._weights[group] = state, weights
+            self._accepted_states[group], self._weights[group] = state, weights
 
     @property
-    def groups_kept(self) -> list[int]:
+    def accepted_groups(self) -> list[int]:
         """User groups that have kept some round; the others are as they began."""
-        return np.flatnonzero(self.rounds_kept).tolist()
+        return np.flatnonzero(self.accepted_rounds).tolist()
 
     @property
-    def kept(self) -> list[UserGroupState]:
+    def accepted_states(self) -> list[UserGroupState]:
         """Every user group as it was kept last."""
-        return self._kept
+        return self._accepted_states
 
     def after(self, server_round: int) -> None:
         """Compare if it is time; after the last round, groups go back to what they kept."""
@@ -82,11 +82,11 @@ class AcceptanceTest:
         if server_round % every == 0 or last:
             self._compare(server_round)
         if last:
-            self._go_back()
+            self._restore()
 
     def forget(self) -> None:
         """All rounds are done: what was kept is the strategy's, and how it turned out stays."""
-        self._kept, self._weights = [], []
+        self._accepted_states, self._weights = [], []
 
     def _compare(self, server_round: int) -> None:
         strategy = self.strategy
@@ -101,7 +101,7 @@ class AcceptanceTest:
                 strategy.federation.begin + server_round,
                 scenario.blocks.precision,
                 len(states),
-                {group: self._packed(group, self._weights[group], self._kept[group]) for group in some},
+                {group: self._packed(group, self._weights[group], self._accepted_states[group]) for group in some},
                 {group: self._packed(group, weights[group], states[group]) for group in some},
             )
             return lambda partition: NodeRequest(request, MessageContext({"G": len(states)}))
@@ -115,27 +115,27 @@ class AcceptanceTest:
         accepted = effects.better(scenario.refinement.acceptance.confidence)
         self.comparisons.append(Comparison(server_round, sums, effects, accepted, moved))
         for group in np.flatnonzero(accepted).tolist():
-            self._kept[group] = states[group].copied_to(self._kept[group].table)
+            self._accepted_states[group] = states[group].copied_to(self._accepted_states[group].table)
             self._weights[group] = states[group].shelved(weights[group])
-        self.rounds_kept[accepted] = server_round
-        self._tell(accepted=np.flatnonzero(accepted))
+        self.accepted_rounds[accepted] = server_round
+        self._send_decisions(accepted=np.flatnonzero(accepted))
 
     def _packed(self, group: int, weights: NDArray[np.float64], state: UserGroupState) -> wire.Arrays:
         strategy = self.strategy
         ceiling = int(strategy.members.ceilings[group])
         packed = state.packed(strategy.layout, strategy.scenario.blocks.precision, weights, ceiling)
-        rest(weights)
+        drop_pages_now(weights)
         return wire.packed_once(packed)
 
-    def _go_back(self) -> None:
-        back = np.flatnonzero(self.rounds_kept < self.strategy.scenario.refinement.rounds)
+    def _restore(self) -> None:
+        back = np.flatnonzero(self.accepted_rounds < self.strategy.scenario.refinement.rounds)
         for group in back.tolist():
-            self.strategy.states[group] = self._kept[group]
+            self.strategy.states[group] = self._accepted_states[group]
         if self.strategy.changed is not None:  # those that keep no round are as they began
-            self.strategy.changed[self.rounds_kept == 0] = False
-        self._tell(restored=back)
+            self.strategy.changed[self.accepted_rounds == 0] = False
+        self._send_decisions(restored=back)
 
-    def _tell(self, **groups: NDArray[np.int64]) -> None:
+    def _send_decisions(self, **groups: NDArray[np.int64]) -> None:
         nobody = np.zeros(0, np.int64)
         told = {"accepted": nobody, "restored": nobody} | groups
         request = wire.KeepRequest(self.strategy.setting, **told)

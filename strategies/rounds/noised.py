@@ -170,7 +170,7 @@ class NoisedServerContents(ServerContents):
             release = self.private.released(total, sent.server_round, group, count, opened.get(group))
             take_release(states[group], layout, blocks[group], release, count, scenario)
             take_statistics(states[group], blocks[group], release, count)
-            states[group].rest()
+            states[group].drop_pages()
             return release
 
         releases = dict(zip(blocks, for_groups(take, blocks), strict=True))

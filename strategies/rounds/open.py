@@ -38,7 +38,7 @@ class OpenServerContents(ServerContents):
         return MessageContext(sizes, arrays=UPDATES | (SIGNALS if sent.signals else {}))
 
     @property
-    def takes_each(self) -> bool:
+    def aggregates_incrementally(self) -> bool:
         """Whether groups are aggregated one by one: yes, unless a rule of your own needs all of them together."""
         return type(self).take is OpenServerContents.take
 
@@ -56,7 +56,7 @@ class OpenServerContents(ServerContents):
         self.apply(state, order, total)
         scenario = self.federation.scenario
         state.take_statistics(layout, blocks, order, total, scenario, all_rows=self._applies_its_own)
-        state.rest()
+        state.drop_pages()
 
     def may_change(self, group: int, blocks: NDArray[np.int64], parts: Sequence[Arrays]) -> NDArray[np.integer]:
         """Return the rows that may have changed: those that some device changed, unless a rule of your own changes

@@ -49,8 +49,8 @@ class PeelStrategy(Strategy):
     """Per-group rounds: send ranked blocks, add up what devices say, aggregate, step the controller.
 
     rounds: what each did. traced: devices whose budgets and kept blocks the report shows (simulation only).
-    after_round: is told the number of each round that is done; done: rounds that were, before this process; changed:
-    where somebody wants to know, the rows (G, I) of item tables that rounds may have changed.
+    after_round: is told the number of each round that is done; completed_rounds: rounds that were, before this process;
+    changed: where somebody wants to know, the rows (G, I) of item tables that rounds may have changed.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class PeelStrategy(Strategy):
         )
         self.rounds: list[RoundRecord] = []
         self.after_round: Callable[[int], None] = lambda server_round: None
-        self.done = 0
+        self.completed_rounds = 0
         self.changed: NDArray[np.bool_] | None = None
         self._traced = traced
         self._on_event = on_event
@@ -117,7 +117,7 @@ class PeelStrategy(Strategy):
 
         Nodes train the first groups while the server packs the next, and neither side holds all of a round at once.
         """
-        if server_round <= self.done:
+        if server_round <= self.completed_rounds:
             return
         self._started, self._message_bytes = time.perf_counter(), 0
         now = self.federation.begin + server_round
@@ -171,7 +171,7 @@ class PeelStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add up the nodes' sums, let the contents change tables, take the controller's outer step."""
-        if server_round <= self.done:
+        if server_round <= self.completed_rounds:
             return None, None
         sums: dict[int, list[wire.Arrays]] = {}
         counts = RoundCounts.nothing(self.federation.num_classes)
@@ -180,10 +180,10 @@ class PeelStrategy(Strategy):
             counts += reply.counts
             for group, content in reply.groups.items():
                 sums.setdefault(group, []).append(content)
-            if self.contents.takes_each:
+            if self.contents.aggregates_incrementally:
                 whole = {group: sums.pop(group) for group in list(sums) if not self._unanswered[group]}
                 self._take(whole, whole)
-        self._take(sums, sums if self.contents.takes_each else self._sent.blocks)
+        self._take(sums, sums if self.contents.aggregates_incrementally else self._sent.blocks)
         learns = wants_signals(self.scenario) and self._sent.signals
         controller_loss = self.contents.outer_step(self.controller) if learns else None
         record = self.contents.figures(self._sent, self._record(server_round, counts, controller_loss))

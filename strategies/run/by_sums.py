@@ -167,15 +167,15 @@ def _chosen(found: SpectralFilter | SpectralStart) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Stage1Inputs:
-    """Whom stage 1 asks. devices: of the federation; said: what they say, kept step by step; sums: of these, or of
-    what is collected.
+    """Whom stage 1 asks. devices: of the federation; checkpointed: what they say, kept step by step; sums: of these, or
+    of what is collected.
     """
 
     given: UserItems
     num_devices: int
     num_items: int
     devices: FederatedSums
-    said: CheckpointedSums
+    checkpointed: CheckpointedSums
     sums: Stage1Sums
     plan: Plan | None
     progress: Progress
@@ -201,7 +201,9 @@ class _Stage1Inputs:
         federated = sums_of(scenario, nodes, setting, splits.num_items, splits.num_users, plan)
         exponent = scenario.pretraining.user_exponent
         told = federated if plan is None else NoisedSums(federated, scenario, plan)
-        said = CheckpointedSums(told, federated, kept or RunCheckpoints.from_paths(replace(place, kept_dir=""), stages))
+        said = CheckpointedSums(
+            told, federated, kept or RunCheckpoints.from_paths(replace(place, checkpoint_dir=""), stages)
+        )
         sums = said if by_devices else PooledSums(given, splits.num_items, exponent, asked=said.choice)
 
         def show(done: int, total: int, text: str) -> None:
@@ -272,7 +274,7 @@ def prepare_by_sums(
         if pretraining.by_devices:
             ready.devices.maps(start.own.shape[1])
         else:
-            ready.said.vectors(start.own)
+            ready.checkpointed.vectors(start.own)
     scored = start.scored[:, : pretraining.embedding_dim]
     layout = make_layout(scenario, ready.num_items, start.counts, scored)
     on_event(Event("grouping", 1, 1, f"{len(start.groups)} user groups, {layout.num_blocks:,} blocks"))

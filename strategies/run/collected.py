@@ -14,7 +14,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.disks import device_splits
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.grouping.clusters import UserGroups
-from fl_peel.mapped import rest
+from fl_peel.mapped import drop_pages_now
 from fl_peel.model.joining import FittedJoining
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import pretraining_device
@@ -51,7 +51,7 @@ class CentralStage1Outcome(Stage1Outcome):
         return FittedJoining(self.groups.centroids, self.pretrained.items)
 
     @property
-    def tells_each(self) -> bool:
+    def sends_own_embeddings(self) -> bool:
         """Its embedding."""
         return True
 
@@ -59,7 +59,7 @@ class CentralStage1Outcome(Stage1Outcome):
         """Embeddings and groups of the devices that gave data; to the others the table, to find theirs."""
         items, mine = self.pretrained.items, devices[self.has_data[devices]]
         users = self.pretrained.users[mine]
-        rest(self.pretrained.users)
+        drop_pages_now(self.pretrained.users)
         return wire.JoinRequest(
             setting,
             self.layout.item_group,

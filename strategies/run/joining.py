@@ -34,7 +34,7 @@ def join(scenario: Scenario, place: RunPaths, prepared: Stage1Outcome, nodes: No
 
     hosted = [nodes.hosted(partition, num_devices) for partition in range(len(nodes.ids))]
     most = max(map(len, hosted), default=0)
-    at_once = AT_ONCE if prepared.tells_each else max(most, 1)
+    at_once = AT_ONCE if prepared.sends_own_embeddings else max(most, 1)
     replies: list[wire.JoinReply] = []
     for first in range(0, max(most, 1), at_once):
 

@@ -57,7 +57,9 @@ class RunCheckpoints:
     @staticmethod
     def from_paths(place: RunPaths, stages: StageTimes, on_event: OnEvent = silent) -> RunCheckpoints:
         """Where the place says."""
-        return RunCheckpoints(Path(place.kept_dir) if place.kept_dir else None, Path(place.run_dir), stages, on_event)
+        return RunCheckpoints(
+            Path(place.checkpoint_dir) if place.checkpoint_dir else None, Path(place.run_dir), stages, on_event
+        )
 
     def stage(self, name: str, work: Callable[[], Result], *, disks: bool = False, timed: str | None = None) -> Result:
         """What came of a stage that is done, or of ``work``, which is then kept. disks: devices change in it; timed:

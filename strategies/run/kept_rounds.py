@@ -25,14 +25,14 @@ class RoundCheckpoints:
     """The rounds of one refinement that is about to begin. keeping: what compares them, if anything does."""
 
     def __init__(self, kept: RunCheckpoints, strategy: PeelStrategy, keeping: AcceptanceTest | None) -> None:
-        self._kept, self._strategy, self._keeping = kept, strategy, keeping
+        self._checkpoints, self._strategy, self._acceptance = kept, strategy, keeping
         about = f"{strategy.federation.begin}\n{strategy.scenario.to_json()}"
         self._name = f"rounds-{hashlib.blake2b(about.encode(), digest_size=6).hexdigest()}"
         strategy.changed = np.zeros((len(strategy.states), strategy.layout.num_items), np.bool_)
 
-    def go_on(self) -> int:
+    def resume(self) -> int:
         """Take up what was kept; returns how many rounds are done."""
-        found = self._kept.read(self._name, self._live(), lambda value, rows: rows.check(value["sums"]))
+        found = self._checkpoints.read(self._name, self._live(), lambda value, rows: rows.check(value["sums"]))
         if found is None:
             return 0
         strategy, value = self._strategy, found.value
@@ -40,9 +40,9 @@ class RoundCheckpoints:
         strategy.controller, strategy.contents, strategy.channel, strategy.rounds = value["parts"]
         strategy.states[:] = value["states"]
         for state in strategy.states:
-            state.rest()
-        if self._keeping is not None:
-            self._keeping.go_on(value["keeping"])
+            state.drop_pages()
+        if self._acceptance is not None:
+            self._acceptance.resume(value["keeping"])
         done: int = value["done"]
         found.rows.read(self._tables(done), value["sums"])
         return done
@@ -57,19 +57,21 @@ class RoundCheckpoints:
                 "changed": strategy.changed,
                 "parts": (strategy.controller, strategy.contents, strategy.channel, strategy.rounds),
                 "states": list(strategy.states),
-                "keeping": self._keeping.said() if self._keeping is not None else None,
+                "keeping": self._acceptance.state() if self._acceptance is not None else None,
                 "sums": rows.write(self._tables(server_round)),
             }
 
-        self._kept.write(self._name, content, disks=True, number=server_round, live=self._live())
+        self._checkpoints.write(self._name, content, disks=True, number=server_round, live=self._live())
 
     def _tables(self, done: int) -> list[tuple[FloatArray, NDArray[np.bool_]]]:
         """Tables (I, d) that are not as they began, and which of their rows (I,) may have changed."""
-        strategy, keeping = self._strategy, self._keeping
+        strategy, keeping = self._strategy, self._acceptance
         assert strategy.changed is not None
         tables = [(state.table, changed) for state, changed in zip(strategy.states, strategy.changed, strict=True)]
         if keeping is not None and done < strategy.scenario.refinement.rounds:  # then nothing is taken back any more
-            tables += [(keeping.kept[group].table, strategy.changed[group]) for group in keeping.groups_kept]
+            tables += [
+                (keeping.accepted_states[group].table, strategy.changed[group]) for group in keeping.accepted_groups
+            ]
         return tables
 
     def _live(self) -> Live:
@@ -86,8 +88,8 @@ class RoundCheckpoints:
         }
         live |= {f"table-{group}": state.table for group, state in enumerate(strategy.states)}
         live |= {"shelf": strategy.states[0].shelf} if strategy.states else {}
-        if self._keeping is not None:
-            live |= {f"kept-{group}": state.table for group, state in enumerate(self._keeping.kept)}
+        if self._acceptance is not None:
+            live |= {f"kept-{group}": state.table for group, state in enumerate(self._acceptance.accepted_states)}
         return live
 
 

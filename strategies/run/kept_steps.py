@@ -21,7 +21,7 @@ from strategies.run.kept import STEPS, RunCheckpoints
 from strategies.run.noised_stage1 import NoisedSums
 from strategies.run.stage1 import FederatedSums
 
-Said = TypeVar("Said")
+Contribution = TypeVar("Contribution")
 
 
 @dataclass
@@ -32,8 +32,8 @@ class CheckpointedSums:
 
     sums: FederatedSums | NoisedSums
     devices: FederatedSums
-    kept: RunCheckpoints
-    _done: int = field(default=0, init=False)
+    checkpoints: RunCheckpoints
+    _completed: int = field(default=0, init=False)
 
     @property
     def bounded(self) -> bool:
@@ -73,28 +73,28 @@ class CheckpointedSums:
         """See :class:`fl_peel.pretraining.stage1.Stage1Sums`; not kept."""
         return self.sums.moments(centroids, groups)
 
-    def _step(self, ask: Callable[[], Said], *, disks: bool = False) -> Said:
+    def _step(self, ask: Callable[[], Contribution], *, disks: bool = False) -> Contribution:
         """What devices said in the next step. disks: they change something."""
-        self._done += 1
-        found = self.kept.read(self._name)
+        self._completed += 1
+        found = self.checkpoints.read(self._name)
         if found is not None:
-            if self._done == 1:
-                self.kept.on_event(Event("pretraining", 0, 1, "steps are resumed from a checkpoint"))
-            self.devices.go_on(found.value["where"], found.value["records"])
+            if self._completed == 1:
+                self.checkpoints.on_event(Event("pretraining", 0, 1, "steps are resumed from a checkpoint"))
+            self.devices.resume(found.value["where"], found.value["records"])
             if isinstance(self.sums, NoisedSums):
                 self.sums.taken = Counter(found.value["taken"])
             return found.value["said"]  # type: ignore[no-any-return]
         said = ask()
-        content = {"said": said, "where": self.devices.where, "records": list(self.devices.records)}
+        content = {"said": said, "where": self.devices.position, "records": list(self.devices.records)}
         if isinstance(self.sums, NoisedSums):
             content["taken"] = dict(self.sums.taken)
-        self.kept.write(self._name, lambda rows: content, disks=disks)
+        self.checkpoints.write(self._name, lambda rows: content, disks=disks)
         return said
 
     @property
     def _name(self) -> str:
         of: dict[str, Any] = {"scenario": self.devices.setting.scenario, "begin": self.devices.begin}
-        return f"{STEPS}{hashlib.blake2b(repr(of).encode(), digest_size=6).hexdigest()}-{self._done}"
+        return f"{STEPS}{hashlib.blake2b(repr(of).encode(), digest_size=6).hexdigest()}-{self._completed}"
 
 
 __all__ = ["CheckpointedSums"]

@@ -53,19 +53,19 @@ class MaskedSums(FederatedSums):
     _steps: int = 0
 
     @property
-    def where(self) -> tuple[int, ...]:
+    def position(self) -> tuple[int, ...]:
         """As in the clear, and how many steps have had keys."""
-        return (*super().where, self._steps)
+        return (*super().position, self._steps)
 
-    def go_on(self, where: Sequence[int], records: Sequence[SumsRecord]) -> None:
+    def resume(self, where: Sequence[int], records: Sequence[SumsRecord]) -> None:
         """As in the clear."""
         *others, self._steps = where
-        super().go_on(others, records)
+        super().resume(others, records)
 
     def counts(self) -> Ints:
         """How many devices have each item, (I,)."""
         self._time += self.windows
-        (found,) = self._added(*self._told("counts"))
+        (found,) = self._added(*self._requests("counts"))
         return self._owned(found["items"])
 
     def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
@@ -84,7 +84,7 @@ class MaskedSums(FederatedSums):
         return found["won"], int(found["answered"][0])
 
     def _choice(self, question: FilterRequest, *, counts_contributors: bool = False) -> list[Values]:
-        told, _ = self._told(
+        told, _ = self._requests(
             "choice",
             len(question.values),
             panel=self.panel,
@@ -142,15 +142,15 @@ class MaskedSums(FederatedSums):
         opened = None
         if self.counts_contributors:
             (counted,) = self._added(
-                *self._told(step, columns, centroids=centroids, sketch=sketch, counts_contributors=True)
+                *self._requests(step, columns, centroids=centroids, sketch=sketch, counts_contributors=True)
             )
             opened = packed_rows(opened_rows(counted["contributors"], self.min_owners))
-        told, request = self._told(
+        told, request = self._requests(
             step, columns, table=table, centroids=centroids, sketch=sketch, weights=weights, opened=opened
         )
         return self._added(told, request)
 
-    def _told(
+    def _requests(
         self,
         step: Step,
         columns: int = 0,

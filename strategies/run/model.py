@@ -75,7 +75,7 @@ class _Tables(Sequence[FloatArray]):
         state = self._states[group]
         self._looked_at.append(state)
         if len(self._looked_at) > AT_ONCE:
-            self._looked_at.popleft().rest()
+            self._looked_at.popleft().drop_pages()
         return state.table
 
 

@@ -15,7 +15,7 @@ from fl_peel.scenario.scenario import Scenario
 @dataclass(frozen=True)
 class RunPaths:
     """Where a run finds and leaves things. data_dir: data sets ("" for the default places); run_dir: devices' state;
-    cache_dir: pretrained tables ("" keeps none); kept_dir: what is done of a run that may be stopped (likewise);
+    cache_dir: pretrained tables ("" keeps none); checkpoint_dir: what is done of a run that may be stopped (likewise);
     model_dir: the model that serves new devices (likewise). fleets: files of fleets, as they were when the run first
     needed them.
     """
@@ -23,7 +23,7 @@ class RunPaths:
     data_dir: str
     run_dir: str
     cache_dir: str = ""
-    kept_dir: str = ""
+    checkpoint_dir: str = ""
     model_dir: str = ""
     fleets: dict[str | tuple[str, ...], str] = field(default_factory=dict, repr=False, compare=False)
 

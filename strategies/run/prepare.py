@@ -61,7 +61,7 @@ class Stage1Outcome(ABC):
         """How a device joins that was not there."""
 
     @property
-    def tells_each(self) -> bool:
+    def sends_own_embeddings(self) -> bool:
         """Whether every device is told something of its own, so that of many some join at a time."""
         return False
 

@@ -59,21 +59,22 @@ def put_together(
 class Refiner:
     """Refines from the same pretrained tables on the same nodes, once or more often; devices keep a state of their own
     for each refinement. controller: that refinements start with, None for one that knows nothing yet; begin: rounds of
-    the fleet's clock that are over by then; kept: where rounds are kept, so that a refinement goes on after the last.
+    the fleet's clock that are over by then; checkpoints: where rounds are kept, so that a refinement goes on after the
+    last.
     """
 
     grid: Grid
-    place: RunPaths
+    paths: RunPaths
     prepared: Stage1Outcome
     nodes: Nodes
     on_event: OnEvent = field(default=silent, repr=False)
     controller: Controller | None = None
     begin: int = 0
-    kept: RunCheckpoints | None = None
+    checkpoints: RunCheckpoints | None = None
 
     def joined(self, scenario: Scenario, plan: Plan | None, *, num_traced: int = 0) -> PeelStrategy:
         """Devices take part; a strategy before its first round, of which the report follows ``num_traced`` devices."""
-        federation = self.federation(scenario, join(scenario, self.place, self.prepared, self.nodes))
+        federation = self.federation(scenario, join(scenario, self.paths, self.prepared, self.nodes))
         warn_of_small_groups(scenario, federation.members)
         traced = some_devices(scenario, federation.members, "traced", num_traced)
         strategy = put_together(PeelStrategy, federation, plan, traced=traced, on_event=self.on_event)
@@ -88,9 +89,9 @@ class Refiner:
         start = self.prepared
         return Federation(
             scenario,
-            self.place.setting(scenario, len(members.devices)),
+            self.paths.setting(scenario, len(members.devices)),
             start.layout,
-            start.states(scenario, self.place.run_dir) if states is None else states,
+            start.states(scenario, self.paths.run_dir) if states is None else states,
             members,
             self.nodes,
             start.temperature,
@@ -100,11 +101,11 @@ class Refiner:
     def refine(self, strategy: PeelStrategy) -> AcceptanceTest | None:
         """All rounds of the strategy's scenario; returns what of them was kept, None where nobody was asked."""
         scenario = strategy.scenario
-        keeping = AcceptanceTest(strategy, self.place.run_dir) if scenario.compares else None
+        keeping = AcceptanceTest(strategy, self.paths.run_dir) if scenario.compares else None
         after = [] if keeping is None else [keeping.after]
-        if self.kept is not None and self.kept.folder is not None:
-            rounds = RoundCheckpoints(self.kept, strategy, keeping)
-            strategy.done = rounds.go_on()
+        if self.checkpoints is not None and self.checkpoints.folder is not None:
+            rounds = RoundCheckpoints(self.checkpoints, strategy, keeping)
+            strategy.completed_rounds = rounds.resume()
             after.append(rounds.after)
 
         def after_round(server_round: int) -> None:
@@ -122,14 +123,14 @@ class Refiner:
             keeping.forget()
         return keeping
 
-    def again(self, scenario: Scenario) -> PeelStrategy:
+    def refine_again(self, scenario: Scenario) -> PeelStrategy:
         """Refine once more, under another scenario and with the noise that it asks for; told as a comparison."""
 
         def told(event: Event) -> None:
             self.on_event(Event("comparison", event.done, event.total, event.text))
 
         other = replace(self, on_event=told)
-        strategy = other.joined(scenario, privacy_plan(scenario, self.place))
+        strategy = other.joined(scenario, privacy_plan(scenario, self.paths))
         other.refine(strategy)
         return strategy
 

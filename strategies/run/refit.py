@@ -36,7 +36,7 @@ class SettingsSelection:
 
     scenario: Scenario
     controller: Controller | None
-    keeping: AcceptanceTest | None
+    acceptance: AcceptanceTest | None
     records: tuple[RoundRecord, ...]
     prepared: Stage1Outcome | ChosenFilter
 
@@ -46,7 +46,7 @@ class SettingsSelection:
         return self.prepared.steps
 
 
-def rehearse(
+def select_settings(
     grid: Grid,
     scenario: Scenario,
     place: RunPaths,
@@ -65,7 +65,7 @@ def rehearse(
         return prepare(scenario, None, place, stages, nodes, on_event, kept=kept)
 
     prepared = first() if kept is None else kept.stage("rehearsal-stage-1", first, disks=True)
-    refiner = Refiner(grid, place, prepared, nodes, on_event, kept=kept)
+    refiner = Refiner(grid, place, prepared, nodes, on_event, checkpoints=kept)
     with stages("joining"):
         strategy = refiner.joined(scenario, None)
     with stages("refinement"):
@@ -79,7 +79,7 @@ def rehearse(
 
 def kept_by_most(keeping: AcceptanceTest, members: Members) -> int:
     """Rounds of refinement that the median device kept; the refit has user groups of its own."""
-    return int(np.median(keeping.rounds_kept[members.groups])) if len(members.groups) else 0
+    return int(np.median(keeping.accepted_rounds[members.groups])) if len(members.groups) else 0
 
 
 def refitting(scenario: Scenario, prepared: Stage1Outcome | ChosenFilter, rounds: int) -> Scenario:
@@ -96,4 +96,4 @@ def refitting(scenario: Scenario, prepared: Stage1Outcome | ChosenFilter, rounds
     return scenario.model_copy(update=changed)
 
 
-__all__ = ["SettingsSelection", "kept_by_most", "refitting", "rehearse"]
+__all__ = ["SettingsSelection", "kept_by_most", "refitting", "select_settings"]

@@ -122,11 +122,11 @@ class FederatedSums:
         return np.sum([reply.won for reply in replies], axis=0), sum(reply.answered for reply in replies)
 
     @property
-    def where(self) -> tuple[int, ...]:
-        """How far it is: what :meth:`go_on` takes."""
+    def position(self) -> tuple[int, ...]:
+        """How far it is: what :meth:`resume` takes."""
         return self._time, self._columns
 
-    def go_on(self, where: Sequence[int], records: Sequence[SumsRecord]) -> None:
+    def resume(self, where: Sequence[int], records: Sequence[SumsRecord]) -> None:
         """Be as far as another one was, with what its steps took."""
         self._time, self._columns = where
         self.records[:] = records
@@ -219,7 +219,7 @@ class FederatedSums:
             counts_contributors=counts_contributors,
             opened=np.zeros(0, np.uint8) if opened is None else opened,
         )
-        known = MessageContext({"W": self.windows}, groups=self._said(request), every_group=True, agreed=("C",))
+        known = MessageContext({"W": self.windows}, groups=self._contribution(request), every_group=True, agreed=("C",))
         replies = self.nodes.ask(wire.SUMS, wire.SumsReply, lambda partition: NodeRequest(request, known))
         if first == 0 and not counts_contributors:
             self._record(step, replies, alone=step == "vectors" and weights is not None)
@@ -229,7 +229,7 @@ class FederatedSums:
                 found.setdefault(group, []).append(sums)
         return found
 
-    def _said(self, request: wire.SumsRequest) -> dict[int, MessageContext]:
+    def _contribution(self, request: wire.SumsRequest) -> dict[int, MessageContext]:
         """What a node says in a step, by user group."""
         count, columns = request.centroids.shape
         part = len(request.groups) if self.bounded else request.table.shape[1]

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.mapped import rest
+from fl_peel.mapped import drop_pages_now
 from fl_peel.plugins import all_added
 from fl_peel.roots import PACKAGES
 
@@ -47,7 +47,7 @@ def write_value(file: BinaryIO, value: object, live: Live) -> None:
     for array in nodes.arrays:
         file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b"")
         if array.flags.c_contiguous:
-            rest(array)
+            drop_pages_now(array)
 
 
 def read_value(data: memoryview, live: Live) -> Any:

@@ -50,16 +50,16 @@ class MetricTotals:
 class ServingMetrics:
     """By period, way of serving and kind of device."""
 
-    found: dict[tuple[int, str, Cohort], MetricTotals] = field(default_factory=dict)
+    totals: dict[tuple[int, str, Cohort], MetricTotals] = field(default_factory=dict)
 
     def put(self, period: int, line: str, cohort: Cohort, found: MetricTotals) -> None:
         """What these devices find in this period; added to what is there."""
         key = period, line, cohort
-        self.found[key] = self.found[key] + found if key in self.found else found
+        self.totals[key] = self.totals[key] + found if key in self.totals else found
 
     def names(self) -> list[str]:
         """Ways of serving, in the order in which they came."""
-        return list(dict.fromkeys(line for _, line, _ in self.found))
+        return list(dict.fromkeys(line for _, line, _ in self.totals))
 
     def replicates(self, periods: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """Of mean recall over these periods, by way of serving, (B,)."""
@@ -69,7 +69,7 @@ class ServingMetrics:
     def over(self, periods: Iterable[int], line: str, cohorts: Iterable[Cohort] = COHORTS) -> MeasuredQuality | None:
         """Over these periods and kinds of devices; None where nobody was asked."""
         keys = [(period, line, cohort) for period in periods for cohort in cohorts]
-        found = [self.found[key] for key in keys if key in self.found]
+        found = [self.totals[key] for key in keys if key in self.totals]
         if not found:
             return None
         whole = reduce(add, found).measured()

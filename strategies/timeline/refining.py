@@ -42,7 +42,7 @@ class PeriodRefinement:
         return sum(record.virtual_seconds for record in self.records)
 
 
-def rehearsed(refiner: Refiner, scenario: Scenario) -> PeriodRefinement:
+def select_rounds(refiner: Refiner, scenario: Scenario) -> PeriodRefinement:
     """Try all rounds of a scenario, of the part to choose."""
     strategy = refiner.joined(scenario, None)
     keeping = refiner.refine(strategy)
@@ -71,4 +71,4 @@ def refined(
     return PeriodRefinement(rounds, ends, tuple(strategy.rounds))
 
 
-__all__ = ["PeriodRefinement", "refined", "rehearsed"]
+__all__ = ["PeriodRefinement", "refined", "select_rounds"]

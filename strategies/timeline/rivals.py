@@ -103,7 +103,7 @@ class ScoredTables:
         return np.where(best >= 0, ranked.items[best], np.int32(-1)).astype(np.int32)
 
 
-def found(
+def metric_totals(
     asked: PeriodDevices, metrics: tuple[NDArray[np.float64], NDArray[np.float64]], replicates: int
 ) -> MetricTotals:
     """Sums of these devices' metrics."""
@@ -137,4 +137,4 @@ class StaticLists:
         return quality.list_metrics(lists, asked.wanted, num_items)
 
 
-__all__ = ["PeriodDevices", "ScoredTables", "StaticLists", "found"]
+__all__ = ["PeriodDevices", "ScoredTables", "StaticLists", "metric_totals"]

@@ -24,7 +24,7 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.exchange.counters import ClassCounts, RefreshCounts
 from fl_peel.exchange.expected import MessageContext
 from fl_peel.pretraining.by_sums import Ints
-from fl_peel.pretraining.onward import Exponents, SpectralModel, exponents_of, go_on, question_of
+from fl_peel.pretraining.onward import Exponents, SpectralModel, exponents_of, filter_request, update_model
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS
 from fl_peel.pretraining.stage1 import PooledSums, SpectralStart
 from fl_peel.scenario.method import TimelinePart
@@ -47,8 +47,8 @@ from strategies.run.refinement import Refiner
 from strategies.run.stage1 import FederatedSums, SumsRecord
 from strategies.timeline.figures import class_results, period_figures, period_lines, reads_of, summaries
 from strategies.timeline.lines import Cohort, MetricTotals, ServingMetrics
-from strategies.timeline.refining import PeriodRefinement, refined, rehearsed
-from strategies.timeline.rivals import PeriodDevices, ScoredTables, StaticLists, found
+from strategies.timeline.refining import PeriodRefinement, refined, select_rounds
+from strategies.timeline.rivals import PeriodDevices, ScoredTables, StaticLists, metric_totals
 from strategies.timeline.schema import PeriodResult, TimelineResult
 from strategies.timeline.tables import PublishedTables
 
@@ -79,13 +79,17 @@ def serve_timeline(grid: Grid, scenario: Scenario, place: RunPaths, on_event: On
         _TimelineRun(grid, scenario, place, nodes, timeline, stages),
         RunCheckpoints.from_paths(place, stages, on_event),
     )
-    done = run.go_on(kept)
+    done = run.resume(kept)
     if done:
         on_event(Event("timeline", done, timeline.periods, "resumed from a checkpoint"))
     for period in range(done, timeline.periods):
         run.period(period)
         run.keep(kept)
-        on_event(Event("timeline", period + 1, timeline.periods, run.told(period), period_figures(run.periods[period])))
+        on_event(
+            Event(
+                "timeline", period + 1, timeline.periods, run.summary_line(period), period_figures(run.periods[period])
+            )
+        )
     run.end()
     drawn = run.lines.replicates(run.last)
     np.savez(Path(place.run_dir) / REPLICATES, lines=np.array(list(drawn)), recalls=np.stack(list(drawn.values())))
@@ -150,7 +154,7 @@ class _Weights:
         return self.orders[selector]
 
 
-GOES_ON = (
+RESUMED = (
     *("clock", "exponents", "model", "basis", "published", "served", "lasted", "first_lists", "first", "lines"),
     *("periods", "layout_bytes"),
 )
@@ -165,7 +169,7 @@ class _TimelineRun:
 
     grid: Grid
     scenario: Scenario
-    place: RunPaths
+    paths: RunPaths
     nodes: Nodes
     timeline: Timeline
     stages: StageTimes
@@ -184,19 +188,19 @@ class _TimelineRun:
 
     def keep(self, kept: RunCheckpoints) -> None:
         """Keep what there is after a period, in place of what was after the one before."""
-        content = {name: getattr(self, name) for name in GOES_ON}
+        content = {name: getattr(self, name) for name in RESUMED}
         number = len(self.periods)
         kept.write("timeline", lambda rows: content, disks=True, number=number, live={"nodes": self.nodes})
 
-    def go_on(self, kept: RunCheckpoints) -> int:
+    def resume(self, kept: RunCheckpoints) -> int:
         """Take up what was kept; returns how many periods are done."""
         found = kept.read("timeline", {"nodes": self.nodes})
         if found is None:
             return 0
-        for name in GOES_ON:
+        for name in RESUMED:
             setattr(self, name, found.value[name])
         assert self.served is not None, "somebody is served in every period"
-        self.served = self.served.at(self.place)
+        self.served = self.served.at(self.paths)
         return len(self.periods)
 
     @property
@@ -217,7 +221,7 @@ class _TimelineRun:
     def sums(self, period: int, phase: Phase, splits: Splits) -> FederatedSums:
         """Over the devices that are there, from now on the clock."""
         pretraining = self.scenario.pretraining
-        setting = self.place.setting(self.at(period, phase))
+        setting = self.paths.setting(self.at(period, phase))
         return FederatedSums(
             self.nodes,
             setting,
@@ -238,20 +242,20 @@ class _TimelineRun:
         with self.stages("choice"):
             records = self.choose(period)
         with self.stages("refinement"):
-            rehearsal = self.rehearsal(period)
+            rehearsal = self.select_rounds(period)
         with self.stages("stage 1"):
             recent = self.recent(period, records)
             sums = self.sums(period, "learn", learn)
-            self.model, start = self.going_on(sums, before, recent)
+            self.model, start = self.continued(sums, before, recent)
             self.clock = sums.now
             records += sums.records
         here, newcomers = self.at(period, "learn"), self.at(period, "join")
         prepared = self.prepared(here, learn, start)
         with self.stages("joining"):
-            members = join(here, self.place, replace(prepared, former=self.model.former), self.nodes)
+            members = join(here, self.paths, replace(prepared, former=self.model.former), self.nodes)
             fresh = self.sums(period, "join", joining)
             fresh.vectors(self.model.own, self.model.middle)
-            joined = join(newcomers, self.place, prepared, self.nodes)
+            joined = join(newcomers, self.paths, prepared, self.nodes)
         states = prepared.states(here)
         refining = PeriodRefinement(0, self.clock)
         if self.scenario.refinement.rounds:
@@ -291,7 +295,7 @@ class _TimelineRun:
                 begins=int(self.timeline.times[begin]),
                 ends=int(self.timeline.times[end - 1]),
                 devices=learn.num_users,
-                left=0 if learn.said is None else int((learn.said.counts() == 0).sum()),
+                left=0 if learn.contributed is None else int((learn.contributed.counts() == 0).sum()),
                 joining=joining.num_users - learn.num_users,
                 items=learn.num_items,
                 new_items=learn.num_items - (0 if before is None else before.num_items),
@@ -315,16 +319,16 @@ class _TimelineRun:
 
     def refiner(self, prepared: FederatedStage1Outcome) -> Refiner:
         """Of these tables, on the nodes of the run, from now on the clock."""
-        return Refiner(self.grid, self.place, prepared, self.nodes, begin=self.clock - 1)
+        return Refiner(self.grid, self.paths, prepared, self.nodes, begin=self.clock - 1)
 
-    def rehearsal(self, period: int) -> PeriodRefinement:
+    def select_rounds(self, period: int) -> PeriodRefinement:
         """How many rounds of refinement helped, had they been done before the period that is over."""
         if not self.scenario.refinement.rounds or self.basis is None:
             return PeriodRefinement(0, self.clock)
         scenario, (prepared, model) = self.at(period, "choose"), self.basis
         sums = self.sums(period, "choose", self.timeline.splits(period, "choose"))
         sums.vectors(model.own, model.middle)  # as they had them then
-        found = rehearsed(self.refiner(prepared), scenario)
+        found = select_rounds(self.refiner(prepared), scenario)
         self.clock = found.ends
         return found
 
@@ -367,10 +371,10 @@ class _TimelineRun:
             assert earlier is not None
             count = COUNT_EXPONENTS if config.count_exponent is None else (config.count_exponent,)
             value = VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,)
-            model, start = self.going_on(sums, None, earlier)
+            model, start = self.continued(sums, None, earlier)
             self.basis = self.prepared(self.at(period, "choose"), splits, start), model
         part = self.part
-        question = question_of(
+        question = filter_request(
             model,
             self.scenario.seed,
             count=count,
@@ -406,13 +410,13 @@ class _TimelineRun:
             "seed": self.scenario.seed,
         }
 
-    def going_on(
+    def continued(
         self, sums: FederatedSums | PooledSums, before: SpectralModel | None, recent: Ints
     ) -> tuple[SpectralModel, SpectralStart]:
         """Of these sums, from the last model, or anew with as many passes as the first time."""
         config = self.scenario.pretraining.spectral()
         first = before is None
-        return go_on(
+        return update_model(
             sums,
             config,
             before,
@@ -514,7 +518,7 @@ class _TimelineRun:
                 ),
             }
         pooled = PooledSums(learn.train, learn.num_items, config.user_exponent, config.item_exponent, fading=fading)
-        retrained = ScoredTables.from_model(self.going_on(pooled, None, recent)[0], fading)
+        retrained = ScoredTables.from_model(self.continued(pooled, None, recent)[0], fading)
         lists = StaticLists.from_scored(retrained, popularity, learn.train)
         scored = {
             "start-table": self.first,
@@ -525,11 +529,11 @@ class _TimelineRun:
         for asked in PeriodDevices.from_splits(learn, joining, self.at_start):
             for name, cached in {**self.first_lists, "refreshed-list": lists}.items():
                 metrics = cached.metrics(asked, int(self.timeline.items.max()) + 1)
-                self.lines.put(period, name, asked.cohort, found(asked, metrics, replicates))
+                self.lines.put(period, name, asked.cohort, metric_totals(asked, metrics, replicates))
             for name, one in scored.items():
-                self.lines.put(period, name, asked.cohort, found(asked, one.metrics(asked), replicates))
+                self.lines.put(period, name, asked.cohort, metric_totals(asked, one.metrics(asked), replicates))
 
-    def told(self, period: int) -> str:
+    def summary_line(self, period: int) -> str:
         """In a line."""
         one = self.periods[period]
         recall = {name: one.lines[name]["all"].recall for name in (FULL, "cached-list") if name in one.lines}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fl_peel import mapped
-from fl_peel.mapped import let_go, put_rows, rows_at
+from fl_peel.mapped import drop_pages, put_rows, rows_at
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_rows_are_read_and_written_as_by_index(most, array, tmp_path, monkeypatc
     assert rows_at(array, places[:0]).shape == (0, 1024)
     put_rows(array, places, -whole[places])
     whole[places] *= -1
-    let_go(array)
+    drop_pages(array)
     assert (array == whole).all()
     assert (np.load(tmp_path / "it.npy") == whole).all()
 
@@ -33,10 +33,10 @@ def test_what_is_let_go_is_out_of_memory_and_comes_back(tmp_path, monkeypatch):
     array = np.asarray(np.load(tmp_path / "it.npy", mmap_mode="r"))
     assert array.sum() == 4 << 20
     before = resident(tmp_path / "it.npy")
-    let_go(array[:10])
+    drop_pages(array[:10])
     assert resident(tmp_path / "it.npy") == before, "small ones stay"
     monkeypatch.setattr(mapped, "MOST_IN_MEMORY", 0)
-    let_go(array)
+    drop_pages(array)
     assert resident(tmp_path / "it.npy") < before / 10
     assert array.sum() == 4 << 20
 
@@ -54,5 +54,5 @@ def resident(path) -> int:
 
 def test_what_lies_in_memory_is_kept():
     array = np.ones(3)
-    let_go(array)
+    drop_pages(array)
     assert array.sum() == 3

@@ -42,7 +42,7 @@ def test_the_runner_is_a_door_for_these_names_alone():
     """What else the engine has is imported from where it is."""
     import simulations.runner
 
-    assert simulations.runner.__all__ == ["MODEL", "finished", "keeping", "run", "run_seeds", "save"]
+    assert simulations.runner.__all__ == ["MODEL", "finished", "run", "run_seeds", "save", "with_checkpoints"]
     taken = {
         name
         for path in [*FILES, *(ROOT / "tests").rglob("*.py")]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fl_peel.errors import ReportError
-from simulations.pages import pages_again
+from simulations.pages import rebuild_pages
 from simulations.report.files_of_run import write_report
 from simulations.studies.compare.report import write_compare
 from tests.simulations.report.test_report import compare_result, run_result
@@ -17,7 +17,7 @@ def test_pages_are_made_again_and_nothing_else_is_touched(tmp_path):
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     for name in ("report.html", "compare.html"):
         (tmp_path / name).write_text("of an older version")
-    assert pages_again(tmp_path) == [tmp_path / "report.html", tmp_path / "compare.html"]
+    assert rebuild_pages(tmp_path) == [tmp_path / "report.html", tmp_path / "compare.html"]
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
@@ -27,7 +27,7 @@ def test_an_audit_has_its_page_again_with_intervals_drawn(tmp_path):
     row |= {"recall@20_interval": [0.19, 0.21], "attacks": {"gradient": attack}}
     plain = {"scenario": {"name": "tiny"}, "settings": {"devices": 4, "rounds": 2}, "collected_share": 1.0}
     (tmp_path / "audit.json").write_text(json.dumps(plain | {"rows": [row, row | {"mechanism": "masks"}]}))
-    pages_again(tmp_path)
+    rebuild_pages(tmp_path)
     page = (tmp_path / "audit.html").read_text()
     assert page.count('class="tip"') == 2 * 2  # wide, narrow
     assert "<title>masks, gradient: 0.300 ±0.100</title>" in page
@@ -48,6 +48,6 @@ def test_an_audit_has_its_page_again_with_intervals_drawn(tmp_path):
 def test_what_cannot_be_read_is_one_line(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ReportError, match=message) as caught:
-        pages_again(tmp_path)
+        rebuild_pages(tmp_path)
     assert "\n" not in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == [name]

@@ -17,7 +17,7 @@ from fl_peel.errors import ReportError
 from simulations import unfinished as module
 from simulations.engine.folders import OWNER, Owner
 from simulations.scenario_files import load_scenario
-from simulations.unfinished import NAME, about_run, is_done, mark_done, unfinished
+from simulations.unfinished import NAME, about_run, is_completed, mark_completed, resumable_folder
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def stop_in(out: Path, scenario, splits) -> None:
     """A run that leaves a stage and is stopped."""
 
     def stopped() -> None:
-        with unfinished(out, scenario, splits) as folder:
+        with resumable_folder(out, scenario, splits) as folder:
             (Path(folder) / "stage-1.kept").write_bytes(b"something")
             raise KeyboardInterrupt
 
@@ -41,13 +41,13 @@ def test_what_is_left_is_there_for_the_same_run_and_gone_when_it_is_done(tiny, s
     scenario, out = load_scenario(tiny), tmp_path / "out"
     stop_in(out, scenario, splits)
     renamed = scenario.model_copy(update={"name": "another", "question": "Another?"})
-    with unfinished(out, renamed, splits) as folder:
+    with resumable_folder(out, renamed, splits) as folder:
         assert (Path(folder) / "stage-1.kept").read_bytes() == b"something"
     assert not (out / NAME).exists()
 
 
 def test_without_a_folder_of_results_nothing_is_kept(tiny, splits):
-    with unfinished(None, load_scenario(tiny), splits) as folder:
+    with resumable_folder(None, load_scenario(tiny), splits) as folder:
         assert folder == ""
 
 
@@ -65,7 +65,7 @@ def test_another_scenario_is_refused_by_its_key(change, said, tiny, splits, tmp_
     said = said.removeprefix("scenario.")
     with (
         pytest.raises(ReportError, match=rf"unfinished run, with {said}.*--fresh"),
-        unfinished(tmp_path / "out", load_scenario(tiny, [change]), splits),
+        resumable_folder(tmp_path / "out", load_scenario(tiny, [change]), splits),
     ):
         pass
     assert (tmp_path / "out" / NAME / "stage-1.kept").is_file()  # nothing of it is lost
@@ -75,34 +75,34 @@ def test_other_data_another_fleet_and_other_code_are_refused(tiny, splits, tmp_p
     scenario, out = load_scenario(tiny), tmp_path / "out"
     stop_in(out, scenario, splits)
     fewer = splits.select(range(30))
-    with pytest.raises(ReportError, match="with other data"), unfinished(out, scenario, fewer):
+    with pytest.raises(ReportError, match="with other data"), resumable_folder(out, scenario, fewer):
         pass
     fleet = (tmp_path / "fleet.yaml").read_text()
     (tmp_path / "fleet.yaml").write_text(fleet + "\n# changed\n")
-    with pytest.raises(ReportError, match="with another fleet"), unfinished(out, scenario, splits):
+    with pytest.raises(ReportError, match="with another fleet"), resumable_folder(out, scenario, splits):
         pass
     (tmp_path / "fleet.yaml").write_text(fleet)
     with monkeypatch.context() as patched:
         patched.setattr(module, "code_digest", lambda root: "another")
-        with pytest.raises(ReportError, match="the code of another version"), unfinished(out, scenario, splits):
+        with pytest.raises(ReportError, match="the code of another version"), resumable_folder(out, scenario, splits):
             pass
     with monkeypatch.context() as patched:
         patched.setattr(module, "versions", lambda: {"numpy": "9.9"})
-        with pytest.raises(ReportError, match=r"with numpy=.* and not 9\.9"), unfinished(out, scenario, splits):
+        with pytest.raises(ReportError, match=r"with numpy=.* and not 9\.9"), resumable_folder(out, scenario, splits):
             pass
-    with unfinished(out, scenario, splits):
+    with resumable_folder(out, scenario, splits):
         pass
 
 
 def test_fresh_starts_anew(tiny, splits, tmp_path):
     stop_in(tmp_path / "out", load_scenario(tiny), splits)
     other = load_scenario(tiny, ["seed=4"])
-    with unfinished(tmp_path / "out", other, splits, fresh=True) as folder:
+    with resumable_folder(tmp_path / "out", other, splits, fresh=True) as folder:
         assert not (Path(folder) / "stage-1.kept").exists()
 
 
 def test_a_run_that_came_to_nothing_leaves_nothing(tiny, splits, tmp_path):
-    with pytest.raises(KeyboardInterrupt), unfinished(tmp_path / "out", load_scenario(tiny), splits):
+    with pytest.raises(KeyboardInterrupt), resumable_folder(tmp_path / "out", load_scenario(tiny), splits):
         raise KeyboardInterrupt
     assert not (tmp_path / "out" / NAME).exists()
 
@@ -116,14 +116,14 @@ def test_two_runs_do_not_write_into_one_folder(tiny, splits, tmp_path):
         (out / NAME / OWNER).write_text(json.dumps(dataclasses.asdict(owner)))
         with (
             pytest.raises(ReportError, match=rf"process {other.pid} of \S+ is writing a run there"),
-            unfinished(out, scenario, splits, fresh=True),
+            resumable_folder(out, scenario, splits, fresh=True),
         ):
             pass
         assert (out / NAME / "stage-1.kept").is_file()
     finally:
         other.kill()
         other.wait()
-    with unfinished(out, scenario, splits):  # that process is gone
+    with resumable_folder(out, scenario, splits):  # that process is gone
         pass
 
 
@@ -133,13 +133,13 @@ def test_what_says_nothing_of_a_living_run_stops_nobody(text, tiny, splits, tmp_
     (tmp_path / "out" / NAME).mkdir(parents=True)
     (tmp_path / "out" / NAME / OWNER).write_text(text)
     (tmp_path / "out" / NAME / "about.json").write_text(text)
-    with unfinished(tmp_path / "out", load_scenario(tiny), splits):
+    with resumable_folder(tmp_path / "out", load_scenario(tiny), splits):
         pass
 
 
 def test_a_seed_that_is_done_is_known_by_what_it_is(tiny, splits, tmp_path):
     about = about_run(load_scenario(tiny), splits)
-    assert not is_done(tmp_path, about)
-    mark_done(tmp_path, about)
-    assert is_done(tmp_path, about)
-    assert not is_done(tmp_path, about_run(load_scenario(tiny, ["seed=1"]), splits))
+    assert not is_completed(tmp_path, about)
+    mark_completed(tmp_path, about)
+    assert is_completed(tmp_path, about)
+    assert not is_completed(tmp_path, about_run(load_scenario(tiny, ["seed=1"]), splits))

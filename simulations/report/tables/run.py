@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from simulations.report.tables.secure import secure_rows
-from simulations.report.tables.stages import kept_views, stage1_views
+from simulations.report.tables.stages import acceptance_views, stage1_views
 from simulations.report.tables.view import (
     ABSENT,
     TableView,
@@ -188,7 +188,7 @@ def summary_tables(result: RunResult) -> list[Table]:
     views = (
         *stage1_views(result)[:1],
         full_table_view(result),
-        *kept_views(result),
+        *acceptance_views(result),
         budgets_view(result),
         device_classes_view(result),
         costs_view(result),

@@ -81,7 +81,7 @@ def _share(result: RunResult) -> float:
     return share
 
 
-def kept_views(result: RunResult) -> list[TableView]:
+def acceptance_views(result: RunResult) -> list[TableView]:
     """How many user groups kept how many rounds, and why; nothing where nobody was asked."""
     told = result.refinement
     if told is None:
@@ -110,4 +110,4 @@ def kept_views(result: RunResult) -> list[TableView]:
     return [TableView("Acceptance of refinement", columns, rows, note=note)]
 
 
-__all__ = ["kept_views", "stage1_views"]
+__all__ = ["acceptance_views", "stage1_views"]

@@ -154,7 +154,7 @@ class AuditCheckpoints:
                 )
         return found
 
-    def done(self, row: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def save(self, row: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Keep a row; returns it as it is read."""
         path = self.paths[row["mechanism"]]
         self.checkpoints.write(path, row, seconds)
@@ -218,7 +218,7 @@ def audited(
     for number, row in enumerate(rows, start=1):
         start = time.perf_counter()
         one = _one(grid, nodes, row, place, settings, names, on_event)
-        results.append(one if kept is None else kept.done(one, time.perf_counter() - start))
+        results.append(one if kept is None else kept.save(one, time.perf_counter() - start))
         on_event(Event("audit", number, len(rows), row.name))
     return results
 

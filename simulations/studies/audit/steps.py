@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort, open_cohort
 from clients.round.noised_stage1 import noise_of
-from clients.round.stage1 import chosen, said, there_for_sums, there_to_choose
+from clients.round.stage1 import choice_participants, chosen, contribute, sums_participants
 from fl_peel import wire
 from fl_peel.attacks.decoder import PassView, Reconstruction, reconstruct
 from fl_peel.attacks.views import IntArray, StepView
@@ -94,13 +94,15 @@ class StepObserver:
         passes = []
         for parts in self._passes:
             requests = [one.request for one in parts if isinstance(one.request, wire.SumsRequest)]
-            answers = [said(cohort, parts[0].devices, request)[wire.EVERYBODY].first for request in requests]
+            answers = [contribute(cohort, parts[0].devices, request)[wire.EVERYBODY].first for request in requests]
             table = np.concatenate([request.table for request in requests], axis=1)
             passes.append(PassView(table, np.concatenate(answers, axis=1)))
         units = Units.from_config(
             cohort.scenario.pretraining.spectral(), cohort.population, cohort.splits.num_items
         ).passes
-        return reconstruct(passes, cohort.splits.spoken, cohort.scenario.pretraining.user_exponent, scale=units)
+        return reconstruct(
+            passes, cohort.splits.contributed_items, cohort.scenario.pretraining.user_exponent, scale=units
+        )
 
     @property
     def any(self) -> bool:
@@ -150,7 +152,7 @@ class StepObserver:
         if not len(devices):
             return StepView(first.step, told, {}, 0)
         self._make_vectors()
-        answers = [said(cohort, devices, request) for request in requests]
+        answers = [contribute(cohort, devices, request) for request in requests]
         return StepView(first.step, told, _arrays(first.step, answers), len(devices))
 
     def _own(self, requests: Sequence[wire.SumsRequest]) -> NDArray[np.float32]:
@@ -165,7 +167,7 @@ class StepObserver:
             return
         for one in self._seen:
             if isinstance(one.request, wire.SumsRequest) and one.request.step == "vectors":
-                said(self._everybody(one.request.setting), one.devices, one.request)
+                contribute(self._everybody(one.request.setting), one.devices, one.request)
         self._vectors = True
 
     def _everybody(self, setting: wire.RunSetting) -> Cohort:
@@ -178,8 +180,8 @@ class StepObserver:
 def _reached(cohort: Cohort, request: StepRequest) -> IntArray:
     """Numbers of the devices that take part; all devices are hosted, so places are numbers."""
     if isinstance(request, wire.ChoiceRequest):
-        return there_to_choose(cohort, request).places
-    return there_for_sums(cohort, request).places
+        return choice_participants(cohort, request).places
+    return sums_participants(cohort, request).places
 
 
 def _arrays(step: str, answers: Sequence[Mapping[int, wire.GroupSum]]) -> Arrays:

@@ -250,7 +250,7 @@ def material_of(study: Study) -> Material:
         study.scenario.pretraining.config(),
         study.scenario.seed,
         pretraining_device(study.scenario.engine.device),
-        study.place.cache_dir,
+        study.paths.cache_dir,
         study.on_event,
     )
     assignment = prepared.groups.assignment.copy()

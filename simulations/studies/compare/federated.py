@@ -119,7 +119,7 @@ def _one_seed(
         what = [decisive(study.scenario), repr(method), list(shares), dataclasses.astuple(effort)]
 
         def work(method: Federated[Any] = method) -> dict[str, Any]:
-            return served_rows(method, world_of(study), shares, effort)
+            return served_rows(method, federated_context(study), shares, effort)
 
         served = study.stage(method.name, what, (*ENTERED, type(method).__module__), work)
         rows += served["rows"]
@@ -207,7 +207,7 @@ def served_rows(
     return {**result, "rows": rows}
 
 
-def world_of(study: Study) -> FederatedContext:
+def federated_context(study: Study) -> FederatedContext:
     """The study's devices, with the memory, and there in the rounds, that the scenario's fleet gives them."""
     scenario = study.scenario
     devices = np.arange(study.splits.num_users)

@@ -81,7 +81,7 @@ def _compare_panel(
         style = line_kwargs(index, strong=strong, dashed=not group[0]["group_aware"])
         in_series(index, axes.plot(x, y, **style))
         error_bars(axes, x, y, [_ends(point, metric) for point in points], style["color"], series=index)
-        hover(axes, x, y, [f"{name}: {_told(point, metric)}" for point in points], index)
+        hover(axes, x, y, [f"{name}: {_point_text(point, metric)}" for point in points], index)
         labels.append(EndLabel(name, x[-1], y[-1], style["color"], strong, index))
     if full_table is not None:
         value = full_table["recall@20"] if metric == "recall@20" else full_table["ndcg@20"]
@@ -94,7 +94,7 @@ def _compare_panel(
     label_ends(axes, labels)
 
 
-def _told(point: Mapping[str, Any], metric: str) -> str:
+def _point_text(point: Mapping[str, Any], metric: str) -> str:
     ends = _ends(point, metric) or (None, None)
     within = format_interval(point[metric], *ends)
     return f"{within} at {format_share(point['share'])}, {format_bytes(point['stored_bytes_max'])} stored"

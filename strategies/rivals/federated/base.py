@@ -200,7 +200,7 @@ class Federated(Protocol[Setting]):
     def server(self, world: FederatedContext, setting: Setting) -> Any:
         """What the server starts with."""
 
-    def kept(self, world: FederatedContext, setting: Setting) -> Any:
+    def device_states(self, world: FederatedContext, setting: Setting) -> Any:
         """What all devices start with."""
 
     def sent(self, server: Any, devices: IntArray, world: FederatedContext) -> IntArray:

@@ -68,7 +68,7 @@ class FedAvgBpr(SharedTable):
     name: str = "fedavg-bprmf"
     grid: tuple[BprSetting, ...] = GRID
 
-    def kept(self, world: FederatedContext, setting: BprSetting) -> FloatArray:
+    def device_states(self, world: FederatedContext, setting: BprSetting) -> FloatArray:
         """Random vectors."""
         return start_vectors(world, world.dim)
 

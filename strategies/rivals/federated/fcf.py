@@ -81,7 +81,7 @@ class Fcf:
         table = world.start_table("items", world.num_items, world.dim, START_SCALE).astype(np.float64)
         return FcfServer(table, np.zeros_like(table), np.zeros_like(table))
 
-    def kept(self, world: FederatedContext, setting: FcfSetting) -> None:
+    def device_states(self, world: FederatedContext, setting: FcfSetting) -> None:
         """A factor is solved for anew in every round."""
 
     def sent(self, server: FcfServer, devices: IntArray, world: FederatedContext) -> IntArray:

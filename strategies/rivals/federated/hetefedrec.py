@@ -94,7 +94,7 @@ class HeteFedRec:
         table = world.start_table("items", world.num_items, world.dim, START_SCALE)
         return HeteServer(tuple(np.ascontiguousarray(table[:, :w]) for w in self.widths(world)), world.seed)
 
-    def kept(self, world: FederatedContext, setting: HeteSetting) -> FloatArray:
+    def device_states(self, world: FederatedContext, setting: HeteSetting) -> FloatArray:
         """Random vectors."""
         return start_vectors(world, world.dim)
 

@@ -25,10 +25,10 @@ def quality(
     among: IntArray | None = None,
 ) -> dict[str, float]:
     """Mean Recall@20 and NDCG@20 over devices (or the given ones) with at least one item to find."""
-    return found_by(served, world, split, precision, among).mean()
+    return served_quality(served, world, split, precision, among).mean()
 
 
-def found_by(
+def served_quality(
     served: ServedTables,
     world: FederatedContext,
     split: Split,

@@ -49,7 +49,7 @@ class PFedRec(SharedTable):
     name: str = "pfedrec"
     grid: tuple[PFedRecSetting, ...] = GRID
 
-    def kept(self, world: FederatedContext, setting: PFedRecSetting) -> FloatArray:
+    def device_states(self, world: FederatedContext, setting: PFedRecSetting) -> FloatArray:
         """Random score functions."""
         return start_vectors(world, world.dim + 1)
 

@@ -23,7 +23,7 @@ class Popularity:
         """Zeros."""
         return np.zeros((world.num_items, 1), np.float32)
 
-    def kept(self, world: FederatedContext, setting: None) -> np.ndarray:
+    def device_states(self, world: FederatedContext, setting: None) -> np.ndarray:
         """Nobody has."""
         return np.zeros(world.num_devices, np.bool_)
 

@@ -17,7 +17,7 @@ from fl_peel.blocks.settings import Precision
 from fl_peel.events import Event
 from fl_peel.randomness import rng_for
 from strategies.rivals.federated.base import Federated, FederatedContext, IntArray, ServedTables
-from strategies.rivals.federated.measure import found_by, held_bytes, quality
+from strategies.rivals.federated.measure import held_bytes, quality, served_quality
 from strategies.rivals.replicates import replicates
 
 RECALL = "recall@20"
@@ -55,7 +55,7 @@ def train(method: Federated[Any], setting: Any, world: FederatedContext, effort:
     :class:`Federated`.
     """
     panel = panel_of(world, effort.panel)
-    server, kept = method.server(world, setting), method.kept(world, setting)
+    server, kept = method.server(world, setting), method.device_states(world, setting)
     down, up = np.zeros(world.num_devices, np.int64), np.zeros(world.num_devices, np.int64)
     best: BestRound | None = None
     number = 0
@@ -145,7 +145,7 @@ def row(
     """What of a training is reported at a precision; ``served`` in place of what it serves."""
     shown = served or best.served
     held = held_bytes(shown, precision)
-    found = found_by(shown, world, "test", precision)
+    found = served_quality(shown, world, "test", precision)
     return {
         "precision": precision,
         "stored_bytes_max": int(held.max(initial=0)),

@@ -18,9 +18,9 @@ def before(groups):
 
 def test_groups_have_the_numbers_of_now():
     """Of groups 0 to 3, 1 was dissolved and a new one came."""
-    assert before([0, 1, 2, 3, -1]).now(np.array([0, 2, 3, -1])).tolist() == [0, -1, 1, 2, -1]
-    assert before([2, -1]).now(np.array([-1, -1])).tolist() == [-1, -1], "before there were any"
-    assert before([-1, -1]).now(np.array([0, 1])).tolist() == [-1, -1]
+    assert before([0, 1, 2, 3, -1]).current_groups(np.array([0, 2, 3, -1])).tolist() == [0, -1, 1, 2, -1]
+    assert before([2, -1]).current_groups(np.array([-1, -1])).tolist() == [-1, -1], "before there were any"
+    assert before([-1, -1]).current_groups(np.array([0, 1])).tolist() == [-1, -1]
 
 
 def test_it_is_remembered_for_more_devices_than_there_were(tmp_path):

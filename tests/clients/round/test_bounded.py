@@ -230,7 +230,7 @@ def test_a_target_out_of_reach_stops_the_run_before_pretraining(tiny, tmp_path):
 def test_no_train_item_is_in_a_list_that_signals_are_counted_on(tiny, tmp_path, monkeypatch):
     """A device's hits are of items that it has not: else they would say what it trained on."""
     seen = []
-    real = members.train_in_time
+    real = members.train_within_deadline
 
     def listen(ranked, memory, devices, *args, **kwargs):
         done = real(ranked, memory, devices, *args, **kwargs)
@@ -238,7 +238,7 @@ def test_no_train_item_is_in_a_list_that_signals_are_counted_on(tiny, tmp_path, 
             seen.append((ranked, devices.train.select(done.kept), done.best))
         return done
 
-    monkeypatch.setattr(members, "train_in_time", listen)
+    monkeypatch.setattr(members, "train_within_deadline", listen)
     run_of(tiny, tmp_path, CENTRAL)
     lists = [
         (set(ranked.items[best[best >= 0]].tolist()), set(train.row(i).tolist()))

@@ -38,11 +38,11 @@ def test_training_begins_with_as_many_of_the_stored_blocks_as_working_memory_all
     memory = RoundMemory.from_budgets(RANKED, budgets, trainable)
     assert memory.first.tolist() == [4] * 6
     assert memory.last.tolist() == [4, 4, 4, 4, 3, 4]
-    assert memory.begun.tolist() == [0, 0, 1, 2, 4, 4]
+    assert memory.started.tolist() == [0, 0, 1, 2, 4, 4]
     assert memory.trained.tolist() == [0, 0, 1, 2, 3, 4]
     assert memory.interrupted.tolist() == [False] * 4 + [True, False]
     assert memory.dropped_out.tolist() == [True] * 2 + [False] * 4
-    assert (own.most_bytes(RANKED, memory.begun) <= np.maximum(own.allowed, 8)).all()
+    assert (own.most_bytes(RANKED, memory.started) <= np.maximum(own.allowed, 8)).all()
 
 
 def test_losing_blocks_that_are_not_trained_interrupts_nothing():
@@ -139,6 +139,6 @@ def test_working_memory_is_of_the_largest_budget_and_leaves_it_room():
 
 def test_the_user_embedding_a_device_may_go_back_to_lies_beside():
     scenario = Scenario.model_validate({"name": "n", "data": {"name": "ml-100k"}})
-    assert module.beside_bytes(scenario) == 2 * scenario.pretraining.embedding_dim
+    assert module.extra_bytes(scenario) == 2 * scenario.pretraining.embedding_dim
     always = {"refinement": {"acceptance": {"rule": "always"}}}
-    assert module.beside_bytes(Scenario.model_validate({"name": "n", "data": {"name": "ml-100k"}, **always})) == 0
+    assert module.extra_bytes(Scenario.model_validate({"name": "n", "data": {"name": "ml-100k"}, **always})) == 0

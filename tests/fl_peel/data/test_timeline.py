@@ -115,12 +115,12 @@ def test_who_does_nothing_speaks_of_less_and_less():
     assert found.silent(0, 3).tolist() == [0, 1, 0]
     assert found.silent(1, 3).tolist() == [0, 0, 1]
     assert found.silent(-1, 3).tolist() == [1, 0, 2]
-    assert pairs(found.splits(0, "learn").spoken) == [(0, 0), (0, 1), (0, 2), (1, 2), (2, 1)]
-    assert pairs(found.splits(0, "choose").spoken) == [(0, 1), (1, 0), (1, 2)]
+    assert pairs(found.splits(0, "learn").contributed_items) == [(0, 0), (0, 1), (0, 2), (1, 2), (2, 1)]
+    assert pairs(found.splits(0, "choose").contributed_items) == [(0, 1), (1, 0), (1, 2)]
     later = found.splits(1, "learn")
     assert pairs(later.train.select(np.array([2]))) == [(0, 1)], "it still has what it did"
-    assert later.spoken.counts()[2] == 0, "one thing, half of it: it has left"
-    assert pairs(later.select(np.array([1, 0])).spoken) == [
+    assert later.contributed_items.counts()[2] == 0, "one thing, half of it: it has left"
+    assert pairs(later.select(np.array([1, 0])).contributed_items) == [
         *[(0, 0), (0, 1), (0, 2)],
         *[(1, 0), (1, 1), (1, 2), (1, 3)],
     ]
@@ -128,7 +128,7 @@ def test_who_does_nothing_speaks_of_less_and_less():
 
 def test_where_nobody_leaves_everything_is_spoken_of():
     found = three(None).splits(1, "learn")
-    assert found.said is None
-    assert found.spoken is found.train
+    assert found.contributed is None
+    assert found.contributed_items is found.train
     for phase in ("recent", "earlier", "join"):
-        assert timeline(start=6 / 14, share=2 / 14, periods=2, leaving=1.0).splits(0, phase).said is None
+        assert timeline(start=6 / 14, share=2 / 14, periods=2, leaving=1.0).splits(0, phase).contributed is None

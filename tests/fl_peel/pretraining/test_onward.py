@@ -8,7 +8,7 @@ import pytest
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
 from fl_peel.pretraining import by_sums
-from fl_peel.pretraining.onward import Exponents, exponents_of, go_on, question_of
+from fl_peel.pretraining.onward import Exponents, exponents_of, filter_request, update_model
 from fl_peel.pretraining.settings import SpectralConfig
 from fl_peel.pretraining.stage1 import PooledSums
 
@@ -26,7 +26,7 @@ def worlds(seed=0, num_users=40, items=NUM_ITEMS):
 
 def model_of(rows, before=None, *, num_items=NUM_ITEMS, passes=6, shape=SHAPE, recent=None, rounds=4):
     sums = PooledSums(rows, num_items, CONFIG.user_exponent, CONFIG.item_exponent)
-    return go_on(
+    return update_model(
         sums,
         CONFIG,
         before,
@@ -105,20 +105,20 @@ def test_devices_choose_freshness_by_what_they_did():
     recent = np.zeros(120)
     recent[4] = 40
     model, _ = model_of(many, num_items=120, recent=recent)
-    question = question_of(model, 0, count=(0.5,), value=(0.5,), fresh=(0.0, 1.0), fading=None)
+    question = filter_request(model, 0, count=(0.5,), value=(0.5,), fresh=(0.0, 1.0), fading=None)
     even = np.flatnonzero([user % 2 == 0 and 4 not in many.row(user) for user in range(40)])
     wanted = UserItems.from_pairs(even, np.full(len(even), 4), 40)
     won, answered = question.answer(many, wanted, CONFIG.item_exponent)
     assert answered == len(even)
     assert exponents_of(question, won, answered) == Exponents(0.5, 0.5, 1.0)
-    assert question_of(model, 0, count=(0.5,), value=(0.5,), fresh=(0.5,), fading=None) is None
+    assert filter_request(model, 0, count=(0.5,), value=(0.5,), fresh=(0.5,), fading=None) is None
     with pytest.raises(DataError, match=r"^stage 1: none of the requested devices has an interaction .*; set "):
         exponents_of(question, won, 0)
 
 
 def test_items_that_no_table_has_yet_are_nothing_to_choose_on():
     model, _ = model_of(worlds())
-    question = question_of(model, 0, count=(0.5,), value=(0.0, 0.5), fresh=(0.0,), fading=3.0)
+    question = filter_request(model, 0, count=(0.5,), value=(0.0, 0.5), fresh=(0.0,), fading=3.0)
     wanted = UserItems.from_pairs(np.array([0, 1]), np.array([NUM_ITEMS + 4, 1]), 40)
     assert question.answer(worlds(), wanted, CONFIG.item_exponent)[1] == 1
 
@@ -127,7 +127,7 @@ def test_more_columns_than_a_table_are_refused():
     sums = PooledSums(worlds(), NUM_ITEMS, 0.3)
     keys = {"num_groups": 1, "min_size": 1, "group_rounds": 0, "seed": 0, "passes": 1}
     with pytest.raises(DataError, match=r"^pretraining.columns: a timeline needs at most embedding_dim 4, not 6"):
-        go_on(sums, CONFIG, None, exponents=SHAPE, recent=np.zeros(NUM_ITEMS), dim=4, **keys)
+        update_model(sums, CONFIG, None, exponents=SHAPE, recent=np.zeros(NUM_ITEMS), dim=4, **keys)
     nobody = PooledSums(UserItems(np.zeros(3, np.int64), np.zeros(0, np.int32)), NUM_ITEMS, 0.3)
     with pytest.raises(DataError, match=r"^stage 1: no item has as many devices that answered"):
-        go_on(nobody, CONFIG, None, exponents=SHAPE, recent=np.zeros(NUM_ITEMS), dim=8, **keys)
+        update_model(nobody, CONFIG, None, exponents=SHAPE, recent=np.zeros(NUM_ITEMS), dim=8, **keys)

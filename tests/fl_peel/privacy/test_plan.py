@@ -15,7 +15,7 @@ from fl_peel.privacy.accounting import (
     Schedule,
     calibrated,
     event_of,
-    spent,
+    privacy_cost,
 )
 from fl_peel.privacy.mechanisms import (
     CentralGaussian,
@@ -85,7 +85,7 @@ def test_a_plan_costs_what_its_schedule_costs():
     assert plan is not None
     assert plan.multiplier == 5.0
     assert plan.mechanism == find_mechanism("central-gaussian")
-    expected = spent(event_of(CentralGaussian(), 5.0, plan.schedule), DELTA)
+    expected = privacy_cost(event_of(CentralGaussian(), 5.0, plan.schedule), DELTA)
     assert (plan.cost, plan.cost.delta) == (expected, DELTA)
     assert (plan.epsilon, plan.group_epsilon, plan.stage1, plan.stage1_epsilon) == (expected.epsilon, 0.0, (), None)
     assert make_plan(given, most_rounds=1).epsilon < plan.epsilon
@@ -215,7 +215,7 @@ def test_more_noise_than_is_drawn_exactly_is_refused_by_part():
 @pytest.mark.slow
 def test_rounds_that_a_coin_decides_cost_less_than_certain_ones():
     def cost(schedule):
-        return spent(event_of(CentralGaussian(), 2.0, schedule), DELTA).epsilon
+        return privacy_cost(event_of(CentralGaussian(), 2.0, schedule), DELTA).epsilon
 
     certain, sampled = cost(Schedule(((4, 1.0),))), cost(Schedule(((4, 1.0),), sampling=0.2))
     assert sampled < 0.6 * certain
@@ -246,13 +246,13 @@ def test_calibrated_noise_is_the_least_to_a_thousandth(target):
 
     def cost(noise):
         step = min(1e-3, max(1e-4, target * 1e-4))
-        return spent(event_of(CentralGaussian(), noise, schedule), DELTA, discretization=step).epsilon
+        return privacy_cost(event_of(CentralGaussian(), noise, schedule), DELTA, discretization=step).epsilon
 
     assert cost(multiplier) <= target < cost(multiplier / 1.0011)
 
 
 def test_beyond_all_privacy_one_accountant_is_asked():
-    vast = spent(event_of(CentralGaussian(), 0.05, Schedule(((9, 1.0),))), DELTA)
+    vast = privacy_cost(event_of(CentralGaussian(), 0.05, Schedule(((9, 1.0),))), DELTA)
     assert vast.rdp > NO_PRIVACY
     assert (vast.pld, vast.accountant, vast.epsilon) == (None, "RDP", vast.rdp)
 

@@ -8,12 +8,12 @@ import pytest
 
 from fl_peel.pretraining.bounded import CHOICE_BOUND, BoundedContribution, OpenContribution
 from fl_peel.pretraining.by_sums import PASS_SCALE, UNIT_SCALE, Units
-from fl_peel.privacy.accounting import Schedule, event_of, spent
+from fl_peel.privacy.accounting import Schedule, event_of, privacy_cost
 from fl_peel.privacy.mechanisms import CentralGaussian, LocalLaplace
 from fl_peel.privacy.plan import make_plan
 from fl_peel.privacy.report import report_of
 from fl_peel.privacy.sources import SeededNoise
-from fl_peel.privacy.stage1 import SHARES, Stage1Scales, said_of, stage1_releases
+from fl_peel.privacy.stage1 import SHARES, Stage1Scales, make_contribution, stage1_releases
 from fl_peel.scenario.scenario import Scenario
 
 GAUSSIAN = {"mechanism": "central-gaussian", "noise_multiplier": 3.0, "clipping": {"kind": "flat"}, "counts_norm": 0.7}
@@ -65,13 +65,13 @@ def test_nothing_is_released_where_nothing_is_noised_or_devices_have_no_part():
 
 def test_what_devices_say_is_bounded_under_a_mechanism_alone():
     units = Units(2.0, 4.0, 8.0)
-    said = said_of(scenario(), 9, units)
+    said = make_contribution(scenario(), 9, units)
     assert said == BoundedContribution(9, scenario().pretraining.item_exponent, 0.7, False)
-    assert said_of(scenario(LAPLACE), 9, units) == BoundedContribution(
+    assert make_contribution(scenario(LAPLACE), 9, units) == BoundedContribution(
         9, scenario().pretraining.item_exponent, 0.7, True
     )
     plain = scenario({}, user_exponent=0.25, item_exponent=0.75)
-    assert said_of(plain, 9, units) == OpenContribution(9, 0.25, 0.75, units)
+    assert make_contribution(plain, 9, units) == OpenContribution(9, 0.25, 0.75, units)
 
 
 # ---------------------------------------------------------------- noise
@@ -170,7 +170,7 @@ def test_stage_1_is_in_the_plan_and_in_the_report():
     assert plan.stage1 == stage1_releases(given)
     assert plan.schedule.certain == tuple((release.times, release.share) for release in plan.stage1)
     alone = event_of(plan.mechanism, 3.0, Schedule(plan.schedule.certain))
-    assert plan.stage1_epsilon == spent(alone, given.privacy.delta).epsilon
+    assert plan.stage1_epsilon == privacy_cost(alone, given.privacy.delta).epsilon
     assert 0 < plan.stage1_epsilon < plan.cost.epsilon
     accounted = report_of(given, plan, [0.5]).accounted
     first = accounted.releases[: len(plan.stage1)]

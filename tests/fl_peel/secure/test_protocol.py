@@ -44,7 +44,7 @@ class Group:
     sealed: list[list[bytes]]
 
     @staticmethod
-    def of(num_devices: int, wanted: int, share: float = 0.6) -> "Group":
+    def drawn(num_devices: int, wanted: int, share: float = 0.6) -> "Group":
         graph = neighbour_graph(num_devices, wanted, np.random.default_rng(num_devices))
         needed = answers_needed(graph.shape[1], share)
         secrets = [protocol.Secrets.fresh() for _ in range(num_devices)]
@@ -110,7 +110,7 @@ def test_masks_longer_than_a_chunk_are_one_key_stream():
 
 
 def test_three_devices_add_up_to_what_one_computes_by_hand():
-    group = Group.of(3, 2)
+    group = Group.drawn(3, 2)
     vectors = [words([1, -2], [10, -5]), words([3, 4], [2**40, 0]), words([-1, 0], [5, 5])]
     total = group.sum_of(vectors, {0, 1, 2})
     assert total.narrow.view(np.int32).tolist() == [3, 2]  # 1 + 3 - 1, -2 + 4 + 0
@@ -143,7 +143,7 @@ def test_a_secret_comes_back_from_enough_shares():
 def test_any_survivors_that_suffice_give_the_exact_sum(data):
     num_devices = data.draw(st.integers(4, 9))
     wanted = data.draw(st.sampled_from([2, 4, 6]))
-    group = Group.of(num_devices, wanted)
+    group = Group.drawn(num_devices, wanted)
     survivors = data.draw(st.sets(st.integers(0, num_devices - 1), min_size=2))
     answering = data.draw(st.sets(st.sampled_from(sorted(survivors)), min_size=1))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
@@ -172,7 +172,7 @@ def test_any_survivors_that_suffice_give_the_exact_sum(data):
 
 
 def test_below_the_threshold_nothing_is_opened():
-    group = Group.of(6, 4)  # 4 neighbours, more than half and 60% of them: 3
+    group = Group.drawn(6, 4)  # 4 neighbours, more than half and 60% of them: 3
     assert group.needed == 3
     vectors = [words([i], [i]) for i in range(6)]
     with pytest.raises(SecureAggregationError, match="of its neighbours are reported as left, 3 must be"):
@@ -183,7 +183,7 @@ def test_below_the_threshold_nothing_is_opened():
 
 
 def test_a_masked_vector_looks_uniform_and_the_plain_one_does_not():
-    group = Group.of(4, 2)
+    group = Group.drawn(4, 2)
     plain = MaskWords(np.arange(40_000, dtype=np.uint32) % 7, np.arange(20_000, dtype=np.uint64) % 7)
     masked = group.masked(0, plain)
 
@@ -201,7 +201,7 @@ def test_a_masked_vector_looks_uniform_and_the_plain_one_does_not():
 
 def test_one_missing_mask_hides_everything():
     """The same vector, masked towards other neighbours or in another round, has nothing in common with itself."""
-    group = Group.of(4, 2)
+    group = Group.drawn(4, 2)
     zeros = MaskWords.zeros(1000, 1000)
     other = protocol.mask_vector(zeros, group.secrets[0], Occasion(4, 1), 10, group.neighbours[0], group.needed)
     first = group.masked(0, zeros)
@@ -213,7 +213,7 @@ def test_one_missing_mask_hides_everything():
 
 
 def test_shares_that_were_changed_are_refused():
-    group = Group.of(4, 2)
+    group = Group.drawn(4, 2)
     giver = group.graph[0][0]
     place = list(group.graph[giver]).index(0)
     sealed = group.sealed[giver][place]
@@ -231,7 +231,7 @@ def test_shares_that_were_changed_are_refused():
 
 
 def test_shares_sealed_for_another_device_are_refused():
-    group = Group.of(4, 3)
+    group = Group.drawn(4, 3)
     of_one_for_two = group.sealed[1][list(group.graph[1]).index(2)]
     place = list(group.graph[0]).index(1)
     with pytest.raises(SecureAggregationError, match="refuses the shares of device 11"):
@@ -239,7 +239,7 @@ def test_shares_sealed_for_another_device_are_refused():
 
 
 def test_both_shares_of_a_device_are_never_given():
-    group = Group.of(5, 4)
+    group = Group.drawn(5, 4)
     held = group.held(0)
     with pytest.raises(SecureAggregationError, match=r"device 10 refuses: both shares of device 12 were asked"):
         protocol.open_shares(held, OCCASION, 10, [11, 12, 13], [12], group.needed)
@@ -251,7 +251,7 @@ def test_both_shares_of_a_device_are_never_given():
 
 
 def test_devices_refuse_a_server_that_makes_up_neighbours():
-    group = Group.of(5, 4)
+    group = Group.drawn(5, 4)
     with pytest.raises(SecureAggregationError, match="it holds no shares of device 99"):
         protocol.open_shares(group.held(0), OCCASION, 10, [11, 12, 13, 99], [], group.needed)
     twice = [group.neighbours[0][0]] * 2
@@ -272,7 +272,7 @@ def test_a_public_key_without_secret_is_refused():
 
 
 def test_wrong_shares_give_no_wrong_sum():
-    group = Group.of(4, 3)
+    group = Group.drawn(4, 3)
     vectors = [words([1], [1])] * 4
     strangers = dict(enumerate(split(bytes(16), 3, group.needed), start=1))
     total = added(group.masked(i, vectors[i]) for i in (0, 1, 2))
@@ -300,7 +300,7 @@ def test_a_vector_in_parts_is_masked_as_a_whole_one(first):
 
 
 def test_a_device_masks_parts_of_its_vector_as_the_whole():
-    group = Group.of(5, 4)
+    group = Group.drawn(5, 4)
     whole = group.masked(0, words([], range(9)))
     parts = [
         protocol.mask_vector(

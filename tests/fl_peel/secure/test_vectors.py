@@ -144,12 +144,12 @@ SAID = {"counts": 5, "pass": 3 * 5, "choice": 4 + 1, "groups": 2 + 2 * 3, "momen
 
 @pytest.mark.parametrize("name", SAID)
 def test_words_of_a_step_by_hand(name):
-    assert step(name).said_bytes == 8 * SAID[name]
+    assert step(name).contribution_bytes == 8 * SAID[name]
     assert step(name).num_bytes == 8 * (SAID[name] + 1)  # and the word that proves the masks gone
     assert step(name, classes=CLASSES).num_bytes == 8 * (SAID[name] + 1 + COUNTERS)
     narrow = step(name, bits=32, classes=CLASSES)
     width = 8 if name == "choice" else 4  # what is chosen is counted in full words
-    assert narrow.said_bytes == width * SAID[name]
+    assert narrow.contribution_bytes == width * SAID[name]
     assert narrow.num_bytes == 8 * (1 + COUNTERS) + width * SAID[name]
     whole = step(name, classes=CLASSES).part((0, step(name).units))
     assert whole.devices == 7

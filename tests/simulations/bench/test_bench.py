@@ -87,7 +87,7 @@ def test_every_device_of_the_bench_trains_on_all_its_items(tmp_path):
     assert how == stock_flower.HOW
     grid = LoopbackGrid(2)
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(benchmarks.own_root()), timeout_s=60)
-    world = bench_world.make_world(scenario, RunPaths("", str(tmp_path / "run")), nodes, lambda event: None)
+    world = bench_world.make_context(scenario, RunPaths("", str(tmp_path / "run")), nodes, lambda event: None)
     strategy = world.strategy()
     before = strategy.states[0].counted_interactions.copy()
     strategy.timed(grid, 1)

@@ -29,7 +29,7 @@ from strategies.rivals import base as rivals
 from strategies.rivals.base import Request, block_option, decoded_blocks, ranked_blocks
 from strategies.rivals.groups import PerGroup
 from strategies.rivals.pep import Pep
-from strategies.rivals.quality import found_by, quality
+from strategies.rivals.quality import device_quality, quality
 from strategies.rivals.replicates import in_json, replicates
 from strategies.rivals.rule import Rule, SearchSettings
 from strategies.rivals.server import CachedList, Ease, FullTable
@@ -227,7 +227,7 @@ def test_flower_nodes_and_central_rivals_are_measured_alike(scenario, tmp_path, 
             assert int(option.stored.max()) == row["stored_bytes_max"]
             for split in ("validation", "test"):
                 assert quality(option, material, split) == row[split]
-            assert replicates(found_by(option, material, "test")) == row["replicates"], (
+            assert replicates(device_quality(option, material, "test")) == row["replicates"], (
                 "the same weights, or no two are a pair"
             )
 

@@ -188,7 +188,7 @@ def test_seeds_that_are_done_are_read(two_seeds, tmp_path, monkeypatch):
 
 def test_a_timeline_of_another_scenario_is_told_in_one_line(file, tmp_path, monkeypatch):
     def stopped(scenario, place, on_event, *, server):
-        with open(f"{place.kept_dir}/timeline.kept", "wb"):
+        with open(f"{place.checkpoint_dir}/timeline.kept", "wb"):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(runs, "simulated", stopped)

@@ -30,11 +30,11 @@ class Figures(Callback):
     """What any callback is told."""
 
     def __init__(self):
-        self.told = []
+        self.events = []
 
     def on_event(self, event):
         if event.figures:
-            self.told.append({**event.figures, "step": event.step})
+            self.events.append({**event.figures, "step": event.step})
 
 
 @pytest.fixture(params=LIBRARIES)
@@ -56,7 +56,7 @@ def test_they_are_told_what_every_callback_is_told(tiny, without_engine, stub):
     result = runner.run(tiny, overrides=QUICK, seed=3, callbacks=[figures, callback(name)("mine")])
     assert [(how["project"], how["name"], how["config"]["seed"]) for how in begun] == [("mine", "tiny-seed-3", 3)]
     assert begun[0].get("mode") == ("offline" if name == "WandB" else None)
-    assert told == [*figures.told, ("finished", {})]
+    assert told == [*figures.events, ("finished", {})]
     assert {"validation/recall_at_20": result.history[0].recall}.items() <= next(
         one for one in told if "validation/recall_at_20" in one
     ).items()

@@ -20,23 +20,23 @@ from tests.simulations.conftest import QUICK
 
 class Notes(Callback):
     def __init__(self):
-        self.told = []
+        self.events = []
 
     def on_start(self, scenario):
-        self.told.append(("start", scenario))
+        self.events.append(("start", scenario))
 
     def on_event(self, event):
-        self.told.append(("event", event))
+        self.events.append(("event", event))
 
     def on_end(self, result):
-        self.told.append(("end", result))
+        self.events.append(("end", result))
 
     def on_error(self, error):
-        self.told.append(("error", error))
+        self.events.append(("error", error))
 
     def series(self):
         found = {}
-        for what, event in self.told:
+        for what, event in self.events:
             if what == "event":
                 for name, value in event.figures.items():
                     found.setdefault(name, []).append((event.step, value))
@@ -82,12 +82,12 @@ def test_events_carry_what_the_report_says(tiny, without_engine):
     assert series == wanted_series(result)
     assert len(series["validation/recall_at_20"]) == 2
     assert "test/recall_at_10/50pct" in series
-    assert [what for what, _ in notes.told if what != "event"] == ["start", "end"]
-    assert notes.told[0][1] == without_engine[0].model_copy(
-        update={"data": notes.told[0][1].data, "fleet": "fleet.yaml"}
+    assert [what for what, _ in notes.events if what != "event"] == ["start", "end"]
+    assert notes.events[0][1] == without_engine[0].model_copy(
+        update={"data": notes.events[0][1].data, "fleet": "fleet.yaml"}
     )
-    assert notes.told[-1][1] == to_json(result)
-    told = [event for what, event in notes.told if what == "event"]
+    assert notes.events[-1][1] == to_json(result)
+    told = [event for what, event in notes.events if what == "event"]
     assert told[:-1] == lines, "the terminal is told nothing but what it was"
 
 
@@ -125,7 +125,7 @@ def test_a_callback_that_fails_costs_a_warning_and_no_run(tiny, without_engine, 
     (line,) = [record.message for record in caplog.records if "Broken" in record.message]
     assert line == "Broken failed (OSError: no space left) and receives no further events of this run, which continues"
     assert Broken.calls == 1
-    assert notes.told[-1] == ("end", to_json(result))
+    assert notes.events[-1] == ("end", to_json(result))
 
 
 def test_callbacks_hear_of_a_run_that_fails(tiny, monkeypatch):
@@ -137,8 +137,8 @@ def test_callbacks_hear_of_a_run_that_fails(tiny, monkeypatch):
     notes = Notes()
     with pytest.raises(EngineError, match="lost"):
         runner.run(tiny, callbacks=[notes])
-    assert [what for what, _ in notes.told] == ["start", "event", "error"]
-    assert str(notes.told[-1][1]) == "lost"
+    assert [what for what, _ in notes.events] == ["start", "event", "error"]
+    assert str(notes.events[-1][1]) == "lost"
 
 
 def test_a_run_that_is_refused_leaves_no_trace(tiny, tmp_path, command_line):

@@ -156,7 +156,7 @@ def test_without_precisions_it_is_the_scenarios_and_without_full_tables_there_ar
             {"precision": "int8", "selector": "energy", "label": "int8", "artifacts": "stored"},
         )
     ]
-    assert (found.own, found.refined, found.beside) == ("reply 1, 1", None, {})
+    assert (found.own, found.refined, found.extra) == ("reply 1, 1", None, {})
     assert [event.total for event in events] == [3, 3, 3]
 
 

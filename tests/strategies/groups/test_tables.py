@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_peel.mapped import AROUND_BYTES, rest
+from fl_peel.mapped import AROUND_BYTES, drop_pages_now
 from strategies.groups import tables
 from strategies.groups.state import copied_states
 from strategies.groups.tables import copied_tables, empty_tables
@@ -50,7 +50,7 @@ def test_tables_in_a_file_are_apart_and_zero_at_first(in_files, tmp_path, monkey
     for number, table in enumerate(made):
         table[:] = number + 1
     for number, table in enumerate(made):
-        rest(table)
+        drop_pages_now(table)
         assert isinstance(table.base, mmap.mmap)
         assert (table == number + 1).all()
     assert not list(tmp_path.iterdir())  # no name that a killed process would leave
@@ -85,9 +85,9 @@ def test_a_table_that_rests_takes_no_memory(in_files, tmp_path):
     one, other = empty_tables(2, SHAPE, str(tmp_path))
     one[:], other[:] = 1, 2
     assert resident_bytes(one) >= one.nbytes + other.nbytes
-    rest(one)
+    drop_pages_now(one)
     assert other.nbytes - AROUND_BYTES <= resident_bytes(one) <= other.nbytes  # and of what lies around it, little
-    rest(other)
+    drop_pages_now(other)
     assert resident_bytes(one) == 0
     assert (one.sum(), other.sum()) == (one.size, 2 * other.size)
 

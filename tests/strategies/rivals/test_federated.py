@@ -54,7 +54,7 @@ def world():
 
 def rows_of(method, setting, world, numbers=(1, 2, 3), order=lambda devices: devices):
     """The server after some rounds."""
-    server, kept = method.server(world, setting), method.kept(world, setting)
+    server, kept = method.server(world, setting), method.device_states(world, setting)
     for number in numbers:
         sums = method.nothing(world)
         for some in world.chunks(order(world.present(number))):
@@ -81,7 +81,7 @@ def test_the_server_is_given_sums_and_nothing_of_a_single_device(method, setting
     sums = method.nothing(world)
     assert isinstance(sums, RowSums | Gradients)
     message = method.answer(
-        method.server(world, setting), method.kept(world, setting), world.present(1), 1, world, setting
+        method.server(world, setting), method.device_states(world, setting), world.present(1), 1, world, setting
     )
     assert isinstance(message, RowUpdates | PaddedUpdates | Gradients)
     for part in arrays(rows_of(method, setting, world)):
@@ -112,7 +112,7 @@ def test_order_and_chunks_of_devices_do_not_matter(method, setting, world):
 
 
 def test_who_is_away_says_and_learns_nothing(world):
-    method, kept = FedAvgBpr(), FedAvgBpr().kept(world, BPR)
+    method, kept = FedAvgBpr(), FedAvgBpr().device_states(world, BPR)
     before = kept.copy()
     devices = world.present(1)
     message = method.answer(method.server(world, BPR), kept, devices, 1, world, BPR)
@@ -126,7 +126,7 @@ def test_bytes_are_those_of_the_arrays(world):
     method = FedAvgBpr()
     server = method.server(world, BPR)
     devices = np.array([3, 7])
-    message = method.answer(server, method.kept(world, BPR), devices, 1, world, BPR)
+    message = method.answer(server, method.device_states(world, BPR), devices, 1, world, BPR)
     assert message.num_bytes.sum() == message.items.nbytes + message.rows.nbytes
     assert method.sent(server, devices, world).tolist() == [server.nbytes] * 2
     fcf, setting = Fcf(), FcfSetting(1.0, 1.0, 0.02)
@@ -137,9 +137,11 @@ def test_bytes_are_those_of_the_arrays(world):
     moved = hete.sent(hete.server(world, setting), np.array([0, 119, 40]), world)
     assert (moved == np.array([4 * 100 * width for width in (2, 4, 8)])[tiers]).all()
     padded = hete.answer(
-        hete.server(world, setting), hete.kept(world, setting), np.array([0, 119, 40]), 1, world, setting
+        hete.server(world, setting), hete.device_states(world, setting), np.array([0, 119, 40]), 1, world, setting
     )
-    alone = hete.answer(hete.server(world, setting), hete.kept(world, setting), np.array([119]), 1, world, setting)
+    alone = hete.answer(
+        hete.server(world, setting), hete.device_states(world, setting), np.array([119]), 1, world, setting
+    )
     assert padded.num_bytes[1] == alone.num_bytes[0]
 
 
@@ -221,7 +223,7 @@ def test_the_score_function_steps_first_then_rows_under_it():
 
 def test_the_mean_of_devices_tables_is_what_the_server_of_pfedrec_has(world):
     method, setting = PFedRec(), PFedRecSetting(1.0, 10.0, 0.0, None)
-    server, kept, devices = method.server(world, setting), method.kept(world, setting), world.present(1)
+    server, kept, devices = method.server(world, setting), method.device_states(world, setting), world.present(1)
     message = method.answer(server, kept.copy(), devices, 1, world, setting)
     tables = np.repeat(server[None].astype(np.float64), len(devices), axis=0)
     for place in range(len(devices)):
@@ -296,7 +298,7 @@ def test_the_devices_with_the_most_memory_have_the_widest_tables(world):
 
 def test_narrow_changes_are_padded_and_each_width_takes_its_columns(world):
     method, setting = HeteFedRec(), HeteSetting(BPR, 0.0, 0.0)
-    server, kept = method.server(world, setting), method.kept(world, setting)
+    server, kept = method.server(world, setting), method.device_states(world, setting)
     message = method.answer(server, kept, np.arange(120), 1, world, setting)
     assert [part.rows.shape[1] for part in message.parts] == [2, 4, 8]
     wanted = np.zeros((100, 8))
@@ -335,7 +337,7 @@ def test_the_servers_own_steps_do_what_they_are_for():
 
 def test_a_device_trains_its_first_columns_by_themselves_for_every_narrower_width(world):
     method, setting = HeteFedRec(), HeteSetting(BPR, 0.0, 0.0)
-    server, kept = method.server(world, setting), method.kept(world, setting)
+    server, kept = method.server(world, setting), method.device_states(world, setting)
     tiers = method.tiers(world)
     for place, widths in enumerate(((2,), (2, 4), (2, 4, 8))):
         devices = np.flatnonzero(tiers == place)[:3]

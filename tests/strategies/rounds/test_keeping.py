@@ -64,7 +64,7 @@ def test_tables_are_gone_with_their_strategy(scenario, tmp_path):
     try:
         strategy, keeping, _, _ = refined(harmful(scenario), tmp_path / "run")
         states = [weakref.ref(state) for state in strategy.states]
-        assert keeping.kept == []
+        assert keeping.accepted_states == []
         del strategy, keeping
         assert [state() for state in states] == [None] * len(states)
     finally:
@@ -81,17 +81,17 @@ def test_weights_of_what_is_kept_lie_where_the_rest_of_it_does(scenario, tmp_pat
         )
         _, in_file, _, _ = refined(scenario, tmp_path / "file")
     assert asked
-    assert in_file.rounds_kept.any(), "some weights are those of a round"
+    assert in_file.accepted_rounds.any(), "some weights are those of a round"
     assert all(lies_in_file(weights) for known in asked for weights in known)
     _, in_memory, _, _ = refined(scenario, tmp_path / "memory")
-    assert in_file.rounds_kept.tolist() == in_memory.rounds_kept.tolist()
+    assert in_file.accepted_rounds.tolist() == in_memory.accepted_rounds.tolist()
 
 
 def test_what_harms_is_taken_back_on_server_and_devices(scenario, tmp_path):
     scenario = harmful(scenario)
     strategy, keeping, start, users = refined(scenario, tmp_path / "run")
     assert isinstance(keeping, AcceptanceTest)
-    assert keeping.rounds_kept.tolist() == [0, 0]
+    assert keeping.accepted_rounds.tolist() == [0, 0]
     assert keeping.comparisons[0].sums.mean().max() < 0
     for state, table in zip(strategy.states, start, strict=True):
         assert (state.table == table).all()
@@ -108,7 +108,7 @@ def test_what_harms_is_taken_back_on_server_and_devices(scenario, tmp_path):
 
 def test_what_helps_stays(scenario, tmp_path):
     strategy, keeping, start, users = refined(scenario, tmp_path / "run")
-    kept = keeping.rounds_kept == 2
+    kept = keeping.accepted_rounds == 2
     assert kept.any()
     changed_tables = [(state.table != table).any() for state, table in zip(strategy.states, start, strict=True)]
     assert changed_tables == kept.tolist()
@@ -143,7 +143,7 @@ def test_a_group_has_the_state_of_the_round_that_it_kept(scenario, tmp_path, mon
 
     monkeypatch.setattr(AcceptanceTest, "__post_init__", remember)
     last, keeping, _, _ = refined(scenario, tmp_path / "run")
-    assert keeping.rounds_kept.tolist() == [1, 2]
+    assert keeping.accepted_rounds.tolist() == [1, 2]
     assert (last.states[0].table == tables[0][0]).all()
     assert (last.states[0].table != tables[1][0]).any()
     assert (last.states[1].table == tables[1][1]).all()

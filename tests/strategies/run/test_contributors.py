@@ -136,9 +136,9 @@ def test_both_parts_of_a_step_are_in_what_it_takes():
     counts = [cost_of(StepShape("counts", counts_contributors=c), items, budgets) for c in (False, True)]
     assert counts[0].upload_bytes.tolist() == counts[1].upload_bytes.tolist()
     vector = StepVector("pass", 44, 0, 0, 59, 0, 40)
-    assert (vector.counting.units, vector.counting.said_bytes) == (1, 59 * 8)
-    assert dataclasses.replace(vector, step="groups", groups=7).counting.said_bytes == 7 * 8
-    assert dataclasses.replace(vector, step="choice").counting.said_bytes == 8
+    assert (vector.counting.units, vector.counting.contribution_bytes) == (1, 59 * 8)
+    assert dataclasses.replace(vector, step="groups", groups=7).counting.contribution_bytes == 7 * 8
+    assert dataclasses.replace(vector, step="choice").counting.contribution_bytes == 8
 
 
 def test_the_server_asks_for_no_count_of_what_has_no_rows(scenario, tmp_path):

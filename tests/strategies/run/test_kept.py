@@ -309,7 +309,7 @@ def sealed(content: object, folder: Any) -> bytes:
 
 def test_what_is_kept_of_keeping_is_how_it_turned_out(tmp_path):
     keeping = object.__new__(AcceptanceTest)
-    keeping.rounds_kept, keeping.comparisons, keeping._kept = np.array([1, 0]), [], [print]
+    keeping.accepted_rounds, keeping.comparisons, keeping._accepted_states = np.array([1, 0]), [], [print]
     again = opened(sealed(keeping, tmp_path))
-    assert again.rounds_kept.tolist() == [1, 0]
-    assert not hasattr(again, "_kept")
+    assert again.accepted_rounds.tolist() == [1, 0]
+    assert not hasattr(again, "_accepted_states")

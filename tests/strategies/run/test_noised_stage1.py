@@ -16,7 +16,7 @@ from fl_peel.pretraining.stage1 import PooledSums, run_stage1
 from fl_peel.privacy.accounting import analytic_gaussian_delta
 from fl_peel.privacy.plan import make_plan, noise_devices_of
 from fl_peel.privacy.report import report_of
-from fl_peel.privacy.stage1 import Stage1Noise, Stage1Scales, said_of
+from fl_peel.privacy.stage1 import Stage1Noise, Stage1Scales, make_contribution
 from fl_peel.scenario.scenario import Scenario
 from strategies.run.noised_stage1 import NoisedSums
 from tests.helpers.runs import figures, served
@@ -58,8 +58,8 @@ LAPLACE = {"mechanism": "local-laplace", "rows": "all-sent"}
 
 def pooled(scenario: Scenario, folder) -> PooledSums:
     splits = device_splits(scenario, "", str(folder))
-    said = said_of(scenario, splits.num_items, Units())
-    return PooledSums(splits.train, splits.num_items, 0.3, validation=splits.validation, said=said)
+    said = make_contribution(scenario, splits.num_items, Units())
+    return PooledSums(splits.train, splits.num_items, 0.3, validation=splits.validation, contribution=said)
 
 
 def start_of(scenario: Scenario, sums):
@@ -311,8 +311,8 @@ class Observer:
 
     def __init__(self, sums: NoisedSums, others: PooledSums, scales: Stage1Scales) -> None:
         self.sums, self.others, self.scales, self.bounded, self.evidence = sums, others, scales, True, 0.0
-        said, self.units = others.said, sums.units
-        self.canary = PooledSums(ALONE, others.num_items, 0.3, validation=ALONE, said=said)
+        said, self.units = others.contribution, sums.units
+        self.canary = PooledSums(ALONE, others.num_items, 0.3, validation=ALONE, contribution=said)
 
     def std(self, part):
         return self.sums.std(part)

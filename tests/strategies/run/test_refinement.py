@@ -41,13 +41,13 @@ def tables(strategy):
 @pytest.mark.slow
 def test_every_refinement_has_the_noise_of_its_own_scenario(refiner, tiny, tiny_scenario):
     """Under a mechanism or not, whatever the refinement before it had."""
-    assert isinstance(refiner.again(tiny_scenario).contents, OpenServerContents)
+    assert isinstance(refiner.refine_again(tiny_scenario).contents, OpenServerContents)
     for multiplier in (1.0, 3.0):
         scenario = noised(tiny, multiplier)
-        again = refiner.again(scenario)
+        again = refiner.refine_again(scenario)
         assert isinstance(again.contents, NoisedServerContents)
         assert again.contents.noise_multiplier == multiplier
-        first, clean = (refiner.joined(scenario, plan) for plan in (privacy_plan(scenario, refiner.place), None))
+        first, clean = (refiner.joined(scenario, plan) for plan in (privacy_plan(scenario, refiner.paths), None))
         for strategy in (first, clean):
             refiner.refine(strategy)
         assert np.array_equal(tables(again), tables(first))
