@@ -283,13 +283,13 @@ def _forget_half_made(folder: Path) -> None:
 
 
 def _data(name: str) -> list[SourceFileMutationData]:
-    found = []
+    mutated = []
     folder = WORK / name / "mutants"
     for meta in sorted(folder.rglob("*.meta")):
         data = SourceFileMutationData(path=meta.relative_to(folder).with_suffix(""))
         data.load()
-        found.append(data)
-    return found
+        mutated.append(data)
+    return mutated
 
 
 def found_mutant(module: str, mutant: str, diff: str) -> Mutant:
@@ -362,7 +362,7 @@ def main() -> int:
     print(table(counts))
     if given.counts:
         known = counted(COUNTS.read_text(encoding="utf-8"))
-        kept = {module: found for module, found in known.items() if _path(module).exists()}
+        kept = {module: row for module, row in known.items() if _path(module).exists()}
         COUNTS.write_text(table(kept | counts) + "\n", encoding="utf-8")
     survived = [one for one, status in alive.items() if status not in NOTICED]
     news, gone = unexplained(survived, listed), sorted(mine.keys() - alive.keys())

@@ -81,7 +81,7 @@ def in_effect() -> dict[str, str]:
     import numpy as np
     from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
-    blas = {str(found["architecture"]) for found in threadpool_info() if found["internal_api"] == "openblas"}
+    blas = {str(library["architecture"]) for library in threadpool_info() if library["internal_api"] == "openblas"}
     simd = np.show_config(mode="dicts")["SIMD Extensions"]
     return {
         "openblas": ", ".join(sorted(blas)) or "none",
@@ -101,14 +101,14 @@ def _of_torch() -> dict[str, str]:
     return {"mkl": mkl if has_mkl else "none", "torch": torch.backends.cpu.get_cpu_capability()}
 
 
-def described(found: Mapping[str, str], late: Mapping[str, str]) -> str:
+def described(paths: Mapping[str, str], late: Mapping[str, str]) -> str:
     """``pinned`` where the figures are those of every processor, else what libraries chose."""
-    newer = found["numpy"].startswith(("AVX512", "X86_V4"))
+    newer = paths["numpy"].startswith(("AVX512", "X86_V4"))
     wanted = {"openblas": OPENBLAS, "mkl": MKL, "torch": TORCH.upper()}
-    if not late and not newer and all(found[name] in (value, "none") for name, value in wanted.items()):
+    if not late and not newer and all(paths[name] in (value, "none") for name, value in wanted.items()):
         return "pinned"
     rest = f"; too late for {', '.join(sorted(set(late.values())))}" if late else ""
-    return "native: " + ", ".join(f"{name} {path}" for name, path in found.items()) + rest
+    return "native: " + ", ".join(f"{name} {path}" for name, path in paths.items()) + rest
 
 
 def code_paths() -> str:

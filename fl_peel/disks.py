@@ -42,8 +42,12 @@ def load_interactions(scenario: Scenario, data_dir: str) -> Interactions:
     Raises:
         DataError: not found, not readable or malformed.
     """
-    found, catalogue = _read(scenario, data_dir), scenario.data.catalogue
-    return found if catalogue is None else restrict_to_catalogue(found, read_catalogue(catalogue), found.name)
+    interactions, catalogue = _read(scenario, data_dir), scenario.data.catalogue
+    return (
+        interactions
+        if catalogue is None
+        else restrict_to_catalogue(interactions, read_catalogue(catalogue), interactions.name)
+    )
 
 
 def _read(scenario: Scenario, data_dir: str) -> Interactions:
@@ -148,10 +152,10 @@ def own_splits(scenario: Scenario, data: Path, first: int, folder: Path) -> Spli
     part = scenario.data
     prepared = _prepared_folder(str(folder), scenario.seed, first, part.model_dump(mode="json"))
     if not prepared.is_dir():
-        found = read_interactions(data, format=part.format, dialect=part.dialect)
-        found = restrict_to_catalogue(found, read_catalogue(folder / CATALOGUE), str(data))
+        interactions = read_interactions(data, format=part.format, dialect=part.dialect)
+        interactions = restrict_to_catalogue(interactions, read_catalogue(folder / CATALOGUE), str(data))
         splits = split(
-            found,
+            interactions,
             seed=scenario.seed,
             validation_share=part.validation_share,
             test_share=part.test_share,
@@ -228,9 +232,9 @@ def _cut(scenario_json: str, data_dir: str, run_dir: str) -> Timeline:
     scenario = Scenario.from_json(scenario_json)
     part = scenario.data.timeline
     assert part is not None, "the scenario has a timeline"
-    found = load_interactions(scenario, data_dir)
+    interactions = load_interactions(scenario, data_dir)
     return Timeline.from_interactions(
-        found,
+        interactions,
         start=part.start,
         periods=part.periods,
         share=part.share,
@@ -244,8 +248,8 @@ def _splits(scenario: Scenario, data_dir: str, run_dir: str) -> tuple[Splits, tu
     data = scenario.data
     if data.timeline is not None:
         return device_timeline(scenario, data_dir, run_dir).splits(data.timeline.period, data.timeline.phase), ()
-    found = load_interactions(scenario, data_dir)
-    return splits_of(scenario, found), found.item_labels
+    interactions = load_interactions(scenario, data_dir)
+    return splits_of(scenario, interactions), interactions.item_labels
 
 
 def splits_of(scenario: Scenario, interactions: Interactions) -> Splits:

@@ -13,12 +13,12 @@ def imported_when_asked(package: str, homes: Mapping[str, str]) -> Callable[[str
     Static tools read the same names from imports under ``TYPE_CHECKING``.
     """
 
-    def found(name: str) -> Any:
+    def public_name(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(homes[name]), name)
 
-    return found
+    return public_name
 
 
 __all__ = ["imported_when_asked"]

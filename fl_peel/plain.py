@@ -93,15 +93,15 @@ class _Field:
 @cache
 def _fields(owner: type) -> tuple[_Field, ...]:
     hints = get_type_hints(owner, include_extras=True)
-    found = []
+    described = []
     for field in fields(owner):
         hint = hints[field.name]
         marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
         key = next((mark.text for mark in marks if isinstance(mark, JsonKey)), field.name)
         inline = next((mark.prefix for mark in marks if isinstance(mark, Inline)), None)
         required = field.default is MISSING and field.default_factory is MISSING
-        found.append(_Field(field.name, key, hint, inline, field.default is None, required))
-    return tuple(found)
+        described.append(_Field(field.name, key, hint, inline, field.default is None, required))
+    return tuple(described)
 
 
 @cache

@@ -962,17 +962,17 @@ class _MessageReader:
 
     def _groups(self, inner: Any, name: str) -> dict[int, Any]:
         groups = self._numbers(name)
-        found: dict[int, dict[str, NDArray[Any]]] = {group: {} for group in groups}
-        if len(found) < len(groups):
+        by_group: dict[int, dict[str, NDArray[Any]]] = {group: {} for group in groups}
+        if len(by_group) < len(groups):
             raise MessageError(f"{self.what}: {name} names a user group twice")
         for place in [place for place in self.arrays if place.startswith(f"{name}/")]:
             group, _, key = place.removeprefix(f"{name}/").partition("/")
-            if not key or not group.removeprefix("-").isdecimal() or len(group) > 20 or int(group) not in found:
+            if not key or not group.removeprefix("-").isdecimal() or len(group) > 20 or int(group) not in by_group:
                 raise MessageError(f"{self.what}: nothing is called {place[:40]!r}")
-            found[int(group)][key] = self._array(place)
+            by_group[int(group)][key] = self._array(place)
         if inner == Arrays:
-            return found
-        return {group: self._of_arrays(inner, arrays, f"{name}/{group}") for group, arrays in found.items()}
+            return by_group
+        return {group: self._of_arrays(inner, arrays, f"{name}/{group}") for group, arrays in by_group.items()}
 
     def _of_arrays(self, kind: type[Any], arrays: Arrays, where: str) -> Any:
         """A dataclass of arrays alone. Those of sums come in either of two widths."""

@@ -293,16 +293,16 @@ def _pretraining_s(scenario: Scenario, splits: Splits) -> float:
 
 def _notes(scenario: Scenario) -> tuple[str, ...]:
     """What the figures leave out."""
-    found = []
+    notes = []
     if scenario.secure_aggregation.enabled:
-        found.append("bytes exclude the keys, shares and masked vectors of secure aggregation")
+        notes.append("bytes exclude the keys, shares and masked vectors of secure aggregation")
     if scenario.privacy.noised:
-        found.append("bytes and seconds exclude those of the privacy mechanism")
+        notes.append("bytes and seconds exclude those of the privacy mechanism")
     if scenario.refinement.rounds and scenario.compares:
-        found.append("bytes exclude the comparison by which user groups accept refinement")
+        notes.append("bytes exclude the comparison by which user groups accept refinement")
     if not scenario.pretraining.by_devices and scenario.pretraining.model != "spectral":
-        found.append("tables that an earlier run pretrained are taken from the cache and need no time")
-    return tuple(found)
+        notes.append("tables that an earlier run pretrained are taken from the cache and need no time")
+    return tuple(notes)
 
 
 __all__ = ["STUDIES", "WITHIN", "RunEstimate", "estimate"]

@@ -50,22 +50,22 @@ def main(grid: Grid, context: Context) -> None:
     scenario, data_dir, out = read_config(config)
     grid = deployment_grid(grid, scenario.engine.patience_s)
     with run_folder() as run_dir, PeakMemory() as memory:
-        place = RunPaths(data_dir, str(run_dir), str(default_cache_dir()))
+        paths = RunPaths(data_dir, str(run_dir), str(default_cache_dir()))
         if scenario.data.timeline is not None:
-            _timeline(grid, scenario, place, out, command(config))
+            _timeline(grid, scenario, paths, out, command(config))
             return
         nodes = None
         if scenario.data.held_by_nodes:  # who say how many devices there are
-            nodes = connected(grid, scenario, place)
-        splits = device_splits(scenario, place.data_dir, place.run_dir)
+            nodes = connected(grid, scenario, paths)
+        splits = device_splits(scenario, paths.data_dir, paths.run_dir)
         check_run(scenario, splits)
         here = is_simulated(grid)  # elsewhere devices have disks of their own, which nobody copies
-        with resumable_folder(out if here else None, scenario, splits) as kept_dir:
+        with resumable_folder(out if here else None, scenario, splits) as checkpoint_dir:
             lines = ProgressLines(lambda line: print(line, flush=True))
             at = (
-                with_checkpoints(place, kept_dir)
+                with_checkpoints(paths, checkpoint_dir)
                 if here or out is None
-                else replace(place, model_dir=str(run_dir / MODEL))
+                else replace(paths, model_dir=str(run_dir / MODEL))
             )
             result = serve(grid, scenario, at, lines, nodes)
             result = _with_engine(finished(result, scenario, memory.peak_bytes, command(config)), grid)
@@ -83,12 +83,12 @@ def _with_engine(result: RunResult, grid: Grid) -> RunResult:
     return replace(result, environment=replace(result.environment, engine="deployment"))
 
 
-def _timeline(grid: Grid, scenario: Scenario, place: RunPaths, out: Path | None, typed: str) -> None:
+def _timeline(grid: Grid, scenario: Scenario, paths: RunPaths, out: Path | None, typed: str) -> None:
     """Replay a timeline and print it."""
-    timeline = device_timeline(scenario, place.data_dir, place.run_dir)
-    with resumable_folder(out if is_simulated(grid) else None, scenario, timeline) as kept_dir:
+    timeline = device_timeline(scenario, paths.data_dir, paths.run_dir)
+    with resumable_folder(out if is_simulated(grid) else None, scenario, timeline) as checkpoint_dir:
         lines = ProgressLines(lambda line: print(line, flush=True))
-        result = serve_timeline(grid, scenario, replace(place, checkpoint_dir=kept_dir), lines)
+        result = serve_timeline(grid, scenario, replace(paths, checkpoint_dir=checkpoint_dir), lines)
         result = replace(result, versions=versions(), command=typed)
         if out is not None:
             save_timeline(result, scenario, out)

@@ -41,9 +41,9 @@ class EventLog:
 
     def __call__(self, event: Event) -> None:
         """Note an event, and when it came."""
-        told = {field.name: getattr(event, field.name) for field in fields(event)}
+        content = {field.name: getattr(event, field.name) for field in fields(event)}
         with self._changed:
-            self._events.append(told | {"seconds": self._clock() - self._begin})
+            self._events.append(content | {"seconds": self._clock() - self._begin})
 
     def since(self, number: int) -> dict[str, Any]:
         """Events from that number on, the number of the next one, and whether the run has ended."""
@@ -117,8 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(HTTPStatus.OK, "text/html; charset=utf-8", self.server.page)
         elif address.path == "/events":
             since = parse_qs(address.query).get("since", ["0"])[0]
-            told = self.server.events.since(int(since) if since.isdecimal() else 0)
-            self._say(HTTPStatus.OK, "application/json", json.dumps(told, default=dict).encode())
+            events = self.server.events.since(int(since) if since.isdecimal() else 0)
+            self._say(HTTPStatus.OK, "application/json", json.dumps(events, default=dict).encode())
         else:
             self._say(HTTPStatus.NOT_FOUND, "text/plain", b"there is / alone\n")
 

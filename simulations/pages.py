@@ -27,10 +27,12 @@ def rebuild_pages(folder: Path) -> list[Path]:
     Raises:
         ReportError: there is no result, one of them cannot be read, or the folder cannot be written.
     """
-    found = {file: page for name, page in PAGES.items() if (file := folder / name).is_file()}
-    if not found:
+    page_of_file = {file: page for name, page in PAGES.items() if (file := folder / name).is_file()}
+    if not page_of_file:
         raise ReportError(f"{folder}: no result ({', '.join(PAGES)}); give the --out folder of a finished command")
-    return write_files(folder, {f"{file.stem}.html": page(_read(file), str(file)) for file, page in found.items()})
+    return write_files(
+        folder, {f"{file.stem}.html": page(_read(file), str(file)) for file, page in page_of_file.items()}
+    )
 
 
 def _read(file: Path) -> Any:

@@ -78,28 +78,37 @@ def run(
         scenario = load_scenario(scenario, overrides, seed=seed)
     if callbacks:
         alone = partial(run, scenario, data_dir=data_dir, out=out, cache_dir=cache_dir, command=command, fresh=fresh)
-        return watched(lambda told: alone(on_event=told), scenario, callbacks, on_event, to_json, figures_on_test)
+        return watched(
+            lambda on_watched_event: alone(on_event=on_watched_event),
+            scenario,
+            callbacks,
+            on_event,
+            to_json,
+            figures_on_test,
+        )
     out = given_folder(out)
     scenario = checked(scenario, out, working_dir=Path.cwd())
     with run_folder() as run_dir:
-        place = RunPaths(data_folder(data_dir), str(run_dir), str(cache_dir or ""))
+        paths = RunPaths(data_folder(data_dir), str(run_dir), str(cache_dir or ""))
         start = time.perf_counter()
-        splits = splits_to_run(scenario, place.data_dir, place.run_dir)
+        splits = splits_to_run(scenario, paths.data_dir, paths.run_dir)
         reading_s = time.perf_counter() - start
-        with resumable_folder(out, scenario, splits, fresh=fresh) as kept_dir:
+        with resumable_folder(out, scenario, splits, fresh=fresh) as checkpoint_dir:
             with PeakMemory() as memory:
-                result = simulated(scenario, with_checkpoints(place, kept_dir), on_event, server=served)
+                result = simulated(scenario, with_checkpoints(paths, checkpoint_dir), on_event, server=served)
             stages = result.stages | {"data": result.stages["data"] + reading_s}
             result = replace(result, stages=stages)
             result = finished(result, scenario, memory.peak_bytes, command)
             if out is not None:
-                save(result, scenario, run_dir, out, Path(kept_dir) / MODEL, splits)
+                save(result, scenario, run_dir, out, Path(checkpoint_dir) / MODEL, splits)
         return result
 
 
-def with_checkpoints(place: RunPaths, kept_dir: str) -> RunPaths:
+def with_checkpoints(paths: RunPaths, checkpoint_dir: str) -> RunPaths:
     """A place where a run keeps what is done, and leaves its model: on the disk of its results, "" for none of it."""
-    return replace(place, checkpoint_dir=kept_dir, model_dir=os.path.join(kept_dir, MODEL) if kept_dir else "")
+    return replace(
+        paths, checkpoint_dir=checkpoint_dir, model_dir=os.path.join(checkpoint_dir, MODEL) if checkpoint_dir else ""
+    )
 
 
 def run_seeds(
@@ -135,11 +144,11 @@ def run_seeds(
     out = require_folders(out, scenario, seeds)
     scenario = checked(scenario, out, working_dir=Path.cwd())
     evaluation = scenario.evaluation.model_copy(update={"per_device": True})
-    found = []
+    by_seed = []
     for number in range(scenario.seed, scenario.seed + seeds):
         one = scenario.model_copy(update={"seed": number, "evaluation": evaluation})
         place = out / f"seed-{number}"
-        told = with_seed(number, on_event)
+        on_seed_event = with_seed(number, on_event)
         about = _about(one, data_dir)
         result = None if fresh else _completed_before(place, about)
         if result is None:
@@ -148,16 +157,16 @@ def run_seeds(
                 data_dir=data_dir,
                 out=place,
                 cache_dir=cache_dir,
-                on_event=told,
+                on_event=on_seed_event,
                 callbacks=callbacks,
                 command=command,
                 fresh=fresh,
             )
             mark_completed(place, about)
         else:
-            told(Event("report", 1, 1, "resumed from a checkpoint"))
-        found.append((number, result, PerDevice.read(place / FILE)))
-    numbers, results, devices = zip(*found, strict=True)
+            on_seed_event(Event("report", 1, 1, "resumed from a checkpoint"))
+        by_seed.append((number, result, PerDevice.read(place / FILE)))
+    numbers, results, devices = zip(*by_seed, strict=True)
     runs = SeedRuns(str(out), numbers, devices, results[0].scenario)
     together = seeds_result(runs, results[0].versions, command, scenario.evaluation.bootstrap or REPLICATES)
     write_seeds(out, together)
@@ -231,11 +240,11 @@ def _demo(
     return {DEMO: page.encode()}
 
 
-def served(grid: Grid, scenario: Scenario, place: RunPaths, on_event: OnEvent) -> RunResult:
+def served(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent) -> RunResult:
     """:func:`strategies.server_app.serve`, imported while the nodes' processes start."""
     from strategies.server_app import serve
 
-    return serve(grid, scenario, place, on_event)
+    return serve(grid, scenario, paths, on_event)
 
 
 def finished(result: RunResult, scenario: Scenario, peak_bytes: int, command: str | None) -> RunResult:

@@ -92,10 +92,10 @@ def mark_completed(out: Path, about: dict[str, Any]) -> None:
 def is_completed(out: Path, about: dict[str, Any]) -> bool:
     """Whether a folder says that it has the results of just this run."""
     try:
-        found = json.loads((out / DONE).read_text(encoding="utf-8"))
+        described = json.loads((out / DONE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(found == json.loads(json.dumps(about)))
+    return bool(described == json.loads(json.dumps(about)))
 
 
 def read_completed(out: Path, about: dict[str, Any], read: Callable[[], Done]) -> Done | None:

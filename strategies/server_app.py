@@ -53,7 +53,7 @@ from strategies.run.refinement import Refiner
 from strategies.run.refit import select_settings
 
 
-def connected(grid: Grid, scenario: Scenario, place: RunPaths) -> Nodes:
+def connected(grid: Grid, scenario: Scenario, paths: RunPaths) -> Nodes:
     """The nodes of ``grid``; those that have their own interactions are told the items, and tell how many devices they
     have, which the run's folder knows from then on.
 
@@ -69,12 +69,12 @@ def connected(grid: Grid, scenario: Scenario, place: RunPaths) -> Nodes:
         grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s, catalogue=catalogue
     )
     if catalogue:
-        enrol(nodes.num_devices, place.run_dir)
+        enrol(nodes.num_devices, paths.run_dir)
     return nodes
 
 
 def serve(
-    grid: Grid, scenario: Scenario, place: RunPaths, on_event: OnEvent = silent, nodes: Nodes | None = None
+    grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent = silent, nodes: Nodes | None = None
 ) -> RunResult:
     """Run a scenario on the nodes of ``grid``; returns what it measured, without what only the caller knows. nodes:
     where they are connected already.
@@ -85,67 +85,71 @@ def serve(
         )
     stages = StageTimes()
     with stages("start"):
-        nodes = nodes or connected(grid, scenario, place)
+        nodes = nodes or connected(grid, scenario, paths)
     on_event(Event("start", 1, 1, f"{len(nodes.ids)} nodes"))
-    plan = privacy_plan(scenario, place)
-    told, rehearsal = scenario, None
-    kept = RunCheckpoints.from_paths(place, stages, on_event)
+    plan = privacy_plan(scenario, paths)
+    requested_scenario, rehearsal = scenario, None
+    checkpoints = RunCheckpoints.from_paths(paths, stages, on_event)
     if scenario.data.refit:
-        rehearsal = kept.stage(
-            "rehearsal", lambda: select_settings(grid, told, place, nodes, stages, on_event, kept), disks=True
+        rehearsal = checkpoints.stage(
+            "rehearsal",
+            lambda: select_settings(grid, requested_scenario, paths, nodes, stages, on_event, checkpoints),
+            disks=True,
         )
         scenario = rehearsal.scenario
     before = rehearsal.prepared if rehearsal else None
-    prepared = kept.stage(
-        "stage-1", lambda: prepare(scenario, plan, place, stages, nodes, on_event, before, kept), disks=True
+    prepared = checkpoints.stage(
+        "stage-1", lambda: prepare(scenario, plan, paths, stages, nodes, on_event, before, checkpoints), disks=True
     )
     refiner = Refiner(
-        grid, place, prepared, nodes, on_event, rehearsal.controller if rehearsal else None, checkpoints=kept
+        grid, paths, prepared, nodes, on_event, rehearsal.controller if rehearsal else None, checkpoints=checkpoints
     )
     with stages("joining"):
         strategy = refiner.joined(scenario, plan, num_traced=NUM_TRACED)
     evaluator, members, states = Evaluator.from_strategy(strategy), strategy.members, strategy.states
     on_event(Event("joining", 1, 1, f"{len(members.devices):,} devices joined"))
-    start = kept.stage("start-tables", lambda: _before_rounds(evaluator, prepared), timed="evaluation")
+    start = checkpoints.stage("start-tables", lambda: _before_rounds(evaluator, prepared), timed="evaluation")
     with stages("refinement"):
         keeping = refiner.refine(strategy)
-    begun = None if start.parts is None or keeping is None else start.parts.without(keeping.accepted_groups)
-    beside = tier_rows(evaluator) | fall_rows(evaluator)
-    found = kept.stage(
-        "evaluation", lambda: evaluated(evaluator, on_event, beside, begun), disks=True, timed="evaluation"
+    reused = None if start.parts is None or keeping is None else start.parts.without(keeping.accepted_groups)
+    extra = tier_rows(evaluator) | fall_rows(evaluator)
+    evaluation = checkpoints.stage(
+        "evaluation", lambda: evaluated(evaluator, on_event, extra, reused), disks=True, timed="evaluation"
     )
-    if place.model_dir:
+    if paths.model_dir:
         with stages("model"):
-            num_bytes = save_model(strategy, prepared, place)
+            num_bytes = save_model(strategy, prepared, paths)
         on_event(Event("model", 1, 1, f"{num_bytes / 1e6:,.1f} MB"))
-    replies = replace(start, refined=found.refined)
+    replies = replace(start, refined=evaluation.refined)
     if scenario.evaluation.per_device:
-        test = device_splits(scenario, place.data_dir, place.run_dir).test
-        per_device(evaluator, found, replies, test).write(Path(place.run_dir) / FILE)
-    full = {FULL_GLOBAL: replies.globally, FULL_REFINED: found.refined}
+        test = device_splits(scenario, paths.data_dir, paths.run_dir).test
+        per_device(evaluator, evaluation, replies, test).write(Path(paths.run_dir) / FILE)
+    full = {FULL_GLOBAL: replies.globally, FULL_REFINED: evaluation.refined}
     tables = {name: reply for name, reply in full.items() if reply is not None}
     traced, again = some_devices(scenario, members, "traced", NUM_TRACED), refiner.refine_again
-    elasticity, elastic_traces = kept.stage(
+    elasticity, elastic_traces = checkpoints.stage(
         "moving-budgets",
-        lambda: measure_elasticity(evaluator, found.extra, tables, again, traced),
+        lambda: measure_elasticity(evaluator, evaluation.extra, tables, again, traced),
         timed="heterogeneity",
     )
-    fairness = kept.stage(
-        "fairness", lambda: measure_fairness(evaluator, found.own, found.extra, tables, again), timed="heterogeneity"
+    fairness = checkpoints.stage(
+        "fairness",
+        lambda: measure_fairness(evaluator, evaluation.own, evaluation.extra, tables, again),
+        timed="heterogeneity",
     )
     on_event(Event("heterogeneity", 1, 1))
     poisoning = None
     if scenario.poisoning.largest_share > 0:
-        poisoning = kept.stage("poisoning", lambda: measure_poisoning(strategy, again), timed="poisoning")
+        poisoning = checkpoints.stage("poisoning", lambda: measure_poisoning(strategy, again), timed="poisoning")
     steps = rehearsal.steps if rehearsal else ()
     records, num_devices = [*(rehearsal.records if rehearsal else ()), *strategy.rounds], len(members.devices)
     keeping = rehearsal.acceptance if rehearsal else keeping
     return RunResult(
-        scenario=told.model_dump(mode="json"),
+        scenario=requested_scenario.model_dump(mode="json"),
         seed=scenario.seed,
-        budgets=budget_rows(evaluator, found, replies),
-        device_classes=device_class_rows(members, records, found.own),
-        user_groups=user_group_rows(members, len(states), found.own),
+        budgets=budget_rows(evaluator, evaluation, replies),
+        device_classes=device_class_rows(members, records, evaluation.own),
+        user_groups=user_group_rows(members, len(states), evaluation.own),
         full_table=full_table(prepared.layout.full_table_bytes, replies),
         stage1=prepared.figures(members, stages.seconds["pretraining"], steps),
         refinement=None if keeping is None else refinement_result(keeping, num_devices),
@@ -153,7 +157,7 @@ def serve(
         history=history_rows(records),
         traces=device_traces(members, records),
         bytes_per_device=bytes_per_device(records, num_devices),
-        time_to_recall=tuple(time_to_recall(records, members.class_names, found.own.owned.devices[0])),
+        time_to_recall=tuple(time_to_recall(records, members.class_names, evaluation.own.owned.devices[0])),
         fairness=fairness,
         elasticity=elasticity,
         elastic_traces=elastic_traces,

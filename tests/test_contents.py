@@ -94,11 +94,11 @@ def installed(monkeypatch):
 
     real = plugins.entry_points
 
-    def found(*, group, **wanted):
+    def result(*, group, **wanted):
         mine = [Point(name, f"my_package:{name}", group) for name in groups.get(group, ())]
         return [*real(group=group, **wanted), *mine]
 
-    monkeypatch.setattr(plugins, "entry_points", found)
+    monkeypatch.setattr(plugins, "entry_points", result)
     find_statistic.cache_clear()
     yield
     find_statistic.cache_clear()

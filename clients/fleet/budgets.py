@@ -77,8 +77,8 @@ class FleetBudgets:
         working = profile.working_bytes(seed, devices, ceiling_bytes=ceiling)
         _refuse(profile.name, "working memory", ~(working >= 0), devices)
         working = np.minimum(working, _LARGEST_BUDGET)
-        found = held_once(base), held_once(ceiling), held_once(working)
-        return _ClassBudgets(profile.name, index, devices, profile.budget, budget_seed, *found)
+        sizes = held_once(base), held_once(ceiling), held_once(working)
+        return _ClassBudgets(profile.name, index, devices, profile.budget, budget_seed, *sizes)
 
     def ceiling(self) -> NDArray[np.int64]:
         """Return the bytes that each device's budget never exceeds."""
@@ -129,8 +129,8 @@ class FleetBudgets:
         """
         if self._round is None or self._round[0] != server_round:
             steps = self.fleet.clock.steps_per_round
-            found = held_once(self.within(server_round, [step / steps for step in range(steps)]))
-            self._round = server_round, found
+            budgets = held_once(self.within(server_round, [step / steps for step in range(steps)]))
+            self._round = server_round, budgets
         return self._round[1]
 
     def _states_at(

@@ -168,8 +168,8 @@ class Fleet:
     def members(self, seed: int, ids: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], DeviceProfile]]:
         """Return the positions of the devices of each class that has any."""
         classes = self.classes(seed, ids)
-        found = [(np.flatnonzero(classes == number), profile) for number, profile in enumerate(self.profiles)]
-        return [(index, profile) for index, profile in found if len(index)]
+        by_class = [(np.flatnonzero(classes == number), profile) for number, profile in enumerate(self.profiles)]
+        return [(index, profile) for index, profile in by_class if len(index)]
 
 
 def load_fleet(source: str | Path | Sequence[str | Path]) -> Fleet:

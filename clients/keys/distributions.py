@@ -204,9 +204,9 @@ def _empirical(value: object, unit_bytes: int | None, folder: Folder) -> Distrib
             raise FieldError(f"must be a mapping from value to count (got {kind_of(counts)})", "counts")
         for text, count in counts.items():
             try:
-                found = sizes(text, unit_bytes)
-                share = in_bounds(number(count), ge=0) / len(found)
-                for size in found:
+                values = sizes(text, unit_bytes)
+                share = in_bounds(number(count), ge=0) / len(values)
+                for size in values:
                     totals[number(size)] += share
             except FieldError as error:
                 raise FieldError(str(error), "counts", str(text)) from None
@@ -224,10 +224,10 @@ def _empirical(value: object, unit_bytes: int | None, folder: Folder) -> Distrib
         if any(is_blank(cell) for cell in row):
             continue
         try:
-            found = sizes(row[0], unit_bytes)
+            values = sizes(row[0], unit_bytes)
             weight = in_bounds(sizes(row[1], None)[0], ge=0) if len(row) > 1 else 1.0
-            for size in found:
-                totals[number(size)] += weight / len(found)
+            for size in values:
+                totals[number(size)] += weight / len(values)
         except FieldError as error:
             if not skip:
                 raise FieldError(f"{place}: {error}; correct it or set unreadable: skip") from None

@@ -82,8 +82,8 @@ class Cohort:
     @cached_property
     def contributing(self) -> NDArray[np.bool_]:
         """Which of them (N,) sums are asked of: all, but for those that have left, in a timeline."""
-        said = self.splits.contributed
-        return self.joining if said is None else self.joining & (said.counts() > 0)
+        contributed = self.splits.contributed
+        return self.joining if contributed is None else self.joining & (contributed.counts() > 0)
 
     @cached_property
     def ceilings(self) -> NDArray[np.int64]:

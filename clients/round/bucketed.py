@@ -52,16 +52,16 @@ def merged_arrays(parts: dict[int, Arrays], num_buckets: int) -> Arrays:
     the buckets of per-block arrays (K,); bucket_holders (num_buckets, K).
     """
     replies = list(parts.values())
-    found: Arrays = {name: np.concatenate([reply[name] for reply in replies]) for name in (*BY_ROW, *WIDE)}
-    found["buckets"] = _numbers(parts, "rows")
-    found["wide_buckets"] = _numbers(parts, "wide_rows")
+    merged: Arrays = {name: np.concatenate([reply[name] for reply in replies]) for name in (*BY_ROW, *WIDE)}
+    merged["buckets"] = _numbers(parts, "rows")
+    merged["wide_buckets"] = _numbers(parts, "wide_rows")
     for name in BY_BLOCK:
         if name in replies[0]:
-            found[name] = np.sum([reply[name] for reply in replies], axis=0, dtype=replies[0][name].dtype)
-    found["bucket_holders"] = np.zeros((num_buckets, len(replies[0]["holders"])), np.int32)
+            merged[name] = np.sum([reply[name] for reply in replies], axis=0, dtype=replies[0][name].dtype)
+    merged["bucket_holders"] = np.zeros((num_buckets, len(replies[0]["holders"])), np.int32)
     for number, reply in parts.items():
-        found["bucket_holders"][number] = reply["holders"]
-    return found
+        merged["bucket_holders"][number] = reply["holders"]
+    return merged
 
 
 def _numbers(parts: dict[int, Arrays], name: str) -> NDArray[np.int32]:

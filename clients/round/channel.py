@@ -17,8 +17,8 @@ Reply = TypeVar("Reply")
 class DeviceChannel(ABC, Generic[Reply]):
     """Of one node and one round: it takes one user group after the other, then makes the reply."""
 
-    def __init__(self, world: RoundContext) -> None:
-        self.context = world
+    def __init__(self, context: RoundContext) -> None:
+        self.context = context
 
     def begin(self) -> RoundCounts:
         """Before the first user group; returns what is counted already."""

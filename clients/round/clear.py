@@ -21,10 +21,10 @@ from fl_peel.wire import Arrays, RoundReply, RoundRequest
 class ClearDeviceChannel(DeviceChannel[RoundReply]):
     """noise_devices: of user groups whose devices add central noise in shares, whose shares make its full strength."""
 
-    def __init__(self, world: RoundContext, noise_devices: Mapping[int, int] | None = None) -> None:
-        super().__init__(world)
+    def __init__(self, context: RoundContext, noise_devices: Mapping[int, int] | None = None) -> None:
+        super().__init__(context)
         self._noise_devices = noise_devices or {}
-        self._groups = np.asarray(world.state.groups)
+        self._groups = np.asarray(context.state.groups)
         self._reached = np.zeros(0, np.int64)
         self._contributions: dict[int, Arrays] = {}
 

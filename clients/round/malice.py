@@ -84,13 +84,13 @@ class Adversary:
 
 
 def train_poisoned(
-    work: LocalWork, malice: Adversary, train_them: Train = train_group
+    work: LocalWork, adversary: Adversary, train_them: Train = train_group
 ) -> tuple[NDArray[np.float32], GroupUpdate]:
     """As ``train_them``, where devices that lie alter their updates.
 
     The bound ``how.max_norm`` is applied to what they send, as their node would.
     """
-    how, liars, part, targets = work.how, malice.liars, malice.part, malice.targets
+    how, liars, part, targets = work.how, adversary.liars, adversary.part, adversary.targets
     honest = np.flatnonzero(~liars)
     trained = np.array(work.users, np.float32, copy=True)
     loss, norms = np.zeros(len(work)), np.zeros(len(work))

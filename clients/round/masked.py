@@ -116,8 +116,8 @@ def share_secrets(cohort: Cohort, request: SecureSharesRequest) -> SecureSharesR
 class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
     """Stage 3: devices whose secrets are shared train, mask their vectors, and send them; each by itself."""
 
-    def __init__(self, world: RoundContext, request: SecureRoundRequest) -> None:
-        super().__init__(world)
+    def __init__(self, context: RoundContext, request: SecureRoundRequest) -> None:
+        super().__init__(context)
         self._request = request
         self._sums: dict[int, MaskedSum] = {}
         self._protocol_s = 0.0
@@ -179,9 +179,9 @@ class _GroupStage:
     held: list[dict[int, HeldShares]]
 
     @staticmethod
-    def from_message(world: RoundContext, ranked: RankedBlocks, given: Inbox, group: int) -> _GroupStage:
+    def from_message(context: RoundContext, ranked: RankedBlocks, given: Inbox, group: int) -> _GroupStage:
         """From the message and from what the devices kept."""
-        cohort, request = world.cohort, world.request
+        cohort, request = context.cohort, context.request
         known = SecretStore.from_node_folder(cohort.folder).load(request.server_round, group, SHARED)
         devices = given.devices
         here = np.searchsorted(known["devices"], devices)
@@ -197,7 +197,7 @@ class _GroupStage:
         )
         shared = in_masked_sums(cohort.scenario, find_mechanism(cohort.scenario.privacy.mechanism))
         return _GroupStage(
-            world,
+            context,
             ranked,
             group,
             layout,
@@ -287,7 +287,7 @@ def open_shares(cohort: Cohort, request: SecureUnmaskRequest) -> SecureUnmaskRep
                 for j, number in enumerate(numbers)
                 if mine["present"][i, j]
             }
-            asked = [[numbers[j] for j in np.flatnonzero(told[i])] for told in (given.survived, given.dropped)]
+            asked = [[numbers[j] for j in np.flatnonzero(named[i])] for named in (given.survived, given.dropped)]
             opened = protocol.open_shares(held, occasion, int(devices[i]), asked[0], asked[1], needed)
             for number, (place, share) in opened.items():
                 j = numbers.index(number)

@@ -57,11 +57,11 @@ SECRET = (*PREPARED, "private")
 def announce_step(cohort: Cohort, request: SecureStepRequest) -> SecureKeysReply:
     """Devices that come, and have the memory, make their keys. What is left of earlier steps is removed."""
     SecretStore.from_node_folder(cohort.folder).forget()
-    begun = _MaskedStep(cohort, request)
-    there = begun.attendance(cohort.scenario.secure_aggregation.neighbours)
+    step = _MaskedStep(cohort, request)
+    there = step.attendance(cohort.scenario.secure_aggregation.neighbours)
     clock = ClockCounts.zeros(len(cohort.devices))
-    clock.sampled[:] = begun.asked
-    clock.unavailable[:] = begun.asked & (there.window < 0)
+    clock.sampled[:] = step.asked
+    clock.unavailable[:] = step.asked & (there.window < 0)
     clock.excluded[:] = there.small
     groups = np.full(len(there.reached), EVERYBODY, np.int32)
     start = time.perf_counter()
@@ -78,7 +78,7 @@ def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
         "moments": (request.first, request.first + len(request.groups)),
     }
     part = (0, 1) if request.counts_contributors else parts.get(request.step, (0, 1))
-    told = SecureStepRequest(
+    start = SecureStepRequest(
         request.setting,
         request.server_round,
         request.time,
@@ -88,20 +88,20 @@ def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
         buckets=request.buckets,
         counts_contributors=request.counts_contributors,
     )
-    step = _MaskedStep(cohort, told)
+    step = _MaskedStep(cohort, start)
 
-    def says(place: int, noise: Noise | None) -> Values:
+    def contribute(place: int, noise: Noise | None) -> Values:
         if request.counts_contributors:
             return {"contributors": contributors(cohort, np.array([place]), request)}
         return _CONTRIBUTIONS[request.step](cohort, np.array([place]), request, noise)
 
-    return _answered(step, part, request, says)
+    return _answered(step, part, request, contribute)
 
 
 def masked_choice(cohort: Cohort, request: SecureChoiceRequest) -> SecureSumsReply:
     """Which filter ranks each device's validation items best; who has none says zeros, or noise."""
 
-    def says(place: int, noise: Noise | None) -> Values:
+    def contribute(place: int, noise: Noise | None) -> Values:
         won, answered = chosen(cohort, np.array([place]), request, noise)
         if request.counts_contributors:
             return {"contributors": np.array([answered])}
@@ -119,7 +119,7 @@ def masked_choice(cohort: Cohort, request: SecureChoiceRequest) -> SecureSumsRep
         shapes=len(request.value_exponents),
         counts_contributors=request.counts_contributors,
     )
-    return _answered(_MaskedStep(cohort, step), (0, 1), request, says)
+    return _answered(_MaskedStep(cohort, step), (0, 1), request, contribute)
 
 
 @dataclass(frozen=True)
@@ -147,16 +147,24 @@ class _MaskedStep:
         return whole.counting if self.request.counts_contributors else whole
 
     def _sums_vector(self, devices: int) -> StepVector:
-        told, cohort = self.request, self.cohort
+        request, cohort = self.request, self.cohort
         items, classes = cohort.splits.num_items, 0 if self.withheld else len(cohort.fleet.names)
         bits = cohort.scenario.pretraining.sum_bits
         return StepVector(
-            cast(Step, told.step), told.columns, told.groups, told.shapes, items, classes, devices, told.buckets, bits
+            cast(Step, request.step),
+            request.columns,
+            request.groups,
+            request.shapes,
+            items,
+            classes,
+            devices,
+            request.buckets,
+            bits,
         )
 
     def attendance(self, neighbours: int) -> StepAttendance:
         """Who comes, and what both parts of the step take of a device with that many neighbours."""
-        told, splits = self.request, self.cohort.splits
+        request, splits = self.request, self.cohort.splits
         vector, counted = self._sums_vector(1), self.cohort.scenario.privacy.counts_contributors
         answer = answer_of(vector, neighbours)
         if counted and vector.step in COUNTED:
@@ -164,23 +172,23 @@ class _MaskedStep:
         items, wanted = splits.train.counts(), splits.validation.counts()
 
         def cost(budgets: IntArray) -> StepCost:
-            if told.step == "choice":
-                sizes = (told.columns, told.drawn, told.place, told.shapes)
+            if request.step == "choice":
+                sizes = (request.columns, request.drawn, request.place, request.shapes)
                 step = choice_cost(*sizes, items, wanted, budgets, splits.num_items, counted=counted)
             else:
                 asked = StepShape(
-                    cast(Step, told.step),
-                    told.columns,
-                    told.groups,
+                    cast(Step, request.step),
+                    request.columns,
+                    request.groups,
                     all_rows=splits.num_items,
-                    sketched=told.buckets > 0,
+                    sketched=request.buckets > 0,
                     weighted=self.withheld,
                     counts_contributors=counted,
                 )
                 step = cost_of(asked, items, budgets)
             return hidden(step, answer, budgets)
 
-        return StepAttendance.from_cohort(self.cohort, cost, told.time, self.asked)
+        return StepAttendance.from_cohort(self.cohort, cost, request.time, self.asked)
 
 
 @dataclass(frozen=True)
@@ -195,12 +203,12 @@ class _StepMembers:
     @staticmethod
     def from_inbox(step: _MaskedStep, inbox: Inbox) -> _StepMembers:
         """Before the first part."""
-        cohort, told = step.cohort, step.request
-        known = SecretStore.from_node_folder(cohort.folder).load(told.server_round, EVERYBODY, SHARED)
+        cohort, request = step.cohort, step.request
+        known = SecretStore.from_node_folder(cohort.folder).load(request.server_round, EVERYBODY, SHARED)
         here = np.minimum(np.searchsorted(known["devices"], inbox.devices), len(known["devices"]) - 1)
         known |= {name: known[name][here] for name in ("devices", "private", "neighbours")}
-        check_same(Occasion(told.server_round, EVERYBODY), known, inbox.devices)
-        places, vanishes = cohort.places(inbox.devices), vanishing(cohort.scenario, told.server_round, inbox.devices)
+        check_same(Occasion(request.server_round, EVERYBODY), known, inbox.devices)
+        places, vanishes = cohort.places(inbox.devices), vanishing(cohort.scenario, request.server_round, inbox.devices)
         there = step.attendance(known["neighbours"].shape[1])
         lost = vanishes == DropoutStage.VECTOR
         costs, rates = there.costs, cohort.rates.select(places)
@@ -221,7 +229,7 @@ class _StepMembers:
         np.maximum.at(waits, there.window[places], spent.time_us)
         aside = ~stays | step.withheld  # the simulation's own count, where it is not in the sum
         cells, num_cells = cohort.classes[places[aside]], len(cohort.fleet.names)
-        if told.counts_contributors:  # what both parts of a step take is counted once, with its sums
+        if request.counts_contributors:  # what both parts of a step take is counted once, with its sums
             classes, clock, waits = ClassCounts.zeros(len(places)), ClockCounts.zeros(len(places)), np.zeros_like(waits)
         start = time.perf_counter()
         known |= _opened(step, known, inbox, stays)
@@ -262,22 +270,22 @@ def _opened(step: _MaskedStep, known: Arrays, inbox: Inbox, stays: NDArray[np.bo
 
 
 def _answered(
-    step: _MaskedStep, part: Part, request: SecureSumsRequest | SecureChoiceRequest, says: Contribute
+    step: _MaskedStep, part: Part, request: SecureSumsRequest | SecureChoiceRequest, contribute: Contribute
 ) -> SecureSumsReply:
     """A part of the masked sum: one device after the other says it, and masks it."""
-    cohort, told, (first, stop) = step.cohort, step.request, part
+    cohort, start, (first, stop) = step.cohort, step.request, part
     store, num_classes = SecretStore.from_node_folder(cohort.folder), len(cohort.fleet.names)
-    begun = _StepMembers.from_inbox(step, request.secure[EVERYBODY]) if first == 0 else None
-    known = store.load(told.server_round, EVERYBODY, _stage(first)) if begun is None else begun.known
+    members = _StepMembers.from_inbox(step, request.secure[EVERYBODY]) if first == 0 else None
+    known = store.load(start.server_round, EVERYBODY, _stage(first)) if members is None else members.known
     devices = known["devices"]
     vector = step.vector(len(known["directory"]))
     layout, start = vector.part(part), vector.start(part)
     noise = noise_of(cohort, request, len(known["directory"]))
     total, places, protocol_s = MaskWords.zeros(*layout.num_words), cohort.places(devices), 0.0
     for i, place in enumerate(places.tolist()):
-        values = says(place, noise)
-        if begun is not None:
-            head = begun.head(i, int(cohort.classes[place]), num_classes)
+        values = contribute(place, noise)
+        if members is not None:
+            head = members.head(i, int(cohort.classes[place]), num_classes)
             values |= {CHECK: head[CHECK]} if step.withheld else head
         words = layout.words(values)
         began = time.perf_counter()
@@ -289,12 +297,14 @@ def _answered(
     kept = {name: known[name] for name in (PREPARED if last else SECRET)} | {"directory": known["directory"]}
     if not last:
         kept |= {name: known[name] for name in ("channel_keys", "mask_keys")}
-    store.save(told.server_round, EVERYBODY, MASKED if last else _stage(stop), kept)
-    found = MaskedSum(devices, total.narrow, total.wide)
-    if begun is not None:
-        return replace(begun.reply, sum=found, protocol_s=begun.reply.protocol_s + protocol_s)
+    store.save(start.server_round, EVERYBODY, MASKED if last else _stage(stop), kept)
+    masked_sum = MaskedSum(devices, total.narrow, total.wide)
+    if members is not None:
+        return replace(members.reply, sum=masked_sum, protocol_s=members.reply.protocol_s + protocol_s)
     nothing = np.zeros(cohort.scenario.pretraining.open_rounds, np.int64)
-    return SecureSumsReply(found, ClassCounts.zeros(num_classes), ClockCounts.zeros(num_classes), nothing, protocol_s)
+    return SecureSumsReply(
+        masked_sum, ClassCounts.zeros(num_classes), ClockCounts.zeros(num_classes), nothing, protocol_s
+    )
 
 
 def _stage(first: int) -> str:
@@ -322,8 +332,8 @@ def _passed(cohort: Cohort, place: IntArray, request: SecureSumsRequest, noise: 
 
 
 def _grouped(cohort: Cohort, place: IntArray, request: SecureSumsRequest, noise: Noise | None) -> Values:
-    found = STEPS["groups"](cohort, place, request, noise)[EVERYBODY]
-    return {"sizes": found.sizes, "sums": found.first}
+    sums = STEPS["groups"](cohort, place, request, noise)[EVERYBODY]
+    return {"sizes": sums.sizes, "sums": sums.first}
 
 
 def _moments(cohort: Cohort, place: IntArray, request: SecureSumsRequest, noise: Noise | None) -> Values:

@@ -36,16 +36,16 @@ CLEAR = ChannelTerms()
 
 
 def train_members(
-    world: RoundContext, ranked: RankedBlocks, members: IntArray, terms: ChannelTerms = CLEAR
+    context: RoundContext, ranked: RankedBlocks, members: IntArray, terms: ChannelTerms = CLEAR
 ) -> MembersReply:
     """One round for some devices of one user group, by their places (N,). No device's state changes yet."""
-    cohort, contents = world.cohort, world.contents
-    working = world.working(members)
-    memory = world.memory(ranked, members, working)
+    cohort, contents = context.cohort, context.contents
+    working = context.working(members)
+    memory = context.memory(ranked, members, working)
     devices = GroupDevices(
-        rows_at(world.state.users, members),
+        rows_at(context.state.users, members),
         cohort.splits.train.select(members),
-        world.seeds[members],
+        context.seeds[members],
         cohort.rates.select(members),
         Adversary.among(cohort, members),
     )
@@ -53,8 +53,8 @@ def train_members(
         ranked,
         memory,
         devices,
-        world.how,
-        list_length=world.list_length,
+        context.how,
+        list_length=context.list_length,
         deadline_s=cohort.scenario.refinement.deadline_s,
         traffic=terms.traffic,
         hiding=contents.hiding(),
@@ -72,13 +72,13 @@ def train_members(
     )
     return MembersReply(
         contents.contribution(ranked, trained, terms.noise_devices),
-        _counts(world, ranked, done, memory, working, members, validation),
+        _counts(context, ranked, done, memory, working, members, validation),
         StateUpdate(kept, done.users, members, memory.last),
     )
 
 
 def _counts(
-    world: RoundContext,
+    context: RoundContext,
     ranked: RankedBlocks,
     done: GroupOutcome,
     memory: RoundMemory,
@@ -87,7 +87,7 @@ def _counts(
     validation: UserItems,
 ) -> RoundCounts:
     """What is counted of devices at ``members`` (N,); validation: of those that count."""
-    cohort, num_classes = world.cohort, len(world.cohort.fleet.names)
+    cohort, num_classes = context.cohort, len(context.cohort.fleet.names)
     classes, kept = cohort.classes[members], members[done.kept]
     clock = clock_counts(
         classes,
@@ -110,9 +110,9 @@ def _counts(
         clock = replace(clock, recall=metrics.recall, evaluated=metrics.devices)
         total = metrics.total()
         totals = replace(totals, recall=total.recall, ndcg=total.ndcg, evaluated=total.devices)
-    kept_before = np.asarray(world.state.kept_blocks[members])
+    kept_before = np.asarray(context.state.kept_blocks[members])
     working_bytes = memory.working_bytes(ranked, working, done.kept, done.update.touched_pieces)
-    shown = np.flatnonzero(np.isin(cohort.devices[members], world.request.traced))
+    shown = np.flatnonzero(np.isin(cohort.devices[members], context.request.traced))
     traces = DeviceTraces(
         cohort.devices[members[shown]],
         classes[shown].astype(np.int64),

@@ -68,17 +68,17 @@ class RoundMemory:
     trained: IntArray
 
     @staticmethod
-    def from_budgets(ranked: RankedBlocks, budgets: IntArray, trainable: IntArray, beside: int = 0) -> RoundMemory:
+    def from_budgets(ranked: RankedBlocks, budgets: IntArray, trainable: IntArray, extra_bytes: int = 0) -> RoundMemory:
         """budgets: (T, N) bytes at every step of the round; trainable: (N,) blocks that working memory is enough for.
 
-        beside: bytes that every device holds besides its blocks' file.
+        extra_bytes: bytes that every device holds besides its blocks' file.
         """
         lowest = np.minimum.accumulate(budgets, axis=0)  # (T, N): nothing dropped comes back within the round
-        held = ranked.cutoffs(lowest - beside)
-        stored = stored_bytes(ranked, held, lowest, beside)
+        held = ranked.cutoffs(lowest - extra_bytes)
+        stored = stored_bytes(ranked, held, lowest, extra_bytes)
         over = (stored > budgets).sum(axis=0).astype(np.int64)
-        begun, trained = (np.minimum(blocks, trainable) for blocks in (held[0], held[-1]))
-        return RoundMemory(budgets[0], held[0], held[-1], stored[0], over, begun, trained)
+        started, trained = (np.minimum(blocks, trainable) for blocks in (held[0], held[-1]))
+        return RoundMemory(budgets[0], held[0], held[-1], stored[0], over, started, trained)
 
     @property
     def dropped_blocks(self) -> NDArray[np.bool_]:
@@ -110,10 +110,10 @@ class RoundMemory:
         return np.where(known, working.taken_bytes(ranked, self.trained, pieces), taken)
 
 
-def stored_bytes(ranked: RankedBlocks, cutoffs: IntArray, budgets: IntArray, beside: int) -> IntArray:
+def stored_bytes(ranked: RankedBlocks, cutoffs: IntArray, budgets: IntArray, extra_bytes: int) -> IntArray:
     """Bytes held with these cutoffs; nothing at all where the budget does not hold what every device holds."""
-    fits = budgets >= overhead_bytes(ranked.layout.embedding_dim) + beside
-    return np.where(fits, ranked.stored_bytes(cutoffs) + beside, 0)
+    fits = budgets >= overhead_bytes(ranked.layout.embedding_dim) + extra_bytes
+    return np.where(fits, ranked.stored_bytes(cutoffs) + extra_bytes, 0)
 
 
 def extra_bytes(scenario: Scenario) -> int:

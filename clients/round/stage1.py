@@ -92,8 +92,8 @@ class StepParticipants:
 
         cost: of all devices, with so many bytes of memory (N,).
         """
-        there = StepAttendance.from_cohort(cohort, cost, time, asked)
-        reached, costs, window = there.reached, there.costs, there.window
+        attendance = StepAttendance.from_cohort(cohort, cost, time, asked)
+        reached, costs, window = attendance.reached, attendance.costs, attendance.window
         rates = cohort.rates.select(reached)
         spent = spend(
             replace(rates, latency_s=costs.exchanges[reached] * rates.latency_s),
@@ -105,7 +105,7 @@ class StepParticipants:
         waits = np.zeros(cohort.scenario.pretraining.open_rounds, np.int64)
         np.maximum.at(waits, window[reached], spent.time_us)
         return StepParticipants(
-            reached[~spent.late], _counts(cohort, asked, window >= 0, there.small, reached, spent), waits
+            reached[~spent.late], _counts(cohort, asked, window >= 0, attendance.small, reached, spent), waits
         )
 
 
@@ -213,12 +213,14 @@ def chosen(cohort: Cohort, places: IntArray, request: ChoiceRequest, noise: Nois
     shapes = FilterGrid(request.count_exponents, request.value_exponents, fresh)
     recent = request.recent if len(request.recent) else None
     asked = (request.directions, request.values, request.counts, shapes, request.drawn, request.place)
-    question = FilterRequest(*asked, recent, cohort.fading)
+    filter_request = FilterRequest(*asked, recent, cohort.fading)
     splits = cohort.splits
     if request.counts_contributors:
-        return np.zeros(len(request.value_exponents), np.int64), question.answering(splits.validation.select(places))
+        return np.zeros(len(request.value_exponents), np.int64), filter_request.answering(
+            splits.validation.select(places)
+        )
     won, answered = cohort_contribution(cohort).choice(
-        question, splits.train.select(places), splits.validation.select(places)
+        filter_request, splits.train.select(places), splits.validation.select(places)
     )
     for one in noises(cohort, places, noise):
         won = won + one.choice(len(won))
@@ -342,12 +344,12 @@ def _in_parts(path: Path, request: SumsRequest, part: Floats) -> Floats:
 
 def _grouped(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
     vectors = np.asarray(np.load(cohort.vectors_file, mmap_mode="r")[places])
-    found = cohort_contribution(cohort).groups(
+    sums = cohort_contribution(cohort).groups(
         vectors, request.centroids, _opened(cohort, request, len(request.centroids))
     )
     for one in noises(cohort, places, noise):
-        found = found + one.groups(*request.centroids.shape)
-    return {EVERYBODY: GroupSum(found.sizes, found.sums, NONE, NONE)}
+        sums = sums + one.groups(*request.centroids.shape)
+    return {EVERYBODY: GroupSum(sums.sizes, sums.sums, NONE, NONE)}
 
 
 def _moments(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:

@@ -63,8 +63,8 @@ class RoundContext:
 
     def memory(self, ranked: RankedBlocks, places: IntArray, working: WorkingMemory) -> RoundMemory:
         """What the devices at these places hold in the round."""
-        beside = extra_bytes(self.cohort.scenario)
-        return RoundMemory.from_budgets(ranked, self.budgets[:, places], working.cutoffs(ranked), beside)
+        extra = extra_bytes(self.cohort.scenario)
+        return RoundMemory.from_budgets(ranked, self.budgets[:, places], working.cutoffs(ranked), extra)
 
     def reached(self, places: IntArray) -> tuple[IntArray, ClockCounts]:
         """Of the sampled devices at ``places``, those that are available and let in; and how many are not."""

@@ -56,8 +56,8 @@ class CanaryOutcome:
 
 def worst_canary(scenario: Scenario, plan: Plan | None, *, trials: int, seeds: int) -> CanaryOutcome:
     """The outcome with the largest bound over so many seeds, from the scenario's on; each has the same confidence."""
-    found = [canary_audit(scenario, plan, trials=trials, seed=scenario.seed + number) for number in range(seeds)]
-    return replace(max(found, key=lambda one: one.epsilon_low), seeds=seeds)
+    outcomes = [canary_audit(scenario, plan, trials=trials, seed=scenario.seed + number) for number in range(seeds)]
+    return replace(max(outcomes, key=lambda one: one.epsilon_low), seeds=seeds)
 
 
 def canary_audit(

@@ -40,7 +40,7 @@ def example_views(leak: Leak, secret: Secret, seed: int, num_devices: int = 100)
     """
     rng = np.random.default_rng(seed)
     num_items, dim = 60, 8
-    found = []
+    accomplices = []
     for device in range(num_devices):
         group, kind = device % 2, device // 2 % 2
         shuffled = rng.permutation(num_items)
@@ -87,8 +87,8 @@ def example_views(leak: Leak, secret: Secret, seed: int, num_devices: int = 100)
             "device class": (np.arange(2), np.arange(2) == kind),
         }[secret]
         steps = () if leak == "nothing" else _example_steps(leak, rng, train, validation, group)
-        found.append(Accomplice(DeviceView(device, num_items, (view,), steps), candidates, truth))
-    return found
+        accomplices.append(Accomplice(DeviceView(device, num_items, (view,), steps), candidates, truth))
+    return accomplices
 
 
 def _example_steps(

@@ -63,14 +63,14 @@ class InteractionMembership(Attack):
         return total[candidates]
 
     def _round(self, view: RoundView, rng: np.random.Generator) -> FloatArray:
-        found = np.zeros(len(view.items))
+        scores = np.zeros(len(view.items))
         rows = np.flatnonzero(norms(view) > 0)
         if len(rows) < 3:
-            return found
+            return scores
         table, update = view.table[rows].astype(np.float64), view.update[rows]
         for _ in range(self.restarts):
-            found[rows] += scaled(self._shadowed(table, update, rng)) / self.restarts
-        return found
+            scores[rows] += scaled(self._shadowed(table, update, rng)) / self.restarts
+        return scores
 
     def _shadowed(self, table: FloatArray, update: FloatArray, rng: np.random.Generator) -> FloatArray:
         """One run of guessing, (T, d) rows and their updates -> scores (T,)."""

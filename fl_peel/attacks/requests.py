@@ -79,7 +79,7 @@ class _Trajectory(Attack):
 
     def _row(self, view: DeviceView) -> FloatArray:
         """Over rounds: mean, spread, least and most of each feature. (F,)"""
-        rounds = [found for one in view.rounds if (found := self.features(one))]
+        rounds = [features for one in view.rounds if (features := self.features(one))]
         if not rounds:
             return np.zeros(0)
         values = np.array(rounds, np.float64)

@@ -102,7 +102,7 @@ class Stage1Choice(_Stage1Attack):
         directions, counts, drawn = sent["directions"].astype(np.float64), sent["counts"], sent["drawn"]
         # the device's vector, of the items it is known to have
         base = (held > 0) @ (inverse_power(counts, float(sent["item_exponent"][0]))[:, None] * directions)
-        ratios, found = np.zeros(len(held)), 0
+        ratios, choices = np.zeros(len(held)), 0
         known = counts > 0
         for rate, count, value in zip(rates, sent["count_exponents"], sent["value_exponents"], strict=True):
             scores = inverse_power(counts, -float(count)) * (
@@ -115,8 +115,8 @@ class Stage1Choice(_Stage1Attack):
             usual = float(wins[known].mean())
             rate, usual = (float(np.clip(share, 1 - SUREST, SUREST)) for share in (rate, usual))
             ratios += np.where(wins, np.log(rate / usual), np.log((1 - rate) / (1 - usual)))
-            found += 1
-        return ratios / max(found, 1)
+            choices += 1
+        return ratios / max(choices, 1)
 
 
 class Stage1Group(_Stage1Attack):

@@ -59,9 +59,9 @@ class RoundView:
     @cached_property
     def returned(self) -> NDArray[np.bool_]:
         """Rows that were sent back, (R,)."""
-        found = np.full(len(self.items), "updates" in self.reply)
-        found[self.reply.get("rows", _NOTHING).astype(np.int64)] = True
-        return found
+        rows = np.full(len(self.items), "updates" in self.reply)
+        rows[self.reply.get("rows", _NOTHING).astype(np.int64)] = True
+        return rows
 
     def per_row(self, name: str) -> FloatArray | None:
         """A reply array that has one number for each row sent back, spread over all rows (R,); None without it.

@@ -147,8 +147,8 @@ class Splits:
 
     def parts(self) -> list[tuple[str, UserItems]]:
         """Each part by its name: ``PARTS`` and, where it is there, ``SAID``."""
-        said = [] if self.contributed is None else [(CONTRIBUTED, self.contributed)]
-        return [*zip(PARTS, (self.train, self.validation, self.test), strict=True), *said]
+        contributed = [] if self.contributed is None else [(CONTRIBUTED, self.contributed)]
+        return [*zip(PARTS, (self.train, self.validation, self.test), strict=True), *contributed]
 
     def drop_pages(self) -> None:
         """Nothing of it is needed for a while; see :func:`fl_peel.mapped.drop_pages`."""
@@ -157,9 +157,9 @@ class Splits:
 
     def select(self, users: NDArray[np.integer]) -> Splits:
         """The share of some users, renumbered 0..len(users)-1 in the order given."""
-        said = None if self.contributed is None else self.contributed.select(users)
+        contributed = None if self.contributed is None else self.contributed.select(users)
         parts = self.train.select(users), self.validation.select(users), self.test.select(users)
-        return Splits(*parts, self.num_items, said)
+        return Splits(*parts, self.num_items, contributed)
 
     @property
     def contributed_items(self) -> UserItems:

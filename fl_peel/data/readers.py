@@ -105,13 +105,13 @@ def _format_of(path: Path) -> DataFormat:
         if (path / "train.txt").exists():
             return "lightgcn"
         raise DataError(f"{path}: is a folder without train.txt; name the interactions file inside it")
-    found = _BY_SUFFIX.get(path.suffix.lower())
-    if found is None:
+    file_format = _BY_SUFFIX.get(path.suffix.lower())
+    if file_format is None:
         if file_kind(path) == "nothing":
             raise DataError(f"{path}: no such file; check the path")
         known = ", ".join(get_args(DataFormat)[1:])
         raise DataError(f"{path}: its name does not reveal the format; set one of {known}")
-    return found
+    return file_format
 
 
 def _from_lists(path: Path, test_path: Path | None, name: str) -> Interactions:

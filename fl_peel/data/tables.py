@@ -129,12 +129,12 @@ def pick_columns(place: str, names: Sequence[str], given: Mapping[str, str]) -> 
     for meaning, aliases in ALIASES.items():
         if meaning in given:
             continue
-        found = [i for i, name in enumerate(names) if _plain(name) in aliases and i not in positions.values()]
-        if len(found) > 1:
-            which = " and ".join(repr(names[i]) for i in found)
+        places = [i for i, name in enumerate(names) if _plain(name) in aliases and i not in positions.values()]
+        if len(places) > 1:
+            which = " and ".join(repr(names[i]) for i in places)
             raise DataError(f"{place}: {which} both name the {meaning}; keep one of them")
-        if found:
-            positions[meaning] = found[0]
+        if places:
+            positions[meaning] = places[0]
         elif meaning in ("user", "item"):
             have = shortened(", ".join(repr(name) for name in names), 300)
             raise DataError(
@@ -147,13 +147,13 @@ def pick_columns(place: str, names: Sequence[str], given: Mapping[str, str]) -> 
 def _position(place: str, names: Sequence[str], meaning: str, name: str) -> int:
     """Of the column that a dialect gives a name."""
     key = f"data.columns.{column_key(meaning)}"
-    found = [i for i, one in enumerate(names) if one.strip() == name.strip()]
-    if len(found) > 1:
-        raise DataError(f"{place}: {len(found)} columns are called {name!r}, which {key} names; rename one of them")
-    if not found:
+    places = [i for i, one in enumerate(names) if one.strip() == name.strip()]
+    if len(places) > 1:
+        raise DataError(f"{place}: {len(places)} columns are called {name!r}, which {key} names; rename one of them")
+    if not places:
         known = shortened(did_you_mean(name, names), 300)
         raise DataError(f"{place}: no column {shortened(repr(name), 100)}; correct {key}: {known}")
-    return found[0]
+    return places[0]
 
 
 def column_key(meaning: str) -> str:

@@ -228,14 +228,14 @@ class ArrayChecker:
         if of.shape is None:
             return
         wanted = tuple(
-            found if isinstance(name, str) and name not in self.sizes else self._named(name)
-            for name, found in zip(of.shape, shape, strict=False)
+            size if isinstance(name, str) and name not in self.sizes else self._named(name)
+            for name, size in zip(of.shape, shape, strict=False)
         )
         if len(shape) != len(of.shape) or shape != wanted:
             sizes = ", ".join(str(self.sizes.get(name, name) if isinstance(name, str) else name) for name in of.shape)
             raise MessageError(f"{where}: of shape {shape}, not ({sizes})")
-        for name, found in zip(of.shape, shape, strict=True):
-            if isinstance(name, str) and self.sizes.setdefault(name, found) != found:  # twice in one shape
+        for name, size in zip(of.shape, shape, strict=True):
+            if isinstance(name, str) and self.sizes.setdefault(name, size) != size:  # twice in one shape
                 raise MessageError(f"{where}: of shape {shape}, where {name} is one size")
 
 

@@ -45,8 +45,8 @@ class Catalogue:
         Raises:
             ModelError: an id that no item has.
         """
-        found = dict.fromkeys(self._item(own) for own in given)
-        return np.fromiter(found, np.int32, len(found))
+        numbers = dict.fromkeys(self._item(own) for own in given)
+        return np.fromiter(numbers, np.int32, len(numbers))
 
     def _item(self, own: object) -> int:
         if isinstance(own, bool) or not isinstance(own, str | int | np.integer):

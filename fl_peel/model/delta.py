@@ -175,9 +175,9 @@ class _DeltaReader:
         stop = self.at + dtype.itemsize * count
         if stop > len(self.data):
             raise _refused(f"{len(self.data)} bytes, where it speaks of {stop} and more")
-        found = np.frombuffer(self.data, dtype, count, self.at)
+        values = np.frombuffer(self.data, dtype, count, self.at)
         self.at = stop
-        return found
+        return values
 
     def require(self, num_bytes: int) -> None:
         """Refuse to go on unless so many bytes are left, no more and no less."""

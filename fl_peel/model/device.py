@@ -87,10 +87,11 @@ class Embedding:
         layout = self.device.source.catalogue.layout
         best = self.stored.top_n(n, self.seen_rows)
         rows, scores = self.stored.scores()
-        found = scores[np.searchsorted(rows, best)]
+        top_scores = scores[np.searchsorted(rows, best)]
         items = layout.catalogue[best].tolist()
         return [
-            (self.device.source.catalogue.id_of(item), float(score)) for item, score in zip(items, found, strict=True)
+            (self.device.source.catalogue.id_of(item), float(score))
+            for item, score in zip(items, top_scores, strict=True)
         ]
 
     @property

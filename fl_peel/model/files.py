@@ -88,9 +88,9 @@ def writing(folder: Path, about: Mapping[str, Any]) -> Iterator[ModelWriter]:
     try:
         written = ModelWriter(part)
         yield written
-        said = {"format": FORMAT, "version": VERSION, **about, FILES: dict(sorted(written.files.items()))}
-        said[DIGEST] = _digest_of_about(said)
-        (part / ABOUT).write_bytes((json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
+        content = {"format": FORMAT, "version": VERSION, **about, FILES: dict(sorted(written.files.items()))}
+        content[DIGEST] = _digest_of_about(content)
+        (part / ABOUT).write_bytes((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
         shutil.rmtree(folder, ignore_errors=True)
         part.chmod(0o755)  # a temporary folder is its maker's alone
         part.replace(folder)
@@ -127,10 +127,10 @@ class ModelFiles:
         Raises:
             ModelError: it is something else.
         """
-        found = self.about.get(key)
-        if type(found) is not int or not 1 <= found <= most:
-            raise self.fault(ABOUT, f"{key} is {str(found)[:40]}, not a whole number from 1 to {most}")
-        return found
+        value = self.about.get(key)
+        if type(value) is not int or not 1 <= value <= most:
+            raise self.fault(ABOUT, f"{key} is {str(value)[:40]}, not a whole number from 1 to {most}")
+        return value
 
     def text(self, key: str, *known: str) -> str:
         """One of these words; any, where none are given.
@@ -138,12 +138,12 @@ class ModelFiles:
         Raises:
             ModelError: it is something else.
         """
-        found = self.about.get(key)
-        if not isinstance(found, str) or (known and found not in known):
+        value = self.about.get(key)
+        if not isinstance(value, str) or (known and value not in known):
             raise self.fault(
-                ABOUT, f"{key} is {str(found)[:40]!r}" + (f", none of {', '.join(known)}" if known else "")
+                ABOUT, f"{key} is {str(value)[:40]!r}" + (f", none of {', '.join(known)}" if known else "")
             )
-        return found
+        return value
 
     def has(self, name: str) -> bool:
         """Whether the model has such a file."""

@@ -121,8 +121,8 @@ class MappedJoining(Joining):
     @staticmethod
     def from_tensors(tensors: Tensors) -> MappedJoining:
         """Of what :meth:`tensors` gave."""
-        found = {name: _floats(tensors, name) for name in ("centroids", "own_units", "map_units")}
-        return MappedJoining(own=_some_floats(tensors, "own"), maps=_some_floats(tensors, "maps"), **found)
+        arrays = {name: _floats(tensors, name) for name in ("centroids", "own_units", "map_units")}
+        return MappedJoining(own=_some_floats(tensors, "own"), maps=_some_floats(tensors, "maps"), **arrays)
 
     def check(self, num_items: int, dim: int) -> None:
         """See :class:`Joining`."""
@@ -158,20 +158,20 @@ def as_halves(tables: FloatArray, *, flat: bool = False) -> tuple[NDArray[Any], 
 
 
 def _some_floats(tensors: Tensors, name: str) -> NDArray[Any]:
-    found = tensors.get(name)
-    if found is None or found.dtype not in (np.float16, np.float32):
+    array = tensors.get(name)
+    if array is None or array.dtype not in (np.float16, np.float32):
         raise ModelError(f"{name} is missing, or holds no floats")
-    return found
+    return array
 
 
 def _floats(tensors: Tensors, name: str) -> FloatArray:
     return _some_floats(tensors, name).astype(np.float32, copy=False)
 
 
-def _check_shape(name: str, found: NDArray[Any], shape: tuple[int, ...]) -> None:
-    if found.shape != shape:
-        raise ModelError(f"{name} of shape {found.shape}, not {shape}")
-    if not np.isfinite(found).all():
+def _check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ModelError(f"{name} of shape {array.shape}, not {shape}")
+    if not np.isfinite(array).all():
         raise ModelError(f"{name} holds numbers that are not finite")
 
 

@@ -103,13 +103,13 @@ def _different(
     """Blocks of each group that differ from the base; None where they are too many to be worth one."""
     if base is None or len(tables) < 2:
         return None
-    found, total, most = [], layout.num_blocks, WORTH_A_BASE * len(tables) * layout.num_blocks
+    changes, total, most = [], layout.num_blocks, WORTH_A_BASE * len(tables) * layout.num_blocks
     for table in tables:
-        found.append(changed_blocks(layout, base, table))
-        total += len(found[-1])
+        changes.append(changed_blocks(layout, base, table))
+        total += len(changes[-1])
         if total > most:
             return None
-    return found
+    return changes
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,13 +206,13 @@ class Model:
             raise ModelError(f"precision {str(wanted)[:20]!r} is unknown; choose from {', '.join(self.precisions)}")
         if not 0 <= group < self.num_groups:
             raise ModelError(f"user group {group}: there are {self.num_groups}, which count from 0")
-        found = self._lists.pop((group, wanted), None)
-        if found is None:
-            found = self._read(group, wanted)
-        self._lists[group, wanted] = found
+        ranked = self._lists.pop((group, wanted), None)
+        if ranked is None:
+            ranked = self._read(group, wanted)
+        self._lists[group, wanted] = ranked
         while len(self._lists) > MOST_LISTS:
             self._lists.popitem(last=False)
-        return found
+        return ranked
 
     def _read(self, group: int, precision: Precision) -> RankedBlocks:
         name, layout = list_name(group), self.layout
@@ -239,14 +239,14 @@ class Model:
 
 def _layout(files: ModelFiles, num_items: int, dim: int) -> BlockLayout:
     slices = files.number("slices", dim)
-    found: NDArray[Any] | None = files.tensors(ITEMS).get("item_group")
-    if found is None or found.dtype != np.int32 or found.shape != (num_items,):
+    item_group: NDArray[Any] | None = files.tensors(ITEMS).get("item_group")
+    if item_group is None or item_group.dtype != np.int32 or item_group.shape != (num_items,):
         raise files.fault(ITEMS, f"item_group is not of {num_items} items")
     if dim % slices:
         raise files.fault(ABOUT, f"slices {slices} do not divide {dim} columns")
-    if found.min() < 0 or found.max() >= num_items or not np.bincount(found).all():
+    if item_group.min() < 0 or item_group.max() >= num_items or not np.bincount(item_group).all():
         raise files.fault(ITEMS, "its item groups are not numbered from 0 without gaps")
-    return BlockLayout(found, dim, slices)
+    return BlockLayout(item_group, dim, slices)
 
 
 def _ids(files: ModelFiles, num_items: int) -> tuple[str, ...]:

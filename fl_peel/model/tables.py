@@ -70,8 +70,8 @@ class CodedBlocks:
             ("codes", code_dtype(precision), (pieces, columns)),
             ("scales", np.dtype(np.float16), (pieces if has_scales(precision) else 0,)),
         ):
-            found = tensors.get(name)
-            if found is None or found.dtype != dtype or found.shape != shape:
+            array = tensors.get(name)
+            if array is None or array.dtype != dtype or array.shape != shape:
                 raise ModelError(f"{name} are not {shape} of {dtype}")
         return CodedBlocks(numbers, tensors["codes"], tensors["scales"])
 
@@ -110,15 +110,15 @@ def block_numbers(tensors: Tensors, name: str, layout: BlockLayout) -> NDArray[n
     Raises:
         ModelError: it is something else.
     """
-    found = tensors.get(name)
-    if found is None or found.dtype != layout.id_dtype or found.ndim != 1:
+    numbers = tensors.get(name)
+    if numbers is None or numbers.dtype != layout.id_dtype or numbers.ndim != 1:
         raise ModelError(f"{name} is missing, or no list of {layout.id_dtype}")
     there = np.zeros(layout.num_blocks, np.bool_)
-    if found.max(initial=0) < layout.num_blocks:
-        there[found] = True
-    if np.count_nonzero(there) < len(found):
+    if numbers.max(initial=0) < layout.num_blocks:
+        there[numbers] = True
+    if np.count_nonzero(there) < len(numbers):
         raise ModelError(f"{name} names a block twice, or one beyond {layout.num_blocks}")
-    return found.astype(np.int64)
+    return numbers.astype(np.int64)
 
 
 def changed_blocks(layout: BlockLayout, base: FloatArray, table: FloatArray) -> NDArray[np.int64]:

@@ -83,7 +83,7 @@ class Stage1Contribution(Protocol):
         one that is not bounded; None for all.
         """
 
-    def choice(self, question: FilterRequest, rows: UserItems, wanted: UserItems) -> tuple[Ints, int]:
+    def choice(self, request: FilterRequest, rows: UserItems, wanted: UserItems) -> tuple[Ints, int]:
         """Shares under each filter (C,), and how many devices answered; nobody says the latter within bounds."""
 
     def groups(self, vectors: Floats, centroids: Floats, opened: Bools | None = None) -> GroupSums:
@@ -119,9 +119,9 @@ class OpenContribution:
         """See :class:`Stage1Contribution`."""
         return pass_sums(table[:, columns], rows, self.user_exponent, self.units.passes, sketch, opened)
 
-    def choice(self, question: FilterRequest, rows: UserItems, wanted: UserItems) -> tuple[Ints, int]:
+    def choice(self, request: FilterRequest, rows: UserItems, wanted: UserItems) -> tuple[Ints, int]:
         """See :class:`Stage1Contribution`."""
-        return question.answer(rows, wanted, self.item_exponent)
+        return request.answer(rows, wanted, self.item_exponent)
 
     def groups(self, vectors: Floats, centroids: Floats, opened: Bools | None = None) -> GroupSums:
         """See :class:`Stage1Contribution`."""
@@ -177,9 +177,9 @@ class BoundedContribution:
         sums: Ints = unit.astype(np.int64).T @ np.ascontiguousarray(y)
         return sums
 
-    def choice(self, question: FilterRequest, rows: UserItems, wanted: UserItems) -> tuple[Ints, int]:
+    def choice(self, request: FilterRequest, rows: UserItems, wanted: UserItems) -> tuple[Ints, int]:
         """See :class:`Stage1Contribution`; only differences between filters matter, so that their mean is not said."""
-        shares, _ = question.shares(rows, wanted, self.item_exponent)
+        shares, _ = request.shares(rows, wanted, self.item_exponent)
         centred = shares - shares.mean(axis=1, keepdims=True)
         return within(centred, CHOICE_BOUND, UNIT_SCALE, l1=self.l1).sum(axis=0), 0
 

@@ -135,9 +135,9 @@ def pass_sums(
     contribute to, None for all of them; the others are zero.
     """
     given = _matrix(rows, len(table), np.int64)
-    said = given.astype(np.float64) @ table.astype(np.float64)
-    said *= scale * inverse_power(rows.counts(), 2 * user_exponent)[:, None]
-    whole = np.rint(said, out=said).astype(np.int64)
+    vectors = given.astype(np.float64) @ table.astype(np.float64)
+    vectors *= scale * inverse_power(rows.counts(), 2 * user_exponent)[:, None]
+    whole = np.rint(vectors, out=vectors).astype(np.int64)
     if opened is not None:
         given = given @ sp.diags(opened.astype(np.int64), format="csr", dtype=np.int64)
     sums: Ints = (given if sketch is None else sketch.rows_of(given)).T @ whole
@@ -204,11 +204,11 @@ def nearest(vectors: Floats, centroids: Floats) -> NDArray[np.int32]:
     """
     centres = in_units(centroids)
     squares = (centres * centres).sum(axis=1)
-    found = np.zeros(len(vectors), np.int32)
+    groups = np.zeros(len(vectors), np.int32)
     for start in range(0, len(vectors), CHUNK_DEVICES):
         points = in_units(unit_vectors(vectors[start : start + CHUNK_DEVICES, : centroids.shape[1]]))
-        found[start : start + CHUNK_DEVICES] = (squares - 2.0 * (points @ centres.T)).argmin(axis=1)
-    return found
+        groups[start : start + CHUNK_DEVICES] = (squares - 2.0 * (points @ centres.T)).argmin(axis=1)
+    return groups
 
 
 def embeddings(vectors: Floats, group_map: Floats) -> Floats:
@@ -559,25 +559,25 @@ class Compression:
         columns, used = self.scored.shape[1], self.used
         second = moments.second if len(used) == columns else moments.second[np.ix_(used, used)]
         mean = second / (scale**2 * max(moments.size, 1))
-        found = min(dim, len(used))
-        values, turn = leading_of(self.factor, mean, found, moments.size)
-        turn = turn * np.where(turn[np.abs(turn).argmax(axis=0), np.arange(found)] < 0, -1.0, 1.0)
+        rank = min(dim, len(used))
+        values, turn = leading_of(self.factor, mean, rank, moments.size)
+        turn = turn * np.where(turn[np.abs(turn).argmax(axis=0), np.arange(rank)] < 0, -1.0, 1.0)
         values = np.maximum(values, 0.0)
         # users of length USER_LENGTH and scores that spread by SCORE_SPREAD, root mean square over the group
         longer = USER_LENGTH / max(float(np.sqrt(values.sum())), 1e-30)
         values = values * longer**2
         group_map, narrow = np.zeros((columns, dim)), np.zeros((columns, dim))
-        group_map[used, :found] = longer * (self.factor @ turn)
+        group_map[used, :rank] = longer * (self.factor @ turn)
         inverse = scipy.linalg.solve_triangular(self.factor, turn, lower=True, trans="T")
         # columns of V L^-T B are orthonormal, so that their variance over items follows from their mean
         of_items = 1.0 / len(self.scored) - (self.means @ inverse) ** 2
         shorter = SCORE_SPREAD / max(float(np.sqrt(max(float((values * of_items).sum()), 0.0))), 1e-30)
-        narrow[used, :found] = shorter * inverse
+        narrow[used, :rank] = shorter * inverse
         wide = self.scored @ narrow.astype(np.float32)
         middle = (moments.first / (scale * max(moments.size, 1))) @ group_map
         # second moments are diagonal in these directions
         spread = np.zeros((dim, dim))
-        spread[:found, :found] = np.diag(values)
+        spread[:rank, :rank] = np.diag(values)
         spread -= np.outer(middle, middle)
         users = drawn_users(middle, spread, num_users, rng)
         return GroupStart(halves(group_map.astype(np.float32)), wide, moments.size, moments.items, users)

@@ -84,8 +84,8 @@ def positives(scaled: Tensor, items: Tensor, batch: UserBatch, workers: Workers)
         indptr = batch.indptr[rows[0] : rows[1] + 1]
         first, last = int(indptr[0]), int(indptr[-1])
         pattern = csr_tensor(indptr - first, batch.items[first:last], batch.weights[first:last], items.shape[0])
-        found: Tensor = torch.sparse.sampled_addmm(pattern, scaled[slice(*rows)], items.T, beta=0.0).values()
-        return found
+        logits: Tensor = torch.sparse.sampled_addmm(pattern, scaled[slice(*rows)], items.T, beta=0.0).values()
+        return logits
 
     return torch.cat(workers.map(part, workers.ranges(0, len(scaled))))
 

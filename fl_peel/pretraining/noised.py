@@ -22,9 +22,9 @@ def known(counts: Ints, std: float) -> Doubles:
     """Item counts (I,) of bounded sums, zero where noise alone has as much: passes are then over fewer items, and so
     over less noise, and every item that is left out would add more of it than of devices.
     """
-    found = counts / UNIT_SCALE
-    least = float(np.sort(found)[-min(LEAST_KNOWN, len(found))])
-    return np.where((found > 0) & (found >= min(least, CERTAIN * std)), found, 0.0)
+    estimates = counts / UNIT_SCALE
+    least = float(np.sort(estimates)[-min(LEAST_KNOWN, len(estimates))])
+    return np.where((estimates > 0) & (estimates >= min(least, CERTAIN * std)), estimates, 0.0)
 
 
 def popular_directions(counts: Doubles, columns: int, exponent: float) -> Doubles:
@@ -59,14 +59,14 @@ def above_noise(values: Doubles, counts: Doubles, std: float) -> Doubles:
     return kept
 
 
-def moved(centroids: Floats, found: GroupSums, size_std: float, std: float) -> Floats:
+def moved(centroids: Floats, groups: GroupSums, size_std: float, std: float) -> Floats:
     """Centroids (G, c) after a round of Lloyd's algorithm: each goes towards its mean by as much as is not noise
     (James and Stein, 1961, positive part); where no more devices are than noise has, it stays.
     """
-    sizes = found.sizes / UNIT_SCALE
+    sizes = groups.sizes / UNIT_SCALE
     some = sizes > np.maximum(2.0 * size_std, 1.0)
     divisor = np.where(some, sizes, 1.0)[:, None]
-    step = found.sums / UNIT_SCALE / divisor - centroids
+    step = groups.sums / UNIT_SCALE / divisor - centroids
     noise = centroids.shape[1] * (std / divisor[:, 0]) ** 2
     share = np.maximum(0.0, 1.0 - noise / np.maximum((step * step).sum(axis=1), 1e-300))
     return (centroids + np.where(some, share, 0.0)[:, None] * step).astype(np.float32)

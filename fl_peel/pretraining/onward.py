@@ -111,7 +111,7 @@ def filter_request(
     return FilterRequest(directions, model.values, model.counts, shapes, drawn, place, model.recent, fading)
 
 
-def exponents_of(question: FilterRequest, won: Ints, answered: int) -> Exponents:
+def exponents_of(request: FilterRequest, won: Ints, answered: int) -> Exponents:
     """The filter that most of what devices said is for.
 
     Raises:
@@ -123,14 +123,14 @@ def exponents_of(question: FilterRequest, won: Ints, answered: int) -> Exponents
             "pretraining.count_exponent and value_exponent, or raise pretraining.filter_devices or data.timeline.share"
         )
     best = int(won.argmax())
-    shapes = question.shapes
+    shapes = request.shapes
     return Exponents(*(float(one[best]) for one in vars(shapes).values()))
 
 
 def update_model(
     sums: Stage1Sums,
     config: SpectralConfig,
-    before: SpectralModel | None,
+    previous: SpectralModel | None,
     *,
     exponents: Exponents,
     recent: Counts,
@@ -141,7 +141,7 @@ def update_model(
     group_rounds: int,
     seed: int,
 ) -> tuple[SpectralModel, SpectralStart]:
-    """The model over what devices have now, and what user groups start with. before: the last model, None for the
+    """The model over what devices have now, and what user groups start with. previous: the last model, None for the
     first; recent: (I,) uses of items in the period that is over.
 
     Raises:
@@ -156,7 +156,7 @@ def update_model(
             "show, raise deadlines, or lower privacy.min_owners"
         )
     with fixed_threads(config.num_threads):
-        whole, all_values = _directions(sums, config, before, counts, passes, seed)
+        whole, all_values = _directions(sums, config, previous, counts, passes, seed)
         directions, values = whole[:, : config.columns], all_values[: config.columns]
         shape = Filter.from_spectrum(
             directions,
@@ -166,19 +166,19 @@ def update_model(
             count_exponent=exponents.count,
             value_exponent=exponents.value,
         )
-        turn = _turn(shape, before)
+        turn = _turn(shape, previous)
     own = halves((shape.own @ turn).astype(np.float32))
     scored = (shape.scored @ turn).astype(np.float32)
     sums.vectors(own)
-    if before is None:
+    if previous is None:
         centroids = find_centroids(
             sums, Filter(own, scored), counts, config, num_groups, min_size, seed, lambda text: None
         )
         former = np.full(len(centroids), -1)
     else:
-        centroids, former = _moved(sums, before.centroids, group_rounds, min_size)
+        centroids, former = _moved(sums, previous.centroids, group_rounds, min_size)
     moments = list(moments_by_group(sums, centroids, counts))
-    scale = _scale(scored, moments, sums.units.moments) if before is None else before.scale
+    scale = _scale(scored, moments, sums.units.moments) if previous is None else previous.scale
     table = np.zeros((len(scored), dim), np.float32)
     fresh = freshness(recent, counts, exponents.fresh)
     table[:, : scored.shape[1]] = scored * (scale * fresh)[:, None].astype(np.float32)
@@ -228,9 +228,9 @@ def _moved(sums: Stage1Sums, centroids: Floats, rounds: int, min_size: int) -> t
     (G,) that the groups which are left had.
     """
     for _ in range(rounds):
-        found = sums.groups(centroids)
-        some = found.sizes > 0
-        means = found.sums[some] / sums.units.groups / found.sizes[some][:, None]
+        groups = sums.groups(centroids)
+        some = groups.sizes > 0
+        means = groups.sums[some] / sums.units.groups / groups.sizes[some][:, None]
         moved = centroids.copy()
         moved[some] = means
         centroids = coarse(moved.astype(np.float32))

@@ -167,9 +167,9 @@ class _PropagateTo(torch.autograd.Function):
             else:
                 ctx.mine.spread(items, workers, wanted_sum)
             items = graph.backward.spread(before, workers, item_sum)
-        found = torch.empty_like(wanted_sum)
-        found[order] = wanted_sum.div_(num_layers + 1)
-        return found, item_sum.div_(num_layers + 1)
+        wanted_users = torch.empty_like(wanted_sum)
+        wanted_users[order] = wanted_sum.div_(num_layers + 1)
+        return wanted_users, item_sum.div_(num_layers + 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -85,7 +85,7 @@ class Stage1Sums(Protocol):
     def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
         """A pass over all devices, (I, K); under a sketch (B, K)."""
 
-    def choice(self, question: FilterRequest) -> tuple[Ints, int]:
+    def choice(self, request: FilterRequest) -> tuple[Ints, int]:
         """:meth:`fl_peel.pretraining.by_sums.FilterRequest.answer` of some devices: (C,) and how many answered."""
 
     def vectors(self, own: Floats) -> None:
@@ -194,16 +194,16 @@ def run_stage1(
         DataError: no device has any item.
     """
     step = _Steps(num_steps(config), progress)
-    found = _passes(sums, config, seed, given, earlier, step)
-    directions, values, counts = found.directions, found.values, found.counts
+    chosen = _passes(sums, config, seed, given, earlier, step)
+    directions, values, counts = chosen.directions, chosen.values, chosen.counts
     with fixed_threads(config.num_threads):
         shape = Filter.from_spectrum(
             directions,
             values,
             counts,
             own_exponent=config.item_exponent,
-            count_exponent=found.count_exponent,
-            value_exponent=found.value_exponent,
+            count_exponent=chosen.count_exponent,
+            value_exponent=chosen.value_exponent,
         )
     sums.vectors(shape.own)
     step("vectors")
@@ -235,9 +235,9 @@ def run_stage1(
         tuple(groups),
         counts,
         directions.astype(np.float32),
-        found.count_exponent,
-        found.value_exponent,
-        found.chosen,
+        chosen.count_exponent,
+        chosen.value_exponent,
+        chosen.chosen,
     )
 
 
@@ -270,9 +270,9 @@ def _passes(
         sketch = None
         if config.row_sketch is not None and number < config.passes:
             sketch = RowSketch.from_counts(counts, config.row_sketch, seed, number)
-        found = passed(sums, directions, counts, config, sketch)
+        columns = passed(sums, directions, counts, config, sketch)
         step(f"pass {number}")
-        return found
+        return columns
 
     with fixed_threads(config.num_threads):
         # filtered passes are of directions that are not orthonormal, which devices would cut
@@ -361,8 +361,8 @@ def passed(
     if sums.bounded:
         whole = sums.passed(halves(directions.astype(np.float32)), weights) / sums.units.passes
         return symmetric(whole, directions, counts)
-    found = sums.passed(halves((scale[:, None] * directions).astype(np.float32)), weights, sketch) / sums.units.passes
-    return scale[:, None] * (found if sketch is None else sketch.read(found, np.asarray(counts)))
+    columns = sums.passed(halves((scale[:, None] * directions).astype(np.float32)), weights, sketch) / sums.units.passes
+    return scale[:, None] * (columns if sketch is None else sketch.read(columns, np.asarray(counts)))
 
 
 def moments_by_group(sums: Stage1Sums, centroids: Floats, counts: Counts) -> Iterable[Moments]:
@@ -403,9 +403,9 @@ def find_centroids(
     if sums.bounded:
         return _noised_centroids(sums, centroids, config, num_groups, min_size, step)
     for number in range(1, config.group_rounds + 1):
-        found = sums.groups(centroids)
-        some = found.sizes > 0
-        means = found.sums[some] / sums.units.groups / found.sizes[some][:, None]
+        groups = sums.groups(centroids)
+        some = groups.sizes > 0
+        means = groups.sums[some] / sums.units.groups / groups.sizes[some][:, None]
         centroids = coarse(means.astype(np.float32))
         step(f"user groups {number}")
     while True:
@@ -432,9 +432,9 @@ def _noised_centroids(
     if num_groups == 1:
         return centroids
     for number in range(1, config.group_rounds + 1):
-        found = sums.groups(centroids)
-        sizes = found.sizes
-        centroids = coarse(moved(centroids, found, sums.std("group sizes"), sums.std("group vectors")))
+        groups = sums.groups(centroids)
+        sizes = groups.sizes
+        centroids = coarse(moved(centroids, groups, sums.std("group sizes"), sums.std("group vectors")))
         step(f"user groups {number}")
     kept = sizes >= min_size * UNIT_SCALE
     kept[sizes.argmax()] = True
@@ -481,12 +481,12 @@ class PooledSums:
         opened = None if self.min_owners == 1 else self._opened(self._contribution.counts(self.rows))
         return self._contribution.passed(table, weights, slice(None), self.rows, sketch, opened)
 
-    def choice(self, question: FilterRequest) -> tuple[Ints, int]:
+    def choice(self, request: FilterRequest) -> tuple[Ints, int]:
         """See :class:`Stage1Sums`."""
         if self.asked is not None:
-            return self.asked(question)
+            return self.asked(request)
         assert self.validation is not None, "who chooses has validation items"
-        won, answered = self._contribution.choice(question, self.rows, self.validation)
+        won, answered = self._contribution.choice(request, self.rows, self.validation)
         opened = self._opened(np.array([answered]))
         return (won, answered) if opened is None or opened[0] else (np.zeros_like(won), 0)
 
@@ -502,9 +502,9 @@ class PooledSums:
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
         """See :class:`Stage1Sums`."""
         known = np.flatnonzero(self._made.any(axis=1))
-        found = nearest(self._made[known], centroids)
+        assignment = nearest(self._made[known], centroids)
         for group in groups:
-            members = known[found == group]
+            members = known[assignment == group]
             opened = self._opened(np.array([len(members)]))
             if opened is not None and not opened[0]:
                 members = members[:0]

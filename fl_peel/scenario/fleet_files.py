@@ -40,8 +40,8 @@ def fleet_files(fleet: str | tuple[str, ...]) -> str:
         ProfileError: a file cannot be read.
     """
     entries = (fleet,) if isinstance(fleet, str) else fleet
-    found = {entry: file for entry in entries if (file := _fleet_file(entry)) is not None}
-    return json.dumps({entry: _packed(asdict(file)) for entry, file in found.items()}) if found else ""
+    files = {entry: file for entry in entries if (file := _fleet_file(entry)) is not None}
+    return json.dumps({entry: _packed(asdict(file)) for entry, file in files.items()}) if files else ""
 
 
 def sent_files(text: str) -> dict[str, FleetFile]:

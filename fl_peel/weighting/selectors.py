@@ -112,11 +112,11 @@ def find_selector(name: str) -> BlockSelector:
         ScenarioError: no selector has this name, it cannot be imported, or it is no function.
     """
     try:
-        found: BlockSelector = SELECTORS.get(name)
+        selector: BlockSelector = SELECTORS.get(name)
     except FieldError as error:
         raise ScenarioError(str(error)) from None
-    if not callable(found):
+    if not callable(selector):
         raise ScenarioError(
-            f"selector {name!r} is a {type(found).__name__}; register a function of a group's statistics"
+            f"selector {name!r} is a {type(selector).__name__}; register a function of a group's statistics"
         )
-    return found
+    return selector

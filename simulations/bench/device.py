@@ -24,13 +24,13 @@ MOST_DEVICES = 4000
 """Devices of the comparison, drawn where there are more: it is no measure of speed."""
 
 
-def compared_metrics(scenario: Scenario, place: RunPaths, device: str) -> dict[str, Any]:
+def compared_metrics(scenario: Scenario, paths: RunPaths, device: str) -> dict[str, Any]:
     """One round of devices, from tables that know something of their tastes, on ``cpu`` and on ``device``.
 
     All are one user group and hold the whole table in int8. ``metrics``: means over devices with test items, by where;
     ``metrics_difference``: the largest absolute difference between the two.
     """
-    splits = device_splits(scenario, place.data_dir, place.run_dir)
+    splits = device_splits(scenario, paths.data_dir, paths.run_dir)
     everybody = np.arange(splits.num_users)
     share = min(1.0, MOST_DEVICES / max(splits.num_users, 1))
     devices = sample_cohort(scenario.seed, 1, everybody, share)

@@ -122,7 +122,7 @@ def growth(
     plan, out = plan or GrowthPlan(), given_folder(out)
     if out is not None:
         check_out(out, writes=GROWTH_RESULTS)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "environment": {"cpus": psutil.cpu_count(), "load_average_before": psutil.getloadavg()[0]},
         "middle": asdict(plan.middle),
         "axes": {},
@@ -137,10 +137,10 @@ def growth(
             done += 1
             size = getattr(point, axis)
             on_event(Event("growth", done, total, f"{axis} {size:,}: {known[point]['seconds']:.2f} s"))
-        found["axes"][axis] = axis_figures(axis, [(point, known[point]) for point in plan.points(axis)])
+        figures["axes"][axis] = axis_figures(axis, [(point, known[point]) for point in plan.points(axis)])
     if out is not None:
-        write_results(out, {"growth.json": json_bytes(found), "growth.txt": growth_text(found).encode()})
-    return found
+        write_results(out, {"growth.json": json_bytes(figures), "growth.txt": growth_text(figures).encode()})
+    return figures
 
 
 def _read_or_measure(folder: Path, point: Point, *, fresh: bool) -> dict[str, float]:
@@ -152,9 +152,9 @@ def _read_or_measure(folder: Path, point: Point, *, fresh: bool) -> dict[str, fl
             return {key: float(value) for key, value in json.loads((folder / name).read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         pass  # none was measured, or its file is damaged
-    found = measured(point)
-    write_files(folder, {name: json_bytes(found)})
-    return found
+    figures = measured(point)
+    write_files(folder, {name: json_bytes(figures)})
+    return figures
 
 
 def axis_figures(axis: str, points: Sequence[tuple[Point, Mapping[str, float]]]) -> dict[str, Any]:
@@ -181,14 +181,14 @@ def measured(point: Point) -> dict[str, float]:
     )
     with run_folder() as folder:
         scenario = population_scenario(plan, folder, Population(0, point.devices, point.items, PLANTED_GROUPS))
-        place = RunPaths("", str(folder / "run"))
-        return simulated(scenario, place, silent, server=partial(_rounds, point))
+        paths = RunPaths("", str(folder / "run"))
+        return simulated(scenario, paths, silent, server=partial(_rounds, point))
 
 
-def _rounds(point: Point, grid: Grid, scenario: Scenario, place: RunPaths, on_event: OnEvent) -> dict[str, float]:
+def _rounds(point: Point, grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent) -> dict[str, float]:
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)
     with PeakMemory() as memory:
-        strategy = make_context(scenario, place, nodes, on_event).strategy()
+        strategy = make_context(scenario, paths, nodes, on_event).strategy()
         cpu = [0.0]
         strategy.after_round = lambda server_round: cpu.append(processor_seconds())
         strategy.run_whole(grid, point.rounds + 1)
@@ -215,9 +215,9 @@ def processor_seconds() -> float:
     return total
 
 
-def growth_views(found: Mapping[str, Any]) -> list[TableView]:
+def growth_views(figures: Mapping[str, Any]) -> list[TableView]:
     """A table an axis."""
-    return [_view(axis, part, found["middle"]) for axis, part in found["axes"].items()]
+    return [_view(axis, part, figures["middle"]) for axis, part in figures["axes"].items()]
 
 
 def _view(axis: str, part: Mapping[str, Any], middle: Mapping[str, int]) -> TableView:
@@ -239,11 +239,11 @@ def _view(axis: str, part: Mapping[str, Any], middle: Mapping[str, int]) -> Tabl
     )
 
 
-def growth_text(found: Mapping[str, Any]) -> str:
+def growth_text(figures: Mapping[str, Any]) -> str:
     """All tables, as the terminal has them."""
     text = io.StringIO()
     console = Console(file=text, width=100, highlight=False)
-    for view in growth_views(found):
+    for view in growth_views(figures):
         console.print(view.to_rich())
     return text.getvalue()
 

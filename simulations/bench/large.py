@@ -66,9 +66,9 @@ def large(size: int, out: str | Path | None = None, *, on_event: OnEvent = silen
         scenario = population_scenario(plan, folder, Population(0, size, plan.num_items, groups))
         stages = {"write_population": clock.lap()}
         on_event(Event("bench", 1, 3, f"{size:,} devices written"))
-        place = RunPaths("", str(folder / "run"))
-        round_s, devices = simulated(scenario, place, on_event, server=partial(_round, clock, stages))
-    found = {
+        paths = RunPaths("", str(folder / "run"))
+        round_s, devices = simulated(scenario, paths, on_event, server=partial(_round, clock, stages))
+    figures = {
         "devices": devices,
         "items": plan.num_items,
         "user_groups": groups,
@@ -80,16 +80,16 @@ def large(size: int, out: str | Path | None = None, *, on_event: OnEvent = silen
         "environment": {"cpus": psutil.cpu_count(), "load_average_after": psutil.getloadavg()[0]},
     }
     if out is not None:
-        write_results(out, {"population.json": json_bytes(found)})
-    return found
+        write_results(out, {"population.json": json_bytes(figures)})
+    return figures
 
 
 def _round(
-    clock: _Clock, stages: dict[str, float], grid: Grid, scenario: Scenario, place: RunPaths, on_event: OnEvent
+    clock: _Clock, stages: dict[str, float], grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent
 ) -> tuple[float, int]:
     stages["engine"] = clock.lap()
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)
-    strategy = make_context(scenario, place, nodes, on_event).strategy()
+    strategy = make_context(scenario, paths, nodes, on_event).strategy()
     stages["join"] = clock.lap()
     on_event(Event("bench", 2, 3, f"{len(strategy.members.devices):,} devices joined"))
     strategy.run_whole(grid, 1)

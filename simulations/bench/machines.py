@@ -78,32 +78,35 @@ class StageDifference:
     largest: float
 
 
-def stages_of(grid: Grid, scenario: Scenario, place: RunPaths, on_event: OnEvent = silent) -> Stagewise:
+def stages_of(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent = silent) -> Stagewise:
     """Run a scenario; what each stage leaves, in order."""
     stages = StageTimes()
     root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
     nodes = Nodes.connect(grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s)
-    plan = privacy_plan(scenario, place)
-    prepared = prepare(scenario, plan, place, stages, nodes, on_event)
-    found: Stagewise = {}
+    plan = privacy_plan(scenario, paths)
+    prepared = prepare(scenario, plan, paths, stages, nodes, on_event)
+    by_stage: Stagewise = {}
     if isinstance(prepared, CentralStage1Outcome):
-        found["pretrained users"], found["pretrained items"] = prepared.pretrained.users, prepared.pretrained.items
-        found["user groups"] = prepared.groups.assignment
-    refiner = Refiner(grid, place, prepared, nodes, on_event)
+        by_stage["pretrained users"], by_stage["pretrained items"] = (
+            prepared.pretrained.users,
+            prepared.pretrained.items,
+        )
+        by_stage["user groups"] = prepared.groups.assignment
+    refiner = Refiner(grid, paths, prepared, nodes, on_event)
     strategy = refiner.joined(scenario, plan)
-    found["starting tables"] = np.stack([state.table for state in strategy.states])
-    found["starting weights"] = np.stack(strategy.weights(scenario.selector))
+    by_stage["starting tables"] = np.stack([state.table for state in strategy.states])
+    by_stage["starting weights"] = np.stack(strategy.weights(scenario.selector))
     refiner.refine(strategy)
-    found["refined tables"] = np.stack([state.table for state in strategy.states])
-    found["refined weights"] = np.stack(strategy.weights(scenario.selector))
+    by_stage["refined tables"] = np.stack([state.table for state in strategy.states])
+    by_stage["refined weights"] = np.stack(strategy.weights(scenario.selector))
     rows = [
         one
         for asked in evaluated(Evaluator.from_strategy(strategy), on_event).budgets
         for one in qualities(asked.reply)
     ]
-    found["recall"] = np.array([row.recall for row in rows])
-    found["ndcg"] = np.array([row.ndcg for row in rows])
-    return found
+    by_stage["recall"] = np.array([row.recall for row in rows])
+    by_stage["ndcg"] = np.array([row.ndcg for row in rows])
+    return by_stage
 
 
 def compared(first: Stagewise, other: Stagewise, machine: str) -> list[StageDifference]:
@@ -131,13 +134,13 @@ def differences(
     Raises:
         EngineError: a run failed.
     """
-    found: dict[str, Stagewise] = {}
+    by_machine: dict[str, Stagewise] = {}
     with tempfile.TemporaryDirectory(prefix="fl-peel-machines-") as folder:
         for number, (machine, environment) in enumerate(machines.items()):
             place = Path(folder) / str(number)
-            found[machine] = _alone(scenario, overrides, data_dir, environment, place)
-    (first, mine), *_ = found.items()
-    return [one for machine, other in found.items() if machine != first for one in compared(mine, other, machine)]
+            by_machine[machine] = _alone(scenario, overrides, data_dir, environment, place)
+    (first, mine), *_ = by_machine.items()
+    return [one for machine, other in by_machine.items() if machine != first for one in compared(mine, other, machine)]
 
 
 def _alone(
@@ -167,8 +170,8 @@ def _main(out: str, data_dir: str, name: str, *overrides: str) -> None:
 
     scenario = checked(load_scenario(name, list(overrides)), None, working_dir=Path.cwd())
     with run_folder() as run_dir:
-        place = RunPaths(os.path.abspath(data_dir) if data_dir else "", str(run_dir), "")
-        np.savez(out, allow_pickle=False, **simulated(scenario, place, server=stages_of))
+        paths = RunPaths(os.path.abspath(data_dir) if data_dir else "", str(run_dir), "")
+        np.savez(out, allow_pickle=False, **simulated(scenario, paths, server=stages_of))
 
 
 if __name__ == "__main__":

@@ -29,16 +29,16 @@ from strategies.run.place import RunPaths
 
 
 def stock_flower_rate(
-    base: Scenario, place: RunPaths, plan: BenchPlan, folder: Path, on_event: OnEvent
+    base: Scenario, paths: RunPaths, plan: BenchPlan, folder: Path, on_event: OnEvent
 ) -> dict[str, Any]:
     """The same training as a plain Flower app, on Flower's own engine: a node per device, a message per device."""
-    splits = device_splits(base, place.data_dir, place.run_dir)
+    splits = device_splits(base, paths.data_dir, paths.run_dir)
     chosen, table = rivals_devices(base, splits, plan, folder, plan.stock_devices)
     layout = BlockLayout(np.arange(splits.num_items, dtype=np.int32), plan.embedding_dim, 1)
     blocks = pack_ranking(layout, "int8", splits.train.popularity(splits.num_items).astype(np.float64), table, None)
     ranked = RankedBlocks.unpack(layout, "int8", blocks)
 
-    def server(grid: Grid, scenario: Scenario, place: RunPaths, told: OnEvent) -> dict[str, Any]:
+    def server(grid: Grid, scenario: Scenario, paths: RunPaths, on_server_event: OnEvent) -> dict[str, Any]:
         def one_round(server_round: int, nodes: list[int]) -> float:
             start = time.perf_counter()
             content = stock_flower.train_content(folder, base.seed, server_round, splits.num_items, blocks)
@@ -62,7 +62,7 @@ def stock_flower_rate(
 
     engine = base.engine.model_copy(update={"nodes": len(chosen), "device": "cpu", "backend": "ray"})
     scenario = base.model_copy(update={"engine": engine})
-    return simulated(scenario, place, on_event, server=server, client=f"{stock_flower.__name__}:app")
+    return simulated(scenario, paths, on_event, server=server, client=f"{stock_flower.__name__}:app")
 
 
 def rivals_devices(
@@ -84,11 +84,11 @@ def pfl_interpreter(python: str | Path) -> str:
         EngineError: it cannot be started, or has no pfl with torch.
     """
     try:
-        found = subprocess.run([str(python), "-c", "import pfl.model.pytorch"], capture_output=True, text=True)
+        process = subprocess.run([str(python), "-c", "import pfl.model.pytorch"], capture_output=True, text=True)
     except OSError as error:
         raise EngineError(f"--pfl-python {python}: cannot be started ({error.strerror}); name a Python") from error
-    if found.returncode:
-        last = _last_line(found.stderr)
+    if process.returncode:
+        last = _last_line(process.stderr)
         raise EngineError(f"--pfl-python {python}: {last}; install pfl and torch there: pip install 'pfl[pytorch]'")
     return str(python)
 
@@ -98,13 +98,13 @@ def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["no message"])[-1]
 
 
-def pfl_rate(python: str, base: Scenario, place: RunPaths, plan: BenchPlan, folder: Path) -> dict[str, Any]:
+def pfl_rate(python: str, base: Scenario, paths: RunPaths, plan: BenchPlan, folder: Path) -> dict[str, Any]:
     """The same training under pfl, in its own environment; see :mod:`simulations.bench.pfl_app`.
 
     Raises:
         EngineError: it failed there.
     """
-    splits = device_splits(base, place.data_dir, place.run_dir)
+    splits = device_splits(base, paths.data_dir, paths.run_dir)
     _, table = rivals_devices(base, splits, plan, folder, plan.pfl_devices)
     np.save(folder / "table.npy", table)
     how = stock_flower.HOW

@@ -134,17 +134,17 @@ class BenchContext:
         return put_together(TimedStrategy, federation, None, on_event=self.on_event)
 
 
-def make_context(scenario: Scenario, place: RunPaths, nodes: Nodes, on_event: OnEvent) -> BenchContext:
+def make_context(scenario: Scenario, paths: RunPaths, nodes: Nodes, on_event: OnEvent) -> BenchContext:
     """Devices of a data set with drawn embeddings and planted groups."""
-    splits = device_splits(scenario, place.data_dir, place.run_dir)
+    splits = device_splits(scenario, paths.data_dir, paths.run_dir)
     num_users, num_items, dim = splits.num_users, splits.num_items, scenario.pretraining.embedding_dim
     num_groups = scenario.user_groups.count
     rng = rng_for(0, "bench", num_users)
     centroids = rng.standard_normal((num_groups, dim), np.float32) * np.float32(0.2)
     # of a population, its own groups; of a data set, groups drawn in the same way
     assignment = Population(0, num_users, num_items, num_groups, noise=0.0).groups(np.arange(num_users))
-    Path(place.run_dir).mkdir(parents=True, exist_ok=True)
-    (users,) = empty_tables(1, (num_users, dim), place.run_dir, most_in_memory=MOST_IN_MEMORY)
+    Path(paths.run_dir).mkdir(parents=True, exist_ok=True)
+    (users,) = empty_tables(1, (num_users, dim), paths.run_dir, most_in_memory=MOST_IN_MEMORY)
     for start in range(0, num_users, DRAWN):
         part = users[start : start + DRAWN]
         rng.standard_normal(out=part, dtype=np.float32)
@@ -166,7 +166,7 @@ def make_context(scenario: Scenario, place: RunPaths, nodes: Nodes, on_event: On
         PretrainedEmbeddings(users, items, 1.0),
         UserGroups(assignment, centroids),
     )
-    return BenchContext(scenario, place, prepared, nodes, popularity, on_event)
+    return BenchContext(scenario, paths, prepared, nodes, popularity, on_event)
 
 
 def _popularity(train: UserItems, members: NDArray[np.int64], num_items: int) -> NDArray[np.float32]:

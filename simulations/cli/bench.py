@@ -59,14 +59,14 @@ def bench(
         from simulations.bench.large import large
 
         with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
-            found = large(population, out, on_event=on_event)
-        print_json(found)
+            figures = large(population, out, on_event=on_event)
+        print_json(figures)
         return
     from simulations.bench.bench import bench as measure
 
     folder = data_dir or os.environ.get("FL_PEEL_DATA", "")
     with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
-        found = measure(
+        figures = measure(
             folder and Path(folder).absolute(),
             out,
             device=device,
@@ -75,7 +75,7 @@ def bench(
             pfl_python=pfl_python,
             on_event=on_event,
         )
-    print_json(found)
+    print_json(figures)
 
 
 def _growth(out: Path | None, *, fresh: bool, quiet: bool, as_json: bool) -> None:
@@ -85,5 +85,7 @@ def _growth(out: Path | None, *, fresh: bool, quiet: bool, as_json: bool) -> Non
     from simulations.cli.progress import shown
 
     with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
-        found = measure(out, on_event=on_event, fresh=fresh)
-    show(lambda: found, lambda: [view.to_rich() for view in growth_views(found)], None, quiet=quiet, as_json=as_json)
+        figures = measure(out, on_event=on_event, fresh=fresh)
+    show(
+        lambda: figures, lambda: [view.to_rich() for view in growth_views(figures)], None, quiet=quiet, as_json=as_json
+    )

@@ -21,11 +21,11 @@ def show_estimate(scenario: Scenario, data_dir: Path | None, seeds: int, *, as_j
     """Print what a run would take, as a table or as JSON."""
     from simulations.estimate import estimate
 
-    found = estimate(scenario, data_dir)
+    figures = estimate(scenario, data_dir)
     if as_json:
-        print_json(in_json(found, seeds))
+        print_json(in_json(figures, seeds))
         return
-    print_table(estimate_view(found, seeds).to_rich())
+    print_table(estimate_view(figures, seeds).to_rich())
 
 
 def print_estimate(
@@ -38,51 +38,57 @@ def print_estimate(
     if quiet:
         return
     try:
-        found = estimate(checked(scenario, None), data_dir)
+        figures = estimate(checked(scenario, None), data_dir)
     except FlPeelError:
         return
-    seconds = seeds * (found.total_s + (STUDIES[study] - 1) * found.study_s)
-    text = f"estimate: {format_seconds(seconds)} and {_memory(found)}, within a factor of {WITHIN:g}"
+    seconds = seeds * (figures.total_s + (STUDIES[study] - 1) * figures.study_s)
+    text = f"estimate: {format_seconds(seconds)} and {_memory(figures)}, within a factor of {WITHIN:g}"
     kept = f"; rows in {out / 'checkpoints'} are not computed again" if (out / "checkpoints").is_dir() else ""
     typer.echo(text + kept, err=True)
 
 
-def in_json(found: RunEstimate, seeds: int) -> dict[str, Any]:
+def in_json(figures: RunEstimate, seeds: int) -> dict[str, Any]:
     """An estimate in numbers, with its sums and how far it may be off."""
     from simulations.estimate import WITHIN
 
-    sums = {"bytes_per_device": found.bytes_per_device, "total_bytes": found.total_bytes}
-    return {**asdict(found), **sums, "seeds": seeds, "total_seconds": seeds * found.total_s, "within_factor": WITHIN}
+    sums = {"bytes_per_device": figures.bytes_per_device, "total_bytes": figures.total_bytes}
+    return {
+        **asdict(figures),
+        **sums,
+        "seeds": seeds,
+        "total_seconds": seeds * figures.total_s,
+        "within_factor": WITHIN,
+    }
 
 
-def estimate_view(found: RunEstimate, seeds: int) -> TableView:
+def estimate_view(figures: RunEstimate, seeds: int) -> TableView:
     """An estimate as a table: what, how much, how it is known."""
     from simulations.estimate import WITHIN
     from simulations.report.tables.view import TableView, format_bytes
 
     constants = f"measured constants, within a factor of {WITHIN:g}"
-    parts = f"{found.train:,} train, {found.validation:,} validation, {found.test:,} test interactions"
-    asked = f"{found.rounds}, with {found.participants:,.0f} devices each"
+    parts = f"{figures.train:,} train, {figures.validation:,} validation, {figures.test:,} test interactions"
+    asked = f"{figures.rounds}, with {figures.participants:,.0f} devices each"
     rows = [
-        ("data", f"{found.data}: {found.devices:,} devices, {found.items:,} items", "read"),
+        ("data", f"{figures.data}: {figures.devices:,} devices, {figures.items:,} items", "read"),
         ("", parts, "split"),
-        ("full table", f"{format_bytes(found.full_table_bytes)}, {found.blocks:,} blocks", "exact"),
-        ("user groups", f"{found.user_groups}", "at most"),
+        ("full table", f"{format_bytes(figures.full_table_bytes)}, {figures.blocks:,} blocks", "exact"),
+        ("user groups", f"{figures.user_groups}", "at most"),
         ("rounds", asked, "budgets and availability of the fleet"),
-        ("stage 1, per device", _moved(found.stage1_download_bytes, found.stage1_upload_bytes), "protocol"),
+        ("stage 1, per device", _moved(figures.stage1_download_bytes, figures.stage1_upload_bytes), "protocol"),
         (
             "rounds, per device",
-            _moved(found.download_bytes, found.upload_bytes),
+            _moved(figures.download_bytes, figures.upload_bytes),
             "protocol; up within a factor of 2",
         ),
-        ("all devices", format_bytes(found.total_bytes), "both, times the number of devices"),
-        ("memory", _memory(found), constants),
-        *((f"time: {name}", format_seconds(value), constants) for name, value in found.seconds.items()),
-        ("time", format_seconds(seeds * found.total_s), f"{seeds} seeds" if seeds > 1 else "all stages"),
+        ("all devices", format_bytes(figures.total_bytes), "both, times the number of devices"),
+        ("memory", _memory(figures), constants),
+        *((f"time: {name}", format_seconds(value), constants) for name, value in figures.seconds.items()),
+        ("time", format_seconds(seeds * figures.total_s), f"{seeds} seeds" if seeds > 1 else "all stages"),
     ]
-    note = "; ".join(found.notes)
+    note = "; ".join(figures.notes)
     return TableView(
-        f"Estimated cost of a run of {found.scenario}", ("quantity", "estimate", "source"), tuple(rows), 3, note
+        f"Estimated cost of a run of {figures.scenario}", ("quantity", "estimate", "source"), tuple(rows), 3, note
     )
 
 
@@ -92,8 +98,8 @@ def _moved(download_bytes: float, upload_bytes: float) -> str:
     return f"{format_bytes(download_bytes)} down, {format_bytes(upload_bytes)} up"
 
 
-def _memory(found: RunEstimate) -> str:
-    return f"{found.memory_bytes / 1e9:.1f} GB of memory"
+def _memory(figures: RunEstimate) -> str:
+    return f"{figures.memory_bytes / 1e9:.1f} GB of memory"
 
 
 def format_seconds(seconds: float) -> str:

@@ -80,14 +80,14 @@ def profiles_validate(
     """Check fleet files: one line each, exit code 2 at the first invalid one."""
     from clients.fleet.fleet import load_fleet
 
-    found: list[dict[str, object]] = []
+    checked_fleets: list[dict[str, object]] = []
     for fleet in fleets:
         loaded = load_fleet(fleet)
-        found.append({"fleet": fleet, "classes": loaded.names})
+        checked_fleets.append({"fleet": fleet, "classes": loaded.names})
         text = f"{fleet}: {len(loaded.profiles)} device classes ({', '.join(loaded.names)})"
         typer.echo(text, err=as_json)
     if as_json:
-        print_json(found)
+        print_json(checked_fleets)
 
 
 @profiles_app.command("sample")

@@ -80,11 +80,11 @@ def compare(
                 raise ScenarioError(
                     f"{option}: is for scenarios in which the server collects interactions; leave it out"
                 )
-        told = _options(["compare", scenario], overrides, words, data_dir, fresh, quiet)
+        options = _options(["compare", scenario], overrides, words, data_dir, fresh, quiet)
         print_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
-        found = compare_federated(loaded, shares, out=out, seeds=seeds, **told)
-        board = leaderboard_view(found["rows"]).to_rich
-        show(lambda: found, lambda: [board()], out / "compare.html", quiet=quiet, as_json=as_json)
+        compared = compare_federated(loaded, shares, out=out, seeds=seeds, **options)
+        board = leaderboard_view(compared["rows"]).to_rich
+        show(lambda: compared, lambda: [board()], out / "compare.html", quiet=quiet, as_json=as_json)
         return
     chosen: dict[str, Any] = {}
     if rivals is not None:

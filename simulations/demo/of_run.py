@@ -101,12 +101,12 @@ def items_of(model: Model) -> DemoItems:
 
 def largest_artefacts(out: Path) -> Mapping[int, Path]:
     """Of every device that left artefacts the file of its largest budget, by device number."""
-    found: dict[int, tuple[int, Path]] = {}
+    largest: dict[int, tuple[int, Path]] = {}
     for file in sorted((out / ARTIFACTS).glob("device-*.peel")):
         if named := ARTEFACT.fullmatch(file.name):
             device, budget = int(named[1]), int(named[3])
-            found[device] = max(found.get(device, (-1, file)), (budget, file))
-    return {device: found[device][1] for device in sorted(found)}
+            largest[device] = max(largest.get(device, (-1, file)), (budget, file))
+    return {device: largest[device][1] for device in sorted(largest)}
 
 
 def _data(scenario: Scenario, data_dir: Path | None) -> tuple[DemoItems, Splits | None, str | None]:
@@ -115,10 +115,10 @@ def _data(scenario: Scenario, data_dir: Path | None) -> tuple[DemoItems, Splits 
     try:
         if data.name is not None:
             where = Path(folder) if folder else None
-            found = load_dataset(data.name, data_dir=where, min_rating=data.min_rating, allow_download=False)
+            interactions = load_dataset(data.name, data_dir=where, min_rating=data.min_rating, allow_download=False)
         else:
-            found = load_interactions(scenario, folder)
-        return DemoItems(found.item_labels), splits_of(scenario, found), None
+            interactions = load_interactions(scenario, folder)
+        return DemoItems(interactions.item_labels), splits_of(scenario, interactions), None
     except DataError as error:
         if data_dir is not None:
             raise

@@ -128,8 +128,8 @@ def rows_of(runs: Sequence[SeedRuns], tables: Sequence[str], names: Sequence[str
             for one, mean, sums in zip(runs, means, drawn, strict=True):
                 by_seed = mean[m, t]
                 value.append(float(by_seed.mean()))
-                found = estimate(value[-1], sums[m, t], one.num_devices, by_seed.tolist())
-                figures.append(FigureInterval(value=found.value, low=found.low, high=found.high))
+                figure = estimate(value[-1], sums[m, t], one.num_devices, by_seed.tolist())
+                figures.append(FigureInterval(value=figure.value, low=figure.low, high=figure.high))
             others = []
             for i in range(1, len(runs)):
                 paired = len(runs[0].seeds) > 1 and runs[0].seeds == runs[i].seeds
@@ -160,10 +160,10 @@ def _ratio(
     if not base.all():
         return None
     by_seed = (means[i][place] / base).tolist() if paired else []
-    found = estimate(
+    figure = estimate(
         float(means[i][place].mean() / base.mean()), over(drawn[i][place], drawn[0][place]), devices, by_seed
     )
-    return FigureInterval(value=found.value, low=found.low, high=found.high)
+    return FigureInterval(value=figure.value, low=figure.low, high=figure.high)
 
 
 def corrected(rows: Sequence[DiffRow]) -> tuple[DiffRow, ...]:
@@ -181,8 +181,8 @@ def changed_keys(scenarios: Sequence[dict[str, Any]]) -> dict[str, tuple[Any, ..
     """Keys whose values differ, by their paths; None where a scenario lacks one."""
     flat = [laid_flat(scenario) for scenario in scenarios]
     paths = sorted({path for one in flat for path in one if path.split(".")[0] not in IRRELEVANT})
-    found = {path: tuple(one.get(path) for one in flat) for path in paths}
-    return {path: values for path, values in found.items() if any(value != values[0] for value in values)}
+    values_by_path = {path: tuple(one.get(path) for one in flat) for path in paths}
+    return {path: values for path, values in values_by_path.items() if any(value != values[0] for value in values)}
 
 
 def in_json(result: DiffResult) -> dict[str, Any]:

@@ -41,8 +41,8 @@ class SeedRuns:
         if (folder / SEEDS_FILE).is_file():
             folders = [folder / f"seed-{seed}" for seed in _seeds(folder / SEEDS_FILE)]
         reports = [read_report(one) for one in folders]
-        found = tuple(PerDevice.read(one / FILE) for one in folders)
-        return SeedRuns(str(path), tuple(report.seed for report in reports), found, reports[0].scenario)
+        by_seed = tuple(PerDevice.read(one / FILE) for one in folders)
+        return SeedRuns(str(path), tuple(report.seed for report in reports), by_seed, reports[0].scenario)
 
     @property
     def tables(self) -> tuple[str, ...]:

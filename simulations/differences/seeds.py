@@ -37,10 +37,14 @@ class Figure:
     by_seed: tuple[float, ...]
 
     @staticmethod
-    def from_estimate(found: Estimate, by_seed: list[float]) -> Figure:
+    def from_estimate(estimated: Estimate, by_seed: list[float]) -> Figure:
         """Of an estimate."""
         return Figure(
-            value=found.value, low=found.low, high=found.high, seeds_std=found.seeds_std, by_seed=tuple(by_seed)
+            value=estimated.value,
+            low=estimated.low,
+            high=estimated.high,
+            seeds_std=estimated.seeds_std,
+            by_seed=tuple(by_seed),
         )
 
     @staticmethod

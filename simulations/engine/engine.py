@@ -56,7 +56,7 @@ def starting(scenario: Scenario) -> Iterator[None]:
 
 def simulated(
     scenario: Scenario,
-    place: RunPaths,
+    paths: RunPaths,
     on_event: OnEvent = silent,
     *,
     server: Server[Result],
@@ -76,14 +76,14 @@ def simulated(
         from fl_peel.errors import EngineError
         from fl_peel.freed import release_memory
 
-        def told(event: Event) -> None:
+        def on_server_event(event: Event) -> None:
             if stop.is_set():
                 raise EngineError("the simulation engine has stopped")
             if event.stage != "pretraining" or event.done == event.total:
                 release_memory()
             on_event(event)
 
-        outcome.append(server(grid, scenario, place, told))
+        outcome.append(server(grid, scenario, paths, on_server_event))
 
     reuse_memory()
     if backend_of(scenario.engine) == "ray":

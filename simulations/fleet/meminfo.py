@@ -152,8 +152,8 @@ class _MeminfoReader:
             return
         if _TIME.fullmatch(line):
             self._time(number, Decimal(line))
-        elif found := _AVAILABLE.fullmatch(line):
-            self._available(number, int(found[1]))
+        elif match := _AVAILABLE.fullmatch(line):
+            self._available(number, int(match[1]))
         elif line.startswith("MemTotal:") and _OTHER.fullmatch(line):
             self._refuse_incomplete(self.snapshot_line, number)
             self.snapshot_line = number

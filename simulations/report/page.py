@@ -57,8 +57,8 @@ def run_page(result: RunResult, plots: Sequence[Plot], demo: str | None = None) 
 
 def privacy_views(result: RunResult) -> list[TableView]:
     """Tables of privacy: what was hidden, and the epsilon spent; none where nothing was hidden."""
-    told = result.privacy
-    return nested_views("Privacy", to_plain(told)) if told is not None and told.hides else []
+    privacy = result.privacy
+    return nested_views("Privacy", to_plain(privacy)) if privacy is not None and privacy.hides else []
 
 
 def _lead(result: RunResult) -> str:
@@ -145,13 +145,17 @@ def _yardstick(result: RunResult) -> tuple[Quality | None, str]:
 
 def _run_facts(result: RunResult) -> list[tuple[str, str]]:
     classes = result.device_classes.values()
-    told = result.privacy is None or not result.privacy.withholds
+    counters_shown = result.privacy is None or not result.privacy.withholds
     facts = [
         ("devices", f"{sum(row.devices for row in classes):,}"),
         ("rounds", f"{len(result.rounds):,}"),
         ("full table, fp32", format_bytes(result.full_table.bytes)),
         ("budget violations", f"{sum(row.budget_violations for row in classes):,}"),
-        *([("working memory violations", f"{sum(row.working_violations for row in classes):,}")] if told else []),
+        *(
+            [("working memory violations", f"{sum(row.working_violations for row in classes):,}")]
+            if counters_shown
+            else []
+        ),
         ("wall time", f"{sum(result.stages.values()):,.0f} s"),
         ("seed", str(result.seed)),
     ]

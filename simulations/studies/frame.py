@@ -91,13 +91,13 @@ class Frame:
 
     def result(self, figures: dict[str, Any]) -> dict[str, Any]:
         """The figures, and where they are from."""
-        found = {
+        content = {
             **figures,
             "scenario": self.scenario.model_dump(mode="json"),
             "seed": self.scenario.seed,
             "versions": versions(),
         }
-        return found | ({"command": self.command} if self.command else {})
+        return content | ({"command": self.command} if self.command else {})
 
 
 def _check(scenario: Scenario) -> None:

@@ -101,8 +101,8 @@ class Study:
                 self.seconds[trial.name] = seconds
                 start = time.perf_counter()
 
-            def server(grid: Grid, scenario: Scenario, place: RunPaths, on_event: OnEvent) -> dict[str, Any]:
-                return serve_trials(grid, missing, place, on_event, done)
+            def server(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent) -> dict[str, Any]:
+                return serve_trials(grid, missing, paths, on_event, done)
 
             results |= simulated(self.scenario, self.paths, self.on_event, server=server)
         return results
@@ -126,7 +126,7 @@ def _content(trial: Trial) -> list[Any]:
     return [decisive(trial.scenario), *what, trial.scenario.evaluation.top_n]
 
 
-def study_splits(scenario: Scenario, place: RunPaths) -> Splits:
+def study_splits(scenario: Scenario, paths: RunPaths) -> Splits:
     """The devices' data.
 
     Raises:
@@ -138,7 +138,7 @@ def study_splits(scenario: Scenario, place: RunPaths) -> Splits:
         raise ScenarioError(
             "data.refit: studies choose settings on validation items, which refit trains on; leave it out"
         )
-    splits = device_splits(scenario, place.data_dir, place.run_dir)
+    splits = device_splits(scenario, paths.data_dir, paths.run_dir)
     require_items(splits, "validation", "studies choose settings on them; raise it")
     require_items(splits, "test", "studies report metrics on them; raise it")
     check_data(scenario, splits)
@@ -161,6 +161,6 @@ def open_study(
     """
     folder = out / CHECKPOINTS
     with run_folder() as run_dir:
-        place = RunPaths(data_folder(data_dir), str(run_dir), str(cache_dir or folder / "tables"))
-        splits = study_splits(scenario, place)
-        yield Study(scenario, place, splits, Checkpoints(folder, data_digest(splits), fresh=fresh), on_event)
+        paths = RunPaths(data_folder(data_dir), str(run_dir), str(cache_dir or folder / "tables"))
+        splits = study_splits(scenario, paths)
+        yield Study(scenario, paths, splits, Checkpoints(folder, data_digest(splits), fresh=fresh), on_event)

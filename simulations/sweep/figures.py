@@ -49,18 +49,18 @@ def _shared(devices: PerDevice, own: str) -> PerDevice:
     return replace(devices, tables=names)
 
 
-def shared_tables(found: Sequence[MeasuredSetting]) -> tuple[str, ...]:
+def shared_tables(settings: Sequence[MeasuredSetting]) -> tuple[str, ...]:
     """Tables that all settings have: shares of the full table, own budgets, full tables."""
-    tables = [table for table in found[0].runs.tables if all(table in other.runs.tables for other in found[1:])]
+    tables = [table for table in settings[0].runs.tables if all(table in other.runs.tables for other in settings[1:])]
     shares = [table for table in tables if table.endswith("%")]
     return (*shares, *(table for table in (OWN_BUDGET, *FULL_TABLES) if table in tables))
 
 
-def sweep_rows(found: Sequence[MeasuredSetting], tables: Sequence[str], replicates: int) -> tuple[SweepRow, ...]:
+def sweep_rows(settings: Sequence[MeasuredSetting], tables: Sequence[str], replicates: int) -> tuple[SweepRow, ...]:
     """Every setting's figures, and recall less that of the first."""
-    less = _less(found, tables, replicates)
+    less = _less(settings, tables, replicates)
     rows = []
-    for one in found:
+    for one in settings:
         means, drawn = one.runs.means(tables), one.runs.replicates(tables, replicates)
         figures = [
             [Figure.mean(means[m, t].tolist(), drawn[m, t], one.runs.num_devices) for t in range(len(tables))]
@@ -88,9 +88,11 @@ def sweep_rows(found: Sequence[MeasuredSetting], tables: Sequence[str], replicat
     return tuple(rows)
 
 
-def _less(found: Sequence[MeasuredSetting], tables: Sequence[str], replicates: int) -> dict[str, dict[str, Difference]]:
+def _less(
+    settings: Sequence[MeasuredSetting], tables: Sequence[str], replicates: int
+) -> dict[str, dict[str, Difference]]:
     """By setting and table, recall less that of the first; settings with other test items are left out."""
-    same = [one for one in found if _comparable(found[0].runs, one.runs)]
+    same = [one for one in settings if _comparable(settings[0].runs, one.runs)]
     if len(same) < 2:
         return {}
     names = [one.setting.label for one in same]

@@ -77,18 +77,18 @@ def values_of(asked: Iterable[str]) -> tuple[dict[str, list[str]], dict[str, str
     fixed: dict[str, str] = {}
     for text in asked:
         path, equals, values = text.partition("=")
-        path, found = path.strip(), list(dict.fromkeys(split_values(values)))
+        path, choices = path.strip(), list(dict.fromkeys(split_values(values)))
         shown = f"--set {shortened(text, 100)}"
-        if not equals or not path or not all(found):
+        if not equals or not path or not all(choices):
             raise ScenarioError(f"{shown}: expected path=value,value, e.g. refinement.rounds=1,5")
         if path in varying or path in fixed:
             raise ScenarioError(f"{shown}: {path} is given twice; write all its values in one --set, with commas")
         if path == "seed":
             raise ScenarioError(f"{shown}: seeds are not a setting; give --seed and --seeds")
-        if len(found) > 1:
-            varying[path] = found
+        if len(choices) > 1:
+            varying[path] = choices
         else:
-            fixed[path] = found[0]
+            fixed[path] = choices[0]
     return varying, fixed
 
 

@@ -129,11 +129,11 @@ def sweep_page(result: SweepResult) -> str:
     more = len(result.rows) - len(PALETTE)
     kind = "search" if result.search else "sweep"
     which = " (the best eight on validation)" if result.search and more > 0 else ""
-    found = f", found in {result.trials} trials of a search on validation" if result.search else ""
+    origin = f", found in {result.trials} trials of a search on validation" if result.search else ""
     return render(
         "sweep.html",
         title=f"{scenario_name(result.scenario).partition(':')[0]}: a {kind} over {', '.join(keys)}",
-        lead=f"One scenario under {len(result.rows)} settings{found}.{chosen}",
+        lead=f"One scenario under {len(result.rows)} settings{origin}.{chosen}",
         facts=[
             ("settings", f"{len(result.rows):,}"),
             ("seeds", f"{len(result.seeds)}"),
@@ -155,11 +155,11 @@ def csv_rows(result: SweepResult) -> Iterator[dict[str, Any]]:
         yield {**place, "table": "validation", "metric": "recall@20", "value": row.validation}
         for one in row.tables:
             for metric, figure in (("recall", one.recall), ("ndcg", one.ndcg)):
-                found = {"value": figure.value, "low": figure.low, "high": figure.high, "seeds_std": figure.seeds_std}
+                figures = {"value": figure.value, "low": figure.low, "high": figure.high, "seeds_std": figure.seeds_std}
                 if metric == "recall" and one.less is not None:
                     ends = {"less_low": one.less.low, "less_high": one.less.high}
-                    found |= {"less": one.less.value, **ends, "p_holm": one.p_holm}
-                yield {**place, "table": one.table, "metric": f"{metric}@{result.top_n}", **found}
+                    figures |= {"less": one.less.value, **ends, "p_holm": one.p_holm}
+                yield {**place, "table": one.table, "metric": f"{metric}@{result.top_n}", **figures}
 
 
 def write_sweep(out: Path, result: SweepResult) -> list[Path]:

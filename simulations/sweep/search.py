@@ -28,10 +28,16 @@ def optuna() -> Any:
 
 
 def search(
-    space: Space, own: OwnValues, validation_of: Callable[[Setting], float], *, trials: int, seed: int, told: OnTrial
+    space: Space,
+    own: OwnValues,
+    validation_of: Callable[[Setting], float],
+    *,
+    trials: int,
+    seed: int,
+    on_trial: OnTrial,
 ) -> None:
     """Look so many times for the setting whose validation is the highest. own: the scenario's values of the keys, which
-    are the first trial where the space has them; told: the number of a trial, its setting, and what it reached.
+    are the first trial where the space has them; on_trial: the number of a trial, its setting, and what it reached.
     """
     library = optuna()
     library.logging.set_verbosity(library.logging.WARNING)
@@ -45,7 +51,7 @@ def search(
         setting = space.setting(_suggested(trial, one) for one in space.varied)
         reached = validation_of(setting)
         study.tell(trial, reached)
-        told(number, setting, reached)
+        on_trial(number, setting, reached)
 
 
 def _as_suggested(one: Varied, value: Any) -> Any:

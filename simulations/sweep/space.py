@@ -104,16 +104,16 @@ def _varied(text: str) -> Varied:
         raise ScenarioError(f"{shown}: expected path=low..high, e.g. 'refinement.local.learning_rate=0.01..1(log)'")
     if path == "seed":
         raise ScenarioError(f"{shown}: seeds are not a setting; give --seed and --seeds")
-    if found := _RANGE.fullmatch(values):
-        return _range(shown, path, found)
+    if match := _RANGE.fullmatch(values):
+        return _range(shown, path, match)
     choices = tuple(dict.fromkeys(split_values(values)))
     if not all(choices) or len(choices) < 2:
         raise ScenarioError(f"{shown}: expected low..high, or values between commas; one value is for --set")
     return ListedValues(path, choices)
 
 
-def _range(shown: str, path: str, found: re.Match[str]) -> Range:
-    low_text, high_text, kind = found["low"].strip(), found["high"].strip(), (found["kind"] or "").strip()
+def _range(shown: str, path: str, match: re.Match[str]) -> Range:
+    low_text, high_text, kind = match["low"].strip(), match["high"].strip(), (match["kind"] or "").strip()
     whole = all(_WHOLE.fullmatch(text) for text in (low_text, high_text))
     low, high = _number(shown, low_text), _number(shown, high_text)
     if not low < high:

@@ -44,10 +44,10 @@ def recall_plot(periods: Sequence[PeriodResult]) -> Plot:
     figure, (axes,) = new_figure(4.2)
     labels = []
     for index, name in enumerate(names):
-        found = [period.lines[name]["all"] for period in periods]
+        results = [period.lines[name]["all"] for period in periods]
         style = line_kwargs(index, strong=name == "federation", dashed=not name.startswith("federation"))
-        x, y = list(range(1, len(periods) + 1)), [one.recall for one in found]
-        label = _line(axes, LABELS.get(name, name), x, y, style, [_ends(one) for one in found])
+        x, y = list(range(1, len(periods) + 1)), [one.recall for one in results]
+        label = _line(axes, LABELS.get(name, name), x, y, style, [_ends(one) for one in results])
         labels.append(replace(label, bold=name == "federation"))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("period")
@@ -63,8 +63,8 @@ def kinds_plot(periods: Sequence[PeriodResult]) -> Plot:
     figure, panels = new_figure(3.2, 1, 3, sharey=True)
     for axes, (kind, words) in zip(panels, KINDS.items(), strict=True):
         for index, name in enumerate(("federation", "start-table", "cached-list")):
-            found = [(number, period.lines[name].get(kind)) for number, period in enumerate(periods, start=1)]
-            known = [(number, one) for number, one in found if one is not None]
+            results = [(number, period.lines[name].get(kind)) for number, period in enumerate(periods, start=1)]
+            known = [(number, one) for number, one in results if one is not None]
             style = line_kwargs(index, strong=index == 0, dashed=index > 0) | {"label": LABELS.get(name, name)}
             x, y = [number for number, _ in known], [one.recall for _, one in known]
             axes.plot(x, y, **style)
@@ -111,10 +111,10 @@ def _from_nought(axes: Axes, values: Sequence[float]) -> None:
 def _recall(axes: Axes, periods: Sequence[PeriodResult]) -> None:
     labels, x, highest = [], list(range(1, len(periods) + 1)), 0.0
     for index, name in enumerate(("federation", "federation, own budgets", "cached-list")):
-        found = [period.lines[name]["all"] for period in periods]
-        style, y = line_kwargs(index, strong=index == 0, dashed=index == 2), [one.recall for one in found]
-        labels.append(_line(axes, LABELS.get(name, name), x, y, style, [_ends(one) for one in found]))
-        highest = max([highest, *(one.interval.high if one.interval else one.recall for one in found)])
+        results = [period.lines[name]["all"] for period in periods]
+        style, y = line_kwargs(index, strong=index == 0, dashed=index == 2), [one.recall for one in results]
+        labels.append(_line(axes, LABELS.get(name, name), x, y, style, [_ends(one) for one in results]))
+        highest = max([highest, *(one.interval.high if one.interval else one.recall for one in results)])
     _from_nought(axes, [highest])
     axes.set_ylabel("Recall@20")
     label_ends(axes, labels)

@@ -176,19 +176,19 @@ def followed_view(result: TimelineResult) -> TableView:
     for number, period in enumerate(result.periods, start=1):
         if period.followed is None:
             continue
-        found, moments = period.followed.figures, period.followed.moments
+        figures, moments = period.followed.figures, period.followed.moments
         budgets = [moment.budget_bytes_mean for moment in moments]
-        devices = max(found.devices, 1)
+        devices = max(figures.devices, 1)
         body.append(
             (
                 str(number),
-                f"{found.devices:,}",
+                f"{figures.devices:,}",
                 f"{period.followed.hours:.1f}",
                 *map(format_bytes, (min(budgets), max(budgets))),
-                f"{found.reselections / devices:.2f}",
-                format_bytes(found.growth_bytes / devices),
-                *map(format_metric, (found.recall, found.rigid_recall)),
-                str(found.budget_violations),
+                f"{figures.reselections / devices:.2f}",
+                format_bytes(figures.growth_bytes / devices),
+                *map(format_metric, (figures.recall, figures.rigid_recall)),
+                str(figures.budget_violations),
             )
         )
     columns = (

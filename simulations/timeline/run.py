@@ -64,26 +64,28 @@ def run_with_replicates(
     if callbacks:
         alone = partial(run_with_replicates, scenario, data_dir=data_dir, out=out, command=command, fresh=fresh)
         return watched(
-            lambda told: alone(on_event=told),
+            lambda on_watched_event: alone(on_event=on_watched_event),
             scenario,
             callbacks,
             on_event,
-            lambda found: to_plain(found[0]),
-            lambda found: {},
+            lambda outcome: to_plain(outcome[0]),
+            lambda outcome: {},
         )
     check_timeline(scenario)
     out = given_folder(out)
     if out is not None:
         check_out(out, writes=run_results(scenario))
     with run_folder() as run_dir:
-        place = RunPaths(data_folder(data_dir), str(run_dir))
-        splits = device_splits(scenario, place.data_dir, place.run_dir)
+        paths = RunPaths(data_folder(data_dir), str(run_dir))
+        splits = device_splits(scenario, paths.data_dir, paths.run_dir)
         check_items(scenario, splits.num_items)
         check_devices(scenario, splits)
-        timeline = device_timeline(scenario, place.data_dir, place.run_dir)
-        with resumable_folder(out, scenario, timeline, fresh=fresh) as kept_dir:
+        timeline = device_timeline(scenario, paths.data_dir, paths.run_dir)
+        with resumable_folder(out, scenario, timeline, fresh=fresh) as checkpoint_dir:
             with PeakMemory() as memory:
-                result = simulated(scenario, replace(place, checkpoint_dir=kept_dir), on_event, server=serve_timeline)
+                result = simulated(
+                    scenario, replace(paths, checkpoint_dir=checkpoint_dir), on_event, server=serve_timeline
+                )
             with np.load(run_dir / REPLICATES) as kept:
                 replicates = dict(zip(kept["lines"].tolist(), kept["recalls"], strict=True))
             result = replace(result, versions=versions(), command=command, peak_rss_bytes=memory.peak_bytes)

@@ -80,25 +80,25 @@ def run_timeline_seeds(
     results, drawn = [], []
     for number in range(scenario.seed, scenario.seed + seeds):
         one = scenario.model_copy(update={"seed": number})
-        place, told = out / f"seed-{number}", with_seed(number, on_event)
+        place, on_seed_event = out / f"seed-{number}", with_seed(number, on_event)
         about = _about(one, data_dir)
-        found = None if fresh else read_completed(place, about, partial(_read_whole, place))
-        if found is None:
-            found = run_with_replicates(
+        outcome = None if fresh else read_completed(place, about, partial(_read_whole, place))
+        if outcome is None:
+            outcome = run_with_replicates(
                 one,
                 data_dir=data_dir,
                 out=place,
-                on_event=told,
+                on_event=on_seed_event,
                 callbacks=callbacks,
                 command=command,
                 fresh=fresh,
             )
-            seal(place / WHOLE, found)
+            seal(place / WHOLE, outcome)
             mark_completed(place, about)
         else:
-            told(Event("report", 1, 1, "resumed from a checkpoint"))
-        results.append(found[0])
-        drawn.append(found[1])
+            on_seed_event(Event("report", 1, 1, "resumed from a checkpoint"))
+        results.append(outcome[0])
+        drawn.append(outcome[1])
     together = timeline_seeds(results, drawn, command)
     write_timeline_seeds(out, together)
     for result in results:

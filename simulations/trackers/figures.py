@@ -11,14 +11,14 @@ def figures_on_test(result: RunResult) -> dict[str, float]:
     """Recall and NDCG of every budget and full table: ``test/recall_at_20/1pct``, ``test/ndcg_at_20/full_refined``."""
     full = result.full_table
     tables = {"full_global": full.globally, "full_start": full.start, "full_refined": full.refined}
-    found: dict[str, float | None] = {}
+    figures: dict[str, float | None] = {}
     for metric in ("recall", "ndcg"):
         path = f"test/{metric}_at_{result.top_n}"
         for row in result.budgets:
-            found[f"{path}/{budget_name(result, row)}"] = getattr(row, metric)
+            figures[f"{path}/{budget_name(result, row)}"] = getattr(row, metric)
         for name, quality in tables.items():
-            found[f"{path}/{name}"] = None if quality is None else getattr(quality, metric)
-    return known(found)
+            figures[f"{path}/{name}"] = None if quality is None else getattr(quality, metric)
+    return known(figures)
 
 
 def budget_name(result: RunResult, row: BudgetRow) -> str:

@@ -44,8 +44,8 @@ class MLflow(Callback):
 
     def on_start(self, scenario: Scenario) -> None:
         """Begin a run, with the scenario's keys."""
-        found = self._client.get_experiment_by_name(EXPERIMENT)
-        experiment = found.experiment_id if found else self._client.create_experiment(EXPERIMENT)
+        existing = self._client.get_experiment_by_name(EXPERIMENT)
+        experiment = existing.experiment_id if existing else self._client.create_experiment(EXPERIMENT)
         name = f"{scenario.name}-seed-{scenario.seed}"
         self._run = self._client.create_run(experiment, run_name=name).info.run_id
         parameters = [

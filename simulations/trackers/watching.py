@@ -49,33 +49,33 @@ def watched(
     scenario: Scenario,
     callbacks: Iterable[Callback],
     on_event: OnEvent,
-    said: Callable[[Figures], Mapping[str, Any]],
+    to_figures: Callable[[Figures], Mapping[str, Any]],
     last: Callable[[Figures], Mapping[str, float]],
 ) -> Figures:
     """What ``work`` does, of which callbacks and ``on_event`` are told.
 
-    A run begins with its first event: one that is refused before leaves no trace in any tracker. said: the result as
-    callbacks get it; last: figures of it that no event has told, told as those of a last one.
+    A run begins with its first event: one that is refused before leaves no trace in any tracker. to_figures: the result
+    as callbacks get it; last: figures of it that no event has told, told as those of a last one.
     """
-    watchers, begun = CallbackGroup(callbacks), False
+    watchers, started = CallbackGroup(callbacks), False
 
-    def told(event: Event) -> None:
-        nonlocal begun
+    def on_work_event(event: Event) -> None:
+        nonlocal started
         on_event(event)
-        if not begun:
-            begun = True
+        if not started:
+            started = True
             watchers.tell(lambda callback: callback.on_start(scenario))
         watchers.event(event)
 
     try:
-        result = work(told)
+        result = work(on_work_event)
     except BaseException as error:
         stopped = error
-        if begun:
+        if started:
             watchers.tell(lambda callback: callback.on_error(stopped))
         raise
     watchers.event(Event("report", 1, 1, figures=last(result)))
-    watchers.tell(lambda callback: callback.on_end(said(result)))
+    watchers.tell(lambda callback: callback.on_end(to_figures(result)))
     return result
 
 

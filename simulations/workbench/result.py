@@ -156,13 +156,13 @@ class Result(Mapping[str, Any]):
         place = Path(path)
         if (place / SEEDS_FILE).is_file():
             raise ReportError(f"{place}: holds several seeds; give one of its folders, such as {place / 'seed-0'}")
-        beside = (place if place.is_dir() else place.parent) / FILE
-        return Result(read_report(place), PerDevice.read(beside) if beside.is_file() else None)
+        per_device_file = (place if place.is_dir() else place.parent) / FILE
+        return Result(read_report(place), PerDevice.read(per_device_file) if per_device_file.is_file() else None)
 
     def __repr__(self) -> str:
-        found = self.figures
-        devices = "" if found.environment is None else f", {found.environment.devices:,} devices"
-        return f"<Result of {scenario_name(found.scenario)}, seed {found.seed}{devices}{self._best()}>"
+        figures = self.figures
+        devices = "" if figures.environment is None else f", {figures.environment.devices:,} devices"
+        return f"<Result of {scenario_name(figures.scenario)}, seed {figures.seed}{devices}{self._best()}>"
 
     def _best(self) -> str:
         rows = sorted(self.figures.budgets, key=lambda row: (row.share, row.recall))

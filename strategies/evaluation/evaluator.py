@@ -166,11 +166,11 @@ class Evaluator:
             on_validation=sum(len(one.budgets) for one in asked if one.on_validation),
             stored=len(rows[0].budgets),
         )
-        found, first = {}, 0
+        replies, first = {}, 0
         for place in order:
             last = first + len(rows[place].budgets)
-            found[place], first = reply.only(slice(first, last)), last
-        return [found[place] for place in range(len(rows))]
+            replies[place], first = reply.only(slice(first, last)), last
+        return [replies[place] for place in range(len(rows))]
 
     def in_parts(
         self,
@@ -235,11 +235,11 @@ class Evaluator:
                     yield asked(groups)
 
             nodes = self.federation.nodes
-            said = [reduce(add, one) for one in nodes.ask_each(wire.EVALUATE, wire.EvaluateReply, questions())]
+            replies = [reduce(add, one) for one in nodes.ask_each(wire.EVALUATE, wire.EvaluateReply, questions())]
             parts = EvaluationParts((), ())
-            for groups, reply in zip(together, said, strict=True):
-                told = EvaluationParts((tuple(groups),), (reply,))
-                parts += served(groups, 2 * reach) if reach is not None and reply.short else told
+            for groups, reply in zip(together, replies, strict=True):
+                part = EvaluationParts((tuple(groups),), (reply,))
+                parts += served(groups, 2 * reach) if reach is not None and reply.short else part
             return parts
 
         return served(weights if groups is None else groups, self._reach(budgets, rooms))

@@ -141,13 +141,13 @@ def _ratio(value: float | None, to: float | None) -> float | None:
 
 def worst_classes(rows: Sequence[ClassFairness], yardsticks: tuple[str, ...]) -> tuple[WorstClass, ...]:
     """The class that elastic tables serve worst, against each of the full tables."""
-    found = []
+    worst = []
     for name in yardsticks:
         known = [(row.device_class, ratio) for row in rows if (ratio := row.ratio[name]) is not None]
         if known:
             device_class, ratio = min(known, key=lambda one: one[1])
-            found.append(WorstClass(name, device_class, ratio))
-    return tuple(found)
+            worst.append(WorstClass(name, device_class, ratio))
+    return tuple(worst)
 
 
 def gaps(rows: Sequence[ClassFairness], methods: Sequence[str]) -> tuple[ClassGap, ...]:
@@ -156,29 +156,29 @@ def gaps(rows: Sequence[ClassFairness], methods: Sequence[str]) -> tuple[ClassGa
     if len(known) < 2:
         return ()
     small, large = (pick(known, key=lambda one: one[0])[1] for pick in (min, max))
-    found = []
+    class_gaps = []
     for method in methods:
         high, low = large.recall[method], small.recall[method]
         if high is not None and low is not None:
-            found.append(ClassGap(method, small.device_class, large.device_class, high - low))
-    return tuple(found)
+            class_gaps.append(ClassGap(method, small.device_class, large.device_class, high - low))
+    return tuple(class_gaps)
 
 
 def measure_fairness(
     evaluator: Evaluator,
     own: wire.EvaluateReply,
-    beside: Mapping[str, wire.EvaluateReply],
+    extra: Mapping[str, wire.EvaluateReply],
     full: dict[str, wire.EvaluateReply],
     refine: Refine,
 ) -> FairnessResult:
-    """``report.json["fairness"]``. own: everybody under their own budgets; beside: replies to :func:`tier_rows`; full:
+    """``report.json["fairness"]``. own: everybody under their own budgets; extra: replies to :func:`tier_rows`; full:
     full tables by name.
     """
     fairness = FairnessTally(evaluator, own)
     for name, reply in full.items():
         fairness.add(name, reply)
     part = evaluator.scenario.fairness
-    tiers = fairness.add_tiers(beside[TIERS_ON_VALIDATION], beside[TIERS]) if part.tiers else None
+    tiers = fairness.add_tiers(extra[TIERS_ON_VALIDATION], extra[TIERS]) if part.tiers else None
     excluding = None if part.exclude_below is None else fairness.add_excluding(refine, part.exclude_below)
     rows = fairness.by_class(tuple(full))
     return FairnessResult(

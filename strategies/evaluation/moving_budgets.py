@@ -40,15 +40,15 @@ FALLS = "falls"
 
 def measure_elasticity(
     evaluator: Evaluator,
-    beside: Mapping[str, wire.EvaluateReply],
+    extra: Mapping[str, wire.EvaluateReply],
     full: dict[str, wire.EvaluateReply],
     refine: Refine,
     traced: IntArray,
 ) -> tuple[ElasticityResult, tuple[ElasticTrace, ...]]:
-    """``report.json["elasticity"]`` and, for the devices ``traced``, ``report.json["elastic_traces"]``. beside: the
+    """``report.json["elasticity"]`` and, for the devices ``traced``, ``report.json["elastic_traces"]``. extra: the
     reply to :func:`fall_rows`; full: full tables by name.
     """
-    falls = falling(evaluator, beside.get(FALLS), full, refine)
+    falls = falling(evaluator, extra.get(FALLS), full, refine)
     metric = f"recall@{evaluator.scenario.evaluation.top_n}"
     if not evaluator.scenario.elasticity.rounds:
         return ElasticityResult(metric, falls), ()
@@ -248,12 +248,12 @@ def _margin(recall: IntArray, square: IntArray, counted: IntArray) -> float | No
 
 def device_traces(reply: wire.MovingReply, class_names: Sequence[str]) -> tuple[ElasticTrace, ...]:
     """Single devices over time, in simulation only: budget, blocks, bytes moved, recall before and after."""
-    whose, said = reply.traced, reply.trace_steps
+    whose, values = reply.traced, reply.trace_steps
     result = []
     for device in np.unique(whose.device).tolist():
         mine = np.flatnonzero(whose.device == device)
         mine = mine[np.argsort(whose.step[mine], kind="stable")]
-        own, steps = whose[mine], said[mine]
+        own, steps = whose[mine], values[mine]
         known = (steps.grew + steps.shrank > 0) & bool(steps.counted[0])
         result.append(
             ElasticTrace(

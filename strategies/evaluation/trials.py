@@ -58,7 +58,7 @@ class Trial:
 def serve_trials(
     grid: Grid,
     trials: Sequence[Trial],
-    place: RunPaths,
+    paths: RunPaths,
     on_event: OnEvent = silent,
     on_done: Callable[[Trial, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def serve_trials(
     results: dict[str, Any] = {}
     for number, trial in enumerate(trials, start=1):
         try:
-            results[trial.name] = run_trial(grid, nodes, trial, place, _progress(trial, on_event))
+            results[trial.name] = run_trial(grid, nodes, trial, paths, _progress(trial, on_event))
         except BudgetError as mistake:  # some device can hold no block of this layout: a finding, not a failure
             results[trial.name] = _nothing(trial, str(mistake))
         gc.collect()  # a strategy and what listens to it hold one another, and with them every user group's tables
@@ -107,17 +107,17 @@ def _progress(trial: Trial, on_event: OnEvent) -> OnEvent:
     rounds = trial.scenario.refinement.rounds
     total = rounds + len(trial.selectors) * len(trial.precisions)
 
-    def told(event: Event) -> None:
+    def on_step(event: Event) -> None:
         if event.stage in ("refinement", "evaluation"):
             done = event.done + (rounds if event.stage == "evaluation" else 0)
             on_event(Event(trial.name, done, total, f"{event.stage} {event.text}"))
         elif event.stage == "pretraining" and event.done == event.total:
             on_event(Event(f"{trial.name}: pretraining", event.done, event.total, event.text))
 
-    return told
+    return on_step
 
 
-def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: RunPaths, on_event: OnEvent = silent) -> dict[str, Any]:
+def run_trial(grid: Grid, nodes: Nodes, trial: Trial, paths: RunPaths, on_event: OnEvent = silent) -> dict[str, Any]:
     """Refine under the trial's scenario and measure."""
     stages = StageTimes()
     # what is measured is the trial's to say; prepare checks only what the scenario would measure by itself
@@ -125,9 +125,9 @@ def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: RunPaths, on_event:
         update={"budgets": (1.0,), "selectors": trial.selectors, "bootstrap": REPLICATES}
     )
     scenario = trial.scenario.model_copy(update={"evaluation": evaluation})
-    plan = privacy_plan(scenario, place)
-    prepared = prepare(scenario, plan, place, stages, nodes, on_event)
-    refiner = Refiner(grid, place, prepared, nodes, on_event)
+    plan = privacy_plan(scenario, paths)
+    prepared = prepare(scenario, plan, paths, stages, nodes, on_event)
+    refiner = Refiner(grid, paths, prepared, nodes, on_event)
     with stages("joining"):
         strategy = refiner.joined(scenario, plan)
     evaluator, members, states = Evaluator.from_strategy(strategy), strategy.members, strategy.states
@@ -161,12 +161,12 @@ def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: RunPaths, on_event:
 
 
 def moved_bytes(
-    prepared: Stage1Outcome, strategy: PeelStrategy, keeping: AcceptanceTest | None
+    prepared: Stage1Outcome, strategy: PeelStrategy, acceptance: AcceptanceTest | None
 ) -> dict[str, dict[str, float]]:
     """Bytes down and up of a device on average: in stage 1; in rounds, with what is compared after them."""
     devices = max(len(strategy.members.devices), 1)
     stage1 = [step.counts.classes.total() for step in prepared.steps]
-    compared = 0 if keeping is None else sum(one.download_bytes for one in keeping.comparisons)
+    compared = 0 if acceptance is None else sum(one.download_bytes for one in acceptance.comparisons)
     return {
         "stage1": {
             "down": sum(int(step.download_bytes) for step in stage1) / devices,

@@ -63,12 +63,12 @@ class EvaluationReplies:
 def evaluated(
     evaluator: Evaluator,
     on_event: OnEvent,
-    beside: Mapping[str, BudgetRequest] | None = None,
+    extra: Mapping[str, BudgetRequest] | None = None,
     as_begun: EvaluationParts | None = None,
 ) -> EvaluationReplies:
     """Evaluate refined tables at every budget, precision and selector that the scenario names, on the test.
 
-    beside: further questions by name, about the lists of the scenario's own precision and selector; as_begun: what was
+    extra: further questions by name, about the lists of the scenario's own precision and selector; as_begun: what was
     said of full tables that have not changed since, None where all may have.
     """
     scenario, members = evaluator.scenario, evaluator.members
@@ -88,9 +88,9 @@ def evaluated(
         on_event(Event("evaluation", done, total, text))
 
     budgets = [budget_bytes(evaluator.layout, share) for share in evaluation.budgets]
-    more = {OWN_BUDGET: BudgetRequest((wire.OWN_BUDGET,))} | dict(beside or {})
-    told: dict[str, wire.EvaluateReply] = {}
-    found: list[BudgetReplies] = []
+    more = {OWN_BUDGET: BudgetRequest((wire.OWN_BUDGET,))} | dict(extra or {})
+    replies: dict[str, wire.EvaluateReply] = {}
+    by_budget: list[BudgetReplies] = []
     for precision, selector in asked:
         if (precision, selector) == main:  # the lists that devices are sent, which the other questions are about
             reply, *others = evaluator.together(
@@ -100,24 +100,24 @@ def evaluated(
                 label=precision,
                 artifacts=stored,
             )
-            told = dict(zip(more, others, strict=True))
+            replies = dict(zip(more, others, strict=True))
         else:
             reply = evaluator.evaluate(
                 budgets, precision=precision, selector=selector, label=precision, per_device=True
             )
-        found.append(BudgetReplies(precision, selector, reply))
+        by_budget.append(BudgetReplies(precision, selector, reply))
         step(f"{precision}, {selector}")
     if budgets and len(stored) and main not in asked:  # nobody asked for figures of what devices would store
         evaluator.evaluate(budgets, label=scenario.blocks.precision, artifacts=stored)
-    if not told:
-        told = dict(zip(more, evaluator.together(list(more.values())), strict=True))
-    own = told.pop(OWN_BUDGET)
+    if not replies:
+        replies = dict(zip(more, evaluator.together(list(more.values())), strict=True))
+    own = replies.pop(OWN_BUDGET)
     step("own budgets")
     refined = None
     if evaluation.full_tables:
         refined = _full_tables(evaluator, as_begun)
     step("full tables")
-    return EvaluationReplies(tuple(found), own, refined, told)
+    return EvaluationReplies(tuple(by_budget), own, refined, replies)
 
 
 def _full_tables(evaluator: Evaluator, known: EvaluationParts | None) -> wire.EvaluateReply:
@@ -148,14 +148,16 @@ class FullTableReplies:
         return {name: reply for name, reply in whole.items() if reply is not None}
 
 
-def per_device(evaluator: Evaluator, found: EvaluationReplies, full: FullTableReplies, test: UserItems) -> PerDevice:
+def per_device(
+    evaluator: Evaluator, evaluation: EvaluationReplies, full: FullTableReplies, test: UserItems
+) -> PerDevice:
     """What every single device gets from every table. test: items of all devices."""
     scenario = evaluator.scenario
     replies = {name: (reply, 0) for name, reply in full.on_test.items()}
-    for asked in found.budgets:
+    for asked in evaluation.budgets:
         for place, share in enumerate(scenario.evaluation.budgets):
             replies[f"{share * 100:.4g}% {asked.precision} {asked.selector}"] = (asked.reply, place)
-    replies[OWN_BUDGET] = (found.own, 0)
+    replies[OWN_BUDGET] = (evaluation.own, 0)
     return PerDevice.from_replies(
         replies,
         evaluator.members.class_names,
@@ -182,12 +184,12 @@ def full_table(num_bytes: int, replies: FullTableReplies) -> FullTableResult:
     )
 
 
-def budget_rows(evaluator: Evaluator, found: EvaluationReplies, full: FullTableReplies) -> tuple[BudgetRow, ...]:
+def budget_rows(evaluator: Evaluator, evaluation: EvaluationReplies, full: FullTableReplies) -> tuple[BudgetRow, ...]:
     """A row for each budget, precision and selector, beside the full tables."""
     measured = {name: MeasuredQuality.from_reply(reply) for name, reply in full.on_test.items()}
     strongest = max(measured.values(), key=lambda one: one.recall, default=None)
     rows = []
-    for asked in found.budgets:
+    for asked in evaluation.budgets:
         for place, share in enumerate(evaluator.scenario.evaluation.budgets):
             one = MeasuredQuality.from_reply(asked.reply, place)
             rows.append(
@@ -319,8 +321,8 @@ def device_traces(members: Members, records: Sequence[RoundRecord]) -> tuple[Dev
 
 def _traced_value(device: int, traces: DeviceTraces, values: NDArray[np.int64]) -> int | None:
     """A device's value among those of a round; None where the round did not see it."""
-    found = values[traces.device == device]
-    return int(found[0]) if len(found) else None
+    observed = values[traces.device == device]
+    return int(observed[0]) if len(observed) else None
 
 
 def bytes_per_device(records: Sequence[RoundRecord], num_devices: int) -> BytesPerDevice:
@@ -331,16 +333,16 @@ def bytes_per_device(records: Sequence[RoundRecord], num_devices: int) -> BytesP
     )
 
 
-def refinement_result(keeping: AcceptanceTest, num_devices: int) -> RefinementResult:
+def refinement_result(acceptance: AcceptanceTest, num_devices: int) -> RefinementResult:
     """What of a refinement was kept."""
-    rounds, groups = np.unique(keeping.accepted_rounds, return_counts=True)
-    moved = sum(one.download_bytes for one in keeping.comparisons)
+    rounds, groups = np.unique(acceptance.accepted_rounds, return_counts=True)
+    moved = sum(one.download_bytes for one in acceptance.comparisons)
     return RefinementResult(
-        groups=len(keeping.accepted_rounds),
-        groups_kept=int((keeping.accepted_rounds > 0).sum()),
+        groups=len(acceptance.accepted_rounds),
+        groups_kept=int((acceptance.accepted_rounds > 0).sum()),
         rounds_kept={str(number): int(count) for number, count in zip(rounds, groups, strict=True)},
         bytes_down_mean=moved / max(num_devices, 1),
-        comparisons=tuple(_comparison(one) for one in keeping.comparisons),
+        comparisons=tuple(_comparison(one) for one in acceptance.comparisons),
     )
 
 

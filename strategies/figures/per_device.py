@@ -138,10 +138,10 @@ class PerDevice:
 
 def digest(items: UserItems) -> str:
     """Of every device's items, as they are numbered."""
-    found = hashlib.blake2b(digest_size=16)
+    hashed = hashlib.blake2b(digest_size=16)
     for part in (items.indptr, items.items):
-        found.update(np.ascontiguousarray(part).astype("<i8").tobytes())
-    return found.hexdigest()
+        hashed.update(np.ascontiguousarray(part).astype("<i8").tobytes())
+    return hashed.hexdigest()
 
 
 __all__ = ["FILE", "METRICS", "OWN_BUDGET", "PerDevice", "digest"]

@@ -744,8 +744,8 @@ class RunResult:
 
 def _top_n(scenario: Any) -> int:
     evaluation = scenario.get("evaluation") if isinstance(scenario, dict) else None
-    told = evaluation.get("top_n", 20) if isinstance(evaluation, dict) else 20
-    return told if isinstance(told, int) else 20
+    given = evaluation.get("top_n", 20) if isinstance(evaluation, dict) else 20
+    return given if isinstance(given, int) else 20
 
 
 def to_json(result: RunResult) -> dict[str, Any]:

@@ -52,11 +52,11 @@ class Shelf:
             write_all(self._file.fileno(), data, place)
         except OSError:
             return array
-        found = np.ndarray(array.shape, array.dtype, mapped, start)
-        found.flags.writeable = False
+        shelved = np.ndarray(array.shape, array.dtype, mapped, start)
+        shelved.flags.writeable = False
         # a view of it holds this very array, as its own base is no array
-        weakref.finalize(found, self._free[room].append, (mapped, start, place)).atexit = False
-        return found
+        weakref.finalize(shelved, self._free[room].append, (mapped, start, place)).atexit = False
+        return shelved
 
     def _slot(self, room: int) -> _Slot:
         """A free part of the file.

@@ -57,7 +57,7 @@ def spectral_states(
             **shared,
         )
         table[:] = group.table
-        found = UserGroupState(
+        group_state = UserGroupState(
             table,
             statistics,
             ServerOptimizer(aggregation.optimizer, aggregation.learning_rate),
@@ -65,8 +65,8 @@ def spectral_states(
             np.full(layout.num_blocks, float(group.size)),
             shelf,
         )
-        found.drop_pages()
-        return found
+        group_state.drop_pages()
+        return group_state
 
     with fixed_threads(1), ThreadPoolExecutor(max_workers=2) as pool:
         return list(pool.map(state, start.groups, tables))

@@ -120,7 +120,7 @@ def starting_states(
             **shared,
         )
         room[group][:] = table
-        found = UserGroupState(
+        group_state = UserGroupState(
             room[group],
             statistics,
             ServerOptimizer(aggregation.optimizer, aggregation.learning_rate),
@@ -128,8 +128,8 @@ def starting_states(
             np.full(layout.num_blocks, float(len(members))),
             shelf,
         )
-        found.drop_pages()
-        return found
+        group_state.drop_pages()
+        return group_state
 
     # sums of several BLAS threads depend on how many it takes, and that on what else runs: one each
     with fixed_threads(1), ThreadPoolExecutor(max_workers=2) as pool:

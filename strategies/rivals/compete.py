@@ -35,12 +35,12 @@ def compete(rival: Rival, material: Material, requests: Sequence[Request]) -> li
         start = time.perf_counter()
         if request in best:
             validation, option = best[request]
-            found = device_quality(option, material, "test")
+            on_test = device_quality(option, material, "test")
             rows[request] = _row(request, int(option.stored.max(initial=0)), seconds[request], option.label) | {
                 "trials": trials[request],
                 "validation": validation,
-                "test": found.mean(),
-                "replicates": replicates(found),
+                "test": on_test.mean(),
+                "replicates": replicates(on_test),
                 "evaluation_seconds": time.perf_counter() - start,
             }
         else:

@@ -55,9 +55,9 @@ class PerGroup(Rival):
                     recall = means(total)[f"recall@{TOP_N}"]
                     if request not in chosen or recall > chosen[request][0]:
                         chosen[request] = (recall, setting)
-            found = {request: _GatheredLists(material.splits.num_users) for request in chosen}
-            _serve(material, members, {request: setting for request, (_, setting) in chosen.items()}, found)
-        seconds = (time.perf_counter() - start) / max(len(found), 1)
+            gathered = {request: _GatheredLists(material.splits.num_users) for request in chosen}
+            _serve(material, members, {request: setting for request, (_, setting) in chosen.items()}, gathered)
+        seconds = (time.perf_counter() - start) / max(len(gathered), 1)
         return [
             ListOption(
                 request,
@@ -67,7 +67,7 @@ class PerGroup(Rival):
                 f"{one.label} (of one group)",
                 tried[request],
             )
-            for request, one in found.items()
+            for request, one in gathered.items()
         ]
 
     def _validated(
@@ -132,7 +132,10 @@ def _validation_sums(setting: Rival, inside: Material, requests: Sequence[Reques
 
 
 def _serve(
-    material: Material, members: dict[int, IntArray], chosen: dict[Request, Rival], found: dict[Request, _GatheredLists]
+    material: Material,
+    members: dict[int, IntArray],
+    chosen: dict[Request, Rival],
+    gathered: dict[Request, _GatheredLists],
 ) -> None:
     """Fill in what all groups' devices hold, each request under its chosen setting."""
     settings = list(dict.fromkeys(chosen.values()))
@@ -143,7 +146,7 @@ def _serve(
         for setting in settings:
             wanted = [request for request, liked in chosen.items() if liked == setting]
             for option in setting.options(inside, wanted):
-                everybody = found[option.request]
+                everybody = gathered[option.request]
                 everybody.stored[mine] = option.stored
                 for split in SPLITS:
                     everybody.lists[split][mine] = lists_of(option, inside, split)

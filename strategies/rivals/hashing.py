@@ -136,7 +136,7 @@ class Hashing(Rival):
         users, parts = descend(
             users,
             [spread * remainders, second],
-            lambda found: composed(found, place, operation),
+            lambda tables: composed(tables, place, operation),
             loss_of,
             learning_rate=rate * material.config.learning_rate,
             generators=[

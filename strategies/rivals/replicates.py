@@ -11,9 +11,9 @@ from strategies.rivals.quality import DeviceQuality
 Plain = dict[str, list[float | None]]
 
 
-def replicates(found: DeviceQuality) -> Plain:
+def replicates(quality: DeviceQuality) -> Plain:
     """Mean recall and NDCG of the devices that count, as :func:`in_json` has them."""
-    return in_json(found.drawn(REPLICATES))
+    return in_json(quality.drawn(REPLICATES))
 
 
 def in_json(sums: Replicates, place: int = 0) -> Plain:

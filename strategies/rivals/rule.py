@@ -87,8 +87,8 @@ class Rule(Rival):
 
             room = request.budget_bytes - overhead_bytes(layout.embedding_dim)
             costs = layout.block_bytes(request.precision)
-            found, ranked = evolve(costs, room, starts, fitness, self.search, seed_for(material.seed, "rule"))
-            best = served(found, material)
+            best_genes, ranked = evolve(costs, room, starts, fitness, self.search, seed_for(material.seed, "rule"))
+            best = served(best_genes, material)
             yield Option(
                 request,
                 best.ranked,

@@ -163,8 +163,8 @@ def descend(
                 loss = loss_of(free[0][batch.users], table, batch, generator) + loss_of.penalty(free[0], table)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-    found = [part.detach().numpy() for part in free]
-    return found[0], found[1:]
+    arrays = [part.detach().numpy() for part in free]
+    return arrays[0], arrays[1:]
 
 
 class PrunedTable:

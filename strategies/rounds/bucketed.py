@@ -64,14 +64,14 @@ def by_bucket(contents: Sequence[Arrays], num_buckets: int, zeros: BlockSums) ->
     of the buckets, (K,), but ``bucket_holders`` (buckets, K).
     """
     num_rows, num_slices = zeros.touched.shape
-    found = [BlockSums.zeros(num_rows, num_slices, zeros.dim, len(zeros.holders)) for _ in range(num_buckets)]
+    sums = [BlockSums.zeros(num_rows, num_slices, zeros.dim, len(zeros.holders)) for _ in range(num_buckets)]
     for content in contents:
         for bucket in np.unique(content["buckets"]).tolist():
             mine, wide = content["buckets"] == bucket, content["wide_buckets"] == bucket
             part = {name: content[name][mine] for name in ("rows", "sums", "touched", "row_loss", "row_examples")}
             part |= {name: content[name][wide] for name in ("wide_rows", "wide_sums")}
-            found[bucket].add(part | {"holders": content["bucket_holders"][bucket]})
-    return found
+            sums[bucket].add(part | {"holders": content["bucket_holders"][bucket]})
+    return sums
 
 
 def add_statistics(total: BlockSums, contents: Sequence[Arrays], buckets: list[BlockSums]) -> None:

@@ -59,10 +59,10 @@ class AcceptanceTest:
         kept = {group: (self._accepted_states[group], self._weights[group]) for group in self.accepted_groups}
         return {"rounds_kept": self.accepted_rounds, "comparisons": self.comparisons, "kept": kept}
 
-    def resume(self, said: dict[str, Any]) -> None:
+    def resume(self, saved: dict[str, Any]) -> None:
         """From what :meth:`state` told."""
-        self.accepted_rounds, self.comparisons = said["rounds_kept"], said["comparisons"]
-        for group, (state, weights) in said["kept"].items():
+        self.accepted_rounds, self.comparisons = saved["rounds_kept"], saved["comparisons"]
+        for group, (state, weights) in saved["kept"].items():
             self._accepted_states[group], self._weights[group] = state, weights
 
     @property
@@ -137,8 +137,8 @@ class AcceptanceTest:
 
     def _send_decisions(self, **groups: NDArray[np.int64]) -> None:
         nobody = np.zeros(0, np.int64)
-        told = {"accepted": nobody, "restored": nobody} | groups
-        request = wire.KeepRequest(self.strategy.setting, **told)
+        decisions = {"accepted": nobody, "restored": nobody} | groups
+        request = wire.KeepRequest(self.strategy.setting, **decisions)
         self.strategy.nodes.ask(wire.KEEP, wire.KeepReply, lambda partition: NodeRequest(request))
 
 

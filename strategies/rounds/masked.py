@@ -97,12 +97,12 @@ class MaskedServerChannel(ServerChannel):
             self._clock += reply.clock
         self._groups = {}
         start = time.perf_counter()
-        for group, found in _by_group(replies).items():
-            if len(found.devices) < self._scenario.secure_aggregation.min_devices:
+        for group, announced in _by_group(replies).items():
+            if len(announced.devices) < self._scenario.secure_aggregation.min_devices:
                 record.sat_out_groups += 1
                 continue
-            self._groups[group] = SecureGroup.from_keys(self._scenario, record.server_round, group, found)
-            record.announced += len(found.devices)
+            self._groups[group] = SecureGroup.from_keys(self._scenario, record.server_round, group, announced)
+            record.announced += len(announced.devices)
         record.groups = len(self._groups)
         record.server_s += time.perf_counter() - start
 

@@ -121,12 +121,12 @@ class PeelStrategy(Strategy):
             return
         self._started, self._message_bytes = time.perf_counter(), 0
         now = self.federation.begin + server_round
-        begun = self.channel.begin(now, self.cohort(now))
+        devices = self.channel.begin(now, self.cohort(now))
         self.nodes.begin()
-        sizes = np.bincount(self.members.groups_of(begun.asked), minlength=len(self.states))
+        sizes = np.bincount(self.members.groups_of(devices.asked), minlength=len(self.states))
         signals = server_round % self.scenario.controller.every == 0
-        self._sent = SentRound(server_round, signals, len(begun.asked), sizes)
-        cohort, groups = begun.ready, self.members.groups_of(begun.ready)
+        self._sent = SentRound(server_round, signals, len(devices.asked), sizes)
+        cohort, groups = devices.ready, self.members.groups_of(devices.ready)
         hosts = self.nodes.partitions_of(cohort)
         self._unanswered = Counter((np.unique(groups * len(self.nodes.ids) + hosts) // len(self.nodes.ids)).tolist())
         for batch in batches(self.contents.groups(groups), self._num_bytes, MESSAGE_BYTES):
@@ -216,8 +216,8 @@ class PeelStrategy(Strategy):
 
         failed = []
         answers = 0
-        found: Iterator[NodeReply[Any]] = self.nodes.answers(self.channel.kind, self.channel.answer, counted())
-        for answer in found:
+        node_replies: Iterator[NodeReply[Any]] = self.nodes.answers(self.channel.kind, self.channel.answer, counted())
+        for answer in node_replies:
             self._unanswered.subtract(answer.about)
             if answer.error is None:
                 answers += 1

@@ -157,11 +157,11 @@ class ChosenFilter:
         return self.filter.directions.astype(np.float32)
 
 
-def _chosen(found: SpectralFilter | SpectralStart) -> dict[str, float]:
+def _chosen(outcome: SpectralFilter | SpectralStart) -> dict[str, float]:
     return {
         "passes": REFIT_PASSES,
-        "count_exponent": found.count_exponent,
-        "value_exponent": found.value_exponent,
+        "count_exponent": outcome.count_exponent,
+        "value_exponent": outcome.value_exponent,
     }
 
 
@@ -184,41 +184,41 @@ class _Stage1Inputs:
     def from_scenario(
         scenario: Scenario,
         plan: Plan | None,
-        place: RunPaths,
+        paths: RunPaths,
         stages: StageTimes,
         nodes: Nodes,
         on_event: OnEvent,
-        kept: RunCheckpoints | None,
+        checkpoints: RunCheckpoints | None,
     ) -> _Stage1Inputs:
         assert scenario.privacy.noised == (plan is not None), "noise needs its plan"
         with stages("data"):
-            splits = device_splits(scenario, place.data_dir, place.run_dir)
+            splits = device_splits(scenario, paths.data_dir, paths.run_dir)
             given, _ = given_data(scenario, splits.train)
         on_event(Event("data", 1, 1, f"{splits.num_users:,} devices, {splits.num_items:,} items"))
         by_devices = scenario.pretraining.by_devices
         plan = plan if by_devices else None
-        setting = place.setting(scenario, splits.num_users)
+        setting = paths.setting(scenario, splits.num_users)
         federated = sums_of(scenario, nodes, setting, splits.num_items, splits.num_users, plan)
         exponent = scenario.pretraining.user_exponent
-        told = federated if plan is None else NoisedSums(federated, scenario, plan)
-        said = CheckpointedSums(
-            told, federated, kept or RunCheckpoints.from_paths(replace(place, checkpoint_dir=""), stages)
+        asked = federated if plan is None else NoisedSums(federated, scenario, plan)
+        checkpointed = CheckpointedSums(
+            asked, federated, checkpoints or RunCheckpoints.from_paths(replace(paths, checkpoint_dir=""), stages)
         )
-        sums = said if by_devices else PooledSums(given, splits.num_items, exponent, asked=said.choice)
+        sums = checkpointed if by_devices else PooledSums(given, splits.num_items, exponent, asked=checkpointed.choice)
 
         def show(done: int, total: int, text: str) -> None:
             on_event(Event("pretraining", min(done, total), total, text))
 
-        return _Stage1Inputs(given, splits.num_users, splits.num_items, federated, said, sums, plan, show)
+        return _Stage1Inputs(given, splits.num_users, splits.num_items, federated, checkpointed, sums, plan, show)
 
 
 def choose_by_sums(
     scenario: Scenario,
-    place: RunPaths,
+    paths: RunPaths,
     stages: StageTimes,
     nodes: Nodes,
     on_event: OnEvent = silent,
-    kept: RunCheckpoints | None = None,
+    checkpoints: RunCheckpoints | None = None,
 ) -> ChosenFilter:
     """Counts, passes, and which filter devices choose; no user groups, and no noise.
 
@@ -226,38 +226,38 @@ def choose_by_sums(
         DataError: the data set cannot be had, or nobody has any item.
         EngineError: a node failed, or a step reached nobody.
     """
-    ready = _Stage1Inputs.from_scenario(scenario, None, place, stages, nodes, on_event, kept)
+    ready = _Stage1Inputs.from_scenario(scenario, None, paths, stages, nodes, on_event, checkpoints)
     pretraining = scenario.pretraining
     with stages("pretraining"):
-        found = run_passes(
+        chosen = run_passes(
             ready.sums,
             pretraining.spectral(),
             seed=scenario.seed,
             given=ready.given if pretraining.by_devices else None,
             progress=ready.progress,
         )
-    return ChosenFilter(found, tuple(ready.devices.records) if pretraining.by_devices else ())
+    return ChosenFilter(chosen, tuple(ready.devices.records) if pretraining.by_devices else ())
 
 
 def prepare_by_sums(
     scenario: Scenario,
     plan: Plan | None,
-    place: RunPaths,
+    paths: RunPaths,
     stages: StageTimes,
     nodes: Nodes,
     on_event: OnEvent = silent,
     earlier: FloatArray | None = None,
-    kept: RunCheckpoints | None = None,
+    checkpoints: RunCheckpoints | None = None,
 ) -> FederatedStage1Outcome:
     """Sums -> directions -> user groups with tables, blocks. Devices make their vectors on the way. plan: of the
-    scenario's noise; earlier: directions (I, K) of a stage 1 before, to go on from; kept: where steps are kept.
+    scenario's noise; earlier: directions (I, K) of a stage 1 before, to go on from; checkpoints: where steps are kept.
 
     Raises:
         DataError: the data set cannot be had, or nobody has any item.
         EngineError: a node failed, or a step reached nobody.
         BudgetError: an evaluation budget is below one block.
     """
-    ready = _Stage1Inputs.from_scenario(scenario, plan, place, stages, nodes, on_event, kept)
+    ready = _Stage1Inputs.from_scenario(scenario, plan, paths, stages, nodes, on_event, checkpoints)
     pretraining, groups = scenario.pretraining, scenario.user_groups
     with stages("pretraining"):
         start = run_stage1(

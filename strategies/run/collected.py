@@ -73,7 +73,7 @@ class CentralStage1Outcome(Stage1Outcome):
 
 
 def prepare_collected(
-    scenario: Scenario, place: RunPaths, stages: StageTimes, on_event: OnEvent = silent
+    scenario: Scenario, paths: RunPaths, stages: StageTimes, on_event: OnEvent = silent
 ) -> CentralStage1Outcome:
     """Collected interactions -> pretrained tables -> user groups, item groups, blocks.
 
@@ -82,14 +82,14 @@ def prepare_collected(
         BudgetError: an evaluation budget is below one block.
     """
     with stages("data"):
-        splits = device_splits(scenario, place.data_dir, place.run_dir)
+        splits = device_splits(scenario, paths.data_dir, paths.run_dir)
         given, has_data = given_data(scenario, splits.train)
     on_event(Event("data", 1, 1, f"{splits.num_users:,} devices, {splits.num_items:,} items"))
     config = scenario.pretraining.config()
 
     def show(figures: EpochFigures) -> None:
-        told = {"pretraining/loss": figures.loss}
-        on_event(Event("pretraining", figures.epoch, config.epochs, f"loss {figures.loss:.4f}", told))
+        figures_by_name = {"pretraining/loss": figures.loss}
+        on_event(Event("pretraining", figures.epoch, config.epochs, f"loss {figures.loss:.4f}", figures_by_name))
 
     with stages("pretraining"):
         from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
@@ -97,10 +97,10 @@ def prepare_collected(
 
         device = pretraining_device(scenario.engine.device)
         key = pretraining_key(given, splits.num_items, config, scenario.seed, device)
-        kept = read_tables(Path(place.cache_dir), key) if place.cache_dir else None
+        kept = read_tables(Path(paths.cache_dir), key) if paths.cache_dir else None
         pretrained = kept or pretrain(given, splits.num_items, config, seed=scenario.seed, device=device, progress=show)
-        if place.cache_dir and kept is None:
-            write_tables(Path(place.cache_dir), key, pretrained)
+        if paths.cache_dir and kept is None:
+            write_tables(Path(paths.cache_dir), key, pretrained)
     on_event(Event("pretraining", config.epochs, config.epochs, "loaded from the cache" if kept else ""))
     with stages("grouping"):
         groups = make_groups(scenario, pretrained, has_data)

@@ -23,14 +23,14 @@ AT_ONCE = 1 << 16
 logger = logging.getLogger("fl_peel")
 
 
-def join(scenario: Scenario, place: RunPaths, prepared: Stage1Outcome, nodes: Nodes) -> Members:
+def join(scenario: Scenario, paths: RunPaths, prepared: Stage1Outcome, nodes: Nodes) -> Members:
     """Devices take part: those whose data was collected get their embedding, the others find it locally.
 
     Raises:
         EngineError, MessageError: a node failed, or what its devices answer makes no sense.
     """
-    num_devices = device_splits(scenario, place.data_dir, place.run_dir).num_users
-    setting = place.setting(scenario, num_devices)
+    num_devices = device_splits(scenario, paths.data_dir, paths.run_dir).num_users
+    setting = paths.setting(scenario, num_devices)
 
     hosted = [nodes.hosted(partition, num_devices) for partition in range(len(nodes.ids))]
     most = max(map(len, hosted), default=0)

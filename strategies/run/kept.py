@@ -55,20 +55,20 @@ class RunCheckpoints:
     on_event: OnEvent = field(default=silent, repr=False)
 
     @staticmethod
-    def from_paths(place: RunPaths, stages: StageTimes, on_event: OnEvent = silent) -> RunCheckpoints:
+    def from_paths(paths: RunPaths, stages: StageTimes, on_event: OnEvent = silent) -> RunCheckpoints:
         """Where the place says."""
         return RunCheckpoints(
-            Path(place.checkpoint_dir) if place.checkpoint_dir else None, Path(place.run_dir), stages, on_event
+            Path(paths.checkpoint_dir) if paths.checkpoint_dir else None, Path(paths.run_dir), stages, on_event
         )
 
     def stage(self, name: str, work: Callable[[], Result], *, disks: bool = False, timed: str | None = None) -> Result:
         """What came of a stage that is done, or of ``work``, which is then kept. disks: devices change in it; timed:
         under which name its seconds count, None where ``work`` sees to it.
         """
-        found = self.read(name)
-        if found is not None:
+        entry = self.read(name)
+        if entry is not None:
             self.on_event(Event(name, 1, 1, "resumed from a checkpoint"))
-            return found.value  # type: ignore[no-any-return]
+            return entry.value  # type: ignore[no-any-return]
         with nullcontext() if timed is None else self.stages(timed):
             result = work()
         self.write(name, lambda rows: result, disks=disks)
@@ -107,8 +107,12 @@ class RunCheckpoints:
         if self.folder is None:
             return
         try:
-            told = value(RowFile(self._rows(name, number)))
-            content = {"number": number if disks else None, "seconds": dict(self.stages.seconds), "value": told}
+            content_value = value(RowFile(self._rows(name, number)))
+            content = {
+                "number": number if disks else None,
+                "seconds": dict(self.stages.seconds),
+                "value": content_value,
+            }
             if disks:
                 self._copy(self.folder / f"{name}.disks-{number}")
             part = self.folder / f".{name}.part"

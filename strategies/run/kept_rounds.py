@@ -24,18 +24,18 @@ from strategies.run.values import Live
 class RoundCheckpoints:
     """The rounds of one refinement that is about to begin. keeping: what compares them, if anything does."""
 
-    def __init__(self, kept: RunCheckpoints, strategy: PeelStrategy, keeping: AcceptanceTest | None) -> None:
-        self._checkpoints, self._strategy, self._acceptance = kept, strategy, keeping
+    def __init__(self, checkpoints: RunCheckpoints, strategy: PeelStrategy, acceptance: AcceptanceTest | None) -> None:
+        self._checkpoints, self._strategy, self._acceptance = checkpoints, strategy, acceptance
         about = f"{strategy.federation.begin}\n{strategy.scenario.to_json()}"
         self._name = f"rounds-{hashlib.blake2b(about.encode(), digest_size=6).hexdigest()}"
         strategy.changed = np.zeros((len(strategy.states), strategy.layout.num_items), np.bool_)
 
     def resume(self) -> int:
         """Take up what was kept; returns how many rounds are done."""
-        found = self._checkpoints.read(self._name, self._live(), lambda value, rows: rows.check(value["sums"]))
-        if found is None:
+        entry = self._checkpoints.read(self._name, self._live(), lambda value, rows: rows.check(value["sums"]))
+        if entry is None:
             return 0
-        strategy, value = self._strategy, found.value
+        strategy, value = self._strategy, entry.value
         strategy.changed = value["changed"]
         strategy.controller, strategy.contents, strategy.channel, strategy.rounds = value["parts"]
         strategy.states[:] = value["states"]
@@ -44,7 +44,7 @@ class RoundCheckpoints:
         if self._acceptance is not None:
             self._acceptance.resume(value["keeping"])
         done: int = value["done"]
-        found.rows.read(self._tables(done), value["sums"])
+        entry.rows.read(self._tables(done), value["sums"])
         return done
 
     def after(self, server_round: int) -> None:

@@ -57,9 +57,9 @@ class CheckpointedSums:
         """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
         return self._step(lambda: self.sums.passed(table, weights, sketch))
 
-    def choice(self, question: FilterRequest) -> tuple[Ints, int]:
+    def choice(self, request: FilterRequest) -> tuple[Ints, int]:
         """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
-        return self._step(lambda: self.sums.choice(question))
+        return self._step(lambda: self.sums.choice(request))
 
     def vectors(self, own: Floats) -> None:
         """See :class:`fl_peel.pretraining.stage1.Stage1Sums`; devices have them on their disks."""
@@ -76,20 +76,20 @@ class CheckpointedSums:
     def _step(self, ask: Callable[[], Contribution], *, disks: bool = False) -> Contribution:
         """What devices said in the next step. disks: they change something."""
         self._completed += 1
-        found = self.checkpoints.read(self._name)
-        if found is not None:
+        entry = self.checkpoints.read(self._name)
+        if entry is not None:
             if self._completed == 1:
                 self.checkpoints.on_event(Event("pretraining", 0, 1, "steps are resumed from a checkpoint"))
-            self.devices.resume(found.value["where"], found.value["records"])
+            self.devices.resume(entry.value["where"], entry.value["records"])
             if isinstance(self.sums, NoisedSums):
-                self.sums.taken = Counter(found.value["taken"])
-            return found.value["said"]  # type: ignore[no-any-return]
-        said = ask()
-        content = {"said": said, "where": self.devices.position, "records": list(self.devices.records)}
+                self.sums.taken = Counter(entry.value["taken"])
+            return entry.value["said"]  # type: ignore[no-any-return]
+        contribution = ask()
+        content = {"said": contribution, "where": self.devices.position, "records": list(self.devices.records)}
         if isinstance(self.sums, NoisedSums):
             content["taken"] = dict(self.sums.taken)
         self.checkpoints.write(self._name, lambda rows: content, disks=disks)
-        return said
+        return contribution
 
     @property
     def _name(self) -> str:

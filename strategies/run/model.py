@@ -26,26 +26,26 @@ AT_ONCE = 4
 """Tables that are in memory while they are saved; two are at work."""
 
 
-def save_model(strategy: PeelStrategy, prepared: Stage1Outcome, place: RunPaths) -> int:
+def save_model(strategy: PeelStrategy, prepared: Stage1Outcome, paths: RunPaths) -> int:
     """Save tables, orders of blocks and how a device joins, where the place says; returns the bytes.
 
     Raises:
         ReportError: they cannot be written there.
     """
     scenario, layout = strategy.scenario, strategy.layout
-    catalogue = Catalogue(layout, item_ids(scenario, place.data_dir, place.run_dir))
+    catalogue = Catalogue(layout, item_ids(scenario, paths.data_dir, paths.run_dir))
     weights = strategy.weights(scenario.selector)
 
     def order(group: int) -> NDArray[np.integer]:
         """Of a group's blocks; its weights are needed no more."""
-        found = ranking(weights[group]).astype(layout.id_dtype)
+        blocks = ranking(weights[group]).astype(layout.id_dtype)
         weights[group] = np.zeros(0)
-        return found
+        return blocks
 
     orders = for_groups(order, range(len(weights)))
     try:
         return save(
-            Path(place.model_dir),
+            Path(paths.model_dir),
             catalogue,
             prepared.joining,
             scenario.blocks.precision,
@@ -57,7 +57,7 @@ def save_model(strategy: PeelStrategy, prepared: Stage1Outcome, place: RunPaths)
         )
     except OSError as error:
         raise ReportError(
-            f"{place.model_dir}: the model cannot be written ({error}); free some space there, or give another --out"
+            f"{paths.model_dir}: the model cannot be written ({error}); free some space there, or give another --out"
         ) from error
 
 

@@ -53,18 +53,18 @@ class NoisedSums:
 
     def counts(self) -> Ints:
         """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
-        noise, found = self._noise("counts"), self.sums.counts()
-        return found if noise is None else found + noise.counts(len(found))
+        noise, counts = self._noise("counts"), self.sums.counts()
+        return counts if noise is None else counts + noise.counts(len(counts))
 
     def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
         """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
         assert sketch is None, "a bucket's rows have no bound together"
-        noise, found = self._noise("pass"), self.sums.passed(table, weights)
-        return found if noise is None else found + noise.passed(len(found), range(found.shape[1]))
+        noise, columns = self._noise("pass"), self.sums.passed(table, weights)
+        return columns if noise is None else columns + noise.passed(len(columns), range(columns.shape[1]))
 
-    def choice(self, question: FilterRequest) -> tuple[Ints, int]:
+    def choice(self, request: FilterRequest) -> tuple[Ints, int]:
         """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
-        noise, (won, answered) = self._noise("choice"), self.sums.choice(question)
+        noise, (won, answered) = self._noise("choice"), self.sums.choice(request)
         return won if noise is None else won + noise.choice(len(won)), answered
 
     def vectors(self, own: Floats) -> None:
@@ -73,16 +73,16 @@ class NoisedSums:
 
     def groups(self, centroids: Floats) -> GroupSums:
         """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
-        noise, found = self._noise("group sizes", "group vectors"), self.sums.groups(centroids)
-        return found if noise is None else found + noise.groups(*centroids.shape)
+        noise, sums = self._noise("group sizes", "group vectors"), self.sums.groups(centroids)
+        return sums if noise is None else sums + noise.groups(*centroids.shape)
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterator[Moments]:
         """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
         noise = self._noise("moment sizes", "moment vectors", "moment products", "moment items")
-        for group, found in zip(groups, self.sums.moments(centroids, groups), strict=True):
+        for group, moments in zip(groups, self.sums.moments(centroids, groups), strict=True):
             if noise is not None:
-                found = found + noise.moments(group, len(found.first), len(found.items))
-            yield found
+                moments = moments + noise.moments(group, len(moments.first), len(moments.items))
+            yield moments
 
     @property
     def _scales(self) -> Stage1Scales:

@@ -87,7 +87,7 @@ def check_budgets(scenario: Scenario, layout: BlockLayout) -> None:
             check_budget(layout, precision, budget_bytes(layout, share), f"evaluation.budgets {share:.4%}")
 
 
-def privacy_plan(scenario: Scenario, place: RunPaths) -> Plan | None:
+def privacy_plan(scenario: Scenario, paths: RunPaths) -> Plan | None:
     """How much noise the run adds, and what it spends; None where no mechanism is named.
 
     Raises:
@@ -96,7 +96,7 @@ def privacy_plan(scenario: Scenario, place: RunPaths) -> Plan | None:
     """
     if not scenario.privacy.noised:
         return None
-    splits, refinement = device_splits(scenario, place.data_dir, place.run_dir), scenario.refinement
+    splits, refinement = device_splits(scenario, paths.data_dir, paths.run_dir), scenario.refinement
     check_delta(scenario, splits.num_users)
     _, has_data = given_data(scenario, splits.train)
     most = None

@@ -16,20 +16,21 @@ from strategies.run.prepare import Stage1Outcome
 def prepare(
     scenario: Scenario,
     plan: Plan | None,
-    place: RunPaths,
+    paths: RunPaths,
     stages: StageTimes,
     nodes: Nodes,
     on_event: OnEvent = silent,
     before: Stage1Outcome | ChosenFilter | None = None,
-    kept: RunCheckpoints | None = None,
+    checkpoints: RunCheckpoints | None = None,
 ) -> Stage1Outcome:
     """Stage 1 as the scenario has it, on the server or on the nodes. plan: of the scenario's noise; before: what an
-    earlier one left, on a part of the same data; kept: where its steps are kept, so that it goes on after the last.
+    earlier one left, on a part of the same data; checkpoints: where its steps are kept, so that it goes on after the
+    last.
     """
     if scenario.pretraining.model == "spectral":
         directions = before.directions if isinstance(before, FederatedStage1Outcome | ChosenFilter) else None
-        return prepare_by_sums(scenario, plan, place, stages, nodes, on_event, directions, kept)
-    return prepare_collected(scenario, place, stages, on_event)
+        return prepare_by_sums(scenario, plan, paths, stages, nodes, on_event, directions, checkpoints)
+    return prepare_collected(scenario, paths, stages, on_event)
 
 
 __all__ = ["prepare"]

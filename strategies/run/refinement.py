@@ -101,16 +101,16 @@ class Refiner:
     def refine(self, strategy: PeelStrategy) -> AcceptanceTest | None:
         """All rounds of the strategy's scenario; returns what of them was kept, None where nobody was asked."""
         scenario = strategy.scenario
-        keeping = AcceptanceTest(strategy, self.paths.run_dir) if scenario.compares else None
-        after = [] if keeping is None else [keeping.after]
+        acceptance = AcceptanceTest(strategy, self.paths.run_dir) if scenario.compares else None
+        after = [] if acceptance is None else [acceptance.after]
         if self.checkpoints is not None and self.checkpoints.folder is not None:
-            rounds = RoundCheckpoints(self.checkpoints, strategy, keeping)
+            rounds = RoundCheckpoints(self.checkpoints, strategy, acceptance)
             strategy.completed_rounds = rounds.resume()
             after.append(rounds.after)
 
         def after_round(server_round: int) -> None:
-            for told in after:
-                told(server_round)
+            for listener in after:
+                listener(server_round)
 
         strategy.after_round, before = after_round, strategy.after_round
         try:
@@ -119,17 +119,17 @@ class Refiner:
             )
         finally:  # tables of gigabytes: nobody holds them in a circle, waiting to be found
             strategy.after_round = before
-        if keeping is not None:
-            keeping.forget()
-        return keeping
+        if acceptance is not None:
+            acceptance.forget()
+        return acceptance
 
     def refine_again(self, scenario: Scenario) -> PeelStrategy:
         """Refine once more, under another scenario and with the noise that it asks for; told as a comparison."""
 
-        def told(event: Event) -> None:
+        def on_comparison(event: Event) -> None:
             self.on_event(Event("comparison", event.done, event.total, event.text))
 
-        other = replace(self, on_event=told)
+        other = replace(self, on_event=on_comparison)
         strategy = other.joined(scenario, privacy_plan(scenario, self.paths))
         other.refine(strategy)
         return strategy

@@ -49,23 +49,23 @@ class SettingsSelection:
 def select_settings(
     grid: Grid,
     scenario: Scenario,
-    place: RunPaths,
+    paths: RunPaths,
     nodes: Nodes,
     stages: StageTimes,
     on_event: OnEvent = silent,
-    kept: RunCheckpoints | None = None,
+    checkpoints: RunCheckpoints | None = None,
 ) -> SettingsSelection:
     """Run both stages on train items, measure on validation items alone, and say what to refit with."""
     on_event = figures_under("rehearsal", on_event)
     if scenario.pretraining.model == "spectral" and not scenario.refinement.rounds:  # the filter is all there is
-        found = choose_by_sums(scenario, place, stages, nodes, on_event, kept)
-        return SettingsSelection(refitting(scenario, found, 0), None, None, (), found)
+        chosen = choose_by_sums(scenario, paths, stages, nodes, on_event, checkpoints)
+        return SettingsSelection(refitting(scenario, chosen, 0), None, None, (), chosen)
 
     def first() -> Stage1Outcome:
-        return prepare(scenario, None, place, stages, nodes, on_event, kept=kept)
+        return prepare(scenario, None, paths, stages, nodes, on_event, checkpoints=checkpoints)
 
-    prepared = first() if kept is None else kept.stage("rehearsal-stage-1", first, disks=True)
-    refiner = Refiner(grid, place, prepared, nodes, on_event, checkpoints=kept)
+    prepared = first() if checkpoints is None else checkpoints.stage("rehearsal-stage-1", first, disks=True)
+    refiner = Refiner(grid, paths, prepared, nodes, on_event, checkpoints=checkpoints)
     with stages("joining"):
         strategy = refiner.joined(scenario, None)
     with stages("refinement"):
@@ -77,9 +77,9 @@ def select_settings(
     )
 
 
-def kept_by_most(keeping: AcceptanceTest, members: Members) -> int:
+def kept_by_most(acceptance: AcceptanceTest, members: Members) -> int:
     """Rounds of refinement that the median device kept; the refit has user groups of its own."""
-    return int(np.median(keeping.accepted_rounds[members.groups])) if len(members.groups) else 0
+    return int(np.median(acceptance.accepted_rounds[members.groups])) if len(members.groups) else 0
 
 
 def refitting(scenario: Scenario, prepared: Stage1Outcome | ChosenFilter, rounds: int) -> Scenario:

@@ -91,32 +91,34 @@ class FederatedSums:
             sums[:, first : first + COLUMNS] = self._total(replies[wire.EVERYBODY], "first")
         return sums
 
-    def choice(self, question: FilterRequest) -> tuple[Ints, int]:
+    def choice(self, filter_request: FilterRequest) -> tuple[Ints, int]:
         """Which filter some devices prefer: (C,), and how many answered."""
         self._time += self.windows
         request = wire.ChoiceRequest(
             self.setting,
             self._time,
             self.panel,
-            question.place,
-            question.directions,
-            question.values,
-            question.counts.astype(np.float64),
-            question.shapes.count_exponents,
-            question.shapes.value_exponents,
-            question.drawn,
+            filter_request.place,
+            filter_request.directions,
+            filter_request.values,
+            filter_request.counts.astype(np.float64),
+            filter_request.shapes.count_exponents,
+            filter_request.shapes.value_exponents,
+            filter_request.drawn,
             all_rows=self.all_rows,
             noise_multiplier=self.multiplier,
-            recent=np.zeros(0) if question.recent is None else np.asarray(question.recent, np.float64),
-            fresh_exponents=question.shapes.fresh_exponents,
+            recent=np.zeros(0) if filter_request.recent is None else np.asarray(filter_request.recent, np.float64),
+            fresh_exponents=filter_request.shapes.fresh_exponents,
         )
-        known = MessageContext({"filters": len(question.shapes.value_exponents), "W": self.windows}, agreed=("C",))
+        known = MessageContext(
+            {"filters": len(filter_request.shapes.value_exponents), "W": self.windows}, agreed=("C",)
+        )
         if self.counts_contributors:
             counting = replace(request, counts_contributors=True)
             replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: NodeRequest(counting, known))
             answering = np.array([sum(reply.answered for reply in replies)])
             if not opened_rows(answering, self.min_owners)[0]:
-                return np.zeros(len(question.shapes.value_exponents), np.int64), 0
+                return np.zeros(len(filter_request.shapes.value_exponents), np.int64), 0
         replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: NodeRequest(request, known))
         self._record("choice", replies, alone=True)
         return np.sum([reply.won for reply in replies], axis=0), sum(reply.answered for reply in replies)
@@ -159,10 +161,10 @@ class FederatedSums:
         for start in range(0, len(groups), at_once):
             some = np.array(groups[start : start + at_once], np.int64)
             # the first message says what the step takes, whatever groups it is of
-            found = self._asked("moments", self._columns, first=start, centroids=centroids, groups=some, opened=opened)
+            sums = self._asked("moments", self._columns, first=start, centroids=centroids, groups=some, opened=opened)
             for group in some.tolist():
                 size, first, second, items = (
-                    self._total(found[group], name) for name in ("sizes", "first", "second", "items")
+                    self._total(sums[group], name) for name in ("sizes", "first", "second", "items")
                 )
                 yield Moments(int(size[0]), first, whole_of(second, self._columns), items)
 
@@ -223,11 +225,11 @@ class FederatedSums:
         replies = self.nodes.ask(wire.SUMS, wire.SumsReply, lambda partition: NodeRequest(request, known))
         if first == 0 and not counts_contributors:
             self._record(step, replies, alone=step == "vectors" and weights is not None)
-        found: dict[int, list[wire.GroupSum]] = {}
+        by_group: dict[int, list[wire.GroupSum]] = {}
         for reply in replies:
             for group, sums in reply.sums.items():
-                found.setdefault(group, []).append(sums)
-        return found
+                by_group.setdefault(group, []).append(sums)
+        return by_group
 
     def _contribution(self, request: wire.SumsRequest) -> dict[int, MessageContext]:
         """What a node says in a step, by user group."""

@@ -142,13 +142,13 @@ def _made(node: list[Any], made: list[Any], arrays: list[NDArray[Any]], live: Li
     raise ValueError("a node of no kind")
 
 
-def _value(said: Any, made: list[Any]) -> Any:
-    if isinstance(said, list):
-        (number,) = said
+def _value(encoded: Any, made: list[Any]) -> Any:
+    if isinstance(encoded, list):
+        (number,) = encoded
         if number < 0:
             raise IndexError("a node before the first")
         return made[number]
-    return said
+    return encoded
 
 
 def _filled(cls: Any, state: Any) -> Any:
@@ -173,12 +173,12 @@ def own_class(module: str, name: str) -> type | None:
     if module.partition(".")[0] not in _roots():
         return None
     __import__(module)
-    found: Any = sys.modules[module]
+    own: Any = sys.modules[module]
     for word in name.split("."):
-        found = vars(found).get(word)
-        if found is None:
+        own = vars(own).get(word)
+        if own is None:
             return None
-    return found if isinstance(found, type) and found.__module__ == module else None
+    return own if isinstance(own, type) and own.__module__ == module else None
 
 
 @cache

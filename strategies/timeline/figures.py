@@ -22,8 +22,8 @@ def line_result(measured: MeasuredQuality) -> LineResult:
 
 def by_kind(lines: ServingMetrics, periods: Sequence[int], line: str) -> dict[str, LineResult]:
     """A way of serving, by kind of device, all first."""
-    found = {"all": lines.over(periods, line)} | {cohort: lines.over(periods, line, [cohort]) for cohort in COHORTS}
-    return {name: line_result(one) for name, one in found.items() if one is not None}
+    totals = {"all": lines.over(periods, line)} | {cohort: lines.over(periods, line, [cohort]) for cohort in COHORTS}
+    return {name: line_result(one) for name, one in totals.items() if one is not None}
 
 
 def period_lines(lines: ServingMetrics, period: int) -> dict[str, dict[str, LineResult]]:
@@ -60,11 +60,11 @@ def summaries(lines: ServingMetrics, periods: Iterable[int]) -> dict[str, Timeli
 
 def reads_of(labels: Sequence[str], known: RefreshCounts, new: RefreshCounts) -> dict[str, ReadCosts]:
     """What devices read, (X, C) each, by budget."""
-    found = {}
+    reads = {}
     for place, label in enumerate(labels):
         there, joining = known[place].total(axis=0), new[place].total(axis=0)
         devices = max(int(there.devices), 1)
-        found[label] = ReadCosts(
+        reads[label] = ReadCosts(
             sent_mean=int(there.sent_bytes) / devices,
             held_mean=int(there.held_bytes) / devices,
             joining_mean=int(joining.sent_bytes) / max(int(joining.devices), 1),
@@ -72,7 +72,7 @@ def reads_of(labels: Sequence[str], known: RefreshCounts, new: RefreshCounts) ->
             moved=int(there.moved) / devices,
             moved_sent_mean=int(there.moved_bytes) / max(int(there.moved), 1),
         )
-    return found
+    return reads
 
 
 def class_results(
@@ -82,17 +82,17 @@ def class_results(
     sums = reduce(add, (reply.sums[place] for reply in replies.values())).total(axis=1)
     owned = reduce(add, (reply.owned[place] for reply in replies.values()))
     recall, _ = sums.mean()
-    margins, found = margins_of(sums), {}
+    margins, results = margins_of(sums), {}
     for number, name in enumerate(names):
         devices, held = int(sums.devices[number]), max(int(owned.devices[number]), 1)
-        found[name] = ClassResult(
+        results[name] = ClassResult(
             recall=float(recall[number]) if devices else None,
             margin=margins[number],
             devices=devices,
             budget_bytes_mean=int(owned.budget_bytes[number]) / held,
             held_bytes_mean=int(owned.stored_bytes[number]) / held,
         )
-    return found
+    return results
 
 
 __all__ = ["by_kind", "class_results", "line_result", "period_figures", "period_lines", "reads_of", "summaries"]

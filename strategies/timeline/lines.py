@@ -52,10 +52,10 @@ class ServingMetrics:
 
     totals: dict[tuple[int, str, Cohort], MetricTotals] = field(default_factory=dict)
 
-    def put(self, period: int, line: str, cohort: Cohort, found: MetricTotals) -> None:
+    def put(self, period: int, line: str, cohort: Cohort, totals: MetricTotals) -> None:
         """What these devices find in this period; added to what is there."""
         key = period, line, cohort
-        self.totals[key] = self.totals[key] + found if key in self.totals else found
+        self.totals[key] = self.totals[key] + totals if key in self.totals else totals
 
     def names(self) -> list[str]:
         """Ways of serving, in the order in which they came."""
@@ -63,16 +63,16 @@ class ServingMetrics:
 
     def replicates(self, periods: Sequence[int]) -> dict[str, NDArray[np.float64]]:
         """Of mean recall over these periods, by way of serving, (B,)."""
-        found = {line: self.over(periods, line) for line in self.names()}
-        return {line: one.recalls for line, one in found.items() if one is not None}
+        quality = {line: self.over(periods, line) for line in self.names()}
+        return {line: one.recalls for line, one in quality.items() if one is not None}
 
     def over(self, periods: Iterable[int], line: str, cohorts: Iterable[Cohort] = COHORTS) -> MeasuredQuality | None:
         """Over these periods and kinds of devices; None where nobody was asked."""
         keys = [(period, line, cohort) for period in periods for cohort in cohorts]
-        found = [self.totals[key] for key in keys if key in self.totals]
-        if not found:
+        totals = [self.totals[key] for key in keys if key in self.totals]
+        if not totals:
             return None
-        whole = reduce(add, found).measured()
+        whole = reduce(add, totals).measured()
         return whole if whole.devices else None
 
 

@@ -62,7 +62,7 @@ FULL, WHOLE, OWN = "federation", "federation, all rows", "federation, own budget
 """Ways of serving: tables of which as many rows change as the allowance says; all that changed; own budgets."""
 
 
-def serve_timeline(grid: Grid, scenario: Scenario, place: RunPaths, on_event: OnEvent = silent) -> TimelineResult:
+def serve_timeline(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent = silent) -> TimelineResult:
     """Replay a scenario's timeline on the nodes of ``grid``.
 
     Raises:
@@ -74,10 +74,10 @@ def serve_timeline(grid: Grid, scenario: Scenario, place: RunPaths, on_event: On
     root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
     with stages("start"):
         nodes = Nodes.connect(grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s)
-        timeline = device_timeline(scenario, place.data_dir, place.run_dir)
+        timeline = device_timeline(scenario, paths.data_dir, paths.run_dir)
     run, kept = (
-        _TimelineRun(grid, scenario, place, nodes, timeline, stages),
-        RunCheckpoints.from_paths(place, stages, on_event),
+        _TimelineRun(grid, scenario, paths, nodes, timeline, stages),
+        RunCheckpoints.from_paths(paths, stages, on_event),
     )
     done = run.resume(kept)
     if done:
@@ -92,7 +92,7 @@ def serve_timeline(grid: Grid, scenario: Scenario, place: RunPaths, on_event: On
         )
     run.end()
     drawn = run.lines.replicates(run.last)
-    np.savez(Path(place.run_dir) / REPLICATES, lines=np.array(list(drawn)), recalls=np.stack(list(drawn.values())))
+    np.savez(Path(paths.run_dir) / REPLICATES, lines=np.array(list(drawn)), recalls=np.stack(list(drawn.values())))
     return run.result()
 
 
@@ -132,12 +132,12 @@ class _ServedPeriod:
     began: int
     asked: int
 
-    def at(self, place: RunPaths) -> _ServedPeriod:
+    def at(self, paths: RunPaths) -> _ServedPeriod:
         """The same, of a run whose folder lies elsewhere."""
 
         def there(evaluator: Evaluator) -> Evaluator:
             federation = evaluator.federation
-            setting = replace(federation.setting, data_dir=place.data_dir, run_dir=place.run_dir)
+            setting = replace(federation.setting, data_dir=paths.data_dir, run_dir=paths.run_dir)
             return replace(evaluator, federation=replace(federation, setting=setting))
 
         return replace(self, known=there(self.known), new=there(self.new))
@@ -186,19 +186,19 @@ class _TimelineRun:
     periods: list[PeriodResult] = field(default_factory=list)
     layout_bytes: int = 0
 
-    def keep(self, kept: RunCheckpoints) -> None:
+    def keep(self, checkpoints: RunCheckpoints) -> None:
         """Keep what there is after a period, in place of what was after the one before."""
         content = {name: getattr(self, name) for name in RESUMED}
         number = len(self.periods)
-        kept.write("timeline", lambda rows: content, disks=True, number=number, live={"nodes": self.nodes})
+        checkpoints.write("timeline", lambda rows: content, disks=True, number=number, live={"nodes": self.nodes})
 
-    def resume(self, kept: RunCheckpoints) -> int:
+    def resume(self, checkpoints: RunCheckpoints) -> int:
         """Take up what was kept; returns how many periods are done."""
-        found = kept.read("timeline", {"nodes": self.nodes})
-        if found is None:
+        entry = checkpoints.read("timeline", {"nodes": self.nodes})
+        if entry is None:
             return 0
         for name in RESUMED:
-            setattr(self, name, found.value[name])
+            setattr(self, name, entry.value[name])
         assert self.served is not None, "somebody is served in every period"
         self.served = self.served.at(self.paths)
         return len(self.periods)
@@ -328,9 +328,9 @@ class _TimelineRun:
         scenario, (prepared, model) = self.at(period, "choose"), self.basis
         sums = self.sums(period, "choose", self.timeline.splits(period, "choose"))
         sums.vectors(model.own, model.middle)  # as they had them then
-        found = select_rounds(self.refiner(prepared), scenario)
-        self.clock = found.ends
-        return found
+        selection = select_rounds(self.refiner(prepared), scenario)
+        self.clock = selection.ends
+        return selection
 
     def follow(self, rounds: int | None = None) -> None:
         """What became of what devices held in the last period while their own budgets moved, from when they were asked
@@ -486,19 +486,19 @@ class _TimelineRun:
             ("since", known, (self.at_start, num_known)),
             ("first", new, (num_known, -1)),
         ]
-        told: dict[Cohort, wire.EvaluateReply] = {}
+        replies: dict[Cohort, wire.EvaluateReply] = {}
         for cohort, evaluator, devices in kinds:
             if devices[0] == devices[1]:
                 continue
             budgets = self.budgets(evaluator)
             reply = evaluator.evaluate(budgets[:-1], devices=devices)
-            told[cohort] = reply
+            replies[cohort] = reply
             for place, label in enumerate(self.labels[:-1]):
                 self.lines.put(period, label, cohort, MetricTotals.from_reply(reply, place))
             for label, (asks, table) in {FULL: (evaluator, None), WHOLE: exactly(evaluator, exact)}.items():
                 whole = asks.evaluate([wire.UNLIMITED], precision="fp32", everybody=table, devices=devices)
                 self.lines.put(period, label, cohort, MetricTotals.from_reply(whole))
-        return told
+        return replies
 
     def rivals(self, period: int, learn: Splits, joining: Splits) -> None:
         """Everybody else, on the same devices."""

@@ -55,7 +55,7 @@ def test_what_the_user_set_stays(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("found", "late", "text"),
+    ("result", "late", "text"),
     [
         (PINNED, {}, "pinned"),
         (PINNED | {"mkl": "none"}, {}, "pinned"),
@@ -67,13 +67,13 @@ def test_what_the_user_set_stays(monkeypatch):
         (PINNED | {"numpy": "X86_V4"}, {}, "native: .*numpy X86_V4"),
     ],
 )
-def test_a_report_says_whether_figures_are_those_of_every_processor(found, late, text):
+def test_a_report_says_whether_figures_are_those_of_every_processor(result, late, text):
     import re
 
-    assert re.fullmatch(text if text == "pinned" else text + ".*", described(found, late))
+    assert re.fullmatch(text if text == "pinned" else text + ".*", described(result, late))
 
 
-def told(code, **environment):
+def printed_by(code, **environment):
     kept = {name: value for name, value in os.environ.items() if name not in {*pinned(MODERN, "2.4.6"), SWITCH}}
     done = subprocess.run(
         [sys.executable, "-c", code], env={**kept, **environment}, cwd=ROOT, capture_output=True, text=True, check=True
@@ -87,7 +87,7 @@ ASK = "from fl_peel.code_paths import code_paths; import scipy.linalg; print(cod
 @pytest.mark.skipif(not processor_flags() >= code_paths.NEEDED, reason="needs AVX2 and FMA on Linux")
 @pytest.mark.slow
 def test_importing_the_package_first_is_enough():
-    assert told("import fl_peel.kernels; " + ASK) == "pinned"
-    assert told("import numpy; " + ASK).endswith("; too late for numpy")
-    assert told(ASK, **{SWITCH: "native"}).startswith("native: ")
-    assert told(ASK, MKL_CBWR="AVX2").startswith("native: ")
+    assert printed_by("import fl_peel.kernels; " + ASK) == "pinned"
+    assert printed_by("import numpy; " + ASK).endswith("; too late for numpy")
+    assert printed_by(ASK, **{SWITCH: "native"}).startswith("native: ")
+    assert printed_by(ASK, MKL_CBWR="AVX2").startswith("native: ")

@@ -120,7 +120,7 @@ def test_values_are_named_in_a_few_words():
 
 
 def test_no_message_is_longer_than_a_screen():
-    said = str(FlPeelError("begin " + "x" * 10**6 + " remedy"))
-    assert len(said) == MAX_MESSAGE
-    assert (said[:6], said[-7:]) == ("begin ", " remedy")
+    output = str(FlPeelError("begin " + "x" * 10**6 + " remedy"))
+    assert len(output) == MAX_MESSAGE
+    assert (output[:6], output[-7:]) == ("begin ", " remedy")
     assert shortened("short", 5) == "short"

@@ -214,10 +214,10 @@ def test_a_fleet_that_is_sent_gives_the_figures_of_the_simulation(own, tmp_path)
     scenario, folder = own
     simulated, _ = served(scenario, tmp_path / "simulated")
     grid = OwnGrid(folder, simulated=False)
-    place = RunPaths("", str(tmp_path / "server"))
-    place.setting(scenario)
+    paths = RunPaths("", str(tmp_path / "server"))
+    paths.setting(scenario)
     (tmp_path / "fleet.yaml").unlink()
-    deployed = serve(grid, held(scenario), place)
+    deployed = serve(grid, held(scenario), paths)
     assert figures(deployed) == figures(simulated)
 
 

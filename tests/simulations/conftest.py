@@ -51,15 +51,15 @@ def undrawn(monkeypatch):
 @pytest.fixture
 def without_engine(monkeypatch, grids, without_figures):
     """Runs are served by two nodes in this process; the scenarios of those that began are kept."""
-    begun = []
+    started = []
 
     def simulated(scenario, place, on_event, *, server):
-        begun.append(scenario)
+        started.append(scenario)
         grids.append(LoopbackGrid(2))
         return server(grids[-1], scenario, place, on_event)
 
     monkeypatch.setattr(runner, "simulated", simulated)
-    return begun
+    return started
 
 
 @pytest.fixture

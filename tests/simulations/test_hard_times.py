@@ -108,8 +108,8 @@ def test_nothing_waits_by_a_clock_that_can_be_set_back():
             for node in ast.walk(ast.parse(text))
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
         }
-        if found := names & CLOCKS:
-            asked[file.relative_to(ROOT).as_posix()] = found
+        if result := names & CLOCKS:
+            asked[file.relative_to(ROOT).as_posix()] = result
     assert asked == {"simulations/deployment/keys.py": {"datetime.now"}}  # from when on a certificate holds
 
 

@@ -31,12 +31,12 @@ def test_events_are_told_from_where_one_left_off():
         assert address.startswith("http://127.0.0.1:")
         tell(Event("data", 1, 1))
         tell(Event("refinement", 1, 8, "loss 0.5"))
-        told = json.loads(asked(f"{address}events")[1])
-        assert [(one["stage"], one["done"], one["total"], one["text"]) for one in told["events"]] == [
+        events = json.loads(asked(f"{address}events")[1])
+        assert [(one["stage"], one["done"], one["total"], one["text"]) for one in events["events"]] == [
             ("data", 1, 1, ""),
             ("refinement", 1, 8, "loss 0.5"),
         ]
-        assert (told["next"], told["ended"]) == (2, False)
+        assert (events["next"], events["ended"]) == (2, False)
         tell(Event("refinement", 2, 8))
         later = json.loads(asked(f"{address}events?since=2")[1])
         assert [one["done"] for one in later["events"]] == [2]
@@ -86,9 +86,9 @@ def test_the_terminal_and_the_page_are_told_the_same(capsys):
     console = Console(stderr=True, highlight=False, width=200)
     with shown_at(console, port=0, title="tiny") as tell:
         tell(Event("data", 1, 1, "read"))
-        said = capsys.readouterr().err
-        address = said.split("live: ")[1].split()[0]
-        assert "data: read" in said
+        output = capsys.readouterr().err
+        address = output.split("live: ")[1].split()[0]
+        assert "data: read" in output
         assert json.loads(asked(f"{address}events")[1])["next"] == 1
     with shown_at(console, port=None, title="tiny") as tell:
         tell(Event("data", 1, 1, "read"))

@@ -52,7 +52,7 @@ def test_without_a_folder_of_results_nothing_is_kept(tiny, splits):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "output"),
     [
         ("refinement.rounds=5", "scenario.refinement.rounds"),
         ("seed=4", "seed=0 and not 4"),
@@ -60,11 +60,11 @@ def test_without_a_folder_of_results_nothing_is_kept(tiny, splits):
         ("engine.nodes=3", "engine.nodes=2 and not 3"),
     ],
 )
-def test_another_scenario_is_refused_by_its_key(change, said, tiny, splits, tmp_path):
+def test_another_scenario_is_refused_by_its_key(change, output, tiny, splits, tmp_path):
     stop_in(tmp_path / "out", load_scenario(tiny), splits)
-    said = said.removeprefix("scenario.")
+    output = output.removeprefix("scenario.")
     with (
-        pytest.raises(ReportError, match=rf"unfinished run, with {said}.*--fresh"),
+        pytest.raises(ReportError, match=rf"unfinished run, with {output}.*--fresh"),
         resumable_folder(tmp_path / "out", load_scenario(tiny, [change]), splits),
     ):
         pass

@@ -133,8 +133,8 @@ def recall_figure(result: RunResult) -> tuple[Figure, str] | None:
     for one in full:
         if one is best or one.name == "global":
             kind, color = ("best full table", INK) if one is best else ("full table", MUTED)
-            told = f"{kind}: {one.name} {one.quality.recall:.4f}"
-            labels.append(replace(yardstick(axes, one.quality.recall, told, color), bold=one is best))
+            caption = f"{kind}: {one.name} {one.quality.recall:.4f}"
+            labels.append(replace(yardstick(axes, one.quality.recall, caption, color), bold=one is best))
             words.append(f"{kind}, {one.name}: {one.quality.recall:.4f}")
     if best is not None and best.quality.recall_interval is not None:
         known = best.quality.recall_interval

@@ -179,11 +179,11 @@ def fairness_tables(result: RunResult) -> list[TableView]:
     return [view for view in views if view.rows] + nested_views("Fairness", rest)
 
 
-def _tiers(told: FixedTiersResult | None) -> str:
-    if told is None:
+def _tiers(tiers: FixedTiersResult | None) -> str:
+    if tiers is None:
         return ""
-    chosen = ", ".join(f"{name} {format_share(share)}" for name, share in told.chosen.items())
-    return f"Fixed tier of each class, out of {', '.join(map(format_share, told.tiers))} of the full table: {chosen}."
+    chosen = ", ".join(f"{name} {format_share(share)}" for name, share in tiers.chosen.items())
+    return f"Fixed tier of each class, out of {', '.join(map(format_share, tiers.tiers))} of the full table: {chosen}."
 
 
 def elasticity_tables(result: RunResult) -> list[TableView]:
@@ -192,7 +192,7 @@ def elasticity_tables(result: RunResult) -> list[TableView]:
     if part is None:
         return []
     note = "Rigid devices keep their blocks while they fit, and store nothing after that until the next round."
-    told = (
+    summary = (
         "Per device and hour: re-selections, bytes sent to growing elastic devices, bytes that rigid ones downloaded "
         "again. Recall before and after re-selections, and over all times; rigid empty: share of time without any "
         "block."
@@ -200,7 +200,7 @@ def elasticity_tables(result: RunResult) -> list[TableView]:
     by_class = part.followed.by_class if part.followed is not None else ()
     views = [
         _table("Drop of all budgets at once", part.falls, _FALLS, note),
-        _table("Devices followed after training", by_class, _FOLLOWED, f"{told} {note}"),
+        _table("Devices followed after training", by_class, _FOLLOWED, f"{summary} {note}"),
     ]
     shown = {"metric", "falls", "by_class", "over_time"}
     rest = {key: value for key, value in to_plain(part, top_n=result.top_n).items() if key not in shown}

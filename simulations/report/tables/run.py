@@ -105,12 +105,12 @@ def _against(row: BudgetRow, name: str | None) -> Ratio | None:
 
 def device_classes_view(result: RunResult) -> TableView:
     """Each device class under its own moving budget; a dash for what devices withhold."""
-    said = result.privacy is None or not result.privacy.withholds
+    counters_shown = result.privacy is None or not result.privacy.withholds
     own = own_full_tables(result)
     against = [name for name in (FULL_REFINED, FULL_GLOBAL) if any(name in one for one in own.values())]
 
     def counted(text: str) -> str:
-        return text if said else ABSENT
+        return text if counters_shown else ABSENT
 
     rows = tuple(
         (
@@ -143,7 +143,7 @@ def device_classes_view(result: RunResult) -> TableView:
     )
     if against:
         note += f" Full tables: Recall@{result.top_n} of the same devices with full tables."
-    if not said:
+    if not counters_shown:
         note += " A dash: not reported by devices during rounds (privacy.counters); the rest comes from the evaluation."
     return TableView("Device classes", columns, rows, note=note)
 

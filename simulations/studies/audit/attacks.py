@@ -59,8 +59,8 @@ class _Ranking(Attack):
 
 
 def _one(attack: Attack, watched: WatchedDevices, views: list[DeviceView], seed: int) -> dict[str, Any]:
-    found = (_items if attack.secret in ITEM_SECRETS else _labels)(attack, watched, views, seed)
-    return {"secret": attack.secret, **found}
+    figures = (_items if attack.secret in ITEM_SECRETS else _labels)(attack, watched, views, seed)
+    return {"secret": attack.secret, **figures}
 
 
 def _items(attack: Attack, watched: WatchedDevices, views: list[DeviceView], seed: int) -> dict[str, Any]:

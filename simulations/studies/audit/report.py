@@ -93,10 +93,10 @@ def audit_plot(rows: Sequence[Row]) -> Plot:
         left.plot(x, y, **style)
         ends: list[Ends] = [(one["advantage_low"], one["advantage_high"]) for one, _ in shown]
         error_bars(left, x, y, ends, style["color"], across=True)
-        told = [
+        texts = [
             f"{row['mechanism']}, {name}: {_advantage(row['attacks'][name])}" for row in rows if name in row["attacks"]
         ]
-        hover(left, x, y, told)
+        hover(left, x, y, texts)
     left.axvline(0.0, color=INK, linewidth=1.0)
     for edge in (-HOLDS, HOLDS):
         left.axvline(edge, color=INK, linewidth=0.7, linestyle=(0, (2, 3)))

@@ -148,12 +148,12 @@ class StepObserver:
             own = self._own(requests)
             return StepView("vectors", {"own": own}, {}, len(devices))
         arrays: dict[str, Arrays] = {"pass": {"place": first.place}, "groups": {"centroids": first.centroids}}
-        told = arrays.get(first.step, {})
+        sent_arrays = arrays.get(first.step, {})
         if not len(devices):
-            return StepView(first.step, told, {}, 0)
+            return StepView(first.step, sent_arrays, {}, 0)
         self._make_vectors()
         answers = [contribute(cohort, devices, request) for request in requests]
-        return StepView(first.step, told, _arrays(first.step, answers), len(devices))
+        return StepView(first.step, sent_arrays, _arrays(first.step, answers), len(devices))
 
     def _own(self, requests: Sequence[wire.SumsRequest]) -> NDArray[np.float32]:
         """Rows that vectors are made of (I, K): one array for all devices."""

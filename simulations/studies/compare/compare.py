@@ -78,8 +78,8 @@ def compare(
         )
     shares = tuple(sorted(set(budgets)))
     single = shares[1::2][:3] or shares[:1] if single_budgets is None else tuple(sorted(set(single_budgets)))
-    found = frame.by_seed(seeds, lambda study: _one_seed(study, shares, single, rivals, ceilings))
-    by_seed = list(found.values())
+    seeds_done = frame.by_seed(seeds, lambda study: _one_seed(study, shares, single, rivals, ceilings))
+    by_seed = list(seeds_done.values())
     devices = min(result["devices"] for result in by_seed)
     rows = aggregated([result["rows"] for result in by_seed])
     full = aggregated([[result["full_table"]] for result in by_seed])[0]
@@ -95,7 +95,7 @@ def compare(
         "ceilings": [with_interval(row, devices) for row in aggregated([result["ceilings"] for result in by_seed])],
         "refinement": {name: one and with_interval(one, devices) for name, one in refinement.items()},
         "summary": summary(rows, full, refinement, devices),
-        "stages": {str(seed): one["stages"] for seed, one in found.items()},
+        "stages": {str(seed): one["stages"] for seed, one in seeds_done.items()},
         "seeds": seeds,
     }
     result = cast(CompareResult, frame.result(figures))

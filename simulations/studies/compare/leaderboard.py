@@ -140,8 +140,8 @@ def tuning_view(tuning: dict[str, dict[str, Tuning]]) -> TableView:
             *(str(one["round"]), str(one["last"]), format_metric(one["validation"])),
         )
         for seed, methods in tuning.items()
-        for method, found in methods.items()
-        for one in found["tried"]
+        for method, method_tuning in methods.items()
+        for one in method_tuning["tried"]
     )
     columns = ("method", "seed", "setting", "best round", "rounds run", "validation Recall@20")
     return TableView(

@@ -94,11 +94,11 @@ def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[st
             if other is not None and other["recall@20"] > 0:
                 line[name] = f"{other['method']} {other['precision']}"
         lines.append(line)
-    told: Row = {"budgets": lines}
+    result: Row = {"budgets": lines}
     for name in ("none", "start", "central"):
         if refinement.get(name) and refinement.get("federated"):
-            told |= ratio(f"federated_to_{name}", refinement["federated"], refinement[name])
-    return told
+            result |= ratio(f"federated_to_{name}", refinement["federated"], refinement[name])
+    return result
 
 
 def _best(rows: Iterable[Row]) -> Row | None:

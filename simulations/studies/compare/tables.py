@@ -126,10 +126,10 @@ def verdict_view(result: CompareResult) -> TableView:
     return TableView("PEEL relative to other methods", columns, rows, 2, note)
 
 
-def _over(told: Mapping[str, Any], name: str) -> str:
+def _over(row: Mapping[str, Any], name: str) -> str:
     """A ratio of the summary, with its paired interval where there is one."""
-    low, high = told.get(f"{name}_interval", (None, None))
-    return format_interval(told.get(name), low, high, 3)
+    low, high = row.get(f"{name}_interval", (None, None))
+    return format_interval(row.get(name), low, high, 3)
 
 
 def compare_table(rows: Sequence[CompareRow], metric: str = "recall@20") -> Table:

@@ -197,25 +197,25 @@ class Federated(Protocol[Setting]):
     def grid(self) -> tuple[Setting, ...]:
         """Settings to choose from on validation, one training each."""
 
-    def server(self, world: FederatedContext, setting: Setting) -> Any:
+    def server(self, context: FederatedContext, setting: Setting) -> Any:
         """What the server starts with."""
 
-    def device_states(self, world: FederatedContext, setting: Setting) -> Any:
+    def device_states(self, context: FederatedContext, setting: Setting) -> Any:
         """What all devices start with."""
 
-    def sent(self, server: Any, devices: IntArray, world: FederatedContext) -> IntArray:
+    def sent(self, server: Any, devices: IntArray, context: FederatedContext) -> IntArray:
         """Bytes (N,) that these devices are sent in a round, from the arrays they are sent."""
 
-    def nothing(self, world: FederatedContext) -> Any:
+    def nothing(self, context: FederatedContext) -> Any:
         """The sum over nobody."""
 
     def answer(
-        self, server: Any, kept: Any, devices: IntArray, number: int, world: FederatedContext, setting: Setting
+        self, server: Any, kept: Any, devices: IntArray, number: int, context: FederatedContext, setting: Setting
     ) -> Message:
         """The device half of a round: devices change what they keep, and say something."""
 
     def merged(self, server: Any, sums: Any, setting: Setting) -> Any:
         """The server half of a round."""
 
-    def served(self, server: Any, kept: Any, world: FederatedContext, setting: Setting) -> ServedTables:
+    def served(self, server: Any, kept: Any, context: FederatedContext, setting: Setting) -> ServedTables:
         """What devices rank with, once they have the table of the moment; nothing they keep changes."""

@@ -76,23 +76,23 @@ class Fcf:
     name: str = "fcf"
     grid: tuple[FcfSetting, ...] = GRID
 
-    def server(self, world: FederatedContext, setting: FcfSetting) -> FcfServer:
+    def server(self, context: FederatedContext, setting: FcfSetting) -> FcfServer:
         """A random table."""
-        table = world.start_table("items", world.num_items, world.dim, START_SCALE).astype(np.float64)
+        table = context.start_table("items", context.num_items, context.dim, START_SCALE).astype(np.float64)
         return FcfServer(table, np.zeros_like(table), np.zeros_like(table))
 
-    def device_states(self, world: FederatedContext, setting: FcfSetting) -> None:
+    def device_states(self, context: FederatedContext, setting: FcfSetting) -> None:
         """A factor is solved for anew in every round."""
 
-    def sent(self, server: FcfServer, devices: IntArray, world: FederatedContext) -> IntArray:
+    def sent(self, server: FcfServer, devices: IntArray, context: FederatedContext) -> IntArray:
         """The whole table."""
         return np.full(len(devices), server.table.size * NUMBER_BYTES, np.int64)
 
-    def nothing(self, world: FederatedContext) -> Gradients:
+    def nothing(self, context: FederatedContext) -> Gradients:
         """Zeros."""
         return Gradients(
-            np.zeros((world.dim, world.dim), np.int64),
-            np.zeros((world.num_items, world.dim), np.int64),
+            np.zeros((context.dim, context.dim), np.int64),
+            np.zeros((context.num_items, context.dim), np.int64),
             np.zeros(0, np.int64),
         )
 
@@ -102,15 +102,15 @@ class Fcf:
         kept: None,
         devices: IntArray,
         number: int,
-        world: FederatedContext,
+        context: FederatedContext,
         setting: FcfSetting,
     ) -> Gradients:
         """Gradients of every row, added up on the way."""
-        train = world.train.select(devices)
-        factors = solved(server.table, devices, world, setting)
-        sums = self.nothing(world)
+        train = context.train.select(devices)
+        factors = solved(server.table, devices, context, setting)
+        sums = self.nothing(context)
         add_gradients(server.table, factors, train.indptr, train.items, setting.alpha, UNITS, sums.moments, sums.rows)
-        return Gradients(sums.moments, sums.rows, self.sent(server, devices, world))
+        return Gradients(sums.moments, sums.rows, self.sent(server, devices, context))
 
     def merged(self, server: FcfServer, sums: Gradients, setting: FcfSetting) -> FcfServer:
         """A step of Adam."""
@@ -121,18 +121,20 @@ class Fcf:
         scaled = first / (1 - BETAS[0] ** steps) / (np.sqrt(second / (1 - BETAS[1] ** steps)) + EPSILON)
         return FcfServer(server.table - setting.learning_rate * scaled, first, second, steps)
 
-    def served(self, server: FcfServer, kept: None, world: FederatedContext, setting: FcfSetting) -> ServedTables:
+    def served(self, server: FcfServer, kept: None, context: FederatedContext, setting: FcfSetting) -> ServedTables:
         """One table for all, and the factors that it gives."""
-        parts = [solved(server.table, some, world, setting) for some in world.chunks(np.arange(world.num_devices))]
+        parts = [
+            solved(server.table, some, context, setting) for some in context.chunks(np.arange(context.num_devices))
+        ]
         users = np.concatenate(parts).astype(np.float32)
-        return ServedTables((server.table.astype(np.float32),), np.zeros(world.num_devices, np.int64), users)
+        return ServedTables((server.table.astype(np.float32),), np.zeros(context.num_devices, np.int64), users)
 
 
 def solved(
-    table: NDArray[np.float64], devices: IntArray, world: FederatedContext, setting: FcfSetting
+    table: NDArray[np.float64], devices: IntArray, context: FederatedContext, setting: FcfSetting
 ) -> NDArray[np.float64]:
     """User factors (N, d) of these devices."""
-    train = world.train.select(devices)
+    train = context.train.select(devices)
     factors = np.empty((len(devices), table.shape[1]))
     solve_users(table, table.T @ table, factors, train.indptr, train.items, setting.alpha, setting.l2)
     return factors

@@ -19,32 +19,32 @@ from strategies.rivals.quality import DeviceQuality
 
 def quality(
     served: ServedTables,
-    world: FederatedContext,
+    context: FederatedContext,
     split: Split,
     precision: Precision = "fp32",
     among: IntArray | None = None,
 ) -> dict[str, float]:
     """Mean Recall@20 and NDCG@20 over devices (or the given ones) with at least one item to find."""
-    return served_quality(served, world, split, precision, among).mean()
+    return served_quality(served, context, split, precision, among).mean()
 
 
 def served_quality(
     served: ServedTables,
-    world: FederatedContext,
+    context: FederatedContext,
     split: Split,
     precision: Precision = "fp32",
     among: IntArray | None = None,
 ) -> DeviceQuality:
     """What each device (or each of the given ones) with at least one item to find finds."""
-    splits = world.splits
+    splits = context.splits
     wanted = splits.test if split == "test" else splits.validation
-    exclude = world.seen if split == "test" else splits.train
-    asked = np.arange(world.num_devices) if among is None else among
-    recall, ndcg = np.zeros(world.num_devices), np.zeros(world.num_devices)
+    exclude = context.seen if split == "test" else splits.train
+    asked = np.arange(context.num_devices) if among is None else among
+    recall, ndcg = np.zeros(context.num_devices), np.zeros(context.num_devices)
     chosen = asked[wanted.counts()[asked] > 0]
     for place, table in enumerate(served.tables):
         tier = chosen[served.tier[chosen] == place]
-        for some in world.chunks(tier):
+        for some in context.chunks(tier):
             users = stored_user(np.ascontiguousarray(served.users[some, : table.shape[1]]))
             option = whole_table(Request(precision, 1.0, 0), DenseTable.from_table(table, precision), users, 0.0)
             hidden = exclude.select(some)

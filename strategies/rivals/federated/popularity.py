@@ -19,21 +19,21 @@ class Popularity:
     name: str = "popularity"
     grid: tuple[None, ...] = (None,)
 
-    def server(self, world: FederatedContext, setting: None) -> FloatArray:
+    def server(self, context: FederatedContext, setting: None) -> FloatArray:
         """Zeros."""
-        return np.zeros((world.num_items, 1), np.float32)
+        return np.zeros((context.num_items, 1), np.float32)
 
-    def device_states(self, world: FederatedContext, setting: None) -> np.ndarray:
+    def device_states(self, context: FederatedContext, setting: None) -> np.ndarray:
         """Nobody has."""
-        return np.zeros(world.num_devices, np.bool_)
+        return np.zeros(context.num_devices, np.bool_)
 
-    def sent(self, server: FloatArray, devices: IntArray, world: FederatedContext) -> IntArray:
+    def sent(self, server: FloatArray, devices: IntArray, context: FederatedContext) -> IntArray:
         """Nothing."""
         return np.zeros(len(devices), np.int64)
 
-    def nothing(self, world: FederatedContext) -> RowSums:
+    def nothing(self, context: FederatedContext) -> RowSums:
         """Zeros."""
-        return RowSums.nothing(world.num_items, 1)
+        return RowSums.nothing(context.num_items, 1)
 
     def answer(
         self,
@@ -41,12 +41,12 @@ class Popularity:
         kept: np.ndarray,
         devices: IntArray,
         number: int,
-        world: FederatedContext,
+        context: FederatedContext,
         setting: None,
     ) -> RowUpdates:
         """Ones, of those that have not spoken yet."""
-        counts = world.train.counts()[devices] * ~kept[devices]
-        train = world.train.select(devices).keep(np.repeat(~kept[devices], world.train.counts()[devices]))
+        counts = context.train.counts()[devices] * ~kept[devices]
+        train = context.train.select(devices).keep(np.repeat(~kept[devices], context.train.counts()[devices]))
         kept[devices] = True
         return RowUpdates(
             np.concatenate([[0], np.cumsum(counts)]), train.items, np.ones((len(train.items), 1), np.float32)
@@ -56,8 +56,8 @@ class Popularity:
         """Counts so far."""
         return (server + sums.changes()).astype(np.float32)
 
-    def served(self, server: FloatArray, kept: np.ndarray, world: FederatedContext, setting: None) -> ServedTables:
+    def served(self, server: FloatArray, kept: np.ndarray, context: FederatedContext, setting: None) -> ServedTables:
         """Counts as a table of one column, a score for everybody."""
         return ServedTables(
-            (server,), np.zeros(world.num_devices, np.int64), np.ones((world.num_devices, 1), np.float32)
+            (server,), np.zeros(context.num_devices, np.int64), np.ones((context.num_devices, 1), np.float32)
         )

@@ -154,14 +154,14 @@ def test_hidden_rows_and_requests_cost_bytes(tiny, tmp_path):
 
 
 def test_the_report_names_what_was_released(tiny, tmp_path):
-    told = run_of(tiny, tmp_path, (*CENTRAL, "privacy.clipping.kind=adaptive"))[0].privacy
-    assert told.epsilon == pytest.approx(6.573, abs=0.01)  # two rounds of multiplier 1 are one of 1 / sqrt(2)
-    assert (told.delta, told.accounted.accountant) == (1e-5, "PLD")
-    assert [release.part for release in told.accounted.releases] == ["updates", "signals", "quantile"]
-    assert sum(release.share for release in told.accounted.releases) == pytest.approx(1)
-    assert len(told.accounted.clip_norms) == 2
-    assert told.accounted.clip_norms[0] != told.accounted.clip_norms[1]
-    assert "the train interactions of all users" in told.accounted.not_covered[0]
+    events = run_of(tiny, tmp_path, (*CENTRAL, "privacy.clipping.kind=adaptive"))[0].privacy
+    assert events.epsilon == pytest.approx(6.573, abs=0.01)  # two rounds of multiplier 1 are one of 1 / sqrt(2)
+    assert (events.delta, events.accounted.accountant) == (1e-5, "PLD")
+    assert [release.part for release in events.accounted.releases] == ["updates", "signals", "quantile"]
+    assert sum(release.share for release in events.accounted.releases) == pytest.approx(1)
+    assert len(events.accounted.clip_norms) == 2
+    assert events.accounted.clip_norms[0] != events.accounted.clip_norms[1]
+    assert "the train interactions of all users" in events.accounted.not_covered[0]
 
 
 def test_the_bound_follows_the_quantile():
@@ -207,9 +207,9 @@ def test_withholding_is_for_privacy_alone(tiny):
         scenario = load_scenario(tiny, overrides)
         setting = wire.RunSetting(scenario.to_json(), "", "")
         nobody = np.zeros(0, np.int64)
-        said = contents_of(scenario, wire.RoundRequest(setting, 1, True, 1.0, nobody, nobody, {})).counted(counts)
-        assert said.slowest_us == left
-        assert said.clock.sampled.tolist() == ([3, 4] if left else [7, 0])
+        output = contents_of(scenario, wire.RoundRequest(setting, 1, True, 1.0, nobody, nobody, {})).counted(counts)
+        assert output.slowest_us == left
+        assert output.clock.sampled.tolist() == ([3, 4] if left else [7, 0])
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -242,8 +242,8 @@ def test_no_train_item_is_in_a_list_that_signals_are_counted_on(tiny, tmp_path, 
     run_of(tiny, tmp_path, CENTRAL)
     lists = [
         (set(ranked.items[best[best >= 0]].tolist()), set(train.row(i).tolist()))
-        for ranked, train, found in seen
-        for i, best in enumerate(found)
+        for ranked, train, result in seen
+        for i, best in enumerate(result)
     ]
     assert len(lists) >= 40
     assert sum(len(shown) for shown, _ in lists) > 10 * len(lists)

@@ -157,13 +157,13 @@ def test_no_message_of_a_lone_device_names_its_class(tiny_scenario, tmp_path):
     assert len(joined) == 40
     assert len({tuple(reply.ceilings.tolist()) for reply in joined}) == 1  # not its own, which is its class's
     kinds = {wire.SECURE_KEYS: wire.SecureKeysReply, wire.SECURE_ROUND: wire.SecureRoundReply}
-    found = dict.fromkeys(kinds, 0)
+    result = dict.fromkeys(kinds, 0)
     for kind, content in grid.crossed:
         what = kind.removeprefix("reply to ")
         if what == kind or what not in kinds:
             continue
         reply = wire.unpack(kinds[what], content)
-        found[what] += 1
+        result[what] += 1
         expected = ClockCounts.zeros(len(reply.clock.sampled))
         if what == wire.SECURE_KEYS:
             expected.sampled[0] = 1
@@ -171,7 +171,7 @@ def test_no_message_of_a_lone_device_names_its_class(tiny_scenario, tmp_path):
             assert not reply.classes.stacked().any()
             assert reply.slowest_us == 0
         assert np.array_equal(reply.clock.stacked(), expected.stacked())
-    assert set(found.values()) == {80}  # two rounds
+    assert set(result.values()) == {80}  # two rounds
 
 
 def test_devices_of_all_classes_answer_equally_often(tiny, tmp_path):
@@ -200,9 +200,9 @@ def test_the_report_says_whom_the_noise_is_against():
     scenario = load_scenario("private")
     plan = make_plan(scenario)
     assert in_masked_sums(scenario, plan.mechanism)
-    told = report_of(scenario, plan, [1.0])
-    assert "towards the server too" in told.accounted.covers
-    assert {release.added_by for release in told.accounted.releases} == {"devices, in shares"}
+    events = report_of(scenario, plan, [1.0])
+    assert "towards the server too" in events.accounted.covers
+    assert {release.added_by for release in events.accounted.releases} == {"devices, in shares"}
     clear = load_scenario("private", ["secure_aggregation.masked=false"])
     assert "the server too" not in report_of(clear, plan, [1.0]).accounted.covers
 

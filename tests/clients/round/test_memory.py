@@ -55,7 +55,7 @@ def test_steps_at_which_a_device_holds_more_than_its_budget_are_counted(monkeypa
     """By itself, whatever chose the blocks."""
     budgets = np.full((3, 2), 84)
     more = np.array([[1, 0], [1, 0], [0, 1]])
-    monkeypatch.setattr(module, "stored_bytes", lambda ranked, held, lowest, beside: budgets + more)
+    monkeypatch.setattr(module, "stored_bytes", lambda ranked, held, lowest, extra: budgets + more)
     assert RoundMemory.from_budgets(RANKED, budgets, np.full(2, 12)).violations.tolist() == [2, 1]
 
 
@@ -86,7 +86,7 @@ def test_what_a_device_may_take_by_hand():
 
 
 def test_what_lies_beside_the_file_counts_against_the_budget():
-    memory = RoundMemory.from_budgets(RANKED, np.array([[84, 59, 60, 68]]), np.full(4, 12), beside=8)
+    memory = RoundMemory.from_budgets(RANKED, np.array([[84, 59, 60, 68]]), np.full(4, 12), extra_bytes=8)
     assert memory.first.tolist() == [3, 0, 0, 1]
     assert memory.stored.tolist() == [84, 0, 60, 68]
     assert not memory.violations.any()

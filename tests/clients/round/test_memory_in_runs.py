@@ -86,7 +86,7 @@ def test_a_run_reports_what_rounds_store_and_take_over_their_bounds(tiny, tmp_pa
     right = violated(tiny, tmp_path, "right").device_classes
     assert all(row.peak_bytes_mean > row.stored_bytes_mean > 0 for row in right.values())
     assert not any(row.working_violations for row in right.values())
-    monkeypatch.setattr(module, "stored_bytes", lambda ranked, cutoffs, budgets, beside=0: budgets + 1)
+    monkeypatch.setattr(module, "stored_bytes", lambda ranked, cutoffs, budgets, extra=0: budgets + 1)
     monkeypatch.setattr(WorkingMemory, "taken_bytes", lambda self, ranked, cutoffs, touched: self.allowed + 1)
     wrong = violated(tiny, tmp_path, "wrong").device_classes
     rounds, steps = 2, 4

@@ -249,21 +249,21 @@ def test_a_delta_above_one_device_is_refused_at_the_start(tiny, tmp_path):
 
 
 def test_the_report_says_what_a_seed_and_choices_leave_open(tiny):
-    def told(*overrides) -> str:
+    def events(*overrides) -> str:
         scenario = load_scenario(tiny, [*CENTRAL, *overrides])
         return "\n".join(report_of(scenario, make_plan(scenario), []).accounted.not_covered)
 
-    seeded, system = told(), told(SYSTEM)
+    seeded, system = events(), events(SYSTEM)
     for start in ("whoever has the seed", "the last bits of the noise"):
         assert start in seeded
         assert start not in system
     assert "fixed tiers" in system
-    assert "fixed tiers" not in told("fairness.tiers=[]")
+    assert "fixed tiers" not in events("fairness.tiers=[]")
     assert "recall of the first tables" in system
-    assert "recall of the first tables" not in told("evaluation.full_tables=false")
+    assert "recall of the first tables" not in events("evaluation.full_tables=false")
     assert "2 devices whose embeddings are written" in system
-    assert "embeddings are written" not in told("evaluation.artifacts=0")
-    unlooked = told("data.validation_share=0", "fairness.tiers=[]")
+    assert "embeddings are written" not in events("evaluation.artifacts=0")
+    unlooked = events("data.validation_share=0", "fairness.tiers=[]")
     assert "validation items" not in unlooked.replace("validation items among it", "")
     scenario = load_scenario(tiny, CENTRAL)
     assert not scenario.compares, "refinement is accepted by no validation items under a mechanism"

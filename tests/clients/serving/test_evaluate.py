@@ -150,10 +150,10 @@ def test_user_groups_that_are_not_asked_are_in_nothing():
 
 
 def test_replicates_are_of_devices_that_count():
-    found, counted = evaluated().replicates, RECALL.any(axis=1)
+    result, counted = evaluated().replicates, RECALL.any(axis=1)
     expected = Replicates.from_devices(np.arange(10, 14), RECALL, evaluated().single.ndcg, counted, 7)
     for name in ("recall", "ndcg", "devices"):
-        assert getattr(found, name).tolist() == getattr(expected, name).tolist()
+        assert getattr(result, name).tolist() == getattr(expected, name).tolist()
     assert evaluated(replicates=0).replicates.recall.shape == (4, 0)
 
 
@@ -209,15 +209,15 @@ def test_the_last_budgets_may_be_of_validation_items():
     test = evaluated(cohort, **alone, replicates=3)
     validation = evaluated(cohort, **alone, split="validation", replicates=0, per_device=False)
     for part, expected in ((slice(0, 2), test), (slice(2, 4), validation)):
-        found = whole.only(part)
+        result = whole.only(part)
         for name in ("sums", "owned", "spread"):
-            assert getattr(found, name).stacked().tolist() == getattr(expected, name).stacked().tolist()
-        assert found.stored_max.tolist() == expected.stored_max.tolist()
+            assert getattr(result, name).stacked().tolist() == getattr(expected, name).stacked().tolist()
+        assert result.stored_max.tolist() == expected.stored_max.tolist()
     assert validation.sums.recall.sum() / SUM_SCALE == 4, "12 has no room for item 1, so that it has item 2"
-    found = whole.only(slice(0, 2))
-    assert found.replicates.recall.tolist() == test.replicates.recall.tolist()
-    assert found.replicates.devices.tolist() == test.replicates.devices.tolist()
-    assert found.single.recall.tolist() == test.single.recall.tolist()
+    result = whole.only(slice(0, 2))
+    assert result.replicates.recall.tolist() == test.replicates.recall.tolist()
+    assert result.replicates.devices.tolist() == test.replicates.devices.tolist()
+    assert result.single.recall.tolist() == test.single.recall.tolist()
     assert not whole.single.recall[:, 2:].any()
     assert not whole.replicates.recall[2:].any()
 

@@ -82,13 +82,13 @@ EXPECTED = {
 
 def counts(device: int) -> StepCounts:
     """As expected of one device."""
-    found = StepCounts.zeros(6)
-    found.devices[:] = 1
-    found.budget_bytes[:] = BASE + np.array(ROOM[device])
+    result = StepCounts.zeros(6)
+    result.devices[:] = 1
+    result.budget_bytes[:] = BASE + np.array(ROOM[device])
     for name, values in EXPECTED[device].items():
         scale = SUM_SCALE if "recall" in name or "square" in name else 1
-        getattr(found, name)[:] = np.array(values) * scale
-    return found
+        getattr(result, name)[:] = np.array(values) * scale
+    return result
 
 
 def cohort_of(requests="", device="cpu", idle=(0,) * 6):
@@ -159,9 +159,9 @@ def test_who_has_room_for_no_block_moves_nothing(requests):
 
 
 def test_who_has_never_kept_a_block_finds_nothing_while_others_do():
-    found, alone = followed(devices=[11, 10]).steps[:, 1], counts(10)
-    assert found.recall.tolist() == alone.recall.tolist()
-    assert found.recall_square.tolist() == alone.recall_square.tolist()
+    result, alone = followed(devices=[11, 10]).steps[:, 1], counts(10)
+    assert result.recall.tolist() == alone.recall.tolist()
+    assert result.recall_square.tolist() == alone.recall_square.tolist()
 
 
 def test_who_has_room_and_keeps_it_serves_from_the_beginning():

@@ -41,14 +41,14 @@ def before(groups, cutoffs, lists):
 
 
 def sent(held, cutoffs, *, changed=(0,) * 6, hidden=(), members=None, strange=None):
-    found = ranked()
+    result = ranked()
     users = np.array([user for user, _ in hidden], np.int64)
     items = np.array([item for _, item in hidden], np.int64)
     places = np.arange(len(cutoffs)) if members is None else np.array(members)
     seen = UserItems.from_pairs(users, items, len(places))
-    flags = np.array(changed, np.uint8)[found.blocks]
+    flags = np.array(changed, np.uint8)[result.blocks]
     return _sent_bytes(
-        found, np.array(cutoffs), seen, flags, held, places, 0, np.array(strange or [False] * len(places))
+        result, np.array(cutoffs), seen, flags, held, places, 0, np.array(strange or [False] * len(places))
     ).tolist()
 
 
@@ -120,10 +120,10 @@ def test_who_stays_in_a_group_that_has_another_number_by_now_has_not_moved(tmp_p
         groups={0: packed, 1: packed},
         former=np.array([1, 2]),
     )
-    found = refresh(cohort, request).refreshed
-    assert found.devices.tolist() == [[4]]
-    assert found.moved.tolist() == [[1]], "the one whose group is gone"
-    assert found.sent_bytes.tolist() == [[6 * BLOCK]], "the new one; the list is the same in all groups"
+    result = refresh(cohort, request).refreshed
+    assert result.devices.tolist() == [[4]]
+    assert result.moved.tolist() == [[1]], "the one whose group is gone"
+    assert result.sent_bytes.tolist() == [[6 * BLOCK]], "the new one; the list is the same in all groups"
     assert PreviousHoldings.read(cohort).groups.tolist() == [1, 1, 1, 0]
     request.changed = np.stack([np.zeros(6, np.uint8)] * 2)
     request.former = np.array([0, 1])
@@ -153,7 +153,7 @@ def test_what_is_never_needed_beyond_what_fits_changes_nothing():
 def test_a_block_of_several_rows_has_a_scale_for_each():
     """Two items a block: 2 x (4 codes + 2 of scale), and 6 bytes that name it."""
     layout = BlockLayout(np.array([0, 0, 1, 1, 2, 2], np.int32), 4, 1)
-    found = rank_blocks(layout, "int8", np.array([3.0, 2.0, 1.0]), np.ones((6, 4), np.float32))
+    result = rank_blocks(layout, "int8", np.array([3.0, 2.0, 1.0]), np.ones((6, 4), np.float32))
     ranks = np.array([[0, 1, 2]], np.int32)
     held = PreviousHoldings(np.array([0]), np.array([[3]]), ranks, np.array([100]))
     flags, nobody, one = (
@@ -161,17 +161,17 @@ def test_a_block_of_several_rows_has_a_scale_for_each():
         UserItems.from_pairs(*(np.zeros(0, int),) * 2, 1),
         np.zeros(1, int),
     )
-    said = _sent_bytes(found, np.array([3]), nobody, flags, held, one, 0, np.array([False]))
-    assert said.tolist() == [3 * 2 * SCALE]
+    output = _sent_bytes(result, np.array([3]), nobody, flags, held, one, 0, np.array([False]))
+    assert output.tolist() == [3 * 2 * SCALE]
 
 
 def test_without_scales_what_grew_is_sent_whole():
-    found = rank_blocks(LAYOUT, "fp16", np.arange(6, 0, -1.0), np.ones((6, 4), np.float32))
+    result = rank_blocks(LAYOUT, "fp16", np.arange(6, 0, -1.0), np.ones((6, 4), np.float32))
     held = before([0], [3], [[0, 1, 2, 3, 4, 5]])
     nobody = UserItems.from_pairs(np.zeros(0, int), np.zeros(0, int), 1)
     flags = np.array([0, RESCALED, 0, 0, 0, 0], np.uint8)
-    said = _sent_bytes(found, np.array([3]), nobody, flags, held, np.zeros(1, int), 0, np.array([False]))
-    assert said.tolist() == [2 * 4 + 2]
+    output = _sent_bytes(result, np.array([3]), nobody, flags, held, np.zeros(1, int), 0, np.array([False]))
+    assert output.tolist() == [2 * 4 + 2]
 
 
 # ---------------------------------------------------------------- a whole node: seven devices, three budgets
@@ -228,9 +228,9 @@ def test_what_a_node_reads_by_budget_and_class(tmp_path):
     """Class a: devices 0, 3 and 5; b: 1, 2 and 4. Item 0 is new, 1 and 4 are rescaled, for all groups."""
     cohort = node_of(tmp_path)
     reply = refresh(cohort, asked([[NEW, RESCALED, 0, 0, RESCALED, 0]]))
-    found = reply.refreshed
-    assert found.devices.tolist() == [[3, 3]] * 3
-    assert found.sent_bytes.tolist() == [
+    result = reply.refreshed
+    assert result.devices.tolist() == [[3, 3]] * 3
+    assert result.sent_bytes.tolist() == [
         # 0 and 5 hold 2 and lack 0, 4, 1; 3 holds all. 1 holds 3 and 2 and lacks 5, 0, 1, 4; 2 holds nothing; 4 all
         [2 * 3 * BLOCK + BLOCK + 2 * SCALE, (4 * BLOCK) + (4 * BLOCK) + (BLOCK + 2 * SCALE)],
         # 0 needs 2, which it has; 3 is as before; 5 needs 2 and 0. 1 needs 5 and 3; 2 nothing; 4 had 5, 3, 0, 1
@@ -238,14 +238,14 @@ def test_what_a_node_reads_by_budget_and_class(tmp_path):
         # 0 and 5 need 2, 0, 4; 3, which passes over 3, needs 5, 0, 1 and had 5. 1 needs 5, 3, 0 and had 3; 4 lacks all
         [3 * 2 * BLOCK, 2 * BLOCK + 3 * BLOCK + 3 * BLOCK],
     ]
-    assert found.moved.tolist() == [[0, 2]] * 3, "1 and 4"
-    assert found.moved_bytes.tolist() == [[0, 5 * BLOCK + 2 * SCALE], [0, 5 * BLOCK + SCALE], [0, 5 * BLOCK]]
-    assert found.held_bytes.tolist() == [
+    assert result.moved.tolist() == [[0, 2]] * 3, "1 and 4"
+    assert result.moved_bytes.tolist() == [[0, 5 * BLOCK + 2 * SCALE], [0, 5 * BLOCK + SCALE], [0, 5 * BLOCK]]
+    assert result.held_bytes.tolist() == [
         [3 * BASE + 14 * BLOCK, 3 * BASE + 14 * BLOCK],
         [3 * BASE + (1 + 5 + 2) * BLOCK, 2 * BASE + (2 + 4) * BLOCK],  # not even the header fits 2
         [3 * BASE + 9 * BLOCK, 3 * BASE + 9 * BLOCK],
     ]
-    assert not found.violations.any()
+    assert not result.violations.any()
     assert reply.short == 1, "4 has room for more than its list under its own budget"
     after = PreviousHoldings.read(cohort)
     assert after.groups.tolist() == [1, 0, 1, 0, 1, 1, 1], "who takes no part keeps what it had"
@@ -257,9 +257,9 @@ def test_what_a_node_reads_by_budget_and_class(tmp_path):
 
 def test_of_tables_of_their_own_each_group_has_its_own_changes(tmp_path):
     """Of group 0's table item 5 is new; of 1's 0 is new and 2 rescaled. 1 and 4 come from the other: they read all."""
-    found = refresh(node_of(tmp_path), asked([[0, 0, 0, 0, 0, NEW], [NEW, 0, RESCALED, 0, 0, 0]])).refreshed
-    assert found.sent_bytes[0].tolist() == [2 * (3 * BLOCK + SCALE) + BLOCK, (6 + 4 + 4) * BLOCK]
-    assert found.moved_bytes[0].tolist() == [0, (6 + 4) * BLOCK]
+    result = refresh(node_of(tmp_path), asked([[0, 0, 0, 0, 0, NEW], [NEW, 0, RESCALED, 0, 0, 0]])).refreshed
+    assert result.sent_bytes[0].tolist() == [2 * (3 * BLOCK + SCALE) + BLOCK, (6 + 4 + 4) * BLOCK]
+    assert result.moved_bytes[0].tolist() == [0, (6 + 4) * BLOCK]
 
 
 def test_where_no_list_is_sent_all_is_as_it_was(tmp_path):
@@ -295,13 +295,13 @@ def test_of_a_list_of_nothing_nothing_is_read():
 
 def test_in_a_first_period_nobody_held_anything(tmp_path):
     cohort = node_of(tmp_path, held=None)
-    found = refresh(cohort, asked([[0] * 6])).refreshed
-    assert found.sent_bytes.tolist() == [
+    result = refresh(cohort, asked([[0] * 6])).refreshed
+    assert result.sent_bytes.tolist() == [
         [(4 + 5 + 4) * BLOCK, (6 + 4 + 4) * BLOCK],
         [(1 + 5 + 2) * BLOCK, (2 + 0 + 4) * BLOCK],
         [(3 + 3 + 3) * BLOCK, (3 + 3 + 3) * BLOCK],
     ]
-    assert not found.moved.any()
+    assert not result.moved.any()
     assert PreviousHoldings.read(cohort).groups.tolist() == [1, 0, 1, 0, 1, 1, -1]
     nobody = node_of(tmp_path / "nobody", held=None)
     refresh(nobody, asked([[0] * 6], groups=()))

@@ -100,9 +100,9 @@ def test_never_above_the_accounted_epsilon_over_20_seeds(content):
     """But with half of the noise nearly always, and with none by far: the test can fail."""
     plan = make_plan(content)
     assert plan.epsilon > 0.99
-    found = shown(content, plan)
-    assert max(found) <= plan.epsilon
-    assert np.mean(found) > 0.05  # and not because nothing was told apart
+    result = shown(content, plan)
+    assert max(result) <= plan.epsilon
+    assert np.mean(result) > 0.05  # and not because nothing was told apart
     assert np.mean(shown(content, with_part_of_the_noise(plan, 0.5), SEEDS[:10])) > plan.epsilon
     assert canary_audit(content, with_part_of_the_noise(plan, 1e-6), trials=300, seed=0).epsilon_low > 2
 

@@ -398,12 +398,12 @@ def test_whatever_the_bytes_say_is_refused_in_one_line_or_can_be_served(data, pr
 def _served_or_refused(data: bytes) -> str:
     """Why it is refused; nothing where it can be served from."""
     try:
-        found = StoredEmbedding.from_bytes(data)
+        result = StoredEmbedding.from_bytes(data)
     except ArtifactError as error:
         return str(error)
-    rows, _ = found.scores()
-    assert len(rows) <= len(found.codes)
-    assert (rows < found.num_items).all()
-    assert np.isfinite(found.user).all()
-    assert len(found.top_n(3)) <= 3
+    rows, _ = result.scores()
+    assert len(rows) <= len(result.codes)
+    assert (rows < result.num_items).all()
+    assert np.isfinite(result.user).all()
+    assert len(result.top_n(3)) <= 3
     return ""

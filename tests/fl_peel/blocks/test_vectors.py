@@ -54,8 +54,8 @@ def test_what_is_read_is_what_the_vector_says(name):
     data, wanted = vector(name)
     stored = StoredEmbedding.from_bytes(data)
     assert len(data) == wanted["bytes"]
-    found = make.told(stored)
-    assert {key: found[key] for key in found} == {key: wanted[key] for key in found}
+    result = make.described(stored)
+    assert {key: result[key] for key in result} == {key: wanted[key] for key in result}
     rows, scores = stored.scores()
     assert (rows.tolist(), scores.tolist()) == (wanted["scores"]["rows"], wanted["scores"]["scores"])
     for top in wanted["top"]:

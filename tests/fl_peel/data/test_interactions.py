@@ -61,11 +61,11 @@ def test_rows_of_many_users_are_picked_some_at_a_time(monkeypatch):
     assert (chosen.indptr.dtype, chosen.items.dtype) == (np.int64, np.int32)
 
 
-@pytest.mark.parametrize("said", [None, ragged([8])])
-def test_splits_are_told_by_their_parts_all_of_which_rest(said, monkeypatch):
+@pytest.mark.parametrize("output", [None, ragged([8])])
+def test_splits_are_told_by_their_parts_all_of_which_rest(output, monkeypatch):
     three = ragged([1, 2]), ragged([3]), ragged([4, 5])
-    splits = Splits(*three, 9, said)
-    parts = dict(zip(PARTS, three, strict=True)) | ({} if said is None else {CONTRIBUTED: said})
+    splits = Splits(*three, 9, output)
+    parts = dict(zip(PARTS, three, strict=True)) | ({} if output is None else {CONTRIBUTED: output})
     assert [(name, id(part)) for name, part in splits.parts()] == [(name, id(part)) for name, part in parts.items()]
     rested = []
     monkeypatch.setattr(interactions, "drop_pages", lambda *arrays: rested.extend(map(id, arrays)))

@@ -33,7 +33,7 @@ def clock(sampled=3, classes=2):
 
 
 def letter(**changed):
-    said = {"first": np.array([1, -5]), "rows": np.array([0, 3])}
+    output = {"first": np.array([1, -5]), "rows": np.array([0, 3])}
     fields = {
         "devices": np.array([3, 7]),
         "groups": np.array([0, 1], np.int32),
@@ -41,7 +41,7 @@ def letter(**changed):
         "bound": math.inf,
         "name": "two",
         "clock": clock(),
-        "sums": {4: said},
+        "sums": {4: output},
     }
     return Letter(**(fields | changed))
 

@@ -39,25 +39,25 @@ def test_what_is_released_and_what_is_withheld(privacy, parts, withheld):
         assert release.bounded == (parts is not None)
         assert release.parts == tuple(part for part in parts or () if signals or part != "signals")
         assert release.withheld == withheld
-        told = report_of(scenario(**privacy), make_plan(scenario(**privacy)), [])
-        assert (told.bounded, told.withholds) == (release.bounded, release.withheld)
+        events = report_of(scenario(**privacy), make_plan(scenario(**privacy)), [])
+        assert (events.bounded, events.withholds) == (release.bounded, release.withheld)
 
 
 @pytest.mark.parametrize(
-    ("privacy", "said"),
+    ("privacy", "output"),
     [
         ({}, [*OPEN, *SIGNALS, *COUNTERS]),
         (NOISE, ["updates", "signals"]),
         (NOISE | MEASURED, ["updates", "signals", *COUNTERS]),
     ],
 )
-def test_a_masked_vector_has_words_for_that_and_no_others(privacy, said):
+def test_a_masked_vector_has_words_for_that_and_no_others(privacy, output):
     def vector(signals):
         return layout_of(scenario(**privacy), num_devices=9, group=GROUP, num_classes=3, signals=signals)
 
-    assert [field.name for field in vector(True).fields] == [*said, CHECK]
+    assert [field.name for field in vector(True).fields] == [*output, CHECK]
     apart = {"signals", *SIGNALS}
-    assert [field.name for field in vector(False).fields] == [name for name in [*said, CHECK] if name not in apart]
+    assert [field.name for field in vector(False).fields] == [name for name in [*output, CHECK] if name not in apart]
     shapes = {field.name: field.shape for field in vector(True).fields}
     assert shapes.get("updates", shapes.get("sums")) == (6, 4)
     counters = {name: shape for name, shape in shapes.items() if name in COUNTERS}

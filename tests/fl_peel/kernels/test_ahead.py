@@ -21,7 +21,7 @@ print(before, ahead.is_compiled())
 
 
 def test_a_run_calls_the_loops_with_these_types_and_no_other_loop(tiny_scenario, tmp_path):
-    before = {loop: set(found.signatures) for loop, found in dispatchers().items()}
+    before = {loop: set(result.signatures) for loop, result in dispatchers().items()}
     served(tiny_scenario, tmp_path / "run")
     for loop, dispatcher in dispatchers().items():
         called = set(dispatcher.signatures)

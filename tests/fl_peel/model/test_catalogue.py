@@ -27,9 +27,9 @@ def test_where_the_numbers_are_the_ids_these_are_taken():
 def test_an_id_of_no_item_is_one_line(given):
     with pytest.raises(
         ModelError, match="is none of the model's 4; ids are those of its data, such as 0, 1, 2"
-    ) as told:
+    ) as events:
         Catalogue(SINGLE).items([given])
-    assert len(str(told.value)) < 200
+    assert len(str(events.value)) < 200
     assert Catalogue(SINGLE).find(str(given)) == -1
 
 

@@ -46,7 +46,7 @@ def resealed(folder, name, data):
     (folder / ABOUT).write_text(json.dumps(about))
 
 
-def said(folder, **changes):
+def changed_about(folder, **changes):
     """Change what model.json says, digest and all."""
     about = json.loads((folder / ABOUT).read_text()) | changes
     about[DIGEST] = _digest_of_about(about)
@@ -70,9 +70,9 @@ def test_a_file_that_was_changed_cut_off_or_lost_is_one_line(folder, name):
         (folder / name).unlink()
         if broken is not None:
             (folder / name).write_bytes(broken)
-        with pytest.raises(ModelError) as told:
+        with pytest.raises(ModelError) as events:
             use(folder)
-        assert str(told.value) == f"{folder / name}: {why}; save the model again, or copy all of its folder"
+        assert str(events.value) == f"{folder / name}: {why}; save the model again, or copy all of its folder"
         (folder / name).write_bytes(data)
     assert use(folder)
 
@@ -116,10 +116,10 @@ def test_a_pipe_is_not_waited_for(folder):
     ids=str,
 )
 def test_what_model_json_says_is_looked_at(folder, changes, why):
-    said(folder, **changes)
-    with pytest.raises(ModelError, match=why) as told:
+    changed_about(folder, **changes)
+    with pytest.raises(ModelError, match=why) as events:
         use(folder)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(events.value)
 
 
 def test_model_json_itself_has_a_digest(folder):
@@ -255,14 +255,14 @@ def test_two_items_of_one_name_are_one_line(folder):
 def test_what_was_found_is_quoted_and_no_more_than_40_characters_of_it():
     files = ModelFiles(Path("model"), {"text": "x" * 50, "number": 10**60, "list": [1], "most": 7})
     assert (files.text("text"), files.number("most", 7)) == ("x" * 50, 7)
-    for told, wanted in (
+    for events, wanted in (
         (lambda: files.number("number", 7), f"number is 1{'0' * 39}, not a whole number from 1 to 7"),
         (lambda: files.text("text", "a", "b"), f"text is '{'x' * 40}', none of a, b"),
         (lambda: files.text("list"), "list is '[1]'"),
         (lambda: files.text("nothing", "a"), "nothing is 'None', none of a"),
     ):
         with pytest.raises(ModelError) as error:
-            told()
+            events()
         assert str(error.value) == f"model/model.json: {wanted}; save the model again, or copy all of its folder"
 
 
@@ -332,12 +332,12 @@ def test_whatever_a_file_says_it_is_read_or_one_line(fuzzed, name, place, value,
     data = bytearray(whole[name][: max(keep, 1)] if keep < len(whole[name]) and keep % 3 == 0 else whole[name])
     data[place % len(data)] = value
     resealed(folder, name, bytes(data))
-    told = ""
+    events = ""
     try:
         use(folder)
     except FlPeelError as error:
-        told = str(error)
-    assert "\n" not in told
+        events = str(error)
+    assert "\n" not in events
     resealed(folder, name, whole[name])
 
 

@@ -86,17 +86,17 @@ def test_who_fits_an_embedding_is_told_what_does_not_fit():
 
 def test_sums_are_of_one_thread(monkeypatch):
     """More would add up in another order, and end in other digits."""
-    found = []
+    result = []
 
     def noted(table, rows):
-        found.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        result.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
         return fit_user_embeddings(table, rows)
 
     monkeypatch.setattr(module, "fit_user_embeddings", noted)
     with threadpool_limits(limits=2):
         fitted(np.random.default_rng(0), LAYOUT).join(UserItems(np.array([0, 2]), np.array([3, 5], np.int32)))
-    assert found
-    assert set(found) == {1}
+    assert result
+    assert set(result) == {1}
 
 
 @pytest.mark.parametrize("columns", [1, 4, 6])

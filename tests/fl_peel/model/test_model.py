@@ -87,9 +87,9 @@ def test_groups_that_have_much_in_common_are_saved_as_what_differs(tmp_path_fact
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(module, "WHOLE_BYTES", 0)
         orders, _ = saved(folder / "model", layout=layout, groups=3, precision=precision, tables=tables, base=base)
-    found = fl_peel.load(folder / "model")
+    result = fl_peel.load(folder / "model")
     for group, table in enumerate(tables):
-        assert same(found.blocks(group), listed(layout, precision, orders[group], table))
+        assert same(result.blocks(group), listed(layout, precision, orders[group], table))
 
 
 def test_what_differs_alone_is_much_smaller(tmp_path):
@@ -128,9 +128,9 @@ def test_a_base_is_worth_it_up_to_eight_tenths_of_all_blocks(tmp_path, changed, 
     tables[1][5 : 5 + changed] += 1
     orders, _ = saved(tmp_path / "model", layout=layout, tables=tables, base=base)
     assert (tmp_path / "model" / module.BASE).exists() == worth
-    found = fl_peel.load(tmp_path / "model")
+    result = fl_peel.load(tmp_path / "model")
     for group in range(2):
-        assert same(found.blocks(group), listed(layout, "int8", orders[group], tables[group]))
+        assert same(result.blocks(group), listed(layout, "int8", orders[group], tables[group]))
 
 
 @pytest.mark.parametrize(("base", "whole"), [(False, 2.0), (True, 1.4)])
@@ -217,9 +217,9 @@ def test_a_user_embedding_that_cannot_be_stored_is_one_line(tmp_path, monkeypatc
     if largest == 65_504.0:
         assert model.device(GIVEN).user[-1] == largest
         return
-    with pytest.raises(ModelError) as told:
+    with pytest.raises(ModelError) as events:
         model.device(GIVEN)
-    assert str(told.value).startswith(
+    assert str(events.value).startswith(
         f"{tmp_path / 'model' / module.JOINING}: gives no user embedding that can be stored; save the model again"
     )
 

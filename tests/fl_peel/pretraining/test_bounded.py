@@ -20,35 +20,35 @@ def norm(values, unit: float, *, l1: bool) -> float:
     return float(np.abs(wide).sum() if l1 else np.sqrt((wide * wide).sum()))
 
 
-def parts_of(said: BoundedContribution, rng, size: int) -> dict[str, tuple[np.ndarray, float, float]]:
+def parts_of(output: BoundedContribution, rng, size: int) -> dict[str, tuple[np.ndarray, float, float]]:
     """What one device says, its unit and its bound: of a hostile table, weights and centroids."""
     rows, wanted = device(rng, size), device(rng, 4)
     table = (10.0 ** rng.integers(-3, 6) * rng.standard_normal((NUM_ITEMS, 7))).astype(np.float32)
     weights = np.abs(rng.standard_normal(NUM_ITEMS) * 10.0 ** rng.integers(-6, 6, NUM_ITEMS)).astype(np.float32)
     shapes = FilterGrid.from_exponents((0.3, 0.4, 0.5), (0.0, 0.5))
-    question = FilterRequest(table, np.ones(7), np.arange(1.0, NUM_ITEMS + 1), shapes, np.arange(NUM_ITEMS), 5)
+    request = FilterRequest(table, np.ones(7), np.arange(1.0, NUM_ITEMS + 1), shapes, np.arange(NUM_ITEMS), 5)
     vectors = unit_vectors(rng.standard_normal((1, 7)).astype(np.float32))
-    groups = said.groups(vectors, rng.standard_normal((3, 4)).astype(np.float32))
-    moments = said.moments(vectors, rows)
+    groups = output.groups(vectors, rng.standard_normal((3, 4)).astype(np.float32))
+    moments = output.moments(vectors, rows)
     return {
-        "counts": (said.counts(rows), UNIT_SCALE, said.count_bound),
-        "pass": (said.passed(table, weights, slice(None), rows), PASS_SCALE, 1.0),
-        "choice": (said.choice(question, rows, wanted)[0], UNIT_SCALE, CHOICE_BOUND),
+        "counts": (output.counts(rows), UNIT_SCALE, output.count_bound),
+        "pass": (output.passed(table, weights, slice(None), rows), PASS_SCALE, 1.0),
+        "choice": (output.choice(request, rows, wanted)[0], UNIT_SCALE, CHOICE_BOUND),
         "group sizes": (groups.sizes, UNIT_SCALE, 1.0),
         "group vectors": (groups.sums, UNIT_SCALE, 1.0),
         "moment sizes": (np.array([moments.size]), UNIT_SCALE, 1.0),
         "moment vectors": (moments.first, UNIT_SCALE, 1.0),
         "moment products": (moments.second, UNIT_SCALE**2, 1.0),
-        "moment items": (moments.items, UNIT_SCALE, said.count_bound),
+        "moment items": (moments.items, UNIT_SCALE, output.count_bound),
     }
 
 
 @pytest.mark.parametrize("l1", [False, True], ids=["l2", "l1"])
 def test_every_part_is_within_its_bound_and_some_come_near(l1):
-    said, most = BoundedContribution(NUM_ITEMS, 0.5, 1.5, l1), {}
+    output, most = BoundedContribution(NUM_ITEMS, 0.5, 1.5, l1), {}
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        for part, (values, unit, bound) in parts_of(said, rng, int(rng.integers(1, NUM_ITEMS))).items():
+        for part, (values, unit, bound) in parts_of(output, rng, int(rng.integers(1, NUM_ITEMS))).items():
             length = norm(values, unit, l1=l1)
             assert length <= bound, f"{part}, seed {seed}"
             most[part] = max(most.get(part, 0.0), length / bound)
@@ -56,52 +56,52 @@ def test_every_part_is_within_its_bound_and_some_come_near(l1):
 
 
 def test_what_is_not_a_number_or_has_no_items_says_nothing():
-    said = BoundedContribution(NUM_ITEMS, 0.5, 1.0)
+    output = BoundedContribution(NUM_ITEMS, 0.5, 1.0)
     rows = device(np.random.default_rng(0), 5)
     for worst in (np.nan, np.inf):
         table, weights = np.full((NUM_ITEMS, 3), worst, np.float32), np.ones(NUM_ITEMS, np.float32)
-        assert not said.passed(table, weights, slice(None), rows).any()
-        finite = said.passed(np.ones((NUM_ITEMS, 3), np.float32), weights * np.float32(worst), slice(None), rows)
+        assert not output.passed(table, weights, slice(None), rows).any()
+        finite = output.passed(np.ones((NUM_ITEMS, 3), np.float32), weights * np.float32(worst), slice(None), rows)
         assert norm(finite, PASS_SCALE, l1=False) <= 1
     nobody = UserItems(np.array([0, 0]), np.zeros(0, np.int32))
-    assert not said.counts(nobody).any()
-    assert not said.passed(np.ones((NUM_ITEMS, 3), np.float32), weights, slice(None), nobody).any()
+    assert not output.counts(nobody).any()
+    assert not output.passed(np.ones((NUM_ITEMS, 3), np.float32), weights, slice(None), nobody).any()
 
 
 @pytest.mark.parametrize("l1", [False, True], ids=["l2", "l1"])
 def test_a_device_of_unknown_items_alone_says_nothing_in_a_pass(l1):
     rng = np.random.default_rng(0)
     table = rng.standard_normal((NUM_ITEMS, 7)).astype(np.float32)
-    said = BoundedContribution(NUM_ITEMS, 0.5, 1.0, l1)
-    assert not said.passed(table, np.zeros(NUM_ITEMS, np.float32), slice(None), device(rng, 5)).any()
+    output = BoundedContribution(NUM_ITEMS, 0.5, 1.0, l1)
+    assert not output.passed(table, np.zeros(NUM_ITEMS, np.float32), slice(None), device(rng, 5)).any()
 
 
 def test_a_device_of_few_items_counts_fully_and_a_bounded_pass_is_one_of_unit_vectors():
-    said, rng = BoundedContribution(NUM_ITEMS, 0.5, 3.0), np.random.default_rng(1)
+    output, rng = BoundedContribution(NUM_ITEMS, 0.5, 3.0), np.random.default_rng(1)
     rows = device(rng, 9)
-    assert np.allclose(said.counts(rows)[rows.items], UNIT_SCALE, rtol=1e-6)
+    assert np.allclose(output.counts(rows)[rows.items], UNIT_SCALE, rtol=1e-6)
     weights = np.linspace(0.5, 2.0, NUM_ITEMS).astype(np.float32)
     table = np.linalg.qr(rng.standard_normal((NUM_ITEMS, 4)))[0].astype(np.float32)
     row = np.zeros(NUM_ITEMS)
     row[rows.items] = weights[rows.items]
     row /= np.linalg.norm(row)
-    found = said.passed(table, weights, slice(1, 3), rows) / PASS_SCALE
-    assert np.allclose(found, np.outer(row, row @ table)[:, 1:3], atol=1e-4)
+    result = output.passed(table, weights, slice(1, 3), rows) / PASS_SCALE
+    assert np.allclose(result, np.outer(row, row @ table)[:, 1:3], atol=1e-4)
 
 
 def test_sums_are_the_same_for_devices_together_or_one_by_one():
-    said, rng = BoundedContribution(NUM_ITEMS, 0.5, 1.0), np.random.default_rng(2)
+    output, rng = BoundedContribution(NUM_ITEMS, 0.5, 1.0), np.random.default_rng(2)
     each = [device(rng, size) for size in (3, 8, 20)]
     rows = UserItems(np.array([0, 3, 11, 31]), np.concatenate([one.items for one in each]))
     table, weights = rng.standard_normal((NUM_ITEMS, 5)).astype(np.float32), np.ones(NUM_ITEMS, np.float32)
     vectors = unit_vectors(rng.standard_normal((3, 5)).astype(np.float32))
     whole = slice(None)
     assert (
-        said.passed(table, weights, whole, rows) == sum(said.passed(table, weights, whole, one) for one in each)
+        output.passed(table, weights, whole, rows) == sum(output.passed(table, weights, whole, one) for one in each)
     ).all()
-    assert (said.counts(rows) == sum(said.counts(one) for one in each)).all()
-    parts = [said.moments(vectors[i : i + 1], one) for i, one in enumerate(each)]
-    together = said.moments(vectors, rows)
+    assert (output.counts(rows) == sum(output.counts(one) for one in each)).all()
+    parts = [output.moments(vectors[i : i + 1], one) for i, one in enumerate(each)]
+    together = output.moments(vectors, rows)
     assert (together.second == sum(one.second for one in parts)).all()
     assert together.size == 3 * UNIT_SCALE
 
@@ -135,9 +135,9 @@ def test_half_of_the_noise_of_a_symmetric_pass_is_left_out():
     truth = np.zeros((201, 201))
     truth[:200, :200] = np.ones((200, 200))
     noise = rng.standard_normal((201, 200))
-    found = symmetric(truth @ directions + noise, directions, counts)
-    assert np.allclose(found[:200], found[:200].T)
-    assert (found - truth[:, :200])[:200].var() == pytest.approx(0.5, rel=0.05)
+    result = symmetric(truth @ directions + noise, directions, counts)
+    assert np.allclose(result[:200], result[:200].T)
+    assert (result - truth[:, :200])[:200].var() == pytest.approx(0.5, rel=0.05)
     values = np.linalg.svd(symmetric(noise, directions, counts), compute_uv=False)
     assert not above_noise(values, counts, 1.0)[1:].any()
     assert above_noise(values, counts, 1.0)[0] > 0
@@ -151,11 +151,11 @@ def test_moments_without_what_noise_alone_would_say():
     whole = Moments(
         int(-3 * UNIT_SCALE), np.zeros(20, np.int64), (second * UNIT_SCALE**2).astype(np.int64), np.arange(5)
     )
-    found = cleaned(whole, np.ones(5), {"moment products": 2.0, "moment items": 1.0})
-    values = np.linalg.eigvalsh(found.second / UNIT_SCALE**2)
+    result = cleaned(whole, np.ones(5), {"moment products": 2.0, "moment items": 1.0})
+    values = np.linalg.eigvalsh(result.second / UNIT_SCALE**2)
     assert values[-1] == pytest.approx(100, abs=8)
     assert np.abs(values[:-1]).max() < 1e-3
-    assert found.size == 1
+    assert result.size == 1
 
 
 def test_items_of_a_group_are_shrunk_to_those_of_everybody_by_the_noise():

@@ -149,12 +149,12 @@ def test_what_is_collected_gives_the_start_and_the_rest_comes_from_all(rows):
 
 def test_fewer_directions_than_columns_and_dimensions_are_no_obstacle():
     rows = UserItems(np.arange(0, 25, 2), np.tile(np.array([0, 1], np.int32), 12))
-    told = []
+    events = []
     start = run_stage1(
-        PooledSums(rows, 4, 0.3), CONFIG, **(SHAPE | {"num_groups": 2}), progress=lambda *step: told.append(step)
+        PooledSums(rows, 4, 0.3), CONFIG, **(SHAPE | {"num_groups": 2}), progress=lambda *step: events.append(step)
     )
     assert all(np.isfinite(group.table).all() and group.table.shape == (4, 6) for group in start.groups)
-    assert told[-1][0] == told[-1][1] == num_steps(CONFIG)
+    assert events[-1][0] == events[-1][1] == num_steps(CONFIG)
 
 
 def test_nobody_with_anything_is_refused():
@@ -273,9 +273,9 @@ def test_two_passes_as_a_filter_are_worth_more_than_two(rows):
     assert max(np.linalg.norm(block, axis=0).max() for block in asked) <= 1 + 1e-9
     assert error(twice) < 0.9 * error(plain)
     exact = basis[:, :12]
-    found, values = by_sums.filtered(passed, exact, 1.0)
+    result, values = by_sums.filtered(passed, exact, 1.0)
     assert values[:10] == pytest.approx(spectrum[:10], rel=1e-9)
-    assert np.abs(np.abs(np.diag(found.T @ exact)) - 1)[:10].max() < 1e-9
+    assert np.abs(np.abs(np.diag(result.T @ exact)) - 1)[:10].max() < 1e-9
 
 
 def test_passes_are_as_many_as_the_scenario_says():

@@ -80,9 +80,9 @@ def test_what_is_drawn_by_popularity_varies_less_about_the_sum_over_all() -> Non
             PretrainingConfig(num_negatives=50, negatives_exponent=exponent), popularity
         )
         draws = [sampler.draw(generator(seed)) for seed in range(400)]
-        found = np.array([float((terms[drawn.items] * drawn.log_stands_for.exp()).sum()) for drawn in draws])
-        assert abs(found.mean() - whole) < 4 * found.std() / math.sqrt(len(found))
-        spread[exponent] = found.std() / whole
+        result = np.array([float((terms[drawn.items] * drawn.log_stands_for.exp()).sum()) for drawn in draws])
+        assert abs(result.mean() - whole) < 4 * result.std() / math.sqrt(len(result))
+        spread[exponent] = result.std() / whole
     assert spread[0.75] < 0.2 * spread[0.0]
 
 
@@ -102,16 +102,16 @@ def test_tables_and_rivals_are_trained_against_what_the_setting_draws() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "output"),
     [
         ({"loss": "bpr"}, "0.5 does nothing under bpr, which draws evenly; leave it out"),
         ({"num_negatives": 0}, "0.5 does nothing under num_negatives 0, which takes all items; leave it out"),
     ],
 )
-def test_an_exponent_that_nothing_is_drawn_by_is_refused(given: dict, said: str) -> None:
-    with pytest.raises(ScenarioError, match=f"^pretraining.negatives_exponent: {said}$"):
+def test_an_exponent_that_nothing_is_drawn_by_is_refused(given: dict, output: str) -> None:
+    with pytest.raises(ScenarioError, match=f"^pretraining.negatives_exponent: {output}$"):
         pretrain(some_rows(), 30, replace(SMALL, negatives_exponent=0.5, **given), seed=1)
-    with pytest.raises(ValueError, match=f"pretraining\n.*negatives_exponent: {said}"):
+    with pytest.raises(ValueError, match=f"pretraining\n.*negatives_exponent: {output}"):
         Scenario.model_validate(
             {"name": "t", "data": {"path": "x.csv"}, "pretraining": {**given, "negatives_exponent": 0.5}}
         )

@@ -80,9 +80,9 @@ def test_what_devices_did_long_ago_fades():
     """By hand: of three items one after the other, with fading 2, the oldest counts e^-1, the next e^-1/2."""
     table = np.eye(3, dtype=np.float32)
     rows = UserItems.from_pairs(np.array([0, 0, 0, 1]), np.array([2, 0, 1, 1]), 2)
-    found = by_sums.add_rows(table, rows, 2.0)
-    assert found[0] == pytest.approx([np.exp(-0.5), 1.0, np.exp(-1.0)])
-    assert found[1].tolist() == [0, 1, 0]
+    result = by_sums.add_rows(table, rows, 2.0)
+    assert result[0] == pytest.approx([np.exp(-0.5), 1.0, np.exp(-1.0)])
+    assert result[1].tolist() == [0, 1, 0]
     assert by_sums.add_rows(table, rows)[0].tolist() == [1, 1, 1]
 
 

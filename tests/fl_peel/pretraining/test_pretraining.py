@@ -131,7 +131,7 @@ def test_tables_of_the_users_that_are_wanted_are_the_same_to_the_last_bit_and_so
     users, items = torch.randn(40, 5, generator=generator), torch.randn(30, 5, generator=generator)
     target = torch.randn(39, 5, generator=generator)
 
-    def found(workers: Workers | None) -> list[torch.Tensor]:
+    def result(workers: Workers | None) -> list[torch.Tensor]:
         mine, theirs = users.clone().requires_grad_(), items.clone().requires_grad_()
         if workers is None:
             every, spread = propagate(graph, mine, theirs, num_layers)
@@ -142,7 +142,7 @@ def test_tables_of_the_users_that_are_wanted_are_the_same_to_the_last_bit_and_so
         return [some, spread, mine.grad, theirs.grad]
 
     with own_threads(count) as workers:
-        for one, other in zip(found(None), found(workers), strict=True):
+        for one, other in zip(result(None), result(workers), strict=True):
             assert torch.equal(one, other)
 
 
@@ -285,7 +285,7 @@ def test_softmax_is_the_same_to_the_last_bit_for_any_number_of_workers(sampled: 
         weights,
     )
     candidates = Candidates.alike(torch.randperm(97, generator=generator)[:13], 97) if sampled else None
-    found = []
+    result = []
     for count in (1, 2, 3):
         users, table = starts.clone().requires_grad_(), items.clone().requires_grad_()
         with own_threads(count) as workers, fixed_threads(1):  # BLAS too: its products depend on its threads
@@ -293,9 +293,9 @@ def test_softmax_is_the_same_to_the_last_bit_for_any_number_of_workers(sampled: 
                 users, table, batch, temperature=0.3, candidates=candidates, item_bias=bias, workers=workers
             )
             loss.backward()
-        found.append((loss.detach(), users.grad, table.grad))
-    for other in found[1:]:
-        assert all(torch.equal(mine, theirs) for mine, theirs in zip(found[0], other, strict=True))
+        result.append((loss.detach(), users.grad, table.grad))
+    for other in result[1:]:
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(result[0], other, strict=True))
 
 
 def test_bpr_by_hand() -> None:

@@ -91,10 +91,10 @@ def test_a_sketched_stage_1_finds_the_same_directions_and_takes_all_rows_last(ro
     config = dataclasses.replace(CONFIG, columns=3, oversampling=8, passes=5)
     exact = run_stage1(PooledSums(rows, NUM_ITEMS, 0.3), config, **SHAPE)
     sketched = dataclasses.replace(config, row_sketch=0.6)
-    found = run_stage1(Spied(rows, NUM_ITEMS, 0.3), sketched, **SHAPE)
+    result = run_stage1(Spied(rows, NUM_ITEMS, 0.3), sketched, **SHAPE)
     assert [sketch is None for sketch in asked] == [False] * 4 + [True]
     assert len({sketch.place.tobytes() for sketch in asked[:-1]}) == 4
-    cosines = np.linalg.svd(exact.directions.T @ found.directions)[1]
+    cosines = np.linalg.svd(exact.directions.T @ result.directions)[1]
     assert cosines.min() > 0.95
 
 
@@ -114,8 +114,8 @@ def test_no_device_can_say_what_does_not_fit_32_bits(devices, a, share):
         table[:size] = size**-0.5 * np.array([1, -1])
         mine = UserItems.from_pairs(np.zeros(size, np.int64), np.arange(size), 1)
         sketch = RowSketch(np.ones(200, np.int32), 10) if share else None
-        said = by_sums.pass_sums(table, mine, a, units.passes, sketch)
-        vector.part((0, 2)).words({"columns": said.T})  # refuses what might overflow
+        output = by_sums.pass_sums(table, mine, a, units.passes, sketch)
+        vector.part((0, 2)).words({"columns": output.T})  # refuses what might overflow
     unit = np.zeros((1, 6), np.float32)
     unit[0, 0] = 1
     moments = by_sums.group_moments(unit, UserItems.from_pairs(np.zeros(1, int), np.zeros(1, int), 1), 5, units.moments)

@@ -38,11 +38,11 @@ CENTRAL = [
 def test_dp_sgd_on_mnist(multiplier, epochs, published):
     steps = epochs * 60_000 // 256
     event = SelfComposedDpEvent(PoissonSampledDpEvent(256 / 60_000, GaussianDpEvent(multiplier)), steps)
-    found = privacy_cost(event, DELTA)
-    assert found.rdp is not None
-    assert found.pld is not None
-    assert 0.7 * published < found.pld < found.rdp < published
-    assert (found.epsilon, found.accountant) == (found.pld, "PLD")
+    result = privacy_cost(event, DELTA)
+    assert result.rdp is not None
+    assert result.pld is not None
+    assert 0.7 * published < result.pld < result.rdp < published
+    assert (result.epsilon, result.accountant) == (result.pld, "PLD")
     older = min(
         sum_of_rdp(256 / 60_000, multiplier, order) * steps + math.log(1 / DELTA) / (order - 1)
         for order in range(2, 65)

@@ -133,9 +133,9 @@ def test_nothing_is_believed_of_hits_that_noise_might_have_made():
 
 
 def test_noise_holds_back():
-    found = [tilted([group([300.0, 100.0], variance=std**2)], START)[0] for std in (0.0, 20.0, 40.0, 80.0)]
-    assert found == sorted(found, reverse=True)
-    assert len(set(found)) == 4
+    result = [tilted([group([300.0, 100.0], variance=std**2)], START)[0] for std in (0.0, 20.0, 40.0, 80.0)]
+    assert result == sorted(result, reverse=True)
+    assert len(set(result)) == 4
 
 
 def test_the_mode_under_noise_by_hand():
@@ -156,9 +156,9 @@ def test_a_group_in_two_halves_is_the_group():
 
 def test_a_feature_that_does_not_vary_keeps_its_coefficient():
     start = np.array([0.0, 0.7])
-    found = tilted([group([300.0, 100.0], features=[[1.0, 5.0], [-1.0, 5.0]])], start)
-    assert found[1] == pytest.approx(0.7, abs=1e-6)
-    assert found[0] > 0.4
+    result = tilted([group([300.0, 100.0], features=[[1.0, 5.0], [-1.0, 5.0]])], start)
+    assert result[1] == pytest.approx(0.7, abs=1e-6)
+    assert result[0] > 0.4
 
 
 def test_steps_are_held_to_one_and_add_up():

@@ -290,13 +290,13 @@ def test_noise_of_devices_is_by_identity_added_to_what_was_there_and_leaves_it_a
         return with_device_noise(sums, {"updates": 1.0, "signals": 2.0}, LocalGaussian(), *who)
 
     empty = zeros(updates=(60, 50), signals=(3000,))
-    said = NamedSums({part: values + 7 for part, values in empty.items()})
+    output = NamedSums({part: values + 7 for part, values in empty.items()})
     one, two, both = (noised(empty, 5, 2, devices) for devices in ([4], [8], [8, 4]))
     for part, std in (("updates", 1.0), ("signals", 2.0)):  # nine shares reach 3 and 6
         assert one[part].std() / FIXED_POINT == pytest.approx(std, rel=0.06)
         assert (one[part] + two[part] == both[part]).all()
-        assert (noised(said, 5, 2, [4])[part] == one[part] + 7).all()
-        assert (said[part] == 7).all()
+        assert (noised(output, 5, 2, [4])[part] == one[part] + 7).all()
+        assert (output[part] == 7).all()
         assert (noised(empty, 6, 2, [4])[part] != one[part]).any()
         assert (noised(empty, 5, 3, [4])[part] != one[part]).any()
         assert (two[part] != one[part]).any()
@@ -304,21 +304,21 @@ def test_noise_of_devices_is_by_identity_added_to_what_was_there_and_leaves_it_a
 
 
 def test_who_has_the_seed_subtracts_the_noise():
-    said = NamedSums({"updates": np.arange(12).reshape(3, 4), "signals": np.arange(5)})
-    own = with_device_noise(said, {"updates": 1.0, "signals": 2.0}, LocalGaussian(), SeededNoise(5), 2, np.array([4]))
-    shared = with_noise_shares(said, {"updates": 3.0, "signals": 6.0}, 9, SeededNoise(5), 2, np.array([4]))
+    output = NamedSums({"updates": np.arange(12).reshape(3, 4), "signals": np.arange(5)})
+    own = with_device_noise(output, {"updates": 1.0, "signals": 2.0}, LocalGaussian(), SeededNoise(5), 2, np.array([4]))
+    shared = with_noise_shares(output, {"updates": 3.0, "signals": 6.0}, 9, SeededNoise(5), 2, np.array([4]))
     for part, scale in (("updates", 1.0), ("signals", 2.0)):
-        shape = said[part].shape
+        shape = output[part].shape
         drawn = SeededNoise(5).noise(LocalGaussian(), shape, scale, FIXED_POINT, ("device-noise", 2, 4, part))
         share = SeededNoise(5).share(shape, 3 * scale, 9, FIXED_POINT, ("noise-share", 2, 4, part))
-        assert (own[part] - drawn == said[part]).all()
-        assert (shared[part] - share == said[part]).all()
+        assert (own[part] - drawn == output[part]).all()
+        assert (shared[part] - share == output[part]).all()
 
 
 # ---------------------------------------------------------------- what the report tells
 
 
-def told(given, norms=(0.125, 0.25, 0.5), **how):
+def reported(given, norms=(0.125, 0.25, 0.5), **how):
     return report_of(given, make_plan(given, **how), list(norms))
 
 
@@ -328,7 +328,7 @@ def test_the_report_has_the_figures_of_the_plan():
         selector="controller", refinement={"rounds": 7}, controller={"every": 3},
     )  # fmt: skip
     plan = make_plan(given, asks_groups=True)
-    report = told(given, asks_groups=True)
+    report = reported(given, asks_groups=True)
     accounted = report.accounted
     assert accounted is not None
     assert (report.mechanism, report.clipping, report.epsilon, report.delta) == (
@@ -344,7 +344,7 @@ def test_the_report_has_the_figures_of_the_plan():
     )
     *parts, answer = accounted.releases
     assert accounted.noise_source == "seed"
-    assert told(scenario(CENTRAL | {"noise_source": "system"})).accounted.noise_source == "system"
+    assert reported(scenario(CENTRAL | {"noise_source": "system"})).accounted.noise_source == "system"
     assert {one.part: one.share for one in parts} == dict(plan.shares)
     assert {one.part: one.bound for one in parts} == {"updates": 0.5, "signals": 1.0}  # updates: of the last round
     assert {one.part: one.rounds for one in parts} == {"updates": 7, "signals": 2}  # signals: of rounds 3 and 6
@@ -353,7 +353,7 @@ def test_the_report_has_the_figures_of_the_plan():
         assert (one.added_by, one.epsilon) == ("server", None)
     assert (answer.part, answer.rounds, answer.epsilon, answer.added_by) == ("user group", 1, 0.5, "device")
     assert "and the user group it reports" in accounted.covers
-    assert told(given, norms=(), asks_groups=True).accounted.releases[0].bound == given.privacy.clipping.norm
+    assert reported(given, norms=(), asks_groups=True).accounted.releases[0].bound == given.privacy.clipping.norm
 
 
 SENT = "everything a device sends in {}, per device, over all rounds, towards {}"
@@ -361,9 +361,9 @@ SENT = "everything a device sends in {}, per device, over all rounds, towards {}
 
 def test_the_report_says_whom_the_noise_is_against():
     colluding = CENTRAL | {"colluding_devices": 2}
-    central, local = told(scenario()).accounted, told(scenario(LOCAL)).accounted
-    masked = told(scenario(colluding, secure_aggregation=SECURE)).accounted
-    unmasked = told(scenario(colluding, secure_aggregation=SECURE | {"masked": False})).accounted
+    central, local = reported(scenario()).accounted, reported(scenario(LOCAL)).accounted
+    masked = reported(scenario(colluding, secure_aggregation=SECURE)).accounted
+    unmasked = reported(scenario(colluding, secure_aggregation=SECURE | {"masked": False})).accounted
     assert central.adjacency == "a device's contributions, all rounds together, replaced by zeros"
     assert local.adjacency == "a device's contributions, all rounds together, replaced by any others"
     tables = "the other devices and anyone who sees the tables"
@@ -375,11 +375,11 @@ def test_the_report_says_whom_the_noise_is_against():
     assert [one.releases[0].added_by for one in (central, local, masked, unmasked)] == [
         "server", "device", "devices, in shares", "devices, in shares",
     ]  # fmt: skip
-    asked = told(scenario(CENTRAL | {"group_epsilon": 0.5}), asks_groups=True).accounted
+    asked = reported(scenario(CENTRAL | {"group_epsilon": 0.5}), asks_groups=True).accounted
     assert asked.covers == SENT.format("refinement, and the user group it reports", tables)
     poisson = scenario(refinement={"sampling": "poisson", "cohort_share": 0.25})
     whoever = "Poisson, 0.25 per round, towards anyone who does not see which devices take part"
-    assert told(poisson).accounted.sampling == whoever
+    assert reported(poisson).accounted.sampling == whoever
     assert central.sampling == "not amplified: every round that a device can take part in counts in full"
 
 
@@ -406,7 +406,7 @@ MEASURED = (
 
 
 def uncovered(privacy=None, **keys):
-    return list(told(scenario(privacy, **keys)).accounted.not_covered)
+    return list(reported(scenario(privacy, **keys)).accounted.not_covered)
 
 
 def test_the_report_says_what_is_not_covered():

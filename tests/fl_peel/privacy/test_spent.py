@@ -145,9 +145,9 @@ def test_accountants_are_heard_again_whatever_happened():
 def test_of_true_accountants_on_a_coarse_grid():
     """Epsilon of one Gaussian release by the closed form, of one Laplace release its own, each at most a step above."""
     step = 0.05
-    found = privacy_cost(GaussianDpEvent(2.0), DELTA, discretization=step)
-    assert found.pld == found.epsilon < found.rdp
-    assert analytic_gaussian_delta(2.0, found.epsilon) <= DELTA < analytic_gaussian_delta(2.0, found.epsilon - step)
+    result = privacy_cost(GaussianDpEvent(2.0), DELTA, discretization=step)
+    assert result.pld == result.epsilon < result.rdp
+    assert analytic_gaussian_delta(2.0, result.epsilon) <= DELTA < analytic_gaussian_delta(2.0, result.epsilon - step)
     assert 0.99 / 2 < privacy_cost(LaplaceDpEvent(2.0), DELTA, discretization=step).epsilon <= 1 / 2 + step
     # to replace by zeros is as dear as to leave out: a coin of one half leaves log(1 + (e^epsilon - 1) / 2)
     halved = privacy_cost(PoissonSampledDpEvent(0.5, LaplaceDpEvent(0.5)), 1e-12, discretization=step).epsilon
@@ -203,7 +203,7 @@ def test_the_same_cost_is_computed_once(mechanism, times, monkeypatch):
 def least(monkeypatch):
     """The noise that is found where a run of noise z spends 1 / z, and so ``needed`` is the least that is enough."""
 
-    def found(needed):
+    def result(needed):
         tries = itertools.count()
 
         def cost(mechanism, multiplier, schedule, delta, *, discretization):
@@ -214,7 +214,7 @@ def least(monkeypatch):
         monkeypatch.setattr("fl_peel.privacy.accounting.cost_of", cost)
         return calibrated(CentralGaussian(), Schedule(((2, 1.0),)), 1 / needed, DELTA)
 
-    return found
+    return result
 
 
 @pytest.mark.parametrize("needed", [2.0**-2, 2.0**-1, 1.0, 2.0, 4.0, 8.0, 64.0, 4.0**8])

@@ -65,8 +65,8 @@ def test_nothing_is_released_where_nothing_is_noised_or_devices_have_no_part():
 
 def test_what_devices_say_is_bounded_under_a_mechanism_alone():
     units = Units(2.0, 4.0, 8.0)
-    said = make_contribution(scenario(), 9, units)
-    assert said == BoundedContribution(9, scenario().pretraining.item_exponent, 0.7, False)
+    output = make_contribution(scenario(), 9, units)
+    assert output == BoundedContribution(9, scenario().pretraining.item_exponent, 0.7, False)
     assert make_contribution(scenario(LAPLACE), 9, units) == BoundedContribution(
         9, scenario().pretraining.item_exponent, 0.7, True
     )
@@ -112,8 +112,8 @@ def drawn(noise):
 @pytest.mark.parametrize("shared", [False, True])
 def test_every_part_has_noise_of_its_deviation(shared):
     noise = SCALES.shared(16, "here") if shared else SCALES.whole("here")
-    found = drawn(noise)
-    for part, values in found.items():
+    result = drawn(noise)
+    for part, values in result.items():
         std = SCALES.std(part) / (4 if shared else 1)  # 16 shares reach it
         if part == "moment products":  # symmetric: the mean of two draws off the diagonal, one on it
             assert (values == values.T).all()

@@ -116,20 +116,20 @@ def histogram(values, counted=None, cells=None, num_cells=1) -> Histogram:
 
 
 def test_bins_have_their_upper_ends():
-    found = histogram([0.0, 0.001, 0.01, 0.0101, 0.5, 0.99, 0.991, 1.0, 0.07])
-    assert np.flatnonzero(found.counts[0]).tolist() == [0, 1, 2, 7, 50, 99, 100]
-    assert found.counts[0, [0, 1, 2, 100]].tolist() == [1, 2, 1, 2]
+    result = histogram([0.0, 0.001, 0.01, 0.0101, 0.5, 0.99, 0.991, 1.0, 0.07])
+    assert np.flatnonzero(result.counts[0]).tolist() == [0, 1, 2, 7, 50, 99, 100]
+    assert result.counts[0, [0, 1, 2, 100]].tolist() == [1, 2, 1, 2]
     assert 0.07 * 100 > 7  # as doubles: 0.07 is still at the end of its bin
-    assert found.sums[0, 1] == round(0.001 * SUM_SCALE) + round(0.01 * SUM_SCALE)
-    assert found.counts.shape == found.sums.shape == (1, NUM_BINS)
+    assert result.sums[0, 1] == round(0.001 * SUM_SCALE) + round(0.01 * SUM_SCALE)
+    assert result.counts.shape == result.sums.shape == (1, NUM_BINS)
 
 
 def test_each_cell_has_its_own_devices_and_those_that_do_not_count_are_in_none():
-    found = histogram([0.5, 0.5, 0.25, 0.0], [True, True, True, False], [2, 0, 2, 2], 4)
-    assert found.counts.sum(axis=1).tolist() == [1, 0, 2, 0]
-    assert found.counts[2, [25, 50]].tolist() == [1, 1]
-    assert found.sums.sum(axis=1).tolist() == [2**31, 0, 3 * 2**30, 0]
-    assert found.counts.dtype == found.sums.dtype == np.int64
+    result = histogram([0.5, 0.5, 0.25, 0.0], [True, True, True, False], [2, 0, 2, 2], 4)
+    assert result.counts.sum(axis=1).tolist() == [1, 0, 2, 0]
+    assert result.counts[2, [25, 50]].tolist() == [1, 1]
+    assert result.sums.sum(axis=1).tolist() == [2**31, 0, 3 * 2**30, 0]
+    assert result.counts.dtype == result.sums.dtype == np.int64
 
 
 def test_the_worst_share_counts_devices_in_part():

@@ -61,13 +61,13 @@ def test_under_several_cutoffs_every_list_is_as_if_it_were_alone(layout, precisi
         for share in (0.3, 0.2)
     )
     cutoffs = rng.integers(0, len(ranked.blocks) + 1, (6, lists))
-    found = top_rows_under(ranked, cutoffs, users, seen, 3, device)
-    assert (found.shape, found.dtype) == ((lists, 6, 3), np.int32)
+    result = top_rows_under(ranked, cutoffs, users, seen, 3, device)
+    assert (result.shape, result.dtype) == ((lists, 6, 3), np.int32)
     recall, ndcg = evaluate_under(ranked, cutoffs, users, seen, wanted, 3, device)
     assert recall.shape == ndcg.shape == (6, lists)
     for place in range(lists):
         alone = top_rows(ranked, cutoffs[:, place].copy(), users, seen, 3, device)
-        assert found[place].tolist() == alone.tolist()
+        assert result[place].tolist() == alone.tolist()
         metrics = recall_ndcg(ranked, alone, wanted, 3)
         assert [recall[:, place].tolist(), ndcg[:, place].tolist()] == [one.tolist() for one in metrics]
 
@@ -103,9 +103,9 @@ def test_no_more_rows_are_laid_out_than_somebody_has_and_none_twice(monkeypatch)
     for cutoffs in ([[3, 70], [64, 9]], [[0, 0], [0, 0]]):
         top_rows_under(ranked, np.array(cutoffs), users, nothing, 3)
     assert asked == [(70,), (0,)]
-    found = evaluate_under(ranked, np.array([[3, 70], [64, 9]]), users, nothing, rows_of([1], [2]), 3, "cpu", whole)
+    result = evaluate_under(ranked, np.array([[3, 70], [64, 9]]), users, nothing, rows_of([1], [2]), 3, "cpu", whole)
     assert len(asked) == 2, "whoever brings rows that are laid out needs none"
-    assert found[0].shape == (2, 2)
+    assert result[0].shape == (2, 2)
     assert top_rows_under(ranked, np.zeros((0, 2), np.int64), users[:0], rows_of(), 3).shape == (2, 0, 3)
 
 

@@ -166,8 +166,8 @@ def test_pfl_gets_the_devices_and_the_table_and_its_answer_is_read(tmp_path):
     (tmp_path / "python").chmod(0o755)
     plan = BenchPlan(data=str(tmp_path / "pop"), embedding_dim=DIM, user_groups=2, pfl_devices=10)
     base = bench_scenario(plan, plan.data, "default")
-    found = pfl_rate(str(tmp_path / "python"), base, RunPaths("", str(tmp_path)), plan, tmp_path / "pfl")
-    assert found == {"pfl_devices_per_second": 5.0, "pfl_devices": 10, "pfl_version": "9"}
+    result = pfl_rate(str(tmp_path / "python"), base, RunPaths("", str(tmp_path)), plan, tmp_path / "pfl")
+    assert result == {"pfl_devices_per_second": 5.0, "pfl_devices": 10, "pfl_version": "9"}
 
 
 @pytest.mark.engine
@@ -184,24 +184,24 @@ def test_a_small_bench_has_every_figure(tmp_path):
         main_job=False,
     )
     events = []
-    found = bench("", tmp_path / "out", plan=plan, on_event=events.append)
-    assert json.loads((tmp_path / "out" / "bench.json").read_text()) == json.loads(json.dumps(found))
+    result = bench("", tmp_path / "out", plan=plan, on_event=events.append)
+    assert json.loads((tmp_path / "out" / "bench.json").read_text()) == json.loads(json.dumps(result))
     for key in ("devices_per_second", "stock_flower_devices_per_second", "speedup_vs_stock", "evaluation_seconds"):
-        assert found[key] > 0, key
-    assert found["select_ms"] > 0
-    assert found["rank_ms"] > 0
-    assert found["devices"] == 300
-    assert found["stock_flower_devices"] == 8
-    assert len(found["round_seconds"]) == 2
-    assert found["devices_per_second"] == pytest.approx(300 / min(found["round_seconds"]))
-    ratio = found["devices_per_second"] / found["stock_flower_devices_per_second"]
-    assert found["speedup_vs_stock"] == pytest.approx(ratio)
-    assert [one["devices"] for one in found["scaling"]] == [100, 200]
-    assert all(one["seconds_per_device"] > 0 for one in found["scaling"])
-    assert found["million"]["seconds"] >= found["million"]["round_seconds"][0]
-    assert found["million"]["peak_rss_bytes"] > 100_000_000  # an interpreter with NumPy, Flower and Ray
-    assert {"server_select_and_pack", "nodes_and_messages", "server_aggregate"} <= set(found["stages"])
-    flagship = found["flagship"]
+        assert result[key] > 0, key
+    assert result["select_ms"] > 0
+    assert result["rank_ms"] > 0
+    assert result["devices"] == 300
+    assert result["stock_flower_devices"] == 8
+    assert len(result["round_seconds"]) == 2
+    assert result["devices_per_second"] == pytest.approx(300 / min(result["round_seconds"]))
+    ratio = result["devices_per_second"] / result["stock_flower_devices_per_second"]
+    assert result["speedup_vs_stock"] == pytest.approx(ratio)
+    assert [one["devices"] for one in result["scaling"]] == [100, 200]
+    assert all(one["seconds_per_device"] > 0 for one in result["scaling"])
+    assert result["million"]["seconds"] >= result["million"]["round_seconds"][0]
+    assert result["million"]["peak_rss_bytes"] > 100_000_000  # an interpreter with NumPy, Flower and Ray
+    assert {"server_select_and_pack", "nodes_and_messages", "server_aggregate"} <= set(result["stages"])
+    flagship = result["flagship"]
     assert (flagship["scenario"], flagship["devices"]) == ("gowalla", 300)
     assert flagship["devices_per_second"] == pytest.approx(300 / min(flagship["round_seconds"]))
     ratio = min(flagship["round_seconds"]) / flagship["training_alone_on_all_cores"]

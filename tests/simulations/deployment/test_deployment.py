@@ -68,14 +68,14 @@ def deploys(monkeypatch, tmp_path):
 
 
 def mine():
-    found = []
+    result = []
     for process in psutil.process_iter():
         try:
             process.environ()
         except psutil.Error:
             continue
-        found.append(process)
-    return found
+        result.append(process)
+    return result
 
 
 def test_nodes_that_hold_their_own_data_have_the_figures_of_the_simulation(tiny, tmp_path, deploys):

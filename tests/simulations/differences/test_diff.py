@@ -30,11 +30,11 @@ def per_device(recall, *, tables=TABLES, items=None, seed=0, test_items="same", 
     return PerDevice(tables, numbers, classes, numbers % 2, items, recall, recall / 2, top_n, seed, test_items)
 
 
-def folder(path, found: PerDevice, **scenario):
+def folder(path, result: PerDevice, **scenario):
     """A run's output folder."""
-    plain = {"name": path.name, "evaluation": {"top_n": found.top_n}, **scenario}
-    write_report(replace(run_result(), seed=found.seed, scenario=plain), path)
-    found.write(path / "per-device.parquet")
+    plain = {"name": path.name, "evaluation": {"top_n": result.top_n}, **scenario}
+    write_report(replace(run_result(), seed=result.seed, scenario=plain), path)
+    result.write(path / "per-device.parquet")
     return path
 
 

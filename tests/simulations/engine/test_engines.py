@@ -207,8 +207,8 @@ def test_a_client_that_cannot_be_imported_is_one_line(tiny_scenario, tmp_path):
         (reply,) = grid.send_and_receive([asking("echo", node)], timeout=PATIENCE_S)
         return reply.error.reason
 
-    said = simulated(tiny_scenario, RunPaths("", str(tmp_path)), server=server, client="nowhere_at_all:app")
-    assert said == "no worker process starts: ModuleNotFoundError: No module named 'nowhere_at_all'"
+    output = simulated(tiny_scenario, RunPaths("", str(tmp_path)), server=server, client="nowhere_at_all:app")
+    assert output == "no worker process starts: ModuleNotFoundError: No module named 'nowhere_at_all'"
 
 
 @pytest.mark.faults

@@ -75,8 +75,8 @@ def test_a_folder_that_does_not_say_whose_it_is_stays(temporary, content):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError("400 requested and 100 written")])
 def test_no_room_is_one_line_and_nothing_stays(temporary, error):
-    said = r"no space left for the run's folder \(.*\); free some, or set TMPDIR"
-    with pytest.raises(ReportError, match=said) as caught, run_folder():
+    output = r"no space left for the run's folder \(.*\); free some, or set TMPDIR"
+    with pytest.raises(ReportError, match=output) as caught, run_folder():
         raise error
     assert str(caught.value).startswith(f"{temporary}: ")
     assert not list(temporary.iterdir())

@@ -19,27 +19,27 @@ from tests.simulations.report.test_report import NASTY, Page, run_result
 def better_than(result, *, strongest: bool, low: float = 1.001):
     """The same run; at 5% it is better than the strongest full table, or than the global one alone."""
     name = "to_strongest" if strongest else "to_global"
-    found = Ratio(value=1.01, low=low, high=1.02)
-    rows = tuple(replace(row, **{name: found}) if row.share == 0.05 else row for row in result.budgets)
+    results = Ratio(value=1.01, low=low, high=1.02)
+    rows = tuple(replace(row, **{name: results}) if row.share == 0.05 else row for row in result.budgets)
     return replace(result, budgets=rows)
 
 
 def test_why_less_can_be_more_is_said_where_it_is():
     assert why_less(run_result()) == ""
-    told = why_less(better_than(run_result(), strongest=True))
-    assert told.startswith(
+    events = why_less(better_than(run_result(), strongest=True))
+    assert events.startswith(
         "At budgets of 5% the smaller table is significantly better than the best full table. An item without"
     )
     assert why_less(better_than(run_result(), strongest=True, low=0.999)) == ""
 
 
 def test_why_less_can_be_more_than_the_global_table_is_the_groups_own():
-    told = why_less(better_than(run_result(), strongest=False))
+    events = why_less(better_than(run_result(), strongest=False))
     assert (
         "At budgets of 5% the smaller table is significantly better than the full global table, because each user "
-        "group has" in told
+        "group has" in events
     )
-    assert "already reach 1.250 [1.200, 1.300] times" in told
+    assert "already reach 1.250 [1.200, 1.300] times" in events
     full = run_result().full_table
     as_good = replace(full, refined=replace(full.refined, to_global=Ratio(1.0, 0.99, 1.01)))
     assert why_less(replace(better_than(run_result(), strongest=False), full_table=as_good)) == ""
@@ -71,11 +71,10 @@ def with_own_tables():
 
 
 def test_classes_stand_beside_their_own_full_tables():
-    alone, beside = recall_by_class(run_result()), recall_by_class(with_own_tables())
+    alone, extra = recall_by_class(run_result()), recall_by_class(with_own_tables())
     assert "full table" not in alone.alt
     assert (
-        "the same devices with the refined full table 0.2100 to 0.2100, global full table 0.1900 to 0.1900"
-        in beside.alt
+        "the same devices with the refined full table 0.2100 to 0.2100, global full table 0.1900 to 0.1900" in extra.alt
     )
     view = device_classes_view(with_own_tables())
     assert view.columns[4:6] == ("refined full table", "global full table")
@@ -97,8 +96,8 @@ def words_of(result) -> str:
 
 
 def test_no_key_is_shown():
-    found = re.findall(r"\b\w+_\w+\b", words_of(with_own_tables()))
-    assert set(found) <= {"x86_64"}
+    result = re.findall(r"\b\w+_\w+\b", words_of(with_own_tables()))
+    assert set(result) <= {"x86_64"}
     assert "user groups 2" in words_of(run_result())
 
 

@@ -365,26 +365,26 @@ def test_csv_holds_the_numbers_of_the_json(written):
     rows = list(csv.DictReader(io.StringIO((written / "metrics.csv").read_text(encoding="utf-8"))))
     columns = ["kind", "name", "share", "budget_bytes", "precision", "selector", "metric", "value"]
     assert list(rows[0]) == columns
-    found = {tuple(row[key] for key in columns[:-1]): float(row["value"]) for row in rows}
-    assert len(found) == len(rows), "each number has a name of its own"
+    result = {tuple(row[key] for key in columns[:-1]): float(row["value"]) for row in rows}
+    assert len(result) == len(rows), "each number has a name of its own"
     report = plain_result()
     for row in report["budgets"]:
         for metric in ("recall@20", "ndcg@20", "stored_bytes_max", "devices"):
             name = f"{row['precision']} controller"
             place = (str(row["share"]), str(row["budget_bytes"]), row["precision"], "controller")
-            assert found["budget", name, *place, metric] == row[metric]
+            assert result["budget", name, *place, metric] == row[metric]
     none = ("", "", "", "")
-    assert found["full_table", "refined", *none, "ndcg@20"] == 0.125
-    assert found["full_table", "fp32", *none, "bytes"] == 1_000_000
-    assert found["device_class", NASTY, *none, "budget_bytes_mean"] == 1234.5
-    assert ("device_class", "never seen", *none, "recall@20") not in found  # None: not measured
-    assert found["user_group", "1", *none, "recall@20"] == 0.1
-    assert found["round", "2", *none, "failures"] == 1
-    assert found["history", "3", *none, "loss"] == 0.5
-    assert found["stage", "pretraining", *none, "seconds"] == 1.25
-    assert found["bytes_per_device", "all", *none, "upload_mean"] == 150
-    assert found["fairness", "all", *none, "by_class.0.peel"] == 0.1
-    assert found["run", "all", *none, "peak_rss_bytes"] == 123_456_789
+    assert result["full_table", "refined", *none, "ndcg@20"] == 0.125
+    assert result["full_table", "fp32", *none, "bytes"] == 1_000_000
+    assert result["device_class", NASTY, *none, "budget_bytes_mean"] == 1234.5
+    assert ("device_class", "never seen", *none, "recall@20") not in result  # None: not measured
+    assert result["user_group", "1", *none, "recall@20"] == 0.1
+    assert result["round", "2", *none, "failures"] == 1
+    assert result["history", "3", *none, "loss"] == 0.5
+    assert result["stage", "pretraining", *none, "seconds"] == 1.25
+    assert result["bytes_per_device", "all", *none, "upload_mean"] == 150
+    assert result["fairness", "all", *none, "by_class.0.peel"] == 0.1
+    assert result["run", "all", *none, "peak_rss_bytes"] == 123_456_789
     # full table 10, budgets 4 x 14, classes 20 + 17, groups 4 + 3, rounds 3 x 14, history 2 + 4 + 4, stages 2,
     # per device 2, fairness 1 + 3, elasticity 6, memory 1
     assert len(rows) == 10 + 56 + 37 + 7 + 42 + 10 + 2 + 2 + 4 + 6 + 1

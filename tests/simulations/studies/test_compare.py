@@ -262,16 +262,16 @@ def test_the_precision_of_a_method_is_chosen_on_validation():
     )
     assert [r["chosen"] for r in rows] == [True, False, *[True] * 6]
     full = {"recall@20": 0.4}
-    told = summary(rows, full, {"none": full, "federated": {"recall@20": 0.5}, "central": None})
-    assert told["budgets"] == [
+    events = summary(rows, full, {"none": full, "federated": {"recall@20": 0.5}, "central": None})
+    assert events["budgets"] == [
         {
             **{"share": 0.01, "precision": "int8", "recall@20": 0.20, "to_full_table": 0.5},
             **{"to_group_popularity": 0.20 / 0.16, "to_best_without_groups": 0.20 / 0.08, "rival": "rule int8"},
             **{"to_best_with_groups": 0.20 / 0.4, "rival_with_groups": "coded-groups int8"},
         }
     ]
-    assert told["federated_to_none"] == 1.25
-    assert "federated_to_central" not in told
+    assert events["federated_to_none"] == 1.25
+    assert "federated_to_central" not in events
 
 
 def test_peel_over_each_method_has_a_paired_interval():
@@ -300,9 +300,9 @@ def test_peel_over_each_method_has_a_paired_interval():
     view = peel_over_view([peel, other, nothing])
     assert [row[0] for row in view.rows] == ["group-popularity"]
     assert view.rows[0][1].startswith(f"{ratio['value']:.3f} [{ratio['low']:.3f}, ")
-    told = summary([row | {"stored_bytes_max": 1, "validation_recall@20": 0.5} for row in rows[:2]], rows[1], {}, 300)
-    assert told["budgets"][0]["to_group_popularity_interval"] == [ratio["low"], ratio["high"]]
-    assert told["budgets"][0]["to_full_table_interval"] == [ratio["low"], ratio["high"]]
+    events = summary([row | {"stored_bytes_max": 1, "validation_recall@20": 0.5} for row in rows[:2]], rows[1], {}, 300)
+    assert events["budgets"][0]["to_group_popularity_interval"] == [ratio["low"], ratio["high"]]
+    assert events["budgets"][0]["to_full_table_interval"] == [ratio["low"], ratio["high"]]
     elsewhere = with_intervals([rows[0], rows[1] | {"share": 0.05}], 300)
     assert "peel_over" not in elsewhere[1], "of another budget"
     unchosen = with_intervals([rows[0], rows[1] | {"chosen": False}], 300)
@@ -317,9 +317,9 @@ def test_differences_are_taken_seed_by_seed():
             for method, value in (("peel", peel), ("group-popularity", other))
         ]
 
-    told = summary(aggregated([rows(0.3, 0.2), rows(0.5, 0.3)]), {"recall@20": 0.4}, {})
+    events = summary(aggregated([rows(0.3, 0.2), rows(0.5, 0.3)]), {"recall@20": 0.4}, {})
     # differences 0.1 and 0.2
-    (line,) = told["budgets"]
+    (line,) = events["budgets"]
     assert line["minus_group_popularity"] == pytest.approx(0.15)
     assert line["minus_group_popularity_std"] == pytest.approx(0.005**0.5)
     assert line["to_group_popularity"] == pytest.approx(0.4 / 0.25)

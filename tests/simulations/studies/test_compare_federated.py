@@ -193,5 +193,5 @@ def test_the_command_line_prints_it(tiny, tmp_path, started, monkeypatch):
     assert ran.exit_code == 0, ran.output
     assert "Leaderboard" in ran.output
     assert "fedavg-bprmf" in ran.output
-    told = json.loads((tmp_path / "out" / "compare.json").read_text())["command"]
-    assert told.startswith("fl-peel compare ")
+    events = json.loads((tmp_path / "out" / "compare.json").read_text())["command"]
+    assert events.startswith("fl-peel compare ")

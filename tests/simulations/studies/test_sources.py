@@ -66,8 +66,8 @@ def changes(modules, root, file):
 @pytest.mark.slow
 def test_every_file_behind_a_federated_trial_decides_its_checkpoint(copy, monkeypatch):
     """With one walk for all of them: a comment imports nothing, as the next test sees by walking anew."""
-    found = sources_of(FEDERATED, copy)
-    monkeypatch.setattr(sources, "sources_of", lambda modules, root: found)
+    result = sources_of(FEDERATED, copy)
+    monkeypatch.setattr(sources, "sources_of", lambda modules, root: result)
     assert len(files_of("federated")) > 200
     assert [file for file in files_of("federated") if not changes(FEDERATED, copy, file)] == []
 
@@ -215,9 +215,9 @@ def plugin(tmp_path, monkeypatch):
 
 
 def test_a_plug_in_is_followed_within_its_own_package_and_ours(plugin):
-    found = sources_of(("shop.rival",), ROOT)
-    assert {"shop", "shop.rival", "shop.tables", "fl_peel", "fl_peel.disks", "fl_peel.data.interactions"} <= set(found)
-    assert {name.partition(".")[0] for name in found} == {"shop", "fl_peel"}
+    result = sources_of(("shop.rival",), ROOT)
+    assert {"shop", "shop.rival", "shop.tables", "fl_peel", "fl_peel.disks", "fl_peel.data.interactions"} <= set(result)
+    assert {name.partition(".")[0] for name in result} == {"shop", "fl_peel"}
     before = checkpoint(("shop.rival",), ROOT)
     (plugin / "shop" / "tables.py").write_text("thing = 2")
     assert checkpoint(("shop.rival",), ROOT) != before

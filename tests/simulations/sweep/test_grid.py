@@ -9,13 +9,13 @@ from simulations.sweep.grid import settings_of, split_values
 
 
 def test_every_combination_the_last_key_fastest():
-    found = settings_of(["refinement.rounds=1, 2", "selector=exposure,popularity", "blocks.precision=int4"])
-    assert [one.label for one in found] == [
+    result = settings_of(["refinement.rounds=1, 2", "selector=exposure,popularity", "blocks.precision=int4"])
+    assert [one.label for one in result] == [
         *("rounds=1, selector=exposure", "rounds=1, selector=popularity"),
         *("rounds=2, selector=exposure", "rounds=2, selector=popularity"),
     ]
-    assert found[1].overrides == ["blocks.precision=int4", "refinement.rounds=1", "selector=popularity"]
-    assert found[1].folder == "refinement.rounds=1,selector=popularity"
+    assert result[1].overrides == ["blocks.precision=int4", "refinement.rounds=1", "selector=popularity"]
+    assert result[1].folder == "refinement.rounds=1,selector=popularity"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_folders_are_told_apart_and_are_names_of_folders(values):
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "output"),
     [
         ([], "nothing varies; give a key several values"),
         (["a=1"], "nothing varies"),
@@ -65,6 +65,6 @@ def test_folders_are_told_apart_and_are_names_of_folders(values):
         ([f"a={','.join(map(str, range(40)))}", f"b={','.join(map(str, range(40)))}"], "more than 1000 combinations"),
     ],
 )
-def test_what_is_no_sweep_is_refused(asked, said):
-    with pytest.raises(ScenarioError, match=f"^--set.*{said}"):
+def test_what_is_no_sweep_is_refused(asked, output):
+    with pytest.raises(ScenarioError, match=f"^--set.*{output}"):
         settings_of(asked)

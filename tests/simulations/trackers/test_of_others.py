@@ -40,31 +40,31 @@ class Figures(Callback):
 @pytest.fixture(params=LIBRARIES)
 def stub(request, monkeypatch):
     """The callback's name, how its library was begun, and what it was told; the library only notes it."""
-    begun, told = [], []
+    started, events = [], []
 
     def init(**how):
-        begun.append(how)
-        return types.SimpleNamespace(log=told.append, finish=lambda **how: told.append(("finished", how)))
+        started.append(how)
+        return types.SimpleNamespace(log=events.append, finish=lambda **how: events.append(("finished", how)))
 
     monkeypatch.setitem(sys.modules, LIBRARIES[request.param], types.SimpleNamespace(init=init))
-    return request.param, begun, told
+    return request.param, started, events
 
 
 def test_they_are_told_what_every_callback_is_told(tiny, without_engine, stub):
-    name, begun, told = stub
+    name, started, events = stub
     figures = Figures()
     result = runner.run(tiny, overrides=QUICK, seed=3, callbacks=[figures, callback(name)("mine")])
-    assert [(how["project"], how["name"], how["config"]["seed"]) for how in begun] == [("mine", "tiny-seed-3", 3)]
-    assert begun[0].get("mode") == ("offline" if name == "WandB" else None)
-    assert told == [*figures.events, ("finished", {})]
+    assert [(how["project"], how["name"], how["config"]["seed"]) for how in started] == [("mine", "tiny-seed-3", 3)]
+    assert started[0].get("mode") == ("offline" if name == "WandB" else None)
+    assert events == [*figures.events, ("finished", {})]
     assert {"validation/recall_at_20": result.history[0].recall}.items() <= next(
-        one for one in told if "validation/recall_at_20" in one
+        one for one in events if "validation/recall_at_20" in one
     ).items()
-    assert told[-2]["test/recall_at_20/50pct"] == result.budgets[0].recall
+    assert events[-2]["test/recall_at_20/50pct"] == result.budgets[0].recall
 
 
 def test_a_run_that_fails_is_told_as_one(tiny, monkeypatch, without_engine, stub):
-    name, _, told = stub
+    name, _, events = stub
     engine = runner.simulated
 
     def failing(*args, **kwargs):
@@ -74,8 +74,8 @@ def test_a_run_that_fails_is_told_as_one(tiny, monkeypatch, without_engine, stub
     monkeypatch.setattr(runner, "simulated", failing)
     with pytest.raises(EngineError, match="plug"):
         runner.run(tiny, overrides=QUICK, callbacks=[callback(name)("mine")])
-    assert told[-1] == ("finished", {"exit_code": 1} if name == "WandB" else {})
-    assert name == "WandB" or told[-2] == {"failed": 1}
+    assert events[-1] == ("finished", {"exit_code": 1} if name == "WandB" else {})
+    assert name == "WandB" or events[-2] == {"failed": 1}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed; the stub has noted it")

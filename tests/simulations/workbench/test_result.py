@@ -134,17 +134,17 @@ class TestResult:
 def test_pretrained_tables_are_kept_as_on_the_command_line(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def told(**options):
+    def messages(**options):
         events = []
         fl_peel.run(tiny, overrides=QUICK, on_event=events.append, **options)
         return [event.text for event in events if event.stage == "pretraining"][-1]
 
-    assert told(cache=False) == ""
+    assert messages(cache=False) == ""
     assert not default_cache_dir().exists()
-    assert told() == ""
+    assert messages() == ""
     assert len(list(default_cache_dir().iterdir())) == 1
-    assert told() == "loaded from the cache"
-    assert told(cache_dir=tmp_path / "mine") == ""
+    assert messages() == "loaded from the cache"
+    assert messages(cache_dir=tmp_path / "mine") == ""
     assert len(list((tmp_path / "mine").iterdir())) == 1
 
 

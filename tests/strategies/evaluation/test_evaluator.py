@@ -36,10 +36,10 @@ from tests.helpers.root import ROOT
 def evaluator_of(scenario, folder, nodes: int) -> tuple[Evaluator, LoopbackGrid, np.ndarray]:
     """Before the first round; the grid that is asked, and the pretrained table."""
     grid = LoopbackGrid(nodes)
-    place = RunPaths("", str(folder))
+    paths = RunPaths("", str(folder))
     connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    prepared = prepare_collected(scenario, place, StageTimes())
-    strategy = Refiner(grid, place, prepared, connected).joined(scenario, None)
+    prepared = prepare_collected(scenario, paths, StageTimes())
+    strategy = Refiner(grid, paths, prepared, connected).joined(scenario, None)
     return Evaluator.from_strategy(strategy), grid, prepared.pretrained.items
 
 
@@ -75,16 +75,16 @@ def test_several_messages_and_nodes_make_no_difference(asked, tiny_scenario, tmp
 
 def test_what_is_not_said_is_the_scenarios(asked):
     one, _, _ = asked
-    told = one.evaluate([1888], precision="int8", selector="controller", factors=[1.0], rooms=[-1.0])
-    assert same(one.evaluate([1888]), told)
-    assert overall_recall(told) == qualities(told)[0].recall > 0
+    events = one.evaluate([1888], precision="int8", selector="controller", factors=[1.0], rooms=[-1.0])
+    assert same(one.evaluate([1888]), events)
+    assert overall_recall(events) == qualities(events)[0].recall > 0
     assert same(one.own_budgets(), one.evaluate([wire.OWN_BUDGET]))
     assert not same(one.evaluate([wire.OWN_BUDGET], factors=[0.5]), one.own_budgets())
 
 
 def test_intervals_are_the_same_on_1_2_or_7_nodes_under_any_seed_and_device_by_device(tiny, tmp_path):
     """Single devices are told where they are asked for; under the weights of the bootstrap they are the replicates."""
-    found = []
+    result = []
     for nodes, seed, messages in ((1, 0, 1 << 30), (2, 0, 1), (7, 0, 1 << 30), (2, 5, 1 << 30)):
         scenario = load_scenario(tiny, ["evaluation.per_device=true", f"seed={seed}"])
         evaluator, _, items = evaluator_of(scenario, tmp_path / f"{nodes}-{seed}", nodes)
@@ -96,18 +96,18 @@ def test_intervals_are_the_same_on_1_2_or_7_nodes_under_any_seed_and_device_by_d
         again = Replicates.from_devices(single.devices, single.recall, single.ndcg, counted, 1000)
         assert same(again, replies.replicates)
         assert single.recall[counted].mean(axis=0) == pytest.approx(replies.by_budget().mean()[0], abs=1e-8)
-        found.append(replies)
+        result.append(replies)
         if seed == 0 and nodes == 1:
             full = evaluator.full_table(items)
             assert full.replicates.recall.shape == (1, 1000)
             assert not evaluator.full_table(items, split="validation").replicates.recall.size, (
                 "nothing is claimed of it"
             )
-    assert same(found[0].replicates, found[1].replicates)
-    assert same(found[0].replicates, found[2].replicates)
-    other = found[3].replicates
-    assert np.array_equal(other.devices, found[0].replicates.devices), "another seed draws the same devices"
-    assert not np.array_equal(other.recall, found[0].replicates.recall), "and measures something else"
+    assert same(result[0].replicates, result[1].replicates)
+    assert same(result[0].replicates, result[2].replicates)
+    other = result[3].replicates
+    assert np.array_equal(other.devices, result[0].replicates.devices), "another seed draws the same devices"
+    assert not np.array_equal(other.recall, result[0].replicates.recall), "and measures something else"
 
 
 def test_devices_that_have_nothing_to_find_are_in_no_replicate(tiny, tmp_path):
@@ -383,8 +383,8 @@ def test_questions_about_the_same_lists_are_asked_together():
         return [[Whole([asked.append(content(0).payload) or 1])] for content in contents]
 
     evaluator.federation.nodes.ask_each = ask_each
-    found = evaluator.together(rows, precision="fp16", selector="popularity", label="mine", artifacts=np.array([4]))
-    assert found == [slice(0, 2), slice(3, 4), slice(2, 3)]
+    result = evaluator.together(rows, precision="fp16", selector="popularity", label="mine", artifacts=np.array([4]))
+    assert result == [slice(0, 2), slice(3, 4), slice(2, 3)]
     (request,) = asked
     assert request.budgets.tolist() == [52, 60, wire.OWN_BUDGET, 70]
     assert (request.factors.tolist(), request.rooms.tolist()) == ([1, 1, 0.5, 1], [-1, -1, -1, 1])

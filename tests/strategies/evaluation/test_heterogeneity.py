@@ -473,9 +473,9 @@ def test_fixed_tiers_are_chosen_on_validation():
         layout=LAYOUT,
     )
     fairness = FairnessTally(evaluator, reply("test", slice(0, 1)))
-    told = fairness.add_tiers(reply("validation", slice(None)), reply("test", slice(None)))
-    assert told.tiers == (0.01, 0.25)
-    assert told.chosen == {"small": 0.25, "large": 0.01}
+    events = fairness.add_tiers(reply("validation", slice(None)), reply("test", slice(None)))
+    assert events.tiers == (0.01, 0.25)
+    assert events.chosen == {"small": 0.25, "large": 0.01}
     assert fairness.served[-1].recall == pytest.approx((0.3, 0.1))
     budgets = tuple(budget_bytes(LAYOUT, share) for share in (0.01, 0.25))
     assert tier_rows(evaluator) == {
@@ -536,8 +536,8 @@ def test_two_fleets_on_one_seed_share_pretraining(tiny, tmp_path):
     kept = []
     for fleet in ("fleet.yaml", "other.yaml"):
         events: list[Event] = []
-        place = RunPaths("", str(tmp_path / fleet[:5]), str(tmp_path / "cache"))
-        serve(LoopbackGrid(1), load_scenario(tiny, [f"fleet={fleet}"]), place, events.append)
+        paths = RunPaths("", str(tmp_path / fleet[:5]), str(tmp_path / "cache"))
+        serve(LoopbackGrid(1), load_scenario(tiny, [f"fleet={fleet}"]), paths, events.append)
         kept.append(any(event.text == "loaded from the cache" for event in events))
     assert kept == [False, True]
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1

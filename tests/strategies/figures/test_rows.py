@@ -124,10 +124,10 @@ def test_rounds_and_history_by_hand():
     assert (second.server_round, second.download_bytes, second.upload_bytes, second.message_bytes) == (2, 140, 14, 1400)
     assert [(row.devices, row.failures, row.seconds) for row in (first, second)] == [(11, 1, 0.25), (12, 0, 0.5)]
     assert (first.clock.sampled, first.clock.virtual_seconds) == (1, 2.0)
-    told = history_rows(records)
-    assert [(row.server_round, row.virtual_seconds) for row in told] == [(1, 2.0), (2, 5.5)]
-    assert [(row.loss, row.recall, row.ndcg) for row in told] == [(0.5, 0.1, 0.2), (1.0, 0.2, 0.4)]
-    assert [row.controller_loss for row in told] == [None, 3.0]
+    events = history_rows(records)
+    assert [(row.server_round, row.virtual_seconds) for row in events] == [(1, 2.0), (2, 5.5)]
+    assert [(row.loss, row.recall, row.ndcg) for row in events] == [(0.5, 0.1, 0.2), (1.0, 0.2, 0.4)]
+    assert [row.controller_loss for row in events] == [None, 3.0]
 
 
 def test_devices_that_rounds_followed():
@@ -183,10 +183,10 @@ def test_what_single_devices_get_by_hand():
         BudgetReplies("fp16", "controller", reply([0.5, 0.6], [0.7, 0.8])),
     )
     full = FullTableReplies(reply([0.11, 0.12]), None, reply([9, 9]), reply([0.13, 0.14]))
-    found = per_device(
+    result = per_device(
         evaluator, EvaluationReplies(asked, reply([0.15, 0.16]), None), full, rows_of([], [4], [], [2, 3])
     )
-    assert dict(zip(found.tables, found.recall.T.tolist(), strict=True)) == {
+    assert dict(zip(result.tables, result.recall.T.tolist(), strict=True)) == {
         "global": [0.12, 0.11],
         "refined": [0.14, 0.13],
         "5% int8 energy": [0.2, 0.1],
@@ -195,10 +195,10 @@ def test_what_single_devices_get_by_hand():
         "0.25% fp16 controller": [0.8, 0.7],
         "own budget": [0.16, 0.15],
     }
-    assert (found.ndcg == found.recall / 2).all()
-    assert (found.devices.tolist(), found.classes) == ([1, 3], ("watch", "laptop"))
-    assert (found.groups.tolist(), found.items.tolist()) == ([3, 1], [4, 5])
-    assert (found.top_n, found.seed, found.test_items) == (20, 9, digest(rows_of([], [4], [], [2, 3])))
+    assert (result.ndcg == result.recall / 2).all()
+    assert (result.devices.tolist(), result.classes) == ([1, 3], ("watch", "laptop"))
+    assert (result.groups.tolist(), result.items.tolist()) == ([3, 1], [4, 5])
+    assert (result.top_n, result.seed, result.test_items) == (20, 9, digest(rows_of([], [4], [], [2, 3])))
 
 
 def test_what_refinement_adds_by_hand():
@@ -212,8 +212,8 @@ def test_what_refinement_adds_by_hand():
 
 
 def test_margins_are_of_students_t():
-    found = metrics([1.5, 1.0], [0, 0], [4, 1], squares=[0.625, 1.0])  # recalls 0.25, 0.25, 0.5, 0.5
-    rows = user_group_rows(MEMBERS, 2, own(by_group=found))
+    result = metrics([1.5, 1.0], [0, 0], [4, 1], squares=[0.625, 1.0])  # recalls 0.25, 0.25, 0.5, 0.5
+    rows = user_group_rows(MEMBERS, 2, own(by_group=result))
     assert rows[0].recall_margin == pytest.approx(3.182446 * np.std([0.25, 0.25, 0.5, 0.5], ddof=1) / 2, rel=1e-5)
     assert rows[1].recall_margin is None
 

@@ -101,17 +101,17 @@ def test_means_equal_the_readable_mean_over_devices(layout, seed, denominator):
     train = UserItems.from_pairs(np.repeat(np.arange(6), 2), rng.integers(0, layout.num_items, 12), 6)
     how = LocalTraining(num_negatives=2)
 
-    def of(who: list[int]) -> GroupUpdate:
+    def update_of(who: list[int]) -> GroupUpdate:
         places = np.array(who)
         return train_group(
             LocalWork(ranked, cutoffs[places], users[places], train.select(places), places.astype(np.uint64), how)
         )[1]
 
     total = BlockSums.zeros(len(ranked.items), layout.num_slices, layout.embedding_dim, layout.num_blocks)
-    total.add(node_reply(of([0, 3, 5])))
-    total.add(node_reply(of([4, 1, 2])))
+    total.add(node_reply(update_of([0, 3, 5])))
+    total.add(node_reply(update_of([4, 1, 2])))
     mean, changed = mean_update(total, ranked.position, denominator)
-    alone = [of([i]) for i in range(6)]
+    alone = [update_of([i]) for i in range(6)]
     for row in range(len(ranked.items)):
         for s in range(layout.num_slices):
             columns = slice(s * layout.slice_dim, (s + 1) * layout.slice_dim)

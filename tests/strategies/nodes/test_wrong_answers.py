@@ -84,17 +84,17 @@ def try_answers(kind, nodes, sent, reply_type, replies):
     def check(wrong):
         nodes._open.clear()
         nodes._open.update(sent)
-        found = list(nodes.answers(kind, reply_type, [replying(replies[0], wrong.content), *replies[1:]]))
-        assert len(found) == len(replies)
-        assert all(answer.error is None for answer in found[1:])
-        if found[0].error is not None:
-            assert isinstance(found[0].error, MessageError)
-            assert "\n" not in str(found[0].error)
-            assert len(str(found[0].error)) < 400
-        elif asking._disagreeing(kind, {answer.partition: answer for answer in found}):
+        result = list(nodes.answers(kind, reply_type, [replying(replies[0], wrong.content), *replies[1:]]))
+        assert len(result) == len(replies)
+        assert all(answer.error is None for answer in result[1:])
+        if result[0].error is not None:
+            assert isinstance(result[0].error, MessageError)
+            assert "\n" not in str(result[0].error)
+            assert len(str(result[0].error)) < 400
+        elif asking._disagreeing(kind, {answer.partition: answer for answer in result}):
             pass  # of another size than the others: asked again
         elif hasattr(reply_type, "__add__"):  # what is let in can be added up
-            reduce(add, [answer.reply for answer in found])
+            reduce(add, [answer.reply for answer in result])
 
     check()
 

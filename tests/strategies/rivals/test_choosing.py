@@ -41,13 +41,13 @@ def test_other_test_items_change_no_choice(both, name):
     rival = QUICK.get(name, rivals[name])
     wanted = [UNLIMITED] if rival in CEILINGS else requests(0.1, 0.3, 0.7, precisions=("int8",))
     with fixed_threads(1):
-        told, otherwise = (compete(rival, one, wanted) for one in both)
+        events, otherwise = (compete(rival, one, wanted) for one in both)
     differs = {"test", "replicates", "seconds", "evaluation_seconds"}
-    for row, other in zip(told, otherwise, strict=True):
+    for row, other in zip(events, otherwise, strict=True):
         assert {k: v for k, v in row.items() if k not in differs} == {
             k: v for k, v in other.items() if k not in differs
         }
-    assert any(row["test"] != other["test"] for row, other in zip(told, otherwise, strict=True))
+    assert any(row["test"] != other["test"] for row, other in zip(events, otherwise, strict=True))
 
 
 @pytest.mark.parametrize(("module", "rival"), [(hashing, Hashing(steps=5)), (server, Ease(most_items=40))])

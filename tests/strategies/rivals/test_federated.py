@@ -256,13 +256,13 @@ def test_a_device_of_fcf_solves_its_least_squares_and_sends_the_gradient(world):
     server = FcfServer(table, np.zeros_like(table), np.zeros_like(table))
     sums = method.answer(server, None, devices, 1, world, setting)
     # device by device, as it would be said: a dense gradient of (I, d) each
-    said = np.zeros_like(table)
+    output = np.zeros_like(table)
     for place in range(len(devices)):
         preference = np.zeros(100)
         preference[train_items.row(place)] = 1
         confidence = 1 + 3.0 * preference
-        said += (confidence * (table @ factors[place] - preference))[:, None] * factors[place]
-    np.testing.assert_allclose(sums.sum_gradients(table), said, atol=1e-4)
+        output += (confidence * (table @ factors[place] - preference))[:, None] * factors[place]
+    np.testing.assert_allclose(sums.sum_gradients(table), output, atol=1e-4)
     wanted = numeric(lambda t: implicit_loss(t, factors, train_items, 3.0), table)
     np.testing.assert_allclose(2 * sums.sum_gradients(table), wanted, atol=1e-3)
 
@@ -366,8 +366,8 @@ def test_everybody_can_have_a_table_of_another_width(world):
     widest = method.at_width(best.served, 2, world, setting)
     random = ServedTables((best.served.tables[2],), np.zeros(120, np.int64), best.served.users)
     small = np.flatnonzero(method.tiers(world) == 0)
-    found, lost = (quality(one, world, "test", among=small)["recall@20"] for one in (widest, random))
-    assert found > lost
+    result, lost = (quality(one, world, "test", among=small)["recall@20"] for one in (widest, random))
+    assert result > lost
 
 
 # measuring and choosing
@@ -513,8 +513,8 @@ def test_federated_bpr_comes_near_central_bpr(world, popular):
     shape = {"model": "matrix-factorization", "embedding_dim": 8, "num_slices": 1}
     config = PretrainingConfig(**shape, loss="bpr", num_negatives=4, learning_rate=0.03, l2=0.1, temperature=1.0)
     central = max(
-        quality(ServedTables((found.items,), np.zeros(120, np.int64), found.users), world, "test")["recall@20"]
-        for found in (
+        quality(ServedTables((result.items,), np.zeros(120, np.int64), result.users), world, "test")["recall@20"]
+        for result in (
             pretrain(world.splits.train, 100, dataclasses.replace(config, epochs=e), seed=0) for e in (5, 15, 60)
         )
     )

@@ -45,11 +45,11 @@ def test_bytes_are_those_of_a_file_that_faiss_decodes_alike(parts, bits, precisi
     books = take(value, parts << bits, 8 // parts).astype(np.float32)
     if precision == "int8":
         books = books * take("<f2", parts << bits).astype(np.float32)[:, None]
-    found, rows = stored.decoded()
+    result, rows = stored.decoded()
     # another reader: places, then faiss with the codebooks of the file
     if kept == 300:
         assert not rest
-        assert found.tolist() == list(range(300))
+        assert result.tolist() == list(range(300))
     elif len(rest) == 2 * kept:
         assert np.frombuffer(rest, "<u2").tolist() == items.tolist()
     else:

@@ -34,17 +34,17 @@ def a_round(kind, scenario, folder, monkeypatch, contents=OpenServerContents, in
     monkeypatch.setattr(module, "MESSAGE_BYTES", 1)
     monkeypatch.setattr("strategies.rounds.choice.OpenServerContents", contents)
     grid = kind(2) if interfere is None else kind(2, interfere)
-    place = RunPaths("", str(folder))
+    paths = RunPaths("", str(folder))
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    refiner = Refiner(grid, place, prepare_collected(scenario, place, StageTimes()), nodes)
+    refiner = Refiner(grid, paths, prepare_collected(scenario, paths, StageTimes()), nodes)
     strategy, taken = refiner.joined(scenario, None), []
     take = strategy.contents.take
 
-    def told(sent, sums, opened):
+    def events(sent, sums, opened):
         taken.append(sorted(sums))
         take(sent, sums, opened)
 
-    strategy.contents.take = told
+    strategy.contents.take = events
     strategy.changed = np.zeros((len(strategy.states), strategy.layout.num_items), np.bool_)
     refiner.refine(strategy)
     return [state.table.copy() for state in strategy.states], [some for some in taken if some], strategy.changed

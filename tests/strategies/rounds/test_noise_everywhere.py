@@ -84,8 +84,8 @@ def test_a_mean_by_hand():
     blocks = np.arange(LAYOUT.num_blocks)
     order = RowOrder.from_blocks(LAYOUT, blocks)
     rows, dim = len(order.items), LAYOUT.embedding_dim
-    told = {}
-    statistics = SimpleNamespace(add_signals=lambda hits, exposure, memory: told.update(hits=hits, exposure=exposure))
+    events = {}
+    statistics = SimpleNamespace(add_signals=lambda hits, exposure, memory: events.update(hits=hits, exposure=exposure))
     optimizer = Remembers()
     state = SimpleNamespace(table=np.zeros((rows, dim), np.float32), optimizer=optimizer, statistics=statistics)
     sums = {"updates": np.full((rows, dim), 10.0), "signals": np.full(len(blocks), 10.0)}
@@ -94,8 +94,8 @@ def test_a_mean_by_hand():
     assert optimizer.updates.tolist() == np.full((rows, dim), 2.0).tolist()
     assert optimizer.changed.all()
     variance = take_signals(state, LAYOUT, blocks, release, 5.0, np.zeros(LAYOUT.num_blocks), scenario)
-    assert told["hits"].tolist() == [10.0] * len(blocks)
-    assert told["exposure"].tolist() == (5.0 * np.repeat(LAYOUT.group_sizes, LAYOUT.num_slices)).tolist()
+    assert events["hits"].tolist() == [10.0] * len(blocks)
+    assert events["exposure"].tolist() == (5.0 * np.repeat(LAYOUT.group_sizes, LAYOUT.num_slices)).tolist()
     assert variance.tolist() == [1.0] * len(blocks)
 
 

@@ -48,7 +48,7 @@ def others_changed(scenario: Scenario, splits: Splits) -> Splits:
 
 def prepared(scenario: Scenario, folder, monkeypatch, *, change: bool):
     """Stage 1; change: whether the server's copy of the data is another one where nothing was given."""
-    place = RunPaths("", str(folder))
+    paths = RunPaths("", str(folder))
     connected = Nodes.connect(LoopbackGrid(2), scenario.to_json(), root=str(ROOT), timeout_s=60)
     with monkeypatch.context() as patched:
         if change:
@@ -58,7 +58,7 @@ def prepared(scenario: Scenario, folder, monkeypatch, *, change: bool):
                     "device_splits",
                     lambda content, *where: others_changed(content, device_splits(content, *where)),
                 )
-        return prepare(scenario, None, place, StageTimes(), connected, silent)
+        return prepare(scenario, None, paths, StageTimes(), connected, silent)
 
 
 @pytest.mark.parametrize("mode", HALF)

@@ -20,7 +20,7 @@ from tests.strategies.run.test_kept import figures
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "output"),
     [
         (["secure_aggregation.enabled=true"], 1),
         (["secure_aggregation={enabled: true, min_devices: 4}"], 0),
@@ -28,12 +28,12 @@ from tests.strategies.run.test_kept import figures
         ([], 0),
     ],
 )
-def test_rounds_that_every_group_would_sit_out_are_told_before_they_begin(tiny, caplog, changes, said):
+def test_rounds_that_every_group_would_sit_out_are_told_before_they_begin(tiny, caplog, changes, output):
     groups = np.array([0, 1, 1, 1, 1, 2], np.int32)
     members = Members(np.arange(6), groups, np.zeros(3, np.int64), ("phone",))
     with caplog.at_level(logging.WARNING, "fl_peel"):
         warn_of_small_groups(load_scenario(tiny, changes), members)
-    assert len(caplog.messages) == said
+    assert len(caplog.messages) == output
     assert all("min_devices is 8 and the largest user group has 4 devices" in message for message in caplog.messages)
 
 
@@ -60,9 +60,9 @@ def test_devices_that_join_a_few_at_a_time_are_those_that_join_at_once(collected
 
 
 @pytest.mark.parametrize(
-    ("part", "said"), [((35, 10), "that are not there, of 40"), ((41, 0), "not there"), ((0, 20), "in another part")]
+    ("part", "output"), [((35, 10), "that are not there, of 40"), ((41, 0), "not there"), ((0, 20), "in another part")]
 )
-def test_a_part_of_devices_that_are_not_there_is_refused(part, said, tiny, tmp_path):
+def test_a_part_of_devices_that_are_not_there_is_refused(part, output, tiny, tmp_path):
     scenario = load_scenario(tiny, QUICK)
 
     def spoilt(partition, message):
@@ -71,5 +71,5 @@ def test_a_part_of_devices_that_are_not_there_is_refused(part, said, tiny, tmp_p
             message.content = wire.pack(dataclasses.replace(request, first=part[0], count=part[1]))
         return let_through(partition, message)
 
-    with pytest.raises(FlPeelError, match=said):
+    with pytest.raises(FlPeelError, match=output):
         serve(LoopbackGrid(1, spoilt), scenario, RunPaths("", str(tmp_path / "run")))

@@ -86,7 +86,7 @@ def timeless(node: Any, *, and_not: Set[str] = frozenset()) -> Any:
 
 def served(scenario: Any, run_dir: Any, kept: Any, *, stop_at: int | None = None) -> tuple[Any, int, list[Event]]:
     """The result, None if it was stopped at a message; messages that were answered; what was told."""
-    count, told = 0, []
+    count, events = 0, []
 
     def interfere(partition: int, message: Any) -> Any:
         nonlocal count
@@ -96,10 +96,10 @@ def served(scenario: Any, run_dir: Any, kept: Any, *, stop_at: int | None = None
         return let_through(partition, message)
 
     try:
-        result = serve(LoopbackGrid(2, interfere), scenario, RunPaths("", str(run_dir), "", str(kept)), told.append)
+        result = serve(LoopbackGrid(2, interfere), scenario, RunPaths("", str(run_dir), "", str(kept)), events.append)
     except Stopped:
-        return None, count, told
-    return result, count, told
+        return None, count, events
+    return result, count, events
 
 
 def stopped_in(server_round: int) -> LoopbackGrid:
@@ -142,13 +142,15 @@ def test_what_lies_in_files_has_the_same_figures_and_is_gone_on_from(kind, tiny,
     monkeypatch.setattr(tables, "MOST_IN_MEMORY", 0)
     kept = tmp_path / "kept"
     kept.mkdir()
-    told: list[Event] = []
+    events: list[Event] = []
     with suppress(Stopped):
-        serve(stopped_in(3), scenario, RunPaths("", str(tmp_path / "a"), "", str(kept)), told.append)
+        serve(stopped_in(3), scenario, RunPaths("", str(tmp_path / "a"), "", str(kept)), events.append)
     result, _, more = served(scenario, tmp_path / "b", kept)
     assert figures(result) == figures(whole)
     assert not [
-        event for event in [*told, *more] if "the checkpoint cannot be written" in event.text or "damaged" in event.text
+        event
+        for event in [*events, *more]
+        if "the checkpoint cannot be written" in event.text or "damaged" in event.text
     ]
 
 
@@ -156,10 +158,10 @@ def test_what_is_done_is_not_done_again(tiny, tmp_path):
     scenario = load_scenario(tiny, KINDS["kept by some"])
     (tmp_path / "kept").mkdir()
     _, messages, _ = served(scenario, tmp_path / "first", tmp_path / "kept")
-    result, again, told = served(scenario, tmp_path / "second", tmp_path / "kept")
+    result, again, events = served(scenario, tmp_path / "second", tmp_path / "kept")
     assert again < messages / 2  # who is there, and joining
     assert {"stage-1", "start-tables", "evaluation", "moving-budgets", "fairness"} <= {
-        event.stage for event in told if "resumed from a checkpoint" in event.text
+        event.stage for event in events if "resumed from a checkpoint" in event.text
     }
     assert result.stages["refinement"] > 0
 
@@ -200,8 +202,8 @@ def test_a_rule_of_ones_own_may_change_every_row_that_was_sent(tiny, tmp_path, m
     whole, messages, _ = served(scenario, tmp_path / "whole", "")
     (tmp_path / "kept").mkdir()
     served(scenario, tmp_path / "stopped", tmp_path / "kept", stop_at=messages // 2)
-    result, _, told = served(scenario, tmp_path / "again", tmp_path / "kept")
-    assert any("resumed from a checkpoint" in event.text for event in told)
+    result, _, events = served(scenario, tmp_path / "again", tmp_path / "kept")
+    assert any("resumed from a checkpoint" in event.text for event in events)
     assert figures(result) == figures(whole)
 
 
@@ -241,9 +243,9 @@ def test_a_damaged_file_is_done_again(damage, tiny, tmp_path):
             case "foreign":
                 data = bytearray(foreign("os", "system"))
         file.write_bytes(bytes(data))
-    result, _, told = served(scenario, tmp_path / "second", tmp_path / "kept")
+    result, _, events = served(scenario, tmp_path / "second", tmp_path / "kept")
     assert figures(result) == figures(whole)
-    assert any("damaged" in event.text for event in told)
+    assert any("damaged" in event.text for event in events)
 
 
 def kept_at(folder: Any) -> RunCheckpoints:
@@ -295,11 +297,11 @@ def test_a_value_that_is_none_is_one(tmp_path):
 
 
 def test_a_full_disk_keeps_nothing_and_stops_nothing(tmp_path):
-    told: list[Event] = []
-    kept = replace(kept_at(tmp_path / "kept"), on_event=told.append)
+    events: list[Event] = []
+    kept = replace(kept_at(tmp_path / "kept"), on_event=events.append)
     (tmp_path / "kept" / ".it.part").mkdir()  # in the way
     assert kept.stage("it", lambda: 7) == 7
-    assert "the checkpoint cannot be written" in told[-1].text
+    assert "the checkpoint cannot be written" in events[-1].text
 
 
 def sealed(content: object, folder: Any) -> bytes:

@@ -47,8 +47,8 @@ def secure(scenario: Scenario, **keys) -> Scenario:
 def prepared(scenario, folder, nodes=2, interfere=let_through):
     grid = LoopbackGrid(nodes, interfere)
     connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    place = RunPaths("", str(folder))
-    return prepare(scenario, privacy_plan(scenario, place), place, StageTimes(), connected), grid
+    paths = RunPaths("", str(folder))
+    return prepare(scenario, privacy_plan(scenario, paths), paths, StageTimes(), connected), grid
 
 
 def same(one, other) -> bool:
@@ -85,8 +85,8 @@ def test_masked_equals_clear_on_1_2_or_8_nodes(clear, tmp_path):
         assert devices[0][choice + 1 :] == devices[1][choice + 1 :]
         assert sum(devices[0][choice]) + masked.steps[choice].counts.clock.excluded.sum() == 40
         # in the clear nothing is asked but what devices fetch
-        told = {wire.unpack(wire.SumsRequest, content).step for kind, content in grid.crossed if kind == wire.SUMS}
-        assert told == {"vectors", "maps"}
+        events = {wire.unpack(wire.SumsRequest, content).step for kind, content in grid.crossed if kind == wire.SUMS}
+        assert events == {"vectors", "maps"}
         assert not [kind for kind, _ in grid.crossed if kind == wire.CHOICE]
 
 
@@ -323,8 +323,8 @@ def test_bytes_are_those_of_the_arithmetic(clear, tmp_path, keys):
         if record.step == "vectors":
             assert (int(moved.download_bytes), int(moved.upload_bytes)) == (40 * (2 * items + 1) * columns, 0)
         else:
-            said = 8 * head + word * words[record.step]
-            assert int(moved.upload_bytes) == 40 * (said + protocol.upload), record.step
+            output = 8 * head + word * words[record.step]
+            assert int(moved.upload_bytes) == 40 * (output + protocol.upload), record.step
             assert int(moved.download_bytes) == 40 * (down[record.step] + protocol.download), record.step
 
 

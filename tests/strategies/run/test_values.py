@@ -42,9 +42,9 @@ def test_plain_values_come_back(value):
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, 1.0, 1, True, 0.1 + 0.2, 2**80])
 def test_numbers_keep_their_type_and_every_bit(value):
-    found = again([value])[0]
-    assert found == value
-    assert type(found) is type(value)
+    result = again([value])[0]
+    assert result == value
+    assert type(result) is type(value)
 
 
 @pytest.mark.parametrize("dtype", ["?", "i1", "u1", "<u2", "<i4", "<i8", "<u8", "<f2", "<f4", "<f8"])
@@ -52,22 +52,22 @@ def test_numbers_keep_their_type_and_every_bit(value):
 def test_arrays_come_back_and_can_be_changed(dtype, shape):
     array = np.asarray(np.random.default_rng(0).random(shape) * 5).astype(dtype)
     assert isinstance(array, np.ndarray)
-    found = again({"it": array})["it"]
-    assert found.dtype == array.dtype
-    assert np.array_equal(found, array)
-    assert found.shape == shape
-    found[...] = 0
+    result = again({"it": array})["it"]
+    assert result.dtype == array.dtype
+    assert np.array_equal(result, array)
+    assert result.shape == shape
+    result[...] = 0
 
 
 def test_views_memory_maps_and_numbers_of_numpy(tmp_path):
     np.save(tmp_path / "a.npy", np.arange(12).reshape(3, 4))
     mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
-    found = again([mapped, mapped.T[::2], np.float32(0.1), np.nan])
-    assert np.array_equal(found[0], mapped)
-    assert np.array_equal(found[1], mapped.T[::2])
-    assert found[2] == np.float32(0.1)
-    assert type(found[2]) is np.float32
-    assert math.isnan(found[3])
+    result = again([mapped, mapped.T[::2], np.float32(0.1), np.nan])
+    assert np.array_equal(result[0], mapped)
+    assert np.array_equal(result[1], mapped.T[::2])
+    assert result[2] == np.float32(0.1)
+    assert type(result[2]) is np.float32
+    assert math.isnan(result[3])
 
 
 def test_types_of_arrays_come_back():

@@ -34,23 +34,23 @@ def scenarios(tmp_path):
 
 def served(scenario: Any, run_dir: Any, kept: Any, *, stop_after: int = -1) -> tuple[Any, list[Event], int]:
     """The result, None if it was stopped at the first message after so many periods; what was told; messages."""
-    told: list[Event] = []
+    events: list[Event] = []
     count = 0
 
     def interfere(partition: int, message: Any) -> Any:
         nonlocal count
-        if told and told[-1].done == stop_after:
+        if events and events[-1].done == stop_after:
             raise Stopped
         count += 1
         return let_through(partition, message)
 
     try:
         result = serve_timeline(
-            LoopbackGrid(2, interfere), scenario, RunPaths("", str(run_dir), "", str(kept)), told.append
+            LoopbackGrid(2, interfere), scenario, RunPaths("", str(run_dir), "", str(kept)), events.append
         )
     except Stopped:
-        return None, told, count
-    return dataclasses.replace(result, stages={}), told, count
+        return None, events, count
+    return dataclasses.replace(result, stages={}), events, count
 
 
 @pytest.mark.slow
@@ -62,13 +62,13 @@ def test_a_timeline_that_is_stopped_goes_on_to_the_same_figures(kind, scenarios,
     kept, count = tmp_path / "kept", 0
     kept.mkdir()
     for period in range(1, PERIODS + 1):  # again and again, and once before the devices' last answer
-        stopped, told, some = served(scenario, tmp_path / f"stopped-{period}", kept, stop_after=period)
+        stopped, events, some = served(scenario, tmp_path / f"stopped-{period}", kept, stop_after=period)
         assert stopped is None
-        assert [event.done for event in told] == ([period] if period == 1 else [period - 1, period])
+        assert [event.done for event in events] == ([period] if period == 1 else [period - 1, period])
         count += some
         assert len(list(kept.iterdir())) == 2, "one file, and the disks of the last period"
-    result, told, last = served(scenario, tmp_path / "again", kept)
-    assert [event.text for event in told] == ["resumed from a checkpoint"]
+    result, events, last = served(scenario, tmp_path / "again", kept)
+    assert [event.text for event in events] == ["resumed from a checkpoint"]
     assert result == whole
     assert (np.load(tmp_path / "again" / REPLICATES)["recalls"] == drawn).all()
     assert count + last < 1.2 * messages
@@ -83,6 +83,6 @@ def test_a_damaged_period_is_done_again(scenarios, tmp_path):
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(bytes(data))
-    _, told, _ = served(scenario, tmp_path / "again", kept, stop_after=1)
-    assert "damaged" in told[0].text
-    assert [event.done for event in told] == [0, 1]
+    _, events, _ = served(scenario, tmp_path / "again", kept, stop_after=1)
+    assert "damaged" in events[0].text
+    assert [event.done for event in events] == [0, 1]

@@ -177,12 +177,12 @@ def test_budgets_that_move_are_followed(folder):
     result = served(folder, planted(), "data.timeline.periods=3", "data.timeline.rounds=60")
     first, second, last = (one.followed for one in result.periods)
     for one in (first, second, last):
-        found, steps = one.figures, len(one.moments)
-        assert found.devices >= 120
-        assert found.grew + found.shrank == found.devices * (steps - 1)
-        assert found.budget_violations == 0
-        assert found.growth_bytes > 0
-        assert found.recall > found.rigid_recall
+        results, steps = one.figures, len(one.moments)
+        assert results.devices >= 120
+        assert results.grew + results.shrank == results.devices * (steps - 1)
+        assert results.budget_violations == 0
+        assert results.growth_bytes > 0
+        assert results.recall > results.rigid_recall
     assert len(second.moments) == len(last.moments) == 120, "60 rounds of 2 steps a period"
     assert len(first.moments) < 120, "its own steps took longer: devices chose a filter"
     other = served(folder, planted(), "data.timeline.periods=3", "data.timeline.rounds=60", nodes=5, name="five")
@@ -240,10 +240,10 @@ def test_all_that_happens_is_on_one_clock(folder):
     serve_timeline(grid, scenario_of(folder, planted(), *changes), RunPaths("", str(folder / "clock")))
     of = {wire.SUMS: (wire.SumsRequest, "time"), wire.CHOICE: (wire.ChoiceRequest, "time")}
     of |= {wire.ROUND: (wire.RoundRequest, "server_round"), wire.REFRESH: (wire.RefreshRequest, "server_round")}
-    told = [(kind, wire.unpack(of[kind][0], content)) for kind, content in grid.crossed if kind in of]
+    events = [(kind, wire.unpack(of[kind][0], content)) for kind, content in grid.crossed if kind in of]
     asked = [
         (kind, getattr(one, of[kind][1]))
-        for kind, one in told
+        for kind, one in events
         if kind != wire.REFRESH and getattr(one, "step", "") != "vectors"  # what devices make alone, whenever they come
     ]
     times = [time for _, time in asked]
