@@ -6,7 +6,7 @@ fields are all that is sent:
 =================== ==============================================================================================
 ``hello``           server asks a node which partition it hosts
 ``sums``            server -> devices: rows of a table, or centroids; devices -> server: one step's sums of stage 1
-                    over the devices of a node (:mod:`fl_peel.pretraining.by_sums`)
+                    over the devices of a node (:mod:`fl_peel.pretraining.spectral_steps`)
 ``choice``          server -> devices: rows of a table under several filters; devices -> server: how well each ranks
                     their validation items, added up
 ``join``            server -> devices: layout, centroids, and to devices whose data was collected the user embedding
@@ -54,6 +54,7 @@ from numpy.typing import NDArray
 
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import MessageError
+from fl_peel.exchange.array_specs import TOTAL, WHOLE, ArraySpec, fields_of, name_of, plain_of, summed
 from fl_peel.exchange.columns import IntColumns
 from fl_peel.exchange.counters import (
     ClassCounts,
@@ -64,7 +65,6 @@ from fl_peel.exchange.counters import (
     StepCounts,
     StepTraces,
 )
-from fl_peel.exchange.expected import TOTAL, WHOLE, ArraySpec, fields_of, name_of, plain_of, summed
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.paired import PairedSums
 from fl_peel.ranking.spread import NUM_BINS, Histogram
@@ -202,7 +202,7 @@ class SumsRequest:
 
     Of a bounded pass all columns, with D^-b, weights (I,), by which a device makes sure of its bound; groups: columns
     that are answered. Of vectors, weights (K,): what a device takes for its own that has none of the items yet.
-    noise_multiplier: of noise that devices add, see :class:`fl_peel.privacy.stage1.Stage1Scales`.
+    noise_multiplier: of noise that devices add, see :class:`fl_peel.privacy.stage1_noise.Stage1Scales`.
 
     counts_contributors: whether devices say only to which rows of the step they would contribute, for the server to
     know which sums it may open; opened: the rows that it opens, as :func:`fl_peel.exchange.contributors.packed_rows`
@@ -235,9 +235,9 @@ class SumsRequest:
 
 @dataclass(frozen=True)
 class ChoiceRequest:
-    """Which filter ranks your validation items best? See :class:`fl_peel.pretraining.by_sums.FilterRequest`; only about
-    ``panel`` of all devices answer. all_rows, noise_multiplier, counts_contributors: as in :class:`SumsRequest`;
-    recent: (I,), or (0,).
+    """Which filter ranks your validation items best? See :class:`fl_peel.pretraining.spectral_steps.FilterRequest`;
+    only about ``panel`` of all devices answer. all_rows, noise_multiplier, counts_contributors: as in
+    :class:`SumsRequest`; recent: (I,), or (0,).
     """
 
     setting: RunSetting
@@ -768,9 +768,9 @@ class SecureChoiceRequest(ChoiceRequest):
 
 @dataclass(frozen=True)
 class SecureSumsReply:
-    """sum: a part of the masked vector, see :class:`fl_peel.secure.stage1.StepVector`; classes, clock: of devices that
-    are not in the sum, which the simulation knows of and a server would not; waits_us: (W,) of the slowest device that
-    the step had, by the window in which it came.
+    """sum: a part of the masked vector, see :class:`fl_peel.secure.stage1_vector.StepVector`; classes, clock: of
+    devices that are not in the sum, which the simulation knows of and a server would not; waits_us: (W,) of the slowest
+    device that the step had, by the window in which it came.
     """
 
     sum: MaskedSum

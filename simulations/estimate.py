@@ -12,21 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.fleet.fleet import Fleet, FleetBudgets, load_fleet
-from clients.round.in_time import METRIC_BYTES, SIGNAL_BYTES
+from clients.round.within_deadline import METRIC_BYTES, SIGNAL_BYTES
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import Splits
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.release import wants_signals
-from fl_peel.pretraining.by_sums import drawn_items
 from fl_peel.pretraining.costs import StepShape, choice_cost, cost_of
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
+from fl_peel.pretraining.spectral_steps import drawn_items
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import layout_of, splits_to_run
-from strategies.groups.tables import MOST_IN_MEMORY
-from strategies.run.by_sums import REFIT_PASSES
-from strategies.run.prepare import given_data
+from strategies.groups.group_tables import MOST_IN_MEMORY
+from strategies.run.federated_stage1 import REFIT_PASSES
+from strategies.run.stage1_outcome import given_data
 
 Ints = NDArray[np.int64]
 

@@ -16,23 +16,23 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
-from fl_peel.disks import device_splits, device_timeline
+from fl_peel.device_storage import device_splits, device_timeline
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
-from simulations.cli.progress import ProgressLines
-from simulations.deployment.grid import deployment_grid, is_simulated
+from simulations.cli.progress_lines import ProgressLines
+from simulations.deployment.deployed_grid import deployment_grid, is_simulated
 from simulations.engine.folders import default_cache_dir, run_folder
 from simulations.engine.inputs import MODEL, check_run, checked, require_absolute
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
-from simulations.report.files_of_run import summary_tables
+from simulations.report.run_files import summary_tables
+from simulations.resumable import resumable_folder
 from simulations.runner import finished, save, with_checkpoints
 from simulations.scenario_files import load_scenario
 from simulations.timeline.report import timeline_tables
-from simulations.timeline.run import save_timeline
-from simulations.unfinished import resumable_folder
+from simulations.timeline.run_timeline import save_timeline
 from strategies.figures.schema import RunResult
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import connected, serve
 from strategies.timeline.serve import serve_timeline
 

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 
 from fl_peel.callbacks import Callback
 from fl_peel.data.interactions import Splits
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import ReportError, ScenarioError
 from fl_peel.events import Event, OnEvent, silent, with_seed
 from fl_peel.model.model import load
@@ -38,14 +38,14 @@ from simulations.engine.inputs import (
 )
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
-from simulations.report.results import write_results
+from simulations.report.result_writer import write_results
+from simulations.resumable import DONE, about_run, mark_completed, read_completed, resumable_folder
 from simulations.scenario_files import load_scenario
-from simulations.trackers.figures import figures_on_test
-from simulations.trackers.watching import watched
-from simulations.unfinished import DONE, about_run, mark_completed, read_completed, resumable_folder
+from simulations.trackers.callback_group import watched
+from simulations.trackers.tracked_figures import figures_on_test
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult, to_json
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 
 if TYPE_CHECKING:
     from simulations.differences.seeds import SeedsResult
@@ -132,14 +132,14 @@ def run_seeds(
     Raises:
         FlPeelError: as :func:`run`.
     """
-    from simulations.differences.runs import SeedRuns
+    from simulations.differences.seed_runs import SeedRuns
     from simulations.differences.seeds import seeds_result, write_seeds
 
     if not isinstance(scenario, Scenario):
         scenario = load_scenario(scenario, overrides, seed=seed)
     if scenario.data.timeline is not None:
         raise ScenarioError(
-            "data.timeline: is replayed with several seeds by simulations.timeline.seeds.run_timeline_seeds"
+            "data.timeline: is replayed with several seeds by simulations.timeline.timeline_seeds.run_timeline_seeds"
         )
     out = require_folders(out, scenario, seeds)
     scenario = checked(scenario, out, working_dir=Path.cwd())
@@ -184,7 +184,7 @@ def _about(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
 def _completed_before(place: Path, about: dict[str, Any]) -> RunResult | None:
     """The result of this very run that lies there; None where none does, or its files are damaged."""
 
-    from simulations.report.files_of_run import read_report
+    from simulations.report.run_files import read_report
 
     def read() -> RunResult:
         PerDevice.read(place / FILE)
@@ -203,7 +203,7 @@ def save(
     Raises:
         ReportError: the folder cannot be written, or the result is not a report.
     """
-    from simulations.report.files_of_run import report_contents
+    from simulations.report.run_files import report_contents
 
     kept = run_dir / ARTIFACTS
     files = sorted(path for path in kept.rglob("*") if path.is_file()) if kept.is_dir() else []
@@ -227,7 +227,7 @@ def _demo(
     result: RunResult, scenario: Scenario, run_dir: Path, model_dir: Path, splits: Splits | None
 ) -> dict[str, bytes]:
     """The page to play with, by name; none where no device left anything, or the reader is not installed."""
-    from simulations.demo.of_run import items_of, largest_artefacts, page_of
+    from simulations.demo.run_demo import items_of, largest_artefacts, page_of
 
     artefacts = largest_artefacts(run_dir)
     if not artefacts or not model_dir.is_dir():

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 import fl_peel
 from fl_peel.data.catalogue import read_catalogue
-from fl_peel.disks import device_splits, enrol
+from fl_peel.device_storage import device_splits, enrol
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.privacy.report import report_of
@@ -20,7 +20,8 @@ from strategies.evaluation.fairness import measure_fairness, tier_rows
 from strategies.evaluation.moving_budgets import fall_rows, measure_elasticity
 from strategies.evaluation.poisoning import measure_poisoning
 from strategies.figures.clock import time_to_recall
-from strategies.figures.figures import (
+from strategies.figures.per_device import FILE
+from strategies.figures.run_figures import (
     FullTableReplies,
     budget_rows,
     bytes_per_device,
@@ -34,7 +35,6 @@ from strategies.figures.figures import (
     round_rows,
     user_group_rows,
 )
-from strategies.figures.per_device import FILE
 from strategies.figures.schema import (
     FULL_GLOBAL,
     FULL_REFINED,
@@ -44,13 +44,13 @@ from strategies.figures.schema import (
 from strategies.figures.secure import secure_report
 from strategies.nodes.members import NUM_TRACED, some_devices
 from strategies.nodes.nodes import Nodes
-from strategies.run.kept import RunCheckpoints
+from strategies.run.checkpoints import RunCheckpoints
 from strategies.run.model import save_model
-from strategies.run.place import RunPaths, StageTimes
-from strategies.run.prepare import Stage1Outcome, privacy_plan
-from strategies.run.preparing import prepare
+from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
-from strategies.run.refit import select_settings
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.select_settings import select_settings
+from strategies.run.stage1_outcome import Stage1Outcome, privacy_plan
 
 
 def connected(grid: Grid, scenario: Scenario, paths: RunPaths) -> Nodes:

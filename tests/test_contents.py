@@ -14,8 +14,8 @@ from clients.round.contracts import DeviceContentsContract
 from clients.round.open import OpenDeviceContents
 from fl_peel import plugins
 from fl_peel.errors import ScenarioError
+from fl_peel.exchange.bounded_statistic import bounded, find_statistic
 from fl_peel.exchange.contracts import StatisticContract
-from fl_peel.exchange.statistics import bounded, find_statistic
 from fl_peel.kernels import FIXED_POINT
 from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario
@@ -23,7 +23,7 @@ from strategies.rounds.bucketed import BucketedServerContents
 from strategies.rounds.choice import contents_kind as server_kind
 from strategies.rounds.contracts import ServerContentsContract
 from strategies.rounds.open import OpenServerContents
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT

@@ -18,7 +18,7 @@ import pytest
 
 from fl_peel.data.datasets import DATA_DIR_VARIABLE, list_datasets
 from fl_peel.errors import DataError
-from simulations.report.files_of_run import read_report
+from simulations.report.run_files import read_report
 from tests.helpers.root import ROOT
 
 README, TUTORIAL = ROOT / "README.md", ROOT / "docs" / "tutorial.md"

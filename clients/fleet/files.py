@@ -15,11 +15,11 @@ from clients.keys.specs import Folder, NonNegativeFloat, NonNegativeInt, Spec, e
 from clients.keys.tabular import DATA_ENDINGS
 from clients.processes.base import Clock
 from fl_peel.errors import FieldError, ProfileError, shortened
-from fl_peel.files import file_kind
+from fl_peel.file_kind import file_kind
 from fl_peel.plugins import Registry, did_you_mean
+from fl_peel.safe_yaml import StrictLoader, YamlFault, kind_of, read_yaml_file
 from fl_peel.scenario.base import unit
 from fl_peel.scenario.fleet_files import FleetFile
-from fl_peel.yaml_text import StrictLoader, YamlFault, kind_of, read_yaml_file
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 _SUFFIXES = (".yaml", ".yml")

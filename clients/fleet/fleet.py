@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from clients.fleet.budgets import FleetBudgets, device_ids
 from clients.fleet.files import (
     PROFILES,
     FleetDocument,
@@ -27,12 +26,13 @@ from clients.fleet.files import (
     read_source,
     shipped_names,
 )
+from clients.fleet.fleet_budgets import FleetBudgets, device_ids
 from clients.fleet.profile import DeviceProfile
 from clients.keys.distributions import FloatArray, cumulative
 from clients.keys.specs import explain
 from clients.processes.budgets import Clock, ShockBudget
 from fl_peel.errors import ProfileError
-from fl_peel.files import file_kind
+from fl_peel.file_kind import file_kind
 from fl_peel.plugins import did_you_mean
 from fl_peel.randomness import device_uniforms, seed_for
 from fl_peel.scenario.fleet_files import FleetFile, sent_files

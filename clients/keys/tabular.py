@@ -11,10 +11,10 @@ from pathlib import Path
 
 from clients.keys.specs import Folder, number
 from fl_peel.errors import FieldError, shortened
-from fl_peel.files import file_kind
+from fl_peel.file_kind import file_kind
 from fl_peel.plugins import did_you_mean
+from fl_peel.safe_yaml import kind_of
 from fl_peel.scenario.fleet_files import MAX_DATA_BYTES
-from fl_peel.yaml_text import kind_of
 
 DATA_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".parquet")
 _UNIT_BYTES = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}

@@ -10,7 +10,7 @@ from clients.node.cohort import Cohort
 from clients.node.joining import joining
 from fl_peel import wire
 from fl_peel.errors import MessageError
-from fl_peel.exchange.expected import ArraySpec, MessageContext, check
+from fl_peel.exchange.array_specs import ArraySpec, MessageContext, check
 from fl_peel.pretraining.costs import COUNTED
 
 ANYTHING = MessageContext(arrays=None)
@@ -18,7 +18,7 @@ ANYTHING = MessageContext(arrays=None)
 
 def checked(cohort: Cohort, request: object) -> None:
     """Refuse a question that its devices cannot answer: nothing has been computed or written by then. Ranked blocks are
-    looked at where they are decoded, :meth:`fl_peel.blocks.ranked.RankedBlocks.unpack`.
+    looked at where they are decoded, :meth:`fl_peel.blocks.ranked_blocks.RankedBlocks.unpack`.
 
     Raises:
         MessageError: of another shape, or with numbers out of range.

@@ -26,8 +26,8 @@ from clients.processes.base import Devices, Moment
 from fl_peel.errors import FieldError
 from fl_peel.plugins import did_you_mean
 from fl_peel.randomness import device_uniforms
+from fl_peel.safe_yaml import kind_of
 from fl_peel.scenario.base import unit
-from fl_peel.yaml_text import kind_of
 
 
 class Availability(Protocol):

@@ -22,8 +22,8 @@ from clients.processes.markov import MarkovBudget
 from fl_peel.errors import FieldError
 from fl_peel.plugins import Registry
 from fl_peel.randomness import device_uniforms
+from fl_peel.safe_yaml import kind_of
 from fl_peel.scenario.base import unit
-from fl_peel.yaml_text import kind_of
 
 __all__ = [
     "BUDGETS",

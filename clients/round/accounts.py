@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.round.in_time import GroupOutcome
 from clients.round.memory import RoundMemory
+from clients.round.within_deadline import GroupOutcome
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from clients.round.contents import DeviceContents
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.exchange.bounded_sums import bounded_sums
+from fl_peel.exchange.named_sums import NamedSums
 from fl_peel.exchange.release import SIGNALS, bounds, shares_of
-from fl_peel.exchange.sums import NamedSums
 from fl_peel.exchange.traffic import TrafficPadding
-from fl_peel.exchange.trained import TrainedDevices
+from fl_peel.exchange.trained_devices import TrainedDevices
+from fl_peel.privacy.device_noise import with_device_noise, with_noise_shares
 from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
-from fl_peel.privacy.noising import with_device_noise, with_noise_shares
-from fl_peel.privacy.plan import in_masked_sums
+from fl_peel.privacy.noise_plan import in_masked_sums
 from fl_peel.privacy.sources import source_of
 from fl_peel.wire import Arrays
 

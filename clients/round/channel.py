@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
 from clients.round.outcome import StateUpdate
-from clients.round.world import RoundContext
-from fl_peel.blocks.ranked import RankedBlocks
+from clients.round.round_context import RoundContext
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import RoundCounts
 

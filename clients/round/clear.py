@@ -11,8 +11,8 @@ from clients.node.cohort import Cohort
 from clients.round.channel import DeviceChannel, run_round
 from clients.round.members import ChannelTerms, train_members
 from clients.round.outcome import StateUpdate
-from clients.round.world import RoundContext
-from fl_peel.blocks.ranked import RankedBlocks
+from clients.round.round_context import RoundContext
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.wire import Arrays, RoundReply, RoundRequest

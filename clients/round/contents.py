@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.round.outcome import MembersReply
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.release import Release
 from fl_peel.exchange.traffic import TrafficPadding
-from fl_peel.exchange.trained import TrainedDevices
+from fl_peel.exchange.trained_devices import TrainedDevices
 from fl_peel.privacy.mechanisms import find_mechanism
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import train_group

@@ -23,7 +23,7 @@ from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.contracts import example_devices
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.open_sums import dense
-from fl_peel.exchange.trained import TrainedDevices
+from fl_peel.exchange.trained_devices import TrainedDevices
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.vector import Values
 from fl_peel.training.settings import LocalTraining

@@ -17,25 +17,25 @@ from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
 from clients.round.channel import DeviceChannel, run_round
-from clients.round.in_time import Traffic
 from clients.round.members import ChannelTerms, train_members
 from clients.round.outcome import MembersReply, StateUpdate
+from clients.round.round_context import RoundContext, reached_devices
 from clients.round.secret_store import KEYS, MASKED, SHARED, Arrays, SecretStore
-from clients.round.world import RoundContext, reached_devices
-from fl_peel.blocks.ranked import RankedBlocks
+from clients.round.within_deadline import Traffic
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.errors import SecureAggregationError
+from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.open_sums import dense
 from fl_peel.exchange.release import Release, layout_of
-from fl_peel.exchange.statistics import GroupShape
 from fl_peel.privacy.mechanisms import find_mechanism
-from fl_peel.privacy.plan import in_masked_sums, noise_devices_of
-from fl_peel.secure import device as protocol
-from fl_peel.secure.device import HeldShares, Neighbour, Secrets
+from fl_peel.privacy.noise_plan import in_masked_sums, noise_devices_of
+from fl_peel.secure import device_protocol as protocol
+from fl_peel.secure.device_protocol import HeldShares, Neighbour, Secrets
 from fl_peel.secure.keys import KEY_BYTES, SEED_BYTES, Occasion
 from fl_peel.secure.masks import MaskWords
-from fl_peel.secure.plan import EXCHANGES, DeviceBytes, DropoutStage, needed_of, vanishing
+from fl_peel.secure.protocol_plan import EXCHANGES, DeviceBytes, DropoutStage, needed_of, vanishing
 from fl_peel.secure.sharing import SHARE_BYTES
 from fl_peel.secure.vector import CHECK, VectorLayout
 from fl_peel.wire import (

@@ -27,12 +27,12 @@ from clients.round.stage1 import STEPS, StepAttendance, choice_panel, chosen, co
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
 from fl_peel.pretraining.costs import COUNTED, Step, StepCost, StepShape, choice_cost, cost_of, hidden
-from fl_peel.secure import device as protocol
-from fl_peel.secure.device import HeldShares
+from fl_peel.secure import device_protocol as protocol
+from fl_peel.secure.device_protocol import HeldShares
 from fl_peel.secure.keys import Occasion
 from fl_peel.secure.masks import MaskWords
-from fl_peel.secure.plan import DropoutStage, needed_of, vanishing
-from fl_peel.secure.stage1 import Part, StepVector, answer_of, moment_words, words_of
+from fl_peel.secure.protocol_plan import DropoutStage, needed_of, vanishing
+from fl_peel.secure.stage1_vector import Part, StepVector, answer_of, moment_words, words_of
 from fl_peel.secure.vector import CHECK
 from fl_peel.wire import (
     EVERYBODY,

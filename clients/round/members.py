@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.round.accounts import class_counts, clock_counts
-from clients.round.in_time import GroupDevices, GroupOutcome, Traffic, train_within_deadline
-from clients.round.malice import Adversary
 from clients.round.memory import RoundMemory, WorkingMemory
 from clients.round.outcome import MembersReply, StateUpdate
-from clients.round.world import RoundContext
-from fl_peel.blocks.ranked import RankedBlocks
+from clients.round.poisoning import Adversary
+from clients.round.round_context import RoundContext
+from clients.round.within_deadline import GroupDevices, GroupOutcome, Traffic, train_within_deadline
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.exchange.counters import DeviceTraces, RoundCounts, RoundTotals
-from fl_peel.exchange.trained import TrainedDevices
-from fl_peel.mapped import rows_at
+from fl_peel.exchange.trained_devices import TrainedDevices
+from fl_peel.mmap_arrays import rows_at
 from fl_peel.ranking.top import SUM_SCALE, MetricSums, recall_ndcg
 
 

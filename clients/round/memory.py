@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import overhead_bytes, user_bytes
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.memory import TrainingMemory

@@ -12,7 +12,7 @@ from clients.node.state import DeviceState
 from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import RoundCounts
-from fl_peel.mapped import put_rows
+from fl_peel.mmap_arrays import put_rows
 from fl_peel.wire import Arrays
 
 

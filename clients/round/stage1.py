@@ -23,8 +23,10 @@ from fl_peel.data.interactions import IntArray
 from fl_peel.errors import EngineError
 from fl_peel.exchange.contributors import Bools, unpacked_rows
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
-from fl_peel.pretraining.bounded import Stage1Contribution
-from fl_peel.pretraining.by_sums import (
+from fl_peel.pretraining.contribution import Stage1Contribution
+from fl_peel.pretraining.costs import COUNTED, AnswerCost, Step, StepCost, StepShape, choice_cost, cost_of, hidden
+from fl_peel.pretraining.sketch import RowSketch
+from fl_peel.pretraining.spectral_steps import (
     FilterGrid,
     FilterRequest,
     Floats,
@@ -36,11 +38,9 @@ from fl_peel.pretraining.by_sums import (
     nearest,
     unit_vectors,
 )
-from fl_peel.pretraining.costs import COUNTED, AnswerCost, Step, StepCost, StepShape, choice_cost, cost_of, hidden
-from fl_peel.pretraining.sketch import RowSketch
-from fl_peel.privacy.stage1 import Stage1Noise, make_contribution
+from fl_peel.privacy.stage1_noise import Stage1Noise, make_contribution
 from fl_peel.randomness import device_uniforms
-from fl_peel.secure.stage1 import StepVector
+from fl_peel.secure.stage1_vector import StepVector
 from fl_peel.wire import EVERYBODY, ChoiceReply, ChoiceRequest, GroupSum, SumsReply, SumsRequest
 
 NONE = np.zeros(0, np.int64)

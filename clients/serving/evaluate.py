@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
-from clients.serving.held import Holdings
-from clients.serving.wanted import evaluation_items
+from clients.serving.evaluation_items import evaluation_items
+from clients.serving.holdings import Holdings
 from fl_peel.blocks.elastic import ElasticEmbedding
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import UserItems

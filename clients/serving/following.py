@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.node.before import PreviousHoldings
 from clients.node.cohort import Cohort
+from clients.node.previous_holdings import PreviousHoldings
 from clients.round.memory import IntArray
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import UserItems

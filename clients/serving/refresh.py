@@ -11,11 +11,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.node.before import NEVER, PreviousHoldings
 from clients.node.cohort import Cohort
-from clients.serving.held import Holdings
+from clients.node.previous_holdings import NEVER, PreviousHoldings
+from clients.serving.holdings import Holdings
 from fl_peel.blocks.precision import has_scales
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.exchange.counters import RefreshCounts

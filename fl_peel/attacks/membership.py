@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 
 from fl_peel.attacks.base import Accomplice, Attack, Secret
-from fl_peel.attacks.rows import norms, scaled
+from fl_peel.attacks.row_attacks import norms, scaled
 from fl_peel.attacks.views import DeviceView, FloatArray, IntArray, RoundView
 from fl_peel.randomness import rng_for
 

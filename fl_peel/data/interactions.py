@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fl_peel.data.settings import CollectedMode, SplitOrder
 from fl_peel.errors import DataError
-from fl_peel.mapped import drop_pages
+from fl_peel.mmap_arrays import drop_pages
 from fl_peel.randomness import device_seeds, device_uniforms, mix64, rng_for
 
 SELECTED = 1 << 18
@@ -151,7 +151,7 @@ class Splits:
         return [*zip(PARTS, (self.train, self.validation, self.test), strict=True), *contributed]
 
     def drop_pages(self) -> None:
-        """Nothing of it is needed for a while; see :func:`fl_peel.mapped.drop_pages`."""
+        """Nothing of it is needed for a while; see :func:`fl_peel.mmap_arrays.drop_pages`."""
         for _, part in self.parts():
             drop_pages(part.indptr, part.items)
 

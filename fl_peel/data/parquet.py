@@ -12,7 +12,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from fl_peel.data.settings import Dialect
-from fl_peel.data.tables import (
+from fl_peel.data.text_tables import (
     FileColumns,
     called,
     check_file,

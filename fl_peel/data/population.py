@@ -22,7 +22,7 @@ from scipy.special import ndtri
 from fl_peel import kernels
 from fl_peel.data.interactions import CONTRIBUTED, PARTS, Splits, UserItems
 from fl_peel.errors import DataError
-from fl_peel.mapped import drop_pages
+from fl_peel.mmap_arrays import drop_pages
 from fl_peel.randomness import device_seeds, device_uniforms
 
 CHUNK = 50_000

@@ -31,9 +31,9 @@ from fl_peel.data.interactions import Interactions, UserItems
 from fl_peel.data.lists import MAX_ID, read_lists
 from fl_peel.data.parquet import read_parquet
 from fl_peel.data.settings import HEADED, DataFormat, Dialect
-from fl_peel.data.tables import TEXT_FORMATS, FileColumns, read_text_table
+from fl_peel.data.text_tables import TEXT_FORMATS, FileColumns, read_text_table
 from fl_peel.errors import DataError
-from fl_peel.files import file_kind
+from fl_peel.file_kind import file_kind
 
 _BY_SUFFIX: dict[str, DataFormat] = {
     ".data": "movielens-tab",

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import kernels
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.bounded_counts import counts_within
+from fl_peel.exchange.bounded_statistic import bounded, find_statistic
+from fl_peel.exchange.named_sums import NamedSums
 from fl_peel.exchange.release import BUILT_IN, Part
-from fl_peel.exchange.statistics import bounded, find_statistic
-from fl_peel.exchange.sums import NamedSums
-from fl_peel.exchange.trained import TrainedDevices
+from fl_peel.exchange.trained_devices import TrainedDevices
 from fl_peel.kernels import FIXED_POINT
 
 

@@ -19,10 +19,10 @@ from typing import ClassVar
 import numpy as np
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks, rank_blocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks, rank_blocks
 from fl_peel.data.interactions import UserItems
-from fl_peel.exchange.statistics import BoundedStatistic, FloatArray, GroupShape, bounded
-from fl_peel.exchange.trained import TrainedDevices
+from fl_peel.exchange.bounded_statistic import BoundedStatistic, FloatArray, GroupShape, bounded
+from fl_peel.exchange.trained_devices import TrainedDevices
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.ranking.top import top_rows
 from fl_peel.training.group import train_group

@@ -12,7 +12,7 @@ counts     whether it has train interactions with a row         ``privacy.counts
 quantile   +1/2 or -1/2: its update was within the bound or not 1/2
 ========== ==================================================== ===============================
 
-and one more for every statistic that ``privacy.statistics`` names (:mod:`fl_peel.exchange.statistics`).
+and one more for every statistic that ``privacy.statistics`` names (:mod:`fl_peel.exchange.bounded_statistic`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from fl_peel.exchange.bounded_statistic import GroupShape, find_statistic
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundTotals
 from fl_peel.exchange.open_sums import update_fields
-from fl_peel.exchange.statistics import GroupShape, find_statistic
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.vector import CHECK, Bits, Field, VectorLayout, sum_bits
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
+from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.exchange.release import Part, shapes
-from fl_peel.exchange.statistics import GroupShape
 from fl_peel.scenario.scenario import Scenario
 
 NUMBER_BYTES = 4

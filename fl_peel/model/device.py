@@ -9,14 +9,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks import shrinking
+from fl_peel.blocks import resizing
 from fl_peel.blocks.elastic import ElasticEmbedding
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import StoredEmbedding
 from fl_peel.errors import BudgetError
-from fl_peel.model.catalogue import Catalogue, OwnId
 from fl_peel.model.delta import delta_of
+from fl_peel.model.model_catalogue import Catalogue, OwnId
 
 
 class ModelSource(Protocol):
@@ -109,7 +109,7 @@ class Embedding:
         if budget_bytes > self.budget_bytes:
             raise BudgetError(f"budget {budget_bytes} B is above {self.budget_bytes} B: to hold more, grow")
         layout = self.device.source.catalogue.layout
-        return Embedding(self.device, shrinking.shrink(self.stored, layout, budget_bytes), budget_bytes)
+        return Embedding(self.device, resizing.shrink(self.stored, layout, budget_bytes), budget_bytes)
 
     def grow(self, budget_bytes: int) -> Delta:
         """Return the delta of the user group's block list that fills a larger budget.
@@ -126,9 +126,9 @@ class Embedding:
         table = np.zeros((layout.num_items, layout.embedding_dim), np.float32)
         table[ranked.items] = ranked.table
         sent: list[bytes] = []
-        following = _recorded(shrinking.listed(layout, ranked.precision, ranked.blocks[behind:], table), sent)
+        following = _recorded(resizing.listed(layout, ranked.precision, ranked.blocks[behind:], table), sent)
         seen = np.array(self.device.seen, np.int64)
-        stored, read = shrinking.grow(self.stored, layout, seen, budget_bytes, following)
+        stored, read = resizing.grow(self.stored, layout, seen, budget_bytes, following)
         content = b"".join(sent)[:read]  # of a block that does not fit, its id alone
         return Delta(content, Embedding(self.device, stored, budget_bytes))
 

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
-from fl_peel.pretraining.by_sums import add_rows, embeddings, nearest, unit_vectors
+from fl_peel.pretraining.spectral_steps import add_rows, embeddings, nearest, unit_vectors
 
 FloatArray = NDArray[np.float32]
 ROWS_AT_ONCE = 4096
@@ -143,7 +143,8 @@ KINDS: dict[str, type[FittedJoining] | type[MappedJoining]] = {
 
 def as_halves(tables: FloatArray, *, flat: bool = False) -> tuple[NDArray[Any], FloatArray]:
     """Tables (T, R, k) in half precision with a unit for each column (T, k), if they are just these again; else as they
-    are, with units of 1. :func:`fl_peel.pretraining.by_sums.halves` makes such tables. flat: there is one, (R, k).
+    are, with units of 1. :func:`fl_peel.pretraining.spectral_steps.halves` makes such tables. flat: there is one, (R,
+    k).
     """
     largest = np.maximum(tables.max(axis=1, initial=0.0), -tables.min(axis=1, initial=0.0))
     units = np.exp2(np.ceil(np.log2(np.maximum(largest, 1e-30)))).astype(np.float32)

@@ -27,11 +27,11 @@ ID_BYTES = 4
 NUMBER_BYTES = 4
 """Of a number in fp32, as devices compute with them."""
 ROW_BYTES = 2
-"""Of a row's entry or a map's, see :func:`fl_peel.pretraining.by_sums.halves`."""
+"""Of a row's entry or a map's, see :func:`fl_peel.pretraining.spectral_steps.halves`."""
 UNIT_BYTES = 1
 """Of the power of two that is the unit of a column."""
 CENTROID_BYTES = 1
-"""Of a centroid's entry, see :func:`fl_peel.pretraining.by_sums.coarse`."""
+"""Of a centroid's entry, see :func:`fl_peel.pretraining.spectral_steps.coarse`."""
 WORD_BYTES = 8
 """Of a whole number that is added up."""
 SAMPLE_COLUMNS = 64

@@ -55,8 +55,8 @@ def bpr_loss(users: Tensor, items: Tensor, batch: UserBatch, negatives: Tensor, 
 def product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     """left (n, k) times right (k, m), written to ``out`` (n, m), no gradient recorded.
 
-    On the processor by NumPy's BLAS, whose code path :mod:`fl_peel.code_paths` names: that of MKL which is the same on
-    processors of all makers is several times slower.
+    On the processor by NumPy's BLAS, whose code path :mod:`fl_peel.cpu_dispatch` names: that of MKL which is the same
+    on processors of all makers is several times slower.
     """
     if out.device.type != "cpu":
         return torch.mm(left, right, out=out)

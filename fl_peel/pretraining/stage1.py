@@ -18,8 +18,11 @@ import numpy as np
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
 from fl_peel.exchange.contributors import Bools, opened_rows
-from fl_peel.pretraining.bounded import OpenContribution, Stage1Contribution
-from fl_peel.pretraining.by_sums import (
+from fl_peel.pretraining.contribution import OpenContribution, Stage1Contribution
+from fl_peel.pretraining.denoising import above_noise, cleaned, known, moved, popular_directions, symmetric
+from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
+from fl_peel.pretraining.sketch import RowSketch
+from fl_peel.pretraining.spectral_steps import (
     UNIT_SCALE,
     WIDEST,
     Compression,
@@ -49,9 +52,6 @@ from fl_peel.pretraining.by_sums import (
     starting_directions,
     unit_vectors,
 )
-from fl_peel.pretraining.noised import above_noise, cleaned, known, moved, popular_directions, symmetric
-from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
-from fl_peel.pretraining.sketch import RowSketch
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for, seed_for
 
@@ -65,7 +65,7 @@ NUM_DRAWN = 256
 
 class Stage1Sums(Protocol):
     """What a server learns of devices in stage 1, and all of it. See
-    :class:`fl_peel.pretraining.bounded.Stage1Contribution` for what each device adds.
+    :class:`fl_peel.pretraining.contribution.Stage1Contribution` for what each device adds.
     """
 
     @property
@@ -86,7 +86,9 @@ class Stage1Sums(Protocol):
         """A pass over all devices, (I, K); under a sketch (B, K)."""
 
     def choice(self, request: FilterRequest) -> tuple[Ints, int]:
-        """:meth:`fl_peel.pretraining.by_sums.FilterRequest.answer` of some devices: (C,) and how many answered."""
+        """:meth:`fl_peel.pretraining.spectral_steps.FilterRequest.answer` of some devices: (C,) and how many
+        answered.
+        """
 
     def vectors(self, own: Floats) -> None:
         """Devices make their vector of the rows (I, K) of their items, and keep it."""
@@ -289,7 +291,7 @@ def _passes(
 
 def iterated(once: Callable[[Doubles], Doubles], directions: Doubles, sizes: Sequence[int]) -> tuple[Doubles, Doubles]:
     """Directions (I, k) and eigenvalues (k,) after passes: ``once`` is one, sizes: as of
-    :func:`fl_peel.pretraining.by_sums.blocks_of`.
+    :func:`fl_peel.pretraining.spectral_steps.blocks_of`.
     """
     values = np.zeros(0)
     for size in sizes:
@@ -445,7 +447,7 @@ def _noised_centroids(
 class PooledSums:
     """Over interactions (U rows) that one party holds. validation: of the same users; asked: who chooses the filter in
     their place, where they have none; contribution: what users add, None for everything as it is; fading: as in
-    :func:`fl_peel.pretraining.by_sums.add_rows`; min_owners: contributors that a sum needs to count, as in a
+    :func:`fl_peel.pretraining.spectral_steps.add_rows`; min_owners: contributors that a sum needs to count, as in a
     federation.
     """
 

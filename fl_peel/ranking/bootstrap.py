@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 from fl_peel import kernels
+from fl_peel.exchange.array_specs import TOTAL, ArraySpec
 from fl_peel.exchange.columns import IntArray
-from fl_peel.exchange.expected import TOTAL, ArraySpec
 from fl_peel.randomness import device_seeds
 from fl_peel.ranking.top import SUM_SCALE
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from fl_peel import kernels
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.columns import Counters

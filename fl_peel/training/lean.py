@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.training.memory import TrainingMemory
 from fl_peel.training.reference import DeviceRandom
 from fl_peel.training.settings import LocalTraining

@@ -24,19 +24,20 @@ from clients.fleet.fleet import FleetBudgets, load_fleet
 from fl_peel import wire
 from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import budget_bytes
-from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.data.population import Population
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
+from fl_peel.package_check import own_root
 from fl_peel.randomness import device_seeds
-from fl_peel.roots import own_root
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import train_group
 from fl_peel.training.processor import require_device, torch_device
 from fl_peel.training.settings import LocalTraining, is_gpu
 from fl_peel.training.work import LocalWork
 from simulations.bench import stock_flower
+from simulations.bench.bench_context import BenchContext, make_context
 from simulations.bench.device import compared_metrics
 from simulations.bench.plan import (
     FREE_BYTES,
@@ -49,18 +50,17 @@ from simulations.bench.plan import (
 )
 from simulations.bench.rivals import pfl_interpreter, pfl_rate, stock_flower_rate
 from simulations.bench.start import start_seconds
-from simulations.bench.world import BenchContext, make_context
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import BENCH_RESULTS, check_out, given_folder, require_dataset
 from simulations.engine.memory import PeakMemory
-from simulations.report.files import json_bytes
-from simulations.report.results import write_results
+from simulations.report.result_files import json_bytes
+from simulations.report.result_writer import write_results
 from simulations.runner import run
 from strategies.evaluation.evaluator import Evaluator
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 
 
 def bench(

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import rank_blocks
-from fl_peel.disks import device_splits
+from fl_peel.blocks.ranked_blocks import rank_blocks
+from fl_peel.device_storage import device_splits
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.pretraining.train import pretrain
+from fl_peel.pretraining.central_training import pretrain
 from fl_peel.randomness import device_seeds
 from fl_peel.ranking.top import MetricSums, evaluate
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import train_group
 from fl_peel.training.work import LocalWork
 from strategies.rounds.sampling import sample_cohort
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 
 TOP_N = 20
 MOST_DEVICES = 4000

@@ -25,20 +25,20 @@ from rich.console import Console
 
 from fl_peel.data.population import Population
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.roots import code_digest, own_root
+from fl_peel.package_check import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
+from simulations.bench.bench_context import make_context
 from simulations.bench.plan import BenchPlan, population_scenario
-from simulations.bench.world import make_context
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import GROWTH_RESULTS, check_out, given_folder
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
-from simulations.report.files import json_bytes, write_files
-from simulations.report.results import write_results
-from simulations.report.tables.view import TableView, format_bytes
+from simulations.report.result_files import json_bytes, write_files
+from simulations.report.result_writer import write_results
+from simulations.report.tables.table_view import TableView, format_bytes
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 
 KEPT = "checkpoints"
 """Folder, in that of the results, of points that are done."""

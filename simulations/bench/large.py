@@ -16,18 +16,18 @@ from flwr.serverapp import Grid
 from fl_peel.data.population import Population
 from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.roots import own_root
+from fl_peel.package_check import own_root
 from fl_peel.scenario.scenario import Scenario
+from simulations.bench.bench_context import make_context
 from simulations.bench.plan import BenchPlan, population_scenario
-from simulations.bench.world import make_context
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import POPULATION_RESULTS, check_out, given_folder
 from simulations.engine.memory import PeakMemory
-from simulations.report.files import json_bytes
-from simulations.report.results import write_results
+from simulations.report.result_files import json_bytes
+from simulations.report.result_writer import write_results
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 
 DEVICES_PER_GROUP = 62_500
 """As a million in 16 user groups: what a node holds at a time is of one group, whatever the population."""

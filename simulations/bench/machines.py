@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 import fl_peel
-from fl_peel.code_paths import SWITCH
+from fl_peel.cpu_dispatch import SWITCH
 from fl_peel.errors import EngineError
 from fl_peel.events import OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
@@ -29,13 +29,13 @@ from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import checked
 from strategies.evaluation.evaluator import Evaluator, qualities
-from strategies.figures.figures import evaluated
+from strategies.figures.run_figures import evaluated
 from strategies.nodes.nodes import Nodes
-from strategies.run.collected import CentralStage1Outcome
-from strategies.run.place import RunPaths, StageTimes
-from strategies.run.prepare import privacy_plan
-from strategies.run.preparing import prepare
+from strategies.run.central_stage1 import CentralStage1Outcome
+from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1_outcome import privacy_plan
 
 _NATIVE = {SWITCH: "native"}
 MACHINES: dict[str, dict[str, str]] = {

@@ -14,9 +14,9 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks, pack_ranking
+from fl_peel.blocks.ranked_blocks import RankedBlocks, pack_ranking
 from fl_peel.data.interactions import Splits
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import EngineError
 from fl_peel.events import OnEvent
 from fl_peel.randomness import rng_for
@@ -25,7 +25,7 @@ from simulations.bench import stock_flower
 from simulations.bench.plan import BenchPlan
 from simulations.engine.engine import simulated
 from strategies.rounds.sampling import sample_cohort
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 
 
 def stock_flower_rate(

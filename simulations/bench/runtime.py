@@ -18,7 +18,7 @@ import numpy as np
 
 from clients.runtime import READER
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import prefix_length
+from fl_peel.blocks.ranked_blocks import prefix_length
 from fl_peel.blocks.stored import StoredEmbedding
 from fl_peel.errors import EngineError, FlPeelError
 

@@ -7,7 +7,7 @@ import sys
 import time
 
 from fl_peel.errors import EngineError
-from fl_peel.roots import own_environment
+from fl_peel.package_check import own_environment
 
 TIMES = 3
 """Of each the best: what else the machine does can only slow it."""

@@ -53,7 +53,7 @@ def bench(
     if growth:
         _growth(out, fresh=fresh, quiet=quiet, as_json=as_json)
         return
-    from simulations.cli.progress import shown
+    from simulations.cli.progress_lines import shown
 
     if population is not None:
         from simulations.bench.large import large
@@ -82,7 +82,7 @@ def _growth(out: Path | None, *, fresh: bool, quiet: bool, as_json: bool) -> Non
     """Measure how a round grows, and show it as tables."""
     from simulations.bench.growth import growth as measure
     from simulations.bench.growth import growth_views
-    from simulations.cli.progress import shown
+    from simulations.cli.progress_lines import shown
 
     with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
         figures = measure(out, on_event=on_event, fresh=fresh)

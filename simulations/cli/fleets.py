@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from fl_peel.errors import ProfileError, ScenarioError
-from fl_peel.files import file_kind
+from fl_peel.file_kind import file_kind
 from simulations.cli.console import AsJson, new_table, one_line, path_option, print_json, print_table
 
 profiles_app = typer.Typer(help="Fleets of devices: memory, network and availability.", no_args_is_help=True)
@@ -112,8 +112,8 @@ def profiles_sample(
     """Sample devices from a fleet; print their properties, and plot their budgets over time (to a file with --out)."""
     from clients.fleet.fleet import load_fleet
     from simulations.engine.inputs import check_out
-    from simulations.fleet.view import fleet_figure, fleet_lines, fleet_table, in_json, sample_fleet
-    from simulations.report.files import write_files
+    from simulations.fleet.fleet_view import fleet_figure, fleet_lines, fleet_table, in_json, sample_fleet
+    from simulations.report.result_files import write_files
 
     if out is not None and (out.is_dir() or out.suffix.lower() != ".svg"):
         raise ScenarioError(f"{out}: not an SVG file; give --out a name that ends in .svg")
@@ -155,7 +155,7 @@ def profiles_from_meminfo(
     """Convert recordings of /proc/meminfo to a trace that fleets replay (docs/profiles.md explains how to record)."""
     from simulations.engine.inputs import check_file
     from simulations.fleet.meminfo import read_recordings, trace_bytes, trace_table
-    from simulations.report.files import write_files
+    from simulations.report.result_files import write_files
 
     if out is not None:
         check_file(out, "--out")

@@ -56,7 +56,7 @@ def export(
     side = out.with_suffix(SIDE)
 
     from fl_peel.model.model import load
-    from simulations.report.files import write_files
+    from simulations.report.result_files import write_files
 
     loaded = load(model)
     embedding = loaded.device(given).embedding(num_bytes, chosen)
@@ -193,7 +193,7 @@ def _lines(file: Path | None) -> list[str]:
     """
     if file is None:
         return []
-    from fl_peel.files import file_kind
+    from fl_peel.file_kind import file_kind
 
     if file_kind(file) != "file":
         raise ModelError(f"{file}: no such file; correct --items-file")

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fl_peel.events import OnEvent, silent
 from simulations.cli.console import AsJson, DataDir, Overrides, ScenarioName, path_option, show
-from simulations.cli.estimates import print_estimate
+from simulations.cli.run_estimate import print_estimate
 from simulations.cli.shares import read_budgets
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def _options(
 
 def _print_events(quiet: bool) -> OnEvent:
     """A line a step on stderr: a study has too many stages for bars."""
-    from simulations.cli.progress import ProgressLines
+    from simulations.cli.progress_lines import ProgressLines
 
     console = Console(stderr=True, highlight=False)
     return silent if quiet else ProgressLines(lambda line: console.print(Text(line), soft_wrap=True))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fl_peel.errors import ReportError
-from fl_peel.plain import laid_flat, to_plain
+from fl_peel.json_codec import laid_flat, to_plain
 from fl_peel.ranking.bootstrap import REPLICATES, estimate, holm, over
-from simulations.differences.runs import METRICS, SeedRuns, require_same
+from simulations.differences.seed_runs import METRICS, SeedRuns, require_same
 
 IRRELEVANT = ("name", "question", "engine")
 """Keys of a scenario that change no figure."""

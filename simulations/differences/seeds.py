@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from fl_peel.plain import to_plain
+from fl_peel.json_codec import to_plain
 from fl_peel.ranking.bootstrap import REPLICATES, Doubles, Estimate, estimate, over
-from simulations.differences.runs import SEEDS_FILE, SeedRuns
-from simulations.report.files import json_bytes
+from simulations.differences.seed_runs import SEEDS_FILE, SeedRuns
 from simulations.report.render import provenance, render, scenario_name
-from simulations.report.results import write_results
-from simulations.report.tables.view import ABSENT, TableView, format_interval
+from simulations.report.result_files import json_bytes
+from simulations.report.result_writer import write_results
+from simulations.report.tables.table_view import ABSENT, TableView, format_interval
 
 SEEDS_PAGE = "seeds.html"
 FULL_TABLES = ("global", "start", "refined")

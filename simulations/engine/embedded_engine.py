@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from fl_peel.scenario.measurement import Engine
-from simulations.engine.workers import WorkerPool
+from simulations.engine.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid

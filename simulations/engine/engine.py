@@ -19,7 +19,7 @@ from simulations.engine.embedded_engine import run_embedded, workers_ahead
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
-    from strategies.run.place import RunPaths
+    from strategies.run.run_paths import RunPaths
 
 Result = TypeVar("Result")
 Server = Callable[["Grid", Scenario, "RunPaths", OnEvent], Result]
@@ -74,7 +74,7 @@ def simulated(
 
     def serve(grid: Grid, stop: threading.Event) -> None:
         from fl_peel.errors import EngineError
-        from fl_peel.freed import release_memory
+        from fl_peel.free_memory import release_memory
 
         def on_server_event(event: Event) -> None:
             if stop.is_set():
@@ -90,7 +90,7 @@ def simulated(
         from simulations.engine.ray_engine import run_on_ray as run
     else:
         run = run_embedded
-    from fl_peel.kernels.ahead import compiling_ahead
+    from fl_peel.kernels.compile_ahead import compiling_ahead
 
     with compiling_ahead(), lasting_objects(), _quiet_flower():
         run(scenario.engine, client, _variables(), serve)

@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fl_peel import __version__
-from fl_peel.code_paths import code_paths
-from fl_peel.roots import own_root
+from fl_peel.cpu_dispatch import code_paths
+from fl_peel.package_check import own_root
 
 LOCK = "requirements.lock"
 """In the root of the source: one ``name==version`` a line. Not in wheels."""

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from clients.keys.traces import LONGEST_S
 from fl_peel.errors import ProfileError
-from fl_peel.files import file_kind
+from fl_peel.file_kind import file_kind
+from fl_peel.safe_yaml import kind_of
 from fl_peel.scenario.fleet_files import MAX_DATA_BYTES
-from fl_peel.yaml_text import kind_of
-from simulations.report.files import csv_bytes
-from simulations.report.tables.view import TableView, format_bytes
+from simulations.report.result_files import csv_bytes
+from simulations.report.tables.table_view import TableView, format_bytes
 
 COLUMNS = ("device", "time_s", "memory_bytes")
 LARGEST_KB = 2**43

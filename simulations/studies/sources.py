@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
+from fl_peel.package_check import PACKAGES, own_root
 from fl_peel.plugins import all_added
-from fl_peel.roots import PACKAGES, own_root
 
 DATA_SUFFIXES = (".yaml", ".yml", ".json", ".jsonl", ".toml")
 """Of files that a package reads, in its own folder and in folders of it that are no packages."""

@@ -12,7 +12,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fl_peel.data.interactions import Splits
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import BudgetError, ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
@@ -22,9 +22,9 @@ from simulations.engine.inputs import check_data, check_devices, require_items
 from simulations.studies.checkpoints import CHECKPOINTS, Checkpoints, data_digest, decisive
 from simulations.studies.sources import plugin_modules
 from strategies.evaluation.trials import Trial, serve_trials
-from strategies.run.collected import CentralStage1Outcome, prepare_collected
-from strategies.run.place import RunPaths, StageTimes
-from strategies.run.prepare import privacy_plan
+from strategies.run.central_stage1 import CentralStage1Outcome, prepare_collected
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1_outcome import privacy_plan
 
 FEDERATED = ("strategies.evaluation.trials", "clients.client_app")
 """What a federated trial enters: the server's side and the nodes'."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from fl_peel.extras import optional
 from fl_peel.randomness import seed_for
-from simulations.sweep.grid import Setting
+from simulations.sweep.setting_grid import Setting
 from simulations.sweep.space import ListedValues, Space, Varied
 
 OwnValues = Mapping[str, Any]

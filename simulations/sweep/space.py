@@ -10,7 +10,7 @@ from typing import Any
 
 from fl_peel.errors import ScenarioError, shortened
 from fl_peel.scenario.base import as_share
-from simulations.sweep.grid import Setting, as_overrides, split_values, values_of
+from simulations.sweep.setting_grid import Setting, as_overrides, split_values, values_of
 
 _RANGE = re.compile(r"(?P<low>[^,(]+?)\.\.(?P<high>[^,(]+)(?:\((?P<kind>[^)]*)\))?")
 _WHOLE = re.compile(r"[+-]?[0-9]+")

@@ -15,15 +15,15 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import SWEEP_RESULTS, check_out, checked, require_folders, splits_to_run
 from simulations.engine.versions import versions
+from simulations.resumable import DONE, about_run, mark_completed, read_completed
 from simulations.runner import run_seeds
 from simulations.scenario_files import load_scenario
-from simulations.sweep.figures import MeasuredSetting, shared_tables, sweep_rows
-from simulations.sweep.grid import TRIALS, Setting, settings_of
-from simulations.sweep.page import write_sweep
 from simulations.sweep.schema import SweepResult
 from simulations.sweep.search import optuna, search
+from simulations.sweep.setting_grid import TRIALS, Setting, settings_of
 from simulations.sweep.space import Space, space_of
-from simulations.unfinished import DONE, about_run, mark_completed, read_completed
+from simulations.sweep.sweep_figures import MeasuredSetting, shared_tables, sweep_rows
+from simulations.sweep.sweep_page import write_sweep
 
 
 @dataclass(frozen=True)

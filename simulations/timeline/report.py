@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
-from fl_peel.plain import to_plain as in_plain
-from simulations.report.files import to_plain
+from fl_peel.json_codec import to_plain as in_plain
 from simulations.report.render import provenance, render, scenario_name
-from simulations.report.tables.view import (
+from simulations.report.result_files import to_plain
+from simulations.report.tables.table_view import (
     ABSENT,
     TableView,
     format_bytes,
@@ -20,9 +20,9 @@ from simulations.report.tables.view import (
     format_kilobytes,
     format_metric,
 )
-from simulations.studies.files import write_study
-from simulations.timeline.plots import classes_plot, kinds_plot, life_plot, recall_plot
-from simulations.timeline.words import BASES, KINDS, LABELS
+from simulations.studies.study_files import write_study
+from simulations.timeline.timeline_labels import BASES, KINDS, LABELS
+from simulations.timeline.timeline_plots import classes_plot, kinds_plot, life_plot, recall_plot
 from strategies.figures.schema import Ratio
 from strategies.timeline.schema import LineResult, PeriodResult, TimelineResult, TimelineSummary
 

@@ -12,7 +12,7 @@ from fl_peel.callbacks import Callback
 from fl_peel.errors import shortened
 from fl_peel.events import Event
 from fl_peel.extras import optional
-from fl_peel.plain import laid_flat
+from fl_peel.json_codec import laid_flat
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.inputs import check_out
 

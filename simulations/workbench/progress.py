@@ -14,7 +14,7 @@ from rich.console import Console
 from fl_peel.callbacks import Callback
 from fl_peel.events import Event, OnEvent
 from fl_peel.scenario.scenario import Scenario
-from simulations.cli.progress import shown
+from simulations.cli.progress_lines import shown
 from simulations.workbench.notebook import notebook
 
 LEAST_S = 0.25

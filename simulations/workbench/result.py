@@ -14,16 +14,16 @@ from matplotlib.figure import Figure
 
 from fl_peel.errors import ReportError
 from fl_peel.scenario.scenario import Scenario
-from simulations.differences.runs import SEEDS_FILE
+from simulations.differences.seed_runs import SEEDS_FILE
 from simulations.engine.inputs import RUN_RESULTS, check_out
-from simulations.report.files_of_run import read_report, report_contents
-from simulations.report.plots.run import recall_by_budget, recall_figure
+from simulations.report.plots.run_plots import recall_by_budget, recall_figure
 from simulations.report.plots.style import styled
 from simulations.report.render import render, scenario_name
-from simulations.report.results import write_results
-from simulations.report.tables.run import budgets_view
-from simulations.report.tables.view import format_share
-from simulations.workbench.frames import budget_frame, class_frame, device_frame, round_frame
+from simulations.report.result_writer import write_results
+from simulations.report.run_files import read_report, report_contents
+from simulations.report.tables.run_tables import budgets_view
+from simulations.report.tables.table_view import format_share
+from simulations.workbench.data_frames import budget_frame, class_frame, device_frame, round_frame
 from simulations.workbench.notebook import show_figures
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import FullTableResult, RunResult, to_json

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import pack_ranking
+from fl_peel.blocks.ranked_blocks import pack_ranking
 from fl_peel.blocks.settings import Precision
-from fl_peel.exchange.expected import MessageContext
+from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.ranking.top import SUM_SCALE, MetricSums
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import Quality

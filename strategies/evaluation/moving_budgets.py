@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import wire
+from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.exchange.counters import StepCounts
-from fl_peel.exchange.expected import MessageContext
 from fl_peel.randomness import rng_for
 from fl_peel.ranking.top import SUM_SCALE, margin_of
 from strategies.evaluation.evaluator import REACH, BudgetRequest, Evaluator, margins_of, overall_recall

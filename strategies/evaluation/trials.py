@@ -20,11 +20,11 @@ from flwr.serverapp import Grid
 import fl_peel
 from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
-from fl_peel.blocks.ranked import smallest_budget_bytes
+from fl_peel.blocks.ranked_blocks import smallest_budget_bytes
 from fl_peel.blocks.settings import Precision
 from fl_peel.errors import BudgetError
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.plain import to_plain
+from fl_peel.json_codec import to_plain
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from strategies.evaluation.evaluator import BudgetRequest, Evaluator, qualities
@@ -33,12 +33,12 @@ from strategies.nodes.nodes import Nodes
 from strategies.rivals.base import Request
 from strategies.rivals.compete import empty_row
 from strategies.rivals.replicates import in_json as replicates_in_json
-from strategies.rounds.keeping import AcceptanceTest
+from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.place import RunPaths, StageTimes
-from strategies.run.prepare import Stage1Outcome, privacy_plan
-from strategies.run.preparing import prepare
+from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1_outcome import Stage1Outcome, privacy_plan
 
 SPLITS = ("validation", "test")
 

@@ -1,7 +1,7 @@
 """Types of `report.json`: what a run measured, filled where a figure is computed and read where it is shown.
 
 :func:`to_json` and :func:`from_json` turn a :class:`RunResult` into plain JSON types and back; the file's layout is
-that of the fields below, in their order (:mod:`fl_peel.plain` has the rules). Recall and NDCG are of the first
+that of the fields below, in their order (:mod:`fl_peel.json_codec` has the rules). Recall and NDCG are of the first
 ``evaluation.top_n`` items: a type has ``recall``, the file ``recall@20`` for 20. Validation metrics of rounds are
 always of the first 20.
 
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field
 
 from fl_peel.errors import ReportError
-from fl_peel.plain import Inline, JsonKey, from_plain, to_plain
+from fl_peel.json_codec import Inline, JsonKey, from_plain, to_plain
 from fl_peel.privacy.report import PrivacyReport
 
 Bytes = Annotated[int, Field(ge=0)]

@@ -1,8 +1,8 @@
 """Arrays that nobody works on for a while lie in a file of the run's folder, as large tables do
-(:mod:`strategies.groups.tables`): of hundreds of user groups, what is known of blocks takes as much memory again.
+(:mod:`strategies.groups.group_tables`): of hundreds of user groups, what is known of blocks takes as much memory again.
 
 An array that lies there is one like any other, to be read. Its pages come into memory as they are used, and
-:func:`fl_peel.mapped.drop_pages_now` lets them go.
+:func:`fl_peel.mmap_arrays.drop_pages_now` lets them go.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.mapped import drop_pages_now, lies_in_file
-from strategies.groups.tables import give_room, write_all
+from fl_peel.mmap_arrays import drop_pages_now, lies_in_file
+from strategies.groups.group_tables import give_room, write_all
 
 MOST_IN_MEMORY = 64 << 20
 """Bytes of what is known of all user groups' blocks together that stay in memory."""

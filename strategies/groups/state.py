@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RowOrder, pack_ranking
+from fl_peel.blocks.ranked_blocks import RowOrder, pack_ranking
 from fl_peel.blocks.settings import Precision
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.mapped import drop_pages_now
+from fl_peel.mmap_arrays import drop_pages_now
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.weighting.statistics import BlockStatistics
+from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.wire import Arrays
 from strategies.groups.aggregation import CHUNK_ROWS, BlockSums
+from strategies.groups.group_tables import copied_tables
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.shelf import Shelf
-from strategies.groups.tables import copied_tables
 
 FloatArray = NDArray[np.float32]
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from fl_peel import errors, wire
 from fl_peel.errors import EngineError, FlPeelError, MessageError, ScenarioError, SecureAggregationError
-from fl_peel.exchange.expected import MOST, TOTAL, MessageContext, check
-from fl_peel.roots import code_digest, own_root
+from fl_peel.exchange.array_specs import MOST, TOTAL, MessageContext, check
+from fl_peel.package_check import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
 
 logger = logging.getLogger("fl_peel")

@@ -25,7 +25,7 @@ from fl_peel.blocks.settings import Precision
 from fl_peel.randomness import rng_for, seed_for
 from strategies.rivals.base import TOP_N, FloatArray, IntArray, Material, Option, Request, Rival, whole_table
 from strategies.rivals.quality import quality
-from strategies.rivals.tables import narrowed
+from strategies.rivals.table_rivals import narrowed
 from strategies.rivals.training import BatchLoss, descend
 
 Operation = Literal["add", "multiply"]

@@ -26,7 +26,7 @@ from fl_peel.blocks.settings import Precision
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import seed_for
 from strategies.rivals.base import FloatArray, IntArray, Material, Option, Request, Rival, whole_table
-from strategies.rivals.tables import narrowed
+from strategies.rivals.table_rivals import narrowed
 
 Order = Literal["popularity", "exposure"]
 ITERATIONS, ROWS_PER_CENTROID = 10, 64

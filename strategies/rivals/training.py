@@ -1,7 +1,7 @@
 """Central training of the rivals that pretraining has no setting for: nested widths, and tables being pruned.
 
 Whole users in a batch, the pretraining's own losses, Adam with a learning rate that falls to zero; see
-:mod:`fl_peel.pretraining.train`, from which these differ in what the loss is taken of.
+:mod:`fl_peel.pretraining.central_training`, from which these differ in what the loss is taken of.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_peel.data.interactions import UserItems
+from fl_peel.pretraining.central_training import PretrainedEmbeddings
 from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss
 from fl_peel.pretraining.negatives import CandidateSampler
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
 from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.spectral import spectral_tables
-from fl_peel.pretraining.train import PretrainedEmbeddings
 from fl_peel.pretraining.workers import fixed_threads, threads_for
 from fl_peel.randomness import seed_for
 

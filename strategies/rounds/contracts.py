@@ -19,11 +19,11 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RowOrder
+from fl_peel.blocks.ranked_blocks import RowOrder
 from fl_peel.exchange.open_sums import sparse
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.weighting.statistics import BlockStatistics
+from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.wire import Arrays, RunSetting
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.state import UserGroupState

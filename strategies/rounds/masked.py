@@ -16,15 +16,15 @@ from typing import TypeVar
 import numpy as np
 
 from fl_peel import wire
-from fl_peel.blocks.ranked import RowOrder
+from fl_peel.blocks.ranked_blocks import RowOrder
 from fl_peel.errors import SecureAggregationError
+from fl_peel.exchange.array_specs import MessageContext
+from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts, RoundTotals
-from fl_peel.exchange.expected import MessageContext
 from fl_peel.exchange.open_sums import sparse
 from fl_peel.exchange.release import layout_of
-from fl_peel.exchange.statistics import GroupShape
 from fl_peel.secure.masks import MaskWords
-from fl_peel.secure.plan import DeviceBytes
+from fl_peel.secure.protocol_plan import DeviceBytes
 from fl_peel.secure.unmask import without
 from fl_peel.secure.vector import CHECK, Values, VectorLayout
 from strategies.nodes.nodes import Content, NodeRequest

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.exchange.expected import MessageContext
+from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.randomness import device_uniforms, rng_for
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.device import SEALED_BYTES
+from fl_peel.secure.device_protocol import SEALED_BYTES
 from fl_peel.secure.graph import neighbour_graph
 from fl_peel.secure.keys import Occasion
-from fl_peel.secure.plan import needed_of
+from fl_peel.secure.protocol_plan import needed_of
 from fl_peel.secure.unmask import Mask, MaskedParties, left_over
 from fl_peel.wire import Directory, Inbox, OpenedShares, SealedShares, ShareRequests
 

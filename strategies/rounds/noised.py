@@ -1,7 +1,8 @@
 """The server's side of a round under privacy: noise on each user group's sums, once, and what becomes of them.
 
-Under secure aggregation the noise is in the sums when they are opened (:func:`fl_peel.privacy.plan.in_masked_sums`):
-devices added it in shares. The server then adds none; of user groups whose sum was not opened nothing is released.
+Under secure aggregation the noise is in the sums when they are opened
+(:func:`fl_peel.privacy.noise_plan.in_masked_sums`): devices added it in shares. The server then adds none; of user
+groups whose sum was not opened nothing is released.
 
 Each device's contribution is bounded; the mean divides by a number that is known beforehand (devices asked, or under
 Poisson sampling those expected), as in McMahan et al., "Learning Differentially Private Recurrent Language Models",
@@ -23,16 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks, RowOrder
+from fl_peel.blocks.ranked_blocks import RankedBlocks, RowOrder
 from fl_peel.blocks.settings import Precision
-from fl_peel.exchange.expected import MessageContext, summed
+from fl_peel.exchange.array_specs import MessageContext, summed
+from fl_peel.exchange.bounded_statistic import GroupShape, find_statistic
+from fl_peel.exchange.named_sums import NamedSums
 from fl_peel.exchange.release import BUILT_IN, SIGNALS, Part, Release, bounds, shapes
-from fl_peel.exchange.statistics import GroupShape, find_statistic
-from fl_peel.exchange.sums import NamedSums
 from fl_peel.exchange.traffic import TrafficPadding
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.noising import noise
-from fl_peel.privacy.plan import Plan, in_masked_sums, noise_devices_of
+from fl_peel.privacy.device_noise import noise
+from fl_peel.privacy.noise_plan import Plan, in_masked_sums, noise_devices_of
 from fl_peel.privacy.shrinkage import posterior_rate, shrunk
 from fl_peel.privacy.sources import source_of
 from fl_peel.privacy.tilting import NoisedSignals, tilted

@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from fl_peel import wire
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import EngineError
-from fl_peel.exchange.expected import MessageContext
+from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.members import Members
 from strategies.nodes.nodes import NodeRequest, Nodes
-from strategies.run.place import RunPaths
-from strategies.run.prepare import Stage1Outcome
+from strategies.run.run_paths import RunPaths
+from strategies.run.stage1_outcome import Stage1Outcome
 
 AT_ONCE = 1 << 16
 """Devices of a node that join at a time: 16 MB of embeddings of 64 numbers."""

@@ -17,15 +17,15 @@ import numpy as np
 
 from fl_peel import wire
 from fl_peel.errors import SecureAggregationError
+from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.exchange.contributors import Bits, opened_rows, packed_rows
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts
-from fl_peel.exchange.expected import MessageContext
-from fl_peel.pretraining.by_sums import FilterRequest, Floats, GroupSums, Ints, Moments
 from fl_peel.pretraining.costs import Step
 from fl_peel.pretraining.sketch import RowSketch
+from fl_peel.pretraining.spectral_steps import FilterRequest, Floats, GroupSums, Ints, Moments
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.masks import MaskWords
-from fl_peel.secure.stage1 import Part, StepVector, moments_of
+from fl_peel.secure.stage1_vector import Part, StepVector, moments_of
 from fl_peel.secure.unmask import Mask, added, without
 from fl_peel.secure.vector import CHECK, Values
 from strategies.nodes.nodes import NodeRequest

@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import __version__
-from fl_peel.blocks.ranked import ranking
-from fl_peel.disks import item_ids
+from fl_peel.blocks.ranked_blocks import ranking
+from fl_peel.device_storage import item_ids
 from fl_peel.errors import ReportError
-from fl_peel.model.catalogue import Catalogue
 from fl_peel.model.model import save
+from fl_peel.model.model_catalogue import Catalogue
+from strategies.groups.group_tables import FloatArray
 from strategies.groups.state import UserGroupState
-from strategies.groups.tables import FloatArray
 from strategies.rounds.federation import for_groups
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.place import RunPaths
-from strategies.run.prepare import Stage1Outcome
+from strategies.run.run_paths import RunPaths
+from strategies.run.stage1_outcome import Stage1Outcome
 
 AT_ONCE = 4
 """Tables that are in memory while they are saved; two are at work."""

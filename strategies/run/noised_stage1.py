@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from fl_peel.pretraining.by_sums import FilterRequest, Floats, GroupSums, Ints, Moments, Units
 from fl_peel.pretraining.sketch import RowSketch
-from fl_peel.privacy.plan import Plan, in_masked_sums, noise_devices_of
-from fl_peel.privacy.stage1 import Stage1Noise, Stage1Scales
+from fl_peel.pretraining.spectral_steps import FilterRequest, Floats, GroupSums, Ints, Moments, Units
+from fl_peel.privacy.noise_plan import Plan, in_masked_sums, noise_devices_of
+from fl_peel.privacy.stage1_noise import Stage1Noise, Stage1Scales
 from fl_peel.scenario.scenario import Scenario
 from strategies.run.stage1 import FederatedSums
 

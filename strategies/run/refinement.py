@@ -13,20 +13,20 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.privacy.plan import Plan
+from fl_peel.privacy.noise_plan import Plan
 from fl_peel.scenario.scenario import Scenario
 from strategies.groups.state import UserGroupState
 from strategies.nodes.members import Members, some_devices
 from strategies.nodes.nodes import Nodes
+from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.choice import channel_of, contents_of
 from strategies.rounds.federation import Federation
-from strategies.rounds.keeping import AcceptanceTest
 from strategies.rounds.strategy import PeelStrategy
+from strategies.run.checkpoints import RunCheckpoints
 from strategies.run.joining import join, warn_of_small_groups
-from strategies.run.kept import RunCheckpoints
-from strategies.run.kept_rounds import RoundCheckpoints
-from strategies.run.place import RunPaths
-from strategies.run.prepare import Stage1Outcome, privacy_plan
+from strategies.run.round_checkpoints import RoundCheckpoints
+from strategies.run.run_paths import RunPaths
+from strategies.run.stage1_outcome import Stage1Outcome, privacy_plan
 
 if TYPE_CHECKING:
     from fl_peel.weighting.controller import Controller

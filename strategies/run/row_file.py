@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.mapped import drop_pages_now
-from strategies.groups.tables import FloatArray, write_all
+from fl_peel.mmap_arrays import drop_pages_now
+from strategies.groups.group_tables import FloatArray, write_all
 
 Sum = tuple[int, int]
 """Of the rows of one table: how many bytes, and their CRC-32."""

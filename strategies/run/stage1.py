@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.errors import EngineError
+from fl_peel.exchange.array_specs import MessageContext, summed
 from fl_peel.exchange.contributors import Bits, opened_rows, packed_rows
 from fl_peel.exchange.counters import RoundCounts
-from fl_peel.exchange.expected import MessageContext, summed
-from fl_peel.pretraining.by_sums import FilterRequest, Floats, GroupSums, Ints, Moments, Units, whole_of
 from fl_peel.pretraining.costs import Step
 from fl_peel.pretraining.sketch import RowSketch
+from fl_peel.pretraining.spectral_steps import FilterRequest, Floats, GroupSums, Ints, Moments, Units, whole_of
 from strategies.nodes.nodes import NodeRequest, Nodes
 
 COLUMNS = 128

@@ -18,14 +18,14 @@ from fl_peel.blocks.layout import budget_bytes
 from fl_peel.data.interactions import Splits
 from fl_peel.data.settings import Phase
 from fl_peel.data.timeline import Timeline
-from fl_peel.disks import device_timeline
+from fl_peel.device_storage import device_timeline
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
+from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.exchange.counters import ClassCounts, RefreshCounts
-from fl_peel.exchange.expected import MessageContext
-from fl_peel.pretraining.by_sums import Ints
-from fl_peel.pretraining.onward import Exponents, SpectralModel, exponents_of, filter_request, update_model
+from fl_peel.pretraining.incremental import Exponents, SpectralModel, exponents_of, filter_request, update_model
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS
+from fl_peel.pretraining.spectral_steps import Ints
 from fl_peel.pretraining.stage1 import PooledSums, SpectralStart
 from fl_peel.scenario.method import TimelinePart
 from fl_peel.scenario.refinement import Robust
@@ -38,19 +38,19 @@ from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes.batches import EVALUATED_BYTES, packed_batches
 from strategies.nodes.members import Members
 from strategies.nodes.nodes import NodeRequest, Nodes
-from strategies.run.by_sums import FederatedStage1Outcome
+from strategies.run.checkpoints import RunCheckpoints
+from strategies.run.federated_stage1 import FederatedStage1Outcome
 from strategies.run.joining import join
-from strategies.run.kept import RunCheckpoints
-from strategies.run.place import RunPaths, StageTimes
-from strategies.run.prepare import check_budgets
 from strategies.run.refinement import Refiner
+from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.run.stage1 import FederatedSums, SumsRecord
-from strategies.timeline.figures import class_results, period_figures, period_lines, reads_of, summaries
-from strategies.timeline.lines import Cohort, MetricTotals, ServingMetrics
-from strategies.timeline.refining import PeriodRefinement, refined, select_rounds
-from strategies.timeline.rivals import PeriodDevices, ScoredTables, StaticLists, metric_totals
+from strategies.run.stage1_outcome import check_budgets
+from strategies.timeline.period_refinement import PeriodRefinement, refined, select_rounds
+from strategies.timeline.published_tables import PublishedTables
 from strategies.timeline.schema import PeriodResult, TimelineResult
-from strategies.timeline.tables import PublishedTables
+from strategies.timeline.serving_metrics import Cohort, MetricTotals, ServingMetrics
+from strategies.timeline.timeline_figures import class_results, period_figures, period_lines, reads_of, summaries
+from strategies.timeline.timeline_rivals import PeriodDevices, ScoredTables, StaticLists, metric_totals
 
 REPLICATES = "timeline-replicates.npz"
 """What a run leaves in its folder for whoever puts several together, by way of serving:

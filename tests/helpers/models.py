@@ -10,13 +10,13 @@ import numpy as np
 from fl_peel import __version__
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.settings import Precision
-from fl_peel.model.catalogue import Catalogue
 from fl_peel.model.joining import FittedJoining, Joining, MappedJoining
 from fl_peel.model.model import save
-from fl_peel.pretraining.by_sums import halves
+from fl_peel.model.model_catalogue import Catalogue
+from fl_peel.pretraining.spectral_steps import halves
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import RunResult
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.blocks import layout_of, random_table
 from tests.helpers.loopback import LoopbackGrid

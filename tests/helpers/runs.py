@@ -8,7 +8,7 @@ from typing import Any
 
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import RunResult, to_json
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import Interfere, LoopbackGrid, let_through
 

@@ -12,15 +12,15 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients.client_app import app as client_app
-from clients.serving import keeping
+from clients.serving import acceptance
 from fl_peel import wire
 from fl_peel.errors import DataError
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.nodes import failure
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
-from tests.clients.node.test_own import OwnGrid, held, own  # noqa: F401
+from tests.clients.node.test_own_data import OwnGrid, held, own  # noqa: F401
 from tests.simulations.test_run import figures, served
 
 SECRET = "root:planted-secret:19000"
@@ -200,7 +200,7 @@ def test_what_no_node_foresees_stays_there_too(holder, secrets, tmp_path, monkey
         raise OSError(13, SECRET, str(secrets / "shadow"))
 
     scenario, config = holder
-    monkeypatch.setattr(keeping, "keep", fails)
+    monkeypatch.setattr(acceptance, "keep", fails)
     setting = RunPaths("", "").setting(scenario, 40)
     kind, payload = next(questions(setting))
     reply = asked(config, payload, kind)

@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 from fl_peel.errors import ScenarioError
 from simulations import estimate as estimates
 from simulations import runner
-from simulations.cli.estimates import format_seconds
 from simulations.cli.main import app
+from simulations.cli.run_estimate import format_seconds
 from simulations.estimate import WITHIN, estimate
 from simulations.scenario_files import load_scenario
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 

@@ -16,11 +16,11 @@ from flwr.app import Error, Message
 
 from fl_peel import wire
 from fl_peel.errors import EngineError
+from fl_peel.package_check import PACKAGES
 from fl_peel.randomness import rng_for
-from fl_peel.roots import PACKAGES
 from simulations.scenario_files import load_scenario
 from strategies.nodes import nodes as asking
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers import without_ray
 from tests.helpers.imports import modules

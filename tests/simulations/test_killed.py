@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from simulations.unfinished import NAME
+from simulations.resumable import NAME
 from tests.helpers import without_ray
-from tests.strategies.run.test_kept import timeless
+from tests.strategies.run.test_checkpoints import timeless
 
 CHANGES = ("refinement.acceptance.rule=validation", "data.validation_share=20%", "refinement.rounds=4")
 ENGINE, NONE = "simulations.cli.main", without_ray.MODULE

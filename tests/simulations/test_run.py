@@ -18,16 +18,16 @@ from flwr.app import Error, Message
 import fl_peel
 from fl_peel import wire
 from fl_peel.blocks.stored import StoredEmbedding
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import BudgetError, EngineError
-from simulations import run, runner, unfinished
+from simulations import resumable, run, runner
 from simulations.listing import listed
-from simulations.report.files_of_run import read_report, report_figures
+from simulations.report.run_files import read_report, report_figures
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
 from strategies.nodes import nodes
 from strategies.rounds import strategy as peel
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.conftest import plant
 from tests.helpers.loopback import LoopbackGrid
@@ -333,4 +333,4 @@ def test_a_signal_ends_the_run_at_once_and_leaves_nothing(tiny, tmp_path, sent, 
     assert not psutil.wait_procs(started, timeout=60)[1]
     assert not list(temporary.glob("fl-peel-*"))
     left = {path.name for path in (tmp_path / "out").glob("*")}
-    assert left <= {unfinished.NAME}  # what is done, for the next one
+    assert left <= {resumable.NAME}  # what is done, for the next one

@@ -3,12 +3,12 @@
 import shutil
 
 import fl_peel
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from simulations.listing import listed
-from simulations.pages import rebuild_pages
+from simulations.result_pages import rebuild_pages
 from simulations.runner import MODEL, finished, save, with_checkpoints
 from simulations.scenario_files import load_scenario
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from tests.helpers.models import ran
 
 

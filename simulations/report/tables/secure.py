@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simulations.report.tables.view import ABSENT
+from simulations.report.tables.table_view import ABSENT
 from strategies.figures.schema import SecureAggregationResult
 
 

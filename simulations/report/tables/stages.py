@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simulations.report.tables.view import TableView, format_bytes, format_share
+from simulations.report.tables.table_view import TableView, format_bytes, format_share
 from strategies.figures.schema import RunResult
 
 STEPS = {

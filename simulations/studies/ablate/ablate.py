@@ -21,12 +21,12 @@ from simulations.scenario_files import validated
 from simulations.studies.ablate.report import write_ablate
 from simulations.studies.checkpoints import decisive
 from simulations.studies.compare.compare import budget_of, flat
+from simulations.studies.compare.compare_rows import aggregated
 from simulations.studies.compare.paired import ratio_of, with_interval
-from simulations.studies.compare.rows import aggregated
 from simulations.studies.frame import Frame, Options
 from simulations.studies.study import Study
 from strategies.evaluation.trials import Trial
-from strategies.run.prepare import given_data
+from strategies.run.stage1_outcome import given_data
 
 BUDGETS = (0.0025, 0.01, 0.05)
 BASELINE = "unchanged scenario"

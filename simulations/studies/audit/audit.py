@@ -28,9 +28,9 @@ from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.versions import versions
 from simulations.studies.audit.attacks import attacked, control
+from simulations.studies.audit.audit_rows import EPSILONS, AuditRow, added_rows, chosen_rows
 from simulations.studies.audit.observer import Observer, TapGrid
 from simulations.studies.audit.report import write_audit
-from simulations.studies.audit.rows import EPSILONS, AuditRow, added_rows, chosen_rows
 from simulations.studies.checkpoints import CHECKPOINTS, Checkpoints, data_digest, decisive
 from simulations.studies.compare.paired import REPLICATES, ratio_of, with_interval
 from simulations.studies.frame import Frame, Options
@@ -38,8 +38,8 @@ from simulations.studies.sources import plugin_modules
 from simulations.studies.study import FEDERATED, study_splits
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import RunPaths
-from strategies.run.prepare import privacy_plan
+from strategies.run.run_paths import RunPaths
+from strategies.run.stage1_outcome import privacy_plan
 
 CANARY = "canary"
 AUDITED = ("simulations.studies.audit.audit", *FEDERATED)
@@ -74,7 +74,7 @@ def audit(
 ) -> dict[str, Any]:
     """Audit every row and write audit.json, audit.csv, audit.html and audit.svg.
 
-    rows: further ones, ``NAME:PATH=VALUE,...``; see :func:`simulations.studies.audit.rows.added_rows`; options:
+    rows: further ones, ``NAME:PATH=VALUE,...``; see :func:`simulations.studies.audit.audit_rows.added_rows`; options:
     :class:`simulations.studies.frame.Options`.
 
     Raises:

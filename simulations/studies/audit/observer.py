@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 from clients.node.cohort import Cohort, open_cohort
 from clients.node.joining import stated_ceilings
 from clients.node.state import DeviceState
-from clients.round.alone import answer_alone, present_rows, stages_alone
+from clients.round.single_device import answer_alone, present_rows, stages_alone
 from fl_peel import wire
 from fl_peel.attacks.views import DeviceView, RoundView
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import Splits
 from fl_peel.exchange.columns import Counters
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.plan import DropoutStage, needed_of, vanishing
+from fl_peel.secure.protocol_plan import DropoutStage, needed_of, vanishing
 from simulations.engine.passing_grid import PassingGrid
 from simulations.studies.audit.steps import StepObserver
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from simulations.report.files import to_plain
 from simulations.report.plots.style import (
     INK,
     Ends,
@@ -20,9 +19,10 @@ from simulations.report.plots.style import (
     new_figure,
 )
 from simulations.report.render import provenance, render, scenario_name
-from simulations.report.tables.view import ABSENT, TableView, format_metric, format_share
+from simulations.report.result_files import to_plain
+from simulations.report.tables.table_view import ABSENT, TableView, format_metric, format_share
 from simulations.studies.compare.paired import ratio_text
-from simulations.studies.files import write_study
+from simulations.studies.study_files import write_study
 
 Row = Mapping[str, Any]
 SUCCEEDS, HOLDS = 0.2, 0.02

@@ -23,7 +23,7 @@ from clients.round.stage1 import choice_participants, chosen, contribute, sums_p
 from fl_peel import wire
 from fl_peel.attacks.decoder import PassView, Reconstruction, reconstruct
 from fl_peel.attacks.views import IntArray, StepView
-from fl_peel.pretraining.by_sums import UNIT_SCALE, Units
+from fl_peel.pretraining.spectral_steps import UNIT_SCALE, Units
 
 COLUMNS = 16
 """Of a pass that are looked at: a device adds the same numbers to each of its rows, so a few tell which they are."""

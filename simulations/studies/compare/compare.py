@@ -22,12 +22,12 @@ from fl_peel.grouping.clusters import choose_group
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import pretraining_device
-from simulations.report.files import write_files
+from simulations.report.result_files import write_files
 from simulations.studies.checkpoints import decisive, decisive_of_starts
 from simulations.studies.compare.central import CEILINGS, DENSE, RIVALS, modules_of
+from simulations.studies.compare.compare_rows import aggregated, summary
 from simulations.studies.compare.paired import with_interval, with_intervals
 from simulations.studies.compare.report import write_compare
-from simulations.studies.compare.rows import aggregated, summary
 from simulations.studies.compare.schema import CompareResult
 from simulations.studies.frame import Frame, Options
 from simulations.studies.study import Study
@@ -44,9 +44,9 @@ that none is measured on tables that were made for another.
 """
 GLOBAL_SELECTORS = {"global-popularity": "popular-items", "random": "random-blocks", "energy": "magnitude-blocks"}
 """Fixed orders of one table for everybody, and the names of the methods they make."""
-COMPETING = ("strategies.run.prepare", "strategies.groups.start", "strategies.rivals.compete")
+COMPETING = ("strategies.run.stage1_outcome", "strategies.groups.start", "strategies.rivals.compete")
 """What a rival's stage enters, beside the module of the rival itself."""
-REFINING = ("strategies.run.prepare", "strategies.groups.start", "strategies.rivals.central")
+REFINING = ("strategies.run.stage1_outcome", "strategies.groups.start", "strategies.rivals.central")
 """What central refinement enters."""
 
 

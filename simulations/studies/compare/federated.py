@@ -14,8 +14,8 @@ from typing import Any, Unpack, cast
 
 import numpy as np
 
-from clients.fleet.budgets import FleetBudgets
 from clients.fleet.fleet import load_fleet
+from clients.fleet.fleet_budgets import FleetBudgets
 from fl_peel.blocks.compression import largest_dim
 from fl_peel.blocks.layout import share_bytes
 from fl_peel.blocks.settings import Precision
@@ -24,9 +24,9 @@ from fl_peel.errors import ScenarioError
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS
 from fl_peel.scenario.scenario import Scenario
 from simulations.studies.checkpoints import decisive
+from simulations.studies.compare.compare_rows import aggregated
 from simulations.studies.compare.leaderboard import Leaderboard, write_leaderboard
 from simulations.studies.compare.paired import REPLICATES, ratio_of, with_interval
-from simulations.studies.compare.rows import aggregated
 from simulations.studies.frame import Frame, Options
 from simulations.studies.study import Study
 from strategies.evaluation.trials import Trial

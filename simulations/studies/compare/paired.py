@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fl_peel.ranking.bootstrap import estimate, over
-from simulations.report.tables.view import ABSENT, TableView, format_interval, format_share
+from simulations.report.tables.table_view import ABSENT, TableView, format_interval, format_share
 
 METRICS = ("recall@20", "ndcg@20")
 REPLICATES = "replicates"

@@ -77,7 +77,7 @@ class RefinementComparison(TypedDict):
 
 
 class CompareSummary(TypedDict):
-    """Summary of the comparison; see :func:`simulations.studies.compare.rows.summary`."""
+    """Summary of the comparison; see :func:`simulations.studies.compare.compare_rows.summary`."""
 
     budgets: list[dict[str, Any]]
     federated_to_none: NotRequired[Mean | None]

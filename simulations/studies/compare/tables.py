@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from simulations.report.tables.view import (
+from simulations.report.tables.labels import metric_name
+from simulations.report.tables.table_view import (
     ABSENT,
     TableView,
     format_interval,
@@ -16,7 +17,6 @@ from simulations.report.tables.view import (
     format_ratio,
     format_share,
 )
-from simulations.report.tables.words import metric_name
 from simulations.studies.compare.schema import CompareResult, CompareRow
 
 

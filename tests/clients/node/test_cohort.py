@@ -14,7 +14,7 @@ from clients.node.joining import join
 from clients.round.clear import clear_round
 from clients.serving.evaluate import evaluate_budgets
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RowOrder, pack_ranking
+from fl_peel.blocks.ranked_blocks import RowOrder, pack_ranking
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes, stored_user
 from fl_peel.data.synthetic import planted_interactions
 from fl_peel.errors import BudgetError, EngineError

@@ -12,13 +12,13 @@ from fl_peel import wire
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.plan import make_plan
-from simulations.report.page import privacy_views
+from fl_peel.privacy.noise_plan import make_plan
+from simulations.report.run_page import privacy_views
 from simulations.scenario_files import load_scenario, shipped_scenarios
 from strategies.figures.schema import to_json
 from strategies.rounds.noised import PrivateRounds, empty_sums
 from strategies.rounds.sampling import sample_cohort
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.clients.node.test_cohort import LAYOUT
 from tests.helpers.loopback import LoopbackGrid

@@ -10,7 +10,7 @@ import pytest
 
 from clients.runtime import READER
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.shrinking import shrink
+from fl_peel.blocks.resizing import shrink
 from fl_peel.blocks.stored import StoredEmbedding
 from tests.helpers.node import needs_node, node
 from tests.vectors import make

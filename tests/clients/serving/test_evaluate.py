@@ -8,7 +8,7 @@ import pytest
 
 from clients.serving.evaluate import evaluate_budgets
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import pack_ranking
+from fl_peel.blocks.ranked_blocks import pack_ranking
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import SUM_SCALE, Tiles

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clients.node.before import PreviousHoldings
+from clients.node.previous_holdings import PreviousHoldings
 from clients.serving.following import follow
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import pack_ranking
+from fl_peel.blocks.ranked_blocks import pack_ranking
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.exchange.counters import StepCounts
 from fl_peel.ranking.top import SUM_SCALE

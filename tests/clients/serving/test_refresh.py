@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import clients.serving.refresh as module
-from clients.node.before import NEVER, PreviousHoldings
+from clients.node.previous_holdings import NEVER, PreviousHoldings
 from clients.serving.refresh import _sent_bytes, refresh
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import pack_ranking, rank_blocks
+from fl_peel.blocks.ranked_blocks import pack_ranking, rank_blocks
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import UserItems
 from fl_peel.wire import NEW, OWN_BUDGET, RESCALED, UNLIMITED

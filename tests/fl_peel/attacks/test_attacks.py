@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.attacks import attack_names, load_attack
+from fl_peel.attacks.attack_names import ATTACKS
 from fl_peel.attacks.base import Attack, checked_scores
-from fl_peel.attacks.catalogue import ATTACKS
 from fl_peel.attacks.contracts import AttackContract, example_views
 from fl_peel.attacks.membership import InteractionMembership
-from fl_peel.attacks.requests import AnsweringClass, ReportedClass, RequestedClass, RequestedGroup
-from fl_peel.attacks.rows import ReportedCounts, ReportedSignals, TouchedRows, UpdateSign, line
+from fl_peel.attacks.request_attacks import AnsweringClass, ReportedClass, RequestedClass, RequestedGroup
+from fl_peel.attacks.row_attacks import ReportedCounts, ReportedSignals, TouchedRows, UpdateSign, line
 from fl_peel.attacks.scoring import (
     auc_of,
     best_count_threshold,
@@ -23,7 +23,7 @@ from fl_peel.attacks.scoring import (
     precision_recall_f1,
     squares,
 )
-from fl_peel.attacks.stage1 import Stage1Choice, Stage1Group, Stage1Rows, Stage1Vector
+from fl_peel.attacks.stage1_attacks import Stage1Choice, Stage1Group, Stage1Rows, Stage1Vector
 from fl_peel.attacks.views import DeviceView, StepView
 from fl_peel.errors import ScenarioError
 

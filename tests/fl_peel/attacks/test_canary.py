@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fl_peel.attacks.canary import canary_audit, empirical_epsilon, worst_canary
-from fl_peel.privacy.plan import make_plan, noise_devices_of
+from fl_peel.privacy.noise_plan import make_plan, noise_devices_of
 from fl_peel.privacy.sources import SeededNoise
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario

@@ -16,7 +16,7 @@ from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.header import HEADER_BYTES
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import quantize
-from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.blocks.stored import StoredEmbedding, _rows_agree, overhead_bytes, stored_user
 from fl_peel.errors import ArtifactError

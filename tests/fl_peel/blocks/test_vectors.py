@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from fl_peel.blocks.header import HEADER_BYTES
 from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.resizing import grow
 from fl_peel.blocks.settings import PRECISIONS
-from fl_peel.blocks.shrinking import grow
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.errors import ArtifactError
 from tests.helpers.examples import examples

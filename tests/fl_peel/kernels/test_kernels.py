@@ -10,7 +10,7 @@ from numba import njit
 
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import code_dtype, quantize
-from fl_peel.blocks.ranked import pack_ranking, rank_blocks
+from fl_peel.blocks.ranked_blocks import pack_ranking, rank_blocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.kernels.rows import add_fixed

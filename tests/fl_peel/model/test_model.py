@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 import fl_peel
 from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks, pack_blocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks, pack_blocks
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
 from fl_peel.model import model as module
-from fl_peel.model.catalogue import Catalogue
-from fl_peel.model.files import ABOUT
+from fl_peel.model.coded_blocks import changed_blocks
 from fl_peel.model.joining import KINDS, FittedJoining, MappedJoining
-from fl_peel.model.tables import changed_blocks
-from fl_peel.pretraining.by_sums import add_rows, embeddings, halves, nearest, unit_vectors
+from fl_peel.model.model_catalogue import Catalogue
+from fl_peel.model.model_files import ABOUT
+from fl_peel.pretraining.spectral_steps import add_rows, embeddings, halves, nearest, unit_vectors
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
 from tests.helpers.examples import examples
 from tests.helpers.models import LAYOUT, fitted, ids_of, mapped, saved

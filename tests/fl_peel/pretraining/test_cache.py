@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fl_peel.pretraining.cache import DIGEST, _digest, pretraining_key, read_tables, write_tables
+from fl_peel.pretraining.central_training import EpochFigures, PretrainedEmbeddings
 from fl_peel.pretraining.settings import PretrainingConfig
-from fl_peel.pretraining.train import EpochFigures, PretrainedEmbeddings
 from tests.helpers.blocks import rows_of
 
 COLLECTED = rows_of([0, 1], [2], [])

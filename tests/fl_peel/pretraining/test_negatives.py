@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fl_peel.errors import ScenarioError
+from fl_peel.pretraining.central_training import pretrain
 from fl_peel.pretraining.negatives import CandidateSampler, chances, systematic
 from fl_peel.pretraining.settings import PretrainingConfig
-from fl_peel.pretraining.train import pretrain
 from fl_peel.scenario.scenario import Scenario
 from strategies.rivals.training import BatchLoss
 from tests.fl_peel.pretraining.test_pretraining import SMALL, some_rows

@@ -7,13 +7,13 @@ import pytest
 import scipy.sparse as sp
 
 from fl_peel.data.interactions import UserItems
-from fl_peel.pretraining import by_sums
-from fl_peel.pretraining.by_sums import Units
+from fl_peel.pretraining import spectral_steps
 from fl_peel.pretraining.settings import SpectralConfig
 from fl_peel.pretraining.sketch import MOST_ROWS, RowSketch
+from fl_peel.pretraining.spectral_steps import Units
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
-from fl_peel.secure.stage1 import StepVector
-from tests.fl_peel.pretraining.test_by_sums import CONFIG, NUM_ITEMS, SHAPE, rows
+from fl_peel.secure.stage1_vector import StepVector
+from tests.fl_peel.pretraining.test_spectral_steps import CONFIG, NUM_ITEMS, SHAPE, rows
 
 __all__ = ["rows"]  # the fixture of 80 users of three tastes
 COUNTS = np.arange(100)[::-1].copy()
@@ -73,8 +73,10 @@ def test_a_device_counts_a_bucket_up_to_a_bound():
 def test_parts_add_up_to_the_whole_under_a_sketch(rows):
     table = np.random.default_rng(1).standard_normal((NUM_ITEMS, 7)).astype(np.float32)
     sketch = RowSketch.from_counts(rows.popularity(NUM_ITEMS), 0.3, 0, 1)
-    parts = [by_sums.pass_sums(table, rows.select(np.arange(part, 80, 3)), 0.3, 2.0**20, sketch) for part in range(3)]
-    whole = by_sums.pass_sums(table, rows, 0.3, 2.0**20, sketch)
+    parts = [
+        spectral_steps.pass_sums(table, rows.select(np.arange(part, 80, 3)), 0.3, 2.0**20, sketch) for part in range(3)
+    ]
+    whole = spectral_steps.pass_sums(table, rows, 0.3, 2.0**20, sketch)
     assert whole.shape == (15, 7)
     assert (sum(parts) == whole).all()
 
@@ -114,13 +116,15 @@ def test_no_device_can_say_what_does_not_fit_32_bits(devices, a, share):
         table[:size] = size**-0.5 * np.array([1, -1])
         mine = UserItems.from_pairs(np.zeros(size, np.int64), np.arange(size), 1)
         sketch = RowSketch(np.ones(200, np.int32), 10) if share else None
-        output = by_sums.pass_sums(table, mine, a, units.passes, sketch)
+        output = spectral_steps.pass_sums(table, mine, a, units.passes, sketch)
         vector.part((0, 2)).words({"columns": output.T})  # refuses what might overflow
     unit = np.zeros((1, 6), np.float32)
     unit[0, 0] = 1
-    moments = by_sums.group_moments(unit, UserItems.from_pairs(np.zeros(1, int), np.zeros(1, int), 1), 5, units.moments)
+    moments = spectral_steps.group_moments(
+        unit, UserItems.from_pairs(np.zeros(1, int), np.zeros(1, int), 1), 5, units.moments
+    )
     assert moments.second.max() * devices < 2**31
-    assert by_sums.group_sums(unit, unit, units.groups).sums.max() * devices < 2**31
+    assert spectral_steps.group_sums(unit, unit, units.groups).sums.max() * devices < 2**31
 
 
 def test_units_are_as_fine_as_the_devices_allow():
@@ -138,6 +142,6 @@ def test_coarse_units_change_tables_little(rows):
     units = Units.from_config(config, 80, NUM_ITEMS)
     coarse = run_stage1(PooledSums(rows, NUM_ITEMS, 0.3, units=units), config, **SHAPE)
     assert coarse.values == pytest.approx(exact.values, rel=1e-3)
-    vectors = by_sums.unit_vectors(by_sums.add_rows(exact.own, rows))
-    one, other = (by_sums.nearest(vectors, start.centroids) for start in (exact, coarse))
+    vectors = spectral_steps.unit_vectors(spectral_steps.add_rows(exact.own, rows))
+    one, other = (spectral_steps.nearest(vectors, start.centroids) for start in (exact, coarse))
     assert (one == other).mean() > 0.95

@@ -21,7 +21,7 @@ from fl_peel.privacy.accounting import (
     privacy_cost,
 )
 from fl_peel.privacy.mechanisms import CentralGaussian, LocalLaplace
-from fl_peel.privacy.plan import make_plan
+from fl_peel.privacy.noise_plan import make_plan
 from simulations.scenario_files import load_scenario
 
 DELTA = 1e-5
@@ -207,6 +207,6 @@ def test_what_no_accountant_can_count_is_infinite():
 
 def test_what_no_accountant_can_count_is_refused(monkeypatch):
     beyond = PrivacyCost(math.inf, DELTA, "none", None, None)
-    monkeypatch.setattr("fl_peel.privacy.plan.cost_of", lambda *asked: beyond)
+    monkeypatch.setattr("fl_peel.privacy.noise_plan.cost_of", lambda *asked: beyond)
     with pytest.raises(ScenarioError, match=r"noise_multiplier: 2 at privacy\.delta 1e-05 spends more than the acc"):
         plan_of("privacy.noise_multiplier=2")

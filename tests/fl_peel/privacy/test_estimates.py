@@ -9,6 +9,7 @@ import pytest
 
 from fl_peel.errors import ScenarioError
 from fl_peel.privacy.accounting import _quiet, analytic_gaussian_delta
+from fl_peel.privacy.device_noise import randomized_groups
 from fl_peel.privacy.mechanisms import (
     CentralGaussian,
     Gaussian,
@@ -17,7 +18,6 @@ from fl_peel.privacy.mechanisms import (
     find_mechanism,
     noise_share,
 )
-from fl_peel.privacy.noising import randomized_groups
 from fl_peel.privacy.shrinkage import posterior_rate, shrink_factor, shrunk
 from fl_peel.privacy.sources import SeededNoise
 from fl_peel.privacy.tilting import NoisedSignals, tilted

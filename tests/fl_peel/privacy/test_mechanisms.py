@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from fl_peel import plugins
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.bounded_sums import TrainedDevices, bounded_counts, bounded_sums
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy import mechanisms
 from fl_peel.privacy.contracts import MechanismContract
+from fl_peel.privacy.device_noise import randomized_groups, with_device_noise
 from fl_peel.privacy.mechanisms import (
     CentralGaussian,
     LocalGaussian,
@@ -27,7 +28,6 @@ from fl_peel.privacy.mechanisms import (
     fixed_point,
     noise_share,
 )
-from fl_peel.privacy.noising import randomized_groups, with_device_noise
 from fl_peel.privacy.settings import MECHANISMS
 from fl_peel.privacy.shrinkage import posterior_rate, shrink_factor, shrunk
 from fl_peel.privacy.sources import SeededNoise

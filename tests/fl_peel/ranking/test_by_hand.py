@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.ranking.paired import Effects, PairedSums
 from fl_peel.ranking.spread import NUM_BINS, Histogram

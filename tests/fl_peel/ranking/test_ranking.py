@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fl_peel import kernels
 from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks, rank_blocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks, rank_blocks
 from fl_peel.blocks.stored import overhead_bytes, stored_user
 from fl_peel.ranking import top
 from fl_peel.ranking.top import MetricSums, Tiles, evaluate, evaluate_under, recall_ndcg, top_rows, top_rows_under

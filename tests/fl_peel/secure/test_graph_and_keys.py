@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fl_peel.errors import SecureAggregationError
-from fl_peel.secure import device as protocol
+from fl_peel.secure import device_protocol as protocol
 from fl_peel.secure.graph import answers_needed, chance_of_exposure, chance_of_void, neighbour_graph, num_neighbours
 from fl_peel.secure.keys import (
     KEY_BYTES,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.errors import SecureAggregationError
-from fl_peel.secure import device as protocol
+from fl_peel.secure import device_protocol as protocol
 from fl_peel.secure.graph import (
     answers_needed,
     chance_of_exposure,

@@ -9,11 +9,11 @@ import pytest
 from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.pretraining.by_sums import Moments
+from fl_peel.pretraining.spectral_steps import Moments
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.masks import MaskWords
-from fl_peel.secure.plan import DeviceBytes, DropoutStage, needed_of, vanishing
-from fl_peel.secure.stage1 import StepVector, answer_of, moment_words, moments_of, words_of
+from fl_peel.secure.protocol_plan import DeviceBytes, DropoutStage, needed_of, vanishing
+from fl_peel.secure.stage1_vector import StepVector, answer_of, moment_words, moments_of, words_of
 from fl_peel.secure.vector import CHECK, Field, VectorLayout, sum_bits
 
 # ---------------------------------------------------------------- the vector of a round

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from clients.round import malice as poison
+from clients.round import poisoning as poison
 from fl_peel import kernels
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.data.population import Population
 from fl_peel.errors import ScenarioError
@@ -38,7 +38,7 @@ from simulations.engine import ray_engine as engine
 from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.fl_peel.training.test_twins import small_world
 from tests.helpers.examples import examples

@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks, pack_ranking
+from fl_peel.blocks.ranked_blocks import RankedBlocks, pack_ranking
 from fl_peel.data.population import Population
 from fl_peel.errors import DataError, EngineError, ScenarioError
 from fl_peel.kernels import FIXED_POINT
@@ -18,14 +18,14 @@ from fl_peel.training import reference
 from fl_peel.training.group import train_group
 from fl_peel.training.work import LocalWork
 from simulations.bench import bench as benchmarks
+from simulations.bench import bench_context as bench_world
 from simulations.bench import stock_flower
-from simulations.bench import world as bench_world
 from simulations.bench.bench import bench
 from simulations.bench.plan import BenchPlan, bench_scenario
 from simulations.bench.rivals import pfl_rate
 from simulations.scenario_files import load_scenario
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from tests.helpers.loopback import LoopbackGrid
 
 NUM_ITEMS, DIM = 320, 8

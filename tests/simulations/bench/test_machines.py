@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from fl_peel.code_paths import NEEDED, processor_flags
+from fl_peel.cpu_dispatch import NEEDED, processor_flags
 from fl_peel.errors import EngineError, ScenarioError
 from simulations.bench import machines
 from simulations.bench.machines import MACHINES, compared, differences

@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 from fl_peel.errors import ArtifactError, DataError, ReportError
 from simulations.cli.main import app
-from simulations.demo import page as pages
-from simulations.demo.of_run import demo_of_run, largest_artefacts
-from simulations.demo.page import DemoDevice, DemoItems, DemoPoint, demo_page, script
+from simulations.demo import demo_page as pages
+from simulations.demo.demo_page import DemoDevice, DemoItems, DemoPoint, demo_page, script
+from simulations.demo.run_demo import demo_of_run, largest_artefacts
 from simulations.runner import save
 from simulations.scenario_files import load_scenario
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.vectors import make

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from simulations.deployment.local import node_configs, run_deployed
-from simulations.report.files_of_run import read_report
+from simulations.report.run_files import read_report
 from simulations.scenario_files import load_scenario
-from tests.clients.node.test_own import BOUNDS, NOTHING, held, take_apart
+from tests.clients.node.test_own_data import BOUNDS, NOTHING, held, take_apart
 from tests.helpers.runs import figures, served
 
 PROGRAMS = ("flower-superlink", "flower-supernode", "flower-superexec", "flwr", "flwr-serverapp", "flwr-clientapp")

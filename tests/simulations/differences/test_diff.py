@@ -11,9 +11,9 @@ from scipy import stats
 from fl_peel.errors import ReportError
 from fl_peel.ranking.bootstrap import Replicates, holm, interval
 from simulations.differences.diff import diff, in_json
-from simulations.differences.page import diff_page, diff_views, missing_note
-from simulations.differences.runs import SeedRuns
-from simulations.report.files_of_run import write_report
+from simulations.differences.differences_page import diff_page, diff_views, missing_note
+from simulations.differences.seed_runs import SeedRuns
+from simulations.report.run_files import write_report
 from simulations.report.templates.script import SCRIPT
 from strategies.figures.per_device import PerDevice
 from tests.simulations.report.test_report import run_result

@@ -8,9 +8,9 @@ import pytest
 
 from fl_peel import wire
 from simulations.listing import LIST
-from simulations.report.files_of_run import read_report
+from simulations.report.run_files import read_report
 from strategies.figures.per_device import PerDevice
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.simulations.conftest import QUICK

@@ -18,9 +18,9 @@ from simulations.engine import engine as engines
 from simulations.engine.embedded_engine import start_workers
 from simulations.engine.engine import backend_of, simulated, starting
 from simulations.engine.memory import PeakMemory
-from simulations.engine.workers import ForkServer
+from simulations.engine.worker_pool import ForkServer
 from simulations.scenario_files import load_scenario
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from tests.helpers.root import ROOT
 from tests.simulations.engine.clients import CLIENT, asking, carrying
 from tests.simulations.test_run import figures, served

@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from fl_peel import plugins
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import DataError, FlPeelError, ReportError, ScenarioError
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import check_devices, check_out, check_run, checked

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from simulations.report.files_of_run import report_contents
+from simulations.report.run_files import report_contents
 from simulations.studies.compare.report import write_compare
 from tests.helpers.browser import needs_chromium
 from tests.simulations.report.test_report import Page, compare_result, run_result

@@ -12,8 +12,7 @@ import pytest
 from fl_peel.errors import ScenarioError
 from simulations import run
 from simulations.fleet.summary import fleet_summary
-from simulations.report.files_of_run import read_report, summary_tables, write_report
-from simulations.report.plots.heterogeneity import (
+from simulations.report.plots.heterogeneity_plots import (
     dot_limits,
     fairness_by_class,
     fleet_budgets,
@@ -21,11 +20,12 @@ from simulations.report.plots.heterogeneity import (
     recall_after_falls,
 )
 from simulations.report.plots.style import styled
-from simulations.report.tables.heterogeneity import elasticity_tables, fairness_tables, fleet_table, time_table
+from simulations.report.run_files import read_report, summary_tables, write_report
+from simulations.report.tables.heterogeneity_tables import elasticity_tables, fairness_tables, fleet_table, time_table
 from simulations.runner import finished
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import FullTableResult, RunResult
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 

@@ -22,13 +22,13 @@ from rich.console import Console
 
 from fl_peel.privacy.report import PrivacyReport
 from simulations.listing import LIST
-from simulations.report.files import write_files
-from simulations.report.files_of_run import ReportError, read_report, summary_tables, write_report
-from simulations.report.plots.run import report_figures
+from simulations.report.plots.run_plots import report_figures
 from simulations.report.plots.style import Plot, spread
-from simulations.report.tables.view import format_bytes, format_share, nested_views
+from simulations.report.result_files import write_files
+from simulations.report.run_files import ReportError, read_report, summary_tables, write_report
+from simulations.report.tables.table_view import format_bytes, format_share, nested_views
 from simulations.report.theme import themed
-from simulations.studies.compare.plot import compare_alt
+from simulations.studies.compare.compare_plot import compare_alt
 from simulations.studies.compare.report import compare_plot, compare_table, plotted_rows, read_compare, write_compare
 from simulations.studies.compare.tables import ceilings_view, compare_details_view, compare_view, verdict_view
 from strategies.figures.schema import FullTableResult, RunResult, TableQuality, UserGroupRow, from_json
@@ -572,7 +572,7 @@ def test_a_failure_between_moves_leaves_the_old_files(tmp_path, monkeypatch, fai
             raise OSError(28, "No space left on device")
         real(source, target)
 
-    monkeypatch.setattr("simulations.report.files.os.replace", replace)
+    monkeypatch.setattr("simulations.report.result_files.os.replace", replace)
     with pytest.raises(ReportError, match="No space left"):
         write_files(tmp_path, {"a": b"new", "b": b"new", "c": b"new"})
     assert len(calls) == fails_at
@@ -590,7 +590,7 @@ def test_a_process_killed_between_moves_leaves_no_new_file_beside_an_old_one(tmp
         seen.append({file.read_bytes() for file in tmp_path.iterdir() if file.is_file()})
         real(source, target)
 
-    monkeypatch.setattr("simulations.report.files.os.replace", replace)
+    monkeypatch.setattr("simulations.report.result_files.os.replace", replace)
     write_files(tmp_path, {"a": b"new", "b": b"new", "c": b"new"})
     seen.append({file.read_bytes() for file in tmp_path.iterdir() if file.is_file()})
     assert len(seen) == 7
@@ -598,7 +598,9 @@ def test_a_process_killed_between_moves_leaves_no_new_file_beside_an_old_one(tmp
 
 
 def test_a_new_folder_comes_with_one_rename(tmp_path, monkeypatch):
-    monkeypatch.setattr("simulations.report.files.os.replace", lambda *_: pytest.fail("a file was moved by itself"))
+    monkeypatch.setattr(
+        "simulations.report.result_files.os.replace", lambda *_: pytest.fail("a file was moved by itself")
+    )
     write_files(tmp_path / "deep" / "out", {"a": b"1"})
     assert snapshot(tmp_path / "deep" / "out") == {"a": b"1"}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]

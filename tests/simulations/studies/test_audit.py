@@ -23,12 +23,12 @@ from simulations.scenario_files import load_scenario
 from simulations.studies.audit import audit as module
 from simulations.studies.audit.attacks import attacked, control
 from simulations.studies.audit.audit import AuditSettings, _require_replay, attacks_on, audit, audited, compared
+from simulations.studies.audit.audit_rows import AuditRow, added_rows, audit_rows, chosen_rows
 from simulations.studies.audit.observer import Observer, TapGrid, figures_of
 from simulations.studies.audit.report import audit_view, write_audit
-from simulations.studies.audit.rows import AuditRow, added_rows, audit_rows, chosen_rows
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from tests.helpers import without_ray
 from tests.helpers.loopback import LoopbackGrid
 from tests.strategies.run.test_stage1 import AT_HOME, SPECTRAL, changed

@@ -20,9 +20,9 @@ from simulations.studies.ablate.report import ablate_view, ratios_view
 from simulations.studies.checkpoints import Checkpoints, decisive, decisive_of_tables
 from simulations.studies.compare import central
 from simulations.studies.compare import compare as comparison
+from simulations.studies.compare.compare_rows import aggregated, summary
 from simulations.studies.compare.paired import peel_over_view, with_intervals
 from simulations.studies.compare.report import read_compare
-from simulations.studies.compare.rows import aggregated, summary
 from simulations.studies.study import open_study
 from strategies.evaluation.trials import Trial
 from strategies.rivals import base as rivals
@@ -33,8 +33,8 @@ from strategies.rivals.quality import device_quality, quality
 from strategies.rivals.replicates import in_json, replicates
 from strategies.rivals.rule import Rule, SearchSettings
 from strategies.rivals.server import CachedList, Ease, FullTable
-from strategies.rivals.tables import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd
-from strategies.run import collected as preparing
+from strategies.rivals.table_rivals import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd
+from strategies.run import central_stage1 as preparing
 from tests.helpers.loopback import LoopbackGrid
 
 FULL_BYTES = 4 * 59 * 8

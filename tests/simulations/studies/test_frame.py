@@ -12,13 +12,13 @@ from simulations.studies.ablate import ablate as ablation
 from simulations.studies.ablate.report import population_plot
 from simulations.studies.audit import audit as auditing
 from simulations.studies.audit.audit import AuditSettings, audited
+from simulations.studies.audit.audit_rows import AuditRow, added_rows, audit_rows, chosen_rows
 from simulations.studies.audit.report import audit_view, write_audit
-from simulations.studies.audit.rows import AuditRow, added_rows, audit_rows, chosen_rows
 from simulations.studies.compare import compare as comparison
 from simulations.studies.frame import Frame
 from simulations.studies.study import open_study
 from strategies.evaluation.trials import Trial
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from tests.conftest import plant
 from tests.helpers.loopback import LoopbackGrid
 

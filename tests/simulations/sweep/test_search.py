@@ -9,10 +9,10 @@ import pytest
 
 from fl_peel.errors import EngineError, ScenarioError
 from simulations import runner
-from simulations.sweep.page import sweep_page, sweep_plot
 from simulations.sweep.search import search
 from simulations.sweep.space import ListedValues, Range, space_of
 from simulations.sweep.sweep import sweep
+from simulations.sweep.sweep_page import sweep_page, sweep_plot
 from tests.simulations.conftest import QUICK
 
 LOOKED_FOR = ["refinement.local.learning_rate=0.001..1(log)", "refinement.local.batch_size=2..8"]

@@ -12,10 +12,10 @@ from fl_peel.errors import EngineError
 from simulations import runner
 from simulations.differences.diff import diff
 from simulations.listing import LIST
-from simulations.report.files_of_run import read_report
+from simulations.report.run_files import read_report
 from simulations.scenario_files import load_scenario
-from simulations.sweep.page import sweep_page, sweep_plot
 from simulations.sweep.sweep import sweep
+from simulations.sweep.sweep_page import sweep_page, sweep_plot
 from strategies.figures.schema import to_json
 from tests.simulations.conftest import QUICK
 

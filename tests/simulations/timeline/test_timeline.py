@@ -16,17 +16,17 @@ from fl_peel.callbacks import Callback
 from fl_peel.errors import ReportError, ScenarioError
 from simulations import flower
 from simulations.listing import LIST
+from simulations.resumable import NAME
 from simulations.scenario_files import load_scenario, shipped_scenarios
-from simulations.timeline import run as runs
+from simulations.timeline import run_timeline as runs
 from simulations.timeline.report import timeline_tables
-from simulations.timeline.seeds import run_timeline_seeds
-from simulations.timeline.words import LABELS
-from simulations.unfinished import NAME
-from strategies.run.place import RunPaths
+from simulations.timeline.timeline_labels import LABELS
+from simulations.timeline.timeline_seeds import run_timeline_seeds
+from strategies.run.run_paths import RunPaths
 from tests.helpers import without_ray
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
-from tests.strategies.run.test_kept import timeless
+from tests.strategies.run.test_checkpoints import timeless
 
 
 def written(folder):

@@ -11,7 +11,7 @@ from fl_peel import Callback, Event
 from fl_peel.errors import EngineError, MissingExtraError, ReportError, ScenarioError
 from fl_peel.events import figures_under, plain_name
 from simulations import runner
-from simulations.report.files_of_run import read_report
+from simulations.report.run_files import read_report
 from simulations.trackers.registry import TRACKERS, trackers
 from strategies.figures.schema import to_json
 from tests.helpers.root import ROOT

@@ -12,8 +12,8 @@ import fl_peel
 from fl_peel.errors import MissingExtraError, ReportError
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.folders import default_cache_dir
-from simulations.report.files_of_run import read_report
-from simulations.workbench.frames import round_frame
+from simulations.report.run_files import read_report
+from simulations.workbench.data_frames import round_frame
 from strategies.figures.schema import to_json
 from tests.simulations.conftest import QUICK
 

@@ -11,7 +11,7 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import SUM_SCALE
-from fl_peel.weighting.statistics import BlockStatistics
+from fl_peel.weighting.block_statistics import BlockStatistics
 from simulations.scenario_files import load_scenario
 from strategies.evaluation.evaluator import (
     BudgetRequest,
@@ -26,9 +26,9 @@ from strategies.figures.intervals import MeasuredQuality
 from strategies.figures.schema import Gain, Ratio
 from strategies.groups.state import UserGroupState
 from strategies.nodes.nodes import Nodes
-from strategies.run.collected import prepare_collected
-from strategies.run.place import RunPaths, StageTimes
+from strategies.run.central_stage1 import prepare_collected
 from strategies.run.refinement import Refiner
+from strategies.run.run_paths import RunPaths, StageTimes
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
 

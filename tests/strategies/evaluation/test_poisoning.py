@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.round.bucketed import buckets_of
-from clients.round.malice import Adversary, malicious, pretended, target_items, train_poisoned
+from clients.round.poisoning import Adversary, malicious, pretended, target_items, train_poisoned
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.protection import Poisoning
 from fl_peel.scenario.refinement import Robust
@@ -20,7 +20,7 @@ from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
 from strategies.groups.aggregation import BlockSums, mean_update
 from strategies.rounds.bucketed import krum_choice, robust_update, trimmed
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.blocks import rows_of
 from tests.helpers.loopback import LoopbackGrid

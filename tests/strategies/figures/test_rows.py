@@ -10,7 +10,9 @@ from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces, Ow
 from fl_peel.ranking.paired import PairedSums
 from fl_peel.ranking.top import SUM_SCALE, MetricSums
 from fl_peel.wire import DeviceFigures
-from strategies.figures.figures import (
+from strategies.figures.intervals import MeasuredQuality
+from strategies.figures.per_device import digest
+from strategies.figures.run_figures import (
     BudgetReplies,
     EvaluationReplies,
     FullTableReplies,
@@ -23,8 +25,6 @@ from strategies.figures.figures import (
     round_rows,
     user_group_rows,
 )
-from strategies.figures.intervals import MeasuredQuality
-from strategies.figures.per_device import digest
 from strategies.figures.schema import Quality
 from strategies.nodes.members import Members
 from strategies.rounds.record import RoundRecord

@@ -10,7 +10,7 @@ from fl_peel.events import Event
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import SUM_SCALE, MetricSums
 from strategies.evaluation.evaluator import BudgetRequest, EvaluationParts
-from strategies.figures.figures import (
+from strategies.figures.run_figures import (
     BudgetReplies,
     EvaluationReplies,
     FullTableReplies,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RowOrder, rank_blocks
+from fl_peel.blocks.ranked_blocks import RowOrder, rank_blocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.scenario import Scenario
@@ -14,7 +14,7 @@ from fl_peel.training.group import train_group
 from fl_peel.training.settings import LocalTraining
 from fl_peel.training.update import GroupUpdate, holders_of
 from fl_peel.training.work import LocalWork
-from fl_peel.weighting.statistics import BlockStatistics
+from fl_peel.weighting.block_statistics import BlockStatistics
 from strategies.groups.aggregation import BlockSums, apply_mean, mean_update
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.state import UserGroupState, block_energy

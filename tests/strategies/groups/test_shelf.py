@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RowOrder
-from fl_peel.mapped import drop_pages_now, lies_in_file
-from fl_peel.weighting.statistics import BlockStatistics
+from fl_peel.blocks.ranked_blocks import RowOrder
+from fl_peel.mmap_arrays import drop_pages_now, lies_in_file
+from fl_peel.weighting.block_statistics import BlockStatistics
 from strategies.groups import shelf as shelves
 from strategies.groups.aggregation import BlockSums
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.shelf import Shelf, put_once, shelf_for
 from strategies.groups.state import UserGroupState, copied_states
 from tests.strategies.groups.test_aggregation import group_state
-from tests.strategies.groups.test_tables import resident_bytes
+from tests.strategies.groups.test_group_tables import resident_bytes
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from fl_peel.blocks.compression import DenseTable, stored_bytes
 from fl_peel.data.interactions import Splits, UserItems, split
 from fl_peel.data.synthetic import planted_interactions
+from fl_peel.pretraining.central_training import pretrain
 from fl_peel.pretraining.settings import PretrainingConfig
-from fl_peel.pretraining.train import pretrain
 from strategies.rivals.federated.base import (
     UNITS,
     Federated,

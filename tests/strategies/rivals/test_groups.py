@@ -12,7 +12,7 @@ from strategies.rivals.groups import PerGroup, group_material, sample_of_groups
 from strategies.rivals.quality import lists_of, quality, top_lists
 from strategies.rivals.quantized import ProductQuantization
 from strategies.rivals.server import FullTable
-from strategies.rivals.tables import MagnitudePruning, TruncatedSvd
+from strategies.rivals.table_rivals import MagnitudePruning, TruncatedSvd
 from tests.strategies.rivals.test_rivals import requests
 
 

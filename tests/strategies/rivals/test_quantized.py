@@ -12,7 +12,7 @@ from strategies.rivals.compete import compete
 from strategies.rivals.hashing import HashedTable, Hashing, composed, most_remainders
 from strategies.rivals.quality import quality
 from strategies.rivals.quantized import ProductQuantization, QuantizedTable, best_items, most_rows
-from strategies.rivals.tables import narrowed
+from strategies.rivals.table_rivals import narrowed
 from tests.strategies.rivals.files import read_head
 from tests.strategies.rivals.test_rivals import random_table, requests
 

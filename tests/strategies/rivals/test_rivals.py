@@ -27,7 +27,7 @@ from fl_peel.data.interactions import collected, split
 from fl_peel.data.synthetic import planted_interactions
 from fl_peel.grouping.clusters import user_groups
 from fl_peel.kernels.pooled import pooled_epoch
-from fl_peel.pretraining.train import pretrain
+from fl_peel.pretraining.central_training import pretrain
 from fl_peel.training.settings import LocalTraining
 from strategies.rivals import pep as pep_module
 from strategies.rivals.base import (
@@ -44,7 +44,7 @@ from strategies.rivals.compete import NOTHING_FITS, compete
 from strategies.rivals.pep import Pep, entries_about
 from strategies.rivals.quality import quality
 from strategies.rivals.rule import Rule, SearchSettings, evolve, fitted
-from strategies.rivals.tables import (
+from strategies.rivals.table_rivals import (
     FixedTiers,
     MagnitudePruning,
     SmallerDimension,

@@ -7,9 +7,9 @@ from flwr.app import Error, Message
 from strategies.nodes.nodes import Nodes
 from strategies.rounds import strategy as module
 from strategies.rounds.open import OpenServerContents
-from strategies.run.collected import prepare_collected
-from strategies.run.place import RunPaths, StageTimes
+from strategies.run.central_stage1 import prepare_collected
 from strategies.run.refinement import Refiner
+from strategies.run.run_paths import RunPaths, StageTimes
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
 from tests.strategies.run.test_stage1 import changed

@@ -13,7 +13,7 @@ from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.release import update_bits
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.masks import MaskWords
-from fl_peel.secure.plan import DropoutStage, vanishing
+from fl_peel.secure.protocol_plan import DropoutStage, vanishing
 from fl_peel.secure.unmask import added
 from fl_peel.secure.vector import Field, VectorLayout
 from simulations.scenario_files import load_scenario
@@ -358,7 +358,7 @@ def test_with_a_key_in_the_environment_nothing_lies_open(tmp_path, monkeypatch):
 
 
 def test_the_report_shows_it_in_words_and_numbers(tiny_scenario, tmp_path):
-    from simulations.report.files_of_run import metric_rows
+    from simulations.report.run_files import metric_rows
     from simulations.report.tables.secure import secure_rows
 
     result, _ = served(secure(tiny_scenario, dropout_share=0.15), tmp_path / "run")

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fl_peel.blocks.ranked import RowOrder
-from fl_peel.privacy.plan import make_plan
+from fl_peel.blocks.ranked_blocks import RowOrder
+from fl_peel.privacy.noise_plan import make_plan
 from simulations.scenario_files import load_scenario
 from strategies.rounds import noised
 from strategies.rounds.noised import GroupRelease, NoisedServerContents, PrivateRounds, take_release, take_signals

@@ -8,14 +8,14 @@ import pytest
 from fl_peel import wire
 from fl_peel.attacks.decoder import PassView, reconstruct
 from fl_peel.data.interactions import UserItems
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import DataError
 from fl_peel.exchange.contributors import opened_rows, packed_rows, unpacked_rows
-from fl_peel.pretraining.bounded import OpenContribution
-from fl_peel.pretraining.by_sums import halves
+from fl_peel.pretraining.contribution import OpenContribution
 from fl_peel.pretraining.costs import StepShape, cost_of
+from fl_peel.pretraining.spectral_steps import halves
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
-from fl_peel.secure.stage1 import StepVector
+from fl_peel.secure.stage1_vector import StepVector
 from tests.strategies.run.test_masked_stage1 import CHEAP, same, secure
 from tests.strategies.run.test_masked_stage1 import prepared as prepared_masked
 from tests.strategies.run.test_stage1 import AT_HOME, SPECTRAL, changed, prepared

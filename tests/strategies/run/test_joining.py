@@ -6,17 +6,17 @@ import logging
 import numpy as np
 import pytest
 
-from fl_peel import mapped, wire
+from fl_peel import mmap_arrays, wire
 from fl_peel.data import interactions
 from fl_peel.errors import FlPeelError
 from simulations.scenario_files import load_scenario
 from strategies.nodes.members import Members
 from strategies.run import joining
 from strategies.run.joining import warn_of_small_groups
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid, let_through
-from tests.strategies.run.test_kept import figures
+from tests.strategies.run.test_checkpoints import figures
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_devices_that_join_a_few_at_a_time_are_those_that_join_at_once(collected
     whole = serve(LoopbackGrid(3), scenario, RunPaths("", str(tmp_path / "whole")))
     monkeypatch.setattr(joining, "AT_ONCE", 5)
     monkeypatch.setattr(interactions, "SELECTED", 3)
-    monkeypatch.setattr(mapped, "MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(mmap_arrays, "MOST_IN_MEMORY", 0)
     grid = LoopbackGrid(3)
     parts = serve(grid, scenario, RunPaths("", str(tmp_path / "parts")))
     assert figures(parts) == figures(whole)

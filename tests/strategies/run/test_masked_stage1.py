@@ -9,18 +9,18 @@ from flwr.app import Error, Message
 
 from clients.node.cohort import Cohort
 from fl_peel import wire
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import SecureAggregationError
-from fl_peel.pretraining.by_sums import Units
 from fl_peel.pretraining.costs import AnswerCost, StepShape, cost_of, hidden
+from fl_peel.pretraining.spectral_steps import Units
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.plan import DeviceBytes, DropoutStage, vanishing
-from fl_peel.secure.stage1 import StepVector
+from fl_peel.secure.protocol_plan import DeviceBytes, DropoutStage, vanishing
+from fl_peel.secure.stage1_vector import StepVector
 from strategies.nodes.nodes import Nodes, failure
-from strategies.run.place import RunPaths, StageTimes
-from strategies.run.prepare import privacy_plan
-from strategies.run.preparing import prepare
+from strategies.run.prepare import prepare
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1_outcome import privacy_plan
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.helpers.root import ROOT
 from tests.helpers.runs import figures, served

@@ -9,13 +9,13 @@ import safetensors.numpy
 import fl_peel
 from fl_peel.blocks.layout import budget_bytes
 from fl_peel.blocks.stored import StoredEmbedding
-from fl_peel.disks import device_splits, item_ids
+from fl_peel.device_storage import device_splits, item_ids
 from fl_peel.errors import DataError
 from fl_peel.model import model as module
-from fl_peel.model.files import ABOUT
+from fl_peel.model.model_files import ABOUT
 from simulations.scenario_files import load_scenario
 from strategies.figures.per_device import FILE, PerDevice
-from strategies.run.place import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.helpers.models import NOTHING_COLLECTED, ran

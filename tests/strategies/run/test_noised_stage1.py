@@ -9,14 +9,14 @@ import pytest
 from fl_peel import wire
 from fl_peel.attacks.canary import empirical_epsilon
 from fl_peel.data.interactions import UserItems
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import ScenarioError
-from fl_peel.pretraining.by_sums import PASS_SCALE, UNIT_SCALE, Units
+from fl_peel.pretraining.spectral_steps import PASS_SCALE, UNIT_SCALE, Units
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
 from fl_peel.privacy.accounting import analytic_gaussian_delta
-from fl_peel.privacy.plan import make_plan, noise_devices_of
+from fl_peel.privacy.noise_plan import make_plan, noise_devices_of
 from fl_peel.privacy.report import report_of
-from fl_peel.privacy.stage1 import Stage1Noise, Stage1Scales, make_contribution
+from fl_peel.privacy.stage1_noise import Stage1Noise, Stage1Scales, make_contribution
 from fl_peel.scenario.scenario import Scenario
 from strategies.run.noised_stage1 import NoisedSums
 from tests.helpers.runs import figures, served

@@ -7,10 +7,10 @@ from simulations.scenario_files import load_scenario
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.noised import NoisedServerContents
 from strategies.rounds.open import OpenServerContents
-from strategies.run.collected import prepare_collected
-from strategies.run.place import RunPaths, StageTimes
-from strategies.run.prepare import privacy_plan
+from strategies.run.central_stage1 import prepare_collected
 from strategies.run.refinement import Refiner
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1_outcome import privacy_plan
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT

@@ -8,17 +8,17 @@ import pytest
 
 from clients.node.cohort import open_cohort
 from fl_peel import wire
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import DataError, EngineError
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.nodes import Nodes
-from strategies.run.by_sums import FederatedStage1Outcome
+from strategies.run.federated_stage1 import FederatedStage1Outcome
 from strategies.run.joining import join
-from strategies.run.place import RunPaths, StageTimes
-from strategies.run.prepare import privacy_plan
-from strategies.run.preparing import prepare
+from strategies.run.prepare import prepare
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1_outcome import privacy_plan
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
 from tests.helpers.runs import figures, served
