@@ -83,35 +83,35 @@ class Collected:
 
 def _limit_memory() -> None:
     """Of this process; where the system does not tell what it has, there is no limit."""
-    told = Path("/proc/self/statm")
-    if told.exists():
-        limit = int(told.read_text().split()[0]) * resource.getpagesize() + MEMORY_BYTES
+    memory = Path("/proc/self/statm")
+    if memory.exists():
+        limit = int(memory.read_text().split()[0]) * resource.getpagesize() + MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def make_faster() -> None:
     """Have mutmut collect tests once, and keep the times of what it copies."""
     start, stop, run = ForkRunner.startup, ForkRunner.shutdown, PytestRunner.run_tests
-    found: list[Collected] = []
+    collected: list[Collected] = []
 
     def startup(self: ForkRunner) -> None:
         given = configuration.config()
         arguments = [*given.pytest_add_cli_args, *given.pytest_add_cli_args_test_selection]
-        found.append(Collected(arguments, Path(tempfile.mkdtemp())))
-        unknown = sorted(state().duration_by_test.keys() - found[-1].items.keys())
+        collected.append(Collected(arguments, Path(tempfile.mkdtemp())))
+        unknown = sorted(state().duration_by_test.keys() - collected[-1].items.keys())
         if unknown:
             raise RuntimeError(f"{unknown[0]}: has another name where tests are collected anew; give it plain ids")
         start(self)
 
     def shutdown(self: ForkRunner) -> None:
         stop(self)
-        shutil.rmtree(found[-1].scratch, ignore_errors=True)
+        shutil.rmtree(collected[-1].scratch, ignore_errors=True)
 
     def run_tests(self: PytestRunner, *, mutant_name: str | None, tests: Iterable[str]) -> int:
-        if not found:
+        if not collected:
             return run(self, mutant_name=mutant_name, tests=tests)
         try:
-            return found[0].run(tests)
+            return collected[0].run(tests)
         except BaseException:  # to be counted neither as killed nor as survived; and no fork tidies up for all
             os._exit(SUSPICIOUS)
 

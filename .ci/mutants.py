@@ -76,11 +76,11 @@ class Group:
 GROUPS = {
     "splits": Group(("fl_peel/data/interactions.py",), ("tests/fl_peel/data/test_interactions.py",)),
     "budgets": Group(
-        tuple(f"fl_peel/blocks/{name}.py" for name in ("layout", "ranked", "stored", "elastic", "precision")),
+        tuple(f"fl_peel/blocks/{name}.py" for name in ("layout", "ranked_blocks", "stored", "elastic", "precision")),
         (
             *(
                 f"tests/fl_peel/blocks/test_{name}.py"
-                for name in ("blocks", "kept", "packed", "precision", "selection", "stored")
+                for name in ("blocks", "kept_blocks", "packed", "precision", "selection", "stored")
             ),
             "tests/fl_peel/ranking/test_ranking.py",
         ),
@@ -102,23 +102,26 @@ GROUPS = {
         ("calibration_meets", "parts_together", "costs_less", "any_cohort_size", "no_device_is_above"),
     ),
     "privacy": Group(
-        tuple(f"fl_peel/privacy/{name}.py" for name in ("noising", "plan", "report", "shrinkage", "stage1", "tilting")),
+        tuple(
+            f"fl_peel/privacy/{name}.py"
+            for name in ("device_noise", "noise_plan", "report", "shrinkage", "stage1_noise", "tilting")
+        ),
         ("tests/fl_peel/privacy", "tests/fl_peel/exchange/test_release.py"),
     ),
     "secure": Group(("fl_peel/secure/*",), ("tests/fl_peel/secure", "tests/fl_peel/exchange/test_release.py")),
     "evaluation": Group(
-        ("clients/serving/*", "strategies/evaluation/evaluator.py", "strategies/figures/figures.py"),
+        ("clients/serving/*", "strategies/evaluation/evaluator.py", "strategies/figures/run_figures.py"),
         (
             *("tests/clients/serving", "tests/strategies/figures", "tests/clients/node/test_cohort.py"),
             *("tests/strategies/evaluation/test_evaluator.py", "tests/strategies/evaluation/test_heterogeneity.py"),
-            "tests/strategies/rounds/test_keeping.py",
+            "tests/strategies/rounds/test_acceptance.py",
         ),
     ),
     "model": Group(
         ("fl_peel/model/*",),
         tuple(
             f"tests/fl_peel/model/test_{name}.py"
-            for name in ("catalogue", "delta", "device", "files", "joining", "model")
+            for name in ("model_catalogue", "delta", "device", "model_files", "joining", "model")
         ),
     ),
 }
@@ -283,13 +286,13 @@ def _forget_half_made(folder: Path) -> None:
 
 
 def _data(name: str) -> list[SourceFileMutationData]:
-    found = []
+    mutated = []
     folder = WORK / name / "mutants"
     for meta in sorted(folder.rglob("*.meta")):
         data = SourceFileMutationData(path=meta.relative_to(folder).with_suffix(""))
         data.load()
-        found.append(data)
-    return found
+        mutated.append(data)
+    return mutated
 
 
 def found_mutant(module: str, mutant: str, diff: str) -> Mutant:
@@ -362,7 +365,7 @@ def main() -> int:
     print(table(counts))
     if given.counts:
         known = counted(COUNTS.read_text(encoding="utf-8"))
-        kept = {module: found for module, found in known.items() if _path(module).exists()}
+        kept = {module: row for module, row in known.items() if _path(module).exists()}
         COUNTS.write_text(table(kept | counts) + "\n", encoding="utf-8")
     survived = [one for one, status in alive.items() if status not in NOTICED]
     news, gone = unexplained(survived, listed), sorted(mine.keys() - alive.keys())

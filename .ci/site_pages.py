@@ -29,14 +29,14 @@ def on_config(config: Any) -> Any:
 
 def _existing(nav: list[Any], docs: Path) -> list[Any]:
     """The nav without optional pages that are missing."""
-    found: list[Any] = []
+    entries: list[Any] = []
     for entry in nav:
         ((title, target),) = entry.items()
         if isinstance(target, list):
-            found.append({title: _existing(target, docs)})
+            entries.append({title: _existing(target, docs)})
         elif target not in OPTIONAL or (docs / target).is_file():
-            found.append(entry)
-    return found
+            entries.append(entry)
+    return entries
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -57,15 +57,15 @@ def relinked(markdown: str, place: str) -> str:
     """A page's text with links that stay within the site. What is not there at all is left for MkDocs to find."""
     of_root = place in FROM_ROOT
 
-    def link(found: re.Match[str]) -> str:
-        text, target = found.groups()
+    def link(match: re.Match[str]) -> str:
+        text, target = match.groups()
         path = target.partition("#")[0]
         if "://" in target or not path:
-            return found[0]
+            return match[0]
         whole = _joined(place, path)
         if whole.startswith("../") or (of_root and (ROOT / whole).exists()):
             return text if "`" in text else f"`{text}`"
-        return found[0]
+        return match[0]
 
     return _LINK.sub(link, markdown)
 

@@ -48,14 +48,14 @@ def squeezed(text: str) -> str:
 
 def read_listed(text: str) -> dict[Mutant, str]:
     """Reason of every listed mutant."""
-    found: dict[Mutant, str] = {}
+    reasons: dict[Mutant, str] = {}
     for entry in yaml.safe_load(text) or ():
         for one in entry["mutants"]:
             module, function = one["at"].split(":")
             mutant = Mutant(module, function, one["was"], one["now"])
-            assert mutant not in found, f"listed twice: {mutant}"
-            found[mutant] = squeezed(entry["why"])
-    return found
+            assert mutant not in reasons, f"listed twice: {mutant}"
+            reasons[mutant] = squeezed(entry["why"])
+    return reasons
 
 
 def function_source(module: str, function: str, root: Path = ROOT) -> str | None:

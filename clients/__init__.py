@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fl_peel.lazy import imported_when_asked
+from fl_peel.lazy_imports import imported_when_asked
 
 if TYPE_CHECKING:
-    from clients.fleet.budgets import FleetBudgets
     from clients.fleet.contracts import BudgetContract, ProfileContract
     from clients.fleet.fleet import Fleet, fleet_from_mapping, load_fleet
+    from clients.fleet.fleet_budgets import FleetBudgets
     from clients.fleet.profile import DeviceProfile, Memory
     from clients.keys.specs import PositiveFloat, ShareFloat
     from clients.processes.base import BudgetProcess
@@ -46,7 +46,7 @@ __getattr__ = imported_when_asked(
         "DeviceContentsContract": "clients.round.contracts",
         "DeviceProfile": "clients.fleet.profile",
         "Fleet": "clients.fleet.fleet",
-        "FleetBudgets": "clients.fleet.budgets",
+        "FleetBudgets": "clients.fleet.fleet_budgets",
         "Memory": "clients.fleet.profile",
         "OpenDeviceContents": "clients.round.open",
         "PositiveFloat": "clients.keys.specs",

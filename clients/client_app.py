@@ -15,19 +15,19 @@ from pydantic import ValidationError
 from clients.node import joining
 from clients.node.cohort import Cohort, open_cohort, open_own_cohort
 from clients.node.mistakes import node_error
-from clients.node.own import OwnData
+from clients.node.own_data import OwnData
 from clients.node.requests import checked
 from clients.node.simulation import DATA_DIR, RUN_DIR, is_simulated, refuse_paths, refuse_seeded_noise
 from clients.round import clear, masked_stage1, stage1
 from clients.round import masked as secure_round
+from clients.serving import acceptance
 from clients.serving import evaluate as ranking
 from clients.serving import following as serving
-from clients.serving import keeping
 from clients.serving import refresh as refreshing
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError, MessageError
-from fl_peel.freed import give_back
-from fl_peel.roots import check_one_root, code_digest
+from fl_peel.free_memory import release_memory
+from fl_peel.package_check import check_one_root, code_digest
 from fl_peel.scenario.scenario import Scenario
 
 app = ClientApp()
@@ -68,10 +68,10 @@ def _cohort(context: Context, request: Any) -> Cohort:
     with a profile hosts devices of that class alone. None does anything for noise that would hide nobody, or opens a
     path that a message names, unless it is simulated.
     """
-    setting: wire.Setting = request.setting
+    setting: wire.RunSetting = request.setting
     scenario = _of_scenario(_scenario, setting.scenario)
     refuse_seeded_noise(scenario, context)
-    own = OwnData.of(context, _partition(context)[0])
+    own = OwnData.from_context(context, _partition(context)[0])
     hosting = *_partition(context), str(context.node_config.get("profile", "")), setting.fleet
     if own is not None:
         return open_own_cohort(setting.scenario, own, setting.num_devices, *hosting)
@@ -87,7 +87,7 @@ Request = TypeVar("Request")
 @lru_cache(maxsize=1)
 def _begin(kind: str) -> None:
     """Messages of this kind come now, whose arrays have other sizes than those of another kind before them."""
-    give_back()
+    release_memory()
 
 
 def _answer(message: Message, context: Context, work_for: Callable[[], object]) -> Message:
@@ -131,7 +131,7 @@ def hello(message: Message, context: Context) -> Message:
         refuse_seeded_noise(scenario, context)
         root = check_one_root()
         partition, num_partitions = _partition(context)
-        own = OwnData.of(context, partition)
+        own = OwnData.from_context(context, partition)
         if (own is None) == scenario.data.held_by_nodes:
             raise EngineError(
                 f"node {partition}: nodes hold their own interactions if, and only if, the scenario has a catalogue "
@@ -192,13 +192,13 @@ def follow(message: Message, context: Context) -> Message:
 @app.evaluate("compare")
 def compare(message: Message, context: Context) -> Message:
     """Devices compare what they were refined to with what they kept last."""
-    return _answer_for_devices(message, context, wire.CompareRequest, keeping.compare)
+    return _answer_for_devices(message, context, wire.CompareRequest, acceptance.compare)
 
 
 @app.query("keep")
 def keep(message: Message, context: Context) -> Message:
     """Devices keep what they have, or go back."""
-    return _answer_for_devices(message, context, wire.KeepRequest, keeping.keep)
+    return _answer_for_devices(message, context, wire.KeepRequest, acceptance.keep)
 
 
 @app.query("secure_keys")

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fl_peel import code_paths
-from fl_peel.lazy import imported_when_asked
+from fl_peel import cpu_dispatch
+from fl_peel.lazy_imports import imported_when_asked
 
-code_paths.pin()  # before anything loads the libraries that read it
+cpu_dispatch.pin()  # before anything loads the libraries that read it
 
 if TYPE_CHECKING:
     from fl_peel.attacks.base import Attack
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from fl_peel.data.population import Population
     from fl_peel.errors import FlPeelError
     from fl_peel.events import Event
+    from fl_peel.exchange.bounded_statistic import BoundedStatistic
     from fl_peel.exchange.contracts import StatisticContract
-    from fl_peel.exchange.statistics import BoundedStatistic
     from fl_peel.model.device import Delta, Device, Embedding
     from fl_peel.model.model import Model, load
     from fl_peel.privacy.contracts import MechanismContract
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from fl_peel.randomness import device_uniforms, rng_for
     from fl_peel.scenario.scenario import Scenario
     from fl_peel.training.update import GroupUpdate
+    from fl_peel.weighting.block_statistics import BlockStatistics
     from fl_peel.weighting.contracts import SelectorContract
-    from fl_peel.weighting.statistics import BlockStatistics
 
 __version__ = "0.1.0"
 
@@ -124,8 +124,8 @@ _own = imported_when_asked(
     {
         "Attack": "fl_peel.attacks.base",
         "AttackContract": "fl_peel.attacks.contracts",
-        "BlockStatistics": "fl_peel.weighting.statistics",
-        "BoundedStatistic": "fl_peel.exchange.statistics",
+        "BlockStatistics": "fl_peel.weighting.block_statistics",
+        "BoundedStatistic": "fl_peel.exchange.bounded_statistic",
         "Callback": "fl_peel.callbacks",
         "Delta": "fl_peel.model.device",
         "Device": "fl_peel.model.device",

@@ -33,7 +33,7 @@ def silent(event: Event) -> None:
     """Show nothing."""
 
 
-def of_seed(seed: int, on_event: OnEvent) -> OnEvent:
+def with_seed(seed: int, on_event: OnEvent) -> OnEvent:
     """The same events, with the seed before each stage's name."""
     return lambda event: on_event(replace(event, stage=f"seed {seed}: {event.stage}"))
 

@@ -62,13 +62,13 @@ class Registry(Generic[T]):
         Raises:
             FieldError: unknown, claimed twice, or it cannot be imported.
         """
-        found = self._find(name)
-        if not isinstance(found, EntryPoint):
-            return found
+        entry = self._find(name)
+        if not isinstance(entry, EntryPoint):
+            return entry
         try:
-            return found.load()  # type: ignore[no-any-return]
+            return entry.load()  # type: ignore[no-any-return]
         except Exception as error:
-            raise FieldError(f"{self._place(name, found)} cannot be imported: {_said(error)}") from None
+            raise FieldError(f"{self._place(name, entry)} cannot be imported: {_error_text(error)}") from None
 
     def make(self, name: str, kind: type[Kind]) -> Kind:
         """Return a value of ``kind``: what the name stands for, called without arguments where it makes one.
@@ -80,13 +80,13 @@ class Registry(Generic[T]):
         try:
             made = target() if callable(target) and not isinstance(target, kind) else target
         except Exception as error:
-            raise FieldError(f"{place} cannot be made: {_said(error)}") from None
+            raise FieldError(f"{place} cannot be made: {_error_text(error)}") from None
         if not isinstance(made, kind):
             raise FieldError(f"{place} is not a {kind.__name__}; subclass {kind.__module__}.{kind.__name__}")
         return made
 
-    def _place(self, name: str, found: object) -> str:
-        return f"the {self.what} {name!r}" + (f" of {found.value}" if isinstance(found, EntryPoint) else "")
+    def _place(self, name: str, entry: object) -> str:
+        return f"the {self.what} {name!r}" + (f" of {entry.value}" if isinstance(entry, EntryPoint) else "")
 
     def _find(self, name: str) -> T | EntryPoint:
         claims = [point for point in _points(self.group) if point.name == name]
@@ -95,8 +95,8 @@ class Registry(Generic[T]):
             others = ", ".join(targets)
             raise FieldError(f"the {self.what} {name!r} is registered more than once ({others}): rename one")
         if name in self.shipped:
-            found = self.shipped[name]
-            return EntryPoint(name, found, self.group) if isinstance(found, str) else found
+            entry = self.shipped[name]
+            return EntryPoint(name, entry, self.group) if isinstance(entry, str) else entry
         if not claims:
             raise FieldError(f"unknown {self.what} {name!r}; {did_you_mean(name, self.names())}")
         return claims[0]
@@ -117,7 +117,7 @@ def _points(group: str) -> list[EntryPoint]:
     ]
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

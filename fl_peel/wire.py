@@ -6,7 +6,7 @@ fields are all that is sent:
 =================== ==============================================================================================
 ``hello``           server asks a node which partition it hosts
 ``sums``            server -> devices: rows of a table, or centroids; devices -> server: one step's sums of stage 1
-                    over the devices of a node (:mod:`fl_peel.pretraining.by_sums`)
+                    over the devices of a node (:mod:`fl_peel.pretraining.spectral_steps`)
 ``choice``          server -> devices: rows of a table under several filters; devices -> server: how well each ranks
                     their validation items, added up
 ``join``            server -> devices: layout, centroids, and to devices whose data was collected the user embedding
@@ -54,17 +54,17 @@ from numpy.typing import NDArray
 
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import MessageError
-from fl_peel.exchange.columns import Columns
+from fl_peel.exchange.array_specs import TOTAL, WHOLE, ArraySpec, fields_of, name_of, plain_of, summed
+from fl_peel.exchange.columns import IntColumns
 from fl_peel.exchange.counters import (
     ClassCounts,
     ClockCounts,
     OwnCounts,
-    Refreshed,
+    RefreshCounts,
     RoundCounts,
     StepCounts,
     StepTraces,
 )
-from fl_peel.exchange.expected import TOTAL, WHOLE, Of, fields_of, name_of, plain_of, summed
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.paired import PairedSums
 from fl_peel.ranking.spread import NUM_BINS, Histogram
@@ -111,17 +111,17 @@ STEPS = ("counts", "pass", "choice", "vectors", "groups", "moments", "maps")
 """Of stage 1."""
 LABEL = r"[\w.-]*"
 """Of files that a device writes."""
-_COUNT = Of(least=0, most=TOTAL)
-_SIZE = Of(least=0)
-_COLUMNS = Of(least=0, most=1 << 24)
-_HOSTED = Of(least=0, most="hosted")
-_SECONDS = Of(least=0)
-_ROUND = Of(least=0, most=MOST_ROUNDS)
-_DEVICES = Of(("N",), least=0, among="devices", ascending=True)
-_WAITS = Of(("W",), least=0, most=TOTAL)
-_BY_CLASS = Of(("C",), least=0, most=TOTAL)
-_KEYS = Of(("N", 32))
-_TRACED = {"device": Of(among="devices"), "device_class": Of(within="C"), "step": Of(within="T")}
+_COUNT = ArraySpec(least=0, most=TOTAL)
+_SIZE = ArraySpec(least=0)
+_COLUMNS = ArraySpec(least=0, most=1 << 24)
+_HOSTED = ArraySpec(least=0, most="hosted")
+_SECONDS = ArraySpec(least=0)
+_ROUND = ArraySpec(least=0, most=MOST_ROUNDS)
+_DEVICES = ArraySpec(("N",), least=0, among="devices", ascending=True)
+_WAITS = ArraySpec(("W",), least=0, most=TOTAL)
+_BY_CLASS = ArraySpec(("C",), least=0, most=TOTAL)
+_KEYS = ArraySpec(("N", 32))
+_TRACED = {"device": ArraySpec(among="devices"), "device_class": ArraySpec(within="C"), "step": ArraySpec(within="T")}
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class NodeError:
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunSetting:
     """What is run. data_dir, run_dir: where a node that is simulated finds its devices' data and keeps their state; any
     other node has folders of its own. num_devices: how many devices there are, for nodes that cannot see it. fleet: the
     fleet files that the scenario names, as :func:`fl_peel.scenario.fleet_files.fleet_files` packs them.
@@ -161,7 +161,7 @@ class Setting:
     scenario: str
     data_dir: str
     run_dir: str
-    num_devices: Annotated[int, Of(least=0)] = dataclasses.field(default=0, kw_only=True)
+    num_devices: Annotated[int, ArraySpec(least=0)] = dataclasses.field(default=0, kw_only=True)
     fleet: str = dataclasses.field(default="", kw_only=True)
 
 
@@ -181,19 +181,19 @@ class HelloReply:
     first, hosted: of a node that has its own interactions, the number of its first device, and how many it has.
     """
 
-    partition: Annotated[int, Of(least=0)]
-    num_partitions: Annotated[int, Of(least=1, most=MOST_NODES)]
+    partition: Annotated[int, ArraySpec(least=0)]
+    num_partitions: Annotated[int, ArraySpec(least=1, most=MOST_NODES)]
     root: str
     code: str
-    first: Annotated[int, Of(least=0, most=MOST_HOSTED)] = dataclasses.field(default=0, kw_only=True)
-    hosted: Annotated[int, Of(least=0, most=MOST_HOSTED)] = dataclasses.field(default=0, kw_only=True)
+    first: Annotated[int, ArraySpec(least=0, most=MOST_HOSTED)] = dataclasses.field(default=0, kw_only=True)
+    hosted: Annotated[int, ArraySpec(least=0, most=MOST_HOSTED)] = dataclasses.field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True)
 class SumsRequest:
-    """A step of stage 1 for the devices of this node. step, columns: as :class:`fl_peel.pretraining.costs.Asked`; time:
-    in rounds, when the first of its windows opens; counted: whether this message's reply says what the step took of
-    devices, where it goes in several.
+    """A step of stage 1 for the devices of this node. step, columns: as :class:`fl_peel.pretraining.costs.StepShape`;
+    time: in rounds, when the first of its windows opens; counted: whether this message's reply says what the step took
+    of devices, where it goes in several.
 
     table: (I, k) rows, from column ``first`` on; centroids: (G, c); groups: of them, those that moments are of, (M,);
     all_rows: whether devices fetch all rows, so that nobody sees which are of their items; place, buckets: of a pass
@@ -202,60 +202,60 @@ class SumsRequest:
 
     Of a bounded pass all columns, with D^-b, weights (I,), by which a device makes sure of its bound; groups: columns
     that are answered. Of vectors, weights (K,): what a device takes for its own that has none of the items yet.
-    noise_multiplier: of noise that devices add, see :class:`fl_peel.privacy.stage1.Stage1Scales`.
+    noise_multiplier: of noise that devices add, see :class:`fl_peel.privacy.stage1_noise.Stage1Scales`.
 
     counts_contributors: whether devices say only to which rows of the step they would contribute, for the server to
     know which sums it may open; opened: the rows that it opens, as :func:`fl_peel.exchange.contributors.packed_rows`
     sends them. Neither is of any use where a scenario counts no contributors (``privacy.counts_contributors``).
     """
 
-    setting: Setting
-    step: Annotated[str, Of(choices=STEPS)]
+    setting: RunSetting
+    step: Annotated[str, ArraySpec(choices=STEPS)]
     columns: Annotated[int, _COLUMNS]
     time: Annotated[int, _ROUND]
     counted: bool
     first: Annotated[int, _COLUMNS]
-    table: Annotated[NDArray[np.float32], Of(("rows", "part"))]
-    centroids: Annotated[NDArray[np.float32], Of(("G", "centre"))]
-    groups: Annotated[NDArray[np.int64], Of(("M",), ascending=True)]
+    table: Annotated[NDArray[np.float32], ArraySpec(("rows", "part"))]
+    centroids: Annotated[NDArray[np.float32], ArraySpec(("G", "centre"))]
+    groups: Annotated[NDArray[np.int64], ArraySpec(("M",), ascending=True)]
     all_rows: bool = dataclasses.field(default=False, kw_only=True)
     buckets: Annotated[int, _COLUMNS] = dataclasses.field(default=0, kw_only=True)
-    place: Annotated[NDArray[np.int32], Of(("placed",))] = dataclasses.field(
+    place: Annotated[NDArray[np.int32], ArraySpec(("placed",))] = dataclasses.field(
         default_factory=lambda: np.zeros(0, np.int32), kw_only=True
     )
-    weights: Annotated[NDArray[np.float32], Of(("weights",))] = dataclasses.field(
+    weights: Annotated[NDArray[np.float32], ArraySpec(("weights",))] = dataclasses.field(
         default_factory=lambda: np.zeros(0, np.float32), kw_only=True
     )
     noise_multiplier: Annotated[float, _SECONDS] = dataclasses.field(default=0.0, kw_only=True)
     counts_contributors: bool = dataclasses.field(default=False, kw_only=True)
-    opened: Annotated[NDArray[np.uint8], Of(("opened",))] = dataclasses.field(
+    opened: Annotated[NDArray[np.uint8], ArraySpec(("opened",))] = dataclasses.field(
         default_factory=lambda: np.zeros(0, np.uint8), kw_only=True
     )
 
 
 @dataclass(frozen=True)
 class ChoiceRequest:
-    """Which filter ranks your validation items best? See :class:`fl_peel.pretraining.by_sums.Question`; only about
-    ``panel`` of all devices answer. all_rows, noise_multiplier, counts_contributors: as in :class:`SumsRequest`;
-    recent: (I,), or (0,).
+    """Which filter ranks your validation items best? See :class:`fl_peel.pretraining.spectral_steps.FilterRequest`;
+    only about ``panel`` of all devices answer. all_rows, noise_multiplier, counts_contributors: as in
+    :class:`SumsRequest`; recent: (I,), or (0,).
     """
 
-    setting: Setting
+    setting: RunSetting
     time: Annotated[int, _ROUND]
     panel: Annotated[int, _SIZE]
     place: Annotated[int, _SIZE]
-    directions: Annotated[NDArray[np.float32], Of(("I", "K"))]
-    values: Annotated[NDArray[np.float64], Of(("K",))]
-    counts: Annotated[NDArray[np.float64], Of(("I",))]
-    count_exponents: Annotated[NDArray[np.float64], Of(("filters",))]
-    value_exponents: Annotated[NDArray[np.float64], Of(("filters",))]
-    drawn: Annotated[NDArray[np.int64], Of(("D",), within="I")]
+    directions: Annotated[NDArray[np.float32], ArraySpec(("I", "K"))]
+    values: Annotated[NDArray[np.float64], ArraySpec(("K",))]
+    counts: Annotated[NDArray[np.float64], ArraySpec(("I",))]
+    count_exponents: Annotated[NDArray[np.float64], ArraySpec(("filters",))]
+    value_exponents: Annotated[NDArray[np.float64], ArraySpec(("filters",))]
+    drawn: Annotated[NDArray[np.int64], ArraySpec(("D",), within="I")]
     all_rows: bool = dataclasses.field(default=False, kw_only=True)
     noise_multiplier: Annotated[float, _SECONDS] = dataclasses.field(default=0.0, kw_only=True)
-    recent: Annotated[NDArray[np.float64], Of(("recent",))] = dataclasses.field(
+    recent: Annotated[NDArray[np.float64], ArraySpec(("recent",))] = dataclasses.field(
         default_factory=lambda: np.zeros(0), kw_only=True
     )
-    fresh_exponents: Annotated[NDArray[np.float64], Of(("fresh",))] = dataclasses.field(
+    fresh_exponents: Annotated[NDArray[np.float64], ArraySpec(("fresh",))] = dataclasses.field(
         default_factory=lambda: np.zeros(0), kw_only=True
     )
     counts_contributors: bool = dataclasses.field(default=False, kw_only=True)
@@ -307,19 +307,19 @@ class JoinRequest:
     of the first one in this part and how many are, -1 for all.
     """
 
-    setting: Setting
-    item_group: Annotated[NDArray[np.int32], Of(("I",), within="I")]
-    centroids: Annotated[NDArray[np.float32], Of(("G", "c"))]
-    item_table: Annotated[NDArray[np.float32], Of(("rows", "d"))]
-    devices: Annotated[NDArray[np.int64], Of(("M",), least=0, among="devices", ascending=True)]
-    users: Annotated[NDArray[np.float32], Of(("M", "d"))]
-    groups: Annotated[NDArray[np.int32], Of(("M",), within="G")]
-    maps: Annotated[NDArray[np.float32], Of(("mapped", "K", "d"))]
-    former: Annotated[NDArray[np.int64], Of(("former",), least=-1, most="most groups")] = dataclasses.field(
+    setting: RunSetting
+    item_group: Annotated[NDArray[np.int32], ArraySpec(("I",), within="I")]
+    centroids: Annotated[NDArray[np.float32], ArraySpec(("G", "c"))]
+    item_table: Annotated[NDArray[np.float32], ArraySpec(("rows", "d"))]
+    devices: Annotated[NDArray[np.int64], ArraySpec(("M",), least=0, among="devices", ascending=True)]
+    users: Annotated[NDArray[np.float32], ArraySpec(("M", "d"))]
+    groups: Annotated[NDArray[np.int32], ArraySpec(("M",), within="G")]
+    maps: Annotated[NDArray[np.float32], ArraySpec(("mapped", "K", "d"))]
+    former: Annotated[NDArray[np.int64], ArraySpec(("former",), least=-1, most="most groups")] = dataclasses.field(
         default_factory=lambda: np.zeros(0, np.int64)
     )
-    first: Annotated[int, Of(least=0, most=MOST_HOSTED)] = 0
-    count: Annotated[int, Of(least=-1, most=MOST_HOSTED)] = -1
+    first: Annotated[int, ArraySpec(least=0, most=MOST_HOSTED)] = 0
+    count: Annotated[int, ArraySpec(least=-1, most=MOST_HOSTED)] = -1
 
 
 @dataclass(frozen=True)
@@ -332,8 +332,8 @@ class JoinReply:
 
     class_names: str
     devices: Annotated[NDArray[np.int64], _DEVICES]
-    groups: Annotated[NDArray[np.int32], Of(("N",), within="G")]
-    ceilings: Annotated[NDArray[np.int64], Of(("G",), least=0)]
+    groups: Annotated[NDArray[np.int32], ArraySpec(("N",), within="G")]
+    ceilings: Annotated[NDArray[np.int64], ArraySpec(("G",), least=0)]
 
 
 @dataclass(frozen=True)
@@ -345,14 +345,14 @@ class RoundRequest:
     noise_multiplier: of devices that add noise to what they send.
     """
 
-    setting: Setting
+    setting: RunSetting
     server_round: Annotated[int, _ROUND]
     signals: bool
-    temperature: Annotated[float, Of()]
+    temperature: Annotated[float, ArraySpec()]
     devices: Annotated[NDArray[np.int64], _DEVICES]
-    traced: Annotated[NDArray[np.int64], Of(("traced",))]
+    traced: Annotated[NDArray[np.int64], ArraySpec(("traced",))]
     groups: dict[int, Arrays]
-    clip_norm: Annotated[float, Of(least=0, most=math.inf)] = dataclasses.field(default=math.inf, kw_only=True)
+    clip_norm: Annotated[float, ArraySpec(least=0, most=math.inf)] = dataclasses.field(default=math.inf, kw_only=True)
     noise_multiplier: Annotated[float, _SECONDS] = dataclasses.field(default=0.0, kw_only=True)
 
 
@@ -384,22 +384,22 @@ class EvaluateRequest:
     under how many of the first budgets embeddings are written, -1 for all.
     """
 
-    setting: Setting
+    setting: RunSetting
     server_round: Annotated[int, _ROUND]
-    precision: Annotated[str, Of(choices=PRECISIONS)]
-    split: Annotated[str, Of(choices=("test", "validation", "targets"))]
-    label: Annotated[str, Of(pattern=LABEL)]
-    budgets: Annotated[NDArray[np.int64], Of(("X",), least=OWN_BUDGET)]
-    factors: Annotated[NDArray[np.float64], Of(("X",))]
-    rooms: Annotated[NDArray[np.float64], Of(("X",))]
-    artifacts: Annotated[NDArray[np.int64], Of(("artifacts",))]
+    precision: Annotated[str, ArraySpec(choices=PRECISIONS)]
+    split: Annotated[str, ArraySpec(choices=("test", "validation", "targets"))]
+    label: Annotated[str, ArraySpec(pattern=LABEL)]
+    budgets: Annotated[NDArray[np.int64], ArraySpec(("X",), least=OWN_BUDGET)]
+    factors: Annotated[NDArray[np.float64], ArraySpec(("X",))]
+    rooms: Annotated[NDArray[np.float64], ArraySpec(("X",))]
+    artifacts: Annotated[NDArray[np.int64], ArraySpec(("artifacts",))]
     groups: dict[int, Arrays]
-    replicates: Annotated[int, Of(least=0, most=MOST_REPLICATES)] = 0
+    replicates: Annotated[int, ArraySpec(least=0, most=MOST_REPLICATES)] = 0
     per_device: bool = False
     first: Annotated[int, _SIZE] = 0
     last: int = -1
     on_validation: Annotated[int, _SIZE] = 0
-    stored: Annotated[int, Of(least=-1)] = -1
+    stored: Annotated[int, ArraySpec(least=-1)] = -1
 
 
 @dataclass(frozen=True)
@@ -410,20 +410,20 @@ class RefreshRequest:
     :class:`JoinRequest`.
     """
 
-    setting: Setting
+    setting: RunSetting
     server_round: Annotated[int, _ROUND]
-    precision: Annotated[str, Of(choices=PRECISIONS)]
-    budgets: Annotated[NDArray[np.int64], Of(("X",), least=OWN_BUDGET)]
-    changed: Annotated[NDArray[np.uint8], Of(("tables", "B"), least=0, most=RESCALED)]
+    precision: Annotated[str, ArraySpec(choices=PRECISIONS)]
+    budgets: Annotated[NDArray[np.int64], ArraySpec(("X",), least=OWN_BUDGET)]
+    changed: Annotated[NDArray[np.uint8], ArraySpec(("tables", "B"), least=0, most=RESCALED)]
     groups: dict[int, Arrays]
-    former: Annotated[NDArray[np.int64], Of(("G",), least=-1, most="most groups")]
+    former: Annotated[NDArray[np.int64], ArraySpec(("G",), least=-1, most="most groups")]
 
 
 @dataclass(frozen=True)
 class RefreshReply:
     """refreshed: (X, C); short: devices whose list ended before their budget did."""
 
-    refreshed: Annotated[Refreshed, Of(("X", "C"), least=0, most=TOTAL)]
+    refreshed: Annotated[RefreshCounts, ArraySpec(("X", "C"), least=0, most=TOTAL)]
     short: Annotated[int, _COUNT]
 
     def __add__(self, other: RefreshReply) -> RefreshReply:
@@ -437,12 +437,12 @@ class DeviceFigures:
     and ndcg under each budget, (N, X).
     """
 
-    devices: Annotated[NDArray[np.int64], Of(("M",), among="devices")]
-    classes: Annotated[NDArray[np.int64], Of(("M",), within="C")]
-    groups: Annotated[NDArray[np.int64], Of(("M",), within="G")]
-    items: Annotated[NDArray[np.int64], Of(("M",), least=0)]
-    recall: Annotated[NDArray[np.float64], Of(("M", "X"), least=0, most=1)]
-    ndcg: Annotated[NDArray[np.float64], Of(("M", "X"), least=0, most=1)]
+    devices: Annotated[NDArray[np.int64], ArraySpec(("M",), among="devices")]
+    classes: Annotated[NDArray[np.int64], ArraySpec(("M",), within="C")]
+    groups: Annotated[NDArray[np.int64], ArraySpec(("M",), within="G")]
+    items: Annotated[NDArray[np.int64], ArraySpec(("M",), least=0)]
+    recall: Annotated[NDArray[np.float64], ArraySpec(("M", "X"), least=0, most=1)]
+    ndcg: Annotated[NDArray[np.float64], ArraySpec(("M", "X"), least=0, most=1)]
 
     def only(self, places: slice) -> DeviceFigures:
         """Under some of the budgets."""
@@ -462,10 +462,10 @@ class EvaluateReply:
     budgets, whose list of ranked blocks ended before the budget did.
     """
 
-    sums: Annotated[MetricSums, Of(("X", "C", "groups"), least=0, most="metrics", columns={"devices": _HOSTED})]
-    stored_max: Annotated[NDArray[np.int64], Of(("X",), least=0)]
-    owned: Annotated[OwnCounts, Of(("X", "C"), least=f"-{TOTAL}", most=TOTAL, columns={"devices": _HOSTED})]
-    spread: Annotated[Histogram, Of(("X", "C", NUM_BINS), least=0, most="metrics", columns={"counts": _HOSTED})]
+    sums: Annotated[MetricSums, ArraySpec(("X", "C", "groups"), least=0, most="metrics", columns={"devices": _HOSTED})]
+    stored_max: Annotated[NDArray[np.int64], ArraySpec(("X",), least=0)]
+    owned: Annotated[OwnCounts, ArraySpec(("X", "C"), least=f"-{TOTAL}", most=TOTAL, columns={"devices": _HOSTED})]
+    spread: Annotated[Histogram, ArraySpec(("X", "C", NUM_BINS), least=0, most="metrics", columns={"counts": _HOSTED})]
     replicates: Replicates
     single: DeviceFigures
     short: Annotated[int, _COUNT]
@@ -514,12 +514,12 @@ class MovingRequest:
     keeps: whether devices remember what they hold in the end, for the next :class:`RefreshRequest`.
     """
 
-    setting: Setting
+    setting: RunSetting
     server_round: Annotated[int, _ROUND]
-    rounds: Annotated[int, Of(least=1, most=MOST_ROUNDS)]
-    precision: Annotated[str, Of(choices=PRECISIONS)]
+    rounds: Annotated[int, ArraySpec(least=1, most=MOST_ROUNDS)]
+    precision: Annotated[str, ArraySpec(choices=PRECISIONS)]
     devices: Annotated[NDArray[np.int64], _DEVICES]
-    traced: Annotated[NDArray[np.int64], Of(("traced",))]
+    traced: Annotated[NDArray[np.int64], ArraySpec(("traced",))]
     groups: dict[int, Arrays]
     keeps: bool = False
 
@@ -530,9 +530,9 @@ class MovingReply:
     step of the fleet's clock.
     """
 
-    steps: Annotated[StepCounts, Of(("T", "C"), least=0, most=TOTAL)]
-    traced: Annotated[StepTraces, Of(("traces",), columns=_TRACED)]
-    trace_steps: Annotated[StepCounts, Of(("traces",), least=0, most=TOTAL)]
+    steps: Annotated[StepCounts, ArraySpec(("T", "C"), least=0, most=TOTAL)]
+    traced: Annotated[StepTraces, ArraySpec(("traces",), columns=_TRACED)]
+    trace_steps: Annotated[StepCounts, ArraySpec(("traces",), least=0, most=TOTAL)]
     step_s: Annotated[float, _SECONDS]
 
     def __add__(self, other: MovingReply) -> MovingReply:
@@ -549,10 +549,10 @@ class MovingReply:
 class CompareRequest:
     """Which is better for you? kept, current: ranked blocks of each user group as it was kept last and as it is."""
 
-    setting: Setting
+    setting: RunSetting
     server_round: Annotated[int, _ROUND]
-    precision: Annotated[str, Of(choices=PRECISIONS)]
-    num_groups: Annotated[int, Of(least=0, most="most groups")]
+    precision: Annotated[str, ArraySpec(choices=PRECISIONS)]
+    num_groups: Annotated[int, ArraySpec(least=0, most="most groups")]
     kept: dict[int, Arrays]
     current: dict[int, Arrays]
 
@@ -562,7 +562,7 @@ class CompareReply:
     """sums: (G,), see :class:`fl_peel.ranking.paired.PairedSums`; download_bytes: what devices fetched for it."""
 
     sums: Annotated[
-        PairedSums, Of(("G",), least=f"-{TOTAL}", most=TOTAL, columns={"devices": _COUNT, "square": _COUNT})
+        PairedSums, ArraySpec(("G",), least=f"-{TOTAL}", most=TOTAL, columns={"devices": _COUNT, "square": _COUNT})
     ]
     download_bytes: Annotated[int, _COUNT]
 
@@ -571,9 +571,9 @@ class CompareReply:
 class KeepRequest:
     """accepted (A,), restored (R,): user groups whose devices keep what they have now, or go back."""
 
-    setting: Setting
-    accepted: Annotated[NDArray[np.int64], Of(("accepted",))]
-    restored: Annotated[NDArray[np.int64], Of(("restored",))]
+    setting: RunSetting
+    accepted: Annotated[NDArray[np.int64], ArraySpec(("accepted",))]
+    restored: Annotated[NDArray[np.int64], ArraySpec(("restored",))]
 
 
 @dataclass(frozen=True)
@@ -588,7 +588,7 @@ class KeepReply:
 class SecureKeysRequest:
     """A round of secure aggregation begins for devices (N,) of this node."""
 
-    setting: Setting
+    setting: RunSetting
     server_round: Annotated[int, _ROUND]
     devices: Annotated[NDArray[np.int64], _DEVICES]
 
@@ -601,7 +601,7 @@ class SecureKeysReply:
     """
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
-    groups: Annotated[NDArray[np.int32], Of(("N",), least="first group", most="last group")]
+    groups: Annotated[NDArray[np.int32], ArraySpec(("N",), least="first group", most="last group")]
     channel_keys: Annotated[NDArray[np.uint8], _KEYS]
     mask_keys: Annotated[NDArray[np.uint8], _KEYS]
     clock: Annotated[ClockCounts, _BY_CLASS]
@@ -615,17 +615,17 @@ class Directory:
     """
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
-    neighbours: Annotated[NDArray[np.int64], Of(("N", "k"), within="M")]
-    directory: Annotated[NDArray[np.int64], Of(("M",), least=0, ascending=True)]
-    channel_keys: Annotated[NDArray[np.uint8], Of(("M", 32))]
-    mask_keys: Annotated[NDArray[np.uint8], Of(("M", 32))]
+    neighbours: Annotated[NDArray[np.int64], ArraySpec(("N", "k"), within="M")]
+    directory: Annotated[NDArray[np.int64], ArraySpec(("M",), least=0, ascending=True)]
+    channel_keys: Annotated[NDArray[np.uint8], ArraySpec(("M", 32))]
+    mask_keys: Annotated[NDArray[np.uint8], ArraySpec(("M", 32))]
 
 
 @dataclass(frozen=True)
 class SecureSharesRequest:
     """groups: directory of each user group. A user group that is not named sits out."""
 
-    setting: Setting
+    setting: RunSetting
     server_round: int
     groups: dict[int, Directory]
 
@@ -635,7 +635,7 @@ class SealedShares:
     """Devices (N,) that shared their secrets; sealed (N, k, SEALED_BYTES) for each neighbour."""
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
-    sealed: Annotated[NDArray[np.uint8], Of(("N", "k", "sealed"))]
+    sealed: Annotated[NDArray[np.uint8], ArraySpec(("N", "k", "sealed"))]
 
 
 @dataclass(frozen=True)
@@ -653,8 +653,8 @@ class Inbox:
     """
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
-    present: Annotated[NDArray[np.bool_], Of(("N", "k"))]
-    sealed: Annotated[NDArray[np.uint8], Of(("N", "k", "sealed"))]
+    present: Annotated[NDArray[np.bool_], ArraySpec(("N", "k"))]
+    sealed: Annotated[NDArray[np.uint8], ArraySpec(("N", "k", "sealed"))]
 
 
 @dataclass(frozen=True)
@@ -669,8 +669,8 @@ class MaskedSum:
     """Devices (N,) whose masked vectors add up to narrow (V,) and wide (W,)."""
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
-    narrow: Annotated[NDArray[np.uint32], Of(("narrow",))]
-    wide: Annotated[NDArray[np.uint64], Of(("wide",))]
+    narrow: Annotated[NDArray[np.uint32], ArraySpec(("narrow",))]
+    wide: Annotated[NDArray[np.uint64], ArraySpec(("wide",))]
 
 
 @dataclass(frozen=True)
@@ -689,21 +689,21 @@ class SecureRoundReply:
 
 
 @dataclass(frozen=True)
-class Questions:
+class ShareRequests:
     """Of devices (N,) here: which neighbours survived (N, k) or dropped out (N, k)."""
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
-    survived: Annotated[NDArray[np.bool_], Of(("N", "k"))]
-    dropped: Annotated[NDArray[np.bool_], Of(("N", "k"))]
+    survived: Annotated[NDArray[np.bool_], ArraySpec(("N", "k"))]
+    dropped: Annotated[NDArray[np.bool_], ArraySpec(("N", "k"))]
 
 
 @dataclass(frozen=True)
 class SecureUnmaskRequest:
     """groups: what each user group's devices are asked. The round is over for every user group, named or not."""
 
-    setting: Setting
+    setting: RunSetting
     server_round: int
-    groups: dict[int, Questions]
+    groups: dict[int, ShareRequests]
 
 
 @dataclass(frozen=True)
@@ -713,8 +713,8 @@ class OpenedShares:
     """
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
-    index: Annotated[NDArray[np.int64], Of(("N", "k"), least=0, most="k")]
-    shares: Annotated[NDArray[np.uint8], Of(("N", "k", 16))]
+    index: Annotated[NDArray[np.int64], ArraySpec(("N", "k"), least=0, most="k")]
+    shares: Annotated[NDArray[np.uint8], ArraySpec(("N", "k", 16))]
 
 
 @dataclass(frozen=True)
@@ -729,15 +729,15 @@ class SecureUnmaskReply:
 class SecureStepRequest:
     """A step of stage 1 under secure aggregation begins. server_round: its number, -1 for the first, -2, ...; time: in
     rounds, when the first of its windows opens. What it will be, for devices to know whether they have the memory:
-    columns and groups as in :class:`fl_peel.pretraining.costs.Asked`, of a choice the drawn items, place and shapes
+    columns and groups as in :class:`fl_peel.pretraining.costs.StepShape`, of a choice the drawn items, place and shapes
     as numbers; panel: devices that are asked, about, 0 for all; buckets: of a pass whose rows are hashed, else 0;
     counts_contributors: as in :class:`SumsRequest`.
     """
 
-    setting: Setting
+    setting: RunSetting
     server_round: int
     time: Annotated[int, _ROUND]
-    step: Annotated[str, Of(choices=STEPS)]
+    step: Annotated[str, ArraySpec(choices=STEPS)]
     columns: Annotated[int, _COLUMNS] = 0
     groups: Annotated[int, _COLUMNS] = 0
     panel: Annotated[int, _SIZE] = 0
@@ -768,9 +768,9 @@ class SecureChoiceRequest(ChoiceRequest):
 
 @dataclass(frozen=True)
 class SecureSumsReply:
-    """sum: a part of the masked vector, see :class:`fl_peel.secure.stage1.StepVector`; classes, clock: of devices that
-    are not in the sum, which the simulation knows of and a server would not; waits_us: (W,) of the slowest device that
-    the step had, by the window in which it came.
+    """sum: a part of the masked vector, see :class:`fl_peel.secure.stage1_vector.StepVector`; classes, clock: of
+    devices that are not in the sum, which the simulation knows of and a server would not; waits_us: (W,) of the slowest
+    device that the step had, by the window in which it came.
     """
 
     sum: MaskedSum
@@ -864,7 +864,7 @@ def pack(value: object) -> RecordDict:
 def _put(name: str, content: Any, arrays: dict[str, Array], config: dict[str, Any]) -> None:
     if isinstance(content, np.ndarray):
         arrays[name] = _to_array(content)
-    elif isinstance(content, Columns):
+    elif isinstance(content, IntColumns):
         stacked = content.stacked()
         if stacked.ndim > 1:
             arrays[name] = _to_array(stacked)
@@ -892,14 +892,14 @@ def unpack(kind: type[Payload], content: RecordDict) -> Payload:
         arrays, config = content.array_records["arrays"], content.config_records["config"]
     except KeyError as error:
         raise MessageError(f"{kind.__name__}: has no record {error}") from None
-    reader = _Reader(kind.__name__, arrays, config)
+    reader = _MessageReader(kind.__name__, arrays, config)
     fields = {field: reader.read(of, field) for field, of in fields_of(kind).items()}
     reader.end()
     return kind(**fields)
 
 
 @dataclass(frozen=True)
-class _Reader:
+class _MessageReader:
     """Of one message. taken: names in its two records that were read."""
 
     what: str
@@ -912,7 +912,7 @@ class _Reader:
         of = plain_of(of)
         if get_origin(of) is dict:
             return self._groups(get_args(of)[1], name)
-        if get_origin(of) is None and issubclass(of, Columns):
+        if get_origin(of) is None and issubclass(of, IntColumns):
             return self._columns(of, name)
         if dataclasses.is_dataclass(of):
             kind: Any = of
@@ -954,7 +954,7 @@ class _Reader:
             raise MessageError(f"{self.what}: {name} is no list of whole numbers")
         return list(value)
 
-    def _columns(self, of: type[Columns], name: str) -> Columns:
+    def _columns(self, of: type[IntColumns], name: str) -> IntColumns:
         stacked = self._array(name, np.dtype(np.int64)) if name in self.arrays else np.array(self._numbers(name))
         if stacked.ndim < 1 or stacked.shape[-1] != len(of.names()):
             raise MessageError(f"{self.what}: {name} is of shape {stacked.shape}, of {len(of.names())} columns")
@@ -962,17 +962,17 @@ class _Reader:
 
     def _groups(self, inner: Any, name: str) -> dict[int, Any]:
         groups = self._numbers(name)
-        found: dict[int, dict[str, NDArray[Any]]] = {group: {} for group in groups}
-        if len(found) < len(groups):
+        by_group: dict[int, dict[str, NDArray[Any]]] = {group: {} for group in groups}
+        if len(by_group) < len(groups):
             raise MessageError(f"{self.what}: {name} names a user group twice")
         for place in [place for place in self.arrays if place.startswith(f"{name}/")]:
             group, _, key = place.removeprefix(f"{name}/").partition("/")
-            if not key or not group.removeprefix("-").isdecimal() or len(group) > 20 or int(group) not in found:
+            if not key or not group.removeprefix("-").isdecimal() or len(group) > 20 or int(group) not in by_group:
                 raise MessageError(f"{self.what}: nothing is called {place[:40]!r}")
-            found[int(group)][key] = self._array(place)
+            by_group[int(group)][key] = self._array(place)
         if inner == Arrays:
-            return found
-        return {group: self._of_arrays(inner, arrays, f"{name}/{group}") for group, arrays in found.items()}
+            return by_group
+        return {group: self._of_arrays(inner, arrays, f"{name}/{group}") for group, arrays in by_group.items()}
 
     def _of_arrays(self, kind: type[Any], arrays: Arrays, where: str) -> Any:
         """A dataclass of arrays alone. Those of sums come in either of two widths."""

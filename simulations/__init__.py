@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from fl_peel.lazy import imported_when_asked
+from fl_peel.lazy_imports import imported_when_asked
 
 if TYPE_CHECKING:
     from simulations.scenario_files import load_scenario, shipped_scenarios

@@ -12,21 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.fleet.fleet import Fleet, FleetBudgets, load_fleet
-from clients.round.in_time import METRIC_BYTES, SIGNAL_BYTES
+from clients.round.within_deadline import METRIC_BYTES, SIGNAL_BYTES
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import Splits
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.release import wants_signals
-from fl_peel.pretraining.by_sums import drawn_items
-from fl_peel.pretraining.costs import Asked, choice_cost, cost_of
+from fl_peel.pretraining.costs import StepShape, choice_cost, cost_of
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
+from fl_peel.pretraining.spectral_steps import drawn_items
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import layout_of, splits_to_run
-from strategies.groups.tables import MOST_IN_MEMORY
-from strategies.run.by_sums import REFIT_PASSES
-from strategies.run.prepare import given_data
+from strategies.groups.group_tables import MOST_IN_MEMORY
+from strategies.run.federated_stage1 import REFIT_PASSES
+from strategies.run.stage1_outcome import given_data
 
 Ints = NDArray[np.int64]
 
@@ -56,7 +56,7 @@ STUDIES = {"compare": 20, "ablate": 8, "audit": 20}
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """bytes: of a device on average over the whole run, in stage 1 and in refinement, down and up. seconds: of every
     stage, pretraining without kept tables; rounds: of refinement; participants: of one round, on average.
     """
@@ -102,7 +102,7 @@ class Estimate:
         return self.total_s - self.seconds["start"] - self.seconds["pretraining"]
 
 
-def estimate(scenario: Scenario, data_dir: str | Path | None) -> Estimate:
+def estimate(scenario: Scenario, data_dir: str | Path | None) -> RunEstimate:
     """Of a checked scenario. Its data is read; nothing is written that stays.
 
     Raises:
@@ -111,16 +111,16 @@ def estimate(scenario: Scenario, data_dir: str | Path | None) -> Estimate:
     if scenario.data.timeline is not None:
         raise ScenarioError("data.timeline: timelines are not estimated; leave out --dry-run")
     with run_folder() as run_dir:
-        return _of(scenario, splits_to_run(scenario, data_folder(data_dir), str(run_dir)))
+        return _estimate_run(scenario, splits_to_run(scenario, data_folder(data_dir), str(run_dir)))
 
 
-def _of(scenario: Scenario, splits: Splits) -> Estimate:
+def _estimate_run(scenario: Scenario, splits: Splits) -> RunEstimate:
     layout, fleet = layout_of(scenario, splits), load_fleet(scenario.fleet)
     traffic = _refinement(scenario, splits, layout, fleet)
     stage1 = _stage1(scenario, splits, fleet, layout)
     times = 2 if scenario.data.refit else 1
     seconds = _seconds(scenario, splits, traffic)
-    return Estimate(
+    return RunEstimate(
         scenario=scenario.name,
         data=scenario.data.name or str(scenario.data.path),
         devices=splits.num_users,
@@ -220,13 +220,13 @@ def _stage1(scenario: Scenario, splits: Splits, fleet: Fleet, layout: BlockLayou
     word, counted = pretraining.sum_bits // 8, scenario.privacy.counts_contributors
 
     def bytes_of(passes: int, *, tables: bool) -> tuple[float, float]:
-        steps = [(1, Asked("counts")), (passes, Asked("pass", wide, all_rows=all_rows, word_bytes=word))]
+        steps = [(1, StepShape("counts")), (passes, StepShape("pass", wide, all_rows=all_rows, word_bytes=word))]
         if tables:
             steps += [
-                (1, Asked("vectors", config.columns, all_rows=all_rows)),
-                (config.group_rounds + 1, Asked("groups", config.group_columns, groups, word_bytes=word)),
-                (1, Asked("moments", config.columns, word_bytes=word)),
-                (1, Asked("maps", config.columns, dim=dim)),
+                (1, StepShape("vectors", config.columns, all_rows=all_rows)),
+                (config.group_rounds + 1, StepShape("groups", config.group_columns, groups, word_bytes=word)),
+                (1, StepShape("moments", config.columns, word_bytes=word)),
+                (1, StepShape("maps", config.columns, dim=dim)),
             ]
         steps = [(times, replace(step, counts_contributors=counted)) for times, step in steps]
         costs = [(times, cost_of(step, splits.train.counts(), budgets)) for times, step in steps]
@@ -293,16 +293,16 @@ def _pretraining_s(scenario: Scenario, splits: Splits) -> float:
 
 def _notes(scenario: Scenario) -> tuple[str, ...]:
     """What the figures leave out."""
-    found = []
+    notes = []
     if scenario.secure_aggregation.enabled:
-        found.append("bytes exclude the keys, shares and masked vectors of secure aggregation")
+        notes.append("bytes exclude the keys, shares and masked vectors of secure aggregation")
     if scenario.privacy.noised:
-        found.append("bytes and seconds exclude those of the privacy mechanism")
+        notes.append("bytes and seconds exclude those of the privacy mechanism")
     if scenario.refinement.rounds and scenario.compares:
-        found.append("bytes exclude the comparison by which user groups accept refinement")
+        notes.append("bytes exclude the comparison by which user groups accept refinement")
     if not scenario.pretraining.by_devices and scenario.pretraining.model != "spectral":
-        found.append("tables that an earlier run pretrained are taken from the cache and need no time")
-    return tuple(found)
+        notes.append("tables that an earlier run pretrained are taken from the cache and need no time")
+    return tuple(notes)
 
 
-__all__ = ["STUDIES", "WITHIN", "Estimate", "estimate"]
+__all__ = ["STUDIES", "WITHIN", "RunEstimate", "estimate"]

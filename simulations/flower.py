@@ -16,23 +16,23 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
-from fl_peel.disks import device_splits, device_timeline
+from fl_peel.device_storage import device_splits, device_timeline
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
-from simulations.cli.progress import Lines
-from simulations.deployment.grid import deployment_grid, is_simulated
+from simulations.cli.progress_lines import ProgressLines
+from simulations.deployment.deployed_grid import deployment_grid, is_simulated
 from simulations.engine.folders import default_cache_dir, run_folder
 from simulations.engine.inputs import MODEL, check_run, checked, require_absolute
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
-from simulations.report.files_of_run import summary_tables
-from simulations.runner import finished, keeping, save
+from simulations.report.run_files import summary_tables
+from simulations.resumable import resumable_folder
+from simulations.runner import finished, save, with_checkpoints
 from simulations.scenario_files import load_scenario
 from simulations.timeline.report import timeline_tables
-from simulations.timeline.run import save_timeline
-from simulations.unfinished import unfinished
+from simulations.timeline.run_timeline import save_timeline
 from strategies.figures.schema import RunResult
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import connected, serve
 from strategies.timeline.serve import serve_timeline
 
@@ -50,19 +50,23 @@ def main(grid: Grid, context: Context) -> None:
     scenario, data_dir, out = read_config(config)
     grid = deployment_grid(grid, scenario.engine.patience_s)
     with run_folder() as run_dir, PeakMemory() as memory:
-        place = Place(data_dir, str(run_dir), str(default_cache_dir()))
+        paths = RunPaths(data_dir, str(run_dir), str(default_cache_dir()))
         if scenario.data.timeline is not None:
-            _timeline(grid, scenario, place, out, command(config))
+            _timeline(grid, scenario, paths, out, command(config))
             return
         nodes = None
         if scenario.data.held_by_nodes:  # who say how many devices there are
-            nodes = connected(grid, scenario, place)
-        splits = device_splits(scenario, place.data_dir, place.run_dir)
+            nodes = connected(grid, scenario, paths)
+        splits = device_splits(scenario, paths.data_dir, paths.run_dir)
         check_run(scenario, splits)
         here = is_simulated(grid)  # elsewhere devices have disks of their own, which nobody copies
-        with unfinished(out if here else None, scenario, splits) as kept_dir:
-            lines = Lines(lambda line: print(line, flush=True))
-            at = keeping(place, kept_dir) if here or out is None else replace(place, model_dir=str(run_dir / MODEL))
+        with resumable_folder(out if here else None, scenario, splits) as checkpoint_dir:
+            lines = ProgressLines(lambda line: print(line, flush=True))
+            at = (
+                with_checkpoints(paths, checkpoint_dir)
+                if here or out is None
+                else replace(paths, model_dir=str(run_dir / MODEL))
+            )
             result = serve(grid, scenario, at, lines, nodes)
             result = _with_engine(finished(result, scenario, memory.peak_bytes, command(config)), grid)
             if out is not None:
@@ -79,12 +83,12 @@ def _with_engine(result: RunResult, grid: Grid) -> RunResult:
     return replace(result, environment=replace(result.environment, engine="deployment"))
 
 
-def _timeline(grid: Grid, scenario: Scenario, place: Place, out: Path | None, typed: str) -> None:
+def _timeline(grid: Grid, scenario: Scenario, paths: RunPaths, out: Path | None, typed: str) -> None:
     """Replay a timeline and print it."""
-    timeline = device_timeline(scenario, place.data_dir, place.run_dir)
-    with unfinished(out if is_simulated(grid) else None, scenario, timeline) as kept_dir:
-        lines = Lines(lambda line: print(line, flush=True))
-        result = serve_timeline(grid, scenario, replace(place, kept_dir=kept_dir), lines)
+    timeline = device_timeline(scenario, paths.data_dir, paths.run_dir)
+    with resumable_folder(out if is_simulated(grid) else None, scenario, timeline) as checkpoint_dir:
+        lines = ProgressLines(lambda line: print(line, flush=True))
+        result = serve_timeline(grid, scenario, replace(paths, checkpoint_dir=checkpoint_dir), lines)
         result = replace(result, versions=versions(), command=typed)
         if out is not None:
             save_timeline(result, scenario, out)

@@ -29,21 +29,21 @@ FAREWELL_S = 2.0
 """How long the end waits to be heard, at most."""
 
 
-class Events:
+class EventLog:
     """What a run has told so far, for many threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._begin = clock, clock()
         self._changed = threading.Condition()
-        self._told: list[dict[str, Any]] = []
+        self._events: list[dict[str, Any]] = []
         self._asked: float | None = None
         self._ended = self._heard = False
 
     def __call__(self, event: Event) -> None:
         """Note an event, and when it came."""
-        told = {field.name: getattr(event, field.name) for field in fields(event)}
+        content = {field.name: getattr(event, field.name) for field in fields(event)}
         with self._changed:
-            self._told.append(told | {"seconds": self._clock() - self._begin})
+            self._events.append(content | {"seconds": self._clock() - self._begin})
 
     def since(self, number: int) -> dict[str, Any]:
         """Events from that number on, the number of the next one, and whether the run has ended."""
@@ -53,7 +53,7 @@ class Events:
             self._changed.notify_all()
             seconds = self._clock() - self._begin
             return {
-                "events": self._told[number:], "next": len(self._told), "ended": self._ended, "seconds": seconds
+                "events": self._events[number:], "next": len(self._events), "ended": self._ended, "seconds": seconds
             }  # fmt: skip
 
     def end(self) -> None:
@@ -65,13 +65,13 @@ class Events:
 
 
 @contextmanager
-def live(port: int, title: str) -> Iterator[tuple[str, Events]]:
+def live(port: int, title: str) -> Iterator[tuple[str, EventLog]]:
     """Serve a run's page on loopback, and give its address and what to tell of events; port 0: any that is free.
 
     Raises:
         ReportError: the port is taken, or is none.
     """
-    events = Events()
+    events = EventLog()
     page = render(
         "live.html",
         title=f"{title}: running",
@@ -102,7 +102,7 @@ def live(port: int, title: str) -> Iterator[tuple[str, Events]]:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     page: bytes
-    events: Events
+    events: EventLog
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -117,8 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(HTTPStatus.OK, "text/html; charset=utf-8", self.server.page)
         elif address.path == "/events":
             since = parse_qs(address.query).get("since", ["0"])[0]
-            told = self.server.events.since(int(since) if since.isdecimal() else 0)
-            self._say(HTTPStatus.OK, "application/json", json.dumps(told, default=dict).encode())
+            events = self.server.events.since(int(since) if since.isdecimal() else 0)
+            self._say(HTTPStatus.OK, "application/json", json.dumps(events, default=dict).encode())
         else:
             self._say(HTTPStatus.NOT_FOUND, "text/plain", b"there is / alone\n")
 
@@ -138,4 +138,4 @@ class _Handler(BaseHTTPRequestHandler):
         """The terminal is the run's."""
 
 
-__all__ = ["Events", "live"]
+__all__ = ["EventLog", "live"]

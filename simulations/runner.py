@@ -19,9 +19,9 @@ from flwr.serverapp import Grid
 
 from fl_peel.callbacks import Callback
 from fl_peel.data.interactions import Splits
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import ReportError, ScenarioError
-from fl_peel.events import Event, OnEvent, of_seed, silent
+from fl_peel.events import Event, OnEvent, silent, with_seed
 from fl_peel.model.model import load
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
@@ -38,14 +38,14 @@ from simulations.engine.inputs import (
 )
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
-from simulations.report.results import write_results
+from simulations.report.result_writer import write_results
+from simulations.resumable import DONE, about_run, mark_completed, read_completed, resumable_folder
 from simulations.scenario_files import load_scenario
-from simulations.trackers.figures import figures_on_test
-from simulations.trackers.watching import watched
-from simulations.unfinished import DONE, about_run, mark_done, read_done, unfinished
+from simulations.trackers.callback_group import watched
+from simulations.trackers.tracked_figures import figures_on_test
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult, to_json
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 
 if TYPE_CHECKING:
     from simulations.differences.seeds import SeedsResult
@@ -78,28 +78,37 @@ def run(
         scenario = load_scenario(scenario, overrides, seed=seed)
     if callbacks:
         alone = partial(run, scenario, data_dir=data_dir, out=out, cache_dir=cache_dir, command=command, fresh=fresh)
-        return watched(lambda told: alone(on_event=told), scenario, callbacks, on_event, to_json, figures_on_test)
+        return watched(
+            lambda on_watched_event: alone(on_event=on_watched_event),
+            scenario,
+            callbacks,
+            on_event,
+            to_json,
+            figures_on_test,
+        )
     out = given_folder(out)
     scenario = checked(scenario, out, working_dir=Path.cwd())
     with run_folder() as run_dir:
-        place = Place(data_folder(data_dir), str(run_dir), str(cache_dir or ""))
+        paths = RunPaths(data_folder(data_dir), str(run_dir), str(cache_dir or ""))
         start = time.perf_counter()
-        splits = splits_to_run(scenario, place.data_dir, place.run_dir)
+        splits = splits_to_run(scenario, paths.data_dir, paths.run_dir)
         reading_s = time.perf_counter() - start
-        with unfinished(out, scenario, splits, fresh=fresh) as kept_dir:
+        with resumable_folder(out, scenario, splits, fresh=fresh) as checkpoint_dir:
             with PeakMemory() as memory:
-                result = simulated(scenario, keeping(place, kept_dir), on_event, server=served)
+                result = simulated(scenario, with_checkpoints(paths, checkpoint_dir), on_event, server=served)
             stages = result.stages | {"data": result.stages["data"] + reading_s}
             result = replace(result, stages=stages)
             result = finished(result, scenario, memory.peak_bytes, command)
             if out is not None:
-                save(result, scenario, run_dir, out, Path(kept_dir) / MODEL, splits)
+                save(result, scenario, run_dir, out, Path(checkpoint_dir) / MODEL, splits)
         return result
 
 
-def keeping(place: Place, kept_dir: str) -> Place:
+def with_checkpoints(paths: RunPaths, checkpoint_dir: str) -> RunPaths:
     """A place where a run keeps what is done, and leaves its model: on the disk of its results, "" for none of it."""
-    return replace(place, kept_dir=kept_dir, model_dir=os.path.join(kept_dir, MODEL) if kept_dir else "")
+    return replace(
+        paths, checkpoint_dir=checkpoint_dir, model_dir=os.path.join(checkpoint_dir, MODEL) if checkpoint_dir else ""
+    )
 
 
 def run_seeds(
@@ -123,42 +132,42 @@ def run_seeds(
     Raises:
         FlPeelError: as :func:`run`.
     """
-    from simulations.differences.runs import Runs
+    from simulations.differences.seed_runs import SeedRuns
     from simulations.differences.seeds import seeds_result, write_seeds
 
     if not isinstance(scenario, Scenario):
         scenario = load_scenario(scenario, overrides, seed=seed)
     if scenario.data.timeline is not None:
         raise ScenarioError(
-            "data.timeline: is replayed with several seeds by simulations.timeline.seeds.run_timeline_seeds"
+            "data.timeline: is replayed with several seeds by simulations.timeline.timeline_seeds.run_timeline_seeds"
         )
     out = require_folders(out, scenario, seeds)
     scenario = checked(scenario, out, working_dir=Path.cwd())
     evaluation = scenario.evaluation.model_copy(update={"per_device": True})
-    found = []
+    by_seed = []
     for number in range(scenario.seed, scenario.seed + seeds):
         one = scenario.model_copy(update={"seed": number, "evaluation": evaluation})
         place = out / f"seed-{number}"
-        told = of_seed(number, on_event)
+        on_seed_event = with_seed(number, on_event)
         about = _about(one, data_dir)
-        result = None if fresh else _done_before(place, about)
+        result = None if fresh else _completed_before(place, about)
         if result is None:
             result = run(
                 one,
                 data_dir=data_dir,
                 out=place,
                 cache_dir=cache_dir,
-                on_event=told,
+                on_event=on_seed_event,
                 callbacks=callbacks,
                 command=command,
                 fresh=fresh,
             )
-            mark_done(place, about)
+            mark_completed(place, about)
         else:
-            told(Event("report", 1, 1, "resumed from a checkpoint"))
-        found.append((number, result, PerDevice.read(place / FILE)))
-    numbers, results, devices = zip(*found, strict=True)
-    runs = Runs(str(out), numbers, devices, results[0].scenario)
+            on_seed_event(Event("report", 1, 1, "resumed from a checkpoint"))
+        by_seed.append((number, result, PerDevice.read(place / FILE)))
+    numbers, results, devices = zip(*by_seed, strict=True)
+    runs = SeedRuns(str(out), numbers, devices, results[0].scenario)
     together = seeds_result(runs, results[0].versions, command, scenario.evaluation.bootstrap or REPLICATES)
     write_seeds(out, together)
     for number in numbers:
@@ -172,16 +181,16 @@ def _about(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
         return about_run(scenario, device_splits(scenario, data_folder(data_dir), str(run_dir)))
 
 
-def _done_before(place: Path, about: dict[str, Any]) -> RunResult | None:
+def _completed_before(place: Path, about: dict[str, Any]) -> RunResult | None:
     """The result of this very run that lies there; None where none does, or its files are damaged."""
 
-    from simulations.report.files_of_run import read_report
+    from simulations.report.run_files import read_report
 
     def read() -> RunResult:
         PerDevice.read(place / FILE)
         return read_report(place / "report.json")
 
-    return read_done(place, about, read)
+    return read_completed(place, about, read)
 
 
 def save(
@@ -194,7 +203,7 @@ def save(
     Raises:
         ReportError: the folder cannot be written, or the result is not a report.
     """
-    from simulations.report.files_of_run import report_contents
+    from simulations.report.run_files import report_contents
 
     kept = run_dir / ARTIFACTS
     files = sorted(path for path in kept.rglob("*") if path.is_file()) if kept.is_dir() else []
@@ -218,7 +227,7 @@ def _demo(
     result: RunResult, scenario: Scenario, run_dir: Path, model_dir: Path, splits: Splits | None
 ) -> dict[str, bytes]:
     """The page to play with, by name; none where no device left anything, or the reader is not installed."""
-    from simulations.demo.of_run import items_of, largest_artefacts, page_of
+    from simulations.demo.run_demo import items_of, largest_artefacts, page_of
 
     artefacts = largest_artefacts(run_dir)
     if not artefacts or not model_dir.is_dir():
@@ -231,11 +240,11 @@ def _demo(
     return {DEMO: page.encode()}
 
 
-def served(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent) -> RunResult:
+def served(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent) -> RunResult:
     """:func:`strategies.server_app.serve`, imported while the nodes' processes start."""
     from strategies.server_app import serve
 
-    return serve(grid, scenario, place, on_event)
+    return serve(grid, scenario, paths, on_event)
 
 
 def finished(result: RunResult, scenario: Scenario, peak_bytes: int, command: str | None) -> RunResult:
@@ -256,4 +265,4 @@ def finished(result: RunResult, scenario: Scenario, peak_bytes: int, command: st
     )
 
 
-__all__ = ["MODEL", "finished", "keeping", "run", "run_seeds", "save"]
+__all__ = ["MODEL", "finished", "run", "run_seeds", "save", "with_checkpoints"]

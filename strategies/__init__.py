@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fl_peel.lazy import imported_when_asked
+from fl_peel.lazy_imports import imported_when_asked
 
 if TYPE_CHECKING:
     from strategies.groups.aggregation import mean_update
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from strategies.rounds.noised import NoisedServerContents
     from strategies.rounds.open import OpenServerContents
     from strategies.rounds.strategy import PeelStrategy
-    from strategies.run.place import Place
+    from strategies.run.run_paths import RunPaths
     from strategies.server_app import serve
 
 __all__ = [
     "NoisedServerContents",
     "OpenServerContents",
     "PeelStrategy",
-    "Place",
+    "RunPaths",
     "ServerContents",
     "ServerContentsContract",
     "mean_update",
@@ -33,7 +33,7 @@ __getattr__ = imported_when_asked(
         "NoisedServerContents": "strategies.rounds.noised",
         "OpenServerContents": "strategies.rounds.open",
         "PeelStrategy": "strategies.rounds.strategy",
-        "Place": "strategies.run.place",
+        "RunPaths": "strategies.run.run_paths",
         "ServerContents": "strategies.rounds.contents",
         "ServerContentsContract": "strategies.rounds.contracts",
         "mean_update": "strategies.groups.aggregation",

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 import fl_peel
 from fl_peel.data.catalogue import read_catalogue
-from fl_peel.disks import device_splits, enrol
+from fl_peel.device_storage import device_splits, enrol
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.privacy.report import report_of
@@ -20,8 +20,9 @@ from strategies.evaluation.fairness import measure_fairness, tier_rows
 from strategies.evaluation.moving_budgets import fall_rows, measure_elasticity
 from strategies.evaluation.poisoning import measure_poisoning
 from strategies.figures.clock import time_to_recall
-from strategies.figures.figures import (
-    FullReplies,
+from strategies.figures.per_device import FILE
+from strategies.figures.run_figures import (
+    FullTableReplies,
     budget_rows,
     bytes_per_device,
     device_class_rows,
@@ -34,7 +35,6 @@ from strategies.figures.figures import (
     round_rows,
     user_group_rows,
 )
-from strategies.figures.per_device import FILE
 from strategies.figures.schema import (
     FULL_GLOBAL,
     FULL_REFINED,
@@ -44,16 +44,16 @@ from strategies.figures.schema import (
 from strategies.figures.secure import secure_report
 from strategies.nodes.members import NUM_TRACED, some_devices
 from strategies.nodes.nodes import Nodes
-from strategies.run.kept import Kept
+from strategies.run.checkpoints import RunCheckpoints
 from strategies.run.model import save_model
-from strategies.run.place import Place, Stages
-from strategies.run.prepare import Prepared, privacy_plan
-from strategies.run.preparing import prepare
+from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
-from strategies.run.refit import rehearse
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.select_settings import select_settings
+from strategies.run.stage1_outcome import Stage1Outcome, privacy_plan
 
 
-def connected(grid: Grid, scenario: Scenario, place: Place) -> Nodes:
+def connected(grid: Grid, scenario: Scenario, paths: RunPaths) -> Nodes:
     """The nodes of ``grid``; those that have their own interactions are told the items, and tell how many devices they
     have, which the run's folder knows from then on.
 
@@ -69,12 +69,12 @@ def connected(grid: Grid, scenario: Scenario, place: Place) -> Nodes:
         grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s, catalogue=catalogue
     )
     if catalogue:
-        enrol(nodes.num_devices, place.run_dir)
+        enrol(nodes.num_devices, paths.run_dir)
     return nodes
 
 
 def serve(
-    grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = silent, nodes: Nodes | None = None
+    grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent = silent, nodes: Nodes | None = None
 ) -> RunResult:
     """Run a scenario on the nodes of ``grid``; returns what it measured, without what only the caller knows. nodes:
     where they are connected already.
@@ -83,67 +83,73 @@ def serve(
         raise ScenarioError(
             "data.timeline: timelines are replayed by fl-peel run, flwr run and strategies.timeline.serve; leave it out"
         )
-    stages = Stages()
+    stages = StageTimes()
     with stages("start"):
-        nodes = nodes or connected(grid, scenario, place)
+        nodes = nodes or connected(grid, scenario, paths)
     on_event(Event("start", 1, 1, f"{len(nodes.ids)} nodes"))
-    plan = privacy_plan(scenario, place)
-    told, rehearsal = scenario, None
-    kept = Kept.at(place, stages, on_event)
+    plan = privacy_plan(scenario, paths)
+    requested_scenario, rehearsal = scenario, None
+    checkpoints = RunCheckpoints.from_paths(paths, stages, on_event)
     if scenario.data.refit:
-        rehearsal = kept.stage(
-            "rehearsal", lambda: rehearse(grid, told, place, nodes, stages, on_event, kept), disks=True
+        rehearsal = checkpoints.stage(
+            "rehearsal",
+            lambda: select_settings(grid, requested_scenario, paths, nodes, stages, on_event, checkpoints),
+            disks=True,
         )
         scenario = rehearsal.scenario
     before = rehearsal.prepared if rehearsal else None
-    prepared = kept.stage(
-        "stage-1", lambda: prepare(scenario, plan, place, stages, nodes, on_event, before, kept), disks=True
+    prepared = checkpoints.stage(
+        "stage-1", lambda: prepare(scenario, plan, paths, stages, nodes, on_event, before, checkpoints), disks=True
     )
-    refiner = Refiner(grid, place, prepared, nodes, on_event, rehearsal.controller if rehearsal else None, kept=kept)
+    refiner = Refiner(
+        grid, paths, prepared, nodes, on_event, rehearsal.controller if rehearsal else None, checkpoints=checkpoints
+    )
     with stages("joining"):
         strategy = refiner.joined(scenario, plan, num_traced=NUM_TRACED)
-    evaluator, members, states = Evaluator.of(strategy), strategy.members, strategy.states
+    evaluator, members, states = Evaluator.from_strategy(strategy), strategy.members, strategy.states
     on_event(Event("joining", 1, 1, f"{len(members.devices):,} devices joined"))
-    start = kept.stage("start-tables", lambda: _before_rounds(evaluator, prepared), timed="evaluation")
+    start = checkpoints.stage("start-tables", lambda: _before_rounds(evaluator, prepared), timed="evaluation")
     with stages("refinement"):
         keeping = refiner.refine(strategy)
-    begun = None if start.parts is None or keeping is None else start.parts.without(keeping.groups_kept)
-    beside = tier_rows(evaluator) | fall_rows(evaluator)
-    found = kept.stage(
-        "evaluation", lambda: evaluated(evaluator, on_event, beside, begun), disks=True, timed="evaluation"
+    reused = None if start.parts is None or keeping is None else start.parts.without(keeping.accepted_groups)
+    extra = tier_rows(evaluator) | fall_rows(evaluator)
+    evaluation = checkpoints.stage(
+        "evaluation", lambda: evaluated(evaluator, on_event, extra, reused), disks=True, timed="evaluation"
     )
-    if place.model_dir:
+    if paths.model_dir:
         with stages("model"):
-            num_bytes = save_model(strategy, prepared, place)
+            num_bytes = save_model(strategy, prepared, paths)
         on_event(Event("model", 1, 1, f"{num_bytes / 1e6:,.1f} MB"))
-    replies = replace(start, refined=found.refined)
+    replies = replace(start, refined=evaluation.refined)
     if scenario.evaluation.per_device:
-        test = device_splits(scenario, place.data_dir, place.run_dir).test
-        per_device(evaluator, found, replies, test).write(Path(place.run_dir) / FILE)
-    full = {FULL_GLOBAL: replies.globally, FULL_REFINED: found.refined}
+        test = device_splits(scenario, paths.data_dir, paths.run_dir).test
+        per_device(evaluator, evaluation, replies, test).write(Path(paths.run_dir) / FILE)
+    full = {FULL_GLOBAL: replies.globally, FULL_REFINED: evaluation.refined}
     tables = {name: reply for name, reply in full.items() if reply is not None}
-    traced, again = some_devices(scenario, members, "traced", NUM_TRACED), refiner.again
-    elasticity, elastic_traces = kept.stage(
+    traced, again = some_devices(scenario, members, "traced", NUM_TRACED), refiner.refine_again
+    elasticity, elastic_traces = checkpoints.stage(
         "moving-budgets",
-        lambda: measure_elasticity(evaluator, found.beside, tables, again, traced),
+        lambda: measure_elasticity(evaluator, evaluation.extra, tables, again, traced),
         timed="heterogeneity",
     )
-    fairness = kept.stage(
-        "fairness", lambda: measure_fairness(evaluator, found.own, found.beside, tables, again), timed="heterogeneity"
+    fairness = checkpoints.stage(
+        "fairness",
+        lambda: measure_fairness(evaluator, evaluation.own, evaluation.extra, tables, again),
+        timed="heterogeneity",
     )
     on_event(Event("heterogeneity", 1, 1))
     poisoning = None
     if scenario.poisoning.largest_share > 0:
-        poisoning = kept.stage("poisoning", lambda: measure_poisoning(strategy, again), timed="poisoning")
+        poisoning = checkpoints.stage("poisoning", lambda: measure_poisoning(strategy, again), timed="poisoning")
     steps = rehearsal.steps if rehearsal else ()
     records, num_devices = [*(rehearsal.records if rehearsal else ()), *strategy.rounds], len(members.devices)
-    keeping = rehearsal.keeping if rehearsal else keeping
+    keeping = rehearsal.acceptance if rehearsal else keeping
     return RunResult(
-        scenario=told.model_dump(mode="json"),
+        scenario=requested_scenario.model_dump(mode="json"),
         seed=scenario.seed,
-        budgets=budget_rows(evaluator, found, replies),
-        device_classes=device_class_rows(members, records, found.own),
-        user_groups=user_group_rows(members, len(states), found.own),
+        budgets=budget_rows(evaluator, evaluation, replies),
+        device_classes=device_class_rows(members, records, evaluation.own),
+        user_groups=user_group_rows(members, len(states), evaluation.own),
         full_table=full_table(prepared.layout.full_table_bytes, replies),
         stage1=prepared.figures(members, stages.seconds["pretraining"], steps),
         refinement=None if keeping is None else refinement_result(keeping, num_devices),
@@ -151,7 +157,7 @@ def serve(
         history=history_rows(records),
         traces=device_traces(members, records),
         bytes_per_device=bytes_per_device(records, num_devices),
-        time_to_recall=tuple(time_to_recall(records, members.class_names, found.own.owned.devices[0])),
+        time_to_recall=tuple(time_to_recall(records, members.class_names, evaluation.own.owned.devices[0])),
         fairness=fairness,
         elasticity=elasticity,
         elastic_traces=elastic_traces,
@@ -171,14 +177,14 @@ def serve(
     )
 
 
-def _before_rounds(evaluator: Evaluator, prepared: Prepared) -> FullReplies:
+def _before_rounds(evaluator: Evaluator, prepared: Stage1Outcome) -> FullTableReplies:
     """What devices get from full tables before any round, where the scenario wants to know."""
     scenario = evaluator.scenario
     if not scenario.evaluation.full_tables:
-        return FullReplies(None, None, None, None)
+        return FullTableReplies(None, None, None, None)
     table, validated = prepared.global_table, bool(scenario.data.validation_share)
     parts = evaluator.full_tables(with_validation=validated)
-    return FullReplies(
+    return FullTableReplies(
         None if table is None else evaluator.full_table(table),
         parts.whole.only(slice(0, 1)),
         parts.whole.only(slice(1, 2)) if validated else None,

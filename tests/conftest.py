@@ -71,10 +71,10 @@ SLOW_KINDS = ("engine", "faults", "deployment")
 def pytest_configure(config: pytest.Config) -> None:
     """Compile the loops once before there are workers, each of which would compile all of them."""
     if getattr(config.option, "numprocesses", None):
-        from fl_peel.kernels import ahead
+        from fl_peel.kernels import compile_ahead
 
-        if not ahead.is_compiled():
-            subprocess.run([sys.executable, "-m", "fl_peel.kernels.ahead"], cwd=ROOT, check=True)
+        if not compile_ahead.is_compiled():
+            subprocess.run([sys.executable, "-m", "fl_peel.kernels.compile_ahead"], cwd=ROOT, check=True)
 
 
 @pytest.hookimpl(tryfirst=True)

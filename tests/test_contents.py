@@ -14,8 +14,8 @@ from clients.round.contracts import DeviceContentsContract
 from clients.round.open import OpenDeviceContents
 from fl_peel import plugins
 from fl_peel.errors import ScenarioError
+from fl_peel.exchange.bounded_statistic import bounded, find_statistic
 from fl_peel.exchange.contracts import StatisticContract
-from fl_peel.exchange.statistics import bounded, find_statistic
 from fl_peel.kernels import FIXED_POINT
 from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario
@@ -23,7 +23,7 @@ from strategies.rounds.bucketed import BucketedServerContents
 from strategies.rounds.choice import contents_kind as server_kind
 from strategies.rounds.contracts import ServerContentsContract
 from strategies.rounds.open import OpenServerContents
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
@@ -70,8 +70,8 @@ class TestBucketedOnTheServer(ServerContentsContract):
     contents = BucketedServerContents
     keys: ClassVar = {"refinement": {"aggregation": {"robust": {"rule": "median", "buckets": 3}}}}
 
-    def said(self, seed, blocks):
-        arrays = super().said(seed, blocks)
+    def contribution(self, seed, blocks):
+        arrays = super().contribution(seed, blocks)
         holders = np.zeros((3, blocks), np.int64)
         holders[seed % 3] = arrays["holders"]
         wide = {"wide_rows": np.zeros(0, np.int64), "wide_sums": np.zeros((0, 4), np.int64)}
@@ -94,11 +94,11 @@ def installed(monkeypatch):
 
     real = plugins.entry_points
 
-    def found(*, group, **wanted):
+    def result(*, group, **wanted):
         mine = [Point(name, f"my_package:{name}", group) for name in groups.get(group, ())]
         return [*real(group=group, **wanted), *mine]
 
-    monkeypatch.setattr(plugins, "entry_points", found)
+    monkeypatch.setattr(plugins, "entry_points", result)
     find_statistic.cache_clear()
     yield
     find_statistic.cache_clear()
@@ -107,7 +107,7 @@ def installed(monkeypatch):
 def served(tiny, folder, *overrides, nodes=2):
     scenario = load_scenario(tiny, [*overrides, f"engine.nodes={nodes}", "elasticity.rounds=0"])
     grid = LoopbackGrid(nodes)
-    return serve(grid, scenario, Place("", str(folder))), grid
+    return serve(grid, scenario, RunPaths("", str(folder))), grid
 
 
 def recalls(result):

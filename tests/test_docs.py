@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from fl_peel.roots import PACKAGES
+from fl_peel.package_check import PACKAGES
 from tests.helpers.root import ROOT
 
 DOCUMENTS = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
@@ -28,13 +28,13 @@ def resolves(dotted):
     parts = dotted.split(".")
     for length in range(len(parts), 0, -1):
         try:
-            found = importlib.import_module(".".join(parts[:length]))
+            result = importlib.import_module(".".join(parts[:length]))
         except ModuleNotFoundError:
             continue
         for part in parts[length:]:
-            if not hasattr(found, part):
+            if not hasattr(result, part):
                 return False
-            found = getattr(found, part)
+            result = getattr(result, part)
         return True
     return False
 
@@ -45,8 +45,8 @@ def name(path):
 
 def links(path):
     """Targets of a document's links to our own files, as it writes them."""
-    found = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
-    return [link for link in found if "://" not in link]
+    result = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    return [link for link in result if "://" not in link]
 
 
 def test_the_readme_leads_to_every_page():
@@ -64,8 +64,8 @@ def test_the_readme_leads_to_every_page():
 def test_what_a_document_names_is_there(path):
     text = path.read_text(encoding="utf-8")
     assert [link for link in links(path) if not (path.parent / link).exists()] == []
-    assert [found for found in PATH.findall(text) if not (ROOT / found).exists()] == []
-    assert [found for found in DOTTED.findall(text) if found not in GROUPS and not resolves(found)] == []
+    assert [result for result in PATH.findall(text) if not (ROOT / result).exists()] == []
+    assert [result for result in DOTTED.findall(text) if result not in GROUPS and not resolves(result)] == []
 
 
 @pytest.mark.usefixtures("api")
@@ -83,9 +83,11 @@ def test_what_comments_and_docstrings_refer_to_is_there():
         text = path.read_text(encoding="utf-8")
         roles = re.findall(rf":\w+:`~?((?:{ROOMS})\.[\w.]+)`", text)
         paths = re.findall(rf"`((?:{ROOMS}|docs)/[\w/.-]*\w)`", text)
-        lost |= {(name(path), found) for found in roles if not resolves(found)}
-        lost |= {(name(path), found) for found in paths if not (ROOT / found).exists()}
-        lost |= {(name(path), found) for found in re.findall(r"\bdocs/[\w-]+\.md", text) if not (ROOT / found).exists()}
+        lost |= {(name(path), result) for result in roles if not resolves(result)}
+        lost |= {(name(path), result) for result in paths if not (ROOT / result).exists()}
+        lost |= {
+            (name(path), result) for result in re.findall(r"\bdocs/[\w-]+\.md", text) if not (ROOT / result).exists()
+        }
     assert lost == set()
 
 

@@ -13,7 +13,7 @@ import pytest
 import fl_peel
 import simulations
 from fl_peel.errors import EngineError
-from fl_peel.roots import PACKAGES, check_one_root, code_digest, own_root
+from fl_peel.package_check import PACKAGES, check_one_root, code_digest, own_root
 from tests.helpers.imports import dotted, import_graph, imports, modules
 from tests.helpers.light import loaded_by
 from tests.helpers.root import ROOT
@@ -129,7 +129,7 @@ KINDS = {
     "file",
     [
         *(f"strategies/rounds/{name}.py" for name in ("channel", "clear", "federation", "record", "strategy")),
-        *(f"clients/round/{name}.py" for name in ("channel", "clear", "in_time", "members")),
+        *(f"clients/round/{name}.py" for name in ("channel", "clear", "members", "within_deadline")),
     ],
 )
 def test_what_runs_a_round_knows_neither_modes_nor_kinds(file):
@@ -215,7 +215,7 @@ EXPORTED = {
         *FLEETS,
     },
     "clients": FLEETS | DEVICE_CONTENTS,
-    "strategies": {"PeelStrategy", "Place", "serve", *SERVER_CONTENTS},
+    "strategies": {"PeelStrategy", "RunPaths", "serve", *SERVER_CONTENTS},
     "simulations": {"Progress", "Result", "load_scenario", "run", "shipped_scenarios"},
 }
 
@@ -321,7 +321,7 @@ def test_another_copy_of_the_same_code_is_no_second_program(tmp_path):
 def test_a_hidden_package_is_found_before_anything_runs(tmp_path):
     (tmp_path / "strategies").mkdir()
     (tmp_path / "strategies" / "__init__.py").touch()
-    code = "from fl_peel.roots import check_one_root; check_one_root()"
+    code = "from fl_peel.package_check import check_one_root; check_one_root()"
     environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": ""}
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert f"package strategies is found in {tmp_path}, but fl_peel runs from {ROOT}" in ran.stderr

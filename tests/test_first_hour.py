@@ -18,7 +18,7 @@ import pytest
 
 from fl_peel.data.datasets import DATA_DIR_VARIABLE, list_datasets
 from fl_peel.errors import DataError
-from simulations.report.files_of_run import read_report
+from simulations.report.run_files import read_report
 from tests.helpers.root import ROOT
 
 README, TUTORIAL = ROOT / "README.md", ROOT / "docs" / "tutorial.md"
@@ -130,9 +130,9 @@ def real_data():
 def lay_out_data(folder):
     """ML-100K, or where it is not here made-up data of its size, by which it is known."""
     folder.mkdir()
-    found = real_data()
-    if found is not None:
-        (folder / "ml-100k").symlink_to(found.resolve(), target_is_directory=True)
+    result = real_data()
+    if result is not None:
+        (folder / "ml-100k").symlink_to(result.resolve(), target_is_directory=True)
         return
     rng = np.random.default_rng(0)
     chances = 1.0 / (1 + np.arange(1682))
@@ -165,13 +165,13 @@ def test_nothing_is_typed_that_is_not_run(page):
 @pytest.mark.engine
 def test_the_readme_works_as_typed(machine):
     copy, type_in = machine
-    said = type_in(script_of(README)[0])
-    makes = said.partition("Look at the report:")
+    output = type_in(script_of(README)[0])
+    makes = output.partition("Look at the report:")
     assert makes[1], "make run says what comes next"
     for name in ("out/ml-100k", "out/first", "out/federated"):
         assert (copy / name / "report.html").is_file()
-    assert "refinement.rounds: " in said  # scenarios show --keys
-    shares = {line.split()[0] for line in said.splitlines() if re.match(r"\d+\.\d% popularity 0\.\d{4}$", line)}
+    assert "refinement.rounds: " in output  # scenarios show --keys
+    shares = {line.split()[0] for line in output.splitlines() if re.match(r"\d+\.\d% popularity 0\.\d{4}$", line)}
     assert shares == {"1.0%", "2.5%", "5.0%", "10.0%", "25.0%"}
 
     row = r"^\| [^|]*?(fp32|at 1%|at 5%) \| ([\d.]+) KB \| (0\.\d{4}) \| (0\.\d{4})? ?\|$"
@@ -204,9 +204,9 @@ def test_the_tutorial_works_as_typed(machine):
     script = script_of(TUTORIAL)[0]
     assert script.startswith("make run ")
     # README's test has done that
-    said = type_in(script.partition("\n")[2])
-    assert re.search(r"^full table: 12,8\d\d bytes, recall 0\.\d{4}$", said, re.MULTILINE)
-    assert re.search(r"^50% exposure: 6,4\d\d bytes, recall 0\.\d{4}$", said, re.MULTILINE)
+    output = type_in(script.partition("\n")[2])
+    assert re.search(r"^full table: 12,8\d\d bytes, recall 0\.\d{4}$", output, re.MULTILINE)
+    assert re.search(r"^50% exposure: 6,4\d\d bytes, recall 0\.\d{4}$", output, re.MULTILINE)
     for name in ("books", "int8", "int4"):
         for file in ("report.html", "report.json", "metrics.csv", "scenario.yaml"):
             assert (copy / "out" / name / file).is_file()

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import fl_peel
-from fl_peel.roots import PACKAGES
+from fl_peel.package_check import PACKAGES
 from tests.helpers.root import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -56,5 +56,5 @@ def test_every_sub_package_is_in_the_table_of_rooms():
     rows = dict(re.findall(r"^\| `(\w+)/` \| (`.*) \|$", table, flags=re.MULTILINE))
     assert rows.keys() == {*PACKAGES}
     for package in PACKAGES:
-        found = {path.parent.name for path in (ROOT / package).rglob("*/__init__.py")} - {package}
-        assert found == set(re.findall(r"`(\w+)`", rows[package])) - {"scenarios"}, package
+        result = {path.parent.name for path in (ROOT / package).rglob("*/__init__.py")} - {package}
+        assert result == set(re.findall(r"`(\w+)`", rows[package])) - {"scenarios"}, package

@@ -10,22 +10,22 @@ import typer
 
 from simulations.cli.main import app
 from simulations.scenario_files import load_scenario
-from simulations.sweep.grid import settings_of
+from simulations.sweep.setting_grid import settings_of
 from tests.helpers.root import ROOT
 
 README = ROOT / "README.md"
 
 
 def commands():
-    found = []
+    result = []
     for page in (README, ROOT / "docs" / "results.md", ROOT / "docs" / "commands.md"):
         text = page.read_text(encoding="utf-8")
         lines = [
             line for block in re.findall(r"```(?:bash)?\n(.*?)```", text, re.DOTALL) for line in block.splitlines()
         ]
         lines += re.findall(r"`(fl-peel [^`]+)`", text)
-        found += [line.split("  #")[0].strip() for line in lines if line.startswith("fl-peel ")]
-    return list(dict.fromkeys(found))
+        result += [line.split("  #")[0].strip() for line in lines if line.startswith("fl-peel ")]
+    return list(dict.fromkeys(result))
 
 
 def quickstart():
@@ -68,10 +68,10 @@ def test_the_quickstart_is_typed_in_the_environment_that_make_run_makes():
 
 def test_make_run_says_what_comes_next():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    (said,) = re.findall(r"^run: .*\n(?:\t.*\n)*?((?:\t@echo .*\n)+)", makefile, re.MULTILINE)
-    assert "/bin/activate" in said.replace("$(BIN)/activate", "/bin/activate")
-    assert "$(OUT)/report.html" in said
-    for page in re.findall(r"docs/[\w/-]+\.md", said):
+    (output,) = re.findall(r"^run: .*\n(?:\t.*\n)*?((?:\t@echo .*\n)+)", makefile, re.MULTILINE)
+    assert "/bin/activate" in output.replace("$(BIN)/activate", "/bin/activate")
+    assert "$(OUT)/report.html" in output
+    for page in re.findall(r"docs/[\w/-]+\.md", output):
         assert (ROOT / page).is_file()
 
 

@@ -65,12 +65,12 @@ def test_a_page_works_as_told(page, folder, typed):
 
 
 def console_lines():
-    found = []
+    result = []
     for page in PAGES:
         for snippet in snippets_of(page):
             if snippet.language in ("bash", "console"):
-                found += [(page.stem, line) for line in snippet.commands() if line.startswith("fl-peel ")]
-    return found
+                result += [(page.stem, line) for line in snippet.commands() if line.startswith("fl-peel ")]
+    return result
 
 
 @pytest.mark.parametrize(("page", "line"), console_lines())

@@ -3,7 +3,7 @@
 import ast
 from collections import defaultdict
 
-from fl_peel.roots import PACKAGES
+from fl_peel.package_check import PACKAGES
 from tests.helpers.root import ROOT
 
 NAMING = {"rng_for", "seed_for", "device_seeds", "device_uniforms"}
@@ -34,7 +34,7 @@ def test_every_stream_is_drawn_from_in_one_file():
             for name in names(path.read_text(encoding="utf-8")):
                 files[name].add(path.relative_to(ROOT).as_posix())
     assert len(files) > 40
-    assert {name: sorted(found) for name, found in files.items() if len(found) > 1}.keys() == SHARED.keys()
+    assert {name: sorted(result) for name, result in files.items() if len(result) > 1}.keys() == SHARED.keys()
 
 
 def test_names_are_found():

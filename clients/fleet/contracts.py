@@ -20,8 +20,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.fleet.budgets import FleetBudgets
 from clients.fleet.fleet import Fleet
+from clients.fleet.fleet_budgets import FleetBudgets
 from clients.fleet.profile import DeviceProfile
 from clients.keys.distributions import FloatArray
 from clients.processes.base import BudgetProcess, Clock, Devices, State

@@ -15,11 +15,11 @@ from clients.keys.specs import Folder, NonNegativeFloat, NonNegativeInt, Spec, e
 from clients.keys.tabular import DATA_ENDINGS
 from clients.processes.base import Clock
 from fl_peel.errors import FieldError, ProfileError, shortened
-from fl_peel.files import file_kind
+from fl_peel.file_kind import file_kind
 from fl_peel.plugins import Registry, did_you_mean
+from fl_peel.safe_yaml import StrictLoader, YamlFault, kind_of, read_yaml_file
 from fl_peel.scenario.base import unit
 from fl_peel.scenario.fleet_files import FleetFile
-from fl_peel.yaml_text import StrictLoader, YamlFault, kind_of, read_yaml_file
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 _SUFFIXES = (".yaml", ".yml")
@@ -82,16 +82,16 @@ def _named(entry: object, place: int) -> object:
     if not isinstance(entry, Mapping) or "use" not in entry:
         return entry
     try:
-        found = call_registered(str(entry["use"]))
+        profile = call_registered(str(entry["use"]))
     except FieldError as error:
         raise FieldError(str(error), place, "use") from None
-    if not isinstance(found, DeviceProfile):
-        raise FieldError(f"{entry['use']!r} is {kind_of(found)}, not one DeviceProfile", place, "use")
+    if not isinstance(profile, DeviceProfile):
+        raise FieldError(f"{entry['use']!r} is {kind_of(profile)}, not one DeviceProfile", place, "use")
     replaced = {key: value for key, value in entry.items() if key != "use"}
-    kept = {key: getattr(found, key) for key in found.model_fields_set if key not in replaced}
+    kept = {key: getattr(profile, key) for key in profile.model_fields_set if key not in replaced}
     if {"population_share", "population_count"} & set(replaced):
         kept = {key: value for key, value in kept.items() if key not in ("population_share", "population_count")}
-    return type(found).model_validate({**kept, **replaced})
+    return type(profile).model_validate({**kept, **replaced})
 
 
 def call_registered(name: str) -> object:
@@ -203,14 +203,14 @@ def read_sent(file: FleetFile) -> tuple[FleetDocument, str]:
 
 def _registered_document(name: str) -> FleetDocument:
     try:
-        found = call_registered(name)
+        content = call_registered(name)
     except FieldError as error:
         raise ProfileError(str(error)) from None
-    if isinstance(found, DeviceProfile):
-        found = {"profiles": [found.model_copy(update={"population_share": None, "population_count": None})]}
-    elif isinstance(found, (list, tuple)):
-        found = {"profiles": list(found)}
-    return read_document(found, where=name, folder=Path())
+    if isinstance(content, DeviceProfile):
+        content = {"profiles": [content.model_copy(update={"population_share": None, "population_count": None})]}
+    elif isinstance(content, (list, tuple)):
+        content = {"profiles": list(content)}
+    return read_document(content, where=name, folder=Path())
 
 
 class _Loader(StrictLoader):

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from clients.fleet.budgets import FleetBudgets, device_ids
 from clients.fleet.files import (
     PROFILES,
     FleetDocument,
@@ -27,12 +26,13 @@ from clients.fleet.files import (
     read_source,
     shipped_names,
 )
+from clients.fleet.fleet_budgets import FleetBudgets, device_ids
 from clients.fleet.profile import DeviceProfile
 from clients.keys.distributions import FloatArray, cumulative
 from clients.keys.specs import explain
 from clients.processes.budgets import Clock, ShockBudget
 from fl_peel.errors import ProfileError
-from fl_peel.files import file_kind
+from fl_peel.file_kind import file_kind
 from fl_peel.plugins import did_you_mean
 from fl_peel.randomness import device_uniforms, seed_for
 from fl_peel.scenario.fleet_files import FleetFile, sent_files
@@ -168,8 +168,8 @@ class Fleet:
     def members(self, seed: int, ids: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], DeviceProfile]]:
         """Return the positions of the devices of each class that has any."""
         classes = self.classes(seed, ids)
-        found = [(np.flatnonzero(classes == number), profile) for number, profile in enumerate(self.profiles)]
-        return [(index, profile) for index, profile in found if len(index)]
+        by_class = [(np.flatnonzero(classes == number), profile) for number, profile in enumerate(self.profiles)]
+        return [(index, profile) for index, profile in by_class if len(index)]
 
 
 def load_fleet(source: str | Path | Sequence[str | Path]) -> Fleet:

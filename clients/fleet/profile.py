@@ -26,8 +26,8 @@ from clients.processes.base import BudgetProcess, Devices, Moment
 from clients.processes.budgets import ConstantBudget, read_budget
 from fl_peel.errors import FieldError
 from fl_peel.randomness import device_uniforms
+from fl_peel.safe_yaml import kind_of
 from fl_peel.scenario.base import unit
-from fl_peel.yaml_text import kind_of
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 WORKING_FACTOR = 16.0

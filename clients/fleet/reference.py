@@ -40,8 +40,8 @@ def fleet_schema() -> dict[str, Any]:
         "minItems": 1,
         "maxItems": 1000,
     }
-    found: dict[str, Any] = _as_typed({"$schema": DRAFT, **schema})
-    return found
+    typed: dict[str, Any] = _as_typed({"$schema": DRAFT, **schema})
+    return typed
 
 
 def fleet_parts() -> list[Part]:
@@ -50,26 +50,26 @@ def fleet_parts() -> list[Part]:
     profile = schema["$defs"]["DeviceProfile"]["properties"]
     profile["budget"] |= {"type": "object", "title": "process", "default": "constant"}
     profile["availability"] |= {"type": "object", "title": "probability, diurnal or trace", "default": 1.0}
-    found = parts_of(schema)
+    parts = parts_of(schema)
     for name, process in budget_schemas().items():
         if "of" in process["properties"]:
             process["properties"]["of"] |= {"type": "object", "title": "process", "default": "constant"}
-        found += [replace(part, path=f"{_PLACE}.budget, process: {name}") for part in parts_of(process)]
+        parts += [replace(part, path=f"{_PLACE}.budget, process: {name}") for part in parts_of(process)]
     for name, kind in availability_schemas().items():
-        found += [replace(part, path=f"{_PLACE}.availability.{name}") for part in parts_of(kind)]
-    return found
+        parts += [replace(part, path=f"{_PLACE}.availability.{name}") for part in parts_of(kind)]
+    return parts
 
 
 def budget_schemas() -> dict[str, dict[str, Any]]:
     """Keys of every budget process, by its name, ``process`` among them."""
-    found = {}
+    schemas = {}
     for name in BUDGETS.names():
         kind = BUDGETS.get(name)
         if isinstance(kind, type) and issubclass(kind, BudgetProcess):
             schema = kind.model_json_schema()
             keys = {"process": {"const": name, "description": "Name of the process."}, **schema.get("properties", {})}
-            found[name] = schema | {"properties": keys, "required": ["process", *schema.get("required", ())]}
-    return {name: _as_typed(schema) for name, schema in found.items()}
+            schemas[name] = schema | {"properties": keys, "required": ["process", *schema.get("required", ())]}
+    return {name: _as_typed(schema) for name, schema in schemas.items()}
 
 
 def availability_schemas() -> dict[str, dict[str, Any]]:

@@ -26,7 +26,7 @@ from clients.keys.specs import Folder, folder_of, in_bounds, number
 from clients.keys.tabular import checked_file, is_blank, read_columns, sizes
 from fl_peel.errors import FieldError
 from fl_peel.plugins import did_you_mean
-from fl_peel.yaml_text import kind_of
+from fl_peel.safe_yaml import kind_of
 
 FloatArray = NDArray[np.float64]
 _MAX_VALUES = 100_000
@@ -98,7 +98,7 @@ class LogNormal:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Categorical:
     """A list of values (rising) with the share of each."""
 
     values: tuple[float, ...]
@@ -147,7 +147,7 @@ def _number(
         raise FieldError(str(error), *path) from None
 
 
-def _choice(weights: Mapping[float, float]) -> Choice:
+def _choice(weights: Mapping[float, float]) -> Categorical:
     kept = {value: weight for value, weight in weights.items() if weight > 0}
     total = sum(kept.values())
     if not kept or not np.isfinite(total):
@@ -155,7 +155,7 @@ def _choice(weights: Mapping[float, float]) -> Choice:
     if len(kept) > _MAX_VALUES:
         raise FieldError(f"has {len(kept)} different values; at most {_MAX_VALUES}: round them")
     ordered = sorted(kept)
-    return Choice(tuple(ordered), tuple(kept[value] / total for value in ordered))
+    return Categorical(tuple(ordered), tuple(kept[value] / total for value in ordered))
 
 
 def _uniform(value: object, unit_bytes: int | None, folder: Folder) -> Distribution:
@@ -204,9 +204,9 @@ def _empirical(value: object, unit_bytes: int | None, folder: Folder) -> Distrib
             raise FieldError(f"must be a mapping from value to count (got {kind_of(counts)})", "counts")
         for text, count in counts.items():
             try:
-                found = sizes(text, unit_bytes)
-                share = in_bounds(number(count), ge=0) / len(found)
-                for size in found:
+                values = sizes(text, unit_bytes)
+                share = in_bounds(number(count), ge=0) / len(values)
+                for size in values:
                     totals[number(size)] += share
             except FieldError as error:
                 raise FieldError(str(error), "counts", str(text)) from None
@@ -224,10 +224,10 @@ def _empirical(value: object, unit_bytes: int | None, folder: Folder) -> Distrib
         if any(is_blank(cell) for cell in row):
             continue
         try:
-            found = sizes(row[0], unit_bytes)
+            values = sizes(row[0], unit_bytes)
             weight = in_bounds(sizes(row[1], None)[0], ge=0) if len(row) > 1 else 1.0
-            for size in found:
-                totals[number(size)] += weight / len(found)
+            for size in values:
+                totals[number(size)] += weight / len(values)
         except FieldError as error:
             if not skip:
                 raise FieldError(f"{place}: {error}; correct it or set unreadable: skip") from None
@@ -250,7 +250,7 @@ def read_distribution(value: object, *, unit_bytes: int | None = None, folder: F
     Raises:
         FieldError: neither, or parameters that make no sense.
     """
-    if isinstance(value, (Constant, Uniform, LogNormal, Choice)):
+    if isinstance(value, (Constant, Uniform, LogNormal, Categorical)):
         return value
     if not isinstance(value, Mapping):
         return Constant(number(value))

@@ -23,7 +23,7 @@ from pydantic import (
 
 from fl_peel.errors import FieldError, PathPart
 from fl_peel.plugins import did_you_mean
-from fl_peel.yaml_text import kind_of
+from fl_peel.safe_yaml import kind_of
 
 
 class Spec(BaseModel):
@@ -117,23 +117,23 @@ def folder_of(info: ValidationInfo) -> Folder:
 
 
 def _lines(error: ValidationError, prefix: tuple[PathPart, ...]) -> list[tuple[tuple[PathPart, ...], str]]:
-    found: list[tuple[tuple[PathPart, ...], str]] = []
+    problems: list[tuple[tuple[PathPart, ...], str]] = []
     for item in error.errors(include_url=False):
         path = (*prefix, *item["loc"])
         cause = item.get("ctx", {}).get("error")
         if isinstance(cause, ValidationError):
-            found.extend(_lines(cause, path))
+            problems.extend(_lines(cause, path))
         elif isinstance(cause, FieldError):
-            found.append(((*path, *cause.path), str(cause)))
+            problems.append(((*path, *cause.path), str(cause)))
         elif item["type"] == "missing":
-            found.append((path, "is missing"))
+            problems.append((path, "is missing"))
         elif item["type"] == "literal_error":
             expected = str(item["ctx"]["expected"]).replace("'", "").replace(" or ", ", ")
-            found.append((path, f"must be one of {expected} (got {kind_of(item['input'])})"))
+            problems.append((path, f"must be one of {expected} (got {kind_of(item['input'])})"))
         else:
             message = str(cause) if cause is not None else item["msg"]
-            found.append((path, f"{message[:1].lower()}{message[1:]} (got {kind_of(item['input'])})"))
-    return found
+            problems.append((path, f"{message[:1].lower()}{message[1:]} (got {kind_of(item['input'])})"))
+    return problems
 
 
 def key_path(path: tuple[PathPart, ...]) -> str:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from clients.keys.specs import Folder, number
 from fl_peel.errors import FieldError, shortened
-from fl_peel.files import file_kind
+from fl_peel.file_kind import file_kind
 from fl_peel.plugins import did_you_mean
+from fl_peel.safe_yaml import kind_of
 from fl_peel.scenario.fleet_files import MAX_DATA_BYTES
-from fl_peel.yaml_text import kind_of
 
 DATA_ENDINGS = (".csv", ".tsv", ".txt", ".json", ".parquet")
 _UNIT_BYTES = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -213,10 +213,10 @@ def sizes(value: object, unit_bytes: int | None) -> list[float]:
             return [float(text)]
         except ValueError:
             raise FieldError(f"cannot read {kind_of(value)} as a number") from None
-    found = list(_AMOUNT.finditer(text))
-    with_unit = [match for match in found if match["unit"]]
+    amounts = list(_AMOUNT.finditer(text))
+    with_unit = [match for match in amounts if match["unit"]]
     before_ram = [m for m in with_unit if re.match(r"\s*(of\s+)?(ram|memory)\b", text[m.end() :], re.IGNORECASE)]
-    matches = before_ram or with_unit or (found if len(found) == 1 and found[0].group() == text else [])
+    matches = before_ram or with_unit or (amounts if len(amounts) == 1 and amounts[0].group() == text else [])
     if len(matches) != 1:
         what = "no size" if not matches else f"{len(matches)} sizes"
         raise FieldError(f"found {what} in {kind_of(value)}; expected one such as '4 GB' or '512 MB'")

@@ -30,7 +30,7 @@ who gives nanoseconds learns it here."""
 
 
 @dataclass(frozen=True, eq=False)
-class Traces:
+class RecordedTraces:
     """T recorded devices, their R samples laid end to end.
 
     indptr: (T + 1,) rows of each trace; values: (R,); duration_s: (T,) from its first sample until the recording
@@ -72,7 +72,7 @@ class Traces:
         return result
 
 
-def load_traces(path: Path, value_column: str, *, largest: float = np.inf) -> Traces:
+def load_traces(path: Path, value_column: str, *, largest: float = np.inf) -> RecordedTraces:
     """Read ``device, time_s, <value_column>`` from CSV, TSV or Parquet; devices may be interleaved.
 
     Raises:
@@ -116,7 +116,7 @@ def load_traces(path: Path, value_column: str, *, largest: float = np.inf) -> Tr
     duration = last + np.array([np.median(np.diff(relative[a:b])) if b - a > 1 else 0.0 for a, b in rows])
     begin = np.concatenate([[0.0], np.cumsum(duration[:-1] + 1.0)])
     laid = np.repeat(begin, np.diff(indptr)) + relative
-    return Traces(indptr, values, duration, begin, laid, np.maximum.reduceat(values, starts))
+    return RecordedTraces(indptr, values, duration, begin, laid, np.maximum.reduceat(values, starts))
 
 
 def _read(path: Path) -> pa.Table:

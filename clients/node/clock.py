@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.fleet.budgets import held_once
+from clients.fleet.fleet_budgets import held_once
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -42,7 +42,7 @@ class DeviceRates:
     radio_joules_per_mb: FloatArray
 
     @staticmethod
-    def of(rates: Mapping[str, FloatArray]) -> DeviceRates:
+    def from_rates(rates: Mapping[str, FloatArray]) -> DeviceRates:
         """From what :meth:`clients.fleet.fleet.Fleet.rates` gives."""
         return DeviceRates(
             held_once(rates["latency_ms"] / 1e3),
@@ -66,7 +66,7 @@ class DeviceRates:
 
 
 @dataclass(frozen=True)
-class Spent:
+class RoundCost:
     """What a round took of each device, (N,) each; late: it was not done by the deadline and was cut off there."""
 
     time_us: IntArray
@@ -94,7 +94,7 @@ def spend(
     samples: IntArray,
     upload_bytes: IntArray,
     deadline_s: float | None = None,
-) -> Spent:
+) -> RoundCost:
     """What devices spend on a round, each stopping at the deadline.
 
     download_bytes, samples, upload_bytes: (N,), the work of the whole round. Energy is train_watts over the training
@@ -114,7 +114,7 @@ def spend(
     )
     moved_up = np.where(late, np.minimum(np.floor(up_s * rates.uplink_bytes_per_s), upload_bytes), upload_bytes)
     joules = rates.train_watts * train_s + rates.radio_joules_per_mb * (moved_down + moved_up) / 1e6
-    return Spent(
+    return RoundCost(
         _whole(np.minimum(seconds, limit) * MICROSECONDS),
         _whole(joules * MILLIJOULES),
         moved_down.astype(np.int64),
@@ -127,7 +127,7 @@ def _whole(values: FloatArray) -> IntArray:
     return np.rint(np.minimum(values, MOST)).astype(np.int64)
 
 
-def never_in_time(
+def never_within_deadline(
     rates: DeviceRates, download_bytes: IntArray, samples: IntArray, deadline_s: float | None
 ) -> NDArray[np.bool_]:
     """Devices (N,) that miss the deadline before they upload anything: there is no need to simulate their training."""
@@ -136,4 +136,4 @@ def never_in_time(
     return round_seconds(rates, download_bytes, samples, np.zeros_like(download_bytes)) > deadline_s
 
 
-__all__ = ["MOST", "DeviceRates", "Spent", "never_in_time", "round_seconds", "spend"]
+__all__ = ["MOST", "DeviceRates", "RoundCost", "never_within_deadline", "round_seconds", "spend"]

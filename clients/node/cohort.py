@@ -1,7 +1,7 @@
 """The devices that one node hosts, and their state between rounds.
 
-Node p of P hosts the devices p, p + P, p + 2P, ..., or those whose interactions it has (:mod:`clients.node.own`). Their
-state (user embedding, user group, what they kept last) lies in memory-mapped files in the node's folder, not in
+Node p of P hosts the devices p, p + P, p + 2P, ..., or those whose interactions it has (:mod:`clients.node.own_data`).
+Their state (user embedding, user group, what they kept last) lies in memory-mapped files in the node's folder, not in
 Flower's context, which is pickled with every message; so whichever process answers a message finds it. In simulation,
 the devices' interactions lie in the same way in the run's folder.
 """
@@ -16,14 +16,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.fleet.budgets import held_once
 from clients.fleet.fleet import Fleet, FleetBudgets, load_sent_fleet
+from clients.fleet.fleet_budgets import held_once
 from clients.node.clock import DeviceRates
-from clients.node.own import OwnData
+from clients.node.own_data import OwnData
 from clients.node.state import DeviceState
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.data.interactions import Splits, UserItems
-from fl_peel.disks import device_splits, hosted_splits, own_splits
+from fl_peel.device_storage import device_splits, hosted_splits, own_splits
 from fl_peel.errors import EngineError
 from fl_peel.scenario.scenario import Scenario
 
@@ -80,10 +80,10 @@ class Cohort:
         return self.splits.train.counts() > 0 if timeline is not None and timeline.phase == "join" else everybody
 
     @cached_property
-    def speaking(self) -> NDArray[np.bool_]:
+    def contributing(self) -> NDArray[np.bool_]:
         """Which of them (N,) sums are asked of: all, but for those that have left, in a timeline."""
-        said = self.splits.said
-        return self.joining if said is None else self.joining & (said.counts() > 0)
+        contributed = self.splits.contributed
+        return self.joining if contributed is None else self.joining & (contributed.counts() > 0)
 
     @cached_property
     def ceilings(self) -> NDArray[np.int64]:
@@ -102,7 +102,7 @@ class Cohort:
     @cached_property
     def rates(self) -> DeviceRates:
         """Compute, link and energy rates of every hosted device."""
-        return DeviceRates.of(self.own_fleet.rates(self.scenario.seed, self.devices))
+        return DeviceRates.from_rates(self.own_fleet.rates(self.scenario.seed, self.devices))
 
     def available(self, places: NDArray[np.int64], server_round: float) -> NDArray[np.bool_]:
         """Which of these hosted devices can take part at a time in rounds."""
@@ -196,7 +196,7 @@ def open_cohort(
     """The cohort of node ``partition``: everything but the state that changes, so it may be kept in memory.
 
     profile: the class of the fleet that all devices here belong to; "" draws each device's by population share. fleet:
-    as in :class:`fl_peel.wire.Setting`.
+    as in :class:`fl_peel.wire.RunSetting`.
 
     Raises:
         ProfileError: the fleet has no such class.
@@ -222,7 +222,7 @@ def open_own_cohort(
     """The same of a node that has its devices' interactions itself. num_devices: of all nodes together.
 
     Raises:
-        DataError: as for :func:`fl_peel.disks.own_splits`.
+        DataError: as for :func:`fl_peel.device_storage.own_splits`.
         ProfileError: the fleet has no such class.
     """
     scenario = Scenario.from_json(scenario_json)

@@ -8,17 +8,17 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.node.before import Before
 from clients.node.cohort import Cohort
+from clients.node.previous_holdings import PreviousHoldings
 from clients.node.state import DeviceState
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import check_budget
+from fl_peel.blocks.ranked_blocks import check_budget
 from fl_peel.blocks.settings import Precision
 from fl_peel.data.interactions import IntArray
 from fl_peel.errors import BudgetError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
-from fl_peel.pretraining.by_sums import embeddings, nearest, unit_vectors
-from fl_peel.privacy.noising import randomized_groups
+from fl_peel.pretraining.spectral_steps import embeddings, nearest, unit_vectors
+from fl_peel.privacy.device_noise import randomized_groups
 from fl_peel.privacy.sources import source_of
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.memory import TrainingMemory
@@ -133,7 +133,7 @@ def _mapped(cohort: Cohort, request: JoinRequest) -> tuple[NDArray[np.float32], 
     groups = nearest(vectors, request.centroids)
     timeline = cohort.scenario.data.timeline
     if timeline is not None and len(request.former):
-        last = Before.read(cohort).now(request.former)[: len(groups)]
+        last = PreviousHoldings.read(cohort).current_groups(request.former)[: len(groups)]
         groups = staying(np.asarray(vectors), request.centroids, groups, last, timeline.regroup_margin)
     groups = answered_groups(cohort, np.arange(len(groups)), groups, request.centroids)
     for group in np.unique(groups).tolist():

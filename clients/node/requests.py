@@ -10,15 +10,15 @@ from clients.node.cohort import Cohort
 from clients.node.joining import joining
 from fl_peel import wire
 from fl_peel.errors import MessageError
-from fl_peel.exchange.expected import Known, Of, check
+from fl_peel.exchange.array_specs import ArraySpec, MessageContext, check
 from fl_peel.pretraining.costs import COUNTED
 
-ANYTHING = Known(arrays=None)
+ANYTHING = MessageContext(arrays=None)
 
 
 def checked(cohort: Cohort, request: object) -> None:
     """Refuse a question that its devices cannot answer: nothing has been computed or written by then. Ranked blocks are
-    looked at where they are decoded, :meth:`fl_peel.blocks.ranked.RankedBlocks.unpack`.
+    looked at where they are decoded, :meth:`fl_peel.blocks.ranked_blocks.RankedBlocks.unpack`.
 
     Raises:
         MessageError: of another shape, or with numbers out of range.
@@ -42,11 +42,11 @@ def checked(cohort: Cohort, request: object) -> None:
         raise MessageError("CompareRequest: the user groups with a stored table are not the current ones")
 
 
-def _known(cohort: Cohort, request: object) -> Known:
+def _known(cohort: Cohort, request: object) -> MessageContext:
     scenario, num_items = cohort.scenario, cohort.splits.num_items
     most_groups = max(scenario.user_groups.count, cohort.population)
     sizes = {"most groups": most_groups, "d": scenario.pretraining.embedding_dim}
-    known = Known(sizes, {"devices": cohort.devices})
+    known = MessageContext(sizes, {"devices": cohort.devices})
     if isinstance(request, wire.SumsRequest):
         return _of_sums(cohort, request, known)
     if isinstance(request, wire.ChoiceRequest | wire.JoinRequest):
@@ -63,30 +63,30 @@ def _known(cohort: Cohort, request: object) -> Known:
     return known
 
 
-def _some(groups: Iterable[int], count: int) -> dict[int, Known]:
+def _some(groups: Iterable[int], count: int) -> dict[int, MessageContext]:
     """Those of them that are numbers of user groups, of which there are so many."""
     return {group: ANYTHING for group in groups if 0 <= group < count}
 
 
-def _of_sums(cohort: Cohort, request: wire.SumsRequest, known: Known) -> Known:
+def _of_sums(cohort: Cohort, request: wire.SumsRequest, known: MessageContext) -> MessageContext:
     """What a step of stage 1 comes with."""
     num_items = cohort.splits.num_items
-    nothing = Of((0, 0))
+    nothing = ArraySpec((0, 0))
     # in a timeline, tables have rows of the items that there were, whatever there is by now
     rows = num_items if cohort.scenario.data.timeline is None else "rows"
     has_table = request.step in ("pass", "vectors") and not request.counts_contributors
     arrays = {
-        "table": Of((rows, "part")) if has_table else nothing,
-        "centroids": Of(("G", "centre")) if request.step in ("groups", "moments") else nothing,
-        "place": Of((num_items if request.buckets else 0,), least=-request.buckets, most=request.buckets),
+        "table": ArraySpec((rows, "part")) if has_table else nothing,
+        "centroids": ArraySpec(("G", "centre")) if request.step in ("groups", "moments") else nothing,
+        "place": ArraySpec((num_items if request.buckets else 0,), least=-request.buckets, most=request.buckets),
     }
     if request.step == "pass" and cohort.scenario.privacy.noised:
-        arrays["weights"] = Of((num_items,))
+        arrays["weights"] = ArraySpec((num_items,))
     if request.counts_contributors and request.step not in COUNTED:
         raise MessageError(f"SumsRequest.counts_contributors: nobody contributes to a row in step {request.step}")
     most = len(request.centroids) if request.step == "moments" else request.columns
-    arrays["groups"] = Of(("M",), least=0, most=most - 1, ascending=True)
-    return Known(known.sizes, known.numbers, arrays)
+    arrays["groups"] = ArraySpec(("M",), least=0, most=most - 1, ascending=True)
+    return MessageContext(known.sizes, known.numbers, arrays)
 
 
 def _check_join(cohort: Cohort, request: wire.JoinRequest) -> None:

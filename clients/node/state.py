@@ -34,17 +34,17 @@ class DeviceState:
             EngineError: the node has not joined the run, or what it keeps is damaged.
         """
         try:
-            found = DeviceState(*(np.load(folder / f"{name}.npy", mmap_mode=mode) for name in NAMES))
+            state = DeviceState(*(np.load(folder / f"{name}.npy", mmap_mode=mode) for name in NAMES))
         except (OSError, ValueError) as error:
             why = " ".join(str(error).split())[:200]
             raise EngineError(
                 f"{folder}: this node's devices have not joined the run ({why}); start it again"
             ) from error
-        users, devices = found.users, found.groups.shape
-        shapes = users.shape[:1], found.kept_blocks.shape, found.kept_users.shape[:1]
-        if len(devices) != 1 or any(shape != devices for shape in shapes) or found.kept_users.shape != users.shape:
+        users, devices = state.users, state.groups.shape
+        shapes = users.shape[:1], state.kept_blocks.shape, state.kept_users.shape[:1]
+        if len(devices) != 1 or any(shape != devices for shape in shapes) or state.kept_users.shape != users.shape:
             raise EngineError(f"{folder}: the stored state of this node's devices is damaged; start the run again")
-        return found
+        return state
 
     @staticmethod
     def create(folder: Path, users: NDArray[np.float32], groups: NDArray[np.int32]) -> None:

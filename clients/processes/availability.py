@@ -21,13 +21,13 @@ from pydantic import Field, PlainValidator, ValidationError, ValidationInfo, mod
 from clients.keys.distributions import Constant, NonNegative, Positive, Share
 from clients.keys.specs import PositiveFloat, ShareFloat, Spec, as_schema, first_problem, folder_of
 from clients.keys.tabular import checked_file
-from clients.keys.traces import AtEnd, Traces, load_traces
+from clients.keys.traces import AtEnd, RecordedTraces, load_traces
 from clients.processes.base import Devices, Moment
 from fl_peel.errors import FieldError
 from fl_peel.plugins import did_you_mean
 from fl_peel.randomness import device_uniforms
+from fl_peel.safe_yaml import kind_of
 from fl_peel.scenario.base import unit
-from fl_peel.yaml_text import kind_of
 
 
 class Availability(Protocol):
@@ -90,7 +90,7 @@ class TraceAvailability(Spec):
     """Recorded availability: ``device, time_s, available`` (0 or 1) from a CSV, TSV or Parquet file, replayed like
     budget traces."""
 
-    file: Annotated[Traces, PlainValidator(lambda value, info: _read_trace(value, info)), as_schema("string")]
+    file: Annotated[RecordedTraces, PlainValidator(lambda value, info: _read_trace(value, info)), as_schema("string")]
     """Recording as a CSV, TSV or Parquet file; a relative path starts at the folder of the fleet file."""
     at_end: AtEnd = "loop"
     """Behaviour at the end of a recording; loop: it starts again; hold: its last value remains."""
@@ -103,8 +103,8 @@ class TraceAvailability(Spec):
         return values >= 0.5
 
 
-def _read_trace(value: object, info: ValidationInfo) -> Traces:
-    if isinstance(value, Traces):
+def _read_trace(value: object, info: ValidationInfo) -> RecordedTraces:
+    if isinstance(value, RecordedTraces):
         return value
     return load_traces(checked_file(folder_of(info), value), "available", largest=1.0)
 

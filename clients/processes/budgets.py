@@ -16,14 +16,14 @@ from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema, mode
 from clients.keys.distributions import FloatArray, Share
 from clients.keys.specs import NonNegativeFloat, NonNegativeInt, PositiveFloat, ShareFloat, as_schema, folder_of
 from clients.keys.tabular import checked_file
-from clients.keys.traces import AtEnd, Traces, load_traces
+from clients.keys.traces import AtEnd, RecordedTraces, load_traces
 from clients.processes.base import BudgetProcess, Clock, Devices, Moment, State
 from clients.processes.markov import MarkovBudget
 from fl_peel.errors import FieldError
 from fl_peel.plugins import Registry
 from fl_peel.randomness import device_uniforms
+from fl_peel.safe_yaml import kind_of
 from fl_peel.scenario.base import unit
-from fl_peel.yaml_text import kind_of
 
 __all__ = [
     "BUDGETS",
@@ -138,7 +138,7 @@ class TraceBudget(BudgetProcess):
     replays: see :mod:`clients.keys.traces`.
     """
 
-    file: Annotated[Traces, PlainValidator(lambda value, info: _read_trace(value, info)), as_schema("string")]
+    file: Annotated[RecordedTraces, PlainValidator(lambda value, info: _read_trace(value, info)), as_schema("string")]
     """Recording as a CSV, TSV or Parquet file; a relative path starts at the folder of the fleet file."""
     scale: Literal["relative", "absolute"] = "relative"
     """Scale of the recording; relative: base budget times memory over the largest memory of the recording; absolute:
@@ -169,8 +169,8 @@ class TraceBudget(BudgetProcess):
         return self.file.peak[self.file.assigned(seed, devices)] * self.recommender_share
 
 
-def _read_trace(value: object, info: ValidationInfo) -> Traces:
-    if isinstance(value, Traces):
+def _read_trace(value: object, info: ValidationInfo) -> RecordedTraces:
+    if isinstance(value, RecordedTraces):
         return value
     return load_traces(checked_file(folder_of(info), value), "memory_bytes", largest=2.0**53)
 

@@ -13,7 +13,7 @@ from clients.keys.specs import in_bounds, number
 from clients.processes.base import BudgetProcess, Devices, Moment, State
 from fl_peel.errors import FieldError
 from fl_peel.randomness import device_uniforms
-from fl_peel.yaml_text import kind_of
+from fl_peel.safe_yaml import kind_of
 
 
 def _read_states(value: object) -> dict[str, float]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.round.in_time import GroupRound
 from clients.round.memory import RoundMemory
+from clients.round.within_deadline import GroupOutcome
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
 
 
 def class_counts(
-    done: GroupRound,
+    done: GroupOutcome,
     memory: RoundMemory,
     working_bytes: NDArray[np.int64],
     allowed: NDArray[np.int64],

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from clients.round.contents import DeviceContents
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.exchange.bounded_sums import bounded_sums
+from fl_peel.exchange.named_sums import NamedSums
 from fl_peel.exchange.release import SIGNALS, bounds, shares_of
-from fl_peel.exchange.sums import Sums
-from fl_peel.exchange.traffic import Hiding
-from fl_peel.exchange.trained import Trained
+from fl_peel.exchange.traffic import TrafficPadding
+from fl_peel.exchange.trained_devices import TrainedDevices
+from fl_peel.privacy.device_noise import with_device_noise, with_noise_shares
 from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
-from fl_peel.privacy.noising import with_device_noise, with_noise_shares
-from fl_peel.privacy.plan import in_masked_sums
+from fl_peel.privacy.noise_plan import in_masked_sums
 from fl_peel.privacy.sources import source_of
 from fl_peel.wire import Arrays
 
@@ -22,12 +22,12 @@ class BoundedDeviceContents(DeviceContents):
     """Contribution of devices under privacy: the parts of the round's release; counters are withheld where the scenario
     says so."""
 
-    def hiding(self) -> Hiding | None:
+    def hiding(self) -> TrafficPadding | None:
         """Return the padding that hides what a device changed: unchanged rows, blocks that were not needed, dense
         parts."""
-        return Hiding.of(self.scenario, self.release.parts)
+        return TrafficPadding.from_scenario(self.scenario, self.release.parts)
 
-    def said(self, ranked: RankedBlocks, trained: Trained, noise_devices: int | None = None) -> Arrays:
+    def contribution(self, ranked: RankedBlocks, trained: TrainedDevices, noise_devices: int | None = None) -> Arrays:
         """Return sums of the parts by name, each device's contribution bounded and noised."""
         mechanism = find_mechanism(self.scenario.privacy.mechanism)
         if mechanism is None:
@@ -39,11 +39,11 @@ class BoundedDeviceContents(DeviceContents):
     def _noised(
         self,
         mechanism: Mechanism,
-        sums: Sums,
+        sums: NamedSums,
         limits: dict[str, float],
-        trained: Trained,
+        trained: TrainedDevices,
         noise_devices: int | None,
-    ) -> Sums:
+    ) -> NamedSums:
         """With what the devices themselves add."""
         source, server_round = source_of(self.scenario), self.request.server_round
         shares = shares_of(self.scenario)

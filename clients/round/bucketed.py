@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.round.open import OpenDeviceContents
-from clients.round.outcome import Keeps, MembersRound
+from clients.round.outcome import MembersReply, StateUpdate
 from fl_peel.data.interactions import IntArray
 from fl_peel.randomness import device_seeds
 from fl_peel.scenario.scenario import Scenario
@@ -28,15 +28,15 @@ BY_BLOCK = ("holders", "hits", "shown", "exposed")
 class BucketedDeviceContents(OpenDeviceContents):
     """What open contents say, bucket by bucket."""
 
-    def together(self, devices: IntArray, some: Callable[[NDArray[np.bool_]], MembersRound]) -> MembersRound:
+    def together(self, devices: IntArray, some: Callable[[NDArray[np.bool_]], MembersReply]) -> MembersReply:
         """The rounds of the buckets, put together."""
         buckets = buckets_of(self.scenario, devices)
         parts = {number: some(buckets == number) for number in np.unique(buckets).tolist()}
         arrays = {number: part.arrays for number, part in parts.items()}
-        return MembersRound(
+        return MembersReply(
             merged_arrays(arrays, self.scenario.refinement.aggregation.robust.buckets),
             reduce(add, (part.counts for part in parts.values())),
-            Keeps.joined([part.keeps for part in parts.values()]),
+            StateUpdate.joined([part.state_update for part in parts.values()]),
         )
 
 
@@ -52,16 +52,16 @@ def merged_arrays(parts: dict[int, Arrays], num_buckets: int) -> Arrays:
     the buckets of per-block arrays (K,); bucket_holders (num_buckets, K).
     """
     replies = list(parts.values())
-    found: Arrays = {name: np.concatenate([reply[name] for reply in replies]) for name in (*BY_ROW, *WIDE)}
-    found["buckets"] = _numbers(parts, "rows")
-    found["wide_buckets"] = _numbers(parts, "wide_rows")
+    merged: Arrays = {name: np.concatenate([reply[name] for reply in replies]) for name in (*BY_ROW, *WIDE)}
+    merged["buckets"] = _numbers(parts, "rows")
+    merged["wide_buckets"] = _numbers(parts, "wide_rows")
     for name in BY_BLOCK:
         if name in replies[0]:
-            found[name] = np.sum([reply[name] for reply in replies], axis=0, dtype=replies[0][name].dtype)
-    found["bucket_holders"] = np.zeros((num_buckets, len(replies[0]["holders"])), np.int32)
+            merged[name] = np.sum([reply[name] for reply in replies], axis=0, dtype=replies[0][name].dtype)
+    merged["bucket_holders"] = np.zeros((num_buckets, len(replies[0]["holders"])), np.int32)
     for number, reply in parts.items():
-        found["bucket_holders"][number] = reply["holders"]
-    return found
+        merged["bucket_holders"][number] = reply["holders"]
+    return merged
 
 
 def _numbers(parts: dict[int, Arrays], name: str) -> NDArray[np.int32]:

@@ -5,31 +5,31 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
-from clients.round.outcome import Keeps
-from clients.round.world import RoundWorld
-from fl_peel.blocks.ranked import RankedBlocks
+from clients.round.outcome import StateUpdate
+from clients.round.round_context import RoundContext
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import RoundCounts
 
 Reply = TypeVar("Reply")
 
 
-class Channel(ABC, Generic[Reply]):
+class DeviceChannel(ABC, Generic[Reply]):
     """Of one node and one round: it takes one user group after the other, then makes the reply."""
 
-    def __init__(self, world: RoundWorld) -> None:
-        self.world = world
+    def __init__(self, context: RoundContext) -> None:
+        self.context = context
 
     def begin(self) -> RoundCounts:
         """Before the first user group; returns what is counted already."""
-        return RoundCounts.nothing(len(self.world.cohort.fleet.names))
+        return RoundCounts.nothing(len(self.context.cohort.fleet.names))
 
     @abstractmethod
     def members(self, group: int) -> IntArray:
         """Places (N,) of the devices of a user group that are reached."""
 
     @abstractmethod
-    def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[Keeps]]:
+    def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
         """The round of devices (N,), one at least: what is counted in the open, and what they will keep."""
 
     @abstractmethod
@@ -37,10 +37,10 @@ class Channel(ABC, Generic[Reply]):
         """All that was said; counts: as far as they are said in the open."""
 
 
-def run_round(channel: Channel[Reply]) -> Reply:
+def run_round(channel: DeviceChannel[Reply]) -> Reply:
     """One round of a node's devices."""
-    world = channel.world
-    counts, keeps = channel.begin(), list[Keeps]()
+    world = channel.context
+    counts, keeps = channel.begin(), list[StateUpdate]()
     layout, precision = world.cohort.layout(), world.cohort.scenario.blocks.precision
     for group, payload in world.request.groups.items():
         members = channel.members(group)
@@ -55,4 +55,4 @@ def run_round(channel: Channel[Reply]) -> Reply:
     return channel.reply(world.contents.counted(counts))
 
 
-__all__ = ["Channel", "run_round"]
+__all__ = ["DeviceChannel", "run_round"]

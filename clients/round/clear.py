@@ -8,53 +8,53 @@ from dataclasses import replace
 import numpy as np
 
 from clients.node.cohort import Cohort
-from clients.round.channel import Channel, run_round
+from clients.round.channel import DeviceChannel, run_round
 from clients.round.members import ChannelTerms, train_members
-from clients.round.outcome import Keeps
-from clients.round.world import RoundWorld
-from fl_peel.blocks.ranked import RankedBlocks
+from clients.round.outcome import StateUpdate
+from clients.round.round_context import RoundContext
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.wire import Arrays, RoundReply, RoundRequest
 
 
-class ClearChannel(Channel[RoundReply]):
+class ClearDeviceChannel(DeviceChannel[RoundReply]):
     """noise_devices: of user groups whose devices add central noise in shares, whose shares make its full strength."""
 
-    def __init__(self, world: RoundWorld, noise_devices: Mapping[int, int] | None = None) -> None:
-        super().__init__(world)
+    def __init__(self, context: RoundContext, noise_devices: Mapping[int, int] | None = None) -> None:
+        super().__init__(context)
         self._noise_devices = noise_devices or {}
-        self._groups = np.asarray(world.state.groups)
+        self._groups = np.asarray(context.state.groups)
         self._reached = np.zeros(0, np.int64)
-        self._said: dict[int, Arrays] = {}
+        self._contributions: dict[int, Arrays] = {}
 
     def begin(self) -> RoundCounts:
         """Which of the sampled devices are reached."""
-        self._reached, clock = self.world.reached(self.world.cohort.places(self.world.request.devices))
+        self._reached, clock = self.context.reached(self.context.cohort.places(self.context.request.devices))
         return replace(super().begin(), clock=clock)
 
     def members(self, group: int) -> IntArray:
         """Those of the user group."""
         return np.asarray(self._reached[self._groups[self._reached] == group])
 
-    def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[Keeps]]:
+    def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
         """All of them together, as the contents have it."""
         terms = ChannelTerms(noise_devices=self._noise_devices.get(group))
-        done = self.world.contents.together(
-            self.world.cohort.devices[members],
-            lambda some: train_members(self.world, ranked, members[some], terms),
+        done = self.context.contents.together(
+            self.context.cohort.devices[members],
+            lambda some: train_members(self.context, ranked, members[some], terms),
         )
-        self._said[group] = done.arrays
-        return done.counts, [done.keeps]
+        self._contributions[group] = done.arrays
+        return done.counts, [done.state_update]
 
     def reply(self, counts: RoundCounts) -> RoundReply:
         """Sums and counters."""
-        return RoundReply(self._said, counts)
+        return RoundReply(self._contributions, counts)
 
 
 def clear_round(cohort: Cohort, request: RoundRequest, noise_devices: Mapping[int, int] | None = None) -> RoundReply:
     """One round for the sampled devices of this node, in the clear."""
-    return run_round(ClearChannel(RoundWorld.of(cohort, request), noise_devices))
+    return run_round(ClearDeviceChannel(RoundContext.from_request(cohort, request), noise_devices))
 
 
-__all__ = ["ClearChannel", "clear_round"]
+__all__ = ["ClearDeviceChannel", "clear_round"]

@@ -14,13 +14,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.round.outcome import MembersRound
-from fl_peel.blocks.ranked import RankedBlocks
+from clients.round.outcome import MembersReply
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.release import Release
-from fl_peel.exchange.traffic import Hiding
-from fl_peel.exchange.trained import Trained
+from fl_peel.exchange.traffic import TrafficPadding
+from fl_peel.exchange.trained_devices import TrainedDevices
 from fl_peel.privacy.mechanisms import find_mechanism
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import train_group
@@ -40,7 +40,7 @@ class DeviceContents(ABC):
     def __init__(self, scenario: Scenario, request: RoundRequest) -> None:
         self.scenario = scenario
         self.request = request
-        self.release = Release.of(scenario, signals=request.signals)
+        self.release = Release.from_scenario(scenario, signals=request.signals)
 
     def local(self, how: LocalTraining) -> LocalTraining:
         """Return how devices train: each device's update is bounded as the scenario asks, by the device and by its
@@ -61,19 +61,23 @@ class DeviceContents(ABC):
         """Train the devices of one user group locally, see :func:`fl_peel.training.group.train_group`."""
         return train_group(work)
 
-    def hiding(self) -> Hiding | None:
+    def hiding(self) -> TrafficPadding | None:
         """Return what devices transfer beyond what they need, so that sizes reveal nothing; None where nothing is
         hidden."""
-        return Hiding.of(self.scenario, ()) if self.scenario.privacy.requests == "group-prefix" else None
+        return (
+            TrafficPadding.from_scenario(self.scenario, ())
+            if self.scenario.privacy.requests == "group-prefix"
+            else None
+        )
 
     @abstractmethod
-    def said(self, ranked: RankedBlocks, trained: Trained, noise_devices: int | None = None) -> Arrays:
+    def contribution(self, ranked: RankedBlocks, trained: TrainedDevices, noise_devices: int | None = None) -> Arrays:
         """Return the contribution of devices of one user group: arrays that add up over disjoint sets of devices.
         noise_devices: number of devices whose shares of central noise reach its full strength, where devices add it
         to sums that the server does not see before; None where the server adds it.
         """
 
-    def together(self, devices: IntArray, some: Callable[[NDArray[np.bool_]], MembersRound]) -> MembersRound:
+    def together(self, devices: IntArray, some: Callable[[NDArray[np.bool_]], MembersReply]) -> MembersReply:
         """Return the round of all devices (N,) of one user group. some: the contribution of the devices in a mask (N,),
         at least one of them."""
         return some(np.ones(len(devices), np.bool_))

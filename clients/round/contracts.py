@@ -23,12 +23,12 @@ from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.contracts import example_devices
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.open_sums import dense
-from fl_peel.exchange.trained import Trained
+from fl_peel.exchange.trained_devices import TrainedDevices
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.vector import Values
 from fl_peel.training.settings import LocalTraining
 from fl_peel.training.work import LocalWork
-from fl_peel.wire import RoundRequest, Setting
+from fl_peel.wire import RoundRequest, RunSetting
 
 
 class DeviceContentsContract:
@@ -43,10 +43,10 @@ class DeviceContentsContract:
         keys = {"name": "contract", "data": {"path": "interactions.csv"}, **self.keys}
         scenario = Scenario.model_validate(keys)
         nobody = np.zeros(0, np.int64)
-        setting = Setting(scenario.to_json(), "", "")
+        setting = RunSetting(scenario.to_json(), "", "")
         return self.contents(scenario, RoundRequest(setting, 1, signals, 1.0, nobody, nobody, {}, clip_norm=1.0))
 
-    def said(self, places: IntArray, *, signals: bool = True) -> Values:
+    def contribution(self, places: IntArray, *, signals: bool = True) -> Values:
         """Return the contribution of some example devices together, with an entry for every row."""
         ranked, all_of_them = example_devices(0)
         contents = self.made(signals=signals)
@@ -57,17 +57,20 @@ class DeviceContentsContract:
             LocalWork(ranked, cutoffs, all_of_them.users[places], train, seeds, contents.local(LocalTraining()))
         )
         best = all_of_them.best[places] if signals and all_of_them.best is not None else None
-        trained = Trained(places, cutoffs, users, update, best, train, train)
-        return dense(contents.said(ranked, trained), len(ranked.items), ranked.layout.embedding_dim)
+        trained = TrainedDevices(places, cutoffs, users, update, best, train, train)
+        return dense(contents.contribution(ranked, trained), len(ranked.items), ranked.layout.embedding_dim)
 
     def test_numbers_are_whole_and_add_up_over_devices(self) -> None:
         """Contributions add up exactly, so that the number of nodes cannot change a sum: that of all devices equals the
         sum of those of any two parts."""
         everybody = np.arange(9)
         for signals in (True, False):
-            whole = self.said(everybody, signals=signals)
+            whole = self.contribution(everybody, signals=signals)
             for cut in (1, 4, 8):
-                parts = [self.said(everybody[:cut], signals=signals), self.said(everybody[cut:], signals=signals)]
+                parts = [
+                    self.contribution(everybody[:cut], signals=signals),
+                    self.contribution(everybody[cut:], signals=signals),
+                ]
                 for name, values in whole.items():
                     total = parts[0][name] + parts[1][name]
                     difference = np.abs(values - total).max(initial=0)
@@ -75,7 +78,7 @@ class DeviceContentsContract:
 
     def test_the_same_devices_say_the_same(self) -> None:
         """Randomness depends on identities alone, so that the contribution of a device repeats."""
-        first, again = self.said(np.arange(9)), self.said(np.arange(9))
+        first, again = self.contribution(np.arange(9)), self.contribution(np.arange(9))
         assert first.keys() == again.keys(), "says something else the second time"
         for name, values in first.items():
             assert np.array_equal(values, again[name]), f"{name} differs the second time"

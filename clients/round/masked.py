@@ -16,26 +16,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
-from clients.round.channel import Channel, run_round
-from clients.round.in_time import Traffic
+from clients.round.channel import DeviceChannel, run_round
 from clients.round.members import ChannelTerms, train_members
-from clients.round.outcome import Keeps, MembersRound
+from clients.round.outcome import MembersReply, StateUpdate
+from clients.round.round_context import RoundContext, reached_devices
 from clients.round.secret_store import KEYS, MASKED, SHARED, Arrays, SecretStore
-from clients.round.world import RoundWorld, reached_devices
-from fl_peel.blocks.ranked import RankedBlocks
+from clients.round.within_deadline import Traffic
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.errors import SecureAggregationError
+from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.open_sums import dense
 from fl_peel.exchange.release import Release, layout_of
-from fl_peel.exchange.statistics import GroupShape
 from fl_peel.privacy.mechanisms import find_mechanism
-from fl_peel.privacy.plan import in_masked_sums, noise_devices_of
-from fl_peel.secure import device as protocol
-from fl_peel.secure.device import HeldShares, Neighbour, Secrets
+from fl_peel.privacy.noise_plan import in_masked_sums, noise_devices_of
+from fl_peel.secure import device_protocol as protocol
+from fl_peel.secure.device_protocol import HeldShares, Neighbour, Secrets
 from fl_peel.secure.keys import KEY_BYTES, SEED_BYTES, Occasion
-from fl_peel.secure.masks import Words
-from fl_peel.secure.plan import EXCHANGES, DeviceBytes, Vanishes, needed_of, vanishing
+from fl_peel.secure.masks import MaskWords
+from fl_peel.secure.protocol_plan import EXCHANGES, DeviceBytes, DropoutStage, needed_of, vanishing
 from fl_peel.secure.sharing import SHARE_BYTES
 from fl_peel.secure.vector import CHECK, VectorLayout
 from fl_peel.wire import (
@@ -56,7 +56,7 @@ from fl_peel.wire import (
 
 def announce_keys(cohort: Cohort, request: SecureKeysRequest) -> SecureKeysReply:
     """Stage 1: devices that are reached make their keys. What is left of earlier rounds is removed."""
-    store = SecretStore.of(cohort.folder)
+    store = SecretStore.from_node_folder(cohort.folder)
     store.forget()
     budgets = cohort.budgets.during(request.server_round)[0]
     reached, clock = reached_devices(cohort, cohort.places(request.devices), budgets, request.server_round)
@@ -64,7 +64,7 @@ def announce_keys(cohort: Cohort, request: SecureKeysRequest) -> SecureKeysReply
     start = time.perf_counter()
     channel, mask = make_keys(cohort, request.server_round, reached, groups)
     spent = time.perf_counter() - start
-    if Release.of(cohort.scenario, signals=False).withheld:
+    if Release.from_scenario(cohort.scenario, signals=False).withheld:
         clock = clock.asked_alone()
     return SecureKeysReply(cohort.devices[reached], groups, channel, mask, clock, spent)
 
@@ -75,7 +75,7 @@ def make_keys(
     """Fresh keys of devices (N,) in their user groups (N,): public ones (N, 32) of channels and of masks. What is
     private they keep.
     """
-    store, masked = SecretStore.of(cohort.folder), cohort.scenario.secure_aggregation.masked
+    store, masked = SecretStore.from_node_folder(cohort.folder), cohort.scenario.secure_aggregation.masked
     channel, mask = (np.zeros((len(reached), KEY_BYTES), np.uint8) for _ in range(2))
     private = np.zeros((len(reached), KEY_BYTES + 2 * SEED_BYTES), np.uint8)
     for i in range(len(reached) if masked else 0):
@@ -90,7 +90,7 @@ def make_keys(
 
 def share_secrets(cohort: Cohort, request: SecureSharesRequest) -> SecureSharesReply:
     """Stage 2: every device seals a pair of shares for each of its neighbours. Groups that sit out are forgotten."""
-    store, scenario = SecretStore.of(cohort.folder), cohort.scenario
+    store, scenario = SecretStore.from_node_folder(cohort.folder), cohort.scenario
     store.forget(but_groups=request.groups, of_round=request.server_round)
     start = time.perf_counter()
     replies: dict[int, SealedShares] = {}
@@ -99,7 +99,7 @@ def share_secrets(cohort: Cohort, request: SecureSharesRequest) -> SecureSharesR
         kept = store.load(request.server_round, group, KEYS)
         devices, neighbours = given.devices, given.neighbours
         check_same(occasion, kept, devices)
-        lost = vanishing(scenario, request.server_round, devices) == Vanishes.SHARES
+        lost = vanishing(scenario, request.server_round, devices) == DropoutStage.SHARES
         needed, _ = needed_of(scenario, len(given.directory))
         size = protocol.SEALED_BYTES if scenario.secure_aggregation.masked else 0
         sealed = np.zeros((*neighbours.shape, size), np.uint8)
@@ -113,24 +113,24 @@ def share_secrets(cohort: Cohort, request: SecureSharesRequest) -> SecureSharesR
     return SecureSharesReply(replies, time.perf_counter() - start)
 
 
-class MaskedChannel(Channel[SecureRoundReply]):
+class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
     """Stage 3: devices whose secrets are shared train, mask their vectors, and send them; each by itself."""
 
-    def __init__(self, world: RoundWorld, request: SecureRoundRequest) -> None:
-        super().__init__(world)
+    def __init__(self, context: RoundContext, request: SecureRoundRequest) -> None:
+        super().__init__(context)
         self._request = request
         self._sums: dict[int, MaskedSum] = {}
         self._protocol_s = 0.0
 
     def members(self, group: int) -> IntArray:
         """Those whose neighbours' shares are in the message."""
-        return self.world.cohort.places(self._request.secure[group].devices)
+        return self.context.cohort.places(self._request.secure[group].devices)
 
-    def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[Keeps]]:
+    def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
         """One device after the other; counted in the open are those that are in no sum, and how long it took."""
-        counts, keeps = self.begin(), list[Keeps]()
-        stage = _GroupStage.of(self.world, ranked, self._request.secure[group], group)
-        survivors, total = [], Words.zeros(*stage.layout.num_words)
+        counts, keeps = self.begin(), list[StateUpdate]()
+        stage = _GroupStage.from_message(self.context, ranked, self._request.secure[group], group)
+        survivors, total = [], MaskWords.zeros(*stage.layout.num_words)
         for i in range(len(members)):
             part, words = stage.vector(i)
             if words is None:
@@ -142,7 +142,7 @@ class MaskedChannel(Channel[SecureRoundReply]):
             np.add(total.narrow, masked.narrow, out=total.narrow)
             np.add(total.wide, masked.wide, out=total.wide)
             survivors.append(i)
-            keeps.append(part.keeps)
+            keeps.append(part.state_update)
             counts += replace(self.begin(), slowest_us=part.counts.slowest_us)
         stage.keep(survivors)
         self._sums[group] = MaskedSum(stage.devices[survivors], total.narrow, total.wide)
@@ -155,7 +155,7 @@ class MaskedChannel(Channel[SecureRoundReply]):
 
 def masked_round(cohort: Cohort, request: SecureRoundRequest) -> SecureRoundReply:
     """Stage 3 for the devices of this node."""
-    return run_round(MaskedChannel(RoundWorld.of(cohort, request), request))
+    return run_round(MaskedDeviceChannel(RoundContext.from_request(cohort, request), request))
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class _GroupStage:
     for them (N, k, SEALED_BYTES), and which of these shared their secrets (N, k).
     """
 
-    world: RoundWorld
+    context: RoundContext
     ranked: RankedBlocks
     group: int
     layout: VectorLayout
@@ -179,10 +179,10 @@ class _GroupStage:
     held: list[dict[int, HeldShares]]
 
     @staticmethod
-    def of(world: RoundWorld, ranked: RankedBlocks, given: Inbox, group: int) -> _GroupStage:
+    def from_message(context: RoundContext, ranked: RankedBlocks, given: Inbox, group: int) -> _GroupStage:
         """From the message and from what the devices kept."""
-        cohort, request = world.cohort, world.request
-        known = SecretStore.of(cohort.folder).load(request.server_round, group, SHARED)
+        cohort, request = context.cohort, context.request
+        known = SecretStore.from_node_folder(cohort.folder).load(request.server_round, group, SHARED)
         devices = given.devices
         here = np.searchsorted(known["devices"], devices)
         here = np.minimum(here, len(known["devices"]) - 1)
@@ -191,13 +191,13 @@ class _GroupStage:
         layout = layout_of(
             cohort.scenario,
             num_devices=len(known["directory"]),
-            group=GroupShape.of(ranked),
+            group=GroupShape.from_ranked(ranked),
             num_classes=len(cohort.fleet.names),
             signals=request.signals,
         )
         shared = in_masked_sums(cohort.scenario, find_mechanism(cohort.scenario.privacy.mechanism))
         return _GroupStage(
-            world,
+            context,
             ranked,
             group,
             layout,
@@ -212,28 +212,28 @@ class _GroupStage:
             [{} for _ in devices],
         )
 
-    def vector(self, i: int) -> tuple[MembersRound, Words | None]:
+    def vector(self, i: int) -> tuple[MembersReply, MaskWords | None]:
         """What device ``i`` did and has to say; nothing if it does not get as far as to send it."""
-        traffic = DeviceBytes.of(self.present.shape[1], self.layout.num_bytes)
-        lost = self.vanishes[i] == Vanishes.VECTOR
+        traffic = DeviceBytes.from_sizes(self.present.shape[1], self.layout.num_bytes)
+        lost = self.vanishes[i] == DropoutStage.VECTOR
         upload = traffic.upload - traffic.vector if lost else traffic.upload
         moved = Traffic(traffic.download, upload, EXCHANGES)
         terms = ChannelTerms(moved, self.noise_devices)
-        part = train_members(self.world, self.ranked, self.places[i : i + 1], terms)
+        part = train_members(self.context, self.ranked, self.places[i : i + 1], terms)
         counts = part.counts
-        if lost or not len(part.keeps.places):
+        if lost or not len(part.state_update.places):
             counts = replace(counts, classes=counts.classes.without_update(), clock=counts.clock.without_update())
             return replace(part, counts=counts), None
         values = dense(part.arrays, len(self.ranked.items), self.ranked.layout.embedding_dim)
-        if not self.world.contents.release.withheld:
+        if not self.context.contents.release.withheld:
             values |= {name: getattr(counts, name).stacked() for name in ("classes", "clock", "totals")}
         return part, self.layout.words(values | {CHECK: np.ones(1, np.int64)})
 
-    def masked(self, i: int, words: Words) -> Words:
+    def masked(self, i: int, words: MaskWords) -> MaskWords:
         """The vector of device ``i`` as it is sent; it opens what its neighbours sealed for it on the way."""
-        if not self.world.cohort.scenario.secure_aggregation.masked:
+        if not self.context.cohort.scenario.secure_aggregation.masked:
             return words
-        occasion, device = Occasion(self.world.request.server_round, self.group), int(self.devices[i])
+        occasion, device = Occasion(self.context.request.server_round, self.group), int(self.devices[i])
         secrets = secrets_of(self.known, i)
         slots = np.flatnonzero(self.present[i]).tolist()
         others = [neighbour_at(self.known, int(self.known["neighbours"][i, j])) for j in slots]
@@ -247,8 +247,8 @@ class _GroupStage:
         kept = {name: self.known[name][survivors] for name in ("devices", "neighbours")}
         kept |= {"directory": self.known["directory"], "present": self.present[survivors]}
         kept |= held_arrays([self.held[i] for i in survivors], self.present.shape[1])
-        store = SecretStore.of(self.world.cohort.folder)
-        store.save(self.world.request.server_round, self.group, MASKED, kept)
+        store = SecretStore.from_node_folder(self.context.cohort.folder)
+        store.save(self.context.request.server_round, self.group, MASKED, kept)
 
 
 def held_arrays(held: Sequence[Mapping[int, HeldShares]], neighbours: int) -> Arrays:
@@ -264,7 +264,7 @@ def held_arrays(held: Sequence[Mapping[int, HeldShares]], neighbours: int) -> Ar
 
 def open_shares(cohort: Cohort, request: SecureUnmaskRequest) -> SecureUnmaskReply:
     """Stage 4: devices give one share of each neighbour, and forget the round: they answer once."""
-    store, scenario = SecretStore.of(cohort.folder), cohort.scenario
+    store, scenario = SecretStore.from_node_folder(cohort.folder), cohort.scenario
     start = time.perf_counter()
     kept = {group: store.load(request.server_round, group, MASKED) for group in request.groups}
     store.forget()
@@ -273,7 +273,7 @@ def open_shares(cohort: Cohort, request: SecureUnmaskRequest) -> SecureUnmaskRep
         mine, occasion = kept[group], Occasion(request.server_round, group)
         devices = given.devices
         check_same(occasion, mine, devices)
-        answers = vanishing(scenario, request.server_round, devices) != Vanishes.OPENING
+        answers = vanishing(scenario, request.server_round, devices) != DropoutStage.OPENING
         index = np.zeros(given.survived.shape, np.int64)
         shares = np.zeros((*index.shape, SHARE_BYTES), np.uint8)
         needed, _ = needed_of(scenario, len(mine["directory"]))
@@ -287,7 +287,7 @@ def open_shares(cohort: Cohort, request: SecureUnmaskRequest) -> SecureUnmaskRep
                 for j, number in enumerate(numbers)
                 if mine["present"][i, j]
             }
-            asked = [[numbers[j] for j in np.flatnonzero(told[i])] for told in (given.survived, given.dropped)]
+            asked = [[numbers[j] for j in np.flatnonzero(named[i])] for named in (given.survived, given.dropped)]
             opened = protocol.open_shares(held, occasion, int(devices[i]), asked[0], asked[1], needed)
             for number, (place, share) in opened.items():
                 j = numbers.index(number)

@@ -23,16 +23,16 @@ from clients.node.cohort import Cohort
 from clients.round.masked import check_same, held_arrays, make_keys, neighbour_at, secrets_of
 from clients.round.noised_stage1 import Noise, noise_of
 from clients.round.secret_store import MASKED, SHARED, Arrays, SecretStore
-from clients.round.stage1 import STEPS, There, asked_to_choose, chosen, contributors, moments_by_group
+from clients.round.stage1 import STEPS, StepAttendance, choice_panel, chosen, contributors, moments_by_group
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
-from fl_peel.pretraining.costs import COUNTED, Asked, Step, StepCost, choice_cost, cost_of, hidden
-from fl_peel.secure import device as protocol
-from fl_peel.secure.device import HeldShares
+from fl_peel.pretraining.costs import COUNTED, Step, StepCost, StepShape, choice_cost, cost_of, hidden
+from fl_peel.secure import device_protocol as protocol
+from fl_peel.secure.device_protocol import HeldShares
 from fl_peel.secure.keys import Occasion
-from fl_peel.secure.masks import Words
-from fl_peel.secure.plan import Vanishes, needed_of, vanishing
-from fl_peel.secure.stage1 import Part, StepVector, answer_of, moment_words, words_of
+from fl_peel.secure.masks import MaskWords
+from fl_peel.secure.protocol_plan import DropoutStage, needed_of, vanishing
+from fl_peel.secure.stage1_vector import Part, StepVector, answer_of, moment_words, words_of
 from fl_peel.secure.vector import CHECK
 from fl_peel.wire import (
     EVERYBODY,
@@ -46,22 +46,22 @@ from fl_peel.wire import (
 )
 
 Values = dict[str, IntArray]
-Says = Callable[[int, Noise | None], Values]
+Contribute = Callable[[int, Noise | None], Values]
 """What the device at a place has to say, with what noise it adds."""
-KEPT = ("devices", "neighbours", "present", "index", "shares")
+PREPARED = ("devices", "neighbours", "present", "index", "shares")
 """What devices, (N,) each, keep of the step when their vector is sent; besides the directory."""
-SECRET = (*KEPT, "private")
+SECRET = (*PREPARED, "private")
 """What they keep between parts of it; besides the directory and the public keys there."""
 
 
 def announce_step(cohort: Cohort, request: SecureStepRequest) -> SecureKeysReply:
     """Devices that come, and have the memory, make their keys. What is left of earlier steps is removed."""
-    SecretStore.of(cohort.folder).forget()
-    begun = _Step(cohort, request)
-    there = begun.there(cohort.scenario.secure_aggregation.neighbours)
+    SecretStore.from_node_folder(cohort.folder).forget()
+    step = _MaskedStep(cohort, request)
+    there = step.attendance(cohort.scenario.secure_aggregation.neighbours)
     clock = ClockCounts.zeros(len(cohort.devices))
-    clock.sampled[:] = begun.asked
-    clock.unavailable[:] = begun.asked & (there.window < 0)
+    clock.sampled[:] = step.asked
+    clock.unavailable[:] = step.asked & (there.window < 0)
     clock.excluded[:] = there.small
     groups = np.full(len(there.reached), EVERYBODY, np.int32)
     start = time.perf_counter()
@@ -78,7 +78,7 @@ def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
         "moments": (request.first, request.first + len(request.groups)),
     }
     part = (0, 1) if request.counts_contributors else parts.get(request.step, (0, 1))
-    told = SecureStepRequest(
+    start = SecureStepRequest(
         request.setting,
         request.server_round,
         request.time,
@@ -88,20 +88,20 @@ def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
         buckets=request.buckets,
         counts_contributors=request.counts_contributors,
     )
-    step = _Step(cohort, told)
+    step = _MaskedStep(cohort, start)
 
-    def says(place: int, noise: Noise | None) -> Values:
+    def contribute(place: int, noise: Noise | None) -> Values:
         if request.counts_contributors:
             return {"contributors": contributors(cohort, np.array([place]), request)}
-        return _SAYS[request.step](cohort, np.array([place]), request, noise)
+        return _CONTRIBUTIONS[request.step](cohort, np.array([place]), request, noise)
 
-    return _answered(step, part, request, says)
+    return _answered(step, part, request, contribute)
 
 
 def masked_choice(cohort: Cohort, request: SecureChoiceRequest) -> SecureSumsReply:
     """Which filter ranks each device's validation items best; who has none says zeros, or noise."""
 
-    def says(place: int, noise: Noise | None) -> Values:
+    def contribute(place: int, noise: Noise | None) -> Values:
         won, answered = chosen(cohort, np.array([place]), request, noise)
         if request.counts_contributors:
             return {"contributors": np.array([answered])}
@@ -119,21 +119,21 @@ def masked_choice(cohort: Cohort, request: SecureChoiceRequest) -> SecureSumsRep
         shapes=len(request.value_exponents),
         counts_contributors=request.counts_contributors,
     )
-    return _answered(_Step(cohort, step), (0, 1), request, says)
+    return _answered(_MaskedStep(cohort, step), (0, 1), request, contribute)
 
 
 @dataclass(frozen=True)
-class _Step:
+class _MaskedStep:
     """A step as the devices of a node know it."""
 
     cohort: Cohort
-    told: SecureStepRequest
+    request: SecureStepRequest
 
     @property
     def asked(self) -> NDArray[np.bool_]:
         """Which devices (N,) are."""
-        if self.told.panel:
-            return asked_to_choose(self.cohort, self.told.panel)
+        if self.request.panel:
+            return choice_panel(self.cohort, self.request.panel)
         return np.ones(len(self.cohort.devices), np.bool_)
 
     @property
@@ -144,19 +144,27 @@ class _Step:
     def vector(self, devices: int) -> StepVector:
         """Of at most so many devices' sum, in this part of the step."""
         whole = self._sums_vector(devices)
-        return whole.counting if self.told.counts_contributors else whole
+        return whole.counting if self.request.counts_contributors else whole
 
     def _sums_vector(self, devices: int) -> StepVector:
-        told, cohort = self.told, self.cohort
+        request, cohort = self.request, self.cohort
         items, classes = cohort.splits.num_items, 0 if self.withheld else len(cohort.fleet.names)
         bits = cohort.scenario.pretraining.sum_bits
         return StepVector(
-            cast(Step, told.step), told.columns, told.groups, told.shapes, items, classes, devices, told.buckets, bits
+            cast(Step, request.step),
+            request.columns,
+            request.groups,
+            request.shapes,
+            items,
+            classes,
+            devices,
+            request.buckets,
+            bits,
         )
 
-    def there(self, neighbours: int) -> There:
+    def attendance(self, neighbours: int) -> StepAttendance:
         """Who comes, and what both parts of the step take of a device with that many neighbours."""
-        told, splits = self.told, self.cohort.splits
+        request, splits = self.request, self.cohort.splits
         vector, counted = self._sums_vector(1), self.cohort.scenario.privacy.counts_contributors
         answer = answer_of(vector, neighbours)
         if counted and vector.step in COUNTED:
@@ -164,27 +172,27 @@ class _Step:
         items, wanted = splits.train.counts(), splits.validation.counts()
 
         def cost(budgets: IntArray) -> StepCost:
-            if told.step == "choice":
-                sizes = (told.columns, told.drawn, told.place, told.shapes)
+            if request.step == "choice":
+                sizes = (request.columns, request.drawn, request.place, request.shapes)
                 step = choice_cost(*sizes, items, wanted, budgets, splits.num_items, counted=counted)
             else:
-                asked = Asked(
-                    cast(Step, told.step),
-                    told.columns,
-                    told.groups,
+                asked = StepShape(
+                    cast(Step, request.step),
+                    request.columns,
+                    request.groups,
                     all_rows=splits.num_items,
-                    sketched=told.buckets > 0,
+                    sketched=request.buckets > 0,
                     weighted=self.withheld,
                     counts_contributors=counted,
                 )
                 step = cost_of(asked, items, budgets)
             return hidden(step, answer, budgets)
 
-        return There.of(self.cohort, cost, told.time, self.asked)
+        return StepAttendance.from_cohort(self.cohort, cost, request.time, self.asked)
 
 
 @dataclass(frozen=True)
-class _Begun:
+class _StepMembers:
     """Devices (N,) that send their vector, with their secrets, and what they count; and of those that do not."""
 
     known: Arrays
@@ -193,16 +201,16 @@ class _Begun:
     reply: SecureSumsReply
 
     @staticmethod
-    def of(step: _Step, inbox: Inbox) -> _Begun:
+    def from_inbox(step: _MaskedStep, inbox: Inbox) -> _StepMembers:
         """Before the first part."""
-        cohort, told = step.cohort, step.told
-        known = SecretStore.of(cohort.folder).load(told.server_round, EVERYBODY, SHARED)
+        cohort, request = step.cohort, step.request
+        known = SecretStore.from_node_folder(cohort.folder).load(request.server_round, EVERYBODY, SHARED)
         here = np.minimum(np.searchsorted(known["devices"], inbox.devices), len(known["devices"]) - 1)
         known |= {name: known[name][here] for name in ("devices", "private", "neighbours")}
-        check_same(Occasion(told.server_round, EVERYBODY), known, inbox.devices)
-        places, vanishes = cohort.places(inbox.devices), vanishing(cohort.scenario, told.server_round, inbox.devices)
-        there = step.there(known["neighbours"].shape[1])
-        lost = vanishes == Vanishes.VECTOR
+        check_same(Occasion(request.server_round, EVERYBODY), known, inbox.devices)
+        places, vanishes = cohort.places(inbox.devices), vanishing(cohort.scenario, request.server_round, inbox.devices)
+        there = step.attendance(known["neighbours"].shape[1])
+        lost = vanishes == DropoutStage.VECTOR
         costs, rates = there.costs, cohort.rates.select(places)
         unsent = step.vector(1).num_bytes
         spent = spend(
@@ -221,7 +229,7 @@ class _Begun:
         np.maximum.at(waits, there.window[places], spent.time_us)
         aside = ~stays | step.withheld  # the simulation's own count, where it is not in the sum
         cells, num_cells = cohort.classes[places[aside]], len(cohort.fleet.names)
-        if told.counts_contributors:  # what both parts of a step take is counted once, with its sums
+        if request.counts_contributors:  # what both parts of a step take is counted once, with its sums
             classes, clock, waits = ClassCounts.zeros(len(places)), ClockCounts.zeros(len(places)), np.zeros_like(waits)
         start = time.perf_counter()
         known |= _opened(step, known, inbox, stays)
@@ -232,7 +240,7 @@ class _Begun:
             waits,
             time.perf_counter() - start,
         )
-        return _Begun(known, classes[stays], clock[stays], reply)
+        return _StepMembers(known, classes[stays], clock[stays], reply)
 
     def head(self, i: int, device_class: int, num_classes: int) -> Values:
         """What device ``i`` counts, as words."""
@@ -244,9 +252,9 @@ class _Begun:
         }
 
 
-def _opened(step: _Step, known: Arrays, inbox: Inbox, stays: NDArray[np.bool_]) -> Arrays:
+def _opened(step: _MaskedStep, known: Arrays, inbox: Inbox, stays: NDArray[np.bool_]) -> Arrays:
     """What the devices that stay know once they have opened what their neighbours sealed for them."""
-    occasion = Occasion(step.told.server_round, EVERYBODY)
+    occasion = Occasion(step.request.server_round, EVERYBODY)
     held: list[dict[int, HeldShares]] = []
     for i in np.flatnonzero(stays).tolist():
         slots = np.flatnonzero(inbox.present[i]).tolist()
@@ -261,21 +269,23 @@ def _opened(step: _Step, known: Arrays, inbox: Inbox, stays: NDArray[np.bool_]) 
     return mine | {"present": inbox.present[stays]} | held_arrays(held, inbox.present.shape[1])
 
 
-def _answered(step: _Step, part: Part, request: SecureSumsRequest | SecureChoiceRequest, says: Says) -> SecureSumsReply:
+def _answered(
+    step: _MaskedStep, part: Part, request: SecureSumsRequest | SecureChoiceRequest, contribute: Contribute
+) -> SecureSumsReply:
     """A part of the masked sum: one device after the other says it, and masks it."""
-    cohort, told, (first, stop) = step.cohort, step.told, part
-    store, num_classes = SecretStore.of(cohort.folder), len(cohort.fleet.names)
-    begun = _Begun.of(step, request.secure[EVERYBODY]) if first == 0 else None
-    known = store.load(told.server_round, EVERYBODY, _stage(first)) if begun is None else begun.known
+    cohort, start, (first, stop) = step.cohort, step.request, part
+    store, num_classes = SecretStore.from_node_folder(cohort.folder), len(cohort.fleet.names)
+    members = _StepMembers.from_inbox(step, request.secure[EVERYBODY]) if first == 0 else None
+    known = store.load(start.server_round, EVERYBODY, _stage(first)) if members is None else members.known
     devices = known["devices"]
     vector = step.vector(len(known["directory"]))
     layout, start = vector.part(part), vector.start(part)
     noise = noise_of(cohort, request, len(known["directory"]))
-    total, places, protocol_s = Words.zeros(*layout.num_words), cohort.places(devices), 0.0
+    total, places, protocol_s = MaskWords.zeros(*layout.num_words), cohort.places(devices), 0.0
     for i, place in enumerate(places.tolist()):
-        values = says(place, noise)
-        if begun is not None:
-            head = begun.head(i, int(cohort.classes[place]), num_classes)
+        values = contribute(place, noise)
+        if members is not None:
+            head = members.head(i, int(cohort.classes[place]), num_classes)
             values |= {CHECK: head[CHECK]} if step.withheld else head
         words = layout.words(values)
         began = time.perf_counter()
@@ -284,15 +294,17 @@ def _answered(step: _Step, part: Part, request: SecureSumsRequest | SecureChoice
         total.wide[:] += masked.wide
         protocol_s += time.perf_counter() - began
     last = stop == vector.units
-    kept = {name: known[name] for name in (KEPT if last else SECRET)} | {"directory": known["directory"]}
+    kept = {name: known[name] for name in (PREPARED if last else SECRET)} | {"directory": known["directory"]}
     if not last:
         kept |= {name: known[name] for name in ("channel_keys", "mask_keys")}
-    store.save(told.server_round, EVERYBODY, MASKED if last else _stage(stop), kept)
-    found = MaskedSum(devices, total.narrow, total.wide)
-    if begun is not None:
-        return replace(begun.reply, sum=found, protocol_s=begun.reply.protocol_s + protocol_s)
+    store.save(start.server_round, EVERYBODY, MASKED if last else _stage(stop), kept)
+    masked_sum = MaskedSum(devices, total.narrow, total.wide)
+    if members is not None:
+        return replace(members.reply, sum=masked_sum, protocol_s=members.reply.protocol_s + protocol_s)
     nothing = np.zeros(cohort.scenario.pretraining.open_rounds, np.int64)
-    return SecureSumsReply(found, ClassCounts.zeros(num_classes), ClockCounts.zeros(num_classes), nothing, protocol_s)
+    return SecureSumsReply(
+        masked_sum, ClassCounts.zeros(num_classes), ClockCounts.zeros(num_classes), nothing, protocol_s
+    )
 
 
 def _stage(first: int) -> str:
@@ -300,13 +312,13 @@ def _stage(first: int) -> str:
     return f"unit {first}"
 
 
-def _masked(step: _Step, known: Arrays, i: int, words: Words, start: int) -> Words:
+def _masked(step: _MaskedStep, known: Arrays, i: int, words: MaskWords, start: int) -> MaskWords:
     """A part of the vector of device ``i`` as it is sent. start: bytes of it that went before."""
     scenario = step.cohort.scenario
     if not scenario.secure_aggregation.masked:
         return words
     others = [neighbour_at(known, int(known["neighbours"][i, j])) for j in np.flatnonzero(known["present"][i]).tolist()]
-    occasion, device = Occasion(step.told.server_round, EVERYBODY), int(known["devices"][i])
+    occasion, device = Occasion(step.request.server_round, EVERYBODY), int(known["devices"][i])
     needed, _ = needed_of(scenario, len(known["directory"]))
     return protocol.mask_vector(words, secrets_of(known, i), occasion, device, others, needed, start)
 
@@ -320,8 +332,8 @@ def _passed(cohort: Cohort, place: IntArray, request: SecureSumsRequest, noise: 
 
 
 def _grouped(cohort: Cohort, place: IntArray, request: SecureSumsRequest, noise: Noise | None) -> Values:
-    found = STEPS["groups"](cohort, place, request, noise)[EVERYBODY]
-    return {"sizes": found.sizes, "sums": found.first}
+    sums = STEPS["groups"](cohort, place, request, noise)[EVERYBODY]
+    return {"sizes": sums.sizes, "sums": sums.first}
 
 
 def _moments(cohort: Cohort, place: IntArray, request: SecureSumsRequest, noise: Noise | None) -> Values:
@@ -331,6 +343,6 @@ def _moments(cohort: Cohort, place: IntArray, request: SecureSumsRequest, noise:
     return {"moments": words}
 
 
-_SAYS = {"counts": _counted, "pass": _passed, "groups": _grouped, "moments": _moments}
+_CONTRIBUTIONS = {"counts": _counted, "pass": _passed, "groups": _grouped, "moments": _moments}
 
 __all__ = ["announce_step", "masked_choice", "masked_sums"]

@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.round.accounts import class_counts, clock_counts
-from clients.round.in_time import GroupDevices, GroupRound, Traffic, train_in_time
-from clients.round.malice import Malice
-from clients.round.memory import RoundMemory, Working
-from clients.round.outcome import Keeps, MembersRound
-from clients.round.world import RoundWorld
-from fl_peel.blocks.ranked import RankedBlocks
+from clients.round.memory import RoundMemory, WorkingMemory
+from clients.round.outcome import MembersReply, StateUpdate
+from clients.round.poisoning import Adversary
+from clients.round.round_context import RoundContext
+from clients.round.within_deadline import GroupDevices, GroupOutcome, Traffic, train_within_deadline
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray, UserItems
-from fl_peel.exchange.counters import RoundCounts, RoundTotals, Traces
-from fl_peel.exchange.trained import Trained
-from fl_peel.mapped import rows_at
+from fl_peel.exchange.counters import DeviceTraces, RoundCounts, RoundTotals
+from fl_peel.exchange.trained_devices import TrainedDevices
+from fl_peel.mmap_arrays import rows_at
 from fl_peel.ranking.top import SUM_SCALE, MetricSums, recall_ndcg
 
 
@@ -36,25 +36,25 @@ CLEAR = ChannelTerms()
 
 
 def train_members(
-    world: RoundWorld, ranked: RankedBlocks, members: IntArray, terms: ChannelTerms = CLEAR
-) -> MembersRound:
+    context: RoundContext, ranked: RankedBlocks, members: IntArray, terms: ChannelTerms = CLEAR
+) -> MembersReply:
     """One round for some devices of one user group, by their places (N,). No device's state changes yet."""
-    cohort, contents = world.cohort, world.contents
-    working = world.working(members)
-    memory = world.memory(ranked, members, working)
+    cohort, contents = context.cohort, context.contents
+    working = context.working(members)
+    memory = context.memory(ranked, members, working)
     devices = GroupDevices(
-        rows_at(world.state.users, members),
+        rows_at(context.state.users, members),
         cohort.splits.train.select(members),
-        world.seeds[members],
+        context.seeds[members],
         cohort.rates.select(members),
-        Malice.among(cohort, members),
+        Adversary.among(cohort, members),
     )
-    done = train_in_time(
+    done = train_within_deadline(
         ranked,
         memory,
         devices,
-        world.how,
-        list_length=world.list_length,
+        context.how,
+        list_length=context.list_length,
         deadline_s=cohort.scenario.refinement.deadline_s,
         traffic=terms.traffic,
         hiding=contents.hiding(),
@@ -64,30 +64,30 @@ def train_members(
     kept = members[done.kept]
     # what nobody had used when tables were made is in none of them
     validation = cohort.splits.validation.select(kept).below(ranked.layout.num_items)
-    if devices.malice is not None:
-        validation = devices.malice.select(done.kept).claimed(validation)
+    if devices.adversary is not None:
+        validation = devices.adversary.select(done.kept).claimed(validation)
     train = cohort.splits.train.select(kept)
-    trained = Trained(
+    trained = TrainedDevices(
         cohort.devices[kept], memory.last[done.kept], done.users, done.update, done.best, train, validation
     )
-    return MembersRound(
-        contents.said(ranked, trained, terms.noise_devices),
-        _counts(world, ranked, done, memory, working, members, validation),
-        Keeps(kept, done.users, members, memory.last),
+    return MembersReply(
+        contents.contribution(ranked, trained, terms.noise_devices),
+        _counts(context, ranked, done, memory, working, members, validation),
+        StateUpdate(kept, done.users, members, memory.last),
     )
 
 
 def _counts(
-    world: RoundWorld,
+    context: RoundContext,
     ranked: RankedBlocks,
-    done: GroupRound,
+    done: GroupOutcome,
     memory: RoundMemory,
-    working: Working,
+    working: WorkingMemory,
     members: IntArray,
     validation: UserItems,
 ) -> RoundCounts:
     """What is counted of devices at ``members`` (N,); validation: of those that count."""
-    cohort, num_classes = world.cohort, len(world.cohort.fleet.names)
+    cohort, num_classes = context.cohort, len(context.cohort.fleet.names)
     classes, kept = cohort.classes[members], members[done.kept]
     clock = clock_counts(
         classes,
@@ -106,14 +106,14 @@ def _counts(
     )
     if done.best is not None:
         per_device = recall_ndcg(ranked, done.best, validation, 20)
-        metrics = MetricSums.of(cohort.classes[kept], num_classes, *per_device, validation.counts() > 0)
+        metrics = MetricSums.from_devices(cohort.classes[kept], num_classes, *per_device, validation.counts() > 0)
         clock = replace(clock, recall=metrics.recall, evaluated=metrics.devices)
         total = metrics.total()
         totals = replace(totals, recall=total.recall, ndcg=total.ndcg, evaluated=total.devices)
-    kept_before = np.asarray(world.state.kept_blocks[members])
+    kept_before = np.asarray(context.state.kept_blocks[members])
     working_bytes = memory.working_bytes(ranked, working, done.kept, done.update.touched_pieces)
-    shown = np.flatnonzero(np.isin(cohort.devices[members], world.request.traced))
-    traces = Traces(
+    shown = np.flatnonzero(np.isin(cohort.devices[members], context.request.traced))
+    traces = DeviceTraces(
         cohort.devices[members[shown]],
         classes[shown].astype(np.int64),
         memory.budgets[shown],

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import overhead_bytes, user_bytes
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.memory import TrainingMemory
@@ -24,7 +24,7 @@ IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Working:
+class WorkingMemory:
     """What devices (N,) may use while they train, besides what they store: allowed, bytes; interactions: train items;
     takes: what training takes.
     """
@@ -56,7 +56,7 @@ class RoundMemory:
 
     budgets: bytes when the round begins; first: blocks chosen then; last: blocks still held when it ends (a prefix of
     the first); stored: bytes of the first and what lies beside them; violations: steps at which a device held more than
-    its budget. begun: blocks whose training began; trained: those whose training ended, all that the update covers.
+    its budget. started: blocks whose training began; trained: those whose training ended, all that the update covers.
     """
 
     budgets: IntArray
@@ -64,21 +64,21 @@ class RoundMemory:
     last: IntArray
     stored: IntArray
     violations: IntArray
-    begun: IntArray
+    started: IntArray
     trained: IntArray
 
     @staticmethod
-    def of(ranked: RankedBlocks, budgets: IntArray, trainable: IntArray, beside: int = 0) -> RoundMemory:
+    def from_budgets(ranked: RankedBlocks, budgets: IntArray, trainable: IntArray, extra_bytes: int = 0) -> RoundMemory:
         """budgets: (T, N) bytes at every step of the round; trainable: (N,) blocks that working memory is enough for.
 
-        beside: bytes that every device holds besides its blocks' file.
+        extra_bytes: bytes that every device holds besides its blocks' file.
         """
         lowest = np.minimum.accumulate(budgets, axis=0)  # (T, N): nothing dropped comes back within the round
-        held = ranked.cutoffs(lowest - beside)
-        stored = stored_bytes(ranked, held, lowest, beside)
+        held = ranked.cutoffs(lowest - extra_bytes)
+        stored = stored_bytes(ranked, held, lowest, extra_bytes)
         over = (stored > budgets).sum(axis=0).astype(np.int64)
-        begun, trained = (np.minimum(blocks, trainable) for blocks in (held[0], held[-1]))
-        return RoundMemory(budgets[0], held[0], held[-1], stored[0], over, begun, trained)
+        started, trained = (np.minimum(blocks, trainable) for blocks in (held[0], held[-1]))
+        return RoundMemory(budgets[0], held[0], held[-1], stored[0], over, started, trained)
 
     @property
     def dropped_blocks(self) -> NDArray[np.bool_]:
@@ -88,18 +88,20 @@ class RoundMemory:
     @property
     def interrupted(self) -> NDArray[np.bool_]:
         """Devices (N,) that lost blocks which they trained."""
-        return self.trained < self.begun
+        return self.trained < self.started
 
     @property
     def dropped_out(self) -> NDArray[np.bool_]:
         """Devices (N,) that end the round without a single block to train."""
         return np.asarray(self.trained == 0)
 
-    def working_bytes(self, ranked: RankedBlocks, working: Working, kept: IntArray, touched: IntArray) -> IntArray:
+    def working_bytes(
+        self, ranked: RankedBlocks, working: WorkingMemory, kept: IntArray, touched: IntArray
+    ) -> IntArray:
         """Bytes (N,) that the round took besides what is stored. touched: row pieces (M,) of the devices at positions
         ``kept`` (M,), which ended it; the others, and those that were interrupted, count what they may have touched.
         """
-        taken = working.most_bytes(ranked, self.begun)
+        taken = working.most_bytes(ranked, self.started)
         pieces = np.zeros(len(taken), np.int64)
         pieces[kept] = touched
         ended = np.zeros(len(taken), np.bool_)
@@ -108,16 +110,16 @@ class RoundMemory:
         return np.where(known, working.taken_bytes(ranked, self.trained, pieces), taken)
 
 
-def stored_bytes(ranked: RankedBlocks, cutoffs: IntArray, budgets: IntArray, beside: int) -> IntArray:
+def stored_bytes(ranked: RankedBlocks, cutoffs: IntArray, budgets: IntArray, extra_bytes: int) -> IntArray:
     """Bytes held with these cutoffs; nothing at all where the budget does not hold what every device holds."""
-    fits = budgets >= overhead_bytes(ranked.layout.embedding_dim) + beside
-    return np.where(fits, ranked.stored_bytes(cutoffs) + beside, 0)
+    fits = budgets >= overhead_bytes(ranked.layout.embedding_dim) + extra_bytes
+    return np.where(fits, ranked.stored_bytes(cutoffs) + extra_bytes, 0)
 
 
-def beside_bytes(scenario: Scenario) -> int:
+def extra_bytes(scenario: Scenario) -> int:
     """What a device holds during refinement besides its file: the user embedding that it may go back to."""
     goes_back = scenario.refinement.acceptance.rule != "always"
     return user_bytes(scenario.pretraining.embedding_dim) if goes_back else 0
 
 
-__all__ = ["RoundMemory", "Working", "beside_bytes", "stored_bytes"]
+__all__ = ["RoundMemory", "WorkingMemory", "extra_bytes", "stored_bytes"]

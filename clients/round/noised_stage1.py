@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from clients.node.cohort import Cohort
-from fl_peel.privacy.plan import in_masked_sums, noise_devices_of
-from fl_peel.privacy.stage1 import Stage1Noise, Stage1Scales
+from fl_peel.privacy.noise_plan import in_masked_sums, noise_devices_of
+from fl_peel.privacy.stage1_noise import Stage1Noise, Stage1Scales
 from fl_peel.wire import ChoiceRequest, SumsRequest
 
 Noise = Callable[[int], Stage1Noise]
@@ -20,7 +20,7 @@ def noise_of(cohort: Cohort, request: SumsRequest | ChoiceRequest, announced: in
     scenario = cohort.scenario
     if not scenario.privacy.noised:
         return None
-    scales = Stage1Scales.of(scenario, request.noise_multiplier)
+    scales = Stage1Scales.from_scenario(scenario, request.noise_multiplier)
     if scales.mechanism.where == "device":
         return lambda device: scales.whole(request.time, device)
     if announced is not None and in_masked_sums(scenario, scales.mechanism):

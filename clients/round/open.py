@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from clients.round.contents import DeviceContents
-from fl_peel.blocks.ranked import RankedBlocks
-from fl_peel.exchange.trained import Trained
+from fl_peel.blocks.ranked_blocks import RankedBlocks
+from fl_peel.exchange.trained_devices import TrainedDevices
 from fl_peel.training.signals import signals_of_group
 from fl_peel.training.update import GroupUpdate, holders_of
 from fl_peel.wire import Arrays
@@ -15,7 +15,7 @@ from fl_peel.wire import Arrays
 class OpenDeviceContents(DeviceContents):
     """Contribution of devices in the clear; arrays as in a :class:`fl_peel.wire.RoundReply`."""
 
-    def said(self, ranked: RankedBlocks, trained: Trained, noise_devices: int | None = None) -> Arrays:
+    def contribution(self, ranked: RankedBlocks, trained: TrainedDevices, noise_devices: int | None = None) -> Arrays:
         """Return row updates with their counts and losses; in rounds with signals also hits, shown and exposed."""
         arrays = update_arrays(trained.update)
         if trained.best is None:

@@ -12,12 +12,12 @@ from clients.node.state import DeviceState
 from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import RoundCounts
-from fl_peel.mapped import put_rows
+from fl_peel.mmap_arrays import put_rows
 from fl_peel.wire import Arrays
 
 
 @dataclass(frozen=True)
-class Keeps:
+class StateUpdate:
     """What stays on the devices. places (M,) of those that count, users (M, d) their new user embeddings; reached:
     places (N,) of all that were reached, blocks (N,) how many they hold in the end.
     """
@@ -28,10 +28,10 @@ class Keeps:
     blocks: IntArray
 
     @staticmethod
-    def joined(parts: Sequence[Keeps]) -> Keeps:
+    def joined(parts: Sequence[StateUpdate]) -> StateUpdate:
         """Of disjoint sets of devices, one set at least."""
         names = ("places", "users", "reached", "blocks")
-        return Keeps(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        return StateUpdate(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     def remember(self, state: DeviceState) -> None:
         """Let the devices keep what they learned."""
@@ -40,12 +40,12 @@ class Keeps:
 
 
 @dataclass(frozen=True)
-class MembersRound:
+class MembersReply:
     """arrays: what the devices say; empty is nothing."""
 
     arrays: Arrays
     counts: RoundCounts
-    keeps: Keeps
+    state_update: StateUpdate
 
 
-__all__ = ["Keeps", "MembersRound"]
+__all__ = ["MembersReply", "StateUpdate"]

@@ -37,7 +37,7 @@ class SecretStore:
     folder: Path
 
     @staticmethod
-    def of(node_folder: Path) -> SecretStore:
+    def from_node_folder(node_folder: Path) -> SecretStore:
         """That of a node."""
         return SecretStore(node_folder / "secure")
 

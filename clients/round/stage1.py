@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.node.clock import Spent, spend
+from clients.node.clock import RoundCost, spend
 from clients.node.cohort import Cohort
 from clients.round.accounts import clock_counts
 from clients.round.noised_stage1 import Noise, noise_of
@@ -23,12 +23,14 @@ from fl_peel.data.interactions import IntArray
 from fl_peel.errors import EngineError
 from fl_peel.exchange.contributors import Bools, unpacked_rows
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
-from fl_peel.pretraining.bounded import Said
-from fl_peel.pretraining.by_sums import (
+from fl_peel.pretraining.contribution import Stage1Contribution
+from fl_peel.pretraining.costs import COUNTED, AnswerCost, Step, StepCost, StepShape, choice_cost, cost_of, hidden
+from fl_peel.pretraining.sketch import RowSketch
+from fl_peel.pretraining.spectral_steps import (
+    FilterGrid,
+    FilterRequest,
     Floats,
     Moments,
-    Question,
-    Shapes,
     Units,
     add_rows,
     group_sizes,
@@ -36,18 +38,16 @@ from fl_peel.pretraining.by_sums import (
     nearest,
     unit_vectors,
 )
-from fl_peel.pretraining.costs import COUNTED, Answer, Asked, Step, StepCost, choice_cost, cost_of, hidden
-from fl_peel.pretraining.sketch import RowSketch
-from fl_peel.privacy.stage1 import Stage1Noise, said_of
+from fl_peel.privacy.stage1_noise import Stage1Noise, make_contribution
 from fl_peel.randomness import device_uniforms
-from fl_peel.secure.stage1 import StepVector
+from fl_peel.secure.stage1_vector import StepVector
 from fl_peel.wire import EVERYBODY, ChoiceReply, ChoiceRequest, GroupSum, SumsReply, SumsRequest
 
 NONE = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
-class There:
+class StepAttendance:
     """Who comes to a step, of N hosted devices. window: (N,) in which each is there first, -1 for never; small: (N,)
     those with too little memory then; reached: places of the others that come; costs: (N,).
     """
@@ -58,7 +58,9 @@ class There:
     costs: StepCost
 
     @staticmethod
-    def of(cohort: Cohort, cost: Callable[[IntArray], StepCost], time: int, asked: NDArray[np.bool_]) -> There:
+    def from_cohort(
+        cohort: Cohort, cost: Callable[[IntArray], StepCost], time: int, asked: NDArray[np.bool_]
+    ) -> StepAttendance:
         """Of the devices ``asked`` (N,). cost: of all devices, with so many bytes of memory (N,)."""
         everybody = np.arange(len(cohort.devices))
         window = np.full(len(everybody), -1)
@@ -69,11 +71,11 @@ class There:
             budgets[now] = cohort.budgets.at(time + number)[now]
         costs = cost(budgets)
         small = (window >= 0) & (budgets < costs.least_bytes)
-        return There(window, small, np.flatnonzero((window >= 0) & ~small), costs)
+        return StepAttendance(window, small, np.flatnonzero((window >= 0) & ~small), costs)
 
 
 @dataclass(frozen=True)
-class Reached:
+class StepParticipants:
     """Who takes part in a step. places: of devices whose sums count; counts: what it takes of all that are reached;
     waits_us: (W,) of the slowest device in each window.
     """
@@ -83,13 +85,15 @@ class Reached:
     waits_us: IntArray
 
     @staticmethod
-    def of(cohort: Cohort, cost: Callable[[IntArray], StepCost], time: int, asked: NDArray[np.bool_]) -> Reached:
+    def from_cohort(
+        cohort: Cohort, cost: Callable[[IntArray], StepCost], time: int, asked: NDArray[np.bool_]
+    ) -> StepParticipants:
         """Of the devices ``asked`` (N,); each takes part when it is there first, with the memory that it has then.
 
         cost: of all devices, with so many bytes of memory (N,).
         """
-        there = There.of(cohort, cost, time, asked)
-        reached, costs, window = there.reached, there.costs, there.window
+        attendance = StepAttendance.from_cohort(cohort, cost, time, asked)
+        reached, costs, window = attendance.reached, attendance.costs, attendance.window
         rates = cohort.rates.select(reached)
         spent = spend(
             replace(rates, latency_s=costs.exchanges[reached] * rates.latency_s),
@@ -100,15 +104,17 @@ class Reached:
         )
         waits = np.zeros(cohort.scenario.pretraining.open_rounds, np.int64)
         np.maximum.at(waits, window[reached], spent.time_us)
-        return Reached(reached[~spent.late], _counts(cohort, asked, window >= 0, there.small, reached, spent), waits)
+        return StepParticipants(
+            reached[~spent.late], _counts(cohort, asked, window >= 0, attendance.small, reached, spent), waits
+        )
 
 
-def there_for_sums(cohort: Cohort, request: SumsRequest) -> Reached:
+def sums_participants(cohort: Cohort, request: SumsRequest) -> StepParticipants:
     """Who takes part in a step, and what it takes."""
-    items, scenario = cohort.splits.spoken.counts(), cohort.scenario
+    items, scenario = cohort.splits.contributed_items.counts(), cohort.scenario
     all_rows = cohort.splits.num_items if request.all_rows else 0
     step, groups = cast(Step, request.step), len(request.centroids)
-    asked = Asked(
+    asked = StepShape(
         step,
         request.columns,
         groups,
@@ -123,23 +129,25 @@ def there_for_sums(cohort: Cohort, request: SumsRequest) -> Reached:
         taken = cost_of(asked, items, budgets)
         if all_rows and step not in ("vectors", "maps"):  # in which nothing is said
             vector = StepVector(step, request.columns, groups, 0, all_rows, 0, 1, bits=scenario.pretraining.sum_bits)
-            return hidden(taken, said_openly(vector, counted=asked.counts_contributors), budgets)
+            return hidden(taken, clear_contribution(vector, counted=asked.counts_contributors), budgets)
         return taken
 
-    return Reached.of(cohort, cost, request.time, cohort.joining if step == "vectors" else cohort.speaking)
+    return StepParticipants.from_cohort(
+        cohort, cost, request.time, cohort.joining if step == "vectors" else cohort.contributing
+    )
 
 
 def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
     """One step, or some columns of it, for all devices of a node."""
-    reached = there_for_sums(cohort, request)
-    sums = said(cohort, reached.places, request)
+    reached = sums_participants(cohort, request)
+    sums = contribute(cohort, reached.places, request)
     # what both parts of a step take is counted once, with its sums
     counted = request.counted and not request.counts_contributors
     counts = reached.counts if counted else RoundCounts.nothing(len(cohort.fleet.names))
     return SumsReply(sums, counts, reached.waits_us)
 
 
-def said(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
+def contribute(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
     """What the devices at these places add up to, whoever they are, by user group; with the noise that is theirs."""
     if request.counts_contributors:
         return {EVERYBODY: GroupSum(contributors(cohort, places, request), NONE, NONE, NONE)}
@@ -151,7 +159,7 @@ def contributors(cohort: Cohort, places: IntArray, request: SumsRequest) -> IntA
     item's, else to each user group's.
     """
     if request.step == "pass":
-        return words_of(cohort).counts(cohort.splits.spoken.select(places))
+        return cohort_contribution(cohort).counts(cohort.splits.contributed_items.select(places))
     return group_sizes(np.load(cohort.vectors_file, mmap_mode="r")[places], request.centroids)
 
 
@@ -160,17 +168,21 @@ def _opened(cohort: Cohort, request: SumsRequest, rows: int) -> Bools | None:
     return unpacked_rows(request.opened, rows) if cohort.scenario.privacy.counts_contributors else None
 
 
-def said_openly(vector: StepVector, *, counted: bool) -> Answer:
+def clear_contribution(vector: StepVector, *, counted: bool) -> AnswerCost:
     """How a device says all words of a vector at once, in the clear. counted: after it has said to which rows it would
     contribute.
     """
-    answer = Answer(vector.said_bytes, 0, 0, 1)
-    return answer + Answer(vector.counting.said_bytes, 0, 0, 0) if counted and vector.step in COUNTED else answer
+    answer = AnswerCost(vector.contribution_bytes, 0, 0, 1)
+    return (
+        answer + AnswerCost(vector.counting.contribution_bytes, 0, 0, 0)
+        if counted and vector.step in COUNTED
+        else answer
+    )
 
 
-def there_to_choose(cohort: Cohort, request: ChoiceRequest) -> Reached:
+def choice_participants(cohort: Cohort, request: ChoiceRequest) -> StepParticipants:
     """Who takes part in a choice, and what it takes."""
-    splits, panel = cohort.splits, asked_to_choose(cohort, request.panel)
+    splits, panel = cohort.splits, choice_panel(cohort, request.panel)
     if not cohort.scenario.privacy.noised:  # else that a device answers would say that it has any
         panel &= splits.validation.counts() > 0
     all_rows = splits.num_items if request.all_rows else 0
@@ -182,14 +194,14 @@ def there_to_choose(cohort: Cohort, request: ChoiceRequest) -> Reached:
         counted = cohort.scenario.privacy.counts_contributors
         taken = choice_cost(*sizes, train, wanted, budgets, all_rows, counted=counted)
         vector = StepVector("choice", len(request.values), 0, filters, splits.num_items, 0, 1)
-        return hidden(taken, said_openly(vector, counted=counted), budgets) if all_rows else taken
+        return hidden(taken, clear_contribution(vector, counted=counted), budgets) if all_rows else taken
 
-    return Reached.of(cohort, cost, request.time, panel)
+    return StepParticipants.from_cohort(cohort, cost, request.time, panel)
 
 
 def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
     """Some devices say which filter ranks their validation items best."""
-    reached = there_to_choose(cohort, request)
+    reached = choice_participants(cohort, request)
     won, answered = chosen(cohort, reached.places, request, noise_of(cohort, request))
     counts = RoundCounts.nothing(len(cohort.fleet.names)) if request.counts_contributors else reached.counts
     return ChoiceReply(won, answered, counts, reached.waits_us)
@@ -198,14 +210,18 @@ def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
 def chosen(cohort: Cohort, places: IntArray, request: ChoiceRequest, noise: Noise | None) -> tuple[IntArray, int]:
     """What devices at these places say of each filter (C,), and how many say anything."""
     fresh = request.fresh_exponents if len(request.recent) else np.zeros_like(request.value_exponents)
-    shapes = Shapes(request.count_exponents, request.value_exponents, fresh)
+    shapes = FilterGrid(request.count_exponents, request.value_exponents, fresh)
     recent = request.recent if len(request.recent) else None
     asked = (request.directions, request.values, request.counts, shapes, request.drawn, request.place)
-    question = Question(*asked, recent, cohort.fading)
+    filter_request = FilterRequest(*asked, recent, cohort.fading)
     splits = cohort.splits
     if request.counts_contributors:
-        return np.zeros(len(request.value_exponents), np.int64), question.answering(splits.validation.select(places))
-    won, answered = words_of(cohort).choice(question, splits.train.select(places), splits.validation.select(places))
+        return np.zeros(len(request.value_exponents), np.int64), filter_request.answering(
+            splits.validation.select(places)
+        )
+    won, answered = cohort_contribution(cohort).choice(
+        filter_request, splits.train.select(places), splits.validation.select(places)
+    )
     for one in noises(cohort, places, noise):
         won = won + one.choice(len(won))
     return won, answered
@@ -222,17 +238,17 @@ def sketch_of(request: SumsRequest) -> RowSketch | None:
     return RowSketch(request.place, request.buckets) if request.buckets else None
 
 
-def asked_to_choose(cohort: Cohort, panel: int) -> NDArray[np.bool_]:
+def choice_panel(cohort: Cohort, panel: int) -> NDArray[np.bool_]:
     """Which hosted devices (N,) are among about ``panel`` of all."""
     drawn = device_uniforms(cohort.scenario.seed, "panel", devices=cohort.devices)
     return np.asarray(drawn * cohort.population < panel)
 
 
-def words_of(cohort: Cohort) -> Said:
+def cohort_contribution(cohort: Cohort) -> Stage1Contribution:
     """What devices say, in which units."""
     num_items = cohort.splits.num_items
-    units = Units.of(cohort.scenario.pretraining.spectral(), cohort.population, num_items)
-    return said_of(cohort.scenario, num_items, units)
+    units = Units.from_config(cohort.scenario.pretraining.spectral(), cohort.population, num_items)
+    return make_contribution(cohort.scenario, num_items, units)
 
 
 def _counts(
@@ -241,7 +257,7 @@ def _counts(
     available: NDArray[np.bool_],
     small: NDArray[np.bool_],
     reached: IntArray,
-    spent: Spent,
+    spent: RoundCost,
 ) -> RoundCounts:
     num_classes = len(cohort.fleet.names)
     in_time, away = ~spent.late, asked & ~available
@@ -260,19 +276,19 @@ def _counts(
 
 def _counted(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
     num_items = cohort.splits.num_items
-    items = words_of(cohort).counts(cohort.splits.spoken.select(places))
+    items = cohort_contribution(cohort).counts(cohort.splits.contributed_items.select(places))
     for one in noises(cohort, places, noise):
         items = items + one.counts(num_items)
     return {EVERYBODY: GroupSum(np.array([len(places)]), NONE, NONE, items)}
 
 
 def _passed(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
-    words = words_of(cohort)
+    words = cohort_contribution(cohort)
     columns = range(request.table.shape[1])
     if words.bounded:
         columns = range(int(request.groups[0]), int(request.groups[-1]) + 1)
     part = slice(columns.start, columns.stop)
-    rows = cohort.splits.spoken.select(places)
+    rows = cohort.splits.contributed_items.select(places)
     opened = _opened(cohort, request, len(request.table))
     sums = words.passed(request.table, request.weights, part, rows, sketch_of(request), opened)
     for one in noises(cohort, places, noise):
@@ -328,10 +344,12 @@ def _in_parts(path: Path, request: SumsRequest, part: Floats) -> Floats:
 
 def _grouped(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
     vectors = np.asarray(np.load(cohort.vectors_file, mmap_mode="r")[places])
-    found = words_of(cohort).groups(vectors, request.centroids, _opened(cohort, request, len(request.centroids)))
+    sums = cohort_contribution(cohort).groups(
+        vectors, request.centroids, _opened(cohort, request, len(request.centroids))
+    )
     for one in noises(cohort, places, noise):
-        found = found + one.groups(*request.centroids.shape)
-    return {EVERYBODY: GroupSum(found.sizes, found.sums, NONE, NONE)}
+        sums = sums + one.groups(*request.centroids.shape)
+    return {EVERYBODY: GroupSum(sums.sizes, sums.sums, NONE, NONE)}
 
 
 def _moments(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
@@ -349,7 +367,7 @@ def moments_by_group(
     """
     vectors = np.load(cohort.vectors_file, mmap_mode="r")
     num_items = cohort.splits.num_items
-    words = words_of(cohort)
+    words = cohort_contribution(cohort)
     # every message of the step comes here, so that no more is read of the vectors than decides the group
     leading = np.asarray(vectors[:, : request.centroids.shape[1]])[places]
     some = np.asarray(leading.any(axis=1))
@@ -364,7 +382,7 @@ def moments_by_group(
         if not (empty or noise is not None or len(members)):
             continue
         mine = np.asarray(vectors[places[members]])
-        moments = words.moments(mine, cohort.splits.spoken.select(places[members]))
+        moments = words.moments(mine, cohort.splits.contributed_items.select(places[members]))
         for one in noises(cohort, places, noise):
             moments = moments + one.moments(group, vectors.shape[1], num_items)
         yield group, moments
@@ -386,15 +404,15 @@ STEPS = {
 
 __all__ = [
     "STEPS",
-    "There",
-    "asked_to_choose",
+    "StepAttendance",
     "choice",
+    "choice_panel",
+    "choice_participants",
     "chosen",
+    "contribute",
     "contributors",
     "moments_by_group",
-    "said",
     "sketch_of",
+    "sums_participants",
     "sums_round",
-    "there_for_sums",
-    "there_to_choose",
 ]

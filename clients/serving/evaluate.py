@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
-from clients.serving.held import Held
-from clients.serving.wanted import evaluation_items
+from clients.serving.evaluation_items import evaluation_items
+from clients.serving.holdings import Holdings
 from fl_peel.blocks.elastic import ElasticEmbedding
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import UserItems
@@ -35,9 +35,9 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
         len(request.budgets),
     )
     wanted, exclude = _asked(cohort, request, request.split)
-    parts = [_Part(slice(0, num_budgets - request.on_validation), wanted, exclude)]
+    parts = [_BudgetGroup(slice(0, num_budgets - request.on_validation), wanted, exclude)]
     if request.on_validation:
-        parts.append(_Part(slice(parts[0].places.stop, num_budgets), *_asked(cohort, request, "validation")))
+        parts.append(_BudgetGroup(slice(parts[0].places.stop, num_budgets), *_asked(cohort, request, "validation")))
     num_groups = max([num_groups, *(group + 1 for group in request.groups)])
     cells = num_classes * num_groups
     sums = MetricSums.zeros(num_budgets, cells)
@@ -45,7 +45,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
     owned = OwnCounts.zeros(num_budgets, num_classes)
     spread = Histogram.zeros(num_budgets, num_classes, NUM_BINS)
     short = 0
-    figures = _Figures.of_nobody(len(groups), num_budgets)
+    figures = _Figures.empty(len(groups), num_budgets)
     own_budgets = cohort.budgets.at(request.server_round)
     for group, payload in request.groups.items():
         members = np.arange(len(groups)) if group == EVERYBODY else np.flatnonzero(groups == group)
@@ -57,7 +57,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
         cell = cohort.classes[members].astype(np.int64) * num_groups + groups[members]
         own, classes = own_budgets[members], cohort.classes[members]
         where = scenario.engine.device
-        tiles = Tiles.of(ranked) if len(parts) > 1 and torch_device(where) is None else None
+        tiles = Tiles.from_ranked(ranked) if len(parts) > 1 and torch_device(where) is None else None
         for part in parts:
             mine, hidden = part.wanted.select(members), part.exclude.select(members)
             skipped, counted = ranked.unneeded(hidden), mine.counts() > 0
@@ -67,7 +67,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
                 request.rooms[part.places].tolist(),
                 strict=True,
             )
-            held = [Held.without(ranked, *one, own, skipped) for one in asked]
+            held = [Holdings.without(ranked, *one, own, skipped) for one in asked]
             cutoffs = np.array([one.cutoffs for one in held], np.int64).reshape(len(held), len(members)).T
             recall, ndcg = evaluate_under(ranked, cutoffs, users, hidden, mine, scenario.evaluation.top_n, where, tiles)
             if part is parts[0]:
@@ -79,8 +79,8 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
                 short += int(one.short.sum())
                 owned[i].add(per_device.by_cell(classes, num_classes))
                 stored_max[i] = max(stored_max[i], int(one.stored.max()))
-                sums[i].add(MetricSums.of(cell, cells, *metrics, counted))
-                spread[i].add(Histogram.of(classes, num_classes, metrics[0], counted))
+                sums[i].add(MetricSums.from_devices(cell, cells, *metrics, counted))
+                spread[i].add(Histogram.from_devices(classes, num_classes, metrics[0], counted))
     by_class = sums.reshaped(num_budgets, num_classes, num_groups)
     replicates = figures.replicates(cohort, wanted, request.replicates)
     single = figures.single(cohort, wanted, groups, request.per_device)
@@ -88,7 +88,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _BudgetGroup:
     """Which of the budgets are of the same items: what is wanted under them, and what is hidden."""
 
     places: slice
@@ -115,7 +115,7 @@ class _Figures:
     reached: NDArray[np.bool_]
 
     @staticmethod
-    def of_nobody(num_devices: int, num_budgets: int) -> _Figures:
+    def empty(num_devices: int, num_budgets: int) -> _Figures:
         shape = (num_devices, num_budgets)
         return _Figures(np.zeros(shape), np.zeros(shape), np.zeros(num_devices, np.bool_))
 
@@ -124,7 +124,7 @@ class _Figures:
         if not count:
             return Replicates.zeros(self.recall.shape[1], 0)
         counted = self.reached & (wanted.counts() > 0)
-        return Replicates.of(cohort.devices, self.recall, self.ndcg, counted, count)
+        return Replicates.from_devices(cohort.devices, self.recall, self.ndcg, counted, count)
 
     def single(self, cohort: Cohort, wanted: UserItems, groups: NDArray[np.int32], asked: bool) -> DeviceFigures:
         """Device by device, or of nobody."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.node.before import Before
 from clients.node.cohort import Cohort
+from clients.node.previous_holdings import PreviousHoldings
 from clients.round.memory import IntArray
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import UserItems
@@ -38,7 +38,7 @@ def follow(cohort: Cohort, request: MovingRequest) -> MovingReply:
     budgets = np.stack([cohort.budgets.at(time)[places] for time in times])  # (T, M) bytes
     groups = np.asarray(state.groups)[places]
     num_classes, seen = len(cohort.fleet.names), cohort.seen.below(layout.num_items)
-    before = Before.read(cohort) if request.keeps else None
+    before = PreviousHoldings.read(cohort) if request.keeps else None
     steps = StepCounts.zeros(num_steps, num_classes)
     traced: list[StepTraces] = []
     trace_steps: list[StepCounts] = []
@@ -47,7 +47,7 @@ def follow(cohort: Cohort, request: MovingRequest) -> MovingReply:
         if not len(index):
             continue
         members = places[index]
-        who = _Followed(
+        who = _FollowedGroup(
             RankedBlocks.unpack(layout, precision, payload),
             np.asarray(state.users[members]),
             seen.select(members),
@@ -72,7 +72,7 @@ def follow(cohort: Cohort, request: MovingRequest) -> MovingReply:
 
 
 @dataclass(frozen=True)
-class _Followed:
+class _FollowedGroup:
     """Devices of one user group: ranked blocks, user embeddings (N, d), items seen and wanted; the engine's device;
     whether they read the whole list whenever they read it, so that nobody sees what they want.
     """

@@ -11,14 +11,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.node.before import NEVER, Before
 from clients.node.cohort import Cohort
-from clients.serving.held import Held
+from clients.node.previous_holdings import NEVER, PreviousHoldings
+from clients.serving.holdings import Holdings
 from fl_peel.blocks.precision import has_scales
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.data.interactions import IntArray, UserItems
-from fl_peel.exchange.counters import Refreshed
+from fl_peel.exchange.counters import RefreshCounts
 from fl_peel.wire import NEW, RESCALED, RefreshReply, RefreshRequest
 
 AT_ONCE = 1 << 24
@@ -33,10 +33,10 @@ def refresh(cohort: Cohort, request: RefreshRequest) -> RefreshReply:
     precision: Precision = request.precision
     layout, num_classes, num_budgets = cohort.layout(), len(cohort.fleet.names), len(request.budgets)
     groups = np.asarray(cohort.state("r").groups, np.int64)
-    before = Before.read(cohort, request.budgets)
-    last = before.now(request.former)
+    before = PreviousHoldings.read(cohort, request.budgets)
+    last = before.current_groups(request.former)
     own, seen = cohort.budgets.at(request.server_round), cohort.seen.below(layout.num_items)
-    total = Refreshed.zeros(num_budgets, num_classes)
+    total = RefreshCounts.zeros(num_budgets, num_classes)
     now_groups, now_cutoffs, short = before.groups.copy(), before.cutoffs.copy(), 0
     ranks = np.full((max([*request.groups, -1]) + 1, layout.num_blocks), NEVER, np.int32)
     for group, payload in request.groups.items():
@@ -48,17 +48,17 @@ def refresh(cohort: Cohort, request: RefreshRequest) -> RefreshReply:
         strange = moved & (len(request.changed) > 1)  # another group's table: nothing of it is held
         hidden = seen.select(members)
         for i, budget in enumerate(request.budgets.tolist()):
-            held = Held.under(ranked, budget, 1.0, -1.0, own[members], hidden)
+            held = Holdings.under(ranked, budget, 1.0, -1.0, own[members], hidden)
             short += int(held.short.sum())
             sent = _sent_bytes(ranked, held.cutoffs, hidden, changed, before, members, i, strange)
             ones = np.ones(len(members), np.int64)
-            per_device = Refreshed(ones, sent, held.stored, held.violations, moved * ones, sent * moved)
+            per_device = RefreshCounts(ones, sent, held.stored, held.violations, moved * ones, sent * moved)
             total[i].add(per_device.by_cell(cohort.classes[members], num_classes))
             now_cutoffs[members, i] = held.cutoffs
         now_groups[members] = group
     if len(before.ranks) and not len(ranks):
         ranks = before.ranks
-    Before(now_groups, now_cutoffs, ranks, before.budgets).save(cohort)
+    PreviousHoldings(now_groups, now_cutoffs, ranks, before.budgets).save(cohort)
     return RefreshReply(total, short)
 
 
@@ -67,7 +67,7 @@ def _sent_bytes(
     cutoffs: IntArray,
     hidden: UserItems,
     changed: NDArray[np.uint8],
-    before: Before,
+    before: PreviousHoldings,
     members: IntArray,
     budget: int,
     strange: NDArray[np.bool_],
@@ -88,7 +88,7 @@ def _sent_bytes(
         passed = skipped.select(some)
         inside = passed.keep(passed.items < reach)
         needed[inside.users(), inside.items] = False
-        had = before.had(members[some], budget, ranked.blocks[:reach]) & ~strange[some][:, None]
+        had = before.held_blocks(members[some], budget, ranked.blocks[:reach]) & ~strange[some][:, None]
         lacking = (changed[None, :reach] == NEW) | ~had
         rescaled = ~lacking & (changed[None, :reach] == RESCALED)
         sent[some] = (needed & lacking) @ costs + (needed & rescaled) @ scales

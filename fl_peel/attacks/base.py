@@ -30,7 +30,7 @@ ITEM_SECRETS: tuple[Secret, ...] = ("train items", "validation items")
 
 
 @dataclass(frozen=True)
-class Known:
+class Accomplice:
     """A device whose secret the attacker knows, an accomplice: none of the attacked ones.
 
     candidates: (C,) item numbers, or the numbers of groups or classes; truth: (C,) which of them are true.
@@ -50,7 +50,7 @@ class Attack:
     source: ClassVar[str] = ""
     stage: ClassVar[Stage] = "refinement"
 
-    def learn(self, known: Sequence[Known], seed: int) -> None:
+    def learn(self, known: Sequence[Accomplice], seed: int) -> None:
         """Learn from accomplices before any device is attacked; by default nothing."""
 
     def scores(self, view: DeviceView, candidates: IntArray, seed: int) -> FloatArray:
@@ -74,4 +74,4 @@ def checked_scores(attack: Attack, view: DeviceView, candidates: IntArray, seed:
     return scores
 
 
-__all__ = ["ITEM_SECRETS", "Attack", "Known", "Secret", "Stage", "checked_scores"]
+__all__ = ["ITEM_SECRETS", "Accomplice", "Attack", "Secret", "Stage", "checked_scores"]

@@ -7,10 +7,10 @@ there is. Over many trials with and without the canary, its true and false posit
 intervals make that hold with confidence (Jagielski, Ullman and Oprea, NeurIPS 2020; Nasr et al., IEEE S&P 2021). The
 threshold is chosen on one half of the trials and the rates are measured on the other.
 
-The releases come from the run's own code and plan (:func:`fl_peel.privacy.noising.noise`,
-:meth:`fl_peel.privacy.plan.Plan.scale`), so that wrong scales, forgotten rounds or shares that add up to too much show.
-What all other devices contribute is a constant that this observer subtracts. Where nothing is noised, it reads off who
-takes part: the bound is then as high as that many trials can show.
+The releases come from the run's own code and plan (:func:`fl_peel.privacy.device_noise.noise`,
+:meth:`fl_peel.privacy.noise_plan.Plan.scale`), so that wrong scales, forgotten rounds or shares that add up to too much
+show. What all other devices contribute is a constant that this observer subtracts. Where nothing is noised, it reads
+off who takes part: the bound is then as high as that many trials can show.
 
 One run of the audit has the confidence that it says; over many seeds their largest bound is put to the test too.
 """
@@ -24,13 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
+from fl_peel.exchange.bounded_statistic import GroupShape
+from fl_peel.exchange.named_sums import NamedSums
 from fl_peel.exchange.release import Part, bounds, released, shapes
-from fl_peel.exchange.statistics import GroupShape
-from fl_peel.exchange.sums import Sums
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.noising import noise, with_noise_shares
-from fl_peel.privacy.plan import Plan, in_masked_sums, noise_devices_of
-from fl_peel.privacy.sources import Seeded
+from fl_peel.privacy.device_noise import noise, with_noise_shares
+from fl_peel.privacy.noise_plan import Plan, in_masked_sums, noise_devices_of
+from fl_peel.privacy.sources import SeededNoise
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.scenario import Scenario
 
@@ -56,8 +56,8 @@ class CanaryOutcome:
 
 def worst_canary(scenario: Scenario, plan: Plan | None, *, trials: int, seeds: int) -> CanaryOutcome:
     """The outcome with the largest bound over so many seeds, from the scenario's on; each has the same confidence."""
-    found = [canary_audit(scenario, plan, trials=trials, seed=scenario.seed + number) for number in range(seeds)]
-    return replace(max(found, key=lambda one: one.epsilon_low), seeds=seeds)
+    outcomes = [canary_audit(scenario, plan, trials=trials, seed=scenario.seed + number) for number in range(seeds)]
+    return replace(max(outcomes, key=lambda one: one.epsilon_low), seeds=seeds)
 
 
 def canary_audit(
@@ -116,16 +116,16 @@ def _drawn(
     sizes: dict[Part, tuple[int, ...]],
     what: tuple[int, int, int],
     seed: int,
-) -> Sums:
+) -> NamedSums:
     """Noise of one round; where devices add it in shares, of the fewest that the smallest sum may be of."""
     if not in_masked_sums(scenario, plan.mechanism):
-        return noise(plan.mechanism, scales, sizes, ("canary-noise", *what), Seeded(seed))
+        return noise(plan.mechanism, scales, sizes, ("canary-noise", *what), SeededNoise(seed))
     fewest = noise_devices_of(scenario, scenario.secure_aggregation.min_devices)
     stds = {part: plan.std(part, limits[part]) for part in scales}
     trial, present, server_round = what
     devices = np.arange(fewest) + fewest * (2 * trial + present)
-    nothing = Sums({part: np.zeros(sizes[part], np.int64) for part in scales})
-    return with_noise_shares(nothing, stds, fewest, Seeded(seed), server_round, devices)
+    nothing = NamedSums({part: np.zeros(sizes[part], np.int64) for part in scales})
+    return with_noise_shares(nothing, stds, fewest, SeededNoise(seed), server_round, devices)
 
 
 def _canary(rng: np.random.Generator, part: Part, shape: tuple[int, ...], bound: float, *, l1: bool) -> FloatArray:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.attacks.base import ITEM_SECRETS, Attack, Known, Secret, checked_scores
+from fl_peel.attacks.base import ITEM_SECRETS, Accomplice, Attack, Secret, checked_scores
 from fl_peel.attacks.scoring import auc_of
 from fl_peel.attacks.views import DeviceView, FloatArray, IntArray, RoundView, StepView
 from fl_peel.kernels import FIXED_POINT
@@ -30,7 +30,7 @@ from fl_peel.training.settings import LocalTraining
 Leak = Literal["planted", "noise", "nothing"]
 
 
-def example_views(leak: Leak, secret: Secret, seed: int, num_devices: int = 100) -> list[Known]:
+def example_views(leak: Leak, secret: Secret, seed: int, num_devices: int = 100) -> list[Accomplice]:
     """Devices whose views hold their secret ("planted"), only noise, or no arrays at all.
 
     Two groups, two classes, 60 items of dimension 8. Planted: rows of the device's 10 train items move along its user
@@ -40,7 +40,7 @@ def example_views(leak: Leak, secret: Secret, seed: int, num_devices: int = 100)
     """
     rng = np.random.default_rng(seed)
     num_items, dim = 60, 8
-    found = []
+    accomplices = []
     for device in range(num_devices):
         group, kind = device % 2, device // 2 % 2
         shuffled = rng.permutation(num_items)
@@ -87,8 +87,8 @@ def example_views(leak: Leak, secret: Secret, seed: int, num_devices: int = 100)
             "device class": (np.arange(2), np.arange(2) == kind),
         }[secret]
         steps = () if leak == "nothing" else _example_steps(leak, rng, train, validation, group)
-        found.append(Known(DeviceView(device, num_items, (view,), steps), candidates, truth))
-    return found
+        accomplices.append(Accomplice(DeviceView(device, num_items, (view,), steps), candidates, truth))
+    return accomplices
 
 
 def _example_steps(
@@ -138,7 +138,7 @@ class AttackContract:
     attack: ClassVar[type[Attack]]
     succeeds: ClassVar[float] = 0.8
 
-    def known(self, leak: Leak, seed: int = 0) -> list[Known]:
+    def known(self, leak: Leak, seed: int = 0) -> list[Accomplice]:
         """Return example devices."""
         return example_views(leak, type(self).attack.secret, seed)
 
@@ -148,7 +148,7 @@ class AttackContract:
         attack.learn(self.known(leak, 1), 0)
         return attack
 
-    def auc(self, attack: Attack, devices: Sequence[Known]) -> float:
+    def auc(self, attack: Attack, devices: Sequence[Accomplice]) -> float:
         """Return the AUC over all candidates of all devices."""
         scores = [checked_scores(attack, one.view, one.candidates, 0) for one in devices]
         return auc_of(np.concatenate(scores), np.concatenate([one.truth for one in devices]))

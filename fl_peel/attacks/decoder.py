@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.data.interactions import UserItems
-from fl_peel.pretraining.by_sums import PASS_SCALE
+from fl_peel.pretraining.spectral_steps import PASS_SCALE
 
 Bools = NDArray[np.bool_]
 Doubles = NDArray[np.float64]
@@ -97,8 +97,8 @@ def reconstruct(
             usual[popular[: int(history.sum())]] = True
             figures.append((_f1(guess, history), _f1(usual, history)))
     f1, popularity_f1 = np.mean(figures, axis=0) if figures else (0.0, 0.0)
-    found = np.unique(owners[exact])
-    return Reconstruction(len(np.unique(owners)), len(found), len(tried), float(f1), float(popularity_f1))
+    decoded = np.unique(owners[exact])
+    return Reconstruction(len(np.unique(owners)), len(decoded), len(tried), float(f1), float(popularity_f1))
 
 
 def _f1(guess: Bools, truth: Bools) -> float:

@@ -19,8 +19,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_peel.attacks.base import Attack, Known, Secret
-from fl_peel.attacks.rows import norms, scaled
+from fl_peel.attacks.base import Accomplice, Attack, Secret
+from fl_peel.attacks.row_attacks import norms, scaled
 from fl_peel.attacks.views import DeviceView, FloatArray, IntArray, RoundView
 from fl_peel.randomness import rng_for
 
@@ -41,7 +41,7 @@ class InteractionMembership(Attack):
         self.share = 0.1
         """Of the rows that a device changed, those that are positives: what accomplices say."""
 
-    def learn(self, known: Sequence[Known], seed: int) -> None:
+    def learn(self, known: Sequence[Accomplice], seed: int) -> None:
         """Learn the share of positives among the rows that came back."""
         positives = rows = 0
         for one in known:
@@ -63,14 +63,14 @@ class InteractionMembership(Attack):
         return total[candidates]
 
     def _round(self, view: RoundView, rng: np.random.Generator) -> FloatArray:
-        found = np.zeros(len(view.items))
+        scores = np.zeros(len(view.items))
         rows = np.flatnonzero(norms(view) > 0)
         if len(rows) < 3:
-            return found
+            return scores
         table, update = view.table[rows].astype(np.float64), view.update[rows]
         for _ in range(self.restarts):
-            found[rows] += scaled(self._shadowed(table, update, rng)) / self.restarts
-        return found
+            scores[rows] += scaled(self._shadowed(table, update, rng)) / self.restarts
+        return scores
 
     def _shadowed(self, table: FloatArray, update: FloatArray, rng: np.random.Generator) -> FloatArray:
         """One run of guessing, (T, d) rows and their updates -> scores (T,)."""

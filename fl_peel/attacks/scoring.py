@@ -47,7 +47,7 @@ def squares(
     has: for each device (I,) whether it has the item; usable: (I,) whether the item may be a candidate for the device.
     Each member is used once at most.
     """
-    found: list[tuple[int, int, bool]] = []
+    pairs: list[tuple[int, int, bool]] = []
     for group in np.unique(groups).tolist():
         members = np.flatnonzero(groups == group)
         left = {u: has[u] & usable[u] for u in members.tolist()}
@@ -65,8 +65,8 @@ def squares(
                 mine, theirs = rng.permutation(mine)[:count], rng.permutation(theirs)[:count]
                 left[u][mine], left[v][theirs] = False, False
                 for i, j in zip(mine.tolist(), theirs.tolist(), strict=True):
-                    found += [(u, i, True), (u, j, False), (v, j, True), (v, i, False)]
-    return found
+                    pairs += [(u, i, True), (u, j, False), (v, j, True), (v, i, False)]
+    return pairs
 
 
 def auc_of(scores: FloatArray, truth: BoolArray) -> float:

@@ -59,9 +59,9 @@ class RoundView:
     @cached_property
     def returned(self) -> NDArray[np.bool_]:
         """Rows that were sent back, (R,)."""
-        found = np.full(len(self.items), "updates" in self.reply)
-        found[self.reply.get("rows", _NOTHING).astype(np.int64)] = True
-        return found
+        rows = np.full(len(self.items), "updates" in self.reply)
+        rows[self.reply.get("rows", _NOTHING).astype(np.int64)] = True
+        return rows
 
     def per_row(self, name: str) -> FloatArray | None:
         """A reply array that has one number for each row sent back, spread over all rows (R,); None without it.
@@ -98,10 +98,10 @@ class StepView:
 
     counts: ``items`` (I,). pass: ``norms`` (I,), under a row sketch (B,), L2 norms of what is added to each row, of the
     first columns (a device adds the same to each of its rows); sent is ``place`` (I,) of the sketch, else (0,). choice:
-    ``won`` (C,) in one, ``answered`` (1,); sent are the arrays of :class:`fl_peel.pretraining.by_sums.Question` and
-    ``item_exponent`` (1,). vectors: sent is ``own`` (I, K). groups: ``sizes`` (G,), ``sums`` (G, c); sent are
-    ``centroids`` (G, c). moments: ``sizes`` (G,), ``first`` (G, K), ``items`` (G, I); second moments of one device say
-    what the first do.
+    ``won`` (C,) in one, ``answered`` (1,); sent are the arrays of
+    :class:`fl_peel.pretraining.spectral_steps.FilterRequest` and ``item_exponent`` (1,). vectors: sent is ``own`` (I,
+    K). groups: ``sizes`` (G,), ``sums`` (G, c); sent are ``centroids`` (G, c). moments: ``sizes`` (G,), ``first`` (G,
+    K), ``items`` (G, I); second moments of one device say what the first do.
 
     num_devices: whose sum the reply is, 1 unless the protocol shows sums only. Reply is empty where nothing came.
     """

@@ -76,7 +76,7 @@ class DenseTable:
     scales: NDArray[np.float16]
 
     @staticmethod
-    def of(table: FloatArray, precision: Precision) -> DenseTable:
+    def from_table(table: FloatArray, precision: Precision) -> DenseTable:
         """Encode (I, d)."""
         codes, scales = quantize(table, precision)
         return DenseTable(precision, table.shape[1], codes, scales)
@@ -171,7 +171,7 @@ class SparseTable:
     scales: NDArray[np.float16]
 
     @staticmethod
-    def of(table: FloatArray, kept: NDArray[np.bool_], precision: Precision) -> SparseTable:
+    def from_table(table: FloatArray, kept: NDArray[np.bool_], precision: Precision) -> SparseTable:
         """Encode the entries of (I, d) where ``kept`` (I, d) holds."""
         num_items, dim = table.shape
         flat = np.flatnonzero(kept.ravel()).astype(np.int64)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import BudgetError
@@ -51,7 +51,7 @@ class ElasticEmbedding:
         items, slices, _ = layout.block_rows(blocks)
         rows = self.ranked.table.reshape(-1, layout.num_slices, layout.slice_dim)
         pieces = rows[self.ranked.row_of_item[items], slices]  # (T, s)
-        return StoredEmbedding.of_pieces(layout, self.ranked.precision, self.user, blocks, pieces, self.user_group)
+        return StoredEmbedding.from_pieces(layout, self.ranked.precision, self.user, blocks, pieces, self.user_group)
 
     def top_n(self, budget_bytes: int, n: int) -> NDArray[np.int64]:
         """Items recommended under a budget, best first."""

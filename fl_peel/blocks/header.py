@@ -36,9 +36,9 @@ def opened(magic: bytes, data: bytes) -> bytes:
     """
     if len(data) < HEADER_BYTES:
         raise refused(f"{len(data)} bytes, where the header alone has {HEADER_BYTES}")
-    found, version = _START.unpack_from(data)
-    if found != magic:
-        raise refused(f"it begins with {found!r}, not {magic!r}")
+    start, version = _START.unpack_from(data)
+    if start != magic:
+        raise refused(f"it begins with {start!r}, not {magic!r}")
     if version != VERSION:
         raise refused(f"format {version}, where this release reads {VERSION}")
     (checksum,) = _CHECKSUM.unpack_from(data, _NUMBERS_END)

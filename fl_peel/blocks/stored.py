@@ -85,10 +85,10 @@ class StoredEmbedding:
         """Keep ``blocks`` (K,) of ``table`` (I, d) for one user (d,)."""
         items, slices, _ = layout.block_rows(blocks)
         pieces = table.reshape(layout.num_items, layout.num_slices, layout.slice_dim)[items, slices]  # (T, s)
-        return StoredEmbedding.of_pieces(layout, precision, user, blocks, pieces, user_group)
+        return StoredEmbedding.from_pieces(layout, precision, user, blocks, pieces, user_group)
 
     @staticmethod
-    def of_pieces(
+    def from_pieces(
         layout: BlockLayout,
         precision: Precision,
         user: NDArray[np.float32],

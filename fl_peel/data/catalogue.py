@@ -53,7 +53,7 @@ def checked_catalogue(text: str, where: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines)
 
 
-def in_catalogue(found: Interactions, catalogue: Sequence[str], where: str) -> Interactions:
+def restrict_to_catalogue(interactions: Interactions, catalogue: Sequence[str], where: str) -> Interactions:
     """The interactions with the catalogue's items, numbered as there; others are left out, and how many is told here
     alone. Users stay, also those that nothing is left of.
 
@@ -61,9 +61,9 @@ def in_catalogue(found: Interactions, catalogue: Sequence[str], where: str) -> I
         DataError: no item is in the catalogue.
     """
     number = {item: place for place, item in enumerate(catalogue)}
-    labels = found.item_labels or tuple(str(item) for item in range(found.num_items))
+    labels = interactions.item_labels or tuple(str(item) for item in range(interactions.num_items))
     numbers = np.array([number.get(label, -1) for label in labels], np.int64)  # (I of the file,)
-    known = numbers[found.pairs.items] >= 0
+    known = numbers[interactions.pairs.items] >= 0
     if not known.any():
         raise DataError(f"{where}: none of its items is in the catalogue, which begins with {catalogue[0][:80]}")
     if not known.all():
@@ -71,17 +71,17 @@ def in_catalogue(found: Interactions, catalogue: Sequence[str], where: str) -> I
         logger.warning(
             "%s: %d items with %d interactions are not in the catalogue and left out", where, unknown, (~known).sum()
         )
-    pairs = found.pairs.keep(known)
-    times = None if found.timestamps is None else found.timestamps[known]
+    pairs = interactions.pairs.keep(known)
+    times = None if interactions.timestamps is None else interactions.timestamps[known]
     if times is None:
         renumbered = UserItems(pairs.indptr, numbers[pairs.items].astype(np.int32))
     else:  # of two at one time the one with the lower number comes first
         items = numbers[pairs.items]
         order = np.lexsort((items, times, pairs.users()))
         renumbered, times = UserItems(pairs.indptr, items[order].astype(np.int32)), times[order]
-    given = found.given_test
+    given = interactions.given_test
     return replace(
-        found,
+        interactions,
         pairs=renumbered,
         num_items=len(catalogue),
         timestamps=times,
@@ -95,4 +95,4 @@ def _renumbered(items: UserItems, numbers: IntArray) -> UserItems:
     return UserItems(kept.indptr, numbers[kept.items].astype(np.int32))
 
 
-__all__ = ["checked_catalogue", "in_catalogue", "read_catalogue"]
+__all__ = ["checked_catalogue", "read_catalogue", "restrict_to_catalogue"]

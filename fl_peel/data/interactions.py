@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from fl_peel.data.settings import CollectedMode, SplitOrder
 from fl_peel.errors import DataError
-from fl_peel.mapped import let_go
+from fl_peel.mmap_arrays import drop_pages
 from fl_peel.randomness import device_seeds, device_uniforms, mix64, rng_for
 
 SELECTED = 1 << 18
 """Users whose items are looked up at a time."""
 PARTS = ("train", "validation", "test")
-SAID = "said"
+CONTRIBUTED = "said"
 """The part that is there where it is not all of train."""
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -130,15 +130,15 @@ class Interactions:
 
 @dataclass(frozen=True)
 class Splits:
-    """Train, validation and test items of every user: three disjoint parts of the interactions. said: the train items
-    that users speak of in sums, where these are not all of them.
+    """Train, validation and test items of every user: three disjoint parts of the interactions. contributed: the train
+    items that users speak of in sums, where these are not all of them.
     """
 
     train: UserItems
     validation: UserItems
     test: UserItems
     num_items: int
-    said: UserItems | None = None
+    contributed: UserItems | None = None
 
     @property
     def num_users(self) -> int:
@@ -147,24 +147,24 @@ class Splits:
 
     def parts(self) -> list[tuple[str, UserItems]]:
         """Each part by its name: ``PARTS`` and, where it is there, ``SAID``."""
-        said = [] if self.said is None else [(SAID, self.said)]
-        return [*zip(PARTS, (self.train, self.validation, self.test), strict=True), *said]
+        contributed = [] if self.contributed is None else [(CONTRIBUTED, self.contributed)]
+        return [*zip(PARTS, (self.train, self.validation, self.test), strict=True), *contributed]
 
-    def rest(self) -> None:
-        """Nothing of it is needed for a while; see :func:`fl_peel.mapped.let_go`."""
+    def drop_pages(self) -> None:
+        """Nothing of it is needed for a while; see :func:`fl_peel.mmap_arrays.drop_pages`."""
         for _, part in self.parts():
-            let_go(part.indptr, part.items)
+            drop_pages(part.indptr, part.items)
 
-    def of(self, users: NDArray[np.integer]) -> Splits:
+    def select(self, users: NDArray[np.integer]) -> Splits:
         """The share of some users, renumbered 0..len(users)-1 in the order given."""
-        said = None if self.said is None else self.said.select(users)
+        contributed = None if self.contributed is None else self.contributed.select(users)
         parts = self.train.select(users), self.validation.select(users), self.test.select(users)
-        return Splits(*parts, self.num_items, said)
+        return Splits(*parts, self.num_items, contributed)
 
     @property
-    def spoken(self) -> UserItems:
+    def contributed_items(self) -> UserItems:
         """What users speak of in sums."""
-        return self.train if self.said is None else self.said
+        return self.train if self.contributed is None else self.contributed
 
 
 def split(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.data.tables import label_fault, read_bytes
+from fl_peel.data.text_tables import label_fault, read_bytes
 from fl_peel.errors import DataError
 
 MAX_ID = 2**31 - 1

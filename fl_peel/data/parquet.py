@@ -12,8 +12,8 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from fl_peel.data.settings import Dialect
-from fl_peel.data.tables import (
-    Columns,
+from fl_peel.data.text_tables import (
+    FileColumns,
     called,
     check_file,
     label_fault,
@@ -25,7 +25,7 @@ from fl_peel.errors import DataError
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
-def read_parquet(path: Path, dialect: Dialect) -> Columns:
+def read_parquet(path: Path, dialect: Dialect) -> FileColumns:
     """Read a Parquet file: ids are integers or text, times are numbers (seconds), Arrow timestamps or dates, or text.
 
     Raises:
@@ -50,7 +50,7 @@ def read_parquet(path: Path, dialect: Dialect) -> Columns:
         ratings = _parquet_numbers(path, name["rating"], column["rating"]).astype(np.float64)
     if "timestamp" in column:
         timestamps = _parquet_times(path, name["timestamp"], column["timestamp"], dialect.time_zone)
-    return Columns(users, items, ratings, timestamps)
+    return FileColumns(users, items, ratings, timestamps)
 
 
 def _parquet_labels(path: Path, name: str, column: Any) -> Any:

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from fl_peel import kernels
-from fl_peel.data.interactions import PARTS, SAID, Splits, UserItems
+from fl_peel.data.interactions import CONTRIBUTED, PARTS, Splits, UserItems
 from fl_peel.errors import DataError
-from fl_peel.mapped import let_go
+from fl_peel.mmap_arrays import drop_pages
 from fl_peel.randomness import device_seeds, device_uniforms
 
 CHUNK = 50_000
@@ -128,7 +128,7 @@ class Population:
                 if stops[-1] > ends[i]:
                     items[i][ends[i] : stops[-1]] = rows.items[part_of == i]
                 ends[i] = stops[-1]
-            let_go(*pointers, *items)
+            drop_pages(*pointers, *items)
         for array in [*pointers, *items]:
             if isinstance(array, np.memmap):
                 array.flush()
@@ -147,26 +147,26 @@ def read_splits(folder: Path, *, beyond: bool = False) -> Splits:
     Raises:
         DataError: a file is missing, or is not what it must be.
     """
-    said = (SAID,) if (folder / f"{SAID}-items.npy").is_file() else ()
-    names = [f"{part}-{what}.npy" for part in (*PARTS, *said) for what in ("indptr", "items")]
+    contributed = (CONTRIBUTED,) if (folder / f"{CONTRIBUTED}-items.npy").is_file() else ()
+    names = [f"{part}-{what}.npy" for part in (*PARTS, *contributed) for what in ("indptr", "items")]
     try:
         stamps = tuple((folder / name).stat().st_mtime_ns for name in (*names, "num_items.npy"))
     except OSError as error:
         raise _damaged(folder, f"{error.strerror}: {Path(error.filename).name}") from error
-    return _read(folder, stamps, bool(said), beyond)
+    return _read(folder, stamps, bool(contributed), beyond)
 
 
 @lru_cache(maxsize=4)
-def _read(folder: Path, stamps: tuple[int, ...], said: bool, beyond: bool) -> Splits:
+def _read(folder: Path, stamps: tuple[int, ...], contributed: bool, beyond: bool) -> Splits:
     """``stamps`` keep the cache from answering with older files."""
     num_items = _array(folder, "num_items", np.dtype(np.int64), 0)
     if not 0 < int(num_items) < 1 << 31:
         raise _damaged(folder, f"num_items.npy has {int(num_items)} items")
     limit = 1 << 31 if beyond else int(num_items)
-    parts = [_rows(folder, part, limit) for part in (*PARTS, *((SAID,) if said else ()))]
+    parts = [_rows(folder, part, limit) for part in (*PARTS, *((CONTRIBUTED,) if contributed else ()))]
     if len({part.num_users for part in parts}) > 1:
         raise _damaged(folder, f"its parts are of {[part.num_users for part in parts]} devices")
-    return Splits(parts[0], parts[1], parts[2], int(num_items), parts[3] if said else None)
+    return Splits(parts[0], parts[1], parts[2], int(num_items), parts[3] if contributed else None)
 
 
 def _rows(folder: Path, part: str, limit: int) -> UserItems:
@@ -176,7 +176,7 @@ def _rows(folder: Path, part: str, limit: int) -> UserItems:
         raise _damaged(folder, f"{part}-indptr.npy does not divide the {len(items)} items of {part}-items.npy")
     if len(items) and (items.min() < 0 or items.max() >= limit):
         raise _damaged(folder, f"{part}-items.npy has items from {items.min()} to {items.max()}, not 0 to {limit - 1}")
-    let_go(indptr, items)
+    drop_pages(indptr, items)
     return UserItems(indptr, items)
 
 

@@ -31,9 +31,9 @@ from fl_peel.data.interactions import Interactions, UserItems
 from fl_peel.data.lists import MAX_ID, read_lists
 from fl_peel.data.parquet import read_parquet
 from fl_peel.data.settings import HEADED, DataFormat, Dialect
-from fl_peel.data.tables import TEXT_FORMATS, Columns, read_text_table
+from fl_peel.data.text_tables import TEXT_FORMATS, FileColumns, read_text_table
 from fl_peel.errors import DataError
-from fl_peel.files import file_kind
+from fl_peel.file_kind import file_kind
 
 _BY_SUFFIX: dict[str, DataFormat] = {
     ".data": "movielens-tab",
@@ -105,13 +105,13 @@ def _format_of(path: Path) -> DataFormat:
         if (path / "train.txt").exists():
             return "lightgcn"
         raise DataError(f"{path}: is a folder without train.txt; name the interactions file inside it")
-    found = _BY_SUFFIX.get(path.suffix.lower())
-    if found is None:
+    file_format = _BY_SUFFIX.get(path.suffix.lower())
+    if file_format is None:
         if file_kind(path) == "nothing":
             raise DataError(f"{path}: no such file; check the path")
         known = ", ".join(get_args(DataFormat)[1:])
         raise DataError(f"{path}: its name does not reveal the format; set one of {known}")
-    return found
+    return file_format
 
 
 def _from_lists(path: Path, test_path: Path | None, name: str) -> Interactions:
@@ -141,7 +141,7 @@ def _count_ids(path: Path, what: str, ids: NDArray[np.int64]) -> int:
 
 
 def _from_tables(
-    path: Path, test_path: Path | None, read: Callable[[Path], Columns], min_rating: float | None, name: str
+    path: Path, test_path: Path | None, read: Callable[[Path], FileColumns], min_rating: float | None, name: str
 ) -> Interactions:
     paths = [path] if test_path is None else [path, test_path]
     parts = [_rated(p, read(p), min_rating) for p in paths]
@@ -155,11 +155,11 @@ def _from_tables(
     return Interactions(name, pairs, num_items, timestamps, given, user_labels, item_labels)
 
 
-def _read_table(chosen: str, dialect: Dialect, path: Path) -> Columns:
+def _read_table(chosen: str, dialect: Dialect, path: Path) -> FileColumns:
     return read_parquet(path, dialect) if chosen == "parquet" else read_text_table(path, TEXT_FORMATS[chosen], dialect)
 
 
-def _rated(path: Path, columns: Columns, min_rating: float | None) -> Columns:
+def _rated(path: Path, columns: FileColumns, min_rating: float | None) -> FileColumns:
     if min_rating is None:
         return columns
     if columns.ratings is None:
@@ -172,7 +172,7 @@ def _rated(path: Path, columns: Columns, min_rating: float | None) -> Columns:
         )
     mask = pa.array(kept)
     times = None if columns.timestamps is None else columns.timestamps[kept]
-    return Columns(columns.users.filter(mask), columns.items.filter(mask), columns.ratings[kept], times)
+    return FileColumns(columns.users.filter(mask), columns.items.filter(mask), columns.ratings[kept], times)
 
 
 def _numbered(parts: list[Any]) -> tuple[list[NDArray[np.int64]], tuple[str, ...]]:

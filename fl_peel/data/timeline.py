@@ -34,7 +34,7 @@ class Timeline:
     leaving: float | None = None
 
     @staticmethod
-    def of(
+    def from_interactions(
         interactions: Interactions,
         *,
         start: float,
@@ -95,7 +95,7 @@ class Timeline:
         done before this period. In these, of users who had done anything by then, test is what they do in the period.
         join: of users who do their first thing in this period, train is that first thing and test the rest of what they
         do in it; those from before are there, with nothing. To learn and to choose, users who leave say less and less
-        of what they did (:meth:`said`). Items that nobody had used before the period (to choose,
+        of what they did (:meth:`contributed`). Items that nobody had used before the period (to choose,
         and earlier: before the one behind) have numbers from ``num_items`` on, and are in no table.
         """
         begin, end = int(self.edges[period]), int(self.edges[period + 1])
@@ -107,20 +107,22 @@ class Timeline:
             new = np.flatnonzero(self.users[here] >= known) + begin
             _, firsts = np.unique(self.users[new], return_index=True)
             rest = np.delete(new, firsts)
-            nobody = self._of(np.zeros(0, np.int64), users)
-            return Splits(self._of(new[firsts], users), nobody, self._of(rest, users), self.items_before(begin))
+            nobody = self._user_items(np.zeros(0, np.int64), users)
+            return Splits(
+                self._user_items(new[firsts], users), nobody, self._user_items(rest, users), self.items_before(begin)
+            )
         place = behind if phase == "choose" else begin
         test = np.flatnonzero(self.users[here] < known) + begin
         if phase == "earlier":
             place = behind
         since = {"recent": behind, "earlier": self.begin_of(period - 2)}.get(phase, 0)
-        train = self._of(np.arange(since, place), known)
+        train = self._user_items(np.arange(since, place), known)
         return Splits(
             train,
-            self._of(np.arange(place, begin), known),
-            self._of(test, known),
+            self._user_items(np.arange(place, begin), known),
+            self._user_items(test, known),
             self.items_before(place),
-            self.said(train, period - 1 if phase == "choose" else period) if since == 0 else None,
+            self.contributed(train, period - 1 if phase == "choose" else period) if since == 0 else None,
         )
 
     def silent(self, period: int, num_users: int) -> FloatArray:
@@ -135,7 +137,7 @@ class Timeline:
         size = max(begins[1] - begins[0], 1)
         return np.where(last >= begins[0], whole, whole + (begins[0] - 1 - last) / size)
 
-    def said(self, train: UserItems, period: int) -> UserItems | None:
+    def contributed(self, train: UserItems, period: int) -> UserItems | None:
         """What users speak of in sums when a period begins: the newest of their items, of which half are left after
         ``leaving`` periods of silence, a quarter after twice as many, in the end none. None: all speak of everything.
         """
@@ -146,7 +148,7 @@ class Timeline:
         place = np.arange(train.num_interactions) - np.repeat(train.indptr[:-1], counts)
         return train.keep(place >= np.repeat(counts - kept, counts))
 
-    def _of(self, places: IntArray, num_users: int) -> UserItems:
+    def _user_items(self, places: IntArray, num_users: int) -> UserItems:
         return UserItems.from_pairs(self.users[places], self.items[places], num_users)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fl_peel.data.settings import ZONE_UTC
 from fl_peel.errors import DataError
-from fl_peel.yaml_text import kind_of
+from fl_peel.safe_yaml import kind_of
 
 MAX_TIME = 2.0**63
 REMEDY = "set data.time_zone to UTC, or to a name like Europe/Berlin"

@@ -11,21 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import kernels
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.bounded_counts import counts_within
+from fl_peel.exchange.bounded_statistic import bounded, find_statistic
+from fl_peel.exchange.named_sums import NamedSums
 from fl_peel.exchange.release import BUILT_IN, Part
-from fl_peel.exchange.statistics import bounded, find_statistic
-from fl_peel.exchange.sums import Sums
-from fl_peel.exchange.trained import Trained
+from fl_peel.exchange.trained_devices import TrainedDevices
 from fl_peel.kernels import FIXED_POINT
 
 
 def bounded_sums(
-    ranked: RankedBlocks, trained: Trained, parts: tuple[Part, ...], bounds: dict[Part, float], *, l1: bool
-) -> Sums:
+    ranked: RankedBlocks, trained: TrainedDevices, parts: tuple[Part, ...], bounds: dict[Part, float], *, l1: bool
+) -> NamedSums:
     """Add up the devices' contributions, each part of each device within its bound (updates: by the trainer)."""
-    sums = Sums()
+    sums = NamedSums()
     if "updates" in parts:
         sums["updates"] = trained.update.sums
     if "signals" in parts:

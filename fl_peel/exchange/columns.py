@@ -19,7 +19,7 @@ def _names(columns: Any) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Columns:
+class IntColumns:
     """Base of dataclasses all of whose fields are int64 arrays of one shape.
 
     As one array they are stacked along a last axis, in the order of the fields: so they cross the network, and so a
@@ -69,7 +69,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Counters(Columns):
+class Counters(IntColumns):
     """Columns that are sums over devices: those of disjoint sets of devices add up."""
 
     def __add__(self, other: Self) -> Self:
@@ -93,4 +93,4 @@ class Counters(Columns):
         return type(self)(*(np.asarray(getattr(self, name).sum(axis=axis)) for name in self.names()))
 
 
-__all__ = ["Columns", "Counters", "IntArray"]
+__all__ = ["Counters", "IntArray", "IntColumns"]

@@ -19,10 +19,10 @@ from typing import ClassVar
 import numpy as np
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks, rank_blocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks, rank_blocks
 from fl_peel.data.interactions import UserItems
-from fl_peel.exchange.statistics import BoundedStatistic, FloatArray, GroupShape, bounded
-from fl_peel.exchange.trained import Trained
+from fl_peel.exchange.bounded_statistic import BoundedStatistic, FloatArray, GroupShape, bounded
+from fl_peel.exchange.trained_devices import TrainedDevices
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.ranking.top import top_rows
 from fl_peel.training.group import train_group
@@ -31,7 +31,7 @@ from fl_peel.training.work import LocalWork
 from fl_peel.weighting.contracts import example_statistics
 
 
-def example_devices(seed: int, num_devices: int = 9, num_items: int = 14) -> tuple[RankedBlocks, Trained]:
+def example_devices(seed: int, num_devices: int = 9, num_items: int = 14) -> tuple[RankedBlocks, TrainedDevices]:
     """Devices of one user group after a round: some hold few blocks, one has no items."""
     rng = np.random.default_rng(seed)
     layout = BlockLayout(np.arange(num_items, dtype=np.int32), 4, 2)
@@ -46,7 +46,7 @@ def example_devices(seed: int, num_devices: int = 9, num_items: int = 14) -> tup
     seeds = rng.integers(0, 2**62, num_devices).astype(np.uint64)
     users, update = train_group(LocalWork(ranked, cutoffs, users, train, seeds, LocalTraining()))
     best = top_rows(ranked, cutoffs, users, train, 5)
-    return ranked, Trained(np.arange(num_devices), cutoffs, users, update, best, train, train)
+    return ranked, TrainedDevices(np.arange(num_devices), cutoffs, users, update, best, train, train)
 
 
 class StatisticContract:
@@ -55,7 +55,7 @@ class StatisticContract:
     statistic: ClassVar[type[BoundedStatistic]]
     seeds: ClassVar[tuple[int, ...]] = (0, 1, 2)
 
-    def values(self, seed: int) -> tuple[RankedBlocks, Trained, FloatArray]:
+    def values(self, seed: int) -> tuple[RankedBlocks, TrainedDevices, FloatArray]:
         """Return the contributions of example devices."""
         ranked, trained = example_devices(seed)
         return ranked, trained, np.asarray(self.statistic().values(ranked, trained), np.float64)
@@ -64,22 +64,22 @@ class StatisticContract:
         """Contributions have the stated shape, also in rounds without signals, when there are no top lists."""
         for seed in self.seeds:
             ranked, trained, values = self.values(seed)
-            shape = (len(trained.devices), *self.statistic().shape(GroupShape.of(ranked)))
+            shape = (len(trained.devices), *self.statistic().shape(GroupShape.from_ranked(ranked)))
             assert values.shape == shape, f"said {values.shape}, stated {shape}"
             assert np.isfinite(values).all(), "numbers must be finite"
-            silent = Trained(**{**vars(trained), "best": None})
+            silent = TrainedDevices(**{**vars(trained), "best": None})
             assert np.asarray(self.statistic().values(ranked, silent)).shape == shape, "another shape without signals"
 
     def test_the_shape_depends_on_what_everybody_knows_alone(self) -> None:
         """The shape depends on public quantities alone: devices with other items have the same shape."""
-        shapes = {self.statistic().shape(GroupShape.of(self.values(seed)[0])) for seed in self.seeds}
+        shapes = {self.statistic().shape(GroupShape.from_ranked(self.values(seed)[0])) for seed in self.seeds}
         assert len(shapes) == 1, f"{shapes}: the shape would tell something of the devices"
 
     def test_a_device_speaks_for_itself(self) -> None:
         """The contribution of a device does not depend on other devices."""
         ranked, trained, values = self.values(0)
         for i in range(len(trained.devices)):
-            one = Trained(
+            one = TrainedDevices(
                 trained.devices[[i]],
                 trained.cutoffs[[i]],
                 trained.users[[i]],

@@ -7,8 +7,8 @@ from typing import Annotated, Self
 
 import numpy as np
 
-from fl_peel.exchange.columns import Columns, Counters, IntArray
-from fl_peel.exchange.expected import TOTAL, Of
+from fl_peel.exchange.array_specs import TOTAL, ArraySpec
+from fl_peel.exchange.columns import Counters, IntArray, IntColumns
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class RoundTotals(Counters):
 
 
 @dataclass(frozen=True)
-class Traces(Columns):
+class DeviceTraces(IntColumns):
     """Single devices that the report follows, (X,) each: their number, class, budget and stored bytes, kept blocks."""
 
     device: IntArray
@@ -101,19 +101,28 @@ class RoundCounts:
     slowest_us: virtual microseconds of the slowest device whose update counts; traces: of devices the report follows.
     """
 
-    classes: Annotated[ClassCounts, Of(("C",), least=0, most=TOTAL)]
-    clock: Annotated[ClockCounts, Of(("C",), least=0, most=TOTAL)]
-    totals: Annotated[RoundTotals, Of((), least=0, most=TOTAL, columns={"loss": Of(least=f"-{TOTAL}", most=TOTAL)})]
-    slowest_us: Annotated[int, Of(least=0, most=TOTAL)]
+    classes: Annotated[ClassCounts, ArraySpec(("C",), least=0, most=TOTAL)]
+    clock: Annotated[ClockCounts, ArraySpec(("C",), least=0, most=TOTAL)]
+    totals: Annotated[
+        RoundTotals, ArraySpec((), least=0, most=TOTAL, columns={"loss": ArraySpec(least=f"-{TOTAL}", most=TOTAL)})
+    ]
+    slowest_us: Annotated[int, ArraySpec(least=0, most=TOTAL)]
     traces: Annotated[
-        Traces, Of(("traces",), least=0, columns={"device": Of(among="traced"), "device_class": Of(within="C")})
+        DeviceTraces,
+        ArraySpec(
+            ("traces",), least=0, columns={"device": ArraySpec(among="traced"), "device_class": ArraySpec(within="C")}
+        ),
     ]
 
     @classmethod
     def nothing(cls, num_classes: int) -> Self:
         """Of nobody."""
         return cls(
-            ClassCounts.zeros(num_classes), ClockCounts.zeros(num_classes), RoundTotals.zeros(), 0, Traces.zeros(0)
+            ClassCounts.zeros(num_classes),
+            ClockCounts.zeros(num_classes),
+            RoundTotals.zeros(),
+            0,
+            DeviceTraces.zeros(0),
         )
 
     def __add__(self, other: Self) -> Self:
@@ -144,7 +153,7 @@ class OwnCounts(Counters):
 
 
 @dataclass(frozen=True)
-class Refreshed(Counters):
+class RefreshCounts(Counters):
     """What devices read of a period's tables, (X, C) each under X budgets: how many they are, bytes sent, bytes of all
     that they then hold, devices over budget; those that changed their user group, and bytes sent to these.
     """
@@ -187,7 +196,7 @@ class StepCounts(Counters):
 
 
 @dataclass(frozen=True)
-class StepTraces(Columns):
+class StepTraces(IntColumns):
     """Whose steps are told one by one, (X,) each: device, its class, the step."""
 
     device: IntArray
@@ -198,10 +207,10 @@ class StepTraces(Columns):
 __all__ = [
     "ClassCounts",
     "ClockCounts",
+    "DeviceTraces",
     "OwnCounts",
     "RoundCounts",
     "RoundTotals",
     "StepCounts",
     "StepTraces",
-    "Traces",
 ]

@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.exchange.expected import WHOLE, Of, summed
-from fl_peel.exchange.statistics import GroupShape
+from fl_peel.exchange.array_specs import WHOLE, ArraySpec, summed
+from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.secure.vector import Bits, Field, Values
 
 BY_ROW = ("sums", "touched", "row_loss", "row_examples")
 """Arrays of a group's reply that have one entry a row, of those rows that its ``rows`` name."""
 
-_ROWS = Of(("T",), within="R", ascending=True, dtypes=WHOLE)
-_WIDE_ROWS = Of(("W",), within="R", ascending=True, dtypes=WHOLE)
-_DEVICES_OF_BLOCKS = Of(("K",), least=0, most="N", dtypes=WHOLE)
+_ROWS = ArraySpec(("T",), within="R", ascending=True, dtypes=WHOLE)
+_WIDE_ROWS = ArraySpec(("W",), within="R", ascending=True, dtypes=WHOLE)
+_DEVICES_OF_BLOCKS = ArraySpec(("K",), least=0, most="N", dtypes=WHOLE)
 UPDATES = {
     "rows": _ROWS,
     "sums": summed("T", "d"),
     "wide_rows": _WIDE_ROWS,
     "wide_sums": summed("W", "d"),
-    "touched": Of(("T", "S"), least=0, most="N", dtypes=WHOLE),
+    "touched": ArraySpec(("T", "S"), least=0, most="N", dtypes=WHOLE),
     "row_loss": summed("T"),
     "row_examples": summed("T", least=0),
     "holders": _DEVICES_OF_BLOCKS,
@@ -34,10 +34,10 @@ SIGNALS = {"hits": summed("K"), "shown": summed("K"), "exposed": _DEVICES_OF_BLO
 """And in rounds with signals."""
 IN_BUCKETS = {
     "rows": replace(_ROWS, by="buckets"),
-    "buckets": Of(("T",), within="buckets", dtypes=WHOLE),
+    "buckets": ArraySpec(("T",), within="buckets", dtypes=WHOLE),
     "wide_rows": replace(_WIDE_ROWS, by="wide_buckets"),
-    "wide_buckets": Of(("W",), within="buckets", dtypes=WHOLE),
-    "bucket_holders": Of(("buckets", "K"), least=0, most="N", dtypes=WHOLE),
+    "wide_buckets": ArraySpec(("W",), within="buckets", dtypes=WHOLE),
+    "bucket_holders": ArraySpec(("buckets", "K"), least=0, most="N", dtypes=WHOLE),
 }
 """What is different, or besides, where devices are in buckets."""
 

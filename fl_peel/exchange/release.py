@@ -12,7 +12,7 @@ counts     whether it has train interactions with a row         ``privacy.counts
 quantile   +1/2 or -1/2: its update was within the bound or not 1/2
 ========== ==================================================== ===============================
 
-and one more for every statistic that ``privacy.statistics`` names (:mod:`fl_peel.exchange.statistics`).
+and one more for every statistic that ``privacy.statistics`` names (:mod:`fl_peel.exchange.bounded_statistic`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from fl_peel.exchange.bounded_statistic import GroupShape, find_statistic
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundTotals
 from fl_peel.exchange.open_sums import update_fields
-from fl_peel.exchange.statistics import GroupShape, find_statistic
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.vector import CHECK, Bits, Field, VectorLayout, sum_bits
 
@@ -47,7 +47,7 @@ class Release:
     withheld: bool
 
     @staticmethod
-    def of(scenario: Scenario, *, signals: bool) -> Release:
+    def from_scenario(scenario: Scenario, *, signals: bool) -> Release:
         """What a round of this scenario releases; signals are not of every round.
 
         Without a mechanism there are no counts, which would tell a lone device's items.
@@ -132,7 +132,7 @@ def layout_of(
     scenario: Scenario, *, num_devices: int, group: GroupShape, num_classes: int, signals: bool
 ) -> VectorLayout:
     """The vector of a user group's devices in a round of secure aggregation."""
-    release = Release.of(scenario, signals=signals)
+    release = Release.from_scenario(scenario, signals=signals)
     fields = release.fields(group, update_bits(scenario, num_devices))
     return VectorLayout((*fields, *release.counter_fields(num_classes), Field(CHECK, (1,), 64)), num_devices)
 

@@ -50,22 +50,22 @@ def named_contents(
     if name is None or name not in registry.added():
         return None
     try:
-        found = registry.get(name)
+        contents = registry.get(name)
     except FieldError as error:
         raise ScenarioError(f"refinement.contribution: {error}") from None
-    if not (isinstance(found, type) and issubclass(found, kind)):
+    if not (isinstance(contents, type) and issubclass(contents, kind)):
         raise ScenarioError(f"refinement.contribution: {name!r} is no {kind.__name__}; subclass it")
-    if bounded is not None and not issubclass(found, bounded):
+    if bounded is not None and not issubclass(contents, bounded):
         raise ScenarioError(
             f"refinement.contribution: {name!r} is not held to what privacy.* releases; subclass "
             f"{bounded.__name__}, or leave privacy.mechanism and privacy.rows as they are"
         )
-    if bucketed is not None and not issubclass(found, bucketed):
+    if bucketed is not None and not issubclass(contents, bucketed):
         raise ScenarioError(
             f"refinement.contribution: {name!r} does not support sub-cohorts, which "
             f"refinement.aggregation.robust.rule: {rule} needs; subclass {bucketed.__name__}, or set mean"
         )
-    return found
+    return contents
 
 
 __all__ = ["DEVICE_CONTENTS", "SERVER_CONTENTS", "STATISTICS", "check_contents", "named_contents"]

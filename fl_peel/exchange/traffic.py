@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
+from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.exchange.release import Part, shapes
-from fl_peel.exchange.statistics import GroupShape
 from fl_peel.scenario.scenario import Scenario
 
 NUMBER_BYTES = 4
@@ -18,7 +18,7 @@ NUMBER_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Hiding:
+class TrafficPadding:
     """all_rows: updates cover every row that was downloaded; group_prefix: every device downloads all ranked blocks;
     dense: the parts besides updates that are sent for all blocks or rows.
     """
@@ -28,11 +28,11 @@ class Hiding:
     dense: tuple[Part, ...]
 
     @staticmethod
-    def of(scenario: Scenario, parts: tuple[Part, ...]) -> Hiding:
+    def from_scenario(scenario: Scenario, parts: tuple[Part, ...]) -> TrafficPadding:
         """From the scenario's switches; parts: released in this round, none where no mechanism adds noise."""
         privacy = scenario.privacy
         dense = tuple(part for part in parts if part != "updates") if privacy.noised else ()
-        return Hiding(privacy.rows == "all-sent", privacy.requests == "group-prefix", dense)
+        return TrafficPadding(privacy.rows == "all-sent", privacy.requests == "group-prefix", dense)
 
     def download_bytes(self, ranked: RankedBlocks, cutoffs: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bytes (N,) that devices read of the list that want the first ``cutoffs`` (N,) blocks."""
@@ -51,11 +51,13 @@ class Hiding:
 
     def part_bytes(self, ranked: RankedBlocks) -> int:
         """The other parts, dense."""
-        return NUMBER_BYTES * sum(math.prod(shape) for shape in shapes(GroupShape.of(ranked), self.dense).values())
+        return NUMBER_BYTES * sum(
+            math.prod(shape) for shape in shapes(GroupShape.from_ranked(ranked), self.dense).values()
+        )
 
     def is_public(self) -> bool:
         """Whether what a device moves says nothing about it: the server can tell without being told."""
         return self.all_rows and self.group_prefix
 
 
-__all__ = ["Hiding"]
+__all__ = ["TrafficPadding"]

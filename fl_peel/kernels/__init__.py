@@ -1,10 +1,10 @@
 """Compiled loops over the devices of a cohort: local training, ranking, weight signals; and over rows of tables.
 
 Every loop handles the devices of one user group, one after the other, on the group's ranked blocks
-(:class:`fl_peel.blocks.ranked.RankedBlocks`): ``table`` (R, d) holds the rows the group was sent, ``position`` (R, S)
-the rank of each block and ``first_position`` (R,), ascending, each row's best rank. A device that keeps the first ``c``
-blocks has the rows with ``first_position < c`` and, of those, the slices with ``position < c``: no table is copied per
-device, and memory does not grow with the cohort.
+(:class:`fl_peel.blocks.ranked_blocks.RankedBlocks`): ``table`` (R, d) holds the rows the group was sent, ``position``
+(R, S) the rank of each block and ``first_position`` (R,), ascending, each row's best rank. A device that keeps the
+first ``c`` blocks has the rows with ``first_position < c`` and, of those, the slices with ``position < c``: no table is
+copied per device, and memory does not grow with the cohort.
 
 Sums over devices are integers in units of ``1 / FIXED_POINT``. Integer addition is associative, so that a sum does not
 depend on the order of devices or on how they are spread over nodes.
@@ -26,7 +26,7 @@ from fl_peel.kernels.packing import add_rows, decode_int8, encode_int8, largest_
 from fl_peel.kernels.ranking import block_signals, hit_sums, tile_rows, top_rows  # noqa: E402
 from fl_peel.kernels.resampling import weighted_sums  # noqa: E402
 from fl_peel.kernels.selecting import serving_cutoffs  # noqa: E402
-from fl_peel.kernels.spreading import add_scaled_rows, spread_rows  # noqa: E402
+from fl_peel.kernels.sparse_product import add_scaled_rows, spread_rows  # noqa: E402
 from fl_peel.kernels.training import train_devices  # noqa: E402
 
 FIXED_POINT = float(1 << 24)

@@ -66,7 +66,7 @@ def top_rows(
     now_scores = np.empty((32, num_top), np.float32)
     filled = np.zeros(32, np.int64)
     limits = np.zeros(32, np.int64)
-    told = np.zeros(32, np.int64)
+    finished = np.zeros(32, np.int64)
     cuts = np.zeros(32, np.int64)
     thresholds = np.empty(32, np.float32)
     part = np.empty((4, 64), np.float32)
@@ -78,7 +78,7 @@ def top_rows(
         for m in range(32):
             filled[m] = 0
             limits[m] = 0
-            told[m] = 0
+            finished[m] = 0
             cuts[m] = 0
             thresholds[m] = np.float32(-np.inf)
             if m < number:
@@ -147,11 +147,11 @@ def top_rows(
                     promising = 0
                     for r in range(64):
                         promising += np.int32(1) if scores[q, r] >= threshold else np.int32(0)
-                    if promising == 0 and num_present[i, turns[i, told[m]]] > 64 * (t + 1):
+                    if promising == 0 and num_present[i, turns[i, finished[m]]] > 64 * (t + 1):
                         continue
                     begin = 0
-                    while told[m] < num_lists:
-                        left = num_present[i, turns[i, told[m]]] - 64 * t
+                    while finished[m] < num_lists:
+                        left = num_present[i, turns[i, finished[m]]] - 64 * t
                         for r in range(begin, min(left, 64) if promising > 0 else begin):
                             value = scores[q, r]
                             if value < threshold:
@@ -183,12 +183,12 @@ def top_rows(
                             break
                         begin = left
                         for place in range(num_top):
-                            best_rows[turns[i, told[m]], i, place] = now_rows[m, place] if place < filled[m] else -1
-                        told[m] += 1
+                            best_rows[turns[i, finished[m]], i, place] = now_rows[m, place] if place < filled[m] else -1
+                        finished[m] += 1
                     thresholds[m] = threshold
         for m in range(number):
             i = order[first + m]
-            for x in range(told[m], num_lists):  # of no rows at all
+            for x in range(finished[m], num_lists):  # of no rows at all
                 for place in range(num_top):
                     best_rows[turns[i, x], i, place] = -1
 

@@ -31,7 +31,7 @@ def _clip_factor(size, entries, bound, l1):
 
 
 @njit(nogil=True, cache=True)
-def _add_beside(step, bound, row, sums, spilled, is_spilled, tallies):
+def _add_wide_step(step, bound, row, sums, spilled, is_spilled, tallies):
     """As :func:`_add_step`, of a step that does not fit in 32 bits, alone or on top of what is there."""
     fits = bound < _ROOM
     if not is_spilled[row]:
@@ -60,7 +60,7 @@ def _add_step(step, norm, row, sums, spilled, is_spilled, tallies):
         add_fixed(sums, row, step, tallies[row, 2] == 0)
         tallies[row, 2] += np.int64(bound)
     else:
-        _add_beside(step, bound, row, sums, spilled, is_spilled, tallies)
+        _add_wide_step(step, bound, row, sums, spilled, is_spilled, tallies)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -244,7 +244,7 @@ def train_devices(
     user_gradient = np.empty((1, dim), np.float32)
     chances = np.empty(drawn, np.float32)
     step = np.empty((1, dim), np.float32)
-    beside = np.ones((1, dim), np.float32) if clip_l1 else step  # what a step is multiplied by for its norm
+    norm_factor = np.ones((1, dim), np.float32) if clip_l1 else step  # what a step is multiplied by for its norm
     clips = max_norm < np.inf
     num_blocks = num_rows * num_slices + 1 if clips and clip_blocks else 1
     block_sizes = np.zeros(num_blocks, np.float64)
@@ -394,7 +394,7 @@ def train_devices(
                 for s in range(num_slices):
                     block = position[row, s]
                     if block < cutoff:
-                        norm = dot(step, 0, beside, 0, s * width, (s + 1) * width)
+                        norm = dot(step, 0, norm_factor, 0, s * width, (s + 1) * width)
                         square += np.float64(norm)
                         entries += width
                         if clip_blocks:

@@ -65,7 +65,7 @@ def applied(old: StoredEmbedding, delta: bytes) -> StoredEmbedding:
     """
     if delta.startswith(WHOLE):
         return StoredEmbedding.from_bytes(delta)
-    read = _Read(delta)
+    read = _DeltaReader(delta)
     place, fields, width, num_items, groups, dim, num_slices, num_blocks, num_pieces, user_group, catalogue = (
         _NUMBERS.unpack(opened(MAGIC, delta))
     )
@@ -164,7 +164,7 @@ def _unpacked(packed: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
 
 
 @dataclass
-class _Read:
+class _DeltaReader:
     """The bytes of a delta behind its header, taken one array after the other."""
 
     data: bytes
@@ -175,9 +175,9 @@ class _Read:
         stop = self.at + dtype.itemsize * count
         if stop > len(self.data):
             raise _refused(f"{len(self.data)} bytes, where it speaks of {stop} and more")
-        found = np.frombuffer(self.data, dtype, count, self.at)
+        values = np.frombuffer(self.data, dtype, count, self.at)
         self.at = stop
-        return found
+        return values
 
     def require(self, num_bytes: int) -> None:
         """Refuse to go on unless so many bytes are left, no more and no less."""

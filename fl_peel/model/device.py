@@ -9,17 +9,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks import shrinking
+from fl_peel.blocks import resizing
 from fl_peel.blocks.elastic import ElasticEmbedding
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import StoredEmbedding
 from fl_peel.errors import BudgetError
-from fl_peel.model.catalogue import Catalogue, OwnId
 from fl_peel.model.delta import delta_of
+from fl_peel.model.model_catalogue import Catalogue, OwnId
 
 
-class Source(Protocol):
+class ModelSource(Protocol):
     """Who serves a device: :class:`fl_peel.model.model.Model`."""
 
     @property
@@ -38,7 +38,7 @@ class Device:
     """A device that has joined a model. group: its user group; user: (d,) its user embedding; items: the items it
     joined with, in its order; seen: these and other items that are not recommended, ascending; both by item number."""
 
-    source: Source
+    source: ModelSource
     group: int
     user: NDArray[np.float32]
     items: tuple[int, ...]
@@ -55,7 +55,7 @@ class Device:
         elastic = ElasticEmbedding(self.source.blocks(self.group, precision), self.user, seen, self.group)
         return Embedding(self, elastic.at(budget_bytes), budget_bytes)
 
-    def known_to(self, other: Source) -> Device:
+    def known_to(self, other: ModelSource) -> Device:
         """Return the same device as it joins another model, with the items that this one has too."""
         mine, theirs = self.source.catalogue, other.catalogue
         names, seen = (
@@ -87,10 +87,11 @@ class Embedding:
         layout = self.device.source.catalogue.layout
         best = self.stored.top_n(n, self.seen_rows)
         rows, scores = self.stored.scores()
-        found = scores[np.searchsorted(rows, best)]
+        top_scores = scores[np.searchsorted(rows, best)]
         items = layout.catalogue[best].tolist()
         return [
-            (self.device.source.catalogue.id_of(item), float(score)) for item, score in zip(items, found, strict=True)
+            (self.device.source.catalogue.id_of(item), float(score))
+            for item, score in zip(items, top_scores, strict=True)
         ]
 
     @property
@@ -108,7 +109,7 @@ class Embedding:
         if budget_bytes > self.budget_bytes:
             raise BudgetError(f"budget {budget_bytes} B is above {self.budget_bytes} B: to hold more, grow")
         layout = self.device.source.catalogue.layout
-        return Embedding(self.device, shrinking.shrink(self.stored, layout, budget_bytes), budget_bytes)
+        return Embedding(self.device, resizing.shrink(self.stored, layout, budget_bytes), budget_bytes)
 
     def grow(self, budget_bytes: int) -> Delta:
         """Return the delta of the user group's block list that fills a larger budget.
@@ -125,13 +126,13 @@ class Embedding:
         table = np.zeros((layout.num_items, layout.embedding_dim), np.float32)
         table[ranked.items] = ranked.table
         sent: list[bytes] = []
-        following = _recorded(shrinking.listed(layout, ranked.precision, ranked.blocks[behind:], table), sent)
+        following = _recorded(resizing.listed(layout, ranked.precision, ranked.blocks[behind:], table), sent)
         seen = np.array(self.device.seen, np.int64)
-        stored, read = shrinking.grow(self.stored, layout, seen, budget_bytes, following)
+        stored, read = resizing.grow(self.stored, layout, seen, budget_bytes, following)
         content = b"".join(sent)[:read]  # of a block that does not fit, its id alone
         return Delta(content, Embedding(self.device, stored, budget_bytes))
 
-    def update(self, newer: Source, budget_bytes: int | None = None) -> Delta:
+    def update(self, newer: ModelSource, budget_bytes: int | None = None) -> Delta:
         """Return the delta that turns the embedding into the one a newer model gives this device, under its budget or
         another one. Unchanged blocks are not sent, whatever their place; of blocks in which only the scale changed,
         the scales are sent.
@@ -166,4 +167,4 @@ def _recorded(following: Iterable[bytes], sent: list[bytes]) -> Iterator[bytes]:
         yield one
 
 
-__all__ = ["Delta", "Device", "Embedding", "Source"]
+__all__ = ["Delta", "Device", "Embedding", "ModelSource"]

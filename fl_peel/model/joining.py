@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
-from fl_peel.pretraining.by_sums import add_rows, embeddings, nearest, unit_vectors
+from fl_peel.pretraining.spectral_steps import add_rows, embeddings, nearest, unit_vectors
 
 FloatArray = NDArray[np.float32]
 ROWS_AT_ONCE = 4096
@@ -52,7 +52,7 @@ class Joining(ABC):
 
 
 @dataclass(frozen=True)
-class Fitted(Joining):
+class FittedJoining(Joining):
     """A device fits its embedding to the item table (I, d), then takes the nearest group."""
 
     kind: ClassVar[str] = "fitted"
@@ -69,9 +69,9 @@ class Fitted(Joining):
         return {"centroids": self.centroids, "item_table": self.item_table}
 
     @staticmethod
-    def of(tensors: Tensors) -> Fitted:
+    def from_tensors(tensors: Tensors) -> FittedJoining:
         """Of what :meth:`tensors` gave."""
-        return Fitted(_floats(tensors, "centroids"), _floats(tensors, "item_table"))
+        return FittedJoining(_floats(tensors, "centroids"), _floats(tensors, "item_table"))
 
     def check(self, num_items: int, dim: int) -> None:
         """See :class:`Joining`."""
@@ -80,7 +80,7 @@ class Fitted(Joining):
 
 
 @dataclass(frozen=True)
-class Mapped(Joining):
+class MappedJoining(Joining):
     """A device adds up the rows of its items (I, K) to a vector, takes the nearest group, and multiplies the vector by
     the group's map (K, d). Both lie here as they are saved: own (I, K) and maps (G, K, d), whose columns are in units
     of own_units (1, K), map_units (G, d).
@@ -93,9 +93,9 @@ class Mapped(Joining):
     map_units: FloatArray
 
     @staticmethod
-    def of_rows(centroids: FloatArray, own: FloatArray, maps: FloatArray) -> Mapped:
+    def from_rows(centroids: FloatArray, own: FloatArray, maps: FloatArray) -> MappedJoining:
         """Of rows (I, K) and maps (G, K, d) as they are."""
-        return Mapped(centroids, *as_halves(own[None], flat=True), *as_halves(maps))
+        return MappedJoining(centroids, *as_halves(own[None], flat=True), *as_halves(maps))
 
     def rows_of(self, items: NDArray[np.integer]) -> FloatArray:
         """Rows (N, K) of some items."""
@@ -119,10 +119,10 @@ class Mapped(Joining):
         return {name: getattr(self, name) for name in ("centroids", "own", "own_units", "maps", "map_units")}
 
     @staticmethod
-    def of(tensors: Tensors) -> Mapped:
+    def from_tensors(tensors: Tensors) -> MappedJoining:
         """Of what :meth:`tensors` gave."""
-        found = {name: _floats(tensors, name) for name in ("centroids", "own_units", "map_units")}
-        return Mapped(own=_some_floats(tensors, "own"), maps=_some_floats(tensors, "maps"), **found)
+        arrays = {name: _floats(tensors, name) for name in ("centroids", "own_units", "map_units")}
+        return MappedJoining(own=_some_floats(tensors, "own"), maps=_some_floats(tensors, "maps"), **arrays)
 
     def check(self, num_items: int, dim: int) -> None:
         """See :class:`Joining`."""
@@ -136,12 +136,15 @@ class Mapped(Joining):
         _check_shape("centroids", self.centroids, self.centroids.shape)
 
 
-KINDS: dict[str, type[Fitted] | type[Mapped]] = {kind.kind: kind for kind in (Fitted, Mapped)}
+KINDS: dict[str, type[FittedJoining] | type[MappedJoining]] = {
+    kind.kind: kind for kind in (FittedJoining, MappedJoining)
+}
 
 
 def as_halves(tables: FloatArray, *, flat: bool = False) -> tuple[NDArray[Any], FloatArray]:
     """Tables (T, R, k) in half precision with a unit for each column (T, k), if they are just these again; else as they
-    are, with units of 1. :func:`fl_peel.pretraining.by_sums.halves` makes such tables. flat: there is one, (R, k).
+    are, with units of 1. :func:`fl_peel.pretraining.spectral_steps.halves` makes such tables. flat: there is one, (R,
+    k).
     """
     largest = np.maximum(tables.max(axis=1, initial=0.0), -tables.min(axis=1, initial=0.0))
     units = np.exp2(np.ceil(np.log2(np.maximum(largest, 1e-30)))).astype(np.float32)
@@ -156,21 +159,21 @@ def as_halves(tables: FloatArray, *, flat: bool = False) -> tuple[NDArray[Any], 
 
 
 def _some_floats(tensors: Tensors, name: str) -> NDArray[Any]:
-    found = tensors.get(name)
-    if found is None or found.dtype not in (np.float16, np.float32):
+    array = tensors.get(name)
+    if array is None or array.dtype not in (np.float16, np.float32):
         raise ModelError(f"{name} is missing, or holds no floats")
-    return found
+    return array
 
 
 def _floats(tensors: Tensors, name: str) -> FloatArray:
     return _some_floats(tensors, name).astype(np.float32, copy=False)
 
 
-def _check_shape(name: str, found: NDArray[Any], shape: tuple[int, ...]) -> None:
-    if found.shape != shape:
-        raise ModelError(f"{name} of shape {found.shape}, not {shape}")
-    if not np.isfinite(found).all():
+def _check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ModelError(f"{name} of shape {array.shape}, not {shape}")
+    if not np.isfinite(array).all():
         raise ModelError(f"{name} holds numbers that are not finite")
 
 
-__all__ = ["KINDS", "Fitted", "Joining", "Mapped", "as_halves"]
+__all__ = ["KINDS", "FittedJoining", "Joining", "MappedJoining", "as_halves"]

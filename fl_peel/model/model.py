@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError, ScenarioError
-from fl_peel.model.catalogue import Catalogue, OwnId
+from fl_peel.model.coded_blocks import WHOLE_BYTES, CodedBlocks, FloatArray, block_numbers, changed_blocks, ranked
 from fl_peel.model.device import Device
-from fl_peel.model.files import ABOUT, DIGEST, ModelFiles, writing
 from fl_peel.model.joining import KINDS, Joining
-from fl_peel.model.tables import WHOLE_BYTES, Blocks, FloatArray, block_numbers, changed_blocks, ranked
+from fl_peel.model.model_catalogue import Catalogue, OwnId
+from fl_peel.model.model_files import ABOUT, DIGEST, ModelFiles, writing
 from fl_peel.scenario.base import MOST_ITEMS, WIDEST
 
 CATALOGUE, ITEMS, JOINING, BASE = "catalogue.json", "item-groups.safetensors", "joining.safetensors", "base.safetensors"
@@ -85,11 +85,11 @@ def save(
         written.add_tensors(JOINING, joining.tensors())
         if different is not None:
             assert base is not None, "groups differ from something"
-            written.add_tensors(BASE, Blocks.coded(layout, saved, base).tensors(layout))
+            written.add_tensors(BASE, CodedBlocks.coded(layout, saved, base).tensors(layout))
 
         def one(group: int) -> None:
             some = None if different is None else different[group]
-            blocks = Blocks.coded(layout, saved, tables[group], some)
+            blocks = CodedBlocks.coded(layout, saved, tables[group], some)
             order = {"order": orders[group].astype(layout.id_dtype)}
             written.add_tensors(list_name(group), order | blocks.tensors(layout))
 
@@ -103,13 +103,13 @@ def _different(
     """Blocks of each group that differ from the base; None where they are too many to be worth one."""
     if base is None or len(tables) < 2:
         return None
-    found, total, most = [], layout.num_blocks, WORTH_A_BASE * len(tables) * layout.num_blocks
+    changes, total, most = [], layout.num_blocks, WORTH_A_BASE * len(tables) * layout.num_blocks
     for table in tables:
-        found.append(changed_blocks(layout, base, table))
-        total += len(found[-1])
+        changes.append(changed_blocks(layout, base, table))
+        total += len(changes[-1])
         if total > most:
             return None
-    return found
+    return changes
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,13 +206,13 @@ class Model:
             raise ModelError(f"precision {str(wanted)[:20]!r} is unknown; choose from {', '.join(self.precisions)}")
         if not 0 <= group < self.num_groups:
             raise ModelError(f"user group {group}: there are {self.num_groups}, which count from 0")
-        found = self._lists.pop((group, wanted), None)
-        if found is None:
-            found = self._read(group, wanted)
-        self._lists[group, wanted] = found
+        ranked = self._lists.pop((group, wanted), None)
+        if ranked is None:
+            ranked = self._read(group, wanted)
+        self._lists[group, wanted] = ranked
         while len(self._lists) > MOST_LISTS:
             self._lists.popitem(last=False)
-        return found
+        return ranked
 
     def _read(self, group: int, precision: Precision) -> RankedBlocks:
         name, layout = list_name(group), self.layout
@@ -225,28 +225,28 @@ class Model:
             order = block_numbers(tensors, "order", layout)
             if len(order) != layout.num_blocks:
                 raise ModelError(f"order has {len(order)} of {layout.num_blocks} blocks")
-            whole = Blocks.of(tensors, layout, self.tables).over(self._base, layout)
+            whole = CodedBlocks.from_tensors(tensors, layout, self.tables).over(self._base, layout)
             return ranked(layout, self.tables, precision, order, whole)
         except (ModelError, ScenarioError) as error:
             raise self.files.fault(name, str(error)) from error
 
     @cached_property
-    def _base(self) -> Blocks | None:
+    def _base(self) -> CodedBlocks | None:
         if not self.files.has(BASE):
             return None
-        return Blocks.of(self.files.tensors(BASE), self.layout, self.tables)
+        return CodedBlocks.from_tensors(self.files.tensors(BASE), self.layout, self.tables)
 
 
 def _layout(files: ModelFiles, num_items: int, dim: int) -> BlockLayout:
     slices = files.number("slices", dim)
-    found: NDArray[Any] | None = files.tensors(ITEMS).get("item_group")
-    if found is None or found.dtype != np.int32 or found.shape != (num_items,):
+    item_group: NDArray[Any] | None = files.tensors(ITEMS).get("item_group")
+    if item_group is None or item_group.dtype != np.int32 or item_group.shape != (num_items,):
         raise files.fault(ITEMS, f"item_group is not of {num_items} items")
     if dim % slices:
         raise files.fault(ABOUT, f"slices {slices} do not divide {dim} columns")
-    if found.min() < 0 or found.max() >= num_items or not np.bincount(found).all():
+    if item_group.min() < 0 or item_group.max() >= num_items or not np.bincount(item_group).all():
         raise files.fault(ITEMS, "its item groups are not numbered from 0 without gaps")
-    return BlockLayout(found, dim, slices)
+    return BlockLayout(item_group, dim, slices)
 
 
 def _ids(files: ModelFiles, num_items: int) -> tuple[str, ...]:
@@ -262,7 +262,7 @@ def _ids(files: ModelFiles, num_items: int) -> tuple[str, ...]:
 def _joining(files: ModelFiles, num_items: int, dim: int, num_groups: int) -> Joining:
     kind = KINDS[files.text("joining", *KINDS)]
     try:
-        joining = kind.of(files.tensors(JOINING))
+        joining = kind.from_tensors(files.tensors(JOINING))
         if joining.centroids.ndim != 2 or joining.num_groups != num_groups:
             raise ModelError(f"centroids of shape {joining.centroids.shape} for {num_groups} user groups")
         joining.check(num_items, dim)

@@ -25,10 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from fl_peel import __version__
-from fl_peel.code_paths import code_paths
+from fl_peel.cpu_dispatch import code_paths
 from fl_peel.data.interactions import UserItems
+from fl_peel.pretraining.central_training import EpochFigures, PretrainedEmbeddings
 from fl_peel.pretraining.settings import PretrainingConfig
-from fl_peel.pretraining.train import EpochFigures, PretrainedEmbeddings
 
 logger = logging.getLogger("fl_peel")
 

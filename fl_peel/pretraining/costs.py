@@ -27,11 +27,11 @@ ID_BYTES = 4
 NUMBER_BYTES = 4
 """Of a number in fp32, as devices compute with them."""
 ROW_BYTES = 2
-"""Of a row's entry or a map's, see :func:`fl_peel.pretraining.by_sums.halves`."""
+"""Of a row's entry or a map's, see :func:`fl_peel.pretraining.spectral_steps.halves`."""
 UNIT_BYTES = 1
 """Of the power of two that is the unit of a column."""
 CENTROID_BYTES = 1
-"""Of a centroid's entry, see :func:`fl_peel.pretraining.by_sums.coarse`."""
+"""Of a centroid's entry, see :func:`fl_peel.pretraining.spectral_steps.coarse`."""
 WORD_BYTES = 8
 """Of a whole number that is added up."""
 SAMPLE_COLUMNS = 64
@@ -39,7 +39,7 @@ SAMPLE_COLUMNS = 64
 
 
 @dataclass(frozen=True)
-class Asked:
+class StepShape:
     """A step. columns: K that it is of; groups: user groups there are; dim: of user embeddings; all_rows: how many a
     device fetches that does not say which are of its items, 0 where it does; sketched: whether it is told how often
     each row is had, by which rows are hashed; word_bytes: of a number that is added up; weighted: every row of a pass
@@ -59,7 +59,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnswerCost:
     """How devices answer where sums are all that is learned of them: bytes of a vector; bytes down and up that the
     protocol takes besides; times that the server is asked.
     """
@@ -69,9 +69,9 @@ class Answer:
     upload_bytes: int
     exchanges: int
 
-    def __add__(self, other: Answer) -> Answer:
+    def __add__(self, other: AnswerCost) -> AnswerCost:
         """Return what both answers take together."""
-        return Answer(*(mine + others for mine, others in zip(astuple(self), astuple(other), strict=True)))
+        return AnswerCost(*(mine + others for mine, others in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ COUNTED: tuple[Step, ...] = ("pass", "choice", "groups", "moments")
 """Steps of which contributors are counted before their sums are opened; a count itself is what it says."""
 
 
-def cost_of(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
+def cost_of(asked: StepShape, items: Ints, budgets: Ints) -> StepCost:
     """Of devices with that many items (N,) and bytes they may hold (N,)."""
     cost = _cost_of_sums(asked, items, budgets)
     if not asked.counts_contributors or asked.step not in COUNTED:
@@ -107,7 +107,7 @@ def cost_of(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
     )
 
 
-def _cost_of_sums(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
+def _cost_of_sums(asked: StepShape, items: Ints, budgets: Ints) -> StepCost:
     nothing = np.zeros_like(items)
     if asked.step == "counts":
         return StepCost(nothing, ID_BYTES * items, nothing, nothing, nothing + 1)
@@ -145,7 +145,7 @@ def _cost_of_sums(asked: Asked, items: Ints, budgets: Ints) -> StepCost:
     )
 
 
-def hidden(step: StepCost, answer: Answer, budgets: Ints) -> StepCost:
+def hidden(step: StepCost, answer: AnswerCost, budgets: Ints) -> StepCost:
     """A step whose answers are vectors for sums alone. A part of the vector, of one word at least, must fit beside what
     the step needs anyway.
     """
@@ -175,7 +175,7 @@ def choice_cost(
     """Of ranking ``wanted`` (N,) validation items among ``drawn`` ones under ``shapes`` filters. items: (N,) on which
     the device trains, of which it makes its vector. Rows come as many at a time as fit beside that vector, the
     eigenvalues, and under each filter the scores of the device's items and of the best ``place`` drawn ones. all_rows:
-    as in :class:`Asked`; counted: whether contributors are counted before.
+    as in :class:`StepShape`; counted: whether contributors are counted before.
     """
     rows, row, vector = items + wanted + drawn, ROW_BYTES * columns, NUMBER_BYTES * columns
     kept = 2 * vector + NUMBER_BYTES * shapes * (place + wanted)
@@ -190,4 +190,4 @@ def choice_cost(
     )
 
 
-__all__ = ["COUNTED", "Answer", "Asked", "Step", "StepCost", "choice_cost", "cost_of", "hidden"]
+__all__ = ["COUNTED", "AnswerCost", "Step", "StepCost", "StepShape", "choice_cost", "cost_of", "hidden"]

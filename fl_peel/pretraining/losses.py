@@ -55,8 +55,8 @@ def bpr_loss(users: Tensor, items: Tensor, batch: UserBatch, negatives: Tensor, 
 def product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     """left (n, k) times right (k, m), written to ``out`` (n, m), no gradient recorded.
 
-    On the processor by NumPy's BLAS, whose code path :mod:`fl_peel.code_paths` names: that of MKL which is the same on
-    processors of all makers is several times slower.
+    On the processor by NumPy's BLAS, whose code path :mod:`fl_peel.cpu_dispatch` names: that of MKL which is the same
+    on processors of all makers is several times slower.
     """
     if out.device.type != "cpu":
         return torch.mm(left, right, out=out)
@@ -84,8 +84,8 @@ def positives(scaled: Tensor, items: Tensor, batch: UserBatch, workers: Workers)
         indptr = batch.indptr[rows[0] : rows[1] + 1]
         first, last = int(indptr[0]), int(indptr[-1])
         pattern = csr_tensor(indptr - first, batch.items[first:last], batch.weights[first:last], items.shape[0])
-        found: Tensor = torch.sparse.sampled_addmm(pattern, scaled[slice(*rows)], items.T, beta=0.0).values()
-        return found
+        logits: Tensor = torch.sparse.sampled_addmm(pattern, scaled[slice(*rows)], items.T, beta=0.0).values()
+        return logits
 
     return torch.cat(workers.map(part, workers.ranges(0, len(scaled))))
 

@@ -48,7 +48,7 @@ class CandidateSampler:
     chances: NDArray[np.float64] | None = None
 
     @staticmethod
-    def of(config: PretrainingConfig, popularity: NDArray[np.float64]) -> CandidateSampler:
+    def from_config(config: PretrainingConfig, popularity: NDArray[np.float64]) -> CandidateSampler:
         """As the settings have it. popularity: (I,) interactions with each item."""
         num_items, count = len(popularity), config.num_negatives
         by_popularity = config.negatives_exponent and 0 < count < num_items
@@ -85,10 +85,10 @@ def chances(weights: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     """
     certain = np.zeros(len(weights), bool)
     while True:
-        found = np.where(certain, 1.0, weights * ((count - certain.sum()) / weights[~certain].sum()))
-        above = (found > 1.0) & ~certain
+        shares = np.where(certain, 1.0, weights * ((count - certain.sum()) / weights[~certain].sum()))
+        above = (shares > 1.0) & ~certain
         if not above.any():
-            return found
+            return shares
         certain |= above
 
 
@@ -99,5 +99,5 @@ def systematic(chances: NDArray[np.float64], start: float) -> NDArray[np.int64]:
     """
     ends = np.cumsum(chances)
     ends[-1] = round(ends[-1])  # of which rounding may have left a part
-    found: NDArray[np.int64] = np.flatnonzero(np.diff(np.floor(ends + start), prepend=0.0))
-    return found
+    drawn: NDArray[np.int64] = np.flatnonzero(np.diff(np.floor(ends + start), prepend=0.0))
+    return drawn

@@ -51,7 +51,7 @@ class SparseMatrix:
     elsewhere: Tensor | None = None
 
     @staticmethod
-    def of(matrix: sp.csr_matrix, device: str = "cpu") -> SparseMatrix:
+    def from_scipy(matrix: sp.csr_matrix, device: str = "cpu") -> SparseMatrix:
         """From SciPy's."""
         indptr, columns = matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32)
         elsewhere = None
@@ -106,7 +106,9 @@ class InteractionGraph:
     def build(rows: UserItems, num_items: int, device: str = "cpu") -> InteractionGraph:
         """Build from the collected interactions."""
         matrix = normalized_interactions(rows, num_items)
-        return InteractionGraph(SparseMatrix.of(matrix, device), SparseMatrix.of(sp.csr_matrix(matrix.T), device))
+        return InteractionGraph(
+            SparseMatrix.from_scipy(matrix, device), SparseMatrix.from_scipy(sp.csr_matrix(matrix.T), device)
+        )
 
 
 def own_copy(table: Tensor) -> Tensor:
@@ -165,9 +167,9 @@ class _PropagateTo(torch.autograd.Function):
             else:
                 ctx.mine.spread(items, workers, wanted_sum)
             items = graph.backward.spread(before, workers, item_sum)
-        found = torch.empty_like(wanted_sum)
-        found[order] = wanted_sum.div_(num_layers + 1)
-        return found, item_sum.div_(num_layers + 1)
+        wanted_users = torch.empty_like(wanted_sum)
+        wanted_users[order] = wanted_sum.div_(num_layers + 1)
+        return wanted_users, item_sum.div_(num_layers + 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -18,7 +18,7 @@ class PretrainingConfig:
 
     diversity_*: see :func:`fl_peel.pretraining.losses.slice_diversity`; num_slices is ``diversity_slices``.
     num_threads: torch threads, fixed since sums of more add up in another order (what else decides it:
-        :mod:`fl_peel.code_paths`); 0: two from 300,000 interactions on, else one (threads on small tables wait for
+        :mod:`fl_peel.cpu_dispatch`); 0: two from 300,000 interactions on, else one (threads on small tables wait for
         each other more than they work).
     """
 
@@ -77,7 +77,7 @@ VALUE_EXPONENTS = (0.0, 0.1, 0.2, 0.35, 0.5)
 
 @dataclass(frozen=True)
 class SpectralConfig:
-    """How tables are made of sums over devices (:mod:`fl_peel.pretraining.by_sums`): what
+    """How tables are made of sums over devices (:mod:`fl_peel.pretraining.spectral_steps`): what
     :class:`fl_peel.scenario.method.Pretraining` says under each key.
 
     oversampling: columns more in passes, which find the others better; an exponent of None: about ``filter_devices``

@@ -37,7 +37,7 @@ class RowSketch:
     buckets: int
 
     @staticmethod
-    def of(counts: Ints, share: float, seed: int, number: int) -> RowSketch:
+    def from_counts(counts: Ints, share: float, seed: int, number: int) -> RowSketch:
         """Of the pass of that number, fresh in each. counts: (I,) of devices that have each item; share: B / I.
 
         The most frequent rows have a bucket each; in the others, rows of every frequency are mixed.
@@ -65,10 +65,10 @@ class RowSketch:
 
     def rows_of(self, rows: sp.csr_matrix) -> sp.csr_matrix:
         """Devices' 0/1 rows (N, I) as what counts of them in each bucket (N, B), int64."""
-        found = sp.csr_matrix(rows.astype(np.int64) @ self.matrix)
-        found.data = np.clip(found.data, -MOST_ROWS, MOST_ROWS)
-        found.eliminate_zeros()
-        return found
+        buckets = sp.csr_matrix(rows.astype(np.int64) @ self.matrix)
+        buckets.data = np.clip(buckets.data, -MOST_ROWS, MOST_ROWS)
+        buckets.eliminate_zeros()
+        return buckets
 
     def read(self, sums: Doubles, counts: Ints) -> Doubles:
         """All rows (I, k) from the buckets' sums (B, k): what lies in a bucket is each row's in the share that its

@@ -65,10 +65,10 @@ def truncated_svd(
     users = np.zeros((num_rows, rank), np.float32)
     items = np.zeros((num_columns, rank), np.float32)
     kept = np.zeros(rank, np.float32)
-    found = min(rank, width)
-    users[:, :found] = (left.astype(np.float64) @ small_left)[:, :found]
-    items[:, :found] = small_right[:found].T
-    kept[:found] = values[:found]
+    size = min(rank, width)
+    users[:, :size] = (left.astype(np.float64) @ small_left)[:, :size]
+    items[:, :size] = small_right[:size].T
+    kept[:size] = values[:size]
     # a singular vector's sign is arbitrary: make the largest entry of each item direction positive
     signs = np.where(items[np.abs(items).argmax(axis=0), np.arange(rank)] < 0, -1.0, 1.0).astype(np.float32)
     return users * signs, kept, items * signs

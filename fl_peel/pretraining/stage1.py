@@ -1,7 +1,7 @@
 """Stage 1 by sums, from the first count to the tables of the user groups, whoever adds up.
 
-:class:`Sums` is what must be added up over devices. :class:`PooledSums` does so over interactions that one party holds;
-a federation asks its devices. Both give the same numbers, to the last digit.
+:class:`Stage1Sums` is what must be added up over devices. :class:`PooledSums` does so over interactions that one party
+holds; a federation asks its devices. Both give the same numbers, to the last digit.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ import numpy as np
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
 from fl_peel.exchange.contributors import Bools, opened_rows
-from fl_peel.pretraining.bounded import Open, Said
-from fl_peel.pretraining.by_sums import (
+from fl_peel.pretraining.contribution import OpenContribution, Stage1Contribution
+from fl_peel.pretraining.denoising import above_noise, cleaned, known, moved, popular_directions, symmetric
+from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
+from fl_peel.pretraining.sketch import RowSketch
+from fl_peel.pretraining.spectral_steps import (
     UNIT_SCALE,
     WIDEST,
     Compression,
     Counts,
     Doubles,
     Filter,
+    FilterGrid,
+    FilterRequest,
     Floats,
     GroupStart,
     GroupSums,
     Ints,
     Moments,
-    Question,
-    Shapes,
     Units,
     add_rows,
     blocks_of,
@@ -49,9 +52,6 @@ from fl_peel.pretraining.by_sums import (
     starting_directions,
     unit_vectors,
 )
-from fl_peel.pretraining.noised import above_noise, cleaned, known, moved, popular_directions, symmetric
-from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
-from fl_peel.pretraining.sketch import RowSketch
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for, seed_for
 
@@ -63,9 +63,9 @@ NUM_DRAWN = 256
 """Embeddings drawn from a user group's moments, by which its blocks are ranked before any device has ranked."""
 
 
-class Sums(Protocol):
-    """What a server learns of devices in stage 1, and all of it. See :class:`fl_peel.pretraining.bounded.Said` for what
-    each device adds.
+class Stage1Sums(Protocol):
+    """What a server learns of devices in stage 1, and all of it. See
+    :class:`fl_peel.pretraining.contribution.Stage1Contribution` for what each device adds.
     """
 
     @property
@@ -85,8 +85,10 @@ class Sums(Protocol):
     def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
         """A pass over all devices, (I, K); under a sketch (B, K)."""
 
-    def choice(self, question: Question) -> tuple[Ints, int]:
-        """:meth:`fl_peel.pretraining.by_sums.Question.answer` of some devices: (C,) and how many answered."""
+    def choice(self, request: FilterRequest) -> tuple[Ints, int]:
+        """:meth:`fl_peel.pretraining.spectral_steps.FilterRequest.answer` of some devices: (C,) and how many
+        answered.
+        """
 
     def vectors(self, own: Floats) -> None:
         """Devices make their vector of the rows (I, K) of their items, and keep it."""
@@ -157,7 +159,7 @@ class _Steps:
 
 
 def run_passes(
-    sums: Sums,
+    sums: Stage1Sums,
     config: SpectralConfig,
     *,
     seed: int,
@@ -174,7 +176,7 @@ def run_passes(
 
 
 def run_stage1(
-    sums: Sums,
+    sums: Stage1Sums,
     config: SpectralConfig,
     *,
     dim: int,
@@ -194,16 +196,16 @@ def run_stage1(
         DataError: no device has any item.
     """
     step = _Steps(num_steps(config), progress)
-    found = _passes(sums, config, seed, given, earlier, step)
-    directions, values, counts = found.directions, found.values, found.counts
+    chosen = _passes(sums, config, seed, given, earlier, step)
+    directions, values, counts = chosen.directions, chosen.values, chosen.counts
     with fixed_threads(config.num_threads):
-        shape = Filter.of(
+        shape = Filter.from_spectrum(
             directions,
             values,
             counts,
             own_exponent=config.item_exponent,
-            count_exponent=found.count_exponent,
-            value_exponent=found.value_exponent,
+            count_exponent=chosen.count_exponent,
+            value_exponent=chosen.value_exponent,
         )
     sums.vectors(shape.own)
     step("vectors")
@@ -211,7 +213,7 @@ def run_stage1(
     groups: list[GroupStart] = []
     pending: deque[Future[GroupStart]] = deque()
     with fixed_threads(1):
-        compression = Compression.of(shape.scored)
+        compression = Compression.from_scored(shape.scored)
         with ThreadPoolExecutor(max_workers=2) as pool:
             for group, moments in enumerate(moments_by_group(sums, centroids, counts)):
                 one = partial(
@@ -235,14 +237,14 @@ def run_stage1(
         tuple(groups),
         counts,
         directions.astype(np.float32),
-        found.count_exponent,
-        found.value_exponent,
-        found.chosen,
+        chosen.count_exponent,
+        chosen.value_exponent,
+        chosen.chosen,
     )
 
 
 def _passes(
-    sums: Sums,
+    sums: Stage1Sums,
     config: SpectralConfig,
     seed: int,
     given: UserItems | None,
@@ -269,10 +271,10 @@ def _passes(
         number += 1
         sketch = None
         if config.row_sketch is not None and number < config.passes:
-            sketch = RowSketch.of(counts, config.row_sketch, seed, number)
-        found = passed(sums, directions, counts, config, sketch)
+            sketch = RowSketch.from_counts(counts, config.row_sketch, seed, number)
+        columns = passed(sums, directions, counts, config, sketch)
         step(f"pass {number}")
-        return found
+        return columns
 
     with fixed_threads(config.num_threads):
         # filtered passes are of directions that are not orthonormal, which devices would cut
@@ -289,7 +291,7 @@ def _passes(
 
 def iterated(once: Callable[[Doubles], Doubles], directions: Doubles, sizes: Sequence[int]) -> tuple[Doubles, Doubles]:
     """Directions (I, k) and eigenvalues (k,) after passes: ``once`` is one, sizes: as of
-    :func:`fl_peel.pretraining.by_sums.blocks_of`.
+    :func:`fl_peel.pretraining.spectral_steps.blocks_of`.
     """
     values = np.zeros(0)
     for size in sizes:
@@ -320,7 +322,7 @@ def _beginning(
 
 
 def _shape(
-    sums: Sums, config: SpectralConfig, directions: Doubles, values: Doubles, counts: Counts,
+    sums: Stage1Sums, config: SpectralConfig, directions: Doubles, values: Doubles, counts: Counts,
     seed: int,
 ) -> tuple[float, float, float | None]:  # fmt: skip
     """The filter's exponents of counts and eigenvalues, and the recall by which devices chose them: None of bounded
@@ -328,12 +330,14 @@ def _shape(
     """
     if config.count_exponent is not None and config.value_exponent is not None:
         return config.count_exponent, config.value_exponent, None
-    shapes = Shapes.of(
+    shapes = FilterGrid.from_exponents(
         COUNT_EXPONENTS if config.count_exponent is None else (config.count_exponent,),
         VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,),
     )
     drawn, place = drawn_items(counts, seed)
-    won, answered = sums.choice(Question(halves(directions.astype(np.float32)), values, counts, shapes, drawn, place))
+    won, answered = sums.choice(
+        FilterRequest(halves(directions.astype(np.float32)), values, counts, shapes, drawn, place)
+    )
     if not (answered or sums.bounded):
         raise DataError(
             "stage 1: fewer of the requested devices have a validation item than privacy.min_owners says; set "
@@ -349,7 +353,7 @@ def _shape(
 
 
 def passed(
-    sums: Sums, directions: Doubles, counts: Counts, config: SpectralConfig, sketch: RowSketch | None = None
+    sums: Stage1Sums, directions: Doubles, counts: Counts, config: SpectralConfig, sketch: RowSketch | None = None
 ) -> Doubles:
     """R~^T R~ of orthonormal directions (I, K), what a sketch leaves of it; of bounded sums R^^T R^, which devices
     scale themselves.
@@ -359,11 +363,11 @@ def passed(
     if sums.bounded:
         whole = sums.passed(halves(directions.astype(np.float32)), weights) / sums.units.passes
         return symmetric(whole, directions, counts)
-    found = sums.passed(halves((scale[:, None] * directions).astype(np.float32)), weights, sketch) / sums.units.passes
-    return scale[:, None] * (found if sketch is None else sketch.read(found, np.asarray(counts)))
+    columns = sums.passed(halves((scale[:, None] * directions).astype(np.float32)), weights, sketch) / sums.units.passes
+    return scale[:, None] * (columns if sketch is None else sketch.read(columns, np.asarray(counts)))
 
 
-def moments_by_group(sums: Sums, centroids: Floats, counts: Counts) -> Iterable[Moments]:
+def moments_by_group(sums: Stage1Sums, centroids: Floats, counts: Counts) -> Iterable[Moments]:
     """Of all user groups, of bounded sums without what noise alone would say, of others without items that nobody has
     as far as ``counts`` (I,) say.
     """
@@ -376,7 +380,7 @@ def moments_by_group(sums: Sums, centroids: Floats, counts: Counts) -> Iterable[
 
 
 def find_centroids(
-    sums: Sums,
+    sums: Stage1Sums,
     shape: Filter,
     counts: Counts,
     config: SpectralConfig,
@@ -401,9 +405,9 @@ def find_centroids(
     if sums.bounded:
         return _noised_centroids(sums, centroids, config, num_groups, min_size, step)
     for number in range(1, config.group_rounds + 1):
-        found = sums.groups(centroids)
-        some = found.sizes > 0
-        means = found.sums[some] / sums.units.groups / found.sizes[some][:, None]
+        groups = sums.groups(centroids)
+        some = groups.sizes > 0
+        means = groups.sums[some] / sums.units.groups / groups.sizes[some][:, None]
         centroids = coarse(means.astype(np.float32))
         step(f"user groups {number}")
     while True:
@@ -417,7 +421,12 @@ def find_centroids(
 
 
 def _noised_centroids(
-    sums: Sums, centroids: Floats, config: SpectralConfig, num_groups: int, min_size: int, step: Callable[[str], None]
+    sums: Stage1Sums,
+    centroids: Floats,
+    config: SpectralConfig,
+    num_groups: int,
+    min_size: int,
+    step: Callable[[str], None],
 ) -> Floats:
     """As often as was accounted for. Groups that were too small in the last round are dissolved, all but the largest:
     to ask how large the others became would be one release more.
@@ -425,9 +434,9 @@ def _noised_centroids(
     if num_groups == 1:
         return centroids
     for number in range(1, config.group_rounds + 1):
-        found = sums.groups(centroids)
-        sizes = found.sizes
-        centroids = coarse(moved(centroids, found, sums.std("group sizes"), sums.std("group vectors")))
+        groups = sums.groups(centroids)
+        sizes = groups.sizes
+        centroids = coarse(moved(centroids, groups, sums.std("group sizes"), sums.std("group vectors")))
         step(f"user groups {number}")
     kept = sizes >= min_size * UNIT_SCALE
     kept[sizes.argmax()] = True
@@ -437,8 +446,8 @@ def _noised_centroids(
 @dataclass
 class PooledSums:
     """Over interactions (U rows) that one party holds. validation: of the same users; asked: who chooses the filter in
-    their place, where they have none; said: what users add, None for everything as it is; fading: as in
-    :func:`fl_peel.pretraining.by_sums.add_rows`; min_owners: contributors that a sum needs to count, as in a
+    their place, where they have none; contribution: what users add, None for everything as it is; fading: as in
+    :func:`fl_peel.pretraining.spectral_steps.add_rows`; min_owners: contributors that a sum needs to count, as in a
     federation.
     """
 
@@ -447,61 +456,61 @@ class PooledSums:
     user_exponent: float
     item_exponent: float = 0.5
     validation: UserItems | None = None
-    asked: Callable[[Question], tuple[Ints, int]] | None = None
+    asked: Callable[[FilterRequest], tuple[Ints, int]] | None = None
     made: Floats | None = None
     units: Units = field(default_factory=Units)
-    said: Said | None = None
+    contribution: Stage1Contribution | None = None
     fading: float | None = None
     min_owners: int = 1
 
     @property
     def bounded(self) -> bool:
-        """See :class:`Sums`."""
-        return self._said.bounded
+        """See :class:`Stage1Sums`."""
+        return self._contribution.bounded
 
     def std(self, part: str) -> float:
-        """See :class:`Sums`."""
+        """See :class:`Stage1Sums`."""
         return 0.0
 
     def counts(self) -> Ints:
-        """See :class:`Sums`."""
-        counts = self._said.counts(self.rows)
+        """See :class:`Stage1Sums`."""
+        counts = self._contribution.counts(self.rows)
         opened = self._opened(counts)
         return counts if opened is None else np.where(opened, counts, 0)
 
     def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
-        """See :class:`Sums`."""
-        opened = None if self.min_owners == 1 else self._opened(self._said.counts(self.rows))
-        return self._said.passed(table, weights, slice(None), self.rows, sketch, opened)
+        """See :class:`Stage1Sums`."""
+        opened = None if self.min_owners == 1 else self._opened(self._contribution.counts(self.rows))
+        return self._contribution.passed(table, weights, slice(None), self.rows, sketch, opened)
 
-    def choice(self, question: Question) -> tuple[Ints, int]:
-        """See :class:`Sums`."""
+    def choice(self, request: FilterRequest) -> tuple[Ints, int]:
+        """See :class:`Stage1Sums`."""
         if self.asked is not None:
-            return self.asked(question)
+            return self.asked(request)
         assert self.validation is not None, "who chooses has validation items"
-        won, answered = self._said.choice(question, self.rows, self.validation)
+        won, answered = self._contribution.choice(request, self.rows, self.validation)
         opened = self._opened(np.array([answered]))
         return (won, answered) if opened is None or opened[0] else (np.zeros_like(won), 0)
 
     def vectors(self, own: Floats) -> None:
-        """See :class:`Sums`."""
+        """See :class:`Stage1Sums`."""
         self.made = unit_vectors(add_rows(own, self.rows, self.fading))
 
     def groups(self, centroids: Floats) -> GroupSums:
-        """See :class:`Sums`."""
+        """See :class:`Stage1Sums`."""
         opened = None if self.min_owners == 1 else self._opened(group_sizes(self._made, centroids))
-        return self._said.groups(self._made, centroids, opened)
+        return self._contribution.groups(self._made, centroids, opened)
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
-        """See :class:`Sums`."""
+        """See :class:`Stage1Sums`."""
         known = np.flatnonzero(self._made.any(axis=1))
-        found = nearest(self._made[known], centroids)
+        assignment = nearest(self._made[known], centroids)
         for group in groups:
-            members = known[found == group]
+            members = known[assignment == group]
             opened = self._opened(np.array([len(members)]))
             if opened is not None and not opened[0]:
                 members = members[:0]
-            yield self._said.moments(self._made[members], self.rows.select(members))
+            yield self._contribution.moments(self._made[members], self.rows.select(members))
 
     def _opened(self, contributors: Ints) -> Bools | None:
         """Return which sums (R,) count, of so many contributors each; None where all of them do."""
@@ -510,8 +519,8 @@ class PooledSums:
         return opened_rows(contributors, self.min_owners)
 
     @property
-    def _said(self) -> Said:
-        return self.said or Open(self.num_items, self.user_exponent, self.item_exponent, self.units)
+    def _contribution(self) -> Stage1Contribution:
+        return self.contribution or OpenContribution(self.num_items, self.user_exponent, self.item_exponent, self.units)
 
     @property
     def _made(self) -> Floats:
@@ -524,7 +533,7 @@ __all__ = [
     "PooledSums",
     "SpectralFilter",
     "SpectralStart",
-    "Sums",
+    "Stage1Sums",
     "find_centroids",
     "iterated",
     "moments_by_group",

@@ -53,7 +53,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Spent:
+class PrivacyCost:
     """Epsilon at a delta: the tighter one, whose accountant it is of, and both (None: the accountant has no answer);
     infinite where neither has.
     """
@@ -81,7 +81,7 @@ def event_of(mechanism: Mechanism, multiplier: float, schedule: Schedule) -> DpE
     return ComposedDpEvent(events)
 
 
-def spent(event: DpEvent, delta: float, *, discretization: float = 1e-4) -> Spent:
+def privacy_cost(event: DpEvent, delta: float, *, discretization: float = 1e-4) -> PrivacyCost:
     """Epsilon of an event at ``delta`` against a neighbour that sends nothing but zeros."""
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld import PLDAccountant
@@ -95,14 +95,14 @@ def spent(event: DpEvent, delta: float, *, discretization: float = 1e-4) -> Spen
     figures = {"RDP": rdp, "PLD": pld}
     known = {name: value for name, value in figures.items() if value is not None and math.isfinite(value)}
     best = min(known, key=lambda name: known[name]) if known else "none"
-    return Spent(known.get(best, math.inf), delta, best, known.get("RDP"), known.get("PLD"))
+    return PrivacyCost(known.get(best, math.inf), delta, best, known.get("RDP"), known.get("PLD"))
 
 
 def cost_of(
     mechanism: Mechanism, multiplier: float, schedule: Schedule, delta: float, *, discretization: float = 1e-4
-) -> Spent:
-    """What a run spends: :func:`spent` of :func:`event_of`. An accountant takes up to a second, and a study asks the
-    same for each of its runs, so answers are kept.
+) -> PrivacyCost:
+    """What a run spends: :func:`privacy_cost` of :func:`event_of`. An accountant takes up to a second, and a study asks
+    the same for each of its runs, so answers are kept.
     """
     # a plug-in may compare its values without being frozen: then it has no hash to be kept by
     ask = _kept_cost.__wrapped__ if type(mechanism).__hash__ is None else _kept_cost
@@ -112,8 +112,8 @@ def cost_of(
 @lru_cache(maxsize=1024)
 def _kept_cost(
     mechanism: Mechanism, multiplier: float, schedule: Schedule, delta: float, discretization: float
-) -> Spent:
-    return spent(event_of(mechanism, multiplier, schedule), delta, discretization=discretization)
+) -> PrivacyCost:
+    return privacy_cost(event_of(mechanism, multiplier, schedule), delta, discretization=discretization)
 
 
 def _epsilon(accountant: RdpAccountant | PLDAccountant, event: DpEvent, delta: float) -> float | None:
@@ -180,4 +180,4 @@ def analytic_gaussian_delta(multiplier: float, epsilon: float) -> float:
     return float(norm.cdf(half - epsilon * multiplier) - math.exp(epsilon) * norm.cdf(-half - epsilon * multiplier))
 
 
-__all__ = ["Schedule", "Spent", "analytic_gaussian_delta", "calibrated", "cost_of", "event_of", "spent"]
+__all__ = ["PrivacyCost", "Schedule", "analytic_gaussian_delta", "calibrated", "cost_of", "event_of", "privacy_cost"]

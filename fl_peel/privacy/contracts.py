@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_peel.privacy.accounting import Schedule, calibrated, event_of, spent
+from fl_peel.privacy.accounting import Schedule, calibrated, event_of, privacy_cost
 from fl_peel.privacy.exact import SystemBits
 from fl_peel.privacy.mechanisms import Mechanism
 
@@ -80,7 +80,7 @@ class MechanismContract:
 
     def test_more_noise_costs_less(self) -> None:
         """More noise costs strictly less, and some accountant gives a finite cost."""
-        costs = [spent(self.mechanism.event(multiplier), self.delta).epsilon for multiplier in self.multipliers]
+        costs = [privacy_cost(self.mechanism.event(multiplier), self.delta).epsilon for multiplier in self.multipliers]
         assert all(math.isfinite(cost) for cost in costs), "no accountant knows the event"
         assert costs == sorted(costs, reverse=True), f"more noise costs more: {costs}"
         assert len(set(costs)) == len(costs), f"noise makes no difference: {costs}"
@@ -89,9 +89,9 @@ class MechanismContract:
         """Parts by ``of_share`` whose shares sum to 1 cost at most as much as one release, within 2%."""
         assert math.isclose(sum(self.shares), 1.0)
         for multiplier in self.multipliers:
-            whole = spent(self.mechanism.event(multiplier), self.delta).epsilon
+            whole = privacy_cost(self.mechanism.event(multiplier), self.delta).epsilon
             schedule = Schedule(tuple((1, share) for share in self.shares))
-            parts = spent(event_of(self.mechanism, multiplier, schedule), self.delta).epsilon
+            parts = privacy_cost(event_of(self.mechanism, multiplier, schedule), self.delta).epsilon
             assert parts <= 1.02 * whole, f"parts cost {parts}, the whole {whole}"
 
     def test_calibration_meets_its_target(self) -> None:
@@ -99,7 +99,7 @@ class MechanismContract:
         schedule = Schedule(((4, 1.0),))
         for target in (1.0, 8.0):
             multiplier = calibrated(self.mechanism, schedule, target, self.delta)
-            cost = spent(event_of(self.mechanism, multiplier, schedule), self.delta).epsilon
+            cost = privacy_cost(event_of(self.mechanism, multiplier, schedule), self.delta).epsilon
             assert 0.95 * target <= cost <= target, f"target {target}, spent {cost}"
 
 

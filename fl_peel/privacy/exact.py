@@ -78,13 +78,13 @@ def uniforms(bits: Bits, count: int) -> Doubles:
 
 def _collected(count: int, tried: Callable[[int], Ints]) -> Ints:
     """Enough of what comes out of rejection; more than a third of the tries do."""
-    found: Ints = np.empty(count, np.int64)
+    numbers: Ints = np.empty(count, np.int64)
     done = 0
     while done < count:
         some = tried(min(BATCH, 5 * (count - done) // 2 + 8))[: count - done]
-        found[done : done + len(some)] = some
+        numbers[done : done + len(some)] = some
         done += len(some)
-    return found
+    return numbers
 
 
 def _laplace(bits: Bits, tries: int, scale: int) -> Ints:
@@ -95,20 +95,20 @@ def _laplace(bits: Bits, tries: int, scale: int) -> Ints:
     words = bits.words(len(below))
     sizes = below + scale * _times(bits, words)
     negative = (words & np.uint64(1)) == 1  # no bit of a uniform number's
-    found: Ints = np.where(negative, -sizes, sizes)[(sizes > 0) | ~negative]
-    return found
+    numbers: Ints = np.where(negative, -sizes, sizes)[(sizes > 0) | ~negative]
+    return numbers
 
 
 def _gaussian(bits: Bits, tries: int, scale: int) -> Ints:
     """Discrete Laplace numbers, of scale t near s, kept with probability exp(-(|k| - s^2 / t)^2 / (2 s^2))."""
     proposal = 1 << max(0, round(float(np.log2(scale))))
-    found = _laplace(bits, tries, proposal)
-    away = np.abs(found) / scale - scale / proposal
+    proposed = _laplace(bits, tries, proposal)
+    away = np.abs(proposed) / scale - scale / proposal
 
     def exact(i: int) -> Rational:
-        return (abs(int(found[i])) * proposal - scale**2) ** 2, 2 * (scale * proposal) ** 2
+        return (abs(int(proposed[i])) * proposal - scale**2) ** 2, 2 * (scale * proposal) ** 2
 
-    return found[_comes_true(bits, away * away / 2, exact)]
+    return proposed[_comes_true(bits, away * away / 2, exact)]
 
 
 def _comes_true(bits: Bits, exponents: Doubles, exact: Callable[[int], Rational]) -> NDArray[np.bool_]:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fl_peel.exchange.release import bounds
-from fl_peel.plain import Inline
-from fl_peel.privacy.plan import Plan, in_masked_sums
-from fl_peel.privacy.stage1 import Stage1Scales
+from fl_peel.json_codec import Inline
+from fl_peel.privacy.noise_plan import Plan, in_masked_sums
+from fl_peel.privacy.stage1_noise import Stage1Scales
 from fl_peel.scenario.scenario import Scenario
 
 
 @dataclass(frozen=True, kw_only=True)
-class Released:
+class ReleaseRow:
     """Something that devices let out, as noised as this: how often, its share of the budget and its bound per device
     (of a part of a round; of stage 1, also in rounds), or the epsilon it has of its own.
     """
@@ -29,7 +29,7 @@ class Released:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accounted:
+class PrivacyAccount:
     """By which accountant an epsilon was found, of what noise, and what it covers; None where an accountant cannot."""
 
     accountant: str
@@ -41,7 +41,7 @@ class Accounted:
     clip_norms: tuple[float, ...]
     adjacency: str
     sampling: str
-    releases: tuple[Released, ...]
+    releases: tuple[ReleaseRow, ...]
     covers: str
     not_covered: tuple[str, ...]
 
@@ -54,7 +54,7 @@ class PrivacyReport:
     clipping: str | None = None
     epsilon: float | None
     delta: float | None
-    accounted: Annotated[Accounted | None, Inline()] = None
+    accounted: Annotated[PrivacyAccount | None, Inline()] = None
     rows: str
     requests: str
     counters: str
@@ -92,7 +92,7 @@ def report_of(scenario: Scenario, plan: Plan | None, clip_norms: list[float]) ->
         if plan.schedule.sampling < 1
         else "not amplified: every round that a device can take part in counts in full"
     )
-    accounted = Accounted(
+    accounted = PrivacyAccount(
         accountant=plan.cost.accountant,
         epsilon_rdp=plan.cost.rdp,
         epsilon_pld=plan.cost.pld,
@@ -119,13 +119,13 @@ def report_of(scenario: Scenario, plan: Plan | None, clip_norms: list[float]) ->
     )
 
 
-def _releases(scenario: Scenario, plan: Plan, clip_norm: float) -> Iterator[Released]:
+def _releases(scenario: Scenario, plan: Plan, clip_norm: float) -> Iterator[ReleaseRow]:
     """Of every part. clip_norm: bound of updates in the last round."""
     rounds, every = scenario.refinement.rounds, scenario.controller.every
     added_by = "devices, in shares" if in_masked_sums(scenario, plan.mechanism) else plan.mechanism.where
-    scales = Stage1Scales.of(scenario, plan.multiplier)
+    scales = Stage1Scales.from_scenario(scenario, plan.multiplier)
     for release in plan.stage1:
-        yield Released(
+        yield ReleaseRow(
             part=f"stage 1, {release.part}",
             rounds=release.times,
             share=release.share,
@@ -135,7 +135,7 @@ def _releases(scenario: Scenario, plan: Plan, clip_norm: float) -> Iterator[Rele
         )
     for part, share in plan.shares.items() if rounds else ():
         bound = bounds(scenario, clip_norm)[part]
-        yield Released(
+        yield ReleaseRow(
             part=part,
             rounds=rounds // every if part == "signals" else rounds,
             share=share,
@@ -144,7 +144,7 @@ def _releases(scenario: Scenario, plan: Plan, clip_norm: float) -> Iterator[Rele
             added_by=added_by,
         )
     if plan.group_epsilon:
-        yield Released(part="user group", rounds=1, epsilon=plan.group_epsilon, added_by="device")
+        yield ReleaseRow(part="user group", rounds=1, epsilon=plan.group_epsilon, added_by="device")
 
 
 def _covers(scenario: Scenario, plan: Plan) -> str:
@@ -212,4 +212,4 @@ def _without_noise(scenario: Scenario) -> Iterator[str]:
     yield "keys of this scenario, if they were chosen by trying several values on validation items of the same devices"
 
 
-__all__ = ["Accounted", "PrivacyReport", "Released", "report_of"]
+__all__ = ["PrivacyAccount", "PrivacyReport", "ReleaseRow", "report_of"]

@@ -43,7 +43,7 @@ class NoiseSource(ABC):
 
 
 @dataclass(frozen=True)
-class Seeded(NoiseSource):
+class SeededNoise(NoiseSource):
     """Of a seed and the identity alone: the same each time, for everybody who has the seed."""
 
     seed: int
@@ -64,7 +64,7 @@ class Seeded(NoiseSource):
 
 
 @dataclass(frozen=True)
-class System(NoiseSource):
+class SystemNoise(NoiseSource):
     """Of the operating system: new each time, in whole numbers, exactly (:mod:`fl_peel.privacy.exact`).
 
     Whoever draws for an identity keeps what was drawn: it cannot be had again.
@@ -111,7 +111,7 @@ def whole_scale(scale: float, unit: float) -> int:
 
 def source_of(scenario: Scenario) -> NoiseSource:
     """The one that a scenario names."""
-    return System() if scenario.privacy.noise_source == "system" else Seeded(scenario.seed)
+    return SystemNoise() if scenario.privacy.noise_source == "system" else SeededNoise(scenario.seed)
 
 
-__all__ = ["NoiseSource", "Seeded", "System", "source_of", "whole_scale"]
+__all__ = ["NoiseSource", "SeededNoise", "SystemNoise", "source_of", "whole_scale"]

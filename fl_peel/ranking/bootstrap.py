@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 from fl_peel import kernels
+from fl_peel.exchange.array_specs import TOTAL, ArraySpec
 from fl_peel.exchange.columns import IntArray
-from fl_peel.exchange.expected import TOTAL, Of
 from fl_peel.randomness import device_seeds
 from fl_peel.ranking.top import SUM_SCALE
 
@@ -46,12 +46,12 @@ class Replicates:
     devices (B,) that count. Those of disjoint sets of devices add up.
     """
 
-    recall: Annotated[IntArray, Of(("X", "B"), least=0, most=TOTAL)]
-    ndcg: Annotated[IntArray, Of(("X", "B"), least=0, most=TOTAL)]
-    devices: Annotated[IntArray, Of(("B",), least=0, most=TOTAL)]
+    recall: Annotated[IntArray, ArraySpec(("X", "B"), least=0, most=TOTAL)]
+    ndcg: Annotated[IntArray, ArraySpec(("X", "B"), least=0, most=TOTAL)]
+    devices: Annotated[IntArray, ArraySpec(("B",), least=0, most=TOTAL)]
 
     @staticmethod
-    def of(
+    def from_devices(
         devices: NDArray[np.integer], recall: Doubles, ndcg: Doubles, counted: NDArray[np.bool_], count: int
     ) -> Replicates:
         """Of single devices, by their numbers (N,), and their metrics (N, X); only those where ``counted`` holds."""

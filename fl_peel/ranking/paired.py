@@ -35,7 +35,7 @@ class PairedSums(Counters):
     square: IntArray
 
     @staticmethod
-    def of(groups: NDArray[np.integer], num_groups: int, difference: Doubles) -> PairedSums:
+    def from_devices(groups: NDArray[np.integer], num_groups: int, difference: Doubles) -> PairedSums:
         """Of single devices (N,)."""
         single = PairedSums(
             np.ones(len(groups), np.int64),
@@ -71,7 +71,7 @@ class Effects:
     deviation: Doubles
 
     @staticmethod
-    def of(sums: PairedSums) -> Effects:
+    def from_sums(sums: PairedSums) -> Effects:
         """By random effects; 0 with no certainty where nobody was heard."""
         means, variances = sums.mean(), sums.variance()
         heard = np.isfinite(variances) & (variances > 0)

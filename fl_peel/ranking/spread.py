@@ -26,7 +26,7 @@ class Histogram(Counters):
     sums: NDArray[np.int64]
 
     @staticmethod
-    def of(
+    def from_devices(
         cells: NDArray[np.integer], num_cells: int, values: NDArray[np.float64], counted: NDArray[np.bool_]
     ) -> Histogram:
         """Histograms (num_cells, NUM_BINS) of devices (N,), each in its cell, by values from 0 to 1; only where

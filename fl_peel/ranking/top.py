@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from fl_peel import kernels
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.columns import Counters
@@ -46,7 +46,7 @@ class Tiles:
     places: NDArray[np.int32]
 
     @staticmethod
-    def of(ranked: RankedBlocks, num_rows: int | None = None) -> Tiles:
+    def from_ranked(ranked: RankedBlocks, num_rows: int | None = None) -> Tiles:
         """Of the first rows, None for all."""
         whole, num_slices = ranked.position.shape
         count = -(-(whole if num_rows is None else num_rows) // TILE_ROWS)
@@ -100,7 +100,7 @@ def top_rows_under(
 
         return top_rows_in_torch(ranked, np.ascontiguousarray(cutoffs[:, 0]), users, exclude, n, where)[None]
     present = ranked.num_present(cutoffs)
-    tiles = tiles or Tiles.of(ranked, int(present.max(initial=0)))
+    tiles = tiles or Tiles.from_ranked(ranked, int(present.max(initial=0)))
     best = np.empty((num_lists, num_devices, n), np.int32)
     kernels.top_rows(
         tiles.rows,
@@ -177,7 +177,7 @@ class MetricSums(Counters):
     devices: NDArray[np.int64]
 
     @staticmethod
-    def of(
+    def from_devices(
         cells: NDArray[np.integer],
         num_cells: int,
         recall: NDArray[np.float64],

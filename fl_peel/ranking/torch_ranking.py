@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import UserItems
 
 BLOCK_ROWS = 8192
@@ -54,12 +54,12 @@ def top_rows(
         for left in range(0, num_rows, width):
             part = slice(left, min(left + width, num_rows))
             scores = _scores(user, table[:, part], position[:, part], cuts)
-            found = _keys(scores, num_rows - left)
-            found.masked_fill_(rank[part] >= has, NOTHING)
+            candidates = _keys(scores, num_rows - left)
+            candidates.masked_fill_(rank[part] >= has, NOTHING)
             inside = (what >= part.start) & (what < part.stop)
-            found[who[inside], what[inside] - left] = NOTHING
-            found = found.topk(min(n, found.shape[1])).values
-            keys = torch.cat([keys, found], dim=1).topk(n).values
+            candidates[who[inside], what[inside] - left] = NOTHING
+            candidates = candidates.topk(min(n, candidates.shape[1])).values
+            keys = torch.cat([keys, candidates], dim=1).topk(n).values
         best[some] = rank[num_rows - (keys & 0xFFFFFFFF)].cpu().numpy()
     return best
 

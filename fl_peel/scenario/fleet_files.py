@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fl_peel.errors import MessageError, ProfileError
-from fl_peel.files import file_kind
-from fl_peel.yaml_text import MAX_YAML_BYTES, YamlFault, read_yaml
+from fl_peel.file_kind import file_kind
+from fl_peel.safe_yaml import MAX_YAML_BYTES, YamlFault, read_yaml
 
 MAX_DATA_BYTES = 256 * 2**20
 """Of a trace or a table of values that a fleet file names."""
@@ -40,8 +40,8 @@ def fleet_files(fleet: str | tuple[str, ...]) -> str:
         ProfileError: a file cannot be read.
     """
     entries = (fleet,) if isinstance(fleet, str) else fleet
-    found = {entry: file for entry in entries if (file := _fleet_file(entry)) is not None}
-    return json.dumps({entry: _packed(asdict(file)) for entry, file in found.items()}) if found else ""
+    files = {entry: file for entry in entries if (file := _fleet_file(entry)) is not None}
+    return json.dumps({entry: _packed(asdict(file)) for entry, file in files.items()}) if files else ""
 
 
 def sent_files(text: str) -> dict[str, FleetFile]:

@@ -213,7 +213,8 @@ class Pretraining(Keys):
     """Stage 1, pretraining of the item tables; see docs/method.md and docs/nothing-collected.md."""
 
     model: Literal["lightgcn", "matrix-factorization", "spectral"] = "lightgcn"
-    """Model of stage 1; spectral: tables from sums over users (:mod:`fl_peel.pretraining.by_sums`), without gradients.
+    """Model of stage 1; spectral: tables from sums over users (:mod:`fl_peel.pretraining.spectral_steps`), without
+    gradients.
     """
     source: Literal["collected", "devices"] = "collected"
     """Interactions that the sums of spectral run over; collected: those that the server collected; devices: those of

@@ -32,7 +32,7 @@ _LIMITS = {
 
 
 @dataclass(frozen=True)
-class Key:
+class ScenarioKey:
     """One key. path: dotted, from the top; limits: as words, empty for none; default: None where it must be given,
     empty where nothing stands for it."""
 
@@ -50,7 +50,7 @@ class Part:
 
     path: str
     description: str
-    keys: tuple[Key, ...]
+    keys: tuple[ScenarioKey, ...]
 
 
 def scenario_schema() -> dict[str, Any]:
@@ -65,7 +65,7 @@ def parts_of(schema: Schema) -> list[Part]:
     return list(_parts(schema, schema, ""))
 
 
-def keys_of(schema: Schema) -> list[Key]:
+def keys_of(schema: Schema) -> list[ScenarioKey]:
     """Every key, in the same order."""
     return [key for part in parts_of(schema) for key in part.keys]
 
@@ -103,13 +103,13 @@ def _resolved(node: Schema, top: Schema) -> Schema:
     return node
 
 
-def _key(path: str, node: Schema, top: Schema, *, required: bool) -> Key:
+def _key(path: str, node: Schema, top: Schema, *, required: bool) -> ScenarioKey:
     node = _resolved(node, top)
     kinds = list(dict.fromkeys(_kinds(node, top)))
     limits = ", ".join(dict.fromkeys(limit for one in _leaves(node, top) for limit in _limits(one)))
     units = [one["unit"] for one in _leaves(node, top) if "unit" in one]
     default = None if required else text_of(node["default"]) if "default" in node else ""
-    return Key(
+    return ScenarioKey(
         path, " or ".join(kinds), units[0] if units else "", default, limits, _one_line(node.get("description", ""))
     )
 
@@ -170,4 +170,4 @@ def _one_line(text: str) -> str:
     return " ".join(re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text.replace("``", "`")).split())
 
 
-__all__ = ["ANY_NAME", "DRAFT", "Key", "Part", "keys_of", "parts_of", "scenario_schema", "text_of"]
+__all__ = ["ANY_NAME", "DRAFT", "Part", "ScenarioKey", "keys_of", "parts_of", "scenario_schema", "text_of"]

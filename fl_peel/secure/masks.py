@@ -20,22 +20,22 @@ _ZEROS = bytes(CHUNK_BYTES)
 
 
 @dataclass(frozen=True)
-class Words:
+class MaskWords:
     """A vector: narrow (N,) uint32, added modulo 2^32, and wide (M,) uint64, added modulo 2^64."""
 
     narrow: NDArray[np.uint32]
     wide: NDArray[np.uint64]
 
     @staticmethod
-    def zeros(narrow: int, wide: int) -> Words:
+    def zeros(narrow: int, wide: int) -> MaskWords:
         """A vector of zeros."""
-        return Words(np.zeros(narrow, np.uint32), np.zeros(wide, np.uint64))
+        return MaskWords(np.zeros(narrow, np.uint32), np.zeros(wide, np.uint64))
 
-    def __add__(self, other: Words) -> Words:
-        return Words(self.narrow + other.narrow, self.wide + other.wide)
+    def __add__(self, other: MaskWords) -> MaskWords:
+        return MaskWords(self.narrow + other.narrow, self.wide + other.wide)
 
 
-def add_mask(words: Words, seed: bytes, *, subtract: bool = False, start: int = 0) -> None:
+def add_mask(words: MaskWords, seed: bytes, *, subtract: bool = False, start: int = 0) -> None:
     """Add the mask of ``seed`` (16,) to every word, in place: to a vector of one's own.
 
     The key stream is used in order, little-endian: first for the narrow words, then for the wide ones. start: bytes of
@@ -58,4 +58,4 @@ def add_mask(words: Words, seed: bytes, *, subtract: bool = False, start: int = 
                 np.add(chunk, mask, out=chunk)
 
 
-__all__ = ["Words", "add_mask"]
+__all__ = ["MaskWords", "add_mask"]

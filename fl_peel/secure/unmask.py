@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from fl_peel.errors import SecureAggregationError
 from fl_peel.secure.keys import Occasion, mask_private_key, pair_key, public_key
-from fl_peel.secure.masks import Words, add_mask
+from fl_peel.secure.masks import MaskWords, add_mask
 from fl_peel.secure.sharing import combine
 
 Shares = Mapping[int, Mapping[int, bytes]]
@@ -28,7 +28,7 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Masked:
+class MaskedParties:
     """Whose masks a group's sum has. It is over ``survivors``; dropped: each device that shared its secrets but sent no
     vector, with its surviving neighbours; mask_keys: public keys (32,) by device; needed: shares that open a secret.
     """
@@ -40,7 +40,7 @@ class Masked:
     needed: int
 
 
-def left_over(masked: Masked, self_shares: Shares, mask_shares: Shares) -> list[Mask]:
+def left_over(masked: MaskedParties, self_shares: Shares, mask_shares: Shares) -> list[Mask]:
     """The masks that are left in the sum of the survivors' vectors.
 
     self_shares: of every survivor's own mask; mask_shares: of the mask key of every device that dropped out and has a
@@ -65,22 +65,22 @@ def left_over(masked: Masked, self_shares: Shares, mask_shares: Shares) -> list[
     return masks
 
 
-def without(total: Words, masks: Iterable[Mask], start: int = 0) -> Words:
+def without(total: MaskWords, masks: Iterable[Mask], start: int = 0) -> MaskWords:
     """A sum with these masks taken away. start: bytes of the vector before it, where it is a part of one."""
-    opened = Words(total.narrow.copy(), total.wide.copy())
+    opened = MaskWords(total.narrow.copy(), total.wide.copy())
     for mask in masks:
         add_mask(opened, mask.seed, subtract=mask.added, start=start)
     return opened
 
 
-def added(vectors: Iterable[Words]) -> Words:
+def added(vectors: Iterable[MaskWords]) -> MaskWords:
     """The sum of at least one vector."""
     first, *others = vectors
-    total = Words(first.narrow.copy(), first.wide.copy())
+    total = MaskWords(first.narrow.copy(), first.wide.copy())
     for vector in others:
         total.narrow[:] += vector.narrow
         total.wide[:] += vector.wide
     return total
 
 
-__all__ = ["Mask", "Masked", "Shares", "added", "left_over", "without"]
+__all__ = ["Mask", "MaskedParties", "Shares", "added", "left_over", "without"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fl_peel.errors import SecureAggregationError
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.secure.masks import Words
+from fl_peel.secure.masks import MaskWords
 
 Bits = Literal[32, 64]
 Values = dict[str, NDArray[np.int64]]
@@ -60,7 +60,7 @@ class VectorLayout:
         narrow, wide = self.num_words
         return 4 * narrow + 8 * wide
 
-    def words(self, values: Mapping[str, NDArray[np.integer]]) -> Words:
+    def words(self, values: Mapping[str, NDArray[np.integer]]) -> MaskWords:
         """One device's vector; arrays that are not given are zero.
 
         Raises:
@@ -72,7 +72,7 @@ class VectorLayout:
                 f"refinement.contribution: devices send {sorted(strange)[0]!r}, which has no place in a masked vector; "
                 "send only what the shipped contributions send, or set secure_aggregation.enabled to false"
             )
-        words = Words.zeros(*self.num_words)
+        words = MaskWords.zeros(*self.num_words)
         places = {32: 0, 64: 0}
         for field in self.fields:
             start = places[field.bits]
@@ -91,7 +91,7 @@ class VectorLayout:
             part[start:stop] = array.astype(part.dtype)
         return words
 
-    def values(self, words: Words) -> Values:
+    def values(self, words: MaskWords) -> Values:
         """The arrays of a sum of vectors, int64."""
         assert (len(words.narrow), len(words.wide)) == self.num_words
         signed = {32: words.narrow.view(np.int32).astype(np.int64), 64: words.wide.view(np.int64)}

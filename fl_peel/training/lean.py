@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.training.memory import TrainingMemory
 from fl_peel.training.reference import DeviceRandom
 from fl_peel.training.settings import LocalTraining
@@ -44,7 +44,7 @@ class Buffers:
     step: FloatArray
 
     @staticmethod
-    def of(rows: int, copied: int, interactions: int, user: FloatArray, how: LocalTraining) -> Buffers:
+    def from_sizes(rows: int, copied: int, interactions: int, user: FloatArray, how: LocalTraining) -> Buffers:
         """For so many rows, of which so many can be touched."""
         dim, drawn = len(user), 1 + how.num_negatives
         return Buffers(
@@ -87,7 +87,7 @@ def train_lean(
     present = int(ranked.num_present(np.array([cutoff]))[0])
     takes = TrainingMemory(ranked.layout.embedding_dim, 1, how, 0)
     copied = int(takes.most_touched(np.array([present]), np.array([len(items)]))[0])
-    own = Buffers.of(present, copied, len(items), user, how)
+    own = Buffers.from_sizes(present, copied, len(items), user, how)
     update = np.zeros(ranked.table.shape, np.float32)
     rows = ranked.row_of_item[items]
     there = rows[(rows >= 0) & (rows < present)]

@@ -24,9 +24,9 @@ def require_device(device: str) -> str:
     if is_gpu(device):
         import torch
 
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(device.partition(":")[2] or 0) >= found:
-            here = f"{found} GPU{'s' if found > 1 else ''}" if found else "no GPU"
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(device.partition(":")[2] or 0) >= count:
+            here = f"{count} GPU{'s' if count > 1 else ''}" if count else "no GPU"
             raise ScenarioError(f"engine.device: torch finds {here} for {device!r} on this machine; use cpu")
     return device
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.kernels.lanes import LANES
 from fl_peel.training.settings import LocalTraining

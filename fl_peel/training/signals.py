@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import kernels
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import UserItems
 
 

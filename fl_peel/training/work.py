@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.training.settings import LocalTraining
 

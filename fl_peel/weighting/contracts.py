@@ -18,9 +18,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_peel.blocks.ranked import ranking
+from fl_peel.blocks.ranked_blocks import ranking
+from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.weighting.selectors import BlockSelector, FloatArray
-from fl_peel.weighting.statistics import BlockStatistics
 
 
 def example_statistics(seed: int, num_blocks: int) -> BlockStatistics:

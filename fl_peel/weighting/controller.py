@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from fl_peel.pretraining.adam import EagerAdam
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import seed_for
+from fl_peel.weighting.block_statistics import BlockStatistics, FloatArray
 from fl_peel.weighting.settings import ControllerConfig
-from fl_peel.weighting.statistics import BlockStatistics, FloatArray
 
 _THREADS = threading.Lock()
 

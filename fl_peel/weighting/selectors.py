@@ -1,8 +1,8 @@
 """What ranks the blocks of a user group: the learned controller and the fixed orders it must beat.
 
 A selector maps what the server knows about a group's blocks to one weight per block; devices keep the largest that
-fit (:mod:`fl_peel.blocks.ranked`). To add one, write a function of this signature and register it under the entry point
-group ``fl_peel.selectors``; it is then a value of ``selector`` and of ``evaluation.selectors``.
+fit (:mod:`fl_peel.blocks.ranked_blocks`). To add one, write a function of this signature and register it under the
+entry point group ``fl_peel.selectors``; it is then a value of ``selector`` and of ``evaluation.selectors``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from fl_peel.errors import FieldError, ScenarioError
 from fl_peel.randomness import rng_for
+from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.weighting.settings import CONTROLLER, SELECTORS
-from fl_peel.weighting.statistics import BlockStatistics
 
 if TYPE_CHECKING:
     from fl_peel.weighting.controller import Controller
@@ -112,11 +112,11 @@ def find_selector(name: str) -> BlockSelector:
         ScenarioError: no selector has this name, it cannot be imported, or it is no function.
     """
     try:
-        found: BlockSelector = SELECTORS.get(name)
+        selector: BlockSelector = SELECTORS.get(name)
     except FieldError as error:
         raise ScenarioError(str(error)) from None
-    if not callable(found):
+    if not callable(selector):
         raise ScenarioError(
-            f"selector {name!r} is a {type(found).__name__}; register a function of a group's statistics"
+            f"selector {name!r} is a {type(selector).__name__}; register a function of a group's statistics"
         )
-    return found
+    return selector

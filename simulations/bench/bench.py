@@ -24,19 +24,20 @@ from clients.fleet.fleet import FleetBudgets, load_fleet
 from fl_peel import wire
 from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import budget_bytes
-from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.data.population import Population
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
+from fl_peel.package_check import own_root
 from fl_peel.randomness import device_seeds
-from fl_peel.roots import own_root
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import train_group
 from fl_peel.training.processor import require_device, torch_device
 from fl_peel.training.settings import LocalTraining, is_gpu
 from fl_peel.training.work import LocalWork
 from simulations.bench import stock_flower
+from simulations.bench.bench_context import BenchContext, make_context
 from simulations.bench.device import compared_metrics
 from simulations.bench.plan import (
     FREE_BYTES,
@@ -49,18 +50,17 @@ from simulations.bench.plan import (
 )
 from simulations.bench.rivals import pfl_interpreter, pfl_rate, stock_flower_rate
 from simulations.bench.start import start_seconds
-from simulations.bench.world import World, make_world
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import BENCH_RESULTS, check_out, given_folder, require_dataset
 from simulations.engine.memory import PeakMemory
-from simulations.report.files import json_bytes
-from simulations.report.results import write_results
+from simulations.report.result_files import json_bytes
+from simulations.report.result_writer import write_results
 from simulations.runner import run
 from strategies.evaluation.evaluator import Evaluator
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 
 
 def bench(
@@ -98,37 +98,37 @@ def bench(
     for name in (*(() if Path(plan.data).is_dir() else (plan.data,)), *((MAIN_JOB,) if plan.main_job else ())):
         require_dataset(name, Path(data_dir) if data_dir else None)
     pfl = None if pfl_python is None else pfl_interpreter(pfl_python)
-    found: dict[str, Any] = {"environment": _environment(device), "device": device, "plan": vars(plan)}
+    figures: dict[str, Any] = {"environment": _environment(device), "device": device, "plan": vars(plan)}
     with run_folder() as folder:
         (folder / "full.yaml").write_text(FULL_TABLES)
         base = bench_scenario(plan, plan.data, str(folder / "full.yaml"))
-        place = Place(str(data_dir or ""), str(folder / "main"))
+        paths = RunPaths(str(data_dir or ""), str(folder / "main"))
 
-        def server(grid: Grid, scenario: Scenario, place: Place, told: OnEvent) -> dict[str, Any]:
-            return _through_flower(grid, scenario, place, plan, folder, told)
+        def server(grid: Grid, scenario: Scenario, paths: RunPaths, on_server_event: OnEvent) -> dict[str, Any]:
+            return _through_flower(grid, scenario, paths, plan, folder, on_server_event)
 
-        found |= simulated(base, place, on_event, server=server)
-        on_event(Event("bench", 1, 3, f"{found['devices_per_second']:,.0f} devices/s"))
-        found |= stock_flower_rate(base, place, plan, folder / "stock", on_event)
-        found["speedup_vs_stock"] = found["devices_per_second"] / found["stock_flower_devices_per_second"]
-        found["speedup_vs_stock_same_devices"] = (
-            found["same_devices_per_second"] / found["stock_flower_devices_per_second"]
+        figures |= simulated(base, paths, on_event, server=server)
+        on_event(Event("bench", 1, 3, f"{figures['devices_per_second']:,.0f} devices/s"))
+        figures |= stock_flower_rate(base, paths, plan, folder / "stock", on_event)
+        figures["speedup_vs_stock"] = figures["devices_per_second"] / figures["stock_flower_devices_per_second"]
+        figures["speedup_vs_stock_same_devices"] = (
+            figures["same_devices_per_second"] / figures["stock_flower_devices_per_second"]
         )
-        on_event(Event("bench", 2, 3, f"{found['speedup_vs_stock']:,.0f} times stock Flower"))
+        on_event(Event("bench", 2, 3, f"{figures['speedup_vs_stock']:,.0f} times stock Flower"))
         if device != "cpu":
-            found |= compared_metrics(base, place, device)
+            figures |= compared_metrics(base, paths, device)
         if pfl is not None:
-            found |= pfl_rate(pfl, base, place, plan, folder / "pfl")
-            found["speedup_vs_pfl"] = found["devices_per_second"] / found["pfl_devices_per_second"]
+            figures |= pfl_rate(pfl, base, paths, plan, folder / "pfl")
+            figures["speedup_vs_pfl"] = figures["devices_per_second"] / figures["pfl_devices_per_second"]
     if plan.main_job:
         start = time.perf_counter()
         run(MAIN_JOB, overrides=[f"engine.device={device}"], data_dir=data_dir, on_event=on_event)
-        found["main_job_seconds"] = time.perf_counter() - start
-        found["start"] = start_seconds(MAIN_JOB, str(data_dir or ""))
+        figures["main_job_seconds"] = time.perf_counter() - start
+        figures["start"] = start_seconds(MAIN_JOB, str(data_dir or ""))
     on_event(Event("bench", 3, 3))
     if out is not None:
-        write_results(out, {"bench.json": json_bytes(found)})
-    return found
+        write_results(out, {"bench.json": json_bytes(figures)})
+    return figures
 
 
 def _environment(device: str) -> dict[str, Any]:
@@ -142,36 +142,36 @@ def _environment(device: str) -> dict[str, Any]:
 
 
 def _through_flower(
-    grid: Grid, scenario: Scenario, place: Place, plan: BenchPlan, folder: Path, on_event: OnEvent
+    grid: Grid, scenario: Scenario, paths: RunPaths, plan: BenchPlan, folder: Path, on_event: OnEvent
 ) -> dict[str, Any]:
     """All that PEEL's engine does, on one set of nodes."""
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)
-    found = _rounds(grid, scenario, place, plan, nodes, on_event)
+    figures = _rounds(grid, scenario, paths, plan, nodes, on_event)
     if plan.flagship is not None:
-        found["flagship"] = _flagship(grid, plan, place, nodes, on_event)
-    found["scaling"] = []
+        figures["flagship"] = _flagship(grid, plan, paths, nodes, on_event)
+    figures["scaling"] = []
     for number, size in enumerate(sorted(plan.sizes)):
         one = _population(grid, scenario, plan, size, folder, nodes, on_event)
-        found["scaling"].append(
+        figures["scaling"].append(
             {key: one[key] for key in ("devices", "seconds_per_device", "user_groups", "round_seconds")}
         )
         if number == len(plan.sizes) - 1:
-            found["million"] = one
-    if found["scaling"]:
-        costs = [one["seconds_per_device"] for one in found["scaling"]]
-        found["scaling_last_to_first"] = costs[-1] / costs[0]
-    return found
+            figures["million"] = one
+    if figures["scaling"]:
+        costs = [one["seconds_per_device"] for one in figures["scaling"]]
+        figures["scaling_last_to_first"] = costs[-1] / costs[0]
+    return figures
 
 
 def _rounds(
-    grid: Grid, scenario: Scenario, place: Place, plan: BenchPlan, nodes: Nodes, on_event: OnEvent
+    grid: Grid, scenario: Scenario, paths: RunPaths, plan: BenchPlan, nodes: Nodes, on_event: OnEvent
 ) -> dict[str, Any]:
     """Rounds of all devices, of a few and of the default fleet; evaluation; one device by itself."""
-    world = make_world(scenario, place, nodes, on_event)
+    world = make_context(scenario, paths, nodes, on_event)
     strategy = world.strategy()
     num_devices = len(strategy.members.devices)
     best_s, stages, seconds = strategy.timed(grid, plan.rounds)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "devices": num_devices,
         "devices_per_second": num_devices / best_s,
         "devices_per_second_median": num_devices / float(np.median(seconds)),
@@ -179,30 +179,30 @@ def _rounds(
         "message_bytes": strategy.rounds[-1].message_bytes,
         "stages": stages,
     }
-    budget, evaluator = budget_bytes(world.prepared.layout, 0.01), Evaluator.of(strategy)
-    found["evaluation_seconds"] = _best(
+    budget, evaluator = budget_bytes(world.prepared.layout, 0.01), Evaluator.from_strategy(strategy)
+    figures["evaluation_seconds"] = _best(
         lambda: evaluator.evaluate([budget], precision="int8", selector="popularity"), 3
     )
-    found["evaluation_full_tables_seconds"] = _best(
+    figures["evaluation_full_tables_seconds"] = _best(
         lambda: evaluator.evaluate([wire.UNLIMITED], precision="fp32", selector="popularity"), 1
     )
-    found |= _on_device(world, strategy, budget)
-    found["stages"] |= _training_alone(world, strategy)
+    figures |= _on_device(world, strategy, budget)
+    figures["stages"] |= _training_alone(world, strategy)
     share = min(1.0, plan.stock_devices / num_devices)
     few = world.strategy(bench_scenario(plan, plan.data, str(scenario.fleet), f"refinement.cohort_share={share}"))
     few_s, _, _ = few.timed(grid, plan.rounds)
-    found["same_devices_in_groups_per_second"] = few.rounds[-1].devices / few_s
+    figures["same_devices_in_groups_per_second"] = few.rounds[-1].devices / few_s
     usual = world.strategy(bench_scenario(plan, plan.data, "default"))
     usual_s, _, _ = usual.timed(grid, plan.rounds)
-    found["default_fleet_devices_per_second"] = usual.rounds[-1].devices / usual_s
+    figures["default_fleet_devices_per_second"] = usual.rounds[-1].devices / usual_s
     # as stock Flower has it: the same 1,000 devices, one table for all of them
     alone = bench_scenario(
         plan, plan.data, str(scenario.fleet), f"refinement.cohort_share={share}", "user_groups.count=1"
     )
-    one_table = make_world(alone, Place(place.data_dir, f"{place.run_dir}-one-table"), nodes, on_event).strategy()
+    one_table = make_context(alone, RunPaths(paths.data_dir, f"{paths.run_dir}-one-table"), nodes, on_event).strategy()
     alone_s, _, _ = one_table.timed(grid, plan.rounds)
-    found["same_devices_per_second"] = one_table.rounds[-1].devices / alone_s
-    return found
+    figures["same_devices_per_second"] = one_table.rounds[-1].devices / alone_s
+    return figures
 
 
 def _population(
@@ -217,7 +217,7 @@ def _population(
         # user groups of one size, so that a larger population has more of them
         num_groups = max(1, round(plan.user_groups * size / max(plan.sizes)))
         scenario = bench_scenario(plan, str(data), str(base.fleet), f"user_groups.count={num_groups}")
-        world = make_world(scenario, Place("", str(folder / f"run-{size}")), nodes, on_event)
+        world = make_context(scenario, RunPaths("", str(folder / f"run-{size}")), nodes, on_event)
         strategy = world.strategy()
         joined = time.perf_counter()
         rounds = max(1, min(plan.rounds, 200_000 // size))
@@ -238,13 +238,13 @@ def _population(
     }
 
 
-def _on_device(world: World, strategy: PeelStrategy, budget: int) -> dict[str, float]:
+def _on_device(context: BenchContext, strategy: PeelStrategy, budget: int) -> dict[str, float]:
     """What one device does by itself at 1% of the bytes: choose its blocks; rank all items with what it stored."""
-    layout = world.prepared.layout
+    layout = context.prepared.layout
     ceiling = int(strategy.members.ceilings[0])
-    ranked = rank_blocks(layout, "int8", world.popularity[0], world.prepared.pretrained.items, ceiling)
-    train = device_splits(world.scenario, world.place.data_dir, world.place.run_dir).train
-    elastic = ElasticEmbedding(ranked, world.prepared.pretrained.users[0], train.row(0))
+    ranked = rank_blocks(layout, "int8", context.popularity[0], context.prepared.pretrained.items, ceiling)
+    train = device_splits(context.scenario, context.paths.data_dir, context.paths.run_dir).train
+    elastic = ElasticEmbedding(ranked, context.prepared.pretrained.users[0], train.row(0))
     stored = elastic.at(budget)
     seen = layout.row_in_catalogue[elastic.seen]
     return {
@@ -253,23 +253,25 @@ def _on_device(world: World, strategy: PeelStrategy, budget: int) -> dict[str, f
     }
 
 
-def _training_alone(world: World, strategy: PeelStrategy) -> dict[str, float]:
+def _training_alone(context: BenchContext, strategy: PeelStrategy) -> dict[str, float]:
     """The compiled loop by itself on one core, without messages: all devices, all groups, as in a round."""
     whole = np.full(len(strategy.members.devices), np.iinfo(np.int64).max)
-    return {"training_alone_on_one_core": _loop_seconds(world, strategy, stock_flower.HOW, whole)}
+    return {"training_alone_on_one_core": _loop_seconds(context, strategy, stock_flower.HOW, whole)}
 
 
-def _loop_seconds(world: World, strategy: PeelStrategy, how: LocalTraining, budgets: NDArray[np.int64]) -> float:
+def _loop_seconds(
+    context: BenchContext, strategy: PeelStrategy, how: LocalTraining, budgets: NDArray[np.int64]
+) -> float:
     """Seconds of the compiled loop over devices under these budgets (N,), group after group, the best of two each."""
-    train = device_splits(world.scenario, world.place.data_dir, world.place.run_dir).train
-    table, users = world.prepared.pretrained.items, world.prepared.pretrained.users
+    train = device_splits(context.scenario, context.paths.data_dir, context.paths.run_dir).train
+    table, users = context.prepared.pretrained.items, context.prepared.pretrained.users
     devices, seconds = strategy.members.devices, 0.0
-    for group, popularity in enumerate(world.popularity):
+    for group, popularity in enumerate(context.popularity):
         here = np.flatnonzero(strategy.members.groups == group)
         if not len(here):
             continue
         members, ceiling = devices[here], int(strategy.members.ceilings[group])
-        ranked = rank_blocks(world.prepared.layout, "int8", popularity, table, ceiling)
+        ranked = rank_blocks(context.prepared.layout, "int8", popularity, table, ceiling)
         work = LocalWork(
             ranked,
             ranked.cutoffs(budgets[here]),
@@ -282,12 +284,12 @@ def _loop_seconds(world: World, strategy: PeelStrategy, how: LocalTraining, budg
     return seconds
 
 
-def _flagship(grid: Grid, plan: BenchPlan, place: Place, nodes: Nodes, on_event: OnEvent) -> dict[str, Any]:
+def _flagship(grid: Grid, plan: BenchPlan, paths: RunPaths, nodes: Nodes, on_event: OnEvent) -> dict[str, Any]:
     """Rounds of a scenario that ships, and what of them the training loop takes alone."""
     scenario = flagship_scenario(plan)
-    place = replace(place, run_dir=f"{place.run_dir}-flagship")
-    Path(place.run_dir).mkdir()
-    world = make_world(scenario, place, nodes, on_event)
+    paths = replace(paths, run_dir=f"{paths.run_dir}-flagship")
+    Path(paths.run_dir).mkdir()
+    world = make_context(scenario, paths, nodes, on_event)
     strategy = world.strategy()
     best_s, stages, seconds = strategy.timed(grid, plan.rounds)
     devices = strategy.members.devices

@@ -25,20 +25,20 @@ from rich.console import Console
 
 from fl_peel.data.population import Population
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.roots import code_digest, own_root
+from fl_peel.package_check import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
+from simulations.bench.bench_context import make_context
 from simulations.bench.plan import BenchPlan, population_scenario
-from simulations.bench.world import make_world
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import GROWTH_RESULTS, check_out, given_folder
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
-from simulations.report.files import json_bytes, write_files
-from simulations.report.results import write_results
-from simulations.report.tables.view import TableView, format_bytes
+from simulations.report.result_files import json_bytes, write_files
+from simulations.report.result_writer import write_results
+from simulations.report.tables.table_view import TableView, format_bytes
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 
 KEPT = "checkpoints"
 """Folder, in that of the results, of points that are done."""
@@ -96,7 +96,7 @@ class Fit:
     largest_ratio: float
 
     @staticmethod
-    def of(sizes: Sequence[float], figures: Sequence[float]) -> Fit:
+    def from_figures(sizes: Sequence[float], figures: Sequence[float]) -> Fit:
         """Through figures at two sizes at least, all above nought, by least squares on logarithms."""
         x, y = np.log(np.asarray(sizes, np.float64)), np.log(np.asarray(figures, np.float64))
         centred = x - x.mean()
@@ -122,7 +122,7 @@ def growth(
     plan, out = plan or GrowthPlan(), given_folder(out)
     if out is not None:
         check_out(out, writes=GROWTH_RESULTS)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "environment": {"cpus": psutil.cpu_count(), "load_average_before": psutil.getloadavg()[0]},
         "middle": asdict(plan.middle),
         "axes": {},
@@ -133,17 +133,17 @@ def growth(
     for axis in plan.sizes:
         for point in plan.points(axis):
             if point not in known:
-                known[point] = measured(point) if out is None else _kept(out / KEPT, point, fresh=fresh)
+                known[point] = measured(point) if out is None else _read_or_measure(out / KEPT, point, fresh=fresh)
             done += 1
             size = getattr(point, axis)
             on_event(Event("growth", done, total, f"{axis} {size:,}: {known[point]['seconds']:.2f} s"))
-        found["axes"][axis] = axis_figures(axis, [(point, known[point]) for point in plan.points(axis)])
+        figures["axes"][axis] = axis_figures(axis, [(point, known[point]) for point in plan.points(axis)])
     if out is not None:
-        write_results(out, {"growth.json": json_bytes(found), "growth.txt": growth_text(found).encode()})
-    return found
+        write_results(out, {"growth.json": json_bytes(figures), "growth.txt": growth_text(figures).encode()})
+    return figures
 
 
-def _kept(folder: Path, point: Point, *, fresh: bool) -> dict[str, float]:
+def _read_or_measure(folder: Path, point: Point, *, fresh: bool) -> dict[str, float]:
     """Of a point, as it was measured before or now."""
     content = json.dumps([asdict(point), versions(), psutil.cpu_count(), code_digest(own_root())], sort_keys=True)
     name = f"growth-{hashlib.blake2b(content.encode(), digest_size=10).hexdigest()}.json"
@@ -152,9 +152,9 @@ def _kept(folder: Path, point: Point, *, fresh: bool) -> dict[str, float]:
             return {key: float(value) for key, value in json.loads((folder / name).read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         pass  # none was measured, or its file is damaged
-    found = measured(point)
-    write_files(folder, {name: json_bytes(found)})
-    return found
+    figures = measured(point)
+    write_files(folder, {name: json_bytes(figures)})
+    return figures
 
 
 def axis_figures(axis: str, points: Sequence[tuple[Point, Mapping[str, float]]]) -> dict[str, Any]:
@@ -164,7 +164,11 @@ def axis_figures(axis: str, points: Sequence[tuple[Point, Mapping[str, float]]])
         each = {name: figures[name if axis != "rounds" or name == FIGURES[-1] else f"all_{name}"] for name in FIGURES}
         rows.append({axis: getattr(point, axis), **each})
     sizes = [row[axis] for row in rows]
-    fits = {name: asdict(Fit.of(sizes, [row[name] for row in rows])) for name in FIGURES} if len(rows) > 1 else {}
+    fits = (
+        {name: asdict(Fit.from_figures(sizes, [row[name] for row in rows])) for name in FIGURES}
+        if len(rows) > 1
+        else {}
+    )
     return {"rows": rows, "fits": fits}
 
 
@@ -177,14 +181,14 @@ def measured(point: Point) -> dict[str, float]:
     )
     with run_folder() as folder:
         scenario = population_scenario(plan, folder, Population(0, point.devices, point.items, PLANTED_GROUPS))
-        place = Place("", str(folder / "run"))
-        return simulated(scenario, place, silent, server=partial(_rounds, point))
+        paths = RunPaths("", str(folder / "run"))
+        return simulated(scenario, paths, silent, server=partial(_rounds, point))
 
 
-def _rounds(point: Point, grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent) -> dict[str, float]:
+def _rounds(point: Point, grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent) -> dict[str, float]:
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)
     with PeakMemory() as memory:
-        strategy = make_world(scenario, place, nodes, on_event).strategy()
+        strategy = make_context(scenario, paths, nodes, on_event).strategy()
         cpu = [0.0]
         strategy.after_round = lambda server_round: cpu.append(processor_seconds())
         strategy.run_whole(grid, point.rounds + 1)
@@ -211,9 +215,9 @@ def processor_seconds() -> float:
     return total
 
 
-def growth_views(found: Mapping[str, Any]) -> list[TableView]:
+def growth_views(figures: Mapping[str, Any]) -> list[TableView]:
     """A table an axis."""
-    return [_view(axis, part, found["middle"]) for axis, part in found["axes"].items()]
+    return [_view(axis, part, figures["middle"]) for axis, part in figures["axes"].items()]
 
 
 def _view(axis: str, part: Mapping[str, Any], middle: Mapping[str, int]) -> TableView:
@@ -235,11 +239,11 @@ def _view(axis: str, part: Mapping[str, Any], middle: Mapping[str, int]) -> Tabl
     )
 
 
-def growth_text(found: Mapping[str, Any]) -> str:
+def growth_text(figures: Mapping[str, Any]) -> str:
     """All tables, as the terminal has them."""
     text = io.StringIO()
     console = Console(file=text, width=100, highlight=False)
-    for view in growth_views(found):
+    for view in growth_views(figures):
         console.print(view.to_rich())
     return text.getvalue()
 

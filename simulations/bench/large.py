@@ -16,18 +16,18 @@ from flwr.serverapp import Grid
 from fl_peel.data.population import Population
 from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.roots import own_root
+from fl_peel.package_check import own_root
 from fl_peel.scenario.scenario import Scenario
+from simulations.bench.bench_context import make_context
 from simulations.bench.plan import BenchPlan, population_scenario
-from simulations.bench.world import make_world
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import POPULATION_RESULTS, check_out, given_folder
 from simulations.engine.memory import PeakMemory
-from simulations.report.files import json_bytes
-from simulations.report.results import write_results
+from simulations.report.result_files import json_bytes
+from simulations.report.result_writer import write_results
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 
 DEVICES_PER_GROUP = 62_500
 """As a million in 16 user groups: what a node holds at a time is of one group, whatever the population."""
@@ -66,9 +66,9 @@ def large(size: int, out: str | Path | None = None, *, on_event: OnEvent = silen
         scenario = population_scenario(plan, folder, Population(0, size, plan.num_items, groups))
         stages = {"write_population": clock.lap()}
         on_event(Event("bench", 1, 3, f"{size:,} devices written"))
-        place = Place("", str(folder / "run"))
-        round_s, devices = simulated(scenario, place, on_event, server=partial(_round, clock, stages))
-    found = {
+        paths = RunPaths("", str(folder / "run"))
+        round_s, devices = simulated(scenario, paths, on_event, server=partial(_round, clock, stages))
+    figures = {
         "devices": devices,
         "items": plan.num_items,
         "user_groups": groups,
@@ -80,16 +80,16 @@ def large(size: int, out: str | Path | None = None, *, on_event: OnEvent = silen
         "environment": {"cpus": psutil.cpu_count(), "load_average_after": psutil.getloadavg()[0]},
     }
     if out is not None:
-        write_results(out, {"population.json": json_bytes(found)})
-    return found
+        write_results(out, {"population.json": json_bytes(figures)})
+    return figures
 
 
 def _round(
-    clock: _Clock, stages: dict[str, float], grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent
+    clock: _Clock, stages: dict[str, float], grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent
 ) -> tuple[float, int]:
     stages["engine"] = clock.lap()
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)
-    strategy = make_world(scenario, place, nodes, on_event).strategy()
+    strategy = make_context(scenario, paths, nodes, on_event).strategy()
     stages["join"] = clock.lap()
     on_event(Event("bench", 2, 3, f"{len(strategy.members.devices):,} devices joined"))
     strategy.run_whole(grid, 1)

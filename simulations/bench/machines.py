@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 import fl_peel
-from fl_peel.code_paths import SWITCH
+from fl_peel.cpu_dispatch import SWITCH
 from fl_peel.errors import EngineError
 from fl_peel.events import OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
@@ -29,13 +29,13 @@ from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import checked
 from strategies.evaluation.evaluator import Evaluator, qualities
-from strategies.figures.figures import evaluated
+from strategies.figures.run_figures import evaluated
 from strategies.nodes.nodes import Nodes
-from strategies.run.collected import Pretrained
-from strategies.run.place import Place, Stages
-from strategies.run.prepare import privacy_plan
-from strategies.run.preparing import prepare
+from strategies.run.central_stage1 import CentralStage1Outcome
+from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1_outcome import privacy_plan
 
 _NATIVE = {SWITCH: "native"}
 MACHINES: dict[str, dict[str, str]] = {
@@ -66,7 +66,7 @@ Stagewise = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Difference:
+class StageDifference:
     """Of one stage on one machine from the first machine. digest: of its numbers there; largest: difference, over the
     largest magnitude; infinite where there are as many numbers on neither side. equal: bit by bit.
     """
@@ -78,42 +78,49 @@ class Difference:
     largest: float
 
 
-def stages_of(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = silent) -> Stagewise:
+def stages_of(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent = silent) -> Stagewise:
     """Run a scenario; what each stage leaves, in order."""
-    stages = Stages()
+    stages = StageTimes()
     root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
     nodes = Nodes.connect(grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s)
-    plan = privacy_plan(scenario, place)
-    prepared = prepare(scenario, plan, place, stages, nodes, on_event)
-    found: Stagewise = {}
-    if isinstance(prepared, Pretrained):
-        found["pretrained users"], found["pretrained items"] = prepared.pretrained.users, prepared.pretrained.items
-        found["user groups"] = prepared.groups.assignment
-    refiner = Refiner(grid, place, prepared, nodes, on_event)
+    plan = privacy_plan(scenario, paths)
+    prepared = prepare(scenario, plan, paths, stages, nodes, on_event)
+    by_stage: Stagewise = {}
+    if isinstance(prepared, CentralStage1Outcome):
+        by_stage["pretrained users"], by_stage["pretrained items"] = (
+            prepared.pretrained.users,
+            prepared.pretrained.items,
+        )
+        by_stage["user groups"] = prepared.groups.assignment
+    refiner = Refiner(grid, paths, prepared, nodes, on_event)
     strategy = refiner.joined(scenario, plan)
-    found["starting tables"] = np.stack([state.table for state in strategy.states])
-    found["starting weights"] = np.stack(strategy.weights(scenario.selector))
+    by_stage["starting tables"] = np.stack([state.table for state in strategy.states])
+    by_stage["starting weights"] = np.stack(strategy.weights(scenario.selector))
     refiner.refine(strategy)
-    found["refined tables"] = np.stack([state.table for state in strategy.states])
-    found["refined weights"] = np.stack(strategy.weights(scenario.selector))
-    rows = [one for asked in evaluated(Evaluator.of(strategy), on_event).budgets for one in qualities(asked.reply)]
-    found["recall"] = np.array([row.recall for row in rows])
-    found["ndcg"] = np.array([row.ndcg for row in rows])
-    return found
+    by_stage["refined tables"] = np.stack([state.table for state in strategy.states])
+    by_stage["refined weights"] = np.stack(strategy.weights(scenario.selector))
+    rows = [
+        one
+        for asked in evaluated(Evaluator.from_strategy(strategy), on_event).budgets
+        for one in qualities(asked.reply)
+    ]
+    by_stage["recall"] = np.array([row.recall for row in rows])
+    by_stage["ndcg"] = np.array([row.ndcg for row in rows])
+    return by_stage
 
 
-def compared(first: Stagewise, other: Stagewise, machine: str) -> list[Difference]:
+def compared(first: Stagewise, other: Stagewise, machine: str) -> list[StageDifference]:
     """Every stage of the other machine beside the first's."""
     return [_difference(machine, stage, first[stage], other[stage]) for stage in first]
 
 
-def _difference(machine: str, stage: str, mine: NDArray[Any], other: NDArray[Any]) -> Difference:
+def _difference(machine: str, stage: str, mine: NDArray[Any], other: NDArray[Any]) -> StageDifference:
     equal = (mine.dtype, mine.shape, mine.tobytes()) == (other.dtype, other.shape, other.tobytes())
     largest = float("inf")
     if mine.shape == other.shape:
         apart = np.abs(mine.astype(np.float64) - other.astype(np.float64)).max(initial=0.0)
         largest = float(apart / max(float(np.abs(mine).max(initial=0)), 1e-300))
-    return Difference(machine, stage, blake2b(other.tobytes(), digest_size=4).hexdigest(), equal, largest)
+    return StageDifference(machine, stage, blake2b(other.tobytes(), digest_size=4).hexdigest(), equal, largest)
 
 
 def differences(
@@ -121,19 +128,19 @@ def differences(
     overrides: Sequence[str] = (),
     data_dir: Path | None = None,
     machines: Mapping[str, Mapping[str, str]] = MACHINES,
-) -> list[Difference]:
+) -> list[StageDifference]:
     """Run a scenario on every machine; the differences of each from the first.
 
     Raises:
         EngineError: a run failed.
     """
-    found: dict[str, Stagewise] = {}
+    by_machine: dict[str, Stagewise] = {}
     with tempfile.TemporaryDirectory(prefix="fl-peel-machines-") as folder:
         for number, (machine, environment) in enumerate(machines.items()):
             place = Path(folder) / str(number)
-            found[machine] = _alone(scenario, overrides, data_dir, environment, place)
-    (first, mine), *_ = found.items()
-    return [one for machine, other in found.items() if machine != first for one in compared(mine, other, machine)]
+            by_machine[machine] = _alone(scenario, overrides, data_dir, environment, place)
+    (first, mine), *_ = by_machine.items()
+    return [one for machine, other in by_machine.items() if machine != first for one in compared(mine, other, machine)]
 
 
 def _alone(
@@ -163,12 +170,12 @@ def _main(out: str, data_dir: str, name: str, *overrides: str) -> None:
 
     scenario = checked(load_scenario(name, list(overrides)), None, working_dir=Path.cwd())
     with run_folder() as run_dir:
-        place = Place(os.path.abspath(data_dir) if data_dir else "", str(run_dir), "")
-        np.savez(out, allow_pickle=False, **simulated(scenario, place, server=stages_of))
+        paths = RunPaths(os.path.abspath(data_dir) if data_dir else "", str(run_dir), "")
+        np.savez(out, allow_pickle=False, **simulated(scenario, paths, server=stages_of))
 
 
 if __name__ == "__main__":
     _main(*sys.argv[1:])
 
 
-__all__ = ["MACHINES", "Difference", "compared", "differences", "stages_of"]
+__all__ = ["MACHINES", "StageDifference", "compared", "differences", "stages_of"]

@@ -14,9 +14,9 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks, pack_ranking
+from fl_peel.blocks.ranked_blocks import RankedBlocks, pack_ranking
 from fl_peel.data.interactions import Splits
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import EngineError
 from fl_peel.events import OnEvent
 from fl_peel.randomness import rng_for
@@ -25,18 +25,20 @@ from simulations.bench import stock_flower
 from simulations.bench.plan import BenchPlan
 from simulations.engine.engine import simulated
 from strategies.rounds.sampling import sample_cohort
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 
 
-def stock_flower_rate(base: Scenario, place: Place, plan: BenchPlan, folder: Path, on_event: OnEvent) -> dict[str, Any]:
+def stock_flower_rate(
+    base: Scenario, paths: RunPaths, plan: BenchPlan, folder: Path, on_event: OnEvent
+) -> dict[str, Any]:
     """The same training as a plain Flower app, on Flower's own engine: a node per device, a message per device."""
-    splits = device_splits(base, place.data_dir, place.run_dir)
+    splits = device_splits(base, paths.data_dir, paths.run_dir)
     chosen, table = rivals_devices(base, splits, plan, folder, plan.stock_devices)
     layout = BlockLayout(np.arange(splits.num_items, dtype=np.int32), plan.embedding_dim, 1)
     blocks = pack_ranking(layout, "int8", splits.train.popularity(splits.num_items).astype(np.float64), table, None)
     ranked = RankedBlocks.unpack(layout, "int8", blocks)
 
-    def server(grid: Grid, scenario: Scenario, place: Place, told: OnEvent) -> dict[str, Any]:
+    def server(grid: Grid, scenario: Scenario, paths: RunPaths, on_server_event: OnEvent) -> dict[str, Any]:
         def one_round(server_round: int, nodes: list[int]) -> float:
             start = time.perf_counter()
             content = stock_flower.train_content(folder, base.seed, server_round, splits.num_items, blocks)
@@ -60,7 +62,7 @@ def stock_flower_rate(base: Scenario, place: Place, plan: BenchPlan, folder: Pat
 
     engine = base.engine.model_copy(update={"nodes": len(chosen), "device": "cpu", "backend": "ray"})
     scenario = base.model_copy(update={"engine": engine})
-    return simulated(scenario, place, on_event, server=server, client=f"{stock_flower.__name__}:app")
+    return simulated(scenario, paths, on_event, server=server, client=f"{stock_flower.__name__}:app")
 
 
 def rivals_devices(
@@ -82,11 +84,11 @@ def pfl_interpreter(python: str | Path) -> str:
         EngineError: it cannot be started, or has no pfl with torch.
     """
     try:
-        found = subprocess.run([str(python), "-c", "import pfl.model.pytorch"], capture_output=True, text=True)
+        process = subprocess.run([str(python), "-c", "import pfl.model.pytorch"], capture_output=True, text=True)
     except OSError as error:
         raise EngineError(f"--pfl-python {python}: cannot be started ({error.strerror}); name a Python") from error
-    if found.returncode:
-        last = _last_line(found.stderr)
+    if process.returncode:
+        last = _last_line(process.stderr)
         raise EngineError(f"--pfl-python {python}: {last}; install pfl and torch there: pip install 'pfl[pytorch]'")
     return str(python)
 
@@ -96,13 +98,13 @@ def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["no message"])[-1]
 
 
-def pfl_rate(python: str, base: Scenario, place: Place, plan: BenchPlan, folder: Path) -> dict[str, Any]:
+def pfl_rate(python: str, base: Scenario, paths: RunPaths, plan: BenchPlan, folder: Path) -> dict[str, Any]:
     """The same training under pfl, in its own environment; see :mod:`simulations.bench.pfl_app`.
 
     Raises:
         EngineError: it failed there.
     """
-    splits = device_splits(base, place.data_dir, place.run_dir)
+    splits = device_splits(base, paths.data_dir, paths.run_dir)
     _, table = rivals_devices(base, splits, plan, folder, plan.pfl_devices)
     np.save(folder / "table.npy", table)
     how = stock_flower.HOW

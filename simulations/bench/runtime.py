@@ -18,7 +18,7 @@ import numpy as np
 
 from clients.runtime import READER
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import prefix_length
+from fl_peel.blocks.ranked_blocks import prefix_length
 from fl_peel.blocks.stored import StoredEmbedding
 from fl_peel.errors import EngineError, FlPeelError
 
@@ -69,9 +69,9 @@ def measured() -> Iterator[ReaderMemory]:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise EngineError(f"node: {done.stderr.strip().splitlines()[-1]}; install Node 18 or newer")
-            found = json.loads(done.stdout)
-            held = max(found["held"], 0)
-            yield ReaderMemory(budget, file.stat().st_size, held, max(found["live"], held))
+            figures = json.loads(done.stdout)
+            held = max(figures["held"], 0)
+            yield ReaderMemory(budget, file.stat().st_size, held, max(figures["live"], held))
 
 
 def main() -> None:

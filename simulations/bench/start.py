@@ -7,7 +7,7 @@ import sys
 import time
 
 from fl_peel.errors import EngineError
-from fl_peel.roots import own_environment
+from fl_peel.package_check import own_environment
 
 TIMES = 3
 """Of each the best: what else the machine does can only slow it."""
@@ -37,18 +37,18 @@ def _environment() -> dict[str, str]:
 
 
 def _seconds(program: str) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", program], env=_environment(), capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise EngineError(f"bench: {program!r} failed: {done.stderr.strip().splitlines()[-1:]}")
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def _until_nodes(scenario: str, data_dir: str) -> float:
     words = ["run", scenario, *(("--data-dir", data_dir) if data_dir else ())]
-    begun = time.perf_counter()
+    start = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-m", "simulations.cli.main", *words],
         env=_environment(),
@@ -59,15 +59,15 @@ def _until_nodes(scenario: str, data_dir: str) -> float:
         errors="replace",
     ) as running:
         assert running.stdout is not None, "it was asked for"
-        said = ""
-        for said in running.stdout:
-            if "start:" in said:
-                seconds = time.perf_counter() - begun
+        line = ""
+        for line in running.stdout:
+            if "start:" in line:
+                seconds = time.perf_counter() - start
                 running.terminate()
                 for _ in running.stdout:  # until it has ended, Ray too
                     pass
                 return seconds
-    raise EngineError(f"bench: {scenario} ended before its nodes answered: {said.strip()}")
+    raise EngineError(f"bench: {scenario} ended before its nodes answered: {line.strip()}")
 
 
 __all__ = ["start_seconds"]

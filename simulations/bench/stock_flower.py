@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.randomness import device_seeds

@@ -53,20 +53,20 @@ def bench(
     if growth:
         _growth(out, fresh=fresh, quiet=quiet, as_json=as_json)
         return
-    from simulations.cli.progress import shown
+    from simulations.cli.progress_lines import shown
 
     if population is not None:
         from simulations.bench.large import large
 
         with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
-            found = large(population, out, on_event=on_event)
-        print_json(found)
+            figures = large(population, out, on_event=on_event)
+        print_json(figures)
         return
     from simulations.bench.bench import bench as measure
 
     folder = data_dir or os.environ.get("FL_PEEL_DATA", "")
     with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
-        found = measure(
+        figures = measure(
             folder and Path(folder).absolute(),
             out,
             device=device,
@@ -75,15 +75,17 @@ def bench(
             pfl_python=pfl_python,
             on_event=on_event,
         )
-    print_json(found)
+    print_json(figures)
 
 
 def _growth(out: Path | None, *, fresh: bool, quiet: bool, as_json: bool) -> None:
     """Measure how a round grows, and show it as tables."""
     from simulations.bench.growth import growth as measure
     from simulations.bench.growth import growth_views
-    from simulations.cli.progress import shown
+    from simulations.cli.progress_lines import shown
 
     with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
-        found = measure(out, on_event=on_event, fresh=fresh)
-    show(lambda: found, lambda: [view.to_rich() for view in growth_views(found)], None, quiet=quiet, as_json=as_json)
+        figures = measure(out, on_event=on_event, fresh=fresh)
+    show(
+        lambda: figures, lambda: [view.to_rich() for view in growth_views(figures)], None, quiet=quiet, as_json=as_json
+    )

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fl_peel.errors import FlPeelError, ReportError
-from fl_peel.plain import to_plain
+from fl_peel.json_codec import to_plain
 
 DataDir = Annotated[
     Path | None,

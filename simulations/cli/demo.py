@@ -20,9 +20,9 @@ def demo(
 
     check_file(out, "--out")
 
-    from fl_peel.model.files import ABOUT
-    from simulations.demo.of_run import demo_of_run
-    from simulations.report.files import write_files
+    from fl_peel.model.model_files import ABOUT
+    from simulations.demo.run_demo import demo_of_run
+    from simulations.report.result_files import write_files
 
     made = demo_of_run(run.absolute().parent if (run / ABOUT).is_file() else run, data_dir)
     write_files(out.absolute().parent, {out.name: made.page.encode()})

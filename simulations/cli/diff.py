@@ -29,9 +29,9 @@ def diff(
             check_file(file, option)
 
     from simulations.differences import diff as differences
-    from simulations.differences.page import diff_page, diff_views, missing_note
+    from simulations.differences.differences_page import diff_page, diff_views, missing_note
     from simulations.engine.versions import versions
-    from simulations.report.files import json_bytes, write_files
+    from simulations.report.result_files import json_bytes, write_files
 
     result = differences.diff(runs)
     if as_json:

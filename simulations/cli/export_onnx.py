@@ -21,7 +21,7 @@ def export_onnx(
     check_file(target, "--out")
 
     from fl_peel.blocks.onnx_export import to_onnx
-    from simulations.report.files import write_files
+    from simulations.report.result_files import write_files
 
     write_files(target.absolute().parent, {target.name: to_onnx(artefact)})
     typer.echo(f"model: {target}")

@@ -13,7 +13,7 @@ import typer
 from rich.text import Text
 
 from fl_peel.errors import ProfileError, ScenarioError
-from fl_peel.files import file_kind
+from fl_peel.file_kind import file_kind
 from simulations.cli.console import AsJson, new_table, one_line, path_option, print_json, print_table
 
 profiles_app = typer.Typer(help="Fleets of devices: memory, network and availability.", no_args_is_help=True)
@@ -80,14 +80,14 @@ def profiles_validate(
     """Check fleet files: one line each, exit code 2 at the first invalid one."""
     from clients.fleet.fleet import load_fleet
 
-    found: list[dict[str, object]] = []
+    checked_fleets: list[dict[str, object]] = []
     for fleet in fleets:
         loaded = load_fleet(fleet)
-        found.append({"fleet": fleet, "classes": loaded.names})
+        checked_fleets.append({"fleet": fleet, "classes": loaded.names})
         text = f"{fleet}: {len(loaded.profiles)} device classes ({', '.join(loaded.names)})"
         typer.echo(text, err=as_json)
     if as_json:
-        print_json(found)
+        print_json(checked_fleets)
 
 
 @profiles_app.command("sample")
@@ -112,8 +112,8 @@ def profiles_sample(
     """Sample devices from a fleet; print their properties, and plot their budgets over time (to a file with --out)."""
     from clients.fleet.fleet import load_fleet
     from simulations.engine.inputs import check_out
-    from simulations.fleet.view import fleet_figure, fleet_lines, fleet_table, in_json, sample_fleet
-    from simulations.report.files import write_files
+    from simulations.fleet.fleet_view import fleet_figure, fleet_lines, fleet_table, in_json, sample_fleet
+    from simulations.report.result_files import write_files
 
     if out is not None and (out.is_dir() or out.suffix.lower() != ".svg"):
         raise ScenarioError(f"{out}: not an SVG file; give --out a name that ends in .svg")
@@ -155,7 +155,7 @@ def profiles_from_meminfo(
     """Convert recordings of /proc/meminfo to a trace that fleets replay (docs/profiles.md explains how to record)."""
     from simulations.engine.inputs import check_file
     from simulations.fleet.meminfo import read_recordings, trace_bytes, trace_table
-    from simulations.report.files import write_files
+    from simulations.report.result_files import write_files
 
     if out is not None:
         check_file(out, "--out")

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.text import Text
 
 from fl_peel.events import Event, OnEvent
-from simulations.cli.progress import shown
+from simulations.cli.progress_lines import shown
 
 
 @contextmanager
 def shown_at(console: Console, *, port: int | None, title: str, quiet: bool = False) -> Iterator[OnEvent]:
-    """As :func:`simulations.cli.progress.shown`; with a port, events are told to a page there, too.
+    """As :func:`simulations.cli.progress_lines.shown`; with a port, events are told to a page there, too.
 
     Raises:
         ReportError: the port is taken.

@@ -29,12 +29,12 @@ def machines(
         raise ScenarioError(f"--on: unknown machine {unknown[0]!r}; choose from {', '.join(MACHINES)}")
     first = next(iter(MACHINES))
     some = {name: values for name, values in MACHINES.items() if name == first or name in wanted}
-    found = differences(scenario, overrides or [], data_dir, some)
+    stages = differences(scenario, overrides or [], data_dir, some)
     if as_json:
-        print_json(found)
+        print_json(stages)
         return
     table = new_table("machine", "stage", f"difference to {first!r}, relative to the largest number", "digest")
-    for one in found:
+    for one in stages:
         table.add_row(one.machine, one.stage, "equal" if one.equal else f"{one.largest:.1e}", one.digest)
     print_table(table)
 

@@ -56,17 +56,17 @@ def export(
     side = out.with_suffix(SIDE)
 
     from fl_peel.model.model import load
-    from simulations.report.files import write_files
+    from simulations.report.result_files import write_files
 
     loaded = load(model)
-    found = loaded.device(given).embedding(num_bytes, chosen)
-    content = found.to_bytes()
-    write_files(out.absolute().parent, {out.name: content, side.name: _side(loaded, found)})
-    typer.echo(f"{out}: {_held(found, len(content))}", err=True)
+    embedding = loaded.device(given).embedding(num_bytes, chosen)
+    content = embedding.to_bytes()
+    write_files(out.absolute().parent, {out.name: content, side.name: _side(loaded, embedding)})
+    typer.echo(f"{out}: {_held(embedding, len(content))}", err=True)
     if as_json:
-        print_json(_in_json(found, len(content), top))
+        print_json(_in_json(embedding, len(content), top))
         return
-    for line in _ranked(found, top):
+    for line in _ranked(embedding, top):
         typer.echo(line)
 
 
@@ -81,8 +81,8 @@ def serve_device(model: _Model, precision: _Precision = None, top: _Top = 10) ->
     session = _Session(loaded, chosen, top)
     for line in _typed(lambda: session.question):
         try:
-            for told in session.answer(line):
-                typer.echo(told)
+            for line_out in session.answer(line):
+                typer.echo(line_out)
         except FlPeelError as mistake:
             typer.echo(f"error: {one_line(mistake)}", err=True)
 
@@ -111,8 +111,8 @@ class _Session:
             self.items = given
             return [f"user group {device.group} of {self.model.num_groups}"]
         num_bytes = read_size(line, "budget")
-        told, self.held = self._moved(num_bytes)
-        return [f"{told}; {_held(self.held, self.held.num_bytes)}", *_ranked(self.held, self.top)]
+        moved, self.held = self._moved(num_bytes)
+        return [f"{moved}; {_held(self.held, self.held.num_bytes)}", *_ranked(self.held, self.top)]
 
     def _moved(self, num_bytes: int) -> tuple[str, Embedding]:
         before = self.held
@@ -139,20 +139,22 @@ def _typed(question: Callable[[], str]) -> Iterator[str]:
             yield word
 
 
-def _ranked(found: Embedding, top: int) -> list[str]:
+def _ranked(embedding: Embedding, top: int) -> list[str]:
     """Rank, own id and score of the best, a line each."""
-    return [f"{rank}\t{name}\t{six_digits(score)}" for rank, (name, score) in enumerate(found.top(top), start=1)]
+    return [f"{rank}\t{name}\t{six_digits(score)}" for rank, (name, score) in enumerate(embedding.top(top), start=1)]
 
 
-def _in_json(found: Embedding, num_bytes: int, top: int) -> dict[str, object]:
-    stored = found.stored
+def _in_json(embedding: Embedding, num_bytes: int, top: int) -> dict[str, object]:
+    stored = embedding.stored
     return {
         "bytes": num_bytes,
-        "budget_bytes": found.budget_bytes,
+        "budget_bytes": embedding.budget_bytes,
         "blocks": len(stored.blocks),
         "precision": stored.precision,
-        "user_group": found.device.group,
-        "items": [{"rank": rank, "id": name, "score": score} for rank, (name, score) in enumerate(found.top(top), 1)],
+        "user_group": embedding.device.group,
+        "items": [
+            {"rank": rank, "id": name, "score": score} for rank, (name, score) in enumerate(embedding.top(top), 1)
+        ],
     }
 
 
@@ -161,20 +163,20 @@ def six_digits(score: float) -> str:
     return f"{Decimal(score + 0.0).quantize(SIXTH, ROUND_HALF_UP):f}"
 
 
-def _held(found: Embedding, num_bytes: int) -> str:
+def _held(embedding: Embedding, num_bytes: int) -> str:
     """What a device has, in words."""
-    stored = found.stored
+    stored = embedding.stored
     return (
-        f"{num_bytes:,} of {found.budget_bytes:,} B, {len(stored.blocks):,} blocks, {stored.precision}, "
-        f"user group {found.device.group}"
+        f"{num_bytes:,} of {embedding.budget_bytes:,} B, {len(stored.blocks):,} blocks, {stored.precision}, "
+        f"user group {embedding.device.group}"
     )
 
 
-def _side(model: Model, found: Embedding) -> bytes:
+def _side(model: Model, embedding: Embedding) -> bytes:
     """What a reader without this package needs beside an artefact."""
     import json
 
-    content = {"ids": model.catalogue.by_row(), "seen": found.seen_rows.tolist()}
+    content = {"ids": model.catalogue.by_row(), "seen": embedding.seen_rows.tolist()}
     return (json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
 
 
@@ -191,7 +193,7 @@ def _lines(file: Path | None) -> list[str]:
     """
     if file is None:
         return []
-    from fl_peel.files import file_kind
+    from fl_peel.file_kind import file_kind
 
     if file_kind(file) != "file":
         raise ModelError(f"{file}: no such file; correct --items-file")

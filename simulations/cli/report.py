@@ -12,8 +12,8 @@ def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR ...", help="Output folders of finished commands.")],
 ) -> None:
     """Write the pages of finished runs, comparisons, audits and timelines again from their JSON, without a run."""
-    from simulations.pages import pages_again
+    from simulations.result_pages import rebuild_pages
 
     for folder in folders:
-        for page in pages_again(folder):
+        for page in rebuild_pages(folder):
             typer.echo(f"report: {page}")

@@ -77,7 +77,7 @@ def run(
     if loaded.data.name is not None:
         require_dataset(loaded.data.name, data_dir)  # before the progress bars of a run begin
     if dry_run:
-        from simulations.cli.estimates import show_estimate
+        from simulations.cli.run_estimate import show_estimate
 
         show_estimate(loaded, data_dir, seeds or 1, as_json=as_json)
         return
@@ -129,7 +129,7 @@ def _run(scenario: Scenario, seeds: int | None, given: Mapping[str, Any]) -> _Sh
         assert out is not None
         together = runner.run_seeds(scenario, seeds=seeds, **given)
         return _Shown(lambda: together, lambda: [seeds_view(together).to_rich()], out / SEEDS_PAGE)
-    from simulations.report.tables.run import summary_tables
+    from simulations.report.tables.run_tables import summary_tables
     from strategies.figures.schema import to_json
 
     result = runner.run(scenario, **given)
@@ -139,10 +139,10 @@ def _run(scenario: Scenario, seeds: int | None, given: Mapping[str, Any]) -> _Sh
 
 def _run_timeline(scenario: Scenario, seeds: int | None, given: Mapping[str, Any]) -> _Shown:
     """Replay a timeline with one seed or several."""
-    from fl_peel.plain import to_plain
+    from fl_peel.json_codec import to_plain
     from simulations.timeline.report import timeline_tables
-    from simulations.timeline.run import run_timeline
-    from simulations.timeline.seeds import NAME, run_timeline_seeds, timeline_seeds_view
+    from simulations.timeline.run_timeline import run_timeline
+    from simulations.timeline.timeline_seeds import NAME, run_timeline_seeds, timeline_seeds_view
 
     out: Path | None = given["out"]
     page = None if out is None else out / ("timeline.html" if seeds is None else f"{NAME}.html")

@@ -24,12 +24,12 @@ def scenarios(context: typer.Context, as_json: AsJson = False) -> None:
         return
     from simulations.scenario_files import load_scenario, shipped_scenarios
 
-    found = {name: load_scenario(name).question for name in shipped_scenarios()}
+    questions = {name: load_scenario(name).question for name in shipped_scenarios()}
     if as_json:
-        print_json([{"scenario": name, "question": question} for name, question in found.items()])
+        print_json([{"scenario": name, "question": question} for name, question in questions.items()])
         return
     table = new_table("scenario", "question")
-    for name, question in found.items():
+    for name, question in questions.items():
         table.add_row(name, Text(question))
     print_table(table)
 
@@ -57,22 +57,22 @@ def scenarios_show(
 
 
 def _show_keys(content: dict[str, Any], as_json: bool) -> None:
-    from fl_peel.scenario.reference import Key, keys_of, scenario_schema, text_of
+    from fl_peel.scenario.reference import ScenarioKey, keys_of, scenario_schema, text_of
 
-    def value_of(key: Key) -> Any:
+    def value_of(key: ScenarioKey) -> Any:
         """What the scenario has there; None below what it leaves out."""
         node: Any = content
         for part in key.path.split("."):
             node = node.get(part) if isinstance(node, dict) else None
         return node
 
-    found = keys_of(scenario_schema())
+    keys = keys_of(scenario_schema())
     if as_json:
-        print_json([{**vars(key), "value": value_of(key)} for key in found])
+        print_json([{**vars(key), "value": value_of(key)} for key in keys])
         return
     console = Console()
     width = console.width if console.is_terminal else 400  # a file or a pipe has no width of its own
-    for key in found:
+    for key in keys:
         facts = [key.type, key.unit, f"default {key.default}" if key.default else "", key.limits]
         typer.secho(f"{key.path}: {text_of(value_of(key))}", bold=True)
         for line in ("; ".join(fact for fact in facts if fact), key.description):

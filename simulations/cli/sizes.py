@@ -17,10 +17,10 @@ def read_size(text: str, place: str = "--budget") -> int:
     Raises:
         BudgetError: it is none of these.
     """
-    found = _SIZE.fullmatch(text.strip().lower())
-    if found is None or found[2] not in UNITS:
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None or match[2] not in UNITS:
         raise BudgetError(f"{place}: {shortened(repr(text), 40)} is not a number of bytes; write e.g. 100KB or 4096")
-    return int(float(found[1]) * UNITS[found[2]])
+    return int(float(match[1]) * UNITS[match[2]])
 
 
 __all__ = ["read_size"]

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fl_peel.events import OnEvent, silent
 from simulations.cli.console import AsJson, DataDir, Overrides, ScenarioName, path_option, show
-from simulations.cli.estimates import tell_estimate
+from simulations.cli.run_estimate import print_estimate
 from simulations.cli.shares import read_budgets
 
 if TYPE_CHECKING:
@@ -80,16 +80,16 @@ def compare(
                 raise ScenarioError(
                     f"{option}: is for scenarios in which the server collects interactions; leave it out"
                 )
-        told = _options(["compare", scenario], overrides, words, data_dir, fresh, quiet)
-        tell_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
-        found = compare_federated(loaded, shares, out=out, seeds=seeds, **told)
-        board = leaderboard_view(found["rows"]).to_rich
-        show(lambda: found, lambda: [board()], out / "compare.html", quiet=quiet, as_json=as_json)
+        options = _options(["compare", scenario], overrides, words, data_dir, fresh, quiet)
+        print_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
+        compared = compare_federated(loaded, shares, out=out, seeds=seeds, **options)
+        board = leaderboard_view(compared["rows"]).to_rich
+        show(lambda: compared, lambda: [board()], out / "compare.html", quiet=quiet, as_json=as_json)
         return
     chosen: dict[str, Any] = {}
     if rivals is not None:
         chosen = dict(zip(("rivals", "ceilings"), some(name.strip() for name in rivals.split(",")), strict=True))
-    tell_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
+    print_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
     result = comparison.compare(
         loaded,
         shares,
@@ -135,7 +135,7 @@ def ablate(
     from simulations.studies.ablate.report import ablate_view
 
     words = {"--budgets": budgets, "--parts": parts, "--seeds": seeds}
-    tell_estimate("ablate", loaded, data_dir, out, seeds, quiet=quiet)
+    print_estimate("ablate", loaded, data_dir, out, seeds, quiet=quiet)
     result = ablation.ablate(
         loaded,
         shares,
@@ -231,7 +231,7 @@ def audit(
         "--only": only,
         "--row": rows,
     }
-    tell_estimate("audit", loaded, data_dir, out, 1, quiet=quiet)
+    print_estimate("audit", loaded, data_dir, out, 1, quiet=quiet)
     result = auditing.audit(
         loaded,
         out=out,
@@ -266,15 +266,15 @@ def _options(
     return {
         "data_dir": data_dir,
         "cache_dir": default_cache_dir(),
-        "on_event": _told(quiet),
+        "on_event": _print_events(quiet),
         "command": shlex.join(line),
         "fresh": fresh,
     }
 
 
-def _told(quiet: bool) -> OnEvent:
+def _print_events(quiet: bool) -> OnEvent:
     """A line a step on stderr: a study has too many stages for bars."""
-    from simulations.cli.progress import Lines
+    from simulations.cli.progress_lines import ProgressLines
 
     console = Console(stderr=True, highlight=False)
-    return silent if quiet else Lines(lambda line: console.print(Text(line), soft_wrap=True))
+    return silent if quiet else ProgressLines(lambda line: console.print(Text(line), soft_wrap=True))

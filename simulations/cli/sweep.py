@@ -13,7 +13,7 @@ from rich.text import Text
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from simulations.cli.console import AsJson, DataDir, Track, path_option, show
-from simulations.sweep.grid import TRIALS, settings_of
+from simulations.sweep.setting_grid import TRIALS, settings_of
 from simulations.trackers.registry import trackers
 
 
@@ -65,10 +65,10 @@ def sweep(
         raise ScenarioError("--trials: needs a search; give --search PATH=LOW..HIGH, or leave it out")
     callbacks = trackers(track or [])
 
-    from fl_peel.plain import to_plain
+    from fl_peel.json_codec import to_plain
     from simulations.engine.folders import default_cache_dir
-    from simulations.sweep.page import PAGE, sweep_views
     from simulations.sweep.sweep import sweep as swept
+    from simulations.sweep.sweep_page import PAGE, sweep_views
 
     line = ["fl-peel", "sweep", scenario, *(word for one in asked or [] for word in ("--set", one))]
     line += [word for one in searched or [] for word in ("--search", one)]
@@ -82,7 +82,7 @@ def sweep(
         seed=seed,
         data_dir=data_dir,
         cache_dir=None if no_cache else default_cache_dir(),
-        on_event=_told(quiet),
+        on_event=_print_events(quiet),
         callbacks=callbacks,
         command=shlex.join(line),
         fresh=fresh,
@@ -93,12 +93,12 @@ def sweep(
     show(lambda: to_plain(result), lambda: views, out / PAGE, quiet=quiet, as_json=as_json)
 
 
-def _told(quiet: bool) -> OnEvent:
+def _print_events(quiet: bool) -> OnEvent:
     """A line for every stage that has ended, on stderr."""
-    from simulations.cli.progress import Lines
+    from simulations.cli.progress_lines import ProgressLines
 
     console = Console(stderr=True, highlight=False)
-    lines = Lines(lambda line: console.print(Text(line), soft_wrap=True))
+    lines = ProgressLines(lambda line: console.print(Text(line), soft_wrap=True))
 
     def tell(event: Event) -> None:
         if event.done >= event.total or event.stage in ("sweep", "search"):

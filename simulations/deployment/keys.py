@@ -23,7 +23,7 @@ AUTHORITY_KEY = "ca.key"
 
 
 @dataclass(frozen=True)
-class Keys:
+class KeyFolder:
     """The folder that they lie in; the private key of the authority is needed for further certificates alone."""
 
     folder: Path
@@ -48,13 +48,13 @@ class Keys:
         return self.folder / f"node-{number}"
 
 
-def make_keys(folder: Path, *, hosts: Sequence[str] = ("127.0.0.1", "localhost"), nodes: int) -> Keys:
+def make_keys(folder: Path, *, hosts: Sequence[str] = ("127.0.0.1", "localhost"), nodes: int) -> KeyFolder:
     """Write all of them. hosts: names and addresses by which the SuperLink is reached.
 
     Raises:
         EngineError: the folder holds some already, which would no longer fit together, or cannot be written.
     """
-    keys = Keys(folder)
+    keys = KeyFolder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         there = [path for path in (keys.authority, keys.certificate, keys.node(0)) if path.exists()]
@@ -141,4 +141,4 @@ def _write(path: Path, content: bytes, mode: int = 0o600) -> None:
         file.write(content)
 
 
-__all__ = ["Keys", "make_keys"]
+__all__ = ["KeyFolder", "make_keys"]

@@ -62,13 +62,13 @@ def run_deployed(
         given = {"scenario": f"{folder}/scenario.yaml", "data-dir": data_dir, "out": str(out.absolute()) if out else ""}
         with deployed(home, configs, secure=secure) as deployment:
 
-            def told(line: str) -> None:
+            def show_line(line: str) -> None:
                 on_line(line)
                 if meanwhile is not None:
                     meanwhile(deployment, line)
 
             try:
-                deployment.run(write_app(Path(folder) / "app"), given, told, limit_s)
+                deployment.run(write_app(Path(folder) / "app"), given, show_line, limit_s)
             except EngineError as error:
                 tail = deployment.log("superlink").read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
                 for line in tail:

@@ -20,7 +20,7 @@ import psutil
 
 from clients.round.secret_store import KEY_BYTES, KEY_VARIABLE
 from fl_peel.errors import EngineError
-from simulations.deployment.keys import Keys, make_keys
+from simulations.deployment.keys import KeyFolder, make_keys
 
 HOST = "127.0.0.1"
 CONNECTION = "deployed"
@@ -40,7 +40,7 @@ class Deployment:
 
     home: Path
     node_configs: Sequence[Config]
-    keys: Keys | None
+    keys: KeyFolder | None
     port: int
     environment: Mapping[str, str]
     _nodes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -130,13 +130,13 @@ class Deployment:
 
     def _require_done(self) -> None:
         """Flower's command ends well whatever came of the run."""
-        said = self.flwr("ls", CONNECTION, "--limit", "1", "--format", "json")
+        listing = self.flwr("ls", CONNECTION, "--limit", "1", "--format", "json")
         try:
-            (row,) = json.loads(said.stdout)["runs"]
+            (row,) = json.loads(listing.stdout)["runs"]
             status, details = str(row["status"]), str(row["status-details"])
         except (ValueError, KeyError, TypeError) as error:
-            told = " ".join((said.stdout + said.stderr).split())
-            raise EngineError(f"Flower does not report the outcome of the run: {told[-500:]}") from error
+            text = " ".join((listing.stdout + listing.stderr).split())
+            raise EngineError(f"Flower does not report the outcome of the run: {text[-500:]}") from error
         if status != "finished:completed":
             raise EngineError(f"the run is {status}: {details}; see {self.log('superlink')}")
 
@@ -174,10 +174,10 @@ class Deployment:
     def _register(self, number: int) -> None:
         assert self.keys is not None, "without keys nobody is registered"
         public = self.keys.node(number).with_suffix(".pub")
-        said = self.flwr("supernode", "register", str(public), CONNECTION)
-        if said.returncode:
-            told = " ".join((said.stdout + said.stderr).split())
-            raise EngineError(f"SuperNode {number} could not be registered: {told[-500:]}")
+        answer = self.flwr("supernode", "register", str(public), CONNECTION)
+        if answer.returncode:
+            text = " ".join((answer.stdout + answer.stderr).split())
+            raise EngineError(f"SuperNode {number} could not be registered: {text[-500:]}")
 
 
 @contextmanager
@@ -242,14 +242,14 @@ def end_all(home: Path) -> None:
 
 
 def _processes(home: Path) -> list[psutil.Process]:
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and process.environ().get("FLWR_HOME") == str(home):
-                found.append(process)
+                processes.append(process)
         except psutil.Error:
             continue
-    return found
+    return processes
 
 
 def _end(processes: Sequence[psutil.Process], number: signal.Signals) -> None:

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from fl_peel.errors import ReportError
-from fl_peel.plain import laid_flat, to_plain
+from fl_peel.json_codec import laid_flat, to_plain
 from fl_peel.ranking.bootstrap import REPLICATES, estimate, holm, over
-from simulations.differences.runs import METRICS, Runs, require_same
+from simulations.differences.seed_runs import METRICS, SeedRuns, require_same
 
 IRRELEVANT = ("name", "question", "engine")
 """Keys of a scenario that change no figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sure:
+class FigureInterval:
     """A figure and its 95 % interval, None where it is not known."""
 
     value: float
@@ -33,9 +33,9 @@ class Difference:
     """
 
     run: str
-    figure: Sure
-    difference: Sure
-    ratio: Sure | None
+    figure: FigureInterval
+    difference: FigureInterval
+    ratio: FigureInterval | None
     p: float | None
     p_holm: float | None
     seeds: bool
@@ -47,7 +47,7 @@ class DiffRow:
 
     table: str
     metric: str
-    figure: Sure
+    figure: FigureInterval
     others: tuple[Difference, ...]
 
 
@@ -84,7 +84,7 @@ def diff(paths: Sequence[Path], replicates: int = REPLICATES) -> DiffResult:
     """
     if not 2 <= len(paths) <= len(string.ascii_uppercase):
         raise ReportError(f"{len(paths)} run(s) given; give the output folders of two runs or more, up to 26")
-    runs = [Runs.read(path) for path in paths]
+    runs = [SeedRuns.read(path) for path in paths]
     for other in runs[1:]:
         require_same(runs[0], other)
     tables = tuple(table for table in runs[0].tables if all(table in other.tables for other in runs[1:]))
@@ -117,7 +117,7 @@ def diff(paths: Sequence[Path], replicates: int = REPLICATES) -> DiffResult:
     )
 
 
-def rows_of(runs: Sequence[Runs], tables: Sequence[str], names: Sequence[str], replicates: int) -> list[DiffRow]:
+def rows_of(runs: Sequence[SeedRuns], tables: Sequence[str], names: Sequence[str], replicates: int) -> list[DiffRow]:
     """Every metric of every table, p-values not yet corrected."""
     means = [one.means(tables) for one in runs]  # (2, T, S) each
     drawn = [one.replicates(tables, replicates) for one in runs]  # (2, T, B) each
@@ -128,8 +128,8 @@ def rows_of(runs: Sequence[Runs], tables: Sequence[str], names: Sequence[str], r
             for one, mean, sums in zip(runs, means, drawn, strict=True):
                 by_seed = mean[m, t]
                 value.append(float(by_seed.mean()))
-                found = estimate(value[-1], sums[m, t], one.num_devices, by_seed.tolist())
-                figures.append(Sure(value=found.value, low=found.low, high=found.high))
+                figure = estimate(value[-1], sums[m, t], one.num_devices, by_seed.tolist())
+                figures.append(FigureInterval(value=figure.value, low=figure.low, high=figure.high))
             others = []
             for i in range(1, len(runs)):
                 paired = len(runs[0].seeds) > 1 and runs[0].seeds == runs[i].seeds
@@ -140,7 +140,7 @@ def rows_of(runs: Sequence[Runs], tables: Sequence[str], names: Sequence[str], r
                     Difference(
                         run=names[i],
                         figure=figures[i],
-                        difference=Sure(value=less.value, low=less.low, high=less.high),
+                        difference=FigureInterval(value=less.value, low=less.low, high=less.high),
                         ratio=_ratio(means, drawn, i, (m, t), devices, paired),
                         p=less.p_value,
                         p_holm=None,
@@ -155,15 +155,15 @@ def rows_of(runs: Sequence[Runs], tables: Sequence[str], names: Sequence[str], r
 
 def _ratio(
     means: Sequence[Any], drawn: Sequence[Any], i: int, place: tuple[int, int], devices: int, paired: bool
-) -> Sure | None:
+) -> FigureInterval | None:
     base = means[0][place]
     if not base.all():
         return None
     by_seed = (means[i][place] / base).tolist() if paired else []
-    found = estimate(
+    figure = estimate(
         float(means[i][place].mean() / base.mean()), over(drawn[i][place], drawn[0][place]), devices, by_seed
     )
-    return Sure(value=found.value, low=found.low, high=found.high)
+    return FigureInterval(value=figure.value, low=figure.low, high=figure.high)
 
 
 def corrected(rows: Sequence[DiffRow]) -> tuple[DiffRow, ...]:
@@ -181,8 +181,8 @@ def changed_keys(scenarios: Sequence[dict[str, Any]]) -> dict[str, tuple[Any, ..
     """Keys whose values differ, by their paths; None where a scenario lacks one."""
     flat = [laid_flat(scenario) for scenario in scenarios]
     paths = sorted({path for one in flat for path in one if path.split(".")[0] not in IRRELEVANT})
-    found = {path: tuple(one.get(path) for one in flat) for path in paths}
-    return {path: values for path, values in found.items() if any(value != values[0] for value in values)}
+    values_by_path = {path: tuple(one.get(path) for one in flat) for path in paths}
+    return {path: values for path, values in values_by_path.items() if any(value != values[0] for value in values)}
 
 
 def in_json(result: DiffResult) -> dict[str, Any]:

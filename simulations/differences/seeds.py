@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from fl_peel.plain import to_plain
+from fl_peel.json_codec import to_plain
 from fl_peel.ranking.bootstrap import REPLICATES, Doubles, Estimate, estimate, over
-from simulations.differences.runs import SEEDS_FILE, Runs
-from simulations.report.files import json_bytes
+from simulations.differences.seed_runs import SEEDS_FILE, SeedRuns
 from simulations.report.render import provenance, render, scenario_name
-from simulations.report.results import write_results
-from simulations.report.tables.view import ABSENT, TableView, format_interval
+from simulations.report.result_files import json_bytes
+from simulations.report.result_writer import write_results
+from simulations.report.tables.table_view import ABSENT, TableView, format_interval
 
 SEEDS_PAGE = "seeds.html"
 FULL_TABLES = ("global", "start", "refined")
@@ -37,17 +37,21 @@ class Figure:
     by_seed: tuple[float, ...]
 
     @staticmethod
-    def of(found: Estimate, by_seed: list[float]) -> Figure:
+    def from_estimate(estimated: Estimate, by_seed: list[float]) -> Figure:
         """Of an estimate."""
         return Figure(
-            value=found.value, low=found.low, high=found.high, seeds_std=found.seeds_std, by_seed=tuple(by_seed)
+            value=estimated.value,
+            low=estimated.low,
+            high=estimated.high,
+            seeds_std=estimated.seeds_std,
+            by_seed=tuple(by_seed),
         )
 
     @staticmethod
     def mean(by_seed: Sequence[float], drawn: Doubles, num_devices: int) -> Figure:
         """Mean over seeds. drawn: (B,) replicates of it."""
         values = list(by_seed)
-        return Figure.of(estimate(float(np.mean(values)), drawn, num_devices, values), values)
+        return Figure.from_estimate(estimate(float(np.mean(values)), drawn, num_devices, values), values)
 
     @staticmethod
     def ratio(
@@ -56,7 +60,7 @@ class Figure:
         """Mean over seeds over that of a base, paired."""
         value = float(np.mean(by_seed) / np.mean(base_by_seed))
         ratios = [one / base for one, base in zip(by_seed, base_by_seed, strict=True)]
-        return Figure.of(estimate(value, over(drawn, base_drawn), num_devices, ratios), ratios)
+        return Figure.from_estimate(estimate(value, over(drawn, base_drawn), num_devices, ratios), ratios)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +92,7 @@ class SeedsResult:
     command: str | None = None
 
 
-def seeds_result(runs: Runs, versions: dict[str, str], command: str | None, replicates: int) -> SeedsResult:
+def seeds_result(runs: SeedRuns, versions: dict[str, str], command: str | None, replicates: int) -> SeedsResult:
     """Every table's figures over all seeds. replicates: of the bootstrap."""
     tables = runs.tables
     means, drawn = runs.means(tables), runs.replicates(tables, replicates)

@@ -13,12 +13,12 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from fl_peel.scenario.measurement import Engine
-from simulations.engine.workers import Workers
+from simulations.engine.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
-_started_ahead: ContextVar[tuple[Engine, str, Workers] | None] = ContextVar("workers that were started ahead")
+_started_ahead: ContextVar[tuple[Engine, str, WorkerPool] | None] = ContextVar("workers that were started ahead")
 
 
 def processors() -> int:
@@ -26,12 +26,12 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def start_workers(engine: Engine, client: str, variables: Mapping[str, str]) -> Workers:
+def start_workers(engine: Engine, client: str, variables: Mapping[str, str]) -> WorkerPool:
     """Start as many workers as the machine has room for, and nodes need. variables: of their environment."""
     count = min(engine.nodes, max(processors() // engine.cpus_per_node, 1))
     # libraries compute a node's sums with as many threads as it has processors: figures depend on it
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(engine.cpus_per_node))}
-    return Workers(count, client, threads | dict(variables), () if engine.device == "cpu" else ("torch",))
+    return WorkerPool(count, client, threads | dict(variables), () if engine.device == "cpu" else ("torch",))
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def workers_ahead(engine: Engine, client: str, variables: Mapping[str, str]) -> 
             _started_ahead.reset(token)
 
 
-def _ahead(engine: Engine, client: str) -> Workers | None:
+def _ahead(engine: Engine, client: str) -> WorkerPool | None:
     started = _started_ahead.get(None)
     return started[2] if started is not None and started[:2] == (engine, client) else None
 

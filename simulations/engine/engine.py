@@ -19,10 +19,10 @@ from simulations.engine.embedded_engine import run_embedded, workers_ahead
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
-    from strategies.run.place import Place
+    from strategies.run.run_paths import RunPaths
 
 Result = TypeVar("Result")
-Server = Callable[["Grid", Scenario, "Place", OnEvent], Result]
+Server = Callable[["Grid", Scenario, "RunPaths", OnEvent], Result]
 """The server's side of whatever is run on the nodes."""
 CLIENT = "clients.client_app:app"
 """The ClientApp of nodes."""
@@ -56,7 +56,7 @@ def starting(scenario: Scenario) -> Iterator[None]:
 
 def simulated(
     scenario: Scenario,
-    place: Place,
+    paths: RunPaths,
     on_event: OnEvent = silent,
     *,
     server: Server[Result],
@@ -74,23 +74,23 @@ def simulated(
 
     def serve(grid: Grid, stop: threading.Event) -> None:
         from fl_peel.errors import EngineError
-        from fl_peel.freed import give_back
+        from fl_peel.free_memory import release_memory
 
-        def told(event: Event) -> None:
+        def on_server_event(event: Event) -> None:
             if stop.is_set():
                 raise EngineError("the simulation engine has stopped")
             if event.stage != "pretraining" or event.done == event.total:
-                give_back()
+                release_memory()
             on_event(event)
 
-        outcome.append(server(grid, scenario, place, told))
+        outcome.append(server(grid, scenario, paths, on_server_event))
 
     reuse_memory()
     if backend_of(scenario.engine) == "ray":
         from simulations.engine.ray_engine import run_on_ray as run
     else:
         run = run_embedded
-    from fl_peel.kernels.ahead import compiling_ahead
+    from fl_peel.kernels.compile_ahead import compiling_ahead
 
     with compiling_ahead(), lasting_objects(), _quiet_flower():
         run(scenario.engine, client, _variables(), serve)

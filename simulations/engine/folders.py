@@ -59,7 +59,9 @@ def run_folder() -> Iterator[Path]:
             f"no temporary folder can be made ({error}); set TMPDIR to one that can be written"
         ) from error
     try:
-        (folder / OWNER).write_text(json.dumps(dataclasses.asdict(Owner.of(psutil.Process()))), encoding="utf-8")
+        (folder / OWNER).write_text(
+            json.dumps(dataclasses.asdict(Owner.from_process(psutil.Process()))), encoding="utf-8"
+        )
         yield folder
     except OSError as error:
         if not _is_full(error):
@@ -87,7 +89,7 @@ class Owner:
     started_s: float
 
     @staticmethod
-    def of(process: psutil.Process) -> Owner:
+    def from_process(process: psutil.Process) -> Owner:
         """A process of this machine."""
         return Owner(_machine(), process.pid, _started_s(process))
 

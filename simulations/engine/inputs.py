@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import DataError, ReportError, ScenarioError
-from fl_peel.files import file_kind
-from fl_peel.roots import check_one_root
+from fl_peel.file_kind import file_kind
+from fl_peel.package_check import check_one_root
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import require_device
@@ -147,8 +147,8 @@ def check_data(scenario: Scenario, splits: Splits) -> None:
     """
     from fl_peel.grouping.clusters import check_count
     from fl_peel.pretraining.settings import check_collected
-    from fl_peel.privacy.plan import check_delta
-    from strategies.run.prepare import given_data
+    from fl_peel.privacy.noise_plan import check_delta
+    from strategies.run.stage1_outcome import given_data
 
     check_delta(scenario, splits.num_users)
     check_items(scenario, splits.num_items)
@@ -188,7 +188,7 @@ def check_run(scenario: Scenario, splits: Splits) -> None:
         BudgetError: an evaluation budget is below one block.
     """
     from fl_peel.exchange.release import wants_signals
-    from strategies.run.prepare import check_budgets
+    from strategies.run.stage1_outcome import check_budgets
 
     if not scenario.data.held_by_nodes:  # what nodes have nobody knows
         require_items(splits, "test", "reports need them; raise it")
@@ -206,9 +206,9 @@ def splits_to_run(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
     """Splits of all devices of a scenario, on which it can be run as it is: mistakes show before an engine starts.
 
     Raises:
-        FlPeelError: as :func:`fl_peel.disks.device_splits`, :func:`check_run` and :func:`check_devices`.
+        FlPeelError: as :func:`fl_peel.device_storage.device_splits`, :func:`check_run` and :func:`check_devices`.
     """
-    from fl_peel.disks import device_splits
+    from fl_peel.device_storage import device_splits
 
     splits = device_splits(scenario, data_dir, run_dir)
     check_run(scenario, splits)
@@ -246,7 +246,7 @@ def check_devices(scenario: Scenario, splits: Splits) -> None:
                 f"{key}: {share:.4%} is above the largest budget of the fleet, {largest:.4%}, so that no device would "
                 "train; lower it"
             )
-    rates = DeviceRates.of(fleet.rates(scenario.seed, devices))
+    rates = DeviceRates.from_rates(fleet.rates(scenario.seed, devices))
     block_bytes = int(min(layout.block_bytes(precision).min() for precision in PRECISIONS))
     soonest = float((rates.latency_s + block_bytes / rates.downlink_bytes_per_s).min(initial=np.inf))
     if refinement.deadline_s is not None and refinement.deadline_s < soonest:
@@ -297,7 +297,7 @@ def layout_of(scenario: Scenario, splits: Splits) -> BlockLayout:
 
 def _popularity(scenario: Scenario, splits: Splits) -> NDArray[np.int64]:
     """Of items, as the server will know it."""
-    from strategies.run.prepare import given_data
+    from strategies.run.stage1_outcome import given_data
 
     given = splits.train if scenario.pretraining.by_devices else given_data(scenario, splits.train)[0]
     return given.popularity(splits.num_items)
@@ -309,7 +309,7 @@ def _check_honest(scenario: Scenario, splits: Splits) -> None:
     if share > 0:
         import numpy as np
 
-        from clients.round.malice import malicious
+        from clients.round.poisoning import malicious
 
         tested = np.flatnonzero(splits.test.counts() > 0)
         if malicious(scenario, tested, share).all():
@@ -353,7 +353,7 @@ def check_plug_ins(scenario: Scenario) -> None:
             find_selector(name)
     if scenario.privacy.noised:
         from fl_peel.privacy.mechanisms import find_mechanism
-        from fl_peel.privacy.plan import check_keys
+        from fl_peel.privacy.noise_plan import check_keys
 
         mechanism = find_mechanism(scenario.privacy.mechanism)
         assert mechanism is not None, "a mechanism that adds noise has a name"
@@ -365,7 +365,7 @@ def check_plug_ins(scenario: Scenario) -> None:
         device_kind(scenario)
         server_kind(scenario)
     if scenario.privacy.statistics:
-        from fl_peel.exchange.statistics import find_statistic
+        from fl_peel.exchange.bounded_statistic import find_statistic
 
         for name in scenario.privacy.statistics:
             find_statistic(name)

@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fl_peel import __version__
-from fl_peel.code_paths import code_paths
-from fl_peel.roots import own_root
+from fl_peel.cpu_dispatch import code_paths
+from fl_peel.package_check import own_root
 
 LOCK = "requirements.lock"
 """In the root of the source: one ``name==version`` a line. Not in wheels."""
@@ -18,9 +18,15 @@ LOCK = "requirements.lock"
 def versions() -> dict[str, str]:
     """Of this package, of Python, and of what figures depend on; whether all are those of the lock file; code paths."""
     others = ("flwr", "torch", "numpy", "scikit-learn", "ray", "numba")
-    found = {name: version(name) for name in others}
+    installed = {name: version(name) for name in others}
     lock = environment(own_root() / LOCK)
-    return {"fl-peel": __version__, "python": platform.python_version(), **found, "lock": lock, "code": code_paths()}
+    return {
+        "fl-peel": __version__,
+        "python": platform.python_version(),
+        **installed,
+        "lock": lock,
+        "code": code_paths(),
+    }
 
 
 def environment(lock: Path) -> str:
@@ -28,9 +34,13 @@ def environment(lock: Path) -> str:
     wanted = locked(lock)
     if not wanted:
         return "none here"
-    found = {name: _installed(name) for name in wanted}
-    digest = blake2b("\n".join(f"{name}=={found[name]}" for name in sorted(found)).encode(), digest_size=8).hexdigest()
-    other = [f"{name} {found[name]} for {wanted[name]}" for name in sorted(wanted) if found[name] != wanted[name]]
+    installed = {name: _installed(name) for name in wanted}
+    digest = blake2b(
+        "\n".join(f"{name}=={installed[name]}" for name in sorted(installed)).encode(), digest_size=8
+    ).hexdigest()
+    other = [
+        f"{name} {installed[name]} for {wanted[name]}" for name in sorted(wanted) if installed[name] != wanted[name]
+    ]
     return f"{digest}, {'as locked' if not other else 'not as locked: ' + ', '.join(other)}"
 
 

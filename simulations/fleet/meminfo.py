@@ -19,11 +19,11 @@ from pathlib import Path
 
 from clients.keys.traces import LONGEST_S
 from fl_peel.errors import ProfileError
-from fl_peel.files import file_kind
+from fl_peel.file_kind import file_kind
+from fl_peel.safe_yaml import kind_of
 from fl_peel.scenario.fleet_files import MAX_DATA_BYTES
-from fl_peel.yaml_text import kind_of
-from simulations.report.files import csv_bytes
-from simulations.report.tables.view import TableView, format_bytes
+from simulations.report.result_files import csv_bytes
+from simulations.report.tables.table_view import TableView, format_bytes
 
 COLUMNS = ("device", "time_s", "memory_bytes")
 LARGEST_KB = 2**43
@@ -68,7 +68,7 @@ def read_recording(path: Path, every_s: float | None = None) -> Recording:
             time; or a time that does not rise, or is not in seconds.
     """
     _check_file(path)
-    reader = _Reader(path, None if every_s is None else Decimal(str(every_s)))
+    reader = _MeminfoReader(path, None if every_s is None else Decimal(str(every_s)))
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -132,15 +132,15 @@ def _check_file(path: Path) -> None:
         )
 
 
-class _Reader:
+class _MeminfoReader:
     """What is known after each line: complete snapshots, and the line where an incomplete one began."""
 
     def __init__(self, path: Path, every_s: Decimal | None) -> None:
         self.path, self.every_s = path, every_s
         self.time_s: list[Decimal] = []
         self.available_bytes: list[int] = []
-        self.told: tuple[int, Decimal] | None = None  # a line of time, and what it says
-        self.begun: int | None = None  # a line MemTotal
+        self.time: tuple[int, Decimal] | None = None  # a line of time, and what it says
+        self.snapshot_line: int | None = None  # a line MemTotal
 
     def take(self, number: int, raw: bytes) -> None:
         """Read a line, the ``number``-th of the file."""
@@ -152,11 +152,11 @@ class _Reader:
             return
         if _TIME.fullmatch(line):
             self._time(number, Decimal(line))
-        elif found := _AVAILABLE.fullmatch(line):
-            self._available(number, int(found[1]))
+        elif match := _AVAILABLE.fullmatch(line):
+            self._available(number, int(match[1]))
         elif line.startswith("MemTotal:") and _OTHER.fullmatch(line):
-            self._refuse_incomplete(self.begun, number)
-            self.begun = number
+            self._refuse_incomplete(self.snapshot_line, number)
+            self.snapshot_line = number
         elif (line.startswith("MemAvailable") or not _OTHER.fullmatch(line)) and raw.endswith(b"\n"):  # not cut off
             raise self._error(
                 number,
@@ -167,28 +167,28 @@ class _Reader:
     def _time(self, number: int, time_s: Decimal) -> None:
         if self.every_s is not None:
             raise self._error(number, "is a time, and --every is given too; leave --every out")
-        self._refuse_incomplete(self.begun or (self.told and self.told[0]), number)
+        self._refuse_incomplete(self.snapshot_line or (self.time and self.time[0]), number)
         if time_s > LONGEST_S:
             raise self._error(number, f"time must be in seconds, at most {LONGEST_S:g}; record with date +%s")
         if self.time_s and time_s <= self.time_s[-1]:
             raise self._error(
                 number, f"time must rise (got {time_s} after {self.time_s[-1]}); remove this snapshot, or wait longer"
             )
-        self.told = number, time_s
+        self.time = number, time_s
 
     def _available(self, number: int, kilobytes: int) -> None:
         if kilobytes > LARGEST_KB:
             raise self._error(number, f"MemAvailable must be at most {LARGEST_KB} kB; remove this snapshot")
         if self.every_s is not None:
             self.time_s.append(len(self.time_s) * self.every_s)
-        elif self.told is not None:
-            self.time_s.append(self.told[1])
+        elif self.time is not None:
+            self.time_s.append(self.time[1])
         else:
             raise self._error(
                 number, "no time before this snapshot; record date +%s before each, or give --every SECONDS"
             )
         self.available_bytes.append(kilobytes * 1024)
-        self.told = self.begun = None
+        self.time = self.snapshot_line = None
 
     def _refuse_incomplete(self, began: int | None, number: int) -> None:
         if began is not None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from clients.fleet.fleet import load_fleet
 from fl_peel.scenario.scenario import Scenario
-from simulations.fleet.view import sample_fleet
+from simulations.fleet.fleet_view import sample_fleet
 from strategies.figures.schema import FleetClassRow, FleetResult
 
 MAX_DRAWN = 2000

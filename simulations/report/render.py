@@ -11,7 +11,7 @@ import yaml
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from simulations.report.tables.view import TableView
+from simulations.report.tables.table_view import TableView
 from simulations.report.templates import TEMPLATES
 from simulations.report.templates.script import SCRIPT
 from simulations.report.theme import css, themed

@@ -21,9 +21,9 @@ import yaml
 
 from fl_peel.data.interactions import Splits
 from fl_peel.data.timeline import Timeline
-from fl_peel.roots import own_root
+from fl_peel.package_check import own_root
 from fl_peel.scenario.scenario import Scenario
-from simulations.report.files import json_bytes, to_plain, write_files
+from simulations.report.result_files import json_bytes, to_plain, write_files
 from simulations.studies.sources import digest_of
 
 CHECKPOINTS = "checkpoints"

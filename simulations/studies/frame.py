@@ -1,7 +1,7 @@
 """How a study is put together, whatever it measures: what is given, what is checked, seed by seed, what is told.
 
-A study loads its scenario and refuses what it cannot measure (:meth:`Frame.of`) before it does any work, does its own
-work with :meth:`Frame.by_seed`, and adds to its figures where they are from (:meth:`Frame.result`).
+A study loads its scenario and refuses what it cannot measure (:meth:`Frame.from_scenario`) before it does any work,
+does its own work with :meth:`Frame.by_seed`, and adds to its figures where they are from (:meth:`Frame.result`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Frame:
     fresh: bool = False
 
     @staticmethod
-    def of(scenario: str | Path | Scenario, out: str | Path, options: Options) -> Frame:
+    def from_scenario(scenario: str | Path | Scenario, out: str | Path, options: Options) -> Frame:
         """Load the scenario, where it is named, and check it and ``out``.
 
         Raises:
@@ -91,13 +91,13 @@ class Frame:
 
     def result(self, figures: dict[str, Any]) -> dict[str, Any]:
         """The figures, and where they are from."""
-        found = {
+        content = {
             **figures,
             "scenario": self.scenario.model_dump(mode="json"),
             "seed": self.scenario.seed,
             "versions": versions(),
         }
-        return found | ({"command": self.command} if self.command else {})
+        return content | ({"command": self.command} if self.command else {})
 
 
 def _check(scenario: Scenario) -> None:

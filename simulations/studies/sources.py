@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
+from fl_peel.package_check import PACKAGES, own_root
 from fl_peel.plugins import all_added
-from fl_peel.roots import PACKAGES, own_root
 
 DATA_SUFFIXES = (".yaml", ".yml", ".json", ".jsonl", ".toml")
 """Of files that a package reads, in its own folder and in folders of it that are no packages."""
@@ -52,7 +52,7 @@ def sources_of(modules: Iterable[str], root: Path) -> dict[str, Path | None]:
         ModuleNotFoundError: a module of ours that is not there.
     """
     followed = {*PACKAGES, *(name.partition(".")[0] for name in modules)}
-    found: dict[str, Path | None] = {}
+    files: dict[str, Path | None] = {}
     tried: set[str] = set()
     pending = []
     for name in modules:
@@ -60,7 +60,7 @@ def sources_of(modules: Iterable[str], root: Path) -> dict[str, Path | None]:
         if path is None and name.partition(".")[0] in PACKAGES:
             raise ModuleNotFoundError(f"{name}: no such module in {root}", name=name)
         if path is None:
-            found[name] = None
+            files[name] = None
         pending.append(name)
     while pending:
         words = pending.pop().split(".")
@@ -73,14 +73,14 @@ def sources_of(modules: Iterable[str], root: Path) -> dict[str, Path | None]:
             if path is None:  # a function, a class, a value: of the module itself, or lazily of another
                 pending += _home(name, root)
                 continue
-            found[name] = path
+            files[name] = path
             is_package = path.name == "__init__.py"
             package = name if is_package else name.rpartition(".")[0]
             if path.suffix == ".py":
                 pending += imported_names(path.read_text(encoding="utf-8"), package, lazy=is_package)
             if (path.parent / "__init__.py").is_file():
-                found |= {f"{package}:{data.relative_to(path.parent).as_posix()}": data for data in _data(path.parent)}
-    return dict(sorted(found.items()))
+                files |= {f"{package}:{data.relative_to(path.parent).as_posix()}": data for data in _data(path.parent)}
+    return dict(sorted(files.items()))
 
 
 def _home(name: str, root: Path) -> list[str]:

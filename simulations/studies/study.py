@@ -12,7 +12,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fl_peel.data.interactions import Splits
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import BudgetError, ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
@@ -22,9 +22,9 @@ from simulations.engine.inputs import check_data, check_devices, require_items
 from simulations.studies.checkpoints import CHECKPOINTS, Checkpoints, data_digest, decisive
 from simulations.studies.sources import plugin_modules
 from strategies.evaluation.trials import Trial, serve_trials
-from strategies.run.collected import Pretrained, prepare_collected
-from strategies.run.place import Place, Stages
-from strategies.run.prepare import privacy_plan
+from strategies.run.central_stage1 import CentralStage1Outcome, prepare_collected
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1_outcome import privacy_plan
 
 FEDERATED = ("strategies.evaluation.trials", "clients.client_app")
 """What a federated trial enters: the server's side and the nodes'."""
@@ -35,25 +35,25 @@ class Study:
     """One seed of a study. seconds: of every stage, as it was when it was really done."""
 
     scenario: Scenario
-    place: Place
+    paths: RunPaths
     splits: Splits
     checkpoints: Checkpoints
     on_event: OnEvent = silent
     seconds: dict[str, float] = field(default_factory=dict)
-    _prepared: list[Pretrained] = field(default_factory=list)
+    _prepared: list[CentralStage1Outcome] = field(default_factory=list)
 
     @property
     def tested_devices(self) -> int:
         """How many devices have test items: those that figures are means over."""
         return int((self.splits.test.counts() > 0).sum())
 
-    def prepared(self) -> Pretrained:
+    def prepared(self) -> CentralStage1Outcome:
         """Stage 1 of the study's scenario; done when it is first needed, its tables kept by content."""
         if not self._prepared:
-            stages = Stages()
+            stages = StageTimes()
             evaluation = self.scenario.evaluation.model_copy(update={"budgets": (1.0,)})
             scenario = self.scenario.model_copy(update={"evaluation": evaluation})
-            self._prepared.append(prepare_collected(scenario, self.place, stages, self.on_event))
+            self._prepared.append(prepare_collected(scenario, self.paths, stages, self.on_event))
             self.seconds.setdefault("pretraining", stages.seconds["pretraining"])
         return self._prepared[0]
 
@@ -101,10 +101,10 @@ class Study:
                 self.seconds[trial.name] = seconds
                 start = time.perf_counter()
 
-            def server(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent) -> dict[str, Any]:
-                return serve_trials(grid, missing, place, on_event, done)
+            def server(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent) -> dict[str, Any]:
+                return serve_trials(grid, missing, paths, on_event, done)
 
-            results |= simulated(self.scenario, self.place, self.on_event, server=server)
+            results |= simulated(self.scenario, self.paths, self.on_event, server=server)
         return results
 
     def _require_plans(self, trials: Sequence[Trial]) -> None:
@@ -117,7 +117,7 @@ class Study:
             content = trial.scenario.model_dump(mode="json", exclude=others)
             content["collected"] = trial.scenario.pretraining.collected.model_dump(mode="json")
             if content not in seen:
-                privacy_plan(trial.scenario, self.place)
+                privacy_plan(trial.scenario, self.paths)
                 seen.append(content)
 
 
@@ -126,7 +126,7 @@ def _content(trial: Trial) -> list[Any]:
     return [decisive(trial.scenario), *what, trial.scenario.evaluation.top_n]
 
 
-def study_splits(scenario: Scenario, place: Place) -> Splits:
+def study_splits(scenario: Scenario, paths: RunPaths) -> Splits:
     """The devices' data.
 
     Raises:
@@ -138,7 +138,7 @@ def study_splits(scenario: Scenario, place: Place) -> Splits:
         raise ScenarioError(
             "data.refit: studies choose settings on validation items, which refit trains on; leave it out"
         )
-    splits = device_splits(scenario, place.data_dir, place.run_dir)
+    splits = device_splits(scenario, paths.data_dir, paths.run_dir)
     require_items(splits, "validation", "studies choose settings on them; raise it")
     require_items(splits, "test", "studies report metrics on them; raise it")
     check_data(scenario, splits)
@@ -161,6 +161,6 @@ def open_study(
     """
     folder = out / CHECKPOINTS
     with run_folder() as run_dir:
-        place = Place(data_folder(data_dir), str(run_dir), str(cache_dir or folder / "tables"))
-        splits = study_splits(scenario, place)
-        yield Study(scenario, place, splits, Checkpoints(folder, data_digest(splits), fresh=fresh), on_event)
+        paths = RunPaths(data_folder(data_dir), str(run_dir), str(cache_dir or folder / "tables"))
+        splits = study_splits(scenario, paths)
+        yield Study(scenario, paths, splits, Checkpoints(folder, data_digest(splits), fresh=fresh), on_event)

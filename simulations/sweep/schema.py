@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from simulations.differences.diff import Sure
+from simulations.differences.diff import FigureInterval
 from simulations.differences.seeds import Figure
 
 
@@ -19,7 +19,7 @@ class SweepFigure:
     table: str
     recall: Figure
     ndcg: Figure
-    less: Sure | None
+    less: FigureInterval | None
     p_holm: float | None
 
 

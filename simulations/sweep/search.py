@@ -11,11 +11,11 @@ from typing import Any
 
 from fl_peel.extras import optional
 from fl_peel.randomness import seed_for
-from simulations.sweep.grid import Setting
-from simulations.sweep.space import Choice, Space, Varied
+from simulations.sweep.setting_grid import Setting
+from simulations.sweep.space import ListedValues, Space, Varied
 
 OwnValues = Mapping[str, Any]
-Told = Callable[[int, Setting, float], None]
+OnTrial = Callable[[int, Setting, float], None]
 
 
 def optuna() -> Any:
@@ -28,10 +28,16 @@ def optuna() -> Any:
 
 
 def search(
-    space: Space, own: OwnValues, validation_of: Callable[[Setting], float], *, trials: int, seed: int, told: Told
+    space: Space,
+    own: OwnValues,
+    validation_of: Callable[[Setting], float],
+    *,
+    trials: int,
+    seed: int,
+    on_trial: OnTrial,
 ) -> None:
     """Look so many times for the setting whose validation is the highest. own: the scenario's values of the keys, which
-    are the first trial where the space has them; told: the number of a trial, its setting, and what it reached.
+    are the first trial where the space has them; on_trial: the number of a trial, its setting, and what it reached.
     """
     library = optuna()
     library.logging.set_verbosity(library.logging.WARNING)
@@ -45,18 +51,18 @@ def search(
         setting = space.setting(_suggested(trial, one) for one in space.varied)
         reached = validation_of(setting)
         study.tell(trial, reached)
-        told(number, setting, reached)
+        on_trial(number, setting, reached)
 
 
 def _as_suggested(one: Varied, value: Any) -> Any:
     """A scenario's own value as Optuna would have it, or None where a search cannot come to it."""
-    if isinstance(one, Choice):
+    if isinstance(one, ListedValues):
         return next((text for text in one.values if text == str(value)), None)
     return value if one.holds(value) else None
 
 
 def _suggested(trial: Any, one: Varied) -> str:
-    if isinstance(one, Choice):
+    if isinstance(one, ListedValues):
         return str(trial.suggest_categorical(one.path, one.values))
     if one.whole:
         step = 1 if one.step is None else int(one.step)

@@ -10,7 +10,7 @@ from typing import Any
 
 from fl_peel.errors import ScenarioError, shortened
 from fl_peel.scenario.base import as_share
-from simulations.sweep.grid import Setting, as_overrides, split_values, values_of
+from simulations.sweep.setting_grid import Setting, as_overrides, split_values, values_of
 
 _RANGE = re.compile(r"(?P<low>[^,(]+?)\.\.(?P<high>[^,(]+)(?:\((?P<kind>[^)]*)\))?")
 _WHOLE = re.compile(r"[+-]?[0-9]+")
@@ -50,14 +50,14 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ListedValues:
     """Values of a key, as they are typed."""
 
     path: str
     values: tuple[str, ...]
 
 
-Varied = Range | Choice
+Varied = Range | ListedValues
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Space:
     @property
     def edges(self) -> tuple[Setting, ...]:
         """Settings with every end and every choice in one of them: what is wrong with a value shows in these."""
-        options = [one.values if isinstance(one, Choice) else one.ends for one in self.varied]
+        options = [one.values if isinstance(one, ListedValues) else one.ends for one in self.varied]
         most = max(map(len, options))
         return tuple(self.setting(values[min(place, len(values) - 1)] for values in options) for place in range(most))
 
@@ -104,16 +104,16 @@ def _varied(text: str) -> Varied:
         raise ScenarioError(f"{shown}: expected path=low..high, e.g. 'refinement.local.learning_rate=0.01..1(log)'")
     if path == "seed":
         raise ScenarioError(f"{shown}: seeds are not a setting; give --seed and --seeds")
-    if found := _RANGE.fullmatch(values):
-        return _range(shown, path, found)
+    if match := _RANGE.fullmatch(values):
+        return _range(shown, path, match)
     choices = tuple(dict.fromkeys(split_values(values)))
     if not all(choices) or len(choices) < 2:
         raise ScenarioError(f"{shown}: expected low..high, or values between commas; one value is for --set")
-    return Choice(path, choices)
+    return ListedValues(path, choices)
 
 
-def _range(shown: str, path: str, found: re.Match[str]) -> Range:
-    low_text, high_text, kind = found["low"].strip(), found["high"].strip(), (found["kind"] or "").strip()
+def _range(shown: str, path: str, match: re.Match[str]) -> Range:
+    low_text, high_text, kind = match["low"].strip(), match["high"].strip(), (match["kind"] or "").strip()
     whole = all(_WHOLE.fullmatch(text) for text in (low_text, high_text))
     low, high = _number(shown, low_text), _number(shown, high_text)
     if not low < high:
@@ -140,4 +140,4 @@ def _number(shown: str, text: str) -> float:
     return value
 
 
-__all__ = ["Choice", "Range", "Space", "Varied", "space_of"]
+__all__ = ["ListedValues", "Range", "Space", "Varied", "space_of"]

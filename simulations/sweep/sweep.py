@@ -15,19 +15,19 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import SWEEP_RESULTS, check_out, checked, require_folders, splits_to_run
 from simulations.engine.versions import versions
+from simulations.resumable import DONE, about_run, mark_completed, read_completed
 from simulations.runner import run_seeds
 from simulations.scenario_files import load_scenario
-from simulations.sweep.figures import Measured, shared_tables, sweep_rows
-from simulations.sweep.grid import TRIALS, Setting, settings_of
-from simulations.sweep.page import write_sweep
 from simulations.sweep.schema import SweepResult
 from simulations.sweep.search import optuna, search
+from simulations.sweep.setting_grid import TRIALS, Setting, settings_of
 from simulations.sweep.space import Space, space_of
-from simulations.unfinished import DONE, about_run, mark_done, read_done
+from simulations.sweep.sweep_figures import MeasuredSetting, shared_tables, sweep_rows
+from simulations.sweep.sweep_page import write_sweep
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedSetting:
     """A setting with its checked scenario, its folder, and what its runs are, by which they are known again."""
 
     setting: Setting
@@ -37,7 +37,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Sweeping:
+class SweepRunner:
     """How each setting of a sweep is run, with so many seeds, into a folder of its own below ``out``."""
 
     source: str | Path
@@ -51,17 +51,17 @@ class Sweeping:
     command: str | None
     fresh: bool
 
-    def planned(self, settings: Sequence[Setting]) -> list[Planned]:
+    def planned(self, settings: Sequence[Setting]) -> list[PlannedSetting]:
         """As :func:`planned`."""
         return planned(self.source, settings, self.out, self.seeds, self.seed, self.data_dir)
 
-    def measured(self, plan: Planned) -> Measured:
+    def measured(self, plan: PlannedSetting) -> MeasuredSetting:
         """Run a setting, or read what an earlier sweep has left of it."""
-        told = _of_setting(plan.setting, self.on_event)
-        found = None if self.fresh else _done_before(plan)
-        if found is not None:
-            told(Event("report", 1, 1, "resumed from an earlier sweep"))
-            return found
+        on_setting_event = _with_setting(plan.setting, self.on_event)
+        measured = None if self.fresh else _completed_before(plan)
+        if measured is not None:
+            on_setting_event(Event("report", 1, 1, "resumed from an earlier sweep"))
+            return measured
         (plan.folder / DONE).unlink(missing_ok=True)  # of other runs there, which are replaced now
         run_seeds(
             plan.scenario,
@@ -69,14 +69,14 @@ class Sweeping:
             out=plan.folder,
             data_dir=self.data_dir,
             cache_dir=self.cache_dir,
-            on_event=told,
+            on_event=on_setting_event,
             callbacks=self.callbacks,
             command=self.command,
             fresh=self.fresh,
         )
-        found = Measured.read(plan.folder, plan.setting)
-        mark_done(plan.folder, plan.about)
-        return found
+        measured = MeasuredSetting.read(plan.folder, plan.setting)
+        mark_completed(plan.folder, plan.about)
+        return measured
 
 
 def sweep(
@@ -104,24 +104,24 @@ def sweep(
         FlPeelError: a mistake in any of the scenarios, before anything runs; or as :func:`simulations.runner.run`.
         MissingExtraError: a search, and Optuna is not installed.
     """
-    how = Sweeping(scenario, Path(out), seeds, seed, data_dir, cache_dir, on_event, tuple(callbacks), command, fresh)
+    how = SweepRunner(scenario, Path(out), seeds, seed, data_dir, cache_dir, on_event, tuple(callbacks), command, fresh)
     looked_for = tuple(searched)
     if looked_for:
-        found = _searched(how, space_of(looked_for, asked), trials)
+        settings = _searched(how, space_of(looked_for, asked), trials)
     else:
-        found = []
+        settings = []
         plans = how.planned(settings_of(asked))
         for number, plan in enumerate(plans, start=1):
-            found.append((plan, how.measured(plan)))
+            settings.append((plan, how.measured(plan)))
             on_event(Event("sweep", number, len(plans), plan.setting.label))
-    result = _result([plan for plan, _ in found], [measured for _, measured in found], command)
+    result = _result([plan for plan, _ in settings], [measured for _, measured in settings], command)
     if looked_for:
         result = replace(result, search=looked_for, trials=trials)
     write_sweep(how.out, result)
     return result
 
 
-def _searched(how: Sweeping, space: Space, trials: int) -> list[tuple[Planned, Measured]]:
+def _searched(how: SweepRunner, space: Space, trials: int) -> list[tuple[PlannedSetting, MeasuredSetting]]:
     """The settings of a search, each once, in the order of trials."""
     optuna()
     first = how.planned(space.edges)[0].scenario
@@ -131,33 +131,33 @@ def _searched(how: Sweeping, space: Space, trials: int) -> list[tuple[Planned, M
             "refinement.rounds and data.validation_share above 0"
         )
     own = load_scenario(how.source, space.fixed, seed=how.seed)
-    found: dict[Setting, tuple[Planned, Measured]] = {}
+    tried: dict[Setting, tuple[PlannedSetting, MeasuredSetting]] = {}
 
     def validation_of(setting: Setting) -> float:
-        if setting not in found:
+        if setting not in tried:
             (plan,) = how.planned([setting])
-            found[setting] = plan, how.measured(plan)
-        reached = found[setting][1].validation
+            tried[setting] = plan, how.measured(plan)
+        reached = tried[setting][1].validation
         if reached is None:
             raise ScenarioError(f"--search: {setting.label} has no validation recall; give another --search")
         return reached
 
-    def told(number: int, setting: Setting, reached: float) -> None:
+    def on_trial(number: int, setting: Setting, reached: float) -> None:
         how.on_event(Event("search", number, trials, f"{setting.label}: validation {reached:.4f}"))
 
-    search(space, values_at(own, space), validation_of, trials=trials, seed=own.seed, told=told)
-    return list(found.values())
+    search(space, values_at(own, space), validation_of, trials=trials, seed=own.seed, on_trial=on_trial)
+    return list(tried.values())
 
 
 def values_at(scenario: Scenario, space: Space) -> dict[str, Any]:
     """What a scenario says at the keys of a search; nothing where it has none."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for one in space.varied:
         value: Any = scenario.model_dump(mode="json")
         for name in one.path.split("."):
             value = value.get(name) if isinstance(value, dict) else None
-        found[one.path] = value
-    return found
+        values[one.path] = value
+    return values
 
 
 def planned(
@@ -167,7 +167,7 @@ def planned(
     seeds: int,
     seed: int | None,
     data_dir: str | Path | None,
-) -> list[Planned]:
+) -> list[PlannedSetting]:
     """Every setting's scenario, checked with its data; nothing is written.
 
     Raises:
@@ -189,32 +189,32 @@ def planned(
         with run_folder() as run_dir:
             splits = splits_to_run(one, data_folder(data_dir), str(run_dir))
             about = about_run(one, splits) | {"seeds": seeds}
-        plans.append(Planned(setting, one, folder, about))
+        plans.append(PlannedSetting(setting, one, folder, about))
     return plans
 
 
-def _done_before(plan: Planned) -> Measured | None:
+def _completed_before(plan: PlannedSetting) -> MeasuredSetting | None:
     """What an earlier sweep has left of this very setting; None where there is none, or its files are damaged."""
-    return read_done(plan.folder, plan.about, lambda: Measured.read(plan.folder, plan.setting))
+    return read_completed(plan.folder, plan.about, lambda: MeasuredSetting.read(plan.folder, plan.setting))
 
 
-def _of_setting(setting: Setting, on_event: OnEvent) -> OnEvent:
+def _with_setting(setting: Setting, on_event: OnEvent) -> OnEvent:
     return lambda event: on_event(replace(event, stage=f"{setting.label}: {event.stage}"))
 
 
-def _result(plans: Sequence[Planned], found: Sequence[Measured], command: str | None) -> SweepResult:
+def _result(plans: Sequence[PlannedSetting], measured: Sequence[MeasuredSetting], command: str | None) -> SweepResult:
     first = plans[0].scenario
     replicates = first.evaluation.bootstrap or REPLICATES
-    known = {one.setting.label: one.validation for one in found if one.validation is not None}
+    known = {one.setting.label: one.validation for one in measured if one.validation is not None}
     return SweepResult(
         scenario=first.model_dump(mode="json"),
-        seeds=found[0].runs.seeds,
-        devices=min(one.runs.num_devices for one in found),
-        top_n=found[0].runs.top_n,
+        seeds=measured[0].runs.seeds,
+        devices=min(one.runs.num_devices for one in measured),
+        top_n=measured[0].runs.top_n,
         replicates=replicates,
         fixed=plans[0].setting.fixed,
-        chosen=max(known, key=known.__getitem__) if len(known) == len(found) else None,
-        rows=sweep_rows(found, shared_tables(found), replicates),
+        chosen=max(known, key=known.__getitem__) if len(known) == len(measured) else None,
+        rows=sweep_rows(measured, shared_tables(measured), replicates),
         versions=versions(),
         command=command,
     )

@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
-from fl_peel.plain import to_plain as in_plain
-from simulations.report.files import to_plain
+from fl_peel.json_codec import to_plain as in_plain
 from simulations.report.render import provenance, render, scenario_name
-from simulations.report.tables.view import (
+from simulations.report.result_files import to_plain
+from simulations.report.tables.table_view import (
     ABSENT,
     TableView,
     format_bytes,
@@ -20,11 +20,11 @@ from simulations.report.tables.view import (
     format_kilobytes,
     format_metric,
 )
-from simulations.studies.files import write_study
-from simulations.timeline.plots import classes_plot, kinds_plot, life_plot, recall_plot
-from simulations.timeline.words import BASES, KINDS, LABELS
+from simulations.studies.study_files import write_study
+from simulations.timeline.timeline_labels import BASES, KINDS, LABELS
+from simulations.timeline.timeline_plots import classes_plot, kinds_plot, life_plot, recall_plot
 from strategies.figures.schema import Ratio
-from strategies.timeline.schema import LineResult, PeriodResult, Summary, TimelineResult
+from strategies.timeline.schema import LineResult, PeriodResult, TimelineResult, TimelineSummary
 
 
 def write_timeline(result: TimelineResult, out_dir: Path, more: Mapping[str, bytes] | None = None) -> list[Path]:
@@ -83,7 +83,7 @@ def _figure(one: LineResult) -> str:
     return format_interval(one.recall, *ends)
 
 
-def _over(one: Summary, base: str, line: str) -> str:
+def _over(one: TimelineSummary, base: str, line: str) -> str:
     ratio: Ratio | None = one.over.get(base)
     return ABSENT if ratio is None or line == base else format_interval(ratio.value, ratio.low, ratio.high, 3)
 
@@ -176,19 +176,19 @@ def followed_view(result: TimelineResult) -> TableView:
     for number, period in enumerate(result.periods, start=1):
         if period.followed is None:
             continue
-        found, moments = period.followed.figures, period.followed.moments
+        figures, moments = period.followed.figures, period.followed.moments
         budgets = [moment.budget_bytes_mean for moment in moments]
-        devices = max(found.devices, 1)
+        devices = max(figures.devices, 1)
         body.append(
             (
                 str(number),
-                f"{found.devices:,}",
+                f"{figures.devices:,}",
                 f"{period.followed.hours:.1f}",
                 *map(format_bytes, (min(budgets), max(budgets))),
-                f"{found.reselections / devices:.2f}",
-                format_bytes(found.growth_bytes / devices),
-                *map(format_metric, (found.recall, found.rigid_recall)),
-                str(found.budget_violations),
+                f"{figures.reselections / devices:.2f}",
+                format_bytes(figures.growth_bytes / devices),
+                *map(format_metric, (figures.recall, figures.rigid_recall)),
+                str(figures.budget_violations),
             )
         )
     columns = (

@@ -12,7 +12,7 @@ from fl_peel.callbacks import Callback
 from fl_peel.errors import shortened
 from fl_peel.events import Event
 from fl_peel.extras import optional
-from fl_peel.plain import laid_flat
+from fl_peel.json_codec import laid_flat
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.inputs import check_out
 
@@ -44,8 +44,8 @@ class MLflow(Callback):
 
     def on_start(self, scenario: Scenario) -> None:
         """Begin a run, with the scenario's keys."""
-        found = self._client.get_experiment_by_name(EXPERIMENT)
-        experiment = found.experiment_id if found else self._client.create_experiment(EXPERIMENT)
+        existing = self._client.get_experiment_by_name(EXPERIMENT)
+        experiment = existing.experiment_id if existing else self._client.create_experiment(EXPERIMENT)
         name = f"{scenario.name}-seed-{scenario.seed}"
         self._run = self._client.create_run(experiment, run_name=name).info.run_id
         parameters = [

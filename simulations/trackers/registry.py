@@ -27,7 +27,7 @@ def trackers(asked: Iterable[str]) -> list[Callback]:
         MissingExtraError: its package is not installed.
         FlPeelError: it cannot write there.
     """
-    found = []
+    made_trackers = []
     for text in asked:
         name, _, place = text.partition("=")
         if not name.strip() or not place.strip():
@@ -36,8 +36,8 @@ def trackers(asked: Iterable[str]) -> list[Callback]:
             made = TRACKERS.get(name.strip())
         except FieldError as error:
             raise ScenarioError(f"--track {text}: {error}") from None
-        found.append(made(place.strip()))
-    return found
+        made_trackers.append(made(place.strip()))
+    return made_trackers
 
 
 __all__ = ["TRACKERS", "trackers"]

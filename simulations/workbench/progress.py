@@ -14,7 +14,7 @@ from rich.console import Console
 from fl_peel.callbacks import Callback
 from fl_peel.events import Event, OnEvent
 from fl_peel.scenario.scenario import Scenario
-from simulations.cli.progress import shown
+from simulations.cli.progress_lines import shown
 from simulations.workbench.notebook import notebook
 
 LEAST_S = 0.25
@@ -22,7 +22,7 @@ LEAST_S = 0.25
 
 
 @dataclass
-class Stages:
+class StageBars:
     """The latest event of each stage, as a notebook shows it."""
 
     latest: dict[str, Event] = field(default_factory=dict)
@@ -49,26 +49,26 @@ class Progress(Callback):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._open = ExitStack()
-        self._tell: OnEvent | None = None
+        self._print: OnEvent | None = None
         self._handle: Any = None
-        self._stages = Stages()
-        self._begun_s = self._shown_s = 0.0
+        self._stages = StageBars()
+        self._start_s = self._shown_s = 0.0
 
     def on_start(self, scenario: Scenario) -> None:
         """Start the display."""
-        self._begun_s = self._clock()
+        self._start_s = self._clock()
         if notebook() is None:
-            self._tell = self._open.enter_context(shown(Console(stderr=True, highlight=False)))
+            self._print = self._open.enter_context(shown(Console(stderr=True, highlight=False)))
             return
         from IPython.display import display
 
-        self._stages = Stages()
+        self._stages = StageBars()
         self._handle = display(self._stages, display_id=True)  # type: ignore[no-untyped-call]
 
     def on_event(self, event: Event) -> None:
         """Show the event, unless another one was shown just before."""
-        if self._tell is not None:
-            self._tell(event)
+        if self._print is not None:
+            self._print(event)
             return
         self._stages.latest[event.stage] = event
         now_s = self._clock()
@@ -78,15 +78,15 @@ class Progress(Callback):
 
     def on_end(self, result: Mapping[str, Any]) -> None:
         """Show the duration."""
-        self._close(f"done in {self._clock() - self._begun_s:.1f} s")
+        self._close(f"done in {self._clock() - self._start_s:.1f} s")
 
     def on_error(self, error: BaseException) -> None:
         """Leave the display as it is."""
-        self._close(f"stopped after {self._clock() - self._begun_s:.1f} s")
+        self._close(f"stopped after {self._clock() - self._start_s:.1f} s")
 
     def _close(self, end: str) -> None:
         self._open.close()
-        self._tell = None
+        self._print = None
         if self._handle is not None:
             self._stages.end = end
             self._handle.update(self._stages)

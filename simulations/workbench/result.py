@@ -14,19 +14,19 @@ from matplotlib.figure import Figure
 
 from fl_peel.errors import ReportError
 from fl_peel.scenario.scenario import Scenario
-from simulations.differences.runs import SEEDS_FILE
+from simulations.differences.seed_runs import SEEDS_FILE
 from simulations.engine.inputs import RUN_RESULTS, check_out
-from simulations.report.files_of_run import read_report, report_contents
-from simulations.report.plots.run import recall_by_budget, recall_figure
+from simulations.report.plots.run_plots import recall_by_budget, recall_figure
 from simulations.report.plots.style import styled
 from simulations.report.render import render, scenario_name
-from simulations.report.results import write_results
-from simulations.report.tables.run import budgets_view
-from simulations.report.tables.view import format_share
-from simulations.workbench.frames import budget_frame, class_frame, device_frame, round_frame
+from simulations.report.result_writer import write_results
+from simulations.report.run_files import read_report, report_contents
+from simulations.report.tables.run_tables import budgets_view
+from simulations.report.tables.table_view import format_share
+from simulations.workbench.data_frames import budget_frame, class_frame, device_frame, round_frame
 from simulations.workbench.notebook import show_figures
 from strategies.figures.per_device import FILE, PerDevice
-from strategies.figures.schema import FullTable, RunResult, to_json
+from strategies.figures.schema import FullTableResult, RunResult, to_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +68,7 @@ class Result(Mapping[str, Any]):
         return self.figures.seed
 
     @property
-    def full_table(self) -> FullTable:
+    def full_table(self) -> FullTableResult:
         """Full item table in fp32: the global table, and the group tables before and after refinement."""
         return self.figures.full_table
 
@@ -156,13 +156,13 @@ class Result(Mapping[str, Any]):
         place = Path(path)
         if (place / SEEDS_FILE).is_file():
             raise ReportError(f"{place}: holds several seeds; give one of its folders, such as {place / 'seed-0'}")
-        beside = (place if place.is_dir() else place.parent) / FILE
-        return Result(read_report(place), PerDevice.read(beside) if beside.is_file() else None)
+        per_device_file = (place if place.is_dir() else place.parent) / FILE
+        return Result(read_report(place), PerDevice.read(per_device_file) if per_device_file.is_file() else None)
 
     def __repr__(self) -> str:
-        found = self.figures
-        devices = "" if found.environment is None else f", {found.environment.devices:,} devices"
-        return f"<Result of {scenario_name(found.scenario)}, seed {found.seed}{devices}{self._best()}>"
+        figures = self.figures
+        devices = "" if figures.environment is None else f", {figures.environment.devices:,} devices"
+        return f"<Result of {scenario_name(figures.scenario)}, seed {figures.seed}{devices}{self._best()}>"
 
     def _best(self) -> str:
         rows = sorted(self.figures.budgets, key=lambda row: (row.share, row.recall))

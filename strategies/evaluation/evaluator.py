@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import pack_ranking
+from fl_peel.blocks.ranked_blocks import pack_ranking
 from fl_peel.blocks.settings import Precision
-from fl_peel.exchange.expected import Known
+from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.ranking.top import SUM_SCALE, MetricSums
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import Quality
 from strategies.nodes.batches import EVALUATED_BYTES, packed_batches
 from strategies.nodes.members import Members
-from strategies.nodes.nodes import Content, Query
+from strategies.nodes.nodes import Content, NodeRequest
 from strategies.rounds.federation import Federation
 from strategies.rounds.strategy import PeelStrategy
 
@@ -32,7 +32,7 @@ a budget depends on that budget alone.
 """
 
 
-class Question(TypedDict, total=False):
+class EvaluationOptions(TypedDict, total=False):
     """What nodes may be asked besides budgets, see :meth:`Evaluator.evaluate`."""
 
     precision: Precision | None
@@ -50,7 +50,7 @@ class Question(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Rows:
+class BudgetRequest:
     """Budgets to be asked about beside others. factors, rooms: one a budget, as in :meth:`Evaluator.evaluate`, without
     them 1 and -1; on_validation: whether validation items are to be found under them, not those of the test.
     """
@@ -61,13 +61,13 @@ class Rows:
     on_validation: bool = False
 
     @property
-    def of_each(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def factors_and_rooms(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """A factor and a room for each budget."""
         return self.factors or (1.0,) * len(self.budgets), self.rooms or (-1.0,) * len(self.budgets)
 
 
 @dataclass(frozen=True)
-class Parts:
+class EvaluationParts:
     """What devices said of their user groups' tables, message by message. groups: of each message."""
 
     groups: tuple[tuple[int, ...], ...]
@@ -78,18 +78,20 @@ class Parts:
         """Of all of them."""
         return reduce(add, self.replies)
 
-    def only(self, places: slice) -> Parts:
+    def only(self, places: slice) -> EvaluationParts:
         """Under some of the budgets."""
-        return Parts(self.groups, tuple(reply.only(places) for reply in self.replies))
+        return EvaluationParts(self.groups, tuple(reply.only(places) for reply in self.replies))
 
-    def without(self, changed: Container[int]) -> Parts:
+    def without(self, changed: Container[int]) -> EvaluationParts:
         """Messages that are of none of these user groups."""
         kept = [place for place, some in enumerate(self.groups) if not any(group in changed for group in some)]
-        return Parts(tuple(self.groups[place] for place in kept), tuple(self.replies[place] for place in kept))
+        return EvaluationParts(
+            tuple(self.groups[place] for place in kept), tuple(self.replies[place] for place in kept)
+        )
 
-    def __add__(self, other: Parts) -> Parts:
+    def __add__(self, other: EvaluationParts) -> EvaluationParts:
         """These messages and those."""
-        return Parts(self.groups + other.groups, self.replies + other.replies)
+        return EvaluationParts(self.groups + other.groups, self.replies + other.replies)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Evaluator:
     server_round: int | None = None
 
     @classmethod
-    def of(cls, strategy: PeelStrategy) -> Self:
+    def from_strategy(cls, strategy: PeelStrategy) -> Self:
         """Of the tables and weights that a strategy has."""
         return cls(strategy.federation, strategy.weights)
 
@@ -125,7 +127,7 @@ class Evaluator:
         """Who is asked."""
         return self.federation.members
 
-    def evaluate(self, budgets: Sequence[int], **asked: Unpack[Question]) -> wire.EvaluateReply:
+    def evaluate(self, budgets: Sequence[int], **asked: Unpack[EvaluationOptions]) -> wire.EvaluateReply:
         """Every device ranks all items under each budget (bytes, UNLIMITED or OWN_BUDGET).
 
         precision, selector: by default the scenario's. factors, rooms: one a budget, see
@@ -139,7 +141,7 @@ class Evaluator:
 
     def together(
         self,
-        rows: Sequence[Rows],
+        rows: Sequence[BudgetRequest],
         *,
         precision: Precision | None = None,
         selector: str | None = None,
@@ -151,7 +153,7 @@ class Evaluator:
         """
         order = sorted(range(len(rows)), key=lambda place: rows[place].on_validation)  # those on validation come last
         asked = [rows[place] for place in order]
-        factors, rooms = zip(*(one.of_each for one in asked), strict=True)
+        factors, rooms = zip(*(one.factors_and_rooms for one in asked), strict=True)
         reply = self.evaluate(
             [budget for one in asked for budget in one.budgets],
             precision=precision,
@@ -164,11 +166,11 @@ class Evaluator:
             on_validation=sum(len(one.budgets) for one in asked if one.on_validation),
             stored=len(rows[0].budgets),
         )
-        found, first = {}, 0
+        replies, first = {}, 0
         for place in order:
             last = first + len(rows[place].budgets)
-            found[place], first = reply.only(slice(first, last)), last
-        return [found[place] for place in range(len(rows))]
+            replies[place], first = reply.only(slice(first, last)), last
+        return [replies[place] for place in range(len(rows))]
 
     def in_parts(
         self,
@@ -187,7 +189,7 @@ class Evaluator:
         on_validation: int = 0,
         stored: int = -1,
         groups: Iterable[int] | None = None,
-    ) -> Parts:
+    ) -> EvaluationParts:
         """As :meth:`evaluate`, message by message. groups: user groups that are asked, None for all."""
         scenario, layout = self.scenario, self.layout
         coded = precision or scenario.blocks.precision
@@ -217,9 +219,9 @@ class Evaluator:
                 on_validation,
                 stored,
             )
-            return lambda partition: Query(request, self._known(request, partition))
+            return lambda partition: NodeRequest(request, self._known(request, partition))
 
-        def served(some: Iterable[int], reach: int | None) -> Parts:
+        def served(some: Iterable[int], reach: int | None) -> EvaluationParts:
             def pack(group: int) -> wire.Arrays:
                 if everybody is not None:
                     return pack_ranking(layout, coded, weights[group], everybody, reach)
@@ -233,16 +235,16 @@ class Evaluator:
                     yield asked(groups)
 
             nodes = self.federation.nodes
-            said = [reduce(add, one) for one in nodes.ask_each(wire.EVALUATE, wire.EvaluateReply, questions())]
-            parts = Parts((), ())
-            for groups, reply in zip(together, said, strict=True):
-                told = Parts((tuple(groups),), (reply,))
-                parts += served(groups, 2 * reach) if reach is not None and reply.short else told
+            replies = [reduce(add, one) for one in nodes.ask_each(wire.EVALUATE, wire.EvaluateReply, questions())]
+            parts = EvaluationParts((), ())
+            for groups, reply in zip(together, replies, strict=True):
+                part = EvaluationParts((tuple(groups),), (reply,))
+                parts += served(groups, 2 * reach) if reach is not None and reply.short else part
             return parts
 
         return served(weights if groups is None else groups, self._reach(budgets, rooms))
 
-    def _known(self, request: wire.EvaluateRequest, partition: int) -> Known:
+    def _known(self, request: wire.EvaluateRequest, partition: int) -> MessageContext:
         """What is known of a node's answer: how many devices it hosts, and in which user groups they are."""
         members, groups = self.members, list(request.groups)
         here = self.federation.nodes.partitions_of(members.devices) == partition
@@ -259,13 +261,13 @@ class Evaluator:
             "hosted": hosted,
             "metrics": hosted * int(SUM_SCALE),
         }
-        return Known(sizes, {"devices": single})
+        return MessageContext(sizes, {"devices": single})
 
     def own_budgets(self) -> wire.EvaluateReply:
         """Every device under its own budget of the moment."""
         return self.evaluate([wire.OWN_BUDGET], per_device=True)
 
-    def full_tables(self, *, with_validation: bool = False, groups: Iterable[int] | None = None) -> Parts:
+    def full_tables(self, *, with_validation: bool = False, groups: Iterable[int] | None = None) -> EvaluationParts:
         """Every device with the whole fp32 table of its user group, message by message: on the test and, beside it,
         on validation.
         """
@@ -311,4 +313,4 @@ def margins_of(sums: MetricSums) -> list[float | None]:
     return [None if np.isnan(margin) else float(margin) for margin in sums.margin().tolist()]
 
 
-__all__ = ["REACH", "Evaluator", "Parts", "Rows", "margins_of", "overall_recall", "qualities"]
+__all__ = ["REACH", "BudgetRequest", "EvaluationParts", "Evaluator", "margins_of", "overall_recall", "qualities"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
-from strategies.evaluation.evaluator import Evaluator, Rows, margins_of
+from strategies.evaluation.evaluator import BudgetRequest, Evaluator, margins_of
 from strategies.figures.schema import (
     EXCLUDING_SMALL,
     FIXED_TIERS,
@@ -28,7 +28,7 @@ from strategies.figures.schema import (
     ClassGap,
     ExcludingSmall,
     FairnessResult,
-    FixedTiers,
+    FixedTiersResult,
     Spread,
     WorstClass,
 )
@@ -39,7 +39,7 @@ TIERS, TIERS_ON_VALIDATION = "tiers", "tiers on validation"
 
 
 @dataclass(frozen=True)
-class Served:
+class ServingRecall:
     """One way of serving devices: recall of every class and half the width of its interval, None where none of its
     devices was evaluated, and its spread over devices.
     """
@@ -50,14 +50,14 @@ class Served:
     spread: Spread
 
 
-class Fairness:
+class FairnessTally:
     """Collects one way of serving after the other, each as recall per class and a histogram over devices."""
 
     def __init__(self, evaluator: Evaluator, own: wire.EvaluateReply) -> None:
         """own: the evaluation of everybody under their own budgets."""
         self.evaluator = evaluator
         self.names = evaluator.members.class_names
-        self.served: list[Served] = []
+        self.served: list[ServingRecall] = []
         self._own = own.owned[0]
         self._evaluated = own.by_class().devices
         self.add(PEEL, own)
@@ -81,15 +81,15 @@ class Fairness:
         known = tuple(
             float(value) if there else None for value, there in zip(recall, self._evaluated.tolist(), strict=True)
         )
-        self.served.append(Served(name, known, tuple(margins_of(per_class)), spread))
+        self.served.append(ServingRecall(name, known, tuple(margins_of(per_class)), spread))
 
-    def add_tiers(self, on_validation: wire.EvaluateReply, on_test: wire.EvaluateReply) -> FixedTiers:
+    def add_tiers(self, on_validation: wire.EvaluateReply, on_test: wire.EvaluateReply) -> FixedTiersResult:
         """Fixed tiers, chosen per class on validation; of :func:`tier_rows`."""
         shares = sorted(self.evaluator.scenario.fairness.tiers)
         recall = np.stack([on_validation.by_class(i).recall for i in range(len(shares))])  # (tiers, C)
         chosen = recall.argmax(axis=0)  # the smallest of the best
         self.add(FIXED_TIERS, on_test, chosen)
-        return FixedTiers(
+        return FixedTiersResult(
             tuple(shares), {name: shares[place] for name, place in zip(self.names, chosen.tolist(), strict=True)}
         )
 
@@ -98,7 +98,7 @@ class Fairness:
         scenario, budget = self.evaluator.scenario, budget_bytes(self.evaluator.layout, share)
         refinement = scenario.refinement.model_copy(update={"min_budget_share": share})
         without = refine(scenario.model_copy(update={"refinement": refinement}))
-        reply = Evaluator.of(without).evaluate([budget, wire.OWN_BUDGET], rooms=[1.0, -1.0])
+        reply = Evaluator.from_strategy(without).evaluate([budget, wire.OWN_BUDGET], rooms=[1.0, -1.0])
         self.add(EXCLUDING_SMALL, reply)
         self.add(TRAINED_WITHOUT, reply, np.ones(len(self.names), np.int64))
         excluded = sum(int(record.clock.excluded.sum()) for record in without.rounds)
@@ -123,12 +123,15 @@ class Fairness:
         return tuple(rows)
 
 
-def tier_rows(evaluator: Evaluator) -> dict[str, Rows]:
+def tier_rows(evaluator: Evaluator) -> dict[str, BudgetRequest]:
     """What is asked about fixed tiers, by name; nothing where there are none."""
     shares = sorted(evaluator.scenario.fairness.tiers)
     budgets = tuple(budget_bytes(evaluator.layout, share) for share in shares)
     rooms = (1.0,) * len(budgets)
-    questions = {TIERS_ON_VALIDATION: Rows(budgets, rooms=rooms, on_validation=True), TIERS: Rows(budgets, rooms=rooms)}
+    questions = {
+        TIERS_ON_VALIDATION: BudgetRequest(budgets, rooms=rooms, on_validation=True),
+        TIERS: BudgetRequest(budgets, rooms=rooms),
+    }
     return questions if budgets else {}
 
 
@@ -138,13 +141,13 @@ def _ratio(value: float | None, to: float | None) -> float | None:
 
 def worst_classes(rows: Sequence[ClassFairness], yardsticks: tuple[str, ...]) -> tuple[WorstClass, ...]:
     """The class that elastic tables serve worst, against each of the full tables."""
-    found = []
+    worst = []
     for name in yardsticks:
         known = [(row.device_class, ratio) for row in rows if (ratio := row.ratio[name]) is not None]
         if known:
             device_class, ratio = min(known, key=lambda one: one[1])
-            found.append(WorstClass(name, device_class, ratio))
-    return tuple(found)
+            worst.append(WorstClass(name, device_class, ratio))
+    return tuple(worst)
 
 
 def gaps(rows: Sequence[ClassFairness], methods: Sequence[str]) -> tuple[ClassGap, ...]:
@@ -153,29 +156,29 @@ def gaps(rows: Sequence[ClassFairness], methods: Sequence[str]) -> tuple[ClassGa
     if len(known) < 2:
         return ()
     small, large = (pick(known, key=lambda one: one[0])[1] for pick in (min, max))
-    found = []
+    class_gaps = []
     for method in methods:
         high, low = large.recall[method], small.recall[method]
         if high is not None and low is not None:
-            found.append(ClassGap(method, small.device_class, large.device_class, high - low))
-    return tuple(found)
+            class_gaps.append(ClassGap(method, small.device_class, large.device_class, high - low))
+    return tuple(class_gaps)
 
 
 def measure_fairness(
     evaluator: Evaluator,
     own: wire.EvaluateReply,
-    beside: Mapping[str, wire.EvaluateReply],
+    extra: Mapping[str, wire.EvaluateReply],
     full: dict[str, wire.EvaluateReply],
     refine: Refine,
 ) -> FairnessResult:
-    """``report.json["fairness"]``. own: everybody under their own budgets; beside: replies to :func:`tier_rows`; full:
+    """``report.json["fairness"]``. own: everybody under their own budgets; extra: replies to :func:`tier_rows`; full:
     full tables by name.
     """
-    fairness = Fairness(evaluator, own)
+    fairness = FairnessTally(evaluator, own)
     for name, reply in full.items():
         fairness.add(name, reply)
     part = evaluator.scenario.fairness
-    tiers = fairness.add_tiers(beside[TIERS_ON_VALIDATION], beside[TIERS]) if part.tiers else None
+    tiers = fairness.add_tiers(extra[TIERS_ON_VALIDATION], extra[TIERS]) if part.tiers else None
     excluding = None if part.exclude_below is None else fairness.add_excluding(refine, part.exclude_below)
     rows = fairness.by_class(tuple(full))
     return FairnessResult(
@@ -189,4 +192,4 @@ def measure_fairness(
     )
 
 
-__all__ = ["Fairness", "gaps", "measure_fairness", "tier_rows", "worst_classes"]
+__all__ = ["FairnessTally", "gaps", "measure_fairness", "tier_rows", "worst_classes"]

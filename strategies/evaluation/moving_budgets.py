@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import wire
+from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.exchange.counters import StepCounts
-from fl_peel.exchange.expected import Known
 from fl_peel.randomness import rng_for
 from fl_peel.ranking.top import SUM_SCALE, margin_of
-from strategies.evaluation.evaluator import REACH, Evaluator, Rows, margins_of, overall_recall
+from strategies.evaluation.evaluator import REACH, BudgetRequest, Evaluator, margins_of, overall_recall
 from strategies.figures.schema import (
     FULL_GLOBAL,
     FULL_REFINED,
@@ -26,11 +26,11 @@ from strategies.figures.schema import (
     ElasticTrace,
     Fall,
     Followed,
-    Moment,
+    FollowedMoment,
     OverTime,
 )
 from strategies.nodes.batches import EVALUATED_BYTES, packed_batches
-from strategies.nodes.nodes import Content, Query
+from strategies.nodes.nodes import Content, NodeRequest
 from strategies.run.refinement import Refine
 
 IntArray = NDArray[np.int64]
@@ -40,28 +40,28 @@ FALLS = "falls"
 
 def measure_elasticity(
     evaluator: Evaluator,
-    beside: Mapping[str, wire.EvaluateReply],
+    extra: Mapping[str, wire.EvaluateReply],
     full: dict[str, wire.EvaluateReply],
     refine: Refine,
     traced: IntArray,
 ) -> tuple[ElasticityResult, tuple[ElasticTrace, ...]]:
-    """``report.json["elasticity"]`` and, for the devices ``traced``, ``report.json["elastic_traces"]``. beside: the
+    """``report.json["elasticity"]`` and, for the devices ``traced``, ``report.json["elastic_traces"]``. extra: the
     reply to :func:`fall_rows`; full: full tables by name.
     """
-    falls = falling(evaluator, beside.get(FALLS), full, refine)
+    falls = falling(evaluator, extra.get(FALLS), full, refine)
     metric = f"recall@{evaluator.scenario.evaluation.top_n}"
     if not evaluator.scenario.elasticity.rounds:
         return ElasticityResult(metric, falls), ()
-    reply, names = follow(evaluator, Following.of(evaluator), traced), evaluator.members.class_names
+    reply, names = follow(evaluator, FollowPlan.from_evaluator(evaluator), traced), evaluator.members.class_names
     return ElasticityResult(metric, falls, over_time(reply, names)), device_traces(reply, names)
 
 
-def fall_rows(evaluator: Evaluator) -> dict[str, Rows]:
+def fall_rows(evaluator: Evaluator) -> dict[str, BudgetRequest]:
     """What is asked about budgets that fall, by name; nothing where none do."""
     factors = _factors(evaluator)
     ones = (1.0,) * len(factors)
     own = (wire.OWN_BUDGET,) * (2 * len(factors))
-    return {FALLS: Rows(own, (*factors, *ones), (*(-1.0 for _ in factors), *factors))} if factors else {}
+    return {FALLS: BudgetRequest(own, (*factors, *ones), (*(-1.0 for _ in factors), *factors))} if factors else {}
 
 
 def _factors(evaluator: Evaluator) -> tuple[float, ...]:
@@ -112,13 +112,13 @@ def _trained_for(evaluator: Evaluator, factor: float, refine: Refine) -> tuple[f
     if factor != 1:
         scenario = evaluator.scenario
         fallen = scenario.model_copy(update={"budget_factor": scenario.budget_factor * factor})
-        evaluator = Evaluator.of(refine(fallen))
+        evaluator = Evaluator.from_strategy(refine(fallen))
     reply = evaluator.own_budgets()
     return overall_recall(reply), margins_of(reply.by_budget())[0]
 
 
 @dataclass(frozen=True)
-class Following:
+class FollowPlan:
     """Which devices (M,), ascending, for how many rounds from which one on; keeps: see :class:`wire.MovingRequest`."""
 
     devices: IntArray
@@ -127,7 +127,7 @@ class Following:
     keeps: bool = False
 
     @classmethod
-    def of(cls, evaluator: Evaluator) -> Self:
+    def from_evaluator(cls, evaluator: Evaluator) -> Self:
         """As a scenario's ``elasticity`` asks: some devices, from the last round on."""
         scenario, members = evaluator.scenario, evaluator.members
         drawn = rng_for(scenario.seed, "followed").permutation(members.devices)[: scenario.elasticity.devices]
@@ -135,7 +135,7 @@ class Following:
 
 
 def follow(
-    evaluator: Evaluator, who: Following, traced: IntArray, message_bytes: int = EVALUATED_BYTES
+    evaluator: Evaluator, who: FollowPlan, traced: IntArray, message_bytes: int = EVALUATED_BYTES
 ) -> wire.MovingReply:
     """Ask nodes to follow some of their devices; groups in batches of about message_bytes."""
     scenario, members, states = evaluator.scenario, evaluator.members, evaluator.federation.states
@@ -154,11 +154,11 @@ def follow(
     return reduce(add, itertools.chain.from_iterable(replies))
 
 
-def _asked(evaluator: Evaluator, who: Following, traced: IntArray, batch: dict[int, wire.Arrays]) -> Content:
+def _asked(evaluator: Evaluator, who: FollowPlan, traced: IntArray, batch: dict[int, wire.Arrays]) -> Content:
     scenario, devices = evaluator.scenario, who.devices
     hosts = evaluator.federation.nodes.partitions_of(devices)
 
-    def request(partition: int) -> Query | None:
+    def request(partition: int) -> NodeRequest | None:
         mine = devices[hosts == partition]
         if not len(mine):
             return None
@@ -172,10 +172,10 @@ def _asked(evaluator: Evaluator, who: Following, traced: IntArray, batch: dict[i
             batch,
             who.keeps,
         )
-        known = Known(
+        known = MessageContext(
             {"C": len(evaluator.members.class_names)}, {"devices": np.intersect1d(mine, traced)}, agreed=("T",)
         )
-        return Query(payload, known)
+        return NodeRequest(payload, known)
 
     return request
 
@@ -224,10 +224,10 @@ def _followed(steps: StepCounts, hours: float) -> Followed:
     )
 
 
-def _moment(step: StepCounts, hours: float) -> Moment:
+def _moment(step: StepCounts, hours: float) -> FollowedMoment:
     """All devices at one step. step: () each."""
     devices, counted = max(int(step.devices), 1), max(int(step.counted), 1)
-    return Moment(
+    return FollowedMoment(
         hours=hours,
         budget_bytes_mean=float(step.budget_bytes / devices),
         stored_bytes_mean=float(step.stored_bytes / devices),
@@ -248,12 +248,12 @@ def _margin(recall: IntArray, square: IntArray, counted: IntArray) -> float | No
 
 def device_traces(reply: wire.MovingReply, class_names: Sequence[str]) -> tuple[ElasticTrace, ...]:
     """Single devices over time, in simulation only: budget, blocks, bytes moved, recall before and after."""
-    whose, said = reply.traced, reply.trace_steps
+    whose, values = reply.traced, reply.trace_steps
     result = []
     for device in np.unique(whose.device).tolist():
         mine = np.flatnonzero(whose.device == device)
         mine = mine[np.argsort(whose.step[mine], kind="stable")]
-        own, steps = whose[mine], said[mine]
+        own, steps = whose[mine], values[mine]
         known = (steps.grew + steps.shrank > 0) & bool(steps.counted[0])
         result.append(
             ElasticTrace(
@@ -276,4 +276,4 @@ def _where(known: NDArray[np.bool_], sums: IntArray) -> tuple[float | None, ...]
     return tuple(value / SUM_SCALE if there else None for value, there in zip(sums.tolist(), known, strict=True))
 
 
-__all__ = ["Following", "device_traces", "fall_rows", "falling", "follow", "measure_elasticity", "over_time"]
+__all__ = ["FollowPlan", "device_traces", "fall_rows", "falling", "follow", "measure_elasticity", "over_time"]

@@ -40,7 +40,7 @@ def measure_poisoning(strategy: PeelStrategy, refine: Refine) -> PoisoningResult
     for share, kind, defence in _cases(scenario):
         same = share == part.share and kind == part.kind and defence == robust
         ran = strategy if same else refine(_changed(scenario, share, kind, defence))
-        recall, hits = (_measured(Evaluator.of(ran), split) for split in ("test", "targets"))
+        recall, hits = (_measured(Evaluator.from_strategy(ran), split) for split in ("test", "targets"))
         clean = rows[0].recall if rows else recall  # the first row is the clean run without defence
         rows.append(
             PoisoningRow(

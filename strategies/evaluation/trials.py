@@ -20,25 +20,25 @@ from flwr.serverapp import Grid
 import fl_peel
 from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
-from fl_peel.blocks.ranked import smallest_budget_bytes
+from fl_peel.blocks.ranked_blocks import smallest_budget_bytes
 from fl_peel.blocks.settings import Precision
 from fl_peel.errors import BudgetError
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.plain import to_plain
+from fl_peel.json_codec import to_plain
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
-from strategies.evaluation.evaluator import Evaluator, Rows, qualities
+from strategies.evaluation.evaluator import BudgetRequest, Evaluator, qualities
 from strategies.figures.schema import Quality
 from strategies.nodes.nodes import Nodes
 from strategies.rivals.base import Request
 from strategies.rivals.compete import empty_row
 from strategies.rivals.replicates import in_json as replicates_in_json
-from strategies.rounds.keeping import Keeping
+from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.place import Place, Stages
-from strategies.run.prepare import Prepared, privacy_plan
-from strategies.run.preparing import prepare
+from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1_outcome import Stage1Outcome, privacy_plan
 
 SPLITS = ("validation", "test")
 
@@ -58,7 +58,7 @@ class Trial:
 def serve_trials(
     grid: Grid,
     trials: Sequence[Trial],
-    place: Place,
+    paths: RunPaths,
     on_event: OnEvent = silent,
     on_done: Callable[[Trial, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def serve_trials(
     results: dict[str, Any] = {}
     for number, trial in enumerate(trials, start=1):
         try:
-            results[trial.name] = run_trial(grid, nodes, trial, place, _progress(trial, on_event))
+            results[trial.name] = run_trial(grid, nodes, trial, paths, _progress(trial, on_event))
         except BudgetError as mistake:  # some device can hold no block of this layout: a finding, not a failure
             results[trial.name] = _nothing(trial, str(mistake))
         gc.collect()  # a strategy and what listens to it hold one another, and with them every user group's tables
@@ -107,30 +107,30 @@ def _progress(trial: Trial, on_event: OnEvent) -> OnEvent:
     rounds = trial.scenario.refinement.rounds
     total = rounds + len(trial.selectors) * len(trial.precisions)
 
-    def told(event: Event) -> None:
+    def on_step(event: Event) -> None:
         if event.stage in ("refinement", "evaluation"):
             done = event.done + (rounds if event.stage == "evaluation" else 0)
             on_event(Event(trial.name, done, total, f"{event.stage} {event.text}"))
         elif event.stage == "pretraining" and event.done == event.total:
             on_event(Event(f"{trial.name}: pretraining", event.done, event.total, event.text))
 
-    return told
+    return on_step
 
 
-def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: Place, on_event: OnEvent = silent) -> dict[str, Any]:
+def run_trial(grid: Grid, nodes: Nodes, trial: Trial, paths: RunPaths, on_event: OnEvent = silent) -> dict[str, Any]:
     """Refine under the trial's scenario and measure."""
-    stages = Stages()
+    stages = StageTimes()
     # what is measured is the trial's to say; prepare checks only what the scenario would measure by itself
     evaluation = trial.scenario.evaluation.model_copy(
         update={"budgets": (1.0,), "selectors": trial.selectors, "bootstrap": REPLICATES}
     )
     scenario = trial.scenario.model_copy(update={"evaluation": evaluation})
-    plan = privacy_plan(scenario, place)
-    prepared = prepare(scenario, plan, place, stages, nodes, on_event)
-    refiner = Refiner(grid, place, prepared, nodes, on_event)
+    plan = privacy_plan(scenario, paths)
+    prepared = prepare(scenario, plan, paths, stages, nodes, on_event)
+    refiner = Refiner(grid, paths, prepared, nodes, on_event)
     with stages("joining"):
         strategy = refiner.joined(scenario, plan)
-    evaluator, members, states = Evaluator.of(strategy), strategy.members, strategy.states
+    evaluator, members, states = Evaluator.from_strategy(strategy), strategy.members, strategy.states
     full: dict[str, Any] = {"bytes": prepared.layout.full_table_bytes}
     with stages("evaluation"):
         if trial.full_tables:
@@ -160,11 +160,13 @@ def run_trial(grid: Grid, nodes: Nodes, trial: Trial, place: Place, on_event: On
     }
 
 
-def moved_bytes(prepared: Prepared, strategy: PeelStrategy, keeping: Keeping | None) -> dict[str, dict[str, float]]:
+def moved_bytes(
+    prepared: Stage1Outcome, strategy: PeelStrategy, acceptance: AcceptanceTest | None
+) -> dict[str, dict[str, float]]:
     """Bytes down and up of a device on average: in stage 1; in rounds, with what is compared after them."""
     devices = max(len(strategy.members.devices), 1)
     stage1 = [step.counts.classes.total() for step in prepared.steps]
-    compared = 0 if keeping is None else sum(one.download_bytes for one in keeping.comparisons)
+    compared = 0 if acceptance is None else sum(one.download_bytes for one in acceptance.comparisons)
     return {
         "stage1": {
             "down": sum(int(step.download_bytes) for step in stage1) / devices,
@@ -203,7 +205,7 @@ def _rows(evaluator: Evaluator, trial: Trial, selector: str, precision: Precisio
     rows = {request: empty_row(request) for request in requests}
     if served:
         budgets = [request.budget_bytes for request in served]
-        asked = [Rows(tuple(budgets), on_validation=split == "validation") for split in SPLITS]
+        asked = [BudgetRequest(tuple(budgets), on_validation=split == "validation") for split in SPLITS]
         replies = dict(zip(SPLITS, evaluator.together(asked, precision=precision, selector=selector), strict=True))
         start = time.perf_counter()
         for state, weights in zip(evaluator.federation.states, evaluator.weights(selector), strict=True):

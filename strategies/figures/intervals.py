@@ -15,7 +15,7 @@ Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredQuality:
     """Mean recall and NDCG of the devices that have test items, served from one table, and of their replicates, (B,)
     each; devices: how many these are.
     """
@@ -27,11 +27,11 @@ class Measured:
     devices: int
 
     @staticmethod
-    def of(reply: wire.EvaluateReply, place: int = 0) -> Measured:
+    def from_reply(reply: wire.EvaluateReply, place: int = 0) -> MeasuredQuality:
         """Under one of the budgets asked for."""
         sums, (recalls, ndcgs) = reply.by_budget()[place], reply.replicates.means()
         recall, ndcg = sums.mean()
-        return Measured(float(recall), float(ndcg), recalls[place], ndcgs[place], int(sums.devices))
+        return MeasuredQuality(float(recall), float(ndcg), recalls[place], ndcgs[place], int(sums.devices))
 
     @property
     def recall_interval(self) -> Interval | None:
@@ -43,7 +43,7 @@ class Measured:
         """Of the mean NDCG."""
         return _interval(self.ndcgs)
 
-    def over(self, base: Measured | None) -> Ratio | None:
+    def over(self, base: MeasuredQuality | None) -> Ratio | None:
         """Recall over that of another table."""
         if base is None or base.recall <= 0:
             return None
@@ -51,7 +51,7 @@ class Measured:
         low, high = ends if ends is not None else (None, None)
         return Ratio(self.recall / base.recall, low, high)
 
-    def quality(self, base: Measured | None) -> TableQuality:
+    def quality(self, base: MeasuredQuality | None) -> TableQuality:
         """As a full table's; base: what ratios are over."""
         return TableQuality(
             recall=self.recall,
@@ -61,7 +61,7 @@ class Measured:
             to_global=self.over(base),
         )
 
-    def gain(self, first: Measured) -> Gain | None:
+    def gain(self, first: MeasuredQuality) -> Gain | None:
         """Recall less that of a first table; None without replicates."""
         ends = interval(self.recalls - first.recalls)
         return None if ends is None else Gain(self.recall - first.recall, *ends, devices=self.devices)
@@ -72,4 +72,4 @@ def _interval(replicates: Doubles) -> Interval | None:
     return None if ends is None else Interval(*ends)
 
 
-__all__ = ["Measured"]
+__all__ = ["MeasuredQuality"]

@@ -52,7 +52,7 @@ class PerDevice:
     test_items: str
 
     @staticmethod
-    def of(
+    def from_replies(
         replies: Mapping[str, tuple[wire.EvaluateReply, int]],
         class_names: Sequence[str],
         *,
@@ -84,7 +84,7 @@ class PerDevice:
     def replicates(self, tables: Sequence[str], count: int) -> Doubles:
         """The same of some of the tables, in every replicate of the bootstrap, (2, T, B)."""
         places = [self.tables.index(table) for table in tables]
-        sums = Replicates.of(self.devices, self.recall[:, places], self.ndcg[:, places], self.counted, count)
+        sums = Replicates.from_devices(self.devices, self.recall[:, places], self.ndcg[:, places], self.counted, count)
         return np.stack(sums.means())
 
     def write(self, path: Path) -> None:
@@ -138,10 +138,10 @@ class PerDevice:
 
 def digest(items: UserItems) -> str:
     """Of every device's items, as they are numbered."""
-    found = hashlib.blake2b(digest_size=16)
+    hashed = hashlib.blake2b(digest_size=16)
     for part in (items.indptr, items.items):
-        found.update(np.ascontiguousarray(part).astype("<i8").tobytes())
-    return found.hexdigest()
+        hashed.update(np.ascontiguousarray(part).astype("<i8").tobytes())
+    return hashed.hexdigest()
 
 
 __all__ = ["FILE", "METRICS", "OWN_BUDGET", "PerDevice", "digest"]

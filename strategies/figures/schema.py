@@ -1,7 +1,7 @@
 """Types of `report.json`: what a run measured, filled where a figure is computed and read where it is shown.
 
 :func:`to_json` and :func:`from_json` turn a :class:`RunResult` into plain JSON types and back; the file's layout is
-that of the fields below, in their order (:mod:`fl_peel.plain` has the rules). Recall and NDCG are of the first
+that of the fields below, in their order (:mod:`fl_peel.json_codec` has the rules). Recall and NDCG are of the first
 ``evaluation.top_n`` items: a type has ``recall``, the file ``recall@20`` for 20. Validation metrics of rounds are
 always of the first 20.
 
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field
 
 from fl_peel.errors import ReportError
-from fl_peel.plain import Inline, Key, from_plain, to_plain
+from fl_peel.json_codec import Inline, JsonKey, from_plain, to_plain
 from fl_peel.privacy.report import PrivacyReport
 
 Bytes = Annotated[int, Field(ge=0)]
@@ -26,11 +26,11 @@ Seconds = Annotated[float, Field(ge=0)]
 Metric = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0)]
 Mean = Annotated[float, Field(ge=0)]
-Recall = Annotated[Metric, Key("recall@{top_n}")]
-MaybeRecall = Annotated[Metric | None, Key("recall@{top_n}")]
-Ndcg = Annotated[Metric, Key("ndcg@{top_n}")]
-MaybeNdcg = Annotated[Metric | None, Key("ndcg@{top_n}")]
-DeviceClass = Annotated[str, Key("class")]
+Recall = Annotated[Metric, JsonKey("recall@{top_n}")]
+MaybeRecall = Annotated[Metric | None, JsonKey("recall@{top_n}")]
+Ndcg = Annotated[Metric, JsonKey("ndcg@{top_n}")]
+MaybeNdcg = Annotated[Metric | None, JsonKey("ndcg@{top_n}")]
+DeviceClass = Annotated[str, JsonKey("class")]
 
 PEEL = "peel"
 """Elastic tables, among the ways of serving devices that fairness compares."""
@@ -66,9 +66,9 @@ class Ratio:
     high: Mean | None
 
 
-RecallInterval = Annotated[Interval | None, Key("recall@{top_n}_interval")]
-NdcgInterval = Annotated[Interval | None, Key("ndcg@{top_n}_interval")]
-RecallMargin = Annotated[Mean | None, Key("recall@{top_n}_margin")]
+RecallInterval = Annotated[Interval | None, JsonKey("recall@{top_n}_interval")]
+NdcgInterval = Annotated[Interval | None, JsonKey("ndcg@{top_n}_interval")]
+RecallMargin = Annotated[Mean | None, JsonKey("recall@{top_n}_margin")]
 """Half the width of a 95 % interval over devices, by Student's t; None where less than two devices count."""
 
 
@@ -92,7 +92,7 @@ class Gain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FullTable:
+class FullTableResult:
     """Full item table in fp32. bytes: its size; global: the global table, as pretrained; start: the group tables before
     federated refinement; start_validation: the same on validation items, by which settings are chosen (all others
     are on test items); refined: the group tables after federated refinement; gain: the paired gain of refinement;
@@ -101,7 +101,7 @@ class FullTable:
     """
 
     bytes: Bytes
-    globally: Annotated[TableQuality | None, Key("global")] = None
+    globally: Annotated[TableQuality | None, JsonKey("global")] = None
     start: TableQuality | None = None
     start_validation: Quality | None = None
     refined: TableQuality | None = None
@@ -241,7 +241,7 @@ class Stage1Filter:
 
     count_exponent: Mean
     value_exponent: Mean
-    recall: Annotated[Metric | None, Key("validation recall")]
+    recall: Annotated[Metric | None, JsonKey("validation recall")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,9 +315,9 @@ class HistoryRow:
     server_round: Count
     virtual_seconds: Mean
     loss: float | None
-    recall: Annotated[Metric | None, Key("validation recall@20")]
-    ndcg: Annotated[Metric | None, Key("validation ndcg@20")]
-    controller_loss: Annotated[float | None, Key("controller loss")]
+    recall: Annotated[Metric | None, JsonKey("validation recall@20")]
+    ndcg: Annotated[Metric | None, JsonKey("validation ndcg@20")]
+    controller_loss: Annotated[float | None, JsonKey("controller loss")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,7 +347,7 @@ class TimeToRecall:
 
     device_class: DeviceClass
     target_share: Share
-    recall: Annotated[Metric, Key("validation recall@20")]
+    recall: Annotated[Metric, JsonKey("validation recall@20")]
     server_round: Count
     virtual_seconds: Mean
     download_bytes: Mean
@@ -402,7 +402,7 @@ class ClassGap:
 
 
 @dataclass(frozen=True)
-class FixedTiers:
+class FixedTiersResult:
     """Fixed table sizes, and the size that each class was given, as shares."""
 
     tiers: tuple[Share, ...]
@@ -427,7 +427,7 @@ class FairnessResult:
     gap: tuple[ClassGap, ...]
     by_class: tuple[ClassFairness, ...]
     over_devices: tuple[Spread, ...]
-    fixed_tiers: FixedTiers | None = None
+    fixed_tiers: FixedTiersResult | None = None
     excluding_small: ExcludingSmall | None = None
 
 
@@ -489,7 +489,7 @@ class ClassFollowed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class FollowedMoment:
     """Followed devices at one time after training. growth_bytes: bytes sent since the previous moment; margins: half
     the width of the 95 % intervals of recall."""
 
@@ -512,7 +512,7 @@ class OverTime:
     hours: Mean
     figures: Annotated[Followed, Inline()]
     by_class: tuple[ClassFollowed, ...]
-    moments: Annotated[tuple[Moment, ...], Key("over_time")]
+    moments: Annotated[tuple[FollowedMoment, ...], JsonKey("over_time")]
 
 
 @dataclass(frozen=True)
@@ -716,7 +716,7 @@ class RunResult:
     budgets: tuple[BudgetRow, ...]
     device_classes: dict[str, DeviceClassRow]
     user_groups: tuple[UserGroupRow, ...] = ()
-    full_table: FullTable
+    full_table: FullTableResult
     stage1: Stage1Result | None = None
     refinement: RefinementResult | None = None
     rounds: tuple[RoundRow, ...]
@@ -744,8 +744,8 @@ class RunResult:
 
 def _top_n(scenario: Any) -> int:
     evaluation = scenario.get("evaluation") if isinstance(scenario, dict) else None
-    told = evaluation.get("top_n", 20) if isinstance(evaluation, dict) else 20
-    return told if isinstance(told, int) else 20
+    given = evaluation.get("top_n", 20) if isinstance(evaluation, dict) else 20
+    return given if isinstance(given, int) else 20
 
 
 def to_json(result: RunResult) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Arrays that nobody works on for a while lie in a file of the run's folder, as large tables do
-(:mod:`strategies.groups.tables`): of hundreds of user groups, what is known of blocks takes as much memory again.
+(:mod:`strategies.groups.group_tables`): of hundreds of user groups, what is known of blocks takes as much memory again.
 
 An array that lies there is one like any other, to be read. Its pages come into memory as they are used, and
-:func:`fl_peel.mapped.rest` lets them go.
+:func:`fl_peel.mmap_arrays.drop_pages_now` lets them go.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.mapped import lies_in_file, rest
-from strategies.groups.tables import give_room, write_all
+from fl_peel.mmap_arrays import drop_pages_now, lies_in_file
+from strategies.groups.group_tables import give_room, write_all
 
 MOST_IN_MEMORY = 64 << 20
 """Bytes of what is known of all user groups' blocks together that stay in memory."""
@@ -43,7 +43,7 @@ class Shelf:
     def put(self, array: NDArray[Any]) -> NDArray[Any]:
         """The same array, which lies there from now on; as it is where the disk has no room."""
         if lies_in_file(array) or not array.nbytes:
-            rest(array)
+            drop_pages_now(array)
             return array
         room = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
         try:
@@ -52,11 +52,11 @@ class Shelf:
             write_all(self._file.fileno(), data, place)
         except OSError:
             return array
-        found = np.ndarray(array.shape, array.dtype, mapped, start)
-        found.flags.writeable = False
+        shelved = np.ndarray(array.shape, array.dtype, mapped, start)
+        shelved.flags.writeable = False
         # a view of it holds this very array, as its own base is no array
-        weakref.finalize(found, self._free[room].append, (mapped, start, place)).atexit = False
-        return found
+        weakref.finalize(shelved, self._free[room].append, (mapped, start, place)).atexit = False
+        return shelved
 
     def _slot(self, room: int) -> _Slot:
         """A free part of the file.

@@ -7,21 +7,23 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import ranked_as_numbered
+from fl_peel.blocks.ranked_blocks import ranked_as_numbered
 from fl_peel.data.interactions import UserItems
-from fl_peel.pretraining.by_sums import GroupStart
+from fl_peel.pretraining.spectral_steps import GroupStart
 from fl_peel.pretraining.stage1 import SpectralStart
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.weighting.statistics import BlockStatistics
+from fl_peel.weighting.block_statistics import BlockStatistics
+from strategies.groups.group_tables import FloatArray, empty_tables
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.shelf import put_once, shelf_for
 from strategies.groups.start import by_block, shown_in_lists
 from strategies.groups.state import UserGroupState, block_energy, known_bytes
-from strategies.groups.tables import FloatArray, empty_tables
 
 TEMPERATURE = 0.4
-"""Of the local loss, where the scenario gives none: scores spread as far as :mod:`fl_peel.pretraining.by_sums` says."""
+"""Of the local loss, where the scenario gives none: scores spread as far as :mod:`fl_peel.pretraining.spectral_steps`
+says.
+"""
 
 
 UNSEEN = 0.03
@@ -57,7 +59,7 @@ def spectral_states(
             **shared,
         )
         table[:] = group.table
-        found = UserGroupState(
+        group_state = UserGroupState(
             table,
             statistics,
             ServerOptimizer(aggregation.optimizer, aggregation.learning_rate),
@@ -65,8 +67,8 @@ def spectral_states(
             np.full(layout.num_blocks, float(group.size)),
             shelf,
         )
-        found.rest()
-        return found
+        group_state.drop_pages()
+        return group_state
 
     with fixed_threads(1), ThreadPoolExecutor(max_workers=2) as pool:
         return list(pool.map(state, start.groups, tables))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks, ranked_as_numbered
+from fl_peel.blocks.ranked_blocks import RankedBlocks, ranked_as_numbered
 from fl_peel.data.interactions import UserItems
 from fl_peel.grouping.clusters import UserGroups, item_groups, user_groups
 from fl_peel.grouping.neighbourhood import Neighbourhood, item_covariance
@@ -19,14 +19,14 @@ from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.ranking.top import top_rows
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.signals import signals_of_group
-from fl_peel.weighting.statistics import BlockStatistics
+from fl_peel.weighting.block_statistics import BlockStatistics
+from strategies.groups.group_tables import empty_tables
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.shelf import put_once, shelf_for
 from strategies.groups.state import FloatArray, UserGroupState, block_energy, known_bytes
-from strategies.groups.tables import empty_tables
 
 if TYPE_CHECKING:
-    from fl_peel.pretraining.train import PretrainedEmbeddings
+    from fl_peel.pretraining.central_training import PretrainedEmbeddings
 
 
 def make_layout(
@@ -120,7 +120,7 @@ def starting_states(
             **shared,
         )
         room[group][:] = table
-        found = UserGroupState(
+        group_state = UserGroupState(
             room[group],
             statistics,
             ServerOptimizer(aggregation.optimizer, aggregation.learning_rate),
@@ -128,8 +128,8 @@ def starting_states(
             np.full(layout.num_blocks, float(len(members))),
             shelf,
         )
-        found.rest()
-        return found
+        group_state.drop_pages()
+        return group_state
 
     # sums of several BLAS threads depend on how many it takes, and that on what else runs: one each
     with fixed_threads(1), ThreadPoolExecutor(max_workers=2) as pool:

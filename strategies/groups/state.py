@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RowOrder, pack_ranking
+from fl_peel.blocks.ranked_blocks import RowOrder, pack_ranking
 from fl_peel.blocks.settings import Precision
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.mapped import rest
+from fl_peel.mmap_arrays import drop_pages_now
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.weighting.statistics import BlockStatistics
+from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.wire import Arrays
 from strategies.groups.aggregation import CHUNK_ROWS, BlockSums
+from strategies.groups.group_tables import copied_tables
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.shelf import Shelf
-from strategies.groups.tables import copied_tables
 
 FloatArray = NDArray[np.float32]
 
@@ -64,12 +64,12 @@ class UserGroupState:
     ) -> Arrays:
         """The best blocks by their weights (B,), as many as ``num_bytes`` hold (None: all), for the wire."""
         packed = pack_ranking(layout, precision, weights, self.table, num_bytes)
-        self.rest()
+        self.drop_pages()
         return packed
 
-    def rest(self) -> None:
+    def drop_pages(self) -> None:
         """Nothing of it is needed for a while."""
-        rest(self.table)
+        drop_pages_now(self.table)
         for name, known in vars(self.statistics).items():
             setattr(self.statistics, name, self.shelved(known))
         self.counted_interactions = self.shelved(self.counted_interactions)
@@ -88,8 +88,8 @@ class UserGroupState:
         arrays alone.
         """
         table[:] = self.table
-        self.rest()
-        rest(table)
+        self.drop_pages()
+        drop_pages_now(table)
         return self.with_copy(table)
 
     def with_copy(self, table: FloatArray) -> UserGroupState:
@@ -135,7 +135,7 @@ class UserGroupState:
             exposure[blocks] = total.exposed * sizes[blocks]
             statistics.add_signals(hits, exposure, scenario.controller.signal_momentum)
         for known in before:  # some of it is known no more, but to a copy
-            rest(known)
+            drop_pages_now(known)
 
     def _count_rows(
         self, items: NDArray[np.int32], blocks: NDArray[np.int64], total: BlockSums, scenario: Scenario

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from fl_peel import errors, wire
 from fl_peel.errors import EngineError, FlPeelError, MessageError, ScenarioError, SecureAggregationError
-from fl_peel.exchange.expected import MOST, TOTAL, Known, check
-from fl_peel.roots import code_digest, own_root
+from fl_peel.exchange.array_specs import MOST, TOTAL, MessageContext, check
+from fl_peel.package_check import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
 
 logger = logging.getLogger("fl_peel")
@@ -38,28 +38,28 @@ PAUSES_S = (0.5, 2.0, 5.0)
 
 
 @dataclass(frozen=True)
-class Query:
+class NodeRequest:
     """A question to a node, and what is known of a right answer. about: user groups that it is about, for who counts
     which of them are answered.
     """
 
     payload: object
-    known: Known = field(default_factory=Known)
+    known: MessageContext = field(default_factory=MessageContext)
     about: Collection[int] = ()
 
 
 @dataclass(frozen=True)
-class _Sent:
+class _SentRequest:
     """To whom a message went, and what is known of the answer."""
 
     partition: int
     node: int
-    known: Known
+    known: MessageContext
     about: Collection[int]
 
 
 @dataclass(frozen=True)
-class Answer(Generic[Reply]):
+class NodeReply(Generic[Reply]):
     """A node's right reply, with the sizes that were found in it; or else what went wrong. came: whether the node said
     anything but that it failed; lost: whether somebody else said so, as the node is not there; about: as in the
     question.
@@ -74,7 +74,7 @@ class Answer(Generic[Reply]):
     about: Collection[int] = ()
 
 
-Content = Callable[[int], Query | None]
+Content = Callable[[int], NodeRequest | None]
 """The question to a partition, if there is one."""
 
 
@@ -95,7 +95,7 @@ class Nodes:
     hello: Hello | None = None
     patience_s: float = 0.0
     own: tuple[range, ...] = ()
-    _open: dict[str, _Sent] = field(default_factory=dict, repr=False, compare=False)
+    _open: dict[str, _SentRequest] = field(default_factory=dict, repr=False, compare=False)
     _numbers: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
     _refused: set[int] = field(default_factory=set, repr=False, compare=False)
 
@@ -133,11 +133,11 @@ class Nodes:
             grid.pull_interval = PULL_INTERVAL_S
         returning_s = float(getattr(grid, "patience_s", 0.0))  # of a deployment's
         hello = Hello(wire.HelloRequest(scenario, catalogue=catalogue), root)
-        found: dict[int, int] = {}
+        node_ids: dict[int, int] = {}
         own: dict[int, range] = {}
         wanted: int | None = None
         while True:
-            asked = [node for node in grid.get_node_ids() if node not in found.values()]
+            asked = [node for node in grid.get_node_ids() if node not in node_ids.values()]
             for reply in hello.ask(grid, asked, min(timeout_s, patience_s)):
                 node = reply.metadata.src_node_id
                 if reply.has_error():
@@ -145,19 +145,19 @@ class Nodes:
                         continue  # one that was lost before the run began
                     raise failure(reply, f"node {node}")
                 answer = hello.checked(reply, wanted)
-                if found.setdefault(answer.partition, node) != node:
+                if node_ids.setdefault(answer.partition, node) != node:
                     raise EngineError(f"two nodes claim to be partition {answer.partition}; number them from 0")
                 wanted = answer.num_partitions
                 own[answer.partition] = _own_range(answer)
-            if wanted is not None and set(found) >= set(range(wanted)):
+            if wanted is not None and set(node_ids) >= set(range(wanted)):
                 drawn = Scenario.from_json(scenario).privacy
-                ids = tuple(found[partition] for partition in range(wanted))
+                ids = tuple(node_ids[partition] for partition in range(wanted))
                 noise_is_drawn = drawn.noised and drawn.noise_source == "system"
                 theirs = _without_gaps(own) if catalogue else ()
                 return Nodes(grid, ids, timeout_s, noise_is_drawn, hello, returning_s, theirs)
             if time.monotonic() > deadline:
                 raise EngineError(
-                    f"{len(found)} of {wanted or 'unknown'} nodes answered within {patience_s:.0f} s; "
+                    f"{len(node_ids)} of {wanted or 'unknown'} nodes answered within {patience_s:.0f} s; "
                     "start the missing nodes or look for their errors in the log above"
                 )
             time.sleep(0.5)
@@ -197,11 +197,11 @@ class Nodes:
                 # Flower brings the group back with the reply, also with one that the SuperLink makes for a dead node
                 number = str(next(self._numbers))
                 known = asked.known.with_sizes(**{TOTAL: MOST // len(self.ids)})
-                self._open[number] = _Sent(partition, node, known, asked.about)
+                self._open[number] = _SentRequest(partition, node, known, asked.about)
                 record: RecordDict = wire.pack(asked.payload)
                 yield Message(record, dst_node_id=node, message_type=kind, group_id=number)
 
-    def answers(self, kind: str, reply_type: type[Reply], replies: Iterable[Message]) -> Iterator[Answer[Reply]]:
+    def answers(self, kind: str, reply_type: type[Reply], replies: Iterable[Message]) -> Iterator[NodeReply[Reply]]:
         """Every message's answer, once; what nobody waits for any more is left out."""
         for message in replies:
             sent = self._open.get(message.metadata.group_id)
@@ -213,21 +213,23 @@ class Nodes:
             who = f"node {sent.partition} ({kind})"
             if message.has_error():
                 lost = message.metadata.src_node_id != sent.node
-                yield Answer(sent.partition, None, {}, failure(message, who), came=False, lost=lost, about=sent.about)
+                yield NodeReply(
+                    sent.partition, None, {}, failure(message, who), came=False, lost=lost, about=sent.about
+                )
                 continue
             try:
                 reply = wire.unpack(reply_type, message.content)
                 sizes = check(reply, sent.known)
             except MessageError as error:
                 wrong = MessageError(f"{who} gave a wrong answer: {error}")
-                yield Answer(sent.partition, None, {}, wrong, about=sent.about)
+                yield NodeReply(sent.partition, None, {}, wrong, about=sent.about)
             else:
                 agreed = {name: sizes[name] for name in sent.known.agreed if name in sizes}
-                yield Answer(sent.partition, reply, agreed, about=sent.about)
+                yield NodeReply(sent.partition, reply, agreed, about=sent.about)
 
     def _exchange(
         self, kind: str, reply_type: type[Reply], content: Content
-    ) -> tuple[list[int], dict[int, Answer[Reply]]]:
+    ) -> tuple[list[int], dict[int, NodeReply[Reply]]]:
         """Ask nodes once: who was asked; answers by partition, ascending. Who says nothing is not among these."""
         self.begin()
         messages = list(self.messages(kind, content))
@@ -250,31 +252,31 @@ class Nodes:
         Raises:
             EngineError, MessageError, FlPeelError: as :meth:`ask`.
         """
-        asked: dict[int, dict[int, Query]] = {}
-        found: dict[int, dict[int, Answer[Reply]]] = {}
+        asked: dict[int, dict[int, NodeRequest]] = {}
+        answers: dict[int, dict[int, NodeReply[Reply]]] = {}
 
         def messages() -> Iterator[Message]:
             for place, content in enumerate(contents):
                 each = {partition: content(partition) for partition in range(len(self.ids))}
                 asked[place] = {partition: replace(query, about=(place,)) for partition, query in each.items() if query}
-                found[place] = {}
+                answers[place] = {}
                 yield from self.messages(kind, asked[place].get)
 
         self.begin()
         done: dict[int, list[Reply]] = {}
         for answer in self.answers(kind, reply_type, self.grid.send_and_receive(messages(), timeout=self.timeout_s)):
             (place,) = answer.about
-            found[place][answer.partition] = answer
-            if len(found[place]) == len(asked[place]):
-                found[place] = _by_partition(found[place].values())
-                if _are_right(kind, found[place]):  # then nobody is asked again, and the question may be forgotten
-                    done[place] = _replies(found.pop(place))
+            answers[place][answer.partition] = answer
+            if len(answers[place]) == len(asked[place]):
+                answers[place] = _by_partition(answers[place].values())
+                if _are_right(kind, answers[place]):  # then nobody is asked again, and the question may be forgotten
+                    done[place] = _replies(answers.pop(place))
                     asked[place] = {}
         for place in sorted(asked):
             yield (
                 done.pop(place)
                 if place in done
-                else self._until_right(kind, reply_type, asked[place].get, list(asked[place]), found[place])
+                else self._until_right(kind, reply_type, asked[place].get, list(asked[place]), answers[place])
             )
 
     def _until_right(
@@ -283,23 +285,23 @@ class Nodes:
         reply_type: type[Reply],
         content: Content,
         asked: Sequence[int],
-        found: dict[int, Answer[Reply]],
+        right_answers: dict[int, NodeReply[Reply]],
     ) -> list[Reply]:
-        """Right answers to what was asked of some partitions; found: what these answered."""
+        """Right answers to what was asked of some partitions; right_answers: what these answered."""
         pauses_s, deadline = iter(PAUSES_S), time.monotonic() + self.patience_s
         while True:
-            silent = [partition for partition in asked if partition not in found]
+            silent = [partition for partition in asked if partition not in right_answers]
             may_come = time.monotonic() < deadline
             if silent and not (may_come and self._may_have_answered(kind)):
                 raise EngineError(
                     f"{len(silent)} of {len(asked)} nodes did not answer {kind} within "
                     f"{self.timeout_s:.0f} s; raise engine.reply_timeout_s or look for their errors in the log"
                 )
-            found |= _disagreeing(kind, found)
-            good = {partition: answer for partition, answer in found.items() if answer.error is None}
-            failed = [answer for answer in found.values() if answer.error is not None]
+            right_answers |= _disagreeing(kind, right_answers)
+            good = {partition: answer for partition, answer in right_answers.items() if answer.error is None}
+            failed = [answer for answer in right_answers.values() if answer.error is not None]
             if not failed and not silent:
-                return _replies(found)
+                return _replies(right_answers)
             waits_for_lost = may_come and kind not in ONCE and all(answer.lost for answer in failed)
             pause_s = PAUSES_S[-1] if waits_for_lost else next(pauses_s, None)
             for answer in failed:
@@ -311,9 +313,9 @@ class Nodes:
                 logger.warning("nodes %s did not answer %s; they are asked again", silent, kind)
             time.sleep(pause_s or 0)
             again, answers = self._exchange(kind, reply_type, _of_others(good, content))
-            asked, found = [*good, *again], good | answers
+            asked, right_answers = [*good, *again], good | answers
 
-    def _may_repeat(self, kind: str, answer: Answer[Reply]) -> bool:
+    def _may_repeat(self, kind: str, answer: NodeReply[Reply]) -> bool:
         """Whether a node may be asked the same again: not about a mistake that it would name again."""
         if not isinstance(answer.error, (EngineError, MessageError)):
             return False
@@ -330,13 +332,13 @@ class Nodes:
             ScenarioError: a node names a mistake.
             SecureAggregationError: the devices of all nodes refuse.
         """
-        asked, found = self._exchange(kind, reply_type, content)
-        found |= _disagreeing(kind, found)
-        good = {partition: answer.reply for partition, answer in found.items() if answer.reply is not None}
-        raise_or_log([answer.error for answer in found.values() if answer.error is not None], nobody=not good)
-        if len(found) < len(asked):
+        asked, answers = self._exchange(kind, reply_type, content)
+        answers |= _disagreeing(kind, answers)
+        good = {partition: answer.reply for partition, answer in answers.items() if answer.reply is not None}
+        raise_or_log([answer.error for answer in answers.values() if answer.error is not None], nobody=not good)
+        if len(answers) < len(asked):
             logger.warning(
-                "%d of %d nodes did not answer %s within the deadline", len(asked) - len(found), len(asked), kind
+                "%d of %d nodes did not answer %s within the deadline", len(asked) - len(answers), len(asked), kind
             )
         return good
 
@@ -391,16 +393,16 @@ def _without_gaps(own: Mapping[int, range]) -> tuple[range, ...]:
     return tuple(own[partition] for partition in range(len(own)))
 
 
-def _by_partition(answers: Iterable[Answer[Reply]]) -> dict[int, Answer[Reply]]:
+def _by_partition(answers: Iterable[NodeReply[Reply]]) -> dict[int, NodeReply[Reply]]:
     return {answer.partition: answer for answer in sorted(answers, key=lambda answer: answer.partition)}
 
 
-def _are_right(kind: str, found: Mapping[int, Answer[Reply]]) -> bool:
-    return all(answer.error is None for answer in found.values()) and not _disagreeing(kind, found)
+def _are_right(kind: str, answers: Mapping[int, NodeReply[Reply]]) -> bool:
+    return all(answer.error is None for answer in answers.values()) and not _disagreeing(kind, answers)
 
 
-def _replies(found: Mapping[int, Answer[Reply]]) -> list[Reply]:
-    return [answer.reply for _, answer in sorted(found.items()) if answer.reply is not None]
+def _replies(answers: Mapping[int, NodeReply[Reply]]) -> list[Reply]:
+    return [answer.reply for _, answer in sorted(answers.items()) if answer.reply is not None]
 
 
 def _of_others(known: Container[int], content: Content) -> Content:
@@ -417,7 +419,7 @@ def _hello(reply: Message, wanted: int | None) -> wire.HelloReply:
     who = f"node {reply.metadata.src_node_id} ({wire.HELLO}) gave a wrong answer"
     try:
         answer = wire.unpack(wire.HelloReply, reply.content)
-        check(answer, Known())
+        check(answer, MessageContext())
     except MessageError as error:
         raise MessageError(f"{who}: {error}") from None
     if answer.partition >= answer.num_partitions or wanted not in (None, answer.num_partitions):
@@ -428,9 +430,9 @@ def _hello(reply: Message, wanted: int | None) -> wire.HelloReply:
     return answer
 
 
-def _disagreeing(kind: str, found: Mapping[int, Answer[Reply]]) -> dict[int, Answer[Reply]]:
+def _disagreeing(kind: str, answers: Mapping[int, NodeReply[Reply]]) -> dict[int, NodeReply[Reply]]:
     """Of right answers, those whose sizes are not those of most: all, where there is no most."""
-    good = {partition: tuple(sorted(one.sizes.items())) for partition, one in found.items() if one.error is None}
+    good = {partition: tuple(sorted(one.sizes.items())) for partition, one in answers.items() if one.error is None}
     counts = Counter(good.values()).most_common(2)
     if len(counts) < 2:
         return {}
@@ -440,7 +442,7 @@ def _disagreeing(kind: str, found: Mapping[int, Answer[Reply]]) -> dict[int, Ans
         for partition, sizes in good.items()
         if sizes != most
     }
-    return {partition: replace(found[partition], reply=None, error=error) for partition, error in wrong.items()}
+    return {partition: replace(answers[partition], reply=None, error=error) for partition, error in wrong.items()}
 
 
 def failure(reply: Message, who: str) -> FlPeelError:
@@ -463,9 +465,9 @@ def _unsaid(kind: type[FlPeelError], place: str, who: str) -> str:
     return f"{' '.join(place.split())[:200] or who}: {what}; {who} has the whole line in its log"
 
 
-def raise_or_log(found: Iterable[FlPeelError], *, nobody: bool = False) -> None:
+def raise_or_log(errors: Iterable[FlPeelError], *, nobody: bool = False) -> None:
     """Raise what every node would say again; log what befell some. nobody: no node did any better."""
-    for error in found:
+    for error in errors:
         if isinstance(error, ScenarioError) or (nobody and isinstance(error, SecureAggregationError)):
             raise error
         logger.warning("%s", error)

@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from fl_peel.blocks.compression import StoredTable, stored_bytes
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import dequantize, quantize
-from fl_peel.blocks.ranked import RankedBlocks, RowOrder, ranked_as_numbered
+from fl_peel.blocks.ranked_blocks import RankedBlocks, RowOrder, ranked_as_numbered
 from fl_peel.blocks.settings import Precision
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.grouping.clusters import fit_user_embeddings
 from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
+from fl_peel.pretraining.central_training import PretrainedEmbeddings, pretrain
 from fl_peel.pretraining.settings import PretrainingConfig
-from fl_peel.pretraining.train import PretrainedEmbeddings, pretrain
 from fl_peel.scenario.method import ControllerPart
 from strategies.groups.start import shown_in_lists
 
@@ -55,7 +55,7 @@ UNLIMITED = Request("fp32", 1.0, 1 << 62)
 
 
 @dataclass(frozen=True)
-class Starts:
+class GroupStarts:
     """What user groups start with in PEEL. assignment: (U,) each device's group, by number; table: the item table
     (I, d) that a group starts with, to be called under ``fixed_threads(1)``.
     """
@@ -83,7 +83,7 @@ class Material:
     device: str = "cpu"
     cache_dir: str = ""
     on_event: OnEvent = field(default=silent, repr=False)
-    starts: Starts | None = field(default=None, repr=False)
+    starts: GroupStarts | None = field(default=None, repr=False)
 
     @property
     def num_items(self) -> int:
@@ -121,13 +121,13 @@ class Material:
         whole[alone] = fit_user_embeddings(items, self.splits.train.select(alone))
         return whole
 
-    def of(self, devices: NDArray[np.int64]) -> Material:
+    def select_devices(self, devices: NDArray[np.int64]) -> Material:
         """The same tables, and these devices (N,) alone; ``given`` and ``popularity`` are theirs alone, too."""
         return replace(
             self,
             given=self.given.select(devices),
             has_data=np.ones(len(devices), np.bool_),
-            splits=self.splits.of(devices),
+            splits=self.splits.select(devices),
             pretrained=replace(self.pretrained, users=self.users[devices]),
             starts=None,
         )
@@ -169,7 +169,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListOption:
     """As :class:`Option`, where all that counts are the lists that come of it: one table a user group, or no table at
     all on the device. lists: (U, TOP_N) items of each split, best first, -1 where a device has fewer.
     """
@@ -194,7 +194,7 @@ class Rival(Protocol):
     def name(self) -> str:
         """Its ``method`` in compare.json."""
 
-    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option | Listed]:
+    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option | ListOption]:
         """What devices hold, for each request that can be served at all; in any order."""
 
     def why_nothing(self, material: Material) -> str:
@@ -234,7 +234,7 @@ def ranked_blocks(
     layout: BlockLayout, precision: Precision, blocks: NDArray[np.int64], decoded: FloatArray
 ) -> RankedBlocks:
     """Ranked blocks (K,) over an already decoded table (I, d)."""
-    order = RowOrder.of(layout, blocks)
+    order = RowOrder.from_blocks(layout, blocks)
     table = np.zeros((len(order.items), layout.num_slices, layout.slice_dim), np.float32)
     pieces = decoded.reshape(layout.num_items, layout.num_slices, layout.slice_dim)
     table[order.rows, order.slices] = pieces[order.items[order.rows], order.slices]

@@ -24,7 +24,7 @@ from fl_peel.randomness import rng_for, seed_for
 from fl_peel.ranking.top import MetricSums
 from fl_peel.training.settings import LocalTraining
 from strategies.rivals.base import FloatArray, Material, Split, ranked_blocks
-from strategies.rivals.quality import found_with
+from strategies.rivals.quality import chosen_quality
 
 SAMPLE = 5000
 """Devices, by whole user groups, on which settings are compared; all where there are fewer."""
@@ -146,7 +146,7 @@ def _one_group(
             exclude = material.seen if split == "test" else material.splits.train
             wanted = material.splits.test if split == "test" else material.splits.validation
             places = np.arange(len(members))
-            result[epoch, split] = found_with(
+            result[epoch, split] = chosen_quality(
                 ranked, whole, users, exclude.select(members), wanted.select(members), places
             ).sums()
     return result

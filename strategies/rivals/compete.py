@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fl_peel.events import Event
-from strategies.rivals.base import NOTHING_FITS, Listed, Material, Option, Request, Rival
-from strategies.rivals.quality import found_by, quality
+from strategies.rivals.base import NOTHING_FITS, ListOption, Material, Option, Request, Rival
+from strategies.rivals.quality import device_quality, quality
 from strategies.rivals.replicates import replicates
 
 
@@ -18,7 +18,7 @@ def compete(rival: Rival, material: Material, requests: Sequence[Request]) -> li
     Returns a row per request: precision, share, budget_bytes, stored_bytes_max, validation, test, seconds, note;
     trials, the settings that were looked at on validation; and the test figures in the replicates of a bootstrap.
     """
-    best: dict[Request, tuple[dict[str, float], Option | Listed]] = {}
+    best: dict[Request, tuple[dict[str, float], Option | ListOption]] = {}
     seconds = dict.fromkeys(requests, 0.0)
     trials = dict.fromkeys(requests, 0)
     rows: dict[Request, dict[str, Any]] = {}
@@ -35,12 +35,12 @@ def compete(rival: Rival, material: Material, requests: Sequence[Request]) -> li
         start = time.perf_counter()
         if request in best:
             validation, option = best[request]
-            found = found_by(option, material, "test")
+            on_test = device_quality(option, material, "test")
             rows[request] = _row(request, int(option.stored.max(initial=0)), seconds[request], option.label) | {
                 "trials": trials[request],
                 "validation": validation,
-                "test": found.mean(),
-                "replicates": replicates(found),
+                "test": on_test.mean(),
+                "replicates": replicates(on_test),
                 "evaluation_seconds": time.perf_counter() - start,
             }
         else:
@@ -49,7 +49,7 @@ def compete(rival: Rival, material: Material, requests: Sequence[Request]) -> li
     return [rows[request] for request in requests]
 
 
-def _text(option: Option | Listed, validation: dict[str, float]) -> str:
+def _text(option: Option | ListOption, validation: dict[str, float]) -> str:
     recall = validation["recall@20"]
     return f"{option.request.precision}, {option.request.share:.3%}: validation recall@20 {recall:.4f} {option.label}"
 

@@ -15,7 +15,7 @@ import numpy as np
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for
 from fl_peel.ranking.top import MetricSums
-from strategies.rivals.base import SPLITS, TOP_N, IntArray, Listed, Lists, Material, Request, Rival, Split
+from strategies.rivals.base import SPLITS, TOP_N, IntArray, ListOption, Lists, Material, Request, Rival, Split
 from strategies.rivals.quality import list_sums, lists_of, means
 
 SAMPLE = 1000
@@ -32,7 +32,7 @@ class PerGroup(Rival):
     settings: tuple[Rival, ...] = ()
     group_aware: ClassVar[bool] = True
 
-    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Listed]:
+    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[ListOption]:
         """One a request, of the setting that validation likes best.
 
         Raises:
@@ -42,7 +42,7 @@ class PerGroup(Rival):
             raise ValueError(f"{self.name}: the material has no starts of user groups")
         yield from self._served(material, requests)
 
-    def _served(self, material: Material, requests: Sequence[Request]) -> list[Listed]:
+    def _served(self, material: Material, requests: Sequence[Request]) -> list[ListOption]:
         start = time.perf_counter()
         assert material.starts is not None
         members = material.starts.members()
@@ -55,11 +55,11 @@ class PerGroup(Rival):
                     recall = means(total)[f"recall@{TOP_N}"]
                     if request not in chosen or recall > chosen[request][0]:
                         chosen[request] = (recall, setting)
-            found = {request: _Everybody(material.splits.num_users) for request in chosen}
-            _serve(material, members, {request: setting for request, (_, setting) in chosen.items()}, found)
-        seconds = (time.perf_counter() - start) / max(len(found), 1)
+            gathered = {request: _GatheredLists(material.splits.num_users) for request in chosen}
+            _serve(material, members, {request: setting for request, (_, setting) in chosen.items()}, gathered)
+        seconds = (time.perf_counter() - start) / max(len(gathered), 1)
         return [
-            Listed(
+            ListOption(
                 request,
                 one.lists,
                 one.stored,
@@ -67,7 +67,7 @@ class PerGroup(Rival):
                 f"{one.label} (of one group)",
                 tried[request],
             )
-            for request, one in found.items()
+            for request, one in gathered.items()
         ]
 
     def _validated(
@@ -76,7 +76,7 @@ class PerGroup(Rival):
         """Validation sums over the sampled groups of every setting, for the requests that it serves in all of them."""
 
         def one(group: int) -> list[dict[Request, MetricSums]]:
-            inside = of_group(material, group, members[group])
+            inside = group_material(material, group, members[group])
             return [_validation_sums(setting, inside, requests) for setting in self.settings]
 
         with ThreadPoolExecutor(max_workers=2) as pool:  # the compiled loops release the interpreter lock
@@ -92,7 +92,7 @@ class PerGroup(Rival):
 
 
 @dataclass
-class _Everybody:
+class _GatheredLists:
     """What is gathered of all devices for one request, group by group."""
 
     num_users: int
@@ -116,10 +116,10 @@ def sample_of_groups(members: dict[int, IntArray], seed: int) -> list[int]:
     return chosen
 
 
-def of_group(material: Material, group: int, members: IntArray) -> Material:
+def group_material(material: Material, group: int, members: IntArray) -> Material:
     """What a group's rival starts from: the group's table and its members' data alone."""
     assert material.starts is not None
-    return material.of(members).starting_with(material.starts.table(group))
+    return material.select_devices(members).starting_with(material.starts.table(group))
 
 
 def _validation_sums(setting: Rival, inside: Material, requests: Sequence[Request]) -> dict[Request, MetricSums]:
@@ -132,18 +132,21 @@ def _validation_sums(setting: Rival, inside: Material, requests: Sequence[Reques
 
 
 def _serve(
-    material: Material, members: dict[int, IntArray], chosen: dict[Request, Rival], found: dict[Request, _Everybody]
+    material: Material,
+    members: dict[int, IntArray],
+    chosen: dict[Request, Rival],
+    gathered: dict[Request, _GatheredLists],
 ) -> None:
     """Fill in what all groups' devices hold, each request under its chosen setting."""
     settings = list(dict.fromkeys(chosen.values()))
 
     def one(group: int) -> None:
         mine = members[group]
-        inside = of_group(material, group, mine)
+        inside = group_material(material, group, mine)
         for setting in settings:
             wanted = [request for request, liked in chosen.items() if liked == setting]
             for option in setting.options(inside, wanted):
-                everybody = found[option.request]
+                everybody = gathered[option.request]
                 everybody.stored[mine] = option.stored
                 for split in SPLITS:
                     everybody.lists[split][mine] = lists_of(option, inside, split)
@@ -155,4 +158,4 @@ def _serve(
         list(pool.map(one, members))
 
 
-__all__ = ["PerGroup", "of_group", "sample_of_groups"]
+__all__ = ["PerGroup", "group_material", "sample_of_groups"]

@@ -25,7 +25,7 @@ from fl_peel.blocks.settings import Precision
 from fl_peel.randomness import rng_for, seed_for
 from strategies.rivals.base import TOP_N, FloatArray, IntArray, Material, Option, Request, Rival, whole_table
 from strategies.rivals.quality import quality
-from strategies.rivals.tables import narrowed
+from strategies.rivals.table_rivals import narrowed
 from strategies.rivals.training import BatchLoss, descend
 
 Operation = Literal["add", "multiply"]
@@ -136,7 +136,7 @@ class Hashing(Rival):
         users, parts = descend(
             users,
             [spread * remainders, second],
-            lambda found: composed(found, place, operation),
+            lambda tables: composed(tables, place, operation),
             loss_of,
             learning_rate=rate * material.config.learning_rate,
             generators=[
@@ -144,7 +144,7 @@ class Hashing(Rival):
                 for epoch in range(loss_of.epochs(self.steps))
             ],
         )
-        first, other = (DenseTable.of(part, request.precision) for part in parts)
+        first, other = (DenseTable.from_table(part, request.precision) for part in parts)
         stored = HashedTable(first, other, operation, number)
         users = np.where(material.has_data[:, None], users, np.float32(0))
         users = material.complete(users, stored.decoded()[1])

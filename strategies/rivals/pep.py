@@ -65,7 +65,7 @@ class Pep(Rival):
             for factor in self.retraining:
                 start = time.perf_counter()
                 users, again = self._retrained(material, loss_of, table != 0, factor)
-                stored = SparseTable.of(again, again != 0, request.precision)
+                stored = SparseTable.from_table(again, again != 0, request.precision)
                 yield _option(material, request, stored, users, start, f"{label}, retrained at {factor:g}")
             start = time.perf_counter()
             before = about[request]
@@ -119,7 +119,7 @@ def pruned_table(pruned: PrunedTable, request: Request) -> tuple[SparseTable, Fl
     kept = np.zeros(table.size, np.bool_)
     kept[order[:count]] = True
     table = np.where(kept.reshape(shape), table, np.float32(0))
-    return SparseTable.of(table, table != 0, request.precision), table
+    return SparseTable.from_table(table, table != 0, request.precision), table
 
 
 def _generator(seed: int, place: int, number: int) -> torch.Generator:

@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import kernels
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import UserItems
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import MetricSums, evaluate, top_rows
-from strategies.rivals.base import TOP_N, FloatArray, Listed, Lists, Material, Option, Split
+from strategies.rivals.base import TOP_N, FloatArray, ListOption, Lists, Material, Option, Split
 
 
 @dataclass(frozen=True)
-class Found:
+class DeviceQuality:
     """Recall@20 and NDCG@20 (N,) of these devices (N,), by their numbers, each of which has an item to find or counts
     for nothing (counted).
     """
@@ -30,38 +30,38 @@ class Found:
 
     def sums(self) -> MetricSums:
         """Over the devices that count, (1,) each."""
-        return MetricSums.of(np.zeros(len(self.devices), np.int64), 1, self.recall, self.ndcg, self.counted)
+        return MetricSums.from_devices(np.zeros(len(self.devices), np.int64), 1, self.recall, self.ndcg, self.counted)
 
     def drawn(self, count: int) -> Replicates:
         """Sums of the devices that count under the weights of a bootstrap's replicates, (1, count)."""
-        return Replicates.of(self.devices, self.recall[:, None], self.ndcg[:, None], self.counted, count)
+        return Replicates.from_devices(self.devices, self.recall[:, None], self.ndcg[:, None], self.counted, count)
 
     def mean(self) -> dict[str, float]:
         """Mean Recall@20 and NDCG@20."""
         return means(self.sums())
 
 
-def found_by(
-    option: Option | Listed, material: Material, split: Split, users: NDArray[np.int64] | None = None
-) -> Found:
+def device_quality(
+    option: Option | ListOption, material: Material, split: Split, users: NDArray[np.int64] | None = None
+) -> DeviceQuality:
     """What each device with at least one item to find (or each of the given ones) finds."""
     splits = material.splits
     wanted = splits.test if split == "test" else splits.validation
     exclude = material.seen if split == "test" else splits.train
     chosen = np.flatnonzero(wanted.counts() > 0) if users is None else users
-    if isinstance(option, Listed):
+    if isinstance(option, ListOption):
         want = wanted.select(chosen)
         metrics = list_metrics(option.lists[split][chosen], want, material.num_items)
-        return Found(chosen, *metrics, want.counts() > 0)
+        return DeviceQuality(chosen, *metrics, want.counts() > 0)
     cutoffs = option.test_cutoffs if split == "test" else option.validation_cutoffs
-    return found_with(option.ranked, cutoffs, option.users, exclude, wanted, chosen)
+    return chosen_quality(option.ranked, cutoffs, option.users, exclude, wanted, chosen)
 
 
 def quality(
-    option: Option | Listed, material: Material, split: Split, users: NDArray[np.int64] | None = None
+    option: Option | ListOption, material: Material, split: Split, users: NDArray[np.int64] | None = None
 ) -> dict[str, float]:
     """Mean Recall@20 and NDCG@20 over devices (or the given ones) with at least one item to find."""
-    return found_by(option, material, split, users).mean()
+    return device_quality(option, material, split, users).mean()
 
 
 def top_lists(option: Option, material: Material, split: Split) -> Lists:
@@ -74,9 +74,9 @@ def top_lists(option: Option, material: Material, split: Split) -> Lists:
     return np.where(rows >= 0, option.ranked.items[rows], np.int32(-1)).astype(np.int32)
 
 
-def lists_of(option: Option | Listed, material: Material, split: Split) -> Lists:
+def lists_of(option: Option | ListOption, material: Material, split: Split) -> Lists:
     """The lists that an option serves on a split, (U, TOP_N)."""
-    return option.lists[split] if isinstance(option, Listed) else top_lists(option, material, split)
+    return option.lists[split] if isinstance(option, ListOption) else top_lists(option, material, split)
 
 
 def list_metrics(lists: Lists, wanted: UserItems, num_items: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -89,7 +89,7 @@ def list_metrics(lists: Lists, wanted: UserItems, num_items: int) -> tuple[NDArr
 def list_sums(lists: Lists, wanted: UserItems, num_items: int) -> MetricSums:
     """Metric sums, (1,) each, over the devices that have an item to find."""
     metrics = list_metrics(lists, wanted, num_items)
-    return MetricSums.of(np.zeros(len(lists), np.int64), 1, *metrics, wanted.counts() > 0)
+    return MetricSums.from_devices(np.zeros(len(lists), np.int64), 1, *metrics, wanted.counts() > 0)
 
 
 def means(sums: MetricSums) -> dict[str, float]:
@@ -98,21 +98,23 @@ def means(sums: MetricSums) -> dict[str, float]:
     return {f"recall@{TOP_N}": float(recall[0]), f"ndcg@{TOP_N}": float(ndcg[0])}
 
 
-def found_with(
+def chosen_quality(
     ranked: RankedBlocks,
     cutoffs: NDArray[np.int64],
     users: FloatArray,
     exclude: UserItems,
     wanted: UserItems,
     chosen: NDArray[np.int64],
-) -> Found:
+) -> DeviceQuality:
     """What the chosen devices (M,) find; all other arguments are of all devices."""
 
-    def part(some: NDArray[np.int64]) -> Found:
+    def part(some: NDArray[np.int64]) -> DeviceQuality:
         want = wanted.select(some)
         metrics = evaluate(ranked, cutoffs[some], users[some], exclude.select(some), want, TOP_N)
-        return Found(some, *metrics, want.counts() > 0)
+        return DeviceQuality(some, *metrics, want.counts() > 0)
 
     with ThreadPoolExecutor(max_workers=2) as pool:  # the compiled loops release the interpreter lock
         parts = list(pool.map(part, np.array_split(chosen, 8) if len(chosen) >= 256 else [chosen]))
-    return Found(*(np.concatenate([getattr(one, field.name) for one in parts]) for field in fields(Found)))
+    return DeviceQuality(
+        *(np.concatenate([getattr(one, field.name) for one in parts]) for field in fields(DeviceQuality))
+    )

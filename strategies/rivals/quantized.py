@@ -26,7 +26,7 @@ from fl_peel.blocks.settings import Precision
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import seed_for
 from strategies.rivals.base import FloatArray, IntArray, Material, Option, Request, Rival, whole_table
-from strategies.rivals.tables import narrowed
+from strategies.rivals.table_rivals import narrowed
 
 Order = Literal["popularity", "exposure"]
 ITERATIONS, ROWS_PER_CENTROID = 10, 64
@@ -50,7 +50,7 @@ class QuantizedTable:
     scales: NDArray[np.float16]
 
     @staticmethod
-    def of(
+    def from_table(
         table: FloatArray, items: NDArray[np.int32], parts: int, bits: int, precision: Precision, seed: int
     ) -> QuantizedTable:
         """Codebooks of the rows ``items`` (n,) of a table (I, d), n at least 2^bits, and their codes.
@@ -161,7 +161,7 @@ class ProductQuantization(Rival):
                 items = np.sort(order[:most]).astype(np.int32)
                 seed = seed_for(material.seed, "product-quantization", parts, bits, most)
                 with fixed_threads(1):
-                    stored = QuantizedTable.of(table, items, parts, bits, request.precision, seed)
+                    stored = QuantizedTable.from_table(table, items, parts, bits, request.precision, seed)
                 seconds = time.perf_counter() - start
                 label = f"{dim} columns, {parts} x {bits} bits, {most} items by {by}"
                 yield whole_table(request, stored, users, seconds, label, num_items)

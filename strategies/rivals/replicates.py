@@ -6,14 +6,14 @@ import numpy as np
 
 from fl_peel.ranking.bootstrap import REPLICATES, Replicates
 from strategies.rivals.base import TOP_N
-from strategies.rivals.quality import Found
+from strategies.rivals.quality import DeviceQuality
 
 Plain = dict[str, list[float | None]]
 
 
-def replicates(found: Found) -> Plain:
+def replicates(quality: DeviceQuality) -> Plain:
     """Mean recall and NDCG of the devices that count, as :func:`in_json` has them."""
-    return in_json(found.drawn(REPLICATES))
+    return in_json(quality.drawn(REPLICATES))
 
 
 def in_json(sums: Replicates, place: int = 0) -> Plain:

@@ -38,7 +38,7 @@ Genes = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchSettings:
     """population: subsets in a generation; generations; ranked: subsets of each that are really ranked with (the
     estimator's favourites); mutation: share of the blocks that a child exchanges; sample: devices ranked for.
     """
@@ -56,13 +56,13 @@ class Rule(Rival):
 
     name: str = "rule"
     num_slices: int = 4
-    search: Search = Search()
+    search: SearchSettings = SearchSettings()
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
         """The best subset found for each request."""
         rng = rng_for(material.seed, "rule-devices")
         wanting = np.flatnonzero(material.splits.validation.counts() > 0)
-        sample = material.of(np.sort(rng.permutation(wanting)[: self.search.sample]))
+        sample = material.select_devices(np.sort(rng.permutation(wanting)[: self.search.sample]))
         for request in requests:
             start = time.perf_counter()
             layout = self.layout(material, request, requests)
@@ -87,8 +87,8 @@ class Rule(Rival):
 
             room = request.budget_bytes - overhead_bytes(layout.embedding_dim)
             costs = layout.block_bytes(request.precision)
-            found, ranked = evolve(costs, room, starts, fitness, self.search, seed_for(material.seed, "rule"))
-            best = served(found, material)
+            best_genes, ranked = evolve(costs, room, starts, fitness, self.search, seed_for(material.seed, "rule"))
+            best = served(best_genes, material)
             yield Option(
                 request,
                 best.ranked,
@@ -139,7 +139,7 @@ def evolve(
     room: int,
     starts: Sequence[NDArray[np.int64]],
     fitness: Callable[[Genes], float],
-    search: Search,
+    search: SearchSettings,
     seed: int,
 ) -> tuple[Genes, int]:
     """The fittest subset found, (B,) bool, of at most ``room`` bytes, and how many were ranked with.
@@ -200,7 +200,7 @@ def _child(
     order: NDArray[np.int64],
     costs: NDArray[np.int64],
     room: int,
-    search: Search,
+    search: SearchSettings,
     rng: np.random.Generator,
 ) -> Genes:
     first, second = (parents[int(len(parents) * rng.random() ** 2)][0] for _ in range(2))
@@ -246,4 +246,4 @@ def estimator(
     return guess
 
 
-__all__ = ["Rule", "Search", "estimator", "evolve", "fitted", "starting_orders"]
+__all__ = ["Rule", "SearchSettings", "estimator", "evolve", "fitted", "starting_orders"]

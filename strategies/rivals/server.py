@@ -31,7 +31,7 @@ from strategies.rivals.base import (
     TOP_N,
     UNLIMITED,
     FloatArray,
-    Listed,
+    ListOption,
     Lists,
     Material,
     Option,
@@ -76,12 +76,12 @@ def best_lists(scores_of: Scores, known: UserItems, exclude: UserItems, num_item
     return lists
 
 
-def listed(scores_of: Scores, material: Material, num_bytes: int, seconds: float, label: str) -> Listed:
+def listed(scores_of: Scores, material: Material, num_bytes: int, seconds: float, label: str) -> ListOption:
     """An option of lists from scores, given each device's train items; num_bytes: of the model, on the server."""
     train = material.splits.train
     excluded: dict[Split, UserItems] = {"validation": train, "test": material.seen}
     lists = {split: best_lists(scores_of, train, rows, material.num_items) for split, rows in excluded.items()}
-    return Listed(UNLIMITED, lists, np.full(train.num_users, num_bytes, np.int64), seconds, label)
+    return ListOption(UNLIMITED, lists, np.full(train.num_users, num_bytes, np.int64), seconds, label)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Ease(Rival):
     most_items: int = 10_000
     ceiling: ClassVar[bool] = True
 
-    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Listed]:
+    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[ListOption]:
         """One a ridge, or the whole matrix with the best one, for the first request: it knows no budget."""
         if self.missing_bytes(material) > 0:
             return
@@ -104,7 +104,7 @@ class Ease(Rival):
                 yield replace(self.solved(material, ridge), request=requests[0])
             return
         start = time.perf_counter()
-        part = of_popular_items(material, self.most_items)
+        part = keep_popular_items(material, self.most_items)
         ridge = max(self.ridges, key=lambda value: quality(self.solved(part, value), part, "validation")["recall@20"])
         whole = self.solved(material, ridge)
         label = f"{whole.label}, chosen on {self.most_items:,} items"
@@ -119,7 +119,7 @@ class Ease(Rival):
         """How much memory it needs."""
         return f"not done: needs {5 * material.num_items**2 / 1e9:.1f} GB of free memory"
 
-    def solved(self, material: Material, ridge: float) -> Listed:
+    def solved(self, material: Material, ridge: float) -> ListOption:
         """Lists of one ridge."""
         start = time.perf_counter()
         weights = ease_weights(interactions(material.splits.train, material.num_items), ridge)
@@ -159,7 +159,7 @@ def _mirror(square: FloatArray, block: int = 1024) -> None:
             square[i : i + block, j : j + block] = square[j : j + block, i : i + block].T
 
 
-def of_popular_items(material: Material, count: int) -> Material:
+def keep_popular_items(material: Material, count: int) -> Material:
     """The same devices with the interactions with ``count`` most popular items alone, numbered anew."""
     splits = material.splits
     popularity = splits.train.popularity(splits.num_items)
@@ -187,7 +187,7 @@ class ItemNeighbours(Rival):
     shrinkages: tuple[float, ...] = (0.0, 10.0, 30.0, 100.0)
     ceiling: ClassVar[bool] = True
 
-    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Listed]:
+    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[ListOption]:
         """One a pair of settings, for the first request: it knows no budget."""
         matrix = interactions(material.splits.train, material.num_items)
         for shrinkage, count in product(self.shrinkages, self.neighbours):
@@ -234,7 +234,7 @@ class FullTable(Rival):
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
         """One, for the first request: it knows no budget."""
-        stored = DenseTable.of(material.pretrained.items, "fp32")
+        stored = DenseTable.from_table(material.pretrained.items, "fp32")
         yield whole_table(requests[0], stored, material.users, 0.0, self.name)
 
 
@@ -249,7 +249,7 @@ class CachedList(Rival):
     tables: tuple[Rival, ...] = (FullTable(), PerGroup("groups' start", (FullTable(),)), Ease())
     ceiling: ClassVar[bool] = True
 
-    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Listed]:
+    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[ListOption]:
         """One for every request and every option of the tables."""
         each = number_type(material.num_items).itemsize
         for table in self.tables:
@@ -265,7 +265,7 @@ class CachedList(Rival):
                     if length:
                         stored = np.full(material.splits.num_users, length * each, np.int64)
                         cut = {split: _cut(whole, length) for split, whole in lists.items()}
-                        yield Listed(request, cut, stored, option.seconds, f"{length} items of {name}")
+                        yield ListOption(request, cut, stored, option.seconds, f"{length} items of {name}")
 
 
 def _cut(lists: Lists, length: int) -> Lists:

@@ -1,7 +1,7 @@
 """Central training of the rivals that pretraining has no setting for: nested widths, and tables being pruned.
 
 Whole users in a batch, the pretraining's own losses, Adam with a learning rate that falls to zero; see
-:mod:`fl_peel.pretraining.train`, from which these differ in what the loss is taken of.
+:mod:`fl_peel.pretraining.central_training`, from which these differ in what the loss is taken of.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_peel.data.interactions import UserItems
+from fl_peel.pretraining.central_training import PretrainedEmbeddings
 from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss
 from fl_peel.pretraining.negatives import CandidateSampler
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
 from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.spectral import spectral_tables
-from fl_peel.pretraining.train import PretrainedEmbeddings
 from fl_peel.pretraining.workers import fixed_threads, threads_for
 from fl_peel.randomness import seed_for
 
@@ -42,7 +42,7 @@ class BatchLoss:
         self.given, self.num_items, self.config = given, num_items, config
         self.active = np.flatnonzero(given.counts() > 0)
         popularity = given.popularity(num_items).astype(np.float64)
-        self._sampler = CandidateSampler.of(config, popularity)
+        self._sampler = CandidateSampler.from_config(config, popularity)
         bias = config.popularity_correction * np.log((popularity + 1.0) / (popularity + 1.0).mean())
         self._item_bias = torch.from_numpy(bias.astype(np.float32))
         self._user_l2, self._item_l2 = self._shares(given.counts()), self._shares(popularity)
@@ -163,8 +163,8 @@ def descend(
                 loss = loss_of(free[0][batch.users], table, batch, generator) + loss_of.penalty(free[0], table)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-    found = [part.detach().numpy() for part in free]
-    return found[0], found[1:]
+    arrays = [part.detach().numpy() for part in free]
+    return arrays[0], arrays[1:]
 
 
 class PrunedTable:

@@ -19,8 +19,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.ranked import RowOrder
-from fl_peel.exchange.expected import Known
+from fl_peel.blocks.ranked_blocks import RowOrder
+from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.exchange.open_sums import IN_BUCKETS
 from fl_peel.scenario.refinement import Robust
 from fl_peel.wire import Arrays
@@ -35,7 +35,7 @@ BoolArray = NDArray[np.bool_]
 class BucketedServerContents(OpenServerContents):
     """Open contents, bucket by bucket; the update of the table is robust against a few of them."""
 
-    def expects(self, sent: SentRound, group: int, devices: int) -> Known | None:
+    def expects(self, sent: SentRound, group: int, devices: int) -> MessageContext | None:
         """Row by row, and whose it is."""
         known = super().expects(sent, group, devices)
         assert known is not None
@@ -46,7 +46,7 @@ class BucketedServerContents(OpenServerContents):
         """One user group. blocks: (K,) as they were ranked when sent; parts: sums with one entry a bucket."""
         state, layout = self.federation.states[group], self.federation.layout
         aggregation = self.federation.scenario.refinement.aggregation
-        order = RowOrder.of(layout, blocks)
+        order = RowOrder.from_blocks(layout, blocks)
         total = self.empty(order, blocks)
         buckets = by_bucket(parts, aggregation.robust.buckets, total)
         add_statistics(total, parts, buckets)
@@ -54,7 +54,7 @@ class BucketedServerContents(OpenServerContents):
         rows = changed.any(axis=1)
         state.optimizer.apply(state.table, order.items[rows], update[rows], changed[rows])
         state.take_statistics(layout, blocks, order, total, self.federation.scenario)
-        state.rest()
+        state.drop_pages()
 
 
 def by_bucket(contents: Sequence[Arrays], num_buckets: int, zeros: BlockSums) -> list[BlockSums]:
@@ -64,14 +64,14 @@ def by_bucket(contents: Sequence[Arrays], num_buckets: int, zeros: BlockSums) ->
     of the buckets, (K,), but ``bucket_holders`` (buckets, K).
     """
     num_rows, num_slices = zeros.touched.shape
-    found = [BlockSums.zeros(num_rows, num_slices, zeros.dim, len(zeros.holders)) for _ in range(num_buckets)]
+    sums = [BlockSums.zeros(num_rows, num_slices, zeros.dim, len(zeros.holders)) for _ in range(num_buckets)]
     for content in contents:
         for bucket in np.unique(content["buckets"]).tolist():
             mine, wide = content["buckets"] == bucket, content["wide_buckets"] == bucket
             part = {name: content[name][mine] for name in ("rows", "sums", "touched", "row_loss", "row_examples")}
             part |= {name: content[name][wide] for name in ("wide_rows", "wide_sums")}
-            found[bucket].add(part | {"holders": content["bucket_holders"][bucket]})
-    return found
+            sums[bucket].add(part | {"holders": content["bucket_holders"][bucket]})
+    return sums
 
 
 def add_statistics(total: BlockSums, contents: Sequence[Arrays], buckets: list[BlockSums]) -> None:

@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.exchange.expected import Known
+from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.wire import RoundReply, RoundRequest
 from strategies.rounds.federation import Federation
 from strategies.rounds.record import SecureRecord, SentRound
 
 IntArray = NDArray[np.int64]
-Expects = Callable[[SentRound, int, int], Known | None]
+Expects = Callable[[SentRound, int, int], MessageContext | None]
 """What a node must say of a user group, so many of whose devices it was asked for."""
 
 
@@ -33,14 +33,14 @@ class OpenedSum:
 
 
 @dataclass(frozen=True)
-class Begun:
+class RoundDevices:
     """Devices, ascending: those that are asked, and of these the ones that may be asked for what they have to say."""
 
     asked: IntArray
     ready: IntArray
 
 
-class Channel(ABC):
+class ServerChannel(ABC):
     """Of one refinement, round after round: begin, message for every node, collect.
 
     kind: of its messages; answer: what a node answers; records: one a round, where the channel keeps any; opened: the
@@ -56,7 +56,7 @@ class Channel(ABC):
         self.opened: Mapping[int, OpenedSum] = {}
 
     @abstractmethod
-    def begin(self, server_round: int, cohort: IntArray) -> Begun:
+    def begin(self, server_round: int, cohort: IntArray) -> RoundDevices:
         """A round begins for the devices of a cohort (N,), ascending."""
 
     @abstractmethod
@@ -64,7 +64,7 @@ class Channel(ABC):
         """What a node is sent for a request, as :attr:`kind`."""
 
     @abstractmethod
-    def known(self, sent: SentRound, request: RoundRequest, expects: Expects) -> Known:
+    def known(self, sent: SentRound, request: RoundRequest, expects: Expects) -> MessageContext:
         """What is known of the right answer to a message. expects: of the contents."""
 
     @abstractmethod
@@ -74,4 +74,4 @@ class Channel(ABC):
         """
 
 
-__all__ = ["Begun", "Channel", "OpenedSum"]
+__all__ = ["OpenedSum", "RoundDevices", "ServerChannel"]

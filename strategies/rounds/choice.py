@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from fl_peel.exchange.settings import SERVER_CONTENTS, named_contents
-from fl_peel.privacy.plan import Plan
+from fl_peel.privacy.noise_plan import Plan
 from fl_peel.scenario.scenario import Scenario
 from strategies.rounds.bucketed import BucketedServerContents
-from strategies.rounds.channel import Channel
-from strategies.rounds.clear import ClearChannel
+from strategies.rounds.channel import ServerChannel
+from strategies.rounds.clear import ClearServerChannel
 from strategies.rounds.contents import ServerContents
 from strategies.rounds.federation import Federation
-from strategies.rounds.masked import MaskedChannel
+from strategies.rounds.masked import MaskedServerChannel
 from strategies.rounds.noised import NoisedServerContents
 from strategies.rounds.open import OpenServerContents
 
 
-def channel_of(federation: Federation) -> Channel:
+def channel_of(federation: Federation) -> ServerChannel:
     """How sums meet."""
-    return (MaskedChannel if federation.scenario.secure_aggregation.enabled else ClearChannel)(federation)
+    return (MaskedServerChannel if federation.scenario.secure_aggregation.enabled else ClearServerChannel)(federation)
 
 
 def contents_kind(scenario: Scenario) -> type[ServerContents]:

@@ -7,31 +7,31 @@ from collections.abc import Iterable
 import numpy as np
 
 from fl_peel import wire
-from fl_peel.exchange.expected import Known
-from strategies.rounds.channel import Begun, Channel, Expects, IntArray
+from fl_peel.exchange.array_specs import MessageContext
+from strategies.rounds.channel import Expects, IntArray, RoundDevices, ServerChannel
 from strategies.rounds.record import SentRound
 
 
-class ClearChannel(Channel):
+class ClearServerChannel(ServerChannel):
     """Messages as they are."""
 
     kind = wire.ROUND
     answer = wire.RoundReply
 
-    def begin(self, server_round: int, cohort: IntArray) -> Begun:
+    def begin(self, server_round: int, cohort: IntArray) -> RoundDevices:
         """Everybody may be asked."""
-        return Begun(cohort, cohort)
+        return RoundDevices(cohort, cohort)
 
     def message(self, request: wire.RoundRequest) -> wire.RoundRequest:
         """The request itself."""
         return request
 
-    def known(self, sent: SentRound, request: wire.RoundRequest, expects: Expects) -> Known:
+    def known(self, sent: SentRound, request: wire.RoundRequest, expects: Expects) -> MessageContext:
         """Of every user group what the contents expect; and that no device is counted twice, or not at all."""
         members = self.federation.members.groups_of(request.devices)
         counts = {group: int((members == group).sum()) for group in request.groups}
-        anything = Known(arrays=None)
-        return Known(
+        anything = MessageContext(arrays=None)
+        return MessageContext(
             {"C": self.federation.num_classes},
             {"traced": np.sort(request.traced)},
             groups={group: expects(sent, group, count) or anything for group, count in counts.items()},
@@ -43,4 +43,4 @@ class ClearChannel(Channel):
         return replies
 
 
-__all__ = ["ClearChannel"]
+__all__ = ["ClearServerChannel"]

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.ranked import RowOrder
-from fl_peel.exchange.expected import Known
-from fl_peel.privacy.plan import Plan
+from fl_peel.blocks.ranked_blocks import RowOrder
+from fl_peel.exchange.array_specs import MessageContext
+from fl_peel.privacy.noise_plan import Plan
 from fl_peel.wire import Arrays
 from strategies.rounds.channel import OpenedSum
 from strategies.rounds.federation import Federation
@@ -54,13 +54,13 @@ class ServerContents(ABC):
         """Return the user groups whose blocks are ranked, ascending. asked: (N,) groups of the requested devices."""
         return [int(group) for group in np.unique(asked)]
 
-    def expects(self, sent: SentRound, group: int, devices: int) -> Known | None:
+    def expects(self, sent: SentRound, group: int, devices: int) -> MessageContext | None:
         """Return what a node must contribute for a user group with this many requested devices; None where anything is
         accepted. A reply that differs is ignored, with the rest of the node's reply."""
         return None
 
     @property
-    def takes_each(self) -> bool:
+    def aggregates_incrementally(self) -> bool:
         """Whether :meth:`take` may be called for one user group at a time, as soon as its contributions are complete,
         so that the server need not hold the sums of a whole round."""
         return False
@@ -73,7 +73,7 @@ class ServerContents(ABC):
     def may_change(self, group: int, blocks: NDArray[np.int64], parts: Sequence[Arrays]) -> NDArray[np.integer]:
         """Return the items (T,) whose rows of a user group's table :meth:`take` may have changed: among those of the
         blocks (K,) that it was sent. Checkpoints contain only these rows. parts: contributions to the user group."""
-        return RowOrder.of(self.federation.layout, blocks).items
+        return RowOrder.from_blocks(self.federation.layout, blocks).items
 
     def outer_step(self, controller: Controller) -> float | None:
         """Update the controller from the signals of a round that had any; return its loss, if there is one."""

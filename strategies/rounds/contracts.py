@@ -19,12 +19,12 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RowOrder
+from fl_peel.blocks.ranked_blocks import RowOrder
 from fl_peel.exchange.open_sums import sparse
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.weighting.statistics import BlockStatistics
-from fl_peel.wire import Arrays, Setting
+from fl_peel.weighting.block_statistics import BlockStatistics
+from fl_peel.wire import Arrays, RunSetting
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.state import UserGroupState
 from strategies.nodes.members import Members
@@ -37,17 +37,17 @@ NUM_ITEMS, DIM, SLICES, GROUPS = 6, 4, 2, 2
 
 class ServerContentsContract:
     """Contract suite of a contribution on the server side: subclass it and set ``contents``, for contributions in the
-    clear; ``keys``: scenario keys that it needs. For others, override :meth:`said`, the contribution of nodes to a
-    user group.
+    clear; ``keys``: scenario keys that it needs. For others, override :meth:`contribution`, the contribution of nodes
+    to a user group.
     """
 
     contents: ClassVar[type[ServerContents]]
     keys: ClassVar[dict[str, object]] = {}
 
-    def said(self, seed: int, blocks: int) -> Arrays:
+    def contribution(self, seed: int, blocks: int) -> Arrays:
         """Return one node's sums: in the clear, of two devices that changed some rows."""
         rng = np.random.default_rng(seed)
-        rows = RowOrder.of(self.layout, np.arange(blocks)).items
+        rows = RowOrder.from_blocks(self.layout, np.arange(blocks)).items
         shape = (len(rows), DIM)
         touched = rng.integers(0, 3, (len(rows), SLICES))
         moved = rng.normal(0, 0.1, shape) * np.repeat(touched > 0, DIM // SLICES, axis=1)
@@ -87,7 +87,7 @@ class ServerContentsContract:
             )
         groups = np.array([0, 0, 1, 1], np.int32)
         members = Members(np.arange(4), groups, np.full(GROUPS, 10_000, np.int64), ("phone",))
-        setting = Setting(scenario.to_json(), "", "")
+        setting = RunSetting(scenario.to_json(), "", "")
         return Federation(scenario, setting, self.layout, states, members, cast(Any, None), 1.0)
 
     def after(self, parts: Sequence[Arrays]) -> Federation:
@@ -101,7 +101,7 @@ class ServerContentsContract:
 
     def test_nodes_do_not_matter(self) -> None:
         """Parts in any order give the same tables to the last bit."""
-        parts = [self.said(seed, self.layout.num_blocks) for seed in range(3)]
+        parts = [self.contribution(seed, self.layout.num_blocks) for seed in range(3)]
         one, other = self.after(parts), self.after(parts[::-1])
         for mine, theirs in zip(one.states, other.states, strict=True):
             assert np.array_equal(mine.table, theirs.table), "the order of replies changed a table"
@@ -110,14 +110,14 @@ class ServerContentsContract:
 
     def test_tables_stay_finite_and_in_shape(self) -> None:
         """Tables stay finite and keep their shape after an ordinary round."""
-        for state in self.after([self.said(seed, self.layout.num_blocks) for seed in range(3)]).states:
+        for state in self.after([self.contribution(seed, self.layout.num_blocks) for seed in range(3)]).states:
             assert state.table.shape == (NUM_ITEMS, DIM), f"a table of shape {state.table.shape}"
             assert state.table.dtype == np.float32, f"a table of {state.table.dtype}"
             assert np.isfinite(state.table).all(), "a table is no longer finite"
 
     def test_what_nobody_spoke_of_stays(self) -> None:
         """A user group without sums stays unchanged."""
-        before, after = self.federation(), self.after([self.said(0, self.layout.num_blocks)])
+        before, after = self.federation(), self.after([self.contribution(0, self.layout.num_blocks)])
         assert np.array_equal(before.states[1].table, after.states[1].table), "a user group without sums changed"
 
     def test_a_round_of_nobody_is_no_mistake(self) -> None:

@@ -24,7 +24,7 @@ class Federation:
     """
 
     scenario: Scenario
-    setting: wire.Setting
+    setting: wire.RunSetting
     layout: BlockLayout
     states: list[UserGroupState]
     members: Members

@@ -16,19 +16,19 @@ from typing import TypeVar
 import numpy as np
 
 from fl_peel import wire
-from fl_peel.blocks.ranked import RowOrder
+from fl_peel.blocks.ranked_blocks import RowOrder
 from fl_peel.errors import SecureAggregationError
+from fl_peel.exchange.array_specs import MessageContext
+from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts, RoundTotals
-from fl_peel.exchange.expected import Known
 from fl_peel.exchange.open_sums import sparse
 from fl_peel.exchange.release import layout_of
-from fl_peel.exchange.statistics import GroupShape
-from fl_peel.secure.masks import Words
-from fl_peel.secure.plan import DeviceBytes
+from fl_peel.secure.masks import MaskWords
+from fl_peel.secure.protocol_plan import DeviceBytes
 from fl_peel.secure.unmask import without
 from fl_peel.secure.vector import CHECK, Values, VectorLayout
-from strategies.nodes.nodes import Content, Query
-from strategies.rounds.channel import Begun, Channel, Expects, OpenedSum
+from strategies.nodes.nodes import Content, NodeRequest
+from strategies.rounds.channel import Expects, OpenedSum, RoundDevices, ServerChannel
 from strategies.rounds.federation import Federation
 from strategies.rounds.masked_group import AnnouncedKeys, BoolArray, IntArray, SecureGroup, drawn_devices
 from strategies.rounds.record import SecureRecord, SentRound
@@ -37,7 +37,7 @@ logger = logging.getLogger("fl_peel")
 Reply = TypeVar("Reply")
 
 
-class MaskedChannel(Channel):
+class MaskedServerChannel(ServerChannel):
     """Secure aggregation. ``records``: one a round; ``opened``: the last round's sums by user group."""
 
     kind = wire.SECURE_ROUND
@@ -49,40 +49,44 @@ class MaskedChannel(Channel):
         self._groups: dict[int, SecureGroup] = {}
         self._clock = ClockCounts.zeros(federation.num_classes)
 
-    def begin(self, server_round: int, cohort: IntArray) -> Begun:
+    def begin(self, server_round: int, cohort: IntArray) -> RoundDevices:
         """Stages 1 and 2: of the devices that are drawn, those that shared their secrets may be asked for vectors."""
         asked = drawn_devices(self._scenario, server_round, cohort, self.federation.members.groups_of(cohort))
         record = SecureRecord(server_round)
         self.records.append(record)
         self._announce(record, asked)
 
-        def shares(partition: int) -> Query | None:
+        def shares(partition: int) -> NodeRequest | None:
             here = {group: self._hosted(one, partition) for group, one in self._groups.items()}
             groups = {group: self._groups[group].directory(mine) for group, mine in here.items() if mine.any()}
             known = {group: self._groups[group].known(group_of.devices) for group, group_of in groups.items()}
             request = wire.SecureSharesRequest(self._setting, server_round, groups)
-            return Query(request, Known(groups=known)) if groups else None
+            return NodeRequest(request, MessageContext(groups=known)) if groups else None
 
         shared = self._ask(wire.SECURE_SHARES, wire.SecureSharesReply, shares)
         record.device_s += sum(reply.protocol_s for reply in shared)
         for group, one in self._groups.items():
             self._groups[group] = one.with_shares(reply.groups[group] for reply in shared if group in reply.groups)
         ready = [one.devices[one.shared] for one in self._groups.values()]
-        return Begun(asked, np.sort(np.concatenate(ready)) if ready else asked[:0])
+        return RoundDevices(asked, np.sort(np.concatenate(ready)) if ready else asked[:0])
 
     def _announce(self, record: SecureRecord, devices: IntArray) -> None:
         """Stage 1: devices that are reached announce their keys; user groups with too few of them sit out."""
 
         members = self.federation.members
 
-        def keys(partition: int) -> Query | None:
+        def keys(partition: int) -> NodeRequest | None:
             mine = devices[self._nodes.partitions_of(devices) == partition]
-            known = Known(
+            known = MessageContext(
                 {"C": self.federation.num_classes, "first group": 0, "last group": len(self.federation.states) - 1},
                 {"devices": mine},
                 totals={"clock.sampled": len(mine)},
             )
-            return Query(wire.SecureKeysRequest(self._setting, record.server_round, mine), known) if len(mine) else None
+            return (
+                NodeRequest(wire.SecureKeysRequest(self._setting, record.server_round, mine), known)
+                if len(mine)
+                else None
+            )
 
         replies = self._ask(wire.SECURE_KEYS, wire.SecureKeysReply, keys)
         # nobody announces keys in another group than it joined
@@ -93,12 +97,12 @@ class MaskedChannel(Channel):
             self._clock += reply.clock
         self._groups = {}
         start = time.perf_counter()
-        for group, found in _by_group(replies).items():
-            if len(found.devices) < self._scenario.secure_aggregation.min_devices:
+        for group, announced in _by_group(replies).items():
+            if len(announced.devices) < self._scenario.secure_aggregation.min_devices:
                 record.sat_out_groups += 1
                 continue
-            self._groups[group] = SecureGroup.of(self._scenario, record.server_round, group, found)
-            record.announced += len(found.devices)
+            self._groups[group] = SecureGroup.from_keys(self._scenario, record.server_round, group, announced)
+            record.announced += len(announced.devices)
         record.groups = len(self._groups)
         record.server_s += time.perf_counter() - start
 
@@ -111,21 +115,21 @@ class MaskedChannel(Channel):
         fields = {name: getattr(request, name) for name in request.__dataclass_fields__}
         return wire.SecureRoundRequest(**(fields | {"traced": request.traced[:0]}), secure=secure)
 
-    def known(self, sent: SentRound, request: wire.RoundRequest, expects: Expects) -> Known:
+    def known(self, sent: SentRound, request: wire.RoundRequest, expects: Expects) -> MessageContext:
         """Which devices may be in a sum, and of how many words it is."""
         groups = {}
         for group in request.groups:
             one = self._groups[group]
             narrow, wide = self._vector_layout(one, sent).num_words
             mine = one.devices[one.shared & np.isin(one.devices, request.devices)]
-            groups[group] = Known({"narrow": narrow, "wide": wide}, {"devices": mine})
-        return Known({"C": self.federation.num_classes}, groups=groups)
+            groups[group] = MessageContext({"narrow": narrow, "wide": wide}, {"devices": mine})
+        return MessageContext({"C": self.federation.num_classes}, groups=groups)
 
     def collect(self, sent: SentRound, replies: Iterable[wire.SecureRoundReply]) -> Iterable[wire.RoundReply]:
         """Stage 4: the sums, as if one node had hosted all devices, user group by user group."""
         record = self.records[-1]
         counts = replace(RoundCounts.nothing(self.federation.num_classes), clock=self._clock)
-        sums: dict[int, Words] = {}
+        sums: dict[int, MaskWords] = {}
         survived = {group: np.zeros(len(one.devices), np.bool_) for group, one in self._groups.items()}
         for reply in replies:
             record.device_s += reply.protocol_s
@@ -137,7 +141,7 @@ class MaskedChannel(Channel):
             )
             for group, masked in reply.groups.items():
                 survived[group][np.searchsorted(self._groups[group].devices, masked.devices)] = True
-                words = Words(masked.narrow, masked.wide)
+                words = MaskWords(masked.narrow, masked.wide)
                 sums[group] = sums[group] + words if group in sums else words
         whole = {
             group: one
@@ -176,7 +180,7 @@ class MaskedChannel(Channel):
         one: SecureGroup,
         sent: SentRound,
         survived: BoolArray,
-        total: Words,
+        total: MaskWords,
         opened: list[wire.OpenedShares],
     ) -> Values:
         """What the vectors of the devices that survived (M,), of which ``total`` is the masked sum, add up to.
@@ -198,7 +202,7 @@ class MaskedChannel(Channel):
     ) -> list[wire.SecureUnmaskReply]:
         """Ask the survivors of the groups that are not void for shares; everybody forgets the round."""
 
-        def questions(partition: int) -> Query | None:
+        def questions(partition: int) -> NodeRequest | None:
             if not any(self._hosted(one, partition).any() for one in self._groups.values()):
                 return None
             groups = {
@@ -208,7 +212,7 @@ class MaskedChannel(Channel):
             }
             known = {group: whole[group].known(asked.devices) for group, asked in groups.items()}
             request = wire.SecureUnmaskRequest(self._setting, record.server_round, groups)
-            return Query(request, Known(groups=known))
+            return NodeRequest(request, MessageContext(groups=known))
 
         replies = self._ask(wire.SECURE_UNMASK, wire.SecureUnmaskReply, questions)
         record.device_s += sum(reply.protocol_s for reply in replies)
@@ -225,7 +229,7 @@ class MaskedChannel(Channel):
         record.dropped += len(survived) - int(survived.sum())
         if one.group in record.why_void:
             record.void_devices += int(survived.sum())
-        moved = DeviceBytes.of(one.neighbours.shape[1], layout.num_bytes)
+        moved = DeviceBytes.from_sizes(one.neighbours.shape[1], layout.num_bytes)
         shared = int(one.shared.sum())
         record.shared += shared
         record.vector_bytes += shared * moved.vector
@@ -235,7 +239,7 @@ class MaskedChannel(Channel):
     def _vector_layout(self, one: SecureGroup, sent: SentRound) -> VectorLayout:
         layout = self.federation.layout
         blocks = sent.blocks.get(one.group, np.zeros(0, np.int64))
-        rows = len(RowOrder.of(layout, blocks).items)
+        rows = len(RowOrder.from_blocks(layout, blocks).items)
         return layout_of(
             self._scenario,
             num_devices=len(one.devices),
@@ -281,4 +285,4 @@ def _by_group(replies: list[wire.SecureKeysReply]) -> dict[int, AnnouncedKeys]:
     }
 
 
-__all__ = ["MaskedChannel", "Values"]
+__all__ = ["MaskedServerChannel", "Values"]

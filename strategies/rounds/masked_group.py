@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.exchange.expected import Known
+from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.randomness import device_uniforms, rng_for
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.device import SEALED_BYTES
+from fl_peel.secure.device_protocol import SEALED_BYTES
 from fl_peel.secure.graph import neighbour_graph
 from fl_peel.secure.keys import Occasion
-from fl_peel.secure.plan import needed_of
-from fl_peel.secure.unmask import Mask, Masked, left_over
-from fl_peel.wire import Directory, Inbox, OpenedShares, Questions, SealedShares
+from fl_peel.secure.protocol_plan import needed_of
+from fl_peel.secure.unmask import Mask, MaskedParties, left_over
+from fl_peel.wire import Directory, Inbox, OpenedShares, SealedShares, ShareRequests
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
@@ -65,7 +65,7 @@ class SecureGroup:
     masked: bool
 
     @staticmethod
-    def of(scenario: Scenario, server_round: int, group: int, keys: AnnouncedKeys) -> SecureGroup:
+    def from_keys(scenario: Scenario, server_round: int, group: int, keys: AnnouncedKeys) -> SecureGroup:
         """Draw the neighbours of a group's devices."""
         devices = keys.devices
         rng = rng_for(scenario.seed, "secure-graph", server_round, group)
@@ -106,12 +106,12 @@ class SecureGroup:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return SecureGroup(**(fields | {"shared": shared, "sealed": sealed}))
 
-    def known(self, devices: IntArray) -> Known:
+    def known(self, devices: IntArray) -> MessageContext:
         """Of a right answer of these devices, some of the group's: who may be in it, and what each may say of each of
         its neighbours.
         """
         sizes = {"k": self.neighbours.shape[1], "sealed": SEALED_BYTES if self.masked else 0}
-        return Known(sizes, {"devices": devices})
+        return MessageContext(sizes, {"devices": devices})
 
     def directory(self, here: BoolArray) -> Directory:
         """Stage 2 for the devices ``here`` (M,): who they are, who everybody is, who their neighbours are."""
@@ -125,10 +125,10 @@ class SecureGroup:
         slots = (self.neighbours[mine] < places[:, None, None]).sum(axis=2)  # (N, k)
         return Inbox(self.devices[places], self.shared[mine], self.sealed[mine, slots])
 
-    def questions(self, here: BoolArray, survived: BoolArray) -> Questions:
+    def questions(self, here: BoolArray, survived: BoolArray) -> ShareRequests:
         """Stage 4 for the devices ``here`` (M,): which of their neighbours survived (N, k), which are gone (N, k)."""
         mine = self.neighbours[here]
-        return Questions(self.devices[here], survived[mine], self.shared[mine] & ~survived[mine])
+        return ShareRequests(self.devices[here], survived[mine], self.shared[mine] & ~survived[mine])
 
     def why_void(self, survived: BoolArray, answered: BoolArray | None = None) -> str | None:
         """Why the sum over ``survived`` (M,) cannot be had, if so; answered: those that open shares, once known."""
@@ -148,7 +148,7 @@ class SecureGroup:
         own, keys = self.shares(replies, survived)
         gone = np.flatnonzero(self.shared & ~survived)
         places = self.neighbours[gone].tolist()
-        masked = Masked(
+        masked = MaskedParties(
             Occasion(server_round, self.group),
             tuple(self.devices[survived].tolist()),
             {

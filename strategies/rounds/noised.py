@@ -1,7 +1,8 @@
 """The server's side of a round under privacy: noise on each user group's sums, once, and what becomes of them.
 
-Under secure aggregation the noise is in the sums when they are opened (:func:`fl_peel.privacy.plan.in_masked_sums`):
-devices added it in shares. The server then adds none; of user groups whose sum was not opened nothing is released.
+Under secure aggregation the noise is in the sums when they are opened
+(:func:`fl_peel.privacy.noise_plan.in_masked_sums`): devices added it in shares. The server then adds none; of user
+groups whose sum was not opened nothing is released.
 
 Each device's contribution is bounded; the mean divides by a number that is known beforehand (devices asked, or under
 Poisson sampling those expected), as in McMahan et al., "Learning Differentially Private Recurrent Language Models",
@@ -23,16 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks, RowOrder
+from fl_peel.blocks.ranked_blocks import RankedBlocks, RowOrder
 from fl_peel.blocks.settings import Precision
-from fl_peel.exchange.expected import Known, summed
+from fl_peel.exchange.array_specs import MessageContext, summed
+from fl_peel.exchange.bounded_statistic import GroupShape, find_statistic
+from fl_peel.exchange.named_sums import NamedSums
 from fl_peel.exchange.release import BUILT_IN, SIGNALS, Part, Release, bounds, shapes
-from fl_peel.exchange.statistics import GroupShape, find_statistic
-from fl_peel.exchange.sums import Sums
-from fl_peel.exchange.traffic import Hiding
+from fl_peel.exchange.traffic import TrafficPadding
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.noising import noise
-from fl_peel.privacy.plan import Plan, in_masked_sums, noise_devices_of
+from fl_peel.privacy.device_noise import noise
+from fl_peel.privacy.noise_plan import Plan, in_masked_sums, noise_devices_of
 from fl_peel.privacy.shrinkage import posterior_rate, shrunk
 from fl_peel.privacy.sources import source_of
 from fl_peel.privacy.tilting import NoisedSignals, tilted
@@ -79,7 +80,7 @@ class PrivateRounds:
         return self.plan is not None and in_masked_sums(self.scenario, self.plan.mechanism)
 
     def released(
-        self, total: Sums, server_round: int, group: int, num_devices: float, opened: OpenedSum | None = None
+        self, total: NamedSums, server_round: int, group: int, num_devices: float, opened: OpenedSum | None = None
     ) -> GroupRelease:
         """Sums of a user group with noise. num_devices: that add noise of their own, where devices do; opened: whose
         shares of noise are in the sums, where they are.
@@ -115,7 +116,7 @@ class PrivateRounds:
             return
         noised = quantile / FIXED_POINT
         if not self.in_sums:  # else every user group's devices have noised theirs
-            noised = self.released(Sums(quantile=quantile), server_round, EVERYBODY, num_devices).sums["quantile"]
+            noised = self.released(NamedSums(quantile=quantile), server_round, EVERYBODY, num_devices).sums["quantile"]
         within = float(noised[0]) / max(num_devices, 1.0) + 0.5
         within = min(max(within, 0.0), 1.0)
         self.clip_norm *= math.exp(-clipping.learning_rate * (within - clipping.quantile))
@@ -147,17 +148,17 @@ class NoisedServerContents(ServerContents):
         """Return all user groups that have devices: noise hides whether a group took part in the round."""
         return super().groups(self.federation.members.groups)
 
-    def expects(self, sent: SentRound, group: int, devices: int) -> Known | None:
+    def expects(self, sent: SentRound, group: int, devices: int) -> MessageContext | None:
         """Return the expected parts: all of them, dense."""
         layout, blocks = self.federation.layout, sent.blocks[group]
         sizes = GroupShape(layout.num_rows(blocks), layout.num_slices, layout.embedding_dim, len(blocks))
-        parts = Release.of(self.federation.scenario, signals=sent.signals).parts
-        return Known(arrays={part: summed(*shape) for part, shape in shapes(sizes, parts).items()})
+        parts = Release.from_scenario(self.federation.scenario, signals=sent.signals).parts
+        return MessageContext(arrays={part: summed(*shape) for part, shape in shapes(sizes, parts).items()})
 
     def take(self, sent: SentRound, sums: Mapping[int, Sequence[Arrays]], opened: Mapping[int, OpenedSum]) -> None:
         """Noise every user group's sums and update its table and statistics; then the bound of the next round."""
         states, layout, scenario = self.federation.states, self.federation.layout, self.federation.scenario
-        parts = Release.of(scenario, signals=sent.signals).parts
+        parts = Release.from_scenario(scenario, signals=sent.signals).parts
         blocks = {group: b for group, b in sent.blocks.items() if not self.private.in_sums or group in opened}
         totals = {
             group: reduce(add, sums.get(group, []), empty_sums(layout, mine, parts)) for group, mine in blocks.items()
@@ -165,12 +166,12 @@ class NoisedServerContents(ServerContents):
         num_devices = self._expected_devices(sent)
 
         def take(group: int) -> GroupRelease:
-            total = Sums({part: values for part, values in totals[group].items() if part != "quantile"})
+            total = NamedSums({part: values for part, values in totals[group].items() if part != "quantile"})
             count = float(num_devices[group])
             release = self.private.released(total, sent.server_round, group, count, opened.get(group))
             take_release(states[group], layout, blocks[group], release, count, scenario)
             take_statistics(states[group], blocks[group], release, count)
-            states[group].rest()
+            states[group].drop_pages()
             return release
 
         releases = dict(zip(blocks, for_groups(take, blocks), strict=True))
@@ -206,7 +207,7 @@ class NoisedServerContents(ServerContents):
         """Return the round's record. Where devices withhold their counters but all transfer the same bytes, the server
         knows these anyway."""
         scenario = self.federation.scenario
-        release = Release.of(scenario, signals=sent.signals)
+        release = Release.from_scenario(scenario, signals=sent.signals)
         if not release.withheld:
             return record
         down = up = 0
@@ -222,10 +223,12 @@ class NoisedServerContents(ServerContents):
         )
 
 
-def empty_sums(layout: BlockLayout, blocks: NDArray[np.int64], parts: Iterable[Part]) -> Sums:
+def empty_sums(layout: BlockLayout, blocks: NDArray[np.int64], parts: Iterable[Part]) -> NamedSums:
     """Sums over nobody, for the blocks (K,) that were sent to a user group."""
-    group = GroupShape(len(RowOrder.of(layout, blocks).items), layout.num_slices, layout.embedding_dim, len(blocks))
-    return Sums.zeros(shapes(group, parts))
+    group = GroupShape(
+        len(RowOrder.from_blocks(layout, blocks).items), layout.num_slices, layout.embedding_dim, len(blocks)
+    )
+    return NamedSums.zeros(shapes(group, parts))
 
 
 def take_release(
@@ -237,7 +240,7 @@ def take_release(
     scenario: Scenario,
 ) -> None:
     """Change a user group's table and popularity by what was released; num_devices: that the sums are divided by."""
-    order = RowOrder.of(layout, blocks)
+    order = RowOrder.from_blocks(layout, blocks)
     sums, std, shrinks = release.sums, release.std, scenario.privacy.shrinkage
     if num_devices > 0:
         updates = sums["updates"] / num_devices
@@ -314,7 +317,7 @@ def public_bytes(
     blocks: (K,) that the group was sent.
     """
     ranked = rank_shape(layout, scenario.blocks.precision, blocks)
-    hiding = Hiding.of(scenario, parts)
+    hiding = TrafficPadding.from_scenario(scenario, parts)
     everything = np.array([len(blocks)])
     down = int(hiding.download_bytes(ranked, everything)[0]) if hiding.group_prefix else 0
     if not hiding.is_public():
@@ -324,7 +327,7 @@ def public_bytes(
 
 def rank_shape(layout: BlockLayout, precision: Precision, blocks: NDArray[np.int64]) -> RankedBlocks:
     """Ranked blocks without content, to count bytes with."""
-    order = RowOrder.of(layout, blocks)
+    order = RowOrder.from_blocks(layout, blocks)
     nothing = np.zeros((len(order.items), 0), np.float32)
     return RankedBlocks(layout, precision, blocks, order.items, nothing, order.position)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.ranked import RowOrder
-from fl_peel.exchange.expected import Known
+from fl_peel.blocks.ranked_blocks import RowOrder
+from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.exchange.open_sums import SIGNALS, UPDATES
 from fl_peel.wire import Arrays
 from strategies.groups.aggregation import BlockSums, apply_mean
@@ -25,7 +25,7 @@ class OpenServerContents(ServerContents):
     Override :meth:`apply` for an aggregation rule of your own.
     """
 
-    def expects(self, sent: SentRound, group: int, devices: int) -> Known | None:
+    def expects(self, sent: SentRound, group: int, devices: int) -> MessageContext | None:
         """Return the expected sums: those of the rows that were sent."""
         layout, blocks = self.federation.layout, sent.blocks[group]
         sizes = {
@@ -35,10 +35,10 @@ class OpenServerContents(ServerContents):
             "K": len(blocks),
             "N": devices,
         }
-        return Known(sizes, arrays=UPDATES | (SIGNALS if sent.signals else {}))
+        return MessageContext(sizes, arrays=UPDATES | (SIGNALS if sent.signals else {}))
 
     @property
-    def takes_each(self) -> bool:
+    def aggregates_incrementally(self) -> bool:
         """Whether groups are aggregated one by one: yes, unless a rule of your own needs all of them together."""
         return type(self).take is OpenServerContents.take
 
@@ -49,14 +49,14 @@ class OpenServerContents(ServerContents):
     def take_group(self, group: int, blocks: NDArray[np.int64], parts: Sequence[Arrays]) -> None:
         """Update one user group. blocks: (K,) as they were ranked when sent; parts: sums that add up."""
         state, layout = self.federation.states[group], self.federation.layout
-        order = RowOrder.of(layout, blocks)
+        order = RowOrder.from_blocks(layout, blocks)
         total = self.empty(order, blocks)
         for part in parts:
             total.add(part)
         self.apply(state, order, total)
         scenario = self.federation.scenario
         state.take_statistics(layout, blocks, order, total, scenario, all_rows=self._applies_its_own)
-        state.rest()
+        state.drop_pages()
 
     def may_change(self, group: int, blocks: NDArray[np.int64], parts: Sequence[Arrays]) -> NDArray[np.integer]:
         """Return the rows that may have changed: those that some device changed, unless a rule of your own changes

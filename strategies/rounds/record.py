@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.events import known
-from fl_peel.exchange.counters import ClassCounts, ClockCounts, Traces
+from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces
 
 
 @dataclass
@@ -45,7 +45,7 @@ class RoundRecord:
     classes: ClassCounts
     clock: ClockCounts
     virtual_seconds: float
-    traces: Traces = field(repr=False)
+    traces: DeviceTraces = field(repr=False)
 
     def figures(self, asked: int) -> dict[str, float]:
         """Those that were measured, by the names that events have for them. asked: devices, which are as good as those

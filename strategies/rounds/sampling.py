@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.privacy.sources import NoiseSource, Seeded
+from fl_peel.privacy.sources import NoiseSource, SeededNoise
 from fl_peel.randomness import device_uniforms
 
 
@@ -25,7 +25,7 @@ def sample_cohort(
     not depend on the order of devices or on the nodes that host them.
     """
     if poisson:
-        coins = (source or Seeded(seed)).uniforms(("cohort", server_round), devices)
+        coins = (source or SeededNoise(seed)).uniforms(("cohort", server_round), devices)
         return np.sort(devices[coins < share])
     size = max(1, round(share * len(devices)))
     if size >= len(devices):

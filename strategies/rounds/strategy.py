@@ -30,8 +30,8 @@ from fl_peel.privacy.sources import source_of
 from fl_peel.ranking.top import SUM_SCALE
 from fl_peel.weighting.selectors import block_weights
 from strategies.nodes.batches import batches
-from strategies.nodes.nodes import Answer, Query, raise_or_log
-from strategies.rounds.channel import Channel
+from strategies.nodes.nodes import NodeReply, NodeRequest, raise_or_log
+from strategies.rounds.channel import ServerChannel
 from strategies.rounds.contents import ServerContents
 from strategies.rounds.federation import Federation, for_groups
 from strategies.rounds.record import RoundRecord, SentRound
@@ -49,14 +49,14 @@ class PeelStrategy(Strategy):
     """Per-group rounds: send ranked blocks, add up what devices say, aggregate, step the controller.
 
     rounds: what each did. traced: devices whose budgets and kept blocks the report shows (simulation only).
-    after_round: is told the number of each round that is done; done: rounds that were, before this process; changed:
-    where somebody wants to know, the rows (G, I) of item tables that rounds may have changed.
+    after_round: is told the number of each round that is done; completed_rounds: rounds that were, before this process;
+    changed: where somebody wants to know, the rows (G, I) of item tables that rounds may have changed.
     """
 
     def __init__(
         self,
         federation: Federation,
-        channel: Channel,
+        channel: ServerChannel,
         contents: ServerContents,
         *,
         traced: NDArray[np.int64],
@@ -74,7 +74,7 @@ class PeelStrategy(Strategy):
         )
         self.rounds: list[RoundRecord] = []
         self.after_round: Callable[[int], None] = lambda server_round: None
-        self.done = 0
+        self.completed_rounds = 0
         self.changed: NDArray[np.bool_] | None = None
         self._traced = traced
         self._on_event = on_event
@@ -117,22 +117,22 @@ class PeelStrategy(Strategy):
 
         Nodes train the first groups while the server packs the next, and neither side holds all of a round at once.
         """
-        if server_round <= self.done:
+        if server_round <= self.completed_rounds:
             return
         self._started, self._message_bytes = time.perf_counter(), 0
         now = self.federation.begin + server_round
-        begun = self.channel.begin(now, self.cohort(now))
+        devices = self.channel.begin(now, self.cohort(now))
         self.nodes.begin()
-        sizes = np.bincount(self.members.groups_of(begun.asked), minlength=len(self.states))
+        sizes = np.bincount(self.members.groups_of(devices.asked), minlength=len(self.states))
         signals = server_round % self.scenario.controller.every == 0
-        self._sent = SentRound(server_round, signals, len(begun.asked), sizes)
-        cohort, groups = begun.ready, self.members.groups_of(begun.ready)
+        self._sent = SentRound(server_round, signals, len(devices.asked), sizes)
+        cohort, groups = devices.ready, self.members.groups_of(devices.ready)
         hosts = self.nodes.partitions_of(cohort)
         self._unanswered = Counter((np.unique(groups * len(self.nodes.ids) + hosts) // len(self.nodes.ids)).tolist())
         for batch in batches(self.contents.groups(groups), self._num_bytes, MESSAGE_BYTES):
             payloads = dict(zip(batch, for_groups(self._packed, batch), strict=True))
 
-            def request(partition: int, payloads: dict[int, wire.Arrays] = payloads) -> Query | None:
+            def request(partition: int, payloads: dict[int, wire.Arrays] = payloads) -> NodeRequest | None:
                 mine = (hosts == partition) & np.isin(groups, list(payloads))
                 if not mine.any():
                     return None
@@ -149,7 +149,7 @@ class PeelStrategy(Strategy):
                     noise_multiplier=self.contents.noise_multiplier,
                 )
                 known = self.channel.known(self._sent, plain, self.contents.expects)
-                return Query(self.channel.message(plain), known, here.keys())
+                return NodeRequest(self.channel.message(plain), known, here.keys())
 
             for message in self.nodes.messages(self.channel.kind, request):
                 self._message_bytes += _size(message)
@@ -171,7 +171,7 @@ class PeelStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add up the nodes' sums, let the contents change tables, take the controller's outer step."""
-        if server_round <= self.done:
+        if server_round <= self.completed_rounds:
             return None, None
         sums: dict[int, list[wire.Arrays]] = {}
         counts = RoundCounts.nothing(self.federation.num_classes)
@@ -180,10 +180,10 @@ class PeelStrategy(Strategy):
             counts += reply.counts
             for group, content in reply.groups.items():
                 sums.setdefault(group, []).append(content)
-            if self.contents.takes_each:
+            if self.contents.aggregates_incrementally:
                 whole = {group: sums.pop(group) for group in list(sums) if not self._unanswered[group]}
                 self._take(whole, whole)
-        self._take(sums, sums if self.contents.takes_each else self._sent.blocks)
+        self._take(sums, sums if self.contents.aggregates_incrementally else self._sent.blocks)
         learns = wants_signals(self.scenario) and self._sent.signals
         controller_loss = self.contents.outer_step(self.controller) if learns else None
         record = self.contents.figures(self._sent, self._record(server_round, counts, controller_loss))
@@ -216,8 +216,8 @@ class PeelStrategy(Strategy):
 
         failed = []
         answers = 0
-        found: Iterator[Answer[Any]] = self.nodes.answers(self.channel.kind, self.channel.answer, counted())
-        for answer in found:
+        node_replies: Iterator[NodeReply[Any]] = self.nodes.answers(self.channel.kind, self.channel.answer, counted())
+        for answer in node_replies:
             self._unanswered.subtract(answer.about)
             if answer.error is None:
                 answers += 1

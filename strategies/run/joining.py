@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from fl_peel import wire
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import EngineError
-from fl_peel.exchange.expected import Known
+from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.members import Members
-from strategies.nodes.nodes import Nodes, Query
-from strategies.run.place import Place
-from strategies.run.prepare import Prepared
+from strategies.nodes.nodes import NodeRequest, Nodes
+from strategies.run.run_paths import RunPaths
+from strategies.run.stage1_outcome import Stage1Outcome
 
 AT_ONCE = 1 << 16
 """Devices of a node that join at a time: 16 MB of embeddings of 64 numbers."""
@@ -23,28 +23,30 @@ AT_ONCE = 1 << 16
 logger = logging.getLogger("fl_peel")
 
 
-def join(scenario: Scenario, place: Place, prepared: Prepared, nodes: Nodes) -> Members:
+def join(scenario: Scenario, paths: RunPaths, prepared: Stage1Outcome, nodes: Nodes) -> Members:
     """Devices take part: those whose data was collected get their embedding, the others find it locally.
 
     Raises:
         EngineError, MessageError: a node failed, or what its devices answer makes no sense.
     """
-    num_devices = device_splits(scenario, place.data_dir, place.run_dir).num_users
-    setting = place.setting(scenario, num_devices)
+    num_devices = device_splits(scenario, paths.data_dir, paths.run_dir).num_users
+    setting = paths.setting(scenario, num_devices)
 
     hosted = [nodes.hosted(partition, num_devices) for partition in range(len(nodes.ids))]
     most = max(map(len, hosted), default=0)
-    at_once = AT_ONCE if prepared.tells_each else max(most, 1)
+    at_once = AT_ONCE if prepared.sends_own_embeddings else max(most, 1)
     replies: list[wire.JoinReply] = []
     for first in range(0, max(most, 1), at_once):
 
-        def request(partition: int, first: int = first) -> Query:
+        def request(partition: int, first: int = first) -> NodeRequest:
             some = hosted[partition][first : first + at_once]
             whole = len(some) == len(hosted[partition])
             payload = prepared.join_request(setting, some)
             if not whole:  # a node that has all of its devices in earlier parts joins nobody
                 payload = replace(payload, first=min(first, len(hosted[partition])), count=len(some))
-            return Query(payload, Known({"N": len(some), "G": len(payload.centroids)}, {"devices": some}))
+            return NodeRequest(
+                payload, MessageContext({"N": len(some), "G": len(payload.centroids)}, {"devices": some})
+            )
 
         replies += nodes.ask(wire.JOIN, wire.JoinReply, request)
     names = {reply.class_names for reply in replies}

@@ -10,42 +10,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import __version__
-from fl_peel.blocks.ranked import ranking
-from fl_peel.disks import item_ids
+from fl_peel.blocks.ranked_blocks import ranking
+from fl_peel.device_storage import item_ids
 from fl_peel.errors import ReportError
-from fl_peel.model.catalogue import Catalogue
 from fl_peel.model.model import save
+from fl_peel.model.model_catalogue import Catalogue
+from strategies.groups.group_tables import FloatArray
 from strategies.groups.state import UserGroupState
-from strategies.groups.tables import FloatArray
 from strategies.rounds.federation import for_groups
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.place import Place
-from strategies.run.prepare import Prepared
+from strategies.run.run_paths import RunPaths
+from strategies.run.stage1_outcome import Stage1Outcome
 
 AT_ONCE = 4
 """Tables that are in memory while they are saved; two are at work."""
 
 
-def save_model(strategy: PeelStrategy, prepared: Prepared, place: Place) -> int:
+def save_model(strategy: PeelStrategy, prepared: Stage1Outcome, paths: RunPaths) -> int:
     """Save tables, orders of blocks and how a device joins, where the place says; returns the bytes.
 
     Raises:
         ReportError: they cannot be written there.
     """
     scenario, layout = strategy.scenario, strategy.layout
-    catalogue = Catalogue(layout, item_ids(scenario, place.data_dir, place.run_dir))
+    catalogue = Catalogue(layout, item_ids(scenario, paths.data_dir, paths.run_dir))
     weights = strategy.weights(scenario.selector)
 
     def order(group: int) -> NDArray[np.integer]:
         """Of a group's blocks; its weights are needed no more."""
-        found = ranking(weights[group]).astype(layout.id_dtype)
+        blocks = ranking(weights[group]).astype(layout.id_dtype)
         weights[group] = np.zeros(0)
-        return found
+        return blocks
 
     orders = for_groups(order, range(len(weights)))
     try:
         return save(
-            Path(place.model_dir),
+            Path(paths.model_dir),
             catalogue,
             prepared.joining,
             scenario.blocks.precision,
@@ -57,7 +57,7 @@ def save_model(strategy: PeelStrategy, prepared: Prepared, place: Place) -> int:
         )
     except OSError as error:
         raise ReportError(
-            f"{place.model_dir}: the model cannot be written ({error}); free some space there, or give another --out"
+            f"{paths.model_dir}: the model cannot be written ({error}); free some space there, or give another --out"
         ) from error
 
 
@@ -75,7 +75,7 @@ class _Tables(Sequence[FloatArray]):
         state = self._states[group]
         self._looked_at.append(state)
         if len(self._looked_at) > AT_ONCE:
-            self._looked_at.popleft().rest()
+            self._looked_at.popleft().drop_pages()
         return state.table
 
 

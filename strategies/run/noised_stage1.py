@@ -11,17 +11,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question, Units
 from fl_peel.pretraining.sketch import RowSketch
-from fl_peel.privacy.plan import Plan, in_masked_sums, noise_devices_of
-from fl_peel.privacy.stage1 import Stage1Noise, Stage1Scales
+from fl_peel.pretraining.spectral_steps import FilterRequest, Floats, GroupSums, Ints, Moments, Units
+from fl_peel.privacy.noise_plan import Plan, in_masked_sums, noise_devices_of
+from fl_peel.privacy.stage1_noise import Stage1Noise, Stage1Scales
 from fl_peel.scenario.scenario import Scenario
 from strategies.run.stage1 import FederatedSums
 
 
 @dataclass
 class NoisedSums:
-    """:class:`fl_peel.pretraining.stage1.Sums` under noise. taken: how often each part was asked for.
+    """:class:`fl_peel.pretraining.stage1.Stage1Sums` under noise. taken: how often each part was asked for.
 
     Raises:
         AssertionError: something is asked once more than the plan accounts for.
@@ -35,12 +35,12 @@ class NoisedSums:
 
     @property
     def units(self) -> Units:
-        """See :class:`fl_peel.pretraining.stage1.Sums`."""
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
         return self.sums.units
 
     def std(self, part: str) -> float:
-        """See :class:`fl_peel.pretraining.stage1.Sums`. Shares of noise are made for the fewest devices that a sum may
-        be of: of more, there is more.
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`. Shares of noise are made for the fewest devices that a
+        sum may be of: of more, there is more.
         """
         one = self._scales.std(part)
         if self._by_server:
@@ -52,41 +52,41 @@ class NoisedSums:
         return one * math.sqrt(devices)
 
     def counts(self) -> Ints:
-        """See :class:`fl_peel.pretraining.stage1.Sums`."""
-        noise, found = self._noise("counts"), self.sums.counts()
-        return found if noise is None else found + noise.counts(len(found))
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
+        noise, counts = self._noise("counts"), self.sums.counts()
+        return counts if noise is None else counts + noise.counts(len(counts))
 
     def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
-        """See :class:`fl_peel.pretraining.stage1.Sums`."""
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
         assert sketch is None, "a bucket's rows have no bound together"
-        noise, found = self._noise("pass"), self.sums.passed(table, weights)
-        return found if noise is None else found + noise.passed(len(found), range(found.shape[1]))
+        noise, columns = self._noise("pass"), self.sums.passed(table, weights)
+        return columns if noise is None else columns + noise.passed(len(columns), range(columns.shape[1]))
 
-    def choice(self, question: Question) -> tuple[Ints, int]:
-        """See :class:`fl_peel.pretraining.stage1.Sums`."""
-        noise, (won, answered) = self._noise("choice"), self.sums.choice(question)
+    def choice(self, request: FilterRequest) -> tuple[Ints, int]:
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
+        noise, (won, answered) = self._noise("choice"), self.sums.choice(request)
         return won if noise is None else won + noise.choice(len(won)), answered
 
     def vectors(self, own: Floats) -> None:
-        """See :class:`fl_peel.pretraining.stage1.Sums`; nothing is said."""
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`; nothing is said."""
         self.sums.vectors(own)
 
     def groups(self, centroids: Floats) -> GroupSums:
-        """See :class:`fl_peel.pretraining.stage1.Sums`."""
-        noise, found = self._noise("group sizes", "group vectors"), self.sums.groups(centroids)
-        return found if noise is None else found + noise.groups(*centroids.shape)
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
+        noise, sums = self._noise("group sizes", "group vectors"), self.sums.groups(centroids)
+        return sums if noise is None else sums + noise.groups(*centroids.shape)
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterator[Moments]:
-        """See :class:`fl_peel.pretraining.stage1.Sums`."""
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
         noise = self._noise("moment sizes", "moment vectors", "moment products", "moment items")
-        for group, found in zip(groups, self.sums.moments(centroids, groups), strict=True):
+        for group, moments in zip(groups, self.sums.moments(centroids, groups), strict=True):
             if noise is not None:
-                found = found + noise.moments(group, len(found.first), len(found.items))
-            yield found
+                moments = moments + noise.moments(group, len(moments.first), len(moments.items))
+            yield moments
 
     @property
     def _scales(self) -> Stage1Scales:
-        return Stage1Scales.of(self.scenario, self.plan.multiplier)
+        return Stage1Scales.from_scenario(self.scenario, self.plan.multiplier)
 
     @property
     def _by_server(self) -> bool:

@@ -1,114 +1,36 @@
-"""Stage 1, and what else is known before the first round."""
+"""Which stage 1 a scenario asks for."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
-
-from fl_peel import wire
-from fl_peel.blocks.layout import BlockLayout, budget_bytes
-from fl_peel.blocks.ranked import check_budget
-from fl_peel.data.interactions import UserItems, collected
-from fl_peel.disks import device_splits
-from fl_peel.model.joining import Joining
-from fl_peel.privacy.plan import Plan, check_delta, make_plan
+from fl_peel.events import OnEvent, silent
+from fl_peel.privacy.noise_plan import Plan
 from fl_peel.scenario.scenario import Scenario
-from strategies.figures.schema import Stage1Result
-from strategies.groups.state import FloatArray, UserGroupState
-from strategies.nodes.members import Members
-from strategies.rounds.sampling import sample_cohort
-from strategies.run.place import Place
-from strategies.run.stage1 import SumsRecord
+from strategies.nodes.nodes import Nodes
+from strategies.run.central_stage1 import prepare_collected
+from strategies.run.checkpoints import RunCheckpoints
+from strategies.run.federated_stage1 import ChosenFilter, FederatedStage1Outcome, prepare_by_sums
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1_outcome import Stage1Outcome
 
 
-@dataclass(frozen=True)
-class Prepared(ABC):
-    """What the server has after stage 1. temperature: of the local loss, where the scenario gives none."""
-
-    layout: BlockLayout
-    temperature: float
-
-    @property
-    def steps(self) -> tuple[SumsRecord, ...]:
-        """Of devices in stage 1; none where the server did it alone."""
-        return ()
-
-    def chosen(self) -> dict[str, float]:
-        """Keys of pretraining that were chosen on validation items, and what was chosen."""
-        return {}
-
-    def figures(self, members: Members, seconds: float, before: tuple[SumsRecord, ...] = ()) -> Stage1Result | None:
-        """What stage 1 took of devices, in ``seconds`` of wall time; None where the server did it alone. before: steps
-        of an earlier one, by which something was chosen.
-        """
-        return None
-
-    @property
-    def global_table(self) -> FloatArray | None:
-        """One item table (I, d) for everybody, where there is one."""
-        return None
-
-    @abstractmethod
-    def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:
-        """Every user group as it starts. folder: where large tables may lie (:mod:`strategies.groups.tables`)."""
-
-    @property
-    @abstractmethod
-    def joining(self) -> Joining:
-        """How a device joins that was not there."""
-
-    @property
-    def tells_each(self) -> bool:
-        """Whether every device is told something of its own, so that of many some join at a time."""
-        return False
-
-    @abstractmethod
-    def join_request(self, setting: wire.Setting, devices: NDArray[np.int64]) -> wire.JoinRequest:
-        """What these devices of a node are told."""
-
-
-def given_data(scenario: Scenario, train: UserItems) -> tuple[UserItems, NDArray[np.bool_]]:
-    """The train interactions that the server may see, and which users gave any, (U,)."""
-    part = scenario.pretraining.collected
-    return collected(train, seed=scenario.seed, share=part.share, mode=part.mode)
-
-
-def check_budgets(scenario: Scenario, layout: BlockLayout) -> None:
-    """Refuse budgets to evaluate at that hold nothing.
-
-    Raises:
-        BudgetError: an evaluation budget is below one block.
+def prepare(
+    scenario: Scenario,
+    plan: Plan | None,
+    paths: RunPaths,
+    stages: StageTimes,
+    nodes: Nodes,
+    on_event: OnEvent = silent,
+    before: Stage1Outcome | ChosenFilter | None = None,
+    checkpoints: RunCheckpoints | None = None,
+) -> Stage1Outcome:
+    """Stage 1 as the scenario has it, on the server or on the nodes. plan: of the scenario's noise; before: what an
+    earlier one left, on a part of the same data; checkpoints: where its steps are kept, so that it goes on after the
+    last.
     """
-    for share in scenario.evaluation.budgets:
-        for precision in scenario.evaluation.precisions or (scenario.blocks.precision,):
-            check_budget(layout, precision, budget_bytes(layout, share), f"evaluation.budgets {share:.4%}")
+    if scenario.pretraining.model == "spectral":
+        directions = before.directions if isinstance(before, FederatedStage1Outcome | ChosenFilter) else None
+        return prepare_by_sums(scenario, plan, paths, stages, nodes, on_event, directions, checkpoints)
+    return prepare_collected(scenario, paths, stages, on_event)
 
 
-def privacy_plan(scenario: Scenario, place: Place) -> Plan | None:
-    """How much noise the run adds, and what it spends; None where no mechanism is named.
-
-    Raises:
-        ScenarioError: a target that cannot be met, a delta above one device, or keys under which its epsilon would not
-            be true.
-    """
-    if not scenario.privacy.noised:
-        return None
-    splits, refinement = device_splits(scenario, place.data_dir, place.run_dir), scenario.refinement
-    check_delta(scenario, splits.num_users)
-    _, has_data = given_data(scenario, splits.train)
-    most = None
-    if refinement.sampling == "fixed":  # a schedule that depends on no data: count the rounds of each device
-        devices = np.arange(splits.num_users, dtype=np.int64)
-        counts = np.zeros(splits.num_users, np.int64)
-        for server_round in range(1, refinement.rounds + 1):
-            counts[sample_cohort(scenario.seed, server_round, devices, refinement.sampling_rate)] += 1
-        most = int(counts.max(initial=0))
-    asks = scenario.pretraining.model == "spectral" or not has_data.all()
-    asks_groups = asks and scenario.user_groups.count > 1
-    return make_plan(scenario, most_rounds=most, asks_groups=asks_groups)
-
-
-__all__ = ["Prepared", "check_budgets", "given_data", "privacy_plan"]
+__all__ = ["prepare"]

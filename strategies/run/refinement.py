@@ -13,20 +13,20 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.privacy.plan import Plan
+from fl_peel.privacy.noise_plan import Plan
 from fl_peel.scenario.scenario import Scenario
 from strategies.groups.state import UserGroupState
 from strategies.nodes.members import Members, some_devices
 from strategies.nodes.nodes import Nodes
+from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.choice import channel_of, contents_of
 from strategies.rounds.federation import Federation
-from strategies.rounds.keeping import Keeping
 from strategies.rounds.strategy import PeelStrategy
+from strategies.run.checkpoints import RunCheckpoints
 from strategies.run.joining import join, warn_of_small_groups
-from strategies.run.kept import Kept
-from strategies.run.kept_rounds import KeptRounds
-from strategies.run.place import Place
-from strategies.run.prepare import Prepared, privacy_plan
+from strategies.run.round_checkpoints import RoundCheckpoints
+from strategies.run.run_paths import RunPaths
+from strategies.run.stage1_outcome import Stage1Outcome, privacy_plan
 
 if TYPE_CHECKING:
     from fl_peel.weighting.controller import Controller
@@ -59,21 +59,22 @@ def put_together(
 class Refiner:
     """Refines from the same pretrained tables on the same nodes, once or more often; devices keep a state of their own
     for each refinement. controller: that refinements start with, None for one that knows nothing yet; begin: rounds of
-    the fleet's clock that are over by then; kept: where rounds are kept, so that a refinement goes on after the last.
+    the fleet's clock that are over by then; checkpoints: where rounds are kept, so that a refinement goes on after the
+    last.
     """
 
     grid: Grid
-    place: Place
-    prepared: Prepared
+    paths: RunPaths
+    prepared: Stage1Outcome
     nodes: Nodes
     on_event: OnEvent = field(default=silent, repr=False)
     controller: Controller | None = None
     begin: int = 0
-    kept: Kept | None = None
+    checkpoints: RunCheckpoints | None = None
 
     def joined(self, scenario: Scenario, plan: Plan | None, *, num_traced: int = 0) -> PeelStrategy:
         """Devices take part; a strategy before its first round, of which the report follows ``num_traced`` devices."""
-        federation = self.federation(scenario, join(scenario, self.place, self.prepared, self.nodes))
+        federation = self.federation(scenario, join(scenario, self.paths, self.prepared, self.nodes))
         warn_of_small_groups(scenario, federation.members)
         traced = some_devices(scenario, federation.members, "traced", num_traced)
         strategy = put_together(PeelStrategy, federation, plan, traced=traced, on_event=self.on_event)
@@ -88,28 +89,28 @@ class Refiner:
         start = self.prepared
         return Federation(
             scenario,
-            self.place.setting(scenario, len(members.devices)),
+            self.paths.setting(scenario, len(members.devices)),
             start.layout,
-            start.states(scenario, self.place.run_dir) if states is None else states,
+            start.states(scenario, self.paths.run_dir) if states is None else states,
             members,
             self.nodes,
             start.temperature,
             self.begin,
         )
 
-    def refine(self, strategy: PeelStrategy) -> Keeping | None:
+    def refine(self, strategy: PeelStrategy) -> AcceptanceTest | None:
         """All rounds of the strategy's scenario; returns what of them was kept, None where nobody was asked."""
         scenario = strategy.scenario
-        keeping = Keeping(strategy, self.place.run_dir) if scenario.compares else None
-        after = [] if keeping is None else [keeping.after]
-        if self.kept is not None and self.kept.folder is not None:
-            rounds = KeptRounds(self.kept, strategy, keeping)
-            strategy.done = rounds.go_on()
+        acceptance = AcceptanceTest(strategy, self.paths.run_dir) if scenario.compares else None
+        after = [] if acceptance is None else [acceptance.after]
+        if self.checkpoints is not None and self.checkpoints.folder is not None:
+            rounds = RoundCheckpoints(self.checkpoints, strategy, acceptance)
+            strategy.completed_rounds = rounds.resume()
             after.append(rounds.after)
 
         def after_round(server_round: int) -> None:
-            for told in after:
-                told(server_round)
+            for listener in after:
+                listener(server_round)
 
         strategy.after_round, before = after_round, strategy.after_round
         try:
@@ -118,18 +119,18 @@ class Refiner:
             )
         finally:  # tables of gigabytes: nobody holds them in a circle, waiting to be found
             strategy.after_round = before
-        if keeping is not None:
-            keeping.forget()
-        return keeping
+        if acceptance is not None:
+            acceptance.forget()
+        return acceptance
 
-    def again(self, scenario: Scenario) -> PeelStrategy:
+    def refine_again(self, scenario: Scenario) -> PeelStrategy:
         """Refine once more, under another scenario and with the noise that it asks for; told as a comparison."""
 
-        def told(event: Event) -> None:
+        def on_comparison(event: Event) -> None:
             self.on_event(Event("comparison", event.done, event.total, event.text))
 
-        other = replace(self, on_event=told)
-        strategy = other.joined(scenario, privacy_plan(scenario, self.place))
+        other = replace(self, on_event=on_comparison)
+        strategy = other.joined(scenario, privacy_plan(scenario, self.paths))
         other.refine(strategy)
         return strategy
 

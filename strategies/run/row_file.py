@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.mapped import rest
-from strategies.groups.tables import FloatArray, write_all
+from fl_peel.mmap_arrays import drop_pages_now
+from strategies.groups.group_tables import FloatArray, write_all
 
 Sum = tuple[int, int]
 """Of the rows of one table: how many bytes, and their CRC-32."""
@@ -38,7 +38,7 @@ class RowFile:
         def write_table(number: int) -> Sum:
             table, rows = tables[number]
             data = memoryview(np.ascontiguousarray(table[rows], np.float32).reshape(-1).data).cast("B")
-            rest(table)
+            drop_pages_now(table)
             write_all(file, data, int(places[number]))
             return len(data), zlib.crc32(data)
 
@@ -67,7 +67,7 @@ class RowFile:
         with self.path.open("rb") as file:
             for (table, rows), (num_bytes, _) in zip(tables, sums, strict=True):
                 table[rows] = np.frombuffer(file.read(num_bytes), np.float32).reshape(-1, table.shape[1])
-                rest(table)
+                drop_pages_now(table)
 
 
 __all__ = ["RowFile", "Sum"]

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.errors import EngineError
+from fl_peel.exchange.array_specs import MessageContext, summed
 from fl_peel.exchange.contributors import Bits, opened_rows, packed_rows
 from fl_peel.exchange.counters import RoundCounts
-from fl_peel.exchange.expected import Known, summed
-from fl_peel.pretraining.by_sums import Floats, GroupSums, Ints, Moments, Question, Units, whole_of
 from fl_peel.pretraining.costs import Step
 from fl_peel.pretraining.sketch import RowSketch
-from strategies.nodes.nodes import Nodes, Query
+from fl_peel.pretraining.spectral_steps import FilterRequest, Floats, GroupSums, Ints, Moments, Units, whole_of
+from strategies.nodes.nodes import NodeRequest, Nodes
 
 COLUMNS = 128
 """Of a table, in one message to a node: 20 MB of 40,000 rows."""
@@ -40,7 +40,7 @@ class SumsRecord:
 
 @dataclass
 class FederatedSums:
-    """:class:`fl_peel.pretraining.stage1.Sums` of the devices of a federation.
+    """:class:`fl_peel.pretraining.stage1.Stage1Sums` of the devices of a federation.
 
     records: of the steps so far, one after the other on the virtual clock; windows: rounds that each lasts;
     panel: devices that choose the filter, about; units: of what devices say; bounded: whether devices keep to bounds;
@@ -49,7 +49,7 @@ class FederatedSums:
     """
 
     nodes: Nodes
-    setting: wire.Setting
+    setting: wire.RunSetting
     num_items: int
     panel: int
     windows: int
@@ -91,42 +91,44 @@ class FederatedSums:
             sums[:, first : first + COLUMNS] = self._total(replies[wire.EVERYBODY], "first")
         return sums
 
-    def choice(self, question: Question) -> tuple[Ints, int]:
+    def choice(self, filter_request: FilterRequest) -> tuple[Ints, int]:
         """Which filter some devices prefer: (C,), and how many answered."""
         self._time += self.windows
         request = wire.ChoiceRequest(
             self.setting,
             self._time,
             self.panel,
-            question.place,
-            question.directions,
-            question.values,
-            question.counts.astype(np.float64),
-            question.shapes.count_exponents,
-            question.shapes.value_exponents,
-            question.drawn,
+            filter_request.place,
+            filter_request.directions,
+            filter_request.values,
+            filter_request.counts.astype(np.float64),
+            filter_request.shapes.count_exponents,
+            filter_request.shapes.value_exponents,
+            filter_request.drawn,
             all_rows=self.all_rows,
             noise_multiplier=self.multiplier,
-            recent=np.zeros(0) if question.recent is None else np.asarray(question.recent, np.float64),
-            fresh_exponents=question.shapes.fresh_exponents,
+            recent=np.zeros(0) if filter_request.recent is None else np.asarray(filter_request.recent, np.float64),
+            fresh_exponents=filter_request.shapes.fresh_exponents,
         )
-        known = Known({"filters": len(question.shapes.value_exponents), "W": self.windows}, agreed=("C",))
+        known = MessageContext(
+            {"filters": len(filter_request.shapes.value_exponents), "W": self.windows}, agreed=("C",)
+        )
         if self.counts_contributors:
             counting = replace(request, counts_contributors=True)
-            replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: Query(counting, known))
+            replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: NodeRequest(counting, known))
             answering = np.array([sum(reply.answered for reply in replies)])
             if not opened_rows(answering, self.min_owners)[0]:
-                return np.zeros(len(question.shapes.value_exponents), np.int64), 0
-        replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: Query(request, known))
+                return np.zeros(len(filter_request.shapes.value_exponents), np.int64), 0
+        replies = self.nodes.ask(wire.CHOICE, wire.ChoiceReply, lambda partition: NodeRequest(request, known))
         self._record("choice", replies, alone=True)
         return np.sum([reply.won for reply in replies], axis=0), sum(reply.answered for reply in replies)
 
     @property
-    def where(self) -> tuple[int, ...]:
-        """How far it is: what :meth:`go_on` takes."""
+    def position(self) -> tuple[int, ...]:
+        """How far it is: what :meth:`resume` takes."""
         return self._time, self._columns
 
-    def go_on(self, where: Sequence[int], records: Sequence[SumsRecord]) -> None:
+    def resume(self, where: Sequence[int], records: Sequence[SumsRecord]) -> None:
         """Be as far as another one was, with what its steps took."""
         self._time, self._columns = where
         self.records[:] = records
@@ -159,10 +161,10 @@ class FederatedSums:
         for start in range(0, len(groups), at_once):
             some = np.array(groups[start : start + at_once], np.int64)
             # the first message says what the step takes, whatever groups it is of
-            found = self._asked("moments", self._columns, first=start, centroids=centroids, groups=some, opened=opened)
+            sums = self._asked("moments", self._columns, first=start, centroids=centroids, groups=some, opened=opened)
             for group in some.tolist():
                 size, first, second, items = (
-                    self._total(found[group], name) for name in ("sizes", "first", "second", "items")
+                    self._total(sums[group], name) for name in ("sizes", "first", "second", "items")
                 )
                 yield Moments(int(size[0]), first, whole_of(second, self._columns), items)
 
@@ -219,17 +221,17 @@ class FederatedSums:
             counts_contributors=counts_contributors,
             opened=np.zeros(0, np.uint8) if opened is None else opened,
         )
-        known = Known({"W": self.windows}, groups=self._said(request), every_group=True, agreed=("C",))
-        replies = self.nodes.ask(wire.SUMS, wire.SumsReply, lambda partition: Query(request, known))
+        known = MessageContext({"W": self.windows}, groups=self._contribution(request), every_group=True, agreed=("C",))
+        replies = self.nodes.ask(wire.SUMS, wire.SumsReply, lambda partition: NodeRequest(request, known))
         if first == 0 and not counts_contributors:
             self._record(step, replies, alone=step == "vectors" and weights is not None)
-        found: dict[int, list[wire.GroupSum]] = {}
+        by_group: dict[int, list[wire.GroupSum]] = {}
         for reply in replies:
             for group, sums in reply.sums.items():
-                found.setdefault(group, []).append(sums)
-        return found
+                by_group.setdefault(group, []).append(sums)
+        return by_group
 
-    def _said(self, request: wire.SumsRequest) -> dict[int, Known]:
+    def _contribution(self, request: wire.SumsRequest) -> dict[int, MessageContext]:
         """What a node says in a step, by user group."""
         count, columns = request.centroids.shape
         part = len(request.groups) if self.bounded else request.table.shape[1]
@@ -251,7 +253,7 @@ class FederatedSums:
             return {}
         nothing = dict.fromkeys(("sizes", "first", "second", "items"), (0,))
         shapes = nothing | parts[request.step]
-        known = Known(arrays={name: summed(*shape) for name, shape in shapes.items()})
+        known = MessageContext(arrays={name: summed(*shape) for name, shape in shapes.items()})
         by_group = request.step == "moments" and not request.counts_contributors
         return dict.fromkeys(request.groups.tolist() if by_group else [wire.EVERYBODY], known)
 

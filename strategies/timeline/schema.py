@@ -20,7 +20,7 @@ class LineResult:
 
 
 @dataclass(frozen=True)
-class Read:
+class ReadCosts:
     """Downloads of devices at the start of a period under one budget. sent_mean, held_mean: bytes sent to, and then
     stored by, devices that were there before, mean; joining_mean: bytes sent to joining devices, mean; violations:
     devices above the budget; moved: share of the devices that changed their user group; moved_sent_mean: bytes sent
@@ -75,13 +75,13 @@ class PeriodResult:
     refinement_up: float
     virtual_seconds: float
     lines: dict[str, dict[str, LineResult]]
-    reads: dict[str, Read]
+    reads: dict[str, ReadCosts]
     classes: dict[str, ClassResult]
     followed: OverTime | None
 
 
 @dataclass(frozen=True)
-class Summary:
+class TimelineSummary:
     """Serving method over several periods: quality of all devices and by kind, and its recall relative to every other
     method."""
 
@@ -98,8 +98,8 @@ class TimelineResult:
     seed: int
     full_table_bytes: int
     periods: tuple[PeriodResult, ...]
-    last: dict[str, Summary]
-    whole: dict[str, Summary]
+    last: dict[str, TimelineSummary]
+    whole: dict[str, TimelineSummary]
     stages: dict[str, float]
     nodes: int
     versions: dict[str, str] = field(default_factory=dict)
@@ -107,4 +107,4 @@ class TimelineResult:
     peak_rss_bytes: int = 0
 
 
-__all__ = ["ClassResult", "LineResult", "PeriodResult", "Read", "Summary", "TimelineResult"]
+__all__ = ["ClassResult", "LineResult", "PeriodResult", "ReadCosts", "TimelineResult", "TimelineSummary"]

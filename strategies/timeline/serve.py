@@ -18,49 +18,51 @@ from fl_peel.blocks.layout import budget_bytes
 from fl_peel.data.interactions import Splits
 from fl_peel.data.settings import Phase
 from fl_peel.data.timeline import Timeline
-from fl_peel.disks import device_timeline
+from fl_peel.device_storage import device_timeline
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.exchange.counters import ClassCounts, Refreshed
-from fl_peel.exchange.expected import Known
-from fl_peel.pretraining.by_sums import Ints
-from fl_peel.pretraining.onward import Exponents, Model, exponents_of, go_on, question_of
+from fl_peel.exchange.array_specs import MessageContext
+from fl_peel.exchange.counters import ClassCounts, RefreshCounts
+from fl_peel.pretraining.incremental import Exponents, SpectralModel, exponents_of, filter_request, update_model
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS
+from fl_peel.pretraining.spectral_steps import Ints
 from fl_peel.pretraining.stage1 import PooledSums, SpectralStart
 from fl_peel.scenario.method import TimelinePart
 from fl_peel.scenario.refinement import Robust
 from fl_peel.scenario.scenario import Scenario
 from strategies.evaluation.evaluator import Evaluator
-from strategies.evaluation.moving_budgets import Following, follow, over_time
+from strategies.evaluation.moving_budgets import FollowPlan, follow, over_time
 from strategies.groups.spectral import TEMPERATURE
 from strategies.groups.start import make_layout
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes.batches import EVALUATED_BYTES, packed_batches
 from strategies.nodes.members import Members
-from strategies.nodes.nodes import Nodes, Query
-from strategies.run.by_sums import BySums
+from strategies.nodes.nodes import NodeRequest, Nodes
+from strategies.run.checkpoints import RunCheckpoints
+from strategies.run.federated_stage1 import FederatedStage1Outcome
 from strategies.run.joining import join
-from strategies.run.kept import Kept
-from strategies.run.place import Place, Stages
-from strategies.run.prepare import check_budgets
 from strategies.run.refinement import Refiner
+from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.run.stage1 import FederatedSums, SumsRecord
-from strategies.timeline.figures import class_results, period_figures, period_lines, reads_of, summaries
-from strategies.timeline.lines import Cohort, Found, Lines
-from strategies.timeline.refining import Refined, refined, rehearsed
-from strategies.timeline.rivals import Asked, CachedList, Scored, found
+from strategies.run.stage1_outcome import check_budgets
+from strategies.timeline.period_refinement import PeriodRefinement, refined, select_rounds
+from strategies.timeline.published_tables import PublishedTables
 from strategies.timeline.schema import PeriodResult, TimelineResult
-from strategies.timeline.tables import Published
+from strategies.timeline.serving_metrics import Cohort, MetricTotals, ServingMetrics
+from strategies.timeline.timeline_figures import class_results, period_figures, period_lines, reads_of, summaries
+from strategies.timeline.timeline_rivals import PeriodDevices, ScoredTables, StaticLists, metric_totals
 
 REPLICATES = "timeline-replicates.npz"
-"""What a run leaves in its folder for whoever puts several together, by way of serving: :meth:`Lines.replicates`."""
+"""What a run leaves in its folder for whoever puts several together, by way of serving:
+:meth:`ServingMetrics.replicates`.
+"""
 LAST = 3
 """Periods that the summary of the end is over."""
 FULL, WHOLE, OWN = "federation", "federation, all rows", "federation, own budgets"
 """Ways of serving: tables of which as many rows change as the allowance says; all that changed; own budgets."""
 
 
-def serve_timeline(grid: Grid, scenario: Scenario, place: Place, on_event: OnEvent = silent) -> TimelineResult:
+def serve_timeline(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent = silent) -> TimelineResult:
     """Replay a scenario's timeline on the nodes of ``grid``.
 
     Raises:
@@ -68,22 +70,29 @@ def serve_timeline(grid: Grid, scenario: Scenario, place: Place, on_event: OnEve
         FlPeelError: whatever stopped a node.
     """
     check_timeline(scenario)
-    stages = Stages()
+    stages = StageTimes()
     root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
     with stages("start"):
         nodes = Nodes.connect(grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s)
-        timeline = device_timeline(scenario, place.data_dir, place.run_dir)
-    run, kept = _Run(grid, scenario, place, nodes, timeline, stages), Kept.at(place, stages, on_event)
-    done = run.go_on(kept)
+        timeline = device_timeline(scenario, paths.data_dir, paths.run_dir)
+    run, kept = (
+        _TimelineRun(grid, scenario, paths, nodes, timeline, stages),
+        RunCheckpoints.from_paths(paths, stages, on_event),
+    )
+    done = run.resume(kept)
     if done:
         on_event(Event("timeline", done, timeline.periods, "resumed from a checkpoint"))
     for period in range(done, timeline.periods):
         run.period(period)
         run.keep(kept)
-        on_event(Event("timeline", period + 1, timeline.periods, run.told(period), period_figures(run.periods[period])))
+        on_event(
+            Event(
+                "timeline", period + 1, timeline.periods, run.summary_line(period), period_figures(run.periods[period])
+            )
+        )
     run.end()
     drawn = run.lines.replicates(run.last)
-    np.savez(Path(place.run_dir) / REPLICATES, lines=np.array(list(drawn)), recalls=np.stack(list(drawn.values())))
+    np.savez(Path(paths.run_dir) / REPLICATES, lines=np.array(list(drawn)), recalls=np.stack(list(drawn.values())))
     return run.result()
 
 
@@ -112,7 +121,7 @@ def check_timeline(scenario: Scenario) -> TimelinePart:
 
 
 @dataclass(frozen=True)
-class _Served:
+class _ServedPeriod:
     """Devices of a period that were there before and those that join in it, (M,) each, and the tables that they have;
     began: the round of the clock in which the period's steps opened, asked: in which devices were asked.
     """
@@ -123,12 +132,12 @@ class _Served:
     began: int
     asked: int
 
-    def at(self, place: Place) -> _Served:
+    def at(self, paths: RunPaths) -> _ServedPeriod:
         """The same, of a run whose folder lies elsewhere."""
 
         def there(evaluator: Evaluator) -> Evaluator:
             federation = evaluator.federation
-            setting = replace(federation.setting, data_dir=place.data_dir, run_dir=place.run_dir)
+            setting = replace(federation.setting, data_dir=paths.data_dir, run_dir=paths.run_dir)
             return replace(evaluator, federation=replace(federation, setting=setting))
 
         return replace(self, known=there(self.known), new=there(self.new))
@@ -145,7 +154,7 @@ class _Weights:
         return self.orders[selector]
 
 
-GOES_ON = (
+RESUMED = (
     *("clock", "exponents", "model", "basis", "published", "served", "lasted", "first_lists", "first", "lines"),
     *("periods", "layout_bytes"),
 )
@@ -153,45 +162,45 @@ GOES_ON = (
 
 
 @dataclass
-class _Run:
+class _TimelineRun:
     """A timeline on its way. clock: round of the fleet's clock in which the next step opens; basis: what stage 1 made
     last, for the next refinement to be rehearsed on.
     """
 
     grid: Grid
     scenario: Scenario
-    place: Place
+    paths: RunPaths
     nodes: Nodes
     timeline: Timeline
-    stages: Stages
+    stages: StageTimes
     clock: int = 1
     exponents: Exponents = field(default_factory=lambda: Exponents(0.5, 0.5, 0.0))
-    model: Model | None = None
-    basis: tuple[BySums, Model] | None = None
-    published: Published | None = None
-    served: _Served | None = None
+    model: SpectralModel | None = None
+    basis: tuple[FederatedStage1Outcome, SpectralModel] | None = None
+    published: PublishedTables | None = None
+    served: _ServedPeriod | None = None
     lasted: int = 0
-    first_lists: dict[str, CachedList] = field(default_factory=dict)
-    first: Scored | None = None
-    lines: Lines = field(default_factory=Lines)
+    first_lists: dict[str, StaticLists] = field(default_factory=dict)
+    first: ScoredTables | None = None
+    lines: ServingMetrics = field(default_factory=ServingMetrics)
     periods: list[PeriodResult] = field(default_factory=list)
     layout_bytes: int = 0
 
-    def keep(self, kept: Kept) -> None:
+    def keep(self, checkpoints: RunCheckpoints) -> None:
         """Keep what there is after a period, in place of what was after the one before."""
-        content = {name: getattr(self, name) for name in GOES_ON}
+        content = {name: getattr(self, name) for name in RESUMED}
         number = len(self.periods)
-        kept.write("timeline", lambda rows: content, disks=True, number=number, live={"nodes": self.nodes})
+        checkpoints.write("timeline", lambda rows: content, disks=True, number=number, live={"nodes": self.nodes})
 
-    def go_on(self, kept: Kept) -> int:
+    def resume(self, checkpoints: RunCheckpoints) -> int:
         """Take up what was kept; returns how many periods are done."""
-        found = kept.read("timeline", {"nodes": self.nodes})
-        if found is None:
+        entry = checkpoints.read("timeline", {"nodes": self.nodes})
+        if entry is None:
             return 0
-        for name in GOES_ON:
-            setattr(self, name, found.value[name])
+        for name in RESUMED:
+            setattr(self, name, entry.value[name])
         assert self.served is not None, "somebody is served in every period"
-        self.served = self.served.at(self.place)
+        self.served = self.served.at(self.paths)
         return len(self.periods)
 
     @property
@@ -212,7 +221,7 @@ class _Run:
     def sums(self, period: int, phase: Phase, splits: Splits) -> FederatedSums:
         """Over the devices that are there, from now on the clock."""
         pretraining = self.scenario.pretraining
-        setting = self.place.setting(self.at(period, phase))
+        setting = self.paths.setting(self.at(period, phase))
         return FederatedSums(
             self.nodes,
             setting,
@@ -233,22 +242,22 @@ class _Run:
         with self.stages("choice"):
             records = self.choose(period)
         with self.stages("refinement"):
-            rehearsal = self.rehearsal(period)
+            rehearsal = self.select_rounds(period)
         with self.stages("stage 1"):
             recent = self.recent(period, records)
             sums = self.sums(period, "learn", learn)
-            self.model, start = self.going_on(sums, before, recent)
+            self.model, start = self.continued(sums, before, recent)
             self.clock = sums.now
             records += sums.records
         here, newcomers = self.at(period, "learn"), self.at(period, "join")
         prepared = self.prepared(here, learn, start)
         with self.stages("joining"):
-            members = join(here, self.place, replace(prepared, former=self.model.former), self.nodes)
+            members = join(here, self.paths, replace(prepared, former=self.model.former), self.nodes)
             fresh = self.sums(period, "join", joining)
             fresh.vectors(self.model.own, self.model.middle)
-            joined = join(newcomers, self.place, prepared, self.nodes)
+            joined = join(newcomers, self.paths, prepared, self.nodes)
         states = prepared.states(here)
-        refining = Refined(0, self.clock)
+        refining = PeriodRefinement(0, self.clock)
         if self.scenario.refinement.rounds:
             with self.stages("refinement"):
                 states = [replace(state, table=state.table.copy()) for state in states]
@@ -257,7 +266,7 @@ class _Run:
         self.follow()
         shared = not refining.rounds and (self.published is None or len(self.published.tables) == 1)
         exact = [state.table for state in (states[:1] if shared else states)]
-        self.published = Published.of(
+        self.published = PublishedTables.from_exact(
             exact, self.model.fresh, self.published, self.model.former, self.part.max_changed_rows
         )
         served = [replace(state, table=self.published.scored(group)) for group, state in enumerate(states)]
@@ -272,7 +281,7 @@ class _Run:
         with self.stages("rivals"):
             self.rivals(period, learn, joining)
         newest = joined.devices[joined.devices >= learn.num_users]
-        self.served = _Served(known, new, (members.devices, newest), began, self.clock)
+        self.served = _ServedPeriod(known, new, (members.devices, newest), began, self.clock)
         self.basis = prepared, self.model
         taken = [record.counts.classes for record in records]
         spent = reduce(add, taken, ClassCounts.zeros(len(members.class_names))).total()
@@ -286,7 +295,7 @@ class _Run:
                 begins=int(self.timeline.times[begin]),
                 ends=int(self.timeline.times[end - 1]),
                 devices=learn.num_users,
-                left=0 if learn.said is None else int((learn.said.counts() == 0).sum()),
+                left=0 if learn.contributed is None else int((learn.contributed.counts() == 0).sum()),
                 joining=joining.num_users - learn.num_users,
                 items=learn.num_items,
                 new_items=learn.num_items - (0 if before is None else before.num_items),
@@ -308,20 +317,20 @@ class _Run:
             )
         )
 
-    def refiner(self, prepared: BySums) -> Refiner:
+    def refiner(self, prepared: FederatedStage1Outcome) -> Refiner:
         """Of these tables, on the nodes of the run, from now on the clock."""
-        return Refiner(self.grid, self.place, prepared, self.nodes, begin=self.clock - 1)
+        return Refiner(self.grid, self.paths, prepared, self.nodes, begin=self.clock - 1)
 
-    def rehearsal(self, period: int) -> Refined:
+    def select_rounds(self, period: int) -> PeriodRefinement:
         """How many rounds of refinement helped, had they been done before the period that is over."""
         if not self.scenario.refinement.rounds or self.basis is None:
-            return Refined(0, self.clock)
+            return PeriodRefinement(0, self.clock)
         scenario, (prepared, model) = self.at(period, "choose"), self.basis
         sums = self.sums(period, "choose", self.timeline.splits(period, "choose"))
         sums.vectors(model.own, model.middle)  # as they had them then
-        found = rehearsed(self.refiner(prepared), scenario)
-        self.clock = found.ends
-        return found
+        selection = select_rounds(self.refiner(prepared), scenario)
+        self.clock = selection.ends
+        return selection
 
     def follow(self, rounds: int | None = None) -> None:
         """What became of what devices held in the last period while their own budgets moved, from when they were asked
@@ -334,7 +343,7 @@ class _Run:
         with self.stages("following"):
             nobody = np.zeros(0, np.int64)
             replies = [
-                follow(one, Following(devices, last.asked, self.lasted, keeps=True), nobody)
+                follow(one, FollowPlan(devices, last.asked, self.lasted, keeps=True), nobody)
                 for one, devices in zip((last.known, last.new), last.devices, strict=True)
                 if len(devices)
             ]
@@ -362,10 +371,10 @@ class _Run:
             assert earlier is not None
             count = COUNT_EXPONENTS if config.count_exponent is None else (config.count_exponent,)
             value = VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,)
-            model, start = self.going_on(sums, None, earlier)
+            model, start = self.continued(sums, None, earlier)
             self.basis = self.prepared(self.at(period, "choose"), splits, start), model
         part = self.part
-        question = question_of(
+        question = filter_request(
             model,
             self.scenario.seed,
             count=count,
@@ -401,13 +410,13 @@ class _Run:
             "seed": self.scenario.seed,
         }
 
-    def going_on(
-        self, sums: FederatedSums | PooledSums, before: Model | None, recent: Ints
-    ) -> tuple[Model, SpectralStart]:
+    def continued(
+        self, sums: FederatedSums | PooledSums, before: SpectralModel | None, recent: Ints
+    ) -> tuple[SpectralModel, SpectralStart]:
         """Of these sums, from the last model, or anew with as many passes as the first time."""
         config = self.scenario.pretraining.spectral()
         first = before is None
-        return go_on(
+        return update_model(
             sums,
             config,
             before,
@@ -418,16 +427,16 @@ class _Run:
             **self.groups(),
         )
 
-    def prepared(self, scenario: Scenario, splits: Splits, start: SpectralStart) -> BySums:
+    def prepared(self, scenario: Scenario, splits: Splits, start: SpectralStart) -> FederatedStage1Outcome:
         """What joining and user groups start from."""
         layout = make_layout(
             scenario, splits.num_items, start.counts, start.scored[:, : scenario.pretraining.embedding_dim]
         )
         check_budgets(scenario, layout)
-        return BySums(layout, TEMPERATURE, start, splits.num_users, ())
+        return FederatedStage1Outcome(layout, TEMPERATURE, start, splits.num_users, ())
 
     def evaluator(
-        self, scenario: Scenario, prepared: BySums, states: list[UserGroupState], members: Members
+        self, scenario: Scenario, prepared: FederatedStage1Outcome, states: list[UserGroupState], members: Members
     ) -> Evaluator:
         """Who is asked, of these tables."""
         federation = self.refiner(prepared).federation(scenario, members, states)
@@ -448,7 +457,7 @@ class _Run:
         shares = [budget_bytes(evaluator.layout, share) for share in self.scenario.evaluation.budgets]
         return [*shares, wire.OWN_BUDGET, wire.UNLIMITED]
 
-    def read(self, evaluator: Evaluator, former: Ints) -> Refreshed:
+    def read(self, evaluator: Evaluator, former: Ints) -> RefreshCounts:
         """Devices read what they lack, under each budget (X, C). former: (G,) numbers that groups had when they last
         did.
         """
@@ -464,8 +473,8 @@ class _Run:
             groups |= batch
         changed = self.published.changed
         request = wire.RefreshRequest(federation.setting, self.clock, precision, budgets, changed, groups, former)
-        known = Known({"X": len(budgets), "C": len(evaluator.members.class_names)})
-        replies = self.nodes.ask(wire.REFRESH, wire.RefreshReply, lambda partition: Query(request, known))
+        known = MessageContext({"X": len(budgets), "C": len(evaluator.members.class_names)})
+        replies = self.nodes.ask(wire.REFRESH, wire.RefreshReply, lambda partition: NodeRequest(request, known))
         return reduce(add, replies).refreshed
 
     def ask(
@@ -477,19 +486,19 @@ class _Run:
             ("since", known, (self.at_start, num_known)),
             ("first", new, (num_known, -1)),
         ]
-        told: dict[Cohort, wire.EvaluateReply] = {}
+        replies: dict[Cohort, wire.EvaluateReply] = {}
         for cohort, evaluator, devices in kinds:
             if devices[0] == devices[1]:
                 continue
             budgets = self.budgets(evaluator)
             reply = evaluator.evaluate(budgets[:-1], devices=devices)
-            told[cohort] = reply
+            replies[cohort] = reply
             for place, label in enumerate(self.labels[:-1]):
-                self.lines.put(period, label, cohort, Found.of(reply, place))
+                self.lines.put(period, label, cohort, MetricTotals.from_reply(reply, place))
             for label, (asks, table) in {FULL: (evaluator, None), WHOLE: exactly(evaluator, exact)}.items():
                 whole = asks.evaluate([wire.UNLIMITED], precision="fp32", everybody=table, devices=devices)
-                self.lines.put(period, label, cohort, Found.of(whole))
-        return told
+                self.lines.put(period, label, cohort, MetricTotals.from_reply(whole))
+        return replies
 
     def rivals(self, period: int, learn: Splits, joining: Splits) -> None:
         """Everybody else, on the same devices."""
@@ -499,28 +508,32 @@ class _Run:
         behind, begin = self.timeline.begin_of(period - 1), self.timeline.begin_of(period)
         recent = np.bincount(self.timeline.items[behind:begin], minlength=learn.num_items)
         if self.first is None:
-            self.first = replace(Scored.of(self.model, fading), table=self.model.scored)  # freshness would not last
+            self.first = replace(
+                ScoredTables.from_model(self.model, fading), table=self.model.scored
+            )  # freshness would not last
             self.first_lists = {
-                "cached-list": CachedList.of(self.first, popularity, learn.train),
-                "cached-list-fresh": CachedList.of(Scored.of(self.model, fading), popularity, learn.train),
+                "cached-list": StaticLists.from_scored(self.first, popularity, learn.train),
+                "cached-list-fresh": StaticLists.from_scored(
+                    ScoredTables.from_model(self.model, fading), popularity, learn.train
+                ),
             }
         pooled = PooledSums(learn.train, learn.num_items, config.user_exponent, config.item_exponent, fading=fading)
-        retrained = Scored.of(self.going_on(pooled, None, recent)[0], fading)
-        lists = CachedList.of(retrained, popularity, learn.train)
+        retrained = ScoredTables.from_model(self.continued(pooled, None, recent)[0], fading)
+        lists = StaticLists.from_scored(retrained, popularity, learn.train)
         scored = {
             "start-table": self.first,
             "retrained": retrained,
-            "popularity": Scored.by(popularity),
-            "recent-popularity": Scored.by(recent * (len(self.timeline.items) + 1) + popularity),
+            "popularity": ScoredTables.from_popularity(popularity),
+            "recent-popularity": ScoredTables.from_popularity(recent * (len(self.timeline.items) + 1) + popularity),
         }
-        for asked in Asked.of(learn, joining, self.at_start):
+        for asked in PeriodDevices.from_splits(learn, joining, self.at_start):
             for name, cached in {**self.first_lists, "refreshed-list": lists}.items():
                 metrics = cached.metrics(asked, int(self.timeline.items.max()) + 1)
-                self.lines.put(period, name, asked.cohort, found(asked, metrics, replicates))
+                self.lines.put(period, name, asked.cohort, metric_totals(asked, metrics, replicates))
             for name, one in scored.items():
-                self.lines.put(period, name, asked.cohort, found(asked, one.metrics(asked), replicates))
+                self.lines.put(period, name, asked.cohort, metric_totals(asked, one.metrics(asked), replicates))
 
-    def told(self, period: int) -> str:
+    def summary_line(self, period: int) -> str:
         """In a line."""
         one = self.periods[period]
         recall = {name: one.lines[name]["all"].recall for name in (FULL, "cached-list") if name in one.lines}

@@ -12,7 +12,7 @@ from tests.helpers.loopback import LoopbackGrid
 def given_back(monkeypatch):
     """How often freed memory was handed back."""
     times = []
-    monkeypatch.setattr(client_app, "give_back", lambda: times.append(1))
+    monkeypatch.setattr(client_app, "release_memory", lambda: times.append(1))
     client_app._begin.cache_clear()
     yield times
     client_app._begin.cache_clear()

@@ -35,8 +35,8 @@ def install(monkeypatch):
     """Register things of this file as if packages had."""
 
     def installed(*points):
-        found = [EntryPoint(name, f"{__name__}:{what}", "tests.tools") for name, what in points]
-        monkeypatch.setattr(plugins, "entry_points", lambda group: found if group == "tests.tools" else [])
+        result = [EntryPoint(name, f"{__name__}:{what}", "tests.tools") for name, what in points]
+        monkeypatch.setattr(plugins, "entry_points", lambda group: result if group == "tests.tools" else [])
 
     installed()
     return installed
@@ -65,7 +65,7 @@ def test_a_name_is_checked_without_an_import(install):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "output"),
     [
         ("lost", f"the tool 'lost' of {__name__}:nowhere cannot be imported: AttributeError: "),
         ("broken", f"the tool 'broken' of {__name__}:broken cannot be made: RuntimeError: no luck today"),
@@ -75,11 +75,11 @@ def test_a_name_is_checked_without_an_import(install):
         ("zzz", "unknown tool 'zzz'; known: none, hammer, "),
     ],
 )
-def test_every_mistake_is_one_line(install, name, said):
+def test_every_mistake_is_one_line(install, name, output):
     install(("lost", "nowhere"), ("broken", "broken"), ("nail", "NAIL"), ("hammer", "saw"), ("none", "saw"))
     with pytest.raises(FieldError) as caught:
         TOOLS.make(name, Tool)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(output)
     assert "\n" not in str(caught.value)
 
 

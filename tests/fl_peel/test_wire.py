@@ -17,9 +17,9 @@ from hypothesis.extra import numpy as hnp
 
 from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks, pack_ranking
+from fl_peel.blocks.ranked_blocks import RankedBlocks, pack_ranking
 from fl_peel.errors import MessageError
-from fl_peel.exchange.columns import Columns
+from fl_peel.exchange.columns import IntColumns
 from fl_peel.exchange.counters import RoundTotals
 from tests.helpers.examples import examples
 
@@ -66,7 +66,7 @@ def field_values(annotation: object) -> st.SearchStrategy:
         )
     if annotation is RoundTotals:  # numbers alone
         return arrays_of_shape(np.int64, (len(RoundTotals.names()),)).map(RoundTotals.unstacked)
-    if isinstance(annotation, type) and issubclass(annotation, Columns):
+    if isinstance(annotation, type) and issubclass(annotation, IntColumns):
         width = len(annotation.names())
         return SHAPES.flatmap(lambda shape: arrays_of_shape(np.int64, (*shape, width))).map(annotation.unstacked)
     if dataclasses.is_dataclass(annotation):
@@ -88,7 +88,7 @@ def assert_same(one: object, other: object) -> None:
         assert one.dtype == other.dtype
         assert one.shape == other.shape
         assert np.array_equal(one, other)
-    elif isinstance(one, Columns):
+    elif isinstance(one, IntColumns):
         assert_same(one.stacked(), other.stacked())
     elif dataclasses.is_dataclass(one):
         for field in dataclasses.fields(one):
@@ -155,13 +155,13 @@ def test_a_payload_packed_once_is_the_same_message():
 def test_bytes_lie_beside_the_message_and_not_in_it():
     """Ray then puts them into shared memory as they are, and whoever reads the message reads them there."""
     table = np.arange(5000, dtype=np.int32).reshape(-1, 5)
-    beside: list[pickle.PickleBuffer] = []
-    message = pickle.dumps(wire.pack(Blocks({0: {"sums": table}})), protocol=5, buffer_callback=beside.append)
+    extra: list[pickle.PickleBuffer] = []
+    message = pickle.dumps(wire.pack(Blocks({0: {"sums": table}})), protocol=5, buffer_callback=extra.append)
     assert len(message) < table.nbytes / 4
-    assert max(len(buffer.raw()) for buffer in beside) > table.nbytes
-    received = wire.unpack(Blocks, pickle.loads(message, buffers=[buffer.raw() for buffer in beside]))
+    assert max(len(buffer.raw()) for buffer in extra) > table.nbytes
+    received = wire.unpack(Blocks, pickle.loads(message, buffers=[buffer.raw() for buffer in extra]))
     assert (received.groups[0]["sums"] == table).all()
-    assert any(np.shares_memory(received.groups[0]["sums"], np.frombuffer(buffer.raw(), np.uint8)) for buffer in beside)
+    assert any(np.shares_memory(received.groups[0]["sums"], np.frombuffer(buffer.raw(), np.uint8)) for buffer in extra)
 
 
 @pytest.mark.parametrize("budget", [None, 110, 0])
@@ -189,14 +189,14 @@ def test_headers_are_read_as_numpy_reads_them(shape, changes):
     for place, value in changes:
         data[place % len(data)] = value
     array = Array("int16", shape, "numpy.ndarray", bytes(data))
-    found = []
+    result = []
     for read in (wire._to_numpy, np.load):
         try:
             one = read(array if read is wire._to_numpy else io.BytesIO(bytes(data)))
-            found.append((one.dtype, one.shape, one.tobytes()))
+            result.append((one.dtype, one.shape, one.tobytes()))
         except Exception:
-            found.append(None)
-    assert found[0] == found[1]
+            result.append(None)
+    assert result[0] == result[1]
 
 
 def test_nothing_is_pickled():

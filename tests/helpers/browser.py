@@ -53,11 +53,11 @@ class Page:
         question = {"id": self._number, "method": method, "params": parameters, "sessionId": self._session}
         self._socket.send(json.dumps(question))
         while True:
-            said = json.loads(self._socket.recv(timeout=START_S))
-            if said.get("id") == self._number:
-                assert "error" not in said, said
-                return dict(said["result"])
-            self._note(said.get("method"), said.get("params", {}))
+            output = json.loads(self._socket.recv(timeout=START_S))
+            if output.get("id") == self._number:
+                assert "error" not in output, output
+                return dict(output["result"])
+            self._note(output.get("method"), output.get("params", {}))
 
     def _note(self, method: str | None, about: dict[str, Any]) -> None:
         if method == "Runtime.exceptionThrown":
@@ -71,9 +71,9 @@ class Page:
 
     def tell(self, expression: str) -> Any:
         """The value of an expression in the page."""
-        found = self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        result = self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
 
     def open(self, file: Path, width: int = 1300, height: int = 1000, *, dark: bool = False) -> None:
         """Open a file in a window of some size."""
@@ -138,9 +138,9 @@ def _session(socket: ClientConnection) -> str:
 
     def asked(number: int, method: str, **parameters: Any) -> dict[str, Any]:
         socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
-        while (said := json.loads(socket.recv(timeout=START_S))).get("id") != number:
+        while (output := json.loads(socket.recv(timeout=START_S))).get("id") != number:
             pass
-        return dict(said["result"])
+        return dict(output["result"])
 
     targets = asked(1, "Target.getTargets")["targetInfos"]
     (page,) = [one for one in targets if one["type"] == "page"]

@@ -20,13 +20,13 @@ def statements(source: str) -> tuple[tuple[str, int, tuple[str, ...] | None], ..
     """Return (module, level, names) of every import in a source, at any depth; names: None of ``import module``. Each
     source is parsed once.
     """
-    found: list[tuple[str, int, tuple[str, ...] | None]] = []
+    result: list[tuple[str, int, tuple[str, ...] | None]] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found += [(alias.name, 0, None) for alias in node.names]
+            result += [(alias.name, 0, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            found.append((node.module or "", node.level, tuple(alias.name for alias in node.names)))
-    return tuple(found)
+            result.append((node.module or "", node.level, tuple(alias.name for alias in node.names)))
+    return tuple(result)
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -49,12 +49,12 @@ def import_graph(files: Mapping[str, str]) -> dict[str, set[str]]:
     """
     graph = {}
     for name, source in files.items():
-        found: set[str] = set()
+        result: set[str] = set()
         for module, level, names in statements(source):
             assert not level, f"{name}: a relative import"
             inside = {f"{module}.{part}" for part in names or ()}
-            found |= inside & files.keys()
+            result |= inside & files.keys()
             if names is None or not inside <= files.keys():
-                found.add(module)
-        graph[name] = (found & files.keys()) - {name}
+                result.add(module)
+        graph[name] = (result & files.keys()) - {name}
     return graph

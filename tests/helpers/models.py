@@ -10,13 +10,13 @@ import numpy as np
 from fl_peel import __version__
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.settings import Precision
-from fl_peel.model.catalogue import Catalogue
-from fl_peel.model.joining import Fitted, Joining, Mapped
+from fl_peel.model.joining import FittedJoining, Joining, MappedJoining
 from fl_peel.model.model import save
-from fl_peel.pretraining.by_sums import halves
+from fl_peel.model.model_catalogue import Catalogue
+from fl_peel.pretraining.spectral_steps import halves
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import RunResult
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.blocks import layout_of, random_table
 from tests.helpers.loopback import LoopbackGrid
@@ -33,16 +33,16 @@ def ids_of(layout: BlockLayout, first: int = 0) -> tuple[str, ...]:
     return tuple(f"item {number + first}" for number in range(layout.num_items))
 
 
-def fitted(rng: np.random.Generator, layout: BlockLayout, groups: int = 2) -> Fitted:
+def fitted(rng: np.random.Generator, layout: BlockLayout, groups: int = 2) -> FittedJoining:
     """Random centroids, and a random table."""
-    return Fitted(rng.normal(size=(groups, layout.embedding_dim)).astype(np.float32), random_table(rng, layout))
+    return FittedJoining(rng.normal(size=(groups, layout.embedding_dim)).astype(np.float32), random_table(rng, layout))
 
 
-def mapped(rng: np.random.Generator, layout: BlockLayout, groups: int = 2, columns: int = 6) -> Mapped:
+def mapped(rng: np.random.Generator, layout: BlockLayout, groups: int = 2, columns: int = 6) -> MappedJoining:
     """Random centroids, rows and maps, as stage 1 rounds them."""
     maps = [halves(rng.normal(size=(columns, layout.embedding_dim)).astype(np.float32)) for _ in range(groups)]
     own = halves(rng.normal(size=(layout.num_items, columns)).astype(np.float32))
-    return Mapped.of_rows(rng.normal(size=(groups, 4)).astype(np.float32), own, np.stack(maps))
+    return MappedJoining.from_rows(rng.normal(size=(groups, 4)).astype(np.float32), own, np.stack(maps))
 
 
 def saved(
@@ -68,4 +68,4 @@ def saved(
 
 def ran(scenario: Scenario, run_dir: Path, kept: str = "") -> RunResult:
     """A run, whose model is in ``model`` of its folder."""
-    return serve(LoopbackGrid(2), scenario, Place("", str(run_dir), "", kept, str(run_dir / "model")))
+    return serve(LoopbackGrid(2), scenario, RunPaths("", str(run_dir), "", kept, str(run_dir / "model")))

@@ -29,5 +29,5 @@ def answers(questions: list[dict[str, Any]]) -> list[Any]:
     """What the reader says to each question, as `driver.mjs` has it."""
     done = node(DRIVER, str(READER), given=json.dumps(questions))
     assert done.returncode == 0, done.stderr
-    found: list[Any] = json.loads(done.stdout, parse_int=float)  # JavaScript writes 2**60 without a point
-    return found
+    result: list[Any] = json.loads(done.stdout, parse_int=float)  # JavaScript writes 2**60 without a point
+    return result

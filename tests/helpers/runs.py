@@ -8,7 +8,7 @@ from typing import Any
 
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import RunResult, to_json
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import Interfere, LoopbackGrid, let_through
 
@@ -18,7 +18,7 @@ def served(
 ) -> tuple[RunResult, LoopbackGrid]:
     """Run a scenario on nodes in this process; returns the nodes, too, with what crossed."""
     grid = LoopbackGrid(nodes, interfere)
-    return serve(grid, scenario, Place("", str(run_dir))), grid
+    return serve(grid, scenario, RunPaths("", str(run_dir))), grid
 
 
 def figures(result: RunResult) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Snippet:
 
 def snippets_of(path: Path) -> list[Snippet]:
     """All blocks of a document that say their language."""
-    return [Snippet(*found) for found in _BLOCK.findall(path.read_text(encoding="utf-8"))]
+    return [Snippet(*result) for result in _BLOCK.findall(path.read_text(encoding="utf-8"))]
 
 
 def follow(path: Path, folder: Path, typed: Callable[[str], None]) -> int:

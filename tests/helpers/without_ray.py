@@ -26,7 +26,7 @@ def simulated(*args: Any, server: Any) -> Any:
 if __name__ == "__main__":
     engine.simulated = simulated  # before anybody takes it from there
     from simulations.cli.main import main
-    from simulations.report import files_of_run
+    from simulations.report import run_files
 
-    files_of_run.report_figures = lambda result: ()
+    run_files.report_figures = lambda result: ()
     main()

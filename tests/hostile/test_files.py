@@ -12,15 +12,15 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients.client_app import app as client_app
-from clients.serving import keeping
+from clients.serving import acceptance
 from fl_peel import wire
 from fl_peel.errors import DataError
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.nodes import failure
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
-from tests.clients.node.test_own import OwnGrid, held, own  # noqa: F401
+from tests.clients.node.test_own_data import OwnGrid, held, own  # noqa: F401
 from tests.simulations.test_run import figures, served
 
 SECRET = "root:planted-secret:19000"
@@ -140,7 +140,7 @@ def test_a_node_with_its_own_data_opens_no_file_of_a_fleet(holder, secrets, tmp_
     scenario, config = holder
     keys, changes = FLEETS[place](secrets)
     changed = Scenario.model_validate(json.loads(scenario.to_json()) | keys)
-    setting = replace(wire.Setting(changed.to_json(), str(secrets), str(secrets), num_devices=40), **changes)
+    setting = replace(wire.RunSetting(changed.to_json(), str(secrets), str(secrets), num_devices=40), **changes)
     for kind, payload in questions(setting):
         error = check_nothing_is_read(asked(config, payload, kind), tmp_path)
         assert (error.code, error.place) == ("ProfileError", "fleet")
@@ -150,7 +150,7 @@ def test_a_node_with_its_own_data_opens_no_file_of_a_fleet(holder, secrets, tmp_
 def test_nor_does_one_that_is_simulated(tiny_scenario, secrets, tmp_path, place):
     keys, changes = FLEETS[place](secrets)
     changed = Scenario.model_validate(json.loads(tiny_scenario.to_json()) | keys)
-    setting = replace(wire.Setting(changed.to_json(), "", str(tmp_path / "run")), **changes)
+    setting = replace(wire.RunSetting(changed.to_json(), "", str(tmp_path / "run")), **changes)
     for kind, payload in questions(setting):
         reply = asked({"simulated": True}, payload, kind)
         assert check_nothing_is_read(reply, tmp_path).code == "ProfileError"
@@ -162,7 +162,7 @@ def test_a_node_that_is_not_simulated_opens_no_data_of_a_message(secrets, tmp_pa
     monkeypatch.chdir(tmp_path)
     keys, changes = DATA[place](secrets)
     scenario = Scenario.model_validate({"name": "hostile", **keys})
-    setting = replace(wire.Setting(scenario.to_json(), "", str(tmp_path / "run")), **changes)
+    setting = replace(wire.RunSetting(scenario.to_json(), "", str(tmp_path / "run")), **changes)
     reasons = [check_nothing_is_read(asked(config, payload, kind), tmp_path) for kind, payload in questions(setting)]
     if place.startswith("data."):
         reasons.append(
@@ -200,8 +200,8 @@ def test_what_no_node_foresees_stays_there_too(holder, secrets, tmp_path, monkey
         raise OSError(13, SECRET, str(secrets / "shadow"))
 
     scenario, config = holder
-    monkeypatch.setattr(keeping, "keep", fails)
-    setting = Place("", "").setting(scenario, 40)
+    monkeypatch.setattr(acceptance, "keep", fails)
+    setting = RunPaths("", "").setting(scenario, 40)
     kind, payload = next(questions(setting))
     reply = asked(config, payload, kind)
     assert reply.error.code == wire.NODE_FAILED
@@ -214,16 +214,16 @@ def test_a_fleet_that_is_sent_gives_the_figures_of_the_simulation(own, tmp_path)
     scenario, folder = own
     simulated, _ = served(scenario, tmp_path / "simulated")
     grid = OwnGrid(folder, simulated=False)
-    place = Place("", str(tmp_path / "server"))
-    place.setting(scenario)
+    paths = RunPaths("", str(tmp_path / "server"))
+    paths.setting(scenario)
     (tmp_path / "fleet.yaml").unlink()
-    deployed = serve(grid, held(scenario), place)
+    deployed = serve(grid, held(scenario), paths)
     assert figures(deployed) == figures(simulated)
 
 
 def test_a_mistake_in_a_message_is_said_whole(holder):
     scenario, config = holder
-    setting = wire.Setting(scenario.to_json(), "", "", num_devices=40, fleet="{]")
+    setting = wire.RunSetting(scenario.to_json(), "", "", num_devices=40, fleet="{]")
     kind, payload = next(questions(setting))
     error = wire.NodeError.from_reason(asked(config, payload, kind).error.reason)
     assert error == wire.NodeError("MessageError", "", "the setting's fleet holds no fleet files")

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from simulations import runner
 from simulations.cli import main as cli
 from simulations.engine import engine
-from simulations.report import files_of_run
+from simulations.report import run_files
 from tests.helpers.browser import browser
 from tests.helpers.loopback import LoopbackGrid
 
@@ -39,7 +39,7 @@ def grids():
 @pytest.fixture
 def without_figures(monkeypatch):
     """Pages of runs have no figures, which take longer to draw than all the rest: test_run.py draws them."""
-    monkeypatch.setattr(files_of_run, "report_figures", lambda result: ())
+    monkeypatch.setattr(run_files, "report_figures", lambda result: ())
 
 
 @pytest.fixture
@@ -51,15 +51,15 @@ def undrawn(monkeypatch):
 @pytest.fixture
 def without_engine(monkeypatch, grids, without_figures):
     """Runs are served by two nodes in this process; the scenarios of those that began are kept."""
-    begun = []
+    started = []
 
     def simulated(scenario, place, on_event, *, server):
-        begun.append(scenario)
+        started.append(scenario)
         grids.append(LoopbackGrid(2))
         return server(grids[-1], scenario, place, on_event)
 
     monkeypatch.setattr(runner, "simulated", simulated)
-    return begun
+    return started
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_the_runner_is_a_door_for_these_names_alone():
     """What else the engine has is imported from where it is."""
     import simulations.runner
 
-    assert simulations.runner.__all__ == ["MODEL", "finished", "keeping", "run", "run_seeds", "save"]
+    assert simulations.runner.__all__ == ["MODEL", "finished", "run", "run_seeds", "save", "with_checkpoints"]
     taken = {
         name
         for path in [*FILES, *(ROOT / "tests").rglob("*.py")]
@@ -60,12 +60,12 @@ def test_a_user_does_not_wait_for_what_comes_later(tiny, tmp_path):
     """Until the nodes answer; and without --out no page is drawn."""
     program = f"""if True:
         import sys
-        from simulations.cli import progress
+        from simulations.cli import progress_lines
         from simulations.cli.main import main
-        def tell(lines, event, write=progress.Lines.__call__):
+        def tell(lines, event, write=progress_lines.Lines.__call__):
             print(event.stage, event.done, sorted({LATER!r} & set(sys.modules)))
             write(lines, event)
-        progress.Lines.__call__ = tell
+        progress_lines.Lines.__call__ = tell
         sys.argv = ["fl-peel", "run", {str(tiny)!r}, "--no-cache", *sys.argv[1:]]
         main()
     """

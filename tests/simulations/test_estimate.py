@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 from fl_peel.errors import ScenarioError
 from simulations import estimate as estimates
 from simulations import runner
-from simulations.cli.estimates import format_seconds
 from simulations.cli.main import app
+from simulations.cli.run_estimate import format_seconds
 from simulations.estimate import WITHIN, estimate
 from simulations.scenario_files import load_scenario
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 
@@ -25,29 +25,29 @@ LOADED = 3.0
 
 
 def measured(scenario, tmp_path):
-    return serve(LoopbackGrid(2), scenario, Place("", str(tmp_path / "run")))
+    return serve(LoopbackGrid(2), scenario, RunPaths("", str(tmp_path / "run")))
 
 
 def test_bytes_of_refinement(tiny, tmp_path):
     scenario = load_scenario(tiny, ["refinement.rounds=3"])
-    found, result = estimate(scenario, None), measured(scenario, tmp_path)
-    assert found.download_bytes == pytest.approx(result.bytes_per_device.download_mean, rel=0.1)
-    assert result.bytes_per_device.upload_mean / 2 < found.upload_bytes < 2 * result.bytes_per_device.upload_mean
-    assert found.participants == pytest.approx(sum(row.devices for row in result.rounds) / 3, rel=0.1)
-    assert (found.devices, found.items, found.rounds) == (40, 59, 3)
-    assert found.full_table_bytes == result.full_table.bytes
-    assert found.blocks == result.environment.blocks
+    results, result = estimate(scenario, None), measured(scenario, tmp_path)
+    assert results.download_bytes == pytest.approx(result.bytes_per_device.download_mean, rel=0.1)
+    assert result.bytes_per_device.upload_mean / 2 < results.upload_bytes < 2 * result.bytes_per_device.upload_mean
+    assert results.participants == pytest.approx(sum(row.devices for row in result.rounds) / 3, rel=0.1)
+    assert (results.devices, results.items, results.rounds) == (40, 59, 3)
+    assert results.full_table_bytes == result.full_table.bytes
+    assert results.blocks == result.environment.blocks
 
 
 @pytest.mark.slow
 def test_bytes_of_stage_1_by_devices(tiny, tmp_path):
     scenario = load_scenario(tiny, [*BY_DEVICES, *NARROW, "refinement.rounds=0", "selector=exposure"])
-    found, result = estimate(scenario, None), measured(scenario, tmp_path)
-    assert found.stage1_download_bytes == pytest.approx(result.stage1.bytes_down_mean, rel=0.25)
-    assert found.stage1_upload_bytes == pytest.approx(result.stage1.bytes_up_mean, rel=0.25)
-    assert found.download_bytes == found.upload_bytes == 0
+    results, result = estimate(scenario, None), measured(scenario, tmp_path)
+    assert results.stage1_download_bytes == pytest.approx(result.stage1.bytes_down_mean, rel=0.25)
+    assert results.stage1_upload_bytes == pytest.approx(result.stage1.bytes_up_mean, rel=0.25)
+    assert results.download_bytes == results.upload_bytes == 0
     given = [*BY_DEVICES, *NARROW, "pretraining.count_exponent=0.5", "pretraining.value_exponent=0.1"]
-    assert estimate(load_scenario(tiny, given), None).stage1_download_bytes < 0.8 * found.stage1_download_bytes
+    assert estimate(load_scenario(tiny, given), None).stage1_download_bytes < 0.8 * results.stage1_download_bytes
 
 
 def test_devices_that_do_not_train_move_nothing(tiny):
@@ -61,10 +61,10 @@ def test_devices_that_do_not_train_move_nothing(tiny):
 
 @pytest.mark.engine
 def test_time_and_memory(tiny_scenario):
-    found, result = estimate(tiny_scenario, None), runner.run(tiny_scenario)
-    assert found.memory_bytes / WITHIN < result.peak_rss_bytes < WITHIN * found.memory_bytes
+    results, result = estimate(tiny_scenario, None), runner.run(tiny_scenario)
+    assert results.memory_bytes / WITHIN < result.peak_rss_bytes < WITHIN * results.memory_bytes
     took = sum(result.stages.values())
-    assert found.total_s / WITHIN < took < LOADED * WITHIN * found.total_s
+    assert results.total_s / WITHIN < took < LOADED * WITHIN * results.total_s
 
 
 def fl_peel(*args):
@@ -78,9 +78,9 @@ def test_a_dry_run_tells_and_writes_nothing(tiny, tmp_path, monkeypatch):
     assert ran.exit_code == 0
     assert "40 devices, 59 items" in ran.stdout
     assert f"within a factor of {WITHIN:g}" in ran.stdout
-    found = json.loads(fl_peel("run", tiny, "--dry-run", "--seeds", 3, "--json", "--out", tmp_path / "out").stdout)
-    assert found["total_seconds"] == pytest.approx(3 * sum(found["seconds"].values()))
-    assert found["total_bytes"] == pytest.approx(40 * found["bytes_per_device"])
+    result = json.loads(fl_peel("run", tiny, "--dry-run", "--seeds", 3, "--json", "--out", tmp_path / "out").stdout)
+    assert result["total_seconds"] == pytest.approx(3 * sum(result["seconds"].values()))
+    assert result["total_bytes"] == pytest.approx(40 * result["bytes_per_device"])
     assert sorted(os.walk(tmp_path)) == before
 
 

@@ -74,13 +74,13 @@ def changed(draw, texts):
     return text
 
 
-def told(read):
+def refusal(read):
     """What is read, or None where it is refused as it should be."""
     try:
         return read()
     except FlPeelError as mistake:
-        said, shown = str(mistake), one_line(mistake)
-    assert len(said) <= MAX_MESSAGE
+        output, shown = str(mistake), one_line(mistake)
+    assert len(output) <= MAX_MESSAGE
     assert "\n" not in shown
     return None
 
@@ -92,7 +92,7 @@ quick = examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 @quick
 def test_a_changed_scenario_is_read_or_refused(tmp_path, text):
     (tmp_path / "x.yaml").write_bytes(text)
-    scenario = told(lambda: absolute(load_scenario(tmp_path / "x.yaml")))
+    scenario = refusal(lambda: absolute(load_scenario(tmp_path / "x.yaml")))
     if scenario is not None:
         assert Scenario.from_json(scenario.to_json()) == scenario
         scenario.to_yaml()
@@ -104,7 +104,7 @@ def test_a_changed_scenario_is_read_or_refused(tmp_path, text):
 )
 @quick
 def test_any_override_is_read_or_refused(key, value):
-    scenario = told(lambda: load_scenario("ml-100k", [f"{key}={value}"]))
+    scenario = refusal(lambda: load_scenario("ml-100k", [f"{key}={value}"]))
     if scenario is not None:
         assert Scenario.from_json(scenario.to_json()) == scenario
 
@@ -113,7 +113,7 @@ def test_any_override_is_read_or_refused(key, value):
 @quick
 def test_a_changed_fleet_is_read_or_refused(tmp_path, text):
     (tmp_path / "x.yaml").write_bytes(text)
-    fleet = told(lambda: load_fleet(tmp_path / "x.yaml"))
+    fleet = refusal(lambda: load_fleet(tmp_path / "x.yaml"))
     assert fleet is None or fleet.names
 
 
@@ -122,7 +122,7 @@ def test_a_changed_fleet_is_read_or_refused(tmp_path, text):
 def test_changed_data_are_read_or_refused(tmp_path, made):
     name, text = made
     (tmp_path / name).write_bytes(text)
-    data = told(lambda: read_interactions(tmp_path / name))
+    data = refusal(lambda: read_interactions(tmp_path / name))
     assert data is None or data.pairs.num_interactions > 0
 
 

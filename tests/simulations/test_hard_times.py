@@ -16,11 +16,11 @@ from flwr.app import Error, Message
 
 from fl_peel import wire
 from fl_peel.errors import EngineError
+from fl_peel.package_check import PACKAGES
 from fl_peel.randomness import rng_for
-from fl_peel.roots import PACKAGES
 from simulations.scenario_files import load_scenario
 from strategies.nodes import nodes as asking
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers import without_ray
 from tests.helpers.imports import modules
@@ -51,7 +51,7 @@ def failing(share, seed):
 def outcome(grid, scenario, folder):
     """The result, or what the run's one error says."""
     try:
-        return serve(grid, scenario, Place("", str(folder)))
+        return serve(grid, scenario, RunPaths("", str(folder)))
     except EngineError as error:
         return str(error)
 
@@ -61,7 +61,7 @@ def whole(planted_home, tmp_path_factory):
     """The run in which nothing fails."""
     with chdir(planted_home):
         scenario = load_scenario("tiny.yaml", ROUNDS)
-        return serve(LoopbackGrid(4), scenario, Place("", str(tmp_path_factory.mktemp("whole"))))
+        return serve(LoopbackGrid(4), scenario, RunPaths("", str(tmp_path_factory.mktemp("whole"))))
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_when_only_rounds_are_spared_every_figure_is_right(tiny, tmp_path, whole
     def but_rounds(partition, message):
         return None if message.metadata.message_type == wire.ROUND else interfere(partition, message)
 
-    result = serve(LoopbackGrid(4, but_rounds), scenario, Place("", str(tmp_path / "failing")))
+    result = serve(LoopbackGrid(4, but_rounds), scenario, RunPaths("", str(tmp_path / "failing")))
     assert figures(result) == figures(whole)
 
 
@@ -108,8 +108,8 @@ def test_nothing_waits_by_a_clock_that_can_be_set_back():
             for node in ast.walk(ast.parse(text))
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
         }
-        if found := names & CLOCKS:
-            asked[file.relative_to(ROOT).as_posix()] = found
+        if result := names & CLOCKS:
+            asked[file.relative_to(ROOT).as_posix()] = result
     assert asked == {"simulations/deployment/keys.py": {"datetime.now"}}  # from when on a certificate holds
 
 

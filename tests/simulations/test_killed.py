@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from simulations.unfinished import NAME
+from simulations.resumable import NAME
 from tests.helpers import without_ray
-from tests.strategies.run.test_kept import timeless
+from tests.strategies.run.test_checkpoints import timeless
 
 CHANGES = ("refinement.acceptance.rule=validation", "data.validation_share=20%", "refinement.rounds=4")
 ENGINE, NONE = "simulations.cli.main", without_ray.MODULE
@@ -52,8 +52,8 @@ def test_killed_in_every_part_of_a_run_it_ends_in_the_same_report(tiny, tmp_path
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not (out / "report.json").exists()
-    code, _, told = command_line(*words(tiny, out))
-    assert code == 0, told
-    assert "resumed from a checkpoint" in told
+    code, _, events = command_line(*words(tiny, out))
+    assert code == 0, events
+    assert "resumed from a checkpoint" in events
     assert report(out) == report(tmp_path / "whole")
     assert not (out / NAME).exists()

@@ -12,7 +12,7 @@ from rich.console import Console
 from fl_peel.errors import ReportError
 from fl_peel.events import Event
 from simulations.cli.live import shown_at
-from simulations.live import Events, live
+from simulations.live import EventLog, live
 from tests.helpers.browser import browser, needs_chromium
 
 
@@ -31,12 +31,12 @@ def test_events_are_told_from_where_one_left_off():
         assert address.startswith("http://127.0.0.1:")
         tell(Event("data", 1, 1))
         tell(Event("refinement", 1, 8, "loss 0.5"))
-        told = json.loads(asked(f"{address}events")[1])
-        assert [(one["stage"], one["done"], one["total"], one["text"]) for one in told["events"]] == [
+        events = json.loads(asked(f"{address}events")[1])
+        assert [(one["stage"], one["done"], one["total"], one["text"]) for one in events["events"]] == [
             ("data", 1, 1, ""),
             ("refinement", 1, 8, "loss 0.5"),
         ]
-        assert (told["next"], told["ended"]) == (2, False)
+        assert (events["next"], events["ended"]) == (2, False)
         tell(Event("refinement", 2, 8))
         later = json.loads(asked(f"{address}events?since=2")[1])
         assert [one["done"] for one in later["events"]] == [2]
@@ -61,7 +61,7 @@ def test_figures_that_an_event_carries_are_told():
     class Measured(Event):
         figures: dict[str, float] = field(default_factory=dict)
 
-    events = Events()
+    events = EventLog()
     events(Measured("refinement", 1, 2, figures={"refinement/loss": 0.5}))
     assert events.since(0)["events"][0]["figures"] == {"refinement/loss": 0.5}
 
@@ -77,7 +77,7 @@ def test_a_port_that_is_taken_is_one_line():
 
 def test_the_end_waits_for_those_who_look_and_for_nobody_else():
     now = [0.0]
-    events = Events(lambda: now[0])
+    events = EventLog(lambda: now[0])
     events.end()  # at once: nobody has asked
     assert events.since(0)["ended"]
 
@@ -86,9 +86,9 @@ def test_the_terminal_and_the_page_are_told_the_same(capsys):
     console = Console(stderr=True, highlight=False, width=200)
     with shown_at(console, port=0, title="tiny") as tell:
         tell(Event("data", 1, 1, "read"))
-        said = capsys.readouterr().err
-        address = said.split("live: ")[1].split()[0]
-        assert "data: read" in said
+        output = capsys.readouterr().err
+        address = output.split("live: ")[1].split()[0]
+        assert "data: read" in output
         assert json.loads(asked(f"{address}events")[1])["next"] == 1
     with shown_at(console, port=None, title="tiny") as tell:
         tell(Event("data", 1, 1, "read"))

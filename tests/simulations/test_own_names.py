@@ -7,12 +7,12 @@ from zoneinfo import ZoneInfo
 import pytest
 from typer.testing import CliRunner
 
-from fl_peel.disks import device_splits, item_ids, keep_catalogue, own_splits
+from fl_peel.device_storage import device_splits, item_ids, keep_catalogue, own_splits
 from simulations.cli.main import app
 from simulations.deployment.local import node_configs
 from simulations.scenario_files import load_scenario
 from simulations.studies.checkpoints import data_digest
-from tests.clients.node.test_own import NOTHING, held
+from tests.clients.node.test_own_data import NOTHING, held
 from tests.helpers.runs import figures, served
 
 NAMES = ["data.columns={user: customer, item: sku, time: bought_at}", "data.time_zone=Europe/Berlin"]
@@ -57,13 +57,13 @@ def test_nodes_of_a_deployment_read_files_of_such_names(both, tiny, tmp_path):
     alone = [*NOTHING, f"data.catalogue={tmp_path}/items.txt"]
     usual, own = (held(load_scenario(tiny, [*alone, *more])) for more in ([], NAMES))
     assert own.data.held_by_nodes
-    found = []
+    result = []
     for scenario, name in ((usual, "planted.csv"), (own, "own.csv")):
         configs = node_configs(scenario, nodes=2, own=[tmp_path / name] * 2)
         assert [one["first-device"] for one in configs] == [0, 40]
         keep_catalogue((tmp_path / "items.txt").read_text(), tmp_path / f"node-{name}")
-        found.append(data_digest(own_splits(scenario, tmp_path / name, 0, tmp_path / f"node-{name}")))
-    assert found[0] == found[1]
+        result.append(data_digest(own_splits(scenario, tmp_path / name, 0, tmp_path / f"node-{name}")))
+    assert result[0] == result[1]
 
 
 def test_a_dry_run_reads_them_and_tells_what_is_wrong(both, tiny, tmp_path):

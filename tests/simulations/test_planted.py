@@ -12,10 +12,10 @@ and the items by global popularity: b0 b1 a0 b2 a1 b3 a2 a3.
 import numpy as np
 import pytest
 
-from fl_peel.blocks.ranked import rank_blocks, ranking
+from fl_peel.blocks.ranked_blocks import rank_blocks, ranking
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import UserItems
-from fl_peel.pretraining.train import pretrain
+from fl_peel.pretraining.central_training import pretrain
 from fl_peel.ranking.top import evaluate
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.controller import Controller

@@ -18,16 +18,16 @@ from flwr.app import Error, Message
 import fl_peel
 from fl_peel import wire
 from fl_peel.blocks.stored import StoredEmbedding
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import BudgetError, EngineError
-from simulations import run, runner, unfinished
+from simulations import resumable, run, runner
 from simulations.listing import listed
-from simulations.report.files_of_run import read_report, report_figures
+from simulations.report.run_files import read_report, report_figures
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
 from strategies.nodes import nodes
 from strategies.rounds import strategy as peel
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.conftest import plant
 from tests.helpers.loopback import LoopbackGrid
@@ -47,8 +47,8 @@ def test_same_seed_same_figures_on_1_2_or_8_nodes(tiny_scenario, tmp_path):
 
 def test_kept_tables_give_the_figures_of_those_trained_now(tiny_scenario, tmp_path):
     """To the last bit: pretraining must leave nothing behind but its tables."""
-    place = [Place("", str(tmp_path / name), str(tmp_path / "cache")) for name in ("cold", "warm")]
-    cold, warm = (serve(LoopbackGrid(2), tiny_scenario, each) for each in place)
+    paths = [RunPaths("", str(tmp_path / name), str(tmp_path / "cache")) for name in ("cold", "warm")]
+    cold, warm = (serve(LoopbackGrid(2), tiny_scenario, each) for each in paths)
     assert figures(cold) == figures(warm)
     assert warm.stages["pretraining"] < cold.stages["pretraining"]
 
@@ -299,9 +299,9 @@ def test_run_from_python_on_ray(tiny, tmp_path):
 @pytest.mark.faults
 @pytest.mark.parametrize("backend", ["embedded", pytest.param("ray", marks=pytest.mark.engine)])
 @pytest.mark.parametrize(
-    ("sent", "code", "told"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("sent", "code", "events"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
-def test_a_signal_ends_the_run_at_once_and_leaves_nothing(tiny, tmp_path, sent, code, told, backend):
+def test_a_signal_ends_the_run_at_once_and_leaves_nothing(tiny, tmp_path, sent, code, events, backend):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     # so many rounds that it cannot end by itself
@@ -328,9 +328,9 @@ def test_a_signal_ends_the_run_at_once_and_leaves_nothing(tiny, tmp_path, sent, 
     _, errors = process.communicate(timeout=240)
     assert process.returncode == code
     assert time.monotonic() - start < 180  # 3 s on free cores; the other tests of a suite may have them all
-    assert errors.rstrip().splitlines()[-1] == f"fl-peel: {told}"
+    assert errors.rstrip().splitlines()[-1] == f"fl-peel: {events}"
     assert not re.search("Traceback|stack|SIGTERM", errors)
     assert not psutil.wait_procs(started, timeout=60)[1]
     assert not list(temporary.glob("fl-peel-*"))
     left = {path.name for path in (tmp_path / "out").glob("*")}
-    assert left <= {unfinished.NAME}  # what is done, for the next one
+    assert left <= {resumable.NAME}  # what is done, for the next one

@@ -3,12 +3,12 @@
 import shutil
 
 import fl_peel
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from simulations.listing import listed
-from simulations.pages import pages_again
-from simulations.runner import MODEL, finished, keeping, save
+from simulations.result_pages import rebuild_pages
+from simulations.runner import MODEL, finished, save, with_checkpoints
 from simulations.scenario_files import load_scenario
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from tests.helpers.models import ran
 
 
@@ -38,7 +38,7 @@ def test_the_page_to_play_with_lies_beside_the_report_which_links_it(tiny, tmp_p
     assert 'href="demo.html"' in (out / "report.html").read_text()
     assert '"wanted": [' in (out / "demo.html").read_text()
     assert "demo.html" in listed(out)
-    pages_again(out)
+    rebuild_pages(out)
     assert 'href="demo.html"' in (out / "report.html").read_text()
     shutil.rmtree(run_dir / "artifacts")  # a run of which no device leaves anything
     save(result, scenario, run_dir, out, run_dir / MODEL, splits)
@@ -47,5 +47,5 @@ def test_the_page_to_play_with_lies_beside_the_report_which_links_it(tiny, tmp_p
 
 
 def test_a_run_without_results_leaves_no_model_either():
-    assert keeping(Place("a", "b"), "") == Place("a", "b")
-    assert keeping(Place("a", "b"), "/c") == Place("a", "b", "", "/c", "/c/model")
+    assert with_checkpoints(RunPaths("a", "b"), "") == RunPaths("a", "b")
+    assert with_checkpoints(RunPaths("a", "b"), "/c") == RunPaths("a", "b", "", "/c", "/c/model")

@@ -18,9 +18,9 @@ import numpy as np
 from fl_peel.blocks.header import HEADER_BYTES
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import dequantize
-from fl_peel.blocks.ranked import ranking
+from fl_peel.blocks.ranked_blocks import ranking
+from fl_peel.blocks.resizing import grow, listed, shrink
 from fl_peel.blocks.settings import Precision
-from fl_peel.blocks.shrinking import grow, listed, shrink
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.errors import ArtifactError, BudgetError
 
@@ -125,7 +125,7 @@ def as_numbers(values: np.ndarray) -> Any:
     return values.astype(np.float64).tolist() if values.dtype.kind == "f" else values.tolist()
 
 
-def told(stored: StoredEmbedding) -> dict[str, Any]:
+def described(stored: StoredEmbedding) -> dict[str, Any]:
     """The header's fields, and every code and scale; codes as the numbers that they stand for."""
     width = stored.embedding_dim // stored.num_slices
     codes = stored.codes
@@ -156,7 +156,7 @@ def expected(case: Case) -> dict[str, Any]:
     seen = layout.row_in_catalogue[list(case.seen)]
     return {
         "bytes": len(stored.to_bytes()),
-        **told(stored),
+        **described(stored),
         "groups": case.groups if len(case.groups) < 1000 else None,
         "seen": list(case.seen),
         "seen_rows": as_numbers(seen),
@@ -262,16 +262,16 @@ def _overlapping() -> bytes:
 
 def refusals() -> list[dict[str, str]]:
     """Damaged files, and why they are refused."""
-    found = []
+    result = []
     for what, data in damaged():
         try:
             StoredEmbedding.from_bytes(data)
         except ArtifactError as error:
             why = str(error).removeprefix("not a stored embedding: ").removesuffix("; write it again with to_bytes()")
-            found.append({"what": what, "hex": data.hex(), "reason": why.partition(" b'")[0]})
+            result.append({"what": what, "hex": data.hex(), "reason": why.partition(" b'")[0]})
         else:
             raise AssertionError(f"{what}: was read")
-    return found
+    return result
 
 
 def contents() -> dict[str, bytes]:

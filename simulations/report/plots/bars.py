@@ -31,9 +31,9 @@ from simulations.report.plots.style import (
     new_figure,
     yardstick,
 )
-from simulations.report.tables.run import own_full_tables
-from simulations.report.tables.view import format_bytes
-from simulations.report.tables.words import METHODS
+from simulations.report.tables.labels import METHODS
+from simulations.report.tables.run_tables import own_full_tables
+from simulations.report.tables.table_view import format_bytes
 from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, RunResult, TableQuality, UserGroupRow
 
 MAX_NAMED_GROUPS = 32  # more user groups than this are not named one by one

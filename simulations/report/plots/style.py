@@ -25,7 +25,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from simulations.report.tables.view import byte_unit
+from simulations.report.tables.table_view import byte_unit
 from simulations.report.theme import BLUE, GREEN, GRID, INK, MUTED, ORANGE, PAPER, PURPLE, SKY, VERMILLION, darker
 
 PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK, MUTED)
@@ -86,7 +86,7 @@ class Series:
     mark: str
 
     @staticmethod
-    def of(number: int, name: str) -> Series:
+    def from_number(number: int, name: str) -> Series:
         """As :func:`line_kwargs` draws the line of that number."""
         style = line_kwargs(number)
         return Series(number, name, style["color"], MARKS[MARKERS.index(style["marker"])])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from simulations.report.tables.view import ABSENT
+from simulations.report.tables.table_view import ABSENT
 from strategies.figures.schema import SecureAggregationResult
 
 
-def secure_rows(told: SecureAggregationResult) -> list[tuple[str, str]]:
+def secure_rows(result: SecureAggregationResult) -> list[tuple[str, str]]:
     """Devices, dropouts and void groups over all rounds; bytes and processor seconds of one device in one round."""
-    counts, moved, seconds = told.counts, told.bytes_per_device, told.seconds
-    devices, speed = max(counts.announced, 1), told.devices_per_second
+    counts, moved, seconds = result.counts, result.bytes_per_device, result.seconds
+    devices, speed = max(counts.announced, 1), result.devices_per_second
     return [
         ("secure sums: devices, all rounds", f"{counts.devices:,}"),
         ("secure sums: dropped, masks recovered", f"{counts.dropped:,}, {counts.recovered:,}"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simulations.report.tables.view import TableView, format_bytes, format_share
+from simulations.report.tables.table_view import TableView, format_bytes, format_share
 from strategies.figures.schema import RunResult
 
 STEPS = {
@@ -19,8 +19,8 @@ STEPS = {
 
 def stage1_views(result: RunResult) -> list[TableView]:
     """What each step took of all devices, and all of them of each class; nothing where the server was alone."""
-    told = result.stage1
-    if told is None:
+    stage1 = result.stage1
+    if stage1 is None:
         return []
     steps = tuple(
         (
@@ -34,7 +34,7 @@ def stage1_views(result: RunResult) -> list[TableView]:
             format_bytes(row.upload_bytes),
             f"{row.virtual_seconds:,.1f}",
         )
-        for row in told.steps
+        for row in stage1.steps
     )
     classes = tuple(
         (
@@ -46,18 +46,20 @@ def stage1_views(result: RunResult) -> list[TableView]:
             f"{row.virtual_seconds:,.1f}",
             f"{row.energy_j:,.1f}",
         )
-        for name, row in told.classes.items()
+        for name, row in stage1.classes.items()
     )
     note = (
-        f"A device moved {format_bytes(told.bytes_down_mean)} down and {format_bytes(told.bytes_up_mean)} up, on "
-        f"average over all devices, in {told.rounds} rounds. Devices (in the sums), offline, low memory "
+        f"A device moved {format_bytes(stage1.bytes_down_mean)} down and {format_bytes(stage1.bytes_up_mean)} up, on "
+        f"average over all devices, in {stage1.rounds} rounds. Devices (in the sums), offline, low memory "
         "(insufficient) and past deadline: mean over the rounds of a step. Devices outside the sums are served all "
         "the same."
     )
     privacy = result.scenario.get("privacy", {})
     if privacy.get("mechanism") == "none" and privacy.get("min_owners", 1) > 1:
         least = privacy["min_owners"]
-        note += f" No sum of fewer than {least} devices was opened: {told.items:,} items have at least {least} owners."
+        note += (
+            f" No sum of fewer than {least} devices was opened: {stage1.items:,} items have at least {least} owners."
+        )
     per_class = "Insufficient memory: share of the rounds in which the device had less memory than the step needs."
     return [
         TableView(
@@ -81,10 +83,10 @@ def _share(result: RunResult) -> float:
     return share
 
 
-def kept_views(result: RunResult) -> list[TableView]:
+def acceptance_views(result: RunResult) -> list[TableView]:
     """How many user groups kept how many rounds, and why; nothing where nobody was asked."""
-    told = result.refinement
-    if told is None:
+    stage = result.refinement
+    if stage is None:
         return []
     rows = tuple(
         (
@@ -95,14 +97,14 @@ def kept_views(result: RunResult) -> list[TableView]:
             f"{row.accepted:,}",
             format_bytes(row.download_bytes),
         )
-        for row in told.comparisons
+        for row in stage.comparisons
     )
     kept = ", ".join(
         f"{groups} accepted {'no round' if rounds == '0' else f'the first {rounds} rounds'}"
-        for rounds, groups in told.rounds_kept.items()
+        for rounds, groups in stage.rounds_kept.items()
     )
     note = (
-        f"Of {told.groups} user groups {kept}. Difference: validation Recall@20 of a device with the refined table "
+        f"Of {stage.groups} user groups {kept}. Difference: validation Recall@20 of a device with the refined table "
         "minus that with the last accepted one, mean over devices; a group accepts a refined table that is "
         "significantly better."
     )
@@ -110,4 +112,4 @@ def kept_views(result: RunResult) -> list[TableView]:
     return [TableView("Acceptance of refinement", columns, rows, note=note)]
 
 
-__all__ = ["kept_views", "stage1_views"]
+__all__ = ["acceptance_views", "stage1_views"]

@@ -21,12 +21,12 @@ from simulations.scenario_files import validated
 from simulations.studies.ablate.report import write_ablate
 from simulations.studies.checkpoints import decisive
 from simulations.studies.compare.compare import budget_of, flat
+from simulations.studies.compare.compare_rows import aggregated
 from simulations.studies.compare.paired import ratio_of, with_interval
-from simulations.studies.compare.rows import aggregated
 from simulations.studies.frame import Frame, Options
 from simulations.studies.study import Study
 from strategies.evaluation.trials import Trial
-from strategies.run.prepare import given_data
+from strategies.run.stage1_outcome import given_data
 
 BUDGETS = (0.0025, 0.01, 0.05)
 BASELINE = "unchanged scenario"
@@ -76,7 +76,7 @@ def ablate(
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
     """
-    frame = Frame.of(scenario, out, options)
+    frame = Frame.from_scenario(scenario, out, options)
     shares = tuple(sorted(set(budgets)))
     chosen = None if parts is None else list(parts)
     by_seed = list(frame.by_seed(seeds, lambda study: _one_seed(study, shares, chosen)).values())
@@ -143,28 +143,28 @@ def over_scenario(by_seed: Sequence[dict[str, Any]], num_devices: int) -> list[d
     rows = aggregated([one["rows"] for one in by_seed])
     full = {when: aggregated([[row[f"{when}_full"] for row in one["rows"]] for one in by_seed]) for when in FULL}
     first = {row["share"]: place for place, row in reversed(list(enumerate(rows)))}
-    found = []
+    lines = []
     for place, row in enumerate(rows):
         line = {key: value for key, value in row.items() if key not in {f"{when}_full" for when in FULL}}
-        told = {"": with_interval(line, num_devices)}
+        parts = {"": with_interval(line, num_devices)}
         compared = {"to_scenario": (line, rows[first[row["share"]]])}
         for when, tables in full.items():
-            told[f"{when}_full_"] = with_interval(tables[place], num_devices)
+            parts[f"{when}_full_"] = with_interval(tables[place], num_devices)
             compared[f"{when}_full_to_scenario"] = (tables[place], tables[first[row["share"]]])
-        flat_line = {f"{prefix}{key}": value for prefix, one in told.items() for key, value in one.items()}
+        flat_line = {f"{prefix}{key}": value for prefix, one in parts.items() for key, value in one.items()}
         ratios = {name: ratio_of(*two, num_devices) for name, two in compared.items() if row["part"] != BASELINE}
-        found.append(flat_line | {name: ratio for name, ratio in ratios.items() if ratio is not None})
-    return found
+        lines.append(flat_line | {name: ratio for name, ratio in ratios.items() if ratio is not None})
+    return lines
 
 
 def variations(study: Study, shares: Sequence[float]) -> list[Variation]:
     """The scenario itself first, then one change at a time."""
     base = study.scenario
     dim, num_users = base.pretraining.embedding_dim, study.splits.num_users
-    found = [Variation(BASELINE, "", base)]
+    rows = [Variation(BASELINE, "", base)]
 
     def add(part: str, setting: str, **changes: Any) -> None:
-        found.append(Variation(part, setting, changed(base, **changes)))
+        rows.append(Variation(part, setting, changed(base, **changes)))
 
     slices = base.pretraining.diversity_slices
     weight = base.pretraining.diversity_weight or 0.1
@@ -190,9 +190,9 @@ def variations(study: Study, shares: Sequence[float]) -> list[Variation]:
         if count == 1 or count * least <= num_users:
             groups = {"count": count, "min_size": least if count > 1 else 1}
             add("user groups", str(count), user_groups=groups, privacy=_answers(base) if count > 1 else {})
-    found += noises(base)
-    found += collections(study)
-    return found
+    rows += noises(base)
+    rows += collections(study)
+    return rows
 
 
 def _answers(base: Scenario) -> dict[str, float]:
@@ -207,12 +207,12 @@ def noises(base: Scenario) -> list[Variation]:
     if not _is_noised(base):
         return []
     share = (base.privacy.group_epsilon or 0.0) / (base.privacy.target_epsilon or math.inf)
-    found = []
+    rows = []
     for epsilon in EPSILONS:
         answer = share * epsilon or base.privacy.group_epsilon
         privacy = {"target_epsilon": epsilon, "noise_multiplier": None, "group_epsilon": answer}
-        found.append(Variation("noise", f"epsilon {epsilon:g}", changed(base, privacy=privacy)))
-    return [*found, Variation("noise", "none", changed(base, privacy=_without_noise()))]
+        rows.append(Variation("noise", f"epsilon {epsilon:g}", changed(base, privacy=privacy)))
+    return [*rows, Variation("noise", "none", changed(base, privacy=_without_noise()))]
 
 
 def _is_noised(base: Scenario) -> bool:
@@ -230,7 +230,7 @@ def populations(study: Study) -> list[Variation]:
     """From a thousand synthetic devices to a million, under the scenario's noise and without any: they are written
     beside the checkpoints. delta falls with the number of devices: a tenth of one of them.
     """
-    base, found = study.scenario, []
+    base, rows = study.scenario, []
     if not _is_noised(base):
         return []
     for number in POPULATIONS:
@@ -244,13 +244,13 @@ def populations(study: Study) -> list[Variation]:
             (f"epsilon {base.privacy.target_epsilon or 0:g}", noised),
             ("no noise", _without_noise()),
         ):
-            found.append(Variation(POPULATION, f"{number:,}, {words}", changed(base, data=data, privacy=privacy)))
-    return found
+            rows.append(Variation(POPULATION, f"{number:,}, {words}", changed(base, data=data, privacy=privacy)))
+    return rows
 
 
 def collections(study: Study) -> list[Variation]:
     """How much is collected; for spectral pretraining both with the rest from devices and with nothing else."""
-    base, found = study.scenario, []
+    base, rows = study.scenario, []
     if base.pretraining.model == "spectral":
         shares = (0.0, 0.1, 0.25, 0.5, 1.0)
         sources = [("devices", "and devices"), ("collected", "alone")]
@@ -260,8 +260,8 @@ def collections(study: Study) -> list[Variation]:
                 part = base.pretraining.collected.model_copy(update={"share": share})
                 scenario = changed(base, pretraining={"collected": part, "source": source})
                 if not share or given_data(scenario, study.splits.train)[1].any():
-                    found.append(Variation("collected", f"{share:.0%} {words}", scenario))
-        return found
+                    rows.append(Variation("collected", f"{share:.0%} {words}", scenario))
+        return rows
     target = base.privacy.target_epsilon
     for share in (0.1, 0.25, 0.5, 1.0):
         collected = base.pretraining.collected.model_copy(update={"share": share})
@@ -269,8 +269,8 @@ def collections(study: Study) -> list[Variation]:
         if share < 1 and target is not None and base.privacy.group_epsilon is None:
             changes["privacy"] = {"group_epsilon": target * GROUP_SHARE}  # others now answer which group they are in
         if given_data(changed(base, **changes), study.splits.train)[1].any():  # else so few that nobody consents
-            found.append(Variation("collected", f"{share:.0%}", changed(base, **changes)))
-    return found
+            rows.append(Variation("collected", f"{share:.0%}", changed(base, **changes)))
+    return rows
 
 
 def changed(scenario: Scenario, **changes: Any) -> Scenario:

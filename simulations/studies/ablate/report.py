@@ -8,7 +8,6 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter
 
-from simulations.report.files import to_plain
 from simulations.report.plots.style import (
     INK,
     Ends,
@@ -21,9 +20,10 @@ from simulations.report.plots.style import (
     new_figure,
 )
 from simulations.report.render import provenance, render, scenario_name
-from simulations.report.tables.view import TableView, format_bytes, format_metric, format_share
+from simulations.report.result_files import to_plain
+from simulations.report.tables.table_view import TableView, format_bytes, format_metric, format_share
 from simulations.studies.compare.paired import ratio_text
-from simulations.studies.files import write_study
+from simulations.studies.study_files import write_study
 
 Row = Mapping[str, Any]
 

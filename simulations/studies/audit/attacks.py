@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.attacks import Attack, DeviceView, Known, load_attack
+from fl_peel.attacks import Accomplice, Attack, DeviceView, load_attack
 from fl_peel.attacks.base import ITEM_SECRETS, checked_scores
 from fl_peel.attacks.scoring import (
     Outcome,
@@ -21,7 +21,7 @@ from fl_peel.attacks.scoring import (
 )
 from fl_peel.data.interactions import UserItems
 from fl_peel.randomness import rng_for
-from simulations.studies.audit.observer import Observer, Watched
+from simulations.studies.audit.observer import Observer, WatchedDevices
 
 
 def attacked(observer: Observer, names: Iterable[str], seed: int) -> dict[str, dict[str, Any]]:
@@ -58,12 +58,12 @@ class _Ranking(Attack):
         return total[candidates]
 
 
-def _one(attack: Attack, watched: Watched, views: list[DeviceView], seed: int) -> dict[str, Any]:
-    found = (_items if attack.secret in ITEM_SECRETS else _labels)(attack, watched, views, seed)
-    return {"secret": attack.secret, **found}
+def _one(attack: Attack, watched: WatchedDevices, views: list[DeviceView], seed: int) -> dict[str, Any]:
+    figures = (_items if attack.secret in ITEM_SECRETS else _labels)(attack, watched, views, seed)
+    return {"secret": attack.secret, **figures}
 
 
-def _items(attack: Attack, watched: Watched, views: list[DeviceView], seed: int) -> dict[str, Any]:
+def _items(attack: Attack, watched: WatchedDevices, views: list[DeviceView], seed: int) -> dict[str, Any]:
     secret, others = watched.splits.train, (watched.splits.validation, watched.splits.test)
     if attack.secret == "validation items":
         secret, others = watched.splits.validation, (watched.splits.train, watched.splits.test)
@@ -72,7 +72,7 @@ def _items(attack: Attack, watched: Watched, views: list[DeviceView], seed: int)
     held = watched.on_device if attack.stage == "refinement" else np.ones_like(has)
     usable = held & ~np.logical_or.reduce([_table(part, watched.splits.num_items) for part in others])
     everything = [np.flatnonzero(row) for row in usable]  # items the device held and that are no other secret of its
-    known = [Known(views[i], everything[i], has[i, everything[i]]) for i in np.flatnonzero(watched.accomplices)]
+    known = [Accomplice(views[i], everything[i], has[i, everything[i]]) for i in np.flatnonzero(watched.accomplices)]
     attack.learn(known, seed)
     scores = [checked_scores(attack, views[i], everything[i], seed) for i in range(len(views))]
     spread = np.full(usable.shape, np.nan)
@@ -100,7 +100,7 @@ def _items(attack: Attack, watched: Watched, views: list[DeviceView], seed: int)
 _NONE = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
 
 
-def _halves(watched: Watched) -> list[tuple[str, NDArray[np.bool_]]]:
+def _halves(watched: WatchedDevices) -> list[tuple[str, NDArray[np.bool_]]]:
     return [("known", watched.accomplices), ("attacked", ~watched.accomplices)]
 
 
@@ -118,7 +118,7 @@ def _table(items: UserItems, num_items: int) -> NDArray[np.bool_]:
     return table
 
 
-def _labels(attack: Attack, watched: Watched, views: list[DeviceView], seed: int) -> dict[str, Any]:
+def _labels(attack: Attack, watched: WatchedDevices, views: list[DeviceView], seed: int) -> dict[str, Any]:
     truth, count = (
         (watched.groups, watched.num_groups)
         if attack.secret == "user group"
@@ -126,7 +126,7 @@ def _labels(attack: Attack, watched: Watched, views: list[DeviceView], seed: int
     )
     candidates = np.arange(count)
     one_hot = truth[:, None] == candidates
-    known = [Known(views[i], candidates, one_hot[i]) for i in np.flatnonzero(watched.accomplices)]
+    known = [Accomplice(views[i], candidates, one_hot[i]) for i in np.flatnonzero(watched.accomplices)]
     attack.learn(known, seed)
     places = np.flatnonzero(~watched.accomplices)
     scores = np.stack([checked_scores(attack, views[i], candidates, seed) for i in places])

@@ -28,9 +28,9 @@ from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.versions import versions
 from simulations.studies.audit.attacks import attacked, control
+from simulations.studies.audit.audit_rows import EPSILONS, AuditRow, added_rows, chosen_rows
 from simulations.studies.audit.observer import Observer, TapGrid
 from simulations.studies.audit.report import write_audit
-from simulations.studies.audit.rows import EPSILONS, AuditRow, added_rows, chosen_rows
 from simulations.studies.checkpoints import CHECKPOINTS, Checkpoints, data_digest, decisive
 from simulations.studies.compare.paired import REPLICATES, ratio_of, with_interval
 from simulations.studies.frame import Frame, Options
@@ -38,8 +38,8 @@ from simulations.studies.sources import plugin_modules
 from simulations.studies.study import FEDERATED, study_splits
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import Place
-from strategies.run.prepare import privacy_plan
+from strategies.run.run_paths import RunPaths
+from strategies.run.stage1_outcome import privacy_plan
 
 CANARY = "canary"
 AUDITED = ("simulations.studies.audit.audit", *FEDERATED)
@@ -74,14 +74,14 @@ def audit(
 ) -> dict[str, Any]:
     """Audit every row and write audit.json, audit.csv, audit.html and audit.svg.
 
-    rows: further ones, ``NAME:PATH=VALUE,...``; see :func:`simulations.studies.audit.rows.added_rows`; options:
+    rows: further ones, ``NAME:PATH=VALUE,...``; see :func:`simulations.studies.audit.audit_rows.added_rows`; options:
     :class:`simulations.studies.frame.Options`.
 
     Raises:
         FlPeelError: a mistake in the scenario, the data or the rows, an unknown attack, or a failed engine.
     """
     settings = settings or AuditSettings()
-    frame = Frame.of(scenario, out, options)
+    frame = Frame.from_scenario(scenario, out, options)
     scenario = frame.scenario
     names = list(settings.attacks or attacks_on(scenario))
     for name in names:
@@ -94,29 +94,29 @@ def audit(
         only=settings.only,
     )
     with run_folder() as run_dir:
-        place = Place(data_folder(frame.data_dir), str(run_dir), str(frame.cache_dir or ""))
+        paths = RunPaths(data_folder(frame.data_dir), str(run_dir), str(frame.cache_dir or ""))
         for row in chosen:  # what cannot be had is told before anything runs
-            devices = int((study_splits(row.scenario, place).test.counts() > 0).sum())
-            privacy_plan(row.scenario, place)
+            devices = int((study_splits(row.scenario, paths).test.counts() > 0).sum())
+            privacy_plan(row.scenario, paths)
             _require_replay(row)
-        kept = KeptRows.of(frame, chosen, place, settings, names)
-        found = kept.read()
-        missing = [row for row in chosen if row.name not in found]
+        kept = AuditCheckpoints.from_frame(frame, chosen, paths, settings, names)
+        done_rows = kept.read()
+        missing = [row for row in chosen if row.name not in done_rows]
         if missing:
 
-            def server(grid: Grid, _: Scenario, place: Place, on_event: OnEvent) -> dict[str, Any]:
-                rows = audited(grid, missing, place, settings, names, on_event, kept)
+            def server(grid: Grid, _: Scenario, paths: RunPaths, on_event: OnEvent) -> dict[str, Any]:
+                rows = audited(grid, missing, paths, settings, names, on_event, kept)
                 return {row["mechanism"]: row for row in rows}
 
-            found |= simulated(scenario, place, frame.on_event, server=server)
+            done_rows |= simulated(scenario, paths, frame.on_event, server=server)
     figures = {"settings": asdict(settings), "collected_share": scenario.pretraining.collected.share}
-    result = frame.result({"rows": compared([found[row.name] for row in chosen], devices), **figures})
+    result = frame.result({"rows": compared([done_rows[row.name] for row in chosen], devices), **figures})
     write_audit(result, frame.out)
     return result
 
 
 @dataclass(frozen=True)
-class KeptRows:
+class AuditCheckpoints:
     """Rows of an audit that are done. paths: where each is kept, by name."""
 
     checkpoints: Checkpoints
@@ -124,9 +124,9 @@ class KeptRows:
     on_event: OnEvent = silent
 
     @staticmethod
-    def of(
-        frame: Frame, rows: Sequence[AuditRow], place: Place, settings: AuditSettings, names: Sequence[str]
-    ) -> KeptRows:
+    def from_frame(
+        frame: Frame, rows: Sequence[AuditRow], run_paths: RunPaths, settings: AuditSettings, names: Sequence[str]
+    ) -> AuditCheckpoints:
         """By what decides each: its scenario with the devices' data, what is watched, the attacks, code and versions;
         not which other rows there are.
         """
@@ -134,27 +134,27 @@ class KeptRows:
         modules = (*AUDITED, *plugin_modules())
         folder, paths = frame.out / CHECKPOINTS, {}
         for row in rows:
-            data = data_digest(study_splits(row.scenario, place))
+            data = data_digest(study_splits(row.scenario, run_paths))
             evaluation = row.scenario.evaluation.model_dump(mode="json")
             content = [decisive(row.scenario), evaluation, row.scenario.engine.nodes, watched, versions()]
             paths[row.name] = Checkpoints(folder, data).path(f"audit-{_as_file(row.name)}", content, modules)
-        return KeptRows(Checkpoints(folder, "", fresh=frame.fresh), paths, frame.on_event)
+        return AuditCheckpoints(Checkpoints(folder, "", fresh=frame.fresh), paths, frame.on_event)
 
     def read(self) -> dict[str, dict[str, Any]]:
         """Rows that are done, by name; one that is kept of something else is told in a line, and done anew."""
-        found = {}
+        rows = {}
         for name, path in self.paths.items():
             row = self.checkpoints.read(path)
             if row is not None:
-                found[name] = row
+                rows[name] = row
                 self.on_event(Event(name, 1, 1, "resumed from an earlier run"))
             elif not self.checkpoints.fresh and self.checkpoints.others(path):
                 self.on_event(
                     Event(name, 0, 1, "checkpoint of another scenario, data, fleet, options or version: computed again")
                 )
-        return found
+        return rows
 
-    def done(self, row: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def save(self, row: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Keep a row; returns it as it is read."""
         path = self.paths[row["mechanism"]]
         self.checkpoints.write(path, row, seconds)
@@ -171,13 +171,13 @@ def compared(rows: Sequence[dict[str, Any]], num_devices: int) -> list[dict[str,
     """The rows with intervals of their recall in place of replicates and, where a row protects nothing (``none``), the
     recall of the others over its: ``to_none``, paired.
     """
-    told = [{key: value for key, value in row.items() if value is not None or key != REPLICATES} for row in rows]
-    none = next((row for row in told if row["mechanism"] == "none"), None)
-    found = []
-    for row in told:
+    shown = [{key: value for key, value in row.items() if value is not None or key != REPLICATES} for row in rows]
+    none = next((row for row in shown if row["mechanism"] == "none"), None)
+    lines = []
+    for row in shown:
         ratio = None if none is None or row is none else ratio_of(row, none, num_devices)
-        found.append(with_interval(row, num_devices) | ({} if ratio is None else {"to_none": ratio}))
-    return found
+        lines.append(with_interval(row, num_devices) | ({} if ratio is None else {"to_none": ratio}))
+    return lines
 
 
 def _require_replay(row: AuditRow) -> None:
@@ -202,11 +202,11 @@ def attacks_on(scenario: Scenario) -> list[str]:
 def audited(
     grid: Grid,
     rows: Sequence[AuditRow],
-    place: Place,
+    paths: RunPaths,
     settings: AuditSettings,
     names: Sequence[str],
     on_event: OnEvent = silent,
-    kept: KeptRows | None = None,
+    kept: AuditCheckpoints | None = None,
 ) -> list[dict[str, Any]]:
     """Run and attack one row after the other on the nodes of ``grid``; the rows of audit.json. kept: where each goes as
     soon as it is there.
@@ -217,8 +217,8 @@ def audited(
     results = []
     for number, row in enumerate(rows, start=1):
         start = time.perf_counter()
-        one = _one(grid, nodes, row, place, settings, names, on_event)
-        results.append(one if kept is None else kept.done(one, time.perf_counter() - start))
+        one = _one(grid, nodes, row, paths, settings, names, on_event)
+        results.append(one if kept is None else kept.save(one, time.perf_counter() - start))
         on_event(Event("audit", number, len(rows), row.name))
     return results
 
@@ -227,7 +227,7 @@ def _one(
     grid: Grid,
     nodes: Nodes,
     row: AuditRow,
-    place: Place,
+    paths: RunPaths,
     settings: AuditSettings,
     names: Sequence[str],
     on_event: OnEvent,
@@ -235,16 +235,16 @@ def _one(
     scenario = row.scenario
     sums_alone = scenario.secure_aggregation.enabled and scenario.secure_aggregation.masked
     observer = Observer(
-        scenario, place.data_dir, place.run_dir, len(nodes.ids), settings.devices, settings.rounds, sums_alone
+        scenario, paths.data_dir, paths.run_dir, len(nodes.ids), settings.devices, settings.rounds, sums_alone
     )
     precision, selector = scenario.blocks.precision, scenario.selector
     # the larger budgets of the run too: devices are sent a list for the largest, and skip on it what they never need
     shares = (settings.share, *(share for share in scenario.evaluation.budgets if share > settings.share))
     trial = Trial(row.name, scenario, shares, (precision,), (selector,))
     tap = TapGrid(grid, observer)
-    measured = run_trial(tap, replace(nodes, grid=tap), trial, place, _quieter(row.name, on_event))
+    measured = run_trial(tap, replace(nodes, grid=tap), trial, paths, _quieter(row.name, on_event))
     observer.finish()
-    found: dict[str, Any] = {
+    row_content: dict[str, Any] = {
         "mechanism": row.name,
         "view": "sums over a user group" if sums_alone else "one device",
         "epsilon": None,
@@ -259,25 +259,25 @@ def _one(
     }
     reconstruction = observer.stage1.reconstruction()
     if reconstruction is not None:
-        found["reconstruction"] = asdict(reconstruction)
+        row_content["reconstruction"] = asdict(reconstruction)
     if not observer.views:  # under secure aggregation, where every user group is too small
-        found["note"] = "no sum was opened: no user group had enough devices in any observed round"
-    plan = privacy_plan(scenario, place)
+        row_content["note"] = "no sum was opened: no user group had enough devices in any observed round"
+    plan = privacy_plan(scenario, paths)
     canary = worst_canary(scenario, plan, trials=settings.canary_trials, seeds=settings.canary_seeds)
-    found[CANARY] = {**asdict(canary), "epsilon_accounted": None if plan is None else plan.cost.epsilon}
+    row_content[CANARY] = {**asdict(canary), "epsilon_accounted": None if plan is None else plan.cost.epsilon}
     if plan is not None:
-        found |= {"epsilon": plan.epsilon, "delta": scenario.privacy.delta}
-    return found
+        row_content |= {"epsilon": plan.epsilon, "delta": scenario.privacy.delta}
+    return row_content
 
 
 def _quieter(name: str, on_event: OnEvent) -> OnEvent:
     """Only a row's rounds are told, under its name."""
 
-    def told(event: Event) -> None:
+    def on_row_event(event: Event) -> None:
         if event.stage == "refinement":
             on_event(Event(name, event.done, event.total, event.text))
 
-    return told
+    return on_row_event
 
 
 __all__ = ["AuditSettings", "audit", "audited"]

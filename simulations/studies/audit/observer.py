@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 from clients.node.cohort import Cohort, open_cohort
 from clients.node.joining import stated_ceilings
 from clients.node.state import DeviceState
-from clients.round.alone import answer_alone, present_rows, stages_alone
+from clients.round.single_device import answer_alone, present_rows, stages_alone
 from fl_peel import wire
 from fl_peel.attacks.views import DeviceView, RoundView
-from fl_peel.blocks.ranked import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import Splits
 from fl_peel.exchange.columns import Counters
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.plan import Vanishes, needed_of, vanishing
+from fl_peel.secure.protocol_plan import DropoutStage, needed_of, vanishing
 from simulations.engine.passing_grid import PassingGrid
 from simulations.studies.audit.steps import StepObserver
 
@@ -40,7 +40,7 @@ PER_GROUP = 25
 
 
 @dataclass(frozen=True)
-class Watched:
+class WatchedDevices:
     """The devices under audit and the truth about them, which no attack sees.
 
     devices (N,); groups, classes (N,) numbers; on_device (N, I): items whose row the device held in a round seen;
@@ -74,7 +74,7 @@ class Observer:
     views: dict[int, list[RoundView]] = field(default_factory=dict)
     stage1: StepObserver = field(init=False)
     _announced: dict[int, int] = field(default_factory=dict)
-    _watched: Watched | None = None
+    _watched: WatchedDevices | None = None
     _cohort: Cohort | None = None
 
     def __post_init__(self) -> None:
@@ -117,7 +117,7 @@ class Observer:
             ranked = RankedBlocks.unpack(cohort.layout(), self.scenario.blocks.precision, alone.groups[group])
             self._mark_present(cohort, alone, ranked, here)
             if self.sums_alone:
-                lost = vanishing(self.scenario, alone.server_round, sampled) == Vanishes.VECTOR
+                lost = vanishing(self.scenario, alone.server_round, sampled) == DropoutStage.VECTOR
                 total = dataclasses.replace(alone, devices=sampled[~lost])
                 if len(total.devices) < needed_of(self.scenario, self._announced[group])[1]:
                     continue  # void: nothing is opened
@@ -153,7 +153,7 @@ class Observer:
         """Whether the reply's figures are the simulation's own measurement, which no device sends."""
         return self.scenario.privacy.sums_only and self.scenario.privacy.counters == "measured"
 
-    def watched(self) -> Watched:
+    def watched(self) -> WatchedDevices:
         """The devices, once a round was seen."""
         assert self._watched is not None, "no round was observed"
         return self._watched
@@ -192,7 +192,7 @@ class Observer:
         DeviceState.create(cohort.folder, users, groups)
         cohort.state().kept_blocks[:] = kept
 
-    def _choose(self, cohort: Cohort) -> Watched:
+    def _choose(self, cohort: Cohort) -> WatchedDevices:
         """Some user groups, and of each some devices: a quarter of them accomplices."""
         groups = np.asarray(cohort.state("r").groups)
         rng = rng_for(self.scenario.seed, "audit", "watched")
@@ -206,13 +206,13 @@ class Observer:
         devices = np.concatenate(chosen).astype(np.int64)
         accomplices = np.concatenate([np.arange(len(part)) % 4 == 3 for part in chosen])
         self.views = {device: [] for device in devices.tolist()}
-        return Watched(
+        return WatchedDevices(
             devices,
             groups[devices].astype(np.int64),
             cohort.classes[devices].astype(np.int64),
             np.zeros((len(devices), cohort.splits.num_items), np.bool_),
             accomplices,
-            cohort.splits.of(devices),
+            cohort.splits.select(devices),
             int(groups.max()) + 1,
             len(cohort.fleet.names),
         )
@@ -309,4 +309,4 @@ class TapGrid(PassingGrid):
         self._observer.stage1.see(wire.unpack(kinds[kind], asked.content), devices)
 
 
-__all__ = ["Observer", "TapGrid", "Watched", "figures_of"]
+__all__ = ["Observer", "TapGrid", "WatchedDevices", "figures_of"]

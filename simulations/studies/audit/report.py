@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from simulations.report.files import to_plain
 from simulations.report.plots.style import (
     INK,
     Ends,
@@ -20,9 +19,10 @@ from simulations.report.plots.style import (
     new_figure,
 )
 from simulations.report.render import provenance, render, scenario_name
-from simulations.report.tables.view import ABSENT, TableView, format_metric, format_share
+from simulations.report.result_files import to_plain
+from simulations.report.tables.table_view import ABSENT, TableView, format_metric, format_share
 from simulations.studies.compare.paired import ratio_text
-from simulations.studies.files import write_study
+from simulations.studies.study_files import write_study
 
 Row = Mapping[str, Any]
 SUCCEEDS, HOLDS = 0.2, 0.02
@@ -93,10 +93,10 @@ def audit_plot(rows: Sequence[Row]) -> Plot:
         left.plot(x, y, **style)
         ends: list[Ends] = [(one["advantage_low"], one["advantage_high"]) for one, _ in shown]
         error_bars(left, x, y, ends, style["color"], across=True)
-        told = [
+        texts = [
             f"{row['mechanism']}, {name}: {_advantage(row['attacks'][name])}" for row in rows if name in row["attacks"]
         ]
-        hover(left, x, y, told)
+        hover(left, x, y, texts)
     left.axvline(0.0, color=INK, linewidth=1.0)
     for edge in (-HOLDS, HOLDS):
         left.axvline(edge, color=INK, linewidth=0.7, linestyle=(0, (2, 3)))

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort, open_cohort
 from clients.round.noised_stage1 import noise_of
-from clients.round.stage1 import chosen, said, there_for_sums, there_to_choose
+from clients.round.stage1 import choice_participants, chosen, contribute, sums_participants
 from fl_peel import wire
 from fl_peel.attacks.decoder import PassView, Reconstruction, reconstruct
 from fl_peel.attacks.views import IntArray, StepView
-from fl_peel.pretraining.by_sums import UNIT_SCALE, Units
+from fl_peel.pretraining.spectral_steps import UNIT_SCALE, Units
 
 COLUMNS = 16
 """Of a pass that are looked at: a device adds the same numbers to each of its rows, so a few tell which they are."""
@@ -36,7 +36,7 @@ StepRequest = wire.SumsRequest | wire.ChoiceRequest
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _SeenRequest:
     """A request, and the devices (N,) whose answer to it came."""
 
     request: StepRequest
@@ -50,8 +50,8 @@ class StepObserver:
     data_dir: str
     run_dir: str
     sums_alone: bool
-    _seen: list[_Seen] = field(default_factory=list)
-    _passes: list[list[_Seen]] = field(default_factory=list)
+    _seen: list[_SeenRequest] = field(default_factory=list)
+    _passes: list[list[_SeenRequest]] = field(default_factory=list)
     _sums: list[StepView] | None = None
     _cohort: Cohort | None = None
     _vectors: bool = False
@@ -76,7 +76,7 @@ class StepObserver:
                 request = dataclasses.replace(request, table=request.table[:, :COLUMNS])
         if devices is None:
             devices = _reached(self._everybody(request.setting), request)
-        self._seen.append(_Seen(request, np.sort(devices)))
+        self._seen.append(_SeenRequest(request, np.sort(devices)))
 
     def _keep_pass(self, request: wire.SumsRequest, devices: IntArray) -> None:
         """Keep all columns of a pass for the decoder, where it is neither bounded nor hashed, nor too large."""
@@ -84,7 +84,7 @@ class StepObserver:
         if not len(request.weights) and not request.buckets and size <= LARGEST_PASS:
             if request.first == 0:
                 self._passes.append([])
-            self._passes[-1].append(_Seen(request, devices))
+            self._passes[-1].append(_SeenRequest(request, devices))
 
     def reconstruction(self) -> Reconstruction | None:
         """Return what the decoder finds in the sums of the passes; None where it can be tried on none."""
@@ -94,11 +94,15 @@ class StepObserver:
         passes = []
         for parts in self._passes:
             requests = [one.request for one in parts if isinstance(one.request, wire.SumsRequest)]
-            answers = [said(cohort, parts[0].devices, request)[wire.EVERYBODY].first for request in requests]
+            answers = [contribute(cohort, parts[0].devices, request)[wire.EVERYBODY].first for request in requests]
             table = np.concatenate([request.table for request in requests], axis=1)
             passes.append(PassView(table, np.concatenate(answers, axis=1)))
-        units = Units.of(cohort.scenario.pretraining.spectral(), cohort.population, cohort.splits.num_items).passes
-        return reconstruct(passes, cohort.splits.spoken, cohort.scenario.pretraining.user_exponent, scale=units)
+        units = Units.from_config(
+            cohort.scenario.pretraining.spectral(), cohort.population, cohort.splits.num_items
+        ).passes
+        return reconstruct(
+            passes, cohort.splits.contributed_items, cohort.scenario.pretraining.user_exponent, scale=units
+        )
 
     @property
     def any(self) -> bool:
@@ -117,9 +121,9 @@ class StepObserver:
         alone = np.array([device], np.int64)
         return tuple(self._view(part, alone[np.isin(alone, part[0].devices)]) for part in self._parts())
 
-    def _parts(self) -> list[list[_Seen]]:
+    def _parts(self) -> list[list[_SeenRequest]]:
         """Requests by step: vectors and moments go in several messages."""
-        parts: list[list[_Seen]] = []
+        parts: list[list[_SeenRequest]] = []
         for one in self._seen:
             again = isinstance(one.request, wire.SumsRequest) and one.request.first > 0
             if again:
@@ -128,7 +132,7 @@ class StepObserver:
                 parts.append([one])
         return parts
 
-    def _view(self, part: Sequence[_Seen], devices: IntArray) -> StepView:
+    def _view(self, part: Sequence[_SeenRequest], devices: IntArray) -> StepView:
         first = part[0].request
         cohort = self._everybody(first.setting)
         if isinstance(first, wire.ChoiceRequest):
@@ -144,12 +148,12 @@ class StepObserver:
             own = self._own(requests)
             return StepView("vectors", {"own": own}, {}, len(devices))
         arrays: dict[str, Arrays] = {"pass": {"place": first.place}, "groups": {"centroids": first.centroids}}
-        told = arrays.get(first.step, {})
+        sent_arrays = arrays.get(first.step, {})
         if not len(devices):
-            return StepView(first.step, told, {}, 0)
+            return StepView(first.step, sent_arrays, {}, 0)
         self._make_vectors()
-        answers = [said(cohort, devices, request) for request in requests]
-        return StepView(first.step, told, _arrays(first.step, answers), len(devices))
+        answers = [contribute(cohort, devices, request) for request in requests]
+        return StepView(first.step, sent_arrays, _arrays(first.step, answers), len(devices))
 
     def _own(self, requests: Sequence[wire.SumsRequest]) -> NDArray[np.float32]:
         """Rows that vectors are made of (I, K): one array for all devices."""
@@ -163,10 +167,10 @@ class StepObserver:
             return
         for one in self._seen:
             if isinstance(one.request, wire.SumsRequest) and one.request.step == "vectors":
-                said(self._everybody(one.request.setting), one.devices, one.request)
+                contribute(self._everybody(one.request.setting), one.devices, one.request)
         self._vectors = True
 
-    def _everybody(self, setting: wire.Setting) -> Cohort:
+    def _everybody(self, setting: wire.RunSetting) -> Cohort:
         if self._cohort is None:
             whole = open_cohort(setting.scenario, self.data_dir, self.run_dir, 0, 1, fleet=setting.fleet)
             self._cohort = dataclasses.replace(whole, folder=Path(self.run_dir) / "observer" / "stage1")
@@ -176,8 +180,8 @@ class StepObserver:
 def _reached(cohort: Cohort, request: StepRequest) -> IntArray:
     """Numbers of the devices that take part; all devices are hosted, so places are numbers."""
     if isinstance(request, wire.ChoiceRequest):
-        return there_to_choose(cohort, request).places
-    return there_for_sums(cohort, request).places
+        return choice_participants(cohort, request).places
+    return sums_participants(cohort, request).places
 
 
 def _arrays(step: str, answers: Sequence[Mapping[int, wire.GroupSum]]) -> Arrays:

@@ -13,7 +13,7 @@ from strategies.rivals.pep import Pep
 from strategies.rivals.quantized import ProductQuantization
 from strategies.rivals.rule import Rule
 from strategies.rivals.server import CachedList, Ease, ItemNeighbours
-from strategies.rivals.tables import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd
+from strategies.rivals.table_rivals import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd
 
 DENSE: tuple[Precision, ...] = ("fp32", "int8", "int4")
 SPARSE: tuple[Precision, ...] = ("fp16", "int8", "int4")

@@ -22,18 +22,18 @@ from fl_peel.grouping.clusters import choose_group
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.processor import pretraining_device
-from simulations.report.files import write_files
+from simulations.report.result_files import write_files
 from simulations.studies.checkpoints import decisive, decisive_of_starts
 from simulations.studies.compare.central import CEILINGS, DENSE, RIVALS, modules_of
+from simulations.studies.compare.compare_rows import aggregated, summary
 from simulations.studies.compare.paired import with_interval, with_intervals
 from simulations.studies.compare.report import write_compare
-from simulations.studies.compare.rows import aggregated, summary
 from simulations.studies.compare.schema import CompareResult
 from simulations.studies.frame import Frame, Options
 from simulations.studies.study import Study
 from strategies.evaluation.trials import Trial
 from strategies.groups.start import starting_tables
-from strategies.rivals.base import UNLIMITED, Material, Request, Rival, Starts
+from strategies.rivals.base import UNLIMITED, GroupStarts, Material, Request, Rival
 from strategies.rivals.central import refine_centrally
 from strategies.rivals.compete import compete
 
@@ -44,9 +44,9 @@ that none is measured on tables that were made for another.
 """
 GLOBAL_SELECTORS = {"global-popularity": "popular-items", "random": "random-blocks", "energy": "magnitude-blocks"}
 """Fixed orders of one table for everybody, and the names of the methods they make."""
-COMPETING = ("strategies.run.prepare", "strategies.groups.start", "strategies.rivals.compete")
+COMPETING = ("strategies.run.stage1_outcome", "strategies.groups.start", "strategies.rivals.compete")
 """What a rival's stage enters, beside the module of the rival itself."""
-REFINING = ("strategies.run.prepare", "strategies.groups.start", "strategies.rivals.central")
+REFINING = ("strategies.run.stage1_outcome", "strategies.groups.start", "strategies.rivals.central")
 """What central refinement enters."""
 
 
@@ -70,7 +70,7 @@ def compare(
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
     """
-    frame = Frame.of(scenario, out, options)
+    frame = Frame.from_scenario(scenario, out, options)
     if frame.scenario.pretraining.model == "spectral":
         raise ScenarioError(
             "pretraining.model: spectral makes no global table, from which rivals start; compare another "
@@ -78,8 +78,8 @@ def compare(
         )
     shares = tuple(sorted(set(budgets)))
     single = shares[1::2][:3] or shares[:1] if single_budgets is None else tuple(sorted(set(single_budgets)))
-    found = frame.by_seed(seeds, lambda study: _one_seed(study, shares, single, rivals, ceilings))
-    by_seed = list(found.values())
+    seeds_done = frame.by_seed(seeds, lambda study: _one_seed(study, shares, single, rivals, ceilings))
+    by_seed = list(seeds_done.values())
     devices = min(result["devices"] for result in by_seed)
     rows = aggregated([result["rows"] for result in by_seed])
     full = aggregated([[result["full_table"]] for result in by_seed])[0]
@@ -95,7 +95,7 @@ def compare(
         "ceilings": [with_interval(row, devices) for row in aggregated([result["ceilings"] for result in by_seed])],
         "refinement": {name: one and with_interval(one, devices) for name, one in refinement.items()},
         "summary": summary(rows, full, refinement, devices),
-        "stages": {str(seed): one["stages"] for seed, one in found.items()},
+        "stages": {str(seed): one["stages"] for seed, one in seeds_done.items()},
         "seeds": seeds,
     }
     result = cast(CompareResult, frame.result(figures))
@@ -250,14 +250,14 @@ def material_of(study: Study) -> Material:
         study.scenario.pretraining.config(),
         study.scenario.seed,
         pretraining_device(study.scenario.engine.device),
-        study.place.cache_dir,
+        study.paths.cache_dir,
         study.on_event,
     )
     assignment = prepared.groups.assignment.copy()
     alone = np.flatnonzero(assignment < 0)
     assignment[alone] = choose_group(plain.users[alone], prepared.groups.centroids)
     tables = starting_tables(study.scenario, prepared.pretrained, prepared.groups, prepared.given)
-    return dataclasses.replace(plain, starts=Starts(assignment, tables))
+    return dataclasses.replace(plain, starts=GroupStarts(assignment, tables))
 
 
 def refined(study: Study, material: Material | None) -> dict[str, Any]:

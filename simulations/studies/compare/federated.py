@@ -14,8 +14,8 @@ from typing import Any, Unpack, cast
 
 import numpy as np
 
-from clients.fleet.budgets import FleetBudgets
 from clients.fleet.fleet import load_fleet
+from clients.fleet.fleet_budgets import FleetBudgets
 from fl_peel.blocks.compression import largest_dim
 from fl_peel.blocks.layout import share_bytes
 from fl_peel.blocks.settings import Precision
@@ -24,15 +24,15 @@ from fl_peel.errors import ScenarioError
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS
 from fl_peel.scenario.scenario import Scenario
 from simulations.studies.checkpoints import decisive
+from simulations.studies.compare.compare_rows import aggregated
 from simulations.studies.compare.leaderboard import Leaderboard, write_leaderboard
 from simulations.studies.compare.paired import REPLICATES, ratio_of, with_interval
-from simulations.studies.compare.rows import aggregated
 from simulations.studies.frame import Frame, Options
 from simulations.studies.study import Study
 from strategies.evaluation.trials import Trial
 from strategies.rivals.base import Request
 from strategies.rivals.compete import empty_row
-from strategies.rivals.federated.base import Federated, IntArray, World
+from strategies.rivals.federated.base import Federated, FederatedContext, IntArray
 from strategies.rivals.federated.bpr import FedAvgBpr
 from strategies.rivals.federated.fcf import Fcf
 from strategies.rivals.federated.hetefedrec import HeteFedRec
@@ -72,11 +72,11 @@ def compare_federated(
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
     """
-    frame = Frame.of(scenario, out, options)
+    frame = Frame.from_scenario(scenario, out, options)
     _check(frame.scenario)
     shares = tuple(sorted(set(budgets)))
-    found = frame.by_seed(seeds, lambda study: _one_seed(study, shares, methods, effort or Effort()))
-    by_seed = list(found.values())
+    seeds_done = frame.by_seed(seeds, lambda study: _one_seed(study, shares, methods, effort or Effort()))
+    by_seed = list(seeds_done.values())
     rows = aggregated([one["rows"] for one in by_seed])
     for place, line in enumerate(rows):
         line |= {key: statistics.fmean(one["rows"][place][key] for one in by_seed) for key in MEANS}
@@ -84,8 +84,8 @@ def compare_federated(
     figures = {
         "full_table": with_interval(aggregated([[one["full_table"]] for one in by_seed])[0], devices),
         "rows": over_peel(rows, devices),
-        "tuning": {str(seed): one["tuning"] for seed, one in found.items()},
-        "stages": {str(seed): one["stages"] for seed, one in found.items()},
+        "tuning": {str(seed): one["tuning"] for seed, one in seeds_done.items()},
+        "stages": {str(seed): one["stages"] for seed, one in seeds_done.items()},
         "seeds": seeds,
     }
     result = cast(Leaderboard, frame.result(figures))
@@ -119,7 +119,7 @@ def _one_seed(
         what = [decisive(study.scenario), repr(method), list(shares), dataclasses.astuple(effort)]
 
         def work(method: Federated[Any] = method) -> dict[str, Any]:
-            return served_rows(method, world_of(study), shares, effort)
+            return served_rows(method, federated_context(study), shares, effort)
 
         served = study.stage(method.name, what, (*ENTERED, type(method).__module__), work)
         rows += served["rows"]
@@ -132,11 +132,11 @@ def _one_seed(
 def over_peel(rows: Sequence[dict[str, Any]], num_devices: int) -> list[dict[str, Any]]:
     """Rows with intervals in place of replicates, and ``to_peel``: recall over that of PEEL's full tables, paired."""
     (peel,) = (line for line in rows if line["method"] == "peel-full")
-    found = []
+    lines = []
     for line in rows:
         ratio = None if line is peel else ratio_of(line, peel, num_devices)
-        found.append(with_interval(line, num_devices) | ({} if ratio is None else {"to_peel": ratio}))
-    return found
+        lines.append(with_interval(line, num_devices) | ({} if ratio is None else {"to_peel": ratio}))
+    return lines
 
 
 def peel_rows(result: dict[str, Any], scenario: Scenario) -> list[dict[str, Any]]:
@@ -178,24 +178,26 @@ def filters(scenario: Scenario) -> int:
     return counts * (len(VALUE_EXPONENTS) if pretraining.value_exponent is None else 1)
 
 
-def served_rows(method: Federated[Any], world: World, shares: Sequence[float], effort: Effort) -> dict[str, Any]:
+def served_rows(
+    method: Federated[Any], context: FederatedContext, shares: Sequence[float], effort: Effort
+) -> dict[str, Any]:
     """A tuned rival: its full table at two precisions and, where it has several widths, what fits each budget."""
-    result = tuned(method, world, ("fp32",) if method.name == "popularity" else WHOLE, effort)
+    result = tuned(method, context, ("fp32",) if method.name == "popularity" else WHOLE, effort)
     best = result.pop("trained")
-    full_bytes = 4 * world.num_items * world.dim
+    full_bytes = 4 * context.num_items * context.dim
     common = {"method": method.name, "group_aware": False, "note": ""}
     rows = [{**common, "share": 1.0, "budget_bytes": full_bytes, **one} for one in result["rows"]]
     if isinstance(method, HeteFedRec):
-        widths = method.widths(world)
+        widths = method.widths(context)
         for precision in PRECISIONS:
             for share in shares:
                 request = Request(precision, share, share_bytes(full_bytes, share))
-                most = largest_dim(world.num_items, precision, request.budget_bytes, world.dim)
+                most = largest_dim(context.num_items, precision, request.budget_bytes, context.dim)
                 fitting = [place for place, width in enumerate(widths) if width <= most]
                 line = {"rounds": best.round, "trials": len(method.grid), "seconds": 0.0}
                 if fitting:
-                    served = method.at_width(best.served, fitting[-1], world, best.setting)
-                    line |= row(best, world, precision, served) | {"note": f"{widths[fitting[-1]]} columns"}
+                    served = method.at_width(best.served, fitting[-1], context, best.setting)
+                    line |= row(best, context, precision, served) | {"note": f"{widths[fitting[-1]]} columns"}
                 else:
                     empty = empty_row(request)
                     line |= {**empty["test"], "validation_recall@20": 0.0, "note": empty["note"]}
@@ -205,7 +207,7 @@ def served_rows(method: Federated[Any], world: World, shares: Sequence[float], e
     return {**result, "rows": rows}
 
 
-def world_of(study: Study) -> World:
+def federated_context(study: Study) -> FederatedContext:
     """The study's devices, with the memory, and there in the rounds, that the scenario's fleet gives them."""
     scenario = study.scenario
     devices = np.arange(study.splits.num_users)
@@ -220,7 +222,9 @@ def world_of(study: Study) -> World:
         )
         return asked[fleet.available(scenario.seed, asked, float(number))]
 
-    return World(study.splits, scenario.pretraining.embedding_dim, scenario.seed, memory, present, study.on_event)
+    return FederatedContext(
+        study.splits, scenario.pretraining.embedding_dim, scenario.seed, memory, present, study.on_event
+    )
 
 
 __all__ = ["METHODS", "compare_federated", "nothing_is_collected"]

@@ -10,10 +10,10 @@ from typing import Any, NotRequired, cast
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from simulations.report.files import to_plain
 from simulations.report.plots.style import Plot
 from simulations.report.render import provenance, render, scenario_name
-from simulations.report.tables.view import (
+from simulations.report.result_files import to_plain
+from simulations.report.tables.table_view import (
     ABSENT,
     TableView,
     format_bytes,
@@ -21,11 +21,11 @@ from simulations.report.tables.view import (
     format_metric,
     format_share,
 )
+from simulations.studies.compare.compare_plot import compare_plot
 from simulations.studies.compare.paired import ratio_text
-from simulations.studies.compare.plot import compare_plot
 from simulations.studies.compare.report import plotted_rows
 from simulations.studies.compare.schema import CompareFullTable, CompareRow, PairedRatio, check_of
-from simulations.studies.files import write_study
+from simulations.studies.study_files import write_study
 from strategies.figures.schema import Bytes, Count, Mean, Metric
 
 
@@ -44,7 +44,7 @@ class LeaderboardRow(CompareRow):
     to_peel: NotRequired[PairedRatio]  # recall over that of PEEL's full tables
 
 
-class Tried(TypedDict):
+class TriedSetting(TypedDict):
     """A setting, and what validation said of it at its best round. last: rounds that were run."""
 
     setting: dict[str, Any]
@@ -58,7 +58,7 @@ class Tuning(TypedDict):
 
     setting: dict[str, Any]
     own_rows: bool
-    tried: list[Tried]
+    tried: list[TriedSetting]
 
 
 class Leaderboard(TypedDict):
@@ -140,8 +140,8 @@ def tuning_view(tuning: dict[str, dict[str, Tuning]]) -> TableView:
             *(str(one["round"]), str(one["last"]), format_metric(one["validation"])),
         )
         for seed, methods in tuning.items()
-        for method, found in methods.items()
-        for one in found["tried"]
+        for method, method_tuning in methods.items()
+        for one in method_tuning["tried"]
     )
     columns = ("method", "seed", "setting", "best round", "rounds run", "validation Recall@20")
     return TableView(

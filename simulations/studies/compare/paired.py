@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fl_peel.ranking.bootstrap import estimate, over
-from simulations.report.tables.view import ABSENT, TableView, format_interval, format_share
+from simulations.report.tables.table_view import ABSENT, TableView, format_interval, format_share
 
 METRICS = ("recall@20", "ndcg@20")
 REPLICATES = "replicates"
@@ -23,13 +23,13 @@ def with_intervals(rows: Sequence[Row], num_devices: int) -> list[Row]:
     are over devices and seeds (docs/statistics.md). num_devices: that have test items.
     """
     chosen = {row["share"]: row for row in rows if row["method"] == "peel" and row["chosen"]}
-    found = []
+    lines = []
     for row in rows:
         peel = chosen.get(row["share"])
         paired = peel is not None and row["chosen"] and row is not peel
         ratio = ratio_of(peel, row, num_devices) if paired and peel is not None else None
-        found.append(with_interval(row, num_devices) | ({} if ratio is None else {"peel_over": ratio}))
-    return found
+        lines.append(with_interval(row, num_devices) | ({} if ratio is None else {"peel_over": ratio}))
+    return lines
 
 
 def with_interval(row: Mapping[str, Any], num_devices: int) -> Row:
@@ -53,8 +53,8 @@ def ratio_of(one: Mapping[str, Any], other: Mapping[str, Any], num_devices: int)
     both = [row.get(f"{metric}_by_seed", ()) for row in (one, other)]
     by_seed = [a / b for a, b in zip(*both, strict=True)] if all(both[1]) else []
     ratios = over(_drawn(one, metric), _drawn(other, metric))
-    found = estimate(one[metric] / other[metric], ratios, num_devices, by_seed)
-    return {"value": found.value, "low": found.low, "high": found.high}
+    estimated = estimate(one[metric] / other[metric], ratios, num_devices, by_seed)
+    return {"value": estimated.value, "low": estimated.low, "high": estimated.high}
 
 
 def ends_of(ratio: Mapping[str, Any] | None) -> list[float] | None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import cast
 
 from fl_peel.errors import ReportError
-from simulations.report.files import to_plain
 from simulations.report.plots.style import Plot
 from simulations.report.render import provenance, render, scenario_name
-from simulations.report.tables.view import format_bytes, format_metric
+from simulations.report.result_files import to_plain
+from simulations.report.tables.table_view import format_bytes, format_metric
+from simulations.studies.compare.compare_plot import compare_plot
 from simulations.studies.compare.paired import peel_over_view
-from simulations.studies.compare.plot import compare_plot
 from simulations.studies.compare.schema import CompareResult, CompareRow, check_compare
 from simulations.studies.compare.tables import (
     ceilings_view,
@@ -24,7 +24,7 @@ from simulations.studies.compare.tables import (
     refinement_view,
     verdict_view,
 )
-from simulations.studies.files import write_study
+from simulations.studies.study_files import write_study
 
 
 def write_compare(result: CompareResult, out_dir: Path) -> list[Path]:

@@ -66,7 +66,7 @@ class Ceiling(Quality, _Spread, _Intervals, _Validation):
     seeds: NotRequired[Count]
 
 
-class Refinement(TypedDict):
+class RefinementComparison(TypedDict):
     """Full table by refinement: the global table (none), the group tables before federated refinement (start), after it
     (federated), and after refinement on the server (central; None: not run)."""
 
@@ -76,8 +76,8 @@ class Refinement(TypedDict):
     central: FullQuality | None
 
 
-class Summary(TypedDict):
-    """Summary of the comparison; see :func:`simulations.studies.compare.rows.summary`."""
+class CompareSummary(TypedDict):
+    """Summary of the comparison; see :func:`simulations.studies.compare.compare_rows.summary`."""
 
     budgets: list[dict[str, Any]]
     federated_to_none: NotRequired[Mean | None]
@@ -94,8 +94,8 @@ class CompareResult(TypedDict):
     full_table: CompareFullTable
     rows: list[CompareRow]
     ceilings: NotRequired[list[Ceiling]]
-    refinement: Refinement
-    summary: Summary
+    refinement: RefinementComparison
+    summary: CompareSummary
     scenario: NotRequired[dict[str, Any] | str]
     seed: NotRequired[int]
     versions: NotRequired[dict[str, str]]

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from simulations.report.tables.view import (
+from simulations.report.tables.labels import metric_name
+from simulations.report.tables.table_view import (
     ABSENT,
     TableView,
     format_interval,
@@ -16,7 +17,6 @@ from simulations.report.tables.view import (
     format_ratio,
     format_share,
 )
-from simulations.report.tables.words import metric_name
 from simulations.studies.compare.schema import CompareResult, CompareRow
 
 
@@ -126,10 +126,10 @@ def verdict_view(result: CompareResult) -> TableView:
     return TableView("PEEL relative to other methods", columns, rows, 2, note)
 
 
-def _over(told: Mapping[str, Any], name: str) -> str:
+def _over(row: Mapping[str, Any], name: str) -> str:
     """A ratio of the summary, with its paired interval where there is one."""
-    low, high = told.get(f"{name}_interval", (None, None))
-    return format_interval(told.get(name), low, high, 3)
+    low, high = row.get(f"{name}_interval", (None, None))
+    return format_interval(row.get(name), low, high, 3)
 
 
 def compare_table(rows: Sequence[CompareRow], metric: str = "recall@20") -> Table:

@@ -35,7 +35,7 @@ NUMBER_BYTES = 4
 
 
 @dataclass(frozen=True)
-class World:
+class FederatedContext:
     """Devices 0..U-1, their splits, and who is there when. dim: columns of a full table; memory: (U,) bytes that a
     device's budget never exceeds; present: ids of the devices that take part in a round, by its number from 1 on.
     """
@@ -170,7 +170,7 @@ class RowSums:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedTables:
     """What devices rank with. tables: by tier, (I, w_t) each; tier: (U,) which one a device holds; users (U, d), of
     which a device uses the first w_t columns. own: rows that single devices hold instead of the table's.
     """
@@ -197,23 +197,25 @@ class Federated(Protocol[Setting]):
     def grid(self) -> tuple[Setting, ...]:
         """Settings to choose from on validation, one training each."""
 
-    def server(self, world: World, setting: Setting) -> Any:
+    def server(self, context: FederatedContext, setting: Setting) -> Any:
         """What the server starts with."""
 
-    def kept(self, world: World, setting: Setting) -> Any:
+    def device_states(self, context: FederatedContext, setting: Setting) -> Any:
         """What all devices start with."""
 
-    def sent(self, server: Any, devices: IntArray, world: World) -> IntArray:
+    def sent(self, server: Any, devices: IntArray, context: FederatedContext) -> IntArray:
         """Bytes (N,) that these devices are sent in a round, from the arrays they are sent."""
 
-    def nothing(self, world: World) -> Any:
+    def nothing(self, context: FederatedContext) -> Any:
         """The sum over nobody."""
 
-    def answer(self, server: Any, kept: Any, devices: IntArray, number: int, world: World, setting: Setting) -> Message:
+    def answer(
+        self, server: Any, kept: Any, devices: IntArray, number: int, context: FederatedContext, setting: Setting
+    ) -> Message:
         """The device half of a round: devices change what they keep, and say something."""
 
     def merged(self, server: Any, sums: Any, setting: Setting) -> Any:
         """The server half of a round."""
 
-    def served(self, server: Any, kept: Any, world: World, setting: Setting) -> Served:
+    def served(self, server: Any, kept: Any, context: FederatedContext, setting: Setting) -> ServedTables:
         """What devices rank with, once they have the table of the moment; nothing they keep changes."""

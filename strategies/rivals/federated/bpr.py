@@ -17,12 +17,12 @@ from fl_peel.kernels.on_devices import bpr_devices
 from fl_peel.randomness import device_seeds, rng_for
 from strategies.rivals.federated.base import (
     NUMBER_BYTES,
+    FederatedContext,
     FloatArray,
     IntArray,
     RowSums,
     RowUpdates,
-    Served,
-    World,
+    ServedTables,
 )
 
 START_SCALE = 0.1
@@ -48,17 +48,17 @@ GRID = tuple(BprSetting(rate, l2, share) for rate, l2, share in product((0.05, 0
 class SharedTable:
     """The server has one item table (I, d), which every device is sent; rows that devices changed are added up."""
 
-    def server(self, world: World, setting: Any) -> FloatArray:
+    def server(self, context: FederatedContext, setting: Any) -> FloatArray:
         """A random table."""
-        return world.start_table("items", world.num_items, world.dim, START_SCALE)
+        return context.start_table("items", context.num_items, context.dim, START_SCALE)
 
-    def sent(self, server: FloatArray, devices: IntArray, world: World) -> IntArray:
+    def sent(self, server: FloatArray, devices: IntArray, context: FederatedContext) -> IntArray:
         """The whole table."""
         return np.full(len(devices), server.size * NUMBER_BYTES, np.int64)
 
-    def nothing(self, world: World) -> RowSums:
+    def nothing(self, context: FederatedContext) -> RowSums:
         """Zeros."""
-        return RowSums.nothing(world.num_items, world.dim)
+        return RowSums.nothing(context.num_items, context.dim)
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,22 @@ class FedAvgBpr(SharedTable):
     name: str = "fedavg-bprmf"
     grid: tuple[BprSetting, ...] = GRID
 
-    def kept(self, world: World, setting: BprSetting) -> FloatArray:
+    def device_states(self, context: FederatedContext, setting: BprSetting) -> FloatArray:
         """Random vectors."""
-        return start_vectors(world, world.dim)
+        return start_vectors(context, context.dim)
 
     def answer(
-        self, server: FloatArray, kept: FloatArray, devices: IntArray, number: int, world: World, setting: BprSetting
+        self,
+        server: FloatArray,
+        kept: FloatArray,
+        devices: IntArray,
+        number: int,
+        context: FederatedContext,
+        setting: BprSetting,
     ) -> RowUpdates:
         """Changed rows."""
         kept[devices], updates = bpr_steps(
-            server, kept[devices], devices, (world.dim,), world, setting, number, item_rate=setting.learning_rate
+            server, kept[devices], devices, (context.dim,), context, setting, number, item_rate=setting.learning_rate
         )
         return updates
 
@@ -85,17 +91,19 @@ class FedAvgBpr(SharedTable):
         """The table, and a share of all changes."""
         return (server + setting.server_share * sums.changes()).astype(np.float32)
 
-    def served(self, server: FloatArray, kept: FloatArray, world: World, setting: BprSetting) -> Served:
+    def served(
+        self, server: FloatArray, kept: FloatArray, context: FederatedContext, setting: BprSetting
+    ) -> ServedTables:
         """One table for all."""
-        return Served((server,), np.zeros(world.num_devices, np.int64), kept)
+        return ServedTables((server,), np.zeros(context.num_devices, np.int64), kept)
 
 
-def start_vectors(world: World, dim: int) -> FloatArray:
+def start_vectors(context: FederatedContext, dim: int) -> FloatArray:
     """A random vector (U, d) for every device, from its own number."""
     return np.stack(
         [
-            (START_SCALE * rng_for(world.seed, "vector", device).standard_normal(dim)).astype(np.float32)
-            for device in range(world.num_devices)
+            (START_SCALE * rng_for(context.seed, "vector", device).standard_normal(dim)).astype(np.float32)
+            for device in range(context.num_devices)
         ]
     )
 
@@ -105,7 +113,7 @@ def bpr_steps(
     users: FloatArray,
     devices: IntArray,
     widths: tuple[int, ...],
-    world: World,
+    context: FederatedContext,
     setting: BprSetting,
     number: int,
     *,
@@ -115,16 +123,16 @@ def bpr_steps(
 
     widths: of the loss, which is a sum over the first so many columns; item_rate 0: vectors alone are trained.
     """
-    train = world.train.select(devices)
+    train = context.train.select(devices)
     users = np.ascontiguousarray(users)
     draws = setting.epochs * (1 + setting.num_negatives) if item_rate else 0
-    room = RowUpdates.room(train, world.num_items, table.shape[1], draws)
+    room = RowUpdates.room(train, context.num_items, table.shape[1], draws)
     bpr_devices(
         table,
         users,
         train.indptr,
         train.items,
-        device_seeds(world.seed, "federated-bpr", number, devices=devices),
+        device_seeds(context.seed, "federated-bpr", number, devices=devices),
         setting.epochs,
         setting.num_negatives,
         np.float32(item_rate),

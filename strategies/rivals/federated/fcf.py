@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.kernels.on_devices import add_gradients, solve_users
-from strategies.rivals.federated.base import NUMBER_BYTES, UNITS, IntArray, Served, World
+from strategies.rivals.federated.base import NUMBER_BYTES, UNITS, FederatedContext, IntArray, ServedTables
 
 BETAS = (0.1, 0.99)
 """Of Adam, as in the paper."""
@@ -58,7 +58,7 @@ class Gradients:
     rows: IntArray
     num_bytes: IntArray
 
-    def of(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
+    def sum_gradients(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sum of the gradients (I, d)."""
         return (table @ self.moments + self.rows) / UNITS
 
@@ -76,55 +76,65 @@ class Fcf:
     name: str = "fcf"
     grid: tuple[FcfSetting, ...] = GRID
 
-    def server(self, world: World, setting: FcfSetting) -> FcfServer:
+    def server(self, context: FederatedContext, setting: FcfSetting) -> FcfServer:
         """A random table."""
-        table = world.start_table("items", world.num_items, world.dim, START_SCALE).astype(np.float64)
+        table = context.start_table("items", context.num_items, context.dim, START_SCALE).astype(np.float64)
         return FcfServer(table, np.zeros_like(table), np.zeros_like(table))
 
-    def kept(self, world: World, setting: FcfSetting) -> None:
+    def device_states(self, context: FederatedContext, setting: FcfSetting) -> None:
         """A factor is solved for anew in every round."""
 
-    def sent(self, server: FcfServer, devices: IntArray, world: World) -> IntArray:
+    def sent(self, server: FcfServer, devices: IntArray, context: FederatedContext) -> IntArray:
         """The whole table."""
         return np.full(len(devices), server.table.size * NUMBER_BYTES, np.int64)
 
-    def nothing(self, world: World) -> Gradients:
+    def nothing(self, context: FederatedContext) -> Gradients:
         """Zeros."""
         return Gradients(
-            np.zeros((world.dim, world.dim), np.int64),
-            np.zeros((world.num_items, world.dim), np.int64),
+            np.zeros((context.dim, context.dim), np.int64),
+            np.zeros((context.num_items, context.dim), np.int64),
             np.zeros(0, np.int64),
         )
 
     def answer(
-        self, server: FcfServer, kept: None, devices: IntArray, number: int, world: World, setting: FcfSetting
+        self,
+        server: FcfServer,
+        kept: None,
+        devices: IntArray,
+        number: int,
+        context: FederatedContext,
+        setting: FcfSetting,
     ) -> Gradients:
         """Gradients of every row, added up on the way."""
-        train = world.train.select(devices)
-        factors = solved(server.table, devices, world, setting)
-        sums = self.nothing(world)
+        train = context.train.select(devices)
+        factors = solved(server.table, devices, context, setting)
+        sums = self.nothing(context)
         add_gradients(server.table, factors, train.indptr, train.items, setting.alpha, UNITS, sums.moments, sums.rows)
-        return Gradients(sums.moments, sums.rows, self.sent(server, devices, world))
+        return Gradients(sums.moments, sums.rows, self.sent(server, devices, context))
 
     def merged(self, server: FcfServer, sums: Gradients, setting: FcfSetting) -> FcfServer:
         """A step of Adam."""
-        gradient = 2 * (sums.of(server.table) + setting.l2 * server.table)
+        gradient = 2 * (sums.sum_gradients(server.table) + setting.l2 * server.table)
         steps = server.steps + 1
         first = BETAS[0] * server.first + (1 - BETAS[0]) * gradient
         second = BETAS[1] * server.second + (1 - BETAS[1]) * gradient**2
         scaled = first / (1 - BETAS[0] ** steps) / (np.sqrt(second / (1 - BETAS[1] ** steps)) + EPSILON)
         return FcfServer(server.table - setting.learning_rate * scaled, first, second, steps)
 
-    def served(self, server: FcfServer, kept: None, world: World, setting: FcfSetting) -> Served:
+    def served(self, server: FcfServer, kept: None, context: FederatedContext, setting: FcfSetting) -> ServedTables:
         """One table for all, and the factors that it gives."""
-        parts = [solved(server.table, some, world, setting) for some in world.chunks(np.arange(world.num_devices))]
+        parts = [
+            solved(server.table, some, context, setting) for some in context.chunks(np.arange(context.num_devices))
+        ]
         users = np.concatenate(parts).astype(np.float32)
-        return Served((server.table.astype(np.float32),), np.zeros(world.num_devices, np.int64), users)
+        return ServedTables((server.table.astype(np.float32),), np.zeros(context.num_devices, np.int64), users)
 
 
-def solved(table: NDArray[np.float64], devices: IntArray, world: World, setting: FcfSetting) -> NDArray[np.float64]:
+def solved(
+    table: NDArray[np.float64], devices: IntArray, context: FederatedContext, setting: FcfSetting
+) -> NDArray[np.float64]:
     """User factors (N, d) of these devices."""
-    train = world.train.select(devices)
+    train = context.train.select(devices)
     factors = np.empty((len(devices), table.shape[1]))
     solve_users(table, table.T @ table, factors, train.indptr, train.items, setting.alpha, setting.l2)
     return factors

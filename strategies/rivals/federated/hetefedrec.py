@@ -21,7 +21,15 @@ from torch import Tensor
 
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for
-from strategies.rivals.federated.base import NUMBER_BYTES, FloatArray, IntArray, PaddedUpdates, RowSums, Served, World
+from strategies.rivals.federated.base import (
+    NUMBER_BYTES,
+    FederatedContext,
+    FloatArray,
+    IntArray,
+    PaddedUpdates,
+    RowSums,
+    ServedTables,
+)
 from strategies.rivals.federated.bpr import START_SCALE, BprSetting, bpr_steps, start_vectors
 
 DoubleArray = NDArray[np.float64]
@@ -69,41 +77,47 @@ class HeteFedRec:
     grid: tuple[HeteSetting, ...] = GRID
     parts: tuple[int, ...] = (4, 2, 1)
 
-    def widths(self, world: World) -> tuple[int, ...]:
+    def widths(self, context: FederatedContext) -> tuple[int, ...]:
         """A quarter, a half and all of the columns, as in the paper."""
-        return tuple(max(world.dim // part, 1) for part in self.parts)
+        return tuple(max(context.dim // part, 1) for part in self.parts)
 
-    def tiers(self, world: World) -> IntArray:
+    def tiers(self, context: FederatedContext) -> IntArray:
         """Which width each device has, (U,): the devices with the most memory the widest."""
-        order = np.lexsort((np.arange(world.num_devices), world.memory))
-        tier = np.empty(world.num_devices, np.int64)
-        ends = np.rint(np.cumsum(SHARES) * world.num_devices).astype(np.int64)
-        tier[order] = np.searchsorted(ends, np.arange(world.num_devices), side="right").clip(max=len(SHARES) - 1)
+        order = np.lexsort((np.arange(context.num_devices), context.memory))
+        tier = np.empty(context.num_devices, np.int64)
+        ends = np.rint(np.cumsum(SHARES) * context.num_devices).astype(np.int64)
+        tier[order] = np.searchsorted(ends, np.arange(context.num_devices), side="right").clip(max=len(SHARES) - 1)
         return tier
 
-    def server(self, world: World, setting: HeteSetting) -> HeteServer:
+    def server(self, context: FederatedContext, setting: HeteSetting) -> HeteServer:
         """Random tables."""
-        table = world.start_table("items", world.num_items, world.dim, START_SCALE)
-        return HeteServer(tuple(np.ascontiguousarray(table[:, :w]) for w in self.widths(world)), world.seed)
+        table = context.start_table("items", context.num_items, context.dim, START_SCALE)
+        return HeteServer(tuple(np.ascontiguousarray(table[:, :w]) for w in self.widths(context)), context.seed)
 
-    def kept(self, world: World, setting: HeteSetting) -> FloatArray:
+    def device_states(self, context: FederatedContext, setting: HeteSetting) -> FloatArray:
         """Random vectors."""
-        return start_vectors(world, world.dim)
+        return start_vectors(context, context.dim)
 
-    def sent(self, server: HeteServer, devices: IntArray, world: World) -> IntArray:
+    def sent(self, server: HeteServer, devices: IntArray, context: FederatedContext) -> IntArray:
         """The table of a device's width."""
         sizes = np.array([table.size for table in server.tables], np.int64)
-        return sizes[self.tiers(world)[devices]] * NUMBER_BYTES
+        return sizes[self.tiers(context)[devices]] * NUMBER_BYTES
 
-    def nothing(self, world: World) -> RowSums:
+    def nothing(self, context: FederatedContext) -> RowSums:
         """Zeros."""
-        return RowSums.nothing(world.num_items, world.dim)
+        return RowSums.nothing(context.num_items, context.dim)
 
     def answer(
-        self, server: HeteServer, kept: FloatArray, devices: IntArray, number: int, world: World, setting: HeteSetting
+        self,
+        server: HeteServer,
+        kept: FloatArray,
+        devices: IntArray,
+        number: int,
+        context: FederatedContext,
+        setting: HeteSetting,
     ) -> PaddedUpdates:
         """Changed rows, of devices with each of the widths."""
-        widths, tier = self.widths(world), self.tiers(world)[devices]
+        widths, tier = self.widths(context), self.tiers(context)[devices]
         messages = []
         for place, (width, table) in enumerate(zip(widths, server.tables, strict=True)):
             some = devices[tier == place]
@@ -113,7 +127,7 @@ class HeteFedRec:
                 vectors[:, :width],
                 some,
                 widths[: place + 1],
-                world,
+                context,
                 setting.bpr,
                 number,
                 item_rate=setting.bpr.learning_rate,
@@ -137,11 +151,15 @@ class HeteFedRec:
                 tables = distilled(tables, items, setting.distillation)
         return HeteServer(tuple(table.astype(np.float32) for table in tables), server.seed, server.number + 1)
 
-    def served(self, server: HeteServer, kept: FloatArray, world: World, setting: HeteSetting) -> Served:
+    def served(
+        self, server: HeteServer, kept: FloatArray, context: FederatedContext, setting: HeteSetting
+    ) -> ServedTables:
         """Every device its width."""
-        return Served(server.tables, self.tiers(world), kept)
+        return ServedTables(server.tables, self.tiers(context), kept)
 
-    def at_width(self, served: Served, place: int, world: World, setting: HeteSetting) -> Served:
+    def at_width(
+        self, served: ServedTables, place: int, context: FederatedContext, setting: HeteSetting
+    ) -> ServedTables:
         """Every device with the table of one width. Its vector, of which a narrower table has not trained all columns,
         is trained on that table first.
         """
@@ -154,15 +172,15 @@ class HeteFedRec:
                     served.users[some, : table.shape[1]],
                     some,
                     (table.shape[1],),
-                    world,
+                    context,
                     config,
                     0,
                     item_rate=0.0,
                 )[0]
-                for some in world.chunks(np.arange(world.num_devices))
+                for some in context.chunks(np.arange(context.num_devices))
             ]
         )
-        return Served((table,), np.zeros(world.num_devices, np.int64), users)
+        return ServedTables((table,), np.zeros(context.num_devices, np.int64), users)
 
 
 def decorrelated(table: DoubleArray, step: float) -> DoubleArray:

@@ -13,48 +13,56 @@ from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import UserItems
 from fl_peel.ranking.top import recall_ndcg, top_rows
 from strategies.rivals.base import TOP_N, Request, Split, whole_table
-from strategies.rivals.federated.base import FloatArray, IntArray, RowUpdates, Served, World
-from strategies.rivals.quality import Found
+from strategies.rivals.federated.base import FederatedContext, FloatArray, IntArray, RowUpdates, ServedTables
+from strategies.rivals.quality import DeviceQuality
 
 
 def quality(
-    served: Served, world: World, split: Split, precision: Precision = "fp32", among: IntArray | None = None
+    served: ServedTables,
+    context: FederatedContext,
+    split: Split,
+    precision: Precision = "fp32",
+    among: IntArray | None = None,
 ) -> dict[str, float]:
     """Mean Recall@20 and NDCG@20 over devices (or the given ones) with at least one item to find."""
-    return found_by(served, world, split, precision, among).mean()
+    return served_quality(served, context, split, precision, among).mean()
 
 
-def found_by(
-    served: Served, world: World, split: Split, precision: Precision = "fp32", among: IntArray | None = None
-) -> Found:
+def served_quality(
+    served: ServedTables,
+    context: FederatedContext,
+    split: Split,
+    precision: Precision = "fp32",
+    among: IntArray | None = None,
+) -> DeviceQuality:
     """What each device (or each of the given ones) with at least one item to find finds."""
-    splits = world.splits
+    splits = context.splits
     wanted = splits.test if split == "test" else splits.validation
-    exclude = world.seen if split == "test" else splits.train
-    asked = np.arange(world.num_devices) if among is None else among
-    recall, ndcg = np.zeros(world.num_devices), np.zeros(world.num_devices)
+    exclude = context.seen if split == "test" else splits.train
+    asked = np.arange(context.num_devices) if among is None else among
+    recall, ndcg = np.zeros(context.num_devices), np.zeros(context.num_devices)
     chosen = asked[wanted.counts()[asked] > 0]
     for place, table in enumerate(served.tables):
         tier = chosen[served.tier[chosen] == place]
-        for some in world.chunks(tier):
+        for some in context.chunks(tier):
             users = stored_user(np.ascontiguousarray(served.users[some, : table.shape[1]]))
-            option = whole_table(Request(precision, 1.0, 0), DenseTable.of(table, precision), users, 0.0)
+            option = whole_table(Request(precision, 1.0, 0), DenseTable.from_table(table, precision), users, 0.0)
             hidden = exclude.select(some)
             if served.own is None:
                 best = top_rows(option.ranked, option.test_cutoffs, users, hidden, TOP_N)
             else:
-                own = of_devices(served.own, some)
+                own = select_devices(served.own, some)
                 theirs = UserItems(own.indptr, own.items)
                 others = top_rows(option.ranked, option.test_cutoffs, users, hidden.merged(theirs), TOP_N)
                 rows = as_stored(served.tables[place][own.items] + own.rows, precision)
                 best = with_own_rows(others, option.ranked.table, users, hidden, replace(own, rows=rows), TOP_N)
             recall[some], ndcg[some] = recall_ndcg(option.ranked, best, wanted.select(some), TOP_N)
-    return Found(chosen, recall[chosen], ndcg[chosen], np.ones(len(chosen), np.bool_))
+    return DeviceQuality(chosen, recall[chosen], ndcg[chosen], np.ones(len(chosen), np.bool_))
 
 
-def held_bytes(served: Served, precision: Precision) -> IntArray:
+def held_bytes(served: ServedTables, precision: Precision) -> IntArray:
     """Bytes (U,) of what each device holds to rank: header, vector in fp16, its whole table."""
-    sizes = [stored_bytes(DenseTable.of(table, precision)) for table in served.tables]
+    sizes = [stored_bytes(DenseTable.from_table(table, precision)) for table in served.tables]
     return np.array(sizes, np.int64)[served.tier]
 
 
@@ -63,7 +71,7 @@ def as_stored(rows: FloatArray, precision: Precision) -> FloatArray:
     return dequantize(*quantize(rows, precision), precision, rows.shape[1])
 
 
-def of_devices(updates: RowUpdates, devices: IntArray) -> RowUpdates:
+def select_devices(updates: RowUpdates, devices: IntArray) -> RowUpdates:
     """The updates of these devices (N,) alone, in this order."""
     numbered = UserItems(updates.indptr, np.arange(len(updates.items), dtype=np.int32)).select(devices)
     return RowUpdates(numbered.indptr, updates.items[numbered.items], updates.rows[numbered.items])

@@ -16,7 +16,7 @@ import numpy as np
 
 from fl_peel.kernels.on_devices import bce_devices
 from fl_peel.randomness import device_seeds
-from strategies.rivals.federated.base import FloatArray, IntArray, RowSums, RowUpdates, Served, World
+from strategies.rivals.federated.base import FederatedContext, FloatArray, IntArray, RowSums, RowUpdates, ServedTables
 from strategies.rivals.federated.bpr import SharedTable, start_vectors
 
 BATCH_SIZE = 256
@@ -49,9 +49,9 @@ class PFedRec(SharedTable):
     name: str = "pfedrec"
     grid: tuple[PFedRecSetting, ...] = GRID
 
-    def kept(self, world: World, setting: PFedRecSetting) -> FloatArray:
+    def device_states(self, context: FederatedContext, setting: PFedRecSetting) -> FloatArray:
         """Random score functions."""
-        return start_vectors(world, world.dim + 1)
+        return start_vectors(context, context.dim + 1)
 
     def answer(
         self,
@@ -59,11 +59,11 @@ class PFedRec(SharedTable):
         kept: FloatArray,
         devices: IntArray,
         number: int,
-        world: World,
+        context: FederatedContext,
         setting: PFedRecSetting,
     ) -> RowUpdates:
         """Changed rows."""
-        kept[devices], updates = personal_steps(server, kept[devices], devices, number, world, setting)
+        kept[devices], updates = personal_steps(server, kept[devices], devices, number, context, setting)
         return updates
 
     def merged(self, server: FloatArray, sums: RowSums, setting: PFedRecSetting) -> FloatArray:
@@ -71,16 +71,18 @@ class PFedRec(SharedTable):
         share = 1 / max(sums.devices, 1) if setting.server_share is None else setting.server_share
         return (server + share * sums.changes()).astype(np.float32)
 
-    def served(self, server: FloatArray, kept: FloatArray, world: World, setting: PFedRecSetting) -> Served:
+    def served(
+        self, server: FloatArray, kept: FloatArray, context: FederatedContext, setting: PFedRecSetting
+    ) -> ServedTables:
         """The table with every device's own rows, and its own score function, after one more local training on it.
 
         The bias, the same for all items, ranks nothing.
         """
-        everybody = np.arange(world.num_devices)
-        parts = [personal_steps(server, kept[some], some, 0, world, setting) for some in world.chunks(everybody)]
+        everybody = np.arange(context.num_devices)
+        parts = [personal_steps(server, kept[some], some, 0, context, setting) for some in context.chunks(everybody)]
         users = np.concatenate([part[0] for part in parts])
         own = RowUpdates.joined([part[1] for part in parts])
-        return Served((server,), np.zeros(world.num_devices, np.int64), users[:, :-1], own)
+        return ServedTables((server,), np.zeros(context.num_devices, np.int64), users[:, :-1], own)
 
 
 def personal_steps(
@@ -88,20 +90,20 @@ def personal_steps(
     users: FloatArray,
     devices: IntArray,
     number: int,
-    world: World,
+    context: FederatedContext,
     setting: PFedRecSetting,
 ) -> tuple[FloatArray, RowUpdates]:
     """One local training of these devices (N,): score functions (N, d + 1) after it, and how their rows changed."""
-    train = world.train.select(devices)
+    train = context.train.select(devices)
     users = np.ascontiguousarray(users)
     draws = setting.epochs * (1 + setting.num_negatives)
-    room = RowUpdates.room(train, world.num_items, table.shape[1], draws)
+    room = RowUpdates.room(train, context.num_items, table.shape[1], draws)
     bce_devices(
         table,
         users,
         train.indptr,
         train.items,
-        device_seeds(world.seed, "pfedrec", number, devices=devices),
+        device_seeds(context.seed, "pfedrec", number, devices=devices),
         setting.epochs,
         setting.num_negatives,
         BATCH_SIZE,

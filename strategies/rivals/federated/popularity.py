@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from strategies.rivals.federated.base import FloatArray, IntArray, RowSums, RowUpdates, Served, World
+from strategies.rivals.federated.base import FederatedContext, FloatArray, IntArray, RowSums, RowUpdates, ServedTables
 
 
 @dataclass(frozen=True)
@@ -19,28 +19,34 @@ class Popularity:
     name: str = "popularity"
     grid: tuple[None, ...] = (None,)
 
-    def server(self, world: World, setting: None) -> FloatArray:
+    def server(self, context: FederatedContext, setting: None) -> FloatArray:
         """Zeros."""
-        return np.zeros((world.num_items, 1), np.float32)
+        return np.zeros((context.num_items, 1), np.float32)
 
-    def kept(self, world: World, setting: None) -> np.ndarray:
+    def device_states(self, context: FederatedContext, setting: None) -> np.ndarray:
         """Nobody has."""
-        return np.zeros(world.num_devices, np.bool_)
+        return np.zeros(context.num_devices, np.bool_)
 
-    def sent(self, server: FloatArray, devices: IntArray, world: World) -> IntArray:
+    def sent(self, server: FloatArray, devices: IntArray, context: FederatedContext) -> IntArray:
         """Nothing."""
         return np.zeros(len(devices), np.int64)
 
-    def nothing(self, world: World) -> RowSums:
+    def nothing(self, context: FederatedContext) -> RowSums:
         """Zeros."""
-        return RowSums.nothing(world.num_items, 1)
+        return RowSums.nothing(context.num_items, 1)
 
     def answer(
-        self, server: FloatArray, kept: np.ndarray, devices: IntArray, number: int, world: World, setting: None
+        self,
+        server: FloatArray,
+        kept: np.ndarray,
+        devices: IntArray,
+        number: int,
+        context: FederatedContext,
+        setting: None,
     ) -> RowUpdates:
         """Ones, of those that have not spoken yet."""
-        counts = world.train.counts()[devices] * ~kept[devices]
-        train = world.train.select(devices).keep(np.repeat(~kept[devices], world.train.counts()[devices]))
+        counts = context.train.counts()[devices] * ~kept[devices]
+        train = context.train.select(devices).keep(np.repeat(~kept[devices], context.train.counts()[devices]))
         kept[devices] = True
         return RowUpdates(
             np.concatenate([[0], np.cumsum(counts)]), train.items, np.ones((len(train.items), 1), np.float32)
@@ -50,6 +56,8 @@ class Popularity:
         """Counts so far."""
         return (server + sums.changes()).astype(np.float32)
 
-    def served(self, server: FloatArray, kept: np.ndarray, world: World, setting: None) -> Served:
+    def served(self, server: FloatArray, kept: np.ndarray, context: FederatedContext, setting: None) -> ServedTables:
         """Counts as a table of one column, a score for everybody."""
-        return Served((server,), np.zeros(world.num_devices, np.int64), np.ones((world.num_devices, 1), np.float32))
+        return ServedTables(
+            (server,), np.zeros(context.num_devices, np.int64), np.ones((context.num_devices, 1), np.float32)
+        )

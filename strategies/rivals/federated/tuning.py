@@ -16,8 +16,8 @@ import numpy as np
 from fl_peel.blocks.settings import Precision
 from fl_peel.events import Event
 from fl_peel.randomness import rng_for
-from strategies.rivals.federated.base import Federated, IntArray, Served, World
-from strategies.rivals.federated.measure import found_by, held_bytes, quality
+from strategies.rivals.federated.base import Federated, FederatedContext, IntArray, ServedTables
+from strategies.rivals.federated.measure import held_bytes, quality, served_quality
 from strategies.rivals.replicates import replicates
 
 RECALL = "recall@20"
@@ -36,7 +36,7 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Trained:
+class BestRound:
     """The best round of a training. recall: of the panel on validation; down, up: (U,) bytes until then; last: rounds
     that were run.
     """
@@ -44,77 +44,77 @@ class Trained:
     setting: Any
     round: int
     recall: float
-    served: Served
+    served: ServedTables
     down: IntArray
     up: IntArray
     last: int
 
 
-def train(method: Federated[Any], setting: Any, world: World, effort: Effort) -> Trained:
+def train(method: Federated[Any], setting: Any, context: FederatedContext, effort: Effort) -> BestRound:
     """Rounds until validation is no longer better, or numbers diverge; devices, messages and server as in
     :class:`Federated`.
     """
-    panel = panel_of(world, effort.panel)
-    server, kept = method.server(world, setting), method.kept(world, setting)
-    down, up = np.zeros(world.num_devices, np.int64), np.zeros(world.num_devices, np.int64)
-    best: Trained | None = None
+    panel = panel_of(context, effort.panel)
+    server, kept = method.server(context, setting), method.device_states(context, setting)
+    down, up = np.zeros(context.num_devices, np.int64), np.zeros(context.num_devices, np.int64)
+    best: BestRound | None = None
     number = 0
     for number in range(1, effort.rounds + 1):
-        devices = world.present(number)
-        sums = method.nothing(world)
-        for some in world.chunks(devices):
-            down[some] += method.sent(server, some, world)
-            message = method.answer(server, kept, some, number, world, setting)
+        devices = context.present(number)
+        sums = method.nothing(context)
+        for some in context.chunks(devices):
+            down[some] += method.sent(server, some, context)
+            message = method.answer(server, kept, some, number, context, setting)
             up[some] += message.num_bytes
             sums += message
         server = method.merged(server, sums, setting)
         if number % effort.every and number != effort.rounds:
             continue
-        found = method.served(server, kept, world, setting)
-        if not storable(found):
+        final = method.served(server, kept, context, setting)
+        if not storable(final):
             break
-        for served in choices(found):
-            recall = quality(served, world, "validation", among=panel)[RECALL]
+        for served in choices(final):
+            recall = quality(served, context, "validation", among=panel)[RECALL]
             if best is None or recall > best.recall:
-                best = Trained(setting, number, recall, copied(served), down.copy(), up.copy(), number)
+                best = BestRound(setting, number, recall, copied(served), down.copy(), up.copy(), number)
         assert best is not None
         if number - best.round >= effort.patience * effort.every:
             break
-    return replace(best or diverged(world, setting), last=number)
+    return replace(best or diverged(context, setting), last=number)
 
 
-def storable(served: Served) -> bool:
+def storable(served: ServedTables) -> bool:
     """Whether all numbers are finite, and vectors fit fp16: training has not diverged."""
     parts = (*served.tables, *(() if served.own is None else (served.own.rows,)))
     largest = float(np.abs(served.users).max(initial=0))
     return all(np.isfinite(part).all() for part in parts) and largest < float(np.finfo(np.float16).max)
 
 
-def diverged(world: World, setting: Any) -> Trained:
+def diverged(context: FederatedContext, setting: Any) -> BestRound:
     """Of a setting under which no table could be served: nobody finds anything."""
-    nothing = np.zeros(world.num_devices, np.int64)
-    table, users = np.zeros((world.num_items, 1), np.float32), np.zeros((world.num_devices, 1), np.float32)
-    return Trained(setting, 0, 0.0, Served((table,), nothing, users), nothing, nothing, 0)
+    nothing = np.zeros(context.num_devices, np.int64)
+    table, users = np.zeros((context.num_items, 1), np.float32), np.zeros((context.num_devices, 1), np.float32)
+    return BestRound(setting, 0, 0.0, ServedTables((table,), nothing, users), nothing, nothing, 0)
 
 
-def choices(served: Served) -> list[Served]:
+def choices(served: ServedTables) -> list[ServedTables]:
     """What validation chooses from after a round: with devices' own rows, if there are any, and without."""
     return [served] if served.own is None else [served, replace(served, own=None)]
 
 
-def copied(served: Served) -> Served:
+def copied(served: ServedTables) -> ServedTables:
     """As it is now; later rounds change what devices keep."""
     return replace(served, users=served.users.copy())
 
 
-def panel_of(world: World, size: int) -> IntArray:
+def panel_of(context: FederatedContext, size: int) -> IntArray:
     """Devices with validation items, at most so many, ascending."""
-    able = np.flatnonzero(world.splits.validation.counts() > 0)
-    return np.sort(rng_for(world.seed, "federated-panel").permutation(able)[:size])
+    able = np.flatnonzero(context.splits.validation.counts() > 0)
+    return np.sort(rng_for(context.seed, "federated-panel").permutation(able)[:size])
 
 
 def tuned(
-    method: Federated[Any], world: World, precisions: Sequence[Precision], effort: Effort | None = None
+    method: Federated[Any], context: FederatedContext, precisions: Sequence[Precision], effort: Effort | None = None
 ) -> dict[str, Any]:
     """The method at its best setting and round: {"rows": one for each precision, "setting", "own_rows",
     "tried", "trained"}.
@@ -123,27 +123,31 @@ def tuned(
     """
     effort = effort or Effort()
     start = time.perf_counter()
-    best: Trained | None = None
+    best: BestRound | None = None
     tried = []
     for place, setting in enumerate(method.grid, start=1):
-        one = train(method, setting, world, effort)
+        one = train(method, setting, context, effort)
         tried.append({"setting": plain(setting), "round": one.round, "last": one.last, "validation": one.recall})
         if best is None or one.recall > best.recall:
             best = one
         text = f"{plain(setting)}: validation {RECALL} {one.recall:.4f} after {one.round} rounds"
-        world.on_event(Event(method.name, place, len(method.grid), text))
+        context.on_event(Event(method.name, place, len(method.grid), text))
     assert best is not None
     seconds = time.perf_counter() - start
-    rows = [row(best, world, precision) | {"seconds": seconds, "trials": len(method.grid)} for precision in precisions]
+    rows = [
+        row(best, context, precision) | {"seconds": seconds, "trials": len(method.grid)} for precision in precisions
+    ]
     own_rows = best.served.own is not None
     return {"rows": rows, "setting": plain(best.setting), "own_rows": own_rows, "tried": tried, "trained": best}
 
 
-def row(best: Trained, world: World, precision: Precision, served: Served | None = None) -> dict[str, Any]:
+def row(
+    best: BestRound, context: FederatedContext, precision: Precision, served: ServedTables | None = None
+) -> dict[str, Any]:
     """What of a training is reported at a precision; ``served`` in place of what it serves."""
     shown = served or best.served
     held = held_bytes(shown, precision)
-    found = found_by(shown, world, "test", precision)
+    on_test = served_quality(shown, context, "test", precision)
     return {
         "precision": precision,
         "stored_bytes_max": int(held.max(initial=0)),
@@ -151,9 +155,9 @@ def row(best: Trained, world: World, precision: Precision, served: Served | None
         "bytes_down_mean": float((best.down + held).mean()),
         "bytes_up_mean": float(best.up.mean()),
         "rounds": best.round,
-        "validation_recall@20": quality(shown, world, "validation", precision)[RECALL],
-        **found.mean(),
-        "replicates": replicates(found),
+        "validation_recall@20": quality(shown, context, "validation", precision)[RECALL],
+        **on_test.mean(),
+        "replicates": replicates(on_test),
     }
 
 

@@ -42,8 +42,8 @@ def everything(fleet):
     """What can be asked of a fleet, of 200 devices over some rounds."""
     budgets = FleetBudgets(fleet, 3, ids(200), TABLE)
     moments = [0.0, 0.5, 1.0, 2.0, 3.25]
-    told = [budgets.at(now) for now in moments] + [fleet.available(3, ids(200), now) for now in moments]
-    return fleet.names, fleet.shares, np.array(told).tolist(), budgets.ceiling().tolist()
+    events = [budgets.at(now) for now in moments] + [fleet.available(3, ids(200), now) for now in moments]
+    return fleet.names, fleet.shares, np.array(events).tolist(), budgets.ceiling().tolist()
 
 
 @pytest.mark.parametrize("entry", ["traced.yaml", "traced.yaml:traced", "traced.yaml:plain"])

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from clients.fleet.budgets import held_once
-from clients.node.clock import MOST, DeviceRates, never_in_time, round_seconds, spend
+from clients.fleet.fleet_budgets import held_once
+from clients.node.clock import MOST, DeviceRates, never_within_deadline, round_seconds, spend
 
 # 0.5 s latency, 8 Mbit/s down = 1,000,000 B/s, 0.8 Mbit/s up = 100,000 B/s, 50 samples/s, 2 W, 4 J/MB
-PHONE = DeviceRates.of(
+PHONE = DeviceRates.from_rates(
     {
         "latency_ms": np.array([500.0]),
         "downlink_mbps": np.array([8.0]),
@@ -61,9 +61,9 @@ def test_a_device_that_ends_on_the_deadline_is_in_time():
 
 def test_no_need_to_train_what_is_late_before_its_upload():
     # latency, download and training alone take 5.5 s
-    assert never_in_time(PHONE, DOWN, SAMPLES, 5.4).all()
-    assert not never_in_time(PHONE, DOWN, SAMPLES, 5.5).any()
-    assert not never_in_time(PHONE, DOWN, SAMPLES, None).any()
+    assert never_within_deadline(PHONE, DOWN, SAMPLES, 5.4).all()
+    assert not never_within_deadline(PHONE, DOWN, SAMPLES, 5.5).any()
+    assert not never_within_deadline(PHONE, DOWN, SAMPLES, None).any()
 
 
 def test_devices_that_would_never_end_add_up_all_the_same():
@@ -91,7 +91,7 @@ def test_a_deadline_only_ever_takes_away(values, down, samples, up, deadline_s):
     assert cut.late[0] == (round_seconds(rates, *work)[0] > deadline_s)
     if not cut.late[0]:
         assert (cut.energy_mj, cut.upload_bytes) == (free.energy_mj, free.upload_bytes)
-    assert not never_in_time(rates, work[0], work[1], deadline_s)[0] or cut.late[0]
+    assert not never_within_deadline(rates, work[0], work[1], deadline_s)[0] or cut.late[0]
 
 
 def test_devices_do_not_depend_on_their_company():
@@ -117,6 +117,6 @@ def test_a_value_that_all_devices_have_is_held_once():
 
 def test_rates_that_all_devices_share_take_no_memory_for_each():
     names = ("latency_ms", "downlink_mbps", "uplink_mbps", "samples_per_s", "train_watts", "radio_joules_per_mb")
-    rates = DeviceRates.of({name: np.full(1000, number + 1.0) for number, name in enumerate(names)})
+    rates = DeviceRates.from_rates({name: np.full(1000, number + 1.0) for number, name in enumerate(names)})
     assert {array.strides for array in vars(rates).values()} == {(0,)}
     assert rates.downlink_bytes_per_s[-1] == 250_000

@@ -14,7 +14,7 @@ from clients.node.joining import join
 from clients.round.clear import clear_round
 from clients.serving.evaluate import evaluate_budgets
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RowOrder, pack_ranking
+from fl_peel.blocks.ranked_blocks import RowOrder, pack_ranking
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes, stored_user
 from fl_peel.data.synthetic import planted_interactions
 from fl_peel.errors import BudgetError, EngineError
@@ -31,7 +31,7 @@ from fl_peel.wire import (
     JoinRequest,
     RoundReply,
     RoundRequest,
-    Setting,
+    RunSetting,
     pack,
 )
 from strategies.groups.aggregation import BlockSums, mean_update
@@ -108,9 +108,9 @@ class World:
         self.weights = rng.random((GROUPS, LAYOUT.num_blocks))
 
     @property
-    def setting(self) -> Setting:
+    def setting(self) -> RunSetting:
         fleet = fleet_files(self.scenario.fleet)
-        return Setting(self.scenario.to_json(), "", str(self.folder / "run"), fleet=fleet)
+        return RunSetting(self.scenario.to_json(), "", str(self.folder / "run"), fleet=fleet)
 
     def cohorts(self, nodes: int) -> list[Cohort]:
         scenario, run_dir, fleet = self.setting.scenario, self.setting.run_dir, self.setting.fleet
@@ -191,11 +191,11 @@ def run(world: World, nodes: int) -> Outcome:
             reply = clear_round(cohort, request)
             replies.append(reply)
             for group, content in reply.groups.items():
-                order = RowOrder.of(LAYOUT, request.groups[group]["blocks"].astype(np.int64))
+                order = RowOrder.from_blocks(LAYOUT, request.groups[group]["blocks"].astype(np.int64))
                 shape = len(order.items), SLICES, DIM, len(request.groups[group]["blocks"])
                 sums.setdefault(group, BlockSums.zeros(*shape)).add(content)
         for group, total in sums.items():
-            order = RowOrder.of(LAYOUT, request.groups[group]["blocks"].astype(np.int64))
+            order = RowOrder.from_blocks(LAYOUT, request.groups[group]["blocks"].astype(np.int64))
             tables[group, order.items] += mean_update(total, order.position, "touched")[0]
         history.append(replies)
         totals.append(sums)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fl_peel import wire
 from simulations.scenario_files import load_scenario
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid
@@ -26,7 +26,7 @@ KINDS = {
 def test_a_question_is_answered_or_refused_in_one_line(tiny, tmp_path, mode):
     """Every kind of message, changed in every way; no compiled loop meets a number that it does not expect."""
     grid = LoopbackGrid(2)
-    serve(grid, load_scenario(tiny, MODES[mode]), Place("", str(tmp_path / "run")))
+    serve(grid, load_scenario(tiny, MODES[mode]), RunPaths("", str(tmp_path / "run")))
     asked = {}
     for kind, content in grid.crossed:
         asked.setdefault(kind, []).append(content)
@@ -64,7 +64,7 @@ TIMES = {
 def test_a_time_that_never_comes_is_refused(tiny, tmp_path, mode, when):
     """The budgets' clock starts at 0, and nodes go from step to step to know where they are."""
     grid = LoopbackGrid(1)
-    serve(grid, load_scenario(tiny, MODES[mode]), Place("", str(tmp_path / "run")))
+    serve(grid, load_scenario(tiny, MODES[mode]), RunPaths("", str(tmp_path / "run")))
     node = next(iter(grid.get_node_ids()))
     for kind, name in TIMES[mode].items():
         content = next(content for its, content in grid.crossed if its == kind)
@@ -77,7 +77,7 @@ def test_a_time_that_never_comes_is_refused(tiny, tmp_path, mode, when):
 @pytest.mark.parametrize("place", [0, 1 << 30])
 def test_a_place_that_no_drawn_item_has_is_refused(tiny, tmp_path, place):
     grid = LoopbackGrid(1)
-    serve(grid, load_scenario(tiny, MODES["federated"]), Place("", str(tmp_path / "run")))
+    serve(grid, load_scenario(tiny, MODES["federated"]), RunPaths("", str(tmp_path / "run")))
     content = next(content for kind, content in grid.crossed if kind == wire.CHOICE)
     content["config"]["place"] = place
     node = next(iter(grid.get_node_ids()))

@@ -429,7 +429,7 @@ def test_budgets_of_a_round_are_found_once_and_those_of_the_next_anew():
 def test_devices_of_one_constant_budget_take_no_memory_for_each():
     one = {"name": "one", "memory": {"table_share": 1.0}, "budget": {"process": "constant"}}
     budgets = FleetBudgets(fleet_from_mapping({"profiles": [one]}), 0, devices_of(1000), 10**7)
-    for found in (budgets.during(1), budgets.working()):
-        assert set(found.strides) == {0}
-        assert found.shape[-1] == 1000
+    for result in (budgets.during(1), budgets.working()):
+        assert set(result.strides) == {0}
+        assert result.shape[-1] == 1000
     assert (budgets.during(1) == 10**7).all()

@@ -317,9 +317,9 @@ def test_the_state_is_found_by_looking_back_no_further_than_needed(monkeypatch):
         return advance(self, state, seed, devices, step)
 
     monkeypatch.setattr(MarkovBudget, "advance", counted)
-    found = process.state_at(3, ids(50), 1000)
+    result = process.state_at(3, ids(50), 1000)
     assert asked == [1000]
-    assert (found == process.state_at(3, ids(50), 1000)).all()
+    assert (result == process.state_at(3, ids(50), 1000)).all()
     assert (process.state_at(3, ids(50), 0) == process.start(3, ids(50))).all()
 
 

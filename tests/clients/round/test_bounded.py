@@ -12,13 +12,13 @@ from fl_peel import wire
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.plan import make_plan
-from simulations.report.page import privacy_views
+from fl_peel.privacy.noise_plan import make_plan
+from simulations.report.run_page import privacy_views
 from simulations.scenario_files import load_scenario, shipped_scenarios
 from strategies.figures.schema import to_json
 from strategies.rounds.noised import PrivateRounds, empty_sums
 from strategies.rounds.sampling import sample_cohort
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.clients.node.test_cohort import LAYOUT
 from tests.helpers.loopback import LoopbackGrid
@@ -37,7 +37,7 @@ SHIPPED = {"private": 2, "local-dp": 8}
 def run_of(tiny, folder, overrides, nodes=2):
     scenario = load_scenario(tiny, overrides)
     grid = LoopbackGrid(nodes)
-    return serve(grid, scenario, Place("", str(folder / f"run-{nodes}-{len(list(folder.iterdir()))}"))), grid
+    return serve(grid, scenario, RunPaths("", str(folder / f"run-{nodes}-{len(list(folder.iterdir()))}"))), grid
 
 
 def figures(result):
@@ -154,14 +154,14 @@ def test_hidden_rows_and_requests_cost_bytes(tiny, tmp_path):
 
 
 def test_the_report_names_what_was_released(tiny, tmp_path):
-    told = run_of(tiny, tmp_path, (*CENTRAL, "privacy.clipping.kind=adaptive"))[0].privacy
-    assert told.epsilon == pytest.approx(6.573, abs=0.01)  # two rounds of multiplier 1 are one of 1 / sqrt(2)
-    assert (told.delta, told.accounted.accountant) == (1e-5, "PLD")
-    assert [release.part for release in told.accounted.releases] == ["updates", "signals", "quantile"]
-    assert sum(release.share for release in told.accounted.releases) == pytest.approx(1)
-    assert len(told.accounted.clip_norms) == 2
-    assert told.accounted.clip_norms[0] != told.accounted.clip_norms[1]
-    assert "the train interactions of all users" in told.accounted.not_covered[0]
+    events = run_of(tiny, tmp_path, (*CENTRAL, "privacy.clipping.kind=adaptive"))[0].privacy
+    assert events.epsilon == pytest.approx(6.573, abs=0.01)  # two rounds of multiplier 1 are one of 1 / sqrt(2)
+    assert (events.delta, events.accounted.accountant) == (1e-5, "PLD")
+    assert [release.part for release in events.accounted.releases] == ["updates", "signals", "quantile"]
+    assert sum(release.share for release in events.accounted.releases) == pytest.approx(1)
+    assert len(events.accounted.clip_norms) == 2
+    assert events.accounted.clip_norms[0] != events.accounted.clip_norms[1]
+    assert "the train interactions of all users" in events.accounted.not_covered[0]
 
 
 def test_the_bound_follows_the_quantile():
@@ -205,11 +205,11 @@ def test_withholding_is_for_privacy_alone(tiny):
     counts.clock.sampled[:] = [3, 4]
     for overrides, left in (((), 7), (CENTRAL, 0), ((*CENTRAL, "privacy.counters=measured"), 7)):
         scenario = load_scenario(tiny, overrides)
-        setting = wire.Setting(scenario.to_json(), "", "")
+        setting = wire.RunSetting(scenario.to_json(), "", "")
         nobody = np.zeros(0, np.int64)
-        said = contents_of(scenario, wire.RoundRequest(setting, 1, True, 1.0, nobody, nobody, {})).counted(counts)
-        assert said.slowest_us == left
-        assert said.clock.sampled.tolist() == ([3, 4] if left else [7, 0])
+        output = contents_of(scenario, wire.RoundRequest(setting, 1, True, 1.0, nobody, nobody, {})).counted(counts)
+        assert output.slowest_us == left
+        assert output.clock.sampled.tolist() == ([3, 4] if left else [7, 0])
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -230,7 +230,7 @@ def test_a_target_out_of_reach_stops_the_run_before_pretraining(tiny, tmp_path):
 def test_no_train_item_is_in_a_list_that_signals_are_counted_on(tiny, tmp_path, monkeypatch):
     """A device's hits are of items that it has not: else they would say what it trained on."""
     seen = []
-    real = members.train_in_time
+    real = members.train_within_deadline
 
     def listen(ranked, memory, devices, *args, **kwargs):
         done = real(ranked, memory, devices, *args, **kwargs)
@@ -238,12 +238,12 @@ def test_no_train_item_is_in_a_list_that_signals_are_counted_on(tiny, tmp_path, 
             seen.append((ranked, devices.train.select(done.kept), done.best))
         return done
 
-    monkeypatch.setattr(members, "train_in_time", listen)
+    monkeypatch.setattr(members, "train_within_deadline", listen)
     run_of(tiny, tmp_path, CENTRAL)
     lists = [
         (set(ranked.items[best[best >= 0]].tolist()), set(train.row(i).tolist()))
-        for ranked, train, found in seen
-        for i, best in enumerate(found)
+        for ranked, train, result in seen
+        for i, best in enumerate(result)
     ]
     assert len(lists) >= 40
     assert sum(len(shown) for shown, _ in lists) > 10 * len(lists)

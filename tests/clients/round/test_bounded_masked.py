@@ -10,18 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.node.cohort import open_cohort
-from clients.round.world import answering
+from clients.round.round_context import answering
 from fl_peel import wire
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.counters import ClockCounts
 from fl_peel.exchange.release import update_bits
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.noising import with_noise_shares
-from fl_peel.privacy.plan import in_masked_sums, make_plan, noise_devices_of
+from fl_peel.privacy.device_noise import with_noise_shares
+from fl_peel.privacy.noise_plan import in_masked_sums, make_plan, noise_devices_of
 from fl_peel.privacy.report import report_of
-from fl_peel.privacy.sources import Seeded
+from fl_peel.privacy.sources import SeededNoise
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.plan import needed_of
+from fl_peel.secure.protocol_plan import needed_of
 from simulations.scenario_files import load_scenario
 from strategies.rounds.channel import OpenedSum
 from strategies.rounds.noised import PrivateRounds
@@ -74,7 +74,7 @@ def test_survivors_at_the_threshold_reach_the_planned_noise(devices, threshold, 
     nothing = {"updates": np.zeros((400, 250), np.int64)}
     for count in (fewest, devices):
         noised = (
-            with_noise_shares(nothing, {"updates": 3.0}, fewest, Seeded(0), 1, np.arange(count))["updates"]
+            with_noise_shares(nothing, {"updates": 3.0}, fewest, SeededNoise(0), 1, np.arange(count))["updates"]
             / FIXED_POINT
         )
         # standard error of a deviation over 100,000 numbers: 0.22 %
@@ -157,13 +157,13 @@ def test_no_message_of_a_lone_device_names_its_class(tiny_scenario, tmp_path):
     assert len(joined) == 40
     assert len({tuple(reply.ceilings.tolist()) for reply in joined}) == 1  # not its own, which is its class's
     kinds = {wire.SECURE_KEYS: wire.SecureKeysReply, wire.SECURE_ROUND: wire.SecureRoundReply}
-    found = dict.fromkeys(kinds, 0)
+    result = dict.fromkeys(kinds, 0)
     for kind, content in grid.crossed:
         what = kind.removeprefix("reply to ")
         if what == kind or what not in kinds:
             continue
         reply = wire.unpack(kinds[what], content)
-        found[what] += 1
+        result[what] += 1
         expected = ClockCounts.zeros(len(reply.clock.sampled))
         if what == wire.SECURE_KEYS:
             expected.sampled[0] = 1
@@ -171,7 +171,7 @@ def test_no_message_of_a_lone_device_names_its_class(tiny_scenario, tmp_path):
             assert not reply.classes.stacked().any()
             assert reply.slowest_us == 0
         assert np.array_equal(reply.clock.stacked(), expected.stacked())
-    assert set(found.values()) == {80}  # two rounds
+    assert set(result.values()) == {80}  # two rounds
 
 
 def test_devices_of_all_classes_answer_equally_often(tiny, tmp_path):
@@ -200,9 +200,9 @@ def test_the_report_says_whom_the_noise_is_against():
     scenario = load_scenario("private")
     plan = make_plan(scenario)
     assert in_masked_sums(scenario, plan.mechanism)
-    told = report_of(scenario, plan, [1.0])
-    assert "towards the server too" in told.accounted.covers
-    assert {release.added_by for release in told.accounted.releases} == {"devices, in shares"}
+    events = report_of(scenario, plan, [1.0])
+    assert "towards the server too" in events.accounted.covers
+    assert {release.added_by for release in events.accounted.releases} == {"devices, in shares"}
     clear = load_scenario("private", ["secure_aggregation.masked=false"])
     assert "the server too" not in report_of(clear, plan, [1.0]).accounted.covers
 

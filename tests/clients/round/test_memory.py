@@ -7,10 +7,10 @@ import pytest
 
 from clients.fleet.fleet import FleetBudgets, fleet_from_mapping
 from clients.round import memory as module
-from clients.round.memory import RoundMemory, Working
-from clients.serving.held import Held
+from clients.round.memory import RoundMemory, WorkingMemory
+from clients.serving.holdings import Holdings
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks, rank_blocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks, rank_blocks
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.memory import TrainingMemory
 from fl_peel.training.settings import LocalTraining
@@ -24,8 +24,8 @@ TAKES = TrainingMemory(4, 1, LocalTraining(num_negatives=1), 0)
 """With n interactions 4 n + 16 + 48 bytes, 5 a row held and 40 a row touched, 2 n rows in one epoch."""
 
 
-def working(*allowed: int, interactions: int = 10) -> Working:
-    return Working(np.array(allowed), np.full(len(allowed), interactions), TAKES)
+def working(*allowed: int, interactions: int = 10) -> WorkingMemory:
+    return WorkingMemory(np.array(allowed), np.full(len(allowed), interactions), TAKES)
 
 
 def test_training_begins_with_as_many_of_the_stored_blocks_as_working_memory_allows():
@@ -35,18 +35,18 @@ def test_training_begins_with_as_many_of_the_stored_blocks_as_working_memory_all
     assert trainable.tolist() == [0, 0, 1, 2, 5, 12]
     budgets = np.full((2, 6), 52 + 4 * 8)
     budgets[1, 4] = 52 + 3 * 8
-    memory = RoundMemory.of(RANKED, budgets, trainable)
+    memory = RoundMemory.from_budgets(RANKED, budgets, trainable)
     assert memory.first.tolist() == [4] * 6
     assert memory.last.tolist() == [4, 4, 4, 4, 3, 4]
-    assert memory.begun.tolist() == [0, 0, 1, 2, 4, 4]
+    assert memory.started.tolist() == [0, 0, 1, 2, 4, 4]
     assert memory.trained.tolist() == [0, 0, 1, 2, 3, 4]
     assert memory.interrupted.tolist() == [False] * 4 + [True, False]
     assert memory.dropped_out.tolist() == [True] * 2 + [False] * 4
-    assert (own.most_bytes(RANKED, memory.begun) <= np.maximum(own.allowed, 8)).all()
+    assert (own.most_bytes(RANKED, memory.started) <= np.maximum(own.allowed, 8)).all()
 
 
 def test_losing_blocks_that_are_not_trained_interrupts_nothing():
-    memory = RoundMemory.of(RANKED, np.array([[52 + 40, 52 + 16], [52 + 16, 52 + 40]]), np.array([2, 2]))
+    memory = RoundMemory.from_budgets(RANKED, np.array([[52 + 40, 52 + 16], [52 + 16, 52 + 40]]), np.array([2, 2]))
     assert memory.dropped_blocks.tolist() == [True, False]
     assert memory.interrupted.tolist() == [False, False]
 
@@ -55,8 +55,8 @@ def test_steps_at_which_a_device_holds_more_than_its_budget_are_counted(monkeypa
     """By itself, whatever chose the blocks."""
     budgets = np.full((3, 2), 84)
     more = np.array([[1, 0], [1, 0], [0, 1]])
-    monkeypatch.setattr(module, "stored_bytes", lambda ranked, held, lowest, beside: budgets + more)
-    assert RoundMemory.of(RANKED, budgets, np.full(2, 12)).violations.tolist() == [2, 1]
+    monkeypatch.setattr(module, "stored_bytes", lambda ranked, held, lowest, extra: budgets + more)
+    assert RoundMemory.from_budgets(RANKED, budgets, np.full(2, 12)).violations.tolist() == [2, 1]
 
 
 def test_working_bytes_by_hand():
@@ -64,7 +64,9 @@ def test_working_bytes_by_hand():
     what they may have touched. The fifth has nothing to train and reads a block.
     """
     own = working(*[10_000] * 4, 50)
-    memory = RoundMemory.of(RANKED, np.array([[84, 84, 84, 84, 84], [84, 84, 60, 84, 84]]), own.cutoffs(RANKED))
+    memory = RoundMemory.from_budgets(
+        RANKED, np.array([[84, 84, 84, 84, 84], [84, 84, 60, 84, 84]]), own.cutoffs(RANKED)
+    )
     taken = memory.working_bytes(RANKED, own, np.array([0, 1, 2]), np.array([3, 1, 1]))
     full = 104 + 4 * 45
     assert taken.tolist() == [104 + 4 * 5 + 3 * 40, 104 + 4 * 5 + 40, full, full, 8]
@@ -84,7 +86,7 @@ def test_what_a_device_may_take_by_hand():
 
 
 def test_what_lies_beside_the_file_counts_against_the_budget():
-    memory = RoundMemory.of(RANKED, np.array([[84, 59, 60, 68]]), np.full(4, 12), beside=8)
+    memory = RoundMemory.from_budgets(RANKED, np.array([[84, 59, 60, 68]]), np.full(4, 12), extra_bytes=8)
     assert memory.first.tolist() == [3, 0, 0, 1]
     assert memory.stored.tolist() == [84, 0, 60, 68]
     assert not memory.violations.any()
@@ -93,7 +95,7 @@ def test_what_lies_beside_the_file_counts_against_the_budget():
 def test_a_device_that_stores_more_than_its_budget_is_counted():
     """By itself, whatever chose the blocks."""
     some = np.array([100, 101, 99, 500])
-    held = Held(np.zeros(4, np.int64), some, np.array([100, 100, 100, UNLIMITED]), np.zeros(4, np.bool_))
+    held = Holdings(np.zeros(4, np.int64), some, np.array([100, 100, 100, UNLIMITED]), np.zeros(4, np.bool_))
     assert held.violations.tolist() == [0, 1, 0, 0]
 
 
@@ -104,7 +106,7 @@ def test_serving_from_blocks_whose_cost_lies_is_counted(monkeypatch, room):
         return cutoffs, self.stored_bytes(cutoffs), cutoffs
 
     monkeypatch.setattr(RankedBlocks, "cutoffs_without", one_more)
-    held = Held.under(RANKED, OWN_BUDGET, 1.0, room, np.array([84, 52 + 12 * 8]), rows_of([], []))
+    held = Holdings.under(RANKED, OWN_BUDGET, 1.0, room, np.array([84, 52 + 12 * 8]), rows_of([], []))
     assert held.violations.tolist() == ([1, 0] if room < 0 else [0, 0])  # with a room, what does not fit is not held
 
 
@@ -137,6 +139,6 @@ def test_working_memory_is_of_the_largest_budget_and_leaves_it_room():
 
 def test_the_user_embedding_a_device_may_go_back_to_lies_beside():
     scenario = Scenario.model_validate({"name": "n", "data": {"name": "ml-100k"}})
-    assert module.beside_bytes(scenario) == 2 * scenario.pretraining.embedding_dim
+    assert module.extra_bytes(scenario) == 2 * scenario.pretraining.embedding_dim
     always = {"refinement": {"acceptance": {"rule": "always"}}}
-    assert module.beside_bytes(Scenario.model_validate({"name": "n", "data": {"name": "ml-100k"}, **always})) == 0
+    assert module.extra_bytes(Scenario.model_validate({"name": "n", "data": {"name": "ml-100k"}, **always})) == 0

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from clients.round import memory as module
-from clients.round.memory import Working
-from fl_peel.blocks.ranked import RankedBlocks
+from clients.round.memory import WorkingMemory
+from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.errors import BudgetError
 from simulations.scenario_files import load_scenario
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.clients.node.test_cohort import World
 from tests.helpers.loopback import LoopbackGrid
@@ -44,7 +44,7 @@ def test_training_that_takes_more_than_it_may_is_counted(tmp_path, monkeypatch):
     """A round whose choice of blocks ignores working memory: every device of the class goes over it."""
     world = world_of(tmp_path, TIGHT.replace("FACTOR", "3"))
     tight = int((world.cohorts(1)[0].classes == 1).sum())
-    monkeypatch.setattr(Working, "cutoffs", lambda self, ranked: np.full(len(self.allowed), len(ranked.blocks)))
+    monkeypatch.setattr(WorkingMemory, "cutoffs", lambda self, ranked: np.full(len(self.allowed), len(ranked.blocks)))
     (reply,) = round_of(world, EVERYBODY)
     assert reply.counts.classes.working_violations.tolist() == [0, tight]
 
@@ -61,7 +61,7 @@ def test_working_memory_that_trains_nothing_is_refused_at_the_start(tmp_path):
 def violated(tiny, tmp_path, name: str):
     """A whole run."""
     more = ["elasticity={rounds: 2, falls: [0.8], devices: 40}", "fairness={tiers: [40%]}"]
-    return serve(LoopbackGrid(1), load_scenario(tiny, more), Place("", str(tmp_path / name)))
+    return serve(LoopbackGrid(1), load_scenario(tiny, more), RunPaths("", str(tmp_path / name)))
 
 
 def test_a_run_reports_what_serving_stores_over_budget(tiny, tmp_path, monkeypatch):
@@ -86,8 +86,8 @@ def test_a_run_reports_what_rounds_store_and_take_over_their_bounds(tiny, tmp_pa
     right = violated(tiny, tmp_path, "right").device_classes
     assert all(row.peak_bytes_mean > row.stored_bytes_mean > 0 for row in right.values())
     assert not any(row.working_violations for row in right.values())
-    monkeypatch.setattr(module, "stored_bytes", lambda ranked, cutoffs, budgets, beside=0: budgets + 1)
-    monkeypatch.setattr(Working, "taken_bytes", lambda self, ranked, cutoffs, touched: self.allowed + 1)
+    monkeypatch.setattr(module, "stored_bytes", lambda ranked, cutoffs, budgets, extra=0: budgets + 1)
+    monkeypatch.setattr(WorkingMemory, "taken_bytes", lambda self, ranked, cutoffs, touched: self.allowed + 1)
     wrong = violated(tiny, tmp_path, "wrong").device_classes
     rounds, steps = 2, 4
     assert sum(row.budget_violations for row in wrong.values()) >= 40 * rounds * steps * 3 // 4

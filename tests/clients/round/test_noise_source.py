@@ -15,21 +15,21 @@ from fl_peel import wire
 from fl_peel.errors import ScenarioError
 from fl_peel.privacy import mechanisms, sources
 from fl_peel.privacy.contracts import MechanismContract
+from fl_peel.privacy.device_noise import randomized_groups
 from fl_peel.privacy.mechanisms import CentralGaussian
-from fl_peel.privacy.noising import randomized_groups
-from fl_peel.privacy.plan import check_delta, make_plan
+from fl_peel.privacy.noise_plan import check_delta, make_plan
 from fl_peel.privacy.report import report_of
-from fl_peel.privacy.sources import Seeded, System, source_of, whole_scale
+from fl_peel.privacy.sources import SeededNoise, SystemNoise, source_of, whole_scale
 from simulations.runner import run
 from simulations.scenario_files import load_scenario
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.sampling import sample_cohort
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.clients.round.test_bounded import CENTRAL, LOCAL, released_noise
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.runs import figures, served
-from tests.strategies.run.test_kept import but_one_slow
+from tests.strategies.run.test_checkpoints import but_one_slow
 from tests.strategies.run.test_stage1 import SPECTRAL
 
 SYSTEM = "privacy.noise_source=system"
@@ -65,10 +65,10 @@ def no_seeds(monkeypatch):
         raise AssertionError("drawn from a seed")
 
     for name in ("noise", "share", "uniforms"):
-        monkeypatch.setattr(Seeded, name, refuse)
-        real = getattr(System, name)
+        monkeypatch.setattr(SeededNoise, name, refuse)
+        real = getattr(SystemNoise, name)
         monkeypatch.setattr(
-            System, name, lambda self, *args, real=real, name=name: drawn.append((name, args)) or real(self, *args)
+            SystemNoise, name, lambda self, *args, real=real, name=name: drawn.append((name, args)) or real(self, *args)
         )
     for kind in (mechanisms.Gaussian, mechanisms.LocalLaplace):
         monkeypatch.setattr(kind, "draw", refuse)
@@ -133,11 +133,11 @@ def test_noise_of_the_system_has_the_planned_deviation(overrides):
 def test_answers_and_coins_of_the_system():
     """As likely as those of a seed, and others each time."""
     devices = np.arange(60_000)
-    answers = [randomized_groups(np.full(60_000, 2, np.int32), 4, np.log(6), System(), devices) for _ in range(2)]
+    answers = [randomized_groups(np.full(60_000, 2, np.int32), 4, np.log(6), SystemNoise(), devices) for _ in range(2)]
     for given in answers:
         assert np.bincount(given) / 60_000 == pytest.approx([1 / 9, 1 / 9, 6 / 9, 1 / 9], abs=0.01)
     assert (answers[0] == answers[1]).mean() == pytest.approx((36 + 3) / 81, abs=0.01)  # independent
-    cohorts = [sample_cohort(0, 1, devices, 0.2, poisson=True, source=System()) for _ in range(2)]
+    cohorts = [sample_cohort(0, 1, devices, 0.2, poisson=True, source=SystemNoise()) for _ in range(2)]
     assert [len(cohort) for cohort in cohorts] == pytest.approx([12_000] * 2, abs=500)
     assert len(np.intersect1d(*cohorts)) == pytest.approx(2_400, abs=250)
 
@@ -193,7 +193,7 @@ def test_seeded_noise_is_refused_where_nothing_is_simulated(tiny, tmp_path, over
     """Before anything else is asked of a node."""
     grid = SuperNodes(2)
     with pytest.raises(ScenarioError, match=r"^privacy\.noise_source: seed is for simulations") as caught:
-        serve(grid, load_scenario(tiny, overrides), Place("", str(tmp_path / "run")))
+        serve(grid, load_scenario(tiny, overrides), RunPaths("", str(tmp_path / "run")))
     assert "\n" not in str(caught.value)
     assert {kind for kind, _ in grid.crossed} == {wire.HELLO}
 
@@ -215,7 +215,7 @@ def test_flowers_simulation_is_one(tiny, tmp_path):
 
 def test_a_device_refuses_seeded_noise_whatever_the_server_asks(tiny, tmp_path):
     """Even one that never said hello: no door opens."""
-    setting = wire.Setting(load_scenario(tiny, LOCAL).to_json(), "", str(tmp_path / "run"))
+    setting = wire.RunSetting(load_scenario(tiny, LOCAL).to_json(), "", str(tmp_path / "run"))
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     nobody = np.zeros(0, np.int64)
     request = wire.RoundRequest(setting, 1, True, 1.0, nobody, nobody, {})
@@ -244,26 +244,26 @@ def test_a_delta_above_one_device_is_refused_at_the_start(tiny, tmp_path):
         check_delta(high, 40)
     grid = LoopbackGrid(2)
     with pytest.raises(ScenarioError, match=r"^privacy\.delta: 0\.026 is above one of 40 devices"):
-        serve(grid, high, Place("", str(tmp_path / "run")))
+        serve(grid, high, RunPaths("", str(tmp_path / "run")))
     assert {kind for kind, _ in grid.crossed} <= {wire.HELLO, f"reply to {wire.HELLO}"}
 
 
 def test_the_report_says_what_a_seed_and_choices_leave_open(tiny):
-    def told(*overrides) -> str:
+    def events(*overrides) -> str:
         scenario = load_scenario(tiny, [*CENTRAL, *overrides])
         return "\n".join(report_of(scenario, make_plan(scenario), []).accounted.not_covered)
 
-    seeded, system = told(), told(SYSTEM)
+    seeded, system = events(), events(SYSTEM)
     for start in ("whoever has the seed", "the last bits of the noise"):
         assert start in seeded
         assert start not in system
     assert "fixed tiers" in system
-    assert "fixed tiers" not in told("fairness.tiers=[]")
+    assert "fixed tiers" not in events("fairness.tiers=[]")
     assert "recall of the first tables" in system
-    assert "recall of the first tables" not in told("evaluation.full_tables=false")
+    assert "recall of the first tables" not in events("evaluation.full_tables=false")
     assert "2 devices whose embeddings are written" in system
-    assert "embeddings are written" not in told("evaluation.artifacts=0")
-    unlooked = told("data.validation_share=0", "fairness.tiers=[]")
+    assert "embeddings are written" not in events("evaluation.artifacts=0")
+    unlooked = events("data.validation_share=0", "fairness.tiers=[]")
     assert "validation items" not in unlooked.replace("validation items among it", "")
     scenario = load_scenario(tiny, CENTRAL)
     assert not scenario.compares, "refinement is accepted by no validation items under a mechanism"

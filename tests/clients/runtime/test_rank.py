@@ -10,7 +10,7 @@ import pytest
 
 from clients.runtime import READER
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.shrinking import shrink
+from fl_peel.blocks.resizing import shrink
 from fl_peel.blocks.stored import StoredEmbedding
 from tests.helpers.node import needs_node, node
 from tests.vectors import make
@@ -40,8 +40,8 @@ def ranked(folder, stored, side, *options):
 
 def wanted(layout, stored, seen, n, names):
     """The same lines by Python."""
-    found, scores = stored.scores()
-    score_of = dict(zip(found.tolist(), scores.tolist(), strict=True))
+    result, scores = stored.scores()
+    score_of = dict(zip(result.tolist(), scores.tolist(), strict=True))
     rows = stored.top_n(n, layout.row_in_catalogue[list(seen)])
     return [[str(i + 1), str(names(row)), f"{score_of[row]:.6f}"] for i, row in enumerate(rows.tolist())]
 
@@ -131,6 +131,6 @@ def test_the_digest_is_that_of_python(tmp_path):
         f"import {{ digest }} from {json.dumps((READER.parent / 'catalogue.mjs').as_uri())};\n"
         f"for (const length of {lengths}) console.log(digest(Array.from({{ length }}, (_, i) => (i * 7919) % 1013)));\n"
     )
-    found = node(script).stdout.split()
+    result = node(script).stdout.split()
     groups = [(np.arange(length) * 7919 % 1013).astype("<i4") for length in lengths]
-    assert found == [hashlib.blake2b(group.tobytes(), digest_size=8).hexdigest() for group in groups]
+    assert result == [hashlib.blake2b(group.tobytes(), digest_size=8).hexdigest() for group in groups]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from clients.runtime import READER
 from fl_peel.blocks.elastic import ElasticEmbedding
-from fl_peel.blocks.ranked import rank_blocks
-from fl_peel.blocks.shrinking import grow, listed
+from fl_peel.blocks.ranked_blocks import rank_blocks
+from fl_peel.blocks.resizing import grow, listed
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.errors import ArtifactError
 from tests.fl_peel.blocks.test_vectors import mutated, mutations
@@ -44,7 +44,7 @@ def test_it_is_in_the_wheel():
 
 
 @pytest.fixture(scope="module")
-def told():
+def events():
     """Of every vector: what it says, and what the reader says."""
     wanted = {name: json.loads((make.FOLDER / f"{name}.json").read_text()) for name in NAMES}
     questions = [
@@ -64,21 +64,21 @@ def told():
 
 @needs_node
 @pytest.mark.parametrize("name", NAMES)
-def test_every_vector_is_read_to_the_last_code(told, name):
-    wanted, found = told[name]
-    assert found["told"] == {key: wanted[key] for key in found["told"]}
-    assert found["scores"] == wanted["scores"]
-    assert found["top"] == [top["rows"] for top in wanted["top"]]
+def test_every_vector_is_read_to_the_last_code(events, name):
+    wanted, result = events[name]
+    assert result["told"] == {key: wanted[key] for key in result["told"]}
+    assert result["scores"] == wanted["scores"]
+    assert result["top"] == [top["rows"] for top in wanted["top"]]
     without_budget = [{key: one[key] for key in one if key != "budget_bytes"} for one in wanted["shrunk"]]
-    assert found["shrunk"] == without_budget
-    assert found["grown"] == [{key: one[key] for key in ("hex", "read_bytes")} for one in wanted["grown"]]
+    assert result["shrunk"] == without_budget
+    assert result["grown"] == [{key: one[key] for key in ("hex", "read_bytes")} for one in wanted["grown"]]
 
 
 @needs_node
 def test_what_is_refused_is_refused_for_the_reason_given():
     refusals = json.loads((make.FOLDER / make.REFUSED).read_text())
-    found = answers([{"hex": one["hex"]} for one in refusals])
-    for answer, one in zip(found, refusals, strict=True):
+    result = answers([{"hex": one["hex"]} for one in refusals])
+    for answer, one in zip(result, refusals, strict=True):
         assert one["reason"] in answer["refused"], one["what"]
         assert "\n" not in answer["refused"]
 
@@ -124,7 +124,7 @@ def of_a_device(case):
         },
         {"hex": large.to_bytes().hex(), "shrink": [few, many]},
         {
-            "told": make.told(small),
+            "told": make.described(small),
             "scores": {"rows": rows.tolist(), "scores": scores.astype(float).tolist()},
             "top": [small.top_n(top["n"], np.array(top["seen_rows"], int)).tolist() for top in tops],
             "grown": [grown.to_bytes().hex(), large.to_bytes().hex()],
@@ -139,9 +139,9 @@ def of_a_device(case):
 @given(st.lists(cases, min_size=5, max_size=25))
 def test_at_random_it_makes_the_bytes_that_python_makes(batch):
     asked = [of_a_device(case) for case in batch]
-    found = iter(answers([question for small, large, _ in asked for question in (small, large)]))
+    result = iter(answers([question for small, large, _ in asked for question in (small, large)]))
     for _, _, wanted in asked:
-        small, large = next(found), next(found)
+        small, large = next(result), next(result)
         assert {key: small[key] for key in ("told", "scores", "top")} == {
             key: wanted[key] for key in ("told", "scores", "top")
         }
@@ -158,7 +158,7 @@ def in_python(data):
         return {"refused": str(error)}
     rows, scores = stored.scores()
     numbers = [float(s) if np.isfinite(s) else ("Infinity" if s > 0 else "-Infinity") for s in scores]
-    return {"told": make.told(stored), "scores": {"rows": rows.tolist(), "scores": numbers}}
+    return {"told": make.described(stored), "scores": {"rows": rows.tolist(), "scores": numbers}}
 
 
 @needs_node
@@ -195,8 +195,8 @@ GROUPS, OTHERS = (make.CASES[NAMES.index(name)] for name in ("groups-int8", "gro
 )
 def test_a_list_that_does_not_fit_is_refused(sent, why):
     mine = make.stored_of(GROUPS).to_bytes().hex()
-    (found,) = answers([{"hex": mine, "grow": [{"budget_bytes": 1000, "following": [sent], "seen_rows": []}]}])
-    assert why in found["grown"][0]["refused"]
+    (result,) = answers([{"hex": mine, "grow": [{"budget_bytes": 1000, "following": [sent], "seen_rows": []}]}])
+    assert why in result["grown"][0]["refused"]
 
 
 @needs_node
@@ -204,7 +204,7 @@ def test_a_block_that_is_there_is_not_taken_twice_and_another_devices_file_is_no
     stored, other = make.stored_of(GROUPS), make.stored_of(OTHERS)
     mine = stored.to_bytes()
     (last,) = listed(GROUPS.layout, "int8", stored.blocks[-1:], make.table_of(GROUPS))
-    (found,) = answers(
+    (result,) = answers(
         [
             {
                 "hex": mine.hex(),
@@ -216,7 +216,7 @@ def test_a_block_that_is_there_is_not_taken_twice_and_another_devices_file_is_no
             }
         ]
     )
-    twice, another, empty = (answer["refused"] for answer in found["grown"])
+    twice, another, empty = (answer["refused"] for answer in result["grown"])
     assert "row pieces of different blocks" in twice
     assert "the fuller file is of userGroup 2, this one of 12" in another
     assert "the fuller file is of userGroup 0" in empty

@@ -8,7 +8,7 @@ import pytest
 
 from clients.serving.evaluate import evaluate_budgets
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import pack_ranking
+from fl_peel.blocks.ranked_blocks import pack_ranking
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import SUM_SCALE, Tiles
@@ -144,16 +144,16 @@ def test_user_groups_that_are_not_asked_are_in_nothing():
     reply = evaluated(groups={1: LIST})
     assert reply.single.devices.tolist() == [12, 13]
     assert reply.sums.devices.tolist() == [[[0, 0], [0, 1]]] * 4
-    expected = Replicates.of(np.array([13]), RECALL[3:], NDCG[3:], np.ones(1, np.bool_), 7)
+    expected = Replicates.from_devices(np.array([13]), RECALL[3:], NDCG[3:], np.ones(1, np.bool_), 7)
     assert reply.replicates.devices.tolist() == expected.devices.tolist()
     assert reply.replicates.recall.tolist() == expected.recall.tolist()
 
 
 def test_replicates_are_of_devices_that_count():
-    found, counted = evaluated().replicates, RECALL.any(axis=1)
-    expected = Replicates.of(np.arange(10, 14), RECALL, evaluated().single.ndcg, counted, 7)
+    result, counted = evaluated().replicates, RECALL.any(axis=1)
+    expected = Replicates.from_devices(np.arange(10, 14), RECALL, evaluated().single.ndcg, counted, 7)
     for name in ("recall", "ndcg", "devices"):
-        assert getattr(found, name).tolist() == getattr(expected, name).tolist()
+        assert getattr(result, name).tolist() == getattr(expected, name).tolist()
     assert evaluated(replicates=0).replicates.recall.shape == (4, 0)
 
 
@@ -209,15 +209,15 @@ def test_the_last_budgets_may_be_of_validation_items():
     test = evaluated(cohort, **alone, replicates=3)
     validation = evaluated(cohort, **alone, split="validation", replicates=0, per_device=False)
     for part, expected in ((slice(0, 2), test), (slice(2, 4), validation)):
-        found = whole.only(part)
+        result = whole.only(part)
         for name in ("sums", "owned", "spread"):
-            assert getattr(found, name).stacked().tolist() == getattr(expected, name).stacked().tolist()
-        assert found.stored_max.tolist() == expected.stored_max.tolist()
+            assert getattr(result, name).stacked().tolist() == getattr(expected, name).stacked().tolist()
+        assert result.stored_max.tolist() == expected.stored_max.tolist()
     assert validation.sums.recall.sum() / SUM_SCALE == 4, "12 has no room for item 1, so that it has item 2"
-    found = whole.only(slice(0, 2))
-    assert found.replicates.recall.tolist() == test.replicates.recall.tolist()
-    assert found.replicates.devices.tolist() == test.replicates.devices.tolist()
-    assert found.single.recall.tolist() == test.single.recall.tolist()
+    result = whole.only(slice(0, 2))
+    assert result.replicates.recall.tolist() == test.replicates.recall.tolist()
+    assert result.replicates.devices.tolist() == test.replicates.devices.tolist()
+    assert result.single.recall.tolist() == test.single.recall.tolist()
     assert not whole.single.recall[:, 2:].any()
     assert not whole.replicates.recall[2:].any()
 
@@ -227,8 +227,8 @@ def test_the_last_budgets_may_be_of_validation_items():
 )
 def test_rows_are_laid_out_once_where_they_are_looked_at_twice(monkeypatch, device, on_validation, whole):
     """Of two user groups that have devices: all rows, None; else as many as somebody holds, and of torch none."""
-    made, lay_out = [], Tiles.of
-    monkeypatch.setattr(Tiles, "of", staticmethod(lambda *asked: made.append(asked[1:]) or lay_out(*asked)))
+    made, lay_out = [], Tiles.from_ranked
+    monkeypatch.setattr(Tiles, "from_ranked", staticmethod(lambda *asked: made.append(asked[1:]) or lay_out(*asked)))
     cohort = cohort_of(device=device)
     cohort.splits.validation = rows_of([], [0], [2], [])
     evaluated(cohort, on_validation=on_validation)

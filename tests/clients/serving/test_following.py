@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clients.node.before import Before
+from clients.node.previous_holdings import PreviousHoldings
 from clients.serving.following import follow
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import pack_ranking
+from fl_peel.blocks.ranked_blocks import pack_ranking
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.exchange.counters import StepCounts
 from fl_peel.ranking.top import SUM_SCALE
@@ -82,13 +82,13 @@ EXPECTED = {
 
 def counts(device: int) -> StepCounts:
     """As expected of one device."""
-    found = StepCounts.zeros(6)
-    found.devices[:] = 1
-    found.budget_bytes[:] = BASE + np.array(ROOM[device])
+    result = StepCounts.zeros(6)
+    result.devices[:] = 1
+    result.budget_bytes[:] = BASE + np.array(ROOM[device])
     for name, values in EXPECTED[device].items():
         scale = SUM_SCALE if "recall" in name or "square" in name else 1
-        getattr(found, name)[:] = np.array(values) * scale
-    return found
+        getattr(result, name)[:] = np.array(values) * scale
+    return result
 
 
 def cohort_of(requests="", device="cpu", idle=(0,) * 6):
@@ -159,9 +159,9 @@ def test_who_has_room_for_no_block_moves_nothing(requests):
 
 
 def test_who_has_never_kept_a_block_finds_nothing_while_others_do():
-    found, alone = followed(devices=[11, 10]).steps[:, 1], counts(10)
-    assert found.recall.tolist() == alone.recall.tolist()
-    assert found.recall_square.tolist() == alone.recall_square.tolist()
+    result, alone = followed(devices=[11, 10]).steps[:, 1], counts(10)
+    assert result.recall.tolist() == alone.recall.tolist()
+    assert result.recall_square.tolist() == alone.recall_square.tolist()
 
 
 def test_who_has_room_and_keeps_it_serves_from_the_beginning():
@@ -188,7 +188,7 @@ def test_in_a_timeline_devices_remember_what_they_hold_in_the_end(tmp_path):
     path = tmp_path / "held.npz"
     some = np.full((4, 2), 7)
     cohort = SimpleNamespace(held_file=path, devices=np.arange(10, 14))
-    Before(np.array([0, 0, 1, 1]), some, np.zeros((2, 1), np.int32), np.array([500, OWN_BUDGET])).save(cohort)
+    PreviousHoldings(np.array([0, 0, 1, 1]), some, np.zeros((2, 1), np.int32), np.array([500, OWN_BUDGET])).save(cohort)
     followed(keeps=True, held_file=path)
     with np.load(path) as kept:
         cutoffs = kept["cutoffs"]

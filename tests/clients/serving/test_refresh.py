@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import clients.serving.refresh as module
-from clients.node.before import NEVER, Before
+from clients.node.previous_holdings import NEVER, PreviousHoldings
 from clients.serving.refresh import _sent_bytes, refresh
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import pack_ranking, rank_blocks
+from fl_peel.blocks.ranked_blocks import pack_ranking, rank_blocks
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import UserItems
 from fl_peel.wire import NEW, OWN_BUDGET, RESCALED, UNLIMITED
@@ -37,18 +37,18 @@ def before(groups, cutoffs, lists):
     ranks = np.full((len(lists), 6), np.iinfo(np.int32).max, np.int32)
     for group, blocks in enumerate(lists):
         ranks[group, blocks] = np.arange(len(blocks))
-    return Before(np.array(groups), np.array(cutoffs)[:, None], ranks, np.array([100]))
+    return PreviousHoldings(np.array(groups), np.array(cutoffs)[:, None], ranks, np.array([100]))
 
 
 def sent(held, cutoffs, *, changed=(0,) * 6, hidden=(), members=None, strange=None):
-    found = ranked()
+    result = ranked()
     users = np.array([user for user, _ in hidden], np.int64)
     items = np.array([item for _, item in hidden], np.int64)
     places = np.arange(len(cutoffs)) if members is None else np.array(members)
     seen = UserItems.from_pairs(users, items, len(places))
-    flags = np.array(changed, np.uint8)[found.blocks]
+    flags = np.array(changed, np.uint8)[result.blocks]
     return _sent_bytes(
-        found, np.array(cutoffs), seen, flags, held, places, 0, np.array(strange or [False] * len(places))
+        result, np.array(cutoffs), seen, flags, held, places, 0, np.array(strange or [False] * len(places))
     ).tolist()
 
 
@@ -86,7 +86,7 @@ def test_what_a_device_never_needs_is_passed_over():
 
 def test_items_that_came_since_were_held_by_nobody():
     short = before([0], [3], [[1, 0]])
-    short = Before(short.groups, short.cutoffs, short.ranks[:, :2], short.budgets)
+    short = PreviousHoldings(short.groups, short.cutoffs, short.ranks[:, :2], short.budgets)
     assert sent(short, [6]) == [4 * BLOCK]
 
 
@@ -107,7 +107,7 @@ def test_who_stays_in_a_group_that_has_another_number_by_now_has_not_moved(tmp_p
     )
     lists = [ORDER.tolist(), ORDER.tolist(), ORDER.tolist()]
     held = before([2, 2, 0], [6, 6, 6], lists)
-    Before(held.groups, held.cutoffs, held.ranks, np.array([UNLIMITED])).save(cohort)
+    PreviousHoldings(held.groups, held.cutoffs, held.ranks, np.array([UNLIMITED])).save(cohort)
     weights = np.empty(6)
     weights[ORDER] = np.arange(6, 0, -1)
     packed = pack_ranking(LAYOUT, "int8", weights, np.arange(24, dtype=np.float32).reshape(6, 4), None)
@@ -120,11 +120,11 @@ def test_who_stays_in_a_group_that_has_another_number_by_now_has_not_moved(tmp_p
         groups={0: packed, 1: packed},
         former=np.array([1, 2]),
     )
-    found = refresh(cohort, request).refreshed
-    assert found.devices.tolist() == [[4]]
-    assert found.moved.tolist() == [[1]], "the one whose group is gone"
-    assert found.sent_bytes.tolist() == [[6 * BLOCK]], "the new one; the list is the same in all groups"
-    assert Before.read(cohort).groups.tolist() == [1, 1, 1, 0]
+    result = refresh(cohort, request).refreshed
+    assert result.devices.tolist() == [[4]]
+    assert result.moved.tolist() == [[1]], "the one whose group is gone"
+    assert result.sent_bytes.tolist() == [[6 * BLOCK]], "the new one; the list is the same in all groups"
+    assert PreviousHoldings.read(cohort).groups.tolist() == [1, 1, 1, 0]
     request.changed = np.stack([np.zeros(6, np.uint8)] * 2)
     request.former = np.array([0, 1])
     cohort.state = lambda mode: SimpleNamespace(groups=np.array([0, 1, 1, 0]))
@@ -153,25 +153,25 @@ def test_what_is_never_needed_beyond_what_fits_changes_nothing():
 def test_a_block_of_several_rows_has_a_scale_for_each():
     """Two items a block: 2 x (4 codes + 2 of scale), and 6 bytes that name it."""
     layout = BlockLayout(np.array([0, 0, 1, 1, 2, 2], np.int32), 4, 1)
-    found = rank_blocks(layout, "int8", np.array([3.0, 2.0, 1.0]), np.ones((6, 4), np.float32))
+    result = rank_blocks(layout, "int8", np.array([3.0, 2.0, 1.0]), np.ones((6, 4), np.float32))
     ranks = np.array([[0, 1, 2]], np.int32)
-    held = Before(np.array([0]), np.array([[3]]), ranks, np.array([100]))
+    held = PreviousHoldings(np.array([0]), np.array([[3]]), ranks, np.array([100]))
     flags, nobody, one = (
         np.full(3, RESCALED, np.uint8),
         UserItems.from_pairs(*(np.zeros(0, int),) * 2, 1),
         np.zeros(1, int),
     )
-    said = _sent_bytes(found, np.array([3]), nobody, flags, held, one, 0, np.array([False]))
-    assert said.tolist() == [3 * 2 * SCALE]
+    output = _sent_bytes(result, np.array([3]), nobody, flags, held, one, 0, np.array([False]))
+    assert output.tolist() == [3 * 2 * SCALE]
 
 
 def test_without_scales_what_grew_is_sent_whole():
-    found = rank_blocks(LAYOUT, "fp16", np.arange(6, 0, -1.0), np.ones((6, 4), np.float32))
+    result = rank_blocks(LAYOUT, "fp16", np.arange(6, 0, -1.0), np.ones((6, 4), np.float32))
     held = before([0], [3], [[0, 1, 2, 3, 4, 5]])
     nobody = UserItems.from_pairs(np.zeros(0, int), np.zeros(0, int), 1)
     flags = np.array([0, RESCALED, 0, 0, 0, 0], np.uint8)
-    said = _sent_bytes(found, np.array([3]), nobody, flags, held, np.zeros(1, int), 0, np.array([False]))
-    assert said.tolist() == [2 * 4 + 2]
+    output = _sent_bytes(result, np.array([3]), nobody, flags, held, np.zeros(1, int), 0, np.array([False]))
+    assert output.tolist() == [2 * 4 + 2]
 
 
 # ---------------------------------------------------------------- a whole node: seven devices, three budgets
@@ -181,7 +181,7 @@ BUDGETS = [UNLIMITED, OWN_BUDGET, BASE + 3 * BLOCK]
 OWN = [BLOCK, 2 * BLOCK + 3, -1, 100, 4 * BLOCK, 2 * BLOCK, 100]
 LISTS = ([5, 3, 0, 1, 2, 4], [2, 0, 4, 1])
 """Of groups 0 and 1; that of 1 ends early."""
-BEFORE = Before(
+BEFORE = PreviousHoldings(
     np.array([0, 0, -1, 1, 1, 0, 1]),  # as groups were numbered then: 0 is 1 by now, and 1 is 0
     np.array([[3, 1, 2], [3, 2, 3], [0, 0, 0], [6, 6, 2], [6, 4, 3], [3, 2, 3], [6, 5, 4]]),
     np.array([[1, NEVER, 0, 2, NEVER, NEVER], [2, 3, 4, 1, 5, 0]], np.int32),  # of blocks 2, 0, 3; as list 0 is
@@ -228,9 +228,9 @@ def test_what_a_node_reads_by_budget_and_class(tmp_path):
     """Class a: devices 0, 3 and 5; b: 1, 2 and 4. Item 0 is new, 1 and 4 are rescaled, for all groups."""
     cohort = node_of(tmp_path)
     reply = refresh(cohort, asked([[NEW, RESCALED, 0, 0, RESCALED, 0]]))
-    found = reply.refreshed
-    assert found.devices.tolist() == [[3, 3]] * 3
-    assert found.sent_bytes.tolist() == [
+    result = reply.refreshed
+    assert result.devices.tolist() == [[3, 3]] * 3
+    assert result.sent_bytes.tolist() == [
         # 0 and 5 hold 2 and lack 0, 4, 1; 3 holds all. 1 holds 3 and 2 and lacks 5, 0, 1, 4; 2 holds nothing; 4 all
         [2 * 3 * BLOCK + BLOCK + 2 * SCALE, (4 * BLOCK) + (4 * BLOCK) + (BLOCK + 2 * SCALE)],
         # 0 needs 2, which it has; 3 is as before; 5 needs 2 and 0. 1 needs 5 and 3; 2 nothing; 4 had 5, 3, 0, 1
@@ -238,16 +238,16 @@ def test_what_a_node_reads_by_budget_and_class(tmp_path):
         # 0 and 5 need 2, 0, 4; 3, which passes over 3, needs 5, 0, 1 and had 5. 1 needs 5, 3, 0 and had 3; 4 lacks all
         [3 * 2 * BLOCK, 2 * BLOCK + 3 * BLOCK + 3 * BLOCK],
     ]
-    assert found.moved.tolist() == [[0, 2]] * 3, "1 and 4"
-    assert found.moved_bytes.tolist() == [[0, 5 * BLOCK + 2 * SCALE], [0, 5 * BLOCK + SCALE], [0, 5 * BLOCK]]
-    assert found.held_bytes.tolist() == [
+    assert result.moved.tolist() == [[0, 2]] * 3, "1 and 4"
+    assert result.moved_bytes.tolist() == [[0, 5 * BLOCK + 2 * SCALE], [0, 5 * BLOCK + SCALE], [0, 5 * BLOCK]]
+    assert result.held_bytes.tolist() == [
         [3 * BASE + 14 * BLOCK, 3 * BASE + 14 * BLOCK],
         [3 * BASE + (1 + 5 + 2) * BLOCK, 2 * BASE + (2 + 4) * BLOCK],  # not even the header fits 2
         [3 * BASE + 9 * BLOCK, 3 * BASE + 9 * BLOCK],
     ]
-    assert not found.violations.any()
+    assert not result.violations.any()
     assert reply.short == 1, "4 has room for more than its list under its own budget"
-    after = Before.read(cohort)
+    after = PreviousHoldings.read(cohort)
     assert after.groups.tolist() == [1, 0, 1, 0, 1, 1, 1], "who takes no part keeps what it had"
     assert after.cutoffs.tolist() == [[4, 1, 3], [6, 2, 3], [4, 0, 3], [6, 6, 4], [4, 4, 3], [4, 2, 3], [6, 5, 4]]
     assert after.ranks.tolist() == [[2, 3, 4, 1, 5, 0], [1, 3, 0, NEVER, 2, NEVER]]
@@ -257,32 +257,32 @@ def test_what_a_node_reads_by_budget_and_class(tmp_path):
 
 def test_of_tables_of_their_own_each_group_has_its_own_changes(tmp_path):
     """Of group 0's table item 5 is new; of 1's 0 is new and 2 rescaled. 1 and 4 come from the other: they read all."""
-    found = refresh(node_of(tmp_path), asked([[0, 0, 0, 0, 0, NEW], [NEW, 0, RESCALED, 0, 0, 0]])).refreshed
-    assert found.sent_bytes[0].tolist() == [2 * (3 * BLOCK + SCALE) + BLOCK, (6 + 4 + 4) * BLOCK]
-    assert found.moved_bytes[0].tolist() == [0, (6 + 4) * BLOCK]
+    result = refresh(node_of(tmp_path), asked([[0, 0, 0, 0, 0, NEW], [NEW, 0, RESCALED, 0, 0, 0]])).refreshed
+    assert result.sent_bytes[0].tolist() == [2 * (3 * BLOCK + SCALE) + BLOCK, (6 + 4 + 4) * BLOCK]
+    assert result.moved_bytes[0].tolist() == [0, (6 + 4) * BLOCK]
 
 
 def test_where_no_list_is_sent_all_is_as_it_was(tmp_path):
     cohort = node_of(tmp_path)
     reply = refresh(cohort, asked([[0] * 6], groups=()))
     assert (reply.short, reply.refreshed.stacked().any()) == (0, False)
-    after = Before.read(cohort)
+    after = PreviousHoldings.read(cohort)
     assert [values.tolist() for values in vars(after).values()] == [values.tolist() for values in vars(BEFORE).values()]
 
 
 def test_lists_that_are_not_sent_are_nobodys(tmp_path):
     one, two = node_of(tmp_path / "one"), node_of(tmp_path / "two")
     assert refresh(one, asked([[0] * 6], groups=[0])).refreshed.devices.tolist() == [[1, 1]] * 3
-    assert Before.read(one).ranks.tolist() == [[2, 3, 4, 1, 5, 0]]
+    assert PreviousHoldings.read(one).ranks.tolist() == [[2, 3, 4, 1, 5, 0]]
     assert refresh(two, asked([[0] * 6], groups=[1])).refreshed.devices.tolist() == [[2, 2]] * 3
-    assert Before.read(two).ranks.tolist() == [[NEVER] * 6, [1, 3, 0, NEVER, 2, NEVER]]
+    assert PreviousHoldings.read(two).ranks.tolist() == [[NEVER] * 6, [1, 3, 0, NEVER, 2, NEVER]]
 
 
 def test_a_list_of_which_a_node_has_no_device_is_read_by_nobody(tmp_path):
     cohort = node_of(tmp_path)
     cohort.state = {"r": SimpleNamespace(groups=np.ones(7, np.int32))}.__getitem__
     assert refresh(cohort, asked([[0] * 6])).refreshed.devices.tolist() == [[3, 3]] * 3
-    assert Before.read(cohort).ranks[0].tolist() == [2, 3, 4, 1, 5, 0], "it is remembered all the same"
+    assert PreviousHoldings.read(cohort).ranks[0].tolist() == [2, 3, 4, 1, 5, 0], "it is remembered all the same"
 
 
 def test_of_a_list_of_nothing_nothing_is_read():
@@ -295,14 +295,14 @@ def test_of_a_list_of_nothing_nothing_is_read():
 
 def test_in_a_first_period_nobody_held_anything(tmp_path):
     cohort = node_of(tmp_path, held=None)
-    found = refresh(cohort, asked([[0] * 6])).refreshed
-    assert found.sent_bytes.tolist() == [
+    result = refresh(cohort, asked([[0] * 6])).refreshed
+    assert result.sent_bytes.tolist() == [
         [(4 + 5 + 4) * BLOCK, (6 + 4 + 4) * BLOCK],
         [(1 + 5 + 2) * BLOCK, (2 + 0 + 4) * BLOCK],
         [(3 + 3 + 3) * BLOCK, (3 + 3 + 3) * BLOCK],
     ]
-    assert not found.moved.any()
-    assert Before.read(cohort).groups.tolist() == [1, 0, 1, 0, 1, 1, -1]
+    assert not result.moved.any()
+    assert PreviousHoldings.read(cohort).groups.tolist() == [1, 0, 1, 0, 1, 1, -1]
     nobody = node_of(tmp_path / "nobody", held=None)
     refresh(nobody, asked([[0] * 6], groups=()))
-    assert Before.read(nobody).ranks.shape == (0, 6)
+    assert PreviousHoldings.read(nobody).ranks.shape == (0, 6)

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.attacks import attack_names, load_attack
+from fl_peel.attacks.attack_names import ATTACKS
 from fl_peel.attacks.base import Attack, checked_scores
-from fl_peel.attacks.catalogue import ATTACKS
 from fl_peel.attacks.contracts import AttackContract, example_views
 from fl_peel.attacks.membership import InteractionMembership
-from fl_peel.attacks.requests import AnsweringClass, ReportedClass, RequestedClass, RequestedGroup
-from fl_peel.attacks.rows import ReportedCounts, ReportedSignals, TouchedRows, UpdateSign, line
+from fl_peel.attacks.request_attacks import AnsweringClass, ReportedClass, RequestedClass, RequestedGroup
+from fl_peel.attacks.row_attacks import ReportedCounts, ReportedSignals, TouchedRows, UpdateSign, line
 from fl_peel.attacks.scoring import (
     auc_of,
     best_count_threshold,
@@ -23,7 +23,7 @@ from fl_peel.attacks.scoring import (
     precision_recall_f1,
     squares,
 )
-from fl_peel.attacks.stage1 import Stage1Choice, Stage1Group, Stage1Rows, Stage1Vector
+from fl_peel.attacks.stage1_attacks import Stage1Choice, Stage1Group, Stage1Rows, Stage1Vector
 from fl_peel.attacks.views import DeviceView, StepView
 from fl_peel.errors import ScenarioError
 
@@ -192,22 +192,22 @@ def test_squares_are_balanced_whatever_the_devices_have(seed, num_devices, num_i
     has = rng.random((num_devices, num_items)) < 0.4
     usable = rng.random((num_devices, num_items)) < 0.8
     groups = rng.integers(0, 2, num_devices)
-    found = squares(list(has), list(usable), groups, rng)
+    result = squares(list(has), list(usable), groups, rng)
     for axis in (0, 1):  # every device and every item is as often a member as not
         balance: dict[int, int] = {}
-        for triple in found:
+        for triple in result:
             balance[triple[axis]] = balance.get(triple[axis], 0) + (1 if triple[2] else -1)
         assert not any(balance.values())
-    members = [(u, i) for u, i, member in found if member]
+    members = [(u, i) for u, i, member in result if member]
     assert len(set(members)) == len(members)
-    assert all(has[u, i] == member and usable[u, i] for u, i, member in found)
+    assert all(has[u, i] == member and usable[u, i] for u, i, member in result)
 
 
 def test_squares_of_two_devices_by_hand():
     """Device 0 has items 0, 1, 2; device 1 has 2, 3: one square, of 0 or 1 with 3; item 2 tells nothing."""
     has = [np.array([True, True, True, False]), np.array([False, False, True, True])]
     everything = [np.ones(4, np.bool_)] * 2
-    found = squares(has, everything, np.zeros(2, np.int64), np.random.default_rng(0))
-    assert len(found) == 4
-    assert {item for _, item, _ in found} in ({0, 3}, {1, 3})
+    result = squares(has, everything, np.zeros(2, np.int64), np.random.default_rng(0))
+    assert len(result) == 4
+    assert {item for _, item, _ in result} in ({0, 3}, {1, 3})
     assert not squares(has, everything, np.array([0, 1]), np.random.default_rng(0))  # of two groups: no square

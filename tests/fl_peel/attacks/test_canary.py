@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fl_peel.attacks.canary import canary_audit, empirical_epsilon, worst_canary
-from fl_peel.privacy.plan import make_plan, noise_devices_of
-from fl_peel.privacy.sources import Seeded
+from fl_peel.privacy.noise_plan import make_plan, noise_devices_of
+from fl_peel.privacy.sources import SeededNoise
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
 
@@ -100,9 +100,9 @@ def test_never_above_the_accounted_epsilon_over_20_seeds(content):
     """But with half of the noise nearly always, and with none by far: the test can fail."""
     plan = make_plan(content)
     assert plan.epsilon > 0.99
-    found = shown(content, plan)
-    assert max(found) <= plan.epsilon
-    assert np.mean(found) > 0.05  # and not because nothing was told apart
+    result = shown(content, plan)
+    assert max(result) <= plan.epsilon
+    assert np.mean(result) > 0.05  # and not because nothing was told apart
     assert np.mean(shown(content, with_part_of_the_noise(plan, 0.5), SEEDS[:10])) > plan.epsilon
     assert canary_audit(content, with_part_of_the_noise(plan, 1e-6), trials=300, seed=0).epsilon_low > 2
 
@@ -132,9 +132,9 @@ def test_shares_for_too_many_devices_are_caught(monkeypatch, devices):
     """Shares made for 8 devices where 2 may be in the sum leave half of the deviation; for very many, nothing."""
     content = load_scenario("private", [*SMALL, "privacy.target_epsilon=1", "privacy.delta=0.1"])
     plan = make_plan(content)
-    real = Seeded.share
+    real = SeededNoise.share
     monkeypatch.setattr(
-        Seeded, "share", lambda self, shape, std, num, unit, what: real(self, shape, std, devices, unit, what)
+        SeededNoise, "share", lambda self, shape, std, num, unit, what: real(self, shape, std, devices, unit, what)
     )
     assert worst_canary(content, plan, trials=200, seeds=5).epsilon_low > plan.epsilon
 

@@ -5,7 +5,7 @@ import pytest
 
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import has_scales
-from fl_peel.blocks.ranked import check_packed, pack_blocks, rank_blocks, ranked_as_numbered
+from fl_peel.blocks.ranked_blocks import check_packed, pack_blocks, rank_blocks, ranked_as_numbered
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import MessageError, ScenarioError
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
@@ -77,9 +77,9 @@ def test_single_items_have_a_row_a_block():
 def test_a_whole_table_is_as_if_it_had_travelled(kind, slices):
     layout = layout_of(kind, 9, 3, slices, 2, 0)
     table = random_table(np.random.default_rng(0), layout)
-    found, sent = ranked_as_numbered(layout, table), rank_blocks(layout, "fp32", -np.arange(layout.num_blocks), table)
+    result, sent = ranked_as_numbered(layout, table), rank_blocks(layout, "fp32", -np.arange(layout.num_blocks), table)
     for name in ("blocks", "items", "table", "position"):
-        one, other = getattr(found, name), getattr(sent, name)
+        one, other = getattr(result, name), getattr(sent, name)
         assert (one.dtype, one.tolist()) == (other.dtype, other.tolist())
     table[4, 1] = np.nan
     with pytest.raises(ScenarioError, match="diverged"):
@@ -88,6 +88,6 @@ def test_a_whole_table_is_as_if_it_had_travelled(kind, slices):
 
 def test_a_whole_table_of_rows_is_not_copied():
     table = np.ones((5, 2), np.float32)
-    found = ranked_as_numbered(BlockLayout(np.arange(5, dtype=np.int32), 2, 1), table)
-    assert found.table is table
-    assert found.precision == "fp32"
+    result = ranked_as_numbered(BlockLayout(np.arange(5, dtype=np.int32), 2, 1), table)
+    assert result.table is table
+    assert result.precision == "fp32"

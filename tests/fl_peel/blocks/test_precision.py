@@ -16,7 +16,7 @@ from fl_peel.blocks.precision import (
     row_bytes,
     scale_divisors,
 )
-from fl_peel.blocks.ranked import pack_blocks
+from fl_peel.blocks.ranked_blocks import pack_blocks
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import ScenarioError
 from tests.helpers.blocks import seeds

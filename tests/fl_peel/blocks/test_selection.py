@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import dequantize, quantize
-from fl_peel.blocks.ranked import (
+from fl_peel.blocks.ranked_blocks import (
     RankedBlocks,
     check_budget,
     pack_ranking,

@@ -16,7 +16,7 @@ from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.header import HEADER_BYTES
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import quantize
-from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.blocks.stored import StoredEmbedding, _rows_agree, overhead_bytes, stored_user
 from fl_peel.errors import ArtifactError
@@ -313,7 +313,7 @@ def test_the_user_group_is_kept_from_the_list_to_the_file_and_back():
     blocks, pieces = np.array([1]), np.ones((1, 2), np.float32)
     assert StoredEmbedding.build(layout, "int8", user, blocks, table, 7).user_group == 7
     assert StoredEmbedding.build(layout, "int8", user, blocks, table).user_group == 0
-    assert StoredEmbedding.of_pieces(layout, "int8", user, blocks, pieces).user_group == 0
+    assert StoredEmbedding.from_pieces(layout, "int8", user, blocks, pieces).user_group == 0
 
 
 def test_numbers_are_checked_before_anything_is_allocated(monkeypatch):
@@ -398,12 +398,12 @@ def test_whatever_the_bytes_say_is_refused_in_one_line_or_can_be_served(data, pr
 def _served_or_refused(data: bytes) -> str:
     """Why it is refused; nothing where it can be served from."""
     try:
-        found = StoredEmbedding.from_bytes(data)
+        result = StoredEmbedding.from_bytes(data)
     except ArtifactError as error:
         return str(error)
-    rows, _ = found.scores()
-    assert len(rows) <= len(found.codes)
-    assert (rows < found.num_items).all()
-    assert np.isfinite(found.user).all()
-    assert len(found.top_n(3)) <= 3
+    rows, _ = result.scores()
+    assert len(rows) <= len(result.codes)
+    assert (rows < result.num_items).all()
+    assert np.isfinite(result.user).all()
+    assert len(result.top_n(3)) <= 3
     return ""

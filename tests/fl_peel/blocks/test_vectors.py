@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from fl_peel.blocks.header import HEADER_BYTES
 from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.resizing import grow
 from fl_peel.blocks.settings import PRECISIONS
-from fl_peel.blocks.shrinking import grow
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.errors import ArtifactError
 from tests.helpers.examples import examples
@@ -54,8 +54,8 @@ def test_what_is_read_is_what_the_vector_says(name):
     data, wanted = vector(name)
     stored = StoredEmbedding.from_bytes(data)
     assert len(data) == wanted["bytes"]
-    found = make.told(stored)
-    assert {key: found[key] for key in found} == {key: wanted[key] for key in found}
+    result = make.described(stored)
+    assert {key: result[key] for key in result} == {key: wanted[key] for key in result}
     rows, scores = stored.scores()
     assert (rows.tolist(), scores.tolist()) == (wanted["scores"]["rows"], wanted["scores"]["scores"])
     for top in wanted["top"]:

@@ -66,14 +66,14 @@ def test_the_same_rows_under_the_usual_names_in_seconds_are_the_same(tmp_path):
 
 def test_a_name_may_be_one_that_usually_means_something_else(tmp_path):
     path = write(tmp_path, "x.csv", "user_id,user,time\ntea,ann,3\n")
-    found = read_interactions(path, dialect=Dialect({"item": "user_id"}))
-    assert (found.user_labels, found.item_labels, found.timestamps.tolist()) == (("ann",), ("tea",), [3])
+    result = read_interactions(path, dialect=Dialect({"item": "user_id"}))
+    assert (result.user_labels, result.item_labels, result.timestamps.tolist()) == (("ann",), ("tea",), [3])
 
 
 def test_the_test_file_has_the_same_names(tmp_path):
     train, test = write(tmp_path, "a.csv", text(ROWS[:2])), write(tmp_path, "b.csv", text(ROWS[2:]))
-    found = read_interactions(train, test_path=test, dialect=OWN)
-    assert found.given_test.row(1).tolist() == [1]
+    result = read_interactions(train, test_path=test, dialect=OWN)
+    assert result.given_test.row(1).tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_the_test_file_has_the_same_names(tmp_path):
     ],
 )
 def test_times_in_parquet_are_rounded_down_to_seconds_since_1970(tmp_path, times):
-    found = read_interactions(in_parquet(tmp_path / "x.parquet", times), dialect=OWN)
-    assert found.timestamps.tolist() == [-1, 2, 0]
+    result = read_interactions(in_parquet(tmp_path / "x.parquet", times), dialect=OWN)
+    assert result.timestamps.tolist() == [-1, 2, 0]
 
 
 LOCAL = [
@@ -240,10 +240,10 @@ def test_near_misses_of_times_are_read_or_told_line_by_line(tmp_path_factory, wh
     rows = [("tea", "ann", 5, "2026-03-01T09:30Z", "x")] if last else []
     path = write(tmp_path_factory.mktemp("near"), "x.tsv", with_time(whole + tail, rows).replace(",", "\t"))
     try:
-        found = read_interactions(path, dialect=Dialect({**OWN.columns}, zone))
-        assert found.timestamps is not None
+        result = read_interactions(path, dialect=Dialect({**OWN.columns}, zone))
+        assert result.timestamps is not None
     except DataError as error:
-        said = str(error)
-        assert "cannot be read (" not in said  # the slow pass finds whatever the fast one stumbled over
-        assert "\n" not in said
-        assert "x.tsv:" in said
+        output = str(error)
+        assert "cannot be read (" not in output  # the slow pass finds whatever the fast one stumbled over
+        assert "\n" not in output
+        assert "x.tsv:" in output

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.data import interactions
-from fl_peel.data.interactions import PARTS, SAID, Interactions, Splits, UserItems, collected, split
+from fl_peel.data.interactions import CONTRIBUTED, PARTS, Interactions, Splits, UserItems, collected, split
 from fl_peel.errors import DataError
 
 
@@ -61,15 +61,15 @@ def test_rows_of_many_users_are_picked_some_at_a_time(monkeypatch):
     assert (chosen.indptr.dtype, chosen.items.dtype) == (np.int64, np.int32)
 
 
-@pytest.mark.parametrize("said", [None, ragged([8])])
-def test_splits_are_told_by_their_parts_all_of_which_rest(said, monkeypatch):
+@pytest.mark.parametrize("output", [None, ragged([8])])
+def test_splits_are_told_by_their_parts_all_of_which_rest(output, monkeypatch):
     three = ragged([1, 2]), ragged([3]), ragged([4, 5])
-    splits = Splits(*three, 9, said)
-    parts = dict(zip(PARTS, three, strict=True)) | ({} if said is None else {SAID: said})
+    splits = Splits(*three, 9, output)
+    parts = dict(zip(PARTS, three, strict=True)) | ({} if output is None else {CONTRIBUTED: output})
     assert [(name, id(part)) for name, part in splits.parts()] == [(name, id(part)) for name, part in parts.items()]
     rested = []
-    monkeypatch.setattr(interactions, "let_go", lambda *arrays: rested.extend(map(id, arrays)))
-    splits.rest()
+    monkeypatch.setattr(interactions, "drop_pages", lambda *arrays: rested.extend(map(id, arrays)))
+    splits.drop_pages()
     assert rested == [id(array) for part in parts.values() for array in (part.indptr, part.items)]
 
 
@@ -211,13 +211,13 @@ def test_validation_takes_all_but_one_of_what_the_test_leaves(timed):
 
 def test_share_of_some_users_is_renumbered():
     parts = Splits(ragged([0], [1], [2]), ragged([3], [4], [5]), ragged([6], [7], []), 8)
-    share = parts.of(np.array([2, 0]))
+    share = parts.select(np.array([2, 0]))
     assert share.num_users == 2
     assert (rows_of(share.train), rows_of(share.validation)) == ([[2], [0]], [[5], [3]])
     assert (rows_of(share.test), share.num_items) == ([[], [6]], 8)
-    assert (share.said, share.spoken) == (None, share.train)
-    some = Splits(parts.train, parts.validation, parts.test, 8, ragged([], [1], [2])).of(np.array([2, 0]))
-    assert rows_of(some.said) == rows_of(some.spoken) == [[2], []]
+    assert (share.contributed, share.contributed_items) == (None, share.train)
+    some = Splits(parts.train, parts.validation, parts.test, 8, ragged([], [1], [2])).select(np.array([2, 0]))
+    assert rows_of(some.contributed) == rows_of(some.contributed_items) == [[2], []]
     assert rows_of(some.train) == [[2], [0]]
 
 

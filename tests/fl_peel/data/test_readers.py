@@ -324,14 +324,14 @@ def test_rating_options_that_cannot_be_met(tmp_path):
 @given(st.binary(max_size=60), st.sampled_from(["u.data", "r.dat", "x.inter", "x.csv", "train.txt", "x.parquet"]))
 def test_any_bytes_are_read_or_refused_in_one_line(tmp_path_factory, content, name):
     path = write(tmp_path_factory.mktemp("any"), name, content)
-    data, said = read_or_hear(path)
-    assert "\n" not in said
-    assert said or data.pairs.num_interactions > 0
+    data, output = read_or_hear(path)
+    assert "\n" not in output
+    assert output or data.pairs.num_interactions > 0
 
 
 @given(st.text('01a,\t:-. "\n\r', max_size=30), st.sampled_from(["u.data", "r.dat", "x.inter", "x.csv", "train.txt"]))
 def test_near_misses_are_read_or_refused_in_one_line(tmp_path_factory, tail, name):
     head = {"u.data": "1\t2\t3\t4\n", "r.dat": "1::2::3::4\n", "x.inter": HEADER, "x.csv": "user,item\n"}
     path = write(tmp_path_factory.mktemp("near"), name, head.get(name, "0 1\n") + tail)
-    _, said = read_or_hear(path)
-    assert "cannot be read (" not in said  # the slow pass finds whatever the fast one stumbled over
+    _, output = read_or_hear(path)
+    assert "cannot be read (" not in output  # the slow pass finds whatever the fast one stumbled over

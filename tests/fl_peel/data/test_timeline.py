@@ -33,7 +33,7 @@ def timeline(rows=ROWS, **changes):
     pairs = UserItems.from_pairs(numbers, items, len(labels))
     data = Interactions("planted", pairs, int(items.max()) + 1, (days * 86_400)[order])
     keys = {"start": 6 / 14, "periods": 2, "share": 4 / 14, "days": None}
-    return Timeline.of(data, **(keys | changes))
+    return Timeline.from_interactions(data, **(keys | changes))
 
 
 def pairs(items):
@@ -45,12 +45,12 @@ def three(days):
 
 
 def test_users_and_items_are_numbered_as_they_appear():
-    found = three(None)
+    result = three(None)
     # users 7, 3, 9, 5, 2 are 0 to 4; items 50, 40, 60, 70, 80 are 0 to 4
-    assert found.users.tolist() == [0, 0, 1, 1, 0, 2, 1, 0, 3, 3, 2, 3, 1, 4]
-    assert found.items.tolist() == [0, 1, 0, 2, 2, 1, 1, 3, 0, 3, 3, 2, 4, 4]
-    assert found.edges.tolist() == [6, 8, 10]
-    assert found.before.tolist() == [2, 4]
+    assert result.users.tolist() == [0, 0, 1, 1, 0, 2, 1, 0, 3, 3, 2, 3, 1, 4]
+    assert result.items.tolist() == [0, 1, 0, 2, 2, 1, 1, 3, 0, 3, 3, 2, 4, 4]
+    assert result.edges.tolist() == [6, 8, 10]
+    assert result.before.tolist() == [2, 4]
 
 
 def test_before_a_period_there_is_what_was_done_and_in_it_what_is_asked():
@@ -62,15 +62,15 @@ def test_before_a_period_there_is_what_was_done_and_in_it_what_is_asked():
 
 
 def test_what_is_chosen_on_is_the_period_that_lies_behind():
-    found = three(None)
-    choose = found.splits(0, "choose")
+    result = three(None)
+    choose = result.splits(0, "choose")
     assert (choose.num_users, choose.num_items) == (3, 3)
     assert pairs(choose.train) == [(0, 0), (0, 1), (1, 0), (1, 2)]
     assert pairs(choose.validation) == [(0, 2), (2, 1)]
-    assert pairs(found.splits(0, "recent").train) == [(0, 2), (2, 1)]
-    assert pairs(found.splits(1, "recent").train) == [(0, 3), (1, 1)]
-    assert pairs(found.splits(0, "earlier").train) == [(1, 0), (1, 2)]
-    assert pairs(found.splits(1, "earlier").train) == pairs(found.splits(0, "recent").train)
+    assert pairs(result.splits(0, "recent").train) == [(0, 2), (2, 1)]
+    assert pairs(result.splits(1, "recent").train) == [(0, 3), (1, 1)]
+    assert pairs(result.splits(0, "earlier").train) == [(1, 0), (1, 2)]
+    assert pairs(result.splits(1, "earlier").train) == pairs(result.splits(0, "recent").train)
 
 
 def test_who_joins_has_a_first_thing_and_is_asked_for_the_rest():
@@ -104,31 +104,31 @@ def test_what_cannot_be_cut_is_refused():
         timeline(start=0.1, share=0.3)
     data = Interactions("timeless", UserItems.from_pairs(np.array([0]), np.array([0]), 1), 1)
     with pytest.raises(DataError, match=r"^timeless: has no timestamps, which data.timeline needs; leave it out$"):
-        Timeline.of(data, start=0.5, periods=1, share=0.1, days=None)
+        Timeline.from_interactions(data, start=0.5, periods=1, share=0.1, days=None)
 
 
 def test_who_does_nothing_speaks_of_less_and_less():
     """Half of what one did, the newer one, after one silent period; each interaction before the periods counted is a
     half of a period as well. By hand, of the rows above: users 7, 3, 9 are 0, 1, 2.
     """
-    found = timeline(start=6 / 14, share=2 / 14, periods=2, leaving=1.0)
-    assert found.silent(0, 3).tolist() == [0, 1, 0]
-    assert found.silent(1, 3).tolist() == [0, 0, 1]
-    assert found.silent(-1, 3).tolist() == [1, 0, 2]
-    assert pairs(found.splits(0, "learn").spoken) == [(0, 0), (0, 1), (0, 2), (1, 2), (2, 1)]
-    assert pairs(found.splits(0, "choose").spoken) == [(0, 1), (1, 0), (1, 2)]
-    later = found.splits(1, "learn")
+    result = timeline(start=6 / 14, share=2 / 14, periods=2, leaving=1.0)
+    assert result.silent(0, 3).tolist() == [0, 1, 0]
+    assert result.silent(1, 3).tolist() == [0, 0, 1]
+    assert result.silent(-1, 3).tolist() == [1, 0, 2]
+    assert pairs(result.splits(0, "learn").contributed_items) == [(0, 0), (0, 1), (0, 2), (1, 2), (2, 1)]
+    assert pairs(result.splits(0, "choose").contributed_items) == [(0, 1), (1, 0), (1, 2)]
+    later = result.splits(1, "learn")
     assert pairs(later.train.select(np.array([2]))) == [(0, 1)], "it still has what it did"
-    assert later.spoken.counts()[2] == 0, "one thing, half of it: it has left"
-    assert pairs(later.of(np.array([1, 0])).spoken) == [
+    assert later.contributed_items.counts()[2] == 0, "one thing, half of it: it has left"
+    assert pairs(later.select(np.array([1, 0])).contributed_items) == [
         *[(0, 0), (0, 1), (0, 2)],
         *[(1, 0), (1, 1), (1, 2), (1, 3)],
     ]
 
 
 def test_where_nobody_leaves_everything_is_spoken_of():
-    found = three(None).splits(1, "learn")
-    assert found.said is None
-    assert found.spoken is found.train
+    result = three(None).splits(1, "learn")
+    assert result.contributed is None
+    assert result.contributed_items is result.train
     for phase in ("recent", "earlier", "join"):
-        assert timeline(start=6 / 14, share=2 / 14, periods=2, leaving=1.0).splits(0, phase).said is None
+        assert timeline(start=6 / 14, share=2 / 14, periods=2, leaving=1.0).splits(0, phase).contributed is None

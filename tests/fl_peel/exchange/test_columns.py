@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fl_peel.exchange.columns import Columns
-from fl_peel.exchange.counters import ClassCounts, ClockCounts, Traces
+from fl_peel.exchange.columns import IntColumns
+from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces
 
 KINDS = [ClassCounts, ClockCounts]
 
@@ -64,11 +64,11 @@ def test_what_does_not_count_is_zero():
 
 
 def test_traces_are_put_one_after_the_other():
-    both = filled(Traces, 1, 1) + filled(Traces, 2, 2)
+    both = filled(DeviceTraces, 1, 1) + filled(DeviceTraces, 2, 2)
     assert both.device.tolist() == [1, 2, 3]
     assert both.kept_blocks.tolist() == [41, 42, 43]
-    assert len(Traces.zeros(0).device) == 0
-    assert issubclass(Traces, Columns)
+    assert len(DeviceTraces.zeros(0).device) == 0
+    assert issubclass(DeviceTraces, IntColumns)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,9 +2,9 @@
 
 import pytest
 
+from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.exchange.release import Release, layout_of
-from fl_peel.exchange.statistics import GroupShape
-from fl_peel.privacy.plan import make_plan
+from fl_peel.privacy.noise_plan import make_plan
 from fl_peel.privacy.report import report_of
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.vector import CHECK
@@ -35,29 +35,29 @@ def scenario(**privacy):
 )
 def test_what_is_released_and_what_is_withheld(privacy, parts, withheld):
     for signals in (True, False):
-        release = Release.of(scenario(**privacy), signals=signals)
+        release = Release.from_scenario(scenario(**privacy), signals=signals)
         assert release.bounded == (parts is not None)
         assert release.parts == tuple(part for part in parts or () if signals or part != "signals")
         assert release.withheld == withheld
-        told = report_of(scenario(**privacy), make_plan(scenario(**privacy)), [])
-        assert (told.bounded, told.withholds) == (release.bounded, release.withheld)
+        events = report_of(scenario(**privacy), make_plan(scenario(**privacy)), [])
+        assert (events.bounded, events.withholds) == (release.bounded, release.withheld)
 
 
 @pytest.mark.parametrize(
-    ("privacy", "said"),
+    ("privacy", "output"),
     [
         ({}, [*OPEN, *SIGNALS, *COUNTERS]),
         (NOISE, ["updates", "signals"]),
         (NOISE | MEASURED, ["updates", "signals", *COUNTERS]),
     ],
 )
-def test_a_masked_vector_has_words_for_that_and_no_others(privacy, said):
+def test_a_masked_vector_has_words_for_that_and_no_others(privacy, output):
     def vector(signals):
         return layout_of(scenario(**privacy), num_devices=9, group=GROUP, num_classes=3, signals=signals)
 
-    assert [field.name for field in vector(True).fields] == [*said, CHECK]
+    assert [field.name for field in vector(True).fields] == [*output, CHECK]
     apart = {"signals", *SIGNALS}
-    assert [field.name for field in vector(False).fields] == [name for name in [*said, CHECK] if name not in apart]
+    assert [field.name for field in vector(False).fields] == [name for name in [*output, CHECK] if name not in apart]
     shapes = {field.name: field.shape for field in vector(True).fields}
     assert shapes.get("updates", shapes.get("sums")) == (6, 4)
     counters = {name: shape for name, shape in shapes.items() if name in COUNTERS}

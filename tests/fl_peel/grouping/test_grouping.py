@@ -16,8 +16,8 @@ from fl_peel.grouping.clusters import (
     unit_rows,
     user_groups,
 )
+from fl_peel.pretraining.central_training import pretrain
 from fl_peel.pretraining.settings import PretrainingConfig
-from fl_peel.pretraining.train import pretrain
 from fl_peel.randomness import rng_for
 from tests.helpers.examples import examples
 

@@ -29,8 +29,8 @@ def test_scores_by_hand():
 def test_compiled_scores_are_those_of_the_matrix_products(num_users, num_items, density, seed):
     rows = interactions(num_users, num_items, density, seed)
     wanted = np.arange(num_users)[:: 1 + seed % 3]
-    found = Neighbourhood(rows, num_items).scores(wanted)
-    np.testing.assert_allclose(found, dense_scores(rows, num_items)[wanted], rtol=1e-4, atol=1e-6)
+    result = Neighbourhood(rows, num_items).scores(wanted)
+    np.testing.assert_allclose(result, dense_scores(rows, num_items)[wanted], rtol=1e-4, atol=1e-6)
 
 
 def test_a_groups_table_is_the_ridge_regression_of_scaled_scores():
@@ -38,7 +38,7 @@ def test_a_groups_table_is_the_ridge_regression_of_scaled_scores():
     rng = rng_for(0, "tables")
     table, users = rng.standard_normal((50, 6)).astype(np.float32), rng.standard_normal((400, 6)).astype(np.float32)
     members = np.arange(0, 400, 1)[:300]  # more than one chunk
-    found = Neighbourhood(rows, 50).group_table(
+    result = Neighbourhood(rows, 50).group_table(
         table, item_covariance(table), users[members], members, weight=0.3, ridge=0.05
     )
     scores = dense_scores(rows, 50)[members].astype(np.float64)
@@ -47,19 +47,19 @@ def test_a_groups_table_is_the_ridge_regression_of_scaled_scores():
     scaled = scores * np.where(spread > 0, 0.3 * own.std(axis=1) / np.where(spread > 0, spread, 1), 0)[:, None]
     gram = users[members].T.astype(np.float64) @ users[members]
     wanted = table + np.linalg.solve(gram + 0.05 * np.trace(gram) / 6 * np.eye(6), users[members].T @ scaled).T
-    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
-    assert np.abs(found - table).max() > 0.05  # it does something
+    np.testing.assert_allclose(result, wanted, rtol=1e-3, atol=1e-4)
+    assert np.abs(result - table).max() > 0.05  # it does something
 
 
 def test_a_group_without_collected_users_starts_from_the_global_table():
     rows = interactions(20, 10, 0.3, 1)
     table = rng_for(0, "table").standard_normal((10, 4)).astype(np.float32)
     nobody = np.zeros(0, np.int64)
-    found = Neighbourhood(rows, 10).group_table(
+    result = Neighbourhood(rows, 10).group_table(
         table, item_covariance(table), np.zeros((0, 4), np.float32), nobody, weight=0.1, ridge=0.01
     )
-    np.testing.assert_array_equal(found, table)
-    assert found is not table
+    np.testing.assert_array_equal(result, table)
+    assert result is not table
 
 
 def test_neighbours_tell_what_the_global_columns_cannot_hold():

@@ -10,7 +10,7 @@ from numba import njit
 
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import code_dtype, quantize
-from fl_peel.blocks.ranked import pack_ranking, rank_blocks
+from fl_peel.blocks.ranked_blocks import pack_ranking, rank_blocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.kernels.rows import add_fixed
@@ -102,11 +102,11 @@ def test_sums_in_32_bits_round_as_those_in_64(seed, dim):
     step[0, rng.integers(dim)] = (rng.integers(-9, 9) + 0.5) / FIXED_POINT  # half-way goes up
     sums = rng.integers(-100, 100, (2, dim)).astype(np.int32)
     wanted = np.floor(step[0].astype(np.float64) * FIXED_POINT + 0.5).astype(np.int64)
-    added, begun = sums.copy(), sums.copy()
+    added, started = sums.copy(), sums.copy()
     summed(added, 1, step, False)
-    summed(begun, 1, step, True)
+    summed(started, 1, step, True)
     assert (added[1] == sums[1] + wanted).all()
-    assert (begun[1] == wanted).all()
+    assert (started[1] == wanted).all()
     assert (added[0] == sums[0]).all()
 
 

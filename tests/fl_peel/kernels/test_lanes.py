@@ -61,7 +61,7 @@ WORK = """
 import hashlib
 import numpy as np
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.data.population import Population
 from fl_peel.ranking.top import top_rows
 from fl_peel.training.group import train_group
@@ -97,7 +97,7 @@ PROCESSORS = {
 
 def runs_here(needed):
     """Whether this processor has what compiled code needs."""
-    from fl_peel.code_paths import processor_flags
+    from fl_peel.cpu_dispatch import processor_flags
 
     return set(needed.split()) <= processor_flags()
 

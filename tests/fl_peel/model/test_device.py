@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import fl_peel
 from fl_peel.blocks.header import HEADER_BYTES
-from fl_peel.blocks.shrinking import listed
+from fl_peel.blocks.resizing import listed
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.errors import ArtifactError, BudgetError, ModelError
 from fl_peel.model import model as module
@@ -25,7 +25,7 @@ MOST = 1200
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Of every kind of layout, and saved in every way."""
-    found = {}
+    result = {}
     for kind in LAYOUT_KINDS:
         layout = layout_of(kind, 25, 8, 6, 2, 1)
         for large in (False, True):
@@ -33,8 +33,8 @@ def models(tmp_path_factory):
             with pytest.MonkeyPatch.context() as patched:
                 patched.setattr(module, "WHOLE_BYTES", 0 if large else 10**9)
                 saved(folder, layout=layout)
-            found[kind, large] = fl_peel.load(folder)
-    return found
+            result[kind, large] = fl_peel.load(folder)
+    return result
 
 
 def items(numbers):
@@ -50,13 +50,13 @@ budgets = st.integers(LEAST, MOST)
 @given(kind=kinds, had=had, budget=budgets)
 def test_never_a_byte_over_the_budget_and_no_block_that_would_fit_is_left(models, kind, had, budget):
     device = models[kind].device(items(had))
-    found = device.embedding(budget)
-    assert found.num_bytes == len(found.to_bytes()) <= budget
-    assert StoredEmbedding.from_bytes(found.to_bytes()).user_group == device.group
+    result = device.embedding(budget)
+    assert result.num_bytes == len(result.to_bytes()) <= budget
+    assert StoredEmbedding.from_bytes(result.to_bytes()).user_group == device.group
     everything = device.embedding(100_000)
-    if len(found.stored.blocks) < len(everything.stored.blocks):
-        after = everything.stored.blocks[len(found.stored.blocks)]
-        assert found.num_bytes + models[kind].layout.block_bytes("int8")[after] > budget
+    if len(result.stored.blocks) < len(everything.stored.blocks):
+        after = everything.stored.blocks[len(result.stored.blocks)]
+        assert result.num_bytes + models[kind].layout.block_bytes("int8")[after] > budget
 
 
 @examples(150)
@@ -105,12 +105,12 @@ def test_what_is_read_to_grow_is_the_list_from_behind_the_last_block(models, pre
 @examples(60)
 @given(kind=kinds, had=had, budget=budgets, n=st.integers(1, 30))
 def test_the_best_items_are_named_scored_and_were_not_seen(models, kind, had, budget, n):
-    found = models[kind].device(items(had), also_seen=items([1])).embedding(budget)
-    best = found.top(n)
+    result = models[kind].device(items(had), also_seen=items([1])).embedding(budget)
+    best = result.top(n)
     assert len(best) <= n
     assert not {name for name, _ in best} & {*items(had), "item 1"}
     assert [score for _, score in best] == sorted((score for _, score in best), reverse=True)
-    layout, stored = models[kind].layout, found.stored
+    layout, stored = models[kind].layout, result.stored
     score_of = dict(zip(layout.catalogue[stored.scores()[0]].tolist(), stored.scores()[1].tolist(), strict=True))
     assert all(score_of[int(name.removeprefix("item "))] == score for name, score in best)
     others = set(score_of) - {int(name.removeprefix("item ")) for name, _ in best} - {*had, 1}
@@ -119,18 +119,18 @@ def test_the_best_items_are_named_scored_and_were_not_seen(models, kind, had, bu
 
 
 def test_ten_items_are_named_unless_others_are_asked_for(models):
-    found = models["single", False].device(items([3])).embedding(MOST)
-    assert found.top() == found.top(10)
-    assert len(found.top()) == 10
+    result = models["single", False].device(items([3])).embedding(MOST)
+    assert result.top() == result.top(10)
+    assert len(result.top()) == 10
 
 
 def test_budgets_that_go_the_wrong_way_or_hold_nothing_are_one_line(models):
-    found = models["single", False].device(items([3])).embedding(LEAST + 20)
+    result = models["single", False].device(items([3])).embedding(LEAST + 20)
     with pytest.raises(BudgetError, match=f"budget {LEAST + 21} B is above {LEAST + 20} B: to hold more, grow"):
-        found.shrink(LEAST + 21)
+        result.shrink(LEAST + 21)
     with pytest.raises(BudgetError, match=f"budget {LEAST} B is below {LEAST + 20} B: to hold less, shrink"):
-        found.grow(LEAST)
-    for too_small in (lambda: found.shrink(LEAST - 1), lambda: found.device.embedding(LEAST - 1)):
+        result.grow(LEAST)
+    for too_small in (lambda: result.shrink(LEAST - 1), lambda: result.device.embedding(LEAST - 1)):
         with pytest.raises(BudgetError, match="does not hold header and user embedding"):
             too_small()
 
@@ -299,12 +299,12 @@ def test_whatever_a_delta_says_it_is_applied_or_one_line(update, place, value, c
     data[place % len(data)] = value
     if sealed and len(data) > HEADER_BYTES:
         data = bytearray(resealed(data, 0, b""))
-    told = ""
+    events = ""
     try:
         assert len(applied(before.stored, bytes(data)).to_bytes()) < 10_000
     except ArtifactError as error:
-        told = str(error)
-    assert "\n" not in told
+        events = str(error)
+    assert "\n" not in events
 
 
 @pytest.fixture(scope="module")

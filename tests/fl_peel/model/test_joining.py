@@ -10,7 +10,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError
 from fl_peel.grouping.clusters import fit_user_embeddings
 from fl_peel.model import joining as module
-from fl_peel.model.joining import Mapped, as_halves
+from fl_peel.model.joining import MappedJoining, as_halves
 from tests.helpers.models import LAYOUT, fitted, mapped
 
 
@@ -86,20 +86,20 @@ def test_who_fits_an_embedding_is_told_what_does_not_fit():
 
 def test_sums_are_of_one_thread(monkeypatch):
     """More would add up in another order, and end in other digits."""
-    found = []
+    result = []
 
     def noted(table, rows):
-        found.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        result.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
         return fit_user_embeddings(table, rows)
 
     monkeypatch.setattr(module, "fit_user_embeddings", noted)
     with threadpool_limits(limits=2):
         fitted(np.random.default_rng(0), LAYOUT).join(UserItems(np.array([0, 2]), np.array([3, 5], np.int32)))
-    assert found
-    assert set(found) == {1}
+    assert result
+    assert set(result) == {1}
 
 
 @pytest.mark.parametrize("columns", [1, 4, 6])
 def test_a_group_is_chosen_by_some_numbers_of_a_vector_or_all(columns):
     replace(FITS, centroids=np.ones((2, columns), np.float32)).check(30, 8)
-    assert isinstance(FITS, Mapped)
+    assert isinstance(FITS, MappedJoining)

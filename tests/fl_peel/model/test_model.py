@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 import fl_peel
 from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks, pack_blocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks, pack_blocks
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
 from fl_peel.model import model as module
-from fl_peel.model.catalogue import Catalogue
-from fl_peel.model.files import ABOUT
-from fl_peel.model.joining import KINDS, Fitted, Mapped
-from fl_peel.model.tables import changed_blocks
-from fl_peel.pretraining.by_sums import add_rows, embeddings, halves, nearest, unit_vectors
+from fl_peel.model.coded_blocks import changed_blocks
+from fl_peel.model.joining import KINDS, FittedJoining, MappedJoining
+from fl_peel.model.model_catalogue import Catalogue
+from fl_peel.model.model_files import ABOUT
+from fl_peel.pretraining.spectral_steps import add_rows, embeddings, halves, nearest, unit_vectors
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
 from tests.helpers.examples import examples
 from tests.helpers.models import LAYOUT, fitted, ids_of, mapped, saved
@@ -87,9 +87,9 @@ def test_groups_that_have_much_in_common_are_saved_as_what_differs(tmp_path_fact
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(module, "WHOLE_BYTES", 0)
         orders, _ = saved(folder / "model", layout=layout, groups=3, precision=precision, tables=tables, base=base)
-    found = fl_peel.load(folder / "model")
+    result = fl_peel.load(folder / "model")
     for group, table in enumerate(tables):
-        assert same(found.blocks(group), listed(layout, precision, orders[group], table))
+        assert same(result.blocks(group), listed(layout, precision, orders[group], table))
 
 
 def test_what_differs_alone_is_much_smaller(tmp_path):
@@ -128,9 +128,9 @@ def test_a_base_is_worth_it_up_to_eight_tenths_of_all_blocks(tmp_path, changed, 
     tables[1][5 : 5 + changed] += 1
     orders, _ = saved(tmp_path / "model", layout=layout, tables=tables, base=base)
     assert (tmp_path / "model" / module.BASE).exists() == worth
-    found = fl_peel.load(tmp_path / "model")
+    result = fl_peel.load(tmp_path / "model")
     for group in range(2):
-        assert same(found.blocks(group), listed(layout, "int8", orders[group], tables[group]))
+        assert same(result.blocks(group), listed(layout, "int8", orders[group], tables[group]))
 
 
 @pytest.mark.parametrize(("base", "whole"), [(False, 2.0), (True, 1.4)])
@@ -188,15 +188,15 @@ def test_rows_and_maps_are_saved_as_they_are_sent_if_that_loses_nothing():
     maps = np.stack([halves(rng.normal(size=(6, 8)).astype(np.float32) * size) for size in (1.0, 1e-5)])
     centroids = np.zeros((2, 4), np.float32)
     for rows, kind in ((own, np.float16), (own + np.float32(1e-6), np.float32)):
-        joining = Mapped.of_rows(centroids, rows, maps)
+        joining = MappedJoining.from_rows(centroids, rows, maps)
         assert (joining.own.dtype, joining.maps.dtype) == (kind, np.float16)
-        again = KINDS["mapped"].of(joining.tensors())
-        assert isinstance(again, Mapped)
+        again = KINDS["mapped"].from_tensors(joining.tensors())
+        assert isinstance(again, MappedJoining)
         assert again.rows_of(np.arange(30)).tobytes() == rows.tobytes()
         assert [again.map_of(group).tobytes() for group in range(2)] == [one.tobytes() for one in maps]
 
 
-class Joins(Fitted):
+class Joins(FittedJoining):
     """A user embedding that is given; or one that cannot be found."""
 
     user: NDArray[np.float32] | None = None
@@ -217,9 +217,9 @@ def test_a_user_embedding_that_cannot_be_stored_is_one_line(tmp_path, monkeypatc
     if largest == 65_504.0:
         assert model.device(GIVEN).user[-1] == largest
         return
-    with pytest.raises(ModelError) as told:
+    with pytest.raises(ModelError) as events:
         model.device(GIVEN)
-    assert str(told.value).startswith(
+    assert str(events.value).startswith(
         f"{tmp_path / 'model' / module.JOINING}: gives no user embedding that can be stored; save the model again"
     )
 

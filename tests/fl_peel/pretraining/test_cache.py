@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fl_peel.pretraining.cache import DIGEST, _digest, pretraining_key, read_tables, write_tables
+from fl_peel.pretraining.central_training import EpochFigures, PretrainedEmbeddings
 from fl_peel.pretraining.settings import PretrainingConfig
-from fl_peel.pretraining.train import EpochFigures, PretrainedEmbeddings
 from tests.helpers.blocks import rows_of
 
 COLLECTED = rows_of([0, 1], [2], [])
@@ -127,9 +127,9 @@ def test_several_that_write_at_once_leave_one_whole_file(tmp_path):
         writing = [pool.submit(write_tables, tmp_path, "k", TABLES) for _ in range(40)]
         reading = [pool.submit(read_tables, tmp_path, "k") for _ in range(40)]
     assert all(done.exception() is None for done in writing)
-    found = [done.result() for done in reading] + [read_tables(tmp_path, "k")]
-    assert all((kept.items == TABLES.items).all() for kept in found if kept is not None)
-    assert found[-1] is not None
+    result = [done.result() for done in reading] + [read_tables(tmp_path, "k")]
+    assert all((kept.items == TABLES.items).all() for kept in result if kept is not None)
+    assert result[-1] is not None
     assert [path.name for path in tmp_path.iterdir()] == ["k.safetensors"]
 
 

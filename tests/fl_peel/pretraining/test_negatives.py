@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from fl_peel.errors import ScenarioError
+from fl_peel.pretraining.central_training import pretrain
 from fl_peel.pretraining.negatives import CandidateSampler, chances, systematic
 from fl_peel.pretraining.settings import PretrainingConfig
-from fl_peel.pretraining.train import pretrain
 from fl_peel.scenario.scenario import Scenario
 from strategies.rivals.training import BatchLoss
 from tests.fl_peel.pretraining.test_pretraining import SMALL, some_rows
@@ -43,11 +43,11 @@ def test_a_systematic_sample_by_hand() -> None:
 def test_all_items_take_part_where_as_many_are_to_be_drawn() -> None:
     for count in (0, 8, 9):
         config = PretrainingConfig(num_negatives=count, negatives_exponent=0.75 if count else 0.0)
-        assert CandidateSampler.of(config, POPULARITY).draw(generator(1)) is None
+        assert CandidateSampler.from_config(config, POPULARITY).draw(generator(1)) is None
 
 
 def test_items_are_drawn_alike_without_an_exponent() -> None:
-    sampler = CandidateSampler.of(PretrainingConfig(num_negatives=2), POPULARITY)
+    sampler = CandidateSampler.from_config(PretrainingConfig(num_negatives=2), POPULARITY)
     drawn = sampler.draw(generator(5))
     assert drawn.items.tolist() == torch.randperm(8, generator=generator(5))[:2].tolist()
     assert drawn.log_stands_for.tolist() == pytest.approx([math.log(4)] * 2)
@@ -55,7 +55,7 @@ def test_items_are_drawn_alike_without_an_exponent() -> None:
 
 def test_popular_items_are_drawn_more_often_and_stand_for_less() -> None:
     """Weights 1, 2, 3, 5, 10, 1, 4, 2 of 28: of three items, each comes in 3/28 of its weight, item 4 always."""
-    sampler = CandidateSampler.of(PretrainingConfig(num_negatives=3, negatives_exponent=0.5), POPULARITY)
+    sampler = CandidateSampler.from_config(PretrainingConfig(num_negatives=3, negatives_exponent=0.5), POPULARITY)
     expected = np.array([1, 2, 3, 5, 0, 1, 4, 2]) * 2 / 18
     expected[4] = 1.0
     counts, trials, source = np.zeros(8), 4000, generator(3)
@@ -76,11 +76,13 @@ def test_what_is_drawn_by_popularity_varies_less_about_the_sum_over_all() -> Non
     terms = torch.from_numpy((popularity + 1) ** 0.9 * rng.uniform(0.5, 1.5, 500))
     whole, spread = float(terms.sum()), {}
     for exponent in (0.0, 0.75):
-        sampler = CandidateSampler.of(PretrainingConfig(num_negatives=50, negatives_exponent=exponent), popularity)
+        sampler = CandidateSampler.from_config(
+            PretrainingConfig(num_negatives=50, negatives_exponent=exponent), popularity
+        )
         draws = [sampler.draw(generator(seed)) for seed in range(400)]
-        found = np.array([float((terms[drawn.items] * drawn.log_stands_for.exp()).sum()) for drawn in draws])
-        assert abs(found.mean() - whole) < 4 * found.std() / math.sqrt(len(found))
-        spread[exponent] = found.std() / whole
+        result = np.array([float((terms[drawn.items] * drawn.log_stands_for.exp()).sum()) for drawn in draws])
+        assert abs(result.mean() - whole) < 4 * result.std() / math.sqrt(len(result))
+        spread[exponent] = result.std() / whole
     assert spread[0.75] < 0.2 * spread[0.0]
 
 
@@ -100,16 +102,16 @@ def test_tables_and_rivals_are_trained_against_what_the_setting_draws() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "output"),
     [
         ({"loss": "bpr"}, "0.5 does nothing under bpr, which draws evenly; leave it out"),
         ({"num_negatives": 0}, "0.5 does nothing under num_negatives 0, which takes all items; leave it out"),
     ],
 )
-def test_an_exponent_that_nothing_is_drawn_by_is_refused(given: dict, said: str) -> None:
-    with pytest.raises(ScenarioError, match=f"^pretraining.negatives_exponent: {said}$"):
+def test_an_exponent_that_nothing_is_drawn_by_is_refused(given: dict, output: str) -> None:
+    with pytest.raises(ScenarioError, match=f"^pretraining.negatives_exponent: {output}$"):
         pretrain(some_rows(), 30, replace(SMALL, negatives_exponent=0.5, **given), seed=1)
-    with pytest.raises(ValueError, match=f"pretraining\n.*negatives_exponent: {said}"):
+    with pytest.raises(ValueError, match=f"pretraining\n.*negatives_exponent: {output}"):
         Scenario.model_validate(
             {"name": "t", "data": {"path": "x.csv"}, "pretraining": {**given, "negatives_exponent": 0.5}}
         )

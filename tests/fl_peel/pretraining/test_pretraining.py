@@ -12,12 +12,12 @@ import torch
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError, ScenarioError
+from fl_peel.pretraining.central_training import EpochFigures, pretrain
 from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss, slice_diversity
 from fl_peel.pretraining.negatives import Candidates
 from fl_peel.pretraining.propagation import InteractionGraph, SparseMatrix, propagate
 from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.spectral import normalized_interactions, truncated_svd
-from fl_peel.pretraining.train import EpochFigures, pretrain
 from fl_peel.pretraining.workers import Workers, fixed_threads, own_threads
 from fl_peel.randomness import rng_for
 
@@ -131,7 +131,7 @@ def test_tables_of_the_users_that_are_wanted_are_the_same_to_the_last_bit_and_so
     users, items = torch.randn(40, 5, generator=generator), torch.randn(30, 5, generator=generator)
     target = torch.randn(39, 5, generator=generator)
 
-    def found(workers: Workers | None) -> list[torch.Tensor]:
+    def result(workers: Workers | None) -> list[torch.Tensor]:
         mine, theirs = users.clone().requires_grad_(), items.clone().requires_grad_()
         if workers is None:
             every, spread = propagate(graph, mine, theirs, num_layers)
@@ -142,14 +142,14 @@ def test_tables_of_the_users_that_are_wanted_are_the_same_to_the_last_bit_and_so
         return [some, spread, mine.grad, theirs.grad]
 
     with own_threads(count) as workers:
-        for one, other in zip(found(None), found(workers), strict=True):
+        for one, other in zip(result(None), result(workers), strict=True):
             assert torch.equal(one, other)
 
 
 def test_sparse_products_equal_those_of_scipy():
     matrix = sp.random(40, 30, density=0.3, format="csr", dtype=np.float32, random_state=1)
     table, back = torch.randn(30, 5), torch.randn(3, 5)
-    whole, some = SparseMatrix.of(matrix), np.array([7, 0, 39])
+    whole, some = SparseMatrix.from_scipy(matrix), np.array([7, 0, 39])
     total = torch.ones(40, 5)
     with own_threads(2) as workers:
         spread = whole.spread(table, workers, total)
@@ -285,7 +285,7 @@ def test_softmax_is_the_same_to_the_last_bit_for_any_number_of_workers(sampled: 
         weights,
     )
     candidates = Candidates.alike(torch.randperm(97, generator=generator)[:13], 97) if sampled else None
-    found = []
+    result = []
     for count in (1, 2, 3):
         users, table = starts.clone().requires_grad_(), items.clone().requires_grad_()
         with own_threads(count) as workers, fixed_threads(1):  # BLAS too: its products depend on its threads
@@ -293,9 +293,9 @@ def test_softmax_is_the_same_to_the_last_bit_for_any_number_of_workers(sampled: 
                 users, table, batch, temperature=0.3, candidates=candidates, item_bias=bias, workers=workers
             )
             loss.backward()
-        found.append((loss.detach(), users.grad, table.grad))
-    for other in found[1:]:
-        assert all(torch.equal(mine, theirs) for mine, theirs in zip(found[0], other, strict=True))
+        result.append((loss.detach(), users.grad, table.grad))
+    for other in result[1:]:
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(result[0], other, strict=True))
 
 
 def test_bpr_by_hand() -> None:

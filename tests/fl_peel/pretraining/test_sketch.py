@@ -7,30 +7,30 @@ import pytest
 import scipy.sparse as sp
 
 from fl_peel.data.interactions import UserItems
-from fl_peel.pretraining import by_sums
-from fl_peel.pretraining.by_sums import Units
+from fl_peel.pretraining import spectral_steps
 from fl_peel.pretraining.settings import SpectralConfig
 from fl_peel.pretraining.sketch import MOST_ROWS, RowSketch
+from fl_peel.pretraining.spectral_steps import Units
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
-from fl_peel.secure.stage1 import StepVector
-from tests.fl_peel.pretraining.test_by_sums import CONFIG, NUM_ITEMS, SHAPE, rows
+from fl_peel.secure.stage1_vector import StepVector
+from tests.fl_peel.pretraining.test_spectral_steps import CONFIG, NUM_ITEMS, SHAPE, rows
 
 __all__ = ["rows"]  # the fixture of 80 users of three tastes
 COUNTS = np.arange(100)[::-1].copy()
 
 
 def test_buckets_are_the_same_for_a_pass_and_fresh_in_the_next():
-    one, again, later = (RowSketch.of(COUNTS, 0.2, 0, number) for number in (1, 1, 2))
+    one, again, later = (RowSketch.from_counts(COUNTS, 0.2, 0, number) for number in (1, 1, 2))
     assert np.array_equal(one.place, again.place)
     together = [set(zip(*np.nonzero(np.abs(s.place)[:, None] == np.abs(s.place)), strict=True)) for s in (one, later)]
     apart = {(i, j) for i, j in together[0] - together[1] if i != j}
     assert len(apart) > 0.5 * len(together[0]) - 50, "rows that shared a bucket are in others"
     assert (np.sign(one.place) != np.sign(later.place)).mean() > 0.3
-    assert not np.array_equal(one.place, RowSketch.of(COUNTS, 0.2, 1, 1).place)
+    assert not np.array_equal(one.place, RowSketch.from_counts(COUNTS, 0.2, 1, 1).place)
 
 
 def test_the_most_frequent_rows_are_alone_and_the_others_are_mixed():
-    sketch = RowSketch.of(COUNTS, 0.2, 0, 1)
+    sketch = RowSketch.from_counts(COUNTS, 0.2, 0, 1)
     sizes = np.bincount(np.abs(sketch.place) - 1, minlength=20)
     assert sketch.buckets == 20
     assert (sizes[np.abs(sketch.place[:10]) - 1] == 1).all()
@@ -41,7 +41,7 @@ def test_the_most_frequent_rows_are_alone_and_the_others_are_mixed():
 
 def test_as_many_buckets_as_rows_lose_nothing():
     sums = np.random.default_rng(0).standard_normal((100, 4))
-    sketch = RowSketch.of(COUNTS + 1, 1.0, 0, 1)
+    sketch = RowSketch.from_counts(COUNTS + 1, 1.0, 0, 1)
     assert sketch.read(sketch.matrix.T @ sums, COUNTS + 1) == pytest.approx(sums)
 
 
@@ -49,7 +49,7 @@ def test_what_else_lies_in_a_bucket_has_no_direction():
     """Over many passes a row is read as its share of the bucket, no more: signs make the others cancel."""
     counts = np.full(100, 3)
     sums = 1 + np.random.default_rng(0).random((100, 2))
-    sketches = [RowSketch.of(counts, 0.2, 0, number) for number in range(400)]
+    sketches = [RowSketch.from_counts(counts, 0.2, 0, number) for number in range(400)]
     read = np.mean([one.read(one.matrix.T @ sums, counts) for one in sketches], axis=0)
     assert read[10:] == pytest.approx(sums[10:] / 9, rel=0.6)  # 9 rows in a bucket; without signs each would be 1.5
     assert read[10:].mean() == pytest.approx(sums[10:].mean() / 9, rel=0.1)
@@ -58,7 +58,7 @@ def test_what_else_lies_in_a_bucket_has_no_direction():
 def test_rows_that_nobody_has_are_read_as_nothing():
     counts = COUNTS.copy()
     counts[::3] = 0
-    sketch = RowSketch.of(counts, 0.2, 0, 1)
+    sketch = RowSketch.from_counts(counts, 0.2, 0, 1)
     read = sketch.read(np.ones((sketch.buckets, 2)), counts)
     assert not read[::3].any()
     assert np.isfinite(read).all()
@@ -72,9 +72,11 @@ def test_a_device_counts_a_bucket_up_to_a_bound():
 
 def test_parts_add_up_to_the_whole_under_a_sketch(rows):
     table = np.random.default_rng(1).standard_normal((NUM_ITEMS, 7)).astype(np.float32)
-    sketch = RowSketch.of(rows.popularity(NUM_ITEMS), 0.3, 0, 1)
-    parts = [by_sums.pass_sums(table, rows.select(np.arange(part, 80, 3)), 0.3, 2.0**20, sketch) for part in range(3)]
-    whole = by_sums.pass_sums(table, rows, 0.3, 2.0**20, sketch)
+    sketch = RowSketch.from_counts(rows.popularity(NUM_ITEMS), 0.3, 0, 1)
+    parts = [
+        spectral_steps.pass_sums(table, rows.select(np.arange(part, 80, 3)), 0.3, 2.0**20, sketch) for part in range(3)
+    ]
+    whole = spectral_steps.pass_sums(table, rows, 0.3, 2.0**20, sketch)
     assert whole.shape == (15, 7)
     assert (sum(parts) == whole).all()
 
@@ -91,10 +93,10 @@ def test_a_sketched_stage_1_finds_the_same_directions_and_takes_all_rows_last(ro
     config = dataclasses.replace(CONFIG, columns=3, oversampling=8, passes=5)
     exact = run_stage1(PooledSums(rows, NUM_ITEMS, 0.3), config, **SHAPE)
     sketched = dataclasses.replace(config, row_sketch=0.6)
-    found = run_stage1(Spied(rows, NUM_ITEMS, 0.3), sketched, **SHAPE)
+    result = run_stage1(Spied(rows, NUM_ITEMS, 0.3), sketched, **SHAPE)
     assert [sketch is None for sketch in asked] == [False] * 4 + [True]
     assert len({sketch.place.tobytes() for sketch in asked[:-1]}) == 4
-    cosines = np.linalg.svd(exact.directions.T @ found.directions)[1]
+    cosines = np.linalg.svd(exact.directions.T @ result.directions)[1]
     assert cosines.min() > 0.95
 
 
@@ -104,7 +106,7 @@ def test_a_sketched_stage_1_finds_the_same_directions_and_takes_all_rows_last(ro
 def test_no_device_can_say_what_does_not_fit_32_bits(devices, a, share):
     """Of devices with the worst rows that there may be: those of one column alone, at length 1."""
     config = SpectralConfig(sum_bits=32, user_exponent=a, row_sketch=share)
-    units = Units.of(config, devices, 200)
+    units = Units.from_config(config, devices, 200)
     assert units.passes >= 1
     if units.passes == units.moments == 1:
         return
@@ -114,30 +116,32 @@ def test_no_device_can_say_what_does_not_fit_32_bits(devices, a, share):
         table[:size] = size**-0.5 * np.array([1, -1])
         mine = UserItems.from_pairs(np.zeros(size, np.int64), np.arange(size), 1)
         sketch = RowSketch(np.ones(200, np.int32), 10) if share else None
-        said = by_sums.pass_sums(table, mine, a, units.passes, sketch)
-        vector.part((0, 2)).words({"columns": said.T})  # refuses what might overflow
+        output = spectral_steps.pass_sums(table, mine, a, units.passes, sketch)
+        vector.part((0, 2)).words({"columns": output.T})  # refuses what might overflow
     unit = np.zeros((1, 6), np.float32)
     unit[0, 0] = 1
-    moments = by_sums.group_moments(unit, UserItems.from_pairs(np.zeros(1, int), np.zeros(1, int), 1), 5, units.moments)
+    moments = spectral_steps.group_moments(
+        unit, UserItems.from_pairs(np.zeros(1, int), np.zeros(1, int), 1), 5, units.moments
+    )
     assert moments.second.max() * devices < 2**31
-    assert by_sums.group_sums(unit, unit, units.groups).sums.max() * devices < 2**31
+    assert spectral_steps.group_sums(unit, unit, units.groups).sums.max() * devices < 2**31
 
 
 def test_units_are_as_fine_as_the_devices_allow():
     config = SpectralConfig(sum_bits=32)
-    few, many = Units.of(config, 943, 1682), Units.of(config, 29_858, 40_981)
+    few, many = Units.from_config(config, 943, 1682), Units.from_config(config, 29_858, 40_981)
     assert (few.passes, few.groups, few.moments) == (2.0**21, 2.0**20, 2.0**10)
     assert (many.passes, many.groups, many.moments) == (2.0**16, 2.0**16, 2.0**8)
-    assert Units.of(dataclasses.replace(config, row_sketch=0.25), 943, 1682).passes == 2.0**18
-    assert Units.of(SpectralConfig(), 943, 1682) == Units()
+    assert Units.from_config(dataclasses.replace(config, row_sketch=0.25), 943, 1682).passes == 2.0**18
+    assert Units.from_config(SpectralConfig(), 943, 1682) == Units()
 
 
 def test_coarse_units_change_tables_little(rows):
     exact = run_stage1(PooledSums(rows, NUM_ITEMS, 0.3), CONFIG, **SHAPE)
     config = dataclasses.replace(CONFIG, sum_bits=32)
-    units = Units.of(config, 80, NUM_ITEMS)
+    units = Units.from_config(config, 80, NUM_ITEMS)
     coarse = run_stage1(PooledSums(rows, NUM_ITEMS, 0.3, units=units), config, **SHAPE)
     assert coarse.values == pytest.approx(exact.values, rel=1e-3)
-    vectors = by_sums.unit_vectors(by_sums.add_rows(exact.own, rows))
-    one, other = (by_sums.nearest(vectors, start.centroids) for start in (exact, coarse))
+    vectors = spectral_steps.unit_vectors(spectral_steps.add_rows(exact.own, rows))
+    one, other = (spectral_steps.nearest(vectors, start.centroids) for start in (exact, coarse))
     assert (one == other).mean() > 0.95

@@ -12,9 +12,16 @@ from dp_accounting import (
 )
 
 from fl_peel.errors import ScenarioError
-from fl_peel.privacy.accounting import Schedule, Spent, analytic_gaussian_delta, calibrated, event_of, spent
+from fl_peel.privacy.accounting import (
+    PrivacyCost,
+    Schedule,
+    analytic_gaussian_delta,
+    calibrated,
+    event_of,
+    privacy_cost,
+)
 from fl_peel.privacy.mechanisms import CentralGaussian, LocalLaplace
-from fl_peel.privacy.plan import make_plan
+from fl_peel.privacy.noise_plan import make_plan
 from simulations.scenario_files import load_scenario
 
 DELTA = 1e-5
@@ -31,11 +38,11 @@ CENTRAL = [
 def test_dp_sgd_on_mnist(multiplier, epochs, published):
     steps = epochs * 60_000 // 256
     event = SelfComposedDpEvent(PoissonSampledDpEvent(256 / 60_000, GaussianDpEvent(multiplier)), steps)
-    found = spent(event, DELTA)
-    assert found.rdp is not None
-    assert found.pld is not None
-    assert 0.7 * published < found.pld < found.rdp < published
-    assert (found.epsilon, found.accountant) == (found.pld, "PLD")
+    result = privacy_cost(event, DELTA)
+    assert result.rdp is not None
+    assert result.pld is not None
+    assert 0.7 * published < result.pld < result.rdp < published
+    assert (result.epsilon, result.accountant) == (result.pld, "PLD")
     older = min(
         sum_of_rdp(256 / 60_000, multiplier, order) * steps + math.log(1 / DELTA) / (order - 1)
         for order in range(2, 65)
@@ -64,7 +71,7 @@ def test_gaussian_against_the_closed_form():
     assert analytic_gaussian_delta(3.730632, 1.0) == pytest.approx(1e-5, rel=1e-5)
     assert math.sqrt(2 * math.log(1.25 / 1e-5)) == pytest.approx(4.8448, abs=1e-4)
     for multiplier in (0.7, 1.5, 3.730632):
-        epsilon = spent(GaussianDpEvent(multiplier), DELTA).epsilon
+        epsilon = privacy_cost(GaussianDpEvent(multiplier), DELTA).epsilon
         assert analytic_gaussian_delta(multiplier, epsilon) == pytest.approx(DELTA, rel=2e-3)
         assert analytic_gaussian_delta(multiplier, epsilon) <= DELTA  # an upper bound of epsilon
 
@@ -79,18 +86,18 @@ def test_calibration_of_composed_gaussians_is_the_closed_form(target):
 
 
 def test_laplace_is_at_most_the_sum_of_its_epsilons():
-    spends = spent(event_of(LocalLaplace(), 2.0, Schedule(((6, 1.0),))), DELTA)  # 6 rounds of epsilon 1 / 2
+    spends = privacy_cost(event_of(LocalLaplace(), 2.0, Schedule(((6, 1.0),))), DELTA)  # 6 rounds of epsilon 1 / 2
     assert 0.9 * 3 < spends.epsilon <= 3 + 1e-3
     # a distance of 1 in L1 that is spread over numbers loses no more than one number at distance 1
-    whole = spent(LaplaceDpEvent(1.0), DELTA).epsilon
+    whole = privacy_cost(LaplaceDpEvent(1.0), DELTA).epsilon
     for parts in (2, 5, 20):
-        assert spent(SelfComposedDpEvent(LaplaceDpEvent(parts), parts), DELTA).epsilon <= whole + 1e-3
+        assert privacy_cost(SelfComposedDpEvent(LaplaceDpEvent(parts), parts), DELTA).epsilon <= whole + 1e-3
 
 
 def test_rounds_without_signals_cost_their_share():
     # 4 rounds in full and 4 with the share 0.36: precisions 4 / z^2 + 4 * 0.36 / z^2 = 5.44 / z^2
-    mixed = spent(event_of(CentralGaussian(), 5.0, Schedule(((4, 1.0), (4, 0.36)))), DELTA).epsilon
-    assert mixed == pytest.approx(spent(GaussianDpEvent(5.0 / math.sqrt(5.44)), DELTA).epsilon, rel=1e-3)
+    mixed = privacy_cost(event_of(CentralGaussian(), 5.0, Schedule(((4, 1.0), (4, 0.36)))), DELTA).epsilon
+    assert mixed == pytest.approx(privacy_cost(GaussianDpEvent(5.0 / math.sqrt(5.44)), DELTA).epsilon, rel=1e-3)
 
 
 def plan_of(*overrides, **how):
@@ -119,7 +126,7 @@ def test_no_amplification_without_coins():
     assert local.schedule.sampling == 1  # the server sees who answers
     # under fixed sampling a device pays for the rounds that the most sampled one is in
     assert plan_of("privacy.noise_multiplier=2", most_rounds=4).epsilon == pytest.approx(
-        spent(GaussianDpEvent(1.0), DELTA).epsilon, rel=1e-3
+        privacy_cost(GaussianDpEvent(1.0), DELTA).epsilon, rel=1e-3
     )
 
 
@@ -195,11 +202,11 @@ def test_an_accountant_without_a_finite_answer_has_none():
 
 
 def test_what_no_accountant_can_count_is_infinite():
-    assert spent(UnsupportedDpEvent(), DELTA) == Spent(math.inf, DELTA, "none", None, None)
+    assert privacy_cost(UnsupportedDpEvent(), DELTA) == PrivacyCost(math.inf, DELTA, "none", None, None)
 
 
 def test_what_no_accountant_can_count_is_refused(monkeypatch):
-    beyond = Spent(math.inf, DELTA, "none", None, None)
-    monkeypatch.setattr("fl_peel.privacy.plan.cost_of", lambda *asked: beyond)
+    beyond = PrivacyCost(math.inf, DELTA, "none", None, None)
+    monkeypatch.setattr("fl_peel.privacy.noise_plan.cost_of", lambda *asked: beyond)
     with pytest.raises(ScenarioError, match=r"noise_multiplier: 2 at privacy\.delta 1e-05 spends more than the acc"):
         plan_of("privacy.noise_multiplier=2")

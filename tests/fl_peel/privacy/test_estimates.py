@@ -9,6 +9,7 @@ import pytest
 
 from fl_peel.errors import ScenarioError
 from fl_peel.privacy.accounting import _quiet, analytic_gaussian_delta
+from fl_peel.privacy.device_noise import randomized_groups
 from fl_peel.privacy.mechanisms import (
     CentralGaussian,
     Gaussian,
@@ -17,9 +18,8 @@ from fl_peel.privacy.mechanisms import (
     find_mechanism,
     noise_share,
 )
-from fl_peel.privacy.noising import randomized_groups
 from fl_peel.privacy.shrinkage import posterior_rate, shrink_factor, shrunk
-from fl_peel.privacy.sources import Seeded
+from fl_peel.privacy.sources import SeededNoise
 from fl_peel.privacy.tilting import NoisedSignals, tilted
 
 # ---------------------------------------------------------------- shrinkage
@@ -133,9 +133,9 @@ def test_nothing_is_believed_of_hits_that_noise_might_have_made():
 
 
 def test_noise_holds_back():
-    found = [tilted([group([300.0, 100.0], variance=std**2)], START)[0] for std in (0.0, 20.0, 40.0, 80.0)]
-    assert found == sorted(found, reverse=True)
-    assert len(set(found)) == 4
+    result = [tilted([group([300.0, 100.0], variance=std**2)], START)[0] for std in (0.0, 20.0, 40.0, 80.0)]
+    assert result == sorted(result, reverse=True)
+    assert len(set(result)) == 4
 
 
 def test_the_mode_under_noise_by_hand():
@@ -156,9 +156,9 @@ def test_a_group_in_two_halves_is_the_group():
 
 def test_a_feature_that_does_not_vary_keeps_its_coefficient():
     start = np.array([0.0, 0.7])
-    found = tilted([group([300.0, 100.0], features=[[1.0, 5.0], [-1.0, 5.0]])], start)
-    assert found[1] == pytest.approx(0.7, abs=1e-6)
-    assert found[0] > 0.4
+    result = tilted([group([300.0, 100.0], features=[[1.0, 5.0], [-1.0, 5.0]])], start)
+    assert result[1] == pytest.approx(0.7, abs=1e-6)
+    assert result[0] > 0.4
 
 
 def test_steps_are_held_to_one_and_add_up():
@@ -173,19 +173,19 @@ def test_steps_are_held_to_one_and_add_up():
 
 def test_one_group_needs_no_answer():
     groups = np.zeros(5, np.int32)
-    assert randomized_groups(groups, 1, 0.1, Seeded(0), np.arange(5)) is groups
-    two = randomized_groups(np.zeros(20_000, np.int32), 2, 0.0, Seeded(0), np.arange(20_000))
+    assert randomized_groups(groups, 1, 0.1, SeededNoise(0), np.arange(5)) is groups
+    two = randomized_groups(np.zeros(20_000, np.int32), 2, 0.0, SeededNoise(0), np.arange(20_000))
     assert two.dtype == np.int32
     assert two.mean() == pytest.approx(0.5, abs=0.02)  # epsilon 0: a coin
 
 
 def test_answers_are_by_device_and_seed():
     groups = np.arange(2000, dtype=np.int32) % 5
-    one, again, other = (randomized_groups(groups, 5, 1.0, Seeded(seed), np.arange(2000)) for seed in (0, 0, 1))
+    one, again, other = (randomized_groups(groups, 5, 1.0, SeededNoise(seed), np.arange(2000)) for seed in (0, 0, 1))
     assert (one == again).all()
     assert (one != other).any()
     assert set(one.tolist()) == set(range(5))
-    assert (randomized_groups(groups, 5, 50.0, Seeded(0), np.arange(2000)) == groups).all()
+    assert (randomized_groups(groups, 5, 50.0, SeededNoise(0), np.arange(2000)) == groups).all()
     # who does not say his own group says each other one alike
     lied = (one - groups)[one != groups] % 5
     assert np.bincount(lied, minlength=5)[1:] / len(lied) == pytest.approx([0.25] * 4, abs=0.05)

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from fl_peel import plugins
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ScenarioError
-from fl_peel.exchange.bounded_sums import Trained, bounded_counts, bounded_sums
+from fl_peel.exchange.bounded_sums import TrainedDevices, bounded_counts, bounded_sums
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy import mechanisms
 from fl_peel.privacy.contracts import MechanismContract
+from fl_peel.privacy.device_noise import randomized_groups, with_device_noise
 from fl_peel.privacy.mechanisms import (
     CentralGaussian,
     LocalGaussian,
@@ -27,10 +28,9 @@ from fl_peel.privacy.mechanisms import (
     fixed_point,
     noise_share,
 )
-from fl_peel.privacy.noising import randomized_groups, with_device_noise
 from fl_peel.privacy.settings import MECHANISMS
 from fl_peel.privacy.shrinkage import posterior_rate, shrink_factor, shrunk
-from fl_peel.privacy.sources import Seeded
+from fl_peel.privacy.sources import SeededNoise
 from fl_peel.privacy.tilting import NoisedSignals, tilted
 from fl_peel.ranking.top import top_rows
 from fl_peel.training.group import train_group
@@ -123,11 +123,11 @@ def contribution(world, how, bounds, l1, devices, noise=None):
     best = top_rows(ranked, cutoffs[devices], new, mine, 10)
     items = (7 * np.repeat(devices, 2) + np.tile([0, 1], len(devices))) % 23
     validation = UserItems(2 * np.arange(len(devices) + 1), items.astype(np.int32))
-    trained = Trained(devices, cutoffs[devices], new, update, best, mine, validation)
+    trained = TrainedDevices(devices, cutoffs[devices], new, update, best, mine, validation)
     parts = ("updates", "signals", "counts", "quantile")
     sums = bounded_sums(ranked, trained, parts, bounds, l1=l1)
     if noise is not None:
-        sums = with_device_noise(sums, dict.fromkeys(parts, 0.7), noise, Seeded(5), 3, devices)
+        sums = with_device_noise(sums, dict.fromkeys(parts, 0.7), noise, SeededNoise(5), 3, devices)
     return sums
 
 
@@ -231,12 +231,12 @@ def test_device_noise_has_the_deviation_of_the_sum():
     for mechanism, std in ((LocalGaussian(), 40.0), (LocalLaplace(), 40.0 * math.sqrt(2))):
         nothing = {"updates": np.zeros((300, 10), np.int64)}
         noised = (
-            with_device_noise(nothing, {"updates": 2.0}, mechanism, Seeded(1), 1, np.arange(400))["updates"]
+            with_device_noise(nothing, {"updates": 2.0}, mechanism, SeededNoise(1), 1, np.arange(400))["updates"]
             / FIXED_POINT
         )
         assert noised.std() == pytest.approx(std, rel=0.05)
         again = (
-            with_device_noise(nothing, {"updates": 2.0}, mechanism, Seeded(1), 2, np.arange(400))["updates"]
+            with_device_noise(nothing, {"updates": 2.0}, mechanism, SeededNoise(1), 2, np.arange(400))["updates"]
             / FIXED_POINT
         )
         assert abs(np.corrcoef(noised.ravel(), again.ravel())[0, 1]) < 0.1  # another round, other noise
@@ -254,11 +254,13 @@ def test_shares_of_noise_add_up():
 def test_answers_which_user_group():
     """epsilon ln 6 of 4 groups: the own one with probability 6 / 9, each other one with 1 / 9; odds are e^epsilon."""
     devices = np.arange(90_000)
-    answers = randomized_groups(np.full(90_000, 2, np.int32), 4, math.log(6), Seeded(0), devices)
+    answers = randomized_groups(np.full(90_000, 2, np.int32), 4, math.log(6), SeededNoise(0), devices)
     counts = Counter(answers.tolist())
     assert counts[2] / 90_000 == pytest.approx(6 / 9, abs=0.01)
     assert [counts[group] / 90_000 for group in (0, 1, 3)] == pytest.approx([1 / 9] * 3, abs=0.005)
-    assert (randomized_groups(np.full(9, 2, np.int32), 4, math.log(6), Seeded(0), devices[:9]) == answers[:9]).all()
+    assert (
+        randomized_groups(np.full(9, 2, np.int32), 4, math.log(6), SeededNoise(0), devices[:9]) == answers[:9]
+    ).all()
 
 
 # ---------------------------------------------------------------- what the server makes of it

@@ -23,15 +23,15 @@ from fl_peel.privacy.accounting import (
     NO_PRIVACY,
     SMALLEST_MULTIPLIER,
     TOLERANCE,
+    PrivacyCost,
     Schedule,
-    Spent,
     _kept_cost,
     _quiet,
     analytic_gaussian_delta,
     calibrated,
     cost_of,
     event_of,
-    spent,
+    privacy_cost,
 )
 from fl_peel.privacy.mechanisms import CentralGaussian, LocalGaussian, LocalLaplace
 from fl_peel.privacy.settings import LARGEST_MULTIPLIER
@@ -114,17 +114,17 @@ def answering(monkeypatch, rdp, pld):
 def test_the_tighter_finite_answer_counts(rdp, pld, expected, monkeypatch):
     answering(monkeypatch, rdp, pld)
     epsilon, accountant, *both = expected
-    assert spent(EVENT, DELTA) == Spent(epsilon, DELTA, accountant, *both)
+    assert privacy_cost(EVENT, DELTA) == PrivacyCost(epsilon, DELTA, accountant, *both)
 
 
 def test_accountants_are_asked_for_zeros_instead_quietly_and_at_the_delta(monkeypatch):
     asked, level = answering(monkeypatch, 3.0, 2.0), logging.getLogger("absl").level
     relation = NeighboringRelation.REPLACE_SPECIAL
-    assert spent(EVENT, 4 * DELTA, discretization=0.25) == Spent(0.5, 4 * DELTA, "PLD", 0.75, 0.5)
+    assert privacy_cost(EVENT, 4 * DELTA, discretization=0.25) == PrivacyCost(0.5, 4 * DELTA, "PLD", 0.75, 0.5)
     rdp = ("RdpAccountant", (("neighboring_relation", relation),), logging.ERROR)
     assert asked == [rdp, ("PLDAccountant", (relation, 0.25), logging.ERROR)]
     assert logging.getLogger("absl").level == level != logging.ERROR
-    spent(EVENT, DELTA)
+    privacy_cost(EVENT, DELTA)
     assert asked[-1][1] == (relation, 1e-4)
 
 
@@ -145,14 +145,14 @@ def test_accountants_are_heard_again_whatever_happened():
 def test_of_true_accountants_on_a_coarse_grid():
     """Epsilon of one Gaussian release by the closed form, of one Laplace release its own, each at most a step above."""
     step = 0.05
-    found = spent(GaussianDpEvent(2.0), DELTA, discretization=step)
-    assert found.pld == found.epsilon < found.rdp
-    assert analytic_gaussian_delta(2.0, found.epsilon) <= DELTA < analytic_gaussian_delta(2.0, found.epsilon - step)
-    assert 0.99 / 2 < spent(LaplaceDpEvent(2.0), DELTA, discretization=step).epsilon <= 1 / 2 + step
+    result = privacy_cost(GaussianDpEvent(2.0), DELTA, discretization=step)
+    assert result.pld == result.epsilon < result.rdp
+    assert analytic_gaussian_delta(2.0, result.epsilon) <= DELTA < analytic_gaussian_delta(2.0, result.epsilon - step)
+    assert 0.99 / 2 < privacy_cost(LaplaceDpEvent(2.0), DELTA, discretization=step).epsilon <= 1 / 2 + step
     # to replace by zeros is as dear as to leave out: a coin of one half leaves log(1 + (e^epsilon - 1) / 2)
-    halved = spent(PoissonSampledDpEvent(0.5, LaplaceDpEvent(0.5)), 1e-12, discretization=step).epsilon
+    halved = privacy_cost(PoissonSampledDpEvent(0.5, LaplaceDpEvent(0.5)), 1e-12, discretization=step).epsilon
     assert math.log((1 + math.exp(2)) / 2) - 0.01 < halved <= math.log((1 + math.exp(2)) / 2) + step
-    assert spent(UnsupportedDpEvent(), DELTA) == Spent(math.inf, DELTA, "none", None, None)
+    assert privacy_cost(UnsupportedDpEvent(), DELTA) == PrivacyCost(math.inf, DELTA, "none", None, None)
 
 
 def test_the_closed_form_by_hand():
@@ -177,9 +177,9 @@ def test_the_same_cost_is_computed_once(mechanism, times, monkeypatch):
 
     def cost(event, delta, *, discretization):
         asked.append((event, delta, discretization))
-        return Spent(len(asked), delta, "", None, None)
+        return PrivacyCost(len(asked), delta, "", None, None)
 
-    monkeypatch.setattr("fl_peel.privacy.accounting.spent", cost)
+    monkeypatch.setattr("fl_peel.privacy.accounting.privacy_cost", cost)
     schedule = Schedule(((2, 1.0),))
     first, again = (cost_of(mechanism, 3.0, Schedule(((2, 1.0),)), DELTA) for _ in range(2))
     assert (first.epsilon, again.epsilon) == (1, times)
@@ -203,18 +203,18 @@ def test_the_same_cost_is_computed_once(mechanism, times, monkeypatch):
 def least(monkeypatch):
     """The noise that is found where a run of noise z spends 1 / z, and so ``needed`` is the least that is enough."""
 
-    def found(needed):
+    def result(needed):
         tries = itertools.count()
 
         def cost(mechanism, multiplier, schedule, delta, *, discretization):
             assert next(tries) < 99, "it never ends"
             assert (mechanism, schedule, delta) == (CentralGaussian(), Schedule(((2, 1.0),)), DELTA)
-            return Spent(1 / multiplier, delta, "", None, None)
+            return PrivacyCost(1 / multiplier, delta, "", None, None)
 
         monkeypatch.setattr("fl_peel.privacy.accounting.cost_of", cost)
         return calibrated(CentralGaussian(), Schedule(((2, 1.0),)), 1 / needed, DELTA)
 
-    return found
+    return result
 
 
 @pytest.mark.parametrize("needed", [2.0**-2, 2.0**-1, 1.0, 2.0, 4.0, 8.0, 64.0, 4.0**8])
@@ -256,7 +256,7 @@ def test_calibration_resolves_losses_as_far_as_its_target_needs(target, step, mo
     def cost(mechanism, multiplier, schedule, delta, *, discretization):
         assert next(tries) < 99, "it never ends"
         steps.add(discretization)
-        return Spent(9 / multiplier, delta, "", None, None)
+        return PrivacyCost(9 / multiplier, delta, "", None, None)
 
     monkeypatch.setattr("fl_peel.privacy.accounting.cost_of", cost)
     multiplier = calibrated(CentralGaussian(), Schedule(((1, 1.0),)), target, DELTA)

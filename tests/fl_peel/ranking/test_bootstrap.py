@@ -26,18 +26,18 @@ def weights(devices: np.ndarray, count: int) -> np.ndarray:
 
 def replicates(devices: np.ndarray, recall: np.ndarray, count: int = 1000, counted: np.ndarray | None = None):
     counted = np.ones(len(devices), np.bool_) if counted is None else counted
-    return Replicates.of(devices, recall, recall / 2, counted, count)
+    return Replicates.from_devices(devices, recall, recall / 2, counted, count)
 
 
 def test_sums_are_those_of_the_twin_to_the_last_unit():
     rng = np.random.default_rng(0)
     devices, recall = rng.permutation(500)[:200], rng.random((200, 3))
     counted = rng.random(200) < 0.8
-    found, drawn = replicates(devices, recall, 50, counted), weights(devices, 50)[counted]
+    result, drawn = replicates(devices, recall, 50, counted), weights(devices, 50)[counted]
     fixed = np.rint(recall[counted] * SUM_SCALE).astype(np.int64)
-    assert np.array_equal(found.recall, fixed.T @ drawn)
-    assert np.array_equal(found.ndcg, np.rint(recall[counted] / 2 * SUM_SCALE).astype(np.int64).T @ drawn)
-    assert np.array_equal(found.devices, drawn.sum(axis=0))
+    assert np.array_equal(result.recall, fixed.T @ drawn)
+    assert np.array_equal(result.ndcg, np.rint(recall[counted] / 2 * SUM_SCALE).astype(np.int64).T @ drawn)
+    assert np.array_equal(result.devices, drawn.sum(axis=0))
 
 
 def test_weights_are_of_a_poisson_distribution_with_mean_1():
@@ -67,9 +67,9 @@ def test_a_hand_computed_interval():
 
 def test_ten_devices_half_of_which_find_everything():
     """Planted: 5 of 10 have recall 1. The standard error is sqrt(0.25 / 10), and the interval about twice that."""
-    found = replicates(np.arange(10), np.repeat([1.0, 0.0], 5)[:, None], 4000).means()[0][0]
-    low, high = interval(found)
-    assert np.nanstd(found) == pytest.approx(math.sqrt(0.025), rel=0.1)
+    result = replicates(np.arange(10), np.repeat([1.0, 0.0], 5)[:, None], 4000).means()[0][0]
+    low, high = interval(result)
+    assert np.nanstd(result) == pytest.approx(math.sqrt(0.025), rel=0.1)
     assert low == pytest.approx(0.5 - 1.96 * math.sqrt(0.025), abs=0.05)
     assert high == pytest.approx(0.5 + 1.96 * math.sqrt(0.025), abs=0.05)
 
@@ -114,12 +114,14 @@ def test_margins_are_students_and_cover_too():
     rng, hits, trials = np.random.default_rng(4), 0, 600
     for _ in range(trials):
         recall = rng.beta(1.2, 2.8, 25)
-        sums = MetricSums.of(np.zeros(25, np.int64), 1, recall, recall, np.ones(25, np.bool_))
+        sums = MetricSums.from_devices(np.zeros(25, np.int64), 1, recall, recall, np.ones(25, np.bool_))
         margin = float(sums.margin()[0])
         assert margin == pytest.approx(stats.t.ppf(0.975, 24) * stats.sem(recall), rel=1e-5)
         hits += abs(recall.mean() - 0.3) <= margin
     assert 0.92 <= hits / trials <= 0.975
-    alone = MetricSums.of(np.zeros(2, np.int64), 3, np.array([0.5, 0.1]), np.zeros(2), np.array([True, False]))
+    alone = MetricSums.from_devices(
+        np.zeros(2, np.int64), 3, np.array([0.5, 0.1]), np.zeros(2), np.array([True, False])
+    )
     assert np.isnan(alone.margin()).all(), "one device says nothing of how devices differ"
 
 
@@ -163,11 +165,11 @@ def test_the_p_value_is_that_of_a_paired_t_test():
     first = rng.beta(0.6, 2.4, 1000)
     second = first + 0.002 + 0.05 * rng.standard_normal(1000)
     one, other = replicates(np.arange(1000), np.stack([first, second], axis=1), 20_000).means()[0]
-    found = estimate(second.mean() - first.mean(), other - one, 1000)
+    result = estimate(second.mean() - first.mean(), other - one, 1000)
     expected = stats.ttest_rel(second, first)
-    assert found.p_value == pytest.approx(expected.pvalue, rel=0.1)
-    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()), abs=3e-4)
-    assert found.seeds_std is None
+    assert result.p_value == pytest.approx(expected.pvalue, rel=0.1)
+    assert (result.low, result.high) == pytest.approx(tuple(expected.confidence_interval()), abs=3e-4)
+    assert result.seeds_std is None
 
 
 def test_nothing_at_all_is_a_difference_of_zero_for_sure():
@@ -187,11 +189,11 @@ def test_an_estimate_over_few_devices_by_hand():
 
 def test_an_estimate_over_seeds_by_hand():
     """Two devices and two seeds, both with a standard error of 0.1 and one degree of freedom: together two."""
-    found = estimate(0.2, np.array([0.1, 0.3]), 2, [0.1, 0.3])
+    result = estimate(0.2, np.array([0.1, 0.3]), 2, [0.1, 0.3])
     error = math.sqrt(0.01 + 0.01)
-    assert found.seeds_std == pytest.approx(0.1 * math.sqrt(2))
-    assert found.p_value == pytest.approx(1 - math.sqrt(2) / math.sqrt(2 + 2))  # t = 0.2 / error, the root of 2
-    assert (found.low, found.high) == pytest.approx((0.2 - 4.302653 * error, 0.2 + 4.302653 * error))
+    assert result.seeds_std == pytest.approx(0.1 * math.sqrt(2))
+    assert result.p_value == pytest.approx(1 - math.sqrt(2) / math.sqrt(2 + 2))  # t = 0.2 / error, the root of 2
+    assert (result.low, result.high) == pytest.approx((0.2 - 4.302653 * error, 0.2 + 4.302653 * error))
 
 
 def test_several_seeds_widen_the_interval_and_it_covers_what_a_new_seed_would_say():
@@ -203,9 +205,9 @@ def test_several_seeds_widen_the_interval_and_it_covers_what_a_new_seed_would_sa
         by_seed = devices.mean() + seeds
         mean = devices + seeds.mean()
         values = mean @ drawn / drawn.sum(axis=0)
-        found = estimate(float(mean.mean()), values, 200, by_seed.tolist())
-        assert found.seeds_std == pytest.approx(np.std(seeds, ddof=1))
-        hits["both"] += found.low <= 0 <= found.high
+        result = estimate(float(mean.mean()), values, 200, by_seed.tolist())
+        assert result.seeds_std == pytest.approx(np.std(seeds, ddof=1))
+        hits["both"] += result.low <= 0 <= result.high
         alone = interval(values)
         hits["devices"] += alone[0] <= 0 <= alone[1]
     assert 0.93 <= hits["both"] / trials <= 1.0

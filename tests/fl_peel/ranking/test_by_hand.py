@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.ranking.paired import Effects, PairedSums
 from fl_peel.ranking.spread import NUM_BINS, Histogram
@@ -19,7 +19,7 @@ from tests.helpers.blocks import rows_of
 def sums_of(*differences) -> PairedSums:
     """Of groups, each with these devices' differences."""
     groups = np.repeat(np.arange(len(differences)), [len(d) for d in differences])
-    return PairedSums.of(groups, len(differences), np.concatenate([np.array(d, float) for d in differences]))
+    return PairedSums.from_devices(groups, len(differences), np.concatenate([np.array(d, float) for d in differences]))
 
 
 def test_a_group_s_mean_varies_as_differences_do_within_all_groups():
@@ -47,7 +47,7 @@ def test_nothing_is_known_of_nobody():
 def effects_of(means, variance, devices=200) -> Effects:
     """Of groups with these means, each of that variance of its mean, up to the units of sums."""
     deviation = math.sqrt(variance * devices * (1 - 1 / devices))
-    return Effects.of(sums_of(*([m + s * deviation for s in (-1, 1) * (devices // 2)] for m in means)))
+    return Effects.from_sums(sums_of(*([m + s * deviation for s in (-1, 1) * (devices // 2)] for m in means)))
 
 
 def test_two_groups_that_differ_by_hand():
@@ -74,7 +74,7 @@ def test_large_groups_weigh_more_in_the_common_effect():
     rng = np.random.default_rng(0)
     many, few = rng.choice([-0.1, 0.1], 900), rng.choice([-0.1, 0.1], 100)
     sums = sums_of(many - many.mean() + 0.02, few - few.mean() + 0.01)
-    assert Effects.of(sums).mean == pytest.approx([0.9 * 0.02 + 0.1 * 0.01] * 2, rel=1e-3)
+    assert Effects.from_sums(sums).mean == pytest.approx([0.9 * 0.02 + 0.1 * 0.01] * 2, rel=1e-3)
 
 
 def test_three_groups_need_more_than_two_to_differ():
@@ -86,7 +86,7 @@ def test_three_groups_need_more_than_two_to_differ():
 
 def test_who_was_not_heard_has_the_common_effect_and_its_own_uncertainty():
     heard, unheard = sums_of([0.1, 0.3] * 50), sums_of([0.1, 0.3] * 50, [])
-    one, two = Effects.of(heard), Effects.of(unheard)
+    one, two = Effects.from_sums(heard), Effects.from_sums(unheard)
     assert two.mean == pytest.approx([one.mean[0]] * 2)
     assert two.deviation == pytest.approx([one.deviation[0]] * 2)
     assert one.deviation[0] > 0
@@ -100,7 +100,7 @@ def test_better_is_beyond_a_quantile_of_one_side():
 
 def test_nobody_heard_is_no_effect():
     for sums in (PairedSums.zeros(2), sums_of([0.0, 0.0], [0.0])):
-        effects = Effects.of(sums)
+        effects = Effects.from_sums(sums)
         assert (effects.mean.tolist(), effects.deviation.tolist()) == ([0, 0], [0, 0])
 
 
@@ -110,24 +110,26 @@ def test_nobody_heard_is_no_effect():
 def histogram(values, counted=None, cells=None, num_cells=1) -> Histogram:
     values = np.array(values, float)
     cells = np.zeros(len(values), np.int64) if cells is None else np.array(cells)
-    return Histogram.of(cells, num_cells, values, np.ones(len(values), bool) if counted is None else np.array(counted))
+    return Histogram.from_devices(
+        cells, num_cells, values, np.ones(len(values), bool) if counted is None else np.array(counted)
+    )
 
 
 def test_bins_have_their_upper_ends():
-    found = histogram([0.0, 0.001, 0.01, 0.0101, 0.5, 0.99, 0.991, 1.0, 0.07])
-    assert np.flatnonzero(found.counts[0]).tolist() == [0, 1, 2, 7, 50, 99, 100]
-    assert found.counts[0, [0, 1, 2, 100]].tolist() == [1, 2, 1, 2]
+    result = histogram([0.0, 0.001, 0.01, 0.0101, 0.5, 0.99, 0.991, 1.0, 0.07])
+    assert np.flatnonzero(result.counts[0]).tolist() == [0, 1, 2, 7, 50, 99, 100]
+    assert result.counts[0, [0, 1, 2, 100]].tolist() == [1, 2, 1, 2]
     assert 0.07 * 100 > 7  # as doubles: 0.07 is still at the end of its bin
-    assert found.sums[0, 1] == round(0.001 * SUM_SCALE) + round(0.01 * SUM_SCALE)
-    assert found.counts.shape == found.sums.shape == (1, NUM_BINS)
+    assert result.sums[0, 1] == round(0.001 * SUM_SCALE) + round(0.01 * SUM_SCALE)
+    assert result.counts.shape == result.sums.shape == (1, NUM_BINS)
 
 
 def test_each_cell_has_its_own_devices_and_those_that_do_not_count_are_in_none():
-    found = histogram([0.5, 0.5, 0.25, 0.0], [True, True, True, False], [2, 0, 2, 2], 4)
-    assert found.counts.sum(axis=1).tolist() == [1, 0, 2, 0]
-    assert found.counts[2, [25, 50]].tolist() == [1, 1]
-    assert found.sums.sum(axis=1).tolist() == [2**31, 0, 3 * 2**30, 0]
-    assert found.counts.dtype == found.sums.dtype == np.int64
+    result = histogram([0.5, 0.5, 0.25, 0.0], [True, True, True, False], [2, 0, 2, 2], 4)
+    assert result.counts.sum(axis=1).tolist() == [1, 0, 2, 0]
+    assert result.counts[2, [25, 50]].tolist() == [1, 1]
+    assert result.sums.sum(axis=1).tolist() == [2**31, 0, 3 * 2**30, 0]
+    assert result.counts.dtype == result.sums.dtype == np.int64
 
 
 def test_the_worst_share_counts_devices_in_part():
@@ -151,7 +153,7 @@ def test_nobody_has_no_worst_and_no_share():
 
 def test_metric_sums_by_cell():
     recall, ndcg = np.array([0.5, 1.0, 0.25, 0.75]), np.array([0.25, 0.5, 0.125, 1.0])
-    sums = MetricSums.of(np.array([1, 0, 1, 1]), 3, recall, ndcg, np.array([True, True, True, False]))
+    sums = MetricSums.from_devices(np.array([1, 0, 1, 1]), 3, recall, ndcg, np.array([True, True, True, False]))
     assert sums.devices.tolist() == [1, 2, 0]
     assert sums.recall.tolist() == [2**32, 3 * 2**30, 0]
     assert sums.mean()[0].tolist() == [1.0, 0.375, 0.0]
@@ -165,7 +167,7 @@ def test_metric_sums_by_cell():
 
 def test_the_margin_of_two_devices():
     both = np.array([0.25, 0.75])
-    sums = MetricSums.of(np.zeros(2, int), 1, both, both, np.ones(2, bool))
+    sums = MetricSums.from_devices(np.zeros(2, int), 1, both, both, np.ones(2, bool))
     assert sums.margin() == pytest.approx([12.7062 * math.sqrt(2 * 0.25**2 / 2)])  # t of one degree of freedom
 
 

@@ -8,14 +8,14 @@ from fl_peel.ranking.paired import Effects, PairedSums
 
 def sums_of(differences: list[np.ndarray]) -> PairedSums:
     groups = np.repeat(np.arange(len(differences)), [len(d) for d in differences])
-    return PairedSums.of(groups, len(differences), np.concatenate(differences))
+    return PairedSums.from_devices(groups, len(differences), np.concatenate(differences))
 
 
 def test_sums_of_parts_are_those_of_the_whole():
     rng = np.random.default_rng(0)
     differences, groups = rng.normal(size=100) / 10, rng.integers(0, 4, 100)
-    whole = PairedSums.of(groups, 4, differences)
-    parts = [PairedSums.of(groups[part::3], 4, differences[part::3]) for part in range(3)]
+    whole = PairedSums.from_devices(groups, 4, differences)
+    parts = [PairedSums.from_devices(groups[part::3], 4, differences[part::3]) for part in range(3)]
     added = parts[0] + parts[1] + parts[2]
     assert (added.stacked() == whole.stacked()).all()
     assert whole.mean() == pytest.approx([differences[groups == g].mean() for g in range(4)], abs=1e-8)
@@ -27,7 +27,7 @@ def test_the_same_gain_everywhere_is_one_decision():
     sums = sums_of([rng.normal(0.02, 0.1, 30) for _ in range(40)])
     alone = sums.mean() > 1.645 * np.sqrt(sums.variance())
     assert alone.mean() < 0.6
-    assert Effects.of(sums).better(0.95).mean() > 0.9
+    assert Effects.from_sums(sums).better(0.95).mean() > 0.9
 
 
 def test_a_gain_that_few_devices_see_counts_for_all():
@@ -37,13 +37,13 @@ def test_a_gain_that_few_devices_see_counts_for_all():
     everybody = sums.total().reshaped(1)
     assert 3 < everybody.mean()[0] / np.sqrt(everybody.variance()[0]) < 8
     assert (sums.square == 0).mean() > 0.3
-    assert Effects.of(sums).better(0.95).all()
+    assert Effects.from_sums(sums).better(0.95).all()
 
 
 def test_groups_that_differ_have_decisions_of_their_own():
     rng = np.random.default_rng(2)
     gains = np.where(np.arange(20) < 10, 0.1, -0.1)
-    better = Effects.of(sums_of([rng.normal(gain, 0.1, 50) for gain in gains])).better(0.95)
+    better = Effects.from_sums(sums_of([rng.normal(gain, 0.1, 50) for gain in gains])).better(0.95)
     assert better.tolist() == [True] * 10 + [False] * 10
 
 
@@ -51,17 +51,17 @@ def test_nothing_to_gain_is_rarely_kept():
     wrong = np.zeros(8)
     for seed in range(300):
         rng = np.random.default_rng(seed)
-        wrong += Effects.of(sums_of([rng.normal(0, 0.1, 25) for _ in range(8)])).better(0.95)
+        wrong += Effects.from_sums(sums_of([rng.normal(0, 0.1, 25) for _ in range(8)])).better(0.95)
     assert wrong.mean() / 300 < 0.08  # 5%, and a little for deciding first whether groups differ
 
 
 def test_who_was_not_heard_goes_with_the_others():
     rng = np.random.default_rng(3)
-    effects = Effects.of(sums_of([rng.normal(0.1, 0.05, 50), np.zeros(0), rng.normal(0.1, 0.05, 50)]))
+    effects = Effects.from_sums(sums_of([rng.normal(0.1, 0.05, 50), np.zeros(0), rng.normal(0.1, 0.05, 50)]))
     assert effects.better(0.95).all()
-    assert not Effects.of(PairedSums.zeros(3)).better(0.95).any()
-    assert not Effects.of(sums_of([np.zeros(10), np.zeros(10)])).better(0.95).any()
+    assert not Effects.from_sums(PairedSums.zeros(3)).better(0.95).any()
+    assert not Effects.from_sums(sums_of([np.zeros(10), np.zeros(10)])).better(0.95).any()
 
 
 def test_one_device_that_gains_is_not_proof():
-    assert not Effects.of(sums_of([np.array([1.0])])).better(0.95).any()
+    assert not Effects.from_sums(sums_of([np.array([1.0])])).better(0.95).any()

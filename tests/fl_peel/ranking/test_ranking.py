@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from fl_peel import kernels
 from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks, rank_blocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks, rank_blocks
 from fl_peel.blocks.stored import overhead_bytes, stored_user
 from fl_peel.ranking import top
 from fl_peel.ranking.top import MetricSums, Tiles, evaluate, evaluate_under, recall_ndcg, top_rows, top_rows_under
@@ -61,13 +61,13 @@ def test_under_several_cutoffs_every_list_is_as_if_it_were_alone(layout, precisi
         for share in (0.3, 0.2)
     )
     cutoffs = rng.integers(0, len(ranked.blocks) + 1, (6, lists))
-    found = top_rows_under(ranked, cutoffs, users, seen, 3, device)
-    assert (found.shape, found.dtype) == ((lists, 6, 3), np.int32)
+    result = top_rows_under(ranked, cutoffs, users, seen, 3, device)
+    assert (result.shape, result.dtype) == ((lists, 6, 3), np.int32)
     recall, ndcg = evaluate_under(ranked, cutoffs, users, seen, wanted, 3, device)
     assert recall.shape == ndcg.shape == (6, lists)
     for place in range(lists):
         alone = top_rows(ranked, cutoffs[:, place].copy(), users, seen, 3, device)
-        assert found[place].tolist() == alone.tolist()
+        assert result[place].tolist() == alone.tolist()
         metrics = recall_ndcg(ranked, alone, wanted, 3)
         assert [recall[:, place].tolist(), ndcg[:, place].tolist()] == [one.tolist() for one in metrics]
 
@@ -94,18 +94,18 @@ def test_no_more_rows_are_laid_out_than_somebody_has_and_none_twice(monkeypatch)
     rng, layout = np.random.default_rng(0), BlockLayout(np.arange(300, dtype=np.int32), 6, 1)
     ranked = rank_blocks(layout, "fp32", rng.random(300), rng.normal(size=(300, 6)).astype(np.float32))
     users, nothing = rng.normal(size=(2, 6)).astype(np.float32), rows_of([], [])
-    whole, part, none = Tiles.of(ranked), Tiles.of(ranked, 65), Tiles.of(ranked, 0)
+    whole, part, none = Tiles.from_ranked(ranked), Tiles.from_ranked(ranked, 65), Tiles.from_ranked(ranked, 0)
     assert (whole.rows.shape, whole.rows.dtype) == ((5, 8, 64), np.float32), "six columns are padded to eight"
     assert (whole.places.shape, whole.places.dtype) == ((5, 1, 64), np.int32)
     assert (len(part.rows), len(part.places), len(none.rows)) == (2, 2, 0)
-    asked, lay_out = [], Tiles.of
-    monkeypatch.setattr(Tiles, "of", staticmethod(lambda *given: asked.append(given[1:]) or lay_out(*given)))
+    asked, lay_out = [], Tiles.from_ranked
+    monkeypatch.setattr(Tiles, "from_ranked", staticmethod(lambda *given: asked.append(given[1:]) or lay_out(*given)))
     for cutoffs in ([[3, 70], [64, 9]], [[0, 0], [0, 0]]):
         top_rows_under(ranked, np.array(cutoffs), users, nothing, 3)
     assert asked == [(70,), (0,)]
-    found = evaluate_under(ranked, np.array([[3, 70], [64, 9]]), users, nothing, rows_of([1], [2]), 3, "cpu", whole)
+    result = evaluate_under(ranked, np.array([[3, 70], [64, 9]]), users, nothing, rows_of([1], [2]), 3, "cpu", whole)
     assert len(asked) == 2, "whoever brings rows that are laid out needs none"
-    assert found[0].shape == (2, 2)
+    assert result[0].shape == (2, 2)
     assert top_rows_under(ranked, np.zeros((0, 2), np.int64), users[:0], rows_of(), 3).shape == (2, 0, 3)
 
 
@@ -218,13 +218,13 @@ def test_means_are_over_devices_that_want_something():
     ranked, users = ten_items()
     wanted = rows_of([0], [9], [])
     recall, ndcg = evaluate(ranked, np.full(3, 10), users, rows_of([], [], []), wanted, 2)
-    sums = MetricSums.of(np.zeros(3, int), 1, recall, ndcg, wanted.counts() > 0)
+    sums = MetricSums.from_devices(np.zeros(3, int), 1, recall, ndcg, wanted.counts() > 0)
     assert sums.devices.tolist() == [2]
     assert sums.mean()[0].tolist() == [0.5]
 
 
 def test_an_empty_cell_has_mean_zero():
-    sums = MetricSums.of(np.zeros(0, int), 2, np.zeros(0), np.zeros(0), np.zeros(0, bool))
+    sums = MetricSums.from_devices(np.zeros(0, int), 2, np.zeros(0), np.zeros(0), np.zeros(0, bool))
     assert sums.mean()[0].tolist() == [0, 0]
 
 

@@ -12,7 +12,7 @@ import pytest
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario import Scenario, renamed
 from simulations.scenario_files import load_scenario, validated
-from simulations.sweep.grid import settings_of
+from simulations.sweep.setting_grid import settings_of
 
 OTHERS: dict[str, Any] = {"evaluation.selectors": ["shown", "popularity"], "controller.features": ["shown", "energy"]}
 """Values of keys that are lists."""

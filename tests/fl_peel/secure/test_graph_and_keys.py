@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fl_peel.errors import SecureAggregationError
-from fl_peel.secure import device as protocol
+from fl_peel.secure import device_protocol as protocol
 from fl_peel.secure.graph import answers_needed, chance_of_exposure, chance_of_void, neighbour_graph, num_neighbours
 from fl_peel.secure.keys import (
     KEY_BYTES,
@@ -23,9 +23,9 @@ from fl_peel.secure.keys import (
     seal,
     unseal,
 )
-from fl_peel.secure.masks import Words
+from fl_peel.secure.masks import MaskWords
 from fl_peel.secure.sharing import SHARE_BYTES, combine, split
-from fl_peel.secure.unmask import Masked, added, left_over
+from fl_peel.secure.unmask import MaskedParties, added, left_over
 
 OCCASION = Occasion(3, 1)
 
@@ -185,7 +185,7 @@ def test_shares_are_numbered_from_one_in_the_order_of_the_neighbours():
 
 
 def test_a_vector_is_masked_as_soon_as_enough_neighbours_are_left_and_stays_as_it_was():
-    secrets, plain = protocol.Secrets.fresh(), Words.zeros(3, 2)
+    secrets, plain = protocol.Secrets.fresh(), MaskWords.zeros(3, 2)
     masked = protocol.mask_vector(plain, secrets, OCCASION, 10, neighbours(3), 3)
     assert not plain.narrow.any()
     assert not plain.wide.any()
@@ -209,7 +209,7 @@ def test_a_device_counts_each_survivor_once():
 
 
 def test_a_sum_leaves_what_it_is_made_of_alone():
-    one, two = Words(np.array([2**32 - 1], np.uint32), np.array([1], np.uint64)), Words.zeros(1, 1)
+    one, two = MaskWords(np.array([2**32 - 1], np.uint32), np.array([1], np.uint64)), MaskWords.zeros(1, 1)
     two.narrow[:], two.wide[:] = 2, 2**64 - 1
     for total in (added([one, two]), one + two):
         assert (total.narrow.tolist(), total.wide.tolist()) == ([1], [0])
@@ -219,10 +219,10 @@ def test_a_sum_leaves_what_it_is_made_of_alone():
 def test_a_device_that_dropped_out_with_all_its_neighbours_leaves_no_mask():
     seeds = [bytes([number]) * 16 for number in (1, 2)]
     shares = {device: dict(enumerate(split(seed, 2, 2), start=1)) for device, seed in zip((10, 11), seeds, strict=True)}
-    masked = Masked(OCCASION, (10, 11), {12: (), 13: ()}, {}, 2)
+    masked = MaskedParties(OCCASION, (10, 11), {12: (), 13: ()}, {}, 2)
     left = left_over(masked, shares, {})
     assert [(mask.seed, mask.added) for mask in left] == [(seeds[0], True), (seeds[1], True)]
     with pytest.raises(SecureAggregationError, match="0 shares of a secret came back, 2 are needed"):
         left_over(masked, {10: shares[10]}, {})
     with pytest.raises(SecureAggregationError, match="0 shares of a secret came back, 2 are needed"):
-        left_over(Masked(OCCASION, (10, 11), {12: (), 13: (10,)}, {}, 2), shares, {})
+        left_over(MaskedParties(OCCASION, (10, 11), {12: (), 13: (10,)}, {}, 2), shares, {})

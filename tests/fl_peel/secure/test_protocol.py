@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.errors import SecureAggregationError
-from fl_peel.secure import device as protocol
+from fl_peel.secure import device_protocol as protocol
 from fl_peel.secure.graph import (
     answers_needed,
     chance_of_exposure,
@@ -18,16 +18,16 @@ from fl_peel.secure.graph import (
     num_neighbours,
 )
 from fl_peel.secure.keys import Occasion, pair_key, private_key, public_key
-from fl_peel.secure.masks import Words, add_mask
+from fl_peel.secure.masks import MaskWords, add_mask
 from fl_peel.secure.sharing import combine, split
-from fl_peel.secure.unmask import Mask, Masked, added, left_over, without
+from fl_peel.secure.unmask import Mask, MaskedParties, added, left_over, without
 from tests.helpers.examples import examples
 
 OCCASION = Occasion(server_round=3, group=1)
 
 
-def words(narrow: list[int], wide: list[int]) -> Words:
-    return Words(
+def words(narrow: list[int], wide: list[int]) -> MaskWords:
+    return MaskWords(
         np.array([x % 2**32 for x in narrow], np.uint32),
         np.array([x % 2**64 for x in wide], np.uint64),
     )
@@ -44,7 +44,7 @@ class Group:
     sealed: list[list[bytes]]
 
     @staticmethod
-    def of(num_devices: int, wanted: int, share: float = 0.6) -> "Group":
+    def drawn(num_devices: int, wanted: int, share: float = 0.6) -> "Group":
         graph = neighbour_graph(num_devices, wanted, np.random.default_rng(num_devices))
         needed = answers_needed(graph.shape[1], share)
         secrets = [protocol.Secrets.fresh() for _ in range(num_devices)]
@@ -55,7 +55,7 @@ class Group:
         ]
         return Group(graph, needed, secrets, neighbours, sealed)
 
-    def masked(self, i: int, vector: Words) -> Words:
+    def masked(self, i: int, vector: MaskWords) -> MaskWords:
         return protocol.mask_vector(vector, self.secrets[i], OCCASION, 10 + i, self.neighbours[i], self.needed)
 
     def held(self, i: int) -> dict[int, protocol.HeldShares]:
@@ -63,7 +63,7 @@ class Group:
         shares = protocol.received_shares(self.secrets[i], OCCASION, 10 + i, self.neighbours[i], sealed)
         return {10 + int(j): share for j, share in zip(self.graph[i], shares, strict=True)}
 
-    def sum_of(self, vectors: list[Words], survivors: set[int], answering: set[int] | None = None) -> Words:
+    def sum_of(self, vectors: list[MaskWords], survivors: set[int], answering: set[int] | None = None) -> MaskWords:
         """Sum over the survivors, as the server gets it; answering: those that still answer in the last stage."""
         gone = set(range(len(vectors))) - survivors
         total = added(self.masked(i, vectors[i]) for i in sorted(survivors))
@@ -78,7 +78,7 @@ class Group:
             for other, (index, share) in opened.items():
                 shares[other - 10 in gone].setdefault(other, {})[index] = share
         keys = {10 + i: secret.public_keys()[1] for i, secret in enumerate(self.secrets)}
-        masked = Masked(OCCASION, tuple(10 + i for i in sorted(survivors)), dropped, keys, self.needed)
+        masked = MaskedParties(OCCASION, tuple(10 + i for i in sorted(survivors)), dropped, keys, self.needed)
         return without(total, left_over(masked, *shares))
 
 
@@ -102,7 +102,7 @@ def test_a_mask_is_the_key_stream_of_aes_in_counter_mode():
 
 
 def test_masks_longer_than_a_chunk_are_one_key_stream():
-    vector = Words.zeros(100_001, 70_003)
+    vector = MaskWords.zeros(100_001, 70_003)
     seed = b"\x01" * 16
     add_mask(vector, seed)
     stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor().update(bytes(4 * 100_001 + 8 * 70_003))
@@ -110,7 +110,7 @@ def test_masks_longer_than_a_chunk_are_one_key_stream():
 
 
 def test_three_devices_add_up_to_what_one_computes_by_hand():
-    group = Group.of(3, 2)
+    group = Group.drawn(3, 2)
     vectors = [words([1, -2], [10, -5]), words([3, 4], [2**40, 0]), words([-1, 0], [5, 5])]
     total = group.sum_of(vectors, {0, 1, 2})
     assert total.narrow.view(np.int32).tolist() == [3, 2]  # 1 + 3 - 1, -2 + 4 + 0
@@ -143,12 +143,13 @@ def test_a_secret_comes_back_from_enough_shares():
 def test_any_survivors_that_suffice_give_the_exact_sum(data):
     num_devices = data.draw(st.integers(4, 9))
     wanted = data.draw(st.sampled_from([2, 4, 6]))
-    group = Group.of(num_devices, wanted)
+    group = Group.drawn(num_devices, wanted)
     survivors = data.draw(st.sets(st.integers(0, num_devices - 1), min_size=2))
     answering = data.draw(st.sets(st.sampled_from(sorted(survivors)), min_size=1))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     vectors = [
-        Words(rng.integers(0, 2**32, 5, np.uint32), rng.integers(0, 2**64, 3, np.uint64)) for _ in range(num_devices)
+        MaskWords(rng.integers(0, 2**32, 5, np.uint32), rng.integers(0, 2**64, 3, np.uint64))
+        for _ in range(num_devices)
     ]
 
     def enough(i: int, among: set[int]) -> bool:
@@ -171,7 +172,7 @@ def test_any_survivors_that_suffice_give_the_exact_sum(data):
 
 
 def test_below_the_threshold_nothing_is_opened():
-    group = Group.of(6, 4)  # 4 neighbours, more than half and 60% of them: 3
+    group = Group.drawn(6, 4)  # 4 neighbours, more than half and 60% of them: 3
     assert group.needed == 3
     vectors = [words([i], [i]) for i in range(6)]
     with pytest.raises(SecureAggregationError, match="of its neighbours are reported as left, 3 must be"):
@@ -182,11 +183,11 @@ def test_below_the_threshold_nothing_is_opened():
 
 
 def test_a_masked_vector_looks_uniform_and_the_plain_one_does_not():
-    group = Group.of(4, 2)
-    plain = Words(np.arange(40_000, dtype=np.uint32) % 7, np.arange(20_000, dtype=np.uint64) % 7)
+    group = Group.drawn(4, 2)
+    plain = MaskWords(np.arange(40_000, dtype=np.uint32) % 7, np.arange(20_000, dtype=np.uint64) % 7)
     masked = group.masked(0, plain)
 
-    def chi_square(vector: Words) -> float:
+    def chi_square(vector: MaskWords) -> float:
         """Of the bytes against uniform; 255 degrees of freedom, so about 255 with a deviation of 22.6 if uniform."""
         counts = np.bincount(np.frombuffer(vector.narrow.tobytes() + vector.wide.tobytes(), np.uint8), minlength=256)
         expected = counts.sum() / 256
@@ -200,8 +201,8 @@ def test_a_masked_vector_looks_uniform_and_the_plain_one_does_not():
 
 def test_one_missing_mask_hides_everything():
     """The same vector, masked towards other neighbours or in another round, has nothing in common with itself."""
-    group = Group.of(4, 2)
-    zeros = Words.zeros(1000, 1000)
+    group = Group.drawn(4, 2)
+    zeros = MaskWords.zeros(1000, 1000)
     other = protocol.mask_vector(zeros, group.secrets[0], Occasion(4, 1), 10, group.neighbours[0], group.needed)
     first = group.masked(0, zeros)
     assert (first.narrow == other.narrow).mean() < 0.01
@@ -212,7 +213,7 @@ def test_one_missing_mask_hides_everything():
 
 
 def test_shares_that_were_changed_are_refused():
-    group = Group.of(4, 2)
+    group = Group.drawn(4, 2)
     giver = group.graph[0][0]
     place = list(group.graph[giver]).index(0)
     sealed = group.sealed[giver][place]
@@ -230,7 +231,7 @@ def test_shares_that_were_changed_are_refused():
 
 
 def test_shares_sealed_for_another_device_are_refused():
-    group = Group.of(4, 3)
+    group = Group.drawn(4, 3)
     of_one_for_two = group.sealed[1][list(group.graph[1]).index(2)]
     place = list(group.graph[0]).index(1)
     with pytest.raises(SecureAggregationError, match="refuses the shares of device 11"):
@@ -238,7 +239,7 @@ def test_shares_sealed_for_another_device_are_refused():
 
 
 def test_both_shares_of_a_device_are_never_given():
-    group = Group.of(5, 4)
+    group = Group.drawn(5, 4)
     held = group.held(0)
     with pytest.raises(SecureAggregationError, match=r"device 10 refuses: both shares of device 12 were asked"):
         protocol.open_shares(held, OCCASION, 10, [11, 12, 13], [12], group.needed)
@@ -250,7 +251,7 @@ def test_both_shares_of_a_device_are_never_given():
 
 
 def test_devices_refuse_a_server_that_makes_up_neighbours():
-    group = Group.of(5, 4)
+    group = Group.drawn(5, 4)
     with pytest.raises(SecureAggregationError, match="it holds no shares of device 99"):
         protocol.open_shares(group.held(0), OCCASION, 10, [11, 12, 13, 99], [], group.needed)
     twice = [group.neighbours[0][0]] * 2
@@ -259,7 +260,7 @@ def test_devices_refuse_a_server_that_makes_up_neighbours():
     with pytest.raises(SecureAggregationError, match="2 of 4 shares would open a secret; more than half must"):
         protocol.share_secrets(group.secrets[0], OCCASION, 10, group.neighbours[0], 2)
     with pytest.raises(SecureAggregationError, match="only 2 neighbours are left, 3 must be"):
-        protocol.mask_vector(Words.zeros(1, 1), group.secrets[0], OCCASION, 10, group.neighbours[0][:2], 3)
+        protocol.mask_vector(MaskWords.zeros(1, 1), group.secrets[0], OCCASION, 10, group.neighbours[0][:2], 3)
 
 
 def test_a_public_key_without_secret_is_refused():
@@ -271,7 +272,7 @@ def test_a_public_key_without_secret_is_refused():
 
 
 def test_wrong_shares_give_no_wrong_sum():
-    group = Group.of(4, 3)
+    group = Group.drawn(4, 3)
     vectors = [words([1], [1])] * 4
     strangers = dict(enumerate(split(bytes(16), 3, group.needed), start=1))
     total = added(group.masked(i, vectors[i]) for i in (0, 1, 2))
@@ -279,7 +280,7 @@ def test_wrong_shares_give_no_wrong_sum():
     self_shares = {
         10 + i: dict(enumerate(split(group.secrets[i].self_seed, 3, group.needed), start=1)) for i in range(3)
     }
-    masked = Masked(OCCASION, (10, 11, 12), {13: (10, 11, 12)}, keys, group.needed)
+    masked = MaskedParties(OCCASION, (10, 11, 12), {13: (10, 11, 12)}, keys, group.needed)
     with pytest.raises(SecureAggregationError, match="the shares of device 13 give another key than it announced"):
         left_over(masked, self_shares, {13: strangers})
     right = dict(enumerate(split(group.secrets[3].mask_key_seed, 3, group.needed), start=1))
@@ -299,7 +300,7 @@ def test_a_vector_in_parts_is_masked_as_a_whole_one(first):
 
 
 def test_a_device_masks_parts_of_its_vector_as_the_whole():
-    group = Group.of(5, 4)
+    group = Group.drawn(5, 4)
     whole = group.masked(0, words([], range(9)))
     parts = [
         protocol.mask_vector(

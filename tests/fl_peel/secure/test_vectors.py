@@ -9,11 +9,11 @@ import pytest
 from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.pretraining.by_sums import Moments
+from fl_peel.pretraining.spectral_steps import Moments
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.masks import Words
-from fl_peel.secure.plan import DeviceBytes, Vanishes, needed_of, vanishing
-from fl_peel.secure.stage1 import StepVector, answer_of, moment_words, moments_of, words_of
+from fl_peel.secure.masks import MaskWords
+from fl_peel.secure.protocol_plan import DeviceBytes, DropoutStage, needed_of, vanishing
+from fl_peel.secure.stage1_vector import StepVector, answer_of, moment_words, moments_of, words_of
 from fl_peel.secure.vector import CHECK, Field, VectorLayout, sum_bits
 
 # ---------------------------------------------------------------- the vector of a round
@@ -61,7 +61,7 @@ def test_an_array_without_a_place_is_refused_by_its_name():
 
 def test_vectors_of_another_layout_are_not_read():
     with pytest.raises(AssertionError):
-        LAYOUT.values(Words.zeros(5, 6))
+        LAYOUT.values(MaskWords.zeros(5, 6))
 
 
 def test_words_are_narrow_only_where_no_sum_can_pass_them():
@@ -90,8 +90,8 @@ def test_bytes_of_a_device_by_hand():
     # sealed: nonce 12, number 2, two shares of 16, tag 16 = 62
     # down, a neighbour: number 8, keys 64; number 8, sealed 62; number 8, what became of it 1 = 151
     # up: keys 64; a neighbour: number 8, sealed 62; number 8, number of the share 2, share 16 = 96
-    assert DeviceBytes.of(1, 0) == DeviceBytes(151, 64 + 96, 0)
-    assert DeviceBytes.of(10, 1000) == DeviceBytes(1510, 64 + 960 + 1000, 1000)
+    assert DeviceBytes.from_sizes(1, 0) == DeviceBytes(151, 64 + 96, 0)
+    assert DeviceBytes.from_sizes(10, 1000) == DeviceBytes(1510, 64 + 960 + 1000, 1000)
 
 
 SCENARIO = {"name": "s", "question": "?", "data": {"name": "ml-100k"}}
@@ -113,7 +113,7 @@ def test_devices_vanish_by_their_share_at_every_stage_alike():
     stages = vanishing(scenario, 2, devices)
     counts = np.bincount(stages, minlength=4) / len(devices)
     assert counts == pytest.approx([0.7, 0.1, 0.1, 0.1], abs=5 * math.sqrt(0.21 / len(devices)))
-    assert set(stages.tolist()) == {int(stage) for stage in Vanishes}
+    assert set(stages.tolist()) == {int(stage) for stage in DropoutStage}
     assert (vanishing(scenario, 2, devices[5:9]) == stages[5:9]).all()  # by identity, whoever else is asked
     later = vanishing(scenario, 3, devices)  # anew: others are lost, and those that are lost again at other stages
     assert ((later > 0) & (stages > 0)).mean() == pytest.approx(0.09, abs=0.01)
@@ -144,12 +144,12 @@ SAID = {"counts": 5, "pass": 3 * 5, "choice": 4 + 1, "groups": 2 + 2 * 3, "momen
 
 @pytest.mark.parametrize("name", SAID)
 def test_words_of_a_step_by_hand(name):
-    assert step(name).said_bytes == 8 * SAID[name]
+    assert step(name).contribution_bytes == 8 * SAID[name]
     assert step(name).num_bytes == 8 * (SAID[name] + 1)  # and the word that proves the masks gone
     assert step(name, classes=CLASSES).num_bytes == 8 * (SAID[name] + 1 + COUNTERS)
     narrow = step(name, bits=32, classes=CLASSES)
     width = 8 if name == "choice" else 4  # what is chosen is counted in full words
-    assert narrow.said_bytes == width * SAID[name]
+    assert narrow.contribution_bytes == width * SAID[name]
     assert narrow.num_bytes == 8 * (1 + COUNTERS) + width * SAID[name]
     whole = step(name, classes=CLASSES).part((0, step(name).units))
     assert whole.devices == 7

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from clients.round import malice as poison
+from clients.round import poisoning as poison
 from fl_peel import kernels
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.data.population import Population
 from fl_peel.errors import ScenarioError
@@ -38,7 +38,7 @@ from simulations.engine import ray_engine as engine
 from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.fl_peel.training.test_twins import small_world
 from tests.helpers.examples import examples
@@ -225,10 +225,10 @@ def test_ranking_in_torch_equals_the_compiled_loop(seed, num_slices, groups, who
         ranked = replace(ranked, table=rng.integers(-1, 2, ranked.table.shape).astype(np.float32))
         users = rng.integers(-1, 2, users.shape).astype(np.float32)
     expected = top_rows(ranked, cutoffs, users, train, n)
-    found = torch_ranking.top_rows(
+    result = torch_ranking.top_rows(
         ranked, cutoffs, users, train, n, CPU, block_rows=block_rows, block_scores=block_scores
     )
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_ties_go_to_the_smaller_item_number_and_equal_rows_are_equal():
@@ -277,7 +277,7 @@ def on(scenario, device):
 
 def every_metric(result):
     """Losses and metrics of a run, by where they stand in its report."""
-    found = {}
+    results = {}
 
     def walk(node, path):
         if isinstance(node, dict):
@@ -287,12 +287,12 @@ def every_metric(result):
             for i, value in enumerate(node):
                 walk(value, f"{path}/{i}")
         elif isinstance(node, float) and ("recall" in path or "ndcg" in path or "loss" in path):
-            found[path] = node
+            results[path] = node
 
     plain = to_json(result)
     for key in ("full_table", "budgets", "device_classes", "user_groups", "rounds", "history", "elasticity"):
         walk(plain[key], key)
-    return found
+    return results
 
 
 @pytest.mark.slow
@@ -303,9 +303,9 @@ def test_a_run_in_torch_gives_the_same_metrics(tiny, tmp_path, calls, poisoned):
     scenario = load_scenario(tiny, more)
     results = {}
     for name, device, nodes in (("cpu", "cpu", 2), ("torch", "torch-cpu", 2), ("three", "torch-cpu", 3)):
-        place = Place("", str(tmp_path / name))
+        paths = RunPaths("", str(tmp_path / name))
         calls.update(dict.fromkeys(calls, 0))
-        results[name] = every_metric(serve(LoopbackGrid(nodes), on(scenario, device), place))
+        results[name] = every_metric(serve(LoopbackGrid(nodes), on(scenario, device), paths))
         if device == "cpu":
             assert calls["train"] == calls["rank"] == 0
         else:
@@ -322,11 +322,11 @@ def test_a_run_in_torch_gives_the_same_metrics(tiny, tmp_path, calls, poisoned):
 
 def test_malicious_devices_train_where_the_others_do(calls):
     _, ranked, cutoffs, users, train = small_world(3)
-    malice = poison.Malice(np.array([True, False, True, False, False]), load_poisoning(), np.zeros(0, np.int32))
+    adversary = poison.Adversary(np.array([True, False, True, False, False]), load_poisoning(), np.zeros(0, np.int32))
     work = LocalWork(ranked, cutoffs, users, train, seeds_of(cutoffs), LocalTraining(epochs=2))
-    compiled = malice.train(work)
+    compiled = adversary.train(work)
     assert calls["train"] == 0
-    assert_same(*malice.train(dataclasses.replace(work, device="torch-cpu")), *compiled)
+    assert_same(*adversary.train(dataclasses.replace(work, device="torch-cpu")), *compiled)
     assert calls["train"] == 3  # the honest ones together, each of the others by itself
 
 
@@ -426,18 +426,18 @@ def test_the_bench_measures_how_far_apart_metrics_are(tmp_path, monkeypatch):
     Population(0, 200, 320, 4).write(tmp_path / "pop")
     plan = BenchPlan(data=str(tmp_path / "pop"), embedding_dim=8, user_groups=4)
     scenario = bench_scenario(plan, plan.data, "default")
-    place = Place("", str(tmp_path / "run"))
-    found = bench_device.compared_metrics(scenario, place, "torch-cpu")
-    assert set(found["metrics"]) == {"cpu", "torch-cpu"}
-    assert found["metrics"]["cpu"]["recall@20"] > 2 * 20 / 320
-    assert found["metrics_difference"] <= 1e-3
+    paths = RunPaths("", str(tmp_path / "run"))
+    result = bench_device.compared_metrics(scenario, paths, "torch-cpu")
+    assert set(result["metrics"]) == {"cpu", "torch-cpu"}
+    assert result["metrics"]["cpu"]["recall@20"] > 2 * 20 / 320
+    assert result["metrics_difference"] <= 1e-3
 
     def wrong(work):
         users, update = train_group(work)
         return (users[::-1] if work.device != "cpu" else users), update
 
     monkeypatch.setattr(bench_device, "train_group", wrong)
-    assert bench_device.compared_metrics(scenario, place, "torch-cpu")["metrics_difference"] > 1e-3
+    assert bench_device.compared_metrics(scenario, paths, "torch-cpu")["metrics_difference"] > 1e-3
 
 
 @gpu
@@ -459,7 +459,7 @@ def test_ranking_on_a_gpu_equals_the_compiled_loop():
 @gpu
 def test_a_run_on_a_gpu_gives_the_same_metrics(tiny_scenario, tmp_path):
     results = [
-        every_metric(serve(LoopbackGrid(2), on(tiny_scenario, device), Place("", str(tmp_path / device))))
+        every_metric(serve(LoopbackGrid(2), on(tiny_scenario, device), RunPaths("", str(tmp_path / device))))
         for device in ("cpu", "cuda")
     ]
     assert results[1] == pytest.approx(results[0], abs=1e-3)

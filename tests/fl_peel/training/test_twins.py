@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.ranking.top import MetricSums, evaluate, recall_ndcg, top_rows
@@ -149,11 +149,11 @@ def test_merging_metric_sums_is_order_free(order):
     rng = np.random.default_rng(0)
     recall, ndcg = rng.random(6), rng.random(6)
     cells = np.array([0, 1, 0, 1, 0, 1])
-    parts = [MetricSums.of(cells[[i]], 2, recall[[i]], ndcg[[i]], np.array([True])) for i in range(6)]
+    parts = [MetricSums.from_devices(cells[[i]], 2, recall[[i]], ndcg[[i]], np.array([True])) for i in range(6)]
     total = parts[order[0]]
     for i in order[1:]:
         total = total + parts[i]
-    whole = MetricSums.of(cells, 2, recall, ndcg, np.ones(6, bool))
+    whole = MetricSums.from_devices(cells, 2, recall, ndcg, np.ones(6, bool))
     assert (total.recall == whole.recall).all()
     assert total.devices.tolist() == [3, 3]
     assert total.mean()[0][0] == pytest.approx(recall[[0, 2, 4]].mean(), abs=1e-9)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.weighting.controller import Controller
 from fl_peel.weighting.settings import FEATURES, ControllerConfig
-from fl_peel.weighting.statistics import BlockStatistics
 
 STEP = ControllerConfig(steps=1)
 

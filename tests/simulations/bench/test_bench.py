@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RankedBlocks, pack_ranking
+from fl_peel.blocks.ranked_blocks import RankedBlocks, pack_ranking
 from fl_peel.data.population import Population
 from fl_peel.errors import DataError, EngineError, ScenarioError
 from fl_peel.kernels import FIXED_POINT
@@ -18,14 +18,14 @@ from fl_peel.training import reference
 from fl_peel.training.group import train_group
 from fl_peel.training.work import LocalWork
 from simulations.bench import bench as benchmarks
+from simulations.bench import bench_context as bench_world
 from simulations.bench import stock_flower
-from simulations.bench import world as bench_world
 from simulations.bench.bench import bench
 from simulations.bench.plan import BenchPlan, bench_scenario
 from simulations.bench.rivals import pfl_rate
 from simulations.scenario_files import load_scenario
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from tests.helpers.loopback import LoopbackGrid
 
 NUM_ITEMS, DIM = 320, 8
@@ -87,7 +87,7 @@ def test_every_device_of_the_bench_trains_on_all_its_items(tmp_path):
     assert how == stock_flower.HOW
     grid = LoopbackGrid(2)
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(benchmarks.own_root()), timeout_s=60)
-    world = bench_world.make_world(scenario, Place("", str(tmp_path / "run")), nodes, lambda event: None)
+    world = bench_world.make_context(scenario, RunPaths("", str(tmp_path / "run")), nodes, lambda event: None)
     strategy = world.strategy()
     before = strategy.states[0].counted_interactions.copy()
     strategy.timed(grid, 1)
@@ -166,8 +166,8 @@ def test_pfl_gets_the_devices_and_the_table_and_its_answer_is_read(tmp_path):
     (tmp_path / "python").chmod(0o755)
     plan = BenchPlan(data=str(tmp_path / "pop"), embedding_dim=DIM, user_groups=2, pfl_devices=10)
     base = bench_scenario(plan, plan.data, "default")
-    found = pfl_rate(str(tmp_path / "python"), base, Place("", str(tmp_path)), plan, tmp_path / "pfl")
-    assert found == {"pfl_devices_per_second": 5.0, "pfl_devices": 10, "pfl_version": "9"}
+    result = pfl_rate(str(tmp_path / "python"), base, RunPaths("", str(tmp_path)), plan, tmp_path / "pfl")
+    assert result == {"pfl_devices_per_second": 5.0, "pfl_devices": 10, "pfl_version": "9"}
 
 
 @pytest.mark.engine
@@ -184,24 +184,24 @@ def test_a_small_bench_has_every_figure(tmp_path):
         main_job=False,
     )
     events = []
-    found = bench("", tmp_path / "out", plan=plan, on_event=events.append)
-    assert json.loads((tmp_path / "out" / "bench.json").read_text()) == json.loads(json.dumps(found))
+    result = bench("", tmp_path / "out", plan=plan, on_event=events.append)
+    assert json.loads((tmp_path / "out" / "bench.json").read_text()) == json.loads(json.dumps(result))
     for key in ("devices_per_second", "stock_flower_devices_per_second", "speedup_vs_stock", "evaluation_seconds"):
-        assert found[key] > 0, key
-    assert found["select_ms"] > 0
-    assert found["rank_ms"] > 0
-    assert found["devices"] == 300
-    assert found["stock_flower_devices"] == 8
-    assert len(found["round_seconds"]) == 2
-    assert found["devices_per_second"] == pytest.approx(300 / min(found["round_seconds"]))
-    ratio = found["devices_per_second"] / found["stock_flower_devices_per_second"]
-    assert found["speedup_vs_stock"] == pytest.approx(ratio)
-    assert [one["devices"] for one in found["scaling"]] == [100, 200]
-    assert all(one["seconds_per_device"] > 0 for one in found["scaling"])
-    assert found["million"]["seconds"] >= found["million"]["round_seconds"][0]
-    assert found["million"]["peak_rss_bytes"] > 100_000_000  # an interpreter with NumPy, Flower and Ray
-    assert {"server_select_and_pack", "nodes_and_messages", "server_aggregate"} <= set(found["stages"])
-    flagship = found["flagship"]
+        assert result[key] > 0, key
+    assert result["select_ms"] > 0
+    assert result["rank_ms"] > 0
+    assert result["devices"] == 300
+    assert result["stock_flower_devices"] == 8
+    assert len(result["round_seconds"]) == 2
+    assert result["devices_per_second"] == pytest.approx(300 / min(result["round_seconds"]))
+    ratio = result["devices_per_second"] / result["stock_flower_devices_per_second"]
+    assert result["speedup_vs_stock"] == pytest.approx(ratio)
+    assert [one["devices"] for one in result["scaling"]] == [100, 200]
+    assert all(one["seconds_per_device"] > 0 for one in result["scaling"])
+    assert result["million"]["seconds"] >= result["million"]["round_seconds"][0]
+    assert result["million"]["peak_rss_bytes"] > 100_000_000  # an interpreter with NumPy, Flower and Ray
+    assert {"server_select_and_pack", "nodes_and_messages", "server_aggregate"} <= set(result["stages"])
+    flagship = result["flagship"]
     assert (flagship["scenario"], flagship["devices"]) == ("gowalla", 300)
     assert flagship["devices_per_second"] == pytest.approx(300 / min(flagship["round_seconds"]))
     ratio = min(flagship["round_seconds"]) / flagship["training_alone_on_all_cores"]

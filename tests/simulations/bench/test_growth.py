@@ -17,7 +17,7 @@ AXES = ("devices", "items", "groups", "columns", "rounds", "nodes")
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 1.7, -0.3])
 def test_a_planted_exponent_is_found(exponent):
     sizes = [10, 40, 90, 1000]
-    fit = Fit.of(sizes, [3 * size**exponent for size in sizes])
+    fit = Fit.from_figures(sizes, [3 * size**exponent for size in sizes])
     assert fit.exponent == pytest.approx(exponent, abs=1e-12)
     assert fit.factor == pytest.approx(3)
     assert (fit.low, fit.high) == (10, 1000)
@@ -26,7 +26,7 @@ def test_a_planted_exponent_is_found(exponent):
 
 def test_the_line_is_that_of_least_squares():
     """By hand, of sizes 1, e, e^2: logarithms 0, 1, 1 have the slope 1/2 and are off by a sixth or a third."""
-    fit = Fit.of(np.exp([0, 1, 2]).tolist(), np.exp([0, 1, 1]).tolist())
+    fit = Fit.from_figures(np.exp([0, 1, 2]).tolist(), np.exp([0, 1, 1]).tolist())
     assert fit.exponent == pytest.approx(0.5)
     assert fit.factor == pytest.approx(np.exp(1 / 6))
     assert fit.largest_ratio == pytest.approx(np.exp(1 / 3))
@@ -47,19 +47,19 @@ def test_every_axis_has_its_table_and_its_line(monkeypatch, tmp_path):
         return figures_of(point)
 
     monkeypatch.setattr(module, "measured", measured)
-    found = growth(tmp_path / "out")
-    assert tuple(found["axes"]) == AXES
+    result = growth(tmp_path / "out")
+    assert tuple(result["axes"]) == AXES
     assert len(set(asked)) == len(asked), "the middle point is of every axis, and measured once"
     wanted = {"devices": 1.0, "items": 0.5, "groups": 0.0, "columns": 0.0, "rounds": 1.0, "nodes": 0.0}
-    for axis, part in found["axes"].items():
+    for axis, part in result["axes"].items():
         assert [row[axis] for row in part["rows"]] == sorted(GrowthPlan().sizes[axis])
         assert {name for row in part["rows"] for name in row} == {axis, *FIGURES}
         assert part["fits"]["seconds"]["exponent"] == pytest.approx(wanted[axis], abs=1e-9)
         assert part["fits"]["cpu_seconds"]["exponent"] == pytest.approx(wanted[axis], abs=1e-9)
-    assert found["axes"]["groups"]["fits"]["peak_rss_bytes"]["exponent"] == pytest.approx(0.25)
-    assert json.loads((tmp_path / "out" / "growth.json").read_text()) == json.loads(json.dumps(found))
+    assert result["axes"]["groups"]["fits"]["peak_rss_bytes"]["exponent"] == pytest.approx(0.25)
+    assert json.loads((tmp_path / "out" / "growth.json").read_text()) == json.loads(json.dumps(result))
     text = (tmp_path / "out" / "growth.txt").read_text()
-    assert text == growth_text(found)
+    assert text == growth_text(result)
     assert [f"Growth with {axis}" in text for axis in AXES] == [True] * 6
     assert "exponent" in text
 
@@ -77,9 +77,9 @@ def test_points_that_are_done_are_not_measured_again(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "measured", measured)
     with pytest.raises(KeyboardInterrupt):
         growth(tmp_path / "out", plan=plan)
-    found = growth(tmp_path / "out", plan=plan)
+    result = growth(tmp_path / "out", plan=plan)
     assert asked == [100, 200, 200, 400]
-    assert found["axes"] == growth(None, plan=plan)["axes"]
+    assert result["axes"] == growth(None, plan=plan)["axes"]
     growth(tmp_path / "out", plan=plan, fresh=True)
     assert asked[-3:] == [100, 200, 400]
 
@@ -92,9 +92,9 @@ def test_one_size_has_no_line():
 def test_a_small_growth_has_every_figure(tmp_path):
     middle = Point(devices=200, items=400, groups=2, columns=8, rounds=1, nodes=1)
     plan = GrowthPlan(middle, {"devices": (100, 200), "rounds": (1, 2)})
-    found = growth(tmp_path / "out", plan=plan)
-    assert found["middle"] == asdict(middle)
-    for part in found["axes"].values():
+    result = growth(tmp_path / "out", plan=plan)
+    assert result["middle"] == asdict(middle)
+    for part in result["axes"].values():
         assert all(row[name] > 0 for row in part["rows"] for name in FIGURES)
         assert all(np.isfinite(fit["exponent"]) for fit in part["fits"].values())
-    assert found["axes"]["devices"]["rows"][0]["peak_rss_bytes"] > 100_000_000  # an interpreter with NumPy and Ray
+    assert result["axes"]["devices"]["rows"][0]["peak_rss_bytes"] > 100_000_000  # an interpreter with NumPy and Ray

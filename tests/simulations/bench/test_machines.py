@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from fl_peel.code_paths import NEEDED, processor_flags
+from fl_peel.cpu_dispatch import NEEDED, processor_flags
 from fl_peel.errors import EngineError, ScenarioError
 from simulations.bench import machines
 from simulations.bench.machines import MACHINES, compared, differences
@@ -41,8 +41,8 @@ def test_a_machine_has_nothing_of_the_callers(tmp_path, monkeypatch):
     monkeypatch.setattr(machines.subprocess, "run", ran)
     monkeypatch.setenv("MKL_CBWR", "AVX2")
     monkeypatch.setenv("NUMBA_CACHE_DIR", "mine")
-    found = differences("ml-100k", machines={"a": {}, "b": {"NUMBA_CPU_NAME": "haswell"}})
-    assert [(one.machine, one.stage, one.equal) for one in found] == [("b", "recall", True)]
+    result = differences("ml-100k", machines={"a": {}, "b": {"NUMBA_CPU_NAME": "haswell"}})
+    assert [(one.machine, one.stage, one.equal) for one in result] == [("b", "recall", True)]
     assert "MKL_CBWR" not in seen
     assert seen["NUMBA_CPU_NAME"] == "haswell"
     assert seen["NUMBA_CACHE_DIR"] not in ("mine", os.environ["NUMBA_CACHE_DIR"])
@@ -62,11 +62,11 @@ def test_a_pinned_run_is_the_same_to_the_last_bit_on_another_processor(tiny, com
     mine = {"NUMBA_CACHE_DIR": os.environ.get("NUMBA_CACHE_DIR", "")}  # where all tests have it
     pinned = mine | dict.fromkeys(MACHINES["pinned-one-thread"], "2")
     other = cache | MACHINES["pinned-haswell"] | MACHINES["pinned-one-thread"]
-    found = differences(str(tiny), ["user_groups.neighbour_weight=0.1"], machines={"pinned": pinned, "other": other})
+    result = differences(str(tiny), ["user_groups.neighbour_weight=0.1"], machines={"pinned": pinned, "other": other})
     assert {"pretrained items", "starting tables", "refined tables", "refined weights", "recall"} <= {
-        one.stage for one in found
+        one.stage for one in result
     }
-    assert [one.stage for one in found if not one.equal] == []
+    assert [one.stage for one in result if not one.equal] == []
 
 
 def test_machines_are_asked_for_by_name():

@@ -18,9 +18,9 @@ def test_artefacts_are_as_large_as_their_budget_allows():
 def test_memory_is_a_small_multiple_of_the_bytes_promised(capsys):
     runtime.main()
     rows = re.findall(r"\| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|", capsys.readouterr().out)
-    found = [[int(cell.replace(",", "")) for cell in row] for row in rows]
-    assert [budget for budget, *_ in found] == [10_000, 100_000, 1_000_000]
-    for budget, stored, held, live in found:
+    result = [[int(cell.replace(",", "")) for cell in row] for row in rows]
+    assert [budget for budget, *_ in result] == [10_000, 100_000, 1_000_000]
+    for budget, stored, held, live in result:
         assert stored <= budget
         assert held < 1.5 * stored + 64_000
         assert live < 4 * stored + 1_000_000

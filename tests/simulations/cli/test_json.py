@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from simulations.cli import console
 from simulations.cli.main import app
-from simulations.report.tables.view import TableView
+from simulations.report.tables.table_view import TableView
 
 
 def fl_peel(*args):
@@ -32,10 +32,10 @@ PRINTS_NO_FIGURES = {
 
 
 def test_every_command_has_it():
-    found = dict(commands(typer.main.get_command(app)))
-    without = {path for path, command in found.items() if not any("--json" in p.opts for p in command.params)}
+    result = dict(commands(typer.main.get_command(app)))
+    without = {path for path, command in result.items() if not any("--json" in p.opts for p in command.params)}
     assert without == PRINTS_NO_FIGURES
-    assert {("run",), ("compare",), ("audit",), ("profiles", "sample")} <= found.keys() - without
+    assert {("run",), ("compare",), ("audit",), ("profiles", "sample")} <= result.keys() - without
 
 
 @pytest.fixture
@@ -73,10 +73,10 @@ def test_fleets(fleet):
 
 def test_a_sample_is_told_in_numbers(fleet, tmp_path):
     out = tmp_path / "fleet.svg"
-    found, err = fl_peel(
+    result, err = fl_peel(
         *("profiles", "sample", fleet, "--devices", 5, "--rounds", 3, "--full-table-bytes", 4000, "--out", out)
     )
-    half, never = found["classes"]
+    half, never = result["classes"]
     assert half["budget_bytes"] == {"p10": 2000.0, "median": 2000.0, "p90": 2000.0}
     assert (half["devices"], half["share_of_table"], half["uplink_mbps"], half["available"]) == (5, 0.5, 3.0, 1.0)
     assert never == {"class": "never", "devices": 0, "budget_bytes": None}
@@ -86,8 +86,8 @@ def test_a_sample_is_told_in_numbers(fleet, tmp_path):
 def test_a_trace(tmp_path):
     phone = tmp_path / "phone.txt"
     phone.write_text("100\nMemTotal: 9 kB\nMemAvailable: 4 kB\n105\nMemTotal: 9 kB\nMemAvailable: 2 kB\n")
-    found, _ = fl_peel("profiles", "from-meminfo", phone, "--recommender-share", 0.5)
-    assert found == [
+    result, _ = fl_peel("profiles", "from-meminfo", phone, "--recommender-share", 0.5)
+    assert result == [
         {"device": "phone", "time_s": 0.0, "memory_bytes": 2048},
         {"device": "phone", "time_s": 5.0, "memory_bytes": 1024},
     ]
@@ -111,10 +111,10 @@ def test_figures_or_tables_and_never_both(capsys):
 @pytest.mark.parametrize("study", ["compare", "ablate", "audit"])
 def test_studies(study, tmp_path, monkeypatch):
     """What they measure takes minutes, and is tested where it is made."""
-    found = {"rows": [{"recall@20": 0.25}]}
-    monkeypatch.setattr(f"simulations.studies.{study}.{study}.{study}", lambda *args, **kwargs: found)
+    result = {"rows": [{"recall@20": 0.25}]}
+    monkeypatch.setattr(f"simulations.studies.{study}.{study}.{study}", lambda *args, **kwargs: result)
     shown, err = fl_peel(study, "ml-100k", "--out", tmp_path)
-    assert shown == found
+    assert shown == result
     assert err.splitlines()[-1] == f"report: {tmp_path / study}.html"
 
 

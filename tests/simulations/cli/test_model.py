@@ -39,28 +39,28 @@ def export(*more, items="item 3,item 20", budget="400", out="me.peel"):
 def test_export_writes_the_artefact_and_names_the_best(fl_peel_, tmp_path):
     code, out, err = fl_peel_(*export("--top", "3"))
     device = fl_peel.load("model").device(["item 3", "item 20"])
-    found = device.embedding(400)
+    result = device.embedding(400)
     assert code == 0
-    assert (tmp_path / "me.peel").read_bytes() == found.to_bytes()
-    best = found.top(3)
+    assert (tmp_path / "me.peel").read_bytes() == result.to_bytes()
+    best = result.top(3)
     assert out == "".join(f"{rank}\t{name}\t{score:.6f}\n" for rank, (name, score) in enumerate(best, 1))
     assert err == (
-        f"me.peel: {found.num_bytes} of 400 B, {len(found.stored.blocks)} blocks, int8, user group {device.group}\n"
+        f"me.peel: {result.num_bytes} of 400 B, {len(result.stored.blocks)} blocks, int8, user group {device.group}\n"
     )
 
 
 def test_export_tells_the_same_as_json(fl_peel_):
     code, out, _ = fl_peel_(*export("--top", "3", "--json"))
     device = fl_peel.load("model").device(["item 3", "item 20"])
-    found = device.embedding(400)
+    result = device.embedding(400)
     assert code == 0
     assert json.loads(out) == {
-        "bytes": found.num_bytes,
+        "bytes": result.num_bytes,
         "budget_bytes": 400,
-        "blocks": len(found.stored.blocks),
+        "blocks": len(result.stored.blocks),
         "precision": "int8",
         "user_group": device.group,
-        "items": [{"rank": rank, "id": name, "score": score} for rank, (name, score) in enumerate(found.top(3), 1)],
+        "items": [{"rank": rank, "id": name, "score": score} for rank, (name, score) in enumerate(result.top(3), 1)],
     }
 
 
@@ -138,15 +138,15 @@ def test_a_device_at_the_terminal(fl_peel_, monkeypatch):
     assert (code, err) == (0, "")
     assert out.startswith("30 items, 2 user groups, int8 blocks; q ends\n")
     assert f"user group {device.group} of 2\n" in out
-    told = [line for line in out.splitlines() if " blocks, int8, " in line]
-    assert [line.split("; ")[0].split("> ")[-1] for line in told] == [
+    events = [line for line in out.splitlines() if " blocks, int8, " in line]
+    assert [line.split("; ")[0].split("> ")[-1] for line in events] == [
         "downloaded",
         f"grown, {small.grow(400).num_bytes} B downloaded",
         "shrunk, 0 B downloaded",
         f"grown, {least.grow(400).num_bytes} B downloaded",
     ]
-    for line, found in zip(told, (small, large, least, large), strict=True):
-        assert f"{found.num_bytes} of {found.budget_bytes} B" in line
+    for line, result in zip(events, (small, large, least, large), strict=True):
+        assert f"{result.num_bytes} of {result.budget_bytes} B" in line
     ranked = [f"{rank}\t{name}\t{score:.6f}" for rank, (name, score) in enumerate(large.top(2), 1)]
     assert out.count("\n".join(ranked)) >= 2
 

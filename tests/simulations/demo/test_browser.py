@@ -7,8 +7,8 @@ import pytest
 
 from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import rank_blocks
-from simulations.demo.page import DemoDevice, DemoItems, DemoPoint, demo_page
+from fl_peel.blocks.ranked_blocks import rank_blocks
+from simulations.demo.demo_page import DemoDevice, DemoItems, DemoPoint, demo_page
 from tests.helpers.browser import needs_chromium
 
 pytestmark = [needs_chromium, pytest.mark.slow]
@@ -23,21 +23,21 @@ def devices():
     layout = BlockLayout(groups, 16, 4)
     table = rng.normal(size=(NUM_ITEMS, 16)).astype(np.float32)
     ranked = rank_blocks(layout, "int8", rng.random(layout.num_blocks), table)
-    found = []
+    result = []
     for number in range(3):
         items = rng.permutation(NUM_ITEMS)
         elastic = ElasticEmbedding(ranked, rng.normal(size=16).astype(np.float32), items[:20], 1)
         wanted = items[20:40] if number < 2 else None
-        found.append((elastic, DemoDevice(f"phone {number}", elastic.at(6000).to_bytes(), items[:20], wanted)))
-    return groups, found
+        result.append((elastic, DemoDevice(f"phone {number}", elastic.at(6000).to_bytes(), items[:20], wanted)))
+    return groups, result
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    groups, found = devices()
+    groups, result = devices()
     file = tmp_path_factory.mktemp("demo") / "demo.html"
     text = demo_page(
-        [device for _, device in found],
+        [device for _, device in result],
         DemoItems(IDS, tuple(groups.tolist())),
         title="A run",
         command="fl-peel demo",
@@ -45,7 +45,7 @@ def made(tmp_path_factory):
         curve=[DemoPoint(500, 0.1, 0.08, 0.12), DemoPoint(3000, 0.2)],
     )
     file.write_text(text)
-    return file, found
+    return file, result
 
 
 @pytest.fixture

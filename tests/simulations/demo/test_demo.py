@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 from fl_peel.errors import ArtifactError, DataError, ReportError
 from simulations.cli.main import app
-from simulations.demo import page as pages
-from simulations.demo.of_run import demo_of_run, largest_artefacts
-from simulations.demo.page import DemoDevice, DemoItems, DemoPoint, demo_page, script
+from simulations.demo import demo_page as pages
+from simulations.demo.demo_page import DemoDevice, DemoItems, DemoPoint, demo_page, script
+from simulations.demo.run_demo import demo_of_run, largest_artefacts
 from simulations.runner import save
 from simulations.scenario_files import load_scenario
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.vectors import make
@@ -44,8 +44,8 @@ def test_artefacts_and_what_is_known_of_items_are_in_the_page():
     page = made([one, two], DemoItems(ids), curve=[DemoPoint(200, 0.2), DemoPoint(100, 0.1, 0.05, 0.15)])
     assert page.count("</script>") == 2  # data and module: nothing of the data ends its element
     data = data_of(page)
-    assert [base64.b64decode(told["file"]) for told in data["devices"]] == [one.artefact, two.artefact]
-    assert [(told["name"], told["seen"], told["wanted"]) for told in data["devices"]] == [
+    assert [base64.b64decode(events["file"]) for events in data["devices"]] == [one.artefact, two.artefact]
+    assert [(events["name"], events["seen"], events["wanted"]) for events in data["devices"]] == [
         ("one", [0, 5], [3]),
         ("two", [0, 5], None),
     ]
@@ -71,7 +71,7 @@ def test_nothing_is_loaded():
 
 def test_devices_that_hold_nothing_are_left_out():
     page = made([device("none", "no-block"), device("some")])
-    assert [told["name"] for told in data_of(page)["devices"]] == ["some"]
+    assert [events["name"] for events in data_of(page)["devices"]] == ["some"]
     with pytest.raises(ReportError, match="no device stores a block"):
         made([device("none", "no-block")])
     with pytest.raises(ReportError, match="no device stores a block"):
@@ -96,8 +96,8 @@ def finished(tiny, tmp_path, *changes, with_model=False):
     """A run's folder, without the engine."""
     scenario = load_scenario(tiny, [*QUICK, *changes, "data.path=" + str(tiny.parent / "planted.csv")])
     model = tmp_path / "run" / "model"
-    place = Place("", str(tmp_path / "run"), model_dir=str(model) if with_model else "")
-    result = serve(LoopbackGrid(1), scenario, place)
+    paths = RunPaths("", str(tmp_path / "run"), model_dir=str(model) if with_model else "")
+    result = serve(LoopbackGrid(1), scenario, paths)
     save(result, scenario, tmp_path / "run", tmp_path / "out", model)
     return result
 
@@ -111,14 +111,14 @@ def test_of_a_run_with_the_data_it_read(tiny, tmp_path):
     pairs = [line.split(",") for line in (tiny.parent / "planted.csv").read_text().split()[1:]]
     assert sorted(data["items"]["ids"]) == sorted({item for _, item in pairs})
     largest = largest_artefacts(tmp_path / "out")
-    for told, (number, file) in zip(data["devices"], largest.items(), strict=True):
-        assert told["name"] == f"device {number}"
-        assert base64.b64decode(told["file"]) == file.read_bytes()
-        assert len(set(told["seen"]) | set(told["wanted"])) == 12  # what each user has, each item once
-        assert not set(told["seen"]) & set(told["wanted"])
+    for events, (number, file) in zip(data["devices"], largest.items(), strict=True):
+        assert events["name"] == f"device {number}"
+        assert base64.b64decode(events["file"]) == file.read_bytes()
+        assert len(set(events["seen"]) | set(events["wanted"])) == 12  # what each user has, each item once
+        assert not set(events["seen"]) & set(events["wanted"])
         names = data["items"]["ids"]
         mine = {item for user, item in pairs if user == f"u{number:04}"}
-        assert {names[item] for item in (*told["seen"], *told["wanted"])} == mine
+        assert {names[item] for item in (*events["seen"], *events["wanted"])} == mine
     rows = [row for row in result.budgets if row.selector == "popularity"]
     assert len(rows) == 2
     assert [(point["bytes"], point["recall"]) for point in data["curve"]] == [

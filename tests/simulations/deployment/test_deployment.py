@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from simulations.deployment.local import node_configs, run_deployed
-from simulations.report.files_of_run import read_report
+from simulations.report.run_files import read_report
 from simulations.scenario_files import load_scenario
-from tests.clients.node.test_own import BOUNDS, NOTHING, held, take_apart
+from tests.clients.node.test_own_data import BOUNDS, NOTHING, held, take_apart
 from tests.helpers.runs import figures, served
 
 PROGRAMS = ("flower-superlink", "flower-supernode", "flower-superexec", "flwr", "flwr-serverapp", "flwr-clientapp")
@@ -68,14 +68,14 @@ def deploys(monkeypatch, tmp_path):
 
 
 def mine():
-    found = []
+    result = []
     for process in psutil.process_iter():
         try:
             process.environ()
         except psutil.Error:
             continue
-        found.append(process)
-    return found
+        result.append(process)
+    return result
 
 
 def test_nodes_that_hold_their_own_data_have_the_figures_of_the_simulation(tiny, tmp_path, deploys):

@@ -16,7 +16,7 @@ from simulations.deployment import processes
 from simulations.deployment.local import node_configs
 from simulations.deployment.processes import Deployment, end_all, free_port
 from simulations.scenario_files import load_scenario
-from tests.clients.node.test_own import NOTHING, held, take_apart
+from tests.clients.node.test_own_data import NOTHING, held, take_apart
 from tests.helpers.root import ROOT
 
 

@@ -11,9 +11,9 @@ from scipy import stats
 from fl_peel.errors import ReportError
 from fl_peel.ranking.bootstrap import Replicates, holm, interval
 from simulations.differences.diff import diff, in_json
-from simulations.differences.page import diff_page, diff_views, missing_note
-from simulations.differences.runs import Runs
-from simulations.report.files_of_run import write_report
+from simulations.differences.differences_page import diff_page, diff_views, missing_note
+from simulations.differences.seed_runs import SeedRuns
+from simulations.report.run_files import write_report
 from simulations.report.templates.script import SCRIPT
 from strategies.figures.per_device import PerDevice
 from tests.simulations.report.test_report import run_result
@@ -30,11 +30,11 @@ def per_device(recall, *, tables=TABLES, items=None, seed=0, test_items="same", 
     return PerDevice(tables, numbers, classes, numbers % 2, items, recall, recall / 2, top_n, seed, test_items)
 
 
-def folder(path, found: PerDevice, **scenario):
+def folder(path, result: PerDevice, **scenario):
     """A run's output folder."""
-    plain = {"name": path.name, "evaluation": {"top_n": found.top_n}, **scenario}
-    write_report(replace(run_result(), seed=found.seed, scenario=plain), path)
-    found.write(path / "per-device.parquet")
+    plain = {"name": path.name, "evaluation": {"top_n": result.top_n}, **scenario}
+    write_report(replace(run_result(), seed=result.seed, scenario=plain), path)
+    result.write(path / "per-device.parquet")
     return path
 
 
@@ -61,7 +61,7 @@ def test_figures_side_by_side_with_paired_intervals_and_corrected_p_values(tmp_p
     assert (other.difference.low, other.difference.high) == pytest.approx((ends.low, ends.high), abs=8e-4)
     alone = row.figure.high - row.figure.low
     assert other.difference.high - other.difference.low < alone / 3, "strangers would differ by more than either varies"
-    sums = Replicates.of(
+    sums = Replicates.from_devices(
         np.arange(400), np.stack([first[:, 1], second[:, 1]], 1), np.zeros((400, 2)), first[:, 1] >= 0, 1000
     )
     one, two = sums.means()[0]
@@ -154,11 +154,11 @@ def test_seeds_are_averaged_and_their_spread_is_in_the_interval(tmp_path, recall
 
 def test_runs_are_read_by_folder_or_file(tmp_path, recalls):
     whole = seeds_folder(tmp_path / "a", {4: recalls[0], 5: recalls[1]})
-    assert Runs.read(whole).seeds == Runs.read(whole / "seeds.json").seeds == (4, 5)
-    assert Runs.read(whole / "seed-5" / "report.json").seeds == (5,)
+    assert SeedRuns.read(whole).seeds == SeedRuns.read(whole / "seeds.json").seeds == (4, 5)
+    assert SeedRuns.read(whole / "seed-5" / "report.json").seeds == (5,)
     (whole / "seeds.json").write_text("{}")
     with pytest.raises(ReportError, match=r"seeds.json: not a file of --seeds"):
-        Runs.read(whole)
+        SeedRuns.read(whole)
 
 
 def test_what_differs_between_scenarios_and_tables_is_said(tmp_path, recalls):

@@ -8,9 +8,9 @@ import pytest
 
 from fl_peel import wire
 from simulations.listing import LIST
-from simulations.report.files_of_run import read_report
+from simulations.report.run_files import read_report
 from strategies.figures.per_device import PerDevice
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.simulations.conftest import QUICK
@@ -23,20 +23,20 @@ def quick(*words):
 def test_single_devices_are_those_of_the_report_and_only_where_asked_for(tiny, tmp_path, command_line, grids):
     code, _, err = command_line(*quick("run", tiny, "--per-device", "--out", tmp_path / "a"))
     assert code == 0, err
-    report, found = read_report(tmp_path / "a"), PerDevice.read(tmp_path / "a" / "per-device.parquet")
+    report, result = read_report(tmp_path / "a"), PerDevice.read(tmp_path / "a" / "per-device.parquet")
     assert report.command.endswith("--per-device")
-    assert found.devices.tolist() == list(range(40))
+    assert result.devices.tolist() == list(range(40))
     budgets = [f"{row.share * 100:.4g}% {row.precision} {row.selector}" for row in report.budgets]
-    assert found.tables == ("global", "start", "refined", *budgets, "own budget")
-    recall, ndcg = found.means()
+    assert result.tables == ("global", "start", "refined", *budgets, "own budget")
+    recall, ndcg = result.means()
     full = report.full_table
     expected = [full.globally, full.start, full.refined, *report.budgets]
     assert recall[:-1] == pytest.approx([one.recall for one in expected], abs=1e-8)
     assert ndcg[:-1] == pytest.approx([one.ndcg for one in expected], abs=1e-8)
     by_class = {name: row.devices for name, row in report.device_classes.items()}
-    assert {name: found.classes.count(name) for name in by_class} == by_class
-    assert np.bincount(found.groups).tolist() == [row.devices for row in report.user_groups]
-    low, high = np.nanquantile(found.replicates(("refined",), 1000)[0, 0], [0.025, 0.975])
+    assert {name: result.classes.count(name) for name in by_class} == by_class
+    assert np.bincount(result.groups).tolist() == [row.devices for row in report.user_groups]
+    low, high = np.nanquantile(result.replicates(("refined",), 1000)[0, 0], [0.025, 0.975])
     assert (low, high) == pytest.approx((full.refined.recall_interval.low, full.refined.recall_interval.high), abs=1e-8)
     table = pyarrow.parquet.read_table(tmp_path / "a" / "per-device.parquet")
     assert table.column_names[:6] == ["device", "class", "group", "test_items", "recall@20 global", "ndcg@20 global"]
@@ -45,12 +45,12 @@ def test_single_devices_are_those_of_the_report_and_only_where_asked_for(tiny, t
     assert (code, json.loads(shown)) == (0, json.loads((tmp_path / "a" / "report.json").read_text()))
     assert err.splitlines()[-1] == f"report: {tmp_path / 'a' / 'report.html'}"
     assert not (tmp_path / "a" / "per-device.parquet").exists(), "that of the run before"
-    told = []
+    events = []
     for grid in grids:
         replies = [content for kind, content in grid.crossed if kind == f"reply to {wire.EVALUATE}"]
-        told.append(sum(len(wire.unpack(wire.EvaluateReply, reply).single.devices) for reply in replies))
-    assert told[0] > 0
-    assert told[1] == 0
+        events.append(sum(len(wire.unpack(wire.EvaluateReply, reply).single.devices) for reply in replies))
+    assert events[0] > 0
+    assert events[1] == 0
 
 
 def test_files_of_single_devices_do_not_depend_on_nodes(tiny_scenario, tmp_path):
@@ -58,7 +58,7 @@ def test_files_of_single_devices_do_not_depend_on_nodes(tiny_scenario, tmp_path)
     scenario = tiny_scenario.model_copy(update={"evaluation": evaluation})
     files = []
     for nodes in (1, 3):
-        serve(LoopbackGrid(nodes), scenario, Place("", str(tmp_path / str(nodes))))
+        serve(LoopbackGrid(nodes), scenario, RunPaths("", str(tmp_path / str(nodes))))
         files.append((tmp_path / str(nodes) / "per-device.parquet").read_bytes())
     assert files[0] == files[1]
 
@@ -74,10 +74,10 @@ def test_seeds_are_runs_of_their_own_and_one_page_of_all(tiny, tmp_path, command
     alone = tmp_path / "alone"
     command_line(*quick("run", tiny, "--per-device", "--seed", 4, "--out", alone))
     assert read_report(alone).budgets == reports[1].budgets, "as if it had been run by itself"
-    found = json.loads((out / "seeds.json").read_text())
-    assert found["seeds"] == [3, 4]
-    assert found["command"].endswith("--seeds 2")
-    row = next(row for row in found["rows"] if row["table"] == "refined")
+    result = json.loads((out / "seeds.json").read_text())
+    assert result["seeds"] == [3, 4]
+    assert result["command"].endswith("--seeds 2")
+    row = next(row for row in result["rows"] if row["table"] == "refined")
     recalls = [report.full_table.refined.recall for report in reports]
     assert row["recall"]["by_seed"] == pytest.approx(recalls, abs=1e-8)
     assert row["recall"]["value"] == pytest.approx(np.mean(recalls), abs=1e-8)
@@ -86,16 +86,16 @@ def test_seeds_are_runs_of_their_own_and_one_page_of_all(tiny, tmp_path, command
     code, shown_again, err = command_line(
         *quick("run", tiny, "--seeds", 2, "--seed", 3, "--json", "--out", tmp_path / "o")
     )
-    assert (code, json.loads(shown_again)["rows"]) == (0, found["rows"])
+    assert (code, json.loads(shown_again)["rows"]) == (0, result["rows"])
     assert "report: " in err
     means = {
         name: np.mean([getattr(report.full_table, name).recall for report in reports]) for name in ("start", "refined")
     }
-    assert found["strongest"] in ("global", *means)
+    assert result["strongest"] in ("global", *means)
     ratio = row["to_global"]
     base = np.mean([report.full_table.globally.recall for report in reports])
     assert ratio["value"] == pytest.approx(means["refined"] / base, abs=1e-7)
-    same = next(row for row in found["rows"] if row["table"] == "global")["to_global"]
+    same = next(row for row in result["rows"] if row["table"] == "global")["to_global"]
     assert (same["value"], same["low"], same["high"], same["seeds_std"]) == (1.0, 1.0, 1.0, 0.0)
     assert "1% int8" not in shown
     assert "100% int8 popularity" in shown

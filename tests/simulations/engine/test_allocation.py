@@ -61,14 +61,14 @@ def test_threads_share_what_was_freed(how):
 FREED = """
 import psutil
 import numpy as np
-from fl_peel.freed import give_back
+from fl_peel.free_memory import release_memory
 from simulations.engine.allocation import reuse_memory
 reuse_memory()
 arrays = [np.ones(1 << 20, np.uint8) for _ in range(200)]
 last = np.ones(1 << 20, np.uint8)  # above them
 del arrays
 held = psutil.Process().memory_info().rss
-give_back()
+release_memory()
 print(held - psutil.Process().memory_info().rss)
 """
 

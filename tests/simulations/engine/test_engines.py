@@ -18,9 +18,9 @@ from simulations.engine import engine as engines
 from simulations.engine.embedded_engine import start_workers
 from simulations.engine.engine import backend_of, simulated, starting
 from simulations.engine.memory import PeakMemory
-from simulations.engine.workers import ForkServer
+from simulations.engine.worker_pool import ForkServer
 from simulations.scenario_files import load_scenario
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from tests.helpers.root import ROOT
 from tests.simulations.engine.clients import CLIENT, asking, carrying
 from tests.simulations.test_run import figures, served
@@ -46,7 +46,7 @@ def on_engine(backend, tiny, tmp_path):
                 time.sleep(0.05)
             return server(grid, ids)
 
-        return simulated(scenario, Place("", str(tmp_path)), server=connected, client=CLIENT)
+        return simulated(scenario, RunPaths("", str(tmp_path)), server=connected, client=CLIENT)
 
     return run
 
@@ -197,7 +197,7 @@ def test_workers_that_were_started_ahead_are_those_of_the_run(tiny_scenario, tmp
         (ahead,) = [one for one in psutil.Process().children() if one not in children]
         server = lambda *_: [one for one in psutil.Process().children() if one not in children]  # noqa: E731
         monkeypatch.setattr("simulations.engine.embedded_engine.start_workers", None)
-        assert ahead in simulated(tiny_scenario, Place("", str(tmp_path)), server=server)
+        assert ahead in simulated(tiny_scenario, RunPaths("", str(tmp_path)), server=server)
     assert not ahead.is_running()
 
 
@@ -207,8 +207,8 @@ def test_a_client_that_cannot_be_imported_is_one_line(tiny_scenario, tmp_path):
         (reply,) = grid.send_and_receive([asking("echo", node)], timeout=PATIENCE_S)
         return reply.error.reason
 
-    said = simulated(tiny_scenario, Place("", str(tmp_path)), server=server, client="nowhere_at_all:app")
-    assert said == "no worker process starts: ModuleNotFoundError: No module named 'nowhere_at_all'"
+    output = simulated(tiny_scenario, RunPaths("", str(tmp_path)), server=server, client="nowhere_at_all:app")
+    assert output == "no worker process starts: ModuleNotFoundError: No module named 'nowhere_at_all'"
 
 
 @pytest.mark.faults
@@ -258,5 +258,5 @@ def test_nothing_in_the_working_directory_hides_what_workers_import(tiny_scenari
             one.has_error() for one in grid.send_and_receive([asking("echo", node) for node in grid.get_node_ids()])
         ]
 
-    assert simulated(tiny_scenario, Place("", str(tmp_path)), server=server, client=CLIENT) == [False, False]
+    assert simulated(tiny_scenario, RunPaths("", str(tmp_path)), server=server, client=CLIENT) == [False, False]
     assert Path.cwd() == folder

@@ -14,7 +14,7 @@ import pytest
 
 from fl_peel.errors import FlPeelError
 from simulations.flower import command, read_config
-from simulations.report.files_of_run import read_report
+from simulations.report.run_files import read_report
 from simulations.scenario_files import load_scenario
 from tests.helpers.root import ROOT
 from tests.helpers.runs import figures, served

@@ -52,9 +52,9 @@ def test_the_next_run_sweeps_what_a_killed_one_left(temporary):
 
 
 def test_a_living_runs_folder_stays_and_one_whose_number_another_process_has_goes(temporary):
-    this = Owner.of(psutil.Process())
+    this = Owner.from_process(psutil.Process())
     living = left(temporary, this)
-    parent = left(temporary, Owner.of(psutil.Process(os.getppid())))
+    parent = left(temporary, Owner.from_process(psutil.Process(os.getppid())))
     elsewhere = left(temporary, dataclasses.replace(this, machine="another", pid=2**30))
     ended = left(temporary, dataclasses.replace(this, pid=2**30))
     recycled = left(temporary, dataclasses.replace(this, started_s=this.started_s - 60))
@@ -75,8 +75,8 @@ def test_a_folder_that_does_not_say_whose_it_is_stays(temporary, content):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError("400 requested and 100 written")])
 def test_no_room_is_one_line_and_nothing_stays(temporary, error):
-    said = r"no space left for the run's folder \(.*\); free some, or set TMPDIR"
-    with pytest.raises(ReportError, match=said) as caught, run_folder():
+    output = r"no space left for the run's folder \(.*\); free some, or set TMPDIR"
+    with pytest.raises(ReportError, match=output) as caught, run_folder():
         raise error
     assert str(caught.value).startswith(f"{temporary}: ")
     assert not list(temporary.iterdir())

@@ -82,8 +82,8 @@ class Slow(PassingGrid):
         return texts
 
     def pull_messages(self, message_ids):
-        found = [text for text in self.sent if text in self._answers and text in message_ids]
-        return [reply(text) for text in found[:1]]
+        result = [text for text in self.sent if text in self._answers and text in message_ids]
+        return [reply(text) for text in result[:1]]
 
 
 def texts_of(replies):

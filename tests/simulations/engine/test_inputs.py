@@ -6,7 +6,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from fl_peel import plugins
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import DataError, FlPeelError, ReportError, ScenarioError
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import check_devices, check_out, check_run, checked
@@ -93,8 +93,8 @@ def world(tiny, tmp_path, monkeypatch):
     (tmp_path / "slow.yaml").write_text(
         "profiles: [{name: a, memory: {table_share: 1.0}, network: {downlink_mbps: 0.00001}}]\n"
     )
-    found = {"broken": "nowhere:at_all", "odd": "tests.simulations.engine.test_inputs:ODD"}
-    points = [EntryPoint(name, value, "fl_peel.selectors") for name, value in found.items()]
+    result = {"broken": "nowhere:at_all", "odd": "tests.simulations.engine.test_inputs:ODD"}
+    points = [EntryPoint(name, value, "fl_peel.selectors") for name, value in result.items()]
     monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == "fl_peel.selectors" else [])
     return tiny
 
@@ -178,8 +178,8 @@ def test_a_pipe_or_a_device_is_no_data(tiny_scenario, tmp_path, key):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/zero"):
         data = tiny_scenario.data.model_copy(update={key: str(path)})
-        said = rf"{path}: is a device or a pipe, neither file nor folder; correct data\.{key}"
-        with pytest.raises(DataError, match=said):
+        output = rf"{path}: is a device or a pipe, neither file nor folder; correct data\.{key}"
+        with pytest.raises(DataError, match=output):
             checked(tiny_scenario.model_copy(update={"data": data}), None)
 
 

@@ -12,11 +12,11 @@ from simulations.engine.raylet import RayletWatch
 def test_a_killed_one_is_told_once_and_a_living_one_not():
     lost, calls = threading.Event(), []
 
-    def told():
+    def events():
         calls.append(1)
         lost.set()
 
-    with subprocess.Popen(["sleep", "60"]) as process, RayletWatch(told, poll_s=0.05, name="sleep"):
+    with subprocess.Popen(["sleep", "60"]) as process, RayletWatch(events, poll_s=0.05, name="sleep"):
         assert not lost.wait(0.5)
         process.kill()
         assert lost.wait(10)

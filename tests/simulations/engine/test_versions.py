@@ -18,12 +18,12 @@ HEADER = "# by a tool\n--extra-index-url https://example.org/whl\n"
 def test_the_lock_satisfies_pyproject():
     """Every dependency is locked once, to a version that is allowed."""
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    found = locked(ROOT / LOCK)
+    result = locked(ROOT / LOCK)
     assert len(wanted) > 10
     for requirement in map(Requirement, wanted):
         name = canonicalize_name(requirement.name)
-        assert name in found, f"{name} is not in {LOCK}: make lock"
-        assert requirement.specifier.contains(found[name]), f"{name} {found[name]} is not allowed: make lock"
+        assert name in result, f"{name} is not in {LOCK}: make lock"
+        assert requirement.specifier.contains(result[name]), f"{name} {result[name]} is not allowed: make lock"
 
 
 def test_the_lock_names_every_version_once():
@@ -52,9 +52,9 @@ def test_without_a_lock_file_there_is_nothing_to_compare_with(tmp_path):
     assert locked(tmp_path / LOCK) == {}
 
 
-@pytest.mark.parametrize("told", ["pinned", "native: numpy X86_V4"])
-def test_a_report_names_both(told, monkeypatch):
-    monkeypatch.setattr(module, "code_paths", lambda: told)
-    found = versions()
-    assert found["code"] == told
-    assert found["lock"] == environment(ROOT / LOCK)
+@pytest.mark.parametrize("events", ["pinned", "native: numpy X86_V4"])
+def test_a_report_names_both(events, monkeypatch):
+    monkeypatch.setattr(module, "code_paths", lambda: events)
+    result = versions()
+    assert result["code"] == events
+    assert result["lock"] == environment(ROOT / LOCK)

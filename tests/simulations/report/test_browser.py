@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from simulations.report.files_of_run import report_contents
+from simulations.report.run_files import report_contents
 from simulations.studies.compare.report import write_compare
 from tests.helpers.browser import needs_chromium
 from tests.simulations.report.test_report import Page, compare_result, run_result
@@ -67,11 +67,11 @@ def test_tables_are_sorted_up_and_down(page):
 
 
 def test_a_budget_slides(page):
-    told = "document.querySelector('#budget output').innerText"
-    assert page.tell(told).startswith("1%, 10.0 KB")
+    events = "document.querySelector('#budget output').innerText"
+    assert page.tell(events).startswith("1%, 10.0 KB")
     page.tell("document.querySelector('#share').focus()")
     page.press("ArrowRight", 39)
-    assert page.tell(told).split("\n")[:3] == [
+    assert page.tell(events).split("\n")[:3] == [
         "5%, 50.0 KB",
         "fp32 controller: Recall@20 0.1000 [0.0800, 0.1300], 0.500 [0.450, 0.560] relative to global, "
         "0.400 [0.350, 0.460] relative to best",

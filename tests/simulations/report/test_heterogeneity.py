@@ -12,8 +12,7 @@ import pytest
 from fl_peel.errors import ScenarioError
 from simulations import run
 from simulations.fleet.summary import fleet_summary
-from simulations.report.files_of_run import read_report, summary_tables, write_report
-from simulations.report.plots.heterogeneity import (
+from simulations.report.plots.heterogeneity_plots import (
     dot_limits,
     fairness_by_class,
     fleet_budgets,
@@ -21,11 +20,12 @@ from simulations.report.plots.heterogeneity import (
     recall_after_falls,
 )
 from simulations.report.plots.style import styled
-from simulations.report.tables.heterogeneity import elasticity_tables, fairness_tables, fleet_table, time_table
+from simulations.report.run_files import read_report, summary_tables, write_report
+from simulations.report.tables.heterogeneity_tables import elasticity_tables, fairness_tables, fleet_table, time_table
 from simulations.runner import finished
 from simulations.scenario_files import load_scenario
-from strategies.figures.schema import FullTable, RunResult
-from strategies.run.place import Place
+from strategies.figures.schema import FullTableResult, RunResult
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 
@@ -34,7 +34,7 @@ CHANGES = ["fairness={tiers: [40%, 80%]}", "elasticity={rounds: 2, falls: [1, 0.
 
 def result_of(tiny, tmp_path, *changes: str) -> RunResult:
     scenario = load_scenario(tiny, [*CHANGES, *changes])
-    return finished(serve(LoopbackGrid(1), scenario, Place("", str(tmp_path / "run"))), scenario, 1, None)
+    return finished(serve(LoopbackGrid(1), scenario, RunPaths("", str(tmp_path / "run"))), scenario, 1, None)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ POISONED = "poisoning={share: 0.2, kind: promote, factor: 20, num_targets: 3}"
 @pytest.mark.usefixtures("undrawn")
 def test_a_run_without_full_tables_ends_with_a_report(tiny, tmp_path):
     result = result_of(tiny, tmp_path, POISONED, "evaluation.full_tables=false")
-    assert result.full_table == FullTable(bytes=1888)  # 59 items x 8 columns x 4 B
+    assert result.full_table == FullTableResult(bytes=1888)  # 59 items x 8 columns x 4 B
     assert {one.method for one in result.fairness.over_devices} == {"peel", "fixed_tiers"}
     assert result.fairness.worst_class == ()
     assert [row.ratio for row in result.fairness.by_class] == [{}, {}]

@@ -22,16 +22,16 @@ from rich.console import Console
 
 from fl_peel.privacy.report import PrivacyReport
 from simulations.listing import LIST
-from simulations.report.files import write_files
-from simulations.report.files_of_run import ReportError, read_report, summary_tables, write_report
-from simulations.report.plots.run import report_figures
+from simulations.report.plots.run_plots import report_figures
 from simulations.report.plots.style import Plot, spread
-from simulations.report.tables.view import format_bytes, format_share, nested_views
+from simulations.report.result_files import write_files
+from simulations.report.run_files import ReportError, read_report, summary_tables, write_report
+from simulations.report.tables.table_view import format_bytes, format_share, nested_views
 from simulations.report.theme import themed
-from simulations.studies.compare.plot import compare_alt
+from simulations.studies.compare.compare_plot import compare_alt
 from simulations.studies.compare.report import compare_plot, compare_table, plotted_rows, read_compare, write_compare
 from simulations.studies.compare.tables import ceilings_view, compare_details_view, compare_view, verdict_view
-from strategies.figures.schema import FullTable, RunResult, TableQuality, UserGroupRow, from_json
+from strategies.figures.schema import FullTableResult, RunResult, TableQuality, UserGroupRow, from_json
 
 NASTY = "<b>low & 'end'</b>"  # a device class that must be escaped
 LISTS = ("user_groups", "history", "traces", "time_to_recall", "elastic_traces")  # empty where there is nothing
@@ -365,26 +365,26 @@ def test_csv_holds_the_numbers_of_the_json(written):
     rows = list(csv.DictReader(io.StringIO((written / "metrics.csv").read_text(encoding="utf-8"))))
     columns = ["kind", "name", "share", "budget_bytes", "precision", "selector", "metric", "value"]
     assert list(rows[0]) == columns
-    found = {tuple(row[key] for key in columns[:-1]): float(row["value"]) for row in rows}
-    assert len(found) == len(rows), "each number has a name of its own"
+    result = {tuple(row[key] for key in columns[:-1]): float(row["value"]) for row in rows}
+    assert len(result) == len(rows), "each number has a name of its own"
     report = plain_result()
     for row in report["budgets"]:
         for metric in ("recall@20", "ndcg@20", "stored_bytes_max", "devices"):
             name = f"{row['precision']} controller"
             place = (str(row["share"]), str(row["budget_bytes"]), row["precision"], "controller")
-            assert found["budget", name, *place, metric] == row[metric]
+            assert result["budget", name, *place, metric] == row[metric]
     none = ("", "", "", "")
-    assert found["full_table", "refined", *none, "ndcg@20"] == 0.125
-    assert found["full_table", "fp32", *none, "bytes"] == 1_000_000
-    assert found["device_class", NASTY, *none, "budget_bytes_mean"] == 1234.5
-    assert ("device_class", "never seen", *none, "recall@20") not in found  # None: not measured
-    assert found["user_group", "1", *none, "recall@20"] == 0.1
-    assert found["round", "2", *none, "failures"] == 1
-    assert found["history", "3", *none, "loss"] == 0.5
-    assert found["stage", "pretraining", *none, "seconds"] == 1.25
-    assert found["bytes_per_device", "all", *none, "upload_mean"] == 150
-    assert found["fairness", "all", *none, "by_class.0.peel"] == 0.1
-    assert found["run", "all", *none, "peak_rss_bytes"] == 123_456_789
+    assert result["full_table", "refined", *none, "ndcg@20"] == 0.125
+    assert result["full_table", "fp32", *none, "bytes"] == 1_000_000
+    assert result["device_class", NASTY, *none, "budget_bytes_mean"] == 1234.5
+    assert ("device_class", "never seen", *none, "recall@20") not in result  # None: not measured
+    assert result["user_group", "1", *none, "recall@20"] == 0.1
+    assert result["round", "2", *none, "failures"] == 1
+    assert result["history", "3", *none, "loss"] == 0.5
+    assert result["stage", "pretraining", *none, "seconds"] == 1.25
+    assert result["bytes_per_device", "all", *none, "upload_mean"] == 150
+    assert result["fairness", "all", *none, "by_class.0.peel"] == 0.1
+    assert result["run", "all", *none, "peak_rss_bytes"] == 123_456_789
     # full table 10, budgets 4 x 14, classes 20 + 17, groups 4 + 3, rounds 3 x 14, history 2 + 4 + 4, stages 2,
     # per device 2, fairness 1 + 3, elasticity 6, memory 1
     assert len(rows) == 10 + 56 + 37 + 7 + 42 + 10 + 2 + 2 + 4 + 6 + 1
@@ -497,7 +497,7 @@ def test_curves_run_over_rounds_and_over_the_virtual_clock():
 @pytest.mark.usefixtures("undrawn")
 def test_without_full_tables_there_are_no_ratios_and_no_yardsticks(tmp_path):
     rows = tuple(replace(row, to_global=None, to_strongest=None) for row in run_result().budgets)
-    result = replace(run_result(), full_table=FullTable(bytes=1_000_000), budgets=rows)
+    result = replace(run_result(), full_table=FullTableResult(bytes=1_000_000), budgets=rows)
     write_report(result, tmp_path)
     assert read_report(tmp_path) == result
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["full_table"] == {"bytes": 1_000_000}
@@ -572,7 +572,7 @@ def test_a_failure_between_moves_leaves_the_old_files(tmp_path, monkeypatch, fai
             raise OSError(28, "No space left on device")
         real(source, target)
 
-    monkeypatch.setattr("simulations.report.files.os.replace", replace)
+    monkeypatch.setattr("simulations.report.result_files.os.replace", replace)
     with pytest.raises(ReportError, match="No space left"):
         write_files(tmp_path, {"a": b"new", "b": b"new", "c": b"new"})
     assert len(calls) == fails_at
@@ -590,7 +590,7 @@ def test_a_process_killed_between_moves_leaves_no_new_file_beside_an_old_one(tmp
         seen.append({file.read_bytes() for file in tmp_path.iterdir() if file.is_file()})
         real(source, target)
 
-    monkeypatch.setattr("simulations.report.files.os.replace", replace)
+    monkeypatch.setattr("simulations.report.result_files.os.replace", replace)
     write_files(tmp_path, {"a": b"new", "b": b"new", "c": b"new"})
     seen.append({file.read_bytes() for file in tmp_path.iterdir() if file.is_file()})
     assert len(seen) == 7
@@ -598,7 +598,9 @@ def test_a_process_killed_between_moves_leaves_no_new_file_beside_an_old_one(tmp
 
 
 def test_a_new_folder_comes_with_one_rename(tmp_path, monkeypatch):
-    monkeypatch.setattr("simulations.report.files.os.replace", lambda *_: pytest.fail("a file was moved by itself"))
+    monkeypatch.setattr(
+        "simulations.report.result_files.os.replace", lambda *_: pytest.fail("a file was moved by itself")
+    )
     write_files(tmp_path / "deep" / "out", {"a": b"1"})
     assert snapshot(tmp_path / "deep" / "out") == {"a": b"1"}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]

@@ -23,12 +23,12 @@ from simulations.scenario_files import load_scenario
 from simulations.studies.audit import audit as module
 from simulations.studies.audit.attacks import attacked, control
 from simulations.studies.audit.audit import AuditSettings, _require_replay, attacks_on, audit, audited, compared
+from simulations.studies.audit.audit_rows import AuditRow, added_rows, audit_rows, chosen_rows
 from simulations.studies.audit.observer import Observer, TapGrid, figures_of
 from simulations.studies.audit.report import audit_view, write_audit
-from simulations.studies.audit.rows import AuditRow, added_rows, audit_rows, chosen_rows
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from tests.helpers import without_ray
 from tests.helpers.loopback import LoopbackGrid
 from tests.strategies.run.test_stage1 import AT_HOME, SPECTRAL, changed
@@ -39,24 +39,24 @@ SETTINGS = AuditSettings(devices=40, rounds=2, share=0.5, canary_trials=100, att
 def observed(scenario: Scenario, run_dir, *, num_nodes: int = 2, count: int = 40, sums_only: bool = False):
     """A real run with an observer beside it, and all that crossed the network in it."""
     grid = LoopbackGrid(num_nodes)
-    place = Place("", str(run_dir))
+    paths = RunPaths("", str(run_dir))
     observer = Observer(scenario, "", str(run_dir), num_nodes, count, 99, sums_only)
     tap = TapGrid(grid, observer)
     nodes = Nodes(tap, tuple(grid.get_node_ids()), 60.0)
     trial = Trial("row", scenario, (0.5,), ("int8",), ("controller",))
-    result = run_trial(tap, nodes, trial, place)
+    result = run_trial(tap, nodes, trial, paths)
     return observer, grid, result
 
 
 def replies_of_round(grid: LoopbackGrid, server_round: int) -> list[wire.RoundReply]:
     """What the real nodes answered; a request comes right before its reply."""
-    found = []
+    result = []
     for i, (kind, content) in enumerate(grid.crossed):
         if kind == wire.ROUND:
             request = wire.unpack(wire.RoundRequest, content)
             if request.server_round == server_round:
-                found.append(wire.unpack(wire.RoundReply, grid.crossed[i + 1][1]))
-    return found
+                result.append(wire.unpack(wire.RoundReply, grid.crossed[i + 1][1]))
+    return result
 
 
 @pytest.mark.parametrize("num_nodes", [1, 3])
@@ -96,15 +96,15 @@ def test_the_decoder_is_tried_on_the_sums_that_are_seen(tiny_scenario, tmp_path)
     """Where every sum is opened it finds whole histories; where few owners are left out, none of them."""
     secure = {"enabled": True, "min_devices": 3}
     scenario = nothing_collected(tiny_scenario, tmp_path, secure_aggregation=secure)
-    found = []
+    result = []
     for least in (1, 5):
         one = changed(scenario, privacy={"min_owners": least})
         observer, _, _ = observed(one, tmp_path / str(least), sums_only=True)
-        found.append(observer.stage1.reconstruction())
-    assert found[0].single_owners == found[1].single_owners > 0
-    assert found[0].exact == found[0].single_owners
-    assert found[1].exact == 0
-    assert found[0].f1 > found[0].popularity_f1
+        result.append(observer.stage1.reconstruction())
+    assert result[0].single_owners == result[1].single_owners > 0
+    assert result[0].exact == result[0].single_owners
+    assert result[1].exact == 0
+    assert result[0].f1 > result[0].popularity_f1
 
 
 def test_views_of_stage_1_add_up_to_what_the_nodes_sent(tiny_scenario, tmp_path):
@@ -130,10 +130,10 @@ def test_views_of_stage_1_add_up_to_what_the_nodes_sent(tiny_scenario, tmp_path)
     for view in views:
         mine = observer.watched().splits.train.row(view.device)
         assert np.flatnonzero(view.steps[1].reply["norms"]).tolist() == sorted(mine.tolist())
-    found = attacked(observer, [*STAGE1, "stage1-choice"], 0)
-    assert found["stage1-rows"]["advantage"] == found["stage1-group"]["advantage"] == 1
-    assert found["stage1-vector"]["advantage"] > 0.5
-    assert found["stage1-choice"]["auc"] > 0.6
+    result = attacked(observer, [*STAGE1, "stage1-choice"], 0)
+    assert result["stage1-rows"]["advantage"] == result["stage1-group"]["advantage"] == 1
+    assert result["stage1-vector"]["advantage"] > 0.5
+    assert result["stage1-choice"]["auc"] > 0.6
 
 
 @pytest.mark.slow
@@ -149,8 +149,8 @@ def test_under_masks_stage_1_is_one_sum_of_all_that_stayed(tiny_scenario, tmp_pa
     assert len(both) > 5
     assert all(one.reply is two.reply for one, two in both)
     assert first[0].reply["items"].max() > 1
-    found = attacked(observer, STAGE1, 0)
-    assert max(abs(found[name]["advantage"]) for name in STAGE1) < 0.2  # who dropped out has nothing in the sum
+    result = attacked(observer, STAGE1, 0)
+    assert max(abs(result[name]["advantage"]) for name in STAGE1) < 0.2  # who dropped out has nothing in the sum
     assert observer.watched().accomplices.any()
 
 
@@ -160,9 +160,9 @@ def test_unmasked_words_of_a_device_are_its_own(tiny_scenario, tmp_path):
     observer, _, _ = observed(changed(scenario, pretraining={"row_sketch": 0.5}), tmp_path / "run")
     observer.finish()
     assert len(observer.view(0).of_step("pass")[0].reply["norms"]) == 30  # of 59 rows
-    found = attacked(observer, STAGE1, 0)
-    assert found["stage1-rows"]["advantage"] > 0.95  # a full pass and counts tell all, a bucket some of it
-    assert found["stage1-group"]["advantage"] == 1
+    result = attacked(observer, STAGE1, 0)
+    assert result["stage1-rows"]["advantage"] > 0.95  # a full pass and counts tell all, a bucket some of it
+    assert result["stage1-group"]["advantage"] == 1
 
 
 def test_attacks_are_on_the_stages_that_a_scenario_has(tiny_scenario, tmp_path):
@@ -205,10 +205,10 @@ def test_a_quarter_are_accomplices_of_every_group(tiny_scenario, tmp_path):
 def test_attacks_find_counts_and_nothing_is_in_the_candidates(tiny_scenario, tmp_path):
     """Counts say it all of items that devices held; knowing the server's ranking alone says nothing."""
     observer, _, _ = observed(tiny_scenario, tmp_path / "run")
-    found = attacked(observer, ["reported-counts", "reported-class"], 0)
-    assert found["reported-counts"]["advantage"] > 0.9
-    assert found["reported-counts"]["auc"] > 0.95
-    assert found["reported-class"]["advantage"] == 1
+    result = attacked(observer, ["reported-counts", "reported-class"], 0)
+    assert result["reported-counts"]["advantage"] > 0.9
+    assert result["reported-counts"]["auc"] > 0.95
+    assert result["reported-class"]["advantage"] == 1
     ceilings = {one.figures["join.ceiling"] for views in observer.views.values() for one in views}
     assert len(ceilings) > 1  # what a lone device says when it joins
     assert abs(control(observer, 0)["auc"] - 0.5) < 0.1
@@ -269,24 +269,24 @@ def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
         "clipping": {"kind": "flat"},
     }
     rows = [AuditRow("none", tiny_scenario), AuditRow("local", Scenario.model_validate(noised))]
-    place = Place("", str(tmp_path / "run"))
-    found = audited(LoopbackGrid(2), rows, place, SETTINGS, list(SETTINGS.attacks or ()))
-    assert [row["mechanism"] for row in found] == ["none", "local"]
-    assert all(0 <= row["validation recall@20"] <= 1 for row in found)
-    assert found[0]["epsilon"] is None
-    assert (found[0]["canary"]["advantage"], found[0]["canary"]["epsilon_accounted"]) == (1, None)
-    assert found[1]["epsilon"] == pytest.approx(1.0, rel=0.01)
-    assert found[1]["canary"]["epsilon_low"] <= found[1]["canary"]["epsilon_accounted"]
-    assert set(found[0]["attacks"]) == set(SETTINGS.attacks or ())
-    touched = [row["attacks"]["touched-rows"]["auc"] for row in found]
+    paths = RunPaths("", str(tmp_path / "run"))
+    results = audited(LoopbackGrid(2), rows, paths, SETTINGS, list(SETTINGS.attacks or ()))
+    assert [row["mechanism"] for row in results] == ["none", "local"]
+    assert all(0 <= row["validation recall@20"] <= 1 for row in results)
+    assert results[0]["epsilon"] is None
+    assert (results[0]["canary"]["advantage"], results[0]["canary"]["epsilon_accounted"]) == (1, None)
+    assert results[1]["epsilon"] == pytest.approx(1.0, rel=0.01)
+    assert results[1]["canary"]["epsilon_low"] <= results[1]["canary"]["epsilon_accounted"]
+    assert set(results[0]["attacks"]) == set(SETTINGS.attacks or ())
+    touched = [row["attacks"]["touched-rows"]["auc"] for row in results]
     assert touched[0] > touched[1] + 0.1
-    told = compared(found, 40)
-    assert "to_none" not in told[0]
-    assert told[1]["to_none"]["value"] == pytest.approx(found[1]["recall@20"] / found[0]["recall@20"])
-    assert told[0]["recall@20_interval"][0] < told[0]["recall@20"] < told[0]["recall@20_interval"][1]
-    assert not any("to_none" in row for row in compared(found[1:], 40)), "nothing to compare with"
+    events = compared(results, 40)
+    assert "to_none" not in events[0]
+    assert events[1]["to_none"]["value"] == pytest.approx(results[1]["recall@20"] / results[0]["recall@20"])
+    assert events[0]["recall@20_interval"][0] < events[0]["recall@20"] < events[0]["recall@20_interval"][1]
+    assert not any("to_none" in row for row in compared(results[1:], 40)), "nothing to compare with"
     result = {
-        "rows": told,
+        "rows": events,
         "settings": {"devices": 40, "rounds": 2},
         "collected_share": 1.0,
         "scenario": tiny_scenario.model_dump(mode="json"),
@@ -310,10 +310,10 @@ def test_recall_is_measured_with_the_larger_budgets_of_the_run(tiny_scenario, tm
 
     monkeypatch.setattr("simulations.studies.audit.audit.run_trial", spied)
     settings = replace(SETTINGS, share=0.6)
-    place = Place("", str(tmp_path / "audit"))
-    found = audited(LoopbackGrid(2), [AuditRow("none", tiny_scenario)], place, settings, ["touched-rows"])
+    paths = RunPaths("", str(tmp_path / "audit"))
+    result = audited(LoopbackGrid(2), [AuditRow("none", tiny_scenario)], paths, settings, ["touched-rows"])
     assert shares == [(0.6, 1.0)]  # the scenario's 50% is smaller
-    assert found[0]["share"] == 0.6
+    assert result[0]["share"] == 0.6
 
 
 def test_noise_that_does_not_repeat_cannot_be_audited(tiny):
@@ -325,7 +325,7 @@ def test_noise_that_does_not_repeat_cannot_be_audited(tiny):
 
 
 @pytest.fixture
-def begun(monkeypatch):
+def started(monkeypatch):
     """Rows that were run, on nodes in this process; the second of the first try is stopped."""
     rows = []
 
@@ -344,24 +344,24 @@ def begun(monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_audit_that_is_stopped_goes_on_with_the_next_row(tiny, tmp_path, begun):
+def test_an_audit_that_is_stopped_goes_on_with_the_next_row(tiny, tmp_path, started):
     settings = replace(SETTINGS, only=("none", "clipping"))
     with pytest.raises(KeyboardInterrupt):
         audit(load_scenario(tiny), out=tmp_path / "out", settings=settings)
-    told = []
-    found = audit(load_scenario(tiny), out=tmp_path / "out", settings=settings, on_event=told.append)
-    assert begun == ["none", "clipping", "clipping"]
-    assert (told[0].stage, told[0].text) == ("none", "resumed from an earlier run")
+    events = []
+    result = audit(load_scenario(tiny), out=tmp_path / "out", settings=settings, on_event=events.append)
+    assert started == ["none", "clipping", "clipping"]
+    assert (events[0].stage, events[0].text) == ("none", "resumed from an earlier run")
     whole = audit(load_scenario(tiny), out=tmp_path / "out", settings=settings, fresh=True)
-    assert begun[3:] == ["none", "clipping"], "fresh: all anew"
-    assert json.dumps(found) == json.dumps(whole)
+    assert started[3:] == ["none", "clipping"], "fresh: all anew"
+    assert json.dumps(result) == json.dumps(whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["scenario", "options", "data", "version"])
-def test_a_row_that_is_kept_of_something_else_is_told_and_done_anew(what, tiny, tmp_path, begun, monkeypatch):
+def test_a_row_that_is_kept_of_something_else_is_told_and_done_anew(what, tiny, tmp_path, started, monkeypatch):
     monkeypatch.setattr(module, "audited", lambda *asked: [asked[-1].done({"mechanism": "none"}, 1.0)])
-    settings, told, changes = replace(SETTINGS, only=("none",)), [], []
+    settings, events, changes = replace(SETTINGS, only=("none",)), [], []
     monkeypatch.setattr(module, "compared", lambda rows, num_devices: rows)
     monkeypatch.setattr(module, "write_audit", lambda result, out: [])
     audit(load_scenario(tiny), out=tmp_path / "out", settings=settings)
@@ -376,8 +376,8 @@ def test_a_row_that_is_kept_of_something_else_is_told_and_done_anew(what, tiny, 
     for number, text in enumerate(
         ("of another scenario, data, fleet, options or version", "resumed from an earlier run")
     ):
-        audit(load_scenario(tiny, changes), out=tmp_path / "out", settings=settings, on_event=told.append)
-        assert text in told[number].text
+        audit(load_scenario(tiny, changes), out=tmp_path / "out", settings=settings, on_event=events.append)
+        assert text in events[number].text
 
 
 @pytest.mark.engine

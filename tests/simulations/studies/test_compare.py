@@ -20,21 +20,21 @@ from simulations.studies.ablate.report import ablate_view, ratios_view
 from simulations.studies.checkpoints import Checkpoints, decisive, decisive_of_tables
 from simulations.studies.compare import central
 from simulations.studies.compare import compare as comparison
+from simulations.studies.compare.compare_rows import aggregated, summary
 from simulations.studies.compare.paired import peel_over_view, with_intervals
 from simulations.studies.compare.report import read_compare
-from simulations.studies.compare.rows import aggregated, summary
 from simulations.studies.study import open_study
 from strategies.evaluation.trials import Trial
 from strategies.rivals import base as rivals
 from strategies.rivals.base import Request, block_option, decoded_blocks, ranked_blocks
 from strategies.rivals.groups import PerGroup
 from strategies.rivals.pep import Pep
-from strategies.rivals.quality import found_by, quality
+from strategies.rivals.quality import device_quality, quality
 from strategies.rivals.replicates import in_json, replicates
-from strategies.rivals.rule import Rule, Search
+from strategies.rivals.rule import Rule, SearchSettings
 from strategies.rivals.server import CachedList, Ease, FullTable
-from strategies.rivals.tables import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd
-from strategies.run import collected as preparing
+from strategies.rivals.table_rivals import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd
+from strategies.run import central_stage1 as preparing
 from tests.helpers.loopback import LoopbackGrid
 
 FULL_BYTES = 4 * 59 * 8
@@ -48,7 +48,7 @@ RIVALS = (
     (MagnitudePruning(), ("fp16", "int8", "int4")),
     (Pep(epochs=1, rates=(0.1,), retraining=(1.0,), steps=5), ("fp16",)),
     (FixedTiers(), ("int4",)),
-    (Rule(search=Search(population=4, generations=1, ranked=1)), ("int8",)),
+    (Rule(search=SearchSettings(population=4, generations=1, ranked=1)), ("int8",)),
     (PerGroup("magnitude-pruning-groups", (MagnitudePruning(),)), ("int8",)),
     (CachedList(tables=(FullTable(), PerGroup("start", (FullTable(),)))), ("fp32",)),
 )
@@ -227,7 +227,7 @@ def test_flower_nodes_and_central_rivals_are_measured_alike(scenario, tmp_path, 
             assert int(option.stored.max()) == row["stored_bytes_max"]
             for split in ("validation", "test"):
                 assert quality(option, material, split) == row[split]
-            assert replicates(found_by(option, material, "test")) == row["replicates"], (
+            assert replicates(device_quality(option, material, "test")) == row["replicates"], (
                 "the same weights, or no two are a pair"
             )
 
@@ -262,16 +262,16 @@ def test_the_precision_of_a_method_is_chosen_on_validation():
     )
     assert [r["chosen"] for r in rows] == [True, False, *[True] * 6]
     full = {"recall@20": 0.4}
-    told = summary(rows, full, {"none": full, "federated": {"recall@20": 0.5}, "central": None})
-    assert told["budgets"] == [
+    events = summary(rows, full, {"none": full, "federated": {"recall@20": 0.5}, "central": None})
+    assert events["budgets"] == [
         {
             **{"share": 0.01, "precision": "int8", "recall@20": 0.20, "to_full_table": 0.5},
             **{"to_group_popularity": 0.20 / 0.16, "to_best_without_groups": 0.20 / 0.08, "rival": "rule int8"},
             **{"to_best_with_groups": 0.20 / 0.4, "rival_with_groups": "coded-groups int8"},
         }
     ]
-    assert told["federated_to_none"] == 1.25
-    assert "federated_to_central" not in told
+    assert events["federated_to_none"] == 1.25
+    assert "federated_to_central" not in events
 
 
 def test_peel_over_each_method_has_a_paired_interval():
@@ -279,7 +279,7 @@ def test_peel_over_each_method_has_a_paired_interval():
     rng, names = np.random.default_rng(0), ("peel", "group-popularity", "rule")
     recall = rng.beta(0.6, 2.4, 300)
     figures = np.stack([recall, 0.95 * recall + 0.01 * rng.standard_normal(300), 0 * recall], axis=1)
-    sums = Replicates.of(np.arange(300), figures, figures, np.ones(300, np.bool_), 1000)
+    sums = Replicates.from_devices(np.arange(300), figures, figures, np.ones(300, np.bool_), 1000)
     rows = [
         {
             **{"method": name, "group_aware": True, "precision": "int8", "share": 0.01, "chosen": True},
@@ -300,9 +300,9 @@ def test_peel_over_each_method_has_a_paired_interval():
     view = peel_over_view([peel, other, nothing])
     assert [row[0] for row in view.rows] == ["group-popularity"]
     assert view.rows[0][1].startswith(f"{ratio['value']:.3f} [{ratio['low']:.3f}, ")
-    told = summary([row | {"stored_bytes_max": 1, "validation_recall@20": 0.5} for row in rows[:2]], rows[1], {}, 300)
-    assert told["budgets"][0]["to_group_popularity_interval"] == [ratio["low"], ratio["high"]]
-    assert told["budgets"][0]["to_full_table_interval"] == [ratio["low"], ratio["high"]]
+    events = summary([row | {"stored_bytes_max": 1, "validation_recall@20": 0.5} for row in rows[:2]], rows[1], {}, 300)
+    assert events["budgets"][0]["to_group_popularity_interval"] == [ratio["low"], ratio["high"]]
+    assert events["budgets"][0]["to_full_table_interval"] == [ratio["low"], ratio["high"]]
     elsewhere = with_intervals([rows[0], rows[1] | {"share": 0.05}], 300)
     assert "peel_over" not in elsewhere[1], "of another budget"
     unchosen = with_intervals([rows[0], rows[1] | {"chosen": False}], 300)
@@ -317,9 +317,9 @@ def test_differences_are_taken_seed_by_seed():
             for method, value in (("peel", peel), ("group-popularity", other))
         ]
 
-    told = summary(aggregated([rows(0.3, 0.2), rows(0.5, 0.3)]), {"recall@20": 0.4}, {})
+    events = summary(aggregated([rows(0.3, 0.2), rows(0.5, 0.3)]), {"recall@20": 0.4}, {})
     # differences 0.1 and 0.2
-    (line,) = told["budgets"]
+    (line,) = events["budgets"]
     assert line["minus_group_popularity"] == pytest.approx(0.15)
     assert line["minus_group_popularity_std"] == pytest.approx(0.005**0.5)
     assert line["to_group_popularity"] == pytest.approx(0.4 / 0.25)

@@ -139,7 +139,7 @@ def test_rivals_meet_the_scenarios_devices(tiny, tmp_path, started):
     with studies.open_study(
         scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None
     ) as study:
-        world = federated.world_of(study)
+        world = federated.federated_context(study)
         assert world.present(3).size == 20
         assert not np.array_equal(world.present(3), world.present(4))
         fleet = load_fleet(scenario.fleet)
@@ -193,5 +193,5 @@ def test_the_command_line_prints_it(tiny, tmp_path, started, monkeypatch):
     assert ran.exit_code == 0, ran.output
     assert "Leaderboard" in ran.output
     assert "fedavg-bprmf" in ran.output
-    told = json.loads((tmp_path / "out" / "compare.json").read_text())["command"]
-    assert told.startswith("fl-peel compare ")
+    events = json.loads((tmp_path / "out" / "compare.json").read_text())["command"]
+    assert events.startswith("fl-peel compare ")

@@ -12,13 +12,13 @@ from simulations.studies.ablate import ablate as ablation
 from simulations.studies.ablate.report import population_plot
 from simulations.studies.audit import audit as auditing
 from simulations.studies.audit.audit import AuditSettings, audited
+from simulations.studies.audit.audit_rows import AuditRow, added_rows, audit_rows, chosen_rows
 from simulations.studies.audit.report import audit_view, write_audit
-from simulations.studies.audit.rows import AuditRow, added_rows, audit_rows, chosen_rows
 from simulations.studies.compare import compare as comparison
 from simulations.studies.frame import Frame
 from simulations.studies.study import open_study
 from strategies.evaluation.trials import Trial
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from tests.conftest import plant
 from tests.helpers.loopback import LoopbackGrid
 
@@ -108,16 +108,16 @@ def test_every_kind_of_scenario_is_audited_where_it_can_be(tiny, tmp_path, start
 @pytest.mark.parametrize("study", STUDIES)
 def test_where_a_result_is_from(tiny, tmp_path, monkeypatch, study):
     """Without the work: what the frame adds to figures."""
-    frame = Frame.of(tiny, tmp_path / "out", {"overrides": ["seed=3"], "command": f"fl-peel {study}"})
+    frame = Frame.from_scenario(tiny, tmp_path / "out", {"overrides": ["seed=3"], "command": f"fl-peel {study}"})
     result = frame.result({"figure": 1})
     assert list(result) == ["figure", "scenario", "seed", "versions", "command"]
     assert (result["seed"], result["command"]) == (3, f"fl-peel {study}")
     assert result["scenario"]["fleet"] == str(tmp_path / "fleet.yaml")  # absolute
-    assert "command" not in Frame.of(tiny, tmp_path / "out", {}).result({})
+    assert "command" not in Frame.from_scenario(tiny, tmp_path / "out", {}).result({})
 
 
 def test_seeds_are_those_from_the_scenarios_on(tiny, tmp_path):
-    frame = Frame.of(tiny, tmp_path / "out", {"overrides": ["seed=3"]})
+    frame = Frame.from_scenario(tiny, tmp_path / "out", {"overrides": ["seed=3"]})
     assert frame.by_seed(2, lambda study: study.scenario.seed) == {3: 3, 4: 4}
 
 
@@ -205,22 +205,22 @@ def test_the_collected_shares_of_an_ablation_spend_a_part_of_epsilon(tiny, tmp_p
     """Where fewer are collected, the others answer which group they are in; all of it within the target."""
     scenario = load_scenario(tiny, [PRIVATE])
     with open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
-        found = {v.setting: v.scenario.privacy for v in ablation.variations(study, (0.6,)) if v.part == "collected"}
-    assert {name: privacy.group_epsilon for name, privacy in found.items()} == {
+        result = {v.setting: v.scenario.privacy for v in ablation.variations(study, (0.6,)) if v.part == "collected"}
+    assert {name: privacy.group_epsilon for name, privacy in result.items()} == {
         **{"10%": 0.4, "25%": 0.4, "50%": 0.4},
         "100%": None,
     }
-    assert {privacy.target_epsilon for privacy in found.values()} == {4.0}
+    assert {privacy.target_epsilon for privacy in result.values()} == {4.0}
 
 
 def test_an_ablation_varies_the_noise_of_stage_1(tiny, tmp_path):
     """Each epsilon and none; several user groups pay for their answer, and nobody chooses in the clear."""
     base = load_scenario("nothing-collected-private", ["privacy.target_epsilon=4"])
     assert [v.setting for v in ablation.noises(load_scenario("nothing-collected"))] == []
-    found = {v.setting: v.scenario.privacy for v in ablation.noises(base)}
-    assert list(found) == [*(f"epsilon {epsilon:g}" for epsilon in ablation.EPSILONS), "none"]
-    assert found["epsilon 8"].target_epsilon == 8
-    assert not found["none"].noised
+    result = {v.setting: v.scenario.privacy for v in ablation.noises(base)}
+    assert list(result) == [*(f"epsilon {epsilon:g}" for epsilon in ablation.EPSILONS), "none"]
+    assert result["epsilon 8"].target_epsilon == 8
+    assert not result["none"].noised
     spectral = ["pretraining.model=spectral", "pretraining.source=devices", "user_groups.count=1"]
     scenario = load_scenario(tiny, [PRIVATE, *spectral, "privacy.target_epsilon=8"])
     with open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
@@ -237,12 +237,12 @@ def test_an_ablation_varies_the_number_of_devices_under_noise(tiny, tmp_path, mo
     spectral = ["pretraining.model=spectral", "pretraining.source=devices", "user_groups.count=1"]
     scenario = load_scenario(tiny, [PRIVATE, *spectral])
     with open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
-        found = {variation.setting: variation.scenario for variation in ablation.populations(study)}
-    assert list(found) == ["60, epsilon 4", "60, no noise", "200,000, epsilon 4", "200,000, no noise"]
-    assert [one.privacy.delta for one in found.values() if one.privacy.noised] == [1e-5, 5e-7]
-    assert found["60, no noise"].data.path == str(tmp_path / "out" / "checkpoints" / "population-60-0")
-    assert not found["60, no noise"].privacy.noised
-    rows = [{"part": "population", "setting": name, "share": 0.6, "start_full_recall@20": 0.1} for name in found]
+        result = {variation.setting: variation.scenario for variation in ablation.populations(study)}
+    assert list(result) == ["60, epsilon 4", "60, no noise", "200,000, epsilon 4", "200,000, no noise"]
+    assert [one.privacy.delta for one in result.values() if one.privacy.noised] == [1e-5, 5e-7]
+    assert result["60, no noise"].data.path == str(tmp_path / "out" / "checkpoints" / "population-60-0")
+    assert not result["60, no noise"].privacy.noised
+    rows = [{"part": "population", "setting": name, "share": 0.6, "start_full_recall@20": 0.1} for name in result]
     assert population_plot(rows) is not None
     assert population_plot(rows[:2]) is None
     with open_study(
@@ -255,8 +255,8 @@ def test_shares_of_which_nobody_consents_are_no_variation(tiny, tmp_path):
     plant(tmp_path / "planted.csv", users_per_group=2, items_per_group=12, per_user=8, noise=0.0)
     scenario = load_scenario(tiny, ["user_groups.min_size=1", "blocks.num_slices=1"])
     with open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
-        found = [v.setting for v in ablation.variations(study, (0.6,)) if v.part == "collected"]
-    assert found == ["25%", "50%", "100%"]
+        result = [v.setting for v in ablation.variations(study, (0.6,)) if v.part == "collected"]
+    assert result == ["25%", "50%", "100%"]
 
 
 def rows_of(scenario, **options):
@@ -294,8 +294,8 @@ def test_where_no_sum_is_ever_opened_nothing_was_seen(tiny, tmp_path):
     """20 devices of a group are fewer than the 30 that a sum must be of: a finding, with its recall and its note."""
     scenario = load_scenario(tiny, [SECURE, "secure_aggregation.min_devices=30"])
     settings = AuditSettings(**FEW)
-    place = Place("", str(tmp_path / "run"))
-    (row,) = audited(LoopbackGrid(2), [AuditRow("sums", scenario)], place, settings, list(FEW["attacks"]))
+    paths = RunPaths("", str(tmp_path / "run"))
+    (row,) = audited(LoopbackGrid(2), [AuditRow("sums", scenario)], paths, settings, list(FEW["attacks"]))
     assert (row["attacks"], row["control"]) == ({}, None)
     assert row["note"].startswith("no sum was opened")
     assert row["recall@20"] > 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fl_peel import plugins
-from fl_peel.roots import PACKAGES
+from fl_peel.package_check import PACKAGES
 from simulations.studies import sources
 from simulations.studies.checkpoints import Checkpoints
 from simulations.studies.compare.compare import COMPETING, REFINING, RIVALS
@@ -66,8 +66,8 @@ def changes(modules, root, file):
 @pytest.mark.slow
 def test_every_file_behind_a_federated_trial_decides_its_checkpoint(copy, monkeypatch):
     """With one walk for all of them: a comment imports nothing, as the next test sees by walking anew."""
-    found = sources_of(FEDERATED, copy)
-    monkeypatch.setattr(sources, "sources_of", lambda modules, root: found)
+    result = sources_of(FEDERATED, copy)
+    monkeypatch.setattr(sources, "sources_of", lambda modules, root: result)
     assert len(files_of("federated")) > 200
     assert [file for file in files_of("federated") if not changes(FEDERATED, copy, file)] == []
 
@@ -100,7 +100,7 @@ print(*(name for name in sys.modules if name.partition(".")[0] in {PACKAGES!r}))
 def test_what_was_once_forgotten_is_there():
     assert {"strategies/rounds/bucketed.py", "clients/fleet/shipped/default.yaml"} <= set(files_of("federated"))
     assert "fl_peel/kernels/training.py" in files_of("federated")
-    assert {"strategies/rivals/compete.py", "strategies/rivals/tables.py"} <= set(files_of("truncated-svd"))
+    assert {"strategies/rivals/compete.py", "strategies/rivals/table_rivals.py"} <= set(files_of("truncated-svd"))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_what_was_once_forgotten_is_there():
         ("federated", "simulations/report/plots/style.py"),
         ("federated", "simulations/scenarios/ml-100k.yaml"),
         ("federated", "strategies/rivals/pep.py"),
-        ("federated", "fl_peel/attacks/rows.py"),
+        ("federated", "fl_peel/attacks/row_attacks.py"),
     ],
 )
 def test_what_a_stage_does_not_import_leaves_its_checkpoint_alone(copy, name, file):
@@ -215,9 +215,16 @@ def plugin(tmp_path, monkeypatch):
 
 
 def test_a_plug_in_is_followed_within_its_own_package_and_ours(plugin):
-    found = sources_of(("shop.rival",), ROOT)
-    assert {"shop", "shop.rival", "shop.tables", "fl_peel", "fl_peel.disks", "fl_peel.data.interactions"} <= set(found)
-    assert {name.partition(".")[0] for name in found} == {"shop", "fl_peel"}
+    result = sources_of(("shop.rival",), ROOT)
+    assert {
+        "shop",
+        "shop.rival",
+        "shop.tables",
+        "fl_peel",
+        "fl_peel.device_storage",
+        "fl_peel.data.interactions",
+    } <= set(result)
+    assert {name.partition(".")[0] for name in result} == {"shop", "fl_peel"}
     before = checkpoint(("shop.rival",), ROOT)
     (plugin / "shop" / "tables.py").write_text("thing = 2")
     assert checkpoint(("shop.rival",), ROOT) != before

@@ -9,10 +9,10 @@ import pytest
 
 from fl_peel.errors import EngineError, ScenarioError
 from simulations import runner
-from simulations.sweep.page import sweep_page, sweep_plot
 from simulations.sweep.search import search
-from simulations.sweep.space import Choice, Range, space_of
+from simulations.sweep.space import ListedValues, Range, space_of
 from simulations.sweep.sweep import sweep
+from simulations.sweep.sweep_page import sweep_page, sweep_plot
 from tests.simulations.conftest import QUICK
 
 LOOKED_FOR = ["refinement.local.learning_rate=0.001..1(log)", "refinement.local.batch_size=2..8"]
@@ -20,16 +20,16 @@ LOOKED_FOR = ["refinement.local.learning_rate=0.001..1(log)", "refinement.local.
 
 def reached_by(space, value_of, own=None, trials=30, seed=0):
     """Settings in the order of trials, with what they reached."""
-    found = []
+    result = []
     search(
         space,
         own or {},
         value_of,
         trials=trials,
         seed=seed,
-        told=lambda number, setting, value: found.append((setting, value)),
+        on_trial=lambda number, setting, value: result.append((setting, value)),
     )
-    return found
+    return result
 
 
 def at(setting, place=0):
@@ -42,19 +42,19 @@ def test_it_finds_the_best_of_what_it_is_told_and_does_so_again():
     def value_of(setting):
         return -abs(at(setting) - 3.0) - (setting.values[1][1] == "bad")
 
-    found = reached_by(space, value_of, trials=60)
-    best = max(found, key=lambda one: one[1])[0]
+    result = reached_by(space, value_of, trials=60)
+    best = max(result, key=lambda one: one[1])[0]
     assert 1.5 < at(best) < 6
     assert best.values[1][1] == "good"
-    assert reached_by(space, value_of, trials=60) == found
-    assert reached_by(space, value_of, trials=7) == found[:7]  # more trials go on behind fewer
-    assert reached_by(space, value_of, trials=7, seed=1) != found[:7]
+    assert reached_by(space, value_of, trials=60) == result
+    assert reached_by(space, value_of, trials=7) == result[:7]  # more trials go on behind fewer
+    assert reached_by(space, value_of, trials=7, seed=1) != result[:7]
 
 
 def test_what_it_is_told_decides_what_it_tries():
     space = space_of(["x=0..1"])
     up, down = (reached_by(space, lambda setting, sign=sign: sign * at(setting), trials=40) for sign in (1, -1))
-    mean = [sum(at(setting) for setting, _ in found[20:]) / 20 for found in (up, down)]
+    mean = [sum(at(setting) for setting, _ in result[20:]) / 20 for result in (up, down)]
     assert mean[0] > 0.7
     assert mean[1] < 0.3
 
@@ -70,8 +70,8 @@ def test_what_it_is_told_decides_what_it_tries():
     ],
 )
 def test_values_are_those_of_the_space_and_the_scenarios_own_come_first(text, own, possible):
-    found = reached_by(space_of([text]), lambda setting: 0.0, {"x": own})
-    values = [setting.values[0][1] for setting, _ in found]
+    result = reached_by(space_of([text]), lambda setting: 0.0, {"x": own})
+    values = [setting.values[0][1] for setting, _ in result]
     assert values[0] == str(own)
     assert set(values) <= possible
     assert len(set(values)) > 1
@@ -79,8 +79,8 @@ def test_values_are_those_of_the_space_and_the_scenarios_own_come_first(text, ow
 
 
 def test_numbers_have_four_digits_and_stay_within_their_range():
-    found = reached_by(space_of(["x=0.123456..0.123457"]), at)
-    assert all(0.123456 <= at(setting) <= 0.123457 for setting, _ in found)
+    result = reached_by(space_of(["x=0.123456..0.123457"]), at)
+    assert all(0.123456 <= at(setting) <= 0.123457 for setting, _ in result)
     texts = [setting.values[0][1] for setting, _ in reached_by(space_of(["x=0.1..1"]), at)]
     assert max(map(len, texts)) == len("0.1234")
 
@@ -90,16 +90,16 @@ def test_a_space_is_read():
     assert space.varied == (
         Range("a.b", 0.01, 0.1, False),
         Range("c", 2.0, 8.0, True, step=2.0),
-        Choice("d", ("[1, 2]", "[3]")),
+        ListedValues("d", ("[1, 2]", "[3]")),
     )
     assert space.fixed == ("e=7",)
     edges = [setting.overrides for setting in space.edges]
     assert edges == [["e=7", "a.b=0.01", "c=2", "d=[1, 2]"], ["e=7", "a.b=0.1", "c=8", "d=[3]"]]
-    assert space_of(["fleet=../a.yaml,../b.yaml"]).varied == (Choice("fleet", ("../a.yaml", "../b.yaml")),)
+    assert space_of(["fleet=../a.yaml,../b.yaml"]).varied == (ListedValues("fleet", ("../a.yaml", "../b.yaml")),)
 
 
 @pytest.mark.parametrize(
-    ("searched", "asked", "said"),
+    ("searched", "asked", "output"),
     [
         (["x"], [], "--search x: expected path=low..high"),
         (["=1..2"], [], "expected path=low..high"),
@@ -118,10 +118,10 @@ def test_a_space_is_read():
         (["x=1..2"], ["y=1,2"], "--set y: has several values; in a search, give them with --search"),
     ],
 )
-def test_a_space_that_makes_no_sense_is_refused(searched, asked, said):
+def test_a_space_that_makes_no_sense_is_refused(searched, asked, output):
     with pytest.raises(ScenarioError) as caught:
         space_of(searched, asked)
-    assert said in str(caught.value)
+    assert output in str(caught.value)
 
 
 def words(searched, changes=QUICK):
@@ -192,7 +192,7 @@ def test_a_search_goes_on_where_it_was_stopped(tiny, tmp_path, monkeypatch, with
 
 
 @pytest.mark.parametrize(
-    ("searched", "said"),
+    ("searched", "output"),
     [
         (["refinement.local.learning_rate=-1..1"], "refinement.local.learning_rate"),
         (["refinement.round=1..2"], "did you mean 'rounds'"),
@@ -200,12 +200,12 @@ def test_a_search_goes_on_where_it_was_stopped(tiny, tmp_path, monkeypatch, with
         (["refinement.rounds=0..2"], "--search: needs validation recall after the last round"),
     ],
 )
-def test_bad_values_are_refused_before_anything_runs(tiny, tmp_path, command_line, without_engine, searched, said):
+def test_bad_values_are_refused_before_anything_runs(tiny, tmp_path, command_line, without_engine, searched, output):
     out = tmp_path / "out"
     changes = [one for one in QUICK if not one.startswith("refinement.rounds")]
     code, _, err = command_line("sweep", tiny, *words(searched, changes), "--out", out)
     assert (code, err.count("\n")) == (2, 1), err
-    assert said in err
+    assert output in err
     assert not without_engine
     assert not out.exists()
 

@@ -12,10 +12,10 @@ from fl_peel.errors import EngineError
 from simulations import runner
 from simulations.differences.diff import diff
 from simulations.listing import LIST
-from simulations.report.files_of_run import read_report
+from simulations.report.run_files import read_report
 from simulations.scenario_files import load_scenario
-from simulations.sweep.page import sweep_page, sweep_plot
 from simulations.sweep.sweep import sweep
+from simulations.sweep.sweep_page import sweep_page, sweep_plot
 from strategies.figures.schema import to_json
 from tests.simulations.conftest import QUICK
 
@@ -78,8 +78,8 @@ def test_differences_are_paired_as_those_of_a_diff(tiny, tmp_path, without_engin
     result = sweep(tiny, [*QUICK, "blocks.precision=int8,int4"], out=out)
     first, other = result.rows
     assert all(one.less is None for one in first.tables)
-    found = diff([out / row.folder for row in result.rows], result.replicates)
-    by_table = {row.table: row.others[0] for row in found.rows if row.metric.startswith("recall")}
+    results = diff([out / row.folder for row in result.rows], result.replicates)
+    by_table = {row.table: row.others[0] for row in results.rows if row.metric.startswith("recall")}
     for name in ("refined", "own budget"):
         less = next(one.less for one in other.tables if one.table == name)
         assert less == by_table[name].difference
@@ -151,7 +151,7 @@ def test_runs_of_another_scenario_are_not_read(tiny, tmp_path, monkeypatch, with
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "output"),
     [
         (["refinement.rounds=1,many"], "refinement.rounds"),
         (["refinement.round=1,2"], "did you mean 'rounds'"),
@@ -161,11 +161,11 @@ def test_runs_of_another_scenario_are_not_read(tiny, tmp_path, monkeypatch, with
         (["refinement.rounds=1"], "--set: nothing varies"),
     ],
 )
-def test_bad_values_are_refused_before_anything_runs(tiny, tmp_path, command_line, without_engine, changes, said):
+def test_bad_values_are_refused_before_anything_runs(tiny, tmp_path, command_line, without_engine, changes, output):
     out = tmp_path / "out"
     code, _, err = command_line("sweep", tiny, *words(changes), "--out", out)
     assert (code, err.count("\n")) == (2, 1), err
-    assert said in err
+    assert output in err
     assert not without_engine
     assert not out.exists()
 
@@ -181,14 +181,14 @@ def test_somebody_elses_files_are_left_alone(tiny, tmp_path, command_line, witho
 
 
 def test_every_setting_is_a_run_of_its_own_for_trackers(tiny, tmp_path, without_engine):
-    told = []
+    events = []
 
     class Names(Callback):
         def on_start(self, scenario):
-            told.append((scenario.name, scenario.seed))
+            events.append((scenario.name, scenario.seed))
 
         def on_end(self, result):
-            told.append(result["seed"])
+            events.append(result["seed"])
 
     sweep(tiny, [*QUICK, "refinement.local.batch_size=2,4"], out=tmp_path / "out", callbacks=[Names()])
-    assert told == [("tiny: batch_size=2", 0), 0, ("tiny: batch_size=4", 0), 0]
+    assert events == [("tiny: batch_size=2", 0), 0, ("tiny: batch_size=4", 0), 0]

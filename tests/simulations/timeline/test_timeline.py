@@ -16,17 +16,17 @@ from fl_peel.callbacks import Callback
 from fl_peel.errors import ReportError, ScenarioError
 from simulations import flower
 from simulations.listing import LIST
+from simulations.resumable import NAME
 from simulations.scenario_files import load_scenario, shipped_scenarios
-from simulations.timeline import run as runs
+from simulations.timeline import run_timeline as runs
 from simulations.timeline.report import timeline_tables
-from simulations.timeline.seeds import run_timeline_seeds
-from simulations.timeline.words import LABELS
-from simulations.unfinished import NAME
-from strategies.run.place import Place
+from simulations.timeline.timeline_labels import LABELS
+from simulations.timeline.timeline_seeds import run_timeline_seeds
+from strategies.run.run_paths import RunPaths
 from tests.helpers import without_ray
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
-from tests.strategies.run.test_kept import timeless
+from tests.strategies.run.test_checkpoints import timeless
 
 
 def written(folder):
@@ -61,7 +61,7 @@ def without_engine(scenario, place, on_event, *, server):
 @pytest.mark.slow
 def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "simulated", without_engine)
-    told, followed = [], []
+    events, followed = [], []
 
     class Follower(Callback):
         def on_event(self, event):
@@ -71,11 +71,11 @@ def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
             followed.append(result)
 
     result = runs.run_timeline(
-        load_scenario(file), out=tmp_path / "out", on_event=told.append, callbacks=[Follower()], command="as typed"
+        load_scenario(file), out=tmp_path / "out", on_event=events.append, callbacks=[Follower()], command="as typed"
     )
-    assert [event.done for event in told] == list(range(1, 9))
-    assert followed[:8] == told
-    for event, period in zip(told, result.periods, strict=True):
+    assert [event.done for event in events] == list(range(1, 9))
+    assert followed[:8] == events
+    for event, period in zip(events, result.periods, strict=True):
         assert event.figures["timeline/recall_at_20/federation"] == period.lines["federation"]["all"].recall
         assert event.figures["timeline/items"] == period.items
     assert followed[-1]["seed"] == result.seed
@@ -143,9 +143,9 @@ def test_what_knows_nothing_of_time_refuses_it(file, tmp_path):
 @pytest.mark.slow
 def test_several_seeds_are_put_together(two_seeds):
     """Means over seeds, and intervals over devices and seeds: as wide as one seed's at least where seeds agree."""
-    found, out, _ = two_seeds
+    result, out, _ = two_seeds
     alone = [json.loads((out / f"seed-{seed}" / "timeline.json").read_text()) for seed in (0, 1)]
-    by_line = {one.line: one for one in found.lines}
+    by_line = {one.line: one for one in result.lines}
     assert by_line.keys() == alone[0]["last"].keys()
     federation = by_line["federation"]
     recalls = [one["last"]["federation"]["lines"]["all"]["recall"] for one in alone]
@@ -168,27 +168,27 @@ def test_seeds_that_are_done_are_read(two_seeds, tmp_path, monkeypatch):
     """The second seed fails the first time; what is damaged is replayed again."""
     whole, _, folder = two_seeds
     short = load_scenario(folder / "timeline.yaml", [SHORT])
-    begun, told = [], []
+    started, events = [], []
 
     def counted(scenario, place, on_event, *, server):
-        begun.append(scenario.seed)
-        if begun == [0, 1]:
+        started.append(scenario.seed)
+        if started == [0, 1]:
             raise KeyboardInterrupt
         return without_engine(scenario, place, on_event, server=server)
 
     monkeypatch.setattr(runs, "simulated", counted)
     with pytest.raises(KeyboardInterrupt):
         run_timeline_seeds(short, seeds=2, out=tmp_path / "out")
-    found = run_timeline_seeds(short, seeds=2, out=tmp_path / "out", on_event=told.append)
-    assert begun == [0, 1, 1]
-    assert told[0].text == "resumed from a checkpoint"
-    assert found.lines == whole.lines
+    result = run_timeline_seeds(short, seeds=2, out=tmp_path / "out", on_event=events.append)
+    assert started == [0, 1, 1]
+    assert events[0].text == "resumed from a checkpoint"
+    assert result.lines == whole.lines
     assert not list((tmp_path / "out").glob("seed-*/.*.kept"))
 
 
 def test_a_timeline_of_another_scenario_is_told_in_one_line(file, tmp_path, monkeypatch):
     def stopped(scenario, place, on_event, *, server):
-        with open(f"{place.kept_dir}/timeline.kept", "wb"):
+        with open(f"{place.checkpoint_dir}/timeline.kept", "wb"):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(runs, "simulated", stopped)
@@ -242,8 +242,8 @@ def test_flwr_run_replays_a_timeline(file, tmp_path, monkeypatch, capsys):
     config = {"scenario": str(file), "out": str(tmp_path / "out"), "set": SHORT}
     context = SimpleNamespace(run_config={"seed": -1, "data-dir": "", **config})
     scenario, data_dir, out = flower.read_config(context.run_config)
-    place = Place(data_dir, str(tmp_path / "run"))
+    paths = RunPaths(data_dir, str(tmp_path / "run"))
     (tmp_path / "run").mkdir()
-    flower._timeline(LoopbackGrid(2), scenario, place, out, flower.command(context.run_config))
+    flower._timeline(LoopbackGrid(2), scenario, paths, out, flower.command(context.run_config))
     assert "The last 2 periods" in capsys.readouterr().out
     assert json.loads((out / "timeline.json").read_text())["command"] == flower.command(context.run_config)

@@ -11,7 +11,7 @@ from fl_peel import Callback, Event
 from fl_peel.errors import EngineError, MissingExtraError, ReportError, ScenarioError
 from fl_peel.events import figures_under, plain_name
 from simulations import runner
-from simulations.report.files_of_run import read_report
+from simulations.report.run_files import read_report
 from simulations.trackers.registry import TRACKERS, trackers
 from strategies.figures.schema import to_json
 from tests.helpers.root import ROOT
@@ -20,32 +20,32 @@ from tests.simulations.conftest import QUICK
 
 class Notes(Callback):
     def __init__(self):
-        self.told = []
+        self.events = []
 
     def on_start(self, scenario):
-        self.told.append(("start", scenario))
+        self.events.append(("start", scenario))
 
     def on_event(self, event):
-        self.told.append(("event", event))
+        self.events.append(("event", event))
 
     def on_end(self, result):
-        self.told.append(("end", result))
+        self.events.append(("end", result))
 
     def on_error(self, error):
-        self.told.append(("error", error))
+        self.events.append(("error", error))
 
     def series(self):
-        found = {}
-        for what, event in self.told:
+        result = {}
+        for what, event in self.events:
             if what == "event":
                 for name, value in event.figures.items():
-                    found.setdefault(name, []).append((event.step, value))
-        return found
+                    result.setdefault(name, []).append((event.step, value))
+        return result
 
 
 def wanted_series(report):
     """What a run of the tiny scenario tells, from its report alone."""
-    found = {}
+    result = {}
     for row, moved in zip(report.history, report.rounds, strict=True):
         figures = {
             "refinement/loss": row.loss,
@@ -62,16 +62,16 @@ def wanted_series(report):
         }
         for name, value in figures.items():
             if value is not None:
-                found.setdefault(name, []).append((row.server_round, value))
+                result.setdefault(name, []).append((row.server_round, value))
     for metric in ("recall", "ndcg"):
         for row in report.budgets:
             share = {0.5: "50pct", 1.0: "100pct"}[row.share]
             name = share if row.selector == "controller" else f"{share}_int8_{row.selector}"
-            found[f"test/{metric}_at_{report.top_n}/{name}"] = [(1, getattr(row, metric))]
+            result[f"test/{metric}_at_{report.top_n}/{name}"] = [(1, getattr(row, metric))]
         full = report.full_table
         for name, quality in (("global", full.globally), ("start", full.start), ("refined", full.refined)):
-            found[f"test/{metric}_at_{report.top_n}/full_{name}"] = [(1, getattr(quality, metric))]
-    return found
+            result[f"test/{metric}_at_{report.top_n}/full_{name}"] = [(1, getattr(quality, metric))]
+    return result
 
 
 def test_events_carry_what_the_report_says(tiny, without_engine):
@@ -82,22 +82,22 @@ def test_events_carry_what_the_report_says(tiny, without_engine):
     assert series == wanted_series(result)
     assert len(series["validation/recall_at_20"]) == 2
     assert "test/recall_at_10/50pct" in series
-    assert [what for what, _ in notes.told if what != "event"] == ["start", "end"]
-    assert notes.told[0][1] == without_engine[0].model_copy(
-        update={"data": notes.told[0][1].data, "fleet": "fleet.yaml"}
+    assert [what for what, _ in notes.events if what != "event"] == ["start", "end"]
+    assert notes.events[0][1] == without_engine[0].model_copy(
+        update={"data": notes.events[0][1].data, "fleet": "fleet.yaml"}
     )
-    assert notes.told[-1][1] == to_json(result)
-    told = [event for what, event in notes.told if what == "event"]
-    assert told[:-1] == lines, "the terminal is told nothing but what it was"
+    assert notes.events[-1][1] == to_json(result)
+    events = [event for what, event in notes.events if what == "event"]
+    assert events[:-1] == lines, "the terminal is told nothing but what it was"
 
 
 def test_names_are_plain():
     assert plain_name("2.5%") == "2.5pct"
     assert plain_name("federation, own budgets") == "federation_own_budgets"
-    told = []
-    figures_under("rehearsal", told.append)(Event("refinement", 2, 3, "words", {"refinement/loss": 0.5}))
-    assert told == [Event("refinement", 2, 3, "words", {"rehearsal/refinement/loss": 0.5})]
-    assert told[0].step == 2
+    events = []
+    figures_under("rehearsal", events.append)(Event("refinement", 2, 3, "words", {"refinement/loss": 0.5}))
+    assert events == [Event("refinement", 2, 3, "words", {"rehearsal/refinement/loss": 0.5})]
+    assert events[0].step == 2
 
 
 def test_a_rehearsal_is_told_under_its_own_names(tiny, without_engine):
@@ -125,7 +125,7 @@ def test_a_callback_that_fails_costs_a_warning_and_no_run(tiny, without_engine, 
     (line,) = [record.message for record in caplog.records if "Broken" in record.message]
     assert line == "Broken failed (OSError: no space left) and receives no further events of this run, which continues"
     assert Broken.calls == 1
-    assert notes.told[-1] == ("end", to_json(result))
+    assert notes.events[-1] == ("end", to_json(result))
 
 
 def test_callbacks_hear_of_a_run_that_fails(tiny, monkeypatch):
@@ -137,8 +137,8 @@ def test_callbacks_hear_of_a_run_that_fails(tiny, monkeypatch):
     notes = Notes()
     with pytest.raises(EngineError, match="lost"):
         runner.run(tiny, callbacks=[notes])
-    assert [what for what, _ in notes.told] == ["start", "event", "error"]
-    assert str(notes.told[-1][1]) == "lost"
+    assert [what for what, _ in notes.events] == ["start", "event", "error"]
+    assert str(notes.events[-1][1]) == "lost"
 
 
 def test_a_run_that_is_refused_leaves_no_trace(tiny, tmp_path, command_line):
@@ -162,12 +162,12 @@ def test_tensorboard_reads_back_what_was_written(tiny, tmp_path, command_line):
     assert sorted(path.name for path in place.iterdir()) == ["tiny-seed-3", "tiny-seed-3-2"]
     read = reading.EventAccumulator(str(place / "tiny-seed-3-2"))
     read.Reload()
-    found = {name: [(one.step, one.value) for one in read.Scalars(name)] for name in read.Tags()["scalars"]}
-    assert [step for step, _ in found.pop("pretraining/loss")] == [1, 2, 3]
+    result = {name: [(one.step, one.value) for one in read.Scalars(name)] for name in read.Tags()["scalars"]}
+    assert [step for step, _ in result.pop("pretraining/loss")] == [1, 2, 3]
     wanted = wanted_series(read_report(out))
-    assert found.keys() == wanted.keys()
+    assert result.keys() == wanted.keys()
     for name, points in wanted.items():
-        assert found[name] == [(step, pytest.approx(value, rel=1e-6)) for step, value in points], name
+        assert result[name] == [(step, pytest.approx(value, rel=1e-6)) for step, value in points], name
     (text,) = read.Tensors("scenario/text_summary")
     assert b"min_size: 4" in text.tensor_proto.string_val[0]
 
@@ -190,8 +190,8 @@ def test_mlflow_reads_back_what_was_written(tiny, tmp_path, command_line):
     wanted = wanted_series(report)
     assert run.data.metrics.keys() - wanted.keys() == {"pretraining/loss"}
     for name, points in wanted.items():
-        told = [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, name)]
-        assert told == [(step, pytest.approx(value)) for step, value in points], name
+        events = [(one.step, one.value) for one in client.get_metric_history(run.info.run_id, name)]
+        assert events == [(step, pytest.approx(value)) for step, value in points], name
     assert [one.step for one in client.get_metric_history(run.info.run_id, "pretraining/loss")] == [1, 2, 3]
     artifact = client.download_artifacts(run.info.run_id, "report.json", str(tmp_path))
     with open(artifact, encoding="utf-8") as file:
@@ -210,19 +210,19 @@ def test_mlflow_says_of_a_run_that_it_failed(tiny_scenario, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "output"),
     [
         ("tensorboard", "expected NAME=PLACE, e.g. tensorboard=out/tensorboard"),
         ("tensorboard= ", "expected NAME=PLACE"),
         ("tensorbord=x", "unknown tracker 'tensorbord'; did you mean 'tensorboard'"),
     ],
 )
-def test_what_is_no_tracker_is_refused_before_anything_runs(tiny, command_line, without_engine, asked, said):
+def test_what_is_no_tracker_is_refused_before_anything_runs(tiny, command_line, without_engine, asked, output):
     with pytest.raises(ScenarioError, match=r"^--track "):
         trackers([asked])
     code, _, err = command_line("run", tiny, "--track", asked)
     assert (code, err.count("\n")) == (2, 1)
-    assert said in err
+    assert output in err
     assert not without_engine
 
 

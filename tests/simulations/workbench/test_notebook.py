@@ -24,8 +24,8 @@ def test_the_notebook_comes_to_what_it_shows(tmp_path):
     assert words(done) == words(nbformat.read(QUICKSTART, as_version=4))
     outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
     # where tqdm is there and ipywidgets is not, whoever imports tqdm's notebook bar is told so, once
-    said = [output.text for output in outputs if output.output_type == "stream" and "TqdmWarning" not in output.text]
-    assert not said, "nobody else talks"
+    reply = [output.text for output in outputs if output.output_type == "stream" and "TqdmWarning" not in output.text]
+    assert not reply, "nobody else talks"
     (progress,) = [output for output in outputs if output.output_type == "display_data"]
     assert "refinement 4/4" in progress.data["text/plain"], "told by another thread while the cell ran"
     assert "done in" in progress.data["text/plain"]

@@ -12,8 +12,8 @@ import fl_peel
 from fl_peel.errors import MissingExtraError, ReportError
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.folders import default_cache_dir
-from simulations.report.files_of_run import read_report
-from simulations.workbench.frames import round_frame
+from simulations.report.run_files import read_report
+from simulations.workbench.data_frames import round_frame
 from strategies.figures.schema import to_json
 from tests.simulations.conftest import QUICK
 
@@ -134,17 +134,17 @@ class TestResult:
 def test_pretrained_tables_are_kept_as_on_the_command_line(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def told(**options):
+    def messages(**options):
         events = []
         fl_peel.run(tiny, overrides=QUICK, on_event=events.append, **options)
         return [event.text for event in events if event.stage == "pretraining"][-1]
 
-    assert told(cache=False) == ""
+    assert messages(cache=False) == ""
     assert not default_cache_dir().exists()
-    assert told() == ""
+    assert messages() == ""
     assert len(list(default_cache_dir().iterdir())) == 1
-    assert told() == "loaded from the cache"
-    assert told(cache_dir=tmp_path / "mine") == ""
+    assert messages() == "loaded from the cache"
+    assert messages(cache_dir=tmp_path / "mine") == ""
     assert len(list((tmp_path / "mine").iterdir())) == 1
 
 

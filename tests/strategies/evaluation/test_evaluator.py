@@ -11,17 +11,24 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import SUM_SCALE
-from fl_peel.weighting.statistics import BlockStatistics
+from fl_peel.weighting.block_statistics import BlockStatistics
 from simulations.scenario_files import load_scenario
-from strategies.evaluation.evaluator import Evaluator, Parts, Rows, margins_of, overall_recall, qualities
-from strategies.evaluation.moving_budgets import Following, follow
-from strategies.figures.intervals import Measured
+from strategies.evaluation.evaluator import (
+    BudgetRequest,
+    EvaluationParts,
+    Evaluator,
+    margins_of,
+    overall_recall,
+    qualities,
+)
+from strategies.evaluation.moving_budgets import FollowPlan, follow
+from strategies.figures.intervals import MeasuredQuality
 from strategies.figures.schema import Gain, Ratio
 from strategies.groups.state import UserGroupState
 from strategies.nodes.nodes import Nodes
-from strategies.run.collected import prepare_collected
-from strategies.run.place import Place, Stages
+from strategies.run.central_stage1 import prepare_collected
 from strategies.run.refinement import Refiner
+from strategies.run.run_paths import RunPaths, StageTimes
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
 
@@ -29,11 +36,11 @@ from tests.helpers.root import ROOT
 def evaluator_of(scenario, folder, nodes: int) -> tuple[Evaluator, LoopbackGrid, np.ndarray]:
     """Before the first round; the grid that is asked, and the pretrained table."""
     grid = LoopbackGrid(nodes)
-    place = Place("", str(folder))
+    paths = RunPaths("", str(folder))
     connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    prepared = prepare_collected(scenario, place, Stages())
-    strategy = Refiner(grid, place, prepared, connected).joined(scenario, None)
-    return Evaluator.of(strategy), grid, prepared.pretrained.items
+    prepared = prepare_collected(scenario, paths, StageTimes())
+    strategy = Refiner(grid, paths, prepared, connected).joined(scenario, None)
+    return Evaluator.from_strategy(strategy), grid, prepared.pretrained.items
 
 
 def same(one, other) -> bool:
@@ -59,23 +66,25 @@ def test_several_messages_and_nodes_make_no_difference(asked, tiny_scenario, tmp
     assert same(three.evaluate(budgets), whole)
     assert same(three.full_table(items), one.full_table(items))
     traced = one.members.devices[:3]
-    together, apart = (follow(one, Following.of(one), traced, message_bytes) for message_bytes in (1 << 20, 1))
+    together, apart = (
+        follow(one, FollowPlan.from_evaluator(one), traced, message_bytes) for message_bytes in (1 << 20, 1)
+    )
     assert same(apart.steps, together.steps)
     assert sorted(apart.traced.stacked().tolist()) == sorted(together.traced.stacked().tolist())
 
 
 def test_what_is_not_said_is_the_scenarios(asked):
     one, _, _ = asked
-    told = one.evaluate([1888], precision="int8", selector="controller", factors=[1.0], rooms=[-1.0])
-    assert same(one.evaluate([1888]), told)
-    assert overall_recall(told) == qualities(told)[0].recall > 0
+    events = one.evaluate([1888], precision="int8", selector="controller", factors=[1.0], rooms=[-1.0])
+    assert same(one.evaluate([1888]), events)
+    assert overall_recall(events) == qualities(events)[0].recall > 0
     assert same(one.own_budgets(), one.evaluate([wire.OWN_BUDGET]))
     assert not same(one.evaluate([wire.OWN_BUDGET], factors=[0.5]), one.own_budgets())
 
 
 def test_intervals_are_the_same_on_1_2_or_7_nodes_under_any_seed_and_device_by_device(tiny, tmp_path):
     """Single devices are told where they are asked for; under the weights of the bootstrap they are the replicates."""
-    found = []
+    result = []
     for nodes, seed, messages in ((1, 0, 1 << 30), (2, 0, 1), (7, 0, 1 << 30), (2, 5, 1 << 30)):
         scenario = load_scenario(tiny, ["evaluation.per_device=true", f"seed={seed}"])
         evaluator, _, items = evaluator_of(scenario, tmp_path / f"{nodes}-{seed}", nodes)
@@ -84,21 +93,21 @@ def test_intervals_are_the_same_on_1_2_or_7_nodes_under_any_seed_and_device_by_d
         order = np.argsort(single.devices)
         assert single.devices[order].tolist() == list(range(40))
         counted = single.items > 0
-        again = Replicates.of(single.devices, single.recall, single.ndcg, counted, 1000)
+        again = Replicates.from_devices(single.devices, single.recall, single.ndcg, counted, 1000)
         assert same(again, replies.replicates)
         assert single.recall[counted].mean(axis=0) == pytest.approx(replies.by_budget().mean()[0], abs=1e-8)
-        found.append(replies)
+        result.append(replies)
         if seed == 0 and nodes == 1:
             full = evaluator.full_table(items)
             assert full.replicates.recall.shape == (1, 1000)
             assert not evaluator.full_table(items, split="validation").replicates.recall.size, (
                 "nothing is claimed of it"
             )
-    assert same(found[0].replicates, found[1].replicates)
-    assert same(found[0].replicates, found[2].replicates)
-    other = found[3].replicates
-    assert np.array_equal(other.devices, found[0].replicates.devices), "another seed draws the same devices"
-    assert not np.array_equal(other.recall, found[0].replicates.recall), "and measures something else"
+    assert same(result[0].replicates, result[1].replicates)
+    assert same(result[0].replicates, result[2].replicates)
+    other = result[3].replicates
+    assert np.array_equal(other.devices, result[0].replicates.devices), "another seed draws the same devices"
+    assert not np.array_equal(other.recall, result[0].replicates.recall), "and measures something else"
 
 
 def test_devices_that_have_nothing_to_find_are_in_no_replicate(tiny, tmp_path):
@@ -109,16 +118,17 @@ def test_devices_that_have_nothing_to_find_are_in_no_replicate(tiny, tmp_path):
     counted = reply.single.items > 0
     assert 5 < (~counted).sum() < 20
     assert same(
-        Replicates.of(reply.single.devices, reply.single.recall, reply.single.ndcg, counted, 1000), reply.replicates
+        Replicates.from_devices(reply.single.devices, reply.single.recall, reply.single.ndcg, counted, 1000),
+        reply.replicates,
     )
-    interval = Measured.of(reply).recall_interval
+    interval = MeasuredQuality.from_reply(reply).recall_interval
     assert interval.low < float(reply.single.recall[counted].mean()) < interval.high
 
 
 def test_ratios_and_differences_are_paired(asked):
     one, _, items = asked
     table, again, small = one.full_table(items), one.full_table(items), one.evaluate([200])
-    full, same_again, less = (Measured.of(reply) for reply in (table, again, small))
+    full, same_again, less = (MeasuredQuality.from_reply(reply) for reply in (table, again, small))
     assert full.over(same_again) == Ratio(1.0, 1.0, 1.0)
     assert full.gain(same_again) == Gain(0.0, 0.0, 0.0, full.devices)
     gain, ratio = less.gain(full), less.over(full)
@@ -133,7 +143,7 @@ def test_ratios_and_differences_are_paired(asked):
 def test_without_replicates_there_are_no_intervals_and_nobody_tells_of_single_devices(tiny, tmp_path):
     none, _, items = evaluator_of(load_scenario(tiny, ["evaluation.bootstrap=0"]), tmp_path / "run", 2)
     reply = none.full_table(items)
-    measured = Measured.of(reply)
+    measured = MeasuredQuality.from_reply(reply)
     assert (measured.recall_interval, measured.gain(measured)) == (None, None)
     assert measured.over(measured) == Ratio(1.0, None, None)
     assert not len(reply.single.devices), "evaluation.per_device is off"
@@ -359,7 +369,11 @@ def test_full_tables_of_some_groups_in_parts_on_the_test_and_on_validation():
 def test_questions_about_the_same_lists_are_asked_together():
     """Those on validation last; a reply to each, in the order of the questions."""
     evaluator, asked = asking()
-    rows = [Rows((52, 60)), Rows((70,), rooms=(1.0,), on_validation=True), Rows((wire.OWN_BUDGET,), factors=(0.5,))]
+    rows = [
+        BudgetRequest((52, 60)),
+        BudgetRequest((70,), rooms=(1.0,), on_validation=True),
+        BudgetRequest((wire.OWN_BUDGET,), factors=(0.5,)),
+    ]
 
     class Whole(Reply):
         def only(self, places):
@@ -369,8 +383,8 @@ def test_questions_about_the_same_lists_are_asked_together():
         return [[Whole([asked.append(content(0).payload) or 1])] for content in contents]
 
     evaluator.federation.nodes.ask_each = ask_each
-    found = evaluator.together(rows, precision="fp16", selector="popularity", label="mine", artifacts=np.array([4]))
-    assert found == [slice(0, 2), slice(3, 4), slice(2, 3)]
+    result = evaluator.together(rows, precision="fp16", selector="popularity", label="mine", artifacts=np.array([4]))
+    assert result == [slice(0, 2), slice(3, 4), slice(2, 3)]
     (request,) = asked
     assert request.budgets.tolist() == [52, 60, wire.OWN_BUDGET, 70]
     assert (request.factors.tolist(), request.rooms.tolist()) == ([1, 1, 0.5, 1], [-1, -1, -1, 1])
@@ -382,9 +396,11 @@ def test_questions_about_the_same_lists_are_asked_together():
 
 
 def test_parts_under_some_of_the_budgets_are_of_the_same_groups():
-    parts = Parts(((0,), (1, 2)), tuple(types.SimpleNamespace(only=lambda places, of=of: (of, places)) for of in "ab"))
+    parts = EvaluationParts(
+        ((0,), (1, 2)), tuple(types.SimpleNamespace(only=lambda places, of=of: (of, places)) for of in "ab")
+    )
     some = slice(1, 3)
-    assert parts.only(some) == Parts(((0,), (1, 2)), (("a", some), ("b", some)))
+    assert parts.only(some) == EvaluationParts(((0,), (1, 2)), (("a", some), ("b", some)))
 
 
 def test_what_has_no_room_needs_no_list():

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from clients.client_app import app as client_app
 from clients.node.cohort import open_cohort
 from clients.round.clear import clear_round
-from clients.round.in_time import work_samples
 from clients.round.memory import RoundMemory
+from clients.round.within_deadline import work_samples
 from clients.serving.following import follow
 from fl_peel import wire
 from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import budget_bytes
-from fl_peel.blocks.ranked import rank_blocks
-from fl_peel.blocks.shrinking import grow, listed
+from fl_peel.blocks.ranked_blocks import rank_blocks
+from fl_peel.blocks.resizing import grow, listed
 from fl_peel.errors import ProfileError
 from fl_peel.events import Event
 from fl_peel.exchange.counters import StepCounts
@@ -34,10 +34,10 @@ from fl_peel.ranking.top import MetricSums
 from fl_peel.wire import MovingRequest, RoundReply
 from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario, shipped_scenarios
-from strategies.evaluation.evaluator import Rows
-from strategies.evaluation.fairness import TIERS, TIERS_ON_VALIDATION, Fairness, tier_rows
+from strategies.evaluation.evaluator import BudgetRequest
+from strategies.evaluation.fairness import TIERS, TIERS_ON_VALIDATION, FairnessTally, tier_rows
 from strategies.evaluation.moving_budgets import FALLS, fall_rows, falling
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.clients.node.test_cohort import GROUPS, LAYOUT, NUM_USERS, World, filled
 from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
@@ -177,7 +177,7 @@ def test_memory_of_a_round_by_hand():
             [340, 260, 100, 340, 340],
         ]
     )
-    memory = RoundMemory.of(ranked, budgets, np.full(budgets.shape[1], len(ranked.blocks)))
+    memory = RoundMemory.from_budgets(ranked, budgets, np.full(budgets.shape[1], len(ranked.blocks)))
     assert memory.first.tolist() == [48, 48, 9, 1, 0]
     assert memory.last.tolist() == [48, 4, 1, 0, 0]
     assert memory.stored.tolist() == [340, 340, 106, 58, 0]
@@ -193,7 +193,7 @@ def test_devices_never_hold_more_than_the_budget_of_the_step(layout, precision, 
     ranked = rank_blocks(layout, precision, rng.random(layout.num_blocks), random_table(rng, layout))
     whole = int(ranked.stored_bytes(np.array([layout.num_blocks]))[0])
     budgets = rng.integers(0, whole + 100, (steps, devices))
-    memory = RoundMemory.of(ranked, budgets, np.full(budgets.shape[1], len(ranked.blocks)))
+    memory = RoundMemory.from_budgets(ranked, budgets, np.full(budgets.shape[1], len(ranked.blocks)))
     assert not memory.violations.any()
     assert (memory.last <= memory.first).all()
     lowest = budgets.min(axis=0)
@@ -206,7 +206,10 @@ def test_a_violation_would_be_seen():
     ranked = rank_blocks(LAYOUT, "int8", np.arange(48.0), np.ones((24, 4), np.float32))
     cutoffs = ranked.cutoffs
     object.__setattr__(ranked, "cutoffs", lambda budgets: np.minimum(cutoffs(budgets) + 1, 48))
-    assert RoundMemory.of(ranked, np.array([[110, 340], [110, 60]]), np.full(2, 48)).violations.tolist() == [2, 1]
+    assert RoundMemory.from_budgets(ranked, np.array([[110, 340], [110, 60]]), np.full(2, 48)).violations.tolist() == [
+        2,
+        1,
+    ]
 
 
 FALLING = """
@@ -264,7 +267,7 @@ def test_a_device_that_loses_all_its_memory_drops_out(tmp_path):
 def test_samples_are_counted_again_where_blocks_were_lost():
     """Items in order of rank; a device with train items 0, 2 and 5 has 3 of them among six rows and 1 among two."""
     ranked = rank_blocks(LAYOUT, "int8", -np.arange(48.0), np.ones((24, 4), np.float32))
-    memory = RoundMemory.of(ranked, 52 + 6 * np.array([[12, 12, 12], [12, 4, 0]]), np.full(3, 48))
+    memory = RoundMemory.from_budgets(ranked, 52 + 6 * np.array([[12, 12, 12], [12, 4, 0]]), np.full(3, 48))
     train = rows_of([0, 2, 5], [0, 2, 5], [0, 2, 5])
     assert work_samples(ranked, memory, train).tolist() == [3, 4, 3]
 
@@ -423,7 +426,7 @@ COMPARED = [
 
 def test_a_run_reports_fairness_and_elasticity_alike_on_any_nodes(tiny, tmp_path):
     scenario = load_scenario(tiny, COMPARED)
-    results = [serve(LoopbackGrid(n), scenario, Place("", str(tmp_path / str(n)))) for n in (1, 3)]
+    results = [serve(LoopbackGrid(n), scenario, RunPaths("", str(tmp_path / str(n)))) for n in (1, 3)]
     for key in ("fairness", "elasticity", "elastic_traces", "time_to_recall", "device_classes"):
         assert getattr(results[0], key) == getattr(results[1], key)
     fairness, elasticity = results[0].fairness, results[0].elasticity
@@ -458,9 +461,9 @@ def test_fixed_tiers_are_chosen_on_validation():
         recall = np.array(recalls[split])[tiers]
         cells = np.arange(recall.size)
         there = np.ones(recall.size, np.bool_)
-        sums = MetricSums.of(cells, recall.size, recall.ravel(), recall.ravel(), there)
+        sums = MetricSums.from_devices(cells, recall.size, recall.ravel(), recall.ravel(), there)
         shaped = sums.reshaped(*recall.shape, 1)
-        bins = Histogram.of(cells, recall.size, recall.ravel(), there)
+        bins = Histogram.from_devices(cells, recall.size, recall.ravel(), there)
         spread = Histogram(*(part.reshape(*recall.shape, -1) for part in (bins.counts, bins.sums)))
         return filled(wire.EvaluateReply, sums=shaped, spread=spread, owned=[None])
 
@@ -469,15 +472,15 @@ def test_fixed_tiers_are_chosen_on_validation():
         scenario=types.SimpleNamespace(fairness=types.SimpleNamespace(tiers=(0.25, 0.01))),
         layout=LAYOUT,
     )
-    fairness = Fairness(evaluator, reply("test", slice(0, 1)))
-    told = fairness.add_tiers(reply("validation", slice(None)), reply("test", slice(None)))
-    assert told.tiers == (0.01, 0.25)
-    assert told.chosen == {"small": 0.25, "large": 0.01}
+    fairness = FairnessTally(evaluator, reply("test", slice(0, 1)))
+    events = fairness.add_tiers(reply("validation", slice(None)), reply("test", slice(None)))
+    assert events.tiers == (0.01, 0.25)
+    assert events.chosen == {"small": 0.25, "large": 0.01}
     assert fairness.served[-1].recall == pytest.approx((0.3, 0.1))
     budgets = tuple(budget_bytes(LAYOUT, share) for share in (0.01, 0.25))
     assert tier_rows(evaluator) == {
-        TIERS_ON_VALIDATION: Rows(budgets, rooms=(1.0, 1.0), on_validation=True),
-        TIERS: Rows(budgets, rooms=(1.0, 1.0)),
+        TIERS_ON_VALIDATION: BudgetRequest(budgets, rooms=(1.0, 1.0), on_validation=True),
+        TIERS: BudgetRequest(budgets, rooms=(1.0, 1.0)),
     }
     evaluator.scenario.fairness.tiers = ()
     assert tier_rows(evaluator) == {}
@@ -487,7 +490,7 @@ def test_every_fall_is_asked_of_elastic_and_of_rigid_devices():
     part = types.SimpleNamespace(falls=(0.5, 1.0), trained_for=(0.25, 0.5))
     evaluator = types.SimpleNamespace(scenario=types.SimpleNamespace(elasticity=part))
     own, factors = (wire.OWN_BUDGET,) * 6, (1.0, 0.5, 0.25)
-    assert fall_rows(evaluator) == {FALLS: Rows(own, (*factors, 1.0, 1.0, 1.0), (-1.0, -1.0, -1.0, *factors))}
+    assert fall_rows(evaluator) == {FALLS: BudgetRequest(own, (*factors, 1.0, 1.0, 1.0), (-1.0, -1.0, -1.0, *factors))}
     part.falls = part.trained_for = ()
     assert fall_rows(evaluator) == {}
     assert falling(evaluator, None, {}, None) == ()
@@ -501,25 +504,25 @@ def test_rounds_without_anybody_work(tiny, tmp_path):
     fleet = fleet.replace("table_share: 1.0}}", "table_share: 1.0}, availability: 0}")
     (tmp_path / "fleet.yaml").write_text(fleet)
     plain = load_scenario(tiny, ["user_groups.neighbour_weight=0"])
-    result = serve(LoopbackGrid(2), plain, Place("", str(tmp_path / "run")))
+    result = serve(LoopbackGrid(2), plain, RunPaths("", str(tmp_path / "run")))
     assert [(row.devices, row.clock.unavailable, row.clock.sampled) for row in result.rounds] == [(0, 40, 40)] * 2
     assert [row.clock.virtual_seconds for row in result.rounds] == [0.0, 0.0]
     assert result.full_table.refined == result.full_table.globally
     assert result.time_to_recall == ()
     # groups that start from their neighbours' scores have other tables; the global one is nobody's start
-    started = serve(LoopbackGrid(2), load_scenario(tiny), Place("", str(tmp_path / "started"))).full_table
+    started = serve(LoopbackGrid(2), load_scenario(tiny), RunPaths("", str(tmp_path / "started"))).full_table
     assert started.globally == result.full_table.globally != started.refined
 
 
 def test_over_selection_samples_more_devices(tiny, tmp_path):
     scenario = load_scenario(tiny, ["refinement.cohort_share=0.2", "refinement.over_selection=0.5"])
-    result = serve(LoopbackGrid(2), scenario, Place("", str(tmp_path / "run")))
+    result = serve(LoopbackGrid(2), scenario, RunPaths("", str(tmp_path / "run")))
     assert [row.clock.sampled for row in result.rounds] == [12, 12]  # 40 x 0.2 x 1.5
 
 
 def test_a_round_with_stragglers_lasts_until_the_deadline(tiny, tmp_path):
     scenario = load_scenario(tiny, ["refinement.deadline_s=0.052"])  # a latency of 0.05 s, and 0.002 s for all the rest
-    result = serve(LoopbackGrid(2), scenario, Place("", str(tmp_path / "run")))
+    result = serve(LoopbackGrid(2), scenario, RunPaths("", str(tmp_path / "run")))
     late = [row.clock.stragglers for row in result.rounds]
     assert min(late) > 0
     assert [row.clock.virtual_seconds for row in result.rounds] == [0.052, 0.052]
@@ -533,8 +536,8 @@ def test_two_fleets_on_one_seed_share_pretraining(tiny, tmp_path):
     kept = []
     for fleet in ("fleet.yaml", "other.yaml"):
         events: list[Event] = []
-        place = Place("", str(tmp_path / fleet[:5]), str(tmp_path / "cache"))
-        serve(LoopbackGrid(1), load_scenario(tiny, [f"fleet={fleet}"]), place, events.append)
+        paths = RunPaths("", str(tmp_path / fleet[:5]), str(tmp_path / "cache"))
+        serve(LoopbackGrid(1), load_scenario(tiny, [f"fleet={fleet}"]), paths, events.append)
         kept.append(any(event.text == "loaded from the cache" for event in events))
     assert kept == [False, True]
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.round.bucketed import buckets_of
-from clients.round.malice import Malice, malicious, pretended, target_items, train_poisoned
+from clients.round.poisoning import Adversary, malicious, pretended, target_items, train_poisoned
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import rank_blocks
+from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.protection import Poisoning
 from fl_peel.scenario.refinement import Robust
@@ -20,7 +20,7 @@ from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
 from strategies.groups.aggregation import BlockSums, mean_update
 from strategies.rounds.bucketed import krum_choice, robust_update, trimmed
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.blocks import rows_of
 from tests.helpers.loopback import LoopbackGrid
@@ -47,7 +47,7 @@ def world(num_devices=6, num_items=12):
 def sums_with(liars, part, how=None, targets=NO_TARGETS):
     ranked, cutoffs, users, train, seeds = world()
     work = LocalWork(ranked, cutoffs, users, train, seeds, how or LocalTraining())
-    return train_poisoned(work, Malice(np.array(liars), part, targets))
+    return train_poisoned(work, Adversary(np.array(liars), part, targets))
 
 
 def single(i, how=None):
@@ -236,7 +236,7 @@ def test_a_run_reports_poisoning_alike_on_any_nodes(tiny, tmp_path):
         "evaluation.budgets=[1.0]",
     ]
     ran = load_scenario(tiny, changes)
-    one, three = (serve(LoopbackGrid(n), ran, Place("", str(tmp_path / str(n)))) for n in (1, 3))
+    one, three = (serve(LoopbackGrid(n), ran, RunPaths("", str(tmp_path / str(n)))) for n in (1, 3))
     assert one.poisoning == three.poisoning
     assert one.budgets == three.budgets
     rows = one.poisoning.rows
@@ -248,7 +248,7 @@ def test_a_run_reports_poisoning_alike_on_any_nodes(tiny, tmp_path):
 def test_off_is_off(tiny, tmp_path):
     """Without malicious devices there is no field, no sub-cohort on the wire, no further folder of state."""
     grid = LoopbackGrid(2)
-    result = serve(grid, load_scenario(tiny), Place("", str(tmp_path / "run")))
+    result = serve(grid, load_scenario(tiny), RunPaths("", str(tmp_path / "run")))
     assert result.poisoning is None
     assert "poisoning" not in to_json(result)
     assert {path.name for path in (tmp_path / "run" / "nodes").iterdir()} == {"0-of-2", "1-of-2"}

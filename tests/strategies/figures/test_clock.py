@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fl_peel.exchange.counters import ClassCounts, ClockCounts, Traces
+from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces
 from fl_peel.ranking.top import SUM_SCALE
 from strategies.figures.clock import class_costs, recent_recall, round_clock, time_to_recall
 from strategies.rounds.record import RoundRecord
@@ -19,7 +19,9 @@ def record(number: int, seconds: float, recall: list[float], evaluated: list[int
     for name, values in columns.items():
         getattr(clock, name)[:] = values
     classes.download_bytes[:], classes.upload_bytes[:] = [100, 40], [10, 4]
-    return RoundRecord(number, 10, 0, 1.0, 140, 14, 0, 0.0, None, None, None, classes, clock, seconds, Traces.zeros(0))
+    return RoundRecord(
+        number, 10, 0, 1.0, 140, 14, 0, 0.0, None, None, None, classes, clock, seconds, DeviceTraces.zeros(0)
+    )
 
 
 def test_recall_of_rounds_that_cover_enough_devices():

@@ -6,14 +6,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fl_peel.exchange.counters import ClassCounts, ClockCounts, OwnCounts, Traces
+from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces, OwnCounts
 from fl_peel.ranking.paired import PairedSums
 from fl_peel.ranking.top import SUM_SCALE, MetricSums
 from fl_peel.wire import DeviceFigures
-from strategies.figures.figures import (
-    Asked,
-    Evaluated,
-    FullReplies,
+from strategies.figures.intervals import MeasuredQuality
+from strategies.figures.per_device import digest
+from strategies.figures.run_figures import (
+    BudgetReplies,
+    EvaluationReplies,
+    FullTableReplies,
     bytes_per_device,
     device_class_rows,
     device_traces,
@@ -23,8 +25,6 @@ from strategies.figures.figures import (
     round_rows,
     user_group_rows,
 )
-from strategies.figures.intervals import Measured
-from strategies.figures.per_device import digest
 from strategies.figures.schema import Quality
 from strategies.nodes.members import Members
 from strategies.rounds.record import RoundRecord
@@ -42,7 +42,7 @@ def metrics(recall, ndcg, devices, squares=None) -> MetricSums:
     return MetricSums(*sums, np.array(devices))
 
 
-def record(number: int, *, seconds: float = 1.0, traces: Traces | None = None, **classes) -> RoundRecord:
+def record(number: int, *, seconds: float = 1.0, traces: DeviceTraces | None = None, **classes) -> RoundRecord:
     """A round of three classes. classes: columns of their counts."""
     counts, clock = ClassCounts.zeros(3), ClockCounts.zeros(3)
     for name, values in classes.items():
@@ -52,7 +52,8 @@ def record(number: int, *, seconds: float = 1.0, traces: Traces | None = None, *
     return RoundRecord(
         server_round=number, devices=10 + number, failures=number % 2, seconds=0.25 * number, **numbers,
         loss=0.5 * number, recall=0.1 * number, ndcg=0.2 * number, controller_loss=None if number == 1 else 3.0,
-        classes=counts, clock=clock, virtual_seconds=seconds, traces=Traces.zeros(0) if traces is None else traces,
+        classes=counts, clock=clock, virtual_seconds=seconds,
+        traces=DeviceTraces.zeros(0) if traces is None else traces,
     )  # fmt: skip
 
 
@@ -123,15 +124,15 @@ def test_rounds_and_history_by_hand():
     assert (second.server_round, second.download_bytes, second.upload_bytes, second.message_bytes) == (2, 140, 14, 1400)
     assert [(row.devices, row.failures, row.seconds) for row in (first, second)] == [(11, 1, 0.25), (12, 0, 0.5)]
     assert (first.clock.sampled, first.clock.virtual_seconds) == (1, 2.0)
-    told = history_rows(records)
-    assert [(row.server_round, row.virtual_seconds) for row in told] == [(1, 2.0), (2, 5.5)]
-    assert [(row.loss, row.recall, row.ndcg) for row in told] == [(0.5, 0.1, 0.2), (1.0, 0.2, 0.4)]
-    assert [row.controller_loss for row in told] == [None, 3.0]
+    events = history_rows(records)
+    assert [(row.server_round, row.virtual_seconds) for row in events] == [(1, 2.0), (2, 5.5)]
+    assert [(row.loss, row.recall, row.ndcg) for row in events] == [(0.5, 0.1, 0.2), (1.0, 0.2, 0.4)]
+    assert [row.controller_loss for row in events] == [None, 3.0]
 
 
 def test_devices_that_rounds_followed():
     def seen(devices, classes, values):
-        return Traces(*(np.array(v) for v in (devices, classes, values, np.add(values, 1), np.add(values, 2))))
+        return DeviceTraces(*(np.array(v) for v in (devices, classes, values, np.add(values, 1), np.add(values, 2))))
 
     rounds = [record(1, traces=seen([9, 4], [2, 0], [10, 20])), record(2, traces=seen([4], [0], [30])), record(3)]
     four, nine = device_traces(MEMBERS, rounds)
@@ -148,7 +149,7 @@ def test_bytes_per_device_by_hand():
 
 
 def test_what_of_a_refinement_was_kept():
-    differences = PairedSums.of(np.array([0, 0, 1, 1]), 3, np.array([0.5, 0.25, -0.25, 0.5]))
+    differences = PairedSums.from_devices(np.array([0, 0, 1, 1]), 3, np.array([0.5, 0.25, -0.25, 0.5]))
     nobody = PairedSums.zeros(3)
     comparisons = [
         SimpleNamespace(server_round=4, sums=differences, accepted=np.array([True, False, True]), download_bytes=100),
@@ -178,12 +179,14 @@ def test_what_single_devices_get_by_hand():
     evaluation = SimpleNamespace(budgets=(0.05, 0.0025), top_n=20)
     evaluator = SimpleNamespace(scenario=SimpleNamespace(evaluation=evaluation, seed=9), members=MEMBERS)
     asked = (
-        Asked("int8", "energy", reply([0.1, 0.2], [0.3, 0.4])),
-        Asked("fp16", "controller", reply([0.5, 0.6], [0.7, 0.8])),
+        BudgetReplies("int8", "energy", reply([0.1, 0.2], [0.3, 0.4])),
+        BudgetReplies("fp16", "controller", reply([0.5, 0.6], [0.7, 0.8])),
     )
-    full = FullReplies(reply([0.11, 0.12]), None, reply([9, 9]), reply([0.13, 0.14]))
-    found = per_device(evaluator, Evaluated(asked, reply([0.15, 0.16]), None), full, rows_of([], [4], [], [2, 3]))
-    assert dict(zip(found.tables, found.recall.T.tolist(), strict=True)) == {
+    full = FullTableReplies(reply([0.11, 0.12]), None, reply([9, 9]), reply([0.13, 0.14]))
+    result = per_device(
+        evaluator, EvaluationReplies(asked, reply([0.15, 0.16]), None), full, rows_of([], [4], [], [2, 3])
+    )
+    assert dict(zip(result.tables, result.recall.T.tolist(), strict=True)) == {
         "global": [0.12, 0.11],
         "refined": [0.14, 0.13],
         "5% int8 energy": [0.2, 0.1],
@@ -192,15 +195,15 @@ def test_what_single_devices_get_by_hand():
         "0.25% fp16 controller": [0.8, 0.7],
         "own budget": [0.16, 0.15],
     }
-    assert (found.ndcg == found.recall / 2).all()
-    assert (found.devices.tolist(), found.classes) == ([1, 3], ("watch", "laptop"))
-    assert (found.groups.tolist(), found.items.tolist()) == ([3, 1], [4, 5])
-    assert (found.top_n, found.seed, found.test_items) == (20, 9, digest(rows_of([], [4], [], [2, 3])))
+    assert (result.ndcg == result.recall / 2).all()
+    assert (result.devices.tolist(), result.classes) == ([1, 3], ("watch", "laptop"))
+    assert (result.groups.tolist(), result.items.tolist()) == ([3, 1], [4, 5])
+    assert (result.top_n, result.seed, result.test_items) == (20, 9, digest(rows_of([], [4], [], [2, 3])))
 
 
 def test_what_refinement_adds_by_hand():
-    start = Measured(0.25, 0.5, np.array([0.2, 0.25, 0.3]), np.zeros(3), 4)
-    refined = Measured(0.375, 0.5, np.array([0.4, 0.35, 0.3]), np.zeros(3), 4)
+    start = MeasuredQuality(0.25, 0.5, np.array([0.2, 0.25, 0.3]), np.zeros(3), 4)
+    refined = MeasuredQuality(0.375, 0.5, np.array([0.4, 0.35, 0.3]), np.zeros(3), 4)
     gain = refined.gain(start)
     assert (gain.mean, gain.devices) == (0.125, 4)
     low, high = np.quantile([0.2, 0.1, 0.0], [0.025, 0.975])  # replicate by replicate
@@ -209,8 +212,8 @@ def test_what_refinement_adds_by_hand():
 
 
 def test_margins_are_of_students_t():
-    found = metrics([1.5, 1.0], [0, 0], [4, 1], squares=[0.625, 1.0])  # recalls 0.25, 0.25, 0.5, 0.5
-    rows = user_group_rows(MEMBERS, 2, own(by_group=found))
+    result = metrics([1.5, 1.0], [0, 0], [4, 1], squares=[0.625, 1.0])  # recalls 0.25, 0.25, 0.5, 0.5
+    rows = user_group_rows(MEMBERS, 2, own(by_group=result))
     assert rows[0].recall_margin == pytest.approx(3.182446 * np.std([0.25, 0.25, 0.5, 0.5], ddof=1) / 2, rel=1e-5)
     assert rows[1].recall_margin is None
 

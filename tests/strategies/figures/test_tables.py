@@ -9,11 +9,11 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.events import Event
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import SUM_SCALE, MetricSums
-from strategies.evaluation.evaluator import Parts, Rows
-from strategies.figures.figures import (
-    Asked,
-    Evaluated,
-    FullReplies,
+from strategies.evaluation.evaluator import BudgetRequest, EvaluationParts
+from strategies.figures.run_figures import (
+    BudgetReplies,
+    EvaluationReplies,
+    FullTableReplies,
     _full_tables,
     budget_rows,
     evaluated,
@@ -41,39 +41,39 @@ GLOBAL, START, REFINED = reply([0.25], [0.125]), reply([0.5], [0.75], devices=8)
 
 
 def test_full_tables_by_hand():
-    found = full_table(400, FullReplies(GLOBAL, START, reply([0.4375], [0.3125]), REFINED))
-    assert found.bytes == 400
-    assert [(one.recall, one.ndcg) for one in (found.globally, found.start, found.refined)] == [
+    result = full_table(400, FullTableReplies(GLOBAL, START, reply([0.4375], [0.3125]), REFINED))
+    assert result.bytes == 400
+    assert [(one.recall, one.ndcg) for one in (result.globally, result.start, result.refined)] == [
         (0.25, 0.125), (0.5, 0.75), (0.375, 0.625),
     ]  # fmt: skip
-    assert (found.start.recall_interval, found.start.ndcg_interval) == (Interval(0.25, 0.25), Interval(0.375, 0.375))
-    assert (found.globally.to_global, found.start.to_global) == (Ratio(1.0, 1.0, 1.0), Ratio(2.0, 2.0, 2.0))
-    assert found.start_validation == Quality(0.4375, 0.3125)
-    assert found.gain == Gain(-0.125, -0.0625, -0.0625, devices=8)
-    assert found.strongest == "start"
-    assert full_table(400, FullReplies(GLOBAL, REFINED, None, START)).strongest == "refined"
+    assert (result.start.recall_interval, result.start.ndcg_interval) == (Interval(0.25, 0.25), Interval(0.375, 0.375))
+    assert (result.globally.to_global, result.start.to_global) == (Ratio(1.0, 1.0, 1.0), Ratio(2.0, 2.0, 2.0))
+    assert result.start_validation == Quality(0.4375, 0.3125)
+    assert result.gain == Gain(-0.125, -0.0625, -0.0625, devices=8)
+    assert result.strongest == "start"
+    assert full_table(400, FullTableReplies(GLOBAL, REFINED, None, START)).strongest == "refined"
 
 
 def test_tables_that_nobody_asked_for_are_not_there():
-    nothing = full_table(400, FullReplies(None, None, None, None))
+    nothing = full_table(400, FullTableReplies(None, None, None, None))
     assert (nothing.globally, nothing.start, nothing.start_validation, nothing.refined) == (None,) * 4
     assert (nothing.gain, nothing.strongest) == (None, None)
     for start, refined in ((START, None), (None, REFINED)):
-        assert full_table(400, FullReplies(GLOBAL, start, None, refined)).gain is None
+        assert full_table(400, FullTableReplies(GLOBAL, start, None, refined)).gain is None
 
 
 def budgets_of(full):
     evaluation = SimpleNamespace(budgets=(0.05, 0.1))
     evaluator = SimpleNamespace(scenario=SimpleNamespace(evaluation=evaluation), layout=LAYOUT)
     asked = (
-        Asked("int8", "energy", reply([0.125, 0.25], [0.5, 0.375], stored=[19, 38])),
-        Asked("fp16", "controller", reply([0.0625, 0.5], [0.25, 0.75], stored=[20, 40], devices=2)),
+        BudgetReplies("int8", "energy", reply([0.125, 0.25], [0.5, 0.375], stored=[19, 38])),
+        BudgetReplies("fp16", "controller", reply([0.0625, 0.5], [0.25, 0.75], stored=[20, 40], devices=2)),
     )
-    return budget_rows(evaluator, Evaluated(asked, None, None), full)
+    return budget_rows(evaluator, EvaluationReplies(asked, None, None), full)
 
 
 def test_budgets_by_hand():
-    rows = budgets_of(FullReplies(GLOBAL, START, None, REFINED))
+    rows = budgets_of(FullTableReplies(GLOBAL, START, None, REFINED))
     assert [(row.share, row.budget_bytes, row.precision, row.selector) for row in rows] == [
         (0.05, 20, "int8", "energy"), (0.1, 40, "int8", "energy"),
         (0.05, 20, "fp16", "controller"), (0.1, 40, "fp16", "controller"),
@@ -88,16 +88,16 @@ def test_budgets_by_hand():
 
 
 def test_budgets_beside_no_table_are_no_share_of_one():
-    (row, *_) = budgets_of(FullReplies(None, None, None, None))
+    (row, *_) = budgets_of(FullTableReplies(None, None, None, None))
     assert (row.to_global, row.to_strongest) == (None, None)
-    (row, *_) = budgets_of(FullReplies(None, START, None, None))
+    (row, *_) = budgets_of(FullTableReplies(None, START, None, None))
     assert (row.to_global, row.to_strongest) == (None, Ratio(0.25, 0.25, 0.25))
 
 
 # ---------------------------------------------------------------- what is asked
 
 
-def asked_for(selector="energy", beside=None, **changes):
+def asked_for(selector="energy", extra=None, **changes):
     """What is evaluated, and the events meanwhile; 10 items of 10 columns, 5% and 10% of 400 bytes."""
     given = {"budgets": (0.05, 0.1), "precisions": ("fp16", "int8"), "selectors": ("energy", "popularity")}
     evaluation = SimpleNamespace(**(given | {"artifacts": 3, "full_tables": True} | changes))
@@ -117,50 +117,53 @@ def asked_for(selector="energy", beside=None, **changes):
         together=together,
         full_table=lambda: "full",
     )
-    found = evaluated(evaluator, events.append, beside)
+    result = evaluated(evaluator, events.append, extra)
     stored = some_devices(evaluator.scenario, MEMBERS, "artifacts", 3).tolist()
     for _, more in asked:
         if "artifacts" in more:
             assert more["artifacts"].tolist() == stored
             more["artifacts"] = "stored"
-    return found, asked, events
+    return result, asked, events
 
 
-OWN = Rows((wire.OWN_BUDGET,))
+OWN = BudgetRequest((wire.OWN_BUDGET,))
 
 
 def test_every_precision_meets_every_selector():
     """What else is asked goes with the lists that devices are sent: those of the scenario's precision and selector."""
-    tiers = Rows((7, 8), on_validation=True)
-    found, asked, events = asked_for(beside={"tiers": tiers})
+    tiers = BudgetRequest((7, 8), on_validation=True)
+    result, asked, events = asked_for(extra={"tiers": tiers})
     pairs = [("fp16", "energy"), ("fp16", "popularity"), ("int8", "energy"), ("int8", "popularity")]
     what = [{"precision": precision, "selector": selector, "label": precision} for precision, selector in pairs]
     assert asked == [
         ([20, 40], what[0] | {"per_device": True}),
         ([20, 40], what[1] | {"per_device": True}),
-        ([Rows((20, 40)), OWN, tiers], what[2] | {"artifacts": "stored"}),
+        ([BudgetRequest((20, 40)), OWN, tiers], what[2] | {"artifacts": "stored"}),
         ([20, 40], what[3] | {"per_device": True}),
     ]
     replies = ["reply 1", "reply 2", "reply 3, 0", "reply 4"]
-    rows = tuple(Asked(*pair, reply) for pair, reply in zip(pairs, replies, strict=True))
-    assert found == Evaluated(rows, "reply 3, 1", "full", {"tiers": "reply 3, 2"})
+    rows = tuple(BudgetReplies(*pair, reply) for pair, reply in zip(pairs, replies, strict=True))
+    assert result == EvaluationReplies(rows, "reply 3, 1", "full", {"tiers": "reply 3, 2"})
     texts = ["fp16, energy", "fp16, popularity", "int8, energy", "int8, popularity", "own budgets", "full tables"]
     assert events == [Event("evaluation", done + 1, 6, text) for done, text in enumerate(texts)]
 
 
 def test_without_precisions_it_is_the_scenarios_and_without_full_tables_there_are_none():
-    found, asked, events = asked_for(precisions=(), selectors=("energy",), full_tables=False)
+    result, asked, events = asked_for(precisions=(), selectors=("energy",), full_tables=False)
     assert asked == [
-        ([Rows((20, 40)), OWN], {"precision": "int8", "selector": "energy", "label": "int8", "artifacts": "stored"})
+        (
+            [BudgetRequest((20, 40)), OWN],
+            {"precision": "int8", "selector": "energy", "label": "int8", "artifacts": "stored"},
+        )
     ]
-    assert (found.own, found.refined, found.beside) == ("reply 1, 1", None, {})
+    assert (result.own, result.refined, result.extra) == ("reply 1, 1", None, {})
     assert [event.total for event in events] == [3, 3, 3]
 
 
 def test_what_devices_would_store_is_written_even_where_no_figure_is_of_it():
-    found, asked, events = asked_for(selector="controller")
+    result, asked, events = asked_for(selector="controller")
     assert asked[-2:] == [([20, 40], {"label": "int8", "artifacts": "stored"}), ([OWN], {})]
-    assert (len(found.budgets), len(asked), events[-1].done) == (4, 6, 6)
+    assert (len(result.budgets), len(asked), events[-1].done) == (4, 6, 6)
     assert len(asked_for(selector="controller", artifacts=0)[1]) == 5, "nothing is to be stored"
 
 
@@ -171,19 +174,19 @@ def test_full_tables_that_did_not_change_are_not_asked_again():
 
     def full_tables(groups):
         asked.append(list(groups))
-        return Parts((tuple(groups),), (Reply("anew"),))
+        return EvaluationParts((tuple(groups),), (Reply("anew"),))
 
     asked = []
     evaluator = SimpleNamespace(federation=SimpleNamespace(states=[None] * 4), full_tables=full_tables)
-    begun = Parts(((0, 1), (2,)), (Reply("both"), Reply("two")))
-    assert (_full_tables(evaluator, begun), asked) == ("both two anew", [[3]])
-    assert (_full_tables(evaluator, begun.without([1])), asked) == ("two anew", [[3], [0, 1, 3]])
-    assert _full_tables(evaluator, begun.without(range(4))) == "anew"
+    started = EvaluationParts(((0, 1), (2,)), (Reply("both"), Reply("two")))
+    assert (_full_tables(evaluator, started), asked) == ("both two anew", [[3]])
+    assert (_full_tables(evaluator, started.without([1])), asked) == ("two anew", [[3], [0, 1, 3]])
+    assert _full_tables(evaluator, started.without(range(4))) == "anew"
     evaluator.federation.states.pop()
-    assert (_full_tables(evaluator, begun), len(asked)) == ("both two", 3), "nobody is left to be asked"
+    assert (_full_tables(evaluator, started), len(asked)) == ("both two", 3), "nobody is left to be asked"
 
 
 def test_without_budgets_nothing_is_asked_or_stored():
-    found, asked, events = asked_for(selector="controller", budgets=())
-    assert (found.budgets, asked) == ((), [([OWN], {})])
+    result, asked, events = asked_for(selector="controller", budgets=())
+    assert (result.budgets, asked) == ((), [([OWN], {})])
     assert [(event.done, event.total) for event in events] == [(1, 2), (2, 2)]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RowOrder, rank_blocks
+from fl_peel.blocks.ranked_blocks import RowOrder, rank_blocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.scenario import Scenario
@@ -14,7 +14,7 @@ from fl_peel.training.group import train_group
 from fl_peel.training.settings import LocalTraining
 from fl_peel.training.update import GroupUpdate, holders_of
 from fl_peel.training.work import LocalWork
-from fl_peel.weighting.statistics import BlockStatistics
+from fl_peel.weighting.block_statistics import BlockStatistics
 from strategies.groups.aggregation import BlockSums, apply_mean, mean_update
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.state import UserGroupState, block_energy
@@ -24,7 +24,7 @@ from tests.helpers.examples import examples
 TWO_ITEMS = BlockLayout(np.arange(2, dtype=np.int32), 2, 2)
 RANKED = np.array([0, 2, 1])
 """Item 0 slice 0, item 1 slice 0, item 0 slice 1; item 1 slice 1 (block 3) was sent to nobody."""
-ORDER = RowOrder.of(TWO_ITEMS, RANKED)
+ORDER = RowOrder.from_blocks(TWO_ITEMS, RANKED)
 
 
 def fixed(values) -> np.ndarray:
@@ -101,17 +101,17 @@ def test_means_equal_the_readable_mean_over_devices(layout, seed, denominator):
     train = UserItems.from_pairs(np.repeat(np.arange(6), 2), rng.integers(0, layout.num_items, 12), 6)
     how = LocalTraining(num_negatives=2)
 
-    def of(who: list[int]) -> GroupUpdate:
+    def update_of(who: list[int]) -> GroupUpdate:
         places = np.array(who)
         return train_group(
             LocalWork(ranked, cutoffs[places], users[places], train.select(places), places.astype(np.uint64), how)
         )[1]
 
     total = BlockSums.zeros(len(ranked.items), layout.num_slices, layout.embedding_dim, layout.num_blocks)
-    total.add(node_reply(of([0, 3, 5])))
-    total.add(node_reply(of([4, 1, 2])))
+    total.add(node_reply(update_of([0, 3, 5])))
+    total.add(node_reply(update_of([4, 1, 2])))
     mean, changed = mean_update(total, ranked.position, denominator)
-    alone = [of([i]) for i in range(6)]
+    alone = [update_of([i]) for i in range(6)]
     for row in range(len(ranked.items)):
         for s in range(layout.num_slices):
             columns = slice(s * layout.slice_dim, (s + 1) * layout.slice_dim)
@@ -225,7 +225,7 @@ def group_state(optimizer: str = "sgd") -> tuple[UserGroupState, Scenario]:
 
 def take(state: UserGroupState, total: BlockSums, scenario: Scenario) -> None:
     """What open contents do with the sums of a user group."""
-    order = RowOrder.of(TWO_ITEMS, RANKED)
+    order = RowOrder.from_blocks(TWO_ITEMS, RANKED)
     apply_mean(
         state.table,
         order.items,
@@ -274,7 +274,7 @@ def test_energy_is_that_of_the_whole_table_where_only_some_rows_change(all_rows)
     earlier = statistics.energy
     before = earlier.copy()
     blocks = np.array([6, 7, 31, 2])  # of items 3, 15, 1
-    order = RowOrder.of(layout, blocks)
+    order = RowOrder.from_blocks(layout, blocks)
     table[order.items] *= 2
     if all_rows:  # a rule of one's own changes what it wants
         table[39] *= 3
@@ -298,7 +298,7 @@ def test_counting_the_rows_that_were_sent_is_counting_all_blocks(seed):
     rng, layout = np.random.default_rng(seed), BlockLayout(np.arange(30, dtype=np.int32), 4, 1)
     scenario = group_state()[1]
     blocks = rng.permutation(30)[: rng.integers(1, 31)]
-    order = RowOrder.of(layout, blocks)
+    order = RowOrder.from_blocks(layout, blocks)
     total = BlockSums.zeros(len(blocks), 1, 4, len(blocks))
     total.row_examples[:] = rng.integers(0, 3, len(blocks))
     total.row_loss[:] = rng.integers(0, 2**40, len(blocks))

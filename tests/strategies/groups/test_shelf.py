@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked import RowOrder
-from fl_peel.mapped import lies_in_file, rest
-from fl_peel.weighting.statistics import BlockStatistics
+from fl_peel.blocks.ranked_blocks import RowOrder
+from fl_peel.mmap_arrays import drop_pages_now, lies_in_file
+from fl_peel.weighting.block_statistics import BlockStatistics
 from strategies.groups import shelf as shelves
 from strategies.groups.aggregation import BlockSums
 from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.shelf import Shelf, put_once, shelf_for
 from strategies.groups.state import UserGroupState, copied_states
 from tests.strategies.groups.test_aggregation import group_state
-from tests.strategies.groups.test_tables import resident_bytes
+from tests.strategies.groups.test_group_tables import resident_bytes
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_what_is_put_is_the_same_array_in_a_file_without_a_name(tmp_path, monkey
     arrays = [numbers(0), numbers(10).astype(np.float64), numbers(0).reshape(30, 100)[:, :50]]
     put = [made.put(array) for array in arrays]
     for array, there in zip(arrays, put, strict=True):
-        rest(there)
+        drop_pages_now(there)
         assert there.dtype == array.dtype
         assert np.array_equal(there, array)
         assert lies_in_file(there)
@@ -62,7 +62,7 @@ def test_memory_does_not_hold_what_rests(shelf):
 def test_what_the_system_reads_around_an_array_rests_with_it(shelf):
     *before, there, after = sorted((shelf.put(numbers(k)) for k in range(6)), key=lambda array: array.ctypes.data)
     assert there.sum() > 0
-    rest(there)
+    drop_pages_now(there)
     assert resident_bytes(there) == 0
     assert before[-1][1] - before[-1][0] == after[1] - after[0] == 1
 
@@ -127,7 +127,7 @@ def test_what_is_known_of_a_resting_group_lies_there_and_is_the_same(shelf):
     state, _ = group_state()
     before = {name: array.copy() for name, array in known(state).items()}
     state.shelf = shelf
-    state.rest()
+    state.drop_pages()
     for name, array in known(state).items():
         assert lies_in_file(array), name
         assert np.array_equal(array, before[name]), name
@@ -136,13 +136,13 @@ def test_what_is_known_of_a_resting_group_lies_there_and_is_the_same(shelf):
 def test_a_copy_keeps_what_was_known_when_its_group_learns(shelf, tmp_path):
     state, _ = group_state()
     state.shelf = shelf
-    state.rest()
+    state.drop_pages()
     before = copy.deepcopy(known(state))
     (kept,) = copied_states([state], str(tmp_path))
     for _ in range(3):
         state.statistics.loss = state.statistics.loss + 1
         state.counted_devices = state.counted_devices + 1
-        state.rest()
+        state.drop_pages()
     assert all(np.array_equal(array, before[name]) for name, array in known(kept).items())
     assert np.array_equal(state.statistics.loss, before["loss"] + 3)
     assert np.array_equal(state.counted_devices, before["counted_devices"] + 3)
@@ -160,12 +160,12 @@ def test_what_was_known_before_a_round_rests_though_a_copy_holds_it(shelf, tmp_p
         np.zeros(50_000),
         shelf,
     )
-    state.rest()
+    state.drop_pages()
     (kept,) = copied_states([state], str(tmp_path))
     blocks = np.arange(10)
-    order = RowOrder.of(layout, blocks)
+    order = RowOrder.from_blocks(layout, blocks)
     total = BlockSums.zeros(len(order.items), 1, 2, len(blocks))
     state.take_statistics(layout, blocks, order, total, scenario)
-    state.rest()
+    state.drop_pages()
     assert not np.shares_memory(kept.counted_devices, state.counted_devices)
     assert resident_bytes(kept.counted_devices) < kept.counted_devices.nbytes / 2

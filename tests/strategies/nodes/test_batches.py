@@ -11,17 +11,17 @@ from strategies.nodes.batches import batches, packed_batches
 
 def test_batches_by_hand():
     """Of at most 10: 4 + 6, then 7; 12 alone; 1 + 0 + 9."""
-    found = list(batches([4, 6, 7, 12, 1, 0, 9], lambda item: item, 10))
-    assert found == [[4, 6], [7], [12], [1, 0, 9]]
+    result = list(batches([4, 6, 7, 12, 1, 0, 9], lambda item: item, 10))
+    assert result == [[4, 6], [7], [12], [1, 0, 9]]
     assert list(batches([], lambda item: item, 10)) == []
 
 
 @given(st.lists(st.integers(0, 20)), st.integers(1, 15))
 def test_nothing_is_lost_and_no_batch_is_too_large(items, most):
-    found = list(batches(items, lambda item: item, most))
-    assert [item for batch in found for item in batch] == items
-    assert all(sum(batch) <= most or len(batch) == 1 for batch in found)
-    assert all(found)
+    result = list(batches(items, lambda item: item, most))
+    assert [item for batch in result for item in batch] == items
+    assert all(sum(batch) <= most or len(batch) == 1 for batch in result)
+    assert all(result)
 
 
 def test_of_what_is_packed_memory_holds_what_a_message_has():
@@ -33,6 +33,6 @@ def test_of_what_is_packed_memory_holds_what_a_message_has():
         made.append(weakref.ref(array))
         return {"blocks": array}
 
-    found = list(packed_batches(range(5), pack, 2 * 8000))
-    assert [list(batch) for batch in found] == [[0, 1], [2, 3], [4]]
-    assert found[2][4]["blocks"].numpy().tolist() == [4] * 1000
+    result = list(packed_batches(range(5), pack, 2 * 8000))
+    assert [list(batch) for batch in result] == [[0, 1], [2, 3], [4]]
+    assert result[2][4]["blocks"].numpy().tolist() == [4] * 1000

@@ -6,8 +6,8 @@ from flwr.app import Message
 from fl_peel import wire
 from fl_peel.errors import EngineError, MessageError
 from strategies.nodes import nodes as nodes_module
-from strategies.nodes.nodes import Nodes, Query
-from strategies.run.place import Place
+from strategies.nodes.nodes import NodeRequest, Nodes
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.lossy import LossyGrid
 from tests.helpers.root import ROOT
@@ -25,7 +25,7 @@ def connected(grid, scenario):
 
 def asked(nodes, scenario):
     """Who answers a question that all nodes can answer at any time."""
-    question = Query(wire.HelloRequest(scenario.to_json()))
+    question = NodeRequest(wire.HelloRequest(scenario.to_json()))
     return [reply.partition for reply in nodes.ask(wire.HELLO, wire.HelloReply, lambda partition: question)]
 
 
@@ -70,7 +70,9 @@ def test_who_may_have_drawn_noise_is_not_asked_again(tiny_scenario):
     nodes.noise_is_drawn = True
     grid.lose(2, silent=True)
     with pytest.raises(EngineError, match=r"1 of 1 nodes did not answer query\.join"):
-        nodes.ask(wire.JOIN, wire.JoinReply, lambda partition: Query(wire.HelloRequest("")) if partition == 2 else None)
+        nodes.ask(
+            wire.JOIN, wire.JoinReply, lambda partition: NodeRequest(wire.HelloRequest("")) if partition == 2 else None
+        )
 
 
 def test_a_stranger_that_is_no_node_of_the_run_is_told_of_once(tiny_scenario, caplog):
@@ -110,7 +112,7 @@ def test_a_round_goes_on_without_a_lost_node_and_with_it_when_it_is_back(tiny_sc
 
     back = []
     grid = LossyGrid(3, lose_one)
-    result = serve(grid, tiny_scenario, Place("", str(tmp_path / "run")))
+    result = serve(grid, tiny_scenario, RunPaths("", str(tmp_path / "run")))
     assert [row.failures for row in result.rounds] == [13, 13]  # of 40 devices; it is back after the second began
     assert sum(row.devices for row in result.device_classes.values()) == 40
     whole, _ = served(tiny_scenario, tmp_path / "whole", nodes=3)
@@ -118,6 +120,6 @@ def test_a_round_goes_on_without_a_lost_node_and_with_it_when_it_is_back(tiny_sc
 
 
 def test_a_deployment_without_losses_has_the_figures_of_the_simulation(tiny_scenario, tmp_path):
-    deployed = serve(LossyGrid(3), tiny_scenario, Place("", str(tmp_path / "deployed")))
+    deployed = serve(LossyGrid(3), tiny_scenario, RunPaths("", str(tmp_path / "deployed")))
     simulated, _ = served(tiny_scenario, tmp_path / "simulated", nodes=2)
     assert figures(deployed) == figures(simulated)

@@ -14,7 +14,7 @@ from fl_peel.errors import EngineError, MessageError
 from simulations.scenario_files import load_scenario
 from strategies.nodes import nodes as asking
 from strategies.nodes.nodes import Nodes
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid
@@ -60,7 +60,7 @@ def heard(tiny, tmp_path, monkeypatch):
             return real(self, kind, reply_type, replies)
 
         monkeypatch.setattr(Nodes, "answers", listen)
-        serve(LoopbackGrid(2), load_scenario(tiny, MODES[mode]), Place("", str(tmp_path / "run")))
+        serve(LoopbackGrid(2), load_scenario(tiny, MODES[mode]), RunPaths("", str(tmp_path / "run")))
         monkeypatch.setattr(Nodes, "answers", real)
         return kept
 
@@ -84,23 +84,23 @@ def try_answers(kind, nodes, sent, reply_type, replies):
     def check(wrong):
         nodes._open.clear()
         nodes._open.update(sent)
-        found = list(nodes.answers(kind, reply_type, [replying(replies[0], wrong.content), *replies[1:]]))
-        assert len(found) == len(replies)
-        assert all(answer.error is None for answer in found[1:])
-        if found[0].error is not None:
-            assert isinstance(found[0].error, MessageError)
-            assert "\n" not in str(found[0].error)
-            assert len(str(found[0].error)) < 400
-        elif asking._disagreeing(kind, {answer.partition: answer for answer in found}):
+        result = list(nodes.answers(kind, reply_type, [replying(replies[0], wrong.content), *replies[1:]]))
+        assert len(result) == len(replies)
+        assert all(answer.error is None for answer in result[1:])
+        if result[0].error is not None:
+            assert isinstance(result[0].error, MessageError)
+            assert "\n" not in str(result[0].error)
+            assert len(str(result[0].error)) < 400
+        elif asking._disagreeing(kind, {answer.partition: answer for answer in result}):
             pass  # of another size than the others: asked again
         elif hasattr(reply_type, "__add__"):  # what is let in can be added up
-            reduce(add, [answer.reply for answer in found])
+            reduce(add, [answer.reply for answer in result])
 
     check()
 
 
 def served(tiny, folder):
-    return serve(LoopbackGrid(2), load_scenario(tiny, MODES["clear"]), Place("", str(folder)))
+    return serve(LoopbackGrid(2), load_scenario(tiny, MODES["clear"]), RunPaths("", str(folder)))
 
 
 class Changing(LoopbackGrid):
@@ -121,7 +121,7 @@ class Changing(LoopbackGrid):
 
 
 def changed_run(tiny, folder, mode, kind, change, times=1):
-    return serve(Changing(2, kind, change, times), load_scenario(tiny, MODES[mode]), Place("", str(folder)))
+    return serve(Changing(2, kind, change, times), load_scenario(tiny, MODES[mode]), RunPaths("", str(folder)))
 
 
 def set_wide(content):
@@ -198,7 +198,7 @@ class Echoing(LoopbackGrid):
 
 
 def test_replies_that_come_late_or_twice_count_once(tiny, tmp_path):
-    echoed = serve(Echoing(2), load_scenario(tiny, MODES["clear"]), Place("", str(tmp_path / "echo")))
+    echoed = serve(Echoing(2), load_scenario(tiny, MODES["clear"]), RunPaths("", str(tmp_path / "echo")))
     assert figures(echoed) == figures(served(tiny, tmp_path / "whole"))
 
 

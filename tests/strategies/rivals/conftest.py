@@ -4,8 +4,8 @@ import pytest
 
 from fl_peel.data.interactions import collected, split
 from fl_peel.data.synthetic import planted_interactions
+from fl_peel.pretraining.central_training import pretrain
 from fl_peel.pretraining.settings import PretrainingConfig
-from fl_peel.pretraining.train import pretrain
 from strategies.rivals.base import Material
 
 CONFIG = PretrainingConfig(embedding_dim=8, num_layers=1, epochs=10, num_negatives=0, temperature=0.3, num_slices=2)

@@ -8,19 +8,19 @@ import pytest
 from fl_peel.pretraining.workers import fixed_threads
 from simulations.studies.compare.central import CEILINGS, RIVALS, modules_of
 from strategies.rivals import hashing, server
-from strategies.rivals.base import UNLIMITED, Starts
+from strategies.rivals.base import UNLIMITED, GroupStarts
 from strategies.rivals.compete import compete
 from strategies.rivals.hashing import Hashing
 from strategies.rivals.pep import Pep
 from strategies.rivals.quantized import ProductQuantization
-from strategies.rivals.rule import Rule, Search
+from strategies.rivals.rule import Rule, SearchSettings
 from strategies.rivals.server import Ease
 from tests.strategies.rivals.test_groups import other_test
 from tests.strategies.rivals.test_rivals import requests
 
 QUICK = {
     "pep": Pep(retraining=(4.0,), steps=5),
-    "rule": Rule(search=Search(population=8, generations=2, ranked=2)),
+    "rule": Rule(search=SearchSettings(population=8, generations=2, ranked=2)),
     "hashing": Hashing(steps=5),
     "product-quantization": ProductQuantization(parts=(4, 8), bits=(2, 4)),
 }
@@ -30,7 +30,7 @@ QUICK = {
 def both(material):
     groups = np.arange(120) % 3
     tables = [material.pretrained.items * np.float32(1 + 0.1 * g) + np.float32(0.05 * g) for g in range(3)]
-    one = dataclasses.replace(material, starts=Starts(groups, lambda group: tables[group]))
+    one = dataclasses.replace(material, starts=GroupStarts(groups, lambda group: tables[group]))
     return one, other_test(one)
 
 
@@ -41,13 +41,13 @@ def test_other_test_items_change_no_choice(both, name):
     rival = QUICK.get(name, rivals[name])
     wanted = [UNLIMITED] if rival in CEILINGS else requests(0.1, 0.3, 0.7, precisions=("int8",))
     with fixed_threads(1):
-        told, otherwise = (compete(rival, one, wanted) for one in both)
+        events, otherwise = (compete(rival, one, wanted) for one in both)
     differs = {"test", "replicates", "seconds", "evaluation_seconds"}
-    for row, other in zip(told, otherwise, strict=True):
+    for row, other in zip(events, otherwise, strict=True):
         assert {k: v for k, v in row.items() if k not in differs} == {
             k: v for k, v in other.items() if k not in differs
         }
-    assert any(row["test"] != other["test"] for row, other in zip(told, otherwise, strict=True))
+    assert any(row["test"] != other["test"] for row, other in zip(events, otherwise, strict=True))
 
 
 @pytest.mark.parametrize(("module", "rival"), [(hashing, Hashing(steps=5)), (server, Ease(most_items=40))])

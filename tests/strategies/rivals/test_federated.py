@@ -9,16 +9,16 @@ import pytest
 from fl_peel.blocks.compression import DenseTable, stored_bytes
 from fl_peel.data.interactions import Splits, UserItems, split
 from fl_peel.data.synthetic import planted_interactions
+from fl_peel.pretraining.central_training import pretrain
 from fl_peel.pretraining.settings import PretrainingConfig
-from fl_peel.pretraining.train import pretrain
 from strategies.rivals.federated.base import (
     UNITS,
     Federated,
+    FederatedContext,
     PaddedUpdates,
     RowSums,
     RowUpdates,
-    Served,
-    World,
+    ServedTables,
 )
 from strategies.rivals.federated.bpr import BprSetting, FedAvgBpr, bpr_steps
 from strategies.rivals.federated.fcf import Fcf, FcfServer, FcfSetting, Gradients, solved
@@ -49,12 +49,12 @@ def world():
     """120 devices in 2 taste groups, 100 items of which each group likes 50; one device in four is away."""
     data = planted_interactions(3, 60, 50, 2, 16, noise=0.05, exponent=0.5)
     splits = split(data, seed=0, validation_share=0.2, test_share=0.25)
-    return World(splits, 8, 0, np.arange(120)[::-1] + 1, three_in_four)
+    return FederatedContext(splits, 8, 0, np.arange(120)[::-1] + 1, three_in_four)
 
 
 def rows_of(method, setting, world, numbers=(1, 2, 3), order=lambda devices: devices):
     """The server after some rounds."""
-    server, kept = method.server(world, setting), method.kept(world, setting)
+    server, kept = method.server(world, setting), method.device_states(world, setting)
     for number in numbers:
         sums = method.nothing(world)
         for some in world.chunks(order(world.present(number))):
@@ -81,7 +81,7 @@ def test_the_server_is_given_sums_and_nothing_of_a_single_device(method, setting
     sums = method.nothing(world)
     assert isinstance(sums, RowSums | Gradients)
     message = method.answer(
-        method.server(world, setting), method.kept(world, setting), world.present(1), 1, world, setting
+        method.server(world, setting), method.device_states(world, setting), world.present(1), 1, world, setting
     )
     assert isinstance(message, RowUpdates | PaddedUpdates | Gradients)
     for part in arrays(rows_of(method, setting, world)):
@@ -112,7 +112,7 @@ def test_order_and_chunks_of_devices_do_not_matter(method, setting, world):
 
 
 def test_who_is_away_says_and_learns_nothing(world):
-    method, kept = FedAvgBpr(), FedAvgBpr().kept(world, BPR)
+    method, kept = FedAvgBpr(), FedAvgBpr().device_states(world, BPR)
     before = kept.copy()
     devices = world.present(1)
     message = method.answer(method.server(world, BPR), kept, devices, 1, world, BPR)
@@ -126,7 +126,7 @@ def test_bytes_are_those_of_the_arrays(world):
     method = FedAvgBpr()
     server = method.server(world, BPR)
     devices = np.array([3, 7])
-    message = method.answer(server, method.kept(world, BPR), devices, 1, world, BPR)
+    message = method.answer(server, method.device_states(world, BPR), devices, 1, world, BPR)
     assert message.num_bytes.sum() == message.items.nbytes + message.rows.nbytes
     assert method.sent(server, devices, world).tolist() == [server.nbytes] * 2
     fcf, setting = Fcf(), FcfSetting(1.0, 1.0, 0.02)
@@ -137,9 +137,11 @@ def test_bytes_are_those_of_the_arrays(world):
     moved = hete.sent(hete.server(world, setting), np.array([0, 119, 40]), world)
     assert (moved == np.array([4 * 100 * width for width in (2, 4, 8)])[tiers]).all()
     padded = hete.answer(
-        hete.server(world, setting), hete.kept(world, setting), np.array([0, 119, 40]), 1, world, setting
+        hete.server(world, setting), hete.device_states(world, setting), np.array([0, 119, 40]), 1, world, setting
     )
-    alone = hete.answer(hete.server(world, setting), hete.kept(world, setting), np.array([119]), 1, world, setting)
+    alone = hete.answer(
+        hete.server(world, setting), hete.device_states(world, setting), np.array([119]), 1, world, setting
+    )
     assert padded.num_bytes[1] == alone.num_bytes[0]
 
 
@@ -150,7 +152,9 @@ def alone_with(items, num_items, dim=3):
     """A world of one device."""
     one = UserItems(np.array([0, len(items)]), np.array(items, np.int32))
     none = UserItems(np.array([0, 0]), np.zeros(0, np.int32))
-    return World(Splits(one, none, none, num_items), dim, 0, np.ones(1, np.int64), lambda number: np.array([0]))
+    return FederatedContext(
+        Splits(one, none, none, num_items), dim, 0, np.ones(1, np.int64), lambda number: np.array([0])
+    )
 
 
 def log_loss(user, positive, negative, widths):
@@ -219,7 +223,7 @@ def test_the_score_function_steps_first_then_rows_under_it():
 
 def test_the_mean_of_devices_tables_is_what_the_server_of_pfedrec_has(world):
     method, setting = PFedRec(), PFedRecSetting(1.0, 10.0, 0.0, None)
-    server, kept, devices = method.server(world, setting), method.kept(world, setting), world.present(1)
+    server, kept, devices = method.server(world, setting), method.device_states(world, setting), world.present(1)
     message = method.answer(server, kept.copy(), devices, 1, world, setting)
     tables = np.repeat(server[None].astype(np.float64), len(devices), axis=0)
     for place in range(len(devices)):
@@ -252,15 +256,15 @@ def test_a_device_of_fcf_solves_its_least_squares_and_sends_the_gradient(world):
     server = FcfServer(table, np.zeros_like(table), np.zeros_like(table))
     sums = method.answer(server, None, devices, 1, world, setting)
     # device by device, as it would be said: a dense gradient of (I, d) each
-    said = np.zeros_like(table)
+    output = np.zeros_like(table)
     for place in range(len(devices)):
         preference = np.zeros(100)
         preference[train_items.row(place)] = 1
         confidence = 1 + 3.0 * preference
-        said += (confidence * (table @ factors[place] - preference))[:, None] * factors[place]
-    np.testing.assert_allclose(sums.of(table), said, atol=1e-4)
+        output += (confidence * (table @ factors[place] - preference))[:, None] * factors[place]
+    np.testing.assert_allclose(sums.sum_gradients(table), output, atol=1e-4)
     wanted = numeric(lambda t: implicit_loss(t, factors, train_items, 3.0), table)
-    np.testing.assert_allclose(2 * sums.of(table), wanted, atol=1e-3)
+    np.testing.assert_allclose(2 * sums.sum_gradients(table), wanted, atol=1e-3)
 
 
 def test_the_server_of_fcf_steps_as_adam_does():
@@ -294,7 +298,7 @@ def test_the_devices_with_the_most_memory_have_the_widest_tables(world):
 
 def test_narrow_changes_are_padded_and_each_width_takes_its_columns(world):
     method, setting = HeteFedRec(), HeteSetting(BPR, 0.0, 0.0)
-    server, kept = method.server(world, setting), method.kept(world, setting)
+    server, kept = method.server(world, setting), method.device_states(world, setting)
     message = method.answer(server, kept, np.arange(120), 1, world, setting)
     assert [part.rows.shape[1] for part in message.parts] == [2, 4, 8]
     wanted = np.zeros((100, 8))
@@ -333,7 +337,7 @@ def test_the_servers_own_steps_do_what_they_are_for():
 
 def test_a_device_trains_its_first_columns_by_themselves_for_every_narrower_width(world):
     method, setting = HeteFedRec(), HeteSetting(BPR, 0.0, 0.0)
-    server, kept = method.server(world, setting), method.kept(world, setting)
+    server, kept = method.server(world, setting), method.device_states(world, setting)
     tiers = method.tiers(world)
     for place, widths in enumerate(((2,), (2, 4), (2, 4, 8))):
         devices = np.flatnonzero(tiers == place)[:3]
@@ -356,14 +360,14 @@ def test_everybody_can_have_a_table_of_another_width(world):
         assert served.users.shape == (120, width)
         assert (
             held_bytes(served, "int8").tolist()
-            == [stored_bytes(DenseTable.of(best.served.tables[place], "int8"))] * 120
+            == [stored_bytes(DenseTable.from_table(best.served.tables[place], "int8"))] * 120
         )
     # devices of the narrowest table have never trained the other columns; they find them
     widest = method.at_width(best.served, 2, world, setting)
-    random = Served((best.served.tables[2],), np.zeros(120, np.int64), best.served.users)
+    random = ServedTables((best.served.tables[2],), np.zeros(120, np.int64), best.served.users)
     small = np.flatnonzero(method.tiers(world) == 0)
-    found, lost = (quality(one, world, "test", among=small)["recall@20"] for one in (widest, random))
-    assert found > lost
+    result, lost = (quality(one, world, "test", among=small)["recall@20"] for one in (widest, random))
+    assert result > lost
 
 
 # measuring and choosing
@@ -397,7 +401,7 @@ def test_a_device_is_not_shown_on_the_test_what_it_has_in_validation(world):
     table[splits.test.items, splits.test.users()] = 1
     table[splits.validation.items, splits.validation.users()] = 2
     table[splits.train.items, splits.train.users()] = 3
-    served = Served((table,), np.zeros(120, np.int64), np.eye(120, dtype=np.float32))
+    served = ServedTables((table,), np.zeros(120, np.int64), np.eye(120, dtype=np.float32))
     assert quality(served, world, "test")["recall@20"] == 1
     assert quality(served, world, "test")["ndcg@20"] == 1
     assert quality(served, world, "validation")["ndcg@20"] == 1
@@ -440,7 +444,9 @@ class Told:
         table = np.zeros((world.num_items, world.num_devices), np.float32)
         if server[0, 0] < 30:
             table[wanted.items, wanted.users()] = 1
-        return Served((table,), np.zeros(world.num_devices, np.int64), np.eye(world.num_devices, dtype=np.float32))
+        return ServedTables(
+            (table,), np.zeros(world.num_devices, np.int64), np.eye(world.num_devices, dtype=np.float32)
+        )
 
 
 def test_setting_and_round_are_chosen_on_validation(world):
@@ -507,8 +513,8 @@ def test_federated_bpr_comes_near_central_bpr(world, popular):
     shape = {"model": "matrix-factorization", "embedding_dim": 8, "num_slices": 1}
     config = PretrainingConfig(**shape, loss="bpr", num_negatives=4, learning_rate=0.03, l2=0.1, temperature=1.0)
     central = max(
-        quality(Served((found.items,), np.zeros(120, np.int64), found.users), world, "test")["recall@20"]
-        for found in (
+        quality(ServedTables((result.items,), np.zeros(120, np.int64), result.users), world, "test")["recall@20"]
+        for result in (
             pretrain(world.splits.train, 100, dataclasses.replace(config, epochs=e), seed=0) for e in (5, 15, 60)
         )
     )

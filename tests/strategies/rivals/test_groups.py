@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from fl_peel.data.interactions import UserItems
-from strategies.rivals.base import SPLITS, TOP_N, UNLIMITED, Listed, Request, Rival, Starts
+from strategies.rivals.base import SPLITS, TOP_N, UNLIMITED, GroupStarts, ListOption, Request, Rival
 from strategies.rivals.compete import compete
-from strategies.rivals.groups import PerGroup, of_group, sample_of_groups
+from strategies.rivals.groups import PerGroup, group_material, sample_of_groups
 from strategies.rivals.quality import lists_of, quality, top_lists
 from strategies.rivals.quantized import ProductQuantization
 from strategies.rivals.server import FullTable
-from strategies.rivals.tables import MagnitudePruning, TruncatedSvd
+from strategies.rivals.table_rivals import MagnitudePruning, TruncatedSvd
 from tests.strategies.rivals.test_rivals import requests
 
 
@@ -20,7 +20,7 @@ from tests.strategies.rivals.test_rivals import requests
 def grouped(material):
     """Three groups that all start with the pretrained table."""
     groups = np.arange(120) % 3
-    return dataclasses.replace(material, starts=Starts(groups, lambda group: material.pretrained.items.copy()))
+    return dataclasses.replace(material, starts=GroupStarts(groups, lambda group: material.pretrained.items.copy()))
 
 
 @pytest.mark.parametrize("rival", [MagnitudePruning(), TruncatedSvd(closest=("plain",))])
@@ -37,7 +37,7 @@ def test_each_group_is_served_from_its_own_table(grouped):
     """Group 1's table is turned round: its devices fare as with that table, the others as before."""
     items = grouped.pretrained.items
     turned = dataclasses.replace(
-        grouped, starts=Starts(grouped.starts.assignment, lambda group: -items if group == 1 else items)
+        grouped, starts=GroupStarts(grouped.starts.assignment, lambda group: -items if group == 1 else items)
     )
     (option,) = PerGroup("groups", (FullTable(),)).options(turned, [UNLIMITED])
     (plain,) = FullTable().options(grouped, [UNLIMITED])
@@ -51,7 +51,7 @@ def test_each_group_is_served_from_its_own_table(grouped):
 def test_a_group_sees_its_members_alone(grouped):
     members = grouped.starts.members()
     assert sorted(np.concatenate(list(members.values())).tolist()) == list(range(120))
-    inside = of_group(grouped, 2, members[2])
+    inside = group_material(grouped, 2, members[2])
     assert inside.splits.num_users == inside.given.num_users == len(inside.users) == 40
     assert inside.given.num_interactions == grouped.given.select(members[2]).num_interactions
     assert inside.starts is None
@@ -60,7 +60,7 @@ def test_a_group_sees_its_members_alone(grouped):
 
 def test_the_lists_of_an_option_are_what_is_measured(material):
     (option,) = MagnitudePruning().options(material, [Request("int8", 0.5, 800)])
-    listed = Listed(option.request, {s: lists_of(option, material, s) for s in SPLITS}, option.stored, 0.0)
+    listed = ListOption(option.request, {s: lists_of(option, material, s) for s in SPLITS}, option.stored, 0.0)
     for split in SPLITS:
         assert quality(listed, material, split) == quality(option, material, split)
         some = np.arange(0, 120, 7)
@@ -107,7 +107,7 @@ class Sees(Rival):
                 for user in range(wanted.num_users if split == self.split else 0):
                     lists[split][user, : len(wanted.row(user)[:TOP_N])] = wanted.row(user)[:TOP_N]
             stored = np.full(material.splits.num_users, 10, np.int64)
-            yield Listed(request, lists, stored, 0.0, f"sees {self.split}")
+            yield ListOption(request, lists, stored, 0.0, f"sees {self.split}")
 
 
 class Either(Rival):

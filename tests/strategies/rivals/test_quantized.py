@@ -12,14 +12,14 @@ from strategies.rivals.compete import compete
 from strategies.rivals.hashing import HashedTable, Hashing, composed, most_remainders
 from strategies.rivals.quality import quality
 from strategies.rivals.quantized import ProductQuantization, QuantizedTable, best_items, most_rows
-from strategies.rivals.tables import narrowed
+from strategies.rivals.table_rivals import narrowed
 from tests.strategies.rivals.files import read_head
 from tests.strategies.rivals.test_rivals import random_table, requests
 
 
 def quantized(table, items, parts, bits, precision, seed=1):
     with fixed_threads(1):
-        return QuantizedTable.of(table, np.asarray(items, np.int32), parts, bits, precision, seed)
+        return QuantizedTable.from_table(table, np.asarray(items, np.int32), parts, bits, precision, seed)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -45,11 +45,11 @@ def test_bytes_are_those_of_a_file_that_faiss_decodes_alike(parts, bits, precisi
     books = take(value, parts << bits, 8 // parts).astype(np.float32)
     if precision == "int8":
         books = books * take("<f2", parts << bits).astype(np.float32)[:, None]
-    found, rows = stored.decoded()
+    result, rows = stored.decoded()
     # another reader: places, then faiss with the codebooks of the file
     if kept == 300:
         assert not rest
-        assert found.tolist() == list(range(300))
+        assert result.tolist() == list(range(300))
     elif len(rest) == 2 * kept:
         assert np.frombuffer(rest, "<u2").tolist() == items.tolist()
     else:
@@ -83,7 +83,7 @@ def test_as_many_rows_as_fit_and_no_more():
 def test_codes_do_not_depend_on_threads():
     table = random_table(0, 900, 16)
     one = quantized(table, np.arange(900), 8, 4, "int8")
-    two = QuantizedTable.of(table, np.arange(900, dtype=np.int32), 8, 4, "int8", 1)
+    two = QuantizedTable.from_table(table, np.arange(900, dtype=np.int32), 8, 4, "int8", 1)
     again = quantized(table, np.arange(900), 8, 4, "int8")
     np.testing.assert_array_equal(one.packed, again.packed)
     assert np.mean((one.decoded()[1] - table) ** 2) == pytest.approx(np.mean((two.decoded()[1] - table) ** 2), rel=0.05)
@@ -138,7 +138,7 @@ def test_two_rows_make_an_item(operation):
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_bytes_of_hashed_tables_are_those_of_the_file(precision):
-    first, second = (DenseTable.of(random_table(seed, rows, 6), precision) for seed, rows in ((0, 20), (1, 5)))
+    first, second = (DenseTable.from_table(random_table(seed, rows, 6), precision) for seed, rows in ((0, 20), (1, 5)))
     stored = HashedTable(first, second, "add", np.random.default_rng(0).permutation(97))
     data = to_bytes(stored, np.zeros(6, np.float32))
     assert len(data) == stored_bytes(stored)

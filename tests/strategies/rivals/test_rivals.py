@@ -27,7 +27,7 @@ from fl_peel.data.interactions import collected, split
 from fl_peel.data.synthetic import planted_interactions
 from fl_peel.grouping.clusters import user_groups
 from fl_peel.kernels.pooled import pooled_epoch
-from fl_peel.pretraining.train import pretrain
+from fl_peel.pretraining.central_training import pretrain
 from fl_peel.training.settings import LocalTraining
 from strategies.rivals import pep as pep_module
 from strategies.rivals.base import (
@@ -43,8 +43,8 @@ from strategies.rivals.central import Rates, grid, refine_centrally, train_group
 from strategies.rivals.compete import NOTHING_FITS, compete
 from strategies.rivals.pep import Pep, entries_about
 from strategies.rivals.quality import quality
-from strategies.rivals.rule import Rule, Search, evolve, fitted
-from strategies.rivals.tables import (
+from strategies.rivals.rule import Rule, SearchSettings, evolve, fitted
+from strategies.rivals.table_rivals import (
     FixedTiers,
     MagnitudePruning,
     SmallerDimension,
@@ -77,11 +77,11 @@ def requests(*shares, precisions=("fp32", "int8", "int4"), overhead=60):
 @given(num_items=st.integers(1, 40), dim=st.integers(1, 9), precision=st.sampled_from(PRECISIONS))
 def test_bytes_of_dense_tables_and_factors_are_those_of_the_file(num_items, dim, precision):
     table = random_table(0, num_items, dim)
-    dense = DenseTable.of(table, precision)
+    dense = DenseTable.from_table(table, precision)
     data = to_bytes(dense, np.ones(dim, np.float32))
     assert len(data) == stored_bytes(dense) == dense_bytes(num_items, dim, precision)
     assert read_head(data) == ("dense", precision, [dim])
-    product = FactorTable(dense, DenseTable.of(random_table(1, dim, 5), precision))
+    product = FactorTable(dense, DenseTable.from_table(random_table(1, dim, 5), precision))
     data = to_bytes(product, np.ones(5, np.float32))
     assert len(data) == stored_bytes(product) == factor_bytes(num_items, dim, 5, precision)
     assert read_head(data) == ("factors", precision, [dim, 5])
@@ -135,7 +135,7 @@ def test_bytes_of_sparse_tables_are_those_of_a_file_that_says_it_all(num_items, 
     rng = np.random.default_rng(7)
     table = random_table(1, num_items, dim)
     kept = (rng.random(table.shape) < density) & (rng.random((num_items, 1)) < rows_share)
-    stored = SparseTable.of(table, kept, precision)
+    stored = SparseTable.from_table(table, kept, precision)
     data = to_bytes(stored, np.zeros(dim, np.float32))
     filled = int(kept.any(axis=1).sum())
     assert len(data) == stored_bytes(stored) == sparse_bytes(int(kept.sum()), filled, num_items, dim, precision)
@@ -225,7 +225,7 @@ def test_every_prefix_of_nested_tables_ranks_well(material):
     def recall(width):
         items = np.ascontiguousarray(tables.items[:, :width])
         users = np.ascontiguousarray(tables.users[:, :width])
-        return quality(whole_table(request, DenseTable.of(items, "fp32"), users, 0.0), material, "validation")[
+        return quality(whole_table(request, DenseTable.from_table(items, "fp32"), users, 0.0), material, "validation")[
             "recall@20"
         ]
 
@@ -333,7 +333,7 @@ def test_evolution_finds_planted_blocks():
     worth = np.zeros(200)
     worth[rng.permutation(200)[:20]] = 1.0
     costs = np.full(200, 10)
-    search = Search(population=40, generations=40, ranked=10)
+    search = SearchSettings(population=40, generations=40, ranked=10)
     best, ranked = evolve(costs, 205, [np.arange(200)], lambda genes: float(worth[genes].sum()), search, seed=1)
     assert best.sum() == 20
     random = [worth[rng.permutation(200)[:20]].sum() for _ in range(ranked)]
@@ -342,7 +342,7 @@ def test_evolution_finds_planted_blocks():
 
 def test_rule_beats_random_blocks_on_validation(material):
     wanted = requests(0.1, 0.3, precisions=("int8",))
-    rows = compete(Rule(search=Search(population=16, generations=4, ranked=4)), material, wanted)
+    rows = compete(Rule(search=SearchSettings(population=16, generations=4, ranked=4)), material, wanted)
     for request, row in zip(wanted, rows, strict=True):
         layout = Rule().layout(material, request, wanted)
         decoded = decoded_blocks(layout, "int8", material.pretrained.items)
@@ -361,8 +361,8 @@ def test_rule_beats_random_blocks_on_validation(material):
 
 def test_options_are_chosen_on_validation_and_the_rest_is_not_told(material):
     request = Request("fp32", 1.0, 10_000)
-    good = whole_table(request, DenseTable.of(material.pretrained.items, "fp32"), material.users, 1.0, "good")
-    bad = whole_table(request, DenseTable.of(-material.pretrained.items, "fp32"), material.users, 2.0, "bad")
+    good = whole_table(request, DenseTable.from_table(material.pretrained.items, "fp32"), material.users, 1.0, "good")
+    bad = whole_table(request, DenseTable.from_table(-material.pretrained.items, "fp32"), material.users, 2.0, "bad")
 
     class Both:
         name = "both"
@@ -380,7 +380,7 @@ def test_options_are_chosen_on_validation_and_the_rest_is_not_told(material):
 def test_no_rival_is_above_any_budget(material):
     shares = (0.0, 0.02, 0.1, 0.3)
     rivals = [SmallerDimension(), TruncatedSvd(), MagnitudePruning(), Pep(epochs=1, rates=(0.1,)), FixedTiers()]
-    for rival in [*rivals, Rule(search=Search(population=8, generations=1, ranked=1))]:
+    for rival in [*rivals, Rule(search=SearchSettings(population=8, generations=1, ranked=1))]:
         wanted = requests(*shares, precisions=("int8", "int4"))
         rows = compete(rival, material, wanted)
         assert [(row["precision"], row["share"]) for row in rows] == [(r.precision, r.share) for r in wanted]
@@ -393,7 +393,7 @@ def test_an_option_above_the_budget_is_a_bug_that_shows(material):
         name = "greedy"
 
         def options(self, material, requests):
-            table = DenseTable.of(material.pretrained.items, "fp32")
+            table = DenseTable.from_table(material.pretrained.items, "fp32")
             yield whole_table(requests[0], table, material.users, 0.0)
 
     with pytest.raises(AssertionError, match="greedy: above the budget"):
@@ -408,7 +408,9 @@ def test_devices_without_collected_data_are_served_too():
     material = Material(some, has_data, splits, pretrained, CONFIG, 0)
     assert (pretrained.users[~has_data] == 0).all()
     assert (np.linalg.norm(material.users[~has_data], axis=1) > 0).all()
-    option = whole_table(Request("fp32", 1.0, 9999), DenseTable.of(pretrained.items, "fp32"), material.users, 0.0)
+    option = whole_table(
+        Request("fp32", 1.0, 9999), DenseTable.from_table(pretrained.items, "fp32"), material.users, 0.0
+    )
     alone = np.flatnonzero(~has_data & (splits.test.counts() > 0))
     assert quality(option, material, "test", alone)["recall@20"] > 0.5
 
@@ -448,7 +450,7 @@ def test_central_refinement_never_ends_below_its_start_on_validation(material):
     local = LocalTraining(num_negatives=8, learning_rate=0.02, loss="sampled-softmax", temperature=0.3)
     result = refine_centrally(material, groups, local, 4)
     start = whole_table(
-        Request("fp32", 1.0, 9999), DenseTable.of(material.pretrained.items, "fp32"), material.users, 0.0
+        Request("fp32", 1.0, 9999), DenseTable.from_table(material.pretrained.items, "fp32"), material.users, 0.0
     )
     assert result["validation"]["recall@20"] >= quality(start, material, "validation")["recall@20"] - 1e-9
     assert result["rates"]["optimizer"] in ("sgd", "adagrad")

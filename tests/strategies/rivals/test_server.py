@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from strategies.rivals import server
-from strategies.rivals.base import SPLITS, UNLIMITED, Request, Starts
+from strategies.rivals.base import SPLITS, UNLIMITED, GroupStarts, Request
 from strategies.rivals.compete import compete
 from strategies.rivals.quality import quality
 from strategies.rivals.server import (
@@ -18,8 +18,8 @@ from strategies.rivals.server import (
     best_lists,
     ease_weights,
     interactions,
+    keep_popular_items,
     neighbour_weights,
-    of_popular_items,
 )
 
 
@@ -101,7 +101,7 @@ def test_ease_needs_its_memory_and_says_so(material, monkeypatch):
 
 
 def test_a_large_catalogue_chooses_lambda_on_its_popular_items(material):
-    part = of_popular_items(material, 40)
+    part = keep_popular_items(material, 40)
     popularity = material.splits.train.popularity(60)
     kept = np.sort(np.argsort(-popularity, kind="stable")[:40])
     assert part.num_items == 40
@@ -115,7 +115,7 @@ def test_a_large_catalogue_chooses_lambda_on_its_popular_items(material):
 
 
 def test_a_cached_list_is_worth_the_table_it_came_from(material):
-    starts = Starts(np.zeros(120, np.int64), lambda group: material.pretrained.items)
+    starts = GroupStarts(np.zeros(120, np.int64), lambda group: material.pretrained.items)
     grouped = dataclasses.replace(material, starts=starts)
     (plain,) = FullTable().options(material, [UNLIMITED])
     budgets = [Request("fp32", 0.1, bytes_) for bytes_ in (0, 7, 20, 45, 5000)]

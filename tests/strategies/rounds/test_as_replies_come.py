@@ -7,9 +7,9 @@ from flwr.app import Error, Message
 from strategies.nodes.nodes import Nodes
 from strategies.rounds import strategy as module
 from strategies.rounds.open import OpenServerContents
-from strategies.run.collected import prepare_collected
-from strategies.run.place import Place, Stages
+from strategies.run.central_stage1 import prepare_collected
 from strategies.run.refinement import Refiner
+from strategies.run.run_paths import RunPaths, StageTimes
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
 from tests.strategies.run.test_stage1 import changed
@@ -34,17 +34,17 @@ def a_round(kind, scenario, folder, monkeypatch, contents=OpenServerContents, in
     monkeypatch.setattr(module, "MESSAGE_BYTES", 1)
     monkeypatch.setattr("strategies.rounds.choice.OpenServerContents", contents)
     grid = kind(2) if interfere is None else kind(2, interfere)
-    place = Place("", str(folder))
+    paths = RunPaths("", str(folder))
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    refiner = Refiner(grid, place, prepare_collected(scenario, place, Stages()), nodes)
+    refiner = Refiner(grid, paths, prepare_collected(scenario, paths, StageTimes()), nodes)
     strategy, taken = refiner.joined(scenario, None), []
     take = strategy.contents.take
 
-    def told(sent, sums, opened):
+    def events(sent, sums, opened):
         taken.append(sorted(sums))
         take(sent, sums, opened)
 
-    strategy.contents.take = told
+    strategy.contents.take = events
     strategy.changed = np.zeros((len(strategy.states), strategy.layout.num_items), np.bool_)
     refiner.refine(strategy)
     return [state.table.copy() for state in strategy.states], [some for some in taken if some], strategy.changed

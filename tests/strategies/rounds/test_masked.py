@@ -12,8 +12,8 @@ from fl_peel import wire
 from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.release import update_bits
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.masks import Words
-from fl_peel.secure.plan import Vanishes, vanishing
+from fl_peel.secure.masks import MaskWords
+from fl_peel.secure.protocol_plan import DropoutStage, vanishing
 from fl_peel.secure.unmask import added
 from fl_peel.secure.vector import Field, VectorLayout
 from simulations.scenario_files import load_scenario
@@ -57,8 +57,8 @@ def test_the_figures_are_those_of_a_run_without(tiny_scenario, tmp_path):
     masked, grid = served(secure(tiny_scenario), tmp_path / "masked")
     assert without_bytes(masked) == without_bytes(plain)
     assert masked.history[0].loss > 0  # something was learned
-    told = masked.secure_aggregation.counts
-    assert (told.announced, told.devices, told.dropped, told.void_groups) == (80, 80, 0, 0)
+    events = masked.secure_aggregation.counts
+    assert (events.announced, events.devices, events.dropped, events.void_groups) == (80, 80, 0, 0)
     assert not [kind for kind, _ in grid.crossed if kind.endswith(wire.ROUND)]
 
 
@@ -90,15 +90,15 @@ def test_dropouts_leave_the_sum_of_those_who_stayed(tiny_scenario, tmp_path):
     for number, row in enumerate(result.secure_aggregation.rounds, start=1):
         when = vanishing(scenario, number, devices)
         assert (np.bincount(when, minlength=4) > 0).all(), "each stage loses somebody in this example"
-        gone = np.isin(when, [Vanishes.SHARES, Vanishes.VECTOR])
+        gone = np.isin(when, [DropoutStage.SHARES, DropoutStage.VECTOR])
         assert row.counts.void_groups == 0
         assert row.counts.devices == 40 - gone.sum() == 40 - row.counts.dropped
-        assert row.counts.recovered == (when == Vanishes.VECTOR).sum()
+        assert row.counts.recovered == (when == DropoutStage.VECTOR).sum()
         assert result.rounds[number - 1].devices == row.counts.devices
 
     def only_survivors(seed, server_round, cohort, share, **_):
         when = vanishing(scenario, server_round, devices)
-        return np.flatnonzero(np.isin(when, [Vanishes.NEVER, Vanishes.OPENING]))
+        return np.flatnonzero(np.isin(when, [DropoutStage.NEVER, DropoutStage.OPENING]))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(peel, "sample_cohort", only_survivors)
@@ -112,15 +112,15 @@ def test_dropouts_leave_the_sum_of_those_who_stayed(tiny_scenario, tmp_path):
 def test_too_few_survivors_void_the_group_and_say_so(tiny_scenario, tmp_path, caplog):
     scenario = secure(tiny_scenario, dropout_share=0.9)
     result, _ = served(scenario, tmp_path / "run")
-    told = result.secure_aggregation
-    assert told.counts.void_groups == 4
-    assert told.counts.devices == 0
+    events = result.secure_aggregation
+    assert events.counts.void_groups == 4
+    assert events.counts.devices == 0
     content = tiny_scenario.model_dump(mode="json")
     content["refinement"]["rounds"] = 0
     untouched, _ = served(Scenario.model_validate(content), tmp_path / "untouched")
     assert result.full_table == untouched.full_table
     assert [row.devices for row in result.rounds] == [0, 0]
-    assert "devices sent their vector" in told.rounds[0].void[0].why
+    assert "devices sent their vector" in events.rounds[0].void[0].why
     assert "user group 0 is void" in caplog.text
 
 
@@ -213,15 +213,15 @@ def test_what_the_server_gets_of_a_lone_device_is_masked(tiny_scenario, tmp_path
     clear, open_grid = served(secure(tiny_scenario, masked=False), tmp_path / "clear", nodes=40)
     assert figures(masked) == figures(clear)
 
-    def vectors(crossed) -> list[Words]:
-        found = []
+    def vectors(crossed) -> list[MaskWords]:
+        result = []
         for kind, content in crossed:
             if kind == f"reply to {wire.SECURE_ROUND}":
                 reply = wire.unpack(wire.SecureRoundReply, content)
                 assert not reply.classes.stacked().any()
                 assert not reply.clock.stacked().any()
-                found += [Words(part.narrow, part.wide) for part in reply.groups.values()]
-        return found
+                result += [MaskWords(part.narrow, part.wide) for part in reply.groups.values()]
+        return result
 
     hidden, shown = vectors(grid.crossed), vectors(open_grid.crossed)
     assert len(hidden) == len(shown) == 80
@@ -264,10 +264,10 @@ def test_privacy_mechanisms_run_under_secure_sums(tiny_scenario, tmp_path, mecha
 
 def test_the_report_has_the_form_of_its_schema(tiny_scenario, tmp_path):
     result, _ = served(secure(tiny_scenario), tmp_path / "run")
-    told = result.secure_aggregation
+    events = result.secure_aggregation
     assert from_json(json.loads(json.dumps(to_json(result)))) == result
-    assert told.bytes_per_device.upload > told.bytes_per_device.vector > 0
-    assert told.devices_per_second > 0
+    assert events.bytes_per_device.upload > events.bytes_per_device.vector > 0
+    assert events.devices_per_second > 0
 
 
 def test_keys_are_checked(tiny):
@@ -322,7 +322,7 @@ def test_a_word_that_might_overflow_is_refused():
 
 
 def test_the_store_keeps_stages_in_order(tmp_path):
-    store = SecretStore.of(tmp_path)
+    store = SecretStore.from_node_folder(tmp_path)
     store.save(1, 0, "keys", {"x": np.arange(3)})
     assert store.load(1, 0, "keys")["x"].tolist() == [0, 1, 2]
     assert (tmp_path / "secure" / "1-0.npz").stat().st_mode & 0o077 == 0  # its owner's alone
@@ -337,7 +337,7 @@ def test_with_a_key_in_the_environment_nothing_lies_open(tmp_path, monkeypatch):
     """And what is kept is of this run, this round and this group."""
     secret = np.frombuffer(b"a secret that no disk is to know", np.uint8)
     monkeypatch.setenv(KEY_VARIABLE, "07" * KEY_BYTES)
-    store = SecretStore.of(tmp_path)
+    store = SecretStore.from_node_folder(tmp_path)
     store.save(1, 0, "keys", {"x": secret})
     kept = tmp_path / "secure" / "1-0.npz"
     assert secret.tobytes() not in kept.read_bytes()
@@ -358,15 +358,15 @@ def test_with_a_key_in_the_environment_nothing_lies_open(tmp_path, monkeypatch):
 
 
 def test_the_report_shows_it_in_words_and_numbers(tiny_scenario, tmp_path):
-    from simulations.report.files_of_run import metric_rows
+    from simulations.report.run_files import metric_rows
     from simulations.report.tables.secure import secure_rows
 
     result, _ = served(secure(tiny_scenario, dropout_share=0.15), tmp_path / "run")
-    told = result.secure_aggregation
-    rows = dict(secure_rows(told))
-    assert rows["secure sums: devices, all rounds"] == str(told.counts.devices)
-    assert rows["secure sums: dropped, masks recovered"] == f"{told.counts.dropped}, {told.counts.recovered}"
+    events = result.secure_aggregation
+    rows = dict(secure_rows(events))
+    assert rows["secure sums: devices, all rounds"] == str(events.counts.devices)
+    assert rows["secure sums: dropped, masks recovered"] == f"{events.counts.dropped}, {events.counts.recovered}"
     in_csv = [row for row in metric_rows(to_json(result)) if row["kind"] == "secure_aggregation"]
     numbers = {row["metric"]: row["value"] for row in in_csv}
-    assert numbers["dropped"] == told.counts.dropped > 0
-    assert numbers["bytes_per_device.vector"] == told.bytes_per_device.vector
+    assert numbers["dropped"] == events.counts.dropped > 0
+    assert numbers["bytes_per_device.vector"] == events.bytes_per_device.vector

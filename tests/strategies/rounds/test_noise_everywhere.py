@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fl_peel.blocks.ranked import RowOrder
-from fl_peel.privacy.plan import make_plan
+from fl_peel.blocks.ranked_blocks import RowOrder
+from fl_peel.privacy.noise_plan import make_plan
 from simulations.scenario_files import load_scenario
 from strategies.rounds import noised
 from strategies.rounds.noised import GroupRelease, NoisedServerContents, PrivateRounds, take_release, take_signals
@@ -82,10 +82,10 @@ def test_a_mean_by_hand():
     """Sums of 10 over 5 devices are 2 each; hits of 10 were seen by 5 for every item of a block."""
     scenario = load_scenario("ml-100k", RAW)
     blocks = np.arange(LAYOUT.num_blocks)
-    order = RowOrder.of(LAYOUT, blocks)
+    order = RowOrder.from_blocks(LAYOUT, blocks)
     rows, dim = len(order.items), LAYOUT.embedding_dim
-    told = {}
-    statistics = SimpleNamespace(add_signals=lambda hits, exposure, memory: told.update(hits=hits, exposure=exposure))
+    events = {}
+    statistics = SimpleNamespace(add_signals=lambda hits, exposure, memory: events.update(hits=hits, exposure=exposure))
     optimizer = Remembers()
     state = SimpleNamespace(table=np.zeros((rows, dim), np.float32), optimizer=optimizer, statistics=statistics)
     sums = {"updates": np.full((rows, dim), 10.0), "signals": np.full(len(blocks), 10.0)}
@@ -94,8 +94,8 @@ def test_a_mean_by_hand():
     assert optimizer.updates.tolist() == np.full((rows, dim), 2.0).tolist()
     assert optimizer.changed.all()
     variance = take_signals(state, LAYOUT, blocks, release, 5.0, np.zeros(LAYOUT.num_blocks), scenario)
-    assert told["hits"].tolist() == [10.0] * len(blocks)
-    assert told["exposure"].tolist() == (5.0 * np.repeat(LAYOUT.group_sizes, LAYOUT.num_slices)).tolist()
+    assert events["hits"].tolist() == [10.0] * len(blocks)
+    assert events["exposure"].tolist() == (5.0 * np.repeat(LAYOUT.group_sizes, LAYOUT.num_slices)).tolist()
     assert variance.tolist() == [1.0] * len(blocks)
 
 

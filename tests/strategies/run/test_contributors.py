@@ -8,14 +8,14 @@ import pytest
 from fl_peel import wire
 from fl_peel.attacks.decoder import PassView, reconstruct
 from fl_peel.data.interactions import UserItems
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import DataError
 from fl_peel.exchange.contributors import opened_rows, packed_rows, unpacked_rows
-from fl_peel.pretraining.bounded import Open
-from fl_peel.pretraining.by_sums import halves
-from fl_peel.pretraining.costs import Asked, cost_of
+from fl_peel.pretraining.contribution import OpenContribution
+from fl_peel.pretraining.costs import StepShape, cost_of
+from fl_peel.pretraining.spectral_steps import halves
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
-from fl_peel.secure.stage1 import StepVector
+from fl_peel.secure.stage1_vector import StepVector
 from tests.strategies.run.test_masked_stage1 import CHEAP, same, secure
 from tests.strategies.run.test_masked_stage1 import prepared as prepared_masked
 from tests.strategies.run.test_stage1 import AT_HOME, SPECTRAL, changed, prepared
@@ -101,7 +101,7 @@ def test_the_decoder_finds_whole_histories_of_single_owners_and_nothing_of_rows_
     rng = np.random.default_rng(0)
     rows = [[*sorted(rng.permutation(60)[:12].tolist()), 60 + user] for user in range(20)]
     data = UserItems(np.arange(21) * 13, np.array(rows, np.int32).reshape(-1))
-    words = Open(80, 0.3, 0.5)
+    words = OpenContribution(80, 0.3, 0.5)
     tables = [halves(rng.standard_normal((80, 50)).astype(np.float32)) for _ in range(2)]
 
     def attacked(least: int):
@@ -128,17 +128,17 @@ def test_the_decoder_finds_whole_histories_of_single_owners_and_nothing_of_rows_
 def test_both_parts_of_a_step_are_in_what_it_takes():
     items, budgets = np.array([10, 100]), np.array([1 << 20, 1 << 20])
     for step, groups, down, up in (("pass", 0, [2, 13], 0), ("groups", 20, 3, 0), ("moments", 20, 3, 4)):
-        asked = Asked(step, 44, groups)
+        asked = StepShape(step, 44, groups)
         bare, both = (cost_of(dataclasses.replace(asked, counts_contributors=c), items, budgets) for c in (False, True))
         assert (both.download_bytes - bare.download_bytes == down).all(), "which rows are opened, a bit each"
         assert (both.upload_bytes - bare.upload_bytes == up).all(), "of passes and groups, ids go with the count alone"
         assert (both.exchanges - bare.exchanges == 1).all()
-    counts = [cost_of(Asked("counts", counts_contributors=c), items, budgets) for c in (False, True)]
+    counts = [cost_of(StepShape("counts", counts_contributors=c), items, budgets) for c in (False, True)]
     assert counts[0].upload_bytes.tolist() == counts[1].upload_bytes.tolist()
     vector = StepVector("pass", 44, 0, 0, 59, 0, 40)
-    assert (vector.counting.units, vector.counting.said_bytes) == (1, 59 * 8)
-    assert dataclasses.replace(vector, step="groups", groups=7).counting.said_bytes == 7 * 8
-    assert dataclasses.replace(vector, step="choice").counting.said_bytes == 8
+    assert (vector.counting.units, vector.counting.contribution_bytes) == (1, 59 * 8)
+    assert dataclasses.replace(vector, step="groups", groups=7).counting.contribution_bytes == 7 * 8
+    assert dataclasses.replace(vector, step="choice").counting.contribution_bytes == 8
 
 
 def test_the_server_asks_for_no_count_of_what_has_no_rows(scenario, tmp_path):

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from fl_peel.data.interactions import Splits, UserItems
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.events import silent
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.nodes import Nodes
-from strategies.run import by_sums, collected
-from strategies.run.place import Place, Stages
-from strategies.run.prepare import given_data
-from strategies.run.preparing import prepare
+from strategies.run import central_stage1, federated_stage1
+from strategies.run.prepare import prepare
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1_outcome import given_data
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
 from tests.strategies.run.test_stage1 import SPECTRAL, changed
@@ -48,17 +48,17 @@ def others_changed(scenario: Scenario, splits: Splits) -> Splits:
 
 def prepared(scenario: Scenario, folder, monkeypatch, *, change: bool):
     """Stage 1; change: whether the server's copy of the data is another one where nothing was given."""
-    place = Place("", str(folder))
+    paths = RunPaths("", str(folder))
     connected = Nodes.connect(LoopbackGrid(2), scenario.to_json(), root=str(ROOT), timeout_s=60)
     with monkeypatch.context() as patched:
         if change:
-            for module in (collected, by_sums):
+            for module in (central_stage1, federated_stage1):
                 patched.setattr(
                     module,
                     "device_splits",
                     lambda content, *where: others_changed(content, device_splits(content, *where)),
                 )
-        return prepare(scenario, None, place, Stages(), connected, silent)
+        return prepare(scenario, None, paths, StageTimes(), connected, silent)
 
 
 @pytest.mark.parametrize("mode", HALF)

@@ -6,21 +6,21 @@ import logging
 import numpy as np
 import pytest
 
-from fl_peel import mapped, wire
+from fl_peel import mmap_arrays, wire
 from fl_peel.data import interactions
 from fl_peel.errors import FlPeelError
 from simulations.scenario_files import load_scenario
 from strategies.nodes.members import Members
 from strategies.run import joining
 from strategies.run.joining import warn_of_small_groups
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid, let_through
-from tests.strategies.run.test_kept import figures
+from tests.strategies.run.test_checkpoints import figures
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "output"),
     [
         (["secure_aggregation.enabled=true"], 1),
         (["secure_aggregation={enabled: true, min_devices: 4}"], 0),
@@ -28,12 +28,12 @@ from tests.strategies.run.test_kept import figures
         ([], 0),
     ],
 )
-def test_rounds_that_every_group_would_sit_out_are_told_before_they_begin(tiny, caplog, changes, said):
+def test_rounds_that_every_group_would_sit_out_are_told_before_they_begin(tiny, caplog, changes, output):
     groups = np.array([0, 1, 1, 1, 1, 2], np.int32)
     members = Members(np.arange(6), groups, np.zeros(3, np.int64), ("phone",))
     with caplog.at_level(logging.WARNING, "fl_peel"):
         warn_of_small_groups(load_scenario(tiny, changes), members)
-    assert len(caplog.messages) == said
+    assert len(caplog.messages) == output
     assert all("min_devices is 8 and the largest user group has 4 devices" in message for message in caplog.messages)
 
 
@@ -44,12 +44,12 @@ QUICK = ("refinement.rounds=1", "elasticity={rounds: 0, falls: []}", "fairness.t
 def test_devices_that_join_a_few_at_a_time_are_those_that_join_at_once(collected, tiny, tmp_path, monkeypatch):
     """Forty on three nodes; and memory holds no more than what is used."""
     scenario = load_scenario(tiny, [*QUICK, f"pretraining.collected.share={collected}", "engine.nodes=3"])
-    whole = serve(LoopbackGrid(3), scenario, Place("", str(tmp_path / "whole")))
+    whole = serve(LoopbackGrid(3), scenario, RunPaths("", str(tmp_path / "whole")))
     monkeypatch.setattr(joining, "AT_ONCE", 5)
     monkeypatch.setattr(interactions, "SELECTED", 3)
-    monkeypatch.setattr(mapped, "MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(mmap_arrays, "MOST_IN_MEMORY", 0)
     grid = LoopbackGrid(3)
-    parts = serve(grid, scenario, Place("", str(tmp_path / "parts")))
+    parts = serve(grid, scenario, RunPaths("", str(tmp_path / "parts")))
     assert figures(parts) == figures(whole)
     requests = [wire.unpack(wire.JoinRequest, content) for kind, content in grid.crossed if kind == wire.JOIN]
     assert {(one.first, one.count) for one in requests} == {(0, 5), (5, 5), (10, 4), (10, 3)}
@@ -60,9 +60,9 @@ def test_devices_that_join_a_few_at_a_time_are_those_that_join_at_once(collected
 
 
 @pytest.mark.parametrize(
-    ("part", "said"), [((35, 10), "that are not there, of 40"), ((41, 0), "not there"), ((0, 20), "in another part")]
+    ("part", "output"), [((35, 10), "that are not there, of 40"), ((41, 0), "not there"), ((0, 20), "in another part")]
 )
-def test_a_part_of_devices_that_are_not_there_is_refused(part, said, tiny, tmp_path):
+def test_a_part_of_devices_that_are_not_there_is_refused(part, output, tiny, tmp_path):
     scenario = load_scenario(tiny, QUICK)
 
     def spoilt(partition, message):
@@ -71,5 +71,5 @@ def test_a_part_of_devices_that_are_not_there_is_refused(part, said, tiny, tmp_p
             message.content = wire.pack(dataclasses.replace(request, first=part[0], count=part[1]))
         return let_through(partition, message)
 
-    with pytest.raises(FlPeelError, match=said):
-        serve(LoopbackGrid(1, spoilt), scenario, Place("", str(tmp_path / "run")))
+    with pytest.raises(FlPeelError, match=output):
+        serve(LoopbackGrid(1, spoilt), scenario, RunPaths("", str(tmp_path / "run")))

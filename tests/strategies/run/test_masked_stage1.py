@@ -9,18 +9,18 @@ from flwr.app import Error, Message
 
 from clients.node.cohort import Cohort
 from fl_peel import wire
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import SecureAggregationError
-from fl_peel.pretraining.by_sums import Units
-from fl_peel.pretraining.costs import Answer, Asked, cost_of, hidden
+from fl_peel.pretraining.costs import AnswerCost, StepShape, cost_of, hidden
+from fl_peel.pretraining.spectral_steps import Units
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.plan import DeviceBytes, Vanishes, vanishing
-from fl_peel.secure.stage1 import StepVector
+from fl_peel.secure.protocol_plan import DeviceBytes, DropoutStage, vanishing
+from fl_peel.secure.stage1_vector import StepVector
 from strategies.nodes.nodes import Nodes, failure
-from strategies.run.place import Place, Stages
-from strategies.run.prepare import privacy_plan
-from strategies.run.preparing import prepare
+from strategies.run.prepare import prepare
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1_outcome import privacy_plan
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.helpers.root import ROOT
 from tests.helpers.runs import figures, served
@@ -47,8 +47,8 @@ def secure(scenario: Scenario, **keys) -> Scenario:
 def prepared(scenario, folder, nodes=2, interfere=let_through):
     grid = LoopbackGrid(nodes, interfere)
     connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    place = Place("", str(folder))
-    return prepare(scenario, privacy_plan(scenario, place), place, Stages(), connected), grid
+    paths = RunPaths("", str(folder))
+    return prepare(scenario, privacy_plan(scenario, paths), paths, StageTimes(), connected), grid
 
 
 def same(one, other) -> bool:
@@ -85,8 +85,8 @@ def test_masked_equals_clear_on_1_2_or_8_nodes(clear, tmp_path):
         assert devices[0][choice + 1 :] == devices[1][choice + 1 :]
         assert sum(devices[0][choice]) + masked.steps[choice].counts.clock.excluded.sum() == 40
         # in the clear nothing is asked but what devices fetch
-        told = {wire.unpack(wire.SumsRequest, content).step for kind, content in grid.crossed if kind == wire.SUMS}
-        assert told == {"vectors", "maps"}
+        events = {wire.unpack(wire.SumsRequest, content).step for kind, content in grid.crossed if kind == wire.SUMS}
+        assert events == {"vectors", "maps"}
         assert not [kind for kind, _ in grid.crossed if kind == wire.CHOICE]
 
 
@@ -125,7 +125,7 @@ def test_dropouts_leave_the_sums_of_those_who_stayed(clear, tmp_path, nodes):
     splits = device_splits(scenario, "", str(tmp_path / "run"))
 
     def stayed(step):
-        return ~np.isin(vanishing(scenario, -step, np.arange(40)), [Vanishes.SHARES, Vanishes.VECTOR])
+        return ~np.isin(vanishing(scenario, -step, np.arange(40)), [DropoutStage.SHARES, DropoutStage.VECTOR])
 
     run, _ = prepared(scenario, tmp_path / "run", nodes)
     devices = [int(record.counts.classes.devices.sum()) for record in run.steps if record.step in MASKED]
@@ -239,7 +239,7 @@ def test_a_sketch_of_masked_sums_is_that_of_pooled_data_on_1_2_or_8_nodes(clear,
     scenario = changed(secure(clear), pretraining=SKETCHED)
     train = device_splits(scenario, "", str(tmp_path / "data")).train
     config = scenario.pretraining.spectral()
-    units = Units.of(config, 40, 59)
+    units = Units.from_config(config, 40, 59)
     pooled = PooledSums(train, 59, config.user_exponent, units=units)
     start = run_stage1(pooled, config, dim=8, num_groups=2, min_size=4, seed=0)
     exact, _ = prepared(changed(secure(clear), pretraining=SKETCHED | {"row_sketch": None}), tmp_path / "exact")
@@ -301,7 +301,7 @@ def test_bytes_are_those_of_the_arithmetic(clear, tmp_path, keys):
     word, buckets = (4 if keys else 8), (24 if "row_sketch" in keys else 59)
     items, classes, columns, groups, small = 59, 2, 12, 2, 6
     width = min(columns + 32, int((run.start.counts > 0).sum()))
-    protocol = DeviceBytes.of(12, 0)
+    protocol = DeviceBytes.from_sizes(12, 0)
     head = 1 + classes * (9 + 10)
     words = {
         "counts": items,
@@ -323,16 +323,16 @@ def test_bytes_are_those_of_the_arithmetic(clear, tmp_path, keys):
         if record.step == "vectors":
             assert (int(moved.download_bytes), int(moved.upload_bytes)) == (40 * (2 * items + 1) * columns, 0)
         else:
-            said = 8 * head + word * words[record.step]
-            assert int(moved.upload_bytes) == 40 * (said + protocol.upload), record.step
+            output = 8 * head + word * words[record.step]
+            assert int(moved.upload_bytes) == 40 * (output + protocol.upload), record.step
             assert int(moved.download_bytes) == 40 * (down[record.step] + protocol.download), record.step
 
 
 def test_little_memory_costs_exchanges_and_each_costs_latency():
     items = np.array([10, 10, 10])
     budgets = np.array([10**6, 488 + 60, 35])
-    step = cost_of(Asked("pass", 20, all_rows=60), items, budgets)
-    cost = hidden(step, Answer(8 * 1235, 100, 200, 4), budgets)
+    step = cost_of(StepShape("pass", 20, all_rows=60), items, budgets)
+    cost = hidden(step, AnswerCost(8 * 1235, 100, 200, 4), budgets)
     assert cost.download_bytes.tolist() == [20 * (2 * 60 + 1) + 100] * 3
     assert cost.upload_bytes.tolist() == [8 * 1235 + 200] * 3
     assert cost.least_bytes.tolist() == [28 + 8] * 3  # a column of the rows it has, its sum, and a word
@@ -404,7 +404,7 @@ def test_a_part_is_sent_once_and_no_secret_is_left(clear, tmp_path):
     grid = LoopbackGrid(1, again)
     scenario = secure(clear)
     connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    prepare(scenario, None, Place("", str(tmp_path / "run")), Stages(), connected)
+    prepare(scenario, None, RunPaths("", str(tmp_path / "run")), StageTimes(), connected)
     assert "stage 1, step 1: devices refuse: after stage round a different one follows" in str(caught[1])
     stores = list((tmp_path / "run" / "nodes").glob("*/secure"))
     assert len(stores) == 1

@@ -9,13 +9,13 @@ import safetensors.numpy
 import fl_peel
 from fl_peel.blocks.layout import budget_bytes
 from fl_peel.blocks.stored import StoredEmbedding
-from fl_peel.disks import device_splits, item_ids
+from fl_peel.device_storage import device_splits, item_ids
 from fl_peel.errors import DataError
 from fl_peel.model import model as module
-from fl_peel.model.files import ABOUT
+from fl_peel.model.model_files import ABOUT
 from simulations.scenario_files import load_scenario
 from strategies.figures.per_device import FILE, PerDevice
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.helpers.models import NOTHING_COLLECTED, ran
@@ -43,8 +43,8 @@ def equal_artefacts(scenario, run_dir):
     different = set()
     for file in files:
         _, number, _, budget = file.stem.split("-")
-        found = joined(scenario, run_dir, int(number)).embedding(int(budget))
-        if found.to_bytes() != file.read_bytes():
+        result = joined(scenario, run_dir, int(number)).embedding(int(budget))
+        if result.to_bytes() != file.read_bytes():
             different.add(int(number))
     return set(range(40)) - different
 
@@ -79,15 +79,15 @@ def test_the_ranking_is_the_one_that_the_run_evaluated(tiny, tmp_path):
     for share in (0.2, 0.5):
         table = measured.tables.index(f"{share * 100:.4g}% int8 exposure")
         for number in range(40):
-            found = joined(scenario, tmp_path / "run", number).embedding(budget_bytes(model.layout, share))
+            result = joined(scenario, tmp_path / "run", number).embedding(budget_bytes(model.layout, share))
             wanted = {model.catalogue.id_of(item) for item in test.row(number).tolist()}
-            hits = [name in wanted for name, _ in found.top(5)]
+            hits = [name in wanted for name, _ in result.top(5)]
             gains = 1 / np.log2(np.arange(len(wanted) + 5) + 2)
             ndcg = gains[: len(hits)][hits].sum() / gains[: min(5, len(wanted))].sum()
             different.add(tuple(hits))
             assert measured.recall[number, table] == sum(hits) / len(wanted)
             assert measured.ndcg[number, table] == pytest.approx(ndcg, rel=1e-12)
-            assert measured.groups[number] == found.device.group
+            assert measured.groups[number] == result.device.group
     assert len(different) > 5
 
 
@@ -138,21 +138,21 @@ def test_a_model_holds_nothing_of_any_device(tiny, tmp_path, changes):
     """Just these arrays, of these shapes: none has a row a device, none is anybody's vector or items."""
     scenario = load_scenario(tiny, list(changes))
     result = ran(scenario, tmp_path / "run")
-    found = arrays(tmp_path / "run" / "model")
+    results = arrays(tmp_path / "run" / "model")
     groups = len(result.user_groups)
     joining = {"centroids", "item_table"}
     if scenario.pretraining.by_devices:
         joining = {"centroids", "own", "own_units", "maps", "map_units"}
     wanted = {("joining.safetensors", name) for name in joining} | {("item-groups.safetensors", "item_group")}
     wanted |= {(module.list_name(group), name) for group in range(groups) for name in ("order", "codes", "scales")}
-    assert found.keys() == wanted
-    assert all(40 not in tensor.shape for tensor in found.values())  # devices
+    assert results.keys() == wanted
+    assert all(40 not in tensor.shape for tensor in results.values())  # devices
     about = json.loads((tmp_path / "run" / "model" / ABOUT).read_text())
     assert about.keys() == {
         *("format", "version", "package", "precision", "tables", "items", "embedding_dim", "slices", "user_groups"),
         *("joining", "files", "digest"),
     }
-    rows = [tensor for tensor in found.values() if tensor.dtype in (np.float16, np.float32) and tensor.ndim > 1]
+    rows = [tensor for tensor in results.values() if tensor.dtype in (np.float16, np.float32) and tensor.ndim > 1]
     known = {row.astype(np.float32).tobytes() for tensor in rows for row in tensor.reshape(-1, tensor.shape[-1])}
     kept = [np.load(file) for file in (tmp_path / "run" / "nodes").rglob("*.npy") if file.name != "item_group.npy"]
     users = [row for array in kept if array.ndim == 2 for row in array.astype(np.float32)]
@@ -161,13 +161,13 @@ def test_a_model_holds_nothing_of_any_device(tiny, tmp_path, changes):
 
 
 def test_a_run_that_leaves_no_model_writes_none(tiny_scenario, tmp_path):
-    serve(LoopbackGrid(2), tiny_scenario, Place("", str(tmp_path / "run")))
+    serve(LoopbackGrid(2), tiny_scenario, RunPaths("", str(tmp_path / "run")))
     assert not list(tmp_path.rglob("model.json"))
 
 
 def test_the_figures_are_the_same_with_a_model_and_without(tiny_scenario, tmp_path):
     with_one = ran(tiny_scenario, tmp_path / "with")
-    without = serve(LoopbackGrid(2), tiny_scenario, Place("", str(tmp_path / "without")))
+    without = serve(LoopbackGrid(2), tiny_scenario, RunPaths("", str(tmp_path / "without")))
     assert with_one.budgets == without.budgets
     assert with_one.stages.keys() - without.stages.keys() == {"model"}
 
@@ -192,9 +192,9 @@ def test_a_run_that_was_stopped_leaves_the_model_of_one_that_was_not(tiny, tmp_p
         return let_through(partition, message)
 
     (tmp_path / "kept").mkdir()
-    place = Place("", str(tmp_path / "stopped"), "", str(tmp_path / "kept"), str(tmp_path / "kept" / "model"))
+    paths = RunPaths("", str(tmp_path / "stopped"), "", str(tmp_path / "kept"), str(tmp_path / "kept" / "model"))
     with pytest.raises(Stopped):
-        serve(LoopbackGrid(2, interfere), scenario, place)
+        serve(LoopbackGrid(2, interfere), scenario, paths)
     assert not (tmp_path / "kept" / "model").exists()
     ran(scenario, tmp_path / "again", str(tmp_path / "kept"))
     digests = [fl_peel.load(tmp_path / name / "model").digest for name in ("whole", "again")]

@@ -9,14 +9,14 @@ import pytest
 from fl_peel import wire
 from fl_peel.attacks.canary import empirical_epsilon
 from fl_peel.data.interactions import UserItems
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import ScenarioError
-from fl_peel.pretraining.by_sums import PASS_SCALE, UNIT_SCALE, Units
+from fl_peel.pretraining.spectral_steps import PASS_SCALE, UNIT_SCALE, Units
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
 from fl_peel.privacy.accounting import analytic_gaussian_delta
-from fl_peel.privacy.plan import make_plan, noise_devices_of
+from fl_peel.privacy.noise_plan import make_plan, noise_devices_of
 from fl_peel.privacy.report import report_of
-from fl_peel.privacy.stage1 import Stage1Noise, Stage1Scales, said_of
+from fl_peel.privacy.stage1_noise import Stage1Noise, Stage1Scales, make_contribution
 from fl_peel.scenario.scenario import Scenario
 from strategies.run.noised_stage1 import NoisedSums
 from tests.helpers.runs import figures, served
@@ -58,8 +58,8 @@ LAPLACE = {"mechanism": "local-laplace", "rows": "all-sent"}
 
 def pooled(scenario: Scenario, folder) -> PooledSums:
     splits = device_splits(scenario, "", str(folder))
-    said = said_of(scenario, splits.num_items, Units())
-    return PooledSums(splits.train, splits.num_items, 0.3, validation=splits.validation, said=said)
+    output = make_contribution(scenario, splits.num_items, Units())
+    return PooledSums(splits.train, splits.num_items, 0.3, validation=splits.validation, contribution=output)
 
 
 def start_of(scenario: Scenario, sums):
@@ -98,10 +98,10 @@ def test_columns_in_several_messages_have_the_same_noise(scenario, tmp_path, mon
 
 @pytest.mark.slow
 def test_masked_sums_with_shares_of_noise_equal_those_without_masks(scenario, tmp_path):
-    found = [
+    result = [
         any_prepared(secure(private(scenario), masked=masked), tmp_path / str(masked))[0] for masked in (True, False)
     ]
-    assert same(*found)
+    assert same(*result)
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_every_part_of_every_step_is_noised_as_accounted_for(scenario, tmp_path,
     noised = private(scenario, noise_multiplier=3.0, **(LOCAL if mechanism == "local" else {}))
     if mechanism == "shares":
         noised = secure(noised, masked=False)
-    plan, scales = make_plan(noised), Stage1Scales.of(noised, 3.0)
+    plan, scales = make_plan(noised), Stage1Scales.from_scenario(noised, 3.0)
     heard, more = {}, {}
 
     def factor(record):
@@ -142,12 +142,12 @@ def test_every_part_of_every_step_is_noised_as_accounted_for(scenario, tmp_path,
         return 1.0 if mechanism == "central" else devices / shares
 
     def listen(name):
-        told = getattr(NoisedSums, name)
+        events = getattr(NoisedSums, name)
 
         def method(self, *asked):
-            found = told(self, *asked)
+            result = events(self, *asked)
             if name == "moments":
-                found = list(found)
+                result = list(result)
             times = factor(self.sums.records[-1])
             with monkeypatch.context() as quietly:
                 quietly.setattr(Stage1Scales, "whole", lambda *_: Quiet())
@@ -157,11 +157,11 @@ def test_every_part_of_every_step_is_noised_as_accounted_for(scenario, tmp_path,
                 clear = list(clear) if name == "moments" else clear
             for part in PARTS[name]:
                 heard.setdefault(part, []).append(
-                    (numbers(found, part) - numbers(clear, part)) / UNITS.get(part, UNIT_SCALE)
+                    (numbers(result, part) - numbers(clear, part)) / UNITS.get(part, UNIT_SCALE)
                 )
                 more[part] = times
                 assert self.std(part) == pytest.approx(scales.std(part) * math.sqrt(times))
-            return found
+            return result
 
         return method
 
@@ -182,7 +182,7 @@ def test_every_part_of_every_step_is_noised_as_accounted_for(scenario, tmp_path,
         assert values.std() / std == pytest.approx(1, abs=error), release.part
 
 
-def numbers(found, part):
+def numbers(result, part):
     """Of a sum, those of a part."""
     field = {
         "group sizes": "sizes",
@@ -193,17 +193,17 @@ def numbers(found, part):
         "moment items": "items",
     }
     if part == "choice":
-        return found[0]
+        return result[0]
     if part.startswith("moment"):
-        return np.stack([np.array(getattr(one, field[part])) for one in found])
-    return getattr(found, field[part]) if part in field else found
+        return np.stack([np.array(getattr(one, field[part])) for one in result])
+    return getattr(result, field[part]) if part in field else result
 
 
 @pytest.mark.slow
 def test_the_noise_that_is_drawn_is_what_epsilon_says(scenario):
     run = private(scenario, target_epsilon=6.0, noise_multiplier=None, group_epsilon=1.0)
     plan = make_plan(run, asks_groups=True)
-    scales = Stage1Scales.of(run, plan.multiplier)
+    scales = Stage1Scales.from_scenario(run, plan.multiplier)
     loss = sum(release.times * (release.bound / scales.std(release.part)) ** 2 for release in plan.stage1)
     assert analytic_gaussian_delta(1 / math.sqrt(loss), plan.epsilon - 1.0) == pytest.approx(plan.cost.delta, rel=0.1)
     assert plan.epsilon == pytest.approx(6.0, abs=0.02)
@@ -225,13 +225,13 @@ def test_stage_1_is_never_amplified(scenario):
 
 def test_the_report_says_what_is_covered(scenario):
     plan = make_plan(private(scenario), asks_groups=True)
-    told = report_of(private(scenario), plan, []).accounted
-    parts = [release.part for release in told.releases]
+    events = report_of(private(scenario), plan, []).accounted
+    parts = [release.part for release in events.releases]
     assert [part for part in parts if part.startswith("stage 1")] == [f"stage 1, {one.part}" for one in plan.stage1]
-    assert told.covers.startswith(
+    assert events.covers.startswith(
         "everything a device sends in stage 1 and in refinement, and the user group it reports"
     )
-    assert not [text for text in told.not_covered if "pretraining data" in text]
+    assert not [text for text in events.not_covered if "pretraining data" in text]
 
 
 def test_nothing_is_asked_once_more_than_accounted_for(scenario, tmp_path):
@@ -311,8 +311,8 @@ class Observer:
 
     def __init__(self, sums: NoisedSums, others: PooledSums, scales: Stage1Scales) -> None:
         self.sums, self.others, self.scales, self.bounded, self.evidence = sums, others, scales, True, 0.0
-        said, self.units = others.said, sums.units
-        self.canary = PooledSums(ALONE, others.num_items, 0.3, validation=ALONE, said=said)
+        output, self.units = others.contribution, sums.units
+        self.canary = PooledSums(ALONE, others.num_items, 0.3, validation=ALONE, contribution=output)
 
     def std(self, part):
         return self.sums.std(part)
@@ -322,19 +322,19 @@ class Observer:
             sums.vectors(own)
 
     def _ask(self, name, *asked):
-        found, others, mine = (getattr(sums, name)(*asked) for sums in (self.sums, self.others, self.canary))
+        result, others, mine = (getattr(sums, name)(*asked) for sums in (self.sums, self.others, self.canary))
         if name == "moments":
-            found, others, mine = list(found), list(others), list(mine)
+            result, others, mine = list(result), list(others), list(mine)
         for part in PARTS[name]:
             unit, std = UNITS.get(part, UNIT_SCALE), self.scales.std(part)
-            left = (numbers(found, part) - numbers(others, part)) / unit
+            left = (numbers(result, part) - numbers(others, part)) / unit
             own = numbers(mine, part) / unit
             if (
                 part == "moment products"
             ):  # noise off the diagonal has half the variance, and every number is twice there
                 left, own = (np.stack([half(matrix) for matrix in each]) for each in (left, own))
             self.evidence += float((left * own).sum() - (own * own).sum() / 2) / std**2
-        return found
+        return result
 
     def counts(self):
         return self._ask("counts")
@@ -364,14 +364,16 @@ def evidence(scenario, others, plan, trials, present):
     if present:
         rows, wanted = with_canary(others.rows), with_canary(others.validation)
         everybody = dataclasses.replace(others, rows=rows, validation=wanted)
-    found = []
+    result = []
     for trial in range(trials):
         run = scenario.model_copy(update={"seed": 1 + 2 * trial + present})
         sums = [dataclasses.replace(one) for one in (everybody, others)]
-        observer = Observer(NoisedSums(sums[0], run, plan), sums[1], Stage1Scales.of(scenario, plan.multiplier))
+        observer = Observer(
+            NoisedSums(sums[0], run, plan), sums[1], Stage1Scales.from_scenario(scenario, plan.multiplier)
+        )
         start_of(run, observer)
-        found.append(observer.evidence)
-    return np.array(found)
+        result.append(observer.evidence)
+    return np.array(result)
 
 
 def with_canary(rows: UserItems) -> UserItems:
@@ -386,27 +388,27 @@ def test_a_canary_in_stage_1_shows_no_more_than_is_accounted_for(scenario, tmp_p
     """
     run = private(scenario, noise_multiplier=None, target_epsilon=12.0, group_epsilon=0.1)
     plan = make_plan(run, asks_groups=True)
-    scales = Stage1Scales.of(run, plan.multiplier)
+    scales = Stage1Scales.from_scenario(run, plan.multiplier)
     accounted = math.sqrt(sum(one.times * (one.bound / scales.std(one.part)) ** 2 for one in plan.stage1))
 
     others = pooled(run, tmp_path / "pooled")
 
-    def told(trials=40):
+    def events(trials=40):
         without, present = (evidence(run, others, plan, trials, there) for there in (False, True))
         apart = (present.mean() - without.mean()) / math.sqrt((without.var() + present.var()) / 2)
         return apart, empirical_epsilon(without, present, plan.cost.delta, 0.95).epsilon_low
 
-    apart, low = told()
+    apart, low = events()
     assert 0.4 * accounted < apart < 1.25 * accounted
     assert low <= plan.epsilon
     whole = Stage1Scales.scale
     monkeypatch.setattr(
         NoisedSums,
         "_scales",
-        property(lambda self: Halved(**vars(Stage1Scales.of(self.scenario, self.plan.multiplier)))),
+        property(lambda self: Halved(**vars(Stage1Scales.from_scenario(self.scenario, self.plan.multiplier)))),
     )
     assert Halved(**vars(scales)).scale("pass") == whole(scales, "pass") / 2
-    assert told()[0] > 1.25 * accounted
+    assert events()[0] > 1.25 * accounted
 
 
 class Halved(Stage1Scales):

@@ -7,10 +7,10 @@ from simulations.scenario_files import load_scenario
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.noised import NoisedServerContents
 from strategies.rounds.open import OpenServerContents
-from strategies.run.collected import prepare_collected
-from strategies.run.place import Place, Stages
-from strategies.run.prepare import privacy_plan
+from strategies.run.central_stage1 import prepare_collected
 from strategies.run.refinement import Refiner
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1_outcome import privacy_plan
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
@@ -29,9 +29,9 @@ def noised(tiny, multiplier):
 
 @pytest.fixture
 def refiner(tiny_scenario, tmp_path):
-    grid, place = LoopbackGrid(1), Place("", str(tmp_path / "run"))
+    grid, place = LoopbackGrid(1), RunPaths("", str(tmp_path / "run"))
     nodes = Nodes.connect(grid, tiny_scenario.to_json(), root=str(ROOT), timeout_s=60)
-    return Refiner(grid, place, prepare_collected(tiny_scenario, place, Stages()), nodes)
+    return Refiner(grid, place, prepare_collected(tiny_scenario, place, StageTimes()), nodes)
 
 
 def tables(strategy):
@@ -41,13 +41,13 @@ def tables(strategy):
 @pytest.mark.slow
 def test_every_refinement_has_the_noise_of_its_own_scenario(refiner, tiny, tiny_scenario):
     """Under a mechanism or not, whatever the refinement before it had."""
-    assert isinstance(refiner.again(tiny_scenario).contents, OpenServerContents)
+    assert isinstance(refiner.refine_again(tiny_scenario).contents, OpenServerContents)
     for multiplier in (1.0, 3.0):
         scenario = noised(tiny, multiplier)
-        again = refiner.again(scenario)
+        again = refiner.refine_again(scenario)
         assert isinstance(again.contents, NoisedServerContents)
         assert again.contents.noise_multiplier == multiplier
-        first, clean = (refiner.joined(scenario, plan) for plan in (privacy_plan(scenario, refiner.place), None))
+        first, clean = (refiner.joined(scenario, plan) for plan in (privacy_plan(scenario, refiner.paths), None))
         for strategy in (first, clean):
             refiner.refine(strategy)
         assert np.array_equal(tables(again), tables(first))
@@ -57,9 +57,9 @@ def test_every_refinement_has_the_noise_of_its_own_scenario(refiner, tiny, tiny_
 def test_a_poisoned_run_under_a_mechanism_that_is_let_in_runs_to_its_end(tiny, tmp_path):
     """Nobody lies who is idle: nothing is refined anew, and there is one row, of the run itself."""
     scenario = load_scenario(tiny, [*NOISE, "privacy.noise_multiplier=1", "poisoning={share: 0.2, kind: idle}"])
-    result = serve(LoopbackGrid(1), scenario, Place("", str(tmp_path / "run")))
+    result = serve(LoopbackGrid(1), scenario, RunPaths("", str(tmp_path / "run")))
     assert [(row.share, row.robust, row.recall_ratio) for row in result.poisoning.rows] == [(0.0, "none", 1.0)]
     assert (
         result.privacy.epsilon
-        == serve(LoopbackGrid(1), noised(tiny, 1), Place("", str(tmp_path / "clean"))).privacy.epsilon
+        == serve(LoopbackGrid(1), noised(tiny, 1), RunPaths("", str(tmp_path / "clean"))).privacy.epsilon
     )

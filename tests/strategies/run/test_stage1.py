@@ -8,17 +8,17 @@ import pytest
 
 from clients.node.cohort import open_cohort
 from fl_peel import wire
-from fl_peel.disks import device_splits
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import DataError, EngineError
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.nodes import Nodes
-from strategies.run.by_sums import BySums
+from strategies.run.federated_stage1 import FederatedStage1Outcome
 from strategies.run.joining import join
-from strategies.run.place import Place, Stages
-from strategies.run.prepare import privacy_plan
-from strategies.run.preparing import prepare
+from strategies.run.prepare import prepare
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1_outcome import privacy_plan
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
 from tests.helpers.runs import figures, served
@@ -57,11 +57,11 @@ def changed(scenario: Scenario, **parts) -> Scenario:
     return Scenario.model_validate(content)
 
 
-def prepared(scenario, folder, nodes=2) -> tuple[BySums, Nodes, Place, LoopbackGrid]:
-    grid, place = LoopbackGrid(nodes), Place("", str(folder))
+def prepared(scenario, folder, nodes=2) -> tuple[FederatedStage1Outcome, Nodes, RunPaths, LoopbackGrid]:
+    grid, place = LoopbackGrid(nodes), RunPaths("", str(folder))
     connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    result = prepare(scenario, privacy_plan(scenario, place), place, Stages(), connected)
-    assert isinstance(result, BySums)
+    result = prepare(scenario, privacy_plan(scenario, place), place, StageTimes(), connected)
+    assert isinstance(result, FederatedStage1Outcome)
     return result, connected, place, grid
 
 
@@ -95,10 +95,10 @@ def test_planted_groups_are_recovered_with_nothing_collected(scenario, tmp_path)
 def test_a_whole_run_is_the_same_on_1_2_or_8_nodes_and_ranks_well(scenario, tmp_path):
     results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 2, 8)]
     assert figures(results[0]) == figures(results[1]) == figures(results[2])
-    told = results[0].stage1
-    assert told.rounds == 1 + 4 + 1 + 4 + 1 + 1 + 1  # counts, passes, vectors, groups and their sizes, moments, maps
-    assert told.devices == 40
-    assert told.epsilon is None
+    events = results[0].stage1
+    assert events.rounds == 1 + 4 + 1 + 4 + 1 + 1 + 1  # counts, passes, vectors, groups and their sizes, moments, maps
+    assert events.devices == 40
+    assert events.epsilon is None
     assert results[0].full_table.globally is None
     assert results[0].full_table.start.recall > 0.65  # by chance 20 of 50 would be 0.4
 
@@ -137,9 +137,9 @@ def test_devices_that_are_away_are_left_out_and_served(scenario, tmp_path):
     scenario = changed(scenario, fleet=fleet(tmp_path, AWAY))
     results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
     assert figures(results[0]) == figures(results[1])
-    told = results[0].stage1
-    assert 20 < told.devices < 40
-    assert all(step.devices + step.unavailable == 40 * step.times for step in told.steps)
+    events = results[0].stage1
+    assert 20 < events.devices < 40
+    assert all(step.devices + step.unavailable == 40 * step.times for step in events.steps)
     assert results[0].budgets[0].devices == 40
     assert results[0].full_table.start.recall > 0.6
 
@@ -149,11 +149,13 @@ def test_more_windows_hear_more_devices_each_once(scenario, tmp_path):
     scenario = changed(scenario, fleet=fleet(tmp_path, AWAY), pretraining={"windows": 3})
     results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
     assert figures(results[0]) == figures(results[1])
-    told = results[0].stage1
-    assert told.virtual_seconds == results[1].stage1.virtual_seconds
-    away = sum(step.unavailable for step in told.steps) / sum(step.devices + step.unavailable for step in told.steps)
+    events = results[0].stage1
+    assert events.virtual_seconds == results[1].stage1.virtual_seconds
+    away = sum(step.unavailable for step in events.steps) / sum(
+        step.devices + step.unavailable for step in events.steps
+    )
     assert 0.03 < away < 0.1
-    assert all(step.devices + step.unavailable == 40 * step.times for step in told.steps)
+    assert all(step.devices + step.unavailable == 40 * step.times for step in events.steps)
 
 
 def test_a_device_that_comes_after_stage_1_takes_part(scenario, tmp_path, monkeypatch):
@@ -182,8 +184,8 @@ def test_a_device_that_comes_after_stage_1_takes_part(scenario, tmp_path, monkey
 def test_late_devices_burn_what_fits_and_count_for_nothing(scenario, tmp_path):
     slow = AT_HOME.replace("table_share: 0.6}}", "table_share: 0.6}, network: {downlink_mbps: 0.006}}")
     scenario = changed(scenario, fleet=fleet(tmp_path, slow), pretraining={"deadline_s": 1.0})
-    told = served(scenario, tmp_path / "run")[0].stage1
-    steps = {step.step: step for step in told.steps}
+    events = served(scenario, tmp_path / "run")[0].stage1
+    steps = {step.step: step for step in events.steps}
     assert steps["pass"].stragglers > 0
     assert steps["pass"].devices + steps["pass"].stragglers == 160
     assert steps["pass"].virtual_seconds == 4.0  # the server waits until the deadline
@@ -206,11 +208,11 @@ profiles:
 def test_a_device_below_what_a_pass_needs_is_told_and_served(scenario, tmp_path):
     scenario = changed(scenario, fleet=fleet(tmp_path, POOR))
     result, _ = served(scenario, tmp_path / "run")
-    told = result.stage1
-    assert told.classes["large"].excluded == 0
-    assert 0.2 < told.classes["small"].excluded < 0.8
-    assert all(step.devices + step.excluded == 40 * step.times for step in told.steps)
-    assert {step.step for step in told.steps if not step.excluded} == {"counts"}, "which need no room"
+    events = result.stage1
+    assert events.classes["large"].excluded == 0
+    assert 0.2 < events.classes["small"].excluded < 0.8
+    assert all(step.devices + step.excluded == 40 * step.times for step in events.steps)
+    assert {step.step for step in events.steps if not step.excluded} == {"counts"}, "which need no room"
     assert result.full_table.start.recall > 0.6
     assert sum(row.devices for row in result.device_classes.values()) == 40
 

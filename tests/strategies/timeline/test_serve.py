@@ -8,9 +8,9 @@ import pytest
 from fl_peel import wire
 from fl_peel.errors import ScenarioError
 from simulations.scenario_files import load_scenario
-from strategies.run.place import Place
+from strategies.run.run_paths import RunPaths
+from strategies.timeline.published_tables import PublishedTables, published
 from strategies.timeline.serve import FULL, WHOLE, check_timeline, serve_timeline
-from strategies.timeline.tables import Published, published
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, NEW_ITEM, TIMELINE, csv_of, planted
 
@@ -28,7 +28,7 @@ def scenario_of(folder, rows, *changes):
 
 
 def served(folder, rows, *changes, nodes=2, name="run"):
-    return serve_timeline(LoopbackGrid(nodes), scenario_of(folder, rows, *changes), Place("", str(folder / name)))
+    return serve_timeline(LoopbackGrid(nodes), scenario_of(folder, rows, *changes), RunPaths("", str(folder / name)))
 
 
 @pytest.fixture(scope="module")
@@ -148,14 +148,14 @@ def test_the_planted_item_appears(result):
 
 def test_groups_with_tables_of_their_own_publish_each_by_itself():
     exact = [np.array([[4, 0], [0, 2]], np.float32), np.array([[8, 0], [0, 6]], np.float32)]
-    first = Published.of(exact, np.array([2.0, 1.0]), None, np.array([-1, -1]), 0.5)
+    first = PublishedTables.from_exact(exact, np.array([2.0, 1.0]), None, np.array([-1, -1]), 0.5)
     assert first.changed.tolist() == [[1, 1], [1, 1]]
     assert first.scored(1).tolist() == exact[1].tolist()
     # of what was group 1 and is group 0 by now, the first row moved most; the scale of the second is another
-    second = Published.of([exact[1] + 2, exact[0]], np.array([2.0, 2.0]), first, np.array([1, -1]), 0.5)
+    second = PublishedTables.from_exact([exact[1] + 2, exact[0]], np.array([2.0, 2.0]), first, np.array([1, -1]), 0.5)
     assert second.changed.tolist() == [[0, 1], [1, 1]]
     assert second.scored(0).tolist() == [[8, 0], [2, 8]]
-    third = Published.of([second.scored(0)], np.array([2.0, 1.0]), second, np.array([0]), 0.0)
+    third = PublishedTables.from_exact([second.scored(0)], np.array([2.0, 1.0]), second, np.array([0]), 0.0)
     assert third.changed.tolist() == [[0, 2]], "no row may change, one is rescaled"
 
 
@@ -177,12 +177,12 @@ def test_budgets_that_move_are_followed(folder):
     result = served(folder, planted(), "data.timeline.periods=3", "data.timeline.rounds=60")
     first, second, last = (one.followed for one in result.periods)
     for one in (first, second, last):
-        found, steps = one.figures, len(one.moments)
-        assert found.devices >= 120
-        assert found.grew + found.shrank == found.devices * (steps - 1)
-        assert found.budget_violations == 0
-        assert found.growth_bytes > 0
-        assert found.recall > found.rigid_recall
+        results, steps = one.figures, len(one.moments)
+        assert results.devices >= 120
+        assert results.grew + results.shrank == results.devices * (steps - 1)
+        assert results.budget_violations == 0
+        assert results.growth_bytes > 0
+        assert results.recall > results.rigid_recall
     assert len(second.moments) == len(last.moments) == 120, "60 rounds of 2 steps a period"
     assert len(first.moments) < 120, "its own steps took longer: devices chose a filter"
     other = served(folder, planted(), "data.timeline.periods=3", "data.timeline.rounds=60", nodes=5, name="five")
@@ -237,13 +237,13 @@ def test_all_that_happens_is_on_one_clock(folder):
     """Steps of stage 1, rounds of refinement and reading come one after the other; no two share a round."""
     grid = LoopbackGrid(1)
     changes = "refinement.rounds=2", "data.timeline.periods=2", "refinement.acceptance.rule=always"
-    serve_timeline(grid, scenario_of(folder, planted(), *changes), Place("", str(folder / "clock")))
+    serve_timeline(grid, scenario_of(folder, planted(), *changes), RunPaths("", str(folder / "clock")))
     of = {wire.SUMS: (wire.SumsRequest, "time"), wire.CHOICE: (wire.ChoiceRequest, "time")}
     of |= {wire.ROUND: (wire.RoundRequest, "server_round"), wire.REFRESH: (wire.RefreshRequest, "server_round")}
-    told = [(kind, wire.unpack(of[kind][0], content)) for kind, content in grid.crossed if kind in of]
+    events = [(kind, wire.unpack(of[kind][0], content)) for kind, content in grid.crossed if kind in of]
     asked = [
         (kind, getattr(one, of[kind][1]))
-        for kind, one in told
+        for kind, one in events
         if kind != wire.REFRESH and getattr(one, "step", "") != "vectors"  # what devices make alone, whenever they come
     ]
     times = [time for _, time in asked]

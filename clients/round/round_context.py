@@ -1,0 +1,101 @@
+"""What the devices of a round share, and which of them are reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.node.cohort import Cohort
+from clients.node.state import DeviceState
+from clients.round.accounts import clock_counts
+from clients.round.choice import contents_of
+from clients.round.contents import DeviceContents
+from clients.round.memory import RoundMemory, WorkingMemory, extra_bytes
+from fl_peel.blocks.ranked_blocks import RankedBlocks
+from fl_peel.data.interactions import IntArray
+from fl_peel.exchange.counters import ClockCounts
+from fl_peel.privacy.sources import source_of
+from fl_peel.randomness import device_seeds
+from fl_peel.training.memory import TrainingMemory
+from fl_peel.training.settings import LocalTraining
+from fl_peel.wire import RoundRequest
+
+
+@dataclass(frozen=True)
+class RoundContext:
+    """What a round's devices share, whatever their user group. state: before the round, for reading (files, opened
+    once and not for every group). For all N hosted devices: budgets (T, N) bytes at T steps of the round; seeds (N,).
+    list_length: of the top lists for signals, None where none are wanted.
+    """
+
+    cohort: Cohort
+    state: DeviceState
+    request: RoundRequest
+    contents: DeviceContents
+    budgets: IntArray
+    seeds: NDArray[np.uint64]
+    how: LocalTraining
+    list_length: int | None
+
+    @staticmethod
+    def from_request(cohort: Cohort, request: RoundRequest) -> RoundContext:
+        """The world of one request."""
+        scenario = cohort.scenario
+        contents = contents_of(scenario, request)
+        return RoundContext(
+            cohort,
+            cohort.state("r"),
+            request,
+            contents,
+            cohort.budgets.during(request.server_round),
+            device_seeds(scenario.seed, "local-training", request.server_round, devices=cohort.devices),
+            contents.local(scenario.refinement.local.config(request.temperature)),
+            scenario.controller.signal_length if request.signals else None,
+        )
+
+    def working(self, places: IntArray) -> WorkingMemory:
+        """Working memory of the devices at these places."""
+        cohort, layout = self.cohort, self.cohort.layout()
+        takes = TrainingMemory(layout.embedding_dim, layout.num_slices, self.how, self.list_length or 0)
+        return WorkingMemory(cohort.budgets.working()[places], cohort.splits.train.counts()[places], takes)
+
+    def memory(self, ranked: RankedBlocks, places: IntArray, working: WorkingMemory) -> RoundMemory:
+        """What the devices at these places hold in the round."""
+        extra = extra_bytes(self.cohort.scenario)
+        return RoundMemory.from_budgets(ranked, self.budgets[:, places], working.cutoffs(ranked), extra)
+
+    def reached(self, places: IntArray) -> tuple[IntArray, ClockCounts]:
+        """Of the sampled devices at ``places``, those that are available and let in; and how many are not."""
+        return reached_devices(self.cohort, places, self.budgets[0], self.request.server_round)
+
+
+def reached_devices(
+    cohort: Cohort, places: IntArray, budgets: IntArray, server_round: int
+) -> tuple[IntArray, ClockCounts]:
+    """Of the sampled devices, those that are available and let in; and how many are not. budgets: (N,), of all."""
+    available = answering(cohort, places, server_round)
+    smallest = cohort.scenario.refinement.min_budget_share * cohort.layout().full_table_bytes
+    too_small = available & (budgets[places] < smallest)
+    counts = clock_counts(
+        cohort.classes[places],
+        len(cohort.fleet.names),
+        sampled=np.ones(len(places), np.int64),
+        unavailable=~available,
+        excluded=too_small,
+    )
+    return places[available & ~too_small], counts
+
+
+def answering(cohort: Cohort, places: IntArray, server_round: int) -> NDArray[np.bool_]:
+    """Of the devices at these places (N,), those that are available and answer, see ``privacy.answer_share``."""
+    available = cohort.available(places, server_round)
+    share = cohort.scenario.privacy.answer_share
+    if share is None:
+        return available
+    coin = source_of(cohort.scenario).uniforms(("answers", server_round), cohort.devices[places])
+    return available & (coin * cohort.usual_availability[places] < share)
+
+
+__all__ = ["RoundContext", "answering", "reached_devices"]

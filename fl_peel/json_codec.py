@@ -1,0 +1,198 @@
+"""Dataclasses to plain JSON types and back: the layout of a file is written once, as the types of what it holds.
+
+A field goes by its own name, or by that of its :class:`JsonKey`. A field whose default is None is left out while it is
+None; without that default None is written as null, which says: looked for, and not there. :class:`Inline` lays the keys
+of a part among those of its owner. Keys that no type knows are passed over, so that a newer report can be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from fl_peel.errors import ReportError
+
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class JsonKey:
+    """What a field is called in JSON; ``{name}`` in it is filled in when a file is written or read."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Inline:
+    """The keys of this part, or of this dictionary, stand among those of its owner, with a prefix before each."""
+
+    prefix: str = ""
+
+
+def laid_flat(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What is in nested dictionaries, by its path: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``. An empty one is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value:
+            flat |= {f"{key}.{path}": one for path, one in laid_flat(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def to_plain(value: Any, **names: object) -> Any:
+    """Dataclasses as dictionaries, tuples as lists, in the order of the fields. names: what keys are filled in with."""
+    if is_dataclass(value) and not isinstance(value, type):
+        plain: dict[str, Any] = {}
+        owner: type = type(value)
+        for one in _fields(owner):
+            part = getattr(value, one.name)
+            if part is None and one.may_lack:
+                continue
+            content = to_plain(part, **names)
+            plain |= {one.key.format(**names): content} if one.inline is None else _prefixed(one.inline, content)
+        return plain
+    if isinstance(value, Mapping):
+        return {key: to_plain(part, **names) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(part, **names) for part in value]
+    return value
+
+
+def from_plain(kind: type[Kind], plain: object, what: str, **names: object) -> Kind:
+    """The inverse of :func:`to_plain`; ``what`` is read, for messages.
+
+    Raises:
+        ReportError: a key is missing or its value of the wrong type or out of range; its path is named.
+    """
+    value: Kind = _JsonReader(what, names).read(kind, plain, ())
+    return value
+
+
+def _prefixed(prefix: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    return {prefix + key: part for key, part in content.items()}
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A field of a dataclass. may_lack: its key is not there where it is None; required: it has no default."""
+
+    name: str
+    key: str
+    kind: Any
+    inline: str | None
+    may_lack: bool
+    required: bool
+
+
+@cache
+def _fields(owner: type) -> tuple[_Field, ...]:
+    hints = get_type_hints(owner, include_extras=True)
+    described = []
+    for field in fields(owner):
+        hint = hints[field.name]
+        marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        key = next((mark.text for mark in marks if isinstance(mark, JsonKey)), field.name)
+        inline = next((mark.prefix for mark in marks if isinstance(mark, Inline)), None)
+        required = field.default is MISSING and field.default_factory is MISSING
+        described.append(_Field(field.name, key, hint, inline, field.default is None, required))
+    return tuple(described)
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _bare(kind: Any) -> Any:
+    """Without its annotations, and without ``| None`` where a dataclass or a collection is left."""
+    if get_origin(kind) is Annotated:
+        return _bare(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        rest = [part for part in get_args(kind) if part is not type(None)]
+        if len(rest) == 1:
+            return _bare(rest[0])
+    return kind
+
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class _JsonReader:
+    """Reads values by their types. names: what keys are filled in with."""
+
+    what: str
+    names: Mapping[str, object]
+
+    def read(self, kind: Any, value: object, path: Path) -> Any:
+        bare = _bare(kind)
+        if is_dataclass(bare):
+            if value is None and bare is not kind:
+                return None
+            return self._dataclass(bare, self._mapping(value, path), path)
+        origin, parts = get_origin(bare), get_args(bare)
+        if origin is dict:
+            content = self._mapping(value, path)
+            return {key: self.read(parts[1], part, (*path, key)) for key, part in content.items()}
+        if origin is tuple:
+            if not isinstance(value, (list, tuple)):
+                raise self._error("Input should be a valid list", path)
+            return tuple(self.read(parts[0], part, (*path, place)) for place, part in enumerate(value))
+        try:
+            return _adapter(kind).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise self._error(error.errors(include_url=False)[0]["msg"], path) from None
+
+    def _dataclass(self, owner: Any, plain: Mapping[str, Any], path: Path) -> Any:
+        values: dict[str, Any] = {}
+        for one in _fields(owner):
+            key = one.key.format(**self.names)
+            if one.inline is not None:
+                part = self._inlined(owner, one, plain)
+                if part or one.required:
+                    values[one.name] = self.read(one.kind, part, path)
+            elif key in plain:
+                values[one.name] = self.read(one.kind, plain[key], (*path, key))
+            elif one.required:
+                raise self._error("Field required", (*path, key))
+        return owner(**values)
+
+    def _inlined(self, owner: Any, one: _Field, plain: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the keys that belong to an inlined field, without their prefix."""
+        prefix, bare = one.inline or "", _bare(one.kind)
+        rest = {key.removeprefix(prefix): part for key, part in plain.items() if key.startswith(prefix)}
+        if is_dataclass(bare):
+            mine = self._keys(bare)
+            return {key: part for key, part in rest.items() if key in mine}
+        if prefix:
+            return rest
+        others = [other for other in _fields(owner) if other is not one]  # a dictionary has whatever they leave
+        known = {key for other in others for key in self._keys_of(other)}
+        prefixes = tuple(other.inline for other in others if other.inline)
+        return {key: part for key, part in rest.items() if key not in known and not key.startswith(prefixes)}
+
+    def _keys(self, owner: Any) -> set[str]:
+        """Of a dataclass, and of the parts inlined in it."""
+        return {key for one in _fields(owner) for key in self._keys_of(one)}
+
+    def _keys_of(self, one: _Field) -> set[str]:
+        bare = _bare(one.kind)
+        return self._keys(bare) if one.inline is not None and is_dataclass(bare) else {one.key.format(**self.names)}
+
+    def _mapping(self, value: object, path: Path) -> Mapping[str, Any]:
+        if not isinstance(value, Mapping):
+            raise self._error("Input should be a valid dictionary", path)
+        return value
+
+    def _error(self, message: str, path: Path) -> ReportError:
+        where = ".".join(str(step) for step in path) or "the whole"
+        return ReportError(f"{self.what}: {where}: {message}; see strategies/figures/schema.py")
+
+
+__all__ = ["Inline", "JsonKey", "from_plain", "to_plain"]

@@ -1,0 +1,24 @@
+"""Public names that are imported when they are first asked for, so that importing a package costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def imported_when_asked(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """A package's ``__getattr__`` (PEP 562). homes: the module that each public name lies in.
+
+    Static tools read the same names from imports under ``TYPE_CHECKING``.
+    """
+
+    def public_name(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(homes[name]), name)
+
+    return public_name
+
+
+__all__ = ["imported_when_asked"]

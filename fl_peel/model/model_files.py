@@ -1,0 +1,225 @@
+"""The folder of a saved model: safetensors and JSON, each file with its size and digest in ``model.json``.
+
+A folder appears whole or not at all. Of a file that is read, nothing is believed before its size and digest are right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from fl_peel.errors import ModelError
+from fl_peel.file_kind import file_kind
+
+ABOUT = "model.json"
+FORMAT = "fl-peel model"
+VERSION = 1
+"""Of the format."""
+DIGEST_BYTES = 16
+MOST_ABOUT_BYTES = 64 << 20
+"""Of ``model.json``, which lists the files."""
+FILES, DIGEST = "files", "digest"
+"""Keys of it: names to sizes and digests; its own, of all other keys."""
+
+
+def digest_of(data: bytes) -> str:
+    """BLAKE2b of some bytes, in hexadecimal digits."""
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
+
+
+def _digest_of_about(about: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in about.items() if key != DIGEST}
+    return digest_of(json.dumps(rest, sort_keys=True, ensure_ascii=True).encode())
+
+
+def _digest_or_none(about: Mapping[str, Any]) -> str | None:
+    try:
+        return _digest_of_about(about)
+    except (ValueError, RecursionError):  # deeper than anything that was saved
+        return None
+
+
+@dataclass
+class ModelWriter:
+    """The files of a model that is being saved."""
+
+    folder: Path
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, name: str, data: bytes) -> None:
+        """Write one, and remember what it says."""
+        (self.folder / name).write_bytes(data)
+        self.files[name] = {"bytes": len(data), "digest": digest_of(data)}
+
+    def add_tensors(self, name: str, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Write arrays."""
+        whole = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
+        self.add(name, safetensors.numpy.save(whole))
+
+    def add_json(self, name: str, content: Any) -> None:
+        """Write what JSON can say."""
+        self.add(name, json.dumps(content, ensure_ascii=False, allow_nan=False).encode())
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all files so far."""
+        return sum(about["bytes"] for about in self.files.values())
+
+
+@contextmanager
+def writing(folder: Path, about: Mapping[str, Any]) -> Iterator[ModelWriter]:
+    """Files of a model, of which the folder has all, in place of what was there, or none. about: what ``model.json``
+    says besides.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        written = ModelWriter(part)
+        yield written
+        content = {"format": FORMAT, "version": VERSION, **about, FILES: dict(sorted(written.files.items()))}
+        content[DIGEST] = _digest_of_about(content)
+        (part / ABOUT).write_bytes((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        shutil.rmtree(folder, ignore_errors=True)
+        part.chmod(0o755)  # a temporary folder is its maker's alone
+        part.replace(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of a model that was saved. about: what ``model.json`` says."""
+
+    folder: Path
+    about: Mapping[str, Any]
+
+    @staticmethod
+    def open(folder: Path) -> ModelFiles:
+        """Read and check ``model.json``; other files are read when they are needed.
+
+        Raises:
+            ModelError: it is not there, of another format or version, or damaged.
+        """
+        about = _about(folder)
+        files = about.get(FILES)
+        if not isinstance(files, dict) or not all(
+            isinstance(one, dict) and type(one.get("bytes")) is int and isinstance(one.get("digest"), str)
+            for one in files.values()
+        ):
+            raise ModelError(f"{folder / ABOUT}: lists no files; save the model again")
+        return ModelFiles(folder, about)
+
+    def number(self, key: str, most: int) -> int:
+        """A whole number from 1 to ``most``.
+
+        Raises:
+            ModelError: it is something else.
+        """
+        value = self.about.get(key)
+        if type(value) is not int or not 1 <= value <= most:
+            raise self.fault(ABOUT, f"{key} is {str(value)[:40]}, not a whole number from 1 to {most}")
+        return value
+
+    def text(self, key: str, *known: str) -> str:
+        """One of these words; any, where none are given.
+
+        Raises:
+            ModelError: it is something else.
+        """
+        value = self.about.get(key)
+        if not isinstance(value, str) or (known and value not in known):
+            raise self.fault(
+                ABOUT, f"{key} is {str(value)[:40]!r}" + (f", none of {', '.join(known)}" if known else "")
+            )
+        return value
+
+    def has(self, name: str) -> bool:
+        """Whether the model has such a file."""
+        return name in self.about[FILES]
+
+    def read(self, name: str) -> bytes:
+        """A file's content.
+
+        Raises:
+            ModelError: it is not there, cannot be read, or is not the one that was saved.
+        """
+        known, path = self.about[FILES].get(name), self.folder / name
+        if known is None:
+            raise self.fault(ABOUT, f"does not list {name}")
+        if file_kind(path) != "file":
+            raise self.fault(name, "is missing")
+        try:
+            if path.stat().st_size != known["bytes"]:
+                raise self.fault(name, f"{path.stat().st_size} bytes, not {known['bytes']}: it was cut off or changed")
+            data = path.read_bytes()
+        except OSError as error:
+            raise self.fault(name, f"cannot be read ({error.strerror})") from error
+        if digest_of(data) != known["digest"]:
+            raise self.fault(name, "its digest does not match: it was changed")
+        return data
+
+    def tensors(self, name: str) -> dict[str, NDArray[Any]]:
+        """The arrays of a file.
+
+        Raises:
+            ModelError: as for :meth:`read`, or it holds none.
+        """
+        data = self.read(name)
+        try:
+            return safetensors.numpy.load(data)
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise self.fault(name, f"holds no arrays ({str(error)[:80]})") from error
+
+    def json(self, name: str) -> Any:
+        """What a file of JSON says.
+
+        Raises:
+            ModelError: as for :meth:`read`, or it is no JSON.
+        """
+        try:
+            return json.loads(self.read(name))
+        except (ValueError, RecursionError) as error:
+            raise self.fault(name, f"is no JSON ({str(error)[:80]})") from error
+
+    def fault(self, name: str, why: str) -> ModelError:
+        """The one line for a file that does not fit."""
+        return ModelError(f"{self.folder / name}: {why}; save the model again, or copy all of its folder")
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    path = folder / ABOUT
+    if file_kind(path) != "file":
+        if file_kind(folder / "model" / ABOUT) == "file":
+            raise ModelError(f"{folder}: holds no {ABOUT}; name the folder model in it")
+        raise ModelError(f"{path}: no such file; name the folder model/ that a run with --out leaves")
+    try:
+        if path.stat().st_size > MOST_ABOUT_BYTES:
+            raise ModelError(f"{path}: {path.stat().st_size} bytes are no {ABOUT}; name the folder of a model")
+        about = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read ({str(error)[:80]}); save the model again") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise ModelError(f"{path}: is not of a model of fl-peel; name the folder model/ that a run with --out leaves")
+    if about.get("version") != VERSION:
+        raise ModelError(
+            f"{path}: format {str(about.get('version'))[:20]}, where this release reads {VERSION}; "
+            f"it was saved by fl-peel {str(about.get('package'))[:20]}"
+        )
+    if about.get(DIGEST) != _digest_or_none(about):
+        raise ModelError(f"{path}: its digest does not match: it was changed; save the model again")
+    return about
+
+
+__all__ = ["ABOUT", "VERSION", "ModelFiles", "ModelWriter", "digest_of", "writing"]

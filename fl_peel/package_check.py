@@ -1,0 +1,85 @@
+"""Which copy of the packages runs: all four must come from one folder, and server and nodes must run the same code.
+
+A folder called ``clients`` in the working directory of Flower's SuperLink or of a Ray worker hides ours. Better to
+say so than to run half of another program.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from functools import cache
+from pathlib import Path
+
+from fl_peel.errors import EngineError
+
+PACKAGES = ("fl_peel", "clients", "strategies", "simulations")
+
+
+def own_root() -> Path:
+    """Folder that this copy of the packages lies in."""
+    return Path(__file__).resolve().parent.parent
+
+
+def own_environment() -> dict[str, str]:
+    """Of a process that is to find this copy of the packages first."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(own_root()), os.environ.get("PYTHONPATH", "")])}
+
+
+def check_one_root(working_dir: Path | None = None) -> Path:
+    """Make sure that all packages come from :func:`own_root`, and return it.
+
+    working_dir: of Ray's workers, which look there first. Another copy of the same code may lie there, as when a
+    SuperLink was started in the repository; any other module of one of our names would hide ours.
+
+    Raises:
+        EngineError: naming both roots.
+    """
+    root = own_root()
+    for name in PACKAGES:
+        place = _package_folder(name)
+        if place is not None and place.resolve() != root:
+            raise _two_roots(name, place, root)
+    if working_dir is not None and working_dir.resolve() != root:
+        hidden = [name for name in PACKAGES if _hides(working_dir, name)]
+        if hidden and code_digest(working_dir.resolve()) != code_digest(root):
+            raise _two_roots(hidden[0], working_dir, root)
+    return root
+
+
+def _two_roots(name: str, place: Path, root: Path) -> EngineError:
+    return EngineError(
+        f"package {name} is found in {place.resolve()}, but fl_peel runs from {root}; "
+        f"run (or start the SuperLink) in another folder, or rename {place.resolve() / name}"
+    )
+
+
+def _package_folder(name: str) -> Path | None:
+    """Folder that ``import name`` would take the package from; None where it would find none."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ValueError:  # a module without a spec, put into sys.modules by hand
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    origin = Path(spec.origin)
+    return origin.parent.parent if origin.name == "__init__.py" else origin.parent
+
+
+def _hides(folder: Path, name: str) -> bool:
+    """Whether the folder holds a package or module of that name; a folder without ``__init__.py`` hides nothing."""
+    return (folder / name / "__init__.py").is_file() or (folder / f"{name}.py").is_file()
+
+
+@cache
+def code_digest(root: Path) -> str:
+    """A name for the code of the packages in ``root``: equal for equal ``.py`` files, wherever they lie."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in PACKAGES:
+        for path in sorted((root / name).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+__all__ = ["PACKAGES", "check_one_root", "code_digest", "own_root"]

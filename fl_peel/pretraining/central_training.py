@@ -1,0 +1,241 @@
+"""Stage 1 on the server: one full embedding table, trained on the collected interactions alone.
+
+Base recommenders: matrix factorization and LightGCN (He et al., SIGIR 2020). Losses: BPR and sampled
+softmax. A diversity regularizer between an item's slices, as in PEEL (arXiv 2306.10532, section
+"diversity-driven regularizer").
+
+LightGCN as published propagates for every small batch over hundreds of epochs, which takes hours on a CPU.
+Here the tables start from a truncated SVD (:mod:`fl_peel.pretraining.spectral`), a step takes thousands of whole users
+against many shared negatives (:mod:`fl_peel.pretraining.losses`), and so a few hundred propagations are enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fl_peel.data.interactions import UserItems
+from fl_peel.errors import ScenarioError
+from fl_peel.pretraining.adam import EagerAdam
+from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss, slice_diversity
+from fl_peel.pretraining.negatives import CandidateSampler, evenly_drawn
+from fl_peel.pretraining.propagation import InteractionGraph, propagate
+from fl_peel.pretraining.settings import PretrainingConfig, check_collected, check_negatives
+from fl_peel.pretraining.spectral import spectral_tables
+from fl_peel.pretraining.workers import Workers, own_threads, threads_for
+from fl_peel.randomness import seed_for
+
+FloatArray = NDArray[np.float32]
+_DIVERSITY_SAMPLE = 4096  # items per step that the diversity regularizer looks at
+
+
+@dataclass(frozen=True)
+class EpochFigures:
+    """What one epoch did: its number (from 1) and its mean loss over the users, regularizers included."""
+
+    epoch: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class PretrainedEmbeddings:
+    """Global tables; the score of an item is the plain dot product of its row with the user's.
+
+    users: (U, d), zero rows for users who gave no data; items: (I, d);
+    temperature: the logits that the loss saw are score / temperature, so a local loss fits with the same
+    scale;
+    history: figures per epoch.
+    """
+
+    users: FloatArray
+    items: FloatArray
+    temperature: float
+    history: tuple[EpochFigures, ...] = ()
+
+
+def pretrain(
+    collected: UserItems,
+    num_items: int,
+    config: PretrainingConfig,
+    *,
+    seed: int,
+    device: str = "cpu",
+    progress: Callable[[EpochFigures], None] | None = None,
+) -> PretrainedEmbeddings:
+    """Train the global tables. The same arguments give the same tables to the last digit, on processors of
+    one code path (:mod:`fl_peel.cpu_dispatch`).
+
+    Raises:
+        ScenarioError: a setting is out of range.
+        DataError: no interaction was collected.
+    """
+    check_collected(collected)
+    _check(config)
+    num_threads = config.num_threads or threads_for(collected.num_interactions)
+    with own_threads(num_threads) as workers:
+        trainer = _Trainer(collected, num_items, config, seed, device, workers)
+        history = []
+        for figures in trainer.epochs():
+            _check_finite(figures.loss)
+            history.append(figures)
+            if progress is not None:
+                progress(figures)
+        users, items = trainer.tables()
+    with np.errstate(over="ignore"):
+        _check_finite(users.astype(np.float16), items)  # devices keep their own in fp16
+    return PretrainedEmbeddings(users, items, config.temperature, tuple(history))
+
+
+def _check_finite(*results: float | FloatArray) -> None:
+    """Refuse to go on with numbers that are none.
+
+    Raises:
+        ScenarioError: naming the stage and the remedy.
+    """
+    if not all(np.isfinite(result).all() for result in results):
+        raise ScenarioError(
+            "pretraining: training diverged; lower pretraining.learning_rate or initial_norm, or raise temperature"
+        )
+
+
+def _check(config: PretrainingConfig) -> None:
+    if config.embedding_dim % config.num_slices:
+        raise ScenarioError(
+            f"pretraining.num_slices: {config.num_slices} does not divide embedding_dim "
+            f"{config.embedding_dim}; choose a divisor"
+        )
+    for name in ("embedding_dim", "batch_size", "num_slices", "temperature", "learning_rate"):
+        if getattr(config, name) <= 0:
+            raise ScenarioError(f"pretraining.{name}: {getattr(config, name)} is not above 0; set a positive value")
+    check_negatives(config.loss, config.num_negatives, config.negatives_exponent)
+
+
+class _Trainer:
+    """Layer-0 tables, their optimizer, and the data on the torch device."""
+
+    def __init__(
+        self, collected: UserItems, num_items: int, config: PretrainingConfig, seed: int, device: str, workers: Workers
+    ) -> None:
+        self._config, self._seed, self._device, self._workers = config, seed, device, workers
+        collected = collected.by_item()  # tables do not depend on the order of a user's items, to the last bit
+        self._rows, self._num_items = collected, num_items
+        self._active = np.flatnonzero(collected.counts() > 0)
+        self._graph = InteractionGraph.build(collected, num_items, device)
+        self._num_layers = config.num_layers if config.model == "lightgcn" else 0
+        users, items = self._initial()
+        self._users = torch.from_numpy(users).to(device).requires_grad_()
+        self._items = torch.from_numpy(items).to(device).requires_grad_()
+        self._optimizer = EagerAdam([self._users, self._items], lr=config.learning_rate, fused=True)
+        popularity = collected.popularity(num_items).astype(np.float64)
+        self._sampler = CandidateSampler.from_config(config, popularity)
+        bias = config.popularity_correction * np.log((popularity + 1.0) / (popularity + 1.0).mean())
+        self._item_bias = torch.from_numpy(bias.astype(np.float32)).to(device)
+        self._user_l2 = self._l2_shares(collected.counts())
+        self._item_l2 = self._l2_shares(popularity)
+
+    def _l2_shares(self, interactions: NDArray[np.integer] | NDArray[np.floating]) -> Tensor:
+        """Share of every row in the l2 penalty, sums to 1."""
+        shares = interactions.astype(np.float64) ** self._config.l2_exponent * (interactions > 0)
+        return torch.from_numpy((shares / shares.sum()).astype(np.float32)).to(self._device)
+
+    def _initial(self) -> tuple[FloatArray, FloatArray]:
+        """Layer-0 tables: (U, d), (I, d), mean row length ``initial_norm`` over items that have data."""
+        dim = self._config.embedding_dim
+        if self._config.initialization == "spectral":
+            users, items = spectral_tables(self._rows, self._num_items, dim, seed=self._seed)
+            lengths = np.linalg.norm(items, axis=1)
+            scale = self._config.initial_norm / max(float(lengths[lengths > 0].mean()), 1e-12)
+            return (users * scale).astype(np.float32), (items * scale).astype(np.float32)
+        generator = self._generator("initialization")
+        size = (self._rows.num_users + self._num_items, dim)
+        both = torch.randn(size, generator=generator).numpy() * np.float32(self._config.initial_norm / dim**0.5)
+        return both[: self._rows.num_users].copy(), both[self._rows.num_users :].copy()
+
+    def _generator(self, *identity: str | int) -> torch.Generator:
+        # manual_seed takes signed 64 bits
+        return torch.Generator().manual_seed(seed_for(self._seed, "pretraining", *identity) >> 1)
+
+    def epochs(self) -> Iterator[EpochFigures]:
+        """Train; one figure per epoch."""
+        config = self._config
+        num_batches = -(-len(self._active) // config.batch_size)
+        num_steps, step = config.epochs * num_batches, 0
+        for epoch in range(1, config.epochs + 1):
+            generator = self._generator("epoch", epoch)
+            order = self._active[torch.randperm(len(self._active), generator=generator).numpy()]
+            total = 0.0
+            for users in np.array_split(order, num_batches):
+                for group in self._optimizer.param_groups:
+                    group["lr"] = config.learning_rate * (1.0 - step / num_steps)
+                total += self._step(users, generator) * len(users)
+                step += 1
+            yield EpochFigures(epoch, total / len(order))
+
+    def _step(self, users: NDArray[np.int64], generator: torch.Generator) -> float:
+        batch = self._batch(users)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self._loss(batch, generator)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return float(loss.detach())
+
+    def _batch(self, users: NDArray[np.int64]) -> UserBatch:
+        rows = self._rows.select(users)
+        counts = rows.counts()
+        weights = np.repeat(counts.astype(np.float64) ** (self._config.user_weight_exponent - 1.0), counts)
+        return UserBatch(
+            torch.from_numpy(users).to(self._device),
+            torch.from_numpy(rows.indptr).to(self._device),
+            torch.from_numpy(rows.users()).to(self._device),
+            torch.from_numpy(rows.items.astype(np.int64)).to(self._device),
+            torch.from_numpy((weights / weights.sum()).astype(np.float32)).to(self._device),
+        )
+
+    def _final(self, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The tables that score: (U, d) or, of the users that are wanted, (B, d); (I, d)."""
+        users, items = propagate(
+            self._graph, self._users, self._items, self._num_layers, wanted=wanted, workers=self._workers
+        )
+        if self._config.similarity == "cosine":
+            return F.normalize(users, dim=1, eps=1e-8), F.normalize(items, dim=1, eps=1e-8)
+        return users, items
+
+    def _loss(self, batch: UserBatch, generator: torch.Generator) -> Tensor:
+        config = self._config
+        users, items = self._final(batch.users)
+        if config.loss == "bpr":
+            shape = (len(batch.items), config.num_negatives)
+            negatives = torch.randint(self._num_items, shape, generator=generator).to(self._device)
+            loss = bpr_loss(users, items, batch, negatives, config.temperature)
+        else:
+            loss = sampled_softmax_loss(
+                users,
+                items,
+                batch,
+                temperature=config.temperature,
+                candidates=self._sampler.draw(generator, self._device),
+                item_bias=self._item_bias,
+                workers=self._workers,
+            )
+        if config.l2 > 0:
+            squares = self._user_l2 @ self._users.square().sum(dim=1) + self._item_l2 @ self._items.square().sum(1)
+            loss = loss + 0.5 * config.l2 * squares
+        if config.diversity_form != "none" and config.diversity_weight > 0:
+            chosen = evenly_drawn(self._num_items, _DIVERSITY_SAMPLE, generator, self._device)
+            table = items if chosen is None else items[chosen]
+            loss = loss + config.diversity_weight * slice_diversity(table, config.num_slices, config.diversity_form)
+        return loss
+
+    def tables(self) -> tuple[FloatArray, FloatArray]:
+        """Final tables as NumPy: (U, d), (I, d)."""
+        with torch.no_grad():
+            users, items = self._final()
+            users = users.clone()
+            users[torch.from_numpy(self._rows.counts() == 0).to(self._device)] = 0.0
+        return users.cpu().numpy(), items.detach().clone().cpu().numpy()

@@ -1,0 +1,267 @@
+"""Stage 1 by sums that goes on: from the model of the last period to that of this one, over what devices have now.
+
+A pass or two from the last directions follow taste that moves slowly; a row of zeros, of an item that nobody had
+before, is filled by the first pass, which is a sum over the devices that use it. Directions of equal strength may turn
+among one another from one period to the next, which no score notices but every row does: the model is turned back onto
+the last one (the orthogonal Procrustes problem: Schoenemann, Psychometrika 31(1), 1966), so that rows change only as
+far as scores do, and what devices hold already stays good.
+
+With no more columns than a table has, all user groups share one table: a group is its order of blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+
+from fl_peel.errors import DataError
+from fl_peel.pretraining.settings import SpectralConfig
+from fl_peel.pretraining.spectral_steps import (
+    SCORE_SPREAD,
+    USER_LENGTH,
+    Counts,
+    Doubles,
+    Filter,
+    FilterGrid,
+    FilterRequest,
+    Floats,
+    GroupStart,
+    Ints,
+    Moments,
+    blocks_of,
+    coarse,
+    drawn_items,
+    drawn_users,
+    freshness,
+    halves,
+    orthonormal,
+    orthonormal_again,
+    starting_directions,
+    unit_vectors,
+)
+from fl_peel.pretraining.stage1 import (
+    NUM_DRAWN,
+    SpectralStart,
+    Stage1Sums,
+    find_centroids,
+    iterated,
+    moments_by_group,
+    passed,
+)
+from fl_peel.pretraining.workers import fixed_threads
+from fl_peel.randomness import rng_for
+
+
+@dataclass(frozen=True)
+class SpectralModel:
+    """What goes on. directions: (I, K + o) orthonormal, with the columns that passes take besides; values: (K,)
+    eigenvalues; counts: (I,) of items; own, scored: (I, K) as in :class:`fl_peel.pretraining.spectral_steps.Filter`,
+    turned; centroids: (G, c); scale: of scored rows in tables; middle: (K,) the mean of devices' vectors at length 1,
+    for those that have nothing to make one of; recent, fresh: (I,) uses of late, and what scores are multiplied with
+    for it; former: (G,) the number that each group had in the last model, -1 in the first.
+    """
+
+    directions: Doubles
+    values: Doubles
+    counts: Counts
+    own: Floats
+    scored: Floats
+    centroids: Floats
+    scale: float
+    middle: Floats
+    recent: Counts
+    fresh: Doubles
+    former: Ints
+
+    @property
+    def num_items(self) -> int:
+        """Items that anybody had when it was made."""
+        return len(self.counts)
+
+
+@dataclass(frozen=True)
+class Exponents:
+    """Of a filter: of counts, eigenvalues, and freshness."""
+
+    count: float
+    value: float
+    fresh: float
+
+
+def filter_request(
+    model: SpectralModel,
+    seed: int,
+    *,
+    count: Sequence[float],
+    value: Sequence[float],
+    fresh: Sequence[float],
+    fading: float | None,
+) -> FilterRequest | None:
+    """What devices are asked about the last model once a period is over: under which of these exponents it would have
+    ranked best what they did. None where nothing is left to choose.
+    """
+    shapes = FilterGrid.from_exponents(count, value, fresh)
+    if len(shapes.count_exponents) == 1:
+        return None
+    drawn, place = drawn_items(model.counts, seed)
+    directions = halves(model.directions[:, : len(model.values)].astype(np.float32))
+    return FilterRequest(directions, model.values, model.counts, shapes, drawn, place, model.recent, fading)
+
+
+def exponents_of(request: FilterRequest, won: Ints, answered: int) -> Exponents:
+    """The filter that most of what devices said is for.
+
+    Raises:
+        DataError: nobody said anything.
+    """
+    if not answered:
+        raise DataError(
+            "stage 1: none of the requested devices has an interaction in the period before the first; set "
+            "pretraining.count_exponent and value_exponent, or raise pretraining.filter_devices or data.timeline.share"
+        )
+    best = int(won.argmax())
+    shapes = request.shapes
+    return Exponents(*(float(one[best]) for one in vars(shapes).values()))
+
+
+def update_model(
+    sums: Stage1Sums,
+    config: SpectralConfig,
+    previous: SpectralModel | None,
+    *,
+    exponents: Exponents,
+    recent: Counts,
+    passes: int,
+    dim: int,
+    num_groups: int,
+    min_size: int,
+    group_rounds: int,
+    seed: int,
+) -> tuple[SpectralModel, SpectralStart]:
+    """The model over what devices have now, and what user groups start with. previous: the last model, None for the
+    first; recent: (I,) uses of items in the period that is over.
+
+    Raises:
+        DataError: no device has any item, or the scenario has more columns than a table.
+    """
+    if config.columns > dim:
+        raise DataError(f"pretraining.columns: a timeline needs at most embedding_dim {dim}, not {config.columns}")
+    counts = np.asarray(sums.counts())
+    if not counts.any():
+        raise DataError(
+            "stage 1: no item has as many devices that answered as privacy.min_owners asks for; see fl-peel fleet "
+            "show, raise deadlines, or lower privacy.min_owners"
+        )
+    with fixed_threads(config.num_threads):
+        whole, all_values = _directions(sums, config, previous, counts, passes, seed)
+        directions, values = whole[:, : config.columns], all_values[: config.columns]
+        shape = Filter.from_spectrum(
+            directions,
+            values,
+            counts,
+            own_exponent=config.item_exponent,
+            count_exponent=exponents.count,
+            value_exponent=exponents.value,
+        )
+        turn = _turn(shape, previous)
+    own = halves((shape.own @ turn).astype(np.float32))
+    scored = (shape.scored @ turn).astype(np.float32)
+    sums.vectors(own)
+    if previous is None:
+        centroids = find_centroids(
+            sums, Filter(own, scored), counts, config, num_groups, min_size, seed, lambda text: None
+        )
+        former = np.full(len(centroids), -1)
+    else:
+        centroids, former = _moved(sums, previous.centroids, group_rounds, min_size)
+    moments = list(moments_by_group(sums, centroids, counts))
+    scale = _scale(scored, moments, sums.units.moments) if previous is None else previous.scale
+    table = np.zeros((len(scored), dim), np.float32)
+    fresh = freshness(recent, counts, exponents.fresh)
+    table[:, : scored.shape[1]] = scored * (scale * fresh)[:, None].astype(np.float32)
+    groups = tuple(_group(g, one, table, dim, sums.units.moments, seed) for g, one in enumerate(moments))
+    first = np.sum([one.first for one in moments], axis=0).astype(np.float32)
+    middle = unit_vectors(first[None, :])[0]
+    model = SpectralModel(whole, values, counts, own, scored, centroids, scale, middle, recent, fresh, former)
+    filtered_by = exponents.count, exponents.value, None
+    start = SpectralStart(
+        own, scored, values.astype(np.float32), centroids, groups, counts, directions.astype(np.float32), *filtered_by
+    )
+    return model, start
+
+
+def _directions(
+    sums: Stage1Sums, config: SpectralConfig, before: SpectralModel | None, counts: Counts, passes: int, seed: int
+) -> tuple[Doubles, Doubles]:
+    """Of the counts as they are, from the last ones where there are any."""
+    directions = starting_directions(counts, config.columns + config.oversampling, seed)
+    if before is not None:
+        # what there was, and for the items that are new whatever the first pass says
+        kept = min(before.directions.shape[1], directions.shape[1])
+        known = np.zeros((len(counts), kept))
+        known[: before.num_items] = before.directions[:, :kept]
+        directions = orthonormal(known * (counts > 0)[:, None])
+
+    def once(block: Doubles) -> Doubles:
+        return passed(sums, block, counts, config)
+
+    directions, values = iterated(once, directions, blocks_of(passes))
+    return orthonormal_again(directions), values
+
+
+def _turn(shape: Filter, before: SpectralModel | None) -> Doubles:
+    """Orthogonal (K, K): what brings scored rows closest to the last ones."""
+    columns = shape.scored.shape[1]
+    if before is None or before.scored.shape[1] != columns:
+        return np.eye(columns)
+    product = shape.scored[: before.num_items].astype(np.float64).T @ before.scored.astype(np.float64)
+    left, _, right = scipy.linalg.svd(product)
+    turn: Doubles = left @ right
+    return turn
+
+
+def _moved(sums: Stage1Sums, centroids: Floats, rounds: int, min_size: int) -> tuple[Floats, Ints]:
+    """Lloyd's algorithm from the last centroids; a group that became too small is dissolved. Also returns the numbers
+    (G,) that the groups which are left had.
+    """
+    for _ in range(rounds):
+        groups = sums.groups(centroids)
+        some = groups.sizes > 0
+        means = groups.sums[some] / sums.units.groups / groups.sizes[some][:, None]
+        moved = centroids.copy()
+        moved[some] = means
+        centroids = coarse(moved.astype(np.float32))
+    sizes = sums.groups(centroids).sizes
+    kept = sizes >= min_size
+    kept[sizes.argmax()] = True
+    return centroids[kept], np.flatnonzero(kept)
+
+
+def _scale(scored: Floats, moments: Sequence[Moments], units: float) -> float:
+    """Such that scores of users of length ``USER_LENGTH`` spread by ``SCORE_SPREAD``, root mean square over all."""
+    size = sum(one.size for one in moments)
+    second = sum(one.second.astype(np.float64) for one in moments) / (units**2 * max(size, 1)) * USER_LENGTH**2
+    wide = scored.astype(np.float64)
+    spread = np.cov(wide, rowvar=False, bias=True)
+    return SCORE_SPREAD / max(float(np.sqrt(np.trace(second @ spread))), 1e-30)
+
+
+def _group(number: int, moments: Moments, table: Floats, dim: int, units: float, seed: int) -> GroupStart:
+    """The shared table, and users drawn from the group's moments."""
+    columns = len(moments.first)
+    size = max(moments.size, 1)
+    middle = np.zeros(dim)
+    middle[:columns] = moments.first / (units * size) * USER_LENGTH
+    spread = np.zeros((dim, dim))
+    spread[:columns, :columns] = moments.second / (units**2 * size) * USER_LENGTH**2
+    spread -= np.outer(middle, middle)
+    users = drawn_users(middle, spread, NUM_DRAWN, rng_for(seed, "timeline-users", number))
+    group_map = np.zeros((columns, dim), np.float32)
+    np.fill_diagonal(group_map, USER_LENGTH)
+    return GroupStart(group_map, table, moments.size, moments.items, users)
+
+
+__all__ = ["Exponents", "SpectralModel", "exponents_of", "filter_request", "update_model"]

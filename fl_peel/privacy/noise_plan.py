@@ -1,0 +1,206 @@
+"""A run's plan: how much noise on what, from the scenario's keys, and what it costs.
+
+What a round releases, part by part, is in :mod:`fl_peel.exchange.release`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fl_peel.errors import ScenarioError
+from fl_peel.exchange.release import Part, bounds, shares_of
+from fl_peel.kernels import FIXED_POINT
+from fl_peel.privacy.accounting import PrivacyCost, Schedule, calibrated, cost_of
+from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
+from fl_peel.privacy.sources import whole_scale
+from fl_peel.privacy.stage1_noise import Stage1Release, Stage1Scales, stage1_releases, unit_of
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.secure.graph import answers_needed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which mechanism, how strong, divided how. shares: of a full round's release, they sum to 1.
+
+    multiplier: noise of a full release relative to the distance of two contributions; schedule: rounds of one device.
+    """
+
+    mechanism: Mechanism
+    multiplier: float
+    shares: Mapping[Part, float]
+    schedule: Schedule
+    cost: PrivacyCost
+    group_epsilon: float
+    """Of the answer which user group a device is in, spent besides; 0 where no device is asked."""
+    stage1: tuple[Stage1Release, ...] = ()
+    """What devices say in stage 1; nothing where they have no part in it. It is in ``schedule`` and ``cost``."""
+
+    def scale(self, part: Part, bound: float) -> float:
+        """Scale of the noise on a part."""
+        return self.mechanism.scale(self.multiplier, self.shares[part], bound)
+
+    def std(self, part: Part, bound: float) -> float:
+        """Standard deviation of the noise on a part, of one draw."""
+        return self.mechanism.std(self.scale(part, bound))
+
+    @property
+    def epsilon(self) -> float:
+        """User level, of everything that devices release."""
+        return self.cost.epsilon + self.group_epsilon
+
+    @property
+    def stage1_epsilon(self) -> float | None:
+        """Of what devices say in stage 1 alone, to the plan's delta; None where they say nothing."""
+        if not self.stage1:
+            return None
+        alone = Schedule((), certain=self.schedule.certain)
+        return cost_of(self.mechanism, self.multiplier, alone, self.cost.delta).epsilon
+
+
+def in_masked_sums(scenario: Scenario, mechanism: Mechanism | None) -> bool:
+    """Whether devices add the noise of a sum, each its share, before they mask it: the server sees no sum without it.
+
+    Where secure aggregation is on, for mechanisms whose noise can be divided; the server then adds none.
+    """
+    secure = scenario.secure_aggregation.enabled
+    return mechanism is not None and secure and mechanism.where == "server" and mechanism.divides
+
+
+def noise_devices_of(scenario: Scenario, num_devices: int) -> int:
+    """Of the ``num_devices`` of a user group that begin a round: how many, at least, are in a sum that is opened and
+    keep their noise to themselves.
+
+    Each device's share of the noise is one of so many: whatever sum is opened has all of the noise, or more.
+
+    Raises:
+        ScenarioError: none are left.
+    """
+    quorum = answers_needed(num_devices, scenario.secure_aggregation.threshold)
+    colluding = scenario.privacy.colluding_devices
+    if quorum <= colluding:
+        raise ScenarioError(
+            f"privacy.colluding_devices: of {num_devices} devices {quorum} must stay until the end, and {colluding} "
+            "may reveal their noise, which leaves none; lower it, or raise secure_aggregation.min_devices or threshold"
+        )
+    return quorum - colluding
+
+
+def schedule_of(scenario: Scenario, mechanism: Mechanism, shares: Mapping[Part, float], rounds: int) -> Schedule:
+    """Rounds that a device pays for: those with signals in full, the others without the signals' share; and stage 1.
+
+    rounds: it can be in; under fixed sampling, those that the most sampled device is in, here counted as if all of
+    them had signals as far as there are any.
+    """
+    refinement, every = scenario.refinement, scenario.controller.every
+    with_signals = min(rounds, refinement.rounds // every)
+    without = sum(share for part, share in shares.items() if part != "signals")
+    # the server sees who takes part: where it is one of those whom the noise is against, nothing is amplified
+    hidden = mechanism.where == "server" and not in_masked_sums(scenario, mechanism)
+    poisson = refinement.sampling == "poisson" and hidden
+    sampling = refinement.sampling_rate if poisson else 1.0
+    stage1 = tuple((release.times, release.share) for release in stage1_releases(scenario))
+    return Schedule(((with_signals, 1.0), (rounds - with_signals, without)), sampling, stage1)
+
+
+def make_plan(scenario: Scenario, *, most_rounds: int | None = None, asks_groups: bool = False) -> Plan | None:
+    """The plan of a scenario; None where no mechanism adds noise.
+
+    most_rounds: that any device is in (None: all of them); asks_groups: some devices answer which user group they are
+    in, because their data was not collected.
+
+    Raises:
+        ScenarioError: a target that cannot be met, or keys that spend what is not accounted for.
+    """
+    privacy = scenario.privacy
+    mechanism = find_mechanism(privacy.mechanism)
+    if mechanism is None:
+        return None
+    check_keys(scenario, mechanism)
+    if asks_groups and privacy.target_epsilon is not None and privacy.group_epsilon is None:
+        raise ScenarioError(
+            "privacy.group_epsilon: devices whose data is not collected report their user group; give the "
+            "part of target_epsilon that this report may cost, or pretraining.collected.share 100%"
+        )
+    group_epsilon = (privacy.group_epsilon or 0.0) if asks_groups else 0.0
+    shares = shares_of(scenario)
+    rounds = scenario.refinement.rounds if most_rounds is None else most_rounds
+    schedule = schedule_of(scenario, mechanism, shares, rounds)
+    multiplier = privacy.noise_multiplier
+    if multiplier is None:
+        assert privacy.target_epsilon is not None
+        multiplier = calibrated(mechanism, schedule, privacy.target_epsilon - group_epsilon, privacy.delta)
+    cost = cost_of(mechanism, multiplier, schedule, privacy.delta)
+    if not math.isfinite(cost.epsilon):
+        raise ScenarioError(
+            f"privacy.noise_multiplier: {multiplier:g} at privacy.delta {privacy.delta:g} spends more than "
+            "the accountant can compute; raise one of them"
+        )
+    plan = Plan(mechanism, multiplier, shares, schedule, cost, group_epsilon, stage1_releases(scenario))
+    if privacy.target_epsilon is not None and plan.epsilon > privacy.target_epsilon * (1 + 1e-6):
+        raise ScenarioError(
+            f"privacy.noise_multiplier: {multiplier:g} spends epsilon {plan.epsilon:.3g} over the rounds of this run, "
+            f"above privacy.target_epsilon {privacy.target_epsilon:g}; leave noise_multiplier out, or raise it"
+        )
+    check_scales(scenario, plan)
+    return plan
+
+
+def check_delta(scenario: Scenario, num_devices: int) -> None:
+    """Refuse a delta that allows a run to tell all about one of its devices: above 1 / N.
+
+    Raises:
+        ScenarioError: naming the key and the remedy.
+    """
+    delta = scenario.privacy.delta
+    if scenario.privacy.noised and delta * num_devices > 1:
+        raise ScenarioError(
+            f"privacy.delta: {delta:g} is above one of {num_devices:,} devices, and so allows everything about one of "
+            f"them to be revealed; give at most {1 / num_devices:.2g}, better a tenth of that"
+        )
+
+
+def check_scales(scenario: Scenario, plan: Plan) -> None:
+    """Refuse more noise than the operating system's source draws exactly.
+
+    Raises:
+        ScenarioError: naming the key and the remedy.
+    """
+    if scenario.privacy.noise_source != "system":
+        return
+    for part, bound in bounds(scenario, scenario.privacy.clipping.norm).items():
+        if part in plan.shares:
+            whole_scale(plan.scale(part, bound), FIXED_POINT)
+    scales = Stage1Scales.from_scenario(scenario, plan.multiplier)
+    for release in plan.stage1:
+        whole_scale(scales.scale(release.part), unit_of(release.part))
+
+
+def check_keys(scenario: Scenario, mechanism: Mechanism) -> None:
+    """Refuse keys under which the epsilon would not be true.
+
+    Raises:
+        ScenarioError: naming the key and the remedy.
+    """
+    privacy = scenario.privacy
+    if mechanism.where == "device" and privacy.rows == "touched":
+        raise ScenarioError(
+            f"privacy.rows: touched reveals which rows a device changed, which {mechanism.name} must hide; set all-sent"
+        )
+    if privacy.noise_source == "system" and not mechanism.draws_whole:
+        raise ScenarioError(
+            f"privacy.noise_source: mechanism {mechanism.name} draws no integer noise, which system requires; give it "
+            "a draw_whole, or set seed"
+        )
+    if in_masked_sums(scenario, mechanism):
+        noise_devices_of(scenario, scenario.secure_aggregation.min_devices)
+    for key, again in (
+        ("fairness.exclude_below", scenario.fairness.exclude_below is not None),
+        ("elasticity.trained_for", bool(scenario.elasticity.trained_for)),
+    ):
+        if again:
+            raise ScenarioError(f"{key}: refines once more and so spends epsilon again; leave it out under a mechanism")
+
+
+__all__ = ["Plan", "check_delta", "check_keys", "in_masked_sums", "make_plan", "noise_devices_of", "schedule_of"]

@@ -1,0 +1,64 @@
+"""What a scenario asks of secure aggregation, as both sides work it out: widths, bytes, who vanishes when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.randomness import device_uniforms
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.secure.device_protocol import ID_BYTES, INDEX_BYTES, SEALED_BYTES
+from fl_peel.secure.graph import answers_needed, num_neighbours
+from fl_peel.secure.keys import KEY_BYTES
+from fl_peel.secure.sharing import SHARE_BYTES
+
+EXCHANGES = 4
+"""Times a device answers the server in a round: keys, shares, vector, opened shares."""
+
+
+class DropoutStage(IntEnum):
+    """Before which answer a device is lost that a study makes drop out."""
+
+    NEVER = 0
+    SHARES = 1
+    VECTOR = 2
+    OPENING = 3
+
+
+@dataclass(frozen=True)
+class DeviceBytes:
+    """What one device moves in a round besides blocks: to it, from it, and its vector alone (part of the latter)."""
+
+    download: int
+    upload: int
+    vector: int
+
+    @staticmethod
+    def from_sizes(neighbours: int, vector: int) -> DeviceBytes:
+        """Down: number and two keys, then number and sealed shares of every neighbour, and what became of each. Up: two
+        keys, sealed shares, the vector, and a number and a share for each neighbour.
+        """
+        down = neighbours * (ID_BYTES + 2 * KEY_BYTES + ID_BYTES + SEALED_BYTES + ID_BYTES + 1)
+        up = 2 * KEY_BYTES + neighbours * (ID_BYTES + SEALED_BYTES + ID_BYTES + INDEX_BYTES + SHARE_BYTES)
+        return DeviceBytes(down, up + vector, vector)
+
+
+def needed_of(scenario: Scenario, num_devices: int) -> tuple[int, int]:
+    """Of a user group's devices: neighbours of each that must answer, and devices that must send their vector."""
+    part = scenario.secure_aggregation
+    neighbours = num_neighbours(num_devices, part.neighbours)
+    return answers_needed(neighbours, part.threshold), answers_needed(num_devices, part.threshold)
+
+
+def vanishing(scenario: Scenario, server_round: int, devices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """When each device (N,) is lost in a round, as :class:`DropoutStage`: by ``dropout_share``, at any stage alike."""
+    share = scenario.secure_aggregation.dropout_share
+    lost = device_uniforms(scenario.seed, "secure-dropout", server_round, devices=devices) < share
+    stage = device_uniforms(scenario.seed, "secure-dropout-stage", server_round, devices=devices)
+    return np.where(lost, 1 + np.floor(3 * stage).astype(np.int64), int(DropoutStage.NEVER))
+
+
+__all__ = ["EXCHANGES", "DeviceBytes", "DropoutStage", "needed_of", "vanishing"]

@@ -1,0 +1,187 @@
+"""Devices with drawn embeddings and planted groups, and a strategy with a clock: what benchmarks run rounds on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.data.interactions import UserItems
+from fl_peel.data.population import Population
+from fl_peel.device_storage import device_splits
+from fl_peel.errors import EngineError
+from fl_peel.events import OnEvent, silent
+from fl_peel.grouping.clusters import UserGroups
+from fl_peel.mmap_arrays import drop_pages_now
+from fl_peel.pretraining.central_training import PretrainedEmbeddings
+from fl_peel.randomness import rng_for
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.weighting.block_statistics import BlockStatistics
+from strategies.groups.group_tables import empty_tables
+from strategies.groups.optimizer import ServerOptimizer
+from strategies.groups.shelf import put_once, shelf_for
+from strategies.groups.state import UserGroupState, known_bytes
+from strategies.nodes.nodes import Nodes
+from strategies.rounds.strategy import PeelStrategy
+from strategies.run.central_stage1 import CentralStage1Outcome
+from strategies.run.joining import join
+from strategies.run.refinement import Refiner, put_together
+from strategies.run.run_paths import RunPaths
+
+DRAWN = 50_000
+"""Embeddings that are drawn at a time."""
+MOST_IN_MEMORY = 64 << 20
+"""Bytes of all devices' embeddings that the server keeps in memory until they have joined."""
+
+
+class TimedStrategy(PeelStrategy):
+    """PeelStrategy with a clock at the seams of a round."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.marks: list[dict[str, float]] = []
+        self._mark = 0.0
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Time what the server does before nodes have all they need."""
+        mark = dict.fromkeys(("server_select_and_pack", "nodes_and_messages", "server_aggregate"), 0.0)
+        self.marks.append(mark)
+        self._mark = time.perf_counter()
+        yield from _timed(super().configure_train(server_round, arrays, config, grid), mark, "server_select_and_pack")
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Time what the nodes did, messages included, and what the server does with it. It packs and adds up between:
+        that is not counted with the nodes.
+        """
+        mark, before = self.marks[-1], time.perf_counter()
+        waited = {"s": 0.0}
+        answer = super().aggregate_train(server_round, _timed(replies, waited, "s"))
+        end = time.perf_counter()
+        mark["server_aggregate"] = end - before - waited["s"]
+        mark["nodes_and_messages"] = end - self._mark - mark["server_aggregate"] - mark["server_select_and_pack"]
+        return answer
+
+    def run_whole(self, grid: Grid, num_rounds: int) -> None:
+        """Run so many rounds.
+
+        Raises:
+            EngineError: a node failed, and so a round was not whole.
+        """
+        self.start(grid, ArrayRecord(), num_rounds=num_rounds, timeout=self.scenario.engine.reply_timeout_s)
+        if any(record.failures for record in self.rounds):
+            raise EngineError("bench: a node failed in a timed round; look for its error in the log above")
+
+    def timed(self, grid: Grid, rounds: int) -> tuple[float, dict[str, float], list[float]]:
+        """Run one round that is not counted and then ``rounds``: best seconds, its stages, all seconds.
+
+        Raises:
+            EngineError: as for :meth:`run_whole`.
+        """
+        self.run_whole(grid, rounds + 1)
+        seconds = [record.seconds for record in self.rounds][-rounds:]
+        best = int(np.argmin(seconds))
+        return seconds[best], self.marks[-rounds:][best], seconds
+
+
+@dataclass
+class BenchContext:
+    """A population of devices at work: what the server needs to run rounds on them."""
+
+    scenario: Scenario
+    paths: RunPaths
+    prepared: CentralStage1Outcome
+    nodes: Nodes
+    popularity: NDArray[np.float32]
+    """(G, I), what ranks blocks."""
+    on_event: OnEvent = field(default=silent, repr=False)
+
+    def strategy(self, scenario: Scenario | None = None) -> TimedStrategy:
+        """Have the devices join; a strategy to run rounds with."""
+        scenario = scenario or self.scenario
+        members = join(scenario, self.paths, self.prepared, self.nodes)
+        layout, table = self.prepared.layout, self.prepared.pretrained.items
+        shelf = shelf_for(len(self.popularity) * known_bytes(layout.num_blocks), self.paths.run_dir)
+        energy = {"energy": np.einsum("id,id->i", table, table)}
+        shared = put_once(shelf, energy | BlockStatistics.unknown(layout.num_blocks))
+        tables = empty_tables(len(self.popularity), (layout.num_items, layout.embedding_dim), self.paths.run_dir)
+        states = []
+        for mine, popularity in zip(tables, self.popularity, strict=True):
+            mine[:] = table
+            state = UserGroupState(
+                mine,
+                BlockStatistics(popularity, popularity, popularity, **shared),
+                ServerOptimizer("sgd", 1.0),
+                popularity.astype(np.float64),
+                np.ones(layout.num_blocks),
+                shelf,
+            )
+            state.drop_pages()
+            states.append(state)
+        refiner = Refiner(self.nodes.grid, self.paths, self.prepared, self.nodes, self.on_event)
+        federation = refiner.federation(scenario, members, states)
+        return put_together(TimedStrategy, federation, None, on_event=self.on_event)
+
+
+def make_context(scenario: Scenario, paths: RunPaths, nodes: Nodes, on_event: OnEvent) -> BenchContext:
+    """Devices of a data set with drawn embeddings and planted groups."""
+    splits = device_splits(scenario, paths.data_dir, paths.run_dir)
+    num_users, num_items, dim = splits.num_users, splits.num_items, scenario.pretraining.embedding_dim
+    num_groups = scenario.user_groups.count
+    rng = rng_for(0, "bench", num_users)
+    centroids = rng.standard_normal((num_groups, dim), np.float32) * np.float32(0.2)
+    # of a population, its own groups; of a data set, groups drawn in the same way
+    assignment = Population(0, num_users, num_items, num_groups, noise=0.0).groups(np.arange(num_users))
+    Path(paths.run_dir).mkdir(parents=True, exist_ok=True)
+    (users,) = empty_tables(1, (num_users, dim), paths.run_dir, most_in_memory=MOST_IN_MEMORY)
+    for start in range(0, num_users, DRAWN):
+        part = users[start : start + DRAWN]
+        rng.standard_normal(out=part, dtype=np.float32)
+        part *= np.float32(0.05)
+        part += centroids[assignment[start : start + DRAWN]]
+        drop_pages_now(users)
+    items = rng.standard_normal((num_items, dim), np.float32) * np.float32(0.2)
+    layout = BlockLayout(np.arange(num_items, dtype=np.int32), dim, 1)
+    popularity = np.stack(
+        [_popularity(splits.train, np.flatnonzero(assignment == group), num_items) for group in range(num_groups)]
+    )
+    splits.drop_pages()
+    nothing = UserItems(np.zeros(num_users + 1, np.int64), np.zeros(0, np.int32))
+    prepared = CentralStage1Outcome(
+        layout,
+        1.0,
+        nothing,
+        np.ones(num_users, np.bool_),
+        PretrainedEmbeddings(users, items, 1.0),
+        UserGroups(assignment, centroids),
+    )
+    return BenchContext(scenario, paths, prepared, nodes, popularity, on_event)
+
+
+def _popularity(train: UserItems, members: NDArray[np.int64], num_items: int) -> NDArray[np.float32]:
+    """Interactions per device and item in a group, (I,), from at most 5,000 of its devices."""
+    devices = members[:5000]
+    return (train.select(devices).popularity(num_items) / max(len(devices), 1)).astype(np.float32)
+
+
+def _timed(messages: Iterable[Message], seconds: dict[str, float], name: str) -> Iterator[Message]:
+    """Messages as they come, and how long they take to come."""
+    source = iter(messages)
+    while True:
+        start = time.perf_counter()
+        message = next(source, None)
+        seconds[name] += time.perf_counter() - start
+        if message is None:
+            return
+        yield message

@@ -1,0 +1,131 @@
+"""A table before it is text, HTML or a terminal's, and how its cells are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from simulations.report.tables.labels import VALUES, key_name
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class TableView:
+    """A table ready to print: `rows` of text under `columns`, of which the first `num_labels` are words."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    num_labels: int = 1
+    note: str = ""
+    best: frozenset[tuple[int, int]] = field(default_factory=frozenset)  # (row, column) to emphasize
+
+    def to_rich(self) -> Table:
+        """Return the same table for the terminal."""
+        table = Table(
+            title=self.title,
+            caption=self.note or None,
+            title_justify="left",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
+        for index, column in enumerate(self.columns):
+            table.add_column(Text(column), justify="left" if index < self.num_labels else "right")
+        for i, row in enumerate(self.rows):
+            table.add_row(*(Text(cell, style="bold" if (i, j) in self.best else "") for j, cell in enumerate(row)))
+        return table
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Four digits and a decimal unit: 10491136 -> '10.49 MB' (1 KB = 1000 B)."""
+    if num_bytes < 1000:
+        return f"{num_bytes:.4g} B"
+    unit, scale = byte_unit(num_bytes)
+    scaled = num_bytes / scale
+    return f"{scaled:,.1f} {unit}" if scaled >= 99.995 else f"{scaled:.2f} {unit}"
+
+
+def byte_unit(largest_bytes: float) -> tuple[str, int]:
+    """Return the decimal unit that suits numbers up to `largest_bytes`, and its bytes: ('MB', 1000000)."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6)):
+        if largest_bytes >= scale:
+            return unit, scale
+    return "KB", 1000
+
+
+def format_share(share: float) -> str:
+    """A fraction as per cent, without spare zeros: 0.0025 -> '0.25%'."""
+    return f"{share * 100:.4g}%"
+
+
+def format_metric(value: float | None) -> str:
+    """Four decimals; a dash for what was not measured."""
+    return ABSENT if value is None else f"{value:.4f}"
+
+
+def format_kilobytes(num_bytes: float) -> str:
+    """One decimal, without the unit."""
+    return f"{num_bytes / 1000:,.1f}"
+
+
+def format_ratio(value: float, reference: float | None) -> str:
+    """Three decimals; a dash where there is nothing to compare with."""
+    return f"{value / reference:.3f}" if reference else ABSENT
+
+
+def format_interval(value: float | None, low: float | None, high: float | None, digits: int = 4) -> str:
+    """A figure and the ends of its interval: '0.1851 [0.1832, 0.1870]'; a dash for what was not measured."""
+    if value is None:
+        return ABSENT
+    whole, *ends = (f"{round(number, digits) + 0.0:.{digits}f}" for number in (value, low, high) if number is not None)
+    return f"{whole} [{', '.join(ends)}]" if len(ends) == 2 else whole  # + 0.0: no minus before nothing
+
+
+def nested_views(title: str, values: Mapping[str, Any]) -> list[TableView]:
+    """Show a free-form part (`fairness`) in words: its scalars in one table, each list of records in its own."""
+    scalars: list[tuple[str, str]] = []
+    views: list[TableView] = []
+
+    def walk(path: str, value: Any) -> None:
+        key = path.rpartition(".")[2]
+        if isinstance(value, Mapping):
+            for name, part in value.items():
+                walk(f"{path}.{name}" if path else name, part)
+        elif isinstance(value, list) and value and all(isinstance(record, Mapping) for record in value):
+            columns = tuple(dict.fromkeys(name for record in value for name in record))
+            rows = tuple(tuple(_scalar(record.get(name), name) for name in columns) for record in value)
+            views.append(TableView(f"{title}: {key_name(path)}", tuple(map(key_name, columns)), rows))
+        elif isinstance(value, list):
+            scalars.append((key_name(path), ", ".join(_scalar(part, key) for part in value)))
+        else:
+            scalars.append((key_name(path), _scalar(value, key)))
+
+    walk("", values)
+    head = [TableView(title, ("quantity", "value"), tuple(scalars))] if scalars else []
+    return head + views
+
+
+def _scalar(value: Any, key: str = "") -> str:
+    """A value of that key for readers."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return VALUES.get((key, value), value)
+    if "bytes" in key:
+        return format_bytes(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float) and math.isfinite(value) and abs(value) >= 1000:
+        return f"{value:,.1f}"
+    return f"{value:.4f}" if isinstance(value, float) and 0.001 <= abs(value) < 1000 else f"{value}"

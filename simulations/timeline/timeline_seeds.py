@@ -1,0 +1,198 @@
+"""A timeline under several seeds: what of its figures is the seed's, as `timeline-seeds.json` and `.html`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.callbacks import Callback
+from fl_peel.device_storage import device_timeline
+from fl_peel.errors import ReportError, ScenarioError
+from fl_peel.events import Event, OnEvent, silent, with_seed
+from fl_peel.json_codec import to_plain
+from fl_peel.scenario.scenario import Scenario
+from simulations.differences.seeds import METHOD, Figure, figure_text
+from simulations.engine.folders import data_folder, run_folder
+from simulations.engine.inputs import require_folders
+from simulations.report.render import provenance, render, scenario_name
+from simulations.report.result_files import json_bytes
+from simulations.report.result_writer import write_results
+from simulations.report.tables.table_view import TableView
+from simulations.resumable import DONE, about_run, mark_completed, read_completed
+from simulations.timeline.run_timeline import run_with_replicates
+from simulations.timeline.timeline_labels import BASES, LABELS
+from strategies.run.checkpoints import DAMAGED, opened, seal
+from strategies.timeline.schema import TimelineResult
+
+Doubles = NDArray[np.float64]
+NAME = "timeline-seeds"
+WHOLE = ".whole.kept"
+"""Of a seed that is done, until all are: its result and its replicates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineSeeds:
+    """A way of serving over the last three periods: mean recall@20, and that over others'."""
+
+    line: str
+    recall: Figure
+    over: dict[str, Figure]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimelineSeeds:
+    """The content of `timeline-seeds.json`. devices: that were asked, each once a period; the fewest of a seed."""
+
+    scenario: dict[str, Any]
+    seeds: tuple[int, ...]
+    devices: int
+    method: str
+    lines: tuple[LineSeeds, ...]
+    versions: dict[str, str]
+    command: str | None = None
+
+
+def run_timeline_seeds(
+    scenario: Scenario,
+    *,
+    seeds: int,
+    out: Path,
+    data_dir: str | Path | None = None,
+    on_event: OnEvent = silent,
+    callbacks: Sequence[Callback] = (),
+    command: str | None = None,
+    fresh: bool = False,
+) -> TimelineSeeds:
+    """Replay a checked scenario's timeline with so many seeds, from its own on: each into ``out/seed-K``, and what they
+    say together into ``out``. Stopped and called again, it goes on: seeds that are done are read; fresh: it starts
+    anew.
+
+    Raises:
+        FlPeelError: as :func:`simulations.timeline.run_timeline.run_timeline`.
+    """
+    out = require_folders(out, scenario, seeds)
+    results, drawn = [], []
+    for number in range(scenario.seed, scenario.seed + seeds):
+        one = scenario.model_copy(update={"seed": number})
+        place, on_seed_event = out / f"seed-{number}", with_seed(number, on_event)
+        about = _about(one, data_dir)
+        outcome = None if fresh else read_completed(place, about, partial(_read_whole, place))
+        if outcome is None:
+            outcome = run_with_replicates(
+                one,
+                data_dir=data_dir,
+                out=place,
+                on_event=on_seed_event,
+                callbacks=callbacks,
+                command=command,
+                fresh=fresh,
+            )
+            seal(place / WHOLE, outcome)
+            mark_completed(place, about)
+        else:
+            on_seed_event(Event("report", 1, 1, "resumed from a checkpoint"))
+        results.append(outcome[0])
+        drawn.append(outcome[1])
+    together = timeline_seeds(results, drawn, command)
+    write_timeline_seeds(out, together)
+    for result in results:
+        for name in (DONE, WHOLE):
+            (out / f"seed-{result.seed}" / name).unlink(missing_ok=True)
+    return together
+
+
+def _about(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
+    """Which timeline a scenario is, with its data."""
+    with run_folder() as run_dir:
+        return about_run(scenario, device_timeline(scenario, data_folder(data_dir), str(run_dir)))
+
+
+def _read_whole(place: Path) -> tuple[TimelineResult, dict[str, Doubles]]:
+    """What a seed that is done left for the others.
+
+    Raises:
+        ReportError: it is not there, or damaged.
+    """
+    try:
+        result, drawn = opened((place / WHOLE).read_bytes())
+    except DAMAGED as error:
+        raise ReportError(f"{place / WHOLE}: damaged; give --fresh to replay that seed again") from error
+    return result, drawn
+
+
+def timeline_seeds(
+    results: list[TimelineResult], drawn: list[dict[str, Doubles]], command: str | None = None
+) -> TimelineSeeds:
+    """What several seeds say together. drawn: by seed and way of serving, (B,) replicates of its mean recall over the
+    last three periods, of the same draws of devices in every seed.
+    """
+    if not all(one.keys() == drawn[0].keys() for one in drawn):
+        raise ScenarioError("evaluation: the seeds did not evaluate the same devices; raise data.timeline.share")
+    devices = min(result.last["federation"].lines["all"].devices for result in results)
+    means = {line: [result.last[line].lines["all"].recall for result in results] for line in drawn[0]}
+    replicates = {line: np.mean([one[line] for one in drawn], axis=0) for line in drawn[0]}
+
+    lines = tuple(
+        LineSeeds(
+            line=line,
+            recall=Figure.mean(means[line], replicates[line], devices),
+            over={
+                base: Figure.ratio(means[line], means[base], replicates[line], replicates[base], devices)
+                for base in BASES
+                if base != line and all(means.get(base, [0.0]))
+            },
+        )
+        for line in means
+    )
+    return TimelineSeeds(
+        scenario=results[0].scenario,
+        seeds=tuple(result.seed for result in results),
+        devices=devices,
+        method=METHOD,
+        lines=lines,
+        versions=results[0].versions,
+        command=command,
+    )
+
+
+def timeline_seeds_view(result: TimelineSeeds) -> TableView:
+    """Every way of serving: mean over seeds with its interval, by seed, and over others."""
+    body = tuple(
+        (
+            LABELS.get(one.line, one.line),
+            figure_text(one.recall),
+            ", ".join(f"{value:.4f}".lstrip("0") for value in one.recall.by_seed),
+            *(figure_text(one.over.get(base), 3) for base in BASES),
+        )
+        for one in result.lines
+    )
+    columns = ("served by", "Recall@20", "by seed", *(f"relative to {LABELS[base]}" for base in BASES))
+    note = (
+        f"Means over {len(result.seeds)} seeds of the last three periods. In brackets: 95 % intervals over devices and "
+        "seeds, paired for ratios."
+    )
+    return TableView(f"Seeds {', '.join(map(str, result.seeds))}", columns, body, 1, note)
+
+
+def write_timeline_seeds(out: Path, result: TimelineSeeds) -> list[Path]:
+    """Write `timeline-seeds.json` and `timeline-seeds.html` into ``out``, both or none."""
+    page = render(
+        "tables.html",
+        title=f"{scenario_name(result.scenario)}: {len(result.seeds)} seeds, recall over time",
+        lead="The same timeline with several seeds: means and their variation over seeds.",
+        facts=[("devices", f"{result.devices:,}"), ("seeds", f"{len(result.seeds)}")],
+        tables=[timeline_seeds_view(result)],
+        plot=None,
+        note=result.method,
+        **provenance(to_plain(result), "") | {"seed": None},
+    )
+    return write_results(out, {f"{NAME}.json": json_bytes(to_plain(result)), f"{NAME}.html": page.encode()})
+
+
+__all__ = ["NAME", "LineSeeds", "TimelineSeeds", "run_timeline_seeds", "timeline_seeds", "timeline_seeds_view"]

@@ -1,0 +1,375 @@
+"""The report's figures, from what rounds and evaluations counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel import wire
+from fl_peel.blocks.layout import budget_bytes
+from fl_peel.data.interactions import UserItems
+from fl_peel.events import Event, OnEvent
+from fl_peel.exchange.counters import ClassCounts, DeviceTraces
+from fl_peel.ranking.top import MetricSums
+from strategies.evaluation.evaluator import BudgetRequest, EvaluationParts, Evaluator, margins_of, qualities
+from strategies.figures.clock import class_costs, round_clock
+from strategies.figures.intervals import MeasuredQuality
+from strategies.figures.per_device import OWN_BUDGET, PerDevice
+from strategies.figures.schema import (
+    BudgetRow,
+    BytesPerDevice,
+    ComparisonRow,
+    DeviceClassRow,
+    DeviceTrace,
+    FullTableResult,
+    HistoryRow,
+    Quality,
+    RefinementResult,
+    RoundRow,
+    UserGroupRow,
+)
+from strategies.nodes.members import Members, some_devices
+from strategies.rounds.acceptance import AcceptanceTest, Comparison
+from strategies.rounds.record import RoundRecord
+
+
+@dataclass(frozen=True)
+class BudgetReplies:
+    """What devices said of every budget of the scenario, under a precision and a selector."""
+
+    precision: str
+    selector: str
+    reply: wire.EvaluateReply
+
+
+@dataclass(frozen=True)
+class EvaluationReplies:
+    """What is evaluated after the last round: every budget; everybody under their own budgets; the full tables as
+    refined, None where ``evaluation.full_tables`` is off; extra: what else is asked about what devices are sent, by
+    name.
+    """
+
+    budgets: tuple[BudgetReplies, ...]
+    own: wire.EvaluateReply
+    refined: wire.EvaluateReply | None
+    extra: dict[str, wire.EvaluateReply] = field(default_factory=dict)
+
+
+def evaluated(
+    evaluator: Evaluator,
+    on_event: OnEvent,
+    extra: Mapping[str, BudgetRequest] | None = None,
+    as_begun: EvaluationParts | None = None,
+) -> EvaluationReplies:
+    """Evaluate refined tables at every budget, precision and selector that the scenario names, on the test.
+
+    extra: further questions by name, about the lists of the scenario's own precision and selector; as_begun: what was
+    said of full tables that have not changed since, None where all may have.
+    """
+    scenario, members = evaluator.scenario, evaluator.members
+    evaluation = scenario.evaluation
+    precisions = evaluation.precisions or (scenario.blocks.precision,)
+    asked = [(precision, selector) for precision in precisions for selector in evaluation.selectors]
+    if not evaluation.budgets:
+        asked = []
+    main = (scenario.blocks.precision, scenario.selector)
+    stored = some_devices(scenario, members, "artifacts", evaluation.artifacts)
+    total = len(asked) + 2
+    done = 0
+
+    def step(text: str) -> None:
+        nonlocal done
+        done += 1
+        on_event(Event("evaluation", done, total, text))
+
+    budgets = [budget_bytes(evaluator.layout, share) for share in evaluation.budgets]
+    more = {OWN_BUDGET: BudgetRequest((wire.OWN_BUDGET,))} | dict(extra or {})
+    replies: dict[str, wire.EvaluateReply] = {}
+    by_budget: list[BudgetReplies] = []
+    for precision, selector in asked:
+        if (precision, selector) == main:  # the lists that devices are sent, which the other questions are about
+            reply, *others = evaluator.together(
+                [BudgetRequest(tuple(budgets)), *more.values()],
+                precision=precision,
+                selector=selector,
+                label=precision,
+                artifacts=stored,
+            )
+            replies = dict(zip(more, others, strict=True))
+        else:
+            reply = evaluator.evaluate(
+                budgets, precision=precision, selector=selector, label=precision, per_device=True
+            )
+        by_budget.append(BudgetReplies(precision, selector, reply))
+        step(f"{precision}, {selector}")
+    if budgets and len(stored) and main not in asked:  # nobody asked for figures of what devices would store
+        evaluator.evaluate(budgets, label=scenario.blocks.precision, artifacts=stored)
+    if not replies:
+        replies = dict(zip(more, evaluator.together(list(more.values())), strict=True))
+    own = replies.pop(OWN_BUDGET)
+    step("own budgets")
+    refined = None
+    if evaluation.full_tables:
+        refined = _full_tables(evaluator, as_begun)
+    step("full tables")
+    return EvaluationReplies(tuple(by_budget), own, refined, replies)
+
+
+def _full_tables(evaluator: Evaluator, known: EvaluationParts | None) -> wire.EvaluateReply:
+    """Every device with the whole table of its user group. known: what was said of some of the groups' tables."""
+    if known is None:
+        return evaluator.full_table()
+    asked = {group for some in known.groups for group in some}
+    others = [group for group in range(len(evaluator.federation.states)) if group not in asked]
+    return (known + evaluator.full_tables(groups=others)).whole if others else known.whole
+
+
+@dataclass(frozen=True)
+class FullTableReplies:
+    """What devices said of full tables: the global one, as user groups start (also on validation items), as refined;
+    None where there is none. parts: of those that user groups start with, message by message.
+    """
+
+    globally: wire.EvaluateReply | None
+    start: wire.EvaluateReply | None
+    start_validation: wire.EvaluateReply | None
+    refined: wire.EvaluateReply | None
+    parts: EvaluationParts | None = None
+
+    @property
+    def on_test(self) -> dict[str, wire.EvaluateReply]:
+        """Those of the test, by the names that report.json has for them."""
+        whole = {"global": self.globally, "start": self.start, "refined": self.refined}
+        return {name: reply for name, reply in whole.items() if reply is not None}
+
+
+def per_device(
+    evaluator: Evaluator, evaluation: EvaluationReplies, full: FullTableReplies, test: UserItems
+) -> PerDevice:
+    """What every single device gets from every table. test: items of all devices."""
+    scenario = evaluator.scenario
+    replies = {name: (reply, 0) for name, reply in full.on_test.items()}
+    for asked in evaluation.budgets:
+        for place, share in enumerate(scenario.evaluation.budgets):
+            replies[f"{share * 100:.4g}% {asked.precision} {asked.selector}"] = (asked.reply, place)
+    replies[OWN_BUDGET] = (evaluation.own, 0)
+    return PerDevice.from_replies(
+        replies,
+        evaluator.members.class_names,
+        top_n=scenario.evaluation.top_n,
+        seed=scenario.seed,
+        test=test,
+    )
+
+
+def full_table(num_bytes: int, replies: FullTableReplies) -> FullTableResult:
+    """The full tables, with intervals, and which is the strongest."""
+    measured = {name: MeasuredQuality.from_reply(reply) for name, reply in replies.on_test.items()}
+    base, start, refined = (measured.get(name) for name in ("global", "start", "refined"))
+    qualities_ = {name: one.quality(base) for name, one in measured.items()}
+    chosen_by = replies.start_validation
+    return FullTableResult(
+        bytes=num_bytes,
+        globally=qualities_.get("global"),
+        start=qualities_.get("start"),
+        start_validation=None if chosen_by is None else qualities(chosen_by)[0],
+        refined=qualities_.get("refined"),
+        gain=None if start is None or refined is None else refined.gain(start),
+        strongest=max(measured, key=lambda name: measured[name].recall, default=None),
+    )
+
+
+def budget_rows(evaluator: Evaluator, evaluation: EvaluationReplies, full: FullTableReplies) -> tuple[BudgetRow, ...]:
+    """A row for each budget, precision and selector, beside the full tables."""
+    measured = {name: MeasuredQuality.from_reply(reply) for name, reply in full.on_test.items()}
+    strongest = max(measured.values(), key=lambda one: one.recall, default=None)
+    rows = []
+    for asked in evaluation.budgets:
+        for place, share in enumerate(evaluator.scenario.evaluation.budgets):
+            one = MeasuredQuality.from_reply(asked.reply, place)
+            rows.append(
+                BudgetRow(
+                    share=share,
+                    budget_bytes=budget_bytes(evaluator.layout, share),
+                    precision=asked.precision,
+                    selector=asked.selector,
+                    recall=one.recall,
+                    ndcg=one.ndcg,
+                    stored_bytes_max=int(asked.reply.stored_max[place]),
+                    devices=one.devices,
+                    recall_interval=one.recall_interval,
+                    ndcg_interval=one.ndcg_interval,
+                    to_global=one.over(measured.get("global")),
+                    to_strongest=one.over(strongest),
+                )
+            )
+    return tuple(rows)
+
+
+def device_class_rows(
+    members: Members, records: Sequence[RoundRecord], own: wire.EvaluateReply
+) -> dict[str, DeviceClassRow]:
+    """Every class under its devices' own budgets of the moment, in rounds and in the evaluation ``own``."""
+    by_class = own.by_class()
+    qualities_, margins = _qualities(by_class), margins_of(by_class)
+    served = own.owned[0]  # (C,) each
+    trained = reduce(add, (record.classes for record in records), ClassCounts.zeros(len(members.class_names)))
+    costs = class_costs(records, served.devices)
+    rows = {}
+    for i, name in enumerate(members.class_names):
+        devices, quality = int(served.devices[i]), qualities_[i]
+        moments = max(int(trained.devices[i]) + devices, 1)
+        rows[name] = DeviceClassRow(
+            devices=devices,
+            recall=None if quality is None else quality.recall,
+            ndcg=None if quality is None else quality.ndcg,
+            budget_bytes_mean=float((trained.budget_bytes[i] + served.budget_bytes[i]) / moments),
+            stored_bytes_mean=float((trained.stored_bytes[i] + served.stored_bytes[i]) / moments),
+            reselections=int(trained.reselections[i]),
+            budget_violations=int(trained.violations[i] + served.violations[i]),
+            peak_bytes_mean=float(trained.peak_bytes[i] / max(int(trained.devices[i]), 1)),
+            working_violations=int(trained.working_violations[i]),
+            download_bytes=float(trained.download_bytes[i] / max(devices, 1)),
+            upload_bytes=float(trained.upload_bytes[i] / max(devices, 1)),
+            costs=costs[i],
+            recall_margin=margins[i],
+        )
+    return rows
+
+
+def user_group_rows(members: Members, num_groups: int, own: wire.EvaluateReply) -> tuple[UserGroupRow, ...]:
+    """Every user group under its devices' own budgets of the moment."""
+    by_group = own.by_group()
+    qualities_, margins = _qualities(by_group), margins_of(by_group)
+    sizes = np.bincount(members.groups, minlength=num_groups)
+    return tuple(
+        UserGroupRow(
+            group=i,
+            devices=int(sizes[i]),
+            recall=None if quality is None else quality.recall,
+            ndcg=None if quality is None else quality.ndcg,
+            recall_margin=margins[i],
+        )
+        for i, quality in enumerate(qualities_[:num_groups])
+    )
+
+
+def _qualities(sums: MetricSums) -> list[Quality | None]:
+    """Of every cell; None of those without devices."""
+    recall, ndcg = sums.mean()
+    cells = zip(recall.tolist(), ndcg.tolist(), sums.devices.tolist(), strict=True)
+    return [Quality(r, n) if devices else None for r, n, devices in cells]
+
+
+def round_rows(records: Sequence[RoundRecord]) -> tuple[RoundRow, ...]:
+    """What every round moved and whom it reached."""
+    return tuple(
+        RoundRow(
+            server_round=record.server_round,
+            download_bytes=record.download_bytes,
+            upload_bytes=record.upload_bytes,
+            message_bytes=record.message_bytes,
+            devices=record.devices,
+            failures=record.failures,
+            seconds=record.seconds,
+            clock=round_clock(record),
+        )
+        for record in records
+    )
+
+
+def history_rows(records: Sequence[RoundRecord]) -> tuple[HistoryRow, ...]:
+    """What every round measured, at its time on the virtual clock."""
+    elapsed = np.cumsum([record.virtual_seconds for record in records]).tolist()
+    return tuple(
+        HistoryRow(
+            server_round=record.server_round,
+            virtual_seconds=seconds,
+            loss=record.loss,
+            recall=record.recall,
+            ndcg=record.ndcg,
+            controller_loss=record.controller_loss,
+        )
+        for record, seconds in zip(records, elapsed, strict=True)
+    )
+
+
+def device_traces(members: Members, records: Sequence[RoundRecord]) -> tuple[DeviceTrace, ...]:
+    """The devices that rounds followed, one value a round."""
+    seen = [record.traces for record in records]
+    classes = {
+        device: members.class_names[class_index]
+        for traces in seen
+        for device, class_index in zip(traces.device.tolist(), traces.device_class.tolist(), strict=True)
+    }
+    return tuple(
+        DeviceTrace(
+            device=device,
+            device_class=classes[device],
+            budget_bytes=tuple(_traced_value(device, traces, traces.budget_bytes) for traces in seen),
+            stored_bytes=tuple(_traced_value(device, traces, traces.stored_bytes) for traces in seen),
+            kept_blocks=tuple(_traced_value(device, traces, traces.kept_blocks) for traces in seen),
+        )
+        for device in sorted(classes)
+    )
+
+
+def _traced_value(device: int, traces: DeviceTraces, values: NDArray[np.int64]) -> int | None:
+    """A device's value among those of a round; None where the round did not see it."""
+    observed = values[traces.device == device]
+    return int(observed[0]) if len(observed) else None
+
+
+def bytes_per_device(records: Sequence[RoundRecord], num_devices: int) -> BytesPerDevice:
+    """Bytes over the run by device, on average."""
+    return BytesPerDevice(
+        download_mean=sum(record.download_bytes for record in records) / max(num_devices, 1),
+        upload_mean=sum(record.upload_bytes for record in records) / max(num_devices, 1),
+    )
+
+
+def refinement_result(acceptance: AcceptanceTest, num_devices: int) -> RefinementResult:
+    """What of a refinement was kept."""
+    rounds, groups = np.unique(acceptance.accepted_rounds, return_counts=True)
+    moved = sum(one.download_bytes for one in acceptance.comparisons)
+    return RefinementResult(
+        groups=len(acceptance.accepted_rounds),
+        groups_kept=int((acceptance.accepted_rounds > 0).sum()),
+        rounds_kept={str(number): int(count) for number, count in zip(rounds, groups, strict=True)},
+        bytes_down_mean=moved / max(num_devices, 1),
+        comparisons=tuple(_comparison(one) for one in acceptance.comparisons),
+    )
+
+
+def _comparison(one: Comparison) -> ComparisonRow:
+    everybody = one.sums.total().reshaped(1)
+    return ComparisonRow(
+        server_round=one.server_round,
+        devices=int(everybody.devices[0]),
+        difference=float(everybody.mean()[0]),
+        standard_error=float(np.sqrt(everybody.variance()[0])) if everybody.devices[0] else 0.0,
+        accepted=int(one.accepted.sum()),
+        download_bytes=one.download_bytes,
+    )
+
+
+__all__ = [
+    "EvaluationReplies",
+    "FullTableReplies",
+    "budget_rows",
+    "bytes_per_device",
+    "device_class_rows",
+    "device_traces",
+    "evaluated",
+    "full_table",
+    "history_rows",
+    "per_device",
+    "refinement_result",
+    "round_rows",
+    "user_group_rows",
+]

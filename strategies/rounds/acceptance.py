@@ -1,0 +1,145 @@
+"""Which user groups keep what rounds have made of them."""
+
+from __future__ import annotations
+
+from dataclasses import InitVar, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel import wire
+from fl_peel.exchange.array_specs import MessageContext
+from fl_peel.mmap_arrays import drop_pages_now
+from fl_peel.ranking.paired import Effects, PairedSums
+from strategies.groups.state import UserGroupState, copied_states
+from strategies.nodes.batches import EVALUATED_BYTES, batches
+from strategies.nodes.nodes import Content, NodeRequest
+from strategies.rounds.strategy import PeelStrategy
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One comparison. sums: (G,) over devices; effects: (G,) what groups gain; accepted: (G,)."""
+
+    server_round: int
+    sums: PairedSums
+    effects: Effects
+    accepted: NDArray[np.bool_]
+    download_bytes: int
+
+
+@dataclass
+class AcceptanceTest:
+    """Compares a strategy's groups with what they kept last, every so many rounds, and takes back what is not better.
+
+    folder: where large tables may lie; accepted_rounds: (G,) of each group so far; comparisons: what was found.
+    """
+
+    strategy: PeelStrategy
+    folder: InitVar[str] = ""
+    accepted_rounds: NDArray[np.int64] = field(init=False)
+    comparisons: list[Comparison] = field(default_factory=list)
+    _accepted_states: list[UserGroupState] = field(init=False, repr=False)
+    _weights: list[NDArray[np.float64]] = field(init=False, repr=False)
+
+    def __post_init__(self, folder: str) -> None:
+        strategy = self.strategy
+        self.accepted_rounds = np.zeros(len(strategy.states), np.int64)
+        self._accepted_states = copied_states(strategy.states, folder)
+        weights = strategy.weights(strategy.scenario.selector)
+        self._weights = [state.shelved(mine) for state, mine in zip(self._accepted_states, weights, strict=True)]
+
+    def __getstate__(self) -> dict[str, object]:
+        """How it turned out; the strategy and its tables are not part of that."""
+        return {"rounds_kept": self.accepted_rounds, "comparisons": self.comparisons}
+
+    def state(self) -> dict[str, Any]:
+        """How it turned out so far, with every user group whose rounds were kept; its table is not part of that."""
+        kept = {group: (self._accepted_states[group], self._weights[group]) for group in self.accepted_groups}
+        return {"rounds_kept": self.accepted_rounds, "comparisons": self.comparisons, "kept": kept}
+
+    def resume(self, saved: dict[str, Any]) -> None:
+        """From what :meth:`state` told."""
+        self.accepted_rounds, self.comparisons = saved["rounds_kept"], saved["comparisons"]
+        for group, (state, weights) in saved["kept"].items():
+            self._accepted_states[group], self._weights[group] = state, weights
+
+    @property
+    def accepted_groups(self) -> list[int]:
+        """User groups that have kept some round; the others are as they began."""
+        return np.flatnonzero(self.accepted_rounds).tolist()
+
+    @property
+    def accepted_states(self) -> list[UserGroupState]:
+        """Every user group as it was kept last."""
+        return self._accepted_states
+
+    def after(self, server_round: int) -> None:
+        """Compare if it is time; after the last round, groups go back to what they kept."""
+        refinement = self.strategy.scenario.refinement
+        every, last = refinement.acceptance.every or refinement.rounds, server_round == refinement.rounds
+        if server_round % every == 0 or last:
+            self._compare(server_round)
+        if last:
+            self._restore()
+
+    def forget(self) -> None:
+        """All rounds are done: what was kept is the strategy's, and how it turned out stays."""
+        self._accepted_states, self._weights = [], []
+
+    def _compare(self, server_round: int) -> None:
+        strategy = self.strategy
+        scenario, states = strategy.scenario, strategy.states
+        weights = strategy.weights(scenario.selector)
+        sums, moved = PairedSums.zeros(len(states)), 0
+        ceilings = strategy.members.ceilings
+
+        def asked(some: list[int]) -> Content:
+            request = wire.CompareRequest(
+                strategy.setting,
+                strategy.federation.begin + server_round,
+                scenario.blocks.precision,
+                len(states),
+                {group: self._packed(group, self._weights[group], self._accepted_states[group]) for group in some},
+                {group: self._packed(group, weights[group], states[group]) for group in some},
+            )
+            return lambda partition: NodeRequest(request, MessageContext({"G": len(states)}))
+
+        together = batches(range(len(states)), lambda group: 2 * int(ceilings[group]), EVALUATED_BYTES)
+        for replies in strategy.nodes.ask_each(wire.COMPARE, wire.CompareReply, map(asked, together)):
+            for reply in replies:
+                sums += reply.sums
+                moved += reply.download_bytes
+        effects = Effects.from_sums(sums)
+        accepted = effects.better(scenario.refinement.acceptance.confidence)
+        self.comparisons.append(Comparison(server_round, sums, effects, accepted, moved))
+        for group in np.flatnonzero(accepted).tolist():
+            self._accepted_states[group] = states[group].copied_to(self._accepted_states[group].table)
+            self._weights[group] = states[group].shelved(weights[group])
+        self.accepted_rounds[accepted] = server_round
+        self._send_decisions(accepted=np.flatnonzero(accepted))
+
+    def _packed(self, group: int, weights: NDArray[np.float64], state: UserGroupState) -> wire.Arrays:
+        strategy = self.strategy
+        ceiling = int(strategy.members.ceilings[group])
+        packed = state.packed(strategy.layout, strategy.scenario.blocks.precision, weights, ceiling)
+        drop_pages_now(weights)
+        return wire.packed_once(packed)
+
+    def _restore(self) -> None:
+        back = np.flatnonzero(self.accepted_rounds < self.strategy.scenario.refinement.rounds)
+        for group in back.tolist():
+            self.strategy.states[group] = self._accepted_states[group]
+        if self.strategy.changed is not None:  # those that keep no round are as they began
+            self.strategy.changed[self.accepted_rounds == 0] = False
+        self._send_decisions(restored=back)
+
+    def _send_decisions(self, **groups: NDArray[np.int64]) -> None:
+        nobody = np.zeros(0, np.int64)
+        decisions = {"accepted": nobody, "restored": nobody} | groups
+        request = wire.KeepRequest(self.strategy.setting, **decisions)
+        self.strategy.nodes.ask(wire.KEEP, wire.KeepReply, lambda partition: NodeRequest(request))
+
+
+__all__ = ["AcceptanceTest", "Comparison"]

@@ -1,0 +1,287 @@
+"""Stage 1 by sums: over what is collected, or over devices, which keep what is theirs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from fl_peel import wire
+from fl_peel.data.interactions import UserItems
+from fl_peel.device_storage import device_splits
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.model.joining import MappedJoining
+from fl_peel.pretraining.spectral_steps import Ints, Units
+from fl_peel.pretraining.stage1 import (
+    PooledSums,
+    Progress,
+    SpectralFilter,
+    SpectralStart,
+    Stage1Sums,
+    run_passes,
+    run_stage1,
+)
+from fl_peel.privacy.noise_plan import Plan
+from fl_peel.scenario.scenario import Scenario
+from strategies.figures.schema import Stage1Result
+from strategies.figures.stage1_figures import stage1_result
+from strategies.groups.spectral import TEMPERATURE, spectral_states
+from strategies.groups.start import make_layout
+from strategies.groups.state import FloatArray, UserGroupState
+from strategies.nodes.members import Members
+from strategies.nodes.nodes import Nodes
+from strategies.run.checkpoints import RunCheckpoints
+from strategies.run.masked_stage1 import MaskedSums
+from strategies.run.noised_stage1 import NoisedSums
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1 import FederatedSums, SumsRecord
+from strategies.run.stage1_outcome import Stage1Outcome, check_budgets, given_data
+from strategies.run.step_checkpoints import CheckpointedSums
+
+REFIT_PASSES = 2
+"""Of a stage 1 that goes on from the directions of one on a little less data."""
+
+
+@dataclass(frozen=True)
+class FederatedStage1Outcome(Stage1Outcome):
+    """User groups with a table each, and what makes a device's vector one of its group's embeddings. epsilon: of what
+    devices said on the way, None without a mechanism; former: as in :class:`fl_peel.wire.JoinRequest`.
+    """
+
+    start: SpectralStart
+    num_devices: int
+    records: tuple[SumsRecord, ...]
+    epsilon: float | None = None
+    former: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def steps(self) -> tuple[SumsRecord, ...]:
+        """Of devices."""
+        return self.records
+
+    def chosen(self) -> dict[str, float]:
+        """The filter's exponents; and fewer passes, as the next stage 1 goes on from these directions."""
+        return _chosen(self.start)
+
+    @property
+    def directions(self) -> FloatArray:
+        """Orthonormal (I, K), to go on from."""
+        return self.start.directions
+
+    def figures(self, members: Members, seconds: float, before: tuple[SumsRecord, ...] = ()) -> Stage1Result | None:
+        """What the steps took of devices."""
+        steps = before + self.steps
+        return stage1_result(steps, self.start, members, seconds, self.epsilon) if steps else None
+
+    def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:
+        """Every user group with its table, and statistics from the sums alone."""
+        return spectral_states(scenario, self.layout, self.start, self.num_devices, folder)
+
+    @property
+    def joining(self) -> MappedJoining:
+        """It makes its vector of the rows of its items, as all devices did."""
+        return MappedJoining.from_rows(self.start.centroids, self.start.own, self.start.maps)
+
+    def join_request(self, setting: wire.RunSetting, devices: Ints) -> wire.JoinRequest:
+        """Centroids and maps: a device finds its group and embedding from the vector that it has."""
+        dim = self.layout.embedding_dim
+        nobody = np.zeros(0, np.int64)
+        return wire.JoinRequest(
+            setting,
+            self.layout.item_group,
+            self.start.centroids,
+            np.zeros((0, dim), np.float32),
+            nobody,
+            np.zeros((0, dim), np.float32),
+            nobody.astype(np.int32),
+            self.start.maps,
+            self.former,
+        )
+
+
+def sums_of(
+    scenario: Scenario,
+    nodes: Nodes,
+    setting: wire.RunSetting,
+    num_items: int,
+    num_devices: int,
+    plan: Plan | None = None,
+) -> FederatedSums:
+    """Of the devices of a federation, in the clear or masked; plan: of their noise, if any."""
+    panel, windows = scenario.pretraining.filter_devices, scenario.pretraining.open_rounds
+    units = Units.from_config(scenario.pretraining.spectral(), num_devices, num_items)
+    bounded, multiplier = plan is not None, plan.multiplier if plan is not None else 0.0
+    if scenario.secure_aggregation.enabled:
+        return MaskedSums(
+            nodes,
+            setting,
+            num_items,
+            panel,
+            windows,
+            units,
+            bounded=bounded,
+            multiplier=multiplier,
+            min_owners=scenario.privacy.min_owners,
+            scenario=scenario,
+            num_devices=num_devices,
+        )
+    all_rows = scenario.privacy.rows == "all-sent"
+    return FederatedSums(
+        nodes,
+        setting,
+        num_items,
+        panel,
+        windows,
+        units,
+        bounded=bounded,
+        multiplier=multiplier,
+        min_owners=scenario.privacy.min_owners,
+        all_rows=all_rows,
+    )
+
+
+@dataclass(frozen=True)
+class ChosenFilter:
+    """What the first half of stage 1 leaves: a filter that devices chose, and directions (I, K) to go on from."""
+
+    filter: SpectralFilter
+    steps: tuple[SumsRecord, ...]
+
+    def chosen(self) -> dict[str, float]:
+        """As :meth:`FederatedStage1Outcome.chosen`."""
+        return _chosen(self.filter)
+
+    @property
+    def directions(self) -> FloatArray:
+        """As :attr:`FederatedStage1Outcome.directions`."""
+        return self.filter.directions.astype(np.float32)
+
+
+def _chosen(outcome: SpectralFilter | SpectralStart) -> dict[str, float]:
+    return {
+        "passes": REFIT_PASSES,
+        "count_exponent": outcome.count_exponent,
+        "value_exponent": outcome.value_exponent,
+    }
+
+
+@dataclass(frozen=True)
+class _Stage1Inputs:
+    """Whom stage 1 asks. devices: of the federation; checkpointed: what they say, kept step by step; sums: of these, or
+    of what is collected.
+    """
+
+    given: UserItems
+    num_devices: int
+    num_items: int
+    devices: FederatedSums
+    checkpointed: CheckpointedSums
+    sums: Stage1Sums
+    plan: Plan | None
+    progress: Progress
+
+    @staticmethod
+    def from_scenario(
+        scenario: Scenario,
+        plan: Plan | None,
+        paths: RunPaths,
+        stages: StageTimes,
+        nodes: Nodes,
+        on_event: OnEvent,
+        checkpoints: RunCheckpoints | None,
+    ) -> _Stage1Inputs:
+        assert scenario.privacy.noised == (plan is not None), "noise needs its plan"
+        with stages("data"):
+            splits = device_splits(scenario, paths.data_dir, paths.run_dir)
+            given, _ = given_data(scenario, splits.train)
+        on_event(Event("data", 1, 1, f"{splits.num_users:,} devices, {splits.num_items:,} items"))
+        by_devices = scenario.pretraining.by_devices
+        plan = plan if by_devices else None
+        setting = paths.setting(scenario, splits.num_users)
+        federated = sums_of(scenario, nodes, setting, splits.num_items, splits.num_users, plan)
+        exponent = scenario.pretraining.user_exponent
+        asked = federated if plan is None else NoisedSums(federated, scenario, plan)
+        checkpointed = CheckpointedSums(
+            asked, federated, checkpoints or RunCheckpoints.from_paths(replace(paths, checkpoint_dir=""), stages)
+        )
+        sums = checkpointed if by_devices else PooledSums(given, splits.num_items, exponent, asked=checkpointed.choice)
+
+        def show(done: int, total: int, text: str) -> None:
+            on_event(Event("pretraining", min(done, total), total, text))
+
+        return _Stage1Inputs(given, splits.num_users, splits.num_items, federated, checkpointed, sums, plan, show)
+
+
+def choose_by_sums(
+    scenario: Scenario,
+    paths: RunPaths,
+    stages: StageTimes,
+    nodes: Nodes,
+    on_event: OnEvent = silent,
+    checkpoints: RunCheckpoints | None = None,
+) -> ChosenFilter:
+    """Counts, passes, and which filter devices choose; no user groups, and no noise.
+
+    Raises:
+        DataError: the data set cannot be had, or nobody has any item.
+        EngineError: a node failed, or a step reached nobody.
+    """
+    ready = _Stage1Inputs.from_scenario(scenario, None, paths, stages, nodes, on_event, checkpoints)
+    pretraining = scenario.pretraining
+    with stages("pretraining"):
+        chosen = run_passes(
+            ready.sums,
+            pretraining.spectral(),
+            seed=scenario.seed,
+            given=ready.given if pretraining.by_devices else None,
+            progress=ready.progress,
+        )
+    return ChosenFilter(chosen, tuple(ready.devices.records) if pretraining.by_devices else ())
+
+
+def prepare_by_sums(
+    scenario: Scenario,
+    plan: Plan | None,
+    paths: RunPaths,
+    stages: StageTimes,
+    nodes: Nodes,
+    on_event: OnEvent = silent,
+    earlier: FloatArray | None = None,
+    checkpoints: RunCheckpoints | None = None,
+) -> FederatedStage1Outcome:
+    """Sums -> directions -> user groups with tables, blocks. Devices make their vectors on the way. plan: of the
+    scenario's noise; earlier: directions (I, K) of a stage 1 before, to go on from; checkpoints: where steps are kept.
+
+    Raises:
+        DataError: the data set cannot be had, or nobody has any item.
+        EngineError: a node failed, or a step reached nobody.
+        BudgetError: an evaluation budget is below one block.
+    """
+    ready = _Stage1Inputs.from_scenario(scenario, plan, paths, stages, nodes, on_event, checkpoints)
+    pretraining, groups = scenario.pretraining, scenario.user_groups
+    with stages("pretraining"):
+        start = run_stage1(
+            ready.sums,
+            pretraining.spectral(),
+            dim=pretraining.embedding_dim,
+            num_groups=groups.count,
+            min_size=groups.min_size,
+            seed=scenario.seed,
+            given=ready.given if pretraining.by_devices else None,
+            earlier=earlier,
+            progress=ready.progress,
+        )
+        if pretraining.by_devices:
+            ready.devices.maps(start.own.shape[1])
+        else:
+            ready.checkpointed.vectors(start.own)
+    scored = start.scored[:, : pretraining.embedding_dim]
+    layout = make_layout(scenario, ready.num_items, start.counts, scored)
+    on_event(Event("grouping", 1, 1, f"{len(start.groups)} user groups, {layout.num_blocks:,} blocks"))
+    check_budgets(scenario, layout)
+    steps = tuple(ready.devices.records) if pretraining.by_devices else ()
+    epsilon = None if ready.plan is None else ready.plan.stage1_epsilon
+    return FederatedStage1Outcome(layout, TEMPERATURE, start, ready.num_devices, steps, epsilon)
+
+
+__all__ = ["ChosenFilter", "FederatedStage1Outcome", "choose_by_sums", "prepare_by_sums"]

@@ -1,0 +1,99 @@
+"""Choose on validation items, then refit on train and validation items together: ``data.refit``.
+
+What is chosen: the filter of spectral pretraining, the controller, and how many rounds of refinement are kept. The last
+stage 1 and those rounds take validation items for train items; nothing is left to choose on, and nothing is chosen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from fl_peel.events import Event, OnEvent, figures_under, silent
+from fl_peel.scenario.scenario import Scenario
+from strategies.nodes.members import Members
+from strategies.nodes.nodes import Nodes
+from strategies.rounds.acceptance import AcceptanceTest
+from strategies.rounds.record import RoundRecord
+from strategies.run.checkpoints import RunCheckpoints
+from strategies.run.federated_stage1 import ChosenFilter, choose_by_sums
+from strategies.run.prepare import prepare
+from strategies.run.refinement import Refiner
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1 import SumsRecord
+from strategies.run.stage1_outcome import Stage1Outcome
+
+if TYPE_CHECKING:
+    from fl_peel.weighting.controller import Controller
+
+
+@dataclass(frozen=True)
+class SettingsSelection:
+    """What was chosen. scenario: of the refit; controller: as trained, if it was; the rest: what choosing took."""
+
+    scenario: Scenario
+    controller: Controller | None
+    acceptance: AcceptanceTest | None
+    records: tuple[RoundRecord, ...]
+    prepared: Stage1Outcome | ChosenFilter
+
+    @property
+    def steps(self) -> tuple[SumsRecord, ...]:
+        """Of devices in stage 1."""
+        return self.prepared.steps
+
+
+def select_settings(
+    grid: Grid,
+    scenario: Scenario,
+    paths: RunPaths,
+    nodes: Nodes,
+    stages: StageTimes,
+    on_event: OnEvent = silent,
+    checkpoints: RunCheckpoints | None = None,
+) -> SettingsSelection:
+    """Run both stages on train items, measure on validation items alone, and say what to refit with."""
+    on_event = figures_under("rehearsal", on_event)
+    if scenario.pretraining.model == "spectral" and not scenario.refinement.rounds:  # the filter is all there is
+        chosen = choose_by_sums(scenario, paths, stages, nodes, on_event, checkpoints)
+        return SettingsSelection(refitting(scenario, chosen, 0), None, None, (), chosen)
+
+    def first() -> Stage1Outcome:
+        return prepare(scenario, None, paths, stages, nodes, on_event, checkpoints=checkpoints)
+
+    prepared = first() if checkpoints is None else checkpoints.stage("rehearsal-stage-1", first, disks=True)
+    refiner = Refiner(grid, paths, prepared, nodes, on_event, checkpoints=checkpoints)
+    with stages("joining"):
+        strategy = refiner.joined(scenario, None)
+    with stages("refinement"):
+        keeping = refiner.refine(strategy)
+    rounds = scenario.refinement.rounds if keeping is None else kept_by_most(keeping, strategy.members)
+    on_event(Event("refinement", 1, 1, f"refit with {rounds} rounds"))
+    return SettingsSelection(
+        refitting(scenario, prepared, rounds), strategy.controller, keeping, tuple(strategy.rounds), prepared
+    )
+
+
+def kept_by_most(acceptance: AcceptanceTest, members: Members) -> int:
+    """Rounds of refinement that the median device kept; the refit has user groups of its own."""
+    return int(np.median(acceptance.accepted_rounds[members.groups])) if len(members.groups) else 0
+
+
+def refitting(scenario: Scenario, prepared: Stage1Outcome | ChosenFilter, rounds: int) -> Scenario:
+    """The scenario of the refit: everything that was chosen is said."""
+    acceptance = scenario.refinement.acceptance.model_copy(update={"rule": "always"})
+    parts = {
+        "data": {"validation_share": 0.0, "refit": False},
+        "pretraining": prepared.chosen(),
+        "refinement": {"rounds": rounds, "acceptance": acceptance},
+        "controller": {"every": rounds + 1},  # no validation items, no signals
+        "fairness": {"tiers": ()},  # that are chosen on validation items
+    }
+    changed = {name: getattr(scenario, name).model_copy(update=part) for name, part in parts.items()}
+    return scenario.model_copy(update=changed)
+
+
+__all__ = ["SettingsSelection", "kept_by_most", "refitting", "select_settings"]

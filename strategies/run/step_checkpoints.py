@@ -1,0 +1,100 @@
+"""A stage 1 by devices that goes on after the last step that was kept.
+
+The server computes the same from the same sums, so what devices added up to in each step is all that is kept, one file
+a step, and where the step left the clock and the accounts. A run that goes on computes from the first step on and asks
+devices from the first that is not there. The files are gone when the stage is kept as a whole. Moments, the last sums,
+are as many as the tables that are made of them: they are asked for again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fl_peel.events import Event
+from fl_peel.pretraining.sketch import RowSketch
+from fl_peel.pretraining.spectral_steps import FilterRequest, Floats, GroupSums, Ints, Moments, Units
+from strategies.run.checkpoints import STEPS, RunCheckpoints
+from strategies.run.noised_stage1 import NoisedSums
+from strategies.run.stage1 import FederatedSums
+
+Contribution = TypeVar("Contribution")
+
+
+@dataclass
+class CheckpointedSums:
+    """:class:`fl_peel.pretraining.stage1.Stage1Sums`, of which each is kept. devices: who are asked; sums: what is
+    learned of them, with the noise that is added; both may be one.
+    """
+
+    sums: FederatedSums | NoisedSums
+    devices: FederatedSums
+    checkpoints: RunCheckpoints
+    _completed: int = field(default=0, init=False)
+
+    @property
+    def bounded(self) -> bool:
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
+        return self.sums.bounded
+
+    @property
+    def units(self) -> Units:
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
+        return self.sums.units
+
+    def std(self, part: str) -> float:
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
+        return self.sums.std(part)
+
+    def counts(self) -> Ints:
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
+        return self._step(self.sums.counts)
+
+    def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
+        return self._step(lambda: self.sums.passed(table, weights, sketch))
+
+    def choice(self, request: FilterRequest) -> tuple[Ints, int]:
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
+        return self._step(lambda: self.sums.choice(request))
+
+    def vectors(self, own: Floats) -> None:
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`; devices have them on their disks."""
+        self._step(lambda: self.sums.vectors(own), disks=True)
+
+    def groups(self, centroids: Floats) -> GroupSums:
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
+        return self._step(lambda: self.sums.groups(centroids))
+
+    def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
+        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`; not kept."""
+        return self.sums.moments(centroids, groups)
+
+    def _step(self, ask: Callable[[], Contribution], *, disks: bool = False) -> Contribution:
+        """What devices said in the next step. disks: they change something."""
+        self._completed += 1
+        entry = self.checkpoints.read(self._name)
+        if entry is not None:
+            if self._completed == 1:
+                self.checkpoints.on_event(Event("pretraining", 0, 1, "steps are resumed from a checkpoint"))
+            self.devices.resume(entry.value["where"], entry.value["records"])
+            if isinstance(self.sums, NoisedSums):
+                self.sums.taken = Counter(entry.value["taken"])
+            return entry.value["said"]  # type: ignore[no-any-return]
+        contribution = ask()
+        content = {"said": contribution, "where": self.devices.position, "records": list(self.devices.records)}
+        if isinstance(self.sums, NoisedSums):
+            content["taken"] = dict(self.sums.taken)
+        self.checkpoints.write(self._name, lambda rows: content, disks=disks)
+        return contribution
+
+    @property
+    def _name(self) -> str:
+        of: dict[str, Any] = {"scenario": self.devices.setting.scenario, "begin": self.devices.begin}
+        return f"{STEPS}{hashlib.blake2b(repr(of).encode(), digest_size=6).hexdigest()}-{self._completed}"
+
+
+__all__ = ["CheckpointedSums"]

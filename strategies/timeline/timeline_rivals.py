@@ -1,0 +1,140 @@
+"""Ways of serving that a federation which goes on is compared with; all but the first two know every interaction.
+
+``start-table``: tables as they were at the start, of which each device makes its vector with what it has done by then.
+``cached-list``: the 20 best items of these, as a list that each device got at the start; whoever was not there, the 20
+most popular items of that time.
+``retrained``: whoever collects everything makes the tables anew before each period, with as many passes as the first
+time, and every device ranks with them. ``refreshed-list``: a list of their 20 best, before each period; who joins in it
+gets what is popular.
+``popularity``: items by how many have used them until now; ``recent-popularity``: in the period before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.ranked_blocks import RankedBlocks, ranked_as_numbered
+from fl_peel.data.interactions import Splits, UserItems
+from fl_peel.pretraining.incremental import SpectralModel
+from fl_peel.pretraining.spectral_steps import Floats, add_rows, unit_vectors
+from fl_peel.ranking.top import evaluate, top_rows
+from strategies.rivals import quality
+from strategies.timeline.serving_metrics import Cohort, MetricTotals
+
+TOP_N = 20
+
+
+@dataclass(frozen=True)
+class PeriodDevices:
+    """Devices of a period: what they have, what they are asked for, their kind; devices: (N,) their numbers."""
+
+    devices: NDArray[np.int64]
+    rows: UserItems
+    wanted: UserItems
+    cohort: Cohort
+
+    @staticmethod
+    def from_splits(learn: Splits, join: Splits, at_start: int) -> list[PeriodDevices]:
+        """All devices of a period that are asked for anything. at_start: how many there were when the first began."""
+        asked = []
+        kinds: list[tuple[Splits, Cohort, int, int]] = [
+            (learn, "start", 0, at_start),
+            (learn, "since", at_start, learn.num_users),
+            (join, "first", learn.num_users, join.num_users),
+        ]
+        for splits, cohort, first, last in kinds:
+            some = np.arange(first, last)[splits.test.counts()[first:last] > 0]
+            asked.append(PeriodDevices(some, splits.train.select(some), splits.test.select(some), cohort))
+        return asked
+
+
+@dataclass(frozen=True)
+class ScoredTables:
+    """Tables (I, d) of items, and rows (I, d) of which a device makes its vector; middle: (d,) of who has none; fading:
+    as devices have it.
+    """
+
+    table: Floats
+    own: Floats
+    middle: Floats
+    fading: float | None = None
+
+    @staticmethod
+    def from_model(model: SpectralModel, fading: float | None) -> ScoredTables:
+        """As a model has them."""
+        table = model.scored * model.fresh[:, None].astype(np.float32)
+        return ScoredTables(table, model.own, model.middle, fading)
+
+    @staticmethod
+    def from_popularity(popularity: NDArray[np.integer]) -> ScoredTables:
+        """Items by a number: everybody's vector is 1."""
+        column = popularity.astype(np.float32)[:, None]
+        return ScoredTables(column, np.zeros_like(column), np.ones(1, np.float32))
+
+    def users(self, rows: UserItems) -> Floats:
+        """Vectors (N, d) of devices with these items."""
+        vectors = unit_vectors(add_rows(self.own, rows.below(len(self.own)), self.fading))
+        vectors[~vectors.any(axis=1)] = self.middle
+        return vectors
+
+    @cached_property
+    def ranked(self) -> RankedBlocks:
+        """The whole table, in fp32."""
+        layout = BlockLayout(np.arange(len(self.table), dtype=np.int32), self.table.shape[1], 1)
+        return ranked_as_numbered(layout, self.table)
+
+    def metrics(self, asked: PeriodDevices) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Recall and NDCG (N,) of devices that rank with it."""
+        ranked = self.ranked
+        whole = np.full(len(asked.devices), len(ranked.blocks), np.int64)
+        hidden = asked.rows.below(len(self.table))
+        return evaluate(ranked, whole, self.users(asked.rows), hidden, asked.wanted, TOP_N)
+
+    def lists(self, rows: UserItems, hidden: UserItems) -> NDArray[np.int32]:
+        """The 20 best items (N, 20) of devices with these rows, ``hidden`` ones left out; -1 where there are fewer."""
+        ranked = self.ranked
+        whole = np.full(rows.num_users, len(ranked.blocks), np.int64)
+        best = top_rows(ranked, whole, self.users(rows), hidden.below(len(self.table)), TOP_N)
+        return np.where(best >= 0, ranked.items[best], np.int32(-1)).astype(np.int32)
+
+
+def metric_totals(
+    asked: PeriodDevices, metrics: tuple[NDArray[np.float64], NDArray[np.float64]], replicates: int
+) -> MetricTotals:
+    """Sums of these devices' metrics."""
+    each = quality.DeviceQuality(asked.devices, *metrics, np.ones(len(asked.devices), np.bool_))
+    return MetricTotals(each.sums(), each.drawn(replicates))
+
+
+@dataclass(frozen=True)
+class StaticLists:
+    """Lists (U, 20) of the devices that were there when they were made, and one (20,) for everybody else."""
+
+    lists: NDArray[np.int32]
+    common: NDArray[np.int32]
+
+    @staticmethod
+    def from_scored(scored: ScoredTables, popularity: NDArray[np.int64], train: UserItems) -> StaticLists:
+        """Of everybody who is there, without what they have."""
+        nobody = UserItems(np.zeros(2, np.int64), np.zeros(0, np.int32))
+        common = ScoredTables.from_popularity(popularity).lists(nobody, nobody)[0]
+        return StaticLists(scored.lists(train, train), common)
+
+    def metrics(self, asked: PeriodDevices, num_items: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Recall and NDCG (N,): items that a device has used since are passed over."""
+        lists = np.tile(self.common, (len(asked.devices), 1))
+        known = asked.devices < len(self.lists)
+        lists[known] = self.lists[asked.devices[known]]
+        used = set(zip(asked.rows.users().tolist(), asked.rows.items.tolist(), strict=True))
+        for device, row in enumerate(lists):
+            left = [item for item in row.tolist() if item >= 0 and (device, item) not in used]
+            row[:] = np.array([*left, *[-1] * (TOP_N - len(left))], np.int32)
+        return quality.list_metrics(lists, asked.wanted, num_items)
+
+
+__all__ = ["PeriodDevices", "ScoredTables", "StaticLists", "metric_totals"]

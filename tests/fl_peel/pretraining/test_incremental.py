@@ -1,0 +1,133 @@
+"""Stage 1 that goes on: rows stay where scores stay, new items get rows from sums, the past fades."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fl_peel.data.interactions import UserItems
+from fl_peel.errors import DataError
+from fl_peel.pretraining import spectral_steps
+from fl_peel.pretraining.incremental import Exponents, exponents_of, filter_request, update_model
+from fl_peel.pretraining.settings import SpectralConfig
+from fl_peel.pretraining.stage1 import PooledSums
+
+CONFIG = SpectralConfig(columns=6, group_columns=6, oversampling=4, passes=6)
+NUM_ITEMS = 30
+SHAPE = Exponents(0.5, 0.5, 0.0)
+
+
+def worlds(seed=0, num_users=40, items=NUM_ITEMS):
+    """Two worlds of taste: even users take even items."""
+    rng = np.random.default_rng(seed)
+    rows = [np.sort(rng.permutation(np.arange(user % 2, items, 2))[:6]) for user in range(num_users)]
+    return UserItems.from_pairs(np.repeat(np.arange(num_users), 6), np.concatenate(rows), num_users)
+
+
+def model_of(rows, before=None, *, num_items=NUM_ITEMS, passes=6, shape=SHAPE, recent=None, rounds=4):
+    sums = PooledSums(rows, num_items, CONFIG.user_exponent, CONFIG.item_exponent)
+    return update_model(
+        sums,
+        CONFIG,
+        before,
+        exponents=shape,
+        recent=np.zeros(num_items) if recent is None else recent,
+        passes=passes,
+        dim=8,
+        num_groups=2,
+        min_size=3,
+        group_rounds=rounds,
+        seed=0,
+    )
+
+
+def test_where_nothing_happened_no_row_moves():
+    first, start = model_of(worlds(), passes=40)
+    second, again = model_of(worlds(), first, passes=1)
+    lengths = np.linalg.norm(first.scored, axis=1)
+    assert np.linalg.norm(second.scored - first.scored, axis=1).max() < 0.005 * lengths.max()
+    assert np.abs(second.centroids - first.centroids).max() < 0.01
+    assert np.abs(again.groups[0].table - start.groups[0].table).max() < 0.01 * np.abs(start.groups[0].table).max()
+
+
+def test_directions_that_turn_are_turned_back():
+    """The two leading directions are of equal strength, and so turn as they please: rows stay."""
+    first, _ = model_of(worlds(), passes=40)
+    turn = np.eye(first.directions.shape[1])
+    turn[:2, :2] = [[0.6, -0.8], [0.8, 0.6]]
+    turned = replace(first, directions=first.directions @ turn)
+    second, _ = model_of(worlds(), turned, passes=1)
+    assert np.linalg.norm(second.scored - first.scored) < 0.02 * np.linalg.norm(first.scored)
+    anew, _ = model_of(worlds(), replace(turned, scored=first.scored @ turn[:6, :6].astype(np.float32)), passes=1)
+    assert np.linalg.norm(anew.scored - first.scored) > 0.3 * np.linalg.norm(first.scored)
+
+
+def test_a_new_item_gets_its_row_from_those_who_use_it():
+    first, _ = model_of(worlds(), passes=20)
+    rows = worlds()
+    even = np.arange(0, 40, 2)
+    more = rows.merged(UserItems.from_pairs(even, np.full(20, NUM_ITEMS), 40))
+    second, start = model_of(more, first, num_items=NUM_ITEMS + 1, passes=1)
+    assert second.num_items == NUM_ITEMS + 1
+    # everybody of the even world has it, nobody of the other: it lies where the even items lie
+    unit = spectral_steps.unit_vectors(second.scored)
+    likeness = unit[NUM_ITEMS] @ unit[:NUM_ITEMS].T
+    assert likeness[0::2].mean() > 0.5 > 0.2 > likeness[1::2].mean()
+    assert start.counts[NUM_ITEMS] == 20
+
+
+def test_what_devices_did_long_ago_fades():
+    """By hand: of three items one after the other, with fading 2, the oldest counts e^-1, the next e^-1/2."""
+    table = np.eye(3, dtype=np.float32)
+    rows = UserItems.from_pairs(np.array([0, 0, 0, 1]), np.array([2, 0, 1, 1]), 2)
+    result = spectral_steps.add_rows(table, rows, 2.0)
+    assert result[0] == pytest.approx([np.exp(-0.5), 1.0, np.exp(-1.0)])
+    assert result[1].tolist() == [0, 1, 0]
+    assert spectral_steps.add_rows(table, rows)[0].tolist() == [1, 1, 1]
+
+
+def test_what_is_used_of_late_scores_more():
+    """By hand: 4 of 9 uses of late and .1 more, over one use more than there are; to the power 1/2."""
+    fresh = spectral_steps.freshness(np.array([4, 0]), np.array([9, 9]), 0.5)
+    assert fresh == pytest.approx([np.sqrt(4.1 / 10), np.sqrt(0.1 / 10)])
+    assert spectral_steps.freshness(np.array([4, 0]), np.array([9, 9]), 0.0).tolist() == [1, 1]
+    recent = np.zeros(NUM_ITEMS)
+    recent[3] = 5
+    _, plain = model_of(worlds(), recent=recent)
+    model, start = model_of(worlds(), recent=recent, shape=Exponents(0.5, 0.5, 1.0))
+    ratio = start.groups[0].table[:, 0] / plain.groups[0].table[:, 0]
+    assert ratio == pytest.approx(model.fresh, rel=1e-4)
+
+
+def test_devices_choose_freshness_by_what_they_did():
+    """All who are asked did item 4 of some 60 that their taste has: freshness ranks it above the others."""
+    many = worlds(items=120)
+    recent = np.zeros(120)
+    recent[4] = 40
+    model, _ = model_of(many, num_items=120, recent=recent)
+    question = filter_request(model, 0, count=(0.5,), value=(0.5,), fresh=(0.0, 1.0), fading=None)
+    even = np.flatnonzero([user % 2 == 0 and 4 not in many.row(user) for user in range(40)])
+    wanted = UserItems.from_pairs(even, np.full(len(even), 4), 40)
+    won, answered = question.answer(many, wanted, CONFIG.item_exponent)
+    assert answered == len(even)
+    assert exponents_of(question, won, answered) == Exponents(0.5, 0.5, 1.0)
+    assert filter_request(model, 0, count=(0.5,), value=(0.5,), fresh=(0.5,), fading=None) is None
+    with pytest.raises(DataError, match=r"^stage 1: none of the requested devices has an interaction .*; set "):
+        exponents_of(question, won, 0)
+
+
+def test_items_that_no_table_has_yet_are_nothing_to_choose_on():
+    model, _ = model_of(worlds())
+    question = filter_request(model, 0, count=(0.5,), value=(0.0, 0.5), fresh=(0.0,), fading=3.0)
+    wanted = UserItems.from_pairs(np.array([0, 1]), np.array([NUM_ITEMS + 4, 1]), 40)
+    assert question.answer(worlds(), wanted, CONFIG.item_exponent)[1] == 1
+
+
+def test_more_columns_than_a_table_are_refused():
+    sums = PooledSums(worlds(), NUM_ITEMS, 0.3)
+    keys = {"num_groups": 1, "min_size": 1, "group_rounds": 0, "seed": 0, "passes": 1}
+    with pytest.raises(DataError, match=r"^pretraining.columns: a timeline needs at most embedding_dim 4, not 6"):
+        update_model(sums, CONFIG, None, exponents=SHAPE, recent=np.zeros(NUM_ITEMS), dim=4, **keys)
+    nobody = PooledSums(UserItems(np.zeros(3, np.int64), np.zeros(0, np.int32)), NUM_ITEMS, 0.3)
+    with pytest.raises(DataError, match=r"^stage 1: no item has as many devices that answered"):
+        update_model(nobody, CONFIG, None, exponents=SHAPE, recent=np.zeros(NUM_ITEMS), dim=8, **keys)

@@ -1,0 +1,293 @@
+"""The mathematics of stage 1 by sums: against dense linear algebra, and part by part against the whole."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from fl_peel.data.interactions import UserItems
+from fl_peel.errors import DataError
+from fl_peel.pretraining import spectral_steps, stage1
+from fl_peel.pretraining.costs import StepShape, cost_of
+from fl_peel.pretraining.settings import SpectralConfig
+from fl_peel.pretraining.stage1 import PooledSums, num_steps, run_stage1
+
+NUM_ITEMS = 50
+CONFIG = SpectralConfig(
+    columns=12,
+    oversampling=8,
+    passes=30,
+    group_columns=6,
+    group_rounds=5,
+    num_threads=1,
+    count_exponent=0.4,
+    value_exponent=0.1,
+)
+SHAPE = {"dim": 6, "num_groups": 3, "min_size": 5, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def rows() -> UserItems:
+    """80 users of three tastes, 4 to 15 items each; items 48 and 49 are nobody's."""
+    rng = np.random.default_rng(0)
+    users, items = [], []
+    for user in range(80):
+        favourite = np.arange(48) // 16 == user % 3
+        weights = np.where(favourite, 1.0, 0.08)
+        mine = rng.choice(48, size=rng.integers(4, 16), replace=False, p=weights / weights.sum())
+        users += [user] * len(mine)
+        items += mine.tolist()
+    return UserItems.from_pairs(np.array(users), np.array(items), 80)
+
+
+def dense(rows: UserItems, a: float, b: float) -> np.ndarray:
+    """R~ as a matrix."""
+    matrix = np.zeros((rows.num_users, NUM_ITEMS))
+    matrix[rows.users(), rows.items] = 1
+    counts = matrix.sum(axis=0)
+    columns = np.divide(1.0, counts**b, out=np.zeros(NUM_ITEMS), where=counts > 0)
+    return matrix.sum(axis=1)[:, None] ** -a * matrix * columns
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.3, 0.5), (0.5, 0.5), (0.0, 0.25)])
+@pytest.mark.parametrize("sent", ["in half precision", "in full"])
+def test_passes_find_what_the_svd_of_the_pooled_matrix_finds(rows, a, b, sent, monkeypatch):
+    if sent == "in full":
+        monkeypatch.setattr(stage1, "halves", lambda table: table)
+    error = 1e-5 if sent == "in full" else 3e-4
+    config = dataclasses.replace(CONFIG, user_exponent=a, item_exponent=b)
+    start = run_stage1(PooledSums(rows, NUM_ITEMS, a), config, **SHAPE)
+    _, values, right = np.linalg.svd(dense(rows, a, b))
+    assert start.values == pytest.approx(values[: config.columns] ** 2, rel=error)
+    counts = rows.popularity(NUM_ITEMS).astype(float)
+    directions = start.scored[:48] / counts[:48, None] ** config.count_exponent
+    projector = directions @ directions.T
+    exact = right[: config.columns, :48].T @ right[: config.columns, :48]
+    assert np.abs(projector - exact).max() < 30 * error
+    assert not start.scored[48:].any()
+
+
+def test_sums_of_parts_are_those_of_the_whole_to_the_last_digit(rows):
+    rng = np.random.default_rng(1)
+    table = rng.standard_normal((NUM_ITEMS, 7)).astype(np.float32)
+    parts = [rows.select(np.arange(part, 80, 3)) for part in range(3)]
+    whole = spectral_steps.pass_sums(table, rows, 0.3)
+    assert whole.dtype == np.int64
+    assert (sum(spectral_steps.pass_sums(table, part, 0.3) for part in parts) == whole).all()
+    vectors = spectral_steps.unit_vectors(spectral_steps.add_rows(table, rows))
+    apart = [spectral_steps.unit_vectors(spectral_steps.add_rows(table, part)) for part in parts]
+    centroids = rng.standard_normal((4, 5)).astype(np.float32)
+    sums = [spectral_steps.group_sums(some, centroids) for some in apart]
+    together, added = spectral_steps.group_sums(vectors, centroids), sums[0] + sums[1] + sums[2]
+    assert (added.sums == together.sums).all()
+    assert (added.sizes == together.sizes).all()
+    moments = [spectral_steps.group_moments(*each, NUM_ITEMS) for each in zip(apart, parts, strict=True)]
+    one, many = spectral_steps.group_moments(vectors, rows, NUM_ITEMS), moments[0] + moments[1] + moments[2]
+    assert (one.second == many.second).all()
+    assert (one.first == many.first).all()
+    assert (one.items == many.items).all()
+    group_map = rng.standard_normal((7, 3)).astype(np.float32)
+    alone = np.concatenate([spectral_steps.embeddings(vectors[i : i + 1], group_map) for i in range(80)])
+    assert (spectral_steps.embeddings(vectors, group_map) == alone).all()
+
+
+def test_a_users_sum_does_not_depend_on_the_order_of_its_items(rows):
+    table = np.random.default_rng(2).standard_normal((NUM_ITEMS, 5)).astype(np.float32)
+    turned = UserItems(rows.indptr, np.concatenate([rows.row(user)[::-1] for user in range(80)]))
+    assert (spectral_steps.add_rows(table, turned) == spectral_steps.add_rows(table, rows)).all()
+    assert (spectral_steps.pass_sums(table, turned, 0.5) == spectral_steps.pass_sums(table, rows, 0.5)).all()
+
+
+def test_tastes_become_groups_and_a_group_loses_little_of_its_scores(rows):
+    start = run_stage1(PooledSums(rows, NUM_ITEMS, CONFIG.user_exponent), CONFIG, **SHAPE)
+    vectors = spectral_steps.unit_vectors(spectral_steps.add_rows(start.own, rows))
+    groups = spectral_steps.nearest(vectors, start.centroids)
+    assert [len(np.unique(np.arange(80)[groups == group] % 3)) for group in range(3)] == [1, 1, 1]
+    for group, it in enumerate(start.groups):
+        members = np.flatnonzero(groups == group)
+        assert it.size == len(members)
+        assert (it.items == rows.select(members).popularity(NUM_ITEMS)).all()
+        scores = spectral_steps.embeddings(vectors[members], it.map) @ it.table.T
+        exact = vectors[members] @ start.scored.T
+        assert np.corrcoef(scores.ravel(), exact.ravel())[0, 1] > 0.95
+        assert np.sqrt((spectral_steps.embeddings(vectors[members], it.map) ** 2).sum(axis=1).mean()) == pytest.approx(
+            spectral_steps.USER_LENGTH, rel=1e-3
+        )
+        # drawn users have the moments of the real ones
+        assert (
+            np.abs(it.users.mean(axis=0) - spectral_steps.embeddings(vectors[members], it.map).mean(axis=0)).max() < 0.3
+        )
+
+
+def test_with_room_for_all_columns_nothing_is_lost(rows):
+    start = run_stage1(PooledSums(rows, NUM_ITEMS, CONFIG.user_exponent), CONFIG, **(SHAPE | {"dim": 12}))
+    vectors = spectral_steps.unit_vectors(spectral_steps.add_rows(start.own, rows))
+    groups = spectral_steps.nearest(vectors, start.centroids)
+    for group, it in enumerate(start.groups):
+        some = vectors[groups == group]
+        scores, exact = spectral_steps.embeddings(some, it.map) @ it.table.T, some @ start.scored.T
+        ratio = scores.ravel() @ exact.ravel() / (exact.ravel() @ exact.ravel())
+        assert np.abs(scores - ratio * exact).max() < 1e-3 * np.abs(scores).max()
+
+
+@pytest.mark.parametrize("min_size", [1, 20, 27, 40, 80])
+def test_no_group_is_smaller_than_allowed(rows, min_size):
+    start = run_stage1(
+        PooledSums(rows, NUM_ITEMS, CONFIG.user_exponent), CONFIG, dim=6, num_groups=9, min_size=min_size, seed=0
+    )
+    assert min(group.size for group in start.groups) >= min_size
+    assert sum(group.size for group in start.groups) == 80
+
+
+def test_what_is_collected_gives_the_start_and_the_rest_comes_from_all(rows):
+    """Two passes over everybody from a start that half of them gave are nearer than two from nothing."""
+    few = dataclasses.replace(CONFIG, passes=2)
+    half = rows.keep(np.repeat(np.arange(80) % 2 == 0, rows.counts()))
+    sums = PooledSums(rows, NUM_ITEMS, CONFIG.user_exponent)
+    exact = run_stage1(sums, CONFIG, **SHAPE).values
+    cold, warm = run_stage1(sums, few, **SHAPE).values, run_stage1(sums, few, given=half, **SHAPE).values
+    assert np.abs(warm - exact).max() < 0.5 * np.abs(cold - exact).max()
+
+
+def test_fewer_directions_than_columns_and_dimensions_are_no_obstacle():
+    rows = UserItems(np.arange(0, 25, 2), np.tile(np.array([0, 1], np.int32), 12))
+    events = []
+    start = run_stage1(
+        PooledSums(rows, 4, 0.3), CONFIG, **(SHAPE | {"num_groups": 2}), progress=lambda *step: events.append(step)
+    )
+    assert all(np.isfinite(group.table).all() and group.table.shape == (4, 6) for group in start.groups)
+    assert events[-1][0] == events[-1][1] == num_steps(CONFIG)
+
+
+def test_nobody_with_anything_is_refused():
+    nobody = UserItems(np.zeros(5, np.int64), np.zeros(0, np.int32))
+    with pytest.raises(DataError, match="no item has as many devices"):
+        run_stage1(PooledSums(nobody, 4, 0.3), CONFIG, **SHAPE)
+
+
+def test_devices_choose_the_filter_that_ranks_their_validation_items_best(rows):
+    """Columns of mere noise are many and those of tastes few: the steeper filter wins, and by the sum of parts."""
+    rng = np.random.default_rng(5)
+    wanted = UserItems(np.arange(81), np.array([16 * (user % 3) + rng.integers(16) for user in range(80)], np.int32))
+    wanted = wanted.keep(~np.array([wanted.items[user] in rows.row(user) for user in range(80)]))
+    free = dataclasses.replace(CONFIG, columns=40, count_exponent=None, value_exponent=None)
+    sums = PooledSums(rows, NUM_ITEMS, CONFIG.user_exponent, validation=wanted)
+    start = run_stage1(sums, free, **SHAPE)
+    assert start.value_exponent > 0
+    assert 0 < start.chosen <= 1
+    asked = []
+
+    def by_parts(question):
+        asked.append(question)
+        answers = [
+            question.answer(rows.select(part), wanted.select(part), 0.5) for part in np.array_split(np.arange(80), 3)
+        ]
+        return sum(won for won, _ in answers), sum(answered for _, answered in answers)
+
+    parts = run_stage1(PooledSums(rows, NUM_ITEMS, CONFIG.user_exponent, asked=by_parts), free, **SHAPE)
+    assert (parts.count_exponent, parts.value_exponent, parts.chosen) == (
+        start.count_exponent,
+        start.value_exponent,
+        start.chosen,
+    )
+    # against all items by hand: 48 of them are known, so all are drawn, and 20 of 48 count
+    question = asked[0]
+    assert (len(question.drawn), question.place) == (48, 20)
+    question = dataclasses.replace(question, place=4)
+    shape = int(np.flatnonzero(question.shapes.value_exponents == 0.5)[-1])
+    counts = question.counts.astype(float)
+    power = np.sqrt(counts)
+    root = np.divide(1.0, power, out=np.zeros(NUM_ITEMS), where=counts > 0)
+    won = 0
+    for user in np.flatnonzero(wanted.counts()):
+        vector = (root[rows.row(user), None] * question.directions[rows.row(user)]).sum(axis=0) * question.values**0.5
+        scores = (question.directions @ vector) * power
+        others = np.setdiff1d(question.drawn, np.concatenate([rows.row(user), wanted.row(user)]))
+        won += (scores[others] >= scores[wanted.row(user)[0]]).sum() < 4
+    assert 0 < won < 60
+    assert question.answer(rows, wanted, 0.5)[0][shape] == won * 2**20
+
+
+def test_costs_are_those_of_the_arithmetic():
+    items, rich = np.array([10, 100]), np.array([10**9, 10**9])
+    cost = cost_of(StepShape("pass", 544), items, rich)
+    assert cost.download_bytes.tolist() == [10 * (4 + 2 * 544) + 544, 100 * (4 + 2 * 544) + 544]
+    assert cost.upload_bytes.tolist() == [8 * 544 + 40, 8 * 544 + 400]
+    assert cost.exchanges.tolist() == [1, 1]
+    assert cost.least_bytes.tolist() == [2 * 10 + 8, 2 * 100 + 8]
+    # room for 10 columns of 28 bytes, and for one of 208
+    poor = cost_of(StepShape("pass", 544), items, np.array([280, 280]))
+    assert poor.exchanges.tolist() == [55, 544]
+    assert (poor.download_bytes == cost.download_bytes).all()
+    assert cost_of(StepShape("counts"), items, rich).upload_bytes.tolist() == [40, 400]
+    assert cost_of(StepShape("groups", 128, 64), items, rich).download_bytes.tolist() == [64 * 128] * 2
+    assert cost_of(StepShape("moments", 512), items, rich).upload_bytes.tolist() == [40 + 4096, 400 + 4096]
+    assert cost_of(StepShape("vectors", 512), items, rich).upload_bytes.tolist() == [0, 0]
+    assert cost_of(StepShape("maps", 512, dim=64), items, rich).download_bytes.tolist() == [512 * (2 * 64 + 1)] * 2
+
+
+def test_rows_are_sent_in_half_precision():
+    """Within a 2048th of each number, or of a 16384th of the column's largest; what is sent once is sent again."""
+    table = np.random.default_rng(3).standard_normal((NUM_ITEMS, 6)).astype(np.float32) * 10.0 ** np.arange(-20, 16, 6)
+    sent = spectral_steps.halves(table.astype(np.float32))
+    assert (np.abs(sent - table) <= np.maximum(np.abs(table) / 2048, np.abs(table).max(axis=0) / 16384)).all()
+    assert (spectral_steps.halves(sent) == sent).all()
+    assert not spectral_steps.halves(np.zeros((3, 2), np.float32)).any()
+
+
+@pytest.mark.parametrize("devices", [7, 9, 20, 40, 10**6])
+def test_of_few_devices_moments_have_few_directions_and_none_is_lost(devices):
+    """Whether the group is small or not, found in a few columns or in all of them."""
+    rng = np.random.default_rng(devices)
+    columns, count = 40, 8
+    points = spectral_steps.in_units(
+        spectral_steps.unit_vectors(rng.standard_normal((min(devices, 60), columns)).astype(np.float32))
+    )
+    mean = points.T @ points / (spectral_steps.UNIT_SCALE**2 * len(points))
+    factor = np.linalg.cholesky(np.cov(rng.standard_normal((columns, 90))) + np.eye(columns))
+    values, turn = spectral_steps.leading_of(factor, mean, count, devices)
+    exact, vectors = np.linalg.eigh(factor.T @ mean @ factor)
+    assert values == pytest.approx(exact[::-1][:count], abs=1e-9 * exact[-1])
+    seen = values > 1e-9 * values[0]
+    agree = np.abs((turn * vectors[:, ::-1][:, :count]).sum(axis=0))
+    assert agree[seen] == pytest.approx(np.ones(int(seen.sum())), abs=1e-9)
+
+
+def test_two_passes_as_a_filter_are_worth_more_than_two(rows):
+    """Of a known spectrum: the leading space comes nearer, and lengths stand for the eigenvalues they came from."""
+    rng = np.random.default_rng(7)
+    basis = np.linalg.qr(rng.standard_normal((60, 60)))[0]
+    spectrum = np.concatenate([np.linspace(3.0, 1.3, 10), np.linspace(1.0, 0.0, 50)])
+    operator = (basis * spectrum) @ basis.T
+    start = spectral_steps.orthonormal(rng.standard_normal((60, 12)))
+    asked = []
+
+    def passed(block):
+        asked.append(block)
+        return operator @ block
+
+    def error(directions):
+        return np.linalg.norm(basis[:, :10] - directions @ (directions.T @ basis[:, :10]))
+
+    plain = start
+    for _ in range(2):
+        plain, _ = spectral_steps.spectrum(operator @ plain)
+    twice, values = spectral_steps.filtered(passed, start, 1.0)
+    assert len(asked) == 2
+    assert max(np.linalg.norm(block, axis=0).max() for block in asked) <= 1 + 1e-9
+    assert error(twice) < 0.9 * error(plain)
+    exact = basis[:, :12]
+    result, values = spectral_steps.filtered(passed, exact, 1.0)
+    assert values[:10] == pytest.approx(spectrum[:10], rel=1e-9)
+    assert np.abs(np.abs(np.diag(result.T @ exact)) - 1)[:10].max() < 1e-9
+
+
+def test_passes_are_as_many_as_the_scenario_says():
+    assert [spectral_steps.blocks_of(passes) for passes in (1, 2, 3, 4, 6, 7)] == [
+        [1],
+        [1, 1],
+        [1, 1, 1],
+        [1, 2, 1],
+        [1, 2, 2, 1],
+        [1, 2, 2, 1, 1],
+    ]

@@ -1,0 +1,86 @@
+"""A folder of results: what an earlier run listed as its own is replaced, and nothing else."""
+
+import json
+
+import pytest
+
+from fl_peel.errors import ReportError
+from simulations.engine.inputs import RUN_RESULTS, check_out, given_folder, require_folders
+from simulations.listing import LIST, listed
+from simulations.report.result_writer import write_results
+
+
+def artifacts(name):
+    return name.startswith("artifacts/")
+
+
+def names(folder):
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_later_run_replaces_what_an_earlier_one_listed(tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "stored").write_bytes(b"numbers")
+    write_results(out, {"report.json": b"1", "artifacts/a": tmp_path / "stored", "artifacts/b": b"2"}, artifacts)
+    assert (out / "artifacts" / "a").read_bytes() == b"numbers"
+    (out / "notes.txt").write_text("mine")
+    (out / "artifacts" / "notes.txt").write_text("mine")
+    write_results(out, {"report.json": b"3", "artifacts/b": b"4"}, artifacts)
+    assert names(out) == {"report.json", "artifacts/b", "notes.txt", "artifacts/notes.txt", LIST}
+    assert listed(out) == {"report.json", "artifacts/b"}
+    (out / "artifacts" / "notes.txt").unlink()
+    write_results(out, {"report.json": b"5"}, artifacts)
+    assert not (out / "artifacts").exists()
+
+
+def test_other_kinds_of_results_stay_and_stay_listed(tmp_path):
+    write_results(tmp_path, {"compare.json": b"1", "artifacts/a": b"2"})
+    write_results(tmp_path, {"report.json": b"3"}, artifacts)
+    assert listed(tmp_path) == {"compare.json", "report.json"}
+    assert names(tmp_path) == {"compare.json", "report.json", LIST}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["report.json", "scenario.yaml", "per-device.parquet", "artifacts/mine", "artifacts/a/b", "model/model.json"],
+)
+def test_a_file_that_no_run_listed_is_refused_at_the_start(tmp_path, name):
+    write_results(tmp_path, {"metrics.csv": b"1"})
+    check_out(tmp_path, writes=RUN_RESULTS)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(
+        ReportError, match=f"{name}: the folder holds files that fl-peel did not write; move this file, or give"
+    ):
+        check_out(tmp_path, writes=RUN_RESULTS)
+    check_out(tmp_path, writes=("compare.json",))
+
+
+def test_so_is_one_in_the_folder_of_a_later_seed(tiny_scenario, tmp_path):
+    (tmp_path / "seed-2").mkdir()
+    (tmp_path / "seed-2" / "report.json").write_text("mine")
+    require_folders(tmp_path, tiny_scenario, 2)
+    with pytest.raises(ReportError, match=r"seed-2/report\.json: the folder holds files that fl-peel did not write"):
+        require_folders(tmp_path, tiny_scenario, 3)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", '{"files": 3}', "\x00"])
+def test_a_list_that_makes_no_sense_lists_nothing(tmp_path, content):
+    (tmp_path / LIST).write_text(content)
+    assert listed(tmp_path) == frozenset()
+
+
+def test_a_list_cannot_have_files_of_others_removed(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "mine").write_text("mine")
+    (out / LIST).write_text(json.dumps({"files": ["../mine", str(tmp_path / "mine"), "", "artifacts/../../mine", 1]}))
+    write_results(out, {"report.json": b"1"}, lambda name: True)
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert listed(out) == {"report.json"}
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_path_is_refused(empty):
+    with pytest.raises(ReportError, match=r"out: is empty; give a folder, or \. for the current one"):
+        given_folder(empty)

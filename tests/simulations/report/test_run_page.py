@@ -1,0 +1,133 @@
+"""The page of a run for readers: what it explains, what it says in words, what becomes of devices that are away."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from simulations.report.plots.bars import recall_by_class
+from simulations.report.plots.run_plots import device_traces, recall_by_budget
+from simulations.report.plots.style import INK, EndLabel, label_ends, new_figure, styled
+from simulations.report.render import render
+from simulations.report.run_page import run_page, why_less
+from simulations.report.tables.run_tables import device_classes_view
+from simulations.report.tables.table_view import TableView
+from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, ClassFairness, Ratio
+from tests.simulations.report.test_report import NASTY, Page, run_result
+
+
+def better_than(result, *, strongest: bool, low: float = 1.001):
+    """The same run; at 5% it is better than the strongest full table, or than the global one alone."""
+    name = "to_strongest" if strongest else "to_global"
+    results = Ratio(value=1.01, low=low, high=1.02)
+    rows = tuple(replace(row, **{name: results}) if row.share == 0.05 else row for row in result.budgets)
+    return replace(result, budgets=rows)
+
+
+def test_why_less_can_be_more_is_said_where_it_is():
+    assert why_less(run_result()) == ""
+    events = why_less(better_than(run_result(), strongest=True))
+    assert events.startswith(
+        "At budgets of 5% the smaller table is significantly better than the best full table. An item without"
+    )
+    assert why_less(better_than(run_result(), strongest=True, low=0.999)) == ""
+
+
+def test_why_less_can_be_more_than_the_global_table_is_the_groups_own():
+    events = why_less(better_than(run_result(), strongest=False))
+    assert (
+        "At budgets of 5% the smaller table is significantly better than the full global table, because each user "
+        "group has" in events
+    )
+    assert "already reach 1.250 [1.200, 1.300] times" in events
+    full = run_result().full_table
+    as_good = replace(full, refined=replace(full.refined, to_global=Ratio(1.0, 0.99, 1.01)))
+    assert why_less(replace(better_than(run_result(), strongest=False), full_table=as_good)) == ""
+
+
+def test_the_lead_figure_begins_at_nought_and_has_the_line_to_beat():
+    plot = recall_by_budget(run_result())
+    assert "best full table, refined: 0.2500; full table, global: 0.2000." in plot.alt
+    assert plot.narrow
+    assert plot.svg.count('class="tip"') == plot.narrow.count('class="tip"') == 4
+    assert "int8: 0.1500 [0.1300, 0.1800] at 1%, 10.00 KB, 0.600 relative to the best full table" in plot.svg
+    heights = {
+        words[:12]: float(y) for words, y in re.findall(r"<title>([^<]*)</title>.*?y=\"([\d.]+)\"", tips(plot.svg))
+    }
+    of_nought = 2 * heights["fp32: 0.0500"] - heights["fp32: 0.1000"]
+    foot = float(re.findall(r'id="recall-ytick_1".*?<use [^>]*y="([\d.]+)"', plot.svg, flags=re.DOTALL)[0])
+    assert of_nought == pytest.approx(foot, abs=0.1)
+
+
+def tips(svg: str) -> str:
+    """A line a point that says something."""
+    return "\n".join(" ".join(tip.split()) for tip in re.findall(r'<g class="tip">.*?</g>', svg, flags=re.DOTALL))
+
+
+def with_own_tables():
+    own = {"peel": 0.14, FULL_REFINED: 0.21, FULL_GLOBAL: 0.19}
+    row = ClassFairness(device_class=NASTY, devices=8, budget_bytes=5.5, recall=own)
+    return replace(run_result(), fairness=replace(run_result().fairness, by_class=(row,)))
+
+
+def test_classes_stand_beside_their_own_full_tables():
+    alone, extra = recall_by_class(run_result()), recall_by_class(with_own_tables())
+    assert "full table" not in alone.alt
+    assert (
+        "the same devices with the refined full table 0.2100 to 0.2100, global full table 0.1900 to 0.1900" in extra.alt
+    )
+    view = device_classes_view(with_own_tables())
+    assert view.columns[4:6] == ("refined full table", "global full table")
+    assert [row[4:6] for row in view.rows] == [("0.2100", "0.1900"), ("–", "–")]
+
+
+def test_rounds_away_are_hatched_and_said():
+    plot = device_traces(run_result())
+    assert plot.alt.endswith("device 4 (never seen) stores 0 to 0 blocks in 3 rounds, offline in 3 of them.")
+    assert plot.svg.count("<pattern") == 1
+    there = [replace(trace, budget_bytes=(5000, 1000, 2000)) for trace in run_result().traces]
+    assert "<pattern" not in device_traces(replace(run_result(), traces=tuple(there))).svg
+
+
+def words_of(result) -> str:
+    """What a reader reads, without what is typed and the scenario."""
+    text = run_page(result, ())
+    return Page(re.sub(r"<pre>.*?</pre>|<script>.*?</script>|<style>.*?</style>", "", text, flags=re.DOTALL)).text
+
+
+def test_no_key_is_shown():
+    result = re.findall(r"\b\w+_\w+\b", words_of(with_own_tables()))
+    assert set(result) <= {"x86_64"}
+    assert "user groups 2" in words_of(run_result())
+
+
+def test_one_row_is_a_sentence():
+    several = TableView("Sizes", ("what", "size"), (("a", "1"), ("b", "2")), note="Of all.")
+    one = replace(several, rows=(("a<", "1"),))
+    values = {"title": "t", "lead": "l", "facts": [], "plot": None, "note": "", "command": ""}
+    values |= {"seed": None, "versions": None, "scenario": None}
+    text = render("tables.html", tables=[one], **values)
+    assert "Sizes. what a< : size 1 . Of all." in Page(text).text
+    assert "<table" not in text
+    assert "<table" in render("tables.html", tables=[several], **values)
+
+
+def test_there_is_no_slider_of_one_budget():
+    several, one = run_result(), replace(run_result(), budgets=run_result().budgets[:1])
+    assert 'id="budget"' in run_page(several, ())
+    assert 'id="budget"' not in run_page(one, ())
+
+
+def test_no_two_leaders_cross():
+    """They start at the edge in the order of the lines' ends, and labels keep it."""
+    ends = [(1, 0.5), (9, 0.52), (10, 0.51), (4, 0.9), (10, 0.1), (10, 0.1)]
+    with styled():
+        _, (axes,) = new_figure(3.0)
+        axes.set(xlim=(0, 10), ylim=(0, 1))
+        label_ends(axes, [EndLabel(f"{y}", x, y, INK) for x, y in ends])
+        leaders = [(words.xy, words.xyann) for words in axes.texts]
+    assert all(start[0] >= 0.97 and stop[0] > 1 for start, stop in leaders)
+    order = sorted(range(len(ends)), key=lambda place: leaders[place][0][1])
+    assert order == sorted(range(len(ends)), key=lambda place: leaders[place][1][1])
+    assert len(axes.lines) == 3  # of those that end before the edge, level with their ends
+    assert all(len(set(line.get_ydata())) == 1 for line in axes.lines)

@@ -1,0 +1,53 @@
+"""Pages made again from their JSON: the same ones, and nothing else is touched."""
+
+import json
+
+import pytest
+
+from fl_peel.errors import ReportError
+from simulations.report.run_files import write_report
+from simulations.result_pages import rebuild_pages
+from simulations.studies.compare.report import write_compare
+from tests.simulations.report.test_report import compare_result, run_result
+
+
+def test_pages_are_made_again_and_nothing_else_is_touched(tmp_path):
+    write_report(run_result(), tmp_path)
+    write_compare(compare_result(), tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    for name in ("report.html", "compare.html"):
+        (tmp_path / name).write_text("of an older version")
+    assert rebuild_pages(tmp_path) == [tmp_path / "report.html", tmp_path / "compare.html"]
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_an_audit_has_its_page_again_with_intervals_drawn(tmp_path):
+    attack = {"advantage": 0.3, "advantage_low": 0.2, "advantage_high": 0.4}
+    row = {"mechanism": "none", "view": "rows", "epsilon": None, "share": 0.01, "recall@20": 0.2}
+    row |= {"recall@20_interval": [0.19, 0.21], "attacks": {"gradient": attack}}
+    plain = {"scenario": {"name": "tiny"}, "settings": {"devices": 4, "rounds": 2}, "collected_share": 1.0}
+    (tmp_path / "audit.json").write_text(json.dumps(plain | {"rows": [row, row | {"mechanism": "masks"}]}))
+    rebuild_pages(tmp_path)
+    page = (tmp_path / "audit.html").read_text()
+    assert page.count('class="tip"') == 2 * 2  # wide, narrow
+    assert "<title>masks, gradient: 0.300 ±0.100</title>" in page
+    assert page.count("LineCollection") == 2 * 2  # of attacks, of recalls
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("notes.txt", "", r"no result \(report.json, compare.json, timeline.json, audit.json\)"),
+        ("report.json", "{", "report.json: cannot read a result"),
+        ("report.json", "{}", "report.json: scenario: Field required"),
+        ("compare.json", '{"tuning": {}}', "compare.json: of a leaderboard"),
+        ("timeline.json", "{}", "timeline.json: .*Field required"),
+        ("audit.json", "[]", "audit.json: not an audit"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ReportError, match=message) as caught:
+        rebuild_pages(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == [name]

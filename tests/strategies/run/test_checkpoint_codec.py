@@ -1,0 +1,133 @@
+"""Values as bytes: what goes in comes out, once for what is one thing; what is no value is refused."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fl_peel.events import Event
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.weighting.block_statistics import BlockStatistics
+from fl_peel.weighting.controller import Controller
+from fl_peel.weighting.settings import ControllerConfig
+from strategies.run.checkpoint_codec import read_value, write_value
+
+
+def again(value: Any, live: Any = None, there: Any = None) -> Any:
+    """The value, written and read. live: known when it is written; there: when it is read."""
+    file = io.BytesIO()
+    write_value(file, value, live or {})
+    return read_value(memoryview(file.getvalue()), (there if there is not None else live) or {})
+
+
+plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+keys = st.text() | st.integers() | st.tuples(st.integers(), st.text())
+trees = st.recursive(
+    plain, lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(keys, inner) | st.frozensets(plain)
+)
+
+
+@given(value=trees)
+def test_plain_values_come_back(value):
+    assert again(value) == value
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, 1.0, 1, True, 0.1 + 0.2, 2**80])
+def test_numbers_keep_their_type_and_every_bit(value):
+    result = again([value])[0]
+    assert result == value
+    assert type(result) is type(value)
+
+
+@pytest.mark.parametrize("dtype", ["?", "i1", "u1", "<u2", "<i4", "<i8", "<u8", "<f2", "<f4", "<f8"])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 4), (2, 3)])
+def test_arrays_come_back_and_can_be_changed(dtype, shape):
+    array = np.asarray(np.random.default_rng(0).random(shape) * 5).astype(dtype)
+    assert isinstance(array, np.ndarray)
+    result = again({"it": array})["it"]
+    assert result.dtype == array.dtype
+    assert np.array_equal(result, array)
+    assert result.shape == shape
+    result[...] = 0
+
+
+def test_views_memory_maps_and_numbers_of_numpy(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(12).reshape(3, 4))
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    result = again([mapped, mapped.T[::2], np.float32(0.1), np.nan])
+    assert np.array_equal(result[0], mapped)
+    assert np.array_equal(result[1], mapped.T[::2])
+    assert result[2] == np.float32(0.1)
+    assert type(result[2]) is np.float32
+    assert math.isnan(result[3])
+
+
+def test_types_of_arrays_come_back():
+    assert again([np.dtype("<u2"), np.dtype(np.float32)]) == [np.dtype("<u2"), np.dtype(np.float32)]
+
+
+def test_one_thing_stays_one_thing():
+    array, other = np.zeros(3), np.zeros(3)
+    first, second, third = again([array, array, other])
+    assert first is second
+    assert first is not third
+
+
+def test_what_is_live_is_named_and_not_held():
+    table, mine = np.ones(1000), np.zeros(1000)
+    file = io.BytesIO()
+    write_value(file, {"table": table, "none": None}, {"it": table, "nothing": None})
+    assert len(file.getvalue()) < 300
+    assert read_value(memoryview(file.getvalue()), {"it": mine})["table"] is mine
+
+
+def test_objects_of_ours_come_back():
+    assert again(Event("a", 1, 2, "b")) == Event("a", 1, 2, "b")
+    scenario = Scenario(name="it", data={"name": "ml-100k"})
+    assert again(scenario) == scenario
+
+
+def test_a_controller_goes_on_where_it_was():
+    rng = np.random.default_rng(0)
+    columns = [[rng.random(50).astype(np.float32) for _ in range(5)] for _ in range(3)]
+    groups = [BlockStatistics(*each, rng.integers(0, 5, 50).astype(float), np.full(50, 3.0)) for each in columns]
+    one = Controller.for_statistics(groups, ControllerConfig(), seed=1)
+    one.outer_step(groups)
+    other = again(one)
+    for _ in range(3):
+        assert one.outer_step(groups) == other.outer_step(groups)
+    assert np.array_equal(one.weights(groups[0]), other.weights(groups[0]))
+
+
+Point = namedtuple("Point", "x y")
+
+
+@dataclass(slots=True)
+class Slotted:
+    x: int = 0
+
+
+class Number(int):
+    """A number with a name."""
+
+
+@pytest.mark.parametrize("value", [print, np, io.BytesIO(), Point(1, 2), Slotted(), Number(3), np.array(["a"]), 1j])
+def test_what_is_no_value_is_refused(value, monkeypatch):
+    monkeypatch.setattr("strategies.run.checkpoint_codec._roots", lambda: frozenset({"strategies", "tests"}))
+    with pytest.raises(TypeError, match="is not kept"):
+        again([value])
+
+
+def test_what_holds_itself_is_refused():
+    value: list[Any] = []
+    value.append(value)
+    with pytest.raises(RecursionError):
+        again(value)
