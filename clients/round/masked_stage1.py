@@ -279,7 +279,7 @@ def _answered(
     known = store.load(start.server_round, EVERYBODY, _stage(first)) if members is None else members.known
     devices = known["devices"]
     vector = step.vector(len(known["directory"]))
-    layout, start = vector.part(part), vector.start(part)
+    layout, offset = vector.part(part), vector.start(part)
     noise = noise_of(cohort, request, len(known["directory"]))
     total, places, protocol_s = MaskWords.zeros(*layout.num_words), cohort.places(devices), 0.0
     for i, place in enumerate(places.tolist()):
@@ -289,7 +289,7 @@ def _answered(
             values |= {CHECK: head[CHECK]} if step.withheld else head
         words = layout.words(values)
         began = time.perf_counter()
-        masked = _masked(step, known, i, words, start)
+        masked = _masked(step, known, i, words, offset)
         total.narrow[:] += masked.narrow
         total.wide[:] += masked.wide
         protocol_s += time.perf_counter() - began
