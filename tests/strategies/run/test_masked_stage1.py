@@ -372,7 +372,7 @@ def test_too_few_devices_end_the_run_with_one_clear_line(clear, tmp_path, keys, 
 @pytest.mark.slow
 def test_devices_away_or_late_are_left_out(clear, tmp_path):
     """Who is away never announces keys; who is late has dropped out, and its masks are recovered."""
-    away = secure(changed(clear, fleet=fleet(tmp_path, AWAY), pretraining={"windows": 2}), neighbours=16)
+    away = secure(changed(clear, fleet=fleet(tmp_path, AWAY), pretraining={"open_rounds": 2}), neighbours=16)
     plain = changed(away, secure_aggregation={"enabled": False})
     masked = prepared(away, tmp_path / "masked")[0]
     assert same(masked, prepared(plain, tmp_path / "plain")[0])

@@ -30,7 +30,7 @@ SPECTRAL = {
     "passes": 4,
     "group_columns": 6,
     "group_rounds": 4,
-    "windows": 1,
+    "open_rounds": 1,
     "count_exponent": 0.4,
     "value_exponent": 0.1,
     "collected": {"share": 0},
@@ -146,7 +146,7 @@ def test_devices_that_are_away_are_left_out_and_served(scenario, tmp_path):
 
 def test_more_windows_hear_more_devices_each_once(scenario, tmp_path):
     """With a half always there and a half every other time, 3 windows miss an eighth of the latter."""
-    scenario = changed(scenario, fleet=fleet(tmp_path, AWAY), pretraining={"windows": 3})
+    scenario = changed(scenario, fleet=fleet(tmp_path, AWAY), pretraining={"open_rounds": 3})
     results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
     assert figures(results[0]) == figures(results[1])
     events = results[0].stage1
