@@ -2,6 +2,8 @@
 
 import shutil
 
+import pytest
+
 import fl_peel
 from fl_peel.device_storage import device_splits
 from simulations.listing import listed
@@ -10,6 +12,8 @@ from simulations.runner import MODEL, finished, save, with_checkpoints
 from simulations.scenario_files import load_scenario
 from strategies.run.run_paths import RunPaths
 from tests.helpers.models import ran
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def test_a_model_is_listed_and_a_later_run_leaves_nothing_of_it(tiny_scenario, tmp_path):

@@ -34,6 +34,7 @@ FULL_TABLES: Mapping[str, str] = MappingProxyType(
 SELECTORS: Mapping[str, str] = MappingProxyType(
     {
         "exposure": "exposure in the group",
+        "shown": "exposure in the group",  # its name in reports of earlier versions
         "popularity": "popularity in the group",
         "global-popularity": "global popularity",
         "energy": "energy",

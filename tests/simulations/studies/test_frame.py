@@ -96,6 +96,7 @@ def test_every_kind_of_scenario_is_taken_apart(tiny, tmp_path, started, kind):
     assert settings == {"10%", "25%", "50%", "100%"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["private", "poisoned", "stragglers"])
 def test_every_kind_of_scenario_is_audited_where_it_can_be(tiny, tmp_path, started, kind):
     rows = ("none", "clipping", *(("tiny",) if kind == "private" else ()))
@@ -143,6 +144,7 @@ def test_what_no_study_can_measure_is_refused_before_any_work(tiny, tmp_path, un
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", ["compare", "ablate"])
 @pytest.mark.parametrize(
     ("changes", "line"),
@@ -159,6 +161,7 @@ def test_an_epsilon_that_cannot_be_had_is_refused_before_pretraining(tiny, tmp_p
     assert str(caught.value).startswith(line)
 
 
+@pytest.mark.slow
 def test_an_audits_rows_are_all_possible_before_the_first_runs(tiny, tmp_path, untouched):
     with pytest.raises(ScenarioError, match=r"^privacy\.rows: touched reveals which rows"):
         audit(tiny, tmp_path / "out", rows=[OPEN_ROW])
@@ -192,6 +195,7 @@ def test_a_study_of_devices_that_can_hold_nothing_ends_with_its_first_trial(tiny
     assert not list((tmp_path / "out" / "checkpoints").glob("one-*"))
 
 
+@pytest.mark.slow
 def test_a_selector_that_is_a_rival_too_makes_both_methods(tiny, tmp_path, started):
     result = compare(load_scenario(tiny, ["selector=popularity"]), tmp_path / "out")
     mine = {(row["method"], row["precision"]): row["recall@20"] for row in result["rows"]}

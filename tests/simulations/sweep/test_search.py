@@ -130,6 +130,7 @@ def words(searched, changes=QUICK):
     ]
 
 
+@pytest.mark.slow
 def test_a_search_is_a_sweep_that_goes_by_validation(tiny, tmp_path, command_line, without_engine):
     out = tmp_path / "out"
     typed = ("sweep", tiny, *words(LOOKED_FOR), "--trials", 4, "--seed", 3, "--out", out)
@@ -161,6 +162,7 @@ def test_a_search_is_a_sweep_that_goes_by_validation(tiny, tmp_path, command_lin
     assert json.loads((out / "sweep.json").read_text()) == plain
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_it_was_stopped(tiny, tmp_path, monkeypatch, without_engine):
     out, engine = tmp_path / "out", runner.simulated
     looked_for = {"searched": LOOKED_FOR, "trials": 3}

@@ -73,6 +73,7 @@ def test_a_sweep_is_runs_side_by_side(tiny, tmp_path, command_line, without_engi
     assert "[4/4]" in err or "sweep 4/4" in err
 
 
+@pytest.mark.slow
 def test_differences_are_paired_as_those_of_a_diff(tiny, tmp_path, without_engine):
     out = tmp_path / "out"
     result = sweep(tiny, [*QUICK, "blocks.precision=int8,int4"], out=out)
