@@ -52,7 +52,7 @@ class AcceptanceTest:
 
     def __getstate__(self) -> dict[str, object]:
         """How it turned out; the strategy and its tables are not part of that."""
-        return {"rounds_kept": self.accepted_rounds, "comparisons": self.comparisons}
+        return {"accepted_rounds": self.accepted_rounds, "comparisons": self.comparisons}
 
     def state(self) -> dict[str, Any]:
         """How it turned out so far, with every user group whose rounds were kept; its table is not part of that."""
@@ -60,7 +60,7 @@ class AcceptanceTest:
         return {"rounds_kept": self.accepted_rounds, "comparisons": self.comparisons, "kept": kept}
 
     def resume(self, saved: dict[str, Any]) -> None:
-        """From what :meth:`state` told."""
+        """Take over what :meth:`state` returned."""
         self.accepted_rounds, self.comparisons = saved["rounds_kept"], saved["comparisons"]
         for group, (state, weights) in saved["kept"].items():
             self._accepted_states[group], self._weights[group] = state, weights

@@ -254,7 +254,7 @@ def test_the_report_says_what_a_seed_and_choices_leave_open(tiny):
         return "\n".join(report_of(scenario, make_plan(scenario), []).accounted.not_covered)
 
     seeded, system = events(), events(SYSTEM)
-    for start in ("whoever has the seed", "the last bits of the noise"):
+    for start in ("anyone with the seed", "the last bits of the noise"):
         assert start in seeded
         assert start not in system
     assert "fixed tiers" in system

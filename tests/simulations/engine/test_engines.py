@@ -179,7 +179,7 @@ def test_the_embedded_engine_is_taken_on_one_machine(tiny, monkeypatch):
         monkeypatch.setattr(engines, "_several_gpus", lambda several=several: several)
         assert chosen("engine.device=cuda") == backend
     assert chosen("engine.backend=embedded", "engine.device=cuda") == "embedded"
-    with pytest.raises(ScenarioError, match="ray_address is of a cluster, and backend embedded uses none"):
+    with pytest.raises(ScenarioError, match="ray_address names a Ray cluster, which backend embedded does not use"):
         chosen("engine.backend=embedded", "engine.ray_address=host:6379")
 
 

@@ -14,7 +14,8 @@ def scenario(tiny_scenario, tmp_path) -> Scenario:
     (tmp_path / "home.yaml").write_text(AT_HOME)
     free = SPECTRAL | {"count_exponent": None, "value_exponent": None}
     data = {"validation_share": 0.2, "refit": True}
-    return changed(tiny_scenario, pretraining=free, fleet=str(tmp_path / "home.yaml"), data=data)
+    everything = {"min_owners": 1}
+    return changed(tiny_scenario, pretraining=free, fleet=str(tmp_path / "home.yaml"), data=data, privacy=everything)
 
 
 def test_tables_are_those_of_a_run_on_both_parts_with_what_was_chosen(scenario, tmp_path):
