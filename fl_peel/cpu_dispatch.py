@@ -20,9 +20,9 @@ from pathlib import Path
 SWITCH = "FL_PEEL_CODE_PATHS"
 """``native``: every library chooses for itself."""
 NEEDED = frozenset({"avx2", "fma"})
-"""Of a processor, for the code paths below."""
+"""Processor flags that the code paths below need."""
 OPENBLAS, MKL, TORCH = "Haswell", "COMPATIBLE", "avx2"
-"""Of 2013, as is AVX2. MKL has AVX2 code that is not the same on processors of other makers than Intel."""
+"""Code paths from 2013, the year of AVX2. MKL's own AVX2 code differs on processors of other makers than Intel."""
 WAIT = {"OPENBLAS_THREAD_TIMEOUT": "14"}
 """2 ** this cycles, 5 us: how long an idle thread of OpenBLAS keeps a core from others. No code path."""
 _READ_BY = {
@@ -91,7 +91,7 @@ def in_effect() -> dict[str, str]:
 
 
 def _of_torch() -> dict[str, str]:
-    """Of torch and of MKL, which it brings."""
+    """Return the code paths of torch, and of MKL, which comes with it."""
     mkl, named = os.environ.get("MKL_CBWR", "native"), os.environ.get("ATEN_CPU_CAPABILITY")
     if "torch" not in sys.modules and named is not None:
         return {"mkl": mkl, "torch": named.upper()}

@@ -23,7 +23,7 @@ def own_root() -> Path:
 
 
 def own_environment() -> dict[str, str]:
-    """Of a process that is to find this copy of the packages first."""
+    """Return the environment of a process that must find this copy of the packages first."""
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(own_root()), os.environ.get("PYTHONPATH", "")])}
 
 

@@ -108,9 +108,9 @@ MOST_NODES, MOST_ROUNDS, MOST_REPLICATES = 1 << 20, 1 << 20, 1 << 20
 MOST_HOSTED = 1 << 27
 """Devices that have their data on a node: the server has a number for each."""
 STEPS = ("counts", "pass", "choice", "vectors", "groups", "moments", "maps")
-"""Of stage 1."""
+"""Names of the steps of stage 1."""
 LABEL = r"[\w.-]*"
-"""Of files that a device writes."""
+"""Pattern of the label in the names of files that a device writes."""
 _COUNT = ArraySpec(least=0, most=TOTAL)
 _SIZE = ArraySpec(least=0)
 _COLUMNS = ArraySpec(least=0, most=1 << 24)
@@ -427,7 +427,7 @@ class RefreshReply:
     short: Annotated[int, _COUNT]
 
     def __add__(self, other: RefreshReply) -> RefreshReply:
-        """Of these devices and those."""
+        """Return the reply for both sets of devices."""
         return RefreshReply(self.refreshed + other.refreshed, self.short + other.short)
 
 
@@ -495,7 +495,7 @@ class EvaluateReply:
         )
 
     def __add__(self, other: EvaluateReply) -> EvaluateReply:
-        """Of both sets of devices; one may know more user groups than the other."""
+        """Return the reply for both sets of devices; one may know more user groups than the other."""
         groups = max(self.sums.recall.shape[2], other.sums.recall.shape[2])
         return EvaluateReply(
             self.sums.with_groups(groups) + other.sums.with_groups(groups),
@@ -536,7 +536,7 @@ class MovingReply:
     step_s: Annotated[float, _SECONDS]
 
     def __add__(self, other: MovingReply) -> MovingReply:
-        """Of both sets of devices."""
+        """Return the reply for both sets of devices."""
         return MovingReply(
             self.steps + other.steps,
             StepTraces.joined([self.traced, other.traced]),
@@ -595,7 +595,7 @@ class SecureKeysRequest:
 
 @dataclass(frozen=True)
 class SecureKeysReply:
-    """Of the devices (N,) that were reached: their user groups (N,), public keys (N, 32) of channels and of masks.
+    """Keys of the devices (N,) that were reached: their user groups (N,), public keys (N, 32) of channels and of masks.
 
     clock: (C,), devices sampled, not available, not let in; protocol_s: seconds spent on keys.
     """
@@ -610,8 +610,8 @@ class SecureKeysReply:
 
 @dataclass(frozen=True)
 class Directory:
-    """Of a user group: the devices (N,) hosted here, their neighbours (N, k) as places in the directory (M,) of all its
-    devices, of which channel_keys and mask_keys (M, 32).
+    """Directory of a user group: the devices (N,) hosted here, their neighbours (N, k) as places in the directory (M,)
+    of all its devices, and channel_keys and mask_keys (M, 32) of those.
     """
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
@@ -648,8 +648,8 @@ class SecureSharesReply:
 
 @dataclass(frozen=True)
 class Inbox:
-    """Of devices (N,) here: present (N, k), which neighbours shared their secrets; sealed (N, k, SEALED_BYTES), what
-    these sealed for the device.
+    """Messages for devices (N,) here: present (N, k), which neighbours shared their secrets; sealed (N, k,
+    SEALED_BYTES), what these sealed for the device.
     """
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
@@ -690,7 +690,7 @@ class SecureRoundReply:
 
 @dataclass(frozen=True)
 class ShareRequests:
-    """Of devices (N,) here: which neighbours survived (N, k) or dropped out (N, k)."""
+    """Requests to devices (N,) here: which of their neighbours (N, k) survived, and which dropped out."""
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
     survived: Annotated[NDArray[np.bool_], ArraySpec(("N", "k"))]
@@ -900,7 +900,7 @@ def unpack(kind: type[Payload], content: RecordDict) -> Payload:
 
 @dataclass(frozen=True)
 class _MessageReader:
-    """Of one message. taken: names in its two records that were read."""
+    """Reader of one message. taken: names in its two records that were read."""
 
     what: str
     arrays: ArrayRecord

@@ -36,7 +36,7 @@ from fl_peel.scenario.scenario import Scenario
 
 FloatArray = NDArray[np.float64]
 NUM_ROWS, DIM, NUM_BLOCKS = 8, 4, 8
-"""Of the canary's table: noise is independent in every number, so that more of them would change nothing."""
+"""Sizes of the canary's table: noise is independent in every number, so that a larger table would change nothing."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class InteractionMembership(Attack):
 
     def __init__(self) -> None:
         self.share = 0.1
-        """Of the rows that a device changed, those that are positives: what accomplices say."""
+        """Share of positives among the rows that a device changed, learned from accomplices."""
 
     def learn(self, known: Sequence[Accomplice], seed: int) -> None:
         """Learn the share of positives among the rows that came back."""

@@ -74,7 +74,7 @@ class _Trajectory(Attack):
         self._forest: RandomForestClassifier | None = None
 
     def features(self, view: RoundView) -> list[float]:
-        """Of one round; empty where the protocol shows nothing."""
+        """Return the features of one round; an empty list where the protocol shows nothing."""
         raise NotImplementedError
 
     def _row(self, view: DeviceView) -> FloatArray:

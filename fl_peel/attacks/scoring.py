@@ -103,7 +103,7 @@ def best_count_threshold(scores: FloatArray, truth: BoolArray) -> float:
 
 
 def precision_recall_f1(called: BoolArray, truth: BoolArray) -> tuple[float, float, float]:
-    """Of a call for every candidate; 0 where undefined."""
+    """Return precision, recall and F1 of a call for every candidate; 0 where undefined."""
     hits = int((called & truth).sum())
     precision = hits / max(int(called.sum()), 1)
     recall = hits / max(int(truth.sum()), 1)

@@ -17,7 +17,7 @@ from fl_peel.attacks.views import DeviceView, FloatArray, IntArray, StepView
 from fl_peel.pretraining.spectral_steps import inverse_power, spread_of
 
 RIDGE = 1e-6
-"""Of the largest squared length of the rows' directions, where a vector is taken apart."""
+"""Ridge by which a vector is solved for its rows, as a share of the largest squared length of the rows' directions."""
 SUREST = 0.98
 """Share of wins that counts as certain at most: few validation items are few coins."""
 

@@ -14,7 +14,7 @@ HEADER_BYTES = 44
 """Bytes of the header, checksum included."""
 
 VERSION = 2
-"""Of the format. Version 1 was a safetensors file with a header of 384 bytes."""
+"""Version of the format. Version 1 was a safetensors file with a header of 384 bytes."""
 
 _START = struct.Struct("<4sB")
 _CHECKSUM = struct.Struct("<I")

@@ -145,7 +145,7 @@ def pick_columns(place: str, names: Sequence[str], given: Mapping[str, str]) -> 
 
 
 def _position(place: str, names: Sequence[str], meaning: str, name: str) -> int:
-    """Of the column that a dialect gives a name."""
+    """Return the position of the column whose name a dialect gives."""
     key = f"data.columns.{column_key(meaning)}"
     places = [i for i, one in enumerate(names) if one.strip() == name.strip()]
     if len(places) > 1:

@@ -198,7 +198,7 @@ class ArrayChecker:
             raise MessageError(f"{where}: not in ascending order")
 
     def _ends(self, of: ArraySpec) -> tuple[float, float]:
-        """Of the range that numbers lie in."""
+        """Return the ends of the range that numbers must lie in."""
         if of.within is not None:
             return 0, self._named(of.within) - 1
         low, high = of.least, of.most

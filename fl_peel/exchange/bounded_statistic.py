@@ -41,7 +41,7 @@ class GroupShape:
 
     @staticmethod
     def from_ranked(ranked: RankedBlocks) -> GroupShape:
-        """Of the ranked blocks as a device sees them."""
+        """Return the shape of ranked blocks, as a device sees them."""
         layout = ranked.layout
         return GroupShape(len(ranked.items), layout.num_slices, layout.embedding_dim, len(ranked.blocks))
 

@@ -28,7 +28,7 @@ class IntColumns:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """Of the columns, in order."""
+        """Return the names of the columns, in order."""
         kind: Any = cls
         return _names(kind)
 
@@ -39,7 +39,7 @@ class IntColumns:
 
     @classmethod
     def unstacked(cls, array: NDArray[np.int64]) -> Self:
-        """Of :meth:`stacked`; the columns are views of the array.
+        """Return the columns of an array that :meth:`stacked` made, as views of it.
 
         Raises:
             ValueError: the array has another number of columns.

@@ -29,7 +29,7 @@ class ClassCounts(Counters):
     working_violations: IntArray
 
     def without_update(self) -> Self:
-        """Of devices that moved all this, but whose update does not count."""
+        """Return the counts of devices that moved all this, but whose update does not count."""
         nothing = np.zeros_like(self.devices)
         return replace(self, devices=nothing, budget_bytes=nothing, stored_bytes=nothing, peak_bytes=nothing)
 
@@ -53,7 +53,7 @@ class ClockCounts(Counters):
     evaluated: IntArray
 
     def without_update(self) -> Self:
-        """Of devices whose update does not count: their recall does not, either."""
+        """Return the counts of devices whose update does not count: their recall does not, either."""
         nothing = np.zeros_like(self.recall)
         return replace(self, recall=nothing, evaluated=nothing)
 
@@ -68,8 +68,8 @@ class ClockCounts(Counters):
 
 @dataclass(frozen=True)
 class RoundTotals(Counters):
-    """Of all devices of a round, () each: how many trained; fixed-point sums of their loss, recall and NDCG; how many
-    the latter two are of.
+    """Sums over all devices of a round, () each: how many trained; fixed-point sums of their loss, recall and NDCG; and
+    how many devices were evaluated, which recall and NDCG are sums over.
     """
 
     trained: IntArray
@@ -116,7 +116,7 @@ class RoundCounts:
 
     @classmethod
     def nothing(cls, num_classes: int) -> Self:
-        """Of nobody."""
+        """Return the counts of no devices."""
         return cls(
             ClassCounts.zeros(num_classes),
             ClockCounts.zeros(num_classes),
@@ -126,7 +126,7 @@ class RoundCounts:
         )
 
     def __add__(self, other: Self) -> Self:
-        """Of both sets of devices."""
+        """Return the counts of both sets of devices."""
         return type(self)(
             self.classes + other.classes,
             self.clock + other.clock,

@@ -35,9 +35,10 @@ SIGNALS: Part = "signals"
 
 @dataclass(frozen=True)
 class Release:
-    """Of one round. bounded: devices say bounded parts alone, ``parts``, instead of everything in the open.
+    """Contents of one round's release. bounded: whether devices contribute bounded ``parts`` alone, instead of
+    everything in the open.
 
-    signals: whether validation signals are among what is said; withheld: losses, metrics, times and bytes are not said
+    signals: whether validation signals are part of it; withheld: whether losses, metrics, times and bytes are left out
     (``privacy.counters``).
     """
 
@@ -84,7 +85,7 @@ def wants_signals(scenario: Scenario) -> bool:
 
 
 def shares_of(scenario: Scenario) -> dict[Part, float]:
-    """Of a full round's release, normalized; parts that nobody asks for have none and are left out."""
+    """Return the parts' shares of a full round's release, which sum to 1; unused parts are left out."""
     privacy = scenario.privacy
     given: dict[Part, float] = privacy.shares.model_dump(exclude={"stage1"})
     if not wants_signals(scenario):

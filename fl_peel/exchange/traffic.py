@@ -14,7 +14,7 @@ from fl_peel.exchange.release import Part, shapes
 from fl_peel.scenario.scenario import Scenario
 
 NUMBER_BYTES = 4
-"""Of a number of an update or of a noised part: fp32, as without privacy."""
+"""Bytes of a number in an update or a noised part: fp32, as without privacy."""
 
 
 @dataclass(frozen=True)

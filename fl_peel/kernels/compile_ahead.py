@@ -73,7 +73,7 @@ def is_compiled() -> bool:
 
 
 def _stamp() -> Path:
-    """Of the sources, the compiler and the processor."""
+    """Return the file that marks these sources as compiled, by this compiler, for this processor."""
     folder = Path(kernels.__file__).parent
     digest = hashlib.blake2b(digest_size=8)
     for file in sorted(folder.glob("*.py")):

@@ -105,7 +105,7 @@ def _draw(positives, start, stop, present, state, drawing, random, notes, slot_r
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _fill_logits(table, slots, users, i, inverse_temperature, logits):
-    """Of the rows of a device's ``slots``, straight from the table."""
+    """Fill in the logits of the rows of a device's ``slots``, read straight from the table."""
     last = len(slots) - 1
     for slot in range(len(slots)):
         fetch(table, slots[min(slot + _AHEAD, last)])

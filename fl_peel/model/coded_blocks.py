@@ -22,7 +22,7 @@ from fl_peel.errors import MessageError, ModelError
 Tensors = Mapping[str, NDArray[Any]]
 FloatArray = NDArray[np.float32]
 WHOLE_BYTES = 256_000_000
-"""Of all tables in fp32, a base among them, up to which they are saved like this and serve in every precision. Larger
+"""Size of all tables in fp32, including a base, up to which they are saved in fp32 and serve in every precision. Larger
 ones are saved as devices of the run read them, in the precision of its blocks alone.
 """
 
@@ -41,7 +41,7 @@ class CodedBlocks:
     def coded(
         layout: BlockLayout, precision: Precision, table: FloatArray, numbers: NDArray[np.int64] | None = None
     ) -> CodedBlocks:
-        """Of a table (I, d)."""
+        """Return the coded blocks of a table (I, d)."""
         some = np.arange(layout.num_blocks) if numbers is None else numbers
         packed = pack_blocks(layout, precision, some, table)
         codes = packed["codes"].view(code_dtype(precision)).reshape(-1, code_columns(layout.slice_dim, precision))
@@ -54,10 +54,10 @@ class CodedBlocks:
 
     @staticmethod
     def from_tensors(tensors: Tensors, layout: BlockLayout, precision: Precision) -> CodedBlocks:
-        """Of what :meth:`tensors` gave.
+        """Return the blocks that :meth:`tensors` gave.
 
         Raises:
-            ModelError: it does not fit the layout.
+            ModelError: the tensors do not fit the layout.
         """
         numbers = None
         if "blocks" in tensors:

@@ -18,7 +18,7 @@ from fl_peel.pretraining.spectral_steps import add_rows, embeddings, nearest, un
 
 FloatArray = NDArray[np.float32]
 ROWS_AT_ONCE = 4096
-"""Of a table that may be large."""
+"""Rows of a table that are converted at once; the table may be large."""
 Tensors = Mapping[str, NDArray[Any]]
 
 
@@ -70,7 +70,7 @@ class FittedJoining(Joining):
 
     @staticmethod
     def from_tensors(tensors: Tensors) -> FittedJoining:
-        """Of what :meth:`tensors` gave."""
+        """Return the value that :meth:`tensors` gave."""
         return FittedJoining(_floats(tensors, "centroids"), _floats(tensors, "item_table"))
 
     def check(self, num_items: int, dim: int) -> None:
@@ -94,7 +94,7 @@ class MappedJoining(Joining):
 
     @staticmethod
     def from_rows(centroids: FloatArray, own: FloatArray, maps: FloatArray) -> MappedJoining:
-        """Of rows (I, K) and maps (G, K, d) as they are."""
+        """Return the value for rows (I, K) and maps (G, K, d) in fp32."""
         return MappedJoining(centroids, *as_halves(own[None], flat=True), *as_halves(maps))
 
     def rows_of(self, items: NDArray[np.integer]) -> FloatArray:
@@ -102,7 +102,7 @@ class MappedJoining(Joining):
         return np.asarray(self.own[items].astype(np.float32) * self.own_units)
 
     def map_of(self, group: int) -> FloatArray:
-        """Of a user group, (K, d)."""
+        """Return the map of a user group, (K, d)."""
         return np.asarray(self.maps[group].astype(np.float32) * self.map_units[group])
 
     def join(self, rows: UserItems) -> tuple[FloatArray, NDArray[np.int32]]:
@@ -120,7 +120,7 @@ class MappedJoining(Joining):
 
     @staticmethod
     def from_tensors(tensors: Tensors) -> MappedJoining:
-        """Of what :meth:`tensors` gave."""
+        """Return the value that :meth:`tensors` gave."""
         arrays = {name: _floats(tensors, name) for name in ("centroids", "own_units", "map_units")}
         return MappedJoining(own=_some_floats(tensors, "own"), maps=_some_floats(tensors, "maps"), **arrays)
 

@@ -26,10 +26,10 @@ from fl_peel.file_kind import file_kind
 ABOUT = "model.json"
 FORMAT = "fl-peel model"
 VERSION = 1
-"""Of the format."""
+"""Version of the format."""
 DIGEST_BYTES = 16
 MOST_ABOUT_BYTES = 64 << 20
-"""Of ``model.json``, which lists the files."""
+"""Largest size of ``model.json``, which lists the files."""
 FILES, DIGEST = "files", "digest"
 """Keys of it: names to sizes and digests; its own, of all other keys."""
 
@@ -74,7 +74,7 @@ class ModelWriter:
 
     @property
     def num_bytes(self) -> int:
-        """Of all files so far."""
+        """Bytes of all files written so far."""
         return sum(about["bytes"] for about in self.files.values())
 
 

@@ -70,7 +70,7 @@ def _read(path: Path) -> PretrainedEmbeddings:
 
 
 def _digest(tensors: Mapping[str, NDArray[Any]]) -> str:
-    """Of names, types, shapes and values."""
+    """Return a digest of the tensors' names, types, shapes and values."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         tensor = np.ascontiguousarray(tensors[name])

@@ -52,7 +52,7 @@ from fl_peel.pretraining.spectral_steps import (
 )
 
 CHOICE_BOUND = 0.25
-"""Of shares under all filters less their mean: those of a device hardly differ by more."""
+"""Bound on a device's shares under all filters less their mean: they hardly differ by more."""
 FACTOR_SCALE = 2.0**18
 """Units of either factor of a pass, whose products are in units of
 :data:`fl_peel.pretraining.spectral_steps.PASS_SCALE`.
@@ -92,7 +92,7 @@ class Stage1Contribution(Protocol):
         """One round of Lloyd's algorithm. opened: as of a pass, of groups (G,)."""
 
     def moments(self, vectors: Floats, rows: UserItems) -> Moments:
-        """Of the devices of one user group."""
+        """Return the moments of the devices of one user group."""
 
 
 @dataclass(frozen=True)

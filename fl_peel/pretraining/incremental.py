@@ -84,7 +84,7 @@ class SpectralModel:
 
 @dataclass(frozen=True)
 class Exponents:
-    """Of a filter: of counts, eigenvalues, and freshness."""
+    """Exponents of a filter: of item counts, eigenvalues and freshness."""
 
     count: float
     value: float
@@ -196,7 +196,9 @@ def update_model(
 def _directions(
     sums: Stage1Sums, config: SpectralConfig, before: SpectralModel | None, counts: Counts, passes: int, seed: int
 ) -> tuple[Doubles, Doubles]:
-    """Of the counts as they are, from the last ones where there are any."""
+    """Return directions and eigenvalues under these counts, starting from the previous model's directions where there
+    is one.
+    """
     directions = starting_directions(counts, config.columns + config.oversampling, seed)
     if before is not None:
         # what there was, and for the items that are new whatever the first pass says

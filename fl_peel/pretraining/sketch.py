@@ -26,7 +26,7 @@ Ints = NDArray[np.int64]
 MOST_ROWS = 8
 """Rows of a device that count in a bucket, signs added up: what proves that its numbers fit."""
 OWN_SHARE = 0.5
-"""Of the buckets, for the most frequent rows, one each."""
+"""Share of the buckets that the most frequent rows have to themselves, one each."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class RowSketch:
 
     @staticmethod
     def from_counts(counts: Ints, share: float, seed: int, number: int) -> RowSketch:
-        """Of the pass of that number, fresh in each. counts: (I,) of devices that have each item; share: B / I.
+        """Return the sketch for the pass of that number; every pass has a new one. counts: (I,) of devices that have
+        each item; share: B / I.
 
         The most frequent rows have a bucket each; in the others, rows of every frequency are mixed.
         """

@@ -48,17 +48,19 @@ PASS_SCALE = 2.0**36
 UNIT_SCALE = 2.0**20
 """Units of vectors of length 1: products of two of them, added up over thousands, are exact in doubles."""
 MAP_BITS = 26
-"""Of a map's largest entry: a product of a map with a vector in units is exact in doubles, whatever the order."""
+"""Bits of a map's largest entry: a product of a map with a vector in units is exact in doubles, whatever the order."""
 CHUNK_DEVICES = 4096
 """Vectors whose products are added up in doubles before they are added up as integers: below 2^53 units squared."""
 USER_LENGTH, SCORE_SPREAD = 2.0, 0.75
-"""Of user embeddings and scores in a group, about what gradients make of them: rates of refinement fit both."""
+"""Length of user embeddings, and spread of scores in a group: about those of trained tables, which the rates of
+refinement fit.
+"""
 LEAST_DRAWN = 512
 """Items that validation items are compared with at least, where there are as many."""
 WIDEST = 100.0
 """Largest eigenvalue over the smallest up to which two passes are filtered: beyond, rounding would be lifted, too."""
 UNUSED = 0.1
-"""Of a use, what is added to an item's recent ones."""
+"""Part of a use that is added to an item's recent uses."""
 EMPTY = 1e-9
 """Directions below this share of the largest squared length are rounding alone."""
 
@@ -224,13 +226,13 @@ def embeddings(vectors: Floats, group_map: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class GroupSums:
-    """Of the devices of each user group: how many (G,), and their vectors of length 1 added up (G, c), in units."""
+    """Sums over the devices of each user group: how many (G,); their vectors of length 1 added up (G, c), in units."""
 
     sizes: Ints
     sums: Ints
 
     def __add__(self, other: GroupSums) -> GroupSums:
-        """Of both sets of devices."""
+        """Return the sums over both sets of devices."""
         return GroupSums(self.sizes + other.sizes, self.sums + other.sums)
 
 
@@ -257,7 +259,7 @@ def group_sums(vectors: Floats, centroids: Floats, scale: float = UNIT_SCALE, op
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the devices of one user group: how many, their vectors of length 1 added up (K,) in units, their outer
+    """Moments of the devices of one user group: how many, their vectors of length 1 added up (K,) in units, their outer
     products (K, K) in squared units, and how many of them have each item (I,).
     """
 
@@ -267,7 +269,7 @@ class Moments:
     items: Counts
 
     def __add__(self, other: Moments) -> Moments:
-        """Of both sets of devices."""
+        """Return the moments of both sets of devices."""
         return Moments(
             self.size + other.size, self.first + other.first, self.second + other.second, self.items + other.items
         )
@@ -280,7 +282,7 @@ def half_of(second: Ints) -> Ints:
 
 
 def whole_of(half: Ints, columns: int) -> Ints:
-    """Of :func:`half_of`, (K, K)."""
+    """Return the symmetric matrix (K, K) that :func:`half_of` halved."""
     second = np.zeros((columns, columns), np.int64)
     second.reshape(-1)[_lower(columns)] = half
     second += np.tril(second, -1).T
@@ -294,7 +296,9 @@ def _lower(columns: int) -> Ints:
 
 
 def group_moments(vectors: Floats, rows: UserItems, num_items: int, scale: float = UNIT_SCALE) -> Moments:
-    """Of devices of one user group: vectors (N, K) of length 1, and their items. scale: units of vectors in one."""
+    """Return the moments of devices of one user group: vectors (N, K) of length 1, and their items. scale: units of
+    vectors in one.
+    """
     columns = vectors.shape[1]
     first, second = np.zeros(columns, np.int64), np.zeros((columns, columns), np.int64)
     for start in range(0, len(vectors), CHUNK_DEVICES):
@@ -445,9 +449,12 @@ class FilterRequest:
         return known.keep(self.counts[known.items] > 0)
 
     def shares(self, rows: UserItems, wanted: UserItems, item_exponent: float) -> tuple[Doubles, int]:
-        """Of each device under each filter (N, C), the share of its validation items ``wanted`` (N rows) that outrank
-        all but ``place`` - 1 of the drawn items that it does not have, zero where it has none; and how many devices
-        have any. rows: train items (N rows). Items that nobody trains on are no validation items.
+        """Return the share of each device's validation items that rank high under each filter (N, C), and how many
+        devices have any.
+
+        An item of ``wanted`` (N rows) ranks high if it outranks all but ``place`` - 1 of the drawn items that the
+        device does not have; the share is zero where a device has no validation items. rows: train items (N rows).
+        Items that nobody trains on are no validation items.
         """
         counts, drawn, shapes, place = self.counts, self.drawn, self.shapes, self.place
         directions = self.directions.astype(np.float64)

@@ -77,7 +77,7 @@ class Stage1Sums(Protocol):
 
     @property
     def units(self) -> Units:
-        """Of the sums."""
+        """Units of the sums."""
 
     def counts(self) -> Ints:
         """How many devices have each item, (I,)."""
@@ -97,7 +97,7 @@ class Stage1Sums(Protocol):
         """One round of Lloyd's algorithm over all devices."""
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
-        """Of the devices of each of these user groups."""
+        """Return the moments of the devices of each of these user groups."""
 
 
 @dataclass(frozen=True)
@@ -368,8 +368,8 @@ def passed(
 
 
 def moments_by_group(sums: Stage1Sums, centroids: Floats, counts: Counts) -> Iterable[Moments]:
-    """Of all user groups, of bounded sums without what noise alone would say, of others without items that nobody has
-    as far as ``counts`` (I,) say.
+    """Yield the moments of every user group: bounded sums are cleaned of what noise alone explains, others of items
+    that nobody has according to ``counts`` (I,).
     """
     for moments in sums.moments(centroids, range(len(centroids))):
         if sums.bounded:

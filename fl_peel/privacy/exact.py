@@ -33,9 +33,9 @@ Rational = tuple[int, int]
 MARGIN = 2.0**-40
 """Further from exp(-x) than that, doubles tell on which side of it a number lies: their errors add up to 2^-48."""
 LARGEST_SCALE = 1 << 56
-"""Of noise in units: the largest number that is ever drawn stays within 63 bits."""
+"""Largest scale of noise, in units: the largest number that is ever drawn stays within 63 bits."""
 KNOWN_BITS = 53
-"""Of a uniform number, those that a double holds."""
+"""Bits of a uniform number that a double holds."""
 BATCH = 1 << 15
 """Numbers that are tried at once: enough to vectorize, few enough for a processor's cache."""
 _POWERS = np.exp(-np.arange(1.0, 45.0))

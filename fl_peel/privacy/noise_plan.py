@@ -33,7 +33,7 @@ class Plan:
     schedule: Schedule
     cost: PrivacyCost
     group_epsilon: float
-    """Of the answer which user group a device is in, spent besides; 0 where no device is asked."""
+    """Epsilon of the reply that names a device's user group, spent in addition; 0 where no device is asked for it."""
     stage1: tuple[Stage1Release, ...] = ()
     """What devices say in stage 1; nothing where they have no part in it. It is in ``schedule`` and ``cost``."""
 
@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def stage1_epsilon(self) -> float | None:
-        """Of what devices say in stage 1 alone, to the plan's delta; None where they say nothing."""
+        """Epsilon of the contributions to stage 1 alone, at the plan's delta; None where there are none."""
         if not self.stage1:
             return None
         alone = Schedule((), certain=self.schedule.certain)
@@ -69,8 +69,8 @@ def in_masked_sums(scenario: Scenario, mechanism: Mechanism | None) -> bool:
 
 
 def noise_devices_of(scenario: Scenario, num_devices: int) -> int:
-    """Of the ``num_devices`` of a user group that begin a round: how many, at least, are in a sum that is opened and
-    keep their noise to themselves.
+    """Return how many devices, at least, are in a sum that is opened and keep their noise to themselves, when
+    ``num_devices`` of a user group begin a round.
 
     Each device's share of the noise is one of so many: whatever sum is opened has all of the noise, or more.
 

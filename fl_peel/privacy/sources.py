@@ -44,7 +44,7 @@ class NoiseSource(ABC):
 
 @dataclass(frozen=True)
 class SeededNoise(NoiseSource):
-    """Of a seed and the identity alone: the same each time, for everybody who has the seed."""
+    """Noise from a seed and the identity alone: the same each time, for everybody who has the seed."""
 
     seed: int
 
@@ -65,7 +65,7 @@ class SeededNoise(NoiseSource):
 
 @dataclass(frozen=True)
 class SystemNoise(NoiseSource):
-    """Of the operating system: new each time, in whole numbers, exactly (:mod:`fl_peel.privacy.exact`).
+    """Noise from the operating system: new each time, in whole numbers, exactly (:mod:`fl_peel.privacy.exact`).
 
     Whoever draws for an identity keeps what was drawn: it cannot be had again.
     """

@@ -31,8 +31,9 @@ SHARES = MappingProxyType(
         "moment items": 0.03,
     }
 )
-"""Of what stage 1 spends, all times of a part together; those of parts that are not asked for go to the others. Chosen
-on ML-100K's validation items at epsilon 8: the pass alone finds what popularity does not say."""
+"""Shares of the budget of stage 1, for all times of a part together; shares of unused parts go to the others. Chosen on
+ML-100K's validation items at epsilon 8: the pass alone finds what popularity does not show.
+"""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def make_contribution(scenario: Scenario, num_items: int, units: Units) -> Stage
 
 @dataclass(frozen=True)
 class Stage1Scales:
-    """Of the noise of a scenario's mechanism. multiplier: of a full round's release."""
+    """Scales of the noise of a scenario's mechanism. multiplier: noise multiplier of a full round's release."""
 
     mechanism: Mechanism
     multiplier: float
@@ -94,7 +95,7 @@ class Stage1Scales:
 
     @staticmethod
     def from_scenario(scenario: Scenario, multiplier: float) -> Stage1Scales:
-        """Of a scenario that has a mechanism."""
+        """Return the scales for a scenario that has a mechanism."""
         mechanism = find_mechanism(scenario.privacy.mechanism)
         assert mechanism is not None
         releases = {release.part: release for release in stage1_releases(scenario)}

@@ -29,9 +29,9 @@ from fl_peel.ranking.top import SUM_SCALE
 Doubles = NDArray[np.float64]
 
 REPLICATES = 1000
-"""Of studies; those of a run are ``evaluation.bootstrap``."""
+"""Number of replicates in studies; a run has ``evaluation.bootstrap`` of them."""
 LEVEL = 0.95
-"""Of intervals."""
+"""Confidence level of intervals."""
 LIMITS = np.cumsum([1 / math.factorial(k) for k in range(12)]) / math.e
 """Distribution function of Poisson(1), by additions and a division alone: the same bits on every machine. A weight
 above 12, of which there is one in 10**10, counts as 12.
@@ -54,7 +54,7 @@ class Replicates:
     def from_devices(
         devices: NDArray[np.integer], recall: Doubles, ndcg: Doubles, counted: NDArray[np.bool_], count: int
     ) -> Replicates:
-        """Of single devices, by their numbers (N,), and their metrics (N, X); only those where ``counted`` holds."""
+        """Return the sums over single devices with numbers (N,) and metrics (N, X), where ``counted`` holds."""
         figures, seeds = recall.shape[1], weight_seeds(devices[counted])
         columns = [np.ones((len(seeds), 1)), recall[counted] * SUM_SCALE, ndcg[counted] * SUM_SCALE]
         values = np.rint(np.concatenate(columns, axis=1))
@@ -72,7 +72,7 @@ class Replicates:
         return Replicates(nothing, nothing, np.zeros(count, np.int64))
 
     def only(self, figures: slice) -> Replicates:
-        """Of some of the figures."""
+        """Return the sums of some of the figures."""
         return Replicates(self.recall[figures], self.ndcg[figures], self.devices)
 
     def __add__(self, other: Replicates) -> Replicates:

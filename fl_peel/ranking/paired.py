@@ -36,7 +36,7 @@ class PairedSums(Counters):
 
     @staticmethod
     def from_devices(groups: NDArray[np.integer], num_groups: int, difference: Doubles) -> PairedSums:
-        """Of single devices (N,)."""
+        """Return the sums over single devices (N,)."""
         single = PairedSums(
             np.ones(len(groups), np.int64),
             np.rint(difference * SUM_SCALE).astype(np.int64),
@@ -49,9 +49,11 @@ class PairedSums(Counters):
         return self.difference / SUM_SCALE / np.maximum(self.devices, 1)
 
     def variance(self) -> Doubles:
-        """Of that mean, (G,); infinite where there is no device. A device's difference is taken to vary within each
-        group as it does within all of them: where most devices see no difference, a small group's own variance says
-        more of its mean than of its noise, and weights that follow it would favour groups in which nothing happened.
+        """Return the variance of that mean, (G,); infinite where there is no device.
+
+        A device's difference is taken to vary within each group as it does within all of them: where most devices see
+        no difference, a small group's own variance says more of its mean than of its noise, and weights that follow it
+        would favour groups in which nothing happened.
         """
         count = float(self.devices.sum())
         within = float((self.square / SUM_SCALE - self.devices * self.mean() ** 2).sum())

@@ -47,7 +47,7 @@ class Tiles:
 
     @staticmethod
     def from_ranked(ranked: RankedBlocks, num_rows: int | None = None) -> Tiles:
-        """Of the first rows, None for all."""
+        """Return the tiles of the first ``num_rows`` rows, None for all."""
         whole, num_slices = ranked.position.shape
         count = -(-(whole if num_rows is None else num_rows) // TILE_ROWS)
         tiles = Tiles(

@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from fl_peel.errors import SecureAggregationError
 
 SEED_BYTES = 16
-"""Of a mask's seed, and of the seed of the key that agrees on masks: what Shamir's scheme shares in one piece."""
+"""Bytes of a mask's seed, and of the seed of the key that agrees on masks: Shamir's scheme shares these in one piece.
+"""
 KEY_BYTES = 32
-"""Of an X25519 key, private or public."""
+"""Bytes of an X25519 key, private or public."""
 NONCE_BYTES, TAG_BYTES = 12, 16
 
 

@@ -47,7 +47,9 @@ class DeviceBytes:
 
 
 def needed_of(scenario: Scenario, num_devices: int) -> tuple[int, int]:
-    """Of a user group's devices: neighbours of each that must answer, and devices that must send their vector."""
+    """Return how many neighbours of each device must answer, and how many devices of a user group must send their
+    vector.
+    """
     part = scenario.secure_aggregation
     neighbours = num_neighbours(num_devices, part.neighbours)
     return answers_needed(neighbours, part.threshold), answers_needed(num_devices, part.threshold)

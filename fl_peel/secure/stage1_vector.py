@@ -25,9 +25,11 @@ Part = tuple[int, int]
 
 @dataclass(frozen=True)
 class StepVector:
-    """Of a step with K columns, G user groups, C filters to choose from, and I items; for classes of devices to count
-    (0: nothing is counted), and a sum over at most so many devices. buckets: of a pass whose rows are hashed, 0 for all
-    rows; bits: of words; contributors: of the step's first part, in which devices say to which rows they contribute.
+    """Vector of a step with K columns, G user groups, C filters to choose from, and I items.
+
+    classes: device classes to count, 0: nothing is counted; devices: a sum is over at most so many; buckets: buckets of
+    a pass whose rows are hashed, 0 for all rows; bits: width of words; contributors: whether this is the step's first
+    part, in which devices name the rows to which they contribute.
     """
 
     step: Step
@@ -48,7 +50,7 @@ class StepVector:
 
     @property
     def units(self) -> int:
-        """Of the body."""
+        """Number of units of the body."""
         if self.contributors:
             return 1
         return {"pass": self.columns, "moments": self.groups}.get(self.step, 1)
@@ -91,12 +93,12 @@ class StepVector:
 
     @property
     def num_bytes(self) -> int:
-        """Of the whole."""
+        """Bytes of the whole vector."""
         return self.part((0, self.units)).num_bytes
 
     @property
     def contribution_bytes(self) -> int:
-        """Of what is said, without counters and the check."""
+        """Bytes of the contribution, without counters and the check."""
         return VectorLayout(self._body(self.units), self.devices).num_bytes
 
     def parts(self, most_bytes: int) -> list[Part]:
@@ -112,7 +114,9 @@ def answer_of(vector: StepVector, neighbours: int) -> AnswerCost:
 
 
 def moment_words(columns: int, items: int) -> int:
-    """Of one user group: its size, the sums of vectors (K,), half of a symmetric matrix (K, K), item counts (I,)."""
+    """Return the number of words of a user group's moments: its size, the sums of vectors (K,), half of a symmetric
+    matrix (K, K), and item counts (I,).
+    """
     return 1 + columns + columns * (columns + 1) // 2 + items
 
 
@@ -122,7 +126,7 @@ def words_of(moments: Moments) -> Ints:
 
 
 def moments_of(words: Ints, columns: int) -> Moments:
-    """Of :func:`cohort_contribution`."""
+    """Return the moments that :func:`words_of` turned into words."""
     stop = 1 + columns + columns * (columns + 1) // 2
     second = whole_of(words[1 + columns : stop], columns)
     return Moments(int(words[0]), words[1 : 1 + columns].copy(), second, words[stop:].copy())

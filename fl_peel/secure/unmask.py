@@ -16,7 +16,7 @@ from fl_peel.secure.masks import MaskWords, add_mask
 from fl_peel.secure.sharing import combine
 
 Shares = Mapping[int, Mapping[int, bytes]]
-"""Of each device: the shares of one of its secrets, by their number."""
+"""Shares of one secret of each device: by device, then by the number of the share."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Buffers:
 
     @property
     def num_bytes(self) -> int:
-        """Of all of them."""
+        """Bytes of all buffers."""
         return sum(getattr(self, field.name).nbytes for field in fields(self))
 
 

@@ -18,23 +18,24 @@ from fl_peel.training.settings import LocalTraining
 IntArray = NDArray[np.int64]
 
 NUMBER_BYTES = 4
-"""Of a number, fp32 or 32-bit integer."""
+"""Bytes of a number, fp32 or 32-bit integer."""
 HELD_BYTES = 5
-"""Of each row piece that takes part: where its row's copy is, and whether the row is a train item."""
+"""Bytes for each row piece that takes part: where its row's copy is, and whether the row is a train item."""
 SLICED_BYTES = 8
-"""Of each row piece besides, where rows have several: which slice it is of, and where a row's pieces begin."""
+"""Bytes for each row piece in addition, where rows have several: its slice, and where a row's pieces begin."""
 TOUCHED_BYTES = 24
-"""Of each row piece that is copied, besides the copy: row, place of the copy, logit, coefficient, times it is in the
-batch, its entry in the batch's list of rows.
+"""Bytes for each row piece that is copied, in addition to the copy: row, place of the copy, logit, coefficient, times
+it is in the batch, its entry in the batch's list of rows.
 """
 CLIPPED_BYTES = 16
-"""Of each row piece where blocks are clipped one by one: norm and number of entries of its block, fp64."""
+"""Bytes for each row piece where blocks are clipped one by one: norm and number of entries of its block, fp64."""
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Of devices that train alike. A row counts once for each of its pieces. list_length: of the top list that signals
-    are made of, 0 where there are none.
+    """Memory that local training takes, for devices that train alike. A row counts once for each of its pieces.
+
+    list_length: length of the top list from which signals are computed, 0 where there are none.
     """
 
     dim: int
