@@ -32,7 +32,9 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class GroupShape:
-    """What one user group is sent in a round: R ``rows`` of ``slices`` slices and ``dim`` columns, in K ``blocks``."""
+    """Shape of what one user group is sent in a round: R ``rows`` of ``slices`` slices and ``dim`` columns, in K
+    ``blocks``.
+    """
 
     rows: int
     slices: int
