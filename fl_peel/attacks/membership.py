@@ -55,7 +55,7 @@ class InteractionMembership(Attack):
             self.share = min(max(positives / rows, 1e-3), 0.5)
 
     def scores(self, view: DeviceView, candidates: IntArray, seed: int) -> FloatArray:
-        """Return how much closer rows are to a shadow trained on them than to one that was not, added up over rounds."""
+        """Return how much closer rows are to a shadow trained on them than to one that was not, summed over rounds."""
         total = np.zeros(view.num_items)
         for one in view.rounds:
             rng = rng_for(seed, "membership", view.device, one.server_round)

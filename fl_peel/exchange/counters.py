@@ -147,8 +147,8 @@ class RoundCounts:
 
 @dataclass(frozen=True)
 class OwnCounts(Counters):
-    """Memory of the tables that devices would serve from, (X, C) each under X budgets: number of devices, bytes of their
-    budgets, bytes stored, devices over budget.
+    """Memory of the tables that devices would serve from, (X, C) each under X budgets: number of devices, bytes of
+    their budgets, bytes stored, devices over budget.
     """
 
     devices: IntArray

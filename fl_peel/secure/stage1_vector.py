@@ -20,7 +20,7 @@ from fl_peel.secure.protocol_plan import EXCHANGES, DeviceBytes
 from fl_peel.secure.vector import CHECK, Bits, Field, VectorLayout
 
 Part = tuple[int, int]
-"""Its first unit, and the one after its last."""
+"""First unit of a part, and the one after its last."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ class StepVector:
         )
 
     def part(self, part: Part) -> VectorLayout:
-        """The words of some units; the first ones come with the head."""
+        """Return the layout of some units; the first ones come with the head."""
         first, stop = part
         return VectorLayout((self._head if first == 0 else ()) + self._body(stop - first), self.devices)
 
     def start(self, part: Part) -> int:
-        """Bytes of the vector before that part."""
+        """Return the bytes of the vector before that part."""
         return self.part((0, part[0])).num_bytes if part[0] else 0
 
     @property
@@ -102,13 +102,13 @@ class StepVector:
         return VectorLayout(self._body(self.units), self.devices).num_bytes
 
     def parts(self, most_bytes: int) -> list[Part]:
-        """Parts of at most that many bytes, or of one unit."""
+        """Return parts of at most that many bytes each, or of one unit."""
         at_once = max(1, most_bytes * self.units // self.num_bytes)
         return [(first, min(first + at_once, self.units)) for first in range(0, self.units, at_once)]
 
 
 def answer_of(vector: StepVector, neighbours: int) -> AnswerCost:
-    """What it takes a device to say that vector, with masks of so many neighbours."""
+    """Return what it costs a device to send that vector, with masks of so many neighbours."""
     moved = DeviceBytes.from_sizes(neighbours, 0)
     return AnswerCost(vector.num_bytes, moved.download, moved.upload, EXCHANGES)
 
@@ -121,7 +121,7 @@ def moment_words(columns: int, items: int) -> int:
 
 
 def words_of(moments: Moments) -> Ints:
-    """A user group's moments as words."""
+    """Return a user group's moments as words."""
     return np.concatenate([np.array([moments.size]), moments.first, half_of(moments.second), moments.items])
 
 

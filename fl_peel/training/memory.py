@@ -53,27 +53,32 @@ class TrainingMemory:
         return TOUCHED_BYTES + NUMBER_BYTES * (self.dim // self.num_slices)
 
     def fixed_bytes(self, interactions: IntArray) -> IntArray:
-        """Whatever is held, (N,): row numbers of the train interactions (N,); places and chances of an interaction and
-        its negatives; user embedding, its gradient and a row of the update; rows and scores of the top list.
+        """Return the bytes (N,) of what is held in any case: row numbers of the train interactions (N,); places and
+        chances of an interaction and its negatives; user embedding, its gradient and a row of the update; rows and
+        scores of the top list.
         """
         numbers = interactions + 2 * (1 + self.how.num_negatives) + 3 * self.dim + 2 * self.list_length
         return np.asarray(NUMBER_BYTES * numbers, np.int64)
 
     def taken_bytes(self, held: IntArray, touched: IntArray, interactions: IntArray) -> IntArray:
-        """Bytes (N,) of devices with so many train interactions, row pieces that take part and row pieces touched."""
+        """Return the bytes (N,) of devices with so many train interactions, row pieces that take part and row pieces
+        touched.
+        """
         return self.fixed_bytes(interactions) + held * self._held_bytes + touched * self._touched_bytes
 
     def most_touched(self, held: IntArray, interactions: IntArray) -> IntArray:
-        """Row pieces (N,) that training can touch: a batch touches an interaction's row and those of its negatives."""
+        """Return how many row pieces (N,) training can touch: a batch touches an interaction's row and those of its
+        negatives.
+        """
         drawn = interactions * (1 + self.how.num_negatives * self.how.epochs)
         return np.asarray(np.minimum(held, self.num_slices * drawn), np.int64)
 
     def most_bytes(self, held: IntArray, interactions: IntArray) -> IntArray:
-        """Bytes (N,) that training never exceeds."""
+        """Return the bytes (N,) that training never exceeds."""
         return self.taken_bytes(held, self.most_touched(held, interactions), interactions)
 
     def most_held(self, allowed_bytes: IntArray, interactions: IntArray) -> IntArray:
-        """Row pieces (N,) that can take part where training may take ``allowed_bytes`` (N,); 0 where not one can."""
+        """Return how many row pieces (N,) can take part in ``allowed_bytes`` (N,) of memory; 0 where not one can."""
         room = np.maximum(allowed_bytes - self.fixed_bytes(interactions), 0)
         every = np.iinfo(np.int64).max
         touchable = self.most_touched(np.full_like(room, every), interactions)

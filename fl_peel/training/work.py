@@ -30,11 +30,11 @@ class LocalWork:
     device: str = "cpu"
 
     def __len__(self) -> int:
-        """Devices, N."""
+        """Return the number of devices, N."""
         return len(self.cutoffs)
 
     def select(self, devices: NDArray[np.int64]) -> LocalWork:
-        """That of some of the devices, by their places (M,)."""
+        """Return the work of some of the devices, by their places (M,)."""
         return replace(
             self,
             cutoffs=self.cutoffs[devices],
