@@ -60,8 +60,8 @@ class StepShape:
 
 @dataclass(frozen=True)
 class AnswerCost:
-    """How devices answer where sums are all that is learned of them: bytes of a vector; bytes down and up that the
-    protocol takes besides; times that the server is asked.
+    """Cost of a device's answers where the server learns sums alone: bytes of a vector; bytes down and up that the
+    protocol takes in addition; requests by the server.
     """
 
     vector_bytes: int
@@ -70,7 +70,7 @@ class AnswerCost:
     exchanges: int
 
     def __add__(self, other: AnswerCost) -> AnswerCost:
-        """Return what both answers take together."""
+        """Return the cost of both answers together."""
         return AnswerCost(*(mine + others for mine, others in zip(astuple(self), astuple(other), strict=True)))
 
 
@@ -88,7 +88,7 @@ class StepCost:
 
 
 COUNTED: tuple[Step, ...] = ("pass", "choice", "groups", "moments")
-"""Steps of which contributors are counted before their sums are opened; a count itself is what it says."""
+"""Steps in which contributors are counted before their sums are opened; item counts are such a count themselves."""
 
 
 def cost_of(asked: StepShape, items: Ints, budgets: Ints) -> StepCost:
@@ -146,8 +146,8 @@ def _cost_of_sums(asked: StepShape, items: Ints, budgets: Ints) -> StepCost:
 
 
 def hidden(step: StepCost, answer: AnswerCost, budgets: Ints) -> StepCost:
-    """A step whose answers are vectors for sums alone. A part of the vector, of one word at least, must fit beside what
-    the step needs anyway.
+    """Return the cost of a step whose answers are vectors for sums alone. A part of the vector, of one word at least,
+    must fit in addition to what the step needs anyway.
     """
     room = WORD_BYTES * np.maximum((budgets - step.least_bytes) // WORD_BYTES, 1)
     return StepCost(

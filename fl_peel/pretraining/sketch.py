@@ -24,7 +24,7 @@ Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 MOST_ROWS = 8
-"""Rows of a device that count in a bucket, signs added up: what proves that its numbers fit."""
+"""Largest number of a device's rows that count in a bucket, signs added up: this proves that its numbers fit."""
 OWN_SHARE = 0.5
 """Share of the buckets that the most frequent rows have to themselves, one each."""
 
@@ -59,13 +59,13 @@ class RowSketch:
 
     @property
     def matrix(self) -> sp.csr_matrix:
-        """(I, B): a sign in each row."""
+        """Return the matrix (I, B) with a sign in each row."""
         items = len(self.place)
         signs = np.sign(self.place).astype(np.int64)
         return sp.csr_matrix((signs, np.abs(self.place) - 1, np.arange(items + 1)), shape=(items, self.buckets))
 
     def rows_of(self, rows: sp.csr_matrix) -> sp.csr_matrix:
-        """Devices' 0/1 rows (N, I) as what counts of them in each bucket (N, B), int64."""
+        """Return what counts of devices' 0/1 rows (N, I) in each bucket, (N, B), int64."""
         buckets = sp.csr_matrix(rows.astype(np.int64) @ self.matrix)
         buckets.data = np.clip(buckets.data, -MOST_ROWS, MOST_ROWS)
         buckets.eliminate_zeros()
